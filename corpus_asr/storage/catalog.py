@@ -55,6 +55,14 @@ _PROPERTIES = {
     "write.metadata.delete-after-commit.enabled": "true",
     "write.metadata.previous-versions-max": "10",
 }
+# PyIceberg's names of what `output.storage_options` has; output.catalog may say otherwise.
+_OF_STORAGE_OPTIONS = {
+    "endpoint_url": "s3.endpoint",
+    "key": "s3.access-key-id",
+    "secret": "s3.secret-access-key",
+    "token": "s3.session-token",
+    "profile": "s3.profile-name",
+}
 _CUT_SHORT = "?#"  # Iceberg's readers take these in a path for the end of it
 
 _LOG = logging.getLogger(__name__)
@@ -73,8 +81,11 @@ class Catalog:
         self.name, self.namespace = settings.pop("name", "default"), settings.pop("namespace")
         self._folder = OutputStore.of(output).uri
         self._properties = settings
-        if output.endpoint_url is not None:
-            self._properties.setdefault("s3.endpoint", output.endpoint_url)
+        self._storage = output.storage_options
+        given = {"endpoint_url": output.endpoint_url, **self._storage.values()}
+        for option, name in _OF_STORAGE_OPTIONS.items():
+            if given.get(option) is not None:
+                self._properties.setdefault(name, given[option])
         needed = ["pyiceberg", *(["sqlalchemy"] if settings.get("type") == "sql" else [])]
         missing = [package for package in needed if find_spec(package) is None]
         if missing:
@@ -148,7 +159,8 @@ class Catalog:
         # Of the catalog's library, its database, its server, or the store of its metadata.
         except Exception as error:
             raise EngineError(
-                f"{doing} {self}: {type(error).__name__}: {hide_secrets(str(error))}; correct "
+                f"{doing} {self}: {type(error).__name__}: "
+                f"{self._storage.hide(hide_secrets(str(error)))}; correct "
                 "output.catalog or mend the catalog. The tables of "
                 f"{redact_uri(self._folder)} are not touched by it: running again registers "
                 "those that are finished"

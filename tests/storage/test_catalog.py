@@ -176,6 +176,20 @@ def test_a_registration_killed_anywhere_is_finished_by_the_next(
     assert at > 3
 
 
+def test_storage_options_are_those_of_the_catalog_unless_it_has_its_own(lake: Lake) -> None:
+    options = {"key": "mine", "secret": "hidden", "endpoint_url": "http://store"}
+    catalog = lake.settings | {"s3.access-key-id": "catalog's"}
+    output = OutputSettings.model_validate(
+        {"uri": "s3://bucket/output", "storage_options": options, "catalog": catalog}
+    )
+    properties = Catalog(output)._properties
+    assert {name: text for name, text in properties.items() if name.startswith("s3.")} == {
+        "s3.access-key-id": "catalog's",
+        "s3.secret-access-key": "hidden",
+        "s3.endpoint": "http://store",
+    }
+
+
 def test_tables_on_an_object_store_are_read_through_its_endpoint(
     tmp_path: Path, s3: S3Server, bucket: str
 ) -> None:
