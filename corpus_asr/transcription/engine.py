@@ -1,5 +1,6 @@
 """The engine: one model, its slots, and a thread that keeps them full; a future for each part."""
 
+import atexit
 import logging
 import os
 import queue
@@ -27,6 +28,9 @@ from corpus_asr.threads import run_apart
 from corpus_asr.transcription.windows import PartRequest, speech_without_text_s
 
 logger = logging.getLogger(__name__)
+
+# At the end of the process, for a decoding step of a large model on a CPU.
+LEAVE_S = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,6 +160,7 @@ class Engine:
         # Daemon, so that an engine that was not closed does not keep the process alive.
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
+        atexit.register(self._leave)
 
     @classmethod
     def from_folder(
@@ -248,19 +253,27 @@ class Engine:
 
         Does nothing in a fork, where nothing runs.
         """
-        if os.getpid() != self._made_in:
-            return
-        with self._lock:
-            if self._stopped is None:
-                self._stopped = ClosedError("the engine is closed; make a new one")
-                self._inbox.put(None)
-        self._thread.join()
+        atexit.unregister(self._leave)
+        self._end(None)
 
     def __enter__(self) -> "Engine":
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _leave(self) -> None:
+        # At its end Python unwinds daemon threads where they stand; inside torch that is an abort.
+        self._end(LEAVE_S)
+
+    def _end(self, timeout_s: float | None) -> None:
+        if os.getpid() != self._made_in:
+            return
+        with self._lock:
+            if self._stopped is None:
+                self._stopped = ClosedError("the engine is closed; make a new one")
+                self._inbox.put(None)
+        self._thread.join(timeout_s)
 
     def _run(self) -> None:
         try:

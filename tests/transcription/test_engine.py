@@ -5,6 +5,8 @@ import dataclasses
 import os
 import random
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import replace
@@ -123,6 +125,30 @@ def test_closing_does_not_wait_for_work() -> None:
     assert sum(future.exception() is not None for future in futures) > 0
     with pytest.raises(ClosedError, match="closed"):
         engine.submit(part(0))
+
+
+BUSY = """
+import time, torch
+from corpus_asr.transcription import engine
+from tests.transcription.test_engine import GREEDY, DecodingSettings, Network, transcriber
+
+class Busy(engine.SlotScheduler):
+    pending = 1  # so that it never waits
+
+    def advance(self):
+        square = torch.ones(200, 200)
+        for _ in range(10):
+            square = torch.nn.functional.normalize(square @ square)
+
+engine.SlotScheduler = Busy
+engine.Engine(Network([]), transcriber(), decoding=DecodingSettings(**GREEDY), slots=1)
+time.sleep(0.2)
+"""
+
+
+def test_a_busy_engine_lets_the_process_end() -> None:
+    root = Path(__file__).parents[2]
+    assert subprocess.run([sys.executable, "-c", BUSY], cwd=root, check=False).returncode == 0
 
 
 def test_a_fork_is_refused_and_closes_nothing(engine: Engine) -> None:
