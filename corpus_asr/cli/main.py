@@ -162,7 +162,7 @@ app = typer.Typer(
 
 def main() -> None:
     """Entry point of the `corpus-asr` command."""
-    with as_process():
+    with as_process(), readable_errors():
         app()
 
 

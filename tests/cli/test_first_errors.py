@@ -3,6 +3,8 @@
 Only the edges of the machine are replaced: the stores and the hub are servers on it.
 """
 
+import subprocess
+import sys
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -231,3 +233,12 @@ def test_shared_memory_that_is_too_small_for_ray_is_told(monkeypatch: pytest.Mon
     words = readiness._shared_memory(528 << 20)
     assert "/dev/shm has 64 MiB and Ray wants 528" in words
     assert "--shm-size" in words
+
+
+def test_a_full_disk_for_help_is_one_line() -> None:
+    command = [sys.executable, "-m", "corpus_asr", "--help"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode
+    assert "No space left on device" in done.stderr
+    assert done.stderr.count("\n") == 1
