@@ -80,9 +80,10 @@ class SourceSettings(Settings):
     URIs named in full and manifests are never filtered."""
     version: Literal["etag", "mtime", "size", "checksum"] = "etag"
     """What tells whether a recording has changed, in addition to its size: `etag`, what its store
-    says, which for local files is their modification time; `mtime`, that time, of local files;
-    `size`, nothing else, so that a touched or copied file counts as the same; or `checksum`, of
-    local files, which are all read for it in each run."""
+    says, which for local files is their modification time; `mtime`, that time, of local files and
+    of members of tar files; `size`, nothing else, so that a touched or copied file counts as the
+    same; or `checksum`, of local files, which are all read for it in each run. With all but `etag`,
+    members of a changed archive that are as they were are not transcribed again."""
     require_files: bool = False
     """Fail if a folder, glob or manifest has no recordings; otherwise a run over none is
     complete."""

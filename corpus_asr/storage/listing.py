@@ -76,6 +76,7 @@ class FileListing:
         )
         self._shards = ShardLister(
             store=self._store,
+            version=source.version,
             is_ignored=functools.partial(_matched, self._ignored),
             is_excluded=functools.partial(_matched, self._excluded),
         )
@@ -103,6 +104,7 @@ class FileListing:
         others, archives = [], []
         for at, uri in enumerate(page.uris):
             if is_archive(uri) or (self._source.audio_column is not None and is_table(uri)):
+                self._check_version(uri)
                 archives.append(uri)
             else:
                 others.append(at)
@@ -161,15 +163,21 @@ class FileListing:
         if kind == "size":
             return page._replace(etags=[None] * len(page.uris))
         for uri in page.uris:
-            if scheme_of(uri) != LOCAL:
-                raise ConfigError(
-                    f"listing {redact_uri(uri)}: found source.version: {kind}, expected it for "
-                    "local files alone: listings of stores do not have it; set etag or size"
-                )
+            self._check_version(uri)
         if kind == "mtime":
             times = [etag and etag.rpartition("-")[2] for etag in page.etags]
             return page._replace(etags=[time and f"{MTIME}:{time}" for time in times])
         return page._replace(etags=[_checksum(uri) for uri in page.uris])
+
+    def _check_version(self, uri: str) -> None:
+        kind = self._source.version
+        # Tar archives have the times of their members.
+        is_local = kind == "checksum" or (kind == "mtime" and not is_archive(uri))
+        if is_local and scheme_of(uri) != LOCAL:
+            raise ConfigError(
+                f"listing {redact_uri(uri)}: found source.version: {kind}, expected it for "
+                "local files alone: listings of stores do not have it; set etag or size"
+            )
 
     def _expand(self, uri: str) -> Iterator[Page]:
         # What one address names: an object, else what is in a folder, else a glob's matches.

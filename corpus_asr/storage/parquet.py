@@ -167,15 +167,20 @@ class AudioTable:
 
     def cell(self, group: int, index: int) -> bytes | None:
         """Return the audio of one row of a group that is too large for memory."""
+        return next(itertools.islice(self.each_cell(group), index, None))
+
+    def each_cell(self, group: int) -> Iterator[bytes | None]:
+        """Yield the audio of a group's rows, one at a time, null where a row has none."""
         if self._parquet is None:
-            found = self.cells(group)[index].as_py()
+            cells: Iterable[pa.Array] = [self.cells(group)]
         else:
             batches = self._parquet.iter_batches(
                 batch_size=1, row_groups=[group], columns=[self._leaf], use_threads=False
             )
-            batch = next(itertools.islice(batches, index, None))
-            found = self._bytes_of(batch.column(0))[0].as_py()
-        return None if found is None else bytes(found)
+            cells = (self._bytes_of(batch.column(0)) for batch in batches)
+        for each in itertools.chain.from_iterable(cells):
+            found = each.as_py()
+            yield None if found is None else bytes(found)
 
     def others(self, group: int) -> Iterator[list[dict[str, Any]]]:
         """Yield the other columns of a group's rows, with the path of their audio, some at once."""

@@ -4,14 +4,16 @@ Members whose names are equal up to their first dot are one sample: its audio be
 its `.json`, `.txt` and `.cls` their metadata. Several archives are read at once, by their headers.
 """
 
+import hashlib
+import itertools
 import json
 import logging
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from corpus_asr.errors import FetchError
 from corpus_asr.failure_kinds import BAD_ARCHIVE, failure_kind
@@ -20,6 +22,7 @@ from corpus_asr.storage.manifest import MAX_METADATA_CHARACTERS, metadata_text
 from corpus_asr.storage.stores.cells import TABLE_BLOCK_BYTES, audio_table, place_of
 from corpus_asr.storage.stores.filesystem import StoreOptions, open_binary, open_container
 from corpus_asr.storage.stores.members import (
+    HEADER_BLOCK_BYTES,
     REST,
     TarMember,
     is_table,
@@ -27,8 +30,11 @@ from corpus_asr.storage.stores.members import (
     member_version,
     tar_members,
 )
-from corpus_asr.storage.stores.store import StoreError
+from corpus_asr.storage.stores.store import MTIME, SHA256, SIZE, ObjectInfo, StoreError
 from corpus_asr.storage.stores.uri import redact_uri
+
+if TYPE_CHECKING:
+    from corpus_asr.storage.parquet import AudioTable
 
 _LOG = logging.getLogger(__name__)
 
@@ -70,6 +76,8 @@ class ShardLister:
     """Lists archives; what is no recording is told by the last step of its name."""
 
     store: StoreOptions
+    version: str
+    """Which kind of `source.version` members have."""
     is_ignored: Callable[[str], bool]
     is_excluded: Callable[[str], bool]
 
@@ -107,17 +115,17 @@ class _Listing:
                 for member in tar_members(file, self.uri):
                     key = _key_of(member.name)
                     if key != sample.key:
-                        self._add(sample, etag, found)
+                        self._add(sample, file, found)
                         sample = _Sample(key)
                         if len(found.uris) >= _CHUNK_ROWS:
                             yield found
                             found = ShardRows()
                     self._take(member, sample, found, file)
-                self._add(sample, etag, found)
+                self._add(sample, file, found)
             except StoreError as error:
                 if error.kind != BAD_ARCHIVE:
                     raise
-                self._add(sample, etag, found)
+                self._add(sample, file, found)
                 found = _rest(self.uri, found, etag, error)
         yield found
 
@@ -127,7 +135,7 @@ class _Listing:
         if ending == "json" or ending in _COLUMNS:
             sample.num_columns += 1
             if not member.is_sparse and member.size_bytes <= MAX_METADATA_CHARACTERS:
-                sample.columns |= _columns(ending, _content(file, member))
+                sample.columns |= _columns(ending, b"".join(_pieces(file, member)))
         elif self.lister.is_ignored(name):
             found.num_ignored += 1
         elif self.lister.is_excluded(name):
@@ -135,13 +143,24 @@ class _Listing:
         else:
             sample.audio.append(member)
 
-    def _add(self, sample: _Sample, etag: str | None, found: ShardRows) -> None:
+    def _told(self, member: TarMember, file: Any) -> str | None:
+        # What tells its version instead of where it lies in which archive.
+        kind = self.lister.version
+        if kind == "size":
+            return f"{SIZE}:{member.size_bytes}"
+        if kind == "mtime":
+            return f"{MTIME}:{member.mtime_s}"
+        if kind == "checksum" and not member.is_sparse:
+            return f"{SHA256}:{_hash(_pieces(file, member))}"
+        return None
+
+    def _add(self, sample: _Sample, file: Any, found: ShardRows) -> None:
         if not sample.audio:
             found.num_ignored += sample.num_columns
         metadata = _short(metadata_text(sample.columns) if sample.columns else None)
         for member in sample.audio:
             size = None if member.is_sparse else member.size_bytes
-            version = member_version(etag, member.place)
+            version = member_version(file.info.etag, member.place, self._told(member, file))
             found.add(member_uri(self.uri, member.name), size, version, metadata)
 
 
@@ -155,14 +174,17 @@ class _Rows:
         store = self.lister.store
         try:
             with open_binary(self.uri, store, block_bytes=TABLE_BLOCK_BYTES) as file:
-                etag = file.raw.info.etag  # type: ignore[attr-defined]
+                info: ObjectInfo = file.raw.info  # type: ignore[attr-defined]
+                etag = info.etag
                 with audio_table(file, self.uri, store.audio_column) as table:
                     number = 0
                     for group in range(table.num_groups):
                         expected, index = table.expected_bytes(group), 0
+                        told = self._told(info, table, group)
                         for rows in table.others(group):
                             for row in rows:
-                                version = member_version(etag, place_of(group, index, expected))
+                                place = place_of(group, index, expected)
+                                version = member_version(etag, place, next(told))
                                 text = _short(metadata_text(row) if row else None)
                                 found.add(member_uri(self.uri, str(number)), None, version, text)
                                 number, index = number + 1, index + 1
@@ -172,6 +194,18 @@ class _Rows:
             if failure_kind(error.kind).transient:
                 raise
             yield _rest(self.uri, found, etag, error)
+
+    def _told(self, info: ObjectInfo, table: "AudioTable", group: int) -> Iterator[str | None]:
+        kind = self.lister.version
+        if kind == "checksum":
+            cells = table.each_cell(group)
+            return (f"{SHA256}:{_hash([cell or b''])}" for cell in cells)
+        # A row has neither a size nor a time of its own.
+        told = {
+            "size": f"{SIZE}:{info.size_bytes}",
+            "mtime": f"{MTIME}:{str(info.etag).rpartition('-')[2]}",
+        }
+        return itertools.repeat(told.get(kind))
 
 
 def _short(metadata: str | None) -> str | None:
@@ -191,13 +225,19 @@ def _key_of(name: str) -> str:
     return f"{folder}{slash}{last.partition('.')[0]}"
 
 
-def _content(file: Any, member: TarMember) -> bytes:
+def _pieces(file: Any, member: TarMember) -> Iterator[bytes]:
     file.seek(member.offset)
-    pieces, left = [], member.size_bytes
-    while left and (piece := file.read(left)):
-        pieces.append(piece)
+    left = member.size_bytes
+    while left and (piece := file.read(min(left, HEADER_BLOCK_BYTES))):
+        yield piece
         left -= len(piece)
-    return b"".join(pieces)
+
+
+def _hash(pieces: Iterable[bytes]) -> str:
+    found = hashlib.sha256()
+    for piece in pieces:
+        found.update(piece)
+    return found.hexdigest()
 
 
 def _columns(ending: str, content: bytes) -> dict[str, Any]:

@@ -118,8 +118,11 @@ def test_members_live_as_files_do(
     files = [path for path in (tmp_path / "files").rglob("*") if path.is_file()]
     assert len(files) == 2 * len(texts)
     labels = tmp_path / "label.yaml"
-    chosen = {"dataset": {"uri": str(tmp_path / "set"), "format": "webdataset"},
-              "selection": {"min_confidence": 0.0}, "model": {"checkpoint": "whisper-tiny.en"}}  # fmt: skip
+    chosen = {
+        "dataset": {"uri": str(tmp_path / "set"), "format": "webdataset"},
+        "selection": {"min_confidence": 0.0},
+        "model": {"checkpoint": "whisper-tiny.en"},
+    }
     labels.write_text(json.dumps({"pipeline": "pseudo_label"} | settings | chosen))
     assert "examples" in said("label", labels)
 

@@ -1,15 +1,26 @@
 """What tells that a recording has changed: what the source's settings say, also as they change."""
 
+import io
 import os
+import tarfile
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from corpus_asr.config.run import SourceSettings
 from corpus_asr.errors import ConfigError
 from corpus_asr.storage.listing import FileListing
+from corpus_asr.storage.run_state.forget import find_recordings, forget
+from corpus_asr.storage.run_state.plan import read_packs
 from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.stores.filesystem import read_bytes
+from corpus_asr.storage.stores.members import located
+from tests.storage.test_members import tar_bytes
 from tests.storage.test_redo import ENGLISH, NAMES, Folder
+from tests.support.runs import ManualRun
+from tests.support.tables import rows_of
 
 
 def touch(folder: Folder, name: str) -> None:
@@ -74,3 +85,106 @@ def test_versions_that_cannot_be_had_are_refused(tmp_path: Path) -> None:
             list(FileListing(source))
     with pytest.raises(ValueError, match="leave version out"):
         SourceSettings(manifest=("list.jsonl",), version="size")
+
+
+class Shard:
+    """An archive that changes between runs, of whose members all that is left is done."""
+
+    def __init__(self, folder: Path, suffix: str, version: str) -> None:
+        self.job = ManualRun(folder, [])
+        source = self.job.config.source.model_copy(
+            update={"version": version, "audio_column": "audio"}
+        )
+        self.job.config = self.job.config.model_copy(update={"source": source})
+        self.path = self.job.source / f"s.{suffix}"
+        self.nights = 0
+
+    def write(self, *sounds: bytes, named: str = "abcdef") -> None:
+        self.nights += 1
+        if self.path.suffix == ".tar":
+            # A packer gives members of one content one time, here that of their length.
+            files = [(f"{name}.wav", sound) for name, sound in zip(named, sounds, strict=False)]
+            data = io.BytesIO()
+            with tarfile.open(fileobj=data, mode="w") as tar:
+                for name, sound in files:
+                    info = tarfile.TarInfo(name)
+                    info.size, info.mtime = len(sound), 1000 + sound[0]
+                    tar.addfile(info, io.BytesIO(sound))
+            self.path.write_bytes(data.getvalue())
+        else:
+            table = pa.table({"audio": list(sounds), "n": range(len(sounds))})
+            pq.write_table(table, self.path, row_group_size=2)
+        os.utime(self.path, (1_000_000_000 + self.nights,) * 2)
+
+    def night(self) -> set[str]:
+        self.job.begin()
+        packs = read_packs(self.job.store, self.job.plan)
+        todo = [file for pack in packs for row in pack.to_pylist() for file in row["files"]]
+        for file in todo:
+            assert read_bytes(located(file["uri"], file["etag"]))
+            self.job.commit(file["uri"].rpartition("/")[2])
+        self.job.finish()
+        return {file["uri"].rpartition("#")[2].removesuffix(".wav") for file in todo}
+
+
+@pytest.mark.parametrize(
+    ("suffix", "version", "touched", "replaced"),
+    [
+        ("tar", "etag", "abc", "abcz"),
+        ("tar", "size", "", "z"),
+        ("tar", "mtime", "", "bz"),
+        ("tar", "checksum", "", "bz"),
+        ("parquet", "etag", "012", "0123"),
+        ("parquet", "checksum", "", "13"),
+    ],
+)
+def test_members_that_kept_content_are_not_done_again_if_their_version_says_so(
+    tmp_path: Path, suffix: str, version: str, touched: str, replaced: str
+) -> None:
+    shard = Shard(tmp_path, suffix, version)
+    one, two, three, four = b"1" * 700, b"2" * 700, b"3" * 700, b"4" * 2_000
+    shard.write(one, two, three)
+    assert len(shard.night()) == 3
+    assert shard.night() == set()
+    shard.write(one, two, three)
+    assert shard.night() == set(touched)
+    if suffix == "tar":  # others lie elsewhere now
+        shard.write(four, one, b"5" * 700, three, named="zabc")
+    else:
+        shard.write(one, b"5" * 700, three, four)
+    assert shard.night() == set(replaced)
+    # What was done before lies where the tables say: the finish takes the place from the listing.
+    for row in rows_of(shard.job.store.recordings()):
+        assert read_bytes(located(row["uri"], row["etag"]))
+    assert shard.night() == set()
+
+
+def test_a_checksummed_member_is_known_in_another_archive(tmp_path: Path) -> None:
+    shard = Shard(tmp_path, "tar", "checksum")
+    shard.write(b"1" * 700, b"2" * 700)
+    shard.night()
+    shard.path.rename(shard.path.with_name("other.tar"))
+    shard.path = shard.path.with_name("other.tar")
+    shard.write(b"0", b"1" * 700, b"2" * 700, named="xab")
+    assert shard.night() == {"x"}
+
+
+def test_a_forgotten_member_stays_away_in_another_archive(tmp_path: Path) -> None:
+    shard = Shard(tmp_path, "tar", "checksum")
+    shard.write(b"1" * 700, b"2" * 700)
+    shard.night()
+    found = find_recordings(shard.job.store, [f"{shard.path}#a.wav"])
+    forget(shard.job.store, found.recordings)
+    shard.path.rename(shard.path.with_name("other.tar"))
+    shard.path = shard.path.with_name("other.tar")
+    shard.write(b"0", b"2" * 700, b"1" * 700, named="xbr")
+    assert shard.night() == {"x"}
+
+
+def test_tar_members_have_times_in_every_store_but_checksums_at_home_alone() -> None:
+    OutputStore("memory://shards").write_bytes("s.tar", tar_bytes([("a.wav", b"a")]))
+    source = SourceSettings(uri=("memory://shards/",), version="mtime")
+    [rows] = FileListing(source)
+    assert rows["etag"][0].as_py().startswith("mtime:0.0@")
+    with pytest.raises(ConfigError, match=r"source\.version: checksum.*set etag or size"):
+        list(FileListing(source.model_copy(update={"version": "checksum"})))

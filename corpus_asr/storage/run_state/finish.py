@@ -141,8 +141,11 @@ def finish(
             logger.warning("listing rows=%d, expected %d", tables.num_listed, num_listed)
         num_listed = max(num_listed, tables.num_listed)
         # Second commits of a part, rows of replaced recordings, outcomes whose segments are gone.
-        keep_only(store, tables.places())
+        places = tables.places()
+        keep_only(store, places)
         forget_done(store, tables)
+        if places:  # their rows are in other objects now
+            tables.reread(store)
         if after_reconciling(tables.ids("complete")):
             tables.reread(store)
         if adopt_versions(store, tables):

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from corpus_asr.errors import CorpusAsrError
 from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.stores.store import plain_version
 from corpus_asr.storage.stores.uri import public, redact_uri
 
 FORGOTTEN_NAME: Final = "_run/forgotten.json"
@@ -89,7 +90,7 @@ class Forgotten:
         return self._hash(f"uri {public(uri)}")
 
     def _of_version(self, etag: str | None, size_bytes: int | None) -> str:
-        return self._hash(f"version {etag} {size_bytes}")
+        return self._hash(f"version {etag and plain_version(etag)} {size_bytes}")
 
     def _hash(self, text: str) -> str:
         data = text.encode("utf-8", "surrogatepass")

@@ -32,7 +32,7 @@ select distinct recording_id, etag, size_bytes from known anti join listed using
 where etag is not null and size_bytes is not null;
 
 create or replace table shared as
-with holders as (select recording_id, etag, size_bytes from listed
+with holders as (select recording_id, plain(etag) as etag, size_bytes from listed
                  union select recording_id, etag, size_bytes from known)
 select etag, size_bytes, count(*) as holders from holders
 semi join arrived using (etag, size_bytes) semi join gone using (etag, size_bytes) group by all
@@ -55,7 +55,8 @@ class Arrivals:
         """Take listed FILES rows; `new` are those of which nothing is committed."""
         self._tables.list_also(files)
         self._tables.execute(
-            "insert into arrived from arriving where etag is not null and size_bytes is not null",
+            "insert into arrived select recording_id, uri, plain(etag), size_bytes from arriving "
+            "where etag is not null and size_bytes is not null",
             new.select(_ARRIVED.names),
         )
 

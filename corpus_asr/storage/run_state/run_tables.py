@@ -51,7 +51,7 @@ from corpus_asr.storage.run_state.tables import (
     without_credentials,
 )
 from corpus_asr.storage.stores.members import REST
-from corpus_asr.storage.stores.store import MTIME, SHA256
+from corpus_asr.storage.stores.store import KINDS
 from corpus_asr.storage.stores.uri import redact_uri
 
 if TYPE_CHECKING:
@@ -109,9 +109,10 @@ class Place(IntEnum):
 
 # What is unknown fits any version, and so does what is of another kind: it cannot be compared.
 _FITS = f"""
-create macro kind_of(version) as coalesce(regexp_extract(version, '^({MTIME}|{SHA256}):', 1), '');
+create macro kind_of(version) as coalesce(regexp_extract(version, '^({"|".join(KINDS)}):', 1), '');
+create macro plain(version) as if(kind_of(version) = '', version, split_part(version, '@', 1));
 create macro fits(one, other) as
-  coalesce(one = other or kind_of(one) != kind_of(other), true)
+  coalesce(plain(one) = plain(other) or kind_of(one) != kind_of(other), true)
 """
 # The same sum in whatever order, so that tables do not depend on threads: to the nanosecond.
 _SUM = "create macro exact_sum(x) as sum(try_cast(x as decimal(38, 9)))::double"
@@ -133,7 +134,8 @@ create or replace table live as
 with later as (
   select id, count(*) as generation from outcomes join redo using (recording_id)
   where not list_contains(earlier_runs, run_id) group by id)
-select id, recording_id, etag, size_bytes, coalesce(generation, 0) as generation, part, last_part,
+select id, recording_id, plain(etag) as etag, size_bytes, coalesce(generation, 0) as generation,
+       part, last_part,
        status = 'failed' as failed, coalesce(segments_written, 0) > 0 as written, origin,
        row_number() over (order by coalesce(generation, 0), run_id, id) as age
 from outcomes join objects using (object) left join later using (id)

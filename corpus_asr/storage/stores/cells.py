@@ -128,24 +128,26 @@ class CellStore(Store):
         with self._open() as file:
             container: ObjectInfo = file.raw.info  # type: ignore[attr-defined]
             digest = version_digest(container.etag)
-            if address.place is not None and digest != address.of:
+            is_listed = address.place is not None and digest == address.of
+            if address.place is not None and not (is_listed or address.may_move):
                 found = "the table was replaced since it was listed"
                 raise StoreError(CHANGED, f"{found}, expected the version that was listed")
             with audio_table(file, address.container, self._column) as table:
-                group, index = self._row(table)
+                group, index = self._row(table, address.place if is_listed else None)
                 place = place_of(group, index, table.expected_bytes(group))
                 if table.group_bytes(group) > _MOST_GROUP_BYTES:
                     kept = _Group(container.etag, table.column, [table.cell(group, index)])
                     return self._found(kept, 0, place)
-                kept = _Group(container.etag, table.column, table.cells(group))
-                _GROUPS[address.container, digest, self._column, group] = kept
+                key = (address.container, digest, self._column, group)
+                kept = _GROUPS.get(key) or _Group(container.etag, table.column, table.cells(group))
+                _GROUPS[key] = kept
                 while len(_GROUPS) > _KEPT_GROUPS:
                     _GROUPS.popitem(last=False)
                 return self._found(kept, index, place)
 
-    def _row(self, table: "AudioTable") -> tuple[int, int]:
-        if self._address.place is not None:
-            group, index, _ = _numbers(self._address.place)
+    def _row(self, table: "AudioTable", place: str | None) -> tuple[int, int]:
+        if place is not None:
+            group, index, _ = _numbers(place)
             return group, index
         name = self._address.name
         row = int(name) if name.isdecimal() and len(name) < _ROW_DIGITS else -1

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import IO, NamedTuple, Protocol
 
 from corpus_asr.failure_kinds import BAD_ARCHIVE, CHANGED, NOT_FOUND
-from corpus_asr.storage.stores.store import ObjectInfo, Store, StoreError
+from corpus_asr.storage.stores.store import ObjectInfo, Store, StoreError, kind_of
 from corpus_asr.storage.stores.uri import escaped_path
 from corpus_asr.units import MEBIBYTE
 
@@ -29,7 +29,7 @@ _TABLES = (".parquet", ".arrow", ".feather")
 _SUFFIXES = "|".join(re.escape(suffix) for suffix in (*_PACKED_TARS, TAR, *_TABLES))
 # A web address may have a query, such as a signature, in front of the member.
 _MEMBER = re.compile(
-    rf"(.+?(?:{_SUFFIXES})(?:\?[^#]*)?)#(?:!([0-9+.~]+)!([0-9a-f]+)#)?(.+)",
+    rf"(.+?(?:{_SUFFIXES})(?:\?[^#]*)?)#(?:!([0-9+.~]+)!(~?)([0-9a-f]+)#)?(.+)",
     re.IGNORECASE | re.DOTALL,
 )
 _VERSION = re.compile(r"(.+)@([0-9]+\+[0-9]+|[0-9]+\.[0-9]+~([0-9]+))", re.DOTALL)
@@ -50,6 +50,8 @@ class MemberAddress(NamedTuple):
     """Where it lies, if a listing said so ..."""
     of: str | None
     """... of a container with this digest of its version."""
+    may_move: bool = False
+    """Whether it is looked for by its name in a container of another version."""
 
     @property
     def uri(self) -> str:
@@ -65,6 +67,8 @@ class TarMember(NamedTuple):
     offset: int
     size_bytes: int
     is_sparse: bool
+    mtime_s: float
+    """As its header says."""
 
     @property
     def place(self) -> str | None:
@@ -109,8 +113,8 @@ def member_address(uri: str) -> MemberAddress | None:
     match = _MEMBER.fullmatch(uri)
     if match is None:
         return None
-    container, place, of, name = match.groups()
-    return MemberAddress(container, name, place, of)
+    container, place, may_move, of, name = match.groups()
+    return MemberAddress(container, name, place, of, may_move=bool(may_move))
 
 
 def member_uri(container: str, name: str) -> str:
@@ -118,9 +122,14 @@ def member_uri(container: str, name: str) -> str:
     return f"{container}#{name}"
 
 
-def member_version(container: str | None, place: str | None) -> str | None:
-    """Return the version of a member: that of its container, and where it lies in it."""
-    return f"{container}@{place}" if container and place else container
+def member_version(container: str | None, place: str | None, told: str | None = None) -> str | None:
+    """Return the version of a member: that of its container, and where it lies in it.
+
+    Args:
+        told: a version of another kind, of the member alone.
+    """
+    here = f"{container}@{place}" if container and place else container
+    return f"{told}@{here}" if told and here else told or here
 
 
 def located(uri: str, version: str | None) -> str:
@@ -132,7 +141,11 @@ def located(uri: str, version: str | None) -> str:
     member = member_address(uri) if match else None
     if match is None or member is None or member.place is not None:
         return uri
-    return f"{member.container}#!{match[2]}!{version_digest(match[1])}#{member.name}"
+    listed = match[1]
+    # What tells its version by itself may lie elsewhere meanwhile: then it is looked for.
+    may_move = bool(kind_of(listed))
+    digest = version_digest(listed.partition("@")[2] if may_move else listed)
+    return f"{member.container}#!{match[2]}!{'~' if may_move else ''}{digest}#{member.name}"
 
 
 def version_digest(version: str | None) -> str:
@@ -168,7 +181,8 @@ def tar_members(file: ContainerFile, container: str) -> Iterator[TarMember]:
                 name = _unique(member.name, taken)
                 if not is_sparse and member.offset_data + member.size > file.size_bytes:
                     raise tarfile.ReadError(f"it ends within {name}")
-                yield TarMember(name, member.offset_data, member.size, is_sparse)
+                place = (member.offset_data, member.size)
+                yield TarMember(name, *place, is_sparse, float(member.mtime))
             # What is no header ends an archive for tarfile, as its end of zeros does.
             headers.seek(tar.offset)
             if any(headers.read(tarfile.BLOCKSIZE)):
@@ -284,19 +298,19 @@ class MemberStore(Store):
         now = version_digest(container.etag) if place.located else container.etag
         if now == place.container:
             return place
-        if place.located:
+        if place.located and not self._address.may_move:
             found = "the archive was replaced since it was listed"
             raise StoreError(CHANGED, f"{found}, expected the version that was listed")
         return None
 
     def _place(self) -> _Place:
         address = self._address
-        if address.place is not None:
-            offset, size_bytes = map(int, address.place.split("+"))
-            return _Place(offset, size_bytes, address.of, located=True)
         with _PLACES_LOCK:
             known = _PLACES.get(address.uri)
-        return known or self._look_for()
+        if address.place is None or (known and address.may_move):
+            return known or self._look_for()
+        offset, size_bytes = map(int, address.place.split("+"))
+        return _Place(offset, size_bytes, address.of, located=True)
 
     def _look_for(self) -> _Place:
         container, name = self._address.container, self._address.name

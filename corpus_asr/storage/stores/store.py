@@ -75,20 +75,29 @@ class ObjectInfo:
             object.__setattr__(self, "etag", encodable(self.etag))
 
 
-MTIME, SHA256 = "mtime", "sha256"
-"""Kinds of versions other than ETags, by which they begin, with a colon."""
+MTIME, SHA256, SIZE = KINDS = ("mtime", "sha256", "size")
+"""Kinds of versions other than ETags, by which they begin, with a colon.
+
+Of a member of an archive, `@` and the version and place that it was listed at follow.
+"""
 
 
 def may_be_same(one: str | None, other: str | None) -> bool:
     """Tell whether two versions may be one: what is unknown, or of another kind, may be any."""
-    if one is None or other is None or one == other:
+    if one is None or other is None or plain_version(one) == plain_version(other):
         return True
-    return _kind_of(one) != _kind_of(other)
+    return kind_of(one) != kind_of(other)
 
 
-def _kind_of(version: str) -> str:
+def kind_of(version: str) -> str:
+    """Return one of `KINDS`, or nothing for an ETag."""
     kind = version.partition(":")[0]
-    return kind if kind in (MTIME, SHA256) else ""
+    return kind if kind in KINDS else ""
+
+
+def plain_version(version: str) -> str:
+    """Return a version without where a member lies, unless that is what tells versions apart."""
+    return version.partition("@")[0] if kind_of(version) else version
 
 
 class Page(NamedTuple):
