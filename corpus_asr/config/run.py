@@ -57,11 +57,16 @@ class SourceSettings(Settings):
 
     uri: Texts = ()
     """Recordings: files, folders (all objects below them) or globs (`**` crosses folders), of any
-    fsspec scheme. A .tar file stands for the recordings in it."""
+    fsspec scheme; `{000..099}` and `{a,b}` stand for several. A .tar file stands for the recordings
+    in it."""
     manifest: Annotated[Texts, NONE_OR_MANY] = ()
     """Manifests: .jsonl, .csv, .tsv (each also with .gz) or .parquet files, or globs of them, with
     a column `uri`, `path` or `audio_filepath`. Relative URIs are resolved against the manifest;
     other columns are kept as `metadata`."""
+    tarred: Annotated[Texts, NONE_OR_MANY] = ()
+    """Tar files of NeMo's tarred manifests, such as audio__OP_0..9_CL_.tar, audio_{0..9}.tar or a
+    glob: `shard_id` of a row says which, `audio_filepath` which member; null: audio_N.tar in the
+    manifest's folder or, of sharded_manifests/, above it."""
     audio_column: str | None = None
     """Column with the audio of Parquet and Arrow files, whose rows are then recordings: structs of
     `bytes` and `path`, as Hugging Face has them, or bytes; null: such files in folders are
@@ -101,7 +106,12 @@ class SourceSettings(Settings):
             "source", self.uris, self.storage_options, self.endpoint_url,
             lists_others=bool(self.manifest),
         )  # fmt: skip
-        if self.manifest and self.version != "etag":
+        if self.tarred and not self.manifest:
+            raise ValueError(
+                "source.tarred: found no source.manifest, expected NeMo's, whose rows name members "
+                "of these files; name it, or name the files in source.uri to take all members"
+            )
+        if self.manifest and not self.tarred and self.version != "etag":
             raise ValueError(
                 f"source.version: found {self.version} and a manifest, whose recordings are "
                 "not listed and have no version; leave version out"

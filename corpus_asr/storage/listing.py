@@ -7,7 +7,8 @@ import hashlib
 import itertools
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -17,8 +18,9 @@ from corpus_asr.config.run import SourceSettings
 from corpus_asr.errors import ConfigError, FetchError
 from corpus_asr.failure_kinds import ACCESS_DENIED, NOT_FOUND
 from corpus_asr.schemas import FILES
+from corpus_asr.storage.braces import expanded
 from corpus_asr.storage.manifest import NoRowsError, read_manifest
-from corpus_asr.storage.shards import ShardLister
+from corpus_asr.storage.shards import MemberPlaces, ShardLister, with_columns
 from corpus_asr.storage.stores.filesystem import (
     StoreOptions,
     describe,
@@ -36,6 +38,7 @@ from corpus_asr.storage.stores.uri import (
     redact_uri,
     scheme_of,
 )
+from corpus_asr.storage.tarred import TarFiles
 from corpus_asr.units import counted
 
 CHUNK_ROWS = 5_000  # of a manifest
@@ -80,6 +83,10 @@ class FileListing:
             is_ignored=functools.partial(_matched, self._ignored),
             is_excluded=functools.partial(_matched, self._excluded),
         )
+        if source.manifest:
+            # What manifests name is opened under the rules for what they name, and a failure of it
+            # is one of recordings.
+            self._shards = replace(self._shards, store=StoreOptions.of(source), is_strict=False)
 
     def __iter__(self) -> Iterator[pa.RecordBatch]:
         seen = _Seen()
@@ -92,14 +99,18 @@ class FileListing:
 
     def _named(self) -> Iterator[pa.RecordBatch]:
         source = self._source
-        for given in source.manifest:
-            for manifest in self._manifests(given):
+        tars = expanded(source.tarred, "source.tarred")
+        self._tars = TarFiles.of(
+            found for given in tars for found in self._files(given, "source.tarred")
+        )
+        for given in expanded(source.manifest, "source.manifest"):
+            for manifest in self._files(given, "source.manifest"):
                 yield from self._listed_in(manifest)
-        for uri in source.uri:
+        for uri in expanded(source.uri, "source.uri"):
             for page in self._expand(uri):
-                yield from self._with_members(page)
+                yield from self._with_members(page, [None] * len(page.uris))
 
-    def _with_members(self, page: Page) -> Iterator[pa.RecordBatch]:
+    def _with_members(self, page: Page, columns: Sequence[str | None]) -> Iterator[pa.RecordBatch]:
         # An archive stands for the recordings in it.
         others, archives = [], []
         for at, uri in enumerate(page.uris):
@@ -110,35 +121,45 @@ class FileListing:
                 others.append(at)
         if others:
             rest = Page._make([column[at] for at in others] for column in page)
-            yield _rows(self._versioned(rest), [None] * len(others))
+            rest = rest if self._source.manifest else self._versioned(rest)
+            yield _rows(rest, [columns[at] for at in others])
         empty = dict.fromkeys(archives)
+        of_archives = dict(zip(page.uris, columns, strict=True)) if archives else {}
         for found in self._shards.rows(archives):
             self.num_ignored += found.num_ignored
             self.num_excluded += found.num_excluded
             if found.uris:
-                empty.pop(member_address(found.uris[0]).container, None)  # type: ignore[union-attr]
-                yield _rows(Page(found.uris, found.sizes, found.etags), found.metadata)
+                archive = member_address(found.uris[0]).container  # type: ignore[union-attr]
+                empty.pop(archive, None)
+                metadata = [with_columns(each, of_archives[archive]) for each in found.metadata]
+                yield _rows(Page(found.uris, found.sizes, found.etags), metadata)
         if empty and self._source.require_files:
             raise _nothing(next(iter(empty)), self.num_excluded + self.num_ignored)
         self.empty += empty
 
     def _listed_in(self, manifest: str) -> Iterator[pa.RecordBatch]:
         # Whether its files exist is not asked here: a million requests would precede the first
-        # transcript, and a missing file is that recording's failure.
+        # transcript, and a missing file is that recording's failure. Headers of tar files are read:
+        # it is one member's place or that of thousands.
         rows = read_manifest(
-            manifest, self._store, allow_local_files=self._source.allow_local_files
+            manifest,
+            self._store,
+            allow_local_files=self._source.allow_local_files,
+            tars=self._tars,
         )
+        places = MemberPlaces(self._shards)
         try:
             while chunk := list(itertools.islice(rows, CHUNK_ROWS)):
-                page = Page([row.uri for row in chunk], [None] * len(chunk), [None] * len(chunk))
-                yield _rows(page, [row.metadata() for row in chunk])
+                uris = [row.uri for row in chunk]
+                columns = [row.metadata() for row in chunk]
+                yield from self._with_members(Page(uris, *places.of(uris)), columns)
         except NoRowsError:
             if self._source.require_files:
                 raise
             self.empty.append(manifest)
 
-    def _manifests(self, uri: str) -> Iterator[str]:
-        # What one address names: a manifest, else a glob's matches.
+    def _files(self, uri: str, setting: str) -> Iterator[str]:
+        # What one address names: a file, else a glob's matches.
         uri = normalize(uri)
         if first_magic(uri) is None or scheme_of(uri) in WEB or exists(uri, self._store):
             yield uri
@@ -151,9 +172,10 @@ class FileListing:
                         found = True
                         yield each
         if not found:
+            files = "manifests" if setting == "source.manifest" else ".tar files"
             raise NothingFoundError(
-                f"listing {redact_uri(uri)}: found nothing, expected manifests that match the "
-                f"glob; correct source.manifest{probably_meant(uri)}"
+                f"listing {redact_uri(uri)}: found nothing, expected {files} that match the "
+                f"glob; correct {setting}{probably_meant(uri)}"
             )
 
     def _versioned(self, page: Page) -> Page:

@@ -3,7 +3,8 @@
 Jobs list recordings from them, `evaluate` and `label` take references from them, and `finetune`
 utterances. A row is a recording, or a part of one:
 
-    uri | path | audio_filepath     where it is; relative to the manifest's folder
+    uri | path | audio_filepath     where it is; relative to the manifest's folder, or in the tar
+                                    file that `shard_id` names
     text                            what is said in it
     start_s | offset | start        seconds from the recording's start; 0 if there is none
     end_s | end                     or duration_s | duration; the recording's end if there is none
@@ -28,6 +29,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, cast
 
 import pyarrow as pa
@@ -37,8 +39,9 @@ from corpus_asr.failure_kinds import UNSUPPORTED_SCHEME
 from corpus_asr.storage.parquet import parquet_batches, parquet_columns
 from corpus_asr.storage.stores.filesystem import DEFAULT_STORE, StoreOptions, open_binary
 from corpus_asr.storage.stores.host_allowlist import may_name
-from corpus_asr.storage.stores.members import told_bytes
+from corpus_asr.storage.stores.members import plain_member, told_bytes
 from corpus_asr.storage.stores.uri import LOCAL, normalize, parent, redact_uri, resolve, scheme_of
+from corpus_asr.storage.tarred import TarFiles
 from corpus_asr.units import MEBIBYTE
 
 LOCATION = ("uri", "path", "audio_filepath")
@@ -84,7 +87,7 @@ class Row:
 
     def wrong(self, found: str, expected: str, advice: str = "correct the manifest") -> ConfigError:
         """Return the error of this row."""
-        return self.manifest.unusable(self.place, f"found {found}", expected, advice)
+        return self.manifest.wrong(self.place, found, expected, advice)
 
     def text(self) -> str | None:
         """Return what is said; None if the row does not say."""
@@ -209,18 +212,27 @@ class NoRowsError(ConfigError):
 
 
 def read_manifest(
-    uri: str, options: StoreOptions = DEFAULT_STORE, *, allow_local_files: bool = False
+    uri: str,
+    options: StoreOptions = DEFAULT_STORE,
+    *,
+    allow_local_files: bool = False,
+    tars: TarFiles | None = None,
 ) -> Iterator[Row]:
     """Yield the rows of a manifest in their order.
 
-    With `allow_local_files`, a manifest in a remote store may name files of this machine.
+    Args:
+        uri: where it is.
+        options: how it is reached.
+        allow_local_files: whether a manifest in a remote store may name files of this machine.
+        tars: which the rows of NeMo's tarred manifests are in; None: where NeMo writes them.
 
     Raises:
         NoRowsError: it has no rows.
         ConfigError: its format is not known, or a row names no recording.
         FetchError: it cannot be read.
     """
-    return _Manifest(normalize(uri), allow_local_files).rows(options)
+    tars = TarFiles() if tars is None else tars
+    return _Manifest(normalize(uri), allow_local_files, tars).rows(options)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -252,7 +264,7 @@ def aligned_text(uri: str, metadata: str | None) -> AlignedText:
             uri=shown,
         )
     try:
-        start_s, end_s = Row(_Manifest("entry", False), shown, uri, columns).span()
+        start_s, end_s = Row(_Manifest("entry", False, TarFiles()), shown, uri, columns).span()
     except ConfigError as error:
         raise AlignmentError(str(error), kind="no_text", uri=shown) from error
     end = math.inf if end_s is None else end_s
@@ -303,10 +315,14 @@ _Raw = tuple[str, dict[str, Any]]  # where it stands in the manifest, and its co
 class _Manifest:
     uri: str
     allow_local_files: bool
+    tars: TarFiles
 
     def unusable(self, place: str, found: str, expected: str, advice: str) -> ConfigError:
         at = f"{redact_uri(self.uri)}, {place}" if place else redact_uri(self.uri)
         return ConfigError(f"reading the manifest {at}: {found}, expected {expected}; {advice}")
+
+    def wrong(self, place: str, found: str, expected: str, advice: str) -> ConfigError:
+        return self.unusable(place, f"found {found}", expected, advice)
 
     def rows(self, options: StoreOptions) -> Iterator[Row]:
         reader = next((read for end, read in _FORMATS.items() if self._ends_in(end)), None)
@@ -318,7 +334,7 @@ class _Manifest:
         with _open(self.uri, options) as file, self._unpacked(file) as content:
             for place, columns in reader(self, content):
                 empty = False
-                yield self._row(place, columns, folder)
+                yield self._row(place, columns, folder, options)
         if empty:
             raise NoRowsError(
                 f"reading the manifest {redact_uri(self.uri)}: found no rows, expected one per "
@@ -357,14 +373,16 @@ class _Manifest:
     def _ends_in(self, suffix: str) -> bool:
         return self.uri.lower().endswith(suffix)
 
-    def _row(self, place: str, columns: dict[str, Any], folder: str) -> Row:
+    def _row(self, place: str, columns: dict[str, Any], folder: str, options: StoreOptions) -> Row:
         name, uri = self.value_of(columns, LOCATION, place)
         if not isinstance(uri, str) or not uri.strip() or "\0" in uri:
             raise self._no_uri(columns, name, place)
         others = {other: columns[other] for other in columns if other != name}
-        row = Row(self, place, resolve(uri, folder=folder), others)
+        member = self.tars.member(uri, columns, self.uri, options, partial(self.wrong, place))
+        row = Row(self, place, member or plain_member(resolve(uri, folder=folder)), others)
         row.check_length("a uri", uri, MAX_URI_CHARACTERS)
-        self._check_trust(row)
+        if not (member and self.tars.named):  # which somebody named who may
+            self._check_trust(row)
         return row
 
     def _no_uri(self, columns: Mapping[str, Any], name: str, place: str) -> ConfigError:

@@ -10,6 +10,7 @@ import json
 import logging
 import queue
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -25,7 +26,9 @@ from corpus_asr.storage.stores.members import (
     HEADER_BLOCK_BYTES,
     REST,
     TarMember,
+    is_archive,
     is_table,
+    member_address,
     member_uri,
     member_version,
     tar_members,
@@ -41,6 +44,7 @@ _LOG = logging.getLogger(__name__)
 READERS = 8  # archives: each waits for a store most of the time
 _CHUNK_ROWS = 1_000
 _CHUNKS_AHEAD = 4
+_MOST_KEPT = 300_000  # places, in some 100 MB
 _COLUMNS = {"txt": "text", "cls": "cls"}
 
 
@@ -80,6 +84,8 @@ class ShardLister:
     """Which kind of `source.version` members have."""
     is_ignored: Callable[[str], bool]
     is_excluded: Callable[[str], bool]
+    is_strict: bool = True
+    """Whether a store that does not answer ends the listing, instead of being one failure."""
 
     def rows(self, uris: Sequence[str]) -> Iterator[ShardRows]:
         """Yield the recordings of archives in their order, some at a time.
@@ -87,7 +93,7 @@ class ShardLister:
         What cannot be read of an archive is one recording, `ARCHIVE#*`, whose failure says why.
 
         Raises:
-            FetchError: a store does not answer.
+            FetchError: a store does not answer, of a strict listing.
         """
         yield from _ahead(
             [_Rows(self, uri) if is_table(uri) else _Listing(self, uri) for uri in uris]
@@ -104,8 +110,8 @@ class _Listing:
         try:
             file = open_container(self.uri, self.lister.store)
         except FetchError as error:
-            if failure_kind(error.kind).transient:  # all of it would go missing
-                raise
+            if self.lister.is_strict and failure_kind(error.kind).transient:
+                raise  # all of it would go missing
             yield _rest(self.uri, found, None, error)
             return
         with closing(file):
@@ -122,8 +128,8 @@ class _Listing:
                             found = ShardRows()
                     self._take(member, sample, found, file)
                 self._add(sample, file, found)
-            except StoreError as error:
-                if error.kind != BAD_ARCHIVE:
+            except (StoreError, FetchError) as error:
+                if error.kind != BAD_ARCHIVE and self.lister.is_strict:
                     raise
                 self._add(sample, file, found)
                 found = _rest(self.uri, found, etag, error)
@@ -191,7 +197,7 @@ class _Rows:
                             yield found
                             found = ShardRows()
         except (StoreError, FetchError) as error:
-            if failure_kind(error.kind).transient:
+            if self.lister.is_strict and failure_kind(error.kind).transient:
                 raise
             yield _rest(self.uri, found, etag, error)
 
@@ -206,6 +212,49 @@ class _Rows:
             "mtime": f"{MTIME}:{str(info.etag).rpartition('-')[2]}",
         }
         return itertools.repeat(told.get(kind))
+
+
+class MemberPlaces:
+    """Sizes and versions of members that manifests name; the headers of an archive are read once.
+
+    Those of a manifest in any order are not all kept: a member without a place is looked for when
+    it is opened.
+    """
+
+    def __init__(self, lister: ShardLister) -> None:
+        self._lister = lister
+        self._read: set[str] = set()
+        self._places: OrderedDict[str, dict[str, tuple[int | None, str | None]]] = OrderedDict()
+
+    def of(self, uris: Sequence[str]) -> tuple[list[int | None], list[str | None]]:
+        """Return sizes and versions of some recordings, where they are members of tar files."""
+        containers = [_tar_of(uri) for uri in uris]
+        unread = [each for each in dict.fromkeys(containers) if each and each not in self._read]
+        self._read.update(unread)
+        for found in self._lister.rows(unread):
+            for uri, size, etag in zip(found.uris, found.sizes, found.etags, strict=True):
+                container = str(_tar_of(uri))
+                self._places.setdefault(container, {})[uri] = (size, etag)
+        places = [
+            self._places.get(container, {}).get(uri, (None, None)) if container else (None, None)
+            for uri, container in zip(uris, containers, strict=True)
+        ]
+        while len(self._places) > 1 and sum(map(len, self._places.values())) > _MOST_KEPT:
+            self._places.popitem(last=False)
+        return [size for size, _ in places], [etag for _, etag in places]
+
+
+def _tar_of(uri: str) -> str | None:
+    member = member_address(uri)
+    return member.container if member and is_archive(member.container) else None
+
+
+def with_columns(metadata: str | None, columns: str | None) -> str | None:
+    """Return the metadata of a member with the columns of a row that names its archive."""
+    if metadata is None or columns is None:
+        return columns if metadata is None else metadata
+    both = metadata_text(json.loads(columns) | json.loads(metadata))
+    return both if len(both) <= MAX_METADATA_CHARACTERS else metadata
 
 
 def _short(metadata: str | None) -> str | None:

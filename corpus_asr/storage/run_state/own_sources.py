@@ -22,9 +22,11 @@ import pyarrow.compute as pc
 
 from corpus_asr.config.run import SourceSettings
 from corpus_asr.logs import event
+from corpus_asr.storage.braces import expanded
 from corpus_asr.storage.listing import first_magic
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.host_allowlist import FileRules
+from corpus_asr.storage.stores.members import member_address
 from corpus_asr.storage.stores.uri import LOCAL, normalize, parent, public, scheme_of
 
 _LOG = logging.getLogger(__name__)
@@ -112,16 +114,28 @@ def source_folders(source: SourceSettings, listing: Iterable[pa.RecordBatch]) ->
 
     As tables name them, without credentials.
     """
-    for uri in map(public, map(normalize, source.uri)):
+    for uri in map(public, map(normalize, expanded(source.uri, "source.uri"))):
         first = first_magic(uri)
         # The literal reading first, as in a listing: a name may hold what else makes a glob.
         literal = first is None or (scheme_of(uri) == LOCAL and os.path.lexists(uri))
+        yield from _container(uri)
         yield uri if literal else uri[: uri.rindex("/", 0, first)] or "/"
     if source.manifest:
         for batch in listing:
             found = pc.unique(pc.replace_substring_regex(batch.column("uri"), "/[^/]*$", ""))
-            folders = (folder or "/" for folder in found.to_pylist())
+            folders = (
+                each
+                for folder in found.to_pylist()
+                for each in (folder or "/", *_container(folder))
+            )
             yield from map(public, itertools.filterfalse(FileRules(folders=()).admits, folders))
+
+
+def _container(uri: str) -> Iterator[str]:
+    # The file of a member, whose name may have slashes as well.
+    member = member_address(uri)
+    if member is not None:
+        yield member.container
 
 
 def _recorded(store: OutputStore, key: bytes) -> OwnSources | None:

@@ -196,10 +196,23 @@ def _bad(found: str, expected: str, advice: str) -> StoreError:
     return StoreError(BAD_ARCHIVE, f"{found}, expected {expected}", advice=advice)
 
 
-def _unique(name: str, taken: set[str]) -> str:
-    # `./a`, `/a` and `../a` are `a`: an address is taken apart at slashes, elsewhere as well.
+def plain_name(name: str) -> str:
+    """Return the name of a member as its address has it: `./a`, `/a` and `../a` are `a`."""
+    # Else it would change where an address is split at slashes.
     steps = [step for step in name.split("/") if step not in ("", ".", "..")]
-    plain = found = escaped_path("/".join(steps).replace("\0", "")) or "unnamed"
+    return escaped_path("/".join(steps).replace("\0", "")) or "unnamed"
+
+
+def plain_member(uri: str) -> str:
+    """Return an address as listings have it, where it is that of a member of a tar archive."""
+    member = member_address(uri)
+    if member is None or member.place is not None or is_table(member.container):
+        return uri
+    return member_uri(member.container, plain_name(member.name))
+
+
+def _unique(name: str, taken: set[str]) -> str:
+    plain = found = plain_name(name)
     head, dot, suffix = plain.rpartition(".")
     number = 1
     while found in taken:  # a tar archive may hold one name several times
