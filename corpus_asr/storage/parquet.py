@@ -12,6 +12,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from corpus_asr.storage.arrow_stream import FILE_MAGIC, STREAM_MAGIC, ArrowStream
+
 CALIBRATION_KEY = "corpus_asr.calibration"
 ROW_GROUP_ROWS = 50_000
 BATCH_ROWS = 65_536
@@ -105,18 +107,27 @@ def _title(schema: pa.Schema) -> str:
 
 
 class AudioTable:
-    """A Parquet file, or one in Arrow's file format, by its column of audio and its groups of rows.
+    """A Parquet or Arrow file by its column of audio and its groups of rows.
 
-    Reads raise `pa.ArrowException` where the file is broken.
+    Which it is, and whether Arrow's is a file or a stream, its first bytes tell. Reads raise
+    `pa.ArrowException` or `OSError` where the file is broken.
     """
 
-    def __init__(self, file: io.BufferedReader, column: str | None, *, is_parquet: bool) -> None:
+    def __init__(self, file: io.BufferedReader, column: str | None) -> None:
         """Open a file; a `KeyError` says which columns it has where none is of audio."""
-        self._file, self._parquet = file, None
-        if is_parquet:
+        self._file, self._parquet, self._stream = file, None, None
+        file.seek(0)
+        magic = file.read(len(FILE_MAGIC))
+        file.seek(0)
+        if magic.startswith(b"PAR"):  # PARE of an encrypted one: the library says so
             self._parquet = pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20)
             schema = self._parquet.schema_arrow
             self.num_groups = self._parquet.metadata.num_row_groups
+        elif magic.startswith(STREAM_MAGIC):
+            self._stream = ArrowStream(file)
+            schema, self.num_groups = self._stream.schema, self._stream.num_batches
+        elif magic != FILE_MAGIC:
+            raise pa.ArrowInvalid(f"it begins with {magic!r}")
         else:
             arrow = pa.ipc.open_file(file)
             schema, self.num_groups = arrow.schema, arrow.num_record_batches
@@ -136,10 +147,14 @@ class AudioTable:
         """Return how many rows a group has."""
         if self._parquet is not None:
             return int(self._parquet.metadata.row_group(group).num_rows)
+        if self._stream is not None:
+            return self._stream.num_rows(group)
         return int(self._batch(group, self._others[:1] or [self.column]).num_rows)
 
     def group_bytes(self, group: int) -> int:
         """Return how many bytes of audio a group has, about."""
+        if self._stream is not None:
+            return self._stream.num_bytes(group)
         if self._parquet is None:
             self._file.seek(0, io.SEEK_END)
             return int(self._file.tell() // self.num_groups)
@@ -202,6 +217,11 @@ class AudioTable:
                     row.setdefault("path", path)
             yield rows
 
+    def check_whole(self) -> None:
+        """Raise `pa.ArrowInvalid` if more is broken than the groups that were found."""
+        if self._stream is not None:
+            self._stream.check_whole()
+
     @property
     def _leaf(self) -> str:
         return f"{self.column}.bytes" if self._is_struct else self.column
@@ -216,9 +236,14 @@ class AudioTable:
         if not fields:
             rows = self._batch(group, [self.column]).num_rows
             return pa.table({"": pa.nulls(rows)}).select([]).to_batches()[0]
-        self._file.seek(0)
-        reader = pa.ipc.open_file(self._file, options=pa.ipc.IpcReadOptions(included_fields=fields))
-        return reader.get_batch(group)
+        if self._stream is not None:
+            batch = self._stream.read(group, fields)
+        else:
+            self._file.seek(0)
+            options = pa.ipc.IpcReadOptions(included_fields=fields)
+            batch = pa.ipc.open_file(self._file, options=options).get_batch(group)
+        batch.validate(full=True)  # the library trusts offsets, which may be damaged
+        return batch
 
 
 def _audio_column(schema: pa.Schema, wanted: str | None) -> str:

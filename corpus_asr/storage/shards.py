@@ -182,7 +182,7 @@ class _Rows:
             with open_binary(self.uri, store, block_bytes=TABLE_BLOCK_BYTES) as file:
                 info: ObjectInfo = file.raw.info  # type: ignore[attr-defined]
                 etag = info.etag
-                with audio_table(file, self.uri, store.audio_column) as table:
+                with audio_table(file, store.audio_column) as table:
                     number = 0
                     for group in range(table.num_groups):
                         expected, index = table.expected_bytes(group), 0
@@ -196,6 +196,7 @@ class _Rows:
                                 number, index = number + 1, index + 1
                             yield found
                             found = ShardRows()
+                    table.check_whole()
         except (StoreError, FetchError) as error:
             if self.lister.is_strict and failure_kind(error.kind).transient:
                 raise

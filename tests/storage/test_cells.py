@@ -38,13 +38,13 @@ def _nothing_kept() -> None:
     cells._GROUPS.clear()
 
 
-def write_arrow(rows: pa.Table, path: Path) -> None:
-    with pa.ipc.new_file(path, rows.schema) as file:
+def write_arrow(rows: pa.Table, path: Path, new: Any = pa.ipc.new_file, **options: Any) -> None:
+    with new(path, rows.schema, options=pa.ipc.IpcWriteOptions(**options)) as file:
         file.write_table(rows, max_chunksize=3)
 
 
 @pytest.mark.parametrize("most", [0, 1 << 27])
-@pytest.mark.parametrize("suffix", ["parquet", "arrow"])
+@pytest.mark.parametrize("suffix", ["parquet", "arrow", "stream.arrow", "stream.feather"])
 def test_rows_are_recordings(
     tmp_path: Path, suffix: str, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -53,7 +53,8 @@ def test_rows_are_recordings(
     if suffix == "parquet":
         pq.write_table(table(7), path, row_group_size=3)
     else:
-        write_arrow(table(7), path)
+        new = pa.ipc.new_stream if "stream" in suffix else pa.ipc.new_file
+        write_arrow(table(7), path, new)
     rows = listed(tmp_path)  # in a folder as well
     assert [row["uri"] for row in rows] == [f"{path}#{n}" for n in range(7)]
     assert json.loads(rows[4]["metadata"])["speaker"] == 4
@@ -92,19 +93,64 @@ def test_what_is_no_such_table_is_one_failure(tmp_path: Path) -> None:
     whole = tmp_path / "whole.bin"
     pq.write_table(table(50, 1000), whole)
     (tmp_path / "c.parquet").write_bytes(whole.read_bytes()[:-300])
-    with pa.ipc.new_stream(tmp_path / "d.arrow", table(3).schema) as stream:
-        stream.write_table(table(3))
+    (tmp_path / "d.arrow").write_bytes(b"no table at all")
     for name, found in (
         ("a.parquet", "found columns sound, n, expected audio in audio.*source.audio_column"),
         ("b.parquet", "no readable table"),
         ("c.parquet", "no readable table"),
-        ("d.arrow", "no readable table.*Arrow's file format.*to_parquet"),
+        ("d.arrow", "it begins with b'no tab'.*a file or stream of Arrow.*to_parquet"),
     ):
         [row] = listed(tmp_path / name)
         assert row["uri"] == f"{tmp_path}/{name}#*"
         with pytest.raises(FetchError, match=found) as raised:
             open_binary(row["uri"], COLUMN)
         assert raised.value.kind == "bad_archive"
+
+
+@pytest.mark.parametrize("options", [{}, {"compression": "zstd"}, {"compression": "lz4"}])
+def test_streams_of_any_kind_are_read_in_any_order(tmp_path: Path, options: Any) -> None:
+    names = pa.array([str(n % 2) for n in range(8)]).dictionary_encode()
+    rows = table(8, 5_000).append_column("name", names)
+    write_arrow(rows, tmp_path / "a.arrow", pa.ipc.new_stream, **options)
+    found = listed(tmp_path / "a.arrow")
+    assert [json.loads(row["metadata"])["name"] for row in found] == list("01010101")
+    for number in (7, 0, 4, 3):
+        uri = located(found[number]["uri"], found[number]["etag"])
+        assert read_bytes(uri, COLUMN) == bytes([number]) * 5_000
+    only = pa.table({"audio": [b"a", b"b"]})
+    write_arrow(only, tmp_path / "b.arrow", pa.ipc.new_stream)
+    assert [read_bytes(row["uri"], COLUMN) for row in listed(tmp_path / "b.arrow")] == [b"a", b"b"]
+
+
+def test_what_a_file_is_its_first_bytes_tell(tmp_path: Path) -> None:
+    for name, new in (("a.parquet", pa.ipc.new_stream), ("b.parquet", pa.ipc.new_file)):
+        write_arrow(table(2), tmp_path / name, new)
+    pq.write_table(table(2), tmp_path / "c.arrow")
+    assert len(listed(tmp_path)) == 6
+
+
+def test_a_stream_that_is_cut_off_gives_what_is_whole_and_one_failure(tmp_path: Path) -> None:
+    write_arrow(table(9, 3_000), tmp_path / "whole.arrow", pa.ipc.new_stream)
+    data = (tmp_path / "whole.arrow").read_bytes()
+    starts = [at for at in range(0, len(data), 8) if data[at : at + 4] == b"\xff" * 4]
+    for cut, kept, broken in (
+        (len(data) - 8, 9, False),  # without the mark of its end
+        (starts[3] - 100, 3, True),
+        (starts[3] + 5, 6, True),
+        (starts[3] + 60, 6, True),
+        (starts[1] + 100, 0, True),
+    ):
+        path = tmp_path / "cut.arrow"
+        path.write_bytes(data[:cut])
+        names = [row["uri"].rpartition("#")[2] for row in listed(path)]
+        assert names == [*map(str, range(kept)), *(["*"] if broken else [])], cut
+        if broken:
+            with pytest.raises(FetchError, match="is cut off or damaged at byte") as raised:
+                open_binary(f"{path}#*", COLUMN)
+            assert raised.value.kind == "bad_archive"
+    for noise in range(starts[1], starts[1] + 200, 3):
+        path.write_bytes(data[:noise] + b"\x80\xff\x01" + data[noise + 3 :])
+        assert listed(path)  # whatever it is, it is an answer
 
 
 def test_a_replaced_table_is_noticed(tmp_path: Path) -> None:

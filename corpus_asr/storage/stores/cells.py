@@ -48,9 +48,7 @@ _LOCK = threading.Lock()
 
 
 @contextmanager
-def audio_table(
-    file: io.BufferedReader, container: str, column: str | None
-) -> "Iterator[AudioTable]":
+def audio_table(file: io.BufferedReader, column: str | None) -> "Iterator[AudioTable]":
     """Open a Parquet or Arrow file by its column of audio; None: the only one it has.
 
     Raises:
@@ -61,19 +59,18 @@ def audio_table(
     from corpus_asr.storage.parquet import AudioTable
 
     try:
-        with closing(
-            AudioTable(file, column, is_parquet=container.lower().endswith(".parquet"))
-        ) as table:
+        with closing(AudioTable(file, column)) as table:
             yield table
     except KeyError as error:
         raise StoreError(
             BAD_ARCHIVE, str(error.args[0]),
             advice="name the column in source.audio_column, of structs {bytes, path} or of bytes",
         ) from error  # fmt: skip
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        # Stores have errors of their own: an OSError is the library's word for damaged content.
         raise StoreError(
             BAD_ARCHIVE,
-            f"found no readable table ({error}), expected Parquet, or Arrow's file format",
+            f"found no readable table ({error}), expected Parquet, or a file or stream of Arrow",
             advice="write it again, such as with to_parquet of datasets",
         ) from error
 
@@ -132,7 +129,7 @@ class CellStore(Store):
             if address.place is not None and not (is_listed or address.may_move):
                 found = "the table was replaced since it was listed"
                 raise StoreError(CHANGED, f"{found}, expected the version that was listed")
-            with audio_table(file, address.container, self._column) as table:
+            with audio_table(file, self._column) as table:
                 group, index = self._row(table, address.place if is_listed else None)
                 place = place_of(group, index, table.expected_bytes(group))
                 if table.group_bytes(group) > _MOST_GROUP_BYTES:
@@ -156,6 +153,7 @@ class CellStore(Store):
             if row < num_rows:
                 return group, row
             row -= num_rows
+        table.check_whole()
         raise StoreError(NOT_FOUND, "not found, expected the number of a row, from 0")
 
     def _found(self, kept: "_Group", index: int, place: str) -> tuple[bytes, ObjectInfo]:
