@@ -116,8 +116,9 @@ class DecodingSettings:
     word_timestamps: bool = False
     """Compute start time, end time and probability of each word."""
     align: bool = False
-    """Align the text of each recording, the column `text` of source.manifest, instead of
-    recognizing one: segments and words have its words, with times. Whisper only."""
+    """Align the text of each recording instead of recognizing one: segments and words have its
+    words, with times. The text is the column `text` of source.manifest or of a table, or in a tar
+    file the .txt, or `text` of the .json, of the recording's name. Whisper only."""
     hallucination_silence_threshold: float | None = field(default=None, metadata={"gt": 0})
     """Seconds of silence to skip around likely hallucinations; needs word_timestamps. null:
     none."""

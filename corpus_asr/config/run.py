@@ -24,7 +24,13 @@ from corpus_asr.config.settings import (
     check_store,
     keys_from,
 )
-from corpus_asr.config.storage_options import MASK, NO_OPTIONS, StorageOptions
+from corpus_asr.config.storage_options import (
+    MASK,
+    NO_OPTIONS,
+    TABLE_SUFFIXES,
+    TAR,
+    StorageOptions,
+)
 from corpus_asr.errors import ConfigError
 from corpus_asr.failure_kinds import Origin
 
@@ -117,6 +123,14 @@ class SourceSettings(Settings):
                 "not listed and have no version; leave version out"
             )
         return self
+
+    @property
+    def has_columns(self) -> bool:
+        """Whether it names what says more of recordings: manifests, tar files or tables."""
+        tables = () if self.audio_column is None else TABLE_SUFFIXES
+        return bool(self.manifest) or any(
+            uri.partition("?")[0].lower().endswith((TAR, *tables)) for uri in self.uri
+        )
 
     @property
     def uris(self) -> tuple[str, ...]:
@@ -477,10 +491,12 @@ class RunConfig(Settings):
                 f"decoding.align: found pipeline {self.pipeline}, expected transcribe_corpus; "
                 "leave align out"
             )
-        if not self.source.manifest:
+        if not self.source.has_columns:
             raise ValueError(
                 "decoding.align: found no source.manifest, expected one with the text of each "
-                "recording in a column text; name it, or leave align out"
+                "recording in a column text, or in source.uri .tar files with .txt or .json files "
+                "of the recordings' names, or tables with source.audio_column; name one, or leave "
+                "align out"
             )
         if self.extract.channels == "each":
             raise ValueError(

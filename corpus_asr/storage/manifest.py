@@ -39,7 +39,7 @@ from corpus_asr.failure_kinds import UNSUPPORTED_SCHEME
 from corpus_asr.storage.parquet import parquet_batches, parquet_columns
 from corpus_asr.storage.stores.filesystem import DEFAULT_STORE, StoreOptions, open_binary
 from corpus_asr.storage.stores.host_allowlist import may_name
-from corpus_asr.storage.stores.members import plain_member, told_bytes
+from corpus_asr.storage.stores.members import member_address, plain_member, told_bytes
 from corpus_asr.storage.stores.uri import LOCAL, normalize, parent, redact_uri, resolve, scheme_of
 from corpus_asr.storage.tarred import TarFiles
 from corpus_asr.units import MEBIBYTE
@@ -247,7 +247,7 @@ class AlignedText:
 
 
 def aligned_text(uri: str, metadata: str | None) -> AlignedText:
-    """Read the text of a recording from the manifest's columns, as tables keep them.
+    """Read the text of a recording from its columns, as tables keep them.
 
     Raises:
         AlignmentError: there is no text, or times that are none; a failure of this recording alone.
@@ -257,9 +257,12 @@ def aligned_text(uri: str, metadata: str | None) -> AlignedText:
     text = columns.get(TEXT[0])
     if not isinstance(text, str) or not text.strip():
         found = f"text {_REPR.repr(text)}" if TEXT[0] in columns else "no column text"
+        other = _nearest(("text", *_TEXT_ELSEWHERE), columns)
+        hint = f"rename {other} to text if that is it, or " if other and other not in TEXT else ""
+        archive = "" if member_address(uri) is None else ", or in .txt or .json of its name there"
         raise AlignmentError(
-            f"aligning the text of {shown}: found {found} in its row of the manifest, expected "
-            "what is said; give it there, or leave the recording out",
+            f"aligning the text of {shown}: found {found} in its row of the manifest{archive}, "
+            f"expected what is said; {hint}give it there, or leave the recording out",
             kind="no_text",
             uri=shown,
         )

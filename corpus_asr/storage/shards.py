@@ -45,7 +45,14 @@ READERS = 8  # archives: each waits for a store most of the time
 _CHUNK_ROWS = 1_000
 _CHUNKS_AHEAD = 4
 _MOST_KEPT = 300_000  # places, in some 100 MB
-_COLUMNS = {"txt": "text", "cls": "cls"}
+# Source: webdataset, `autodecode`: what endings mean. The others hold no audio either.
+_JSON = ("json", "jsn")
+_TEXTS = ("txt", "text", "transcript")
+_COLUMNS = {**dict.fromkeys(_TEXTS, "text"), "cls": "cls"}
+_NO_AUDIO = frozenset((
+    "cls2", "class", "count", "index", "inx", "id", "pyd", "pickle", "pkl", "pth", "pt", "ten",
+    "tb", "mp", "msg", "cbor", "npy", "npz",
+))  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -138,11 +145,16 @@ class _Listing:
     def _take(self, member: TarMember, sample: _Sample, found: ShardRows, file: Any) -> None:
         name = member.name.rpartition("/")[2]
         ending = name.rpartition(".")[2].lower()
-        if ending == "json" or ending in _COLUMNS:
+        if ending in _JSON or ending in _COLUMNS:
             sample.num_columns += 1
             if not member.is_sparse and member.size_bytes <= MAX_METADATA_CHARACTERS:
-                sample.columns |= _columns(ending, b"".join(_pieces(file, member)))
-        elif self.lister.is_ignored(name):
+                columns = _columns(ending, b"".join(_pieces(file, member)))
+                # A file of its own says more than a key among others, whichever comes first.
+                both = (
+                    (sample.columns, columns) if ending in _COLUMNS else (columns, sample.columns)
+                )
+                sample.columns = both[0] | both[1]
+        elif ending in _NO_AUDIO or self.lister.is_ignored(name):
             found.num_ignored += 1
         elif self.lister.is_excluded(name):
             found.num_excluded += 1

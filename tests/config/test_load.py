@@ -154,8 +154,11 @@ def test_texts_are_aligned_in_a_transcription_of_one_channel_with_a_manifest(wri
     path = write("source: {manifest: m.jsonl}\noutput: {uri: out}\ndecoding: {align: true}\n")
     assert load_config(path).decoding.align
     assert load_config(path, ["extract.channels=1"]).decoding.align
+    for source in ("{uri: ['in/s-{0..9}.tar']}", "{uri: 'in/*.parquet', audio_column: audio}"):
+        assert load_config(path, [f"source={source}"]).decoding.align
     for override, messages in (
         ("source={uri: recordings}", "found no source.manifest"),
+        ("source={uri: in/*.parquet}", "found no source.manifest"),
         ("extract.channels=each", "found extract.channels: each"),
         ("pipeline=classify_audio", "found pipeline classify_audio"),
     ):

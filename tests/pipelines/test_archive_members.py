@@ -70,6 +70,44 @@ def counted(store: OutputStore) -> Counter[str]:
     return Counter(row["uri"].rpartition("/in/")[2] for row in rows_of(store.outcomes()))
 
 
+def test_texts_in_a_shard_are_aligned_without_a_manifest(tmp_path: Path) -> None:
+    recording = spoken()["inaugural.flac"]
+    sound = recording.path.read_bytes()
+    text = "country, ask what you can do zebra"
+    inner = json.dumps({"text": recording.text}).encode()
+    files = [("a.flac", sound), ("a.txt", f"{text}\n".encode()), ("b.flac", sound),
+             ("b.json", inner), ("c.flac", sound)]  # fmt: skip
+    (tmp_path / "s.tar").write_bytes(tar_bytes(files))
+    job = {
+        "source": {"uri": str(tmp_path / "*.tar"), "version": "checksum"},
+        "decoding": {"align": True, "temperature": [0]},
+        "output": {"uri": str(tmp_path / "out"), "max_failed_fraction": 0.5},
+    }
+    path = tmp_path / "job.yaml"
+    path.write_text(json.dumps(job))
+    said("run", path, "--local")
+    store = OutputStore(str(tmp_path / "out"))
+
+    def found() -> dict[str, Any]:
+        return {row["uri"][-6:]: row for row in rows_of(store.recordings())}
+
+    assert found()["c.flac"]["error_kind"] == "no_text"
+    assert "or in .txt or .json of its name there" in found()["c.flac"]["error_message"]
+    before = found()["a.flac"]
+    assert before["text_words"] == 7
+    assert 1 <= before["missing_words"] <= 2
+    assert found()["b.flac"]["missing_words"] < 3
+    # A corrected text is aligned again, though its recording is the same; others stay.
+    files[1] = ("a.txt", b"country, ask what you can do")
+    files.insert(0, ("0.txt", b"of nothing"))
+    (tmp_path / "s.tar").write_bytes(tar_bytes(files))
+    assert "1 other text to be aligned" in said("plan", path)
+    said("run", path, "--local")
+    after = found()["a.flac"]
+    assert (after["text_words"], after["missing_words"]) < (7, before["missing_words"])
+    assert len({row["run_id"] for row in rows_of(store.outcomes())}) == 2
+
+
 @pytest.mark.parametrize(
     ("write", "name", "failed", "of_name"),
     [

@@ -13,8 +13,9 @@ from unittest import mock
 import pytest
 
 from corpus_asr.config.run import SourceSettings
-from corpus_asr.errors import ConfigError, FetchError
+from corpus_asr.errors import AlignmentError, ConfigError, FetchError
 from corpus_asr.storage.listing import FileListing
+from corpus_asr.storage.manifest import aligned_text
 from corpus_asr.storage.stores import members
 from corpus_asr.storage.stores.filesystem import (
     StoreOptions,
@@ -109,6 +110,25 @@ def test_siblings_of_a_sample_are_its_metadata(tmp_path: Path) -> None:
         "3.wav": None,
     }
     assert (listing.num_ignored, listing.num_excluded) == (3, 1)
+
+
+def test_a_text_of_its_own_comes_before_one_among_others(tmp_path: Path) -> None:
+    # Source: webdataset, `autodecode`: which endings are texts, JSON, and neither.
+    inner = b'{"text": "inner", "n": 1}'
+    orders = [("txt", "json"), ("json", "txt"), ("jsn", "text"), ("transcript", "json")]
+    files = [(f"{at}.wav", b"x") for at in range(len(orders))]
+    for at, endings in enumerate(orders):
+        files += [(f"{at}.{end}", inner if end[0] == "j" else b"own") for end in endings]
+        files += [(f"{at}.{end}", b"x") for end in ("npy", "cls2", "pyd", "pth")]
+    files.sort(key=lambda each: each[0][0])
+    (tmp_path / "s.tar").write_bytes(tar_bytes(files))
+    rows = listed(str(tmp_path / "s.tar"))
+    assert [json.loads(row["metadata"]) for row in rows] == [{"text": "own", "n": 1}] * 4
+    for row in rows:
+        assert aligned_text(row["uri"], row["metadata"]).text == "own"
+    with pytest.raises(AlignmentError, match=r"rename sentence to text.*") as raised:
+        aligned_text(rows[0]["uri"], '{"sentence": "said"}')
+    assert "or in .txt or .json of its name there" in str(raised.value)
 
 
 def test_a_name_in_an_archive_is_a_name_and_never_a_path(tmp_path: Path) -> None:

@@ -150,7 +150,7 @@ def finish(
             tables.reread(store)
         if adopt_versions(store, tables):
             tables.reread(store)
-        if config.source.manifest:
+        if config.source.has_columns:
             found = changes(tables, "listing", aligns=config.decoding.align)
             if write_columns(store, tables, found):
                 tables.reread(store)

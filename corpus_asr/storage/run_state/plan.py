@@ -261,7 +261,7 @@ def make_plan(
     name = f"{PLANS_FOLDER}/{store.stem(max(time.time_ns(), newest_ns + 1))}"
     plan = Plan(uri=store.address(f"{name}/packs"), name=name)
     columns: Sequence[str] = VERSION_COLUMNS if options.redo is None else PART_COLUMNS
-    if config.source.manifest:
+    if config.source.has_columns:
         columns = tuple(dict.fromkeys((*columns, "metadata")))
     with (
         tempfile.TemporaryDirectory(prefix="corpus-asr-plan-") as folder,
@@ -377,7 +377,7 @@ def _left(
     plan.num_remaining_bytes = plan.num_new_columns = 0
     with parquet_writer(scratch, REMAINING) as remaining_file:
         for files in shards:
-            if config.source.manifest:
+            if config.source.has_columns:
                 _compare_columns(plan, tables, files, aligns=config.decoding.align)
             remaining = tables.remaining(
                 files.to_batches()[0], options.retry, leave_alone=options.leave_alone
