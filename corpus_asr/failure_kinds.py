@@ -79,8 +79,9 @@ _KINDS = (
     ),
     FailureKind(
         BAD_ARCHIVE, "In archives that cannot be read", Origin.file,
-        "their archives are cut off, compressed or sparse: pack them again as plain .tar",
-        read_advice="pack the archive again as plain .tar",
+        "their archives are cut off, compressed or sparse: pack them again as plain .tar; or rows "
+        "of their tables lack audio: write these again",
+        read_advice="pack the archive again as plain .tar, or write the table again",
     ),
     FailureKind("bad_samples", "Samples that are not finite", Origin.file, _NO_RETRY),
     FailureKind("bad_stream", "Their sound cannot be decoded", Origin.file, _REPLACE),

@@ -130,11 +130,11 @@ class Shard:
 @pytest.mark.parametrize(
     ("suffix", "version", "touched", "replaced"),
     [
-        ("tar", "etag", "abc", "abcz"),
-        ("tar", "size", "", "z"),
+        pytest.param("tar", "etag", "abc", "abcz", marks=pytest.mark.slow),
+        pytest.param("tar", "size", "", "z", marks=pytest.mark.slow),
         ("tar", "mtime", "", "bz"),
-        ("tar", "checksum", "", "bz"),
-        ("parquet", "etag", "012", "0123"),
+        pytest.param("tar", "checksum", "", "bz", marks=pytest.mark.slow),
+        pytest.param("parquet", "etag", "012", "0123", marks=pytest.mark.slow),
         ("parquet", "checksum", "", "13"),
     ],
 )
