@@ -95,11 +95,11 @@ class ArrowStream:
         head = _Flatbuffer(self._bytes(start + _PREFIX.size, body))
         message = head.table(0)
         kind, body_bytes = head.value(message, _KIND, "<B"), head.value(message, _BODY_BYTES, "<q")
-        if kind not in (_SCHEMA, _DICTIONARY, _BATCH) or body_bytes < 0:
-            raise pa.ArrowInvalid(f"a message of kind {kind}")
         num_rows = 0
         if kind == _BATCH:
             num_rows = head.value(head.table(head.place(message, _HEAD)), _NUM_ROWS, "<q")
+        if kind not in (_SCHEMA, _DICTIONARY, _BATCH) or min(body_bytes, num_rows) < 0:
+            raise pa.ArrowInvalid(f"a message of kind {kind}")
         if body + body_bytes > self._size_bytes:
             raise pa.ArrowInvalid(f"{body_bytes} bytes of a message that ends sooner")
         return _Message(start, body + body_bytes, kind, num_rows)

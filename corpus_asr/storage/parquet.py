@@ -17,6 +17,8 @@ from corpus_asr.storage.arrow_stream import FILE_MAGIC, STREAM_MAGIC, ArrowStrea
 CALIBRATION_KEY = "corpus_asr.calibration"
 ROW_GROUP_ROWS = 50_000
 BATCH_ROWS = 65_536
+DAMAGED = (pa.ArrowException, OSError, UnicodeDecodeError)
+"""What reading a damaged file raises; stores have errors of their own."""
 
 
 def encode_parquet(schema: pa.Schema, tables: Iterable[pa.Table]) -> bytes:
@@ -110,7 +112,7 @@ class AudioTable:
     """A Parquet or Arrow file by its column of audio and its groups of rows.
 
     Which it is, and whether Arrow's is a file or a stream, its first bytes tell. Reads raise
-    `pa.ArrowException` or `OSError` where the file is broken.
+    `DAMAGED` where the file is.
     """
 
     def __init__(self, file: io.BufferedReader, column: str | None) -> None:
@@ -134,6 +136,8 @@ class AudioTable:
         self.column = _audio_column(schema, column)
         self._schema = schema
         kind = schema.field(self.column).type
+        # Of Arrow's formats a damaged batch is lost as a whole.
+        self.has_own_columns = self._parquet is not None
         self._is_struct = pa.types.is_struct(kind)
         self._others = [name for name in schema.names if name != self.column]
         self._has_path = self._is_struct and kind.get_field_index("path") >= 0

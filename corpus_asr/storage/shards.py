@@ -20,6 +20,7 @@ from corpus_asr.errors import FetchError
 from corpus_asr.failure_kinds import BAD_ARCHIVE, failure_kind
 from corpus_asr.logs import event
 from corpus_asr.storage.manifest import MAX_METADATA_CHARACTERS, metadata_text
+from corpus_asr.storage.parquet import DAMAGED
 from corpus_asr.storage.stores.cells import TABLE_BLOCK_BYTES, audio_table, place_of
 from corpus_asr.storage.stores.filesystem import StoreOptions, open_binary, open_container
 from corpus_asr.storage.stores.members import (
@@ -190,24 +191,29 @@ class _Rows:
     def __iter__(self) -> Iterator[ShardRows]:
         found, etag = ShardRows(), None
         store = self.lister.store
+        damage: list[Exception] = []
         try:
             with open_binary(self.uri, store, block_bytes=TABLE_BLOCK_BYTES) as file:
                 info: ObjectInfo = file.raw.info  # type: ignore[attr-defined]
                 etag = info.etag
                 with audio_table(file, store.audio_column) as table:
-                    number = 0
+                    first = 0
                     for group in range(table.num_groups):
                         expected, index = table.expected_bytes(group), 0
                         told = self._told(info, table, group)
-                        for rows in table.others(group):
+                        for rows in _others(table, group, damage):
                             for row in rows:
                                 place = place_of(group, index, expected)
                                 version = member_version(etag, place, next(told))
                                 text = _short(metadata_text(row) if row else None)
-                                found.add(member_uri(self.uri, str(number)), None, version, text)
-                                number, index = number + 1, index + 1
+                                uri = member_uri(self.uri, str(first + index))
+                                found.add(uri, None, version, text)
+                                index += 1
                             yield found
                             found = ShardRows()
+                        first += table.num_rows(group)
+                    if damage:
+                        raise damage[0]
                     table.check_whole()
         except (StoreError, FetchError) as error:
             if self.lister.is_strict and failure_kind(error.kind).transient:
@@ -217,14 +223,37 @@ class _Rows:
     def _told(self, info: ObjectInfo, table: "AudioTable", group: int) -> Iterator[str | None]:
         kind = self.lister.version
         if kind == "checksum":
-            cells = table.each_cell(group)
-            return (f"{SHA256}:{_hash([cell or b''])}" for cell in cells)
+            return itertools.chain(_checksums(table, group), itertools.repeat(None))
         # A row has neither a size nor a time of its own.
         told = {
             "size": f"{SIZE}:{info.size_bytes}",
             "mtime": f"{MTIME}:{str(info.etag).rpartition('-')[2]}",
         }
         return itertools.repeat(told.get(kind))
+
+
+def _others(
+    table: "AudioTable", group: int, damage: list[Exception]
+) -> Iterator[list[dict[str, Any]]]:
+    """Yield the other columns of a group's rows; none of those that are damaged."""
+    count = 0
+    try:
+        for rows in table.others(group):
+            count += len(rows)
+            yield rows
+    except DAMAGED as error:
+        damage.append(error)
+        if table.has_own_columns:  # their audio may be whole
+            for start in range(count, table.num_rows(group), _CHUNK_ROWS):
+                yield [{}] * min(_CHUNK_ROWS, table.num_rows(group) - start)
+
+
+def _checksums(table: "AudioTable", group: int) -> Iterator[str]:
+    try:
+        for cell in table.each_cell(group):
+            yield f"{SHA256}:{_hash([cell or b''])}"
+    except DAMAGED as error:  # of the audio of a row, whose failure says the same
+        event(_LOG, logging.INFO, "checksum_unknown", why=str(error))
 
 
 class MemberPlaces:

@@ -153,6 +153,27 @@ def test_a_stream_that_is_cut_off_gives_what_is_whole_and_one_failure(tmp_path: 
         assert listed(path)  # whatever it is, it is an answer
 
 
+@pytest.mark.parametrize("version", ["etag", "checksum"])
+def test_a_damaged_group_costs_its_columns_and_no_other_row(tmp_path: Path, version: str) -> None:
+    rows = table(9, 3_000).set_column(1, "speaker", pa.array([f"name {n} " * 99 for n in range(9)]))
+    path = tmp_path / "a.parquet"
+    pq.write_table(rows, path, row_group_size=3, compression="snappy")
+    column = pq.ParquetFile(path).metadata.row_group(1).column(2)
+    assert column.path_in_schema == "speaker"
+    data = bytearray(path.read_bytes())
+    start = column.dictionary_page_offset or column.data_page_offset
+    data[start : start + column.total_compressed_size] = b"\xff" * column.total_compressed_size
+    path.write_bytes(data)
+    found = listed(path, version=version)
+    assert [row["uri"].rpartition("#")[2] for row in found] == [*"012345678", "*"]
+    assert [bool(row["metadata"]) for row in found[:9]] == [True] * 3 + [False] * 3 + [True] * 3
+    for number, row in enumerate(found[:9]):
+        assert read_bytes(located(row["uri"], row["etag"]), COLUMN) == bytes([number]) * 3_000
+    with pytest.raises(FetchError, match="no readable table") as raised:
+        open_binary(found[9]["uri"], COLUMN)
+    assert raised.value.kind == "bad_archive"
+
+
 def test_a_replaced_table_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pq.write_table(table(3), path)

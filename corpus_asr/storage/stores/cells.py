@@ -6,6 +6,7 @@ A row lies in a row group, of which the column of audio is read and nothing else
 follow each other in a run, so the last groups are kept.
 """
 
+import collections
 import io
 import threading
 from collections import OrderedDict
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from corpus_asr.failure_kinds import BAD_ARCHIVE, CHANGED, NOT_FOUND
 from corpus_asr.storage.stores.members import (
+    REST,
     MemberAddress,
     member_version,
     version_digest,
@@ -54,9 +56,8 @@ def audio_table(file: io.BufferedReader, column: str | None) -> "Iterator[AudioT
     Raises:
         StoreError: kind `bad_archive`; it is none, or has no such column, also of later reads.
     """
-    import pyarrow as pa  # of no use to who reads plain files
-
-    from corpus_asr.storage.parquet import AudioTable
+    # Of no use to who reads plain files.
+    from corpus_asr.storage.parquet import DAMAGED, AudioTable
 
     try:
         with closing(AudioTable(file, column)) as table:
@@ -66,8 +67,7 @@ def audio_table(file: io.BufferedReader, column: str | None) -> "Iterator[AudioT
             BAD_ARCHIVE, str(error.args[0]),
             advice="name the column in source.audio_column, of structs {bytes, path} or of bytes",
         ) from error  # fmt: skip
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        # Stores have errors of their own: an OSError is the library's word for damaged content.
+    except DAMAGED as error:
         raise StoreError(
             BAD_ARCHIVE,
             f"found no readable table ({error}), expected Parquet, or a file or stream of Arrow",
@@ -153,6 +153,9 @@ class CellStore(Store):
             if row < num_rows:
                 return group, row
             row -= num_rows
+        if name == REST:
+            for group in range(table.num_groups):
+                collections.deque(table.others(group), maxlen=0)  # what a listing could not read
         table.check_whole()
         raise StoreError(NOT_FOUND, "not found, expected the number of a row, from 0")
 
