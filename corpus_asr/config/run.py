@@ -135,7 +135,7 @@ class SourceSettings(Settings):
     @property
     def uris(self) -> tuple[str, ...]:
         """The addresses that the section itself names."""
-        return self.uri or self.manifest
+        return self.uri or (*self.manifest, *self.tarred)
 
     @property
     def bound_options(self) -> StorageOptions:

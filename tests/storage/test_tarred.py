@@ -14,7 +14,7 @@ from corpus_asr.storage.manifest import read_manifest
 from corpus_asr.storage.run_state.own_sources import source_folders
 from corpus_asr.storage.shards import MemberPlaces
 from corpus_asr.storage.stores.filesystem import describe, read_bytes, write_atomic
-from corpus_asr.storage.stores.host_allowlist import FileRules
+from corpus_asr.storage.stores.host_allowlist import FileRules, HostRules, Verdict
 from corpus_asr.storage.stores.members import located
 from tests.storage.test_members import tar_bytes
 from tests.support.stores import web_server
@@ -249,6 +249,17 @@ def test_manifests_from_elsewhere_name_tar_files_under_the_same_rules(tmp_path: 
         assert row["uri"] == f"{web.url('s.tar')}#*", "no public host, and not named by settings"
         [row] = listed(source_of(manifest="memory://tarred/o.json", allow_hosts=("127.0.0.1",)))
         assert row["uri"] == f"{web.url('s.tar')}#a.wav"
+
+
+def test_tar_files_are_reached_as_what_the_settings_name() -> None:
+    source = source_of(
+        manifest="s3://lists/m.json", tarred=["s3://tars/a_{0..1}.tar", "http://10.0.0.1/a_2.tar"],
+        storage_options={"key": "k", "secret": "s"},
+    )  # fmt: skip
+    assert source.bound_options == source.storage_options.bound(
+        ("s3://lists/m.json", *source.tarred)
+    )
+    assert HostRules.of(source).verdict("10.0.0.1", redirected=False) is Verdict.ADMITTED
 
 
 def test_recordings_in_ranges_and_members_may_be_played(tmp_path: Path) -> None:

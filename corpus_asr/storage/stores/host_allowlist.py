@@ -59,8 +59,7 @@ class HostRules:
     @classmethod
     def of(cls, source: "SourceSettings") -> "HostRules":
         """Return the rules for a source."""
-        written = (*source.uri, *source.manifest)
-        hosts = (host_of(uri) for uri in written if scheme_of(uri) in WEB)
+        hosts = (host_of(uri) for uri in source.uris if scheme_of(uri) in WEB)
         return cls(
             trusted_names=not any(map(comes_from_elsewhere, source.manifest)),
             own_hosts=tuple(dict.fromkeys(host for host in hosts if host)),
