@@ -64,6 +64,8 @@ if "hypothesis" not in _ABSENT:
     # How long one example takes says more about the machine than about the code.
     # Not the usual hundred: what breaks does so within a few examples, and another run has others.
     settings.register_profile("patient", deadline=None, max_examples=10)
+    # By hand, over a night: thousands, with --hypothesis-profile many.
+    settings.register_profile("many", deadline=None, max_examples=2500)
     settings.load_profile("patient")
 
 

@@ -1,10 +1,11 @@
 """Versions of recordings: text is replaced by text alone, whatever comes between, and by one."""
 
 import json
+import shutil
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,10 +16,13 @@ from hypothesis import strategies as st
 from corpus_asr.export.recordings import Selection, open_selection, recordings
 from corpus_asr.report.run import load_report, render
 from corpus_asr.storage.run_state.finish import OutcomeCounts, finish
+from corpus_asr.storage.run_state.moved import noted_moves
 from corpus_asr.storage.run_state.redo import note_redo
+from corpus_asr.storage.run_state.rewriting import follow
 from corpus_asr.storage.run_state.run_files import Run, begin_run
 from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.stores.uri import recording_id
 from corpus_asr.view.catalogue import read_catalogue
 from tests.support.stores import life
 from tests.support.tables import (
@@ -30,8 +34,6 @@ from tests.support.tables import (
     run_config,
 )
 
-PARTS = {"a": 1, "b": 3}
-
 
 def failure(name: str, index: int, *, kind: str = "access_denied", **values: Any) -> dict[str, Any]:
     kinds: dict[str, Any] = {"error_stage": "extract", "error_kind": kind,
@@ -39,14 +41,18 @@ def failure(name: str, index: int, *, kind: str = "access_denied", **values: Any
     return part(name, index, texts=None, status="failed", retryable=False, **kinds, **values)
 
 
+def parts_of(name: str) -> int:
+    return 1 if name == "a" else 3
+
+
 def good(name: str, index: int, etag: str | None, asked: int = 0) -> dict[str, Any]:
-    last = index == PARTS[name] - 1
+    last = index == parts_of(name) - 1
     again = f" {asked}" if asked else ""
     return part(name, index, texts=[f"{etag} {index}{again}"], etag=etag, last=last)
 
 
 def whole(name: str, etag: str | None) -> list[dict[str, Any]]:
-    return [good(name, index, etag) for index in range(PARTS[name])]
+    return [good(name, index, etag) for index in range(parts_of(name))]
 
 
 class Folder:
@@ -108,6 +114,8 @@ def folder(tmp_path: Path) -> Folder:
 
 
 def versions(**etags: str | None) -> pa.RecordBatch:
+    if not etags:
+        return files()
     batches = [files(name, etag=etag) for name, etag in etags.items()]
     return pa.Table.from_batches(batches).combine_chunks().to_batches()[0]
 
@@ -200,80 +208,127 @@ def test_the_newer_failure_is_found_in_merged_commits(folder: Folder) -> None:
         assert run.rows("select uri from failing order by uri") == [("/a",), ("/b",)]
 
 
-attempt = st.tuples(
-    st.sampled_from(["v1", "v2", "v3", None]),  # what is listed
-    st.sets(st.integers(0, 2), max_size=3),  # parts that the run comes to
+GONE = "gone"
+
+
+class Attempt(NamedTuple):
+    """What happens to the recording before a run, and in it."""
+
+    etag: str | None
+    """That is listed; `GONE`: the recording is not."""
+    reached: Collection[int]
+    """Parts that the run comes to."""
+    what: str = "good"
+    failing: int = 0
+    """The part that fails, if anything does."""
+    killed: int | None = None
+    """After so many changes the finish is killed first."""
+    again: bool = False
+    """Whether it is asked to be done again before."""
+    moved: int | None = None
+    """Whether it was moved before, and after how many changes following it is killed first."""
+
+
+attempts = st.builds(
+    Attempt,
+    st.sampled_from(["v1", "v1", "v2", "v2", "v3", None, GONE]),
+    st.sets(st.integers(0, 2), max_size=3),
     st.sampled_from(["good", "good", "access_denied", "decode"]),
-    st.sampled_from([0, 1, 2]),  # the part that fails
-    st.sampled_from([None, None, 0, 3, 6, 10]),  # when the finish is killed first
-    st.sampled_from([False, False, True]),  # whether it is asked to be done again before
+    st.sampled_from([0, 1, 2]),
+    st.sampled_from([None, None, 0, 3, 6, 10]),
+    st.sampled_from([False, False, True]),
+    st.sampled_from([None, None, None, 2, 5, 99]),
 )
+ALL = {0, 1, 2}
 
 
-@settings(max_examples=4, deadline=None)
-@given(history=st.lists(attempt, min_size=2, max_size=7))
+# `--hypothesis-profile many` takes some thousand histories.
+@settings(max_examples=2 * settings.default.max_examples // 5, deadline=None)
+@given(history=st.lists(attempts, min_size=2, max_size=7))
 @example(history=[
-    ("v1", {0, 1, 2}, "good", 0, None, False), ("v2", {0}, "good", 0, None, False),
-    ("v2", {0, 1, 2}, "decode", 1, None, False), ("v1", set(), "good", 0, None, False),
-    ("v3", {1}, "access_denied", 0, 3, False), ("v3", {0, 1, 2}, "good", 0, None, False),
+    Attempt("v1", ALL), Attempt("v2", {0}), Attempt("v2", ALL, "decode", 1), Attempt("v1", ()),
+    Attempt("v3", {1}, "access_denied", killed=3), Attempt("v3", ALL),
 ])  # fmt: skip
 @example(history=[
-    (None, {0}, "access_denied", 1, None, False), ("v3", {0, 1}, "good", 0, None, False),
-    ("v3", set(), "good", 0, None, False),
+    Attempt(None, {0}, "access_denied", 1), Attempt("v3", {0, 1}), Attempt("v3", ()),
+])  # fmt: skip
+@example(history=[Attempt("v1", {2}), Attempt(None, {0}), Attempt(None, ())])
+@example(history=[
+    Attempt("v1", ALL), Attempt("v1", {1}, killed=3, again=True), Attempt("v1", {0}, "decode"),
+    Attempt("v1", {2}, again=True), Attempt("v2", {0, 1}, again=True), Attempt("v2", {2}, killed=6),
 ])  # fmt: skip
 @example(history=[
-    ("v1", {2}, "good", 0, None, False), (None, {0}, "good", 0, None, False),
-    (None, set(), "good", 0, None, False),
-])  # fmt: skip
-@example(history=[
-    ("v1", {0, 1, 2}, "good", 0, None, False), ("v1", {1}, "good", 0, 3, True),
-    ("v1", {0}, "decode", 0, None, False), ("v1", {2}, "good", 0, None, True),
-    ("v2", {0, 1}, "good", 0, None, True), ("v2", {2}, "good", 0, 6, False),
+    Attempt("v1", ALL), Attempt("v2", {1}, again=True), Attempt(GONE, (), moved=2),
+    Attempt("v2", {0}, killed=3, moved=5), Attempt("v1", ALL, "decode", 2), Attempt("v2", {2}),
 ])  # fmt: skip
 def test_whatever_happens_complete_text_stays_complete(
-    tmp_path_factory: pytest.TempPathFactory, history: Sequence[tuple[Any, ...]]
+    tmp_path_factory: pytest.TempPathFactory, history: Sequence[Attempt]
 ) -> None:
-    folder = Folder(tmp_path_factory.getbasetemp() / uuid.uuid4().hex)
-    had_text = False
+    path = tmp_path_factory.getbasetemp() / uuid.uuid4().hex
+    folder = Folder(path)
+    name, had_text = "b", False
     before: tuple[str | None, set[int]] = ("", set())
-    for etag, reached, what, failing, killed, again in history:
-        listing = versions(b=etag)
-        if again:
+    for number, each in enumerate(history):
+        if each.moved is not None:
+            name = move(folder, name, f"b{number}", each.moved)
+        listing = versions(**({} if each.etag == GONE else {name: each.etag}))
+        if each.again:
             folder.ask_again()
         todo = folder.left(listing)
-        assert not again or set(todo.get("b", ())) == set(), "nothing of it is done"
-        if before[0] == etag and "b" in todo and not again:
-            assert before[1] <= {*todo["b"]}, "what was done of this version is kept"
-        wanted = sorted(reached - {*todo.get("b", range(3))})
-        rows = [good("b", index, etag, folder.asked) for index in wanted
-                if what == "good" or index < failing]  # fmt: skip
-        if what != "good" and wanted:
-            taken = {*todo["b"], *(row["part"] for row in rows)}
-            free = next(index for index in range(4) if index not in taken)
-            rows.append(failure("b", free, kind=what, etag=etag))
+        assert not each.again or set(todo.get(name, ())) == set(), "nothing of it is done"
+        if before[0] == each.etag and name in todo and not each.again:
+            assert before[1] <= {*todo[name]}, "what was done of this version is kept"
+        rows = attempted(each, name, todo.get(name), folder.asked)
         run = folder.begin()
         for row in rows:
             commit(folder.store, results(row), run_id=run.run_id)
-        if killed is not None:
-            with life(killed):
+        if each.killed is not None:
+            with life(each.killed):
                 folder.finish(run, listing)
             if had_text:
-                assert len(folder.exported()["b"]) == 3, "also while a finish is killed"
+                assert len(folder.exported()[name]) == 3, "also while a finish is killed"
         counts = folder.finish(run, listing)
-        done = {row["part"] for row in rows if row["status"] == "ok"} | {*todo.get("b", ())}
-        before = (etag, done if "b" in folder.left(listing) else set())
+        done = {row["part"] for row in rows if row["status"] == "ok"} | {*todo.get(name, ())}
+        before = (each.etag, done if name in folder.left(listing) else set())
         had_text = check(folder, listing, counts, had_text=had_text)
+        assert {*folder.texts()} <= {name}, "nowhere else"
+    check_report(folder, counts)
     said = folder.texts()
     again = folder.finish(folder.begin(), listing)
     assert folder.texts() == said
     assert (again.ok, again.failed, again.remaining) == (counts.ok, counts.failed, counts.remaining)
+    shutil.rmtree(path)
+
+
+def move(folder: Folder, name: str, now: str, changes: int) -> str:
+    """Let the rows follow a recording, killed after so many changes first."""
+    with life(changes):
+        follow(folder.store, {recording_id(f"/{name}"): f"/{now}"})
+    follow(folder.store, noted_moves(folder.store))
+    if any(row["uri"] == f"/{name}" for row in folder.read("outcomes")):  # killed before the note
+        follow(folder.store, {recording_id(f"/{name}"): f"/{now}"})
+    return now
+
+
+def attempted(each: Attempt, name: str, done: list[int] | None, asked: int) -> list[dict[str, Any]]:
+    """Return the rows that a run commits of what is left."""
+    if done is None:
+        return []
+    wanted = sorted(set(each.reached) - {*done})
+    rows = [good(name, index, each.etag, asked) for index in wanted
+            if each.what == "good" or index < each.failing]  # fmt: skip
+    if each.what != "good" and wanted:
+        taken = {*done, *(row["part"] for row in rows)}
+        free = next(index for index in range(4) if index not in taken)
+        rows.append(failure(name, free, kind=each.what, etag=each.etag))
+    return rows
 
 
 def check(
     folder: Folder, listing: pa.RecordBatch, counts: OutcomeCounts, *, had_text: bool
 ) -> bool:
-    """Compare all readers after a finish; return whether there is complete text."""
-    said = folder.texts().get("b", [])
+    """Compare the tables and an export after a finish; return whether there is complete text."""
+    [said] = folder.texts().values() or [[]]
     # Without a version a listing fits any, and may go on with it.
     known = {text.split()[0] for text in said} - {"None"}
     assert len(known) <= 1, "of one version"
@@ -281,20 +336,25 @@ def check(
     rows = folder.read("recordings")
     complete = bool(rows) and rows[0]["status"] == "ok"
     assert complete or not had_text
+    assert [row["gone"] for row in rows] == [not listing.num_rows] * len(rows)
     if complete:
         assert [text.split()[1] for text in said] == ["0", "1", "2"]
-        assert counts.ok + counts.earlier >= 1
-    assert folder.exported().get("b", []) == said
-    found = load_report(folder.store)
-    report = found.statistics
-    assert found.accounting.problems == ()
-    assert (report.ok, report.failed) == (
-        int(complete), int(bool(rows) and rows[0]["status"] == "failed"),
-    )  # fmt: skip
-    assert counts.listed == 1 == counts.ok + counts.failed + counts.remaining
-    assert (counts.failed > 0) <= bool(report.failures)
+        assert counts.ok + counts.earlier >= listing.num_rows
+    assert [*folder.exported().values()] == ([said] if said else [])
+    assert counts.listed == listing.num_rows == counts.ok + counts.failed + counts.remaining
     named = json.loads((folder.path / "_run" / "tables.json").read_text())
     assert {name for name in named if name.startswith("outcomes")} == {
         f"outcomes/{path.name}" for path in (folder.path / "outcomes").glob("*.parquet")
     }
     return complete
+
+
+def check_report(folder: Folder, counts: OutcomeCounts) -> None:
+    """Compare the report with the tables."""
+    rows = folder.read("recordings")
+    status = [row["status"] for row in rows]
+    found = load_report(folder.store)
+    report = found.statistics
+    assert found.accounting.problems == ()
+    assert (report.ok, report.failed) == (status.count("ok"), status.count("failed"))
+    assert (counts.failed > 0) <= bool(report.failures)
