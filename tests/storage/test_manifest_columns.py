@@ -93,6 +93,20 @@ def test_other_columns_are_written_without_transcription(tmp_path: Path) -> None
     assert folder.columns() == {"a": [None] * 3, "b": [B] * 3}
 
 
+def test_columns_are_written_in_a_run_that_replaces_other_rows_of_the_object(
+    tmp_path: Path,
+) -> None:
+    folder = Folder(tmp_path, align=True)
+    folder.say(a={"text": "one"}, b={"text": "two", "show": "x"})
+    folder.run()
+    folder.say(a={"text": "uno"}, b={"text": "two", "show": "y"})
+    plan = folder.run()
+    assert plan is not None
+    assert (plan.num_new_columns, plan.num_realigned) == (1, 1)
+    assert folder.columns() == {"a": [{"text": "uno"}] * 3, "b": [{"text": "two", "show": "y"}] * 3}
+    assert folder.texts() == ["a uno", "b two"]
+
+
 @pytest.mark.parametrize("killed", [2, 4, 5, 6, 7, 9])
 def test_columns_that_are_being_written_are_never_lost(tmp_path: Path, killed: int) -> None:
     folder = Folder(tmp_path, align=False)

@@ -77,6 +77,17 @@ def test_another_setting_does_nothing_again_and_sees_later_changes(
     assert set(folder.todo(folder.plan())) == {"b"}
 
 
+def test_another_setting_in_a_run_that_replaces_a_recording(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    folder.version = "size"
+    folder.run()
+    folder.version = "etag"
+    replace(folder, "a", size=200)
+    assert folder.run().ok == len(NAMES)
+    touch(folder, "b")
+    assert set(folder.todo(folder.plan())) == {"b"}
+
+
 def test_versions_that_cannot_be_had_are_refused(tmp_path: Path) -> None:
     OutputStore("memory://bucket").write_bytes("a.wav", b"x")
     for version in ("mtime", "checksum"):

@@ -144,9 +144,8 @@ def finish(
         places = tables.places()
         keep_only(store, places)
         forget_done(store, tables)
-        if places:  # their rows are in other objects now
-            tables.reread(store)
-        if after_reconciling(tables.ids("complete")):
+        placed = after_reconciling(tables.ids("complete"))
+        if placed or places:  # rows are in other objects than the tables say
             tables.reread(store)
         if adopt_versions(store, tables):
             tables.reread(store)
