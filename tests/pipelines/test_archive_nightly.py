@@ -20,7 +20,6 @@ from corpus_asr.storage.stores.store import RetryPolicy
 from tests.support.nightly import QUICK, Archive
 from tests.support.pages import parsed
 from tests.support.stores import SECRET, Webhook, webhook
-from tests.support.tables import rows_of
 
 VARIABLE = "CORPUS_ASR_TEST_WEBHOOK"
 
@@ -93,55 +92,6 @@ def test_what_fails_night_after_night_is_left_alone_until_it_changes(archive: Ar
     archive.set(retry_nights=0)  # not even once
     assert work(archive.night()) == {"new": 1, "changed": 1, "done": 1, "failed": 1, "alone": 1}
     assert work(archive.night()) == {"alone": 1}
-
-
-def test_what_the_environment_did_is_tried_again_in_each_night(archive: Archive) -> None:
-    archive.set(retry_nights=0)
-    archive.add("a", "b")
-    archive.down("b", kind="access_denied")
-    assert work(archive.night()) == {"new": 2, "done": 1, "failed": 1}
-    for _ in range(3):
-        assert work(archive.night()) == {"retried": 1, "failed": 1}
-    archive.down()
-    assert work(archive.night()) == {"retried": 1, "done": 1}
-
-
-def test_a_night_that_reaches_no_changed_recording_keeps_their_text(archive: Archive) -> None:
-    archive.add("a", "b")
-    archive.night()
-    archive.add("a", "b", content=b"touched")
-    archive.set(stop_after_h=1e-9)
-    found = archive.night()
-    assert work(found) == {"changed": 2, "remaining": 2}
-    store = OutputStore(str(archive.output))
-    assert len(rows_of(store.segments(["text"]))) == 4
-    assert [row["status"] for row in rows_of(store.recordings(["status"]))] == ["ok", "ok"]
-    assert found.archive is not None
-    assert (found.archive.done, found.archive.earlier) == (0, 2)
-
-
-def test_a_night_in_which_all_fails_alike_is_no_success_and_loses_no_text(
-    archive: Archive,
-) -> None:
-    archive.add(*"abcdef")
-    archive.night()
-    archive.add(*"abcdef", content=b"uploaded again")
-    archive.down(*"abcdef", kind="access_denied")
-    store = OutputStore(str(archive.output))
-    for number in range(2):
-        with pytest.raises(EngineError, match="all 6 recordings failed alike") as told:
-            archive.night()
-        words = str(told.value)
-        assert "access_denied" in words
-        assert ": scripted" in words, "the words of the store"
-        assert "check the credentials" in words
-        found = archive.summaries()[-1]
-        assert (found["state"], found["findings"]["failed"]) == ("aborted", 6)
-        assert found["retried"] == 6 * number
-        assert len(rows_of(store.segments(["text"]))) == 12
-    archive.down()
-    assert work(archive.night()) == {"retried": 6, "done": 6}
-    assert len(rows_of(store.segments(["text"]))) == 12
 
 
 def test_a_few_that_keep_failing_in_an_archive_that_is_done_end_no_night(archive: Archive) -> None:

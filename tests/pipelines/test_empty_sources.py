@@ -71,13 +71,6 @@ def test_an_empty_inbox_is_complete_with_typed_tables(empty: Job) -> None:
         assert shown.exit_code == 0, (name, shown.output)
 
 
-def test_nights_over_an_empty_inbox_are_done(empty: Job) -> None:
-    for night in range(2):
-        done = empty.command("nightly", "--local")
-        assert done.exit_code == 0, (night, done.output)
-        assert "aborted" not in done.stdout
-
-
 def test_an_empty_place_stops_no_other_unless_files_are_required(empty: Job) -> None:
     other = empty.inbox / "other"
     other.mkdir()

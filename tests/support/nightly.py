@@ -193,13 +193,16 @@ class Archive:
         self.source.mkdir()
         self._down: set[str] = set()
         self._kind = "timeout"
+        self.worked: list[str] = []
+        """Names of what the last run worked on."""
         model = folder / "model"
         files = {"uri": str(self.source)} | (source or {})
         self.config = run_config("", self.output, model=model, source=files, nightly=nightly)
         prepared = Checkpoint(
             name=str(model), folder=model, family=FAMILIES["whisper"], revision="weights"
         )
-        patch.setattr(pipeline, "prepare", lambda config: prepared)
+        for module in (pipeline, driver):
+            patch.setattr(module, "prepare", lambda config: prepared)
         patch.setattr(driver, "run_local", self._work)
 
     def add(self, *names: str, content: bytes = b"x") -> None:
@@ -218,8 +221,19 @@ class Archive:
         self.config = with_section(self.config, "nightly", **nightly)
 
     def night(self, **options: Any) -> Night:
+        self.worked = []
         usual: dict[str, Any] = {"local": True, "progress": None, "timing": QUICK}
         return pipeline.run(self.config, **(usual | options))
+
+    def run(self, **options: Any) -> driver.RunSummary:
+        """Run as `corpus-asr run` does."""
+        self.worked = []
+        return driver.run(self.config, local=True, options=RunOptions(**options))
+
+    def read(self, table: str) -> list[dict[str, Any]]:
+        """Return a table's rows as any Parquet reader finds them."""
+        rows: list[dict[str, Any]] = pq.read_table(self.output / table).to_pylist()
+        return rows
 
     def summaries(self) -> list[dict[str, Any]]:
         """Return what is written of each night, in the order of their names."""
@@ -239,6 +253,7 @@ class Archive:
     ) -> None:
         for pack in packs:
             for file in pack["files"].to_pylist()[0]:
+                self.worked.append(Path(file["uri"]).stem)
                 rows = results(*self._rows(file))
                 committer(rows)
                 progress.set(progress.tally + tally_of(rows))
@@ -247,7 +262,7 @@ class Archive:
         name = Path(file["uri"]).stem
         if "engine-error" in name:
             raise EngineError("the device is lost (scripted)")
-        same = {key: file[key] for key in ("uri", "size_bytes", "etag")}
+        same = {key: file[key] for key in ("uri", "size_bytes", "etag", "metadata")}
         if name in self._down or "fail" in name:
             kind = self._kind if name in self._down else "not_audio"
             yield part(
