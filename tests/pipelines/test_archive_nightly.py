@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 
 from corpus_asr.cli import main as cli
 from corpus_asr.errors import CheckpointError, ConfigError, EngineError, FetchError, LockedError
-from corpus_asr.pipelines import driver, nightly
+from corpus_asr.pipelines import nightly
+from corpus_asr.pipelines.driver import prepare
 from corpus_asr.report.nightly import Night, NightState
 from corpus_asr.storage.run_state.lock import LOCK_NAME, Lock
 from corpus_asr.storage.run_state.tables import OutputStore
@@ -240,7 +241,7 @@ def test_summaries_that_cannot_be_written_are_told(
 def test_a_checkpoint_that_is_gone_is_told(
     telling: Archive, hook: Webhook, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(nightly, "prepare", driver.prepare)
+    monkeypatch.setattr(nightly, "prepare", prepare)
     with pytest.raises(CheckpointError):
         telling.night()
     assert "aborted; what was committed is kept: 0 recordings done" in hook.posted[0]["text"]

@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,8 @@ from corpus_asr.config.run import Retry
 from corpus_asr.failure_kinds import failure_kind
 from corpus_asr.schemas import FILES, OUTCOMES, SEGMENTS
 from corpus_asr.storage.run_state import run_tables
-from corpus_asr.storage.run_state.run_tables import RunTables
+from corpus_asr.storage.run_state.redo import note_redo
+from corpus_asr.storage.run_state.run_tables import REDO, RunTables
 from corpus_asr.storage.run_state.tables import PENDING, OutputStore
 
 Row = dict[str, Any]
@@ -36,6 +38,7 @@ class Version:
     """One version of a recording, with the rows that count if it does."""
 
     key: Key
+    generation: int
     newest: int
     parts: dict[int, Row]
     included: bool
@@ -54,36 +57,62 @@ class Version:
         return int(self.whole and text and not self.included)
 
 
+def generation_of(row: Row, redo: Iterable[Row]) -> int:
+    """Return how often its recording was asked to be done again before the row was made."""
+    mine = [each for each in redo if each["recording_id"] == row["recording_id"]]
+    return sum(row["run_id"] not in each["earlier_runs"] for each in mine)
+
+
 def versions_of(rows: list[Row]) -> list[Version]:
-    ages = sorted(rows, key=lambda row: (row["run_id"], row["id"]))
+    ages = sorted(rows, key=lambda row: (row["generation"], row["run_id"], row["id"]))
     found = []
-    keys = {key_of(row) for row in rows}
-    for key in keys:
+    keys = {(*key_of(row), row["generation"]) for row in rows}
+    for *known, generation in keys:
+        key: Key = (known[0], known[1])
         own = [
             row for row in rows
-            if all(a is None or a == b for a, b in zip(key_of(row), key, strict=True))
+            if row["generation"] == generation
+            and all(a is None or a == b for a, b in zip(key_of(row), key, strict=True))
         ]  # fmt: skip
         parts: dict[int, Row] = {}
         good = [row for row in own if row["status"] != "failed"]
         failed = [row for row in own if row["status"] == "failed"]
         for row in (*failed, *reversed(good)):  # the oldest that did not fail, else the newest
             parts[row["part"]] = row
-        others = [each for each in keys if each != key]
+        others = [each[:2] for each in keys if each[2] == generation and each[:2] != key]
         included = any(
             all(a is None or a == b for a, b in zip(key, each, strict=True)) for each in others
         )
-        newest = max(at for at, row in enumerate(ages) if key_of(row) == key)
-        found.append(Version(key, newest, parts, included))
+        newest = max(
+            at for at, row in enumerate(ages)
+            if key_of(row) == key and row["generation"] == generation
+        )  # fmt: skip
+        found.append(Version(key, generation, newest, parts, included))
     return found
 
 
 def best(versions: Iterable[Version], fresh: Iterable[Version] = ()) -> Version:
-    chosen = [each.key for each in fresh]
-    return max(versions, key=lambda v: (v.rank, v.key in chosen, not v.included, v.newest))
+    chosen = [(each.key, each.generation) for each in fresh]
+    return max(versions, key=lambda v: (
+        v.rank, (v.key, v.generation) in chosen, not v.included, v.newest))  # fmt: skip
 
 
-def random_folder(store: OutputStore, chance: random.Random) -> tuple[list[Row], list[Row]]:
-    """Commit rows of a few recordings in any order; return those that are there, and a listing."""
+def random_redo(names: list[str], chance: random.Random) -> list[Row]:
+    """Return REDO rows: which recordings were asked to be done again, after how many runs."""
+    return [
+        {"recording_id": chance.choice(names),
+         "earlier_runs": [f"run-{number}" for number in range(chance.randint(1, 4))]}
+        for _ in range(chance.choice([0, 0, 1, 2, 4]))
+    ]  # fmt: skip
+
+
+def random_folder(
+    store: OutputStore, chance: random.Random
+) -> tuple[list[Row], list[Row], list[Row]]:
+    """Commit rows of a few recordings in any order.
+
+    Returns those that are there, a listing, and what was asked to be done again.
+    """
     names = [f"r{number}" for number in range(chance.randint(1, 5))]
     listing = [
         {"recording_id": name, "uri": f"/{name}", "size_bytes": chance.choice([None, 1]),
@@ -91,6 +120,8 @@ def random_folder(store: OutputStore, chance: random.Random) -> tuple[list[Row],
         for name in names if chance.random() < 0.8
     ]  # fmt: skip
     there: list[Row] = []
+    redo = random_redo(names, chance)
+    note_redo(store, pa.Table.from_pylist(redo, REDO))
     ids = itertools.count()
     for number in range(chance.randint(0, 7)):
         rows: list[Row] = []
@@ -114,19 +145,21 @@ def random_folder(store: OutputStore, chance: random.Random) -> tuple[list[Row],
             pa.Table.from_pylist(rows, OUTCOMES), [pa.Table.from_pylist(segments, SEGMENTS)],
             under=chance.choice(["", "", PENDING]),
         )  # fmt: skip
-        numbered = [row | {"id": next(ids)} for row in rows]
+        numbered = [row | {"id": next(ids), "generation": generation_of(row, redo)} for row in rows]
         if done.segments_name is not None and chance.random() < 0.1:
             store.remove(done.segments_name)  # what it says is to be done again
         else:
             there += numbered
-    return there, listing
+    return there, listing, redo
 
 
-@settings(max_examples=25, deadline=None)
+# `--hypothesis-profile many` takes some thousand folders.
+@settings(max_examples=2 * settings.default.max_examples, deadline=None)
 @given(seed=st.integers(0, 10**9))
 def test_what_counts_and_what_remains(seed: int, tmp_path_factory: pytest.TempPathFactory) -> None:
     store, chance = OutputStore(str(tmp_path_factory.mktemp("folder"))), random.Random(seed)
-    there, listing = random_folder(store, chance)
+    there, listing, redo = random_folder(store, chance)
+    asked = Counter(row["recording_id"] for row in redo)
     table = pa.Table.from_pylist(listing, FILES).combine_chunks()
     batches = table.to_batches() or [pa.RecordBatch.from_pylist([], FILES)]
     with pytest.MonkeyPatch.context() as patch:
@@ -140,7 +173,8 @@ def test_what_counts_and_what_remains(seed: int, tmp_path_factory: pytest.TempPa
         versions = versions_of([row for row in there if row["recording_id"] == name])
         newest = max(versions, key=lambda version: version.newest)
         present = key_of(listed[name]) if name in listed else newest.key
-        fresh = [version for version in versions if fits(version.key, present)]
+        fresh = [version for version in versions
+                 if fits(version.key, present) and version.generation == asked[name]]  # fmt: skip
         counts = best(versions, fresh)
         now = best(fresh) if fresh else None
         counting += [row["id"] for row in counts.parts.values()]
@@ -163,7 +197,8 @@ def test_what_counts_and_what_remains(seed: int, tmp_path_factory: pytest.TempPa
                 for row in tables.remaining(batches[0], retry).to_pylist()}  # fmt: skip
         assert left == {
             name: parts for name, row in listed.items()
-            if (parts := left_of([each for each in there if each["recording_id"] == name],
+            if (parts := left_of([each for each in there if each["recording_id"] == name
+                                  and each["generation"] == asked[name]],
                                  key_of(row), retry)) is not None
         }  # fmt: skip
     tables.close()
@@ -190,7 +225,7 @@ def left_of(rows: list[Row], present: Key, retry: Retry) -> list[int] | None:
         if row["status"] == "failed" and retry.includes(failure_kind(row["error_kind"]).origin)
     }  # fmt: skip
     kept = {part: row for part, row in now.parts.items() if part not in again}
-    whole = Version(now.key, 0, kept, included=False).whole
+    whole = Version(now.key, 0, 0, kept, included=False).whole
     if whole and not again:
         return None
     ended = [part for part, row in kept.items() if row["status"] == "failed" and row["last_part"]]
