@@ -243,7 +243,7 @@ ALL = {0, 1, 2}
 
 
 # `--hypothesis-profile many` takes some thousand histories.
-@settings(max_examples=2 * settings.default.max_examples // 5, deadline=None)
+@settings(max_examples=2 * settings().max_examples // 5, deadline=None)
 @given(history=st.lists(attempts, min_size=2, max_size=7))
 @example(history=[
     Attempt("v1", ALL), Attempt("v2", {0}), Attempt("v2", ALL, "decode", 1), Attempt("v1", ()),

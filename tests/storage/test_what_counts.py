@@ -67,8 +67,8 @@ def versions_of(rows: list[Row]) -> list[Version]:
     ages = sorted(rows, key=lambda row: (row["generation"], row["run_id"], row["id"]))
     found = []
     keys = {(*key_of(row), row["generation"]) for row in rows}
-    for *known, generation in keys:
-        key: Key = (known[0], known[1])
+    for etag, size_bytes, generation in keys:
+        key = (etag, size_bytes)
         own = [
             row for row in rows
             if row["generation"] == generation
@@ -154,7 +154,7 @@ def random_folder(
 
 
 # `--hypothesis-profile many` takes some thousand folders.
-@settings(max_examples=2 * settings.default.max_examples, deadline=None)
+@settings(max_examples=2 * settings().max_examples, deadline=None)
 @given(seed=st.integers(0, 10**9))
 def test_what_counts_and_what_remains(seed: int, tmp_path_factory: pytest.TempPathFactory) -> None:
     store, chance = OutputStore(str(tmp_path_factory.mktemp("folder"))), random.Random(seed)
