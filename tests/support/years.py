@@ -33,7 +33,9 @@ from corpus_asr.runtime.progress import Progress
 from corpus_asr.storage.run_state.corrections import Corrections
 from corpus_asr.storage.run_state.forget import allow_again, find_recordings, forget, going_on
 from corpus_asr.storage.run_state.lock import Lock
+from corpus_asr.storage.run_state.moved import noted_moves
 from corpus_asr.storage.run_state.prune import find_gone, prune
+from corpus_asr.storage.run_state.rewriting import follow
 from corpus_asr.storage.run_state.run_files import FINGERPRINT_NAME, new_run_id
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import recording_id
@@ -452,7 +454,9 @@ class _Held:
         self._lock = Lock(store, new_run_id(), steal=True, timing=QUICK)
 
     def __enter__(self) -> OutputStore:
-        return self._lock.__enter__().store
+        store = self._lock.__enter__().store
+        follow(store, noted_moves(store))
+        return store
 
     def __exit__(self, *error: Any) -> None:
         self._lock.__exit__(*error)
