@@ -42,7 +42,7 @@ where not gone group by name order by name
 """
 
 
-class Changes(NamedTuple):
+class ManifestChanges(NamedTuple):
     """What a manifest says otherwise than the tables do."""
 
     columns: pa.Table
@@ -56,11 +56,13 @@ class Changes(NamedTuple):
         return len(self.columns["recording_id"].unique())
 
 
-def changes(tables: RunTables, listed: str, *, aligns: bool) -> Changes:
+def changes(tables: RunTables, listed: str, *, aligns: bool) -> ManifestChanges:
     """Compare the metadata of outcomes with that of a table of FILES rows, without credentials."""
     query = _FOUND.format(listed=listed)
     if not aligns:
-        return Changes(tables.table(query).select(_CHANGES.names), pa.array([], pa.string()))
+        return ManifestChanges(
+            tables.table(query).select(_CHANGES.names), pa.array([], pa.string())
+        )
     rows, texts = [], dict[str, None]()
     for batch in tables.batches(query):
         for row in batch.to_pylist():
@@ -68,7 +70,7 @@ def changes(tables: RunTables, listed: str, *, aligns: bool) -> Changes:
                 rows.append(row)
             elif row["latest"]:  # else it waits to be done again
                 texts[row["recording_id"]] = None
-    return Changes(pa.Table.from_pylist(rows, _CHANGES), pa.array(list(texts), pa.string()))
+    return ManifestChanges(pa.Table.from_pylist(rows, _CHANGES), pa.array(list(texts), pa.string()))
 
 
 def _aligned(metadata: str | None) -> AlignedText | None:
@@ -78,7 +80,7 @@ def _aligned(metadata: str | None) -> AlignedText | None:
         return None
 
 
-def write_columns(store: OutputStore, tables: RunTables, found: Changes) -> bool:
+def write_columns(store: OutputStore, tables: RunTables, found: ManifestChanges) -> bool:
     """Write changed columns into the objects that hold them; tell whether there were any.
 
     May be repeated after being killed anywhere: what is written sorts before what it replaces.
