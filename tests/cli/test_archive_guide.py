@@ -1,0 +1,133 @@
+"""Every command of docs/archive.md runs, in its order, on a folder that the program made."""
+
+import datetime
+import re
+import shlex
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+from typer.testing import CliRunner
+
+from corpus_asr.cli import main as cli
+from corpus_asr.schemas import RECORDINGS
+from corpus_asr.storage.run_state.lock import Lock
+from corpus_asr.storage.run_state.tables import OutputStore
+from tests.support.runs import correct_segment
+from tests.support.tables import rows_of
+
+REPOSITORY = Path(__file__).parents[2]
+SPEECH = REPOSITORY / "tests" / "data" / "speech" / "english_short"
+GUIDE = (REPOSITORY / "docs" / "archive.md").read_text()
+COMMANDS = [
+    line.removeprefix("$ ")
+    for block in re.findall(r"^```console\n(.*?)^```$", GUIDE, re.M | re.S)
+    for line in block.splitlines()
+]
+# What each answers, in what happens to the archive below.
+ANSWERS = {
+    "run archive.yaml": r"this run: 1 recording, .*, 1 moved\n",
+    'plan archive.yaml --redo "confidence < 0.8"': r"redo +1 recording to be done again",
+    'run archive.yaml --redo "confidence < 0.8" --set decoding.beam_size=2': (
+        r"3 recordings, 3 done .*this run: 1 recording,"
+    ),
+    "prune s3://transcripts --older-than 30d": r"deleted\.mp3: .*1 recording of 4 is gone",
+    "prune s3://transcripts --older-than 30d --yes": r"removed 1 recording\n",
+    "forget s3://transcripts --uri '*/interview-0417.wav'": (
+        r"1 recording, \d segment.*nothing was changed"
+    ),
+    "forget s3://transcripts --uri '*/interview-0417.wav' --yes": r"erased 1 recording",
+    "forget s3://transcripts --speaker 'Ada Lovelace' --yes": (
+        r"erased name and voice of Ada Lovelace, in 1 recording"
+    ),
+}
+
+
+def test_every_command_of_the_guide_is_executed_below() -> None:
+    assert [f"corpus-asr {command}" for command in ANSWERS] == COMMANDS
+    table = re.findall(r"^\| (?!What|---)", GUIDE, re.M)
+    assert 10 <= len(table) <= 14
+
+
+class Living:
+    """An archive, and its output folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.source, self.output = folder / "recordings", folder / "transcripts"
+        self.store = OutputStore(str(self.output))
+        self.source.mkdir()
+        for name, of in {
+            "interview-0417.wav": "cheetah_en.wav", "deleted.mp3": "cv6_common_voice_en_46854.mp3",
+            "old/ada.mp3": "cv6_common_voice_en_17254709.mp3",
+        }.items():  # fmt: skip
+            self.add(name, of)
+        [settings] = re.findall(r"^```yaml\n# archive.yaml\n(.*?)^```$", GUIDE, re.M | re.S)
+        (folder / "archive.yaml").write_text(self.local(settings))
+
+    def add(self, name: str, of: str) -> None:
+        path = self.source / name
+        path.parent.mkdir(exist_ok=True)
+        shutil.copy(SPEECH / of, path)
+
+    def local(self, text: str) -> str:
+        return text.replace("s3://", f"{self.folder}/")
+
+    def do(self, command: str, *, code: int = 0) -> str:
+        """Execute a command of the guide; return what it says."""
+        words = shlex.split(self.local(command))
+        if words[0] in ("run", "nightly"):
+            words.append("--local")
+        done = CliRunner().invoke(cli.app, words)
+        assert done.exit_code == code, done.output
+        return done.output
+
+    def segments(self, name: str) -> list[dict[str, Any]]:
+        return [row for row in rows_of(self.store.segments()) if row["uri"].endswith(f"/{name}")]
+
+
+@pytest.fixture
+def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Living:
+    monkeypatch.chdir(tmp_path)
+    living = Living(tmp_path)
+    living.do("run archive.yaml")
+    return living
+
+
+def test_the_commands_answer_as_the_guide_says(archive: Living) -> None:
+    store = archive.store
+    backdate(store, datetime.timedelta(days=31))
+    (archive.source / "deleted.mp3").unlink()
+    (archive.source / "old").rename(archive.source / "renamed")
+    archive.add("late.mp3", "cv6_common_voice_en_685023.mp3")
+    [segment] = archive.segments("ada.mp3")
+    correct_segment(store, segment["text"].strip(), "What a person hears.")
+    (archive.output / "speakers.csv").write_text(
+        f"uri,speaker,name\n{archive.source}/old/ada.mp3,S1,Ada Lovelace\n"
+    )
+    for command, answer in ANSWERS.items():
+        said = archive.do(command)
+        assert re.search(answer, said, re.DOTALL), said
+        if command == "run archive.yaml":
+            shown = archive.do("show s3://transcripts --uri '*/renamed/ada.mp3'")
+            assert "What a person hears." in shown
+            changed = archive.do("run archive.yaml --set decoding.beam_size=2", code=2)
+            assert re.search(r"decoding\.beam_size: was .*, now 2; .*--redo all", changed)
+            with Lock(store, "another"):
+                assert "in use by run another" in archive.do("run archive.yaml", code=2)
+    assert "forgotten  1 file" in archive.do("plan archive.yaml --set decoding.beam_size=2")
+    assert not archive.segments("interview-0417.wav")
+    assert len(archive.segments("ada.mp3")) == 1
+    assert "Ada" not in (archive.output / "speakers.csv").read_text()
+
+
+def backdate(store: OutputStore, age: datetime.timedelta) -> None:
+    """Let the last run have been so long ago."""
+    [name] = store.names("recordings")
+    rows = store.read_table(name, RECORDINGS)
+    at = rows.schema.get_field_index("listed_at")
+    before = pc.subtract(rows["listed_at"], pa.scalar(age, pa.duration("ms")))
+    store.write_table(name, rows.set_column(at, rows.schema.field(at), before))
