@@ -91,8 +91,9 @@ def prune(
             now = find_gone(held, older_than=age).gone
             gone = [each for each in now if each.recording_id in shown]
             remove_gone(held, gone)
-            _write_page(held)
+            _write_pages(held)
         typer.echo(f"{store.uri}: removed {counted(len(gone), 'recording')}")
+        _show_catalog(store)
 
 
 def forget(
@@ -142,13 +143,12 @@ def forget(
             return
         begun = forgetting.going_on(store)
         if begun and yes:
-            with _held(store, steal=steal_lock) as held:
-                forgetting.forget(held, forgetting.going_on(held))
-                _write_page(held)
-            typer.echo(f"{store.uri}: went on with what a killed command had begun")
-            if all(each in begun.values() for each in uri):
-                return
-        found = forgetting.find_recordings(store, uri)
+            with _held(store, steal=steal_lock) as held:  # which continues it
+                _write_pages(held)
+            typer.echo(f"{store.uri}: continued what a killed command had begun")
+        found = forgetting.find_recordings(store, uri, begun=begun.values())
+        if not found.recordings:
+            return
         for line in _lines(sorted(found.recordings.values())):
             typer.echo(line)
         number = counted(len(found.recordings), "recording")
@@ -160,28 +160,45 @@ def forget(
         else:
             with _held(store, steal=steal_lock) as held:
                 left = forgetting.forget(held, found.recordings)
-                _write_page(held)
+                _write_pages(held)
             typer.echo(f"{store.uri}: erased {what}; later runs leave them out")
             for name in left:
-                typer.echo(f"left, as this program did not write it: {store.address(name)}")
-        for line in _beyond(found.datasets):
+                typer.echo(f"left, as this program did not write it: {name}")
+            _show_catalog(store)
+        for line in _to_be_made_again(found.datasets):
             typer.echo(line)
+        typer.echo(
+            "not reached: the recordings themselves, manifests, earlier versions of objects that "
+            "the store keeps, and copies: backups, exports, pages, data sets, models trained on "
+            "them"
+        )
 
 
 def _forget_speakers(store: "OutputStore", names: Sequence[str], *, yes: bool, steal: bool) -> None:
     from corpus_asr.export.speakers import find_speakers
-    from corpus_asr.storage.run_state.forget_voices import forget_voices
+    from corpus_asr.storage.run_state.forget import datasets_of
+    from corpus_asr.storage.run_state.forget_voices import NotedSpeakers, forget_voices
     from corpus_asr.units import counted
 
+    begun = NotedSpeakers.read(store)
+    if yes and begun.speakers:
+        with _held(store, steal=steal) as held:  # which continues it
+            held.note_tables()
+        typer.echo(f"{store.uri}: continued what a killed command had begun")
+        if {*names} <= begun.names:
+            return
     found = find_speakers(store, names)
     what = f"{', '.join(names)}, in {counted(len({each for each, _ in found}), 'recording')}"
     if not yes:
         typer.echo(f"{store.uri}: {what}; nothing was changed: --yes erases name and voice")
     else:
         with _held(store, steal=steal) as held:
-            forget_voices(held, found)
+            forget_voices(held, found, names)
             held.note_tables()
         typer.echo(f"{store.uri}: erased name and voice of {what}")
+        _show_catalog(store)
+    for line in _to_be_made_again(datasets_of(store)):
+        typer.echo(line)
     typer.echo(
         "not reached: what they say (--uri erases recordings), recordings to come, in which the "
         "same voice is found again, earlier versions of objects, and copies"
@@ -203,7 +220,7 @@ def _allow_again(store: "OutputStore", uris: Sequence[str]) -> None:
     typer.echo(f"{store.uri}: the next run does {counted(allowed, 'recording')} again")
 
 
-def _beyond(datasets: Sequence[str]) -> Iterator[str]:
+def _to_be_made_again(datasets: Sequence[str]) -> Iterator[str]:
     from corpus_asr.storage.stores.uri import redact_uri
 
     for uri in map(redact_uri, datasets):
@@ -211,10 +228,20 @@ def _beyond(datasets: Sequence[str]) -> Iterator[str]:
             f"data set made of this folder: {uri}; remove it and make it again: corpus-asr label "
             f"CONFIG --set dataset.uri={uri}"
         )
-    yield (
-        "not reached: the recordings themselves, manifests, earlier versions of objects that the "
-        "store keeps, and copies: backups, exports, pages, data sets, models trained on them"
-    )
+
+
+def _show_catalog(store: "OutputStore") -> None:
+    """Say what is to be done about a catalog, whose credentials the folder does not have."""
+    from corpus_asr.storage.run_state.run_files import CONFIG_NAME
+
+    config = store.read_json(CONFIG_NAME) or {}
+    catalog = (config.get("output") or {}).get("catalog") or {}
+    if catalog:
+        typer.echo(
+            f"registered in {catalog.get('namespace')} of an Iceberg catalog: run the job again, "
+            "which registers the files that are left; until then queries by the catalog find "
+            "files gone"
+        )
 
 
 def _lines(each: Sequence[str]) -> Iterator[str]:
@@ -230,27 +257,31 @@ def _held(store: "OutputStore", *, steal: bool) -> "Iterator[OutputStore]":
     """Lock an output folder from which objects can be removed."""
     from corpus_asr.cli.options import progress_lines
     from corpus_asr.runtime.progress import line_writer
+    from corpus_asr.storage.run_state.forget import finish_killed
     from corpus_asr.storage.run_state.lock import Lock
-    from corpus_asr.storage.run_state.moved import noted_moves
     from corpus_asr.storage.run_state.prune import check_removable
-    from corpus_asr.storage.run_state.rewriting import follow
     from corpus_asr.storage.run_state.run_files import new_run_id
 
     check_removable(store)  # before there is a lock that could not be removed again
     say = line_writer(progress_lines())
     with Lock(store, new_run_id(), steal=steal, say=say) as lock:
-        follow(lock.store, noted_moves(lock.store))  # as a run would that goes on
+        finish_killed(lock.store)  # as a run would
         yield lock.store
 
 
-def _write_page(store: "OutputStore") -> None:
+def _write_pages(store: "OutputStore") -> None:
     """Write the pages of what is left."""
+    from corpus_asr.report.html.nights import write_nights_page
     from corpus_asr.report.html.page import write_page_at_the_end
+    from corpus_asr.storage.run_state.forget import summaries_of
     from corpus_asr.storage.run_state.run_files import RUN_NAME
 
     run = store.read_json(RUN_NAME)
     if run is not None:
         write_page_at_the_end(store, run["counts"]["recordings"])
+    summaries = summaries_of(store)
+    if any(summaries.all_names("")):
+        write_nights_page(store, summaries)
 
 
 def _age(text: str) -> "datetime.timedelta":

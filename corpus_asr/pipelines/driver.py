@@ -39,9 +39,8 @@ from corpus_asr.stages.transcribe import load_engine
 from corpus_asr.storage.catalog import Catalog
 from corpus_asr.storage.model_files import full_name
 from corpus_asr.storage.run_state.finish import OutcomeCounts, finish
-from corpus_asr.storage.run_state.forget import forget, going_on
+from corpus_asr.storage.run_state.forget import finish_killed
 from corpus_asr.storage.run_state.lock import Lock
-from corpus_asr.storage.run_state.moved import noted_moves
 from corpus_asr.storage.run_state.plan import Plan, make_plan, read_listing, read_packs
 from corpus_asr.storage.run_state.redo import note_redo
 from corpus_asr.storage.run_state.rewriting import follow
@@ -226,9 +225,7 @@ class CorpusRun:
         calibrates = config.pipeline != CLASSIFY_AUDIO
         if calibrates and config.model.calibration is not None:  # before old results are archived
             self._calibration = calibration_for(config, store, model_revision=revision)
-        # What others began here and did not end, as they were killed.
-        forget(store, going_on(store))
-        follow(store, noted_moves(store))
+        finish_killed(store)
         self.plan = make_plan(config, store, model_revision=name, options=self.options)
         say = line_writer(self.progress)
         for words in self.plan.notes():

@@ -37,7 +37,7 @@ from corpus_asr.runtime.shutdown import RunStoppedError
 from corpus_asr.storage.run_state.lock import USUAL, Lock, Timing
 from corpus_asr.storage.run_state.plan import Plan
 from corpus_asr.storage.run_state.rewriting import FAILING_NAME
-from corpus_asr.storage.run_state.run_files import new_run_id
+from corpus_asr.storage.run_state.run_files import SUMMARIES_FOLDER, new_run_id
 from corpus_asr.storage.run_state.run_tables import VERSION_COLUMNS, RunTables
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.filesystem import StoreOptions
@@ -61,7 +61,6 @@ select latest.*,
      coalesce(tries, 0) + (noted.run_id is distinct from latest.run_id)::int, 1)::int as tries
 from latest left join noted using (recording_id) order by uri
 """
-SUMMARIES_FOLDER = "nights"
 _MOST_GIVEN_UP = 10  # named in a message that people read; the tables hold all of them
 
 

@@ -1,11 +1,18 @@
 """Erasing recordings: nothing in the folder names them, and later runs leave them out."""
 
+import base64
+import binascii
+import contextlib
 import datetime
+import gzip
 import io
+import itertools
+import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -13,14 +20,18 @@ from typer.testing import CliRunner, Result
 
 from corpus_asr.cli import main as cli
 from corpus_asr.errors import FetchError
+from corpus_asr.export.speakers import find_speakers
 from corpus_asr.report.html.page import write_page_at_the_end
 from corpus_asr.report.run import load_report
 from corpus_asr.schemas import SPEAKERS, VOICES
 from corpus_asr.storage.run_state import forget as forgetting
+from corpus_asr.storage.run_state.forget_voices import NotedSpeakers, forget_voices
 from corpus_asr.storage.run_state.forgotten import FORGOTTEN_NAME
 from corpus_asr.storage.run_state.lock import LOCK_NAME, Lock
 from corpus_asr.storage.run_state.plan import make_plan
-from corpus_asr.storage.run_state.rewriting import FAILING_NAME, NAMES_NAME
+from corpus_asr.storage.run_state.redo import note_redo
+from corpus_asr.storage.run_state.rewriting import FAILING_NAME, NAMES_NAME, follow
+from corpus_asr.storage.run_state.run_tables import REDO
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.uri import recording_id
@@ -30,6 +41,8 @@ from tests.support.tables import orphan, part, rows_of
 
 SECRET = "Quillfeather owes me nine pounds"
 CORRECTED = "Quillfeather owes me ninety pounds"
+# Moments of a command: a soak tries all of them.
+EACH = pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.slow), 5])
 
 
 def segment(text: str) -> dict[str, Any]:
@@ -78,12 +91,21 @@ def job(tmp_path: Path) -> ManualRun:
     job.store.write_json("evaluation.json", {"worst": [{"uri": uri, "text": SECRET}]})
     (Path(job.store.uri) / ".tmp-x").write_bytes(SECRET.encode())
     job.finish()
+    # A newer version of which a part waits for the others, and a redo that is under way.
+    Path(uri).write_bytes(b"newer")
+    job.begin()
+    job.commit("ada.wav", segments=[segment(f"{SECRET}, now")], last_part=False)
+    job.finish()
+    assert job.store.names("_run/pending/segments")
+    redo = {"recording_id": recording_id(uri), "earlier_runs": ["x"]}
+    note_redo(job.store, pa.Table.from_pylist([redo], REDO))
+    job.store.write_bytes("nights.html", f"<p>{uri} failed</p>".encode())
     write_page_at_the_end(job.store, 4)
     return job
 
 
 def held_by(folder: str) -> dict[str, bytes]:
-    """Return every file with its bytes, and all values of those that are Parquet."""
+    """Return every file with its bytes, and all that is packed in them."""
     found = {}
     for path in sorted(Path(folder).rglob("*")):
         name = str(path.relative_to(folder))
@@ -91,6 +113,11 @@ def held_by(folder: str) -> dict[str, bytes]:
         if name.endswith(".parquet"):
             table = pq.read_table(io.BytesIO(data))
             data += repr(table.to_pylist()).encode() + str(table.schema.metadata).encode()
+        if name.endswith(".gz"):
+            data += gzip.decompress(data)
+        for packed in re.findall(rb"[A-Za-z0-9+/]{8,}={0,2}", data):
+            with contextlib.suppress(binascii.Error):
+                data += base64.b64decode(packed)
         found[name] = name.encode() + data
     return found
 
@@ -194,6 +221,98 @@ def test_a_file_of_others_that_names_it_is_told_and_left(job: ManualRun) -> None
     assert notes.exists()
 
 
+def test_files_of_others_are_named_however_they_spell_it_and_left(tmp_path: Path) -> None:
+    name = "Añ & b.wav"
+    job = ManualRun(tmp_path, [name, "en", "b.wav"])
+    job.begin()
+    for each in (name, "en", "b.wav"):
+        job.commit(each)
+    job.finish()
+    uri, output = str(job.source / name), Path(job.store.uri)
+    others = {
+        "own.json": json.dumps({"note": uri}).encode(),
+        "lines.jsonl.gz": gzip.compress(json.dumps(uri).encode()),
+        "page.html": b"<a href='A%C3%B1%20%26%20b.wav'>",
+        "text.html": b"<p>A\xc3\xb1 &amp; b.wav</p>",
+        "notes/list.md": f"- {name}\n- b.wav\n".encode(),
+        "texts/A\u00f1 & b.srt": b"said",
+        "broken.gz": name.encode(),
+        "broken.parquet": name.encode(),
+    }
+    for each, data in {**others, "fine.txt": b"b.wav, en"}.items():
+        job.store.write_bytes(each, data)
+    pq.write_table(pa.table({"uri": [uri] * 9}), output / "table.parquet")
+    before = {each: (output / each).read_bytes() for each in others}
+    done = command(job, "forget", "--uri", f"*/{name}", "--yes")
+    assert done.exit_code == 0, done.output
+    left = set(re.findall(rf"did not write it: {output}/(.*)", done.stdout))
+    assert left == {*others, "table.parquet"}
+    assert {each: (output / each).read_bytes() for each in others} == before
+
+
+def test_a_recording_named_like_a_common_word_takes_nothing_else_along(tmp_path: Path) -> None:
+    job = ManualRun(tmp_path, ["en", "ok"])
+    job.begin()
+    job.commit("en")
+    job.commit("ok")
+    job.finish()
+    before = [job.store.read_json(name) for name in ("_run/config.json", "_run/fingerprint.json")]
+    assert "en" in str(before)
+    assert command(job, "forget", "--uri", "*/en", "--uri", "*/ok", "--yes").exit_code == 0
+    after = [job.store.read_json(name) for name in ("_run/config.json", "_run/fingerprint.json")]
+    assert after == before
+
+
+def test_an_address_is_no_glob_and_each_pattern_has_to_match(tmp_path: Path) -> None:
+    job = ManualRun(tmp_path, ["talk[1].wav", "talk1.wav"])
+    job.begin()
+    for name in ("talk[1].wav", "talk1.wav"):
+        job.commit(name)
+    job.finish()
+    one = f"{job.source}/talk[1].wav"
+    wrong = command(job, "forget", "--uri", one, "--uri", "*/tolk1.wav", "--yes")
+    assert wrong.exit_code == 2
+    assert "found none of */tolk1.wav, expected" in wrong.stderr
+    assert "did you mean" in wrong.stderr
+    assert command(job, "forget", "--uri", one, "--yes").exit_code == 0
+    assert {Path(row["uri"]).name for row in rows_of(job.store.segments())} == {"talk1.wav"}
+
+
+def test_what_it_was_called_before_it_moved_is_erased_too(tmp_path: Path) -> None:
+    job = ManualRun(tmp_path, ["quill.wav", "b.wav"])
+    first, uri = str(job.source / "quill.wav"), str(job.source / "ada.wav")
+    job.begin()
+    job.commit("quill.wav", segments=[segment(SECRET)])
+    job.commit("b.wav")
+    job.finish()
+    for folder in ("outcomes", "segments", "recordings"):
+        for name in job.store.all_names(folder):
+            data = filesystem.read_bytes(job.store.address(name))
+            job.store.write_bytes(f"_earlier/before-x/{name}", data)
+    job.store.write_json("nights/2026-01-01.json", {"least_sure": [{"uri": first, "audio_s": 1}]})
+    for old, new in (("quill.wav", "middlename.wav"), ("middlename.wav", "ada.wav")):
+        (job.source / old).rename(job.source / new)
+        job.begin()
+        job.finish()
+    assert [row["uri"] for row in rows_of(job.store.recordings())].count(uri) == 1
+    assert command(job, "forget", "--uri", uri, "--yes").exit_code == 0
+    needles = ("quill", "middlename", "ada.wav", "Quillfeather", recording_id(first))
+    assert [(each, needle) for each, data in held_by(job.store.uri).items()
+            for needle in needles if needle.encode() in data] == []  # fmt: skip
+
+
+def test_a_recording_whose_move_was_killed_is_forgotten_by_either_address(job: ManualRun) -> None:
+    uri = str(job.source / "ada.wav")
+    moves = {recording_id(uri): str(job.source / "renamed.wav")}
+    (job.source / "ada.wav").rename(job.source / "renamed.wav")
+    with life(3) as process:
+        follow(job.store, moves)
+    assert process.killed
+    assert command(job, "forget", "--uri", uri, "--yes").exit_code == 0
+    assert naming(job) == []
+    assert not any(b"renamed.wav" in data for data in held_by(job.store.uri).values())
+
+
 @pytest.mark.parametrize("moment", [1, 4, 7, 11, 16, 22])
 def test_killed_anywhere_it_is_gone_on_with(job: ManualRun, moment: int) -> None:
     found = forgetting.find_recordings(job.store, ["*/ada.wav"])
@@ -202,41 +321,147 @@ def test_killed_anywhere_it_is_gone_on_with(job: ManualRun, moment: int) -> None
     assert process.killed
     texts = {row["text"] for row in rows_of(job.store.segments())}
     assert texts - {SECRET} == {"More words", "Other words"}
-    forgetting.forget(job.store, forgetting.going_on(job.store))
+    again = command(job, "forget", "--uri", "*/ada.wav", "--yes")
+    assert again.exit_code == 0, again.output
     assert naming(job) == []
     assert not job.store.exists(forgetting.FORGETTING_NAME)
     assert job.store.exists(FORGOTTEN_NAME)
 
 
-def test_a_voice_is_forgotten_and_what_it_says_stays(job: ManualRun) -> None:
+@pytest.fixture
+def voiced(job: ManualRun) -> ManualRun:
+    """The folder with a voice of `b.wav`, which is Bo's."""
     uri = str(job.source / "b.wav")
-    halves = np.arange(4, dtype="<f2").tobytes()
     spans = [{"start_s": 0.0, "end_s": 0.9}, {"start_s": 5.0, "end_s": 6.0}]
-    job.commit("b.wav", segments=[segment("Said")], voice_spans=spans, voices=halves)
-    [name, *_] = job.store.names("speakers")
-    rows = job.store.read_table(name, SPEAKERS).to_pylist()
-    job.store.write_table(
-        name, pa.Table.from_pylist([row | {"embedding": b"12"} for row in rows], SPEAKERS)
-    )
+    job.commit("b.wav", segments=[segment("Said")], voice_spans=spans, voices=b"B0B0OTHR")
+    for name in job.store.names("speakers"):
+        rows = job.store.read_table(name, SPEAKERS).to_pylist()
+        turns = [row | {"embedding": b"B0EM"} for row in rows]
+        job.store.write_table(name, pa.Table.from_pylist(turns, SPEAKERS))
     voices = [{"recording_id": recording_id(uri), "uri": uri, "speaker": "S1", "voice": "V1"}]
     job.store.write_table("voices/1.parquet", pa.Table.from_pylist(voices, VOICES))
+    return job
+
+
+def speaking(store: OutputStore) -> list[Any]:
+    """Return the files that still say how Bo sounds or is called."""
+    of_bo = [row for name in store.names("speakers")
+             for row in store.read_table(name, SPEAKERS).to_pylist()
+             if row["uri"].endswith("/b.wav") and row["embedding"]]  # fmt: skip
+    assert len(of_bo) < 2
+    said = (b",Bo\n", b"B0B0", b"'V1'")
+    files = held_by(store.uri).items()
+    return [name for name, data in files if any(each in data for each in said)] + of_bo
+
+
+def test_a_voice_is_forgotten_and_what_it_says_stays(voiced: ManualRun) -> None:
+    job = voiced
+    uri = str(job.source / "b.wav")
+    assert len(speaking(job.store)) > 3
     wrong = command(job, "forget", "--speaker", "Boo", "--yes")
     assert wrong.exit_code == 2
     assert "found nobody called Boo" in wrong.stderr
     assert "did you mean Bo?" in wrong.stderr
     shown = command(job, "forget", "--speaker", "Bo")
     assert "Bo, in 1 recording; nothing was changed" in shown.stdout
+    assert "s3://sets/one; remove it and make it again" in shown.stdout
     done = command(job, "forget", "--speaker", "Bo", "--yes")
     assert done.exit_code == 0, done.output
     assert Path(job.store.address(NAMES_NAME)).read_text().endswith(",Ada\n")
     turns = [row for name in job.store.names("speakers")
              for row in job.store.read_table(name, SPEAKERS).to_pylist()]  # fmt: skip
     assert {row["embedding"] for row in turns if row["uri"] == uri} == {None}
-    assert sum(row["voices"] == halves[4:] for row in rows_of(job.store.outcomes())) == 1
+    assert sum(row["voices"] == b"OTHR" for row in rows_of(job.store.outcomes())) == 1
+    assert speaking(job.store) == []
     [voices_name] = job.store.names("voices")
     assert job.store.read_table(voices_name, VOICES).num_rows == 0
     assert "Said" in {row["text"] for row in rows_of(job.store.segments())}
     assert command(job, "forget").exit_code == 2
+
+
+@EACH
+def test_a_voice_killed_anywhere_is_gone_after_the_next_run(
+    voiced: ManualRun, tmp_path: Path, step: int
+) -> None:
+    speakers = find_speakers(voiced.store, ["Bo"])
+    for moment in itertools.count(1, step):
+        shutil.copytree(voiced.store.uri, tmp_path / str(moment))
+        store = OutputStore(str(tmp_path / str(moment)))
+        with life(moment) as process:
+            forget_voices(store, speakers, ["Bo"])
+        if not process.killed:
+            break
+        assert NotedSpeakers.read(store).speakers == speakers
+        forgetting.finish_killed(store)
+        assert speaking(store) == []
+        assert not NotedSpeakers.read(store).speakers
+        assert {"Said", "Other words"} <= {row["text"] for row in rows_of(store.segments())}
+    assert moment > 10
+
+
+class Refusing:
+    """A store that refuses one removal, by its number."""
+
+    def __init__(self, number: int, patches: pytest.MonkeyPatch) -> None:
+        self._number, self._count = number, 0
+        self._remove, self._write = filesystem.remove, filesystem.write_atomic
+        self._refused = False
+        self.changed: list[str] = []
+        """What was changed after it."""
+        patches.setattr(filesystem, "remove", self.remove)
+        patches.setattr(filesystem, "write_atomic", self.write)
+
+    def remove(self, uri: str, *rest: Any) -> None:
+        self._count += 1
+        if self._count == self._number:
+            self._refused = True
+            raise FetchError(f"removing {uri}: 403", uri=uri, kind="access_denied", retryable=False)
+        self._note(uri)
+        self._remove(uri, *rest)
+
+    def write(self, uri: str, *rest: Any, **options: Any) -> None:
+        self._note(uri)
+        self._write(uri, *rest, **options)
+
+    def _note(self, uri: str) -> None:
+        if self._refused and not uri.endswith(LOCK_NAME):
+            self.changed.append(uri)
+
+
+@EACH
+@pytest.mark.parametrize("words", [
+    ("forget", "--uri", "*/ada.wav"), ("forget", "--speaker", "Bo"), ("prune",),
+])  # fmt: skip
+def test_a_store_that_refuses_any_removal_says_what_is_left_and_what_to_do(
+    voiced: ManualRun, tmp_path: Path, words: tuple[str, ...], step: int
+) -> None:
+    job = voiced
+    if words[0] == "prune":
+        (job.source / "ada.wav").unlink()
+        job.begin()
+        job.finish()
+    whole = tmp_path / "whole"
+    shutil.copytree(job.store.uri, whole)
+    for number in itertools.count(2, step):  # the first is that of a test object
+        shutil.rmtree(job.store.uri)
+        shutil.copytree(whole, job.store.uri)
+        with pytest.MonkeyPatch.context() as patches:
+            store = Refusing(number, patches)
+            refused = command(job, *words, "--yes")
+        if refused.exit_code == 0:
+            break
+        assert refused.exit_code == 2, refused.output
+        words_of_it = r"found removing .*: 403, expected .*; left (is|are) .*run the same command"
+        assert re.search(words_of_it, refused.stderr), refused.stderr
+        assert store.changed == []
+        again = command(job, *words, "--yes")
+        assert again.exit_code == 0, again.output
+        assert (speaking(job.store) if "--speaker" in words else
+                [] if words[0] == "prune" else naming(job)) == []  # fmt: skip
+        texts = {row["text"] for row in rows_of(job.store.segments())}
+        assert {"Other words", "More words"} <= texts
+        assert (SECRET in texts) == ("--speaker" in words)
+    assert number > 5
 
 
 def test_prune_removes_what_is_gone_for_long_enough(job: ManualRun) -> None:

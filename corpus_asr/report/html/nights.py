@@ -14,14 +14,13 @@ from corpus_asr.report.html.formatting import hours, link
 from corpus_asr.report.html.page import environment, render_document
 from corpus_asr.report.nightly import STATE_BADGES, PastNight, read_nights
 from corpus_asr.report.text import duration, now
-from corpus_asr.storage.run_state.run_files import PAGE_NAME
+from corpus_asr.storage.run_state.run_files import NIGHTS_NAME, PAGE_NAME
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import LOCAL, redact_uri, scheme_of
 from corpus_asr.units import counted
 
 _LOG = logging.getLogger(__name__)
 
-NIGHTS_NAME = "nights.html"
 # A year, and the most that is read after a night: a small object each.
 MOST_NIGHTS = 366
 _MOST_DATES = 5  # below a chart

@@ -1,36 +1,64 @@
 """All that an output folder holds of some recordings, removed; and these are kept away.
 
-In come patterns of addresses. Each table is written anew without the rows; what is made of tables,
-such as the page, is removed, to be made again; other files lose what names a recording. What people
-put into the folder is left, and told. Noted first, so that a run or the same command goes on with
-what was killed; the note goes last.
+In come patterns of addresses. Each table is written again without the rows; what is made of tables,
+such as the page, is removed, to be made again; other files of the program lose what names a
+recording. What people put into the folder is left, and named. Noted first, so that a run or the
+same command continues with what was killed; the note goes last.
 """
 
+import contextlib
 import difflib
+import gzip
+import html
+import io
 import itertools
+import json
 import re
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Final
+from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from corpus_asr.errors import ConfigError
+from corpus_asr.errors import ConfigError, CorpusAsrError
 from corpus_asr.schemas import FILES, PACKS
 from corpus_asr.storage.run_state.corrections import CORRECTIONS_FOLDER
 from corpus_asr.storage.run_state.finish import remove_leftovers
+from corpus_asr.storage.run_state.forget_voices import (
+    FORGETTING_VOICES_NAME,
+    NotedSpeakers,
+    forget_voices,
+)
 from corpus_asr.storage.run_state.forgotten import FORGOTTEN_NAME, Forgotten
 from corpus_asr.storage.run_state.lock import LOCK_NAME
+from corpus_asr.storage.run_state.moved import noted_moves
 from corpus_asr.storage.run_state.own_sources import OWN_SOURCES_FOLDER, forget_sources
 from corpus_asr.storage.run_state.plan import PLANS_FOLDER
-from corpus_asr.storage.run_state.prune import recount
-from corpus_asr.storage.run_state.rewriting import Changes, rewrite
+from corpus_asr.storage.run_state.prune import recount, refusals_explained
+from corpus_asr.storage.run_state.rewriting import (
+    ADDRESSES_NAME,
+    NAMES_NAME,
+    Changes,
+    drop_addresses,
+    earlier_addresses,
+    folders_of,
+    follow,
+    rewrite,
+)
 from corpus_asr.storage.run_state.run_files import (
+    CALIBRATION_NAME,
     CONFIG_NAME,
     EARLIER_FOLDER,
+    EVALUATION_NAME,
+    NIGHTS_NAME,
     PAGE_NAME,
+    REPORT_NAME,
+    RUN_NAME,
+    SUMMARIES_FOLDER,
     failures_name,
 )
 from corpus_asr.storage.run_state.tables import (
@@ -41,16 +69,19 @@ from corpus_asr.storage.run_state.tables import (
 )
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.local import TEMPORARY_PREFIX
-from corpus_asr.storage.stores.uri import normalize, redact_uri
+from corpus_asr.storage.stores.uri import normalize, public, recording_id, redact_uri
 
 FORGETTING_NAME: Final = "_run/forgetting.json"
 """Recordings that are being removed: address by `recording_id`."""
 DATASETS_FOLDER: Final = "_run/datasets"
 """Data sets that were made of this folder, an object of each."""
 # Made of the tables, and made again of what they have then.
-_MADE_AGAIN = (PAGE_NAME, failures_name(PAGE_NAME))
+_MADE_AGAIN = (PAGE_NAME, failures_name(PAGE_NAME), NIGHTS_NAME)
+_OURS = (RUN_NAME, REPORT_NAME, EVALUATION_NAME, CALIBRATION_NAME)
+_SUMMARY = re.compile(r"\d{4}-\d\d-\d\d(-\d+)?\.(json|md)")  # of a night
 _GONE_WITH_RUNS = "_run/deaths/"  # of a run that is over: whoever forgets has the lock
-_KEPT = (LOCK_NAME, FORGETTING_NAME, FORGOTTEN_NAME)
+_KEPT = (LOCK_NAME, FORGETTING_NAME, FORGETTING_VOICES_NAME, FORGOTTEN_NAME, ADDRESSES_NAME,
+         NAMES_NAME)  # fmt: skip
 _PLACEHOLDER = "(forgotten)"
 _IDENTITY = ("recording_id", "uri")
 _MOST_COMPARED = 100_000  # addresses, for the nearest to one that is not there
@@ -69,26 +100,48 @@ class Found:
     """Addresses of data sets that were made of the folder."""
 
 
-def find_recordings(store: OutputStore, patterns: Sequence[str]) -> Found:
+def find_recordings(
+    store: OutputStore, patterns: Sequence[str], *, begun: Iterable[str] = ()
+) -> Found:
     """Return the recordings whose addresses match a pattern, listed or with results.
 
+    A pattern that is an address means that one alone, also where it is a glob of others. Those of
+    `begun`, addresses that are being removed already, need not be there.
+
     Raises:
-        ConfigError: there is none; the nearest are named.
+        ConfigError: there is none for one of the patterns; the nearest are named.
     """
-    exact = {normalize(pattern) for pattern in patterns if pattern}
-    found: dict[str, str] = {}
+    addresses = {pattern: public(normalize(pattern)) for pattern in patterns if pattern}
+    exact: dict[str, dict[str, str]] = {pattern: {} for pattern in addresses}
+    globs: dict[str, dict[str, str]] = {pattern: {} for pattern in addresses}
     seen: dict[str, None] = {}
-    for each, uri in _addresses(store):
-        if uri in exact or any(fnmatchcase(uri, pattern) for pattern in patterns):
-            found[each] = uri
-        elif len(seen) < _MOST_COMPARED:
+    moves = noted_moves(store)  # of a killed run: some rows have the new address, some the old
+    for each, uri in itertools.chain.from_iterable(map(_addresses_of, folders_of(store))):
+        own = (uri, moves[each]) if each in moves else (uri,)
+        for pattern, address in addresses.items():
+            if address in own:
+                exact[pattern][each] = uri
+            elif any(fnmatchcase(name, pattern) for name in own):
+                globs[pattern][each] = uri
+        if len(seen) < _MOST_COMPARED:
             seen[uri] = None
-    if not found:
+    begun = list(begun)
+    missing = [
+        each
+        for each in patterns
+        if not (exact.get(each) or globs.get(each))
+        and not any(addresses.get(each) == uri or fnmatchcase(uri, each) for uri in begun)
+    ]
+    if missing:
         raise ConfigError(
             f"looking in {redact_uri(store.uri)} for recordings to forget: found none of "
-            f"{', '.join(map(redact_uri, patterns))}, expected an address or a glob of whole "
-            f"addresses, such as '*/talk.mp3'{_nearest(patterns, list(seen))}"
+            f"{', '.join(map(redact_uri, missing))}, expected an address or a glob of whole "
+            f"addresses, such as '*/talk.mp3'{_nearest(missing, list(seen))}"
         )
+    found: dict[str, str] = {}
+    for pattern in addresses:
+        found |= exact[pattern] or globs[pattern]
+    found |= {recording_id(moves[each]): moves[each] for each in found if each in moves}
     ids = pa.array(found, pa.string())
     segments = 0
     for folder in folders_of(store):
@@ -102,8 +155,21 @@ def find_recordings(store: OutputStore, patterns: Sequence[str]) -> Found:
         recordings=found,
         segments=segments,
         corrections=len(corrections),
-        datasets=[store.read_json(name)["uri"] for name in store.all_names(DATASETS_FOLDER)],
+        datasets=datasets_of(store),
     )
+
+
+def datasets_of(store: OutputStore) -> list[str]:
+    """Return the addresses of data sets that were made of an output folder."""
+    return [store.read_json(name)["uri"] for name in store.all_names(DATASETS_FOLDER)]
+
+
+def summaries_of(store: OutputStore) -> OutputStore:
+    """Return the folder of the summaries of an output folder's nights."""
+    config = store.read_json(CONFIG_NAME) or {}
+    elsewhere = (config.get("nightly") or {}).get("summaries")
+    folder = store.address(SUMMARIES_FOLDER) if elsewhere is None else elsewhere
+    return OutputStore(folder, options=store.options)
 
 
 def _nearest(patterns: Sequence[str], uris: Sequence[str]) -> str:
@@ -115,12 +181,11 @@ def _nearest(patterns: Sequence[str], uris: Sequence[str]) -> str:
     return f"; did you mean {' or '.join(redact_uri(names[each]) for each in near[:3])}?"
 
 
-def _addresses(store: OutputStore) -> Iterator[tuple[str, str]]:
-    for folder in folders_of(store):
-        for batch in folder.committed(_IDENTITY, folder.commit_names()):
-            yield from _pairs_of(batch.rows)
-        for rows in folder.recordings(_IDENTITY):
-            yield from _pairs_of(rows)
+def _addresses_of(store: OutputStore) -> Iterator[tuple[str, str]]:
+    for batch in store.committed(_IDENTITY, store.commit_names()):
+        yield from _pairs_of(batch.rows)
+    for rows in store.recordings(_IDENTITY):
+        yield from _pairs_of(rows)
     for name in store.names(PLANS_FOLDER):
         if "/listing/" in name:
             for rows in store.batches(name, columns=_IDENTITY):
@@ -131,16 +196,17 @@ def _pairs_of(rows: pa.RecordBatch) -> Iterator[tuple[str, str]]:
     return zip(*(rows.column(name).to_pylist() for name in _IDENTITY), strict=True)
 
 
-def folders_of(store: OutputStore) -> Iterator[OutputStore]:
-    """Yield an output folder, and those of earlier results within it."""
-    yield store
-    names = {name.split("/")[1] for name in store.all_names(EARLIER_FOLDER)}
-    yield from (store.below(f"{EARLIER_FOLDER}/{name}") for name in sorted(names))
-
-
 def going_on(store: OutputStore) -> Mapping[str, str]:
     """Return the recordings that a command began to forget, and was killed."""
     return store.read_json(FORGETTING_NAME) or {}
+
+
+def finish_killed(store: OutputStore) -> None:
+    """Continue what commands began in a folder and did not end, as they were killed."""
+    forget(store, going_on(store))
+    noted = NotedSpeakers.read(store)
+    forget_voices(store, noted.speakers, noted.names)
+    follow(store, noted_moves(store))
 
 
 def forget(store: OutputStore, recordings: Mapping[str, str]) -> list[str]:
@@ -152,28 +218,40 @@ def forget(store: OutputStore, recordings: Mapping[str, str]) -> list[str]:
         recordings: address by `recording_id`.
 
     Returns:
-        Files of others in the folder that name one of them, which are left as they are.
+        Addresses of files of others in the folder that name one of them; they are left.
     """
     if not recordings:
         return []
-    store.write_json(FORGETTING_NAME, dict(recordings))
+    with refusals_explained(store, "erasing recordings from", set(recordings)):
+        return _forget(store, dict(recordings))
+
+
+def _forget(store: OutputStore, recordings: dict[str, str]) -> list[str]:
+    store.write_json(FORGETTING_NAME, recordings)
     forgotten = Forgotten.read(store)
     for each, versions in _versions(store, recordings).items():
         forgotten.add(recordings[each], versions)
     forgotten.write(store)
-    names = _Names(recordings, (uri for _, uri in _addresses(store)))
+    before = earlier_addresses(store)
+    earlier = {recording_id(uri): uri for each in recordings for uri in before.get(each, ())}
+    now = dict(_addresses_of(store))
+    # Where another recording has come to an address since, only earlier results are of this one.
+    gone = {each: uri for each, uri in earlier.items() if each not in now}
+    names = _Names(recordings | gone, now.values())
     left: list[str] = []
     for folder in folders_of(store):
-        rewrite(folder, Changes(dict.fromkeys(recordings)))
+        own = recordings if folder is store else recordings | earlier
+        rewrite(folder, Changes(dict.fromkeys(own)))
         remove_leftovers(folder)
-        _rewrite_plans(folder, recordings)
+        _rewrite_plans(folder, own)
         forget_sources(folder, names.in_text)
-        left += _rewrite_files(folder, names, others=folder is store)
-    summaries = ((store.read_json(CONFIG_NAME) or {}).get("nightly") or {}).get("summaries")
-    if summaries is not None:
-        elsewhere = OutputStore(summaries, options=store.options)
-        _rewrite_files(elsewhere, names, others=False)
+        left += _rewrite_files(folder, names)
+    summaries = summaries_of(store)
+    for name in list(summaries.all_names("")):
+        if _SUMMARY.fullmatch(name):
+            _rewrite_text(summaries, name, names)
     recount(store)
+    drop_addresses(store, recordings)
     store.remove(FORGETTING_NAME)
     return left
 
@@ -215,11 +293,19 @@ class _Names:
 
     def __init__(self, recordings: Mapping[str, str], all_uris: Iterable[str]) -> None:
         mine = set(recordings.values())
-        bases = {uri.rpartition("/")[2] for uri in mine}
-        bases -= {uri.rpartition("/")[2] for uri in all_uris if uri not in mine}
-        names = sorted({*mine, *recordings, *filter(None, bases)}, key=len, reverse=True)
-        whole = "|".join(map(re.escape, names))
+        bases = {base for uri in mine for base in _bases(uri)}
+        for uri in all_uris:
+            if uri not in mine:
+                bases -= _bases(uri)
+        self._stems = {base.rpartition(".")[0] for base in bases}
+        said = {form for name in (*mine, *recordings, *bases) for form in _forms(name)}
+        whole = "|".join(map(re.escape, sorted(said, key=len, reverse=True)))
         self._pattern = re.compile(rf"(?<![\w.-])(?:{whole})(?![\w-]|\.\w)")
+
+    def of_file(self, name: str) -> bool:
+        """Tell whether a file is named like one of them, such as an export."""
+        base = name.rpartition("/")[2]
+        return self.in_text(name) or any(base.startswith(f"{stem}.") for stem in self._stems)
 
     def in_text(self, text: str) -> bool:
         """Tell whether a text names one of them."""
@@ -254,45 +340,78 @@ def _rewrite_plans(store: OutputStore, recordings: Mapping[str, str]) -> None:
             store.write_table(name, left)
 
 
-def _rewrite_files(store: OutputStore, names: _Names, *, others: bool) -> list[str]:
+def _rewrite_files(store: OutputStore, names: _Names) -> list[str]:
     """Rewrite or remove what is no table; return the files of others that name a recording."""
     tables = tuple(f"{folder}/" for folder in (*TABLES_OF_RUNS, *ALL_PART_ROWS_FOLDERS))
     passed_over = (f"{EARLIER_FOLDER}/", f"{CORRECTIONS_FOLDER}/", f"{PLANS_FOLDER}/",
                    f"{OWN_SOURCES_FOLDER}/", f"{DATASETS_FOLDER}/", *tables)  # fmt: skip
     left = []
     for name in list(store.all_names("")):
-        base = name.rpartition("/")[2]
+        folder, _, base = name.rpartition("/")
         if (
             base.startswith(TEMPORARY_PREFIX)
             or name.startswith(_GONE_WITH_RUNS)
             or name in _MADE_AGAIN
         ):
             store.remove(name)
-        elif name.startswith(passed_over) or name in _KEPT or name.endswith(SUFFIX):
+        elif name.startswith(passed_over) or name in _KEPT:
             continue
-        elif base.endswith(".json"):
-            before = store.read_json(name)
-            after = names.without(before)
-            if after != before:
-                store.write_json(name, after)
-        elif base.endswith(".md"):
-            _rewrite_lines(store, name, names)
-        elif others and names.in_text(_text(store, name)):
-            left.append(name)
+        elif folder == SUMMARIES_FOLDER and _SUMMARY.fullmatch(base):
+            _rewrite_text(store, name, names)
+        elif name in _OURS or name.startswith("_run/"):
+            if base.endswith(".json"):  # its tables are rewritten by row
+                _rewrite_text(store, name, names)
+        elif names.of_file(name) or any(map(names.in_text, _texts(store, name))):
+            left.append(store.address(name))
     return left
 
 
-def _rewrite_lines(store: OutputStore, name: str, names: _Names) -> None:
-    lines = _text(store, name).splitlines(keepends=True)
+def _rewrite_text(store: OutputStore, name: str, names: _Names) -> None:
+    """Rewrite a JSON or Markdown file of this program without what names a recording."""
+    if name.endswith(".json"):
+        before = store.read_json(name)
+        after = names.without(before)
+        if after != before:
+            store.write_json(name, after)
+        return
+    lines = _read(store, name).decode(errors="surrogateescape").splitlines(keepends=True)
     # Markdown escapes signs of its own by a backslash.
     left = [line for line in lines if not names.in_text(line.replace("\\", ""))]
     if len(left) < len(lines):
         store.write_bytes(name, "".join(left).encode(errors="surrogateescape"))
 
 
-def _text(store: OutputStore, name: str) -> str:
+def _texts(store: OutputStore, name: str) -> Iterator[str]:
+    """Yield what a file of others says: unpacked, if it is what its name says, and as it is."""
+    if name.endswith(SUFFIX):
+        with contextlib.suppress(CorpusAsrError):
+            for rows in store.batches(name):
+                yield repr(rows.to_pylist())
+    data = _read(store, name)
+    if name.endswith(".gz"):
+        with (
+            contextlib.suppress(OSError, EOFError, zlib.error),
+            gzip.open(io.BytesIO(data)) as file,
+        ):
+            yield file.read(_MOST_BYTES).decode(errors="surrogateescape")
+    yield data.decode(errors="surrogateescape")
+
+
+def _read(store: OutputStore, name: str) -> bytes:
     with filesystem.open_binary(store.address(name), store.options) as file:
-        return file.read(_MOST_BYTES).decode(errors="surrogateescape")
+        return file.read(_MOST_BYTES)
+
+
+def _bases(uri: str) -> set[str]:
+    """Return the names of a file, and of a member of one, that are no common word."""
+    names = (uri.rpartition("/")[2], uri.rpartition("/")[2].rpartition("#")[2])
+    return {name for name in names if name.strip(".").count(".")}
+
+
+def _forms(text: str) -> set[str]:
+    """Return a text as JSON, pages, URLs and messages spell it."""
+    spelled = {text, json.dumps(text)[1:-1], repr(text)[1:-1], html.escape(text)}
+    return {*spelled, quote(text), quote(text, safe="/:"), quote(text, safe="")}
 
 
 def note_dataset(store: OutputStore, uri: str) -> None:

@@ -1,30 +1,67 @@
 """What an output folder knows of how a speaker sounds and is called, removed; the text stays.
 
 In come speakers, each a recording and S1, S2 ... in it. Their turns stay as well: that somebody
-spoke then is in the text. Safe to be killed anywhere and to be repeated: names, by which speakers
-are found, go last.
+spoke then is in the text. Noted first, so that a run or the same command continues with what was
+killed; names, by which speakers are found, go last.
 """
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
+from typing import Final, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from corpus_asr.segments import SpeakerTurn
-from corpus_asr.storage.run_state.forget import folders_of
-from corpus_asr.storage.run_state.rewriting import rewrite_commits, rewrite_names, rewrite_table
+from corpus_asr.storage.run_state.prune import refusals_explained
+from corpus_asr.storage.run_state.rewriting import (
+    folders_of,
+    rewrite_commits,
+    rewrite_names,
+    rewrite_table,
+)
 from corpus_asr.storage.run_state.speaker_turns import read_turns
 from corpus_asr.storage.run_state.tables import SPEAKERS_FOLDER, VOICES_FOLDER, OutputStore
 from corpus_asr.storage.stores.uri import recording_id
 
 Speaker = tuple[str, str]
 """`recording_id`, and S1, S2 ... in it."""
+FORGETTING_VOICES_NAME: Final = "_run/forgetting_voices.json"
+"""Speakers whose voices and names are being removed."""
 _Turns = Mapping[str, Sequence[SpeakerTurn]]
 
 
-def forget_voices(store: OutputStore, speakers: Collection[Speaker]) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NotedSpeakers:
+    """Speakers that a command began to forget, and was killed."""
+
+    names: frozenset[str]
+    """As it was asked for them."""
+    speakers: frozenset[Speaker]
+
+    @classmethod
+    def read(cls, store: OutputStore) -> Self:
+        """Return those of an output folder; none where nothing was killed."""
+        noted = store.read_json(FORGETTING_VOICES_NAME) or {"names": (), "speakers": ()}
+        speakers = frozenset((each, who) for each, who in noted["speakers"])
+        return cls(names=frozenset(noted["names"]), speakers=speakers)
+
+
+def forget_voices(
+    store: OutputStore, speakers: Collection[Speaker], names: Collection[str]
+) -> None:
     """Remove the embeddings, voices and names of speakers; the folder is locked by the caller."""
+    if not speakers:
+        return
+    note = {"names": sorted(names), "speakers": sorted(map(list, speakers))}
+    store.write_json(FORGETTING_VOICES_NAME, note)
+    with refusals_explained(store, "erasing voices from", {each for each, _ in speakers}):
+        _forget_voices(store, speakers)
+        store.remove(FORGETTING_VOICES_NAME)
+
+
+def _forget_voices(store: OutputStore, speakers: Collection[Speaker]) -> None:
     recordings = {each for each, _ in speakers}
     ids = pa.array(sorted(recordings), pa.string())
     for folder in folders_of(store):

@@ -8,7 +8,7 @@ same as well, and where several fit, the longest end of a path that is one file'
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Final, NamedTuple
 
 import pyarrow as pa
@@ -67,12 +67,12 @@ class Arrivals:
         shared = tables.rows("select etag, size_bytes, holders from shared")
         if not shared:
             return {}
-        wanted = tables.table("select distinct recording_id from gone semi join shared "
-                              "using (etag, size_bytes)")["recording_id"]  # fmt: skip
+        wanted = tables.rows("select distinct recording_id from gone semi join shared "
+                             "using (etag, size_bytes)")  # fmt: skip
         unread = tuple(prefix for (prefix,) in tables.rows("from unread"))
         uris = {
             each: uri
-            for each, uri in _addresses(store, wanted)
+            for each, uri in addresses(store, {each for (each,) in wanted})
             if not unread or not uri.startswith(unread)  # it may be where it was
         }
         query = (
@@ -96,11 +96,11 @@ class Arrivals:
         return {each: uri for each, uri in found.items() if each not in several}
 
 
-def _addresses(store: OutputStore, ids: pa.ChunkedArray) -> Iterator[tuple[str, str]]:
-    wanted = set(ids.to_pylist())
+def addresses(store: OutputStore, ids: Collection[str]) -> Iterator[tuple[str, str]]:
+    """Yield `recording_id` and address of those of some recordings that are committed."""
     for batch in store.committed(["recording_id", "uri"], store.commit_names()):
         for each, uri in zip(*(column.to_pylist() for column in batch.rows.columns), strict=True):
-            if each in wanted:
+            if each in ids:
                 yield each, uri
 
 

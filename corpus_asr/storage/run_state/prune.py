@@ -1,20 +1,25 @@
 """Recordings that are gone from their source, and how their rows are removed."""
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Final
+
+import pyarrow as pa
 
 from corpus_asr.errors import ConfigError, FetchError
 from corpus_asr.storage.run_state.finish import OutcomeCounts, remove_leftovers
 from corpus_asr.storage.run_state.plan import SHARD_ROWS, latest_listing
-from corpus_asr.storage.run_state.rewriting import Changes, rewrite
+from corpus_asr.storage.run_state.rewriting import Changes, drop_addresses, holding, rewrite
 from corpus_asr.storage.run_state.run_files import RUN_NAME
 from corpus_asr.storage.run_state.run_tables import NOTED, RunTables
 from corpus_asr.storage.run_state.tables import RECORDINGS_FOLDER, OutputStore
 from corpus_asr.storage.stores.uri import redact_uri
+from corpus_asr.units import counted
 
 _PROBE_NAME: Final = "_run/removable.json"
+_MOST_NAMED = 3  # objects, in a message
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,9 +63,34 @@ def find_gone(store: OutputStore, *, older_than: datetime.timedelta) -> Archive:
 
 def prune(store: OutputStore, gone: Sequence[Gone]) -> None:
     """Remove the rows of recordings; the folder is locked by the caller."""
-    rewrite(store, Changes({each.recording_id: None for each in gone}))
-    remove_leftovers(store)
-    recount(store)
+    ids = {each.recording_id for each in gone}
+    with refusals_explained(store, "removing recordings from", ids):
+        rewrite(store, Changes(dict.fromkeys(ids)))
+        remove_leftovers(store)
+        drop_addresses(store, ids)
+        recount(store)
+
+
+@contextmanager
+def refusals_explained(store: OutputStore, doing: str, ids: Collection[str]) -> Iterator[None]:
+    """Say what is left where a store refuses in the middle of removing recordings.
+
+    Raises:
+        FetchError: of the store, with what it means here.
+    """
+    try:
+        yield
+    except FetchError as error:
+        left = holding(store, pa.array(sorted(ids), pa.string()))
+        names = ", ".join(left[:_MOST_NAMED]) + (", ..." if len(left) > _MOST_NAMED else "")
+        still = f"{counted(len(left), 'object')} with their rows: {names}" if left else "no rows"
+        raise FetchError(
+            f"{doing} {redact_uri(store.uri)}: found {error}, expected a store that removes and "
+            f"replaces objects; left {'is' if len(left) < 2 else 'are'} {still}; nothing else was "
+            "changed after that. Have the permission given and run the same command again, which "
+            "continues",
+            uri=error.uri, kind=error.kind, retryable=error.retryable,
+        ) from error  # fmt: skip
 
 
 def check_removable(store: OutputStore) -> None:

@@ -8,7 +8,7 @@ are there twice, which the next finish resolves like any second commit of a part
 import csv
 import io
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Final
 
 import pyarrow as pa
@@ -18,7 +18,8 @@ from corpus_asr.errors import ConfigError
 from corpus_asr.schemas import OUTCOMES, RECORDINGS, SPEAKERS, VOICES
 from corpus_asr.storage.run_state.corrections import CORRECTIONS_FOLDER
 from corpus_asr.storage.run_state.finish import claimed_segments, remove_commits
-from corpus_asr.storage.run_state.moved import MOVING_NAME, Moves
+from corpus_asr.storage.run_state.moved import MOVING_NAME, Moves, addresses
+from corpus_asr.storage.run_state.run_files import EARLIER_FOLDER
 from corpus_asr.storage.run_state.run_tables import REDO_NAME
 from corpus_asr.storage.run_state.tables import (
     OUTCOMES_FOLDER,
@@ -42,6 +43,8 @@ NAMES_NAME: Final = "speakers.csv"
 """File of an output folder in which people name speakers."""
 FAILING_NAME: Final = "_run/failing.parquet"
 """Recordings that nights have tried, with the number of tries."""
+ADDRESSES_NAME: Final = "_run/addresses.json"
+"""Addresses that recordings had before they moved, by the `recording_id` that they have now."""
 _TABLES = {RECORDINGS_FOLDER: RECORDINGS, SPEAKERS_FOLDER: SPEAKERS, VOICES_FOLDER: VOICES}
 # People save names meanwhile; more often than this in a row they do not.
 _ATTEMPTS = 8
@@ -79,6 +82,13 @@ class Changes:
         return rows
 
 
+def folders_of(store: OutputStore) -> Iterator[OutputStore]:
+    """Yield an output folder, and those of earlier results within it."""
+    yield store
+    names = {name.split("/")[1] for name in store.all_names(EARLIER_FOLDER)}
+    yield from (store.below(f"{EARLIER_FOLDER}/{name}") for name in sorted(names))
+
+
 def rewrite(store: OutputStore, changes: Changes) -> None:
     """Change the rows of recordings in every table, their corrections and their speakers' names."""
     if not changes.to:
@@ -98,6 +108,19 @@ def rewrite(store: OutputStore, changes: Changes) -> None:
     rewrite_names(store, lambda uri, _: changes.to.get(recording_id(uri), uri))
 
 
+def holding(store: OutputStore, ids: pa.Array) -> list[str]:
+    """Return the objects that hold rows of recordings, or corrections of them."""
+    wanted, found = set(ids.to_pylist()), list[str]()
+    for folder in folders_of(store):
+        own = _concerned(folder, folder.commit_names(), OUTCOMES, ids)
+        for name, schema in _TABLES.items():
+            own += _concerned(folder, folder.names(name), schema, ids)
+        saves = folder.all_names(CORRECTIONS_FOLDER)
+        own += [name for name in saves if name.split("/")[1] in wanted]
+        found += [folder.address(name).removeprefix(store.address("")) for name in own]
+    return found
+
+
 def follow(store: OutputStore, moves: Moves) -> None:
     """Let the rows of recordings follow their files."""
     if not moves:
@@ -105,9 +128,33 @@ def follow(store: OutputStore, moves: Moves) -> None:
     # Noted before the first row follows, and the note goes last: killed in between, the next run
     # goes on with it.
     store.write_json(MOVING_NAME, dict(moves))
+    _note_addresses(store, moves)
     rewrite(store, Changes(moves))
     store.remove(MOVING_NAME)
     logger.info("moved recordings=%d", len(moves))
+
+
+def _note_addresses(store: OutputStore, moves: Moves) -> None:
+    before = earlier_addresses(store)
+    known = {each: uris for each, uris in before.items() if each not in moves}
+    for old, uri in dict(addresses(store, moves.keys())).items():
+        new = recording_id(moves[old])
+        known[new] = sorted({*known.get(new, ()), *before.get(old, ()), uri})
+    if known != before:
+        store.write_json(ADDRESSES_NAME, known)
+
+
+def earlier_addresses(store: OutputStore) -> dict[str, list[str]]:
+    """Return the addresses that recordings had before they moved."""
+    return store.read_json(ADDRESSES_NAME) or {}
+
+
+def drop_addresses(store: OutputStore, ids: Collection[str]) -> None:
+    """Forget the addresses that recordings had before."""
+    known = earlier_addresses(store)
+    left = {each: uris for each, uris in known.items() if each not in ids}
+    if left != known:
+        store.write_json(ADDRESSES_NAME, left)
 
 
 def rewrite_commits(

@@ -391,6 +391,8 @@ SUCCESS_NAME = "_SUCCESS"
 REPORT_NAME = "report.json"
 PAGE_NAME = "report.html"
 EVALUATION_NAME = "evaluation.json"
+NIGHTS_NAME = "nights.html"
+SUMMARIES_FOLDER = "nights"
 
 
 def failures_name(page: str) -> str:

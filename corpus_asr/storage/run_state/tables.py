@@ -248,7 +248,7 @@ class OutputStore:
 
     def below(self, name: str) -> Self:
         """Return a folder within this one, written by whoever holds the lock of this one."""
-        found = type(self)(self.address(name), endpoint_url=self.options.endpoint_url)
+        found = type(self)(self.address(name), options=self.options)
         return found if self._guard is None else found.held(self._guard)
 
     def check(self) -> None:

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from corpus_asr.report.html.nights import NIGHTS_NAME, write_nights_page
+from corpus_asr.report.html.nights import write_nights_page
 from corpus_asr.report.nightly import NightState, as_data, read_nights
+from corpus_asr.storage.run_state.run_files import NIGHTS_NAME
 from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.nightly import night
 from tests.support.pages import Chromium, Element, parsed
