@@ -1,11 +1,7 @@
 """Erasing recordings: nothing in the folder names them, and later runs leave them out."""
 
-import base64
-import binascii
-import contextlib
 import datetime
 import gzip
-import io
 import itertools
 import json
 import re
@@ -36,7 +32,7 @@ from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.uri import recording_id
 from tests.support.runs import REVISION, ManualRun, correct_segment, says
-from tests.support.stores import life
+from tests.support.stores import held_by, life
 from tests.support.tables import orphan, part, rows_of
 
 SECRET = "Quillfeather owes me nine pounds"
@@ -102,24 +98,6 @@ def job(tmp_path: Path) -> ManualRun:
     job.store.write_bytes("nights.html", f"<p>{uri} failed</p>".encode())
     write_page_at_the_end(job.store, 4)
     return job
-
-
-def held_by(folder: str) -> dict[str, bytes]:
-    """Return every file with its bytes, and all that is packed in them."""
-    found = {}
-    for path in sorted(Path(folder).rglob("*")):
-        name = str(path.relative_to(folder))
-        data = path.read_bytes() if path.is_file() else b""
-        if name.endswith(".parquet"):
-            table = pq.read_table(io.BytesIO(data))
-            data += repr(table.to_pylist()).encode() + str(table.schema.metadata).encode()
-        if name.endswith(".gz"):
-            data += gzip.decompress(data)
-        for packed in re.findall(rb"[A-Za-z0-9+/]{8,}={0,2}", data):
-            with contextlib.suppress(binascii.Error):
-                data += base64.b64decode(packed)
-        found[name] = name.encode() + data
-    return found
 
 
 def naming(job: ManualRun) -> list[str]:

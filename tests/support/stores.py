@@ -8,11 +8,14 @@ the faults. Which request meets which fault is drawn from the seed and the numbe
 """
 
 import base64
+import binascii
 import contextlib
+import gzip
 import hashlib
 import html
 import http.client
 import http.server
+import io
 import json
 import os
 import random
@@ -28,8 +31,11 @@ import urllib.request
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from unittest import mock
+
+import pyarrow.parquet as pq
 
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.filesystem import StoreOptions
@@ -572,6 +578,24 @@ class _WebhookHandler(Handler):
             self.answer_empty(int(answer))
         else:
             self.answer_empty(307, Location=answer)
+
+
+def held_by(folder: str) -> dict[str, bytes]:
+    """Return every file with its bytes, and all that is packed in them."""
+    found = {}
+    for path in sorted(Path(folder).rglob("*")):
+        name = str(path.relative_to(folder))
+        data = path.read_bytes() if path.is_file() else b""
+        if name.endswith(".parquet"):
+            table = pq.read_table(io.BytesIO(data))
+            data += repr(table.to_pylist()).encode() + str(table.schema.metadata).encode()
+        if name.endswith(".gz"):
+            data += gzip.decompress(data)
+        for packed in re.findall(rb"[A-Za-z0-9+/]{8,}={0,2}", data):
+            with contextlib.suppress(binascii.Error):
+                data += base64.b64decode(packed)
+        found[name] = name.encode() + data
+    return found
 
 
 class Killed(BaseException):
