@@ -159,7 +159,10 @@ def forget(
             typer.echo(f"{store.uri}: {what}; nothing was changed: --yes erases them")
         else:
             with _held(store, steal=steal_lock) as held:
-                left = forgetting.forget(held, found.recordings)
+                # A run in between may have found one of them under another address.
+                shown = found.recordings
+                now = forgetting.find_recordings(held, uri, begun=shown.values()).recordings
+                left = forgetting.forget(held, {**shown, **now})
                 _write_pages(held)
             typer.echo(f"{store.uri}: erased {what}; later runs leave them out")
             for name in left:
@@ -193,7 +196,8 @@ def _forget_speakers(store: "OutputStore", names: Sequence[str], *, yes: bool, s
         typer.echo(f"{store.uri}: {what}; nothing was changed: --yes erases name and voice")
     else:
         with _held(store, steal=steal) as held:
-            forget_voices(held, found, names)
+            # Of now: a run in between may have numbered the speakers of a recording otherwise.
+            forget_voices(held, find_speakers(held, names), names)
             held.note_tables()
         typer.echo(f"{store.uri}: erased name and voice of {what}")
         _show_catalog(store)

@@ -1,6 +1,7 @@
 """Every command of docs/archive.md runs, in its order, on a folder that the program made."""
 
 import datetime
+import json
 import re
 import shlex
 import shutil
@@ -16,7 +17,9 @@ from corpus_asr.cli import main as cli
 from corpus_asr.schemas import RECORDINGS
 from corpus_asr.storage.run_state.lock import Lock
 from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.stores.uri import recording_id
 from tests.support.runs import correct_segment
+from tests.support.stores import held_by
 from tests.support.tables import rows_of
 
 REPOSITORY = Path(__file__).parents[2]
@@ -79,7 +82,7 @@ class Living:
     def do(self, command: str, *, code: int = 0) -> str:
         """Execute a command of the guide; return what it says."""
         words = shlex.split(self.local(command))
-        if words[0] in ("run", "nightly"):
+        if words[0] in ("run", "nightly"):  # without Ray
             words.append("--local")
         done = CliRunner().invoke(cli.app, words)
         assert done.exit_code == code, done.output
@@ -131,3 +134,92 @@ def backdate(store: OutputStore, age: datetime.timedelta) -> None:
     at = rows.schema.get_field_index("listed_at")
     before = pc.subtract(rows["listed_at"], pa.scalar(age, pa.duration("ms")))
     store.write_table(name, rows.set_column(at, rows.schema.field(at), before))
+
+
+EVERYTHING = """
+pipeline: pseudo_label
+source: {{manifest: {folder}/list.jsonl, allow_local_files: true}}
+model: {{checkpoint: whisper-tiny.en}}
+speakers: corpus
+decoding: {{word_timestamps: true}}
+output:
+  uri: {folder}/transcripts
+  max_failed_fraction: 1
+  catalog: {{namespace: talks, type: sql, uri: "sqlite:///{folder}/catalog.db",
+             warehouse: "file://{folder}/warehouse"}}
+selection: {{min_avg_logprob: null}}
+dataset: {{uri: {folder}/set, workers: 1, validation_fraction: 0}}
+"""
+
+
+@pytest.mark.slow
+def test_no_byte_is_left_of_a_folder_with_every_feature_in_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job of pseudo-labels over a manifest, by speakers, with a catalog; and what follows it."""
+    load_catalog = pytest.importorskip("pyiceberg.catalog").load_catalog
+    monkeypatch.chdir(tmp_path)
+    living = Living(tmp_path)
+    living.add("quillfeather.mp3", "cv6_common_voice_en_685023.mp3")
+    (living.source / "broken-quillfeather.mp3").write_bytes(b"no sound" * 100)
+    quill = sorted(str(path) for path in living.source.glob("*quillfeather.mp3"))
+    lines = [
+        {"audio_filepath": str(path), "text": f"{path.stem} said so", "show": f"of {path.stem}"}
+        for path in living.source.rglob("*.*")
+    ]
+    Path("list.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    Path("archive.yaml").write_text(EVERYTHING.format(folder=tmp_path))
+    night = EVERYTHING.replace("pipeline: pseudo_label", "").partition("selection:")[0]
+    Path("night.yaml").write_text(night.format(folder=tmp_path))
+    for command in (
+        "nightly night.yaml",
+        "run archive.yaml --new-run --set decoding.beam_size=2",
+        "evaluate s3://transcripts --references list.jsonl",
+        "report s3://transcripts --json",
+    ):
+        living.do(command)
+    [segment, *_] = living.segments("quillfeather.mp3")
+    correct_segment(living.store, segment["text"].strip(), "Zanzibar.")
+    said = f"{quill[1]},S1,Adalovelace\n{living.source}/old/ada.mp3,S1,Bo\n"
+    (living.output / "speakers.csv").write_text(f"uri,speaker,name\n{said}")
+    living.do("label archive.yaml --set decoding.beam_size=2 --set dataset.uri=s3://second")
+    needles = ["quillfeather", "Zanzibar", "Adalovelace", segment["text"].strip(),
+               *map(recording_id, quill)]  # fmt: skip
+
+    def saying() -> list[tuple[str, str]]:
+        files = held_by(str(living.output)).items()
+        return [(name, needle) for name, data in files for needle in needles
+                if needle.encode() in data]  # fmt: skip
+
+    before = saying()
+    for name in (
+        "_earlier/",
+        "nights/",
+        "evaluation.json",
+        "report.json",
+        "report.html",
+        "report.failures.csv",
+        "_run/plan/",
+        "corrections/",
+        "speakers",
+        "voices/",
+    ):
+        assert any(each.startswith(name) for each, _ in before), name
+    told = living.do("forget s3://transcripts --uri '*quillfeather.mp3' --yes")
+    for name in ("set", "second"):
+        assert f"data set made of this folder: {tmp_path}/{name}; remove it" in told
+    assert "registered in talks of an Iceberg catalog: run the job again" in told
+    assert saying() == []
+    living.do("run night.yaml --set decoding.beam_size=2")
+    assert saying() == []
+    names = {"type": "sql", "uri": f"sqlite:///{tmp_path}/catalog.db"}
+    with load_catalog("default", **names) as catalog:
+        rows = catalog.load_table("talks.segments").scan().to_arrow()
+    assert {Path(uri).stem for uri in rows["uri"].to_pylist()} == {
+        "ada", "deleted", "interview-0417",
+    }  # fmt: skip
+    for path in (tmp_path / "warehouse").rglob("*"):
+        assert path.is_dir() or b"quillfeather" not in path.read_bytes()
+    needles[:] = ["Bo\n", "'Bo'"]
+    living.do("forget s3://transcripts --speaker Bo --yes")
+    assert saying() == []
