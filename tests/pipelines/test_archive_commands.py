@@ -11,7 +11,6 @@ from typer.testing import CliRunner, Result
 from corpus_asr.cli import main as cli
 from corpus_asr.errors import EngineError
 from corpus_asr.pipelines import driver
-from corpus_asr.pipelines import nightly as pipeline
 from corpus_asr.storage.run_state.forget_voices import FORGETTING_VOICES_NAME
 from corpus_asr.storage.run_state.lock import LOCK_NAME, USUAL
 from corpus_asr.storage.run_state.run_tables import REDO_NAME
@@ -26,7 +25,7 @@ class Typed(Archive):
 
     def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
         super().__init__(folder, patch)
-        patch.setattr(driver, "prepare", pipeline.prepare)
+        patch.setattr(driver, "prepare", lambda config: self.prepared)
         self.yaml = folder / "job.yaml"
         config = self.config
         self.yaml.write_text(
@@ -78,7 +77,7 @@ def test_a_redo_is_continued_by_what_comes_next(
 ) -> None:
     [first] = set(archive.made_by().values())
     with monkeypatch.context() as patches:
-        patches.setattr(driver, "run_local", stopped_after(1, driver.run_local))
+        patches.setattr(driver, "run_local", stopped_after(1, archive._work))
         stopped = archive.type("run", "--redo", "uri not like '%/c.wav'")
     assert stopped.exit_code == 3, stopped.output
     assert "--redo: 2 recordings to be done again" in stopped.stderr

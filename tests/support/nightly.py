@@ -198,11 +198,11 @@ class Archive:
         model = folder / "model"
         files = {"uri": str(self.source)} | (source or {})
         self.config = run_config("", self.output, model=model, source=files, nightly=nightly)
-        prepared = Checkpoint(
+        self.prepared = Checkpoint(
             name=str(model), folder=model, family=FAMILIES["whisper"], revision="weights"
         )
         for module in (pipeline, driver):
-            patch.setattr(module, "prepare", lambda config: prepared)
+            patch.setattr(module, "prepare", lambda config: self.prepared)
         patch.setattr(driver, "run_local", self._work)
 
     def add(self, *names: str, content: bytes = b"x") -> None:
