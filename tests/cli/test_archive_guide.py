@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
@@ -119,6 +120,9 @@ def test_the_commands_answer_as_the_guide_says(archive: Living) -> None:
             assert "What a person hears." in shown
             changed = archive.do("run archive.yaml --set decoding.beam_size=2", code=2)
             assert re.search(r"decoding\.beam_size: was .*, now 2; .*--redo all", changed)
+            [query] = re.findall(r"^```sql\n(.*?)^```$", GUIDE, re.M | re.S)
+            gone = duckdb.connect().sql(archive.local(query)).to_arrow_table()
+            assert [Path(uri).name for uri in gone["uri"].to_pylist()] == ["deleted.mp3"]
             with Lock(store, "another"):
                 assert "in use by run another" in archive.do("run archive.yaml", code=2)
     assert "forgotten  1 file" in archive.do("plan archive.yaml --set decoding.beam_size=2")

@@ -15,6 +15,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from corpus_asr.cli import main as cli
+from corpus_asr.config.run import OutputSettings
 from corpus_asr.errors import FetchError
 from corpus_asr.export.speakers import find_speakers
 from corpus_asr.report.html.page import write_page_at_the_end
@@ -30,6 +31,7 @@ from corpus_asr.storage.run_state.rewriting import FAILING_NAME, NAMES_NAME, fol
 from corpus_asr.storage.run_state.run_tables import REDO
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
+from corpus_asr.storage.stores.filesystem import StoreOptions
 from corpus_asr.storage.stores.uri import recording_id
 from tests.support.runs import REVISION, ManualRun, correct_segment, says
 from tests.support.stores import held_by, life
@@ -291,19 +293,27 @@ def test_a_recording_whose_move_was_killed_is_forgotten_by_either_address(job: M
     assert not any(b"renamed.wav" in data for data in held_by(job.store.uri).values())
 
 
-@pytest.mark.parametrize("moment", [1, 4, 7, 11, 16, 22])
-def test_killed_anywhere_it_is_gone_on_with(job: ManualRun, moment: int) -> None:
+@EACH
+def test_killed_anywhere_it_is_continued(job: ManualRun, tmp_path: Path, step: int) -> None:
     found = forgetting.find_recordings(job.store, ["*/ada.wav"])
-    with life(moment) as process:
-        forgetting.forget(job.store, found.recordings)
-    assert process.killed
-    texts = {row["text"] for row in rows_of(job.store.segments())}
-    assert texts - {SECRET} == {"More words", "Other words"}
-    again = command(job, "forget", "--uri", "*/ada.wav", "--yes")
-    assert again.exit_code == 0, again.output
-    assert naming(job) == []
-    assert not job.store.exists(forgetting.FORGETTING_NAME)
-    assert job.store.exists(FORGOTTEN_NAME)
+    whole = job.store.uri
+    for moment in itertools.count(1, step):
+        job.store = OutputStore(str(shutil.copytree(whole, tmp_path / f"killed-{moment}")))
+        with life(moment) as process:
+            forgetting.forget(job.store, found.recordings)
+        if not process.killed:
+            break
+        texts = {row["text"] for row in rows_of(job.store.segments())}
+        assert texts - {SECRET} == {"More words", "Other words"}
+        if moment % 2:
+            forgetting.finish_killed(job.store)
+        else:
+            again = command(job, "forget", "--uri", "*/ada.wav", "--yes")
+            assert again.exit_code == 0, again.output
+        assert naming(job) == []
+        assert not job.store.exists(forgetting.FORGETTING_NAME)
+        assert job.store.exists(FORGOTTEN_NAME)
+    assert moment > 20
 
 
 @pytest.fixture
@@ -462,6 +472,12 @@ def test_prune_removes_what_is_gone_for_long_enough(job: ManualRun) -> None:
     assert {Path(row["uri"]).name for row in rows_of(job.store.segments())} == {"ada.wav", "c.wav"}
     assert load_report(job.store).accounting.problems == ()
     assert command(job, "prune", "--older-than", "soon").exit_code == 2
+
+
+def test_earlier_results_are_reached_by_the_options_of_the_folder() -> None:
+    settings = {"uri": "s3://b/out", "storage_options": {"key": "mine", "secret": "hidden"}}
+    options = StoreOptions.of_output(OutputSettings.model_validate(settings))
+    assert OutputStore("s3://b/out", options=options).below("_earlier/x").options == options
 
 
 def test_prune_of_most_asks_for_more(job: ManualRun) -> None:
