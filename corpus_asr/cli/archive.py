@@ -125,6 +125,8 @@ def forget(
     """Erase recordings: all that the output folder holds of them; later runs leave them out."""
     if bool(uri) == bool(speaker):
         raise typer.BadParameter("expected --uri or --speaker, one of them")
+    if speaker and allow_again:
+        raise typer.BadParameter("--allow-again is for --uri: of voices nothing is kept away")
     with readable_errors(on_interrupt="run the same command again"), ended_by_signals():
         from corpus_asr.storage.run_state import forget as forgetting
         from corpus_asr.storage.run_state.tables import OutputStore
@@ -211,17 +213,10 @@ def _forget_speakers(store: "OutputStore", names: Sequence[str], *, yes: bool, s
 
 def _allow_again(store: "OutputStore", uris: Sequence[str]) -> None:
     from corpus_asr.storage.run_state.forget import allow_again
-    from corpus_asr.storage.stores.uri import redact_uri
     from corpus_asr.units import counted
 
-    allowed = allow_again(store, uris)
-    if not allowed:
-        raise ConfigError(
-            f"allowing {', '.join(map(redact_uri, uris))} again in {store.uri}: found none of "
-            "them among those that stay away, expected whole addresses: of these only hashes are "
-            "kept, which no glob can match"
-        )
-    typer.echo(f"{store.uri}: the next run does {counted(allowed, 'recording')} again")
+    allow_again(store, list(dict.fromkeys(uris)))
+    typer.echo(f"{store.uri}: the next run does {counted(len({*uris}), 'recording')} again")
 
 
 def _to_be_made_again(datasets: Sequence[str]) -> Iterator[str]:

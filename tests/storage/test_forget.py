@@ -152,6 +152,9 @@ def test_it_stays_away_also_under_another_name_until_it_is_allowed_again(job: Ma
     glob = command(job, "forget", "--uri", "*/ada.wav", "--allow-again")
     assert glob.exit_code == 2
     assert "expected whole addresses" in glob.stderr
+    both = command(job, "forget", "--uri", uri, "--uri", "/none.wav", "--allow-again")
+    assert both.exit_code == 2
+    assert "found /none.wav not among those that stay away" in both.stderr
     allowed = command(job, "forget", "--uri", uri, "--allow-again")
     assert allowed.exit_code == 0, allowed.output
     plan = make_plan(job.config, job.store, model_revision=REVISION)
@@ -241,6 +244,18 @@ def test_a_recording_named_like_a_common_word_takes_nothing_else_along(tmp_path:
     assert command(job, "forget", "--uri", "*/en", "--uri", "*/ok", "--yes").exit_code == 0
     after = [job.store.read_json(name) for name in ("_run/config.json", "_run/fingerprint.json")]
     assert after == before
+
+
+def test_names_that_markdown_escapes_go_from_summaries(tmp_path: Path) -> None:
+    name = "we_ird|na\\me<1>.wav"
+    job = ManualRun(tmp_path, [name])
+    job.begin()
+    job.fail(name)
+    job.finish()
+    escaped = re.sub(r"[\\`*_\[\]<>#|~]", r"\\\g<0>", name)
+    job.store.write_bytes("nights/2026-01-01-2.md", f"# N\\_ight\n- `{escaped}`: no\n".encode())
+    assert command(job, "forget", "--uri", "*.wav", "--yes").exit_code == 0
+    assert (Path(job.store.uri) / "nights/2026-01-01-2.md").read_text() == "# N\\_ight\n"
 
 
 def test_an_address_is_no_glob_and_each_pattern_has_to_match(tmp_path: Path) -> None:
@@ -352,6 +367,10 @@ def test_a_voice_is_forgotten_and_what_it_says_stays(voiced: ManualRun) -> None:
     assert "did you mean Bo?" in wrong.stderr
     shown = command(job, "forget", "--speaker", "Bo")
     assert "Bo, in 1 recording; nothing was changed" in shown.stdout
+    (Path(job.store.uri) / ".tmp-names").write_bytes(b"x,S1,Bo\n")
+    again = command(job, "forget", "--speaker", "Bo", "--allow-again", "--yes")
+    assert again.exit_code == 2
+    assert "--allow-again is for --uri" in again.stderr
     assert "s3://sets/one; remove it and make it again" in shown.stdout
     done = command(job, "forget", "--speaker", "Bo", "--yes")
     assert done.exit_code == 0, done.output

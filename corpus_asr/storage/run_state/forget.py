@@ -83,6 +83,7 @@ _GONE_WITH_RUNS = "_run/deaths/"  # of a run that is over: whoever forgets has t
 _KEPT = (LOCK_NAME, FORGETTING_NAME, FORGETTING_VOICES_NAME, FORGOTTEN_NAME, ADDRESSES_NAME,
          NAMES_NAME)  # fmt: skip
 _PLACEHOLDER = "(forgotten)"
+_ESCAPED = re.compile(r"\\([\\`*_\[\]<>#|~])")  # as summaries do
 _IDENTITY = ("recording_id", "uri")
 _MOST_COMPARED = 100_000  # addresses, for the nearest to one that is not there
 _MOST_BYTES = 64 * 2**20  # of a file of others that is looked through
@@ -256,13 +257,21 @@ def _forget(store: OutputStore, recordings: dict[str, str]) -> list[str]:
     return left
 
 
-def allow_again(store: OutputStore, uris: Iterable[str]) -> int:
-    """Let later runs do recordings again; return how many were to stay away."""
+def allow_again(store: OutputStore, uris: Sequence[str]) -> None:
+    """Let later runs do recordings again.
+
+    Raises:
+        ConfigError: some were not to stay away; nothing is changed.
+    """
     forgotten = Forgotten.read(store)
-    allowed = sum(forgotten.allow(normalize(uri)) for uri in uris)
-    if allowed:
-        forgotten.write(store)
-    return allowed
+    missing = [uri for uri in uris if not forgotten.allow(normalize(uri))]
+    if missing:
+        raise ConfigError(
+            f"allowing recordings again in {redact_uri(store.uri)}: found "
+            f"{', '.join(map(redact_uri, missing))} not among those that stay away, expected whole "
+            "addresses: of these only hashes are kept, which no glob can match"
+        )
+    forgotten.write(store)
 
 
 _Version = tuple[str | None, int | None]
@@ -376,7 +385,7 @@ def _rewrite_text(store: OutputStore, name: str, names: _Names) -> None:
         return
     lines = _read(store, name).decode(errors="surrogateescape").splitlines(keepends=True)
     # Markdown escapes signs of its own by a backslash.
-    left = [line for line in lines if not names.in_text(line.replace("\\", ""))]
+    left = [line for line in lines if not names.in_text(_ESCAPED.sub(r"\1", line))]
     if len(left) < len(lines):
         store.write_bytes(name, "".join(left).encode(errors="surrogateescape"))
 

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from corpus_asr.segments import SpeakerTurn
+from corpus_asr.storage.run_state.finish import remove_leftovers
 from corpus_asr.storage.run_state.prune import refusals_explained
 from corpus_asr.storage.run_state.rewriting import (
     folders_of,
@@ -23,6 +24,7 @@ from corpus_asr.storage.run_state.rewriting import (
 )
 from corpus_asr.storage.run_state.speaker_turns import read_turns
 from corpus_asr.storage.run_state.tables import SPEAKERS_FOLDER, VOICES_FOLDER, OutputStore
+from corpus_asr.storage.stores.local import TEMPORARY_PREFIX
 from corpus_asr.storage.stores.uri import recording_id
 
 Speaker = tuple[str, str]
@@ -75,6 +77,11 @@ def _forget_voices(store: OutputStore, speakers: Collection[Speaker]) -> None:
         rewrite_commits(folder, ids, partial(_without_windows, turns))
         rewrite_table(folder, SPEAKERS_FOLDER, ids, partial(_without_embeddings, gone))
         rewrite_table(folder, VOICES_FOLDER, ids, partial(_others, gone))
+        remove_leftovers(folder)
+    # Of writes that were killed: one may be of the names.
+    for name in list(store.all_names("")):
+        if name.rpartition("/")[2].startswith(TEMPORARY_PREFIX):
+            store.remove(name)
     rewrite_names(store, lambda uri, who: None if (recording_id(uri), who) in speakers else uri)
 
 
