@@ -284,6 +284,13 @@ class OutputSettings(Settings):
     target_file_mb: float | None = Field(default=128.0, gt=0)
     """Size in MiB of table files after a run finishes, which merges smaller ones; null: no
     merging."""
+    commit_mb: float = Field(default=4.0, gt=0, le=1024)
+    """Size in MiB, in memory, of the results that are committed together."""
+    commit_every_s: float = Field(default=30.0, ge=0, le=3600)
+    """Seconds that results wait to be committed at most, fewer at the beginning of a run. A process
+    that is killed loses no more than these results, which are made again."""
+    patience_s: float = Field(default=600.0, ge=0, le=86400)
+    """Seconds for which a commit is tried again while its store fails, before the run ends."""
     catalog: dict[str, str] = Field(default_factory=dict)
     """Iceberg catalog that lists the finished tables after each run: `namespace`, which is of this
     folder alone, `name`, and PyIceberg's properties of the catalog, such as type, uri and

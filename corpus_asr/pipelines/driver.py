@@ -265,6 +265,7 @@ class CorpusRun:
             model_revision=self.checkpoint.revision,
             by_language=self.checkpoint.models_by_language,
             calibration=self._calibration,
+            patience_s=config.output.patience_s,
         )
         with self._workers(self.plan) as (resources, work):
             line_writer(self.progress)(resources.describe())

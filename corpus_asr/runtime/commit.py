@@ -1,20 +1,21 @@
-"""Results counted, and committed as objects of the output folder, from any process of a run.
+"""Results gathered, counted and committed as objects of the output folder, from any process.
 
 Committing the same part twice is harmless: the finish keeps one.
 """
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, Generic, NamedTuple, Self, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from corpus_asr.activity import Activity, FailureCount, merged
 from corpus_asr.confidence import ConfidenceModel
-from corpus_asr.errors import CorpusAsrError
+from corpus_asr.config.run import OutputSettings
+from corpus_asr.errors import CorpusAsrError, FetchError
 from corpus_asr.failure_kinds import Origin, failure_kind
 from corpus_asr.logs import event
 from corpus_asr.schemas import FILES, RESULTS
@@ -22,8 +23,15 @@ from corpus_asr.stages.parts import FAILED, NOTHING_SAID, failure_fields
 from corpus_asr.storage.run_state.tables import ModelName, OutputStore
 from corpus_asr.storage.stores.store import retries_so_far
 from corpus_asr.storage.stores.uri import public, redact_uri
+from corpus_asr.units import MEBIBYTE
 
 _LOG = logging.getLogger(__name__)
+T = TypeVar("T")
+
+# At the beginning of a run commits come sooner, so that it is soon seen what becomes of recordings.
+FIRST_COMMIT_S = 1.0
+# Between tries of a commit whose store failed, each of which takes minutes itself.
+TRY_AGAIN_S = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +102,16 @@ def _refused(results: pa.Table, error: Exception) -> pa.Table:
     return pa.Table.from_pylist([row | NOTHING_SAID | failure], schema=RESULTS)
 
 
+class Committed(NamedTuple):
+    """What became of results that were committed together."""
+
+    tally: Tally
+    names: tuple[str, ...]
+    """Outcomes objects."""
+    spent: Activity
+    """What that took."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Committer:
     """Where a run's results go and what they are stamped with."""
@@ -107,13 +125,45 @@ class Committer:
     calibration: ConfidenceModel | None = None
     """What segments of `model` get their confidence from; None for the default."""
 
-    def __call__(self, results: pa.Table) -> None:
+    patience_s: float = 0.0
+    """For how long a commit is tried again while the store fails."""
+
+    def __call__(
+        self, results: pa.Table, *, leaving: Callable[[], bool] = lambda: False
+    ) -> Committed:
         """Commit RESULTS rows as one segments object and one outcomes object.
 
-        A row that no table can take is committed as the failure of its part.
+        A row that no table can take is committed as the failure of its part. Where the store fails,
+        all is tried again as long as patience lasts and nobody is `leaving`.
         """
+        began_s, retries = time.monotonic(), retries_so_far()
+        while True:
+            try:
+                names = self._commit(results)
+                break
+            except FetchError as error:
+                waited_s = time.monotonic() - began_s
+                if not error.retryable or waited_s >= self.patience_s or leaving():
+                    raise
+                event(
+                    _LOG, logging.WARNING, "commit_waits", run_id=self.run_id,
+                    parts=results.num_rows, waited_s=round(waited_s, 1), error=str(error),
+                )  # fmt: skip
+                time.sleep(min(TRY_AGAIN_S, self.patience_s - waited_s))
+        spent = Activity(
+            commits=len(names),
+            commit_s=time.monotonic() - began_s,
+            commit_retries=retries_so_far() - retries,
+        )
+        event(
+            _LOG, logging.INFO, "committed", run_id=self.run_id, parts=results.num_rows,
+            commit_s=round(spent.commit_s, 3), retries=spent.commit_retries,
+        )  # fmt: skip
+        return Committed(tally_of(results), tuple(names), spent)
+
+    def _commit(self, results: pa.Table) -> list[str]:
         try:
-            self.store.commit(
+            done = self.store.commit(
                 results,
                 run_id=self.run_id,
                 model=self.model,
@@ -126,24 +176,54 @@ class Committer:
         except Exception as error:
             if results.num_rows > 1:  # nobody can say which row it is: each half will
                 half = results.num_rows // 2
-                self(results.slice(0, half))
-                self(results.slice(half))
-            elif results["status"][0].as_py() == FAILED:
+                return self._commit(results.slice(0, half)) + self._commit(results.slice(half))
+            if results["status"][0].as_py() == FAILED:
                 raise  # not of what was transcribed
-            else:
-                self(_refused(results, error))
+            return self._commit(_refused(results, error))
+        return [done.outcomes_name]
 
-    def timed(self, results: pa.Table) -> Activity:
-        """Commit, and return what that took."""
-        began_s, retries = time.monotonic(), retries_so_far()
-        self(results)
-        spent = Activity(
-            commits=1,
-            commit_s=time.monotonic() - began_s,
-            commit_retries=retries_so_far() - retries,
-        )
-        event(
-            _LOG, logging.INFO, "committed", run_id=self.run_id, parts=results.num_rows,
-            commit_s=round(spent.commit_s, 3), retries=spent.commit_retries,
-        )  # fmt: skip
-        return spent
+
+class CommitBuffer(Generic[T]):
+    """Collects results, or what stands for them, so that a commit is worth its two objects."""
+
+    def __init__(
+        self,
+        commit: Callable[[list[T]], object],
+        *,
+        max_bytes: float,
+        max_age_s: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._commit = commit
+        self._max_bytes = max_bytes
+        self._max_age_s = max_age_s
+        self._clock = clock
+        self._waiting: list[T] = []
+        self._num_bytes = 0
+        self._age_s = FIRST_COMMIT_S
+        self._due_s = float("-inf")  # what comes first is shown at once
+
+    @classmethod
+    def of(cls, output: OutputSettings, commit: Callable[[list[T]], object]) -> Self:
+        """Return the buffer that a job asks for."""
+        max_bytes = output.commit_mb * MEBIBYTE
+        return cls(commit, max_bytes=max_bytes, max_age_s=output.commit_every_s)
+
+    def add(self, item: T, num_bytes: int) -> None:
+        """Take results, and commit if that is due."""
+        self._waiting.append(item)
+        self._num_bytes += num_bytes
+        self.poll()
+
+    def poll(self) -> None:
+        """Commit if that is due."""
+        if self._num_bytes >= self._max_bytes or self._clock() >= self._due_s:
+            self.flush()
+
+    def flush(self) -> None:
+        """Commit everything that waits."""
+        if self._waiting:
+            waiting, self._waiting, self._num_bytes = self._waiting, [], 0
+            self._commit(waiting)
+            self._due_s = self._clock() + min(self._age_s, self._max_age_s)
+            self._age_s = min(2 * self._age_s, self._max_age_s)

@@ -4,12 +4,11 @@ Extraction runs in threads, each with a child process, so that it overlaps with 
 waits between them is bounded in bytes. One engine, on one GPU at most.
 """
 
-import math
 import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal, TypeAlias
 
@@ -17,17 +16,13 @@ import pyarrow as pa
 
 from corpus_asr.activity import Activity
 from corpus_asr.config.run import RunConfig
-from corpus_asr.runtime.commit import Committer, Tally, tally_of
+from corpus_asr.runtime.commit import CommitBuffer, Committer, Tally, tally_of
 from corpus_asr.runtime.progress import Progress
 from corpus_asr.runtime.resources import Resources
 from corpus_asr.runtime.shutdown import Stop, stoppable
 from corpus_asr.stages.extract import REPORTING_EXTRACTOR, ExtractStage
 from corpus_asr.stages.transcribe import EngineFactory, EngineSpec, TranscribeStage, load_engine
 
-# A commit is two objects: worth it for one long part or a hundred short recordings ...
-MIN_BYTES_PER_COMMIT = 64 * 1024
-# ... but nobody should lose more than this to a crash.
-MAX_COMMIT_AGE_S = 10.0  # since the last commit
 # How soon a signal, and the age of what waits to be committed, are noticed while nothing is ready.
 POLL_S = 1.0
 # How long extraction and the engine are waited for after a run broke off: extraction's processes
@@ -56,14 +51,17 @@ def run_local(
     """Transcribe `packs` in this process and commit all results."""
     committed, seen = Activity(), Tally()
 
-    def commit(results: pa.Table) -> None:
-        nonlocal committed
-        committed += committer.timed(results)
-        progress.set(progress.tally + tally_of(results))
-
-    buffer = CommitBuffer(commit, min_bytes=MIN_BYTES_PER_COMMIT, max_age_s=MAX_COMMIT_AGE_S)
     with ExitStack() as stack:
         stop = stack.enter_context(stoppable(lambda: progress.files_left, at=stop_at))
+
+        def commit(results: list[pa.Table]) -> None:
+            nonlocal committed
+            rows = pa.concat_tables(results).combine_chunks()
+            done = committer(rows, leaving=lambda: stop.expired)
+            committed += done.spent
+            progress.set(progress.tally + done.tally)
+
+        buffer = CommitBuffer.of(config.output, commit)
         extracting = [
             ExtractStage(config, extractor=extractor) for _ in range(resources.extract_workers)
         ]
@@ -84,7 +82,7 @@ def run_local(
             if result is None:
                 buffer.poll()
             else:
-                buffer.add(result)
+                buffer.add(result, result.nbytes)
                 if seen.failed == seen.parts:  # nothing succeeded so far
                     seen += tally_of(result)
                     if progress.is_futile(seen):
@@ -232,40 +230,3 @@ class _Feed:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-
-
-class CommitBuffer:
-    """Collects small results so that a commit is worth its two objects."""
-
-    def __init__(
-        self,
-        commit: Callable[[pa.Table], None],
-        *,
-        min_bytes: int,
-        max_age_s: float,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._commit = commit
-        self._min_bytes = min_bytes
-        self._max_age_s = max_age_s
-        self._clock = clock
-        self._waiting: list[pa.Table] = []
-        self._committed_s = -math.inf  # what comes first is shown at once
-
-    def add(self, results: pa.Table) -> None:
-        """Take rows, and commit if that is due."""
-        self._waiting.append(results)
-        self.poll()
-
-    def poll(self) -> None:
-        """Commit if that is due."""
-        size = sum(table.nbytes for table in self._waiting)
-        if size >= self._min_bytes or self._clock() - self._committed_s >= self._max_age_s:
-            self.flush()
-
-    def flush(self) -> None:
-        """Commit everything that waits."""
-        if self._waiting:
-            self._commit(pa.concat_tables(self._waiting).combine_chunks())
-            self._waiting = []
-            self._committed_s = self._clock()

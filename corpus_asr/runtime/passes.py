@@ -24,6 +24,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -212,41 +213,69 @@ FEW_PER_WORKER = 16
 # By so much the parts are fewer that one worker has in a small group.
 SMALLER = 8
 
-WRITTEN = pa.schema([RESULTS.field(each) for each in ("recording_id", "part", "last_part")]).append(
-    pa.field("failed", pa.bool_())
+WRITTEN = pa.schema(
+    [RESULTS.field(each) for each in ("recording_id", "part", "last_part", "status")]
 )
 
 
-def written(results: pa.Table) -> pa.Table:
-    """Return what a driver keeps of committed RESULTS rows."""
-    failed = pc.equal(results["status"], FAILED)
-    return results.select(WRITTEN.names[:3]).append_column(WRITTEN.field("failed"), failed)
+class Done:
+    """The parts that a run committed, read from its commits once a pass has to follow."""
 
+    def __init__(self) -> None:
+        self._rows = WRITTEN.empty_table()
+        self._names: set[str] = set()
 
-@dataclass(slots=True)
-class Committed:
-    """The parts that a run committed, by recording: whether it was the last, and failed."""
+    def read(self, store: OutputStore, names: Iterable[str]) -> None:
+        """Add what is in these outcomes objects, of which some may be known."""
+        new = [name for name in names if name not in self._names]
+        self._names.update(new)
+        found = [each.rows.cast(WRITTEN) for each in store.committed(WRITTEN.names, new)]
+        self.add(pa.Table.from_batches(found, WRITTEN))
 
-    parts: dict[str, dict[int, tuple[bool, bool]]] = field(
-        default_factory=lambda: defaultdict(dict)
-    )
-
-    def add(self, rows: pa.Table) -> None:
-        """Take rows of WRITTEN."""
-        for row in rows.to_pylist():
-            self.parts[row["recording_id"]][row["part"]] = row["last_part"], row["failed"]
+    def add(self, rows: pa.Table, *, earlier: bool = False) -> None:
+        """Add rows of WRITTEN; where a part is there twice, the later one counts."""
+        both = [rows, self._rows] if earlier else [self._rows, rows]
+        self._rows = pa.concat_tables(both).combine_chunks()
 
     def remaining(self, packs: Iterable[pa.Table]) -> Iterator[dict[str, Any]]:
         """Yield the files of PACKS rows that are not complete, without the parts that are done."""
+        complete, left = self._complete(), list[dict[str, Any]]()
         for pack in packs:
-            for file in pc.list_flatten(pack["files"]).to_pylist():
-                parts = self.parts.get(file["recording_id"], {})
-                # What is done is none that failed last: such a failure may come again.
-                done = set(file["done_parts"] or ()) | {
-                    part for part, (last, failed) in parts.items() if not (last and failed)
-                }
-                if not _covers(done | set(parts), parts):
-                    yield file | {"done_parts": sorted(done)}
+            files = pa.array(pc.list_flatten(pack["files"]).combine_chunks())
+            ids = _sortable(pc.struct_field(files, "recording_id"))
+            places = np.minimum(np.searchsorted(complete, ids), len(complete) - 1)
+            left += files.filter(pa.array(complete[places] != ids)).to_pylist()
+        ids_left = pa.array([file["recording_id"] for file in left], pa.string())
+        rows = self._rows.filter(pc.is_in(self._rows["recording_id"], ids_left))
+        parts: dict[str, dict[int, tuple[bool, bool]]] = defaultdict(dict)
+        for row in rows.to_pylist():
+            parts[row["recording_id"]][row["part"]] = row["last_part"], row["status"] == FAILED
+        for file in left:
+            own = parts[file["recording_id"]]
+            # What is done is none that failed last: such a failure may come again.
+            done = set(file["done_parts"] or ()) | {
+                part for part, (last, failed) in own.items() if not (last and failed)
+            }
+            if not _covers(done | set(own), own):
+                yield file | {"done_parts": sorted(done)}
+
+    def _complete(self) -> np.ndarray:
+        """Return the recordings of which this run committed every part, sorted; never nothing."""
+        ends = self._rows.filter(self._rows["last_part"]).group_by("recording_id")
+        parts = self._rows.select(["recording_id", "part"]).join(
+            ends.aggregate([("part", "min")]), "recording_id", join_type="inner"
+        )
+        # Parts after the end count for nothing.
+        until_end = parts.filter(pc.less_equal(parts["part"], parts["part_min"]))
+        counts = until_end.group_by(["recording_id", "part_min"])
+        counts = counts.aggregate([("part", "count_distinct")])
+        whole = pc.equal(counts["part_count_distinct"], pc.add(counts["part_min"], 1))
+        ids = _sortable(counts.filter(whole)["recording_id"].combine_chunks())
+        return np.sort(np.append(ids, np.bytes_(b"")))
+
+
+def _sortable(ids: pa.Array) -> np.ndarray:
+    return np.array(ids.cast(pa.binary()).to_pylist(), np.bytes_)
 
 
 def _covers(done: set[int], parts: dict[int, tuple[bool, bool]]) -> bool:
@@ -254,13 +283,14 @@ def _covers(done: set[int], parts: dict[int, tuple[bool, bool]]) -> bool:
     return end is not None and done.issuperset(range(end + 1))
 
 
-def know_last_parts(store: OutputStore, files: Iterable[dict[str, Any]], into: Committed) -> None:
+def know_last_parts(store: OutputStore, files: Iterable[dict[str, Any]], into: Done) -> None:
     """Add the last parts that earlier runs committed of files of which parts were done before."""
     versions = {file["recording_id"]: (file["etag"], file["size_bytes"]) for file in files}
     columns = ["run_id", "recording_id", "etag", "size_bytes", "part", "last_part", "status"]
     redone: dict[str, set[str]] = defaultdict(set)
     for row in read_redo(store).to_pylist() if versions else ():
         redone[row["recording_id"]].update(row["earlier_runs"])
+    known: list[dict[str, Any]] = []
     for batch in store.outcomes(columns) if versions else ():
         last = batch.filter(batch.column("last_part"))
         for row in last.to_pylist():
@@ -268,7 +298,8 @@ def know_last_parts(store: OutputStore, files: Iterable[dict[str, Any]], into: C
             if row["run_id"] in redone.get(row["recording_id"], ()):
                 continue
             if found == (row["etag"], row["size_bytes"]) and row["status"] != FAILED:
-                into.parts[row["recording_id"]].setdefault(row["part"], (True, False))
+                known.append({name: row[name] for name in WRITTEN.names})
+    into.add(pa.Table.from_pylist(known, schema=WRITTEN), earlier=True)
 
 
 @dataclass(slots=True)

@@ -17,23 +17,20 @@ from typing import Any, Self
 
 import pyarrow as pa
 import ray
-from ray.data import ActorPoolStrategy, DataContext, Dataset, Datasink, ExecutionResources
-from ray.data.block import Block
-from ray.data.datasource import WriteResult
+from ray.data import ActorPoolStrategy, DataContext, Dataset, ExecutionResources
 
 from corpus_asr.activity import Activity
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import CorpusAsrError, EngineError
-from corpus_asr.logs import LogSettings, configure, event
-from corpus_asr.runtime.commit import Committer, Tally, tally_of
+from corpus_asr.logs import LogSettings, event
+from corpus_asr.runtime.commit import Committer, Tally
 from corpus_asr.runtime.coordinator import WorkerState, start_coordinator
 from corpus_asr.runtime.passes import (
     EXTRACT,
     FEW_PER_WORKER,
     MAX_PASSES,
     TRANSCRIBE,
-    WRITTEN,
-    Committed,
+    Done,
     Pass,
     Suspects,
     avoided,
@@ -42,18 +39,16 @@ from corpus_asr.runtime.passes import (
     packs_of,
     read_deaths,
     resources_for,
-    written,
 )
 from corpus_asr.runtime.progress import Progress
 from corpus_asr.runtime.ray_cluster import RayWatch
+from corpus_asr.runtime.ray_commits import Commits
 from corpus_asr.runtime.resources import STORE_SHARE_AHEAD, Resources
 from corpus_asr.runtime.shutdown import Stop, stoppable
 from corpus_asr.runtime.workers import ExtractWorker, TranscribeWorker
-from corpus_asr.schemas import RESULTS
 from corpus_asr.stages.extract import REPORTING_EXTRACTOR
 from corpus_asr.stages.transcribe import EngineFactory, EngineSpec, load_engine
 from corpus_asr.storage.stores.filesystem import StoreOptions, open_store
-from corpus_asr.storage.stores.uri import without_secrets
 from corpus_asr.units import MEBIBYTE, counted
 
 _LOG = logging.getLogger(__name__)
@@ -61,8 +56,6 @@ _LOG = logging.getLogger(__name__)
 # Blocks leave a stage at this size or at the end of a task. Ray's 128 MiB would hold a file's
 # parts back until it is decoded; one part of a minute fills this, shorter clips travel together.
 BLOCK_BYTES = MEBIBYTE
-# Committing waits for the store, not for a CPU.
-WRITE_CPUS = 0.25
 # Actors that may die in a row while starting before the run is given up; Ray's default is none.
 MAX_ACTOR_INIT_DEATHS = 3
 # How late the line is, and how soon a signal reaches the workers.
@@ -108,8 +101,10 @@ def run_on_ray(
         stoppable(lambda: progress.files_left, at=stop_at) as stop,
         DataContext.current(_context(config, resources)),
     ):
-        with _Poll(coordinator, progress, stop) as poll:
-            passes = _Passes(config, packs, committer, resources, coordinator, poll)
+        workers = resources.transcribe_workers
+        commits = Commits(committer, config.output, coordinator, num_workers=workers)
+        with _Poll(coordinator, progress, stop, commits) as poll:
+            passes = _Passes(config, packs, committer, resources, coordinator, commits, poll)
             try:
                 total = passes.run(lambda: stop.requested, engine_factory, extractor)
             except Exception as error:
@@ -128,14 +123,15 @@ class _Passes:
         committer: Committer,
         resources: Resources,
         coordinator: Any,
+        commits: Commits,
         poll: "_Poll",
     ) -> None:
         self._config, self._committer = config, committer
         self._resources, self._coordinator, self._poll = resources, coordinator, poll
-        self._packs = packs
-        self._committed = Committed()
+        self._packs, self._commits = packs, commits
+        self._done = Done()
         self._suspects = Suspects()
-        self._total = Tally()
+        self._poison = Tally()
 
     def run(self, stopping: Callable[[], bool], engine: EngineFactory, extractor: str) -> Tally:
         """Work until everything is committed; return the count of that."""
@@ -143,9 +139,6 @@ class _Passes:
         planned = planned_packs(self._config, self._packs)
         while True:
             self._poll.watch(current)
-            sink = ResultsSink(
-                self._committer, coordinator=self._coordinator, min_bytes=resources.commit_bytes
-            )
             dataset = build(
                 self._config,
                 planned,
@@ -155,33 +148,47 @@ class _Passes:
                 extractor=extractor,
                 of=current,
             )
-            dataset.write_datasink(sink, ray_remote_args={"num_cpus": WRITE_CPUS})
-            self._total += sink.tally
-            left = [] if stopping() else self._left(current, sink.written)
+            self._commit(dataset)
+            left = [] if stopping() else self._left(current)
             if not left:
-                return self._total
+                return self._commits.tally + self._poison
             if current.number == MAX_PASSES:
                 raise _not_done(len(left), self._suspects)
             current, resources = self._next(current, len(left))
             planned = ray.data.from_arrow(packs_of(left))
 
-    def _left(self, current: Pass, rows: pa.Table) -> list[dict[str, Any]]:
+    def _commit(self, dataset: Dataset) -> None:
+        """Run a pass and commit what it yields."""
+        results = dataset.iter_internal_ref_bundles()
+        try:
+            for bundle in results:
+                for block in bundle.blocks:
+                    if block.metadata.num_rows:
+                        self._commits.add(block.ref, block.metadata.size_bytes or 0)
+            self._commits.settle()
+        except BaseException:
+            del results  # with its last reference Ray Data ends its work
+            raise
+
+    def _left(self, current: Pass) -> list[dict[str, Any]]:
         """Return the files that are not complete, once what ended workers twice is given up."""
         store = self._committer.store
         deaths = read_deaths(store, current)
-        self._committed.add(rows)
-        if not deaths.num_rows and not self._poll.disturbed:
+        if not (deaths.num_rows or self._poll.disturbed or self._commits.lost):
             return []
+        # Only now is it of interest which parts were committed.
+        self._done.read(store, self._commits.names)
         self._suspects.add(deaths, current)
         left = self._remaining(self._plan())
         if partly := [file for file in left if file["done_parts"]]:
-            know_last_parts(store, partly, self._committed)
+            know_last_parts(store, partly, self._done)
             left = self._remaining([packs_of(left)])
         poison = self._suspects.take_poison(left)
         if poison.num_rows:
-            self._total += tally_of(poison)
-            self._coordinator.add.remote(tally_of(poison), self._committer.timed(poison))
-            self._committed.add(written(poison))
+            committed = self._committer(poison)
+            self._poison += committed.tally
+            self._coordinator.add.remote(committed.tally, committed.spent)
+            self._done.read(store, committed.names)
             left = self._remaining([packs_of(left)])
         return left
 
@@ -192,7 +199,7 @@ class _Passes:
             yield batch
 
     def _remaining(self, packs: Iterable[pa.Table]) -> list[dict[str, Any]]:
-        return list(self._committed.remaining(packs))
+        return list(self._done.remaining(packs))
 
     def _next(self, current: Pass, num_left: int) -> tuple[Pass, Resources]:
         resources = self._resources
@@ -358,14 +365,15 @@ def _no_room(error: BaseException) -> EngineError:
 
 
 class _Poll(threading.Thread):
-    """Copies counts from the coordinator, and requests to stop to it.
+    """Copies counts from the coordinator and requests to stop to it, and commits in time.
 
     A coordinator that died is followed by one that knows nothing: it is told each time, and what
     its predecessor had counted is kept.
     """
 
-    def __init__(self, coordinator: Any, progress: Progress, stop: Stop) -> None:
+    def __init__(self, coordinator: Any, progress: Progress, stop: Stop, commits: Commits) -> None:
         super().__init__(name="poll-coordinator", daemon=True)
+        self._commits = commits
         self._coordinator = coordinator
         self._progress = progress
         self._stop_asked = stop
@@ -402,6 +410,10 @@ class _Poll(threading.Thread):
     def run(self) -> None:
         while not self._finished.wait(POLL_S):
             self._stop_asked.failure = self._watch.lost() or self._no_worker
+            if self._stop_asked.failure is None:
+                self._commits.poll(hurry=self._stop_asked.requested)
+                if self._commits.failure is not None:
+                    self._stop_asked.failure = own_error(self._commits.failure)
             if self._stop_asked.failure is None:
                 self._copy()
             if self._stop_asked.failure or self._stop_asked.expired:
@@ -466,44 +478,3 @@ class _Poll(threading.Thread):
                 f"{'; '.join(whys)}; what was committed is kept, and running again continues "
                 "from there"
             )
-
-
-class ResultsSink(Datasink[tuple[Tally, pa.Table]]):
-    """Commits each bundle of results it is given."""
-
-    tally = Tally()
-    """What was committed, once all is written; counted by the tasks that did it."""
-    written = WRITTEN.empty_table()
-    """The parts of it."""
-
-    def __init__(self, committer: Committer, *, coordinator: Any, min_bytes: int) -> None:
-        self._committer = committer
-        self._coordinator = coordinator
-        self._min_bytes = min_bytes
-        self._logs = LogSettings.from_environment()  # of the driver; it is pickled with the rest
-
-    def write(self, blocks: Iterable[Block], ctx: Any) -> tuple[Tally, pa.Table]:
-        """Commit the rows of `blocks` together and return which they are."""
-        configure(self._logs, redact=without_secrets)
-        tables = [block for block in blocks if block.num_rows]
-        if not tables:
-            return Tally(), WRITTEN.empty_table()
-        results = pa.concat_tables(tables).cast(RESULTS).combine_chunks()
-        tally = tally_of(results)
-        # Nobody waits for it: only progress is lost.
-        self._coordinator.add.remote(tally, self._committer.timed(results))
-        return tally, written(results)
-
-    def on_write_complete(self, write_result: WriteResult[tuple[Tally, pa.Table]]) -> None:
-        """Add up, in the driver, what was written."""
-        tallies, tables = zip(*write_result.write_returns, strict=True)
-        self.tally = sum(tallies, Tally())
-        self.written = pa.concat_tables(tables)
-
-    @property
-    def min_bytes_per_write(self) -> int:
-        """Bundle small results, since a commit is two small objects.
-
-        Also keeps the write from running inside the stage before it.
-        """
-        return self._min_bytes

@@ -24,8 +24,6 @@ READY_BYTES_CPU = 256 * MEBIBYTE
 CALL_BYTES: dict[Literal["gpu", "cpu"], int] = {"gpu": 64 * MEBIBYTE, "cpu": 16 * MEBIBYTE}
 MAX_MEL_BINS = 128
 FEATURE_BYTES_PER_S = FRAMES_PER_SECOND * MAX_MEL_BINS * 2  # float16: 25,600
-# About one long part, or a hundred short recordings: seconds of a GPU's work.
-COMMIT_BYTES_GPU = 64 * 1024
 # Features between the stages take half of the object store, so that none is spilled to disk while
 # others are on their way; half of that is in flight, the other waits to take its place.
 STORE_SHARE_AHEAD = 0.5
@@ -97,8 +95,6 @@ class Resources:
     calls_in_flight: int
     ahead_bytes: int
     """Features extracted and not yet transcribed, over all machines; beyond, extraction waits."""
-    commit_bytes: int
-    """Results collected before they are committed together; at least 1."""
     no_progress_timeout_s: float
 
     @property
@@ -200,9 +196,9 @@ def resolve_resources(
         rows_per_call=rows,
         calls_in_flight=calls,
         ahead_bytes=ahead_bytes or AHEAD_BYTES_LOCAL + rows * calls * _part_bytes(config),
-        # Ray bundles by size alone: a slow worker's results would wait for minutes.
-        commit_bytes=COMMIT_BYTES_GPU if gpus_each > 0 else 1,
-        no_progress_timeout_s=max(MIN_NO_PROGRESS_S, rows * calls * config.extract.part_s / speed),
+        # A store that fails holds everything up for so long.
+        no_progress_timeout_s=config.output.patience_s
+        + max(MIN_NO_PROGRESS_S, rows * calls * config.extract.part_s / speed),
     )
     if fixed:
         _check_fits(resources, nodes)

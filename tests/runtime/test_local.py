@@ -1,6 +1,7 @@
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,12 @@ import pyarrow as pa
 import pytest
 
 from corpus_asr.errors import CheckpointError, EngineError, FetchError
-from corpus_asr.runtime.commit import Committer, tally_of
-from corpus_asr.runtime.local import CommitBuffer
+from corpus_asr.runtime import commit as committing
+from corpus_asr.runtime.commit import CommitBuffer, Committer, tally_of
 from corpus_asr.runtime.progress import ENOUGH_ALIKE
 from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.stores.filesystem import StoreOptions
+from corpus_asr.storage.stores.store import RetryPolicy
 from corpus_asr.units import MEBIBYTE
 from tests.support.engines import (
     ScriptedEngine,
@@ -21,6 +24,7 @@ from tests.support.engines import (
     run_scripted,
     scripted_job,
 )
+from tests.support.stores import environment, faulty_store, s3_server
 from tests.support.tables import packs_of, part, results
 
 
@@ -186,23 +190,55 @@ def test_a_row_that_cannot_be_committed_is_one_failure(
 
 
 def test_the_first_result_is_committed_at_once_and_others_together_in_time():
-    commits: list[pa.Table] = []
+    commits: list[list[str]] = []
     now_s = [100.0]
-    buffer = CommitBuffer(commits.append, min_bytes=10_000, max_age_s=10, clock=lambda: now_s[0])
-    for index in range(3):
-        buffer.add(results(part("r", index, texts=[])))
-    now_s[0] += 9
+    buffer = CommitBuffer(commits.append, max_bytes=100, max_age_s=4, clock=lambda: now_s[0])
+    for name in "abc":
+        buffer.add(name, 1)
+    assert commits == [["a"]]
+    waited: list[float] = []
+    for _ in range(4):
+        since_s = now_s[0]
+        buffer.add("x", 1)
+        while len(commits) == 1 + len(waited):
+            now_s[0] += 0.5
+            buffer.poll()
+        waited.append(now_s[0] - since_s)
+    assert waited == [1, 2, 4, 4]  # never longer than it may be
+    buffer.add("y", 100)
+    assert commits[-1] == ["y"]
     buffer.poll()
-    assert [table.num_rows for table in commits] == [1]
-    now_s[0] += 1
-    buffer.poll()
+    buffer.add("z", 1)
     buffer.flush()
-    assert [table.num_rows for table in commits] == [1, 2]
-    buffer.add(results(part("r", 0, texts=None, error_message="x" * 20_000)))
-    buffer.add(results(part("r", 0, texts=[])))
-    assert len(commits) == 3
     buffer.flush()
-    assert len(commits) == 4
+    assert commits[6:] == [["z"]]
+
+
+def test_a_commit_waits_for_its_store_as_long_as_patience_lasts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(committing, "TRY_AGAIN_S", 0.01)
+    fast = RetryPolicy(attempts=2, first_wait_s=0.01)
+    with s3_server() as s3, environment(s3.environment):
+        s3.make_bucket("out")
+        with faulty_store(s3.endpoint_url, {"slow_down": 1.0}, seed=1) as faulty:
+            options = StoreOptions(endpoint_url=faulty.endpoint_url, policy=fast)
+            store = OutputStore("s3://out/run", options=options)
+            rows = results(part("a", 0, texts=["x"]))
+            committer = Committer(
+                store=store, run_id="r", model="m", model_revision="1", patience_s=1.0
+            )
+            with pytest.raises(FetchError, match="SlowDown"):
+                committer(rows)
+            tried = faulty.injected["slow_down"]
+            assert tried > 4
+            with pytest.raises(FetchError, match="SlowDown"):
+                committer(rows, leaving=lambda: True)
+            assert faulty.injected["slow_down"] == tried + 2
+            threading.Timer(0.3, faulty.rates.clear).start()
+            done = replace(committer, patience_s=60)(rows)
+            assert done.names == tuple(store.names("outcomes"))
+            assert done.spent.commit_s > 0.2
 
 
 def test_a_run_in_which_all_fails_alike_starts_nothing_more(tmp_path: Path):

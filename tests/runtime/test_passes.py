@@ -17,8 +17,9 @@ from corpus_asr.runtime.passes import (
     HANDED_BACK,
     MAX_FAILURES,
     TRANSCRIBE,
-    Committed,
+    WRITTEN,
     Device,
+    Done,
     Pass,
     Suspects,
     Trail,
@@ -30,7 +31,6 @@ from corpus_asr.runtime.passes import (
     packs_of,
     read_deaths,
     resources_for,
-    written,
 )
 from corpus_asr.runtime.resources import resolve_resources, this_machine
 from corpus_asr.storage.run_state.tables import OutputStore
@@ -41,9 +41,9 @@ ALONE = Pass(number=2, alone=True)
 DEVICES = {EXTRACT: 4, TRANSCRIBE: 4}
 
 
-def committed(*rows: dict[str, Any]) -> Committed:
-    found = Committed()
-    found.add(written(results(*rows)))
+def committed(*rows: dict[str, Any]) -> Done:
+    found = Done()
+    found.add(results(*rows).select(WRITTEN.names))
     return found
 
 
@@ -63,7 +63,7 @@ def died(
     )  # fmt: skip
 
 
-def left(found: Committed, *files: dict[str, Any]) -> dict[str, list[int]]:
+def left(found: Done, *files: dict[str, Any]) -> dict[str, list[int]]:
     plan = [packs_of(list(files))]
     return {each["uri"]: each["done_parts"] for each in found.remaining(plan)}
 

@@ -88,7 +88,7 @@ def work(
         config,
         [str(plan)],
         committer_of(config),
-        resources=dataclasses.replace(resources, device="cpu", commit_bytes=1),
+        resources=dataclasses.replace(resources, device="cpu"),
         progress=progress,
         engine_factory=engine,
         extractor=extractor,

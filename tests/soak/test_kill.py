@@ -12,6 +12,7 @@ from corpus_asr.config.run import RunConfig
 from corpus_asr.pipelines import driver
 from tests.support import extractors
 from tests.support.killing import (
+    COMMIT_EACH,
     OWN_ENGINE,
     PAUSE,
     KillableJob,
@@ -139,7 +140,7 @@ def aligning_job(folder: Path) -> KillableJob:
             "source": {"manifest": str(folder / "manifest.jsonl")},
             "extract": {"part_s": 30, "workers": 1},
             "decoding": {"align": True, "temperature": [0]},
-            "output": {"uri": str(folder / "output")},
+            "output": {"uri": str(folder / "output")} | COMMIT_EACH,
         }
     )
     return KillableJob(config, folder / "job", environment={OWN_ENGINE: "1"})

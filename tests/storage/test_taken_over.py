@@ -16,7 +16,7 @@ from corpus_asr.schemas import OUTCOMES
 from corpus_asr.storage.run_state import tables
 from corpus_asr.storage.run_state.lock import LOCK_NAME, Holder, Lock, LockKey, Timing
 from corpus_asr.storage.run_state.run_files import SUCCESS_NAME
-from corpus_asr.storage.run_state.tables import TAKEN_OVER_NAME, OutputStore
+from corpus_asr.storage.run_state.tables import TABLES_NAME, TAKEN_OVER_NAME, OutputStore
 from corpus_asr.storage.stores import filesystem
 from tests.storage.test_lock import ELSEWHERE
 from tests.storage.test_run_tables import done
@@ -90,6 +90,7 @@ def test_a_commit_counts_if_it_was_there_when_the_lock_was_taken(
     store: OutputStore, passes: int, killed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counts = passes == AFTER_OUTCOMES
+    monkeypatch.setattr(tables, "LOOK_EVERY_S", 0.0)
     if killed:  # before it could see that it was late
         monkeypatch.setattr(OutputStore, "_withdraw", lambda *_: None)
     old = frozen(store, passes, lambda: taken_over(store, "a", "b"))
@@ -109,6 +110,29 @@ def test_a_commit_counts_if_it_was_there_when_the_lock_was_taken(
         taken_over(store, "a", "b")
     assert not [name for name, _ in store._listed("outcomes") if "-old-" in name]
     assert not {*store.names("segments")} - {*store.named_segments()}
+
+
+def test_the_lock_is_looked_at_now_and_then_and_what_came_late_is_withdrawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = [100.0]
+    monkeypatch.setattr("corpus_asr.storage.run_state.tables.time.monotonic", lambda: now_s[0])
+    store = OutputStore(str(tmp_path))
+    old = frozen(store, 2, lambda: taken_over(store, "a", "b"))
+    guard = old._guard
+    assert isinstance(guard, Freezes)
+    for name, checked in (("a", 1), ("a", 1), ("a", 2), ("b", 2)):
+        commit(old, results(part(name, 0, texts=["by old"])), run_id="old")
+        assert guard.checked == checked
+        now_s[0] += 2.5
+    # The third was put just after the second look, when it was too late.
+    late = [name for name, _ in store._listed("outcomes") if name not in store.names("outcomes")]
+    assert len(late) == 2
+    assert texts(store) == [("/a", "by old"), ("/b", "by new")]
+    with pytest.raises(EngineError, match="found no lock"):
+        commit(old, results(part("b", 0, texts=["by old"])), run_id="old")
+    assert not {*late} & {name for name, _ in store._listed("outcomes")}
+    assert texts(store) == [("/a", "by old"), ("/b", "by new")]
 
 
 @pytest.mark.parametrize("passes", range(1, CHECKS_OF_A_FINISH + 1))
@@ -152,6 +176,17 @@ def test_a_put_that_is_tried_again_looks_at_the_lock_again(
     with pytest.raises(EngineError, match="found no lock"):
         old.write_bytes("x", b"")
     assert len(tried) == 1
+
+
+def test_what_travels_to_workers_does_not_grow_with_the_tables(tmp_path: Path) -> None:
+    store = OutputStore(str(tmp_path))
+    sizes = []
+    for count in (1, 10_000):
+        store.write_json(
+            TABLES_NAME, [f"outcomes/{number:020d}.parquet" for number in range(count)]
+        )
+        sizes.append(len(pickle.dumps(frozen(store, 1, print))))
+    assert sizes[0] == sizes[1]
 
 
 def test_what_is_noted_of_a_run_is_kept_when_the_next_is_taken_over(tmp_path: Path) -> None:

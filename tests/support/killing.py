@@ -36,6 +36,8 @@ from tests.support.engines import ScriptedEngine, script, scripted_engine, scrip
 from tests.support.tables import rows_of, with_section
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+# Of `output`: commits are as small as they can be.
+COMMIT_EACH = {"commit_mb": 1e-6}
 # What differs between two runs that did the same.
 VARYING = {"run_id", "decode_s", "transcribe_s", "attempts", "device", "segments_object"}
 PAUSE = "CORPUS_ASR_TEST_PAUSE_S"
@@ -50,7 +52,7 @@ _TITLES = {
     "raylet": "src/ray/raylet/raylet",
     "gcs": "src/ray/gcs/gcs_server",
 }
-# Keeps the job's own engine and extractor: of it only the commits are as small as they can be.
+# Keeps the job's own engine and extractor.
 OWN_ENGINE = "CORPUS_ASR_TEST_OWN_ENGINE"
 _SLOW_EXTRACTOR = "tests.support.extractors:make_slow"
 # Instead of the usual 300 s before a worker that reports nothing is taken for frozen.
@@ -192,7 +194,7 @@ def killable_job(
         folder,
         source={"uri": str(corpus)},
         extract={"pack_mb": 0.001, "workers": 1},
-        output={"max_failed_fraction": 1.0} | target,
+        output={"max_failed_fraction": 1.0} | COMMIT_EACH | target,
         speakers="corpus",
     )
     (Path(config.model.checkpoint) / "model.safetensors").touch()
@@ -368,12 +370,10 @@ def peak_bytes(pid: int | str = "self") -> int:
 
 
 def _main() -> None:
-    """Be the command line, with a scripted engine and extractor and a commit per result."""
+    """Be the command line, with a scripted engine and extractor."""
     from corpus_asr.cli import main as cli
-    from corpus_asr.runtime import local
     from corpus_asr.runtime import ray_dataset as dataset
 
-    local.MIN_BYTES_PER_COMMIT = 1
     if SILENT in os.environ:
         from corpus_asr.runtime import coordinator
 

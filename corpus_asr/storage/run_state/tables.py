@@ -4,8 +4,9 @@ Each commit puts a segments object under a unique name, then an outcomes object 
 second put is the commit. A segments object that no outcomes object names is an orphan, unseen by
 these readers. Labels are written in the same way in place of segments; the same words mean them.
 
-A run writes through the folder that its lock gives it: the lock is looked at before each put. What
-arrives all the same after another run took over is named in `TAKEN_OVER_NAME` by what it is not.
+A run writes through the folder that its lock gives it: the lock is looked at before each put, for
+commits once in `LOOK_EVERY_S`. What arrives all the same after another run took over is named in
+`TAKEN_OVER_NAME` by what it is not.
 """
 
 import contextlib
@@ -16,7 +17,7 @@ import re
 import time
 import uuid
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -51,6 +52,8 @@ COMMIT_FOLDERS = (OUTCOMES_FOLDER, f"{PENDING}{OUTCOMES_FOLDER}")
 SUFFIX = ".parquet"
 # Of each object that is read ahead: a small commit as a whole, a merged one only at its beginning.
 READ_AHEAD_ROWS = 16_384
+# A commit that is late does not count, so what a look at the lock saves is only requests.
+LOOK_EVERY_S = 5.0
 READERS = 8  # commits are many small objects: reading them is waiting for the store
 
 
@@ -237,10 +240,17 @@ class OutputStore:
         self._guard: WriteGuard | None = None
         self._newest_ns = 0
         self._changed: dict[str, bool] = {}  # by name: whether it was put last, or removed
+        self._looked_s = float("-inf")
+        self._unconfirmed: list[Commit] = []  # since the lock was looked at
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what is of this process, which grows with the tables: others only write."""
+        return self.__dict__ | {"_changed": {}, "_looked_s": float("-inf"), "_unconfirmed": []}
 
     def held(self, guard: WriteGuard) -> Self:
         """Return the folder as a run writes it that holds its lock."""
         held = copy.copy(self)
+        held._looked_s, held._unconfirmed = float("-inf"), []
         held._guard, held._changed = guard, dict.fromkeys(self.read_json(TABLES_NAME) or (), True)
         # A clock that was ahead before, or is behind now, must not turn around what came first.
         held._newest_ns = max(map(time_ns_of, self.commit_names()), default=0)
@@ -316,13 +326,24 @@ class OutputStore:
             by_language={code: (public(name), made) for code, (name, made) in by_language.items()},
             calibration=calibration,
         )
-        done = self.write_commit(outcomes_of(results, run_id=run_id), [part_rows], rows=kind)
+        outcomes = outcomes_of(results, run_id=run_id)
         try:
-            self.check()
+            done = self.write_commit(outcomes, [part_rows], rows=kind, check=self._look)
+            self._unconfirmed.append(done)
+            self._look()
         except EngineError:
-            self._withdraw(done)
+            for late in self._unconfirmed:
+                self._withdraw(late)
             raise
         return done
+
+    def _look(self) -> None:
+        """Check the lock unless that was done of late."""
+        now_s = time.monotonic()
+        if now_s - self._looked_s >= LOOK_EVERY_S:
+            self.check()
+            self._looked_s = now_s
+            self._unconfirmed.clear()
 
     def _withdraw(self, commit: Commit) -> None:
         # Readers other than this program would count it; what was there in time counts.
@@ -339,22 +360,24 @@ class OutputStore:
         rows: PartRows = SEGMENT_ROWS,
         stem: str | None = None,
         under: str = "",
+        check: Callable[[], object] | None = None,
     ) -> Commit:
         """Write outcomes rows and their segments or labels, which stand in the same order.
 
-        `under` is "", or `PENDING` to keep them out of the tables.
+        `under` is "", or `PENDING` to keep them out of the tables; `check` is as of `write_bytes`.
         """
         stem = stem or self.stem()
         segments_name = None
         if pc.sum(outcomes["segments_written"]).as_py():
             segments_name = f"{under}{rows.folder}/{stem}{SUFFIX}"
-            self.write_bytes(segments_name, encode_parquet(rows.schema, segments))
+            self.write_bytes(segments_name, encode_parquet(rows.schema, segments), check=check)
         named = pa.repeat(pa.scalar(segments_name, pa.string()), outcomes.num_rows)
         position = OUTCOMES.get_field_index("segments_object")
         outcomes = outcomes.set_column(position, OUTCOMES.field(position), named)
         outcomes_name = f"{under}{OUTCOMES_FOLDER}/{stem}{SUFFIX}"
         # This put is the commit: killed before it, the rows above are an orphan that nobody reads.
-        self.write_table(outcomes_name, outcomes.cast(OUTCOMES))
+        data = encode_parquet(OUTCOMES, [outcomes.cast(OUTCOMES)])
+        self.write_bytes(outcomes_name, data, check=check)
         return Commit(outcomes_name, segments_name, outcomes.num_rows)
 
     def outcomes(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
@@ -509,9 +532,12 @@ class OutputStore:
                     "recordings transcribed again"
                 ) from error
 
-    def write_bytes(self, name: str, data: bytes) -> None:
-        """Put an object; before each attempt the lock is looked at."""
-        filesystem.write_atomic(self.address(name), data, self.options, before=self.check)
+    def write_bytes(
+        self, name: str, data: bytes, *, check: Callable[[], object] | None = None
+    ) -> None:
+        """Put an object; before each attempt the lock is looked at, unless `check` is to do so."""
+        before = check or self.check
+        filesystem.write_atomic(self.address(name), data, self.options, before=before)
         self._changed[name] = True
 
     def write_json(self, name: str, value: Any) -> None:
