@@ -403,6 +403,7 @@ def resources_for(of: Pass, resources: Resources, *, num_files: int, num_nodes: 
     return dataclasses.replace(
         resources,
         extract_workers=max(1, min(extract, resources.extract_workers)),
+        packs_per_task=1,
         rows_per_call=1,
         calls_in_flight=calls,
     )

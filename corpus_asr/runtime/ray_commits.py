@@ -21,8 +21,8 @@ from corpus_asr.runtime.commit import CommitBuffer, Committed, Committer, Tally
 from corpus_asr.schemas import RESULTS
 from corpus_asr.storage.stores.uri import without_secrets
 
-# One commits a thousand parts a second, twice what so many GPUs make of them.
-WORKERS_PER_ACTOR = 64
+# Whose GPUs fill a commit of 4 MB in a second or two, which takes a store as long.
+WORKERS_PER_ACTOR = 32
 # Commits that wait at one actor while its store fails; then results wait where they were made.
 MOST_OPEN = 4
 _WAIT_S = 1.0

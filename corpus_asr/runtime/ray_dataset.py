@@ -49,13 +49,10 @@ from corpus_asr.runtime.workers import ExtractWorker, TranscribeWorker
 from corpus_asr.stages.extract import REPORTING_EXTRACTOR
 from corpus_asr.stages.transcribe import EngineFactory, EngineSpec, load_engine
 from corpus_asr.storage.stores.filesystem import StoreOptions, open_store
-from corpus_asr.units import MEBIBYTE, counted
+from corpus_asr.units import counted
 
 _LOG = logging.getLogger(__name__)
 
-# Blocks leave a stage at this size or at the end of a task. Ray's 128 MiB would hold a file's
-# parts back until it is decoded; one part of a minute fills this, shorter clips travel together.
-BLOCK_BYTES = MEBIBYTE
 # Actors that may die in a row while starting before the run is given up; Ray's default is none.
 MAX_ACTOR_INIT_DEATHS = 3
 # How late the line is, and how soon a signal reaches the workers.
@@ -235,7 +232,7 @@ def _context(config: RunConfig, resources: Resources) -> DataContext:
         # Ray 2.60 warns of its own deprecated fields whenever it fills them with their defaults.
         warnings.simplefilter("ignore", DeprecationWarning)
         context = DataContext.get_current().copy()
-    context.target_max_block_size = BLOCK_BYTES
+    context.target_max_block_size = resources.block_bytes
     context.target_min_block_size = 1
     # The bound on features that wait: in bytes, or as a share that grows with the cluster.
     context.override_object_store_memory_limit_fraction = STORE_SHARE_AHEAD
@@ -262,7 +259,10 @@ def planned_packs(config: RunConfig, packs: Sequence[str]) -> Dataset:
     """Return the PACKS rows of a plan's objects."""
     options = StoreOptions.of_output(config.output)
     filesystems, paths = zip(*(open_store(uri, options) for uri in packs), strict=True)
-    return ray.data.read_parquet(list(paths), filesystem=filesystems[0])
+    # Ray would cut each object into hundreds of blocks, and make a task for each to cut it again.
+    return ray.data.read_parquet(
+        list(paths), filesystem=filesystems[0], override_num_blocks=len(paths)
+    )
 
 
 def build(
@@ -276,8 +276,9 @@ def build(
     of: Pass,
 ) -> Dataset:
     """Return the lazy dataset of RESULTS rows; the current `DataContext` is baked into it."""
-    # A pack is a task of its own, so that idle workers find one as long as there are any.
-    parts = planned.repartition(target_num_rows_per_block=1).map_batches(
+    # Packs are tasks of their own, so that idle workers find one as long as there are any.
+    tasks = planned.repartition(target_num_rows_per_block=resources.packs_per_task)
+    parts = tasks.map_batches(
         ExtractWorker,
         fn_constructor_args=(config,),
         fn_constructor_kwargs={

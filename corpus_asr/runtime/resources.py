@@ -22,6 +22,16 @@ READY_BYTES_CPU = 256 * MEBIBYTE
 # Features of one call stay below this, so that few long parts or many short ones travel together:
 # a GPU is fed in few calls, a CPU in small ones, whose parts Ray joins into one more copy.
 CALL_BYTES: dict[Literal["gpu", "cpu"], int] = {"gpu": 64 * MEBIBYTE, "cpu": 16 * MEBIBYTE}
+# Blocks leave extraction at this size or at the end of a task. Ray's 128 MiB would hold a file's
+# parts back until it is decoded; one part of a minute fills this, shorter clips travel together.
+BLOCK_BYTES = MEBIBYTE
+# Each block is some 10 ms of work for the one driver: the more GPUs there are, the larger are
+# blocks, and the more other workers have parts ready while one is filled.
+BLOCK_BYTES_PER_GPU = 2 * MEBIBYTE
+MAX_BLOCK_BYTES = 128 * MEBIBYTE
+# Packs of one task, where there are many tasks for each extract worker all the same.
+MAX_PACKS_PER_TASK = 8
+MIN_TASKS_PER_WORKER = 32
 MAX_MEL_BINS = 128
 FEATURE_BYTES_PER_S = FRAMES_PER_SECOND * MAX_MEL_BINS * 2  # float16: 25,600
 # Features between the stages take half of the object store, so that none is spilled to disk while
@@ -84,6 +94,9 @@ class Resources:
     extract_workers: int
     extract_cpus: float
     extract_memory_bytes: int | None
+    packs_per_task: int
+    block_bytes: int
+    """Parts that travel between the stages together."""
     transcribe_workers: int
     transcribe_cpus: float
     transcribe_gpus: float
@@ -178,16 +191,30 @@ def resolve_resources(
     extract_workers, extract_cpus = _extract_workers(
         config, nodes, on_gpu=gpus_each > 0, taken_cpus=workers * cpus_each, num_packs=num_packs
     )
-    memory = _extract_bytes(config, EXTRACT_BASE_BYTES)
+    block_bytes = BLOCK_BYTES
+    if gpus_each > 0:
+        block_bytes = min(MAX_BLOCK_BYTES, max(1, workers) * BLOCK_BYTES_PER_GPU)
+    # A block is joined from its parts in memory.
+    memory = _extract_bytes(config, EXTRACT_BASE_BYTES) + 2 * (block_bytes - BLOCK_BYTES)
     fits = sum(node.memory_bytes // memory for node in nodes) >= extract_workers
     ahead_bytes = _ahead_bytes(config, store_bytes)
-    rows, calls = _in_flight(config, on_gpu=gpus_each > 0, workers=workers, ahead_bytes=ahead_bytes)
+    rows, calls = _in_flight(
+        config,
+        on_gpu=gpus_each > 0,
+        workers=workers,
+        ahead_bytes=ahead_bytes,
+        block_bytes=block_bytes,
+    )
     speed = SLOWEST_SPEED["gpu" if gpus_each > 0 else "cpu"]
     resources = Resources(
         extract_workers=extract_workers,
         extract_cpus=extract_cpus,
         # A reservation nobody can meet would wait for ever.
         extract_memory_bytes=memory if fits else None,
+        packs_per_task=max(
+            1, min(MAX_PACKS_PER_TASK, num_packs // (MIN_TASKS_PER_WORKER * extract_workers))
+        ),
+        block_bytes=block_bytes,
         transcribe_workers=workers,
         transcribe_cpus=cpus_each,
         transcribe_gpus=gpus_each,
@@ -405,7 +432,7 @@ def _whole_steps(cpus: float) -> float:
 
 
 def _in_flight(
-    config: RunConfig, *, on_gpu: bool, workers: int, ahead_bytes: int | None
+    config: RunConfig, *, on_gpu: bool, workers: int, ahead_bytes: int | None, block_bytes: int
 ) -> tuple[int, int]:
     """Return rows per call and calls in flight of one transcribe worker."""
     slots = config.transcribe.slots
@@ -419,7 +446,10 @@ def _in_flight(
         parts = max(2, min(parts, room))
     # At least four calls, so that results come while others are decoded.
     call_bytes = CALL_BYTES["gpu" if on_gpu else "cpu"]
-    rows = max(1, min(parts // 4, call_bytes // _part_bytes(config)))
+    part_bytes = _part_bytes(config)
+    # A block that were more than a call would be decoded in two, one after the other.
+    rows = max(call_bytes // part_bytes, math.ceil(block_bytes / part_bytes))
+    rows = max(1, min(parts // 4, rows))
     return rows, math.ceil(parts / rows)
 
 

@@ -19,6 +19,7 @@ GIBIBYTE = 1024 * MEBIBYTE
 LAPTOP = NodeShape(cpus=4, cores=2, gpus=0, memory_bytes=16 * GIBIBYTE)
 TWO_CORES = NodeShape(cpus=2, cores=2, gpus=0, memory_bytes=8 * GIBIBYTE)
 GPU_BOX = NodeShape(cpus=16, cores=16, gpus=1, memory_bytes=128 * GIBIBYTE)
+PACKS = (1, 767, 768, 100_000)
 HEAD = NodeShape(cpus=0, cores=1, gpus=0, memory_bytes=4 * GIBIBYTE)
 
 
@@ -50,6 +51,21 @@ def test_a_cluster_has_a_worker_per_gpu_and_none_on_the_head():
     assert resolve_resources(halves, nodes, num_packs=9999).transcribe_workers == 4
     on_cpu = config(model={"checkpoint": "/model", "device": "cpu"})
     assert resolve_resources(on_cpu, nodes, num_packs=9999).transcribe_workers == 2
+
+
+def test_the_more_gpus_there_are_the_less_the_driver_has_to_do_for_each():
+    many = config(extract={"workers": 12})
+    found = [
+        resolve_resources(many, (GPU_BOX,) * count, num_packs=2000) for count in (1, 8, 64, 500)
+    ]
+    assert [each.block_bytes // MEBIBYTE for each in found] == [2, 16, 128, 128]
+    assert [each.rows_per_call for each in found] == [4, 4, 9, 9]  # a block is one call
+    assert found[0].extract_memory_bytes is not None
+    assert all(each.parts_in_flight >= 128 for each in found)
+    # Many tasks are left for each worker, and each has a few packs.
+    packs = [resolve_resources(many, (GPU_BOX,), num_packs=n).packs_per_task for n in PACKS]
+    assert packs == [1, 1, 2, 8]
+    assert resolve_resources(config(), (LAPTOP,), num_packs=100).block_bytes == MEBIBYTE
 
 
 def test_one_slow_object_leaves_a_worker_that_feeds_the_gpu():
