@@ -78,15 +78,19 @@ def run_local(
             (committed, stage.activity, *(extractor.activity for extractor in extracting))
         )
         in_flight = resources.parts_in_flight
-        for result in _results(stage, feed, done, stop, len(extracting), in_flight=in_flight):
-            if result is None:
-                buffer.poll()
-            else:
-                buffer.add(result, result.nbytes)
-                if seen.failed == seen.parts:  # nothing succeeded so far
-                    seen += tally_of(result)
-                    if progress.is_futile(seen):
-                        stop.give_up()
+        try:
+            for result in _results(stage, feed, done, stop, len(extracting), in_flight=in_flight):
+                if result is None:
+                    buffer.poll()
+                else:
+                    buffer.add(result, result.nbytes)
+                    if seen.failed == seen.parts:  # nothing succeeded so far
+                        seen += tally_of(result)
+                        if progress.is_futile(seen):
+                            stop.give_up()
+        except Exception:
+            buffer.flush()  # what an engine did before it failed
+            raise
         buffer.flush()
         if stop.expired:
             raise KeyboardInterrupt  # nobody waits for the engine

@@ -1,7 +1,9 @@
+import math
 import os
 import signal
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +15,14 @@ import ray
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import EngineError, FetchError
 from corpus_asr.runtime import ray_dataset
-from corpus_asr.runtime.commit import Tally
+from corpus_asr.runtime.commit import Committer, Tally
 from corpus_asr.runtime.coordinator import CoordinatorClient, start_coordinator
 from corpus_asr.runtime.progress import ENOUGH_ALIKE, Progress
 from corpus_asr.runtime.ray_cluster import Cluster
 from corpus_asr.runtime.ray_dataset import own_error, run_on_ray
 from corpus_asr.runtime.resources import resolve_resources
 from corpus_asr.runtime.shutdown import RunStoppedError
+from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.engines import (
     EXTRACTOR,
     broken_engine,
@@ -39,6 +42,7 @@ def run(
     engine=scripted_engine,
     extractor: str = EXTRACTOR,
     files: int = 1,
+    committer: Committer | None = None,
 ) -> Tally:
     """Write a plan of `packs` and work it off on the session's Ray."""
     folder = Path(config.output.uri) / "_run" / "plan" / "packs"
@@ -48,7 +52,7 @@ def run(
     run_on_ray(
         config,
         [str(folder / "00000.parquet")],
-        committer_of(config),
+        committer or committer_of(config),
         resources=resolve_resources(
             config, cluster.nodes, num_packs=len(packs), store_bytes=cluster.store_bytes
         ),
@@ -92,6 +96,30 @@ def test_crashes_on_either_side_cost_one_part_and_nothing_is_lost_or_doubled(
         outcomes[f"{n}/parts=2", part]["status"] == "ok" for n in range(5) for part in (0, 1)
     )
     assert (tally.parts, tally.files, tally.failed) == (17, 9, 3)
+
+
+@pytest.mark.ray
+def test_results_of_many_tasks_are_committed_together(ray_session: Cluster, tmp_path: Path):
+    config = scripted_job(tmp_path)
+    names = [f"{number}/parts=2" for number in range(60)]
+    began_s = time.monotonic()
+    tally = run(ray_session, config, *map(packs_of, names), files=60)
+    assert (tally.parts, tally.files) == (120, 60)
+    assert len(outcomes_by_part(config)) == 120
+    # The first at once, others after 1, 2, 4 ... seconds and the rest at the end.
+    most = 3 + math.log2(1 + time.monotonic() - began_s)
+    assert 1 < len(OutputStore(config.output.uri).names("outcomes")) <= most
+
+
+@pytest.mark.ray
+def test_a_store_that_is_gone_for_good_ends_the_run_in_its_words(
+    ray_session: Cluster, tmp_path: Path
+):
+    config = scripted_job(tmp_path)
+    (tmp_path / "in the way").write_text("a file where the output folder should be")
+    blocked = replace(committer_of(config), store=OutputStore(str(tmp_path / "in the way")))
+    with pytest.raises(FetchError, match="in the way"):
+        run(ray_session, config, packs_of("a/parts=1"), committer=blocked)
 
 
 @pytest.mark.slow

@@ -39,7 +39,9 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 # Of `output`: commits are as small as they can be.
 COMMIT_EACH = {"commit_mb": 1e-6}
 # What differs between two runs that did the same.
-VARYING = {"run_id", "decode_s", "transcribe_s", "attempts", "device", "segments_object"}
+VARYING = {
+    "run_id", "decode_s", "transcribe_s", "attempts", "device", "segments_object", "listed_at",
+}  # fmt: skip
 PAUSE = "CORPUS_ASR_TEST_PAUSE_S"
 _COMMAND_LINE = "from corpus_asr.cli.main import main; main()"
 # What the command lines of those hold that are killed below a driver.
