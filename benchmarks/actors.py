@@ -3,7 +3,7 @@
     python -m benchmarks.actors --actors 1 2 --packs 60 --pause 1.0
 
 The engine sleeps instead of computing, two parts at a time in each actor, so that what is seen is
-how well Ray and the sink keep actors busy, also on a machine without as many cores. Parts come
+how well Ray and commits keep actors busy, also on a machine without as many cores. Parts come
 from a scripted extractor; commits are real.
 """
 

@@ -97,7 +97,10 @@ def run_on_ray(
     with (
         stoppable(lambda: progress.files_left, at=stop_at) as stop,
         DataContext.current(_context(config, resources)),
+        warnings.catch_warnings(),
     ):
+        # Of a small run, or of what a pass left, there are fewer blocks than workers.
+        warnings.filterwarnings("ignore", "The minimum number of concurrent actors")
         workers = resources.transcribe_workers
         commits = Commits(committer, config.output, coordinator, num_workers=workers)
         with _Poll(coordinator, progress, stop, commits) as poll:

@@ -115,7 +115,8 @@ def test_results_of_many_tasks_are_committed_together(ray_session: Cluster, tmp_
 def test_a_store_that_is_gone_for_good_ends_the_run_in_its_words(
     ray_session: Cluster, tmp_path: Path
 ):
-    config = scripted_job(tmp_path)
+    # Nor does it matter that there are more workers than blocks.
+    config = scripted_job(tmp_path, transcribe={"workers": 2, "cpus_per_worker": 0.5})
     (tmp_path / "in the way").write_text("a file where the output folder should be")
     blocked = replace(committer_of(config), store=OutputStore(str(tmp_path / "in the way")))
     with pytest.raises(FetchError, match="in the way"):
