@@ -96,7 +96,9 @@ class Year(LivingArchive):
     def correct(self) -> None:
         """Let a person correct a segment."""
         contents = Counter(self.files().values())
-        texts = Counter(text for said in self.good.values() for _, text in said)
+        good = {text for said in self.good.values() for _, text in said}
+        # A run that was killed since may have replaced some.
+        texts = Counter(row["text"] for row in self.read("segments") if row["text"] in good)
         known = sorted(
             text for text, count in texts.items()
             if count == 1 and contents[content := int(text.split()[0])] == 1
