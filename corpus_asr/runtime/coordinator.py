@@ -247,6 +247,10 @@ class RunCoordinator:
         """Return the count."""
         return self._tally
 
+    def begin_pass(self) -> None:
+        """Note that workers are about to start: those that stand by wait for them."""
+        self._moved_s = time.monotonic()
+
     def quiet_s(self) -> float:
         """Return for how long no worker has done anything, as far as is known."""
         return time.monotonic() - self._moved_s

@@ -395,6 +395,7 @@ class _Poll(threading.Thread):
     def watch(self, current: Pass) -> None:
         """Look after the workers of this pass from now on."""
         self._current, self.disturbed = current, False
+        self._coordinator.begin_pass.remote()
 
     @property
     def bad_gpus(self) -> frozenset[str]:
