@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -33,6 +34,8 @@ FOLDER = REPOSITORY / "configs" / "cluster"
 GUIDE = (REPOSITORY / "docs" / "clusters.md").read_text()
 PROSE = " ".join(GUIDE.split())
 DOCKERFILE = (FOLDER / "Dockerfile").read_text()
+HOME = re.findall(r"--home-dir (\S+)", DOCKERFILE)[0]
+PLACEHOLDER = "sha256:REPLACE-BY-DIGEST"
 USER = int(re.findall(r"^USER (\d+)$", DOCKERFILE, re.MULTILINE)[0])
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
 PINS = dict(re.findall(r"^([\w.-]+)==(\S+)$", (REPOSITORY / "constraints.txt").read_text(), re.M))
@@ -187,12 +190,90 @@ def test_images_are_this_version_for_the_device() -> None:
     for name in RAY_FILES:
         for group in groups(name):
             device = "cuda" if limit(group, "nvidia.com/gpu") else "cpu"
-            tag = container(group)["image"].rpartition("/")[2]
+            tag, _, digest = container(group)["image"].rpartition("/")[2].partition("@")
             assert tag == f"{PROJECT['name']}:{PROJECT['version']}-{device}"
+            # Of an image that nobody has built yet: no node starts it before it is replaced.
+            assert digest == PLACEHOLDER
+            assert f"@{PLACEHOLDER}|" in GUIDE
         assert cluster_of(name)["rayVersion"] == PINS["ray"]
     for text in (DOCKERFILE, GUIDE):
         tags = set(re.findall(r"\bcorpus-asr:([\w.-]+)", text))
         assert tags == {f"{PROJECT['version']}-{device}" for device in ("cpu", "cuda")}
+
+
+def pods(value: Any) -> Iterator[dict[str, Any]]:
+    """Yield the template of each pod of a document, that of a submitter as well."""
+    if isinstance(value, dict) and "containers" in value.get("spec", {}):
+        yield value
+    children = value.values() if isinstance(value, dict) else value
+    if isinstance(value, dict | list):
+        for child in children:
+            yield from pods(child)
+
+
+MANY_PODS = [
+    (name, pod) for name in (*RAY_FILES, ONE_MACHINE) for found in documents(name)
+    for pod in pods(found)
+]  # fmt: skip
+
+
+def test_pods_get_no_token_write_into_volumes_alone_and_name_their_image_by_digest() -> None:
+    assert len(MANY_PODS) == 4 + 4 + 4 + 1  # rayjob, nightly: with their submitters
+    for name, pod in MANY_PODS:
+        spec = pod["spec"]
+        (only,) = spec["containers"]
+        assert spec["automountServiceAccountToken"] is False, name
+        assert (spec["securityContext"]["runAsNonRoot"], spec["securityContext"]["runAsUser"]) == (
+            True,
+            USER,
+        )
+        assert only["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "readOnlyRootFilesystem": True,
+        }
+        empty = {each["name"] for each in spec["volumes"] if each.get("emptyDir") is not None}
+        written = {each["mountPath"] for each in only["volumeMounts"] if each["name"] in empty}
+        assert {"/tmp", HOME} <= written, name
+        assert re.fullmatch(r"[\w./:-]+@sha256:[\w-]+", only["image"]), name
+        assert pod["metadata"]["labels"] == {"app": "corpus-asr"}, name
+    (account, policy) = documents("access.yaml")
+    assert account["automountServiceAccountToken"] is False
+    assert policy["spec"]["podSelector"] == {"matchLabels": {"app": "corpus-asr"}}
+
+
+def test_only_the_autoscaler_may_speak_to_kubernetes() -> None:
+    (options, head, *workers) = (
+        cluster_of("raycluster.yaml")["autoscalerOptions"],
+        *groups("raycluster.yaml"),
+    )
+    named = {each["name"]: each["mountPath"] for each in options["volumeMounts"]}
+    assert named["token"] == "/var/run/secrets/kubernetes.io/serviceaccount"
+    (token,) = (each for each in head["template"]["spec"]["volumes"] if each["name"] == "token")
+    names = [next(iter(each)) for each in token["projected"]["sources"]]
+    assert names == ["serviceAccountToken", "configMap", "downwardAPI"]
+    assert options["securityContext"] == container(head)["securityContext"]
+    for group in (head, *workers):
+        assert "token" not in [each["name"] for each in container(group)["volumeMounts"]]
+
+
+def test_others_reach_a_status_and_metrics_and_pods_reach_stores() -> None:
+    _, policy = documents("access.yaml")
+    spec = policy["spec"]
+    assert (policy["apiVersion"], policy["kind"]) == ("networking.k8s.io/v1", "NetworkPolicy")
+    assert spec.keys() == {"podSelector", "policyTypes", "ingress", "egress"}
+    assert spec["policyTypes"] == ["Ingress", "Egress"]
+    mine = [{"podSelector": spec["podSelector"]}]
+    # A rule without `from`, or without ports for others, would open Ray's ports.
+    own, *others = spec["ingress"]
+    assert own == {"from": mine}
+    assert [each["port"] for rule in others for each in rule["ports"]] == [8265, 8080]
+    assert all("podSelector" in peer for rule in others for peer in rule["from"])
+    own, *others = spec["egress"]
+    assert own == {"to": mine}
+    assert [[each["port"] for each in rule["ports"]] for rule in others] == [[53, 53], [443, 6443]]
+    everywhere = [peer["ipBlock"] for peer in others[-1]["to"]]
+    assert [each["except"] for each in everywhere] == [["169.254.0.0/16"], ["fe80::/10"]]
 
 
 def entrypoints() -> list[str]:
@@ -353,10 +434,8 @@ def test_a_night_on_one_machine_is_that_of_a_gpu_pod(tmp_path):
     config = job(ONE_MACHINE, tmp_path)
     script = f"{SCRIPTS}/archive_nightly.py"
     assert nightly["command"] == ["python", script, "/etc/corpus-asr/job.yaml"]
-    assert [found["mountPath"] for found in nightly["volumeMounts"]] == [
-        "/etc/corpus-asr",
-        "/dev/shm",
-    ]
+    paths = ["/etc/corpus-asr", "/dev/shm", "/tmp", HOME]
+    assert [found["mountPath"] for found in nightly["volumeMounts"]] == paths
     assert pod["volumes"][0]["configMap"] == {"name": documents(ONE_MACHINE)[0]["metadata"]["name"]}
     assert config.cluster.ray_address() == "local"
     for other in ("source", "model", "output", "nightly"):
