@@ -183,7 +183,8 @@ def note_deaths(store: OutputStore, of: Pass, rows: pa.Table, device: Device) ->
     """Tell the driver which parts a worker did not do, as RESULTS rows of kind `DIED` or not."""
     index = RESULTS.get_field_index("device")
     named = rows.set_column(index, RESULTS.field(index), pa.array([device.id] * rows.num_rows))
-    store.write_table(f"{DEATHS_FOLDER}/{of.token}-{uuid.uuid4().hex}{SUFFIX}", named)
+    # Their addresses are those that were given.
+    store.private().write_table(f"{DEATHS_FOLDER}/{of.token}-{uuid.uuid4().hex}{SUFFIX}", named)
 
 
 def read_deaths(store: OutputStore, of: Pass) -> pa.Table:

@@ -386,7 +386,7 @@ def full_after(num_bytes: int) -> Callable[..., Any]:
             super().write(bytes(data)[:num_bytes])
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    return lambda path, mode: Full(path, mode.replace("b", ""))
+    return lambda path, mode, **_: Full(path, mode.replace("b", ""))
 
 
 def test_a_full_disk_leaves_what_was_there_and_says_where_it_is(

@@ -3,6 +3,7 @@
 import heapq
 import itertools
 import json
+import os
 import random
 import subprocess
 import sys
@@ -20,10 +21,12 @@ from hypothesis import strategies as st
 
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import ConfigError
+from corpus_asr.runtime.passes import DEATHS_FOLDER, Device, Pass, note_deaths
 from corpus_asr.schemas import PACKS
 from corpus_asr.storage.parquet import parquet_writer
 from corpus_asr.storage.run_state import plan as plan_module
 from corpus_asr.storage.run_state.finish import finish
+from corpus_asr.storage.run_state.lock import LOCK_NAME, Lock
 from corpus_asr.storage.run_state.plan import make_plan, pack, read_listing, read_packs
 from corpus_asr.storage.run_state.run_files import begin_run, fingerprint
 from corpus_asr.storage.run_state.run_tables import REMAINING
@@ -257,6 +260,43 @@ def test_a_finish_removes_plans_and_raw_addresses_also_where_something_is_left(
     for name in store.all_names(""):
         if younger.name not in name:
             assert b"s3cr3t" not in filesystem.read_bytes(store.address(name))
+
+
+@pytest.fixture
+def usual_umask() -> Iterator[None]:
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
+
+
+def modes(folder: Path) -> set[int]:
+    return {path.stat().st_mode & 0o777 for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.usefixtures("usual_umask")
+def test_what_may_hold_signed_addresses_is_its_owner_s_alone_on_local_disks(
+    source: Path, tmp_path: Path
+) -> None:
+    job, output = config(source, tmp_path / "out"), tmp_path / "out"
+    store = OutputStore(str(output))
+    with Lock(store, "run") as lock:
+        store = lock.store
+        plan = make_plan(job, store)
+        run = begin_run(store, job, fingerprint(job, "weights"))
+        died = results(part("a", 0, texts=[], uri="https://host/a.mp3?X-Amz-Signature=s3cr3t"))
+        note_deaths(store, Pass(), died, Device(node_id="1", host="a"))
+        for private in (output / plan.name, output / DEATHS_FOLDER):
+            assert modes(private) == {0o600}
+        # What others need to look at a run or to continue it.
+        assert modes(output / "_run") - modes(output / plan.name) == {0o644}
+        assert (output / LOCK_NAME).stat().st_mode & 0o777 == 0o644
+        commit(store, results(part("a", 0, texts=["x"], uri=str(source / "a.mp3"))))
+        finish(
+            store, run, job, model_revision="weights", listing=read_listing(store, plan),
+            num_listed=plan.num_files, plan_name=plan.name,
+        )  # fmt: skip
+    # By then it holds addresses without signatures.
+    assert modes(output / plan.name) == modes(output / "outcomes") == {0o644}
 
 
 @given(

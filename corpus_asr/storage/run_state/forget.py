@@ -66,6 +66,7 @@ from corpus_asr.storage.run_state.tables import (
     SUFFIX,
     TABLES_OF_RUNS,
     OutputStore,
+    without_credentials,
 )
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.local import TEMPORARY_PREFIX
@@ -346,7 +347,8 @@ def _rewrite_plans(store: OutputStore, recordings: Mapping[str, str]) -> None:
         files = store.read_table(name, FILES)
         left = files.filter(pc.invert(pc.is_in(files["recording_id"], value_set=ids)))
         if left.num_rows < files.num_rows:
-            store.write_table(name, left)
+            # Of a run that is over: nobody needs addresses as they were given.
+            store.write_table(name, without_credentials(left))
 
 
 def _rewrite_files(store: OutputStore, names: _Names) -> list[str]:

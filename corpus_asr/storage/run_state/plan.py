@@ -341,7 +341,7 @@ def retire_plans(store: OutputStore, finished: str) -> None:
     for name in store.names(f"{finished}/listing"):
         files = store.read_table(name, FILES)
         safe = without_credentials(files)
-        if safe is not files:
+        if safe is not files or store.is_local:  # readable by others from here on
             store.write_table(name, safe)
 
 
@@ -353,7 +353,7 @@ def _plan_of(name: str) -> str:
 def _list_source(plan: Plan, store: OutputStore, source: SourceSettings) -> Iterator[pa.Table]:
     """Yield what a source names, as it is written down."""
     for shard, files in enumerate(_shards(plan, store, source)):
-        store.write_table(f"{plan.name}/listing/{shard:05d}{SUFFIX}", files)
+        store.private().write_table(f"{plan.name}/listing/{shard:05d}{SUFFIX}", files)
         plan.num_files += files.num_rows
         plan.num_bytes += pc.sum(files["size_bytes"]).as_py() or 0
         plan.num_unknown_sizes += files["size_bytes"].null_count
@@ -479,7 +479,7 @@ def _write_packs(
             first_id=plan.num_packs,
             max_files=max_files,
         )
-        store.write_table(name, packs)
+        store.private().write_table(name, packs)
         plan.num_packs += packs.num_rows
 
 

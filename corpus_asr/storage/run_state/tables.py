@@ -19,7 +19,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple, Protocol, Self
@@ -41,7 +41,15 @@ from corpus_asr.storage.parquet import (
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.filesystem import StoreOptions
 from corpus_asr.storage.stores.local import TEMPORARY_PREFIX
-from corpus_asr.storage.stores.uri import normalize, public, public_text, redact_uri, within
+from corpus_asr.storage.stores.uri import (
+    LOCAL,
+    normalize,
+    public,
+    public_text,
+    redact_uri,
+    scheme_of,
+    within,
+)
 
 OUTCOMES_FOLDER, RECORDINGS_FOLDER = "outcomes", "recordings"
 SPEAKERS_FOLDER, VOICES_FOLDER = "speakers", "voices"
@@ -260,6 +268,21 @@ class OutputStore:
         """Return a folder within this one, written by whoever holds the lock of this one."""
         found = type(self)(self.address(name), options=self.options)
         return found if self._guard is None else found.held(self._guard)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is a folder of this machine, where files have owners and modes."""
+        return scheme_of(self.uri) == LOCAL
+
+    def private(self) -> Self:
+        """Return the folder as it is written with what other users of this machine must not read.
+
+        That is addresses as they were given, which may be signed. Of a store, its rules decide.
+        """
+        private = copy.copy(self)
+        if self.is_local:
+            private.options = replace(self.options, private=True)
+        return private
 
     def check(self) -> None:
         """Raise an `EngineError` if the folder belongs to another run by now."""

@@ -72,6 +72,7 @@ class StoreOptions:
     hosts: HostRules = ANY_NAMED_HOST  # which hosts a web address may lead to
     files: FileRules | None = None  # which files of this machine may be read; None: any
     audio_column: str | None = None  # of tables; None: the only one of audio
+    private: bool = False  # whether local files that are written are for their owner alone
 
     @classmethod
     def of(cls, source: "SourceSettings") -> "StoreOptions":
@@ -100,7 +101,7 @@ def store_for(uri: str, options: StoreOptions = DEFAULT_STORE) -> Store:
         raise fetch_error("opening", uri, StoreError(REFUSED_FILE, found))
     scheme = scheme_of(uri)
     if scheme == LOCAL:
-        return LocalStore()
+        return LocalStore(private=options.private)
     # Connections of a parent process cannot be used after a fork: the process is part of the key.
     place = "" if scheme in ("s3", "http", "https") else uri
     return _connected(os.getpid(), scheme, place, options)

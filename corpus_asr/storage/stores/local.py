@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import functools
 import io
 import logging
 import os
@@ -51,7 +52,13 @@ def _require_regular(status: os.stat_result) -> None:
 
 
 class LocalStore(Store):
-    """Files of this machine, or of a folder mounted on it."""
+    """Files of this machine, or of a folder mounted on it.
+
+    With `private`, what is written can be read by its owner alone; else the umask decides.
+    """
+
+    def __init__(self, *, private: bool = False) -> None:
+        self._mode = 0o600 if private else 0o666
 
     def info(self, uri: str) -> ObjectInfo:
         status = os.stat(local_path(uri))
@@ -76,13 +83,13 @@ class LocalStore(Store):
 
     def _replace(self, uri: str, source: io.BufferedIOBase, num_bytes: int) -> None:
         path = Path(uri)
-        with _whole(path, source, num_bytes) as temporary:
+        with self._whole(path, source, num_bytes) as temporary:
             os.replace(temporary, path)
             _sync_folder(path.parent)
 
     def create(self, uri: str, data: bytes) -> bool:
         path = Path(uri)
-        with _whole(path, io.BytesIO(data), len(data)) as temporary:
+        with self._whole(path, io.BytesIO(data), len(data)) as temporary:
             try:
                 os.link(temporary, path)
             except FileExistsError:
@@ -102,6 +109,24 @@ class LocalStore(Store):
                 return False
             self.write(uri, data)
         return True
+
+    @contextlib.contextmanager
+    def _whole(self, path: Path, source: io.BufferedIOBase, num_bytes: int) -> Iterator[Path]:
+        # On disk before it gets its name: after a power cut a renamed file could be empty.
+        temporary = path.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
+        _make_folder(path.parent)
+        try:
+            with open(temporary, "xb", opener=functools.partial(os.open, mode=self._mode)) as file:
+                shutil.copyfileobj(source, file)
+                file.flush()
+                os.fsync(file.fileno())
+            yield temporary
+        except OSError as error:
+            if error.errno not in FULL_ERRNO:
+                raise
+            raise _no_space(path.parent, num_bytes, error) from error
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def move(self, uri: str, target: str) -> None:
         Path(target).parent.mkdir(parents=True, exist_ok=True)
@@ -125,25 +150,6 @@ def _pieces(descriptor: int, start: int, end: int) -> Iterator[bytes]:
             return
         start += len(piece)
         yield piece
-
-
-@contextlib.contextmanager
-def _whole(path: Path, source: io.BufferedIOBase, num_bytes: int) -> Iterator[Path]:
-    # On disk before it gets its name: after a power cut a renamed file could be empty.
-    temporary = path.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
-    _make_folder(path.parent)
-    try:
-        with open(temporary, "xb") as file:
-            shutil.copyfileobj(source, file)
-            file.flush()
-            os.fsync(file.fileno())
-        yield temporary
-    except OSError as error:
-        if error.errno not in FULL_ERRNO:
-            raise
-        raise _no_space(path.parent, num_bytes, error) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _make_folder(folder: Path) -> None:
