@@ -373,7 +373,10 @@ def finetune(
 
 
 def plan(
-    config: Config,
+    config: Annotated[
+        str | None,
+        typer.Argument(metavar="[CONFIG]", help="A YAML file; needless with --hours."),
+    ] = None,
     overrides: Overrides = None,
     check: Annotated[
         bool,
@@ -386,23 +389,43 @@ def plan(
         list[str] | None,
         typer.Option(
             metavar="[NAME=]RTFX",
-            help="Speed of a machine in seconds of audio per second, such as l4=180.",
+            help="Speed of one GPU, or machine without, in seconds of audio per second: l4=180.",
         ),
     ] = None,
     price: Annotated[
         list[str] | None,
-        typer.Option(metavar="[NAME=]PRICE", help="Price of an hour of it, such as l4=0.8."),
+        typer.Option(metavar="[NAME=]PRICE", help="Price of an hour of one, such as l4=0.8."),
+    ] = None,
+    gpus: Annotated[
+        int | None,
+        typer.Option(min=1, help="GPUs that work at once; default: those of transcribe.workers."),
+    ] = None,
+    hours: Annotated[
+        float | None,
+        typer.Option(min=0.001, help="Plan for so many hours of audio, without any listing."),
+    ] = None,
+    model: Model = None,
+    device_type: Annotated[
+        str | None,
+        typer.Option(metavar="CARD", help="GPU whose measured speed is taken, such as H200."),
+    ] = None,
+    request_price: Annotated[
+        str | None,
+        typer.Option(
+            metavar="READ,WRITE",
+            help="With --hours: prices of a million requests; default: 0.4,5, S3's in dollars.",
+        ),
     ] = None,
     redo: Redo = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what a run would do: the listing, its audio, duration and cost, then all settings."""
-    from corpus_asr.config.load import load_config, settings_of
+    from corpus_asr.config.load import default_config, load_config, settings_of
+    from corpus_asr.runtime.capacity import RequestPrices, fleets, machines_of
     from corpus_asr.runtime.estimate import (
         HERE,
         Machine,
         estimate_audio,
-        given_machines,
         known_machines,
         outlooks,
         survey,
@@ -410,9 +433,34 @@ def plan(
     from corpus_asr.storage.run_state.tables import OutputStore
 
     with readable_errors():
-        machines = given_machines(speed or (), price or ())
-        settings = load_config(config, overrides or ())
+        keys = [*(overrides or ()), *([] if model is None else [f"model.checkpoint={model}"])]
+        if config is None and hours is None:
+            raise ConfigError("planning: found no CONFIG, expected one; or give --hours")
+        if request_price is not None and hours is None:
+            raise ConfigError("planning: found --request-price without --hours, expected both")
+        settings = default_config(keys) if config is None else load_config(config, keys)
         note_model_of(settings)
+        if hours is not None:
+            if check or redo is not None:
+                raise ConfigError(
+                    "planning with --hours: found --check or --redo, which ask the source and the "
+                    "output, expected neither; leave --hours out"
+                )
+            machines = machines_of(
+                settings, speed or (), price or (), gpus=gpus, card=device_type, measured=True
+            )
+            prices = None if request_price is None else RequestPrices.parse(request_price)
+            planned = fleets(settings, machines, gpus=gpus, hours=hours, prices=prices)
+            words = [f"# {line}" for each in planned for line in each.lines()]
+            heading = f"# audio      {hours:,.10g} h, in recordings of 6 min"
+            print_result(
+                [each.as_data() for each in planned], "\n".join([heading, *words]), as_json=as_json
+            )
+            return
+        machines = machines_of(
+            settings, speed or (), price or (), gpus=gpus, card=device_type,
+            measured=device_type is not None,
+        )  # fmt: skip
         store = OutputStore.of(settings.output)
         with _drawn(settings, store, redo=redo) as found:
             headers = survey(found.unknown(), settings)
@@ -536,7 +584,7 @@ def _outlook_words(found: "Plan", likely: "list[Outlook]") -> Iterator[str]:
                 f"at {price:g} an hour"
             )
         yield (
-            f"{label:<11}{each.duration_s.clock_words()} at RTFx {each.machine.rtfx:,.1f}{cost}: "
+            f"{label:<11}{each.duration_s.clock_words()} at {each.machine.speed_words()}{cost}: "
             f"{each.machine.name}"
         )
         label = ""

@@ -11,15 +11,17 @@ import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import astuple, dataclass, replace
 from itertools import pairwise
+from types import MappingProxyType
 
 from corpus_asr.activity import Estimate, FileSums, Strata, added
 from corpus_asr.config.run import CLASSIFY_AUDIO, RunConfig
 from corpus_asr.errors import ConfigError, CorpusAsrError, DecodeError
 from corpus_asr.logs import event
+from corpus_asr.runtime.resources import ASSUMED_SLOTS_GPU
 from corpus_asr.stages.isolation import IsolatedGenerator
 from corpus_asr.stages.messages import Header
 from corpus_asr.storage.model_files import full_name
@@ -436,6 +438,12 @@ def beside(read: Callable[[threading.Event], None]) -> Iterator[None]:
 # RTFx of `corpus-asr bench`, from files to text with the default settings (docs/benchmarks).
 BENCHMARKED = {"whisper-tiny.en": 48.1, "whisper-base": 26.8}
 BENCHMARK = "2 cores of an AMD EPYC, benchmark of 2026-11-23"
+# RTFx of one GPU by model, card and slots, in float16: full windows of 30 s with random weights and
+# 63 tokens each, without extraction (`offline slots_*.rtfx` of docs/gpu.md). No other is measured.
+GPU_SPEEDS: Mapping[tuple[str, str], Mapping[int, float]] = {
+    ("whisper-large-v3", "H200"): {64: 2214.0, 128: 2539.0},
+    ("whisper-large-v3-turbo", "H200"): {64: 4575.0, 128: 4876.0},
+}
 # A run over less than this is mostly its start.
 _LEAST_AUDIO_S = 300.0
 _LEAST_WALL_S = 60.0
@@ -450,8 +458,16 @@ class Machine:
 
     name: str
     rtfx: float
-    """Seconds of audio per second."""
+    """Seconds of audio per second of one."""
     price_per_hour: float | None = None
+    """Of one."""
+    count: float = 1.0
+    """How many work at once."""
+
+    def speed_words(self) -> str:
+        """Write the speed of all, and that of one where there are several."""
+        all_rtfx = f"RTFx {self.rtfx * self.count:,.1f}"
+        return all_rtfx if self.count == 1 else f"{all_rtfx} ({self.count:g} x {self.rtfx:,.1f})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -468,10 +484,10 @@ def outlooks(audio: Estimate, machines: Sequence[Machine]) -> list[Outlook]:
     """Return what so many seconds of audio take on each machine, without the start of a run."""
     found = []
     for machine in machines:
-        likely = audio.over(machine.rtfx)
+        likely = audio.over(machine.rtfx * machine.count)
         duration_s = Estimate(likely.value, likely.low / _SPEED_RANGE, likely.high * _SPEED_RANGE)
         price = machine.price_per_hour
-        cost = None if price is None else duration_s.over(3600 / price)
+        cost = None if price is None else duration_s.over(3600 / (price * machine.count))
         found.append(Outlook(machine=machine, duration_s=duration_s, cost=cost))
     return found
 
@@ -496,13 +512,42 @@ def known_machines(config: RunConfig, store: OutputStore) -> list[Machine]:
     return machines
 
 
-def given_machines(speeds: Sequence[str], prices: Sequence[str]) -> list[Machine]:
-    """Read `[NAME=]RTFX` and `[NAME=]PRICE` of an hour; a price without a speed is of all others.
+def measured_gpus(config: RunConfig, card: str | None = None) -> dict[str, float]:
+    """Return the RTFx of one GPU by its card, where a job's model was measured with its slots.
+
+    Args:
+        config: the job; `auto` slots are 64, if memory suffices.
+        card: the only one that is asked for, such as H200.
+    """
+    model = full_name(config.model.checkpoint).rstrip("/").rpartition("/")[2]
+    slots = config.transcribe.slots
+    slots = ASSUMED_SLOTS_GPU if slots == "auto" else slots
+    return {
+        device: speeds[slots]
+        for (name, device), speeds in GPU_SPEEDS.items()
+        if name == model and slots in speeds and (card or device).upper() == device
+    }
+
+
+def given_machines(
+    speeds: Sequence[str],
+    prices: Sequence[str],
+    *,
+    measured: Mapping[str, float] = MappingProxyType({}),
+    count: float = 1.0,
+) -> list[Machine]:
+    """Read `[NAME=]RTFX` and `[NAME=]PRICE` of an hour; a price without a name is of all others.
+
+    Args:
+        speeds: those of one machine or GPU.
+        prices: of an hour of one.
+        measured: speeds of others, by name.
+        count: how many work at once.
 
     Raises:
         ConfigError: a number is none, or a price names no speed.
     """
-    by_name = {name: rtfx for name, rtfx in (_named("--speed", text) for text in speeds)}
+    by_name = {**measured, **dict(_named("--speed", text) for text in speeds)}
     named = dict(_named("--price", text) for text in prices)
     if unknown := sorted(set(named) - set(by_name) - {""}):
         raise ConfigError(
@@ -514,6 +559,7 @@ def given_machines(speeds: Sequence[str], prices: Sequence[str]) -> list[Machine
             name=name or "as given",
             rtfx=rtfx,
             price_per_hour=named.get(name, named.get("")),
+            count=count,
         )
         for name, rtfx in by_name.items()
     ]

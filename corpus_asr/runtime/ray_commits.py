@@ -18,11 +18,10 @@ import ray
 from corpus_asr.config.run import OutputSettings
 from corpus_asr.logs import LogSettings, configure
 from corpus_asr.runtime.commit import CommitBuffer, Committed, Committer, Tally
+from corpus_asr.runtime.resources import WORKERS_PER_ACTOR
 from corpus_asr.schemas import RESULTS
 from corpus_asr.storage.stores.uri import without_secrets
 
-# Whose GPUs fill a commit of 4 MB in a second or two, which takes a store as long.
-WORKERS_PER_ACTOR = 32
 # Commits that wait at one actor while its store fails; then results wait where they were made.
 MOST_OPEN = 4
 _WAIT_S = 1.0

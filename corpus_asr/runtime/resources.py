@@ -34,6 +34,8 @@ MAX_PACKS_PER_TASK = 8
 MIN_TASKS_PER_WORKER = 32
 MAX_MEL_BINS = 128
 FEATURE_BYTES_PER_S = FRAMES_PER_SECOND * MAX_MEL_BINS * 2  # float16: 25,600
+# Whose GPUs fill a commit of 4 MB in a second or two, which takes a store as long.
+WORKERS_PER_ACTOR = 32
 # Features between the stages take half of the object store, so that none is spilled to disk while
 # others are on their way; half of that is in flight, the other waits to take its place.
 STORE_SHARE_AHEAD = 0.5

@@ -198,19 +198,46 @@ def test_plan_estimates_hours_duration_and_cost(job: list[str], tmp_path: Path) 
         r"# takes      0:00:\d\d \(.*\) at RTFx 180\.0, costs 0\.0.* at 0\.8 an hour: l4", first
     )
     assert second.endswith(" at RTFx 10.0: as given")
-    data = json.loads(call("plan", DEMO, *options, "--json").stdout)
+    # With several workers the speed is that of one.
+    workers = ["--set", "transcribe.workers=4"]
+    data = json.loads(call("plan", DEMO, *options, *workers, "--json").stdout)
     assert data["plan"]["num_remaining"] == data["headers"]["asked"] == 3
     assert data["headers"]["failures"] == {"not_audio": 2}
     assert data["audio_s"]["value"] == data["audio_s"]["high"] > 60
     [l4, given] = data["outlooks"]
-    assert l4["machine"] == {"name": "l4", "rtfx": 180.0, "price_per_hour": 0.8}
-    assert l4["cost"]["value"] == pytest.approx(0.8 * l4["duration_s"]["value"] / 3600, abs=1e-5)
-    assert given["duration_s"]["value"] == pytest.approx(data["audio_s"]["value"] / 10, rel=1e-3)
+    assert l4["machine"] == {"name": "l4", "rtfx": 180.0, "price_per_hour": 0.8, "count": 4.0}
+    assert l4["cost"]["value"] == pytest.approx(3.2 * l4["duration_s"]["value"] / 3600, abs=1e-5)
+    assert given["duration_s"]["value"] == pytest.approx(data["audio_s"]["value"] / 40, rel=1e-3)
     assert given["cost"] is None
     assert data["settings"]["pipeline"] == "transcribe_corpus"
     refused = call("plan", DEMO, *job, "--price", "h100=3")
     assert refused.exit_code == 2
     assert "--speed h100=RTFX" in refused.stderr
+
+
+def test_plan_answers_for_a_fleet_without_a_listing_or_a_source() -> None:
+    fleet = ("plan", "--gpus", "8", "--hours", "10000", "--model", "large-v3", "--price", "4")
+    result = call(*fleet)
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.splitlines()[:3] == [
+        "# audio      10,000 h, in recordings of 6 min",
+        "# gpus       8, 8 at work, with 8 workers",
+        "# takes      0:33:53 at RTFx 17,712.0 (8 x 2,214.0), costs 18.07 at 4 an hour: H200",
+    ]
+    [found] = json.loads(call(*fleet, "--device-type", "H100", "--speed", "1800", "--json").stdout)
+    assert (found["machine"]["name"], found["rtfx"]) == ("H100", 14_400.0)
+    # With the workers of a job, whose source is not there.
+    [found] = json.loads(call(*fleet, "--json", DEMO, "--set", "transcribe.workers=2").stdout)
+    assert (found["workers"], found["rtfx"]) == (2, 4428.0)
+    for options, words in (
+        ((), "found no CONFIG, expected one; or give --hours"),
+        (("--hours", "5", "--check", "--speed", "9"), "--check or --redo"),
+        (("--gpus", "8", "--hours", "5"), "no measured speed of whisper-tiny.en on any card"),
+        ((DEMO, "--request-price", "1,2"), "--request-price without --hours"),
+    ):
+        refused = call("plan", *options)
+        assert refused.exit_code == 2, options
+        assert words in refused.stderr, options
 
 
 def test_report_prints_and_keeps_what_it_found(job: list[str], tmp_path: Path) -> None:

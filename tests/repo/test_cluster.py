@@ -24,6 +24,7 @@ from corpus_asr.config.run import ExtractSettings, RunConfig
 from corpus_asr.decoding.protocols import ModelSize
 from corpus_asr.decoding.slots import encode_batch_on
 from corpus_asr.runtime import resources as sizes
+from corpus_asr.runtime.capacity import EXTRACT_RTFX
 from corpus_asr.runtime.resources import NodeShape, resolve_resources
 from corpus_asr.runtime.shutdown import DRAIN_S, GRACE_S
 from corpus_asr.transcription.engine import fitting_slots, predicted_bytes
@@ -47,7 +48,7 @@ UNITS = {"": 1, "m": 1e-3, "Mi": 2**20, "Gi": 2**30}
 GIBIBYTE = 1024 * MEBIBYTE
 DAY_S = 24 * 3600
 PART_S = ExtractSettings().part_s
-MP3_SPEED = 241  # of one core; the slowest mp3 of the benchmark's table
+MP3_SPEED = int(EXTRACT_RTFX)  # the slowest mp3 of the benchmark's table
 
 # Of metadata the definitions say that it is an object, and Kubernetes knows the rest.
 METADATA = {

@@ -476,6 +476,11 @@ def test_machines_are_given_by_speed_and_price():
     assert l4.cost is not None
     assert l4.cost.value == pytest.approx(0.8)
     assert l4.duration_s.low < 600_000 / 180 < l4.duration_s.high
+    [four] = given_machines(["180"], ["0.8"], measured={}, count=4)
+    [outlook] = outlooks(Estimate(648_000.0, 600_000.0, 700_000.0), [four])
+    assert (outlook.duration_s.value, four.speed_words()) == (900.0, "RTFx 720.0 (4 x 180.0)")
+    assert outlook.cost is not None
+    assert outlook.cost.value == pytest.approx(0.8)
     for speeds, prices, words in (
         (["fast"], [], "--speed fast: found 'fast', expected a number above 0"),
         (["l4=0"], [], "expected a number above 0"),
