@@ -161,9 +161,8 @@ def capacity(
     """
     processes, at_work = workers_of(config, gpus)
     decode_rtfx = at_work * machine.rtfx
-    extract_workers = config.extract.workers
-    if extract_workers == "auto":
-        extract_workers = math.ceil(decode_rtfx / EXTRACT_RTFX)
+    wanted = config.extract.workers
+    extract_workers = math.ceil(decode_rtfx / EXTRACT_RTFX) if wanted == "auto" else wanted
     recordings = math.ceil(audio_s / RECORDING_S)
     resources = _resources(
         config, gpus, recordings=recordings, processes=processes, extract_workers=extract_workers
@@ -171,7 +170,7 @@ def capacity(
     rtfx = min(decode_rtfx, extract_workers * EXTRACT_RTFX)
     duration_s = audio_s / rtfx
     waits = None
-    if config.extract.workers != "auto":
+    if wanted != "auto":
         waits = "GPUs, for extraction" if rtfx < decode_rtfx else "extraction, for GPUs"
     driver_rtfx = _driver_rtfx(config, resources)
     drivers = math.ceil(rtfx / driver_rtfx)

@@ -51,7 +51,7 @@ def test_a_fleet_is_as_fast_as_the_workers_of_the_settings() -> None:
     assert usual.extract_cores == 30  # 7200 / 241
     four = fleet("transcribe.workers=4")
     assert (four.rtfx, four.machine.count, four.workers) == (3600.0, 4.0, 4)
-    assert four.cost == pytest.approx(2 * usual.cost), "all eight are paid"
+    assert four.cost == pytest.approx(8 * 2 * four.duration_s / 3600), "all eight are paid"
     shared = fleet("transcribe.workers=4", "transcribe.gpus_per_worker=0.5")
     assert (shared.rtfx, shared.machine.count) == (1800.0, 2.0)
     assert fleet("transcribe.gpus_per_worker=0.5").workers == 16
