@@ -36,9 +36,9 @@ LISTED_AT_ONCE = 1000  # S3's page
 # Seconds of audio that one core extracts in a second: the slowest MP3 of benchmarks/README.md.
 EXTRACT_RTFX = 241.0
 # CPU time of the driver for each block between the stages and for each part in it, tasks included:
-# through the first and the last of three measurements, 13 % below the other (docs/scaling.md).
-DRIVER_BLOCK_S = 0.0072
-DRIVER_PART_S = 0.00045
+# through the first and the last of three measurements, 16 % below the other (docs/scaling.md).
+DRIVER_BLOCK_S = 0.0074
+DRIVER_PART_S = 0.0005
 # Results of six minutes of speech in memory: 11.3 KB.
 RESULT_BYTES_PER_S = 11_300 / 360
 # Objects of a commit, put by a worker; the finish reads and removes them. Removing is free on S3.
