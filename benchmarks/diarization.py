@@ -19,7 +19,8 @@ import numpy as np
 
 from benchmarks.tables import markdown
 from corpus_asr.audio.parts import PartCutter
-from corpus_asr.audio.vad import DEFAULT_CRITERIA, SileroDetector
+from corpus_asr.audio.silero import SileroDetector
+from corpus_asr.audio.vad import DEFAULT_CRITERIA
 from corpus_asr.speakers.clustering import Likeness, SpeakerBounds, find_speakers, find_voices
 from corpus_asr.speakers.embeddings import SpeakerEmbedder
 from corpus_asr.speakers.turns import SpeechWindows, likeness_of, turns_of

@@ -21,7 +21,7 @@ from typing import Any
 
 from corpus_asr.audio.decode import open_audio
 from corpus_asr.audio.parts import PartCutter
-from corpus_asr.audio.vad import SileroDetector
+from corpus_asr.audio.silero import SileroDetector
 from corpus_asr.benchmark.command import Recording, Row, find_recordings, measure
 from corpus_asr.benchmark.engines import Engine
 from corpus_asr.config.run import ExtractSettings

@@ -5,13 +5,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from corpus_asr.audio.vad import (
+from corpus_asr.audio.silero import (
     BLOCK_SAMPLES,
-    DEFAULT_CRITERIA,
     STEP_SAMPLES,
     Probabilities,
     Samples,
     SileroDetector,
+)
+from corpus_asr.audio.vad import (
+    DEFAULT_CRITERIA,
     SpeechCriteria,
     score_again,
     speech_runs,

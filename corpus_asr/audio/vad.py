@@ -1,27 +1,21 @@
 """Where somebody speaks."""
 
 import math
-from dataclasses import dataclass, field
-from importlib.util import find_spec
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
-import onnxruntime
 
-from corpus_asr.array_types import Bool, Float32
+from corpus_asr.array_types import Bool
+from corpus_asr.audio.silero import (
+    BLOCK_STEPS,
+    STEP_SAMPLES,
+    Probabilities,
+    Samples,
+    SileroDetector,
+    in_steps,
+)
 from corpus_asr.config.decoding import AudioSettings
-from corpus_asr.errors import EngineError
 from corpus_asr.units import SAMPLE_RATE_HZ
-
-# Silero at 16 kHz (`silero_vad/sequence_vad.py`): a step is scored with the end of the one before.
-STEP_SAMPLES = 512  # 32 ms
-CONTEXT_SAMPLES = 64
-STATE_SHAPE = (1, 1, 128)
-
-# Steps per call of the network. Always the same spans of the recording, so that probabilities
-# do not depend on how it was chunked; from 32 steps on the speed does not change.
-BLOCK_STEPS = 64  # 2 s
-BLOCK_SAMPLES = BLOCK_STEPS * STEP_SAMPLES
 
 # Speech may have ended this far below the probability at which it begins, but never at 0, which no
 # step is below (`silero_vad/utils_vad.py` get_speech_timestamps).
@@ -48,23 +42,8 @@ WARM_UP_STEPS = 32  # 1 s
 # A run that is found only at an even level must get here: a crowd's murmur reaches 0.74.
 SURE_AT_EVEN_LEVEL = 0.8
 
-Samples = Float32[np.ndarray, " sample"]
-Probabilities = Float32[np.ndarray, " step"]
 StepRun = tuple[int, int]
 SampleSpan = tuple[int, int]
-_State = Float32[np.ndarray, "layer batch width"]
-
-
-def _silence() -> _State:
-    return np.zeros(STATE_SHAPE, dtype=np.float32)
-
-
-@dataclass(slots=True)
-class _Memory:
-    hidden: _State = field(default_factory=_silence)
-    cell: _State = field(default_factory=_silence)
-    context: Samples = field(default_factory=lambda: np.zeros(CONTEXT_SAMPLES, dtype=np.float32))
-
 
 _DEFAULTS = AudioSettings()
 
@@ -92,88 +71,6 @@ class SpeechCriteria:
 
 
 DEFAULT_CRITERIA = SpeechCriteria()
-
-
-class SileroDetector:
-    """Speech probabilities of one recording at a time, as it streams by.
-
-    Samples must be finite. Feeding chunks of any size gives the same probabilities as `score` gives
-    for the whole recording. About 550 times real time on one core.
-    Source: `silero_vad/sequence_vad.py` (silero-vad 6.2); equal to it bit for bit.
-    """
-
-    def __init__(self) -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.inter_op_num_threads = 1
-        self._session = onnxruntime.InferenceSession(
-            str(_network_path()), sess_options=options, providers=["CPUExecutionProvider"]
-        )
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget the recording; the next samples begin another."""
-        self._memory = _Memory()
-        self._pending = np.zeros(0, dtype=np.float32)
-
-    def feed(self, samples: Samples) -> Probabilities:
-        """Return the probabilities of the steps completed since the last call.
-
-        They come in whole blocks of `BLOCK_STEPS`, so up to 2 s late.
-        """
-        pending = np.concatenate([self._pending, samples])
-        complete = pending.size // BLOCK_SAMPLES * BLOCK_SAMPLES
-        self._pending = pending[complete:].copy()
-        return self._hear(pending[:complete], self._memory)
-
-    def finish(self) -> Probabilities:
-        """Return the probabilities still owed, the last step filled up with zeros, and reset."""
-        probabilities = self._hear(self._pending, self._memory)
-        self.reset()
-        return probabilities
-
-    def score(self, samples: Samples) -> Probabilities:
-        """Return all probabilities of one array; does not touch the recording being fed."""
-        return self._hear(samples, _Memory())
-
-    def _hear(self, samples: Samples, memory: _Memory) -> Probabilities:
-        probabilities = [np.zeros(0, dtype=np.float32)]
-        for start in range(0, samples.size, BLOCK_SAMPLES):
-            steps = _in_steps(samples[start : start + BLOCK_SAMPLES])  # (step, offset)
-            contexts = np.concatenate([memory.context[None], steps[:-1, -CONTEXT_SAMPLES:]])
-            values, memory.hidden, memory.cell = self._session.run(
-                ["speech_probs", "hn", "cn"],
-                {
-                    "input": np.concatenate([contexts, steps], axis=1),
-                    "h": memory.hidden,
-                    "c": memory.cell,
-                },
-            )
-            memory.context = steps[-1, -CONTEXT_SAMPLES:].copy()
-            probabilities.append(values.reshape(-1))
-        return np.concatenate(probabilities)
-
-
-def _network_path() -> Path:
-    # Without importing silero_vad, which would load torch.
-    spec = find_spec("silero_vad")
-    folders = (spec.submodule_search_locations or []) if spec else []
-    paths = [Path(folder) / "data" / "silero_vad_16k_sequence.onnx" for folder in folders]
-    for path in paths:
-        if path.is_file():
-            return path
-    looked = f"no file {paths[0]}" if paths else "no package silero_vad"
-    raise EngineError(
-        f"loading the speech detector: found {looked}, expected silero-vad 6.2 or later; install "
-        "it (pip install 'silero-vad>=6.2') or set extract.vad_filter: false"
-    )
-
-
-def _in_steps(samples: Samples) -> Float32[np.ndarray, "step offset"]:
-    num_steps = -(-samples.size // STEP_SAMPLES)
-    steps = np.zeros((num_steps, STEP_SAMPLES), dtype=np.float32)
-    steps.reshape(-1)[: samples.size] = samples
-    return steps
 
 
 def speech_runs(
@@ -330,6 +227,6 @@ def even_level(samples: Samples) -> Samples:
     # Gains change along straight lines between step borders, where the smaller neighbor holds.
     borders = np.minimum(np.append(gains, gains[-1:]), np.append(gains[:1], gains))
     ramp = np.linspace(0.0, 1.0, STEP_SAMPLES, endpoint=False, dtype=np.float32)
-    steps = _in_steps(samples)
+    steps = in_steps(samples)
     steps *= borders[:-1, None] * (1 - ramp) + borders[1:, None] * ramp
     return steps.reshape(-1)[: samples.size]

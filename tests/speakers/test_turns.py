@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks.diarization import windows_of
-from corpus_asr.audio.vad import SileroDetector
+from corpus_asr.audio.silero import SileroDetector
 from corpus_asr.segments import Segment, SpeakerTurn, Word
 from corpus_asr.speakers.embeddings import SpeakerEmbedder
 from corpus_asr.speakers.turns import SpeechWindows, diarize, likeness_of, turns_of, with_speakers

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from corpus_asr.audio.vad import SileroDetector, SpeechCriteria, speech_spans
+from corpus_asr.audio.silero import SileroDetector
+from corpus_asr.audio.vad import SpeechCriteria, speech_spans
 from corpus_asr.units import SAMPLE_RATE_HZ
 from tests.support.audio import at_level, read_clip, read_manifest
 
