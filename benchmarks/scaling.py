@@ -107,31 +107,38 @@ class Bench:
             table = pa.Table.from_batches([batch])
             for start in range(0, table.num_rows, self.rows_per_commit):
                 files = table.slice(start, self.rows_per_commit)
-                results = _results(files, chance)  # cheap beside the commit
+                results = stubbed_results(files, chance)  # cheap beside the commit
                 self.store.commit(results, run_id="run", model="m", model_revision="revision")
 
 
-def _results(files: pa.Table, chance: np.random.Generator) -> pa.Table:
-    """Return RESULTS of files, one part and one segment each."""
-    count = files.num_rows
+def stubbed_results(
+    files: pa.Table, chance: np.random.Generator, *, segments: int = 1
+) -> pa.Table:
+    """Return RESULTS of files, one part of as many segments each."""
+    count, total = files.num_rows, files.num_rows * segments
     kinds = RESULTS.field("segments").type
-    texts = pa.array(TEXTS).take(pa.array(chance.integers(len(TEXTS), size=count)))
+    texts = pa.array(TEXTS).take(pa.array(chance.integers(len(TEXTS), size=total)))
     tokens = pa.ListArray.from_arrays(
-        pa.array(np.arange(count + 1, dtype=np.int32) * 12),
-        pa.array(chance.integers(50_000, size=12 * count).astype(np.int32)),
+        pa.array(np.arange(total + 1, dtype=np.int32) * 12),
+        pa.array(chance.integers(50_000, size=12 * total).astype(np.int32)),
     )
-    values = SEGMENT | {"text": texts, "tokens": tokens}
+    places = np.tile(np.arange(segments, dtype=np.int32), count)
+    values = SEGMENT | {
+        "segment": pa.array(places), "start_s": pa.array(places * 5.0),
+        "end_s": pa.array(places * 5.0 + 5.0), "text": texts, "tokens": tokens,
+    }  # fmt: skip
     columns = []
     for field in kinds.value_type:
         value = values.get(field.name)
         constant = not isinstance(value, pa.Array)
-        columns.append(pa.repeat(pa.scalar(value, field.type), count) if constant else value)
+        columns.append(pa.repeat(pa.scalar(value, field.type), total) if constant else value)
     structs = pa.StructArray.from_arrays(columns, fields=list(kinds.value_type))
-    segments = pa.ListArray.from_arrays(pa.array(np.arange(count + 1, dtype=np.int32)), structs)
+    bounds = pa.array(np.arange(count + 1, dtype=np.int32) * segments)
+    lists = pa.ListArray.from_arrays(bounds, structs)
     arrays = []
     for field in RESULTS:
         if field.name == "segments":
-            arrays.append(segments.cast(field.type))
+            arrays.append(lists.cast(field.type))
         elif field.name in files.schema.names:
             arrays.append(pc.cast(files[field.name].combine_chunks(), field.type))
         else:

@@ -1,0 +1,353 @@
+"""How the cost of each command grows with an archive, from folders with results of no model.
+
+    python -m benchmarks.growth --sizes 20000 100000 --to docs/benchmarks/DATE-growth.json
+    python -m benchmarks.growth --print docs/benchmarks/DATE-growth.json
+
+A manifest names so many recordings that do not exist; their results are committed as a run commits
+them, 350 at a time, but for a backlog that ten nights then work off. Each step is a process of its
+own: its processor time, its peak of memory, its requests to the store, the objects it leaves. Exits
+with 1 where a figure grows faster than its order. Nothing is left behind.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from benchmarks.scaling import stubbed_results
+from benchmarks.tables import fill, markdown
+from corpus_asr.config.run import RunConfig, RunOptions
+from corpus_asr.storage.listing import FileListing
+from corpus_asr.storage.run_state.plan import make_plan, read_listing
+from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.stores.local import LocalStore
+from tests.support.tables import run_config
+from tests.support.tokenizers import tiny_tokenizer
+
+ROOT: Final = Path(__file__).resolve().parents[1]
+ROWS_PER_COMMIT = 350  # of six minutes: 4 MB in memory, `output.commit_mb`
+SEGMENTS = 5
+NIGHTS = 10
+ROWS_PER_NIGHT = 600
+ROWS_PER_NIGHTLY_COMMIT = 100
+LIMIT_MIB = 8_000  # of a driver for `FITTED` recordings
+FITTED = 10_000_000
+# A figure may grow by this factor more than its order before that is a fault: page sizes, caches
+# and what else runs on the machine.
+BOUND = 1.5
+LEAST = {"cpu_s": 1.0, "requests": 30, "objects": 5}  # below, differences mean nothing
+LINEAR, CONSTANT = "linear", "constant"
+REQUESTS = ("info", "read_range", "write", "create", "swap", "move", "remove")
+
+# Orders of processor time and of requests. A night reads the whole listing, and all that counts,
+# with as many requests as if the archive were small.
+STEPS: Final = {
+    "list_manifest": (LINEAR, CONSTANT),
+    "plan": (LINEAR, LINEAR),
+    "commit": (LINEAR, LINEAR),
+    "status running": (LINEAR, LINEAR),
+    "report unmerged": (LINEAR, LINEAR),
+    "view unmerged": (LINEAR, LINEAR),
+    "finish": (LINEAR, LINEAR),
+    "nights": (LINEAR, CONSTANT),
+    "resume": (LINEAR, LINEAR),
+    "status": (CONSTANT, CONSTANT),
+    "report": (LINEAR, LINEAR),
+    "page": (LINEAR, LINEAR),
+    "view": (LINEAR, LINEAR),
+    "show": (LINEAR, LINEAR),
+    "export": (LINEAR, LINEAR),
+}
+COMMANDS: Final = {
+    "status": "status OUTPUT",
+    "report": "report OUTPUT",
+    "page": "report OUTPUT --html FOLDER/page.html",
+    "show": "show OUTPUT --uri *000000001.mp3",
+    "export": "export OUTPUT --to FOLDER/export --format json --single",
+}
+COUNTED: Counter[str] = Counter()
+
+Figures = dict[str, Any]
+
+
+class Archive:
+    """A folder with a manifest, a model that is never loaded, and the output of a run."""
+
+    def __init__(self, folder: Path, count: int) -> None:
+        self.folder, self.count = folder, count
+        self.night = min(ROWS_PER_NIGHT, count // 40)
+        model = folder / "model"
+        self.config: RunConfig = run_config(
+            "", folder / "output", model=model,
+            source={"manifest": str(folder / "manifest.parquet")},
+        )  # fmt: skip
+        self.store = OutputStore(self.config.output.uri)
+
+    def make(self) -> None:
+        """Write what a run reads."""
+        model = self.folder / "model"
+        model.mkdir(parents=True)
+        tiny_tokenizer(model)
+        (model / "config.json").write_text('{"model_type": "whisper"}')
+        (model / "model.safetensors").write_bytes(b"never loaded")
+        schema = pa.schema([("uri", pa.string())])
+        with pq.ParquetWriter(self.folder / "manifest.parquet", schema) as manifest:
+            for start in range(0, self.count, 100_000):
+                uris = [
+                    f"s3://podcasts/20{20 + i % 7}/{1 + i % 12:02d}/{i // 1000:06d}/{i:09d}.mp3"
+                    for i in range(start, min(self.count, start + 100_000))
+                ]
+                manifest.write_table(pa.table({"uri": uris}, schema=schema))
+
+    @contextlib.contextmanager
+    def _night(self) -> Iterator[Any]:
+        from corpus_asr.pipelines.driver import CorpusRun, prepare
+
+        options = RunOptions(stop_at=time.monotonic())
+        checkpoint = prepare(self.config)
+        with CorpusRun.open(
+            self.config, checkpoint, local=True, progress=None, options=options
+        ) as run:
+            yield run
+
+    def _commit(self, run: Any, first: int, stop: int, rows: int) -> None:
+        """Commit the recordings at these places of the listing."""
+        chance, at = np.random.default_rng(first), 0
+        for batch in read_listing(run.store, run.plan):
+            start = max(0, first - at)
+            some = pa.Table.from_batches([batch]).slice(start, max(0, stop - at - start))
+            at += batch.num_rows
+            some = some.take(chance.permutation(len(some)))
+            for row in range(0, len(some), rows):
+                run.store.commit(
+                    stubbed_results(some.slice(row, rows), chance, segments=SEGMENTS),
+                    run_id=run.lock.run_id, model="m", model_revision="revision",
+                )  # fmt: skip
+
+    # The steps, in their order.
+
+    def list_manifest(self) -> None:
+        assert sum(batch.num_rows for batch in FileListing(self.config.source)) == self.count
+
+    def plan(self) -> None:
+        """List, and plan while nothing is done."""
+        make_plan(self.config, self.store)
+
+    def commit(self) -> None:
+        """Begin a run, and commit all but the backlog."""
+        with self._night() as run:
+            run.start()
+            self._commit(run, 0, self.count - NIGHTS * self.night, ROWS_PER_COMMIT)
+
+    def finish(self) -> None:
+        """Finish a run, for the first time."""
+        with self._night() as run:
+            run.start()
+            run.finish()
+
+    def nights(self) -> Figures:
+        """Work off the backlog; return the last night's figures, and each night's."""
+        found = []
+        for night in range(NIGHTS):
+            COUNTED.clear()
+            began_s = time.process_time()
+            with self._night() as run:
+                run.start()
+                first = self.count - (NIGHTS - night) * self.night
+                self._commit(run, first, first + self.night, ROWS_PER_NIGHTLY_COMMIT)
+                run.finish()
+            found.append({"cpu_s": time.process_time() - began_s, "requests": COUNTED.total()})
+        return {**found[-1], "nights": found}
+
+    def resume(self) -> None:
+        """Run again where nothing is left."""
+        from corpus_asr.pipelines.driver import run
+
+        summary = run(self.config, local=True, progress=None)
+        assert (summary.done, summary.processed_files) == (self.count, 0)
+
+    def view(self) -> None:
+        """Read an output folder as the viewer does, search it, and look for a recording."""
+        from corpus_asr.view.catalogue import Library
+        from corpus_asr.view.query import parse_query
+        from corpus_asr.view.search import Filters, find, recordings_page
+
+        library = Library(self.store)
+        tables = library.wait().catalogue.tables
+        assert find(tables, parse_query("slept away"), Filters()).total
+        assert recordings_page(tables, Filters(name="000000001")).total == 1
+        library.close()
+
+    def command(self, name: str) -> None:
+        """Run a command as a user does, in this process."""
+        from corpus_asr.cli.main import main
+
+        words = COMMANDS[name].replace("OUTPUT", self.store.uri)
+        sys.argv = ["corpus-asr", *words.replace("FOLDER", str(self.folder)).split()]
+        try:
+            main()
+        except SystemExit as end:
+            assert not end.code, end.code
+
+
+def count_requests() -> None:
+    """Count each request to a store of this process, and each page of a listing."""
+
+    def counting(name: str, request: Any) -> Any:
+        def counted(*given: Any, **named: Any) -> Any:
+            COUNTED[name] += 1
+            return request(*given, **named)
+
+        return counted
+
+    for name in REQUESTS:
+        setattr(LocalStore, name, counting(name, getattr(LocalStore, name)))
+    pages = LocalStore.pages
+
+    def counted_pages(*given: Any, **named: Any) -> Iterator[Any]:
+        COUNTED["list"] += 1  # a folder that is empty takes one, too
+        for number, page in enumerate(pages(*given, **named)):
+            COUNTED["list"] += number > 0
+            yield page
+
+    LocalStore.pages = counted_pages  # type: ignore[method-assign]
+
+
+def work(step: str, folder: Path, count: int) -> Figures:
+    """Do one step in this process, and return what it took."""
+    archive = Archive(folder, count)
+    count_requests()
+    began_s = time.process_time()
+    name = step.partition(" ")[0]
+    own = archive.command(name) if name in COMMANDS else getattr(archive, name)()
+    cpu_s = time.process_time() - began_s
+    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    objects = sum(len(files) for _, _, files in os.walk(archive.store.uri))
+    figures = {"cpu_s": cpu_s, "peak_mib": peak_mib, "requests": COUNTED.total(),
+               "by_kind": dict(COUNTED), "objects": objects}  # fmt: skip
+    return figures | (own or {})
+
+
+def measure(count: int, steps: Sequence[str]) -> dict[str, Figures]:
+    """Measure the steps on an archive of so many recordings, each in a process of its own."""
+    found: dict[str, Figures] = {}
+    with tempfile.TemporaryDirectory(prefix="corpus-asr-growth-") as folder:
+        Archive(Path(folder), count).make()
+        for step in steps:
+            done = subprocess.run(
+                [sys.executable, "-m", "benchmarks.growth", "--step", step, "--folder", folder,
+                 "--sizes", str(count)],
+                cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True,
+            )  # fmt: skip
+            found[step] = json.loads(done.stdout.splitlines()[-1])
+            shown = ", ".join(f"{name} {found[step][name]:,.1f}" for name in
+                              ("cpu_s", "peak_mib", "requests", "objects"))  # fmt: skip
+            print(f"{count:>9,} {step:16} {shown}", file=sys.stderr, flush=True)
+    return found
+
+
+def faults(sizes: dict[int, dict[str, Figures]]) -> list[str]:
+    """Say which figures grow faster than their order, and what would not fit a driver."""
+    found = []
+    counts = sorted(sizes)
+    for small, large in pairwise(counts):
+        for step, (cpu_order, request_order) in STEPS.items():
+            for name, order in (("cpu_s", cpu_order), ("requests", request_order)):
+                one, other = (sizes[count][step][name] for count in (small, large))
+                most = BOUND * max(one, LEAST[name]) * (large / small if order == LINEAR else 1)
+                if other > most:
+                    found.append(
+                        f"{step}: {name} {one:.1f} at {small:,}, {other:.1f} at {large:,}: more "
+                        f"than {order}, at most {most:.1f}"
+                    )
+    for step in STEPS:
+        if len(counts) > 1 and (mib := fitted_mib(sizes, step)) > LIMIT_MIB:
+            found.append(f"{step}: {mib:,.0f} MiB at {FITTED:,}, at most {LIMIT_MIB:,}")
+    for count in counts:
+        nights = sizes[count]["nights"]["nights"]
+        for name in ("cpu_s", "requests"):
+            second, last = nights[1][name], nights[-1][name]
+            if last > BOUND * max(second, LEAST[name]):
+                found.append(f"nights of {count:,}: {name} {second:.1f}, at last {last:.1f}")
+    return found
+
+
+def fitted_mib(sizes: dict[int, dict[str, Figures]], step: str) -> float:
+    """Return the memory of a step for `FITTED` recordings, on a line through the largest two."""
+    small, large = sorted(sizes)[-2:]
+    one, other = (sizes[count][step]["peak_mib"] for count in (small, large))
+    return float(other + (FITTED - large) * max(0.0, other - one) / (large - small))
+
+
+def drawn(results: Figures) -> str:
+    """Draw the table of docs/scaling.md."""
+    sizes = {int(count): steps for count, steps in results["sizes"].items()}
+    titles = ["step", *(f"{count:,}" for count in sorted(sizes)), f"fit for {FITTED:,}"]
+    rows = []
+    large = max(sizes)
+    for step, (cpu_order, request_order) in STEPS.items():
+        cells = [
+            f"{each['cpu_s']:.1f} s, {each['peak_mib']:,.0f} MiB, {each['requests']:,}"
+            for each in (sizes[count][step] for count in sorted(sizes))
+        ]
+        last = sizes[large][step]
+        cpu_s = last["cpu_s"] * (FITTED / large if cpu_order == LINEAR else 1)
+        requests = last["requests"] * (FITTED / large if request_order == LINEAR else 1)
+        fit = f"{cpu_s:,.0f} s, {fitted_mib(sizes, step):,.0f} MiB, {requests:,.0f}"
+        rows.append([step, *cells, fit])
+    return "\n".join([f"{results['date']}, {results['machine']}:", "", *markdown(titles, rows)])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[20_000, 100_000, 1_000_000])
+    parser.add_argument("--to", type=Path, help="JSON file; sizes that it has are kept")
+    parser.add_argument("--print", type=Path, dest="printed", help="write the docs' table from it")
+    parser.add_argument("--step", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args(arguments)
+    if given.step is not None:
+        with contextlib.redirect_stdout(open(os.devnull, "w")):
+            figures = work(given.step, given.folder, given.sizes[0])
+        print(json.dumps(figures))
+        return 0
+    if given.printed is not None:
+        results = json.loads(given.printed.read_text())
+        fill(ROOT / "docs" / "scaling.md", "growth", drawn(results))
+        return 0
+    results = {"sizes": {}}
+    if given.to is not None and given.to.is_file():
+        results = json.loads(given.to.read_text())
+    results |= {
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": f"{os.cpu_count()} cores, Python {platform.python_version()}",
+    }
+    for count in given.sizes:
+        results["sizes"][str(count)] = measure(count, list(STEPS))
+        if given.to is not None:
+            given.to.write_text(f"{json.dumps(results, indent=1)}\n")
+    print(json.dumps(results))
+    found = faults({int(count): steps for count, steps in results["sizes"].items()})
+    for fault in found:
+        print(fault, file=sys.stderr)
+    return bool(found)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
