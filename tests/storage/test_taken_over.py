@@ -5,6 +5,7 @@ A guard that lets a run pass and then freezes it stands for SIGSTOP at exactly t
 
 import contextlib
 import pickle
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -209,3 +210,16 @@ def test_what_is_noted_of_a_run_is_kept_when_the_next_is_taken_over(tmp_path: Pa
     for name in ("part-0.parquet", f"{tables.unique_stem(run_id='third')}.parquet"):
         store.write_table(f"outcomes/{name}", OUTCOMES.empty_table())
     assert len(store.names("outcomes")) == 4
+
+
+def test_a_listing_after_a_takeover_takes_time_in_proportion_to_its_tables() -> None:
+    times_s = []
+    for count in (2_000, 20_000):
+        names = [f"outcomes/{tables.unique_stem(run_id='old')}.parquet" for _ in range(count)]
+        store = OutputStore("memory://nowhere")
+        store._listed = lambda _, names=names: ((name, 1) for name in names)  # type: ignore
+        store.read_json = lambda _, names=names: {"old": names}  # type: ignore
+        began_s = time.process_time()
+        assert len(store.names("outcomes")) == count
+        times_s.append(time.process_time() - began_s)
+    assert times_s[1] < 30 * max(times_s[0], 0.005), "ten times the tables"

@@ -305,10 +305,13 @@ class OutputStore:
     def close_run(self, run_id: str) -> None:
         """Let nothing count that this run has not put yet: its lock was taken over."""
         put = [name for name in self._tables() if _run_of(name) == run_id]
-        self.write_json(TAKEN_OVER_NAME, {**self._taken_over(), run_id: put})
+        known = {each: sorted(names) for each, names in self._taken_over().items()}
+        self.write_json(TAKEN_OVER_NAME, {**known, run_id: put})
 
-    def _taken_over(self) -> dict[str, list[str]]:
-        return self.read_json(TAKEN_OVER_NAME) or {}
+    def _taken_over(self) -> dict[str, frozenset[str]]:
+        return {
+            each: frozenset(put) for each, put in (self.read_json(TAKEN_OVER_NAME) or {}).items()
+        }
 
     def late_tables(self) -> list[str]:
         """Return the tables that runs put after their lock was taken over."""
@@ -652,7 +655,7 @@ def _run_of(name: str) -> str | None:
     return match and match["run_id"]
 
 
-def _is_late(name: str, taken_over: Mapping[str, Sequence[str]]) -> bool:
+def _is_late(name: str, taken_over: Mapping[str, frozenset[str]]) -> bool:
     if not taken_over:
         return False
     put = taken_over.get(_run_of(name) or "")

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from typing import IO, Any
 
-import fsspec
+import fsspec.asyn
 from fsspec import AbstractFileSystem
 
 from corpus_asr.config.storage_options import NO_OPTIONS, StorageOptions
@@ -35,6 +35,7 @@ _PRECONDITION_FAILED = 412
 _VERSION_KEYS = ("etag", "ETag", "md5Hash", "content_md5", "checksum")
 _TIME_KEYS = ("mtime", "modified", "last_modified", "LastModified", "updated", "created")
 _COPY_BYTES = 16 * MEBIBYTE
+_PAGE_KEYS = 1000  # as on S3
 
 
 def _status_of(error: Exception) -> int:
@@ -229,18 +230,76 @@ class FsspecStore(Store):
             self.filesystem.rm_file(self._path(uri))
 
     def pages(self, prefix: str, *, depth: int | None = None) -> Iterator[Page]:
-        # Folder by folder, sorted by name, from the folder part of `prefix`.
+        # Of Google and Azure page by page, sorted by key, as on S3. fsspec itself returns folders
+        # as a whole: of other stores one folder is in memory, and they come sorted by name.
         folder = prefix.rpartition("/")[0]
         if folder.endswith(":/"):  # scheme:// itself
             folder += "/"
-        root = self._path(folder)
+        root = self._path(folder).rstrip("/")
+        bucket, slash, key = root.partition("/")
+        key += slash + prefix[len(folder) :].removeprefix("/")
+        delimiter = "/" if depth == 1 else None
+        found: Iterator[list[dict[str, Any]]]
+        if bucket and self._scheme in _GOOGLE and hasattr(self.filesystem, "call"):
+            found = self._google_pages(bucket, key, delimiter)
+        elif bucket and self._scheme in _AZURE and hasattr(self.filesystem, "service_client"):
+            found = self._azure_pages(bucket, key, delimiter)
+        else:
+            found = self._folders(root, depth)
+        for some in found:
+            infos = [_info(details) for details in some]
+            names = (details["name"].removeprefix(root).lstrip("/") for details in some)
+            uris = [f"{folder.rstrip('/')}/{name}" for name in names]
+            yield Page(uris, [info.size_bytes for info in infos], [info.etag for info in infos])
+
+    def _folders(self, root: str, depth: int | None) -> Iterator[list[dict[str, Any]]]:
         walk = self.filesystem.walk(root, maxdepth=depth, detail=True, on_error="raise")
         for _, subfolders, files in walk:
             # The walk continues into what this dictionary holds, in its order.
             ordered = sorted(subfolders.items())
             subfolders.clear()
             subfolders.update(ordered)
-            yield from _pages(folder.rstrip("/"), root.rstrip("/"), files)
+            names = sorted(files)
+            for start in range(0, len(names), PAGE_ROWS):
+                yield [files[name] for name in names[start : start + PAGE_ROWS]]
+
+    def _google_pages(
+        self, bucket: str, key: str, delimiter: str | None
+    ) -> Iterator[list[dict[str, Any]]]:
+        asked = {"prefix": key, "delimiter": delimiter, "maxResults": _PAGE_KEYS,
+                 "fields": "nextPageToken,items(name,size,etag,md5Hash)"}  # fmt: skip
+        while True:
+            answer = self.filesystem.call("GET", "b/{}/o", bucket, json_out=True, **asked)
+            yield [
+                each | {"name": f"{bucket}/{each['name']}", "size": int(each["size"])}
+                for each in answer.get("items", ())
+                # A key that ends in a slash and holds nothing stands for a folder.
+                if int(each["size"]) or not each["name"].endswith("/")
+            ]
+            if not answer.get("nextPageToken"):
+                return
+            asked["pageToken"] = answer["nextPageToken"]
+
+    def _azure_pages(
+        self, container: str, key: str, delimiter: str | None
+    ) -> Iterator[list[dict[str, Any]]]:
+        # adlfs tells folders of hierarchical accounts, and its own, by their metadata.
+        asked = {"name_starts_with": key, "include": ["metadata"], "results_per_page": _PAGE_KEYS}
+
+        async def page(token: str | None) -> tuple[list[dict[str, Any]], str | None]:
+            service = self.filesystem.service_client
+            async with service.get_container_client(container=container) as client:
+                blobs = client.walk_blobs if delimiter else client.list_blobs
+                pages = blobs(**asked).by_page(continuation_token=token)
+                some = [blob async for blob in await anext(pages)]
+                return await self.filesystem._details(some), pages.continuation_token
+
+        token = None
+        while True:
+            found, token = fsspec.asyn.sync(self.filesystem.loop, page, token)
+            yield [details for details in found if details["type"] != "directory"]
+            if not token:
+                return
 
 
 def _no_conditions(library: str) -> StoreError:
@@ -250,12 +309,3 @@ def _no_conditions(library: str) -> StoreError:
         "one: without it two runs may both get the lock",
         advice=f"pip install --upgrade {library}, here and on every machine of a cluster",
     )
-
-
-def _pages(folder: str, root: str, files: dict[str, dict[str, Any]]) -> Iterator[Page]:
-    names = sorted(files)
-    for start in range(0, len(names), PAGE_ROWS):
-        some = [files[name] for name in names[start : start + PAGE_ROWS]]
-        infos = [_info(details) for details in some]
-        uris = [f"{folder}/{details['name'].removeprefix(root).lstrip('/')}" for details in some]
-        yield Page(uris, [info.size_bytes for info in infos], [info.etag for info in infos])
