@@ -186,7 +186,9 @@ def find_speakers_of_run(store: OutputStore, settings: SpeakerSettings) -> int:
     same_above = likeness_of(settings.model).same_above
     voices = write_voices(
         store,
-        lambda centroids, recordings: find_voices(centroids, recordings, same_above=same_above),
+        lambda centroids, recordings, known: find_voices(
+            centroids, recordings, same_above=same_above, known=known
+        ),
         settings=(settings.model, same_above),
     )
     if voices is not None:

@@ -324,7 +324,9 @@ Numbers = Int64[np.ndarray, " speaker"]
 Pairs = Int64[np.ndarray, " pair"]
 
 
-def find_voices(centroids: Centroids, recordings: Numbers, *, same_above: float) -> Numbers:
+def find_voices(
+    centroids: Centroids, recordings: Numbers, *, same_above: float, known: Numbers | None = None
+) -> Numbers:
     """Return a voice for each speaker, from 0 in the order of the speakers.
 
     The same speakers in another order have the same voices, but for exact ties.
@@ -333,16 +335,26 @@ def find_voices(centroids: Centroids, recordings: Numbers, *, same_above: float)
         centroids: mean embeddings of length 1.
         recordings: a number for each speaker's recording.
         same_above: least mean cosine over the pairs of two that are joined.
+        known: voices of an earlier call, any number for each; -1 where there is none. Those are
+            not compared with one another again, unless somebody joins them.
     """
     size = len(centroids)
     joined = np.arange(size)  # the first speaker that each one is joined with
+    if known is not None:
+        _, first, which = np.unique(known, return_index=True, return_inverse=True)
+        joined = np.where(known < 0, joined, first[which])
     apart = _pairs_within(recordings)
-    sums, counts = centroids.astype(np.float32), np.ones(size, dtype=np.float32)
-    firsts = np.arange(size)  # of the groups that may still be joined
-    nearest, highest = np.zeros(size, dtype=np.int64), np.full(size, -np.inf, dtype=np.float32)
-    stale = np.ones(size, dtype=bool)
+    firsts, groups = np.unique(joined, return_inverse=True)  # groups that may still be joined
+    counts = np.bincount(groups, minlength=len(firsts)).astype(np.float32)
+    sums = _sums(centroids, groups) if size else centroids
+    nearest = np.zeros(len(firsts), dtype=np.int64)
+    highest = np.full(len(firsts), -np.inf, dtype=np.float32)
+    # Two known voices are not alike enough, so of each only likenesses to new ones are of interest.
+    waiting = np.zeros(len(firsts), dtype=bool) if known is None else known[firsts] >= 0
+    stale = ~waiting
     while len(firsts):
-        _look(sums, counts, _within(apart, joined, firsts), stale, nearest, highest)
+        _look(sums, counts, _within(apart, joined, firsts), stale, waiting, nearest, highest)
+        waiting = np.zeros(len(firsts), dtype=bool)
         kept, gone = _mutual(nearest, highest, same_above)
         sums[kept] += sums[gone]
         counts[kept] += counts[gone]
@@ -356,7 +368,7 @@ def find_voices(centroids: Centroids, recordings: Numbers, *, same_above: float)
         changed[kept] = changed[gone] = True
         stale = changed | changed[nearest] | ~left[nearest]
         place = np.cumsum(left) - 1
-        sums, counts, firsts = sums[left], counts[left], firsts[left]
+        sums, counts, firsts, waiting = sums[left], counts[left], firsts[left], waiting[left]
         nearest, highest, stale = place[nearest][left], highest[left], stale[left]
     return np.unique(joined, return_inverse=True)[1].astype(np.int64)
 
@@ -389,10 +401,14 @@ def _look(
     counts: Float32[np.ndarray, " speaker"],
     apart: Int64[np.ndarray, "pair two"],
     stale: np.ndarray,
+    waiting: np.ndarray,
     nearest: Numbers,
     highest: Float32[np.ndarray, " speaker"],
 ) -> None:
-    """Find the nearest neighbors of stale groups again; of equally near ones the first."""
+    """Find the nearest neighbors of stale groups again; of equally near ones the first.
+
+    Those of waiting groups are found among the stale ones.
+    """
     rows = np.flatnonzero(stale)
     step = max(1, _BLOCK_VALUES // len(sums))
     for block in (rows[at : at + step] for at in range(0, len(rows), step)):
@@ -406,6 +422,11 @@ def _look(
         likeness[np.searchsorted(block, theirs[:, 0]), theirs[:, 1]] = -np.inf
         nearest[block] = likeness.argmax(axis=1)
         highest[block] = likeness[np.arange(len(block)), nearest[block]]
+        if waiting.any():
+            best = likeness.argmax(axis=0)
+            values = likeness[best, np.arange(len(best))]
+            nearer = waiting & (values > highest)
+            nearest[nearer], highest[nearer] = block[best[nearer]], values[nearer]
 
 
 def _mutual(

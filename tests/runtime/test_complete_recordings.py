@@ -24,6 +24,7 @@ from corpus_asr.report.run import as_data, load_report, render
 from corpus_asr.runtime import complete_recordings
 from corpus_asr.runtime.complete_recordings import find_speakers_of_run, place_words_once
 from corpus_asr.schemas import SPEAKERS
+from corpus_asr.speakers.clustering import find_voices
 from corpus_asr.storage.run_state.finish import compact, keep_only
 from corpus_asr.storage.run_state.run_files import CONFIG_NAME
 from corpus_asr.storage.run_state.run_tables import RunTables
@@ -328,6 +329,30 @@ def test_voices_are_the_same_across_recordings_whatever_the_order_of_commits(tmp
         objects = store.names(VOICES_FOLDER)
         find_speakers_of_run(store, CORPUS)
         assert store.names(VOICES_FOLDER) == objects
+
+
+def test_a_night_compares_new_speakers_with_the_voices_that_are_known(
+    store: OutputStore, monkeypatch: pytest.MonkeyPatch
+):
+    seen = []
+
+    def looked(centroids: Any, recordings: Any, *, same_above: float, known: Any) -> Any:
+        seen.append(known.tolist())
+        return find_voices(centroids, recordings, same_above=same_above, known=known)
+
+    monkeypatch.setattr(complete_recordings, "find_voices", looked)
+    commit(store, results(spoken("a", 0), spoken("b", 1, part=0)))
+    find_speakers_of_run(store, CORPUS)
+    commit(store, results(spoken("c", 0)))
+    find_speakers_of_run(store, CORPUS)
+    find_speakers_of_run(store, CORPUS)
+    assert seen == [[-1, -1], [1, 2, -1]]
+    assert voices_of(store) == {"a S1": "V1", "b S1": "V2", "c S1": "V1"}
+    # Somebody who is gone may have been what held a voice together.
+    store.remove_all(store.names("outcomes"))
+    commit(store, results(spoken("b", 1, part=0), spoken("c", 0)))
+    find_speakers_of_run(store, CORPUS)
+    assert seen[-1] == [2, -1]
 
 
 def test_another_mode_makes_no_turns_again_and_leaves_no_voices(store: OutputStore):

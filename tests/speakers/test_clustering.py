@@ -2,6 +2,7 @@
 
 import time
 import tracemalloc
+from typing import Any
 
 import numpy as np
 import pytest
@@ -201,3 +202,37 @@ def test_clear_voices_are_found_in_any_order_and_two_of_a_recording_stay_two() -
     assert find_voices(same, np.array([0, 0, 1, 1]), same_above=ABOVE).tolist() == [0, 1, 0, 1]
     nobody = np.zeros((0, 8), dtype=np.float32)
     assert find_voices(nobody, np.zeros(0, dtype=np.int64), same_above=ABOVE).tolist() == []
+
+
+def test_new_speakers_join_known_voices_without_comparing_these_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    centroids, recordings, who = people(0, persons=30, recordings=120, noise=0.3)
+    earlier = recordings < 100
+    known = np.full(len(who), -1)
+    known[earlier] = 7 + find_voices(centroids[earlier], recordings[earlier], same_above=ABOVE)
+    looked, look = [], clustering._look
+
+    def counted(*given: Any) -> None:
+        looked.append(int(given[3].sum()))
+        look(*given)
+
+    monkeypatch.setattr(clustering, "_look", counted)
+    found = find_voices(centroids, recordings, same_above=ABOVE, known=known)
+    assert looked[0] == np.sum(~earlier), "only new ones"
+    whole = find_voices(centroids, recordings, same_above=ABOVE)
+    assert found.tolist() == whole.tolist()
+    again = find_voices(centroids, recordings, same_above=ABOVE, known=found)
+    assert again.tolist() == whole.tolist()
+
+
+def test_a_new_speaker_may_show_that_two_known_voices_are_one() -> None:
+    angles = np.radians([0.0, 50.0, 25.0])
+    centroids = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    recordings = np.arange(3)
+    apart = find_voices(centroids[:2], recordings[:2], same_above=0.7)
+    assert apart.tolist() == [0, 1]
+    known = np.array([0, 1, -1])
+    assert find_voices(centroids, recordings, same_above=0.7, known=known).tolist() == [0, 0, 0]
+    within = np.array([0, 0, 1])
+    assert find_voices(centroids, within, same_above=0.7, known=known).max() == 1

@@ -287,36 +287,60 @@ def read_turns(
 
 _SPOKEN = ("recording_id", "uri", "speaker", "embedding", "made_of")
 Finder = Callable[
-    [Float32[np.ndarray, "speaker width"], Int64[np.ndarray, " speaker"]],
+    [
+        Float32[np.ndarray, "speaker width"],
+        Int64[np.ndarray, " speaker"],
+        Int64[np.ndarray, " speaker"],
+    ],
     Int64[np.ndarray, " speaker"],
 ]
-"""Returns a number for each speaker, given mean embeddings and numbers of recordings."""
+"""Returns a number for each speaker, given mean embeddings, numbers of recordings, and numbers of
+the voices that are known, -1 where none is."""
 
 
 def write_voices(store: OutputStore, find: Finder, *, settings: Any) -> int | None:
     """Write the voices of all speakers there are; return how many, or None if they are known.
 
     Speakers come in the order of URIs and of appearance, whatever the order of their commits.
-    In memory are their embeddings, a kilobyte each. `settings` change voices.
+    In memory are their embeddings, a kilobyte each. `settings` change voices. A voice that was
+    found before stays one, unless somebody of it is gone or was found again.
     """
+    digest = hashlib.blake2b(repr(settings).encode(), digest_size=8).hexdigest()
     speakers = _speakers(store)
-    digest = hashlib.blake2b(repr(settings).encode(), digest_size=8)
-    for name in ("recording_id", "speaker", "made_of"):
-        digest.update(repr(speakers[name].to_pylist()).encode("utf-8", "surrogatepass"))
-    made_of = digest.hexdigest()
+    made_of = pc.binary_join_element_wise(digest, speakers["made_of"], "-")
+    speakers = speakers.set_column(speakers.schema.names.index("made_of"), "made_of", made_of)
     names = store.names(VOICES_FOLDER)
-    if names and _made_of(store, names[-1]) == made_of:
+    before = store.read_table(names[-1], VOICES) if names else VOICES.empty_table()
+    known = _known_voices(speakers, before)
+    if names and (known >= 0).all() and before.num_rows == len(known):
         store.remove_all(names[:-1])
         return None
     ids = speakers["recording_id"].combine_chunks().dictionary_encode().indices
-    found = find(_embeddings(speakers), ids.to_numpy().astype(np.int64))
+    found = find(_embeddings(speakers), ids.to_numpy().astype(np.int64), known)
     voices = [f"V{number + 1}" for number in found.tolist()]
-    rows = speakers.select(["recording_id", "uri", "speaker"])
-    rows = rows.append_column("voice", pa.array(voices, pa.string()))
-    rows = rows.append_column("made_of", pa.repeat(made_of, rows.num_rows))
+    rows = speakers.append_column("voice", pa.array(voices, pa.string())).select(VOICES.names)
     store.write_table(f"{VOICES_FOLDER}/{store.stem()}{SUFFIX}", rows.cast(VOICES))
     store.remove_all(names)
     return len({*voices})
+
+
+def _known_voices(speakers: pa.Table, before: pa.Table) -> Int64[np.ndarray, " speaker"]:
+    """Return the number of each speaker's voice in an earlier table of voices, or -1."""
+    keys, old = (
+        pc.binary_join_element_wise(*(table[name] for name in _SPEAKER), "/")
+        for table in (speakers, before)
+    )
+    places = pc.index_in(keys, value_set=old.combine_chunks())
+    numbers = pc.cast(pc.utf8_slice_codeunits(before["voice"], 1), pa.int64())  # of V12: 12
+    known = pc.fill_null(numbers.take(places), -1).to_numpy().copy()
+    # Whoever is gone may have been what held the others together.
+    gone = np.ones(before.num_rows, dtype=bool)
+    gone[places.drop_null().to_numpy()] = False
+    known[np.isin(known, numbers.to_numpy()[gone])] = -1
+    return known.astype(np.int64)
+
+
+_SPEAKER = ("recording_id", "speaker", "made_of")
 
 
 def remove_voices(store: OutputStore) -> None:
@@ -332,11 +356,6 @@ def read_voices(store: OutputStore) -> Mapping[tuple[str, str], str]:
     table = store.read_table(names[-1], projected(VOICES, ("recording_id", "speaker", "voice")))
     ids, speakers, voices = (column.to_pylist() for column in table.columns)
     return dict(zip(zip(ids, speakers, strict=True), voices, strict=True))
-
-
-def _made_of(store: OutputStore, name: str) -> str | None:
-    made_of = store.read_table(name, projected(VOICES, ("made_of",)))["made_of"]
-    return made_of[0].as_py() if len(made_of) else None
 
 
 def _speakers(store: OutputStore) -> pa.Table:
