@@ -111,9 +111,7 @@ class Bench:
                 self.store.commit(results, run_id="run", model="m", model_revision="revision")
 
 
-def stubbed_results(
-    files: pa.Table, chance: np.random.Generator, *, segments: int = 1
-) -> pa.Table:
+def stubbed_results(files: pa.Table, chance: np.random.Generator, *, segments: int = 1) -> pa.Table:
     """Return RESULTS of files, one part of as many segments each."""
     count, total = files.num_rows, files.num_rows * segments
     kinds = RESULTS.field("segments").type

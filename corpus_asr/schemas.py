@@ -278,7 +278,7 @@ VOICES = _schema(
     _field("speaker", pa.string(), "S1, S2 ... of the recording"),
     _field("voice", pa.string(), "V1, V2 ... by first appearance in the corpus, sorted by URI; the "
            "same in all recordings of one person, as far as likeness tells"),
-    _field("made_of", pa.string(), "of which turns and settings; who is the same as before keeps a voice"),
+    _field("made_of", pa.string(), "hash of the settings, and that of the recording's turns"),
 )  # fmt: skip
 
 _HEARD = {field.name: field for field in SEGMENT_FIELDS}

@@ -3,11 +3,11 @@
 import datetime
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 
@@ -431,7 +431,18 @@ class CorpusRun:
 
     def _find_speakers(self) -> None:
         if self.config.speakers.wanted:
-            find_speakers_of_run(self.store, self.config.speakers)
+            spread = None if self.local else self._on_workers
+            find_speakers_of_run(self.store, self.config.speakers, spread)
+
+    def _on_workers(self, work: Callable[[Any], int], portions: Iterable[Any]) -> Iterator[int]:
+        from corpus_asr.runtime.ray_cluster import connected
+        from corpus_asr.runtime.ray_dataset import on_workers
+
+        address = self.config.cluster.ray_address()
+        store_bytes = store_bytes_for(self.config, local_machine())
+        with connected(address, store_bytes=store_bytes) as cluster:
+            cores = sum(node.cores for node in cluster.nodes)
+            yield from on_workers(work, portions, at_once=2 * max(1, cores))
 
     def _out_of_time(self) -> bool:
         stop_at = self.options.stop_at

@@ -6,7 +6,9 @@ words, the part that fits worse is committed again without them, and its first c
 """
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -26,7 +28,9 @@ from corpus_asr.speakers.turns import (
 from corpus_asr.storage.run_state.finish import claimed_segments, keep_only
 from corpus_asr.storage.run_state.run_tables import VERSION_COLUMNS, RunTables
 from corpus_asr.storage.run_state.speaker_turns import (
+    Portion,
     RecordingVoices,
+    read_voices_of,
     remove_voices,
     tidy_turns,
     turn_rows,
@@ -40,6 +44,10 @@ from corpus_asr.transcription.joined_text import Claim, placed_once, text_column
 
 _LOG = logging.getLogger(__name__)
 
+# Below, Ray takes longer to start than a core takes for them.
+MANY_RECORDINGS = 2_000
+
+Spread = Callable[[Callable[[Portion], int], Iterable[Portion]], Iterable[int]]
 _Rows = list[dict[str, Any]]
 
 
@@ -165,19 +173,28 @@ def _with_words(segment: dict[str, Any], words: _Rows) -> dict[str, Any] | None:
     }
 
 
-def find_speakers_of_run(store: OutputStore, settings: SpeakerSettings) -> int:
+def find_speakers_of_run(
+    store: OutputStore, settings: SpeakerSettings, spread: Spread | None = None
+) -> int:
     """Write the turns of complete recordings that have none yet; return how many they are.
 
     May be repeated after being killed anywhere: voices are committed with their parts, and the same
     voices and settings give the same turns.
+
+    Args:
+        store: the output folder.
+        settings: how speakers are found.
+        spread: has portions of recordings done elsewhere, where there are many.
     """
-    number = write_turns(store, _rows(store, settings))
-    complete = [
-        each
-        for batch in store.outcomes(("recording_id",))
-        for each in batch["recording_id"].unique().to_pylist()
-    ]
-    tidy_turns(store, complete)
+    # Voices across recordings change no turns.
+    chosen = settings.model_dump(mode="json", exclude={"mode"})
+    with voices_left(store, chosen) as (left, portions):
+        if spread is not None and left >= MANY_RECORDINGS:
+            number = sum(spread(partial(_write_speakers, store, settings), portions))
+        else:
+            found = (_rows_of(store, settings, portion) for portion in portions)
+            number = write_turns(store, chain.from_iterable(found))
+    tidy_turns(store, (batch["recording_id"] for batch in store.outcomes(("recording_id",))))
     if number:
         event(_LOG, logging.INFO, "speakers_found", recordings=number)
     if settings.mode != "corpus":
@@ -196,9 +213,14 @@ def find_speakers_of_run(store: OutputStore, settings: SpeakerSettings) -> int:
     return number
 
 
-def _rows(store: OutputStore, settings: SpeakerSettings) -> Iterator[list[dict[str, Any]]]:
-    # Voices across recordings change no turns.
-    for recording in voices_left(store, settings.model_dump(mode="json", exclude={"mode"})):
+def _write_speakers(store: OutputStore, settings: SpeakerSettings, portion: Portion) -> int:
+    return write_turns(store, _rows_of(store, settings, portion))
+
+
+def _rows_of(
+    store: OutputStore, settings: SpeakerSettings, portion: Portion
+) -> Iterator[list[dict[str, Any]]]:
+    for recording in read_voices_of(store, portion):
         found = _speakers_of(recording, settings)
         yield turn_rows(recording, found.turns, found.voices)
 

@@ -13,7 +13,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import pyarrow as pa
 import ray
@@ -57,6 +57,8 @@ _LOG = logging.getLogger(__name__)
 MAX_ACTOR_INIT_DEATHS = 3
 # How late the line is, and how soon a signal reaches the workers.
 POLL_S = 1.0
+T = TypeVar("T")
+R = TypeVar("R")
 # Questions to the coordinator, two seconds each, after which it is taken for frozen.
 MOST_UNANSWERED = 60
 # Looks, a second each, at a run that seems futile: what workers decode is known seconds later.
@@ -328,6 +330,23 @@ def build(
         num_cpus=resources.transcribe_cpus,
         num_gpus=resources.transcribe_gpus or None,
     )
+
+
+def on_workers(work: Callable[[T], R], portions: Iterable[T], *, at_once: int) -> Iterator[R]:
+    """Yield what becomes of portions, in any order: tasks of one CPU each on the connected Ray."""
+    task = ray.remote(num_cpus=1)(lambda work, portion: work(portion))
+    shared, waiting = ray.put(work), []
+    try:
+        for portion in portions:
+            waiting.append(task.remote(shared, portion))
+            if len(waiting) >= at_once:
+                [done], waiting = ray.wait(waiting)
+                yield ray.get(done)
+        while waiting:
+            [done], waiting = ray.wait(waiting)
+            yield ray.get(done)
+    except ray.exceptions.RayError as error:
+        raise own_error(error) from error
 
 
 def own_error(error: BaseException) -> CorpusAsrError:

@@ -1,7 +1,9 @@
 """Words of known texts that two parts claim, and speakers, whatever happened on the way."""
 
 import json
+import pickle
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from corpus_asr.config.run import SpeakerSettings
-from corpus_asr.errors import ConfigError, CorpusAsrError
+from corpus_asr.errors import ConfigError, CorpusAsrError, EngineError
 from corpus_asr.export.recordings import Selection
 from corpus_asr.export.speakers import (
     SPOKEN_SEGMENTS,
@@ -23,8 +25,11 @@ from corpus_asr.report.html.page import write_page
 from corpus_asr.report.run import as_data, load_report, render
 from corpus_asr.runtime import complete_recordings
 from corpus_asr.runtime.complete_recordings import find_speakers_of_run, place_words_once
+from corpus_asr.runtime.ray_cluster import Cluster
+from corpus_asr.runtime.ray_dataset import on_workers
 from corpus_asr.schemas import SPEAKERS
 from corpus_asr.speakers.clustering import find_voices
+from corpus_asr.storage.run_state import speaker_turns
 from corpus_asr.storage.run_state.finish import compact, keep_only
 from corpus_asr.storage.run_state.run_files import CONFIG_NAME
 from corpus_asr.storage.run_state.run_tables import RunTables
@@ -261,6 +266,77 @@ def test_many_small_objects_become_one(store: OutputStore):
         find_speakers_of_run(store, AUTO)
     assert len(store.names(SPEAKERS_FOLDER)) == 1
     assert len(read_turns(store) or {}) == MAX_OBJECTS + 1
+
+
+def test_large_objects_are_not_rewritten_and_hold_whole_recordings(
+    store: OutputStore, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(speaker_turns, "ROWS_PER_OBJECT", 8)
+    monkeypatch.setattr(speaker_turns, "MAX_OBJECTS", 2)
+    large: set[str] = set()
+    for number in range(7):
+        commit(store, results(*(spoken(f"r{number}", at, last=at == 2) for at in range(3))))
+        find_speakers_of_run(store, AUTO)
+        rows = {name: len(store.read_table(name, SPEAKERS))
+                for name in store.names(SPEAKERS_FOLDER)}  # fmt: skip
+        assert large <= rows.keys()
+        large = {name for name, count in rows.items() if count >= 8}
+        assert len(rows) - len(large) <= 2
+    assert len(large) == 2
+    objects = [store.read_table(name, SPEAKERS)["recording_id"].unique().to_pylist()
+               for name in store.names(SPEAKERS_FOLDER)]  # fmt: skip
+    assert sum(map(len, objects)) == len({each for own in objects for each in own}) == 7
+
+
+def test_many_recordings_are_done_in_portions_which_a_kill_does_not_lose(
+    store: OutputStore, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(complete_recordings, "MANY_RECORDINGS", 2)
+    monkeypatch.setattr(speaker_turns, "RECORDINGS_PER_PORTION", 2)
+    names = [f"r{number}" for number in range(5)]
+    for at in range(3):  # parts of a recording lie in several objects
+        commit(store, results(*(spoken(name, at, last=at == 2) for name in names)))
+    sizes = []
+
+    def spread(work: Any, portions: Any) -> Any:
+        for portion in portions:
+            sizes.append(len(portion.recordings))
+            # As on another machine.
+            yield pickle.loads(pickle.dumps(work))(pickle.loads(pickle.dumps(portion)))
+            if len(sizes) == 2:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        find_speakers_of_run(store, AUTO, spread)
+    assert len(read_turns(store) or {}) == 4
+    assert find_speakers_of_run(store, AUTO, spread) == 1  # too few to be spread
+    assert sizes == [2, 2]
+    found = read_turns(store) or {}
+    assert {len(own) for own in found.values()} == {3}
+    assert len(found) == 5
+
+
+@pytest.mark.ray
+def test_speakers_found_on_workers_are_those_of_one_process(
+    ray_session: Cluster, store: OutputStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(complete_recordings, "MANY_RECORDINGS", 2)
+    monkeypatch.setattr(speaker_turns, "RECORDINGS_PER_PORTION", 2)
+    other = OutputStore(str(tmp_path / "other"))
+    for each in (store, other):
+        for at in range(3):
+            rows = (spoken(f"r{number}", at, last=at == 2) for number in range(5))
+            commit(each, results(*rows))
+    spread = partial(on_workers, at_once=2)
+    assert find_speakers_of_run(store, AUTO, spread) == find_speakers_of_run(other, AUTO) == 5
+    assert read_turns(store) == read_turns(other)
+    assert len(store.names(SPEAKERS_FOLDER)) == 3
+
+    def refused(portion: object) -> int:
+        raise EngineError("another run took over")
+
+    with pytest.raises(EngineError, match="another run took over"):
+        list(on_workers(refused, [1], at_once=2))
 
 
 def test_one_bad_recording_costs_its_own_speakers(

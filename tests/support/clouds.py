@@ -109,7 +109,7 @@ class Blobs:
 def listed(kind: type[Listed], count: int) -> Iterator[str]:
     """Let the addresses of a kind lead to so many objects; give that of their folder."""
     with (
-        mock.patch.object(fsspec, "get_filesystem_class", lambda scheme: kind),
+        mock.patch.object(fsspec, "get_filesystem_class", return_value=kind),
         mock.patch.object(Listed, "count", count),
         mock.patch.object(Listed, "requests", 0),
     ):

@@ -14,10 +14,12 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -35,9 +37,12 @@ from corpus_asr.storage.run_state.tables import (
 
 # What an object holds at most: some ten MB.
 ROWS_PER_OBJECT = 250_000
-# More objects than this are merged into as few as hold them.
+# More objects than this of less than half of that are merged.
 MAX_OBJECTS = 8
+RECORDINGS_PER_PORTION = 1_000  # a minute of one core
 
+Ids = npt.NDArray[np.uint64]
+_NO_IDS: Ids = np.zeros(0, dtype=np.uint64)
 _LOG = logging.getLogger(__name__)
 _TURN = ("recording_id", "channel", "start_s", "end_s", "speaker", "confidence")
 _VOICES = ("recording_id", "uri", "part", "channel", "voice_spans", "voices")
@@ -78,26 +83,50 @@ class RecordingVoices:
     parts: dict[int, PartVoices] = field(default_factory=dict)
 
 
-def voices_left(store: OutputStore, settings: Mapping[str, Any]) -> Iterator[RecordingVoices]:
-    """Yield the complete recordings without turns made of the same, as their parts are read.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Portion:
+    """Some recordings, with all their parts: work for one task."""
 
-    In memory are the recordings whose parts are not all read yet, and a few hundred bytes of every
-    other. `settings` change turns.
+    recordings: Mapping[str, tuple[str, int]]
+    """What turns of a recording are made of, and how many parts it has, by ID."""
+    rows: Mapping[str, Sequence[int]]
+    """Where the parts lie: rows, by name of their object."""
+
+
+@contextmanager
+def voices_left(
+    store: OutputStore, settings: Mapping[str, Any]
+) -> Iterator[tuple[int, Iterator[Portion]]]:
+    """Give how many complete recordings have no turns made of the same, and these in portions.
+
+    A portion lies in as few objects as its recordings do. `settings` change turns.
     """
     known = pa.concat_tables([_MADE.empty_table(), *_made(store)])
     with RunTables(store, columns=VERSION_COLUMNS) as tables:
         tables.add("made", known)
         chosen = json.dumps(settings, sort_keys=True)
         tables.add("wanted", tables.table(_WANTED, settings=chosen))
-        expected = {
-            each: (made_of, parts) for each, made_of, parts in tables.rows("select * from wanted")
-        }
-        places = tables.rows(_PLACES)
+        [(number,)] = tables.rows("select count(*) from wanted")
+        found = tables.batches(_PLACES, rows=RECORDINGS_PER_PORTION)
+        yield number, (_portion(batch.to_pylist()) for batch in found)
+
+
+def _portion(found: Sequence[Mapping[str, Any]]) -> Portion:
+    rows: dict[str, list[int]] = {}
+    for each in found:
+        for place in each["places"]:
+            rows.setdefault(place["name"], []).append(place["row"])
+    recordings = {each["recording_id"]: (each["made_of"], each["parts"]) for each in found}
+    return Portion(recordings=recordings, rows=rows)
+
+
+def read_voices_of(store: OutputStore, portion: Portion) -> Iterator[RecordingVoices]:
+    """Yield recordings as their parts are read; in memory are those not yet read as a whole."""
     waiting: dict[str, RecordingVoices] = {}
     # One object at a time: several, read ahead, would be a gigabyte of voices.
-    for name, rows in places:
-        for row in _rows_at(store, name, rows):
-            made_of, num_parts = expected[row["recording_id"]]
+    for name in sorted(portion.rows):
+        for row in _rows_at(store, name, portion.rows[name]):
+            made_of, num_parts = portion.recordings[row["recording_id"]]
             found = waiting.setdefault(
                 row["recording_id"],
                 RecordingVoices(recording_id=row["recording_id"], uri=row["uri"], made_of=made_of),
@@ -121,8 +150,10 @@ left join (select recording_id, arg_max(made_of, number) as made_of from made gr
 where latest.made_of is distinct from keys.made_of
 """
 _PLACES = """
-select name, list(row order by row) from parts join objects using (object)
-where recording_id in (select recording_id from wanted) group by name order by min(id)
+select recording_id, made_of, wanted.parts as parts,
+  list({name: name, row: row} order by id) as places
+from parts join objects using (object) join wanted using (recording_id)
+group by all order by min(id)
 """
 _MADE = projected(SPEAKERS, ("recording_id", "made_of")).append(pa.field("number", pa.int32()))
 
@@ -192,35 +223,50 @@ def _put(store: OutputStore, table: pa.Table) -> None:
     store.write_table(f"{SPEAKERS_FOLDER}/{store.stem()}{SUFFIX}", table)
 
 
-def tidy_turns(store: OutputStore, recording_ids: Iterable[str]) -> None:
-    """Keep of each of these recordings the newest turns, and of others none, in few objects."""
+def tidy_turns(store: OutputStore, recording_ids: Iterable[pa.Array]) -> None:
+    """Keep of each of these recordings the newest turns, and of others none, in few small objects.
+
+    In memory are the turns of an object or two, and some 40 bytes of every recording.
+    """
     names = store.names(SPEAKERS_FOLDER)
-    wanted = set(recording_ids)
-    newest: dict[str, str] = {}
-    rows_of: dict[str, set[str]] = {}
+    wanted = np.unique(np.concatenate([_NO_IDS, *(_numbers(ids) for ids in recording_ids)]))
+    owners, small = [], []
     for name in names:
         ids = store.read_table(name, projected(SPEAKERS, ("recording_id",)))["recording_id"]
-        rows_of[name] = set(ids.to_pylist())
-        newest |= dict.fromkeys(rows_of[name], name)
-    stale = [
-        name
-        for name, ids in rows_of.items()
-        if not ids <= wanted or any(newest[each] != name for each in ids)
-    ]
-    rewritten = names if len(names) > MAX_OBJECTS else stale
+        owners.append(np.unique(_numbers(ids)))
+        if 2 * len(ids) < ROWS_PER_OBJECT:
+            small.append(name)
+    every = np.concatenate([_NO_IDS, *owners])
+    at = np.repeat(np.arange(len(names)), [len(ids) for ids in owners])
+    order = np.lexsort((at, every))
+    every, at = every[order], at[order]
+    last = np.append(every[1:] != every[:-1], True)[: len(every)]
+    every, at = every[last], at[last]
+
+    def kept(number: int, ids: Ids) -> np.ndarray:
+        newest = at[np.searchsorted(every, ids)] == number
+        return newest & np.isin(ids, wanted)
+
+    stale = {name for at, name in enumerate(names) if not kept(at, owners[at]).all()}
+    rewritten = stale | {*small} if len(small) > MAX_OBJECTS else stale
     if not rewritten:
         return
-    kept = [SPEAKERS.empty_table()]
-    for name in rewritten:
-        ids = [each for each in rows_of[name] if newest[each] == name and each in wanted]
-        table = store.read_table(name, SPEAKERS)
-        mask = pc.is_in(table["recording_id"], value_set=pa.array(ids, pa.string()))
-        kept.append(table.filter(mask))
-    table = pa.concat_tables(kept)
+    waiting: list[pa.Table] = []
     # First what replaces, then what is replaced: a reader sees rows twice, and never misses one.
-    for start in range(0, table.num_rows, ROWS_PER_OBJECT):
-        _put(store, table.slice(start, ROWS_PER_OBJECT))
-    store.remove_all(rewritten)
+    for number, name in enumerate(names):
+        if name in rewritten:
+            table = store.read_table(name, SPEAKERS)
+            waiting.append(table.filter(pa.array(kept(number, _numbers(table["recording_id"])))))
+            if sum(len(each) for each in waiting) >= ROWS_PER_OBJECT:
+                _put(store, pa.concat_tables(waiting))
+                waiting = []
+    if any(len(each) for each in waiting):
+        _put(store, pa.concat_tables(waiting))
+    store.remove_all(name for name in names if name in rewritten)
+
+
+def _numbers(ids: pa.Array | pa.ChunkedArray) -> Ids:
+    return np.array([int(each, 16) for each in ids.to_pylist()], dtype=np.uint64)
 
 
 SPEAKING = pa.schema(
