@@ -98,10 +98,25 @@ class FileSums:
         return cls(files=1, size=size, audio_s=audio_s, squares=squares, empty=int(audio_s <= 0))
 
     def __add__(self, other: "FileSums") -> "FileSums":
-        names = (field.name for field in fields(self))
-        return FileSums(**{name: getattr(self, name) + getattr(other, name) for name in names})
+        return FileSums(
+            files=self.files + other.files,
+            size=self.size + other.size,
+            audio_s=self.audio_s + other.audio_s,
+            squares=self.squares + other.squares,
+            empty=self.empty + other.empty,
+        )
+
+    def __sub__(self, other: "FileSums") -> "FileSums":
+        return FileSums(
+            files=self.files - other.files,
+            size=self.size - other.size,
+            audio_s=self.audio_s - other.audio_s,
+            squares=self.squares - other.squares,
+            empty=self.empty - other.empty,
+        )
 
 
+_NO_FILES = FileSums()
 Strata = Mapping[str, FileSums]
 """Sums by `stratum`."""
 
@@ -189,6 +204,20 @@ class Activity:
             longest_left_s=max(self.longest_left_s, other.longest_left_s),
             durations=added(self.durations, other.durations),
         )
+
+    def since(self, before: "Activity") -> "Activity":
+        """Return what was done after `before`, so that both add up to this.
+
+        `slots` and `longest_left_s`, which do not add up, are those of now.
+        """
+        grown: dict[str, Any] = {n: getattr(self, n) - getattr(before, n) for n in _ADDED}
+        kinds = self.durations.keys() | before.durations.keys()
+        pairs = (
+            (k, self.durations.get(k, _NO_FILES), before.durations.get(k, _NO_FILES)) for k in kinds
+        )
+        durations = {kind: now - earlier for kind, now, earlier in pairs if now != earlier}
+        largest: dict[str, Any] = {"slots": self.slots, "longest_left_s": self.longest_left_s}
+        return Activity(**grown, **largest, durations=durations)
 
     @classmethod
     def total(cls, activities: "Iterable[Activity]") -> "Activity":

@@ -44,6 +44,21 @@ def test_everything_adds_up_but_the_slots_of_one_worker(left: Activity, right: A
     assert both.longest_left_s == max(left.longest_left_s, right.longest_left_s)
 
 
+@given(before=ACTIVITIES, now=ACTIVITIES)
+def test_what_was_done_since_a_moment_adds_up_with_what_was_done_before(
+    before: Activity, now: Activity
+) -> None:
+    both = before + now.since(before)
+    assert (both.steps, both.extract_alive_s) == (now.steps, now.extract_alive_s)
+    assert {kind: s for kind, s in both.durations.items() if s != FileSums()} == {
+        kind: s for kind, s in now.durations.items() if s != FileSums()
+    }
+    assert (now.since(now).steps, now.since(now).durations) == (0, {})
+    assert (now.since(before).slots, now.since(before).longest_left_s) == (
+        now.slots, now.longest_left_s
+    )  # fmt: skip
+
+
 @given(found=ACTIVITIES)
 def test_counts_survive_json_and_other_versions(found: Activity) -> None:
     assert Activity.from_data(asdict(found)) == found

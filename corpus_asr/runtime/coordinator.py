@@ -1,8 +1,9 @@
 """What the workers of a run on Ray share: counts, metrics, requests to stop, and who can work.
 
-One actor per run adds up what workers report. It holds nothing that a run needs: it may die at any
-time, the driver tells its successor whether to stop and the workers what they did, and without its
-answer work goes on.
+One actor per run adds up what workers did since they last said so: a report costs the same whatever
+the number of workers, and they report so seldom that all together stay below a bound. It holds
+nothing that a run needs: it may die at any time, the driver keeps what it had counted and tells its
+successor whether to stop, workers tell it how they are, and without its answer work goes on.
 """
 
 import contextlib
@@ -16,7 +17,10 @@ import threading
 import time
 import uuid
 import weakref
+from collections import Counter as Counts
+from collections import defaultdict
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple, NoReturn
 
 import ray
@@ -37,6 +41,8 @@ ASK_EVERY_S = 1.0
 # it is soon known how long its recordings are.
 REPORT_EVERY_S = 5.0
 FIRST_REPORT_S = 0.5
+# All workers together report no more often: each takes Ray some 0.3 ms of the coordinator's CPU.
+MOST_REPORTS_PER_S = 300
 # A worker that reports nothing for so long is frozen, whatever it works on: reports have a thread
 # of their own.
 SILENT_S = 300.0
@@ -194,18 +200,84 @@ def _end_frozen(process: ProcessName) -> bool:
     return True
 
 
+class Report(NamedTuple):
+    """What a process of a worker says from time to time."""
+
+    worker: str
+    """Its own name; that of the actor is in `state`."""
+    activity: Activity
+    """What it did since its last report."""
+    place: WorkerPlace
+    state: WorkerState | None = None
+
+
+class Answer(NamedTuple):
+    """What it is answered."""
+
+    stopping: bool = False
+    """Whether nothing new is to be started."""
+    pause_s: float = 0.0
+    """It reports no more often than that."""
+
+
+class Look(NamedTuple):
+    """What the driver sees each second."""
+
+    life: str
+    """Of the coordinator: another one has begun to count at 0."""
+    tally: Tally
+    activity: Activity
+    replaced: list[str]
+    """Why workers were replaced since the last look."""
+    out: list[WorkerState]
+    """Workers of the pass that were taken out of work."""
+    idle_stages: list[str]
+    """Stages of the pass without any other worker, as far as is known."""
+
+
+class _Roster:
+    """Which workers of each pass can work, counted as they report."""
+
+    def __init__(self) -> None:
+        self._states: dict[str, WorkerState] = {}
+        self._working: Counts[tuple[str, str]] = Counts()
+        self._out: dict[str, dict[str, WorkerState]] = defaultdict(dict)
+
+    def note(self, state: WorkerState) -> None:
+        if state == self._states.get(state.worker):
+            return
+        self.drop(state.worker)
+        self._states[state.worker] = state
+        self._working[state.token, state.stage] += state.out is None
+        if state.out is not None:
+            self._out[state.token][state.worker] = state
+
+    def drop(self, worker: str) -> None:
+        state = self._states.pop(worker, None)
+        if state is not None and self._out[state.token].pop(worker, None) is None:
+            self._working[state.token, state.stage] -= 1
+
+    def of(self, token: str) -> tuple[list[WorkerState], list[str]]:
+        """Return which workers of a pass are out of work, and the stages that have no other."""
+        idle = [s for (of, s), number in self._working.items() if of == token and not number]
+        return list(self._out[token].values()), sorted(idle)
+
+
 class RunCoordinator:
     """The actor."""
 
     def __init__(self, _: None = None, *, silent_s: float = SILENT_S) -> None:
+        self._life = uuid.uuid4().hex
         self._tally = Tally()
         self._silent_s = silent_s
         self._stopping = False
         self._replaced: list[str] = []
-        self._own = Activity()
-        self._workers: dict[str, Activity] = {}
-        self._heard: dict[str, tuple[float, WorkerPlace]] = {}
-        self._states: dict[str, WorkerState] = {}
+        self._sum = Activity()
+        # Of each process: slots, and audio left of its longest part. They do not add up.
+        self._largest: dict[str, tuple[int, float]] = {}
+        # By the time of the last report, the earliest first.
+        self._heard: dict[str, tuple[float, Report]] = {}
+        self._roster = _Roster()
         self._looked_s = self._moved_s = time.monotonic()
         self._ending: list[Any] = []
         self._metrics = Metrics()
@@ -213,27 +285,23 @@ class RunCoordinator:
     def add(self, tally: Tally, spent: Activity = NOTHING) -> None:
         """Count committed results, and what committing them took."""
         self._tally += tally
-        self._own += spent
+        self._sum += spent
         self._moved_s = time.monotonic()
         self._metrics.committed(spent.commit_s)
-        self._metrics.update(self._tally, self.activity())
 
-    def report(
-        self,
-        worker: str,
-        activity: Activity,
-        place: WorkerPlace | None = None,
-        state: WorkerState | None = None,
-    ) -> None:
-        """Take a process's counts since it began, in place of those it sent before."""
-        if _work(activity) != _work(self._workers.get(worker, NOTHING)):
+    def report(self, report: Report) -> Answer:
+        """Add what a process did since its last report."""
+        did = report.activity
+        if any(_work(did)):
             self._moved_s = time.monotonic()
-        self._workers[worker] = activity
-        if state is not None:
-            self._states[state.worker] = state
-        if place is not None:
-            self._heard[worker] = (time.monotonic(), place)
-        self._metrics.update(self._tally, self.activity())
+        if did.slots or did.longest_left_s or report.worker in self._largest:
+            self._largest[report.worker] = did.slots, did.longest_left_s
+        self._sum += replace(did, slots=0, longest_left_s=0.0)
+        if report.state is not None:
+            self._roster.note(report.state)
+        self._heard.pop(report.worker, None)
+        self._heard[report.worker] = time.monotonic(), report._replace(activity=NOTHING)
+        return Answer(self._stopping, len(self._heard) / MOST_REPORTS_PER_S)
 
     def num_heard(self) -> int:
         """Return how many workers have reported of late."""
@@ -241,11 +309,8 @@ class RunCoordinator:
 
     def activity(self) -> Activity:
         """Return what all workers did, dead ones included."""
-        return self._own + Activity.total(self._workers.values())
-
-    def read(self) -> Tally:
-        """Return the count."""
-        return self._tally
+        slots, left_s = zip((0, 0.0), *self._largest.values(), strict=True)
+        return replace(self._sum, slots=max(slots), longest_left_s=max(left_s))
 
     def begin_pass(self) -> None:
         """Note that workers are about to start: those that stand by wait for them."""
@@ -255,28 +320,23 @@ class RunCoordinator:
         """Return for how long no worker has done anything, as far as is known."""
         return time.monotonic() - self._moved_s
 
-    def out_of_work(self, token: str) -> tuple[list[WorkerState], list[str]]:
-        """Return which workers of a pass are out of work, and the stages that have no other."""
-        states = [state for state in self._states.values() if state.token == token]
-        working = {state.stage for state in states if state.out is None}
-        out = [state for state in states if state.out is not None]
-        return out, sorted({state.stage for state in states} - working)
+    def look(self, token: str, *, stop: bool = False) -> Look:
+        """Return all that the driver shows and acts upon; for calls a second apart.
 
-    def stop(self) -> None:
-        """Ask all workers to begin nothing new."""
-        self._stopping = True
-
-    def stopping(self) -> bool:
-        """Return whether nothing new is to be started."""
-        return self._stopping
+        A coordinator that took the place of another learns from it whether to stop.
+        """
+        self._stopping |= stop
+        activity = self.activity()
+        self._metrics.update(self._tally, activity)
+        replaced = self._take_replaced()
+        return Look(self._life, self._tally, activity, replaced, *self._roster.of(token))
 
     def replace(self, why: str) -> None:
         """Note that a worker is unusable, and that another process takes its place."""
         self._replaced.append(why)
-        self._own += Activity(workers_replaced=1)
+        self._sum += Activity(workers_replaced=1)
 
-    def take_replaced(self) -> list[str]:
-        """Return why workers were replaced since the last call; for calls a second apart."""
+    def _take_replaced(self) -> list[str]:
         for place in self._silent(time.monotonic()):
             there = NodeAffinitySchedulingStrategy(place.node_id, soft=False)
             ended = _end_frozen.options(scheduling_strategy=there).remote(place.process)
@@ -288,10 +348,17 @@ class RunCoordinator:
     def _silent(self, now_s: float) -> list[WorkerPlace]:
         # After a pause of its own, what workers sent meanwhile is still to be read.
         if now_s - self._looked_s > self._silent_s / 2:
-            self._heard = {worker: (now_s, place) for worker, (_, place) in self._heard.items()}
+            self._heard = {worker: (now_s, last) for worker, (_, last) in self._heard.items()}
         self._looked_s = now_s
-        silent = [w for w, (at_s, _) in self._heard.items() if now_s - at_s > self._silent_s]
-        return [self._heard.pop(worker)[1] for worker in silent]
+        silent: list[WorkerPlace] = []
+        while self._heard and now_s - next(iter(self._heard.values()))[0] > self._silent_s:
+            worker, (_, last) = next(iter(self._heard.items()))
+            del self._heard[worker]
+            self._largest.pop(worker, None)
+            if last.state is not None:
+                self._roster.drop(last.state.worker)
+            silent.append(last.place)
+        return silent
 
     def _note_ended(self) -> None:
         for place, ended in [each for each in self._ending if ray.wait([each[1]], timeout=0)[0]]:
@@ -305,7 +372,7 @@ class RunCoordinator:
                 f"process {place.process.pid} on {place.process.host} reported nothing for "
                 f"{self._silent_s:g} s: it was frozen, and was killed"
             )
-            self._own += Activity(workers_replaced=1)
+            self._sum += Activity(workers_replaced=1)
 
 
 def _work(activity: Activity) -> tuple[float, ...]:
@@ -359,8 +426,11 @@ def _stderr_without(words: bytes) -> Iterator[None]:
                     os.write(2, line)
 
 
-class Reporter(threading.Thread):
-    """Sends a worker's counts to the coordinator every few seconds, and on request."""
+class CoordinatorClient(threading.Thread):
+    """A worker's view of the coordinator, without which it goes on.
+
+    Once started it says every few seconds what the worker did.
+    """
 
     def __init__(
         self,
@@ -371,35 +441,46 @@ class Reporter(threading.Thread):
         super().__init__(name="report-activity", daemon=True)
         self._coordinator, self._read, self._state = coordinator, read, state
         self._worker, self._place = uuid.uuid4().hex, WorkerPlace.mine()
+        self._sending, self._leaving = threading.Lock(), threading.Lock()
+        self._before, self._sent_s = Activity(), float("-inf")
+        self._reply: Any = None
+        self._answer = Answer()
+        self._asked_s = float("-inf")
 
     def run(self) -> None:
         """Report until the process ends."""
         pause_s = FIRST_REPORT_S
         while True:
-            time.sleep(pause_s)
+            time.sleep(max(pause_s, self._answer.pause_s))
             self.send()
             pause_s = min(2 * pause_s, REPORT_EVERY_S)
 
     def send(self) -> None:
-        """Report now; nobody waits for it: only a count is late."""
-        self._coordinator.report.remote(self._worker, self._read(), self._place, self._state())
-
-
-class CoordinatorClient:
-    """A worker's view of the coordinator, without which it goes on."""
-
-    def __init__(self, coordinator: Any) -> None:
-        self._coordinator = coordinator
-        self._leaving = threading.Lock()
-        self._stopping = False
-        self._asked_s = float("-inf")
+        """Report now, unless that is too often; nobody waits for it: only a count is late."""
+        with self._sending:
+            if time.monotonic() - self._sent_s < self._answer.pause_s:
+                return
+            self._sent_s = time.monotonic()
+            now = self._read()
+            did, self._before = now.since(self._before), now
+            report = Report(self._worker, did, self._place, self._state())
+            before, self._reply = self._reply, self._coordinator.report.remote(report)
+        if before is not None and ray.wait([before], timeout=0)[0]:
+            self._take(before)
 
     def stopping(self) -> bool:
-        """Return whether nothing new is to be started; asks at most once a second."""
-        if not self._stopping and time.monotonic() - self._asked_s >= ASK_EVERY_S:
+        """Return whether nothing new is to be started; asks once a second, or more seldom."""
+        every_s = max(ASK_EVERY_S, self._answer.pause_s)
+        if not self._answer.stopping and time.monotonic() - self._asked_s >= every_s:
             self._asked_s = time.monotonic()
-            self._stopping = bool(self._ask("stopping"))
-        return self._stopping
+            self.send()
+            self._take(self._reply)
+        return self._answer.stopping
+
+    def _take(self, reply: Any) -> None:
+        answer = self._answer_to("report", reply)
+        if answer is not None:
+            self._answer = answer
 
     def stand_by(self) -> None:
         """Return once the others have nothing left to do, or when nobody can say."""
@@ -413,14 +494,18 @@ class CoordinatorClient:
         """End this process, so that Ray starts another."""
         # Every call in flight may come here with the same error; it is one worker all the same.
         with self._leaving:
+            self.send()
             self._ask("replace", why)
             event(_LOG, logging.ERROR, "worker_unusable", error=why)
             logging.shutdown()
             os._exit(_EXIT_CODE)
 
     def _ask(self, method: str, *arguments: Any) -> Any:
+        return self._answer_to(method, getattr(self._coordinator, method).remote(*arguments))
+
+    def _answer_to(self, method: str, question: Any) -> Any:
         try:
-            return ray.get(getattr(self._coordinator, method).remote(*arguments), timeout=ANSWER_S)
+            return ray.get(question, timeout=ANSWER_S)
         except ray.exceptions.RayError as error:
             # Only a count is late, and what the driver shows.
             event(_LOG, logging.WARNING, "board_lost", method=method, error=repr(error))

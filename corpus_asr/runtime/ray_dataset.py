@@ -10,8 +10,10 @@ import shutil
 import signal
 import tempfile
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -24,7 +26,7 @@ from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import CorpusAsrError, EngineError
 from corpus_asr.logs import LogSettings, event
 from corpus_asr.runtime.commit import Committer, Tally
-from corpus_asr.runtime.coordinator import WorkerState, start_coordinator
+from corpus_asr.runtime.coordinator import Look, WorkerState, start_coordinator
 from corpus_asr.runtime.passes import (
     EXTRACT,
     FEW_PER_WORKER,
@@ -63,6 +65,8 @@ R = TypeVar("R")
 MOST_UNANSWERED = 60
 # Looks, a second each, at a run that seems futile: what workers decode is known seconds later.
 FUTILE_LOOKS = 10
+# Where all known workers of a stage were taken out of work, another may report within that time.
+NEWCOMER_S = 60.0
 # For Ray Data to take its things down when Ray has died.
 LEAVE_S = 15.0
 _STOPPED_BY_FAILURE = 3
@@ -140,7 +144,7 @@ class _Passes:
         current, resources = Pass(), self._resources
         planned = planned_packs(self._config, self._packs)
         while True:
-            self._poll.watch(current)
+            self._poll.watch(current, resources)
             dataset = build(
                 self._config,
                 planned,
@@ -404,17 +408,26 @@ class _Poll(threading.Thread):
         self._unanswered = 0
         self._futile = 0
         self._finished = threading.Event()
-        self._before = self._counted = Tally()
+        self._look: Look | None = None
+        # What coordinators that died had counted.
+        self._before, self._did = Tally(), Activity()
         self._current = Pass()
+        self._wanted: dict[str, int] = {}
+        self._idle_s: dict[str, float] = {}
         self.disturbed = False
         """Whether a worker was replaced, or the coordinator, during the pass."""
         self._out: dict[str, WorkerState] = {}
         self._no_worker: EngineError | None = None
 
-    def watch(self, current: Pass) -> None:
+    def watch(self, current: Pass, resources: Resources) -> None:
         """Look after the workers of this pass from now on."""
         self._current, self.disturbed = current, False
         self._coordinator.begin_pass.remote()
+        self._wanted = {
+            EXTRACT: resources.extract_workers,
+            TRANSCRIBE: resources.transcribe_workers,
+        }
+        self._idle_s = {}
 
     @property
     def bad_gpus(self) -> frozenset[str]:
@@ -453,20 +466,9 @@ class _Poll(threading.Thread):
 
     def _copy(self) -> None:
         try:
-            if self._stop_asked.requested:
-                self._coordinator.stop.remote()
-            self._count(ray.get(self._coordinator.read.remote(), timeout=POLL_S))
-            activity: Activity = ray.get(self._coordinator.activity.remote(), timeout=POLL_S)
-            self._progress.read_activity = lambda: activity
-            futile = self._progress.is_futile(self._progress.tally)
-            self._futile = self._futile + 1 if futile else 0
-            if self._futile == FUTILE_LOOKS:
-                self._stop_asked.give_up()
-            for why in ray.get(self._coordinator.take_replaced.remote(), timeout=POLL_S):
-                event(_LOG, logging.WARNING, "worker_replaced", why=why)
-                self.disturbed = True
-            out = self._coordinator.out_of_work.remote(self._current.token)
-            self._take_out(*ray.get(out, timeout=POLL_S))
+            stop = self._stop_asked.requested
+            looking = self._coordinator.look.remote(self._current.token, stop=stop)
+            self._show(ray.get(looking, timeout=POLL_S))
             self._unanswered = 0
         except ray.exceptions.RayError:
             # Only the line is late; if Ray is gone, the run itself says so.
@@ -478,12 +480,24 @@ class _Poll(threading.Thread):
             event(_LOG, logging.WARNING, "worker_replaced", why="the coordinator does not answer")
             ray.kill(self._coordinator, no_restart=False)
 
-    def _count(self, tally: Tally) -> None:
-        if tally.parts < self._counted.parts:  # of another coordinator than before
-            self._before += self._counted
+    def _show(self, look: Look) -> None:
+        if self._look is not None and look.life != self._look.life:
+            # What its predecessor had counted is kept.
+            self._before += self._look.tally
+            self._did += replace(self._look.activity, longest_left_s=0.0)
             self.disturbed = True
-        self._counted = tally
-        self._progress.set(self._before + tally)
+        self._look = look
+        self._progress.set(self._before + look.tally)
+        activity = self._did + look.activity
+        self._progress.read_activity = lambda: activity
+        futile = self._progress.is_futile(self._progress.tally)
+        self._futile = self._futile + 1 if futile else 0
+        if self._futile == FUTILE_LOOKS:
+            self._stop_asked.give_up()
+        for why in look.replaced:
+            event(_LOG, logging.WARNING, "worker_replaced", why=why)
+            self.disturbed = True
+        self._take_out(look.out, look.idle_stages)
 
     def _take_out(self, out: list[WorkerState], idle_stages: list[str]) -> None:
         for state in out:
@@ -495,10 +509,21 @@ class _Poll(threading.Thread):
                     device=str(state.device), node=state.device.node_id, error=state.out,
                 )  # fmt: skip
                 self._progress.taken_out += (f"{state.device}: {state.out}",)
-        if out and idle_stages:
-            whys = dict.fromkeys(f"{s.device}: {s.out}" for s in out if s.stage in idle_stages)
+        without = [stage for stage in idle_stages if self._has_no_worker(stage, out)]
+        self._idle_s = {s: at_s for s, at_s in self._idle_s.items() if s in idle_stages}
+        if without:
+            whys = dict.fromkeys(f"{s.device}: {s.out}" for s in out if s.stage in without)
             self._no_worker = EngineError(
-                f"no {' and no '.join(idle_stages)} worker can work, expected at least one: "
+                f"no {' and no '.join(without)} worker can work, expected at least one: "
                 f"{'; '.join(whys)}; what was committed is kept, and running again continues "
                 "from there"
             )
+
+    def _has_no_worker(self, stage: str, out: list[WorkerState]) -> bool:
+        """Return whether none is to be expected, of a stage of which none is known to work."""
+        now_s = time.monotonic()
+        since_s = self._idle_s.setdefault(stage, now_s)
+        num_out = sum(state.stage == stage for state in out)
+        # Others may be starting, on machines that are still to come, or have yet to tell a new
+        # coordinator that they work.
+        return num_out >= self._wanted[stage] or now_s - since_s > NEWCOMER_S

@@ -19,7 +19,6 @@ from corpus_asr.errors import EngineError, ItemError
 from corpus_asr.logs import LogSettings, configure
 from corpus_asr.runtime.coordinator import (
     CoordinatorClient,
-    Reporter,
     WorkerState,
     this_device,
     this_worker,
@@ -51,7 +50,6 @@ class _Worker:
         self, stage: str, config: RunConfig, *, coordinator: Any, logs: LogSettings, of: Pass
     ) -> None:
         configure(logs, redact=without_secrets)
-        self._coordinator = CoordinatorClient(coordinator)
         self._pass = of
         self._device = this_device()
         self._worker, self._restarted = this_worker()
@@ -59,8 +57,8 @@ class _Worker:
         self._output = OutputStore.of(config.output)
         self._kind = stage
         self.out = self._trail.failures()[1] if self._trail.is_out else None
-        self._reporter = Reporter(coordinator, self.activity, self._state)
-        self._reporter.start()
+        self._coordinator = CoordinatorClient(coordinator, self.activity, self._state)
+        self._coordinator.start()
         if self.out is not None or of.avoids(stage, self._device):
             # Ray gives no calls to a worker that is starting.
             self._coordinator.stand_by()
@@ -140,7 +138,7 @@ class ExtractWorker(_Worker):
         except EngineError as error:
             self._leave(error)
         finally:
-            self._reporter.send()
+            self._coordinator.send()
 
     def _rows(self, files: list[dict[str, Any]], kind: str, why: str) -> pa.Table:
         usual = NOTHING_SAID | {"part": 0, "last_part": True}
@@ -180,7 +178,7 @@ class TranscribeWorker(_Worker):
         try:
             return self._transcribed(parts)
         finally:
-            self._reporter.send()
+            self._coordinator.send()
 
     def _transcribed(self, parts: pa.Table) -> pa.Table:
         keys = _keys(parts)

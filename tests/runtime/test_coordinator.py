@@ -2,6 +2,7 @@ import os
 import re
 import signal
 import socket
+import sys
 import time
 from collections import Counter as Counts
 from pathlib import Path
@@ -10,18 +11,20 @@ from typing import Any
 import pytest
 import ray
 
-from corpus_asr.activity import Activity
+from corpus_asr.activity import Activity, FileSums
 from corpus_asr.runtime import coordinator as exporting
 from corpus_asr.runtime.commit import Tally
 from corpus_asr.runtime.coordinator import (
     COMMIT_SECONDS,
     COUNTERS,
     GAUGES,
+    MOST_REPORTS_PER_S,
     OCCUPANCY,
     PREFIX,
     RECORDINGS,
+    CoordinatorClient,
     Metrics,
-    Reporter,
+    Report,
     RunCoordinator,
     WorkerPlace,
     WorkerState,
@@ -95,27 +98,96 @@ def test_gauges_show_now(exported: Exported) -> None:
     }
 
 
-def test_the_board_adds_up_workers_and_replaces_what_one_sent_before(exported: Exported) -> None:
+PLACE = WorkerPlace(
+    "node", ProcessName(host="h", user="u", pid=1, machine=None, started_ticks=None)
+)
+
+
+def test_what_workers_did_since_they_last_said_so_adds_up(exported: Exported) -> None:
     coordinator = RunCoordinator()
-    coordinator.report("one", Activity(tokens=3))
-    coordinator.report("two", Activity(tokens=4, slots=8))
-    coordinator.report("one", Activity(tokens=5))
+    coordinator.report(Report("one", Activity(tokens=3, longest_left_s=9.0), PLACE))
+    coordinator.report(Report("two", Activity(tokens=4, slots=8, longest_left_s=5.0), PLACE))
+    coordinator.report(Report("one", Activity(tokens=2, slots=4), PLACE))
     coordinator.add(Tally(parts=1, files=1), Activity(commits=1, commit_s=0.25))
     coordinator.replace("no memory")
-    assert coordinator.activity() == Activity(
-        tokens=9, slots=8, commits=1, commit_s=0.25, workers_replaced=1
+    assert coordinator.look("").activity == Activity(
+        tokens=9, slots=8, longest_left_s=5.0, commits=1, commit_s=0.25, workers_replaced=1
     )
     assert exported.added["corpus_asr_tokens_total"] == 9
+
+
+class Lines:
+    """Counts lines of Python that a call executes, those of comprehensions each time."""
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def of(self, call: Any, *arguments: Any) -> int:
+        self._count = 0
+        before = sys.gettrace()
+        sys.settrace(self._trace)
+        try:
+            call(*arguments)
+        finally:
+            sys.settrace(before)
+        return self._count
+
+    def _trace(self, frame: Any, what: str, _: Any) -> Any:
+        self._count += what == "line"
+        return self._trace
+
+
+def of_many(num_workers: int, kinds: int = 12) -> tuple[RunCoordinator, Report]:
+    """Return a coordinator that has seen so many workers, and what the last of them reports."""
+    coordinator, gpu = RunCoordinator(), Device(node_id="node", host="host", gpus=("0",))
+    files = {f"mp3:{number}": FileSums.of(100_000, 60.0) for number in range(kinds)}
+    for number in range(num_workers):
+        state = WorkerState("pass", "transcribe", str(number), gpu)
+        report = Report(str(number), Activity(decoded_s=1.0, durations=files), PLACE, state)
+        coordinator.report(report)
+    return coordinator, report
+
+
+@pytest.mark.usefixtures("exported")
+def test_a_report_costs_the_same_whatever_the_number_of_workers() -> None:
+    few, many = of_many(10), of_many(300)
+    committed = Tally(parts=1), Activity(commits=1, commit_s=0.1)
+    counts = [
+        [
+            Lines().of(coordinator.report, report),
+            Lines().of(coordinator.add, *committed),
+            Lines().of(coordinator.look, "pass"),
+        ]
+        for coordinator, report in (few, many)
+    ]
+    # But for what the checks of types keep from earlier calls.
+    assert counts[0] == pytest.approx(counts[1], abs=10)
+    assert max(counts[0]) < 1000
+
+
+@pytest.mark.usefixtures("exported")
+def test_all_workers_together_report_no_more_often_than_one_coordinator_can_take() -> None:
+    coordinator, report = of_many(3)
+    for num_workers, most_s in ((10, 0.1), (600, 2.0), (4500, 15.0)):
+        coordinator._heard = {str(n): (time.monotonic(), report) for n in range(num_workers)}
+        pause_s = coordinator.report(report).pause_s
+        assert pause_s == pytest.approx(num_workers / MOST_REPORTS_PER_S)
+        assert pause_s <= most_s
+        assert 10 * pause_s < exporting.SILENT_S
 
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_session")
 def test_metrics_cost_nothing_where_nobody_exports_them() -> None:
     coordinator = start_coordinator()
-    Reporter(coordinator, lambda: Activity(tokens=3, slot_steps=1, slot_room=2)).send()
+    did = Activity(tokens=3, slot_steps=1, slot_room=2)
+    client = CoordinatorClient(coordinator, lambda: did)
+    for _ in range(2):  # what was said is not said again
+        client.send()
     coordinator.add.remote(Tally(parts=1, files=1, audio_s=3.0), Activity(commits=1, commit_s=0.1))
-    assert ray.get(coordinator.read.remote()).audio_s == 3.0
-    assert ray.get(coordinator.activity.remote()).tokens == 3
+    look = ray.get(coordinator.look.remote(""))
+    assert look.tally.audio_s == 3.0
+    assert look.activity.tokens == 3
 
 
 @ray.remote(num_cpus=0, max_restarts=1, max_task_retries=1)
@@ -123,7 +195,7 @@ class Reporting:
     """A worker that reports, and may be frozen."""
 
     def __init__(self, coordinator: Any) -> None:
-        Reporter(coordinator, Activity).start()
+        CoordinatorClient(coordinator, Activity).start()
 
     def pid(self) -> int:
         return os.getpid()
@@ -147,7 +219,7 @@ def test_a_frozen_worker_is_killed_so_that_another_takes_its_place(
     replaced: list[str] = []
     while not replaced:
         assert time.monotonic() < deadline
-        replaced += ray.get(coordinator.take_replaced.remote())
+        replaced += ray.get(coordinator.look.remote("")).replaced
         time.sleep(0.5)
     assert ray.get(frozen.pid.remote()) != pids[0]
     assert ray.get(well.pid.remote()) == pids[1]
@@ -158,20 +230,24 @@ def test_a_frozen_worker_is_killed_so_that_another_takes_its_place(
 
 
 def test_nobody_is_frozen_who_could_not_be_heard() -> None:
-    place = WorkerPlace("node", ProcessName.mine())
     coordinator = RunCoordinator(silent_s=10.0)
     start_s = time.monotonic()
-    coordinator.report("one", Activity(), place)
-    coordinator.report("two", Activity(), place)
+    gpu = Device(node_id="node", host="host", gpus=("0",))
+    for worker in ("one", "two"):
+        state = WorkerState("pass", "transcribe", worker, gpu, "lost" if worker == "two" else None)
+        coordinator.report(Report(worker, Activity(longest_left_s=9.0), PLACE, state))
     # The coordinator was stopped itself, or its machine was: reports are waiting to be read.
     assert coordinator._silent(start_s + 1000.0) == []
     for passed_s in range(1001, 1009):
         assert coordinator._silent(start_s + passed_s) == []
-    coordinator.report("two", Activity(), place)
-    coordinator._heard["two"] = (start_s + 1009.0, place)
-    assert coordinator._silent(start_s + 1011.0) == [place]
+    _, two = coordinator._heard.pop("two")
+    coordinator._heard["two"] = (start_s + 1009.0, two._replace(activity=Activity()))
+    assert coordinator._roster.of("pass")[1] == []
+    assert coordinator._silent(start_s + 1011.0) == [PLACE]
     assert coordinator._silent(start_s + 1012.0) == []  # not again
     assert coordinator.num_heard() == 1
+    # The silent one may have been of a machine that was lost.
+    assert coordinator._roster.of("pass")[1] == ["transcribe"]
 
 
 def test_every_metric_is_documented_and_no_other() -> None:
@@ -184,15 +260,16 @@ def test_every_metric_is_documented_and_no_other() -> None:
 
 def test_a_coordinator_adds_up_and_passes_on_the_wish_to_stop() -> None:
     coordinator = RunCoordinator()
-    assert not coordinator.stopping()
-    coordinator.stop()
-    assert coordinator.stopping()
+    assert not coordinator.report(Report("one", Activity(), PLACE)).stopping
+    coordinator.look("", stop=True)
+    assert coordinator.report(Report("one", Activity(), PLACE)).stopping
     coordinator.add(Tally(parts=1, audio_s=2.0))
     coordinator.add(Tally(parts=2, audio_s=3.0))
-    assert coordinator.read() == Tally(parts=3, audio_s=5.0)
     coordinator.replace("device lost")
-    assert coordinator.take_replaced() == ["device lost"]
-    assert coordinator.take_replaced() == []
+    look = coordinator.look("")
+    assert (look.tally, look.replaced) == (Tally(parts=3, audio_s=5.0), ["device lost"])
+    assert coordinator.look("").replaced == []
+    assert RunCoordinator().look("").life != look.life
 
 
 def test_a_coordinator_knows_which_workers_of_a_pass_are_out_and_whether_any_is_left() -> None:
@@ -201,29 +278,33 @@ def test_a_coordinator_knows_which_workers_of_a_pass_are_out_and_whether_any_is_
     def report(worker: str, *, token: str = "now", out: str | None = None) -> None:
         gpu = Device(node_id="node", host="host", gpus=(worker,))
         state = WorkerState(token, "transcribe", worker, gpu, out)
-        coordinator.report(worker, Activity(), None, state)
+        coordinator.report(Report(worker, Activity(), PLACE, state))
 
     report("0", token="before")
     report("1")
     report("2", out="device lost")
-    (out,), idle = coordinator.out_of_work("now")
-    assert (str(out.device), out.out, idle) == ("GPU 2 of host", "device lost", [])
+    look = coordinator.look("now")
+    assert [(str(each.device), each.out) for each in look.out] == [("GPU 2 of host", "device lost")]
+    assert look.idle_stages == []
     report("1", out="no memory")
-    out_now, idle = coordinator.out_of_work("now")
-    assert (len(out_now), idle) == (2, ["transcribe"])
+    look = coordinator.look("now")
+    assert (len(look.out), look.idle_stages) == (2, ["transcribe"])
+    report("3")
+    assert coordinator.look("now").idle_stages == []
     # A coordinator that took its place learns it from the next reports.
     coordinator = RunCoordinator()
-    assert coordinator.out_of_work("now") == ([], [])
+    assert coordinator.look("now")[-2:] == ([], [])
     report("2", out="device lost")
-    assert coordinator.out_of_work("now")[1] == ["transcribe"]
+    assert coordinator.look("now").idle_stages == ["transcribe"]
 
 
 def test_a_run_is_quiet_once_no_worker_does_anything() -> None:
     coordinator = RunCoordinator()
     coordinator._moved_s -= 100
-    coordinator.report("idle", Activity(transcribe_alive_s=5.0, backpressure_s=3.0))
+    idle = Activity(transcribe_alive_s=5.0, backpressure_s=3.0)
+    coordinator.report(Report("idle", idle, PLACE))
     assert coordinator.quiet_s() >= 100
-    coordinator.report("busy", Activity(load_s=1.0))
+    coordinator.report(Report("busy", Activity(load_s=1.0), PLACE))
     assert coordinator.quiet_s() < 100
     coordinator._moved_s -= 100
     coordinator.add(Tally(parts=1))

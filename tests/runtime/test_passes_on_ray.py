@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 import ray
 
+from corpus_asr.activity import Activity
 from corpus_asr.errors import EngineError
 from corpus_asr.runtime import coordinator as coordinating
 from corpus_asr.runtime import ray_dataset
@@ -112,7 +113,7 @@ def strike_coordinator(monkeypatch: pytest.MonkeyPatch, strike: Callable[[Any], 
 
     def started() -> Any:
         coordinator = start()
-        ray.get(coordinator.read.remote())
+        ray.get(coordinator.look.remote(""))
 
         def later() -> None:
             time.sleep(LATER_S)
@@ -211,7 +212,7 @@ def test_a_coordinator_that_died_loses_neither_counts_nor_the_request_to_stop(
     killed_s: list[float] = []
 
     def strike(coordinator: Any) -> None:
-        while not ray.get(coordinator.read.remote()).parts:
+        while not ray.get(coordinator.look.remote("")).tally.parts:
             time.sleep(0.1)
         ray.kill(coordinator, no_restart=False)
         killed_s.append(time.monotonic())
@@ -229,10 +230,18 @@ def test_a_coordinator_that_died_loses_neither_counts_nor_the_request_to_stop(
 
 def test_a_coordinator_is_started_again_long_after_it_was_made(cluster: Cluster) -> None:
     coordinator = coordinating.start_coordinator()
-    ray.get(coordinator.stop.remote())
+    client = coordinating.CoordinatorClient(coordinator, Activity)
+    assert not client.stopping()
+    life = ray.get(coordinator.look.remote("", stop=True)).life
     time.sleep(LATER_S)
     ray.kill(coordinator, no_restart=False)
     deadline = time.monotonic() + 60
-    while ray.get(coordinator.stopping.remote(), timeout=60):
+    while ray.get(coordinator.look.remote(""), timeout=60).life == life:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert not client.stopping()
+    # The driver says so each time that it looks.
+    ray.get(coordinator.look.remote("", stop=True))
+    while not client.stopping():
         assert time.monotonic() < deadline
         time.sleep(0.1)
