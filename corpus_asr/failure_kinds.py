@@ -19,6 +19,8 @@ REFUSED_FILE = "refused_file"
 REFUSED_HOST = "refused_host"
 NO_SPACE = "no_space"
 BAD_ARCHIVE = "bad_archive"
+# Of the engines.
+NOT_A_NUMBER = "not_a_number"
 
 
 class Origin(StrEnum):
@@ -158,7 +160,7 @@ _KINDS = (
         f"give each a text in the manifest, as plain words, or leave them out, {_EACH_RUN}",
     ),
     FailureKind(
-        "not_a_number", "The model gave no numbers for them", Origin.settings,
+        NOT_A_NUMBER, "The model gave no numbers for them", Origin.settings,
         "the data type of the weights cannot hold what the model computes: set "
         f"model.compute_type to bfloat16 or float32, {_NEW_RUN}",
     ),

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from corpus_asr.array_types import Float, Int
 from corpus_asr.errors import ItemError
+from corpus_asr.failure_kinds import NOT_A_NUMBER
 
 
 class SlotModel(Protocol):
@@ -407,7 +408,7 @@ def no_numbers(logprobs: Sequence[float], model: SlotModel) -> ItemError | None:
     return ItemError(
         f"decoding a window in {model.dtype}: the model's output is not a number, expected "
         "log-probabilities; set model.compute_type to bfloat16 or float32",
-        kind="not_a_number",
+        kind=NOT_A_NUMBER,
     )
 
 

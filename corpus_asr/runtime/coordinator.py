@@ -429,7 +429,7 @@ def _stderr_without(words: bytes) -> Iterator[None]:
 class CoordinatorClient(threading.Thread):
     """A worker's view of the coordinator, without which it goes on.
 
-    Once started it says every few seconds what the worker did.
+    Once started it says every few seconds what the worker did, and calls `after`.
     """
 
     def __init__(
@@ -437,9 +437,12 @@ class CoordinatorClient(threading.Thread):
         coordinator: Any,
         read: Callable[[], Activity],
         state: Callable[[], WorkerState | None] = lambda: None,
+        *,
+        after: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__(name="report-activity", daemon=True)
         self._coordinator, self._read, self._state = coordinator, read, state
+        self._after = after
         self._worker, self._place = uuid.uuid4().hex, WorkerPlace.mine()
         self._sending, self._leaving = threading.Lock(), threading.Lock()
         self._before, self._sent_s = Activity(), float("-inf")
@@ -453,6 +456,7 @@ class CoordinatorClient(threading.Thread):
         while True:
             time.sleep(max(pause_s, self._answer.pause_s))
             self.send()
+            self._after()
             pause_s = min(2 * pause_s, REPORT_EVERY_S)
 
     def send(self) -> None:

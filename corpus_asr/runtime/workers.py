@@ -16,8 +16,11 @@ import pyarrow.compute as pc
 from corpus_asr.activity import Activity
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import EngineError, ItemError
+from corpus_asr.failure_kinds import NOT_A_NUMBER
 from corpus_asr.logs import LogSettings, configure
 from corpus_asr.runtime.coordinator import (
+    REPORT_EVERY_S,
+    SILENT_S,
     CoordinatorClient,
     WorkerState,
     this_device,
@@ -42,6 +45,9 @@ from corpus_asr.stages.transcribe import EngineFactory, EngineSpec, TranscribeSt
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import without_secrets
 
+# Five minutes of reports.
+STUCK_LOOKS = round(SILENT_S / REPORT_EVERY_S)
+
 
 class _Worker:
     """What both kinds know of themselves, the pass and the run."""
@@ -57,7 +63,9 @@ class _Worker:
         self._output = OutputStore.of(config.output)
         self._kind = stage
         self.out = self._trail.failures()[1] if self._trail.is_out else None
-        self._coordinator = CoordinatorClient(coordinator, self.activity, self._state)
+        self._coordinator = CoordinatorClient(
+            coordinator, self.activity, self._state, after=self._look_after
+        )
         self._coordinator.start()
         if self.out is not None or of.avoids(stage, self._device):
             # Ray gives no calls to a worker that is starting.
@@ -70,6 +78,9 @@ class _Worker:
     def _state(self) -> WorkerState:
         token = self._pass.token
         return WorkerState(token, self._kind, self._worker, self._device, self.out)
+
+    def _look_after(self) -> None:
+        """Act upon what happens meanwhile; called after each report."""
 
     def _leave(self, error: EngineError) -> None:
         self._trail.fail(str(error))
@@ -147,6 +158,28 @@ class ExtractWorker(_Worker):
         return pa.Table.from_pylist(rows, schema=RESULTS)
 
 
+class StuckWatch:
+    """Notices that an engine computes nothing, whatever it has to do: a kernel that never ends."""
+
+    def __init__(self) -> None:
+        self._before: tuple[float, ...] = ()
+        self._looks = 0
+
+    def is_stuck(self, activity: Activity, *, proving: bool = False) -> bool:
+        """Return whether nothing has changed in so many looks, a report's time from each other.
+
+        Looks and no clock: a machine that was paused looks once.
+        """
+        did: tuple[float, ...] = (
+            activity.load_s, activity.encoder_batches, activity.windows, activity.steps,
+            activity.tokens, activity.parts_transcribed,
+        )  # fmt: skip
+        busy = activity.parts_in_engines > 0 or proving
+        self._looks = self._looks + 1 if busy and did == self._before else 0
+        self._before = did
+        return self._looks >= STUCK_LOOKS
+
+
 class TranscribeWorker(_Worker):
     """The transcribe stage of one actor; called from several threads."""
 
@@ -160,9 +193,10 @@ class TranscribeWorker(_Worker):
         of: Pass,
     ) -> None:
         self._stage: TranscribeStage | None = None
+        self._proving = threading.Lock()
+        self._watch = StuckWatch()
         super().__init__(TRANSCRIBE, spec.config, coordinator=coordinator, logs=logs, of=of)
         self._works = False
-        self._proving = threading.Lock()
         if self.out is None:
             self._trail.start()
             self._stage = TranscribeStage(spec, engine_factory=engine_factory)
@@ -170,6 +204,17 @@ class TranscribeWorker(_Worker):
     def activity(self) -> Activity:
         """Return what this process did so far."""
         return Activity() if self._stage is None else self._stage.activity
+
+    def _look_after(self) -> None:
+        activity = self.activity()
+        if self._device.gpus and self._watch.is_stuck(activity, proving=self._proving.locked()):
+            self._leave(
+                EngineError(
+                    f"transcribing: no window, step or token in {STUCK_LOOKS} reports, with "
+                    f"{activity.parts_in_engines} parts in the engine, expected some in seconds: a "
+                    "kernel that does not end; look into the driver's messages (dmesg, Xid)"
+                )
+            )
 
     def __call__(self, parts: pa.Table) -> pa.Table:
         """Return one RESULTS row per part, or none where they are left to others."""
@@ -196,7 +241,11 @@ class TranscribeWorker(_Worker):
             try:
                 self._prove(self._stage, parts)
                 self._trail.begin(call)
-                return self._with_attempts(self._stage(parts))
+                results = self._stage(parts)
+                if NOT_A_NUMBER in results["error_kind"].to_pylist():
+                    with self._proving:
+                        self._stage.transcribe_silence(_to_do(parts))
+                return self._with_attempts(results)
             except EngineError as error:
                 self._leave(error)
                 raise
@@ -207,14 +256,14 @@ class TranscribeWorker(_Worker):
             if self._works:
                 return
             stage.wait_until_loaded()
-            if self._restarted or self._pass.number > 1:
-                stage.transcribe_silence(parts.filter(pc.equal(parts["status"], OK)))
+            if self._device.gpus or self._restarted or self._pass.number > 1:
+                stage.transcribe_silence(_to_do(parts))
             self._trail.works()
             self._works = True
 
     def _hand_back(self, parts: pa.Table, kind: str, why: str) -> pa.Table:
         """Leave parts to the passes to come: what is not committed is not done."""
-        left = parts.filter(pc.equal(parts["status"], OK)) if kind == DIED else parts
+        left = _to_do(parts) if kind == DIED else parts
         self._not_done(refuse(left, self._error(kind, why), attempts=1))
         return RESULTS.empty_table()
 
@@ -227,6 +276,10 @@ class TranscribeWorker(_Worker):
         return results.set_column(
             index, results.schema.field(index), pa.array(attempts, pa.int32())
         )
+
+
+def _to_do(parts: pa.Table) -> pa.Table:
+    return parts.filter(pc.equal(parts["status"], OK))
 
 
 def _keys(parts: pa.Table) -> list[PartKey]:

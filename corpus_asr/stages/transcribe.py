@@ -21,6 +21,7 @@ from corpus_asr.activity import Activity
 from corpus_asr.array_types import Float16
 from corpus_asr.config.run import CLASSIFY_AUDIO, RunConfig
 from corpus_asr.errors import CheckpointError, ConfigError, EngineError, ItemError
+from corpus_asr.failure_kinds import NOT_A_NUMBER
 from corpus_asr.logs import event
 from corpus_asr.schemas import PARTS, RESULTS
 from corpus_asr.segments import PartLabels, SpeechSpan
@@ -130,6 +131,8 @@ class TranscribeStage:
 
     def __init__(self, spec: EngineSpec, *, engine_factory: EngineFactory = load_engine) -> None:
         self._aligns = spec.config.decoding.align
+        self._repeats = spec.config.model.reproducible or not spec.device.startswith("cuda")
+        self._silence: list[tuple[int, ...]] | None = None
         # Loaded in the background: a failure to load surfaces in the first call with its own
         # type, which an exception raised here would lose on its way out of a Ray actor.
         loader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="load-engine")
@@ -172,7 +175,7 @@ class TranscribeStage:
         """Have the engine transcribe a second of silence, with the features' shape of `parts`.
 
         Raises:
-            EngineError: no part is to blame for what the engine does.
+            EngineError: the engine fails, computes no numbers, or other tokens than the first time.
         """
         row = parts.select(["num_mel_bins", "pad_value"]).to_pylist()[0]
         frames = SAMPLE_RATE_HZ // HOP_SAMPLES + TAIL_FRAMES
@@ -186,11 +189,28 @@ class TranscribeStage:
             speech=None,
         )
         try:
-            self._engine.result().submit(silence).result()
+            transcript = self._engine.result().submit(silence).result()
+            check_finite(_transcribed(transcript))
         except (CheckpointError, ConfigError, EngineError):
             raise
-        except Exception as error:  # the engine answered, whatever it makes of silence
+        except Exception as error:
+            if isinstance(error, ValueError) or getattr(error, "kind", None) == NOT_A_NUMBER:
+                raise self._wrong(f"found {error}, expected numbers") from error
+            # The engine answered, whatever it makes of silence.
             event(_LOG, logging.INFO, "silence_not_transcribed", error=repr(error))
+            return
+        found = [tuple(segment.tokens) for segment in transcript.segments]
+        if self._silence is None:
+            self._silence = found
+        elif self._repeats and found != self._silence:
+            raise self._wrong(f"found tokens {found}, expected {self._silence} as before")
+
+    def _wrong(self, what: str) -> EngineError:
+        return EngineError(
+            f"transcribing a second of silence on {self.device_name}: {what}; if every worker says "
+            "so, set model.compute_type to bfloat16 or float32, else look into this device's "
+            "memory (nvidia-smi -q -d ECC)"
+        )
 
     @property
     def device_name(self) -> str:
