@@ -125,7 +125,7 @@ def machines_of(fleet: Fleet) -> Iterator[Machines]:
             machines.add()
         yield machines
     finally:
-        ray.shutdown()
+        ray.shutdown()  # type: ignore[no-untyped-call]
         machines.cluster.shutdown()
 
 
@@ -232,7 +232,12 @@ def run_fleet(fleet: Fleet, scenario: str, folder: Path) -> Measured:
         "failed": progress.tally.failed,
         "worker_mib": round(statistics.mean(strikes.worker_mib or [0.0])),
     }
-    return Measured(tables=tables_of(config), figures=figures)
+    # The model lies in the folder of the run.
+    tables = {
+        name: [{k: v for k, v in row.items() if k != "model"} for row in rows]
+        for name, rows in tables_of(config).items()
+    }
+    return Measured(tables=tables, figures=figures)
 
 
 def _job(fleet: Fleet, folder: Path, address: str) -> RunConfig:

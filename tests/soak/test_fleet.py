@@ -24,7 +24,8 @@ def test_a_bad_gpu_a_lost_machine_and_a_killed_coordinator_lose_and_double_no_ro
     struck = compared(calm, run_fleet(fleet, ALL, tmp_path / "struck"))
     print(f"\n{struck}")  # noqa: T201 - what a soak test is read for
     assert set(struck["strikes"]) == {"lost", "coordinator"}
-    assert struck["taken_out"]
+    # It is taken out once it has failed three times, unless the others are done before.
+    assert struck["models_loaded"] > calm.figures["models_loaded"]
     assert all("CUDA error: unknown error" in each for each in struck["taken_out"])
     assert (struck["lost"], struck["doubled"], struck["failed"]) == (0, 0, 0)
     assert struck["counted"] == calm.figures["counted"] == 200
