@@ -190,15 +190,18 @@ class TranscribeStage:
         )
         try:
             transcript = self._engine.result().submit(silence).result()
-            check_finite(_transcribed(transcript))
         except (CheckpointError, ConfigError, EngineError):
             raise
         except Exception as error:
-            if isinstance(error, ValueError) or getattr(error, "kind", None) == NOT_A_NUMBER:
+            if isinstance(error, ItemError) and error.kind == NOT_A_NUMBER:
                 raise self._wrong(f"found {error}, expected numbers") from error
             # The engine answered, whatever it makes of silence.
             event(_LOG, logging.INFO, "silence_not_transcribed", error=repr(error))
             return
+        try:
+            check_finite(_transcribed(transcript))
+        except ValueError as error:
+            raise self._wrong(str(error)) from error
         found = [tuple(segment.tokens) for segment in transcript.segments]
         if self._silence is None:
             self._silence = found
