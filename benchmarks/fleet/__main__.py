@@ -37,25 +37,18 @@ CALLS = 1000
 
 def coordinator_cost(num_workers: int) -> dict[str, Any]:
     """Return CPU seconds of the coordinator, without those of Ray's calls."""
-    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
-    cpu_ms = ray.get(ray.remote(_simulated).remote(num_workers))
-    ray.shutdown()
-    reports_per_s = num_workers / REPORT_EVERY_S
-    cores = (reports_per_s * cpu_ms["report"] + cpu_ms["look"]) / 1e3
-    return {"workers": num_workers, "cpu_ms": cpu_ms, "cores_at_5_s": round(cores, 4)}
-
-
-def _simulated(num_workers: int) -> dict[str, float]:
     coordinator = RunCoordinator()
     reports = [_report(number) for number in range(num_workers)]
     for report in reports:
         coordinator.report(report)
     committed = Activity(commits=1, commit_s=0.1)
-    return {
+    cpu_ms = {
         "report": _cpu_ms(lambda call: coordinator.report(reports[call % num_workers])),
         "add": _cpu_ms(lambda _: coordinator.add(Tally(parts=1, audio_s=1.0), committed)),
         "look": _cpu_ms(lambda _: coordinator.look("pass")),
     }
+    cores = (num_workers / REPORT_EVERY_S * cpu_ms["report"] + cpu_ms["look"]) / 1e3
+    return {"workers": num_workers, "cpu_ms": cpu_ms, "cores_at_5_s": round(cores, 4)}
 
 
 def _report(number: int) -> Report:

@@ -21,6 +21,7 @@ from collections import Counter as Counts
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from operator import itemgetter
 from typing import Any, NamedTuple, NoReturn
 
 import ray
@@ -309,8 +310,10 @@ class RunCoordinator:
 
     def activity(self) -> Activity:
         """Return what all workers did, dead ones included."""
-        slots, left_s = zip((0, 0.0), *self._largest.values(), strict=True)
-        return replace(self._sum, slots=max(slots), longest_left_s=max(left_s))
+        largest = self._largest.values()
+        slots = max(map(itemgetter(0), largest), default=0)
+        left_s = max(map(itemgetter(1), largest), default=0.0)
+        return replace(self._sum, slots=slots, longest_left_s=left_s)
 
     def begin_pass(self) -> None:
         """Note that workers are about to start: those that stand by wait for them."""

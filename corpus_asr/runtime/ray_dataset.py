@@ -12,7 +12,8 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -391,6 +392,28 @@ def _no_room(error: BaseException) -> EngineError:
     )
 
 
+class IdleStages:
+    """Stages of a pass of which every known worker was taken out of work, and since when."""
+
+    def __init__(self, wanted: Mapping[str, int]) -> None:
+        self._wanted = wanted
+        self._since_s: dict[str, float] = {}
+
+    def hopeless(self, idle: Iterable[str], out: Iterable[WorkerState], now_s: float) -> list[str]:
+        """Return those of the idle stages of which no other worker is to be expected.
+
+        One may be starting, on a machine that is still to come, or has yet to tell a new
+        coordinator that it works.
+        """
+        self._since_s = {stage: self._since_s.get(stage, now_s) for stage in idle}
+        num_out = Counter(state.stage for state in out)
+        return [
+            stage
+            for stage, since_s in self._since_s.items()
+            if num_out[stage] >= self._wanted[stage] or now_s - since_s > NEWCOMER_S
+        ]
+
+
 class _Poll(threading.Thread):
     """Copies counts from the coordinator and requests to stop to it, and commits in time.
 
@@ -412,8 +435,7 @@ class _Poll(threading.Thread):
         # What coordinators that died had counted.
         self._before, self._did = Tally(), Activity()
         self._current = Pass()
-        self._wanted: dict[str, int] = {}
-        self._idle_s: dict[str, float] = {}
+        self._idle = IdleStages({})
         self.disturbed = False
         """Whether a worker was replaced, or the coordinator, during the pass."""
         self._out: dict[str, WorkerState] = {}
@@ -423,11 +445,9 @@ class _Poll(threading.Thread):
         """Look after the workers of this pass from now on."""
         self._current, self.disturbed = current, False
         self._coordinator.begin_pass.remote()
-        self._wanted = {
-            EXTRACT: resources.extract_workers,
-            TRANSCRIBE: resources.transcribe_workers,
-        }
-        self._idle_s = {}
+        self._idle = IdleStages(
+            {EXTRACT: resources.extract_workers, TRANSCRIBE: resources.transcribe_workers}
+        )
 
     @property
     def bad_gpus(self) -> frozenset[str]:
@@ -509,8 +529,7 @@ class _Poll(threading.Thread):
                     device=str(state.device), node=state.device.node_id, error=state.out,
                 )  # fmt: skip
                 self._progress.taken_out += (f"{state.device}: {state.out}",)
-        without = [stage for stage in idle_stages if self._has_no_worker(stage, out)]
-        self._idle_s = {s: at_s for s, at_s in self._idle_s.items() if s in idle_stages}
+        without = self._idle.hopeless(idle_stages, out, time.monotonic())
         if without:
             whys = dict.fromkeys(f"{s.device}: {s.out}" for s in out if s.stage in without)
             self._no_worker = EngineError(
@@ -518,12 +537,3 @@ class _Poll(threading.Thread):
                 f"{'; '.join(whys)}; what was committed is kept, and running again continues "
                 "from there"
             )
-
-    def _has_no_worker(self, stage: str, out: list[WorkerState]) -> bool:
-        """Return whether none is to be expected, of a stage of which none is known to work."""
-        now_s = time.monotonic()
-        since_s = self._idle_s.setdefault(stage, now_s)
-        num_out = sum(state.stage == stage for state in out)
-        # Others may be starting, on machines that are still to come, or have yet to tell a new
-        # coordinator that they work.
-        return num_out >= self._wanted[stage] or now_s - since_s > NEWCOMER_S

@@ -12,14 +12,16 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
+from corpus_asr.activity import Activity
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import EngineError, FetchError
 from corpus_asr.runtime import ray_dataset
 from corpus_asr.runtime.commit import Committer, Tally
-from corpus_asr.runtime.coordinator import CoordinatorClient, start_coordinator
+from corpus_asr.runtime.coordinator import CoordinatorClient, WorkerState, start_coordinator
+from corpus_asr.runtime.passes import Device
 from corpus_asr.runtime.progress import ENOUGH_ALIKE, Progress
 from corpus_asr.runtime.ray_cluster import Cluster
-from corpus_asr.runtime.ray_dataset import own_error, run_on_ray
+from corpus_asr.runtime.ray_dataset import NEWCOMER_S, IdleStages, own_error, run_on_ray
 from corpus_asr.runtime.resources import resolve_resources
 from corpus_asr.runtime.shutdown import RunStoppedError
 from corpus_asr.storage.run_state.tables import OutputStore
@@ -162,13 +164,13 @@ def test_a_signal_lets_workers_end_what_they_began(ray_session: Cluster, tmp_pat
 def ask_until_dead(coordinator: Any) -> None:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:  # one that was killed answers for a moment yet
-        ray.get(coordinator.read.remote(), timeout=60)
+        ray.get(coordinator.look.remote(""), timeout=60)
 
 
 @pytest.mark.ray
 def test_workers_go_on_without_a_coordinator(ray_session: Cluster):
     coordinator = start_coordinator()
-    client = CoordinatorClient(coordinator)
+    client = CoordinatorClient(coordinator, Activity)
     assert not client.stopping()
     ray.kill(coordinator)
     with pytest.raises(ray.exceptions.RayActorError):
@@ -227,3 +229,19 @@ def test_own_errors_are_found_below_rays_and_others_say_what_is_kept():
         error = own_error(raised)
         assert type(error) is kind
         assert all(word in str(error) for word in words)
+
+
+def test_a_run_waits_a_minute_for_workers_that_may_be_starting() -> None:
+    def out(number: int, stage: str = "transcribe") -> WorkerState:
+        gpu = Device(node_id="node", host="host", gpus=(str(number),))
+        return WorkerState("pass", stage, str(number), gpu, "device lost")
+
+    idle = IdleStages({"extract": 1, "transcribe": 2})
+    assert idle.hopeless(["transcribe"], [out(0)], 100.0) == []
+    assert idle.hopeless([], [out(0)], 130.0) == []  # another one works
+    assert idle.hopeless(["transcribe"], [out(0), out(1, "extract")], 150.0) == []
+    assert idle.hopeless(["transcribe"], [out(0)], 150.0 + NEWCOMER_S) == []
+    assert idle.hopeless(["transcribe"], [out(0)], 151.0 + NEWCOMER_S) == ["transcribe"]
+    # Where all of them are known there is nothing to wait for.
+    idle = IdleStages({"extract": 1, "transcribe": 2})
+    assert idle.hopeless(["transcribe"], [out(0), out(1)], 100.0) == ["transcribe"]
