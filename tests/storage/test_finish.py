@@ -267,9 +267,9 @@ def history(store: OutputStore) -> pa.RecordBatch:
 @pytest.mark.parametrize(
     ("kind", "step"),
     [
-        ("memory", 5),
+        ("memory", 9),
         pytest.param("memory", 1, marks=pytest.mark.slow),
-        ("local", 8),
+        ("local", 15),
         ("s3", 25),  # each operation is a request: all of them are killed in the slow test
         pytest.param("local", 1, marks=pytest.mark.slow),
         pytest.param("s3", 1, marks=pytest.mark.slow),

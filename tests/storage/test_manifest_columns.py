@@ -107,7 +107,9 @@ def test_columns_are_written_in_a_run_that_replaces_other_rows_of_the_object(
     assert folder.texts() == ["a uno", "b two"]
 
 
-@pytest.mark.parametrize("killed", [2, 4, 5, 6, 7, 9])
+@pytest.mark.parametrize(
+    "killed", [2, 5, 7, *(pytest.param(at, marks=pytest.mark.slow) for at in (4, 6, 9))]
+)
 def test_columns_that_are_being_written_are_never_lost(tmp_path: Path, killed: int) -> None:
     folder = Folder(tmp_path, align=False)
     folder.say(a=A, b=B)

@@ -1,7 +1,9 @@
 """Moved recordings keep their results; when a listing last named one, and which are gone."""
 
 import datetime
+import itertools
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -183,17 +185,18 @@ def test_a_plan_alone_moves_nothing(tmp_path: Path) -> None:
     assert not job.store.exists(MOVING_NAME)
 
 
-def test_a_move_killed_anywhere_loses_nothing_and_is_gone_on_with(tmp_path: Path) -> None:
-    moments, died = 0, True
-    while died:
-        folder = tmp_path / str(moments)
-        folder.mkdir()
-        job = done(folder, "a.wav", "b.wav")
-        correct_segment(job.store, "a.wav", "corrected")
-        move(job, "a.wav", "c.wav")
-        with life(moments) as process:
+@pytest.mark.parametrize("step", [5, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_move_killed_anywhere_loses_nothing_and_is_gone_on_with(
+    tmp_path: Path, step: int
+) -> None:
+    job = done(tmp_path, "a.wav", "b.wav")
+    correct_segment(job.store, "a.wav", "corrected")
+    move(job, "a.wav", "c.wav")
+    whole = job.store.uri
+    for moment in itertools.count(0, step):
+        job.store = OutputStore(str(shutil.copytree(whole, tmp_path / str(moment))))
+        with life(moment) as process:
             job.begin()
-        died = process.killed
         texts = {row["text"] for row in rows_of(job.store.segments())}
         assert texts == {"a.wav", "b.wav"}, "nothing is lost at any moment"
         plan = make_plan(job.config, job.store, model_revision=REVISION)
@@ -203,8 +206,9 @@ def test_a_move_killed_anywhere_loses_nothing_and_is_gone_on_with(tmp_path: Path
         job.finish()
         assert said(job) == {"c.wav": "a.wav", "b.wav": "b.wav"}
         assert [each.text for each in Corrections.load(job.store)] == ["corrected"]
-        moments += 2
-    assert moments > 10
+        if not process.killed:
+            break
+    assert moment > 10
 
 
 def test_when_a_listing_last_named_a_recording(tmp_path: Path) -> None:

@@ -313,7 +313,8 @@ def check_exact(folder: Path, counts: OutcomeCounts) -> None:
         assert same_schema(pq.read_schema(path), SEGMENTS)
 
 
-@settings(max_examples=8, deadline=None)
+# `--hypothesis-profile many` takes some thousand histories.
+@settings(max_examples=2 * settings().max_examples // 5, deadline=None)
 @given(
     commits=st.lists(st.sets(st.sampled_from(PARTS), min_size=1), max_size=6),
     num_orphans=st.integers(0, 2),
@@ -436,9 +437,10 @@ def test_an_end_that_failed_may_turn_out_to_be_none(tmp_path: Path) -> None:
     assert [row["part"] for row in plain_read(tmp_path, "outcomes")] == [0, 1, 2, 3]
 
 
-def test_a_retry_killed_anywhere_ends_exact() -> None:
-    """Two failures are mended in two commits; the finish is killed at every step, then repeated."""
-    for moment in range(0, 100, 5):
+@pytest.mark.parametrize("step", [8, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_retry_killed_anywhere_ends_exact(step: int) -> None:
+    """Two failures are mended in two commits; the finish is killed at each step, then repeated."""
+    for moment in range(0, 100, step):
         store = OutputStore(f"memory://{uuid.uuid4().hex}")
         names = mixed(store)
         with life(moment) as process:

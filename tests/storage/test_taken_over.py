@@ -136,7 +136,13 @@ def test_the_lock_is_looked_at_now_and_then_and_what_came_late_is_withdrawn(
     assert texts(store) == [("/a", "by old"), ("/b", "by new")]
 
 
-@pytest.mark.parametrize("passes", range(1, CHECKS_OF_A_FINISH + 1))
+@pytest.mark.parametrize(
+    "passes",
+    [
+        pytest.param(number, marks=[pytest.mark.slow] * (number % 3 != 1))
+        for number in range(1, CHECKS_OF_A_FINISH + 1)
+    ],
+)
 def test_a_finish_that_is_frozen_anywhere_doubles_and_loses_nothing(
     tmp_path: Path, passes: int
 ) -> None:

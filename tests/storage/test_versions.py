@@ -134,7 +134,7 @@ def test_a_run_that_does_not_come_to_changed_recordings_keeps_their_text(folder:
     assert folder.left(NEW) == {"a": [], "b": []}
 
 
-@pytest.mark.parametrize("kind", ["access_denied", "timeout", "decode", "poison"])
+@pytest.mark.parametrize("kind", ["access_denied", "decode"])  # tried again, and final
 def test_a_version_that_failed_leaves_the_text_before_it_and_is_known(
     folder: Folder, kind: str
 ) -> None:
@@ -148,7 +148,7 @@ def test_a_version_that_failed_leaves_the_text_before_it_and_is_known(
     assert {row["etag"] for row in folder.read("recordings")} == {"v1"}
     failed = [row for row in folder.read("outcomes") if row["status"] == "failed"]
     assert [(row["etag"], row["error_kind"]) for row in failed] == [("v2", kind)] * 2
-    assert set(folder.left(NEW)) == (set("ab") if kind in ("access_denied", "timeout") else set())
+    assert set(folder.left(NEW)) == (set("ab") if kind == "access_denied" else set())
     shown = read_catalogue(folder.store).tables.rows("select state from shown")
     assert shown == [("done",), ("done",)]
     report = load_report(folder.store)
@@ -242,8 +242,9 @@ attempts = st.builds(
 ALL = {0, 1, 2}
 
 
-# `--hypothesis-profile many` takes some thousand histories.
-@settings(max_examples=2 * settings().max_examples // 5, deadline=None)
+# One that is new each time beside those that once failed, each some seconds of opening tables;
+# `--hypothesis-profile many` takes some hundreds.
+@settings(max_examples=settings().max_examples // 10, deadline=None)
 @given(history=st.lists(attempts, min_size=2, max_size=7))
 @example(history=[
     Attempt("v1", ALL), Attempt("v2", {0}), Attempt("v2", ALL, "decode", 1), Attempt("v1", ()),
