@@ -225,7 +225,7 @@ def test_the_newest_of_two_folders_wins(tmp_path: Path) -> None:
     assert texts == [("a en",), ("b de",), ("c en",)]
 
 
-# Writes after which a redo is killed: each is tried with one of the conditions, with both in a soak.
+# Writes after which a redo is killed: each with one of the conditions, in a soak with both.
 MOMENTS = (1, 3, 4, 6, 8, 10, 13, 17, 22)
 
 
