@@ -24,6 +24,7 @@ from corpus_asr.cli.options import (
     Model,
     Overrides,
     Redo,
+    Shard,
     StealLock,
     complete_training_override,
     config_file,
@@ -192,6 +193,7 @@ def run(
         ),
     ] = False,
     redo: Redo = None,
+    shard: Shard = None,
     steal_lock: StealLock = False,
 ) -> None:
     """Transcribe or classify a corpus, or continue where an earlier run stopped."""
@@ -207,6 +209,11 @@ def run(
                 "running with --redo and --new-run: found both, expected one: with --redo results "
                 "stay until new ones are there, with --new-run they are moved away; leave one out"
             )
+        if redo is not None and shard is not None:
+            raise ConfigError(
+                "running with --redo and --shard: found both, expected one: a driver that is "
+                "started again would do all of that again; leave one out"
+            )
         settings = load_config(config, overrides or ())
         note_model_of(settings)
         retry = Retry.failed if retry_failed else Retry.environment
@@ -214,6 +221,7 @@ def run(
             steal_lock=steal_lock,
             new_run=new_run,
             redo=redo,
+            shard=shard,
             retry=Retry.all if retry_all_failed else retry,
         )
         if settings.pipeline == PSEUDO_LABEL:
@@ -244,8 +252,9 @@ def print_summary(config: "RunConfig", summary: "RunSummary") -> None:
         say(
             f"{summary.processed_failed:,} of {counted(summary.processed_files, 'recording')} of "
             f"this run failed ({summary.failed_fraction:.1%}), more than "
-            f"output.max_failed_fraction allows ({allowed:.1%}){_mostly(config)}; see corpus-asr "
-            f"report {summary.output_uri}"
+            f"output.max_failed_fraction allows ({allowed:.1%})"
+            f"{'' if summary.shards else _mostly(config)}; see corpus-asr report "
+            f"{summary.output_uri}"
         )
         raise SystemExit(EXIT_SOME_FAILED)
 
@@ -270,22 +279,26 @@ def _summary_words(summary: "RunSummary") -> str:
     from corpus_asr.report.text import duration
     from corpus_asr.units import counted
 
-    made = counted(summary.segments, summary.made.removesuffix("s"))
-    earlier = ""
-    if summary.earlier:
-        earlier = f" ({summary.earlier:,} not done keep the text of an earlier version)"
     this_run = (
         f"this run: {counted(summary.processed_files, 'recording')}, "
         f"{duration(summary.processed_audio_s)} of audio in {duration(summary.wall_s)} "
         f"(RTFx {summary.rtfx:.1f})"
     )
+    if not summary.planned_files:
+        this_run = "this run: nothing to do"
+    if summary.shards:
+        return f"{summary.output_uri}: {summary.shards}\n{this_run}"
+    made = counted(summary.segments, summary.made.removesuffix("s"))
+    earlier = ""
+    if summary.earlier:
+        earlier = f" ({summary.earlier:,} not done keep the text of an earlier version)"
     return (
         (
             f"{summary.output_uri}: {counted(summary.files, 'recording')}, {summary.done:,} done "
             f"({summary.no_speech:,} without speech), {summary.failed:,} failed{earlier}; "
             f"{made} from {duration(summary.audio_s)} of audio\n"
         )
-        + (this_run if summary.planned_files else "this run: nothing to do")
+        + this_run
         + (f", {summary.moved:,} moved" if summary.moved else "")
     )
 

@@ -188,12 +188,17 @@ def note_deaths(store: OutputStore, of: Pass, rows: pa.Table, device: Device) ->
 
 
 def read_deaths(store: OutputStore, of: Pass) -> pa.Table:
-    """Return what was noted in a pass; removes that, and what runs left that were killed."""
+    """Return what was noted in a pass, and remove that; other shards of a plan have theirs."""
     names = list(store.all_names(DEATHS_FOLDER))
     own = [name for name in names if name.startswith(f"{DEATHS_FOLDER}/{of.token}-")]
     found = [store.read_table(name, RESULTS) for name in own]
-    store.remove_all(names)
+    store.remove_all(own)
     return pa.concat_tables([RESULTS.empty_table(), *found])
+
+
+def forget_deaths(store: OutputStore) -> None:
+    """Remove what was noted by runs that are over."""
+    store.remove_all(list(store.all_names(DEATHS_FOLDER)))
 
 
 @contextlib.contextmanager
@@ -259,6 +264,14 @@ class Done:
             }
             if not _covers(done | set(own), own):
                 yield file | {"done_parts": sorted(done)}
+
+    def left(self, store: OutputStore, packs: Iterable[pa.Table]) -> list[dict[str, Any]]:
+        """Return the same files, where earlier runs may have committed some last parts."""
+        left = list(self.remaining(packs))
+        if partly := [file for file in left if file["done_parts"]]:
+            know_last_parts(store, partly, self)
+            left = list(self.remaining([packs_of(left)]))
+        return left
 
     def _complete(self) -> np.ndarray:
         """Return the recordings of which this run committed every part, sorted; never nothing."""

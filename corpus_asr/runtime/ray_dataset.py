@@ -37,7 +37,6 @@ from corpus_asr.runtime.passes import (
     Pass,
     Suspects,
     avoided,
-    know_last_parts,
     next_pass,
     packs_of,
     read_deaths,
@@ -186,17 +185,14 @@ class _Passes:
         # Only now is it of interest which parts were committed.
         self._done.read(store, self._commits.names)
         self._suspects.add(deaths, current)
-        left = self._remaining(self._plan())
-        if partly := [file for file in left if file["done_parts"]]:
-            know_last_parts(store, partly, self._done)
-            left = self._remaining([packs_of(left)])
+        left = self._done.left(store, self._plan())
         poison = self._suspects.take_poison(left)
         if poison.num_rows:
             committed = self._committer(poison)
             self._poison += committed.tally
             self._coordinator.add.remote(committed.tally, committed.spent)
             self._done.read(store, committed.names)
-            left = self._remaining([packs_of(left)])
+            left = list(self._done.remaining([packs_of(left)]))
         return left
 
     def _plan(self) -> Iterator[pa.Table]:
@@ -204,9 +200,6 @@ class _Passes:
         for batch in planned.iter_batches(batch_format="pyarrow", batch_size=64):
             assert isinstance(batch, pa.Table)
             yield batch
-
-    def _remaining(self, packs: Iterable[pa.Table]) -> list[dict[str, Any]]:
-        return list(self._done.remaining(packs))
 
     def _next(self, current: Pass, num_left: int) -> tuple[Pass, Resources]:
         resources = self._resources

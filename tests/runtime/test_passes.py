@@ -24,6 +24,7 @@ from corpus_asr.runtime.passes import (
     Suspects,
     Trail,
     avoided,
+    forget_deaths,
     in_call,
     know_last_parts,
     next_pass,
@@ -245,7 +246,7 @@ def test_a_worker_is_out_once_its_processes_fail_in_a_row() -> None:
     assert trail.failures() == (1, "device lost")
 
 
-def test_deaths_are_read_once_and_those_of_killed_runs_go(tmp_path: Path) -> None:
+def test_deaths_are_read_once_and_others_have_theirs(tmp_path: Path) -> None:
     store = OutputStore(str(tmp_path / "output"))
     of, other = Pass(), Pass()
     row = part("a", 0, texts=None, status="failed", error_kind="poison")
@@ -255,8 +256,11 @@ def test_deaths_are_read_once_and_those_of_killed_runs_go(tmp_path: Path) -> Non
     deaths = read_deaths(store, of)
     assert deaths.num_rows == 3
     assert set(deaths["device"].to_pylist()) == {"node/3"}
-    assert not list(store.all_names(DEATHS_FOLDER))
     assert not read_deaths(store, of).num_rows
+    assert read_deaths(store, other).num_rows == 1
+    note_deaths(store, other, results(row), GPU)
+    forget_deaths(store)
+    assert not list(store.all_names(DEATHS_FOLDER))
 
 
 def test_devices_are_named_for_people_and_compared_by_id() -> None:

@@ -181,9 +181,11 @@ class Plan:
     num_moved: int = 0  # recordings of other addresses until now; done with these
     empty: list[str] = field(default_factory=list)  # addresses at which there is no recording
     remaining: FileSample = field(default_factory=FileSample, repr=False, compare=False)
-    """The remaining recordings by type and size; of no use in a file, as are the next three."""
+    """The remaining recordings by type and size; of no use in a file, as are the next four."""
     known: dict[str, FileSums] = field(default_factory=dict, repr=False, compare=False)
     """Sums over those of them whose seconds are known: they were done before."""
+    own_packs: Sequence[str] | None = field(default=None, repr=False, compare=False)
+    """The objects of its packs where it is a shard of a plan."""
     redo: pa.Table | None = field(default=None, repr=False, compare=False)
     """REDO rows to be noted before anything is done; None: as they are."""
     moves: Moves = field(default_factory=dict, repr=False, compare=False)
@@ -198,6 +200,8 @@ class Plan:
     @property
     def pack_names(self) -> list[str]:
         """The objects of its packs; known, as a store's listing may show them late."""
+        if self.own_packs is not None:
+            return list(self.own_packs)
         shards = range(0, max(1, self.num_remaining), SHARD_ROWS)
         return [f"{self.name}/packs/{shard:05d}{SUFFIX}" for shard in range(len(shards))]
 
@@ -330,7 +334,7 @@ def retire_plans(store: OutputStore, finished: str) -> None:
     """Remove the plans before that of a run at its end, and the raw URIs that one holds."""
     for name in list(store.all_names(PLANS_FOLDER)):
         # Names begin with the time they were made; younger plans may be in use.
-        if _plan_of(name) < finished:
+        if _plan_of(name) < finished or _is_of_shard(name, finished):
             store.remove(name)
     for index, name in enumerate(store.names(f"{finished}/packs")):
         if index == 0:  # an empty one: that there are packs marks the listing as complete
@@ -343,6 +347,15 @@ def retire_plans(store: OutputStore, finished: str) -> None:
         safe = without_credentials(files)
         if safe is not files or store.is_local:  # readable by others from here on
             store.write_table(name, safe)
+
+
+def shards_folder(plan_name: str) -> str:
+    """Return where drivers that share a plan keep what is theirs."""
+    return f"{plan_name}/shards"
+
+
+def _is_of_shard(name: str, plan_name: str) -> bool:
+    return name.startswith(f"{shards_folder(plan_name)}/") and name.endswith(SUFFIX)
 
 
 def _plan_of(name: str) -> str:

@@ -1,0 +1,294 @@
+"""Drivers that share a plan of one output folder: each its shard, one finish, whatever dies."""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+
+from corpus_asr.config.run import NO_SPEAKERS, RunConfig, RunOptions
+from corpus_asr.errors import ConfigError, LockedError
+from corpus_asr.pipelines import driver
+from corpus_asr.pipelines.driver import RunSummary
+from corpus_asr.report.status import as_data, load_status, render
+from corpus_asr.storage.run_state import lock as locks
+from corpus_asr.storage.run_state.lock import (
+    LOCK_NAME,
+    SHARDS_NAME,
+    Lock,
+    ProcessName,
+    Shard,
+    Timing,
+)
+from corpus_asr.storage.run_state.run_files import RUN_NAME, SUCCESS_NAME
+from corpus_asr.storage.run_state.shared_plan import SharedPlan
+from corpus_asr.storage.run_state.tables import OutputStore
+from tests.support.engines import script, scripted_engine
+from tests.support.killing import PAUSE, KillableJob, killable_job, tables_of
+from tests.support.stores import life
+from tests.support.tables import with_section
+
+FILES = 8
+QUICK = Timing(heartbeat_s=0.05, looks=2, settle_s=0.0)
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
+    """A job over eight packs of a file each, with nothing real in it."""
+    script(monkeypatch.setattr, engine=scripted_engine)
+    job = one_file_a_pack(killable_job(tmp_path, files=FILES))
+    return job.config.model_copy(update={"speakers": NO_SPEAKERS})
+
+
+def one_file_a_pack(job: KillableJob) -> KillableJob:
+    return replace(job, config=with_section(job.config, "extract", pack_mb=1e-6))
+
+
+def shard(config: RunConfig, number: int, of: int = 3, **options: Any) -> RunSummary:
+    options = {"shard": f"{number}/{of}"} | options
+    return driver.run(config, local=True, progress=None, options=RunOptions(**options))
+
+
+def undisturbed(config: RunConfig, folder: Path) -> dict[str, list[dict[str, Any]]]:
+    alone = with_section(config, "output", uri=str(folder))
+    driver.run(alone, local=True, progress=None)
+    return tables_of(alone)
+
+
+def left_of_shards(config: RunConfig) -> list[str]:
+    names = OutputStore(config.output.uri).all_names("_run")
+    return [name for name in names if "/shards" in name or "lock" in name]
+
+
+def test_the_last_of_the_shards_finishes(config: RunConfig, tmp_path: Path) -> None:
+    store = OutputStore(config.output.uri)
+    words = []
+    for number in (2, 3):
+        words.append(shard(config, number).shards)
+        assert store.read_json(SHARDS_NAME)["of"] == 3
+        assert not store.exists(SUCCESS_NAME)
+    assert words == ["shard 2 of 3 done; 1, 3 to be started", "shard 3 of 3 done; 1 to be started"]
+    found = load_status(store)
+    assert (found.state, found.snapshot and found.snapshot.remaining) == ("stopped", 3)
+    assert "shard 1 0 of 3 done; not at work" in " ".join(render(found).split())
+    assert [each["remaining"] for each in as_data(found)["shards"]] == [3, 0, 0]
+    again = shard(config, 2)
+    assert (again.shards, again.planned_files) == (words[1].replace("3 of", "2 of"), 0)
+    last = shard(config, 1)
+    assert (last.shards, last.files, last.processed_files, last.remaining) == ("", FILES, FILES, 0)
+    assert store.exists(SUCCESS_NAME)
+    assert store.read_json(RUN_NAME)["committed"]["files"] == FILES
+    assert not left_of_shards(config)
+    assert tables_of(config) == undisturbed(config, tmp_path / "alone")
+    late = shard(config, 3)
+    assert (late.shards, late.planned_files) == ("", 0)
+    assert not left_of_shards(config)
+
+
+def test_a_job_of_fewer_packs_than_shards_waits_for_no_more(config: RunConfig) -> None:
+    assert shard(config, 20, 20).shards.startswith("shard 20 of 20 done; 1, 2, 3, 4, 5, 6, 7, 8 to")
+    for number in range(1, FILES):
+        assert shard(config, number, 20).shards
+    assert not shard(config, FILES, 20).shards
+
+
+@pytest.mark.parametrize("text", ["0/4", "5/4", "2", "a/b", "-1/4", "1/0", "", "1/2/3", "1/99999"])
+def test_a_shard_is_a_number_of_a_number(config: RunConfig, text: str) -> None:
+    with pytest.raises(ConfigError, match=r"expected I/N with I from 1 to N"):
+        driver.run(config, local=True, progress=None, options=RunOptions(shard=text))
+    assert not Path(config.output.uri).exists()
+
+
+def test_what_does_not_fit_the_plan_is_refused(config: RunConfig, tmp_path: Path) -> None:
+    shard(config, 1)
+    with pytest.raises(ConfigError, match="found a plan for 3 drivers, expected one for 4; use"):
+        shard(config, 2, 4)
+    with pytest.raises(ConfigError, match='language: was null, now "de"; joining as shard 2 of 3'):
+        shard(with_section(config, "decoding", language="de"), 2)
+    with pytest.raises(ConfigError, match="found a plan of another source"):
+        shard(with_section(config, "source", uri=[str(tmp_path)]), 2)
+    store = OutputStore(config.output.uri)
+    shared = SharedPlan.read(store)
+    assert shared is not None
+    store.remove(shared.plan.pack_names[0])
+    with pytest.raises(ConfigError, match="found its plan without _run/plan/.*run without --shard"):
+        shard(config, 2)
+    # As the messages say: a plain run takes over.
+    done = driver.run(config, local=True, progress=None)
+    assert (done.planned_files, done.remaining) == (FILES - 3, 0)
+    assert not store.exists(SHARDS_NAME)
+
+
+def test_a_live_shard_keeps_others_away_and_a_run_keeps_shards_away(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard(config, 1)
+    store = OutputStore(config.output.uri)
+    with Lock(store, "first", shard=Shard(2, 3)):
+        for options in ({}, {"new_run": True}, {"redo": "all"}):
+            with pytest.raises(LockedError, match=r"in use by shard 2 of 3, run first \(process"):
+                driver.run(config, local=True, progress=None, options=RunOptions(**options))
+        with pytest.raises(LockedError, match="in use by shard 2 of 3"):
+            shard(config, 2)
+        assert shard(config, 3).shards == "shard 3 of 3 done; 2 still at work"
+    assert store.exists(SHARDS_NAME)
+    with Lock(OutputStore(str(Path(config.output.uri) / "other")), "run"):
+        pass
+    monkeypatch.setattr(locks, "USUAL", QUICK)
+    store.write_bytes(LOCK_NAME, locks.Holder(
+        token="t", run_id="plain", process=ProcessName(host="h", user="u", pid=1),
+        started_at="", heartbeat_at="",
+    ).encoded())  # fmt: skip
+    with pytest.raises(LockedError, match="in use by run plain"):
+        shard(config, 2)
+
+
+def test_a_shard_waits_while_another_plans(config: RunConfig) -> None:
+    store, of = OutputStore(config.output.uri), Shard(1, 3)
+    said: list[str] = []
+    other = Lock(store, "other", shard=of, whole=True, timing=QUICK)
+    planner = other.__enter__()
+    waiting = Lock(store, "me", shard=Shard(2, 3), whole=True, timing=QUICK)
+    naps: list[float] = []
+
+    def nap(seconds: float) -> None:
+        naps.append(seconds)
+        if len(naps) == 3:
+            planner.__exit__()
+
+    with mock.patch.object(locks.time, "sleep", nap), waiting:
+        assert len(naps) == 3
+    # One that shows no sign of life is named.
+    silent = replace(other._holder, process=ProcessName(host="h", user="u", pid=1))
+    store.write_bytes(LOCK_NAME, silent.encoded())
+    lock = Lock(store, "me", shard=Shard(2, 3), whole=True, timing=QUICK)
+    with pytest.raises(LockedError, match="shard 1 of 3, run other.*--steal-lock"):
+        lock.__enter__()
+    stealing = Lock(store, "me", shard=of, whole=True, timing=QUICK, steal=True, say=said.append)
+    with stealing:
+        assert "took over the lock of shard 1 of 3" in said[-1]
+
+
+def test_a_shard_that_was_frozen_commits_no_more(config: RunConfig) -> None:
+    store, two = OutputStore(config.output.uri), Shard(2, 3)
+    shard(config, 1)
+    frozen = Lock(store, two.new_run_id(), shard=two, timing=replace(QUICK, heartbeat_s=1e6))
+    held = frozen.__enter__()
+    with Lock(store, two.new_run_id(), shard=two, steal=True, timing=QUICK):
+        pass
+    late = f"outcomes/{held.store.stem()}.parquet"
+    store.write_bytes(late, b"never read")
+    assert late not in store.names("outcomes")
+    with pytest.raises(driver.EngineError, match="found no lock"):
+        held.store.check()
+    for number in (2, 3):
+        done = shard(config, number)
+    assert (done.shards, done.remaining) == ("", 0)
+
+
+@contextlib.contextmanager
+def all_others_dead() -> Iterator[None]:
+    """Let locks that are found be those of processes that are no more."""
+    with mock.patch.object(ProcessName, "is_surely_dead", lambda _: True):
+        yield
+
+
+def killed_at(config: RunConfig, moments: range) -> int:
+    """Do all shards, one after the other, each killed at these changes; return the deaths."""
+    deaths = 0
+    chances = iter(moments)
+    with all_others_dead():
+        for number in (2, 1, 3) * (len(moments) + 2):
+            moment = next(chances, None)
+            with life(float("inf") if moment is None else moment) as process:
+                shard(config, number)
+            deaths += process.killed
+            if OutputStore(config.output.uri).exists(SUCCESS_NAME) and not process.killed:
+                break
+    return deaths
+
+
+def check(config: RunConfig, expected: dict[str, list[dict[str, Any]]]) -> None:
+    store = OutputStore(config.output.uri)
+    assert store.exists(SUCCESS_NAME)
+    assert not store.exists(SHARDS_NAME)
+    assert tables_of(config) == expected
+
+
+def changes_of(config: RunConfig, number: int) -> int:
+    with life() as process:
+        shard(config, number)
+    return process.changes
+
+
+def every_kill(config: RunConfig, folder: Path, step: int) -> None:
+    expected = undisturbed(config, folder / "alone")
+    for victim in (2, 1, 3):
+        moment = 0
+        while True:
+            own = with_section(config, "output", uri=str(folder / f"{victim}-{moment}"))
+            with all_others_dead():
+                died = False
+                for number in (2, 1, 3):
+                    with life(moment if number == victim else float("inf")) as process:
+                        shard(own, number)
+                    died |= process.killed
+                for number in (victim, 2, 1, 3) if died else ():
+                    if not OutputStore(own.output.uri).exists(SUCCESS_NAME):
+                        shard(own, number)
+                store = OutputStore(own.output.uri)
+                if store.exists(SHARDS_NAME):  # the finish died at its very end
+                    shard(own, victim)
+            check(own, expected)
+            if not died:
+                assert moment > 10
+                break
+            moment += step
+
+
+def test_shards_that_are_killed_at_some_writes_lose_nothing(
+    config: RunConfig, tmp_path: Path
+) -> None:
+    every_kill(config, tmp_path, step=17)
+
+
+@pytest.mark.slow
+def test_shards_that_are_killed_at_any_write_lose_nothing(
+    config: RunConfig, tmp_path: Path
+) -> None:
+    every_kill(config, tmp_path, step=1)
+
+
+@pytest.mark.slow
+def test_four_drivers_of_which_one_is_killed_and_started_again(tmp_path: Path) -> None:
+    job = one_file_a_pack(killable_job(tmp_path, files=24, environment={PAUSE: "0.3"}))
+    drivers = [KillableJob(job.config, tmp_path / f"driver-{number}", environment=job.environment)
+               for number in range(1, 5)]  # fmt: skip
+    with contextlib.ExitStack() as stack:
+        processes = [
+            stack.enter_context(each.started("--shard", f"{number}/4"))
+            for number, each in enumerate(drivers, 1)
+        ]
+        job.wait_for_commits(processes[1], 6)
+        processes[1].kill()
+        processes[1].wait()
+        code, said = KillableJob(job.config, tmp_path / "plain").finish()
+        assert code == 2, said
+        assert "in use by shard" in said
+        again = KillableJob(job.config, tmp_path / "again", environment=job.environment)
+        code, said = again.finish("--shard", "2/4")
+        assert code in (0, 1), said
+        assert "took over the lock of shard 2 of 4" in said
+        for process in (processes[0], *processes[2:]):
+            assert process.wait(timeout=600) in (0, 1)
+    alone = killable_job(tmp_path / "alone", files=24).config
+    alone = with_section(alone, "source", uri=list(job.config.source.uri))
+    KillableJob(alone, tmp_path / "alone-job").finish()
+    assert tables_of(job.config) == tables_of(alone)
+    run = json.loads((tmp_path / "output" / RUN_NAME).read_text())
+    assert run["counts"]["listed"] == 24
+    assert run["committed"]["files"] == 24
