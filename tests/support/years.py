@@ -35,7 +35,7 @@ from corpus_asr.storage.run_state.forget import allow_again, find_recordings, fo
 from corpus_asr.storage.run_state.lock import Lock
 from corpus_asr.storage.run_state.moved import noted_moves
 from corpus_asr.storage.run_state.prune import find_gone, prune
-from corpus_asr.storage.run_state.rewriting import follow
+from corpus_asr.storage.run_state.rewriting import earlier_addresses, follow
 from corpus_asr.storage.run_state.run_files import FINGERPRINT_NAME, new_run_id
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import recording_id
@@ -112,19 +112,11 @@ class Year(LivingArchive):
 
     def forget(self) -> None:
         """Let somebody be erased, with a killed command in between."""
-        contents = Counter(self.files().values())
-        # A touched file that was renamed has rows at its old address as well, until a prune.
-        elsewhere = {(row["size_bytes"], row["uri"]) for row in self.read("outcomes")}
-        rows = Counter(content for content, _ in elsewhere)
-        known = sorted(
-            (uri, content) for uri, content in self.files().items()
-            if uri in self.good and content not in self.copied and contents[content] == 1
-            and content not in self.away and rows[content] <= 1 and self._is_of(uri, content)
-        )  # fmt: skip
-        if not known:
-            return
-        uri, content = self.chance.choice(known)
         with self._locked() as store:
+            known = self._only_ones_of_their_name()
+            if not known:
+                return
+            uri, content = self.chance.choice(known)
             found = find_recordings(store, [f"*/{Path(uri).name}"])
             assert uri in found.recordings.values()
             with life(self.chance.randint(1, 12)):
@@ -136,6 +128,27 @@ class Year(LivingArchive):
         self._drop(found.recordings.values())
         self.away[content] = uri
         self.corrected.pop(content, None)
+
+    def _only_ones_of_their_name(self) -> list[tuple[str, int]]:
+        """Return address and content of files that are known by what nothing else is or was."""
+        contents = Counter(self.files().values())
+        rows = self.read("outcomes")
+        now = {row["recording_id"]: Path(row["uri"]).name for row in rows}
+        # Names come back: what had one before it was renamed keeps it as a former address.
+        others = {
+            name for each, uris in earlier_addresses(self.store).items()
+            for name in (Path(uri).name for uri in uris) if now.get(each, name) != name
+        }  # fmt: skip
+        # A touched file that was renamed has rows at its old address as well, until a prune.
+        elsewhere = Counter(
+            content for content, _ in {(row["size_bytes"], row["uri"]) for row in rows}
+        )
+        return sorted(
+            (uri, content) for uri, content in self.files().items()
+            if uri in self.good and content not in self.copied and contents[content] == 1
+            and content not in self.away and elsewhere[content] <= 1
+            and Path(uri).name not in others and self._is_of(uri, content)
+        )  # fmt: skip
 
     def _is_of(self, uri: str, content: int) -> bool:
         return plain(self.good[uri]) == lines_of(content) and bool(self.good[uri])
@@ -216,6 +229,7 @@ class Year(LivingArchive):
         """Let a night pass, and see that all is as it should be."""
         self.events[trouble or "quiet"] += 1
         self._clock.ahead_s += DAY_S
+        there = self.files()  # also what is hidden, which is asked for all the same
         hidden: list[tuple[Path, Path]] = []
         if trouble == "not_mounted":
             hidden = [(self.source, self._folder / "hidden")]
@@ -233,7 +247,7 @@ class Year(LivingArchive):
         for attempt in range(kills + 1):
             self._budget, self._late = budget, False
             dies = attempt < kills or last_killed
-            asked = self._asked() if self.redo else {}
+            asked = self._asked(there) if self.redo else {}
             with life(self.chance.randint(1, 50) if dies else float("inf")) as process:
                 self._run(self.redo)
             self.events["killed runs"] += process.killed
@@ -250,9 +264,8 @@ class Year(LivingArchive):
                 path.rmdir()
             to.rename(path)
 
-    def _asked(self) -> dict[int, int]:
+    def _asked(self, files: Mapping[str, int]) -> dict[int, int]:
         within = "" if self.redo == "all" else REDO_TONIGHT
-        files = self.files()
         return {
             row["size_bytes"]: self.take for row in self.read("outcomes")
             if within in row["uri"] and row["size_bytes"] not in self.copied
