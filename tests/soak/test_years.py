@@ -115,7 +115,9 @@ def end(year: Year) -> None:
     year.prune(days=0)
     found = {name: rows_by_uri(year, name) for name in COMPARED}
     bad = {uri for uri, content in year.files().items() if broken(content)}
-    kept = {uri for uri, content in year.files().items() if broken(content) and uri in year.good}
+    files = year.files()
+    kept = {row["uri"] for row in year.read("recordings")
+            if row["uri"] in bad and year.is_of_earlier(row, files[row["uri"]])}  # fmt: skip
     waiting = {*read_redo(store)["recording_id"].to_pylist()}
     assert waiting <= {*map(recording_id, bad)}, "only what failed again waits to be done again"
     assert {row["uri"] for row in year.read(f"{PENDING}outcomes")} <= bad, "of what failed alone"
