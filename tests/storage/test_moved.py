@@ -185,7 +185,7 @@ def test_a_plan_alone_moves_nothing(tmp_path: Path) -> None:
     assert not job.store.exists(MOVING_NAME)
 
 
-@pytest.mark.parametrize("step", [5, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("step", [2, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_move_killed_anywhere_loses_nothing_and_is_gone_on_with(
     tmp_path: Path, step: int
 ) -> None:
