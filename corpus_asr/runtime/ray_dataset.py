@@ -332,7 +332,7 @@ def build(
 
 def on_workers(work: Callable[[T], R], portions: Iterable[T], *, at_once: int) -> Iterator[R]:
     """Yield what becomes of portions, in any order: tasks of one CPU each on the connected Ray."""
-    task = ray.remote(num_cpus=1)(lambda work, portion: work(portion))
+    task: Any = ray.remote(num_cpus=1)(lambda work, portion: work(portion))
     shared, waiting = ray.put(work), []
     try:
         for portion in portions:

@@ -11,7 +11,7 @@ from unittest import mock
 import pytest
 
 from corpus_asr.config.run import NO_SPEAKERS, RunConfig, RunOptions
-from corpus_asr.errors import ConfigError, LockedError
+from corpus_asr.errors import ConfigError, EngineError, LockedError
 from corpus_asr.pipelines import driver
 from corpus_asr.pipelines.driver import RunSummary
 from corpus_asr.report.status import as_data, load_status, render
@@ -163,7 +163,7 @@ def test_a_shard_waits_while_another_plans(config: RunConfig) -> None:
         if len(naps) == 3:
             planner.__exit__()
 
-    with mock.patch.object(locks.time, "sleep", nap), waiting:
+    with mock.patch("time.sleep", nap), waiting:
         assert len(naps) == 3
     # One that shows no sign of life is named.
     silent = replace(other._holder, process=ProcessName(host="h", user="u", pid=1))
@@ -186,7 +186,7 @@ def test_a_shard_that_was_frozen_commits_no_more(config: RunConfig) -> None:
     late = f"outcomes/{held.store.stem()}.parquet"
     store.write_bytes(late, b"never read")
     assert late not in store.names("outcomes")
-    with pytest.raises(driver.EngineError, match="found no lock"):
+    with pytest.raises(EngineError, match="found no lock"):
         held.store.check()
     for number in (2, 3):
         done = shard(config, number)

@@ -223,8 +223,8 @@ def test_a_listing_after_a_takeover_takes_time_in_proportion_to_its_tables() -> 
     for count in (2_000, 20_000):
         names = [f"outcomes/{tables.unique_stem(run_id='old')}.parquet" for _ in range(count)]
         store = OutputStore("memory://nowhere")
-        store._listed = lambda _, names=names: ((name, 1) for name in names)  # type: ignore
-        store.read_json = lambda _, names=names: {"old": names}  # type: ignore
+        store._listed = lambda _, names=names: ((name, 1) for name in names)  # type: ignore[method-assign, misc]
+        store.read_json = lambda _, names=names: {"old": names}  # type: ignore[method-assign, misc]
         began_s = time.process_time()
         assert len(store.names("outcomes")) == count
         times_s.append(time.process_time() - began_s)
