@@ -262,7 +262,11 @@ def work(step: str, folder: Path, count: int) -> Figures:
     count_requests()
     began_s = time.process_time()
     name = step.partition(" ")[0]
-    own = archive.command(name) if name in COMMANDS else getattr(archive, name)()
+    own: Figures | None = None
+    if name in COMMANDS:
+        archive.command(name)
+    else:
+        own = getattr(archive, name)()
     cpu_s = time.process_time() - began_s
     peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     objects = sum(len(files) for _, _, files in os.walk(archive.store.uri))
@@ -371,8 +375,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(json.dumps(figures))
         return 0
     if given.printed is not None:
-        results = json.loads(given.printed.read_text())
-        fill(ROOT / "docs" / "scaling.md", "growth", drawn(results))
+        table = drawn(json.loads(given.printed.read_text()))
+        fill(ROOT / "docs" / "scaling.md", "growth", table)
         return 0
     results: Figures = {"sizes": {}}
     if given.to is not None and given.to.is_file():

@@ -17,7 +17,11 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
 def figures(count: int, **changes: Any) -> dict[str, Any]:
     """Figures as they should be: in proportion."""
     night = {"cpu_s": 2 + count / 1e5, "requests": 250}
-    usual = {"cpu_s": 1 + count / 1e4, "peak_mib": 400 + count / 2000, "requests": count / 100}
+    usual: dict[str, Any] = {
+        "cpu_s": 1 + count / 1e4,
+        "peak_mib": 400 + count / 2000,
+        "requests": count / 100,
+    }
     constant = {"requests": 40, "cpu_s": 1.0}
     found = {step: usual | (constant if "constant" in orders else {})
              for step, orders in STEPS.items()}  # fmt: skip

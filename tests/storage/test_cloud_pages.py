@@ -29,7 +29,7 @@ def test_a_page_is_one_request_and_no_more_is_asked_than_is_read(
 @KINDS
 def test_listing_gives_every_file_once(kind: type[Listed]) -> None:
     with listed(kind, 2500) as uri:
-        rows = [row for batch in FileListing(SourceSettings(uri=uri)) for row in
+        rows = [row for batch in FileListing(SourceSettings(uri=(uri,))) for row in
                 batch["uri"].to_pylist()]  # fmt: skip
         assert Listed.requests <= 4
     assert rows == [f"{uri}{number:09d}.mp3" for number in range(2500)]

@@ -245,7 +245,8 @@ def tidy_turns(store: OutputStore, recording_ids: Iterable[pa.Array]) -> None:
 
     def kept(number: int, ids: Ids) -> np.ndarray:
         newest = at[np.searchsorted(every, ids)] == number
-        return newest & np.isin(ids, wanted)
+        found: np.ndarray = newest & np.isin(ids, wanted)
+        return found
 
     stale = {name for at, name in enumerate(names) if not kept(at, owners[at]).all()}
     rewritten = stale | {*small} if len(small) > MAX_OBJECTS else stale
@@ -383,7 +384,8 @@ def _known_voices(speakers: pa.Table, before: pa.Table) -> Int64[np.ndarray, " s
     gone = np.ones(before.num_rows, dtype=bool)
     gone[places.drop_null().to_numpy()] = False
     known[np.isin(known, numbers.to_numpy()[gone])] = -1
-    return known.astype(np.int64)
+    found: Int64[np.ndarray, " speaker"] = known.astype(np.int64)
+    return found
 
 
 _SPEAKER = ("recording_id", "speaker", "made_of")
