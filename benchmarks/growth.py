@@ -348,6 +348,8 @@ def drawn(results: Figures) -> str:
             factor = FITTED / known[-1] if known and order == LINEAR else 1
             fit[name] = factor * sizes[known[-1]][step][name] if known else None
         fit["peak_mib"] = fitted_mib(sizes, step)
+        if len(known) < 2:  # one size shows no growth
+            fit["cpu_s"] = None
         rows.append([step.replace("_", " "), *cells, _cell(fit)])
     titles = ["step", *(f"{count:,}" for count in counts), f"fit for {FITTED:,}"]
     return "\n".join([f"{results['date']}, {results['machine']}:", "", *markdown(titles, rows)])
