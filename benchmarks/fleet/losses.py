@@ -125,8 +125,8 @@ def machines_of(fleet: Fleet) -> Iterator[Machines]:
             machines.add()
         yield machines
     finally:
-        ray.shutdown()  # type: ignore[no-untyped-call]
-        machines.cluster.shutdown()
+        ray.shutdown()
+        machines.cluster.shutdown()  # type: ignore[no-untyped-call]
 
 
 class Strikes(threading.Thread):
