@@ -15,6 +15,7 @@ from corpus_asr.errors import ConfigError, EngineError, LockedError
 from corpus_asr.pipelines import driver
 from corpus_asr.pipelines.driver import RunSummary
 from corpus_asr.report.status import as_data, load_status, render
+from corpus_asr.runtime import progress
 from corpus_asr.storage.run_state import lock as locks
 from corpus_asr.storage.run_state.lock import (
     LOCK_NAME,
@@ -40,6 +41,8 @@ QUICK = Timing(heartbeat_s=0.05, looks=2, settle_s=0.0)
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
     """A job over four packs of a file each, with nothing real in it."""
     script(monkeypatch.setattr, engine=scripted_engine)
+    # A thread of a process that died would only be in the way.
+    monkeypatch.setattr(progress, "_repeated", lambda *_, **__: contextlib.nullcontext())
     job = one_file_a_pack(killable_job(tmp_path, files=FILES))
     return job.config.model_copy(update={"speakers": NO_SPEAKERS})
 
@@ -247,7 +250,7 @@ def test_a_shard_that_is_killed_at_any_write_loses_nothing(
 
 @pytest.mark.slow
 def test_four_drivers_of_which_one_is_killed_and_started_again(tmp_path: Path) -> None:
-    job = one_file_a_pack(killable_job(tmp_path, files=24, environment={PAUSE: "0.3"}))
+    job = one_file_a_pack(killable_job(tmp_path, files=12, environment={PAUSE: "0.3"}))
     drivers = [KillableJob(job.config, tmp_path / f"driver-{number}", environment=job.environment)
                for number in range(1, 5)]  # fmt: skip
     with contextlib.ExitStack() as stack:
@@ -255,7 +258,7 @@ def test_four_drivers_of_which_one_is_killed_and_started_again(tmp_path: Path) -
             stack.enter_context(each.started("--shard", f"{number}/4"))
             for number, each in enumerate(drivers, 1)
         ]
-        job.wait_for_commits(processes[1], 6)
+        job.wait_for_commits(processes[1], 3)
         processes[1].kill()
         processes[1].wait()
         code, said = KillableJob(job.config, tmp_path / "plain").finish()
@@ -267,10 +270,10 @@ def test_four_drivers_of_which_one_is_killed_and_started_again(tmp_path: Path) -
         assert "took over the lock of shard 2 of 4" in said
         for process in (processes[0], *processes[2:]):
             assert process.wait(timeout=600) in (0, 1)
-    alone = killable_job(tmp_path / "alone", files=24).config
+    alone = killable_job(tmp_path / "alone", files=12).config
     alone = with_section(alone, "source", uri=list(job.config.source.uri))
     KillableJob(alone, tmp_path / "alone-job").finish()
     assert tables_of(job.config) == tables_of(alone)
     run = json.loads((tmp_path / "output" / RUN_NAME).read_text())
-    assert run["counts"]["listed"] == 24
-    assert run["committed"]["files"] == 24
+    assert run["counts"]["listed"] == 12
+    assert run["committed"]["files"] == 12
