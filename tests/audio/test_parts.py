@@ -27,7 +27,7 @@ PADDED = SpeechCriteria(pad_s=0.2)
 class LoudIsSpeech(SileroDetector):
     """Frames, blocks and streams as the real one; but speech is whatever has power."""
 
-    def _hear(self, samples: np.ndarray, memory: object) -> np.ndarray:
+    def _score(self, samples: np.ndarray, memory: object) -> np.ndarray:
         num_steps = -(-samples.size // STEP_SAMPLES)
         steps = np.zeros(num_steps * STEP_SAMPLES, dtype=np.float32)
         steps[: samples.size] = samples

@@ -97,7 +97,7 @@ def test_the_last_of_the_shards_finishes(config: RunConfig, tmp_path: Path) -> N
 
 
 def test_a_job_of_fewer_packs_than_shards_waits_for_no_more(config: RunConfig) -> None:
-    of, first = FILES + 2, with_section(config, "source", uri=[str(corpus_file(config))])
+    of, first = FILES + 2, with_section(config, "source", uri=(str(corpus_file(config)),))
     assert shard(first, of, of).shards == "shard 6 of 6 done; 1 to be started"
     assert not shard(first, 1, of).shards
 
@@ -116,7 +116,7 @@ def test_what_does_not_fit_the_plan_is_refused(config: RunConfig, tmp_path: Path
     with pytest.raises(ConfigError, match='language: was "auto", now "de"; joining as shard 2'):
         shard(with_section(config, "decoding", language="de"), 2)
     with pytest.raises(ConfigError, match="found a plan of another source"):
-        shard(with_section(config, "source", uri=[str(tmp_path)]), 2)
+        shard(with_section(config, "source", uri=(str(tmp_path),)), 2)
     store = OutputStore(config.output.uri)
     shared = SharedPlan.read(store)
     assert shared is not None
@@ -271,7 +271,7 @@ def test_four_drivers_of_which_one_is_killed_and_started_again(tmp_path: Path) -
         for process in (processes[0], *processes[2:]):
             assert process.wait(timeout=600) in (0, 1)
     alone = killable_job(tmp_path / "alone", files=12).config
-    alone = with_section(alone, "source", uri=list(job.config.source.uri))
+    alone = with_section(alone, "source", uri=tuple(job.config.source.uri))
     KillableJob(alone, tmp_path / "alone-job").finish()
     assert tables_of(job.config) == tables_of(alone)
     run = json.loads((tmp_path / "output" / RUN_NAME).read_text())

@@ -47,7 +47,7 @@ def test_a_fleet_is_as_fast_as_the_workers_of_the_settings() -> None:
     assert (usual.rtfx, usual.workers, usual.waits) == (7200.0, 8, None)
     assert usual.duration_s == 1000 * 3600 / 7200
     assert usual.cost == pytest.approx(8 * 2 * usual.duration_s / 3600)
-    assert usual.extract_cores == 30  # 7200 / 241
+    assert usual.extract_cores == 19  # 7200 / 385
     four = fleet("transcribe.workers=4")
     assert (four.rtfx, four.machine.count, four.workers) == (3600.0, 4.0, 4)
     assert four.cost == pytest.approx(8 * 2 * four.duration_s / 3600), "all eight are paid"
@@ -56,8 +56,8 @@ def test_a_fleet_is_as_fast_as_the_workers_of_the_settings() -> None:
     assert fleet("transcribe.gpus_per_worker=0.5").workers == 16
     assert fleet("transcribe.workers=3", gpus=None).gpus == 3
     slow = fleet("extract.workers=10")
-    assert (slow.rtfx, slow.waits) == (2410.0, "GPUs, for extraction")
-    assert "RTFx 2,410.0 of 7,200.0 (8 x 900.0)" in "\n".join(slow.lines())
+    assert (slow.rtfx, slow.waits) == (3850.0, "GPUs, for extraction")
+    assert "RTFx 3,850.0 of 7,200.0 (8 x 900.0)" in "\n".join(slow.lines())
     assert fleet("extract.workers=40").waits == "extraction, for GPUs"
 
 
