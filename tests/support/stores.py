@@ -632,6 +632,13 @@ def life(changes: float = float("inf")) -> Iterator[Life]:
         for name in ("write_atomic", "remove", "move"):
             mortal = process.mortal(getattr(filesystem, name), guard)
             patches.enter_context(mock.patch.object(filesystem, name, mortal))
+        hook = threading.excepthook
+
+        def say(args: threading.ExceptHookArgs) -> None:
+            if not isinstance(args.exc_value, Killed):  # threads of the dead say nothing
+                hook(args)
+
+        patches.enter_context(mock.patch.object(threading, "excepthook", say))
         try:
             yield process
         except Killed:

@@ -73,6 +73,10 @@ class Year(LivingArchive):
         patch.setattr(driver.CorpusRun, "_out_of_time", lambda run: self._late)
         self.done: list[str] = []
         """Addresses that the last night worked on."""
+        self._there: dict[str, int] = {}
+        """The files of tonight, also those that are hidden."""
+        self._held: set[tuple[str, int]] = set()
+        """Those of all nights since the tables were compared, of which one was killed, maybe."""
         self.last_listed: dict[str, float] = {}
         self.redo: str | None = None
         super().__init__(folder, seed=seed, files=files)
@@ -229,7 +233,8 @@ class Year(LivingArchive):
         """Let a night pass, and see that all is as it should be."""
         self.events[trouble or "quiet"] += 1
         self._clock.ahead_s += DAY_S
-        there = self.files()  # also what is hidden, which is asked for all the same
+        self._there = self.files()
+        self._held |= {*self._there.items()}
         hidden: list[tuple[Path, Path]] = []
         if trouble == "not_mounted":
             hidden = [(self.source, self._folder / "hidden")]
@@ -247,7 +252,7 @@ class Year(LivingArchive):
         for attempt in range(kills + 1):
             self._budget, self._late = budget, False
             dies = attempt < kills or last_killed
-            asked = self._asked(there) if self.redo else {}
+            asked = self._asked() if self.redo else {}
             with life(self.chance.randint(1, 50) if dies else float("inf")) as process:
                 self._run(self.redo)
             self.events["killed runs"] += process.killed
@@ -264,12 +269,12 @@ class Year(LivingArchive):
                 path.rmdir()
             to.rename(path)
 
-    def _asked(self, files: Mapping[str, int]) -> dict[int, int]:
+    def _asked(self) -> dict[int, int]:
         within = "" if self.redo == "all" else REDO_TONIGHT
         return {
             row["size_bytes"]: self.take for row in self.read("outcomes")
             if within in row["uri"] and row["size_bytes"] not in self.copied
-            and files.get(self.moved.get(row["uri"], row["uri"])) == row["size_bytes"]
+            and self._there.get(self.moved.get(row["uri"], row["uri"])) == row["size_bytes"]
         }  # fmt: skip
 
     def _run(self, redo: str | None) -> None:
@@ -398,7 +403,7 @@ class Year(LivingArchive):
                 if content not in self.away:
                     self._is_done(uri, content, complete, good, outcomes)
             self._corrections_apply(segments)
-        self.good = good
+        self.good, self._held = good, set()
         self._versions = {uri: complete[uri]["etag"] for uri in good}
         self.last_listed |= dict.fromkeys(listed, self._clock.ahead_s)
 
@@ -408,9 +413,8 @@ class Year(LivingArchive):
         assert not contents & self.away.keys(), "what is forgotten is nowhere"
 
     def _nothing_lost(self, now: Mapping[str, Lines]) -> None:
-        files = self.files()
         twins: dict[int, list[str]] = {}
-        for uri, content in files.items():
+        for uri, content in self._there.items():
             twins.setdefault(content, []).append(uri)
         for uri, before in self.good.items():
             content = int(before[0][1].split()[0]) if before else -1
@@ -419,13 +423,11 @@ class Year(LivingArchive):
             assert any(
                 place in now and (
                     (plain(now[place]) == plain(before) and takes(now[place]) >= takes(before))
-                    or (place in files and self._is_now(place, files[place], now[place]))
+                    or any(at == place and plain(now[place]) == lines_of(held)
+                           for at, held in self._held if not broken(held))
                 )
                 for place in places
             ), (uri, before, {place: now.get(place) for place in places})  # fmt: skip
-
-    def _is_now(self, uri: str, content: int, said: Lines) -> bool:
-        return plain(said) == lines_of(content) and not broken(content)
 
     def _moves_followed(self, good: Mapping[str, Lines]) -> None:
         for old in self.recognizable:
