@@ -18,10 +18,10 @@ from unittest import mock
 
 from corpus_asr.pipelines import driver
 from corpus_asr.runtime import progress
-from corpus_asr.storage.run_state import finish, lock, run_files
+from corpus_asr.storage.run_state import finish, lock, prune, run_files
 
 DAY_S = 24 * 3600.0
-_MODULES = (driver, progress, finish, lock, run_files)
+_MODULES = (driver, progress, finish, lock, prune, run_files)
 
 
 @dataclass

@@ -77,6 +77,8 @@ class Year(LivingArchive):
         """The files of tonight, also those that are hidden."""
         self._held: set[tuple[str, int]] = set()
         """Those of all nights since the tables were compared, of which one was killed, maybe."""
+        self._sizes: dict[str, int | None] = {}
+        """Contents of what `good` has; None of what a manifest names, which stays where it is."""
         self.last_listed: dict[str, float] = {}
         self.redo: str | None = None
         super().__init__(folder, seed=seed, files=files)
@@ -101,8 +103,9 @@ class Year(LivingArchive):
         """Let a person correct a segment."""
         contents = Counter(self.files().values())
         good = {text for said in self.good.values() for _, text in said}
-        # A run that was killed since may have replaced some.
-        texts = Counter(row["text"] for row in self.read("segments") if row["text"] in good)
+        # A run that was killed since may have replaced some, and left their object.
+        rows = (row for batch in self.store.segments() for row in batch.to_pylist())
+        texts = Counter(row["text"] for row in rows if row["text"] in good)
         known = sorted(
             text for text, count in texts.items()
             if count == 1 and contents[content := int(text.split()[0])] == 1
@@ -404,6 +407,7 @@ class Year(LivingArchive):
                     self._is_done(uri, content, complete, good, outcomes)
             self._corrections_apply(segments)
         self.good, self._held = good, set()
+        self._sizes = {uri: complete[uri]["size_bytes"] for uri in good}
         self._versions = {uri: complete[uri]["etag"] for uri in good}
         self.last_listed |= dict.fromkeys(listed, self._clock.ahead_s)
 
@@ -413,13 +417,11 @@ class Year(LivingArchive):
         assert not contents & self.away.keys(), "what is forgotten is nowhere"
 
     def _nothing_lost(self, now: Mapping[str, Lines]) -> None:
-        twins: dict[int, list[str]] = {}
-        for uri, content in self._there.items():
-            twins.setdefault(content, []).append(uri)
         for uri, before in self.good.items():
-            content = int(before[0][1].split()[0]) if before else -1
-            # Files that swapped their names, or are copies, may have each other's rows.
-            places = {uri, self.moved.get(uri, uri), *twins.get(content, ())}
+            # Files that swapped their names, or are copies, may have each other's rows; those of
+            # one that was renamed again may be where it was in a killed night.
+            twins = {at for at, held in self._held if held == self._sizes[uri]}
+            places = {uri, self.moved.get(uri, uri), *twins}
             assert any(
                 place in now and (
                     (plain(now[place]) == plain(before) and takes(now[place]) >= takes(before))
