@@ -65,9 +65,9 @@ def prune(store: OutputStore, gone: Sequence[Gone]) -> None:
     """Remove the rows of recordings; the folder is locked by the caller."""
     ids = {each.recording_id for each in gone}
     with refusals_explained(store, "removing recordings from", ids):
+        drop_addresses(store, ids)
         rewrite(store, Changes(dict.fromkeys(ids)))
         remove_leftovers(store)
-        drop_addresses(store, ids)
         recount(store)
 
 

@@ -93,19 +93,20 @@ def rewrite(store: OutputStore, changes: Changes) -> None:
     """Change the rows of recordings in every table, their corrections and their speakers' names."""
     if not changes.to:
         return
-    had_rows = [rows for rows in PART_ROWS if store.names(rows.folder)]
-    rewrite_commits(store, changes.ids, changes.apply)
     for folder in _TABLES:
         rewrite_table(store, folder, changes.ids, changes.apply)
-    # Every reader finds a table's columns, also where no row is left.
-    for kind in had_rows:
-        if not store.names(kind.folder):
-            store.write_table(f"{kind.folder}/{store.stem()}{SUFFIX}", kind.schema.empty_table())
     for name in (FAILING_NAME, REDO_NAME):
         if store.exists(name):
             _rewrite_notes(store, name, changes)
     _rewrite_corrections(store, changes)
     rewrite_names(store, lambda uri, _: changes.to.get(recording_id(uri), uri))
+    # Last: by these a prune that was killed finds again what it began to remove.
+    had_rows = [rows for rows in PART_ROWS if store.names(rows.folder)]
+    rewrite_commits(store, changes.ids, changes.apply)
+    # Every reader finds a table's columns, also where no row is left.
+    for kind in had_rows:
+        if not store.names(kind.folder):
+            store.write_table(f"{kind.folder}/{store.stem()}{SUFFIX}", kind.schema.empty_table())
 
 
 def holding(store: OutputStore, ids: pa.Array) -> list[str]:
