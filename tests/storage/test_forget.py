@@ -26,6 +26,7 @@ from corpus_asr.storage.run_state.forget_voices import NotedSpeakers, forget_voi
 from corpus_asr.storage.run_state.forgotten import FORGOTTEN_NAME
 from corpus_asr.storage.run_state.lock import LOCK_NAME, Lock
 from corpus_asr.storage.run_state.plan import make_plan
+from corpus_asr.storage.run_state.prune import find_gone, prune
 from corpus_asr.storage.run_state.redo import note_redo
 from corpus_asr.storage.run_state.rewriting import FAILING_NAME, NAMES_NAME, follow
 from corpus_asr.storage.run_state.run_tables import REDO
@@ -39,6 +40,7 @@ from tests.support.tables import orphan, part, rows_of
 
 SECRET = "Quillfeather owes me nine pounds"
 CORRECTED = "Quillfeather owes me ninety pounds"
+PRUNED = ("outcomes", "segments", "recordings", "speakers", "corrections")
 # Moments of a command: a soak tries all of them.
 EACH = pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.slow), 9])
 
@@ -491,6 +493,28 @@ def test_prune_removes_what_is_gone_for_long_enough(job: ManualRun) -> None:
     assert {Path(row["uri"]).name for row in rows_of(job.store.segments())} == {"ada.wav", "c.wav"}
     assert load_report(job.store).accounting.problems == ()
     assert command(job, "prune", "--older-than", "soon").exit_code == 2
+
+
+@EACH
+def test_a_prune_killed_anywhere_is_found_again(job: ManualRun, tmp_path: Path, step: int) -> None:
+    (job.source / "ada.wav").unlink()
+    job.begin()
+    job.finish()
+    whole, now = job.store.uri, datetime.timedelta(0)
+    gone = find_gone(job.store, older_than=now).gone
+    assert [Path(each.uri).name for each in gone] == ["ada.wav"]
+    for moment in itertools.count(1, step):
+        store = OutputStore(str(shutil.copytree(whole, tmp_path / f"killed-{moment}")))
+        with life(moment) as process:
+            prune(store, gone)
+        if not process.killed:
+            break
+        prune(store, find_gone(store, older_than=now).gone)
+        left = held_by(store.uri)
+        held = [name for name in left if recording_id(gone[0].uri).encode() in left[name]]
+        assert [name for name in held if name.split("/")[0] in PRUNED] == []
+        assert gone[0].uri not in Path(store.address(NAMES_NAME)).read_text()
+    assert moment > 10
 
 
 def test_earlier_results_are_reached_by_the_options_of_the_folder() -> None:
