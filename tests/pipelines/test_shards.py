@@ -250,7 +250,7 @@ def test_a_shard_that_is_killed_at_any_write_loses_nothing(
 
 @pytest.mark.slow
 def test_four_drivers_of_which_one_is_killed_and_started_again(tmp_path: Path) -> None:
-    job = one_file_a_pack(killable_job(tmp_path, files=12, environment={PAUSE: "0.3"}))
+    job = one_file_a_pack(killable_job(tmp_path, files=24, environment={PAUSE: "2"}))
     drivers = [KillableJob(job.config, tmp_path / f"driver-{number}", environment=job.environment)
                for number in range(1, 5)]  # fmt: skip
     with contextlib.ExitStack() as stack:
@@ -270,10 +270,9 @@ def test_four_drivers_of_which_one_is_killed_and_started_again(tmp_path: Path) -
         assert "took over the lock of shard 2 of 4" in said
         for process in (processes[0], *processes[2:]):
             assert process.wait(timeout=600) in (0, 1)
-    alone = killable_job(tmp_path / "alone", files=12).config
-    alone = with_section(alone, "source", uri=tuple(job.config.source.uri))
-    KillableJob(alone, tmp_path / "alone-job").finish()
+    alone = with_section(job.config, "output", uri=str(tmp_path / "alone"))
+    assert KillableJob(alone, tmp_path / "alone-job").finish()[0] == 0
     assert tables_of(job.config) == tables_of(alone)
     run = json.loads((tmp_path / "output" / RUN_NAME).read_text())
-    assert run["counts"]["listed"] == 12
-    assert run["committed"]["files"] == 12
+    assert run["counts"]["listed"] == 24
+    assert run["committed"]["files"] == 24
