@@ -12,9 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from corpus_asr.config.run import RunOptions
 from corpus_asr.storage.run_state.corrections import Corrections
 from corpus_asr.storage.run_state.moved import MOVING_NAME, Arrivals
 from corpus_asr.storage.run_state.plan import make_plan
+from corpus_asr.storage.run_state.redo import note_redo
 from corpus_asr.storage.run_state.rewriting import NAMES_NAME
 from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.tables import OutputStore
@@ -209,6 +211,19 @@ def test_a_move_killed_anywhere_loses_nothing_and_is_gone_on_with(
         if not process.killed:
             break
     assert moment > 10
+
+
+def test_rows_follow_though_a_run_was_killed_once_it_noted_what_to_do_again(tmp_path: Path) -> None:
+    job = done(tmp_path, "a.wav", "b.wav")
+    move(job, "a.wav", "c.wav")
+    redo = RunOptions(redo="all")
+    plan = make_plan(job.config, job.store, model_revision=REVISION, options=redo)
+    assert plan.redo is not None
+    note_redo(job.store, plan.redo)  # and no more
+    again = make_plan(job.config, job.store, model_revision=REVISION)
+    assert (again.num_moved, again.num_new, again.num_redone) == (1, 0, 2)
+    job.begin()
+    assert {Path(row["uri"]).name for row in rows_of(job.store.segments())} == {"b.wav", "c.wav"}
 
 
 def test_when_a_listing_last_named_a_recording(tmp_path: Path) -> None:

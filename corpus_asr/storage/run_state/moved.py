@@ -52,10 +52,11 @@ class Arrivals:
         tables.add("arrived", _ARRIVED.empty_table())
 
     def add(self, files: pa.Table, new: pa.Table) -> None:
-        """Take listed FILES rows; `new` are those of which nothing is committed."""
+        """Take listed FILES rows; `new` are those of which nothing seems to be committed."""
         self._tables.list_also(files)
         self._tables.execute(
             "insert into arrived select recording_id, uri, plain(etag), size_bytes from arriving "
+            "anti join known using (recording_id) "
             "where etag is not null and size_bytes is not null",
             new.select(_ARRIVED.names),
         )

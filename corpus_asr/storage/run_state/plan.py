@@ -396,7 +396,10 @@ def _left(
                 files.to_batches()[0], options.retry, leave_alone=options.leave_alone
             )
             if arrivals is not None:
-                arrivals.add(files, remaining.filter(pc.field("reason") == int(Reason.new)))
+                # A file is to be done again, too, if a run was killed between noting that and
+                # letting the rows follow.
+                new = pc.field("reason").isin([int(Reason.new), int(Reason.redone)])
+                arrivals.add(files, remaining.filter(new))
             remaining_file.write_table(remaining)
             reasons.update(remaining["reason"].to_pylist())
             plan.num_remaining_bytes += pc.sum(remaining["size_bytes"]).as_py() or 0
