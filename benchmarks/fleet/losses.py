@@ -17,6 +17,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import psutil
 import pyarrow as pa
@@ -105,9 +106,12 @@ class Machines:
     def add(self) -> None:
         """Add a node with GPUs."""
         gpus = self.fleet.gpus_per_node
-        self.nodes.append(
-            self.cluster.add_node(num_cpus=gpus, num_gpus=gpus, object_store_memory=STORE_BYTES)
-        )
+        # Ray sets a signal handler for each node, which only the main thread may: it runs the job.
+        with mock.patch("ray._private.utils.set_sigterm_handler"):
+            node = self.cluster.add_node(
+                num_cpus=gpus, num_gpus=gpus, object_store_memory=STORE_BYTES
+            )
+        self.nodes.append(node)
 
     def lose(self) -> None:
         """End the last one as if its power was cut."""
