@@ -2,6 +2,7 @@
 
     python -m benchmarks.fleet --nodes 4 --gpus-per-node 2 --recordings 400 --output fleet.json
     python -m benchmarks.fleet --coordinator 100 1000 4500
+    python -m benchmarks.fleet --print fleet.json
 
 Each worker is a process: the machine bounds how many there can be. For more, `--coordinator`
 simulates the reports of so many workers without Ray. Prints JSON.
@@ -15,11 +16,12 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import ray
 
 from benchmarks.fleet.losses import SCENARIOS, Fleet, Measured, compared, run_fleet
+from benchmarks.tables import fill, markdown
 from corpus_asr.activity import Activity, FileSums
 from corpus_asr.runtime.commit import Tally
 from corpus_asr.runtime.coordinator import (
@@ -32,6 +34,7 @@ from corpus_asr.runtime.coordinator import (
 from corpus_asr.runtime.passes import Device
 from corpus_asr.storage.run_state.lock import ProcessName
 
+ROOT: Final = Path(__file__).resolve().parents[2]
 CALLS = 1000
 
 
@@ -80,7 +83,12 @@ def main() -> None:
     parser.add_argument("--scenarios", nargs="+", choices=SCENARIOS, default=list(SCENARIOS))
     parser.add_argument("--coordinator", type=int, nargs="+", metavar="WORKERS")
     parser.add_argument("--output", type=Path)
+    parser.add_argument("--print", type=Path, dest="printed", help="write the docs' table from it")
     arguments = parser.parse_args()
+    if arguments.printed is not None:
+        found = json.loads(arguments.printed.read_text())["found"]
+        fill(ROOT / "docs" / "scaling.md", "fleet", drawn(found))
+        return
     os.environ["PYTHONPATH"] = os.getcwd()
     found = (
         [coordinator_cost(number) for number in arguments.coordinator]
@@ -110,6 +118,19 @@ def _scenarios(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             found.append(compared(calm, measured))
             sys.stderr.write(f"{json.dumps(found[-1])}\n")
     return found
+
+
+def drawn(found: list[dict[str, Any]]) -> str:
+    """Draw the table of docs/scaling.md."""
+    titles = ["GPUs", "recordings", "what strikes", "seconds", "more than in peace",
+              "models loaded", "taken out", "rows lost", "doubled", "failed"]  # fmt: skip
+    keys = ("gpus", "recordings", "scenario", "wall_s", "cost_s", "models_loaded")
+    rows = [
+        [f"{each[key]:,}" if isinstance(each[key], int) else str(each[key]) for key in keys]
+        + [str(n) for n in (len(each["taken_out"]), each["lost"], each["doubled"], each["failed"])]
+        for each in found
+    ]
+    return "\n".join(markdown(titles, rows))
 
 
 if __name__ == "__main__":
