@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Literal, TypeVar
 
 import pyarrow as pa
 
@@ -24,7 +24,11 @@ from corpus_asr.runtime.checkpoints import (
     fetch_checkpoints,
 )
 from corpus_asr.runtime.commit import Committer, Tally
-from corpus_asr.runtime.complete_recordings import find_speakers_of_run, place_words_once
+from corpus_asr.runtime.complete_recordings import (
+    Spread,
+    find_speakers_of_run,
+    place_words_once,
+)
 from corpus_asr.runtime.estimate import surveying
 from corpus_asr.runtime.local import run_local
 from corpus_asr.runtime.passes import forget_deaths
@@ -72,6 +76,9 @@ AfterFinish = Callable[[OutputStore, int], object]
 """What is done with an output folder and its number of recordings, while the run has its lock."""
 
 _LOG = logging.getLogger(__name__)
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -465,14 +472,17 @@ class CorpusRun:
     def _place_words_once(self, complete_ids: pa.Array) -> int:
         if not self.config.decoding.align:
             return 0
-        return place_words_once(self.store, complete_ids)
+        return place_words_once(self.store, complete_ids, self._spread)
 
     def _find_speakers(self) -> None:
         if self.config.speakers.wanted:
-            spread = None if self.local else self._on_workers
-            find_speakers_of_run(self.store, self.config.speakers, spread)
+            find_speakers_of_run(self.store, self.config.speakers, self._spread)
 
-    def _on_workers(self, work: Callable[[Any], int], portions: Iterable[Any]) -> Iterator[int]:
+    @property
+    def _spread(self) -> Spread | None:
+        return None if self.local else self._on_workers
+
+    def _on_workers(self, work: Callable[[T], R], portions: Iterable[T]) -> Iterator[R]:
         from corpus_asr.runtime.ray_cluster import connected
         from corpus_asr.runtime.ray_dataset import on_workers
 

@@ -6,10 +6,11 @@ words, the part that fits worse is committed again without them, and its first c
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -25,10 +26,11 @@ from corpus_asr.speakers.turns import (
     diarize_parts,
     likeness_of,
 )
-from corpus_asr.storage.run_state.finish import claimed_segments, keep_only
+from corpus_asr.storage.run_state.claims import rows_with_owners
+from corpus_asr.storage.run_state.finish import keep_only
+from corpus_asr.storage.run_state.portions import Portion, portions_of
 from corpus_asr.storage.run_state.run_tables import VERSION_COLUMNS, RunTables
 from corpus_asr.storage.run_state.speaker_turns import (
-    Portion,
     RecordingVoices,
     read_voices_of,
     remove_voices,
@@ -47,67 +49,109 @@ _LOG = logging.getLogger(__name__)
 # Below, Ray takes longer to start than a core takes for them.
 MANY_RECORDINGS = 2_000
 
-Spread = Callable[[Callable[[Portion], int], Iterable[Portion]], Iterable[int]]
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Spread(Protocol):
+    """Has portions of work done elsewhere, in any order."""
+
+    def __call__(self, work: Callable[[T], R], portions: Iterable[T], /) -> Iterable[R]:
+        """Yield what becomes of them."""
+
+
 _Rows = list[dict[str, Any]]
 
 
 # An earlier part that reaches further than the one after it contradicts that one, too.
 _CONTESTED = """
 with said as (
-  select recording_id, text_spans[1].first <
+  select recording_id, count(*) over (partition by recording_id) as parts,
+         text_spans[1].first <
          lag(text_spans[-1].stop) over (partition by recording_id order by part) as contested
   from parts semi join complete using (recording_id) where text_found > 0)
-select distinct recording_id from said where contested
+select distinct recording_id, '' as made_of, parts from said where contested
 """
-_NAMES = """
-select distinct name from outcomes join objects using (object) semi join contested
-using (recording_id) order by name
-"""
+_WORD_COLUMNS = ("recording_id", "part", "words")
+_CLAIM_COLUMNS = ("recording_id", "part", "segments_written", "segments_object", "text_found",
+                  "text_spans")  # fmt: skip
 
 
-def place_words_once(store: OutputStore, complete_ids: pa.Array) -> int:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LostWords:
+    """Words that parts in one outcomes object lose to other parts."""
+
+    name: str
+    rows: Mapping[int, Collection[int]]
+    """Which of its words a part loses, counted from 0, by its row."""
+
+
+def place_words_once(
+    store: OutputStore, complete_ids: pa.Array, spread: Spread | None = None
+) -> int:
     """Remove from parts the words of a text that another part has; return how many parts.
 
-    `complete_ids` are recordings whose parts are all committed, each once. May be repeated after
-    being killed anywhere: until a first commit is removed it counts, and the second does not.
+    May be repeated after being killed anywhere: until a first commit is removed it counts, and the
+    second does not.
+
+    Args:
+        store: the output folder.
+        complete_ids: recordings whose parts are all committed, each once.
+        spread: has portions of recordings done elsewhere, where there are many.
     """
     columns = (*VERSION_COLUMNS, "text_found", "text_spans")
+    lost: dict[str, dict[int, Collection[int]]] = {}
     with RunTables(store, columns=columns, names=store.names(OUTCOMES_FOLDER)) as tables:
         tables.add("complete", pa.table({"recording_id": complete_ids}))
         tables.add("contested", tables.table(_CONTESTED))
-        contested = tables.table("from contested")["recording_id"].combine_chunks()
-        names = [name for (name,) in tables.rows(_NAMES)]
-    claims: dict[str, list[Claim]] = {}
-    for name in names:
-        for row, segments in _parts(store, name, contested):
-            claims.setdefault(row["recording_id"], []).extend(_claims(row, segments))
-    kept: dict[str, set[Claim]] = {}
-    for recording_id, own in claims.items():
-        own.sort(key=lambda claim: (claim.part, claim.index))
-        kept[recording_id] = {own[at] for at in placed_once(own)}
-    return sum(_rewritten(store, name, contested, kept) for name in names)
+        [(number,)] = tables.rows("select count(*) from contested")
+        do: Spread = map if spread is None or number < MANY_RECORDINGS else spread
+        for each in do(partial(_lost_words, store), portions_of(tables, "contested")):
+            for own in each:
+                lost.setdefault(own.name, {}).update(own.rows)
+    # An object may have parts of several portions, and is written again once, after all of them.
+    objects = [LostWords(name=name, rows=rows) for name, rows in sorted(lost.items())]
+    return sum(do(partial(_without_lost, store), objects))
+
+
+def _lost_words(store: OutputStore, portion: Portion) -> list[LostWords]:
+    """Return the words that parts of a portion's recordings lose."""
+    claims: dict[str, list[tuple[Claim, str, int, int]]] = {}
+    for name, rows in portion.rows.items():
+        for at, row, segments in _parts(store, name, rows, columns=_CLAIM_COLUMNS):
+            own = claims.setdefault(row["recording_id"], [])
+            own += ((claim, name, at, word) for word, claim in enumerate(_claims(row, segments)))
+    lost: dict[str, dict[int, set[int]]] = {}
+    for own in claims.values():
+        own.sort(key=lambda each: (each[0].part, each[0].index))
+        kept = {*placed_once([claim for claim, *_ in own])}
+        for number, (_, name, at, word) in enumerate(own):
+            if number not in kept:
+                lost.setdefault(name, {}).setdefault(at, set()).add(word)
+    return [LostWords(name=name, rows=rows) for name, rows in lost.items()]
 
 
 def _parts(
-    store: OutputStore, name: str, recordings: pa.Array
-) -> Iterator[tuple[dict[str, Any], _Rows]]:
-    """Yield the outcomes rows of these recordings in an object, each with its segments."""
-    outcomes = store.read_table(name, OUTCOMES)
-    wanted = pc.is_in(outcomes["recording_id"], value_set=recordings).to_numpy()
-    owners = np.repeat(np.arange(outcomes.num_rows), outcomes["segments_written"].to_numpy())
+    store: OutputStore, name: str, rows: Sequence[int], *, columns: Sequence[str] | None = None
+) -> Iterator[tuple[int, dict[str, Any], _Rows]]:
+    """Yield rows of an outcomes object that have words, with their number and their segments.
+
+    With some `columns` of outcomes, segments have only their words.
+    """
+    outcomes = store.read_table(name, projected(OUTCOMES, columns))
+    numbers = np.flatnonzero(pc.fill_null(outcomes["segments_written"], 0).to_numpy())
+    claims = outcomes.take(pa.array(numbers))
+    schema = SEGMENTS if columns is None else projected(SEGMENTS, _WORD_COLUMNS)
     segments: dict[int, _Rows] = {}
-    start = 0
-    for table in claimed_segments(store, outcomes):
-        theirs = owners[start : start + table.num_rows]
-        start += table.num_rows
-        chosen = wanted[theirs]
-        rows = table.filter(pa.array(chosen)).to_pylist()
-        for owner, row in zip(theirs[chosen].tolist(), rows, strict=True):
-            segments.setdefault(owner, []).append(row)
-    for position in np.flatnonzero(wanted).tolist():
-        row = outcomes.slice(position, 1).to_pylist()[0]
+    for table, owners in rows_with_owners(store, claims, schema):
+        theirs = numbers[owners]
+        chosen = np.isin(theirs, rows)
+        own = table.filter(pa.array(chosen)).to_pylist()
+        for at, segment in zip(theirs[chosen].tolist(), own, strict=True):
+            segments.setdefault(at, []).append(segment)
+    for at, row in zip(rows, outcomes.take(pa.array(rows)).to_pylist(), strict=True):
         if row["text_found"]:
-            yield row, segments.get(position, [])
+            yield at, row, segments.get(at, [])
 
 
 def _claims(row: Mapping[str, Any], segments: _Rows) -> list[Claim]:
@@ -119,20 +163,18 @@ def _claims(row: Mapping[str, Any], segments: _Rows) -> list[Claim]:
     ]
 
 
-def _rewritten(
-    store: OutputStore, name: str, recordings: pa.Array, kept: Mapping[str, set[Claim]]
-) -> int:
+def _without_lost(store: OutputStore, lost: LostWords) -> int:
     """Commit the parts of an object that lose words again, and remove them from it."""
+    if not store.exists(lost.name):  # done by a worker that died before it said so
+        return len(lost.rows)
     outcomes: _Rows = []
     segments: _Rows = []
-    for row, own in _parts(store, name, recordings):
+    for at, row, own in _parts(store, lost.name, sorted(lost.rows)):
         claims = _claims(row, own)
-        keep = [claim in kept[row["recording_id"]] for claim in claims]
-        if all(keep):
-            continue
+        keep = [word not in lost.rows[at] for word in range(len(claims))]
         marks = iter(keep)
         pieces = (_with_words(each, [w for w in each["words"] if next(marks)]) for each in own)
-        left = [each | {"segment": at} for at, each in enumerate(filter(None, pieces))]
+        left = [each | {"segment": place} for place, each in enumerate(filter(None, pieces))]
         ends_s = [word["end_s"] for each in left for word in each["words"]]
         indices = [claim.index for claim, is_kept in zip(claims, keep, strict=True) if is_kept]
         found = zip(indices, ends_s, strict=True)
@@ -141,21 +183,14 @@ def _rewritten(
         segments += left
         event(
             _LOG, logging.INFO, "words_claimed_twice", recording_id=row["recording_id"],
-            part=row["part"], words=len(keep) - sum(keep),
+            part=row["part"], words=len(lost.rows[at]),
         )  # fmt: skip
-    if outcomes:
-        store.write_commit(
-            pa.Table.from_pylist(outcomes, OUTCOMES), [pa.Table.from_pylist(segments, SEGMENTS)]
-        )
-        changed = {(row["recording_id"], row["part"]) for row in outcomes}
-        # A failure of a newer version of the recording has no words, and stays.
-        keys = ("recording_id", "part", "status")
-        rows = store.read_table(name, projected(OUTCOMES, keys)).to_pylist()
-        kept_rows = [
-            row["status"] == "failed" or (row["recording_id"], row["part"]) not in changed
-            for row in rows
-        ]
-        keep_only(store, {name: np.array(kept_rows)})
+    store.write_commit(
+        pa.Table.from_pylist(outcomes, OUTCOMES), [pa.Table.from_pylist(segments, SEGMENTS)]
+    )
+    kept = np.ones(store.read_table(lost.name, projected(OUTCOMES, ("part",))).num_rows, dtype=bool)
+    kept[[*lost.rows]] = False
+    keep_only(store, {lost.name: kept})
     return len(outcomes)
 
 

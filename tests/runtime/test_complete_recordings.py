@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -29,7 +30,7 @@ from corpus_asr.runtime.ray_cluster import Cluster
 from corpus_asr.runtime.ray_dataset import on_workers
 from corpus_asr.schemas import SPEAKERS
 from corpus_asr.speakers.clustering import find_voices
-from corpus_asr.storage.run_state import speaker_turns
+from corpus_asr.storage.run_state import portions, speaker_turns
 from corpus_asr.storage.run_state.finish import compact, keep_only
 from corpus_asr.storage.run_state.run_files import CONFIG_NAME
 from corpus_asr.storage.run_state.run_tables import RunTables
@@ -154,6 +155,111 @@ def test_killed_between_two_commits_it_is_done_by_the_next(
         keep_only(contested, tables.places())  # as a finish does first
         assert place_words_once(contested, tables.ids("complete")) == 1
     check(contested)
+
+
+def contest(store: OutputStore, *names: str) -> None:
+    """Commit recordings of which both parts claim the refrain, with all of their parts together."""
+    for index, words, probability in ((0, (0, 1, 2, 3, 4), 0.4), (1, (2, 3, 4, 9), 0.8)):
+        rows = [
+            saying(name, index, *words, probability=probability, last=index == 1) for name in names
+        ]
+        for at in range(0, len(rows), 3):
+            commit(store, results(*rows[at : at + 3]))
+
+
+MANY = [f"r{number}" for number in range(5)]
+
+
+def said_by_many(store: OutputStore) -> dict[tuple[str, int], list[str]]:
+    """What the parts say that count, once nothing is committed twice."""
+    assert len(rows_of(store.outcomes())) == 2 * len(MANY)
+    return said(store)
+
+
+ONCE = {(f"/{name}", at): SAID["/a", at] for name in MANY for at in range(2)}
+
+
+def place_all(store: OutputStore, spread: Any = None) -> int:
+    """Place the words of all recordings as a finish does."""
+    with RunTables(store) as tables:
+        keep_only(store, tables.places())
+        tables.reread(store)
+        found = place_words_once(store, tables.ids("complete"), spread)
+        tables.reread(store)
+        keep_only(store, tables.places())
+    return found
+
+
+@pytest.mark.parametrize("killed_after", [1, 3, 4])
+def test_many_texts_are_placed_in_portions_which_a_kill_does_not_lose(
+    store: OutputStore, monkeypatch: pytest.MonkeyPatch, killed_after: int
+) -> None:
+    monkeypatch.setattr(complete_recordings, "MANY_RECORDINGS", 2)
+    monkeypatch.setattr(portions, "RECORDINGS_PER_PORTION", 2)
+    contest(store, *MANY)
+    done: list[int] = []
+
+    def spread(work: Any, given: Any) -> Any:
+        for each in given:
+            # As on another machine.
+            found = pickle.loads(pickle.dumps(work))(pickle.loads(pickle.dumps(each)))
+            done.append(found if isinstance(found, int) else 0)
+            yield found
+            if len(done) == killed_after:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        place_all(store, spread)
+    # Three portions of recordings, whose first parts lie in two objects.
+    before = sum(done)
+    assert before == {1: 0, 3: 0, 4: 3}[killed_after]
+    assert place_all(store, spread) == 5 - before
+    assert said_by_many(store) == ONCE
+    assert place_all(store, spread) == 0
+
+
+def test_a_worker_that_died_once_its_words_were_placed_costs_nothing(
+    store: OutputStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(complete_recordings, "MANY_RECORDINGS", 2)
+    contest(store, *MANY)
+
+    def twice(work: Any, given: Any) -> Any:
+        return [(work(each), work(each))[1] for each in given]
+
+    assert place_all(store, twice) == 5
+    assert said_by_many(store) == ONCE
+
+
+def test_a_worker_that_died_before_its_first_commit_was_removed_leaves_nothing_twice(
+    store: OutputStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(complete_recordings, "MANY_RECORDINGS", 2)
+    contest(store, *MANY)
+
+    def after_a_death(work: Any, given: Any) -> Any:
+        for each in given:
+            with monkeypatch.context() as patched:
+                patched.setattr(complete_recordings, "keep_only", lambda *_: 1 / 0)
+                with suppress(ZeroDivisionError):
+                    work(each)
+            yield work(each)
+
+    assert place_all(store, after_a_death) == 5
+    assert said_by_many(store) == ONCE
+
+
+@pytest.mark.ray
+def test_texts_placed_on_workers_are_those_of_one_process(
+    ray_session: Cluster, store: OutputStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(complete_recordings, "MANY_RECORDINGS", 2)
+    monkeypatch.setattr(portions, "RECORDINGS_PER_PORTION", 2)
+    other = OutputStore(str(tmp_path / "other"))
+    for each in (store, other):
+        contest(each, *MANY)
+    assert place_all(store, partial(on_workers, at_once=2)) == place_all(other) == 5
+    assert said_by_many(store) == said_by_many(other) == ONCE
 
 
 def test_a_recording_of_which_a_part_failed_has_no_missing_words(contested: OutputStore) -> None:
@@ -292,14 +398,14 @@ def test_many_recordings_are_done_in_portions_which_a_kill_does_not_lose(
     store: OutputStore, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(complete_recordings, "MANY_RECORDINGS", 2)
-    monkeypatch.setattr(speaker_turns, "RECORDINGS_PER_PORTION", 2)
+    monkeypatch.setattr(portions, "RECORDINGS_PER_PORTION", 2)
     names = [f"r{number}" for number in range(5)]
     for at in range(3):  # parts of a recording lie in several objects
         commit(store, results(*(spoken(name, at, last=at == 2) for name in names)))
     sizes = []
 
-    def spread(work: Any, portions: Any) -> Any:
-        for portion in portions:
+    def spread(work: Any, given: Any) -> Any:
+        for portion in given:
             sizes.append(len(portion.recordings))
             # As on another machine.
             yield pickle.loads(pickle.dumps(work))(pickle.loads(pickle.dumps(portion)))
@@ -321,7 +427,7 @@ def test_speakers_found_on_workers_are_those_of_one_process(
     ray_session: Cluster, store: OutputStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(complete_recordings, "MANY_RECORDINGS", 2)
-    monkeypatch.setattr(speaker_turns, "RECORDINGS_PER_PORTION", 2)
+    monkeypatch.setattr(portions, "RECORDINGS_PER_PORTION", 2)
     other = OutputStore(str(tmp_path / "other"))
     for each in (store, other):
         for at in range(3):

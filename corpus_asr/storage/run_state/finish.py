@@ -147,6 +147,9 @@ def finish(
         placed = after_reconciling(tables.ids("complete"))
         if placed or places:  # rows are in other objects than the tables say
             tables.reread(store)
+        if placed and (places := tables.places()):  # a worker died, and another did it again
+            keep_only(store, places)
+            tables.reread(store)
         if adopt_versions(store, tables):
             tables.reread(store)
         if config.source.has_columns:

@@ -26,6 +26,7 @@ import pyarrow.compute as pc
 from corpus_asr.array_types import Float16, Float32, Float64, Int64
 from corpus_asr.schemas import SPEAKERS, VOICES
 from corpus_asr.segments import SpeakerTurn
+from corpus_asr.storage.run_state.portions import Portion, portions_of
 from corpus_asr.storage.run_state.run_tables import VERSION_COLUMNS, RunTables
 from corpus_asr.storage.run_state.tables import (
     SPEAKERS_FOLDER,
@@ -39,7 +40,6 @@ from corpus_asr.storage.run_state.tables import (
 ROWS_PER_OBJECT = 250_000
 # More objects than this of less than half of that are merged.
 MAX_OBJECTS = 8
-RECORDINGS_PER_PORTION = 1_000  # a minute of one core
 
 Ids = npt.NDArray[np.uint64]
 _NO_IDS: Ids = np.zeros(0, dtype=np.uint64)
@@ -83,16 +83,6 @@ class RecordingVoices:
     parts: dict[int, PartVoices] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Portion:
-    """Some recordings, with all their parts: work for one task."""
-
-    recordings: Mapping[str, tuple[str, int]]
-    """What turns of a recording are made of, and how many parts it has, by ID."""
-    rows: Mapping[str, Sequence[int]]
-    """Where the parts lie: rows, by name of their object."""
-
-
 @contextmanager
 def voices_left(
     store: OutputStore, settings: Mapping[str, Any]
@@ -107,17 +97,7 @@ def voices_left(
         chosen = json.dumps(settings, sort_keys=True)
         tables.add("wanted", tables.table(_WANTED, settings=chosen))
         [(number,)] = tables.rows("select count(*) from wanted")
-        found = tables.batches(_PLACES, rows=RECORDINGS_PER_PORTION)
-        yield number, (_portion(batch.to_pylist()) for batch in found)
-
-
-def _portion(found: Sequence[Mapping[str, Any]]) -> Portion:
-    rows: dict[str, list[int]] = {}
-    for each in found:
-        for place in each["places"]:
-            rows.setdefault(place["name"], []).append(place["row"])
-    recordings = {each["recording_id"]: (each["made_of"], each["parts"]) for each in found}
-    return Portion(recordings=recordings, rows=rows)
+        yield number, portions_of(tables, "wanted")
 
 
 def read_voices_of(store: OutputStore, portion: Portion) -> Iterator[RecordingVoices]:
@@ -148,12 +128,6 @@ select recording_id, keys.made_of, parts from keys
 left join (select recording_id, arg_max(made_of, number) as made_of from made group by all) latest
   using (recording_id)
 where latest.made_of is distinct from keys.made_of
-"""
-_PLACES = """
-select recording_id, made_of, wanted.parts as parts,
-  list({name: name, row: row} order by id) as places
-from parts join objects using (object) join wanted using (recording_id)
-group by all order by min(id)
 """
 _MADE = projected(SPEAKERS, ("recording_id", "made_of")).append(pa.field("number", pa.int32()))
 
