@@ -21,9 +21,10 @@ from benchmarks.tables import markdown
 from corpus_asr.audio.parts import PartCutter
 from corpus_asr.audio.silero import SileroDetector
 from corpus_asr.audio.vad import DEFAULT_CRITERIA
-from corpus_asr.speakers.clustering import Likeness, SpeakerBounds, find_speakers, find_voices
+from corpus_asr.speakers.clustering import Likeness, SpeakerBounds, find_speakers
 from corpus_asr.speakers.embeddings import SpeakerEmbedder
 from corpus_asr.speakers.turns import SpeechWindows, likeness_of, turns_of
+from corpus_asr.speakers.voices import find_voices
 from corpus_asr.units import SAMPLE_RATE_HZ
 from tests.support.audio import wav_bytes
 from tests.support.conversations import Clip, ClipReader, Conversation, conversation, speakers_of

@@ -34,7 +34,7 @@ import pyarrow.parquet as pq
 from benchmarks.scaling import stubbed_results
 from benchmarks.tables import fill, markdown
 from corpus_asr.config.run import RunConfig, RunOptions
-from corpus_asr.speakers.clustering import find_voices
+from corpus_asr.speakers.voices import find_voices
 from corpus_asr.storage.listing import FileListing
 from corpus_asr.storage.run_state.plan import make_plan, read_listing
 from corpus_asr.storage.run_state.tables import OutputStore

@@ -19,13 +19,13 @@ import pyarrow.compute as pc
 from corpus_asr.config.run import SpeakerSettings
 from corpus_asr.logs import event
 from corpus_asr.schemas import OUTCOMES, SEGMENTS
-from corpus_asr.speakers.clustering import find_voices
 from corpus_asr.speakers.turns import (
     Diarization,
     SpeechWindows,
     diarize_parts,
     likeness_of,
 )
+from corpus_asr.speakers.voices import find_voices
 from corpus_asr.storage.run_state.claims import rows_with_owners
 from corpus_asr.storage.run_state.finish import keep_only
 from corpus_asr.storage.run_state.portions import Portion, portions_of

@@ -3,16 +3,6 @@
 Windows that are nearest neighbors of one another form a graph; the gaps between its smallest
 eigenvalues tell how many speakers there are. Speakers whose voices then prove to be one are merged,
 and everybody who never speaks for long is dropped. Of long recordings, blocks are condensed first.
-
-Across recordings, mean embeddings of their speakers go in and a voice for each comes out. The two
-most alike are joined, as long as they are alike enough (average linkage). Whoever is the nearest
-neighbor of their nearest neighbor would be joined in any order, so that many pairs are joined at a
-time, and rows of the matrix of likenesses are looked at in blocks and not kept: a hundred thousand
-speakers need their embeddings and some bytes each. Two speakers of one recording are two, as they
-were found to be.
-
-Source: Murtagh 1983, A survey of recent advances in hierarchical clustering algorithms, section
-4.3 (reciprocal nearest neighbors; average linkage is reducible).
 """
 
 from dataclasses import dataclass
@@ -109,8 +99,8 @@ def find_speakers(
         nobody = np.zeros((0, vectors.shape[1]), dtype=np.float32)
         return Clustering(labels=np.zeros(0, np.int64), confidences=np.zeros(0), voices=nobody)
     nodes = _condensed(vectors)
-    sums = _sums(vectors, nodes)
-    labels = _by_spectrum(_unit(sums), bounds)[nodes]
+    sums = sums_of(vectors, nodes)
+    labels = _by_spectrum(unit(sums), bounds)[nodes]
     labels, voices = _settled(vectors, labels, likeness, bounds)
     scores = likeness.sharpness * (vectors @ voices.T)
     shares = np.exp(scores - scores.max(axis=1, keepdims=True))
@@ -175,7 +165,7 @@ def _condensed(vectors: Embeddings) -> Labels:
         )
         first_node = int(nodes[places].max()) + 1
     if first_node > MAX_NODES:  # a day and more
-        sums, counts = _sums(vectors, nodes), np.bincount(nodes).astype(np.float32)
+        sums, counts = sums_of(vectors, nodes), np.bincount(nodes).astype(np.float32)
         nodes = agglomerate(sums, counts, most=MAX_NODES)[nodes]
     return nodes
 
@@ -267,16 +257,18 @@ def _settled(
 
 def _voices(vectors: Embeddings, labels: Labels) -> tuple[Labels, Voices]:
     numbered = np.unique(labels, return_inverse=True)[1].astype(np.int64)
-    return numbered, _unit(_sums(vectors, numbered))
+    return numbered, unit(sums_of(vectors, numbered))
 
 
-def _sums(vectors: Embeddings, labels: Labels) -> Voices:
+def sums_of(vectors: Embeddings, labels: Labels) -> Voices:
+    """Add up the embeddings of each label."""
     sums = np.zeros((int(labels.max()) + 1, vectors.shape[1]), dtype=np.float32)
     np.add.at(sums, labels, vectors)
     return sums
 
 
-def _unit(vectors: Embeddings) -> Embeddings:
+def unit(vectors: Embeddings) -> Embeddings:
+    """Return embeddings in lengths of 1."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     unit: Embeddings = vectors / np.maximum(lengths, np.float32(1e-9))
     return unit
@@ -314,131 +306,3 @@ def _smoothed(scores: Float32[np.ndarray, "window speaker"], switch_cost: float)
     for at in range(len(scores) - 1, 0, -1):
         labels[at - 1] = came_from[at, labels[at]]
     return labels
-
-
-# Likenesses in memory at a time: 64 MB, and as much again while they are made.
-_BLOCK_VALUES = 16_000_000
-
-Centroids = Float32[np.ndarray, "speaker width"]
-Numbers = Int64[np.ndarray, " speaker"]
-Pairs = Int64[np.ndarray, " pair"]
-
-
-def find_voices(
-    centroids: Centroids, recordings: Numbers, *, same_above: float, known: Numbers | None = None
-) -> Numbers:
-    """Return a voice for each speaker, from 0 in the order of the speakers.
-
-    The same speakers in another order have the same voices, but for exact ties.
-
-    Args:
-        centroids: mean embeddings of length 1.
-        recordings: a number for each speaker's recording.
-        same_above: least mean cosine over the pairs of two that are joined.
-        known: voices of an earlier call, any number for each; -1 where there is none. Those are
-            not compared with one another again, unless somebody joins them.
-    """
-    size = len(centroids)
-    joined = np.arange(size)  # the first speaker that each one is joined with
-    if known is not None:
-        _, first, which = np.unique(known, return_index=True, return_inverse=True)
-        joined = np.where(known < 0, joined, first[which])
-    apart = _pairs_within(recordings)
-    firsts, groups = np.unique(joined, return_inverse=True)  # groups that may still be joined
-    counts = np.bincount(groups, minlength=len(firsts)).astype(np.float32)
-    sums = _sums(centroids, groups) if size else centroids
-    nearest = np.zeros(len(firsts), dtype=np.int64)
-    highest = np.full(len(firsts), -np.inf, dtype=np.float32)
-    # Two known voices are not alike enough, so of each only likenesses to new ones are of interest.
-    waiting = np.zeros(len(firsts), dtype=bool) if known is None else known[firsts] >= 0
-    stale = ~waiting
-    while len(firsts):
-        _look(sums, counts, _within(apart, joined, firsts), stale, waiting, nearest, highest)
-        waiting = np.zeros(len(firsts), dtype=bool)
-        kept, gone = _mutual(nearest, highest, same_above)
-        sums[kept] += sums[gone]
-        counts[kept] += counts[gone]
-        moved = np.arange(size)
-        moved[firsts[gone]] = firsts[kept]
-        joined = moved[joined]
-        # Who is not like anybody is not like those who are joined later, either.
-        left = highest >= same_above
-        left[kept], left[gone] = True, False
-        changed = np.zeros(len(firsts), dtype=bool)
-        changed[kept] = changed[gone] = True
-        stale = changed | changed[nearest] | ~left[nearest]
-        place = np.cumsum(left) - 1
-        sums, counts, firsts, waiting = sums[left], counts[left], firsts[left], waiting[left]
-        nearest, highest, stale = place[nearest][left], highest[left], stale[left]
-    return np.unique(joined, return_inverse=True)[1].astype(np.int64)
-
-
-def _pairs_within(recordings: Numbers) -> Int64[np.ndarray, "pair two"]:
-    """Return every two speakers of one recording, both ways."""
-    order = np.argsort(recordings, kind="stable")
-    sizes = np.unique(recordings, return_counts=True)[1]
-    pairs = [np.zeros((0, 2), dtype=np.int64)]
-    for own in np.split(order, np.cumsum(sizes)[:-1]) if len(order) else ():
-        one, other = np.nonzero(~np.eye(len(own), dtype=bool))
-        pairs.append(np.stack([own[one], own[other]], axis=1))
-    return np.concatenate(pairs)
-
-
-def _within(
-    pairs: Int64[np.ndarray, "pair two"], joined: Numbers, firsts: Int64[np.ndarray, " group"]
-) -> Int64[np.ndarray, "shared two"]:
-    """Return the pairs of groups that share a recording, sorted by the first."""
-    place = np.full(len(joined), -1)
-    place[firsts] = np.arange(len(firsts))
-    groups = place[joined[pairs]]
-    groups = groups[(groups >= 0).all(axis=1)]
-    found: Int64[np.ndarray, "shared two"] = groups[np.argsort(groups[:, 0], kind="stable")]
-    return found
-
-
-def _look(
-    sums: Centroids,
-    counts: Float32[np.ndarray, " speaker"],
-    apart: Int64[np.ndarray, "pair two"],
-    stale: np.ndarray,
-    waiting: np.ndarray,
-    nearest: Numbers,
-    highest: Float32[np.ndarray, " speaker"],
-) -> None:
-    """Find the nearest neighbors of stale groups again; of equally near ones the first.
-
-    Those of waiting groups are found among the stale ones.
-    """
-    rows = np.flatnonzero(stale)
-    step = max(1, _BLOCK_VALUES // len(sums))
-    for block in (rows[at : at + step] for at in range(0, len(rows), step)):
-        likeness = sums[block] @ sums.T
-        likeness /= counts
-        likeness /= counts[block, None]
-        likeness[np.arange(len(block)), block] = -np.inf
-        bounds = np.searchsorted(apart[:, 0], [block[0], block[-1] + 1])
-        theirs = apart[bounds[0] : bounds[1]]
-        theirs = theirs[stale[theirs[:, 0]]]
-        likeness[np.searchsorted(block, theirs[:, 0]), theirs[:, 1]] = -np.inf
-        nearest[block] = likeness.argmax(axis=1)
-        highest[block] = likeness[np.arange(len(block)), nearest[block]]
-        if waiting.any():
-            best = likeness.argmax(axis=0)
-            values = likeness[best, np.arange(len(best))]
-            nearer = waiting & (values > highest)
-            nearest[nearer], highest[nearer] = block[best[nearer]], values[nearer]
-
-
-def _mutual(
-    nearest: Numbers, highest: Float32[np.ndarray, " speaker"], same_above: float
-) -> tuple[Pairs, Pairs]:
-    """Return the pairs to join; none where nobody is alike enough."""
-    places = np.arange(len(nearest))
-    alike = highest >= same_above
-    first = alike & (nearest[nearest] == places) & (places < nearest)
-    if not first.any() and alike.any():
-        # Rounding can make three run in a circle: the most alike are joined then.
-        best = int(highest.argmax())
-        one, other = sorted((best, int(nearest[best])))
-        return np.array([one]), np.array([other])
-    return places[first], nearest[first]

@@ -29,7 +29,7 @@ from corpus_asr.runtime.complete_recordings import find_speakers_of_run, place_w
 from corpus_asr.runtime.ray_cluster import Cluster
 from corpus_asr.runtime.ray_dataset import on_workers
 from corpus_asr.schemas import SPEAKERS
-from corpus_asr.speakers.clustering import find_voices
+from corpus_asr.speakers.voices import find_voices
 from corpus_asr.storage.run_state import portions, speaker_turns
 from corpus_asr.storage.run_state.finish import compact, keep_only
 from corpus_asr.storage.run_state.run_files import CONFIG_NAME
