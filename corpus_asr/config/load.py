@@ -277,7 +277,9 @@ def unknown_key(model: type[Settings], key: KeyPath) -> str:
     known = dict(keys_of(model))
     level = (section_of(known[key[:-1]]) if key[:-1] else None) or model
     here = [".".join((*key[:-1], name)) for name in level.model_fields]
-    hint = name_hint(key[-1], here, [".".join(path) for path in known])
+    hint = _ELSEWHERE.get(".".join(key)) or name_hint(
+        key[-1], here, [".".join(path) for path in known]
+    )
     return f"unknown key; {hint or 'known here: ' + ', '.join(level.model_fields)}"
 
 
@@ -443,6 +445,12 @@ _ABSENT = {
     "suppress_numerals": "numbers are written as the model writes them; leave it out",
     "suppress_tokens": "the checkpoint's generation_config.json lists them; leave it out",
     "without_timestamps": "segments always have times; leave it out",
+}
+
+# Names of ours where they would mean something else.
+_ELSEWHERE = {
+    "extract.device": "there is none here: features and speech detection are computed on CPUs "
+    "alone; where the GPUs wait for them, raise extract.workers or add CPU nodes",
 }
 
 

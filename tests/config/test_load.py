@@ -450,6 +450,10 @@ def test_every_way_in_gives_the_hint(tmp_path: Path) -> None:
     tuning.write_text("model: {checkpoint: a, dtype: b}\ndata: {train: [a]}\noutput: {uri: b}\n")
     with pytest.raises(ConfigError, match=r"line 2: model\.dtype: .*mean model\.compute_type\?"):
         load_config(job)
+    job.write_text("source: {uri: a}\nextract: {device: cuda}\nmodel: {checkpoint: b}\n")
+    with pytest.raises(ConfigError, match=r"extract\.device: .* raise extract\.workers or add CPU"):
+        load_config(job)
+    job.write_text("source: {uri: a}\nmodel: {checkpoint: b}\noutput: {uri: c}\n")
     with pytest.raises(ConfigError, match=r"num_beams: .* did you mean decoding\.beam_size\?"):
         load_config(job, ["decoding.num_beams=5"])
     with pytest.raises(ConfigError, match=r"model\.dtype: .* did you mean model\.compute_type\?"):
