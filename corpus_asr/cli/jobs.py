@@ -434,6 +434,8 @@ def plan(
 ) -> None:
     """Show what a run would do: the listing, its audio, duration and cost, then all settings."""
     from corpus_asr.config.load import default_config, load_config, settings_of
+    from corpus_asr.report.text import rounded
+    from corpus_asr.runtime.balance import balances, words_of
     from corpus_asr.runtime.capacity import RequestPrices, fleets, machines_of
     from corpus_asr.runtime.estimate import (
         HERE,
@@ -478,6 +480,7 @@ def plan(
         with _drawn(settings, store, redo=redo) as found:
             headers = survey(found.unknown(), settings)
             audio = estimate_audio(found.remaining.strata, found.known, headers.sums)
+            sides = balances(settings, store, machines) if found.num_remaining else []
             machines += known_machines(settings, store)
             lines = list(_counts(found, store.uri))
             if check:
@@ -495,9 +498,11 @@ def plan(
             likely = [] if audio is None else outlooks(audio, machines)
         if as_json:
             data = _data(found, headers, audio, likely, checked, settings)
+            data["balances"] = rounded([each.as_data() for each in sides])
             typer.echo(json.dumps(data, indent=2, ensure_ascii=False))
             return
-        lines += [_audio_words(found, headers, audio), *_outlook_words(found, likely), *checked]
+        lines += [_audio_words(found, headers, audio), *_outlook_words(found, likely)]
+        lines += [*words_of(sides), *checked]
         for line in lines:
             typer.echo(f"# {line}")
         typer.echo("")

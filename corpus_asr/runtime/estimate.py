@@ -445,7 +445,7 @@ GPU_SPEEDS: Mapping[tuple[str, str], Mapping[int, float]] = {
     ("whisper-large-v3-turbo", "H200"): {64: 4575.0, 128: 4876.0},
 }
 # A run over less than this is mostly its start.
-_LEAST_AUDIO_S = 300.0
+LEAST_AUDIO_S = 300.0
 _LEAST_WALL_S = 60.0
 # Another corpus, other settings or another day: a speed is known to about a tenth and a half.
 _SPEED_RANGE = 1.15
@@ -500,10 +500,10 @@ def known_machines(config: RunConfig, store: OutputStore) -> list[Machine]:
     snapshot = read_snapshot(store)
     if run is not None and run["model"] == model:
         speed = speed_of(run)
-        if speed.audio_s >= _LEAST_AUDIO_S and speed.wall_s >= _LEAST_WALL_S:
+        if speed.audio_s >= LEAST_AUDIO_S and speed.wall_s >= _LEAST_WALL_S:
             day = run["started_at"][:10]
             machines.append(Machine(name=f"as the run of {day} here", rtfx=speed.rtfx))
-    elif run is None and snapshot is not None and snapshot.audio_s >= _LEAST_AUDIO_S:
+    elif run is None and snapshot is not None and snapshot.audio_s >= LEAST_AUDIO_S:
         day = snapshot.started_at[:10]
         machines.append(Machine(name=f"as the run of {day} here", rtfx=snapshot.rtfx))
     rtfx = BENCHMARKED.get(model.rstrip("/").rpartition("/")[2])

@@ -198,8 +198,9 @@ def test_plan_estimates_hours_duration_and_cost(job: list[str], tmp_path: Path) 
         r"# takes      0:00:\d\d \(.*\) at RTFx 180\.0, costs 0\.0.* at 0\.8 an hour: l4", first
     )
     assert second.endswith(" at RTFx 10.0: as given")
+    assert "\n# waits      neither side: 1 extract worker of RTFx 385.0 (" in result.stdout
     # With several workers the speed is that of one.
-    workers = ["--set", "transcribe.workers=4"]
+    workers = ["--set", "transcribe.workers=4", "--set", "extract.workers=1"]
     data = json.loads(call("plan", DEMO, *options, *workers, "--json").stdout)
     assert data["plan"]["num_remaining"] == data["headers"]["asked"] == 3
     assert data["headers"]["failures"] == {"not_audio": 2}
@@ -209,6 +210,7 @@ def test_plan_estimates_hours_duration_and_cost(job: list[str], tmp_path: Path) 
     assert l4["cost"]["value"] == pytest.approx(3.2 * l4["duration_s"]["value"] / 3600, abs=1e-5)
     assert given["duration_s"]["value"] == pytest.approx(data["audio_s"]["value"] / 40, rel=1e-3)
     assert given["cost"] is None
+    assert [each["waits"] for each in data["balances"]] == ["transcription", None]
     assert data["settings"]["pipeline"] == "transcribe_corpus"
     refused = call("plan", DEMO, *job, "--price", "h100=3")
     assert refused.exit_code == 2

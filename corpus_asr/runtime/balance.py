@@ -1,0 +1,103 @@
+"""Which side of a job will wait for the other: extraction on CPUs, or transcription.
+
+In: the workers of the settings, speeds that are stated, and what the last run in the output folder
+counted. Out: the speeds of both sides, and which is the slower one.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from corpus_asr.config.run import RunConfig
+from corpus_asr.runtime.capacity import EXTRACT_RTFX
+from corpus_asr.runtime.estimate import LEAST_AUDIO_S, Machine
+from corpus_asr.storage.model_files import full_name
+from corpus_asr.storage.run_state.run_files import RUN_NAME, read_snapshot
+from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.units import counted
+
+BENCHMARK = "the benchmark of one core"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Balance:
+    """How fast both sides of a job are with its workers."""
+
+    name: str
+    """Where the speed of transcription is from."""
+    transcribe_rtfx: float
+    """Of all workers."""
+    extract_rtfx: float
+    """Of one worker."""
+    extract_workers: int
+    """Those of the settings or the last run; those that are needed where neither says."""
+    measured: str
+    """Where the speed of extraction is from."""
+
+    @property
+    def waits(self) -> str | None:
+        """The side that waits for the other; None where extraction is to be as fast."""
+        if self.extract_workers == math.ceil(self.transcribe_rtfx / self.extract_rtfx):
+            return None
+        slower = self.extract_workers * self.extract_rtfx < self.transcribe_rtfx
+        return "transcription" if slower else "extraction"
+
+    def words(self) -> str:
+        """Say which side waits, and why."""
+        waits = {
+            None: "neither side",
+            "transcription": "transcription, for extraction",
+            "extraction": "extraction, for transcription",
+        }[self.waits]
+        return (
+            f"{waits}: {counted(self.extract_workers, 'extract worker')} of RTFx "
+            f"{self.extract_rtfx:,.1f} ({self.measured}) for transcription of RTFx "
+            f"{self.transcribe_rtfx:,.1f} ({self.name})"
+        )
+
+    def as_data(self) -> dict[str, Any]:
+        """Return it for JSON."""
+        return asdict(self) | {"waits": self.waits}
+
+
+def balances(config: RunConfig, store: OutputStore, machines: Sequence[Machine]) -> list[Balance]:
+    """Return both sides' speeds, for each stated speed and as they were in the last run here.
+
+    Args:
+        config: the job.
+        store: its output folder.
+        machines: kinds of GPU or machine whose speed is stated, as many as are at work.
+    """
+    seen = read_snapshot(store)
+    extract_rtfx, measured = EXTRACT_RTFX, BENCHMARK
+    workers = None if config.extract.workers == "auto" else config.extract.workers
+    speeds = [(each.name, each.rtfx * each.count) for each in machines]
+    if seen is not None:
+        run = store.read_json(RUN_NAME)
+        own_model = run is None or run["model"] == full_name(config.model.checkpoint)
+        activity, day = seen.activity, f"the run of {seen.started_at[:10]} here"
+        if activity.extract_s > 0 and activity.decoded_s >= LEAST_AUDIO_S:
+            extract_rtfx, measured = activity.decoded_s / activity.extract_s, day
+            workers = workers or seen.extract_workers
+        if own_model and activity.engine_s > 0 and activity.transcribed_s >= LEAST_AUDIO_S:
+            wanted = config.transcribe.workers
+            engines = seen.transcribe_workers if wanted == "auto" else wanted
+            # A lower bound where slots were free, since more parts would have filled them.
+            speeds.append((day, engines * activity.transcribed_s / activity.engine_s))
+    return [
+        Balance(
+            name=name,
+            transcribe_rtfx=rtfx,
+            extract_rtfx=extract_rtfx,
+            extract_workers=workers or math.ceil(rtfx / extract_rtfx),
+            measured=measured,
+        )
+        for name, rtfx in speeds
+    ]
+
+
+def words_of(found: Sequence[Balance]) -> Iterator[str]:
+    """Yield a line for each, the first of them labelled."""
+    for number, each in enumerate(found):
+        yield f"{'' if number else 'waits':<11}{each.words()}"
