@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import signal
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +29,7 @@ from corpus_asr.storage.run_state.lock import (
 )
 from corpus_asr.storage.run_state.run_files import RUN_NAME, SUCCESS_NAME
 from corpus_asr.storage.run_state.shared_plan import SharedPlan
-from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.run_state.tables import OUTCOMES_FOLDER, OutputStore
 from tests.support.engines import script, scripted_engine
 from tests.support.killing import PAUSE, KillableJob, killable_job, tables_of
 from tests.support.stores import life
@@ -249,30 +251,42 @@ def test_a_shard_that_is_killed_at_any_write_loses_nothing(
 
 
 @pytest.mark.slow
-def test_four_drivers_of_which_one_is_killed_and_started_again(tmp_path: Path) -> None:
-    job = one_file_a_pack(killable_job(tmp_path, files=24, environment={PAUSE: "2"}))
-    drivers = [KillableJob(job.config, tmp_path / f"driver-{number}", environment=job.environment)
-               for number in range(1, 5)]  # fmt: skip
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(
+    ("on_ray", "of", "files"),
+    [(False, 4, 24), pytest.param(True, 2, 16, marks=pytest.mark.ray)],
+    ids=["local", "ray"],
+)
+def test_drivers_of_which_one_is_killed_and_started_again(
+    tmp_path: Path, on_ray: bool, of: int, files: int
+) -> None:
+    usual = killable_job(tmp_path, files=files, ray=on_ray, environment={PAUSE: "2"})
+    job = one_file_a_pack(usual)
+    drivers = [replace(job, folder=tmp_path / f"driver-{number}", seen=set())
+               for number in range(1, of + 1)]  # fmt: skip
     with contextlib.ExitStack() as stack:
         processes = [
-            stack.enter_context(each.started("--shard", f"{number}/4"))
+            stack.enter_context(each.started("--shard", f"{number}/{of}"))
             for number, each in enumerate(drivers, 1)
         ]
-        job.wait_for_commits(processes[1], 3)
-        processes[1].kill()
-        processes[1].wait()
-        code, said = KillableJob(job.config, tmp_path / "plain").finish()
-        assert code == 2, said
-        assert "in use by shard" in said
-        again = KillableJob(job.config, tmp_path / "again", environment=job.environment)
-        code, said = again.finish("--shard", "2/4")
+        two, victim = Shard(2, of), processes[1]
+        while victim.poll() is None and sum(map(two.is_in, job.store.names(OUTCOMES_FOLDER))) < 2:
+            time.sleep(0.02)
+        victim.kill()
+        assert victim.wait() == -signal.SIGKILL, "it was at work"
+        if not on_ray:  # where the others take as long to start as to end
+            code, said = KillableJob(job.config, tmp_path / "plain").finish()
+            assert code == 2, said
+            assert "in use by shard" in said
+        again = replace(job, folder=tmp_path / "again", seen=set())
+        code, said = again.finish("--shard", f"2/{of}")
         assert code in (0, 1), said
-        assert "took over the lock of shard 2 of 4" in said
+        assert f"took over the lock of shard 2 of {of}" in said
         for process in (processes[0], *processes[2:]):
             assert process.wait(timeout=600) in (0, 1)
     alone = with_section(job.config, "output", uri=str(tmp_path / "alone"))
     assert KillableJob(alone, tmp_path / "alone-job").finish()[0] == 0
     assert tables_of(job.config) == tables_of(alone)
     run = json.loads((tmp_path / "output" / RUN_NAME).read_text())
-    assert run["counts"]["listed"] == 24
-    assert run["committed"]["files"] == 24
+    assert run["counts"]["listed"] == files
+    assert run["committed"]["files"] == files
