@@ -10,10 +10,13 @@ import io
 import json
 import logging
 import struct
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import docx
+import pysubs2
 import pytest
 import webvtt
 
@@ -219,8 +222,20 @@ def test_files_hold_one_cue_and_one_line_for_each_segment(
     for path in made:
         assert path.resolve().is_relative_to(to)
         assert not ON_TERMINALS & set(str(path))
-        text = path.read_text("utf-8")
+        text = "" if path.suffix == ".docx" else path.read_text("utf-8")
         match path.suffix:
+            case ".docx":
+                docx.Document(str(path))
+            case ".ass":
+                assert len(pysubs2.SSAFile.from_string(text)) == 2
+            case ".ttml":
+                root = ElementTree.fromstring(text)
+                assert len([*root.iter("{http://www.w3.org/ns/ttml}p")]) == 2
+            case ".csv":
+                rows = csv.reader(io.StringIO(text, newline=""))
+                assert [len(row) for row in rows] == [4, 4, 4]
+            case ".html":
+                assert parsed(text).all("script") == parsed(text).all("img") == []
             case ".vtt":
                 assert len(webvtt.from_string(text).captions) == 2
             case ".srt":

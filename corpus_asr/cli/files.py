@@ -27,10 +27,12 @@ from corpus_asr.cli.options import (
     Files,
     Language,
     RecognitionOptions,
+    SubtitleLimits,
     model_or_default,
     with_groups,
 )
 from corpus_asr.errors import ConfigError, FetchError, ItemError
+from corpus_asr.formats.names import JSON_LINES, ExportFormat, WordStyle
 from corpus_asr.runtime.shutdown import RunStoppedError, ended_by_signals
 from corpus_asr.units import counted
 
@@ -44,7 +46,11 @@ if TYPE_CHECKING:
 
 @with_groups
 def transcribe(
-    files: Files, chosen: FileOptions, options: RecognitionOptions, overrides: FileOverrides = None
+    files: Files,
+    chosen: FileOptions,
+    subtitles: SubtitleLimits,
+    options: RecognitionOptions,
+    overrides: FileOverrides = None,
 ) -> None:
     """Transcribe files: print the text as it comes, or write subtitles, text and JSON."""
     with readable_errors(), ended_by_signals():
@@ -65,7 +71,7 @@ def transcribe(
         if options.word_timestamps is not None or needs_words:
             keys["word_timestamps"] = chosen.highlight_words or options.word_timestamps is not False
         check_keys(keys)
-        layout = layout_of(formats, chosen)
+        layout = layout_of(formats, chosen, subtitles)
 
         def transcribed(
             loaded: "Transcriber", to_do: "Sequence[Input]", **calls: Any
@@ -88,7 +94,7 @@ def _numbers(text: str | None) -> list[float] | None:
 # Arguments of `Transcriber` that --set reaches as well.
 _OF_THE_MODEL = ("slots", "revision", "calibration", "by_language")
 # What stdout may hold of several recordings.
-_PRINTED_FOR_MANY = ("txt", "jsonl")
+_PRINTED_FOR_MANY = ("txt", JSON_LINES)
 
 
 def formats_of(chosen: FileOptions) -> tuple[str, ...]:
@@ -111,18 +117,24 @@ def formats_of(chosen: FileOptions) -> tuple[str, ...]:
             f"printing {', '.join(found)}: found {len(found)} formats, expected one for standard "
             "output; name a folder with --output-dir, such as -o ."
         )
+    if not to_folder and found == (ExportFormat.docx,):
+        raise ConfigError(
+            "printing docx: found a format of bytes, expected one of text for standard output; "
+            "name a folder with --output-dir, such as -o ."
+        )
     return found
 
 
-def layout_of(formats: tuple[str, ...], chosen: FileOptions) -> "Layout":
+def layout_of(formats: tuple[str, ...], chosen: FileOptions, subtitles: SubtitleLimits) -> "Layout":
     """Return how files look."""
     from corpus_asr.cli.output_files import Layout
-    from corpus_asr.formats.cues import CueRules
-    from corpus_asr.formats.names import WordStyle
+    from corpus_asr.formats.writers import check_formats
 
+    exported = [ExportFormat(name) for name in formats if name != JSON_LINES]
+    check_formats(exported, WordStyle.plain)  # that of words goes with any of them here
     return Layout(
         formats=formats,
-        rules=CueRules(max_line_width=chosen.max_line_width, max_line_count=chosen.max_line_count),
+        rules=subtitles.rules(),
         words=WordStyle.highlight if chosen.highlight_words else WordStyle.plain,
     )
 
@@ -341,14 +353,18 @@ class FileResults:
         self._meter.finish(name, transcript.duration_s)
         transcripts = transcript.channels or (transcript,)
         if self._output is not None:
-            self._tell(f"{redact_uri(name)}: {self._output.write(name, transcripts)}")
+            # One file of all channels is a dialogue; each has one of its own as well.
+            files = [transcript, *transcript.channels]
+            self._tell(f"{redact_uri(name)}: {self._output.write(name, files)}")
         if self._printer is not None:
             self._printer.end(name, transcripts)
         elif self._output is None:
             with self._display.aside():
-                for each in transcripts:
-                    for _, text in self._layout.texts(each, self._inputs[name].shown_uri):
-                        sys.stdout.write(text)
+                # Two files one after the other are no file, but for JSON Lines.
+                by_line = self._layout.formats == (JSON_LINES,)
+                for each in transcripts if by_line else (transcript,):
+                    for _, content in self._layout.contents(each, self._inputs[name].shown_uri):
+                        sys.stdout.write(content.decode())
                 sys.stdout.flush()
         if transcript.missing:
             self._tell(f"note: {redact_uri(name)}: {_missing(transcript)}")
@@ -399,6 +415,7 @@ def align(
     text: Text = None,
     *,
     chosen: FileOptions,
+    subtitles: SubtitleLimits,
     language: Language = None,
     overrides: FileOverrides = None,
 ) -> None:
@@ -412,7 +429,7 @@ def align(
                 "writing rttm: found a text without speakers, expected who speaks when; leave out "
                 "the format"
             )
-        layout = layout_of(formats, chosen)
+        layout = layout_of(formats, chosen, subtitles)
         inputs, texts = _inputs(audio, text, layout, chosen)
 
         def aligned(

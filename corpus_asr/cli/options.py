@@ -23,13 +23,14 @@ from corpus_asr.config.decoding import (
     DecodingSettings,
     default_model_notice,
 )
-from corpus_asr.formats.names import ExportFormat
+from corpus_asr.formats.names import ExportFormat, SubtitlePreset
 from corpus_asr.logs import speaks_json
 
 if TYPE_CHECKING:
     from corpus_asr.config.run import RunConfig
     from corpus_asr.config.settings import Settings
     from corpus_asr.config.storage_options import StorageOptions
+    from corpus_asr.formats.cue_rules import CueRules
     from corpus_asr.storage.stores.filesystem import StoreOptions
 
 
@@ -268,6 +269,7 @@ def _in_panel(panel: str) -> Callable[..., Any]:
 
 
 _output = _in_panel("Output")
+_subtitles = _in_panel("Subtitles")
 _text = _in_panel("Text")
 _speech = _in_panel("Speech and channels")
 _speakers = _in_panel("Speakers")
@@ -294,6 +296,57 @@ FileOverrides = Annotated[
         complete_option_override,
     ),
 ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubtitleLimits:
+    """Options of each command that writes subtitles."""
+
+    subtitle_preset: Annotated[
+        SubtitlePreset | None,
+        _subtitles("Limits of a broadcaster's guide; options given beside it replace them."),
+    ] = None
+    max_line_width: Annotated[int | None, _subtitles("Maximum characters per line.", min=1)] = None
+    max_line_count: Annotated[
+        int | None, _subtitles("Maximum lines per subtitle; needs --max-line-width.", min=1)
+    ] = None
+    max_duration: Annotated[
+        float | None, _subtitles("Split subtitles that would be shown longer.", **_SECONDS)
+    ] = None
+    min_duration: Annotated[
+        float | None, _subtitles("Show subtitles at least so long, if there is time.", **_SECONDS)
+    ] = None
+    max_cps: Annotated[
+        float | None,
+        _subtitles("Maximum characters per second: show subtitles longer, if there is time."),
+    ] = None
+    max_wpm: Annotated[float | None, _subtitles("The same in words per minute.")] = None
+    min_gap: Annotated[float | None, _subtitles("Pause before the next subtitle.", **_SECONDS)] = (
+        None
+    )
+    close_gaps: Annotated[
+        float | None, _subtitles("Close shorter pauses, down to --min-gap.", **_SECONDS)
+    ] = None
+
+    def rules(self) -> "CueRules":
+        """Return the rules for cues.
+
+        Raises:
+            ConfigError: they leave no room for text.
+        """
+        from corpus_asr.formats.cue_rules import CueRules
+
+        return CueRules(
+            preset=self.subtitle_preset,
+            max_line_width=self.max_line_width,
+            max_line_count=self.max_line_count,
+            max_duration_s=self.max_duration,
+            min_duration_s=self.min_duration,
+            max_cps=self.max_cps,
+            max_wpm=self.max_wpm,
+            min_gap_s=self.min_gap,
+            close_gaps_s=self.close_gaps,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -329,12 +382,6 @@ class FileOptions:
         _output("--skip-existing", "Skip what has files of its name, whatever they were made of."),
     ] = False
     timestamps: Annotated[bool, _output("Print times before the text.")] = True
-    max_line_width: Annotated[
-        int | None, _output("Maximum characters per line of subtitles.", min=1)
-    ] = None
-    max_line_count: Annotated[
-        int | None, _output("Maximum lines per subtitle; needs --max-line-width.", min=1)
-    ] = None
     highlight_words: Annotated[
         bool, _output("--highlight-words", "Underline the spoken word; includes --word-timestamps.")
     ] = False

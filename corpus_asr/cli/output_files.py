@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
+from math import inf
 from typing import Any
 
 import pyarrow as pa
@@ -24,10 +25,10 @@ import pyarrow as pa
 from corpus_asr.cli.inputs import Input
 from corpus_asr.errors import ConfigError, FetchError
 from corpus_asr.export.write import WRITERS, Names
-from corpus_asr.formats.cues import CueRules
-from corpus_asr.formats.names import ExportFormat, WordStyle
+from corpus_asr.formats.cue_rules import CueRules
+from corpus_asr.formats.names import JSON_LINES, ExportFormat, WordStyle
 from corpus_asr.formats.transcript import Transcript
-from corpus_asr.formats.writers import file_suffix, file_texts
+from corpus_asr.formats.writers import file_contents, file_suffix
 from corpus_asr.logs import event
 from corpus_asr.storage.listing import RECORDS_FOLDER
 from corpus_asr.storage.stores import filesystem
@@ -41,7 +42,6 @@ from corpus_asr.storage.stores.uri import (
     within,
 )
 
-JSON_LINES = "jsonl"
 _LOG = logging.getLogger(__name__)
 
 
@@ -58,18 +58,18 @@ class Layout:
     rules: CueRules
     words: WordStyle
 
-    def texts(
+    def contents(
         self, transcript: Transcript, uri: str, formats: Sequence[str] | None = None
-    ) -> Iterator[tuple[str, str]]:
-        """Yield the suffix and the text of a transcript's file in each format, or in `formats`."""
+    ) -> Iterator[tuple[str, bytes]]:
+        """Yield suffix and content of a transcript's file in each format, or in `formats`."""
         named = replace(transcript, uri=public(uri))
         for name in self.formats if formats is None else formats:
             if name == JSON_LINES:
                 channel = {} if named.channel is None else {"channel": named.channel}
                 line = json.dumps(named.to_dict() | channel, ensure_ascii=False)
-                yield ".jsonl", f"{line}\n"
+                yield ".jsonl", f"{line}\n".encode("utf-8", "replace")
             else:
-                yield from file_texts(
+                yield from file_contents(
                     named, [ExportFormat(name)], rules=self.rules, words=self.words
                 )
 
@@ -164,42 +164,44 @@ class OutputFiles:
     def write(self, name: str, transcripts: Sequence[Transcript]) -> str:
         """Write the files of a recording that are missing, each whole or not at all.
 
-        `transcripts` are more than one where channels are apart. Returns what was written, for a
+        `transcripts` are more than one where channels are apart: each of theirs, and all of them as
+        one. Returns what was written, for a
         person.
 
         Raises:
             FetchError: the folder cannot be written to.
         """
-        uri, texts = self._inputs[name].shown_uri, {}
-        # The first channel comes last: where its files are, those of the others are, too.
-        for transcript in sorted(transcripts, key=lambda each: -(each.channel or 0)):
+        uri, contents = self._inputs[name].shown_uri, {}
+        # The first channel comes last: where its files are, all others are, too.
+        for transcript in sorted(transcripts, key=_order, reverse=True):
             channel = self._channel(transcript.channel)
-            for suffix, text in self._layout.texts(transcript, uri, self._missing[name]):
-                texts[channel + suffix] = text.encode("utf-8", "replace")
-        record = self._claim(name, texts)
+            for suffix, content in self._layout.contents(transcript, uri, self._missing[name]):
+                contents[channel + suffix] = content
+        record = self._claim(name, contents)
         # What a file may hold is known before it does: a call that is cut short finds its own.
-        for suffix, content in texts.items():
+        for suffix, content in contents.items():
             before = record.files.get(suffix, {"hashes": []})["hashes"]
             record.files[suffix] = {"of": None, "hashes": [*before[-1:], _hash_of(content)]}
         self._note(name, record)
-        for suffix, content in texts.items():
+        for suffix, content in contents.items():
             filesystem.write_atomic(within(self._root, record.name + suffix), content)
             record.files[suffix] = {"of": self._of[name], "hashes": [_hash_of(content)]}
         self._note(name, record)
-        if len(texts) == 1:
-            return f"{self.folder}/{record.name}{next(iter(texts))}"
-        return f"{self.folder}/{record.name}.* ({len(texts)} files)"
+        if len(contents) == 1:
+            return f"{self.folder}/{record.name}{next(iter(contents))}"
+        return f"{self.folder}/{record.name}.* ({len(contents)} files)"
 
     def _named(self, inputs: Sequence[Input]) -> dict[str, str]:
         uris = [each.uri for each in inputs]
         ids = [recording_id(uri) for uri in uris]
         table = pa.table({"uri": uris, "recording_id": ids})
-        suffixes = [self._channel(0) + suffix_of(name) for name in self._layout.formats]
+        channels = {self._channel(None), self._channel(0)}
+        suffixes = [each + suffix_of(name) for name in self._layout.formats for each in channels]
         names = Names(table, suffixes, [each.base for each in inputs])
         return {each.name: names[at] for at, each in enumerate(inputs)}
 
     def _channel(self, channel: int | None) -> str:
-        return f".channel{channel}" if self._channels_apart else ""
+        return "" if channel is None or not self._channels_apart else f".channel{channel}"
 
     def _read(self, each: Input) -> _Record | None:
         """Return the record of a recording, and note what its files are to be made of."""
@@ -231,7 +233,7 @@ class OutputFiles:
 
         return tuple(each for each in self._layout.formats if is_missing(each))
 
-    def _claim(self, name: str, texts: Mapping[str, bytes]) -> _Record:
+    def _claim(self, name: str, contents: Mapping[str, bytes]) -> _Record:
         """Return the record of a recording under a name at which all its files may be written."""
         record = self._records[name]
         if self._existing is Existing.skip:
@@ -242,7 +244,7 @@ class OutputFiles:
             if candidate != record.name:
                 record.name, record.files = candidate, {}
             known = self._existing is Existing.known
-            if known and not all(self._may_replace(record, suffix) for suffix in texts):
+            if known and not all(self._may_replace(record, suffix) for suffix in contents):
                 continue
             claim = f"{RECORDS_FOLDER}/names/{_hash_of(candidate.encode())}"
             if filesystem.create(within(self._root, claim), owner):
@@ -262,6 +264,10 @@ class OutputFiles:
 
     def _record_address(self, name: str) -> str:
         return within(self._root, f"{RECORDS_FOLDER}/{self._ids[name]}.json")
+
+
+def _order(transcript: Transcript) -> float:
+    return inf if transcript.channel is None else transcript.channel
 
 
 def _version_of(each: Input) -> tuple[str | None, int | None]:

@@ -24,10 +24,12 @@ from corpus_asr.cli.options import (
     OutputUri,
     Speakers,
     StorageOption,
+    SubtitleLimits,
     Uris,
     audio_options,
     print_result,
     store_options,
+    with_groups,
 )
 from corpus_asr.errors import ConfigError
 from corpus_asr.formats.names import ExportFormat, WordStyle
@@ -77,6 +79,7 @@ def status(
             time.sleep(WATCH_EVERY_S)
 
 
+@with_groups
 def export(
     output_uri: OutputUri,
     to: Annotated[
@@ -85,6 +88,7 @@ def export(
     formats: Annotated[
         list[ExportFormat], typer.Option("--format", help="Format of the files; may be repeated.")
     ],
+    limits: SubtitleLimits,
     single: Annotated[
         bool,
         typer.Option("--single", help="Write one file for all recordings; not for subtitles."),
@@ -97,27 +101,6 @@ def export(
     partial: Annotated[
         bool, typer.Option("--partial", help="Include unfinished recordings.")
     ] = False,
-    max_line_width: Annotated[
-        int | None, typer.Option(help="Maximum characters per line.", rich_help_panel=_SUBTITLES)
-    ] = None,
-    max_line_count: Annotated[
-        int | None, typer.Option(help="Maximum lines per cue.", rich_help_panel=_SUBTITLES)
-    ] = None,
-    max_duration_s: Annotated[
-        float | None,
-        typer.Option(help="Maximum duration of a cue in seconds.", rich_help_panel=_SUBTITLES),
-    ] = None,
-    min_duration_s: Annotated[
-        float,
-        typer.Option(
-            help="Minimum duration of a cue in seconds, if there is time.",
-            rich_help_panel=_SUBTITLES,
-        ),
-    ] = 0.0,
-    min_gap_s: Annotated[
-        float,
-        typer.Option(help="Pause in seconds before the next cue.", rich_help_panel=_SUBTITLES),
-    ] = 0.0,
     words: Annotated[
         WordStyle,
         typer.Option(
@@ -132,20 +115,13 @@ def export(
     from corpus_asr.export.recordings import Selection
     from corpus_asr.export.write import ExportOptions
     from corpus_asr.export.write import export as write_files
-    from corpus_asr.formats.cues import CueRules
     from corpus_asr.storage.run_state.tables import OutputStore
 
     with readable_errors(on_interrupt="run the same command again to replace it"):
         options = ExportOptions(
             formats=tuple(dict.fromkeys(formats)),
             single=single,
-            rules=CueRules(
-                max_line_width=max_line_width,
-                max_line_count=max_line_count,
-                max_duration_s=max_duration_s,
-                min_duration_s=min_duration_s,
-                min_gap_s=min_gap_s,
-            ),
+            rules=limits.rules(),
             words=words,
             corrections=not no_corrections,
         )

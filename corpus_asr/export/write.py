@@ -37,15 +37,15 @@ from corpus_asr.export.recordings import (
     recordings,
 )
 from corpus_asr.export.speakers import refuse_speakers, speakers_of
-from corpus_asr.formats.cues import CueRules
+from corpus_asr.formats.cue_rules import CueRules
 from corpus_asr.formats.names import ExportFormat, WordStyle
+from corpus_asr.formats.subtitles import SUBTITLES
 from corpus_asr.formats.writers import (
     SINGLE_FORMATS,
-    SUBTITLES,
     TRANSCRIPTS,
-    check_words,
+    check_formats,
+    file_contents,
     file_suffix,
-    file_texts,
 )
 from corpus_asr.segments import MissingWord
 from corpus_asr.storage.manifest import aligned_text
@@ -203,7 +203,7 @@ class ExportOptions:
                 f"one of {', '.join(SINGLE_FORMATS)}: its files belong to one recording; leave out "
                 "--single, or the format"
             )
-        check_words(self.formats, self.words)
+        check_formats(self.formats, self.words)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -309,11 +309,10 @@ def _write_each(
         try:
             for recording in rows:
                 name = names.of(recording.uri, recording.recording_id)
-                for suffix, text in file_texts(
+                for suffix, data in file_contents(
                     recording, options.formats, rules=options.rules, words=options.words
                 ):
                     address = within(to, name + suffix)
-                    data = text.encode("utf-8", "replace")
                     waiting.append(
                         pool.submit(filesystem.write_atomic, address, data, store_options)
                     )

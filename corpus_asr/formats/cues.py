@@ -1,29 +1,25 @@
 """Subtitle cues: a recording's segments as timed lines that fit a screen.
 
 A segment too long for one cue is broken at the ends of sentences, then of clauses, then between
-words, into spans of similar length; between characters only in scripts without spaces.
+words, into spans of similar length; within a word only where it is too long for a line.
 """
 
 import re
-import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import zip_longest
+from math import ceil, inf
 from operator import add
 from typing import NamedTuple, Protocol
 
-from corpus_asr.errors import ConfigError
+from corpus_asr.formats.cue_rules import FRAME_S, CueRules
+from corpus_asr.formats.pieces import Piece, TimedText
 from corpus_asr.segments import MissingWord, Segment, SpeakerTurn
 
-_SENTENCE_END = re.compile(r"[.!?…。！？؟।။]+[\"'”’»)\]」』]*$")  # noqa: RUF001
+SENTENCE_END = re.compile(r"[.!?…。！？؟।။]+[\"'”’»)\]」』]*$")  # noqa: RUF001
 _CLAUSE_END = re.compile(r"[,;:，、；：،؛–—]+[\"'”’»)\]」』]*$")  # noqa: RUF001
 # Initials and a few titles end with a full stop, but end no sentence.
 _ABBREVIATION = re.compile(r"^\W*(?:[A-Z]|Mr|Mrs|Ms|Dr|St|Prof|vs|etc|e\.g|i\.e)\.$")
-_LINE_BREAKS = re.compile(r"[\s]*[\r\n\v\f\x1c-\x1e\x85\u2028\u2029]+[\s]*")
-_CONTROLS = re.compile(r"[\x00-\x08\x0e-\x1b\x1f\x7f]")
-_WORD = re.compile(r"\s*\S+")
-# Marks, joiners and closing punctuation: a line must not begin with one.
-_NOT_FIRST = frozenset({"Mn", "Mc", "Me", "Cf", "Pe", "Pf", "Po", "Sk"})
 
 
 class Transcribed(Protocol):
@@ -65,50 +61,6 @@ class Transcribed(Protocol):
         """Return the segments of each channel, sorted by time."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CueRules:
-    """Limits of a cue; None is no limit."""
-
-    max_line_width: int | None = None
-    max_line_count: int | None = None
-    max_duration_s: float | None = None
-    min_duration_s: float = 0.0
-    """A shorter cue is prolonged, at most until the next one."""
-    min_gap_s: float = 0.0
-    """From the end of a cue to the next one."""
-
-    def __post_init__(self) -> None:
-        wrong = [
-            f"{name} {value:g}"
-            for name, value, least in (
-                ("max_line_width", self.max_line_width, 1),
-                ("max_line_count", self.max_line_count, 1),
-                ("max_duration_s", self.max_duration_s, 0.1),
-                ("min_duration_s", self.min_duration_s, 0.0),
-                ("min_gap_s", self.min_gap_s, 0.0),
-            )
-            if value is not None and not value >= least
-        ]
-        if self.max_line_count is not None and self.max_line_width is None:
-            wrong.append("max_line_count without max_line_width")
-        if self.max_duration_s is not None and self.min_duration_s > self.max_duration_s:
-            wrong.append(f"min_duration_s {self.min_duration_s:g} above max_duration_s")
-        if wrong:
-            raise ConfigError(
-                f"reading the rules for subtitles: found {', '.join(wrong)}, expected bounds that "
-                "leave room for text; correct them"
-            )
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """Unbreakable text, with the spaces before it."""
-
-    text: str
-    start_s: float
-    end_s: float
-
-
 @dataclass(frozen=True, slots=True)
 class Cue:
     """Lines of text with their times."""
@@ -116,6 +68,8 @@ class Cue:
     start_s: float
     end_s: float
     lines: tuple[tuple[Piece, ...], ...]
+    said: TimedText
+    """Of which these are lines."""
     words_timed: bool
     """Whether its words have times of the model; else time is divided by characters."""
     speaker: str | None = None
@@ -126,65 +80,42 @@ class Cue:
         """The lines as they are shown."""
         return ["".join(piece.text for piece in line).strip() for line in self.lines]
 
+    def timed_lines(self) -> list[tuple[Piece, ...]]:
+        """Return the lines as words, as far as these have times."""
+        return [self.said.timed_words(line) for line in self.lines]
+
 
 def cues_of(recording: Transcribed, rules: CueRules) -> list[Cue]:
     """Return a recording's cues, sorted by start."""
-    cues = [
-        cue
-        for channel in recording.by_channel().values()
-        for cue in _spaced([c for s in channel for c in _cues_of_segment(s, rules)], rules)
-    ]
+    cues = []
+    channels = recording.by_channel()
+    for channel, said in channels.items():
+        segments: Iterable[Segment] = said
+        if len(channels) > 1:  # who speaks is known at least so far
+            segments = (replace(each, speaker=speaker_of(each, channel)) for each in said)
+        own = [
+            (cue, known)
+            for segment in segments
+            for known in (rules.of(segment.language or recording.language),)
+            for cue in _cues_of_segment(segment, known)
+        ]
+        own.sort(key=lambda pair: pair[0].start_s)
+        shown = _of_a_frame([cue for cue, _ in own], recording.duration_s)
+        spaced = _spaced(shown, [known for _, known in own])
+        cues += _of_a_frame(spaced, recording.duration_s)
     return sorted(cues, key=lambda cue: cue.start_s)
 
 
-def one_line(text: str) -> str:
-    """Return a text without line breaks and control characters."""
-    if text.isprintable():  # most are
-        return text
-    return _CONTROLS.sub("", _LINE_BREAKS.sub(" ", text))
-
-
-def _pieces_of(segment: Segment, max_chars: int | None) -> list[Piece]:
-    if segment.words:
-        timed = [Piece(one_line(word.word), word.start_s, word.end_s) for word in segment.words]
-    else:
-        words = _WORD.findall(one_line(segment.text))
-        timed = _timed_by_length(words, segment.start_s, segment.end_s)
-    pieces: list[Piece] = []
-    for piece in timed:
-        if max_chars is None or len(piece.text.strip()) <= max_chars:
-            pieces += [piece] if piece.text.strip() else []
-        else:  # too long for a line, such as a sentence of a script without spaces
-            pieces += _timed_by_length([*_characters(piece.text)], piece.start_s, piece.end_s)
-    return pieces
-
-
-def _timed_by_length(texts: Sequence[str], start_s: float, end_s: float) -> list[Piece]:
-    total = sum(len(text) for text in texts)
-    pieces, before = [], 0
-    for text in texts:
-        after = before + len(text)
-        times = (start_s + (end_s - start_s) * at / total for at in (before, after))
-        pieces.append(Piece(text, *times))
-        before = after
-    return pieces
-
-
-def _characters(text: str) -> Iterator[str]:
-    held = ""
-    for character in text:
-        # A zero-width joiner makes one sign, such as a family of emoji, of what stands around it.
-        joins = unicodedata.category(character) in _NOT_FIRST or held.endswith("\u200d")
-        if held.strip() and not joins:
-            yield held
-            held = ""
-        held += character
-    if held:
-        yield held
+def speaker_of(segment: Segment, channel: int | None) -> str | None:
+    """Return who says a segment, or in which channel it is."""
+    return segment.speaker or (None if channel is None else f"channel {channel}")
 
 
 class _Cost(NamedTuple):
     # The worst first: as tuples are compared, one of it outweighs any number of the next.
+    lines: int = 0
+    in_words: int = 0
+    too_short: int = 0
     in_clauses: int = 0
     after_clauses: int = 0
     breaks: int = 0
@@ -222,89 +153,162 @@ def _break_cost(pieces: Sequence[Piece], stop: int) -> _Cost:
     text = pieces[stop - 1].text
     if stop == len(pieces):
         return _Cost()
-    if _SENTENCE_END.search(text) and not _ABBREVIATION.match(text):
+    if pieces[stop].in_word:
+        return _Cost(in_words=1, breaks=1)
+    if SENTENCE_END.search(text) and not _ABBREVIATION.match(text):
         return _Cost(breaks=1)
     if _CLAUSE_END.search(text):
         return _Cost(after_clauses=1, breaks=1)
     return _Cost(in_clauses=1, breaks=1)
 
 
-def _cues_of_segment(segment: Segment, rules: CueRules) -> Iterator[Cue]:
-    pieces = _pieces_of(segment, rules.max_line_width)
+def _cues_of_segment(segment: Segment, rules: CueRules) -> list[Cue]:
+    said = TimedText(segment)
+    label = 0 if segment.speaker is None else len(f"[{segment.speaker}] ")
+    pieces = said.whole()
     if not pieces:
-        return
+        return []
+    if not (_width(pieces, label) <= (rules.max_line_width or inf) and _fits(pieces, rules, label)):
+        pieces = said.pieces(rules.max_line_width)
 
     def fits(start: int, stop: int) -> bool:
-        return _fits(pieces[start:stop], rules)
+        return _fits(pieces[start:stop], rules, label)
 
     def cost(start: int, stop: int) -> _Cost:
         length = sum(len(piece.text) for piece in pieces[start:stop])
-        return _break_cost(pieces, stop).plus(_Cost(unevenness=length**2))
+        lasts_s = pieces[stop - 1].end_s - pieces[start].start_s
+        too_short = _Cost(too_short=lasts_s < (rules.min_duration_s or 0.0))
+        return _break_cost(pieces, stop).plus(_Cost(unevenness=length**2)).plus(too_short)
 
     whole = fits(0, len(pieces))
-    for start, stop in [(0, len(pieces))] if whole else _best_breaks(len(pieces), fits, cost):
-        span = pieces[start:stop]
-        # An unbroken segment without word times keeps its own; its pieces' are estimates.
-        timed = bool(segment.words) or not whole
-        begin, end = (
-            (span[0].start_s, span[-1].end_s) if timed else (segment.start_s, segment.end_s)
-        )
+    spans = [(0, len(pieces))] if whole else _best_breaks(len(pieces), fits, cost)
+    times = [(pieces[start].start_s, pieces[stop - 1].end_s) for start, stop in spans]
+    if whole and not segment.words:
+        # An unbroken segment keeps its own times; its pieces' are estimates.
+        times = [(segment.start_s, segment.end_s)]
+    lengths = [sum(len(piece.text) for piece in pieces[start:stop]) for start, stop in spans]
+    cues = []
+    for (start, stop), (begin, end) in zip(spans, _shared(times, lengths), strict=True):
         if rules.max_duration_s is not None:
             end = min(end, begin + rules.max_duration_s)
-        yield Cue(begin, max(begin, end), _lines(span, rules), bool(segment.words), segment.speaker)
+        lines = _lines(pieces[start:stop], rules, label)
+        timed = bool(segment.words)
+        cues.append(Cue(begin, max(begin, end), lines, said, timed, segment.speaker))
+    return cues
 
 
-def _fits(pieces: Sequence[Piece], rules: CueRules) -> bool:
+def _shared(
+    times: Sequence[tuple[float, float]], lengths: Sequence[int]
+) -> list[tuple[float, float]]:
+    # What lasts no frame shares the time of what comes before it, or after the first, by length.
+    shared = list(times)
+    for at, (start_s, end_s) in enumerate(times):
+        if len(shared) == 1 or end_s - start_s >= FRAME_S:
+            continue
+        first = max(0, at - 1)
+        begin_s, stop_s = shared[first][0], max(shared[first][1], shared[first + 1][1])
+        part = lengths[first] / (lengths[first] + lengths[first + 1])
+        middle_s = begin_s + (stop_s - begin_s) * part
+        shared[first : first + 2] = [(begin_s, middle_s), (middle_s, stop_s)]
+    return shared
+
+
+def _fits(pieces: Sequence[Piece], rules: CueRules, label: int) -> bool:
     lasts_s = pieces[-1].end_s - pieces[0].start_s
     # Subtitle files resolve milliseconds: half of one is rounding.
     if rules.max_duration_s is not None and lasts_s > rules.max_duration_s + 0.0005:
         return False
     if rules.max_line_width is None or rules.max_line_count is None:
         return True
-    return _num_lines(pieces, rules.max_line_width) <= rules.max_line_count
+    return _num_lines(pieces, rules.max_line_width, label) <= rules.max_line_count
 
 
-def _num_lines(pieces: Sequence[Piece], max_chars: int) -> int:
+def _num_lines(pieces: Sequence[Piece], max_chars: int, label: int) -> int:
     # Filling each line before the next begins gives the least number of lines.
-    lines, used = 1, 0
+    lines, used, is_empty = 1, label, True
     for piece in pieces:
-        length = len(piece.text) if used else len(piece.text.lstrip())
-        if used and used + len(piece.text.rstrip()) > max_chars:
-            lines, used, length = lines + 1, 0, len(piece.text.lstrip())
-        used += length
+        if not is_empty and used + len(piece.text.rstrip()) > max_chars:
+            lines, used, is_empty = lines + 1, 0, True
+        used += len(piece.text.lstrip() if is_empty else piece.text)
+        is_empty = False
     return lines
 
 
-def _lines(pieces: Sequence[Piece], rules: CueRules) -> tuple[tuple[Piece, ...], ...]:
-    # As few lines as possible, of similar length.
+def _lines(pieces: Sequence[Piece], rules: CueRules, label: int) -> tuple[tuple[Piece, ...], ...]:
+    # As few lines as possible, of similar length. The name of the speaker stands in the first.
     limit = rules.max_line_width
-    if limit is None or _width(pieces) <= limit:
+    if limit is None or _width(pieces, label) <= limit:
         return (tuple(pieces),)
 
+    def width(start: int, stop: int) -> int:
+        return _width(pieces[start:stop], 0 if start else label)
+
     def cost(start: int, stop: int) -> _Cost:
-        # The number of lines comes first here, and ends of sentences do not matter.
-        return _Cost(in_clauses=1, unevenness=_width(pieces[start:stop]) ** 2)
+        # Ends of sentences do not matter here.
+        in_word = stop < len(pieces) and pieces[stop].in_word
+        return _Cost(lines=1, in_words=in_word, unevenness=width(start, stop) ** 2)
 
     def fits(start: int, stop: int) -> bool:
-        return _width(pieces[start:stop]) <= limit
+        return width(start, stop) <= limit
 
     return tuple(tuple(pieces[a:b]) for a, b in _best_breaks(len(pieces), fits, cost))
 
 
-def _width(pieces: Sequence[Piece]) -> int:
-    return len("".join(piece.text for piece in pieces).strip())
+def _width(pieces: Sequence[Piece], label: int) -> int:
+    return len("".join(piece.text for piece in pieces).strip()) + label
 
 
-def _spaced(cues: Sequence[Cue], rules: CueRules) -> Iterator[Cue]:
-    if not rules.min_duration_s and not rules.min_gap_s:
-        yield from cues
-        return
-    in_order = sorted(cues, key=lambda cue: cue.start_s)
-    for cue, following in pairwise([*in_order, None]):
-        assert cue is not None, "only the last is followed by none"
-        end_s = max(cue.end_s, cue.start_s + rules.min_duration_s)
-        if following is not None:
+def _spaced(cues: Sequence[Cue], cue_rules: Sequence[CueRules]) -> list[Cue]:
+    # Sorted by start, each with its rules.
+    spaced = []
+    for cue, rules, following in zip_longest(cues, cue_rules, cues[1:]):
+        end_s = max(cue.end_s, cue.start_s + _needed_s(cue, rules))
+        gap_s, close_s = rules.min_gap_s or 0.0, rules.close_gaps_s or 0.0
+        if following is not None and (
+            end_s > cue.end_s or gap_s or close_s or rules.min_duration_s
+        ):
             # Where there is no room for a gap, one follows the other at once.
-            latest_s = following.start_s - rules.min_gap_s
-            end_s = min(end_s, latest_s if latest_s > cue.start_s else following.start_s)
-        yield replace(cue, end_s=max(cue.start_s, end_s))
+            latest_s = following.start_s - gap_s
+            if latest_s - cue.start_s < FRAME_S:
+                latest_s = following.start_s
+            if 0.0 < following.start_s - end_s < close_s:
+                longest_s = rules.max_duration_s or inf
+                end_s = max(end_s, min(latest_s, cue.start_s + longest_s))
+            end_s = min(end_s, latest_s)
+        spaced.append(replace(cue, end_s=max(cue.start_s, end_s)))
+    return spaced
+
+
+def _needed_s(cue: Cue, rules: CueRules) -> float:
+    """Return how long a cue should be shown, to be read."""
+    text = " ".join([*([] if cue.speaker is None else [f"[{cue.speaker}]"]), *cue.texts])
+    by_speed_s = max(
+        len(text) / rules.max_cps if rules.max_cps else 0.0,
+        60.0 * len(text.split()) / rules.max_wpm if rules.max_wpm else 0.0,
+    )
+    # To whole milliseconds, as files have them: never faster by rounding.
+    by_speed_s = ceil(1000.0 * by_speed_s + 1.0) / 1000.0 if by_speed_s else 0.0
+    return min(max(by_speed_s, rules.min_duration_s or 0.0), rules.max_duration_s or inf)
+
+
+def _of_a_frame(cues: Sequence[Cue], duration_s: float) -> list[Cue]:
+    # A cue that lasts no frame is not seen: it takes what it lacks from the pause after it, or else
+    # from the next cue; in the end, from those before it.
+    if all(cue.end_s - cue.start_s >= FRAME_S for cue in cues):
+        return [*cues]
+    shown, before_s = [], 0.0
+    for cue in cues:
+        start_s, end_s = cue.start_s, cue.end_s
+        if start_s < before_s:  # overlaps what was prolonged
+            start_s = before_s
+        if end_s - start_s < FRAME_S:
+            end_s = before_s = start_s + FRAME_S
+        shown.append(replace(cue, start_s=start_s, end_s=end_s))
+    latest_s = max([duration_s, FRAME_S * len(cues), *(cue.end_s for cue in cues)])
+    for at in range(len(shown) - 1, -1, -1):
+        if shown[at].end_s <= latest_s:
+            break
+        start_s = min(shown[at].start_s, latest_s - FRAME_S)
+        shown[at] = replace(shown[at], start_s=max(0.0, start_s), end_s=latest_s)
+        latest_s = start_s
+    return shown

@@ -4,8 +4,13 @@ from enum import StrEnum
 from typing import Literal
 
 FormatName = Literal[
-    "srt", "vtt", "lrc", "txt", "tsv", "json", "whisperx", "nemo", "rttm", "ctm", "textgrid"
-]
+    "srt", "vtt", "lrc", "ass", "ttml", "txt", "md", "html", "docx", "tsv", "csv", "json",
+    "whisperx", "nemo", "rttm", "ctm", "textgrid",
+]  # fmt: skip
+
+
+JSON_LINES = "jsonl"
+"""A line of JSON per transcript: of `transcribe` alone, as `--single` makes it of exports."""
 
 
 class ExportFormat(StrEnum):
@@ -14,8 +19,14 @@ class ExportFormat(StrEnum):
     srt = "srt"
     vtt = "vtt"
     lrc = "lrc"
+    ass = "ass"
+    ttml = "ttml"
     txt = "txt"
+    md = "md"
+    html = "html"
+    docx = "docx"
     tsv = "tsv"
+    csv = "csv"
     json = "json"
     whisperx = "whisperx"
     nemo = "nemo"
@@ -30,3 +41,11 @@ class WordStyle(StrEnum):
     plain = "plain"
     highlight = "highlight"  # one cue per word, in which it is underlined, as openai-whisper's
     karaoke = "karaoke"  # times within the cue, of WebVTT and LRC
+
+
+class SubtitlePreset(StrEnum):
+    """Broadcasters whose published guides set the limits of subtitles."""
+
+    netflix = "netflix"
+    netflix_children = "netflix-children"
+    bbc = "bbc"

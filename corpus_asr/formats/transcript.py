@@ -8,9 +8,9 @@ from os import PathLike, fspath
 from typing import Any, Literal, TypedDict, Unpack
 
 from corpus_asr.errors import ConfigError
-from corpus_asr.formats.cues import CueRules
-from corpus_asr.formats.names import ExportFormat, FormatName, WordStyle
-from corpus_asr.formats.writers import check_words, file_suffix, file_texts, whisper_json
+from corpus_asr.formats.cue_rules import CueRules
+from corpus_asr.formats.names import ExportFormat, FormatName, SubtitlePreset, WordStyle
+from corpus_asr.formats.writers import check_formats, file_contents, file_suffix, whisper_json
 from corpus_asr.segments import MissingWord, Segment, SpeakerTurn
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.uri import normalize, scheme_of, within
@@ -21,19 +21,27 @@ _AUDIO_SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,10}$")
 class SubtitleOptions(TypedDict, total=False):
     """How subtitles are cut; by default a segment is one cue on one line."""
 
+    preset: Literal["netflix", "netflix-children", "bbc"] | None
+    """Limits of a broadcaster's guide, which options beside it replace."""
     max_line_width: int | None
     """Maximum characters per line."""
     max_line_count: int | None
     """Maximum lines per cue; needs max_line_width."""
     max_duration_s: float | None
     """Maximum duration of a cue in seconds."""
-    min_duration_s: float
+    min_duration_s: float | None
     """Minimum duration of a cue in seconds, if there is time."""
-    min_gap_s: float
+    max_cps: float | None
+    """Maximum characters per second; a cue is shown longer, if there is time."""
+    max_wpm: float | None
+    """Maximum words per minute; a cue is shown longer, if there is time."""
+    min_gap_s: float | None
     """Pause in seconds before the next cue."""
+    close_gaps_s: float | None
+    """A shorter pause before the next cue is closed, down to min_gap_s."""
     words: Literal["plain", "highlight", "karaoke"]
-    """Style of the spoken word: `highlight` (srt, vtt) underlines it, `karaoke` (vtt, lrc) writes
-    its time; needs word_timestamps."""
+    """Style of the spoken word: `highlight` (srt, vtt, ass, ttml) underlines it, `karaoke` (vtt,
+    lrc, ass) writes its time; needs word_timestamps."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,8 +111,16 @@ class Transcript:
         """Return it as an LRC file: `[mm:ss.xx]` before each line, and before each word."""
         return self._file("lrc", options)
 
+    def to_ass(self, **options: Unpack[SubtitleOptions]) -> str:
+        """Return it as a file of Advanced SubStation Alpha."""
+        return self._file("ass", options)
+
+    def to_ttml(self, **options: Unpack[SubtitleOptions]) -> str:
+        """Return it as a TTML file."""
+        return self._file("ttml", options)
+
     def to_txt(self) -> str:
-        """Return it as plain text, one line per segment."""
+        """Return it as plain text: one line per segment, with speakers one per paragraph."""
         return self._file("txt", {})
 
     def to_tsv(self) -> str:
@@ -151,7 +167,8 @@ class Transcript:
             place: without `formats`, a file whose suffix names one, such as `talk.srt`; with
                 `formats`, a folder, in which files are named after the recording. Either may be an
                 fsspec URI.
-            *formats: srt, vtt, lrc, txt, tsv, json, whisperx, nemo, rttm, ctm or textgrid.
+            *formats: srt, vtt, lrc, ass, ttml, txt, md, html, docx, tsv, csv, json, whisperx,
+                nemo, rttm, ctm or textgrid.
             **options: how subtitles are cut.
 
         Returns:
@@ -177,10 +194,9 @@ class Transcript:
             addresses = {each: stem + file_suffix(each) for each in wanted}
         else:
             addresses = {_format_of(target): target}
-        for (_, text), address in zip(
-            self._texts(tuple(addresses), options), addresses.values(), strict=True
-        ):
-            filesystem.write_atomic(address, text.encode("utf-8", "replace"))
+        contents = self._contents(tuple(addresses), options)
+        for content, address in zip(contents, addresses.values(), strict=True):
+            filesystem.write_atomic(address, content)
         return list(addresses.values())
 
     def _stem(self) -> str:
@@ -189,16 +205,25 @@ class Transcript:
         return _AUDIO_SUFFIX.sub("", name) or name or "transcript"
 
     def _file(self, name: FormatName, options: SubtitleOptions) -> str:
-        ((_, text),) = self._texts((ExportFormat(name),), options)
-        return text
+        (content,) = self._contents((ExportFormat(name),), options)
+        return content.decode()
 
-    def _texts(
-        self, formats: Sequence[ExportFormat], options: SubtitleOptions
-    ) -> list[tuple[str, str]]:
+    def _contents(self, formats: Sequence[ExportFormat], options: SubtitleOptions) -> list[bytes]:
         given: dict[str, Any] = dict(options)
         words = WordStyle(given.pop("words", "plain"))
-        check_words(formats, words)
-        return list(file_texts(self, formats, rules=CueRules(**given), words=words))
+        check_formats(formats, words)
+        given["preset"] = _preset(given.get("preset"))
+        contents = file_contents(self, formats, rules=CueRules(**given), words=words)
+        return [content for _, content in contents]
+
+
+def _preset(name: str | None) -> SubtitlePreset | None:
+    try:
+        return None if name is None else SubtitlePreset(name)
+    except ValueError as error:
+        raise ConfigError(
+            f"saving a transcript: found the preset {name!r}, expected {', '.join(SubtitlePreset)}"
+        ) from error
 
 
 def _format(name: str) -> ExportFormat:

@@ -1,22 +1,18 @@
-"""Recordings as the text of files: SubRip, WebVTT, LRC, plain text, TSV, JSON, NeMo and others.
+"""Recordings as files of each format: subtitles, documents, tables, JSON, NeMo and others.
 
 srt, vtt, txt and tsv equal openai-whisper's files, and json adds to its keys; whisperx has the
-shape of WhisperX's, nemo that of NeMo's manifests. What players would take for markup is escaped or
-replaced. Where speakers are known, `[S1]` stands before their text, in WebVTT `<v S1>`. Who says
-what when is also in RTTM, CTM and Praat's TextGrid.
+shape of WhisperX's, nemo that of NeMo's manifests. Who says what when is also in RTTM, CTM and
+Praat's TextGrid.
 
-Source: W3C, WebVTT: The Web Video Text Tracks Format, section 4; openai/whisper, utils.py;
-m-bain/whisperX, schema.py, AlignedTranscriptionResult; NVIDIA NeMo, documentation of ASR datasets,
-"Preparing Custom ASR Data"; LRC, as players read it, with the times of words of its A2 extension;
-NIST, 2009 RT evaluation plan, appendix A (RTTM), and sclite, `ctm` format; Praat manual, "TextGrid
-file formats".
+Source: openai/whisper, utils.py; m-bain/whisperX, schema.py, AlignedTranscriptionResult; NVIDIA
+NeMo, documentation of ASR datasets, "Preparing Custom ASR Data"; NIST, 2009 RT evaluation plan,
+appendix A (RTTM), and sclite, `ctm` format; Praat manual, "TextGrid file formats".
 """
 
 import functools
-import html
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
@@ -24,134 +20,22 @@ from typing import Any
 import numpy as np
 
 from corpus_asr.errors import ConfigError
-from corpus_asr.formats.cues import Cue, CueRules, Piece, Transcribed, cues_of, one_line
+from corpus_asr.formats.cue_rules import CueRules
+from corpus_asr.formats.cues import Transcribed, cues_of
+from corpus_asr.formats.documents import (
+    CSV_COLUMNS,
+    csv_rows,
+    csv_text,
+    docx,
+    docx_module,
+    html_page,
+    markdown,
+    txt,
+)
 from corpus_asr.formats.names import ExportFormat, WordStyle
-from corpus_asr.segments import Segment, Word, timestamp
-
-# SubRip has no escapes: a sign that a player could take for a tag becomes one that looks like it.
-_TAG_IN_SRT = re.compile(r"<(?=\s*[A-Za-z/])")
-_OVERRIDE_IN_SRT = re.compile(r"\{(?=\\)")  # of SubStation Alpha, which players know in SubRip too
-# LRC has no escapes either: a time within a text becomes none.
-_TIME_IN_LRC = re.compile(r"[\[<](?=\s*\d+\s*:)")
-_OUTER_SPACES = re.compile(r"^(\s*)(.*)$", re.DOTALL)
-
-
-def srt_text(cues: Iterable[Cue], style: WordStyle = WordStyle.plain) -> str:
-    """Return cues as a SubRip file."""
-    blocks = (
-        (start, end, _by(cue.speaker, text, _srt_escape))
-        for cue in cues
-        for start, end, text in _blocks(cue, style, _srt_clock, _srt_escape)
-    )
-    return "".join(
-        # An arrow may also come about where two words meet.
-        f"{number}\n{start} --> {end}\n{text.replace('-->', '->')}\n\n"
-        for number, (start, end, text) in enumerate(blocks, 1)
-    )
-
-
-def vtt_text(cues: Iterable[Cue], style: WordStyle = WordStyle.plain) -> str:
-    """Return cues as a WebVTT file."""
-    escape = functools.partial(html.escape, quote=False)
-    blocks = (
-        (start, end, text if cue.speaker is None else f"<v {escape(one_line(cue.speaker))}>{text}")
-        for cue in cues
-        for start, end, text in _blocks(cue, style, timestamp, escape)
-    )
-    return "WEBVTT\n\n" + "".join(f"{start} --> {end}\n{text}\n\n" for start, end, text in blocks)
-
-
-def lrc_text(cues: Iterable[Cue], style: WordStyle = WordStyle.plain) -> str:
-    """Return cues as an LRC file: a time before each line, and with `karaoke` before each word."""
-    lines = (
-        (cue.start_s if number == 0 else line[0].start_s, line, cue)
-        for cue in cues
-        for number, line in enumerate(cue.lines)
-    )
-    return "".join(
-        f"[{_lrc_clock(start_s)}]"
-        f"{_by(cue.speaker, _lrc_line(line, style, timed=cue.words_timed), _lrc_escape)}\n"
-        for start_s, line, cue in lines
-    )
-
-
-def _lrc_line(line: Sequence[Piece], style: WordStyle, *, timed: bool) -> str:
-    if style is WordStyle.plain or not timed:
-        return _lrc_escape("".join(piece.text for piece in line).strip())
-    words = (f"<{_lrc_clock(piece.start_s)}>{_lrc_escape(piece.text.strip())}" for piece in line)
-    return f"{' '.join(words)} <{_lrc_clock(line[-1].end_s)}>"
-
-
-def _by(speaker: str | None, text: str, escape: Callable[[str], str] = str) -> str:
-    return text if speaker is None else f"[{escape(one_line(speaker))}] {text}"
-
-
-def _lrc_escape(text: str) -> str:
-    return _TIME_IN_LRC.sub(lambda match: "(" if match[0] == "[" else "\u2039", text)
-
-
-def _lrc_clock(seconds: float) -> str:
-    # Of hours LRC knows nothing: minutes go on.
-    minutes, rest = divmod(max(0, round(seconds * 100)), 6_000)
-    return f"{minutes:02d}:{rest // 100:02d}.{rest % 100:02d}"
-
-
-def _srt_escape(text: str) -> str:
-    text = _TAG_IN_SRT.sub("\u2039", text.replace("-->", "->"))
-    return _OVERRIDE_IN_SRT.sub("{ ", text)
-
-
-def _srt_clock(seconds: float) -> str:
-    shown = timestamp(seconds).replace(".", ",")
-    return shown if shown.count(":") == 2 else f"00:{shown}"
-
-
-def _blocks(
-    cue: Cue, style: WordStyle, clock: Callable[[float], str], escape: Callable[[str], str]
-) -> Iterator[tuple[str, str, str]]:
-    # Start, end and text: one of each cue, or of each word.
-    if style is WordStyle.plain or not cue.words_timed:
-        text = "\n".join(escape(text) for text in cue.texts)
-        yield clock(cue.start_s), clock(cue.end_s), text
-        return
-    texts = []
-    for number, line in enumerate(cue.lines):
-        for at, piece in enumerate(line):
-            first = piece.text.strip() if at == 0 else piece.text
-            texts.append(("\n" if number and at == 0 else "") + escape(first))
-    if style is WordStyle.karaoke:
-        yield clock(cue.start_s), clock(cue.end_s), _karaoke(cue, texts, clock)
-    else:
-        yield from _highlighted(cue, texts, clock)
-
-
-def _highlighted(
-    cue: Cue, texts: Sequence[str], clock: Callable[[float], str]
-) -> Iterator[tuple[str, str, str]]:
-    last = clock(cue.start_s)
-    for at, piece in enumerate(piece for line in cue.lines for piece in line):
-        start, end = clock(piece.start_s), clock(min(piece.end_s, cue.end_s))
-        if last != start:
-            yield last, start, "".join(texts)
-        marked = _OUTER_SPACES.sub(r"\1<u>\2</u>", texts[at])
-        yield start, end, "".join([*texts[:at], marked, *texts[at + 1 :]])
-        last = end
-
-
-def _karaoke(cue: Cue, texts: Sequence[str], clock: Callable[[float], str]) -> str:
-    # The cue's own start needs no mark.
-    timed, last_s = [], cue.start_s
-    for text, piece in zip(texts, (piece for line in cue.lines for piece in line), strict=True):
-        # WebVTT allows only times within the cue, each after the one before.
-        if last_s < piece.start_s < cue.end_s and clock(piece.start_s) != clock(last_s):
-            spaces, word = _OUTER_SPACES.findall(text)[0]
-            text, last_s = f"{spaces}<{clock(piece.start_s)}>{word}", piece.start_s
-        timed.append(text)
-    return "".join(timed)
-
-
-def _txt(recording: Transcribed) -> str:
-    return "".join(f"{_by(each.speaker, _text(each))}\n" for each in recording.segments)
+from corpus_asr.formats.pieces import one_line, shown_words
+from corpus_asr.formats.subtitles import SUBTITLES, check_words
+from corpus_asr.segments import Segment, Word
 
 
 def _tsv(recording: Transcribed, before: str = "") -> str:
@@ -167,7 +51,7 @@ def whisper_json(recording: Transcribed) -> dict[str, Any]:
     """Return what openai-whisper writes as JSON, and where it comes from; times in milliseconds."""
     values: dict[str, Any] = {
         "text": recording.text,
-        "segments": [_whisper_segment(at, each) for at, each in enumerate(recording.segments)],
+        "segments": _whisper_segments(recording),
         "language": recording.language,
         "duration": _milliseconds(recording.duration_s),
         "uri": recording.uri,
@@ -186,6 +70,18 @@ def whisper_json(recording: Transcribed) -> dict[str, Any]:
 def package_version() -> str:
     """Return the version of this package."""
     return metadata.version("corpus-asr")
+
+
+def _whisper_segments(recording: Transcribed) -> list[dict[str, Any]]:
+    channels = recording.by_channel()
+    if len(channels) < 2:
+        return [_whisper_segment(at, each) for at, each in enumerate(recording.segments)]
+    pairs = [(each, channel) for channel, said in channels.items() for each in said]
+    pairs.sort(key=lambda pair: pair[0].start_s)
+    return [
+        _whisper_segment(at, each) | {"channel": channel}
+        for at, (each, channel) in enumerate(pairs)
+    ]
 
 
 def _whisper_segment(number: int, segment: Segment) -> dict[str, Any]:
@@ -227,8 +123,7 @@ def _whisperx_segment(segment: Segment, channel: int | None) -> dict[str, Any]:
             "score": _rounded(word.probability),
             **(_speaker(word) or by_channel),
         }
-        for word in segment.words or ()
-        if word.word.strip()
+        for word in shown_words(segment)
     ]
     speaker = _speaker(segment) or by_channel
     return {**_times(segment), "text": segment.text.strip(), "words": words, **speaker}
@@ -342,7 +237,7 @@ def textgrid_text(recording: Transcribed) -> str:
             if segment.words:
                 tiers.setdefault(f"{name} words", []).extend(
                     (word.start_s, word.end_s, one_line(word.word).strip())
-                    for word in segment.words
+                    for word in shown_words(segment)
                 )
     if not tiers:
         tiers[_NO_SPEAKER] = []
@@ -388,7 +283,7 @@ def _words(recording: Transcribed, segment: Segment) -> Sequence[Word]:
             f"writing CTM of {recording.uri}: found words without times, expected them; transcribe "
             "with decoding.word_timestamps"
         )
-    return [word for word in segment.words if word.word.strip()]
+    return shown_words(segment)
 
 
 def _name(recording: Transcribed) -> str:
@@ -430,16 +325,21 @@ def _json_format(name: str, data: Callable[[Transcribed], dict[str, Any]]) -> Tr
     )  # fmt: skip
 
 
-SUBTITLES: Mapping[ExportFormat, Callable[[Iterable[Cue], WordStyle], str]] = {
-    ExportFormat.srt: srt_text,
-    ExportFormat.vtt: vtt_text,
-    ExportFormat.lrc: lrc_text,
-}
 _TSV_HEADER = "start\tend\ttext\n"
 TRANSCRIPTS: Mapping[ExportFormat, TranscriptFormat] = {
-    ExportFormat.txt: TranscriptFormat(".txt", _txt, ".txt", _txt),
+    ExportFormat.txt: TranscriptFormat(".txt", txt, ".txt", txt),
+    ExportFormat.md: TranscriptFormat(".md", markdown, ".md", markdown),
+    ExportFormat.html: TranscriptFormat(".html", html_page, ".html", html_page),
     ExportFormat.tsv: TranscriptFormat(
         ".tsv", _tsv, ".tsv", _tsv_with_uri, _TSV_HEADER, f"uri\t{_TSV_HEADER}"
+    ),
+    ExportFormat.csv: TranscriptFormat(
+        ".csv",
+        csv_rows,
+        ".csv",
+        functools.partial(csv_rows, with_uri=True),
+        csv_text([CSV_COLUMNS]),
+        csv_text([("uri", *CSV_COLUMNS)]),
     ),
     ExportFormat.json: _json_format("", whisper_json),
     ExportFormat.whisperx: _json_format(".whisperx", _whisperx),
@@ -450,42 +350,46 @@ TRANSCRIPTS: Mapping[ExportFormat, TranscriptFormat] = {
 }
 
 
-SINGLE_FORMATS = tuple(name for name in TRANSCRIPTS if name is not ExportFormat.textgrid)
+_OF_ONE_RECORDING = frozenset(
+    {ExportFormat.md, ExportFormat.html, ExportFormat.docx, ExportFormat.textgrid}
+)
+SINGLE_FORMATS = tuple(name for name in TRANSCRIPTS if name not in _OF_ONE_RECORDING)
 """Formats of which one file may hold all recordings."""
 
 
-def check_words(formats: Sequence[ExportFormat], words: WordStyle) -> None:
-    """Refuse a style of words that a format has not."""
-    missing = {WordStyle.highlight: ExportFormat.lrc, WordStyle.karaoke: ExportFormat.srt}
-    other = missing.get(words)
-    if other in formats:
-        expected = [style for style in WordStyle if style is not words]
-        raise ConfigError(
-            f"exporting {other}: found --words {words}, expected {' or '.join(expected)}: srt has "
-            "no times within a line, and lrc no underlined words; choose one of them, or leave out "
-            "the format"
-        )
+def check_formats(formats: Sequence[ExportFormat], words: WordStyle) -> None:
+    """Refuse a style of words that a format has not, and a format whose package is missing."""
+    check_words(formats, words)
+    if ExportFormat.docx in formats:
+        docx_module()
 
 
 def file_suffix(name: ExportFormat) -> str:
     """Return the suffix of a recording's file in a format."""
-    return f".{name}" if name in SUBTITLES else TRANSCRIPTS[name].suffix
+    return TRANSCRIPTS[name].suffix if name in TRANSCRIPTS else f".{name}"
 
 
-def file_texts(
+def file_contents(
     recording: Transcribed,
     formats: Sequence[ExportFormat],
     *,
     rules: CueRules | None = None,
     words: WordStyle = WordStyle.plain,
-) -> Iterator[tuple[str, str]]:
-    """Yield suffix and text of a recording's file in each format."""
+) -> Iterator[tuple[str, bytes]]:
+    """Yield suffix and content of a recording's file in each format."""
     # Breaking lines takes longer than writing them: done once for all subtitles.
     subtitled = not SUBTITLES.keys().isdisjoint(formats)
     cues = cues_of(recording, rules or CueRules()) if subtitled else []
     for name in formats:
-        if name in SUBTITLES:
-            yield file_suffix(name), SUBTITLES[name](cues, words)
+        if name is ExportFormat.docx:
+            content = docx(recording)
+        elif name in SUBTITLES:
+            content = _encoded(SUBTITLES[name](cues, words, recording.language))
         else:
             kind = TRANSCRIPTS[name]
-            yield kind.suffix, kind.header + kind.text(recording)
+            content = _encoded(kind.header + kind.text(recording))
+        yield file_suffix(name), content
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode("utf-8", "replace")

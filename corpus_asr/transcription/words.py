@@ -106,8 +106,7 @@ def time_words(
     Nothing is asked for when the window says nothing.
 
     Source: openai-whisper `timing.py`, `add_word_timestamps`. Differs where a word would reach over
-    the edge of a segment: here each segment keeps its text; and where one would be stretched beyond
-    the window's audio, which a clip may have before and after it.
+    the edge of a segment: here each segment keeps its text, and its words lie within it.
     """
     tokens = [token for draft in drafts for token in draft.tokens]
     if not tokens:
@@ -146,10 +145,8 @@ def time_words(
     if lengths_s:
         _shorten_at_sentence_ends(every_word, 2 * usual_s)
     settled = []
-    # No word lies outside.
-    audio_s = (start_s, start_s + window.content_frames / FRAMES_PER_SECOND)
     for draft, own in zip(drafts, words, strict=True):
-        settled.append(_settle(draft, own, audio_s, last_speech_s, usual_s))
+        settled.append(_settle(draft, own, start_s, last_speech_s, usual_s))
         last_speech_s = settled[-1].end_s if settled[-1].words else last_speech_s
     return settled
 
@@ -184,12 +181,11 @@ def _shorten_at_sentence_ends(words: Sequence[_Timed], longest_s: float) -> None
 def _settle(
     draft: DraftSegment,
     words: Sequence[_Timed],
-    audio_s: tuple[float, float],
+    begin_s: float,
     last_speech_s: float,
     usual_s: float,
 ) -> DraftSegment:
     # The times of the segment and of its first and last word are made to agree.
-    begin_s, stop_s = audio_s
     merged = merge_punctuation([(word.text, ()) for word in words])
     for word, (text, _) in zip(words, merged, strict=True):
         word.text = text
@@ -204,11 +200,9 @@ def _settle(
     first, last = words[0], words[-1]
     start_s, end_s = first.start_s, last.end_s
     if draft.start_s < first.end_s and draft.start_s - _SEGMENT_EDGE_S > first.start_s:
-        start_s = draft.start_s
-        first.start_s = max(begin_s, min(first.end_s - usual_s, start_s))
+        start_s = first.start_s = draft.start_s
     if draft.end_s > last.start_s and draft.end_s + _SEGMENT_EDGE_S < last.end_s:
-        end_s = draft.end_s
-        last.end_s = min(stop_s, max(last.start_s + usual_s, end_s))
+        end_s = last.end_s = draft.end_s
     return replace(
         draft,
         start_s=start_s,

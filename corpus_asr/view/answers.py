@@ -16,7 +16,7 @@ from corpus_asr.errors import ConfigError, FetchError, ItemError
 from corpus_asr.export.write import Names
 from corpus_asr.failure_kinds import REFUSED_FILE, REFUSED_HOST, failure_kind
 from corpus_asr.formats.names import ExportFormat
-from corpus_asr.formats.writers import file_texts
+from corpus_asr.formats.writers import file_contents
 from corpus_asr.report.html.formatting import visible
 from corpus_asr.segments import SpeakerTurn
 from corpus_asr.speakers.turns import Timeline
@@ -356,9 +356,9 @@ class Answers:
         if request.format not in _SAVED or view.catalogue.classified:
             raise NotFoundError(f"no format {request.format!r}; there are {', '.join(_SAVED)}")
         recording = self.transcripts.recording(view, row)
-        ((suffix, text),) = file_texts(recording, [ExportFormat(request.format)])
+        ((suffix, content),) = file_contents(recording, [ExportFormat(request.format)])
         table = pa.table({name: [row[name]] for name in ("recording_id", "uri")})
-        return Names(table, [suffix])[0].rpartition("/")[2] + suffix, text
+        return Names(table, [suffix])[0].rpartition("/")[2] + suffix, content.decode()
 
     def _named(self, recording_id: str) -> tuple[View, dict[str, Any]]:
         view = self.library.current()

@@ -18,7 +18,7 @@ from corpus_asr.cli import main as cli
 from corpus_asr.cli.inputs import inputs_of
 from corpus_asr.cli.output_files import Existing, Layout, OutputFiles
 from corpus_asr.errors import CheckpointError, DecodeError, EngineError, ItemError
-from corpus_asr.formats.cues import CueRules
+from corpus_asr.formats.cue_rules import CueRules
 from corpus_asr.formats.names import WordStyle
 from corpus_asr.formats.transcript import Transcript
 from corpus_asr.segments import Segment

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pysubs2
 import pytest
 from typer.testing import CliRunner, Result
 
@@ -133,7 +134,8 @@ def test_each_channel_is_a_transcript_of_its_own() -> None:
     result = call("call.wav", "-o", "out", "-f", "txt", "--channels", "each", "-v")
     assert result.exit_code == 0, result.stderr
     texts = {path.name: path.read_text() for path in Path("out").glob("[!.]*")}
-    assert sorted(texts) == ["call.channel0.txt", "call.channel1.txt"]
+    assert sorted(texts) == ["call.channel0.txt", "call.channel1.txt", "call.txt"]
+    assert {line[:11] for line in texts["call.txt"].splitlines()} == {"[channel 0]", "[channel 1]"}
     assert QUILTER.search(texts["call.channel0.txt"])
     assert not QUILTER.search(texts["call.channel1.txt"])
     assert texts["call.channel1.txt"].strip()
@@ -141,6 +143,14 @@ def test_each_channel_is_a_transcript_of_its_own() -> None:
     assert "call.wav, channel 1:\n[00:0" in result.stdout
     kept = call("call.wav", "-o", "out", "-f", "txt", "--channels", "each")
     assert "note: all files have their outputs in out" in kept.stderr
+    printed = call("call.wav", "-f", "srt", "--channels", "each").stdout
+    events = pysubs2.SSAFile.from_string(printed, format_="srt")
+    assert len(events) >= 2
+    assert [event.start for event in events] == sorted(event.start for event in events)
+    numbers = re.findall(r"^(\d+)$", printed, re.MULTILINE)
+    assert numbers == [str(number) for number in range(1, len(events) + 1)]
+    data = json.loads(call("call.wav", "-f", "json", "--channels", "each").stdout)
+    assert {each["channel"] for each in data["segments"]} == {0, 1}
     alone = call("call.wav", "--channels", "1", "--no-timestamps")
     assert alone.stdout == texts["call.channel1.txt"]
 

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from corpus_asr.errors import ConfigError
-from corpus_asr.formats.cues import CueRules, cues_of
+from corpus_asr.formats.cue_rules import CueRules
+from corpus_asr.formats.cues import cues_of
 from tests.support.tables import recording, segment
 
 SCREEN = CueRules(max_line_width=20, max_line_count=2, max_duration_s=5.0)

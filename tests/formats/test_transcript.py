@@ -12,8 +12,8 @@ import pytest
 from corpus_asr.errors import ConfigError
 from corpus_asr.formats import transcript as module
 from corpus_asr.formats.names import ExportFormat
+from corpus_asr.formats.subtitles import SUBTITLES
 from corpus_asr.formats.transcript import SubtitleOptions, Transcript
-from corpus_asr.formats.writers import SUBTITLES
 from corpus_asr.segments import Segment
 from tests.support.tables import segment
 
@@ -61,7 +61,7 @@ def test_channels_are_speakers_and_their_cues_may_overlap() -> None:
     both = transcript(*SAID, channels=(left, right))
     assert both.by_channel() == {0: (SAID[0],), 1: (SAID[1],)}
     assert both.to_srt(min_duration_s=3.0).count("-->") == 2
-    (text,) = [text for suffix, text in both._texts([ExportFormat.whisperx], {}) if suffix]
+    (text,) = both._contents([ExportFormat.whisperx], {})
     assert [one["speaker"] for one in json.loads(text)["segments"]] == ["CHANNEL_00", "CHANNEL_01"]
 
 
@@ -70,7 +70,7 @@ def test_files_are_named_after_the_recording_or_as_told(tmp_path: Path) -> None:
     saved = own.save(tmp_path / "new" / "folder", "srt", "whisperx", "srt", max_line_width=5)
     assert saved == [f"{tmp_path}/new/folder/a.b.srt", f"{tmp_path}/new/folder/a.b.whisperx.json"]
     assert Path(saved[0]).read_text() == own.to_srt(max_line_width=5)
-    (x,) = [text for _, text in own._texts([ExportFormat.whisperx], {})]
+    x = own._contents([ExportFormat.whisperx], {})[0].decode()
     for name, text in (("x.vtt", own.to_vtt()), ("x.json", own.to_json()), ("x.whisperx.json", x)):
         assert own.save(tmp_path / name) == [str(tmp_path / name)]
         assert (tmp_path / name).read_text() == text
@@ -87,18 +87,19 @@ def test_files_are_named_after_the_recording_or_as_told(tmp_path: Path) -> None:
 def test_what_cannot_be_saved_is_refused(tmp_path: Path) -> None:
     own = transcript(*SAID)
     wrong: list[tuple[Any, tuple[Any, ...], SubtitleOptions, str]] = [
-        ("a.docx", (), {}, r"its suffix names no format, expected one of \.srt, .*save\("),
+        ("a.odt", (), {}, r"its suffix names no format, expected one of \.srt, .*save\("),
         ("https://host/a", ("srt",), {}, "an http URL, expected a folder"),
         ("a", ("srt",), {"words": "karaoke"}, "found --words karaoke"),
         ("a", ("srt",), {"max_line_count": 2}, "max_line_count without max_line_width"),
+        ("a", ("srt",), {"preset": "itv"}, "found the preset 'itv', expected netflix, netflix"),
     ]
     for place, formats, options, words in wrong:
         target = place if "://" in place else tmp_path / place
         with pytest.raises(ConfigError, match=words):
             own.save(target, *formats, **options)
     assert not list(tmp_path.iterdir())
-    with pytest.raises(ConfigError, match="found the format 'docx', expected srt, vtt, lrc"):
-        module._format("docx")
+    with pytest.raises(ConfigError, match="found the format 'odt', expected srt, vtt, lrc"):
+        module._format("odt")
 
 
 def test_pandas_gets_a_row_per_segment_or_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

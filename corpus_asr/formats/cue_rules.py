@@ -1,0 +1,89 @@
+"""Limits of subtitle cues, given one by one or by the name of a broadcaster's guide.
+
+Source: Netflix, Timed Text Style Guide: General Requirements, Subtitle Timing Guidelines, and the
+guides of languages; BBC Subtitle Guidelines, 3.1 (line length), 4.1 (minimum timing), 4.5 (gaps).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from corpus_asr.errors import ConfigError
+from corpus_asr.formats.names import SubtitlePreset
+
+FRAME_S = 1 / 24
+"""No cue is shorter."""
+
+_NETFLIX = {
+    "max_line_width": 42, "max_line_count": 2, "min_duration_s": 5 / 6, "max_duration_s": 7.0,
+    "min_gap_s": 2 * FRAME_S, "close_gaps_s": 0.5,
+}  # fmt: skip
+_PRESETS: Mapping[SubtitlePreset, Mapping[str, Any]] = {
+    SubtitlePreset.netflix: _NETFLIX | {"max_cps": 20.0},
+    SubtitlePreset.netflix_children: _NETFLIX | {"max_cps": 17.0},
+    # 37 characters are what fits 68 % of the picture; a shorter pause than a second flickers.
+    SubtitlePreset.bbc: {
+        "max_line_width": 37, "max_line_count": 2, "max_wpm": 180.0, "close_gaps_s": 1.0,
+    },
+}  # fmt: skip
+# Languages whose characters say more; the second number is for children.
+_NETFLIX_WIDTHS = {"ja": 13, "zh": 16, "yue": 16, "ko": 16}
+_NETFLIX_CPS = {"ja": (4.0, 4.0), "zh": (9.0, 7.0), "yue": (9.0, 7.0), "ko": (12.0, 9.0)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CueRules:
+    """Limits of a cue; None is that of the preset, and without one none.
+
+    A cue is prolonged for reading speed and duration, at most until the next one.
+    """
+
+    preset: SubtitlePreset | None = None
+    max_line_width: int | None = None
+    max_line_count: int | None = None
+    max_duration_s: float | None = None
+    min_duration_s: float | None = None
+    max_cps: float | None = None
+    """Characters per second, spaces included."""
+    max_wpm: float | None = None
+    """Words per minute."""
+    min_gap_s: float | None = None
+    """From the end of a cue to the next one."""
+    close_gaps_s: float | None = None
+    """A cue lasts until the next one, less `min_gap_s`, where that begins sooner than this."""
+
+    def __post_init__(self) -> None:
+        known = self.of("en")
+        wrong = [
+            f"{name} {value:g}"
+            for name, least in _LEAST.items()
+            if (value := getattr(known, name)) is not None and not value >= least
+        ]
+        if known.max_line_count is not None and known.max_line_width is None:
+            wrong.append("max_line_count without max_line_width")
+        if (known.min_duration_s or 0.0) > (known.max_duration_s or float("inf")):
+            wrong.append(f"min_duration_s {known.min_duration_s:g} above max_duration_s")
+        if wrong:
+            raise ConfigError(
+                f"reading the rules for subtitles: found {', '.join(wrong)}, expected bounds that "
+                "leave room for text; correct them"
+            )
+
+    def of(self, language: str | None) -> "CueRules":
+        """Return the rules in a language, those of the preset filled in."""
+        if self.preset is None:
+            return self
+        values = dict(_PRESETS[self.preset])
+        if self.preset is not SubtitlePreset.bbc and language in _NETFLIX_CPS:
+            children = self.preset is SubtitlePreset.netflix_children
+            values["max_line_width"] = _NETFLIX_WIDTHS[language]
+            values["max_cps"] = _NETFLIX_CPS[language][children]
+        given = {each.name: getattr(self, each.name) for each in fields(self)}
+        given |= {name: value for name, value in values.items() if given[name] is None}
+        return CueRules(**{**given, "preset": None})
+
+
+_LEAST = {
+    "max_line_width": 1, "max_line_count": 1, "max_duration_s": 0.1, "min_duration_s": 0.0,
+    "max_cps": 0.1, "max_wpm": 1.0, "min_gap_s": 0.0, "close_gaps_s": 0.0,
+}  # fmt: skip

@@ -1,0 +1,220 @@
+"""Transcripts for readers: paragraphs by speaker and pause, as text, Markdown, HTML and Word.
+
+Source: CommonMark 0.31, 2.4 (backslash escapes); OWASP, "CSV Injection".
+"""
+
+import csv
+import importlib
+import io
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from types import ModuleType
+
+from corpus_asr.errors import ConfigError
+from corpus_asr.formats.cues import SENTENCE_END, Transcribed, speaker_of
+from corpus_asr.formats.pieces import one_line
+from corpus_asr.formats.subtitles import NOT_IN_XML, xml_escape
+from corpus_asr.segments import Segment
+from corpus_asr.text.line_breaks import join_texts
+
+# A pause this long begins a paragraph, and the end of a sentence where one is longer than this.
+PAUSE_S = 2.0
+LONGEST_CHARS = 800
+
+
+@dataclass(slots=True)
+class Paragraph:
+    """What one speaker says without a long pause."""
+
+    start_s: float
+    end_s: float
+    speaker: str | None
+    """None where speakers and channels are not separate."""
+    texts: list[str] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        """All of it, on one line."""
+        return one_line(join_texts(self.texts))
+
+
+def paragraphs_of(recording: Transcribed) -> list[Paragraph]:
+    """Return the paragraphs of a recording, by time; channels are speakers where there are none."""
+    paragraphs: list[Paragraph] = []
+    for segment, speaker in _spoken(recording):
+        last = paragraphs[-1] if paragraphs else None
+        if last is None or _is_new(last, segment, speaker):
+            last = Paragraph(segment.start_s, segment.end_s, speaker)
+            paragraphs.append(last)
+        last.texts.append(segment.text)
+        last.end_s = max(last.end_s, segment.end_s)
+    return paragraphs
+
+
+def _spoken(recording: Transcribed) -> list[tuple[Segment, str | None]]:
+    channels = recording.by_channel()
+    said = [
+        (segment, speaker_of(segment, channel if len(channels) > 1 else None))
+        for channel, segments in channels.items()
+        for segment in segments
+        if segment.text.strip()
+    ]
+    return sorted(said, key=lambda pair: pair[0].start_s)
+
+
+def _is_new(last: Paragraph, segment: Segment, speaker: str | None) -> bool:
+    is_full = sum(map(len, last.texts)) >= LONGEST_CHARS and SENTENCE_END.search(last.text)
+    return speaker != last.speaker or segment.start_s - last.end_s >= PAUSE_S or bool(is_full)
+
+
+def txt(recording: Transcribed) -> str:
+    """Return a line per segment; where speakers are known, one per paragraph behind their name."""
+    if not any(speaker for _, speaker in _spoken(recording)):
+        lines = (one_line(each.text).strip() for each in recording.segments)
+        return "".join(f"{line}\n" for line in lines)
+    return "".join(
+        f"{'' if each.speaker is None else f'[{one_line(each.speaker)}] '}{each.text}\n"
+        for each in paragraphs_of(recording)
+    )
+
+
+def markdown(recording: Transcribed) -> str:
+    """Return a heading and paragraphs in CommonMark."""
+    lines = [f"# {_escaped(_title(recording))}", ""]
+    if facts := _facts(recording):
+        lines += [_escaped(facts), ""]
+    for each in paragraphs_of(recording):
+        name = "" if each.speaker is None else f"**{_escaped(one_line(each.speaker))}** "
+        lines += [f"{name}({_clock(each.start_s)}) {_escaped(each.text)}", ""]
+    return "\n".join(lines[:-1]) + "\n"
+
+
+# Whatever may be markup within a line; a line begins with none of them.
+_MARKUP = re.compile(r"([\\`*_{}\[\]<>#+!|~$&^=:@])")
+
+
+def _escaped(text: str) -> str:
+    return _MARKUP.sub(r"\\\1", text)
+
+
+_HTML = """<!DOCTYPE html>
+<html lang="{language}">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+body {{ font: 1.1rem/1.6 system-ui, sans-serif; max-width: 42rem; margin: 2rem auto; }}
+.facts, time {{ color: #666; }}
+time {{ font-size: 0.8em; font-variant-numeric: tabular-nums; }}
+</style>
+</head>
+<body>
+<h1>{title}</h1>
+{body}
+</body>
+</html>
+"""
+
+
+def html_page(recording: Transcribed) -> str:
+    """Return a page of its own, without scripts and without anything from elsewhere."""
+    facts = _facts(recording)
+    body = [f'<p class="facts">{xml_escape(facts)}</p>'] if facts else []
+    for each in paragraphs_of(recording):
+        name = "" if each.speaker is None else f"<strong>{xml_escape(each.speaker)}</strong> "
+        time = f'<time datetime="PT{each.start_s:.3f}S">{_clock(each.start_s)}</time>'
+        body.append(f'<p dir="auto">{name}{time} <span>{xml_escape(each.text)}</span></p>')
+    return _HTML.format(
+        language=xml_escape(recording.language or ""),
+        title=xml_escape(_title(recording)),
+        body="\n".join(body),
+    )
+
+
+def docx(recording: Transcribed) -> bytes:
+    """Return a document of Word.
+
+    Raises:
+        ConfigError: python-docx is not installed.
+    """
+    document = docx_module().Document()
+    document.core_properties.title = _in_xml(_title(recording))[:255]
+    document.core_properties.author = ""
+    document.add_heading(_in_xml(_title(recording)), level=1)
+    if facts := _facts(recording):
+        document.add_paragraph(_in_xml(facts))
+    for each in paragraphs_of(recording):
+        paragraph = document.add_paragraph()
+        if each.speaker is not None:
+            paragraph.add_run(_in_xml(one_line(each.speaker))).bold = True
+            paragraph.add_run(" ")
+        paragraph.add_run(f"({_clock(each.start_s)}) ").italic = True
+        paragraph.add_run(_in_xml(each.text))
+    file = io.BytesIO()
+    document.save(file)
+    return file.getvalue()
+
+
+def docx_module() -> ModuleType:
+    """Return python-docx.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    try:
+        return importlib.import_module("docx")
+    except ImportError as error:
+        raise ConfigError(
+            "writing docx: found no python-docx, expected the package that writes documents of "
+            "Word; pip install 'corpus-asr[docx]', or leave out the format"
+        ) from error
+
+
+def _in_xml(text: str) -> str:
+    return NOT_IN_XML.sub("\ufffd", text)
+
+
+def _title(recording: Transcribed) -> str:
+    path = (recording.uri or "").partition("?")[0].rstrip("/")
+    return one_line(path.rpartition("/")[2]).strip() or "Transcript"
+
+
+def _facts(recording: Transcribed) -> str:
+    facts = (_clock(recording.duration_s), recording.language, recording.model)
+    return ", ".join(one_line(fact) for fact in facts if fact)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(max(0, int(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"
+
+
+CSV_COLUMNS = ("start", "end", "speaker", "text")
+# What a spreadsheet takes for a formula, also in full width.
+_FORMULA = re.compile("^[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
+
+
+def csv_rows(recording: Transcribed, *, with_uri: bool = False) -> str:
+    """Return a row per segment: seconds, the speaker, and text that no spreadsheet executes."""
+    rows = (
+        (
+            *((recording.uri or "",) if with_uri else ()),
+            f"{segment.start_s:.3f}",
+            f"{segment.end_s:.3f}",
+            speaker or "",
+            one_line(segment.text).strip(),
+        )
+        for segment, speaker in _spoken(recording)
+    )
+    return csv_text(rows)
+
+
+def csv_text(rows: Iterable[Sequence[str]]) -> str:
+    """Return rows as RFC 4180 has them, an apostrophe before what may be a formula."""
+    file = io.StringIO(newline="")
+    writer = csv.writer(file)
+    writer.writerows([_FORMULA.sub(r"'\g<0>", one_line(cell)) for cell in row] for row in rows)
+    return file.getvalue()

@@ -1,0 +1,170 @@
+"""A segment's text with its times: what lines are made of, and the words that files give times of.
+
+Tokens of a model are no words of people: it may time `$1,250` and `.75`, or a Thai vowel without
+its consonant. Here a word is what a line may be broken at, with or without times of words.
+"""
+
+import re
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+
+import numpy as np
+
+from corpus_asr.segments import Segment, Word
+from corpus_asr.text.line_breaks import (
+    character_breaks,
+    line_breaks,
+    timed_word_breaks,
+    word_breaks,
+)
+
+_LINE_BREAKS = re.compile(r"[\s]*[\r\n\v\f\x1c-\x1e\x85\u2028\u2029]+[\s]*")
+_SPACES = re.compile(r"(?<=\S)\s+(?=\S)")
+_CONTROLS = re.compile(r"[\x00-\x08\x0e-\x1b\x1f\x7f]")
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Text that a line may begin with, with the spaces before it."""
+
+    text: str
+    start_s: float
+    end_s: float
+    in_word: bool = False
+    """Whether it goes on with a word that is too long for a line."""
+    offset: int = 0
+    """Characters of the segment before it."""
+
+
+def one_line(text: str) -> str:
+    """Return a text without line breaks and control characters."""
+    if text.isprintable():  # most are
+        return text
+    return _CONTROLS.sub("", _LINE_BREAKS.sub(" ", text))
+
+
+class TimedText:
+    """The text of a segment on one line, and the time of each of its characters."""
+
+    def __init__(self, segment: Segment) -> None:
+        words = [(one_line(each.word), each) for each in segment.words or ()]
+        self._language = segment.language
+        self._words: list[Word] = []
+        self._starts: list[int] = []
+        self._stops: list[int] = []
+        self.text = "" if words else one_line(segment.text)
+        for text, word in words:
+            if self.text[-1:].isspace():  # a word may be blank
+                text = text.lstrip()
+            if text.strip():
+                self._words.append(word)
+                self._starts.append(len(self.text) + len(text) - len(text.lstrip()))
+                self._stops.append(len(self.text) + len(text.rstrip()))
+            self.text += text
+        self._times = [(word.start_s, word.end_s) for word in self._words]
+        if not self._words:  # its time is divided by characters
+            self._starts, self._stops = [0], [max(1, len(self.text))]
+            self._times = [(segment.start_s, segment.end_s)]
+
+    def pieces(self, max_chars: int | None) -> list[Piece]:
+        """Return the words; those longer than `max_chars` are divided."""
+        if not self.text.strip():
+            return []
+        pieces = []
+        for first, stop in _spans(word_breaks(self.text, self._language), len(self.text)):
+            if max_chars is None or len(self.text[first:stop].strip()) <= max_chars:
+                pieces.append(self._piece(first, stop))
+            else:
+                parts = self._divided(first, stop, max_chars)
+                pieces += [self._piece(*part, in_word=part[0] > first) for part in parts]
+        return pieces
+
+    def whole(self) -> list[Piece]:
+        """Return the text as one piece, an empty one left out."""
+        return [self._piece(0, len(self.text))] if self.text.strip() else []
+
+    def timed_words(self, line: Sequence[Piece]) -> tuple[Piece, ...]:
+        """Return the pieces of a line as the words of which times are known."""
+        if not self._words:
+            return tuple(line)
+        first, stop = line[0].offset, line[-1].offset + len(line[-1].text)
+        within = [at - first for at in self._word_starts if first < at < stop]
+        return tuple(self._piece(first + a, first + b) for a, b in _spans(within, stop - first))
+
+    def words(self) -> Iterator[Word]:
+        """Yield the words with times, joined where one of people was divided."""
+        numbers = [bisect_left(self._starts, at) for at in self._word_starts]
+        for first, stop in _spans(numbers, len(self._words)):
+            joined = self._words[first:stop]
+            if len(joined) < 2:
+                yield from joined
+                continue
+            lengths = np.subtract(self._stops, self._starts)[first:stop]
+            scores = [each.probability for each in joined]
+            yield Word(
+                word="".join(each.word for each in joined),
+                start_s=joined[0].start_s,
+                end_s=max(each.end_s for each in joined),
+                probability=float(np.average(scores, weights=lengths)),
+                speaker=joined[0].speaker,
+            )
+
+    @cached_property
+    def _word_starts(self) -> list[int]:
+        # Before the spaces of each word that has times, but for the first.
+        starts = {start - self._spaces_before(start) for start in self._starts[1:]}
+        return [at for at in timed_word_breaks(self.text, self._language) if at in starts]
+
+    def _spaces_before(self, offset: int) -> int:
+        before = self.text[:offset]
+        return len(before) - len(before.rstrip())
+
+    def _divided(self, first: int, stop: int, max_chars: int) -> Iterator[tuple[int, int]]:
+        # Where Unicode allows no break, a mark after a space, as in French, rather than a word.
+        text = self.text[first:stop]
+        spaces = [match.start() for match in _SPACES.finditer(text)]
+        ways: list[Callable[[str], list[int]]] = [
+            lambda _: spaces,
+            lambda part: line_breaks(part, self._language),
+            character_breaks,
+        ]
+        parts = [(0, len(text))]
+        for way in ways:
+            parts = [
+                (a + c, a + d)
+                for a, b in parts
+                for c, d in (
+                    [(0, b - a)]
+                    if len(text[a:b].strip()) <= max_chars
+                    else _spans(way(text[a:b]), b - a)
+                )
+            ]
+        yield from ((first + a, first + b) for a, b in parts)
+
+    def _piece(self, first: int, stop: int, *, in_word: bool = False) -> Piece:
+        text = self.text[first:stop]
+        begin, end = first, stop
+        if self._words:  # spaces take no time
+            begin, end = stop - len(text.lstrip()), first + len(text.rstrip())
+        start_s = self._time(begin, begin)
+        return Piece(text, start_s, max(start_s, self._time(end, end - 1)), in_word, first)
+
+    def _time(self, offset: int, character: int) -> float:
+        # Of an edge of a character.
+        at = max(0, bisect_right(self._starts, character) - 1)
+        (start_s, end_s), first, stop = self._times[at], self._starts[at], self._stops[at]
+        if offset >= stop:
+            return end_s
+        return start_s + (end_s - start_s) * max(0, offset - first) / (stop - first)
+
+
+def shown_words(segment: Segment) -> list[Word]:
+    """Return a segment's words as people divide them, those without text left out."""
+    return [*TimedText(segment).words()] if segment.words else []
+
+
+def _spans(breaks: Iterable[int], length: int) -> Iterator[tuple[int, int]]:
+    yield from pairwise([0, *breaks, length])
