@@ -53,7 +53,10 @@ from corpus_asr.view.search import (
 from corpus_asr.view.sound import MAX_PEAKS, MAX_SAMPLES, Playable, Sound, Sounds, Waveforms
 
 # What openai-whisper writes, too; the rest is for data sets, not for one recording.
-_SAVED = tuple(ExportFormat(name) for name in ("srt", "vtt", "lrc", "txt", "tsv", "json"))
+_SAVED = tuple(
+    ExportFormat(name)
+    for name in ("srt", "vtt", "lrc", "ass", "ttml", "txt", "md", "html", "tsv", "csv", "json")
+)
 _ELSEWHERE = "; if it was moved, name its new location: corpus-asr view ... --audio BEFORE=NOW"
 _HINTS = {
     REFUSED_FILE: "",  # its advice says it
