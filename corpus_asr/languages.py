@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Collection, Iterable, Sequence
 
 from corpus_asr.errors import ConfigError
+from corpus_asr.language_names import OWN_NAMES, code_of_name
 from corpus_asr.units import LONG_SILENCE_S, WINDOW_S
 
 # The order is that of the tokens after <|startoftranscript|>; large-v3 appended Cantonese.
@@ -40,22 +41,25 @@ ALIASES = {
 """Codes by the other names of their languages."""
 
 CODES_BY_NAME = {name: code for code, name in LANGUAGES.items()} | ALIASES
-"""Codes by every name known here."""
+"""Codes by every English name."""
+
+_CODES_BY_OWN_NAME = {
+    name.strip().lower(): code for code, names in OWN_NAMES.items() for name in names.split(",")
+}
 
 
 def code_of(text: str) -> str:
-    """Return the code of `en`, `English` or `<|en|>`; `auto` and any other text as it is."""
-    name = _plain(text)
-    return CODES_BY_NAME.get(name, name if name in LANGUAGES or name == "auto" else text)
+    """Return the code of `en`, `English`, `<|en|>`, `en-US` or `eng`; other texts as they are."""
+    return _known_code(_plain(text)) or ("auto" if _plain(text) == "auto" else text)
 
 
 def resolve_language(text: str, *, known: Collection[str] = LANGUAGES.keys()) -> str:
-    """Return the code, among `known` ones, of `en`, `English` or `<|en|>` in any case."""
+    """Return the code, among `known` ones, of `en`, `English`, `<|en|>`, `en-US` or `eng`."""
     name = _plain(text)
-    code = CODES_BY_NAME.get(name, name)
+    code = name if name in known else _known_code(name)
     if code in known:
         return code
-    if code in LANGUAGES:
+    if code is not None:
         raise ValueError(
             f"choosing the language {text!r}: {LANGUAGES[code]} ({code}) is not among the "
             f"{len(known)} languages to choose from; nearest: {_nearest(name, known)}"
@@ -71,8 +75,9 @@ def check_known(wanted: Iterable[str], known: Collection[str]) -> None:
     unknown = [code for code in wanted if code != "auto" and code not in known]
     if not unknown:
         return
-    near = difflib.get_close_matches(unknown[0].strip().lower(), CODES_BY_NAME, n=1, cutoff=0.75)
-    meant = CODES_BY_NAME[near[0]] if near else None
+    names = CODES_BY_NAME | _CODES_BY_OWN_NAME
+    near = difflib.get_close_matches(unknown[0].strip().lower(), names, n=1, cutoff=0.75)
+    meant = names[near[0]] if near else None
     hint = f"did you mean {meant}? " if meant in known else ""
     raise ConfigError(
         f"decoding.language: this checkpoint does not know {', '.join(unknown)}; {hint}it knows "
@@ -119,6 +124,12 @@ def _next_speech(speech: Sequence[tuple[float, float]] | None, time_s: float) ->
 
 def _plain(text: str) -> str:
     return text.strip().lower().removeprefix("<|").removesuffix("|>")
+
+
+def _known_code(name: str) -> str | None:
+    if name in LANGUAGES:
+        return name
+    return CODES_BY_NAME.get(name) or code_of_name(name)
 
 
 def _nearest(name: str, known: Collection[str]) -> str:

@@ -7,10 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers.models.whisper import tokenization_whisper as oracle
 
+from corpus_asr.errors import ConfigError
 from corpus_asr.languages import (
     ALIASES,
     CODES_BY_NAME,
     LANGUAGES,
+    check_known,
+    code_of,
     language_window_starts,
     resolve_language,
 )
@@ -26,6 +29,55 @@ def test_every_name_leads_to_its_language():
     for text in ("de", "DE", "German", "german", "<|de|>", " <|DE|> "):
         assert resolve_language(text) == "de", text
     assert {name: resolve_language(name.title()) for name in ALIASES} == ALIASES
+
+
+def test_every_own_name_and_every_code_of_iso_639_leads_to_its_language() -> None:
+    cldr = pytest.importorskip("babel")
+    aliases = pytest.importorskip("babel.core").get_global("language_aliases")
+    # Of other languages, or of none that Whisper knows.
+    elsewhere = {"drh", "prp", "cls"}
+    for code in LANGUAGES:
+        cldr_code = "jv" if code == "jw" else code
+        name = cldr.Locale.parse(cldr_code).languages[cldr_code]
+        others = [each for each, meant in aliases.items() if meant == [cldr_code]]
+        for text in (name, name.upper(), f"{name} (x)", cldr_code, *others):
+            if text not in elsewhere:
+                assert (code_of(text), resolve_language(text)) == (code, code), text
+
+
+@pytest.mark.parametrize(
+    ("code", "texts"),
+    [
+        ("en", "en-US en_US en_US.UTF-8 EN-gb eng en-001"),
+        ("pt", "pt-BR pt_BR PT-PT por portugues"),
+        ("zh", "zh-TW zh-Hant zh-Hant-TW zh_CN.UTF-8 zh-cmn cmn-Hans-CN 普通話"),
+        ("yue", "yue yue-HK zh-yue zh-yue-HK 廣東話"),
+        ("de", "deu ger de-AT deutsch DEUTSCH de_DE@euro <|de|>"),
+        ("he", "iw iw-IL heb"),
+        ("no", "nb nb-NO nob nor no bokmål Bokmal"),
+        ("nn", "nn-NO nno nynorsk"),
+        ("sr", "sr-Latn sr-Cyrl-RS srpski"),
+        ("es", "espanol es-419 spa castellano"),
+        ("jw", "jv jav jv-ID"),
+        ("tl", "fil fil-PH tgl"),
+        ("uz", "o\u02bbzbek o\u2018zbek o'zbek"),
+        ("th", "ไทย th-TH"),
+    ],
+)
+def test_tags_of_systems_and_media_are_languages(code: str, texts: str) -> None:
+    for text in texts.split():
+        assert (code_of(text), resolve_language(text)) == (code, code), text
+
+
+def test_what_is_no_tag_is_no_language() -> None:
+    for text in ("no-such", "en-such-x", "xx-US", "en,de", "klingon", "e", "de utsch", "qaa", ""):
+        assert code_of(text) == text
+        with pytest.raises(ValueError, match="no such language"):
+            resolve_language(text)
+    with pytest.raises(ConfigError, match=r"does not know Deutch; did you mean de\?"):
+        check_known(["Deutch"], LANGUAGES)
+    with pytest.raises(ValueError, match=r"german \(de\) is not among the 1 languages"):
+        resolve_language("Deutsch", known=("en",))
 
 
 def test_an_unknown_language_is_refused_with_the_nearest_one():

@@ -285,7 +285,7 @@ Files = Annotated[
 Language = Annotated[
     str | None,
     _text(
-        "--language", "Language: en or English, or candidates: en,de; default: detected.",
+        "--language", "Language: de, German, Deutsch or de-AT, or candidates: en,de; default: detected.",
         autocompletion=complete_language,
     ),
 ]  # fmt: skip

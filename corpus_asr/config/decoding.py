@@ -57,8 +57,8 @@ class DecodingSettings:
     """Settings that change the text; values are not checked here."""
 
     language: str | tuple[str, ...] = "auto"
-    """Language: `auto` (detected), a code or name such as `en` or `English`, or a list of
-    candidates for detection."""
+    """Language: `auto` (detected), a code, tag or name such as `de`, `deu`, `de-AT`, `German` or
+    `Deutsch`, or a list of candidates for detection."""
     language_mode: Literal["recording", "part", "window"] = "recording"
     """Scope of one language: `recording`, `part`, or `window` (for speakers who switch
     languages)."""

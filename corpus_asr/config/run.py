@@ -13,6 +13,7 @@ from pydantic import Field, PositiveInt, field_serializer, field_validator, mode
 from corpus_asr.confidence import LOW_CONFIDENCE
 from corpus_asr.config.decoding import PACKAGED_CHECKPOINT, AudioSettings, ComputeType
 from corpus_asr.config.document import hide_secrets
+from corpus_asr.config.no_audio import NO_AUDIO_PATTERNS
 from corpus_asr.config.settings import (
     NONE_OR_MANY,
     ONE_OR_MANY,
@@ -33,22 +34,6 @@ from corpus_asr.config.storage_options import (
 )
 from corpus_asr.errors import ConfigError
 from corpus_asr.failure_kinds import Origin
-
-# What usually lies beside recordings and is none: hidden files, notes of systems and of programs
-# that copy or compute, unfinished downloads; then playlists, texts, tables, documents, pictures.
-NO_AUDIO_PATTERNS = (
-    ".*", "Thumbs.db", "desktop.ini", "__MACOSX", "_SUCCESS", "_temporary", "*_$folder$",
-    "*.part", "*.partial", "*.crdownload", "*.download", "*.tmp",
-    *(f"*.{suffix}" for suffix in (
-        "m3u", "m3u8", "pls", "xspf", "cue", "nfo", "sfv", "md5", "sha1", "sha256",
-        "json", "jsonl", "csv", "tsv", "parquet", "txt", "md", "rst", "xml", "yaml", "yml", "toml",
-        "ini", "srt", "vtt", "ass", "sbv", "lab", "lrc", "textgrid", "eaf", "rttm", "ctm", "stm",
-        "log", "py", "sh", "ipynb", "html", "htm", "css", "js", "url", "webloc", "lnk",
-        "pdf", "doc", "docx", "odt", "rtf", "epub", "xls", "xlsx", "ods", "ppt", "pptx", "odp",
-        "jpg", "jpeg", "png", "gif", "bmp", "tif", "tiff", "webp", "svg", "heic", "ico", "psd",
-    )),
-)  # fmt: skip
-
 
 _JOINABLE = r"^(local|auto|[^:/\s]+:\d+)$"
 # Ray Data needs a driver that is part of the cluster (seen with Ray 2.60).
@@ -87,8 +72,9 @@ class SourceSettings(Settings):
     in full and manifests are never filtered."""
     ignore: Texts = NO_AUDIO_PATTERNS
     """File name patterns, in any case, of what is no recording: such files in folders and globs are
-    counted, not transcribed. Patterns that begin with a dot or an underscore also ignore folders.
-    URIs named in full and manifests are never filtered."""
+    counted, not transcribed. Patterns that begin with a dot or an underscore also ignore folders,
+    those that end with a slash nothing else. URIs named in full and manifests are never
+    filtered."""
     version: Literal["etag", "mtime", "size", "checksum"] = "etag"
     """What tells whether a recording has changed, in addition to its size: `etag`, what its store
     says, which for local files is their modification time; `mtime`, that time, of local files and

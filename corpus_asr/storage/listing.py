@@ -75,7 +75,7 @@ class FileListing:
         self._excluded = _any_of(source.exclude)
         self._ignored = _any_of(source.ignore)
         self._ignored_folders = _any_of(
-            tuple(pattern for pattern in source.ignore if pattern.startswith((".", "_")))
+            tuple(each.rstrip("/") for each in source.ignore if _is_of_folders(each))
         )
         self._shards = ShardLister(
             store=self._store,
@@ -366,6 +366,10 @@ def _step_regex(step: str) -> str:
             out += re.escape(character)
         position += 1
     return out
+
+
+def _is_of_folders(pattern: str) -> bool:
+    return pattern.startswith((".", "_")) or pattern.endswith("/")
 
 
 def _any_of(patterns: tuple[str, ...]) -> re.Pattern[str] | None:

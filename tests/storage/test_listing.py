@@ -116,9 +116,17 @@ def test_what_is_no_recording_is_ignored_unless_it_is_named(
         "._a.mp3", ".DS_Store", "Thumbs.db", "desktop.ini", "_SUCCESS", "2024_$folder$", ".gitkeep",
         "b.mp3.part", "c.mp3.crdownload", "all.m3u", "ALL.M3U8", "list.pls", "notes.docx",
         "cover.webp", ".git/objects/ab", "__MACOSX/a.mp3", ".trash/old.mp3",
-        "deep/_temporary/0/a.mp3",
+        "deep/_temporary/0/a.mp3", "notes.ODT", "~$notes.docx", ".~lock.notes.odt#", "old.zip",
+        "set.tar.gz", "set.TGZ", "x.rar", "x.7z", "x.iso", "x.tmp", "x.wav~", "x.wav.bak",
+        "x.opdownload", "x.mp3.!ut", "x.aria2", "x.sqlite", "talk.reapeaks", "talk.aup3",
+        "README", "Makefile", "Icon\r", "slides.pptm", "talk.ssa", "lost+found/1",
+        "System Volume Information/x.mp3", "$RECYCLE.BIN/$I1.wav", "@eaDir/a.mp3@SynoEAStream",
+        "@eaDir/a.mp3/x.mp3",
     )  # fmt: skip
-    recordings = ("a.mp3", "_b.mp3", "deep/part.of/c.mp3", "d", "hidden.m4b", "e.tar.wav")
+    recordings = (
+        "a.mp3", "_b.mp3", "deep/part.of/c.mp3", "d", "hidden.m4b", "e.tar.wav", "readme/a.mp3",
+        "old/a.mp3", "x.ts", "zip.mp3", "1.mod", "voice.bin", "a~b.wav", "System Volume/x.mp3",
+    )  # fmt: skip
     for name in (*ignored, *recordings):
         write_atomic(f"{base}/in/{name}", b"x", options)
 
