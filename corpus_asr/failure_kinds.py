@@ -200,7 +200,8 @@ _KINDS = (
     FailureKind(
         REFUSED_HOST, "On a host that is not allowed", Origin.environment,
         f"name the host in source.allow_hosts to allow requests to it, {_EACH_RUN}",
-        read_advice="list the host in source.allow_hosts to allow requests to it",
+        read_advice="list the host in source.allow_hosts (`transcribe --set allow_hosts=HOST`, "
+        "allow_hosts of Transcriber) to allow requests to it",
     ),
     FailureKind(
         "source_changed", "Replaced since they were transcribed", Origin.file,

@@ -36,6 +36,7 @@ from corpus_asr.runtime.estimate import READER, SILENCE_S, beside, read_headers
 from corpus_asr.runtime.progress import LINE_EVERY_S, Display, is_terminal
 from corpus_asr.segments import Segment
 from corpus_asr.stages.isolation import IsolatedGenerator
+from corpus_asr.storage.stores.filesystem import DEFAULT_STORE, StoreOptions
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.units import counted
 
@@ -159,7 +160,9 @@ def display_of(meter: Meter, *, shown: bool = True) -> Display:
     )
 
 
-def lengths_of(meter: Meter, uris: Mapping[str, str]) -> AbstractContextManager[None]:
+def lengths_of(
+    meter: Meter, uris: Mapping[str, str], store: StoreOptions = DEFAULT_STORE
+) -> AbstractContextManager[None]:
     """Read headers in the background, for the lengths of recordings whose turn has not come.
 
     Without a terminal that waits until a first line is due, which short work never sees.
@@ -169,7 +172,8 @@ def lengths_of(meter: Meter, uris: Mapping[str, str]) -> AbstractContextManager[
     def read(ended: threading.Event) -> None:
         if ended.wait(delay_s):
             return
-        child = IsolatedGenerator(READER, init_kwargs={"settings": _NO_LIMITS}, timeout_s=SILENCE_S)
+        kwargs = {"settings": _NO_LIMITS, "store": store}
+        child = IsolatedGenerator(READER, init_kwargs=kwargs, timeout_s=SILENCE_S)
         with closing(child), closing(read_headers(child, [*uris.values()])) as headers:
             for index, header in headers:
                 if header.is_known:

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from corpus_asr.formats.transcript import Transcript
     from corpus_asr.runtime.in_flight import TranscriptionProgress
     from corpus_asr.runtime.transcriber import Transcriber
+    from corpus_asr.storage.stores.filesystem import StoreOptions
 
 
 @with_groups
@@ -92,7 +93,9 @@ def _numbers(text: str | None) -> list[float] | None:
 
 
 # Arguments of `Transcriber` that --set reaches as well.
-_OF_THE_MODEL = ("slots", "revision", "calibration", "by_language")
+_OF_THE_MODEL = ("slots", "revision", "calibration", "by_language", "allow_hosts")
+# Of these, what changes nothing that is written.
+_OF_NO_TEXT = ("slots", "allow_hosts")
 # What stdout may hold of several recordings.
 _PRINTED_FOR_MANY = ("txt", JSON_LINES)
 
@@ -193,6 +196,7 @@ def _files_of(
     chosen: FileOptions,
     keys: Mapping[str, Any],
     texts: Mapping[str, str] | None,
+    store: "StoreOptions",
 ) -> "OutputFiles | None":
     if chosen.output_dir is None:
         return None
@@ -204,8 +208,8 @@ def _files_of(
         )
     existing = Existing.skip if chosen.skip_existing else Existing.known
     model = model_or_default(chosen.model, quiet=True)
-    made_by = {"model": model, "compute_type": chosen.compute_type, **keys}
-    made_by.pop("slots", None)  # changes nothing that is written
+    given = {name: value for name, value in keys.items() if name not in _OF_NO_TEXT}
+    made_by = {"model": model, "compute_type": chosen.compute_type, **given}
     return OutputFiles(
         chosen.output_dir,
         inputs.found,
@@ -214,6 +218,7 @@ def _files_of(
         channels_apart=texts is None and keys.get("channels") == "each",
         made_by=made_by,
         texts=texts,
+        store=store,
     )
 
 
@@ -263,7 +268,11 @@ def work_on_files(
 
     `texts` are those of recordings by their names, where they are aligned.
     """
-    output = _files_of(inputs, layout, chosen, keys, texts)
+    from corpus_asr.storage.stores.filesystem import StoreOptions
+    from corpus_asr.storage.stores.host_allowlist import HostRules
+
+    store = StoreOptions(hosts=HostRules.of_call(keys.get("allow_hosts")))
+    output = _files_of(inputs, layout, chosen, keys, texts, store)
     to_do = _inputs_to_do(inputs, output, quiet=chosen.quiet)
     results = FileResults(to_do, layout, output, chosen)
     if to_do:
@@ -271,7 +280,7 @@ def work_on_files(
         arguments = {"device": chosen.device, "compute_type": chosen.compute_type,
                      "num_threads": chosen.threads, **keys}  # fmt: skip
         with ExitStack() as stack:
-            stack.enter_context(results.counting())
+            stack.enter_context(results.counting(store))
             loading = loaded_transcriber(checkpoint, arguments, quiet=chosen.quiet)
             results.work(functools.partial(transcripts, stack.enter_context(loading), to_do))
     failed = len(inputs.problems) + results.num_failed
@@ -303,13 +312,15 @@ class FileResults:
         if chosen.verbose if output else layout.formats == ("txt",):
             self._printer = TextPrinter([*self._inputs], self._display, times=chosen.timestamps)
 
-    def counting(self) -> AbstractContextManager[None]:
+    def counting(self, store: "StoreOptions") -> AbstractContextManager[None]:
         """Find out meanwhile how much audio there is."""
         from corpus_asr.cli.display import lengths_of
 
         uris = {name: each.uri for name, each in self._inputs.items() if not each.piped}
         # A single one is opened at once.
-        return nullcontext() if self._quiet or len(uris) < 2 else lengths_of(self._meter, uris)
+        if self._quiet or len(uris) < 2:
+            return nullcontext()
+        return lengths_of(self._meter, uris, store)
 
     def work(self, transcripts: Transcripts) -> None:
         """Take the transcripts of all recordings; those that fail are counted."""

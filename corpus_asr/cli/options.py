@@ -285,14 +285,15 @@ Files = Annotated[
 Language = Annotated[
     str | None,
     _text(
-        "--language", "Language: de, German, Deutsch or de-AT, or candidates: en,de; default: detected.",
+        "--language", "Language: de, German, Deutsch or de-AT, or several: en,de; default: detected.",
         autocompletion=complete_language,
     ),
 ]  # fmt: skip
 FileOverrides = Annotated[
     list[str] | None,
     overrides_of(
-        "Any other key of the sections decoding and extract, slots, revision or calibration.",
+        "Any other key of the sections decoding and extract, slots, revision, calibration or "
+        "allow_hosts.",
         complete_option_override,
     ),
 ]

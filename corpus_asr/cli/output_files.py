@@ -32,6 +32,7 @@ from corpus_asr.formats.writers import file_contents, file_suffix
 from corpus_asr.logs import event
 from corpus_asr.storage.listing import RECORDS_FOLDER
 from corpus_asr.storage.stores import filesystem
+from corpus_asr.storage.stores.filesystem import DEFAULT_STORE, StoreOptions
 from corpus_asr.storage.stores.uri import (
     LOCAL,
     normalize,
@@ -119,6 +120,7 @@ class OutputFiles:
         channels_apart: bool,
         made_by: Mapping[str, Any],
         texts: Mapping[str, str] | None = None,
+        store: StoreOptions = DEFAULT_STORE,
     ) -> None:
         """Look at what is there.
 
@@ -130,6 +132,7 @@ class OutputFiles:
             channels_apart: whether each channel has files of its own.
             made_by: model and options that change what is written.
             texts: known text of each recording, by its name.
+            store: how recordings are reached.
         """
         self.folder = redact_uri(folder).rstrip("/") or "/"
         """As it is shown."""
@@ -139,6 +142,7 @@ class OutputFiles:
         self._channels_apart = channels_apart
         self._made_by = repr((sorted(made_by.items()), layout.rules, layout.words))
         self._texts = texts or {}
+        self._store = store
         self._inputs = {each.name: each for each in inputs}
         self._records: dict[str, _Record] = {}
         self._of: dict[str, str] = {}
@@ -205,7 +209,7 @@ class OutputFiles:
 
     def _read(self, each: Input) -> _Record | None:
         """Return the record of a recording, and note what its files are to be made of."""
-        version = _version_of(each)
+        version = _version_of(each, self._store)
         of = (self._made_by, version, self._texts.get(each.name))
         self._of[each.name] = _hash_of(repr(of).encode("utf-8", "surrogatepass"))
         address = self._record_address(each.name)
@@ -270,11 +274,11 @@ def _order(transcript: Transcript) -> float:
     return inf if transcript.channel is None else transcript.channel
 
 
-def _version_of(each: Input) -> tuple[str | None, int | None]:
+def _version_of(each: Input, store: StoreOptions) -> tuple[str | None, int | None]:
     if each.piped:
         return (None, None)
     try:
-        info = filesystem.describe(each.uri)
+        info = filesystem.describe(each.uri, store)
     except FetchError as error:  # it is told when the recording is read
         event(_LOG, logging.DEBUG, "version_unknown", uri=redact_uri(each.uri), why=str(error))
         return (None, None)

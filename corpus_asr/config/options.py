@@ -80,7 +80,8 @@ OPTIONS: Mapping[str, FieldInfo] = {
     "speaker_model": _OF_SPEAKERS["model"],
 }
 OPTION_NAMES = tuple(OPTIONS)
-_SECTIONS = ("decoding.", "extract.", "speakers.")
+# Those of its options, and those of arguments of `Transcriber`.
+_SECTIONS = ("decoding.", "extract.", "speakers.", "source.", "model.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -41,6 +41,8 @@ from corpus_asr.stages.extract import EXTRACTOR
 from corpus_asr.stages.isolation import IsolatedGenerator
 from corpus_asr.storage.model_files import full_name
 from corpus_asr.storage.run_state.run_files import read_calibration
+from corpus_asr.storage.stores.filesystem import StoreOptions
+from corpus_asr.storage.stores.host_allowlist import ANY_NAMED_HOST, HostRules
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.threads import spin_briefly
 from corpus_asr.transcription.joined_text import joined_parts
@@ -64,6 +66,7 @@ class TranscriberOptions(TranscriptionOptions, total=False):
     by_language: Mapping[str, str] | None
     calibration: str | None
     item_timeout_s: float
+    allow_hosts: str | Sequence[str] | None
 
 
 # What no call can change.
@@ -101,6 +104,8 @@ class Transcriber:
         calibration: output folder or .json file of `corpus-asr evaluate --calibrate`, which gives
             `confidence`; None means the default.
         item_timeout_s: seconds without a new part after which a recording fails.
+        allow_hosts: the only hosts that redirects of web addresses may lead to, in addition to the
+            addresses' own: names, *.wildcards or networks; None means public hosts.
         **options: defaults of every call; see `TranscriptionOptions`.
 
     Raises:
@@ -126,8 +131,10 @@ class Transcriber:
         by_language: Mapping[str, str] | None = None,
         calibration: str | None = None,
         item_timeout_s: float = ITEM_TIMEOUT_S,
+        allow_hosts: str | Sequence[str] | None = None,
         **options: Unpack[TranscriptionOptions],
     ) -> None:
+        hosts = HostRules.of_call(allow_hosts)
         settings = options_from(options, fixed=_FIXED)
         if checkpoint is None:
             checkpoint = PACKAGED_CHECKPOINT
@@ -135,7 +142,7 @@ class Transcriber:
         fitted = DEFAULT_MODEL if calibration is None else read_calibration(calibration)
         main = Checkpoint.fetch(checkpoint, revision=revision)
         # Its process starts while this one imports torch.
-        self._set_up(str(main.folder), options=options, item_timeout_s=item_timeout_s)
+        self._set_up(str(main.folder), options=options, item_timeout_s=item_timeout_s, hosts=hosts)
         try:
             self._pool.start()
             self._engine = _load_engine(
@@ -174,13 +181,21 @@ class Transcriber:
         made._engine, made._model = engine, folder
         return made
 
-    def _set_up(self, folder: str, *, options: TranscriptionOptions, item_timeout_s: float) -> None:
+    def _set_up(
+        self,
+        folder: str,
+        *,
+        options: TranscriptionOptions,
+        item_timeout_s: float,
+        hosts: HostRules = ANY_NAMED_HOST,
+    ) -> None:
         self._options = options
         # The caller chose the files: nothing is too large or too long.
         extract = options_from(options).extract.model_copy(update=NO_LIMITS)
 
         def extractor() -> IsolatedGenerator:
-            kwargs = {"folder": folder, "settings": extract}
+            store = StoreOptions(hosts=hosts)
+            kwargs = {"folder": folder, "settings": extract, "store": store}
             return IsolatedGenerator(EXTRACTOR, init_kwargs=kwargs, timeout_s=item_timeout_s)
 
         self._pool = ExtractorPool(extractor)

@@ -168,6 +168,7 @@ def given() -> dict[str, Any]:
         ("--set decoding.temperature=0", "temperature", 0),
         ("--set extract.part_s=60", "part_s", 60),
         ("--set slots=2", "slots", 2),
+        ("--set source.allow_hosts=[a.org,10.0.0.0/8]", "allow_hosts", ["a.org", "10.0.0.0/8"]),
     ],
 )
 def test_options_arrive_by_the_names_of_the_settings(typed: str, key: str, value: Any) -> None:

@@ -19,7 +19,13 @@ from corpus_asr.storage.manifest import read_manifest
 from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.filesystem import StoreOptions, open_binary, write_atomic
-from corpus_asr.storage.stores.host_allowlist import HostRules, Verdict, is_public, may_name
+from corpus_asr.storage.stores.host_allowlist import (
+    ANY_NAMED_HOST,
+    HostRules,
+    Verdict,
+    is_public,
+    may_name,
+)
 from corpus_asr.storage.stores.store import RetryPolicy
 from corpus_asr.storage.stores.uri import resolve
 from tests.support.stores import WebServer, web_server
@@ -93,6 +99,27 @@ def test_redirects_within_a_host_and_to_listed_ones_are_followed(
     other.redirects["c"] = other.url("c")
     with pytest.raises(FetchError, match="redirects"):
         read(web.url("a"), own)
+
+
+def test_who_may_be_asked_may_redirect_to_itself(web: WebServer, other: WebServer) -> None:
+    # To https, to another port, or to a signed address of the same host.
+    other.files["c"] = b"data"
+    same = other.url("c").replace("localhost", "127.0.0.1")
+    web.redirects |= {"a": "/b?signed=1", "b": same, "d": other.url("c")}
+    for rules in (ANY_NAMED_HOST, HostRules(), HostRules(listed=("127.0.0.1",))):
+        assert read(web.url("a"), rules) == b"data"
+    assert web.requests
+    # Whether it may be asked at all is another question.
+    refusal(web.url("a"), FROM_ELSEWHERE)
+    refusal(web.url("a"), HostRules(listed=("example.org",)))
+    # What a call was given is asked in any case; where it leads, its list says.
+    assert read(web.url("a"), HostRules.of_call("example.org")) == b"data"
+    message = refusal(web.url("d"), HostRules.of_call(None))
+    assert "transcribe --set allow_hosts=HOST" in message
+    assert read(web.url("d"), HostRules.of_call(["local*"])) == b"data"
+    for wrong in (5, [5], {"localhost": 1}):
+        with pytest.raises(ConfigError, match="reading allow_hosts: found"):
+            HostRules.of_call(wrong)  # type: ignore[arg-type]
 
 
 def test_a_name_is_judged_by_the_addresses_it_leads_to(

@@ -11,11 +11,13 @@ import ipaddress
 import os
 import re
 import urllib.parse
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
+from corpus_asr.errors import ConfigError
 from corpus_asr.storage.stores.uri import LOCAL, local_path, scheme_of
 
 if TYPE_CHECKING:
@@ -55,6 +57,8 @@ class HostRules:
     """Whether the URIs that are read are the user's own word; redirects never are."""
     own_hosts: tuple[str, ...] = ()  # hosts that the settings themselves name
     listed: tuple[str, ...] | None = None  # `source.allow_hosts`
+    named_by_caller: bool = False
+    """Whether the URIs that are read are themselves what a call was given, as `own_hosts` are."""
 
     @classmethod
     def of(cls, source: "SourceSettings") -> "HostRules":
@@ -66,10 +70,27 @@ class HostRules:
             listed=source.allow_hosts,
         )
 
+    @classmethod
+    def of_call(cls, allow_hosts: str | Sequence[str] | None) -> "HostRules":
+        """Return the rules for what a call was given, whose hosts are admitted in any case.
+
+        Raises:
+            ConfigError: these are no names of hosts.
+        """
+        hosts = (allow_hosts,) if isinstance(allow_hosts, str) else allow_hosts
+        if hosts is None:
+            return ANY_NAMED_HOST
+        if not isinstance(hosts, Sequence) or not all(isinstance(each, str) for each in hosts):
+            raise ConfigError(
+                f"reading allow_hosts: found {allow_hosts!r}, expected names, *.wildcards or "
+                "networks, such as media.example.org or 10.1.0.0/16; correct it"
+            )
+        return cls(named_by_caller=True, listed=tuple(hosts))
+
     def verdict(self, host: str, *, redirected: bool) -> Verdict:
-        """Say whether a host may be asked."""
+        """Say whether a host may be asked; a redirect to the host that was asked first is none."""
         host = host.lower().rstrip(".")
-        if host in self.own_hosts:
+        if host in self.own_hosts or (self.named_by_caller and not redirected):
             return Verdict.ADMITTED
         if self.listed is not None:
             fits = any(_fits(host, pattern) for pattern in self.listed)
@@ -84,7 +105,7 @@ class HostRules:
         return Verdict.IF_PUBLIC
 
 
-ANY_NAMED_HOST = HostRules()
+ANY_NAMED_HOST = HostRules(named_by_caller=True)
 """The host that an address names, and from there public ones."""
 
 

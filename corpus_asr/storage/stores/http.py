@@ -244,8 +244,10 @@ class WebStore(Store):
     ) -> T:
         async def ask() -> T:
             address = _address(uri)
-            for hops in range(MAX_REDIRECTS + 1):
-                session = await self._session(address, redirected=hops > 0)
+            first_host = address.host
+            for _ in range(MAX_REDIRECTS + 1):
+                # Such as one to https, or to a signed address: who may ask a host may ask it twice.
+                session = await self._session(address, redirected=address.host != first_host)
                 # Followed here, so that every host on the way is looked at before it is asked.
                 async with session.request(
                     method, address, headers={**_IDENTITY, **headers}, allow_redirects=False
