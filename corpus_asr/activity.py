@@ -34,11 +34,10 @@ class Estimate:
         return Estimate(self.value / speed, self.low / speed, self.high / speed)
 
     def clock_words(self) -> str:
-        """Write seconds as `0:12:30 (0:10-0:16)`; below ten minutes the range has seconds, too."""
-        spread = [clock_time(each) for each in (self.low, self.high)]
-        if self.high >= _MINUTES_FROM_S:
-            spread = [clock_time(60 * round(each / 60))[:-3] for each in (self.low, self.high)]
-        return f"{clock_time(self.value)} ({spread[0]}-{spread[1]})"
+        """Write seconds as `0:12:30 (0:10:00-0:16:00)`, from ten minutes on a range of minutes."""
+        step_s = 60 if self.high >= _MINUTES_FROM_S else 1
+        low, high = (clock_time(step_s * round(each / step_s)) for each in (self.low, self.high))
+        return f"{clock_time(self.value)} ({low}-{high})"
 
     def hours_words(self) -> str:
         """Write seconds as `1.35 h (1.20-1.52)`, or in minutes where they are less than an hour."""

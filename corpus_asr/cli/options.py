@@ -285,7 +285,7 @@ Files = Annotated[
 Language = Annotated[
     str | None,
     _text(
-        "--language", "Language: de, German, Deutsch or de-AT, or several: en,de; default: detected.",
+        "--language", "Language: de, German or Deutsch, or candidates: en,de; default: detected.",
         autocompletion=complete_language,
     ),
 ]  # fmt: skip

@@ -53,6 +53,7 @@ def run_local(
 
     with ExitStack() as stack:
         stop = stack.enter_context(stoppable(lambda: progress.files_left, at=stop_at))
+        progress.read_left_s = lambda: stop.left_s
 
         def commit(results: list[pa.Table]) -> None:
             nonlocal committed

@@ -19,7 +19,7 @@ from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.text import Text
 
-from corpus_asr.activity import Activity, Estimate, FileSums, Strata, rtfx
+from corpus_asr.activity import Activity, Estimate, FileSums, Strata, clock_time, rtfx
 from corpus_asr.errors import EngineError, FetchError
 from corpus_asr.logs import event
 from corpus_asr.runtime.commit import Tally
@@ -242,6 +242,8 @@ class Progress:
         """When results were committed last."""
         self.read_activity: Callable[[], Activity] = Activity
         """Returns what the workers did so far, quickly and in any thread."""
+        self.read_left_s: Callable[[], float | None] = lambda: None
+        """Returns seconds for what is in progress once the run is to end; None before."""
         self.taken_out: tuple[str, ...] = ()
         """Workers that no longer get work: device, machine and error of each."""
         self.sampled: Strata = {}
@@ -347,11 +349,17 @@ class Progress:
         """Keep the lines up to date while the context is open."""
         with Display(
             self._stream,
-            line=lambda: line_of(self.standing()),
-            drawn=lambda: _panel(self.standing()),
+            line=lambda: "; ".join(filter(None, (line_of(self.standing()), self._ending()))),
+            drawn=lambda: _panel(self.standing(), self._ending()),
             stays=True,
         ):
             yield self
+
+    def _ending(self) -> str:
+        left_s = self.read_left_s()
+        if left_s is None or not self.files_left:
+            return ""
+        return f"stopping: {clock_time(left_s)} for what is in progress"
 
 
 def line_of(standing: Standing) -> str:
@@ -359,7 +367,7 @@ def line_of(standing: Standing) -> str:
     return "; ".join(standing.words().values())
 
 
-def _panel(standing: Standing) -> Group:
+def _panel(standing: Standing, ending: str) -> Group:
     """Return what is shown on a terminal: a bar, and lines of it by their importance."""
     words = standing.words()
     done = standing.share_done
@@ -369,6 +377,7 @@ def _panel(standing: Standing) -> Group:
         Text(f"{words['audio']}, {words['speed']}; {words['time']}"),
         Text(words["files"], style="red" if standing.failed else ""),
         Text(words["stages"], style="dim"),
+        *([Text(ending, style="bold")] if ending else []),
     )
 
 

@@ -107,6 +107,7 @@ def run_on_ray(
     ):
         # Of a small run, or of what a pass left, there are fewer blocks than workers.
         warnings.filterwarnings("ignore", "The minimum number of concurrent actors")
+        progress.read_left_s = lambda: stop.left_s
         workers = resources.transcribe_workers
         commits = Commits(committer, config.output, coordinator, num_workers=workers)
         with _Poll(coordinator, progress, stop, commits) as poll:

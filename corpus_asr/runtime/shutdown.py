@@ -18,7 +18,8 @@ from corpus_asr.units import counted
 # A scheduler that sends SIGTERM usually kills after 30 s (Slurm, Kubernetes), so that what is
 # finished has to be committed before.
 GRACE_S = 20.0
-# Nobody kills a run whose own time is over: what is being decoded is hours of audio on a GPU.
+# Nobody kills a run whose own time is over, or that a person ends, who may press Ctrl-C again: what
+# is being decoded is hours of audio on a GPU.
 DRAIN_S = 600.0
 # A closed terminal sends SIGHUP, and Slurm what `--signal` names, for which people take SIGUSR1.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
@@ -40,7 +41,7 @@ class RunStoppedError(KeyboardInterrupt):
 class Stop:
     """Whether a run is to end, by a signal or by the clock, and whether its grace is over."""
 
-    def __init__(self, grace_s: float, *, at: float | None = None) -> None:
+    def __init__(self, grace_s: float | None, *, at: float | None = None) -> None:
         self._grace_s = grace_s
         self._at_s = float("inf") if at is None else at
         self._deadline_s = self._at_s + DRAIN_S
@@ -60,12 +61,17 @@ class Stop:
         """Start nothing new, since no recording can be done."""
         if not self.futile:
             self.futile = True
-            self._deadline_s = min(self._deadline_s, time.monotonic() + self._grace_s)
+            self._end_within(GRACE_S if self._grace_s is None else self._grace_s)
 
     @property
     def expired(self) -> bool:
         """Whether what is still going on is to be left."""
         return time.monotonic() >= self._deadline_s
+
+    @property
+    def left_s(self) -> float | None:
+        """Seconds for what is in progress; None while the run is not to end."""
+        return max(0.0, self._deadline_s - time.monotonic()) if self.requested else None
 
     @property
     def out_of_time(self) -> bool:
@@ -79,14 +85,23 @@ class Stop:
         if self.signal_number is not None or self.expired:
             raise KeyboardInterrupt
         self.signal_number = number
+        grace_s = self._grace_s
+        if grace_s is None:
+            grace_s = DRAIN_S if number == signal.SIGINT else GRACE_S
         # A signal while the time is over shortens the drain; it never prolongs it.
-        self._deadline_s = min(self._deadline_s, time.monotonic() + self._grace_s)
+        self._end_within(grace_s)
+        allowed = f"{grace_s / 60:g} min" if grace_s >= 60 else f"{grace_s:g} s"
+        second = "a second Ctrl-C" if number == signal.SIGINT else "a second signal"
         # Unbuffered: a signal may have come in the middle of another write to stderr.
         words = (
             f"\ncorpus-asr: {signal.Signals(number).name}: no new work is started; decoding in "
-            f"progress gets {self._grace_s:g} s to finish; a second signal stops immediately\n"
+            f"progress gets {allowed} to finish and is committed; {second} stops immediately, "
+            "without it\n"
         )
         os.write(2, words.encode())
+
+    def _end_within(self, grace_s: float) -> None:
+        self._deadline_s = min(self._deadline_s, time.monotonic() + grace_s)
 
     def error(self, left: int) -> RunStoppedError:
         """Return what tells that `left` recordings were not done."""
@@ -100,12 +115,13 @@ class Stop:
 
 @contextmanager
 def stoppable(
-    left: Callable[[], int], *, at: float | None = None, grace_s: float = GRACE_S
+    left: Callable[[], int], *, at: float | None = None, grace_s: float | None = None
 ) -> Iterator[Stop]:
     """Let signals, and the clock at `at` by `time.monotonic()`, end the work in the context.
 
     Outside the main thread signals are not seen. `left` returns how many recordings are not done,
-    which is no error where the time is over; what was started gets `grace_s` after a signal.
+    which is no error where the time is over; what was started gets `grace_s` after a signal, by
+    default `DRAIN_S` after Ctrl-C and `GRACE_S` after others.
     """
     stop = Stop(grace_s, at=at)
 

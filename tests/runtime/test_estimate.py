@@ -317,7 +317,7 @@ def test_strata_are_few_whatever_names_there_are(uri, size_bytes, name):
 
 
 def test_estimates_are_written_with_their_ranges():
-    assert Estimate(750.0, 600.0, 960.0).clock_words() == "0:12:30 (0:10-0:16)"
+    assert Estimate(750.0, 600.0, 960.0).clock_words() == "0:12:30 (0:10:00-0:16:00)"
     assert Estimate(75.0, 60.0, 96.0).clock_words() == "0:01:15 (0:01:00-0:01:36)"
     assert Estimate(7200.0, 3600.0, 14_400.0).hours_words() == "2.00 h (1.00-4.00)"
     assert Estimate(60.0, 60.0, 60.0).hours_words() == "1.0 min"

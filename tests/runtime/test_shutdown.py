@@ -1,5 +1,7 @@
 import functools
+import io
 import os
+import re
 import signal
 import threading
 import time
@@ -12,7 +14,14 @@ import pytest
 
 from corpus_asr.runtime import local
 from corpus_asr.runtime import shutdown as stopping
-from corpus_asr.runtime.shutdown import DRAIN_S, RunStoppedError, ended_by_signals, stoppable
+from corpus_asr.runtime.progress import Progress
+from corpus_asr.runtime.shutdown import (
+    DRAIN_S,
+    GRACE_S,
+    RunStoppedError,
+    ended_by_signals,
+    stoppable,
+)
 from tests.support.engines import (
     ScriptedEngine,
     always,
@@ -31,6 +40,32 @@ def ordered_to_end() -> None:
         assert stop.expired
         signal.raise_signal(signal.SIGINT)
         pytest.fail("a second signal ends at once")
+
+
+@pytest.mark.parametrize(
+    ("number", "seconds", "words"),
+    [
+        (signal.SIGINT, DRAIN_S, "gets 10 min to finish and is committed; a second Ctrl-C stops"),
+        (signal.SIGTERM, GRACE_S, "gets 20 s to finish and is committed; a second signal stops"),
+    ],
+)
+def test_what_is_in_progress_gets_longer_after_ctrl_c_than_after_a_scheduler(
+    number: signal.Signals, seconds: float, words: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    left = iter((1, 0))
+    with stoppable(lambda: next(left)) as stop:
+        stream = io.StringIO()
+        progress = Progress(total_files=3, stream=stream)
+        progress.read_left_s = lambda: stop.left_s
+        assert stop.left_s is None
+        with progress.shown():
+            assert "stopping" not in stream.getvalue()
+            signal.raise_signal(number)
+            assert stop.left_s == pytest.approx(seconds, abs=5)
+            next(left)
+    last = stream.getvalue().splitlines()[-1]
+    assert re.search(r"; stopping: 0:(09:5|10:0|00:1|00:2)\d for what is in progress$", last)
+    assert words in capfd.readouterr().err
 
 
 def bereft_of_helpers() -> None:
