@@ -83,7 +83,7 @@ class Existing(StrEnum):
     skip = "skip"
     """A recording is skipped by the names of its files, whatever made them."""
     overwrite = "overwrite"
-    """All is done again; only files of other recordings are not replaced."""
+    """All is done again, and replaces what the record knows, also where a person changed it."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -247,8 +247,7 @@ class OutputFiles:
         for candidate in itertools.chain([record.name, wanted], others):
             if candidate != record.name:
                 record.name, record.files = candidate, {}
-            known = self._existing is Existing.known
-            if known and not all(self._may_replace(record, suffix) for suffix in contents):
+            if not all(self._may_replace(record, suffix) for suffix in contents):
                 continue
             claim = f"{RECORDS_FOLDER}/names/{_hash_of(candidate.encode())}"
             if filesystem.create(within(self._root, claim), owner):
@@ -257,9 +256,11 @@ class OutputFiles:
 
     def _may_replace(self, record: _Record, suffix: str) -> bool:
         address = within(self._root, record.name + suffix)
-        return not filesystem.exists(address) or record.wrote(
-            suffix, filesystem.read_bytes(address)
-        )
+        if not filesystem.exists(address):
+            return True
+        if self._existing is Existing.overwrite:
+            return suffix in record.files
+        return record.wrote(suffix, filesystem.read_bytes(address))
 
     def _note(self, name: str, record: _Record) -> None:
         if self._existing is not Existing.skip:

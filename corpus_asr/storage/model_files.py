@@ -188,6 +188,21 @@ def model_revision(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
+def checkpoint_version(checkpoint: str) -> str:
+    """Return a checkpoint's full name, for a folder with the sizes and times of its files.
+
+    Unlike `model_revision` it reads none of them.
+    """
+    name = full_name(checkpoint)
+    folder = Path(normalize(name)) if scheme_of(name) == LOCAL else Path()
+    if not folder.is_absolute() or not folder.is_dir():
+        return name
+    names = [path.name for path in folder.iterdir() if path.is_file()]
+    files = sorted({*_matching(names, SMALL_FILES), *_weight_names(names)})
+    stats = [(each, (folder / each).stat()) for each in files]
+    return repr([str(folder), *((each, stat.st_size, stat.st_mtime_ns) for each, stat in stats)])
+
+
 def cache_folder() -> Path:
     """Return where this node keeps copies: $CORPUS_ASR_CACHE, or the platform's place."""
     if os.environ.get(CACHE_VARIABLE):

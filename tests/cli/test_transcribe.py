@@ -382,6 +382,28 @@ def test_files_that_no_record_knows_are_never_replaced() -> None:
     assert outputs("a.wav", "--overwrite") == {**found, "a-4.txt": TEXT}
 
 
+def test_a_file_of_its_users_is_not_overwritten_on_request_either() -> None:
+    Path("out").mkdir()
+    Path("out/a.txt").write_text("my notes")
+    assert outputs("a.wav", "--overwrite") == {"a.txt": "my notes", "a-2.txt": TEXT}
+    Path("out/a-2.txt").write_text("Hello.")
+    assert outputs("a.wav", "--overwrite") == {"a.txt": "my notes", "a-2.txt": TEXT}
+    assert outputs("a.wav", "--skip-existing") == {"a.txt": "my notes", "a-2.txt": TEXT}
+    assert len(ScriptedTranscriber.read) == 2
+
+
+def test_a_checkpoint_that_is_saved_again_is_another_one() -> None:
+    folder = Path("mine")
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors", "README.md"):
+        (folder / name).write_text("x")
+    for name, times in (("README.md", 1), ("model.safetensors", 2), ("config.json", 3)):
+        outputs("a.wav", "--model", "mine", model=False)
+        (folder / name).write_text("another")
+        assert outputs("a.wav", "--model", os.path.abspath("mine"), model=False) == {"a.txt": TEXT}
+        assert len(ScriptedTranscriber.read) == times, name
+
+
 def test_of_calls_at_once_each_recording_gets_a_name_of_its_own() -> None:
     folders = [f"at{number}" for number in range(8)]
     for folder in folders:
