@@ -209,8 +209,11 @@ def convert(
         str, typer.Option(help="Maximum size of a weights file in a folder.")
     ] = "5GB",
     tokenizer: Annotated[
-        Path | None,
-        typer.Option(help="For a .pt SRC: a Whisper folder, or openai-whisper's .tiktoken file."),
+        str | None,
+        typer.Option(
+            help="For a .pt SRC, or a folder without a tokenizer: a checkpoint that has one; for a "
+            ".pt SRC also openai-whisper's .tiktoken file."
+        ),
     ] = None,
     adapter: Annotated[
         Path | None,
@@ -223,6 +226,9 @@ def convert(
         from corpus_asr.models.convert import convert as convert_checkpoint
         from corpus_asr.storage.model_files import fetch_checkpoint
 
+        own = None if tokenizer is None else Path(tokenizer)
+        if own is not None and not own.exists():
+            own = fetch_checkpoint(str(tokenizer), weights=False)
         is_file = source.endswith(OPENAI_SUFFIX) or Path(source).exists()
         typer.echo(
             convert_checkpoint(
@@ -230,7 +236,7 @@ def convert(
                 target,
                 dtype=dtype,
                 max_shard_size=max_shard_size,
-                tokenizer=tokenizer,
+                tokenizer=own,
                 adapter=adapter,
             )
         )

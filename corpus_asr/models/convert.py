@@ -8,7 +8,7 @@ import binascii
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from itertools import product
@@ -45,6 +45,7 @@ from corpus_asr.families.whisper.vocabulary import bytes_by_letter
 from corpus_asr.languages import LANGUAGES
 from corpus_asr.models.lora import merge_adapter
 from corpus_asr.models.whisper.processor import WhisperFeatureExtractor
+from corpus_asr.storage.model_files import SMALL_FILES
 from corpus_asr.units import TIMESTAMP_STEP_S
 
 OPENAI_SUFFIX = ".pt"
@@ -99,8 +100,9 @@ def convert(
     """Convert a checkpoint and return what was written, in words.
 
     The suffixes select the direction: `.pt` is OpenAI's, all else a folder. A `dtype` of None keeps
-    the stored one, and makes float16 of INT8 weights; a .pt source needs a `tokenizer`, a folder of
-    Whisper's or OpenAI's .tiktoken file; an `adapter` in PEFT's layout is merged into a folder's.
+    the stored one, and makes float16 of INT8 weights. A .pt source needs a `tokenizer`, a folder of
+    Whisper's or OpenAI's .tiktoken file; to a folder such a folder gives the small files that it
+    lacks, as those of trainers do. An `adapter` in PEFT's layout is merged into a folder's.
     """
     if target.exists():
         raise ConfigError(f"converting to {target}: it exists already; give another name")
@@ -122,11 +124,40 @@ def convert(
             write_openai(target, dimensions, _typed(tensors, dtype))
             return _words(tensors, target)
         return _openai_to_folder(source, target, dtype, max_shard_size, tokenizer)
-    if tokenizer is not None:
-        raise ConfigError("--tokenizer is for .pt files: a folder brings its own")
     if target.suffix == OPENAI_SUFFIX:
+        if tokenizer is not None:
+            raise ConfigError(
+                "--tokenizer is for folders and .pt sources: a .pt target holds no tokenizer"
+            )
         return _folder_to_openai(source, target, dtype, adapter)
-    return _folder_to_folder(source, target, dtype, max_shard_size, adapter)
+    small = _small_files(source, tokenizer)
+    return _folder_to_folder(source, target, dtype, max_shard_size, adapter, small)
+
+
+def _small_files(source: Path, tokenizer: Path | None) -> list[Path]:
+    """Return the files of a folder beside its weights, completed by those of another checkpoint."""
+    files = [
+        path
+        for path in source.iterdir()
+        if path.is_file() and not path.name.endswith(_WEIGHT_SUFFIXES)
+    ]
+    if tokenizer is None:
+        return files
+    if not tokenizer.is_dir():
+        raise ConfigError(
+            f"completing {source} with {tokenizer}: expected a checkpoint's folder or name, which "
+            "has other small files, too; correct --tokenizer"
+        )
+    needed = _tokens_of(WhisperTokenizer.from_pretrained(tokenizer))
+    found = WhisperConfig.from_pretrained(source).vocab_size
+    if found < needed or (found != needed and found in _OPENAI_VOCABULARIES):
+        raise CheckpointError(
+            f"completing {source} with {tokenizer}: found {found} tokens and {needed}, expected as "
+            "many; give the checkpoint that it was trained from with --tokenizer"
+        )
+    have = {path.name for path in files}
+    others = (tokenizer / name for name in SMALL_FILES)
+    return files + [path for path in others if path.name not in have and path.is_file()]
 
 
 def _openai_to_folder(
@@ -217,12 +248,12 @@ def _folder_to_folder(
     dtype: str | None,
     max_shard_size: str,
     adapter: Path | None,
+    small: Iterable[Path],
 ) -> str:
     tensors = _read_folder(source, dtype, adapter)
     with _appearing(target) as folder:
-        for path in source.iterdir():
-            if path.is_file() and not path.name.endswith(_WEIGHT_SUFFIXES):
-                shutil.copyfile(path, folder / path.name)
+        for path in small:
+            shutil.copyfile(path, folder / path.name)
         save_weights(folder, _typed(tensors, dtype), max_shard_size=max_shard_size)
     return _words(tensors, target)
 
@@ -292,8 +323,12 @@ def _words(tensors: Mapping[str, Tensor], target: Path) -> str:
 # Settings files for weights that came without any
 
 
+def _tokens_of(tokenizer: WhisperTokenizer) -> int:
+    return tokenizer.timestamp_begin + TIMESTAMPS
+
+
 def _config_for(dimensions: Dimensions, tokenizer: WhisperTokenizer) -> WhisperConfig:
-    needed = tokenizer.timestamp_begin + TIMESTAMPS
+    needed = _tokens_of(tokenizer)
     if dimensions["n_vocab"] < needed:
         raise CheckpointError(
             f"converting a model of {dimensions['n_vocab']} tokens: its tokenizer has {needed}; "

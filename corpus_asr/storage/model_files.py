@@ -5,6 +5,8 @@ import fcntl
 import fnmatch
 import hashlib
 import importlib
+import json
+import logging
 import os
 import re
 import shutil
@@ -16,6 +18,7 @@ from typing import Any, NamedTuple
 
 from corpus_asr.config.decoding import PACKAGED_CHECKPOINT
 from corpus_asr.errors import CheckpointError, FetchError
+from corpus_asr.logs import event
 from corpus_asr.storage.stores.uri import (
     LOCAL,
     join,
@@ -25,6 +28,8 @@ from corpus_asr.storage.stores.uri import (
     without_secrets,
 )
 from corpus_asr.units import MEBIBYTE
+
+_LOG = logging.getLogger(__name__)
 
 CACHE_VARIABLE = "CORPUS_ASR_CACHE"
 SMALL_FILES = (
@@ -251,12 +256,66 @@ def _missing(
     found = ", ".join(names[:_NAMES_SHOWN]) or "nothing"
     more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
     cure = "point model.checkpoint at a folder with a Hugging Face checkpoint"
+    if _ADAPTER_NAME in names:
+        base = _base_of(checkpoint)
+        cure = (
+            f"that is an adapter of {base}: merge it, `corpus-asr convert {base} NEW_FOLDER "
+            f"--adapter {redact_uri(checkpoint)}`, and use the new folder"
+        )
+    elif inside := _checkpoints_in(checkpoint):
+        more_inside = f" (of {len(inside)})" if len(inside) > 1 else ""
+        cure = f"did you mean {inside[-1]}{more_inside}? It has {_CONFIG_NAME}"
+        best = _best_of(inside)
+        if best not in (None, inside[-1]):
+            cure += f"; {best} is the best one by its trainer_state.json"
     if hub is not None:
         cure = f"write {hub} for the hub's checkpoint: a folder of that short name lies here"
     return CheckpointError(
         f"fetching the checkpoint {redact_uri(checkpoint)}: found {found}{more}, expected {what}; "
         f"{cure}"
     )
+
+
+_CONFIG_NAME, _ADAPTER_NAME = "config.json", "adapter_config.json"
+_LAST_NUMBER = re.compile(r"(\d+)\D*$")
+
+
+def _base_of(adapter: str) -> str:
+    """Return the checkpoint that an adapter in PEFT's layout was trained for."""
+    return str(_json_of(Path(adapter) / _ADAPTER_NAME).get("base_model_name_or_path") or "BASE")
+
+
+def _checkpoints_in(folder: str) -> list[str]:
+    """Return the checkpoints in a folder of this machine, as trainers write them, oldest first."""
+    path = Path(folder)
+    names = (_CONFIG_NAME, _ADAPTER_NAME)
+    found = [
+        each
+        for each in (path.iterdir() if path.is_dir() else ())
+        if any((each / name).is_file() for name in names)
+    ]
+
+    def order(each: Path) -> tuple[int, str]:
+        number = _LAST_NUMBER.search(each.name)
+        return (int(number[1]) if number else -1, each.name)
+
+    return [str(each) for each in sorted(found, key=order)]
+
+
+def _best_of(checkpoints: Sequence[str]) -> str | None:
+    best = _json_of(Path(checkpoints[-1]) / "trainer_state.json").get("best_model_checkpoint")
+    # As it was called from the folder of the training.
+    name = Path(str(best)).name
+    return next((each for each in checkpoints if Path(each).name == name), None)
+
+
+def _json_of(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_bytes()) if path.is_file() else None
+    except (OSError, ValueError) as error:  # what it would add to a message is left out
+        event(_LOG, logging.DEBUG, "json_unreadable", path=str(path), why=str(error))
+        value = None
+    return value if isinstance(value, dict) else {}
 
 
 def _fetch_address(uri: str, *, weights: bool, expect: str | None) -> Path:

@@ -3,6 +3,7 @@
 import inspect
 import json
 import os
+import re
 import urllib.parse
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -85,6 +86,35 @@ def test_what_must_be_there_and_where_can_be_said(tmp_path: Path, memory: str) -
     write_atomic(f"{memory}/x/y/preprocessor_config.json", b"{}")
     there = fetch_checkpoint(f"{memory}/x", subfolder="y", expect=None, weights=False)
     assert names(there) == {"preprocessor_config.json"}
+
+
+def test_what_a_trainer_leaves_says_which_checkpoint_is_meant(tmp_path: Path) -> None:
+    for number in (500, 1000, 90):
+        local(tmp_path / f"out/checkpoint-{number}", {"config.json": b"{}"})
+    local(tmp_path / "out/runs", {"events": b""})
+    with pytest.raises(CheckpointError, match=r"mean \S+/out/checkpoint-1000 \(of 3\)\? It has"):
+        fetch_checkpoint(str(tmp_path / "out"))
+    state = tmp_path / "out/checkpoint-1000/trainer_state.json"
+    state.write_text('{"best_model_checkpoint": "./out/checkpoint-500"}')
+    with pytest.raises(CheckpointError, match=r"; \S+/out/checkpoint-500 is the best one by its"):
+        fetch_checkpoint(str(tmp_path / "out"))
+    state.write_text("{")
+    with pytest.raises(CheckpointError, match="checkpoint-1000"):
+        fetch_checkpoint(str(tmp_path / "out"))
+
+
+def test_an_adapter_says_of_what_and_how_it_is_merged(tmp_path: Path) -> None:
+    config = {"adapter_config.json": b'{"base_model_name_or_path": "openai/whisper-small"}'}
+    folder = local(tmp_path / "lora", config | {"adapter_model.safetensors": b""})
+    message = (
+        "an adapter of openai/whisper-small: merge it, `corpus-asr convert openai/whisper-small "
+        f"NEW_FOLDER --adapter {folder}`, and use the new folder"
+    )
+    with pytest.raises(CheckpointError, match=re.escape(message)):
+        fetch_checkpoint(str(folder))
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="convert BASE NEW_FOLDER"):
+        fetch_checkpoint(str(folder))
 
 
 def test_a_folder_that_is_not_there_is_no_hub_name() -> None:

@@ -48,8 +48,22 @@ def load_vocabulary(folder: Path) -> Tokenizer:
         return build_vocabulary(folder / VOCAB_NAME, folder / MERGES_NAME)
     raise CheckpointError(
         f"loading a tokenizer from {folder}: found neither {TOKENIZER_NAME} nor both "
-        f"{VOCAB_NAME} and {MERGES_NAME}; fetch the checkpoint's tokenizer files too"
+        f"{VOCAB_NAME} and {MERGES_NAME}; fetch the checkpoint's tokenizer files too. Trainers "
+        "save none: take those of the checkpoint it was trained from, `corpus-asr convert "
+        f"{folder} NEW_FOLDER --tokenizer {_trained_from(folder)}`"
     )
+
+
+# Those of Whisper's checkpoints with as many tokens are equal; the first one is packaged.
+_BY_VOCABULARY = {
+    51_864: "whisper-tiny.en", 51_865: "openai/whisper-tiny", 51_866: "openai/whisper-large-v3",
+}  # fmt: skip
+
+
+def _trained_from(folder: Path) -> str:
+    path = folder / "config.json"
+    size = read_json_object(path).get("vocab_size") if path.is_file() else None
+    return _BY_VOCABULARY.get(size, "BASE") if isinstance(size, int) else "BASE"
 
 
 def read_tokenizer_file(path: Path) -> Tokenizer:

@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -141,14 +142,41 @@ def test_published_alignment_heads_are_found_by_size() -> None:
         assert ALIGNMENT_HEADS[known] == expected, name
 
 
+def test_a_folder_of_a_trainer_gets_the_files_that_it_lacks(folder: Path, tmp_path: Path) -> None:
+    trained = tmp_path / "checkpoint-500"
+    shutil.copytree(folder, trained)
+    saved = {"config.json", "generation_config.json", "model.safetensors"}
+    for path in trained.iterdir():
+        if path.name not in saved:
+            path.unlink()
+    with pytest.raises(CheckpointError, match=r"`corpus-asr convert \S+checkpoint-500 NEW_FOLDER"):
+        WhisperTokenizer.from_pretrained(trained)
+    base = tmp_path / "base"  # of other settings, which are not taken over
+    shutil.copytree(folder, base)
+    (base / "generation_config.json").write_text("{}")
+    command = ["convert", str(trained), str(tmp_path / "whole"), "--tokenizer", str(base)]
+    assert CliRunner().invoke(app, command).exit_code == 0
+    for path in (tmp_path / "whole").iterdir():
+        if path.name != "model.safetensors":
+            assert path.read_bytes() == (folder / path.name).read_bytes(), path.name
+    text = WhisperTokenizer.from_pretrained(tmp_path / "whole").encode("Hello")
+    assert text == WhisperTokenizer.from_pretrained(folder).encode("Hello")
+    for vocab_size in (1_000, 51_866):
+        other = tiny_whisper(tmp_path / f"of-{vocab_size}", vocab_size=vocab_size)
+        with pytest.raises(CheckpointError, match=f"found {vocab_size} tokens and 518"):
+            convert(other, tmp_path / "x", tokenizer=folder)
+
+
 def test_what_cannot_be_converted_says_why(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     with pytest.raises(ConfigError, match="it exists already"):
         convert(folder, tmp_path / "there")
     with pytest.raises(ConfigError, match="expected one of float32, float16, bfloat16, int8"):
         convert(folder, tmp_path / "x", dtype="int4")
-    with pytest.raises(ConfigError, match="a folder brings its own"):
+    with pytest.raises(ConfigError, match=r"a \.pt target holds no tokenizer"):
         convert(folder, tmp_path / "x.pt", tokenizer=folder)
+    with pytest.raises(ConfigError, match="expected a checkpoint's folder or name"):
+        convert(folder, tmp_path / "x", tokenizer=RANKS)
     with pytest.raises(ConfigError, match=r"convert the \.pt file to a folder first"):
         convert(tmp_path / "a.pt", tmp_path / "x", adapter=folder)
     small = tiny_whisper(tmp_path / "small")
