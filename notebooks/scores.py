@@ -47,12 +47,15 @@ def name_of(uri: str) -> str:
     return uri.rsplit("/", 1)[-1]
 
 
-def read_run(output: str, table: str, **options: Any) -> pd.DataFrame:
+def read_run(
+    output: str, table: str, *, variable: str = "CORPUS_ASR_OUTPUT", **options: Any
+) -> pd.DataFrame:
     """Read a table of a finished run, such as `segments`.
 
     Args:
         output: the run's `output.uri`: a folder, or a URI like s3://bucket/folder.
         table: segments, outcomes or recordings.
+        variable: of the environment, which names the folder.
         options: for `pandas.read_parquet`, such as `columns` or `filters`.
 
     Raises:
@@ -63,7 +66,7 @@ def read_run(output: str, table: str, **options: Any) -> pd.DataFrame:
     except FileNotFoundError as error:
         raise StopHereError(
             f"found no {table}/ in {output}, expected the output folder of a finished run. Make "
-            "one with `make demo`, or set CORPUS_ASR_OUTPUT to yours before Jupyter is started."
+            f"one with `make demo`, or set {variable} to yours before Jupyter is started."
         ) from error
 
 

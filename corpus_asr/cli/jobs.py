@@ -77,7 +77,8 @@ def init(
     ),
     pipeline: Annotated[Job, typer.Option(help="Pipeline of the job.")] = Job.transcribe,
     source: Annotated[
-        str | None, typer.Option(metavar="URI", help="Recordings: a file, folder or glob.")
+        str | None,
+        typer.Option(metavar="URI", help="Recordings: a file, folder or glob; or a manifest."),
     ] = None,
     output: Annotated[
         str | None, typer.Option(metavar="FOLDER", help="Folder of the tables.")
@@ -103,8 +104,10 @@ def init(
                 "asking for settings: found no terminal; omit --ask, and give "
                 "--source, --output and --model"
             )
-        chosen = {
-            "source.uri": _answer(ask, "Recordings (file, folder or glob)", source, "recordings"),
+        recordings = _answer(
+            ask, "Recordings (file, folder, glob or manifest)", source, "recordings"
+        )
+        chosen = _source_keys(recordings) | {
             "model.checkpoint": _answer(ask, "Model", model, _DEFAULT_MODELS[pipeline]),
             "output.uri": _answer(ask, "Folder for the tables", output, "output"),
         }
@@ -134,6 +137,31 @@ def _answer(ask: bool, question: str, given: str | None, default: str) -> str:
     if given is None and ask:
         return str(typer.prompt(question, default=default)).strip()
     return given if given is not None else default
+
+
+def _source_keys(source: str) -> dict[str, str]:
+    from corpus_asr.storage.manifest import is_manifest
+    from corpus_asr.storage.stores.members import is_table
+
+    if not is_manifest(source):
+        return {"source.uri": source}
+    column = _audio_column(source) if is_table(source) else None
+    if column is not None:
+        return {"source.uri": source, "source.audio_column": column}
+    return {"source.manifest": source}
+
+
+def _audio_column(table: str) -> str | None:
+    """Return the column with audio of a Parquet file of this machine; None for a manifest."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        schema = pq.read_schema(table)
+    except (OSError, pa.ArrowException):  # elsewhere, or not written yet: its name alone says it
+        return None
+    structs = (field for field in schema if pa.types.is_struct(field.type))
+    return next((each.name for each in structs if each.type.get_field_index("bytes") >= 0), None)
 
 
 def _write(file: Path, pipeline: str, chosen: dict[str, str], *, full: bool) -> None:

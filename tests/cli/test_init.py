@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner, Result
 
@@ -73,6 +75,24 @@ def test_a_full_file_has_every_key_with_its_default_and_description(
         assert set_here == set(section.model_fields)
         for field in section.model_fields.values():
             assert " ".join((field.description or "?").split()) in prose
+
+
+def test_a_manifest_becomes_one_and_a_table_of_audio_recordings(tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+    audio = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    table = tmp_path / "clips.parquet"
+    pq.write_table(pa.table({"sound": pa.array([], audio)}), table)
+    pq.write_table(pa.table({"uri": ["a.wav"]}), tmp_path / "list.parquet")
+    manifests = ("m.jsonl", "s3://b/lists/*.CSV", "m.tsv.gz", str(tmp_path / "list.parquet"))
+    for pipeline in ("transcribe", "classify", "pseudo-label"):
+        for source in (*manifests, "all.parquet"):
+            result = call(str(file), "--force", "--pipeline", pipeline, "--source", source)
+            assert result.exit_code == 0, result.stderr
+            config = load_config(file)
+            assert (config.source.manifest, config.source.uri) == ((source,), ())
+    assert call(str(file), "--force", "--full", "--source", str(table)).exit_code == 0
+    config = load_config(file)
+    assert (config.source.uri, config.source.audio_column) == ((str(table),), "sound")
 
 
 def test_a_short_file_leaves_rare_keys_out() -> None:
