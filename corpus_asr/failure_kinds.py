@@ -77,7 +77,7 @@ _KINDS = (
     FailureKind(
         ARCHIVED, "In an archive of the store, such as Glacier", Origin.environment,
         f"restore these objects (aws s3api restore-object), {_EACH_RUN}",
-        read_advice="restore the object (aws s3api restore-object), or exclude it of the source",
+        read_advice="restore the object (aws s3api restore-object), or leave it out",
     ),
     FailureKind(
         BAD_ARCHIVE, "In archives that cannot be read", Origin.file,
@@ -171,7 +171,7 @@ _KINDS = (
     FailureKind(
         NOT_FOUND, "Gone when they were to be read", Origin.environment,
         f"these were gone when they were read: put them there, or unlist them, {_EACH_RUN}",
-        read_advice="check the URI, or remove it from the source",
+        read_advice="check its address, or leave it out",
         write_advice="choose another output",
     ),
     FailureKind(

@@ -257,7 +257,7 @@ class AudioDecoder:
             f"decoding {self._uri}: not one sample could be decoded (found "
             f"{self._stream.codec_context.name} in {self._container.format.name}, "
             f"{self.decode_errors} unusable packets{reason}), expected audio; upload it again or "
-            "exclude it from the source",
+            "leave it out",
             uri=self._uri,
             kind="empty_audio",
         )

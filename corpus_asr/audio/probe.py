@@ -130,7 +130,7 @@ def open_container(file: GuardedFile, *, uri: str) -> av.container.InputContaine
     if file.num_bytes == 0:
         raise DecodeError(
             f"decoding {uri}: the file is empty (0 bytes), expected a media file; upload it again "
-            "or exclude it from the source",
+            "or leave it out",
             uri=uri,
             kind="empty_file",
         )
@@ -145,7 +145,7 @@ def open_container(file: GuardedFile, *, uri: str) -> av.container.InputContaine
         raise DecodeError(
             f"decoding {uri}: not recognized as audio or video "
             f"({_reason(error)}; {_describe(file)}), expected a media file that FFmpeg reads; "
-            "upload it again or exclude it from the source",
+            "upload it again or leave it out",
             uri=uri,
             kind="not_audio",
         ) from error
@@ -171,7 +171,7 @@ def select_stream(
         found = ", ".join(f"{stream.type} stream" for stream in container.streams) or "no stream"
         raise DecodeError(
             f"decoding {uri}: no audio stream (found {found} in {container.format.name}), "
-            "expected at least one; exclude it from the source",
+            "expected at least one; leave it out",
             uri=uri,
             kind="no_audio_stream",
         )
@@ -214,7 +214,7 @@ def _open_decoder(stream: av.AudioStream, file: GuardedFile, *, uri: str) -> Non
     if context is None:
         raise DecodeError(
             f"decoding {uri}: no decoder for its audio codec ({_describe(file)}), expected one "
-            "that this build of FFmpeg knows; convert it or exclude it from the source",
+            "that this build of FFmpeg knows; convert it or leave it out",
             uri=uri,
             kind="unsupported_codec",
         )
@@ -231,7 +231,7 @@ def _open_decoder(stream: av.AudioStream, file: GuardedFile, *, uri: str) -> Non
         f"decoding {uri}: its header describes no audio that can be decoded (found {context.name}, "
         f"{rate_hz} Hz, {context.layout.nb_channels} channels{reason}; {_describe(file)}), "
         f"expected {MIN_SAMPLE_RATE_HZ} to {MAX_SAMPLE_RATE_HZ} Hz and a channel count that the "
-        "codec allows; upload it again or exclude it from the source",
+        "codec allows; upload it again or leave it out",
         uri=uri,
         kind="bad_stream",
     )
@@ -241,7 +241,7 @@ def _refused(container: str, file: GuardedFile, *, uri: str) -> DecodeError:
     return DecodeError(
         f"decoding {uri}: found what FFmpeg calls {container} ({_describe(file)}), which is text, "
         "pictures or a list of other files; expected a file that holds sound itself, as nothing "
-        "else is opened for it; list the recordings themselves, or exclude it from the source",
+        "else is opened for it; list the recordings themselves, or leave it out",
         uri=uri,
         kind="refused_format",
     )

@@ -129,7 +129,7 @@ class DecodingSettings:
     otherwise the column `known_hallucination` marks them."""
 
 
-ADVICE = "name a multilingual model, such as --model base (model.checkpoint: base)"
+ADVICE = "name a multilingual model, such as base, as the model"
 
 
 def check_english_only(decoding: DecodingSettings, *, checkpoint: str = "this checkpoint") -> None:

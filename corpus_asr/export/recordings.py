@@ -42,7 +42,7 @@ TEXT_COLUMNS = (
 WORD_COLUMNS = (*TEXT_COLUMNS, "words")
 SCORE_COLUMNS = (
     *WORD_COLUMNS, "tokens", "task", "avg_logprob", "no_speech_prob", "compression_ratio",
-    "temperature",
+    "temperature", "speech_fraction",
 )  # fmt: skip
 EVIDENCE_COLUMNS = (*TEXT_COLUMNS, *confidence.EVIDENCE_COLUMNS)
 _ROWS_AT_A_TIME = 2_048  # as Python values, with their words

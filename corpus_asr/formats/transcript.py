@@ -2,7 +2,7 @@
 
 import importlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from os import PathLike, fspath
 from typing import Any, Literal, TypedDict, Unpack
@@ -10,6 +10,7 @@ from typing import Any, Literal, TypedDict, Unpack
 from corpus_asr.errors import ConfigError
 from corpus_asr.formats.cue_rules import CueRules
 from corpus_asr.formats.names import ExportFormat, FormatName, SubtitlePreset, WordStyle
+from corpus_asr.formats.saved_json import missing_of, segment_of, turns_of
 from corpus_asr.formats.writers import check_formats, file_contents, file_suffix, whisper_json
 from corpus_asr.segments import MissingWord, Segment, SpeakerTurn
 from corpus_asr.storage.stores import filesystem
@@ -137,6 +138,45 @@ class Transcript:
         Times are in seconds, rounded to milliseconds; `model` and `version` say what wrote it.
         """
         return whisper_json(self)
+
+    @classmethod
+    def from_dict(cls, saved: Mapping[str, Any]) -> "Transcript":
+        """Return the transcript that `to_dict` or openai-whisper made a dictionary of.
+
+        Times are those in milliseconds; scores that it does not hold are NaN or None.
+
+        Examples:
+            >>> again = Transcript.from_dict(transcript.to_dict())
+            >>> (again.text == transcript.text, again.segments[0].confidence > 0.5)
+            (True, True)
+
+        Raises:
+            ConfigError: a segment has no text or times.
+        """
+        language, segments = saved.get("language"), saved.get("segments") or ()
+        said = tuple(segment_of(each, language=language) for each in segments)
+        numbers = sorted({each["channel"] for each in segments if "channel" in each})
+        last_s = max((each.end_s for each in said), default=0.0)
+        of_all: dict[str, Any] = {
+            "language": language, "duration_s": saved.get("duration", last_s),
+            "uri": saved.get("uri"), "model": saved.get("model"),
+        }  # fmt: skip
+        turns = turns_of(saved.get("turns"))
+        channels = tuple(
+            cls(
+                segments=tuple(
+                    found
+                    for found, each in zip(said, segments, strict=True)
+                    if each.get("channel") == number
+                ),
+                channel=number,
+                turns=None if turns is None else tuple(t for t in turns if t.channel == number),
+                **of_all,
+            )
+            for number in numbers
+        )
+        missing = missing_of(saved.get("missing"))
+        return cls(segments=said, channels=channels, turns=turns, missing=missing, **of_all)
 
     def to_dataframe(self) -> Any:
         """Return a pandas DataFrame with a row per segment, whose columns are `Segment`'s fields.

@@ -35,7 +35,7 @@ from corpus_asr.formats.documents import (
 from corpus_asr.formats.names import ExportFormat, WordStyle
 from corpus_asr.formats.pieces import one_line, shown_words
 from corpus_asr.formats.subtitles import SUBTITLES, check_words
-from corpus_asr.segments import Segment, Word
+from corpus_asr.segments import Segment, SpeakerTurn, Word
 
 
 def _tsv(recording: Transcribed, before: str = "") -> str:
@@ -62,6 +62,12 @@ def whisper_json(recording: Transcribed) -> dict[str, Any]:
         values["missing"] = [
             {"word": each.word, "index": each.index, "after": _milliseconds(each.after_s)}
             for each in recording.missing
+        ]
+    if recording.turns is not None:
+        values["turns"] = [
+            {**_times(each), "speaker": each.speaker, "confidence": _rounded(each.confidence)}
+            | ({} if each.channel is None else {"channel": each.channel})
+            for each in recording.turns
         ]
     return values
 
@@ -90,6 +96,9 @@ def _whisper_segment(number: int, segment: Segment) -> dict[str, Any]:
     values: dict[str, Any] = {
         "id": number, **_times(segment), "text": segment.text, "tokens": list(segment.tokens),
         **{name: _rounded(getattr(segment, name)) for name in scores},
+        "confidence": _rounded(segment.confidence), "language": segment.language,
+        "speech_fraction": _rounded(segment.speech_fraction),
+        "known_hallucination": segment.known_hallucination, "task": segment.task,
     }  # fmt: skip
     if segment.corrected:
         values["corrected"] = True
@@ -154,7 +163,7 @@ def _text(segment: Segment) -> str:
     return one_line(segment.text).strip()
 
 
-def _times(span: Segment | Word) -> dict[str, float]:
+def _times(span: Segment | Word | SpeakerTurn) -> dict[str, float]:
     return {"start": _milliseconds(span.start_s), "end": _milliseconds(span.end_s)}
 
 

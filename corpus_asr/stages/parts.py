@@ -244,7 +244,7 @@ def check_size(num_bytes: int, *, uri: str, max_file_gb: float) -> None:
         raise DecodeError(
             f"decoding {uri}: {num_bytes / GIGABYTE:.3g} GB, expected at most "
             f"{max_file_gb:g} (extract.max_file_gb); raise the limit if it is a recording, or "
-            "exclude it from the source",
+            "leave it out",
             uri=uri,
             kind="too_large",
         )

@@ -103,7 +103,7 @@ def fetch_checkpoint(
         raise CheckpointError(
             f"fetching the checkpoint {redact_uri(checkpoint)}: found no such folder, expected a "
             f"folder, a URI such as s3://..., or a name such as {', '.join(_EXAMPLES)} or "
-            "openai/whisper-small; correct --model or model.checkpoint"
+            "openai/whisper-small; correct the name of the model"
         )
     if not folder.is_dir() or (expect is not None and not (folder / expect).is_file()):
         names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
@@ -224,7 +224,7 @@ def _check_spelling(name: str) -> None:
         raise CheckpointError(
             f"fetching the checkpoint {name}: found no such folder and no model of that name; did "
             f"you mean {meant}? Expected a folder, a URI, OWNER/NAME of the hub, or a name "
-            f"such as {', '.join(_EXAMPLES)}; correct --model or model.checkpoint"
+            f"such as {', '.join(_EXAMPLES)}; correct the name of the model"
         )
 
 

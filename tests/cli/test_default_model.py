@@ -104,7 +104,7 @@ def test_more_than_english_is_refused_before_loading_with_a_model_that_can(
         *notice, printed = result.stderr.splitlines()
         assert len(notice) == (not model)
         assert message in printed
-        assert "name a multilingual model, such as --model base (model.checkpoint: base)" in printed
+        assert "name a multilingual model, such as base, as the model" in printed
     for language in ("en", "English", "auto"):
         suits = call("transcribe", CLIP, *model, "--language", language)
         assert "it is loaded" in suits.stderr

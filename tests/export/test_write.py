@@ -184,7 +184,8 @@ def test_json_has_whispers_and_whisperxs_shape_and_nemo_reads_lines(
     # As openai/whisper's transcribe() returns them, but for `seek`.
     assert list(found["segments"][0]) == [
         "id", "start", "end", "text", "tokens", "temperature", "avg_logprob", "compression_ratio",
-        "no_speech_prob", "words",
+        "no_speech_prob", "confidence", "language", "speech_fraction", "known_hallucination",
+        "task", "words",
     ]  # fmt: skip
     assert found["segments"][0]["temperature"] == 0.2
     assert found["segments"][0]["words"][1] == {

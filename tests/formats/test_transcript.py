@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from corpus_asr.formats import transcript as module
 from corpus_asr.formats.names import ExportFormat
 from corpus_asr.formats.subtitles import SUBTITLES
 from corpus_asr.formats.transcript import SubtitleOptions, Transcript
-from corpus_asr.segments import Segment
+from corpus_asr.segments import MissingWord, Segment, SpeakerTurn
 from tests.support.tables import segment
 
 SAID = (
@@ -42,6 +43,38 @@ def test_the_dictionary_is_whispers_with_times_in_milliseconds_and_says_what_wro
         "text": "One two. Three.", "language": "en", "duration": 4.0, "uri": "/talks/a.b.mp3",
         "model": "openai/whisper-small", "version": f"corpus-asr {version('corpus-asr')}",
     }  # fmt: skip
+
+
+def test_a_dictionary_is_read_again() -> None:
+    said = [segment(" One two.", 0.5, 1.5, words=True, speaker="S1", known_hallucination=True,
+                    speech_fraction=0.25, corrected=True, language="de", task="translate"),
+            segment(" Three.", 2.25, 3.32, no_speech_prob=None)]  # fmt: skip
+    turns = (SpeakerTurn(start_s=0.5, end_s=1.5, speaker="S1", confidence=0.75, channel=1),)
+    missing = (MissingWord(word=" four", index=3, after_s=3.32),)
+    for own in (transcript(), transcript(*said), transcript(*said, turns=turns, missing=missing)):
+        assert Transcript.from_dict(own.to_dict()) == own
+        assert Transcript.from_dict(json.loads(own.to_json())) == own
+    first = transcript(*said).to_dict()["segments"][0]
+    assert (first["confidence"], first["known_hallucination"]) == (0.9, True)
+
+
+def test_a_dictionary_of_openai_whisper_is_read_and_others_are_refused() -> None:
+    word = {"word": " One", "start": 0.5, "end": 1.5, "probability": 0.5}
+    one = {"id": 0, "seek": 0, "start": 0.5, "end": 1.5, "text": " One", "tokens": [7],
+           "temperature": 0.0, "avg_logprob": -0.5, "compression_ratio": 1.0,
+           "no_speech_prob": 0.1, "words": [word]}  # fmt: skip
+    found = Transcript.from_dict({"text": " One", "segments": [one], "language": "en"})
+    assert (found.text, found.language, found.duration_s) == ("One", "en", 1.5)
+    (only,) = found.segments
+    assert (only.language, only.avg_logprob, only.words[0].probability) == ("en", -0.5, 0.5)
+    assert math.isnan(only.confidence)
+    assert found.to_srt().startswith("1\n00:00:00,500 --> 00:00:01,500\nOne\n")
+    both = {"segments": [one | {"channel": 1}, one | {"channel": 0, "text": " Two"}]}
+    channels = Transcript.from_dict(both).by_channel()
+    assert {number: said[0].text for number, said in channels.items()} == {0: " Two", 1: " One"}
+    for wrong, name in (({"start": 0.0}, "end"), ({}, "start"), ("text", "start")):
+        with pytest.raises(ConfigError, match=f"reading a transcript: found .*, expected {name}"):
+            Transcript.from_dict({"segments": [wrong]})
 
 
 def test_every_format_has_its_text() -> None:

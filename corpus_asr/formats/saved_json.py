@@ -1,0 +1,81 @@
+"""Segments of the dictionaries that `Transcript.to_dict` and openai-whisper return, read again."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from corpus_asr.errors import ConfigError
+from corpus_asr.segments import MissingWord, Segment, SpeakerTurn, Word
+
+
+def segment_of(saved: Mapping[str, Any], *, language: str | None) -> Segment:
+    """Return a segment; what openai-whisper does not say of one is unknown."""
+    start_s = float(_needed(saved, "start"))
+    words = saved.get("words")
+    return Segment(
+        start_s=start_s,
+        end_s=float(_needed(saved, "end")),
+        text=str(_needed(saved, "text")),
+        tokens=tuple(saved.get("tokens") or ()),
+        language=saved.get("language", language),
+        language_probability=saved.get("language_probability"),
+        task=saved.get("task", "transcribe"),
+        confidence=saved.get("confidence", float("nan")),
+        avg_logprob=saved.get("avg_logprob", float("nan")),
+        no_speech_prob=saved.get("no_speech_prob"),
+        compression_ratio=saved.get("compression_ratio", float("nan")),
+        temperature=saved.get("temperature", float("nan")),
+        speech_fraction=saved.get("speech_fraction"),
+        known_hallucination=bool(saved.get("known_hallucination")),
+        words=None if words is None else tuple(map(_word, words)),
+        corrected=bool(saved.get("corrected")),
+        speaker=saved.get("speaker"),
+    )
+
+
+def turns_of(saved: Sequence[Mapping[str, Any]] | None) -> tuple[SpeakerTurn, ...] | None:
+    """Return who speaks when."""
+    if saved is None:
+        return None
+    return tuple(
+        SpeakerTurn(
+            start_s=float(_needed(each, "start")),
+            end_s=float(_needed(each, "end")),
+            speaker=str(_needed(each, "speaker")),
+            confidence=each.get("confidence", float("nan")),
+            channel=each.get("channel"),
+        )
+        for each in saved
+    )
+
+
+def missing_of(saved: Sequence[Mapping[str, Any]] | None) -> tuple[MissingWord, ...] | None:
+    """Return the words of a given text that are not in the audio."""
+    if saved is None:
+        return None
+    return tuple(
+        MissingWord(
+            word=_needed(each, "word"), index=_needed(each, "index"), after_s=_needed(each, "after")
+        )
+        for each in saved
+    )
+
+
+def _word(saved: Mapping[str, Any]) -> Word:
+    return Word(
+        word=_needed(saved, "word"),
+        start_s=float(_needed(saved, "start")),
+        end_s=float(_needed(saved, "end")),
+        probability=saved.get("probability", float("nan")),
+        speaker=saved.get("speaker"),
+    )
+
+
+def _needed(saved: Mapping[str, Any], name: str) -> Any:
+    try:
+        return saved[name]
+    except (KeyError, TypeError) as error:
+        found = ", ".join(map(str, saved)) if isinstance(saved, Mapping) else repr(saved)
+        raise ConfigError(
+            f"reading a transcript: found {found or 'nothing'}, expected {name}, as "
+            "Transcript.to_dict and openai-whisper write it; correct the dictionary"
+        ) from error
