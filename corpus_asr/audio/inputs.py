@@ -7,11 +7,12 @@ samples they are. Free of torch: a tensor is turned into an array here.
 import atexit
 import errno
 import io
+import numbers
 import os
 import shutil
 import struct
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,6 +108,22 @@ def given_audio(audio: AudioInput, *, sampling_rate: float | None, number: int =
     return _Reader(sampling_rate, f"input-{number}").read(audio)
 
 
+def several(audios: Iterable[AudioInput]) -> Iterable[AudioInput]:
+    """Return recordings as they are, and refuse one in their place.
+
+    Raises:
+        ValueError: it is a single recording, whose characters, bytes or samples are none.
+    """
+    single = (str, os.PathLike, bytes, bytearray, memoryview, Mapping, np.ndarray)
+    if isinstance(audios, single) or hasattr(audios, "detach") or hasattr(audios, "read"):
+        shown = f" ({audios})" if isinstance(audios, str | os.PathLike) else ""
+        raise ValueError(
+            f"reading recordings: found a single {type(audios).__name__}{shown}, expected several, "
+            "such as a list; use transcribe for one, or put it in a list"
+        )
+    return audios
+
+
 @dataclass(frozen=True, slots=True)
 class _Reader:
     rate: float | None
@@ -134,7 +151,7 @@ class _Reader:
     def _refuse_rate(self, what: str) -> None:
         if self.rate is not None:
             raise ValueError(
-                f"reading {self.name}: found sampling_rate={self.rate:g} with {what}, which says "
+                f"reading {self.name}: found sampling_rate={self.rate!r} with {what}, which says "
                 "so itself, expected it with an array or tensor; leave it out (raw samples: "
                 "np.frombuffer(data, np.int16))"
             )
@@ -165,6 +182,11 @@ class _Reader:
                 "mode; open it with 'rb', or give its path"
             )
         self._refuse_rate("an open file")
+        if behind := _bytes_behind(file):
+            raise ValueError(
+                f"reading {self.name}: found an open file at its end, {behind:,} bytes behind its "
+                "beginning, expected one at the beginning; rewind it with seek(0)"
+            )
         own = getattr(file, "name", None)  # of descriptors: a number
         name = own if isinstance(own, str) else self.name
         return GivenAudio(name=name, write=lambda copy: shutil.copyfileobj(file, copy, _COPY_BYTES))
@@ -187,11 +209,18 @@ class _Reader:
                 f"reading {self.name}: found {kind} without a sampling rate, expected one in Hz; "
                 "pass sampling_rate=16000, or whatever it was recorded at"
             )
-        whole = not isinstance(rate, bool) and rate == int(rate)
-        if not whole or not MIN_SAMPLE_RATE_HZ <= rate <= MAX_SAMPLE_RATE_HZ:
+        is_number = isinstance(rate, numbers.Real) and not isinstance(rate, bool)
+        # In this order: of NaN and infinity there is no whole number.
+        if (
+            not is_number
+            or not MIN_SAMPLE_RATE_HZ <= rate <= MAX_SAMPLE_RATE_HZ
+            or rate != int(rate)
+        ):
+            kind_of_rate = "" if is_number else f", a {type(rate).__name__}"
             raise ValueError(
-                f"reading {self.name}: found sampling_rate={rate}, expected whole Hz from "
-                f"{MIN_SAMPLE_RATE_HZ} to {MAX_SAMPLE_RATE_HZ}, such as 16000; correct it"
+                f"reading {self.name}: found sampling_rate={rate!r}{kind_of_rate}, expected a "
+                f"number, whole Hz from {MIN_SAMPLE_RATE_HZ} to {MAX_SAMPLE_RATE_HZ}, such as "
+                "16000; correct it"
             )
         return int(rate)
 
@@ -229,7 +258,27 @@ class _Reader:
         return rows
 
 
+def _bytes_behind(file: Any) -> int:
+    """Return what was read already of a file of which nothing is left; 0 of others."""
+    try:
+        if not file.seekable():
+            return 0
+        here = file.tell()
+        end = file.seek(0, io.SEEK_END)
+        file.seek(here)
+    except (AttributeError, OSError, ValueError):
+        return 0  # it says so itself once it is read
+    return int(here) if here and here >= end else 0
+
+
 def _array(given: Any) -> np.ndarray | None:
+    if isinstance(given, np.ma.MaskedArray):
+        if np.ma.is_masked(given):
+            raise ValueError(
+                f"reading samples: found {int(np.ma.count_masked(given))} masked ones, expected "
+                "none; fill them, such as with samples.filled(0)"
+            )
+        given = given.data
     if hasattr(given, "detach") and hasattr(given, "cpu"):  # a tensor, wherever it lives
         given = given.detach().cpu()
         # numpy has no bfloat16.

@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, Unpack
 
-from corpus_asr.audio.inputs import AudioInput, given_audio
+from corpus_asr.audio.inputs import AudioInput, given_audio, several
 from corpus_asr.confidence import DEFAULT_MODEL, ConfidenceModel, with_confidence
 from corpus_asr.config.decoding import (
     PACKAGED_CHECKPOINT,
@@ -270,7 +270,7 @@ class Transcriber:
         settings = self._checked(options)
         if settings.extract.channels == "each" or settings.speakers.wanted:
             on_segment = None
-        given = ((audio, None) for audio in audios)
+        given = ((audio, None) for audio in several(audios))
         return self._many(given, settings, sampling_rate, on_error, on_progress, on_segment)
 
     def align(

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from corpus_asr.audio import inputs
-from corpus_asr.audio.inputs import given_audio
+from corpus_asr.audio.inputs import given_audio, several
 from corpus_asr.errors import DecodeError, FetchError
 from corpus_asr.units import SAMPLE_RATE_HZ
 from tests.support.audio import decode, noise, wav_bytes
@@ -105,8 +105,11 @@ NAN[[3, 5]] = np.nan, np.inf
     ("audio", "rate", "words"),
     [
         (MONO, None, r"float32 and shape \(8000,\) without a sampling rate, expected one in Hz"),
-        (MONO, 16, "found sampling_rate=16, expected whole Hz from 1000 to"),
-        (MONO, 16_000.5, r"found sampling_rate=16000\.5, expected whole Hz"),
+        (MONO, 16, "found sampling_rate=16, expected a number, whole Hz from 1000 to"),
+        (MONO, 16_000.5, r"found sampling_rate=16000\.5, expected a number, whole Hz"),
+        (MONO, "16000", r"found sampling_rate='16000', a str, expected a number, whole Hz"),
+        (MONO, float("nan"), "found sampling_rate=nan, expected a number"),
+        (WAV, "16000", "found sampling_rate='16000' with the bytes of a file"),
         (STEREO.T, 16_000, r"shape \(8000, 2\), expected .* \(channel, sample\).*; transpose it"),
         (MONO[None, None], 16_000, r"shape \(1, 1, 8000\), .*; give one recording at a time"),
         (np.zeros(()), 16_000, r"shape \(\), expected"),
@@ -135,6 +138,35 @@ def test_what_is_no_audio_is_refused_with_what_was_found(
     with pytest.raises(ValueError, match=words) as caught:
         given_audio(audio, sampling_rate=rate, number=3)
     assert "input-3" in str(caught.value)
+
+
+def test_a_file_that_was_read_to_its_end_and_masked_samples_are_refused() -> None:
+    for read, words in ((len(WAV), f"at its end, {len(WAV):,} bytes behind"), (44, None)):
+        file = io.BytesIO(WAV)
+        file.read(read)
+        if words is None:
+            assert given_audio(file, sampling_rate=None).write is not None
+            assert file.tell() == 44
+            continue
+        with pytest.raises(ValueError, match=words + r".*rewind it with seek\(0\)"):
+            given_audio(file, sampling_rate=None)
+    plain = np.ma.masked_array(MONO)
+    assert np.array_equal(samples_of(plain, sampling_rate=SAMPLE_RATE_HZ)[0], MONO)
+    with pytest.raises(ValueError, match=r"found 3 masked ones, .*samples\.filled\(0\)"):
+        given_audio(np.ma.masked_array(MONO, np.arange(len(MONO)) < 3), sampling_rate=16_000)
+
+
+def test_one_recording_is_not_taken_for_several() -> None:
+    for one, words in (
+        ("talk.mp3", r"a single str \(talk\.mp3\)"), (MONO, "single ndarray"),
+        (WAV, "single bytes"), (io.BytesIO(WAV), "single BytesIO"),
+        ({"path": "a"}, "single dict"), (torch.zeros(9), "single Tensor"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=words + ".*put it in a list"):
+            several(one)
+    generated = (each for each in ("a", "b"))
+    assert several(generated) is generated
+    assert several([MONO]) == [MONO]
 
 
 def test_samples_that_are_not_finite_are_the_recordings_failure() -> None:

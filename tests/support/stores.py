@@ -161,6 +161,8 @@ class WebServer:
     """Taken one by one by GET requests: a status such as `503`, `reset`, `short` or `stall`."""
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)
     """Method, path with query, and Range of every request."""
+    codings: dict[str, str] = field(default_factory=dict)
+    """Content-Encoding of a decoded path; its body is sent as it is."""
     supports_ranges: bool = True
     refused_methods: set[str] = field(default_factory=set)
     stall_s: float = 3.0
@@ -275,6 +277,8 @@ class _FileHandler(Handler):
         etag = self.server.state.etags.get(path)
         if etag:
             self.send_header("ETag", f'"{etag}"')
+        if path in self.server.state.codings:
+            self.send_header("Content-Encoding", self.server.state.codings[path])
         self.end_headers()
         if with_body:
             self.wfile.write(body[start : (start + end) // 2 if short else end])

@@ -15,6 +15,7 @@ import threading
 import time
 import urllib.parse
 import urllib.request
+import zlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Any, TypeVar
@@ -285,7 +286,8 @@ class WebStore(Store):
     def info(self, uri: str) -> ObjectInfo:
 
         async def use(response: aiohttp.ClientResponse) -> ObjectInfo:
-            return _info(response.headers, _decimal(response.headers.get("Content-Length")))
+            sent = _decimal(response.headers.get("Content-Length"))
+            return _info(response.headers, None if _coding_of(response) else sent)
 
         limit_s = self._policy.request_timeout_s
         try:
@@ -307,6 +309,8 @@ class WebStore(Store):
         async def use(response: aiohttp.ClientResponse) -> tuple[bytes, ObjectInfo]:
             content_range = response.headers.get("Content-Range", "")
             total = _decimal(content_range.rpartition("/")[2])
+            if _coding_of(response):  # its ranges are of what is compressed
+                raise RangesUnsupportedError
             if response.status == 416:
                 return b"", _info(response.headers, total or 0)
             if response.status == _RANGES_MISSING or total is None:
@@ -322,17 +326,61 @@ class WebStore(Store):
         async def use(response: aiohttp.ClientResponse) -> None:
             expected = _decimal(response.headers.get("Content-Length"))
             started_s = time.monotonic()
+            unpack = _Unpacker(_coding_of(response))
+            received = 0
             async for piece in response.content.iter_chunked(MEBIBYTE):
-                target.write(piece)
+                received += len(piece)
+                target.write(unpack(piece))
                 took_s = time.monotonic() - started_s
-                if target.tell() < (took_s - self._policy.request_timeout_s) * LEAST_BYTES_PER_S:
-                    found = f"too slow: {target.tell():,} bytes in {took_s:.0f} s"
+                if received < (took_s - self._policy.request_timeout_s) * LEAST_BYTES_PER_S:
+                    found = f"too slow: {received:,} bytes in {took_s:.0f} s"
                     raise StoreError(TIMEOUT, found, transient=True, attempts=1)
-            if expected is not None and target.tell() != expected:
-                found = f"short read: {target.tell()} bytes, expected {expected}"
+            if (expected is not None and received != expected) or not unpack.ended:
+                found = f"short read: {received} bytes, expected {expected or 'more'}"
                 raise StoreError(FETCH, found, transient=True)
 
         self._request("GET", uri, {}, use, limit_s=None)
+
+
+# What zlib reads, and how it begins. Some servers send it though `identity` was asked for; others
+# only say so of a file that is as it was.
+_CODINGS = {"gzip": b"\x1f\x8b", "x-gzip": b"\x1f\x8b", "deflate": b"\x78"}
+_OTHER_CODINGS = ("br", "zstd", "compress")
+
+
+def _coding_of(response: aiohttp.ClientResponse) -> str:
+    """Return how an answer is compressed; "" for none."""
+    coding = response.headers.get("Content-Encoding", "").strip().lower()
+    if coding in _OTHER_CODINGS:
+        raise StoreError(
+            FETCH, f"the server sent it with the content encoding {coding}, expected none or gzip"
+        )
+    return coding if coding in _CODINGS else ""
+
+
+class _Unpacker:
+    """Unpacks an answer piece by piece, if it is what its header says."""
+
+    def __init__(self, coding: str) -> None:
+        self._beginning = _CODINGS.get(coding)
+        self._stream: Any = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing is missing, as far as the coding tells."""
+        return self._stream is None or self._stream.eof
+
+    def __call__(self, piece: bytes) -> bytes:
+        if self._beginning is not None:
+            if piece.startswith(self._beginning):
+                self._stream = zlib.decompressobj(zlib.MAX_WBITS | 32)
+            self._beginning = None
+        if self._stream is None:
+            return piece
+        try:
+            return bytes(self._stream.decompress(piece))
+        except zlib.error as error:
+            raise StoreError(FETCH, f"what it sent cannot be unpacked ({error})") from error
 
 
 # A page of HTML says nothing in a message; what APIs say is short.
