@@ -1,6 +1,7 @@
 """Documents, tables and subtitles for editors, each read back by a parser of its own kind."""
 
 import csv
+import importlib
 import io
 import re
 import xml.etree.ElementTree as ElementTree
@@ -18,6 +19,7 @@ from ttconv.imsc import reader as imsc_reader
 from corpus_asr.errors import ConfigError
 from corpus_asr.formats import documents
 from corpus_asr.formats.names import ExportFormat, FormatName, WordStyle
+from corpus_asr.formats.pieces import one_line
 from corpus_asr.formats.transcript import Transcript
 from corpus_asr.formats.writers import check_formats
 from corpus_asr.segments import Segment, Word
@@ -48,7 +50,7 @@ TALK = transcript(
 )  # fmt: skip
 PARAGRAPHS = [("Anna", "Hello. How are you?"), ("<B>, {x}", "Fine, thanks."), ("<B>, {x}", "Well.")]
 UNKNOWN = transcript(*(said(text, 5.0 * at, 5.0 * at + 1) for at, text in enumerate(HOSTILE)))
-SHOWN = [documents.one_line(text).strip() for text in HOSTILE]
+SHOWN = [one_line(text).strip() for text in HOSTILE]
 
 
 def file(name: FormatName, found: Transcript, tmp_path: Any, **options: Any) -> Any:
@@ -142,7 +144,7 @@ def test_without_python_docx_it_is_said_how_to_get_it(monkeypatch: pytest.Monkey
     def missing(name: str) -> None:
         raise ModuleNotFoundError(name)
 
-    monkeypatch.setattr(documents.importlib, "import_module", missing)
+    monkeypatch.setattr(importlib, "import_module", missing)
     with pytest.raises(ConfigError, match=r"found no python-docx.*corpus-asr\[docx\]"):
         check_formats([ExportFormat.docx], WordStyle.plain)
 

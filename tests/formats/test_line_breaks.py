@@ -188,8 +188,7 @@ def test_cues_are_read_in_time_where_there_is_time(
     for text, lasts_s, pause_s in spoken:
         segments.append(segment(f" {text}", at_s, at_s + lasts_s))
         at_s += lasts_s + pause_s
-    given = {"max_cps": most, "min_gap_s": gap_s, "min_duration_s": 0.5}
-    rules = CueRules(preset=preset, **given)
+    rules = CueRules(preset=preset, max_cps=most, min_gap_s=gap_s, min_duration_s=0.5)
     known = rules.of("en")
     cues = cues_of(recording(*segments), rules)
     for cue, after in pairwise([*cues, None]):

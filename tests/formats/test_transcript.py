@@ -124,13 +124,14 @@ def test_what_cannot_be_saved_is_refused(tmp_path: Path) -> None:
         ("https://host/a", ("srt",), {}, "an http URL, expected a folder"),
         ("a", ("srt",), {"words": "karaoke"}, "found --words karaoke"),
         ("a", ("srt",), {"max_line_count": 2}, "max_line_count without max_line_width"),
-        ("a", ("srt",), {"preset": "itv"}, "found the preset 'itv', expected netflix, netflix"),
     ]
     for place, formats, options, words in wrong:
         target = place if "://" in place else tmp_path / place
         with pytest.raises(ConfigError, match=words):
             own.save(target, *formats, **options)
     assert not list(tmp_path.iterdir())
+    with pytest.raises(ConfigError, match="found the preset 'itv', expected netflix, netflix-chi"):
+        module._preset("itv")
     with pytest.raises(ConfigError, match="found the format 'odt', expected srt, vtt, lrc"):
         module._format("odt")
 

@@ -117,7 +117,9 @@ def conversation(
     while at < seconds * SAMPLE_RATE_HZ:
         # Everybody is heard before anybody is for the second time.
         unheard = [name for name in clips if all(clip.speaker != name for *_, clip in placed)]
-        able = [name for name in unheard or clips if waiting[name] and name != last]
+        able = [
+            name for name in unheard or clips if waiting[name] and (name != last or len(clips) == 1)
+        ]
         if not able:
             break
         last = able[int(draw.integers(len(able)))]
