@@ -305,7 +305,10 @@ class SubtitleLimits:
 
     subtitle_preset: Annotated[
         SubtitlePreset | None,
-        _subtitles("Limits of a broadcaster's guide; options given beside it replace them."),
+        _subtitles(
+            f"Limits of a guide: {', '.join(SubtitlePreset)}; other options replace its own.",
+            metavar="PRESET",
+        ),
     ] = None
     max_line_width: Annotated[int | None, _subtitles("Maximum characters per line.", min=1)] = None
     max_line_count: Annotated[

@@ -183,7 +183,16 @@ def ass_text(cues: Iterable[Cue], style: WordStyle = WordStyle.plain) -> str:
     return _ASS_HEADER + "".join(lines)
 
 
-_ASS_HEADER = """[Script Info]
+# White with a black outline, in the middle at the bottom, in pixels of the picture below.
+_ASS_STYLE = {
+    "Name": "Default", "Fontname": "Arial", "Fontsize": "64", "PrimaryColour": "&H00FFFFFF",
+    "SecondaryColour": "&H0000FFFF", "OutlineColour": "&H00000000", "BackColour": "&H80000000",
+    "Bold": "0", "Italic": "0", "Underline": "0", "StrikeOut": "0", "ScaleX": "100",
+    "ScaleY": "100", "Spacing": "0", "Angle": "0", "BorderStyle": "1", "Outline": "3",
+    "Shadow": "1", "Alignment": "2", "MarginL": "96", "MarginR": "96", "MarginV": "54",
+    "Encoding": "1",
+}  # fmt: skip
+_ASS_HEADER = f"""[Script Info]
 ScriptType: v4.00+
 WrapStyle: 0
 ScaledBorderAndShadow: yes
@@ -191,11 +200,8 @@ PlayResX: 1920
 PlayResY: 1080
 
 [V4+ Styles]
-Format: Name, Fontname, Fontsize, PrimaryColour, SecondaryColour, OutlineColour, BackColour, Bold, \
-Italic, Underline, StrikeOut, ScaleX, ScaleY, Spacing, Angle, BorderStyle, Outline, Shadow, \
-Alignment, MarginL, MarginR, MarginV, Encoding
-Style: Default,Arial,64,&H00FFFFFF,&H0000FFFF,&H00000000,&H80000000,0,0,0,0,100,100,0,0,1,3,1,2,\
-96,96,54,1
+Format: {", ".join(_ASS_STYLE)}
+Style: {",".join(_ASS_STYLE.values())}
 
 [Events]
 Format: Layer, Start, End, Style, Name, MarginL, MarginR, MarginV, Effect, Text
