@@ -22,6 +22,8 @@ MAX_SPEAKERS = 12
 # Consecutive windows (3.1 s) that somebody must speak for at least once: mixtures of two voices,
 # where one follows the other, look like a third.
 LEAST_RUN = 3
+# About a minute of speech: below, means of few windows make one voice look like two.
+SHORT_WINDOWS = 90
 ROUNDS = 2
 # Lloyd's iterations: far more than were ever needed.
 _ITERATIONS = 50
@@ -39,6 +41,8 @@ class Likeness:
     """Two speakers are one if their mean embeddings are more alike."""
     small_merge: float
     """By how much less alike if one of them has a single window; half of it with two windows."""
+    short_small_merge: float
+    """`small_merge` in recordings with less than `SHORT_WINDOWS`."""
     switch_cost: float
     """What the likeness must gain in one window for the speaker to change."""
     same_above: float
@@ -47,16 +51,18 @@ class Likeness:
     """Of probabilities: their logarithms are cosines times this."""
 
 
-# Fitted on 50 conversations of 41 speakers; those reported are of others (docs/speakers.md). The
-# sharpness is a choice: confidences are not calibrated.
+# Fitted on 50 conversations of 41 speakers, and on 32 short ones; those reported are of others
+# (docs/speakers.md). The sharpness is a choice: confidences are not calibrated.
 GE2E_LIKENESS = Likeness(
-    merge_above=0.84, small_merge=0.2, switch_cost=0.1, same_above=0.87, sharpness=20.0
-)
+    merge_above=0.84, small_merge=0.2, short_small_merge=0.6,
+    switch_cost=0.1, same_above=0.87, sharpness=20.0,
+)  # fmt: skip
 # Cosines of different speakers are near 0 in models trained with margins, and 0.45 in GE2E: these
 # are the values above, moved to that scale. They were not fitted.
 MARGIN_LIKENESS = Likeness(
-    merge_above=0.72, small_merge=0.35, switch_cost=0.18, same_above=0.76, sharpness=11.0
-)
+    merge_above=0.72, small_merge=0.35, short_small_merge=1.1,
+    switch_cost=0.18, same_above=0.76, sharpness=11.0,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -230,6 +236,8 @@ def _settled(
 ) -> tuple[Labels, Voices]:
     """Merge, drop and smooth until nothing changes any more."""
     labels, voices = _voices(vectors, labels)
+    is_short = len(vectors) < SHORT_WINDOWS
+    small_merge = likeness.short_small_merge if is_short else likeness.small_merge
     while True:
         for _ in range(ROUNDS):
             smooth = _smoothed(vectors @ voices.T, likeness.switch_cost)
@@ -240,7 +248,7 @@ def _settled(
             return labels, voices
         counts = np.bincount(labels)
         least_counts = np.minimum(counts[:, None], counts)
-        above = voices @ voices.T - likeness.merge_above + likeness.small_merge / least_counts
+        above = voices @ voices.T - likeness.merge_above + small_merge / least_counts
         np.fill_diagonal(above, -np.inf)
         one, other = divmod(int(above.argmax()), len(voices))
         brief = np.flatnonzero(_longest_runs(labels, len(voices)) < LEAST_RUN)

@@ -2,6 +2,7 @@
 
 import time
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -99,6 +100,18 @@ def test_a_mixture_of_two_voices_between_their_turns_is_no_third():
     vectors = np.insert(vectors, borders, mixed[: len(borders)], axis=0).astype(np.float32)
     assert len(borders) >= 3
     assert len(find_speakers(vectors, GE2E_LIKENESS).voices) == 2
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_a_voice_that_changes_for_once_in_a_short_recording_is_no_third(seed: int) -> None:
+    vectors, _ = talk(voices(2, seed), turns=6, seed=seed)
+    mood = np.random.default_rng(seed + 9).standard_normal(WIDTH)
+    vectors[-5:] += (0.7 * mood / np.linalg.norm(mood)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    assert len(vectors) < clustering.SHORT_WINDOWS
+    assert len(find_speakers(vectors, GE2E_LIKENESS).voices) == 2
+    longer = replace(GE2E_LIKENESS, short_small_merge=GE2E_LIKENESS.small_merge)
+    assert len(find_speakers(vectors, longer).voices) == 3
 
 
 def test_one_window_of_another_voice_is_smoothed_away():
