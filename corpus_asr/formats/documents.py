@@ -91,7 +91,7 @@ def markdown(recording: Transcribed) -> str:
 
 
 # Whatever may be markup within a line; a line begins with none of them.
-_MARKUP = re.compile(r"([\\`*_{}\[\]<>#+!|~$&^=:@])")
+_MARKUP = re.compile(r"([\\`*_{}\[\]<>#|~$&])")
 
 
 def _escaped(text: str) -> str:

@@ -65,7 +65,7 @@ def test_bash_is_offered_commands_keys_and_values(tmp_path: Path) -> None:
         "transcr": ["transcribe"],
         "run x.yaml --set extract.p": ["extract.part_s=", "extract.pack_mb="],
         "plan x.yaml --set source.allow_l": [allow, f"{allow}true", f"{allow}false"],
-        "transcribe a.wav --format t": ["txt", "tsv", "textgrid"],
+        "transcribe a.wav --format t": ["txt", "tsv", "ttml", "textgrid"],
         "transcribe a.wav --set diar": ["diarize=", "diarize=true", "diarize=false"],
         "transcribe a.wav -f txt,j": ["txt,json", "txt,jsonl"],
         "transcribe a.wav --vad-m": ["--vad-min-speech", "--vad-min-silence"],
