@@ -81,6 +81,9 @@ class DecodingSettings:
     )
     """Temperature fallback schedule: temperatures tried in order until a window passes the
     thresholds below. 0 is greedy or beam search."""
+    seed: int | None = field(default=None, metadata={"ge": 0})
+    """Seed of sampling at temperatures above 0: the same audio gets the same text under any name;
+    null: the URI of each recording."""
     compression_ratio_threshold: float | None = field(default=2.4, metadata={"gt": 0})
     """Compression ratio above which a window counts as repetitive and falls back to the next
     temperature; null: no limit."""

@@ -29,6 +29,7 @@ class TranscriptionOptions(TypedDict, total=False):
     clip_timestamps: float | Sequence[float] | str
     window_s: float | None
     temperature: float | Sequence[float]
+    seed: int | None
     compression_ratio_threshold: float | None
     logprob_threshold: float | None
     no_speech_threshold: float | None

@@ -166,10 +166,12 @@ class OpenAIRules(DecodingRules):
         )
 
     def seed(self, window: Window, temperature: float | None) -> int:
-        """Name recording, window and temperature, and nothing about this run."""
+        """Name recording or `seed`, window and temperature, and nothing about this run."""
         # Rounded to a frame, so that the name does not depend on how the seconds were summed.
         start_s = round(self.part.seconds(window.seek), 2)
-        name: Sequence[object] = (self.part.recording_id, start_s, temperature)
+        chosen = self.settings.seed
+        of = self.part.recording_id if chosen is None else chosen
+        name: Sequence[object] = (of, start_s, temperature)
         # 7 bytes, as a seed must fit a signed 64-bit integer.
         return int.from_bytes(blake2b(repr(name).encode(), digest_size=7).digest(), "big")
 
