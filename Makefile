@@ -50,7 +50,7 @@ gpu-check: ## Validate and measure a GPU; PYTHON=, with torch and transformers; 
 
 site: $(INSTALLED) ## Build the documentation site into build/site
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
-	@echo "open build/site/index.html"
+	@echo "python -m http.server --directory build/site   # over file:// pages have no search"
 
 lint: $(INSTALLED) ## Run all linters
 	@$(BIN)/ruff check .

@@ -50,14 +50,15 @@ _CODES_BY_OWN_NAME = {
 
 def code_of(text: str) -> str:
     """Return the code of `en`, `English`, `<|en|>`, `en-US` or `eng`; other texts as they are."""
-    return _known_code(_plain(text)) or ("auto" if _plain(text) == "auto" else text)
+    name = _plain(text)
+    return "auto" if name == "auto" else _known_code(name) or text
 
 
 def resolve_language(text: str, *, known: Collection[str] = LANGUAGES.keys()) -> str:
     """Return the code, among `known` ones, of `en`, `English`, `<|en|>`, `en-US` or `eng`."""
     name = _plain(text)
     code = name if name in known else _known_code(name)
-    if code in known:
+    if code is not None and code in known:
         return code
     if code is not None:
         raise ValueError(
@@ -129,7 +130,7 @@ def _plain(text: str) -> str:
 def _known_code(name: str) -> str | None:
     if name in LANGUAGES:
         return name
-    return CODES_BY_NAME.get(name) or code_of_name(name)
+    return CODES_BY_NAME[name] if name in CODES_BY_NAME else code_of_name(name)
 
 
 def _nearest(name: str, known: Collection[str]) -> str:

@@ -203,7 +203,7 @@ class _Reader:
         return GivenAudio(name=self.name, write=lambda file: _write_wav(file, rows, rate_hz))
 
     def _rate_hz(self, kind: str) -> int:
-        rate = self.rate
+        rate: Any = self.rate
         if rate is None:
             raise ValueError(
                 f"reading {self.name}: found {kind} without a sampling rate, expected one in Hz; "
@@ -274,9 +274,10 @@ def _bytes_behind(file: Any) -> int:
 def _array(given: Any) -> np.ndarray | None:
     if isinstance(given, np.ma.MaskedArray):
         if np.ma.is_masked(given):
+            count = int(np.ma.getmaskarray(given).sum())
             raise ValueError(
-                f"reading samples: found {int(np.ma.count_masked(given))} masked ones, expected "
-                "none; fill them, such as with samples.filled(0)"
+                f"reading samples: found {count} masked ones, expected none; fill them, such as "
+                "with samples.filled(0)"
             )
         given = given.data
     if hasattr(given, "detach") and hasattr(given, "cpu"):  # a tensor, wherever it lives

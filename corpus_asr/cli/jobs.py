@@ -152,16 +152,15 @@ def _source_keys(source: str) -> dict[str, str]:
 
 
 def _audio_column(table: str) -> str | None:
-    """Return the column with audio of a Parquet file of this machine; None for a manifest."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    """Return the column with audio of a table of this machine; None for a manifest."""
+    from corpus_asr.storage.stores.cells import audio_table
+    from corpus_asr.storage.stores.store import StoreError
 
     try:
-        schema = pq.read_schema(table)
-    except (OSError, pa.ArrowException):  # elsewhere, or not written yet: its name alone says it
+        with open(table, "rb") as file, audio_table(file, None) as found:
+            return found.column
+    except (OSError, StoreError):  # elsewhere, or a manifest: its name alone says it
         return None
-    structs = (field for field in schema if pa.types.is_struct(field.type))
-    return next((each.name for each in structs if each.type.get_field_index("bytes") >= 0), None)
 
 
 def _write(file: Path, pipeline: str, chosen: dict[str, str], *, full: bool) -> None:

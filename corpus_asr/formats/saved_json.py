@@ -70,11 +70,11 @@ def _word(saved: Mapping[str, Any]) -> Word:
     )
 
 
-def _needed(saved: Mapping[str, Any], name: str) -> Any:
+def _needed(saved: Any, name: str) -> Any:
     try:
         return saved[name]
     except (KeyError, TypeError) as error:
-        found = ", ".join(map(str, saved)) if isinstance(saved, Mapping) else repr(saved)
+        found = repr(saved) if isinstance(saved, str) else ", ".join(map(str, saved))
         raise ConfigError(
             f"reading a transcript: found {found or 'nothing'}, expected {name}, as "
             "Transcript.to_dict and openai-whisper write it; correct the dictionary"

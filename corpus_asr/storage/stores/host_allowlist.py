@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from corpus_asr.errors import ConfigError
 from corpus_asr.storage.stores.uri import LOCAL, local_path, scheme_of
@@ -71,7 +71,7 @@ class HostRules:
         )
 
     @classmethod
-    def of_call(cls, allow_hosts: str | Sequence[str] | None) -> "HostRules":
+    def of_call(cls, allow_hosts: Any) -> "HostRules":
         """Return the rules for what a call was given, whose hosts are admitted in any case.
 
         Raises:
