@@ -4,7 +4,7 @@ All times are seconds from the start of the recording.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 def timestamp(seconds: float) -> str:
@@ -86,7 +86,7 @@ class Segment:
     start_s: float
     end_s: float
     text: str
-    tokens: tuple[int, ...]
+    tokens: tuple[int, ...] = field(repr=False)
     """Token ids of the segment's text, timestamps and special tokens left out."""
     language: str | None
     language_probability: float | None

@@ -45,6 +45,12 @@ def test_the_dictionary_is_whispers_with_times_in_milliseconds_and_says_what_wro
     }  # fmt: skip
 
 
+def test_a_transcript_shows_its_texts_and_no_tokens() -> None:
+    shown = repr(transcript(*SAID))
+    assert "' One two.'" in shown
+    assert "tokens" not in shown
+
+
 def test_a_dictionary_is_read_again() -> None:
     said = [segment(" One two.", 0.5, 1.5, words=True, speaker="S1", known_hallucination=True,
                     speech_fraction=0.25, corrected=True, language="de", task="translate"),

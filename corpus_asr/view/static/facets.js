@@ -25,15 +25,16 @@ const KINDS = {
   },
 };
 
-export function showFacets(root, facets, chosen, run, choose) {
-  const cards = Object.entries(KINDS).map(([name, kind]) => facet(name, kind, facets[name], chosen[name], run, choose));
+export function showFacets(root, found, chosen, run, choose) {
+  const cards = Object.entries(KINDS).map(([name, kind]) => facet(name, kind, found, chosen[name], run, choose));
   root.replaceChildren(...cards.filter(Boolean));
   root.closest("details").hidden = !root.children.length;
 }
 
-function facet(name, kind, { values, others }, chosen, run, choose) {
-  // One value for everything tells nothing.
-  if (!chosen && values.length < 2) return null;
+function facet(name, kind, { total, facets }, chosen, run, choose) {
+  const { values, others } = facets[name];
+  // One value for everything tells nothing; beside it there may be files of no folder.
+  if (!chosen && (!values.length || (values.length === 1 && values[0].count === total))) return null;
   const crumbs = chosen ? [null, ...(kind.separator ? steps(chosen, kind.separator).slice(0, -1) : [])] : [];
   const shown = values.filter((value) => value.name !== chosen || !kind.separator);
   const box = element("section", { className: "facet" }, element("h2", {}, kind.title(run)));

@@ -130,7 +130,7 @@ async function showSegments(values, signal) {
   const query = parametersOf(filters);
   for (const kind of ["csv", "json"]) byId(kind).href = `hits.${kind}?${query}`;
   byId("downloads").hidden = !found.total;
-  facets(found.facets);
+  facets(found);
 }
 
 function segment(hit, query) {
@@ -162,7 +162,7 @@ async function showRecordings(values, signal) {
   byId("told").textContent = counted(found.total, "recording") + narrowed();
   results(found.recordings.map(recording), found.pages);
   byId("downloads").hidden = true;
-  facets(found.facets);
+  facets(found);
 }
 
 function narrowed() {
