@@ -9,6 +9,7 @@ Native decoders can crash and hang: where that must not matter, run this in a ch
 import io
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
+from itertools import chain
 from typing import TYPE_CHECKING, Literal, Self
 
 import av
@@ -19,6 +20,7 @@ from av.audio.codeccontext import AudioCodecContext
 from av.audio.frame import AudioFrame
 
 from corpus_asr.array_types import Float32
+from corpus_asr.audio.presentation import PresentationClock
 from corpus_asr.audio.probe import (
     MAX_SAMPLE_RATE_HZ,
     MIN_SAMPLE_RATE_HZ,
@@ -76,6 +78,7 @@ class AudioDecoder:
             self._stream = select_stream(self._container, self._file, uri=uri)
             self._frames = self._decode_frames()
             self._first = self._decode_first()
+            self._clock = PresentationClock(self._container, self._first)
         except BaseException:
             self._container.close()
             raise
@@ -109,23 +112,23 @@ class AudioDecoder:
         Returns when the first sample will be, at `start_s` or before; None where the format has no
         way to tell: this decoder is of no use then, open another one.
         """
-        origin_s = self._first.time
-        if origin_s is None or self._stream.time_base is None:
+        if self._first.time is None or self._stream.time_base is None:
             return None
+        stored_s = self._clock.origin_s + start_s
         try:
-            self._container.seek(
-                round((origin_s + start_s) / self._stream.time_base), stream=self._stream
-            )
+            self._container.seek(round(stored_s / self._stream.time_base), stream=self._stream)
         except av.error.FFmpegError:
             self._file.check()
             return None
         self._stream.codec_context.flush_buffers()
         self._frames = self._decode_frames()
         first = next(self._frames, None)
-        if first is None or first.time is None or first.time - origin_s > start_s:
+        first_s = None if first is None else self._clock.time_s(first)
+        if first is None or first_s is None or not 0 <= first_s <= start_s:
             return None
         self._first = first
-        return first.time - origin_s
+        self._clock.begin_at(first_s)
+        return first_s
 
     def _chunks(self) -> Iterator[Rows]:
         limit = min(_CHUNK_SAMPLES, _MAX_CHUNK_VALUES // self.num_channels)
@@ -147,8 +150,9 @@ class AudioDecoder:
             raise self._damaged(num_samples)
 
     def _pieces(self) -> Iterator[Rows]:
-        run = self._start_run(self._first)
-        for frame in self._frames:
+        frames = self._clock.placed(chain([self._first], self._frames))
+        run = self._start_run(next(frames))
+        for frame in frames:
             if not run.fits(frame):  # the rate or the channels changed in mid-stream
                 yield from run.finish()
                 run = self._start_run(frame)

@@ -1,0 +1,139 @@
+"""Decoded frames on the clock that players show: silence where nothing is presented.
+
+Containers for video give each packet a time. A track may begin later than the others, packets may
+be lost, recordings cut and joined: counting samples alone, all that follows would be early.
+"""
+
+from collections.abc import Iterator
+from itertools import chain
+
+import av
+import av.container
+from av.audio.fifo import AudioFifo
+from av.audio.frame import AudioFrame
+
+# Formats that store times, as libav names them. Of others libav counts samples or guesses from
+# bytes, and what was decoded is the better clock.
+_TIMED = frozenset(
+    {"asf", "flv", "live_flv", "matroska,webm", "mov,mp4,m4a,3gp,3g2,mj2", "mpeg", "mpegts", "mxf",
+     "nut", "ogg", "rm", "wtv"}
+)  # fmt: skip
+_EDITED = "mov,mp4,m4a,3gp,3g2,mj2"
+# Times are rounded to milliseconds, and encoders' delays are written or not: less means nothing.
+_TOLERANCE_S = 0.1
+# Of packets sent twice. What goes back further is a clock that began again, and new sound.
+_MAX_OVERLAP_S = 1.0
+# A gap that is longer, or ends behind what the header claims, is a damaged time.
+_MAX_GAP_S = 3600.0
+# An edit list delays a track by less; a fragment of a stream begins at any time.
+_MAX_DELAY_S = 60.0
+_SILENT_SAMPLES = 1 << 16  # of a silent frame: memory does not depend on the length of a gap
+
+
+class PresentationClock:
+    """Tells when frames are presented, from the start of their container."""
+
+    def __init__(self, container: av.container.InputContainer, first: AudioFrame) -> None:
+        self.corrections = 0
+        """Gaps filled, overlaps cut and times not believed so far, behind the first frame."""
+        name, start = container.format.name, container.start_time
+        self.is_stored = name in _TIMED and first.time is not None
+        """Whether the container stores times; otherwise samples are counted."""
+        first_s = first.time or 0.0
+        origin_s = first_s if not self.is_stored or start is None else start / av.time_base
+        if name == _EDITED and 0 < origin_s <= _MAX_DELAY_S:
+            origin_s = 0.0  # where its presentation begins, whatever begins later
+        self._origin_s = origin_s
+        duration = container.duration
+        self._end_s = None if duration is None else (start or 0) / av.time_base - origin_s
+        if self._end_s is not None and duration is not None:
+            self._end_s += duration / av.time_base
+        self._now_s = 0.0
+        self._began = False
+        self._is_cutting = False
+
+    @property
+    def origin_s(self) -> float:
+        """The stored time at which the recording begins."""
+        return self._origin_s
+
+    def time_s(self, frame: AudioFrame) -> float | None:
+        """Return when a frame is presented, in seconds of the recording."""
+        return None if frame.time is None else frame.time - self._origin_s
+
+    def begin_at(self, start_s: float) -> None:
+        """Go on from a moment, after a jump to it."""
+        self._now_s, self._began = start_s, True
+
+    def placed(self, frames: Iterator[AudioFrame]) -> Iterator[AudioFrame]:
+        """Yield frames one right after the other, silent ones where there is a gap."""
+        if not self.is_stored:
+            yield from frames
+            return
+        frame: AudioFrame | None = next(frames, None)
+        for following in chain(frames, [None]):
+            if frame is not None:
+                yield from self._place(frame, following)
+            frame = following
+
+    def _place(self, frame: AudioFrame, following: AudioFrame | None) -> Iterator[AudioFrame]:
+        ahead_s = self._ahead_s(frame, following)
+        self.corrections += self._began and ahead_s != 0.0 and not self._is_cutting
+        self._began, self._is_cutting = True, ahead_s < 0
+        if ahead_s > 0:
+            for silent in _silence(frame, round(ahead_s * frame.sample_rate)):
+                self._now_s += silent.samples / silent.sample_rate
+                yield silent
+        elif ahead_s and round(-ahead_s * frame.sample_rate) >= frame.samples:
+            return
+        elif ahead_s < 0:
+            frame = _without_first(frame, round(-ahead_s * frame.sample_rate))
+        self._now_s += frame.samples / frame.sample_rate
+        yield frame
+
+    def _ahead_s(self, frame: AudioFrame, following: AudioFrame | None) -> float:
+        """Return the seconds between what was yielded and a frame; 0 where they follow."""
+        if frame.time is None:
+            return 0.0
+        ahead_s = frame.time - self._origin_s - self._now_s
+        # What was sent twice is cut to its end.
+        if -_TOLERANCE_S * (not self._is_cutting) <= ahead_s <= _TOLERANCE_S:
+            return 0.0
+        next_s = None if following is None else following.time
+        if next_s is not None:
+            next_ahead_s = next_s - self._origin_s - self._now_s
+            if abs(next_ahead_s - frame.samples / frame.sample_rate) <= _TOLERANCE_S:
+                self.corrections += 1  # this one time is damaged
+                return 0.0
+        if -_MAX_OVERLAP_S <= ahead_s < 0 or self._is_gap(ahead_s):
+            return ahead_s
+        self._origin_s += ahead_s  # another clock from here on
+        self.corrections += 1
+        return 0.0
+
+    def _is_gap(self, ahead_s: float) -> bool:
+        end_s = None if self._end_s is None else self._end_s + _TOLERANCE_S
+        is_possible = end_s is None or self._now_s + ahead_s <= end_s
+        return 0 < ahead_s <= _MAX_GAP_S and is_possible
+
+
+def _silence(like: AudioFrame, num_samples: int) -> Iterator[AudioFrame]:
+    middle = b"\x80" if like.format.name in ("u8", "u8p") else b"\0"
+    for start in range(0, num_samples, _SILENT_SAMPLES):
+        samples = min(_SILENT_SAMPLES, num_samples - start)
+        frame = AudioFrame(format=like.format.name, layout=like.layout, samples=samples)
+        frame.sample_rate = like.sample_rate
+        for plane in frame.planes:
+            plane.update(middle * plane.buffer_size)
+        yield frame
+
+
+def _without_first(frame: AudioFrame, num_samples: int) -> AudioFrame:
+    # Not through an array: libav's planes of eight channels and more lie elsewhere.
+    frame.pts = None
+    queue = AudioFifo()
+    queue.write(frame)
+    queue.read(num_samples)
+    rest = queue.read()
+    assert rest is not None, "a part of the frame is left"
+    return rest
