@@ -50,6 +50,11 @@ _AUDIO = (
     _field("channels", pa.int32(), "channels of the source audio"),
     _field("header_duration_s", pa.float64(), "what the container claims", unit="second"),
     _field("decode_errors", pa.int32(), "packets skipped so far because they were broken"),
+    _field(
+        "time_corrections",
+        pa.int32(),
+        "gaps filled, overlaps cut and damaged time stamps found so far",
+    ),
 )
 _SPANS = pa.list_(pa.struct([pa.field("start_s", pa.float64()), pa.field("end_s", pa.float64())]))
 

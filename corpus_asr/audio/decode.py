@@ -106,13 +106,18 @@ class AudioDecoder:
         """Free the decoder. The file object stays open: whoever opened it closes it."""
         self._container.close()
 
+    @property
+    def time_corrections(self) -> int:
+        """Gaps filled, overlaps cut and damaged times found so far."""
+        return self._clock.corrections
+
     def seek(self, start_s: float) -> float | None:
         """Move on to a moment before iterating; what is decoded first after a jump may be damaged.
 
         Returns when the first sample will be, at `start_s` or before; None where the format has no
         way to tell: this decoder is of no use then, open another one.
         """
-        if self._first.time is None or self._stream.time_base is None:
+        if self._clock.time_s(self._first) is None or self._stream.time_base is None:
             return None
         stored_s = self._clock.origin_s + start_s
         try:

@@ -4,6 +4,7 @@ Containers for video give each packet a time. A track may begin later than the o
 be lost, recordings cut and joined: counting samples alone, all that follows would be early.
 """
 
+import math
 from collections.abc import Iterator
 from itertools import chain
 
@@ -37,9 +38,9 @@ class PresentationClock:
         self.corrections = 0
         """Gaps filled, overlaps cut and times not believed so far, behind the first frame."""
         name, start = container.format.name, container.start_time
-        self.is_stored = name in _TIMED and first.time is not None
+        self.is_stored = name in _TIMED and _stored_s(first) is not None
         """Whether the container stores times; otherwise samples are counted."""
-        first_s = first.time or 0.0
+        first_s = _stored_s(first) or 0.0
         origin_s = first_s if not self.is_stored or start is None else start / av.time_base
         if name == _EDITED and 0 < origin_s <= _MAX_DELAY_S:
             origin_s = 0.0  # where its presentation begins, whatever begins later
@@ -59,7 +60,8 @@ class PresentationClock:
 
     def time_s(self, frame: AudioFrame) -> float | None:
         """Return when a frame is presented, in seconds of the recording."""
-        return None if frame.time is None else frame.time - self._origin_s
+        stored_s = _stored_s(frame)
+        return None if stored_s is None else stored_s - self._origin_s
 
     def begin_at(self, start_s: float) -> None:
         """Go on from a moment, after a jump to it."""
@@ -93,13 +95,14 @@ class PresentationClock:
 
     def _ahead_s(self, frame: AudioFrame, following: AudioFrame | None) -> float:
         """Return the seconds between what was yielded and a frame; 0 where they follow."""
-        if frame.time is None:
+        stored_s = _stored_s(frame)
+        if stored_s is None:
             return 0.0
-        ahead_s = frame.time - self._origin_s - self._now_s
+        ahead_s = stored_s - self._origin_s - self._now_s
         # What was sent twice is cut to its end.
         if -_TOLERANCE_S * (not self._is_cutting) <= ahead_s <= _TOLERANCE_S:
             return 0.0
-        next_s = None if following is None else following.time
+        next_s = None if following is None else _stored_s(following)
         if next_s is not None:
             next_ahead_s = next_s - self._origin_s - self._now_s
             if abs(next_ahead_s - frame.samples / frame.sample_rate) <= _TOLERANCE_S:
@@ -115,6 +118,11 @@ class PresentationClock:
         end_s = None if self._end_s is None else self._end_s + _TOLERANCE_S
         is_possible = end_s is None or self._now_s + ahead_s <= end_s
         return 0 < ahead_s <= _MAX_GAP_S and is_possible
+
+
+def _stored_s(frame: AudioFrame) -> float | None:
+    # What comes when the decoder is emptied may have a time that is no number.
+    return None if frame.time is None or math.isnan(frame.time) else frame.time
 
 
 def _silence(like: AudioFrame, num_samples: int) -> Iterator[AudioFrame]:

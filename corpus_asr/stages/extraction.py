@@ -151,6 +151,7 @@ class PartExtractor:
                     channels=decoder.info.channels,
                     header_duration_s=decoder.info.header_duration_s,
                     decode_errors=decoder.decode_errors,
+                    time_corrections=decoder.time_corrections,
                     decode_s=now.wall_s - started.wall_s,
                     cpu_s=now.cpu_s - started.cpu_s,
                     fetch_retries=now.fetch_retries - started.fetch_retries,

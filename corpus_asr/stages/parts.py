@@ -193,6 +193,7 @@ class ExtractedPart:
     channels: int
     header_duration_s: float | None
     decode_errors: int
+    time_corrections: int
     decode_s: float
     cpu_s: float = 0.0
     """CPU time of the process that extracted; `decode_s` beyond it was waiting."""

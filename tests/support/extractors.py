@@ -131,5 +131,6 @@ def scripted_part(part: int, *, wanted: bool = True, silent: bool = False) -> Ex
         channels=1,
         header_duration_s=None,
         decode_errors=0,
+        time_corrections=0,
         decode_s=0.01,
     )

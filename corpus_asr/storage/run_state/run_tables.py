@@ -241,7 +241,7 @@ folded as (
     arg_min({{stage: error_stage, kind: error_kind, message: error_message,
              retryable: retryable}}, part) filter (status = 'failed') as error,
     bool_or(status = 'failed') as failed, bool_or(status != 'failed') as succeeded,
-    max(decode_errors) as decode_errors,
+    max(decode_errors) as decode_errors, max(time_corrections) as time_corrections,
     greatest(count(distinct channel), 1) as separate,
     exact_sum(duration_s) / separate as duration_s,
     exact_sum(speech_s) / separate as speech_s,

@@ -1,0 +1,194 @@
+"""Times of containers: recordings begin, pause and go on when players show it.
+
+The oracle is libav's own filter, `aresample=async=1:first_pts=0`.
+"""
+
+import io
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from itertools import pairwise
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+from av.filter.graph import Graph
+
+from corpus_asr.audio.decode import AudioDecoder, open_audio
+from corpus_asr.units import SAMPLE_RATE_HZ
+
+RATE_HZ = 48_000
+CODECS = {
+    "flv": ("aac", "fltp", "flv"), "matroska": ("libopus", "flt", "mpeg4"),
+    "mov": ("aac", "fltp", "mpeg4"), "mp4": ("aac", "fltp", "mpeg4"),
+    "mpegts": ("aac", "fltp", "mpeg4"), "ogg": ("libopus", "flt", None),
+    "webm": ("libopus", "flt", "libvpx"),
+}  # fmt: skip
+TIMED = [name for name in CODECS if name != "ogg"]
+# Of lossy codecs, whose first and last frames fade.
+NEAR_S = 0.05
+WRAP_S = 2**33 / 90_000  # of the clock of MPEG-TS
+Spans = Sequence[tuple[float, float]]
+"""When a tone is presented, and for how long."""
+
+
+def recording(container: str, spans: Spans, *, picture: bool = True, shift_s: float = 0.0) -> bytes:
+    """Write tones at their times, and from the start a picture."""
+    codec, sample_format, picture_codec = CODECS[container]
+    rate_hz = 44_100 if container == "flv" else RATE_HZ
+    file = io.BytesIO()
+    with av.open(file, "w", format=container) as output:
+        packets: list[Any] = []
+        video: Any = None
+        if picture and picture_codec:
+            video = output.add_stream(picture_codec, rate=10)
+        audio: Any = output.add_stream(codec, rate=rate_hz, layout="mono")
+        if video is not None:
+            video.width = video.height = 16
+            video.pix_fmt = "yuv420p"
+            for number in range(int(10 * max(start_s + length_s for start_s, length_s in spans))):
+                image = av.VideoFrame(16, 16, "yuv420p")
+                image.pts, image.time_base = number + round(10 * shift_s), Fraction(1, 10)
+                packets += video.encode(image)
+            packets += video.encode(None)
+        audio.codec_context.open()
+        size = audio.codec_context.frame_size
+        for start_s, length_s in spans:
+            times_s = np.arange(size * (int(length_s * rate_hz) // size)) / rate_hz
+            tone = 0.3 * np.sin(2 * np.pi * 440 * times_s).astype(np.float32)
+            for first in range(0, len(tone), size):
+                frame = av.AudioFrame.from_ndarray(
+                    tone[np.newaxis, first : first + size], format=sample_format, layout="mono"
+                )
+                frame.sample_rate, frame.time_base = rate_hz, Fraction(1, rate_hz)
+                frame.pts = round((start_s + shift_s) * rate_hz) + first
+                packets += audio.encode(frame)
+        packets += audio.encode(None)
+        output.mux(sorted(packets, key=_stored_s))
+    return file.getvalue()
+
+
+def _stored_s(packet: Any) -> Fraction:
+    stored: Fraction = packet.dts * packet.time_base
+    return stored
+
+
+def tones(samples: np.ndarray) -> list[float]:
+    """Return when tones begin and end, in seconds, to a hundredth."""
+    block = SAMPLE_RATE_HZ // 100
+    blocks = np.abs(samples[: len(samples) // block * block]).reshape(-1, block).max(axis=1)
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], blocks > 0.05, [0]])))
+    found: list[float] = (edges / 100).tolist()
+    return found
+
+
+def decoded(decoder: AudioDecoder) -> np.ndarray:
+    found: np.ndarray = np.concatenate([rows[0] for rows in decoder])
+    return found
+
+
+def shown(data: bytes) -> list[float]:
+    """Return when tones begin and end by libav's filter, from the container's start."""
+    with av.open(io.BytesIO(data), "r") as container:
+        stream = container.streams.audio[0]
+        origin_s = (container.start_time or 0) / av.time_base
+        graph = Graph()
+        source = graph.add_abuffer(template=stream)
+        placed = graph.add("aresample", "async=1:first_pts=0")
+        mono = graph.add(
+            "aformat", f"sample_rates={SAMPLE_RATE_HZ}:channel_layouts=mono:sample_fmts=flt"
+        )
+        sink = graph.add("abuffersink")
+        for one, other in pairwise((source, placed, mono, sink)):
+            one.link_to(other)
+        graph.configure()
+
+        def pulled() -> Iterator[np.ndarray]:
+            while True:
+                try:
+                    found: Any = graph.pull()
+                    yield found.to_ndarray()[0]
+                except (av.error.BlockingIOError, av.error.EOFError):
+                    return
+
+        pieces: list[np.ndarray] = []
+        for frame in container.decode(stream):
+            assert frame.pts is not None
+            assert frame.time_base is not None
+            frame.pts -= round(origin_s / frame.time_base)
+            graph.push(frame)
+            pieces += pulled()
+        graph.push(None)
+        pieces += pulled()
+    return tones(np.concatenate(pieces))
+
+
+@pytest.mark.parametrize("container", TIMED)
+@pytest.mark.parametrize(
+    ("spans", "corrections"),
+    [([(4.0, 2.0)], 0), ([(0.0, 2.0), (5.0, 1.0)], 1)],
+    ids=["begins later than the picture", "has a gap"],
+)
+def test_a_tone_is_where_a_player_shows_it(container: str, spans: Spans, corrections: int) -> None:
+    data = recording(container, spans)
+    decoder = open_audio(io.BytesIO(data), uri=f"talk.{container}")
+    found = tones(decoded(decoder))
+    edges = [edge_s for start_s, length_s in spans for edge_s in (start_s, start_s + length_s)]
+    assert found == pytest.approx(edges, abs=NEAR_S)
+    assert found == pytest.approx(shown(data), abs=0.01)
+    assert decoder.time_corrections == corrections
+
+
+@pytest.mark.parametrize("shift_s", [3600.0, WRAP_S - 2.0], ids=["an hour", "a wrapping clock"])
+def test_a_recording_counts_from_the_start_of_its_container(shift_s: float) -> None:
+    data = recording("mpegts", [(0.0, 3.0), (5.0, 1.0)], shift_s=shift_s)
+    found = tones(decoded(open_audio(io.BytesIO(data), uri="live.ts")))
+    assert found == pytest.approx([0.0, 3.0, 5.0, 6.0], abs=NEAR_S)
+    assert found == pytest.approx(shown(data), abs=0.01)
+
+
+def test_a_clock_that_begins_again_loses_no_sound() -> None:
+    links = recording("ogg", [(0.0, 2.0)]) + recording("ogg", [(0.0, 1.0)])
+    decoder = open_audio(io.BytesIO(links), uri="radio.ogg")
+    assert tones(decoded(decoder)) == pytest.approx([0.0, 3.0], abs=NEAR_S)
+    assert decoder.time_corrections == 1
+
+
+def test_sound_that_was_sent_twice_is_there_once() -> None:
+    data = recording("matroska", [(0.0, 2.0), (1.6, 2.0)])
+    found = tones(decoded(open_audio(io.BytesIO(data), uri="twice.mkv")))
+    assert found == pytest.approx([0.0, 3.6], abs=0.12)
+
+
+def test_a_jump_of_hours_is_not_believed() -> None:
+    data = recording("matroska", [(0.0, 2.0), (4 * 3600.0, 1.0)], picture=False)
+    decoder = open_audio(io.BytesIO(data), uri="damaged.mkv")
+    assert tones(decoded(decoder)) == pytest.approx([0.0, 3.0], abs=NEAR_S)
+    assert decoder.time_corrections == 1
+
+
+@pytest.mark.parametrize("container", TIMED)
+def test_a_jump_to_a_moment_lands_on_the_same_clock(container: str) -> None:
+    data = recording(container, [(2.0, 3.0), (65.0, 2.0), (80.0, 2.0)])
+    for moment_s in (3.0, 66.0, 79.0, 81.0):
+        decoder = open_audio(io.BytesIO(data), uri="talk.video")
+        start_s = decoder.seek(moment_s)
+        assert start_s is not None
+        assert start_s <= moment_s
+        found = start_s + np.array(tones(decoded(decoder)))
+        later = [edge_s for edge_s in (80.0, 82.0) if edge_s > moment_s]
+        assert found[-len(later) :] == pytest.approx(later, abs=NEAR_S)
+
+
+def test_what_has_no_times_of_its_own_is_counted_in_samples() -> None:
+    file = io.BytesIO()
+    with av.open(file, "w", format="wav") as output:
+        stream = output.add_stream("pcm_s16le", rate=SAMPLE_RATE_HZ, layout="mono")
+        frame = av.AudioFrame.from_ndarray(
+            np.full((1, SAMPLE_RATE_HZ), 5000, np.int16), format="s16", layout="mono"
+        )
+        frame.sample_rate, frame.pts = SAMPLE_RATE_HZ, 0
+        output.mux([*stream.encode(frame), *stream.encode(None)])
+    decoder = open_audio(io.BytesIO(file.getvalue()), uri="a.wav")
+    assert len(decoded(decoder)) == SAMPLE_RATE_HZ
+    assert decoder.time_corrections == 0
