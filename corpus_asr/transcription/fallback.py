@@ -18,7 +18,7 @@ from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.decoding.protocols import Search, TokenRules, WindowJob, WindowResult
 from corpus_asr.decoding.tasks import Steps
 from corpus_asr.families.whisper.config import GenerationConfig
-from corpus_asr.segments import Segment
+from corpus_asr.segments import Segment, Word
 from corpus_asr.transcription.windows import PartRequest, Window
 from corpus_asr.transcription.words import DraftSegment
 
@@ -210,10 +210,14 @@ class OpenAIRules(DecodingRules):
         known = is_known_hallucination(text)
         if known and self.settings.drop_known_hallucinations:
             return None
+        start_s, end_s, words = draft.start_s, draft.end_s, draft.words
+        if self.settings.suppress_silence:
+            start_s, end_s = self.part.without_silence(start_s, end_s)
+            words = self._without_silence(words, start_s, end_s)
         return with_confidence(
             Segment(
-                start_s=draft.start_s,
-                end_s=draft.end_s,
+                start_s=start_s,
+                end_s=end_s,
                 text=text,
                 tokens=draft.tokens,
                 language=language.code,
@@ -227,8 +231,22 @@ class OpenAIRules(DecodingRules):
                 temperature=attempt.temperature or 0.0,
                 speech_fraction=fraction,
                 known_hallucination=known,
-                words=draft.words if self.settings.word_timestamps else None,
+                words=words if self.settings.word_timestamps else None,
             )
+        )
+
+    def _without_silence(
+        self, words: Sequence[Word], start_s: float, end_s: float
+    ) -> tuple[Word, ...]:
+        spans = [self.part.without_silence(word.start_s, word.end_s) for word in words]
+        return tuple(
+            # They lie within their segment.
+            replace(
+                word,
+                start_s=min(max(first_s, start_s), end_s),
+                end_s=min(max(last_s, start_s), end_s),
+            )
+            for word, (first_s, last_s) in zip(words, spans, strict=True)
         )
 
 

@@ -26,6 +26,10 @@ from corpus_asr.units import (
     WINDOW_SAMPLES,
 )
 
+# Times of Whisper reach into silence by this and more before that is a fault to be mended.
+_HELD_S = 0.5
+_TOUCHED_S = 1.0  # detected speech begins and ends up to half a second outside of its sound
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Language:
@@ -199,6 +203,32 @@ class PartRequest:
                 start = frame if near else self.frame(span.start_s)
                 return start if start < end else None
         return None
+
+    def without_silence(self, start_s: float, end_s: float) -> tuple[float, float]:
+        """Cut off the long silence in which a span begins or ends.
+
+        A span of no speech is not cut: where its text was said is not known. Of speech behind a
+        silence that is another's for the most part, the span only touches the beginning or end.
+        """
+        said = [span for span in self.speech or () if span.end_s > start_s and span.start_s < end_s]
+        while len(said) > 1 and self._touches(said[-1], said[-2].end_s, start_s, end_s):
+            said.pop()
+        while len(said) > 1 and self._touches(said[0], said[1].start_s, start_s, end_s):
+            del said[0]
+        if not said:
+            return start_s, end_s
+        first_s, last_s = said[0].start_s, said[-1].end_s
+        return (
+            first_s if first_s - start_s >= _HELD_S else start_s,
+            last_s if end_s - last_s >= _HELD_S else end_s,
+        )
+
+    @staticmethod
+    def _touches(span: SpeechSpan, other_s: float, start_s: float, end_s: float) -> bool:
+        inside_s = min(end_s, span.end_s) - max(start_s, span.start_s)
+        silence_s = max(span.start_s - other_s, other_s - span.end_s)
+        is_short = inside_s < min(_TOUCHED_S, (span.end_s - span.start_s) / 2)
+        return is_short and silence_s >= _HELD_S
 
     def speech_fraction(self, start_s: float, end_s: float) -> float | None:
         """Share of a span that lies in detected speech; None without detection."""

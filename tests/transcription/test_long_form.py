@@ -274,6 +274,37 @@ def test_segments_outside_speech_are_dropped_when_that_is_asked_for() -> None:
     assert len(kept) == 2
 
 
+@pytest.mark.parametrize(
+    ("speech", "span", "expected"),
+    [
+        ([(0.0, 9.5), (18.6, 23.0)], (6.8, 19.2), (6.8, 9.5)),  # it touches what comes next
+        ([(30.6, 35.0)], (28.0, 35.0), (30.6, 35.0)),
+        ([(0.0, 5.0), (8.0, 20.0)], (4.6, 12.0), (8.0, 12.0)),
+        ([(0.0, 5.0), (8.0, 20.0)], (3.0, 12.0), (3.0, 12.0)),  # two sentences
+        ([(0.0, 5.0), (8.0, 8.6)], (3.0, 9.0), (3.0, 9.0)),  # a short word of its own
+        ([(0.0, 5.0)], (4.0, 5.4), (4.0, 5.4)),  # no long silence
+        ([(0.0, 5.0)], (6.0, 9.0), (6.0, 9.0)),
+        ([], (1.0, 2.0), (1.0, 2.0)),
+        (None, (1.0, 2.0), (1.0, 2.0)),
+    ],
+)
+def test_spans_end_and_begin_with_detected_speech(
+    speech: Any, span: tuple[float, float], expected: tuple[float, float]
+) -> None:
+    assert part(40, speech).without_silence(*span) == expected
+
+
+def test_a_segment_is_not_held_over_silence_unless_that_is_asked_for() -> None:
+    window = said(BEGIN, 1, BEGIN + 600, BEGIN + 600, 2, BEGIN + 900)  # 0-12 s and 12-18 s
+    speech = [(0.0, 5.0), (11.6, 18.0)]
+    kept, _ = loop([window], seconds=20, speech=speech)
+    assert [(one.text, one.start_s, one.end_s) for one in kept] == [
+        (" w1", 0.0, 5.0), (" w2", 12.0, 18.0),
+    ]  # fmt: skip
+    kept, _ = loop([window], seconds=20, speech=speech, suppress_silence=False)
+    assert [one.end_s for one in kept] == [12.0, 18.0]
+
+
 def test_known_hallucinations_are_marked_and_dropped_only_when_that_is_asked_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
