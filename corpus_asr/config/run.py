@@ -13,7 +13,6 @@ from pydantic import Field, PositiveInt, field_serializer, field_validator, mode
 from corpus_asr.confidence import LOW_CONFIDENCE
 from corpus_asr.config.decoding import PACKAGED_CHECKPOINT, AudioSettings, ComputeType
 from corpus_asr.config.document import hide_secrets
-from corpus_asr.config.no_audio import NO_AUDIO_PATTERNS
 from corpus_asr.config.settings import (
     NONE_OR_MANY,
     ONE_OR_MANY,
@@ -27,6 +26,7 @@ from corpus_asr.config.settings import (
 )
 from corpus_asr.config.storage_options import (
     MASK,
+    NO_AUDIO_PATTERNS,
     NO_OPTIONS,
     TABLE_SUFFIXES,
     TAR,

@@ -119,7 +119,7 @@ def test_who_may_be_asked_may_redirect_to_itself(web: WebServer, other: WebServe
     assert read(web.url("d"), HostRules.of_call(["local*"])) == b"data"
     for wrong in (5, [5], {"localhost": 1}):
         with pytest.raises(ConfigError, match="reading allow_hosts: found"):
-            HostRules.of_call(wrong)  # type: ignore[arg-type]
+            HostRules.of_call(wrong)
 
 
 def test_a_name_is_judged_by_the_addresses_it_leads_to(
