@@ -11,6 +11,7 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from corpus_asr.speakers.clustering import (
     GE2E_LIKENESS,
     MAX_NODES,
+    SHORT_WINDOWS,
     SpeakerBounds,
     agglomerate,
     find_speakers,
@@ -108,7 +109,7 @@ def test_a_voice_that_changes_for_once_in_a_short_recording_is_no_third(seed: in
     mood = np.random.default_rng(seed + 9).standard_normal(WIDTH)
     vectors[-5:] += (0.7 * mood / np.linalg.norm(mood)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    assert len(vectors) < clustering.SHORT_WINDOWS
+    assert len(vectors) < SHORT_WINDOWS
     assert len(find_speakers(vectors, GE2E_LIKENESS).voices) == 2
     longer = replace(GE2E_LIKENESS, short_small_merge=GE2E_LIKENESS.small_merge)
     assert len(find_speakers(vectors, longer).voices) == 3

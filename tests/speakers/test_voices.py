@@ -127,11 +127,11 @@ def test_of_many_speakers_only_those_in_near_cells_are_compared(
     look = voices._look
 
     def counted(*given: Any) -> None:
-        *rest, blocks = given
+        blocks = given[-1]
         if blocks is not None:
             blocks = list(blocks)
             compared.append(sum(len(block) * len(columns) for block, columns in blocks))
-        look(*rest, blocks)
+        look(*given[:-1], blocks)  # type: ignore[call-arg]
 
     monkeypatch.setattr(voices, "_look", counted)
     monkeypatch.setattr(voices, "_ALL_PAIRS", size**2 // 50)
