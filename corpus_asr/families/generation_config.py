@@ -28,6 +28,26 @@ from corpus_asr.storage.model_files import fetch_checkpoint
 
 GENERATION_NAME = "generation_config.json"
 
+# transformers' own, from its GenerationConfig of version 5.23: they hold where neither call nor
+# checkpoint sets a value. Ours are None, so that a file's own values can be told from these.
+DEFAULTS: dict[str, Any] = {
+    "max_length": 20,
+    "min_length": 0,
+    "do_sample": False,
+    "use_cache": True,
+    "early_stopping": False,
+    "num_beams": 1,
+    "temperature": 1.0,
+    "top_k": 50,
+    "top_p": 1.0,
+    "repetition_penalty": 1.0,
+    "length_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "num_return_sequences": 1,
+    "output_scores": False,
+    "return_dict_in_generate": False,
+}
+
 _AT_LEAST = {
     "num_beams": 1, "num_return_sequences": 1, "top_k": 0, "no_repeat_ngram_size": 0,
     "min_length": 0, "min_new_tokens": 0, "temperature": 0, "top_p": 0,
@@ -40,6 +60,9 @@ _BEAMS_ONLY = {"early_stopping": False, "length_penalty": 1.0}
 @dataclass(kw_only=True)
 class GenerationConfig(OpenSettings):
     """Settings of decoding; names this class does not know are kept as attributes too."""
+
+    # The Trainer of transformers looks whether it has to make them again; never here.
+    _from_model_config: ClassVar[bool] = False
 
     from_config: ClassVar[tuple[str, ...]] = (
         "max_length", "min_length", "max_new_tokens", "num_beams", "early_stopping",
@@ -163,6 +186,11 @@ class GenerationConfig(OpenSettings):
         """Return settings that a checkpoint's other files imply, where `content` lacks them."""
         return {}
 
+    @staticmethod
+    def _get_default_generation_params() -> dict[str, Any]:
+        # Under this name the Trainer of transformers asks how long the rows of a batch may be.
+        return dict(DEFAULTS)
+
     def update(
         self, defaults_only: bool = False, allow_custom_entries: bool = False, **kwargs: Any
     ) -> dict[str, Any]:
@@ -193,6 +221,10 @@ class GenerationConfig(OpenSettings):
         extra, nulls = own.pop("extra"), own.pop("nulls")
         values = {name: value for name, value in own.items() if value is not None or name in nulls}
         return deepcopy({**extra, **values})
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """Return what is set: `to_dict` without nulls, which are the defaults."""
+        return {name: value for name, value in self.to_dict().items() if value is not None}
 
     def to_json_string(self) -> str:
         """Return the text of generation_config.json."""

@@ -91,6 +91,10 @@ class ModelConfig(OpenSettings):
     """
 
     model_type: ClassVar[str]
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
+    """Outputs that loops of evaluation do not collect."""
+    # No field, since it is not of the file: what the checkpoint was loaded from.
+    _name_or_path = ""
 
     tie_word_embeddings: bool = True
     """Whether the output projection shares the token embedding's weights."""
@@ -152,7 +156,9 @@ class ModelConfig(OpenSettings):
         """
         name = str(pretrained_model_name_or_path)
         folder = fetch_checkpoint(name, weights=False, **take_source(kwargs))
-        return cls.from_json_file(folder / CONFIG_NAME, **kwargs)
+        config = cls.from_json_file(folder / CONFIG_NAME, **kwargs)
+        config._name_or_path = name
+        return config
 
     @classmethod
     def from_json_file(cls, json_file: str | PathLike[str], **kwargs: Any) -> Self:
@@ -221,6 +227,11 @@ class ModelConfig(OpenSettings):
     num_hidden_layers = _other_name("encoder_layers")
     torch_dtype = _other_name("dtype")
     use_return_dict = _other_name("return_dict")
+    name_or_path = _other_name("_name_or_path")
+
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> Self:
+        """Return this configuration: text has none of its own here."""
+        return self
 
     def update(self, config_dict: dict[str, Any]) -> None:
         """Set fields by name."""

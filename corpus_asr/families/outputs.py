@@ -1,10 +1,12 @@
 """Outputs of the networks: values by name, key or position, named as in transformers."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any, TypeVar
 
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from corpus_asr.array_types import Float
 from corpus_asr.families.layers.kv_cache import DecoderCache
@@ -18,37 +20,95 @@ Weights = tuple[Float[Tensor, "batch head _ _"], ...]
 _Output = TypeVar("_Output", bound="ModelOutput")
 
 
-class ModelOutput(Mapping[str, Any]):
-    """Base of all outputs, which are dataclasses; fields are keys as far as they are not None."""
+class _MadeOfPairs(type):
+    """Lets a dataclass be made of a dictionary or of pairs, too: `Output({"loss": loss})`."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        if len(args) == 1 and not kwargs and isinstance(args[0], Mapping | Iterator):
+            return super().__call__(**dict(args[0]))
+        return super().__call__(*args, **kwargs)
+
+
+class ModelOutput(dict[str, Any], metaclass=_MadeOfPairs):
+    """Base of all outputs, which are dataclasses; fields are keys as far as they are not None.
+
+    A dictionary, as loops of training and wrappers of several devices expect, which make it again
+    of one or of pairs.
+    """
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        # Else `torch.export` and `DistributedDataParallel` would not find the tensors inside.
+        pytree.register_pytree_node(
+            cls,
+            _flattened,
+            partial(_unflattened, cls),
+            serialized_type_name=f"{cls.__module__}.{cls.__name__}",
+        )
 
     def __getitem__(self, key: Any) -> Any:
         """Return a value by name or position, or several by a slice."""
-        if not isinstance(key, str):
-            return self.to_tuple()[key]
-        if key not in list(self):
-            raise KeyError(key)
-        return getattr(self, key)
+        return super().__getitem__(key) if isinstance(key, str) else self.to_tuple()[key]
 
     def __setitem__(self, key: str, value: object) -> None:
         if key not in [f.name for f in fields(self)]:  # type: ignore[arg-type]
             raise KeyError(key)
         setattr(self, key, value)
 
-    def __iter__(self) -> Iterator[str]:
-        names = (f.name for f in fields(self))  # type: ignore[arg-type]
-        return (name for name in names if getattr(self, name) is not None)
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        names = [f.name for f in fields(self)]  # type: ignore[arg-type]
+        if name not in names:
+            return
+        if value is None:
+            super().pop(name, None)
+        elif name in self or not any(later in self for later in names[names.index(name) :]):
+            super().__setitem__(name, value)
+        else:
+            # Keys are in the order of the fields, by which values have their positions.
+            held = {one: getattr(self, one) for one in names if one in self or one == name}
+            super().clear()
+            super().update(held)
 
-    def __len__(self) -> int:
-        return len(list(iter(self)))
+    def __delitem__(self, key: str) -> None:
+        raise TypeError(_FIXED.format(doing="deleting a key", kind=type(self).__name__))
+
+    def pop(self, *args: Any) -> Any:
+        """Refuse: fields stay."""
+        raise TypeError(_FIXED.format(doing="popping a key", kind=type(self).__name__))
+
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        """Set fields by name."""
+        for name, value in dict(*args, **kwargs).items():
+            self[name] = value
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # As fields, since a dictionary's items would be set before there are any.
+        return _unpickled, (type(self), {f.name: getattr(self, f.name) for f in fields(self)})  # type: ignore[arg-type]
 
     def to_tuple(self) -> tuple[Any, ...]:
         """Return all values that are not None."""
-        return tuple(getattr(self, name) for name in self)
+        return tuple(self.values())
 
     def as_asked(self: _Output, config: Any, return_dict: bool | None) -> _Output | tuple[Any, ...]:
         """Return this output or a plain tuple; None takes what the configuration says."""
         return_dict = config.return_dict if return_dict is None else return_dict
         return self if return_dict else self.to_tuple()
+
+
+_FIXED = "{doing} of a {kind}: found a field of it, expected a plain dictionary; use dict(output)"
+
+
+def _unpickled(kind: type[Any], held: dict[str, Any]) -> Any:
+    return kind(**held)
+
+
+def _flattened(output: ModelOutput) -> tuple[list[Any], list[str]]:
+    return list(output.values()), list(output)
+
+
+def _unflattened(kind: type[Any], values: Iterable[Any], names: Sequence[str]) -> Any:
+    return kind(**dict(zip(names, values, strict=True)))
 
 
 # eq=False: comparing tensors gives tensors, which are neither true nor false.

@@ -4,11 +4,13 @@ import copy
 import warnings
 from collections.abc import Mapping
 from os import PathLike
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from corpus_asr.array_types import Float
 from corpus_asr.errors import CheckpointError
@@ -51,10 +53,14 @@ class PreTrainedModel(nn.Module, Uploads):
     config: Any
     stored_dtype: torch.dtype | None = None
     """Type of the weights in a checkpoint whose loader chose none; else None."""
+    # Where `device_map` put the network; only then, since loops of training look whether it is set.
+    hf_device_map: dict[str, torch.device]
 
     def __init__(self, config: Any) -> None:
         super().__init__()
         config.validate()
+        self.name_or_path = config.name_or_path
+        """What the checkpoint was loaded from, by which adapters name their base."""
         self.config = config  # not copied: changes of either are seen in both, as in transformers
         self.generation_config: Any = None
         if self._generation is not None:
@@ -105,6 +111,7 @@ class PreTrainedModel(nn.Module, Uploads):
             config = cls.config_class.from_dict(config.to_dict(), **kwargs)
         if attn_implementation is not None:
             config.attn_implementation = attn_implementation
+        config.name_or_path = str(pretrained_model_name_or_path)
         try:
             with without_weights():
                 model = cls(config)
@@ -134,6 +141,8 @@ class PreTrainedModel(nn.Module, Uploads):
             )
         if dtype in (None, "auto"):
             model.stored_dtype = model.dtype
+        if device_map is not None:
+            model.hf_device_map = {"": model.device}
         if cls._generation is not None:
             model.generation_config = cls._generation.from_pretrained(folder)
         return model.eval()
@@ -154,26 +163,50 @@ class PreTrainedModel(nn.Module, Uploads):
             return
         folder = made_folder(save_directory)
         state = self.state_dict() if state_dict is None else state_dict
-        # Tied weights are stored once: safetensors takes no two names for one memory.
-        tied = [name for name, source in self._tied.items() if self._shares(name, source)]
-        weights = {name: tensor for name, tensor in state.items() if name not in tied}
+        weights = self.stored_weights(state)
         names = save_weights(
             folder, weights, max_shard_size=max_shard_size, safe_serialization=safe_serialization
         )
+        names += self.save_settings(folder, weights)
+        finish_saving(folder, names, push_to_hub=push_to_hub, **kwargs)
+
+    def stored_weights(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return what of a state dict is stored: tied weights once.
+
+        safetensors takes no two names for one memory.
+        """
+        left_out = self._keys_to_ignore_on_save or ()
+        return {name: tensor for name, tensor in state.items() if name not in left_out}
+
+    def save_settings(self, folder: Path, weights: Mapping[str, Tensor]) -> list[str]:
+        """Write config.json and generation_config.json next to weights; returns their names."""
         self.config.architectures = (type(self).__name__,)
         dtype = next((t.dtype for t in weights.values() if t.is_floating_point()), self.dtype)
         self.config.dtype = str(dtype).removeprefix("torch.")
         self.config.save_pretrained(folder)
-        names.append(CONFIG_NAME)
-        if self.generation_config is not None:
-            self.generation_config.save_pretrained(folder)
-            names.append(GENERATION_NAME)
-        finish_saving(folder, names, push_to_hub=push_to_hub, **kwargs)
+        if self.generation_config is None:
+            return [CONFIG_NAME]
+        self.generation_config.save_pretrained(folder)
+        return [CONFIG_NAME, GENERATION_NAME]
+
+    @property
+    def _keys_to_ignore_on_save(self) -> list[str] | None:
+        # Under this name the Trainer of transformers ties what a file lacks.
+        tied = [name for name, source in self._tied.items() if self._shares(name, source)]
+        return tied or None
+
+    @classmethod
+    def can_generate(cls) -> bool:
+        """Tell whether there is a `generate`."""
+        return cls._generation is not None and hasattr(cls, "generate")
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
-        return next(self.parameters()).device
+        """Where the weights are; the CPU for those that hooks bring from elsewhere."""
+        device = next(self.parameters()).device
+        # accelerate leaves a hook and weights on meta; inputs and results may be anywhere.
+        is_offloaded = device.type == "meta" and hasattr(self, "_hf_hook")
+        return torch.device("cpu") if is_offloaded else device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -205,22 +238,52 @@ class PreTrainedModel(nn.Module, Uploads):
             for target, source in self._tied.items():
                 share_parameter(self, target, source)
 
-    def gradient_checkpointing_enable(
-        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None
+    def activation_checkpointing_enable(
+        self,
+        activation_checkpointing_kwargs: dict[str, Any] | None = None,
+        every_n_layers: int = 1,
+        offload: bool = False,
     ) -> None:
-        """Let training compute the states inside blocks twice instead of keeping them."""
-        if (gradient_checkpointing_kwargs or {}) not in ({}, {"use_reentrant": False}):
+        """Let training compute the states inside blocks twice instead of keeping them.
+
+        With `every_n_layers`, those of one block of so many; with `offload`, a GPU's states between
+        blocks are kept in the CPU's memory.
+        """
+        options = activation_checkpointing_kwargs or {}
+        # Either kind computes the same: torch's two ways to do so differ in what they can be given.
+        if options.keys() - {"use_reentrant"}:
             raise ValueError(
-                f"enabling gradient checkpointing: found {gradient_checkpointing_kwargs}, expected "
-                f"nothing or use_reentrant=False, the only way there is here"
+                f"enabling activation checkpointing: found {options}, expected nothing or "
+                f"use_reentrant; remove the others"
+            )
+        if every_n_layers < 1:
+            raise ValueError(
+                f"enabling activation checkpointing: found every_n_layers {every_n_layers}, "
+                f"expected 1 or more; correct it"
             )
         for stack in self._stacks():
             stack.gradient_checkpointing = True
+            stack.checkpoint_every, stack.offload = every_n_layers, offload
 
-    def gradient_checkpointing_disable(self) -> None:
+    def activation_checkpointing_disable(self) -> None:
         """Keep all states again."""
         for stack in self._stacks():
             stack.gradient_checkpointing = False
+
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        """Do what `activation_checkpointing_enable` does, under the name of version 4."""
+        self.activation_checkpointing_enable(gradient_checkpointing_kwargs, **kwargs)
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Keep all states again."""
+        self.activation_checkpointing_disable()
+
+    @property
+    def is_activation_checkpointing(self) -> bool:
+        """Whether training computes states twice."""
+        return self.is_gradient_checkpointing
 
     @property
     def is_gradient_checkpointing(self) -> bool:
@@ -292,6 +355,24 @@ IGNORED_LABEL = -100
 class TokenTables(PreTrainedModel):
     """An encoder and a decoder with its table of token embeddings, here or in `model`."""
 
+    _input_gradients: RemovableHandle | None = None
+
+    def enable_input_require_grads(self) -> None:
+        """Let embedded tokens require gradients, though their table is frozen.
+
+        Reentrant checkpointing around adapters needs that; what is here does not.
+        """
+        self.disable_input_require_grads()
+        self._input_gradients = self.get_input_embeddings().register_forward_hook(
+            lambda module, inputs, output: output.requires_grad_(True)
+        )
+
+    def disable_input_require_grads(self) -> None:
+        """Undo `enable_input_require_grads`."""
+        if self._input_gradients is not None:
+            self._input_gradients.remove()
+            self._input_gradients = None
+
     def get_encoder(self) -> Any:
         """Return the encoder."""
         return getattr(self, "model", self).encoder
@@ -359,6 +440,9 @@ class TokenTables(PreTrainedModel):
 class Vocabulary(TokenTables):
     """A network that also projects to the vocabulary, tied to the token embedding or not."""
 
+    accepts_loss_kwargs = False
+    """Whether `forward` takes `num_items_in_batch`, as the Trainer of transformers asks."""
+
     _projection: ClassVar[str]
     """Where the projection is in the network."""
 
@@ -390,11 +474,16 @@ class Vocabulary(TokenTables):
         self.tie_weights()
 
     def _scored(
-        self, outputs: Seq2SeqModelOutput, labels: Tensor | None, return_dict: bool | None
+        self,
+        outputs: Seq2SeqModelOutput,
+        labels: Tensor | None,
+        return_dict: bool | None,
+        num_items_in_batch: Tensor | int | None = None,
     ) -> Seq2SeqLMOutput | tuple[Any, ...]:
         logits = self.get_output_embeddings()(outputs.last_hidden_state)
         others = {name: outputs[name] for name in outputs if name != "last_hidden_state"}
-        output = Seq2SeqLMOutput(loss=token_loss(logits, labels), logits=logits, **others)
+        loss = token_loss(logits, labels, num_items_in_batch)
+        output = Seq2SeqLMOutput(loss=loss, logits=logits, **others)
         return output.as_asked(self.config, return_dict)
 
     def _check_labels(self, labels: Tensor) -> None:
@@ -422,9 +511,15 @@ class Vocabulary(TokenTables):
 
 
 def token_loss(
-    logits: Float[Tensor, "batch token vocab"], labels: Tensor | None
-) -> Float[Tensor, ""] | None:
-    """Return the mean cross entropy of (batch, token) labels; None without labels."""
+    logits: Float[Tensor, "batch token vocab"],
+    labels: Tensor | None,
+    num_items_in_batch: Tensor | int | None = None,
+) -> Float[Tensor, "*_"] | None:
+    """Return the mean cross entropy of (batch, token) labels; None without labels.
+
+    With `num_items_in_batch` it is the sum divided by this number of labels: of all batches whose
+    gradients are accumulated, so that each label counts the same.
+    """
     if labels is None:
         return None
     if labels.shape != logits.shape[:2]:
@@ -433,4 +528,11 @@ def token_loss(
             f"{tuple(logits.shape[:2])}, one for each decoder token"
         )
     targets = labels.to(logits.device, torch.long).flatten()
-    return F.cross_entropy(logits.flatten(0, 1), targets, ignore_index=IGNORED_LABEL)
+    if num_items_in_batch is None:
+        return F.cross_entropy(logits.flatten(0, 1), targets, ignore_index=IGNORED_LABEL)
+    total = F.cross_entropy(
+        logits.flatten(0, 1), targets, ignore_index=IGNORED_LABEL, reduction="sum"
+    )
+    if isinstance(num_items_in_batch, Tensor):
+        num_items_in_batch = num_items_in_batch.to(total.device)
+    return total / num_items_in_batch

@@ -96,6 +96,8 @@ class PretrainedTokenizer(Uploads):
     model_input_names = ("input_ids", "attention_mask")
     """What a model takes of the result of a call."""
     pad_token_type_id = 0
+    name_or_path = ""
+    """What the tokenizer was loaded from."""
 
     # What a family brings
 
@@ -468,6 +470,7 @@ class PretrainedTokenizer(Uploads):
         tokenizer = cls.__new__(cls)
         # None stands for the file's own, as in the reference.
         tokenizer._load(folder, {k: value for k, value in settings.items() if value is not None})
+        tokenizer.name_or_path = name
         return tokenizer
 
     def save_pretrained(

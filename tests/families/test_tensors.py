@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from accelerate.utils import convert_to_fp32
+from torch.utils import _pytree as pytree
 from transformers import modeling_outputs
 from transformers.modeling_outputs import Seq2SeqLMOutput as Reference
 
@@ -149,6 +151,36 @@ def test_values_are_found_as_in_the_reference() -> None:
         output["loss"] = torch.tensor(1.0)
         output.loss = torch.tensor(2.0)
         assert float(output["loss"]) == 2.0
+
+
+def test_an_output_is_a_dictionary_that_can_be_made_of_one() -> None:
+    output = Seq2SeqLMOutput(logits=ENCODED)
+    assert isinstance(output, dict)
+    output.loss = torch.tensor(1.0)
+    assert list(output) == ["loss", "logits"]
+    pairs = ((name, value) for name, value in output.items())
+    # As `accelerate` makes them again, and as DataParallel gathers them.
+    for made in (Seq2SeqLMOutput(dict(output)), Seq2SeqLMOutput(pairs)):
+        assert type(made) is Seq2SeqLMOutput
+        assert (made.loss, made.logits) == (output.loss, output.logits)
+    for copied in (copy.copy(output), pickle.loads(pickle.dumps(output))):
+        assert list(copied) == ["loss", "logits"]
+        assert torch.equal(copied.logits, ENCODED)
+    output.loss = None
+    assert list(output) == ["logits"]
+    with pytest.raises(TypeError, match="a key of a Seq2SeqLMOutput"):
+        output.pop("logits")
+    with pytest.raises(TypeError, match="unexpected keyword argument 'x'"):
+        Seq2SeqLMOutput({"x": ENCODED})
+
+
+def test_accelerate_and_torch_make_outputs_again() -> None:
+    output = Seq2SeqLMOutput(loss=torch.tensor(1.0).half(), logits=ENCODED.half())
+    wide = convert_to_fp32(output)
+    assert type(wide) is Seq2SeqLMOutput
+    assert wide.logits.dtype == torch.float32
+    assert [id(leaf) for leaf in pytree.tree_leaves(output)] == [id(v) for v in output.values()]
+    assert list(pytree.tree_map(lambda tensor: tensor.float(), output)) == ["loss", "logits"]
 
 
 def test_every_output_has_the_fields_of_the_reference_in_order() -> None:

@@ -38,6 +38,7 @@ NETWORK = (
     "set_input_embeddings", "num_parameters",
 )  # fmt: skip
 TRAINING = (
+    "activation_checkpointing_enable", "activation_checkpointing_disable",
     "gradient_checkpointing_enable", "gradient_checkpointing_disable", "set_attn_implementation",
     "tie_weights",
 )  # fmt: skip
@@ -107,7 +108,6 @@ _WHERE = ("cache_dir", "force_download", "local_files_only", "token", "revision"
 # By class and method, or by method for all classes: what theirs has and ours has not, and why.
 MISSING: dict[str, tuple[tuple[str, ...], str]] = {
     ".forward": (("**kwargs",), STRICT),
-    ".gradient_checkpointing_enable": (("**kwargs",), STRICT),
     ".set_attn_implementation": (("allow_all_kernels",), "kernels are torch's own"),
     ".tie_weights": (("missing_keys", "recompute_mapping"), LOADING),
     ".get_encoder": (("modality",), "there is one encoder"),

@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import checkpoint
 
 from corpus_asr.array_types import Bool, Float
@@ -41,6 +43,10 @@ class Stack(nn.Module):
         self.config = config
         self.layerdrop = layerdrop  # LayerDrop (Fan et al. 2019)
         self.gradient_checkpointing = False
+        self.checkpoint_every = 1
+        """Of so many blocks, one is computed twice, where `gradient_checkpointing` is true."""
+        self.offload = False
+        """Whether the states that are kept to compute blocks twice are in the CPU's memory."""
 
     def _add_blocks(self, block: type[nn.Module], number: int, *, key_bias: bool) -> None:
         # Called last by each family, since parameters are listed in this order.
@@ -55,24 +61,28 @@ class Stack(nn.Module):
         **options: Any,
     ) -> Float[Tensor, "batch pos width"]:
         hidden = F.dropout(hidden, self.config.dropout, self.training)
-        for layer, own in zip(self.layers, by_layer, strict=True):
+        for number, (layer, own) in enumerate(zip(self.layers, by_layer, strict=True)):
             if record.states is not None:
                 record.states.append(hidden)
-            hidden = self._through(layer, hidden, record=record, **options, **own)
+            twice = self.gradient_checkpointing and number % self.checkpoint_every == 0
+            hidden = self._through(layer, hidden, twice, record=record, **options, **own)
         last: Tensor = self.layer_norm(hidden)
         if record.states is not None:
             record.states.append(last)
         return last
 
-    def _through(self, block: nn.Module, hidden: Hidden, **options: Any) -> Hidden:
+    def _through(self, block: nn.Module, hidden: Hidden, twice: bool, **options: Any) -> Hidden:
         # Drawn on the CPU, so that no host waits for a device to know what to run.
         if self.training and self.layerdrop > 0 and float(torch.rand([])) < self.layerdrop:
             return hidden
-        if self.training and self.gradient_checkpointing:
+        if not (self.training and twice):
+            computed: Tensor = block(hidden, **options)
+            return computed
+        # Of states that are on a CPU already nothing is to be moved.
+        away = self.offload and hidden.device.type != "cpu"
+        with save_on_cpu(pin_memory=True) if away else nullcontext():
             # The reentrant kind takes no keywords, and needs inputs that require gradients.
-            computed: Tensor = checkpoint(block, hidden, use_reentrant=False, **options)
-        else:
-            computed = block(hidden, **options)
+            computed = checkpoint(block, hidden, use_reentrant=False, **options)
         return computed
 
     def _head_masks(self, mask: Tensor | None, *, heads: int, name: str) -> list[Tensor | None]:
@@ -135,13 +145,28 @@ def check_values(features: Tensor, wanted: torch.dtype) -> None:
             f"encoding a window: found features of {features.dtype}, expected {wanted} as the "
             f"weights are; convert with features.to(model.dtype)"
         )
-    # Not on a GPU: the host would have to wait for it.
-    if features.device.type == "cpu" and not bool(features.isfinite().all()):
+    if can_check(features) and not bool(features.isfinite().all()):
         rows = (~features.isfinite()).flatten(1).any(dim=1).nonzero().flatten().tolist()
         raise ValueError(
             f"encoding a window: found NaN or infinity in the features of rows {rows}, "
             f"expected finite numbers; look at the audio they were made of"
         )
+
+
+def rows_of(table: nn.Embedding, start: int, end: int) -> Float[Tensor, "row width"]:
+    """Return rows of a table; of one whose weights are kept elsewhere, by calling it."""
+    if not table.weight.is_meta:
+        return table.weight[start:end]
+    # Hooks of `accelerate.cpu_offload` bring weights only where a module is called.
+    rows: Tensor = table(torch.arange(start, end))
+    return rows
+
+
+def can_check(values: Tensor) -> bool:
+    """Tell whether values can be looked at: not on a GPU, nor in a graph that is traced."""
+    # For a GPU the host would have to wait; a graph of torch.compile or torch.export would depend
+    # on the values it was traced with.
+    return values.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def check_heard(num_frames: Sequence[int], *, windows: int, whole: int, step: int = 1) -> None:
@@ -282,7 +307,7 @@ def check_tokens(
             f"{doing}: found no {what}, their shape is {tuple(ids.shape)}; expected one sequence "
             f"or more of one token or more"
         )
-    if ids.device.type != "cpu":
+    if not can_check(ids):
         return
     wrong = (ids < 0) | (ids >= size)
     wrong = wrong if ignored is None else wrong & (ids != ignored)

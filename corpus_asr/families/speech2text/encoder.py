@@ -13,6 +13,7 @@ from corpus_asr.families.layers.blocks import NOTHING, EncoderBlock, Record
 from corpus_asr.families.layers.plain import plain
 from corpus_asr.families.layers.stack import (
     FeatureEncoder,
+    can_check,
     check_heard,
     check_values,
     hiding_mask,
@@ -62,7 +63,10 @@ class Speech2TextPositions(nn.Module):
         if table is None or not alike or len(table) < needed:
             # Twice as long each time: a transcript grows by one token at a time.
             table = self._made(max(needed, 2 * len(table) if table is not None else 0))
-            table = self._table = table.to(like.device, like.dtype)
+            table = table.to(like.device, like.dtype)
+            # What a graph is traced with has no values, and must not stay behind.
+            if not torch.compiler.is_compiling():
+                self._table = table
         return table
 
     @torch.no_grad()
@@ -213,8 +217,7 @@ def valid_positions(
             f"{positions} positions: one value for each frame of input_features"
         )
     frames = (attention_mask != 0).sum(dim=1)
-    # Not on a GPU: the host would have to wait for it.
-    if frames.device.type == "cpu" and not bool(frames.all()):
+    if can_check(frames) and not bool(frames.all()):
         rows = (frames == 0).nonzero().flatten().tolist()
         raise ValueError(
             f"encoding: found an attention_mask without any frame in rows {rows}, expected one "

@@ -158,6 +158,7 @@ class Speech2TextSeq2SeqLM(Vocabulary):
     config: Speech2TextConfig
     lm_head: nn.Linear
 
+    accepts_loss_kwargs = True
     _tied: ClassVar[dict[str, str]] = {"lm_head.weight": "model.decoder.embed_tokens.weight"}
     _left_over: ClassVar[tuple[str, ...]] = _COMPUTED
     _projection: ClassVar[str] = "lm_head"
@@ -185,12 +186,14 @@ class Speech2TextSeq2SeqLM(Vocabulary):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        *,
+        num_items_in_batch: Tensor | int | None = None,
     ) -> Seq2SeqLMOutput | tuple[Any, ...]:
         """Score every token after each given one, and compute the loss of `labels`.
 
         Arguments are those of `Speech2TextModel.forward`. Where only `labels` (batch, token) are
         given, the decoder reads these, each one place later, after `decoder_start_token_id`; the
-        loss leaves out -100.
+        loss leaves out -100, and is the mean over the others, or their sum by `num_items_in_batch`.
         """
         outputs = self.model(
             input_features,
@@ -208,7 +211,7 @@ class Speech2TextSeq2SeqLM(Vocabulary):
             output_hidden_states,
             True,
         )
-        return self._scored(outputs, labels, return_dict)
+        return self._scored(outputs, labels, return_dict, num_items_in_batch)
 
     def slot_model(self, *, int8: bool = False, consume: bool = False) -> "Speech2TextSlotModel":
         """Return the form of this model that search runs; see `Speech2TextSlotModel`."""

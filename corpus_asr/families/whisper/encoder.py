@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from corpus_asr.array_types import Bool, Float, Float32
 from corpus_asr.families.layers.blocks import NOTHING, EncoderBlock, Record
 from corpus_asr.families.layers.plain import plain
-from corpus_asr.families.layers.stack import FeatureEncoder, check_heard, check_values
+from corpus_asr.families.layers.stack import FeatureEncoder, check_heard, check_values, rows_of
 from corpus_asr.families.outputs import BaseModelOutput
 from corpus_asr.families.whisper.config import WhisperConfig
 from corpus_asr.features.mel import DYNAMIC_RANGE, POWER_FLOOR, Analysis, mel_filters
@@ -96,7 +96,9 @@ class WhisperEncoder(FeatureEncoder):
         # GELU whatever `activation_function` says: that is for the blocks.
         hidden = F.gelu(self.conv1(features))
         hidden = F.gelu(self.conv2(hidden))
-        embedded: Tensor = hidden.transpose(1, 2) + self.embed_positions.weight[: hidden.shape[2]]
+        embedded: Tensor = hidden.transpose(1, 2) + rows_of(
+            self.embed_positions, 0, hidden.shape[2]
+        )
         # Sums keep the layout of what is added to: each norm of each block would copy it. Dropout
         # draws by layout, as in transformers.
         return embedded if self.training else embedded.contiguous()

@@ -21,7 +21,13 @@ from corpus_asr.families.layers.packed import (
     run_per_sample,
 )
 from corpus_asr.families.layers.plain import plain, plain_network
-from corpus_asr.families.layers.stack import TokenDecoder, check_heard, check_tokens, sinusoids
+from corpus_asr.families.layers.stack import (
+    TokenDecoder,
+    check_heard,
+    check_tokens,
+    rows_of,
+    sinusoids,
+)
 from corpus_asr.families.model_config import ModelConfig
 from corpus_asr.families.outputs import (
     CausalLMOutputWithCrossAttentions,
@@ -99,7 +105,7 @@ class WhisperDecoder(TokenDecoder):
                     f"decoding {start + tokens} tokens: the model has {len(weight)} positions; "
                     f"cut the prompt or the sequence"
                 )
-            return embedded + weight[start : start + tokens]
+            return embedded + rows_of(self.embed_positions, start, start + tokens)
         # Positions that are given need not follow each other, as in batches padded on the left.
         if position_ids.ndim != 2 or position_ids.shape[1] != tokens:
             raise ValueError(
@@ -107,7 +113,8 @@ class WhisperDecoder(TokenDecoder):
                 f"expected (batch, {tokens})"
             )
         check_tokens(position_ids, len(weight), doing="decoding", what="decoder_position_ids")
-        return embedded + F.embedding(position_ids, weight)
+        placed: Tensor = embedded + self.embed_positions(position_ids)
+        return placed
 
 
 class WhisperWithVocabulary(WhisperPreTrainedModel, Vocabulary):
@@ -207,6 +214,7 @@ class WhisperModel(WhisperPreTrainedModel, TokenTables):
 class WhisperSeq2SeqLM(WhisperWithVocabulary):
     """Encoder, decoder and the projection to the vocabulary, tied to the token embedding."""
 
+    accepts_loss_kwargs = True
     _left_over: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: WhisperConfig) -> None:
@@ -234,12 +242,13 @@ class WhisperSeq2SeqLM(WhisperWithVocabulary):
         head_mask: Tensor | None = None,
         decoder_head_mask: Tensor | None = None,
         cross_attn_head_mask: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
     ) -> Seq2SeqLMOutput | tuple[Any, ...]:
         """Score every token after each given one, and compute the loss of `labels`.
 
         Arguments are those of `WhisperModel.forward`. Where only `labels` (batch, token) are given,
         the decoder reads these, each one place later, after `decoder_start_token_id`; the loss
-        leaves out -100.
+        leaves out -100, and is the mean over the others, or their sum by `num_items_in_batch`.
         """
         outputs = self.model(
             input_features,
@@ -259,7 +268,7 @@ class WhisperSeq2SeqLM(WhisperWithVocabulary):
             decoder_head_mask=decoder_head_mask,
             cross_attn_head_mask=cross_attn_head_mask,
         )
-        return self._scored(outputs, labels, return_dict)
+        return self._scored(outputs, labels, return_dict, num_items_in_batch)
 
     def slot_model(self, *, int8: bool = False, consume: bool = False) -> "WhisperSlotModel":
         """Return the form of this model that search runs; see `WhisperSlotModel`."""

@@ -15,7 +15,7 @@ from corpus_asr.decoding.protocols import (
     StoppingCriterion,
     TokenRules,
 )
-from corpus_asr.families.generation_config import GenerationConfig
+from corpus_asr.families.generation_config import DEFAULTS, GenerationConfig
 from corpus_asr.families.whisper.config import (
     GenerationConfig as WhisperGenerationConfig,
 )
@@ -24,26 +24,6 @@ from corpus_asr.transcription.long_form import Clock
 logger = logging.getLogger(__name__)
 
 Config = TypeVar("Config", bound=GenerationConfig)
-
-# transformers' own, from its GenerationConfig of version 5.23: they hold where neither call nor
-# checkpoint sets a value. Ours are None, so that a file's own values can be told from these.
-DEFAULTS: dict[str, Any] = {
-    "max_length": 20,
-    "min_length": 0,
-    "do_sample": False,
-    "use_cache": True,
-    "early_stopping": False,
-    "num_beams": 1,
-    "temperature": 1.0,
-    "top_k": 50,
-    "top_p": 1.0,
-    "repetition_penalty": 1.0,
-    "length_penalty": 1.0,
-    "no_repeat_ngram_size": 0,
-    "num_return_sequences": 1,
-    "output_scores": False,
-    "return_dict_in_generate": False,
-}
 
 # Settings of transformers that cannot be had here, and the values at which they do nothing.
 _NOT_OFFERED: dict[str, tuple[Any, ...]] = {
@@ -91,6 +71,8 @@ _WITHOUT_EFFECT = (
     "trust_remote_code",
     "decoder_attention_mask",
     "cache_position",
+    # Loops of evaluation pass a whole batch.
+    "labels",
 )
 
 # Keywords that are no settings and are read.

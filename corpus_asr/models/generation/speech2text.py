@@ -15,7 +15,7 @@ from corpus_asr.decoding.protocols import (
     WindowJob,
     WindowResult,
 )
-from corpus_asr.families.generation_config import GenerationConfig
+from corpus_asr.families.generation_config import DEFAULTS, GenerationConfig
 from corpus_asr.families.speech2text.model import Speech2TextSeq2SeqLM
 from corpus_asr.models.generation.inputs import PaddedBatch, seed_of
 from corpus_asr.models.generation.long_form import with_end
@@ -26,7 +26,6 @@ from corpus_asr.models.generation.outputs import (
 )
 from corpus_asr.models.generation.processors import search_of
 from corpus_asr.models.generation.settings import (
-    DEFAULTS,
     CallSettings,
     allowed_tokens,
     check_outputs,

@@ -291,9 +291,14 @@ def test_attention_and_checkpointing_can_be_chosen_later(folder: Path) -> None:
     with pytest.raises(ValueError, match="attn_implementation is 'fastest'"):
         model.set_attn_implementation("fastest")
     assert model.config.attn_implementation == "eager"
-    model.gradient_checkpointing_enable({"use_reentrant": False})
-    with pytest.raises(ValueError, match="use_reentrant=False, the only way"):
-        model.gradient_checkpointing_enable({"use_reentrant": True})
+    model.gradient_checkpointing_enable({"use_reentrant": True}, every_n_layers=2)
+    assert model.is_activation_checkpointing
+    assert {stack.checkpoint_every for stack in (model.encoder, model.decoder)} == {2}
+    for wrong in ({"activation_checkpointing_kwargs": {"depth": 1}}, {"every_n_layers": 0}):
+        with pytest.raises(ValueError, match="enabling activation checkpointing: found"):
+            model.activation_checkpointing_enable(**wrong)
+    model.gradient_checkpointing_disable()
+    assert not model.is_activation_checkpointing
 
 
 VOCAB, BINS, FRAMES, WIDTH, POSITIONS = 50, 80, 40, 24, 16
