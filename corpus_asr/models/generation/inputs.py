@@ -12,7 +12,7 @@ from corpus_asr.array_types import Float
 from corpus_asr.decoding.slots import encode_batch_on
 from corpus_asr.families.speech2text.model import Speech2TextModuleSlots, Speech2TextSlotModel
 from corpus_asr.models.generation.settings import encoded_of, features_of, lengths_of
-from corpus_asr.models.generation.slots import slot_model
+from corpus_asr.models.generation.slots import in_own_type, slot_model
 
 
 def seed_of(sound: Float[np.ndarray, "*_"], name: str) -> int:
@@ -218,16 +218,18 @@ class PaddedBatch:
         if self.given is not None:
             return self.given.to(self.model.device, self.model.dtype)
         assert self.features is not None
-        kind = self.model.device.type
+        device = self.model.device
+        kind = device.type
         # A CPU encodes each row by itself, and is kept busy best where it has all to choose from.
         some = self.size if kind == "cpu" else encode_batch_on(kind)
-        parts = [
-            self.model.encode_padded(
-                self.features[first : first + some].transpose(1, 2),
-                num_frames=self.num_frames[first : first + some],
-            )
-            for first in range(0, self.size, some)
-        ]
+        with in_own_type(device, plain=isinstance(self.model, Speech2TextSlotModel)):
+            parts = [
+                self.model.encode_padded(
+                    self.features[first : first + some].transpose(1, 2),
+                    num_frames=self.num_frames[first : first + some],
+                )
+                for first in range(0, self.size, some)
+            ]
         return torch.cat(parts)
 
 

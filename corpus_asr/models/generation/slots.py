@@ -7,7 +7,8 @@ import copy
 import functools
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -22,6 +23,7 @@ from corpus_asr.decoding.slots import SlotScheduler, check_every_on, encode_batc
 from corpus_asr.decoding.tasks import Task
 from corpus_asr.families.layers.plain import called_modules, first_changed
 from corpus_asr.families.loading import resolve_dtype
+from corpus_asr.models.generation.adapters import AdaptedLayer, without_adapters
 
 # A slot holds keys and values of a whole text: this bounds what a large batch takes.
 _MAX_SLOTS = {"cpu": 8, "cuda": 64}
@@ -55,16 +57,17 @@ def slot_model(network: Any) -> SlotModel:
     Where nobody chose the type of the weights, it computes in the one that is best on a CPU: in
     float16, in which most large checkpoints are stored, CPUs are several times slower.
     """
-    changed = first_changed(network)
+    merged, adapted = without_adapters(network)
+    changed = first_changed(merged)
     if changed is None:
-        return _slots_of(network).model
+        return _slots_of(network, merged, adapted).model
     _slots.pop(network, None)
     if _warned.get(network) != changed:
         _warned[network] = changed
         warnings.warn(
             f"generating text: {changed}, where the fast decoder knows the family's own modules "
-            "alone; the modules themselves are called, which takes several times as long. Merge "
-            "adapters (merge_and_unload) and remove hooks to generate fast",
+            "and plain LoRA alone; the modules themselves are called, which takes several times as "
+            "long. Merge adapters (merge_and_unload) and remove hooks to generate fast",
             stacklevel=2,
         )
     # Not kept: it holds the network, and is made at once.
@@ -72,15 +75,21 @@ def slot_model(network: Any) -> SlotModel:
     return model
 
 
-def _slots_of(network: Any) -> _Slots:
-    state = _state(network)
+def _slots_of(network: Any, merged: Any, adapted: Sequence[AdaptedLayer]) -> _Slots:
+    adapters = tuple(layer.state for layer in adapted)
+    state = _state(network), adapters
     known = _slots.get(network)
     if known is None or known.state != state:
+        # Before there is another: both would take their memory.
+        known = None
+        _slots.pop(network, None)
         if network.device.type == "cpu":
             set_threads()
-        model = _in_best_dtype(network).slot_model()
+        for layer in adapted:
+            layer.fold()
+        model = _in_best_dtype(merged).slot_model()
         # Elsewhere some weights have been put together, at another address.
-        state = state if network.device.type == "cpu" else _state(network)
+        state = state if network.device.type == "cpu" else (_state(network), adapters)
         known = _slots[network] = _Slots(state, model)
     return known
 
@@ -173,14 +182,25 @@ def run(
         scheduler = _scheduler(model, len(tasks), beams, record=slots is not None)
     for number, task in enumerate(tasks):
         scheduler.add(task, partial(done, number))
-    while scheduler.pending and not errors:
-        scheduler.advance()
+    with in_own_type(model.device, plain=slots is not None):
+        while scheduler.pending and not errors:
+            scheduler.advance()
     if errors:
         scheduler.fail(errors[0])
         raise errors[0]
     if slots and model.device.type == "cuda":
         slots.kept[shape] = scheduler
     return results
+
+
+@contextmanager
+def in_own_type(device: torch.device, *, plain: bool) -> Iterator[None]:
+    """Compute in the type of the weights under `torch.autocast` too, but where modules are called.
+
+    Packed weights have one type, and threads that compute single rows know of no autocast.
+    """
+    with torch.autocast(device.type, enabled=False) if plain else nullcontext():
+        yield
 
 
 def _num_slots(model: SlotModel, texts: int, beams: int) -> int:
