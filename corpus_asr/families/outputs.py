@@ -150,7 +150,8 @@ class Seq2SeqModelOutput(ModelOutput):
 class Seq2SeqLMOutput(ModelOutput):
     """What a model that turns audio into text computes."""
 
-    loss: Float[Tensor, ""] | None = None
+    # One number, or that of each device where outputs of several were gathered.
+    loss: Float[Tensor, "*_"] | None = None
     logits: Float[Tensor, "batch token vocab"] | None = None
     past_key_values: DecoderCache | None = None
     decoder_hidden_states: States | None = None
@@ -165,7 +166,7 @@ class Seq2SeqLMOutput(ModelOutput):
 class CausalLMOutputWithCrossAttentions(ModelOutput):
     """What a decoder alone computes."""
 
-    loss: Float[Tensor, ""] | None = None
+    loss: Float[Tensor, "*_"] | None = None
     logits: Float[Tensor, "batch token vocab"] | None = None
     past_key_values: DecoderCache | None = None
     hidden_states: States | None = None
@@ -177,7 +178,7 @@ class CausalLMOutputWithCrossAttentions(ModelOutput):
 class SequenceClassifierOutput(ModelOutput):
     """What a model that classifies audio computes."""
 
-    loss: Float[Tensor, ""] | None = None
+    loss: Float[Tensor, "*_"] | None = None
     logits: Float[Tensor, "batch label"] | None = None
     hidden_states: States | None = None
     attentions: Weights | None = None

@@ -1,0 +1,173 @@
+"""What torch, accelerate, datasets and transformers do with networks and processors of here."""
+
+import copy
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import datasets
+import numpy as np
+import pytest
+import torch
+import transformers
+from torch import Tensor
+from torch.nn.parallel import scatter_gather
+
+from corpus_asr.models import speech2text, whisper
+from tests.support.checkpoints import tiny_speech2text, tiny_whisper
+from tests.support.tokenizers import tiny_speech2text_tokenizer, tiny_tokenizer
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+SIZES: dict[str, Any] = {"d_model": 16, "heads": 2, "layers": 1}
+IDS = torch.tensor([[5, 6], [7, 8]])
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("checkpoints")
+    tiny_tokenizer(folder / "Whisper")
+    tiny_whisper(folder / "Whisper", tokenizer=folder / "Whisper", max_source_positions=50, **SIZES)
+    pieces = tiny_speech2text_tokenizer(folder / "pieces")
+    tiny_speech2text(folder / "Speech2Text", tokenizer=pieces, conv_channels=16, **SIZES)
+    return {name: folder / name for name in ("Whisper", "Speech2Text")}
+
+
+def named(package: Any, name: str, folders: dict[str, Path], kind: str) -> Any:
+    return getattr(package, name + kind).from_pretrained(folders[name])
+
+
+Case = tuple[Any, Tensor]
+
+
+@pytest.fixture(params=["Whisper", "Speech2Text"])
+def case(request: pytest.FixtureRequest, folders: dict[str, Path]) -> Case:
+    """A network and features for it."""
+    name = request.param
+    package = whisper if name == "Whisper" else speech2text
+    network = named(package, name, folders, "ForConditionalGeneration")
+    shape = (2, 80, 100) if name == "Whisper" else (2, 100, 80)
+    return network, torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+def close(found: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def exported(module: Any, features: Tensor, **inputs: Any) -> Callable[..., Any]:
+    program = torch.export.export(module, (features,), inputs, strict=False)
+    return program.module()
+
+
+@torch.no_grad()
+def test_encoders_and_models_are_exported(case: Case) -> None:
+    network, features = case
+    encoder = network.get_encoder()
+    other = 2 * features
+    # What is traced has the checks of shapes alone: none depends on values.
+    close(exported(encoder, features)(other).last_hidden_state, encoder(other).last_hidden_state)
+    inputs = {"decoder_input_ids": IDS, "use_cache": False}
+    found = exported(network, features, **inputs)(other, **inputs)
+    assert type(found) is type(network(other, **inputs))
+    close(found.logits, network(other, **inputs).logits)
+    # Nothing of a trace stays in the network.
+    assert network.generate(features, max_new_tokens=3).shape[0] == 2
+
+
+def test_copies_and_pickles_say_the_same(case: Case) -> None:
+    network, features = case
+    expected = network.generate(features, max_new_tokens=4)
+    for other in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
+        assert torch.equal(other.generate(features, max_new_tokens=4), expected)
+
+
+def test_offloaded_weights_are_brought_where_they_are_needed(case: Case) -> None:
+    network, features = case
+    expected = network.generate(features, max_new_tokens=4)
+    accelerate.cpu_offload(network, execution_device=torch.device("cpu"))
+    with pytest.warns(UserWarning, match="the modules themselves are called"):
+        found = network.generate(features, max_new_tokens=4)
+    assert torch.equal(found, expected)
+    assert network.device == torch.device("cpu")
+
+
+def test_outputs_are_gathered_from_several_devices(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, features = case
+
+    class Gather:
+        """Stands for the kernel, which needs GPUs."""
+
+        @staticmethod
+        def apply(device: Any, dim: int, *parts: Tensor) -> Tensor:
+            return torch.cat([part if part.ndim else part[None] for part in parts], dim)
+
+    monkeypatch.setattr(scatter_gather, "Gather", Gather)
+    outputs = [network(features, labels=IDS, use_cache=False) for _ in range(2)]
+    gathered: Any = scatter_gather.gather(outputs, "cpu")
+    assert type(gathered) is type(outputs[0])
+    assert gathered.loss.shape == (2,)
+    assert torch.equal(gathered.logits, torch.cat([output.logits for output in outputs]))
+
+
+def test_a_device_map_is_noted(folders: dict[str, Path]) -> None:
+    kind = whisper.WhisperForConditionalGeneration
+    for given in ("cpu", {"": "cpu"}):
+        network = kind.from_pretrained(folders["Whisper"], device_map=given)
+        assert network.hf_device_map == {"": torch.device("cpu")}
+    assert not hasattr(kind.from_pretrained(folders["Whisper"]), "hf_device_map")
+
+
+def test_names_of_folders_are_kept(folders: dict[str, Path]) -> None:
+    folder = str(folders["Whisper"])
+    network = whisper.WhisperForConditionalGeneration.from_pretrained(folder)
+    tokenizer = whisper.WhisperTokenizer.from_pretrained(folder)
+    assert network.name_or_path == network.config.name_or_path == tokenizer.name_or_path == folder
+    assert "_name_or_path" not in network.config.to_dict()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["Whisper", "Speech2Text"])
+def test_pipelines_take_each_others_parts(
+    name: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    if name == "Whisper":  # with the windows that the feature extractor makes
+        tiny_tokenizer(tmp_path)
+        tiny_whisper(tmp_path, tokenizer=tmp_path, **SIZES)
+        folders = {name: tmp_path}
+    package = whisper if name == "Whisper" else speech2text
+    models = [
+        named(of, name, folders, "ForConditionalGeneration") for of in (transformers, package)
+    ]
+    parts = [named(of, name, folders, "Processor") for of in (transformers, package)]
+    sound = np.random.default_rng(0).standard_normal(32_000).astype(np.float32) / 10
+    found = []
+    # The pipeline of here is that of Whisper.
+    for make in (transformers.pipeline, whisper.pipeline)[: 2 if name == "Whisper" else 1]:
+        for model in models:
+            for processor in parts:
+                pipe = make(
+                    "automatic-speech-recognition",
+                    model=model,
+                    tokenizer=processor.tokenizer,
+                    feature_extractor=processor.feature_extractor,
+                )
+                found.append(pipe(sound.copy(), generate_kwargs={"max_new_tokens": 8}))
+    assert found == [found[0]] * len(found)
+
+
+def test_a_processor_maps_a_dataset_in_several_processes(folders: dict[str, Path]) -> None:
+    processor = whisper.WhisperProcessor.from_pretrained(folders["Whisper"])
+
+    def prepared(row: dict[str, Any]) -> dict[str, Any]:
+        sound = np.asarray(row["sound"], dtype=np.float32)
+        features = processor(sound, sampling_rate=16_000).input_features[0]
+        return {"input_features": features, "labels": processor.tokenizer(row["text"]).input_ids}
+
+    rows = {"sound": [[0.1] * 1600] * 4, "text": ["a", "b", "c", "for you"]}
+    dataset = datasets.Dataset.from_dict(rows)
+    mapped = [dataset.map(prepared, num_proc=number) for number in (None, 2)]
+    assert mapped[0]["labels"][:] == mapped[1]["labels"][:]
+    assert np.array_equal(mapped[0][3]["input_features"], mapped[1][3]["input_features"])
