@@ -154,13 +154,14 @@ def test_values_are_found_as_in_the_reference() -> None:
 
 
 def test_an_output_is_a_dictionary_that_can_be_made_of_one() -> None:
-    output = Seq2SeqLMOutput(logits=ENCODED)
-    assert isinstance(output, dict)
+    output: Any = Seq2SeqLMOutput(logits=ENCODED)
+    again: Any = Seq2SeqLMOutput
+    assert issubclass(Seq2SeqLMOutput, dict)
     output.loss = torch.tensor(1.0)
     assert list(output) == ["loss", "logits"]
     pairs = ((name, value) for name, value in output.items())
     # As `accelerate` makes them again, and as DataParallel gathers them.
-    for made in (Seq2SeqLMOutput(dict(output)), Seq2SeqLMOutput(pairs)):
+    for made in (again(dict(output)), again(pairs)):
         assert type(made) is Seq2SeqLMOutput
         assert (made.loss, made.logits) == (output.loss, output.logits)
     for copied in (copy.copy(output), pickle.loads(pickle.dumps(output))):
@@ -171,14 +172,13 @@ def test_an_output_is_a_dictionary_that_can_be_made_of_one() -> None:
     with pytest.raises(TypeError, match="a key of a Seq2SeqLMOutput"):
         output.pop("logits")
     with pytest.raises(TypeError, match="unexpected keyword argument 'x'"):
-        Seq2SeqLMOutput({"x": ENCODED})
+        again({"x": ENCODED})
 
 
 def test_accelerate_and_torch_make_outputs_again() -> None:
-    output = Seq2SeqLMOutput(loss=torch.tensor(1.0).half(), logits=ENCODED.half())
-    wide = convert_to_fp32(output)
-    assert type(wide) is Seq2SeqLMOutput
-    assert wide.logits.dtype == torch.float32
+    output: Any = Seq2SeqLMOutput(loss=torch.tensor(1.0).half(), logits=ENCODED.half())
+    wide: Any = convert_to_fp32(output)
+    assert (type(wide), wide.logits.dtype) == (Seq2SeqLMOutput, torch.float32)
     assert [id(leaf) for leaf in pytree.tree_leaves(output)] == [id(v) for v in output.values()]
     assert list(pytree.tree_map(lambda tensor: tensor.float(), output)) == ["loss", "logits"]
 

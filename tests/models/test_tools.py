@@ -106,7 +106,7 @@ def test_outputs_are_gathered_from_several_devices(
 
     monkeypatch.setattr(scatter_gather, "Gather", Gather)
     outputs = [network(features, labels=IDS, use_cache=False) for _ in range(2)]
-    gathered: Any = scatter_gather.gather(outputs, "cpu")
+    gathered: Any = scatter_gather.gather(outputs, torch.device("cpu"))
     assert type(gathered) is type(outputs[0])
     assert gathered.loss.shape == (2,)
     assert torch.equal(gathered.logits, torch.cat([output.logits for output in outputs]))
