@@ -53,7 +53,7 @@ _AUDIO = (
     _field(
         "time_corrections",
         pa.int32(),
-        "gaps filled, overlaps cut and damaged time stamps found so far",
+        "gaps filled, overlaps cut, damaged time stamps and wrong lengths found so far",
     ),
 )
 _SPANS = pa.list_(pa.struct([pa.field("start_s", pa.float64()), pa.field("end_s", pa.float64())]))

@@ -108,8 +108,8 @@ class AudioDecoder:
 
     @property
     def time_corrections(self) -> int:
-        """Gaps filled, overlaps cut and damaged times found so far."""
-        return self._clock.corrections
+        """Gaps filled, overlaps cut, damaged times and wrong lengths found so far."""
+        return self._clock.corrections + self._file.is_mended
 
     def seek(self, start_s: float) -> float | None:
         """Move on to a moment before iterating; what is decoded first after a jump may be damaged.

@@ -13,6 +13,7 @@ import av.error
 import av.logging
 from av.stream import Discard
 
+from corpus_asr.audio.wav_length import corrected_length
 from corpus_asr.errors import DecodeError, FetchError
 
 # Outside of these no recording of speech is meant: a header of 1 Hz or 4 GHz is damaged. Ultrasonic
@@ -59,6 +60,7 @@ class GuardedFile:
         self._position = 0  # where libav believes to be
         self._file_position = 0  # moves only to read: damaged headers point anywhere
         self._failure: BaseException | None = None
+        self._mended: tuple[int, bytes] | None = None
         try:
             self.num_bytes = file.seek(0, 2)
             file.seek(0)
@@ -76,11 +78,27 @@ class GuardedFile:
 
     def head(self, num_bytes: int) -> bytes:
         """Read the first bytes, for messages, and return to the position."""
+        return self.span(0, num_bytes)
+
+    def span(self, start: int, num_bytes: int) -> bytes:
+        """Read bytes from anywhere, and return to the position."""
         position = self._position
-        self.seek(0)
-        data = self.read(num_bytes)
+        self.seek(start)
+        pieces = []
+        while num_bytes and (data := self.read(num_bytes)):
+            pieces.append(data)
+            num_bytes -= len(data)
         self.seek(position)
-        return data
+        return b"".join(pieces)
+
+    @property
+    def is_mended(self) -> bool:
+        """Whether its header was wrong."""
+        return self._mended is not None
+
+    def mend(self, at: int, data: bytes, *, end: int) -> None:
+        """Let `data` stand at a place of the file, and the file end, in all reads from now on."""
+        self._mended, self.num_bytes = (at, data), end
 
     def read(self, num_bytes: int) -> bytes:
         """Read up to `num_bytes`; nothing at the end and after a failure."""
@@ -99,9 +117,20 @@ class GuardedFile:
                 self._failure = self._fetch_error(f"{type(error).__name__}: {error}")
                 self._failure.__cause__ = error
             return b""
+        data = self._with_mended(bytes(data))
         self._position += len(data)
         self._file_position = self._position
-        return bytes(data)
+        return data
+
+    def _with_mended(self, data: bytes) -> bytes:
+        if self._mended is None:
+            return data
+        at, mended = self._mended
+        first, stop = max(at, self._position), min(at + len(mended), self._position + len(data))
+        if first >= stop:
+            return data
+        own = mended[first - at : stop - at]
+        return data[: first - self._position] + own + data[stop - self._position :]
 
     def seek(self, offset: int, whence: int = 0) -> int:
         """Move to `offset` from the start (0), here (1) or the end (2); -1 before the start."""
@@ -134,6 +163,10 @@ def open_container(file: GuardedFile, *, uri: str) -> av.container.InputContaine
             uri=uri,
             kind="empty_file",
         )
+    correction = corrected_length(file)
+    file.check()
+    if correction is not None:
+        file.mend(correction.at, correction.length, end=correction.end)
     try:
         container = open_limited(file)
     except (av.error.FFmpegError, ValueError) as error:
