@@ -65,7 +65,7 @@ def test_a_running_run_says_how_far_it_is_and_what_failed(store: OutputStore) ->
         "80 planned: 38 done, 2 failed, 40 remaining; 20 done before",
         "10.0 h committed in 1.0 h: RTFx 10.0",
         "50%, 5.00 of 10.00 h; expected: 10.00 h (8.00-12.00)",
-        "ETA 1:00:00 (0:50-1:10)",
+        "ETA 1:00:00 (0:50:00-1:10:00)",
         "now extract: busy, transcribe: idle",
         "last commit 4.0 s ago, at 2026-01-01 13:00:06 UTC; 1 since the counts",
         "2 recordings: not_audio, in extract",

@@ -80,7 +80,7 @@ def test_a_name_is_shown_at_once_and_everywhere_and_changes_no_table(
     # One name for two speakers is one person; without a name they are as they were found.
     assert name(url, "S1", "Anna", seen='Ben, "B"').status == 200
     saved = fetch(asked(url, "saved", id=ID, format="txt")).body.decode()
-    assert saved.splitlines() == ["[Anna] one", "[Anna] two"]
+    assert saved.splitlines() == ["[Anna] one two"]  # a paragraph
     assert name(url, "S2", "", seen="Anna").status == 200
     assert names(url) == ["Anna", "S2"]
 
