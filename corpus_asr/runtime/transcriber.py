@@ -1,9 +1,10 @@
 """Transcription for scripts and notebooks: audio in, transcripts out, without Ray and tables."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import aclosing, suppress
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, Unpack
 
 from corpus_asr.audio.inputs import AudioInput, given_audio, several
@@ -23,6 +24,7 @@ from corpus_asr.config.options import (
 from corpus_asr.config.run import ExtractSettings, SpeakerSettings
 from corpus_asr.errors import ConfigError, ItemError
 from corpus_asr.formats.transcript import Transcript
+from corpus_asr.runtime.asynchronous import Cancellation, called, iterated
 from corpus_asr.runtime.checkpoints import Checkpoint, check_transcribes, fetch_others
 from corpus_asr.runtime.in_flight import (
     NO_LIMITS,
@@ -391,6 +393,49 @@ class Transcriber:
                     raise recording.error
 
         return segments()
+
+    async def atranscribe(
+        self,
+        audio: AudioInput,
+        *,
+        sampling_rate: float | None = None,
+        on_progress: OnProgress | None = None,
+        **options: Unpack[TranscriptionOptions],
+    ) -> Transcript:
+        """Transcribe one recording in a thread, while the event loop goes on; as `transcribe`.
+
+        Calls that are awaited together share the model's slots. A task that is cancelled ends its
+        call, at the latest after a window. `on_progress` is called in the thread.
+        """
+        cancellation = Cancellation(on_progress)
+        call = partial(
+            self.transcribe,
+            audio,
+            sampling_rate=sampling_rate,
+            on_progress=cancellation.report,
+            **options,
+        )
+        return await called(call, cancellation)
+
+    async def astream(
+        self,
+        audio: AudioInput,
+        *,
+        sampling_rate: float | None = None,
+        on_progress: OnProgress | None = None,
+        **options: Unpack[TranscriptionOptions],
+    ) -> AsyncGenerator[Segment, None]:
+        """Yield the segments of one recording while the event loop goes on; as `stream`.
+
+        A task that is cancelled, and a loop that is left with `aclose`, end the work.
+        """
+        cancellation = Cancellation(on_progress)
+        segments = self.stream(
+            audio, sampling_rate=sampling_rate, on_progress=cancellation.report, **options
+        )
+        async with aclosing(iterated(segments, cancellation)) as found:
+            async for segment in found:
+                yield segment
 
     def close(self) -> None:
         """Stop the engine and the decoding processes; calls in other threads end with an error.
