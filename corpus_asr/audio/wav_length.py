@@ -10,8 +10,10 @@ Source: Microsoft and IBM, "Multimedia Programming Interface and Data Specificat
 import struct
 from typing import NamedTuple, Protocol
 
-_HEAD_BYTES = 1 << 16  # chunks before the samples are small
+_HEAD_BYTES = 4096
+_MAX_CHUNKS = 64  # before the samples; there are three or four
 _BLOCK_BYTES = 1 << 20
+_LOOK_BYTES = 4096  # most files end with sound: nothing more of them is read
 # Less of zeros is decoded in a second; it may be silence at the end of a recording.
 _LEAST_ZEROS = 64 << 20
 _TO_THE_END = 0xFFFF_FFFF
@@ -40,8 +42,11 @@ def corrected_length(file: _File) -> Correction | None:
     if head[:4] != b"RIFF" or head[8:12] != b"WAVE":
         return None
     at = 12
-    while at + 8 <= len(head):
-        name, length = struct.unpack_from("<4sI", head, at)
+    for _ in range(_MAX_CHUNKS):
+        header = head[at : at + 8] if at + 8 <= len(head) else file.span(at, 8)
+        if len(header) < 8:
+            return None
+        name, length = struct.unpack("<4sI", header)
         if name == b"data":
             return _corrected(file, at + 4, length)
         at += 8 + length + length % 2
@@ -74,6 +79,8 @@ def _is_chunk(file: _File, at: int) -> bool:
 
 def _without_zeros(file: _File, start: int, end: int) -> int:
     """Return where samples end behind which there are many zeros and nothing else."""
+    if end - start < _LEAST_ZEROS or any(file.span(end - _LOOK_BYTES, _LOOK_BYTES)):
+        return end
     at = end
     while at > start:
         first = max(start, at - _BLOCK_BYTES)

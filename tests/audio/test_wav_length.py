@@ -36,7 +36,15 @@ def seconds_of(data: bytes) -> float:
     [(1, 4.0), (0, 4.0), (None, 4.0), (4, 4.0), (9, 4.0)],
     ids=["stale", "zero", "unknown", "right", "too much"],
 )
-@pytest.mark.parametrize("extra", [b"", b"LIST" + struct.pack("<I", 4) + b"INFO"])
+@pytest.mark.parametrize(
+    "extra",
+    [
+        b"",
+        b"LIST" + struct.pack("<I", 4) + b"INFO",
+        b"iXML" + struct.pack("<I", 9001) + b"x" * 9002,
+    ],
+    ids=["no other chunk", "a list", "a long chunk of an odd length"],
+)
 def test_all_samples_are_read(claimed_s: int | None, expected_s: float, extra: bytes) -> None:
     length = 0xFFFF_FFFF if claimed_s is None else claimed_s * SECOND_BYTES
     assert seconds_of(header(length, extra=extra) + noise(4)) == expected_s
