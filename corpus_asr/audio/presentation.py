@@ -26,7 +26,7 @@ _TOLERANCE_S = 0.1
 _MAX_OVERLAP_S = 1.0
 # A gap that is longer, or ends behind what the header claims, is a damaged time.
 _MAX_GAP_S = 3600.0
-# An edit list delays a track by less; a fragment of a stream begins at any time.
+# An edit list delays a track by less.
 _MAX_DELAY_S = 60.0
 _SILENT_SAMPLES = 1 << 16  # of a silent frame: memory does not depend on the length of a gap
 
@@ -42,8 +42,10 @@ class PresentationClock:
         """Whether the container stores times; otherwise samples are counted."""
         first_s = _stored_s(first) or 0.0
         origin_s = first_s if not self.is_stored or start is None else start / av.time_base
-        if name == _EDITED and 0 < origin_s <= _MAX_DELAY_S:
-            origin_s = 0.0  # where its presentation begins, whatever begins later
+        # Without fragments, which begin at any time, its presentation begins at 0.
+        is_edited = name == _EDITED and any(each.frames for each in container.streams.audio)
+        if is_edited and 0 < origin_s <= _MAX_DELAY_S:
+            origin_s = 0.0
         self._origin_s = origin_s
         duration = container.duration
         self._end_s = None if duration is None else (start or 0) / av.time_base - origin_s

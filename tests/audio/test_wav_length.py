@@ -16,8 +16,10 @@ HEADER_BYTES = 44
 
 
 def noise(seconds: float, seed: int = 0) -> bytes:
-    values = np.random.default_rng(seed).integers(-9000, 9000, int(seconds * SAMPLE_RATE_HZ))
-    return values.astype("<i2").tobytes()
+    # As speech has it, with more of the low than of the high.
+    draw = np.random.default_rng(seed)
+    values = draw.integers(-4000, 4000, int(seconds * SAMPLE_RATE_HZ) + 1)
+    return (values[1:] + values[:-1]).astype("<i2").tobytes()
 
 
 def header(length: int, *, extra: bytes = b"") -> bytes:
@@ -74,6 +76,21 @@ def test_zeros_that_were_never_recorded_over_take_no_time(
         found = sum(rows.shape[1] for rows in open_audio(file, uri="memo.wav"))
     assert found == pytest.approx(3 * SAMPLE_RATE_HZ, abs=64)
     assert time.process_time() - began_s < 2  # with the zeros as sound: some 5 s
+
+
+@pytest.mark.parametrize(
+    "behind",
+    [
+        np.random.default_rng(3).bytes(500_000),
+        bytes(1_000_000),
+        b"ID3\x04" + np.random.default_rng(4).bytes(100_000),
+        b"<html>  <body> not found </body></html>\n" * 1500,
+        b"id3 " + struct.pack("<I", 10**8) + np.random.default_rng(5).bytes(200_000),
+    ],
+    ids=["random", "zeros", "ID3v2", "HTML", "a chunk of a wrong length"],
+)
+def test_what_is_no_sound_behind_the_samples_is_left_out(behind: bytes) -> None:
+    assert seconds_of(header(4 * SECOND_BYTES) + noise(4) + behind) == 4.0
 
 
 def test_a_length_that_32_bits_do_not_hold(tmp_path: Path) -> None:
