@@ -1,0 +1,187 @@
+"""A pytest plugin that lets the tests of others run on this package's classes.
+
+Given to the child process of `benchmarks.peer_suites` by `-p`. With `CORPUS_ASR_PEER_CLASSES=ours`
+the names of transformers' Whisper and Speech2Text stand for the classes of here; with `theirs`
+nothing is replaced. Every outcome is appended to `CORPUS_ASR_PEER_LOG`, one JSON object a line.
+"""
+
+import importlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+_MODULES = {
+    "whisper": ("corpus_asr.models.whisper", "corpus_asr.families.whisper"),
+    "speech_to_text": ("corpus_asr.models.speech2text", "corpus_asr.families.speech2text"),
+}
+# Classes that only tests and subclasses name, by their module within a family.
+_PARTS = {"encoder": "Encoder", "model": "Decoder"}
+# Names of other places that stand for classes of here; the first that exists is taken.
+_SHARED = {
+    ("transformers.generation", "GenerateEncoderDecoderOutput"): (
+        "corpus_asr.models.generation.outputs:GenerateEncoderDecoderOutput",
+    ),
+    ("transformers.generation", "GenerateBeamEncoderDecoderOutput"): (
+        "corpus_asr.models.generation.outputs:GenerateBeamEncoderDecoderOutput",
+        "corpus_asr.models.generation.outputs:GenerateEncoderDecoderOutput",
+    ),
+    ("transformers.cache_utils", "EncoderDecoderCache"): (
+        "corpus_asr.families.layers.kv_cache:DecoderCache",
+    ),
+}
+# What the common tests read from a class of transformers before they come to their point: flags of
+# its own machinery, which no program reads. Each says what holds for the classes of here.
+_FLAGS: dict[str, Any] = {
+    "_supports_sdpa": True,
+    "_supports_flash_attn": False,
+    "_supports_flex_attn": False,
+    "_supports_attention_backend": False,
+    "supports_gradient_checkpointing": True,
+    "_is_stateful": False,
+    "_can_compile_fullgraph": False,
+    "_no_split_modules": None,
+    "_tp_plan": None,
+    "_pp_plan": None,
+    "_tied_weights_keys": None,
+    "_keep_in_fp32_modules": None,
+    "_keep_in_fp32_modules_strict": None,
+    "_auto_class": None,
+    "input_modalities": ("audio",),
+    "_can_set_experts_implementation": classmethod(lambda cls: False),
+    "_can_set_attn_implementation": classmethod(lambda cls: True),
+}
+_CONFIG_FLAGS: dict[str, Any] = {
+    "sub_configs": {},
+    "base_model_tp_plan": None,
+    "base_model_pp_plan": None,
+    "base_model_ep_plan": None,
+}
+# The vocabularies of the multilingual checkpoints are one, and so are those of the English ones.
+_TEXT_ONLY = {
+    "openai/whisper-tiny": "whisper-base",
+    "openai/whisper-small": "whisper-base",
+    "openai/whisper-small.en": "whisper-tiny.en",
+    "onnx-community/whisper-tiny.en_timestamped": "whisper-tiny.en",
+}
+
+
+def pytest_configure(config: Any) -> None:
+    """Put the classes in place before any test file is imported."""
+    if os.environ["CORPUS_ASR_PEER_CLASSES"] == "ours":
+        _replace()
+    _serve(os.environ.get("CORPUS_ASR_TEST_MODELS"))
+
+
+def pytest_runtest_logreport(report: Any) -> None:
+    """Append what came of a test, or of its setup, to the log."""
+    if report.when != "call" and report.outcome == "passed":
+        return
+    line = {
+        "test": report.nodeid,
+        "when": report.when,
+        "outcome": report.outcome,
+        "said": _said(report),
+        "expected": hasattr(report, "wasxfail"),
+    }
+    with Path(os.environ["CORPUS_ASR_PEER_LOG"]).open("a") as log:
+        log.write(f"{json.dumps(line)}\n")
+
+
+def pytest_collectreport(report: Any) -> None:
+    """Let a file that cannot be imported count as one failed test."""
+    if report.outcome == "failed":
+        report.when = "collect"
+        pytest_runtest_logreport(report)
+
+
+def _said(report: Any) -> list[str]:
+    """The reason of a skip, or the error and the lines that led to it, the last one last."""
+    if isinstance(report.longrepr, tuple):
+        return [str(report.longrepr[2])]
+    crash = getattr(report.longrepr, "reprcrash", None)
+    if crash is None:
+        return [str(report.longrepr or "").strip().rpartition("\n")[2]]
+    entries = [entry.reprfileloc for entry in report.longrepr.reprtraceback.reprentries]
+    places = [f"{place.path}:{place.lineno}" for place in entries if place is not None]
+    return [crash.message, *places]
+
+
+def _replace() -> None:
+    transformers = importlib.import_module("transformers")
+    # Imported first: what this module imports sets names of the package once more.
+    importlib.import_module("transformers.testing_utils")
+    for family, (package, folder) in _MODULES.items():
+        ours = importlib.import_module(package)
+        # A configuration for generating is one for all families there: it keeps its class.
+        names = [name for name in ours.__all__ if name not in ("GenerationConfig", "pipeline")]
+        named = {name: getattr(ours, name) for name in names}
+        begins = "Whisper" if family == "whisper" else "Speech2Text"
+        for module, ends in _PARTS.items():
+            name = f"{begins}{ends}"
+            named[name] = getattr(importlib.import_module(f"{folder}.{module}"), name)
+        for name, kind in named.items():
+            for module in _places(family, transformers):
+                if hasattr(module, name):
+                    setattr(module, name, kind)
+            setattr(transformers, name, kind)
+    # The common tests read this name; a folder of tests is no package of transformers.
+    importlib.import_module("transformers.utils").direct_transformers_import = (
+        lambda *arguments, **keywords: transformers
+    )
+    for (place, name), choices in _SHARED.items():
+        if kind := next(filter(None, map(_found, choices)), None):
+            setattr(importlib.import_module(place), name, kind)
+            setattr(transformers, name, kind)
+    _put(_found("corpus_asr.families.pretrained:PreTrainedModel"), _FLAGS)
+    _put(_found("corpus_asr.families.model_config:ModelConfig"), _CONFIG_FLAGS)
+
+
+def _places(family: str, transformers: Any) -> list[Any]:
+    package = importlib.import_module(f"transformers.models.{family}")
+    ends = ("modeling", "configuration", "tokenization", "feature_extraction", "processing")
+    names = [f"{package.__name__}.{end}_{family}" for end in ends]
+    found = [importlib.import_module(name) for name in names if importlib.util.find_spec(name)]
+    return [package, *found]
+
+
+def _found(place: str) -> Any:
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(module), name, None)
+
+
+def _put(kind: type, values: dict[str, Any]) -> None:
+    for name, value in values.items():
+        if not hasattr(kind, name):
+            setattr(kind, name, value)
+
+
+def _serve(models: str | None) -> None:
+    """Let checkpoints that are here answer to their names on the hub."""
+    if not models:
+        return
+    folders = {f"openai/{path.name}": str(path) for path in Path(models).iterdir()}
+    texts = folders | {name: str(Path(models) / here) for name, here in _TEXT_ONLY.items()}
+    transformers = importlib.import_module("transformers")
+    for name in ("Model", "ForConditionalGeneration", "Config"):
+        _redirect(getattr(transformers, f"Whisper{name}"), folders)
+    for name in ("Tokenizer", "TokenizerFast", "FeatureExtractor", "Processor"):
+        _redirect(getattr(transformers, f"Whisper{name}"), texts)
+    _redirect(transformers.AutoTokenizer, texts)
+
+
+def _redirect(kind: Any, folders: dict[str, str]) -> None:
+    # Not twice: two names may stand for one class.
+    load: Callable[..., Any] = kind.from_pretrained.__func__
+    if getattr(load, "is_redirected", False):
+        return
+
+    def from_pretrained(
+        cls: Any, pretrained_model_name_or_path: Any, *arguments: Any, **keywords: Any
+    ) -> Any:
+        name = folders.get(str(pretrained_model_name_or_path), pretrained_model_name_or_path)
+        return load(cls, name, *arguments, **keywords)
+
+    from_pretrained.is_redirected = True  # type: ignore[attr-defined]
+    kind.from_pretrained = classmethod(from_pretrained)

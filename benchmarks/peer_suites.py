@@ -1,0 +1,232 @@
+"""Run transformers' own tests on this package's classes, and say what became of each.
+
+    python -m benchmarks.peer_suites OUT/results.json [--tests FOLDER] [--before OUT/earlier.json]
+
+The folder (`CORPUS_ASR_PEER_TESTS`) holds `tests/` of a checkout of transformers; none of it is
+part of this project. Each suite runs in a child process with `benchmarks.peer_classes`, and what
+fails runs once more with transformers' own classes. The results are copied to docs/benchmarks, and
+the tables in docs/transformers.md are drawn of them.
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from benchmarks.tables import fill
+
+_REPOSITORY = Path(__file__).resolve().parents[1]
+COPY = "peer-suites.json"
+Suite = dict[str, Any]
+
+SUITES = {
+    "Whisper: models": "tests/models/whisper/test_modeling_whisper.py",
+    "Whisper: tokenizer": "tests/models/whisper/test_tokenization_whisper.py",
+    "Whisper: feature extractor": "tests/models/whisper/test_feature_extraction_whisper.py",
+    "Whisper: processor": "tests/models/whisper/test_processing_whisper.py",
+    "Speech2Text: models": "tests/models/speech_to_text/test_modeling_speech_to_text.py",
+    "Speech2Text: tokenizer": "tests/models/speech_to_text/test_tokenization_speech_to_text.py",
+    "Speech2Text: feature extractor": (
+        "tests/models/speech_to_text/test_feature_extraction_speech_to_text.py"
+    ),
+    "Speech2Text: processor": "tests/models/speech_to_text/test_processing_speech_to_text.py",
+}
+PASSED, FAILED = "passed", "failed"
+HUB, GPU, SLOW, PACKAGE, OWN = (
+    "needs a checkpoint or data set of the hub",
+    "needs a GPU",
+    "marked slow",
+    "needs a package that is not installed",
+    "skips itself",
+)
+BOTH = "fails with transformers' own classes, too"
+# What a failure or the reason of a skip says, and the kind of reason that is.
+_SAID = (
+    (HUB, r"couldn't connect|offline mode|LocalEntryNotFound|huggingface\.co|hub is out of reach"),
+    (GPU, r"requires? .*(accelerator|GPU|CUDA|XPU|HPU|MPS|NPU)"),
+    (SLOW, r"test is slow"),
+    (PACKAGE, r"test requires|require_|not installed"),
+)
+
+
+def main(arguments: Sequence[str] | None = None, *, repository: Path = _REPOSITORY) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("results", type=Path)
+    parser.add_argument("--tests", type=Path, default=os.environ.get("CORPUS_ASR_PEER_TESTS"))
+    parser.add_argument("--before", type=Path, help="results of an earlier state, to compare with")
+    parser.add_argument("--reasons", type=Path, default=repository / "benchmarks/peer_reasons.json")
+    parser.add_argument("--timeout", type=float, default=120.0, help="seconds for one test")
+    given = parser.parse_args(arguments)
+    if given.tests is None or not Path(given.tests).is_dir():
+        parser.error("found no folder of tests; give --tests or set CORPUS_ASR_PEER_TESTS")
+    reasons = json.loads(given.reasons.read_text())
+    suites = [
+        run_suite(name, file, given.tests, reasons=reasons, timeout_s=given.timeout)
+        for name, file in SUITES.items()
+        if (given.tests / file).is_file()
+    ]
+    results = {
+        "date": datetime.now(UTC).date().isoformat(),
+        "versions": {name: version(name) for name in ("transformers", "torch", "corpus-asr")},
+        "suites": suites,
+    }
+    if given.before is not None:
+        results["before"] = counts_of(json.loads(given.before.read_text())["suites"])
+    given.results.write_text(f"{json.dumps(results, indent=1)}\n")
+    print(drawn(results))
+
+
+def publish(results: Path, *, repository: Path = _REPOSITORY) -> None:
+    """Copy results to docs/benchmarks, and draw docs/transformers.md's tables of them."""
+    text = results.read_text()
+    (repository / "docs" / "benchmarks" / COPY).write_text(text)
+    fill(repository / "docs" / "transformers.md", "peer-suites", drawn(json.loads(text)))
+
+
+def run_suite(
+    name: str, file: str, tests: Path, *, reasons: dict[str, str], timeout_s: float
+) -> Suite:
+    """Run one file of tests with the classes of here, and what fails with transformers' own."""
+    ours = run_tests([file], tests, classes="ours", timeout_s=timeout_s)
+    failed = [test for test, found in ours.items() if found["outcome"] == FAILED]
+    theirs = run_tests(failed, tests, classes="theirs", timeout_s=timeout_s) if failed else {}
+    outcomes = {
+        test: classified(test, found, theirs.get(test), reasons=reasons)
+        for test, found in ours.items()
+    }
+    return {"name": name, "file": file, **counted(outcomes)}
+
+
+def run_tests(
+    tests: Sequence[str], folder: Path, *, classes: str, timeout_s: float
+) -> dict[str, dict[str, Any]]:
+    """Run tests in a child process; returns by name what became of each."""
+    with tempfile.TemporaryDirectory() as made:
+        log = Path(made) / "log.jsonl"
+        log.touch()
+        environment = os.environ | {
+            "CORPUS_ASR_PEER_CLASSES": classes,
+            "CORPUS_ASR_PEER_LOG": str(log),
+            "HF_HUB_OFFLINE": "1",
+            "PYTHONPATH": str(_REPOSITORY),
+        }
+        options = ["-q", "-W", "ignore", "-c", os.devnull, "--rootdir", ".", "--tb=short"]
+        plugins = ["-p", "benchmarks.peer_classes", "-p", "no:cacheprovider"]
+        command = [sys.executable, "-m", "pytest", *options, *plugins, f"--timeout={timeout_s}"]
+        subprocess.run(
+            [*command, *tests], cwd=folder, env=environment, capture_output=True, check=False
+        )
+        lines = [json.loads(line) for line in log.read_text().splitlines()]
+    found: dict[str, dict[str, Any]] = {}
+    for line in lines:
+        # One of a test's parts may fail where the whole is told as passed, and the reverse.
+        if line["test"] not in found or line["outcome"] == FAILED:
+            found[line["test"]] = line
+    return found
+
+
+def classified(
+    test: str, ours: dict[str, Any], theirs: dict[str, Any] | None, *, reasons: dict[str, str]
+) -> tuple[str, str]:
+    """Return a test's outcome, and why it did not pass: "" for one that fails without excuse."""
+    if ours["outcome"] == PASSED:
+        return PASSED, ""
+    said = ours["said"][0]
+    kind = next((kind for kind, text in _SAID if re.search(text, said, re.IGNORECASE)), None)
+    if ours["outcome"] == "skipped":
+        return "skipped", kind or OWN
+    if kind == HUB:
+        return "skipped", HUB
+    if theirs is not None and theirs["outcome"] == FAILED:
+        return FAILED, BOTH
+    if theirs is not None and theirs["outcome"] == "skipped":
+        return "skipped", OWN
+    own = (reason for pattern, reason in reasons.items() if re.search(pattern, test))
+    return FAILED, next(own, "")
+
+
+def counted(outcomes: dict[str, tuple[str, str]]) -> dict[str, Any]:
+    """Count outcomes; `failures` are all that failed with their reasons."""
+    how = Counter(outcome for outcome, _ in outcomes.values())
+    failures = {test: why for test, (outcome, why) in outcomes.items() if outcome == FAILED}
+    skips = Counter(why for outcome, why in outcomes.values() if outcome == "skipped")
+    numbers = {"passed": how[PASSED], "failed": how[FAILED], "skipped": how["skipped"]}
+    return {**numbers, "skips": dict(skips.most_common()), "failures": failures}
+
+
+def counts_of(suites: Iterable[Suite]) -> dict[str, dict[str, int]]:
+    """Return of each suite what the table compares: passed, failed, and those that count."""
+    return {
+        suite["name"]: {
+            "passed": suite["passed"],
+            "failed": suite["failed"],
+            "counting": sum(not why for why in suite["failures"].values()),
+        }
+        for suite in suites
+    }
+
+
+def drawn(results: dict[str, Any]) -> str:
+    """Draw the table of suites, the reasons of what is skipped, and every failure with its own."""
+    versions, before = results["versions"], results.get("before", {})
+    now = counts_of(results["suites"])
+    lines = [
+        f"{results['date']}, transformers {versions['transformers']}, torch {versions['torch']}, "
+        "CPU.",
+        "",
+        "| Tests of transformers | passed | failed | of these without a reason below | skipped "
+        "| before: passed | failed |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for suite in results["suites"]:
+        count, old = now[suite["name"]], before.get(suite["name"], {})
+        cells = [count["passed"], count["failed"], count["counting"], suite["skipped"]]
+        cells += [old.get("passed", ""), old.get("failed", "")]
+        lines.append(f"| {suite['name']} | {' | '.join(map(str, cells))} |")
+    passed, counting = (sum(one[key] for one in now.values()) for key in ("passed", "counting"))
+    failed = sum(one["failed"] for one in now.values())
+    share = passed / max(1, passed + counting)
+    of_all = passed / max(1, passed + failed)
+    lines += [
+        "",
+        f"{passed:,} of {passed + counting:,} tests that count pass, {share:.1%}; of all that were "
+        f"run, {of_all:.1%} of {passed + failed:,}.",
+        "",
+        "| Skipped, since it | tests |",
+        "|---|--:|",
+    ]
+    skips: Counter[str] = Counter()
+    for suite in results["suites"]:
+        skips.update(suite["skips"])
+    lines += [f"| {why} | {count} |" for why, count in skips.most_common()]
+    lines += ["", "| Failed | tests | which |", "|---|--:|---|"]
+    by_reason: dict[str, list[str]] = {}
+    for suite in results["suites"]:
+        for test, why in suite["failures"].items():
+            by_reason.setdefault(why or "no reason", []).append(test)
+    for why, tests in sorted(by_reason.items(), key=lambda pair: -len(pair[1])):
+        lines.append(f"| {_cell(why)} | {len(tests)} | {_cell(', '.join(_names(tests)))} |")
+    return "\n".join(lines)
+
+
+def _names(tests: Iterable[str]) -> list[str]:
+    # Of parametrized tests the common part, once, and without the names of class and file.
+    short = (test.rpartition("::")[2] for test in tests)
+    return sorted({f"`{re.sub(r'_[0-9]+_.*', '', name)}`" for name in short})
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("|", "\\|").split())
+
+
+if __name__ == "__main__":
+    main()
