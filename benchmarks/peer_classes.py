@@ -6,6 +6,7 @@ nothing is replaced. Every outcome is appended to `CORPUS_ASR_PEER_LOG`, one JSO
 """
 
 import importlib
+import importlib.util
 import json
 import os
 from collections.abc import Callable
@@ -110,8 +111,6 @@ def _said(report: Any) -> list[str]:
 
 def _replace() -> None:
     transformers = importlib.import_module("transformers")
-    # Imported first: what this module imports sets names of the package once more.
-    importlib.import_module("transformers.testing_utils")
     for family, (package, folder) in _MODULES.items():
         ours = importlib.import_module(package)
         # A configuration for generating is one for all families there: it keeps its class.
@@ -142,6 +141,9 @@ def _places(family: str, transformers: Any) -> list[Any]:
     package = importlib.import_module(f"transformers.models.{family}")
     ends = ("modeling", "configuration", "tokenization", "feature_extraction", "processing")
     names = [f"{package.__name__}.{end}_{family}" for end in ends]
+    # Whatever imports these later sets the names of the packages above them once more.
+    auto = ("configuration", "tokenization", "feature_extraction", "processing", "modeling")
+    names += ["transformers.models.auto", *(f"transformers.models.auto.{end}_auto" for end in auto)]
     found = [importlib.import_module(name) for name in names if importlib.util.find_spec(name)]
     return [package, *found]
 
