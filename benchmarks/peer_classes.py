@@ -31,6 +31,7 @@ _SHARED = {
     ("transformers.cache_utils", "EncoderDecoderCache"): (
         "corpus_asr.families.layers.kv_cache:DecoderCache",
     ),
+    ("transformers.cache_utils", "Cache"): ("corpus_asr.families.layers.kv_cache:AttentionCache",),
 }
 # What the common tests read from a class of transformers before they come to their point: flags of
 # its own machinery, which no program reads. Each says what holds for the classes of here.
@@ -45,7 +46,6 @@ _FLAGS: dict[str, Any] = {
     "_no_split_modules": None,
     "_tp_plan": None,
     "_pp_plan": None,
-    "_tied_weights_keys": None,
     "_keep_in_fp32_modules": None,
     "_keep_in_fp32_modules_strict": None,
     "_auto_class": None,

@@ -5,6 +5,7 @@ Names and defaults are those of `transformers.PreTrainedConfig`, version 5.23.
 
 import difflib
 import json
+from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, field, fields
 from os import PathLike
 from pathlib import Path
@@ -228,6 +229,11 @@ class ModelConfig(OpenSettings):
     torch_dtype = _other_name("dtype")
     use_return_dict = _other_name("return_dict")
     name_or_path = _other_name("_name_or_path")
+    _attn_implementation = _other_name("attn_implementation")
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the names of the settings, those that this class does not know among them."""
+        return iter(self.to_dict())
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> Self:
         """Return this configuration: text has none of its own here."""

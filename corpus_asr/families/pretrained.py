@@ -10,7 +10,6 @@ from typing import Any, ClassVar, Self
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from corpus_asr.array_types import Float
 from corpus_asr.errors import CheckpointError
@@ -23,6 +22,7 @@ from corpus_asr.families.loading import resolve_device
 from corpus_asr.families.model_config import CONFIG_NAME, ModelConfig
 from corpus_asr.families.outputs import Seq2SeqLMOutput, Seq2SeqModelOutput
 from corpus_asr.families.saved_files import Uploads, finish_saving, made_folder, take_source
+from corpus_asr.families.transformers_methods import TransformersMethods
 from corpus_asr.families.weights import (
     load_weights,
     save_weights,
@@ -32,14 +32,15 @@ from corpus_asr.families.weights import (
 from corpus_asr.storage.model_files import fetch_checkpoint
 
 
-class PreTrainedModel(nn.Module, Uploads):
+class PreTrainedModel(nn.Module, TransformersMethods, Uploads):
     """Base of the networks; `state_dict()` keys equal those of the same class in transformers."""
 
     base_model_prefix = "model"
     main_input_name = "input_features"
     config_class: ClassVar[type[ModelConfig]]
 
-    _tied: ClassVar[dict[str, str]] = {}
+    # Under this name PEFT, accelerate and the Trainer of transformers look for it.
+    _tied_weights_keys: ClassVar[dict[str, str]] = {}
     """Parameters that share another's weights."""
     _left_over: ClassVar[tuple[str, ...]] = ()
     """How stored names begin that this class has no use for."""
@@ -67,10 +68,23 @@ class PreTrainedModel(nn.Module, Uploads):
             self.generation_config = self._generation.from_model_config(config)
 
     @classmethod
-    def from_config(cls, config: Any, *, dtype: torch.dtype | str | None = None) -> Self:
+    def from_config(
+        cls,
+        config: Any,
+        *,
+        dtype: torch.dtype | str | None = None,
+        torch_dtype: torch.dtype | str | None = None,
+        attn_implementation: str | None = None,
+    ) -> Self:
         """Make a network with fresh weights, ready to be trained."""
+        if attn_implementation is not None:
+            config.attn_implementation = attn_implementation
         model = cls(config)
+        dtype = torch_dtype if dtype is None else dtype
         return model if dtype is None else model.to(_dtype(dtype, config))
+
+    # Under this name classes of transformers have it.
+    _from_config = from_config
 
     @classmethod
     def from_pretrained(
@@ -125,7 +139,7 @@ class PreTrainedModel(nn.Module, Uploads):
             folder,
             dtype=_dtype(dtype, config),
             device=_device(device, device_map),
-            tied=cls._tied,
+            tied=cls._tied_weights_keys,
             fresh=(*cls._fixed, *cls._fresh),
             draw=model._draw,
             ignored=cls._left_over,
@@ -192,7 +206,7 @@ class PreTrainedModel(nn.Module, Uploads):
     @property
     def _keys_to_ignore_on_save(self) -> list[str] | None:
         # Under this name the Trainer of transformers ties what a file lacks.
-        tied = [name for name, source in self._tied.items() if self._shares(name, source)]
+        tied = [name for name, source in self._tied_weights_keys.items() if self._shares(name, source)]
         return tied or None
 
     @classmethod
@@ -235,7 +249,7 @@ class PreTrainedModel(nn.Module, Uploads):
     def tie_weights(self) -> None:
         """Let tied parameters be one, if the configuration has `tie_word_embeddings`."""
         if self.config.tie_word_embeddings:
-            for target, source in self._tied.items():
+            for target, source in self._tied_weights_keys.items():
                 share_parameter(self, target, source)
 
     def activation_checkpointing_enable(
@@ -355,24 +369,6 @@ IGNORED_LABEL = -100
 class TokenTables(PreTrainedModel):
     """An encoder and a decoder with its table of token embeddings, here or in `model`."""
 
-    _input_gradients: RemovableHandle | None = None
-
-    def enable_input_require_grads(self) -> None:
-        """Let embedded tokens require gradients, though their table is frozen.
-
-        Reentrant checkpointing around adapters needs that; what is here does not.
-        """
-        self.disable_input_require_grads()
-        self._input_gradients = self.get_input_embeddings().register_forward_hook(
-            lambda module, inputs, output: output.requires_grad_(True)
-        )
-
-    def disable_input_require_grads(self) -> None:
-        """Undo `enable_input_require_grads`."""
-        if self._input_gradients is not None:
-            self._input_gradients.remove()
-            self._input_gradients = None
-
     def get_encoder(self) -> Any:
         """Return the encoder."""
         return getattr(self, "model", self).encoder
@@ -394,10 +390,6 @@ class TokenTables(PreTrainedModel):
         """Replace the table of token embeddings."""
         self.get_decoder().embed_tokens = value
 
-    def get_output_embeddings(self) -> nn.Linear | None:
-        """Return the projection to the vocabulary; None where there is none."""
-        return None
-
     def resize_token_embeddings(
         self,
         new_num_tokens: int | None = None,
@@ -415,7 +407,7 @@ class TokenTables(PreTrainedModel):
         if size < 1:
             raise ValueError(f"resizing the vocabulary: found {size} tokens, expected at least 1")
         embedding, projection = self.get_input_embeddings(), self.get_output_embeddings()
-        tied = all(self._shares(*names) for names in self._tied.items())
+        tied = all(self._shares(*names) for names in self._tied_weights_keys.items())
         for table in (embedding,) if tied or projection is None else (embedding, projection):
             table.weight = nn.Parameter(self._resized(table.weight, size, mean=mean_resizing))
         embedding.num_embeddings = self.config.vocab_size = size

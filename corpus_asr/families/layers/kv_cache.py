@@ -53,6 +53,16 @@ class KeyValues:
         """Tokens so far."""
         return 0 if self.pair is None else self.pair[0].shape[2]
 
+    @property
+    def keys(self) -> Keys | None:
+        """Of every token so far."""
+        return None if self.pair is None else self.pair[0]
+
+    @property
+    def values(self) -> Keys | None:
+        """Of every token so far."""
+        return None if self.pair is None else self.pair[1]
+
     def append(self, keys: Heads, values: Heads) -> KeysAndValues:
         """Add the keys and values of further tokens and return all."""
         if self.pair is not None:
@@ -84,6 +94,20 @@ class LayerPast:
         """Of the window, computed once."""
 
 
+@dataclass(frozen=True, slots=True)
+class AttentionCache:
+    """What either kind of attention keeps in every layer, as transformers' caches show it."""
+
+    layers: Sequence[KeyValues]
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Return how many tokens, or positions of the window, are kept."""
+        return self.layers[layer_idx].length if self.layers else 0
+
+
 class DecoderCache:
     """Keys and values of every decoder layer.
 
@@ -108,11 +132,37 @@ class DecoderCache:
         """Return how many tokens are kept."""
         return self.layers[layer_idx].own.length if self.layers else 0
 
+    @property
+    def self_attention_cache(self) -> AttentionCache:
+        """Keys and values of the tokens."""
+        return AttentionCache([layer.own for layer in self.layers])
+
+    @property
+    def cross_attention_cache(self) -> AttentionCache:
+        """Keys and values of the windows."""
+        return AttentionCache([layer.cross for layer in self.layers])
+
+    @property
+    def is_updated(self) -> dict[int, bool]:
+        """Whether each layer has keys and values of the windows."""
+        return {number: layer.cross.pair is not None for number, layer in enumerate(self.layers)}
+
     def reorder_cache(self, beam_idx: Int[Tensor, " batch"]) -> None:
         """Let row i continue what row `beam_idx[i]` was."""
+        self._change(lambda tensor: tensor.index_select(0, beam_idx.to(tensor.device)))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep these rows."""
+        self._change(lambda tensor: tensor[indices])
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Make so many rows of each."""
+        self._change(lambda tensor: tensor.repeat_interleave(repeats, dim=0))
+
+    def _change(self, function: Callable[[Tensor], Tensor]) -> None:
         for layer in self.layers:
             for kept in (layer.own, layer.cross):
-                kept.change(lambda tensor: tensor.index_select(0, beam_idx.to(tensor.device)))
+                kept.change(function)
 
     def crop(self, max_length: int) -> None:
         """Forget all tokens from `max_length` on; negative: that many of the last."""

@@ -33,16 +33,20 @@ def sinusoids(length: int, width: int) -> Float[Tensor, "pos width"]:
 
 
 class Stack(nn.Module):
-    """Blocks and a last norm; training may leave blocks out, or compute them twice."""
+    """Blocks and a last norm; training may leave blocks out, or compute them twice.
+
+    A family makes it a network of its own, which is saved and loaded by itself, too.
+    """
 
     layers: nn.ModuleList
     layer_norm: nn.LayerNorm
 
     def __init__(self, config: Any, *, layerdrop: float) -> None:
-        super().__init__()
+        super().__init__(config)
         self.config = config
         self.layerdrop = layerdrop  # LayerDrop (Fan et al. 2019)
-        self.gradient_checkpointing = False
+        # transformers' configurations of version 4 could say it, too.
+        self.gradient_checkpointing = bool(getattr(config, "gradient_checkpointing", False))
         self.checkpoint_every = 1
         """Of so many blocks, one is computed twice, where `gradient_checkpointing` is true."""
         self.offload = False
@@ -272,6 +276,10 @@ class TokenDecoder(Stack):
             cross_attentions=None if encoder_hidden_states is None else _tuple(record.cross),
         )
         return output.as_asked(self.config, return_dict)
+
+    def get_decoder(self) -> "TokenDecoder":
+        """Return itself: a decoder is no part of another here."""
+        return self
 
     def _embedded(self, input_ids: Tensor | None, embeds: Tensor | None) -> Tensor:
         if (input_ids is None) == (embeds is None):

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,9 @@ from corpus_asr.families.layers.stack import (
     hiding_mask,
     sinusoids,
 )
+from corpus_asr.families.model_config import ModelConfig
 from corpus_asr.families.outputs import BaseModelOutput
+from corpus_asr.families.pretrained import PreTrainedModel
 from corpus_asr.families.speech2text.config import Speech2TextConfig
 
 _Length = TypeVar("_Length", int, Tensor)
@@ -116,8 +118,25 @@ class Conv1dSubsampler(nn.Module):
         return hidden.transpose(1, 2).contiguous()
 
 
+class Speech2TextPreTrainedModel(PreTrainedModel):
+    """Base of the Speech2Text networks."""
+
+    config_class: ClassVar[type[ModelConfig]] = Speech2TextConfig
+    config: Speech2TextConfig
+
+    def _get_feat_extract_output_lengths(self, input_lengths: Any) -> Any:
+        """Return how many positions so many frames become, one number or a tensor of them."""
+        return shorter(input_lengths, self.config.num_conv_layers)
+
+    def _get_feature_vector_attention_mask(
+        self, feature_vector_length: int, attention_mask: Tensor
+    ) -> Int[Tensor, "batch pos"]:
+        """Return 1 for each position that the frames of a mask (batch, frame) become, else 0."""
+        return valid_positions(attention_mask, feature_vector_length, config=self.config).long()
+
+
 @plain
-class Speech2TextEncoder(FeatureEncoder):
+class Speech2TextEncoder(FeatureEncoder, Speech2TextPreTrainedModel):
     """Gated convolutions, sinusoidal positions, pre-norm blocks and a last norm.
 
     Source: Wang et al. 2020, section 2.1; parameter names of
@@ -125,7 +144,7 @@ class Speech2TextEncoder(FeatureEncoder):
     float32.
     """
 
-    def __init__(self, config: Speech2TextConfig) -> None:
+    def __init__(self, config: Speech2TextConfig, *, drawn: bool = True) -> None:
         super().__init__(config)
         self.num_mel_bins = config.input_feat_per_channel * config.input_channels
         self.max_source_positions = config.max_source_positions
@@ -133,6 +152,9 @@ class Speech2TextEncoder(FeatureEncoder):
         self.conv = Conv1dSubsampler(config)
         self.embed_positions = Speech2TextPositions(config.d_model, padding_row(config))
         self._add_blocks(EncoderBlock, config.encoder_layers, key_bias=True)
+        # The whole network that it is a part of draws its weights together with the others.
+        if drawn:
+            self._draw_weights()
 
     def forward(
         self,

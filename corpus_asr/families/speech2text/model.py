@@ -23,7 +23,6 @@ from corpus_asr.families.layers.packed import (
 )
 from corpus_asr.families.layers.plain import plain, plain_network
 from corpus_asr.families.layers.stack import TokenDecoder, check_heard
-from corpus_asr.families.model_config import ModelConfig
 from corpus_asr.families.outputs import (
     Seq2SeqLMOutput,
     Seq2SeqModelOutput,
@@ -35,6 +34,7 @@ from corpus_asr.families.speech2text.config import Speech2TextConfig
 from corpus_asr.families.speech2text.encoder import (
     Speech2TextEncoder,
     Speech2TextPositions,
+    Speech2TextPreTrainedModel,
     padding_row,
     shorter,
     valid_positions,
@@ -51,7 +51,7 @@ _COMPUTED = (
 
 
 @plain
-class Speech2TextDecoder(TokenDecoder):
+class Speech2TextDecoder(TokenDecoder, Speech2TextPreTrainedModel, TokenTables):
     """Scaled token embeddings, sinusoidal positions, pre-norm blocks and a last norm.
 
     Padding takes no position. Embeddings that are given are scaled already, and none is padding.
@@ -61,12 +61,16 @@ class Speech2TextDecoder(TokenDecoder):
     float32.
     """
 
+    main_input_name = "input_ids"
     embed_positions: Speech2TextPositions
 
-    def __init__(self, config: Speech2TextConfig) -> None:
+    def __init__(self, config: Speech2TextConfig, *, drawn: bool = True) -> None:
         positions = Speech2TextPositions(config.d_model, padding_row(config))
         super().__init__(config, positions, key_bias=True)
         self.embed_scale = math.sqrt(config.d_model) if config.scale_embedding else 1.0
+        # The whole network that it is a part of draws its weights together with the others.
+        if drawn:
+            self._draw_weights()
 
     def _placed(
         self,
@@ -85,18 +89,15 @@ class Speech2TextDecoder(TokenDecoder):
 
 
 @plain_network
-class Speech2TextModel(TokenTables):
+class Speech2TextModel(Speech2TextPreTrainedModel, TokenTables):
     """Encoder and decoder, without the projection to the vocabulary."""
-
-    config_class: ClassVar[type[ModelConfig]] = Speech2TextConfig
-    config: Speech2TextConfig
 
     _left_over: ClassVar[tuple[str, ...]] = ("lm_head.", *_COMPUTED)
 
     def __init__(self, config: Speech2TextConfig) -> None:
         super().__init__(config)
-        self.encoder = Speech2TextEncoder(config)
-        self.decoder = Speech2TextDecoder(config)
+        self.encoder = Speech2TextEncoder(config, drawn=False)
+        self.decoder = Speech2TextDecoder(config, drawn=False)
         self._draw_weights()
 
     def forward(
@@ -151,15 +152,13 @@ class Speech2TextModel(TokenTables):
 
 
 @plain_network
-class Speech2TextSeq2SeqLM(Vocabulary):
+class Speech2TextSeq2SeqLM(Speech2TextPreTrainedModel, Vocabulary):
     """Encoder, decoder and the projection to the vocabulary, tied to the token embedding or not."""
 
-    config_class: ClassVar[type[ModelConfig]] = Speech2TextConfig
-    config: Speech2TextConfig
     lm_head: nn.Linear
 
     accepts_loss_kwargs = True
-    _tied: ClassVar[dict[str, str]] = {"lm_head.weight": "model.decoder.embed_tokens.weight"}
+    _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "model.decoder.embed_tokens.weight"}
     _left_over: ClassVar[tuple[str, ...]] = _COMPUTED
     _projection: ClassVar[str] = "lm_head"
     _generation: ClassVar[Any] = GenerationConfig

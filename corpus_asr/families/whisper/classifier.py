@@ -32,7 +32,7 @@ class WhisperForAudioClassification(WhisperPreTrainedModel):
 
     def __init__(self, config: WhisperConfig) -> None:
         super().__init__(config)
-        self.encoder = WhisperEncoder(config)
+        self.encoder = WhisperEncoder(config, drawn=False)
         if config.use_weighted_layer_sum:
             self.layer_weights = nn.Parameter(torch.empty(config.encoder_layers + 1))
         self.projector = nn.Linear(config.d_model, config.classifier_proj_size)

@@ -1,7 +1,7 @@
 """Whisper's encoder; and its features, computed on a GPU, and masked in training (SpecAugment)."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -11,22 +11,59 @@ from torch import Tensor, nn
 from corpus_asr.array_types import Bool, Float, Float32
 from corpus_asr.families.layers.blocks import NOTHING, EncoderBlock, Record
 from corpus_asr.families.layers.plain import plain
-from corpus_asr.families.layers.stack import FeatureEncoder, check_heard, check_values, rows_of
+from corpus_asr.families.layers.stack import (
+    FeatureEncoder,
+    check_heard,
+    check_values,
+    rows_of,
+    sinusoids,
+)
+from corpus_asr.families.model_config import ModelConfig
 from corpus_asr.families.outputs import BaseModelOutput
+from corpus_asr.families.pretrained import PreTrainedModel
 from corpus_asr.families.whisper.config import WhisperConfig
 from corpus_asr.features.mel import DYNAMIC_RANGE, POWER_FLOOR, Analysis, mel_filters
 from corpus_asr.units import FRAMES_PER_POSITION
 
 
+_POSITIONS = "encoder.embed_positions.weight"
+
+
+class WhisperPreTrainedModel(PreTrainedModel):
+    """Base of the Whisper networks; the positions of their encoder are fixed sinusoids."""
+
+    config_class: ClassVar[type[ModelConfig]] = WhisperConfig
+    config: WhisperConfig
+
+    # Files of the whole model may store the projection, which is the token embedding.
+    _left_over: ClassVar[tuple[str, ...]] = ("proj_out.weight",)
+    _fixed: ClassVar[tuple[str, ...]] = (_POSITIONS, f"model.{_POSITIONS}")
+
+    @torch.no_grad()
+    def _draw(self, name: str, parameter: Tensor) -> None:
+        if name.endswith(_POSITIONS):
+            parameter.requires_grad_(False)
+            if not parameter.is_meta:
+                parameter.copy_(sinusoids(*parameter.shape))
+        else:
+            super()._draw(name, parameter)
+
+    def _get_feat_extract_output_lengths(self, input_lengths: Any) -> Any:
+        """Return how many positions so many frames become, one number or a tensor of them."""
+        return (input_lengths - 1) // FRAMES_PER_POSITION + 1
+
+
 @plain
-class WhisperEncoder(FeatureEncoder):
+class WhisperEncoder(FeatureEncoder, WhisperPreTrainedModel):
     """Two convolutions, sinusoidal positions, pre-norm blocks and a last norm.
 
     Source: Radford et al. 2022, section 2.2; parameter names of
     transformers/models/whisper/modeling_whisper.py, equal to it within 1e-5 in float32.
     """
 
-    def __init__(self, config: WhisperConfig) -> None:
+    _fixed: ClassVar[tuple[str, ...]] = (_POSITIONS.removeprefix("encoder."),)
+
+    def __init__(self, config: WhisperConfig, *, drawn: bool = True) -> None:
         super().__init__(config)
         width = config.d_model
         self.num_mel_bins = config.num_mel_bins
@@ -37,6 +74,20 @@ class WhisperEncoder(FeatureEncoder):
         self.embed_positions = nn.Embedding(config.max_source_positions, width)
         # A bias of keys adds the same to all scores of a query, which no softmax sees.
         self._add_blocks(EncoderBlock, config.encoder_layers, key_bias=False)
+        # The whole network that it is a part of draws its weights together with the others.
+        if drawn:
+            self._draw_weights()
+
+    def get_input_embeddings(self) -> nn.Conv1d:
+        """Return the first layer that the features meet."""
+        return self.conv1
+
+    def set_input_embeddings(self, value: nn.Conv1d) -> None:
+        """Replace the first layer that the features meet."""
+        self.conv1 = value
+
+    def _draw(self, name: str, parameter: Tensor) -> None:
+        super()._draw(f"encoder.{name}", parameter)
 
     def forward(
         self,

@@ -28,7 +28,6 @@ from corpus_asr.families.layers.stack import (
     rows_of,
     sinusoids,
 )
-from corpus_asr.families.model_config import ModelConfig
 from corpus_asr.families.outputs import (
     CausalLMOutputWithCrossAttentions,
     Seq2SeqLMOutput,
@@ -37,36 +36,18 @@ from corpus_asr.families.outputs import (
     given_encoding,
     seq2seq_output,
 )
-from corpus_asr.families.pretrained import PreTrainedModel, TokenTables, Vocabulary, token_loss
+from corpus_asr.families.pretrained import TokenTables, Vocabulary, token_loss
 from corpus_asr.families.whisper.config import GenerationConfig, WhisperConfig
-from corpus_asr.families.whisper.encoder import WhisperEncoder, check_windows, mask_features
+from corpus_asr.families.whisper.encoder import (
+    WhisperEncoder,
+    WhisperPreTrainedModel,
+    check_windows,
+    mask_features,
+)
 from corpus_asr.units import FRAMES_PER_POSITION, FRAMES_PER_SECOND
 
-_POSITIONS = "encoder.embed_positions.weight"
-
-
-class WhisperPreTrainedModel(PreTrainedModel):
-    """Base of the Whisper networks; the positions of their encoder are fixed sinusoids."""
-
-    config_class: ClassVar[type[ModelConfig]] = WhisperConfig
-    config: WhisperConfig
-
-    # Files of the whole model may store the projection, which is the token embedding.
-    _left_over: ClassVar[tuple[str, ...]] = ("proj_out.weight",)
-    _fixed: ClassVar[tuple[str, ...]] = (_POSITIONS, f"model.{_POSITIONS}")
-
-    @torch.no_grad()
-    def _draw(self, name: str, parameter: Tensor) -> None:
-        if name.endswith(_POSITIONS):
-            parameter.requires_grad_(False)
-            if not parameter.is_meta:
-                parameter.copy_(sinusoids(*parameter.shape))
-        else:
-            super()._draw(name, parameter)
-
-
 @plain
-class WhisperDecoder(TokenDecoder):
+class WhisperDecoder(TokenDecoder, WhisperPreTrainedModel, TokenTables):
     """Token and learned position embeddings, pre-norm blocks and a last norm.
 
     Token embeddings are never scaled: transformers reads `scale_embedding` but does not apply it,
@@ -76,12 +57,16 @@ class WhisperDecoder(TokenDecoder):
     transformers/models/whisper/modeling_whisper.py, equal to it within 1e-5 in float32.
     """
 
+    main_input_name = "input_ids"
     embed_positions: nn.Embedding
 
-    def __init__(self, config: WhisperConfig) -> None:
+    def __init__(self, config: WhisperConfig, *, drawn: bool = True) -> None:
         positions = nn.Embedding(config.max_target_positions, config.d_model)
         # A bias of keys adds the same to all scores of a query, which no softmax sees.
         super().__init__(config, positions, key_bias=False)
+        # The whole network that it is a part of draws its weights together with the others.
+        if drawn:
+            self._draw_weights()
 
     def _placed(
         self,
@@ -122,7 +107,7 @@ class WhisperWithVocabulary(WhisperPreTrainedModel, Vocabulary):
 
     proj_out: nn.Linear
 
-    _tied: ClassVar[dict[str, str]] = {"proj_out.weight": "model.decoder.embed_tokens.weight"}
+    _tied_weights_keys: ClassVar[dict[str, str]] = {"proj_out.weight": "model.decoder.embed_tokens.weight"}
     _generation: ClassVar[Any] = GenerationConfig
     _projection: ClassVar[str] = "proj_out"
 
@@ -145,8 +130,8 @@ class WhisperModel(WhisperPreTrainedModel, TokenTables):
 
     def __init__(self, config: WhisperConfig) -> None:
         super().__init__(config)
-        self.encoder = WhisperEncoder(config)
-        self.decoder = WhisperDecoder(config)
+        self.encoder = WhisperEncoder(config, drawn=False)
+        self.decoder = WhisperDecoder(config, drawn=False)
         self._draw_weights()
 
     def _mask_input_features(
@@ -284,7 +269,7 @@ class _DecoderOnly(nn.Module):
     # Checkpoints have the decoder's weights under `model.decoder`.
     def __init__(self, config: WhisperConfig) -> None:
         super().__init__()
-        self.decoder = WhisperDecoder(config)
+        self.decoder = WhisperDecoder(config, drawn=False)
 
 
 @plain_network
