@@ -126,9 +126,8 @@ def _replace() -> None:
                     setattr(module, name, kind)
             setattr(transformers, name, kind)
     # The common tests read this name; a folder of tests is no package of transformers.
-    importlib.import_module("transformers.utils").direct_transformers_import = (
-        lambda *arguments, **keywords: transformers
-    )
+    utils: Any = importlib.import_module("transformers.utils")
+    utils.direct_transformers_import = lambda *arguments, **keywords: transformers
     for (place, name), choices in _SHARED.items():
         if kind := next(filter(None, map(_found, choices)), None):
             setattr(importlib.import_module(place), name, kind)

@@ -4,8 +4,11 @@
 
 The folder (`CORPUS_ASR_PEER_TESTS`) holds `tests/` of a checkout of transformers; none of it is
 part of this project. Each suite runs in a child process with `benchmarks.peer_classes`, and what
-fails runs once more with transformers' own classes. The results are copied to docs/benchmarks, and
-the tables in docs/transformers.md are drawn of them.
+fails runs once more with transformers' own classes. `publish` copies the results to docs/benchmarks
+and draws the tables in docs/transformers.md of them.
+
+Of the failures those do not count that transformers' own classes have, too, and those that
+peer_reasons.json names as reaching `inside` transformers; all others count, with a reason or none.
 """
 
 import argparse
@@ -20,13 +23,14 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks.tables import fill
 
 _REPOSITORY = Path(__file__).resolve().parents[1]
 COPY = "peer-suites.json"
 Suite = dict[str, Any]
+Reasons = dict[str, dict[str, str]]
 
 SUITES = {
     "Whisper: models": "tests/models/whisper/test_modeling_whisper.py",
@@ -56,6 +60,14 @@ _SAID = (
     (SLOW, r"test is slow"),
     (PACKAGE, r"test requires|require_|not installed"),
 )
+
+
+class Outcome(NamedTuple):
+    """What became of a test."""
+
+    how: str
+    why: str
+    counts: bool
 
 
 def main(arguments: Sequence[str] | None = None, *, repository: Path = _REPOSITORY) -> None:
@@ -92,10 +104,9 @@ def publish(results: Path, *, repository: Path = _REPOSITORY) -> None:
     fill(repository / "docs" / "transformers.md", "peer-suites", drawn(json.loads(text)))
 
 
-def run_suite(
-    name: str, file: str, tests: Path, *, reasons: dict[str, str], timeout_s: float
-) -> Suite:
+def run_suite(name: str, file: str, tests: Path, *, reasons: Reasons, timeout_s: float) -> Suite:
     """Run one file of tests with the classes of here, and what fails with transformers' own."""
+    print(f"running {file}", file=sys.stderr)
     ours = run_tests([file], tests, classes="ours", timeout_s=timeout_s)
     failed = [test for test, found in ours.items() if found["outcome"] == FAILED]
     theirs = run_tests(failed, tests, classes="theirs", timeout_s=timeout_s) if failed else {}
@@ -135,30 +146,33 @@ def run_tests(
 
 
 def classified(
-    test: str, ours: dict[str, Any], theirs: dict[str, Any] | None, *, reasons: dict[str, str]
-) -> tuple[str, str]:
-    """Return a test's outcome, and why it did not pass: "" for one that fails without excuse."""
+    test: str, ours: dict[str, Any], theirs: dict[str, Any] | None, *, reasons: Reasons
+) -> Outcome:
+    """Return what became of a test, why, "" where nobody knows, and whether it counts."""
     if ours["outcome"] == PASSED:
-        return PASSED, ""
+        return Outcome(PASSED, "", True)
     said = ours["said"][0]
     kind = next((kind for kind, text in _SAID if re.search(text, said, re.IGNORECASE)), None)
     if ours["outcome"] == "skipped":
-        return "skipped", kind or OWN
+        return Outcome("skipped", kind or OWN, False)
     if kind == HUB:
-        return "skipped", HUB
+        return Outcome("skipped", HUB, False)
     if theirs is not None and theirs["outcome"] == FAILED:
-        return FAILED, BOTH
+        return Outcome(FAILED, BOTH, False)
     if theirs is not None and theirs["outcome"] == "skipped":
-        return "skipped", OWN
-    own = (reason for pattern, reason in reasons.items() if re.search(pattern, test))
-    return FAILED, next(own, "")
+        return Outcome("skipped", OWN, False)
+    for group, counts in (("inside", False), ("counts", True)):
+        for pattern, reason in reasons.get(group, {}).items():
+            if re.search(pattern, test):
+                return Outcome(FAILED, reason, counts)
+    return Outcome(FAILED, "", True)
 
 
-def counted(outcomes: dict[str, tuple[str, str]]) -> dict[str, Any]:
-    """Count outcomes; `failures` are all that failed with their reasons."""
-    how = Counter(outcome for outcome, _ in outcomes.values())
-    failures = {test: why for test, (outcome, why) in outcomes.items() if outcome == FAILED}
-    skips = Counter(why for outcome, why in outcomes.values() if outcome == "skipped")
+def counted(outcomes: dict[str, Outcome]) -> dict[str, Any]:
+    """Count outcomes; `failures` has of each its reason and whether it counts."""
+    how = Counter(one.how for one in outcomes.values())
+    failures = {test: [one.why, one.counts] for test, one in outcomes.items() if one.how == FAILED}
+    skips = Counter(one.why for one in outcomes.values() if one.how == "skipped")
     numbers = {"passed": how[PASSED], "failed": how[FAILED], "skipped": how["skipped"]}
     return {**numbers, "skips": dict(skips.most_common()), "failures": failures}
 
@@ -169,7 +183,7 @@ def counts_of(suites: Iterable[Suite]) -> dict[str, dict[str, int]]:
         suite["name"]: {
             "passed": suite["passed"],
             "failed": suite["failed"],
-            "counting": sum(not why for why in suite["failures"].values()),
+            "counting": sum(counts for _, counts in suite["failures"].values()),
         }
         for suite in suites
     }
@@ -183,7 +197,7 @@ def drawn(results: dict[str, Any]) -> str:
         f"{results['date']}, transformers {versions['transformers']}, torch {versions['torch']}, "
         "CPU.",
         "",
-        "| Tests of transformers | passed | failed | of these without a reason below | skipped "
+        "| Tests of transformers | passed | failed | of these that count | skipped "
         "| before: passed | failed |",
         "|---|--:|--:|--:|--:|--:|--:|",
     ]
@@ -199,7 +213,7 @@ def drawn(results: dict[str, Any]) -> str:
     lines += [
         "",
         f"{passed:,} of {passed + counting:,} tests that count pass, {share:.1%}; of all that were "
-        f"run, {of_all:.1%} of {passed + failed:,}.",
+        f"run, {of_all:.1%} of {passed + failed:,}. {_before(before)}",
         "",
         "| Skipped, since it | tests |",
         "|---|--:|",
@@ -208,14 +222,23 @@ def drawn(results: dict[str, Any]) -> str:
     for suite in results["suites"]:
         skips.update(suite["skips"])
     lines += [f"| {why} | {count} |" for why, count in skips.most_common()]
-    lines += ["", "| Failed | tests | which |", "|---|--:|---|"]
-    by_reason: dict[str, list[str]] = {}
+    lines += ["", "| Failed, since it | counts | tests | which |", "|---|---|--:|---|"]
+    by_reason: dict[tuple[bool, str], list[str]] = {}
     for suite in results["suites"]:
-        for test, why in suite["failures"].items():
-            by_reason.setdefault(why or "no reason", []).append(test)
-    for why, tests in sorted(by_reason.items(), key=lambda pair: -len(pair[1])):
-        lines.append(f"| {_cell(why)} | {len(tests)} | {_cell(', '.join(_names(tests)))} |")
+        for test, (why, counts) in suite["failures"].items():
+            by_reason.setdefault((counts, why or "differs"), []).append(test)
+    for (counts, why), tests in sorted(by_reason.items(), key=lambda p: (-p[0][0], -len(p[1]))):
+        cells = [why, "yes" if counts else "no", len(tests), ", ".join(_names(tests))]
+        lines.append(f"| {' | '.join(_cell(str(cell)) for cell in cells)} |")
     return "\n".join(lines)
+
+
+def _before(before: dict[str, dict[str, int]]) -> str:
+    if not before:
+        return ""
+    passed = sum(one["passed"] for one in before.values())
+    counting = sum(one["counting"] for one in before.values())
+    return f"Before: {passed:,} of {passed + counting:,}, {passed / (passed + counting):.1%}."
 
 
 def _names(tests: Iterable[str]) -> list[str]:

@@ -206,7 +206,9 @@ class PreTrainedModel(nn.Module, TransformersMethods, Uploads):
     @property
     def _keys_to_ignore_on_save(self) -> list[str] | None:
         # Under this name the Trainer of transformers ties what a file lacks.
-        tied = [name for name, source in self._tied_weights_keys.items() if self._shares(name, source)]
+        tied = [
+            name for name, source in self._tied_weights_keys.items() if self._shares(name, source)
+        ]
         return tied or None
 
     @classmethod

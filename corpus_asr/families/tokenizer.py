@@ -20,6 +20,7 @@ from corpus_asr.families.saved_files import (
     write_json_object,
 )
 from corpus_asr.families.tensors import BatchEncoding
+from corpus_asr.families.token_roles import ROLES, UNUSED_ROLES, TokenRoles
 from corpus_asr.families.truncation_padding import (
     EncodeOptions,
     Lengths,
@@ -36,9 +37,6 @@ MERGES_NAME = "merges.txt"
 ADDED_NAME = "added_tokens.json"
 SPECIAL_NAME = "special_tokens_map.json"
 SETTINGS_NAME = "tokenizer_config.json"
-
-ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
-"""Settings that name a token."""
 
 OTHER_SPECIAL = ("additional_special_tokens", "extra_special_tokens")
 
@@ -58,36 +56,9 @@ _IDLE_LENGTH = "max_length has no effect with padding=True"
 _PAD_TO_IT = ": pass padding='max_length' to pad to it"
 
 
-def _role_id(role: str) -> Any:
-    """Make the property of the id of the token with a role; None where no token has it."""
-
-    def get(tokenizer: "PretrainedTokenizer") -> int | None:
-        token = getattr(tokenizer, role)
-        return None if token is None else tokenizer._token_id(token)
-
-    def set_(tokenizer: "PretrainedTokenizer", token_id: int) -> None:
-        token = tokenizer._id_token(token_id)
-        if token is None:
-            raise ValueError(
-                f"setting {role}_id: found no token {token_id} among {len(tokenizer)}; "
-                f"choose the id of one, or add it first"
-            )
-        setattr(tokenizer, role, token)
-
-    return property(get, set_)
-
-
-class PretrainedTokenizer(Uploads):
+class PretrainedTokenizer(TokenRoles, Uploads):
     """A tokenizer of any family; its settings are attributes, checked when they are set."""
 
-    bos_token: str | None
-    eos_token: str | None
-    unk_token: str | None
-    pad_token: str | None
-    bos_token_id: int | None = _role_id("bos_token")
-    eos_token_id: int | None = _role_id("eos_token")
-    unk_token_id: int | None = _role_id("unk_token")
-    pad_token_id: int | None = _role_id("pad_token")
     padding_side: str
     truncation_side: str
     model_max_length: int
@@ -96,6 +67,8 @@ class PretrainedTokenizer(Uploads):
     model_input_names = ("input_ids", "attention_mask")
     """What a model takes of the result of a call."""
     pad_token_type_id = 0
+    _without_effect: tuple[str, ...] = ()
+    """Settings of other tokenizers that are taken and change nothing."""
     name_or_path = ""
     """What the tokenizer was loaded from."""
 
@@ -153,7 +126,8 @@ class PretrainedTokenizer(Uploads):
     def _check_setting(self, name: str, value: Any) -> None:
         if name in ("padding_side", "truncation_side"):
             check_side(name, value)
-        if name in ROLES and value is not None and self._token_id(value) is None:
+        is_role = name in ROLES or name in UNUSED_ROLES
+        if is_role and value is not None and self._token_id(value) is None:
             raise ValueError(
                 f"setting {name}: found no token {value!r} among {len(self)}; choose one of "
                 f"the vocabulary, or add it by add_special_tokens"
@@ -214,11 +188,17 @@ class PretrainedTokenizer(Uploads):
         """Tokens by their roles."""
         return {role: token for role in ROLES if (token := getattr(self, role)) is not None}
 
-    def add_special_tokens(self, special_tokens_dict: Mapping[str, str | list[str]]) -> int:
+    def add_special_tokens(
+        self,
+        special_tokens_dict: Mapping[str, str | list[str]],
+        replace_extra_special_tokens: bool = True,
+    ) -> int:
         """Add control tokens such as `{"pad_token": "<|pad|>"}`; returns how many were new.
 
-        Tokens without a role are `additional_special_tokens`.
+        Tokens without a role are `additional_special_tokens`. Those that there are stay control
+        tokens whatever `replace_extra_special_tokens` says.
         """
+        del replace_extra_special_tokens
         count = 0
         for role, value in special_tokens_dict.items():
             if role not in (*ROLES, *OTHER_SPECIAL) or isinstance(value, str) != (role in ROLES):
@@ -461,7 +441,12 @@ class PretrainedTokenizer(Uploads):
         name = str(pretrained_model_name_or_path)
         folder = fetch_checkpoint(name, weights=False, expect=None, **take_source(settings))
         names = cls._defaults()
-        unknown = sorted(settings.keys() - names.keys())
+        unknown = sorted(settings.keys() - names.keys() - {*cls._without_effect})
+        if methods := [name for name in unknown if callable(getattr(cls, name, None))]:
+            raise AttributeError(
+                f"loading a tokenizer from {folder}: found the setting {methods[0]}, which is a "
+                f"method of it; leave it out, and pass it to the calls that take it"
+            )
         if unknown:
             raise TypeError(
                 f"loading a tokenizer from {folder}: found the settings {', '.join(unknown)}, "

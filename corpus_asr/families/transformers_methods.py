@@ -25,17 +25,16 @@ class TransformersMethods:
     @property
     def dummy_inputs(self) -> dict[str, Tensor]:
         """The smallest inputs that the network runs with: silence, and the first token."""
-        config = self.config
-        frames = getattr(self, "num_input_frames", 2 * config.max_source_positions)
-        mel = getattr(config, "num_mel_bins", None)
-        shape = (1, config.input_feat_per_channel, 16) if mel is None else (1, mel, frames)
-        like = next(self.parameters())  # type: ignore[attr-defined]
+        weight = next(self.parameters())  # type: ignore[attr-defined]
+        start = [[self.config.decoder_start_token_id]]
         return {
-            "input_features": torch.zeros(shape, dtype=like.dtype, device=like.device),
-            "decoder_input_ids": torch.tensor(
-                [[config.decoder_start_token_id]], device=like.device
-            ),
+            "input_features": weight.new_zeros(self._smallest_features),
+            "decoder_input_ids": torch.tensor(start, device=weight.device),
         }
+
+    @property
+    def _smallest_features(self) -> tuple[int, int, int]:
+        raise NotImplementedError  # a family's
 
     def get_memory_footprint(self, return_buffers: bool = True) -> int:
         """Return how many bytes the weights take, and the buffers if asked for."""
@@ -72,9 +71,6 @@ class TransformersMethods:
 
     def init_weights(self) -> None:
         """Draw all weights, as a new network has them; those of `to_empty` among them."""
-        for module in self.modules():  # type: ignore[attr-defined]
-            if hasattr(module, "compute_buffers"):
-                module.compute_buffers()
         self._draw_weights()  # type: ignore[attr-defined]
         self.post_init()
 

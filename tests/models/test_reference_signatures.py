@@ -117,7 +117,6 @@ MISSING: dict[str, tuple[tuple[str, ...], str]] = {
         ("padding", "truncation", "max_length", "stride", "padding_side", "return_tensors"),
         TYPED,
     ),
-    ".add_special_tokens": (("replace_extra_special_tokens",), "tokens are never taken away"),
     "WhisperTokenizer.__init__": (("vocab", "merges", "**kwargs"), RENAMED),
     "WhisperTokenizer.save_pretrained": (("legacy_format", "save_format"), LAYOUTS),
     "GenerationConfig.from_pretrained": (_WHERE, BY_KEYWORD),

@@ -124,6 +124,10 @@ class Speech2TextPreTrainedModel(PreTrainedModel):
     config_class: ClassVar[type[ModelConfig]] = Speech2TextConfig
     config: Speech2TextConfig
 
+    @property
+    def _smallest_features(self) -> tuple[int, int, int]:
+        return 1, 1, self.config.input_feat_per_channel * self.config.input_channels
+
     def _get_feat_extract_output_lengths(self, input_lengths: Any) -> Any:
         """Return how many positions so many frames become, one number or a tensor of them."""
         return shorter(input_lengths, self.config.num_conv_layers)

@@ -158,7 +158,9 @@ class Speech2TextSeq2SeqLM(Speech2TextPreTrainedModel, Vocabulary):
     lm_head: nn.Linear
 
     accepts_loss_kwargs = True
-    _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "model.decoder.embed_tokens.weight"}
+    _tied_weights_keys: ClassVar[dict[str, str]] = {
+        "lm_head.weight": "model.decoder.embed_tokens.weight"
+    }
     _left_over: ClassVar[tuple[str, ...]] = _COMPUTED
     _projection: ClassVar[str] = "lm_head"
     _generation: ClassVar[Any] = GenerationConfig

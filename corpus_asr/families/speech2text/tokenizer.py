@@ -22,10 +22,10 @@ from corpus_asr.families.speech2text.vocabulary import (
     token_flags,
 )
 from corpus_asr.families.tensors import BatchEncoding
+from corpus_asr.families.token_roles import ROLES
 from corpus_asr.families.tokenizer import (
     ADDED_NAME,
     OTHER_SPECIAL,
-    ROLES,
     SETTINGS_NAME,
     SPECIAL_NAME,
     VOCAB_NAME,
@@ -66,6 +66,7 @@ class Speech2TextTokenizer(PretrainedTokenizer):
     """
 
     is_fast = False
+    backend = "sentencepiece"
     do_upper_case: bool
     do_lower_case: bool
     lang_codes: str | None
@@ -175,9 +176,6 @@ class Speech2TextTokenizer(PretrainedTokenizer):
     def additional_special_tokens(self) -> list[str]:
         """The control tokens that play no named role, those of languages among them."""
         return list(self._others)
-
-    extra_special_tokens = additional_special_tokens
-    """The same, as version 5 of the reference calls them."""
 
     def add_tokens(
         self,
@@ -485,7 +483,8 @@ def _vocabulary(path: Path) -> dict[str, int]:
             f"reading {path}: found no vocabulary, expected tokens and their ids, each once; fetch "
             f"the checkpoint again"
         )
-    return content
+    # In the order of the ids, as the reference lists it; files are written in another.
+    return dict(sorted(content.items(), key=lambda pair: pair[1]))
 
 
 def _saved_tokens(folder: Path) -> tuple[dict[int, AddedToken], list[AddedToken]]:

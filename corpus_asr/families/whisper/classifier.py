@@ -16,8 +16,7 @@ from corpus_asr.families.outputs import (
     given_encoding,
 )
 from corpus_asr.families.whisper.config import WhisperConfig
-from corpus_asr.families.whisper.encoder import WhisperEncoder
-from corpus_asr.families.whisper.model import WhisperPreTrainedModel
+from corpus_asr.families.whisper.encoder import WhisperEncoder, WhisperPreTrainedModel
 from corpus_asr.units import FRAMES_PER_SECOND
 
 

@@ -25,7 +25,6 @@ from corpus_asr.families.whisper.config import WhisperConfig
 from corpus_asr.features.mel import DYNAMIC_RANGE, POWER_FLOOR, Analysis, mel_filters
 from corpus_asr.units import FRAMES_PER_POSITION
 
-
 _POSITIONS = "encoder.embed_positions.weight"
 
 
@@ -38,6 +37,11 @@ class WhisperPreTrainedModel(PreTrainedModel):
     # Files of the whole model may store the projection, which is the token embedding.
     _left_over: ClassVar[tuple[str, ...]] = ("proj_out.weight",)
     _fixed: ClassVar[tuple[str, ...]] = (_POSITIONS, f"model.{_POSITIONS}")
+
+    @property
+    def _smallest_features(self) -> tuple[int, int, int]:
+        frames = self.config.max_source_positions * FRAMES_PER_POSITION
+        return 1, self.config.num_mel_bins, frames
 
     @torch.no_grad()
     def _draw(self, name: str, parameter: Tensor) -> None:

@@ -26,7 +26,6 @@ from corpus_asr.families.layers.stack import (
     check_heard,
     check_tokens,
     rows_of,
-    sinusoids,
 )
 from corpus_asr.families.outputs import (
     CausalLMOutputWithCrossAttentions,
@@ -45,6 +44,7 @@ from corpus_asr.families.whisper.encoder import (
     mask_features,
 )
 from corpus_asr.units import FRAMES_PER_POSITION, FRAMES_PER_SECOND
+
 
 @plain
 class WhisperDecoder(TokenDecoder, WhisperPreTrainedModel, TokenTables):
@@ -107,7 +107,9 @@ class WhisperWithVocabulary(WhisperPreTrainedModel, Vocabulary):
 
     proj_out: nn.Linear
 
-    _tied_weights_keys: ClassVar[dict[str, str]] = {"proj_out.weight": "model.decoder.embed_tokens.weight"}
+    _tied_weights_keys: ClassVar[dict[str, str]] = {
+        "proj_out.weight": "model.decoder.embed_tokens.weight"
+    }
     _generation: ClassVar[Any] = GenerationConfig
     _projection: ClassVar[str] = "proj_out"
 

@@ -17,10 +17,10 @@ from tokenizers import AddedToken, Encoding, Tokenizer, pre_tokenizers
 from corpus_asr.errors import CheckpointError
 from corpus_asr.families.saved_files import optional_object, read_json_object, write_json_object
 from corpus_asr.families.tensors import BatchEncoding, as_tensors
+from corpus_asr.families.token_roles import ROLES
 from corpus_asr.families.tokenizer import (
     ADDED_NAME,
     MERGES_NAME,
-    ROLES,
     SETTINGS_NAME,
     SPECIAL_NAME,
     TOKENIZER_NAME,
@@ -82,6 +82,8 @@ class WhisperTokenizer(PretrainedTokenizer):
     """
 
     is_fast = True
+    backend = "tokenizers"
+    _without_effect = ("do_lower_case",)
     language: str | None
     task: str | None
     predict_timestamps: bool
@@ -363,7 +365,7 @@ class WhisperTokenizer(PretrainedTokenizer):
         around = (self.prefix_tokens, self._end) if options.special else None
         fitting = fitting_tokenizer(options, around=around, truncation_side=self.truncation_side)
         encoded = partial(encoding_of, self._tokenizer, words=options.words)
-        rows, sources = [], []
+        rows, sources, kept = [], [], []
         for number, (first, second) in enumerate(pairs):
             if options.overflow and second is not None:
                 # The library loses which of the two texts an overflowing token is of.
@@ -373,6 +375,8 @@ class WhisperTokenizer(PretrainedTokenizer):
                 )
             text = encoded(first)
             pair = None if second is None else encoded(second)
+            if pair is not None:
+                text.set_sequence_id(0)  # of the second the library sets it
             try:
                 whole = fitting.post_process(text, pair, options.special)
             except Exception as error:  # the library raises nothing more precise
@@ -385,13 +389,15 @@ class WhisperTokenizer(PretrainedTokenizer):
             encodings = [whole, *whole.overflowing] if options.overflow else [whole]
             rows += [_row(encoding) for encoding in encodings]
             sources += [number] * len(encodings)
+            kept += encodings
         batch = self._padded(rows, options)
         if "length" in batch:
             batch["length"] = [len(row) for row in batch["input_ids"]]
         if options.overflow:
             batch["overflow_to_sample_mapping"] = sources
         if not several and options.tensors is None and not options.overflow:
-            return BatchEncoding({k: v if k == "length" else v[0] for k, v in batch.items()})
+            batch = BatchEncoding({k: v if k == "length" else v[0] for k, v in batch.items()})
+        batch.encodings = kept
         return batch.convert_to_tensors(options.tensors)
 
     # Ids to text

@@ -1,0 +1,138 @@
+"""Runs a made suite as if it were transformers', and draws tables of results."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from benchmarks import peer_suites
+from benchmarks.peer_suites import COPY, classified, drawn, main, publish, run_suite
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PAGE = REPOSITORY / "docs" / "transformers.md"
+SUITE = """
+import unittest
+from pathlib import Path
+
+import transformers
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+
+class MadeTest(unittest.TestCase):
+    def test_classes_are_replaced(self):
+        assert transformers.WhisperForConditionalGeneration.__module__.startswith("corpus_asr")
+        assert transformers.Speech2TextConfig.__module__.startswith("corpus_asr")
+        assert WhisperEncoder.__module__.startswith("corpus_asr")
+
+    def test_only_theirs_pass(self):
+        assert transformers.WhisperConfig.__module__.startswith("transformers")
+
+    def test_reaches_inside(self):
+        assert transformers.WhisperConfig.__module__.startswith("transformers")
+
+    def test_nobody_passes(self):
+        assert transformers.WhisperConfig().d_model == 0
+
+    def test_parts(self):
+        for name in ("corpus_asr", "transformers"):
+            with self.subTest(name):
+                assert transformers.WhisperConfig.__module__.startswith(name)
+
+    @unittest.skip("test requires CUDA")
+    def test_on_a_card(self):
+        pass
+
+    def test_of_the_hub(self):
+        raise OSError("We couldn't connect to 'https://huggingface.co'")
+"""
+
+
+def test_each_test_is_run_with_both_classes_and_told_with_its_reason(tmp_path: Path) -> None:
+    (tmp_path / "test_made.py").write_text(SUITE)
+    reasons = {"inside": {"test_reaches_inside": "looks inside"}}
+    found = run_suite("made", "test_made.py", tmp_path, reasons=reasons, timeout_s=60)
+    failures = {name.rpartition("::")[2]: why for name, why in found["failures"].items()}
+    assert found["passed"] == 1
+    assert found["skips"] == {peer_suites.GPU: 1, peer_suites.HUB: 1}
+    assert failures == {
+        "test_only_theirs_pass": ["", True],
+        "test_reaches_inside": ["looks inside", False],
+        "test_nobody_passes": [peer_suites.BOTH, False],
+        # One part fails with each: nobody passes the whole.
+        "test_parts": [peer_suites.BOTH, False],
+    }
+
+
+def test_a_failure_counts_unless_theirs_fails_or_it_reaches_inside() -> None:
+    failed = {"outcome": "failed", "said": ["AssertionError"]}
+    passed = {"outcome": "passed", "said": [""]}
+    reasons = {"counts": {"test_b": "is refused"}}
+    assert classified("test_a", failed, passed, reasons=reasons) == ("failed", "", True)
+    assert classified("test_b", failed, passed, reasons=reasons) == ("failed", "is refused", True)
+    assert classified("test_b", failed, failed, reasons=reasons)[2] is False
+
+
+def test_tables_compare_with_an_earlier_state(tmp_path: Path) -> None:
+    suite = {
+        "name": "made",
+        "file": "test_made.py",
+        "passed": 96,
+        "failed": 4,
+        "skipped": 7,
+        "skips": {peer_suites.SLOW: 7},
+        "failures": {
+            "f.py::T::test_a_00_fp16": ["", True],
+            "f.py::T::test_a_01_fp32": ["", True],
+            "f.py::T::test_b": ["is | refused", True],
+            "f.py::T::test_c": [peer_suites.BOTH, False],
+        },
+    }
+    results = {
+        "date": "2026-12-01",
+        "versions": {"transformers": "5.23.0", "torch": "2.13.0"},
+        "suites": [suite],
+        "before": {"made": {"passed": 49, "failed": 51, "counting": 51}},
+    }
+    text = drawn(results)
+    assert "| made | 96 | 4 | 3 | 7 | 49 | 51 |" in text
+    assert "96 of 99 tests that count pass, 97.0%; of all that were run, 96.0% of 100." in text
+    assert "Before: 49 of 100, 49.0%." in text
+    assert "| differs | yes | 2 | `test_a` |" in text
+    assert "| is \\| refused | yes | 1 | `test_b` |" in text
+    folder = tmp_path / "docs" / "benchmarks"
+    folder.mkdir(parents=True)
+    page = tmp_path / "docs" / "transformers.md"
+    page.write_text("<!-- measured: peer-suites -->\n<!-- end -->\n")
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    publish(tmp_path / "results.json", repository=tmp_path)
+    assert page.read_text() == f"<!-- measured: peer-suites -->\n{text}\n<!-- end -->\n"
+    assert json.loads((folder / COPY).read_text()) == results
+
+
+def test_the_documents_show_the_results_that_are_kept() -> None:
+    results = json.loads((REPOSITORY / "docs" / "benchmarks" / COPY).read_text())
+    shown = f"<!-- measured: peer-suites -->\n{drawn(results)}\n<!-- end -->"
+    assert shown in PAGE.read_text()
+
+
+def test_without_a_folder_of_tests_nothing_is_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("CORPUS_ASR_PEER_TESTS", raising=False)
+    with pytest.raises(SystemExit):
+        main([str(tmp_path / "results.json")])
+    assert "set CORPUS_ASR_PEER_TESTS" in capsys.readouterr().err
+    assert not (tmp_path / "results.json").exists()
+
+
+@pytest.mark.slow
+def test_ninety_seven_of_a_hundred_tests_of_transformers_pass(tmp_path: Path) -> None:
+    if "CORPUS_ASR_PEER_TESTS" not in os.environ:
+        pytest.skip("CORPUS_ASR_PEER_TESTS names no folder with tests of transformers")
+    main([str(tmp_path / "results.json")])
+    counts = peer_suites.counts_of(
+        json.loads((tmp_path / "results.json").read_text())["suites"]
+    ).values()
+    passed = sum(one["passed"] for one in counts)
+    assert passed / (passed + sum(one["counting"] for one in counts)) >= 0.97
