@@ -46,6 +46,23 @@ _OTHER_NAMES = {
 _ALIKE = 0.85
 
 
+class TypeName(str):
+    """Name of a type of numbers, such as `float16`; equal to torch's type of that name, too.
+
+    Programs for transformers compare with torch's; configurations are read without torch.
+    """
+
+    __slots__ = ()
+
+    def __eq__(self, other: object) -> bool:
+        return str.__eq__(self, str(other).removeprefix("torch."))
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    __hash__ = str.__hash__
+
+
 def _numbered_labels(count: int) -> dict[int, str]:
     return {i: f"LABEL_{i}" for i in range(count)}
 
@@ -101,7 +118,7 @@ class ModelConfig(OpenSettings):
     """Whether the output projection shares the token embedding's weights."""
     id2label: dict[int, str] = field(default_factory=lambda: _numbered_labels(2))
     """Names of the classes of audio classification."""
-    label2id: dict[str, int] = field(default_factory=lambda: _inverse(_numbered_labels(2)))
+    label2id: dict[str, int] | dict[str, str] = field(default_factory=lambda: _inverse(_numbered_labels(2)))
     problem_type: str | None = None
     """Loss of audio classification; None means regression for one class, else single label."""
     return_dict: bool = True
@@ -143,6 +160,8 @@ class ModelConfig(OpenSettings):
             raise TypeError(str(error).replace("reading ", "making ", 1)) from error
         unknown.pop("model_type", None)
         values = known | {"attn_implementation": attention, "extra": {**extra, **unknown}}
+        if values.get("dtype") is not None:
+            values["dtype"] = TypeName(values["dtype"])
         vars(self).update({f.name: _default(f) for f in fields(self)} | values)
         self.validate()
 
@@ -190,6 +209,11 @@ class ModelConfig(OpenSettings):
         known = {f.name for f in fields(cls)} | _OTHER_NAMES.keys() | {"num_labels"}
         extra = {k: v for k, v in content.items() if k not in known and k != "model_type"}
         return cls(**{k: v for k, v in content.items() if k in known}, extra=extra)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "dtype" and value is not None:
+            value = TypeName(str(value).removeprefix("torch."))
+        super().__setattr__(name, value)
 
     def validate(self) -> None:
         """Check that a network can have these sizes and settings."""

@@ -147,6 +147,9 @@ class Padded:
         missing = len(ids) - len(encoding)
         is_left = bool(missing) and ids[missing:] == encoding.ids
         before, after = (missing, 0) if is_left else (0, missing)
+        # Of a pair the library forgets this of the first text as it puts special tokens around.
+        kinds = zip(encoding.special_tokens_mask, encoding.type_ids, strict=True)
+        texts = [None if special else kind for special, kind in kinds]
 
         def padded(values: Sequence[Any], filler: Any) -> list[Any]:
             return [*[filler] * before, *values, *[filler] * after]
@@ -154,7 +157,7 @@ class Padded:
         return cls(
             tokens=padded(encoding.tokens, ""),
             word_ids=padded(encoding.word_ids, None),
-            sequence_ids=padded(encoding.sequence_ids, None),
+            sequence_ids=padded(texts, None),
             offsets=padded(encoding.offsets, (0, 0)),
         )
 

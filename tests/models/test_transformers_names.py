@@ -148,6 +148,13 @@ def test_the_first_layer_of_an_encoder_can_require_gradients(folders: dict[str, 
 def test_a_configuration_names_its_settings_and_asks_for_checkpointing(network: Any) -> None:
     config = type(network.config).from_dict(network.config.to_dict())
     assert {"d_model", "vocab_size", "is_encoder_decoder"} <= set(config)
+    config.dtype = torch.float16
+    assert config.dtype == torch.float16 == config.torch_dtype
+    assert config.dtype == "float16"
+    assert config.dtype != torch.float32
+    assert config.to_dict()["dtype"] == "float16"
+    named = type(config)(id2label={0: "a"}, label2id={"a": "0"}, torch_dtype="bfloat16")
+    assert (named.label2id, named.dtype) == ({"a": "0"}, torch.bfloat16)
     config.gradient_checkpointing = True
     assert type(network)(config).is_activation_checkpointing
 
@@ -168,6 +175,13 @@ def test_a_cache_shows_what_each_attention_keeps(network: Any) -> None:
     assert torch.equal(cache.self_attention_cache.layers[0].keys, first.repeat_interleave(2, dim=0))
     cache.batch_select_indices(torch.tensor([3, 0]))
     assert torch.equal(cache.self_attention_cache.layers[0].keys, first.flip(0))
+
+
+def test_labels_of_one_row_are_those_of_every_window(network: Any) -> None:
+    features, labels = features_of(network), IDS[:1]
+    loss = network(features, decoder_input_ids=IDS[:1].expand(2, -1), labels=labels).loss
+    whole = network(features, decoder_input_ids=IDS[:1].expand(2, -1), labels=labels.expand(2, -1))
+    torch.testing.assert_close(loss, whole.loss)
 
 
 TEXTS = ["the quick fox", "jumps"]

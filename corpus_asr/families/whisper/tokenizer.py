@@ -375,8 +375,6 @@ class WhisperTokenizer(PretrainedTokenizer):
                 )
             text = encoded(first)
             pair = None if second is None else encoded(second)
-            if pair is not None:
-                text.set_sequence_id(0)  # of the second the library sets it
             try:
                 whole = fitting.post_process(text, pair, options.special)
             except Exception as error:  # the library raises nothing more precise
