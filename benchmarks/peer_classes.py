@@ -70,9 +70,12 @@ _TEXT_ONLY = {
 
 def pytest_configure(config: Any) -> None:
     """Put the classes in place before any test file is imported."""
+    models = os.environ.get("CORPUS_ASR_TEST_MODELS")
     if os.environ["CORPUS_ASR_PEER_CLASSES"] == "ours":
         _replace()
-    _serve(os.environ.get("CORPUS_ASR_TEST_MODELS"))
+        if models and "openai" in " ".join(config.args):
+            importlib.import_module("benchmarks.peer_openai").replace(Path(models))
+    _serve(models)
 
 
 def pytest_runtest_logreport(report: Any) -> None:

@@ -118,7 +118,9 @@ class ModelConfig(OpenSettings):
     """Whether the output projection shares the token embedding's weights."""
     id2label: dict[int, str] = field(default_factory=lambda: _numbered_labels(2))
     """Names of the classes of audio classification."""
-    label2id: dict[str, int] | dict[str, str] = field(default_factory=lambda: _inverse(_numbered_labels(2)))
+    label2id: dict[str, int] | dict[str, str] = field(
+        default_factory=lambda: _inverse(_numbered_labels(2))
+    )
     problem_type: str | None = None
     """Loss of audio classification; None means regression for one class, else single label."""
     return_dict: bool = True
