@@ -129,7 +129,7 @@ class ModelConfig(OpenSettings):
     """Whether they return attention weights by default."""
     output_hidden_states: bool = False
     """Whether they return the states after every layer by default."""
-    architectures: tuple[str, ...] | None = None
+    architectures: list[str] | None = None
     """Class that saved the checkpoint."""
     dtype: str | None = None
     """Type of the stored weights, such as `float16`."""

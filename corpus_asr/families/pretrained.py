@@ -194,7 +194,7 @@ class PreTrainedModel(nn.Module, TransformersMethods, Uploads):
 
     def save_settings(self, folder: Path, weights: Mapping[str, Tensor]) -> list[str]:
         """Write config.json and generation_config.json next to weights; returns their names."""
-        self.config.architectures = (type(self).__name__,)
+        self.config.architectures = [type(self).__name__]
         dtype = next((t.dtype for t in weights.values() if t.is_floating_point()), self.dtype)
         self.config.dtype = str(dtype).removeprefix("torch.")
         self.config.save_pretrained(folder)

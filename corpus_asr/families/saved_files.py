@@ -136,6 +136,8 @@ def _convert(value: Any, hint: Any) -> Any:
         if len(value) == len(arguments):
             pairs = zip(value, arguments, strict=True)
             return tuple(_convert(item, expected) for item, expected in pairs)
+    if origin is list and isinstance(value, list | tuple):
+        return [_convert(item, arguments[0]) for item in value]
     if origin is dict and isinstance(value, dict):
         return {_convert(k, arguments[0]): _convert(v, arguments[1]) for k, v in value.items()}
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
@@ -160,6 +162,8 @@ def _type_name(hint: Any) -> str:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return " or ".join(_type_name(alternative) for alternative in arguments)
+    if origin is list:
+        return f"a list of {_type_name(arguments[0])}"
     if origin is tuple:
         if arguments[-1] is Ellipsis:
             return f"a list of {_type_name(arguments[0])}"

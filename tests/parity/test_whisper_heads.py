@@ -184,7 +184,7 @@ def test_a_saved_model_is_loaded_by_both(folder: Path, tmp_path: Path, weights: 
         index = json.loads((tmp_path / f"{stem}.index.json").read_text())
         assert set(index["weight_map"]) == set(ours.state_dict()) - {"proj_out.weight"}
     again = WhisperForConditionalGeneration.from_pretrained(tmp_path)
-    assert again.config.architectures == ("WhisperForConditionalGeneration",)
+    assert again.config.architectures == ["WhisperForConditionalGeneration"]
     assert again.generation_config == ours.generation_config
     for name, tensor in again.state_dict().items():
         assert torch.equal(tensor, ours.state_dict()[name]), name
