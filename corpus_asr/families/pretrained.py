@@ -517,9 +517,8 @@ def token_loss(
     if labels is None:
         return None
     if len(labels) == 1:
-        labels = labels.expand(
-            len(logits), -1
-        )  # of every window, where one prompt is read with all
+        # Of every window, where one prompt is read with all.
+        labels = labels.expand(len(logits), -1)
     if labels.shape != logits.shape[:2]:
         raise ValueError(
             f"training: found labels of shape {tuple(labels.shape)}, expected "
