@@ -31,7 +31,7 @@ _SHARED = {
     ("transformers.cache_utils", "EncoderDecoderCache"): (
         "corpus_asr.families.layers.kv_cache:DecoderCache",
     ),
-    ("transformers.cache_utils", "Cache"): ("corpus_asr.families.layers.kv_cache:AttentionCache",),
+    ("transformers.cache_utils", "Cache"): ("corpus_asr.families.layers.kv_cache:Cache",),
 }
 # What the common tests read from a class of transformers before they come to their point: flags of
 # its own machinery, which no program reads. Each says what holds for the classes of here.

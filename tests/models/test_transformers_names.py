@@ -171,6 +171,7 @@ def test_a_cache_shows_what_each_attention_keeps(network: Any) -> None:
     assert (own.get_seq_length(), cross.get_seq_length()) == (3, positions)
     assert cache.is_updated == {0: True}
     first = own.layers[0].keys
+    assert cache.layers[0].keys is first
     cache.batch_repeat_interleave(2)
     assert torch.equal(cache.self_attention_cache.layers[0].keys, first.repeat_interleave(2, dim=0))
     cache.batch_select_indices(torch.tensor([3, 0]))

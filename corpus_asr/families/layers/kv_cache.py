@@ -93,9 +93,25 @@ class LayerPast:
         self.cross = KeyValues()
         """Of the window, computed once."""
 
+    @property
+    def keys(self) -> Keys | None:
+        """Of the tokens."""
+        return self.own.keys
+
+    @property
+    def values(self) -> Keys | None:
+        """Of the tokens."""
+        return self.own.values
+
+
+class Cache:
+    """What keeps keys and values by layer."""
+
+    layers: Sequence[Any]
+
 
 @dataclass(frozen=True, slots=True)
-class AttentionCache:
+class AttentionCache(Cache):
     """What either kind of attention keeps in every layer, as transformers' caches show it."""
 
     layers: Sequence[KeyValues]
@@ -108,7 +124,7 @@ class AttentionCache:
         return self.layers[layer_idx].length if self.layers else 0
 
 
-class DecoderCache:
+class DecoderCache(Cache):
     """Keys and values of every decoder layer.
 
     `cache[i]` are the keys and values of the tokens and those of the window, each
