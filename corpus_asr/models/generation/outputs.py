@@ -37,10 +37,12 @@ class GenerateEncoderDecoderOutput(ModelOutput):
     """Prompts, text and end tokens; of the best beams, where there are several."""
     sequences_scores: Float[Tensor, " batch"] | None = None
     """Of beams: their log-probabilities with the length penalty."""
-    scores: tuple[Float[Tensor, "batch vocab"], ...] | None = None
-    """What each token was chosen from."""
-    logits: tuple[Float[Tensor, "batch vocab"], ...] | None = None
+    scores: tuple[Float[Tensor, "row vocab"], ...] | None = None
+    """What each token was chosen from; of Speech2Text a row for each running beam."""
+    logits: tuple[Float[Tensor, "row vocab"], ...] | None = None
     """The network's own, before any rule."""
+    beam_indices: Int[Tensor, "batch step"] | None = None
+    """Of beams: the row of `scores` that each new token was chosen from; -1 after the end."""
     # Never set, since search does not keep them; programs for transformers look whether they are.
     encoder_attentions: tuple[Tensor, ...] | None = None
     encoder_hidden_states: tuple[Tensor, ...] | None = None
@@ -54,8 +56,10 @@ def text_output(
 ) -> dict[str, Any]:
     """Return the results for one text by name."""
     output: dict[str, Any] = {"sequences": torch.tensor([*prompt, *tokens])}
-    if result.sequence_score is not None and settings.keep_scores:
-        output["sequences_scores"] = torch.tensor(result.sequence_score)
+    if result.sequence_score is not None:
+        output["beam_indices"] = torch.tensor(result.parents, dtype=torch.int32)
+        if settings.keep_scores:
+            output["sequences_scores"] = torch.tensor(result.sequence_score)
     scores = result.scores
     if scores is not None and settings.config.renormalize_logits:
         # What is sampled is normalized once more there, after temperature and `top_k`.
@@ -74,6 +78,8 @@ def stack_outputs(outputs: Sequence[dict[str, Any]], *, pad: int, device: Any) -
         stack["sequences_scores"] = torch.stack([text["sequences_scores"] for text in outputs])
     if "token_timestamps" in shared:
         stack["token_timestamps"] = stacked([text["token_timestamps"] for text in outputs], None)
+    if "beam_indices" in shared:
+        stack["beam_indices"] = stacked([text["beam_indices"] for text in outputs], -1)
     stack = {name: value.to(device) for name, value in stack.items()}
     for name in shared & {"scores", "logits"}:
         longest = max(len(text[name]) for text in outputs)
@@ -96,11 +102,16 @@ class Batch:
         # The longest prompt of each round, and the longest text of each batch within it.
         self._prompts: dict[int, int] = {}
         self._lengths: dict[tuple[int, int], int] = {}
+        # How many rows of each batch come before a text's own.
+        self._before: dict[Attempt, int] = {}
+        sizes: dict[tuple[int, int], int] = {}
         self._outputs: dict[Attempt, Any] = {}
         for attempt in (attempt for result in results for attempt in result.attempts):
             number, group = attempt.window.number, _group(attempt)
             self._prompts[number] = max(len(attempt.window.prompt), self._prompts.get(number, 0))
             self._lengths[group] = max(len(self._text(attempt)), self._lengths.get(group, 0))
+            self._before[attempt] = sizes.get(group, 0)
+            sizes[group] = self._before[attempt] + 1
 
     def prompt_length(self, attempt: Attempt) -> int:
         """Tokens before the text of the windows of this round."""
@@ -188,6 +199,9 @@ class Batch:
         output = text_output(prompt, self.said(attempt), attempt.result, self._settings)
         if not self._settings.config.return_dict_in_generate:
             return output["sequences"].to(self._device)
+        if "beam_indices" in output:
+            beams = self._settings.config.num_beams or 1
+            output["beam_indices"] += self._before[attempt] * beams
         if attempt in self.token_times:
             output["token_timestamps"] = torch.cat([torch.zeros(before), self.token_times[attempt]])
         return output

@@ -25,11 +25,14 @@ from corpus_asr.models.generation.outputs import (
     text_output,
 )
 from corpus_asr.models.generation.processors import search_of
+from corpus_asr.models.generation.scores import compute_transition_scores, of_all_beams
 from corpus_asr.models.generation.settings import (
     CallSettings,
     allowed_tokens,
+    check_cache,
     check_outputs,
     common_settings,
+    end_rules,
     one_tensor,
     prepare,
 )
@@ -95,6 +98,7 @@ def generate(
     _check_mode(config, assistant_model)
     batch = PaddedBatch.of(model, features, rest.get("encoder_outputs"), mask)
     begin = _prompts(config, prompts, batch.size)
+    check_cache(rest.get("past_key_values"), begin)
     temperature = config.temperature if config.do_sample else None
     common = common_settings(
         model,
@@ -110,11 +114,11 @@ def generate(
     forced = begin.shape[1] == 1 and config.forced_bos_token_id is not None
     beams, returned = config.num_beams or 1, config.num_return_sequences or 1
     if beams > 1:  # transformers then takes a padding token of 0 for none
-        common["pad"] = common["pad"] or common["end"]
+        common["pad"] = common["pad"] or (*common["ends"], 0)[0]
     settings = _Settings(
         **common,
         rules=TokenRules(
-            end=common["end"],
+            **end_rules(config),
             suppress=allowed_tokens(config.suppress_tokens, common["vocab_size"]),
             suppress_first=() if forced else first,
         ),
@@ -136,8 +140,8 @@ def generate(
     slots = batch.model.for_windows(
         batch.model.window_frames, max_tokens=begin.shape[1] + settings.max_new_tokens
     )
-    outputs = [text for texts in run(model, tasks, model=slots, beams=beams) for text in texts]
-    stack = stack_outputs(outputs, pad=settings.pad, device=model.device)
+    results: list[WindowResult] = run(model, tasks, model=slots, beams=beams)
+    stack = _stacked(results, settings, beams, model.device)
     if config.return_dict_in_generate:
         return GenerateEncoderDecoderOutput(**stack)
     return stack["sequences"]
@@ -147,6 +151,7 @@ class Speech2TextForConditionalGeneration(Speech2TextSeq2SeqLM):
     """Speech2Text with the arguments of `transformers`' `generate`."""
 
     generate = generate
+    compute_transition_scores = compute_transition_scores
 
 
 def _one_of(**given: Any) -> Any:
@@ -236,7 +241,7 @@ def _row(
     copy: int,
     copies: int,
     settings: _Settings,
-) -> Generator[Job, Result, list[dict[str, Any]]]:
+) -> Generator[Job, Result, WindowResult]:
     prompt = tuple(settings.begin[row].tolist())
     search, stream = search_of(
         settings,
@@ -246,6 +251,7 @@ def _row(
         temperature=settings.temperature,
         num_beams=settings.config.num_beams or 1,
         num_return_sequences=settings.num_return_sequences,
+        keep_beams=settings.keep_scores or settings.keep_logits,
     )
     seed = 0
     if settings.temperature is not None:
@@ -265,7 +271,24 @@ def _row(
     assert isinstance(result, WindowResult)
     if stream is not None:
         stream.close(torch.tensor(with_end(result, settings.end)))
-    return [
-        text_output(prompt, with_end(text, settings.end), text, settings)
-        for text in (result, *result.others)
-    ]
+    return result
+
+
+def _stacked(
+    results: Sequence[WindowResult], settings: _Settings, beams: int, device: torch.device
+) -> dict[str, Any]:
+    copies = len(results) // len(settings.begin)
+    outputs = []
+    for number, result in enumerate(results):
+        prompt = settings.begin[number // copies].tolist()
+        for text in (result, *result.others):
+            output = text_output(prompt, with_end(text, settings.end), text, settings)
+            if "beam_indices" in output:
+                output["beam_indices"] += number * beams
+            outputs.append(output)
+    stack = stack_outputs(outputs, pad=settings.pad, device=device)
+    traces = [result.beams for result in results if result.beams is not None]
+    for name in ("scores", "logits"):
+        if traces and (steps := of_all_beams(traces, name, settings.pad)) is not None:
+            stack[name] = tuple(step.to(device) for step in steps)
+    return stack

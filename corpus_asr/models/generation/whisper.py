@@ -18,8 +18,10 @@ from corpus_asr.families.whisper.model import WhisperSeq2SeqLM
 from corpus_asr.models.generation.inputs import Audio, Row
 from corpus_asr.models.generation.long_form import TransformersLongForm, detect, starts
 from corpus_asr.models.generation.outputs import Batch, time_tokens
+from corpus_asr.models.generation.scores import compute_window_scores
 from corpus_asr.models.generation.settings import (
     Settings,
+    check_cache,
     check_condition_type,
     check_language_and_task,
     check_outputs,
@@ -102,6 +104,7 @@ def generate(
     config, rest = prepare(GenerationConfig, own, generation_config, kwargs)
     features = rest.get("inputs") if input_features is None else input_features
     audio = Audio.of(model, features, rest.get("encoder_outputs"))
+    check_cache(rest.get("past_key_values"), rest.get("decoder_input_ids"))
     mapping = _note_outputs(
         config, return_dict_in_generate, bool(return_token_timestamps), logprob_threshold
     )
@@ -215,6 +218,7 @@ class WhisperForConditionalGeneration(WhisperSeq2SeqLM):
 
     generate = generate
     detect_language = detect_language
+    compute_transition_scores = compute_window_scores
 
 
 def _note_outputs(
