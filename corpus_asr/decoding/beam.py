@@ -387,9 +387,7 @@ class BeamBatch:
         running = self._running.of(index)
         total = scores.view(len(index), beams, vocab) + running.score.unsqueeze(2)
         # As in transformers: so many that enough are left to go on with if all others end.
-        ends = max(
-            job.search.num_ends for place in places if (job := self._jobs[place]) is not None
-        )
+        ends = max(job.search.num_ends if job else 1 for job in map(self._jobs.__getitem__, places))
         considered = min((1 + ends) * beams, beams * vocab)
         best, flat = total.flatten(1).topk(considered)  # (place, choice)
         source, token = flat // vocab, flat % vocab

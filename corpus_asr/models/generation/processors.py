@@ -88,9 +88,10 @@ def _early_processors(
     if config.sequence_bias is not None:
         processors += [_bias(config.sequence_bias, settings.vocab_size), *_repeats(config)]
     if config.bad_words_ids:
-        ends = [[end] for end in settings.ends]  # the reference, too, never forbids a text to end
+        # The reference, too, never forbids a text to end.
+        kept = [[end] for end in settings.ends]
         processors.append(
-            _bad_words([list(w) for w in config.bad_words_ids if list(w) not in ends])
+            _bad_words([list(w) for w in config.bad_words_ids if list(w) not in kept])
         )
     least = begin + config.min_new_tokens if config.min_new_tokens else config.min_length
     if least and settings.ends:

@@ -101,7 +101,7 @@ def test_several_tokens_end_a_text(
 
 def test_ends_are_token_ids(whisper: Pair) -> None:
     for wrong in ("2", [2, -1], [2, "3"]):
-        with pytest.raises(ValueError, match="eos_token_id is .*, expected a token id, several"):
+        with pytest.raises(ValueError, match=r"eos_token_id is .*, expected a token id, several"):
             whisper.say(sound(1, WINDOW), eos_token_id=wrong)
 
 
@@ -286,7 +286,9 @@ def test_a_cache_changes_nothing_but_must_be_shorter_than_the_prompt(speech2text
         asked = {"past_key_values": cache, "decoder_input_ids": prompt, "max_new_tokens": 6}
         same(speech2text.say(features, **asked), plain)
     cache = filled(speech2text, features, prompt)
-    with pytest.raises(ValueError, match="past_key_values hold 3 tokens .* pass all tokens so far"):
+    with pytest.raises(
+        ValueError, match=r"past_key_values hold 3 tokens .* pass all tokens so far"
+    ):
         speech2text.say(features, past_key_values=cache, decoder_input_ids=prompt)
 
 
