@@ -215,8 +215,8 @@ class Search:
     processors: tuple[LogitsProcessor, ...] = ()
     """Applied in turn after every other rule."""
     warpers: tuple[LogitsProcessor, ...] = ()
-    """Applied in turn to what is sampled from, after temperature, `top_k` and `top_p`: only what they
-    make minus infinity has an effect."""
+    """Applied in turn to what is sampled from, divided by the temperature, after `top_k` and
+    `top_p`; only what they forbid has an effect."""
     stopping: tuple[StoppingCriterion, ...] = ()
     """The window ends when one of them says so."""
     num_ends: int = 1
