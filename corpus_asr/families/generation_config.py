@@ -147,12 +147,15 @@ class GenerationConfig(OpenSettings):
         pretrained_model_name: str | PathLike[str],
         config_file_name: str | None = None,
         **kwargs: Any,
-    ) -> Self:
+    ) -> Any:
         """Read generation_config.json; where it is missing, take what config.json says.
 
-        `kwargs` are `SOURCE_OPTIONS`, and settings that win over those of the file. Raises
-        CheckpointError, and ValueError where a keyword's value cannot be meant.
+        `kwargs` are `SOURCE_OPTIONS`, and settings that win over those of the file, unknown ones
+        among them; with `return_unused_kwargs=True` an empty dictionary comes with it, as in
+        transformers. Raises CheckpointError, and ValueError where a keyword's value cannot be
+        meant.
         """
+        returned = kwargs.pop("return_unused_kwargs", False)
         source = take_source(kwargs)
         folder = fetch_checkpoint(str(pretrained_model_name), weights=False, expect=None, **source)
         path = folder / (config_file_name or GENERATION_NAME)
@@ -179,7 +182,7 @@ class GenerationConfig(OpenSettings):
         except ValueError as error:
             raise CheckpointError(f"reading {path}: {error}") from error
         config_read.update(**kwargs, allow_custom_entries=True)
-        return config_read
+        return (config_read, {}) if returned else config_read
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Self:

@@ -24,9 +24,12 @@ from corpus_asr.families.model_config import CONFIG_NAME, ModelConfig
 from corpus_asr.families.outputs import Seq2SeqLMOutput, Seq2SeqModelOutput
 from corpus_asr.families.saved_files import Uploads, finish_saving, made_folder, take_source
 from corpus_asr.families.weights import (
+    given_tensors,
     load_weights,
+    loading_info,
     save_weights,
     share_parameter,
+    stored_tensors,
     without_weights,
 )
 from corpus_asr.storage.model_files import fetch_checkpoint
@@ -75,7 +78,7 @@ class PreTrainedModel(nn.Module, Uploads):
     @classmethod
     def from_pretrained(
         cls,
-        pretrained_model_name_or_path: str | PathLike[str],
+        pretrained_model_name_or_path: str | PathLike[str] | None,
         *,
         config: Any = None,
         dtype: torch.dtype | str | None = None,
@@ -85,17 +88,20 @@ class PreTrainedModel(nn.Module, Uploads):
         attn_implementation: str | None = None,
         use_safetensors: bool | None = None,
         ignore_mismatched_sizes: bool = False,
-        low_cpu_mem_usage: bool | None = None,
+        state_dict: Mapping[str, Tensor] | None = None,
+        generation_config: Any = None,
+        output_loading_info: bool = False,
         **kwargs: Any,
-    ) -> Self:
+    ) -> Any:
         """Load a checkpoint, a folder, URI or name on the hub, ready for inference.
 
         Arguments are those of transformers, and `device`, where the weights go: the CPU by default.
         `dtype` None keeps the stored type; `generate` on a CPU then computes in the type that is
-        best there. Keywords are `SOURCE_OPTIONS`; all others replace what
-        config.json says. Raises CheckpointError.
+        best there. With None as name, `state_dict` has the weights and `config` the sizes.
+        `generation_config` takes the place of the checkpoint's; `output_loading_info` returns the
+        model and a dictionary of its missing, unexpected and mismatched keys. Keywords are
+        `SOURCE_OPTIONS`; all others replace what config.json says. Raises CheckpointError.
         """
-        del low_cpu_mem_usage  # memory never holds more than one copy of the weights
         where = take_source(kwargs)
         known = {*vars(cls.config_class()), "num_labels", "hidden_size"}
         if unknown := sorted(kwargs.keys() - known):
@@ -104,14 +110,26 @@ class PreTrainedModel(nn.Module, Uploads):
                 f"expected an argument of from_pretrained or a key of {CONFIG_NAME}; correct or "
                 f"remove it"
             )
-        folder = fetch_checkpoint(str(pretrained_model_name_or_path), **where)
+        is_given = state_dict is not None and config is not None
+        if (pretrained_model_name_or_path is None) != is_given or (state_dict and not is_given):
+            raise ValueError(
+                f"{cls.__name__}.from_pretrained: found {pretrained_model_name_or_path!r} with "
+                f"{'a' if state_dict is not None else 'no'} state_dict, expected the name of a "
+                "checkpoint; or None, state_dict and config"
+            )
+        if state_dict is not None:
+            folder = Path("state_dict")
+            stored = given_tensors(folder, state_dict)
+        else:
+            folder = fetch_checkpoint(str(pretrained_model_name_or_path), **where)
+            stored = stored_tensors(folder, safetensors=use_safetensors)
         if config is None:
             config = cls.config_class.from_pretrained(folder, **kwargs)
         elif kwargs:
             config = cls.config_class.from_dict(config.to_dict(), **kwargs)
         if attn_implementation is not None:
             config.attn_implementation = attn_implementation
-        config.name_or_path = str(pretrained_model_name_or_path)
+        config.name_or_path = str(pretrained_model_name_or_path or "")
         try:
             with without_weights():
                 model = cls(config)
@@ -123,6 +141,7 @@ class PreTrainedModel(nn.Module, Uploads):
         drawn = load_weights(
             model,
             folder,
+            stored,
             dtype=_dtype(dtype, config),
             device=_device(device, device_map),
             tied=cls._tied,
@@ -130,10 +149,10 @@ class PreTrainedModel(nn.Module, Uploads):
             draw=model._draw,
             ignored=cls._left_over,
             redraw=ignore_mismatched_sizes,
-            safetensors=use_safetensors,
         )
         # Fixed ones are computed, not drawn: they need no training.
-        if untrained := [name for name in drawn if name not in cls._fixed]:
+        untrained = [name for name in drawn if name not in cls._fixed]
+        if untrained:
             warnings.warn(
                 f"loading {pretrained_model_name_or_path} as {cls.__name__}: it has no weights "
                 f"for {', '.join(untrained)}, so these were drawn; train them before use",
@@ -143,9 +162,13 @@ class PreTrainedModel(nn.Module, Uploads):
             model.stored_dtype = model.dtype
         if device_map is not None:
             model.hf_device_map = {"": model.device}
-        if cls._generation is not None:
+        if cls._generation is not None and generation_config is not None:
+            # Of transformers, too.
+            model.generation_config = cls._generation.from_dict(generation_config.to_dict())
+        elif cls._generation is not None and state_dict is None:
             model.generation_config = cls._generation.from_pretrained(folder)
-        return model.eval()
+        model.eval()
+        return (model, loading_info(model, stored, untrained)) if output_loading_info else model
 
     def save_pretrained(
         self,
