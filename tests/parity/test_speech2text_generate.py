@@ -230,7 +230,6 @@ def test_tokens_come_as_they_are_found(model: Any) -> None:
         ({"inputs": sound(), "do_sample": True, "num_beams": 2}, "beams are not sampled"),
         ({"inputs": sound(), "do_sample": True, "temperature": 0.0}, "a number above 0"),
         ({"inputs": sound(), "num_return_sequences": 2}, "greedy search finds one sequence"),
-        ({"inputs": sound(), "output_attentions": True}, "output_attentions is not offered"),
         ({"inputs": sound(), "stop_strings": "x"}, "no tokenizer"),
         ({"inputs": sound(), "streamer": object()}, "a streamer takes one recording"),
         ({"inputs": sound(), "languge": "de"}, "not used by the model: .*languge"),

@@ -43,7 +43,7 @@ class GenerateEncoderDecoderOutput(ModelOutput):
     """The network's own, before any rule."""
     beam_indices: Int[Tensor, "batch step"] | None = None
     """Of beams: the row of `scores` that each new token was chosen from; -1 after the end."""
-    # Never set, since search does not keep them; programs for transformers look whether they are.
+    # By layer; those of the decoder by step and layer.
     encoder_attentions: tuple[Tensor, ...] | None = None
     encoder_hidden_states: tuple[Tensor, ...] | None = None
     decoder_attentions: tuple[tuple[Tensor, ...], ...] | None = None
@@ -85,6 +85,16 @@ def stack_outputs(outputs: Sequence[dict[str, Any]], *, pad: int, device: Any) -
         longest = max(len(text[name]) for text in outputs)
         rows = [_filled(text[name], longest, pad) for text in outputs]
         stack[name] = tuple(torch.stack(step).to(device) for step in zip(*rows, strict=True))
+    for name in shared & {"encoder_attentions", "encoder_hidden_states"}:
+        layers = zip(*(text[name] for text in outputs), strict=True)
+        stack[name] = tuple(torch.stack(layer).to(device) for layer in layers)
+    for name in shared & {"decoder_attentions", "cross_attentions", "decoder_hidden_states"}:
+        # Windows decoded at other temperatures may be shorter.
+        steps = zip(*(text[name] for text in outputs), strict=False)
+        stack[name] = tuple(
+            tuple(torch.cat(layer).to(device) for layer in zip(*step, strict=True))
+            for step in steps
+        )
     return stack
 
 
@@ -97,6 +107,8 @@ class Batch:
         self.results = results
         self.token_times: dict[Attempt, Float[Tensor, " token"]] = {}
         """Seconds of the tokens of windows, prompts left out; filled by who knows them."""
+        self.states: dict[Attempt, dict[str, Any]] = {}
+        """Attentions and hidden states of windows; filled by who makes them."""
         self._settings = settings
         self._device = device
         # The longest prompt of each round, and the longest text of each batch within it.
@@ -204,7 +216,7 @@ class Batch:
             output["beam_indices"] += self._before[attempt] * beams
         if attempt in self.token_times:
             output["token_timestamps"] = torch.cat([torch.zeros(before), self.token_times[attempt]])
-        return output
+        return output | self.states.get(attempt, {})
 
 
 def _group(attempt: Attempt) -> tuple[int, int]:

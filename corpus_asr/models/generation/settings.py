@@ -367,16 +367,6 @@ def _normalized(tokens: Tensor, scores: Tensor) -> Tensor:
     return scores.log_softmax(dim=-1)
 
 
-def check_outputs(config: GenerationConfig) -> None:
-    """Refuse what search does not keep."""
-    for name in ("output_attentions", "output_hidden_states"):
-        if getattr(config, name):
-            raise ValueError(
-                f"generating text: {name} is not offered here; call the model itself with the "
-                "tokens found to get it"
-            )
-
-
 def allowed_tokens(tokens: Sequence[int] | None, vocab_size: int) -> tuple[int, ...]:
     """Return those of some tokens that the model has; the others need no rule."""
     return tuple(token for token in tokens or () if 0 <= token < vocab_size)

@@ -30,13 +30,13 @@ from corpus_asr.models.generation.settings import (
     CallSettings,
     allowed_tokens,
     check_cache,
-    check_outputs,
     common_settings,
     end_rules,
     one_tensor,
     prepare,
 )
 from corpus_asr.models.generation.slots import run
+from corpus_asr.models.generation.states import WantedStates, batch_states
 
 _DEFAULT_NEW_TOKENS = DEFAULTS["max_length"]
 
@@ -51,6 +51,8 @@ class _Settings(CallSettings):
     max_new_tokens: int
     num_return_sequences: int
     """Of each search: beams, where there are several."""
+    keep_beams: bool
+    """Whether all beams are kept, those that were given up among them."""
 
 
 def generate(
@@ -94,7 +96,7 @@ def generate(
         getattr(settings, "max_length", None) is not None for settings in (generation_config, own)
     )
     config, rest = prepare(GenerationConfig, own, generation_config, kwargs)
-    check_outputs(config)
+    wanted = WantedStates.of(config)
     _check_mode(config, assistant_model)
     batch = PaddedBatch.of(model, features, rest.get("encoder_outputs"), mask)
     begin = _prompts(config, prompts, batch.size)
@@ -126,6 +128,8 @@ def generate(
         temperature=temperature,
         max_new_tokens=_max_new_tokens(model, config, begin.shape[1], says_length=says_length),
         num_return_sequences=returned if beams > 1 else 1,
+        keep_beams=beams > 1
+        and (common["keep_scores"] or common["keep_logits"] or wanted is not None),
         suppressed_second=first if forced else (),
         allowed=prefix_allowed_tokens_fn,
     )
@@ -142,6 +146,18 @@ def generate(
     )
     results: list[WindowResult] = run(model, tasks, model=slots, beams=beams)
     stack = _stacked(results, settings, beams, model.device)
+    if wanted is not None:
+        stack |= batch_states(
+            model,
+            wanted,
+            batch,
+            rest.get("encoder_outputs"),
+            stack["sequences"],
+            [result.beams for result in results if result.beams is not None],
+            prompt_length=begin.shape[1],
+            beams=beams,
+            pad=settings.pad,
+        )
     if config.return_dict_in_generate:
         return GenerateEncoderDecoderOutput(**stack)
     return stack["sequences"]
@@ -251,7 +267,7 @@ def _row(
         temperature=settings.temperature,
         num_beams=settings.config.num_beams or 1,
         num_return_sequences=settings.num_return_sequences,
-        keep_beams=settings.keep_scores or settings.keep_logits,
+        keep_beams=settings.keep_beams,
     )
     seed = 0
     if settings.temperature is not None:

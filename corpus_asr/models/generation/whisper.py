@@ -24,7 +24,6 @@ from corpus_asr.models.generation.settings import (
     check_cache,
     check_condition_type,
     check_language_and_task,
-    check_outputs,
     common_settings,
     features_of,
     note_thresholds,
@@ -35,6 +34,7 @@ from corpus_asr.models.generation.settings import (
     token_rules,
 )
 from corpus_asr.models.generation.slots import run, slot_model
+from corpus_asr.models.generation.states import WantedStates, note_window_states
 from corpus_asr.transcription.long_form import Clock
 
 logger = logging.getLogger(__name__)
@@ -169,6 +169,8 @@ def generate(
     batch = Batch(run(model, tasks), settings, model.device)
     if return_token_timestamps:
         time_tokens(model, batch, settings, attention_mask)
+    if (wanted := WantedStates.of(config)) is not None:
+        note_window_states(model, wanted, batch, settings)
     if mapping and (settings.once or not return_timestamps):
         return batch.unique()
     output: dict[str, Any] = {
@@ -227,7 +229,6 @@ def _note_outputs(
     token_times: bool,
     logprob_threshold: float | None,
 ) -> bool:
-    check_outputs(config)
     if wanted is None:
         wanted = bool(config.return_dict_in_generate)
     # Windows of which a threshold or a time is wanted give more than their tokens, as there; but
