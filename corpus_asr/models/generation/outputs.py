@@ -51,6 +51,22 @@ class GenerateEncoderDecoderOutput(ModelOutput):
     decoder_hidden_states: tuple[tuple[Tensor, ...], ...] | None = None
 
 
+@dataclass(eq=False)
+class GenerateDecoderOnlyOutput(ModelOutput):
+    """The results of `generate` of a decoder alone by name."""
+
+    sequences: Int[Tensor, "batch token"] | None = None
+    """Prompts, text and end tokens; of the best beams, where there are several."""
+    sequences_scores: Float[Tensor, " batch"] | None = None
+    """Of beams: their log-probabilities with the length penalty."""
+    scores: tuple[Float[Tensor, "row vocab"], ...] | None = None
+    """What each token was chosen from; of beams a row for each that ran."""
+    logits: tuple[Float[Tensor, "row vocab"], ...] | None = None
+    """The network's own, before any rule."""
+    beam_indices: Int[Tensor, "batch step"] | None = None
+    """Of beams: the row of `scores` that each new token was chosen from; -1 after the end."""
+
+
 def text_output(
     prompt: Sequence[int], tokens: Sequence[int], result: WindowResult, settings: CallSettings
 ) -> dict[str, Any]:

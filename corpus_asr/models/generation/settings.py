@@ -166,6 +166,16 @@ def one_tensor(given: Any, *, what: str, hint: str) -> Tensor:
         ) from error
 
 
+def one_of(**given: Any) -> Any:
+    """Return the one of several arguments that was given; None where none was."""
+    values = {name: value for name, value in given.items() if value is not None}
+    if len(values) > 1:
+        raise ValueError(
+            f"generating text: found {' and '.join(values)}, which mean the same; pass one of them"
+        )
+    return next(iter(values.values()), None)
+
+
 def features_of(given: Any, mel_bins: int, *, mel_axis: int = 1) -> Tensor:
     """Check features, (batch, mel, frame), or (batch, frame, mel) where `mel_axis` is 2."""
     features = one_tensor(
