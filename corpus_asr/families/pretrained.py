@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NoReturn, Self
 
 import torch
 import torch.nn.functional as F
@@ -222,6 +222,20 @@ class PreTrainedModel(nn.Module, Uploads):
     def can_generate(cls) -> bool:
         """Tell whether there is a `generate`."""
         return cls._generation is not None and hasattr(cls, "generate")
+
+    def add_adapter(self, adapter_config: Any, adapter_name: str | None = None) -> NoReturn:
+        """Raise NotImplementedError, which names the function of PEFT that adds adapters."""
+        raise NotImplementedError(
+            f"adding the adapter {adapter_name or 'default'}: a {type(self).__name__} adds none "
+            "itself; call peft.get_peft_model(model, adapter_config)"
+        )
+
+    def load_adapter(self, peft_model_id: Any = None, *args: Any, **kwargs: Any) -> NoReturn:
+        """Raise NotImplementedError, which names the function of PEFT that loads adapters."""
+        raise NotImplementedError(
+            f"loading the adapter {peft_model_id}: a {type(self).__name__} loads none itself; call "
+            "peft.PeftModel.from_pretrained(model, peft_model_id)"
+        )
 
     @property
     def device(self) -> torch.device:

@@ -180,6 +180,14 @@ def test_what_was_missing_is_told(folders: dict[str, Path]) -> None:
     assert found["missing_keys"] == expected["missing_keys"]
 
 
+def test_adapters_are_peft_s(folders: dict[str, Path]) -> None:
+    model = WhisperForConditionalGeneration.from_pretrained(folders["whisper"])
+    with pytest.raises(NotImplementedError, match=r"call peft\.get_peft_model"):
+        model.add_adapter(object())
+    with pytest.raises(NotImplementedError, match=r"adapter a/b: .*peft\.PeftModel\.from_pretrained"):
+        model.load_adapter("a/b")
+
+
 # Tokens
 
 
