@@ -184,7 +184,7 @@ def test_adapters_are_peft_s(folders: dict[str, Path]) -> None:
     model = WhisperForConditionalGeneration.from_pretrained(folders["whisper"])
     with pytest.raises(NotImplementedError, match=r"call peft\.get_peft_model"):
         model.add_adapter(object())
-    with pytest.raises(NotImplementedError, match=r"adapter a/b: .*peft\.PeftModel\.from_pretrained"):
+    with pytest.raises(NotImplementedError, match=r"adapter a/b: .*peft\.PeftModel\.from"):
         model.load_adapter("a/b")
 
 
