@@ -44,7 +44,8 @@ TRAINING = (
 )  # fmt: skip
 WITH_TOKENS = ("get_decoder", "get_output_embeddings", "resize_token_embeddings")
 EXTRACTOR = (
-    "__init__", "__call__", "pad", "from_pretrained", "from_dict", "from_json_file", "save_pretrained", "to_dict",
+    "__init__", "__call__", "pad", "from_pretrained", "from_dict", "from_json_file",
+    "save_pretrained", "to_dict",
     "to_json_string", "to_json_file",
 )  # fmt: skip
 PROCESSOR = (
