@@ -8,8 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import (
+    EpsilonLogitsWarper,
     GenerationConfig,
     LogitsProcessorList,
+    MinPLogitsWarper,
     NoRepeatNGramLogitsProcessor,
     RepetitionPenaltyLogitsProcessor,
     SuppressTokensAtBeginLogitsProcessor,
@@ -68,6 +70,8 @@ SEARCHES: list[dict[str, Any]] = [
     {"temperature": 0.9, "top_k": 8, "top_p": 0.8, "no_repeat_ngram_size": 2},
     {"temperature": 2.0, "top_k": 1},
     {"temperature": 1.0, "top_p": 1.0, "repetition_penalty": 1.2},
+    {"temperature": 0.7, "warpers": (MinPLogitsWarper(0.2),)},
+    {"temperature": 1.3, "top_k": 9, "warpers": (MinPLogitsWarper(0.1), EpsilonLogitsWarper(0.05))},
 ]
 
 
@@ -118,6 +122,7 @@ def oracle(job: WindowJob) -> Any:
             steps.append(TopKLogitsWarper(search.top_k))
         if search.top_p is not None and search.top_p < 1.0:
             steps.append(TopPLogitsWarper(search.top_p))
+        steps += search.warpers
     return LogitsProcessorList(steps)
 
 
