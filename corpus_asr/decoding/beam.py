@@ -14,7 +14,7 @@ from torch import Tensor
 from corpus_asr.array_types import Bool, Float, Int
 from corpus_asr.decoding.batch import frames_encoded, pad_prompts, token_scores
 from corpus_asr.decoding.device import Download, FinishedFlags, reach_of, upload
-from corpus_asr.decoding.options import SlotOptions, should_stop
+from corpus_asr.decoding.options import SlotOptions, gumbel_noise, should_stop
 from corpus_asr.decoding.protocols import (
     BeamTrace,
     SlotModel,
@@ -198,6 +198,8 @@ class BeamBatch:
         self._jobs: list[WindowJob | None] = [None] * places
         self._token_score = torch.zeros(places, device=device)
         self._counts = [0] * places
+        self._seed = torch.zeros(places, dtype=torch.long, device=device)
+        self._temperature = torch.zeros(places, dtype=torch.double, device=device)
         # Tokens and parents of the steps of jobs that keep their beams, by place.
         self._traces: dict[int, list[tuple[Tensor, Tensor]]] = {}
 
@@ -252,10 +254,7 @@ class BeamBatch:
 
     @torch.inference_mode()
     def step(self, active: int, *, sampled: bool) -> None:
-        """Advance the beams of the first `active` places by one token, as `SlotBatch.step`.
-
-        They are never sampled: `Search` refuses that.
-        """
+        """Advance the beams of the first `active` places by one token, as `SlotBatch.step`."""
         taken = self.places if self._whole else active
         tokens = self._token[:taken].flatten()
         # The length of a finished place stands still, so that it stays inside the cache.
@@ -334,6 +333,7 @@ class BeamBatch:
             *self._running.tensors(), *self._finished.tensors(), self._is_finished,
             self._can_improve, self._token, self._prompt, self._limit, self._end,
             self._length_penalty, self._early_stopping, self._ended, self._token_score,
+            self._seed, self._temperature,
         ):  # fmt: skip
             tensor[target] = tensor[source]
         self._jobs[target] = self._jobs[source]
@@ -358,9 +358,12 @@ class BeamBatch:
             [job.rules.last for job in jobs],
             [float(search.length_penalty) for search in searches],
             [_EARLY_STOPPING[search.early_stopping] for search in searches],
+            [job.seed for job in jobs],
+            [float(search.temperature) for search in searches],
         )
         held = (
             self._prompt, self._limit, self._end, self._length_penalty, self._early_stopping,
+            self._seed, self._temperature,
         )  # fmt: skip
         for tensor, new in zip(held, values, strict=True):
             tensor.index_copy_(0, index, new)
@@ -382,14 +385,21 @@ class BeamBatch:
     ) -> None:
         slots = self._slots(places)
         self._options.after_rules(scores, slots)
+        sampled = any(job.search.temperature > 0 for p in places if (job := self._jobs[p]))
+        scores = self._options.warp(scores, slots) if sampled else scores
         self._options.keep(scores, slots)
         beams, vocab = self.num_beams, scores.shape[1]
         running = self._running.of(index)
-        total = scores.view(len(index), beams, vocab) + running.score.unsqueeze(2)
+        total = scores.view(len(index), beams, vocab)
+        if sampled:
+            total = self._warmed(total, index)
+        total = total + running.score.unsqueeze(2)
         # As in transformers: so many that enough are left to go on with if all others end.
         ends = max(job.search.num_ends if job else 1 for job in map(self._jobs.__getitem__, places))
         considered = min((1 + ends) * beams, beams * vocab)
-        best, flat = total.flatten(1).topk(considered)  # (place, choice)
+        drawn = total + self._noise(index, running, vocab) if sampled else total
+        flat = drawn.flatten(1).topk(considered).indices  # (place, choice)
+        best = total.flatten(1).gather(1, flat)
         source, token = flat // vocab, flat % vocab
         likely = scores.view(len(index), -1).gather(1, flat)
         under_rules = scores.logsumexp(dim=1).view(len(index), beams).gather(1, source)
@@ -407,6 +417,23 @@ class BeamBatch:
         self._go_on(places, index, token.gather(1, choice), source.gather(1, choice), going)
         over = self._is_over(index, count, left[:, 0]) | stop.all(dim=1)
         self._ended[index] |= over.unsqueeze(1)
+
+    def _warmed(self, scores: Float[Tensor, "place beam vocab"], index: Tensor) -> Tensor:
+        # At temperature 0, in the place of another job, they stay as they are.
+        temperature = self._temperature[index].float().view(-1, 1, 1)
+        return scores / torch.where(temperature > 0, temperature, 1.0)
+
+    def _noise(
+        self, index: Tensor, running: Beams, vocab: int
+    ) -> Float[Tensor, "place beam vocab"]:
+        """Noise whose largest sums draw candidates without replacement; none at temperature 0.
+
+        Source: Kool et al. 2019, "Stochastic Beams and Where to Find Them", section 2.3.
+        """
+        beams = torch.arange(self.num_beams, device=index.device)
+        seeds = (self._seed[index].unsqueeze(1) * self.num_beams + beams).flatten()
+        noise = gumbel_noise(seeds, running.length.flatten(), vocab)
+        return noise.view(len(index), -1, vocab) * (self._temperature[index] > 0).view(-1, 1, 1)
 
     def _finish(
         self,

@@ -199,7 +199,7 @@ class Search:
     stop_loops: bool = False
     """End a window early once it repeats itself for good; `WindowResult.looped` tells."""
     num_beams: int = 1
-    """Beams kept side by side; needs temperature 0."""
+    """Beams kept side by side; above temperature 0 what they go on with is sampled."""
     length_penalty: float = 1.0
     """Finished beams are ranked by the sum of log-probabilities over length to this power."""
     early_stopping: bool | Literal["never"] = False
@@ -250,11 +250,15 @@ class Search:
                     f"setting up a search: found {name} {getattr(self, name)!r}, expected "
                     f"{expected}; correct it"
                 )
-        if self.num_beams > 1 and (self.temperature > 0 or self.assistant is not None):
-            other = "sampled" if self.temperature > 0 else "drafted by an assistant"
+        if self.num_beams > 1 and self.assistant is not None:
             raise ValueError(
-                f"setting up a search: {self.num_beams} beams cannot be {other}; set num_beams to "
-                f"1, or omit the other"
+                f"setting up a search: {self.num_beams} beams cannot be drafted by an assistant; "
+                "set num_beams to 1, or omit the assistant"
+            )
+        if self.num_beams > 1 and self.temperature > 0 and (self.top_k, self.top_p) != (None, None):
+            raise ValueError(
+                f"setting up a search: {self.num_beams} sampled beams are narrowed by warpers "
+                "alone; omit top_k and top_p"
             )
 
 

@@ -141,6 +141,28 @@ def test_a_trace_has_every_beam_that_ran(models: list[WhisperSlotModel]) -> None
     check(models[0], jobs, [*traced, plain])
 
 
+def test_sampled_beams_name_their_seed_and_no_neighbor(models: list[WhisperSlotModel]) -> None:
+    def all_texts(seed: int, temperature: float) -> list[tuple[tuple[int, ...], ...]]:
+        options: dict[str, Any] = {"num_beams": 3, "num_return_sequences": 3}
+        jobs = [
+            replace(job(number, rules, temperature=temperature, **options), seed=seed + number)
+            for number, rules in enumerate((PLAIN, SUPPRESSING, GRAMMAR))
+        ]
+        # One more at temperature 0, which has no noise.
+        jobs.append(job(0, SUPPRESSING, **options))
+        found = run(models[0], jobs, places=2)
+        if temperature > 1:  # sums of what is divided by less are too large to compare
+            check(models[0], jobs, found)
+        return [(one.tokens, *(other.tokens for other in one.others)) for one in found]
+
+    first, again, other = all_texts(7, 1.5), all_texts(7, 1.5), all_texts(8, 1.5)
+    assert first == again
+    assert first[:3] != other[:3]
+    assert first[3] == other[3]
+    # Next to nothing of chance is left where scores are divided by so little.
+    assert all_texts(7, 1e-4) == all_texts(7, 0.0)
+
+
 def test_more_tokens_may_end_a_beam(models: list[WhisperSlotModel]) -> None:
     def ends(tokens: Tensor, scores: Any) -> bool:
         return int(tokens[0, -1]) in (5, 7, 12)

@@ -240,7 +240,7 @@ def test_a_window_that_loops_ends_early_where_asked_for(check_every: int) -> Non
         ({"no_repeat_ngram_size": -1}, "no_repeat_ngram_size -1"),
         ({"num_beams": 0}, "num_beams 0"),
         ({"num_beams": 2, "num_return_sequences": 3}, "num_return_sequences 3, expected 1 to"),
-        ({"num_beams": 2, "temperature": 0.5}, "2 beams cannot be sampled"),
+        ({"num_beams": 2, "temperature": 0.5, "top_k": 3}, "narrowed by warpers alone"),
         ({"num_beams": 2, "assistant": MarkovModel()}, "2 beams cannot be drafted"),
         ({"num_draft_tokens": 0}, "num_draft_tokens 0"),
     ],

@@ -227,7 +227,6 @@ def test_tokens_come_as_they_are_found(model: Any) -> None:
         ({"inputs": sound(), "max_new_tokens": 64}, "64 new tokens .* max_target_positions"),
         ({"inputs": sound(), "max_length": 1}, "max_length is 1"),
         ({"inputs": sound(), "assistant_model": object()}, "assistant_model is not offered"),
-        ({"inputs": sound(), "do_sample": True, "num_beams": 2}, "beams are not sampled"),
         ({"inputs": sound(), "do_sample": True, "temperature": 0.0}, "a number above 0"),
         ({"inputs": sound(), "num_return_sequences": 2}, "greedy search finds one sequence"),
         ({"inputs": sound(), "stop_strings": "x"}, "no tokenizer"),

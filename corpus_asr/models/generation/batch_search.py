@@ -135,11 +135,6 @@ def search_batch(
 
 
 def _check_mode(config: GenerationConfig) -> None:
-    if config.do_sample and (config.num_beams or 1) > 1:
-        raise ValueError(
-            f"generating text: do_sample is set and num_beams is {config.num_beams}: beams are not "
-            "sampled here; leave one of the two out"
-        )
     if config.do_sample and not (config.temperature or 0) > 0:
         raise ValueError(
             f"generating text: do_sample is set and temperature is {config.temperature}, expected "

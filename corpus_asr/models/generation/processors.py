@@ -43,7 +43,9 @@ def search_of(
         stopping = (*stopping, stream)
     search = Search(
         temperature=temperature or 0.0,
-        **_narrowing(config, sampled=temperature is not None),
+        **_narrowing(
+            config, sampled=temperature is not None, kept=len(settings.ends) + 1, beams=num_beams
+        ),
         **_repetition(config),
         num_beams=num_beams,
         num_ends=max(1, len(settings.ends)),
@@ -61,12 +63,15 @@ def search_of(
     return search, stream
 
 
-def _narrowing(config: GenerationConfig, *, sampled: bool) -> dict[str, Any]:
+def _narrowing(config: GenerationConfig, *, sampled: bool, kept: int, beams: int) -> dict[str, Any]:
     if not sampled:
         return {}
-    warpers, narrow = warpers_of(config)
-    if narrow:
-        return {"warpers": warpers}
+    if beams > 1:
+        # Of beams something to go on with is kept where all tokens that end a text are.
+        return {"warpers": warpers_of(config, narrow=True, kept=kept)}
+    if config.top_h is not None:
+        return {"warpers": warpers_of(config, narrow=True)}
+    warpers = warpers_of(config)
     top_p = config.top_p if config.top_p is not None and config.top_p < 1 else None
     return {"warpers": warpers, "top_k": config.top_k or None, "top_p": top_p}
 

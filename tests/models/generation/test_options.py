@@ -204,6 +204,47 @@ def transitions(both: Pair, ours: Any, theirs: Any, **more: Any) -> tuple[Tensor
     return found, expected
 
 
+@pytest.mark.parametrize(
+    ("arguments", "warpers"),
+    [
+        ({}, []),
+        ({"top_k": 1}, [theirs.TopKLogitsWarper(1, min_tokens_to_keep=2)]),
+        ({"top_p": 0.05}, [theirs.TopPLogitsWarper(0.05, min_tokens_to_keep=2)]),
+        (
+            {"min_p": 0.9, "typical_p": 0.01, "epsilon_cutoff": 0.9, "eta_cutoff": 0.9},
+            [
+                theirs.MinPLogitsWarper(0.9, min_tokens_to_keep=2),
+                theirs.TypicalLogitsWarper(0.01, min_tokens_to_keep=2),
+                theirs.EpsilonLogitsWarper(0.9, min_tokens_to_keep=2),
+                theirs.EtaLogitsWarper(0.9, min_tokens_to_keep=2),
+            ],
+        ),
+    ],
+    ids=["all", "top_k", "top_p", "others"],
+)
+def test_beams_are_sampled(
+    speech2text: Pair, arguments: dict[str, Any], warpers: list[Any]
+) -> None:
+    asked = {**NAMED, "num_beams": 3, "num_return_sequences": 3, "do_sample": True}
+    asked |= {"temperature": 1.7, "top_k": 0, **arguments}
+    torch.manual_seed(5)
+    found = speech2text.say(spoken(2), **asked)
+    torch.manual_seed(5)
+    same(speech2text.say(spoken(2), **asked).sequences, found.sequences)
+    expected = found.logits[0].log_softmax(dim=1) / 1.7
+    for warper in warpers:
+        expected = warper(found.sequences[:, :1], expected)
+    torch.testing.assert_close(found.scores[0], expected, atol=1e-4, rtol=1e-4)
+    scores = speech2text.ours.compute_transition_scores(
+        found.sequences, found.scores, found.beam_indices
+    )
+    lengths = (found.beam_indices >= 0).sum(dim=1)
+    torch.testing.assert_close(scores.sum(dim=1) / lengths, found.sequences_scores)
+    if not warpers:
+        torch.manual_seed(6)
+        assert not torch.equal(speech2text.say(spoken(2), **asked).sequences, found.sequences)
+
+
 def test_transition_scores_add_up_to_those_of_the_beams(speech2text: Pair) -> None:
     found = speech2text.say(spoken(2), num_beams=4, length_penalty=0.7, **NAMED)
     scores = speech2text.ours.compute_transition_scores(
