@@ -46,8 +46,11 @@ class LockedError(ConfigError):
     """Another run holds the output folder's lock; nothing has been done."""
 
 
-class CheckpointError(CorpusAsrError):
-    """A model folder cannot be loaded; the message names the file and the keys."""
+class CheckpointError(CorpusAsrError, OSError):
+    """A model folder cannot be loaded; the message names the file and the keys.
+
+    It is an OSError, too, by which programs for transformers catch a checkpoint that is not there.
+    """
 
 
 class ItemError(CorpusAsrError):

@@ -232,6 +232,9 @@ class _Reader:
                 f"reading {self.name}: found {kind}, expected (sample,) or (channel, sample) with "
                 f"at most {_MAX_CHANNELS} channels{turn}"
             )
+        if not rows.size:
+            # A file without samples is a broken one; a caller who has none has heard nothing.
+            return np.zeros((len(rows), 1), dtype=np.float32)
         if samples.dtype.kind == "i" and samples.dtype.itemsize == 2:
             return rows
         if samples.dtype.kind != "f":

@@ -436,11 +436,17 @@ _OPTIONS = {
 # What others have and we have not: why, or what to do.
 _ABSENT = {
     "align_model": "the model itself times words; set word_timestamps",
+    "append_punctuations": "the marks that belong to a word are fixed; leave it out",
     "best_of": "one sample is drawn at each temperature; leave it out",
     "hf_token": "set the environment variable HF_TOKEN",
+    "language_detection_segments": "several windows are averaged; leave it out",
+    "language_detection_threshold": "the likeliest language is taken; leave it out",
+    "log_progress": "give on_progress, a function that is called with the progress",
     "max_initial_timestamp": "it is 1 s, as in training; leave it out",
     "max_new_tokens": "a window ends where its text ends; leave it out",
     "patience": "beam search ends as in transformers, which has none; leave it out",
+    "prepend_punctuations": "the marks that belong to a word are fixed; leave it out",
+    "prompt_reset_on_temperature": "the text of a window above 0.5 is never a prompt; leave it out",
     "suppress_blank": "the checkpoint's generation_config.json decides; leave it out",
     "suppress_numerals": "numbers are written as the model writes them; leave it out",
     "suppress_tokens": "the checkpoint's generation_config.json lists them; leave it out",

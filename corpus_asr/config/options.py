@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 from corpus_asr.config.decoding import AudioSettings, DecodingSettings
 from corpus_asr.config.document import override_value
 from corpus_asr.config.load import checked_options, name_hint
+from corpus_asr.config.other_names import translated
 from corpus_asr.config.run import NO_SPEAKERS, ExtractSettings, SpeakerSettings, missing_speech
 from corpus_asr.config.settings import DecodingSection
 from corpus_asr.errors import ConfigError
@@ -96,13 +97,14 @@ class CallSettings:
 
 
 def options_from(options: Mapping[str, Any], *, fixed: Collection[str] = ()) -> CallSettings:
-    """Check the options of a transcription.
+    """Check the options of a transcription, which may have the names of `other_names`.
 
     `fixed` names the arguments of `Transcriber` itself, which no call can change.
 
     Raises:
         ConfigError: names each wrong key or value.
     """
+    options = translated(options)
     problems = [_unknown(name, fixed) for name in options if name not in OPTION_NAMES]
     if problems:
         raise ConfigError(f"reading the options: {'; '.join(problems)}")
@@ -134,6 +136,8 @@ def _unknown(name: str, fixed: Collection[str]) -> str:
     if name in fixed:
         return f"{name}: the loaded model has it; give it to Transcriber"
     hint = name_hint(name, OPTION_NAMES, fixed)
+    if hint in {f"did you mean {own}?" for own in fixed}:
+        hint += " It is an argument of Transcriber, and no call can change it"
     return f"{name}: unknown key; {hint or 'known here: ' + ', '.join(OPTION_NAMES)}"
 
 

@@ -240,7 +240,7 @@ class SlotBatch:
             pad_prompts(jobs),
             lengths,
             [min(job.max_new_tokens + len(job.prompt), room) for job in jobs],
-            [job.rules.end for job in jobs],
+            [job.rules.last for job in jobs],
             [job.seed for job in jobs],
             [float(job.search.temperature) for job in jobs],
         )
@@ -315,6 +315,8 @@ class SlotBatch:
         if sampled and options.top_k:
             temperatures = self._temperature[index]
             allowed = self._options.narrow(allowed, index, options, temperatures)
+        if sampled:
+            allowed = self._options.warp(allowed, slots)
         self._options.keep(allowed, slots)
         # `max`, as `argmax` takes three times as long on CPUs.
         token = self._choose(allowed, index, length - 1) if sampled else allowed.max(dim=1).indices
@@ -367,7 +369,7 @@ class SlotBatch:
         scores, logits = self._options.kept(slot)
         if (error := no_numbers(logprobs, self.model)) is not None:
             return error
-        end_logprob = logprobs.pop() if tokens[-1] == job.rules.end else None
+        end_logprob = logprobs.pop() if tokens[-1] == job.rules.last else None
         return WindowResult(
             tokens=tuple(tokens[: len(logprobs)]),
             logprobs=tuple(logprobs),

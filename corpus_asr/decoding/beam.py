@@ -14,8 +14,14 @@ from torch import Tensor
 from corpus_asr.array_types import Bool, Float, Int
 from corpus_asr.decoding.batch import frames_encoded, pad_prompts, token_scores
 from corpus_asr.decoding.device import Download, FinishedFlags, reach_of, upload
-from corpus_asr.decoding.options import SlotOptions, should_stop
-from corpus_asr.decoding.protocols import SlotModel, WindowJob, WindowResult, no_numbers
+from corpus_asr.decoding.options import SlotOptions, gumbel_noise, should_stop
+from corpus_asr.decoding.protocols import (
+    BeamTrace,
+    SlotModel,
+    WindowJob,
+    WindowResult,
+    no_numbers,
+)
 from corpus_asr.decoding.rules import SlotRules, repeats_itself
 from corpus_asr.errors import ItemError
 
@@ -118,6 +124,7 @@ def result_of(
     token_score: float,
     scores: Tensor | None,
     logits: Tensor | None,
+    beams: BeamTrace | None = None,
 ) -> WindowResult:
     """Make a result of the finished sequences of one window, best first."""
     score, length, text, logprob, parent, looped = found
@@ -129,7 +136,7 @@ def result_of(
         # What a token was chosen from is what the beam saw that it was appended to.
         parents = parent[beam, new]
         steps = torch.arange(len(parents))
-        end_logprob = logprobs.pop() if tokens and tokens[-1] == job.rules.end else None
+        end_logprob = logprobs.pop() if tokens and tokens[-1] == job.rules.last else None
         results.append(
             WindowResult(
                 tokens=tuple(tokens[: len(logprobs)]),
@@ -140,9 +147,10 @@ def result_of(
                 scores=None if scores is None else scores[parents, steps],
                 logits=None if logits is None else logits[parents, steps],
                 sequence_score=float(score[beam]),
+                parents=tuple(parents.tolist()),
             )
         )
-    return replace(results[0], others=tuple(results[1:]))
+    return replace(results[0], others=tuple(results[1:]), beams=beams)
 
 
 class BeamBatch:
@@ -190,6 +198,10 @@ class BeamBatch:
         self._jobs: list[WindowJob | None] = [None] * places
         self._token_score = torch.zeros(places, device=device)
         self._counts = [0] * places
+        self._seed = torch.zeros(places, dtype=torch.long, device=device)
+        self._temperature = torch.zeros(places, dtype=torch.double, device=device)
+        # Tokens and parents of the steps of jobs that keep their beams, by place.
+        self._traces: dict[int, list[tuple[Tensor, Tensor]]] = {}
 
     @torch.inference_mode()
     def fill(
@@ -225,6 +237,9 @@ class BeamBatch:
             self._token_score.index_copy_(0, index, found)
         for place, job in zip(places, jobs, strict=True):
             self._jobs[place], self._counts[place] = job, 0
+            self._traces.pop(place, None)
+            if job.search.keep_beams:
+                self._traces[place] = []
         searches = [job.search for job in jobs for _ in range(self.num_beams)]
         self._options.admit(self._slots(places), slots, searches)
         rows = torch.arange(len(jobs), device=length.device)
@@ -239,10 +254,7 @@ class BeamBatch:
 
     @torch.inference_mode()
     def step(self, active: int, *, sampled: bool) -> None:
-        """Advance the beams of the first `active` places by one token, as `SlotBatch.step`.
-
-        They are never sampled: `Search` refuses that.
-        """
+        """Advance the beams of the first `active` places by one token, as `SlotBatch.step`."""
         taken = self.places if self._whole else active
         tokens = self._token[:taken].flatten()
         # The length of a finished place stands still, so that it stays inside the cache.
@@ -296,13 +308,16 @@ class BeamBatch:
             job = self._jobs[place]
             assert job is not None, "collected from an empty place"
             scores, logits = self._kept(place)
+            beams = self._trace(place, scores, logits)
             if (error := no_numbers(found[0][row].tolist(), self.model)) is not None:
                 results.append(error)
                 continue
             one = [held[row] for held in found]
             token_score = float(token_scores[row])
             results.append(
-                result_of(one, job, token_score=token_score, scores=scores, logits=logits)
+                result_of(
+                    one, job, token_score=token_score, scores=scores, logits=logits, beams=beams
+                )
             )
         return results
 
@@ -318,10 +333,14 @@ class BeamBatch:
             *self._running.tensors(), *self._finished.tensors(), self._is_finished,
             self._can_improve, self._token, self._prompt, self._limit, self._end,
             self._length_penalty, self._early_stopping, self._ended, self._token_score,
+            self._seed, self._temperature,
         ):  # fmt: skip
             tensor[target] = tensor[source]
         self._jobs[target] = self._jobs[source]
         self._counts[target] = self._counts[source]
+        self._traces.pop(target, None)
+        if source in self._traces:
+            self._traces[target] = self._traces.pop(source)
 
     def _slots(self, places: Sequence[int]) -> list[int]:
         beams = self.num_beams
@@ -336,12 +355,15 @@ class BeamBatch:
             self.model.device,
             [len(job.prompt) for job in jobs],
             [min(job.max_new_tokens, room - len(job.prompt)) for job in jobs],
-            [job.rules.end for job in jobs],
+            [job.rules.last for job in jobs],
             [float(search.length_penalty) for search in searches],
             [_EARLY_STOPPING[search.early_stopping] for search in searches],
+            [job.seed for job in jobs],
+            [float(search.temperature) for search in searches],
         )
         held = (
             self._prompt, self._limit, self._end, self._length_penalty, self._early_stopping,
+            self._seed, self._temperature,
         )  # fmt: skip
         for tensor, new in zip(held, values, strict=True):
             tensor.index_copy_(0, index, new)
@@ -363,12 +385,21 @@ class BeamBatch:
     ) -> None:
         slots = self._slots(places)
         self._options.after_rules(scores, slots)
+        sampled = any(job.search.temperature > 0 for p in places if (job := self._jobs[p]))
+        scores = self._options.warp(scores, slots) if sampled else scores
         self._options.keep(scores, slots)
         beams, vocab = self.num_beams, scores.shape[1]
         running = self._running.of(index)
-        total = scores.view(len(index), beams, vocab) + running.score.unsqueeze(2)
-        # As in transformers: so many that enough are left to go on with if half of them end.
-        best, flat = total.flatten(1).topk(2 * beams)  # (place, choice)
+        total = scores.view(len(index), beams, vocab)
+        if sampled:
+            total = self._warmed(total, index)
+        total = total + running.score.unsqueeze(2)
+        # As in transformers: so many that enough are left to go on with if all others end.
+        ends = max(job.search.num_ends if job else 1 for job in map(self._jobs.__getitem__, places))
+        considered = min((1 + ends) * beams, beams * vocab)
+        drawn = total + self._noise(index, running, vocab) if sampled else total
+        flat = drawn.flatten(1).topk(considered).indices  # (place, choice)
+        best = total.flatten(1).gather(1, flat)
         source, token = flat // vocab, flat % vocab
         likely = scores.view(len(index), -1).gather(1, flat)
         under_rules = scores.logsumexp(dim=1).view(len(index), beams).gather(1, source)
@@ -383,9 +414,26 @@ class BeamBatch:
         self._finish(index, candidates, stop, count, going)
         left, choice = (best + stop * OUT).topk(beams)
         self._running.write(index, replace(candidates.pick(choice), score=left), where=going)
-        self._go_on(places, index, token.gather(1, choice), source.gather(1, choice))
+        self._go_on(places, index, token.gather(1, choice), source.gather(1, choice), going)
         over = self._is_over(index, count, left[:, 0]) | stop.all(dim=1)
         self._ended[index] |= over.unsqueeze(1)
+
+    def _warmed(self, scores: Float[Tensor, "place beam vocab"], index: Tensor) -> Tensor:
+        # At temperature 0, in the place of another job, they stay as they are.
+        temperature = self._temperature[index].float().view(-1, 1, 1)
+        return scores / torch.where(temperature > 0, temperature, 1.0)
+
+    def _noise(
+        self, index: Tensor, running: Beams, vocab: int
+    ) -> Float[Tensor, "place beam vocab"]:
+        """Noise whose largest sums draw candidates without replacement; none at temperature 0.
+
+        Source: Kool et al. 2019, "Stochastic Beams and Where to Find Them", section 2.3.
+        """
+        beams = torch.arange(self.num_beams, device=index.device)
+        seeds = (self._seed[index].unsqueeze(1) * self.num_beams + beams).flatten()
+        noise = gumbel_noise(seeds, running.length.flatten(), vocab)
+        return noise.view(len(index), -1, vocab) * (self._temperature[index] > 0).view(-1, 1, 1)
 
     def _finish(
         self,
@@ -417,8 +465,12 @@ class BeamBatch:
         index: Tensor,
         token: Int[Tensor, "place beam"],
         source: Int[Tensor, "place beam"],
+        going: Bool[Tensor, " place"],
     ) -> None:
         beams = self.num_beams
+        for row, place in enumerate(places):
+            if place in self._traces and bool(going[row]):
+                self._traces[place].append((token[row].cpu(), source[row].cpu()))
         slot = (index.unsqueeze(1) * beams + torch.arange(beams, device=index.device)).flatten()
         sources = (index.unsqueeze(1) * beams + source).flatten()
         self.model.reorder(self._state, self._slots(places), sources)
@@ -473,3 +525,11 @@ class BeamBatch:
         scores = [steps for steps, _ in kept if steps is not None]
         logits = [steps for _, steps in kept if steps is not None]
         return torch.stack(scores) if scores else None, torch.stack(logits) if logits else None
+
+    def _trace(self, place: int, scores: Tensor | None, logits: Tensor | None) -> BeamTrace | None:
+        steps = self._traces.pop(place, None)
+        if steps is None:
+            return None
+        tokens, parents = (torch.stack(list(kept)) for kept in zip(*steps, strict=True))
+        by_step = [None if kept is None else kept.transpose(0, 1) for kept in (scores, logits)]
+        return BeamTrace(tokens=tokens, parents=parents, scores=by_step[0], logits=by_step[1])

@@ -153,7 +153,9 @@ class TokenRules:
     """
 
     end: int
-    """The token that ends a sequence."""
+    """The token that ends a sequence; under the grammar, the first that is no text."""
+    is_endless: bool = False
+    """Whether `end`, too, is a token as others: only the length ends a sequence."""
     suppress: tuple[int, ...] = ()
     """Never sampled."""
     suppress_first: tuple[int, ...] = ()
@@ -166,6 +168,11 @@ class TokenRules:
     """The token that asks for text without timestamps; never sampled under the grammar."""
     max_initial_timestamp: int | None = None
     """Largest first timestamp, in steps after `timestamp_begin`."""
+
+    @property
+    def last(self) -> int:
+        """The token that ends a sequence; -1, which none is, where nothing does."""
+        return -1 if self.is_endless else self.end
 
 
 LogitsProcessor = Callable[[Int[Tensor, "1 token"], Float[Tensor, "1 vocab"]], Tensor]
@@ -192,7 +199,7 @@ class Search:
     stop_loops: bool = False
     """End a window early once it repeats itself for good; `WindowResult.looped` tells."""
     num_beams: int = 1
-    """Beams kept side by side; needs temperature 0."""
+    """Beams kept side by side; above temperature 0 what they go on with is sampled."""
     length_penalty: float = 1.0
     """Finished beams are ranked by the sum of log-probabilities over length to this power."""
     early_stopping: bool | Literal["never"] = False
@@ -207,12 +214,19 @@ class Search:
     """Applied in turn after the two rules against repetition, before the `TokenRules`."""
     processors: tuple[LogitsProcessor, ...] = ()
     """Applied in turn after every other rule."""
+    warpers: tuple[LogitsProcessor, ...] = ()
+    """Applied in turn to what is sampled from, divided by the temperature, after `top_k` and
+    `top_p`; only what they forbid has an effect."""
     stopping: tuple[StoppingCriterion, ...] = ()
     """The window ends when one of them says so."""
+    num_ends: int = 1
+    """Tokens that end a text, those of `stopping` included: beams consider more candidates."""
     keep_scores: bool = False
     """Keep the scores of every step in the result: (token, vocab) in float32."""
     keep_logits: bool = False
     """Keep the raw logits of every step likewise."""
+    keep_beams: bool = False
+    """Keep which beams ran at every step, and all their scores and logits that are kept."""
 
     def __post_init__(self) -> None:
         for name, holds, expected in (
@@ -223,6 +237,7 @@ class Search:
             ("no_repeat_ngram_size", self.no_repeat_ngram_size >= 0, "0 or more"),
             ("num_beams", self.num_beams >= 1, "at least 1"),
             ("num_draft_tokens", self.num_draft_tokens >= 1, "at least 1"),
+            ("num_ends", self.num_ends >= 1, "at least 1"),
             (
                 "num_return_sequences",
                 1 <= self.num_return_sequences <= self.num_beams,
@@ -235,11 +250,15 @@ class Search:
                     f"setting up a search: found {name} {getattr(self, name)!r}, expected "
                     f"{expected}; correct it"
                 )
-        if self.num_beams > 1 and (self.temperature > 0 or self.assistant is not None):
-            other = "sampled" if self.temperature > 0 else "drafted by an assistant"
+        if self.num_beams > 1 and self.assistant is not None:
             raise ValueError(
-                f"setting up a search: {self.num_beams} beams cannot be {other}; set num_beams to "
-                f"1, or omit the other"
+                f"setting up a search: {self.num_beams} beams cannot be drafted by an assistant; "
+                "set num_beams to 1, or omit the assistant"
+            )
+        if self.num_beams > 1 and self.temperature > 0 and (self.top_k, self.top_p) != (None, None):
+            raise ValueError(
+                f"setting up a search: {self.num_beams} sampled beams are narrowed by warpers "
+                "alone; omit top_k and top_p"
             )
 
 
@@ -306,6 +325,20 @@ class AlignJob(_HeardWindow):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BeamTrace:
+    """The beams of a window that ran at each step, whatever became of them."""
+
+    tokens: Int[Tensor, "step beam"]
+    """The newest token of each beam after the step."""
+    parents: Int[Tensor, "step beam"]
+    """The beam that each token was appended to."""
+    scores: Float[Tensor, "step beam vocab"] | None = None
+    """As `WindowResult.scores`, where they are kept."""
+    logits: Float[Tensor, "step beam vocab"] | None = None
+    """As `WindowResult.logits`, where they are kept."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WindowResult:
     """What was found."""
 
@@ -332,6 +365,10 @@ class WindowResult:
     """What the model gave for each token (end token included), where `keep_logits` asks for it."""
     sequence_score: float | None = None
     """The beam's log-probability with its length penalty."""
+    parents: tuple[int, ...] = ()
+    """Of beams: which of them each token (end token included) was appended to."""
+    beams: BeamTrace | None = None
+    """Of the best beam alone, where `keep_beams` asks for it."""
     others: tuple["WindowResult", ...] = ()
     """The next best beams, `num_return_sequences` - 1 of them."""
 

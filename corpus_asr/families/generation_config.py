@@ -52,6 +52,7 @@ _AT_LEAST = {
     "num_beams": 1, "num_return_sequences": 1, "top_k": 0, "no_repeat_ngram_size": 0,
     "min_length": 0, "min_new_tokens": 0, "temperature": 0, "top_p": 0,
 }  # fmt: skip
+_SHARES = ("min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
 # Defaults of transformers, which files often repeat: they change nothing.
 _SAMPLING_ONLY = {"temperature": 1.0, "top_p": 1.0, "top_k": 50}
 _BEAMS_ONLY = {"early_stopping": False, "length_penalty": 1.0}
@@ -102,10 +103,21 @@ class GenerationConfig(OpenSettings):
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
+    min_p: float | None = None
+    """Least probability of a sampled token, as a share of the likeliest token's."""
+    top_h: float | None = None
+    """Share of the entropy that the sampled tokens have together."""
+    typical_p: float | None = None
+    epsilon_cutoff: float | None = None
+    eta_cutoff: float | None = None
     repetition_penalty: float | None = None
     no_repeat_ngram_size: int | None = None
     bad_words_ids: tuple[tuple[int, ...], ...] | None = None
     """Token sequences that must not occur."""
+    sequence_bias: tuple[tuple[tuple[int, ...], float], ...] | None = None
+    """Token sequences, and what is added to the score of their last token after the others."""
+    exponential_decay_length_penalty: tuple[int, float] | None = None
+    """After so many new tokens the end gets likelier by this factor at each step."""
     forced_bos_token_id: int | None = None
     forced_eos_token_id: int | tuple[int, ...] | None = None
     remove_invalid_values: bool | None = None
@@ -135,12 +147,15 @@ class GenerationConfig(OpenSettings):
         pretrained_model_name: str | PathLike[str],
         config_file_name: str | None = None,
         **kwargs: Any,
-    ) -> Self:
+    ) -> Any:
         """Read generation_config.json; where it is missing, take what config.json says.
 
-        `kwargs` are `SOURCE_OPTIONS`, and settings that win over those of the file. Raises
-        CheckpointError, and ValueError where a keyword's value cannot be meant.
+        `kwargs` are `SOURCE_OPTIONS`, and settings that win over those of the file, unknown ones
+        among them; with `return_unused_kwargs=True` an empty dictionary comes with it, as in
+        transformers. Raises CheckpointError, and ValueError where a keyword's value cannot be
+        meant.
         """
+        returned = kwargs.pop("return_unused_kwargs", False)
         source = take_source(kwargs)
         folder = fetch_checkpoint(str(pretrained_model_name), weights=False, expect=None, **source)
         path = folder / (config_file_name or GENERATION_NAME)
@@ -167,7 +182,7 @@ class GenerationConfig(OpenSettings):
         except ValueError as error:
             raise CheckpointError(f"reading {path}: {error}") from error
         config_read.update(**kwargs, allow_custom_entries=True)
-        return config_read
+        return (config_read, {}) if returned else config_read
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Self:
@@ -219,6 +234,8 @@ class GenerationConfig(OpenSettings):
         # Nulls too: of Whisper's max_initial_timestamp_index null is no bound, absence a default.
         own = {f.name: plain_values(getattr(self, f.name)) for f in fields(self)}
         extra, nulls = own.pop("extra"), own.pop("nulls")
+        if isinstance(own["sequence_bias"], dict):  # callers have tuples as keys, JSON has none
+            own["sequence_bias"] = [[list(ids), bias] for ids, bias in own["sequence_bias"].items()]
         values = {name: value for name, value in own.items() if value is not None or name in nulls}
         return deepcopy({**extra, **values})
 
@@ -252,6 +269,10 @@ def _problems(config: GenerationConfig) -> list[str]:
             found.append(f"{name} is {value!r}, expected a number of at least {least}")
     if config.top_p is not None and config.top_p > 1:
         found.append(f"top_p is {config.top_p!r}, expected a number at most 1")
+    for name in _SHARES:
+        share = getattr(config, name)
+        if share is not None and not (isinstance(share, int | float) and 0 <= share <= 1):
+            found.append(f"{name} is {share!r}, expected a number from 0 to 1")
     penalty = config.repetition_penalty
     if penalty is not None and not penalty > 0:
         found.append(f"repetition_penalty is {penalty!r}, expected a number above 0")

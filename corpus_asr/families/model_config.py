@@ -170,17 +170,23 @@ class ModelConfig(OpenSettings):
     @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | PathLike[str], **kwargs: Any
-    ) -> Self:
+    ) -> Any:
         """Read config.json of a folder, a URI or a name on the hub.
 
-        Keywords are `SOURCE_OPTIONS`; all others replace what the file says. Raises
-        CheckpointError, also for values that no network can have.
+        Keywords are `SOURCE_OPTIONS`; all others replace what the file says. With
+        `return_unused_kwargs=True`, those that are no settings are returned together with the
+        configuration. Raises CheckpointError, also for values that no network can have.
         """
         name = str(pretrained_model_name_or_path)
         folder = fetch_checkpoint(name, weights=False, **take_source(kwargs))
+        unused: dict[str, Any] = {}
+        if returned := kwargs.pop("return_unused_kwargs", False):
+            known = cls.from_json_file(folder / CONFIG_NAME)
+            unused = {key: value for key, value in kwargs.items() if not hasattr(known, key)}
+            kwargs = {key: value for key, value in kwargs.items() if key not in unused}
         config = cls.from_json_file(folder / CONFIG_NAME, **kwargs)
         config._name_or_path = name
-        return config
+        return (config, unused) if returned else config
 
     @classmethod
     def from_json_file(cls, json_file: str | PathLike[str], **kwargs: Any) -> Self:

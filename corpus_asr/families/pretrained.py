@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NoReturn, Self
 
 import torch
 import torch.nn.functional as F
@@ -24,9 +24,12 @@ from corpus_asr.families.outputs import Seq2SeqLMOutput, Seq2SeqModelOutput
 from corpus_asr.families.saved_files import Uploads, finish_saving, made_folder, take_source
 from corpus_asr.families.transformers_methods import TransformersMethods
 from corpus_asr.families.weights import (
+    given_tensors,
     load_weights,
+    loading_info,
     save_weights,
     share_parameter,
+    stored_tensors,
     without_weights,
 )
 from corpus_asr.storage.model_files import fetch_checkpoint
@@ -89,7 +92,7 @@ class PreTrainedModel(nn.Module, TransformersMethods, Uploads):
     @classmethod
     def from_pretrained(
         cls,
-        pretrained_model_name_or_path: str | PathLike[str],
+        pretrained_model_name_or_path: str | PathLike[str] | None,
         *,
         config: Any = None,
         dtype: torch.dtype | str | None = None,
@@ -99,17 +102,20 @@ class PreTrainedModel(nn.Module, TransformersMethods, Uploads):
         attn_implementation: str | None = None,
         use_safetensors: bool | None = None,
         ignore_mismatched_sizes: bool = False,
-        low_cpu_mem_usage: bool | None = None,
+        state_dict: Mapping[str, Tensor] | None = None,
+        generation_config: Any = None,
+        output_loading_info: bool = False,
         **kwargs: Any,
-    ) -> Self:
+    ) -> Any:
         """Load a checkpoint, a folder, URI or name on the hub, ready for inference.
 
         Arguments are those of transformers, and `device`, where the weights go: the CPU by default.
         `dtype` None keeps the stored type; `generate` on a CPU then computes in the type that is
-        best there. Keywords are `SOURCE_OPTIONS`; all others replace what
-        config.json says. Raises CheckpointError.
+        best there. With None as name, `state_dict` has the weights and `config` the sizes.
+        `generation_config` takes the place of the checkpoint's; `output_loading_info` returns the
+        model and a dictionary of its missing, unexpected and mismatched keys. Keywords are
+        `SOURCE_OPTIONS`; all others replace what config.json says. Raises CheckpointError.
         """
-        del low_cpu_mem_usage  # memory never holds more than one copy of the weights
         where = take_source(kwargs)
         known = {*vars(cls.config_class()), "num_labels", "hidden_size"}
         if unknown := sorted(kwargs.keys() - known):
@@ -118,14 +124,26 @@ class PreTrainedModel(nn.Module, TransformersMethods, Uploads):
                 f"expected an argument of from_pretrained or a key of {CONFIG_NAME}; correct or "
                 f"remove it"
             )
-        folder = fetch_checkpoint(str(pretrained_model_name_or_path), **where)
+        is_given = state_dict is not None and config is not None
+        if (pretrained_model_name_or_path is None) != is_given or (state_dict and not is_given):
+            raise ValueError(
+                f"{cls.__name__}.from_pretrained: found {pretrained_model_name_or_path!r} with "
+                f"{'a' if state_dict is not None else 'no'} state_dict, expected the name of a "
+                "checkpoint; or None, state_dict and config"
+            )
+        if state_dict is not None:
+            folder = Path("state_dict")
+            stored = given_tensors(folder, state_dict)
+        else:
+            folder = fetch_checkpoint(str(pretrained_model_name_or_path), **where)
+            stored = stored_tensors(folder, safetensors=use_safetensors)
         if config is None:
             config = cls.config_class.from_pretrained(folder, **kwargs)
         elif kwargs:
             config = cls.config_class.from_dict(config.to_dict(), **kwargs)
         if attn_implementation is not None:
             config.attn_implementation = attn_implementation
-        config.name_or_path = str(pretrained_model_name_or_path)
+        config.name_or_path = str(pretrained_model_name_or_path or "")
         try:
             with without_weights():
                 model = cls(config)
@@ -137,6 +155,7 @@ class PreTrainedModel(nn.Module, TransformersMethods, Uploads):
         drawn = load_weights(
             model,
             folder,
+            stored,
             dtype=_dtype(dtype, config),
             device=_device(device, device_map),
             tied=cls._tied_weights_keys,
@@ -144,10 +163,10 @@ class PreTrainedModel(nn.Module, TransformersMethods, Uploads):
             draw=model._draw,
             ignored=cls._left_over,
             redraw=ignore_mismatched_sizes,
-            safetensors=use_safetensors,
         )
         # Fixed ones are computed, not drawn: they need no training.
-        if untrained := [name for name in drawn if name not in cls._fixed]:
+        untrained = [name for name in drawn if name not in cls._fixed]
+        if untrained:
             warnings.warn(
                 f"loading {pretrained_model_name_or_path} as {cls.__name__}: it has no weights "
                 f"for {', '.join(untrained)}, so these were drawn; train them before use",
@@ -157,9 +176,13 @@ class PreTrainedModel(nn.Module, TransformersMethods, Uploads):
             model.stored_dtype = model.dtype
         if device_map is not None:
             model.hf_device_map = {"": model.device}
-        if cls._generation is not None:
+        if cls._generation is not None and generation_config is not None:
+            # Of transformers, too.
+            model.generation_config = cls._generation.from_dict(generation_config.to_dict())
+        elif cls._generation is not None and state_dict is None:
             model.generation_config = cls._generation.from_pretrained(folder)
-        return model.eval()
+        model.eval()
+        return (model, loading_info(model, stored, untrained)) if output_loading_info else model
 
     def save_pretrained(
         self,
@@ -215,6 +238,20 @@ class PreTrainedModel(nn.Module, TransformersMethods, Uploads):
     def can_generate(cls) -> bool:
         """Tell whether there is a `generate`."""
         return cls._generation is not None and hasattr(cls, "generate")
+
+    def add_adapter(self, adapter_config: Any, adapter_name: str | None = None) -> NoReturn:
+        """Raise NotImplementedError, which names the function of PEFT that adds adapters."""
+        raise NotImplementedError(
+            f"adding the adapter {adapter_name or 'default'}: a {type(self).__name__} adds none "
+            "itself; call peft.get_peft_model(model, adapter_config)"
+        )
+
+    def load_adapter(self, peft_model_id: Any = None, *args: Any, **kwargs: Any) -> NoReturn:
+        """Raise NotImplementedError, which names the function of PEFT that loads adapters."""
+        raise NotImplementedError(
+            f"loading the adapter {peft_model_id}: a {type(self).__name__} loads none itself; call "
+            "peft.PeftModel.from_pretrained(model, peft_model_id)"
+        )
 
     @property
     def device(self) -> torch.device:

@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
 from corpus_asr.errors import CheckpointError
+from corpus_asr.families.neutral_keywords import drop_neutral
 from corpus_asr.storage.model_files import fetch_checkpoint, upload_files
 from corpus_asr.units import MEBIBYTE
 
@@ -180,7 +181,11 @@ SOURCE_OPTIONS = (
 
 
 def take_source(options: dict[str, Any]) -> dict[str, Any]:
-    """Take out of `options` what says where to look; None is as good as not given."""
+    """Take out of `options` what says where to look; None is as good as not given.
+
+    What means nothing here is taken out, too: see `neutral_keywords`.
+    """
+    drop_neutral(options)
     source = {name: options.pop(name, None) for name in SOURCE_OPTIONS}
     return {name: value for name, value in source.items() if value is not None}
 
@@ -264,6 +269,7 @@ def finish_saving(
     folder: Path, names: list[str], *, push_to_hub: bool, repo_id: str | None = None, **options: Any
 ) -> None:
     """Upload what was just saved if asked for, into `repo_id` or the repository of its name."""
+    drop_neutral(options, saving=True)
     if push_to_hub:
         upload_files(folder, names, repo_id=repo_id or folder.name, **options)
         return

@@ -56,6 +56,13 @@ _IDLE_LENGTH = "max_length has no effect with padding=True"
 _PAD_TO_IT = ": pass padding='max_length' to pad to it"
 
 
+def token_text(token: Any) -> Any:
+    """Return the text of a token object of tokenizers or transformers; of lists, of each in it."""
+    if isinstance(token, list | tuple):
+        return [token_text(one) for one in token]
+    return token if isinstance(token, str) else getattr(token, "content", token)
+
+
 class PretrainedTokenizer(TokenRoles, Uploads):
     """A tokenizer of any family; its settings are attributes, checked when they are set."""
 
@@ -120,6 +127,7 @@ class PretrainedTokenizer(TokenRoles, Uploads):
         return True
 
     def __setattr__(self, name: str, value: Any) -> None:
+        value = token_text(value) if name in ROLES or name in UNUSED_ROLES else value
         self._check_setting(name, value)
         super().__setattr__(name, value)
 
@@ -189,9 +197,7 @@ class PretrainedTokenizer(TokenRoles, Uploads):
         return {role: token for role in ROLES if (token := getattr(self, role)) is not None}
 
     def add_special_tokens(
-        self,
-        special_tokens_dict: Mapping[str, str | list[str]],
-        replace_extra_special_tokens: bool = True,
+        self, special_tokens_dict: Mapping[str, Any], replace_extra_special_tokens: bool = True
     ) -> int:
         """Add control tokens such as `{"pad_token": "<|pad|>"}`; returns how many were new.
 
@@ -200,13 +206,14 @@ class PretrainedTokenizer(TokenRoles, Uploads):
         """
         del replace_extra_special_tokens
         count = 0
-        for role, value in special_tokens_dict.items():
+        for role, given in special_tokens_dict.items():
+            value = token_text(given)
             if role not in (*ROLES, *OTHER_SPECIAL) or isinstance(value, str) != (role in ROLES):
                 raise ValueError(
                     f"adding special tokens: found {role}={value!r}, expected a token for one of "
                     f"{', '.join(ROLES)}, or a list for {OTHER_SPECIAL[0]}; correct it"
                 )
-            count += self.add_tokens(value, special_tokens=True)
+            count += self.add_tokens(given, special_tokens=True)
             if isinstance(value, str):
                 setattr(self, role, value)
         return count
@@ -436,7 +443,8 @@ class PretrainedTokenizer(TokenRoles, Uploads):
         """Load the tokenizer of a checkpoint: a folder, a URI such as s3://..., or a hub name.
 
         `settings` are `SOURCE_OPTIONS`, and the class's arguments except files, which win over
-        tokenizer_config.json. Raises CheckpointError.
+        tokenizer_config.json; a token with a role that the vocabulary lacks is added to it. Raises
+        CheckpointError.
         """
         name = str(pretrained_model_name_or_path)
         folder = fetch_checkpoint(name, weights=False, expect=None, **take_source(settings))
@@ -454,7 +462,9 @@ class PretrainedTokenizer(TokenRoles, Uploads):
             )
         tokenizer = cls.__new__(cls)
         # None stands for the file's own, as in the reference.
-        tokenizer._load(folder, {k: value for k, value in settings.items() if value is not None})
+        given = {key: value for key, value in settings.items() if value is not None}
+        given |= {key: token_text(given[key]) for key in given.keys() & {*ROLES, *OTHER_SPECIAL}}
+        tokenizer._load(folder, given)
         tokenizer.name_or_path = name
         return tokenizer
 
@@ -509,5 +519,7 @@ def vocabulary_paths(
 def added_token(token: str | AddedToken, *, special: bool) -> AddedToken:
     """Make a token of its text; one that is described already keeps its description."""
     if isinstance(token, AddedToken):
-        return token
+        flags = ("single_word", "lstrip", "rstrip", "normalized")
+        described = {name: getattr(token, name) for name in flags}
+        return AddedToken(token.content, special=special or token.special, **described)
     return AddedToken(token, special=special, normalized=not special)

@@ -10,7 +10,7 @@ import functools
 import math
 import re
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -142,7 +142,7 @@ def _all_tensors(folder: Path, safetensors: bool | None) -> dict[str, StoredTens
             return _sharded(index, read_file)
     for name, read_all in ((FLAX_NAME, read_flax), (TENSORFLOW_NAME, read_tensorflow)):
         if safetensors is None and (folder / name).is_file():
-            return _stored(folder / name, read_all(folder / name))
+            return given_tensors(folder / name, read_all(folder / name))
     present = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     names = [] if safetensors is False else [WEIGHTS_NAME, INT8_NAME]
     names += [] if safetensors else [PICKLED_NAME]
@@ -290,10 +290,11 @@ def _pickled(path: Path) -> dict[str, StoredTensor]:
             f"tensors by name; save it with torch.save(model.state_dict(), ...)"
         )
     check_extent(path, content.values())
-    return _stored(path, content)
+    return given_tensors(path, content)
 
 
-def _stored(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, StoredTensor]:
+def given_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, StoredTensor]:
+    """Describe tensors that are in memory as if `path` had them."""
     return {
         name: StoredTensor(
             path=path,
@@ -445,6 +446,7 @@ def without_weights() -> Iterator[None]:
 def load_weights(
     module: nn.Module,
     folder: Path,
+    found: Mapping[str, StoredTensor],
     *,
     dtype: torch.dtype | None,
     device: torch.device,
@@ -453,9 +455,8 @@ def load_weights(
     draw: Callable[[str, Tensor], None],
     ignored: tuple[str, ...],
     redraw: bool = False,
-    safetensors: bool | None = None,
 ) -> list[str]:
-    """Replace every parameter of `module` by the stored one, strictly.
+    """Replace every parameter of `module` by the one stored in `folder`, strictly.
 
     `dtype` None means the stored one (the widest, if they differ). Names match with and without the
     prefix `model.`. `tied` parameters share another's weights, unless the file holds different
@@ -468,7 +469,6 @@ def load_weights(
     wanted = {_bare(name): tuple(t.shape) for name, t in module.state_dict().items()}
     tied = {_bare(target): _bare(source) for target, source in tied.items()}
     absent = {bare for bare, name in full_names.items() if name.startswith(fresh)}
-    found = stored_tensors(folder, safetensors=safetensors)
     stored = {_bare(name): tensor for name, tensor in found.items()}
     if redraw:
         other = {n for n in wanted.keys() & stored.keys() if stored[n].shape != wanted[n]}
@@ -499,6 +499,24 @@ def load_weights(
     for target, source in shared.items():
         share_parameter(module, full_names[target], full_names[source])
     return [full_names[name] for name in made if name not in shared]
+
+
+def loading_info(
+    module: nn.Module, found: Mapping[str, StoredTensor], drawn: Collection[str]
+) -> dict[str, Any]:
+    """Return which keys were missing, unexpected or of another shape, named as in transformers.
+
+    `drawn` are those that `load_weights` drew.
+    """
+    wanted = {_bare(name): tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    stored = {_bare(name): tensor.shape for name, tensor in found.items()}
+    mismatched = {name for name in drawn if _bare(name) in stored}
+    return {
+        "missing_keys": {name for name in drawn if name not in mismatched},
+        "unexpected_keys": {name for name in found if _bare(name) not in wanted},
+        "mismatched_keys": {(n, stored[_bare(n)], wanted[_bare(n)]) for n in mismatched},
+        "error_msgs": [],
+    }
 
 
 def share_parameter(module: nn.Module, target: str, source: str) -> None:

@@ -6,13 +6,8 @@ from typing import Any, ClassVar
 
 from corpus_asr.errors import CheckpointError
 from corpus_asr.families.registry import FAMILIES, Family, family_of, family_of_files, resolve
-from corpus_asr.families.saved_files import take_source
+from corpus_asr.families.saved_files import SOURCE_OPTIONS, take_source
 from corpus_asr.storage.model_files import fetch_checkpoint
-
-# Of no meaning here, but passed by code written for transformers: there is one class for each
-# thing, and no code of a checkpoint is ever run.
-_WITHOUT_MEANING = ("use_fast", "trust_remote_code", "code_revision")
-
 
 # The classes of this layer by what they load and by family; all others are in `Family`. Names
 # import nothing, so what needs no torch is loaded without it.
@@ -73,7 +68,7 @@ class _AutoFiles(_Auto):
         `SOURCE_OPTIONS` say where to look, a `config` of which family the files are; all other
         keywords are passed on.
         """
-        options = _meaningful(kwargs)
+        options = dict(kwargs)
         source, config = take_source(options), options.pop("config", None)
         given = Path(pretrained_model_name_or_path)
         if given.is_file():
@@ -129,8 +124,8 @@ class AutoModelForSpeechSeq2Seq(_Auto):
         cls, pretrained_model_name_or_path: str | PathLike[str], **kwargs: Any
     ) -> Any:
         """Load the model from a folder, a URI or a hub name by the class of its family."""
-        options = _meaningful(kwargs)
-        source = take_source(dict(options))
+        options = dict(kwargs)
+        source = take_source({name: options[name] for name in SOURCE_OPTIONS if name in options})
         folder = fetch_checkpoint(str(pretrained_model_name_or_path), weights=False, **source)
         family = _family_of_config(options.get("config")) or family_of(folder)
         return cls._load(pretrained_model_name_or_path, family, options)
@@ -147,10 +142,6 @@ class AutoModelForSpeechSeq2Seq(_Auto):
                 f"{', '.join(sorted(FAMILIES))}; load it with AutoConfig.from_pretrained"
             )
         return resolve(reference)(config, **kwargs)
-
-
-def _meaningful(options: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if name not in _WITHOUT_MEANING}
 
 
 def _family_of_config(config: Any) -> Family | None:

@@ -20,6 +20,7 @@ from corpus_asr.families.saved_files import (
     find_saved,
     finish_saving,
     made_folder,
+    read_json_object,
     take_source,
     typed_values,
     write_json_object,
@@ -134,7 +135,8 @@ class SpeechFeatureExtractor(Uploads):
         """Bring features that are there already to one length, along their first axis.
 
         `processed_features` are values of several examples by name, or a list of examples;
-        `return_tensors` of None keeps the kind that was passed.
+        `return_tensors` of None keeps the kind that was passed. Rows that stay of unlike length
+        are an array of objects with `np`.
         """
         fit = self._fit(padding, max_length, truncation, pad_to_multiple_of)
         name, wants_mask = self.model_input_names[0], self._wants_mask(return_attention_mask)
@@ -166,6 +168,9 @@ class SpeechFeatureExtractor(Uploads):
         batch = BatchFeature(others | {name: joined(rows)})
         if wants_mask or given is not None:
             batch["attention_mask"] = joined(masks)
+        if return_tensors == "np":
+            ragged = {key: _objects(rows) for key, rows in batch.items() if isinstance(rows, list)}
+            return BatchFeature(batch | ragged)
         return batch.convert_to_tensors(return_tensors)
 
     @classmethod
@@ -197,6 +202,12 @@ class SpeechFeatureExtractor(Uploads):
             return cls.from_dict(content, **kwargs)
         except (TypeError, ValueError) as error:
             raise CheckpointError(f"reading {path}: {error}") from error
+
+    @classmethod
+    def from_json_file(cls, json_file: str | PathLike[str]) -> Self:
+        """Make an extractor of the settings in a JSON file; raises CheckpointError."""
+        made: Self = cls.from_dict(read_json_object(Path(json_file)))
+        return made
 
     @classmethod
     def from_dict(
@@ -277,6 +288,12 @@ class SpeechFeatureExtractor(Uploads):
 def joined(rows: Sequence[np.ndarray]) -> Any:
     """Stack rows of one shape; others stay a list."""
     return np.stack(rows) if len({row.shape for row in rows}) == 1 else list(rows)
+
+
+def _objects(rows: Sequence[np.ndarray]) -> np.ndarray:
+    held = np.empty(len(rows), dtype=object)
+    held[:] = rows
+    return held
 
 
 def _float32(value: Any) -> np.ndarray:
@@ -444,12 +461,13 @@ class SpeechProcessor(Uploads):
         token: str | bool | None = None,
         revision: str = "main",
         **kwargs: Any,
-    ) -> Self:
+    ) -> Any:
         """Read the feature extractor and the tokenizer of a checkpoint.
 
         That is a folder, a URI of one, a hub name, or a feature extractor's JSON file with the
         tokenizer next to it; `kwargs` are `subfolder`, and settings of either.
         """
+        returned = kwargs.pop("return_unused_kwargs", False)
         given = Path(pretrained_model_name_or_path)
         settings_file = given if given.is_file() else None
         folder = fetch_checkpoint(
@@ -468,7 +486,8 @@ class SpeechProcessor(Uploads):
         extractor, for_tokenizer = extractor_class.from_pretrained(
             settings_file or folder, return_unused_kwargs=True, **kwargs
         )
-        return cls(extractor, tokenizer_class.from_pretrained(folder, **for_tokenizer))
+        processor = cls(extractor, tokenizer_class.from_pretrained(folder, **for_tokenizer))
+        return (processor, {}) if returned else processor  # what is unused was refused
 
     def to_dict(self) -> dict[str, Any]:
         """Return the feature extractor's settings and the names of the classes."""

@@ -17,6 +17,7 @@ from corpus_asr.units import SAMPLE_RATE_HZ
 
 # More rows than this are samples of (samples, channels), or channels only the caller can mix.
 _MAX_CHANNELS = 2
+_FULL_SCALE = 32_768  # of int16
 # `raw` is transformers' own name, `array` that of data sets.
 _ARRAY_KEYS = ("raw", "array")
 # A sixth of a chunk is context on either side unless the caller says otherwise.
@@ -39,7 +40,8 @@ def load_speech(inputs: Any) -> Speech:
     """Read one recording.
 
     It is a path or URI (local, http(s), s3, ...); the bytes of a file of any format; an array or
-    tensor of samples at 16 kHz, one row per channel if it has two dimensions; a dictionary with
+    tensor of samples at 16 kHz, float in -1 to 1 or int16, one row per channel if it has two
+    dimensions; a dictionary with
     `raw` or `array`, `sampling_rate` and, if wanted, `stride`; or what has `get_all_samples`, as
     decoders of torchcodec do.
 
@@ -108,7 +110,8 @@ def _from_mapping(given: dict[str, Any]) -> Speech:
 
 def _mono(values: Any) -> Float32[np.ndarray, " sample"]:
     if hasattr(values, "detach"):  # a tensor, wherever it lives
-        values = values.detach().cpu().float().numpy()
+        values = values.detach().cpu()
+        values = (values if values.dtype == torch.int16 else values.float()).numpy()
     if not isinstance(values, np.ndarray):
         raise TypeError(
             f"reading audio: found a {type(values).__name__}, expected a path, a URI, bytes, "
@@ -125,6 +128,8 @@ def _mono(values: Any) -> Float32[np.ndarray, " sample"]:
             f"{_MAX_CHANNELS} channels in the first axis; transpose samples of the form "
             "(samples, channels), and mix more channels yourself"
         )
+    if values.dtype == np.int16:
+        values = values.astype(np.float32) / _FULL_SCALE
     rows = speech_rows(values)
     mixed: Float32[np.ndarray, " sample"] = np.stack(rows).mean(axis=0)
     return mixed

@@ -21,6 +21,7 @@ from corpus_asr.config.options import (
     TranscriptionOptions,
     options_from,
 )
+from corpus_asr.config.other_names import translated
 from corpus_asr.config.run import ExtractSettings, SpeakerSettings
 from corpus_asr.errors import ConfigError, ItemError
 from corpus_asr.formats.transcript import Transcript
@@ -191,7 +192,8 @@ class Transcriber:
         item_timeout_s: float,
         hosts: HostRules = ANY_NAMED_HOST,
     ) -> None:
-        self._options = options
+        # By our names, which a call may change under any.
+        self._options = translated(options)
         # The caller chose the files: nothing is too large or too long.
         extract = options_from(options).extract.model_copy(update=NO_LIMITS)
 
@@ -461,7 +463,8 @@ class Transcriber:
     def _checked(self, options: TranscriptionOptions) -> CallSettings:
         # Before anything is opened: a wrong option costs no decoding.
         self._pool.check()
-        settings = options_from({**self._options, **options}, fixed=_FIXED)
+        given = {**self._options, **translated(options)}
+        settings = options_from(given, fixed=_FIXED)
         self._engine.check(settings.decoding)
         return settings
 

@@ -165,6 +165,8 @@ def _fetch_onnx_address(uri: str) -> Path:
             )
         home = cache_folder() / "checkpoints" / hashlib.blake2b(uri.encode()).hexdigest()[:16]
         return _copy_once(above, files, home) / name
+    except CheckpointError:
+        raise
     except (FetchError, OSError) as error:
         raise CheckpointError(
             f"fetching the speaker model {redact_uri(uri)}: {error}; check the store and that "
@@ -335,6 +337,8 @@ def _fetch_address(uri: str, *, weights: bool, expect: str | None) -> Path:
             return complete
         wanted = whole if weights else [file for file in files if file.name in small]
         return _copy_once(uri, wanted, home)
+    except CheckpointError:
+        raise
     except FetchError as error:
         raise CheckpointError(f"fetching the checkpoint {redact_uri(uri)}: {error}") from error
     except OSError as error:

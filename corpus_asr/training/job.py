@@ -348,6 +348,7 @@ class Finetune:
             )
         dropout = self._config.model.dropout
         changed: dict[str, Any] = {} if dropout is None else {"dropout": dropout}
+        network: WhisperForConditionalGeneration
         network = WhisperForConditionalGeneration.from_pretrained(
             folder,
             dtype=torch.float32,
@@ -394,11 +395,13 @@ class Finetune:
         distillation = self._config.distillation
         if distillation.teacher is None:
             return None
-        return WhisperForConditionalGeneration.from_pretrained(
+        teacher: WhisperForConditionalGeneration
+        teacher = WhisperForConditionalGeneration.from_pretrained(
             fetch_checkpoint(distillation.teacher, revision=distillation.revision),
             dtype=self._dtype,
             device=self._device,
         )
+        return teacher
 
     @property
     def _dtype(self) -> torch.dtype:

@@ -44,7 +44,8 @@ TRAINING = (
 )  # fmt: skip
 WITH_TOKENS = ("get_decoder", "get_output_embeddings", "resize_token_embeddings")
 EXTRACTOR = (
-    "__init__", "__call__", "pad", "from_pretrained", "from_dict", "save_pretrained", "to_dict",
+    "__init__", "__call__", "pad", "from_pretrained", "from_dict", "from_json_file",
+    "save_pretrained", "to_dict",
     "to_json_string", "to_json_file",
 )  # fmt: skip
 PROCESSOR = (
@@ -66,10 +67,11 @@ NAMED: dict[str, tuple[str, ...]] = {
     ),
     "WhisperForConditionalGeneration": (
         *NETWORK, *WITH_TOKENS, *TRAINING, "get_encoder", "freeze_encoder",
-        "set_output_embeddings", "generate", "detect_language",
+        "set_output_embeddings", "generate", "detect_language", "compute_transition_scores",
     ),
     "WhisperForCausalLM": (
-        *NETWORK, *WITH_TOKENS, *TRAINING, "set_decoder", "set_output_embeddings",
+        *NETWORK, *WITH_TOKENS, *TRAINING, "set_decoder", "set_output_embeddings", "generate",
+        "compute_transition_scores",
     ),
     "WhisperForAudioClassification": (
         *NETWORK, *TRAINING, "get_encoder", "freeze_encoder",
@@ -92,7 +94,9 @@ NAMED: dict[str, tuple[str, ...]] = {
     "Speech2TextFeatureExtractor": (*EXTRACTOR, "normalize", "utterance_cmvn"),
     "Speech2TextProcessor": (*PROCESSOR,),
     "Speech2TextModel": (*NETWORK, "get_encoder", "get_decoder", "resize_token_embeddings"),
-    "Speech2TextForConditionalGeneration": (*NETWORK, *WITH_TOKENS, "get_encoder", "generate"),
+    "Speech2TextForConditionalGeneration": (
+        *NETWORK, *WITH_TOKENS, "get_encoder", "generate", "compute_transition_scores",
+    ),
 }  # fmt: skip
 
 STRICT = "an unknown option is an error here instead of being ignored"
@@ -126,6 +130,10 @@ MISSING: dict[str, tuple[tuple[str, ...], str]] = {
     "AutoModelForSpeechSeq2Seq.from_pretrained": (("*model_args",), BY_POSITION),
     "Speech2TextTokenizer.__init__": (("**kwargs",), STRICT),
     "Speech2TextTokenizer.save_pretrained": (("legacy_format",), LAYOUTS),
+    "WhisperForCausalLM.generate": (
+        ("negative_prompt_ids", "negative_prompt_attention_mask", "custom_generate"),
+        "of text models, and code of others",
+    ),
     "Speech2TextForConditionalGeneration.generate": (
         ("negative_prompt_ids", "negative_prompt_attention_mask", "custom_generate"),
         "of text models, and code of others",

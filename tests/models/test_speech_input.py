@@ -68,6 +68,14 @@ def test_dictionaries_name_the_rate_and_may_say_more() -> None:
     assert named.extra == {}
 
 
+def test_sixteen_bits_are_scaled() -> None:
+    whole = np.rint(SAMPLES * 32_768).clip(-32_768, 32_767).astype(np.int16)
+    scaled = whole.astype(np.float32) / 32_768
+    for one in (whole, torch.from_numpy(whole), {"raw": whole, "sampling_rate": 16_000}):
+        np.testing.assert_array_equal(load_speech(one).samples, scaled)
+    np.testing.assert_allclose(load_speech(np.stack([whole, whole])).samples, scaled)
+
+
 @pytest.mark.parametrize(
     ("inputs", "error", "message"),
     [
@@ -84,7 +92,7 @@ def test_dictionaries_name_the_rate_and_may_say_more() -> None:
         (np.zeros((4, 100)), ValueError, "at most 2 channels"),
         (np.zeros((2, 2, 100)), ValueError, r"shape \(2, 2, 100\)"),
         (np.zeros(0, dtype=np.float32), ValueError, "found no samples"),
-        (np.array([0, 300], dtype=np.int16), ValueError, "int16 samples"),
+        (np.array([0, 300], dtype=np.int32), ValueError, "int32 samples"),
         ([0.0, 0.1], TypeError, "found a list"),
         (None, TypeError, "found a NoneType"),
         (b"", DecodeError, "0 bytes"),

@@ -345,6 +345,61 @@ def test_hidden_tokens_are_not_seen(family: Family, folder: Path, attention: str
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS)
+def test_a_mask_may_say_what_each_token_sees(family: Family, folder: Path, attention: str) -> None:
+    ours, theirs = family.both(folder, attention)
+    generator = torch.Generator().manual_seed(1)
+    sees = torch.rand(3, 1, TOKENS, TOKENS, generator=generator) < 0.6
+    sees |= torch.eye(TOKENS, dtype=torch.bool)
+    added = torch.zeros(sees.shape).masked_fill(~sees, torch.finfo(torch.float32).min)
+    for mask in (added, added[:1]):
+        given = {**family.inputs(), "decoder_attention_mask": mask}
+        with torch.no_grad():
+            close(ours(**given).logits, theirs(**given).logits)
+    given = family.inputs()
+    with torch.no_grad():
+        close(
+            ours(**given, decoder_attention_mask=sees).logits,
+            ours(**given, decoder_attention_mask=added).logits,
+        )
+    for shape in ((3, 2, TOKENS, TOKENS), (2, 1, TOKENS, TOKENS), (3, 1, TOKENS, TOKENS + 1)):
+        with pytest.raises(ValueError, match="of each token one value for each"):
+            ours(**given, decoder_attention_mask=torch.ones(shape))
+
+
+def test_one_prompt_is_read_with_every_window(family: Family, folder: Path) -> None:
+    ours, theirs = family.both(folder, "eager")
+    sound, tokens = family.sound_and_tokens()
+    one = tokens[:1].clamp(min=0)
+    with torch.no_grad():
+        found = ours(**sound, decoder_input_ids=one).logits
+        close(found, theirs(**sound, decoder_input_ids=one.expand(3, -1)).logits)
+        masked = ours(**sound, decoder_input_ids=one, decoder_attention_mask=torch.ones_like(one))
+    close(masked.logits, found)
+    with pytest.raises(ValueError, match="one window for each of the sequences"):
+        ours(**sound, decoder_input_ids=one.expand(2, -1))
+
+
+def test_caches_of_transformers_are_continued(family: Family, folder: Path) -> None:
+    ours, theirs = family.both(folder, "sdpa")
+    sound, tokens = family.sound_and_tokens()
+    tokens = tokens.clamp(min=0)
+    with torch.no_grad():
+        whole = theirs(**sound, decoder_input_ids=tokens).logits
+        kept = theirs(**sound, decoder_input_ids=tokens[:, :3]).past_key_values
+        empty = transformers.EncoderDecoderCache(
+            transformers.DynamicCache(), transformers.DynamicCache()
+        )
+        begun = ours(**sound, decoder_input_ids=tokens[:, :3], past_key_values=empty)
+        for past in (kept, begun.past_key_values):
+            rest = ours(**sound, decoder_input_ids=tokens[:, 3:], past_key_values=past)
+            close(rest.logits, whole[:, 3:])
+            assert rest.past_key_values.get_seq_length() == tokens.shape[1]
+    static = transformers.StaticCache(config=theirs.config, max_cache_len=9)
+    with pytest.raises(ValueError, match="found a StaticCache"):
+        ours(**sound, decoder_input_ids=tokens, past_key_values=static)
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
 def test_tokens_one_by_one_and_in_parts_equal_the_whole(
     family: Family, folder: Path, attention: str
 ) -> None:

@@ -91,6 +91,20 @@ def test_confidences_are_those_of_the_calibration(files: list[str], tmp_path: Pa
         assert each.confidence != DEFAULT_MODEL.confidence(evidence)
 
 
+def test_no_samples_are_no_segments(transcriber: Transcriber) -> None:
+    for nothing in (np.zeros(0), np.zeros((2, 0), dtype=np.float32), np.zeros(0, dtype=np.int16)):
+        found = transcriber.transcribe(nothing, sampling_rate=16_000)
+        assert (found.segments, found.text) == ((), "")
+        assert found.duration_s < 0.001
+
+
+def test_a_call_changes_options_under_any_name(transcriber: Transcriber, files: list[str]) -> None:
+    plain = transcriber.transcribe(files[1], log_prob_threshold=None)  # type: ignore[call-arg]
+    assert plain == transcriber.transcribe(files[1])
+    with pytest.raises(ConfigError, match=r"batch_size: .*did you mean slots"):
+        transcriber.transcribe(files[1], batch_size=4)  # type: ignore[call-arg]
+
+
 def test_a_broken_file_is_told_of_and_the_others_go_on(
     transcriber: Transcriber, files: list[str], tmp_path: Path
 ) -> None:

@@ -189,9 +189,17 @@ class DecoderCache(Cache):
 
 
 def taken(past_key_values: Any, *, num_layers: int) -> DecoderCache | None:
-    """Take what a caller gives as `past_key_values`; None stays None."""
+    """Take what a caller gives as `past_key_values`; None stays None.
+
+    Of transformers' DynamicCache and EncoderDecoderCache keys and values are taken over; they do
+    not grow, but the cache that is returned.
+    """
     if past_key_values is None:
         return None
+    own = getattr(past_key_values, "self_attention_cache", past_key_values)
+    if type(own).__name__ == "DynamicCache":
+        cross = getattr(past_key_values, "cross_attention_cache", None)
+        return _converted(own, cross, num_layers=num_layers)
     if isinstance(past_key_values, DecoderCache) and len(past_key_values) == num_layers:
         return past_key_values
     found = f"a {type(past_key_values).__name__}"
@@ -201,6 +209,18 @@ def taken(past_key_values: Any, *, num_layers: int) -> DecoderCache | None:
         f"continuing with past_key_values: found {found}, expected what a model of {num_layers} "
         f"decoder layers returned"
     )
+
+
+def _converted(own: Any, cross: Any, *, num_layers: int) -> DecoderCache:
+    cache = DecoderCache(num_layers)
+    for number, layer in enumerate(cache.layers):
+        for kept, given in ((layer.own, own), (layer.cross, cross)):
+            layers = [] if given is None else given.layers
+            # Before anything is kept there are fewer layers, or layers without tensors.
+            if number < len(layers) and getattr(layers[number], "keys", None) is not None:
+                keys, values = layers[number].keys, layers[number].values
+                kept.pair = (keys, values) if keys.numel() else None
+    return cache
 
 
 # oneDNN compiles a bfloat16 product for every shape it meets and keeps a thousand of them: with a

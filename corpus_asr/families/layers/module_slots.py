@@ -84,7 +84,7 @@ class ModuleSlots(ABC):
     @torch.inference_mode()
     def _encoded(self, *features: Tensor) -> Float[Tensor, "batch pos width"]:
         encoder = self._network.get_encoder()
-        with _evaluating(encoder):
+        with evaluating(encoder):
             output = as_encoder_output(encoder(*features, return_dict=True))
         assert output.last_hidden_state is not None, "checked by as_encoder_output"
         return output.last_hidden_state
@@ -226,13 +226,13 @@ class ModuleSlots(ABC):
             use_cache=past is not None,
             encoder_outputs=as_encoder_output((window.unsqueeze(0),)),
         )
-        with _evaluating(network):
+        with evaluating(network):
             return network(**inputs, **options, return_dict=True)
 
 
 @contextmanager
-def _evaluating(network: nn.Module) -> Iterator[None]:
-    # As plain modules are run: without dropout, whatever a training loop has set.
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Run modules as plain ones are: without dropout, whatever a training loop has set."""
     training = [module for module in network.modules() if module.training]
     for module in training:
         module.training = False

@@ -248,6 +248,9 @@ class TokenDecoder(Stack):
             past = DecoderCache(len(self.layers))
         start = past.get_seq_length() if past else 0
         embedded = self._embedded(input_ids, inputs_embeds)
+        if encoder_hidden_states is not None and len(embedded) == 1 < len(encoder_hidden_states):
+            # One prompt is read with every window.
+            embedded = embedded.expand(len(encoder_hidden_states), -1, -1)
         _check_encoded(encoder_hidden_states, embedded)
         hidden = self._placed(embedded, input_ids, start, **positions)
         own = self._head_masks(head_mask, heads=self.heads, name="decoder_head_mask")
@@ -339,12 +342,14 @@ def _check_encoded(encoded: Tensor | None, embedded: Tensor) -> None:
 
 def _mask(
     attention_mask: Tensor | None, start: int, embedded: Hidden
-) -> Float[Tensor, "batch 1 token pos"] | None:
+) -> Float[Tensor, "#batch 1 token pos"] | None:
     # Without a mask the tokens' order alone hides some, which needs no tensor of scores.
     if attention_mask is None:
         return None
     batch, tokens, _ = embedded.shape
-    if tuple(attention_mask.shape) != (batch, start + tokens):
+    if attention_mask.ndim == 4:
+        return _whole_mask(attention_mask, (batch, 1, tokens, start + tokens), like=embedded)
+    if len(attention_mask) not in (1, batch) or attention_mask.shape[1:] != (start + tokens,):
         raise ValueError(
             f"decoding: found a decoder_attention_mask of shape {tuple(attention_mask.shape)}, "
             f"expected {(batch, start + tokens)}: one value for each token, those kept included"
@@ -353,6 +358,22 @@ def _mask(
     hidden = attention_mask.to(embedded.device)[:, None, None, :] == 0
     # Replaced, not added: two of the lowest numbers would make -inf, and a row of those NaN.
     return mask.masked_fill(hidden, torch.finfo(embedded.dtype).min)
+
+
+def _whole_mask(
+    mask: Tensor, shape: tuple[int, int, int, int], *, like: Hidden
+) -> Float[Tensor, "#batch 1 token pos"]:
+    """Take a mask that says of each token what it sees: true, or what is added to the scores."""
+    if mask.shape[1:] != shape[1:] or len(mask) not in (1, shape[0]):
+        raise ValueError(
+            f"decoding: found a decoder_attention_mask of shape {tuple(mask.shape)}, expected "
+            f"{shape}: of each token one value for each, those kept included"
+        )
+    mask = mask.to(like.device)
+    if mask.dtype != torch.bool:
+        return mask.to(like.dtype)
+    scores = torch.zeros(mask.shape, dtype=like.dtype, device=like.device)
+    return scores.masked_fill(~mask, torch.finfo(like.dtype).min)
 
 
 def _cross_mask(

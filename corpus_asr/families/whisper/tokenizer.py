@@ -226,12 +226,16 @@ class WhisperTokenizer(PretrainedTokenizer):
         named = set(self.special_tokens_map.values())
         return [token for token in self.all_special_tokens if token not in named]
 
-    def add_tokens(self, new_tokens: str | Iterable[str], special_tokens: bool = False) -> int:
+    def add_tokens(
+        self,
+        new_tokens: str | AddedToken | Iterable[str | AddedToken],
+        special_tokens: bool = False,
+    ) -> int:
         """Add tokens after the last id; returns how many were new.
 
         A model needs a row per token: resize its embeddings to `len()` of this afterwards.
         """
-        tokens = [new_tokens] if isinstance(new_tokens, str) else new_tokens
+        tokens = [new_tokens] if isinstance(new_tokens, str | AddedToken) else new_tokens
         size = len(self)
         self._tokenizer.add_tokens([added_token(t, special=special_tokens) for t in tokens])
         self._special_ids = None
@@ -534,8 +538,13 @@ class WhisperTokenizer(PretrainedTokenizer):
         normalizer = folder / NORMALIZER_NAME
         # No prefix space means what the vocabulary's own file says.
         defaults = self._defaults() | {"add_prefix_space": None}
+        tokenizer = load_vocabulary(folder)
+        # Roles of the caller's are added where they are new; those of files have to be there.
+        tokens = [given[role] for role in ROLES if role in given]
+        new = [token for token in tokens if tokenizer.token_to_id(token) is None]
+        tokenizer.add_special_tokens([added_token(token, special=True) for token in new])
         self._set_up(
-            load_vocabulary(folder),
+            tokenizer,
             defaults | self._saved_settings(folder, given),
             normalizer if normalizer.is_file() else None,
             is_multilingual=stated if isinstance(stated, bool) else None,

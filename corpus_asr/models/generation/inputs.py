@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from corpus_asr.array_types import Float
+from corpus_asr.decoding.protocols import SlotModel
 from corpus_asr.decoding.slots import encode_batch_on
 from corpus_asr.families.speech2text.model import Speech2TextModuleSlots, Speech2TextSlotModel
 from corpus_asr.models.generation.settings import encoded_of, features_of, lengths_of
@@ -212,6 +213,15 @@ class PaddedBatch:
             valid = self.given[row, :end]
         return valid.detach().float().cpu().numpy()
 
+    def slots(self, *, max_tokens: int) -> SlotModel:
+        """Return the slot model for so many tokens."""
+        model: SlotModel = self.model.for_windows(self.model.window_frames, max_tokens=max_tokens)
+        return model
+
+    def frames(self, row: int) -> int | None:
+        """Return how many frames of a row are encoded."""
+        return self.num_frames[row]
+
     @torch.inference_mode()
     def encoded(self) -> Float[Tensor, "batch pos width"]:
         """Encode all rows; on a GPU a few at a time."""
@@ -231,6 +241,56 @@ class PaddedBatch:
                 for first in range(0, self.size, some)
             ]
         return torch.cat(parts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodedBatch:
+    """Windows that are encoded already, for a decoder alone."""
+
+    model: SlotModel
+    given: Float[Tensor, "batch pos width"]
+
+    @classmethod
+    def of(cls, model: Any, encoder_outputs: Any) -> "EncodedBatch":
+        """Check the arguments."""
+        if encoder_outputs is None:
+            raise ValueError(
+                "generating text with a decoder alone: found no `encoder_outputs`, expected what "
+                "an encoder returned; pass it, or generate with the whole model"
+            )
+        slots, given = slot_model(model), encoded_of(encoder_outputs)
+        if tuple(given.shape[1:]) != slots.window_shape:
+            raise ValueError(
+                f"generating text: encoder_outputs have shape {tuple(given.shape)}, expected "
+                f"(batch, {slots.window_shape[0]}, {slots.window_shape[1]})"
+            )
+        return cls(model=slots, given=given)
+
+    @property
+    def size(self) -> int:
+        """Rows."""
+        return len(self.given)
+
+    @property
+    def placeholder(self) -> np.ndarray:
+        """Stands for the features of a row."""
+        return np.zeros((1, 1), dtype=np.float32)
+
+    def sound(self, row: int) -> np.ndarray:
+        """Return what the encoder made of a row."""
+        return self.given[row].detach().float().cpu().numpy()
+
+    def slots(self, *, max_tokens: int) -> SlotModel:
+        """Return the slot model, which has room for all tokens."""
+        return self.model
+
+    def frames(self, row: int) -> int | None:
+        """Return None: windows are whole."""
+        return None
+
+    def encoded(self) -> Float[Tensor, "batch pos width"]:
+        """Return all rows as search takes them."""
+        return self.given.to(self.model.device, self.model.dtype)
 
 
 def _frames_of(given: Tensor, attention_mask: Any, config: Any) -> int:

@@ -17,7 +17,7 @@ from corpus_asr.families.whisper.tokenizer import TASKS
 from corpus_asr.languages import resolve_language
 from corpus_asr.models.generation.inputs import Row
 from corpus_asr.models.generation.processors import Stream, search_of
-from corpus_asr.models.generation.settings import Settings, end_token
+from corpus_asr.models.generation.settings import Settings, end_rules
 from corpus_asr.transcription.fallback import Attempt
 from corpus_asr.transcription.long_form import LongFormRules, TokenSpan
 from corpus_asr.transcription.windows import Language, Window
@@ -127,7 +127,7 @@ def detect(row: Row, config: GenerationConfig, *, window_frames: int) -> Steps[i
     """Find the likeliest language token after the start token."""
     assert config.decoder_start_token_id is not None
     assert config.lang_to_id is not None
-    end = end_token(config)
+    rules = TokenRules(**end_rules(config), only=tuple(sorted(set(config.lang_to_id.values()))))
     # What a mask leaves out of the row is encoded all the same, as there.
     frames = window_frames
     if row.features is not None:
@@ -136,12 +136,12 @@ def detect(row: Row, config: GenerationConfig, *, window_frames: int) -> Steps[i
         features=row.window(0, frames, window_frames),
         window=(0, row.frames if frames == min(row.frames, window_frames) else -1),
         prompt=(config.decoder_start_token_id,),
-        rules=TokenRules(end=end, only=tuple(sorted(set(config.lang_to_id.values())))),
+        rules=rules,
         max_new_tokens=1,
         encoded=row.encoded,
     )
     # Among the languages the end token may be one by mistake of the settings.
-    return result.tokens[0] if result.tokens else end
+    return result.tokens[0] if result.tokens else rules.end
 
 
 def with_end(result: WindowResult, end: int) -> tuple[int, ...]:

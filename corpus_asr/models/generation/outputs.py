@@ -37,11 +37,13 @@ class GenerateEncoderDecoderOutput(ModelOutput):
     """Prompts, text and end tokens; of the best beams, where there are several."""
     sequences_scores: Float[Tensor, " batch"] | None = None
     """Of beams: their log-probabilities with the length penalty."""
-    scores: tuple[Float[Tensor, "batch vocab"], ...] | None = None
-    """What each token was chosen from."""
-    logits: tuple[Float[Tensor, "batch vocab"], ...] | None = None
+    scores: tuple[Float[Tensor, "row vocab"], ...] | None = None
+    """What each token was chosen from; of Speech2Text a row for each running beam."""
+    logits: tuple[Float[Tensor, "row vocab"], ...] | None = None
     """The network's own, before any rule."""
-    # Never set, since search does not keep them; programs for transformers look whether they are.
+    beam_indices: Int[Tensor, "batch step"] | None = None
+    """Of beams: the row of `scores` that each new token was chosen from; -1 after the end."""
+    # By layer; those of the decoder by step and layer.
     encoder_attentions: tuple[Tensor, ...] | None = None
     encoder_hidden_states: tuple[Tensor, ...] | None = None
     decoder_attentions: tuple[tuple[Tensor, ...], ...] | None = None
@@ -49,13 +51,31 @@ class GenerateEncoderDecoderOutput(ModelOutput):
     decoder_hidden_states: tuple[tuple[Tensor, ...], ...] | None = None
 
 
+@dataclass(eq=False)
+class GenerateDecoderOnlyOutput(ModelOutput):
+    """The results of `generate` of a decoder alone by name."""
+
+    sequences: Int[Tensor, "batch token"] | None = None
+    """Prompts, text and end tokens; of the best beams, where there are several."""
+    sequences_scores: Float[Tensor, " batch"] | None = None
+    """Of beams: their log-probabilities with the length penalty."""
+    scores: tuple[Float[Tensor, "row vocab"], ...] | None = None
+    """What each token was chosen from; of beams a row for each that ran."""
+    logits: tuple[Float[Tensor, "row vocab"], ...] | None = None
+    """The network's own, before any rule."""
+    beam_indices: Int[Tensor, "batch step"] | None = None
+    """Of beams: the row of `scores` that each new token was chosen from; -1 after the end."""
+
+
 def text_output(
     prompt: Sequence[int], tokens: Sequence[int], result: WindowResult, settings: CallSettings
 ) -> dict[str, Any]:
     """Return the results for one text by name."""
     output: dict[str, Any] = {"sequences": torch.tensor([*prompt, *tokens])}
-    if result.sequence_score is not None and settings.keep_scores:
-        output["sequences_scores"] = torch.tensor(result.sequence_score)
+    if result.sequence_score is not None:
+        output["beam_indices"] = torch.tensor(result.parents, dtype=torch.int32)
+        if settings.keep_scores:
+            output["sequences_scores"] = torch.tensor(result.sequence_score)
     scores = result.scores
     if scores is not None and settings.config.renormalize_logits:
         # What is sampled is normalized once more there, after temperature and `top_k`.
@@ -74,11 +94,23 @@ def stack_outputs(outputs: Sequence[dict[str, Any]], *, pad: int, device: Any) -
         stack["sequences_scores"] = torch.stack([text["sequences_scores"] for text in outputs])
     if "token_timestamps" in shared:
         stack["token_timestamps"] = stacked([text["token_timestamps"] for text in outputs], None)
+    if "beam_indices" in shared:
+        stack["beam_indices"] = stacked([text["beam_indices"] for text in outputs], -1)
     stack = {name: value.to(device) for name, value in stack.items()}
     for name in shared & {"scores", "logits"}:
         longest = max(len(text[name]) for text in outputs)
         rows = [_filled(text[name], longest, pad) for text in outputs]
         stack[name] = tuple(torch.stack(step).to(device) for step in zip(*rows, strict=True))
+    for name in shared & {"encoder_attentions", "encoder_hidden_states"}:
+        layers = zip(*(text[name] for text in outputs), strict=True)
+        stack[name] = tuple(torch.stack(layer).to(device) for layer in layers)
+    for name in shared & {"decoder_attentions", "cross_attentions", "decoder_hidden_states"}:
+        # Windows decoded at other temperatures may be shorter.
+        steps = zip(*(text[name] for text in outputs), strict=False)
+        stack[name] = tuple(
+            tuple(torch.cat(layer).to(device) for layer in zip(*step, strict=True))
+            for step in steps
+        )
     return stack
 
 
@@ -91,16 +123,23 @@ class Batch:
         self.results = results
         self.token_times: dict[Attempt, Float[Tensor, " token"]] = {}
         """Seconds of the tokens of windows, prompts left out; filled by who knows them."""
+        self.states: dict[Attempt, dict[str, Any]] = {}
+        """Attentions and hidden states of windows; filled by who makes them."""
         self._settings = settings
         self._device = device
         # The longest prompt of each round, and the longest text of each batch within it.
         self._prompts: dict[int, int] = {}
         self._lengths: dict[tuple[int, int], int] = {}
+        # How many rows of each batch come before a text's own.
+        self._before: dict[Attempt, int] = {}
+        sizes: dict[tuple[int, int], int] = {}
         self._outputs: dict[Attempt, Any] = {}
         for attempt in (attempt for result in results for attempt in result.attempts):
             number, group = attempt.window.number, _group(attempt)
             self._prompts[number] = max(len(attempt.window.prompt), self._prompts.get(number, 0))
             self._lengths[group] = max(len(self._text(attempt)), self._lengths.get(group, 0))
+            self._before[attempt] = sizes.get(group, 0)
+            sizes[group] = self._before[attempt] + 1
 
     def prompt_length(self, attempt: Attempt) -> int:
         """Tokens before the text of the windows of this round."""
@@ -188,9 +227,12 @@ class Batch:
         output = text_output(prompt, self.said(attempt), attempt.result, self._settings)
         if not self._settings.config.return_dict_in_generate:
             return output["sequences"].to(self._device)
+        if "beam_indices" in output:
+            beams = self._settings.config.num_beams or 1
+            output["beam_indices"] += self._before[attempt] * beams
         if attempt in self.token_times:
             output["token_timestamps"] = torch.cat([torch.zeros(before), self.token_times[attempt]])
-        return output
+        return output | self.states.get(attempt, {})
 
 
 def _group(attempt: Attempt) -> tuple[int, int]:

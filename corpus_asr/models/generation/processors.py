@@ -8,8 +8,11 @@ import torch
 from torch import Tensor
 
 from corpus_asr.array_types import Float, Int
+from corpus_asr.decoding.options import forbid_repeated_ngrams, penalise_repeats
 from corpus_asr.decoding.protocols import LogitsProcessor, Search, StoppingCriterion
+from corpus_asr.families.generation_config import GenerationConfig
 from corpus_asr.models.generation.settings import CallSettings
+from corpus_asr.models.generation.warpers import warpers_of
 
 _FORBIDDEN = float("-inf")
 
@@ -38,15 +41,14 @@ def search_of(
     if settings.streamer is not None:
         stream = Stream(settings.streamer, torch.tensor([list(prompt)]))
         stopping = (*stopping, stream)
-    sampled = temperature is not None
-    top_p = config.top_p if sampled and config.top_p is not None and config.top_p < 1 else None
     search = Search(
         temperature=temperature or 0.0,
-        top_k=config.top_k or None if sampled else None,
-        top_p=top_p,
-        repetition_penalty=config.repetition_penalty or 1.0,
-        no_repeat_ngram_size=config.no_repeat_ngram_size or 0,
+        **_narrowing(
+            config, sampled=temperature is not None, kept=len(settings.ends) + 1, beams=num_beams
+        ),
+        **_repetition(config),
         num_beams=num_beams,
+        num_ends=max(1, len(settings.ends)),
         length_penalty=1.0 if config.length_penalty is None else config.length_penalty,
         early_stopping=config.early_stopping or False,  # type: ignore[arg-type]
         keep_scores=settings.keep_scores,
@@ -61,17 +63,44 @@ def search_of(
     return search, stream
 
 
+def _narrowing(config: GenerationConfig, *, sampled: bool, kept: int, beams: int) -> dict[str, Any]:
+    if not sampled:
+        return {}
+    if beams > 1:
+        # Of beams something to go on with is kept where all tokens that end a text are.
+        return {"warpers": warpers_of(config, narrow=True, kept=kept)}
+    if config.top_h is not None:
+        return {"warpers": warpers_of(config, narrow=True)}
+    warpers = warpers_of(config)
+    top_p = config.top_p if config.top_p is not None and config.top_p < 1 else None
+    return {"warpers": warpers, "top_k": config.top_k or None, "top_p": top_p}
+
+
+def _repetition(config: GenerationConfig) -> dict[str, Any]:
+    if config.sequence_bias is not None:
+        return {}  # comes before them, so that they are among the processors
+    return {
+        "repetition_penalty": config.repetition_penalty or 1.0,
+        "no_repeat_ngram_size": config.no_repeat_ngram_size or 0,
+    }
+
+
 def _early_processors(
     settings: CallSettings, row: int, begin: int, limit: int
 ) -> tuple[LogitsProcessor, ...]:
     config = settings.config
     processors: list[LogitsProcessor] = []
+    if config.sequence_bias is not None:
+        processors += [_bias(config.sequence_bias, settings.vocab_size), *_repeats(config)]
     if config.bad_words_ids:
-        end = [settings.end]  # the reference, too, never forbids a text to end
-        processors.append(_bad_words([list(w) for w in config.bad_words_ids if list(w) != end]))
+        # The reference, too, never forbids a text to end.
+        kept = [[end] for end in settings.ends]
+        processors.append(
+            _bad_words([list(w) for w in config.bad_words_ids if list(w) not in kept])
+        )
     least = begin + config.min_new_tokens if config.min_new_tokens else config.min_length
-    if least:
-        processors.append(_forbidden([settings.end], lambda length: length < least))
+    if least and settings.ends:
+        processors.append(_forbidden(settings.ends, lambda length: length < least))
     if settings.allowed is not None:
         processors.append(_allowed(settings.allowed, row))
     if config.forced_bos_token_id is not None:
@@ -83,6 +112,10 @@ def _early_processors(
         processors.append(_forced(tokens, length=limit - 1))
     if config.remove_invalid_values:
         processors.append(lambda tokens, scores: torch.nan_to_num(scores))
+    if config.exponential_decay_length_penalty is not None and settings.ends:
+        processors.append(
+            _urged(settings.ends, config.exponential_decay_length_penalty, begin=begin)
+        )
     if settings.suppressed_second:
         second = begin + 1
         processors.append(_forbidden(settings.suppressed_second, lambda length: length == second))
@@ -98,6 +131,71 @@ def _with_begin(processor: LogitsProcessor, begin: int) -> LogitsProcessor:
     def process(tokens: Tensor, scores: Tensor) -> Tensor:
         set_begin(begin)  # again at every step: windows of other rows are scored in between
         return processor(tokens, scores)
+
+    return process
+
+
+def _bias(given: Any, vocab_size: int) -> LogitsProcessor:
+    try:
+        pairs = [
+            ([int(token) for token in ids], float(bias))
+            for ids, bias in (given.items() if isinstance(given, dict) else given)
+        ]
+    except (TypeError, ValueError) as error:
+        raise ValueError(_bad_bias(given)) from error
+    if not pairs or any(not ids or min(ids) < 0 or max(ids) >= vocab_size for ids, _ in pairs):
+        raise ValueError(f"{_bad_bias(given)}, of {vocab_size} tokens")
+
+    def process(tokens: Tokens, scores: Scores) -> Scores:
+        (text,) = tokens.tolist()
+        for (*before, last), bias in pairs:
+            if not before or text[-len(before) :] == before:
+                scores[0, last] += bias
+        return scores
+
+    return process
+
+
+def _bad_bias(given: Any) -> str:
+    return (
+        f"generating text: sequence_bias is {given!r}, expected sequences of token ids with a "
+        "number each: a dictionary with tuples as keys, or a list of pairs"
+    )
+
+
+def _repeats(config: GenerationConfig) -> list[LogitsProcessor]:
+    processors: list[LogitsProcessor] = []
+    penalty, size = config.repetition_penalty or 1.0, config.no_repeat_ngram_size or 0
+    if penalty != 1.0:
+        processors.append(
+            lambda tokens, scores: penalise_repeats(
+                scores, tokens, _length(tokens), scores.new_tensor([penalty])
+            )
+        )
+    if size:
+        processors.append(
+            lambda tokens, scores: forbid_repeated_ngrams(
+                scores, tokens, _length(tokens), torch.full_like(tokens[:, 0], size), longest=size
+            )
+        )
+    return processors
+
+
+def _length(tokens: Tokens) -> Int[Tensor, "1"]:
+    return torch.full_like(tokens[:, 0], tokens.shape[1])
+
+
+def _urged(ends: Sequence[int], penalty: Sequence[float], *, begin: int) -> LogitsProcessor:
+    start, factor = penalty
+
+    def process(tokens: Tokens, scores: Scores) -> Scores:
+        beyond = tokens.shape[1] - begin - start
+        if beyond > 0:
+            score = scores[:, list(ends)]
+            # What is forbidden stays so; a negative score, too, rises.
+            more = (score.abs() * (factor**beyond - 1)).masked_fill(~score.isfinite(), 0.0)
+            scores[:, list(ends)] = score + more
+        return scores
 
     return process
 
@@ -153,6 +251,8 @@ def _allowed(choose: Callable[[int, Tensor], Sequence[int]], row: int) -> Logits
 def _stopping(settings: CallSettings, begin: int) -> tuple[StoppingCriterion, ...]:
     criteria: list[StoppingCriterion] = []
     config = settings.config
+    if others := set(settings.ends[1:]):
+        criteria.append(lambda tokens, scores, **_: int(tokens[0, -1]) in others)
     if config.max_time is not None:
         end_s = time.monotonic() + config.max_time  # of each window, as windows are calls there
         criteria.append(lambda tokens, scores, **_: time.monotonic() >= end_s)

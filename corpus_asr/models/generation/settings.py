@@ -1,6 +1,7 @@
 """What one call of `generate` shall do: its arguments checked, merged with the checkpoint's."""
 
 import logging
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -25,33 +26,26 @@ logger = logging.getLogger(__name__)
 
 Config = TypeVar("Config", bound=GenerationConfig)
 
-# Settings of transformers that cannot be had here, and the values at which they do nothing.
-_NOT_OFFERED: dict[str, tuple[Any, ...]] = {
-    "min_p": (None,),
-    "top_h": (None,),
-    "typical_p": (None, 1.0),
-    "epsilon_cutoff": (None, 0.0),
-    "eta_cutoff": (None, 0.0),
-    "encoder_repetition_penalty": (None, 1.0),
-    "encoder_no_repeat_ngram_size": (None, 0),
-    "exponential_decay_length_penalty": (None,),
-    "sequence_bias": (None,),
-    "token_healing": (None, False),
-    "guidance_scale": (None, 1, 1.0),
-    "watermarking_config": (None,),
-    "penalty_alpha": (None,),
-    "dola_layers": (None,),
-    "num_beam_groups": (None, 1),
-    "diversity_penalty": (None, 0.0),
-    "constraints": (None,),
-    "force_words_ids": (None,),
-    "prompt_lookup_num_tokens": (None,),
-    "use_mtp": (None, False),
-    "custom_generate": (None,),
-    "negative_prompt_ids": (None,),
-    "negative_prompt_attention_mask": (None,),
-    "past_key_values": (None,),
-    "decoder_inputs_embeds": (None,),
+# Settings of transformers that cannot be had here, the values at which they do nothing, and why.
+_NO_MORE = "transformers 5 has no longer what it asks for, but in code of the hub, which is not run"
+_TEXT_MODELS = "it is made for models of text"
+_UNUSUAL = "it is not offered here"
+_NOT_OFFERED: dict[str, tuple[tuple[Any, ...], str]] = {
+    "token_healing": ((None, False), _TEXT_MODELS),
+    "guidance_scale": ((None, 1, 1.0), _TEXT_MODELS),
+    "watermarking_config": ((None,), _TEXT_MODELS),
+    "negative_prompt_ids": ((None,), _TEXT_MODELS),
+    "negative_prompt_attention_mask": ((None,), _TEXT_MODELS),
+    "penalty_alpha": ((None, 0, 0.0), _NO_MORE),
+    "dola_layers": ((None,), _NO_MORE),
+    "num_beam_groups": ((None, 1), _NO_MORE),
+    "diversity_penalty": ((None, 0.0), _NO_MORE),
+    "constraints": ((None,), _NO_MORE),
+    "force_words_ids": ((None,), _NO_MORE),
+    "custom_generate": ((None,), "code of others is not run"),
+    "low_memory": ((None, False), "transformers 5 refuses it too"),
+    "use_mtp": ((None, False), _UNUSUAL),
+    "decoder_inputs_embeds": ((None,), _UNUSUAL),
 }
 
 # They say how the reference computes, or change its text in no way.
@@ -61,13 +55,14 @@ _WITHOUT_EFFECT = (
     "compile_config",
     "disable_compile",
     "prefill_chunk_size",
-    "low_memory",
     "is_assistant",
     "num_assistant_tokens_schedule",
     "assistant_confidence_threshold",
     "assistant_lookbehind",
     "target_lookbehind",
     "max_matching_ngram_size",
+    # Drafts change no token, and what is said is hardly ever in the text before it.
+    "prompt_lookup_num_tokens",
     "trust_remote_code",
     "decoder_attention_mask",
     "cache_position",
@@ -75,12 +70,21 @@ _WITHOUT_EFFECT = (
     "labels",
 )
 
+# The reference, too, warns of them and leaves them out where the input is no text.
+_OF_WRITTEN_INPUT: dict[str, tuple[Any, ...]] = {
+    "encoder_repetition_penalty": (None, 1.0),
+    "encoder_no_repeat_ngram_size": (None, 0),
+}
+
+_SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+
 # Keywords that are no settings and are read.
 _FOR_THE_CALL = (
     "assistant_model",
     "decoder_input_ids",
     "encoder_outputs",
     "inputs",
+    "past_key_values",
     "streamer",
     "tokenizer",
 )
@@ -99,6 +103,11 @@ def prepare(
             "GenerationConfig; make one by GenerationConfig.from_dict(...)"
         )
     config = kind()
+    # A keyword of version 4 of transformers: what the caller's settings leave unset is then the
+    # default, but for the special tokens.
+    if keywords.pop("use_model_defaults", None) is False and given is not None and own is not None:
+        tokens = {name: getattr(own, name) for name in _SPECIAL_TOKENS}
+        own = type(own).from_dict({name: token for name, token in tokens.items() if token})
     # Later updates fill in only what is still unset: that is transformers' order of precedence.
     if given is not None:
         config.update(**_values_set(given), allow_custom_entries=True)
@@ -124,11 +133,15 @@ def _for_the_call(config: GenerationConfig, rest: dict[str, Any]) -> dict[str, A
     unknown = []
     for name, value in {**config.extra, **rest}.items():
         if name in _NOT_OFFERED:
-            if not any(value is idle or value == idle for idle in _NOT_OFFERED[name]):
+            idle, reason = _NOT_OFFERED[name]
+            if not any(value is neutral or value == neutral for neutral in idle):
                 raise ValueError(
-                    f"generating text: {name} is {value!r}, which is not offered here; leave it "
-                    f"out or set it to {_NOT_OFFERED[name][-1]}"
+                    f"generating text: {name} is {value!r}, expected {idle[-1]}: {reason}; leave "
+                    "it out"
                 )
+        elif name in _OF_WRITTEN_INPUT:
+            if value not in _OF_WRITTEN_INPUT[name]:
+                warnings.warn(f"{name} has no effect: the input is no text", stacklevel=4)
         elif name in rest and value is not None:
             if name in _FOR_THE_CALL:
                 kept[name] = value
@@ -151,6 +164,16 @@ def one_tensor(given: Any, *, what: str, hint: str) -> Tensor:
             f"generating text: found a {type(given).__name__} as {what}, expected one tensor; "
             f"{hint}"
         ) from error
+
+
+def one_of(**given: Any) -> Any:
+    """Return the one of several arguments that was given; None where none was."""
+    values = {name: value for name, value in given.items() if value is not None}
+    if len(values) > 1:
+        raise ValueError(
+            f"generating text: found {' and '.join(values)}, which mean the same; pass one of them"
+        )
+    return next(iter(values.values()), None)
 
 
 def features_of(given: Any, mel_bins: int, *, mel_axis: int = 1) -> Tensor:
@@ -244,6 +267,20 @@ def temperatures_of(temperature: Any) -> tuple[float | None, ...]:
     return temperatures
 
 
+def check_cache(cache: Any, prompts: Any) -> None:
+    """Raise ValueError for cached keys and values that `prompts` do not go beyond.
+
+    They are computed again from the prompts, which gives the same text.
+    """
+    length = 0 if cache is None else int(cache.get_seq_length())
+    given = 0 if prompts is None else int(prompts.shape[1])
+    if length and length >= given:
+        raise ValueError(
+            f"generating text: past_key_values hold {length} tokens and decoder_input_ids "
+            f"{given}, expected more; pass all tokens so far, those of the cache included"
+        )
+
+
 def functions_of(given: Any, *, what: str) -> tuple[Any, ...]:
     """Return functions that a caller passed as a list."""
     if given is None:
@@ -267,7 +304,8 @@ class CallSettings:
     rules: TokenRules
     begin: Int[Tensor, "batch token"] | None
     """Whole prompts, where the caller gave them."""
-    end: int
+    ends: tuple[int, ...]
+    """The tokens that end a text; none where only its length does."""
     pad: int
     vocab_size: int
     max_target_positions: int
@@ -284,6 +322,11 @@ class CallSettings:
     """Row and tokens so far, to the tokens that may come next."""
     suppressed_second: tuple[int, ...] = ()
     """Not chosen right after a forced first token."""
+
+    @property
+    def end(self) -> int:
+        """The token that search takes as the end, and leaves out of what it found."""
+        return self.ends[0] if self.ends else -1
 
 
 def common_settings(
@@ -308,14 +351,14 @@ def common_settings(
             "generating text: stop_strings are given but no tokenizer to read the text with; pass "
             "tokenizer"
         )
-    end = end_token(config)
+    ends = end_tokens(config)
     by_name = config.return_dict_in_generate
     # The reference normalizes after the caller's processors.
     normalize = (_normalized,) if config.renormalize_logits else ()
     return {
         "config": config,
-        "end": end,
-        "pad": end if config.pad_token_id is None else config.pad_token_id,
+        "ends": ends,
+        "pad": (*ends, 0)[0] if config.pad_token_id is None else config.pad_token_id,
         "vocab_size": model.config.vocab_size,
         "max_target_positions": model.config.max_target_positions,
         "keep_scores": bool(config.output_scores and by_name),
@@ -334,33 +377,31 @@ def _normalized(tokens: Tensor, scores: Tensor) -> Tensor:
     return scores.log_softmax(dim=-1)
 
 
-def check_outputs(config: GenerationConfig) -> None:
-    """Refuse what search does not keep."""
-    for name in ("output_attentions", "output_hidden_states"):
-        if getattr(config, name):
-            raise ValueError(
-                f"generating text: {name} is not offered here; call the model itself with the "
-                "tokens found to get it"
-            )
-
-
 def allowed_tokens(tokens: Sequence[int] | None, vocab_size: int) -> tuple[int, ...]:
     """Return those of some tokens that the model has; the others need no rule."""
     return tuple(token for token in tokens or () if 0 <= token < vocab_size)
 
 
-def end_token(config: GenerationConfig) -> int:
-    """The token that ends a text."""
-    ends = config.eos_token_id
-    # Whisper's files name one end token; search follows no second.
-    if isinstance(ends, list | tuple) and len(ends) == 1:
-        ends = ends[0]
-    if not isinstance(ends, int):
+def end_tokens(config: GenerationConfig) -> tuple[int, ...]:
+    """The tokens that end a text."""
+    ends: Any = config.eos_token_id
+    if isinstance(ends, Tensor):
+        ends = ends.flatten().tolist()
+    several = tuple(ends) if isinstance(ends, list | tuple) else () if ends is None else (ends,)
+    if not all(isinstance(end, int) and end >= 0 for end in several):
         raise ValueError(
-            f"generating text: eos_token_id is {ends!r}, expected one token; set it to the "
-            "tokenizer's end token"
+            f"generating text: eos_token_id is {ends!r}, expected a token id, several or None; set "
+            "it to the tokenizer's end token"
         )
-    return ends
+    return several
+
+
+def end_rules(config: GenerationConfig) -> dict[str, Any]:
+    """Return the fields of `TokenRules` that say how a text ends."""
+    ends = end_tokens(config)
+    # What is no text begins there, even where no token ends it.
+    end = ends[0] if ends else config.bos_token_id
+    return {"end": end or 0, "is_endless": not ends}
 
 
 _CONDITION_TYPES = ("first-segment", "all-segments")
@@ -468,7 +509,7 @@ def token_rules(
 ) -> TokenRules:
     """Return which tokens windows may hold."""
     return TokenRules(
-        end=end_token(config),
+        **end_rules(config),
         suppress=allowed_tokens(config.suppress_tokens, vocab_size),
         # The reference leaves the first token free where a smaller model drafts.
         suppress_first=(

@@ -1,53 +1,19 @@
 """`Speech2TextForConditionalGeneration`, whose `generate` is as transformers 5.23 has it."""
 
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from corpus_asr.array_types import Float, Int
-from corpus_asr.decoding.protocols import (
-    Job,
-    Result,
-    TokenRules,
-    WindowJob,
-    WindowResult,
-)
-from corpus_asr.families.generation_config import DEFAULTS, GenerationConfig
+from corpus_asr.array_types import Int
+from corpus_asr.families.generation_config import GenerationConfig
 from corpus_asr.families.speech2text.model import Speech2TextSeq2SeqLM
-from corpus_asr.models.generation.inputs import PaddedBatch, seed_of
-from corpus_asr.models.generation.long_form import with_end
-from corpus_asr.models.generation.outputs import (
-    GenerateEncoderDecoderOutput,
-    stack_outputs,
-    text_output,
-)
-from corpus_asr.models.generation.processors import search_of
-from corpus_asr.models.generation.settings import (
-    CallSettings,
-    allowed_tokens,
-    check_outputs,
-    common_settings,
-    one_tensor,
-    prepare,
-)
-from corpus_asr.models.generation.slots import run
-
-_DEFAULT_NEW_TOKENS = DEFAULTS["max_length"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Settings(CallSettings):
-    """What every row needs to know; `begin` holds all prompts."""
-
-    begin: Int[Tensor, "batch token"]
-    temperature: float | None
-    """None to take the likeliest tokens."""
-    max_new_tokens: int
-    num_return_sequences: int
-    """Of each search: beams, where there are several."""
+from corpus_asr.models.generation.batch_search import search_batch
+from corpus_asr.models.generation.inputs import PaddedBatch
+from corpus_asr.models.generation.outputs import GenerateEncoderDecoderOutput
+from corpus_asr.models.generation.scores import compute_transition_scores
+from corpus_asr.models.generation.settings import one_of, one_tensor, prepare
 
 
 def generate(
@@ -82,8 +48,8 @@ def generate(
     """
     own = getattr(model, "generation_config", None)
     mask = kwargs.pop("attention_mask", None)
-    features = _one_of(inputs=inputs, input_features=kwargs.pop("input_features", None))
-    prompts = _one_of(
+    features = one_of(inputs=inputs, input_features=kwargs.pop("input_features", None))
+    prompts = one_of(
         decoder_input_ids=kwargs.pop("decoder_input_ids", None),
         input_ids=kwargs.pop("input_ids", None),
     )
@@ -91,88 +57,33 @@ def generate(
         getattr(settings, "max_length", None) is not None for settings in (generation_config, own)
     )
     config, rest = prepare(GenerationConfig, own, generation_config, kwargs)
-    check_outputs(config)
-    _check_mode(config, assistant_model)
+    if assistant_model is not None:
+        raise ValueError(
+            "generating text: assistant_model is not offered for this family; leave it out"
+        )
     batch = PaddedBatch.of(model, features, rest.get("encoder_outputs"), mask)
     begin = _prompts(config, prompts, batch.size)
-    temperature = config.temperature if config.do_sample else None
-    common = common_settings(
+    found = search_batch(
         model,
         config,
         rest | {"streamer": streamer},
-        batch_size=batch.size,
-        temperatures=[temperature],
+        batch,
+        begin,
+        says_length=says_length,
         logits_processor=logits_processor,
         stopping_criteria=stopping_criteria,
+        prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
     )
-    first = allowed_tokens(config.begin_suppress_tokens, common["vocab_size"])
-    # A forced first token is none to suppress: what is meant is then the one after it.
-    forced = begin.shape[1] == 1 and config.forced_bos_token_id is not None
-    beams, returned = config.num_beams or 1, config.num_return_sequences or 1
-    if beams > 1:  # transformers then takes a padding token of 0 for none
-        common["pad"] = common["pad"] or common["end"]
-    settings = _Settings(
-        **common,
-        rules=TokenRules(
-            end=common["end"],
-            suppress=allowed_tokens(config.suppress_tokens, common["vocab_size"]),
-            suppress_first=() if forced else first,
-        ),
-        begin=begin,
-        temperature=temperature,
-        max_new_tokens=_max_new_tokens(model, config, begin.shape[1], says_length=says_length),
-        num_return_sequences=returned if beams > 1 else 1,
-        suppressed_second=first if forced else (),
-        allowed=prefix_allowed_tokens_fn,
-    )
-    copies = 1 if beams > 1 else returned
-    encoded = batch.encoded()
-    tasks = [
-        _row(batch, encoded, row, copy, copies, settings)
-        for row in range(batch.size)
-        for copy in range(copies)
-    ]
-    # No longer than needed: with many beams these caches are what takes memory.
-    slots = batch.model.for_windows(
-        batch.model.window_frames, max_tokens=begin.shape[1] + settings.max_new_tokens
-    )
-    outputs = [text for texts in run(model, tasks, model=slots, beams=beams) for text in texts]
-    stack = stack_outputs(outputs, pad=settings.pad, device=model.device)
     if config.return_dict_in_generate:
-        return GenerateEncoderDecoderOutput(**stack)
-    return stack["sequences"]
+        return GenerateEncoderDecoderOutput(**found)
+    return found["sequences"]
 
 
 class Speech2TextForConditionalGeneration(Speech2TextSeq2SeqLM):
     """Speech2Text with the arguments of `transformers`' `generate`."""
 
     generate = generate
-
-
-def _one_of(**given: Any) -> Any:
-    values = {name: value for name, value in given.items() if value is not None}
-    if len(values) > 1:
-        raise ValueError(
-            f"generating text: found {' and '.join(values)}, which mean the same; pass one of them"
-        )
-    return next(iter(values.values()), None)
-
-
-def _check_mode(config: GenerationConfig, assistant: Any) -> None:
-    if assistant is not None:
-        raise ValueError(
-            "generating text: assistant_model is not offered for this family; leave it out"
-        )
-    if config.do_sample and (config.num_beams or 1) > 1:
-        raise ValueError(
-            f"generating text: do_sample is set and num_beams is {config.num_beams}: beams are not "
-            "sampled here; leave one of the two out"
-        )
-    if config.do_sample and not (config.temperature or 0) > 0:
-        raise ValueError(
-            f"generating text: do_sample is set and temperature is {config.temperature}, expected "
-            "a number above 0; leave do_sample out to take the likeliest tokens"
-        )
+    compute_transition_scores = compute_transition_scores
 
 
 def _prompts(config: GenerationConfig, given: Any, batch_size: int) -> Int[Tensor, "batch token"]:
@@ -203,69 +114,3 @@ def _prompts(config: GenerationConfig, given: Any, batch_size: int) -> Int[Tenso
     if not prompts.shape[1] or bool((prompts[:, :1] != starts).all()):
         prompts = torch.cat([starts, prompts], dim=1)
     return prompts
-
-
-def _max_new_tokens(model: Any, config: GenerationConfig, length: int, *, says_length: bool) -> int:
-    if config.max_new_tokens is not None:
-        wanted = config.max_new_tokens
-    elif not says_length:
-        # As a number of new tokens: the reference adds the prompt's length to its default.
-        wanted = _DEFAULT_NEW_TOKENS
-    else:
-        assert config.max_length is not None
-        wanted = config.max_length - length
-        if wanted < 1:
-            raise ValueError(
-                f"generating text: the prompt has {length} tokens, but max_length is "
-                f"{config.max_length}; raise max_length or, better, set max_new_tokens"
-            )
-    room = model.config.max_target_positions
-    if wanted + length > room:
-        raise ValueError(
-            f"generating text: {wanted} new tokens after a prompt of {length} were requested, "
-            f"expected at most max_target_positions together, which is {room}; lower "
-            "max_new_tokens or max_length"
-        )
-    return wanted
-
-
-def _row(
-    batch: PaddedBatch,
-    encoded: Float[Tensor, "batch pos width"],
-    row: int,
-    copy: int,
-    copies: int,
-    settings: _Settings,
-) -> Generator[Job, Result, list[dict[str, Any]]]:
-    prompt = tuple(settings.begin[row].tolist())
-    search, stream = search_of(
-        settings,
-        prompt,
-        row=row * copies + copy,
-        max_new_tokens=settings.max_new_tokens,
-        temperature=settings.temperature,
-        num_beams=settings.config.num_beams or 1,
-        num_return_sequences=settings.num_return_sequences,
-    )
-    seed = 0
-    if settings.temperature is not None:
-        name = f"{settings.seed} {settings.temperature!r} {copy}"
-        seed = seed_of(batch.sound(row), name)
-    result = yield WindowJob(
-        features=batch.placeholder,
-        window=(row,),
-        prompt=prompt,
-        rules=settings.rules,
-        max_new_tokens=settings.max_new_tokens,
-        search=search,
-        seed=seed,
-        num_frames=batch.num_frames[row],
-        encoded=encoded[row],
-    )
-    assert isinstance(result, WindowResult)
-    if stream is not None:
-        stream.close(torch.tensor(with_end(result, settings.end)))
-    return [
-        text_output(prompt, with_end(text, settings.end), text, settings)
-        for text in (result, *result.others)
-    ]

@@ -18,11 +18,12 @@ from corpus_asr.families.whisper.model import WhisperSeq2SeqLM
 from corpus_asr.models.generation.inputs import Audio, Row
 from corpus_asr.models.generation.long_form import TransformersLongForm, detect, starts
 from corpus_asr.models.generation.outputs import Batch, time_tokens
+from corpus_asr.models.generation.scores import compute_window_scores
 from corpus_asr.models.generation.settings import (
     Settings,
+    check_cache,
     check_condition_type,
     check_language_and_task,
-    check_outputs,
     common_settings,
     features_of,
     note_thresholds,
@@ -33,6 +34,7 @@ from corpus_asr.models.generation.settings import (
     token_rules,
 )
 from corpus_asr.models.generation.slots import run, slot_model
+from corpus_asr.models.generation.states import WantedStates, note_window_states
 from corpus_asr.transcription.long_form import Clock
 
 logger = logging.getLogger(__name__)
@@ -102,6 +104,7 @@ def generate(
     config, rest = prepare(GenerationConfig, own, generation_config, kwargs)
     features = rest.get("inputs") if input_features is None else input_features
     audio = Audio.of(model, features, rest.get("encoder_outputs"))
+    check_cache(rest.get("past_key_values"), rest.get("decoder_input_ids"))
     mapping = _note_outputs(
         config, return_dict_in_generate, bool(return_token_timestamps), logprob_threshold
     )
@@ -166,6 +169,8 @@ def generate(
     batch = Batch(run(model, tasks), settings, model.device)
     if return_token_timestamps:
         time_tokens(model, batch, settings, attention_mask)
+    if (wanted := WantedStates.of(config)) is not None:
+        note_window_states(model, wanted, batch, settings)
     if mapping and (settings.once or not return_timestamps):
         return batch.unique()
     output: dict[str, Any] = {
@@ -215,6 +220,7 @@ class WhisperForConditionalGeneration(WhisperSeq2SeqLM):
 
     generate = generate
     detect_language = detect_language
+    compute_transition_scores = compute_window_scores
 
 
 def _note_outputs(
@@ -223,7 +229,6 @@ def _note_outputs(
     token_times: bool,
     logprob_threshold: float | None,
 ) -> bool:
-    check_outputs(config)
     if wanted is None:
         wanted = bool(config.return_dict_in_generate)
     # Windows of which a threshold or a time is wanted give more than their tokens, as there; but

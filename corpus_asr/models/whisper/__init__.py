@@ -7,7 +7,7 @@ from corpus_asr.models.lazy import lazy_names
 if TYPE_CHECKING:
     from corpus_asr.families.whisper.classifier import WhisperForAudioClassification
     from corpus_asr.families.whisper.config import GenerationConfig, WhisperConfig
-    from corpus_asr.families.whisper.model import WhisperForCausalLM, WhisperModel
+    from corpus_asr.families.whisper.model import WhisperModel
     from corpus_asr.families.whisper.tokenizer import WhisperTokenizer, WhisperTokenizerFast
     from corpus_asr.models.auto import (
         AutoConfig,
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         AutoTokenizer,
     )
     from corpus_asr.models.generation.whisper import WhisperForConditionalGeneration
+    from corpus_asr.models.generation.whisper_decoder import WhisperForCausalLM
     from corpus_asr.models.speech_pipeline import pipeline
     from corpus_asr.models.whisper.processor import WhisperFeatureExtractor, WhisperProcessor
 
@@ -46,9 +47,10 @@ _MODULES = (
     "corpus_asr.families.whisper.tokenizer",
     "corpus_asr.models.auto",
     "corpus_asr.models.whisper.processor",
+    "corpus_asr.models.generation.whisper",
+    "corpus_asr.models.generation.whisper_decoder",
     "corpus_asr.families.whisper.model",
     "corpus_asr.families.whisper.classifier",
-    "corpus_asr.models.generation.whisper",
     "corpus_asr.models.speech_pipeline",
 )
 

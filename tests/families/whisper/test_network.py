@@ -74,7 +74,8 @@ def test_usual_keywords_are_taken(folder: Path) -> None:
 
 WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"dtypes": "float16"}, TypeError, "the unknown keyword dtypes"),
-    ({"load_in_8bit": True, "x": 1}, TypeError, "the unknown keyword load_in_8bit, x"),
+    ({"y": True, "x": 1}, TypeError, "the unknown keyword x, y"),
+    ({"load_in_8bit": True}, TypeError, "quantize_dynamic"),
     ({"dtype": "float17"}, ValueError, "found dtype 'float17', expected auto, float32"),
     ({"device_map": {"encoder": 0, "decoder": 1}}, ValueError, "not spread over devices"),
     ({"device": "cpu", "device_map": "cpu"}, ValueError, "both device and device_map"),

@@ -1,0 +1,145 @@
+"""Options of one transcription by the names that faster-whisper and openai-whisper give them.
+
+In: keywords of a call. Out: the same by our names. What is always done here, and how it is done,
+is taken where it says just that; any other value, and every other name, is left to be refused.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from corpus_asr.errors import ConfigError
+
+_SAME = {
+    "log_prob_threshold": "logprob_threshold",
+    "condition_on_previous_text": "condition_on_prev_tokens",
+    "chunk_length": "window_s",
+}
+
+# Names without a counterpart, and the values that say what is done here anyway.
+_DONE_ANYWAY: dict[str, tuple[Any, ...]] = {
+    "log_progress": (None, False),
+    "best_of": (None, 1),
+    "patience": (None, 1),
+    "prompt_reset_on_temperature": (0.5,),
+    "suppress_blank": (True,),
+    "suppress_tokens": (-1, "-1"),
+    "without_timestamps": (False,),
+    "max_initial_timestamp": (1,),
+    "prepend_punctuations": ("\"'“¿([{-",),
+    "append_punctuations": ("\"'.。,，!！?？:：”)]}、",),  # noqa: RUF001
+    "max_new_tokens": (None,),
+    "language_detection_segments": (None, 1),
+}
+
+# By key of `vad_parameters`: ours, and how many of its units one of ours has.
+_VAD = {
+    "threshold": ("vad_threshold", 1),
+    "onset": ("vad_threshold", 1),
+    "min_speech_duration_ms": ("vad_min_speech_s", 1000),
+    "min_silence_duration_ms": ("vad_min_silence_s", 1000),
+    "speech_pad_ms": ("vad_pad_s", 1000),
+}
+_BELOW_THRESHOLD = 0.15
+"""By so much lower is the probability at which speech ends."""
+
+
+def translated(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options by our names, those that are unknown unchanged.
+
+    Raises ConfigError where two names of one option are given, or what a name of others says cannot
+    be had.
+    """
+    found: dict[str, Any] = {}
+    for name, value in options.items():
+        for own, meant in _meant(name, value, options).items():
+            if own in found or (own != name and own in options):
+                raise ConfigError(
+                    f"reading the options: {name}: found {own} too, which is the same; give one"
+                )
+            found[own] = meant
+    return found
+
+
+def _meant(name: str, value: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    if name in _SAME:
+        # A length of None is that of the model.
+        return {} if name == "chunk_length" and value is None else {_SAME[name]: value}
+    if name in _TRANSLATED:
+        return _TRANSLATED[name](name, value)
+    if name == "language_detection_threshold":
+        # Of one window the likeliest language is taken, whatever its probability.
+        segments = options.get("language_detection_segments")
+        return {} if segments in (None, 1) or value is None else {name: value}
+    if name in _DONE_ANYWAY:
+        plain = value[0] if isinstance(value, list | tuple) and len(value) == 1 else value
+        is_done = any(plain is done or plain == done for done in _DONE_ANYWAY[name])
+        return {} if is_done else {name: value}
+    return {name: value}
+
+
+def _multilingual(name: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, bool):
+        return {name: value}
+    return {"language_mode": "window"} if value else {}
+
+
+def _clips(name: str, value: Any) -> dict[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, list | tuple) or not any(isinstance(one, Mapping) for one in value):
+        return {name: value}
+    edges: list[Any] = []
+    for clip in value:
+        if not isinstance(clip, Mapping) or set(clip) != {"start", "end"}:
+            raise ConfigError(
+                f"reading the options: clip_timestamps: found {clip!r}, expected start and end of "
+                "each clip in seconds"
+            )
+        edges += [clip["start"], clip["end"]]
+    return {name: edges}
+
+
+def _speech_detection(name: str, value: Any) -> dict[str, Any]:
+    if value is None:
+        return {}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = dataclasses.asdict(value)
+    if not isinstance(value, Mapping):
+        return {name: value}
+    found: dict[str, Any] = {}
+    problems = []
+    for key, amount in value.items():
+        if key in _VAD:
+            own, units = _VAD[key]
+            found[own] = amount / units if isinstance(amount, int | float) else amount
+        elif not _is_done(key, amount, value):
+            known = f"expected {', '.join(_VAD)}"
+            problems.append(f"{name}.{key}: {_VAD_HINTS.get(key, known)}")
+    if problems:
+        raise ConfigError(f"reading the options: {'; '.join(problems)}")
+    return found
+
+
+_VAD_HINTS = {
+    "neg_threshold": f"speech ends at {_BELOW_THRESHOLD} below threshold; leave it out",
+    "offset": f"speech ends at {_BELOW_THRESHOLD} below threshold; leave it out",
+    "max_speech_duration_s": "speech is as long as it lasts; set chunk_length for shorter windows",
+}
+
+
+def _is_done(key: str, amount: Any, given: Mapping[str, Any]) -> bool:
+    if key == "max_speech_duration_s":
+        return amount is None or amount == math.inf
+    if key not in ("neg_threshold", "offset"):
+        return False
+    threshold = given.get("threshold", given.get("onset", 0.5))
+    return amount is None or math.isclose(amount, threshold - _BELOW_THRESHOLD)
+
+
+_TRANSLATED: dict[str, Callable[[str, Any], dict[str, Any]]] = {
+    "multilingual": _multilingual,
+    "clip_timestamps": _clips,
+    "vad_parameters": _speech_detection,
+}

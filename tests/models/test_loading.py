@@ -1,0 +1,262 @@
+"""Keywords of `from_pretrained` and `save_pretrained` that code written for transformers passes."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from corpus_asr.errors import CheckpointError
+from corpus_asr.models import auto, speech2text, whisper
+from corpus_asr.models.whisper import WhisperForConditionalGeneration
+from tests.support.checkpoints import tiny_speech2text, tiny_whisper
+from tests.support.tokenizers import tiny_speech2text_tokenizer, tiny_tokenizer
+
+KINDS = ("Config", "Tokenizer", "FeatureExtractor", "Processor", "ForConditionalGeneration")
+LOADERS = [
+    *((whisper, f"Whisper{kind}") for kind in KINDS),
+    *((speech2text, f"Speech2Text{kind}") for kind in KINDS),
+    (whisper, "GenerationConfig"),
+    *(
+        (auto, f"Auto{kind}")
+        for kind in (*KINDS[:4], "ModelForSpeechSeq2Seq")
+    ),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A checkpoint of each family with all its files."""
+    root = tmp_path_factory.mktemp("checkpoints")
+    tiny_tokenizer(root / "whisper")
+    sizes: dict[str, Any] = {"d_model": 16, "layers": 1, "heads": 2}
+    tiny_whisper(root / "whisper", tokenizer=root / "whisper", **sizes)
+    whisper.WhisperFeatureExtractor().save_pretrained(root / "whisper")
+    tokens = tiny_speech2text_tokenizer(root / "tokens")
+    tiny_speech2text(root / "speech2text", tokenizer=tokens, layers=1)
+    speech2text.Speech2TextFeatureExtractor().save_pretrained(root / "speech2text")
+    return {name: root / name for name in ("whisper", "speech2text")}
+
+
+def loader(package: Any, name: str, folders: dict[str, Path]) -> tuple[Any, Path]:
+    family = "speech2text" if name.startswith("Speech2Text") else "whisper"
+    return getattr(package, name), folders[family]
+
+
+NEUTRAL: dict[str, Any] = {
+    "use_fast": True, "trust_remote_code": True, "proxies": None, "resume_download": None,
+    "max_memory": {0: "1GB"}, "offload_folder": "offload", "low_cpu_mem_usage": True,
+    "variant": None, "quantization_config": None, "use_auth_token": None, "token": None,
+    "load_in_8bit": False, "gguf_file": None, "adapter_kwargs": {}, "weights_only": True,
+    "_from_auto": True, "mirror": None, "tp_plan": None, "key_mapping": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("package", "name"), LOADERS, ids=[name for _, name in LOADERS])
+def test_what_means_nothing_is_taken_everywhere(
+    package: Any, name: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    kind, folder = loader(package, name, folders)
+    loaded = kind.from_pretrained(folder, **NEUTRAL)
+    settings = loaded.to_dict() if hasattr(loaded, "to_dict") else {}
+    assert not NEUTRAL.keys() & settings.keys()
+    loaded.save_pretrained(
+        tmp_path, token=None, variant=None, legacy_format=False, save_function=torch.save,
+        safe_serialization=True, max_shard_size="1GB", is_main_process=True,
+        save_peft_format=True, repo_id=None,
+    )  # fmt: skip
+    assert any(tmp_path.iterdir())
+    with pytest.raises(TypeError, match="repo_id, expected options of an upload"):
+        loaded.save_pretrained(tmp_path, repo_id="a/b")
+    with pytest.raises(TypeError, match="variant='fp16': its files are not read"):
+        loaded.save_pretrained(tmp_path, variant="fp16")
+
+
+@pytest.mark.parametrize(("package", "name"), LOADERS, ids=[name for _, name in LOADERS])
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"proxies": {"https": "http://here"}}, "set the environment variable HTTPS_PROXY"),
+        ({"variant": "fp16"}, "load the others with dtype=torch.float16"),
+        ({"load_in_8bit": True}, "quantize_dynamic"),
+        ({"use_auth_token": "hf_x"}, "pass it as token"),
+        ({"gguf_file": "x.gguf", "tp_plan": "auto"}, "GGUF is not read.*; tp_plan.*one device"),
+    ],
+    ids=lambda given: ",".join(given) if isinstance(given, dict) else "",
+)
+def test_what_would_mean_something_is_refused_everywhere(
+    package: Any, name: str, given: dict[str, Any], message: str, folders: dict[str, Path]
+) -> None:
+    kind, folder = loader(package, name, folders)
+    with pytest.raises(TypeError, match=message):
+        kind.from_pretrained(folder, **given)
+
+
+@pytest.mark.parametrize(("package", "name"), LOADERS, ids=[name for _, name in LOADERS])
+def test_a_checkpoint_that_is_not_there_is_an_os_error(
+    package: Any, name: str, folders: dict[str, Path]
+) -> None:
+    kind, _ = loader(package, name, folders)
+    for nowhere in ("./nowhere", "/no/such/folder"):
+        with pytest.raises(OSError, match=r"nowhere|no/such") as raised:
+            kind.from_pretrained(nowhere)
+        assert isinstance(raised.value, CheckpointError)
+
+
+@pytest.mark.parametrize("name", ["WhisperConfig", "GenerationConfig", "WhisperFeatureExtractor"])
+def test_keywords_that_are_no_settings_come_back(name: str, folders: dict[str, Path]) -> None:
+    changed: dict[str, dict[str, Any]] = {
+        "WhisperConfig": {"dropout": 0.5},
+        "GenerationConfig": {"num_beams": 3},
+        "WhisperFeatureExtractor": {"chunk_length": 20},
+    }
+    given = changed[name]
+    found, unused = getattr(whisper, name).from_pretrained(
+        folders["whisper"], return_unused_kwargs=True, foo=1, **given
+    )
+    there, unused_there = getattr(transformers, name).from_pretrained(
+        folders["whisper"], return_unused_kwargs=True, foo=1, **given
+    )
+    assert unused == unused_there
+    for key, value in given.items():
+        assert getattr(found, key) == getattr(there, key) == value
+    # Settings of decoding may have any name.
+    assert hasattr(found, "foo") == hasattr(there, "foo") == ("foo" not in unused)
+
+
+def test_weights_may_be_given(folders: dict[str, Path]) -> None:
+    stored = WhisperForConditionalGeneration.from_pretrained(folders["whisper"])
+    state = stored.state_dict()
+    model = WhisperForConditionalGeneration.from_pretrained(
+        None, config=stored.config, state_dict=state, dtype=torch.float64
+    )
+    assert model.dtype == torch.float64
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, state[name].double())
+    assert model.proj_out.weight is model.model.decoder.embed_tokens.weight
+    kinds = WhisperForConditionalGeneration
+    for given in (
+        {"state_dict": state}, {"config": stored.config},
+        {"pretrained_model_name_or_path": folders["whisper"], "state_dict": state},
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match="expected the name of a checkpoint; or None"):
+            kinds.from_pretrained(**{"pretrained_model_name_or_path": None, **given})
+
+
+def test_settings_of_decoding_may_be_given(folders: dict[str, Path]) -> None:
+    for package in (whisper, transformers):
+        settings = package.GenerationConfig(max_new_tokens=7, num_beams=2)
+        model = WhisperForConditionalGeneration.from_pretrained(
+            folders["whisper"], generation_config=settings
+        )
+        assert model.generation_config.max_new_tokens == 7
+        assert model.generation_config.num_beams == 2
+
+
+def test_what_was_missing_is_told(folders: dict[str, Path]) -> None:
+    options: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    model, found = WhisperForConditionalGeneration.from_pretrained(folders["whisper"], **options)
+    kind = transformers.WhisperForConditionalGeneration
+    _, expected = kind.from_pretrained(folders["whisper"], **options)
+    assert isinstance(model, WhisperForConditionalGeneration)
+    assert found == expected
+    assert not any(found.values())
+    with pytest.warns(UserWarning, match="these were drawn"):
+        _, found = WhisperForConditionalGeneration.from_pretrained(
+            folders["whisper"], encoder_ffn_dim=99, **options
+        )
+    _, expected = kind.from_pretrained(folders["whisper"], encoder_ffn_dim=99, **options)
+    assert found == expected
+    assert found["mismatched_keys"]
+    with pytest.warns(UserWarning, match="these were drawn"):
+        _, found = whisper.WhisperForAudioClassification.from_pretrained(
+            folders["whisper"], **options
+        )
+    _, expected = transformers.WhisperForAudioClassification.from_pretrained(
+        folders["whisper"], **options
+    )
+    assert found["missing_keys"] == expected["missing_keys"]
+
+
+def test_adapters_are_peft_s(folders: dict[str, Path]) -> None:
+    model = WhisperForConditionalGeneration.from_pretrained(folders["whisper"])
+    with pytest.raises(NotImplementedError, match=r"call peft\.get_peft_model"):
+        model.add_adapter(object())
+    with pytest.raises(NotImplementedError, match=r"adapter a/b: .*peft\.PeftModel\.from"):
+        model.load_adapter("a/b")
+
+
+# Tokens
+
+
+def test_token_objects_are_tokens(folders: dict[str, Path]) -> None:
+    given = transformers.AddedToken("<|endoftext|>", special=True)
+    end = transformers.AddedToken("[END]", lstrip=True)
+    for package, name, role in (
+        (whisper, "WhisperTokenizer", "eos_token"),
+        (speech2text, "Speech2TextTokenizer", "pad_token"),
+    ):
+        kind, folder = loader(package, name, folders)
+        plain = kind.from_pretrained(folder)
+        if package is whisper:
+            assert kind.from_pretrained(folder, eos_token=given).eos_token_id == plain.eos_token_id
+        for new in (end, "[END]"):
+            made = kind.from_pretrained(folder, **{role: new})
+            assert (getattr(made, role), getattr(made, f"{role}_id")) == ("[END]", len(plain))
+            assert len(plain) in made.all_special_ids
+            assert len(made) == len(plain) + 1
+        assert plain.add_special_tokens({"unk_token": transformers.AddedToken("[UNK]")}) == 1
+        assert plain.unk_token == "[UNK]"
+        assert plain.unk_token_id in plain.all_special_ids
+        plain.pad_token = transformers.AddedToken("[UNK]")
+        assert plain.pad_token == "[UNK]"
+        assert plain.add_tokens(transformers.AddedToken("[X]", lstrip=True)) == 1
+        assert plain.add_tokens([transformers.AddedToken("[Y]"), "zz"]) == 2
+
+
+def test_new_tokens_have_the_ids_of_transformers(folders: dict[str, Path]) -> None:
+    asked: dict[str, Any] = {"pad_token": "[PAD]", "eos_token": transformers.AddedToken("[END]")}
+    ours = whisper.WhisperTokenizer.from_pretrained(folders["whisper"], **asked)
+    theirs = transformers.WhisperTokenizer.from_pretrained(folders["whisper"], **asked)
+    assert {ours.pad_token_id, ours.eos_token_id} == {theirs.pad_token_id, theirs.eos_token_id}
+    assert len(ours) == len(theirs)
+
+
+def test_a_role_may_be_given_up_by_its_id(folders: dict[str, Path]) -> None:
+    tokenizer = whisper.WhisperTokenizer.from_pretrained(folders["whisper"])
+    tokenizer.bos_token_id = None
+    assert tokenizer.bos_token is None
+    assert tokenizer.bos_token_id is None
+    with pytest.raises(ValueError, match="found no token 99999999"):
+        tokenizer.bos_token_id = 99999999
+
+
+# Features
+
+
+def test_rows_of_unlike_length_are_objects() -> None:
+    rows = [np.zeros((length, 80), np.float32) for length in (100, 70)]
+    for ours, theirs in (
+        (whisper.WhisperFeatureExtractor(), transformers.WhisperFeatureExtractor()),
+        (speech2text.Speech2TextFeatureExtractor(), transformers.Speech2TextFeatureExtractor()),
+    ):
+        asked: dict[str, Any] = {"padding": False, "return_tensors": "np"}
+        found = ours.pad({"input_features": rows}, **asked)
+        expected = theirs.pad({"input_features": rows}, **asked)
+        assert found.keys() == expected.keys()
+        for name in expected:
+            assert found[name].dtype == expected[name].dtype == object
+            for one, other in zip(found[name], expected[name], strict=True):
+                np.testing.assert_array_equal(one, other)
+        with pytest.raises(ValueError, match="making one array"):
+            ours.pad({"input_features": rows}, padding=False, return_tensors="pt")
+
+
+def test_an_extractor_is_made_of_a_file(folders: dict[str, Path]) -> None:
+    path = folders["whisper"] / "preprocessor_config.json"
+    made = whisper.WhisperFeatureExtractor.from_json_file(path)
+    assert made.to_dict() == whisper.WhisperFeatureExtractor.from_pretrained(path).to_dict()
+    with pytest.raises(CheckpointError, match=r"nowhere\.json"):
+        whisper.WhisperFeatureExtractor.from_json_file("nowhere.json")
