@@ -3,7 +3,8 @@
     CorpusAsrError
     ├─ ConfigError       the YAML or command line is wrong; exit code 2
     │  └─ LockedError    another run is at work on the output folder
-    ├─ CheckpointError   the model folder is unusable: missing, unexpected or wrongly shaped keys
+    ├─ CheckpointError   the model folder is unusable
+    │  └─ WeightsError   missing, unexpected or wrongly shaped keys
     ├─ ItemError         one recording failed: it becomes a failure row, the run goes on
     │  ├─ AlignmentError  its given text cannot be placed in it
     │  ├─ DecodeError    bad or empty audio; trying again would not help
@@ -51,6 +52,10 @@ class CheckpointError(CorpusAsrError, OSError):
 
     It is an OSError, too, by which programs for transformers catch a checkpoint that is not there.
     """
+
+
+class WeightsError(CheckpointError, RuntimeError):
+    """Weights do not fit the network; a RuntimeError, too, as torch and transformers raise."""
 
 
 class ItemError(CorpusAsrError):

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from corpus_asr.errors import CheckpointError
+from corpus_asr.errors import CheckpointError, WeightsError
 from corpus_asr.families.foreign_weights import (
     FLAX_NAME,
     TENSORFLOW_NAME,
@@ -540,7 +540,7 @@ def _check_tensors(
     problems = [f"{len(names)} {side}: {listed(sorted(names))}" for side, names in sides if names]
     if problems:
         files = listed(sorted({tensor.path.name for tensor in stored.values()})) or "no file"
-        raise CheckpointError(
+        raise WeightsError(
             f"loading {folder} ({files}): {len(wanted)} tensors expected, {'; '.join(problems)}; "
             f"config.json and the weights must belong to the same model"
         )
@@ -552,7 +552,7 @@ def _check_tensors(
         elif tensor.dtype is None:
             problems.append(f"{name} in {tensor.path.name} is not of a float type")
     if problems:
-        raise CheckpointError(
+        raise WeightsError(
             f"loading {folder}: {len(problems)} tensors do not fit config.json: "
             f"{listed(sorted(problems), separator='; ')}; config.json and the weights must belong "
             f"to the same model"

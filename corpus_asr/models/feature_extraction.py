@@ -168,10 +168,7 @@ class SpeechFeatureExtractor(Uploads):
         batch = BatchFeature(others | {name: joined(rows)})
         if wants_mask or given is not None:
             batch["attention_mask"] = joined(masks)
-        if return_tensors == "np":
-            ragged = {key: _objects(rows) for key, rows in batch.items() if isinstance(rows, list)}
-            return BatchFeature(batch | ragged)
-        return batch.convert_to_tensors(return_tensors)
+        return as_asked(batch, return_tensors)
 
     @classmethod
     def from_pretrained(
@@ -288,6 +285,17 @@ class SpeechFeatureExtractor(Uploads):
 def joined(rows: Sequence[np.ndarray]) -> Any:
     """Stack rows of one shape; others stay a list."""
     return np.stack(rows) if len({row.shape for row in rows}) == 1 else list(rows)
+
+
+def as_asked(batch: BatchFeature, return_tensors: str | None) -> BatchFeature:
+    """Make arrays or tensors of all values; with `np`, objects of rows of unlike length."""
+    ragged: dict[str, Any] = {}
+    if return_tensors == "np":
+        for key, rows in batch.items():
+            if isinstance(rows, list) and len({np.shape(row) for row in rows}) > 1:
+                ragged[key] = _objects(rows)
+    even = {key: value for key, value in batch.items() if key not in ragged}
+    return BatchFeature(BatchFeature(even, return_tensors) | ragged)
 
 
 def _objects(rows: Sequence[np.ndarray]) -> np.ndarray:

@@ -70,11 +70,6 @@ def search_batch(
     """
     _check_mode(config)
     wanted = WantedStates.of(config)
-    if wanted is not None and not isinstance(batch, PaddedBatch):
-        raise ValueError(
-            "generating text: output_attentions and output_hidden_states are not offered for a "
-            "decoder alone; call the model itself with the tokens found"
-        )
     check_cache(keywords.get("past_key_values"), begin)
     temperature = config.temperature if config.do_sample else None
     common = common_settings(
@@ -119,7 +114,7 @@ def search_batch(
     slots = batch.slots(max_tokens=begin.shape[1] + settings.max_new_tokens)
     results: list[WindowResult] = run(model, tasks, model=slots, beams=beams)
     stack = _stacked(results, settings, beams, model.device)
-    if wanted is not None and isinstance(batch, PaddedBatch):
+    if wanted is not None:
         stack |= batch_states(
             model,
             wanted,

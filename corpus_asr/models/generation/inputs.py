@@ -251,13 +251,12 @@ class EncodedBatch:
     given: Float[Tensor, "batch pos width"]
 
     @classmethod
-    def of(cls, model: Any, encoder_outputs: Any) -> "EncodedBatch":
-        """Check the arguments."""
+    def of(cls, model: Any, encoder_outputs: Any, rows: int = 1) -> "EncodedBatch":
+        """Check the arguments; without windows so many `rows` are continued by themselves."""
         if encoder_outputs is None:
-            raise ValueError(
-                "generating text with a decoder alone: found no `encoder_outputs`, expected what "
-                "an encoder returned; pass it, or generate with the whole model"
-            )
+            # Plain modules, too, are called: the fast decoder always attends to a window.
+            nothing = torch.zeros(rows, 0, model.config.d_model)
+            return cls(model=model.module_slots(windows=False), given=nothing)
         slots, given = slot_model(model), encoded_of(encoder_outputs)
         if tuple(given.shape[1:]) != slots.window_shape:
             raise ValueError(

@@ -21,6 +21,7 @@ from corpus_asr.decoding.protocols import (
     Result,
     WindowResult,
 )
+from corpus_asr.families.layers.kv_cache import DecoderCache
 from corpus_asr.families.outputs import ModelOutput
 from corpus_asr.models.generation.inputs import Row
 from corpus_asr.models.generation.long_form import RowSegment, TransformersLongForm, with_end
@@ -49,6 +50,8 @@ class GenerateEncoderDecoderOutput(ModelOutput):
     decoder_attentions: tuple[tuple[Tensor, ...], ...] | None = None
     cross_attentions: tuple[tuple[Tensor, ...], ...] | None = None
     decoder_hidden_states: tuple[tuple[Tensor, ...], ...] | None = None
+    past_key_values: DecoderCache | None = None
+    """Of all tokens but the last, where attentions or hidden states are asked for."""
 
 
 @dataclass(eq=False)
@@ -65,6 +68,11 @@ class GenerateDecoderOnlyOutput(ModelOutput):
     """The network's own, before any rule."""
     beam_indices: Int[Tensor, "batch step"] | None = None
     """Of beams: the row of `scores` that each new token was chosen from; -1 after the end."""
+    attentions: tuple[tuple[Tensor, ...], ...] | None = None
+    cross_attentions: tuple[tuple[Tensor, ...], ...] | None = None
+    hidden_states: tuple[tuple[Tensor, ...], ...] | None = None
+    past_key_values: DecoderCache | None = None
+    """Of all tokens but the last, where attentions or hidden states are asked for."""
 
 
 def text_output(
@@ -111,6 +119,11 @@ def stack_outputs(outputs: Sequence[dict[str, Any]], *, pad: int, device: Any) -
             tuple(torch.cat(layer).to(device) for layer in zip(*step, strict=True))
             for step in steps
         )
+    if "past_key_values" in shared:
+        caches = [text["past_key_values"] for text in outputs]
+        # Texts of other lengths have no common cache.
+        if len({cache.get_seq_length() for cache in caches}) == 1:
+            stack["past_key_values"] = DecoderCache.stacked(caches)
     return stack
 
 
@@ -168,6 +181,11 @@ class Batch:
         last = max(len(result.kept) for result in self.results) - 1
         outputs = [self.output(row.kept[last]) for row in self.results if len(row.kept) > last]
         stack = stack_outputs(outputs, pad=self._settings.pad, device=self._device)
+        # Of texts of one window what the encoder gave is there once, as in the reference.
+        numbers = [row.row.index for row in self.results if len(row.kept) > last]
+        first = [numbers.index(number) for number in dict.fromkeys(numbers)]
+        for name in stack.keys() & {"encoder_attentions", "encoder_hidden_states"}:
+            stack[name] = tuple(layer[first] for layer in stack[name])
         return stack if "token_timestamps" in stack else GenerateEncoderDecoderOutput(**stack)
 
     def first(self, name: str) -> Tensor:

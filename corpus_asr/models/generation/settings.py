@@ -388,12 +388,13 @@ def end_tokens(config: GenerationConfig) -> tuple[int, ...]:
     if isinstance(ends, Tensor):
         ends = ends.flatten().tolist()
     several = tuple(ends) if isinstance(ends, list | tuple) else () if ends is None else (ends,)
-    if not all(isinstance(end, int) and end >= 0 for end in several):
+    if not all(isinstance(end, int) for end in several):
         raise ValueError(
             f"generating text: eos_token_id is {ends!r}, expected a token id, several or None; set "
             "it to the tokenizer's end token"
         )
-    return several
+    # By a negative one programs for transformers say that no token ends a text.
+    return tuple(end for end in several if end >= 0)
 
 
 def end_rules(config: GenerationConfig) -> dict[str, Any]:

@@ -17,13 +17,17 @@ from corpus_asr.decoding.protocols import BeamTrace
 from corpus_asr.families.generation_config import GenerationConfig
 from corpus_asr.families.layers.module_slots import evaluating
 from corpus_asr.families.outputs import BaseModelOutput, as_encoder_output
-from corpus_asr.models.generation.inputs import PaddedBatch
+from corpus_asr.models.generation.inputs import EncodedBatch, PaddedBatch
 from corpus_asr.models.generation.outputs import Batch
 from corpus_asr.models.generation.settings import Settings
 
 # By name in the result: that of the network's output.
 _ATTENTIONS = {"decoder_attentions": "decoder_attentions", "cross_attentions": "cross_attentions"}
 _HIDDEN = {"decoder_hidden_states": "decoder_hidden_states"}
+_ALONE = {
+    "attentions": {"attentions": "attentions", "cross_attentions": "cross_attentions"},
+    "hidden": {"hidden_states": "hidden_states"},
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +36,8 @@ class WantedStates:
 
     attentions: bool
     hidden: bool
+    cached: bool = True
+    """Whether each step is run with the newest token alone; else with all so far."""
 
     @classmethod
     def of(cls, config: GenerationConfig) -> "WantedStates | None":
@@ -40,6 +46,7 @@ class WantedStates:
         wanted = cls(
             attentions=by_name and bool(config.output_attentions),
             hidden=by_name and bool(config.output_hidden_states),
+            cached=config.use_cache is not False,
         )
         return wanted if wanted.attentions or wanted.hidden else None
 
@@ -70,7 +77,7 @@ class WantedStates:
 def batch_states(
     model: Any,
     wanted: WantedStates,
-    batch: PaddedBatch,
+    batch: PaddedBatch | EncodedBatch,
     given: Any,
     sequences: Int[Tensor, "row token"],
     traces: Sequence[BeamTrace],
@@ -79,20 +86,24 @@ def batch_states(
     beams: int,
     pad: int,
 ) -> dict[str, Any]:
-    """Return the states of a padded batch of Speech2Text.
+    """Return the states of a padded batch of Speech2Text, or of a decoder alone.
 
     `given` are the caller's `encoder_outputs`; rows of `sequences` are copies of those of the
     batch, or its best beams, of which `traces` have all.
     """
     device = model.device
-    mask = torch.arange(max(batch.num_frames)) < torch.tensor(batch.num_frames).unsqueeze(1)
-    mask = mask.long().to(device)
+    more: dict[str, Tensor] = {}
     with evaluating(model):
-        if batch.features is not None:
-            features = batch.features.to(device, model.dtype)[:, : mask.shape[1]]
-            encoded = model.get_encoder()(features, attention_mask=mask, **wanted.options)
+        if isinstance(batch, EncodedBatch):
+            encoded = BaseModelOutput(last_hidden_state=batch.encoded())
         else:
-            encoded = as_encoder_output(given)
+            mask = torch.arange(max(batch.num_frames)) < torch.tensor(batch.num_frames).unsqueeze(1)
+            more["attention_mask"] = mask = mask.long().to(device)
+            if batch.features is not None:
+                features = batch.features.to(device, model.dtype)[:, : mask.shape[1]]
+                encoded = model.get_encoder()(features, attention_mask=mask, **wanted.options)
+            else:
+                encoded = as_encoder_output(given)
         copies = max(1, len(sequences) // batch.size) if beams == 1 else beams
         prompts = sequences[:: len(sequences) // batch.size, :prompt_length]
         if beams == 1:
@@ -103,11 +114,11 @@ def batch_states(
         states = decoder_states(
             model,
             wanted,
-            _repeated(encoded.last_hidden_state, copies),
+            _repeated(encoded, copies),
             prompts.repeat_interleave(copies, dim=0).to(device),
             tokens.to(device),
             parents,
-            attention_mask=mask.repeat_interleave(copies, dim=0),
+            **{name: tensor.repeat_interleave(copies, dim=0) for name, tensor in more.items()},
         )
     return wanted.of_encoder(encoded) | states
 
@@ -129,45 +140,63 @@ def note_window_states(model: Any, wanted: WantedStates, batch: Batch, settings:
             hidden = encoded.last_hidden_state.to(model.device, model.dtype)
             found = decoder_states(model, wanted, hidden, prompt, tokens)
             before = batch.prompt_length(attempt) - prompt.shape[1]
+            cache = found.pop("past_key_values", None)
+            # Keys of padding in front of a shorter prompt would be seen by who continues with it.
+            kept = {} if cache is None or before else {"past_key_values": cache}
             of_encoder = wanted.of_encoder(encoded)
             # Off the device, window by window: a recording has many.
             batch.states[attempt] = {
                 **{name: tuple(t[0].cpu() for t in held) for name, held in of_encoder.items()},
                 **{name: _padded(name, held, before) for name, held in found.items()},
+                **kept,
             }
 
 
 def decoder_states(
     model: Any,
     wanted: WantedStates,
-    encoded: Tensor,
+    encoded: Tensor | None,
     prompts: Int[Tensor, "row token"],
     tokens: Int[Tensor, "step row"],
     parents: Int[Tensor, "step row"] | None = None,
     **more: Any,
-) -> dict[str, tuple[tuple[Tensor, ...], ...]]:
+) -> dict[str, Any]:
     """Run the decoder as it chose `tokens` after `prompts`; returns its states, step by step.
 
     `parents` are the rows whose tokens each token was appended to; without them each row's own.
+    With them comes what the cache holds after the last step, if there is one.
     """
-    found: dict[str, list[tuple[Tensor, ...]]] = {name: [] for name in wanted.names}
+    alone = not model.config.is_encoder_decoder
+    names = wanted.names
+    if alone:
+        names = (_ALONE["attentions"] if wanted.attentions else {}) | (
+            _ALONE["hidden"] if wanted.hidden else {}
+        )
+    window = None if encoded is None else BaseModelOutput(last_hidden_state=encoded)
+    found: dict[str, list[tuple[Tensor, ...]]] = {name: [] for name in names}
     read, past = prompts, None
     for step, newest in enumerate(tokens):
         output = model(
-            encoder_outputs=BaseModelOutput(last_hidden_state=encoded),
-            decoder_input_ids=read,
+            encoder_outputs=window,
+            **{"input_ids" if alone else "decoder_input_ids": read},
             past_key_values=past,
-            use_cache=True,
+            use_cache=wanted.cached,
             **more,
             **wanted.options,
         )
-        for name, own in wanted.names.items():
-            found[name].append(output[own])
-        past = output.past_key_values
-        if parents is not None:
-            past.reorder_cache(parents[step])
-        read = newest.unsqueeze(1)
-    return {name: tuple(steps) for name, steps in found.items()}
+        for name, own in names.items():
+            if own in output:
+                found[name].append(output[own])
+        past = output.past_key_values if wanted.cached else None
+        last = step == len(tokens) - 1
+        if parents is not None and not last:
+            read = read[parents[step]]
+            if past is not None:
+                past.reorder_cache(parents[step])
+        column = newest.unsqueeze(1)
+        read = column if wanted.cached else torch.cat([read, column], dim=1)
+    states: dict[str, Any] = {name: tuple(steps) for name, steps in found.items() if steps}
+    return states if past is None else {**states, "past_key_values": past}
 
 
 def _beam_steps(
@@ -184,8 +213,11 @@ def _beam_steps(
     return torch.cat(tokens, dim=1), torch.cat(parents, dim=1)
 
 
-def _repeated(encoded: Tensor, copies: int) -> Tensor:
-    return encoded.repeat_interleave(copies, dim=0)
+def _repeated(encoded: BaseModelOutput, copies: int) -> Tensor | None:
+    hidden = encoded.last_hidden_state
+    if hidden is None or not hidden.shape[1]:  # of a decoder alone that attends to no window
+        return None
+    return hidden.repeat_interleave(copies, dim=0)
 
 
 def _padded(

@@ -27,7 +27,7 @@ def generate(
     streamer: Any = None,
     **kwargs: Any,
 ) -> Any:
-    """Continue token ids over windows that are encoded.
+    """Continue token ids over windows that are encoded, or by themselves.
 
     Args:
         inputs: token ids (batch, token); `input_ids` says the same. None begins with the start.
@@ -37,7 +37,7 @@ def generate(
         synced_gpus: without effect here.
         assistant_model: not offered.
         streamer: gets every token of one row by `put`, and then `end`.
-        kwargs: settings of a `GenerationConfig`, `encoder_outputs`, which is needed, `tokenizer`.
+        kwargs: settings of a `GenerationConfig`, `encoder_outputs`, `tokenizer`.
 
     Returns:
         Token ids, those that were given first, padded; with `return_dict_in_generate` what search
@@ -56,7 +56,7 @@ def generate(
         )
     ids = one_of(inputs=inputs, input_ids=kwargs.pop("input_ids", None))
     config, rest = prepare(GenerationConfig, own, generation_config, kwargs)
-    batch = EncodedBatch.of(model, rest.get("encoder_outputs"))
+    batch = EncodedBatch.of(model, rest.get("encoder_outputs"), 1 if ids is None else len(ids))
     found = search_batch(
         model,
         config,
@@ -68,6 +68,8 @@ def generate(
         stopping_criteria=stopping_criteria,
         prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
     )
+    found.pop("encoder_attentions", None)
+    found.pop("encoder_hidden_states", None)
     if config.return_dict_in_generate:
         return GenerateDecoderOnlyOutput(**found)
     return found["sequences"]
@@ -92,6 +94,6 @@ def _prompts(config: GenerationConfig, given: Any, rows: int) -> Tensor:
     if ids.ndim != 2 or ids.is_floating_point() or len(ids) != rows or not ids.numel():
         raise ValueError(
             f"generating text: input_ids have shape {tuple(ids.shape)} and type {ids.dtype}, "
-            f"expected whole numbers ({rows}, token), a row for each of encoder_outputs"
+            f"expected whole numbers ({rows}, token), a row for each of encoder_outputs, if any"
         )
     return ids

@@ -24,6 +24,7 @@ from corpus_asr.models.feature_extraction import (
     FILE_NAME,
     SpeechFeatureExtractor,
     SpeechProcessor,
+    as_asked,
     speech_rows,
 )
 
@@ -115,7 +116,7 @@ class Speech2TextFeatureExtractor(SpeechFeatureExtractor):
         batch = BatchFeature({"input_features": values})
         if self._wants_mask(return_attention_mask):
             batch["attention_mask"] = masks
-        return batch.convert_to_tensors(return_tensors)
+        return as_asked(batch, return_tensors)
 
     @staticmethod
     def utterance_cmvn(
