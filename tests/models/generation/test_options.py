@@ -317,6 +317,25 @@ def test_penalties_on_written_input_are_warned_of(speech2text: Pair) -> None:
             same(speech2text.say(spoken(1), **{name: value}), plain)
 
 
+def test_streamers_of_transformers_get_the_text(
+    speech2text: Pair, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Words:
+        def decode(self, ids: list[int], **_: Any) -> str:
+            return "".join(f"<{token}>\n" for token in ids)
+
+    words: Any = Words()
+    queued = transformers.TextIteratorStreamer(words, skip_prompt=True)
+    said = speech2text.say(spoken(1), streamer=queued, max_new_tokens=6)[0].tolist()
+    assert "".join(queued) == words.decode(said[1:])
+    speech2text.say(spoken(1), streamer=transformers.TextStreamer(words), max_new_tokens=6)
+    assert capsys.readouterr().out.strip() == words.decode(said).strip()
+    for refused in ({"num_beams": 2}, {"features": spoken(2)}):
+        given = {"features": spoken(1), "streamer": queued, **refused}
+        with pytest.raises(ValueError, match="a streamer takes one recording and one beam"):
+            speech2text.say(**given)
+
+
 def test_a_cache_changes_nothing_but_must_be_shorter_than_the_prompt(speech2text: Pair) -> None:
     features, prompt = spoken(2), torch.tensor([[2, 5, 6], [2, 7, 8]])
     plain = speech2text.say(features, decoder_input_ids=prompt, max_new_tokens=6)
