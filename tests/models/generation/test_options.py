@@ -59,7 +59,6 @@ BIASES: list[dict[str, Any]] = [
     {"exponential_decay_length_penalty": (3, 1.4)},
     {"exponential_decay_length_penalty": (2, 1.2), "num_beams": 3, "repetition_penalty": 1.2},
     {"eos_token_id": None, "max_new_tokens": 15},
-    {"eos_token_id": -1, "max_new_tokens": 15},
     {"eos_token_id": None, "max_new_tokens": 15, "num_beams": 2},
     {"prompt_lookup_num_tokens": 3},
 ]
@@ -104,6 +103,10 @@ def test_ends_are_token_ids(whisper: Pair) -> None:
     for wrong in ("2", [2, "3"]):
         with pytest.raises(ValueError, match=r"eos_token_id is .*, expected a token id, several"):
             whisper.say(sound(1, WINDOW), eos_token_id=wrong)
+
+
+def test_a_negative_end_is_none(speech2text: Pair) -> None:
+    same(*speech2text.both(spoken(2), eos_token_id=-1, max_new_tokens=15))
 
 
 # What is sampled from
@@ -316,6 +319,25 @@ def test_penalties_on_written_input_are_warned_of(speech2text: Pair) -> None:
     for name, value in (("encoder_repetition_penalty", 1.4), ("encoder_no_repeat_ngram_size", 2)):
         with pytest.warns(UserWarning, match=f"{name} has no effect"):
             same(speech2text.say(spoken(1), **{name: value}), plain)
+
+
+def test_streamers_of_transformers_get_the_text(
+    speech2text: Pair, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Words:
+        def decode(self, ids: list[int], **_: Any) -> str:
+            return "".join(f"<{token}>\n" for token in ids)
+
+    words: Any = Words()
+    queued = transformers.TextIteratorStreamer(words, skip_prompt=True)
+    said = speech2text.say(spoken(1), streamer=queued, max_new_tokens=6)[0].tolist()
+    assert "".join(queued) == words.decode(said[1:])
+    speech2text.say(spoken(1), streamer=transformers.TextStreamer(words), max_new_tokens=6)
+    assert capsys.readouterr().out.strip() == words.decode(said).strip()
+    for refused in ({"num_beams": 2}, {"features": spoken(2)}):
+        given = {"features": spoken(1), "streamer": queued, **refused}
+        with pytest.raises(ValueError, match="a streamer takes one recording and one beam"):
+            speech2text.say(**given)
 
 
 def test_a_cache_changes_nothing_but_must_be_shorter_than_the_prompt(speech2text: Pair) -> None:
