@@ -143,7 +143,7 @@ def run_tests(
         lines = [json.loads(line) for line in log.read_text().splitlines()]
     found: dict[str, dict[str, Any]] = {}
     for line in lines:
-        # One of a test's parts may fail where the whole is told as passed, and the reverse.
+        # One of a test's parts may fail where the whole passes, and the reverse.
         if line["test"] not in found or line["outcome"] == FAILED:
             found[line["test"]] = line
     return found

@@ -48,7 +48,7 @@ class MadeTest(unittest.TestCase):
 """
 
 
-def test_each_test_is_run_with_both_classes_and_told_with_its_reason(tmp_path: Path) -> None:
+def test_each_test_is_run_with_both_classes_and_has_its_reason(tmp_path: Path) -> None:
     (tmp_path / "test_made.py").write_text(SUITE)
     reasons = {"inside": {"test_reaches_inside": "looks inside"}}
     found = run_suite("made", "test_made.py", tmp_path, reasons=reasons, timeout_s=60)
@@ -127,12 +127,11 @@ def test_without_a_folder_of_tests_nothing_is_run(
 
 
 @pytest.mark.slow
-def test_ninety_seven_of_a_hundred_tests_of_transformers_pass(tmp_path: Path) -> None:
+def test_every_failure_of_transformers_tests_has_its_reason(tmp_path: Path) -> None:
     if "CORPUS_ASR_PEER_TESTS" not in os.environ:
         pytest.skip("CORPUS_ASR_PEER_TESTS names no folder with tests of transformers")
     main([str(tmp_path / "results.json")])
-    counts = peer_suites.counts_of(
-        json.loads((tmp_path / "results.json").read_text())["suites"]
-    ).values()
-    passed = sum(one["passed"] for one in counts)
-    assert passed / (passed + sum(one["counting"] for one in counts)) >= 0.97
+    suites = json.loads((tmp_path / "results.json").read_text())["suites"]
+    assert sum(suite["passed"] for suite in suites)
+    failures = [failure for suite in suites for failure in suite["failures"].items()]
+    assert not [test for test, (why, _) in failures if not why]

@@ -124,7 +124,7 @@ OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"temperature": -1.0}, "temperature -1.0, expected 0 or more"),
     ({"temperature": ()}, "empty list"),
     ({"no_speech_threshold": 0.5}, "logprob_threshold is None"),
-    ({"eos_token_id": [1, -2]}, "expected a token id, several or None"),
+    ({"eos_token_id": [1, "2"]}, "expected a token id, several or None"),
     ({"stop_strings": "a"}, "no tokenizer"),
     ({"numbeams": 3}, r"not used by the model: \['numb"),
 ]
