@@ -24,7 +24,7 @@ from corpus_asr.audio.parts import PartCutter
 from corpus_asr.audio.silero import SileroDetector
 from corpus_asr.benchmark.command import Recording, Row, find_recordings, measure
 from corpus_asr.benchmark.engines import Engine
-from corpus_asr.config.run import ExtractSettings
+from corpus_asr.config.extraction import ExtractSettings
 from corpus_asr.errors import EngineError
 from corpus_asr.report.text import aligned
 from corpus_asr.stages.extraction import PartExtractor

@@ -156,6 +156,10 @@ _KINDS = (
         f"set extract.channels to mix, or to a channel that they have, {_NEW_RUN}",
     ),
     FailureKind(
+        "no_such_track", "Without the requested audio track", Origin.settings,
+        f"set extract.track to auto, or to a track or language that they have, {_NEW_RUN}",
+    ),
+    FailureKind(
         "no_text", "No usable text to align", Origin.environment,
         f"give each a text in the manifest, as plain words, or leave them out, {_EACH_RUN}",
     ),

@@ -29,7 +29,10 @@ _METADATA = _field("metadata", pa.string(), "extra manifest columns as a JSON ob
 _PART = _field("part", pa.int32(), "index of the part within its recording, from 0")
 _LAST = _field("last_part", pa.bool_(), "whether this is the recording's last part")
 _CHANNEL = _field(
-    "channel", pa.int32(), "number of the channel transcribed separately; null when mixed to mono"
+    "channel",
+    pa.int32(),
+    "number of the channel transcribed separately, from 0, or of the track, from 1; null when all "
+    "is mixed to mono",
 )
 _PART_START = _field("part_start_s", pa.float64(), "start of the part", unit="second")
 _PART_END = _field("part_end_s", pa.float64(), "end of the part", unit="second")
@@ -44,6 +47,12 @@ _ERRORS = (
         "whether a later run may do better with the same file; null unless failed",
     ),
 )
+_TRACK = _field(
+    "audio_track",
+    pa.int32(),
+    "number of the audio track that was transcribed, from 1; null where there is one, and of a "
+    "recording of which each was: there it is the channel",
+)
 _AUDIO = (
     _field("codec", pa.string(), "audio codec as ffmpeg names it"),
     _field("sample_rate_hz", pa.int32(), "rate of the source audio", unit="hertz"),
@@ -54,6 +63,12 @@ _AUDIO = (
         "time_corrections",
         pa.int32(),
         "gaps filled, overlaps cut, damaged time stamps and wrong lengths found so far",
+    ),
+    _TRACK,
+    _field(
+        "audio_tracks",
+        pa.list_(pa.string()),
+        "language and title of each audio track, as far as the file says; null where there is one",
     ),
 )
 _SPANS = pa.list_(pa.struct([pa.field("start_s", pa.float64()), pa.field("end_s", pa.float64())]))
@@ -302,7 +317,7 @@ SELECTION = _schema(
     "selection",
     _RECORDING_ID, _URI, _SIZE, _ETAG,
     _field("recording_s", pa.float64(), "audio decoded of the recording", unit="second"),
-    _CHANNEL,
+    _CHANNEL, _TRACK,
     *(_HEARD[name] for name in ("start_s", "end_s", "text", "language", "language_probability",
                                 "task", *_SCORE_NAMES, "speech_fraction", "known_hallucination")),
     _field("corrected", pa.bool_(), "whether a person corrected or checked the text"),
@@ -336,7 +351,7 @@ EXAMPLES = _schema(
            "what was said right before"),
     _HEARD["language"], _HEARD["task"],
     _field("duration_s", pa.float64(), "audio of the example", unit="second"),
-    _RECORDING_ID, _URI, _CHANNEL, _HEARD["start_s"], _HEARD["end_s"],
+    _RECORDING_ID, _URI, _CHANNEL, _TRACK, _HEARD["start_s"], _HEARD["end_s"],
     _field("confidence", pa.float32(), "estimated share of right words, 0-1; least of its "
            "segments"),
     _field("avg_logprob", pa.float32(), "mean log-probability; least of its segments"),

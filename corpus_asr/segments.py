@@ -153,3 +153,27 @@ class PartLabels:
     """Over windows, by their weights; likeliest first, and not all where there are many."""
     weight_s: float
     """Sum of the windows' weights."""
+
+
+def place_of(
+    channel: int | None, audio_track: int | None, audio_tracks: Sequence[str] | None
+) -> tuple[int | None, int | None]:
+    """Return the channel, from 0, and the audio track, from 1, in which a segment is said.
+
+    The channel is None where all are mixed, the track where there is one. `audio_track` and
+    `audio_tracks` are those of the recording: where each track was transcribed, `channel` is its
+    number.
+    """
+    if audio_track is None and audio_tracks:
+        return None, channel
+    return channel, audio_track
+
+
+def channel_name(
+    channel: int | None, audio_track: int | None, audio_tracks: Sequence[str] | None
+) -> str:
+    """Name a channel or track that was transcribed separately, such as `channel 0`."""
+    if audio_track is not None or not audio_tracks:
+        return f"channel {channel}"
+    named = audio_tracks[channel - 1] if channel and channel <= len(audio_tracks) else ""
+    return f"track {channel} {named}".rstrip()

@@ -68,7 +68,7 @@ def text_of(segments: Sequence[Segment]) -> str:
 
 def extract_parts(recordings: Path, names: Iterable[str] = RECORDINGS) -> list[PartRequest]:
     """Extract the parts as a run does."""
-    from corpus_asr.config.run import ExtractSettings
+    from corpus_asr.config.extraction import ExtractSettings
     from corpus_asr.stages.extraction import PartExtractor
     from corpus_asr.stages.parts import ExtractRequest
     from corpus_asr.units import SAMPLE_RATE_HZ

@@ -32,6 +32,8 @@ from corpus_asr.audio.probe import (
     select_stream,
 )
 from corpus_asr.audio.resample import Channels, Rows, Run
+from corpus_asr.audio.tracks import AudioTrack, audio_tracks
+from corpus_asr.config.decoding import AUTO_TRACK
 from corpus_asr.errors import DecodeError
 from corpus_asr.units import SAMPLE_RATE_HZ
 
@@ -63,8 +65,20 @@ class AudioDecoder:
     info: AudioInfo
     num_channels: int
     """Rows of every chunk: 1, or with `channels="each"` the channel count."""
+    tracks: tuple[AudioTrack, ...]
+    """All audio tracks of the container."""
+    wanted: tuple[AudioTrack, ...]
+    """The track that is decoded, and those that could be instead, best first."""
 
-    def __init__(self, file: BinarySource, *, uri: str, channels: Channels) -> None:
+    def __init__(
+        self,
+        file: BinarySource,
+        *,
+        uri: str,
+        channels: Channels,
+        track: str | int,
+        languages: Sequence[str],
+    ) -> None:
         self.decode_errors = 0
         """Damaged packets and unreadable spans skipped so far."""
         self._uri = uri
@@ -75,7 +89,11 @@ class AudioDecoder:
         self._file = GuardedFile(file, uri=uri)
         self._container = open_container(self._file, uri=uri)
         try:
-            self._stream = select_stream(self._container, self._file, uri=uri)
+            self.tracks = audio_tracks(self._container)
+            self._stream, wanted = select_stream(
+                self._container, self._file, uri=uri, track=track, languages=languages
+            )
+            self.wanted = tuple(wanted)
             self._frames = self._decode_frames()
             self._first = self._decode_first()
             self._clock = PresentationClock(self._container, self._first)
@@ -272,22 +290,32 @@ class AudioDecoder:
         )
 
 
-def open_audio(file: BinarySource, *, uri: str, channels: Channels = "mix") -> AudioDecoder:
+def open_audio(
+    file: BinarySource,
+    *,
+    uri: str,
+    channels: Channels = "mix",
+    track: str | int = AUTO_TRACK,
+    languages: Sequence[str] = (),
+) -> AudioDecoder:
     """Open a recording and decode until its first samples.
 
     Args:
         file: seekable; read in ranges, from the calling thread; stays open.
         uri: names the recording in messages; its suffix helps with headerless formats.
         channels: `mix` for one row, `each` for a row per channel, or one channel's number from 0.
+        track: which of several audio tracks: `auto`, a number from 1, or a language; of `all` the
+            first one.
+        languages: codes that the speech is expected in, for `auto`.
 
     Raises:
         DecodeError: kinds `empty_file`, `not_audio`, `refused_format`, `no_audio_stream`,
-            `unsupported_codec`, `bad_stream`, `no_such_channel`, `empty_audio`.
+            `unsupported_codec`, `bad_stream`, `no_such_channel`, `no_such_track`, `empty_audio`.
         FetchError: reading failed.
     """
     if channels not in ("mix", "each") and not (isinstance(channels, int) and channels >= 0):
         raise ValueError(f"channels is {channels!r}; expected mix, each or a number from 0")
-    return AudioDecoder(file, uri=uri, channels=channels)
+    return AudioDecoder(file, uri=uri, channels=channels, track=track, languages=languages)
 
 
 def encode_audio(

@@ -3,6 +3,7 @@
 import functools
 import re
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -11,9 +12,10 @@ import av.codec.codec
 import av.container
 import av.error
 import av.logging
-from av.stream import Discard
 
+from corpus_asr.audio.tracks import AudioTrack, audio_tracks, in_order, read_only
 from corpus_asr.audio.wav_length import corrected_length
+from corpus_asr.config.decoding import AUTO_TRACK
 from corpus_asr.errors import DecodeError, FetchError
 
 # Outside of these no recording of speech is meant: a header of 1 Hz or 4 GHz is damaged. Ultrasonic
@@ -191,16 +193,20 @@ def open_container(file: GuardedFile, *, uri: str) -> av.container.InputContaine
 
 
 def select_stream(
-    container: av.container.InputContainer, file: GuardedFile, *, uri: str
-) -> av.AudioStream:
-    """Choose the audio stream FFmpeg would choose, and make the demuxer skip all others."""
-    best = container.streams.best("audio")
-    # libav passes over streams without channels or rate; say so instead of "no stream".
-    audio = container.streams.audio
-    stream = next((s for s in audio if best is not None and s.index == best.index), None)
-    if stream is None and audio:
-        stream = audio[0]
-    if stream is None:
+    container: av.container.InputContainer,
+    file: GuardedFile,
+    *,
+    uri: str,
+    track: str | int = AUTO_TRACK,
+    languages: Sequence[str] = (),
+) -> tuple[av.AudioStream, list[AudioTrack]]:
+    """Open the best audio track's decoder, make the demuxer skip all else, and name its likes.
+
+    `track` and `languages` are those of `tracks.in_order`, whose answer is the second value: the
+    first of them was opened.
+    """
+    tracks = audio_tracks(container)
+    if not tracks:
         found = ", ".join(f"{stream.type} stream" for stream in container.streams) or "no stream"
         raise DecodeError(
             f"decoding {uri}: no audio stream (found {found} in {container.format.name}), "
@@ -208,11 +214,11 @@ def select_stream(
             uri=uri,
             kind="no_audio_stream",
         )
+    wanted = in_order(tracks, track=track, languages=languages, uri=uri)
+    stream = container.streams.audio[wanted[0].number - 1]
     _open_decoder(stream, file, uri=uri)
-    for other in container.streams:
-        if other.index != stream.index:
-            other.discard = Discard.all
-    return stream
+    read_only(container, stream)
+    return stream, wanted
 
 
 def header_duration_s(
@@ -228,18 +234,41 @@ def header_duration_s(
     return seconds if seconds > 0 else None
 
 
-def read_header(file: BinarySource, *, uri: str) -> tuple[float | None, int]:
-    """Return the seconds that a recording's header claims, and its channels; decodes nothing.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeaderInfo:
+    """What a recording's header claims."""
+
+    duration_s: float | None
+    channels: int
+    """Of the track that is transcribed."""
+    tracks: tuple[AudioTrack, ...]
+    """All audio tracks."""
+    wanted: tuple[AudioTrack, ...]
+    """Those that may be transcribed, best first."""
+
+
+def read_header(
+    file: BinarySource, *, uri: str, track: str | int = AUTO_TRACK, languages: Sequence[str] = ()
+) -> HeaderInfo:
+    """Read what a recording's header claims; decodes nothing.
 
     Raises:
-        DecodeError: it holds no audio that can be decoded.
+        DecodeError: it holds no audio that can be decoded, or not the track.
         FetchError: reading failed.
     """
     guarded = GuardedFile(file, uri=uri)
     with open_container(guarded, uri=uri) as container:
-        stream = select_stream(container, guarded, uri=uri)
+        tracks = audio_tracks(container)
+        stream, wanted = select_stream(
+            container, guarded, uri=uri, track=track, languages=languages
+        )
         guarded.check()
-        return header_duration_s(container, stream), stream.codec_context.layout.nb_channels
+        return HeaderInfo(
+            duration_s=header_duration_s(container, stream),
+            channels=stream.codec_context.layout.nb_channels,
+            tracks=tracks,
+            wanted=tuple(wanted),
+        )
 
 
 def _open_decoder(stream: av.AudioStream, file: GuardedFile, *, uri: str) -> None:

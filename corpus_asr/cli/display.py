@@ -22,7 +22,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from corpus_asr.config.run import ExtractSettings
+from corpus_asr.config.extraction import ExtractSettings
 from corpus_asr.formats.transcript import Transcript
 from corpus_asr.logs import speaks_json
 from corpus_asr.report.text import (
@@ -34,7 +34,7 @@ from corpus_asr.report.text import (
 )
 from corpus_asr.runtime.estimate import READER, SILENCE_S, beside, read_headers
 from corpus_asr.runtime.progress import LINE_EVERY_S, Display, is_terminal
-from corpus_asr.segments import Segment
+from corpus_asr.segments import Segment, channel_name
 from corpus_asr.stages.isolation import IsolatedGenerator
 from corpus_asr.storage.stores.filesystem import DEFAULT_STORE, StoreOptions
 from corpus_asr.storage.stores.uri import redact_uri
@@ -248,7 +248,8 @@ class TextPrinter:
         apart = len(transcripts) > 1  # a transcript of each channel
         for each in transcripts:
             if apart:
-                print_heading(f"{redact_uri(name)}, channel {each.channel}", each)
+                part = channel_name(each.channel, each.audio_track, each.audio_tracks)
+                print_heading(f"{redact_uri(name)}, {part}", each)
             elif not each.segments and self._headed:
                 print_heading(redact_uri(name), each)
             self._said[name] = list(each.segments)

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -31,6 +31,7 @@ from corpus_asr.cli.options import (
     model_or_default,
     with_groups,
 )
+from corpus_asr.config.decoding import ALL_TRACKS
 from corpus_asr.errors import ConfigError, FetchError, ItemError
 from corpus_asr.formats.names import JSON_LINES, ExportFormat, WordStyle
 from corpus_asr.runtime.shutdown import RunStoppedError, ended_by_signals
@@ -55,11 +56,12 @@ def transcribe(
 ) -> None:
     """Transcribe files: print the text as it comes, or write subtitles, text and JSON."""
     with readable_errors(), ended_by_signals():
-        channels, language = options.channels, options.language
+        language = options.language
         keys = keys_of(overrides, asdict(options) | {
             "language": language.split(",") if language and "," in language else language,
             "temperature": _numbers(options.temperature),
-            "channels": int(channels) if channels and channels.isdecimal() else channels,
+            "channels": _number_or_word(options.channels),
+            "track": _number_or_word(options.track),
             "diarize": options.diarize or None,
         })  # fmt: skip
         formats = formats_of(chosen)
@@ -80,6 +82,16 @@ def transcribe(
             return loaded.transcribe_many((each.audio for each in to_do), **calls)
 
         work_on_files(checked_inputs(files, layout, chosen), layout, chosen, keys, transcribed)
+
+
+def _apart(keys: Mapping[str, Any]) -> Literal["", "channel", "track"]:
+    if keys.get("channels") == "each":
+        return "channel"
+    return "track" if keys.get("track") == ALL_TRACKS else ""
+
+
+def _number_or_word(text: str | None) -> int | str | None:
+    return int(text) if text and text.isdecimal() else text
 
 
 def _numbers(text: str | None) -> list[float] | None:
@@ -216,7 +228,7 @@ def _files_of(
         inputs.found,
         layout,
         existing=Existing.overwrite if chosen.overwrite else existing,
-        channels_apart=texts is None and keys.get("channels") == "each",
+        apart="" if texts is not None else _apart(keys),
         made_by=made_by,
         texts=texts,
         store=store,
@@ -365,8 +377,10 @@ class FileResults:
         self._meter.finish(name, transcript.duration_s)
         transcripts = transcript.channels or (transcript,)
         if self._output is not None:
-            # One file of all channels is a dialogue; each has one of its own as well.
-            files = [transcript, *transcript.channels]
+            # One file of all channels is a dialogue; each has one of its own as well. Tracks say
+            # the same in other languages.
+            of_tracks = bool(transcript.channels and transcript.audio_tracks)
+            files = [*transcript.channels] if of_tracks else [transcript, *transcript.channels]
             self._tell(f"{redact_uri(name)}: {self._output.write(name, files)}")
         if self._printer is not None:
             self._printer.end(name, transcripts)
@@ -378,6 +392,8 @@ class FileResults:
                     for _, content in self._layout.contents(each, self._inputs[name].shown_uri):
                         sys.stdout.write(content.decode())
                 sys.stdout.flush()
+        if said := _of_file(transcript):
+            self._tell(f"note: {redact_uri(name)}: {said}")
         if transcript.missing:
             self._tell(f"note: {redact_uri(name)}: {_missing(transcript)}")
         if without_s := sum(each.speech_without_text_s or 0.0 for each in transcripts):
@@ -400,6 +416,22 @@ class FileResults:
         name = signal.Signals(number).name
         how = "interrupted" if number == signal.SIGINT else f"stopped by {name}"
         return RunStoppedError(how + (kept if self._output else ""), signal_number=number)
+
+
+def _of_file(transcript: "Transcript") -> str:
+    """Say what was unusual about a file; empty where nothing was."""
+    said = []
+    if tracks := transcript.audio_tracks:
+        named = ", ".join(f"{number} {name}".rstrip() for number, name in enumerate(tracks, 1))
+        taken, silent = transcript.audio_track, transcript.silent_tracks
+        took = "took all" if taken is None else f"took {taken}"
+        if silent:
+            took += f", since nobody speaks in {' and '.join(map(str, silent))}"
+        said.append(f"{len(tracks)} audio tracks ({named}): {took}")
+    if corrections := transcript.time_corrections:
+        places = counted(corrections, "place")
+        said.append(f"its times or lengths were wrong in {places}, and are corrected")
+    return "; ".join(said)
 
 
 _STDIN = "-"

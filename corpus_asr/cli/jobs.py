@@ -528,7 +528,8 @@ def plan(
             data["balances"] = rounded([each.as_data() for each in sides])
             typer.echo(json.dumps(data, indent=2, ensure_ascii=False))
             return
-        lines += [_audio_words(found, headers, audio), *_outlook_words(found, likely)]
+        lines += [_audio_words(found, headers, audio), *headers.track_words()]
+        lines += _outlook_words(found, likely)
         lines += [*words_of(sides), *checked]
         for line in lines:
             typer.echo(f"# {line}")
@@ -647,6 +648,7 @@ def _data(
 
     from corpus_asr.report.text import rounded
     from corpus_asr.storage.run_state.run_files import safe_config
+    from corpus_asr.storage.stores.uri import redact_uri
 
     data: dict[str, Any] = rounded(
         {
@@ -661,6 +663,7 @@ def _data(
                 "read": headers.read,
                 "without_duration": headers.without_duration,
                 "failures": headers.failures,
+                "tracks": {redact_uri(uri): named for uri, named in headers.tracks.items()},
             },
             "outlooks": [asdict(each) for each in likely],
             "checked": checked,

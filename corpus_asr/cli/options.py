@@ -448,6 +448,15 @@ class RecognitionOptions:
             metavar="CHANNELS",
         ),
     ] = None
+    track: Annotated[
+        str | None,
+        _speech(
+            "--audio-track",
+            "Of films and the like: number from 1, language, or all; default: the players' one, or "
+            "another if nobody speaks in it.",
+            metavar="TRACK",
+        ),
+    ] = None
     vad_filter: Annotated[
         bool | None,
         _speech(

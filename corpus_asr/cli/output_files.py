@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from math import inf
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 
@@ -117,7 +117,7 @@ class OutputFiles:
         layout: Layout,
         *,
         existing: Existing,
-        channels_apart: bool,
+        apart: Literal["", "channel", "track"],
         made_by: Mapping[str, Any],
         texts: Mapping[str, str] | None = None,
         store: StoreOptions = DEFAULT_STORE,
@@ -129,7 +129,7 @@ class OutputFiles:
             inputs: recordings.
             layout: how files look.
             existing: what is done where files exist.
-            channels_apart: whether each channel has files of its own.
+            apart: what has files of its own, if anything.
             made_by: model and options that change what is written.
             texts: known text of each recording, by its name.
             store: how recordings are reached.
@@ -139,7 +139,7 @@ class OutputFiles:
         self._root = _checked_folder(folder)
         self._layout = layout
         self._existing = existing
-        self._channels_apart = channels_apart
+        self._apart = apart
         self._made_by = repr((sorted(made_by.items()), layout.rules, layout.words))
         self._texts = texts or {}
         self._store = store
@@ -199,13 +199,18 @@ class OutputFiles:
         uris = [each.uri for each in inputs]
         ids = [recording_id(uri) for uri in uris]
         table = pa.table({"uri": uris, "recording_id": ids})
-        channels = {self._channel(None), self._channel(0)}
-        suffixes = [each + suffix_of(name) for name in self._layout.formats for each in channels]
+        parts = {"", *self._first_parts}
+        suffixes = [each + suffix_of(name) for name in self._layout.formats for each in parts]
         names = Names(table, suffixes, [each.base for each in inputs])
         return {each.name: names[at] for at, each in enumerate(inputs)}
 
     def _channel(self, channel: int | None) -> str:
-        return "" if channel is None or not self._channels_apart else f".channel{channel}"
+        return "" if channel is None or not self._apart else f".{self._apart}{channel}"
+
+    @property
+    def _first_parts(self) -> tuple[str, ...]:
+        # What is written last: where it is, all is. Tracks count from 1, and one has no number.
+        return ("", self._channel(1)) if self._apart == "track" else (self._channel(0),)
 
     def _read(self, each: Input) -> _Record | None:
         """Return the record of a recording, and note what its files are to be made of."""
@@ -230,12 +235,15 @@ class OutputFiles:
             return self._layout.formats
         record, skip = self._records[name], self._existing is Existing.skip
 
-        def is_missing(file_format: str) -> bool:
-            suffix = self._channel(0) + suffix_of(file_format)
+        def is_there(suffix: str) -> bool:
             current = skip or record.is_current(suffix, self._of[name])
-            return not (current and filesystem.exists(within(self._root, record.name + suffix)))
+            return current and filesystem.exists(within(self._root, record.name + suffix))
 
-        return tuple(each for each in self._layout.formats if is_missing(each))
+        return tuple(
+            each
+            for each in self._layout.formats
+            if not any(is_there(part + suffix_of(each)) for part in self._first_parts)
+        )
 
     def _claim(self, name: str, contents: Mapping[str, bytes]) -> _Record:
         """Return the record of a recording under a name at which all its files may be written."""

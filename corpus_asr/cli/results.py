@@ -336,6 +336,7 @@ def show(
     from corpus_asr.export.speakers import refuse_speakers, speakers_of
     from corpus_asr.formats.transcript import Transcript
     from corpus_asr.report.text import print_transcript
+    from corpus_asr.segments import channel_name
     from corpus_asr.storage.run_state.corrections import Corrections
     from corpus_asr.storage.run_state.tables import OutputStore
     from corpus_asr.storage.stores.uri import redact_uri
@@ -360,14 +361,20 @@ def show(
             for found in recordings(
                 store, tables, selection, columns=columns, corrector=corrector, turns=turns
             ):
-                transcript = Transcript(
-                    uri=redact_uri(found.uri),
-                    segments=found.segments,
-                    language=found.language,
-                    language_probability=None,
-                    duration_s=found.duration_s,
-                )
-                print_transcript(transcript, heading=True)
+                each = found.audio_tracks and found.audio_track is None
+                tracks = found.by_channel() if each else {found.audio_track: found.segments}
+                for number, segments in tracks.items():
+                    name = redact_uri(found.uri)
+                    if found.audio_tracks:
+                        name += f", {channel_name(number, None, found.audio_tracks)}"
+                    transcript = Transcript(
+                        uri=name,
+                        segments=tuple(segments),
+                        language=found.language,
+                        language_probability=None,
+                        duration_s=found.duration_s,
+                    )
+                    print_transcript(transcript, heading=True)
 
 
 def view(

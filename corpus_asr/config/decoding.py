@@ -13,6 +13,9 @@ from corpus_asr.errors import ConfigError
 
 ComputeType = Literal["auto", "float32", "float16", "bfloat16", "int8", "float16_fp8"]
 
+AUTO_TRACK: Final = "auto"
+ALL_TRACKS: Final = "all"
+"""The audio track that players take, and each."""
 # Comes with the package, in int8.
 PACKAGED_CHECKPOINT: Final = "whisper-tiny.en"
 
@@ -35,6 +38,10 @@ class AudioSettings:
     channels: Literal["mix", "each"] | int = "mix"
     """Channels: `mix` down to mono, `each` channel separately, or the number of one channel,
     counted from 0."""
+    track: str | int = "auto"
+    """Audio track of files that hold several, such as films: `auto` takes that of
+    `decoding.language`, else the one that players take, and if nobody speaks there, another one; or
+    a number, counted from 1, or a language; `all` transcribes each track separately."""
     vad_filter: bool = True
     """Detect speech (Silero VAD): parts are cut at silences and long silence is skipped; false
     transcribes all audio."""
@@ -135,13 +142,18 @@ class DecodingSettings:
     otherwise the column `known_hallucination` marks them."""
 
 
+def expected_languages(decoding: DecodingSettings) -> tuple[str, ...]:
+    """Return the codes of the languages that are spoken as the settings say; of `auto` none."""
+    wanted = (decoding.language,) if isinstance(decoding.language, str) else decoding.language
+    return tuple(code for code in wanted if code != "auto")
+
+
 ADVICE = "name a multilingual model, such as base, as the model"
 
 
 def check_english_only(decoding: DecodingSettings, *, checkpoint: str = "this checkpoint") -> None:
     """Refuse other languages than English, translation, and detection of languages."""
-    wanted = (decoding.language,) if isinstance(decoding.language, str) else decoding.language
-    others = [code for code in wanted if code not in ("auto", "en")]
+    others = [code for code in expected_languages(decoding) if code != "en"]
     if others:
         raise ConfigError(
             f"decoding.language: found {', '.join(others)}, but {checkpoint} is English-only; "

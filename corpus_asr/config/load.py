@@ -416,6 +416,7 @@ _FOREIGN_NAMES = {
     "slots": "batch_size",
     "target_language": "target_lang",
     "task": "translate",
+    "track": "audio_track audio_stream stream stream_index audio_index",
     "temperature": "temperatures temperature_increment_on_fallback temperature_inc no_fallback",
     "vad_filter": "vad vad_method speech_detection",
     "vad_min_silence_s": "min_silence_duration_ms vad_min_silence_duration_ms min_silence_ms",

@@ -12,9 +12,14 @@ from pydantic.fields import FieldInfo
 
 from corpus_asr.config.decoding import AudioSettings, DecodingSettings
 from corpus_asr.config.document import override_value
+from corpus_asr.config.extraction import (
+    NO_SPEAKERS,
+    ExtractSettings,
+    SpeakerSettings,
+    missing_speech,
+)
 from corpus_asr.config.load import checked_options, name_hint
 from corpus_asr.config.other_names import translated
-from corpus_asr.config.run import NO_SPEAKERS, ExtractSettings, SpeakerSettings, missing_speech
 from corpus_asr.config.settings import DecodingSection
 from corpus_asr.errors import ConfigError
 
@@ -50,6 +55,7 @@ class TranscriptionOptions(TypedDict, total=False):
     drop_nonspeech: bool
     drop_known_hallucinations: bool
     channels: Literal["mix", "each"] | int
+    track: str | int
     part_s: float
     vad_filter: bool
     vad_threshold: float
@@ -77,6 +83,7 @@ OPTIONS: Mapping[str, FieldInfo] = {
     # Whose text it is that is aligned, a call says by its method.
     **{name: key for name, key in DecodingSection.model_fields.items() if name != "align"},
     "channels": _OF_AUDIO["channels"],
+    "track": _OF_AUDIO["track"],
     **_OF_AUDIO,
     "diarize": FieldInfo.from_annotated_attribute(bool, _DIARIZE),
     **{name: _OF_SPEAKERS[name] for name in BOUND_OPTIONS},

@@ -6,13 +6,14 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, PositiveInt, field_serializer, field_validator, model_validator
 
 from corpus_asr.confidence import LOW_CONFIDENCE
-from corpus_asr.config.decoding import PACKAGED_CHECKPOINT, AudioSettings, ComputeType
+from corpus_asr.config.decoding import PACKAGED_CHECKPOINT, ComputeType
 from corpus_asr.config.document import hide_secrets
+from corpus_asr.config.extraction import ExtractSettings, SpeakerSettings, missing_speech
 from corpus_asr.config.settings import (
     NONE_OR_MANY,
     ONE_OR_MANY,
@@ -22,7 +23,6 @@ from corpus_asr.config.settings import (
     StoreSection,
     Texts,
     check_store,
-    keys_from,
 )
 from corpus_asr.config.storage_options import (
     MASK,
@@ -129,34 +129,6 @@ class SourceSettings(Settings):
         return self.storage_options.bound(self.uris)
 
 
-if TYPE_CHECKING:
-    _AudioKeys = AudioSettings
-else:
-    _AudioKeys = keys_from(
-        AudioSettings, channels=Literal["mix", "each"] | Annotated[int, Field(ge=0)]
-    )
-
-
-class ExtractSettings(_AudioKeys, Settings):  # type: ignore[misc]  # both are frozen
-    """Decoding, speech detection and feature extraction, on CPUs."""
-
-    pack_mb: float = Field(default=64.0, gt=0)
-    """Size in MiB up to which short files share a task."""
-    workers: PositiveInt | Auto = "auto"
-    """Number of extract processes; `auto`: the CPUs that transcription does not use."""
-    max_buffered_features_mb: Annotated[float, Field(gt=0)] | Auto = "auto"
-    """Limit in MiB, over all machines, of extracted features that wait for transcription; at the
-    limit extraction blocks. `auto`: half of Ray's object stores, or 64 MiB without Ray, in addition
-    to the parts in flight."""
-    item_timeout_s: float = Field(default=600.0, gt=0)
-    """Seconds without a new part after which a recording fails."""
-    max_file_gb: float = Field(default=100.0, gt=0)
-    """Maximum file size in GB; a larger file fails before it is opened."""
-    max_duration_h: float = Field(default=48.0, gt=0)
-    """Maximum duration in hours; the rest of a longer recording fails. Guards against decompression
-    bombs."""
-
-
 class ModelSettings(Settings):
     """Model weights."""
 
@@ -188,53 +160,6 @@ class ModelSettings(Settings):
     def is_named(self) -> bool:
         """Whether the user chose the checkpoint; else it is `PACKAGED_CHECKPOINT`."""
         return "checkpoint" in self.model_fields_set
-
-
-class SpeakerSettings(Settings):
-    """Who speaks: a table of turns, and a speaker for each segment and word."""
-
-    mode: Literal["none", "auto", "corpus"] = "none"
-    """Speakers: `none`; `auto`: those of each recording are found and named S1, S2 and so on in
-    order of appearance; or `corpus`: voices are also compared across recordings, and named V1, V2
-    and so on. `speakers: auto` is short for this key."""
-    num_speakers: int | None = Field(default=None, ge=1, le=50)
-    """Exact number of speakers of each recording (of each channel, if `extract.channels` is
-    `each`); null: it is found."""
-    min_speakers: int | None = Field(default=None, ge=1, le=50)
-    """Minimum number of speakers; null: 1."""
-    max_speakers: int | None = Field(default=None, ge=1, le=50)
-    """Maximum number of speakers; null: 12."""
-    model: str | None = None
-    """Network that embeds voices, in ONNX: a file, a folder or URI with one, or OWNER/NAME or
-    OWNER/NAME/FILE of the Hugging Face Hub, such as those of WeSpeaker and 3D-Speaker. null: the
-    packaged GE2E encoder."""
-
-    @property
-    def wanted(self) -> bool:
-        """Whether speakers are looked for."""
-        return self.mode != "none"
-
-    @model_validator(mode="before")
-    @classmethod
-    def _mode_alone(cls, value: Any) -> Any:
-        return {"mode": value} if isinstance(value, str) else value
-
-    @model_validator(mode="after")
-    def _bounds_fit_together(self) -> "SpeakerSettings":
-        if self.num_speakers and (self.min_speakers or self.max_speakers):
-            raise ValueError(
-                f"num_speakers: {self.num_speakers} is exact; leave out min_speakers and "
-                "max_speakers, or num_speakers"
-            )
-        if (self.min_speakers or 1) > (self.max_speakers or 50):
-            raise ValueError(
-                f"min_speakers: {self.min_speakers} is more than max_speakers, "
-                f"{self.max_speakers}; correct them"
-            )
-        return self
-
-
-NO_SPEAKERS = SpeakerSettings()
 
 
 class TranscribeSettings(Settings):
@@ -413,20 +338,6 @@ class NightlySettings(Settings):
     such as Slack's; http is limited to hosts in source.allow_hosts. null: no webhook."""
 
 
-def missing_speech(
-    decoding: DecodingSection, extract: ExtractSettings, speakers: SpeakerSettings
-) -> str:
-    """Say what needs detected speech where none is looked for; else an empty text."""
-    needing = "decoding.drop_nonspeech needs" if decoding.drop_nonspeech else ""
-    needing = "speakers need" if speakers.wanted else needing
-    if not needing or extract.vad_filter:
-        return ""
-    return (
-        f"{needing} detected speech, but extract.vad_filter is false; set it to true, or leave "
-        f"{'speakers' if speakers.wanted else 'drop_nonspeech'} out"
-    )
-
-
 CLASSIFY_AUDIO: Final = "classify_audio"
 PSEUDO_LABEL: Final = "pseudo_label"
 
@@ -491,10 +402,10 @@ class RunConfig(Settings):
                 "of the recordings' names, or tables with source.audio_column; name one, or leave "
                 "align out"
             )
-        if self.extract.channels == "each":
+        if self.extract.separate:
             raise ValueError(
-                "decoding.align: found extract.channels: each, expected mix or one channel's "
-                "number, since there is one text for the recording; set one"
+                f"decoding.align: found extract.{self.extract.separate}, expected one channel or "
+                "track, or all channels mixed, since there is one text for the recording; set one"
             )
         return self
 

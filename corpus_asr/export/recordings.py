@@ -50,6 +50,7 @@ _ROWS_AT_A_TIME = 2_048  # as Python values, with their words
 
 _OF_RECORDING = (
     "recording_id", "uri", "duration_s", "language", "etag", "size_bytes", "failed",
+    "audio_track", "audio_tracks",
 )  # fmt: skip
 
 Turns = Mapping[str, Sequence[SpeakerTurn]]
@@ -69,6 +70,10 @@ class Recording:
     etag: str | None = None
     """Of what was transcribed, as is the size."""
     size_bytes: int | None = None
+    audio_track: int | None = None
+    """The audio track that was transcribed, from 1; None where there is one, or each was."""
+    audio_tracks: tuple[str, ...] | None = None
+    """Languages and titles of its audio tracks; None where there is one."""
     failed: bool = False
     """Wholly or in part."""
     segments: tuple[Segment, ...] = ()
@@ -275,7 +280,7 @@ def open_selection(
 _WANTED = """
 create table wanted as
 select recording_id, uri, size_bytes, etag, coalesce(end_s, 0.0) as duration_s,
-       languages[1] as main_language, failed, complete
+       languages[1] as main_language, failed, complete, audio_track, audio_tracks
 from recordings semi join meant using (recording_id)
 where succeeded and (complete or $partial)
 """

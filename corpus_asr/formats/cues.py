@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 
 from corpus_asr.formats.cue_rules import FRAME_S, CueRules
 from corpus_asr.formats.pieces import Piece, TimedText
-from corpus_asr.segments import MissingWord, Segment, SpeakerTurn
+from corpus_asr.segments import MissingWord, Segment, SpeakerTurn, channel_name
 
 SENTENCE_END = re.compile(r"[.!?…。！？؟।။]+[\"'”’»)\]」』]*$")  # noqa: RUF001
 _CLAUSE_END = re.compile(r"[,;:，、；：،؛–—]+[\"'”’»)\]」』]*$")  # noqa: RUF001
@@ -57,6 +57,14 @@ class Transcribed(Protocol):
     def missing(self) -> Sequence[MissingWord] | None:
         """Words of a given text that are not in the audio; None without such a text."""
 
+    @property
+    def audio_track(self) -> int | None:
+        """The audio track that was transcribed, from 1; None of one, or of each."""
+
+    @property
+    def audio_tracks(self) -> Sequence[str] | None:
+        """Languages and titles of its audio tracks, where there are several."""
+
     def by_channel(self) -> Mapping[int | None, Sequence[Segment]]:
         """Return the segments of each channel, sorted by time."""
 
@@ -92,7 +100,9 @@ def cues_of(recording: Transcribed, rules: CueRules) -> list[Cue]:
     for channel, said in channels.items():
         segments: Iterable[Segment] = said
         if len(channels) > 1:  # who speaks is known at least so far
-            segments = (replace(each, speaker=speaker_of(each, channel)) for each in said)
+            segments = (
+                replace(each, speaker=speaker_of(each, channel, recording)) for each in said
+            )
         own = [
             (cue, known)
             for segment in segments
@@ -106,9 +116,11 @@ def cues_of(recording: Transcribed, rules: CueRules) -> list[Cue]:
     return sorted(cues, key=lambda cue: cue.start_s)
 
 
-def speaker_of(segment: Segment, channel: int | None) -> str | None:
+def speaker_of(segment: Segment, channel: int | None, recording: Transcribed) -> str | None:
     """Return who says a segment, or in which channel it is."""
-    return segment.speaker or (None if channel is None else f"channel {channel}")
+    if segment.speaker or channel is None:
+        return segment.speaker
+    return channel_name(channel, recording.audio_track, recording.audio_tracks)
 
 
 class _Cost(NamedTuple):

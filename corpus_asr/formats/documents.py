@@ -55,7 +55,7 @@ def paragraphs_of(recording: Transcribed) -> list[Paragraph]:
 def _spoken(recording: Transcribed) -> list[tuple[Segment, str | None]]:
     channels = recording.by_channel()
     said = [
-        (segment, speaker_of(segment, channel if len(channels) > 1 else None))
+        (segment, speaker_of(segment, channel if len(channels) > 1 else None, recording))
         for channel, segments in channels.items()
         for segment in segments
         if segment.text.strip()

@@ -80,10 +80,20 @@ class Transcript:
     """Its address, or what it is called."""
     metadata: dict[str, str] = field(default_factory=dict)
     channel: int | None = None
-    """Number of the channel, from 0, whose transcript it is; None of the whole recording's."""
+    """Number of the channel, from 0, or of the track, from 1, whose transcript it is; None of the
+    whole recording's."""
     channels: tuple["Transcript", ...] = ()
-    """One of each channel, where channels were transcribed separately; `segments` are all theirs,
-    by time."""
+    """One of each channel or audio track, where they were transcribed separately; `segments` are
+    all theirs, by time."""
+    audio_track: int | None = None
+    """Number of the audio track that was transcribed, from 1; None where there is one, or where
+    each was: then it is the `channel`."""
+    audio_tracks: tuple[str, ...] = ()
+    """Language and title of each audio track, as far as the file says; empty where there is one."""
+    silent_tracks: tuple[int, ...] = ()
+    """Tracks that come before it and were passed over, since nobody speaks in them."""
+    time_corrections: int = 0
+    """Gaps filled, overlaps cut, damaged time stamps and wrong lengths in the file."""
     model: str | None = None
     """Checkpoint that transcribed it, as configured."""
     turns: tuple[SpeakerTurn, ...] | None = None

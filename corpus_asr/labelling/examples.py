@@ -121,6 +121,7 @@ def _example(
         "recording_id": identity,
         "uri": window[0]["uri"],
         "channel": channel,
+        "audio_track": window[0]["audio_track"],
         "start_s": start_s,
         "end_s": end_s,
         "reference": None,
@@ -131,6 +132,7 @@ def _example(
     values |= {name: _extreme(max, window, name) for name in _GREATEST}
     clip = ClipRange(
         channel=channel,
+        track=window[0]["audio_track"],
         start_sample=round(start_s * SAMPLE_RATE_HZ),
         end_sample=round(end_s * SAMPLE_RATE_HZ),
     )

@@ -41,7 +41,7 @@ from corpus_asr.report.accuracy.scoring import (
     units,
 )
 from corpus_asr.schemas import SELECTION
-from corpus_asr.segments import Segment
+from corpus_asr.segments import Segment, place_of
 from corpus_asr.storage.parquet import parquet_batches, parquet_writer
 from corpus_asr.storage.run_state.corrections import Corrections
 from corpus_asr.storage.run_state.run_tables import RunTables
@@ -117,6 +117,7 @@ def measured(
                 "size_bytes": recording.size_bytes,
                 "etag": recording.etag,
                 "channel": channel,
+                "audio_track": place_of(channel, recording.audio_track, recording.audio_tracks)[1],
                 "listed": text_hash in listed,
                 "disagreement": disagreement,
                 "wer": wer,

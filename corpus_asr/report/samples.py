@@ -21,6 +21,7 @@ from corpus_asr.errors import EngineError, ItemError
 from corpus_asr.logs import event
 from corpus_asr.report.accuracy.scoring import WITHOUT_BLANKS
 from corpus_asr.schemas import LABELS, SEGMENTS
+from corpus_asr.segments import place_of
 from corpus_asr.stages.isolation import IsolatedGenerator
 from corpus_asr.stages.messages import ClipRange, CutRequest
 from corpus_asr.storage.run_state.confidences import read_confidences
@@ -82,6 +83,9 @@ class RecordingRow:
     """Words of its text that are not in the audio; None where no text was aligned."""
     text_words: int | None = None
     """Words of its text."""
+    audio_track: int | None = None
+    audio_tracks: Sequence[str] | None = None
+    """As in the recordings table."""
     lists: tuple[str, ...] = ()
     """Of `LISTS`, those that it is in."""
 
@@ -91,7 +95,8 @@ create or replace view shown as
 select recording_id, uri, size_bytes, etag, if(complete, status, '{STARTED}') as status,
   coalesce(label, languages[1]) as language, coalesce(duration_s, 0) as duration_s,
   coalesce(segments, 0)::bigint as segments, confidence,
-  coalesce(decode_errors, 0) as decode_errors, coalesce(decode_s, 0) as extract_s,
+  coalesce(decode_errors, 0) as decode_errors, audio_track, audio_tracks,
+  coalesce(decode_s, 0) as extract_s,
   coalesce(transcribe_s, 0) as transcribe_s,
   coalesce(speech_without_text_s, 0) as speech_without_text_s,
   speakers, most_s / nullif(speech_of_all_s, 0) as most_share,
@@ -418,11 +423,13 @@ def _clip(cutter: IsolatedGenerator, sample: Sample, recording: RecordingRow | N
     if recording is None:
         return SampleClip(why="its recording is not in the tables")
     start, end = _range(sample, recording.duration_s)
+    _, track = place_of(sample.channel, recording.audio_track, recording.audio_tracks)
+    clip_range = ClipRange(channel=sample.channel, track=track, start_sample=start, end_sample=end)
     request = CutRequest(
         uri=recording.uri,
         size_bytes=recording.size_bytes,
         etag=recording.etag,
-        ranges=(ClipRange(channel=sample.channel, start_sample=start, end_sample=end),),
+        ranges=(clip_range,),
         # Times of damaged recordings are those of what could be decoded, which a seek misses.
         seek=not recording.decode_errors,
     )

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from corpus_asr.config.run import SpeakerSettings
+from corpus_asr.config.extraction import SpeakerSettings
 from corpus_asr.logs import event
 from corpus_asr.schemas import OUTCOMES, SEGMENTS
 from corpus_asr.speakers.turns import (

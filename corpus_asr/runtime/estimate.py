@@ -18,6 +18,7 @@ from itertools import pairwise
 from types import MappingProxyType
 
 from corpus_asr.activity import Estimate, FileSums, Strata, added
+from corpus_asr.config.decoding import expected_languages
 from corpus_asr.config.run import CLASSIFY_AUDIO, RunConfig
 from corpus_asr.errors import ConfigError, CorpusAsrError, DecodeError
 from corpus_asr.logs import event
@@ -29,7 +30,8 @@ from corpus_asr.storage.run_state.plan import Plan, SampledFile, sums_of
 from corpus_asr.storage.run_state.run_files import RUN_NAME, read_snapshot, speed_of
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.filesystem import StoreOptions
-from corpus_asr.units import MEBIBYTE, WINDOW_S
+from corpus_asr.storage.stores.uri import redact_uri
+from corpus_asr.units import MEBIBYTE, WINDOW_S, counted
 
 # Of a normal distribution, eight tenths lie within so many standard deviations.
 _DEVIATIONS = 1.2816
@@ -333,6 +335,17 @@ class Survey:
     """Headers that do not say how long the recording is."""
     failures: dict[str, int]
     """Numbers of recordings by what is wrong with them, or with their store."""
+    tracks: dict[str, str]
+    """Names of the audio tracks where there are several, by address, and which is taken."""
+
+    def track_words(self) -> Iterator[str]:
+        """Yield a line on recordings with several audio tracks, where there are any."""
+        if self.tracks:
+            uri, named = min(self.tracks.items())
+            yield (
+                f"tracks     {len(self.tracks):,} of {counted(self.read, 'header')} with several "
+                f"audio tracks, such as {redact_uri(uri)}: {named}"
+            )
 
 
 def survey(
@@ -347,7 +360,11 @@ def survey(
     ends_s = time.monotonic() + TIME_S
     child = IsolatedGenerator(
         reader,
-        init_kwargs={"settings": config.extract, "store": StoreOptions.of(config.source)},
+        init_kwargs={
+            "settings": config.extract,
+            "store": StoreOptions.of(config.source),
+            "languages": expected_languages(config.decoding),
+        },
         timeout_s=SILENCE_S,
     )
     uris = [file.uri for file in sample]
@@ -401,6 +418,11 @@ def _found(sample: Sequence[SampledFile], headers: dict[int, Header]) -> Survey:
             each.failure is None and each.audio_s is None for each in headers.values()
         ),
         failures=dict(failures.most_common()),
+        tracks={
+            sample[index].uri: header.tracks
+            for index, header in headers.items()
+            if header.tracks is not None
+        },
     )
 
 

@@ -21,8 +21,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
 from corpus_asr.audio.inputs import GivenAudio
+from corpus_asr.config.decoding import ALL_TRACKS, expected_languages
+from corpus_asr.config.extraction import ExtractSettings
 from corpus_asr.config.options import CallSettings
-from corpus_asr.config.run import ExtractSettings
 from corpus_asr.errors import ClosedError, CorpusAsrError, check_same_process
 from corpus_asr.segments import Segment
 from corpus_asr.speakers.turns import SpeechWindows
@@ -198,7 +199,13 @@ class RecordingInFlight:
     parts: list[PartInFlight] = field(default_factory=list)
     header_duration_s: float | None = None
     num_rows: int = 1
-    """Channels that are transcribed separately."""
+    """Channels or tracks that are transcribed separately."""
+    audio_track: int | None = None
+    audio_tracks: tuple[str, ...] = ()
+    silent_tracks: tuple[int, ...] = ()
+    """As in `Transcript`."""
+    time_corrections: int = 0
+    """Of the part that was extracted last."""
     is_file: bool = False
     """Whether all that was given is in a file: nothing is read from the caller any more."""
     extracted: bool = False
@@ -235,6 +242,16 @@ class RecordingInFlight:
             return self.decoded_s
         known = self.header_duration_s
         return None if known is None else max(known, self.decoded_s)
+
+    def note(self, part: ExtractedPart, extract: ExtractSettings) -> None:
+        """Take what a part says of the whole recording."""
+        self.header_duration_s = part.header_duration_s
+        self.audio_track, self.audio_tracks = part.audio_track, part.audio_tracks or ()
+        self.silent_tracks, self.time_corrections = part.silent_tracks, part.time_corrections
+        if extract.channels == "each":
+            self.num_rows = part.channels
+        elif extract.track == ALL_TRACKS:
+            self.num_rows = max(1, len(self.audio_tracks))
 
     def take_segments(self) -> Iterator[Segment]:
         """Yield the segments that became final since the last call, in order of time.
@@ -392,6 +409,7 @@ class CallInFlight:
             name=recording.audio.name,
             settings=self._extract,
             speakers=self._speakers,
+            languages=expected_languages(self._decoding),
         )
         held: ExtractedPart | None = None
         child = self._pool.take(lambda: not self._stopped)
@@ -426,8 +444,7 @@ class CallInFlight:
         self, recording: RecordingInFlight, part: ExtractedPart, *, is_last: bool = False
     ) -> None:
         """Submit a part once there is room."""
-        recording.header_duration_s = part.header_duration_s
-        recording.num_rows = part.channels if self._extract.channels == "each" else 1
+        recording.note(part, self._extract)
         name, text = recording.audio.name, recording.text
         row = part.columns() | {"recording_id": name, "uri": name, "last_part": is_last}
         added = PartInFlight(

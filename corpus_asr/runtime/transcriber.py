@@ -15,6 +15,7 @@ from corpus_asr.config.decoding import (
     DecodingSettings,
     default_model_notice,
 )
+from corpus_asr.config.extraction import ExtractSettings, SpeakerSettings
 from corpus_asr.config.options import (
     OPTION_NAMES,
     CallSettings,
@@ -22,7 +23,6 @@ from corpus_asr.config.options import (
     options_from,
 )
 from corpus_asr.config.other_names import translated
-from corpus_asr.config.run import ExtractSettings, SpeakerSettings
 from corpus_asr.errors import ConfigError, ItemError
 from corpus_asr.formats.transcript import Transcript
 from corpus_asr.runtime.asynchronous import Cancellation, called, iterated
@@ -214,7 +214,7 @@ class Transcriber:
     ) -> Transcript:
         """Transcribe one recording.
 
-        With `channels="each"`, `Transcript.channels` has one of each channel.
+        With `channels="each"` or `track="all"`, `Transcript.channels` has one of each.
 
         Examples:
             >>> import numpy as np
@@ -272,7 +272,7 @@ class Transcriber:
             ConfigError: a wrong option.
         """
         settings = self._checked(options)
-        if settings.extract.channels == "each" or settings.speakers.wanted:
+        if settings.extract.separate or settings.speakers.wanted:
             on_segment = None
         given = ((audio, None) for audio in several(audios))
         return self._many(given, settings, sampling_rate, on_error, on_progress, on_segment)
@@ -323,10 +323,10 @@ class Transcriber:
         `on_error` is given each recording that failed, while the others go on.
         """
         settings = self._checked(options)
-        if settings.extract.channels == "each":
+        if settings.extract.separate:
             raise ConfigError(
-                "aligning a text: found channels: each, expected mix or one channel's number, "
-                "since there is one text; set one"
+                f"aligning a text: found {settings.extract.separate}, expected one channel or "
+                "track, or all channels mixed, since there is one text; set one"
             )
         decoding = replace(settings.decoding, align=True)
         self._engine.check(decoding)
@@ -365,10 +365,11 @@ class Transcriber:
             ConfigError: a wrong option.
         """
         settings = self._checked(options)
-        if settings.extract.channels == "each":
+        if settings.extract.separate:
             raise ConfigError(
-                "streaming segments: found channels: each, expected mix or one channel's number, "
-                "since channels are transcribed one after the other; set one, or use transcribe"
+                f"streaming segments: found {settings.extract.separate}, expected one channel or "
+                "track, or all channels mixed, since they are transcribed one after the other; set "
+                "one, or use transcribe"
             )
         if settings.speakers.wanted:
             raise ConfigError(
@@ -543,7 +544,13 @@ class Transcriber:
     def _without_speakers(self, recording: RecordingInFlight) -> Transcript:
         parts = recording.parts
         numbers = sorted({part.channel for part in parts if part.channel is not None})
-        whole = self._joined(parts, recording.audio.name)
+        of_file: dict[str, Any] = {
+            "audio_track": recording.audio_track,
+            "audio_tracks": recording.audio_tracks,
+            "silent_tracks": recording.silent_tracks,
+            "time_corrections": recording.time_corrections,
+        }
+        whole = replace(self._joined(parts, recording.audio.name), **of_file)
         if recording.text is not None:
             found = [part.transcript.result() for part in parts if part.transcript is not None]
             segments, missing = joined_parts(
@@ -552,11 +559,10 @@ class Transcriber:
             aligned = tuple(map(self._calibrated, segments))
             whole = replace(whole, segments=aligned, missing=missing)
         if recording.num_rows > 1:
+            own = ([part for part in parts if part.channel == number] for number in numbers)
             channels = tuple(
-                self._joined(
-                    [part for part in parts if part.channel == number], recording.audio.name, number
-                )
-                for number in numbers
+                replace(self._joined(said, recording.audio.name, number), **of_file)
+                for said, number in zip(own, numbers, strict=True)
             )
             by_time = sorted(whole.segments, key=lambda segment: segment.start_s)
             seconds = recording.decoded_s

@@ -19,7 +19,7 @@ from corpus_asr.speakers.clustering import (
 )
 
 if TYPE_CHECKING:  # imports pydantic
-    from corpus_asr.config.run import SpeakerSettings
+    from corpus_asr.config.extraction import SpeakerSettings
 
 # Windows of one span touch; between spans lies at least the silence that ends speech.
 _APART_S = 1e-3

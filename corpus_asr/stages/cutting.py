@@ -5,15 +5,18 @@ seek: in many formats that is a little less exact. In memory are the longest cli
 seconds.
 """
 
+import functools
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import groupby
 
 import numpy as np
 
 from corpus_asr.array_types import Float32
 from corpus_asr.audio.decode import AudioDecoder, AudioFormat, encode_audio, open_audio
 from corpus_asr.audio.resample import Channels
+from corpus_asr.config.decoding import AUTO_TRACK
 from corpus_asr.errors import DecodeError
 from corpus_asr.stages.messages import CHANGED, CUT_SHORT, Clip, ClipRange, CutRequest
 from corpus_asr.storage.stores.filesystem import RangeFile, StoreOptions, open_binary
@@ -54,11 +57,19 @@ class ClipCutter:
             DecodeError: kind `source_changed`, it is not what was transcribed; kind `cut_short`, it
                 ends before a range does; or the bytes hold no usable audio.
         """
+        numbered = sorted(enumerate(request.ranges), key=_by_track)
+        for track, of_track in groupby(numbered, key=lambda item: item[1].track):
+            yield from self._of_track(request, track, list(of_track))
+
+    def _of_track(
+        self, request: CutRequest, track: int | None, waiting: list[tuple[int, ClipRange]]
+    ) -> Iterator[Clip]:
         # By start: what lies before the next one that is incomplete can be forgotten.
-        waiting = sorted(
-            enumerate(request.ranges), key=lambda item: (item[1].start_sample, item[0])
-        )
-        with self._open(request) as file, self._started(file, request) as (decoder, held):
+        first = waiting[0][1].start_sample / SAMPLE_RATE_HZ - _LEAD_S
+        with (
+            self._open(request) as file,
+            self._started(file, request, track, first) as (decoder, held),
+        ):
             for chunk in decoder:  # (row, sample)
                 held.append(chunk, wanted_from=min(each.start_sample for _, each in waiting))
                 ready = [item for item in waiting if item[1].end_sample <= held.end]
@@ -83,18 +94,23 @@ class ClipCutter:
 
     @contextmanager
     def _started(
-        self, file: io.BufferedReader, request: CutRequest
+        self, file: io.BufferedReader, request: CutRequest, track: int | None, first: float
     ) -> Iterator[tuple[AudioDecoder, "_Held"]]:
         """Open a recording where decoding starts: at its start, or before the first range."""
-        uri = redact_uri(request.uri)
-        first = min(each.start_sample for each in request.ranges) / SAMPLE_RATE_HZ - _LEAD_S
+        opened = functools.partial(
+            open_audio,
+            file,
+            uri=redact_uri(request.uri),
+            channels=self._channels,
+            track=track or AUTO_TRACK,
+        )
         if request.seek and first > _SKIP_S:
-            with open_audio(file, uri=uri, channels=self._channels) as decoder:
+            with opened() as decoder:
                 reached_s = decoder.seek(first)
                 if reached_s is not None:
                     yield decoder, _Held(decoder.num_channels, round(reached_s * SAMPLE_RATE_HZ))
                     return
-        with open_audio(file, uri=uri, channels=self._channels) as decoder:
+        with opened() as decoder:
             yield decoder, _Held(decoder.num_channels, 0)
 
     def _open(self, request: CutRequest) -> io.BufferedReader:
@@ -124,6 +140,11 @@ class ClipCutter:
         samples = held.between(row, clip_range.start_sample, clip_range.end_sample)
         data = encode_audio(samples, self._audio_format, bit_rate=self._bit_rate)
         return Clip(number=number, data=data, num_samples=len(samples))
+
+
+def _by_track(item: tuple[int, ClipRange]) -> tuple[int, int, int]:
+    number, clip_range = item
+    return clip_range.track or 0, clip_range.start_sample, number
 
 
 class _Held:

@@ -17,6 +17,7 @@ from typing import Any
 import pyarrow as pa
 
 from corpus_asr.activity import Activity, FileSums, stratum
+from corpus_asr.config.decoding import expected_languages
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import CheckpointError, ConfigError, DecodeError, EngineError
 from corpus_asr.failure_kinds import FETCH, TIMEOUT
@@ -107,6 +108,7 @@ class ExtractStage:
                 "settings": settings,
                 "store": store,
                 "speakers": config.speakers,
+                "languages": expected_languages(config.decoding),
             },
             timeout_s=settings.item_timeout_s,
         )

@@ -4,9 +4,10 @@ Bytes are read in ranges, decoded as a stream, cut in silence and turned into lo
 no time is more than about two parts' audio in memory.
 """
 
+import functools
 import io
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,8 @@ from corpus_asr.audio.decode import DAMAGED, AudioDecoder, open_audio
 from corpus_asr.audio.parts import AudioPart, PartCutter
 from corpus_asr.audio.silero import SileroDetector
 from corpus_asr.audio.vad import SpeechCriteria
-from corpus_asr.config.run import NO_SPEAKERS, ExtractSettings, SpeakerSettings
+from corpus_asr.config.decoding import ALL_TRACKS
+from corpus_asr.config.extraction import NO_SPEAKERS, ExtractSettings, SpeakerSettings
 from corpus_asr.errors import DecodeError
 from corpus_asr.families.registry import PartFeatures, family_of, resolve
 from corpus_asr.languages import language_window_starts
@@ -63,6 +65,42 @@ class _Clock:
         )
 
 
+class _Recording:
+    """One recording while it is extracted."""
+
+    def __init__(
+        self,
+        settings: ExtractSettings,
+        done_parts: Collection[int],
+        embedder: SpeakerEmbedder | None,
+        *,
+        uri: str,
+    ) -> None:
+        self.settings, self.done_parts, self.embedder = settings, done_parts, embedder
+        self.uri = uri
+        self.part = -1
+        """Number of the last part."""
+        self.spoke = False
+        """Whether parts are handed over as they come: none has to wait for speech."""
+        self.window: _LanguageWindow | None = None
+        self.started = _Clock.now()
+        self.silent_tracks: list[int] = []
+        """Passed over, since nobody speaks in them."""
+        self.num_tracks = 1
+        """Tracks that are transcribed."""
+        self.decoded_before_s = self.decoded_s = 0.0
+        """Decoded of the tracks before this one, and in all."""
+
+    def progress(self, decoder: AudioDecoder, num_samples: int) -> DecodeProgress:
+        """Say how far it is decoded, after so many samples of a track."""
+        header_s, rows = decoder.info.header_duration_s, decoder.num_channels
+        self.decoded_s = self.decoded_before_s + num_samples / SAMPLE_RATE_HZ * rows
+        return DecodeProgress(
+            decoded_s=self.decoded_s,
+            expected_s=None if header_s is None else header_s * rows * self.num_tracks,
+        )
+
+
 class PartExtractor:
     """Extract parts of recordings with one model family's features.
 
@@ -76,11 +114,13 @@ class PartExtractor:
         settings: ExtractSettings,
         store: StoreOptions = DEFAULT_STORE,
         speakers: SpeakerSettings = NO_SPEAKERS,
+        languages: Sequence[str] = (),
     ) -> None:
         family = family_of(Path(folder))
         self._features = resolve(family.part_features).from_folder(Path(folder))
         self._store = store
         self._settings = settings
+        self._languages = languages
         # One per channel, kept from recording to recording. The first is made here, so that a
         # machine without the network says so before it takes a recording.
         self._detectors = [SileroDetector()] if settings.vad_filter else []
@@ -98,73 +138,163 @@ class PartExtractor:
 
     def messages(self, request: ExtractRequest) -> Iterator[ExtractedPart | DecodeProgress]:
         """Yield the same, and first and then every second how far the recording is decoded."""
-        started = _Clock.now()
         settings = request.settings or self._settings
-        embedder = self._embedder_for(request.speakers or self._speakers)
         uri = redact_uri(request.name or request.uri)  # from here on it is only said
-        window: _LanguageWindow | None = None
-        part = -1
+        embedder = self._embedder_for(request.speakers or self._speakers)
+        work = _Recording(settings, request.done_parts, embedder, uri=uri)
         if request.upcoming:
             self._prefetcher.expect((request.uri, *request.upcoming))
-        with (
-            self._prefetcher.take(request.uri) as file,
-            open_audio(file, uri=uri, channels=settings.channels) as decoder,
-        ):
-            for piece in self._cut(decoder, settings, uri=uri):
-                if isinstance(piece, DecodeProgress):
-                    yield piece
-                    continue
-                channel, audio = piece
-                part += 1
-                wanted = part not in request.done_parts
-                spoken = audio.speech is None or bool(audio.speech)
-                # The first speech decides the language of all parts, so a done part that
-                # holds it needs its features again.
-                window_frames = self._features.language_window_frames
-                asked = window is None and window_frames is not None
-                features = None
-                if spoken and (wanted or asked):
-                    features = self._features(audio.samples)
-                if asked and features is not None:
-                    window = _language_window(part, audio, features, window_frames)
-                given, known = (features, window if spoken else None) if wanted else (None, None)
-                # A part that holds the window has its features already.
-                carried = None if known is None or known.part == part else known.features
-                voices = None
-                if embedder is not None and wanted:
-                    voices = _voices(embedder, audio, pad_s=settings.vad_pad_s)
-                now = _Clock.now()
-                yield ExtractedPart(
-                    part=part,
-                    wanted=wanted,
-                    channel=channel,
-                    start_sample=audio.start_sample,
-                    num_samples=len(audio.samples),
-                    speech=_in_seconds(audio.speech),
-                    features=None if given is None else given.values,
-                    num_mel_bins=self._features.num_mel_bins,
-                    pad_value=None if given is None else float(given.pad_value),
-                    language_features=carried,
-                    language_window_start_s=None if known is None else known.start_s,
-                    codec=decoder.info.codec,
-                    sample_rate_hz=decoder.info.sample_rate_hz,
-                    channels=decoder.info.channels,
-                    header_duration_s=decoder.info.header_duration_s,
-                    decode_errors=decoder.decode_errors,
-                    time_corrections=decoder.time_corrections,
-                    decode_s=now.wall_s - started.wall_s,
-                    cpu_s=now.cpu_s - started.cpu_s,
-                    fetch_retries=now.fetch_retries - started.fetch_retries,
-                    voices=voices,
-                )
-                started = _Clock.now()  # not what the reader took for the part
-        if part < 0:
+        with self._prefetcher.take(request.uri) as file:
+            opened = functools.partial(
+                open_audio,
+                file,
+                uri=uri,
+                channels=settings.channels,
+                languages=self._languages if request.languages is None else request.languages,
+            )
+            if settings.track == ALL_TRACKS:
+                yield from self._each_track(opened, work)
+            else:
+                yield from self._spoken_track(opened, work)
+        if work.part < 0:
             raise DecodeError(
                 f"decoding {uri}: the stream ended without one sample of audio; the file "
                 "is empty or truncated: replace or exclude it",
                 uri=uri,
                 kind="empty_audio",
             )
+
+    def _each_track(
+        self, opened: Callable[..., AudioDecoder], work: "_Recording"
+    ) -> Iterator[ExtractedPart | DecodeProgress]:
+        """Yield the parts of one track after the other: decoded together they would take memory."""
+        with opened(track=ALL_TRACKS) as decoder:
+            tracks = decoder.tracks
+            if len(tracks) == 1:
+                yield from self._track(decoder, work)
+                return
+        work.num_tracks = len(tracks)
+        failure: DecodeError | None = None
+        for track in tracks:
+            work.window = None  # each has its own language
+            work.decoded_before_s = work.decoded_s
+            try:
+                with opened(track=track.number) as decoder:
+                    yield from self._track(decoder, work, number=track.number)
+            except DecodeError as error:
+                failure = failure or error  # raised after what is good of the others
+        if failure is not None:
+            raise failure
+
+    def _spoken_track(
+        self, opened: Callable[..., AudioDecoder], work: "_Recording"
+    ) -> Iterator[ExtractedPart | DecodeProgress]:
+        """Yield the parts of the best track; of the next one if nobody speaks in it."""
+        with opened(track=work.settings.track) as decoder:
+            others = [each.number for each in decoder.wanted[1:]]
+            if not others or not work.settings.vad_filter:
+                yield from self._track(decoder, work)
+                return
+            silent: list[ExtractedPart] = []
+            try:
+                if (yield from self._if_spoken(decoder, work, held=silent)):
+                    return
+            except DecodeError:
+                if not work.spoke:
+                    yield from silent
+                raise
+        num_parts = work.part
+        work.silent_tracks.append(decoder.wanted[0].number)
+        for number in others:
+            work.part = -1
+            try:
+                with opened(track=number) as decoder:
+                    if (yield from self._if_spoken(decoder, work, held=[])):
+                        return
+            except DecodeError:
+                if work.spoke:
+                    raise
+                continue  # the best one was decoded: that this one cannot be is no failure
+            work.silent_tracks.append(number)
+        work.part = num_parts
+        yield from silent
+
+    def _if_spoken(
+        self, decoder: AudioDecoder, work: "_Recording", *, held: list[ExtractedPart]
+    ) -> Generator[ExtractedPart | DecodeProgress, None, bool]:
+        """Yield the parts of a track from its first speech on, those before it included.
+
+        Returns whether there was speech; else all parts are in `held`.
+        """
+        for message in self._track(decoder, work):
+            if isinstance(message, ExtractedPart) and not work.spoke:
+                if not message.spoken:
+                    held.append(message)
+                    continue
+                work.spoke = True
+                yield from held
+            yield message
+        return work.spoke
+
+    def _track(
+        self, decoder: AudioDecoder, work: "_Recording", *, number: int | None = None
+    ) -> Iterator[ExtractedPart | DecodeProgress]:
+        """Yield the parts of one track; `number` is that of a track among several transcribed."""
+        several = len(decoder.tracks) > 1
+        names = tuple(each.name for each in decoder.tracks) if several else None
+        taken = decoder.wanted[0].number if several and number is None else None
+        for piece in self._cut(decoder, work):
+            if isinstance(piece, DecodeProgress):
+                yield piece
+                continue
+            channel, audio = piece
+            work.part += 1
+            wanted = work.part not in work.done_parts
+            spoken = audio.speech is None or bool(audio.speech)
+            # The first speech decides the language of all parts, so a done part that
+            # holds it needs its features again.
+            window_frames = self._features.language_window_frames
+            asked = work.window is None and window_frames is not None
+            features = None
+            if spoken and (wanted or asked):
+                features = self._features(audio.samples)
+            if asked and features is not None:
+                work.window = _language_window(work.part, audio, features, window_frames)
+            given, known = (features, work.window if spoken else None) if wanted else (None, None)
+            # A part that holds the window has its features already.
+            carried = None if known is None or known.part == work.part else known.features
+            voices = None
+            if work.embedder is not None and wanted:
+                voices = _voices(work.embedder, audio, pad_s=work.settings.vad_pad_s)
+            now = _Clock.now()
+            yield ExtractedPart(
+                part=work.part,
+                wanted=wanted,
+                spoken=spoken,
+                channel=channel if number is None else number,
+                start_sample=audio.start_sample,
+                num_samples=len(audio.samples),
+                speech=_in_seconds(audio.speech),
+                features=None if given is None else given.values,
+                num_mel_bins=self._features.num_mel_bins,
+                pad_value=None if given is None else float(given.pad_value),
+                language_features=carried,
+                language_window_start_s=None if known is None else known.start_s,
+                codec=decoder.info.codec,
+                sample_rate_hz=decoder.info.sample_rate_hz,
+                channels=decoder.info.channels,
+                header_duration_s=decoder.info.header_duration_s,
+                decode_errors=decoder.decode_errors,
+                time_corrections=decoder.time_corrections,
+                audio_track=taken,
+                audio_tracks=names,
+                silent_tracks=tuple(work.silent_tracks),
+                decode_s=now.wall_s - work.started.wall_s,
+                cpu_s=now.cpu_s - work.started.cpu_s,
+                fetch_retries=now.fetch_retries - work.started.fetch_retries,
+                voices=voices,
+            )
+            work.started = _Clock.now()  # not what the reader took for the part
 
     def _embedder_for(self, speakers: SpeakerSettings) -> SpeakerEmbedder | None:
         if not speakers.wanted:
@@ -186,9 +316,10 @@ class PartExtractor:
         return file
 
     def _cut(
-        self, decoder: AudioDecoder, settings: ExtractSettings, *, uri: str
+        self, decoder: AudioDecoder, work: "_Recording"
     ) -> Iterator[tuple[int | None, AudioPart] | DecodeProgress]:
         """Yield (channel, part) in the order in which parts are complete, channel by channel."""
+        settings, uri = work.settings, work.uri
         channels = settings.channels
         cutters = self._cutters(decoder.num_channels, settings, uri=uri)
         names = [number if channels == "each" else None for number in range(len(cutters))]
@@ -198,7 +329,7 @@ class PartExtractor:
         # Counted in samples: a header may claim any duration, and some kilobytes decode to years.
         most = self._settings.max_duration_h * 3600 * SAMPLE_RATE_HZ
         num_samples, said_s = 0, time.monotonic()
-        yield _progress(decoder, num_samples)
+        yield work.progress(decoder, num_samples)
         try:
             for chunk in decoder:  # (channel, sample)
                 num_samples += chunk.shape[1]
@@ -210,11 +341,12 @@ class PartExtractor:
                         yield name, audio
                 if time.monotonic() - said_s >= PROGRESS_EVERY_S:
                     said_s = time.monotonic()
-                    yield _progress(decoder, num_samples)
+                    yield work.progress(decoder, num_samples)
         except DecodeError as error:
             if error.kind != DAMAGED:
                 raise
             damage = error  # raised after what is good of the recording
+        work.progress(decoder, num_samples)
         for name, cutter in zip(names, cutters, strict=True):
             for audio in cutter.finish():
                 yield name, audio
@@ -262,14 +394,6 @@ def reporting_extractor(
 ) -> Callable[[ExtractRequest], Iterator[ExtractedPart | DecodeProgress]]:
     """Return an extractor that also yields how far it is, made of `PartExtractor`'s options."""
     return PartExtractor(**options).messages
-
-
-def _progress(decoder: AudioDecoder, num_samples: int) -> DecodeProgress:
-    header_s = decoder.info.header_duration_s
-    return DecodeProgress(
-        decoded_s=num_samples / SAMPLE_RATE_HZ * decoder.num_channels,
-        expected_s=None if header_s is None else header_s * decoder.num_channels,
-    )
 
 
 def _language_window(

@@ -9,7 +9,9 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 
 from corpus_asr.audio.probe import read_header
-from corpus_asr.config.run import ExtractSettings
+from corpus_asr.audio.tracks import listed
+from corpus_asr.config.decoding import ALL_TRACKS
+from corpus_asr.config.extraction import ExtractSettings
 from corpus_asr.errors import FetchError, ItemError
 from corpus_asr.stages.messages import Header
 from corpus_asr.storage.stores.filesystem import DEFAULT_STORE, StoreOptions, open_binary
@@ -26,8 +28,14 @@ _MOST_BYTES = 16 * MEBIBYTE
 class HeaderReader:
     """Reads headers of recordings in threads."""
 
-    def __init__(self, *, settings: ExtractSettings, store: StoreOptions = DEFAULT_STORE) -> None:
-        self._settings, self._store = settings, store
+    def __init__(
+        self,
+        *,
+        settings: ExtractSettings,
+        store: StoreOptions = DEFAULT_STORE,
+        languages: Sequence[str] = (),
+    ) -> None:
+        self._settings, self._store, self._languages = settings, store, languages
 
     def __call__(self, uris: Sequence[str]) -> Iterator[Header]:
         """Yield headers as they are read, in any order."""
@@ -43,16 +51,27 @@ class HeaderReader:
     def _read(self, index: int, uri: str) -> Header:
         try:
             with open_binary(uri, self._store, block_bytes=_BLOCK_BYTES) as file:
-                audio_s, channels = read_header(_Bounded(file, uri), uri=redact_uri(uri))
+                found = read_header(
+                    _Bounded(file, uri),
+                    uri=redact_uri(uri),
+                    track=self._settings.track,
+                    languages=self._languages,
+                )
         except FetchError as error:
             return Header(index=index, failure=error.kind, is_known=False)
         except ItemError as error:
             return Header(index=index, failure=error.kind)
-        if audio_s is not None and self._settings.channels == "each":
-            audio_s *= channels
+        audio_s, settings = found.duration_s, self._settings
         if audio_s is not None:
-            audio_s = min(audio_s, self._settings.max_duration_h * 3600)
-        return Header(index=index, audio_s=audio_s)
+            audio_s *= found.channels if settings.channels == "each" else 1
+            audio_s *= len(found.tracks) if settings.track == ALL_TRACKS else 1
+            audio_s = min(audio_s, settings.max_duration_h * 3600)
+        tracks = None
+        if len(found.tracks) > 1:
+            tracks = listed(found.tracks)
+            if settings.track != ALL_TRACKS:
+                tracks += f"; takes {found.wanted[0].number}"
+        return Header(index=index, audio_s=audio_s, tracks=tracks)
 
 
 class _Bounded:

@@ -19,6 +19,8 @@ class Header:
     """Its place among those that were asked for."""
     audio_s: float | None = None
     """Seconds to transcribe, of each channel where they are apart; None where it does not say."""
+    tracks: str | None = None
+    """Names its audio tracks where there are several, and the one that is taken."""
     failure: str | None = None
     """The kind of failure that the recording will have."""
     is_known: bool = True
@@ -31,6 +33,8 @@ class ClipRange:
 
     channel: int | None
     """None: all of them mixed."""
+    track: int | None = None
+    """Number of the audio track, from 1; None where there is one."""
     start_sample: int
     end_sample: int
 

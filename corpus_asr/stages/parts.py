@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from corpus_asr.array_types import Float16
-from corpus_asr.config.run import ExtractSettings, SpeakerSettings
+from corpus_asr.config.extraction import ExtractSettings, SpeakerSettings
 from corpus_asr.errors import DecodeError, ItemError
 from corpus_asr.failure_kinds import failure_kind
 from corpus_asr.logs import event
@@ -168,6 +168,8 @@ class ExtractRequest:
     """For this recording alone; None: those of the extractor. Limits on files are its own."""
     speakers: SpeakerSettings | None = None
     """For this recording alone; None: those of the extractor."""
+    languages: tuple[str, ...] | None = None
+    """Codes that its speech is expected in; None: those of the extractor."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,7 +178,10 @@ class ExtractedPart:
 
     part: int
     wanted: bool
+    spoken: bool
+    """Whether there is speech in it, or none was looked for."""
     channel: int | None
+    """Number of the channel that it is of, from 0, or of the track, from 1; None: of all of it."""
     start_sample: int
     num_samples: int
     speech: tuple[tuple[float, float], ...] | None
@@ -194,6 +199,12 @@ class ExtractedPart:
     header_duration_s: float | None
     decode_errors: int
     time_corrections: int
+    audio_track: int | None
+    """Number of its track, from 1; None where there is one."""
+    audio_tracks: tuple[str, ...] | None
+    """Languages and titles of all tracks; None where there is one."""
+    silent_tracks: tuple[int, ...]
+    """Tracks that were passed over, since nobody speaks in them."""
     decode_s: float
     cpu_s: float = 0.0
     """CPU time of the process that extracted; `decode_s` beyond it was waiting."""

@@ -27,6 +27,7 @@ import pyarrow as pa
 
 from corpus_asr.array_types import Float32, Int16, Int64
 from corpus_asr.audio.decode import open_audio
+from corpus_asr.config.decoding import AUTO_TRACK
 from corpus_asr.config.finetune import DataSettings
 from corpus_asr.errors import ConfigError, DecodeError, ItemError
 from corpus_asr.stages.isolation import IsolatedGenerator
@@ -84,12 +85,14 @@ class SampleReader:
 
     def __call__(self, wanted: Wanted) -> Iterator[tuple[int, Samples]]:
         """Yield pieces of regions with the number of the region."""
-        uri, row, channel = wanted.recording
+        uri, row, channel, track = wanted.recording
         channels: Literal["mix"] | int = "mix" if channel is None else channel
         begin = done = 0
         with (
             self._opened(uri, row) as file,
-            open_audio(file, uri=redact_uri(uri), channels=channels) as decoder,
+            open_audio(
+                file, uri=redact_uri(uri), channels=channels, track=track or AUTO_TRACK
+            ) as decoder,
         ):
             for chunk in decoder:
                 scaled = np.rint(chunk[0] * _FULL_SCALE)
@@ -342,9 +345,10 @@ def _usable(
             yield utterance, tokens
 
 
-def _order(utterance: Utterance) -> tuple[str, int, int, float]:
-    row, channel = (-1 if n is None else n for n in (utterance.row, utterance.channel))
-    return utterance.uri, row, channel, utterance.start_s
+def _order(utterance: Utterance) -> tuple[str, int, int, int, float]:
+    numbers = (utterance.row, utterance.channel, utterance.track)
+    row, channel, track = (-1 if n is None else n for n in numbers)
+    return utterance.uri, row, channel, track, utterance.start_s
 
 
 def _fingerprint(kept: list[tuple[Utterance, int]], gap: int) -> str:

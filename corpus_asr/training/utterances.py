@@ -18,6 +18,7 @@ from corpus_asr.errors import ConfigError
 from corpus_asr.export.recordings import SCORE_COLUMNS, Selection, open_selection, recordings
 from corpus_asr.labelling.dataset import DATA_FOLDER, SETTINGS_NAME
 from corpus_asr.languages import resolve_language
+from corpus_asr.segments import place_of
 from corpus_asr.storage.manifest import Row, is_manifest, read_manifest
 from corpus_asr.storage.parquet import parquet_batches, parquet_columns
 from corpus_asr.storage.run_state.tables import OutputStore
@@ -42,6 +43,8 @@ class Utterance:
     language: str | None = None
     channel: int | None = None
     """Of the recording; None: all of them mixed."""
+    track: int | None = None
+    """Number of its audio track, from 1; None where there is one."""
     row: int | None = None
     """Of a Parquet file with audio in it, where that is the recording."""
     previous: str = ""
@@ -51,7 +54,7 @@ class Utterance:
     @property
     def recording(self) -> "Recording":
         """Return what it is a region of."""
-        return Recording(self.uri, self.row, self.channel)
+        return Recording(self.uri, self.row, self.channel, self.track)
 
 
 class Recording(NamedTuple):
@@ -60,6 +63,7 @@ class Recording(NamedTuple):
     uri: str
     row: int | None = None
     channel: int | None = None
+    track: int | None = None
 
 
 def read_utterances(
@@ -172,8 +176,10 @@ def utterances_of(uri: str, data: DataSettings, *, split: str) -> Iterator[Utter
     with open_selection(store, selection) as tables:
         for recording in recordings(store, tables, selection, columns=SCORE_COLUMNS):
             for segment, channel in recording.pairs:
+                place = place_of(channel, recording.audio_track, recording.audio_tracks)
                 yield Utterance(
-                    channel=channel,
+                    channel=place[0],
+                    track=place[1],
                     uri=recording.uri,
                     text=segment.text,
                     start_s=segment.start_s,

@@ -18,11 +18,11 @@ from corpus_asr.failure_kinds import REFUSED_FILE, REFUSED_HOST, failure_kind
 from corpus_asr.formats.names import ExportFormat
 from corpus_asr.formats.writers import file_contents
 from corpus_asr.report.html.formatting import visible
-from corpus_asr.segments import SpeakerTurn
+from corpus_asr.segments import SpeakerTurn, channel_name
 from corpus_asr.speakers.turns import Timeline
 from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.stores.uri import without_secrets
-from corpus_asr.units import SAMPLE_RATE_HZ
+from corpus_asr.units import SAMPLE_RATE_HZ, counted
 from corpus_asr.view.access import RefusedError
 from corpus_asr.view.catalogue import BLOCK_ROWS, Catalogue, Library, Transcripts, View
 from corpus_asr.view.editing import (
@@ -218,6 +218,8 @@ class Answers:
             "low_confidence": LOW_CONFIDENCE,
             "high_confidence": HIGH_CONFIDENCE,
             "apart": transcript.channels,
+            "apart_as": "track" if row["audio_tracks"] else "channel",
+            "tracks": _tracks(row),
             **_turns(request.id, self.transcripts.turns(view, request.id), view),
             "editable": self.editable and not catalogue.classified,
             "corrected": len(transcript.edits),
@@ -406,6 +408,15 @@ def _counted(tables: RunTables, column: str) -> list[dict[str, Any]]:
         f"order by count(*) desc, {column}"
     )
     return [{"name": name, "count": count} for name, count in counts]
+
+
+def _tracks(row: Mapping[str, Any]) -> str:
+    names, number = row["audio_tracks"], row["audio_track"]
+    if not names:
+        return ""
+    if number is None:
+        return counted(len(names), "audio track")
+    return f"{channel_name(number, None, names)} of {len(names)}"
 
 
 def _row(row: Mapping[str, Any], catalogue: Catalogue) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import numpy as np
 from corpus_asr.array_types import Float32
 from corpus_asr.audio.decode import AudioDecoder, open_audio
 from corpus_asr.audio.resample import Channels
+from corpus_asr.config.decoding import AUTO_TRACK
 from corpus_asr.errors import DecodeError
 from corpus_asr.storage.stores.filesystem import StoreOptions, open_binary
 from corpus_asr.storage.stores.uri import redact_uri
@@ -31,7 +32,9 @@ class Excerpts:
 
     def __init__(self, *, store: StoreOptions) -> None:
         self._store = store
-        self._open: OrderedDict[tuple[type, str, int | None, bool], _Tape] = OrderedDict()
+        self._open: OrderedDict[tuple[type, str, int | None, int | None, bool], _Tape] = (
+            OrderedDict()
+        )
 
     def __call__(self, request: ExcerptRequest) -> Iterator[bytes]:
         """Yield what is asked for, with silence after the end, and empty pieces as heartbeats.
@@ -40,7 +43,7 @@ class Excerpts:
         than it allows.
         """
         # The picture of the sound is another place of the recording than what is played.
-        key = (type(request), request.uri, request.channel, request.exact)
+        key = (type(request), request.uri, request.channel, request.track, request.exact)
         tape = self._open.pop(key, None)
         if tape is None or not tape.reaches(request.start_sample, exact=request.exact):
             if tape is not None:
@@ -70,7 +73,8 @@ class Excerpts:
         file = open_binary(request.uri, self._store)
         try:
             channels: Channels = "mix" if request.channel is None else request.channel
-            return _Tape(file, open_audio(file, uri=redact_uri(request.uri), channels=channels))
+            uri, track = redact_uri(request.uri), request.track or AUTO_TRACK
+            return _Tape(file, open_audio(file, uri=uri, channels=channels, track=track))
         except BaseException:
             file.close()
             raise

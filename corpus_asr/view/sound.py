@@ -24,6 +24,7 @@ import numpy as np
 from corpus_asr.config.storage_options import NO_OPTIONS, StorageOptions
 from corpus_asr.errors import FetchError
 from corpus_asr.failure_kinds import CHANGED
+from corpus_asr.segments import place_of
 from corpus_asr.stages.isolation import IsolatedGenerator
 from corpus_asr.storage.run_state.run_files import source_options
 from corpus_asr.storage.run_state.tables import OutputStore
@@ -81,6 +82,8 @@ class ExcerptRequest:
     uri: str
     channel: int | None
     """None for a mix of all."""
+    track: int | None
+    """Number of the audio track, from 1; None where there is one."""
     # Times of damaged recordings are those of what could be decoded, which a seek does not know.
     exact: bool
     """Whether to decode everything before it."""
@@ -114,6 +117,14 @@ class Sound:
     duration_s: float
     codec: str | None
     decode_errors: int
+    audio_track: int | None = None
+    audio_tracks: tuple[str, ...] = ()
+    """As in the recordings table."""
+
+    def place_of(self, channel: int | None) -> dict[str, int | None]:
+        """Return the channel and track to decode for a channel of the transcript."""
+        channel, track = place_of(channel, self.audio_track, self.audio_tracks)
+        return {"channel": channel, "track": track}
 
     @property
     def browser_type(self) -> str | None:
@@ -121,8 +132,13 @@ class Sound:
         suffix = os.path.splitext(self.uri.partition("?")[0])[1].lower()
         kind, codecs = _PLAYED.get(suffix, ("", ()))
         codec = (self.codec or "").removeprefix("lib").removesuffix("float").removesuffix("_fixed")
-        # Where packets had to be skipped, a browser's clock and that of the transcript differ.
-        return kind if codec in codecs and not self.decode_errors else None
+        # Where packets had to be skipped, a browser's clock and that of the transcript differ; of
+        # several tracks it may play another one.
+        is_same = not self.decode_errors and not self.audio_tracks
+        return kind if codec in codecs and is_same else None
+
+
+_SAME = ("etag", "size_bytes", "duration_s", "codec", "audio_track")
 
 
 class _OpenFile:
@@ -182,9 +198,10 @@ class Sounds:
             if uri.startswith(before):
                 uri = now + uri.removeprefix(before)
                 break
-        same = {name: row[name] for name in ("etag", "size_bytes", "duration_s", "codec")}
+        same = {name: row[name] for name in _SAME}
         uri = located(uri, row["etag"])
-        return Sound(uri=uri, decode_errors=row["decode_errors"] or 0, **same)
+        tracks = tuple(row["audio_tracks"] or ())
+        return Sound(uri=uri, decode_errors=row["decode_errors"] or 0, audio_tracks=tracks, **same)
 
     def changed(self, sound: Sound) -> bool:
         """Return whether a recording has changed since it was transcribed.
@@ -231,7 +248,7 @@ class Sounds:
         samples_per_peak = SAMPLE_RATE_HZ // PEAKS_PER_S
         request = PeaksRequest(
             uri=sound.uri,
-            channel=channel,
+            **sound.place_of(channel),
             exact=bool(sound.decode_errors),
             start_sample=round(start_s * SAMPLE_RATE_HZ),
             num_samples=num_peaks * samples_per_peak,
@@ -243,7 +260,9 @@ class Sounds:
 
     def _opened_audio(self, uri: str) -> _OpenFile:
         # Tables may name any file: only of one that the decoder takes are the bytes handed out.
-        first = ExcerptRequest(uri=uri, channel=None, exact=True, start_sample=0, num_samples=1)
+        first = ExcerptRequest(
+            uri=uri, channel=None, track=None, exact=True, start_sample=0, num_samples=1
+        )
         with self._decoding:
             for _ in self._decoder.run(first):
                 pass
@@ -275,7 +294,7 @@ class Sounds:
             left = -(-(stop - _WAV_HEADER_BYTES) // _SAMPLE_BYTES) - first
             request = ExcerptRequest(
                 uri=sound.uri,
-                channel=channel,
+                **sound.place_of(channel),
                 exact=bool(sound.decode_errors),
                 start_sample=first,
                 num_samples=min(left, length_s * SAMPLE_RATE_HZ),

@@ -414,7 +414,7 @@ def test_of_calls_at_once_each_recording_gets_a_name_of_its_own() -> None:
         (found,) = inputs_of([f"{folder}/talk.wav"]).found
         layout = Layout(formats=("txt",), rules=CueRules(), words=WordStyle.plain)
         output = OutputFiles("out", [found], layout, existing=Existing.known,
-                             channels_apart=False, made_by={})  # fmt: skip
+                             apart="", made_by={})  # fmt: skip
         files.append((output, found.name))
 
     def write(one: tuple[OutputFiles, str]) -> None:

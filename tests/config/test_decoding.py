@@ -7,6 +7,7 @@ from typing import Any, get_args, get_type_hints
 import pytest
 
 from corpus_asr.config.decoding import DecodingSettings
+from corpus_asr.config.extraction import ExtractSettings
 from corpus_asr.config.load import decoding_from, yaml_value
 from corpus_asr.config.options import (
     OPTION_NAMES,
@@ -15,7 +16,7 @@ from corpus_asr.config.options import (
     option_overrides,
     options_from,
 )
-from corpus_asr.config.run import ExtractSettings, RunConfig
+from corpus_asr.config.run import RunConfig
 from corpus_asr.config.settings import DecodingSection, admits_bool
 from corpus_asr.errors import ConfigError
 

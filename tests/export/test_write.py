@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from corpus_asr.cli import main as cli
-from corpus_asr.config.run import SpeakerSettings
+from corpus_asr.config.extraction import SpeakerSettings
 from corpus_asr.errors import ConfigError, CorpusAsrError
 from corpus_asr.export.recordings import Selection, open_selection, recordings
 from corpus_asr.export.speakers import read_segments

@@ -8,7 +8,7 @@ from types import MappingProxyType
 import pytest
 
 from corpus_asr.config.decoding import DecodingSettings
-from corpus_asr.config.run import ExtractSettings
+from corpus_asr.config.extraction import ExtractSettings
 from corpus_asr.errors import CheckpointError, ConfigError
 from corpus_asr.families import registry
 from corpus_asr.families.registry import FAMILIES, Family, family_of, resolve

@@ -24,6 +24,7 @@ def settings(**values: Any) -> DatasetSettings:
 def row(start_s: float, end_s: float, text: str = " word", **values: Any) -> dict[str, Any]:
     usual = {
         "recording_id": "r", "uri": "/r.wav", "recording_s": 1000.0, "channel": None,
+        "audio_track": None,
         "start_s": start_s, "end_s": end_s, "text": text, "language": "en", "task": "transcribe",
         "confidence": 0.9, "avg_logprob": -0.1, "no_speech_prob": 0.0, "compression_ratio": 1.0,
         "temperature": 0.0, "disagreement": None, "wer": None, "reference": None,

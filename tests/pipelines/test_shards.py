@@ -12,7 +12,8 @@ from unittest import mock
 
 import pytest
 
-from corpus_asr.config.run import NO_SPEAKERS, RunConfig, RunOptions
+from corpus_asr.config.extraction import NO_SPEAKERS
+from corpus_asr.config.run import RunConfig, RunOptions
 from corpus_asr.errors import ConfigError, EngineError, LockedError
 from corpus_asr.pipelines import driver
 from corpus_asr.pipelines.driver import RunSummary

@@ -19,8 +19,9 @@ import yaml
 from jsonschema import Draft202012Validator
 
 from benchmarks.networks import SHAPES
+from corpus_asr.config.extraction import ExtractSettings
 from corpus_asr.config.load import load_config
-from corpus_asr.config.run import ExtractSettings, RunConfig
+from corpus_asr.config.run import RunConfig
 from corpus_asr.decoding.protocols import ModelSize
 from corpus_asr.decoding.slots import encode_batch_on
 from corpus_asr.runtime import resources as sizes

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from corpus_asr.config.run import SpeakerSettings
+from corpus_asr.config.extraction import SpeakerSettings
 from corpus_asr.errors import ConfigError, CorpusAsrError, EngineError
 from corpus_asr.export.recordings import Selection
 from corpus_asr.export.speakers import (

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from corpus_asr.config.run import NO_SPEAKERS, SpeakerSettings
+from corpus_asr.config.extraction import NO_SPEAKERS, SpeakerSettings
 from corpus_asr.errors import CheckpointError, DecodeError, FetchError
 from corpus_asr.speakers.turns import SpeechWindows
 from corpus_asr.stages.parts import DecodeProgress, ExtractedPart, ExtractRequest
@@ -117,6 +117,7 @@ def scripted_part(part: int, *, wanted: bool = True, silent: bool = False) -> Ex
     return ExtractedPart(
         part=part,
         wanted=wanted,
+        spoken=not silent,
         channel=None,
         start_sample=start,
         num_samples=PART_SAMPLES,
@@ -132,5 +133,8 @@ def scripted_part(part: int, *, wanted: bool = True, silent: bool = False) -> Ex
         header_duration_s=None,
         decode_errors=0,
         time_corrections=0,
+        audio_track=None,
+        audio_tracks=None,
+        silent_tracks=(),
         decode_s=0.01,
     )

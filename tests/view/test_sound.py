@@ -32,7 +32,7 @@ from tests.support.runs import InThisProcess, of_file, run_of
 from tests.support.stores import environment, s3_server
 
 ROW = {"uri": "/a.wav", "etag": None, "size_bytes": None, "duration_s": 10.0, "codec": "pcm_s16le",
-       "decode_errors": 0}  # fmt: skip
+       "decode_errors": 0, "audio_track": None, "audio_tracks": None}  # fmt: skip
 
 
 @pytest.fixture

@@ -81,7 +81,7 @@ _OBJECT = pa.field("object", pa.int32())
 # The same in every part; what only some parts know (a failed one has no codec) comes from those.
 _FIRST_COLUMNS = (
     "uri", "size_bytes", "etag", "metadata", "codec", "sample_rate_hz", "channels",
-    "header_duration_s",
+    "header_duration_s", "audio_track", "audio_tracks",
 )  # fmt: skip
 MEMORY_VARIABLE = "CORPUS_ASR_TABLES_MB"
 _MEMORY_MB = 512  # beside one worker's, on the smallest machines that transcribe

@@ -68,8 +68,8 @@ export class Player {
     return this.id !== null && this.sound.options.length > 0;
   }
 
-  // Take a recording; `apart` are the channels that were transcribed one by one.
-  async open(id, name, apart = []) {
+  // Take a recording; `apart` are the channels or tracks that were transcribed one by one.
+  async open(id, name, apart = [], as = "channel") {
     this.id = id;
     this.title.textContent = name;
     this.bar.hidden = false;
@@ -88,7 +88,7 @@ export class Player {
     if (told.state === "changed") this.say("This recording has changed since it was transcribed: audio and text may differ.");
     if (told.as_it_is) this.sound.append(element("option", { value: "as_it_is" }, "the file itself"));
     this.sound.append(element("option", { value: "decoded" }, "decoded"));
-    for (const channel of apart) this.sound.append(element("option", { value: channel }, `channel ${channel} alone`));
+    for (const channel of apart) this.sound.append(element("option", { value: channel }, `${as} ${channel} alone`));
     return this.load(0, false);
   }
 

@@ -212,6 +212,7 @@ function describe() {
     STATES[info.state],
     info.segments ? counted(info.segments, info.label ? "window" : "segment") : "",
     info.codec ? `${info.codec.replace(/float$/, "")}, ${info.sample_rate_hz.toLocaleString("en")} Hz, ${counted(info.channels, "channel")}` : "",
+    info.tracks,
     info.decode_errors ? `${counted(info.decode_errors, "damaged packet")} skipped` : "",
   ];
   byId("facts").textContent = facts.filter(Boolean).join(" · ");
@@ -306,7 +307,7 @@ try {
   byId("q").value = query;
   if (query && info.segments) await search(query);
   if (hits.total && moment() === null) await step(1);
-  const opening = player.open(id, info.name, info.apart);
+  const opening = player.open(id, info.name, info.apart, info.apart_as);
   if (moment() !== null) await go(moment(), { play: false });
   await opening;
   if (at) player.go(at, false);

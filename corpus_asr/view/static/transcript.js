@@ -139,7 +139,7 @@ export class Transcript {
       edit.setAttribute("aria-label", `Correct the segment at ${clock(told.start_s)}`);
       sure.append(edit);
     }
-    const who = told.channel === null ? null : element("span", { className: "who small" }, `channel ${told.channel}`);
+    const who = told.channel === null ? null : element("span", { className: "who small" }, `${this.info.apart_as} ${told.channel}`);
     if (who) who.classList.add(told.channel % 2 ? "second" : "first");
     const made = element("div", { className: "segment" }, element("div", { className: "side small" }, time, who), text, sure);
     this.voiced(made, told);

@@ -1,0 +1,135 @@
+"""The audio tracks of a container, and the one that is transcribed.
+
+Films and broadcasts hold several: languages, commentaries, descriptions for the blind, a camera's
+second microphone. Players show one at a time, numbered from 1.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import av
+import av.container
+from av.audio.codeccontext import AudioCodecContext
+from av.stream import Discard, Disposition
+
+from corpus_asr.config.decoding import ALL_TRACKS, AUTO_TRACK
+from corpus_asr.errors import DecodeError
+from corpus_asr.languages import code_of
+
+# For some viewers, or about the film: players take them when they are asked to.
+_SPECIAL = (
+    Disposition.comment
+    | Disposition.descriptions
+    | Disposition.visual_impaired
+    | Disposition.hearing_impaired
+    | Disposition.clean_effects
+    | Disposition.karaoke
+)
+_TITLE_CHARACTERS = 80
+_UNKNOWN_LANGUAGES = ("", "und", "mul", "mis", "zxx", "qaa")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AudioTrack:
+    """One audio track of a recording, as its header describes it."""
+
+    number: int
+    """Among the audio tracks, from 1."""
+    language: str | None
+    """As the container writes it, such as `eng`; None where it tells none."""
+    title: str | None
+    is_default: bool
+    is_special: bool
+    """Whether it is a commentary, a description or made for some viewers."""
+    is_readable: bool
+    """Whether libav knows its codec, rate and channels."""
+
+    @property
+    def name(self) -> str:
+        """Its language and title; empty where the container tells neither."""
+        return ": ".join(filter(None, (self.language, self.title)))
+
+
+def audio_tracks(container: av.container.InputContainer) -> tuple[AudioTrack, ...]:
+    """Describe the audio tracks of an open container, in its order."""
+    return tuple(
+        _described(number, stream) for number, stream in enumerate(container.streams.audio, 1)
+    )
+
+
+def in_order(
+    tracks: Sequence[AudioTrack], *, track: str | int, languages: Sequence[str], uri: str
+) -> list[AudioTrack]:
+    """Return the tracks that may be transcribed, best first; of `all` each one.
+
+    Args:
+        tracks: at least one.
+        track: `auto`, `all`, a number from 1, or a language by code, tag or name.
+        languages: codes that the speech is expected in, likeliest first; empty: any.
+        uri: names the recording in messages.
+
+    Raises:
+        DecodeError: kind `no_such_track`.
+    """
+    if track == ALL_TRACKS:
+        return list(tracks)
+    found = tracks
+    if isinstance(track, int):
+        found = tracks[track - 1 : track] if track > 0 else ()
+    elif track != AUTO_TRACK:
+        found = [each for each in tracks if _language(each) == code_of(track).lower()]
+    if not found:
+        raise DecodeError(
+            f"decoding {uri}: no audio track {track} (found {listed(tracks)}); set extract.track "
+            "(--audio-track) to one of these numbers or languages, to auto or to all",
+            uri=uri,
+            kind="no_such_track",
+        )
+    return sorted(found, key=lambda each: _rank(each, languages))
+
+
+def listed(tracks: Sequence[AudioTrack]) -> str:
+    """Name tracks in a message, such as `1 eng, 2 deu, 3`."""
+    return ", ".join(f"{each.number} {each.name}".rstrip() for each in tracks)
+
+
+def read_only(container: av.container.InputContainer, stream: av.AudioStream) -> None:
+    """Make the demuxer skip all streams but one."""
+    for other in container.streams:
+        if other.index != stream.index:
+            other.discard = Discard.all
+
+
+def _rank(track: AudioTrack, languages: Sequence[str]) -> tuple[bool | int, ...]:
+    # What is spoken there counts before the default: with another language asked for, a film's
+    # default track is the wrong one. A track that tells no language may hold any.
+    language = _language(track)
+    expected = len(languages)
+    if language in languages:
+        expected = languages.index(language)
+    elif language is not None:
+        expected += bool(languages)
+    return (not track.is_readable, track.is_special, expected, not track.is_default, track.number)
+
+
+def _language(track: AudioTrack) -> str | None:
+    return None if track.language is None else code_of(track.language).lower()
+
+
+def _described(number: int, stream: av.AudioStream) -> AudioTrack:
+    context: AudioCodecContext | None = stream.codec_context
+    is_known = context is not None and bool(context.sample_rate and context.layout.nb_channels)
+    language = _printable(stream.language)
+    title = _printable(stream.metadata.get("title"))[:_TITLE_CHARACTERS]
+    return AudioTrack(
+        number=number,
+        language=None if language.lower() in _UNKNOWN_LANGUAGES else language,
+        title=title or None,
+        is_default=bool(stream.disposition & Disposition.default),
+        is_special=bool(stream.disposition & _SPECIAL),
+        is_readable=is_known,
+    )
+
+
+def _printable(text: str | None) -> str:
+    return " ".join("".join(c if c.isprintable() else " " for c in text or "").split())
