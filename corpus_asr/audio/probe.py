@@ -13,8 +13,8 @@ import av.container
 import av.error
 import av.logging
 
+from corpus_asr.audio.sample_length import corrected_length
 from corpus_asr.audio.tracks import AudioTrack, audio_tracks, in_order, read_only
-from corpus_asr.audio.wav_length import corrected_length
 from corpus_asr.config.decoding import AUTO_TRACK
 from corpus_asr.errors import DecodeError, FetchError
 

@@ -1,0 +1,215 @@
+"""Files of recorders that were killed, or that took their room beforehand."""
+
+import io
+import struct
+import time
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from corpus_asr.audio.decode import open_audio
+from corpus_asr.units import SAMPLE_RATE_HZ
+
+SECOND_BYTES = 2 * SAMPLE_RATE_HZ
+HEADER_BYTES = 44
+
+
+def noise(seconds: float, seed: int = 0) -> bytes:
+    # As speech has it, with more of the low than of the high.
+    draw = np.random.default_rng(seed)
+    values = draw.integers(-4000, 4000, int(seconds * SAMPLE_RATE_HZ) + 1)
+    return (values[1:] + values[:-1]).astype("<i2").tobytes()
+
+
+def header(length: int, *, extra: bytes = b"") -> bytes:
+    form = struct.pack("<IHHIIHH", 16, 1, 1, SAMPLE_RATE_HZ, SECOND_BYTES, 2, 16)
+    riff = b"WAVEfmt " + form + extra + b"data" + struct.pack("<I", length)
+    return b"RIFF" + struct.pack("<I", (length + len(riff)) % 2**32) + riff
+
+
+def seconds_of(data: bytes) -> float:
+    decoder = open_audio(io.BytesIO(data), uri="memo.wav")
+    return sum(rows.shape[1] for rows in decoder) / SAMPLE_RATE_HZ
+
+
+@pytest.mark.parametrize(
+    ("claimed_s", "expected_s"),
+    [(1, 4.0), (0, 4.0), (None, 4.0), (4, 4.0), (9, 4.0)],
+    ids=["stale", "zero", "unknown", "right", "too much"],
+)
+@pytest.mark.parametrize(
+    "extra",
+    [
+        b"",
+        b"LIST" + struct.pack("<I", 4) + b"INFO",
+        b"iXML" + struct.pack("<I", 9001) + b"x" * 9002,
+    ],
+    ids=["no other chunk", "a list", "a long chunk of an odd length"],
+)
+def test_all_samples_are_read(claimed_s: int | None, expected_s: float, extra: bytes) -> None:
+    length = 0xFFFF_FFFF if claimed_s is None else claimed_s * SECOND_BYTES
+    assert seconds_of(header(length, extra=extra) + noise(4)) == expected_s
+
+
+def test_chunks_behind_the_samples_are_no_sound() -> None:
+    listed = b"LIST" + struct.pack("<I", 2000) + b"INFO" + b"x" * 1996
+    assert seconds_of(header(2 * SECOND_BYTES) + noise(2) + listed) == 2.0
+    odd = noise(2)[:-1]  # of a broken recorder; a byte of padding follows
+    found = seconds_of(header(len(odd)) + odd + b"\0" + listed)
+    assert found == pytest.approx(2.0, abs=1e-3)
+    cut = listed[:500]
+    assert seconds_of(header(2 * SECOND_BYTES) + noise(2) + cut) == pytest.approx(2.0, abs=0.02)
+
+
+@pytest.mark.parametrize("claimed_s", [3, 0, None, 5000], ids=["right", "zero", "unknown", "all"])
+def test_zeros_that_were_never_recorded_over_take_no_time(
+    tmp_path: Path, claimed_s: int | None
+) -> None:
+    length = 0xFFFF_FFFF if claimed_s is None else claimed_s * SECOND_BYTES
+    path = tmp_path / "memo.wav"
+    with path.open("wb") as file:
+        file.write(header(length) + noise(3))
+        file.truncate(HEADER_BYTES + 5000 * SECOND_BYTES)  # 153 MiB, of which the disk holds few
+    began_s = time.process_time()
+    with path.open("rb") as file:
+        found = sum(rows.shape[1] for rows in open_audio(file, uri="memo.wav"))
+    assert found == pytest.approx(3 * SAMPLE_RATE_HZ, abs=64)
+    assert time.process_time() - began_s < 2  # with the zeros as sound: some 5 s
+
+
+@pytest.mark.parametrize(
+    "behind",
+    [
+        np.random.default_rng(3).bytes(500_000),
+        bytes(1_000_000),
+        b"ID3\x04" + np.random.default_rng(4).bytes(100_000),
+        b"<html>  <body> not found </body></html>\n" * 1500,
+        b"id3 " + struct.pack("<I", 10**8) + np.random.default_rng(5).bytes(200_000),
+    ],
+    ids=["random", "zeros", "ID3v2", "HTML", "a chunk of a wrong length"],
+)
+def test_what_is_no_sound_behind_the_samples_is_left_out(behind: bytes) -> None:
+    assert seconds_of(header(4 * SECOND_BYTES) + noise(4) + behind) == 4.0
+
+
+def test_a_length_that_32_bits_do_not_hold(tmp_path: Path) -> None:
+    begin, end = noise(1), noise(1, seed=1)
+    total = 2**32 + 60 * SECOND_BYTES
+    path = tmp_path / "day.wav"
+    with path.open("wb") as file:
+        file.write(header(total % 2**32) + begin)
+        file.seek(HEADER_BYTES + total - len(end))
+        file.write(end)
+    with path.open("rb") as file:
+        decoder = open_audio(file, uri="day.wav")
+        assert decoder.time_corrections == 1
+        assert decoder.info.header_duration_s == pytest.approx(total / SECOND_BYTES, rel=1e-3)
+
+
+def test_silence_of_digital_zeros_at_the_end_of_a_recording_stays() -> None:
+    silent = bytes(20 * SECOND_BYTES)
+    assert seconds_of(header(21 * SECOND_BYTES) + noise(1) + silent) == 21.0
+
+
+# Name of the file, codec, and where the length stands: behind which word, how far, and as what.
+LAYOUTS = {
+    "rf64": ("a.wav", "pcm_s16le", b"ds64", 16, "<Q", 0),
+    "w64": ("a.w64", "pcm_s16le", b"data", 16, "<Q", 24),
+    "aiff": ("a.aiff", "pcm_s16be", b"SSND", 4, ">I", 8),
+    "caf": ("a.caf", "pcm_s16be", b"data", 4, ">q", 4),
+    "wav": ("a.wav", "pcm_s16le", b"data", 4, "<I", 0),
+}
+DEEPER = {
+    "wav": ("pcm_s24le", "pcm_s32le", "pcm_f32le"), "rf64": ("pcm_s24le", "pcm_f32le"),
+    "w64": ("pcm_s24le", "pcm_f32le"), "aiff": ("pcm_s24be", "pcm_s32be"),
+    "caf": ("pcm_s24be", "pcm_f32le", "pcm_s16le"),
+}  # fmt: skip
+
+
+def written(layout: str, codec: str, seconds: float = 3.0) -> tuple[bytearray, int]:
+    """Write speech-like noise; returns the file and the length of its samples."""
+    container = "wav" if layout == "rf64" else layout
+    options = {"rf64": "always"} if layout == "rf64" else {}
+    values = np.frombuffer(noise(seconds), "<i2")
+    file = io.BytesIO()
+    with av.open(file, "w", format=container, container_options=options) as output:
+        stream = output.add_stream(codec, rate=SAMPLE_RATE_HZ, layout="mono")
+        kind = {"s24": "s32", "f32": "flt"}.get(codec[4:7], codec[4:7])
+        scaled = {"s16": values, "s32": values.astype("<i4") << 16,
+                  "flt": (values / 32768).astype("<f4")}[kind]  # fmt: skip
+        frame = av.AudioFrame.from_ndarray(scaled[np.newaxis], format=kind, layout="mono")
+        frame.sample_rate, frame.pts = SAMPLE_RATE_HZ, 0
+        output.mux([*stream.encode(frame), *stream.encode(None)])
+    return bytearray(file.getvalue()), len(values) * int(codec[5:7]) // 8
+
+
+def claiming(data: bytearray, layout: str, num_bytes: int) -> bytes:
+    """Return a file whose header claims so many bytes of samples; -1: it does not know."""
+    _, _, word, offset, kind, counted = LAYOUTS[layout]
+    claim = num_bytes + counted
+    if num_bytes < 0:
+        claim = -1 if kind == ">q" else 2 ** (8 * struct.calcsize(kind)) - 1
+    changed = bytearray(data)
+    struct.pack_into(kind, changed, changed.find(word) + offset, claim)
+    return bytes(changed)
+
+
+def read(data: bytes, name: str) -> tuple[float, int]:
+    decoder = open_audio(io.BytesIO(data), uri=name)
+    seconds = sum(rows.shape[1] for rows in decoder) / SAMPLE_RATE_HZ
+    return seconds, decoder.time_corrections
+
+
+@pytest.mark.parametrize(
+    ("layout", "codec"),
+    [(layout, codec) for layout, each in LAYOUTS.items() for codec in (each[1], *DEEPER[layout])],
+)
+def test_every_format_of_plain_samples_is_read_to_its_end(layout: str, codec: str) -> None:
+    name = LAYOUTS[layout][0]
+    data, length = written(layout, codec)
+    assert read(bytes(data), name) == (3.0, 0)
+    assert read(claiming(data, layout, length // 3 // 12 * 12), name) == (3.0, 1)
+    seconds, _ = read(claiming(data, layout, 0), name)  # libav takes it for unknown in some
+    assert seconds == 3.0
+    # In these all that a length can hold is a word for an unknown one, or more than there is.
+    is_right = layout in ("wav", "caf", "aiff")
+    assert read(claiming(data, layout, -1), name) == (3.0, 0 if is_right else 1)
+
+
+@pytest.mark.parametrize("claimed_s", [0, 1, 3, None])
+@pytest.mark.parametrize("layout", ["wav", "rf64", "aiff"])
+def test_chunks_behind_samples_of_a_wrong_length_are_no_sound(
+    layout: str, claimed_s: int | None
+) -> None:
+    data, _ = written(layout, LAYOUTS[layout][1])
+    at = data.find(LAYOUTS[layout][2])
+    del data[len(data) - (len(data) - at) % 2 :]
+    order = ">" if layout == "aiff" else "<"
+    said = b"INFOISFT" + struct.pack(f"{order}I", 2000) + b"recorder" * 250
+    name = b"ANNO" if layout == "aiff" else b"LIST"
+    data += name + struct.pack(f"{order}I", len(said)) + said
+    claim = -1 if claimed_s is None else claimed_s * SECOND_BYTES
+    seconds, _ = read(claiming(data, layout, claim), LAYOUTS[layout][0])
+    assert seconds == pytest.approx(3.0, abs=0.001)
+
+
+@pytest.mark.parametrize("layout", ["rf64", "aiff", "caf", "w64"])
+def test_what_is_no_sound_behind_the_samples_of_other_formats_is_left_out(layout: str) -> None:
+    data, _ = written(layout, LAYOUTS[layout][1])
+    behind = np.random.default_rng(3).bytes(300_000)
+    assert read(bytes(data) + behind, LAYOUTS[layout][0])[0] == 3.0
+
+
+def test_zeros_behind_a_long_wav_take_no_time(tmp_path: Path) -> None:
+    data, _ = written("rf64", "pcm_s16le")
+    path = tmp_path / "memo.wav"
+    path.write_bytes(claiming(data, "rf64", 5000 * SECOND_BYTES))
+    with path.open("r+b") as file:
+        file.truncate(5000 * SECOND_BYTES)
+    began_s = time.process_time()
+    with path.open("rb") as file:
+        found = sum(rows.shape[1] for rows in open_audio(file, uri="memo.wav"))
+    assert found == pytest.approx(3 * SAMPLE_RATE_HZ, abs=64)
+    assert time.process_time() - began_s < 2
