@@ -64,6 +64,11 @@ _AUDIO = (
         pa.int32(),
         "gaps filled, overlaps cut, damaged time stamps and wrong lengths found so far",
     ),
+    _field(
+        "clock_restarts",
+        pa.int32(),
+        "of these, clocks that began again; a jump into such a file may land elsewhere",
+    ),
     _TRACK,
     _field(
         "audio_tracks",

@@ -129,6 +129,11 @@ class AudioDecoder:
         """Gaps filled, overlaps cut, damaged times and wrong lengths found so far."""
         return self._clock.corrections + self._file.is_mended
 
+    @property
+    def clock_restarts(self) -> int:
+        """Of these, clocks that began again: behind them no jump lands where it should."""
+        return self._clock.restarts
+
     def seek(self, start_s: float) -> float | None:
         """Move on to a moment before iterating; what is decoded first after a jump may be damaged.
 

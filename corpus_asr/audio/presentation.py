@@ -20,11 +20,14 @@ _TIMED = frozenset(
      "nut", "ogg", "rm", "wtv"}
 )  # fmt: skip
 _EDITED = "mov,mp4,m4a,3gp,3g2,mj2"
+# Its pages are sent once: a clock that goes back is that of the next link of a chain.
+_CHAINED = "ogg"
 # Times are rounded to milliseconds, and encoders' delays are written or not: less means nothing.
 _TOLERANCE_S = 0.1
 # Of packets sent twice. What goes back further is a clock that began again, and new sound.
 _MAX_OVERLAP_S = 1.0
-# A gap that is longer, or ends behind what the header claims, is a damaged time.
+# A gap that is longer is a damaged time. So are gaps behind the end that the header claims, once
+# they are longer in all: live recordings claim none or a guess, and damage shall not make days.
 _MAX_GAP_S = 3600.0
 # An edit list delays a track by less.
 _MAX_DELAY_S = 60.0
@@ -37,6 +40,8 @@ class PresentationClock:
     def __init__(self, container: av.container.InputContainer, first: AudioFrame) -> None:
         self.corrections = 0
         """Gaps filled, overlaps cut and times not believed so far, behind the first frame."""
+        self.restarts = 0
+        """Of these, clocks that began again: no jump behind them lands where it should."""
         name, start = container.format.name, container.start_time
         self.is_stored = name in _TIMED and _stored_s(first) is not None
         """Whether the container stores times; otherwise samples are counted."""
@@ -47,10 +52,10 @@ class PresentationClock:
         if is_edited and 0 < origin_s <= _MAX_DELAY_S:
             origin_s = 0.0
         self._origin_s = origin_s
-        duration = container.duration
-        self._end_s = None if duration is None else (start or 0) / av.time_base - origin_s
-        if self._end_s is not None and duration is not None:
-            self._end_s += duration / av.time_base
+        ends = None if container.duration is None else (start or 0) + container.duration
+        self._end_s = 0.0 if ends is None else ends / av.time_base - origin_s
+        self._unclaimed_s = 0.0
+        self._max_overlap_s = 0.0 if name == _CHAINED else _MAX_OVERLAP_S
         self._now_s = 0.0
         self._began = False
         self._is_cutting = False
@@ -110,16 +115,21 @@ class PresentationClock:
             if abs(next_ahead_s - frame.samples / frame.sample_rate) <= _TOLERANCE_S:
                 self.corrections += 1  # this one time is damaged
                 return 0.0
-        if -_MAX_OVERLAP_S <= ahead_s < 0 or self._is_gap(ahead_s):
+        if -self._max_overlap_s <= ahead_s < 0 or self._is_gap(ahead_s):
             return ahead_s
         self._origin_s += ahead_s  # another clock from here on
         self.corrections += 1
+        self.restarts += 1
         return 0.0
 
     def _is_gap(self, ahead_s: float) -> bool:
-        end_s = None if self._end_s is None else self._end_s + _TOLERANCE_S
-        is_possible = end_s is None or self._now_s + ahead_s <= end_s
-        return 0 < ahead_s <= _MAX_GAP_S and is_possible
+        if not 0 < ahead_s <= _MAX_GAP_S:
+            return False
+        if self._now_s + ahead_s > self._end_s + _TOLERANCE_S:
+            if self._unclaimed_s + ahead_s > _MAX_GAP_S:
+                return False
+            self._unclaimed_s += ahead_s
+        return True
 
 
 def _stored_s(frame: AudioFrame) -> float | None:

@@ -26,7 +26,8 @@ _SPECIAL = (
     | Disposition.karaoke
 )
 _TITLE_CHARACTERS = 80
-_UNKNOWN_LANGUAGES = ("", "und", "mul", "mis", "zxx", "qaa")
+# ISO 639-2: undetermined, several, none, and what some muxers write for "other".
+_UNKNOWN_LANGUAGES = ("", "und", "mul", "zxx", "qaa")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -59,7 +59,7 @@ class ExtractSettings(_AudioKeys, Settings):  # type: ignore[misc]  # both are f
     def _one_kind_apart(self) -> Self:
         if self.track == ALL_TRACKS and self.channels != "mix":
             raise ValueError(
-                f"extract.channels: found {self.channels} beside extract.track: all, expected mix, "
+                f"extract.channels: found {self.channels} and extract.track: all, expected mix, "
                 "since one or the other is transcribed separately; leave one of them out"
             )
         return self

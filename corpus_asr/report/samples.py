@@ -83,11 +83,17 @@ class RecordingRow:
     """Words of its text that are not in the audio; None where no text was aligned."""
     text_words: int | None = None
     """Words of its text."""
+    clock_restarts: int = 0
     audio_track: int | None = None
     audio_tracks: Sequence[str] | None = None
     """As in the recordings table."""
     lists: tuple[str, ...] = ()
     """Of `LISTS`, those that it is in."""
+
+    @property
+    def needs_decoding(self) -> bool:
+        """Whether its times are known only by decoding it: a jump would land elsewhere."""
+        return bool(self.decode_errors or self.clock_restarts)
 
 
 _SHOWN = f"""
@@ -95,7 +101,8 @@ create or replace view shown as
 select recording_id, uri, size_bytes, etag, if(complete, status, '{STARTED}') as status,
   coalesce(label, languages[1]) as language, coalesce(duration_s, 0) as duration_s,
   coalesce(segments, 0)::bigint as segments, confidence,
-  coalesce(decode_errors, 0) as decode_errors, audio_track, audio_tracks,
+  coalesce(decode_errors, 0) as decode_errors, coalesce(clock_restarts, 0) as clock_restarts,
+  audio_track, audio_tracks,
   coalesce(decode_s, 0) as extract_s,
   coalesce(transcribe_s, 0) as transcribe_s,
   coalesce(speech_without_text_s, 0) as speech_without_text_s,
@@ -430,8 +437,7 @@ def _clip(cutter: IsolatedGenerator, sample: Sample, recording: RecordingRow | N
         size_bytes=recording.size_bytes,
         etag=recording.etag,
         ranges=(clip_range,),
-        # Times of damaged recordings are those of what could be decoded, which a seek misses.
-        seek=not recording.decode_errors,
+        seek=not recording.needs_decoding,
     )
     try:
         [clip] = cutter.run(request)

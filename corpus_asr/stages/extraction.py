@@ -286,6 +286,7 @@ class PartExtractor:
                 header_duration_s=decoder.info.header_duration_s,
                 decode_errors=decoder.decode_errors,
                 time_corrections=decoder.time_corrections,
+                clock_restarts=decoder.clock_restarts,
                 audio_track=taken,
                 audio_tracks=names,
                 silent_tracks=tuple(work.silent_tracks),

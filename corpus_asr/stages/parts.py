@@ -199,6 +199,7 @@ class ExtractedPart:
     header_duration_s: float | None
     decode_errors: int
     time_corrections: int
+    clock_restarts: int
     audio_track: int | None
     """Number of its track, from 1; None where there is one."""
     audio_tracks: tuple[str, ...] | None

@@ -117,9 +117,15 @@ class Sound:
     duration_s: float
     codec: str | None
     decode_errors: int
+    clock_restarts: int = 0
     audio_track: int | None = None
     audio_tracks: tuple[str, ...] = ()
     """As in the recordings table."""
+
+    @property
+    def needs_decoding(self) -> bool:
+        """Whether its times are known only by decoding it: a jump would land elsewhere."""
+        return bool(self.decode_errors or self.clock_restarts)
 
     def place_of(self, channel: int | None) -> dict[str, int | None]:
         """Return the channel and track to decode for a channel of the transcript."""
@@ -134,7 +140,7 @@ class Sound:
         codec = (self.codec or "").removeprefix("lib").removesuffix("float").removesuffix("_fixed")
         # Where packets had to be skipped, a browser's clock and that of the transcript differ; of
         # several tracks it may play another one.
-        is_same = not self.decode_errors and not self.audio_tracks
+        is_same = not self.needs_decoding and not self.audio_tracks
         return kind if codec in codecs and is_same else None
 
 
@@ -201,7 +207,14 @@ class Sounds:
         same = {name: row[name] for name in _SAME}
         uri = located(uri, row["etag"])
         tracks = tuple(row["audio_tracks"] or ())
-        return Sound(uri=uri, decode_errors=row["decode_errors"] or 0, audio_tracks=tracks, **same)
+        restarts = row["clock_restarts"] or 0
+        return Sound(
+            uri=uri,
+            decode_errors=row["decode_errors"] or 0,
+            clock_restarts=restarts,
+            audio_tracks=tracks,
+            **same,
+        )
 
     def changed(self, sound: Sound) -> bool:
         """Return whether a recording has changed since it was transcribed.
@@ -249,7 +262,7 @@ class Sounds:
         request = PeaksRequest(
             uri=sound.uri,
             **sound.place_of(channel),
-            exact=bool(sound.decode_errors),
+            exact=sound.needs_decoding,
             start_sample=round(start_s * SAMPLE_RATE_HZ),
             num_samples=num_peaks * samples_per_peak,
             samples_per_peak=samples_per_peak,
@@ -295,7 +308,7 @@ class Sounds:
             request = ExcerptRequest(
                 uri=sound.uri,
                 **sound.place_of(channel),
-                exact=bool(sound.decode_errors),
+                exact=sound.needs_decoding,
                 start_sample=first,
                 num_samples=min(left, length_s * SAMPLE_RATE_HZ),
             )

@@ -32,12 +32,21 @@ Spans = Sequence[tuple[float, float]]
 """When a tone is presented, and for how long."""
 
 
-def recording(container: str, spans: Spans, *, picture: bool = True, shift_s: float = 0.0) -> bytes:
-    """Write tones at their times, and from the start a picture."""
+def recording(
+    container: str,
+    spans: Spans,
+    *,
+    picture: bool = True,
+    shift_s: float = 0.0,
+    sound: tuple[str, str] | None = None,
+    **options: str,
+) -> bytes:
+    """Write tones at their times, and from the start a picture; `options` are the container's."""
     codec, sample_format, picture_codec = CODECS[container]
+    codec, sample_format = sound or (codec, sample_format)
     rate_hz = 44_100 if container == "flv" else RATE_HZ
     file = io.BytesIO()
-    with av.open(file, "w", format=container) as output:
+    with av.open(file, "w", format=container, container_options=options) as output:
         packets: list[Any] = []
         video: Any = None
         if picture and picture_codec:
@@ -52,10 +61,12 @@ def recording(container: str, spans: Spans, *, picture: bool = True, shift_s: fl
                 packets += video.encode(image)
             packets += video.encode(None)
         audio.codec_context.open()
-        size = audio.codec_context.frame_size
+        size = audio.codec_context.frame_size or 1024
         for start_s, length_s in spans:
             times_s = np.arange(size * (int(length_s * rate_hz) // size)) / rate_hz
             tone = 0.3 * np.sin(2 * np.pi * 440 * times_s).astype(np.float32)
+            if sample_format == "s16":
+                tone = (tone * 32_767).astype(np.int16)
             for first in range(0, len(tone), size):
                 frame = av.AudioFrame.from_ndarray(
                     tone[np.newaxis, first : first + size], format=sample_format, layout="mono"
@@ -158,6 +169,39 @@ def test_sound_that_was_sent_twice_is_there_once() -> None:
     data = recording("matroska", [(0.0, 2.0), (1.6, 2.0)])
     found = tones(decoded(open_audio(io.BytesIO(data), uri="twice.mkv")))
     assert found == pytest.approx([0.0, 3.6], abs=0.12)
+
+
+@pytest.mark.parametrize("sound", [("libmp3lame", "fltp"), ("pcm_s16le", "s16"), ("aac", "fltp")])
+def test_gaps_of_live_recordings_are_filled_whose_length_is_a_guess(sound: tuple[str, str]) -> None:
+    data = recording("matroska", [(0.0, 2.0), (9.0, 1.0)], sound=sound, live="1")
+    decoder = open_audio(io.BytesIO(data), uri="live.mkv")
+    assert tones(decoded(decoder)) == pytest.approx([0.0, 2.0, 9.0, 10.0], abs=NEAR_S)
+    assert (decoder.time_corrections, decoder.clock_restarts) == (1, 0)
+
+
+def test_gaps_behind_the_end_are_an_hour_in_all() -> None:
+    spans = [(0.0, 1.0), *((1700.0 * number, 1.0) for number in range(1, 5))]
+    data = recording("matroska", spans, picture=False, sound=("pcm_s16le", "s16"), live="1")
+    decoder = open_audio(io.BytesIO(data), uri="damaged.mkv")
+    found = tones(decoded(decoder))
+    assert found[:-1:2] == pytest.approx([0.0, 1700.0, 3400.0], abs=NEAR_S)
+    assert found[-1] == pytest.approx(3403.0, abs=0.1)
+
+
+@pytest.mark.parametrize("shift_s", [0.0, 30.0])
+def test_fragments_begin_where_the_first_one_does(shift_s: float) -> None:
+    data = recording("mp4", [(0.0, 2.0), (4.0, 1.0)], shift_s=shift_s,
+                     movflags="frag_keyframe+empty_moov+default_base_moof")  # fmt: skip
+    found = tones(decoded(open_audio(io.BytesIO(data), uri="live.mp4")))
+    assert found == pytest.approx([0.0, 2.0, 4.0, 5.0], abs=NEAR_S)
+    assert found == pytest.approx(shown(data), abs=0.01)
+
+
+def test_a_short_first_link_of_a_chain_is_whole() -> None:
+    links = recording("ogg", [(0.0, 0.6)]) + recording("ogg", [(0.0, 1.0), (3.0, 1.0)])
+    decoder = open_audio(io.BytesIO(links), uri="radio.ogg")
+    assert tones(decoded(decoder)) == pytest.approx([0.0, 1.6, 3.6, 4.6], abs=NEAR_S)
+    assert (decoder.time_corrections, decoder.clock_restarts) == (2, 1)
 
 
 def test_a_jump_of_hours_is_not_believed() -> None:

@@ -4,6 +4,7 @@ import io
 import struct
 import time
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -135,7 +136,7 @@ def written(layout: str, codec: str, seconds: float = 3.0) -> tuple[bytearray, i
     values = np.frombuffer(noise(seconds), "<i2")
     file = io.BytesIO()
     with av.open(file, "w", format=container, container_options=options) as output:
-        stream = output.add_stream(codec, rate=SAMPLE_RATE_HZ, layout="mono")
+        stream: Any = output.add_stream(codec, rate=SAMPLE_RATE_HZ, layout="mono")
         kind = {"s24": "s32", "f32": "flt"}.get(codec[4:7], codec[4:7])
         scaled = {"s16": values, "s32": values.astype("<i4") << 16,
                   "flt": (values / 32768).astype("<f4")}[kind]  # fmt: skip

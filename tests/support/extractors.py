@@ -133,6 +133,7 @@ def scripted_part(part: int, *, wanted: bool = True, silent: bool = False) -> Ex
         header_duration_s=None,
         decode_errors=0,
         time_corrections=0,
+        clock_restarts=0,
         audio_track=None,
         audio_tracks=None,
         silent_tracks=(),

@@ -32,7 +32,8 @@ from tests.support.runs import InThisProcess, of_file, run_of
 from tests.support.stores import environment, s3_server
 
 ROW = {"uri": "/a.wav", "etag": None, "size_bytes": None, "duration_s": 10.0, "codec": "pcm_s16le",
-       "decode_errors": 0, "audio_track": None, "audio_tracks": None}  # fmt: skip
+       "decode_errors": 0, "clock_restarts": None,
+       "audio_track": None, "audio_tracks": None}  # fmt: skip
 
 
 @pytest.fixture

@@ -242,6 +242,7 @@ folded as (
              retryable: retryable}}, part) filter (status = 'failed') as error,
     bool_or(status = 'failed') as failed, bool_or(status != 'failed') as succeeded,
     max(decode_errors) as decode_errors, max(time_corrections) as time_corrections,
+    max(clock_restarts) as clock_restarts,
     greatest(count(distinct channel), 1) as separate,
     exact_sum(duration_s) / separate as duration_s,
     exact_sum(speech_s) / separate as speech_s,
