@@ -10,7 +10,7 @@ import io
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from itertools import chain
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
 import av
 import av.container
@@ -20,7 +20,7 @@ from av.audio.codeccontext import AudioCodecContext
 from av.audio.frame import AudioFrame
 
 from corpus_asr.array_types import Float32
-from corpus_asr.audio.presentation import PresentationClock
+from corpus_asr.audio.presentation import PresentationClock, first_packet
 from corpus_asr.audio.probe import (
     MAX_SAMPLE_RATE_HZ,
     MIN_SAMPLE_RATE_HZ,
@@ -89,14 +89,16 @@ class AudioDecoder:
         self._file = GuardedFile(file, uri=uri)
         self._container = open_container(self._file, uri=uri)
         try:
+            self._peeked = first_packet(self._container)
             self.tracks = audio_tracks(self._container)
             self._stream, wanted = select_stream(
                 self._container, self._file, uri=uri, track=track, languages=languages
             )
             self.wanted = tuple(wanted)
+            start_s = None if self._peeked is None else _stored_s(self._peeked)
             self._frames = self._decode_frames()
             self._first = self._decode_first()
-            self._clock = PresentationClock(self._container, self._first)
+            self._clock = PresentationClock(self._container, self._first, start_s=start_s)
         except BaseException:
             self._container.close()
             raise
@@ -229,6 +231,9 @@ class AudioDecoder:
 
     def _packets(self) -> Iterator[_Packet | None]:
         # After damage the demuxer is asked again; None at the end flushes the decoder.
+        peeked, self._peeked = self._peeked, None
+        if peeked is not None and peeked.stream_index == self._stream.index and peeked.size:
+            yield cast("_Packet", peeked)
         failures = 0
         while failures < _MAX_DEMUX_ERRORS:
             try:
@@ -293,6 +298,12 @@ class AudioDecoder:
             uri=self._uri,
             kind="empty_audio",
         )
+
+
+def _stored_s(packet: "av.Packet[Any]") -> float | None:
+    if packet.pts is None or packet.time_base is None:
+        return None
+    return float(packet.pts * packet.time_base)
 
 
 def open_audio(

@@ -7,9 +7,11 @@ be lost, recordings cut and joined: counting samples alone, all that follows wou
 import math
 from collections.abc import Iterator
 from itertools import chain
+from typing import Any
 
 import av
 import av.container
+import av.error
 from av.audio.fifo import AudioFifo
 from av.audio.frame import AudioFrame
 
@@ -22,6 +24,7 @@ _TIMED = frozenset(
 _EDITED = "mov,mp4,m4a,3gp,3g2,mj2"
 # Its pages are sent once: a clock that goes back is that of the next link of a chain.
 _CHAINED = "ogg"
+_MATROSKA = "matroska,webm"
 # Times are rounded to milliseconds, and encoders' delays are written or not: less means nothing.
 _TOLERANCE_S = 0.1
 # Of packets sent twice. What goes back further is a clock that began again, and new sound.
@@ -37,12 +40,28 @@ _SILENT_SAMPLES = 1 << 16  # of a silent frame: memory does not depend on the le
 class PresentationClock:
     """Tells when frames are presented, from the start of their container."""
 
-    def __init__(self, container: av.container.InputContainer, first: AudioFrame) -> None:
+    def __init__(
+        self,
+        container: av.container.InputContainer,
+        first: AudioFrame,
+        *,
+        start_s: float | None = None,
+    ) -> None:
+        """Start a clock.
+
+        Args:
+            container: open.
+            first: its first frame of sound.
+            start_s: when the first packet of all streams is presented; None: the header knows.
+        """
         self.corrections = 0
         """Gaps filled, overlaps cut and times not believed so far, behind the first frame."""
         self.restarts = 0
         """Of these, clocks that began again: no jump behind them lands where it should."""
-        name, start = container.format.name, container.start_time
+        name = container.format.name
+        start: int | None = container.start_time
+        if start is not None and start_s is not None:
+            start = min(start, round(start_s * av.time_base))
         self.is_stored = name in _TIMED and _stored_s(first) is not None
         """Whether the container stores times; otherwise samples are counted."""
         first_s = _stored_s(first) or 0.0
@@ -130,6 +149,20 @@ class PresentationClock:
                 return False
             self._unclaimed_s += ahead_s
         return True
+
+
+def first_packet(container: av.container.InputContainer) -> "av.Packet[Any] | None":
+    """Read the first packet of Matroska, of whatever stream; None of other containers.
+
+    libav tells when its streams begin once it has decoded some: a picture that it may not decode
+    seems to begin with the sound.
+    """
+    if container.format.name != _MATROSKA or len(container.streams) < 2:
+        return None
+    try:
+        return next(iter(container.demux()), None)
+    except (IndexError, av.error.FFmpegError):
+        return None  # reading on says so again
 
 
 def _stored_s(frame: AudioFrame) -> float | None:

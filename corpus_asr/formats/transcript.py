@@ -2,7 +2,7 @@
 
 import importlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from os import PathLike, fspath
 from typing import Any, Literal, TypedDict, Unpack
@@ -100,6 +100,18 @@ class Transcript:
     """Who speaks when, by channel, then by time; None where speakers were not looked for."""
     missing: tuple[MissingWord, ...] | None = None
     """Words of the text that was given which are not in the audio; None without such a text."""
+
+    def __iter__(self) -> Iterator[Segment]:
+        """Yield the segments."""
+        return iter(self.segments)
+
+    def __len__(self) -> int:
+        """Return the number of segments."""
+        return len(self.segments)
+
+    def __bool__(self) -> bool:
+        """Return true, also of silence: it is a transcript."""
+        return True
 
     @property
     def text(self) -> str:

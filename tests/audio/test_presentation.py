@@ -39,11 +39,13 @@ def recording(
     picture: bool = True,
     shift_s: float = 0.0,
     sound: tuple[str, str] | None = None,
+    picture_as: str | None = None,
     **options: str,
 ) -> bytes:
     """Write tones at their times, and from the start a picture; `options` are the container's."""
     codec, sample_format, picture_codec = CODECS[container]
     codec, sample_format = sound or (codec, sample_format)
+    picture_codec = picture_as or picture_codec
     rate_hz = 44_100 if container == "flv" else RATE_HZ
     file = io.BytesIO()
     with av.open(file, "w", format=container, container_options=options) as output:
@@ -148,6 +150,19 @@ def test_a_tone_is_where_a_player_shows_it(container: str, spans: Spans, correct
     assert found == pytest.approx(edges, abs=NEAR_S)
     assert found == pytest.approx(shown(data), abs=0.01)
     assert decoder.time_corrections == corrections
+
+
+@pytest.mark.parametrize(
+    ("container", "picture"),
+    [
+        *((container, "libx264") for container in ("matroska", "mp4", "mov", "mpegts", "flv")),
+        *((container, "libx265") for container in ("matroska", "mp4", "mpegts")),
+    ],
+)
+def test_a_picture_that_is_not_decoded_tells_when_it_begins(container: str, picture: str) -> None:
+    data = recording(container, [(4.0, 2.0)], picture_as=picture)
+    found = tones(decoded(open_audio(io.BytesIO(data), uri=f"talk.{container}")))
+    assert found == pytest.approx([4.0, 6.0], abs=NEAR_S)
 
 
 @pytest.mark.parametrize("shift_s", [3600.0, WRAP_S - 2.0], ids=["an hour", "a wrapping clock"])

@@ -225,7 +225,7 @@ with mine as (select * from parts where hash(recording_id) % {slices} = {index})
 spoken as (
   select recording_id, list(language order by speech_s desc, language) as languages
   from (select recording_id, language, exact_sum(coalesce(speech_s, duration_s, 0)) as speech_s
-        from mine where language is not null group by all)
+        from mine where language is not null and segments_written > 0 group by all)
   group by all),
 likely as (
   select recording_id, label, exact_sum(probability * coalesce(label_weight_s, 0)) as weighted
