@@ -27,6 +27,7 @@ _CHAINED = "ogg"
 _MATROSKA = "matroska,webm"
 # Times are rounded to milliseconds, and encoders' delays are written or not: less means nothing.
 _TOLERANCE_S = 0.1
+_START_TOLERANCE_S = 0.03  # nothing was rounded or lost before the first frame
 # Of packets sent twice. What goes back further is a clock that began again, and new sound.
 _MAX_OVERLAP_S = 1.0
 # A gap that is longer is a damaged time. So are gaps behind the end that the header claims, once
@@ -126,10 +127,11 @@ class PresentationClock:
             return 0.0
         ahead_s = stored_s - self._origin_s - self._now_s
         # What was sent twice is cut to its end.
-        if -_TOLERANCE_S * (not self._is_cutting) <= ahead_s <= _TOLERANCE_S:
+        most_s = _TOLERANCE_S if self._began else _START_TOLERANCE_S
+        if -_TOLERANCE_S * (not self._is_cutting) <= ahead_s <= most_s:
             return 0.0
         next_s = None if following is None else _stored_s(following)
-        if next_s is not None:
+        if next_s is not None and (self._began or ahead_s > _TOLERANCE_S):
             next_ahead_s = next_s - self._origin_s - self._now_s
             if abs(next_ahead_s - frame.samples / frame.sample_rate) <= _TOLERANCE_S:
                 self.corrections += 1  # this one time is damaged

@@ -157,3 +157,13 @@ def test_pandas_gets_a_row_per_segment_or_is_asked_for(monkeypatch: pytest.Monke
     monkeypatch.setattr(importlib, "import_module", missing)
     with pytest.raises(ImportError, match=r"no pandas.*pip install pandas"):
         transcript().to_dataframe()
+
+
+def test_a_transcript_yields_its_segments_and_is_true_also_of_silence() -> None:
+    said = Transcript(segments=(segment(" a", 0.0, 1.0), segment(" b", 1.0, 2.0)), language="en",
+                      duration_s=2.0)  # fmt: skip
+    assert [each.text for each in said] == [" a", " b"]
+    assert len(said) == 2
+    silent = Transcript(segments=(), language=None, duration_s=2.0)
+    assert silent
+    assert list(silent) == []

@@ -128,7 +128,7 @@ def test_finishing_says_what_there_is(tmp_path: Path) -> None:
         results(
             part("a", 0, texts=["x", "y"], last=False, language="de", speech_s=4.0, **audio),
             part("a", 1, texts=["z"], language="en", speech_s=5.0, decode_errors=3, **audio),
-            part("c", 0, texts=[], status="no_speech"),
+            part("c", 0, texts=[], status="no_speech", language="en"),  # of an English model
         ),
     )
     commit(store, results(part("b", 0, texts=["x"], last=False, language="en")))
