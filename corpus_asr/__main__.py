@@ -29,6 +29,9 @@ def main() -> None:
         end.code = 0
     except SystemExit as error:
         end.code = error.code if isinstance(error.code, int) else int(error.code is not None)
+        failures = sys.modules.get("corpus_asr.cli.failures")
+        if failures is not None and end.code in failures.ENDS_AT_ONCE:
+            atexit._run_exitfuncs()  # the last of them ends the process
         raise
 
 

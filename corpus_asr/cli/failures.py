@@ -21,6 +21,9 @@ EXIT_UNUSABLE = 2
 EXIT_STOPPED_BY_FAILURE = 3
 EXIT_LOCKED = 75  # EX_TEMPFAIL of sysexits.h: try again later
 EXITS_BY_SIGNAL = tuple(128 + number for number in SIGNALS)  # as shells have it
+ENDS_AT_ONCE = frozenset({EXIT_STOPPED_BY_FAILURE, *EXITS_BY_SIGNAL})
+"""Exit codes of a process whose threads may be in the middle of the network: an orderly end would
+wait for them. What Ray and others have registered is done all the same."""
 
 _LOG = logging.getLogger(__name__)
 
@@ -59,30 +62,28 @@ def readable_errors(*, on_interrupt: str = "") -> Iterator[None]:
 
 @contextmanager
 def as_process() -> Iterator[None]:
-    """Set up what a process of this program needs, and end it at once where it was interrupted."""
+    """Set up what a process of this program needs."""
     for stream in (sys.stdout, sys.stderr):
         # File names need not be UTF-8, nor need the terminal be: show the byte, never fail on it.
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     spin_briefly()
-    try:
-        yield
-    except SystemExit as end:
-        if end.code not in (EXIT_STOPPED_BY_FAILURE, *EXITS_BY_SIGNAL):
-            raise
-        # An orderly end would wait for the threads that are in the middle of the network; what Ray
-        # and others have registered is done all the same.
-        atexit._run_exitfuncs()
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-        os._exit(end.code)
+    yield
 
 
 @contextmanager
 def script(*, on_interrupt: str = "") -> Iterator[None]:
     """Let a script of `pipelines/` log, stop and fail as the command does, exit codes included."""
-    with as_process(), readable_errors(on_interrupt=on_interrupt), ended_by_signals():
-        configure_logging()
-        yield
+    try:
+        with as_process(), readable_errors(on_interrupt=on_interrupt), ended_by_signals():
+            configure_logging()
+            yield
+    except SystemExit as end:
+        if end.code not in ENDS_AT_ONCE or not isinstance(end.code, int):
+            raise
+        atexit._run_exitfuncs()
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(end.code)
 
 
 def configure_logging(

@@ -291,12 +291,12 @@ def test_stderr_holds_nothing_but_objects_when_asked(
 BUSY = """
 import atexit, sys, threading, time
 from types import ModuleType
-from corpus_asr.cli.main import main
+from corpus_asr.__main__ import main
 
 def run(*_, **__):
     threading.Thread(target=time.sleep, args=(60,)).start()
     atexit.register(print, "tidied up")
-    raise KeyboardInterrupt
+    raise RAISED
 
 import corpus_asr.pipelines.driver
 corpus_asr.pipelines.driver.run = run
@@ -311,10 +311,17 @@ def python(*arguments: str) -> "subprocess.CompletedProcess[str]":
     )
 
 
-def test_an_interrupted_run_ends_although_a_thread_is_busy():
-    done = python("-c", BUSY, "run", DEMO)
-    assert done.returncode == 130
-    assert "run the same command again to continue" in done.stderr
+@pytest.mark.parametrize(
+    ("raised", "code", "said"),
+    [
+        ("KeyboardInterrupt", 130, "run the same command again to continue"),
+        ("ValueError('broken')", 3, "unexpected ValueError: broken"),
+    ],
+)
+def test_a_run_that_is_stopped_ends_although_a_thread_is_busy(raised: str, code: int, said: str):
+    done = python("-c", BUSY.replace("RAISED", raised), "run", DEMO)
+    assert done.returncode == code
+    assert said in done.stderr
     assert done.stdout == "tidied up\n"
 
 

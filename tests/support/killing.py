@@ -43,7 +43,7 @@ VARYING = {
     "run_id", "decode_s", "transcribe_s", "attempts", "device", "segments_object", "listed_at",
 }  # fmt: skip
 PAUSE = "CORPUS_ASR_TEST_PAUSE_S"
-_COMMAND_LINE = "from corpus_asr.cli.main import main; main()"
+_COMMAND_LINE = "from corpus_asr.__main__ import main; main()"
 # What the command lines of those hold that are killed below a driver.
 _TITLES = {
     "extract": "ExtractWorker",
@@ -373,7 +373,7 @@ def peak_bytes(pid: int | str = "self") -> int:
 
 def _main() -> None:
     """Be the command line, with a scripted engine and extractor."""
-    from corpus_asr.cli import main as cli
+    from corpus_asr.__main__ import main
     from corpus_asr.runtime import ray_dataset as dataset
 
     if SILENT in os.environ:
@@ -384,7 +384,7 @@ def _main() -> None:
         script(setattr, engine=slow_engine, extractor=_SLOW_EXTRACTOR)
     if "--local" not in sys.argv:
         dataset.run_on_ray = functools.partial(dataset.run_on_ray, extractor=_SLOW_EXTRACTOR)
-    cli.main()
+    main()
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from tests.support.audio import tone, wav_bytes
 from tests.support.checkpoints import tiny_whisper
 from tests.support.tokenizers import tiny_tokenizer
 
-COMMAND = [sys.executable, "-c", "from corpus_asr.cli.main import main; main()", "finetune"]
+COMMAND = [sys.executable, "-c", "from corpus_asr.__main__ import main; main()", "finetune"]
 CHECKPOINT_LIMIT_S = 250.0
 
 
