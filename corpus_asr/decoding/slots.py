@@ -118,6 +118,13 @@ class SearchQueue:
             tasks.clear()
         return found
 
+    def cancel(self, owner: object, error: Exception) -> list[Running]:
+        """Give up the tasks of an owner that wait; those in a place end when their job has."""
+        for running in self._active.values():
+            if running.owner is owner:
+                running.cancelled = error
+        return [*_taken_of(owner, self._encoded), *_taken_of(owner, self._waiting)]
+
     @property
     def _num_startable(self) -> int:
         """Waiting tasks worth a place now: no window is waited for while there is other work."""
@@ -251,6 +258,13 @@ class SearchQueue:
                 starting[starting.index(source)] = target
 
 
+def _taken_of(owner: object, tasks: deque[Running]) -> list[Running]:
+    found = [running for running in tasks if running.owner is owner]
+    for running in found:
+        tasks.remove(running)
+    return found
+
+
 def _with_encoding(running: Running) -> Job:
     if running.encoded is None or running.job.encoded is not None:
         return running.job
@@ -358,8 +372,10 @@ class SlotScheduler:
         """Tasks not finished yet."""
         return len(self._stranded) + sum(queue.pending for queue in self._queues.values())
 
-    def add(self, task: Task, done: Done) -> None:
+    def add(self, task: Task, done: Done, *, owner: object = None) -> None:
         """Start `task`; `done(result, error)` is called from within `add` or `advance`.
+
+        `owner` is what `cancel` knows it by.
 
         Raises:
             ForkedError: this is a fork of the process that made the scheduler; so for `advance`.
@@ -370,13 +386,21 @@ class SlotScheduler:
             done(result, error)
             return []
 
-        self._stranded.extend(start(task, ended, self._model))
+        self._stranded.extend(start(task, ended, self._model, None, owner))
         self._halve_while_needed(self._settle)
 
     def advance(self) -> None:
         """Refill free slots, then decode until the next look and deal with what ended."""
         check_same_process("decoding", "scheduler", made_in=self._made_in)
         self._halve_while_needed(self._advance_queues)
+
+    def cancel(self, owner: object, error: Exception) -> None:
+        """End an owner's tasks with `error`: those that wait at once, others with their job."""
+        found = _taken_of(owner, self._stranded)
+        for queue in self._queues.values():
+            found += queue.cancel(owner, error)
+        for running in found:
+            running.fail(error)
 
     def fail(self, error: Exception) -> None:
         """End every task with `error`."""

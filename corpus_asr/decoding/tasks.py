@@ -42,6 +42,10 @@ class Running:
     """Whether the place it sits in already holds the job's window."""
     encoded: tuple[Encodings, int] | None = None
     """Where the job's window is, once encoded: ahead of need, or for a search that follows."""
+    owner: object = None
+    """What the task was added for; so for those that it gathers."""
+    cancelled: Exception | None = None
+    """What the task ends with in place of its job's result."""
 
     @property
     def is_encoded(self) -> bool:
@@ -55,7 +59,10 @@ class Running:
 
     def resume(self, result: Outcome, model: SlotModel) -> "list[Running]":
         """Send a result; returns what runs next, of which the first may take this one's place."""
-        following = start(self.task, self.ended, model, result)
+        if self.cancelled is not None:
+            self.task.close()
+            return self.ended(None, self.cancelled)
+        following = start(self.task, self.ended, model, result, self.owner)
         if following and _window_of(following[0]) == _window_of(self):
             following[0].filled, following[0].encoded = self.filled, self.encoded
         return following
@@ -73,7 +80,9 @@ def _window_of(running: Running) -> tuple[object, ...]:
     return running.job.window, running.job.num_frames
 
 
-def start(task: Task, ended: Ended, model: SlotModel, answer: Any = None) -> list[Running]:
+def start(
+    task: Task, ended: Ended, model: SlotModel, answer: Any = None, owner: object = None
+) -> list[Running]:
     """Send something to a task; returns what runs next: it, those it gathers, or what waited."""
     try:
         request = task.throw(answer) if isinstance(answer, ItemError) else task.send(answer)
@@ -87,13 +96,15 @@ def start(task: Task, ended: Ended, model: SlotModel, answer: Any = None) -> lis
         task.close()
         return ended(None, error)
     if isinstance(request, Gather):
-        return _gather(task, ended, model, tasks)
-    return [Running(task, ended, request)]
+        return _gather(task, ended, model, tasks, owner)
+    return [Running(task, ended, request, owner=owner)]
 
 
-def _gather(task: Task, ended: Ended, model: SlotModel, gathered: Sequence[Task]) -> list[Running]:
+def _gather(
+    task: Task, ended: Ended, model: SlotModel, gathered: Sequence[Task], owner: object
+) -> list[Running]:
     if not gathered:
-        return start(task, ended, model, [])
+        return start(task, ended, model, [], owner)
     results: list[Any] = [None] * len(gathered)
     waiting = set(range(len(gathered)))  # emptied by the first error
 
@@ -106,12 +117,12 @@ def _gather(task: Task, ended: Ended, model: SlotModel, gathered: Sequence[Task]
             return ended(None, error)
         results[index] = result
         waiting.remove(index)
-        return [] if waiting else start(task, ended, model, results)
+        return [] if waiting else start(task, ended, model, results, owner)
 
     running: list[Running] = []
     for index, one in enumerate(gathered):
         if waiting:
-            running += start(one, partial(collect, index), model)
+            running += start(one, partial(collect, index), model, None, owner)
         else:
             one.close()
     return running

@@ -5,33 +5,10 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from corpus_asr.runtime.in_flight import OnProgress, TranscriptionProgress
+from corpus_asr.runtime.in_flight import Cancellation
 
 _Found = TypeVar("_Found")
 _ENDED = object()
-
-
-class _CancelledError(Exception):
-    """Ends a call in its thread, whose task was cancelled."""
-
-
-class Cancellation:
-    """Ends a call at the next progress it makes, at the latest after a window."""
-
-    def __init__(self, on_progress: OnProgress | None) -> None:
-        self._on_progress = on_progress
-        self._is_cancelled = False
-
-    def cancel(self) -> None:
-        """Let the call end; from any thread."""
-        self._is_cancelled = True
-
-    def report(self, progress: TranscriptionProgress) -> None:
-        """Take a call's progress."""
-        if self._is_cancelled:
-            raise _CancelledError
-        if self._on_progress is not None:
-            self._on_progress(progress)
 
 
 async def called(call: Callable[[], _Found], cancellation: Cancellation) -> _Found:
@@ -55,6 +32,7 @@ async def iterated(
                     return
                 yield found
         finally:
+            cancellation.cancel()
             # Not in the loop's thread: closing waits for what is under way.
             thread.submit(getattr(iterator, "close", lambda: None))
 
@@ -76,7 +54,12 @@ async def _in(
         return await asyncio.shield(future)
     except asyncio.CancelledError:
         cancellation.cancel()
+        future.add_done_callback(_seen)
+        # Cancelled once more, as scopes of anyio do at each await, this does not wait.
         await asyncio.wait([future])
-        if not future.cancelled():
-            future.exception()  # nobody else asks for it
         raise
+
+
+def _seen(future: "asyncio.Future[_Found]") -> None:
+    if not future.cancelled():
+        future.exception()  # nobody else asks for it

@@ -290,6 +290,43 @@ class TranscriptionProgress:
 OnProgress = Callable[[TranscriptionProgress], None]
 
 
+class CallCancelledError(Exception):
+    """Ends a cancelled call in its own thread."""
+
+
+class Cancellation:
+    """Ends a call from another thread, which does not wait for it.
+
+    A window that is being decoded is decoded to its end; its call does not wait for that.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._is_cancelled = False
+        self._interrupt: Callable[[], None] = lambda: None
+
+    def cancel(self) -> None:
+        """Let the call end, whatever it waits for, or as soon as it begins."""
+        with self._lock:
+            self._is_cancelled = True
+            interrupt = self._interrupt
+        interrupt()
+
+    def bind(self, interrupt: Callable[[], None]) -> None:
+        """Name what wakes the call, which then checks."""
+        with self._lock:
+            self._interrupt = interrupt
+
+    def check(self) -> None:
+        """Return if the call may go on.
+
+        Raises:
+            CallCancelledError: it is cancelled.
+        """
+        if self._is_cancelled:
+            raise CallCancelledError
+
+
 class CallInFlight:
     """The work of one call; a context manager, whose end stops what is not done.
 
@@ -302,8 +339,10 @@ class CallInFlight:
         engine: "Engine | RoutedEngine",
         settings: CallSettings,
         on_progress: OnProgress | None = None,
+        cancellation: Cancellation | None = None,
     ) -> None:
         self._pool = pool
+        self._cancellation = cancellation
         # The child that works for this call, if any; it is interrupted only under the lock.
         self._child: IsolatedGenerator | None = None
         self._lending = threading.RLock()
@@ -324,6 +363,17 @@ class CallInFlight:
     def takes_another(self) -> bool:
         """Whether no recording is being extracted."""
         return self._last is None or self._last.extracted
+
+    def check(self) -> None:
+        """Return if the call may go on.
+
+        Raises:
+            CallCancelledError: it is cancelled.
+            EngineError: as of `ExtractorPool.check`.
+        """
+        self._pool.check()
+        if self._cancellation is not None:
+            self._cancellation.check()
 
     def begin(self, audio: GivenAudio, text: str | None = None) -> RecordingInFlight:
         """Extract a recording and submit its parts, in the background, with its text if known.
@@ -361,7 +411,7 @@ class CallInFlight:
         # Before the caller looks: what is done from here on wakes it again.
         self._wake.clear()
 
-    def stop(self) -> None:
+    def interrupt(self) -> None:
         """Extract and submit nothing more, and wake the calling thread; from any thread."""
         self._stopped = True
         self._room.release()
@@ -370,6 +420,10 @@ class CallInFlight:
             if self._child is not None:
                 self._child.interrupt()
         self._pool.leave(self)
+
+    def stop(self) -> None:
+        """As `interrupt`, and wait for what is being extracted; from any thread."""
+        self.interrupt()
         # What the caller gave may be a pipe that nobody writes to: a thread that reads it is left,
         # and does nothing more. An iterator may be collected in any thread, this one included.
         thread, last = self._thread, self._last
@@ -379,6 +433,8 @@ class CallInFlight:
 
     def __enter__(self) -> Self:
         self._pool.enter(self)
+        if self._cancellation is not None:
+            self._cancellation.bind(self.interrupt)
         return self
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
@@ -386,7 +442,7 @@ class CallInFlight:
             return
         self.stop()
         for future in self._waiting:
-            future.cancel()  # of parts that no slot has taken up
+            self._engine.cancel(future)
         if isinstance(error, CorpusAsrError):
             self._pool.check()  # whatever broke when all was closed: that is why
 

@@ -4,7 +4,6 @@ import logging
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, Unpack
 
 from corpus_asr.audio.inputs import AudioInput, given_audio, several
@@ -25,11 +24,12 @@ from corpus_asr.config.options import (
 from corpus_asr.config.other_names import translated
 from corpus_asr.errors import ConfigError, ItemError
 from corpus_asr.formats.transcript import Transcript
-from corpus_asr.runtime.asynchronous import Cancellation, called, iterated
+from corpus_asr.runtime.asynchronous import called, iterated
 from corpus_asr.runtime.checkpoints import Checkpoint, check_transcribes, fetch_others
 from corpus_asr.runtime.in_flight import (
     NO_LIMITS,
     CallInFlight,
+    Cancellation,
     ExtractorPool,
     OnProgress,
     PartInFlight,
@@ -364,6 +364,16 @@ class Transcriber:
             ValueError: it is no audio; see `transcribe`.
             ConfigError: a wrong option.
         """
+        return self._stream(audio, sampling_rate, on_progress, options)
+
+    def _stream(
+        self,
+        audio: AudioInput,
+        sampling_rate: float | None,
+        on_progress: OnProgress | None,
+        options: TranscriptionOptions,
+        cancellation: Cancellation | None = None,
+    ) -> Iterator[Segment]:
         settings = self._checked(options)
         if settings.extract.separate:
             raise ConfigError(
@@ -379,15 +389,17 @@ class Transcriber:
         given = given_audio(audio, sampling_rate=sampling_rate)
 
         def segments() -> Iterator[Segment]:
-            with CallInFlight(self._pool, self._engine, settings, on_progress) as call:
+            with CallInFlight(
+                self._pool, self._engine, settings, on_progress, cancellation
+            ) as call:
                 recording = call.begin(given)
                 while True:
-                    self._pool.check()
+                    call.check()
                     call.report([recording])
                     extracted = recording.extracted  # before the parts are looked at
                     for segment in recording.take_segments():
                         yield self._calibrated(segment)
-                        self._pool.check()  # where it goes on may be a fork
+                        call.check()  # where it goes on may be a fork
                     if extracted and recording.parts_taken == len(recording.parts):
                         break
                     call.wait()
@@ -408,17 +420,19 @@ class Transcriber:
         """Transcribe one recording in a thread, while the event loop goes on; as `transcribe`.
 
         Calls that are awaited together share the model's slots. A task that is cancelled ends its
-        call, at the latest after a window. `on_progress` is called in the thread.
+        call, whatever it waits for. `on_progress` is called in the thread.
         """
-        cancellation = Cancellation(on_progress)
-        call = partial(
-            self.transcribe,
-            audio,
-            sampling_rate=sampling_rate,
-            on_progress=cancellation.report,
-            **options,
-        )
-        return await called(call, cancellation)
+        cancellation = Cancellation()
+
+        def transcribed() -> Transcript:
+            settings = self._checked(options)
+            return next(
+                self._many(
+                    [(audio, None)], settings, sampling_rate, None, on_progress, None, cancellation
+                )
+            )
+
+        return await called(transcribed, cancellation)
 
     async def astream(
         self,
@@ -432,10 +446,8 @@ class Transcriber:
 
         A task that is cancelled, and a loop that is left with `aclose`, end the work.
         """
-        cancellation = Cancellation(on_progress)
-        segments = self.stream(
-            audio, sampling_rate=sampling_rate, on_progress=cancellation.report, **options
-        )
+        cancellation = Cancellation()
+        segments = self._stream(audio, sampling_rate, on_progress, options, cancellation)
         async with aclosing(iterated(segments, cancellation)) as found:
             async for segment in found:
                 yield segment
@@ -477,13 +489,14 @@ class Transcriber:
         on_error: OnError | None,
         on_progress: OnProgress | None,
         on_segment: OnSegment | None,
+        cancellation: Cancellation | None = None,
     ) -> Iterator[Transcript]:
         numbered = enumerate(audios)
         flying: list[RecordingInFlight] = []
         more = True
-        with CallInFlight(self._pool, self._engine, settings, on_progress) as call:
+        with CallInFlight(self._pool, self._engine, settings, on_progress, cancellation) as call:
             while more or flying:
-                self._pool.check()
+                call.check()
                 while more and call.takes_another:
                     try:
                         number, (audio, text) = next(numbered)
@@ -514,7 +527,7 @@ class Transcriber:
                     if on_segment is not None:
                         self._pass_on([recording], on_segment)
                     yield transcript
-                    self._pool.check()
+                    call.check()
                 if flying and not ended:
                     call.wait()
 

@@ -6,7 +6,7 @@ import os
 import queue
 import threading
 import time
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -153,7 +153,8 @@ class Engine:
                 f"allocating a slot on {self.device_name}: {error}; use a smaller checkpoint or a "
                 "GPU with more memory"
             ) from error
-        self._inbox: queue.SimpleQueue[_Order | None] = queue.SimpleQueue()
+        # Parts, futures of parts that nobody waits for any more, and None at the end.
+        self._inbox: queue.SimpleQueue[_Order | Future[PartTranscript] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._stopped: EngineError | None = None
         self._made_in = os.getpid()
@@ -226,6 +227,14 @@ class Engine:
             self._inbox.put((part, decoding or self._decoding, future))
         return future
 
+    def cancel(self, future: Future[PartTranscript]) -> None:
+        """End a part that nobody waits for: at once before it has a slot, else with its window.
+
+        From any thread; its future is cancelled, or ends with `CancelledError`.
+        """
+        if not future.cancel() and not future.done():
+            self._inbox.put(future)
+
     @property
     def slots(self) -> int:
         """Windows decoded side by side; fewer than at first where memory did not suffice."""
@@ -291,12 +300,15 @@ class Engine:
             if order is None:
                 self._scheduler.fail(ClosedError("the engine was closed before this was done"))
                 return False
-            self._start(*order)
+            if isinstance(order, Future):
+                self._scheduler.cancel(order, CancelledError("nobody waits for this part"))
+            else:
+                self._start(*order)
 
     def _start(
         self, part: PartRequest, decoding: DecodingSettings, future: Future[PartTranscript]
     ) -> None:
-        # From here on the part can no longer be cancelled.
+        # From here on the future is running: `cancel` asks the scheduler.
         if not future.set_running_or_notify_cancel():
             return
         started_s = time.monotonic()
@@ -314,7 +326,7 @@ class Engine:
                 replace(transcript, transcribe_s=taken_s, speech_without_text_s=without_s)
             )
 
-        self._scheduler.add(self._transcriber.transcribe(part, decoding), done)
+        self._scheduler.add(self._transcriber.transcribe(part, decoding), done, owner=future)
 
     def _break_down(self, error: Exception) -> None:
         # After an error of the model no result in flight can be trusted.
@@ -329,7 +341,7 @@ class Engine:
         self._scheduler.fail(broken)
         while not self._inbox.empty():
             order = self._inbox.get()
-            if order is not None and order[2].set_running_or_notify_cancel():
+            if isinstance(order, tuple) and order[2].set_running_or_notify_cancel():
                 order[2].set_exception(broken)
 
 

@@ -7,7 +7,7 @@ for. All models are loaded at the start: one that cannot be loaded says so befor
 from collections.abc import Mapping
 from concurrent.futures import Future
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import Literal
@@ -30,6 +30,13 @@ from corpus_asr.transcription.whisper import WhisperTranscriber
 from corpus_asr.transcription.windows import PartRequest
 
 
+@dataclass(slots=True)
+class _RoutedPart:
+    now: "Future[PartTranscript] | None" = None
+    """Of the engine that has it."""
+    is_cancelled: bool = False
+
+
 class RoutedEngine:
     """Engines of several checkpoints; thread-safe, used as an `Engine` is."""
 
@@ -41,6 +48,7 @@ class RoutedEngine:
         self._decoding = decoding
         # One engine may serve several languages.
         self._engines = tuple(dict.fromkeys((main, *others.values())))
+        self._under_way: dict[Future[PartTranscript], _RoutedPart] = {}
         self.device_name = main.device_name
 
     @classmethod
@@ -117,7 +125,8 @@ class RoutedEngine:
         if only is not None:
             return self._others.get(only, self._main).submit(part, decoding=settings)
         future: Future[PartTranscript] = Future()
-        future.set_running_or_notify_cancel()  # what detects cannot be called back
+        future.set_running_or_notify_cancel()  # `cancel` asks the engines
+        work = _RoutedPart()
 
         def detected(done: "Future[PartTranscript]") -> None:
             try:
@@ -128,13 +137,28 @@ class RoutedEngine:
                     return
                 assert first.language is not None, "an engine is found by it"
                 second = other.submit(part, decoding=_in_language(settings, first.language))
+                work.now = second
+                if work.is_cancelled:
+                    other.cancel(second)
             except Exception as error:  # handed to whoever waits for the part
                 future.set_exception(error)
                 return
             second.add_done_callback(lambda done: _pass_on(first, done, future))
 
-        self._main.submit(part, decoding=settings).add_done_callback(detected)
+        first_pass = work.now = self._main.submit(part, decoding=settings)
+        self._under_way[future] = work
+        future.add_done_callback(self._under_way.pop)
+        first_pass.add_done_callback(detected)
         return future
+
+    def cancel(self, future: "Future[PartTranscript]") -> None:
+        """End a part that nobody waits for, as `Engine.cancel` does."""
+        work, now = self._under_way.get(future), future
+        if work is not None:
+            work.is_cancelled = True  # before it is looked at what is under way
+            now = work.now or future
+        for engine in self._engines:  # it does nothing to the part of another
+            engine.cancel(now)
 
     def statistics(self) -> Activity:
         """What has been done since the engines began, all together."""

@@ -206,6 +206,34 @@ def test_the_first_error_of_a_gathered_task_ends_the_one_that_waits() -> None:
     assert str(error) == "bad"
 
 
+def test_what_an_owner_waits_for_is_cancelled_at_once_and_its_slots_after_their_jobs() -> None:
+    def many() -> Steps[Any]:
+        yield job(1)
+        yield Gather(reader([job(0, name=number), job(1)]) for number in range(20))
+        raise AssertionError("not reached")
+
+    scheduler = SlotScheduler(ScriptedModel([[5] * 9, [6]]), 2)
+    ended: list[Any] = []
+    owner, why = object(), ValueError("nobody waits")
+    scheduler.add(many(), lambda *outcome: ended.append(outcome), owner=owner)
+    other: list[Any] = []
+    scheduler.add(reader([job(0), job(1)]), lambda *outcome: other.append(outcome), owner=object())
+    while scheduler.pending < 20:
+        scheduler.advance()
+    scheduler.cancel(owner, why)
+    assert ended == [(None, why)]
+    assert scheduler.pending <= 3  # two in places, and the other's
+    scheduler.cancel(owner, why)
+    rounds = 0
+    while scheduler.pending:
+        scheduler.advance()
+        rounds += 1
+    assert rounds < 30
+    assert other == [([(5,) * 9, (6,)], None)]
+    assert len(ended) == 1
+    assert scheduler.statistics.windows < 15  # of 43; eight are encoded at once
+
+
 @pytest.fixture
 def two_threads() -> Iterator[None]:
     before = torch.get_num_threads()

@@ -2,10 +2,15 @@
 
 import asyncio
 import contextlib
+import gc
+import os
 import threading
+import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
+import anyio
 import numpy as np
 import pytest
 
@@ -95,6 +100,69 @@ def test_a_stream_that_is_left_ends_its_call(transcriber: Transcriber) -> None:
                 break
 
     asyncio.run(left())
+    assert transcriber.transcribe(sound(1.0), **SOUND).duration_s == 1.0
+
+
+def test_a_call_that_waits_for_its_turn_ends_at_once(transcriber: Transcriber) -> None:
+    """Others have all slots and all children, and its pipe says nothing."""
+    read, write = os.pipe()
+
+    async def cancelled() -> float:
+        hog = asyncio.create_task(transcriber.atranscribe(sound(600.0), **SOUND))
+        with open(read, "rb") as pipe:
+            calls = [
+                asyncio.create_task(transcriber.atranscribe(sound(60.0), **SOUND)),
+                asyncio.create_task(transcriber.atranscribe(pipe)),
+            ]
+            await asyncio.sleep(0.3)
+            began_s = time.monotonic()
+            for call in calls:
+                call.cancel()
+            await asyncio.wait(calls)
+            taken_s = time.monotonic() - began_s
+            os.close(write)
+        assert not hog.done()
+        hog.cancel()
+        await asyncio.wait([hog])
+        return taken_s
+
+    assert asyncio.run(cancelled()) < 3.0
+
+
+def test_slots_decode_nothing_for_a_call_that_is_left(transcriber: Transcriber) -> None:
+    async def left() -> None:
+        for _ in range(2):
+            found = transcriber.astream(sound(600.0), part_s=600.0, **SOUND)
+            async with contextlib.aclosing(found):
+                async for _ in found:
+                    break
+
+    asyncio.run(left())
+    before = transcriber._engine.statistics().windows
+    deadline_s = time.monotonic() + 30.0
+    while transcriber._engine._scheduler.pending:  # type: ignore[union-attr]
+        assert time.monotonic() < deadline_s
+        time.sleep(0.01)
+    # Of 40 windows in all: what was in slots or being encoded.
+    assert transcriber._engine.statistics().windows - before < 8
+
+
+def test_a_scope_that_cancels_at_each_await_ends_its_call(
+    transcriber: Transcriber, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As frameworks for services do, with anyio."""
+
+    async def scoped() -> None:
+        async with anyio.create_task_group() as group:
+            group.start_soon(partial(transcriber.atranscribe, sound(600.0), **SOUND))
+            await anyio.sleep(0.2)
+            group.cancel_scope.cancel()
+        while transcriber._pool._calls:
+            await asyncio.sleep(0.01)
+        gc.collect()
+
+    asyncio.run(scoped())
+    assert caplog.text == ""
     assert transcriber.transcribe(sound(1.0), **SOUND).duration_s == 1.0
 
 

@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -166,6 +166,23 @@ def test_a_cancelled_part_harms_nobody(engine: Engine) -> None:
         if future not in cancelled:
             assert future.result(timeout=30).segments
     assert engine.submit(part(1)).result(timeout=30).segments
+
+
+def test_a_part_that_nobody_waits_for_leaves_its_slots(engine: Engine) -> None:
+    """Also one that is being decoded, and whether or not it is done."""
+    futures = [engine.submit(part(0)) for _ in range(60)]
+    for future in futures[1:]:
+        engine.cancel(future)
+    for future in futures[1:]:
+        with contextlib.suppress(CancelledError):
+            assert future.result(timeout=30).segments
+    assert futures[0].result(timeout=30).segments
+    assert engine.submit(part(1)).result(timeout=30).segments
+    assert engine.statistics().windows < 30
+    ended = [future for future in futures[1:] if future.cancelled() or future.exception()]
+    assert len(ended) > 30
+    engine.cancel(futures[0])
+    assert futures[0].result().segments
 
 
 class Small(Network):

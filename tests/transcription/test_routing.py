@@ -1,6 +1,6 @@
 """Parts go to the model for their language, and what goes wrong there comes back."""
 
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +127,46 @@ def test_what_a_model_or_several_cannot_do_is_refused() -> None:
         engine.check(DecodingSettings(language_mode="window"))
     with pytest.raises(ConfigError, match="found window"):
         engine.submit(PART, decoding=DecodingSettings(language_mode="window"))
+
+
+class Waiting(ScriptedOne):
+    """Answers when the test says so."""
+
+    def submit(
+        self, part: PartRequest, *, decoding: DecodingSettings | None = None
+    ) -> "Future[PartTranscript]":
+        self.future: Future[PartTranscript] = Future()
+        self.future.set_running_or_notify_cancel()
+        self.cancelled: list[object] = []
+        return self.future
+
+    def cancel(self, future: "Future[PartTranscript]") -> None:
+        if future is self.future:
+            self.cancelled.append(future)
+
+
+def test_a_part_is_cancelled_where_it_is() -> None:
+    main, german = Waiting("main"), Waiting("german")
+    german.future = Future()
+    engine = routed(main, de=german)
+    detecting = engine.submit(PART)
+    engine.cancel(detecting)
+    assert main.cancelled == [main.future]
+    # Its language was found meanwhile.
+    main.future.set_result(PartTranscript(language="de", language_probability=0.7))
+    assert german.cancelled == [german.future]
+    german.future.set_exception(CancelledError())
+    with pytest.raises(CancelledError):
+        detecting.result()
+    assert not engine._under_way
+    speaking = engine.submit(PART)
+    main.future.set_result(PartTranscript(language="de", language_probability=0.7))
+    assert not german.cancelled
+    engine.cancel(speaking)
+    assert german.cancelled == [german.future]
+    given = engine.submit(PART, decoding=DecodingSettings(language="de"))
+    engine.cancel(given)
+    assert german.cancelled == [given]
 
 
 @pytest.fixture(scope="module")
