@@ -1,0 +1,405 @@
+"""The service of docs/service.md, as clients of OpenAI's API and ruder ones meet it."""
+
+import asyncio
+import importlib.util
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+import uvicorn
+
+from corpus_asr import Transcriber, Transcript
+from corpus_asr.units import SAMPLE_RATE_HZ
+from tests.support.audio import noise, wav_bytes
+from tests.support.corpora import tiny_model
+
+REPOSITORY = Path(__file__).parents[2]
+EXAMPLE = REPOSITORY / "docs" / "examples" / "service.py"
+PATH = "/v1/audio/transcriptions"
+LIMIT_S = 60.0
+# What the kernel holds of a connection, both ways; more was not read by the service.
+BUFFERS_BYTES = 16 << 20
+
+
+def sound(seconds: float, seed: int = 0) -> bytes:
+    return wav_bytes(noise(seconds, seed=seed), rate_hz=SAMPLE_RATE_HZ)
+
+
+SPOKEN, SPOKEN_S = sound(20.0, seed=8), 20.0  # of which the model has several segments
+
+
+def loaded_example(**options: Any) -> Any:
+    """Import the example, of which `options` are those of its Transcriber."""
+    spec = importlib.util.spec_from_file_location("service", EXAMPLE)
+    assert spec is not None
+    assert spec.loader is not None
+    module: Any = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.Transcriber = partial(Transcriber, **options)
+    return module
+
+
+@contextmanager
+def serving(module: Any) -> Iterator[str]:
+    """Run the service on a free port; gives its address."""
+    config = uvicorn.Config(module.app, host="127.0.0.1", port=0, log_level="warning", ws="none")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        until(lambda: server.started)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join(LIMIT_S)
+    assert not thread.is_alive()
+
+
+def until(condition: Callable[[], object]) -> None:
+    deadline_s = time.monotonic() + LIMIT_S
+    while not condition():
+        assert time.monotonic() < deadline_s, "it did not happen"
+        time.sleep(0.005)
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    model = tiny_model(tmp_path_factory.mktemp("model"))
+    module = loaded_example(
+        slots=2, num_threads=1, vad_filter=False, temperature=0, language="en",
+        part_s=30.0,
+    )  # fmt: skip
+    module.MODEL = str(model)
+    with serving(module) as address:
+        module.address = address
+        yield module
+    assert module.app.state.transcriber._pool.closed
+
+
+@pytest.fixture(scope="module")
+def client(service: Any) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{service.address}/v1", api_key="none", max_retries=0) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def expected(service: Any) -> Transcript:
+    transcriber: Transcriber = service.app.state.transcriber
+    return transcriber.transcribe(SPOKEN)
+
+
+def test_each_response_format_is_what_the_client_expects(
+    client: openai.OpenAI, service: Any, expected: Transcript
+) -> None:
+    create: Any = partial(
+        client.audio.transcriptions.create, file=("talk.wav", SPOKEN), model=service.MODEL
+    )
+    assert expected.text
+    said = create()
+    assert said.text == expected.text
+    assert (said.usage.type, said.usage.seconds) == ("duration", SPOKEN_S)
+    assert create(response_format="json").text == expected.text
+    assert create(response_format="text") == f"{expected.text}\n"
+    assert create(response_format="srt") == expected.to_srt()
+    assert create(response_format="vtt") == expected.to_vtt()
+    verbose = create(response_format="verbose_json")
+    assert (verbose.text, verbose.language, verbose.duration) == (
+        expected.text,
+        "english",
+        SPOKEN_S,
+    )
+    assert verbose.words is None
+    segment, said_so = verbose.segments[1], expected.segments[1]
+    assert (segment.start, segment.end) == (round(said_so.start_s, 3), round(said_so.end_s, 3))
+    assert (segment.id, segment.seek, segment.text) == (1, round(100 * segment.start), said_so.text)
+    assert tuple(segment.tokens) == said_so.tokens
+    assert segment.avg_logprob == pytest.approx(said_so.avg_logprob, abs=1e-5)
+    # Everything that the client's type names is there, and of its type.
+    type(verbose).model_validate(verbose.model_dump(exclude={"words"}))
+
+
+def test_granularities_say_what_has_times(client: openai.OpenAI, service: Any) -> None:
+    transcriber: Transcriber = service.app.state.transcriber
+    expected = transcriber.transcribe(SPOKEN, word_timestamps=True)
+    assert len(expected.segments) > 3
+
+    def create(*granularities: Any) -> Any:
+        return client.audio.transcriptions.create(
+            file=("talk.wav", SPOKEN), model="whisper-1", response_format="verbose_json",
+            timestamp_granularities=list(granularities),
+        )  # fmt: skip
+
+    words = create("word")
+    assert words.segments is None
+    assert words.words
+    assert "".join(word.word for word in words.words) == "".join(expected.text.split())
+    assert all(0 <= word.start <= word.end <= SPOKEN_S for word in words.words)
+    both = create("word", "segment")
+    assert both.words == words.words
+    assert [segment.text for segment in both.segments] == [each.text for each in expected.segments]
+    assert create("segment").words is None
+
+
+def test_options_reach_the_decoder(client: openai.OpenAI, service: Any) -> None:
+    create: Any = partial(
+        client.audio.transcriptions.create, file=("talk.wav", SPOKEN), model=service.MODEL,
+        response_format="verbose_json",
+    )  # fmt: skip
+    transcriber: Transcriber = service.app.state.transcriber
+    for given, options in (
+        ({"language": "de"}, {"language": "de"}),
+        ({"prompt": "Newgate"}, {"initial_prompt": "Newgate"}),
+        ({"temperature": 0.5}, {"temperature": 0.5}),
+    ):
+        found = create(**given)
+        # What is sampled hangs on the recording's name.
+        named = {"path": "talk.wav", "bytes": SPOKEN}
+        assert found.text == transcriber.transcribe(named, **options).text, given
+    assert create(language="de").language == "german"
+    assert create(temperature=0.5).segments[0].temperature == 0.5
+
+
+def test_a_stream_has_each_segment_as_it_is_final(client: openai.OpenAI, service: Any) -> None:
+    transcriber: Transcriber = service.app.state.transcriber
+    whole = transcriber.transcribe(sound(70.0))
+    assert len(whole.segments) > 2
+    stream = client.audio.transcriptions.create(
+        file=("talk.wav", sound(70.0)), model=service.MODEL, stream=True
+    )
+    events: Any = list(stream)
+    *deltas, done = events
+    assert [delta.type for delta in deltas] == ["transcript.text.delta"] * len(whole.segments)
+    assert done.type == "transcript.text.done"
+    assert done.text == whole.text == "".join(delta.delta for delta in deltas).rstrip()
+    starts = [delta.start for delta in deltas]
+    assert starts == [round(segment.start_s, 3) for segment in whole.segments]
+
+
+def test_a_recording_without_speech_is_no_failure(client: openai.OpenAI, service: Any) -> None:
+    silence = wav_bytes(0.0 * noise(1.0), rate_hz=SAMPLE_RATE_HZ)
+    transcriber: Transcriber = service.app.state.transcriber
+    transcriber._options["vad_filter"] = True
+    try:
+        found: Any = client.audio.transcriptions.create(
+            file=("silence.wav", silence), model="whisper-1", response_format="verbose_json"
+        )
+        [done] = client.audio.transcriptions.create(
+            file=("silence.wav", silence), model="whisper-1", stream=True
+        )
+    finally:
+        transcriber._options["vad_filter"] = False
+    assert (found.text, found.language, found.segments, found.duration) == ("", "", [], 1.0)
+    assert done.type == "transcript.text.done"
+    assert done.text == ""
+
+
+@pytest.mark.parametrize(
+    ("status", "param", "message", "wrong"),
+    [
+        (400, "file", "found an empty upload", {"file": ("nothing.wav", b"")}),
+        (400, None, r"talk\.wav: not recognized as audio", {"file": ("talk.wav", b"no sound" * 9)}),
+        (404, "model", "The model `large` does not exist", {"model": "large"}),
+        (400, "response_format", "'verbose_json'", {"response_format": "xml"}),
+        (400, "temperature", "less than or equal to 1", {"temperature": 2}),
+        (400, "timestamp_granularities[]", "'word'", {"timestamp_granularities": ["letter"]}),
+        (400, None, "language", {"language": "Klingon"}),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_is_wrong_is_said_in_the_shape_of_the_api(
+    client: openai.OpenAI, status: int, param: str | None, message: str, wrong: Any, stream: bool
+) -> None:
+    given: Any = {"file": ("talk.wav", sound(1.0)), "model": "whisper-1"} | wrong
+    with pytest.raises(openai.APIStatusError, match=message) as refused:
+        client.audio.transcriptions.create(**given, stream=stream)
+    error: Any = refused.value
+    assert error.status_code == status
+    assert (error.param, error.type) == (param, "invalid_request_error")
+    assert error.code == ("model_not_found" if param == "model" else None)
+    assert isinstance(error.body["message"], str)
+
+
+def test_a_request_that_is_none_is_refused(service: Any) -> None:
+    for answer in (
+        httpx.post(service.address + PATH),
+        httpx.post(service.address + PATH, data={"model": "whisper-1"}),
+        httpx.post(
+            service.address + PATH,
+            content=b"--x\r\n",
+            headers={"Content-Type": "multipart/form-data"},
+        ),
+        httpx.post(service.address + PATH, json={"model": "whisper-1"}),
+    ):
+        assert answer.status_code == 400, answer.text
+        assert answer.json()["error"]["type"] == "invalid_request_error"
+    assert httpx.get(service.address + "/v1/nothing").json()["error"]["message"] == "Not Found"
+
+
+def head(length: int | None) -> bytes:
+    size = f"Content-Length: {length}" if length is not None else "Transfer-Encoding: chunked"
+    return (
+        f"POST {PATH} HTTP/1.1\r\nHost: here\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+        f"{size}\r\n\r\n"
+    ).encode()
+
+
+def form(audio: bytes, **fields: str) -> bytes:
+    parts = [
+        f'--x\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode()
+        for name, value in fields.items()
+    ]
+    named = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\n'
+    return b"".join([*parts, named, audio])
+
+
+def connected(service: Any) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", int(service.address.rpartition(":")[2])), LIMIT_S)
+
+
+@pytest.mark.parametrize("is_chunked", [False, True])
+def test_an_upload_of_ten_gigabytes_is_refused_while_it_is_read(
+    service: Any, monkeypatch: pytest.MonkeyPatch, is_chunked: bool
+) -> None:
+    monkeypatch.setattr(service, "MAX_BYTES", 1 << 20)
+    piece, sent = bytes(1 << 18), 0
+    with connected(service) as client:
+        client.sendall(head(None if is_chunked else 10 << 30))
+        client.settimeout(LIMIT_S)
+        try:
+            begin = form(b"", model="whisper-1")
+            client.sendall(b"%x\r\n%s\r\n" % (len(begin), begin) if is_chunked else begin)
+            while sent < 10 << 30:
+                client.sendall(b"%x\r\n%s\r\n" % (len(piece), piece) if is_chunked else piece)
+                sent += len(piece)
+        except OSError:  # the service closed the connection
+            answer = client.recv(1 << 16)
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    error = json.loads(answer.partition(b"\r\n\r\n")[2])["error"]
+    assert error["message"] == "the upload is larger than 1048576 bytes"
+    assert sent < BUFFERS_BYTES
+    until(lambda: calls(service) == 0)
+
+
+def test_the_client_library_is_given_the_refusal_of_a_large_upload(
+    client: openai.OpenAI, service: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "MAX_BYTES", 1 << 20)
+    with pytest.raises(openai.APIStatusError, match="larger than 1048576") as refused:
+        client.audio.transcriptions.create(file=("a.wav", bytes(32 << 20)), model="whisper-1")
+    assert refused.value.status_code == 413
+
+
+def calls(service: Any) -> int:
+    """Requests that the service counts as being at work."""
+    layer = service.app.middleware_stack
+    while not isinstance(layer, service.Limits):
+        layer = layer.app
+    count: int = layer.calls
+    return count
+
+
+def test_calls_beyond_the_limit_are_asked_to_come_again(
+    client: openai.OpenAI, service: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "MAX_CALLS", 1)
+    with connected(service) as slow:  # it is still being uploaded
+        slow.sendall(head(1 << 20) + form(b"", model="whisper-1"))
+        until(lambda: calls(service) == 1)
+        with pytest.raises(openai.APIStatusError, match="too many calls") as refused:
+            client.audio.transcriptions.create(file=("a.wav", sound(1.0)), model="whisper-1")
+        assert (refused.value.status_code, refused.value.type) == (503, "server_error")
+        assert refused.value.response.headers["Retry-After"] == "2"
+    until(lambda: calls(service) == 0)
+    assert client.audio.transcriptions.create(file=("a.wav", sound(1.0)), model="whisper-1").text
+
+
+@pytest.mark.parametrize("stream", ["false", "true"])
+def test_a_client_that_leaves_frees_what_worked_for_it(
+    client: openai.OpenAI, service: Any, stream: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    transcriber: Transcriber = service.app.state.transcriber
+    engine: Any = transcriber._engine
+    before = engine.statistics().windows
+    body = form(sound(600.0), model="whisper-1", stream=stream) + b"\r\n--x--\r\n"
+    with connected(service) as leaving:
+        leaving.sendall(head(len(body)) + body)
+        if stream == "true":
+            assert leaving.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
+        else:
+            until(lambda: engine.statistics().windows > before)
+        assert transcriber._pool._calls
+    began_s = time.monotonic()
+    until(lambda: not transcriber._pool._calls and not engine._scheduler.pending)
+    assert time.monotonic() - began_s < 10.0
+    assert engine.statistics().windows - before < 15  # of 20
+    until(lambda: calls(service) == 0)
+    assert client.audio.transcriptions.create(file=("a.wav", sound(1.0)), model="whisper-1").text
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_clients_that_leave_while_they_upload_or_wait_leave_nothing(
+    client: openai.OpenAI, service: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    transcriber: Transcriber = service.app.state.transcriber
+    pool = transcriber._pool
+    with connected(service) as uploading:
+        uploading.sendall(head(1 << 22) + form(bytes(1 << 21), model="whisper-1"))
+        until(lambda: calls(service) == 1)
+    until(lambda: calls(service) == 0)
+    held = [pool.take(lambda: True) for _ in range(4)]  # all children there may be
+    try:
+        body = form(sound(2.0), model="whisper-1") + b"\r\n--x--\r\n"
+        with connected(service) as waiting:
+            waiting.sendall(head(len(body)) + body)
+            until(lambda: pool._calls)
+        until(lambda: not pool._calls and calls(service) == 0)
+    finally:
+        for child in held:
+            assert child is not None
+            pool.give_back(child)
+    assert client.audio.transcriptions.create(file=("a.wav", sound(1.0)), model="whisper-1").text
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_many_clients_at_once_get_each_their_own(client: openai.OpenAI, service: Any) -> None:
+    transcriber: Transcriber = service.app.state.transcriber
+    wanted = [transcriber.transcribe(sound(2.0, seed)).text for seed in range(3)]
+
+    def call(number: int) -> str:
+        audio = ("a.wav", sound(2.0, number % 3))
+        return client.audio.transcriptions.create(file=audio, model="whisper-1").text
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(call, range(24))) == wanted * 8
+
+
+def test_coroutines_of_the_client_library_work_as_well(service: Any, expected: Transcript) -> None:
+    async def texts() -> list[str]:
+        async with openai.AsyncOpenAI(base_url=f"{service.address}/v1", api_key="x") as client:
+            calls = [
+                client.audio.transcriptions.create(file=("talk.wav", SPOKEN), model="whisper-1")
+                for _ in range(3)
+            ]
+            return [found.text for found in await asyncio.gather(*calls)]
+
+    assert asyncio.run(texts()) == [expected.text] * 3
+
+
+def test_settings_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"MODEL": "small", "MAX_BYTES": "7", "MAX_CALLS": "9"}.items():
+        monkeypatch.setitem(os.environ, name, value)
+    module = loaded_example()
+    assert (module.MODEL, module.MAX_BYTES, module.MAX_CALLS) == ("small", 7, 9)
