@@ -173,7 +173,8 @@ def all_cpu_s() -> float:
     """Return the CPU seconds of this process and its children so far."""
     own = psutil.Process()
     times = [each.cpu_times() for each in (own, *own.children(recursive=True))]
-    return float(sum(each.user + each.system for each in times))
+    # With those of processes that have ended.
+    return float(sum(sum(each[:4]) for each in times))
 
 
 @contextmanager

@@ -24,6 +24,18 @@ from corpus_asr.audio.probe import MAX_SAMPLE_RATE_HZ, MIN_SAMPLE_RATE_HZ
 from corpus_asr.errors import DecodeError, FetchError
 from corpus_asr.failure_kinds import FETCH, NO_SPACE
 
+# Files that are there now. Not a function of `atexit` for each: it keeps a place for each that was
+# ever registered.
+_WRITTEN: set[Path] = set()
+
+
+@atexit.register
+def _remove_written() -> None:
+    # Where the process ends while a thread waits for a pipe.
+    for path in tuple(_WRITTEN):
+        path.unlink(missing_ok=True)
+
+
 AudioInput = Any
 """A path, URL or URI; the bytes of a file, or a file opened for reading in binary mode; an array or
 tensor of samples; a dictionary of Hugging Face datasets; or what has `get_all_samples`, as decoders
@@ -69,15 +81,14 @@ class GivenAudio:
             return
         file = tempfile.NamedTemporaryFile(prefix="corpus-asr-", delete=False)  # noqa: SIM115
         path = Path(file.name)
-        # Also where the process ends while this thread waits for a pipe.
-        atexit.register(path.unlink, missing_ok=True)
+        _WRITTEN.add(path)
         try:
             with file:
                 self._write(file)
             yield file.name
         finally:
             path.unlink(missing_ok=True)
-            atexit.unregister(path.unlink)
+            _WRITTEN.discard(path)
 
     def _write(self, file: Any) -> None:
         assert self.write is not None, "an address needs no file"

@@ -4,6 +4,9 @@ import asyncio
 import importlib.util
 import json
 import os
+import re
+import shlex
+import shutil
 import socket
 import threading
 import time
@@ -403,3 +406,60 @@ def test_settings_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setitem(os.environ, name, value)
     module = loaded_example()
     assert (module.MODEL, module.MAX_BYTES, module.MAX_CALLS) == ("small", 7, 9)
+
+
+PAGE = (REPOSITORY / "docs" / "service.md").read_text()
+
+
+def test_the_page_shows_the_example() -> None:
+    [shown] = [
+        code
+        for code in re.findall(r"^```python\n(.*?)^```$", PAGE, re.M | re.S)
+        if "uvicorn" in code
+    ]
+    assert shown == EXAMPLE.read_text()
+    for name in ("MODEL", "MAX_BYTES", "MAX_CALLS"):
+        assert f"`{name}`" in PAGE
+
+
+def test_what_the_page_calls_answers_as_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The shown commands of curl, and the shown Python."""
+    clip = REPOSITORY / "tests" / "data" / "speech" / "english_short" / "cheetah_en.wav"
+    shutil.copy(clip, tmp_path / "talk.wav")
+    (tmp_path / "notes.txt").write_text("what was said\n")
+    monkeypatch.chdir(tmp_path)
+    [calls_shown] = re.findall(r"^```console\n(\$ curl .*?)^```$", PAGE, re.M | re.S)
+    with serving(loaded_example(num_threads=1)) as address:
+        for call in calls_shown.split("$ curl ")[1:]:
+            command, _, answer = call.partition("\n")
+            place, *options = shlex.split(command)
+            assert options[::2] == ["-F"] * (len(options) // 2)
+            given = dict(option.split("=", 1) for option in options[1::2])
+            file = Path(given.pop("file").removeprefix("@"))
+            url = place.replace("localhost:8000", address)
+            found = httpx.post(url, data=given, files={"file": (file.name, file.read_bytes())})
+            assert found.text.rstrip() == answer.rstrip(), command
+        [code] = re.findall(r"^```python\n(from openai.*?)^```$", PAGE, re.M | re.S)
+        with closing_clients():
+            exec(code.replace("http://localhost:8000", address), {})
+    [printed] = re.findall(r"^```text\n(.*?)^```$", PAGE, re.M | re.S)
+    assert capsys.readouterr().out == printed
+
+
+@contextmanager
+def closing_clients() -> Iterator[None]:
+    """Close what scripts leave to their end."""
+    made: list[openai.OpenAI] = []
+    usual = openai.OpenAI.__init__
+
+    def noted(self: openai.OpenAI, *args: Any, **options: Any) -> None:
+        usual(self, *args, **options)
+        made.append(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(openai.OpenAI, "__init__", noted)
+        yield
+    for client in made:
+        client.close()
