@@ -15,7 +15,7 @@ import torch
 
 from corpus_asr.activity import Activity
 from corpus_asr.config.decoding import DecodingSettings
-from corpus_asr.decoding.device import free_cached_memory, set_threads
+from corpus_asr.decoding.device import free_cached_memory, return_freed_memory, set_threads
 from corpus_asr.decoding.protocols import ModelSize, SlotModel
 from corpus_asr.decoding.rules import LONGEST_PHRASE
 from corpus_asr.decoding.slots import SlotScheduler, check_every_on, encode_batch_on
@@ -122,6 +122,7 @@ class Engine:
             EngineError: not even one slot fits into the device's memory.
         """
         transcriber.check(decoding)
+        self._device = model.device
         self.device_name = device_name(model.device)
         self._model_size: ModelSize | None = getattr(model, "size", None)  # a classifier has none
         self._transcriber = transcriber
@@ -153,6 +154,7 @@ class Engine:
                 f"allocating a slot on {self.device_name}: {error}; use a smaller checkpoint or a "
                 "GPU with more memory"
             ) from error
+        self._activity = self._scheduler.statistics  # there also when it is closed
         # Parts, futures of parts that nobody waits for any more, and None at the end.
         self._inbox: queue.SimpleQueue[_Order | Future[PartTranscript] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
@@ -238,7 +240,7 @@ class Engine:
     @property
     def slots(self) -> int:
         """Windows decoded side by side; fewer than at first where memory did not suffice."""
-        return self._scheduler.slots
+        return self._activity.slots
 
     @property
     def predicted_bytes(self) -> int | None:
@@ -255,15 +257,24 @@ class Engine:
     def statistics(self) -> Activity:
         """What has been done since the engine began, as of now; at any time, from any thread."""
         # A copy, as the thread goes on counting.
-        return replace(self._scheduler.statistics)
+        return replace(self._activity)
 
     def close(self) -> None:
-        """Stop within a decoding step; what is not done yet fails with `ClosedError`.
+        """Stop within a decoding step and release the model; what is not done yet fails.
 
-        Does nothing in a fork, where nothing runs.
+        Its futures raise `ClosedError`. Does nothing in a fork, where nothing runs.
         """
         atexit.unregister(self._leave)
         self._end(None)
+        if os.getpid() != self._made_in:
+            return
+        with self._lock:
+            is_open = hasattr(self, "_scheduler")
+            if is_open:
+                del self._scheduler  # with the network, of which nothing else knows
+        if is_open:
+            free_cached_memory(self._device)
+            return_freed_memory()
 
     def __enter__(self) -> "Engine":
         return self
