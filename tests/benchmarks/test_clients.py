@@ -1,5 +1,6 @@
 """Calls of many clients: how they are counted, and the table of medians."""
 
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -12,18 +13,19 @@ from benchmarks.clients import ENGINES, ROWS, clips_of, measured, tables
 
 def test_clients_share_the_calls() -> None:
     seen: list[str] = []
+    four = threading.Barrier(4)
 
     def call(clip: str) -> None:
         seen.append(clip)
+        four.wait(30)  # calls of four clients are under way together
         time.sleep(0.02)
 
     clips = [str(number) for number in range(8)]
-    alone, together = (measured(call, clips, number) for number in (1, 4))
-    assert sorted(seen) == sorted(clips * 2)
-    assert 2 * alone["calls_per_s"] < together["calls_per_s"] < 8 / 0.02
-    assert alone["median_s"] >= 0.02
-    assert alone["slowest_s"] >= alone["median_s"]
-    assert 0 <= alone["cpu_s_per_call"] < 0.02
+    run = measured(call, clips, 4)
+    assert sorted(seen) == clips
+    assert 0 < run["calls_per_s"] <= 8 / 0.04
+    assert run["slowest_s"] >= run["median_s"] >= 0.02
+    assert run["cpu_s_per_call"] >= 0
 
 
 def test_the_table_has_medians_over_rounds() -> None:
