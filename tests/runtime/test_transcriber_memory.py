@@ -185,7 +185,8 @@ def test_a_closed_transcriber_gives_back_its_model(tmp_path: Path, file: str) ->
     del transcriber
     assert closed() is None
     assert during.bytes - before.bytes > 40 * MIB
-    assert after.bytes - before.bytes < (during.bytes - before.bytes) / 4
+    # Not all of it where a long process has broken its memory into pieces.
+    assert after.bytes - before.bytes < (during.bytes - before.bytes) / 2
     assert not child.is_running()
     assert (after.threads, after.files) == (before.threads, before.files)
     assert after.exit_functions <= before.exit_functions + 1
