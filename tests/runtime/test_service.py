@@ -330,6 +330,14 @@ def test_calls_beyond_the_limit_are_asked_to_come_again(
             client.audio.transcriptions.create(file=("a.wav", sound(1.0)), model="whisper-1")
         assert (refused.value.status_code, refused.value.type) == (503, "server_error")
         assert refused.value.response.headers["Retry-After"] == "2"
+        # The library comes again by itself, when it is asked to.
+        threading.Timer(0.5, slow.close).start()
+        began_s = time.monotonic()
+        patient = client.with_options(max_retries=1)
+        assert patient.audio.transcriptions.create(
+            file=("a.wav", sound(1.0)), model="whisper-1"
+        ).text
+        assert time.monotonic() - began_s > 1.9
     until(lambda: calls(service) == 0)
     assert client.audio.transcriptions.create(file=("a.wav", sound(1.0)), model="whisper-1").text
 
