@@ -397,9 +397,11 @@ class BeamBatch:
         # As in transformers: so many that enough are left to go on with if all others end.
         ends = max(job.search.num_ends if job else 1 for job in map(self._jobs.__getitem__, places))
         considered = min((1 + ends) * beams, beams * vocab)
-        drawn = total + self._noise(index, running, vocab) if sampled else total
-        flat = drawn.flatten(1).topk(considered).indices  # (place, choice)
-        best = total.flatten(1).gather(1, flat)
+        best, flat = total.flatten(1).topk(considered)  # (place, choice)
+        if sampled:
+            drawn = total + self._noise(index, running, vocab)
+            flat = drawn.flatten(1).topk(considered).indices
+            best = total.flatten(1).gather(1, flat)
         source, token = flat // vocab, flat % vocab
         likely = scores.view(len(index), -1).gather(1, flat)
         under_rules = scores.logsumexp(dim=1).view(len(index), beams).gather(1, source)

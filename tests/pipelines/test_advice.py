@@ -28,6 +28,7 @@ CHANGED = {
     "extract.item_timeout_s": "999",
     "extract.max_duration_h": "99",
     "extract.max_file_gb": "99",
+    "extract.track": "auto",
     "extract.workers": "1",
     "model.compute_type": "float32",
     "source.allow_hosts": "[example.com]",
@@ -50,7 +51,7 @@ class Job:
         self.yaml = folder / "job.yaml"
         self.yaml.write_text(
             f"source: {{uri: '{self.source}'}}\nmodel: {{checkpoint: some/model}}\n"
-            f"extract: {{channels: each}}\noutput: {{uri: '{folder / 'out'}'}}\n"
+            f"extract: {{channels: each, track: 2}}\noutput: {{uri: '{folder / 'out'}'}}\n"
         )
         self.config = load_config(str(self.yaml))
         self.store = OutputStore(self.config.output.uri)

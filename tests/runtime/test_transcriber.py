@@ -134,7 +134,7 @@ def test_wrong_options_are_refused_before_a_file_is_read(transcriber: Transcribe
     for options, words in wrong:
         with pytest.raises(ConfigError, match=words):
             transcriber.transcribe("nowhere.wav", **options)
-    with pytest.raises(ConfigError, match="expected mix or one channel's number"):
+    with pytest.raises(ConfigError, match="found channels: each, expected one channel or track"):
         transcriber.stream("nowhere.wav", channels="each")
 
 
