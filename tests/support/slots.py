@@ -261,6 +261,8 @@ def _tensors(values: object, seen: set[int] | None = None) -> Iterator[Tensor]:
 
 
 def _parts(values: object) -> list[Any]:
+    if isinstance(values, str):  # a type of numbers by its name, too
+        return []
     if isinstance(values, dict):
         return list(values.values())
     if isinstance(values, list | tuple | set):
