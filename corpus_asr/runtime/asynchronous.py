@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from corpus_asr.runtime.in_flight import Cancellation
+from corpus_asr.runtime.in_flight import CallCancelledError, Cancellation
 
 _Found = TypeVar("_Found")
 _ENDED = object()
@@ -49,9 +49,16 @@ class _Thread(ThreadPoolExecutor):
 async def _in(
     thread: ThreadPoolExecutor, call: Callable[[], _Found], cancellation: Cancellation
 ) -> _Found:
-    future = asyncio.get_running_loop().run_in_executor(thread, call)
+    def ended() -> Any:
+        try:
+            return call()
+        except CallCancelledError:
+            return None  # nobody waits for it
+
+    future = asyncio.get_running_loop().run_in_executor(thread, ended)
     try:
-        return await asyncio.shield(future)
+        found: _Found = await asyncio.shield(future)
+        return found
     except asyncio.CancelledError:
         cancellation.cancel()
         future.add_done_callback(_seen)
@@ -60,6 +67,6 @@ async def _in(
         raise
 
 
-def _seen(future: "asyncio.Future[_Found]") -> None:
+def _seen(future: "asyncio.Future[Any]") -> None:
     if not future.cancelled():
         future.exception()  # nobody else asks for it

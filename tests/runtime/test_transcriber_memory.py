@@ -3,6 +3,9 @@
 import asyncio
 import atexit
 import gc
+import os
+import subprocess
+import sys
 import threading
 import weakref
 from collections.abc import Callable
@@ -27,6 +30,11 @@ OPTIONS: dict[str, Any] = {
     "part_s": 30.0, "padding_s": 0.5,
 }  # fmt: skip
 MIB = 1 << 20
+ALONE = "CORPUS_ASR_TEST_ALONE"
+# What other tests of a long process hold and free would be counted, too.
+measured_alone = pytest.mark.skipif(
+    ALONE not in os.environ, reason="measured by a test that starts a process of its own"
+)
 GROWTH_BYTES = 8 << 10  # of a call
 SOUND = noise(0.2)
 
@@ -119,6 +127,17 @@ def file(tmp_path: Path) -> str:
     return str(path)
 
 
+@pytest.mark.parametrize("marks", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
+def test_what_a_process_of_its_own_measures(marks: str) -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-m",
+               marks, "-k", "leave_nothing or growth or gives_back"]  # fmt: skip
+    environment = os.environ | {ALONE: "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " passed" in done.stdout
+
+
+@measured_alone
 @pytest.mark.parametrize(
     "calls_of_a_span", [pytest.param(40), pytest.param(250, marks=pytest.mark.slow)]
 )
@@ -149,6 +168,7 @@ def least_growth(held: list[Held], name: str) -> int:
     return min(after - before for before, after in pairwise(values))
 
 
+@measured_alone
 def test_growth_in_each_span_is_seen() -> None:
     kept: list[Any] = []
     held = []
@@ -159,6 +179,7 @@ def test_growth_in_each_span_is_seen() -> None:
     assert least_growth(held, "objects") >= 40
 
 
+@measured_alone
 def test_a_closed_transcriber_gives_back_its_model(tmp_path: Path, file: str) -> None:
     tiny_tokenizer(tmp_path / "tokenizer")
     large = tiny_whisper(
