@@ -89,7 +89,7 @@ class AudioDecoder:
         self._file = GuardedFile(file, uri=uri)
         self._container = open_container(self._file, uri=uri)
         try:
-            self._peeked = first_packet(self._container)
+            self._peeked = self._peek()
             self.tracks = audio_tracks(self._container)
             self._stream, wanted = select_stream(
                 self._container, self._file, uri=uri, track=track, languages=languages
@@ -228,6 +228,15 @@ class AudioDecoder:
                 else:
                     self._count(ValueError(f"sample rate {frame.sample_rate} Hz"))
         self._file.check()
+
+    def _peek(self) -> "av.Packet[Any] | None":
+        try:
+            return first_packet(self._container)
+        except IndexError:  # of a stream that began in mid-file, as below
+            return None
+        except av.error.FFmpegError as error:
+            self._count(error)
+            return None
 
     def _packets(self) -> Iterator[_Packet | None]:
         # After damage the demuxer is asked again; None at the end flushes the decoder.

@@ -11,7 +11,6 @@ from typing import Any
 
 import av
 import av.container
-import av.error
 from av.audio.fifo import AudioFifo
 from av.audio.frame import AudioFrame
 
@@ -158,13 +157,13 @@ def first_packet(container: av.container.InputContainer) -> "av.Packet[Any] | No
 
     libav tells when its streams begin once it has decoded some: a picture that it may not decode
     seems to begin with the sound.
+
+    Raises:
+        av.error.FFmpegError: it is damaged; what follows may be whole.
     """
     if container.format.name != _MATROSKA or len(container.streams) < 2:
         return None
-    try:
-        return next(iter(container.demux()), None)
-    except (IndexError, av.error.FFmpegError):
-        return None  # reading on says so again
+    return next(iter(container.demux()), None)
 
 
 def _stored_s(frame: AudioFrame) -> float | None:

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn.parallel import scatter_gather
 
 from corpus_asr.models import speech2text, whisper
-from tests.support.checkpoints import tiny_speech2text, tiny_whisper
-from tests.support.tokenizers import tiny_speech2text_tokenizer, tiny_tokenizer
+from tests.support.checkpoints import tiny_families, tiny_whisper
+from tests.support.tokenizers import tiny_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 SIZES: dict[str, Any] = {"d_model": 16, "heads": 2, "layers": 1}
@@ -26,12 +26,7 @@ IDS = torch.tensor([[5, 6], [7, 8]])
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("checkpoints")
-    tiny_tokenizer(folder / "Whisper")
-    tiny_whisper(folder / "Whisper", tokenizer=folder / "Whisper", max_source_positions=50, **SIZES)
-    pieces = tiny_speech2text_tokenizer(folder / "pieces")
-    tiny_speech2text(folder / "Speech2Text", tokenizer=pieces, conv_channels=16, **SIZES)
-    return {name: folder / name for name in ("Whisper", "Speech2Text")}
+    return tiny_families(tmp_path_factory.mktemp("checkpoints"), **SIZES)
 
 
 def named(package: Any, name: str, folders: dict[str, Path], kind: str) -> Any:

@@ -15,8 +15,7 @@ from corpus_asr.families.speech2text.model import Speech2TextDecoder
 from corpus_asr.families.whisper.encoder import WhisperEncoder
 from corpus_asr.families.whisper.model import WhisperDecoder
 from corpus_asr.models import speech2text, whisper
-from tests.support.checkpoints import tiny_speech2text, tiny_whisper
-from tests.support.tokenizers import tiny_speech2text_tokenizer, tiny_tokenizer
+from tests.support.checkpoints import tiny_families
 
 SIZES: dict[str, Any] = {"d_model": 16, "heads": 2, "layers": 1}
 IDS = torch.tensor([[5, 6, 7], [8, 9, 10]])
@@ -24,12 +23,7 @@ IDS = torch.tensor([[5, 6, 7], [8, 9, 10]])
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("checkpoints")
-    tiny_tokenizer(folder / "Whisper")
-    tiny_whisper(folder / "Whisper", tokenizer=folder / "Whisper", max_source_positions=50, **SIZES)
-    pieces = tiny_speech2text_tokenizer(folder / "pieces")
-    tiny_speech2text(folder / "Speech2Text", tokenizer=pieces, conv_channels=16, **SIZES)
-    return {name: folder / name for name in ("Whisper", "Speech2Text")}
+    return tiny_families(tmp_path_factory.mktemp("checkpoints"), **SIZES)
 
 
 @pytest.fixture(params=["Whisper", "Speech2Text"])

@@ -12,6 +12,8 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
+from tests.support.tokenizers import tiny_speech2text_tokenizer, tiny_tokenizer
+
 Weights = Literal["safetensors", "sharded safetensors", "bin", "sharded bin"]
 
 _DEFAULT_VOCAB_SIZE = 1000
@@ -204,6 +206,15 @@ SIZES: dict[str, Any] = {
     "dropout": 0.0,
     "spread": 0.2,
 }
+
+
+def tiny_families(folder: Path, **sizes: Any) -> dict[str, Path]:
+    """Write a random checkpoint of each family with its tokenizer; returns their folders."""
+    tiny_tokenizer(folder / "Whisper")
+    tiny_whisper(folder / "Whisper", tokenizer=folder / "Whisper", max_source_positions=50, **sizes)
+    pieces = tiny_speech2text_tokenizer(folder / "pieces")
+    tiny_speech2text(folder / "Speech2Text", tokenizer=pieces, conv_channels=16, **sizes)
+    return {name: folder / name for name in ("Whisper", "Speech2Text")}
 
 
 def tiny_network(folder: Path, **settings: Any) -> Path:
