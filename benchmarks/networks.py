@@ -278,9 +278,18 @@ def hidden_states(network: Any, features: torch.Tensor) -> torch.Tensor:
 
 @torch.inference_mode()
 def generate_fixed(
-    network: Any, encoded: torch.Tensor, shape: Shape, *, tokens: int, beams: int = 1
+    network: Any,
+    encoded: torch.Tensor,
+    shape: Shape,
+    *,
+    tokens: int,
+    beams: int = 1,
+    cache: str | None = None,
 ) -> list[list[int]]:
-    """Return exactly so many tokens of each window, as transformers decodes them."""
+    """Return exactly so many tokens of each window, as transformers decodes them.
+
+    With a `cache` of "static", transformers compiles the decoder's step on a GPU.
+    """
     library = importlib.import_module("transformers")
     outputs = importlib.import_module("transformers.modeling_outputs").BaseModelOutput
     prompt, end = tokens_of(shape)
@@ -288,6 +297,7 @@ def generate_fixed(
     settings = library.GenerationConfig(
         max_new_tokens=tokens, num_beams=beams, do_sample=False, suppress_tokens=[end],
         decoder_start_token_id=prompt[0], bos_token_id=end, eos_token_id=end, pad_token_id=end,
+        cache_implementation=cache,
     )  # fmt: skip
     # Whisper's own `generate` cuts audio and reads timestamps; this is what it calls.
     found = library.GenerationMixin.generate(

@@ -43,6 +43,7 @@ STAGES: dict[str, Stage] = {
     "memory": speed.memory,
     "transformers": speed.beside_transformers,
     "profile": speed.profile,
+    "compiled": speed.beside_compiled,
 }
 
 EXIT_FAILED = 1

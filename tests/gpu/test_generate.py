@@ -4,7 +4,6 @@ The CPU is compared with itself where there is no GPU, so that the tests work on
 one. Nothing here needs more than pytest and the engine's own libraries (tests/repo/test_bare.py).
 """
 
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +39,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(params=FAMILIES)
 def both(
     request: pytest.FixtureRequest, folders: dict[str, Path], device: torch.device
-) -> Iterator[tuple[Any, Any, Tensor]]:
+) -> tuple[Any, Any, Tensor]:
     """A network on the CPU, the same on the device, and the features of two windows."""
     name = request.param
     package = whisper if name == "Whisper" else speech2text
@@ -48,7 +47,7 @@ def both(
     shape = (2, 80, 100) if name == "Whisper" else (2, 100, 80)
     features = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     here = loader.from_pretrained(folders[name])
-    yield here, loader.from_pretrained(folders[name], device=device), features
+    return here, loader.from_pretrained(folders[name], device=device), features
 
 
 def close(found: Any, expected: Any) -> None:
@@ -165,7 +164,7 @@ def steps_under_autocast(network: Any, features: Tensor, dtype: torch.dtype) -> 
         scaler.scale(loss).backward()
         scaler.step(optimizer)
         scaler.update()
-        losses.append(float(loss))
+        losses.append(loss.item())
     return losses
 
 
