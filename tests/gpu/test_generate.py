@@ -11,10 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from corpus_asr.config.finetune import LoraSettings
 from corpus_asr.models import speech2text, whisper
-from corpus_asr.models.lora import LoraAdapters
-from tests.support.checkpoints import tiny_families
+from tests.support.checkpoints import tiny_speech2text, tiny_whisper
 
 # float32 is summed in another order by other libraries.
 TOLERANCE = 1e-4
@@ -33,7 +31,10 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> t
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return tiny_families(tmp_path_factory.mktemp("checkpoints"), **SIZES)
+    root = tmp_path_factory.mktemp("checkpoints")
+    tiny_whisper(root / "Whisper", max_source_positions=50, **SIZES)
+    tiny_speech2text(root / "Speech2Text", conv_channels=16, **SIZES)
+    return {name: root / name for name in FAMILIES}
 
 
 @pytest.fixture(params=FAMILIES)
@@ -180,6 +181,10 @@ def test_training_under_autocast_learns_as_in_float32(
 
 
 def adapted(network: Any) -> Any:
+    pytest.importorskip("pydantic", reason="settings of adapters are checked with it")
+    from corpus_asr.config.finetune import LoraSettings
+    from corpus_asr.models.lora import LoraAdapters
+
     where = next(network.parameters()).device
     settings = LoraSettings(rank=4, alpha=8.0, dropout=0.0, target_modules=("q_proj", "fc1"))
     adapters = LoraAdapters(network, settings, seed=0)

@@ -12,8 +12,6 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
-from tests.support.tokenizers import tiny_speech2text_tokenizer, tiny_tokenizer
-
 Weights = Literal["safetensors", "sharded safetensors", "bin", "sharded bin"]
 
 _DEFAULT_VOCAB_SIZE = 1000
@@ -210,6 +208,9 @@ SIZES: dict[str, Any] = {
 
 def tiny_families(folder: Path, **sizes: Any) -> dict[str, Path]:
     """Write a random checkpoint of each family with its tokenizer; returns their folders."""
+    # tests/gpu runs where no sentencepiece is installed.
+    from tests.support.tokenizers import tiny_speech2text_tokenizer, tiny_tokenizer
+
     tiny_tokenizer(folder / "Whisper")
     tiny_whisper(folder / "Whisper", tokenizer=folder / "Whisper", max_source_positions=50, **sizes)
     pieces = tiny_speech2text_tokenizer(folder / "pieces")
