@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from corpus_asr.activity import Activity
-from corpus_asr.decoding.batch import SlotBatch, SpeculativeBatch, encode_windows
+from corpus_asr.decoding.batch import SlotBatch, encode_windows
 from corpus_asr.decoding.beam import BeamBatch
 from corpus_asr.decoding.device import (
     CudaRecorder,
@@ -34,6 +34,7 @@ from corpus_asr.decoding.protocols import (
     WindowJob,
     WindowResult,
 )
+from corpus_asr.decoding.speculative import SpeculativeBatch
 from corpus_asr.decoding.tasks import Done, Running, Task, start
 from corpus_asr.errors import check_same_process
 
