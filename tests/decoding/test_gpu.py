@@ -27,6 +27,7 @@ from corpus_asr.decoding.protocols import (
     Result,
     Search,
     SlotModel,
+    TokenRules,
 )
 from corpus_asr.decoding.slots import SlotScheduler
 from corpus_asr.families.layers import blocks
@@ -35,7 +36,7 @@ from tests.decoding.test_kernels import interpreted as interpreted
 from tests.support.device import pretended_gpu
 from tests.support.device_state import Gpu, RaceError
 from tests.support.device_tensors import run_as_one
-from tests.support.searches import KINDS, small_whisper
+from tests.support.searches import END, KINDS, small_whisper
 from tests.support.searches import ask as ask_of_kind
 from tests.support.slots import assert_all_same, outcomes, run_jobs
 
@@ -45,6 +46,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 # Two seconds, so that a window of one is short.
 FRAMES = 200
 ask = partial(ask_of_kind, frames=FRAMES)
+ENDLESS = TokenRules(end=END, is_endless=True)
 
 
 def tasks_of(kinds: Sequence[str], jobs: int) -> list[list[Job]]:
@@ -259,6 +261,29 @@ def test_windows_start_by_recordings(
     assert calls["WhisperSlotModel fill"] < calls["type fill"]
     by_itself = calls["WhisperSlotModel prefill"] / calls["type admit"]
     assert by_itself < 0.8 if longest > 2 else by_itself < 1
+
+
+def test_windows_start_together_once_enough_slots_are_free(
+    folder: Path, alone: Any, gpu: Gpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[int] = []
+    admit = SlotBatch.admit
+
+    def noted(self: SlotBatch, slots: Sequence[int], jobs: Sequence[Job]) -> None:
+        started.append(len(slots))
+        admit(self, slots, jobs)
+
+    monkeypatch.setattr(SlotBatch, "admit", noted)
+    lengths = np.random.default_rng(0).integers(5, 40, 96)
+    tasks: list[list[Job]] = [
+        [replace(ask("greedy", n), rules=ENDLESS, max_new_tokens=int(length))]
+        for n, length in enumerate(lengths)
+    ]
+    found, _ = run(load(folder, "cuda").slot_model(), tasks, slots=48, every=1)
+    first, *others = started
+    assert first == sum(others) == 48
+    assert min(others) >= 3
+    assert_all_same(found, alone(tasks))
 
 
 def test_the_device_has_a_step_to_do_while_results_are_read(
