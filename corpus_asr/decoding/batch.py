@@ -1,11 +1,10 @@
 """The decoder's slots on the device: admit windows, advance all by one token, collect what ended.
 
-The occupied slots are always the first ones, so a step computes nothing for empty ones. Where an
-assistant drafts, a step checks several tokens at once.
+The occupied slots are always the first ones, so a step computes nothing for empty ones.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -21,6 +20,7 @@ from corpus_asr.decoding.device import (
     FinishedFlags,
     StepGraphs,
     reach_of,
+    to_device,
     upload,
     upload_stack,
 )
@@ -29,6 +29,7 @@ from corpus_asr.decoding.options import (
     Layout,
     SlotOptions,
     choose,
+    is_exact,
     log_probability,
 )
 from corpus_asr.decoding.protocols import (
@@ -42,6 +43,11 @@ from corpus_asr.decoding.protocols import (
 )
 from corpus_asr.decoding.rules import RepetitionDetector, SlotRules
 from corpus_asr.errors import ItemError
+
+# Of windows that start together, and of their prompts, as recordings take them: others keep a GPU
+# busy for about as long as the host starts kernels.
+MOST_RECORDED = 16
+_SHORTEST_RECORDED, _LONGEST_RECORDED = 4, 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +65,8 @@ class SlotBatch:
     """Per-slot state as tensors; what changes it runs under inference mode.
 
     A step reads and writes tensors that stay where they are, never waits for the device, and
-    depends on nothing else but what names it in `step`: so it can be recorded and replayed.
+    depends on nothing else but what names it in `step`: so it can be recorded and replayed. So can
+    what fills and starts a few slots, which are then numbers on the device.
     """
 
     def __init__(
@@ -84,10 +91,8 @@ class SlotBatch:
         self._logprob = torch.zeros(slots, length + 1, device=device)
         self._token = torch.zeros(slots, dtype=torch.long, device=device)
         # Not 0, so that a slot that has only been aligned in has a last token as others do.
-        self._length = torch.ones(slots, dtype=torch.long, device=device)
-        self._limit = torch.ones(slots, dtype=torch.long, device=device)
-        self._end = torch.zeros(slots, dtype=torch.long, device=device)
-        self._seed = torch.zeros(slots, dtype=torch.long, device=device)
+        self._numbers = torch.ones(4, slots, dtype=torch.long, device=device)
+        self._length, self._limit, self._end, self._seed = self._numbers.unbind()
         self._temperature = torch.zeros(slots, device=device)
         # Also where nothing is: a replayed step takes some free slots along.
         self._ended = torch.ones(slots, dtype=torch.bool, device=device)
@@ -99,6 +104,11 @@ class SlotBatch:
             self._ended, behind=recorder is not None or device.type == "cuda"
         )
         self._graphs = StepGraphs(slots, recorder) if recorder else None
+        # A CPU starts windows as they are: it has no kernels that would have to be started.
+        self._starts = self._graphs if device.type != "cpu" else None
+        if self._starts is not None:
+            windows = (min(MOST_RECORDED, slots), *model.window_shape)
+            self._windows = torch.zeros(windows, dtype=model.dtype, device=device)
         self._heard_short = False  # whether a step has to tell windows of several lengths apart
         # What the host knows of each text without asking the device: its length is no more.
         self._longest = [1] * slots
@@ -113,7 +123,18 @@ class SlotBatch:
         """Put the jobs' encoded windows into `slots`; they stay until the next fill."""
         num_frames = frames_encoded(jobs)
         self._heard_short |= num_frames is not None
-        self.model.fill(self._state, slots, encoded, num_frames=num_frames)
+        if self._starts is None or self._heard_short:
+            self.model.fill(self._state, slots, encoded, num_frames=num_frames)
+            return
+        left = list(slots)
+        while left:
+            # By powers of two, as few recordings fill any number, and no window in vain.
+            count = min(len(self._windows), 1 << (len(left).bit_length() - 1))
+            index = self._starts.hold(torch.tensor(left[:count]), self.model.device)
+            windows = self._windows[:count].copy_(encoded[len(slots) - len(left) :][:count])
+            fill = partial(self.model.fill, self._state, index, windows)
+            self._starts.run(("fill", count), fill)
+            left = left[count:]
 
     @torch.inference_mode()
     def admit(self, slots: Sequence[int], jobs: Sequence[Job]) -> None:
@@ -129,7 +150,7 @@ class SlotBatch:
                 self._longest[slot] = 1
             self._aligned |= align_windows(self.model, self._state, [*texts], [*texts.values()])
         if windows:
-            self._start(list(windows), list(windows.values()))
+            self._start([*windows], [*windows.values()])
 
     @torch.inference_mode()
     def step(self, active: int, *, sampled: bool) -> None:
@@ -232,48 +253,70 @@ class SlotBatch:
         return self._length - 1
 
     def _start(self, slots: list[int], jobs: list[WindowJob]) -> None:
-        lengths = [len(job.prompt) for job in jobs]
-        room = self.model.max_target_positions
-        index, prompts, length, limit, end, seed, temperature = upload(
-            self.model.device,
-            slots,
-            pad_prompts(jobs),
-            lengths,
-            [min(job.max_new_tokens + len(job.prompt), room) for job in jobs],
-            [job.rules.last for job in jobs],
-            [job.seed for job in jobs],
-            [float(job.search.temperature) for job in jobs],
-        )
-        hidden = self.model.prefill(self._state, slots, prompts, lengths)  # (batch, token, width)
-        logits = self.model.logits(hidden[self._slots[: len(jobs)], length - 1])  # (batch, vocab)
-        if (scores := token_scores(self.model, hidden, jobs)) is not None:
-            self._score.index_copy_(0, index, scores)
-
-        self._text[:, : prompts.shape[1]].index_copy_(0, index, prompts)
-        for held, values in (
-            (self._length, length), (self._limit, limit), (self._end, end), (self._seed, seed),
-            (self._temperature, temperature.float()),
-        ):  # fmt: skip
-            held.index_copy_(0, index, values)
-        self._ended.index_fill_(0, index, False)
-        self._looped.index_fill_(0, index, False)
+        device, room = self.model.device, self.model.max_target_positions
+        graphs = self._starts if _can_be_recorded(jobs) else None
+        width = max(len(job.prompt) for job in jobs)
+        if graphs is not None:
+            width = min(room, max(_SHORTEST_RECORDED, 1 << (width - 1).bit_length()))
+            # The last one again and again: that writes the same into the same slot.
+            more = graphs.rung(len(jobs)) - len(jobs)
+            slots, jobs = slots + slots[-1:] * more, jobs + jobs[-1:] * more
+        numbers = _numbers_of(slots, jobs, width=width, room=room)
+        numbers = to_device(numbers, device) if graphs is None else graphs.hold(numbers, device)
+        index = numbers[0]
         for slot, job in zip(slots, jobs, strict=True):
             self._jobs[slot] = job
             self._longest[slot] = len(job.prompt) + 1
-        rules = [job.rules for job in jobs]
-        prefixes = [job.prefix for job in jobs]
-        self._rules.admit(index, rules, prefixes)
+        self._rules.admit(index, [job.rules for job in jobs], [job.prefix for job in jobs])
         self._repetition.admit(slots, jobs)
         self._options.admit(slots, index, [job.search for job in jobs])
+        asked: dict[str, Any] = {
+            "recorded": graphs is not None,
+            "scored": any(job.score_token is not None for job in jobs),
+            "sampled": any(job.search.temperature > 0 for job in jobs),
+            "watched": self._repetition.watches(slots),
+            "options": self._options.layout(slots),
+        }
+        begin = partial(self._begin, numbers, slots, jobs, **asked)
+        if graphs is None:
+            begin()
+            return
+        key = (numbers.shape, *asked.values(), self._heard_short, *self._rules.layout)
+        graphs.run(("start", *key), begin)
 
-        options = self._options.layout(slots)
+    def _begin(
+        self,
+        numbers: Int[Tensor, "number batch"],
+        slots: list[int],
+        jobs: list[WindowJob],
+        *,
+        recorded: bool,
+        scored: bool,
+        sampled: bool,
+        watched: bool,
+        options: Layout,
+    ) -> None:
+        index, length, _, _, _, temperature, scored_at, score_token = numbers[:_NUMBERS]
+        prompts = numbers[_NUMBERS:].T
+        hidden = self.model.prefill(
+            self._state, index if recorded else slots, prompts, [len(job.prompt) for job in jobs]
+        )  # (batch, token, width)
+        logits = self.model.logits(hidden[self._slots[: len(jobs)], length - 1])  # (batch, vocab)
+        if scored:
+            scores = token_scores(self.model, hidden, scored_at, score_token)
+            self._score.index_copy_(0, index, scores)
+        self._text[:, : prompts.shape[1]].index_copy_(0, index, prompts)
+        self._numbers.index_copy_(1, index, numbers[1:5])
+        self._temperature.index_copy_(0, index, temperature.view(torch.float64).float())
+        self._ended.index_fill_(0, index, False)
+        self._looped.index_fill_(0, index, False)
         logits = self._options.before_rules(logits, slots, index, options)
         self._take(
-            self._rules.apply_first(logits, rules, index, prefixes),
+            self._rules.apply_first(logits, index, [job.prefix for job in jobs]),
             index,
             slots=slots,
-            sampled=any(job.search.temperature > 0 for job in jobs),
-            watched=self._repetition.watches(slots),
+            sampled=sampled,
+            watched=watched,
             options=options,
         )
 
@@ -430,152 +473,51 @@ def frames_encoded(jobs: Sequence[Job]) -> list[int] | None:
     return None if frames == whole else frames
 
 
+def _can_be_recorded(jobs: Sequence[WindowJob]) -> bool:
+    short = all(len(job.prompt) <= _LONGEST_RECORDED for job in jobs)
+    by_host = any(job.num_prefix or is_exact(job.search) for job in jobs)
+    return len(jobs) <= MOST_RECORDED and short and not by_host
+
+
+# Of a window that starts, before its prompt.
+_NUMBERS = 8
+
+
+def _numbers_of(
+    slots: Sequence[int], jobs: Sequence[WindowJob], *, width: int, room: int
+) -> Int[Tensor, "number batch"]:
+    # All in one tensor, as each copy to a GPU takes the host as long as to start a kernel or two.
+    temperatures = torch.tensor([job.search.temperature for job in jobs], dtype=torch.float64)
+    rows = [
+        list(slots),
+        [len(job.prompt) for job in jobs],
+        [min(job.max_new_tokens + len(job.prompt), room) for job in jobs],
+        [job.rules.last for job in jobs],
+        [job.seed for job in jobs],
+        temperatures.view(torch.long).tolist(),
+        *scores_wanted(jobs),
+        *zip(*(job.prompt + (0,) * (width - len(job.prompt)) for job in jobs), strict=True),
+    ]
+    return torch.tensor(rows)
+
+
 def pad_prompts(jobs: Sequence[WindowJob]) -> Int[Tensor, "batch token"]:
     """The jobs' prompts as rows, padded on the right."""
     return pad_sequence([torch.tensor(job.prompt) for job in jobs], batch_first=True)
 
 
+def scores_wanted(jobs: Sequence[WindowJob]) -> tuple[list[int], list[int]]:
+    """Where in its prompt each job wants a score, and of which token; 0 where it wants none."""
+    return [job.score_position for job in jobs], [job.score_token or 0 for job in jobs]
+
+
 def token_scores(
-    model: SlotModel, hidden: Float[Tensor, "batch token width"], jobs: Sequence[WindowJob]
-) -> Float[Tensor, " batch"] | None:
-    """The probability of each job's `score_token` after its prompt; None where none is wanted."""
-    if all(job.score_token is None for job in jobs):
-        return None
-    rows, positions, tokens = upload(
-        hidden.device,
-        range(len(jobs)),
-        [job.score_position for job in jobs],
-        [job.score_token or 0 for job in jobs],
-    )
+    model: SlotModel,
+    hidden: Float[Tensor, "batch token width"],
+    positions: Int[Tensor, " batch"],
+    tokens: Int[Tensor, " batch"],
+) -> Float[Tensor, " batch"]:
+    """The probability of a token after a position of each row."""
+    rows = torch.arange(len(hidden), device=hidden.device)
     probabilities = model.logits(hidden[rows, positions]).softmax(dim=1)  # (batch, vocab)
     return probabilities.gather(1, tokens.unsqueeze(1)).squeeze(1)
-
-
-class SpeculativeBatch(SlotBatch):
-    """A `SlotBatch` whose steps take up to `num_draft_tokens` + 1 tokens.
-
-    Every token is the main model's own choice, by the same rules and the same noise, given the
-    tokens before it; the drafts only tell which tokens to look at in one go. So the text is the
-    one without an assistant, greedy or sampled, but where two tokens are as likely within rounding
-    (tests/decoding/test_beam.py).
-
-    Source: Leviathan et al. 2022, "Fast Inference from Transformers via Speculative Decoding", with
-    equality in place of rejection sampling: here noise is a function of seed, position and token,
-    so a sampled choice is as certain as a greedy one.
-    """
-
-    def __init__(
-        self, model: SlotModel, assistant: SlotModel, places: int, num_draft_tokens: int
-    ) -> None:
-        super().__init__(model, places)
-        self.assistant = assistant
-        self.num_draft_tokens = num_draft_tokens
-        self._assistant_state: Any = assistant.new_state(places)
-
-    @property
-    def works_behind(self) -> bool:
-        """A step looks at what the one before it found."""
-        return False
-
-    @torch.inference_mode()
-    def fill(
-        self, places: Sequence[int], jobs: Sequence[Job], encoded: Float[Tensor, "batch pos width"]
-    ) -> None:
-        """Put the jobs' windows into `places`, as each model encodes them; they stay until then."""
-        super().fill(places, jobs, encoded)
-        if self.assistant.has_encoder:
-            encoded = encode_windows(self.assistant, [replace(job, encoded=None) for job in jobs])
-        num_frames = frames_encoded(jobs)
-        self.assistant.fill(self._assistant_state, places, encoded, num_frames=num_frames)
-
-    @torch.inference_mode()
-    def step(self, active: int, *, sampled: bool) -> None:
-        """Advance the first `active` slots by what the assistant guessed right, and one token more.
-
-        Slots that have ended stay as they are.
-        """
-        # Ended slots run along; their caches are free, and have room at the front.
-        start = self._position[:active].masked_fill(self._ended[:active], 1)
-        ended, starts = torch.stack([self._ended[:active].long(), start]).tolist()
-        going = [slot for slot in range(active) if not ended[slot]]
-        if not going:
-            return
-        # What the longest text leaves: all slots draft as many tokens, in one call.
-        room = self.model.max_target_positions - 1 - max(starts)
-        drafts = self._draft(active, start, min(self.num_draft_tokens, room), sampled=sampled)
-        tokens = torch.cat([self._token[:active].unsqueeze(1), drafts], dim=1)
-        logits = self.model.extend(self._state, range(active), tokens, start)
-        self._verify(going, logits, drafts, sampled=sampled)
-
-    @torch.inference_mode()
-    def move(self, source: int, target: int) -> None:
-        """Make slot `target` what slot `source` is; `source` is free afterwards."""
-        super().move(source, target)
-        self.assistant.move(self._assistant_state, source, target)
-
-    def _start(self, slots: list[int], jobs: list[WindowJob]) -> None:
-        super()._start(slots, jobs)
-        lengths = [len(job.prompt) for job in jobs]
-        (index,) = upload(self.model.device, slots)
-        prompts = self._text[index, : max(lengths)]
-        self.assistant.prefill(self._assistant_state, slots, prompts, lengths)
-
-    def _draft(
-        self,
-        active: int,
-        start: Int[Tensor, " slot"],
-        num_drafts: int,
-        *,
-        sampled: bool,
-    ) -> Int[Tensor, "slot draft"]:
-        # Drafts follow the slot's `TokenRules`: others could never be accepted.
-        # Options beyond the rules do not guide drafts: these may be wrong, and are cheaper so.
-        index = torch.arange(active, device=start.device)
-        said = self._rules.snapshot()
-        # It has not read the last draft that was right, so it reads the two newest tokens.
-        newest = self._text[index.unsqueeze(1), torch.stack([start - 1, start], dim=1)]
-        logits = self.assistant.extend(self._assistant_state, range(active), newest, start - 1)
-        logits = logits[:, 1]
-        drafts: list[Tensor] = []
-        for number in range(num_drafts):
-            if drafts:
-                logits = self.assistant.step(self._assistant_state, drafts[-1], start + number)
-            allowed = self._rules.apply(logits)
-            # As the main model will, with the same noise.
-            token = (
-                self._choose(allowed, index, start + number) if sampled else allowed.argmax(dim=1)
-            )
-            self._rules.update(token, index)
-            drafts.append(token)
-        self._rules.restore(said)
-        return torch.stack(drafts, dim=1) if drafts else newest[:, :0]
-
-    def _verify(
-        self,
-        going: list[int],
-        logits: Float[Tensor, "slot token vocab"],
-        drafts: Int[Tensor, "slot draft"],
-        *,
-        sampled: bool,
-    ) -> None:
-        # The model's own choices count as long as what it read was what it had chosen.
-        last = drafts.shape[1]
-        for number in range(last + 1):
-            (index,) = upload(logits.device, going)
-            here = logits[:, number].contiguous()
-            options = self._options.layout(going)
-            here[index] = self._options.before_rules(here[index], going, index, options)
-            self._take(
-                self._rules.apply(here)[index],
-                index,
-                slots=going,
-                sampled=sampled,
-                watched=self._repetition.watches(going),
-                options=options,
-            )
-            if number == last:
-                return
-            right = (self._token[index] == drafts[index, number]) & ~self._ended[index]
-            going = [slot for slot, goes in zip(going, right.tolist(), strict=True) if goes]
-            if not going:
-                return

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from corpus_asr.array_types import Bool, Float, Int
-from corpus_asr.decoding.batch import frames_encoded, pad_prompts, token_scores
+from corpus_asr.decoding.batch import frames_encoded, pad_prompts, scores_wanted, token_scores
 from corpus_asr.decoding.device import Download, FinishedFlags, reach_of, upload
 from corpus_asr.decoding.options import SlotOptions, gumbel_noise, should_stop
 from corpus_asr.decoding.protocols import (
@@ -221,9 +221,10 @@ class BeamBatch:
         The jobs must have passed `check_job`.
         """
         lengths = [len(job.prompt) for job in jobs]
-        index, slots, prompts, length = upload(
-            self.model.device, list(places), self._slots(places), pad_prompts(jobs), lengths
-        )
+        index, slots, prompts, length, scored_at, score_tokens = upload(
+            self.model.device, list(places), self._slots(places), pad_prompts(jobs), lengths,
+            *scores_wanted(jobs),
+        )  # fmt: skip
         firsts = [place * self.num_beams for place in places]
         hidden = self.model.prefill(self._state, firsts, prompts, lengths)  # (batch, token, width)
         # All beams of a place go on from its prompt.
@@ -233,7 +234,8 @@ class BeamBatch:
         rules = [job.rules for job in jobs for _ in range(self.num_beams)]
         prefixes = [job.prefix for job in jobs for _ in range(self.num_beams)]
         self._rules.admit(slots, rules, prefixes)
-        if (found := token_scores(self.model, hidden, jobs)) is not None:
+        if any(job.score_token is not None for job in jobs):
+            found = token_scores(self.model, hidden, scored_at, score_tokens)
             self._token_score.index_copy_(0, index, found)
         for place, job in zip(places, jobs, strict=True):
             self._jobs[place], self._counts[place] = job, 0
@@ -250,7 +252,7 @@ class BeamBatch:
         scores = self._options.before_rules(
             scores, self._slots(places), slots, options, logits=logits
         )
-        self._take(self._rules.apply_first(scores, rules, slots, prefixes), places, index)
+        self._take(self._rules.apply_first(scores, slots, prefixes), places, index)
 
     @torch.inference_mode()
     def step(self, active: int, *, sampled: bool) -> None:

@@ -1,4 +1,4 @@
-"""What keeps a device busy: steps replayed as CUDA graphs, copies that seldom make the host wait.
+"""What keeps a device busy: work replayed as CUDA graphs, copies that seldom make the host wait.
 
 On a CPU windows are encoded in some threads while others decode. On a GPU a plain copy of pageable
 memory waits for everything the device still has to do. Here uploads are pinned, and what comes back
@@ -17,7 +17,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from corpus_asr.array_types import Bool
+from corpus_asr.array_types import Bool, Int
 from corpus_asr.threads import usable_threads
 
 logger = logging.getLogger(__name__)
@@ -125,6 +125,7 @@ class StepGraphs:
 
     The first steps of each key are run as they are, which warms up; the next is recorded, and it
     and later ones are replayed. Where recording fails, every step from then on is run as it is.
+    What starts windows is recorded likewise.
     """
 
     def __init__(self, places: int, recorder: CudaRecorder) -> None:
@@ -132,12 +133,19 @@ class StepGraphs:
         self._recorder = recorder
         self._uses: Counter[Hashable] = Counter()
         self._replays: dict[Hashable, Step] = {}
+        self._held: dict[torch.Size, Tensor] = {}
         self._works = True
 
     def rung(self, active: int) -> int:
         """The count of slots to step with for `active`: a power of two, or all places."""
         # Few counts, as each has to warm up and takes memory for its recording.
         return min(self._places, 1 << (active - 1).bit_length())
+
+    def hold(self, numbers: Int[Tensor, "*shape"], device: torch.device) -> Int[Tensor, "*shape"]:
+        """Copy numbers to where recordings look for those of this shape."""
+        if numbers.shape not in self._held:
+            self._held[numbers.shape] = torch.empty_like(numbers, device=device)
+        return self._held[numbers.shape].copy_(numbers.pin_memory(), non_blocking=True)
 
     def run(self, key: Hashable, step: Step) -> None:
         """Run a step, by a recording where there is one."""

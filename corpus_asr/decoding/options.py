@@ -68,7 +68,7 @@ class SlotOptions:
     @property
     def exact(self) -> bool:
         """Whether the host has a part in the steps of any slot."""
-        return any(_is_exact(options.search) for options in self._slots.values())
+        return any(is_exact(options.search) for options in self._slots.values())
 
     def layout(self, slots: Sequence[int]) -> Layout:
         """What `slots` need."""
@@ -87,7 +87,7 @@ class SlotOptions:
         """Give `slots`, which `index` names on the device, new searches."""
         for slot, search in zip(slots, searches, strict=True):
             self._slots.pop(slot, None)
-            if _changes_before_rules(search) or _narrows(search) or _is_exact(search):
+            if _changes_before_rules(search) or _narrows(search) or is_exact(search):
                 self._slots[slot] = _Options(search)
         some = {slot for slot in slots if slot in self._slots}
         if not some and self._changed.isdisjoint(slots):
@@ -226,7 +226,7 @@ class SlotOptions:
             if slot in self._slots
             and wanted(self._slots[slot].search)
             # Nothing is kept of, and no caller's function sees, what follows a text's end.
-            and not (_is_exact(self._slots[slot].search) and bool(self._ended[slot]))
+            and not (is_exact(self._slots[slot].search) and bool(self._ended[slot]))
         ]
 
     def _text(self, slot: int) -> Int[Tensor, " token"]:
@@ -246,8 +246,8 @@ def _narrows(search: Search) -> bool:
     return narrows and search.temperature > 0
 
 
-def _is_exact(search: Search) -> bool:
-    # Whether each step counts: the caller's functions are called, or scores are kept.
+def is_exact(search: Search) -> bool:
+    """Whether each step counts: the caller's functions are called, or scores are kept."""
     calls = search.early_processors or search.processors or search.warpers or search.stopping
     return bool(calls) or search.keep_scores or search.keep_logits
 

@@ -13,6 +13,9 @@ from corpus_asr.array_types import Float, Int
 from corpus_asr.errors import ItemError
 from corpus_asr.failure_kinds import NOT_A_NUMBER
 
+Slots = Sequence[int] | Int[Tensor, " batch"]
+"""Slots by number; on a GPU also as a tensor there, so that a recorded call finds others in it."""
+
 
 class SlotModel(Protocol):
     """An encoder-decoder whose decoder keeps its caches in numbered slots.
@@ -70,21 +73,21 @@ class SlotModel(Protocol):
     def fill(
         self,
         state: Any,
-        slots: Sequence[int],
+        slots: Slots,
         encoded: Float[Tensor, "batch pos width"],
         *,
         num_frames: Sequence[int] | None = None,
     ) -> None:
         """Write the cross-attention keys and values of `encoded` into `slots`, one per window.
 
-        `num_frames` are those that it was encoded with. Steps recorded before they were first given
-        to a state must not be replayed afterwards.
+        `num_frames` are those that it was encoded with. What was recorded before they were first
+        given to a state must not be replayed afterwards.
         """
 
     def prefill(
         self,
         state: Any,
-        slots: Sequence[int],
+        slots: Slots,
         tokens: Int[Tensor, "batch token"],
         lengths: Sequence[int],
     ) -> Float[Tensor, "batch token width"]:

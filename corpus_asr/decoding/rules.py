@@ -41,6 +41,7 @@ class SlotRules:
         self._end = 0
         self._masks: dict[TokenRules, tuple[Tensor, Tensor, Tensor]] = {}
         self._bias = torch.zeros(slots, vocab_size, device=device)
+        self._first_bias = torch.zeros(slots, vocab_size, device=device)
         self._grammar = torch.zeros(slots, dtype=torch.bool, device=device)
         self._last_is_timestamp = torch.zeros(slots, dtype=torch.bool, device=device)
         self._one_before_is_timestamp = torch.zeros(slots, dtype=torch.bool, device=device)
@@ -60,9 +61,14 @@ class SlotRules:
         """Give `slots` new rules and forget what they said before; their texts begin so."""
         for rule in rules:
             self._note_layout(rule)
-        always, _, grammar = zip(*map(self._mask, rules), strict=True)
-        self._bias.index_copy_(0, slots, torch.stack(always))
-        self._grammar.index_copy_(0, slots, torch.stack(grammar))
+        always, first, grammar = zip(*map(self._mask, rules), strict=True)
+        if any(prefixes):
+            rows = zip(prefixes, always, first, strict=True)
+            first = tuple(after if prefix else begin for prefix, after, begin in rows)
+        for held, values in (
+            (self._bias, always), (self._first_bias, first), (self._grammar, grammar),
+        ):  # fmt: skip
+            held.index_copy_(0, slots, torch.stack(values))
         # With nothing said yet the grammar treats both tokens before as timestamps.
         self._last_is_timestamp.index_fill_(0, slots, True)
         self._one_before_is_timestamp.index_fill_(0, slots, True)
@@ -75,19 +81,15 @@ class SlotRules:
     def apply_first(
         self,
         logits: Float[Tensor, "batch vocab"],
-        rules: Sequence[TokenRules],
         slots: Int[Tensor, " batch"],
         prefixes: Sequence[Sequence[int]] = (),
     ) -> Float[Tensor, "batch vocab"]:
         """Forbid, in place, what may not come directly after the prompt, or after a prefix."""
-        always, first, grammar = zip(*map(self._mask, rules), strict=True)
+        bias, own = self._first_bias[slots], self._grammar[slots]
         if not any(prefixes):
-            logits += torch.stack(first)
-            return _prefer_timestamps(logits, torch.stack(grammar), self._timestamp_begin)
-        rows = zip(prefixes, always, first, strict=True)
-        bias = torch.stack([after if prefix else begin for prefix, after, begin in rows])
+            logits += bias
+            return _prefer_timestamps(logits, own, self._timestamp_begin)
         (goes_on,) = upload(self._device, [int(bool(prefix)) for prefix in prefixes])
-        own = torch.stack(grammar)
         last, before, latest = (held[slots] for held in self._said())
         logits = apply_rules(logits, bias, own & goes_on.bool(), last, before, latest, *self.layout)
         return _prefer_timestamps(logits, own, self._timestamp_begin)
@@ -251,13 +253,13 @@ class RepetitionDetector:
         for slot, job in zip(slots, jobs, strict=True):
             self._watches[slot] = job.search.stop_loops
         begins = [job.rules.timestamp_begin for job in jobs]
-        index, watched, alike_from, start = upload(
-            self._device,
+        numbers = [
             list(slots),
             [int(job.search.stop_loops) for job in jobs],
             [self._vocab_size if begin is None else begin for begin in begins],
             [len(job.prompt) - job.num_prefix for job in jobs],
-        )
+        ]
+        index, watched, alike_from, start = to_device(torch.tensor(numbers), self._device)
         self._watched.index_copy_(0, index, watched.bool())
         self._alike_from.index_copy_(0, index, alike_from)
         self._start.index_copy_(0, index, start)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from corpus_asr.activity import Activity
-from corpus_asr.decoding.batch import SlotBatch, SpeculativeBatch, encode_windows
+from corpus_asr.decoding.batch import SlotBatch, encode_windows
 from corpus_asr.decoding.beam import BeamBatch
 from corpus_asr.decoding.device import (
     CudaRecorder,
@@ -34,6 +34,7 @@ from corpus_asr.decoding.protocols import (
     WindowJob,
     WindowResult,
 )
+from corpus_asr.decoding.speculative import SpeculativeBatch
 from corpus_asr.decoding.tasks import Done, Running, Task, start
 from corpus_asr.errors import check_same_process
 
@@ -102,6 +103,8 @@ class SearchQueue:
         ended = self._ended()
         taken_s = (time.perf_counter() - began_s) / steps
         self._step_s = taken_s if self._step_s is None else (self._step_s + taken_s) / 2
+        if self._batch.works_behind and len(ended) < active // _ACTIVE_PER_START:
+            return
         if ended and self._batch.works_behind:
             # One step more, so that the device has work while the host deals with these results:
             # it costs a step of the slots that ended, where idling would cost one of all.
@@ -290,6 +293,10 @@ def check_every_on(device_type: str) -> int | None:
     """How many steps to take between looks on `cpu`; None on an accelerator: by their time."""
     return 1 if device_type == "cpu" else None
 
+
+# On an accelerator, windows start together once this share of the slots is free: prompts of one
+# window or of several keep it busy for as long. Half as many of the slots are idle on average.
+_ACTIVE_PER_START = 16
 
 # A window that ends waits for the next look, and one that ended is computed until then. A look
 # itself does not hold up the device, but what the host does after it must not outlast the steps

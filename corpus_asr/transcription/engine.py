@@ -15,6 +15,7 @@ import torch
 
 from corpus_asr.activity import Activity
 from corpus_asr.config.decoding import DecodingSettings
+from corpus_asr.decoding.batch import MOST_RECORDED
 from corpus_asr.decoding.device import free_cached_memory, return_freed_memory, set_threads
 from corpus_asr.decoding.protocols import ModelSize, SlotModel
 from corpus_asr.decoding.rules import LONGEST_PHRASE
@@ -377,6 +378,9 @@ _TEXT_BYTES = 2 * _LONG + _FLOAT
 _TEXTS_OF_A_BEAM = 2 + 3 * 3
 # Recorded steps keep a pool of their own beside that of admissions.
 _STEP_POOLS = 2
+# Of each window that recordings start together, as many times its encoding: where they look for it,
+# keys and values of a layer, and, where these are kept in 8 bits, wider copies of them.
+_STARTING_ENCODINGS, _STARTING_8_BITS = 3, 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -398,6 +402,8 @@ class MemoryParts:
     kept_encodings: int
     """Of the windows in the slots, and of a batch encoded ahead."""
     encoder_activations: int
+    starting: int
+    """What recordings that fill slots and read prompts work with; nothing on a CPU."""
     beam_lane: int = 0
     """Caches, texts and a step of the beams that are followed beside the slots."""
 
@@ -423,7 +429,9 @@ def predicted_bytes(
     # Queries, keys and values; the window's queries; the window's keys and values. With biases.
     fused = size.layers * 6 * size.width * (size.width + 1) * size.element_bytes
     scalars = 9 * _LONG + 2 * _FLOAT + 6  # of a slot; flags are bytes
-    row = size.vocab_size * _FLOAT + (size.tokens + 1) * (_LONG + _FLOAT)
+    row = 2 * size.vocab_size * _FLOAT + (size.tokens + 1) * (_LONG + _FLOAT)
+    in_8_bits = size.window_element_bytes < size.element_bytes
+    started = _STARTING_ENCODINGS + in_8_bits * _STARTING_8_BITS
     # In a block: hidden states before and after attention, the same normed, and the wide ones
     # before and after activation.
     block = size.positions * (3 * size.width + 2 * size.inner_width) * size.element_bytes
@@ -436,6 +444,7 @@ def predicted_bytes(
         step_buffers=slots * _STEP_POOLS * size.vocab_size * _STEP_BYTES_PER_TOKEN,
         kept_encodings=(slots + encode_batch) * encoding,
         encoder_activations=encode_batch * (block + size.window_values * size.element_bytes),
+        starting=min(slots, MOST_RECORDED) * started * encoding,
         beam_lane=_beam_lane(size, slots, num_beams) if num_beams > 1 and slots else 0,
     )
 
@@ -458,7 +467,7 @@ def predicted_cpu_bytes(
     That is while it loads, or later: of the weights that it reads it then has packed copies alone.
     """
     parts = predicted_bytes(size, slots=slots, encode_batch=encode_batch, num_beams=num_beams)
-    working = parts.total - parts.weights - parts.fused_copies
+    working = parts.total - parts.weights - parts.fused_copies - parts.starting
     return PROCESS_BYTES + max(size.weight_bytes, _packed_bytes(size) + working)
 
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from corpus_asr.decoding.batch import SlotBatch, SpeculativeBatch, encode_windows
+from corpus_asr.decoding.batch import SlotBatch, encode_windows
 from corpus_asr.decoding.beam import BeamBatch
 from corpus_asr.decoding.protocols import (
     Search,
@@ -25,6 +25,7 @@ from corpus_asr.decoding.protocols import (
 )
 from corpus_asr.decoding.rules import RepetitionDetector, repeats_itself
 from corpus_asr.decoding.slots import SlotScheduler
+from corpus_asr.decoding.speculative import SpeculativeBatch
 from corpus_asr.families.whisper.model import (
     WhisperDecoderSlots,
     WhisperForCausalLM,

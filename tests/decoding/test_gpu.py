@@ -27,6 +27,7 @@ from corpus_asr.decoding.protocols import (
     Result,
     Search,
     SlotModel,
+    TokenRules,
 )
 from corpus_asr.decoding.slots import SlotScheduler
 from corpus_asr.families.layers import blocks
@@ -35,7 +36,7 @@ from tests.decoding.test_kernels import interpreted as interpreted
 from tests.support.device import pretended_gpu
 from tests.support.device_state import Gpu, RaceError
 from tests.support.device_tensors import run_as_one
-from tests.support.searches import KINDS, small_whisper
+from tests.support.searches import END, KINDS, small_whisper
 from tests.support.searches import ask as ask_of_kind
 from tests.support.slots import assert_all_same, outcomes, run_jobs
 
@@ -45,6 +46,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 # Two seconds, so that a window of one is short.
 FRAMES = 200
 ask = partial(ask_of_kind, frames=FRAMES)
+ENDLESS = TokenRules(end=END, is_endless=True)
 
 
 def tasks_of(kinds: Sequence[str], jobs: int) -> list[list[Job]]:
@@ -227,6 +229,63 @@ def test_steps_recorded_before_the_first_short_window_are_recorded_anew(
     assert (gpu.captures, gpu.replays > 2) == (2, True)
 
 
+@pytest.mark.parametrize(
+    ("slots", "most", "longest"),
+    [(4, 16, 256), (6, 2, 256), (6, 16, 2)],
+    ids=["all", "few", "short"],
+)
+def test_windows_start_by_recordings(
+    folder: Path,
+    alone: Any,
+    gpu: Gpu,
+    monkeypatch: pytest.MonkeyPatch,
+    slots: int,
+    most: int,
+    longest: int,
+) -> None:
+    # Prompts of one to four tokens, in groups of one to `slots`; slots move, and some hold others.
+    monkeypatch.setattr(batch_module, "MOST_RECORDED", most)
+    monkeypatch.setattr(batch_module, "_LONGEST_RECORDED", longest)
+    model = load(folder, "cuda").slot_model()
+    calls = Counter[str]()
+    for owner, name in (
+        (SlotBatch, "fill"), (SlotBatch, "admit"), (model, "fill"), (model, "prefill"),
+    ):  # fmt: skip
+        counted = _counting(calls, f"{type(owner).__name__} {name}", getattr(owner, name))
+        monkeypatch.setattr(owner, name, counted)
+    kinds = ("greedy", "grammar", "watched", "kept", "sampled", "align")
+    tasks: list[list[Job]] = [[ask(kinds[0 if n < 40 else n % len(kinds)], n)] for n in range(60)]
+    found, scheduler = run(model, tasks, slots=slots)
+    assert_all_same(found, alone(tasks))
+    assert scheduler.statistics.refills > 40
+    assert calls["WhisperSlotModel fill"] < calls["type fill"]
+    by_itself = calls["WhisperSlotModel prefill"] / calls["type admit"]
+    assert by_itself < 0.8 if longest > 2 else by_itself < 1
+
+
+def test_windows_start_together_once_enough_slots_are_free(
+    folder: Path, alone: Any, gpu: Gpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[int] = []
+    admit = SlotBatch.admit
+
+    def noted(self: SlotBatch, slots: Sequence[int], jobs: Sequence[Job]) -> None:
+        started.append(len(slots))
+        admit(self, slots, jobs)
+
+    monkeypatch.setattr(SlotBatch, "admit", noted)
+    lengths = np.random.default_rng(0).integers(5, 40, 96)
+    tasks: list[list[Job]] = [
+        [replace(ask("greedy", n), rules=ENDLESS, max_new_tokens=int(length))]
+        for n, length in enumerate(lengths)
+    ]
+    found, _ = run(load(folder, "cuda").slot_model(), tasks, slots=48, every=1)
+    first, *others = started
+    assert first == sum(others) == 48
+    assert min(others) >= 3
+    assert_all_same(found, alone(tasks))
+
+
 def test_the_device_has_a_step_to_do_while_results_are_read(
     folder: Path, gpu: Gpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -347,6 +406,8 @@ LAUNCHES = {
     "penalised step": 138,
     "admit neighbors": 112,
     "admit scattered": 116,
+    "fill by recordings": 2,
+    "admit by a recording": 14,
     "align": 83,
     "time tokens": 356,
     "move": 25,
@@ -381,6 +442,12 @@ def test_nothing_starts_more_kernels_than_its_budget(folder: Path, gpu: Gpu) -> 
     batch.fill([0, 2, 4], jobs, encoded)
     count("admit scattered", lambda: batch.admit([0, 2, 4], jobs))
     count("move", lambda: batch.move(4, 1))
+    recording = SlotBatch(model, 6, recorder=CudaRecorder(model.device))
+    for _ in range(1 + CudaRecorder.warm_ups):
+        recording.fill([0, 2, 4], jobs, encoded)
+        recording.admit([0, 2, 4], jobs)
+    count("fill by recordings", lambda: recording.fill([0, 2, 4], jobs, encoded))
+    count("admit by a recording", lambda: recording.admit([0, 2, 4], jobs))
     count("align", lambda: batch.admit([0, 2, 3], [ask("align", 0)] * 3))
     count("time tokens", lambda: batch.admit([0, 2, 3], [ask("timed", 0)] * 3))
     batch, _ = batch_of("watched")

@@ -72,7 +72,7 @@ def test_every_step_forbids_what_openai_whisper_forbids(
         logits[:, BEGIN:] += timestamp_boost
         expected = oracle(said, logits)
         first = step == 0
-        found = rules.apply_first(logits, own, SLOTS, prefixes) if first else rules.apply(logits)
+        found = rules.apply_first(logits, SLOTS, prefixes) if first else rules.apply(logits)
         torch.testing.assert_close(found, expected, rtol=0, atol=0)
         tokens = torch.multinomial(found.softmax(dim=1), 1, generator=generator).squeeze(1)
         rules.update(tokens, torch.arange(slots))
@@ -85,7 +85,7 @@ def test_slots_without_timestamps_are_left_alone_beside_slots_with_them(by_row: 
     rules = ruled(RULES, PLAIN, by_row=by_row)
     logits = torch.zeros(2, VOCAB)
     logits[:, BEGIN:] = 5.0
-    found = rules.apply_first(logits.clone(), [RULES, PLAIN], SLOTS[:2])
+    found = rules.apply_first(logits.clone(), SLOTS[:2])
     assert torch.equal(found[1], logits[1])
     rules.update(torch.tensor([BEGIN, BEGIN]), torch.tensor([0, 1]))
     assert torch.equal(rules.apply(logits.clone())[1], logits[1])
@@ -94,13 +94,13 @@ def test_slots_without_timestamps_are_left_alone_beside_slots_with_them(by_row: 
 def test_suppressed_tokens_stay_forbidden_and_first_ones_only_at_first() -> None:
     own, only = TokenRules(end=END, suppress=(3,), suppress_first=(END,)), (11, 12)
     rules = ruled(own)
-    first = rules.apply_first(torch.zeros(1, VOCAB), [own], SLOTS[:1])[0]
+    first = rules.apply_first(torch.zeros(1, VOCAB), SLOTS[:1])[0]
     assert first.isinf().nonzero().flatten().tolist() == [3, END]
     rules.update(torch.tensor([7]), torch.tensor([0]))
     assert rules.apply(torch.zeros(1, VOCAB))[0].isinf().nonzero().flatten().tolist() == [3]
     # Where some are named, they alone are allowed.
     own = TokenRules(end=END, only=only)
-    first = ruled(own).apply_first(torch.zeros(1, VOCAB), [own], SLOTS[:1])[0]
+    first = ruled(own).apply_first(torch.zeros(1, VOCAB), SLOTS[:1])[0]
     assert tuple(first.isfinite().nonzero().flatten().tolist()) == only
 
 

@@ -31,6 +31,7 @@ from corpus_asr.decoding.protocols import (
     Result,
     Search,
     SlotModel,
+    Slots,
     TokenRules,
     WindowJob,
     WindowResult,
@@ -406,11 +407,11 @@ class Hungry(MarkovModel):
         self._ask("encode", len(features))
         return super().encode(features)
 
-    def fill(self, state: Any, slots: Sequence[int], encoded: Any, **options: Any) -> None:
+    def fill(self, state: Any, slots: Slots, encoded: Any, **options: Any) -> None:
         self._ask("fill", len(slots))
         super().fill(state, slots, encoded)
 
-    def prefill(self, state: Any, slots: Sequence[int], tokens: Any, lengths: Any) -> torch.Tensor:
+    def prefill(self, state: Any, slots: Slots, tokens: Any, lengths: Any) -> torch.Tensor:
         self._ask("prefill", len(slots))
         return super().prefill(state, slots, tokens, lengths)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from corpus_asr.decoding.encoding import ThreadEncoder
-from corpus_asr.decoding.protocols import TokenRules, WindowJob, WindowResult
+from corpus_asr.decoding.protocols import Slots, TokenRules, WindowJob, WindowResult
 from corpus_asr.decoding.slots import (
     SlotScheduler,
     check_every_on,
@@ -107,7 +107,7 @@ class Counted(ScriptedModel):
         self.kept += len(features)
         return super().encode(features)
 
-    def fill(self, state: Any, slots: Sequence[int], encoded: Any, **options: Any) -> None:
+    def fill(self, state: Any, slots: Slots, encoded: Any, **options: Any) -> None:
         self.kept -= len(slots)
         super().fill(state, slots, encoded)
 

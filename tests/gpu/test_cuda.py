@@ -74,6 +74,7 @@ def test_jobs_of_every_kind_say_what_they_say_on_a_cpu(
     network = small_whisper(tmp_path)
     expected = outcomes(network.slot_model(), 3, check_every=1)
     monkeypatch.setattr(CudaRecorder, "record", noted)
+    monkeypatch.setattr(CudaRecorder, "warm_ups", 2)
     found = outcomes(network.to(device).slot_model(), slots, check_every=3)
     assert_all_same(found, expected)
     assert bool(recorded) == (device.type == "cuda"), "without recordings this shows little"
@@ -90,10 +91,12 @@ def test_no_step_admission_or_move_makes_the_host_wait(
     encoded = encode_windows(model, jobs)
     batch.fill(range(6), jobs, encoded)
     batch.admit(range(6), jobs)
+    scattered = [0, 2, 5]
     for _ in range(CudaRecorder.warm_ups + 1):
+        batch.fill(scattered, [jobs[slot] for slot in scattered], encoded[:3])
+        batch.admit(scattered, [jobs[slot] for slot in scattered])
         batch.step(6, sampled=True)
     batch.step(4, sampled=False)
-    scattered = [0, 2, 5]
     set_mode = torch.cuda.set_sync_debug_mode if device.type == "cuda" else lambda mode: None
     try:
         set_mode("error")
@@ -102,6 +105,8 @@ def test_no_step_admission_or_move_makes_the_host_wait(
         batch.fill(scattered, [jobs[slot] for slot in scattered], encoded[:3])
         batch.admit(scattered, [jobs[slot] for slot in scattered])
         batch.move(5, 1)
+        batch.fill(range(5), jobs[:5], encoded[:5])  # never recorded
+        batch.admit(range(5), jobs[:5])
         batch.step(5, sampled=True)
     finally:
         set_mode("default")

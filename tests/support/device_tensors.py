@@ -229,7 +229,7 @@ class Host(TorchFunctionMode):
         if func in _FACTORIES and not any(isinstance(a, DeviceTensor) for a in args):
             return _make(func, args, kwargs)
         if name == "scaled_dot_product_attention" and isinstance(args[0], DeviceTensor):
-            return run_as_one(func, "sdpa", args, kwargs)
+            return run_as_one(func, "sdpa", args, kwargs, index=args[0].device.index)
         handler = _HANDLERS.get(name)
         meant = handler is not None and args and isinstance(args[0], Tensor)
         if handler and meant and (name in _OF_THE_HOST or _ours(args, kwargs)):

@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from corpus_asr.decoding.protocols import Slots
+
 VOCAB, END, NO_TIMESTAMPS, BEGIN = 40, 20, 29, 30
 LENGTH = 64
 _TABLES = 4
@@ -48,7 +50,7 @@ class MarkovModel:
     def fill(
         self,
         state: Tensor,
-        slots: Sequence[int],
+        slots: Slots,
         encoded: Tensor,
         *,
         num_frames: Sequence[int] | None = None,
@@ -57,7 +59,7 @@ class MarkovModel:
         self.filled.extend(int(number) for number in encoded[:, 0, 0])
 
     def prefill(
-        self, state: Tensor, slots: Sequence[int], tokens: Tensor, lengths: Sequence[int]
+        self, state: Tensor, slots: Slots, tokens: Tensor, lengths: Sequence[int]
     ) -> Tensor:
         window = state[list(slots)].unsqueeze(1).expand_as(tokens)
         return torch.stack([window, tokens], dim=2).float()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from corpus_asr.decoding.protocols import AlignResult, Job, Result, WindowResult
+from corpus_asr.decoding.protocols import AlignResult, Job, Result, Slots, WindowResult
 from corpus_asr.decoding.slots import SlotScheduler
 from corpus_asr.decoding.tasks import Task
 from corpus_asr.families.layers.kv_cache import SlotCache
@@ -111,7 +111,7 @@ class ScriptedModel:
     def fill(
         self,
         state: dict[str, Tensor],
-        slots: Sequence[int],
+        slots: Slots,
         encoded: Tensor,
         *,
         num_frames: Sequence[int] | None = None,
@@ -119,7 +119,7 @@ class ScriptedModel:
         state["script"][list(slots)] = encoded[:, 0, 0].long()
 
     def prefill(
-        self, state: dict[str, Tensor], slots: Sequence[int], tokens: Tensor, lengths: Sequence[int]
+        self, state: dict[str, Tensor], slots: Slots, tokens: Tensor, lengths: Sequence[int]
     ) -> Tensor:
         state["prompt"][list(slots)] = torch.tensor(lengths)
         script = state["script"][list(slots)]

@@ -54,7 +54,8 @@ def test_slots_that_are_chosen_fit_and_take_what_is_reckoned(
         tasks = [[ask(kind, n), ask("sampled", n)] for n in range(slots + 2)]
         run_jobs(scheduler, tasks)
         assert scheduler.statistics.halvings == 0
-        assert 0.85 < gpu.memory.peak / needed < 1.0
+        # Of what windows are started by, the recordings for many at once are not reached here.
+        assert 0.8 < gpu.memory.peak / needed < 1.0
 
 
 @pytest.mark.slow

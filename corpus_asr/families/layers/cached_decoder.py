@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from corpus_asr.array_types import Float, Int
 from corpus_asr.decoding.device import upload
-from corpus_asr.decoding.protocols import ModelSize
+from corpus_asr.decoding.protocols import ModelSize, Slots
 from corpus_asr.families.layers.blocks import (
     DecoderBlock,
     Hidden,
@@ -115,7 +115,7 @@ class CachedDecoderBlock:
         weights = None
         if heads is not None:
             if windows.ends:
-                keys, _ = cache.packed_window(windows.slots[0], windows.ends[0])
+                keys, _ = cache.packed_window(int(windows.slots[0]), windows.ends[0])
             else:
                 keys, _, scales = cache.window(windows.rows)
                 if scales is not None:
@@ -252,7 +252,7 @@ class DecoderSlots(ABC):
     def fill(
         self,
         state: SlotCache,
-        slots: Sequence[int],
+        slots: Slots,
         encoded: Float[Tensor, "batch pos width"],
         *,
         num_frames: Sequence[int] | None = None,
@@ -280,14 +280,14 @@ class DecoderSlots(ABC):
                 block.fill_one(layer, *slot_and_window)
 
         # One by one, since short windows differ in length.
-        windows = list(zip(slots, valid, strict=True))
+        windows = list(zip(map(int, slots), valid, strict=True))
         run_per_sample(fill_one, windows, size=lambda window: len(window[1]))
 
     @torch.inference_mode()
     def prefill(
         self,
         state: SlotCache,
-        slots: Sequence[int],
+        slots: Slots,
         tokens: Tokens,
         lengths: Sequence[int],
     ) -> Hidden:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from corpus_asr.array_types import Bool, Float, Int, Num, UInt8
 from corpus_asr.decoding.device import to_device
+from corpus_asr.decoding.protocols import Slots
 
 Heads = Float[Tensor, "batch head token head_dim"]
 Keys = Float[Tensor, "batch head pos head_dim"]
@@ -271,7 +272,7 @@ class TokenView:
         A reach of None is the whole cache.
         """
         device = positions.device
-        rows = _rows(slots, device=device)
+        rows = rows_of(slots, device=device)
         if isinstance(rows, slice):
             # Made where it is needed: a captured step cannot copy from the host.
             slot = torch.arange(rows.start, rows.stop, device=device)
@@ -291,7 +292,7 @@ class WindowView:
     On a CPU each short window is looked at by itself, up to its end. A GPU keeps one shape for all.
     """
 
-    slots: Sequence[int]
+    slots: Slots
     """Of adjacent slots that share a window one is enough."""
     rows: slice | Tensor
     """Their windows; a slice where they are adjacent."""
@@ -427,7 +428,7 @@ class SlotCache:
             LayerCache(text, keys, values, scales, beams) for text, keys, values, scales in tensors
         )
 
-    def note_prompts(self, slots: Sequence[int], length: int) -> None:
+    def note_prompts(self, slots: Slots, length: int) -> None:
         """Note that `slots` hold new prompts of so many tokens, and nothing else."""
         if self._holder is not None:
             own = torch.tensor([slot % self.beams for slot in slots]).unsqueeze(1)
@@ -469,7 +470,7 @@ class SlotCache:
         self._next += math.prod(shape)
         return torch.arange(first, self._next).view(*shape)
 
-    def note_windows(self, slots: Sequence[int], num_positions: Sequence[int] | None) -> None:
+    def note_windows(self, slots: Slots, num_positions: Sequence[int] | None) -> None:
         """Note how many positions the windows of `slots` have; None means that they are whole.
 
         Once numbers were given, windows off the CPU are masked for good: steps that were captured
@@ -482,15 +483,15 @@ class SlotCache:
         self._any_short = True
         self._ends[self.windows(slots)] = to_device(torch.tensor(num_positions), self._ends.device)
 
-    def rows(self, slots: Sequence[int]) -> slice | Tensor:
-        """Index `slots`: by a slice, which copies nothing, where they are adjacent."""
-        return _rows(slots, device=self._ends.device)
+    def rows(self, slots: Slots) -> slice | Tensor:
+        """Index `slots`: by a slice, which copies nothing, where they are adjacent numbers."""
+        return rows_of(slots, device=self._ends.device)
 
-    def windows(self, slots: Sequence[int]) -> slice | Tensor:
+    def windows(self, slots: Slots) -> slice | Tensor:
         """Index the windows of `slots` likewise."""
-        return self.rows([slot // self.beams for slot in slots])
+        return self.rows(slots if self.beams == 1 else [slot // self.beams for slot in slots])
 
-    def view_windows(self, slots: Sequence[int]) -> WindowView:
+    def view_windows(self, slots: Slots) -> WindowView:
         """Tell what `slots` may see of their windows."""
         rows = self.windows(slots)
         if not self._any_short:
@@ -527,7 +528,7 @@ class SlotCache:
             self._holder[self.rows(slots)] = self._holder[sources]
             return
         if self._written is None:
-            rows = _rows(slots, device=sources.device)
+            rows = rows_of(slots, device=sources.device)
             self._text[:, :, rows] = self._text[:, :, sources]
             return
         pairs = zip(slots, sources.tolist(), strict=True)
@@ -558,8 +559,10 @@ def _looked_at(positions: Int[Tensor, "*batch"], *, max_positions: int) -> int:
     return min(max_positions, (last // _LENGTH_STEP + 1) * _LENGTH_STEP)
 
 
-def _rows(slots: Sequence[int], *, device: torch.device) -> slice | Tensor:
+def rows_of(slots: Slots, *, device: torch.device) -> slice | Tensor:
     """Index `slots` by a slice, which copies nothing, where they are adjacent and ascending."""
+    if isinstance(slots, Tensor):
+        return slots
     first = slots[0]
     if list(slots) == list(range(first, first + len(slots))):
         return slice(first, first + len(slots))

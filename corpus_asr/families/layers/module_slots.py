@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from corpus_asr.array_types import Float, Int
+from corpus_asr.decoding.protocols import Slots
 from corpus_asr.families.layers.kv_cache import DecoderCache
 from corpus_asr.families.layers.stack import check_heads
 from corpus_asr.families.outputs import as_encoder_output
@@ -96,7 +97,7 @@ class ModuleSlots(ABC):
     def fill(
         self,
         state: ModuleState,
-        slots: Sequence[int],
+        slots: Slots,
         encoded: Float[Tensor, "batch pos width"],
         *,
         num_frames: Sequence[int] | None = None,
@@ -104,18 +105,18 @@ class ModuleSlots(ABC):
         ends = [encoded.shape[1]] * len(slots)
         if num_frames is not None:
             ends = self.positions_heard(num_frames, windows=len(encoded))
-        for slot, window, end in zip(slots, encoded, ends, strict=True):
+        for slot, window, end in zip(map(int, slots), encoded, ends, strict=True):
             state.windows[slot // state.beams] = window[:end]
 
     @torch.inference_mode()
     def prefill(
         self,
         state: ModuleState,
-        slots: Sequence[int],
+        slots: Slots,
         tokens: Int[Tensor, "batch token"],
         lengths: Sequence[int],
     ) -> Float[Tensor, "batch token vocab"]:
-        rows = zip(slots, tokens.tolist(), lengths, strict=True)
+        rows = zip(map(int, slots), tokens.tolist(), lengths, strict=True)
         scored: list[Tensor] = []
         for slot, prompt, length in rows:
             state.slots[slot] = _Slot(DecoderCache(self._layers))

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from corpus_asr.array_types import Float, Int
+from corpus_asr.decoding.protocols import Slots
+from corpus_asr.families.layers.kv_cache import rows_of
 from corpus_asr.families.layers.packed import run_per_sample
 from corpus_asr.families.outputs import (
     BaseModelOutput,
@@ -204,21 +206,22 @@ class WhisperClassifierSlots:
     def fill(
         self,
         state: Float[Tensor, "slot label"],
-        slots: Sequence[int],
+        slots: Slots,
         encoded: Float[Tensor, "batch 1 label"],
         *,
         num_frames: Sequence[int] | None = None,
     ) -> None:
-        state[list(slots)] = encoded[:, 0]
+        state[rows_of(slots, device=self.device)] = encoded[:, 0]
 
     def prefill(
         self,
         state: Float[Tensor, "slot label"],
-        slots: Sequence[int],
+        slots: Slots,
         tokens: Int[Tensor, "batch token"],
         lengths: Sequence[int],
     ) -> Float[Tensor, "batch token label"]:
-        return state[list(slots)].unsqueeze(1).expand(-1, tokens.shape[1], -1)
+        said = state[rows_of(slots, device=self.device)]
+        return said.unsqueeze(1).expand(-1, tokens.shape[1], -1)
 
     def step(
         self,
