@@ -59,7 +59,9 @@ _GREEDY: Mapping[str, Any] = {
     "compression_ratio_threshold": None,
     "no_speech_threshold": None,
 }
-_GREEDY_OURS: Mapping[str, Any] = {**_GREEDY, "logprob_threshold": None, "stop_loops": False}
+_GREEDY_OURS: Mapping[str, Any] = {
+    **_GREEDY, "logprob_threshold": None, "stop_loops": False, "beam_size": 1
+}  # fmt: skip
 _TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 
 

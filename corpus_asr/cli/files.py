@@ -59,6 +59,7 @@ def transcribe(
         language = options.language
         keys = keys_of(overrides, asdict(options) | {
             "language": language.split(",") if language and "," in language else language,
+            "beam_size": _number_or_word(options.beam_size),
             "temperature": _numbers(options.temperature),
             "channels": _number_or_word(options.channels),
             "track": _number_or_word(options.track),

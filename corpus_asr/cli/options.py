@@ -419,9 +419,12 @@ class RecognitionOptions:
             autocompletion=complete_strategy,
         ),
     ] = None
+    quality: Annotated[
+        str | None, _text("fast, balanced or accurate: presets of the options below.")
+    ] = None
     beam_size: Annotated[
-        int | None,
-        _text(f"Beams at temperature 0; default: {_DECODING.beam_size}, which is greedy."),
+        str | None,
+        _text("Beams at temperature 0; 1 is greedy; default: auto, 5 where the text is uncertain."),
     ] = None
     temperature: Annotated[
         str | None,

@@ -6,8 +6,9 @@ models that check them. The model that transcribes where none is named has its n
 that a command line has it for its help.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from corpus_asr.errors import ConfigError
 
@@ -59,6 +60,16 @@ class AudioSettings:
     """Seconds of audio kept before and after detected speech."""
 
 
+QUALITIES: Mapping[str, Mapping[str, Any]] = {
+    "fast": {"beam_size": 1, "padding_s": 10.0},
+    "balanced": {},
+    "accurate": {"beam_size": 5},
+}
+"""What each `quality` sets of the keys of `decoding`; measured in docs/decoding.md."""
+AUTO_BEAMS = 5
+"""Beams of `beam_size` auto, as many as openai-whisper and faster-whisper follow by default."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecodingSettings:
     """Settings that change the text; values are not checked here."""
@@ -100,8 +111,9 @@ class DecodingSettings:
     no_speech_threshold: float | None = field(default=0.6, metadata={"ge": 0, "le": 1})
     """No-speech probability above which a window with a low log-probability is dropped as silence;
     null: none is."""
-    beam_size: int = field(default=1, metadata={"ge": 1, "le": 64})
-    """Number of beams at temperature 0; 1 is greedy search."""
+    beam_size: int | Literal["auto"] = "auto"
+    """Number of beams at temperature 0; 1 is greedy search; auto: greedy first, then 5 beams for
+    windows whose text is uncertain."""
     length_penalty: float = 1.0
     """Exponent of the length by which the log-probability of a beam is divided."""
     repetition_penalty: float = field(default=1.0, metadata={"gt": 0})
@@ -140,6 +152,11 @@ class DecodingSettings:
     drop_known_hallucinations: bool = False
     """Drop segments whose whole text is a known hallucination of Whisper models without speech;
     otherwise the column `known_hallucination` marks them."""
+
+    @property
+    def most_beams(self) -> int:
+        """How many beams are followed at most."""
+        return AUTO_BEAMS if self.beam_size == "auto" else self.beam_size
 
 
 def expected_languages(decoding: DecodingSettings) -> tuple[str, ...]:

@@ -155,7 +155,7 @@ def resolved(config: Settings) -> dict[str, Any]:
 def settings_of(settings: Settings, above: KeyPath = ()) -> Iterator[Setting]:
     """Yield every value in the order of the file, saying which the user left out."""
     plain = resolved(settings)
-    for name in type(settings).model_fields:
+    for name in plain:  # a preset is shown by the keys that it sets
         value = getattr(settings, name)
         if isinstance(value, Settings):
             yield from settings_of(value, (*above, name))

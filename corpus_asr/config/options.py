@@ -39,7 +39,7 @@ class TranscriptionOptions(TypedDict, total=False):
     compression_ratio_threshold: float | None
     logprob_threshold: float | None
     no_speech_threshold: float | None
-    beam_size: int
+    beam_size: int | Literal["auto"]
     length_penalty: float
     repetition_penalty: float
     no_repeat_ngram_size: int
@@ -54,6 +54,7 @@ class TranscriptionOptions(TypedDict, total=False):
     suppress_silence: bool
     drop_nonspeech: bool
     drop_known_hallucinations: bool
+    quality: Literal["fast", "balanced", "accurate"]
     channels: Literal["mix", "each"] | int
     track: str | int
     part_s: float

@@ -6,7 +6,7 @@ is not installed.
 
 import ast
 import inspect
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
 from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
@@ -25,7 +25,7 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
-from corpus_asr.config.decoding import DecodingSettings
+from corpus_asr.config.decoding import QUALITIES, DecodingSettings
 from corpus_asr.config.storage_options import StorageOptions, parsed
 from corpus_asr.errors import encodable
 from corpus_asr.languages import code_of
@@ -141,11 +141,23 @@ else:
         language=str | Annotated[tuple[str, ...], Field(min_length=1)],
         clip_timestamps=tuple[Annotated[float, Field(ge=0.0)], ...],
         temperature=tuple[Annotated[float, Field(ge=0.0, le=2.0)], ...],
+        beam_size=Annotated[int, Field(ge=1, le=64)] | Auto,
     )
 
 
 class DecodingSection(_DecodingKeys, Settings):  # type: ignore[misc]  # both are frozen
     """Settings that change the text."""
+
+    quality: Literal["fast", "balanced", "accurate"] = Field(default="balanced", exclude=True)
+    """Preset of keys below that are not set: `fast` has beam_size 1 and padding_s 10, `accurate`
+    beam_size 5, `balanced` the defaults."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keys_of_quality(cls, data: Any) -> Any:
+        # In the run's own copy of the settings stand the keys, and not the name of the preset.
+        name = data.get("quality") if isinstance(data, Mapping) else None
+        return {**QUALITIES.get(name, {}), **data} if isinstance(name, str) else data
 
     @field_validator("language")
     @classmethod
@@ -202,7 +214,9 @@ class DecodingSection(_DecodingKeys, Settings):  # type: ignore[misc]  # both ar
 
     def settings(self) -> DecodingSettings:
         """Return the values as the engine takes them."""
-        return DecodingSettings(**{name: getattr(self, name) for name in type(self).model_fields})
+        return DecodingSettings(
+            **{each.name: getattr(self, each.name) for each in fields(DecodingSettings)}
+        )
 
     def _misfits(self) -> Iterator[str]:
         given = self.language != "auto" and (
@@ -213,7 +227,7 @@ class DecodingSection(_DecodingKeys, Settings):  # type: ignore[misc]  # both ar
                 f"language_mode: {self.language_mode} detects languages, but language names a "
                 "single one; set language to auto or to a list"
             )
-        if self.beam_size > 1 and 0.0 not in self.temperature:
+        if self.beam_size not in (1, "auto") and 0.0 not in self.temperature:
             yield (
                 f"beam_size: {self.beam_size} is for temperature 0 alone, which is not among "
                 "temperature; add it, or leave beam_size out"

@@ -137,7 +137,7 @@ class Engine:
                 encode_batch=encode_batch,
                 share=1 / sharers,
                 gpu_fraction=gpu_fraction,
-                num_beams=decoding.beam_size,
+                num_beams=decoding.most_beams,
             )
         try:
             self._scheduler = run_apart(
@@ -252,7 +252,7 @@ class Engine:
             self._model_size,
             slots=self.slots,
             encode_batch=encode_batch_on("cpu"),
-            num_beams=self._decoding.beam_size,
+            num_beams=self._decoding.most_beams,
         )
 
     def statistics(self) -> Activity:

@@ -74,33 +74,48 @@ class DecodingRules(ABC):
         Source: Radford et al. 2022, section 4.5; openai-whisper `decode_with_fallback`.
         """
         for number, temperature in enumerate(self.temperatures):
-            result: WindowResult = yield WindowJob(
-                features=window.features,
-                window=window.name,
-                prompt=window.prompt,
-                rules=self.token_rules,
-                max_new_tokens=window.max_new_tokens,
-                search=self.search(window, temperature),
-                seed=self.seed(window, temperature),
-                score_token=self.no_speech,
-                score_position=window.start_position,
-                num_prefix=window.num_prefix,
-                num_frames=window.num_frames,
-                encoded=self.encoded,
-            )
-            result = _with_prefix(result, window)
-            attempt = Attempt(
-                window=window,
-                number=number,
-                temperature=temperature,
-                result=result,
-                mean_logprob=self.mean_logprob(result),
-                compression_ratio=self.compression_ratio(result),
-            )
+            search = self.search(window, temperature)
+            attempt = yield from self._attempt(window, number, temperature, search)
+            wider = self.wider(attempt, search)
+            if wider is not None:
+                found = yield from self._attempt(window, number, temperature, wider)
+                # Beams seldom fall into a loop; where they do, the first text is the better one.
+                attempt = attempt if self.fails(found) and not self.fails(attempt) else found
             self.note(attempt)
             if not self.fails(attempt):
                 break
         return attempt
+
+    def wider(self, attempt: Attempt, search: Search) -> Search | None:
+        """How a window is searched once more before the next temperature; None: not at all."""
+        return None
+
+    def _attempt(
+        self, window: Window, number: int, temperature: float | None, search: Search
+    ) -> Steps[Attempt]:
+        result: WindowResult = yield WindowJob(
+            features=window.features,
+            window=window.name,
+            prompt=window.prompt,
+            rules=self.token_rules,
+            max_new_tokens=window.max_new_tokens,
+            search=search,
+            seed=self.seed(window, temperature),
+            score_token=self.no_speech,
+            score_position=window.start_position,
+            num_prefix=window.num_prefix,
+            num_frames=window.num_frames,
+            encoded=self.encoded,
+        )
+        result = _with_prefix(result, window)
+        return Attempt(
+            window=window,
+            number=number,
+            temperature=temperature,
+            result=result,
+            mean_logprob=self.mean_logprob(result),
+            compression_ratio=self.compression_ratio(result),
+        )
 
     def fails(self, attempt: Attempt) -> bool:
         """Whether a threshold asks for the next temperature."""
@@ -137,6 +152,10 @@ def _with_prefix(result: WindowResult, window: Window) -> WindowResult:
 _NONSPEECH_FRACTION = 0.1
 
 
+UNCERTAIN_LOGPROB = -0.3
+"""Mean log-probability below which `beam_size` auto follows beams."""
+
+
 class OpenAIRules(DecodingRules):
     """openai-whisper's scores and temperatures, and the segments made of a part's windows."""
 
@@ -155,7 +174,7 @@ class OpenAIRules(DecodingRules):
     def search(self, window: Window, temperature: float | None) -> Search:
         """Follow beams at temperature 0 alone: above it, sampling takes their place."""
         settings = self.settings
-        beams = settings.beam_size if not temperature else 1
+        beams = settings.beam_size if settings.beam_size != "auto" and not temperature else 1
         return Search(
             temperature=temperature or 0.0,
             repetition_penalty=settings.repetition_penalty,
@@ -163,6 +182,21 @@ class OpenAIRules(DecodingRules):
             stop_loops=settings.stop_loops,
             num_beams=beams,
             length_penalty=settings.length_penalty if beams > 1 else 1.0,
+        )
+
+    def wider(self, attempt: Attempt, search: Search) -> Search | None:
+        """Follow beams where the likeliest text is uncertain, if the number of beams is left to us.
+
+        The window is encoded already, and what fails a threshold seldom has to be sampled then.
+        """
+        settings = self.settings
+        if settings.beam_size != "auto" or attempt.temperature:
+            return None
+        uncertain = attempt.mean_logprob < UNCERTAIN_LOGPROB or self.fails(attempt)
+        if not uncertain or (self.lacks_speech(attempt) and not self.fails(attempt)):
+            return None
+        return replace(
+            search, num_beams=settings.most_beams, length_penalty=settings.length_penalty
         )
 
     def seed(self, window: Window, temperature: float | None) -> int:

@@ -173,7 +173,7 @@ def label_engine(
     return Engine(
         model,
         labeller,
-        decoding=DecodingSettings(),
+        decoding=DecodingSettings(beam_size=1),
         slots=slots,
         gpu_fraction=gpu_fraction,
         reproducible=reproducible,

@@ -55,7 +55,6 @@ _REFUSED = {
     "initial_prompt": "these checkpoints are shown no text before a window",
     "hotwords": "these checkpoints are shown no text before a window",
     "prefix": "these checkpoints are shown no text before a window",
-    "padding_s": "windows are processed at their exact length",
     "align": "these checkpoints have no heads whose cross-attention is known to follow words",
     "hallucination_silence_threshold": "windows contain detected speech only",
 }

@@ -9,6 +9,7 @@ import numpy as np
 
 from corpus_asr.array_types import Float16
 from corpus_asr.config.decoding import DecodingSettings
+from corpus_asr.decoding.protocols import Search
 from corpus_asr.decoding.tasks import Gather, Steps
 from corpus_asr.segments import Segment, Word, speech_without_text
 from corpus_asr.text.words import AFTER_A_WORD, BEFORE_A_WORD
@@ -209,6 +210,10 @@ class WhisperLongForm(OpenAIRules, LongFormRules[Segment]):
         # on if that fails. None: what comes next was not decoded before.
         self._or_else = or_else
         self.temperatures = self.settings.temperature[: None if or_else is None else 1]
+
+    def wider(self, attempt: Attempt, search: Search) -> Search | None:
+        """As of the base, but for what was decoded before: a doubtful text is not wanted there."""
+        return None if self._or_else is not None else super().wider(attempt, search)
 
     def _encoded(self, text: str | None) -> tuple[int, ...]:
         return () if text is None else self._prompt_format.encode(text)

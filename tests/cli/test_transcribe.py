@@ -151,6 +151,8 @@ def given() -> dict[str, Any]:
         ("--initial_prompt Names:", "initial_prompt", "Names:"),
         ("--hotwords Kubernetes", "hotwords", "Kubernetes"),
         ("--beam_size 5", "beam_size", 5),
+        ("--beam-size auto", "beam_size", "auto"),
+        ("--quality fast", "quality", "fast"),
         ("--temperature 0", "temperature", [0.0]),
         ("--temperature 0,0.2,0.4", "temperature", [0.0, 0.2, 0.4]),
         ("--strategy chunked", "strategy", "chunked"),

@@ -49,7 +49,7 @@ def test_clips_are_numbers_or_text(written: Any, meant: tuple[float, ...]) -> No
         ({"language": "en", "language_mode": "window"}, "names a single one"),
         ({"language": ["en", "en"], "language_mode": "part"}, "names a single one"),
         ({"beam_size": 2, "temperature": 0.4}, "not among temperature"),
-        ({"length_penalty": 0.5}, "beam_size is 1"),
+        ({"length_penalty": 0.5, "beam_size": 1}, "beam_size is 1"),
         ({"hallucination_silence_threshold": 2.0}, "set word_timestamps"),
         ({"strategy": "chunked", "condition_on_prev_tokens": True}, "strategy is chunked"),
         ({"repetition_penalty": float("nan")}, "repetition_penalty"),
@@ -67,7 +67,30 @@ def test_options_that_do_not_fit_are_refused_by_name(options: dict[str, Any], wo
 
 def test_all_misfits_are_told_at_once() -> None:
     with pytest.raises(ConfigError, match=r"length_penalty.*hallucination_silence_threshold"):
-        decoding_from({"length_penalty": 2.0, "hallucination_silence_threshold": 1.0})
+        decoding_from(
+            {"beam_size": 1, "length_penalty": 2.0, "hallucination_silence_threshold": 1.0}
+        )
+
+
+@pytest.mark.parametrize(
+    ("given", "beams", "padding_s"),
+    [
+        ({}, "auto", None),
+        ({"quality": "balanced"}, "auto", None),
+        ({"quality": "fast"}, 1, 10.0),
+        ({"quality": "accurate"}, 5, None),
+        ({"quality": "fast", "beam_size": 3, "padding_s": None}, 3, None),
+    ],
+)
+def test_a_preset_sets_keys_that_are_not_given(
+    given: dict[str, Any], beams: int | str, padding_s: float | None
+) -> None:
+    settings = decoding_from(given)
+    assert (settings.beam_size, settings.padding_s) == (beams, padding_s)
+    # What a run keeps of its settings has the keys, and says the same when it is read again.
+    kept = DecodingSection(**given).model_dump()
+    assert "quality" not in kept
+    assert DecodingSection(**kept).settings() == settings
 
 
 def test_options_that_fit() -> None:

@@ -255,7 +255,7 @@ def test_statistics_can_be_read_while_the_engine_works(engine: Engine) -> None:
 
 # So that some windows of the random text are decoded again, sampled.
 SETTINGS = DecodingSettings(
-    temperature=(0.0, 0.4), compression_ratio_threshold=1.8, logprob_threshold=None
+    beam_size=1, temperature=(0.0, 0.4), compression_ratio_threshold=1.8, logprob_threshold=None
 )
 
 

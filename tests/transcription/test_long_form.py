@@ -250,7 +250,7 @@ def test_search_options_reach_every_window_and_beams_temperature_0_alone() -> No
 
 def test_a_window_that_was_ended_in_a_loop_is_retried() -> None:
     looped = replace(said(BEGIN, 1, 2), looped=True)
-    segments, jobs = loop([looped, said(BEGIN, 1, BEGIN + 50)], seconds=20)
+    segments, jobs = loop([looped, said(BEGIN, 1, BEGIN + 50)], seconds=20, beam_size=1)
     assert [job.search.temperature for job in jobs] == [0.0, 0.2]
     assert [one.temperature for one in segments] == [0.2]
     segments, _ = loop([looped], seconds=20, compression_ratio_threshold=None)
@@ -418,7 +418,7 @@ def result(logprob: float, *, score: float = 0.0) -> WindowResult:
 
 
 def rules(text: str = "plain words", **settings: Any) -> WhisperLongForm:
-    chosen = DecodingSettings(temperature=LADDER, **settings)
+    chosen = DecodingSettings(temperature=LADDER, **{"beam_size": 1} | settings)
     return WhisperLongForm(
         part(1),
         chosen,
@@ -431,6 +431,14 @@ def climb(
     results: list[WindowResult], *, text: str = "plain words", **settings: Any
 ) -> tuple[Attempt, list[float]]:
     """Feed results to the ladder; returns what it took and the temperatures it asked for."""
+    taken, searches = searched(results, text=text, **settings)
+    return taken, [search.temperature for search in searches]
+
+
+def searched(
+    results: list[WindowResult], *, text: str = "plain words", **settings: Any
+) -> tuple[Attempt, list[Search]]:
+    """Feed results to a window; returns what it took and how it was searched."""
     window = Window(
         seek=0,
         end=1,
@@ -442,10 +450,10 @@ def climb(
         max_new_tokens=9,
     )
     steps: Generator[Any, Any, Attempt] = rules(text, **settings).decode(window)
-    asked = [next(steps).search.temperature]
+    asked = [next(steps).search]
     for one in results:
         try:
-            asked.append(steps.send(one).search.temperature)
+            asked.append(steps.send(one).search)
         except StopIteration as stop:
             return stop.value, asked
     raise AssertionError("it asked for more results than there are")
@@ -477,6 +485,40 @@ def test_temperatures_are_climbed_until_a_result_is_good(
     taken, temperatures = climb(results, **settings)
     assert temperatures == list(LADDER[:asked])
     assert (taken.temperature, taken.result) == (LADDER[asked - 1], results[asked - 1])
+
+
+GREEDY, BEAMS, SAMPLED = (0.0, 1), (0.0, 5), (LADDER[1], 1)
+CERTAIN, UNCERTAIN, POOR = result(-0.2), result(-0.6), result(-1.5)
+
+
+@pytest.mark.parametrize(
+    ("results", "settings", "asked"),
+    [
+        ([CERTAIN], {}, [GREEDY]),
+        ([UNCERTAIN, CERTAIN], {}, [GREEDY, BEAMS]),
+        ([UNCERTAIN, UNCERTAIN], {}, [GREEDY, BEAMS]),
+        # What the beams make good need not be sampled; what they do not is, with one token.
+        ([POOR, CERTAIN], {}, [GREEDY, BEAMS]),
+        ([POOR, POOR, UNCERTAIN], {}, [GREEDY, BEAMS, SAMPLED]),
+        ([UNCERTAIN, CERTAIN], {"logprob_threshold": None}, [GREEDY, BEAMS]),
+        # Over silence nothing is searched for.
+        ([result(-1.5, score=0.7)], {}, [GREEDY]),
+        ([UNCERTAIN], {"beam_size": 1}, [GREEDY]),
+        ([UNCERTAIN], {"beam_size": 5}, [BEAMS]),
+    ],
+)
+def test_beams_are_followed_where_the_likeliest_text_is_uncertain(
+    results: list[WindowResult], settings: dict[str, Any], asked: list[tuple[float, int]]
+) -> None:
+    taken, searches = searched(results, **{"beam_size": "auto"} | settings)
+    assert [(one.temperature, one.num_beams) for one in searches] == asked
+    assert taken.result is results[-1] or taken.result == results[-1]
+
+
+def test_beams_that_fail_give_way_to_the_likeliest_text() -> None:
+    taken, searches = searched([UNCERTAIN, POOR], beam_size="auto")
+    assert [one.num_beams for one in searches] == [1, 5]
+    assert taken.result == UNCERTAIN
 
 
 @pytest.mark.parametrize(

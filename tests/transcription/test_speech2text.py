@@ -235,7 +235,6 @@ REFUSED = [
     ({"initial_prompt": "so"}, r"decoding\.initial_prompt: found so"),
     ({"hotwords": "Grafana"}, r"decoding\.hotwords"),
     ({"prefix": "so"}, r"decoding\.prefix"),
-    ({"padding_s": 1.0}, r"decoding\.padding_s"),
     ({"hallucination_silence_threshold": 2.0, "word_timestamps": True},
      r"decoding\.hallucination_silence_threshold"),
     ({"target_language": "fr"}, r"decoding\.target_language: found fr, but .* writes one"),

@@ -96,7 +96,7 @@ def test_a_second_try_has_no_fallback_and_the_next_window_has_it_again() -> None
             window((3, 0, 10), logprob=-3.0),
             window((3, 0, 10)),
         ],
-        seconds=40, speech=[(0.0, 40.0)], temperature=(0.0, 0.4),
+        seconds=40, speech=[(0.0, 40.0)], temperature=(0.0, 0.4), beam_size=1,
     )  # fmt: skip
     assert [(job.window[0], job.search.temperature) for job in jobs] == [
         (0, 0.0), (900, 0.0), (3000, 0.0), (3000, 0.4)
