@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-lowest test-soak bench gpu-check site lint format clean
+.PHONY: help setup demo test test-lowest test-soak bench bench-gate gpu-check site lint format clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ test-soak: $(INSTALLED) ## Run the tests that take minutes to hours
 
 bench: $(INSTALLED) ## Time the engine beside others: MODEL=folder AUDIO=files, or SHAPE=base; OPTIONS=...
 	@$(if $(SHAPE),$(BIN)/python -m benchmarks.networks $(SHAPE),$(BIN)/corpus-asr bench $(AUDIO) $(MODEL:%=--model %)) $(OPTIONS)
+
+bench-gate: $(INSTALLED) ## Check measured results against benchmarks/gate.yaml: RESULTS=folder
+	@$(BIN)/python -m benchmarks.gate $(RESULTS) $(OPTIONS)
 
 gpu-check: ## Validate and measure a GPU; PYTHON=, with torch and transformers; OPTIONS=...
 	@$(PYTHON) -m benchmarks.gpu.validate $(OPTIONS)

@@ -18,6 +18,7 @@ import json
 import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,7 @@ def _arguments() -> argparse.Namespace:
     for command in (run, differ):
         command.add_argument("--engine", choices=RECOGNIZERS, nargs="+", default=list(RECOGNIZERS))
         command.add_argument("--mode", choices=MODES, nargs="+", default=list(MODES))
+    show.add_argument("--json", type=Path, help="write the error rates there")
     run.add_argument("--model", required=True, type=Path, nargs="+")
     run.add_argument("--threads", type=int, default=1)
     return parser.parse_args()
@@ -136,12 +138,21 @@ def _show(arguments: argparse.Namespace) -> None:
         for key in results:
             if key[2:] in items:
                 groups[key[:3]].setdefault(name, set()).add(key)
+    rates: list[dict[str, Any]] = []
     for (model, mode, data), engines in sorted(groups.items()):
         keys = sorted(set.intersection(*engines.values()))
         print(f"\n{model}, {mode}, {data}: {len(keys)} recordings that all engines have done\n")
         if keys:
             found = {name: {key: every[name][key] for key in keys} for name in engines}
+            rates += [
+                {"model": model, "mode": mode, "set": data, "engine": name, "recordings": len(keys)}
+                | {"wer": float(_percent(_words(mine, items)))}
+                for name, mine in found.items()
+            ]
             print("\n".join((*_table(found, items), *_table_of_times(found, items))))
+    if arguments.json is not None:
+        kept = {"date": datetime.now(UTC).date().isoformat(), "rows": rates}
+        arguments.json.write_text(f"{json.dumps(kept, indent=1)}\n")
 
 
 Found = dict[str, dict[Key, Hypothesis]]
@@ -152,7 +163,7 @@ def _table(found: Found, items: dict[tuple[str, ...], dict[str, Any]]) -> list[s
     rows = []
     for name, mine in found.items():
         scores = [_score(items[key[2:]], one) for key, one in mine.items()]
-        words = total(one.words for one in scores)
+        words = _words(mine, items)
         letters = total(one.characters for one in scores)
         same = (
             str(sum(_same(one, found[other][key]) for key, one in mine.items()))
@@ -185,6 +196,10 @@ def _table_of_times(found: Found, items: dict[tuple[str, ...], dict[str, Any]]) 
 
 def _by_id(folders: Sequence[Path]) -> dict[tuple[str, ...], dict[str, Any]]:
     return {(folder.name, item["id"]): item for folder in folders for item in manifest(folder)}
+
+
+def _words(mine: dict[Key, Hypothesis], items: dict[tuple[str, ...], dict[str, Any]]) -> Errors:
+    return total(_score(items[key[2:]], one).words for key, one in mine.items())
 
 
 def _score(item: dict[str, Any], found: Hypothesis) -> Score:

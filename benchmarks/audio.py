@@ -1,6 +1,6 @@
 """Recordings to measure with, joined from a corpus of utterances.
 
-    python -m benchmarks.audio OUT --joined MANIFEST --clips MANIFEST
+    python -m benchmarks.audio OUT --joined MANIFEST --clips MANIFEST...
 
 In: manifests with `path`, `text` and `duration_s`; of --joined also ids such as `ls_84-121123-0004`
 (LibriSpeech: speaker, chapter, utterance). Out: OUT/long and OUT/short, each with 16 kHz mono WAV
@@ -33,12 +33,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--joined", type=Path, required=True)
-    parser.add_argument("--clips", type=Path, required=True)
+    parser.add_argument("--clips", type=Path, nargs="+", required=True)
     options = parser.parse_args(arguments)
     long = ((name, utterances) for name, utterances in joined(rows(options.joined)))
     write(options.out / "long", options.joined.parent, long)
-    clips = rows(options.clips)
-    write(options.out / "short", options.clips.parent, ((row["id"], [row]) for row in clips))
+    clips = [
+        row | {"path": manifest.parent / row["path"]}
+        for manifest in options.clips
+        for row in rows(manifest)
+    ]
+    write(options.out / "short", Path(), ((row["id"], [row]) for row in clips))
     shutil.copy(options.out / "short" / f"{clips[0]['id']}.wav", options.out / "warm_up.wav")
 
 

@@ -110,9 +110,11 @@ _FASTER_BEST: Mapping[str, Any] = {
 
 ROWS: Mapping[str, Row] = {
     "ours": _ours("(defaults: sequential)", 6.0),
-    "ours-chunked": _ours("best: chunked", 7.0, strategy="chunked"),
-    "ours-int8": _ours("int8, chunked", 8.0, strategy="chunked", dtype="int8"),
-    "ours-beams": _ours("beam 5, sequential", 4.0, beam_size=5),
+    "ours-greedy": _ours("greedy, sequential", 6.5, beam_size=1),
+    "ours-chunked": _ours("best: greedy, chunked", 7.0, strategy="chunked", beam_size=1),
+    "ours-fast": _ours("quality fast", 7.0, quality="fast"),
+    "ours-accurate": _ours("quality accurate", 4.0, quality="accurate"),
+    "ours-int8": _ours("int8, greedy, chunked", 8.0, strategy="chunked", beam_size=1, dtype="int8"),
     "ours-chunked-beams": _ours("beam 5, chunked", 4.0, strategy="chunked", beam_size=5),
     "faster-batched": _faster_whisper("batched (defaults: beam 5, batch 8)", 7.0, batched=True),
     "faster-batched-best": _faster_whisper(
@@ -160,7 +162,8 @@ ROWS: Mapping[str, Row] = {
 }
 
 _CORE = (
-    "ours", "ours-chunked", "faster-batched", "faster-batched-best", "openvino", "openvino-best",
+    "ours", "ours-greedy", "ours-chunked", "faster-batched", "faster-batched-best", "openvino",
+    "openvino-best",
 )  # fmt: skip
 _BEST = ("ours", "ours-chunked", "faster-batched-best", "openvino-best")
 _OTHERS = (
@@ -168,7 +171,11 @@ _OTHERS = (
     "openvino-one", "whisper.cpp", "whisper.cpp-best", "transformers-beams", "transformers",
     "transformers-chunked", "openai-whisper",
 )  # fmt: skip
-_BEAMS = ("ours", "ours-beams", "ours-chunked", "ours-chunked-beams")
+_CLIPS = (
+    "ours", "ours-fast", "ours-accurate", "faster", "faster-batched-best", "faster-best",
+    "openvino-best",
+)  # fmt: skip
+_BEAMS = ("ours", "ours-greedy", "ours-accurate", "ours-chunked", "ours-chunked-beams")
 
 # The most important first: what does not fit into the time limit is skipped.
 SETS: tuple[Set, ...] = (
@@ -189,7 +196,7 @@ SETS: tuple[Set, ...] = (
     Set(
         name="base, 2 threads, clips",
         threads=2,
-        rows=_BEST,
+        rows=_CLIPS,
         folder="short",
         minutes=None,
         faster=0.2,

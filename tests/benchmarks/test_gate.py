@@ -1,0 +1,103 @@
+"""The gate passes what holds, names what does not, and takes nothing for granted."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from benchmarks import gate
+from benchmarks.rows import ROWS, SETS
+
+SPEED = {"set": "base, 2 threads", "row": "ours-chunked", "figure": "cpu_s"}
+ERRORS = {
+    "model": "whisper-base", "set": "timings", "engine": "corpus-asr", "beside": "faster-whisper"
+}  # fmt: skip
+ENTRIES: dict[str, Any] = {
+    "speed": [SPEED | {"least": 1.2, "goal": 2.0}],
+    "accuracy": [ERRORS | {"most": 0.5, "goal": 0.0}],
+}
+
+
+def results(ours_s: float = 50.0, *peers_s: float) -> dict[str, Any]:
+    rows = [{"key": "ours-chunked", "name": "corpus-asr best", "cpu_s": ours_s, "wall_s": 1.0}]
+    rows += [
+        {"key": key, "name": key, "cpu_s": cpu_s, "wall_s": 1.0}
+        for key, cpu_s in zip(("faster-batched", "openvino"), peers_s, strict=False)
+    ]
+    versions = {"corpus-asr": "0.1.0"}
+    hardware = {"cpu": "a CPU", "cpu_flags": [], "cores": 2}
+    sets = [{"name": "base, 2 threads", "rows": rows}]
+    return {"date": "2026-11-27", "hardware": hardware, "versions": versions, "sets": sets}
+
+
+def rates(ours: float, theirs: float, *, mode: str = "default") -> dict[str, Any]:
+    of = {"model": "whisper-base", "mode": mode, "set": "timings", "recordings": 46}
+    rows = [of | {"engine": "corpus-asr", "wer": ours}]
+    return {"rows": [*rows, of | {"engine": "faster-whisper", "wer": theirs}]}
+
+
+def test_an_entry_is_compared_with_the_best_peer() -> None:
+    speed, errors = gate.check(ENTRIES, results(50.0, 90.0, 70.0), rates(5.8, 6.1))
+    assert (speed.found, speed.beside, speed.passed, speed.reached) == (
+        1.4,
+        "openvino",
+        True,
+        False,
+    )
+    assert (errors.found, errors.passed, errors.reached) == (-0.3, True, True)
+
+
+@pytest.mark.parametrize(
+    ("speed", "accuracy", "passed"),
+    [
+        (results(50.0, 59.0), rates(6.7, 6.1), [False, False]),
+        (results(50.0, 60.0), rates(6.6, 6.1), [True, True]),
+        # What was not measured does not pass: no peer, no row of ours, another mode.
+        (results(50.0), rates(5.0, 6.0, mode="greedy"), [False, False]),
+        (results(0.0, 60.0), {}, [False, False]),
+        ({}, {}, [False, False]),
+    ],
+)
+def test_what_is_missed_or_was_not_measured_does_not_pass(
+    speed: dict[str, Any], accuracy: dict[str, Any], passed: list[bool]
+) -> None:
+    assert [one.passed for one in gate.check(ENTRIES, speed, accuracy)] == passed
+
+
+def test_the_gate_fails_by_name_and_keeps_what_it_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    entries = tmp_path / "gate.yaml"
+    entries.write_text(yaml.safe_dump(ENTRIES))
+    monkeypatch.setattr(gate, "ENTRIES", entries)
+    (tmp_path / "results.json").write_text(json.dumps(results(50.0, 70.0)))
+    (tmp_path / "accuracy.json").write_text(json.dumps(rates(7.0, 6.0)))
+    assert gate.main([str(tmp_path)]) == 1
+    said = capsys.readouterr()
+    assert "1 of 2 entries are missed" in said.err
+    assert "whisper-base on timings" in said.err
+    assert "1.4 times as fast" in said.out
+    kept = json.loads((tmp_path / "gate.json").read_text())
+    assert [one["passed"] for one in kept["entries"]] == [True, False]
+    assert kept["hardware"]["cpu"] == "a CPU"
+    (tmp_path / "accuracy.json").write_text(json.dumps(rates(6.0, 6.0)))
+    pages = tmp_path / "docs" / "benchmarks"
+    pages.mkdir(parents=True)
+    (pages / "README.md").write_text("before\n<!-- measured: gate -->\n<!-- end -->\nafter\n")
+    assert gate.main([str(tmp_path), "--publish"], repository=tmp_path) == 0
+    page = (pages / "README.md").read_text()
+    assert "2026-11-27, 2 cores of a CPU" in page
+    assert "| yes |" in page
+    assert (pages / "2026-11-27-gate.json").is_file()
+
+
+def test_entries_name_rows_and_sets_that_are_measured() -> None:
+    entries = yaml.safe_load(gate.ENTRIES.read_text(encoding="utf-8"))
+    sets = {each.name: each for each in SETS}
+    for entry in entries["speed"]:
+        assert entry["row"] in sets[entry["set"]].rows
+        assert entry["goal"] >= entry["least"]
+    assert any(key.startswith(gate.PEERS) for key in ROWS)
+    assert all(entry["goal"] <= entry["most"] for entry in entries["accuracy"])
