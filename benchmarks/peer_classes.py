@@ -65,6 +65,11 @@ _CONFIG_FLAGS: dict[str, Any] = {
     "base_model_pp_plan": None,
     "base_model_ep_plan": None,
 }
+# By the folder of its tests, what stands for the names of another package.
+_PEERS = {
+    "openai": "benchmarks.peer_openai",
+    "faster_whisper": "benchmarks.peer_faster_whisper",
+}
 # The vocabularies of the multilingual checkpoints are one, and so are those of the English ones.
 _TEXT_ONLY = {
     "openai/whisper-tiny": "whisper-base",
@@ -77,10 +82,13 @@ _TEXT_ONLY = {
 def pytest_configure(config: Any) -> None:
     """Put the classes in place before any test file is imported."""
     models = os.environ.get("CORPUS_ASR_TEST_MODELS")
-    if os.environ["CORPUS_ASR_PEER_CLASSES"] == "ours":
+    ours = os.environ["CORPUS_ASR_PEER_CLASSES"] == "ours"
+    if ours:
         _replace()
-        if models and "openai" in " ".join(config.args):
-            importlib.import_module("benchmarks.peer_openai").replace(Path(models))
+    peer = Path(config.args[0]).parts[0]
+    if models and peer in _PEERS:
+        names = importlib.import_module(_PEERS[peer])
+        (names.replace if ours else names.serve)(Path(models))
     _serve(models)
 
 

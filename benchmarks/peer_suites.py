@@ -46,6 +46,11 @@ SUITES = {
     "openai-whisper: normalizer": "openai/tests/test_normalizer.py",
     "openai-whisper: tokenizer": "openai/tests/test_tokenizer.py",
     "openai-whisper: transcribe": "openai/tests/test_transcribe.py",
+    "openai-whisper: timing": "openai/tests/test_timing.py",
+    "openai-whisper: audio": "openai/tests/test_audio.py",
+    "faster-whisper: transcribe": "faster_whisper/tests/test_transcribe.py",
+    "faster-whisper: tokenizer": "faster_whisper/tests/test_tokenizer.py",
+    "faster-whisper: download": "faster_whisper/tests/test_utils.py",
 }
 PASSED, FAILED = "passed", "failed"
 HUB, GPU, SLOW, PACKAGE, OWN = (
