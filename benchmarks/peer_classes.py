@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks import peer_data
+
 _MODULES = {
     "whisper": ("corpus_asr.models.whisper", "corpus_asr.families.whisper"),
     "speech_to_text": ("corpus_asr.models.speech2text", "corpus_asr.families.speech2text"),
@@ -90,6 +92,8 @@ def pytest_configure(config: Any) -> None:
         names = importlib.import_module(_PEERS[peer])
         (names.replace if ours else names.serve)(Path(models))
     _serve(models)
+    if data := os.environ.get("CORPUS_ASR_TEST_DATA"):
+        peer_data.serve_clips(Path(data))
 
 
 def pytest_runtest_logreport(report: Any) -> None:
@@ -181,6 +185,9 @@ def _serve(models: str | None) -> None:
         return
     folders = {f"openai/{path.name}": str(path) for path in Path(models).iterdir()}
     texts = folders | {name: str(Path(models) / here) for name, here in _TEXT_ONLY.items()}
+    # What tests of it expect holds for any multilingual model.
+    folders["openai/whisper-tiny"] = texts["openai/whisper-tiny"]
+    peer_data.serve_text_models(Path(models) / "whisper-tiny.en", texts)
     transformers = importlib.import_module("transformers")
     for name in ("Model", "ForConditionalGeneration", "Config"):
         _redirect(getattr(transformers, f"Whisper{name}"), folders)

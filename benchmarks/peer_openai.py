@@ -87,7 +87,8 @@ def _folders(models: Path) -> dict[str, Path]:
 
 def serve(models: Path) -> None:
     """Let openai-whisper's own function load the checkpoints that are here, converted."""
-    folders, library = _folders(models), importlib.import_module("whisper")
+    folders = _folders(models)
+    library: Any = importlib.import_module("whisper")
     load = library.load_model
 
     def load_model(name: str) -> Any:
