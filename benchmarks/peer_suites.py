@@ -63,7 +63,7 @@ HUB, DATA, GPU, SLOW, PACKAGE, OWN = (
     "needs a package that is not installed",
     "skips itself",
 )
-BOTH = "fails with transformers' own classes, too"
+BOTH = "fails with the other package's own classes, too"
 # What a failure or the reason of a skip says, and the kind of reason that is.
 _SAID = (
     (HUB, r"couldn't connect|offline mode|LocalEntryNotFound|huggingface\.co|hub is out of reach"),
