@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks import peer_data
+
 _MODULES = {
     "whisper": ("corpus_asr.models.whisper", "corpus_asr.families.whisper"),
     "speech_to_text": ("corpus_asr.models.speech2text", "corpus_asr.families.speech2text"),
@@ -65,6 +67,11 @@ _CONFIG_FLAGS: dict[str, Any] = {
     "base_model_pp_plan": None,
     "base_model_ep_plan": None,
 }
+# By the folder of its tests, what stands for the names of another package.
+_PEERS = {
+    "openai": "benchmarks.peer_openai",
+    "faster_whisper": "benchmarks.peer_faster_whisper",
+}
 # The vocabularies of the multilingual checkpoints are one, and so are those of the English ones.
 _TEXT_ONLY = {
     "openai/whisper-tiny": "whisper-base",
@@ -77,11 +84,16 @@ _TEXT_ONLY = {
 def pytest_configure(config: Any) -> None:
     """Put the classes in place before any test file is imported."""
     models = os.environ.get("CORPUS_ASR_TEST_MODELS")
-    if os.environ["CORPUS_ASR_PEER_CLASSES"] == "ours":
+    ours = os.environ["CORPUS_ASR_PEER_CLASSES"] == "ours"
+    if ours:
         _replace()
-        if models and "openai" in " ".join(config.args):
-            importlib.import_module("benchmarks.peer_openai").replace(Path(models))
+    peer = Path(config.args[0]).parts[0]
+    if models and peer in _PEERS:
+        names = importlib.import_module(_PEERS[peer])
+        (names.replace if ours else names.serve)(Path(models))
     _serve(models)
+    if data := os.environ.get("CORPUS_ASR_TEST_DATA"):
+        peer_data.serve_clips(Path(data))
 
 
 def pytest_runtest_logreport(report: Any) -> None:
@@ -173,6 +185,9 @@ def _serve(models: str | None) -> None:
         return
     folders = {f"openai/{path.name}": str(path) for path in Path(models).iterdir()}
     texts = folders | {name: str(Path(models) / here) for name, here in _TEXT_ONLY.items()}
+    # What tests of it expect holds for any multilingual model.
+    folders["openai/whisper-tiny"] = texts["openai/whisper-tiny"]
+    peer_data.serve_text_models(Path(models) / "whisper-tiny.en", texts)
     transformers = importlib.import_module("transformers")
     for name in ("Model", "ForConditionalGeneration", "Config"):
         _redirect(getattr(transformers, f"Whisper{name}"), folders)

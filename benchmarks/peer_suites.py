@@ -36,6 +36,7 @@ SUITES = {
     "Whisper: models": "tests/models/whisper/test_modeling_whisper.py",
     "Whisper: tokenizer": "tests/models/whisper/test_tokenization_whisper.py",
     "Whisper: feature extractor": "tests/models/whisper/test_feature_extraction_whisper.py",
+    "Whisper: real checkpoints": "tests/models/whisper/test_integration_whisper.py",
     "Whisper: processor": "tests/models/whisper/test_processing_whisper.py",
     "Speech2Text: models": "tests/models/speech_to_text/test_modeling_speech_to_text.py",
     "Speech2Text: tokenizer": "tests/models/speech_to_text/test_tokenization_speech_to_text.py",
@@ -43,23 +44,32 @@ SUITES = {
         "tests/models/speech_to_text/test_feature_extraction_speech_to_text.py"
     ),
     "Speech2Text: processor": "tests/models/speech_to_text/test_processing_speech_to_text.py",
+    "transformers: streamers": "tests/generation/test_streamers.py",
     "openai-whisper: normalizer": "openai/tests/test_normalizer.py",
     "openai-whisper: tokenizer": "openai/tests/test_tokenizer.py",
     "openai-whisper: transcribe": "openai/tests/test_transcribe.py",
+    "openai-whisper: timing": "openai/tests/test_timing.py",
+    "openai-whisper: audio": "openai/tests/test_audio.py",
+    "faster-whisper: transcribe": "faster_whisper/tests/test_transcribe.py",
+    "faster-whisper: tokenizer": "faster_whisper/tests/test_tokenizer.py",
+    "faster-whisper: download": "faster_whisper/tests/test_utils.py",
 }
 PASSED, FAILED = "passed", "failed"
-HUB, GPU, SLOW, PACKAGE, OWN = (
+HUB, DATA, GPU, SLOW, PACKAGE, OWN = (
     "needs a checkpoint or data set of the hub",
+    "needs a recording that is not at hand",
     "needs a GPU",
     "marked slow",
     "needs a package that is not installed",
     "skips itself",
 )
-BOTH = "fails with transformers' own classes, too"
+BOTH = "fails with the other package's own classes, too"
 # What a failure or the reason of a skip says, and the kind of reason that is.
 _SAID = (
     (HUB, r"couldn't connect|offline mode|LocalEntryNotFound|huggingface\.co|hub is out of reach"),
+    (HUB, r"outgoing traffic has been disabled"),
     (HUB, r"urlopen error"),
+    (DATA, r"tests/data/\S+: not found|No such file or directory: '\S+/tests/data/"),
     (GPU, r"requires? .*(accelerator|GPU|CUDA|XPU|HPU|MPS|NPU)"),
     (SLOW, r"test is slow"),
     (PACKAGE, r"test requires|require_|not installed"),
@@ -155,14 +165,13 @@ def classified(
     """Return what became of a test, why, "" where nobody knows, and whether it counts."""
     if ours["outcome"] == PASSED:
         return Outcome(PASSED, "", True)
-    said = ours["said"][0]
-    kind = next((kind for kind, text in _SAID if re.search(text, said, re.IGNORECASE)), None)
+    kind = _kind(ours["said"][0])
     if ours["outcome"] == "skipped":
         return Outcome("skipped", kind or OWN, False)
-    if kind == HUB:
-        return Outcome("skipped", HUB, False)
+    if kind in (HUB, DATA):
+        return Outcome("skipped", kind, False)
     if theirs is not None and theirs["outcome"] == FAILED:
-        if re.search(r"urlopen error", theirs["said"][0]):
+        if _kind(theirs["said"][0]) == HUB:
             theirs = None  # their checkpoint is missing: nothing is known
         else:
             return Outcome(FAILED, BOTH, False)
@@ -173,6 +182,10 @@ def classified(
             if re.search(pattern, test):
                 return Outcome(FAILED, reason, counts)
     return Outcome(FAILED, "", True)
+
+
+def _kind(said: str) -> str | None:
+    return next((kind for kind, text in _SAID if re.search(text, said, re.IGNORECASE)), None)
 
 
 def counted(outcomes: dict[str, Outcome]) -> dict[str, Any]:

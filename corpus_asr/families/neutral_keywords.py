@@ -28,7 +28,7 @@ _ONE_DEVICE = "a model is on one device; use torch's own FSDP or DataParallel af
 _INSTEAD = {
     "proxies": "set the environment variable HTTPS_PROXY",
     "use_auth_token": "pass it as token",
-    "variant": "its files are not read; load the others with dtype=torch.float16, or any",
+    "variant": "only models have it",
     "quantization_config": _QUANTIZED,
     "load_in_8bit": _QUANTIZED,
     "load_in_4bit": _QUANTIZED,

@@ -105,6 +105,7 @@ class PreTrainedModel(nn.Module, TransformersMethods, Uploads):
         state_dict: Mapping[str, Tensor] | None = None,
         generation_config: Any = None,
         output_loading_info: bool = False,
+        variant: str | None = None,
         **kwargs: Any,
     ) -> Any:
         """Load a checkpoint, a folder, URI or name on the hub, ready for inference.
@@ -113,7 +114,8 @@ class PreTrainedModel(nn.Module, TransformersMethods, Uploads):
         `dtype` None keeps the stored type; `generate` on a CPU then computes in the type that is
         best there. With None as name, `state_dict` has the weights and `config` the sizes.
         `generation_config` takes the place of the checkpoint's; `output_loading_info` returns the
-        model and a dictionary of its missing, unexpected and mismatched keys. Keywords are
+        model and a dictionary of its missing, unexpected and mismatched keys. Of the weights a
+        `variant` such as fp16 is read, if given: model.fp16.safetensors. Keywords are
         `SOURCE_OPTIONS`; all others replace what config.json says. Raises CheckpointError.
         """
         where = take_source(kwargs)
@@ -135,8 +137,8 @@ class PreTrainedModel(nn.Module, TransformersMethods, Uploads):
             folder = Path("state_dict")
             stored = given_tensors(folder, state_dict)
         else:
-            folder = fetch_checkpoint(str(pretrained_model_name_or_path), **where)
-            stored = stored_tensors(folder, safetensors=use_safetensors)
+            folder = fetch_checkpoint(str(pretrained_model_name_or_path), variant=variant, **where)
+            stored = stored_tensors(folder, safetensors=use_safetensors, variant=variant)
         if config is None:
             config = cls.config_class.from_pretrained(folder, **kwargs)
         elif kwargs:
@@ -193,16 +195,24 @@ class PreTrainedModel(nn.Module, TransformersMethods, Uploads):
         max_shard_size: int | str = "50GB",
         *,
         safe_serialization: bool = True,
+        variant: str | None = None,
         **kwargs: Any,
     ) -> None:
-        """Write weights, config.json and generation_config.json as transformers loads them."""
+        """Write weights, config.json and generation_config.json as transformers loads them.
+
+        Of a `variant` such as fp16 they are model.fp16.safetensors; those of others stay.
+        """
         if not is_main_process:
             return
         folder = made_folder(save_directory)
         state = self.state_dict() if state_dict is None else state_dict
         weights = self.stored_weights(state)
         names = save_weights(
-            folder, weights, max_shard_size=max_shard_size, safe_serialization=safe_serialization
+            folder,
+            weights,
+            max_shard_size=max_shard_size,
+            safe_serialization=safe_serialization,
+            variant=variant,
         )
         names += self.save_settings(folder, weights)
         finish_saving(folder, names, push_to_hub=push_to_hub, **kwargs)

@@ -6,6 +6,7 @@ shape (rows, ...) is stored as int8 under its own name, and its scales as `NAME_
 weight is its integer times the scale of its group. Everything else is float16.
 """
 
+import fnmatch
 import functools
 import math
 import re
@@ -30,11 +31,9 @@ from corpus_asr.families.foreign_weights import (
     read_tensorflow,
 )
 from corpus_asr.families.saved_files import read_json_object, write_json_object
+from corpus_asr.storage.model_files import weight_files
 from corpus_asr.units import MEBIBYTE
 
-WEIGHTS_NAME = "model.safetensors"
-INT8_NAME = "model.int8.safetensors"
-PICKLED_NAME = "pytorch_model.bin"
 SCALE_SUFFIX = "_scale"
 
 # With whisper-tiny.en, groups of 64 bring the divergence of next-token distributions from float16's
@@ -117,35 +116,37 @@ class StoredTensor:
     read: Callable[[], Tensor]
 
 
-def stored_tensors(folder: Path, *, safetensors: bool | None = None) -> dict[str, StoredTensor]:
+def stored_tensors(
+    folder: Path, *, safetensors: bool | None = None, variant: str | None = None
+) -> dict[str, StoredTensor]:
     """List the tensors of a checkpoint folder by name, reading none; raises CheckpointError.
 
     Looks for model.safetensors, model.int8.safetensors and pytorch_model.bin, each also sharded,
     then for what the Flax and TensorFlow classes save, in this order; with `safetensors` given,
-    only for the first two or only for the third.
+    only for the first two or only for the third. Of a `variant` they are model.VARIANT.safetensors
+    and so on, and there are none of others' classes.
     """
-    return _with_scales(_all_tensors(folder, safetensors))
+    return _with_scales(_all_tensors(folder, safetensors, variant))
 
 
-def _all_tensors(folder: Path, safetensors: bool | None) -> dict[str, StoredTensor]:
-    for name, read_file in (
-        (WEIGHTS_NAME, _safetensors),
-        (INT8_NAME, _safetensors),
-        (PICKLED_NAME, _pickled),
-    ):
-        if safetensors is not None and safetensors != name.endswith(".safetensors"):
+def _all_tensors(
+    folder: Path, safetensors: bool | None, variant: str | None
+) -> dict[str, StoredTensor]:
+    names = []
+    for name, index_name, _ in weight_files(variant):
+        is_safe = name.endswith(".safetensors")
+        if safetensors is not None and safetensors != is_safe:
             continue
-        index = folder / f"{name}.index.json"
+        names.append(name)
+        read_file = _safetensors if is_safe else _pickled
         if (folder / name).is_file():
             return read_file(folder / name)
-        if index.is_file():
-            return _sharded(index, read_file)
+        if (folder / index_name).is_file():
+            return _sharded(folder / index_name, read_file)
     for name, read_all in ((FLAX_NAME, read_flax), (TENSORFLOW_NAME, read_tensorflow)):
-        if safetensors is None and (folder / name).is_file():
+        if safetensors is None and variant is None and (folder / name).is_file():
             return given_tensors(folder / name, read_all(folder / name))
     present = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    names = [] if safetensors is False else [WEIGHTS_NAME, INT8_NAME]
-    names += [] if safetensors else [PICKLED_NAME]
     raise CheckpointError(
         f"looking for weights in {folder}: found {listed(present) or 'nothing'}, expected "
         f"{', '.join(names)} or the index of a sharded one"
@@ -366,8 +367,9 @@ def save_weights(
     *,
     max_shard_size: int | str = "5GB",
     safe_serialization: bool = True,
+    variant: str | None = None,
 ) -> list[str]:
-    """Write tensors in place of all weights that the folder held; return the names of the files.
+    """Write tensors in place of all weights of the variant; return the names of the files.
 
     No two tensors may share memory. A file has at most `max_shard_size` bytes, such as `5GB`,
     unless a tensor is larger.
@@ -375,9 +377,10 @@ def save_weights(
     # Here, since older hub clients load all of their own dependencies with it.
     from huggingface_hub import split_torch_state_dict_into_shards
 
-    base = WEIGHTS_NAME if safe_serialization else PICKLED_NAME
+    plain, quantized, pickled = weight_files(variant)
+    base, index_name, _ = plain if safe_serialization else pickled
     if any(tensor.dtype is torch.int8 for tensor in tensors.values()):
-        base = INT8_NAME
+        base, index_name, _ = quantized
     stem, _, suffix = base.rpartition(".")
     split = split_torch_state_dict_into_shards(
         dict(tensors), filename_pattern=f"{stem}{{suffix}}.{suffix}", max_shard_size=max_shard_size
@@ -388,11 +391,11 @@ def save_weights(
         shard = {member: tensors[member] for member in members}
         _write(folder / name, shard, safe_serialization=safe_serialization)
     if split.is_sharded:
-        index = folder / f"{base}.index.json"
+        index = folder / index_name
         content = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         write_json_object(index, content)
         kept.add(index.name)
-    _remove_others(folder, kept)
+    _remove_others(folder, kept, variant)
     return sorted(kept)
 
 
@@ -411,14 +414,12 @@ def _write(path: Path, shard: dict[str, Tensor], *, safe_serialization: bool) ->
     unfinished.replace(path)
 
 
-def _remove_others(folder: Path, kept: set[str]) -> None:
+def _remove_others(folder: Path, kept: set[str], variant: str | None) -> None:
     # A reader would find them beside, or before, those just written.
-    pattern = re.compile(
-        r"(model(\.int8)?\.safetensors|pytorch_model\.bin)(\.index\.json)?"
-        r"|(model(\.int8)?|pytorch_model)-\d{5}-of-\d{5}\.(safetensors|bin)"
-    )
+    patterns = [pattern for patterns in weight_files(variant) for pattern in patterns]
     for path in folder.iterdir():
-        if pattern.fullmatch(path.name) and path.name not in kept:
+        is_ours = any(fnmatch.fnmatchcase(path.name, pattern) for pattern in patterns)
+        if is_ours and path.name not in kept:
             path.unlink()
 
 

@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Self
 
 from corpus_asr.audio.inputs import GivenAudio
@@ -340,7 +340,10 @@ class CallInFlight:
         settings: CallSettings,
         on_progress: OnProgress | None = None,
         cancellation: Cancellation | None = None,
+        *,
+        detect_only: bool = False,
     ) -> None:
+        self._detect_only = detect_only
         self._pool = pool
         self._cancellation = cancellation
         # The child that works for this call, if any; it is interrupted only under the lock.
@@ -521,6 +524,7 @@ class CallInFlight:
                 listener=self._listener(added),
                 text=None if text is None else AlignedText(text=text),
             )
+            request = replace(request, detect_only=self._detect_only)
             added.transcript = self._engine.submit(request, decoding=self._decoding)
             self._waiting = [one for one in self._waiting if not one.done()]
             self._waiting.append(added.transcript)

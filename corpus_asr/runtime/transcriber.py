@@ -14,7 +14,7 @@ from corpus_asr.config.decoding import (
     DecodingSettings,
     default_model_notice,
 )
-from corpus_asr.config.extraction import ExtractSettings, SpeakerSettings
+from corpus_asr.config.extraction import ExtractSettings
 from corpus_asr.config.options import (
     OPTION_NAMES,
     CallSettings,
@@ -26,29 +26,24 @@ from corpus_asr.errors import ConfigError, ItemError
 from corpus_asr.formats.transcript import Transcript
 from corpus_asr.runtime.asynchronous import called, iterated
 from corpus_asr.runtime.checkpoints import Checkpoint, check_transcribes, fetch_others
+from corpus_asr.runtime.finished_recordings import transcript_of
 from corpus_asr.runtime.in_flight import (
     NO_LIMITS,
     CallInFlight,
     Cancellation,
     ExtractorPool,
     OnProgress,
-    PartInFlight,
     RecordingInFlight,
 )
-from corpus_asr.segments import Segment, SpeakerTurn
-from corpus_asr.speakers.turns import (
-    diarize_parts,
-    with_speakers,
-)
+from corpus_asr.runtime.language_detection import DetectedLanguage, detect
+from corpus_asr.segments import Segment
 from corpus_asr.stages.extract import EXTRACTOR
 from corpus_asr.stages.isolation import IsolatedGenerator
 from corpus_asr.storage.model_files import full_name
 from corpus_asr.storage.run_state.run_files import read_calibration
 from corpus_asr.storage.stores.filesystem import StoreOptions
 from corpus_asr.storage.stores.host_allowlist import ANY_NAMED_HOST, HostRules
-from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.threads import spin_briefly
-from corpus_asr.transcription.joined_text import joined_parts
 
 if TYPE_CHECKING:  # imports torch
     from corpus_asr.transcription.engine import Engine
@@ -339,6 +334,31 @@ class Transcriber:
             None,
         )
 
+    def detect_language(
+        self,
+        audio: AudioInput,
+        *,
+        sampling_rate: float | None = None,
+        **options: Unpack[TranscriptionOptions],
+    ) -> DetectedLanguage:
+        """Detect the language of a recording, with the probabilities of all languages.
+
+        It is that of `transcribe`: of up to three windows of speech in the first part. If nobody
+        speaks, it is what the model takes silence for. A `language` option with several codes
+        limits the choice; a single one does not. Fields may be unpacked, as in faster-whisper.
+
+        Args:
+            audio: as of `transcribe`; so are `sampling_rate` and `options`.
+
+        Raises:
+            ItemError: the recording cannot be read, or holds no usable audio.
+            ValueError: it is no audio.
+            ConfigError: a wrong option, or the checkpoint is no multilingual Whisper.
+        """
+        settings = self._checked(options)
+        given = given_audio(audio, sampling_rate=sampling_rate)
+        return detect(self._pool, self._engine, given, settings)
+
     def stream(
         self,
         audio: AudioInput,
@@ -519,7 +539,12 @@ class Transcriber:
                     try:
                         if recording.error is not None:
                             raise recording.error
-                        transcript = self._transcript(recording, settings.speakers)
+                        transcript = transcript_of(
+                            recording,
+                            settings.speakers,
+                            model=self._model,
+                            calibrated=self._calibrated,
+                        )
                     except ItemError as error:
                         _note(error, recording.audio.name, on_error)
                         continue
@@ -544,76 +569,6 @@ class Transcriber:
             return segment
         return with_confidence(segment, self._calibration)
 
-    def _transcript(self, recording: RecordingInFlight, speakers: SpeakerSettings) -> Transcript:
-        transcript = self._without_speakers(recording)
-        if not speakers.wanted:
-            return transcript
-        parts = recording.parts
-        found = diarize_parts(
-            ((part.channel, part.voices) for part in parts if part.voices is not None), speakers
-        )
-        return named(transcript, found.turns)
-
-    def _without_speakers(self, recording: RecordingInFlight) -> Transcript:
-        parts = recording.parts
-        numbers = sorted({part.channel for part in parts if part.channel is not None})
-        of_file: dict[str, Any] = {
-            "audio_track": recording.audio_track,
-            "audio_tracks": recording.audio_tracks,
-            "silent_tracks": recording.silent_tracks,
-            "time_corrections": recording.time_corrections,
-        }
-        whole = replace(self._joined(parts, recording.audio.name), **of_file)
-        if recording.text is not None:
-            found = [part.transcript.result() for part in parts if part.transcript is not None]
-            segments, missing = joined_parts(
-                found, text=recording.text, name=redact_uri(recording.audio.name)
-            )
-            aligned = tuple(map(self._calibrated, segments))
-            whole = replace(whole, segments=aligned, missing=missing)
-        if recording.num_rows > 1:
-            own = ([part for part in parts if part.channel == number] for number in numbers)
-            channels = tuple(
-                replace(self._joined(said, recording.audio.name, number), **of_file)
-                for said, number in zip(own, numbers, strict=True)
-            )
-            by_time = sorted(whole.segments, key=lambda segment: segment.start_s)
-            seconds = recording.decoded_s
-            return replace(whole, segments=tuple(by_time), duration_s=seconds, channels=channels)
-        return replace(whole, channel=numbers[0] if numbers else None)
-
-    def _joined(
-        self, parts: Sequence[PartInFlight], uri: str, channel: int | None = None
-    ) -> Transcript:
-        futures = [part.transcript for part in parts if part.transcript is not None]
-        found = [future.result() for future in futures]
-        segments = tuple(self._calibrated(segment) for part in found for segment in part.segments)
-        # Where parts have languages of their own, the first one's may be that of a jingle.
-        spoken = [part for part in found if part.language is not None]
-        language = spoken[0] if spoken else None
-        if language is not None and any(part.language != language.language for part in spoken):
-            from corpus_asr.transcription.whisper_prompt import spoken_most
-
-            most = spoken_most(segments)
-            language = next(
-                (part for part in spoken if most and part.language == most.code), language
-            )
-        speech = [part.speech_s for part in parts]
-        return Transcript(
-            segments=segments,
-            language=language.language if language else None,
-            language_probability=language.language_probability if language else None,
-            duration_s=sum(part.duration_s for part in parts),
-            # Not detected in a part is not known of the whole.
-            speech_s=None if None in speech else sum(filter(None, speech), 0.0),
-            speech_without_text_s=None
-            if None in speech
-            else sum(part.speech_without_text_s or 0.0 for part in found),
-            uri=uri,
-            channel=channel,
-            model=self._model,
-        )
-
 
 def _load_engine(
     main: Checkpoint, by_language: Mapping[str, str], decoding: DecodingSettings, **options: Any
@@ -630,20 +585,6 @@ def _load_engine(
         return Engine.from_folder(folder, decoding=decoding, **options)
     folders = {code: other.folder for code, other in others.items()}
     return RoutedEngine.from_folders(folder, folders, decoding=decoding, **options)
-
-
-def named(transcript: Transcript, turns: Sequence[SpeakerTurn]) -> Transcript:
-    """Return a transcript whose segments and words have speakers, given all turns."""
-    channels = tuple(
-        named(each, [turn for turn in turns if turn.channel == each.channel])
-        for each in transcript.channels
-    )
-    if channels:
-        said = [segment for each in channels for segment in each.segments]
-        segments = tuple(sorted(said, key=lambda segment: segment.start_s))
-    else:
-        segments = with_speakers(transcript.segments, turns)
-    return replace(transcript, segments=segments, channels=channels, turns=tuple(turns))
 
 
 def _checked_text(text: object) -> str:

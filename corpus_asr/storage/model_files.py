@@ -38,13 +38,7 @@ SMALL_FILES = (
     "normalizer.json", "added_tokens.json", "special_tokens_map.json", "sentencepiece.bpe.model",
 )  # fmt: skip
 # In order of preference. Repositories also hold other precisions and other frameworks' files.
-WEIGHT_FILES = tuple(
-    (f"{stem}.{suffix}", f"{stem}.{suffix}.index.json", f"{stem}-*-of-*.{suffix}")
-    for stem, suffix in (
-        ("model", "safetensors"), ("model.int8", "safetensors"), ("pytorch_model", "bin"),
-    )
-)  # fmt: skip
-_WEIGHTS_WANTED = "model.safetensors, model.int8.safetensors or pytorch_model.bin"
+_WEIGHTS = (("model", "safetensors"), ("model.int8", "safetensors"), ("pytorch_model", "bin"))
 PACKAGED_FOLDER = Path(__file__).resolve().parent.parent / "pretrained"
 PACKAGED = tuple(sorted(path.parent.name for path in PACKAGED_FOLDER.glob("*/config.json")))
 """Checkpoints that come with the package, by the names that they are asked for."""
@@ -53,6 +47,25 @@ _EXAMPLES = ("base", "small", "large-v3")
 _ONNX = ".onnx"
 _COPY_BYTES = 8 * MEBIBYTE
 _NAMES_SHOWN = 10
+
+
+def weight_files(variant: str | None = None) -> tuple[tuple[str, str, str], ...]:
+    """Return the names of a file, of its index and of shards, by preference; `fp16` is a variant.
+
+    Raises:
+        ValueError: the variant is no part of a file's name.
+    """
+    if variant is not None and not re.fullmatch(r"[\w-]+", variant):
+        raise ValueError(
+            f"reading or writing weights: found variant={variant!r}, expected letters and digits, "
+            "such as fp16"
+        )
+    mark = "" if variant is None else f".{variant}"
+    return tuple(
+        (f"{stem}{mark}.{suffix}", f"{stem}.{suffix}.index{mark}.json",
+         f"{stem}{mark}-[0-9]*-of-[0-9]*.{suffix}")
+        for stem, suffix in _WEIGHTS
+    )  # fmt: skip
 
 
 class _RemoteFile(NamedTuple):
@@ -72,12 +85,13 @@ def fetch_checkpoint(
     force_download: bool = False,
     local_files_only: bool = False,
     token: str | bool | None = None,
+    variant: str | None = None,
 ) -> Path:
     """Return a local folder with a checkpoint's files; without `weights`, only the small ones.
 
     A checkpoint is a folder (used as it is), an fsspec address of one, a name in `PACKAGED`, a hub
-    name, or a short name such as `large-v3`. `expect` is a file that must be there; `revision`,
-    `cache_dir` and what follows it are the hub's.
+    name, or a short name such as `large-v3`. `expect` is a file that must be there; `variant` is
+    that of the weights; `revision`, `cache_dir` and what follows it are the hub's.
     """
     checkpoint = full_name(checkpoint)
     local = Path(normalize(checkpoint)) if scheme_of(checkpoint) == LOCAL else None
@@ -88,7 +102,7 @@ def fetch_checkpoint(
     elif scheme_of(checkpoint) != LOCAL:
         address = normalize(checkpoint)
         address = join(address, subfolder) if subfolder else address
-        folder = _fetch_address(address, weights=weights, expect=expect)
+        folder = _fetch_address(address, weights=weights, expect=expect, variant=variant)
     elif _HUB_NAME.fullmatch(checkpoint) and not (local is not None and local.is_file()):
         _check_spelling(checkpoint)
         access = {
@@ -96,7 +110,9 @@ def fetch_checkpoint(
             "local_files_only": local_files_only, "token": token,
         }  # fmt: skip
         access = {name: value for name, value in access.items() if value is not None}
-        folder = _fetch_hub(checkpoint, access, weights=weights, subfolder=subfolder)
+        folder = _fetch_hub(
+            checkpoint, access, weights=weights, subfolder=subfolder, variant=variant
+        )
     elif local is not None and local.is_file():
         raise _is_file(local)
     else:
@@ -179,7 +195,7 @@ def model_revision(folder: Path) -> str:
     names = sorted(path.name for path in folder.iterdir() if path.is_file())
     weights = _weight_names(names)
     if not weights:
-        raise _missing(str(folder), _WEIGHTS_WANTED, names)
+        raise _missing(str(folder), _weights_wanted(), names)
     digest = hashlib.sha256()
     # Not what else lies there: a README or another framework's weights change no result.
     for name in sorted({*_matching(names, SMALL_FILES), *weights}):
@@ -234,12 +250,17 @@ def _matching(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
     return [name for name in names if any(fnmatch.fnmatchcase(name, p) for p in patterns)]
 
 
-def _weight_names(names: Sequence[str]) -> list[str]:
-    for patterns in WEIGHT_FILES:
+def _weight_names(names: Sequence[str], variant: str | None = None) -> list[str]:
+    for patterns in weight_files(variant):
         weights = _matching(names, patterns)
         if any(not name.endswith(".json") for name in weights):
             return weights
     return []
+
+
+def _weights_wanted(variant: str | None = None) -> str:
+    *others, last = (name for name, _, _ in weight_files(variant))
+    return f"{', '.join(others)} or {last}"
 
 
 def _is_file(path: Path) -> CheckpointError:
@@ -320,7 +341,7 @@ def _json_of(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _fetch_address(uri: str, *, weights: bool, expect: str | None) -> Path:
+def _fetch_address(uri: str, *, weights: bool, expect: str | None, variant: str | None) -> Path:
     uri = uri.rstrip("/")
     try:
         files = _list_checkpoint(uri)
@@ -328,10 +349,11 @@ def _fetch_address(uri: str, *, weights: bool, expect: str | None) -> Path:
         small = _matching(names, SMALL_FILES)
         if expect is not None and expect not in small:
             raise _missing(uri, expect, names)
-        if weights and not _weight_names(names):
-            raise _missing(uri, _WEIGHTS_WANTED, names)
+        found = _weight_names(names, variant)
+        if weights and not found:
+            raise _missing(uri, _weights_wanted(variant), names)
         home = cache_folder() / "checkpoints" / hashlib.blake2b(uri.encode()).hexdigest()[:16]
-        whole = [file for file in files if file.name in {*small, *_weight_names(names)}]
+        whole = [file for file in files if file.name in {*small, *found}]
         complete = home / _version(whole)
         if complete.is_dir():
             return complete
@@ -388,7 +410,9 @@ def _copy(uri: str, path: Path) -> None:
         os.fsync(target.fileno())
 
 
-def _fetch_hub(name: str, access: dict[str, Any], *, weights: bool, subfolder: str) -> Path:
+def _fetch_hub(
+    name: str, access: dict[str, Any], *, weights: bool, subfolder: str, variant: str | None
+) -> Path:
     # `access` are arguments of the hub's.
     def snapshot(patterns: Sequence[str]) -> Path:
         wanted = [f"{subfolder}/{pattern}" if subfolder else pattern for pattern in patterns]
@@ -397,11 +421,11 @@ def _fetch_hub(name: str, access: dict[str, Any], *, weights: bool, subfolder: s
     folder = snapshot(SMALL_FILES) / subfolder
     if not weights or not folder.is_dir():
         return folder
-    for patterns in WEIGHT_FILES:
+    for patterns in weight_files(variant):
         folder = snapshot([*SMALL_FILES, *patterns]) / subfolder
-        if _weight_names([path.name for path in folder.iterdir()]):
+        if _weight_names([path.name for path in folder.iterdir()], variant):
             return folder
-    raise _missing(name, _WEIGHTS_WANTED, sorted(os.listdir(folder)))
+    raise _missing(name, _weights_wanted(variant), sorted(os.listdir(folder)))
 
 
 def _snapshot(name: str, access: dict[str, Any], patterns: Sequence[str]) -> Path:

@@ -6,6 +6,7 @@ import os
 import queue
 import threading
 import time
+from collections.abc import Collection
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -51,6 +52,8 @@ class PartTranscript:
     segments: tuple[Segment, ...] = ()
     language: str | None = None
     language_probability: float | None = None
+    languages: tuple[tuple[str, float], ...] = ()
+    """The candidates of `Language`, where the language is all that was wanted."""
     transcribe_s: float = 0.0
     """Wall time from submission to result, which the engine sets."""
     speech_without_text_s: float | None = None
@@ -66,6 +69,10 @@ class PartTranscriber(Protocol):
 
     Those in `TRANSCRIBERS` have a class method `from_folder(folder)`.
     """
+
+    @property
+    def languages(self) -> Collection[str]:
+        """Codes of the languages that it can detect; empty where it detects none."""
 
     def check(self, settings: DecodingSettings) -> None:
         """Refuse what this checkpoint cannot do, before any audio is read.
@@ -206,6 +213,11 @@ class Engine:
     def check(self, decoding: DecodingSettings) -> None:
         """Refuse by `ConfigError` what the checkpoint cannot do."""
         self._transcriber.check(decoding)
+
+    @property
+    def languages(self) -> Collection[str]:
+        """Codes of the languages that the checkpoint can detect; empty where it detects none."""
+        return self._transcriber.languages
 
     def submit(
         self, part: PartRequest, *, decoding: DecodingSettings | None = None

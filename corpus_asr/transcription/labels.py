@@ -83,6 +83,11 @@ class PartLabeller:
             exclusive=config.problem_type != "multi_label_classification",
         )
 
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """None by themselves: they are among the labels."""
+        return ()
+
     def check(self, settings: DecodingSettings) -> None:
         """Accept: nothing is decoded."""
 

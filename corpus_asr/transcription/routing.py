@@ -4,7 +4,7 @@ The main model detects the language, in the same windows as always, and transcri
 for. All models are loaded at the start: one that cannot be loaded says so before hours of work.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -107,6 +107,11 @@ class RoutedEngine:
             return None
         return PROCESS_BYTES + sum(one - PROCESS_BYTES for one in each if one is not None)
 
+    @property
+    def languages(self) -> Collection[str]:
+        """Codes of the languages that the main model can detect."""
+        return self._main.languages
+
     def check(self, decoding: DecodingSettings) -> None:
         """Refuse what the checkpoints cannot do."""
         _check_mode(decoding)
@@ -121,6 +126,8 @@ class RoutedEngine:
         if decoding is not None:
             _check_mode(decoding)
         settings = decoding or self._decoding
+        if part.detect_only:
+            return self._main.submit(part, decoding=settings)
         only = only_language(settings)
         if only is not None:
             return self._others.get(only, self._main).submit(part, decoding=settings)

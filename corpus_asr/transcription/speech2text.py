@@ -220,6 +220,11 @@ class Speech2TextTranscriber:
             Speech2TextPromptFormat.from_folder(folder), Speech2TextPartFeatures.from_folder(folder)
         )
 
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """None: these checkpoints cannot distinguish languages."""
+        return ()
+
     def check(self, settings: DecodingSettings) -> None:
         """Refuse what this checkpoint cannot do."""
         self._prompt_format.check(settings)

@@ -66,6 +66,11 @@ class WhisperTranscriber:
         """Return the same, but that parts in these languages are only detected: no segments."""
         return WhisperTranscriber(self._prompt_format, elsewhere=languages)
 
+    @property
+    def languages(self) -> Collection[str]:
+        """Those of a multilingual checkpoint."""
+        return self._prompt_format.languages
+
     def check(self, settings: DecodingSettings) -> None:
         """Refuse what this checkpoint cannot do."""
         self._prompt_format.check(settings)
@@ -78,6 +83,13 @@ class WhisperTranscriber:
         Raises:
             AlignmentError: the text has no words, or is not what is said.
         """
+        if part.detect_only:
+            language = yield from find_language(part, self._prompt_format, settings)
+            return PartTranscript(
+                language=language.code,
+                language_probability=language.probability,
+                languages=language.candidates,
+            )
         known = part.known_text
         if known is None:
             return (yield from self._recognize(part, settings))

@@ -260,8 +260,9 @@ def ask_language(
         )
         assert result.scores is not None, "scores were requested"
         total += torch.softmax(result.scores[0, list(rules.only)].double(), dim=0).numpy()
-    best = int(total.argmax())
-    return Language(code=among[best], probability=float(total[best]) / len(windows))
+    means = (total / len(windows)).tolist()
+    candidates = tuple(sorted(zip(among, means, strict=True), key=lambda one: -one[1]))
+    return Language(code=candidates[0][0], probability=candidates[0][1], candidates=candidates)
 
 
 def spoken_most(segments: Sequence[Segment]) -> Language | None:

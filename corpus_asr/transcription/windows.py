@@ -37,6 +37,8 @@ class Language:
 
     code: str | None
     probability: float | None
+    candidates: tuple[tuple[str, float], ...] = ()
+    """Each language it was chosen among, with its probability, the likeliest first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -141,6 +143,8 @@ class PartRequest:
     """Told of each window, from the engine's thread."""
     known_text: KnownText | None = None
     """In place of recognition; None for recordings of which the text is not known."""
+    detect_only: bool = False
+    """Whether its language is all that is wanted."""
 
     @property
     def num_frames(self) -> int:

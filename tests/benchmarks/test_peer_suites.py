@@ -1,13 +1,17 @@
 """Runs a made suite as if it were transformers', and draws tables of results."""
 
+import importlib
 import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
-from benchmarks import peer_suites
+from benchmarks import peer_openai, peer_suites
 from benchmarks.peer_suites import COPY, classified, drawn, main, publish, run_suite
+from tests.support.audio import noise
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGE = REPOSITORY / "docs" / "transformers.md"
@@ -71,6 +75,26 @@ def test_a_failure_counts_unless_theirs_fails_or_it_reaches_inside() -> None:
     assert classified("test_a", failed, passed, reasons=reasons) == ("failed", "", True)
     assert classified("test_b", failed, passed, reasons=reasons) == ("failed", "is refused", True)
     assert classified("test_b", failed, failed, reasons=reasons)[2] is False
+
+
+def test_what_is_not_at_hand_is_skipped_and_says_nothing_of_theirs() -> None:
+    failed = {"outcome": "failed", "said": ["AssertionError"]}
+    missing = {"outcome": "failed", "said": ["FetchError: reading /x/tests/data/a.wav: not found"]}
+    hub = {"outcome": "failed", "said": ["LocalEntryNotFoundError: traffic has been disabled"]}
+    assert classified("test_a", missing, failed, reasons={}) == ("skipped", peer_suites.DATA, False)
+    assert classified("test_a", hub, failed, reasons={}) == ("skipped", peer_suites.HUB, False)
+    # Their checkpoint is not at hand: whether they would pass is not known.
+    assert classified("test_a", failed, hub, reasons={}) == ("failed", "", True)
+
+
+def test_adapters_give_what_their_functions_give() -> None:
+    cost = np.random.default_rng(0).random((5, 9)).astype(np.float32)
+    expected = importlib.import_module("whisper.timing").dtw_cpu(cost)
+    assert np.array_equal(peer_openai._path(cost), expected)
+    samples = noise(2.0)
+    found = peer_openai._features(samples)
+    theirs = importlib.import_module("whisper.audio").log_mel_spectrogram(samples)
+    assert torch.allclose(found, theirs, atol=1e-4)
 
 
 def test_tables_compare_with_an_earlier_state(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from corpus_asr.cli.main import app
 from corpus_asr.errors import CheckpointError, ConfigError
 from corpus_asr.families import weights
 from corpus_asr.families.layers.stack import sinusoids
-from corpus_asr.families.weights import INT8_NAME, dequantized, quantized, stored_tensors
+from corpus_asr.families.weights import dequantized, quantized, stored_tensors
 from corpus_asr.families.whisper.model import WhisperModel
 from corpus_asr.models.auto import AutoModelForSpeechSeq2Seq
 from corpus_asr.models.convert import convert
@@ -30,6 +30,7 @@ from corpus_asr.storage.model_files import PACKAGED_FOLDER
 from tests.support.checkpoints import Weights, tiny_speech2text, tiny_whisper
 
 State = dict[str, Tensor]
+INT8_NAME = "model.int8.safetensors"
 EMBEDDING = "model.decoder.embed_tokens.weight"
 
 

@@ -10,6 +10,7 @@ import transformers
 
 from corpus_asr.errors import CheckpointError
 from corpus_asr.models import auto, speech2text, whisper
+from corpus_asr.models.auto import AutoModelForSpeechSeq2Seq
 from corpus_asr.models.whisper import WhisperForConditionalGeneration
 from tests.support.checkpoints import tiny_speech2text, tiny_whisper
 from tests.support.tokenizers import tiny_speech2text_tokenizer, tiny_tokenizer
@@ -70,8 +71,8 @@ def test_what_means_nothing_is_taken_everywhere(
     assert any(tmp_path.iterdir())
     with pytest.raises(TypeError, match="repo_id, expected options of an upload"):
         loaded.save_pretrained(tmp_path, repo_id="a/b")
-    with pytest.raises(TypeError, match="variant='fp16': its files are not read"):
-        loaded.save_pretrained(tmp_path, variant="fp16")
+    with pytest.raises(TypeError, match="gguf_file='x': GGUF is not read"):
+        loaded.save_pretrained(tmp_path, gguf_file="x")
 
 
 @pytest.mark.parametrize(("package", "name"), LOADERS, ids=[name for _, name in LOADERS])
@@ -79,7 +80,6 @@ def test_what_means_nothing_is_taken_everywhere(
     ("given", "message"),
     [
         ({"proxies": {"https": "http://here"}}, "set the environment variable HTTPS_PROXY"),
-        ({"variant": "fp16"}, "load the others with dtype=torch.float16"),
         ({"load_in_8bit": True}, "quantize_dynamic"),
         ({"use_auth_token": "hf_x"}, "pass it as token"),
         ({"gguf_file": "x.gguf", "tp_plan": "auto"}, "GGUF is not read.*; tp_plan.*one device"),
@@ -260,3 +260,36 @@ def test_an_extractor_is_made_of_a_file(folders: dict[str, Path]) -> None:
     assert made.to_dict() == whisper.WhisperFeatureExtractor.from_pretrained(path).to_dict()
     with pytest.raises(CheckpointError, match=r"nowhere\.json"):
         whisper.WhisperFeatureExtractor.from_json_file("nowhere.json")
+
+
+@pytest.mark.parametrize("shard_size", ["1GB", "100KB"])
+def test_a_variant_of_the_weights_is_saved_and_loaded_here_and_there(
+    folders: dict[str, Path], shard_size: str, tmp_path: Path
+) -> None:
+    whole = WhisperForConditionalGeneration.from_pretrained(folders["whisper"])
+    whole.save_pretrained(tmp_path)
+    plain = (tmp_path / "model.safetensors").read_bytes()
+    whole.half().save_pretrained(tmp_path, variant="fp16", max_shard_size=shard_size)
+    names = {path.name for path in tmp_path.iterdir() if "fp16" in path.name}
+    assert (names == {"model.fp16.safetensors"}) == (shard_size == "1GB")
+    assert (tmp_path / "model.safetensors").read_bytes() == plain
+    theirs = transformers.WhisperForConditionalGeneration.from_pretrained(tmp_path, variant="fp16")
+    ours = AutoModelForSpeechSeq2Seq.from_pretrained(tmp_path, variant="fp16")
+    for loaded in (theirs, ours):
+        assert loaded.dtype == torch.float16
+        for name, tensor in loaded.state_dict().items():
+            assert torch.equal(tensor, whole.state_dict()[name])
+    theirs.save_pretrained(tmp_path, variant="theirs", max_shard_size=shard_size)
+    again = WhisperForConditionalGeneration.from_pretrained(tmp_path, variant="theirs")
+    assert torch.equal(again.state_dict()["proj_out.weight"], whole.proj_out.weight)
+    # A smaller number of files takes the place of all that were there.
+    whole.save_pretrained(tmp_path, variant="fp16")
+    assert [path.name for path in tmp_path.glob("*fp16*")] == ["model.fp16.safetensors"]
+
+
+def test_a_variant_that_is_not_there_is_named(folders: dict[str, Path]) -> None:
+    load = WhisperForConditionalGeneration.from_pretrained
+    with pytest.raises(OSError, match=r"expected model\.fp16\.safetensors"):
+        load(folders["whisper"], variant="fp16")
+    with pytest.raises(ValueError, match="expected letters and digits, such as fp16"):
+        load(folders["whisper"], variant="../up")

@@ -105,7 +105,7 @@ BY_POSITION = "nothing more is said by position"
 RENAMED = "the documents call them vocab_file and merges_file, as here"
 TYPED = "taken by keyword and handed on to a call"
 LAYOUTS = "one layout is written, that of today"
-STORES = "stores that are not supported: variants of a name, adapters, distributed files"
+STORES = "stores that are not supported: adapters, distributed files"
 LOADING = "how its loader works inside"
 _WHERE = ("cache_dir", "force_download", "local_files_only", "token", "revision")
 
@@ -150,7 +150,7 @@ _NETWORKS = tuple(name for name, methods in NAMED.items() if "forward" in method
 for _name in _NETWORKS:
     _inside = ("*model_args", *_WHERE, "weights_only", "fusion_config", "disable_mmap")
     MISSING[f"{_name}.from_pretrained"] = (_inside, f"{BY_KEYWORD}; else {LOADING}")
-    _stores = ("variant", "token", "save_peft_format", "save_original_format")
+    _stores = ("token", "save_peft_format", "save_original_format")
     MISSING[f"{_name}.save_pretrained"] = ((*_stores, "distributed_checkpoint"), STORES)
 for _name in tuple(MISSING):
     if _name.startswith("WhisperTokenizer."):

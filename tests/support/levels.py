@@ -30,6 +30,8 @@ from tests.support.slots import ScriptedModel
 class LevelsTranscriber:
     """Meets `PartTranscriber`."""
 
+    languages = ()
+
     @classmethod
     def from_folder(cls, folder: Path) -> "LevelsTranscriber":
         return cls()
