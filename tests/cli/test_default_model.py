@@ -49,7 +49,7 @@ def test_transcribe_writes_english_without_network_and_only_text_on_stdout(tmp_p
     assert done.stderr.splitlines() == [NOTICE.format("--model small or large-v3")]
     assert all(line.startswith("[00:") for line in done.stdout.splitlines())
     assert "the rest being provided with" in done.stdout
-    assert "dimensions varying from 30 feet by" in done.stdout
+    assert "in dimensions varying from 30 feet" in done.stdout
 
 
 @pytest.mark.slow

@@ -264,6 +264,7 @@ def test_windows_prompts_and_segments_are_theirs(
         DecodingSettings(
             language="en",
             temperature=(0.0, 0.8),
+            beam_size=1,
             compression_ratio_threshold=None,
             condition_on_prev_tokens=conditioned,
             initial_prompt=prompt,

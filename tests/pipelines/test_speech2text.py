@@ -24,6 +24,7 @@ from tests.support.tokenizers import TARGETS, tiny_speech2text_tokenizer
 
 # One greedy try per window, that says no two tokens twice: random weights else say one for ever.
 ONCE: dict[str, Any] = {
+    "beam_size": 1,
     "temperature": 0.0,
     "logprob_threshold": None,
     "compression_ratio_threshold": None,

@@ -33,7 +33,9 @@ NOTEBOOKS = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
 REFERENCES = REPOSITORY / "tests" / "data" / "clips-references.jsonl"
 MAX_BYTES = 300_000
 NUM_PLOTS = {"01": 2, "02": 4, "03": 4, "04": 5}
-GREEDY = {"temperature": 0.0, "logprob_threshold": None, "no_speech_threshold": None}
+GREEDY = {
+    "temperature": 0.0, "logprob_threshold": None, "no_speech_threshold": None, "beam_size": 1
+}  # fmt: skip
 CELL_LIMIT_S = 240
 
 

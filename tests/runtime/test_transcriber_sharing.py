@@ -26,6 +26,7 @@ from tests.support.corpora import CLIPS, tiny_model
 from tests.support.forks import in_fork
 
 GREEDY: dict[str, Any] = {
+    "beam_size": 1,
     "language": "en",
     "temperature": 0.0,
     "no_speech_threshold": None,

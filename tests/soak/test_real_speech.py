@@ -16,6 +16,7 @@ from tests.support.tables import rows_of, run_config
 pytestmark = pytest.mark.slow
 
 GREEDY = {
+    "beam_size": 1,
     "temperature": 0.0,
     "compression_ratio_threshold": None,
     "logprob_threshold": None,

@@ -49,6 +49,7 @@ from tests.support.slots import ScriptedModel, held_bytes, needs_int8, peak_byte
 from tests.support.tokenizers import tiny_tokenizer
 
 GREEDY: dict[str, Any] = {
+    "beam_size": 1,
     "temperature": (0.0,),
     "compression_ratio_threshold": None,
     "logprob_threshold": None,

@@ -160,6 +160,7 @@ def test_chunks_of_clips_stay_inside_them() -> None:
 
 PADDING_S = 1.0
 GREEDY: dict[str, Any] = {
+    "beam_size": 1,
     "temperature": (0.0,),
     "compression_ratio_threshold": None,
     "logprob_threshold": None,
