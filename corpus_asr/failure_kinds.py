@@ -160,6 +160,10 @@ _KINDS = (
         f"set extract.track to auto, or to a track or language that they have, {_NEW_RUN}",
     ),
     FailureKind(
+        "bad_hotwords", "Hotwords that cannot be used", Origin.environment,
+        f"correct the column hotwords of the manifest, {_EACH_RUN}",
+    ),
+    FailureKind(
         "no_text", "No usable text to align", Origin.environment,
         f"give each a text in the manifest, as plain words, or leave them out, {_EACH_RUN}",
     ),

@@ -190,10 +190,18 @@ def _missing(transcript: "Transcript") -> str:
 
 def keys_of(overrides: Sequence[str] | None, given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the keys of --set and of options of their own, those without a value left out."""
+    from corpus_asr.config.hotwords import hotwords_from
     from corpus_asr.config.options import option_overrides
 
     values = {name: value for name, value in given.items() if value is not None}
-    return option_overrides(overrides or ()) | values
+    keys = option_overrides(overrides or ()) | values
+    if str(keys.get("hotwords", "")).startswith("@"):
+        try:
+            listed = hotwords_from(keys["hotwords"], files=True)
+        except ValueError as error:
+            raise ConfigError(f"reading --hotwords: {error}") from error
+        keys["hotwords"] = {hotword.phrase: hotword.weight for hotword in listed}
+    return keys
 
 
 def check_keys(keys: Mapping[str, Any]) -> None:

@@ -435,7 +435,9 @@ class RecognitionOptions:
     initial_prompt: Annotated[
         str | None, _text("Text to continue, for its style and spelling.")
     ] = None
-    hotwords: Annotated[str | None, _text("Names and terms to expect.")] = None
+    hotwords: Annotated[
+        str | None, _text("Names and terms to prefer: A,B, or @FILE of one per line.")
+    ] = None
     word_timestamps: Annotated[bool | None, _text("Compute the times of words.", **_UNSET)] = None
     condition_on_prev_tokens: Annotated[
         bool | None, _text("Prompt each window with the text before it.", **_UNSET)

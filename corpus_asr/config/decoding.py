@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
+from corpus_asr.config.hotwords import Hotword
 from corpus_asr.errors import ConfigError
 
 ComputeType = Literal["auto", "float32", "float16", "bfloat16", "int8", "float16_fp8"]
@@ -127,8 +128,12 @@ class DecodingSettings:
     """Prompt each window with the text before it (`sequential` only)."""
     initial_prompt: str | None = None
     """Prompt text placed before each part (before each window when `strategy` is `chunked`)."""
-    hotwords: str | None = None
-    """Names and terms to expect, in the prompt of each window."""
+    hotwords: tuple[Hotword, ...] | None = None
+    """Names and terms to prefer where they may be said: text with commas between, `@` and the path
+    of a file of one per line, or a list, of which each may be `{phrase: Ray Data, weight: 2}`."""
+    hotwords_mode: Literal["boost", "prompt"] = "boost"
+    """How hotwords are preferred: `boost` in search, which takes thousands; or `prompt`, as text
+    before each window, which takes some dozens, whatever their weights (Whisper only)."""
     prefix: str | None = None
     """Text that the first window starts with; the model continues it."""
     padding_s: float | None = field(default=None, metadata={"ge": 0})

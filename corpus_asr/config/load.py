@@ -111,6 +111,9 @@ def checked_options(options: Mapping[str, Any], *models: type[Settings]) -> tupl
     # transformers and openai-whisper take None for detection.
     if values.get("language", "") is None:
         values["language"] = "auto"
+    if isinstance(values.get("hotwords"), str):
+        # A caller's text, perhaps of a request, must not name a file of this machine, as `@` does.
+        values["hotwords"] = f",{values['hotwords']}"
     # What no model knows goes to the first, which refuses it.
     home = {key: model for model in models for key in model.model_fields}
     shares: dict[Any, dict[str, Any]] = {model: {} for model in models}

@@ -18,6 +18,7 @@ from corpus_asr.config.extraction import (
     SpeakerSettings,
     missing_speech,
 )
+from corpus_asr.config.hotwords import Hotword
 from corpus_asr.config.load import checked_options, name_hint
 from corpus_asr.config.other_names import translated
 from corpus_asr.config.settings import DecodingSection
@@ -46,7 +47,8 @@ class TranscriptionOptions(TypedDict, total=False):
     stop_loops: bool
     condition_on_prev_tokens: bool
     initial_prompt: str | None
-    hotwords: str | None
+    hotwords: str | Sequence[str | Hotword | Mapping[str, Any]] | Mapping[str, float] | None
+    hotwords_mode: Literal["boost", "prompt"]
     prefix: str | None
     padding_s: float | None
     word_timestamps: bool

@@ -26,6 +26,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from corpus_asr.config.decoding import QUALITIES, DecodingSettings
+from corpus_asr.config.hotwords import hotwords_from
 from corpus_asr.config.storage_options import StorageOptions, parsed
 from corpus_asr.errors import encodable
 from corpus_asr.languages import code_of
@@ -200,7 +201,12 @@ class DecodingSection(_DecodingKeys, Settings):  # type: ignore[misc]  # both ar
                 )
         return value
 
-    @field_validator("initial_prompt", "hotwords", "prefix")
+    @field_validator("hotwords", mode="before")
+    @classmethod
+    def _phrases_of_any_form(cls, value: object) -> object:
+        return hotwords_from(value, files=True) or None
+
+    @field_validator("initial_prompt", "prefix")
     @classmethod
     def _blank_is_nothing(cls, value: str | None) -> str | None:
         return value if value is None or value.strip() else None

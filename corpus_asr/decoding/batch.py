@@ -32,6 +32,7 @@ from corpus_asr.decoding.options import (
     is_exact,
     log_probability,
 )
+from corpus_asr.decoding.phrases import PhraseLayout, SlotPhrases
 from corpus_asr.decoding.protocols import (
     AlignJob,
     Job,
@@ -86,6 +87,7 @@ class SlotBatch:
         by_row = device.type == "cpu" and recorder is None
         self._rules = SlotRules(slots, model.vocab_size, device, by_row=by_row)
         self._repetition = RepetitionDetector(slots, model.vocab_size, device)
+        self._phrases = SlotPhrases(slots, model.vocab_size, device)
         # Prompt and text; a column to spare, for what finished slots say until they are collected.
         self._text = torch.zeros(slots, length + 1, dtype=torch.long, device=device)
         self._logprob = torch.zeros(slots, length + 1, device=device)
@@ -162,9 +164,11 @@ class SlotBatch:
         active = self.places if self._whole else active
         watched = self._repetition.watches(range(active))
         options = self._options.layout(range(active))
+        phrases = self._phrases.layout(range(active))
         reach = self._look_no_further(active)
         asked: dict[str, Any] = {
-            "sampled": sampled, "watched": watched, "options": options, "reach": reach
+            "sampled": sampled, "watched": watched, "options": options, "phrases": phrases,
+            "reach": reach,
         }  # fmt: skip
         if self._graphs is None or self._options.exact:
             self._advance(active, **asked)
@@ -235,6 +239,7 @@ class SlotBatch:
         self._rules.move(source, target)
         self._repetition.move(source, target)
         self._options.move(source, target)
+        self._phrases.move(source, target)
         for tensor in (
             self._text, self._logprob, self._token, self._length, self._limit, self._end,
             self._seed, self._temperature, self._ended, self._looped, self._score,
@@ -270,12 +275,14 @@ class SlotBatch:
         self._rules.admit(index, [job.rules for job in jobs], [job.prefix for job in jobs])
         self._repetition.admit(slots, jobs)
         self._options.admit(slots, index, [job.search for job in jobs])
+        self._phrases.admit(slots, index, [job.search.phrases for job in jobs])
         asked: dict[str, Any] = {
             "recorded": graphs is not None,
             "scored": any(job.score_token is not None for job in jobs),
             "sampled": any(job.search.temperature > 0 for job in jobs),
             "watched": self._repetition.watches(slots),
             "options": self._options.layout(slots),
+            "phrases": self._phrases.layout(slots),
         }
         begin = partial(self._begin, numbers, slots, jobs, **asked)
         if graphs is None:
@@ -295,6 +302,7 @@ class SlotBatch:
         sampled: bool,
         watched: bool,
         options: Layout,
+        phrases: PhraseLayout | None,
     ) -> None:
         index, length, _, _, _, temperature, scored_at, score_token = numbers[:_NUMBERS]
         prompts = numbers[_NUMBERS:].T
@@ -318,17 +326,26 @@ class SlotBatch:
             sampled=sampled,
             watched=watched,
             options=options,
+            phrases=phrases,
         )
 
     def _advance(
-        self, count: int, *, sampled: bool, watched: bool, options: Layout, reach: int
+        self,
+        count: int,
+        *,
+        sampled: bool,
+        watched: bool,
+        options: Layout,
+        phrases: PhraseLayout | None,
+        reach: int,
     ) -> None:
         logits = self.model.step(
             self._state, self._token[:count], self._position[:count], reach=reach
         )
         slots, index = range(count), self._slots[:count]
         logits = self._options.before_rules(logits, slots, index, options)
-        if self.model.device.type == "cpu" or options.top_k or self._options.exact:
+        plain = not (options.top_k or phrases or self._options.exact)
+        if self.model.device.type == "cpu" or not plain:
             self._take(
                 self._rules.apply(logits),
                 index,
@@ -336,6 +353,7 @@ class SlotBatch:
                 sampled=sampled,
                 watched=watched,
                 options=options,
+                phrases=phrases,
             )
             return
         held = self._temperature[:count], self._seed[:count], self._length[:count]
@@ -352,6 +370,7 @@ class SlotBatch:
         sampled: bool,
         watched: bool,
         options: Layout,
+        phrases: PhraseLayout | None,
     ) -> None:
         self._options.after_rules(allowed, slots)
         length = self._length[index]
@@ -361,9 +380,15 @@ class SlotBatch:
         if sampled:
             allowed = self._options.warp(allowed, slots)
         self._options.keep(allowed, slots)
+        scores = allowed
+        if phrases is not None:  # what a token is worth to the search changes no log-probability
+            allowed = scores.clone()
+            self._phrases.boost(allowed, index, phrases)
         # `max`, as `argmax` takes three times as long on CPUs.
         token = self._choose(allowed, index, length - 1) if sampled else allowed.max(dim=1).indices
-        logprob = log_probability(allowed, token)
+        if phrases is not None:
+            self._phrases.update(token, index, phrases)
+        logprob = log_probability(scores, token)
         self._note(token, logprob, index, length, slots=slots, watched=watched)
 
     def _note(

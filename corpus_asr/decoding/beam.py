@@ -15,6 +15,7 @@ from corpus_asr.array_types import Bool, Float, Int
 from corpus_asr.decoding.batch import frames_encoded, pad_prompts, scores_wanted, token_scores
 from corpus_asr.decoding.device import Download, FinishedFlags, reach_of, upload
 from corpus_asr.decoding.options import SlotOptions, gumbel_noise, should_stop
+from corpus_asr.decoding.phrases import SlotPhrases
 from corpus_asr.decoding.protocols import (
     BeamTrace,
     SlotModel,
@@ -192,6 +193,7 @@ class BeamBatch:
         self._ended = torch.zeros(places, num_beams, dtype=torch.bool, device=device)
         texts = self._running.text.flatten(0, 1), self._running.length.flatten()
         self._options = SlotOptions(*texts, self._ended.flatten())
+        self._phrases = SlotPhrases(rows, model.vocab_size, device)
         self._flags = FinishedFlags(self._ended[:, 0], behind=device.type == "cuda")
         self._numbers = torch.arange(places * num_beams, device=device)
         self._requested: tuple[tuple[int, ...], Download] | None = None
@@ -244,6 +246,7 @@ class BeamBatch:
                 self._traces[place] = []
         searches = [job.search for job in jobs for _ in range(self.num_beams)]
         self._options.admit(self._slots(places), slots, searches)
+        self._phrases.admit(self._slots(places), slots, [s.phrases for s in searches])
         rows = torch.arange(len(jobs), device=length.device)
         logits = self.model.logits(hidden[rows, length - 1])
         logits = logits.repeat_interleave(self.num_beams, dim=0)
@@ -331,6 +334,7 @@ class BeamBatch:
             self.model.move(self._state, source * beams + beam, target * beams + beam)
             self._rules.move(source * beams + beam, target * beams + beam)
             self._options.move(source * beams + beam, target * beams + beam)
+            self._phrases.move(source * beams + beam, target * beams + beam)
         for tensor in (
             *self._running.tensors(), *self._finished.tensors(), self._is_finished,
             self._can_improve, self._token, self._prompt, self._limit, self._end,
@@ -396,6 +400,11 @@ class BeamBatch:
         if sampled:
             total = self._warmed(total, index)
         total = total + running.score.unsqueeze(2)
+        phrases = self._phrases.layout(slots)
+        if phrases is not None:
+            rows = self._numbered(index)
+            total -= self._phrases.advance(rows).view(len(index), beams, 1)
+            self._phrases.boost(total.view(len(slots), vocab), rows, phrases)
         # As in transformers: so many that enough are left to go on with if all others end.
         ends = max(job.search.num_ends if job else 1 for job in map(self._jobs.__getitem__, places))
         considered = min((1 + ends) * beams, beams * vocab)
@@ -415,7 +424,13 @@ class BeamBatch:
         stop = (token == self._end[index].unsqueeze(1)) | (count >= limit).unsqueeze(1)
         going = ~self._ended[index, 0]
         candidates, stop = self._stop_early(places, candidates, stop)
-        self._finish(index, candidates, stop, count, going)
+        ended = candidates
+        if phrases is not None:
+            # A text that ends has said no more than it has.
+            slot = (index.unsqueeze(1) * beams + source).flatten()
+            unsaid = self._phrases.advance_after(token.flatten(), slot, phrases)
+            ended = replace(candidates, score=best - unsaid.view_as(best))
+        self._finish(index, ended, stop, count, going)
         left, choice = (best + stop * OUT).topk(beams)
         self._running.write(index, replace(candidates.pick(choice), score=left), where=going)
         self._go_on(places, index, token.gather(1, choice), source.gather(1, choice), going)
@@ -475,12 +490,19 @@ class BeamBatch:
         for row, place in enumerate(places):
             if place in self._traces and bool(going[row]):
                 self._traces[place].append((token[row].cpu(), source[row].cpu()))
-        slot = (index.unsqueeze(1) * beams + torch.arange(beams, device=index.device)).flatten()
+        slot = self._numbered(index)
         sources = (index.unsqueeze(1) * beams + source).flatten()
         self.model.reorder(self._state, self._slots(places), sources)
         self._rules.reorder(slot, sources)
         self._rules.update(token.flatten(), slot)
+        if (phrases := self._phrases.layout(self._slots(places))) is not None:
+            self._phrases.reorder(slot, sources)
+            self._phrases.update(token.flatten(), slot, phrases)
         self._token[index] = token
+
+    def _numbered(self, index: Int[Tensor, " place"]) -> Int[Tensor, " slot"]:
+        beams = torch.arange(self.num_beams, device=index.device)
+        return (index.unsqueeze(1) * self.num_beams + beams).flatten()
 
     def _is_over(
         self, index: Tensor, count: Int[Tensor, " place"], best: Float[Tensor, " place"]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from corpus_asr.array_types import Float, Int
+from corpus_asr.decoding.phrases import PhraseTrie
 from corpus_asr.errors import ItemError
 from corpus_asr.failure_kinds import NOT_A_NUMBER
 
@@ -199,6 +200,8 @@ class Search:
     """Divides positive and multiplies negative scores of tokens that occurred, prompt included."""
     no_repeat_ngram_size: int = 0
     """No sequence of so many tokens occurs twice, prompt included; 0 for no such rule."""
+    phrases: PhraseTrie | None = None
+    """Preferred, by a bonus that counts in no log-probability."""
     stop_loops: bool = False
     """End a window early once it repeats itself for good; `WindowResult.looped` tells."""
     num_beams: int = 1

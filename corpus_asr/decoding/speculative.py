@@ -134,6 +134,7 @@ class SpeculativeBatch(SlotBatch):
                 sampled=sampled,
                 watched=self._repetition.watches(going),
                 options=options,
+                phrases=self._phrases.layout(going),
             )
             if number == last:
                 return

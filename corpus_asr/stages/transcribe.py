@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -26,7 +26,7 @@ from corpus_asr.logs import event
 from corpus_asr.schemas import PARTS, RESULTS
 from corpus_asr.segments import PartLabels, SpeechSpan
 from corpus_asr.stages.parts import NOTHING_SAID, OK, check_finite, failure_fields, half_views
-from corpus_asr.storage.manifest import AlignedText, aligned_text
+from corpus_asr.storage.manifest import AlignedText, aligned_text, hotwords_of
 from corpus_asr.storage.model_files import fetch_checkpoint
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.threads import spin_briefly
@@ -317,9 +317,9 @@ def _submitted(
     try:
         assert features is not None, "a part with status ok has features"
         text = aligned_text(row["uri"], row["metadata"]) if aligns else None
-        return engine.submit(
-            part_request(row, features, language_features, listener=through.reach, text=text)
-        )
+        request = part_request(row, features, language_features, listener=through.reach, text=text)
+        hotwords = hotwords_of(row["uri"], row["metadata"])
+        return engine.submit(replace(request, hotwords=hotwords))
     except (CheckpointError, ConfigError, EngineError):
         raise
     except Exception as error:

@@ -12,6 +12,7 @@ utterances. A row is a recording, or a part of one:
     speaker | speaker_id
     segments                        parts of the recording: objects with these columns
     size_bytes | size               of the file; with a duration, what to expect of it
+    hotwords                        phrases to prefer in the recording
 
 Names of one line mean the same. What other columns mean is the reader's to know.
 """
@@ -34,7 +35,8 @@ from typing import Any, cast
 
 import pyarrow as pa
 
-from corpus_asr.errors import AlignmentError, ConfigError, FetchError, encodable
+from corpus_asr.config.hotwords import Hotword, hotwords_from
+from corpus_asr.errors import AlignmentError, ConfigError, FetchError, ItemError, encodable
 from corpus_asr.failure_kinds import UNSUPPORTED_SCHEME
 from corpus_asr.storage.parquet import parquet_batches, parquet_columns
 from corpus_asr.storage.stores.filesystem import DEFAULT_STORE, StoreOptions, open_binary
@@ -52,6 +54,7 @@ DURATION = ("duration_s", "duration")
 LANGUAGE = ("language", "lang")
 SPEAKER = ("speaker", "speaker_id")
 SIZE = ("size_bytes", "size")
+HOTWORDS = "hotwords"
 _OF_ALL_PARTS = (*LANGUAGE, *SPEAKER, "set")
 # What others call the text; as good a hint as a misspelling.
 _TEXT_ELSEWHERE = ("transcript", "transcription", "sentence", "normalized_text", "utterance")
@@ -272,6 +275,25 @@ def aligned_text(uri: str, metadata: str | None) -> AlignedText:
         raise AlignmentError(str(error), kind="no_text", uri=shown) from error
     end = math.inf if end_s is None else end_s
     return AlignedText(text=text, start_s=start_s, end_s=end)
+
+
+def hotwords_of(uri: str, metadata: str | None) -> tuple[Hotword, ...]:
+    """Read the hotwords of a recording from its columns, as tables keep them.
+
+    Raises:
+        ItemError: they are none; a failure of this recording alone.
+    """
+    if not metadata or HOTWORDS not in metadata:
+        return ()
+    try:
+        return hotwords_from(json.loads(metadata).get(HOTWORDS))
+    except ValueError as error:
+        shown = redact_uri(uri)
+        raise ItemError(
+            f"reading the column {HOTWORDS} of {shown}: {error}; correct its row of the manifest",
+            kind="bad_hotwords",
+            uri=shown,
+        ) from error
 
 
 def expected_bytes(size_bytes: int | None, etag: str | None, metadata: str | None) -> int | None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from corpus_asr.array_types import Float
 from corpus_asr.confidence import mean_logprob_of, with_confidence
 from corpus_asr.config.decoding import DecodingSettings
+from corpus_asr.decoding.phrases import PhraseTrie
 from corpus_asr.decoding.protocols import Search, TokenRules, WindowJob, WindowResult
 from corpus_asr.decoding.tasks import Steps
 from corpus_asr.families.whisper.config import GenerationConfig
@@ -46,6 +47,8 @@ class DecodingRules(ABC):
     token_rules: TokenRules
     no_speech: int | None = None
     """The token whose probability tells silence."""
+    phrases: PhraseTrie | None = None
+    """Preferred in every window."""
     encoded: Float[Tensor, "pos width"] | None = None
     """What the encoder made of every window, where the caller has it already."""
 
@@ -180,6 +183,7 @@ class OpenAIRules(DecodingRules):
             repetition_penalty=settings.repetition_penalty,
             no_repeat_ngram_size=settings.no_repeat_ngram_size,
             stop_loops=settings.stop_loops,
+            phrases=self.phrases,
             num_beams=beams,
             length_penalty=settings.length_penalty if beams > 1 else 1.0,
         )

@@ -21,6 +21,7 @@ from corpus_asr.families.speech2text.features import Speech2TextPartFeatures
 from corpus_asr.segments import Segment
 from corpus_asr.transcription.engine import PartTranscript
 from corpus_asr.transcription.fallback import OpenAIRules
+from corpus_asr.transcription.hotwords import HotwordTries, check_hotwords, forms
 from corpus_asr.transcription.windows import (
     Language,
     PartRequest,
@@ -53,7 +54,7 @@ _REFUSED = {
     "default, which does nothing here, is admitted",
     "condition_on_prev_tokens": "these checkpoints are shown no text before a window",
     "initial_prompt": "these checkpoints are shown no text before a window",
-    "hotwords": "these checkpoints are shown no text before a window",
+    "hotwords_mode": "these checkpoints are shown no text before a window",
     "prefix": "these checkpoints are shown no text before a window",
     "align": "these checkpoints have no heads whose cross-attention is known to follow words",
     "hallucination_silence_threshold": "windows contain detected speech only",
@@ -66,6 +67,8 @@ class Speech2TextPromptFormat:
 
     spelling: Callable[[Sequence[int]], str]
     """Text tokens to text, as `transformers` decodes them."""
+    encode: Callable[[str], tuple[int, ...]]
+    """Text to text tokens."""
     begins_word: Callable[[int], bool]
     """Whether a text token has a blank before it."""
     special: frozenset[int]
@@ -97,6 +100,7 @@ class Speech2TextPromptFormat:
         start, end = config.decoder_start_token_id, tokenizer.eos_token_id
         return cls(
             spelling=lambda ids: str(tokenizer.decode(list(ids), True, False)),
+            encode=lambda text: tuple(tokenizer(text, add_special_tokens=False).input_ids),
             begins_word=lambda token: str(tokenizer.convert_ids_to_tokens(token)).startswith(
                 _BLANK
             ),
@@ -134,6 +138,22 @@ class Speech2TextPromptFormat:
                 f"checkpoint is at most {longest_s:g} s; set it to less"
             )
         self._check_target(settings)
+        check_hotwords(settings.hotwords, self.spellings)
+
+    def spellings(self, phrase: str) -> list[tuple[int, ...]]:
+        """Return the tokens of each way in which a text may have a phrase.
+
+        Raises:
+            ValueError: these pieces cannot write it.
+        """
+        found = list(dict.fromkeys(map(self.encode, forms(phrase))))
+        written = [tokens for tokens in found if self.special.isdisjoint(tokens)]
+        if not written or not all(written):
+            raise ValueError(
+                f"found {phrase[:40]!r}, expected a phrase that the pieces of this checkpoint can "
+                "write; spell it as in its texts, or leave it out"
+            )
+        return written
 
     def _check_target(self, settings: DecodingSettings) -> None:
         wanted, known = settings.target_language, ", ".join(sorted(self.targets))
@@ -212,6 +232,7 @@ class Speech2TextTranscriber:
     ) -> None:
         self._prompt_format = prompt_format
         self._features = features
+        self._tries = HotwordTries(prompt_format.spellings)
 
     @classmethod
     def from_folder(cls, folder: Path) -> "Speech2TextTranscriber":
@@ -240,6 +261,7 @@ class Speech2TextTranscriber:
             return PartTranscript()
         language = None if settings.language == "auto" else str(settings.language)
         rules = _Rules(part, settings, self._prompt_format, self._features)
+        rules.phrases = self._tries.of((*(settings.hotwords or ()), *part.hotwords))
         if part.listener is not None:
             rules.pass_on(SpansInOrder(part.listener, ranges), ranges)
         ranges = sorted(ranges, key=lambda window: window[0] - window[1])

@@ -9,12 +9,16 @@ import numpy as np
 
 from corpus_asr.array_types import Float16
 from corpus_asr.config.decoding import DecodingSettings
+from corpus_asr.config.hotwords import Hotword
+from corpus_asr.decoding.phrases import PhraseTrie
 from corpus_asr.decoding.protocols import Search
 from corpus_asr.decoding.tasks import Gather, Steps
+from corpus_asr.errors import ConfigError, ItemError
 from corpus_asr.segments import Segment, Word, speech_without_text
 from corpus_asr.text.words import AFTER_A_WORD, BEFORE_A_WORD
 from corpus_asr.transcription.engine import PartTranscript
 from corpus_asr.transcription.fallback import Attempt, OpenAIRules
+from corpus_asr.transcription.hotwords import HotwordTries, as_prompt
 from corpus_asr.transcription.known_text import KnownTextAligner, TextWords
 from corpus_asr.transcription.long_form import Clock, LongFormRules, TokenSpan, ends_closed
 from corpus_asr.transcription.whisper_prompt import (
@@ -56,6 +60,7 @@ class WhisperTranscriber:
         self._prompt_format = prompt_format
         self._elsewhere = frozenset(elsewhere)
         self._known: tuple[str, TextWords] | None = None
+        self._tries = HotwordTries(prompt_format.spellings)
 
     @classmethod
     def from_folder(cls, folder: Path) -> "WhisperTranscriber":
@@ -110,6 +115,19 @@ class WhisperTranscriber:
             self._known = known.text, TextWords.of(known, self._prompt_format)
         return self._known[1]
 
+    def _hotwords_of(
+        self, part: PartRequest, settings: DecodingSettings
+    ) -> tuple[tuple[Hotword, ...], PhraseTrie | None]:
+        """Return those of the prompt, and the automaton of those to prefer."""
+        hotwords = (*(settings.hotwords or ()), *part.hotwords)
+        if settings.hotwords_mode != "prompt":
+            return (), self._tries.of(hotwords)
+        try:
+            self._prompt_format.check_prompt("hotwords", as_prompt(hotwords))
+        except ConfigError as error:  # those of the settings alone were checked
+            raise ItemError(str(error), kind="bad_hotwords") from error
+        return hotwords, None
+
     def _recognize(self, part: PartRequest, settings: DecodingSettings) -> Steps[PartTranscript]:
         sequences = _sequences(part, settings)
         if not sequences:
@@ -122,6 +140,7 @@ class WhisperTranscriber:
             begins = holds_the_beginning(part, settings.clip_timestamps)
             spans = [(ranges[0][0], ranges[-1][1]) for ranges in sequences]
             passed = None if part.listener is None else SpansInOrder(part.listener, spans)
+            prompted, phrases = self._hotwords_of(part, settings)
             results = yield Gather(
                 WhisperLongForm(
                     part,
@@ -130,6 +149,8 @@ class WhisperTranscriber:
                     language=language,
                     at_beginning=begins and index == 0,
                     passed=None if passed is None else (passed, index),
+                    hotwords=prompted,
+                    phrases=phrases,
                 ).run(ranges)
                 for index, ranges in enumerate(sequences)
             )
@@ -172,8 +193,8 @@ class WhisperLongForm(OpenAIRules, LongFormRules[Segment]):
     window may say as many tokens as the decoder holds (as in `transformers`), not half of them; a
     window of blanks, where it would creep on by tenths of a second, has no words to go by; and in a
     recording that fits one window the audio is followed by digital silence (as `transformers` has
-    it for short clips, and as the models were trained), not by 0.0. `hotwords`, which give way to a
-    prefix, and the prefix of the first window alone are faster-whisper's.
+    it for short clips, and as the models were trained), not by 0.0. `hotwords` of a prompt,
+    which give way to a prefix, and the prefix of the first window alone are faster-whisper's.
     """
 
     def __init__(
@@ -186,6 +207,8 @@ class WhisperLongForm(OpenAIRules, LongFormRules[Segment]):
         at_beginning: bool = True,
         passed: tuple[SpansInOrder, int] | None = None,
         again: bool = False,
+        hotwords: tuple[Hotword, ...] = (),
+        phrases: PhraseTrie | None = None,
     ) -> None:
         """Begin before the first window; `language` of None is asked for in every window.
 
@@ -208,7 +231,9 @@ class WhisperLongForm(OpenAIRules, LongFormRules[Segment]):
         self._language = language
         # The initial prompt counts as said before the first window, and is forgotten as text is.
         self._previous = list(self._encoded(settings.initial_prompt))
-        self._hotwords = self._encoded(settings.hotwords)
+        self._hotwords = hotwords
+        self._hotword_tokens = self._encoded(as_prompt(hotwords))
+        self.phrases = phrases
         self._prefix = self._encoded(settings.prefix) if at_beginning else ()
         self._last_speech_s = part.start_s
         self._passed = passed
@@ -264,7 +289,7 @@ class WhisperLongForm(OpenAIRules, LongFormRules[Segment]):
             language.code,
             self.settings.task,
             self._previous,
-            hotwords=() if prefix else self._hotwords,
+            hotwords=() if prefix else self._hotword_tokens,
             prefix=prefix,
         )
 
@@ -318,6 +343,8 @@ class WhisperLongForm(OpenAIRules, LongFormRules[Segment]):
             language=self._language,
             at_beginning=False,
             again=True,
+            hotwords=self._hotwords,
+            phrases=self.phrases,
         )
         found = yield from loop.run([(first, stop)])
         # Those of the windows before are passed on already.

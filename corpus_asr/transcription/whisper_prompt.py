@@ -16,6 +16,7 @@ from corpus_asr.errors import CheckpointError, ConfigError
 from corpus_asr.families.registry import family_of, resolve
 from corpus_asr.languages import check_known, language_window_starts
 from corpus_asr.segments import Segment
+from corpus_asr.transcription.hotwords import as_prompt, check_hotwords, forms
 from corpus_asr.transcription.windows import Language, PartRequest, frames_to_encode
 from corpus_asr.transcription.words import AlignmentSpec, split_words, upper_half
 from corpus_asr.units import FRAMES_PER_POSITION, WINDOW_FRAMES
@@ -28,7 +29,9 @@ class PromptFormat:
     text: Callable[[Sequence[int]], str]
     """Token ids to text; timestamps and special tokens are left out."""
     encode: Callable[[str], tuple[int, ...]]
-    """Text that stands in a prompt to token ids; raises `ValueError` for control tokens in it."""
+    """Text after a blank to token ids; raises `ValueError` for control tokens in it."""
+    spell: Callable[[str], tuple[int, ...]]
+    """Text without a blank before it to token ids."""
     request: Callable[[str | None, str, bool], tuple[int, ...]]
     """Language, task and whether timestamps are wanted, to the tokens that ask for it."""
     end: int
@@ -64,6 +67,7 @@ class PromptFormat:
             text=tokenizer.decode_text,
             # After a blank, as text within a transcript is; without the token that announces it.
             encode=lambda text: tuple(tokenizer.get_prompt_ids(text, return_tensors=None)[1:]),
+            spell=lambda text: tuple(tokenizer(text, add_special_tokens=False).input_ids),
             request=tokenizer.prompt,
             end=tokenizer.eot,
             start=tokenizer.sot,
@@ -103,10 +107,15 @@ class PromptFormat:
                 f"decoding.align: found task {settings.task}, expected transcribe: a translation "
                 "has no word times in the audio; leave the task out"
             )
-        for name in ("initial_prompt", "hotwords", "prefix"):
-            self._check_prompt(name, getattr(settings, name))
+        for name in ("initial_prompt", "prefix"):
+            self.check_prompt(name, getattr(settings, name))
+        if settings.hotwords_mode == "prompt":
+            self.check_prompt("hotwords", as_prompt(settings.hotwords))
+        else:
+            check_hotwords(settings.hotwords, self.spellings)
 
-    def _check_prompt(self, name: str, text: str | None) -> None:
+    def check_prompt(self, name: str, text: str | None) -> None:
+        """Refuse a text that no prompt can hold, by its key."""
         if text is None:
             return
         try:
@@ -151,6 +160,25 @@ class PromptFormat:
         if not kept and not hotwords:
             return start, 0
         return (self.start_of_previous, *hotwords, *kept, *start), 1 + len(hotwords) + len(kept)
+
+    def spellings(self, phrase: str) -> list[tuple[int, ...]]:
+        """Return the tokens of each way in which a text may have a phrase.
+
+        Words follow a blank, but where a script has no letter cases it may have no blanks either.
+
+        Raises:
+            ValueError: it has control tokens, or more tokens than a text.
+        """
+        found = [self.encode(form) for form in forms(phrase)]
+        if phrase[0].lower() == phrase[0].upper():
+            found.append(self.spell(phrase))
+        longest = max(map(len, found))
+        if longest > self.prompt_room:
+            raise ValueError(
+                f"found {longest} tokens in {phrase[:40]!r}, expected at most {self.prompt_room}; "
+                "shorten it"
+            )
+        return found
 
     def alignment(self, language: str | None, task: str) -> AlignmentSpec:
         """How it reads text in a language again, to tell when its words were said."""

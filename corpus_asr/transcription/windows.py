@@ -15,6 +15,7 @@ from itertools import pairwise
 import numpy as np
 
 from corpus_asr.array_types import Float, Float16
+from corpus_asr.config.hotwords import Hotword
 from corpus_asr.segments import Segment, SpeechSpan, seconds_of, speech_without_text
 from corpus_asr.units import (
     FRAMES_PER_SECOND,
@@ -141,6 +142,8 @@ class PartRequest:
     """Whole windows to detect the language in, one after the other, if they lie in another part."""
     listener: "Listener | None" = None
     """Told of each window, from the engine's thread."""
+    hotwords: tuple[Hotword, ...] = ()
+    """Of this recording, besides those of the settings."""
     known_text: KnownText | None = None
     """In place of recognition; None for recordings of which the text is not known."""
     detect_only: bool = False

@@ -97,6 +97,7 @@ async def transcriptions(
     model: Annotated[str, Form()],
     language: Annotated[str | None, Form()] = None,
     prompt: Annotated[str | None, Form()] = None,
+    hotwords: Annotated[str | None, Form()] = None,
     response_format: Annotated[openai_api.ResponseFormat, Form()] = "json",
     temperature: Annotated[float, Form(ge=0, le=1)] = 0.0,
     timestamp_granularities: Annotated[
@@ -109,7 +110,8 @@ async def transcriptions(
         return refused(404, message, param="model", code="model_not_found")
     if not file.size:
         return refused(400, "file: found an empty upload, expected audio", param="file")
-    given = {"language": language, "initial_prompt": prompt, "temperature": temperature,
+    given = {"language": language, "initial_prompt": prompt, "hotwords": hotwords,
+             "temperature": temperature,
              "word_timestamps": "word" in timestamp_granularities}  # fmt: skip
     options: Any = {name: value for name, value in given.items() if value}
     audio = {"path": file.filename, "bytes": file.file}

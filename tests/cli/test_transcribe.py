@@ -150,6 +150,7 @@ def given() -> dict[str, Any]:
         ("--highlight_words True", "word_timestamps", True),
         ("--initial_prompt Names:", "initial_prompt", "Names:"),
         ("--hotwords Kubernetes", "hotwords", "Kubernetes"),
+        ("--hotwords @names.txt", "hotwords", {"Kubernetes": 1.0, "Ray": 2.0}),
         ("--beam_size 5", "beam_size", 5),
         ("--beam-size auto", "beam_size", "auto"),
         ("--quality fast", "quality", "fast"),
@@ -174,6 +175,7 @@ def given() -> dict[str, Any]:
     ],
 )
 def test_options_arrive_by_the_names_of_the_settings(typed: str, key: str, value: Any) -> None:
+    Path("names.txt").write_text("Kubernetes\nRay\t2\n")
     result = call("a.wav", *typed.split())
     assert result.exit_code == 0, result.output
     assert given() == {key: value}

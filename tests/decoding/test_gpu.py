@@ -357,7 +357,8 @@ LANES: dict[str, tuple[str, ...]] = {
     "options": ("penalised", "narrowed", "nucleus", "greedy"),
     "words": ("align", "greedy", "timed", "timed"),
     "short windows": ("short", "greedy"),
-    "beams": ("beams",),
+    "phrases": ("phrases", "names", "greedy"),
+    "beams": ("beams", "phrase beams"),
 }
 
 

@@ -20,6 +20,7 @@ def prompt_format(**changes: Any) -> PromptFormat:
     fields: dict[str, Any] = dict(
         text=lambda ids: "".join(f" w{token}" for token in ids if token < END),
         encode=lambda text: tuple(int(word[1:]) for word in text.split()),
+        spell=lambda text: tuple(int(word[1:]) for word in text.split()),
         request=lambda language, task, timestamps: (START, {"en": 32, "de": 33}[language or ""]),
         end=END,
         start=START,
@@ -44,6 +45,7 @@ def speech2text_prompt_format(**changes: Any) -> Speech2TextPromptFormat:
     """
     fields: dict[str, Any] = dict(
         spelling=lambda ids: "".join(f" w{token}" if token < 30 else "x" for token in ids).lstrip(),
+        encode=lambda text: tuple(int(word[1:]) for word in text.split()),
         begins_word=lambda token: token < 30,
         special=frozenset({0, 1, 40, 41}),
         start=0,

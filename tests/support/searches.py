@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from corpus_asr.decoding.phrases import PhraseTrie
 from corpus_asr.decoding.protocols import AlignJob, Search, TokenRules, TokenTiming, WindowJob
 from corpus_asr.models.whisper import WhisperForConditionalGeneration
 from tests.support.checkpoints import tiny_whisper
@@ -52,6 +53,9 @@ def job(
     )
 
 
+PHRASES = PhraseTrie.of([((4, 5, 6), 2.0), ((5, 7), 1.5), ((8,), 3.0)])
+NAMES = PhraseTrie.of([((number, 3, number), 1.0 + number / 30) for number in range(6, 30)])
+
 KINDS: dict[str, dict[str, Any]] = {
     "greedy": {},
     "sampled": {"search": Search(temperature=0.8)},
@@ -64,6 +68,9 @@ KINDS: dict[str, dict[str, Any]] = {
     "kept": {"search": Search(keep_scores=True, keep_logits=True)},
     "short": {"num_frames": 100},
     "beams": {"search": Search(num_beams=3)},
+    "phrases": {"search": Search(phrases=PHRASES)},
+    "names": {"rules": GRAMMAR, "search": Search(phrases=NAMES, temperature=0.5)},
+    "phrase beams": {"search": Search(phrases=PHRASES, num_beams=3)},
     "align": {},
     "timed": {},
 }

@@ -13,6 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from corpus_asr.config.decoding import DecodingSettings
+from corpus_asr.config.hotwords import Hotword
 from corpus_asr.decoding.protocols import Search, WindowJob, WindowResult
 from corpus_asr.decoding.tasks import Gather
 from corpus_asr.segments import Segment
@@ -64,6 +65,7 @@ def loop(
     speech: Any = None,
     language: Language | None = ENGLISH_GIVEN,
     start_s: float = 0.0,
+    hotwords: tuple[Hotword, ...] = (),
     **settings: Any,
 ) -> tuple[list[Segment], list[WindowJob]]:
     own = part(seconds, speech, start_s=start_s)
@@ -74,6 +76,7 @@ def loop(
         prompt_format(no_speech=NO_SPEECH, **TINY),
         language=language,
         at_beginning=holds_the_beginning(own, chosen.clip_timestamps),
+        hotwords=hotwords,
     ).run(clip_ranges(own, chosen.clip_timestamps))
     jobs: list[Any] = [next(steps)]
     for one in results:
@@ -207,7 +210,7 @@ def test_parts_share_clips_without_loss_or_overlap(edges: list[int], part_s: int
 def test_prompts_hotwords_and_the_prefix() -> None:
     windows = [said(1, BEGIN + 50), *[said(BEGIN, 1, BEGIN + 50)] * 2]
     settings: dict[str, Any] = {
-        "initial_prompt": "w7 w8", "hotwords": "w9", "prefix": "w6"
+        "initial_prompt": "w7 w8", "hotwords": (Hotword("w9"),), "prefix": "w6"
     }  # fmt: skip
     segments, jobs = loop(windows, seconds=80, **settings)
     assert [(one.text, one.start_s, one.end_s) for one in segments[:2]] == [

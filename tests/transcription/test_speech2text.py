@@ -13,6 +13,7 @@ import torch
 import transformers
 
 from corpus_asr.config.decoding import DecodingSettings
+from corpus_asr.config.hotwords import Hotword
 from corpus_asr.decoding.slots import SlotScheduler
 from corpus_asr.decoding.tasks import Gather
 from corpus_asr.errors import CheckpointError, ConfigError
@@ -233,7 +234,7 @@ REFUSED = [
     ({"no_speech_threshold": 0.3}, r"decoding\.no_speech_threshold: found 0\.3"),
     ({"condition_on_prev_tokens": True}, r"decoding\.condition_on_prev_tokens"),
     ({"initial_prompt": "so"}, r"decoding\.initial_prompt: found so"),
-    ({"hotwords": "Grafana"}, r"decoding\.hotwords"),
+    ({"hotwords": (Hotword("w3 w1"),)}, r"decoding\.hotwords: found 'w3 w1'.*pieces"),
     ({"prefix": "so"}, r"decoding\.prefix"),
     ({"hallucination_silence_threshold": 2.0, "word_timestamps": True},
      r"decoding\.hallucination_silence_threshold"),

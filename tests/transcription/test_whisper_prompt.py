@@ -56,9 +56,10 @@ def test_what_no_multilingual_checkpoint_can_do_is_refused(tmp_path: Path) -> No
     own.check(DecodingSettings(window_s=20, strategy="chunked"))
     refused(own, r"decoding\.window_s: found 20.*strategy: chunked", window_s=20)
     for name in ("hotwords", "prefix"):
-        own.check(decoding_from({name: "w1 " * 11}))
+        own.check(decoding_from({name: "w1 " * 11, "hotwords_mode": "prompt"}))
         message = rf"{name}: found 12 tokens, .* room for 11; shorten"
-        refused(own, message, **{name: "w1 " * 12})
+        refused(own, message, hotwords_mode="prompt", **{name: "w1 " * 12})
+    refused(own, "hotwords: found 12 tokens in 'w1 w1", hotwords="w1 " * 12)
     own.check(DecodingSettings(initial_prompt="w1 " * 12))  # the latest of it is shown
     words = "say <|startoftranscript|>"
     refused(read(tmp_path), r"decoding\.hotwords: .*startoftranscript", hotwords=words)
