@@ -20,6 +20,7 @@ from benchmarks.gpu.figures import Figures, Options, random_network, scheduler_f
 from benchmarks.networks import decode_all, generate_fixed, hidden_states, random_job
 from corpus_asr.activity import Activity
 from corpus_asr.decoding.batch import SlotBatch
+from corpus_asr.decoding.beam import BeamBatch
 from corpus_asr.decoding.device import CudaRecorder
 from corpus_asr.decoding.protocols import ModelSize
 from corpus_asr.decoding.slots import encode_batch_on
@@ -28,6 +29,7 @@ from corpus_asr.transcription.engine import auto_slots, predicted_bytes
 from corpus_asr.units import WINDOW_FRAMES, WINDOW_S
 
 POSITIONS, HEAD_DIM = 1_500, 64
+NUM_BEAMS = 5
 # Kernels of a step, costliest first.
 MAX_KERNELS = 12
 # Reserved memory holds what torch keeps between allocations as well.
@@ -108,11 +110,17 @@ def least_bytes(size: ModelSize, slots: int) -> int:
     return (slots * window + weights) * size.element_bytes
 
 
-def batch_of(options: Options, model: Any, slots: int, *, tokens: int, recorded: bool) -> SlotBatch:
-    """Fill all slots with windows of noise that go on for long."""
+def batch_of(
+    options: Options, model: Any, slots: int, *, tokens: int, recorded: bool, **search: Any
+) -> SlotBatch | BeamBatch:
+    """Fill all slots, or places of beams, with windows of noise that go on for long."""
     recorder = CudaRecorder(options.device) if recorded else None
-    batch = SlotBatch(model, slots, recorder=recorder)
-    jobs: Any = [random_job(options.shape, number, tokens=tokens) for number in range(slots)]
+    jobs: Any = [random_job(options.shape, n, tokens=tokens, **search) for n in range(slots)]
+    batch: SlotBatch | BeamBatch
+    if "num_beams" in search:
+        batch = BeamBatch(model, slots, search["num_beams"], recorder=recorder)
+    else:
+        batch = SlotBatch(model, slots, recorder=recorder)
     positions, width = model.window_shape
     for first in range(0, slots, 16):
         some = range(first, min(slots, first + 16))
@@ -125,7 +133,7 @@ def batch_of(options: Options, model: Any, slots: int, *, tokens: int, recorded:
 
 
 def step(options: Options, say: Figures) -> None:
-    """Time a decoding step of all slots, run kernel by kernel and replayed as a graph."""
+    """Time a decoding step of all slots, or of as many beams, kernel by kernel and as a graph."""
     model: Any = random_network(options).slot_model()
     for slots in options.slots:
         least = least_bytes(model.size, slots)
@@ -139,6 +147,13 @@ def step(options: Options, say: Figures) -> None:
             say(f"{key}.read", least / ms / 1e6, "GB/s")
             say(f"{key}.sampled", _step_ms(options, batch, slots, sampled=True), "ms")
             del batch
+            places = max(1, slots // NUM_BEAMS)  # as the scheduler divides them
+            batch = batch_of(
+                options, model, places, tokens=400, recorded=kind == "graph",
+                num_beams=NUM_BEAMS, stop_loops=True,
+            )  # fmt: skip
+            say(f"{key}.beams", _step_ms(options, batch, places, sampled=False), "ms")
+            del batch
         if options.on_gpu:
             model.float8_windows = True
             batch = batch_of(options, model, slots, tokens=400, recorded=True)
@@ -147,7 +162,7 @@ def step(options: Options, say: Figures) -> None:
             model.float8_windows = False
 
 
-def _step_ms(options: Options, batch: SlotBatch, slots: int, *, sampled: bool) -> float:
+def _step_ms(options: Options, batch: SlotBatch | BeamBatch, slots: int, *, sampled: bool) -> float:
     steps = partial(batch.step, slots, sampled=sampled)
     return options.median_ms(steps, warm_ups=CudaRecorder.warm_ups + 3)
 

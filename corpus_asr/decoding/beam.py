@@ -5,7 +5,8 @@ always the first ones.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,9 +14,16 @@ from torch import Tensor
 
 from corpus_asr.array_types import Bool, Float, Int
 from corpus_asr.decoding.batch import frames_encoded, pad_prompts, scores_wanted, token_scores
-from corpus_asr.decoding.device import Download, FinishedFlags, reach_of, upload
-from corpus_asr.decoding.options import SlotOptions, gumbel_noise, should_stop
-from corpus_asr.decoding.phrases import SlotPhrases
+from corpus_asr.decoding.device import (
+    CudaRecorder,
+    Download,
+    FinishedFlags,
+    StepGraphs,
+    reach_of,
+    upload,
+)
+from corpus_asr.decoding.options import Layout, SlotOptions, gumbel_noise, should_stop
+from corpus_asr.decoding.phrases import PhraseLayout, SlotPhrases
 from corpus_asr.decoding.protocols import (
     BeamTrace,
     SlotModel,
@@ -23,11 +31,11 @@ from corpus_asr.decoding.protocols import (
     WindowResult,
     no_numbers,
 )
-from corpus_asr.decoding.rules import SlotRules, repeats_itself
+from corpus_asr.decoding.rules import RepetitionDetector, SlotRules
 from corpus_asr.errors import ItemError
 
-_UNTIL_FULL, _NEVER = 1, 2
-_EARLY_STOPPING: dict[bool | str, int] = {False: 0, True: _UNTIL_FULL, "never": _NEVER}
+Rows = slice | Tensor
+"""Places as tensors are indexed by them: the first ones, which copies nothing, or some."""
 
 _LOOK_FOR_LOOPS = 8
 """Tokens between looks, which cost more here than where nothing takes another's place."""
@@ -37,89 +45,33 @@ _LOOK_FOR_LOOPS = 8
 # transformers, so that ties fall alike.
 OUT = -1e9
 
+_RUNNING, _FINISHED = 0, 1
+_LOOPED = 2
 
-@dataclass(frozen=True, slots=True)
+
 class Beams:
-    """Sequences of every place, one beside the other: running, finished or considered."""
+    """Sequences, each of which is three rows of one tensor, so that all of it is copied at once."""
 
-    score: Float[Tensor, "place beam"]
-    """Sum of log-probabilities; of finished ones with their length penalty."""
-    length: Int[Tensor, "place beam"]
-    """Tokens of prompt and text."""
-    text: Int[Tensor, "place beam token"]
-    """Prompt and text."""
-    logprob: Float[Tensor, "place beam token"]
-    """Of each token under the rules."""
-    parent: Int[Tensor, "place beam token"]
-    """The beam each token was appended to."""
-    looped: Bool[Tensor, "place beam"]
-    """Whether it was ended because it repeated itself."""
-
-    @classmethod
-    def new(cls, places: int, beams: int, max_length: int, device: torch.device) -> "Beams":
-        """Allocate beams that hold nothing."""
-        shape = (places, beams, max_length)
-        return cls(
-            torch.full((places, beams), OUT, device=device),
-            torch.zeros((places, beams), dtype=torch.long, device=device),
-            torch.zeros(shape, dtype=torch.long, device=device),
-            torch.zeros(shape, device=device),
-            torch.zeros(shape, dtype=torch.long, device=device),
-            torch.zeros((places, beams), dtype=torch.bool, device=device),
-        )
-
-    def tensors(self) -> tuple[Tensor, ...]:
-        """Everything held, place by place."""
-        return self.score, self.length, self.text, self.logprob, self.parent, self.looped
-
-    def of(self, places: Int[Tensor, " place"]) -> "Beams":
-        """Copy what `places` hold."""
-        return Beams(*(tensor[places] for tensor in self.tensors()))
-
-    def pick(self, beams: Int[Tensor, "place choice"]) -> "Beams":
-        """Copy some beams of each place, possibly several times."""
-        return Beams(*(pick(tensor, beams) for tensor in self.tensors()))
-
-    def beside(self, other: "Beams") -> "Beams":
-        """Put the beams of `other` after these."""
-        pairs = zip(self.tensors(), other.tensors(), strict=True)
-        return Beams(*(torch.cat(pair, dim=1) for pair in pairs))
-
-    def with_token(
-        self,
-        token: Int[Tensor, "place beam"],
-        *,
-        score: Float[Tensor, "place beam"],
-        logprob: Float[Tensor, "place beam"],
-        parent: Int[Tensor, "place beam"],
-    ) -> "Beams":
-        """Append a token to each sequence, in place."""
-        at = self.length.unsqueeze(2)
-        for held, new in ((self.text, token), (self.logprob, logprob), (self.parent, parent)):
-            held.scatter_(2, at, new.unsqueeze(2))
-        return replace(self, score=score, length=self.length + 1)
-
-    def write(
-        self,
-        places: Int[Tensor, " place"],
-        new: "Beams",
-        *,
-        where: Bool[Tensor, " place"],
-    ) -> None:
-        """Replace what `places` hold, in place, where `where` is true."""
-        for held, values in zip(self.tensors(), new.tensors(), strict=True):
-            keep = where.view(-1, *[1] * (values.ndim - 1))
-            held[places] = torch.where(keep, values, held[places])
-
-
-def pick(values: Tensor, beams: Int[Tensor, "place choice"]) -> Tensor:
-    """Copy some beams' values of each place."""
-    index = beams.view(*beams.shape, *[1] * (values.ndim - 2))
-    return torch.take_along_dim(values, index, dim=1)
+    def __init__(self, rows: Int[Tensor, "*some 3 column"]) -> None:
+        self.rows = rows
+        # Of the same width, so that these hold numbers as well; what is float32 stays so exactly.
+        numbers = rows.view(torch.float64)
+        self.text: Int[Tensor, "*some token"] = rows[..., 0, :-1]
+        """Prompt and text."""
+        self.logprob: Float[Tensor, "*some token"] = numbers[..., 1, :-1]
+        """Of each token under the rules."""
+        self.parent: Int[Tensor, "*some token"] = rows[..., 2, :-1]
+        """The beam each token was appended to."""
+        self.length: Int[Tensor, "*some"] = rows[..., 0, -1]
+        """Tokens of prompt and text."""
+        self.score: Float[Tensor, "*some"] = numbers[..., 1, -1]
+        """Sum of log-probabilities; of finished ones with their length penalty."""
+        self.end: Int[Tensor, "*some"] = rows[..., 2, -1]
+        """Of finished ones 1, or 2 for those that repeat themselves; 0 where nothing is yet."""
 
 
 def result_of(
-    found: Sequence[Tensor],
+    found: Beams,
     job: WindowJob,
     *,
     token_score: float,
@@ -128,14 +80,13 @@ def result_of(
     beams: BeamTrace | None = None,
 ) -> WindowResult:
     """Make a result of the finished sequences of one window, best first."""
-    score, length, text, logprob, parent, looped = found
     results = []
     for beam in range(job.search.num_return_sequences):
-        new = slice(len(job.prompt), int(length[beam]))
-        tokens: list[int] = text[beam, new].tolist()
-        logprobs: list[float] = logprob[beam, new].tolist()
+        new = slice(len(job.prompt), int(found.length[beam]))
+        tokens: list[int] = found.text[beam, new].tolist()
+        logprobs: list[float] = found.logprob[beam, new].tolist()
         # What a token was chosen from is what the beam saw that it was appended to.
-        parents = parent[beam, new]
+        parents = found.parent[beam, new]
         steps = torch.arange(len(parents))
         end_logprob = logprobs.pop() if tokens and tokens[-1] == job.rules.last else None
         results.append(
@@ -144,10 +95,10 @@ def result_of(
                 logprobs=tuple(logprobs),
                 end_logprob=end_logprob,
                 score=None if job.score_token is None else token_score,
-                looped=bool(looped[beam]),
+                looped=int(found.end[beam]) == _LOOPED,
                 scores=None if scores is None else scores[parents, steps],
                 logits=None if logits is None else logits[parents, steps],
-                sequence_score=float(score[beam]),
+                sequence_score=float(found.score[beam]),
                 parents=tuple(parents.tolist()),
             )
         )
@@ -155,7 +106,7 @@ def result_of(
 
 
 class BeamBatch:
-    """Beams as tensors; every method runs under inference mode.
+    """Beams as tensors; every method runs under inference mode, and steps as in `SlotBatch`.
 
     Equal token for token to transformers' beam search: the rules are applied to the
     log-probabilities of the raw logits, which are added to a beam's score as they are; of twice
@@ -166,36 +117,55 @@ class BeamBatch:
     """
 
     def __init__(
-        self, model: SlotModel, places: int, num_beams: int, *, whole: bool = False
+        self,
+        model: SlotModel,
+        places: int,
+        num_beams: int,
+        *,
+        recorder: CudaRecorder | None = None,
+        whole: bool = False,
     ) -> None:
-        """Allocate the places; with `whole` the model runs all of them in every step."""
+        """Allocate the places; with `whole` every step takes all of them along."""
         self.model = model
         self._whole = whole
         self.places = places
         self.num_beams = num_beams
         self._state: Any = model.new_state(places * num_beams, beams=num_beams)
         device = model.device
-        rows, by_row = places * num_beams, device.type == "cpu"
-        self._rules = SlotRules(rows, model.vocab_size, device, by_row=by_row)
-        # A column to spare, for what finished places say until they are collected.
-        self._running = Beams.new(places, num_beams, model.max_target_positions + 1, device)
-        self._running.length.fill_(1)  # also where nothing is: a step may take these along
-        self._finished = Beams.new(places, num_beams, model.max_target_positions + 1, device)
-        self._is_finished = torch.zeros(places, num_beams, dtype=torch.bool, device=device)
-        self._can_improve = torch.zeros(places, dtype=torch.bool, device=device)
+        slots = places * num_beams
+        self._by_row = device.type == "cpu" and recorder is None
+        self._rules = SlotRules(slots, model.vocab_size, device, by_row=self._by_row)
+        self._repetition = RepetitionDetector(places, model.vocab_size, device)
+        # A column to spare for what is not to be written, and one about the whole text.
+        self._spare = model.max_target_positions
+        rows = (2, places, num_beams, 3, self._spare + 2)
+        self._beams = Beams(torch.zeros(rows, dtype=torch.long, device=device))
+        self._beams.length.fill_(1)  # also where nothing is: a step may take these along
+        self._rows = self._beams.rows.flatten(0, 2)
+        self._numbers = torch.arange(2 * slots, device=device)  # of these rows
+        self._own = self._numbers.view(2, places, num_beams)
         self._token = torch.zeros(places, num_beams, dtype=torch.long, device=device)
         self._prompt = torch.zeros(places, dtype=torch.long, device=device)
         self._limit = torch.zeros(places, dtype=torch.long, device=device)
         self._end = torch.zeros(places, dtype=torch.long, device=device)
         # In float64, as transformers computes the divisor in Python.
         self._length_penalty = torch.zeros(places, dtype=torch.float64, device=device)
-        self._early_stopping = torch.zeros(places, dtype=torch.long, device=device)
-        self._ended = torch.zeros(places, num_beams, dtype=torch.bool, device=device)
-        texts = self._running.text.flatten(0, 1), self._running.length.flatten()
-        self._options = SlotOptions(*texts, self._ended.flatten())
-        self._phrases = SlotPhrases(rows, model.vocab_size, device)
-        self._flags = FinishedFlags(self._ended[:, 0], behind=device.type == "cuda")
-        self._numbers = torch.arange(places * num_beams, device=device)
+        # The length, if more than the present one, for which running beams hope to be the best.
+        self._hoped = torch.zeros(places, dtype=torch.long, device=device)
+        self._until_full = torch.zeros(places, dtype=torch.bool, device=device)
+        # Also where nothing is: a replayed step takes some free places along.
+        self._ended = torch.ones(places, num_beams, dtype=torch.bool, device=device)
+        self._options = SlotOptions(
+            self._beams.text[_RUNNING].flatten(0, 1),
+            self._beams.length[_RUNNING].flatten(),
+            self._ended.flatten(),
+        )
+        self._phrases = SlotPhrases(slots, model.vocab_size, device)
+        self._flags = FinishedFlags(
+            self._ended[:, 0], behind=recorder is not None or device.type == "cuda"
+        )
+        self._graphs = StepGraphs(places, recorder) if recorder else None
+        self._has_short = False  # whether a step has to tell windows of several lengths apart
         self._requested: tuple[tuple[int, ...], Download] | None = None
         self._jobs: list[WindowJob | None] = [None] * places
         self._token_score = torch.zeros(places, device=device)
@@ -214,7 +184,9 @@ class BeamBatch:
     ) -> None:
         """Put the jobs' encoded windows into `places`; they stay until the next fill."""
         firsts = [place * self.num_beams for place in places]
-        self.model.fill(self._state, firsts, encoded, num_frames=frames_encoded(jobs))
+        num_frames = frames_encoded(jobs)
+        self._has_short |= num_frames is not None
+        self.model.fill(self._state, firsts, encoded, num_frames=num_frames)
 
     @torch.inference_mode()
     def admit(self, places: Sequence[int], jobs: Sequence[WindowJob]) -> None:
@@ -246,7 +218,8 @@ class BeamBatch:
                 self._traces[place] = []
         searches = [job.search for job in jobs for _ in range(self.num_beams)]
         self._options.admit(self._slots(places), slots, searches)
-        self._phrases.admit(self._slots(places), slots, [s.phrases for s in searches])
+        self._phrases.admit(self._slots(places), slots, [search.phrases for search in searches])
+        self._repetition.admit(places, jobs)
         rows = torch.arange(len(jobs), device=length.device)
         logits = self.model.logits(hidden[rows, length - 1])
         logits = logits.repeat_interleave(self.num_beams, dim=0)
@@ -255,30 +228,69 @@ class BeamBatch:
         scores = self._options.before_rules(
             scores, self._slots(places), slots, options, logits=logits
         )
-        self._take(self._rules.apply_first(scores, slots, prefixes), places, index)
+        self._take(
+            self._rules.apply_first(scores, slots, prefixes),
+            index,
+            places=places,
+            sampled=any(job.search.temperature > 0 for job in jobs),
+            considered=self._considered(places),
+            watched=self._watched(places),
+            phrases=self._phrases.layout(self._slots(places)),
+        )
 
     @torch.inference_mode()
     def step(self, active: int, *, sampled: bool) -> None:
         """Advance the beams of the first `active` places by one token, as `SlotBatch.step`."""
-        taken = self.places if self._whole else active
-        tokens = self._token[:taken].flatten()
-        # The length of a finished place stands still, so that it stays inside the cache.
-        positions = (self._running.length[:taken] - 1).flatten()
-        logits = self.model.step(  # (place * beam, vocab)
-            self._state, tokens, positions, reach=self._look_no_further(active)
+        active = self.places if self._whole else active
+        asked: dict[str, Any] = {
+            "sampled": sampled, "considered": self._considered(range(active)),
+            "reach": self._look_no_further(active),
+            "options": self._options.layout(range(active * self.num_beams)),
+            "watched": self._watched(range(active)),
+            "phrases": self._phrases.layout(range(active * self.num_beams)),
+        }  # fmt: skip
+        if self._graphs is None or self._options.exact or self._traces:
+            self._advance(active, **asked)
+            return
+        count = self._graphs.rung(active)
+        self._graphs.run(
+            (count, *asked.values(), self._has_short, *self._rules.layout),
+            partial(self._advance, count, **asked),
         )
-        logits = logits[: active * self.num_beams]
-        scores = logits.log_softmax(dim=1)
-        slots = range(active * self.num_beams)
-        rows = self._numbers[: len(slots)]
-        options = self._options.layout(slots)
-        scores = self._options.before_rules(scores, slots, rows, options, logits=logits)
-        self._take(self._rules.apply(scores), range(active), self._numbers[:active])
+
+    def _advance(self, count: int, *, reach: int, options: Layout, **asked: Any) -> None:
+        slots = range(count * self.num_beams)
+        tokens = self._token[:count].flatten()
+        # The length of a finished place stands still, so that it stays inside the cache.
+        positions = (self._beams.length[_RUNNING, :count] - 1).flatten()
+        logits = self.model.step(self._state, tokens, positions, reach=reach)
+        scores = self._options.before_rules(
+            logits.log_softmax(dim=1), slots, self._numbers[: len(slots)], options, logits=logits
+        )
+        self._take(self._rules.apply(scores), slice(count), places=range(count), **asked)
+
+    def _considered(self, places: Sequence[int]) -> int:
+        # As in transformers: so many that enough are left to go on with if all others end.
+        jobs = map(self._jobs.__getitem__, places)
+        ends = max(1 if job is None else job.search.num_ends for job in jobs)
+        return min(1 + ends, self.model.vocab_size) * self.num_beams
+
+    def _watched(self, places: Sequence[int]) -> Sequence[int] | None:
+        """Count a token of each place; returns the rows to look for loops in, None for all."""
+        for place in places:
+            self._counts[place] += 1
+        if not self._by_row:
+            return None if self._repetition.watches(places) else ()
+        return [
+            row
+            for row, place in enumerate(places)
+            if self._counts[place] % _LOOK_FOR_LOOPS == 0 and self._repetition.watches([place])
+        ]
 
     def _look_no_further(self, active: int) -> int:
         room = self.model.max_target_positions
         jobs = zip(self._jobs[:active], self._counts[:active], strict=True)
-        longest = max(len(job.prompt) + count for job, count in jobs if job is not None)
+        longest = max((len(job.prompt) + count for job, count in jobs if job), default=1)
         return room if self._whole else reach_of(longest, room)
 
     def look(self) -> None:
@@ -298,8 +310,8 @@ class BeamBatch:
     def request(self, places: Sequence[int]) -> None:
         """Ask for the results of finished places as they are now; `collect` waits for them."""
         (index,) = upload(self.model.device, list(places))
-        tensors = self._token_score[index], *self._finished.of(index).tensors()
-        self._requested = tuple(places), Download(*tensors)
+        found = self._token_score[index], self._beams.rows[_FINISHED, index]
+        self._requested = tuple(places), Download(*found)
 
     def collect(self, places: Sequence[int]) -> list[WindowResult | ItemError]:
         """Read the results of finished places: the best beam, and beside it the next best."""
@@ -307,21 +319,21 @@ class BeamBatch:
             self.request(places)
         assert self._requested is not None, "just requested"
         (_, arriving), self._requested = self._requested, None
-        token_scores, *found = arriving.wait()
+        token_scores, rows = arriving.wait()
         results: list[WindowResult | ItemError] = []
         for row, place in enumerate(places):
             job = self._jobs[place]
             assert job is not None, "collected from an empty place"
             scores, logits = self._kept(place)
             beams = self._trace(place, scores, logits)
-            if (error := no_numbers(found[0][row].tolist(), self.model)) is not None:
+            found = Beams(rows[row])
+            if (error := no_numbers(found.score.tolist(), self.model)) is not None:
                 results.append(error)
                 continue
-            one = [held[row] for held in found]
             token_score = float(token_scores[row])
             results.append(
                 result_of(
-                    one, job, token_score=token_score, scores=scores, logits=logits, beams=beams
+                    found, job, token_score=token_score, scores=scores, logits=logits, beams=beams
                 )
             )
         return results
@@ -335,13 +347,14 @@ class BeamBatch:
             self._rules.move(source * beams + beam, target * beams + beam)
             self._options.move(source * beams + beam, target * beams + beam)
             self._phrases.move(source * beams + beam, target * beams + beam)
+        self._repetition.move(source, target)
+        self._beams.rows[:, target] = self._beams.rows[:, source]
         for tensor in (
-            *self._running.tensors(), *self._finished.tensors(), self._is_finished,
-            self._can_improve, self._token, self._prompt, self._limit, self._end,
-            self._length_penalty, self._early_stopping, self._ended, self._token_score,
-            self._seed, self._temperature,
+            self._token, self._prompt, self._limit, self._end, self._length_penalty, self._hoped,
+            self._until_full, self._ended, self._token_score, self._seed, self._temperature,
         ):  # fmt: skip
             tensor[target] = tensor[source]
+        self._ended[source].fill_(True)
         self._jobs[target] = self._jobs[source]
         self._counts[target] = self._counts[source]
         self._traces.pop(target, None)
@@ -357,194 +370,246 @@ class BeamBatch:
     ) -> None:
         room = self.model.max_target_positions
         searches = [job.search for job in jobs]
+        limits = [min(job.max_new_tokens, room - len(job.prompt)) for job in jobs]
+        # As in transformers: what is penalised less for being long may yet become the best.
+        hopes = [one.early_stopping == "never" and one.length_penalty > 0 for one in searches]
         values = upload(
             self.model.device,
             [len(job.prompt) for job in jobs],
-            [min(job.max_new_tokens, room - len(job.prompt)) for job in jobs],
+            limits,
             [job.rules.last for job in jobs],
             [float(search.length_penalty) for search in searches],
-            [_EARLY_STOPPING[search.early_stopping] for search in searches],
+            [limit * hope for limit, hope in zip(limits, hopes, strict=True)],
+            torch.tensor([one.early_stopping not in (False, "never") for one in searches]),
             [job.seed for job in jobs],
             [float(search.temperature) for search in searches],
         )
         held = (
-            self._prompt, self._limit, self._end, self._length_penalty, self._early_stopping,
-            self._seed, self._temperature,
+            self._prompt, self._limit, self._end, self._length_penalty, self._hoped,
+            self._until_full, self._seed, self._temperature,
         )  # fmt: skip
         for tensor, new in zip(held, values, strict=True):
             tensor.index_copy_(0, index, new)
         # Filled, not assigned: by an index a number comes from the host, which waits for that.
         self._ended.index_fill_(0, index, False)
-        self._can_improve.index_fill_(0, index, True)
-        self._is_finished.index_fill_(0, index, False)
-        self._finished.score.index_fill_(0, index, OUT)
-        self._finished.length[index] = self._prompt[index].unsqueeze(1)
+        beams = self._beams
+        beams.end.index_fill_(1, index, 0)
         # All beams are one so far: only the first may go on, or all would say the same.
-        self._running.score.index_fill_(0, index, OUT)
-        self._running.score[:, 0].index_fill_(0, index, 0.0)
-        self._running.length[index] = self._prompt[index].unsqueeze(1)
-        for beams in (self._running, self._finished):
-            beams.text[index, :, : prompts.shape[1]] = prompts.unsqueeze(1)
+        beams.score.index_fill_(1, index, OUT)
+        beams.score[_RUNNING, :, 0].index_fill_(0, index, 0.0)
+        beams.length[:, index] = self._prompt[index].unsqueeze(1)
+        beams.text[:, index, :, : prompts.shape[1]] = prompts.unsqueeze(1)
 
     def _take(
-        self, scores: Float[Tensor, "slot vocab"], places: Sequence[int], index: Tensor
+        self,
+        scores: Float[Tensor, "slot vocab"],
+        at: Rows,
+        *,
+        places: Sequence[int],
+        sampled: bool,
+        considered: int,
+        watched: Sequence[int] | None,
+        phrases: PhraseLayout | None,
     ) -> None:
-        slots = self._slots(places)
-        self._options.after_rules(scores, slots)
-        sampled = any(job.search.temperature > 0 for p in places if (job := self._jobs[p]))
-        scores = self._options.warp(scores, slots) if sampled else scores
-        self._options.keep(scores, slots)
-        beams, vocab = self.num_beams, scores.shape[1]
-        running = self._running.of(index)
-        total = scores.view(len(index), beams, vocab)
-        if sampled:
-            total = self._warmed(total, index)
-        total = total + running.score.unsqueeze(2)
-        phrases = self._phrases.layout(slots)
-        if phrases is not None:
-            rows = self._numbered(index)
-            total -= self._phrases.advance(rows).view(len(index), beams, 1)
-            self._phrases.boost(total.view(len(slots), vocab), rows, phrases)
-        # As in transformers: so many that enough are left to go on with if all others end.
-        ends = max(job.search.num_ends if job else 1 for job in map(self._jobs.__getitem__, places))
-        considered = min((1 + ends) * beams, beams * vocab)
-        best, flat = total.flatten(1).topk(considered)  # (place, choice)
-        if sampled:
-            drawn = total + self._noise(index, running, vocab)
-            flat = drawn.flatten(1).topk(considered).indices
-            best = total.flatten(1).gather(1, flat)
-        source, token = flat // vocab, flat % vocab
-        likely = scores.view(len(index), -1).gather(1, flat)
-        under_rules = scores.logsumexp(dim=1).view(len(index), beams).gather(1, source)
-        candidates = running.pick(source).with_token(
-            token, score=best, logprob=likely - under_rules, parent=source
-        )
-        count = candidates.length[:, 0] - self._prompt[index]
-        limit = self._limit[index]
-        stop = (token == self._end[index].unsqueeze(1)) | (count >= limit).unsqueeze(1)
-        going = ~self._ended[index, 0]
-        candidates, stop = self._stop_early(places, candidates, stop)
-        ended = candidates
-        if phrases is not None:
-            # A text that ends has said no more than it has.
-            slot = (index.unsqueeze(1) * beams + source).flatten()
-            unsaid = self._phrases.advance_after(token.flatten(), slot, phrases)
-            ended = replace(candidates, score=best - unsaid.view_as(best))
-        self._finish(index, ended, stop, count, going)
-        left, choice = (best + stop * OUT).topk(beams)
-        self._running.write(index, replace(candidates.pick(choice), score=left), where=going)
-        self._go_on(places, index, token.gather(1, choice), source.gather(1, choice), going)
-        over = self._is_over(index, count, left[:, 0]) | stop.all(dim=1)
-        self._ended[index] |= over.unsqueeze(1)
+        """Let the places that `at` names go on with the likeliest candidates.
 
-    def _warmed(self, scores: Float[Tensor, "place beam vocab"], index: Tensor) -> Tensor:
+        Those that have ended pick the beams that they hold.
+        """
+        numbers = self._slots(places)
+        self._options.after_rules(scores, numbers)
+        scores = self._options.warp(scores, numbers) if sampled else scores
+        self._options.keep(scores, numbers)
+        beams, vocab = self.num_beams, scores.shape[1]
+        held, length = self._beams, self._beams.length[_RUNNING, at, 0] + 1
+        slots = self._own[_RUNNING, at]
+        total = self._totals(scores.view(-1, beams, vocab), at, sampled=sampled)
+        if phrases is not None:
+            total -= self._phrases.advance(slots.flatten()).view(-1, beams, 1)
+            self._phrases.boost(total.view(-1, vocab), slots.flatten(), phrases)
+        best, flat = self._likeliest(total, at, considered, sampled=sampled)
+        source, token = flat // vocab, flat % vocab
+        count = length - self._prompt[at]
+        last = count >= self._limit[at]
+        stop = (token == self._end[at].unsqueeze(1)) | last.unsqueeze(1)
+        self._stop_by_criteria(stop, source, token, places)
+        looped = self._looped(source, token, at, length, watched)
+        if looped is not None:
+            looped &= ~stop
+            stop |= looped
+        # As in transformers: a candidate beyond the first half that ends is dropped.
+        ended = stop & (torch.arange(considered, device=stop.device) < beams)
+        lengths = torch.stack([count, torch.maximum(count, self._hoped[at])], dim=1)
+        divisor = (lengths.double() ** self._length_penalty[at].unsqueeze(1)).float()
+        reached = best
+        if phrases is not None:  # a text that ends has said no more than it has
+            unsaid = self._phrases.advance_after(
+                token.flatten(), slots.gather(1, source).flatten(), phrases
+            )
+            reached = best - unsaid.view_as(best)
+        score = (reached / divisor[:, :1]).add(~ended, alpha=OUT)
+        score = torch.cat([held.score[_FINISHED, at].float(), score], dim=1)
+        ranked, finished = score.topk(beams)
+        left, running = best.add(stop, alpha=OUT).topk(beams)
+        how = ended.long() if looped is None else ended.long() + looped
+        choice, ranks = torch.stack([running + beams, finished]), torch.stack([left, ranked])
+        token, row = self._pick(choice, ranks, flat, how, scores, length, at)
+        self._go_on(token, row, places, at, phrases)
+        # Whether a running beam can still beat the worst finished one.
+        is_finished = held.end[_FINISHED, at] > 0
+        worst = ranked.amin(dim=1, keepdim=True)
+        possible = left[:, :1] / divisor[:, 1:]
+        hopeless = ~(possible > worst.where(is_finished, OUT)).any(dim=1)
+        full = is_finished.all(dim=1) & self._until_full[at]
+        over = hopeless | full | stop.all(dim=1)
+        self._ended[at] = self._ended[at] | over.unsqueeze(1)
+
+    def _totals(
+        self, scores: Float[Tensor, "place beam vocab"], at: Rows, *, sampled: bool
+    ) -> Float[Tensor, "place beam vocab"]:
+        warmed = self._warmed(scores, at) if sampled else scores
+        return warmed + self._beams.score[_RUNNING, at].float().unsqueeze(2)
+
+    def _likeliest(
+        self,
+        total: Float[Tensor, "place beam vocab"],
+        at: Rows,
+        considered: int,
+        *,
+        sampled: bool,
+    ) -> tuple[Float[Tensor, "place choice"], Int[Tensor, "place choice"]]:
+        """Return the totals of the best or drawn candidates, and where in a place they are."""
+        if not sampled:
+            best, flat = total.flatten(1).topk(considered)
+            return best, flat
+        flat = (total + self._noise(at, total.shape[2])).flatten(1).topk(considered).indices
+        return total.flatten(1).gather(1, flat), flat
+
+    def _warmed(
+        self, scores: Float[Tensor, "place beam vocab"], at: Rows
+    ) -> Float[Tensor, "place beam vocab"]:
         # At temperature 0, in the place of another job, they stay as they are.
-        temperature = self._temperature[index].float().view(-1, 1, 1)
+        temperature = self._temperature[at].float().view(-1, 1, 1)
         return scores / torch.where(temperature > 0, temperature, 1.0)
 
-    def _noise(
-        self, index: Tensor, running: Beams, vocab: int
-    ) -> Float[Tensor, "place beam vocab"]:
+    def _noise(self, at: Rows, vocab: int) -> Float[Tensor, "place beam vocab"]:
         """Noise whose largest sums draw candidates without replacement; none at temperature 0.
 
         Source: Kool et al. 2019, "Stochastic Beams and Where to Find Them", section 2.3.
         """
-        beams = torch.arange(self.num_beams, device=index.device)
-        seeds = (self._seed[index].unsqueeze(1) * self.num_beams + beams).flatten()
-        noise = gumbel_noise(seeds, running.length.flatten(), vocab)
-        return noise.view(len(index), -1, vocab) * (self._temperature[index] > 0).view(-1, 1, 1)
+        lengths = self._beams.length[_RUNNING, at]
+        seeds = self._seed[at].unsqueeze(1) * self.num_beams + self._numbers[: self.num_beams]
+        noise = gumbel_noise(seeds.flatten(), lengths.flatten(), vocab)
+        return noise.view(*lengths.shape, vocab) * (self._temperature[at] > 0).view(-1, 1, 1)
 
-    def _finish(
+    def _pick(
         self,
-        index: Tensor,
-        candidates: Beams,
-        stop: Bool[Tensor, "place choice"],
-        count: Int[Tensor, " place"],
-        going: Bool[Tensor, " place"],
-    ) -> None:
-        beams = self.num_beams
-        ended = stop.clone()
-        # As in transformers: a candidate beyond the first half that ends is dropped.
-        ended[:, beams:] = False
-        was_finished = self._is_finished[index]
-        full = was_finished.all(dim=1) & (self._early_stopping[index] == _UNTIL_FULL)
-        closed = full | ~self._can_improve[index]
-        score = candidates.score / self._divisor(index, count)
-        score = score + closed.unsqueeze(1) * OUT
-        score = score + ~ended * OUT
-        finished = self._finished.of(index).beside(replace(candidates, score=score))
-        choice = finished.score.topk(beams).indices
-        self._finished.write(index, finished.pick(choice), where=going)
-        is_finished = pick(torch.cat([was_finished, ended], dim=1), choice)
-        self._is_finished[index] = torch.where(going.unsqueeze(1), is_finished, was_finished)
+        choice: Int[Tensor, "2 place beam"],
+        ranks: Float[Tensor, "2 place beam"],
+        flat: Int[Tensor, "place choice"],
+        how: Int[Tensor, "place choice"],
+        scores: Float[Tensor, "slot vocab"],
+        length: Int[Tensor, " place"],
+        at: Rows,
+    ) -> tuple[Int[Tensor, "place beam"], Int[Tensor, "place beam"]]:
+        """Let beams be what is chosen of those that are finished and, after them, of candidates.
+
+        Returns the tokens of running ones, and the rows of the beams that these were appended to.
+        """
+        beams, vocab = self.num_beams, scores.shape[1]
+        own = self._own[:, at]
+        was_finished = choice < beams
+        candidate = (choice - beams).clamp(min=0)
+        picked = flat.expand(2, -1, -1).gather(2, candidate)
+        source, token = picked // vocab, picked % vocab
+        likely = scores.view(len(flat), -1).expand(2, -1, -1).gather(2, picked)
+        all_likely = scores.logsumexp(dim=1).view(-1, beams).expand(2, -1, -1).gather(2, source)
+        row = torch.where(was_finished, own[1, :, :1] + choice, own[0, :, :1] + source)
+        ended = self._ended[at]
+        row = torch.where(ended, own, row)
+        # Only candidates are written: their token, and how they are as a whole.
+        columns = torch.stack([length - 1, torch.full_like(length, self._spare + 1)], dim=1)
+        kept = (was_finished | ended).unsqueeze(3)
+        columns = columns.view(-1, 1, 2).masked_fill(kept, self._spare)
+        values = (
+            token, length.unsqueeze(1).expand_as(token),
+            (likely - all_likely).double().view(torch.long), ranks.double().view(torch.long),
+            source, how.expand(2, -1, -1).gather(2, candidate),
+        )  # fmt: skip
+        new = self._rows.index_select(0, row.flatten()).view(*row.shape, 3, -1)
+        new.scatter_(
+            4, columns.unsqueeze(3).expand(-1, -1, -1, 3, -1),
+            torch.stack(values, dim=3).view(*row.shape, 3, 2),
+        )  # fmt: skip
+        self._beams.rows[:, at] = new
+        return token[_RUNNING], row[_RUNNING]
 
     def _go_on(
         self,
-        places: Sequence[int],
-        index: Tensor,
         token: Int[Tensor, "place beam"],
-        source: Int[Tensor, "place beam"],
-        going: Bool[Tensor, " place"],
+        row: Int[Tensor, "place beam"],
+        places: Sequence[int],
+        at: Rows,
+        phrases: PhraseLayout | None,
     ) -> None:
-        beams = self.num_beams
-        for row, place in enumerate(places):
-            if place in self._traces and bool(going[row]):
-                self._traces[place].append((token[row].cpu(), source[row].cpu()))
-        slot = self._numbered(index)
-        sources = (index.unsqueeze(1) * beams + source).flatten()
-        self.model.reorder(self._state, self._slots(places), sources)
-        self._rules.reorder(slot, sources)
-        self._rules.update(token.flatten(), slot)
-        if (phrases := self._phrases.layout(self._slots(places))) is not None:
-            self._phrases.reorder(slot, sources)
-            self._phrases.update(token.flatten(), slot, phrases)
-        self._token[index] = token
+        for number, place in enumerate(places):
+            if place in self._traces and not bool(self._ended[place, 0]):
+                parents = row[number] % self.num_beams
+                self._traces[place].append((token[number].cpu(), parents.cpu()))
+        self._token[at] = token
+        self.model.reorder(self._state, self._slots(places), row.flatten())
+        slots = self._own[_RUNNING, at].flatten()
+        self._rules.update(token.flatten(), slots, sources=row.flatten())
+        if phrases is not None:
+            self._phrases.reorder(slots, row.flatten())
+            self._phrases.update(token.flatten(), slots, phrases)
 
-    def _numbered(self, index: Int[Tensor, " place"]) -> Int[Tensor, " slot"]:
-        beams = torch.arange(self.num_beams, device=index.device)
-        return (index.unsqueeze(1) * self.num_beams + beams).flatten()
+    def _texts(
+        self, source: Int[Tensor, "row choice"], token: Int[Tensor, "row choice"], at: Rows
+    ) -> Int[Tensor, "row choice token"]:
+        texts = self._beams.text[_RUNNING, at]
+        rows = source.unsqueeze(2).expand(-1, -1, texts.shape[2])
+        last = self._beams.length[_RUNNING, at, :1].unsqueeze(2).expand(-1, source.shape[1], 1)
+        return texts.gather(1, rows).scatter_(2, last, token.unsqueeze(2))
 
-    def _is_over(
-        self, index: Tensor, count: Int[Tensor, " place"], best: Float[Tensor, " place"]
-    ) -> Bool[Tensor, " place"]:
-        # As in transformers: whether a running beam can still beat the worst finished one.
-        stopping, finished = self._early_stopping[index], self._is_finished[index]
-        longest = (stopping == _NEVER) & (self._length_penalty[index] > 0)
-        hoped = torch.where(longest, self._limit[index], count)
-        possible = best.unsqueeze(1) / self._divisor(index, hoped)
-        worst = self._finished.score[index].amin(dim=1, keepdim=True)
-        worst = torch.where(finished, worst, OUT)  # (place, beam)
-        self._can_improve[index] &= (possible > worst).any(dim=1)
-        full = finished.all(dim=1) & (stopping == _UNTIL_FULL)
-        return full | ~self._can_improve[index]
+    def _looped(
+        self,
+        source: Int[Tensor, "place choice"],
+        token: Int[Tensor, "place choice"],
+        at: Rows,
+        length: Int[Tensor, " place"],
+        watched: Sequence[int] | None,
+    ) -> Bool[Tensor, "place choice"] | None:
+        if watched is None:
+            found = self._repetition.found_in(self._texts(source, token, at), length, at)
+            due = (length - self._prompt[at]) % _LOOK_FOR_LOOPS == 0
+            return found & due.unsqueeze(1)
+        if not watched:
+            return None
+        rows = list(watched)
+        which = self._numbers[: self.places][at][rows]
+        texts = self._texts(source[rows], token[rows], which)
+        looped = torch.zeros_like(token, dtype=torch.bool)
+        looped[rows] = self._repetition.found_in(texts, length[rows], which)
+        return looped
 
-    def _divisor(self, index: Tensor, count: Int[Tensor, " place"]) -> Float[Tensor, "place 1"]:
-        return (count.double() ** self._length_penalty[index]).float().unsqueeze(1)
-
-    def _stop_early(
-        self, places: Sequence[int], candidates: Beams, stop: Bool[Tensor, "place choice"]
-    ) -> tuple[Beams, Bool[Tensor, "place choice"]]:
-        # A repetition loop, or a stopping criterion of the job, ends a candidate.
-        looped = torch.zeros_like(stop)
+    def _stop_by_criteria(
+        self,
+        stop: Bool[Tensor, "place choice"],
+        source: Int[Tensor, "place choice"],
+        token: Int[Tensor, "place choice"],
+        places: Sequence[int],
+    ) -> None:
+        if not self._options.exact:  # else the place of such a job may be free by now
+            return
         for row, place in enumerate(places):
             job = self._jobs[place]
-            assert job is not None, "an empty place speaks"
-            self._counts[place] += 1
-            if job.search.stop_loops and self._counts[place] % _LOOK_FOR_LOOPS == 0:
-                begin = job.rules.timestamp_begin
-                length = candidates.length[row]
-                looped[row] = repeats_itself(
-                    candidates.text[row],
-                    length,
-                    starts=torch.full_like(length, len(job.prompt) - job.num_prefix),
-                    alike_from=torch.full_like(length, begin or self.model.vocab_size),
-                )
-            if job.search.stopping and not bool(self._ended[place, 0]):
-                texts = zip(candidates.text[row], candidates.length[row].tolist(), strict=True)
-                stopped = [should_stop(job.search.stopping, t[:n], None) for t, n in texts]
-                stop[row] |= torch.tensor(stopped, device=stop.device)
-        looped &= ~stop
-        return replace(candidates, looped=looped), stop | looped
+            if job is None or not job.search.stopping or bool(self._ended[place, 0]):
+                continue
+            only = slice(row, row + 1)
+            (texts,) = self._texts(source[only], token[only], slice(place, place + 1))
+            length = int(self._beams.length[_RUNNING, place, 0]) + 1
+            stopped = [should_stop(job.search.stopping, text[:length], None) for text in texts]
+            stop[row] |= torch.tensor(stopped, device=stop.device)
 
     def _kept(self, place: int) -> tuple[Tensor | None, Tensor | None]:
         kept = [self._options.kept(slot) for slot in self._slots([place])]

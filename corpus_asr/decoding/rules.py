@@ -104,23 +104,25 @@ class SlotRules:
         bias, grammar = self._bias[:count], self._grammar[:count]
         return bias, grammar, last, before, self._last_timestamp[:count]
 
-    def update(self, tokens: Int[Tensor, " batch"], slots: Int[Tensor, " batch"]) -> None:
-        """Note what `slots` said."""
+    def update(
+        self,
+        tokens: Int[Tensor, " batch"],
+        slots: Int[Tensor, " batch"],
+        *,
+        sources: Int[Tensor, " batch"] | None = None,
+    ) -> None:
+        """Note what `slots` said, after what was said in `sources` where these are given."""
+        before = slots if sources is None else sources
         step = tokens - self._timestamp_begin
         is_timestamp = step >= 0
-        self._one_before_is_timestamp[slots] = self._last_is_timestamp[slots]
+        self._one_before_is_timestamp[slots] = self._last_is_timestamp[before]
         self._last_is_timestamp[slots] = is_timestamp
-        self._last_timestamp[slots] = torch.where(is_timestamp, step, self._last_timestamp[slots])
+        self._last_timestamp[slots] = torch.where(is_timestamp, step, self._last_timestamp[before])
 
     def move(self, source: int, target: int) -> None:
         """Make slot `target` what slot `source` is."""
         for tensor in (self._bias, self._grammar, *self._said()):
             tensor[target] = tensor[source]
-
-    def reorder(self, slots: Int[Tensor, " batch"], sources: Int[Tensor, " batch"]) -> None:
-        """Let `slots` have said what `sources` said, all at once; their rules stay."""
-        for tensor in self._said():
-            tensor[slots] = tensor[sources]
 
     def snapshot(self) -> tuple[Tensor, ...]:
         """Copy what every slot said, for `restore`."""
@@ -288,33 +290,30 @@ class RepetitionDetector:
         self._repeated[slots] = repeated
         return (repeated >= self._needed).any(dim=1) & self._watched[slots] & going
 
+    def found_in(
+        self,
+        texts: Int[Tensor, "batch choice token"],
+        lengths: Int[Tensor, " batch"],
+        slots: slice | Int[Tensor, " batch"],
+    ) -> Bool[Tensor, "batch choice"]:
+        """Tell which of several texts of each slot, all of one length, end in a loop.
+
+        Looks at the texts alone, where beams that take each other's place could keep no count.
+        """
+        longest = MIN_REPEATS * LONGEST_PHRASE
+        back = torch.arange(longest + LONGEST_PHRASE, 0, -1, device=texts.device)
+        at = lengths.unsqueeze(1) - back  # (batch, back)
+        tail = texts.gather(2, at.clamp(min=0).unsqueeze(1).expand(-1, texts.shape[1], -1))
+        tail = tail.minimum(self._alike_from[slots].view(-1, 1, 1))
+        early = at < self._start[slots].unsqueeze(1)
+        # As long as the longest loop, once from each of the periods before it, the longest first.
+        before = tail.masked_fill(early.unsqueeze(1), -1).unfold(2, longest, 1)[:, :, :-1]
+        same = before == tail[:, :, LONGEST_PHRASE:].unsqueeze(2)  # (batch, choice, period, back)
+        same |= back[LONGEST_PHRASE:] > self._needed.flip(0).unsqueeze(1)
+        return same.all(dim=3).any(dim=2) & self._watched[slots].unsqueeze(1)
+
     def move(self, source: int, target: int) -> None:
         """Make slot `target` what slot `source` is."""
         for tensor in (self._repeated, self._start, self._alike_from, self._watched):
             tensor[target] = tensor[source]
         self._watches[target] = self._watches[source]
-
-
-def repeats_itself(
-    texts: Int[Tensor, "batch token"],
-    lengths: Int[Tensor, " batch"],
-    *,
-    starts: Int[Tensor, " batch"],
-    alike_from: Int[Tensor, " batch"],
-) -> Bool[Tensor, " batch"]:
-    """Tell which texts end in a loop, as `RepetitionDetector` defines it.
-
-    Looks at the texts alone, where beams that take each other's place could keep no count.
-    """
-    device = texts.device
-    period = torch.arange(1, LONGEST_PHRASE + 1, device=device).unsqueeze(1)
-    needed = (MIN_REPEATS * period).clamp(min=MIN_REPEATED_TOKENS)
-    longest = MIN_REPEATS * LONGEST_PHRASE
-    back = torch.arange(1, longest + 1, device=device)  # from the end of the text
-    alike = texts.minimum(alike_from.unsqueeze(1))
-    now = lengths.view(-1, 1, 1) - back  # (batch, 1, back)
-    before = now - period  # (batch, period, back)
-    rows = torch.arange(len(texts), device=device).view(-1, 1, 1)
-    same = alike[rows, now.clamp(min=0)] == alike[rows, before.clamp(min=0)]
-    same &= before >= starts.view(-1, 1, 1)
-    return (same | (back > needed)).all(dim=2).any(dim=1)

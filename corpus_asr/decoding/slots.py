@@ -499,7 +499,13 @@ class SlotScheduler:
                 self._model, self._slots, recorder=self._recorder, whole=self.reproducible
             )
         if search.assistant is None:
-            return BeamBatch(self._model, places, search.num_beams, whole=self.reproducible)
+            return BeamBatch(
+                self._model,
+                places,
+                search.num_beams,
+                recorder=self._recorder,
+                whole=self.reproducible,
+            )
         return SpeculativeBatch(self._model, search.assistant, places, search.num_draft_tokens)
 
 

@@ -384,10 +384,9 @@ _STEP_BYTES_PER_TOKEN = _FLOAT + 4 * _LONG
 # At the peak of a step of beams: logits, log-probabilities, these under the rules, and totals.
 _BEAM_BYTES_PER_TOKEN = 5 * _FLOAT
 # Of a text of `Beams`, each place of it: token, log-probability and parent.
-_TEXT_BYTES = 2 * _LONG + _FLOAT
-# Running and finished ones; candidates, of which there are twice as many, those picked of them, and
-# those beside the finished ones.
-_TEXTS_OF_A_BEAM = 2 + 3 * 3
+_TEXT_BYTES = 3 * _LONG
+# A running and a finished one, and those that are picked in their place.
+_TEXTS_OF_A_BEAM = 2 + 2
 # Recorded steps keep a pool of their own beside that of admissions.
 _STEP_POOLS = 2
 # Of each window that recordings start together, as many times its encoding: where they look for it,
@@ -430,7 +429,8 @@ def predicted_bytes(
 ) -> MemoryParts:
     """Bytes that decoding in `slots` takes on a GPU, with `encode_batch` windows encoded at once.
 
-    Several beams take a lane of their own, of about as many slots.
+    Several beams take a lane of their own, of about as many slots, whose recorded steps share the
+    pool of the others.
 
     The caches and rows are what is allocated; the encoder's and the step's are peaks, reckoned
     from the order in which their tensors come and go (tests/transcription/test_engine.py).
@@ -464,7 +464,7 @@ def predicted_bytes(
 def _beam_lane(size: ModelSize, slots: int, num_beams: int) -> int:
     places = max(1, slots // num_beams)
     layer_row = 2 * size.layers * size.width * size.element_bytes
-    text = (size.tokens + 1) * _TEXT_BYTES * _TEXTS_OF_A_BEAM
+    text = (size.tokens + 2) * _TEXT_BYTES * _TEXTS_OF_A_BEAM
     row = size.vocab_size * (_FLOAT + _BEAM_BYTES_PER_TOKEN) + text + size.tokens * _LONG
     return places * layer_row * size.positions + places * num_beams * (
         layer_row * size.tokens + row

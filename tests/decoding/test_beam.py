@@ -23,7 +23,7 @@ from corpus_asr.decoding.protocols import (
     check_assistant,
     check_job,
 )
-from corpus_asr.decoding.rules import RepetitionDetector, repeats_itself
+from corpus_asr.decoding.rules import RepetitionDetector
 from corpus_asr.decoding.slots import SlotScheduler
 from corpus_asr.decoding.speculative import SpeculativeBatch
 from corpus_asr.families.whisper.model import (
@@ -259,13 +259,8 @@ def test_loops_are_those_of_the_plain_lane(
     for position in range(start, len(said)):
         token, length = torch.tensor([said[position]]), torch.tensor([position])
         expected = watch.update(token, row, text, length, torch.tensor([True]))
-    found = repeats_itself(
-        text,
-        torch.tensor([len(said)]),
-        starts=torch.tensor([start]),
-        alike_from=torch.tensor([8]),
-    )
-    assert found.tolist() == expected.tolist()
+    found = watch.found_in(text.unsqueeze(1), torch.tensor([len(said)]), slice(1))
+    assert found.tolist() == [expected.tolist()]
 
 
 def test_a_model_that_gives_no_numbers_is_an_error(models: list[WhisperSlotModel]) -> None:

@@ -89,6 +89,9 @@ KINDS: dict[str, dict[str, Any]] = {
     "penalised": {"search": Search(repetition_penalty=1.5, no_repeat_ngram_size=3)},
     "kept": {"search": Search(keep_scores=True, keep_logits=True)},
     "beams": {"search": Search(num_beams=3)},
+    "watched beams": {"search": Search(num_beams=3, stop_loops=True), "max_new_tokens": 60},
+    "sampled beams": {"rules": GRAMMAR, "search": Search(num_beams=3, temperature=2.0)},
+    "kept beams": {"search": Search(num_beams=3, keep_scores=True, keep_beams=True)},
     "drafted": {"search": Search(assistant=ASSISTANT, num_draft_tokens=3)},
 }
 
@@ -252,11 +255,12 @@ def test_every_lane_is_pending_and_failed() -> None:
     def task(kind: str) -> Generator[Job, Result, None]:
         yield ask(kind, 0)
 
-    for kind in (*KINDS, "align"):
+    lanes = (*KINDS, "align")
+    for kind in lanes:
         scheduler.add(task(kind), lambda value, error: errors.append(str(error)))
-    assert scheduler.pending == 11
+    assert scheduler.pending == len(lanes)
     scheduler.fail(RuntimeError("device lost"))
-    assert errors == ["device lost"] * 11
+    assert errors == ["device lost"] * len(lanes)
     assert scheduler.pending == 0
 
 
@@ -294,6 +298,17 @@ def test_each_rung_is_recorded_once_and_replayed_from_then_on() -> None:
     assert recorder.replayed > 2
     recorder = Counting()
     run(Steady(), [[ask("kept", 3)]], slots=2, recorder=recorder)
+    assert (recorder.warmed, recorder.recorded) == (0, 0)
+
+
+def test_steps_of_beams_are_recorded_likewise() -> None:
+    recorder = Counting()
+    tasks = [[ask("beams", number) for number in range(8)] for _ in range(3)]
+    run(Steady(), tasks, slots=9, recorder=recorder)
+    assert recorder.recorded <= recorder.warmed <= 3  # 1, 2 and 3 places
+    assert recorder.replayed > 10 * recorder.recorded
+    recorder = Counting()
+    run(Steady(), [[ask("kept beams", 3)]], slots=6, recorder=recorder)
     assert (recorder.warmed, recorder.recorded) == (0, 0)
 
 

@@ -5,6 +5,7 @@ here needs more than pytest and the engine's own libraries (tests/repo/test_bare
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from corpus_asr.decoding.batch import SlotBatch, encode_windows
+from corpus_asr.decoding.beam import BeamBatch
 from corpus_asr.decoding.device import CudaRecorder
 from corpus_asr.decoding.protocols import SlotModel
 from corpus_asr.decoding.slots import SlotScheduler
@@ -47,8 +49,8 @@ def device(
 
 def outcomes(model: SlotModel, slots: int, *, check_every: int) -> list[list[Any]]:
     # Windows of 0.4 s are short as they are, and have too few positions to time words.
-    kinds = [kind for kind in KINDS if kind not in ("short", "timed")]
-    tasks = [[ask(kinds[n % len(kinds)], n), ask("greedy", n)] for n in range(14)]
+    kinds = [kind for kind in KINDS if kind not in ("short", "short beams", "timed")]
+    tasks = [[ask(kinds[n % len(kinds)], n), ask(("greedy", "beams")[n % 2], n)] for n in range(20)]
     return run_jobs(SlotScheduler(model, slots, encode_batch=2, check_every=check_every), tasks)
 
 
@@ -64,11 +66,11 @@ def outcomes(model: SlotModel, slots: int, *, check_every: int) -> list[list[Any
 def test_jobs_of_every_kind_say_what_they_say_on_a_cpu(
     device: torch.device, slots: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recorded = []
+    recorded = set()
     record = CudaRecorder.record
 
-    def noted(self: CudaRecorder, step: Callable[[], None]) -> Callable[[], None]:
-        recorded.append(step)
+    def noted(self: CudaRecorder, step: Any) -> Callable[[], None]:
+        recorded.add(type(step.func.__self__))
         return record(self, step)
 
     network = small_whisper(tmp_path)
@@ -77,17 +79,23 @@ def test_jobs_of_every_kind_say_what_they_say_on_a_cpu(
     monkeypatch.setattr(CudaRecorder, "warm_ups", 2)
     found = outcomes(network.to(device).slot_model(), slots, check_every=3)
     assert_all_same(found, expected)
-    assert bool(recorded) == (device.type == "cuda"), "without recordings this shows little"
+    assert recorded == {SlotBatch, BeamBatch}, "without recordings this shows little"
 
 
 # torch says so, once in a process, when it is asked to find waits.
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [(SlotBatch, "sampled"), (partial(BeamBatch, num_beams=3), "watched beams")],
+    ids=["slots", "beams"],
+)
 def test_no_step_admission_or_move_makes_the_host_wait(
-    device: torch.device, tmp_path: Path
+    device: torch.device, make: Callable[..., SlotBatch | BeamBatch], kind: str, tmp_path: Path
 ) -> None:
     model = small_whisper(tmp_path).to(device).slot_model()
-    batch = SlotBatch(model, 6, recorder=CudaRecorder(device) if device.type == "cuda" else None)
-    jobs: list[Any] = [ask("sampled", number) for number in range(6)]
+    recorder = CudaRecorder(device) if device.type == "cuda" else None
+    batch = make(model, 6, recorder=recorder)
+    jobs: list[Any] = [ask(kind, number) for number in range(6)]
     encoded = encode_windows(model, jobs)
     batch.fill(range(6), jobs, encoded)
     batch.admit(range(6), jobs)
