@@ -79,7 +79,7 @@ def test_jobs_of_every_kind_say_what_they_say_on_a_cpu(
     monkeypatch.setattr(CudaRecorder, "warm_ups", 2)
     found = outcomes(network.to(device).slot_model(), slots, check_every=3)
     assert_all_same(found, expected)
-    assert recorded == {SlotBatch, BeamBatch}, "without recordings this shows little"
+    assert recorded >= {SlotBatch, BeamBatch}, "without recordings this shows little"
 
 
 # torch says so, once in a process, when it is asked to find waits.
