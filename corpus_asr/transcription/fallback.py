@@ -82,7 +82,7 @@ class DecodingRules(ABC):
             wider = self.wider(attempt, search)
             if wider is not None:
                 found = yield from self._attempt(window, number, temperature, wider)
-                # Beams seldom fall into a loop; where they do, the first text is the better one.
+                # A text that passes stays, if that of the beams does not.
                 attempt = attempt if self.fails(found) and not self.fails(attempt) else found
             self.note(attempt)
             if not self.fails(attempt):
@@ -196,8 +196,8 @@ class OpenAIRules(DecodingRules):
         settings = self.settings
         if settings.beam_size != "auto" or attempt.temperature:
             return None
-        uncertain = attempt.mean_logprob < UNCERTAIN_LOGPROB or self.fails(attempt)
-        if not uncertain or (self.lacks_speech(attempt) and not self.fails(attempt)):
+        uncertain = attempt.mean_logprob < UNCERTAIN_LOGPROB and not self.lacks_speech(attempt)
+        if not uncertain and not self.fails(attempt):
             return None
         return replace(
             search, num_beams=settings.most_beams, length_penalty=settings.length_penalty
