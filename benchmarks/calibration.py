@@ -41,6 +41,11 @@ NO_FALLBACK: dict[str, Any] = {
     "temperature": 0.0, "compression_ratio_threshold": None, "logprob_threshold": None,
     "no_speech_threshold": None, "stop_loops": False,
 }  # fmt: skip
+KINDS: dict[str, dict[str, Any]] = {
+    "loops": NO_FALLBACK,
+    "words": {"word_timestamps": True},
+    "beams": {"word_timestamps": True, "beam_size": 5},
+}
 STRESSES = {"undetected": ", no detection", "loops": ", no fallback"}
 ZERO_PRIOR = ConfidenceModel(name="default", offset=0.0, weights=(0.0,) * len(FEATURES))
 
@@ -66,7 +71,7 @@ def main() -> None:
     for model in arguments.models:
         for kind in ("data", *STRESSES):
             folders = arguments.data if kind == "data" else arguments.stress
-            for one in _transcribed(model, folders, arguments.cache, kind, arguments.threads):
+            for one in transcribed(model, folders, arguments.cache, kind, arguments.threads):
                 theirs = one.outcomes()
                 outcomes += theirs
                 name = one.set if kind == "data" else f"{one.set}{STRESSES[kind]}"
@@ -84,7 +89,7 @@ def main() -> None:
         ours = [at for at, label in enumerate(labels) if label == (name, found)]
         _print_line(name, found, _of(outcomes, held_out, ours))
     for model in arguments.models:
-        words = list(_transcribed(model, arguments.words, arguments.cache, "words",
+        words = list(transcribed(model, arguments.words, arguments.cache, "words",
                                   arguments.threads))  # fmt: skip
         if words:
             _print_words(model.name, words)
@@ -101,7 +106,7 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _transcribed(
+def transcribed(
     model: Path, folders: Sequence[Path], cache: Path, kind: str, threads: int | None
 ) -> Iterator[Transcribed]:
     for folder in folders:
@@ -125,7 +130,7 @@ def _rows(model: Path, folder: Path, kind: str, threads: int | None) -> Iterator
     }
     english = model.name.endswith(".en")
     wanted = [uri for uri, item in items.items() if item["language"] == "en" or not english]
-    decoding = {"loops": NO_FALLBACK, "words": {"word_timestamps": True}}.get(kind, {})
+    decoding = KINDS.get(kind, {})
     with Transcriber.from_pretrained(
         str(model), vad_filter=kind not in STRESSES, num_threads=threads
     ) as transcriber:

@@ -311,6 +311,7 @@ _SCORE_NAMES = ("confidence", "avg_logprob", "no_speech_prob", "compression_rati
 _EXAMPLE = _field("example_id", pa.string(), "recording, channel if separate, number of its "
                   "first segment; null outside examples")  # fmt: skip
 _DISAGREEMENT = "words that differ from the other run, per word of the other run; null without one"
+_FROM_OTHER = "share of words that the other run wrote, by selection.select; null: not chosen"
 _WER = "word errors per word of the existing transcript; null without one"
 
 _PERSON = (
@@ -335,6 +336,7 @@ SELECTION = _schema(
     _field("copies", pa.int64(), "segments of the run with this text"),
     _field("listed", pa.bool_(), "whether its text is one of selection.drop_texts"),
     _field("disagreement", pa.float32(), _DISAGREEMENT),
+    _field("from_other", pa.float32(), _FROM_OTHER),
     _field("wer", pa.float32(), _WER),
     _field("reference_language", pa.string(), "that of the existing transcript; null: unknown"),
     _field("reference", pa.string(), "existing transcript of the recording, in its first row"),
@@ -365,6 +367,7 @@ EXAMPLES = _schema(
            "segments"),
     _field("temperature", pa.float32(), "sampling temperature; greatest of its segments"),
     _field("disagreement", pa.float32(), f"{_DISAGREEMENT}; greatest of its segments"),
+    _field("from_other", pa.float32(), f"{_FROM_OTHER}; greatest of its segments"),
     _field("wer", pa.float32(), f"{_WER}; greatest of its segments"),
     _field("corrected", pa.bool_(), "whether a person corrected or checked all its segments"),
     _field("speaker", pa.string(), f"who says all of it, {_PERSON}; null where several do"),

@@ -472,6 +472,9 @@ Rate = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 
 
+Select = Literal["own", "best", "fuse"]
+
+
 class SelectionSettings(Settings):
     """Rules that select segments; changing them needs no new transcription."""
 
@@ -523,12 +526,25 @@ class SelectionSettings(Settings):
     against: str | None = None
     """Output folder of a second run over the same recordings, with another model or other decoding
     settings; null: no comparison."""
-    max_disagreement: Rate = 0.1
-    """Maximum number of words that differ from the `against` run, per word."""
+    select: Select = "own"
+    """Text of a segment: `own`, this run's; `best`, that of the run whose segment has the higher
+    confidence; `fuse`, of both runs the more probable words. The last two need `against`, and words
+    with times in both runs."""
+    max_disagreement: Rate | None = 0.1
+    """Maximum number of words that differ from the `against` run, per word; null: any."""
     references: str | None = None
     """Reference transcripts: a manifest with `text`; null: none."""
     max_wer: Rate = 0.1
     """Maximum word error rate against `references`."""
+
+    @model_validator(mode="after")
+    def _select_has_a_choice(self) -> Self:
+        if self.select != "own" and self.against is None:
+            raise ValueError(
+                f"select: {self.select} chooses between the texts of two runs; set against to the "
+                "output folder of the other, or select to own"
+            )
+        return self
 
 
 class DatasetSettings(Settings):

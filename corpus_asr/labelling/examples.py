@@ -25,7 +25,9 @@ Rows = Sequence[dict[str, Any]]
 _SAMPLE_BYTES = 2  # shards are bounded by audio as it is before encoding
 # An example is as good as its worst segment.
 _LEAST = ("confidence", "avg_logprob")
-_GREATEST = ("no_speech_prob", "compression_ratio", "temperature", "disagreement", "wer")
+_GREATEST = (
+    "no_speech_prob", "compression_ratio", "temperature", "disagreement", "from_other", "wer",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

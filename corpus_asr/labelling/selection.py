@@ -9,7 +9,7 @@ import hashlib
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from corpus_asr.config.run import SelectionSettings
+from corpus_asr.config.run import Select, SelectionSettings
 from corpus_asr.errors import ConfigError
 from corpus_asr.export.recordings import (
     SCORE_COLUMNS,
@@ -30,6 +30,7 @@ from corpus_asr.export.recordings import (
     settings_of,
 )
 from corpus_asr.export.speakers import persons_of
+from corpus_asr.labelling.fusion import Choice, chosen
 from corpus_asr.labelling.rules import Rule, decide
 from corpus_asr.report.accuracy.scoring import (
     WITHOUT_BLANKS,
@@ -42,6 +43,7 @@ from corpus_asr.report.accuracy.scoring import (
 )
 from corpus_asr.schemas import SELECTION
 from corpus_asr.segments import Segment, place_of
+from corpus_asr.speakers.turns import with_speakers
 from corpus_asr.storage.parquet import parquet_batches, parquet_writer
 from corpus_asr.storage.run_state.corrections import Corrections
 from corpus_asr.storage.run_state.run_tables import RunTables
@@ -95,6 +97,7 @@ def measured(
     other: Recording | None = None,
     reference: Reference | None = None,
     listed: frozenset[int] = frozenset(),
+    select: Select = "own",
 ) -> Iterator[tuple[dict[str, Any], int]]:
     """Yield the row of each segment and a number of its text: equal for texts that say the same.
 
@@ -103,14 +106,15 @@ def measured(
     language = (reference.language if reference else None) or recording.language
     others = other.by_channel() if other else {}
     reference_text = reference.text if reference else None
-    channels = recording.by_channel()
-    # Channels in a fixed order, so that the same run gives the same data set.
-    for channel in sorted(channels, key=lambda channel: -1 if channel is None else channel):
-        segments = channels[channel]
+    for channel, choices in _choices(recording, other, select):
         texts = [each.text for each in others.get(channel, [])] if other else None
-        disagreements = _rates(segments, texts, recording.language)
-        wers = _rates(segments, [reference.text] if reference else None, language)
-        for segment, disagreement, wer in zip(segments, disagreements, wers, strict=True):
+        # What only the other run has differs wholly; what is around it does not.
+        ours = [each.segment.text if each.own is None else each.own for each in choices]
+        disagreements = _rates(ours, texts, recording.language)
+        texts = [reference.text] if reference else None
+        wers = _rates([each.segment.text for each in choices], texts, language)
+        for choice, disagreement, wer in zip(choices, disagreements, wers, strict=True):
+            segment = choice.segment
             words = _words(segment.text, segment.language or recording.language)
             text_hash = hash_of(" ".join(words))
             row = _row(recording, segment, words) | {
@@ -119,13 +123,40 @@ def measured(
                 "channel": channel,
                 "audio_track": place_of(channel, recording.audio_track, recording.audio_tracks)[1],
                 "listed": text_hash in listed,
-                "disagreement": disagreement,
+                "disagreement": disagreement if choice.own is not None else 1.0,
+                "from_other": choice.from_other,
                 "wer": wer,
                 "reference_language": reference.language if reference else None,
                 "reference": reference_text,
             }
             reference_text = None  # in the first row of a recording only
             yield row, text_hash
+
+
+def _choices(
+    recording: Recording, other: Recording | None, select: Select
+) -> Iterator[tuple[int | None, list[Choice]]]:
+    """Yield the segments of each channel with the texts that are chosen."""
+    # That a run has no text where it failed does not speak against the other's.
+    if other is None or other.failed:
+        select = "own"
+    ours, theirs = recording.by_channel(), other.by_channel() if other else {}
+    channels = ours if select == "own" else ours | theirs
+    language = recording.language or (other.language if other else None)
+    # Channels in a fixed order, so that the same run gives the same data set.
+    for channel in sorted(channels, key=lambda channel: -1 if channel is None else channel):
+        choices = chosen(ours.get(channel, []), theirs.get(channel, []), select, language)
+        yield channel, [piece for each in choices for piece in _spoken(each, recording, channel)]
+
+
+def _spoken(choice: Choice, recording: Recording, channel: int | None) -> Iterator[Choice]:
+    """Divide by speakers what only the other run has: its own segments are divided already."""
+    if choice.own is not None or recording.turns is None:
+        yield choice
+        return
+    turns = [turn for turn in recording.turns if turn.channel == channel]
+    for piece in with_speakers([choice.segment], turns):
+        yield replace(choice, segment=piece)
 
 
 def hash_of(words: str) -> int:
@@ -183,12 +214,12 @@ def most_repeats(words: Sequence[str]) -> int:
 
 
 def _rates(
-    segments: Sequence[Segment], texts: Sequence[str] | None, language: str | None
+    found: Sequence[str], texts: Sequence[str] | None, language: str | None
 ) -> Sequence[float | None]:
     # All as if in one language, so that both sides are normalized alike.
     if texts is None:
-        return [None] * len(segments)
-    pieces = [_words(segment.text, language) for segment in segments]
+        return [None] * len(found)
+    pieces = [_words(text, language) for text in found]
     return [rate(errors) for errors in errors_by_piece(pieces, _words(" ".join(texts), language))]
 
 
@@ -244,7 +275,7 @@ def read_origin(store: OutputStore) -> Origin:
 
 
 # Words and tokens are most of the bytes, and nothing here measures them; words say where a segment
-# that two speakers share is split.
+# that two speakers share is split, and which of two runs is likelier.
 _COLUMNS = tuple(
     name for name in (*SCORE_COLUMNS, "language_probability", "speech_fraction")
     if name not in ("words", "tokens")
@@ -306,6 +337,8 @@ def open_sources(store: OutputStore, settings: SelectionSettings) -> Iterator[So
             theirs = opened.enter_context(open_selection(there, _EVERYTHING, among=ours))
             other = (there, theirs)
             _check_shared(tables, theirs.ids("true"), there.uri)
+            if settings.select != "own":
+                _check_alike(store, there)
         if settings.references is not None:
             references = read_references(settings.references, store.options)
             _check_shared(tables, pa.array(references, pa.string()), settings.references)
@@ -316,6 +349,37 @@ def open_sources(store: OutputStore, settings: SelectionSettings) -> Iterator[So
             references=references,
             corrections=Corrections.load(store) if settings.corrections else None,
             turns=persons_of(store),
+        )
+
+
+def check_words(decoding: Mapping[str, Any], where: str) -> None:
+    """Refuse to choose between the texts of two runs where words have no times."""
+    if not decoding.get("word_timestamps"):
+        raise ConfigError(
+            f"choosing between the texts of two runs: found decoding.word_timestamps: false in "
+            f"{where}, expected true in both, since words are aligned by their times; transcribe "
+            "again with it, or set selection.select: own"
+        )
+
+
+def _check_alike(store: OutputStore, other: OutputStore) -> None:
+    """Refuse two runs whose words cannot be aligned."""
+    asked = []
+    for each in (store, other):
+        doing = "choosing between the texts of two runs in"
+        config, _ = settings_of(each, doing=doing, which="says whether words have times")
+        check_words(config["decoding"], redact_uri(each.uri))
+        asked.append(
+            {name: config[section].get(name)
+             for section, name in (("extract", "channels"), ("extract", "track"),
+                                   ("decoding", "task"))}
+        )  # fmt: skip
+    if asked[0] != asked[1]:
+        raise ConfigError(
+            f"choosing between the texts of two runs: found {asked[0]} in "
+            f"{redact_uri(store.uri)} and {asked[1]} in {redact_uri(other.uri)}, expected the same "
+            "channels, track and task in both; transcribe one of them again, or set "
+            "selection.select: own"
         )
 
 
@@ -343,10 +407,10 @@ def measure(sources: Sources, settings: SelectionSettings, path: str) -> np.ndar
     waiting: list[dict[str, Any]] = []
     file = parquet_writer(path, SELECTION)
     try:
-        for recording, other in _beside_the_other(sources):
+        for recording, other in _beside_the_other(sources, words=settings.select != "own"):
             reference = references.get(recording.recording_id)
             for row, text_hash in measured(
-                recording, other=other, reference=reference, listed=listed
+                recording, other=other, reference=reference, listed=listed, select=settings.select
             ):
                 waiting.append(row)
                 hashes.append(text_hash)
@@ -361,16 +425,17 @@ def measure(sources: Sources, settings: SelectionSettings, path: str) -> np.ndar
     return np.frombuffer(hashes, dtype=np.uint64) if hashes else np.zeros(0, dtype=np.uint64)
 
 
-def _beside_the_other(sources: Sources) -> Iterator[tuple[Recording, Recording | None]]:
+def _beside_the_other(
+    sources: Sources, *, words: bool
+) -> Iterator[tuple[Recording, Recording | None]]:
     # Both are sorted by URI, so that one pass over each finds the pairs.
-    theirs = (
-        recordings(*sources.other, _EVERYTHING, columns=_COLUMNS) if sources.other else iter(())
-    )
+    columns = (*_COLUMNS, "words") if words else _COLUMNS
+    theirs = recordings(*sources.other, _EVERYTHING, columns=columns) if sources.other else iter(())
     candidate = next(theirs, None)
     corrector = None
     if sources.corrections is not None:
         corrector = corrector_of(sources.tables, sources.corrections)
-    columns = _COLUMNS if sources.turns is None else (*_COLUMNS, "words")
+    columns = (*_COLUMNS, "words") if words or sources.turns is not None else _COLUMNS
     for recording in recordings(
         sources.store, sources.tables, _EVERYTHING,
         columns=columns, corrector=corrector, turns=sources.turns,

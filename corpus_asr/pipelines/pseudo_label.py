@@ -21,6 +21,7 @@ from corpus_asr.labelling.rules import Rule, SelectionTally, rules_of
 from corpus_asr.labelling.selection import (
     Origin,
     Sources,
+    check_words,
     decided,
     measure,
     open_sources,
@@ -81,6 +82,8 @@ def _check(config: PseudoLabelConfig) -> None:
             "splitting by speaker: found speakers: none, expected a run that looks for them; set "
             "speakers: corpus, or dataset.split_by: recording"
         )
+    if config.selection.select != "own":
+        check_words(config.decoding.model_dump(), "the settings")
     if config.selection.references is not None:
         read_references(config.selection.references, OutputStore.of(config.output).options)
 
@@ -120,6 +123,10 @@ def label(
         except FetchError as error:  # transcripts of others may be read-only
             event(_LOG, logging.INFO, "dataset_not_noted", why=str(error))
         tally, written, languages = _write(config, store, sources, origin, rules, splits, say=say)
+        model = origin.as_data()
+        if sources.other is not None and config.selection.select != "own":
+            second = read_origin(sources.other[0])
+            model |= {"against": second.checkpoint, "against.revision": second.revision}
         labelled = summarize(
             sources.tables,
             rules,
@@ -127,7 +134,7 @@ def label(
             written,
             uri=redact_uri(store.uri),
             output=origin.transcripts,
-            model=origin.as_data(),
+            model=model,
             settings=settings,
         )
         complete(

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from huggingface_hub import DatasetCard
+from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from corpus_asr.cli import main as cli
@@ -372,6 +373,72 @@ def test_two_runs_have_to_agree(decoded: Transcribed, tmp_path: Path) -> None:
         "Go.": "disagreement",  # which has no result there
     }
     assert rows["Nobody saw her lights."]["disagreement"] == 0.25
+
+
+def timed(start_s: float, text: str, probability: float = 0.9) -> Said:
+    """Return a segment with words of half a second."""
+    words = [
+        {"word": f" {word}", "start_s": start_s + at / 2, "end_s": start_s + (at + 1) / 2,
+         "probability": probability}
+        for at, word in enumerate(text.split())
+    ]  # fmt: skip
+    return start_s, start_s + len(words) / 2, text, {"words": words}
+
+
+WORD_TIMES = {"word_timestamps": True}
+
+
+def test_texts_of_two_runs_are_fused(decoded: Transcribed, tmp_path: Path) -> None:
+    other = {"a talk.wav": [timed(0, "the bold ship"), timed(4, "came in again", 0.8)],
+             "quiet.wav": []}  # fmt: skip
+    ours = {"a talk.wav": [timed(0, "The old ship.", 0.6), timed(4, "Come in again.", 0.7)],
+            "b.wav": [timed(0, "Go.", 0.1)], "quiet.wav": []}  # fmt: skip
+    decoded.run(ours, output="mine", decoding=WORD_TIMES)
+    decoded.run(other, output="other", decoding=WORD_TIMES)
+    selection = {"against": str(tmp_path / "other"), "select": "fuse", "max_disagreement": None}
+    label(decoded.config(output="mine", selection=selection))
+    rows = {row["text"].strip(): row for row in selection_of(tmp_path / "set")}
+    # What the second run has no result for stays.
+    assert [*rows] == ["The bold ship.", "came in again.", "Go."]
+    first = rows_of(tmp_path / "set")[0]
+    assert first["text"] == "The bold ship. came in again."
+    assert first["from_other"] == pytest.approx(1 / 3)
+    assert rows["came in again."]["disagreement"] == pytest.approx(1 / 3)
+    assert rows["Go."]["from_other"] is None
+    card = (tmp_path / "set" / "README.md").read_text()
+    assert "against" in card
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "printed"),
+    [
+        ({"decoding": {}}, {"decoding": WORD_TIMES}, r"word_timestamps: false in \S*/mine,"),
+        ({"decoding": WORD_TIMES}, {"decoding": {}}, r"word_timestamps: false in \S*/other,"),
+        ({"decoding": WORD_TIMES}, {"decoding": WORD_TIMES, "extract": {"channels": "each"}},
+         "the same channels, track and task"),
+    ],
+)  # fmt: skip
+def test_runs_whose_words_cannot_be_aligned_are_not_fused(
+    decoded: Transcribed, tmp_path: Path, ours: Any, theirs: Any, printed: str
+) -> None:
+    for output, sections in (("mine", ours), ("other", theirs)):
+        decoded.run({"a talk.wav": [timed(0, "The old ship.")]}, output=output, **sections)
+    selection = {"against": str(tmp_path / "other"), "select": "best"}
+    with pytest.raises(ConfigError, match=printed):
+        label(decoded.config(output="mine", selection=selection))
+
+
+def test_what_cannot_be_fused_is_refused_before_anything_is_transcribed(
+    decoded: Transcribed, tmp_path: Path
+) -> None:
+    with pytest.raises(ValidationError, match=r"set against to the output folder of the other"):
+        decoded.config(selection={"select": "fuse"})
+    config = decoded.config(
+        output="new", selection={"select": "fuse", "against": str(tmp_path / "output")}
+    )
+    with pytest.raises(ConfigError, match=r"word_timestamps: false in the settings.*select: own"):
+        run(config, local=True, progress=None)
+    assert not (tmp_path / "new").exists()
 
 
 def test_existing_transcripts_decide(decoded: Transcribed, tmp_path: Path) -> None:

@@ -94,10 +94,12 @@ class Transcribed:
         *,
         output: str = "output",
         extract: Mapping[str, Any] | None = None,
+        decoding: Mapping[str, Any] | None = None,
     ) -> OutputStore:
         """Write tables as if a run had heard this in the recordings, which have to be there."""
         store = OutputStore(str(self.folder / output))
-        config = run_config(self.audio, store.uri, extract=dict(extract or {}))
+        sections = {"extract": dict(extract or {}), "decoding": dict(decoding or {})}
+        config = run_config(self.audio, store.uri, **sections)
         begin_run(store, config, f"settings-{output}")
         rows = [row for name, segments in said.items() for row in self._rows(name, segments)]
         commit(store, results(*rows))
