@@ -77,8 +77,9 @@ class PartCutter:
 
     def feed(self, samples: Samples) -> Iterator[AudioPart]:
         """Take the next samples at once; the iterator yields the parts they complete."""
-        broken = ~(np.abs(samples) <= MAX_MAGNITUDE)  # true for NaN, too
-        self._chunks.append(np.where(broken, np.float32(0.0), samples))
+        if samples.size and not max(-samples.min(), samples.max()) <= MAX_MAGNITUDE:
+            samples = np.where(np.abs(samples) <= MAX_MAGNITUDE, samples, np.float32(0.0))
+        self._chunks.append(samples)
         self._num_buffered += samples.size
         if self._detector is not None:
             added = self._detector.feed(self._chunks[-1])
