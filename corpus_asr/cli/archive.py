@@ -255,7 +255,7 @@ def _lines(each: Sequence[str]) -> Iterator[str]:
 def _held(store: "OutputStore", *, steal: bool) -> "Iterator[OutputStore]":
     """Lock an output folder from which objects can be removed."""
     from corpus_asr.cli.options import progress_lines
-    from corpus_asr.runtime.progress import line_writer
+    from corpus_asr.runtime.terminal import line_writer
     from corpus_asr.storage.run_state.forget import finish_killed
     from corpus_asr.storage.run_state.lock import Lock
     from corpus_asr.storage.run_state.prune import check_removable

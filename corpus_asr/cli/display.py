@@ -32,8 +32,7 @@ from corpus_asr.report.text import (
     print_segment,
     printable,
 )
-from corpus_asr.runtime.estimate import READER, SILENCE_S, beside, read_headers
-from corpus_asr.runtime.progress import LINE_EVERY_S, Display, is_terminal
+from corpus_asr.runtime.terminal import LINE_EVERY_S, Display, is_terminal
 from corpus_asr.segments import Segment, channel_name
 from corpus_asr.stages.isolation import IsolatedGenerator
 from corpus_asr.storage.stores.filesystem import DEFAULT_STORE, StoreOptions
@@ -167,6 +166,9 @@ def lengths_of(
 
     Without a terminal that waits until a first line is due, which short work never sees.
     """
+    # Here, as it imports all that a job keeps in its output: a single file needs none of that.
+    from corpus_asr.runtime.estimate import READER, SILENCE_S, beside, read_headers
+
     names, delay_s = [*uris], 0.0 if is_terminal(sys.stderr) else LINE_EVERY_S / 2
 
     def read(ended: threading.Event) -> None:

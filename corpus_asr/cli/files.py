@@ -346,7 +346,7 @@ class FileResults:
 
     def work(self, transcripts: Transcripts) -> None:
         """Take the transcripts of all recordings; those that fail are counted."""
-        from corpus_asr.runtime.progress import is_terminal
+        from corpus_asr.runtime.terminal import is_terminal
 
         found = transcripts(
             on_error=self._failed,

@@ -20,11 +20,8 @@ from enum import StrEnum
 from math import inf
 from typing import Any, Literal
 
-import pyarrow as pa
-
 from corpus_asr.cli.inputs import Input
 from corpus_asr.errors import ConfigError, FetchError
-from corpus_asr.export.write import WRITERS, Names
 from corpus_asr.formats.cue_rules import CueRules
 from corpus_asr.formats.names import JSON_LINES, ExportFormat, WordStyle
 from corpus_asr.formats.transcript import Transcript
@@ -151,6 +148,10 @@ class OutputFiles:
             each.name: uuid.uuid4().hex if each.piped else recording_id(public(each.uri))
             for each in inputs
         }
+        # Here and below, as it reads tables: for a text that is printed alone nothing of it is
+        # needed, and to import it takes a tenth of a second.
+        from corpus_asr.export.write import WRITERS
+
         self._wanted = self._named(inputs)
         # As many at once as are written: each is some questions to the stores.
         with ThreadPoolExecutor(WRITERS, thread_name_prefix="look-up") as pool:
@@ -196,6 +197,10 @@ class OutputFiles:
         return f"{self.folder}/{record.name}.* ({len(contents)} files)"
 
     def _named(self, inputs: Sequence[Input]) -> dict[str, str]:
+        import pyarrow as pa
+
+        from corpus_asr.export.write import Names
+
         uris = [each.uri for each in inputs]
         ids = [recording_id(uri) for uri in uris]
         table = pa.table({"uri": uris, "recording_id": ids})

@@ -32,7 +32,7 @@ from corpus_asr.runtime.complete_recordings import (
 from corpus_asr.runtime.estimate import surveying
 from corpus_asr.runtime.local import run_local
 from corpus_asr.runtime.passes import forget_deaths
-from corpus_asr.runtime.progress import ENOUGH_ALIKE, Progress, ProgressWriter, Stream, line_writer
+from corpus_asr.runtime.progress import ENOUGH_ALIKE, Progress, ProgressWriter
 from corpus_asr.runtime.resources import (
     Resources,
     local_machine,
@@ -41,6 +41,7 @@ from corpus_asr.runtime.resources import (
     this_machine,
 )
 from corpus_asr.runtime.shards import end_shard, take_shard, totals
+from corpus_asr.runtime.terminal import Stream, line_writer
 from corpus_asr.stages.transcribe import load_engine
 from corpus_asr.storage.catalog import Catalog
 from corpus_asr.storage.model_files import full_name

@@ -9,7 +9,7 @@ from operator import itemgetter
 
 from corpus_asr.config.finetune import FinetuneConfig
 from corpus_asr.errors import ConfigError
-from corpus_asr.runtime.progress import Stream, line_writer
+from corpus_asr.runtime.terminal import Stream, line_writer
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.training.job import MODEL_FOLDER, Evaluation, Finetune, TrainingStore, train
 from corpus_asr.training.trainer import Group, Record

@@ -32,8 +32,8 @@ from corpus_asr.report.nightly import (
     warnings_of,
 )
 from corpus_asr.report.numbers import RunNumbers
-from corpus_asr.runtime.progress import Stream, line_writer
 from corpus_asr.runtime.shutdown import RunStoppedError
+from corpus_asr.runtime.terminal import Stream, line_writer
 from corpus_asr.storage.run_state.lock import USUAL, Lock, Timing
 from corpus_asr.storage.run_state.plan import Plan
 from corpus_asr.storage.run_state.rewriting import FAILING_NAME

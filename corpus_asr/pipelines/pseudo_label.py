@@ -34,8 +34,8 @@ from corpus_asr.pipelines import driver
 from corpus_asr.pipelines.driver import AfterFinish, RunSummary
 from corpus_asr.report.accuracy.scoring import read_references
 from corpus_asr.report.text import duration
-from corpus_asr.runtime.progress import Stream, line_writer
 from corpus_asr.runtime.resources import this_machine
+from corpus_asr.runtime.terminal import Stream, line_writer
 from corpus_asr.storage.listing import FileListing
 from corpus_asr.storage.run_state.forget import note_dataset
 from corpus_asr.storage.run_state.lock import Lock

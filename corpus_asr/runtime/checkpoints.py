@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from corpus_asr.config.decoding import DecodingSettings, check_english_only
 from corpus_asr.config.run import CLASSIFY_AUDIO, ClassificationSettings, RunConfig
@@ -16,8 +16,10 @@ from corpus_asr.families.registry import Family, family_of, resolve
 from corpus_asr.families.saved_files import read_json_object
 from corpus_asr.languages import check_known
 from corpus_asr.storage.model_files import fetch_checkpoint, full_name, model_revision
-from corpus_asr.storage.run_state.tables import ModelName
 from corpus_asr.storage.stores.uri import redact_uri
+
+if TYPE_CHECKING:  # reads tables
+    from corpus_asr.storage.run_state.tables import ModelName
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +53,7 @@ class Checkpoint:
         return replace(whole, revision=model_revision(whole.folder))
 
     @property
-    def models_by_language(self) -> dict[str, ModelName]:
+    def models_by_language(self) -> "dict[str, ModelName]":
         """Full name and weights' revision of each checkpoint of `by_language`."""
         return {code: (full_name(c.name), c.revision) for code, c in self.by_language.items()}
 

@@ -40,7 +40,6 @@ from corpus_asr.segments import Segment
 from corpus_asr.stages.extract import EXTRACTOR
 from corpus_asr.stages.isolation import IsolatedGenerator
 from corpus_asr.storage.model_files import full_name
-from corpus_asr.storage.run_state.run_files import read_calibration
 from corpus_asr.storage.stores.filesystem import StoreOptions
 from corpus_asr.storage.stores.host_allowlist import ANY_NAMED_HOST, HostRules
 from corpus_asr.threads import spin_briefly
@@ -137,7 +136,12 @@ class Transcriber:
         if checkpoint is None:
             checkpoint = PACKAGED_CHECKPOINT
             _LOG.warning("%s", default_model_notice('Transcriber("small") or "large-v3"'))
-        fitted = DEFAULT_MODEL if calibration is None else read_calibration(calibration)
+        fitted = DEFAULT_MODEL
+        if calibration is not None:
+            # Imports all that a job keeps in its output, which else is not needed.
+            from corpus_asr.storage.run_state.run_files import read_calibration
+
+            fitted = read_calibration(calibration)
         main = Checkpoint.fetch(checkpoint, revision=revision)
         # Its process starts while this one imports torch.
         self._set_up(str(main.folder), options=options, item_timeout_s=item_timeout_s, hosts=hosts)
