@@ -17,7 +17,7 @@ from corpus_asr.cli import display
 from corpus_asr.cli.display import Meter, display_of, lengths_of, show_text
 from corpus_asr.report.status import load_status, render
 from corpus_asr.report.text import line_width
-from corpus_asr.runtime import progress
+from corpus_asr.runtime import terminal
 from corpus_asr.storage.run_state.lock import LOCK_NAME, Holder, ProcessName
 from corpus_asr.storage.run_state.run_files import STOPPED, write_snapshot
 from corpus_asr.storage.run_state.tables import OutputStore
@@ -141,7 +141,7 @@ def test_text_from_two_threads_is_never_on_the_line_of_the_bar() -> None:
 def test_without_a_terminal_there_are_plain_lines_now_and_then(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(progress, "LINE_EVERY_S", 0.01)
+    monkeypatch.setattr(terminal, "LINE_EVERY_S", 0.01)
     meter, _ = started("talk.mp3")
     written = threading.Event()
     write = sys.stderr.write

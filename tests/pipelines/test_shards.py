@@ -18,7 +18,7 @@ from corpus_asr.errors import ConfigError, EngineError, LockedError
 from corpus_asr.pipelines import driver
 from corpus_asr.pipelines.driver import RunSummary
 from corpus_asr.report.status import as_data, load_status, render
-from corpus_asr.runtime import progress
+from corpus_asr.runtime import progress, terminal
 from corpus_asr.storage.run_state import lock as locks
 from corpus_asr.storage.run_state.lock import (
     LOCK_NAME,
@@ -45,7 +45,8 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
     """A job over four packs of a file each, with nothing real in it."""
     script(monkeypatch.setattr, engine=scripted_engine)
     # A thread of a process that died would only be in the way.
-    monkeypatch.setattr(progress, "_repeated", lambda *_, **__: contextlib.nullcontext())
+    for module in (progress, terminal):
+        monkeypatch.setattr(module, "repeated", lambda *_, **__: contextlib.nullcontext())
     job = one_file_a_pack(killable_job(tmp_path, files=FILES))
     return job.config.model_copy(update={"speakers": NO_SPEAKERS})
 
