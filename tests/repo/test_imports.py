@@ -100,6 +100,14 @@ def test_only_a_training_loads_the_settings_of_one():
     assert python(code.format("corpus_asr.config.finetune")) == "False"
 
 
+def test_files_are_transcribed_without_what_only_jobs_keep():
+    # Their tables take a tenth of a second to import.
+    needed = "cli.display, corpus_asr.cli.output_files, corpus_asr.runtime.transcriber"
+    code = f"import sys, corpus_asr.{needed}; print(*sys.modules, end='')"
+    loaded = python(code).split()
+    assert not [name for name in loaded if name.startswith("corpus_asr.storage.run_state.")]
+
+
 def test_help_answers_at_once():
     command = [str(BINARIES / "corpus-asr"), "--help"]
     spent_s = []
