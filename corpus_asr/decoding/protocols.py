@@ -172,6 +172,8 @@ class TokenRules:
     """The token that asks for text without timestamps; never sampled under the grammar."""
     max_initial_timestamp: int | None = None
     """Largest first timestamp, in steps after `timestamp_begin`."""
+    resumes: bool = False
+    """Whether a text that the prompt begins has more to say: `end` may not follow at once."""
 
     @property
     def last(self) -> int:

@@ -63,8 +63,11 @@ class SlotRules:
             self._note_layout(rule)
         always, first, grammar = zip(*map(self._mask, rules), strict=True)
         if any(prefixes):
-            rows = zip(prefixes, always, first, strict=True)
-            first = tuple(after if prefix else begin for prefix, after, begin in rows)
+            rows = zip(rules, prefixes, always, first, strict=True)
+            first = tuple(
+                after if prefix and not rule.resumes else begin
+                for rule, prefix, after, begin in rows
+            )
         for held, values in (
             (self._bias, always), (self._first_bias, first), (self._grammar, grammar),
         ):  # fmt: skip
@@ -160,8 +163,11 @@ class SlotRules:
             if rules.timestamp_begin is not None and rules.no_timestamps is not None:
                 always[rules.no_timestamps] = FORBIDDEN
             first = always.clone()
-            first[list(rules.suppress_first)] = FORBIDDEN
-            if rules.timestamp_begin is not None:
+            if rules.resumes:
+                first[rules.end] = FORBIDDEN
+            else:
+                first[list(rules.suppress_first)] = FORBIDDEN
+            if rules.timestamp_begin is not None and not rules.resumes:
                 first[: rules.timestamp_begin] = FORBIDDEN
                 if rules.max_initial_timestamp is not None:
                     first[rules.timestamp_begin + rules.max_initial_timestamp + 1 :] = FORBIDDEN

@@ -77,17 +77,50 @@ class DecodingRules(ABC):
         Source: Radford et al. 2022, section 4.5; openai-whisper `decode_with_fallback`.
         """
         for number, temperature in enumerate(self.temperatures):
-            search = self.search(window, temperature)
-            attempt = yield from self._attempt(window, number, temperature, search)
-            wider = self.wider(attempt, search)
-            if wider is not None:
-                found = yield from self._attempt(window, number, temperature, wider)
-                # A text that passes stays, if that of the beams does not.
-                attempt = attempt if self.fails(found) and not self.fails(attempt) else found
+            attempt = yield from self._searched(window, number, temperature)
             self.note(attempt)
             if not self.fails(attempt):
                 break
         return attempt
+
+    def resume(self, attempt: Attempt) -> Steps[Attempt]:
+        """Let a text that was left unfinished say more of its window, which is encoded already.
+
+        It stays as it was where what follows fails a threshold.
+        """
+        said, window = attempt.result, attempt.window
+        if len(window.prompt) + len(said.tokens) >= window.max_new_tokens:
+            return attempt  # the decoder holds no more
+        asked = window.prompt[: len(window.prompt) - window.num_prefix]
+        following = yield from self._searched(
+            replace(window, prompt=asked + said.tokens, num_prefix=len(said.tokens), resumes=True),
+            attempt.number,
+            attempt.temperature,
+        )
+        more = following.result
+        whole = self._judged(
+            attempt,
+            replace(more, tokens=said.tokens + more.tokens, logprobs=said.logprobs + more.logprobs),
+        )
+        return attempt if self.fails(following) or self.fails(whole) else whole
+
+    def _searched(self, window: Window, number: int, temperature: float | None) -> Steps[Attempt]:
+        search = self.search(window, temperature)
+        attempt = yield from self._attempt(window, number, temperature, search)
+        wider = self.wider(attempt, search)
+        if wider is None:
+            return attempt
+        found = yield from self._attempt(window, number, temperature, wider)
+        # A text that passes stays, if that of the beams does not.
+        return attempt if self.fails(found) and not self.fails(attempt) else found
+
+    def _judged(self, attempt: Attempt, result: WindowResult) -> Attempt:
+        return replace(
+            attempt,
+            result=result,
+            mean_logprob=self.mean_logprob(result),
+            compression_ratio=self.compression_ratio(result),
+        )
 
     def wider(self, attempt: Attempt, search: Search) -> Search | None:
         """How a window is searched once more before the next temperature; None: not at all."""
@@ -100,7 +133,7 @@ class DecodingRules(ABC):
             features=window.features,
             window=window.name,
             prompt=window.prompt,
-            rules=self.token_rules,
+            rules=replace(self.token_rules, resumes=True) if window.resumes else self.token_rules,
             max_new_tokens=window.max_new_tokens,
             search=search,
             seed=self.seed(window, temperature),
@@ -110,7 +143,8 @@ class DecodingRules(ABC):
             num_frames=window.num_frames,
             encoded=self.encoded,
         )
-        result = _with_prefix(result, window)
+        if not window.resumes:
+            result = _with_prefix(result, window)
         return Attempt(
             window=window,
             number=number,
@@ -141,6 +175,13 @@ class DecodingRules(ABC):
         """Whether the window probably holds no speech, whatever its text."""
         limit, score = self.thresholds.no_speech_threshold, attempt.result.score
         return limit is not None and score is not None and score > limit
+
+
+def without_last_token(attempt: Attempt) -> Attempt:
+    """Take back the token that a text ends with; scores stay as they were."""
+    said = attempt.result
+    result = replace(said, tokens=said.tokens[:-1], logprobs=said.logprobs[:-1])
+    return replace(attempt, result=result)
 
 
 def _with_prefix(result: WindowResult, window: Window) -> WindowResult:

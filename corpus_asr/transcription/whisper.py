@@ -17,7 +17,7 @@ from corpus_asr.errors import ConfigError, ItemError
 from corpus_asr.segments import Segment, Word, speech_without_text
 from corpus_asr.text.words import AFTER_A_WORD, BEFORE_A_WORD
 from corpus_asr.transcription.engine import PartTranscript
-from corpus_asr.transcription.fallback import Attempt, OpenAIRules
+from corpus_asr.transcription.fallback import Attempt, OpenAIRules, without_last_token
 from corpus_asr.transcription.hotwords import HotwordTries, as_prompt
 from corpus_asr.transcription.known_text import KnownTextAligner, TextWords
 from corpus_asr.transcription.long_form import Clock, LongFormRules, TokenSpan, ends_closed
@@ -181,6 +181,8 @@ def _sequences(part: PartRequest, settings: DecodingSettings) -> list[list[tuple
 
 # A window that would begin no further than this after the one before is the same one.
 _LEAST_ADVANCE_FRAMES = FRAMES_PER_SECOND
+# Less audio at the end of a chunk says nothing: detected speech is padded with 0.4 s.
+_LEAST_REST_S = 0.5
 # Above this temperature the text is too uncertain to prompt the next window with: openai-whisper's.
 _MAX_TEMPERATURE = 0.5
 
@@ -251,6 +253,27 @@ class WhisperLongForm(OpenAIRules, LongFormRules[Segment]):
     def wider(self, attempt: Attempt, search: Search) -> Search | None:
         """As of the base, but for what was decoded before: a doubtful text is not wanted there."""
         return None if self._or_else is not None else super().wider(attempt, search)
+
+    def decode(self, window: Window) -> Steps[Attempt]:
+        """As of the base; a chunk, which ends in silence, is decoded up to its end."""
+        attempt = yield from super().decode(window)
+        if self.settings.strategy != "chunked" or self.fails(attempt):
+            return attempt
+        while (rest_s := self._rest_s(attempt)) is not None:
+            if rest_s < _LEAST_REST_S:
+                return without_last_token(attempt)
+            resumed = yield from self.resume(attempt)
+            if resumed is attempt:
+                break
+            attempt = resumed
+        return attempt
+
+    def _rest_s(self, attempt: Attempt) -> float | None:
+        """Seconds of a window after a text that says where more begins; None if none is said to."""
+        tokens = attempt.result.tokens
+        if len(tokens) < 2 or not all(map(self.clock.is_timestamp, tokens[-2:])):
+            return None
+        return self.content_s(attempt.window.content_frames) - self.clock.seconds(tokens[-1])
 
     def _encoded(self, text: str | None) -> tuple[int, ...]:
         return () if text is None else self._prompt_format.encode(text)

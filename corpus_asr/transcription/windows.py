@@ -63,6 +63,8 @@ class Window:
     """Of the start token in the prompt."""
     num_prefix: int = 0
     """Last tokens of the prompt with which the text begins."""
+    resumes: bool = False
+    """Whether these are a text of this window that has more to say."""
     max_new_tokens: int
 
     @property

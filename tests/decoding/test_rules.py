@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -102,6 +103,24 @@ def test_suppressed_tokens_stay_forbidden_and_first_ones_only_at_first() -> None
     own = TokenRules(end=END, only=only)
     first = ruled(own).apply_first(torch.zeros(1, VOCAB), SLOTS[:1])[0]
     assert tuple(first.isfinite().nonzero().flatten().tolist()) == only
+
+
+@pytest.mark.parametrize("by_row", [False, True])
+def test_a_text_that_resumes_goes_on_with_text_and_may_end_after_it(by_row: bool) -> None:
+    prefix = (BEGIN, 5, BEGIN + 3, BEGIN + 3)
+    own = [RULES, replace(RULES, resumes=True)]
+    rules = ruled(*own, by_row=by_row, prefixes=[prefix, prefix])
+    logits = torch.zeros(2, VOCAB)
+    logits[:, BEGIN:] = -9.0
+    ended, resumed = rules.apply_first(logits.clone(), SLOTS[:2], [prefix, prefix])
+    assert ended[END] == 0
+    assert resumed.isfinite().nonzero().flatten().tolist() == [
+        token for token in range(BEGIN) if token not in (END, NO_TIMESTAMPS)
+    ]
+    rules.update(torch.tensor([7, 7]), SLOTS[:2])
+    ended, resumed = rules.apply(logits.clone())
+    assert resumed[END] == ended[END] == 0
+    assert torch.equal(ended, resumed)
 
 
 def test_a_readmitted_slot_forgets_its_past_and_a_moved_one_takes_it_along() -> None:

@@ -84,6 +84,11 @@ KINDS: dict[str, dict[str, Any]] = {
     "sampled": {"search": Search(temperature=0.8)},
     "grammar": {"rules": GRAMMAR},
     "sampled grammar": {"rules": GRAMMAR, "search": Search(temperature=1.2)},
+    "resumed grammar": {
+        "rules": replace(GRAMMAR, resumes=True),
+        "prompt": (21, BEGIN, 4, BEGIN + 2, BEGIN + 2),
+        "num_prefix": 4,
+    },
     "watched": {"search": Search(stop_loops=True), "max_new_tokens": 60},
     "narrowed": {"search": Search(temperature=1.0, top_k=4)},
     "penalised": {"search": Search(repetition_penalty=1.5, no_repeat_ngram_size=3)},
@@ -104,11 +109,14 @@ def align(number: int, *tokens: int) -> AlignJob:
 def ask(kind: str, number: int) -> Any:
     if kind == "align":
         return align(number, 4, 5)
-    usual: dict[str, Any] = {"rules": PLAIN, "max_new_tokens": 8 + 5 * (number % 4)}
+    usual: dict[str, Any] = {
+        "rules": PLAIN,
+        "max_new_tokens": 8 + 5 * (number % 4),
+        "prompt": (21, 22)[: 1 + number % 2],
+    }
     return WindowJob(
         features=window(number % 4),
         window=(number,),
-        prompt=(21, 22)[: 1 + number % 2],
         seed=number,
         score_token=3 if number % 3 else None,
         **(usual | KINDS[kind]),
