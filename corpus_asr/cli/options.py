@@ -415,7 +415,7 @@ class RecognitionOptions:
     strategy: Annotated[
         str | None,
         _text(
-            "sequential, or chunked: faster for long recordings, with more errors.",
+            "sequential, or chunked: independent windows, faster for long recordings.",
             autocompletion=complete_strategy,
         ),
     ] = None

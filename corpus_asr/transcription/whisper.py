@@ -196,7 +196,8 @@ class WhisperLongForm(OpenAIRules, LongFormRules[Segment]):
     window of blanks, where it would creep on by tenths of a second, has no words to go by; and in a
     recording that fits one window the audio is followed by digital silence (as `transformers` has
     it for short clips, and as the models were trained), not by 0.0. `hotwords` of a prompt,
-    which give way to a prefix, and the prefix of the first window alone are faster-whisper's.
+    which give way to a prefix, and the prefix of the first window alone are faster-whisper's. A
+    chunk's end that its text leaves unfinished is said in the same window.
     """
 
     def __init__(
