@@ -11,6 +11,7 @@ from typing import Annotated as Float16
 from typing import Annotated as Float32
 from typing import Annotated as Float64
 from typing import Annotated as Int
+from typing import Annotated as Int8
 from typing import Annotated as Int16
 from typing import Annotated as Int32
 from typing import Annotated as Int64
@@ -18,6 +19,6 @@ from typing import Annotated as Num
 from typing import Annotated as UInt8
 
 __all__ = (
-    "Bool", "Float", "Float16", "Float32", "Float64", "Int", "Int16", "Int32", "Int64", "Num",
-    "UInt8",
+    "Bool", "Float", "Float16", "Float32", "Float64", "Int", "Int8", "Int16", "Int32", "Int64",
+    "Num", "UInt8",
 )  # fmt: skip

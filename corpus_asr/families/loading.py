@@ -109,7 +109,7 @@ def resolve_precision(name: str, device: torch.device) -> Precision:
     if not can_use_int8():
         raise ConfigError(
             "choosing dtype int8: this processor or this torch has no fast 8-bit products "
-            "(AVX-512 VNNI through oneDNN); set the dtype to auto"
+            "(AVX-512 VNNI through oneDNN, or AVX2 through FBGEMM); set the dtype to auto"
         )
     return Precision(_cpu_dtype(), int8=True)
 

@@ -10,6 +10,8 @@ import torch
 from corpus_asr.decoding.protocols import SlotModel
 from corpus_asr.errors import ConfigError, EngineError
 from corpus_asr.families import loading
+from corpus_asr.families.layers import projection
+from corpus_asr.families.layers.projection import has_fbgemm, has_vnni
 from corpus_asr.families.loading import (
     check_cuda,
     device_name,
@@ -164,10 +166,14 @@ def test_it_says_what_the_network_says_in_any_numbers(checkpoint: Path) -> None:
 
 @needs_int8
 @pytest.mark.parametrize("beside", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("vnni", [True, False], ids=["vnni", "pairs"])
 def test_8_bits_stand_beside_what_the_processor_has(
-    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, beside: torch.dtype
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, beside: torch.dtype, vnni: bool
 ) -> None:
     """Were `int8` passed over, the results would be those of the other type to the bit."""
+    if not (has_vnni() if vnni else has_fbgemm()):
+        pytest.skip("this processor or this torch has no such products")
+    monkeypatch.setattr(projection, "has_vnni", lambda: vnni)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: beside == torch.bfloat16)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     models = [load_slot_model(checkpoint, device="cpu", dtype=name) for name in ("auto", "int8")]

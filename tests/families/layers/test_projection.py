@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from corpus_asr.families.layers import projection
 from corpus_asr.families.layers.blocks import EncoderBlock
 from corpus_asr.families.layers.packed import (
     PackedConvolution,
@@ -24,7 +25,10 @@ from corpus_asr.families.layers.packed import (
 from corpus_asr.families.layers.projection import (
     Int8Weights,
     NormedProjection,
+    PairedInt8Weights,
     Projection,
+    has_fbgemm,
+    has_vnni,
     smoothed,
 )
 from corpus_asr.families.whisper.config import WhisperConfig
@@ -73,16 +77,26 @@ def test_what_a_row_gives_does_not_depend_on_how_many_there_are() -> None:
 
 # Weights and inputs are each off by up to half a step: of 127 steps to the largest number where a
 # row has its own scale, of 254 from the lowest to the highest where a block shares one.
-ROW_STEPS, BLOCK_STEPS, WEIGHT_STEPS = 127, 254, 127
+ROW_STEPS, BLOCK_STEPS = 127, 254
+WEIGHT_STEPS = {Int8Weights: 127, PairedInt8Weights: 63}
+
+Kernel = type[Int8Weights]
+KERNELS_HERE = [
+    pytest.param(Int8Weights, marks=pytest.mark.skipif(not has_vnni(), reason="no VNNI")),
+    pytest.param(PairedInt8Weights, marks=pytest.mark.skipif(not has_fbgemm(), reason="no FBGEMM")),
+]
+KERNELS = pytest.mark.parametrize("kernel", KERNELS_HERE)
 # Of the outputs' own type, once.
 ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 2**-8, torch.float16: 2**-11}
 
 
-def maps(outputs: int, inputs: int, *, seed: int = 0) -> tuple[Tensor, Tensor, Int8Weights]:
+def maps(
+    kernel: Kernel, outputs: int, inputs: int, *, seed: int = 0
+) -> tuple[Tensor, Tensor, Int8Weights]:
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(outputs, inputs, generator=generator)
     bias = torch.randn(outputs, generator=generator)
-    return weight, bias, Int8Weights(weight, bias)
+    return weight, bias, kernel(weight, bias)
 
 
 def rows(count: int, width: int, *, dtype: torch.dtype = torch.float32, seed: int = 1) -> Tensor:
@@ -91,30 +105,34 @@ def rows(count: int, width: int, *, dtype: torch.dtype = torch.float32, seed: in
     return (torch.randn(count, width, generator=generator) * sizes).to(dtype)
 
 
-def largest_error(weight: Tensor, hidden: Tensor, input_step: Tensor) -> Tensor:
+def largest_error(
+    weight: Tensor, hidden: Tensor, input_step: Tensor, *, weight_steps: int
+) -> Tensor:
     """How far off a sum of products of rounded numbers can be, at the very worst."""
     hidden, off = hidden.double(), input_step.double() / 2
-    weight_off = weight.double().abs().amax(dim=1) / WEIGHT_STEPS / 2  # of each output
+    weight_off = weight.double().abs().amax(dim=1) / weight_steps / 2  # of each output
     of_inputs = off * weight.double().abs().sum(dim=1)
     of_weights = hidden.abs().sum(dim=1, keepdim=True) * weight_off
     return of_inputs + of_weights + weight.shape[1] * off * weight_off
 
 
-@needs_int8
+@KERNELS
 @pytest.mark.parametrize("dtype", ROUNDING, ids=str)
-def test_products_are_as_near_as_8_bits_allow(dtype: torch.dtype) -> None:
+def test_products_are_as_near_as_8_bits_allow(kernel: Kernel, dtype: torch.dtype) -> None:
+    steps = WEIGHT_STEPS[kernel]
     for outputs, inputs in ((7, 24), (1, 1), (100, 64), (64, 515)):
-        weight, bias, found_by = maps(outputs, inputs)
+        weight, bias, found_by = maps(kernel, outputs, inputs)
         hidden = rows(33, inputs, dtype=dtype)
         step = hidden.double().abs().amax(dim=1, keepdim=True) / ROW_STEPS
-        allowed = largest_error(weight, hidden, step) * 1.001 + 1e-6
+        allowed = largest_error(weight, hidden, step, weight_steps=steps) * 1.001 + 1e-6
         assert_near(found_by.by_row(hidden), hidden, weight, bias, allowed)
-    weight, bias, found_by = maps(100, 64)
+    weight, bias, found_by = maps(kernel, 100, 64)
     for shift in (0.0, 5.0, -5.0):
         hidden = (torch.randn(33, 64) + shift).to(dtype)
         low, high = hidden.double().min().clamp(max=0.0), hidden.double().max().clamp(min=0.0)
         # The zero point is rounded too: up to another half step for every input.
-        allowed = largest_error(weight, hidden, 2 * (high - low) / BLOCK_STEPS)
+        step = 2 * (high - low) / BLOCK_STEPS
+        allowed = largest_error(weight, hidden, step, weight_steps=steps)
         assert_near(found_by.by_block(hidden), hidden, weight, bias, allowed)
 
 
@@ -130,11 +148,13 @@ def assert_near(
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 
 
-@needs_int8
+@KERNELS
 @DTYPES
 @pytest.mark.parametrize("inputs", [24, 512])
-def test_a_row_is_the_same_alone_and_in_any_company(dtype: torch.dtype, inputs: int) -> None:
-    _, _, found_by = maps(40, inputs)
+def test_a_row_is_the_same_alone_and_in_any_company(
+    kernel: Kernel, dtype: torch.dtype, inputs: int
+) -> None:
+    _, _, found_by = maps(kernel, 40, inputs)
     hidden = rows(50, inputs, dtype=dtype)
     together = found_by.by_row(hidden)
     for count in (1, 2, 3, 16, 17, 49):
@@ -143,11 +163,18 @@ def test_a_row_is_the_same_alone_and_in_any_company(dtype: torch.dtype, inputs: 
     assert torch.equal(found_by.by_row(others)[3:].flip(0), together)
 
 
-@needs_int8
-def test_adding_is_adding_in_float32() -> None:
-    weight, bias, _ = maps(40, 64)
+@KERNELS
+def test_pairs_of_the_largest_products_are_not_cut_off(kernel: Kernel) -> None:
+    for sign in (1.0, -1.0):
+        found = kernel(torch.full((40, 512), sign), None).by_row(torch.ones(9, 512))
+        torch.testing.assert_close(found, torch.full((9, 40), sign * 512), rtol=1e-5, atol=0.0)
+
+
+@KERNELS
+def test_adding_is_adding_in_float32(kernel: Kernel) -> None:
+    weight, bias, _ = maps(kernel, 40, 64)
     for offsets in (bias, None):
-        found_by = Int8Weights(weight, offsets)
+        found_by = kernel(weight, offsets)
         for hidden in (rows(9, 64), rows(9, 64, dtype=torch.bfloat16)):
             target = torch.randn(9, 40)
             expected = target + found_by.by_row(hidden.float())  # no rounding to bfloat16
@@ -155,22 +182,24 @@ def test_adding_is_adding_in_float32() -> None:
             torch.testing.assert_close(target, expected, rtol=1e-5, atol=1e-5)
 
 
-@needs_int8
+@KERNELS
 @DTYPES
-def test_constants_keep_their_size(dtype: torch.dtype) -> None:
+def test_constants_keep_their_size(kernel: Kernel, dtype: torch.dtype) -> None:
     for size in (1e30, -1e30):
         tall = torch.full((2, 8), size, dtype=dtype)
-        product = Int8Weights(torch.eye(8), None).by_block(tall)
+        product = kernel(torch.eye(8), None).by_block(tall)
         torch.testing.assert_close(product, tall, rtol=0.01, atol=0.0)
 
 
-@needs_int8
+@KERNELS
 @DTYPES
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_what_is_no_number_does_not_become_one(dtype: torch.dtype, bad: float) -> None:
-    weight, bias, _ = maps(40, 64)
+def test_what_is_no_number_does_not_become_one(
+    kernel: Kernel, dtype: torch.dtype, bad: float
+) -> None:
+    weight, bias, _ = maps(kernel, 40, 64)
     weight[3] = 0.0
-    found_by = Int8Weights(weight, bias)
+    found_by = kernel(weight, bias)
     hidden = torch.randn(5, 64).to(dtype)
     expected = found_by.by_row(hidden)
     hidden[2, 7] = bad
@@ -178,8 +207,9 @@ def test_what_is_no_number_does_not_become_one(dtype: torch.dtype, bad: float) -
     others = torch.tensor([0, 1, 3, 4])
     assert torch.equal(found[others], expected[others])  # nobody else's row
     assert not found[2].isfinite().any()
-    assert found_by.by_block(hidden).isnan().all()
-    assert found_by.by_block(hidden, after="gelu").isnan().all()
+    for found in (found_by.by_block(hidden), found_by.by_block(hidden, after="gelu")):
+        # One scale for all rows is one that is no number.
+        assert not (found if kernel is Int8Weights else found[2]).isfinite().any()
 
 
 def normed(width: int, *, outliers: int, seed: int = 0) -> tuple[nn.LayerNorm, nn.Linear]:
@@ -446,9 +476,13 @@ def packed(block: EncoderBlock, dtype: torch.dtype, *, int8: bool = False) -> Pa
     return PackedEncoderBlock(copy.to(dtype), int8=int8)
 
 
-@pytest.mark.parametrize("int8", [False, pytest.param(True, marks=needs_int8)])
+@pytest.mark.parametrize("kernel", [None, *KERNELS_HERE])
 @pytest.mark.parametrize("dtype", BLOCK_TOLERANCES, ids=str)
-def test_it_adds_what_the_block_adds(tiles: None, dtype: torch.dtype, int8: bool) -> None:
+def test_it_adds_what_the_block_adds(
+    tiles: None, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, kernel: Kernel | None
+) -> None:
+    int8 = kernel is not None
+    monkeypatch.setattr(projection, "has_vnni", lambda: kernel is Int8Weights)
     tolerance = INT8_TOLERANCE if int8 else BLOCK_TOLERANCES[dtype]
     cases = [("gelu", positions) for positions in POSITIONS]
     cases += [(name, 130) for name in ("gelu_new", "quick_gelu", "relu", "silu")]
