@@ -147,7 +147,7 @@ class ModelSettings(Settings):
     output.uri if it exists, else the default."""
     compute_type: ComputeType = "auto"
     """Data type of weights and computation. `auto`: float16 on CUDA; on CPUs bfloat16 if the
-    hardware computes in it, else float32. `int8` (CPUs only) is less accurate; measure its
+    hardware computes in it, else float32. `int8` (x86 CPUs) is less accurate; measure its
     speed. `float16_fp8` (GPUs only, unmeasured): float16 with keys and values of windows in 8
     bits."""
     device: str = "auto"

@@ -54,14 +54,19 @@ class Int8Weights:
     _steps = _WEIGHT_STEPS
 
     def __init__(
-        self, weight: Float[Tensor, "out width"], bias: Float[Tensor, " out"] | None
+        self,
+        weight: Float[Tensor, "out width"],
+        bias: Float[Tensor, " out"] | None,
+        *,
+        input_factors: Float[Tensor, " width"] | None = None,
     ) -> None:
-        self._scales = (weight.abs().amax(dim=1).float() / self._steps).clamp(min=_TINY)
+        scales, values = [], []
         # Some rows after others: a vocabulary in float32 is the largest of all while a model loads.
-        parts = zip(*(torch.split(t, _ROUNDED_ROWS) for t in (weight, self._scales)), strict=True)
-        rounded = torch.cat(
-            [(part.float() / scale.unsqueeze(1)).round_().to(torch.int8) for part, scale in parts]
-        )
+        for part in torch.split(weight, _ROUNDED_ROWS):
+            wide = part.float() if input_factors is None else part.float() * input_factors
+            scales.append((wide.abs().amax(dim=1) / self._steps).clamp(min=_TINY))
+            values.append((wide / scales[-1].unsqueeze(1)).round_().to(torch.int8))
+        self._scales, rounded = torch.cat(scales), torch.cat(values)
         self._zeros = torch.zeros(len(weight), dtype=torch.long)
         self._bias = None if bias is None else bias.float()
         self._pack(rounded)
@@ -152,10 +157,6 @@ class PairedInt8Weights(Int8Weights):
         return product if after == "none" else _FUSED[after](product)
 
 
-def _int8_weights(weight: Tensor, bias: Tensor | None) -> Int8Weights:
-    return (Int8Weights if has_vnni() else PairedInt8Weights)(weight, bias)
-
-
 def _quantized(
     hidden: Float[Tensor, "row width"],
 ) -> tuple[UInt8[Tensor, "row width"], float, int]:
@@ -184,7 +185,9 @@ def smoothed(
     with torch.inference_mode():
         gain, shift = norm.weight.float(), norm.bias.float()
         inputs = (_SPREAD * gain.abs() + shift.abs()).clamp(min=_SMALLEST)
-        weights = torch.stack([linear.weight.float().abs().amax(dim=0) for linear in linears])
+        # Without a copy: one of the maps is a vocabulary.
+        edges = [linear.weight.aminmax(dim=0) for linear in linears]
+        weights = torch.stack([torch.maximum(high, -low).float() for low, high in edges])
         # The paper takes 0.5, and 0.75 for GLM-130B, of which more channels stand out.
         factors = inputs.pow(0.7) / weights.amax(dim=0).clamp(min=_SMALLEST).pow(0.3)
         even = nn.LayerNorm(len(gain), eps=norm.eps, device=gain.device, dtype=norm.weight.dtype)
@@ -222,8 +225,9 @@ def has_fbgemm() -> bool:
 class Projection:
     """One product for one or several linear maps that read the same input.
 
-    The outputs are concatenated in the order of `linears`, each times its scale (default 1), for
-    inputs that were divided by `input_factors`. Training the model later does not change it.
+    The outputs are concatenated in the order of `linears`, each times its scale (default 1), with
+    `int8` for inputs that were divided by `input_factors`. Training the model later does not change
+    it.
     """
 
     def __init__(
@@ -237,10 +241,11 @@ class Projection:
         factors = [*scales, *[1.0] * (len(linears) - len(scales))]
         with torch.inference_mode():
             weight = _stacked([m.weight for m in linears], factors)
-            if input_factors is not None:
-                weight = weight.float() * input_factors
             self._bias = stacked_bias(linears, factors)
-            self._int8 = _int8_weights(weight, self._bias) if int8 else None
+            self._int8: Int8Weights | None = None
+            if int8:
+                kernel = Int8Weights if has_vnni() else PairedInt8Weights
+                self._int8 = kernel(weight, self._bias, input_factors=input_factors)
             self._packed = not int8 and _can_pack(weight)
             if self._packed:
                 weight = _MKLDNN._reorder_linear_weight(weight, _PACKED_ROWS)
