@@ -32,15 +32,6 @@ _PROBLEM_TYPES = (
     None, "regression", "single_label_classification", "multi_label_classification",
 )  # fmt: skip
 _ATTENTIONS = ("eager", "sdpa", "flash_attention_2")
-# Names that config.json and callers may use for a field.
-_OTHER_NAMES = {
-    "hidden_size": "d_model",
-    "num_attention_heads": "encoder_attention_heads",
-    "num_key_value_heads": "encoder_attention_heads",
-    "num_hidden_layers": "encoder_layers",
-    "torch_dtype": "dtype",
-    "_attn_implementation": "attn_implementation",
-}
 # How like a field's name a keyword must be to be refused as misspelt: it would otherwise be kept
 # for saving and change nothing.
 _ALIKE = 0.85
@@ -111,6 +102,11 @@ class ModelConfig(OpenSettings):
     model_type: ClassVar[str]
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
     """Outputs that loops of evaluation do not collect."""
+    other_names: ClassVar[dict[str, str]] = {
+        "torch_dtype": "dtype",
+        "_attn_implementation": "attn_implementation",
+    }
+    """Names that config.json and callers may use for a field."""
     # No field, since it is not of the file: what the checkpoint was loaded from.
     _name_or_path = ""
 
@@ -145,7 +141,7 @@ class ModelConfig(OpenSettings):
         attention = settings.pop("attn_implementation", None)
         attention = settings.pop("_attn_implementation", None) or attention or "sdpa"
         names = [f.name for f in fields(self)]
-        for name in [name for name in settings if name not in {*names, *_OTHER_NAMES}]:
+        for name in [name for name in settings if name not in {*names, *self.other_names}]:
             if alike := difflib.get_close_matches(name, names, n=1, cutoff=_ALIKE):
                 raise TypeError(
                     f"making a {type(self).__name__}: found the keyword {name!r}, expected "
@@ -204,17 +200,17 @@ class ModelConfig(OpenSettings):
             config = cls._from_content(content)
         except ValueError as error:
             raise CheckpointError(f"reading {path}: {error}") from error
-        return cls._from_content(_replaced(config.to_dict(), kwargs)) if kwargs else config
+        return cls.from_dict(config.to_dict(), **kwargs) if kwargs else config
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Self:
         """Make a configuration of what `to_dict` returns; keywords replace what it says."""
-        return cls._from_content(_replaced(config_dict, kwargs))
+        return cls._from_content(cls._replaced(config_dict, kwargs))
 
     @classmethod
     def _from_content(cls, content: dict[str, Any]) -> Self:
         # Unknown keys are kept whatever their spelling: a file may be newer than this class.
-        known = {f.name for f in fields(cls)} | _OTHER_NAMES.keys() | {"num_labels"}
+        known = {f.name for f in fields(cls)} | cls.other_names.keys() | {"num_labels"}
         extra = {k: v for k, v in content.items() if k not in known and k != "model_type"}
         return cls(**{k: v for k, v in content.items() if k in known}, extra=extra)
 
@@ -255,9 +251,6 @@ class ModelConfig(OpenSettings):
             self.id2label = _numbered_labels(value)
             self.label2id = _inverse(self.id2label)
 
-    hidden_size = _other_name("d_model")
-    num_attention_heads = _other_name("encoder_attention_heads")
-    num_hidden_layers = _other_name("encoder_layers")
     torch_dtype = _other_name("dtype")
     use_return_dict = _other_name("return_dict")
     name_or_path = _other_name("_name_or_path")
@@ -273,7 +266,7 @@ class ModelConfig(OpenSettings):
 
     def update(self, config_dict: dict[str, Any]) -> None:
         """Set fields by name."""
-        changed = self._from_content(_replaced(self.to_dict(), config_dict))
+        changed = self.from_dict(self.to_dict(), **config_dict)
         changed.attn_implementation = self.attn_implementation
         vars(self).update(vars(changed))
 
@@ -311,7 +304,7 @@ class ModelConfig(OpenSettings):
     @classmethod
     def _canonical(cls, content: dict[str, Any], num_labels: int | None) -> dict[str, Any]:
         # Names, labels and the dtype may come in several forms; the fields have one.
-        content = _renamed(content)
+        content = cls._renamed(content)
         if content.get("dtype") is not None:
             content["dtype"] = str(content["dtype"]).removeprefix("torch.")
         for name in ("id2label", "label2id"):
@@ -350,10 +343,33 @@ class ModelConfig(OpenSettings):
             content["label2id"] = _inverse(content["id2label"])
         return content
 
+    @classmethod
+    def _renamed(cls, content: dict[str, Any]) -> dict[str, Any]:
+        # Of two names for one field its own wins.
+        renamed = {cls.other_names.get(key, key): value for key, value in content.items()}
+        return renamed | {key: content[key] for key in content.keys() - cls.other_names.keys()}
+
+    @classmethod
+    def _replaced(cls, content: dict[str, Any], by: dict[str, Any]) -> dict[str, Any]:
+        content, by = cls._renamed(content), cls._renamed(by)
+        # Labels in any form replace those in any other: together they could contradict.
+        labels = {"num_labels", "id2label", "label2id"}
+        if labels & by.keys():
+            content = {key: value for key, value in content.items() if key not in labels}
+        return content | by
+
 
 @dataclass(kw_only=True, init=False)
 class EncoderDecoderConfig(ModelConfig):
     """The fields that configs of two towers have in common."""
+
+    other_names: ClassVar[dict[str, str]] = {
+        **ModelConfig.other_names,
+        "hidden_size": "d_model",
+        "num_attention_heads": "encoder_attention_heads",
+        "num_key_value_heads": "encoder_attention_heads",
+        "num_hidden_layers": "encoder_layers",
+    }
 
     encoder_layerdrop: Probability = 0.0
     """Probability of leaving out an encoder layer in training."""
@@ -365,6 +381,10 @@ class EncoderDecoderConfig(ModelConfig):
     activation_dropout: Probability = 0.0
     init_std: float = 0.02
     """Standard deviation of freshly drawn weights."""
+
+    hidden_size = _other_name("d_model")
+    num_attention_heads = _other_name("encoder_attention_heads")
+    num_hidden_layers = _other_name("encoder_layers")
 
     def validate(self) -> None:
         """Check that a network can have these sizes and settings."""
@@ -380,18 +400,3 @@ class EncoderDecoderConfig(ModelConfig):
 
 def _default(of: Any) -> Any:
     return of.default_factory() if of.default_factory is not MISSING else of.default
-
-
-def _renamed(content: dict[str, Any]) -> dict[str, Any]:
-    # Of two names for one field its own wins.
-    renamed = {_OTHER_NAMES.get(key, key): value for key, value in content.items()}
-    return renamed | {key: content[key] for key in content.keys() - _OTHER_NAMES.keys()}
-
-
-def _replaced(content: dict[str, Any], by: dict[str, Any]) -> dict[str, Any]:
-    content, by = _renamed(content), _renamed(by)
-    # Labels in any form replace those in any other: together they could contradict.
-    labels = {"num_labels", "id2label", "label2id"}
-    if labels & by.keys():
-        content = {key: value for key, value in content.items() if key not in labels}
-    return content | by

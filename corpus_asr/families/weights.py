@@ -101,6 +101,7 @@ _STORED_DTYPES = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
     "I8": torch.int8,
+    "I64": torch.int64,  # counters of norms
 }
 _NAMES_SHOWN = 8
 # whisper-large's has 150 KB. The library allows 100 MB, which take it a minute and gigabytes.
@@ -120,7 +121,7 @@ class StoredTensor:
     path: Path
     shape: tuple[int, ...]
     dtype: torch.dtype | None
-    """None if it is no float type a network can use; of INT8 weights that of their scales."""
+    """None if it is no type a network can use; of INT8 weights that of their scales."""
     read: Callable[[], Tensor]
 
 
@@ -170,7 +171,7 @@ def _with_scales(tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
         scales = joined.pop(name + SCALE_SUFFIX, None)
         if scales is None:
             raise _unusable(values.path, f"{name} in INT8 without {name}{SCALE_SUFFIX}")
-        if scales.dtype is None or scales.dtype is torch.int8:
+        if scales.dtype is None or not scales.dtype.is_floating_point:
             raise _unusable(values.path, f"{name}{SCALE_SUFFIX} that is not of a float type")
         if problem := _scales_problem(values.shape, scales.shape):
             raise _unusable(values.path, f"{name} of shape {values.shape} in INT8, but {problem}")
@@ -476,6 +477,7 @@ def load_weights(
     # Files are memory-mapped and tensors converted one at a time: the peak is one copy in `dtype`.
     full_names = {_bare(name): name for name in module.state_dict()}
     wanted = {_bare(name): tuple(t.shape) for name, t in module.state_dict().items()}
+    whole = {_bare(n): t.dtype for n, t in module.state_dict().items() if not t.is_floating_point()}
     tied = {_bare(target): _bare(source) for target, source in tied.items()}
     absent = {bare for bare, name in full_names.items() if name.startswith(fresh)}
     stored = {_bare(name): tensor for name, tensor in found.items()}
@@ -486,12 +488,15 @@ def load_weights(
     for target, source in tied.items():
         if source not in stored and target in stored:  # of two equal tensors either may be kept
             stored[source] = stored.pop(target)
-    _check_tensors(folder, stored, wanted, absent={*tied, *absent}, ignored=ignored)
+    _check_tensors(folder, stored, wanted, absent={*tied, *absent}, ignored=ignored, whole=whole)
     present = [name for name in wanted if name in stored]
     if dtype is None:
-        dtypes = [stored[name].dtype or torch.float32 for name in present]
+        dtypes = [stored[name].dtype or torch.float32 for name in present if name not in whole]
         dtype = functools.reduce(torch.promote_types, dtypes)
-    weights = {name: _read(name, stored[name], dtype=dtype, device=device) for name in present}
+    weights = {
+        name: _read(name, stored[name], dtype=whole.get(name, dtype), device=device)
+        for name in present
+    }
     made = [name for name in wanted if name in absent and name not in weights]
     for name in made:
         fresh_tensor = torch.empty(wanted[name])
@@ -541,6 +546,7 @@ def _check_tensors(
     *,
     absent: set[str],
     ignored: tuple[str, ...],
+    whole: Collection[str],
 ) -> None:
     missing = wanted.keys() - stored.keys() - absent
     left_over = stored.keys() - wanted.keys()
@@ -558,8 +564,9 @@ def _check_tensors(
         tensor = stored[name]
         if tensor.shape != wanted[name]:
             problems.append(f"{name} is {tensor.shape} in {tensor.path.name}, not {wanted[name]}")
-        elif tensor.dtype is None:
-            problems.append(f"{name} in {tensor.path.name} is not of a float type")
+        elif tensor.dtype is None or tensor.dtype.is_floating_point == (name in whole):
+            kind = "whole numbers" if name in whole else "a float type"
+            problems.append(f"{name} in {tensor.path.name} is not of {kind}")
     if problems:
         raise WeightsError(
             f"loading {folder}: {len(problems)} tensors do not fit config.json: "

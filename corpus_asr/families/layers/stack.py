@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import checkpoint
 
-from corpus_asr.array_types import Bool, Float
+from corpus_asr.array_types import Bool, Float, Int
 from corpus_asr.families.layers.blocks import DecoderBlock, Hidden, Record, causal_mask
 from corpus_asr.families.layers.kv_cache import DecoderCache, taken
 from corpus_asr.families.outputs import BaseModelOutput, BaseModelOutputWithPastAndCrossAttentions
@@ -103,6 +103,11 @@ class Stack(nn.Module):
 
 def _tuple(tensors: list[Tensor] | None) -> tuple[Tensor, ...] | None:
     return None if tensors is None else tuple(tensors)
+
+
+def within(lengths: Int[Tensor, " batch"], longest: int) -> Bool[Tensor, "batch pos"]:
+    """Return which of `longest` places lie within each length."""
+    return torch.arange(longest, device=lengths.device)[None] < lengths[:, None]
 
 
 def hiding_mask(

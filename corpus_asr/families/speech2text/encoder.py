@@ -18,6 +18,7 @@ from corpus_asr.families.layers.stack import (
     check_values,
     hiding_mask,
     sinusoids,
+    within,
 )
 from corpus_asr.families.model_config import ModelConfig
 from corpus_asr.families.outputs import BaseModelOutput
@@ -250,11 +251,6 @@ def valid_positions(
             f"frame or more; leave these rows out"
         )
     return within(shorter(frames, layers), positions)
-
-
-def within(lengths: Int[Tensor, " batch"], longest: int) -> Bool[Tensor, "batch pos"]:
-    """Return which of `longest` places lie within each length."""
-    return torch.arange(longest, device=lengths.device)[None] < lengths[:, None]
 
 
 def shorter(length: _Length, num_layers: int) -> _Length:

@@ -22,7 +22,7 @@ from corpus_asr.families.layers.packed import (
     run_per_sample,
 )
 from corpus_asr.families.layers.plain import plain, plain_network
-from corpus_asr.families.layers.stack import TokenDecoder, check_heard
+from corpus_asr.families.layers.stack import TokenDecoder, check_heard, within
 from corpus_asr.families.outputs import (
     Seq2SeqLMOutput,
     Seq2SeqModelOutput,
@@ -38,7 +38,6 @@ from corpus_asr.families.speech2text.encoder import (
     padding_row,
     shorter,
     valid_positions,
-    within,
 )
 
 # Old checkpoints store what is computed here.

@@ -1,0 +1,77 @@
+"""What is read off an encoder's positions: tokens, where each begins, how long it lasts, how sure.
+
+Comes from CTC and from transducers alike; independent of both.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from corpus_asr.array_types import Bool, Float, Int
+
+
+@dataclass(frozen=True, slots=True)
+class EmittedRow:
+    """The tokens of one row, blanks left out."""
+
+    tokens: tuple[int, ...]
+    frames: tuple[int, ...]
+    """Encoder position at which each token begins."""
+    durations: tuple[int, ...]
+    """Positions that each token lasts."""
+    logprobs: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Emissions:
+    """The tokens of every row; places from a row's count on hold zeros."""
+
+    tokens: Int[Tensor, "batch token"]
+    frames: Int[Tensor, "batch token"]
+    durations: Int[Tensor, "batch token"]
+    logprobs: Float[Tensor, "batch token"]
+    counts: Int[Tensor, " batch"]
+
+    def rows(self) -> list[EmittedRow]:
+        """Return the rows without padding; the host waits for the device."""
+        counts = self.counts.tolist()
+        names = ("tokens", "frames", "durations", "logprobs")
+        columns = [getattr(self, name).tolist() for name in names]
+        return [
+            EmittedRow(*(tuple(column[row][:count]) for column in columns))
+            for row, count in enumerate(counts)
+        ]
+
+
+def gathered(
+    kept: Bool[Tensor, "batch step"],
+    *,
+    tokens: Int[Tensor, "batch step"],
+    frames: Int[Tensor, "batch step"],
+    durations: Int[Tensor, "batch step"],
+    logprobs: Float[Tensor, "batch step"],
+) -> Emissions:
+    """Move the steps that are `kept` to the front of each row; leave out the others."""
+    places = kept.cumsum(dim=1) - 1
+    # One place more takes what is left out.
+    places = places.masked_fill(~kept, kept.shape[1])
+    counts = kept.sum(dim=1)
+    longest = int(counts.max())  # the host waits
+
+    def moved(values: Tensor) -> Tensor:
+        room = values.new_zeros(len(values), values.shape[1] + 1)
+        return room.scatter_(1, places, values)[:, :longest]
+
+    return Emissions(
+        tokens=moved(tokens),
+        frames=moved(frames),
+        durations=moved(durations),
+        logprobs=moved(logprobs),
+        counts=counts,
+    )
+
+
+def positions_of(values: Tensor) -> Int[Tensor, "batch step"]:
+    """Return the number of each place along the second axis, as a view."""
+    return torch.arange(values.shape[1], device=values.device).expand(values.shape[:2])

@@ -1,0 +1,397 @@
+"""FastConformer: convolutions that shorten features, then blocks of attention and convolution.
+
+Of each row only its valid frames count: a row gives what it would give alone, whatever follows it.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from corpus_asr.array_types import Bool, Float, Int
+from corpus_asr.families.layers.blocks import Record, activation, merge_heads, split_heads
+from corpus_asr.families.layers.stack import (
+    Stack,
+    can_check,
+    check_heard,
+    check_values,
+    within,
+)
+from corpus_asr.families.model_config import ModelConfig
+from corpus_asr.families.outputs import BaseModelOutput
+from corpus_asr.families.parakeet.config import ParakeetConfig, ParakeetEncoderConfig
+from corpus_asr.families.pretrained import PreTrainedModel
+
+_LONGEST = 10_000.0
+
+Hidden = Float[Tensor, "batch pos width"]
+
+
+@dataclass(eq=False)
+class ParakeetEncoderModelOutput(BaseModelOutput):
+    """What the encoder computes; `attention_mask` is 1 for every position that is valid."""
+
+    pooler_output: Float[Tensor, "batch pos _"] | None = None
+    """The states as a transducer's joint network takes them."""
+    attention_mask: Int[Tensor, "batch pos"] | None = None
+
+
+class Subsampling(nn.Module):
+    """Convolutions over frames and mel bins, each of which halves both, and a projection.
+
+    Source: Rekesh et al. 2023, section 3.1.
+    """
+
+    def __init__(self, config: ParakeetEncoderConfig) -> None:
+        super().__init__()
+        channels, size = config.subsampling_conv_channels, config.subsampling_conv_kernel_size
+
+        def halving(inputs: int, groups: int) -> nn.Conv2d:
+            return nn.Conv2d(inputs, channels, size, stride=2, padding=size // 2, groups=groups)
+
+        # In one list, by whose numbers checkpoints name them.
+        layers: list[nn.Module] = [halving(1, 1), nn.ReLU()]
+        for _ in range(1, config.num_convolutions):
+            mixing = nn.Conv2d(channels, channels, kernel_size=1)
+            layers += [halving(channels, channels), mixing, nn.ReLU()]
+        self.layers = nn.ModuleList(layers)
+        bins = config.num_mel_bins // config.subsampling_factor
+        self.linear = nn.Linear(channels * bins, config.hidden_size)
+
+    def forward(
+        self,
+        features: Float[Tensor, "batch frame mel"],
+        num_frames: Int[Tensor, " batch"] | None = None,
+    ) -> Hidden:
+        """Shorten features; of each row only `num_frames` are used, as if it were no longer."""
+        hidden = features[:, None]  # (batch, channel, frame, mel)
+        for layer in self.layers:
+            if num_frames is not None and isinstance(layer, nn.Conv2d):
+                # What a convolution makes of the zeros behind a row is no zero to the next one.
+                valid = within(num_frames, hidden.shape[2])
+                hidden = hidden.masked_fill(~valid[:, None, :, None], 0.0)
+                num_frames = -(-num_frames // layer.stride[0])
+            hidden = layer(hidden)
+        shortened: Tensor = self.linear(hidden.transpose(1, 2).flatten(2))
+        return shortened
+
+
+class RelativeAttention(nn.Module):
+    """Multi-head attention whose scores depend on the distance between positions, too.
+
+    Source: Dai et al. 2019, section 3.3.
+    """
+
+    def __init__(self, config: ParakeetEncoderConfig) -> None:
+        super().__init__()
+        width, bias = config.hidden_size, config.attention_bias
+        self.heads = config.num_attention_heads
+        self.dropout = config.attention_dropout
+        self.config = config
+        self.q_proj = nn.Linear(width, width, bias=bias)
+        self.k_proj = nn.Linear(width, width, bias=bias)
+        self.v_proj = nn.Linear(width, width, bias=bias)
+        self.o_proj = nn.Linear(width, width, bias=bias)
+        self.relative_k_proj = nn.Linear(width, width, bias=False)
+        self.bias_u = nn.Parameter(torch.zeros(self.heads, width // self.heads))
+        self.bias_v = nn.Parameter(torch.zeros(self.heads, width // self.heads))
+
+    def forward(
+        self,
+        hidden: Hidden,
+        *,
+        positions: Float[Tensor, "1 distance width"],
+        valid: Bool[Tensor, "batch pos"] | None,
+        weights: list[Tensor] | None = None,
+    ) -> Hidden:
+        """Let each position see those `valid`; attention weights are appended to `weights`."""
+        query, key, value = (
+            split_heads(projection(hidden), self.heads)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        distances = split_heads(self.relative_k_proj(positions), self.heads)
+        scale = query.shape[-1] ** -0.5
+        # The queries are scaled, not the scores: these are many times as many.
+        by_place = (query + self.bias_v[:, None]) * scale
+        bias = by_distance(by_place @ distances.transpose(-1, -2))  # (batch, head, pos, pos)
+        query = query + self.bias_u[:, None]
+        if valid is not None:
+            bias = bias.masked_fill(~valid[:, None, None], torch.finfo(bias.dtype).min)
+        dropout = self.dropout if self.training else 0.0
+        if weights is None and self.config.attn_implementation != "eager":
+            mixed = F.scaled_dot_product_attention(
+                query, key, value, attn_mask=bias, dropout_p=dropout
+            )
+        else:
+            # The fused kernel keeps no scores to return.
+            scores = (query * scale) @ key.transpose(-1, -2) + bias
+            attention = scores.softmax(dim=-1, dtype=torch.float32).to(scores.dtype)
+            attention = F.dropout(attention, dropout)
+            if weights is not None:
+                weights.append(attention)
+            mixed = attention @ value
+        projected: Tensor = self.o_proj(merge_heads(mixed))
+        return projected
+
+
+def by_distance(
+    scores: Float[Tensor, "batch head pos distance"],
+) -> Float[Tensor, "batch head pos pos"]:
+    """Turn scores by distance, the largest one first, into scores by key, without a copy.
+
+    A position's own distance is the middle one: each next row begins one place further left.
+    """
+    length = scores.shape[2]
+    if length == 1:
+        return scores
+    # Rows that are one value shorter than stored begin one place earlier each.
+    shorter = 2 * length - 2
+    flat = scores.flatten(2)[..., length - 1 : length - 1 + length * shorter]
+    return flat.view(*flat.shape[:2], length, shorter)[..., :length]
+
+
+def distances(length: int, *, like: Hidden) -> Float[Tensor, "1 distance width"]:
+    """Return sinusoids of the distances from `length` - 1 down to its negative.
+
+    Sines and cosines alternate.
+    """
+    width = like.shape[2]
+    steps = torch.arange(0, width, 2, device=like.device, dtype=torch.float32)
+    rates = 1.0 / _LONGEST ** (steps / width)
+    places = torch.arange(length - 1, -length, -1, device=like.device, dtype=torch.float32)
+    angles = places[:, None] * rates  # (distance, wave)
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[None].to(like.dtype)
+
+
+class Convolution(nn.Module):
+    """A gate, and a convolution over the neighbors of each position, channel by channel.
+
+    Source: Gulati et al. 2020, section 2.2.
+    """
+
+    def __init__(self, config: ParakeetEncoderConfig) -> None:
+        super().__init__()
+        width, size, bias = config.hidden_size, config.conv_kernel_size, config.convolution_bias
+        self.pointwise_conv1 = nn.Conv1d(width, 2 * width, kernel_size=1, bias=bias)
+        self.depthwise_conv = nn.Conv1d(
+            width, width, kernel_size=size, padding=size // 2, groups=width, bias=bias
+        )
+        self.norm = nn.BatchNorm1d(width)
+        self.pointwise_conv2 = nn.Conv1d(width, width, kernel_size=1, bias=bias)
+        self.activate = activation(config.hidden_act)
+
+    def forward(self, hidden: Hidden, *, valid: Bool[Tensor, "batch pos"] | None) -> Hidden:
+        """Mix each position with its neighbors that are `valid`."""
+        gated = F.glu(self.pointwise_conv1(hidden.transpose(1, 2)), dim=1)  # (batch, width, pos)
+        if valid is not None:
+            gated = gated.masked_fill(~valid[:, None], 0.0)
+        mixed: Tensor = self.pointwise_conv2(self.activate(self.norm(self.depthwise_conv(gated))))
+        return mixed.transpose(1, 2)
+
+
+class FeedForward(nn.Module):
+    """Two linear layers."""
+
+    def __init__(self, config: ParakeetEncoderConfig) -> None:
+        super().__init__()
+        width, inner, bias = config.hidden_size, config.intermediate_size, config.attention_bias
+        self.linear1 = nn.Linear(width, inner, bias=bias)
+        self.linear2 = nn.Linear(inner, width, bias=bias)
+        self.activate = activation(config.hidden_act)
+        self.dropout = config.activation_dropout
+
+    def forward(self, hidden: Hidden) -> Hidden:
+        """Transform each position by itself."""
+        inner = F.dropout(self.activate(self.linear1(hidden)), self.dropout, self.training)
+        outer: Tensor = self.linear2(inner)
+        return outer
+
+
+class ConformerBlock(nn.Module):
+    """Half a feed-forward layer, attention, convolution, the other half, and a norm."""
+
+    def __init__(self, config: ParakeetEncoderConfig) -> None:
+        super().__init__()
+        self.feed_forward1 = FeedForward(config)
+        self.self_attn = RelativeAttention(config)
+        self.conv = Convolution(config)
+        self.feed_forward2 = FeedForward(config)
+        width = config.hidden_size
+        self.norm_feed_forward1 = nn.LayerNorm(width)
+        self.norm_self_att = nn.LayerNorm(width)
+        self.norm_conv = nn.LayerNorm(width)
+        self.norm_feed_forward2 = nn.LayerNorm(width)
+        self.norm_out = nn.LayerNorm(width)
+
+    def forward(
+        self,
+        hidden: Hidden,
+        *,
+        positions: Float[Tensor, "1 distance width"],
+        valid: Bool[Tensor, "batch pos"] | None,
+        record: Record,
+    ) -> Hidden:
+        """Let every position see all that are `valid`."""
+        hidden = hidden + 0.5 * self.feed_forward1(self.norm_feed_forward1(hidden))
+        hidden = hidden + self.self_attn(
+            self.norm_self_att(hidden), positions=positions, valid=valid, weights=record.own
+        )
+        hidden = hidden + self.conv(self.norm_conv(hidden), valid=valid)
+        hidden = hidden + 0.5 * self.feed_forward2(self.norm_feed_forward2(hidden))
+        normed: Tensor = self.norm_out(hidden)
+        return normed
+
+
+class ParakeetPreTrainedModel(PreTrainedModel):
+    """Base of the Parakeet networks."""
+
+    config_class: ClassVar[type[ModelConfig]] = ParakeetConfig
+    config: Any
+
+    @property
+    def encoder_config(self) -> ParakeetEncoderConfig:
+        """Sizes of the encoder, which may be the whole network."""
+        return getattr(self.config, "encoder_config", self.config)  # type: ignore[no-any-return]
+
+    @property
+    def _smallest_features(self) -> tuple[int, int, int]:
+        return 1, 1, self.encoder_config.num_mel_bins
+
+    @property
+    def dummy_inputs(self) -> dict[str, Tensor]:
+        """The smallest input that the encoder runs with: silence."""
+        return {"input_features": next(self.parameters()).new_zeros(self._smallest_features)}
+
+    @torch.no_grad()
+    def _draw(self, name: str, parameter: Tensor) -> None:
+        if parameter.is_meta:
+            return
+        owner, _, kind = name.rpartition(".")
+        if kind == "bias" or kind.startswith(("bias_ih", "bias_hh")):
+            nn.init.zeros_(parameter)
+        elif owner.rpartition(".")[2].startswith("norm"):
+            nn.init.ones_(parameter)
+        elif owner.endswith("lstm"):
+            reach = self.config.decoder_hidden_size**-0.5  # as nn.LSTM draws them
+            nn.init.uniform_(parameter, -reach, reach)
+        else:
+            nn.init.normal_(parameter, std=self.encoder_config.initializer_range)
+
+    def _get_subsampling_output_length(self, input_lengths: Any) -> Any:
+        """Return how many positions so many frames become, one number or a tensor of them."""
+        # Rounding up once is the same as rounding up after each convolution.
+        return -(-input_lengths // self.encoder_config.subsampling_factor)
+
+
+class ParakeetEncoder(Stack, ParakeetPreTrainedModel):
+    """Subsampling and conformer blocks.
+
+    Source: Rekesh et al. 2023; parameter names of
+    transformers/models/parakeet/modeling_parakeet.py, equal to it within 1e-5 in float32.
+    """
+
+    base_model_prefix = "encoder"
+    config_class: ClassVar[type[ModelConfig]] = ParakeetEncoderConfig
+
+    def __init__(self, config: ParakeetEncoderConfig, *, drawn: bool = True) -> None:
+        super().__init__(config, layerdrop=config.layerdrop)
+        self.input_scale = math.sqrt(config.hidden_size) if config.scale_input else 1.0
+        self.subsampling = Subsampling(config)
+        self.layers = nn.ModuleList(ConformerBlock(config) for _ in range(config.num_hidden_layers))
+        # The whole network that it is a part of draws its weights together with the others.
+        if drawn:
+            self._draw_weights()
+
+    def forward(
+        self,
+        input_features: Tensor,
+        attention_mask: Tensor | None = None,
+        output_attention_mask: bool = True,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> ParakeetEncoderModelOutput | tuple[Any, ...]:
+        """Encode features (batch, frame, mel) in the weights' type.
+
+        Arguments are those of transformers; None asks the configuration. `attention_mask` (batch,
+        frame) has as many ones as a row has frames; what else is there is encoded as if it were
+        not, and the positions after a row's own hold nothing of use.
+        """
+        check_values(input_features, self.dtype)
+        num_frames = None if attention_mask is None else counted_frames(attention_mask)
+        record = Record.asked(self.config, output_attentions, output_hidden_states)
+        last, valid = self._run(input_features, num_frames, record)
+        output = ParakeetEncoderModelOutput(
+            last_hidden_state=last,
+            hidden_states=None if record.states is None else (*record.states, last),
+            attentions=None if record.own is None else tuple(record.own),
+            attention_mask=valid.int() if valid is not None and output_attention_mask else None,
+        )
+        return output.as_asked(self.config, return_dict)
+
+    def encode(
+        self, input_features: Float[Tensor, "batch frame mel"], *, num_frames: Sequence[int]
+    ) -> tuple[Hidden, Int[Tensor, " batch"]]:
+        """Encode `num_frames` of each row; returns the states, and how many are the row's own."""
+        rows, longest, _ = input_features.shape
+        check_heard(num_frames, windows=rows, whole=longest)
+        frames = torch.tensor(list(num_frames), device=input_features.device)
+        last, _ = self._run(input_features, frames, Record())
+        return last, self._get_subsampling_output_length(frames)
+
+    def _run(
+        self, features: Tensor, num_frames: Int[Tensor, " batch"] | None, record: Record
+    ) -> tuple[Hidden, Bool[Tensor, "batch pos"] | None]:
+        self._check(features)
+        hidden = self.subsampling(features, num_frames) * self.input_scale
+        valid = None
+        if num_frames is not None:
+            valid = within(self._get_subsampling_output_length(num_frames), hidden.shape[1])
+        positions = distances(hidden.shape[1], like=hidden)
+        hidden = F.dropout(hidden, self.config.dropout, self.training)
+        positions = F.dropout(positions, self.config.dropout_positions, self.training)
+        for number, layer in enumerate(self.layers):
+            if record.states is not None:
+                record.states.append(hidden)
+            twice = self.gradient_checkpointing and number % self.checkpoint_every == 0
+            hidden = self._through(
+                layer, hidden, twice, positions=positions, valid=valid, record=record
+            )
+        return hidden, valid
+
+    def _check(self, features: Tensor) -> None:
+        shape, bins = tuple(features.shape), self.config.num_mel_bins
+        if len(shape) != 3 or shape[2] != bins or not features.numel():
+            raise ValueError(
+                f"encoding features: found shape {shape}, expected (batch, frame, {bins}), one row "
+                "or more of one frame or more; make them with this checkpoint's feature extractor"
+            )
+        most = self.config.max_position_embeddings
+        length = self._get_subsampling_output_length(shape[1])
+        if length > most:
+            raise ValueError(
+                f"encoding features: found {shape[1]} frames, which make {length} positions, "
+                f"expected at most {most} (max_position_embeddings); cut the audio into shorter "
+                "windows"
+            )
+
+
+def counted_frames(attention_mask: Tensor) -> Int[Tensor, " batch"]:
+    """Return how many frames of each row of a mask (batch, frame) are valid."""
+    if attention_mask.ndim != 2:
+        raise ValueError(
+            f"encoding: found an attention_mask of shape {tuple(attention_mask.shape)}, expected "
+            "(batch, frame): one value for each frame of input_features"
+        )
+    frames = (attention_mask != 0).sum(dim=1)
+    if can_check(frames) and not bool(frames.all()):
+        rows = (frames == 0).nonzero().flatten().tolist()
+        raise ValueError(
+            f"encoding: found an attention_mask without any frame in rows {rows}, expected one "
+            "frame or more; leave these rows out"
+        )
+    return frames
