@@ -107,8 +107,8 @@ class PretrainedTokenizer(ChatTemplates, TokenRoles, Uploads):
 
     @property
     @abstractmethod
-    def _end(self) -> int:
-        """The id that labels end with."""
+    def _end(self) -> int | None:
+        """The id that labels end with; None where nothing is put around them."""
 
     add_tokens: Callable[..., int]
     """Adds tokens after the last id; returns how many were new."""
@@ -363,7 +363,7 @@ class PretrainedTokenizer(ChatTemplates, TokenRoles, Uploads):
         self, token_ids_0: list[int], token_ids_1: list[int] | None = None
     ) -> list[int]:
         """Put the prefix before ids, and the end token after them."""
-        return [*self.prefix_tokens, *token_ids_0, *(token_ids_1 or []), self._end]
+        return [*self.prefix_tokens, *token_ids_0, *(token_ids_1 or []), *self._suffix_tokens]
 
     def get_special_tokens_mask(
         self,
@@ -377,7 +377,7 @@ class PretrainedTokenizer(ChatTemplates, TokenRoles, Uploads):
         """
         if not already_has_special_tokens:
             texts = [0] * (len(token_ids_0) + len(token_ids_1 or []))
-            return [*([1] * len(self.prefix_tokens)), *texts, 1]
+            return [*([1] * len(self.prefix_tokens)), *texts, *([1] * len(self._suffix_tokens))]
         if token_ids_1 is not None:
             raise ValueError(
                 "marking special tokens: found a second list of ids, expected one where "
@@ -388,7 +388,11 @@ class PretrainedTokenizer(ChatTemplates, TokenRoles, Uploads):
 
     def num_special_tokens_to_add(self, pair: bool = False) -> int:
         """Return how many tokens stand around a text, or around a pair."""
-        return len(self.prefix_tokens) + 1
+        return len(self.prefix_tokens) + len(self._suffix_tokens)
+
+    @property
+    def _suffix_tokens(self) -> list[int]:
+        return [] if self._end is None else [self._end]
 
     def _text_limit(self, options: EncodeOptions) -> int:
         """Return how many tokens of text a row may have."""

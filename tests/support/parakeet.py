@@ -8,7 +8,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from corpus_asr.families.parakeet import model as ours
+from corpus_asr.models.generation import parakeet as ours
 
 KINDS = ("CTC", "RNNT", "TDT")
 BINS, VOCAB = 16, 12
@@ -35,9 +35,18 @@ class Pair:
 
 
 def parakeet_pair(
-    kind: str, folder: Path, *, seed: int = 0, encoder: dict[str, Any] | None = None, **config: Any
+    kind: str,
+    folder: Path,
+    *,
+    seed: int = 0,
+    blanks: float = 6.0,
+    encoder: dict[str, Any] | None = None,
+    **config: Any,
 ) -> Pair:
-    """Write a random checkpoint of `CTC`, `RNNT` or `TDT`, and load it by both."""
+    """Write a random checkpoint of `CTC`, `RNNT` or `TDT`, and load it by both.
+
+    More `blanks` make them likelier.
+    """
     blank = {"pad_token_id": BLANK} if kind == "CTC" else {"blank_token_id": BLANK}
     sizes = {} if kind == "CTC" else {"decoder_hidden_size": 16}
     settings = {"vocab_size": VOCAB, **blank, **sizes, **config}
@@ -64,7 +73,7 @@ def parakeet_pair(
             head.weight *= 3
             head.weight -= head.weight.mean(dim=1, keepdim=True)
             head.bias.zero_()
-            head.bias[settings["blank_token_id"]] = 6.0
+            head.bias[settings["blank_token_id"]] = blanks
             head.bias[settings["vocab_size"] :][:1] = -3.0
             theirs.generation_config.decoder_start_token_id = settings["blank_token_id"]
             # transformers would take scores of durations for those of tokens.

@@ -194,6 +194,38 @@ def tiny_speech2text_tokenizer(
     return folder
 
 
+def tiny_parakeet_tokenizer(folder: Path, kind: str = "TDT") -> int:
+    """Write a tokenizer.json as transformers makes it of NeMo's model; return its size.
+
+    Bytes stand for characters that no piece has; a transducer's blank is the last token, and CTC's
+    the padding.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = Tokenizer(BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    first = ["<unk>"] if kind == "CTC" else ["<unk>", "<|nospeech|>", "<pad>"]
+    names = [*first, *(f"<0x{value:02X}>" for value in range(256))]
+    trainer = BpeTrainer(
+        vocab_size=400, special_tokens=names, show_progress=False, initial_alphabet=list(".,?")
+    )
+    tokenizer.train_from_iterator([" ".join(made_words(300))], trainer)
+    # Bytes are pieces like others; the trainer takes only special ones.
+    content = json.loads(tokenizer.to_str())
+    content["added_tokens"] = [one for one in content["added_tokens"] if one["content"] in first]
+    tokenizer = Tokenizer.from_str(json.dumps(content))
+    last = ["<pad>"] if kind == "CTC" else ["<blank>"]
+    tokenizer.add_special_tokens([AddedToken(one, special=True, normalized=False) for one in last])
+    padding = "<blank>" if kind == "RNNT" else "<pad>"
+    transformers.ParakeetTokenizer(
+        tokenizer_object=tokenizer,
+        unk_token="<unk>",
+        pad_token=padding,
+        clean_up_tokenization_spaces=False,
+    ).save_pretrained(folder)
+    return tokenizer.get_vocab_size(with_added_tokens=True)
+
+
 class TokenizerPair:
     """A tokenizer of the package and that of transformers, loaded from one folder."""
 

@@ -39,6 +39,15 @@ class ParakeetEncoderModelOutput(BaseModelOutput):
     """The states as a transducer's joint network takes them."""
     attention_mask: Int[Tensor, "batch pos"] | None = None
 
+    @property
+    def lengths(self) -> Int[Tensor, " batch"]:
+        """How many positions of each row are valid."""
+        if self.attention_mask is not None:
+            return self.attention_mask.sum(dim=1)
+        states = self.last_hidden_state
+        assert states is not None
+        return torch.full((len(states),), states.shape[1], device=states.device)
+
 
 class Subsampling(nn.Module):
     """Convolutions over frames and mel bins, each of which halves both, and a projection.

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from corpus_asr.array_types import Float, Int
 from corpus_asr.decoding.ctc import collapse
 from corpus_asr.decoding.emissions import Emissions
-from corpus_asr.decoding.transducer import State, Steps, greedy_steps
+from corpus_asr.decoding.transducer import State, greedy_steps
 from corpus_asr.families.generation_config import GenerationConfig
-from corpus_asr.families.layers.blocks import activation
-from corpus_asr.families.layers.stack import check_tokens, within
+from corpus_asr.families.layers.blocks import Record, activation
+from corpus_asr.families.layers.stack import check_tokens
 from corpus_asr.families.model_config import ModelConfig
-from corpus_asr.families.outputs import CausalLMOutput, ModelOutput, States, Weights
+from corpus_asr.families.outputs import CausalLMOutput
 from corpus_asr.families.parakeet.config import (
     ParakeetCTCConfig,
     ParakeetRNNTConfig,
@@ -59,34 +59,23 @@ class _Recognizer(ParakeetPreTrainedModel):
         attention_mask: Tensor | None,
         output_attentions: bool | None,
         output_hidden_states: bool | None,
-    ) -> tuple[ParakeetEncoderModelOutput, Int[Tensor, " batch"]]:
-        encoded = self.encoder(
+    ) -> ParakeetEncoderModelOutput:
+        asked = Record.asked(self.config, output_attentions, output_hidden_states)
+        encoded: ParakeetEncoderModelOutput = self.encoder(
             input_features,
             attention_mask,
-            output_attentions=_asked(output_attentions, self.config.output_attentions),
-            output_hidden_states=_asked(output_hidden_states, self.config.output_hidden_states),
+            output_attentions=asked.own is not None,
+            output_hidden_states=asked.states is not None,
             return_dict=True,
         )
-        return encoded, _lengths(encoded)
-
-
-def _asked(option: bool | None, default: bool) -> bool:
-    return default if option is None else option
-
-
-def _lengths(encoded: ParakeetEncoderModelOutput) -> Int[Tensor, " batch"]:
-    states = encoded.last_hidden_state
-    assert states is not None
-    if encoded.attention_mask is not None:
-        return encoded.attention_mask.sum(dim=1)
-    return torch.full((len(states),), states.shape[1], device=states.device)
+        return encoded
 
 
 def _checked_labels(labels: Tensor, size: int) -> None:
     check_tokens(labels, size, doing="training", what="labels", ignored=IGNORED_LABEL)
 
 
-class ParakeetForCTC(_Recognizer):
+class ParakeetCTC(_Recognizer):
     """The encoder, and a score of every token at every position."""
 
     config_class: ClassVar[type[ModelConfig]] = ParakeetCTCConfig
@@ -118,7 +107,7 @@ class ParakeetForCTC(_Recognizer):
         Arguments are those of transformers; None asks the configuration. The loss leaves out -100
         and blanks.
         """
-        encoded, lengths = self._encoded(
+        encoded = self._encoded(
             input_features, attention_mask, output_attentions, output_hidden_states
         )
         logits = self._scored(encoded.last_hidden_state)
@@ -129,7 +118,7 @@ class ParakeetForCTC(_Recognizer):
                 logits,
                 labels.to(logits.device),
                 ((labels != IGNORED_LABEL) & (labels != self.blank)).to(logits.device),
-                lengths,
+                encoded.lengths,
                 blank=self.blank,
                 reduction=self.config.ctc_loss_reduction,
                 zero_infinity=self.config.ctc_zero_infinity,
@@ -153,50 +142,6 @@ class ParakeetForCTC(_Recognizer):
         """Read the tokens off `num_frames` of each row."""
         states, lengths = self.encoder.encode(input_features, num_frames=num_frames)
         return collapse(self._scored(states), lengths, blank=self.blank)
-
-    @torch.no_grad()
-    def generate(
-        self, input_features: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
-    ) -> Any:
-        """Return the likeliest token of each position, blanks after a row's own.
-
-        With `return_dict_in_generate=True` as an output with `sequences` and `logits`. Other
-        keywords are those of `forward`.
-        """
-        as_output = kwargs.pop("return_dict_in_generate", False)
-        output = self(input_features, attention_mask, **kwargs | {"return_dict": True})
-        tokens = output.logits.argmax(dim=2)
-        if attention_mask is not None:
-            frames = (attention_mask != 0).sum(dim=1)
-            valid = within(self._get_subsampling_output_length(frames), tokens.shape[1])
-            tokens = tokens.masked_fill(~valid, self.blank)
-        if not as_output:
-            return tokens
-        return ParakeetCTCGenerateOutput(
-            sequences=tokens,
-            logits=output.logits,
-            attentions=output.attentions,
-            hidden_states=output.hidden_states,
-        )
-
-
-@dataclass(eq=False)
-class ParakeetCTCGenerateOutput(ModelOutput):
-    """What `generate` of CTC returns."""
-
-    sequences: Int[Tensor, "batch pos"] | None = None
-    logits: Float[Tensor, "batch pos vocab"] | None = None
-    attentions: Weights | None = None
-    hidden_states: States | None = None
-
-
-@dataclass(eq=False)
-class ParakeetRNNTGenerateOutput(ModelOutput):
-    """What `generate` of transducers returns: every step after the first token, blanks too."""
-
-    sequences: Int[Tensor, "batch step"] | None = None
-    durations: Int[Tensor, "batch step"] | None = None
-    """Positions that each step moved on by; 0 of the first token and of padding."""
 
 
 @dataclass(eq=False)
@@ -245,7 +190,7 @@ class JointNetwork(nn.Module):
         return scores
 
 
-class ParakeetForRNNT(_Recognizer):
+class ParakeetRNNT(_Recognizer):
     """The encoder, the prediction network, and the joint network of both."""
 
     config_class: ClassVar[type[ModelConfig]] = ParakeetRNNTConfig
@@ -276,7 +221,7 @@ class ParakeetForRNNT(_Recognizer):
         output_hidden_states: bool | None = None,
     ) -> ParakeetEncoderModelOutput:
         """Encode features; `pooler_output` are the states as the joint network takes them."""
-        encoded, _ = self._encoded(
+        encoded = self._encoded(
             input_features, attention_mask, output_attentions, output_hidden_states
         )
         encoded.pooler_output = self.encoder_projector(encoded.last_hidden_state)
@@ -332,7 +277,7 @@ class ParakeetForRNNT(_Recognizer):
         logits = self.joint(states[:, :, None], predicted[:, None])
         loss = None
         if labels is not None and counted is not None:
-            loss = self._loss(logits, labels, counted.sum(dim=1), _lengths(encoder_outputs))
+            loss = self._loss(logits, labels, counted.sum(dim=1), encoder_outputs.lengths)
         output = ParakeetRNNTOutput(**encoder_outputs, loss=loss, logits=logits)
         return output.as_asked(self.config, return_dict)
 
@@ -378,24 +323,8 @@ class ParakeetForRNNT(_Recognizer):
         steps = greedy_steps(self, self.encoder_projector(states), lengths)
         return steps.emissions(blank=self.blank)
 
-    @torch.no_grad()
-    def generate(
-        self, input_features: Tensor, attention_mask: Tensor | None = None
-    ) -> ParakeetRNNTGenerateOutput:
-        """Search greedily; returns every step, blanks too, and how far each moved."""
-        encoded = self.get_audio_features(input_features, attention_mask)
-        assert encoded.pooler_output is not None
-        steps: Steps = greedy_steps(self, encoded.pooler_output, _lengths(encoded))
-        padding = self.blank if self.config.pad_token_id is None else self.config.pad_token_id
-        inside = within(steps.counts, steps.tokens.shape[1])
-        start = steps.tokens.new_full((len(steps.tokens), 1), self.blank)
-        return ParakeetRNNTGenerateOutput(
-            sequences=torch.cat([start, steps.tokens.masked_fill(~inside, padding)], dim=1),
-            durations=torch.cat([torch.zeros_like(start), steps.durations], dim=1),
-        )
 
-
-class ParakeetForTDT(ParakeetForRNNT):
+class ParakeetTDT(ParakeetRNNT):
     """A transducer whose joint network says, too, how many positions a token lasts."""
 
     config_class: ClassVar[type[ModelConfig]] = ParakeetTDTConfig

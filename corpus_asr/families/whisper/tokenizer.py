@@ -7,16 +7,16 @@ multilingual and large-v3 checkpoints.
 
 import codecs
 from collections.abc import Iterable, Mapping
-from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Encoding, Tokenizer, pre_tokenizers
+from tokenizers import Tokenizer, pre_tokenizers
 
 from corpus_asr.errors import CheckpointError
+from corpus_asr.families.library_tokenizer import LibraryTokenizer, read_tokenizer_file
 from corpus_asr.families.saved_files import optional_object, read_json_object, write_json_object
-from corpus_asr.families.tensors import BatchEncoding, as_tensors
+from corpus_asr.families.tensors import as_tensors
 from corpus_asr.families.token_roles import ROLES
 from corpus_asr.families.tokenizer import (
     ADDED_NAME,
@@ -25,11 +25,10 @@ from corpus_asr.families.tokenizer import (
     SPECIAL_NAME,
     TOKENIZER_NAME,
     VOCAB_NAME,
-    PretrainedTokenizer,
     added_token,
     vocabulary_paths,
 )
-from corpus_asr.families.truncation_padding import NO_LIMIT, EncodeOptions, decode_each, text_pairs
+from corpus_asr.families.truncation_padding import NO_LIMIT, decode_each
 from corpus_asr.families.whisper.timestamps import (
     merged_chunks,
     timed_segments,
@@ -38,10 +37,7 @@ from corpus_asr.families.whisper.timestamps import (
 )
 from corpus_asr.families.whisper.vocabulary import (
     build_vocabulary,
-    encoding_of,
-    fitting_tokenizer,
     load_vocabulary,
-    read_tokenizer_file,
     token_bytes,
     write_vocabulary,
 )
@@ -63,7 +59,7 @@ _NO_SPEECH = ("<|nospeech|>", "<|nocaptions|>")
 _ENGLISH_ONLY_END = 50256
 
 
-class WhisperTokenizer(PretrainedTokenizer):
+class WhisperTokenizer(LibraryTokenizer):
     """Whisper's byte-level BPE, control tokens and timestamps.
 
     Args:
@@ -81,8 +77,6 @@ class WhisperTokenizer(PretrainedTokenizer):
         ValueError: `language` or `task` is not known, or the vocabulary lacks a named token.
     """
 
-    is_fast = True
-    backend = "tokenizers"
     _without_effect = ("do_lower_case",)
     language: str | None
     task: str | None
@@ -142,8 +136,7 @@ class WhisperTokenizer(PretrainedTokenizer):
         is_multilingual: bool | None = None,
     ) -> None:
         self._tokenizer = tokenizer
-        # Kept, since listing the added tokens copies some 1,600 of them.
-        self._special_ids: tuple[int, ...] | None = None
+        self._special_ids = None
         self.eot = self._control(_END)
         self.sot = self._control("<|startoftranscript|>")
         self.translate = self._control("<|translate|>")
@@ -187,59 +180,6 @@ class WhisperTokenizer(PretrainedTokenizer):
             f"{type(self).__name__}({len(self)} tokens, language={self.language!r}, "
             f"task={self.task!r}, predict_timestamps={self.predict_timestamps})"
         )
-
-    # The vocabulary
-
-    def __len__(self) -> int:
-        return self._tokenizer.get_vocab_size(with_added_tokens=True)
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of tokens before any were added; `len()` counts all."""
-        return self._tokenizer.get_vocab_size(with_added_tokens=False)
-
-    def get_vocab(self) -> dict[str, int]:
-        """Return the id of every token."""
-        return self._tokenizer.get_vocab(with_added_tokens=True)
-
-    @property
-    def added_tokens_decoder(self) -> dict[int, AddedToken]:
-        """The tokens next to the vocabulary by id, ascending."""
-        return dict(sorted(self._tokenizer.get_added_tokens_decoder().items()))
-
-    @property
-    def all_special_ids(self) -> list[int]:
-        """Ids of the control tokens, ascending; timestamps are not among them."""
-        if self._special_ids is None:
-            added = self.added_tokens_decoder.items()
-            self._special_ids = tuple(i for i, token in added if token.special)
-        return list(self._special_ids)
-
-    @property
-    def all_special_tokens(self) -> list[str]:
-        """The control tokens, in the order of their ids."""
-        return [token for i in self.all_special_ids if (token := self._id_token(i))]
-
-    @property
-    def additional_special_tokens(self) -> list[str]:
-        """The control tokens that play no named role, in the order of their ids."""
-        named = set(self.special_tokens_map.values())
-        return [token for token in self.all_special_tokens if token not in named]
-
-    def add_tokens(
-        self,
-        new_tokens: str | AddedToken | Iterable[str | AddedToken],
-        special_tokens: bool = False,
-    ) -> int:
-        """Add tokens after the last id; returns how many were new.
-
-        A model needs a row per token: resize its embeddings to `len()` of this afterwards.
-        """
-        tokens = [new_tokens] if isinstance(new_tokens, str | AddedToken) else new_tokens
-        size = len(self)
-        self._tokenizer.add_tokens([added_token(t, special=special_tokens) for t in tokens])
-        self._special_ids = None
-        return len(self) - size
 
     # Prompts and labels
 
@@ -309,13 +249,6 @@ class WhisperTokenizer(PretrainedTokenizer):
             )
         return as_tensors([self.start_of_prev, *ids], return_tensors)
 
-    def _token_id(self, token: str) -> int | None:
-        return self._tokenizer.token_to_id(token)
-
-    def _id_token(self, token_id: int) -> str | None:
-        # The library's ids are unsigned: a negative one would raise OverflowError.
-        return self._tokenizer.id_to_token(token_id) if token_id >= 0 else None
-
     def _control(self, *names: str) -> int:
         token_id = next((i for i in map(self._token_id, names) if i is not None), None)
         if token_id is None:
@@ -341,66 +274,9 @@ class WhisperTokenizer(PretrainedTokenizer):
             )
         return self.translate if task == "translate" else self.transcribe
 
-    # Texts to ids
-
-    def tokenize(
-        self, text: str, pair: str | None = None, add_special_tokens: bool = False
-    ) -> list[str]:
-        """Return the tokens of a text as the vocabulary spells them."""
-        ids = self.encode(text, pair, add_special_tokens)
-        return [token for i in ids if (token := self._id_token(i)) is not None]
-
-    def create_token_type_ids_from_sequences(
-        self, token_ids_0: list[int], token_ids_1: list[int] | None = None
-    ) -> list[int]:
-        """Return 0 for every id of the first sequence and 1 for every id of the second."""
-        return [0] * len(token_ids_0) + [1] * len(token_ids_1 or [])
-
     @property
     def _end(self) -> int:
         return self.eot if self.eos_token_id is None else self.eos_token_id
-
-    def _text_ids(self, text: str) -> list[int]:
-        return list(encoding_of(self._tokenizer, text, words=False).ids)
-
-    def _batch(self, text: Any, pair: Any, options: EncodeOptions) -> BatchEncoding:
-        several, pairs = text_pairs(text, pair, words=options.words)
-        self._text_limit(options)
-        around = (self.prefix_tokens, self._end) if options.special else None
-        fitting = fitting_tokenizer(options, around=around, truncation_side=self.truncation_side)
-        encoded = partial(encoding_of, self._tokenizer, words=options.words)
-        rows, sources, kept = [], [], []
-        for number, (first, second) in enumerate(pairs):
-            if options.overflow and second is not None:
-                # The library loses which of the two texts an overflowing token is of.
-                raise ValueError(
-                    "encoding pairs: found return_overflowing_tokens=True, expected it for single "
-                    "texts only; encode the texts one by one"
-                )
-            text = encoded(first)
-            pair = None if second is None else encoded(second)
-            try:
-                whole = fitting.post_process(text, pair, options.special)
-            except Exception as error:  # the library raises nothing more precise
-                raise ValueError(
-                    f"truncating a pair of {len(text)} and {len(pair or ())} tokens to "
-                    f"{options.lengths.max_length}: found too few to cut by "
-                    f"truncation={options.lengths.truncation!r}; cut the other text, or allow more "
-                    f"by max_length"
-                ) from error
-            encodings = [whole, *whole.overflowing] if options.overflow else [whole]
-            rows += [_row(encoding) for encoding in encodings]
-            sources += [number] * len(encodings)
-            kept += encodings
-        batch = self._padded(rows, options)
-        if "length" in batch:
-            batch["length"] = [len(row) for row in batch["input_ids"]]
-        if options.overflow:
-            batch["overflow_to_sample_mapping"] = sources
-        if not several and options.tensors is None and not options.overflow:
-            batch = BatchEncoding({k: v if k == "length" else v[0] for k, v in batch.items()})
-        batch.encodings = kept
-        return batch.convert_to_tensors(options.tensors)
 
     # Ids to text
 
@@ -574,17 +450,6 @@ class WhisperTokenizer(PretrainedTokenizer):
             normalizer, dict(american_spellings() if spellings is None else spellings)
         )
         return str(vocab), str(merges), str(normalizer)
-
-
-def _row(encoding: Encoding) -> dict[str, Any]:
-    return {
-        "input_ids": encoding.ids,
-        "attention_mask": encoding.attention_mask,
-        "token_type_ids": encoding.type_ids,
-        "special_tokens_mask": encoding.special_tokens_mask,
-        "offset_mapping": encoding.offsets,
-        "length": len(encoding),
-    }
 
 
 WhisperTokenizerFast = WhisperTokenizer

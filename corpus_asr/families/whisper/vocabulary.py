@@ -1,20 +1,16 @@
-"""Whisper's byte-level BPE vocabulary as a `tokenizers.Tokenizer`: read, written, encoded with.
-
-The files are checked here before the library sees them: it ignores a vocabulary that is no object
-and panics, past `except Exception`, on a merge whose parts are not in the vocabulary.
-"""
+"""Whisper's byte-level BPE vocabulary as a `tokenizers.Tokenizer`: read and written."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from functools import cache, lru_cache
+from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Encoding, Tokenizer, decoders, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
-from tokenizers.processors import TemplateProcessing
 
 from corpus_asr.errors import CheckpointError
+from corpus_asr.families.library_tokenizer import check_vocabulary, read_tokenizer_file
 from corpus_asr.families.saved_files import (
     optional_object,
     read_json_object,
@@ -31,9 +27,6 @@ from corpus_asr.families.tokenizer import (
     VOCAB_NAME,
     added_token,
 )
-from corpus_asr.families.truncation_padding import NO_LIMIT, EncodeOptions
-
-_MAX_ID = 2**32 - 1  # of the library
 
 
 def load_vocabulary(folder: Path) -> Tokenizer:
@@ -66,40 +59,6 @@ def _trained_from(folder: Path) -> str:
     return _BY_VOCABULARY.get(size, "BASE") if isinstance(size, int) else "BASE"
 
 
-def read_tokenizer_file(path: Path) -> Tokenizer:
-    """Load a file in the format of tokenizer.json; raises CheckpointError."""
-    about = path.stat() if path.is_file() else None
-    _check_tokenizer_file(path, about and (about.st_mtime_ns, about.st_size))
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises nothing more precise
-        raise CheckpointError(
-            f"reading {path}: found no usable tokenizer ({error}); fetch the checkpoint again"
-        ) from error
-    # A file may ask for truncated or padded texts; calls alone decide that here.
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
-
-
-# Loading a model reads its tokenizer before its weights are fetched and again with them; the check
-# is most of a reading's time.
-@lru_cache(maxsize=64)
-def _check_tokenizer_file(path: Path, _version: tuple[int, int] | None) -> None:
-    model = read_json_object(path).get("model")
-    kind = model.get("type", "BPE") if isinstance(model, dict) else None
-    if not isinstance(model, dict) or kind != "BPE":
-        raise CheckpointError(
-            f"reading {path}: found a model of type {kind!r}, expected 'BPE'; choose a checkpoint "
-            f"with a byte-level BPE tokenizer"
-        )
-    merges = model.get("merges")
-    if isinstance(merges, list):
-        # Older files write a pair as one string.
-        merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in merges]
-    _check_vocabulary(model.get("vocab"), merges, path=path, merges_path=path)
-
-
 def build_vocabulary(vocab_path: Path, merges_path: Path) -> Tokenizer:
     """Build a tokenizer from its vocabulary and merges, whatever the names of these files.
 
@@ -116,7 +75,7 @@ def build_vocabulary(vocab_path: Path, merges_path: Path) -> Tokenizer:
     # Only the version line is a comment: `#` itself is a token, and may be merged.
     lines = [line for line in text.replace("\r\n", "\n").split("\n") if line]
     merges = [line.split(" ") for line in lines if not line.startswith("#version:")]
-    _check_vocabulary(vocab, merges, path=vocab_path, merges_path=merges_path)
+    check_vocabulary(vocab, merges, path=vocab_path, merges_path=merges_path)
     settings = optional_object(folder / SETTINGS_NAME)
     tokenizer = Tokenizer(BPE(vocab=vocab, merges=[(left, right) for left, right in merges]))
     prefix_space = settings.get("add_prefix_space") is True
@@ -133,36 +92,6 @@ def build_vocabulary(vocab_path: Path, merges_path: Path) -> Tokenizer:
                 f"the checkpoint again"
             )
     return tokenizer
-
-
-def _check_vocabulary(vocab: object, merges: object, *, path: Path, merges_path: Path) -> None:
-    # Not `isinstance` for ids: true is an int for Python, but no id.
-    if not isinstance(vocab, dict) or not all(
-        type(i) is int and 0 <= i <= _MAX_ID for i in vocab.values()
-    ):
-        raise CheckpointError(
-            f"reading {path}: found no vocabulary, expected an object of tokens and their ids, "
-            f"whole numbers of 0 to {_MAX_ID:,}; fetch the checkpoint again"
-        )
-    if not isinstance(merges, list):
-        raise CheckpointError(
-            f"reading {merges_path}: found no merges, expected a list of pairs; "
-            f"fetch the checkpoint again"
-        )
-    known = vocab.keys()  # texts, as keys of JSON are
-    for number, pair in enumerate(merges):
-        left, right = pair if type(pair) is list and len(pair) == 2 else (None, None)
-        if not (
-            type(left) is str
-            and type(right) is str
-            and left in known
-            and right in known
-            and left + right in known
-        ):
-            raise CheckpointError(
-                f"reading {merges_path}: merge {number} is {str(pair)[:60]}, expected two tokens "
-                f"of {path.name} that make a third; fetch the checkpoint again"
-            )
 
 
 def _added_tokens(folder: Path, settings: Mapping[str, Any]) -> list[tuple[AddedToken, int | None]]:
@@ -221,70 +150,6 @@ def write_vocabulary(tokenizer: Tokenizer, vocab_path: Path, merges_path: Path) 
     pairs = json.loads(tokenizer.to_str())["model"]["merges"]
     lines = [pair if isinstance(pair, str) else " ".join(pair) for pair in pairs]
     merges_path.write_text("\n".join(["#version: 0.2", *lines]) + "\n", encoding="utf-8")
-
-
-def fitting_tokenizer(
-    options: EncodeOptions, *, around: tuple[Sequence[int], int] | None, truncation_side: str
-) -> Tokenizer:
-    """Return what truncates encodings and puts special tokens around them, and does no more.
-
-    `around` are the ids before a text and the one after it.
-
-    Raises:
-        ValueError: the stride does not fit the length.
-    """
-    # Truncation set on the vocabulary's own tokenizer would be seen by threads that encode with it
-    # at the same time; making this one takes 25 us.
-    fitting = Tokenizer(BPE())
-    if around is not None:
-        prefix, end = around
-        before = [f"{token}:0" for token in prefix]
-        fitting.post_processor = TemplateProcessing(
-            single=[*before, "$A:0", f"{end}:0"],
-            pair=[*before, "$A:0", "$B:1", f"{end}:1"],
-            special_tokens=[(str(token), token) for token in {*prefix, end}],
-        )
-    lengths = options.lengths
-    if lengths.limit == NO_LIMIT:
-        return fitting
-    try:
-        fitting.enable_truncation(
-            lengths.limit,
-            stride=options.stride,
-            strategy=lengths.truncation,
-            direction=truncation_side,
-        )
-    except (ValueError, OverflowError) as error:
-        raise ValueError(
-            f"encoding texts: found stride={options.stride} and max_length={lengths.limit} "
-            f"({error}), expected a stride from 0 and below the tokens of text in a row; "
-            f"change one of them"
-        ) from error
-    return fitting
-
-
-def encoding_of(tokenizer: Tokenizer, text: Any, *, words: bool) -> Encoding:
-    """Encode a text, or a list of words, without special tokens.
-
-    Raises:
-        ValueError: it is no such thing, or no valid Unicode.
-    """
-    of_words = isinstance(text, list | tuple) and all(isinstance(word, str) for word in text)
-    if not (of_words if words else isinstance(text, str)):
-        expected = "a list of words" if words else "a text"
-        raise ValueError(
-            f"encoding texts: found {str(text)[:40]!r} of type {type(text).__name__}, expected "
-            f"{expected}; correct it or is_split_into_words"
-        )
-    try:
-        return tokenizer.encode(
-            list(text) if words else text, is_pretokenized=words, add_special_tokens=False
-        )
-    except TypeError as error:
-        raise ValueError(
-            f"encoding {text[:40]!r}: found {type(text).__name__} that is no valid Unicode "
-            f"text; decode it with errors='replace' first"
-        ) from error
 
 
 def token_bytes(token: str) -> bytes:

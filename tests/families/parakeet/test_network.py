@@ -11,12 +11,12 @@ from safetensors.torch import load_file, save_file
 
 from corpus_asr.errors import CheckpointError
 from corpus_asr.families.parakeet import config as configs
-from corpus_asr.families.parakeet import model as networks
 from corpus_asr.families.parakeet.encoder import ParakeetEncoder
+from corpus_asr.models.generation import parakeet as networks
 from tests.support.parakeet import BINS, BLANK, ENCODER, KINDS, Pair, features, parakeet_pair
 
 # float32 of some layers of width 16.
-CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-5}
 LENGTHS = (200, 90, 9, 8, 1)
 LABELS = [[1, 3, 4, 4], [5, 5, -1, -1], [1, -1, -1, -1], [3, -1, -1, -1], [7, -1, -1, -1]]
 

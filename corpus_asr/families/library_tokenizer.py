@@ -1,0 +1,287 @@
+"""Tokenizers that the tokenizers library runs: their files, and what all of them do alike.
+
+The files are checked here before the library sees them: it ignores a vocabulary that is no object
+and panics, past `except Exception`, on a merge whose parts are not in the vocabulary.
+"""
+
+from collections.abc import Iterable, Sequence
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Encoding, Tokenizer
+from tokenizers.models import BPE
+from tokenizers.processors import TemplateProcessing
+
+from corpus_asr.errors import CheckpointError
+from corpus_asr.families.saved_files import read_json_object
+from corpus_asr.families.tensors import BatchEncoding
+from corpus_asr.families.tokenizer import PretrainedTokenizer, added_token
+from corpus_asr.families.truncation_padding import NO_LIMIT, EncodeOptions, text_pairs
+
+_MAX_ID = 2**32 - 1  # of the library
+
+
+def read_tokenizer_file(path: Path) -> Tokenizer:
+    """Load a file in the format of tokenizer.json; raises CheckpointError."""
+    about = path.stat() if path.is_file() else None
+    _check_tokenizer_file(path, about and (about.st_mtime_ns, about.st_size))
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing more precise
+        raise CheckpointError(
+            f"reading {path}: found no usable tokenizer ({error}); fetch the checkpoint again"
+        ) from error
+    # A file may ask for truncated or padded texts; calls alone decide that here.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+# Loading a model reads its tokenizer before its weights are fetched and again with them; the check
+# is most of a reading's time.
+@lru_cache(maxsize=64)
+def _check_tokenizer_file(path: Path, _version: tuple[int, int] | None) -> None:
+    model = read_json_object(path).get("model")
+    kind = model.get("type", "BPE") if isinstance(model, dict) else None
+    if not isinstance(model, dict) or kind != "BPE":
+        raise CheckpointError(
+            f"reading {path}: found a model of type {kind!r}, expected 'BPE'; choose a checkpoint "
+            f"with a BPE tokenizer"
+        )
+    merges = model.get("merges")
+    if isinstance(merges, list):
+        # Older files write a pair as one string.
+        merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in merges]
+    check_vocabulary(model.get("vocab"), merges, path=path, merges_path=path)
+
+
+def check_vocabulary(vocab: object, merges: object, *, path: Path, merges_path: Path) -> None:
+    """Raise CheckpointError for a vocabulary or merges that the library would not bear."""
+    # Not `isinstance` for ids: true is an int for Python, but no id.
+    if not isinstance(vocab, dict) or not all(
+        type(i) is int and 0 <= i <= _MAX_ID for i in vocab.values()
+    ):
+        raise CheckpointError(
+            f"reading {path}: found no vocabulary, expected an object of tokens and their ids, "
+            f"whole numbers of 0 to {_MAX_ID:,}; fetch the checkpoint again"
+        )
+    if not isinstance(merges, list):
+        raise CheckpointError(
+            f"reading {merges_path}: found no merges, expected a list of pairs; "
+            f"fetch the checkpoint again"
+        )
+    known = vocab.keys()  # texts, as keys of JSON are
+    for number, pair in enumerate(merges):
+        left, right = pair if type(pair) is list and len(pair) == 2 else (None, None)
+        if not (
+            type(left) is str
+            and type(right) is str
+            and left in known
+            and right in known
+            and left + right in known
+        ):
+            raise CheckpointError(
+                f"reading {merges_path}: merge {number} is {str(pair)[:60]}, expected two tokens "
+                f"of {path.name} that make a third; fetch the checkpoint again"
+            )
+
+
+def fitting_tokenizer(
+    options: EncodeOptions, *, around: tuple[Sequence[int], int] | None, truncation_side: str
+) -> Tokenizer:
+    """Return what truncates encodings and puts special tokens around them, and does no more.
+
+    `around` are the ids before a text and the one after it.
+
+    Raises:
+        ValueError: the stride does not fit the length.
+    """
+    # Truncation set on the vocabulary's own tokenizer would be seen by threads that encode with it
+    # at the same time; making this one takes 25 us.
+    fitting = Tokenizer(BPE())
+    if around is not None:
+        prefix, end = around
+        before = [f"{token}:0" for token in prefix]
+        fitting.post_processor = TemplateProcessing(
+            single=[*before, "$A:0", f"{end}:0"],
+            pair=[*before, "$A:0", "$B:1", f"{end}:1"],
+            special_tokens=[(str(token), token) for token in {*prefix, end}],
+        )
+    lengths = options.lengths
+    if lengths.limit == NO_LIMIT:
+        return fitting
+    try:
+        fitting.enable_truncation(
+            lengths.limit,
+            stride=options.stride,
+            strategy=lengths.truncation,
+            direction=truncation_side,
+        )
+    except (ValueError, OverflowError) as error:
+        raise ValueError(
+            f"encoding texts: found stride={options.stride} and max_length={lengths.limit} "
+            f"({error}), expected a stride from 0 and below the tokens of text in a row; "
+            f"change one of them"
+        ) from error
+    return fitting
+
+
+def encoding_of(tokenizer: Tokenizer, text: Any, *, words: bool) -> Encoding:
+    """Encode a text, or a list of words, without special tokens.
+
+    Raises:
+        ValueError: it is no such thing, or no valid Unicode.
+    """
+    of_words = isinstance(text, list | tuple) and all(isinstance(word, str) for word in text)
+    if not (of_words if words else isinstance(text, str)):
+        expected = "a list of words" if words else "a text"
+        raise ValueError(
+            f"encoding texts: found {str(text)[:40]!r} of type {type(text).__name__}, expected "
+            f"{expected}; correct it or is_split_into_words"
+        )
+    try:
+        return tokenizer.encode(
+            list(text) if words else text, is_pretokenized=words, add_special_tokens=False
+        )
+    except TypeError as error:
+        raise ValueError(
+            f"encoding {text[:40]!r}: found {type(text).__name__} that is no valid Unicode "
+            f"text; decode it with errors='replace' first"
+        ) from error
+
+
+class LibraryTokenizer(PretrainedTokenizer):
+    """A tokenizer whose vocabulary the library holds; a family adds its files and its decoding."""
+
+    is_fast = True
+    backend = "tokenizers"
+    _tokenizer: Tokenizer
+    # Kept, since listing the added tokens copies some 1,600 of Whisper's.
+    _special_ids: tuple[int, ...] | None = None
+
+    def __len__(self) -> int:
+        return self._tokenizer.get_vocab_size(with_added_tokens=True)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens before any were added; `len()` counts all."""
+        return self._tokenizer.get_vocab_size(with_added_tokens=False)
+
+    def get_vocab(self) -> dict[str, int]:
+        """Return the id of every token."""
+        return self._tokenizer.get_vocab(with_added_tokens=True)
+
+    @property
+    def added_tokens_decoder(self) -> dict[int, AddedToken]:
+        """The tokens next to the vocabulary by id, ascending."""
+        return dict(sorted(self._tokenizer.get_added_tokens_decoder().items()))
+
+    @property
+    def all_special_ids(self) -> list[int]:
+        """Ids of the control tokens, ascending; timestamps are not among them."""
+        if self._special_ids is None:
+            added = self.added_tokens_decoder.items()
+            self._special_ids = tuple(i for i, token in added if token.special)
+        return list(self._special_ids)
+
+    @property
+    def all_special_tokens(self) -> list[str]:
+        """The control tokens, in the order of their ids."""
+        return [token for i in self.all_special_ids if (token := self._id_token(i))]
+
+    @property
+    def additional_special_tokens(self) -> list[str]:
+        """The control tokens that play no named role, in the order of their ids."""
+        named = set(self.special_tokens_map.values())
+        return [token for token in self.all_special_tokens if token not in named]
+
+    def add_tokens(
+        self,
+        new_tokens: str | AddedToken | Iterable[str | AddedToken],
+        special_tokens: bool = False,
+    ) -> int:
+        """Add tokens after the last id; returns how many were new.
+
+        A model needs a row per token: resize its embeddings to `len()` of this afterwards.
+        """
+        tokens = [new_tokens] if isinstance(new_tokens, str | AddedToken) else new_tokens
+        size = len(self)
+        self._tokenizer.add_tokens([added_token(t, special=special_tokens) for t in tokens])
+        self._special_ids = None
+        return len(self) - size
+
+    def _token_id(self, token: str) -> int | None:
+        return self._tokenizer.token_to_id(token)
+
+    def _id_token(self, token_id: int) -> str | None:
+        # The library's ids are unsigned: a negative one would raise OverflowError.
+        return self._tokenizer.id_to_token(token_id) if token_id >= 0 else None
+
+    def tokenize(
+        self, text: str, pair: str | None = None, add_special_tokens: bool = False
+    ) -> list[str]:
+        """Return the tokens of a text as the vocabulary spells them."""
+        ids = self.encode(text, pair, add_special_tokens)
+        return [token for i in ids if (token := self._id_token(i)) is not None]
+
+    def create_token_type_ids_from_sequences(
+        self, token_ids_0: list[int], token_ids_1: list[int] | None = None
+    ) -> list[int]:
+        """Return 0 for every id of the first sequence and 1 for every id of the second."""
+        return [0] * len(token_ids_0) + [1] * len(token_ids_1 or [])
+
+    def _text_ids(self, text: str) -> list[int]:
+        return list(encoding_of(self._tokenizer, text, words=False).ids)
+
+    def _batch(self, text: Any, pair: Any, options: EncodeOptions) -> BatchEncoding:
+        several, pairs = text_pairs(text, pair, words=options.words)
+        self._text_limit(options)
+        around = None
+        if options.special and self._end is not None:
+            around = self.prefix_tokens, self._end
+        fitting = fitting_tokenizer(options, around=around, truncation_side=self.truncation_side)
+        encoded = partial(encoding_of, self._tokenizer, words=options.words)
+        rows, sources, kept = [], [], []
+        for number, (first, second) in enumerate(pairs):
+            if options.overflow and second is not None:
+                # The library loses which of the two texts an overflowing token is of.
+                raise ValueError(
+                    "encoding pairs: found return_overflowing_tokens=True, expected it for single "
+                    "texts only; encode the texts one by one"
+                )
+            text = encoded(first)
+            pair = None if second is None else encoded(second)
+            try:
+                whole = fitting.post_process(text, pair, options.special)
+            except Exception as error:  # the library raises nothing more precise
+                raise ValueError(
+                    f"truncating a pair of {len(text)} and {len(pair or ())} tokens to "
+                    f"{options.lengths.max_length}: found too few to cut by "
+                    f"truncation={options.lengths.truncation!r}; cut the other text, or allow more "
+                    f"by max_length"
+                ) from error
+            encodings = [whole, *whole.overflowing] if options.overflow else [whole]
+            rows += [_row(encoding) for encoding in encodings]
+            sources += [number] * len(encodings)
+            kept += encodings
+        batch = self._padded(rows, options)
+        if "length" in batch:
+            batch["length"] = [len(row) for row in batch["input_ids"]]
+        if options.overflow:
+            batch["overflow_to_sample_mapping"] = sources
+        if not several and options.tensors is None and not options.overflow:
+            batch = BatchEncoding({k: v if k == "length" else v[0] for k, v in batch.items()})
+        batch.encodings = kept
+        return batch.convert_to_tensors(options.tensors)
+
+
+def _row(encoding: Encoding) -> dict[str, Any]:
+    return {
+        "input_ids": encoding.ids,
+        "attention_mask": encoding.attention_mask,
+        "token_type_ids": encoding.type_ids,
+        "special_tokens_mask": encoding.special_tokens_mask,
+        "offset_mapping": encoding.offsets,
+        "length": len(encoding),
+    }
