@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from corpus_asr.array_types import Float, Int
-from corpus_asr.decoding.ctc import collapse
-from corpus_asr.decoding.emissions import Emissions
+from corpus_asr.decoding.emissions import Emissions, collapse
 from corpus_asr.decoding.transducer import State, greedy_steps
 from corpus_asr.families.generation_config import GenerationConfig
 from corpus_asr.families.layers.blocks import Record, activation

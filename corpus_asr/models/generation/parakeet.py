@@ -51,7 +51,7 @@ class ParakeetForCTC(ParakeetCTC):
         `forward`.
         """
         output = self(input_features, attention_mask, **kwargs | {"return_dict": True})
-        tokens = output.logits.argmax(dim=2)
+        tokens: Tensor = output.logits.argmax(dim=2)
         if attention_mask is not None:
             frames = (attention_mask != 0).sum(dim=1)
             valid = within(self._get_subsampling_output_length(frames), tokens.shape[1])

@@ -187,17 +187,17 @@ class ParakeetProcessor(SpeechProcessor):
 
         Without `return_tensors` and `padding`, tensors of rows of one length.
         """
-        kwargs = {"return_tensors": "pt", "padding": True} | kwargs
+        for name, value in (("return_tensors", "pt"), ("padding", True)):
+            kwargs.setdefault(name, value)
         text = kwargs.get("text")
-        if text is not None:
-            kwargs["add_special_tokens"] = kwargs.get("add_special_tokens", False)
         inputs = super().__call__(*args, **kwargs)
         if text is None or "labels" not in inputs:
             return inputs
         texts = [text] if isinstance(text, str) else text
         read = [self.blank_token + one for one in texts]
-        options = {name: kwargs[name] for name in ("return_tensors", "padding")}
-        encoded = self.tokenizer(read, add_special_tokens=False, **options)
+        encoded = self.tokenizer(
+            read, padding=kwargs["padding"], return_tensors=kwargs["return_tensors"]
+        )
         inputs["decoder_input_ids"] = encoded["input_ids"]
         return inputs
 

@@ -44,7 +44,8 @@ def alike(ours: Any, theirs: Any) -> None:
     ],
 )
 def test_features_are_those_of_transformers(options: dict[str, Any]) -> None:
-    for settings in ({}, {"feature_size": 128, "preemphasis": None}):
+    both: list[dict[str, Any]] = [{}, {"feature_size": 128, "preemphasis": None}]
+    for settings in both:
         ours = ParakeetFeatureExtractor(**settings)
         theirs = transformers.ParakeetFeatureExtractor(**settings)
         given = {"sampling_rate": RATE, **options}
@@ -55,7 +56,7 @@ def test_features_are_those_of_transformers(options: dict[str, Any]) -> None:
 
 
 def test_truncated_recordings_are_normalized_over_what_is_left() -> None:
-    given = {"sampling_rate": RATE, "return_tensors": "pt"}
+    given: dict[str, Any] = {"sampling_rate": RATE, "return_tensors": "pt"}
     found = ParakeetFeatureExtractor()(clips(), truncation=True, max_length=3_000, **given)
     # transformers counts the frames that it cut off, too.
     cut = [clip[:3_000] for clip in clips()]
@@ -63,11 +64,12 @@ def test_truncated_recordings_are_normalized_over_what_is_left() -> None:
 
 
 def test_an_extractor_of_what_cannot_be_is_refused() -> None:
-    for settings, message in (
+    wrong: list[tuple[dict[str, Any], str]] = [
         ({"sampling_rate": 8_000}, "found sampling_rate 8000, expected 16000"),
         ({"win_length": 600}, "found a window of 600 samples in transforms of 512"),
         ({"feature_size": 0}, "found 0 bins"),
-    ):
+    ]
+    for settings, message in wrong:
         with pytest.raises(ValueError, match=message):
             ParakeetFeatureExtractor(**settings)
     with pytest.raises(ValueError, match="found sampling_rate 8000"):

@@ -2,7 +2,7 @@
 
 import torch
 
-from corpus_asr.decoding.ctc import collapse
+from corpus_asr.decoding.emissions import collapse
 
 BLANK = 3
 
