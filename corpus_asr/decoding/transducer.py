@@ -84,9 +84,8 @@ def greedy_steps(
     one position.
     """
     search = _Search(network, encoded, lengths)
-    on_host = encoded.device.type == "cpu"
     while bool((search.frame < search.lengths).any()):
-        for _ in range(1 if on_host else _ROUNDS):
+        for _ in range(1 if search.on_host else _ROUNDS):
             search.round()
     return search.steps()
 
@@ -101,7 +100,7 @@ class _Search:
         self._network, self._encoded, self.lengths = network, encoded, lengths
         rows, positions, _ = encoded.shape
         device = encoded.device
-        self._on_host = device.type == "cpu"
+        self.on_host = device.type == "cpu"
         self._row = torch.arange(rows, device=device)
         self._values = torch.tensor(network.durations, device=device, dtype=torch.long)
         self.frame, self._symbols, self._count, self._token = (
@@ -116,22 +115,22 @@ class _Search:
         )
         self._logprobs = torch.zeros(room, device=device)
         start = torch.full_like(self._token, network.blank)
-        self._predicted, self._state = network.predict(start, None)
+        self._predicted, self.state = network.predict(start, None)
 
     def round(self) -> None:
         """Look at some positions of each row, then run the tokens that were found."""
         for _ in range(_LOOKS):
             # A host that waits for nothing stops early.
-            if self._on_host and not bool(self._going().any()):
+            if self.on_host and not bool(self._going().any()):
                 break
             self._look()
-        if self._on_host and not bool(self._found.any()):
+        if self.on_host and not bool(self._found.any()):
             return
-        predicted, state = self._network.predict(self._token, self._state)
+        predicted, state = self._network.predict(self._token, self.state)
         found = self._found[:, None]
         # In place: a captured round reads and writes the same memory.
         self._predicted.copy_(torch.where(found, predicted, self._predicted))
-        for kept, new in zip(self._state, state, strict=True):
+        for kept, new in zip(self.state, state, strict=True):
             kept.copy_(torch.where(found, new, kept))
         self._found.zero_()
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from corpus_asr.decoding import transducer
-from corpus_asr.decoding.transducer import State, greedy_steps
+from corpus_asr.decoding.transducer import State, _Search, greedy_steps
 from tests.support.parakeet import BLANK, Pair, features, parakeet_pair
 
 KINDS = ("RNNT", "TDT")
@@ -80,6 +80,29 @@ def test_rounds_of_any_size_give_the_same(pair: Pair, monkeypatch: pytest.Monkey
     for looks in (1, 2, 50):
         monkeypatch.setattr(transducer, "_LOOKS", looks)
         assert pair.ours.transcribe(values, num_frames=list(LENGTHS)).rows() == expected
+
+
+def test_rounds_that_read_nothing_back_give_the_same(pair: Pair) -> None:
+    values, _ = features(*LENGTHS, seed=3)
+    with torch.inference_mode():
+        states, lengths = pair.ours.encoder.encode(values, num_frames=list(LENGTHS))
+        encoded = pair.ours.encoder_projector(states)
+        expected = greedy_steps(pair.ours, encoded, lengths)
+        search = _Search(pair.ours, encoded, lengths)
+        search.on_host = False  # as on a GPU: every round looks as often, and runs all rows
+        places = {name: value.data_ptr() for name, value in tensors(search)}
+        while bool((search.frame < lengths).any()):
+            search.round()
+        assert places == {name: value.data_ptr() for name, value in tensors(search)}
+        found = search.steps()
+    for name in ("tokens", "durations", "logprobs", "counts"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name))
+
+
+def tensors(search: _Search) -> list[tuple[str, Tensor]]:
+    """What a captured round reads and writes; it must stay where it is."""
+    held = [(name, value) for name, value in vars(search).items() if isinstance(value, Tensor)]
+    return held + [(f"state {i}", one) for i, one in enumerate(search.state)]
 
 
 class Scripted:
