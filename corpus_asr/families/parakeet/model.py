@@ -23,6 +23,7 @@ from corpus_asr.families.parakeet.encoder import (
     ParakeetEncoder,
     ParakeetEncoderModelOutput,
     ParakeetPreTrainedModel,
+    Pointwise,
 )
 from corpus_asr.families.parakeet.losses import ctc_loss, reduced, transducer_losses
 from corpus_asr.families.pretrained import IGNORED_LABEL
@@ -83,7 +84,7 @@ class ParakeetCTC(_Recognizer):
     def __init__(self, config: ParakeetCTCConfig) -> None:
         super().__init__(config)
         width = config.encoder_config.hidden_size
-        self.ctc_head = nn.Conv1d(width, config.vocab_size, kernel_size=1)
+        self.ctc_head = Pointwise(width, config.vocab_size)
         self._draw_weights()
 
     @property
@@ -131,8 +132,8 @@ class ParakeetCTC(_Recognizer):
         return output.as_asked(self.config, return_dict)
 
     def _scored(self, states: Any) -> Float[Tensor, "batch pos vocab"]:
-        scores: Tensor = self.ctc_head(states.transpose(1, 2))
-        return scores.transpose(1, 2)
+        scores: Tensor = self.ctc_head(states)
+        return scores
 
     @torch.inference_mode()
     def transcribe(
