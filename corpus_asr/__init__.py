@@ -3,14 +3,15 @@
 Importing this costs nothing: `Transcriber` and what it needs, torch among it, load on first use.
 
 >>> import corpus_asr
->>> print(*dir(corpus_asr))
-Segment SpeakerTurn Transcriber Transcript TranscriptionProgress Word __version__ read_segments
+>>> [name for name in dir(corpus_asr) if name.startswith("T")]
+['Transcriber', 'Transcript', 'TranscriptionProgress']
 """
 
 import importlib as _importlib
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 if _TYPE_CHECKING:
+    from corpus_asr.decoding.recognizer import Recognized, RecognizedWord, Recognizer
     from corpus_asr.export.speakers import read_segments
     from corpus_asr.formats.transcript import Transcript
     from corpus_asr.runtime.in_flight import TranscriptionProgress
@@ -20,11 +21,15 @@ if _TYPE_CHECKING:
     __version__: str
 
 __all__ = [
-    "Segment", "SpeakerTurn", "Transcriber", "Transcript", "TranscriptionProgress", "Word",
+    "Recognized", "RecognizedWord", "Recognizer", "Segment", "SpeakerTurn", "Transcriber",
+    "Transcript", "TranscriptionProgress", "Word",
     "__version__", "read_segments",
 ]  # fmt: skip
 
 _MODULES = {
+    "Recognized": "corpus_asr.decoding.recognizer",
+    "RecognizedWord": "corpus_asr.decoding.recognizer",
+    "Recognizer": "corpus_asr.decoding.recognizer",
     "Segment": "corpus_asr.segments",
     "SpeakerTurn": "corpus_asr.segments",
     "Transcriber": "corpus_asr.runtime.transcriber",

@@ -21,6 +21,7 @@ NO_SPACE = "no_space"
 BAD_ARCHIVE = "bad_archive"
 # Of the engines.
 NOT_A_NUMBER = "not_a_number"
+RECOGNIZER = "recognizer"
 
 
 class Origin(StrEnum):
@@ -187,6 +188,11 @@ _KINDS = (
         "they brought down each worker that they were alone with: look for lack of memory in its "
         f"log, try them one by one with `corpus-asr transcribe`, {_RETRY}",
         transient=True,
+    ),
+    FailureKind(
+        RECOGNIZER, "The recognizer failed on them", Origin.settings,
+        "the class named in model.recognizer raised, or returned what is no result: correct it, "
+        f"{_RETRY}",
     ),
     FailureKind(
         "refused_format", "Texts, pictures or playlists", Origin.file,

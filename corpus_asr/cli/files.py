@@ -106,7 +106,9 @@ def _numbers(text: str | None) -> list[float] | None:
 
 
 # Arguments of `Transcriber` that --set reaches as well.
-_OF_THE_MODEL = ("slots", "revision", "calibration", "by_language", "allow_hosts")
+_OF_THE_MODEL = (
+    "slots", "revision", "calibration", "by_language", "recognizer", "allow_hosts",
+)  # fmt: skip
 # Of these, what changes nothing that is written.
 _OF_NO_TEXT = ("slots", "allow_hosts")
 # What stdout may hold of several recordings.
@@ -259,12 +261,12 @@ def _inputs_to_do(inputs: "Inputs", output: "OutputFiles | None", *, quiet: bool
 
 @contextmanager
 def loaded_transcriber(
-    checkpoint: str, arguments: dict[str, Any], *, quiet: bool
+    checkpoint: str | None, arguments: dict[str, Any], *, quiet: bool
 ) -> "Iterator[Transcriber]":
     """Load a model, and close it in the end."""
     from corpus_asr.cli.display import waiting
 
-    with waiting(f"loading {checkpoint} ...", shown=not quiet):
+    with waiting(f"loading {checkpoint or arguments['recognizer']} ...", shown=not quiet):
         from corpus_asr.runtime.transcriber import Transcriber
 
         loaded = Transcriber.from_pretrained(checkpoint, **arguments)
@@ -298,7 +300,9 @@ def work_on_files(
     to_do = _inputs_to_do(inputs, output, quiet=chosen.quiet)
     results = FileResults(to_do, layout, output, chosen)
     if to_do:
-        checkpoint = model_or_default(chosen.model, quiet=chosen.quiet)
+        checkpoint = chosen.model
+        if "recognizer" not in keys:
+            checkpoint = model_or_default(chosen.model, quiet=chosen.quiet)
         arguments = {"device": chosen.device, "compute_type": chosen.compute_type,
                      "num_threads": chosen.threads, **keys}  # fmt: skip
         with ExitStack() as stack:

@@ -249,7 +249,7 @@ def model_or_default(model: str | None, *, quiet: bool = False) -> str:
 
 def note_model_of(config: "RunConfig") -> None:
     """Say which model transcribes where a job names none."""
-    if not config.model.is_named:
+    if not config.model.is_named and config.model.recognizer is None:
         note(default_model_notice("model.checkpoint: small or large-v3"))
 
 

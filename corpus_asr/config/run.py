@@ -139,6 +139,10 @@ class ModelSettings(Settings):
     Hub."""
     revision: str | None = None
     """Branch, tag or commit on the Hub; null: the main branch."""
+    recognizer: str | None = None
+    """Your own model, in place of Whisper and the other families: a class package.module:Class
+    (a subclass of corpus_asr.Recognizer), or the name of one of an installed package. It is given
+    `checkpoint` as it stands."""
     by_language: dict[str, str] = Field(default_factory=dict)
     """Checkpoints by language code; `checkpoint` detects the language and transcribes all other
     languages. All are loaded at once."""
@@ -160,6 +164,20 @@ class ModelSettings(Settings):
     def is_named(self) -> bool:
         """Whether the user chose the checkpoint; else it is `PACKAGED_CHECKPOINT`."""
         return "checkpoint" in self.model_fields_set
+
+    @property
+    def given_checkpoint(self) -> str | None:
+        """What a `recognizer` is given: None where the user named none."""
+        return self.checkpoint if self.is_named else None
+
+    @model_validator(mode="after")
+    def _check_recognizer(self) -> Self:
+        if self.recognizer is not None and self.by_language:
+            raise ValueError(
+                "by_language: found languages together with a recognizer, which transcribes all "
+                "recordings itself; leave one of them out"
+            )
+        return self
 
 
 class TranscribeSettings(Settings):
@@ -383,6 +401,14 @@ class RunConfig(Settings):
         if self.speakers.wanted and self.pipeline == CLASSIFY_AUDIO:
             raise ValueError(
                 "speakers: found a classification, expected a transcription; leave speakers out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _recognizers_transcribe(self) -> "RunConfig":
+        if self.model.recognizer is not None and self.pipeline == CLASSIFY_AUDIO:
+            raise ValueError(
+                "model.recognizer: found a classification, expected a transcription; leave it out"
             )
         return self
 

@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 import torch
 
 from corpus_asr.decoding.device import return_freed_memory
+from corpus_asr.decoding.one_pass import LoadedRecognizer
 from corpus_asr.decoding.protocols import SlotModel
-from corpus_asr.errors import ConfigError, EngineError
+from corpus_asr.errors import ConfigError, CorpusAsrError, EngineError
 from corpus_asr.families.foreign_weights import DTYPES
 from corpus_asr.families.layers.projection import can_use_int8
-from corpus_asr.families.registry import family_of, resolve
+from corpus_asr.families.registry import Family, family_of, recognizer_class, resolve
 from corpus_asr.units import WINDOW_FRAMES
 
 logger = logging.getLogger(__name__)
@@ -157,11 +158,45 @@ def device_name(device: torch.device) -> str:
     return f"cuda:{torch.cuda.get_device_name(device)}" if device.type == "cuda" else device.type
 
 
+def load_recognizer(
+    family: Family, checkpoint: str | None, *, device: str, dtype: str
+) -> LoadedRecognizer:
+    """Load a model that reads a window once; `checkpoint` is what its `load` is given.
+
+    Raises:
+        ConfigError: its class cannot be had.
+        EngineError: it cannot be loaded.
+    """
+    where = resolve_device(device)
+    model = recognizer_class(family)
+    try:
+        loaded = model.load(checkpoint, device=str(where), compute_type=dtype)
+    except CorpusAsrError:
+        raise
+    except Exception as error:  # of a user's model
+        raise EngineError(
+            f"loading the recognizer {family.recognizer} with {checkpoint!r} on {where}: "
+            f"{type(error).__name__}: {error}; correct its method load, or model.checkpoint"
+        ) from error
+    logger.info("recognizer=%s checkpoint=%s device=%s", family.recognizer, checkpoint, where)
+    return LoadedRecognizer(recognizer=loaded, device=where)
+
+
+def load_model(folder: Path, *, device: str, dtype: str) -> SlotModel | LoadedRecognizer:
+    """Load a checkpoint folder in the form that its family's windows are read with."""
+    family = family_of(folder)
+    if family.recognizer is None:
+        return load_slot_model(folder, device=device, dtype=dtype)
+    return load_recognizer(family, str(folder), device=device, dtype=dtype)
+
+
 def load_slot_model(folder: Path, *, device: str, dtype: str) -> SlotModel:
     """Load a checkpoint folder, for windows of 30 s or of the model's length, if less."""
     where = resolve_device(device)
     weights_dtype, int8, float8_windows = resolve_precision(dtype, where)
-    network = resolve(family_of(folder).slot_model)
+    family = family_of(folder)
+    assert family.slot_model is not None, "others are loaded as recognizers"
+    network = resolve(family.slot_model)
     # Nobody else has the network: what the slot model does not share with it is let go of at once.
     slot_model: Any = network.from_pretrained(folder, dtype=weights_dtype, device=where).slot_model(
         int8=int8, consume=True

@@ -3,15 +3,18 @@
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
-from corpus_asr.array_types import Float16
-from corpus_asr.errors import CheckpointError
+from corpus_asr.array_types import Float16, Float32
+from corpus_asr.decoding.recognizer import Recognizer
+from corpus_asr.errors import CheckpointError, ConfigError
 from corpus_asr.families.saved_files import optional_object, read_json_object
+from corpus_asr.units import HOP_SAMPLES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,21 +25,24 @@ class Family:
     """As in a checkpoint's config.json."""
     class_prefix: str
     """How the names of its classes begin in files that `transformers` wrote."""
-    config: str
+    config: str | None = None
     """Class with `from_pretrained(folder)`: the fields of config.json."""
-    generation: str
+    generation: str | None = None
     """Class with `from_pretrained(folder)`: what the checkpoint says of decoding."""
-    tokenizer: str
+    tokenizer: str | None = None
     """Class with `from_pretrained(folder)`: text to ids and back."""
     part_features: str
     """Class with `from_folder(folder)`: samples of one part to `PartFeatures`; torch-free.
 
     Its `num_mel_bins` is the width of its rows; its `language_window_frames` the length of the
-    windows in which languages are detected, None where they are not.
+    windows in which languages are detected, None where they are not. For a `recognizer` it also
+    has `window(features, start, end)`, what that is given, and `loudness(features)`.
     """
-    slot_model: str
+    slot_model: str | None = None
     """Class with `from_pretrained(folder, dtype=, device=)`, `slot_model(int8=, consume=)` and
-    `module_slots()`; it imports torch."""
+    `module_slots()`; it imports torch. None for models that read a window once."""
+    recognizer: str | None = None
+    """The `Recognizer` of models that read a window once; may import torch."""
     audio_classifier: str | None = None
     """Class with `from_pretrained(folder, dtype=, device=)` that meets `SlotModel`: it says a
     window's class as one token. None where there is none; imports torch."""
@@ -50,6 +56,36 @@ class PartFeatures:
     """One row per 10 ms; the rows that hold `pad_value` throughout are left out at the end."""
     pad_value: float
     """The value of every frame after the last one."""
+
+
+class SamplePartFeatures:
+    """The samples themselves, 10 ms in a row: float16 errs by 66 dB less than each sample."""
+
+    num_mel_bins = HOP_SAMPLES
+    language_window_frames = None
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> "SamplePartFeatures":
+        """There is nothing to read."""
+        return cls()
+
+    def __call__(self, samples: Float32[np.ndarray, " sample"]) -> PartFeatures:
+        """Cut samples into rows; the last one is filled up with silence."""
+        rows = -(-samples.size // HOP_SAMPLES)
+        values = np.zeros(rows * HOP_SAMPLES, dtype=np.float16)
+        values[: samples.size] = samples
+        return PartFeatures(values=values.reshape(rows, HOP_SAMPLES), pad_value=0.0)
+
+    def window(
+        self, features: Float16[np.ndarray, "frame hop"], start: int, end: int
+    ) -> Float32[np.ndarray, " sample"]:
+        """Return the samples from one hop to another, one after the other."""
+        return features[start:end].astype(np.float32).reshape(-1)
+
+    def loudness(self, features: Float16[np.ndarray, "frame hop"]) -> Float32[np.ndarray, " frame"]:
+        """Return a number for each row that is larger the louder it is."""
+        means: Float32[np.ndarray, " frame"] = np.abs(features.astype(np.float32)).mean(axis=1)
+        return means
 
 
 SETTINGS_FILES = {"preprocessor_config.json": None, "processor_config.json": "feature_extractor"}
@@ -86,9 +122,21 @@ _SPEECH2TEXT = Family(
     slot_model="corpus_asr.families.speech2text.model:Speech2TextSeq2SeqLM",
 )
 
+_PARAKEET = tuple(
+    Family(
+        model_type=f"parakeet_{head.lower()}",
+        class_prefix="Parakeet",
+        config=f"corpus_asr.families.parakeet.config:Parakeet{head}Config",
+        tokenizer="corpus_asr.families.parakeet.tokenizer:ParakeetTokenizer",
+        part_features="corpus_asr.families.parakeet.features:ParakeetPartFeatures",
+        recognizer="corpus_asr.families.parakeet.recognizer:ParakeetRecognizer",
+    )
+    for head in ("CTC", "RNNT", "TDT")
+)
+
 # Names, not classes: a worker that extracts features must not import torch with the networks.
 FAMILIES: Mapping[str, Family] = MappingProxyType(
-    {family.model_type: family for family in (_SPEECH2TEXT, _WHISPER)}
+    {family.model_type: family for family in (_SPEECH2TEXT, _WHISPER, *_PARAKEET)}
 )
 """Every family by the `model_type` of its checkpoints."""
 
@@ -138,9 +186,67 @@ def family_of_files(folder: Path) -> Family:
     )
 
 
-def resolve(reference: str) -> Any:
-    """Import what a `Family` reference names."""
-    module_name, separator, name = reference.partition(":")
+RECOGNIZERS = "corpus_asr.recognizers"
+"""The group of entry points by which installed packages offer recognizers."""
+
+
+USERS_FEATURES = "corpus_asr.families.registry:SamplePartFeatures"
+
+
+def users_family(recognizer: str) -> Family:
+    """Return the family of a user's own model, by its class or the name of an entry point.
+
+    Raises:
+        ConfigError: neither of the form `package.module:Class` nor an installed name.
+    """
+    reference = recognizer
+    if ":" not in recognizer:
+        offered = {point.name: point.value for point in entry_points(group=RECOGNIZERS)}
+        if recognizer not in offered:
+            names = ", ".join(sorted(offered)) or "none is installed"
+            raise ConfigError(
+                f"reading model.recognizer: found {recognizer!r}, expected package.module:Class, "
+                f"or the name of a recognizer of an installed package ({names}); correct it"
+            )
+        reference = offered[recognizer]
+    return Family(
+        model_type=recognizer,
+        class_prefix="",
+        part_features=USERS_FEATURES,
+        recognizer=reference,
+    )
+
+
+def recognizer_class(family: Family) -> type[Recognizer]:
+    """Import the class that a family's models are loaded with.
+
+    Raises:
+        ConfigError: it cannot be imported, or is no `Recognizer`.
+    """
+    assert family.recognizer is not None, "the family's models read a window once"
+    try:
+        found = resolve(family.recognizer)
+    except Exception as error:  # of a user's module
+        raise ConfigError(
+            f"importing the recognizer {family.recognizer}: {type(error).__name__}: {error}; "
+            "install its package on every machine, or correct model.recognizer"
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, Recognizer)):
+        raise ConfigError(
+            f"importing the recognizer {family.recognizer}: found {found!r}, expected a subclass "
+            "of corpus_asr.Recognizer; correct model.recognizer"
+        )
+    if missing := sorted(found.__abstractmethods__):
+        raise ConfigError(
+            f"importing the recognizer {family.recognizer}: its class lacks {', '.join(missing)}, "
+            "expected all methods of corpus_asr.Recognizer; write them"
+        )
+    return found
+
+
+def resolve(reference: str | None) -> Any:
+    """Import what a `Family` reference names; None names nothing that could be imported."""
+    module_name, separator, name = (reference or "").partition(":")
     if not (module_name and separator and name.isidentifier()):
         raise ValueError(f'resolving {reference!r}: expected the form "module:Name"')
     return getattr(importlib.import_module(module_name), name)

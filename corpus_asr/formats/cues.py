@@ -15,11 +15,9 @@ from typing import NamedTuple, Protocol
 from corpus_asr.formats.cue_rules import FRAME_S, CueRules
 from corpus_asr.formats.pieces import Piece, TimedText
 from corpus_asr.segments import MissingWord, Segment, SpeakerTurn, channel_name
+from corpus_asr.text.words import ends_sentence
 
-SENTENCE_END = re.compile(r"[.!?…。！？؟।။]+[\"'”’»)\]」』]*$")  # noqa: RUF001
 _CLAUSE_END = re.compile(r"[,;:，、；：،؛–—]+[\"'”’»)\]」』]*$")  # noqa: RUF001
-# Initials and a few titles end with a full stop, but end no sentence.
-_ABBREVIATION = re.compile(r"^\W*(?:[A-Z]|Mr|Mrs|Ms|Dr|St|Prof|vs|etc|e\.g|i\.e)\.$")
 
 
 class Transcribed(Protocol):
@@ -167,7 +165,7 @@ def _break_cost(pieces: Sequence[Piece], stop: int) -> _Cost:
         return _Cost()
     if pieces[stop].in_word:
         return _Cost(in_words=1, breaks=1)
-    if SENTENCE_END.search(text) and not _ABBREVIATION.match(text):
+    if ends_sentence(text):
         return _Cost(breaks=1)
     if _CLAUSE_END.search(text):
         return _Cost(after_clauses=1, breaks=1)

@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from types import ModuleType
 
 from corpus_asr.errors import ConfigError
-from corpus_asr.formats.cues import SENTENCE_END, Transcribed, speaker_of
+from corpus_asr.formats.cues import Transcribed, speaker_of
 from corpus_asr.formats.pieces import one_line
 from corpus_asr.formats.subtitles import NOT_IN_XML, xml_escape
 from corpus_asr.segments import Segment
 from corpus_asr.text.line_breaks import join_texts
+from corpus_asr.text.words import ends_sentence
 
 # A pause this long begins a paragraph, and the end of a sentence where one is longer than this.
 PAUSE_S = 2.0
@@ -64,7 +65,7 @@ def _spoken(recording: Transcribed) -> list[tuple[Segment, str | None]]:
 
 
 def _is_new(last: Paragraph, segment: Segment, speaker: str | None) -> bool:
-    is_full = sum(map(len, last.texts)) >= LONGEST_CHARS and SENTENCE_END.search(last.text)
+    is_full = sum(map(len, last.texts)) >= LONGEST_CHARS and ends_sentence(last.text)
     return speaker != last.speaker or segment.start_s - last.end_s >= PAUSE_S or bool(is_full)
 
 

@@ -22,6 +22,7 @@ from corpus_asr.runtime.checkpoints import (
     check_classifies,
     check_transcribes,
     fetch_checkpoints,
+    model_name,
 )
 from corpus_asr.runtime.commit import Committer, Tally
 from corpus_asr.runtime.complete_recordings import (
@@ -44,7 +45,6 @@ from corpus_asr.runtime.shards import end_shard, take_shard, totals
 from corpus_asr.runtime.terminal import Stream, line_writer
 from corpus_asr.stages.transcribe import load_engine
 from corpus_asr.storage.catalog import Catalog
-from corpus_asr.storage.model_files import full_name
 from corpus_asr.storage.run_state.finish import OutcomeCounts, finish
 from corpus_asr.storage.run_state.forget import finish_killed
 from corpus_asr.storage.run_state.lock import Lock, Shard
@@ -136,7 +136,7 @@ def prepare(config: RunConfig) -> Checkpoint:
         check_classifies(checkpoint, config.classification)
         return checkpoint
     # What is refused is refused before gigabytes of weights are fetched.
-    small = Checkpoint.fetch(config.model.checkpoint, revision=config.model.revision)
+    small = Checkpoint.of(config.model)
     check_transcribes(small, config.decoding.settings())
     if config.speakers.wanted:
         # Loaded for this alone: native code that no other run needs.
@@ -304,7 +304,7 @@ class CorpusRun:
         committer = Committer(
             store=self.store,
             run_id=self._begun.run_id,
-            model=full_name(config.model.checkpoint),
+            model=model_name(config.model),
             model_revision=self.checkpoint.revision,
             by_language=self.checkpoint.models_by_language,
             calibration=self._calibration,

@@ -11,8 +11,8 @@ from typing import Any
 
 from corpus_asr.config.run import RunConfig
 from corpus_asr.runtime.capacity import EXTRACT_RTFX
+from corpus_asr.runtime.checkpoints import model_name
 from corpus_asr.runtime.estimate import LEAST_AUDIO_S, Machine
-from corpus_asr.storage.model_files import full_name
 from corpus_asr.storage.run_state.run_files import RUN_NAME, read_snapshot
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.units import counted
@@ -75,7 +75,7 @@ def balances(config: RunConfig, store: OutputStore, machines: Sequence[Machine])
     speeds = [(each.name, each.rtfx * each.count) for each in machines]
     if seen is not None:
         run = store.read_json(RUN_NAME)
-        own_model = run is None or run["model"] == full_name(config.model.checkpoint)
+        own_model = run is None or run["model"] == model_name(config.model)
         activity, day = seen.activity, f"the run of {seen.started_at[:10]} here"
         if activity.extract_s > 0 and activity.decoded_s >= LEAST_AUDIO_S:
             extract_rtfx, measured = activity.decoded_s / activity.extract_s, day

@@ -3,6 +3,7 @@
 Free of torch: what only a loaded network shows is checked where it is loaded.
 """
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -10,9 +11,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from corpus_asr.config.decoding import DecodingSettings, check_english_only
-from corpus_asr.config.run import CLASSIFY_AUDIO, ClassificationSettings, RunConfig
+from corpus_asr.config.run import (
+    CLASSIFY_AUDIO,
+    ClassificationSettings,
+    ModelSettings,
+    RunConfig,
+)
 from corpus_asr.errors import ConfigError
-from corpus_asr.families.registry import Family, family_of, resolve
+from corpus_asr.families.registry import (
+    USERS_FEATURES,
+    Family,
+    family_of,
+    recognizer_class,
+    resolve,
+    users_family,
+)
 from corpus_asr.families.saved_files import read_json_object
 from corpus_asr.languages import check_known
 from corpus_asr.storage.model_files import fetch_checkpoint, full_name, model_revision
@@ -20,6 +33,13 @@ from corpus_asr.storage.stores.uri import redact_uri
 
 if TYPE_CHECKING:  # reads tables
     from corpus_asr.storage.run_state.tables import ModelName
+
+
+def model_name(model: ModelSettings) -> str:
+    """Return what the tables call a job's model: its checkpoint, after a recognizer's name."""
+    if model.recognizer is None:
+        return full_name(model.checkpoint)
+    return " ".join(filter(None, (model.recognizer, model.given_checkpoint)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,13 +63,28 @@ class Checkpoint:
         folder = fetch_checkpoint(name, revision=revision, weights=False)
         return cls(name=name, folder=folder, family=family_of(folder), hub_revision=revision)
 
+    @classmethod
+    def of(cls, model: ModelSettings) -> "Checkpoint":
+        """Fetch the small files of a job's model; of a user's recognizer there are none."""
+        if model.recognizer is None:
+            return cls.fetch(model.checkpoint, revision=model.revision)
+        return cls(
+            name=model_name(model),
+            folder=Path(model.given_checkpoint or ""),
+            family=users_family(model.recognizer),
+        )
+
     def with_weights(self) -> "Checkpoint":
-        """Fetch the weights as well."""
+        """Fetch the weights as well; a user's recognizer has its own way to them."""
+        if self.family.part_features == USERS_FEATURES:
+            return self
         return replace(self, folder=fetch_checkpoint(self.name, revision=self.hub_revision))
 
     def hashed(self) -> "Checkpoint":
         """Fetch the weights and fill in `revision`, their hash."""
         whole = self.with_weights()
+        if whole.family.part_features == USERS_FEATURES:
+            return replace(whole, revision=_users_revision(whole))
         return replace(whole, revision=model_revision(whole.folder))
 
     @property
@@ -71,6 +106,8 @@ class Checkpoint:
     @cached_property
     def language_ids(self) -> Mapping[str, int] | None:
         """Token of each language; empty if English-only, None if the family has none."""
+        if self.family.tokenizer is None:
+            return None
         tokenizer = resolve(self.family.tokenizer).from_pretrained(self.folder)
         return getattr(tokenizer, "language_ids", None)
 
@@ -87,9 +124,23 @@ class Checkpoint:
         return any(str(name).endswith("ForAudioClassification") for name in names)
 
 
+def _users_revision(checkpoint: Checkpoint) -> str:
+    """Return a short hash of a user's recognizer: class, version, checkpoint, names of its files.
+
+    Contents are not read, since only the recognizer knows what of a folder it uses: it changes its
+    `version` with its texts.
+    """
+    version = recognizer_class(checkpoint.family).version
+    found = [checkpoint.family.recognizer, version, checkpoint.name]
+    if checkpoint.folder != Path() and checkpoint.folder.is_dir():
+        paths = sorted(path for path in checkpoint.folder.rglob("*") if path.is_file())
+        found += [f"{path.relative_to(checkpoint.folder)} {path.stat().st_size}" for path in paths]
+    return hashlib.sha256("\0".join(map(str, found)).encode()).hexdigest()[:16]
+
+
 def fetch_checkpoints(config: RunConfig, *, hashed: bool = True) -> Checkpoint:
     """Fetch what a job needs to this machine; without `hashed` only small files."""
-    main = Checkpoint.fetch(config.model.checkpoint, revision=config.model.revision)
+    main = Checkpoint.of(config.model)
     names = {} if config.pipeline == CLASSIFY_AUDIO else config.model.by_language
     others = fetch_others(main, names, weights=hashed)
     # Gigabytes are fetched once all the small files fit together.

@@ -22,10 +22,10 @@ from corpus_asr.config.decoding import expected_languages
 from corpus_asr.config.run import CLASSIFY_AUDIO, RunConfig
 from corpus_asr.errors import ConfigError, CorpusAsrError, DecodeError
 from corpus_asr.logs import event
+from corpus_asr.runtime.checkpoints import model_name
 from corpus_asr.runtime.resources import ASSUMED_SLOTS_GPU
 from corpus_asr.stages.isolation import IsolatedGenerator
 from corpus_asr.stages.messages import Header
-from corpus_asr.storage.model_files import full_name
 from corpus_asr.storage.run_state.plan import Plan, SampledFile, sums_of
 from corpus_asr.storage.run_state.run_files import RUN_NAME, read_snapshot, speed_of
 from corpus_asr.storage.run_state.tables import OutputStore
@@ -516,7 +516,7 @@ def outlooks(audio: Estimate, machines: Sequence[Machine]) -> list[Outlook]:
 
 def known_machines(config: RunConfig, store: OutputStore) -> list[Machine]:
     """Return what was measured with a job's model: by earlier runs in its folder, by benchmarks."""
-    model = full_name(config.model.checkpoint)
+    model = model_name(config.model)
     machines = []
     run = store.read_json(RUN_NAME)
     snapshot = read_snapshot(store)
@@ -541,7 +541,7 @@ def measured_gpus(config: RunConfig, card: str | None = None) -> dict[str, float
         config: the job; `auto` slots are 64, if memory suffices.
         card: the only one that is asked for, such as H200.
     """
-    model = full_name(config.model.checkpoint).rstrip("/").rpartition("/")[2]
+    model = model_name(config.model).rstrip("/").rpartition("/")[2]
     slots = config.transcribe.slots
     slots = ASSUMED_SLOTS_GPU if slots == "auto" else slots
     return {

@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import ConfigError, DecodeError, EngineError
+from corpus_asr.runtime.checkpoints import model_name
 from corpus_asr.runtime.resources import (
     FEATURE_BYTES_PER_S,
     MAX_MEL_BINS,
@@ -122,7 +123,7 @@ class ReadyCheck:
     def _loaded(self, stage: TranscribeStage) -> str:
         began_s = time.monotonic()
         stage.wait_until_loaded()
-        checkpoint = redact_uri(self._config.model.checkpoint)
+        checkpoint = redact_uri(model_name(self._config.model))
         spent_s = time.monotonic() - began_s
         return f"{checkpoint} loaded in {spent_s:.1f} s on {stage.device_name}"
 

@@ -22,6 +22,7 @@ from corpus_asr.config.options import (
     options_from,
 )
 from corpus_asr.config.other_names import translated
+from corpus_asr.config.run import ModelSettings
 from corpus_asr.errors import ConfigError, ItemError
 from corpus_asr.formats.transcript import Transcript
 from corpus_asr.runtime.asynchronous import called, iterated
@@ -60,6 +61,7 @@ class TranscriberOptions(TranscriptionOptions, total=False):
     compute_type: ComputeType
     slots: int | Literal["auto"]
     num_threads: int | None
+    recognizer: str | None
     by_language: Mapping[str, str] | None
     calibration: str | None
     item_timeout_s: float
@@ -96,6 +98,8 @@ class Transcriber:
         compute_type: `auto`, the best that the device computes in, or a data type.
         slots: windows decoded side by side.
         num_threads: CPU threads for the model; None leaves torch's own choice.
+        recognizer: a model of your own in place of Whisper, as package.module:Class or by the name
+            of one of an installed package; it is given `checkpoint` as it stands.
         by_language: checkpoints for recordings in some languages, by code; `checkpoint` detects the
             language and transcribes all others.
         calibration: output folder or .json file of `corpus-asr evaluate --calibrate`, which gives
@@ -125,6 +129,7 @@ class Transcriber:
         compute_type: ComputeType = "auto",
         slots: int | Literal["auto"] = "auto",
         num_threads: int | None = None,
+        recognizer: str | None = None,
         by_language: Mapping[str, str] | None = None,
         calibration: str | None = None,
         item_timeout_s: float = ITEM_TIMEOUT_S,
@@ -133,7 +138,7 @@ class Transcriber:
     ) -> None:
         hosts = HostRules.of_call(allow_hosts)
         settings = options_from(options, fixed=_FIXED)
-        if checkpoint is None:
+        if checkpoint is None and recognizer is None:
             checkpoint = PACKAGED_CHECKPOINT
             _LOG.warning("%s", default_model_notice('Transcriber("small") or "large-v3"'))
         fitted = DEFAULT_MODEL
@@ -142,14 +147,24 @@ class Transcriber:
             from corpus_asr.storage.run_state.run_files import read_calibration
 
             fitted = read_calibration(calibration)
-        main = Checkpoint.fetch(checkpoint, revision=revision)
+        # Its settings are checked as those of a job are.
+        named: dict[str, Any] = {} if checkpoint is None else {"checkpoint": checkpoint}
+        model = ModelSettings(
+            **named, revision=revision, recognizer=recognizer, by_language=dict(by_language or {})
+        )
+        main = Checkpoint.of(model)
         # Its process starts while this one imports torch.
-        self._set_up(str(main.folder), options=options, item_timeout_s=item_timeout_s, hosts=hosts)
+        self._set_up(
+            str(main.folder),
+            recognizer=recognizer,
+            options=options,
+            item_timeout_s=item_timeout_s,
+            hosts=hosts,
+        )
         try:
             self._pool.start()
             self._engine = _load_engine(
-                main,
-                by_language or {},
+                model,
                 settings.decoding,
                 device=device,
                 dtype=compute_type,
@@ -159,7 +174,7 @@ class Transcriber:
         except BaseException:
             self._pool.close()
             raise
-        self._model = full_name(checkpoint)
+        self._model = full_name(main.name)
         self._calibration = fitted
         self._own_models = frozenset(by_language or ())
 
@@ -187,6 +202,7 @@ class Transcriber:
         self,
         folder: str,
         *,
+        recognizer: str | None = None,
         options: TranscriptionOptions,
         item_timeout_s: float,
         hosts: HostRules = ANY_NAMED_HOST,
@@ -198,7 +214,12 @@ class Transcriber:
 
         def extractor() -> IsolatedGenerator:
             store = StoreOptions(hosts=hosts)
-            kwargs = {"folder": folder, "settings": extract, "store": store}
+            kwargs = {
+                "folder": folder,
+                "recognizer": recognizer,
+                "settings": extract,
+                "store": store,
+            }
             return IsolatedGenerator(EXTRACTOR, init_kwargs=kwargs, timeout_s=item_timeout_s)
 
         self._pool = ExtractorPool(extractor)
@@ -575,15 +596,21 @@ class Transcriber:
 
 
 def _load_engine(
-    main: Checkpoint, by_language: Mapping[str, str], decoding: DecodingSettings, **options: Any
+    model: ModelSettings, decoding: DecodingSettings, **options: Any
 ) -> "Engine | RoutedEngine":
     spin_briefly()
     # Import torch.
     from corpus_asr.transcription.engine import Engine
     from corpus_asr.transcription.routing import RoutedEngine
 
+    if model.recognizer is not None:
+        del options["slots"]  # it has none
+        return Engine.from_recognizer(
+            model.recognizer, model.given_checkpoint, decoding=decoding, **options
+        )
+    main = Checkpoint.of(model)
     check_transcribes(main, decoding)
-    others = fetch_others(main, by_language, weights=True)
+    others = fetch_others(main, model.by_language, weights=True)
     folder = main.with_weights().folder
     if not others:
         return Engine.from_folder(folder, decoding=decoding, **options)

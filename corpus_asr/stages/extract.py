@@ -99,12 +99,16 @@ class ExtractStage:
 
     def __init__(self, config: RunConfig, *, extractor: str = REPORTING_EXTRACTOR) -> None:
         model, settings = config.model, config.extract
-        folder = fetch_checkpoint(model.checkpoint, revision=model.revision, weights=False)
+        folder = ""
+        if model.recognizer is None:
+            found = fetch_checkpoint(model.checkpoint, revision=model.revision, weights=False)
+            folder = str(found)
         store = StoreOptions.of(config.source)
         self._child = IsolatedGenerator(
             extractor,
             init_kwargs={
-                "folder": str(folder),
+                "folder": folder,
+                "recognizer": model.recognizer,
                 "settings": settings,
                 "store": store,
                 "speakers": config.speakers,

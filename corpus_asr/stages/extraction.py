@@ -23,7 +23,7 @@ from corpus_asr.audio.vad import SpeechCriteria
 from corpus_asr.config.decoding import ALL_TRACKS
 from corpus_asr.config.extraction import NO_SPEAKERS, ExtractSettings, SpeakerSettings
 from corpus_asr.errors import DecodeError
-from corpus_asr.families.registry import PartFeatures, family_of, resolve
+from corpus_asr.families.registry import PartFeatures, family_of, resolve, users_family
 from corpus_asr.languages import language_window_starts
 from corpus_asr.speakers.embeddings import SpeakerEmbedder
 from corpus_asr.speakers.turns import SpeechWindows
@@ -104,7 +104,8 @@ class _Recording:
 class PartExtractor:
     """Extract parts of recordings with one model family's features.
 
-    Of the checkpoint in `folder` only configuration files are read.
+    Of the checkpoint in `folder` only configuration files are read, and nothing where a user's
+    `recognizer` computes its own features.
     """
 
     def __init__(
@@ -115,8 +116,9 @@ class PartExtractor:
         store: StoreOptions = DEFAULT_STORE,
         speakers: SpeakerSettings = NO_SPEAKERS,
         languages: Sequence[str] = (),
+        recognizer: str | None = None,
     ) -> None:
-        family = family_of(Path(folder))
+        family = family_of(Path(folder)) if recognizer is None else users_family(recognizer)
         self._features = resolve(family.part_features).from_folder(Path(folder))
         self._store = store
         self._settings = settings

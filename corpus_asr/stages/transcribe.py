@@ -97,11 +97,20 @@ def load_engine(spec: EngineSpec) -> TranscribingEngine:
     from corpus_asr.transcription.routing import RoutedEngine, only_language
 
     config, model = spec.config, spec.config.model
+    decoding = config.decoding.settings()
     if spec.device.startswith("cuda"):
         check_cuda(spec.device)
     classifies = config.pipeline == CLASSIFY_AUDIO
+    if model.recognizer is not None:
+        return Engine.from_recognizer(
+            model.recognizer,
+            model.given_checkpoint,
+            decoding=decoding,
+            device=spec.device,
+            dtype=spec.dtype or model.compute_type,
+            num_threads=spec.num_threads,
+        )
     by_language = {} if classifies else model.by_language
-    decoding = config.decoding.settings()
     only = only_language(decoding) if by_language else None
     if only is not None and only in by_language:
         # In a given language its own checkpoint is the only one needed.

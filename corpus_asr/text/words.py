@@ -1,5 +1,6 @@
 """The words of a text that tokens spell: where they begin, and which marks belong to them."""
 
+import re
 import string
 from collections.abc import Callable, Sequence
 
@@ -11,12 +12,22 @@ SENTENCE_ENDS = ".。!！?？"  # noqa: RUF001
 # Codes of languages written without blanks between words: every character counts as a word.
 WITHOUT_BLANKS = frozenset({"zh", "ja", "th", "lo", "my", "yue"})
 
+_SENTENCE_END = re.compile(r"[.!?…。！？؟।။]+[\"'”’»)\]}」』]*$")  # noqa: RUF001
+# Initials and a few titles end with a full stop, but end no sentence.
+_ABBREVIATION = re.compile(r"(?:^|.*\s)\W*(?:[A-Z]|Mr|Mrs|Ms|Dr|St|Prof|vs|etc|e\.g|i\.e)\.$")
+
 _BROKEN = "\ufffd"  # what bytes that are no whole character decode to
 
 Spelled = tuple[str, tuple[int, ...]]
 """A piece of text and the tokens that spell it, or where these stand among others."""
 
 NOTHING: Spelled = ("", ())
+
+
+def ends_sentence(text: str) -> bool:
+    """Whether a word, or the last one of a text, ends a sentence."""
+    written = text.rstrip()
+    return _SENTENCE_END.search(written) is not None and _ABBREVIATION.match(written) is None
 
 
 def split_characters(tokens: Sequence[int], text: Callable[[Sequence[int]], str]) -> list[Spelled]:

@@ -6,7 +6,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Generator
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -18,13 +18,19 @@ from corpus_asr.activity import Activity
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.decoding.batch import MOST_RECORDED
 from corpus_asr.decoding.device import free_cached_memory, return_freed_memory, set_threads
+from corpus_asr.decoding.one_pass import LoadedRecognizer, OnePassScheduler
 from corpus_asr.decoding.protocols import ModelSize, SlotModel
 from corpus_asr.decoding.rules import LONGEST_PHRASE
 from corpus_asr.decoding.slots import SlotScheduler, check_every_on, encode_batch_on
-from corpus_asr.decoding.tasks import Steps
 from corpus_asr.errors import ClosedError, EngineError, check_same_process
-from corpus_asr.families.loading import device_name, load_slot_model
-from corpus_asr.families.registry import family_of, resolve
+from corpus_asr.families.loading import device_name, load_model, load_recognizer
+from corpus_asr.families.registry import (
+    Family,
+    family_of,
+    recognizer_class,
+    resolve,
+    users_family,
+)
 from corpus_asr.segments import PartLabels, Segment
 from corpus_asr.threads import run_apart
 from corpus_asr.transcription.windows import PartRequest, speech_without_text_s
@@ -67,7 +73,8 @@ class PartTranscript:
 class PartTranscriber(Protocol):
     """One checkpoint, as its family transcribes parts with it; used from one thread at a time.
 
-    Those in `TRANSCRIBERS` have a class method `from_folder(folder)`.
+    Those in `TRANSCRIBERS` have a class method `from_folder(folder)`. It yields what the scheduler
+    of its models takes: jobs for slots, or a `Recognition`.
     """
 
     @property
@@ -81,7 +88,9 @@ class PartTranscriber(Protocol):
             ConfigError: names the key.
         """
 
-    def transcribe(self, part: PartRequest, settings: DecodingSettings) -> Steps[PartTranscript]:
+    def transcribe(
+        self, part: PartRequest, settings: DecodingSettings
+    ) -> Generator[Any, Any, PartTranscript]:
         """Transcribe one part, as a task of the scheduler.
 
         What a part says must depend neither on other parts nor on the order of tasks.
@@ -92,13 +101,25 @@ TRANSCRIBERS: dict[str, str] = {
     "whisper": "corpus_asr.transcription.whisper:WhisperTranscriber",
     "speech_to_text": "corpus_asr.transcription.speech2text:Speech2TextTranscriber",
 }
-"""The `PartTranscriber` of each family by its `model_type`; imported when a checkpoint asks."""
+"""The `PartTranscriber` of each family of slot models by its `model_type`; imported on demand."""
 
 
 def part_transcriber(folder: Path) -> PartTranscriber:
     """Read how the family of a checkpoint transcribes with it."""
-    kind = resolve(TRANSCRIBERS[family_of(folder).model_type])
-    transcriber: PartTranscriber = kind.from_folder(folder)
+    family = family_of(folder)
+    if family.recognizer is not None:
+        return _one_pass_transcriber(family, str(folder))
+    transcriber: PartTranscriber = resolve(TRANSCRIBERS[family.model_type]).from_folder(folder)
+    return transcriber
+
+
+def _one_pass_transcriber(family: Family, checkpoint: str | None) -> PartTranscriber:
+    model = recognizer_class(family)
+    features = resolve(family.part_features).from_folder(Path(checkpoint or ""))
+    kind = resolve("corpus_asr.transcription.one_pass:OnePassTranscriber")
+    transcriber: PartTranscriber = kind(
+        model, features, name=family.model_type, longest_window_s=model.window_limit_s(checkpoint)
+    )
     return transcriber
 
 
@@ -110,7 +131,7 @@ class Engine:
 
     def __init__(
         self,
-        model: SlotModel,
+        model: SlotModel | LoadedRecognizer,
         transcriber: PartTranscriber,
         *,
         decoding: DecodingSettings,
@@ -135,22 +156,52 @@ class Engine:
         self._model_size: ModelSize | None = getattr(model, "size", None)  # a classifier has none
         self._transcriber = transcriber
         self._decoding = decoding
-        kind = model.device.type
-        encode_batch = encode_batch_on(kind)
-        wanted = slots
-        if wanted == "auto":
-            wanted = auto_slots(
+        self._scheduler: SlotScheduler | OnePassScheduler
+        if isinstance(model, LoadedRecognizer):
+            self._scheduler = OnePassScheduler(model)
+        else:
+            self._scheduler = self._slot_scheduler(
                 model,
-                encode_batch=encode_batch,
+                slots=slots,
                 share=1 / sharers,
                 gpu_fraction=gpu_fraction,
-                num_beams=decoding.most_beams,
+                reproducible=reproducible,
+            )
+        self._activity = self._scheduler.statistics  # there also when it is closed
+        # Parts, futures of parts that nobody waits for any more, and None at the end.
+        self._inbox: queue.SimpleQueue[_Order | Future[PartTranscript] | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._stopped: EngineError | None = None
+        self._made_in = os.getpid()
+        # Daemon, so that an engine that was not closed does not keep the process alive.
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+        atexit.register(self._leave)
+
+    def _slot_scheduler(
+        self,
+        model: SlotModel,
+        *,
+        slots: int | Literal["auto"],
+        share: float,
+        gpu_fraction: float,
+        reproducible: bool,
+    ) -> SlotScheduler:
+        kind = model.device.type
+        encode_batch = encode_batch_on(kind)
+        if slots == "auto":
+            slots = auto_slots(
+                model,
+                encode_batch=encode_batch,
+                share=share,
+                gpu_fraction=gpu_fraction,
+                num_beams=self._decoding.most_beams,
             )
         try:
-            self._scheduler = run_apart(
+            return run_apart(
                 lambda: SlotScheduler(
                     model,
-                    wanted,
+                    slots,
                     encode_batch=encode_batch,
                     check_every=check_every_on(kind),
                     reproducible=reproducible,
@@ -162,16 +213,30 @@ class Engine:
                 f"allocating a slot on {self.device_name}: {error}; use a smaller checkpoint or a "
                 "GPU with more memory"
             ) from error
-        self._activity = self._scheduler.statistics  # there also when it is closed
-        # Parts, futures of parts that nobody waits for any more, and None at the end.
-        self._inbox: queue.SimpleQueue[_Order | Future[PartTranscript] | None] = queue.SimpleQueue()
-        self._lock = threading.Lock()
-        self._stopped: EngineError | None = None
-        self._made_in = os.getpid()
-        # Daemon, so that an engine that was not closed does not keep the process alive.
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-        self._thread.start()
-        atexit.register(self._leave)
+
+    @classmethod
+    def from_recognizer(
+        cls,
+        recognizer: str,
+        checkpoint: str | None,
+        *,
+        decoding: DecodingSettings,
+        device: str = "auto",
+        dtype: str = "auto",
+        num_threads: int | None = None,
+    ) -> "Engine":
+        """Load a user's own model, by its class or the name of an entry point.
+
+        Raises:
+            ConfigError: its class cannot be had, or it cannot do what `decoding` asks.
+            EngineError: it cannot be loaded.
+        """
+        set_threads(num_threads)
+        family = users_family(recognizer)
+        transcriber = _one_pass_transcriber(family, checkpoint)
+        transcriber.check(decoding)
+        model = run_apart(lambda: load_recognizer(family, checkpoint, device=device, dtype=dtype))
+        return cls(model, transcriber, decoding=decoding)
 
     @classmethod
     def from_folder(
@@ -200,7 +265,7 @@ class Engine:
         set_threads(num_threads)
         transcriber = part_transcriber(folder)
         transcriber.check(decoding)
-        model = run_apart(lambda: load_slot_model(folder, device=device, dtype=dtype))
+        model = run_apart(lambda: load_model(folder, device=device, dtype=dtype))
         return cls(
             model,
             transcriber,

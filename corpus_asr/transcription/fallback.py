@@ -20,7 +20,7 @@ from corpus_asr.decoding.protocols import Search, TokenRules, WindowJob, WindowR
 from corpus_asr.decoding.tasks import Steps
 from corpus_asr.families.whisper.config import GenerationConfig
 from corpus_asr.segments import Segment, Word
-from corpus_asr.transcription.windows import PartRequest, Window
+from corpus_asr.transcription.windows import Language, PartRequest, Window
 from corpus_asr.transcription.words import DraftSegment
 
 
@@ -263,12 +263,8 @@ class OpenAIRules(DecodingRules):
         return total / (len(result.logprobs) + 1)
 
     def compression_ratio(self, result: WindowResult) -> float:
-        """Bytes of the text over bytes of its zlib form: repetition compresses well.
-
-        Source: openai-whisper `utils.py`.
-        """
-        data = self.text(result.tokens).strip().encode()
-        return len(data) / len(zlib.compress(data))
+        """Return that of the text."""
+        return compression_ratio(self.text(result.tokens))
 
     def segment(
         self,
@@ -281,52 +277,91 @@ class OpenAIRules(DecodingRules):
         no_speech_prob: float | None,
     ) -> Segment | None:
         """Make a segment of a draft whose text tokens have `logprobs`; None if it is to go."""
-        language = attempt.window.language
-        fraction = self.part.speech_fraction(draft.start_s, draft.end_s)
-        nonspeech = fraction is not None and fraction < _NONSPEECH_FRACTION
-        if nonspeech and self.settings.drop_nonspeech:
-            return None
-        known = is_known_hallucination(text)
-        if known and self.settings.drop_known_hallucinations:
-            return None
-        start_s, end_s, words = draft.start_s, draft.end_s, draft.words
-        if self.settings.suppress_silence:
-            start_s, end_s = self.part.without_silence(start_s, end_s)
-            words = self._without_silence(words, start_s, end_s)
-        return with_confidence(
-            Segment(
-                start_s=start_s,
-                end_s=end_s,
-                text=text,
-                tokens=draft.tokens,
-                language=language.code,
-                language_probability=language.probability,
-                task=task,
-                confidence=0.0,
-                avg_logprob=attempt.mean_logprob,
-                text_logprob=mean_logprob_of(logprobs),
-                no_speech_prob=no_speech_prob,
-                compression_ratio=attempt.compression_ratio,
-                temperature=attempt.temperature or 0.0,
-                speech_fraction=fraction,
-                known_hallucination=known,
-                words=words if self.settings.word_timestamps else None,
-            )
+        return finished_segment(
+            self.part,
+            self.settings,
+            draft,
+            text=text,
+            language=attempt.window.language,
+            task=task,
+            mean_logprob=attempt.mean_logprob,
+            text_logprob=mean_logprob_of(logprobs),
+            compression_ratio=attempt.compression_ratio,
+            temperature=attempt.temperature or 0.0,
+            no_speech_prob=no_speech_prob,
         )
 
-    def _without_silence(
-        self, words: Sequence[Word], start_s: float, end_s: float
-    ) -> tuple[Word, ...]:
-        spans = [self.part.without_silence(word.start_s, word.end_s) for word in words]
-        return tuple(
-            # They lie within their segment.
-            replace(
-                word,
-                start_s=min(max(first_s, start_s), end_s),
-                end_s=min(max(last_s, start_s), end_s),
-            )
-            for word, (first_s, last_s) in zip(words, spans, strict=True)
+
+def compression_ratio(text: str) -> float:
+    """Bytes of a text over bytes of its zlib form: repetition compresses well.
+
+    Source: openai-whisper `utils.py`.
+    """
+    data = text.strip().encode()
+    return len(data) / len(zlib.compress(data))
+
+
+def finished_segment(
+    part: PartRequest,
+    settings: DecodingSettings,
+    draft: DraftSegment,
+    *,
+    text: str,
+    language: Language,
+    task: str,
+    mean_logprob: float,
+    text_logprob: float | None,
+    compression_ratio: float,
+    temperature: float = 0.0,
+    no_speech_prob: float | None = None,
+) -> Segment | None:
+    """Make a segment of a draft; None if the settings drop what it says."""
+    fraction = part.speech_fraction(draft.start_s, draft.end_s)
+    nonspeech = fraction is not None and fraction < _NONSPEECH_FRACTION
+    if nonspeech and settings.drop_nonspeech:
+        return None
+    known = is_known_hallucination(text)
+    if known and settings.drop_known_hallucinations:
+        return None
+    start_s, end_s, words = draft.start_s, draft.end_s, draft.words
+    if settings.suppress_silence:
+        start_s, end_s = part.without_silence(start_s, end_s)
+        words = _without_silence(part, words, start_s, end_s)
+    return with_confidence(
+        Segment(
+            start_s=start_s,
+            end_s=end_s,
+            text=text,
+            tokens=draft.tokens,
+            language=language.code,
+            language_probability=language.probability,
+            task=task,
+            confidence=0.0,
+            avg_logprob=mean_logprob,
+            text_logprob=text_logprob,
+            no_speech_prob=no_speech_prob,
+            compression_ratio=compression_ratio,
+            temperature=temperature,
+            speech_fraction=fraction,
+            known_hallucination=known,
+            words=words if settings.word_timestamps else None,
         )
+    )
+
+
+def _without_silence(
+    part: PartRequest, words: Sequence[Word], start_s: float, end_s: float
+) -> tuple[Word, ...]:
+    spans = [part.without_silence(word.start_s, word.end_s) for word in words]
+    return tuple(
+        # They lie within their segment.
+        replace(
+            word,
+            start_s=min(max(first_s, start_s), end_s),
+            end_s=min(max(last_s, start_s), end_s),
+        )
+        for word, (first_s, last_s) in zip(words, spans, strict=True)
+    )
 
 
 # What Whisper writes where nobody speaks: credits and farewells of subtitles. `Thank you.`,

@@ -25,7 +25,6 @@ from corpus_asr.segments import Segment, Word
 from corpus_asr.text.words import (
     BEFORE_A_WORD,
     NOTHING,
-    SENTENCE_ENDS,
     Spelled,
     joined,
     split_characters,
@@ -44,6 +43,7 @@ from corpus_asr.transcription.windows import (
 from corpus_asr.transcription.words import (
     AlignmentSpec,
     DraftSegment,
+    sentences,
     time_words,
 )
 from corpus_asr.units import FRAMES_PER_SECOND, TIMESTAMP_STEP_S, WINDOW_S, counted
@@ -73,10 +73,6 @@ _MAX_LOSSES = (10.0, 4.0, 4.0)
 _MAX_LOSS_PER_TOKEN = 1.5
 # What a few common words find of an unrelated text is less.
 _MIN_FOUND = 0.1
-# A segment ends at a pause longer than this, and lasts a window at most.
-_PAUSE_S = 1.5
-
-_CLOSING = "\"'”’»)]}」』"  # noqa: RUF001
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +213,7 @@ class KnownTextAligner:
             if not words or len(words) < _MIN_FOUND * min(given, said):
                 instead = f"{counted(said, 'word')} recognized in it"
                 raise text_not_found(self._known.name, len(words), given, instead)
-        groups = list(_segments(words))
+        groups = [words[some] for some in sentences([each.word for each in words])]
         return replace(
             recognized,
             segments=tuple(self._segment(group, language) for group in groups),
@@ -556,19 +552,3 @@ class _Reading:
             )
             yield _Placed(index=index, word=word, logprobs=own)
             first_letter, first_token = last_letter, last_token
-
-
-def _segments(words: Sequence[_Placed]) -> Iterator[list[_Placed]]:
-    """Cut words at the ends of sentences, at pauses, and before they last longer than a window."""
-    group: list[_Placed] = []
-    for word in words:
-        if group and (
-            group[-1].word.word.rstrip(_CLOSING).endswith(tuple(SENTENCE_ENDS))
-            or word.word.start_s - group[-1].word.end_s > _PAUSE_S
-            or word.word.end_s - group[0].word.start_s > WINDOW_S
-        ):
-            yield group
-            group = []
-        group.append(word)
-    if group:
-        yield group

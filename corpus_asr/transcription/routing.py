@@ -15,9 +15,10 @@ from typing import Literal
 from corpus_asr.activity import Activity
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.decoding.device import set_threads
+from corpus_asr.decoding.one_pass import LoadedRecognizer
 from corpus_asr.decoding.protocols import SlotModel
 from corpus_asr.errors import ConfigError
-from corpus_asr.families.loading import load_slot_model
+from corpus_asr.families.loading import load_model
 from corpus_asr.threads import run_apart
 from corpus_asr.transcription.engine import (
     PROCESS_BYTES,
@@ -73,8 +74,8 @@ class RoutedEngine:
         set_threads(num_threads)
         transcribers = _checked_transcribers(folder, others, decoding)
 
-        def load(path: Path) -> SlotModel:
-            return run_apart(lambda: load_slot_model(path, device=device, dtype=dtype))
+        def load(path: Path) -> SlotModel | LoadedRecognizer:
+            return run_apart(lambda: load_model(path, device=device, dtype=dtype))
 
         models = {path: load(path) for path in transcribers}
         engines: dict[Path, Engine] = {}

@@ -19,7 +19,7 @@ from corpus_asr.segments import Segment
 from corpus_asr.transcription.hotwords import as_prompt, check_hotwords, forms
 from corpus_asr.transcription.windows import Language, PartRequest, frames_to_encode
 from corpus_asr.transcription.words import AlignmentSpec, split_words, upper_half
-from corpus_asr.units import FRAMES_PER_POSITION, WINDOW_FRAMES
+from corpus_asr.units import FRAMES_PER_POSITION, WINDOW_FRAMES, WINDOW_S
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +96,11 @@ class PromptFormat:
             raise ConfigError(
                 "decoding.target_language: Whisper translates into English alone, by task: "
                 "translate; leave it out"
+            )
+        if settings.window_s is not None and settings.window_s > WINDOW_S:
+            raise ConfigError(
+                f"decoding.window_s: found {settings.window_s:g}, but windows of Whisper are at "
+                f"most {WINDOW_S} s; set it to less"
             )
         if settings.window_s is not None and settings.strategy == "sequential":
             raise ConfigError(

@@ -312,12 +312,24 @@ _SEARCH_FRAMES = 10 * FRAMES_PER_SECOND
 _PAUSE_FRAMES = 30
 
 
+Loudness = Callable[[Float16[np.ndarray, "frame mel"]], Float[np.ndarray, " frame"]]
+
+
+def mean_loudness(
+    features: Float16[np.ndarray, "frame mel"],
+) -> Float[np.ndarray, " frame"]:
+    """Return the mean log-mel of each frame, which follows its loudness."""
+    means: Float[np.ndarray, " frame"] = features.mean(axis=1, dtype="float32")
+    return means
+
+
 def chunk_ranges(
     part: PartRequest,
     clips: Sequence[tuple[int, int]],
     *,
     window_frames: int = WINDOW_FRAMES,
     pause_frames: int = WINDOW_FRAMES,
+    loudness: Loudness = mean_loudness,
 ) -> list[tuple[int, int]]:
     """Cut frame ranges of a part into ranges of at most a window, without long pauses.
 
@@ -330,7 +342,9 @@ def chunk_ranges(
     return [
         chunk
         for first, last in clips
-        for chunk in _full_windows(part, _spans(part, first, last), window_frames, pause_frames)
+        for chunk in _full_windows(
+            part, _spans(part, first, last), window_frames, pause_frames, loudness
+        )
     ]
 
 
@@ -342,7 +356,11 @@ def _spans(part: PartRequest, first: int, last: int) -> list[tuple[int, int]]:
 
 
 def _full_windows(
-    part: PartRequest, spans: Sequence[tuple[int, int]], window_frames: int, pause_frames: int
+    part: PartRequest,
+    spans: Sequence[tuple[int, int]],
+    window_frames: int,
+    pause_frames: int,
+    loudness: Loudness,
 ) -> list[tuple[int, int]]:
     search_frames = min(_SEARCH_FRAMES, window_frames // 3)
     chunks: list[tuple[int, int]] = []
@@ -357,17 +375,15 @@ def _full_windows(
                 start, _ = chunks.pop()
         while end - start > window_frames:
             latest = start + window_frames
-            cut = _least_loud(part, latest - search_frames, latest)
+            cut = _least_loud(part, latest - search_frames, latest, loudness)
             chunks.append((start, cut))
             start = cut
         chunks.append((start, end))
     return chunks
 
 
-def _least_loud(part: PartRequest, first: int, last: int) -> int:
-    # The mean log-mel of a frame follows its loudness.
-    loudness = part.features[first:last].mean(axis=1, dtype="float32")
-    around = np.pad(loudness, _PAUSE_FRAMES // 2, mode="edge")
+def _least_loud(part: PartRequest, first: int, last: int, loudness: Loudness) -> int:
+    around = np.pad(loudness(part.features[first:last]), _PAUSE_FRAMES // 2, mode="edge")
     weights = np.full(_PAUSE_FRAMES, 1 / _PAUSE_FRAMES, dtype=np.float32)
     return first + int(np.convolve(around, weights, mode="valid")[:-1].argmin())
 

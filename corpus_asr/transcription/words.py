@@ -13,12 +13,13 @@ from corpus_asr.text.words import (
     SENTENCE_ENDS,
     WITHOUT_BLANKS,
     Spelled,
+    ends_sentence,
     join_to_words,
     merge_punctuation,
     split_characters,
 )
 from corpus_asr.transcription.windows import Window
-from corpus_asr.units import FRAMES_PER_SECOND
+from corpus_asr.units import FRAMES_PER_SECOND, WINDOW_S
 
 
 def split_words(
@@ -34,6 +35,26 @@ def split_words(
     """
     pieces = split_characters(tokens, text)
     return pieces if language in WITHOUT_BLANKS else join_to_words(pieces)
+
+
+# A segment ends at a pause longer than this, and lasts a window of Whisper at most.
+_PAUSE_S = 1.5
+
+
+def sentences(words: Sequence[Word]) -> Iterator[slice]:
+    """Cut words at the ends of sentences, at pauses, and before they last longer than a window."""
+    first = 0
+    for at in range(1, len(words)):
+        before, word = words[at - 1], words[at]
+        if (
+            ends_sentence(before.word)
+            or word.start_s - before.end_s > _PAUSE_S
+            or word.end_s - words[first].start_s > WINDOW_S
+        ):
+            yield slice(first, at)
+            first = at
+    if words:
+        yield slice(first, len(words))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,8 +26,9 @@ def test_a_checkpoint_that_names_no_family_is_a_checkpoint_error(tmp_path):
     with pytest.raises(CheckpointError, match=r"config.json: found no such file"):
         family_of(tmp_path)
     for content, message in (
-        ('{"model_type": "bert"}', "found model_type 'bert', expected one of: speech_to_text, wh"),
+        ('{"model_type": "bert"}', "found model_type 'bert', expected one of: parakeet_ctc, pa"),
         ('{"model_type": ["whisper"]}', "found model_type"),
+        ('{"model_type": "canary"}', "found model_type 'canary'"),
         ("{}", "found model_type None"),
     ):
         (tmp_path / "config.json").write_text(content)

@@ -9,6 +9,7 @@ import transformers
 from torch import Tensor
 
 from corpus_asr.models.generation import parakeet as ours
+from tests.support.tokenizers import tiny_parakeet_tokenizer
 
 KINDS = ("CTC", "RNNT", "TDT")
 BINS, VOCAB = 16, 12
@@ -90,3 +91,19 @@ def features(*lengths: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
     values = torch.randn(*mask.shape, BINS, generator=generator)
     return values * mask[..., None], mask
+
+
+def parakeet_checkpoint(kind: str, folder: Path, *, seed: int = 7) -> Pair:
+    """Write a whole one with tokenizer and processor, which says tokens and blanks of speech."""
+    size = tiny_parakeet_tokenizer(folder, kind)
+    blank = "pad_token_id" if kind == "CTC" else "blank_token_id"
+    made = parakeet_pair(
+        kind, folder, encoder={"num_mel_bins": 80}, vocab_size=size, seed=seed, blanks=9.0,
+        **{blank: size - 1},
+    )  # fmt: skip
+    transformers.ParakeetProcessor(
+        transformers.ParakeetFeatureExtractor(),
+        transformers.ParakeetTokenizer.from_pretrained(folder),
+        decoder_type=kind.lower(),
+    ).save_pretrained(folder)
+    return made

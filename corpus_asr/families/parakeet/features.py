@@ -89,3 +89,8 @@ class ParakeetPartFeatures:
         """
         # The mean takes the offset with it.
         return normalized(features[start:end].astype(np.float32))
+
+    def loudness(self, features: Float16[np.ndarray, "frame mel"]) -> Float32[np.ndarray, " frame"]:
+        """Return the mean of each frame's logarithms."""
+        means: Float32[np.ndarray, " frame"] = features.mean(axis=1, dtype=np.float32)
+        return means

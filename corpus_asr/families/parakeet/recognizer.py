@@ -1,0 +1,126 @@
+"""Parakeet as a recognizer: windows of features to words with times, in batches."""
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from corpus_asr.array_types import Float32
+from corpus_asr.decoding.emissions import EmittedRow
+from corpus_asr.decoding.recognizer import Recognized, RecognizedWord, Recognizer
+from corpus_asr.errors import ConfigError
+from corpus_asr.families.loading import COMPUTE_DTYPES, resolve_dtype
+from corpus_asr.families.parakeet.config import ParakeetEncoderConfig
+from corpus_asr.families.parakeet.model import ParakeetCTC, ParakeetRNNT, ParakeetTDT
+from corpus_asr.families.parakeet.tokenizer import ParakeetTokenizer
+from corpus_asr.families.saved_files import read_json_object
+from corpus_asr.units import FRAMES_PER_SECOND
+
+_NETWORKS: dict[str, type[Any]] = {
+    "parakeet_ctc": ParakeetCTC,
+    "parakeet_rnnt": ParakeetRNNT,
+    "parakeet_tdt": ParakeetTDT,
+}
+# A GPU is kept busy by 16 windows of two minutes; a CPU by one, and more only take memory.
+_GPU_BATCH_S, _CPU_BATCH_S = 1920.0, 240.0
+
+
+class ParakeetRecognizer(Recognizer):
+    """An encoder with a CTC, RNN-T or TDT head, and the tokenizer that spells its tokens."""
+
+    longest_window_s = 120.0
+
+    def __init__(self, network: Any, tokenizer: ParakeetTokenizer) -> None:
+        self._network = network.eval()
+        self._tokenizer = tokenizer
+        encoder: ParakeetEncoderConfig = network.config.encoder_config
+        self._position_s = encoder.subsampling_factor / FRAMES_PER_SECOND
+        on_gpu = network.device.type != "cpu"
+        self.batch_s = _GPU_BATCH_S if on_gpu else _CPU_BATCH_S
+
+    @classmethod
+    def load(
+        cls, checkpoint: str | None, *, device: str, compute_type: str
+    ) -> "ParakeetRecognizer":
+        """Load a checkpoint folder in transformers' layout."""
+        if compute_type not in ("auto", *COMPUTE_DTYPES):
+            raise ConfigError(
+                f"choosing model.compute_type: found {compute_type}, but Parakeet computes in "
+                f"{', '.join(COMPUTE_DTYPES)} only; set it to auto or to one of these"
+            )
+        folder, where = Path(checkpoint or "."), torch.device(device)
+        network = _NETWORKS[read_json_object(folder / "config.json")["model_type"]]
+        return cls(
+            network.from_pretrained(folder, dtype=resolve_dtype(compute_type, where), device=where),
+            ParakeetTokenizer.from_pretrained(folder),
+        )
+
+    @classmethod
+    def window_limit_s(cls, checkpoint: str | None) -> float:
+        """Two minutes, or as many positions as the checkpoint has."""
+        config = ParakeetEncoderConfig.from_dict(
+            read_json_object(Path(checkpoint or ".") / "config.json").get("encoder_config", {})
+        )
+        frames = config.max_position_embeddings * config.subsampling_factor
+        return min(cls.longest_window_s, frames / FRAMES_PER_SECOND)
+
+    def transcribe(
+        self, windows: Sequence[Float32[np.ndarray, "_ mel"]], *, language: str | None
+    ) -> list[Recognized]:
+        """Recognize windows of features; the language is not told to the network."""
+        frames = [len(window) for window in windows]
+        features = np.zeros((len(windows), max(frames), windows[0].shape[1]), dtype=np.float32)
+        for row, window in zip(features, windows, strict=True):
+            row[: len(window)] = window
+        given = torch.from_numpy(features).to(self._network.device, self._network.dtype)
+        rows = self._network.transcribe(given, num_frames=frames).rows()
+        return [
+            self._recognized(row, num_frames / FRAMES_PER_SECOND)
+            for row, num_frames in zip(rows, frames, strict=True)
+        ]
+
+    def _recognized(self, row: EmittedRow, duration_s: float) -> Recognized:
+        words = list(self._words(row, duration_s))
+        mean = math.fsum(row.logprobs) / len(row.logprobs) if row.logprobs else 0.0
+        return Recognized(text="".join(one.word for one in words), logprob=mean, words=tuple(words))
+
+    def _words(self, row: EmittedRow, duration_s: float) -> Iterator[RecognizedWord]:
+        """Join tokens to words, each of which begins with a blank; it ends where the next begins.
+
+        A token that moves on by no position is there for one.
+        """
+        texts, firsts = self._spelled(row)
+        edges_s = [frame * self._position_s for frame in row.frames]
+        for text, first, stop in zip(texts, firsts, [*firsts[1:], len(row.tokens)], strict=True):
+            positions = max(1, row.durations[stop - 1])
+            next_s = edges_s[stop] if stop < len(row.tokens) else duration_s
+            start_s = min(edges_s[first], duration_s)
+            end_s = min(edges_s[stop - 1] + positions * self._position_s, next_s)
+            likelihoods = [math.exp(logprob) for logprob in row.logprobs[first:stop]]
+            yield RecognizedWord(
+                word=text,
+                start_s=start_s,
+                end_s=max(start_s, end_s),
+                probability=math.fsum(likelihoods) / len(likelihoods),
+                tokens=row.tokens[first:stop],
+            )
+
+    def _spelled(self, row: EmittedRow) -> tuple[list[str], list[int]]:
+        """Return the words' texts, and the number of the first token of each."""
+        texts: list[str] = []
+        firsts: list[int] = []
+        pending: int | None = None  # tokens that spell a character only with the next ones
+        for number, piece in enumerate(self._tokenizer.pieces(row.tokens)):
+            first = number if pending is None else pending
+            pending = first if piece is None else None
+            if piece is None:
+                continue
+            if not texts or piece[:1].isspace():
+                texts.append(piece)
+                firsts.append(first)
+            else:
+                texts[-1] += piece
+        return texts, firsts

@@ -1,0 +1,214 @@
+"""How a part is transcribed by a model that reads each window once: windows cut at silences.
+
+Segments are sentences where the model times words, else windows. Settings of search, prompts and
+thresholds of Whisper have no meaning here and are refused.
+"""
+
+import math
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+import numpy as np
+
+from corpus_asr.array_types import Float, Float16
+from corpus_asr.config.decoding import DecodingSettings, expected_languages
+from corpus_asr.decoding.one_pass import Recognition, WindowToRead
+from corpus_asr.decoding.recognizer import Recognized, Recognizer
+from corpus_asr.errors import ConfigError
+from corpus_asr.segments import Segment, Word
+from corpus_asr.transcription.engine import PartTranscript
+from corpus_asr.transcription.fallback import compression_ratio, finished_segment
+from corpus_asr.transcription.windows import (
+    Language,
+    PartRequest,
+    SpansInOrder,
+    chunk_ranges,
+    clip_ranges,
+)
+from corpus_asr.transcription.words import DraftSegment, sentences
+from corpus_asr.units import FRAMES_PER_SECOND
+
+# Detected speech is padded: the silence is longer than this by that on both sides.
+_LONGEST_PAUSE_S = 1.0
+# Below it a probability counts as this, whose logarithm is finite.
+_LEAST_PROBABILITY = 1e-9
+
+# Settings of which only the default can be had, and why.
+_REFUSED = {
+    "task": "it writes what is said",
+    "target_language": "it writes what is said",
+    "language_mode": "it does not detect languages",
+    "initial_prompt": "it is shown no text before a window",
+    "condition_on_prev_tokens": "it is shown no text before a window",
+    "hotwords": "it has no search in which they could be preferred",
+    "hotwords_mode": "it has no search in which they could be preferred",
+    "prefix": "it is shown no text before a window",
+    "align": "it does not place known texts",
+    "hallucination_silence_threshold": "windows contain detected speech only",
+}
+
+
+class WindowCutter(Protocol):
+    """Features of a family, as far as windows need them."""
+
+    def window(self, features: Any, start: int, end: int) -> Float[np.ndarray, "..."]:
+        """Return what the model is given of these hops of 10 ms."""
+
+    def loudness(self, features: Float16[np.ndarray, "frame _"]) -> Float[np.ndarray, " frame"]:
+        """Return a number for each row that is larger the louder it is."""
+
+
+class OnePassTranscriber:
+    """Transcribes parts with one `Recognizer`; meets `PartTranscriber`."""
+
+    def __init__(
+        self,
+        model: type[Recognizer],
+        features: WindowCutter,
+        *,
+        name: str,
+        longest_window_s: float | None = None,
+    ) -> None:
+        """`name` is that of the model in errors; None takes the window of all its checkpoints."""
+        self._model = model
+        self._features = features
+        self._name = name
+        self._longest_s = model.longest_window_s if longest_window_s is None else longest_window_s
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """None: it does not detect them."""
+        return ()
+
+    def check(self, settings: DecodingSettings) -> None:
+        """Refuse what it cannot do, before any audio is read."""
+        usual = DecodingSettings()
+        for key, reason in _REFUSED.items():
+            found = getattr(settings, key)
+            if found is not None and found != getattr(usual, key):
+                raise ConfigError(
+                    f"decoding.{key}: found {found}, but {self._name} reads each window once, and "
+                    f"{reason}; leave it out"
+                )
+        if settings.beam_size not in ("auto", 1):
+            raise ConfigError(
+                f"decoding.beam_size: found {settings.beam_size}, but {self._name} reads each "
+                "window once, without beams; leave it out"
+            )
+        if not isinstance(settings.language, str):
+            raise ConfigError(
+                f"decoding.language: found a choice of {len(settings.language)}, but {self._name} "
+                "does not detect languages; name one, or remove the setting"
+            )
+        known = self._model.languages
+        unknown = [code for code in expected_languages(settings) if known and code not in known]
+        if unknown:
+            raise ConfigError(
+                f"decoding.language: found {unknown[0]}, but {self._name} knows "
+                f"{', '.join(sorted(known))}; name one of these"
+            )
+        if settings.window_s is not None and settings.window_s > self._longest_s:
+            raise ConfigError(
+                f"decoding.window_s: found {settings.window_s:g}, but windows of {self._name} are "
+                f"at most {self._longest_s:g} s; set it to less"
+            )
+
+    def transcribe(
+        self, part: PartRequest, settings: DecodingSettings
+    ) -> Generator[Recognition, Sequence[Recognized], PartTranscript]:
+        """Have all windows read, and make segments of what they say."""
+        if part.detect_only:
+            return PartTranscript()
+        ranges = self._ranges(part, settings)
+        code = None if settings.language == "auto" else str(settings.language)
+        spans = None if part.listener is None else SpansInOrder(part.listener, ranges)
+
+        def said(number: int, found: Recognized) -> list[Segment]:
+            return list(_segments(part, settings, ranges[number], found, Language(
+                code=code, probability=None
+            )))  # fmt: skip
+
+        def told(number: int, found: Recognized) -> None:
+            assert spans is not None, "it is called only where somebody listens"
+            spans.add(number, said(number, found), frame=ranges[number][1])
+            spans.end(number)
+
+        results = yield Recognition(
+            windows=[
+                WindowToRead(num_frames=end - start, read=self._reader(part, start, end))
+                for start, end in ranges
+            ],
+            language=code,
+            told=None if spans is None else told,
+        )
+        segments = [each for number, found in enumerate(results) for each in said(number, found)]
+        return PartTranscript(segments=tuple(segments), language=code if segments else None)
+
+    def _ranges(self, part: PartRequest, settings: DecodingSettings) -> list[tuple[int, int]]:
+        window_s = self._longest_s if settings.window_s is None else settings.window_s
+        return chunk_ranges(
+            part,
+            clip_ranges(part, settings.clip_timestamps),
+            window_frames=round(window_s * FRAMES_PER_SECOND),
+            pause_frames=round(_LONGEST_PAUSE_S * FRAMES_PER_SECOND),
+            loudness=self._features.loudness,
+        )
+
+    def _reader(
+        self, part: PartRequest, start: int, end: int
+    ) -> Callable[[], Float[np.ndarray, "..."]]:
+        return lambda: self._features.window(part.features, start, end)
+
+
+def _segments(
+    part: PartRequest,
+    settings: DecodingSettings,
+    window: tuple[int, int],
+    found: Recognized,
+    language: Language,
+) -> Generator[Segment, None, None]:
+    """Yield the segments of a window: its sentences, or all of it where words are not timed."""
+    begin_s, end_s = part.seconds(window[0]), part.seconds(window[1])
+    words = [
+        Word(
+            word=each.word,
+            start_s=begin_s + each.start_s,
+            end_s=min(begin_s + each.end_s, end_s),
+            probability=each.probability,
+        )
+        for each in found.words
+    ]
+    groups = list(sentences(words)) if words else [slice(0, 0)]
+    for group in groups:
+        some = words[group]
+        text = "".join(word.word for word in some) if some else found.text
+        if not text.strip():
+            continue
+        logs = [math.log(max(word.probability, _LEAST_PROBABILITY)) for word in some]
+        draft = DraftSegment(
+            tokens=tuple(token for each in found.words[group] for token in each.tokens),
+            start_s=some[0].start_s if some else begin_s,
+            end_s=some[-1].end_s if some else end_s,
+            words=_after_a_blank(some),
+        )
+        segment = finished_segment(
+            part,
+            settings,
+            draft,
+            text=text if text[0].isspace() else f" {text}",
+            language=language,
+            task=settings.task,
+            mean_logprob=found.logprob,
+            text_logprob=math.fsum(logs) / len(logs) if logs else found.logprob,
+            compression_ratio=compression_ratio(text),
+        )
+        if segment is not None:
+            yield segment
+
+
+def _after_a_blank(words: Sequence[Word]) -> tuple[Word, ...]:
+    # Segments are joined as they are: a sentence must not stick to the one before.
+    if not words or words[0].word[:1].isspace():
+        return tuple(words)
+    return (replace(words[0], word=f" {words[0].word}"), *words[1:])

@@ -1,0 +1,110 @@
+"""A job with a user's own recognizer: tables, failures of single recordings, and resume."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from corpus_asr.config.run import RunConfig
+from corpus_asr.errors import ConfigError
+from corpus_asr.pipelines.driver import run
+from corpus_asr.storage.run_state.tables import OutputStore
+from tests.support.audio import wav_bytes
+from tests.support.corpora import outcomes_in
+from tests.support.tables import rows_of, run_config, with_section
+
+RATE_HZ = 16_000
+
+
+@pytest.fixture
+def recordings(tmp_path: Path) -> Path:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for seconds in (2, 3, 4, 5):
+        samples = rng.uniform(-0.3, 0.3, (1, seconds * RATE_HZ)).astype(np.float32)
+        (folder / f"{seconds}.wav").write_bytes(wav_bytes(samples, rate_hz=RATE_HZ))
+    return folder
+
+
+def job(recordings: Path, kind: str, **sections: Any) -> RunConfig:
+    sections = {"extract": {"vad_filter": False}, **sections}
+    config = run_config(recordings, recordings.parent / "out", **sections)
+    return with_section(
+        config, "model", recognizer=f"tests.support.recognizers:{kind}", checkpoint="my/weights"
+    )
+
+
+def texts(config: RunConfig) -> dict[str, str]:
+    rows = rows_of(OutputStore(config.output.uri).segments())
+    return {Path(row["uri"]).stem: row["text"].strip() for row in rows}
+
+
+def failures(config: RunConfig) -> dict[str, tuple[str, str]]:
+    rows = outcomes_in(Path(config.output.uri)).values()
+    return {
+        Path(row["uri"]).stem: (row["error_kind"], row["error_message"])
+        for row in rows if row["error_kind"] is not None
+    }  # fmt: skip
+
+
+def test_a_job_writes_the_tables_of_any_model(recordings: Path) -> None:
+    config = job(recordings, "Untimed")
+    summary = run(config, local=True, progress=None)
+    assert texts(config) == {"2": "2 s", "3": "3 s", "4": "4 s", "5": "5 s"}
+    store = OutputStore(config.output.uri)
+    (found,) = {row["model"] for row in rows_of(store.segments())}
+    assert found == "tests.support.recognizers:Untimed my/weights"
+    assert summary.files == 4
+    assert run(config, local=True, progress=None).processed_files == 0
+
+
+def test_one_window_that_raises_is_one_failed_recording(recordings: Path) -> None:
+    config = job(recordings, "FailingOnShort")
+    config = with_section(config, "output", max_failed_fraction=1.0)
+    run(config, local=True, progress=None)
+    assert set(texts(config)) == {"3", "4", "5"}
+    ((name, (kind, message)),) = failures(config).items()
+    assert (name, kind) == ("2", "recognizer")
+    assert "raised ValueError: too short for me; correct it" in message
+
+
+def test_another_version_of_it_is_not_mixed_in(
+    recordings: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = job(recordings, "Untimed")
+    run(config, local=True, progress=None)
+    monkeypatch.setattr("tests.support.recognizers.Untimed.version", "2")
+    with pytest.raises(ConfigError, match="model"):
+        run(config, local=True, progress=None)
+
+
+def test_wrong_settings_are_refused_before_audio_is_read(recordings: Path) -> None:
+    for changes, message in (
+        ({"recognizer": "nowhere_at_all:Model"}, "importing the recognizer"),
+        ({"by_language": {"de": "base"}}, "by_language: found languages together with"),
+    ):
+        config = job(recordings, "Untimed").model_dump()
+        config["model"] |= changes
+        with pytest.raises((ConfigError, ValueError), match=message):
+            run(RunConfig(**config), local=True, progress=None)
+    config = job(recordings, "Untimed").model_dump() | {"pipeline": "classify_audio"}
+    with pytest.raises(ValueError, match=r"model.recognizer: found a classification"):
+        RunConfig(**config)
+
+
+@pytest.mark.skipif(
+    not os.environ.get("CORPUS_ASR_TEST_MOONSHINE"),
+    reason="needs CORPUS_ASR_TEST_MOONSHINE, the folder tiny-en of the package moonshine-voice",
+)
+def test_the_example_transcribes_speech(monkeypatch: pytest.MonkeyPatch) -> None:
+    from corpus_asr.runtime.transcriber import Transcriber
+
+    examples = Path(__file__).resolve().parents[2] / "docs" / "examples"
+    monkeypatch.syspath_prepend(str(examples))
+    clip = Path(__file__).resolve().parents[1] / "data" / "clips" / "english.wav"
+    folder = os.environ["CORPUS_ASR_TEST_MOONSHINE"]
+    with Transcriber(folder, recognizer="moonshine:Moonshine") as transcriber:
+        assert "thirty feet by fifteen" in transcriber.transcribe(str(clip)).text

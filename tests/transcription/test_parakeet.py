@@ -1,0 +1,145 @@
+"""Parts transcribed by Parakeet say what transformers says of the same windows."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import transformers
+
+from corpus_asr.config.decoding import DecodingSettings
+from corpus_asr.errors import CheckpointError, ConfigError
+from corpus_asr.families.parakeet.features import ParakeetPartFeatures
+from corpus_asr.families.parakeet.recognizer import ParakeetRecognizer
+from corpus_asr.models.auto import AutoConfig, AutoModelForCTC, AutoModelForTDT, AutoProcessor
+from corpus_asr.runtime.transcriber import Transcriber
+from corpus_asr.segments import Segment
+from corpus_asr.transcription.engine import Engine
+from corpus_asr.transcription.windows import PartRequest
+from corpus_asr.units import SAMPLE_RATE_HZ
+from tests.support.audio import read_clip
+from tests.support.parakeet import KINDS, Pair, parakeet_checkpoint
+
+CLIPS = Path(__file__).parents[1] / "data" / "clips"
+SPEECH = read_clip(CLIPS / "english.wav")
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    return parakeet_checkpoint(request.param, tmp_path_factory.mktemp(request.param))
+
+
+def part_of(folder: Path, samples: np.ndarray, **fields: Any) -> PartRequest:
+    found = ParakeetPartFeatures.from_folder(folder)(samples)
+    usual: dict[str, Any] = {
+        "recording_id": "r", "part": 0, "features": found.values, "start_s": 0.0,
+        "num_samples": len(samples), "pad_value": found.pad_value, "speech": None,
+    }  # fmt: skip
+    return PartRequest(**usual | fields)
+
+
+def said(folder: Path, *parts: PartRequest, **settings: Any) -> list[tuple[Segment, ...]]:
+    decoding = DecodingSettings(word_timestamps=True, **settings)
+    with Engine.from_folder(folder, decoding=decoding, device="cpu", dtype="float32") as engine:
+        futures = [engine.submit(part) for part in parts]
+        return [future.result(60).segments for future in futures]
+
+
+def text_of(segments: tuple[Segment, ...]) -> str:
+    return "".join(segment.text for segment in segments).strip()
+
+
+@pytest.mark.filterwarnings("ignore:Using the model-agnostic default")
+def test_a_part_says_what_transformers_says(pair: Pair) -> None:
+    samples = SPEECH[: 3 * SAMPLE_RATE_HZ]
+    processor = transformers.ParakeetProcessor.from_pretrained(pair.folder)
+    inputs = processor([samples], sampling_rate=SAMPLE_RATE_HZ)
+    generated = pair.theirs.generate(**inputs)
+    sequences = generated if pair.kind == "CTC" else generated.sequences
+    if pair.kind == "CTC":
+        expected = processor.batch_decode(sequences, skip_special_tokens=True)[0]
+    else:
+        expected = processor.decode(sequences, skip_special_tokens=True)[0]
+    (found,) = said(pair.folder, part_of(pair.folder, samples))
+    # The first and last frame hold what lies around a window, and values are rounded to float16.
+    same = sum(a == b for a, b in zip(text_of(found), expected.strip(), strict=False))
+    assert text_of(found)
+    assert same >= 0.9 * max(len(expected.strip()), len(text_of(found))), (text_of(found), expected)
+
+
+def test_words_have_times_within_the_part_and_make_up_its_text(pair: Pair) -> None:
+    part = part_of(pair.folder, SPEECH[: 6 * SAMPLE_RATE_HZ], start_s=100.0)
+    (segments,) = said(pair.folder, part)
+    words = [word for segment in segments for word in segment.words or ()]
+    assert words
+    times = [each for word in words for each in (word.start_s, word.end_s)]
+    assert times == sorted(times)
+    assert times[0] >= 100.0
+    assert times[-1] <= 106.0
+    assert all(0 < word.probability <= 1 for word in words)
+    for segment in segments:
+        assert "".join(word.word for word in segment.words or ()) == segment.text
+        assert segment.tokens
+        assert segment.avg_logprob < 0
+
+
+def test_what_a_part_says_depends_on_no_other(pair: Pair) -> None:
+    lengths = (2.0, 7.3, 0.4, 5.0)
+    parts = [
+        part_of(pair.folder, SPEECH[round(at * 9_000) :][: round(length * SAMPLE_RATE_HZ)])
+        for at, length in enumerate(lengths)
+    ]
+    together = said(pair.folder, *parts)
+    alone = [said(pair.folder, part)[0] for part in parts]
+    assert list(map(text_of, together)) == list(map(text_of, alone))
+
+
+def test_long_parts_are_cut_into_windows(pair: Pair) -> None:
+    part = part_of(pair.folder, np.tile(SPEECH, 3))
+    (segments,) = said(pair.folder, part, window_s=5.0)
+    assert segments[-1].end_s > 20
+    (whole,) = said(pair.folder, part)
+    assert text_of(whole)
+
+
+def test_what_it_cannot_do_is_refused(pair: Pair, tmp_path: Path) -> None:
+    if pair.kind != "CTC":
+        return
+    with pytest.raises(ConfigError, match=r"decoding.window_s: found 200.* at most 120 s"):
+        Engine.from_folder(pair.folder, decoding=DecodingSettings(window_s=200.0))
+    with pytest.raises(ConfigError, match=r"model.compute_type: found int8"):
+        Engine.from_folder(pair.folder, decoding=DecodingSettings(), dtype="int8")
+    for path in pair.folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["encoder_config"]["max_position_embeddings"] = 1000
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert ParakeetRecognizer.window_limit_s(str(tmp_path)) == 80.0
+    config["vocab_size"] = 4
+    (tmp_path / "config.json").write_text(json.dumps(config | {"pad_token_id": 3}))
+    with pytest.raises(CheckpointError):
+        Engine.from_folder(tmp_path, decoding=DecodingSettings())
+
+
+def test_transcriber_and_auto_classes_find_it(pair: Pair) -> None:
+    with Transcriber(str(pair.folder), device="cpu") as transcriber:
+        transcript = transcriber.transcribe(str(CLIPS / "english.wav"))
+    assert transcript.text
+    assert transcript.language is None
+    assert type(AutoConfig.from_pretrained(pair.folder)).__name__ == f"Parakeet{pair.kind}Config"
+    assert type(AutoProcessor.from_pretrained(pair.folder)).__name__ == "ParakeetProcessor"
+    kinds = {"CTC": AutoModelForCTC, "TDT": AutoModelForTDT}
+    for kind, loader in kinds.items():
+        if kind == pair.kind:
+            found = type(loader.from_pretrained(pair.folder)).__name__
+            assert found == f"ParakeetFor{kind}"
+        else:
+            with pytest.raises(CheckpointError, match="has no such class"):
+                loader.from_pretrained(pair.folder)
+
+
+def test_a_part_without_a_whole_frame_says_nothing(pair: Pair) -> None:
+    part = part_of(pair.folder, SPEECH[:100])
+    assert said(pair.folder, part, replace(part, recording_id="other")) == [(), ()]
