@@ -62,7 +62,7 @@ class AudioSettings:
 
 
 QUALITIES: Mapping[str, Mapping[str, Any]] = {
-    "fast": {"beam_size": 1, "padding_s": 10.0},
+    "fast": {"beam_size": 1, "padding_s": 10.0, "strategy": "chunked"},
     "balanced": {},
     "accurate": {"beam_size": 5},
 }

@@ -150,8 +150,8 @@ class DecodingSection(_DecodingKeys, Settings):  # type: ignore[misc]  # both ar
     """Settings that change the text."""
 
     quality: Literal["fast", "balanced", "accurate"] = Field(default="balanced", exclude=True)
-    """Preset of keys below that are not set: `fast` has beam_size 1 and padding_s 10, `accurate`
-    beam_size 5, `balanced` the defaults."""
+    """Preset of keys below that are not set: `fast` has beam_size 1, padding_s 10 and strategy
+    chunked, `accurate` beam_size 5, `balanced` the defaults."""
 
     @model_validator(mode="before")
     @classmethod

@@ -73,20 +73,21 @@ def test_all_misfits_are_told_at_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "beams", "padding_s"),
+    ("given", "beams", "padding_s", "strategy"),
     [
-        ({}, "auto", None),
-        ({"quality": "balanced"}, "auto", None),
-        ({"quality": "fast"}, 1, 10.0),
-        ({"quality": "accurate"}, 5, None),
-        ({"quality": "fast", "beam_size": 3, "padding_s": None}, 3, None),
+        ({}, "auto", None, "sequential"),
+        ({"quality": "balanced"}, "auto", None, "sequential"),
+        ({"quality": "fast"}, 1, 10.0, "chunked"),
+        ({"quality": "accurate"}, 5, None, "sequential"),
+        ({"quality": "fast", "beam_size": 3, "padding_s": None}, 3, None, "chunked"),
     ],
 )
 def test_a_preset_sets_keys_that_are_not_given(
-    given: dict[str, Any], beams: int | str, padding_s: float | None
+    given: dict[str, Any], beams: int | str, padding_s: float | None, strategy: str
 ) -> None:
     settings = decoding_from(given)
     assert (settings.beam_size, settings.padding_s) == (beams, padding_s)
+    assert settings.strategy == strategy
     # What a run keeps of its settings has the keys, and says the same when it is read again.
     kept = DecodingSection(**given).model_dump()
     assert "quality" not in kept

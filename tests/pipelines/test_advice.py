@@ -34,7 +34,7 @@ CHANGED = {
     "source.allow_hosts": "[example.com]",
 }
 # These are named in advice, and are none of the change that is tried here.
-OTHERS = {"source.exclude", "source.uri", "decoding.language"}
+OTHERS = {"source.exclude", "source.uri", "decoding.language", "model.recognizer"}
 
 
 class Job:
