@@ -36,8 +36,7 @@ def align_tokens(
         ItemError: scores are not numbers.
         ValueError: a token is the blank, or not in the vocabulary.
 
-    Source: Graves et al. 2006, section 4.1, the likeliest way instead of the sum; the spans of
-    `torchaudio.functional.forced_align`.
+    Source: Graves et al. 2006, section 4.1, the likeliest way instead of the sum.
     """
     wanted = np.asarray(tokens, dtype=np.int64)
     wrong = (wanted < WILDCARD) | (wanted >= logprobs.shape[1]) | (wanted == blank)

@@ -1,0 +1,176 @@
+"""When each word of a known text is said, by a CTC checkpoint: its text spelled, scored and placed.
+
+Of a long part windows are scored one by one, which overlap: only a window's inner positions count,
+where it knows what comes before and after.
+"""
+
+import math
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+
+import numpy as np
+import torch
+
+from corpus_asr.array_types import Float16, Float32
+from corpus_asr.decoding.forced_alignment import WILDCARD, align_tokens
+from corpus_asr.decoding.recognizer import RecognizedWord
+from corpus_asr.families.outputs import CausalLMOutput
+from corpus_asr.families.parakeet.features import ParakeetPartFeatures
+from corpus_asr.families.parakeet.model import ParakeetCTC
+from corpus_asr.families.parakeet.tokenizer import ParakeetTokenizer
+from corpus_asr.units import FRAMES_PER_SECOND
+
+# As the recognizer's windows.
+_WINDOW_S = 120.0
+# Positions at the ends of a window that are taken from its neighbors: 5 s, at most a quarter of it.
+_MARGIN = 62
+
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+# What SentencePiece writes for the blank before a word.
+_BLANK = "\u2581"
+# Punctuation to Unicode, but words to speakers.
+_SPOKEN_MARKS = "%‰&@#§"
+_APOSTROPHE = "\u2019"
+
+
+def align_words(
+    network: ParakeetCTC,
+    tokenizer: ParakeetTokenizer,
+    features: ParakeetPartFeatures,
+    part: Float16[np.ndarray, "frame mel"],
+    words: Sequence[str],
+    *,
+    window_s: float = _WINDOW_S,
+) -> list[RecognizedWord]:
+    """Place the words of a text in a part, of whose `features` they are all that is said.
+
+    Words have the blanks next to them. A word without anything to be said, such as a dash, lasts no
+    time at the end of the word before it, with a probability of 1.
+
+    Raises:
+        AlignmentError: the part is too short for the text.
+        ItemError: the network's scores are not numbers.
+    """
+    spelled = spelled_words(tokenizer, words)
+    row = align_tokens(
+        part_logprobs(network, features, part, window_s=window_s),
+        [token for tokens in spelled for token in tokens],
+        blank=network.blank,
+    )
+    position_s = network.config.encoder_config.subsampling_factor / FRAMES_PER_SECOND
+    found: list[RecognizedWord] = []
+    first, end_s = 0, 0.0
+    for word, tokens in zip(words, spelled, strict=True):
+        start_s, probability, stop = end_s, 1.0, first + len(tokens)
+        if tokens:
+            start_s = row.frames[first] * position_s
+            ends = (row.frames[stop - 1] + row.durations[stop - 1]) * position_s
+            end_s = min(ends, len(part) / FRAMES_PER_SECOND)
+            probability = math.fsum(map(math.exp, row.logprobs[first:stop])) / len(tokens)
+        found.append(
+            RecognizedWord(word=word, start_s=start_s, end_s=end_s, probability=probability)
+        )
+        first = stop
+    return found
+
+
+@torch.inference_mode()
+def part_logprobs(
+    network: ParakeetCTC,
+    features: ParakeetPartFeatures,
+    part: Float16[np.ndarray, "frame mel"],
+    *,
+    window_s: float = _WINDOW_S,
+) -> Float32[np.ndarray, "pos vocab"]:
+    """Score every token at every position of a part, in windows of at most `window_s`."""
+    encoder = network.config.encoder_config
+    step = encoder.subsampling_factor
+    most = int(window_s * FRAMES_PER_SECOND) // step
+    most = max(1, min(most, encoder.max_position_embeddings))
+    margin = min(_MARGIN, most // 4)
+    count = -(-len(part) // step)
+    logprobs = np.empty((count, network.config.vocab_size), dtype=np.float32)
+    done = 0
+    while done < count:
+        start = max(0, min(done - margin, count - most))
+        end = min(start + most, count)
+        stop = count if end == count else end - margin
+        window = features.window(part, start * step, min(end * step, len(part)))
+        given = torch.from_numpy(window)[None].to(network.device, network.dtype)
+        output: CausalLMOutput = network(given, return_dict=True)
+        assert output.logits is not None
+        kept = output.logits[0, done - start : stop - start].float().log_softmax(dim=1)
+        logprobs[done:stop] = kept.cpu().numpy()
+        done = stop
+    return logprobs
+
+
+def spelled_words(tokenizer: ParakeetTokenizer, words: Sequence[str]) -> list[list[int]]:
+    """Return the tokens of each word, as CTC checkpoints say it.
+
+    Punctuation around words is left out, and within them where the vocabulary lacks it; dashes then
+    become blanks. Other characters that it lacks are written small, or without their accents, where
+    it has these; else one wildcard stands for a run of them. A word that is written next to another
+    has no blank in its first token, where there is such a token.
+    """
+    missing = {*tokenizer.all_special_ids, tokenizer.unk_token_id}
+    vocabulary = tokenizer.get_vocab()
+    missing |= {token for name, token in vocabulary.items() if _BYTE.fullmatch(name)}
+    blank = vocabulary.get(_BLANK)
+    spellings = {
+        character: _spelling(character, tokenizer, missing) for character in set("".join(words))
+    }
+    spelled: list[list[int]] = []
+    after_blank = True
+    for word in words:
+        after_blank |= word[:1].isspace()
+        piece = "".join(spellings[character] for character in _without_marks(word))
+        tokens = tokenizer.encode(piece, add_special_tokens=False) if piece else []
+        if tokens and not after_blank:
+            bare = tokenizer.convert_ids_to_tokens(tokens[0]).removeprefix(_BLANK)
+            tokens[:1] = [vocabulary.get(bare, tokens[0])] if bare else []
+        joined = _joined((WILDCARD if one in missing else one for one in tokens), blank)
+        spelled.append(joined)
+        after_blank = word[-1:].isspace() or (after_blank and not joined)
+    return spelled
+
+
+def _spelling(character: str, tokenizer: ParakeetTokenizer, missing: set[int | None]) -> str:
+    if character.isspace():
+        return " "
+    bare = unicodedata.normalize("NFKD", character)[0]
+    others = [character, character.lower(), bare, bare.lower()]
+    if character == _APOSTROPHE:
+        others.append("'")
+    for other in others:
+        if missing.isdisjoint(tokenizer.encode(other, add_special_tokens=False)):
+            return other
+    if _is_mark(character):
+        return " " if unicodedata.category(character) == "Pd" or character == "/" else ""
+    return character
+
+
+def _without_marks(word: str) -> str:
+    kept = [number for number, character in enumerate(word) if not _is_mark(character)]
+    return word[kept[0] : kept[-1] + 1] if kept else ""
+
+
+def _is_mark(character: str) -> bool:
+    return character.isspace() or (
+        unicodedata.category(character)[0] in "PCM" and character not in _SPOKEN_MARKS
+    )
+
+
+def _joined(tokens: Iterable[int], blank: int | None) -> list[int]:
+    """Join runs of wildcards, each with the blank before it where that is a token of its own."""
+    found: list[int] = []
+    for token, run in groupby(tokens):
+        if token == WILDCARD:
+            if found and found[-1] == blank:
+                found.pop()
+            found.append(token)
+        else:
+            found += run
+    return found
