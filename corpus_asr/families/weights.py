@@ -147,7 +147,7 @@ def _all_tensors(
         if safetensors is not None and safetensors != is_safe:
             continue
         names.append(name)
-        read_file = _safetensors if is_safe else _pickled
+        read_file = _safetensors if is_safe else read_pickled
         if (folder / name).is_file():
             return read_file(folder / name)
         if (folder / index_name).is_file():
@@ -280,7 +280,12 @@ def check_extent(path: Path, tensors: Iterable[Tensor]) -> None:
         )
 
 
-def _pickled(path: Path) -> dict[str, StoredTensor]:
+def read_pickled(path: Path) -> dict[str, StoredTensor]:
+    """Describe the tensors of a file of torch.save, of which nothing is run.
+
+    Raises:
+        CheckpointError: it cannot be read, or holds more than tensors by name.
+    """
     try:
         # Files from before PyTorch 1.6 are no zip archives and cannot be mapped.
         mapped = check_archive(path)

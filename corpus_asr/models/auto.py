@@ -41,6 +41,12 @@ _CLASSES = {
     },
 }
 
+_CLASSES["speech"] = {
+    model_type: name
+    for role in ("speech_seq2seq", *map(str.lower, _HEADS))
+    for model_type, name in _CLASSES[role].items()
+}
+
 
 def _class_of(family: Family, role: str) -> str | None:
     if role in _CLASSES:
@@ -159,6 +165,12 @@ class AutoModelForSpeechSeq2Seq(_AutoModel):
     """Loads a checkpoint's encoder and decoder that turn audio into text."""
 
     _role = "speech_seq2seq"
+
+
+class AutoModelForSpeech(_AutoModel):
+    """Loads what turns audio into text, of any family; transformers has no such name."""
+
+    _role = "speech"
 
 
 class AutoModelForCTC(_AutoModel):
