@@ -49,7 +49,7 @@ def test_a_loaded_model_is_taken_and_what_does_not_apply_is_refused(pair: Pair) 
     processor = ParakeetProcessor.from_pretrained(pair.folder)
     pipe = pipeline(model=pair.ours, processor=processor)
     assert pipe(np.zeros(100, dtype=np.float32)) == {"text": ""}
-    with pytest.raises(ValueError, match="found stride .10, 10., expected none"):
+    with pytest.raises(ValueError, match=r"found stride .10, 10., expected none"):
         pipe({"raw": np.zeros(16_000), "sampling_rate": 16_000, "stride": (10, 10)})
     for options in (
         {"return_timestamps": True},
