@@ -104,7 +104,8 @@ def test_an_engine_error_ends_the_run_and_keeps_what_was_done(tmp_path: Path):
     names = [f"{number}/parts=1" for number in range(20)]
     with pytest.raises(EngineError, match="device is lost"):
         run_scripted(config, [*map(packs_of, names), packs_of("engine-error/parts=1")])
-    assert len(outcomes_by_part(config)) > 15  # of what had not waited long, too
+    # Of what had not waited long, too; at most 15 parts are in flight with the one that fails.
+    assert len(outcomes_by_part(config)) >= 20 - 15
     before = threading.active_count()
     with pytest.raises(EngineError, match="no device"):
         run_scripted(config, [packs_of("a/parts=1")], engine=broken_engine)
