@@ -171,6 +171,17 @@ def expected_languages(decoding: DecodingSettings) -> tuple[str, ...]:
     return tuple(code for code in wanted if code != "auto")
 
 
+def check_refused(settings: DecodingSettings, reasons: Mapping[str, str], *, model: str) -> None:
+    """Refuse all but the default, or None, of settings; `model` says of it why, and `reasons`."""
+    usual = DecodingSettings()
+    for name, reason in reasons.items():
+        found = getattr(settings, name)
+        if found is not None and found != getattr(usual, name):
+            raise ConfigError(
+                f"decoding.{name}: found {found}, but {model}, and {reason}; leave it out"
+            )
+
+
 ADVICE = "name a multilingual model, such as base, as the model"
 
 

@@ -74,16 +74,21 @@ class Checkpoint:
             family=users_family(model.recognizer),
         )
 
+    @property
+    def is_users(self) -> bool:
+        """Whether it belongs to a user's recognizer, which alone knows its files."""
+        return self.family.part_features == USERS_FEATURES
+
     def with_weights(self) -> "Checkpoint":
         """Fetch the weights as well; a user's recognizer has its own way to them."""
-        if self.family.part_features == USERS_FEATURES:
+        if self.is_users:
             return self
         return replace(self, folder=fetch_checkpoint(self.name, revision=self.hub_revision))
 
     def hashed(self) -> "Checkpoint":
         """Fetch the weights and fill in `revision`, their hash."""
         whole = self.with_weights()
-        if whole.family.part_features == USERS_FEATURES:
+        if whole.is_users:
             return replace(whole, revision=_users_revision(whole))
         return replace(whole, revision=model_revision(whole.folder))
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from corpus_asr.array_types import Float, Float16
-from corpus_asr.config.decoding import DecodingSettings, expected_languages
+from corpus_asr.config.decoding import DecodingSettings, check_refused, expected_languages
 from corpus_asr.decoding.one_pass import Recognition, WindowToRead
 from corpus_asr.decoding.recognizer import Recognized, Recognizer
 from corpus_asr.errors import ConfigError
@@ -83,14 +83,7 @@ class OnePassTranscriber:
 
     def check(self, settings: DecodingSettings) -> None:
         """Refuse what it cannot do, before any audio is read."""
-        usual = DecodingSettings()
-        for key, reason in _REFUSED.items():
-            found = getattr(settings, key)
-            if found is not None and found != getattr(usual, key):
-                raise ConfigError(
-                    f"decoding.{key}: found {found}, but {self._name} reads each window once, and "
-                    f"{reason}; leave it out"
-                )
+        check_refused(settings, _REFUSED, model=f"{self._name} reads each window once")
         if settings.beam_size not in ("auto", 1):
             raise ConfigError(
                 f"decoding.beam_size: found {settings.beam_size}, but {self._name} reads each "

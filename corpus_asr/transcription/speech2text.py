@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from corpus_asr.array_types import Float32
-from corpus_asr.config.decoding import DecodingSettings
+from corpus_asr.config.decoding import DecodingSettings, check_refused
 from corpus_asr.decoding.protocols import TokenRules
 from corpus_asr.decoding.tasks import Gather, Steps
 from corpus_asr.errors import CheckpointError, ConfigError
@@ -117,14 +117,8 @@ class Speech2TextPromptFormat:
 
     def check(self, settings: DecodingSettings) -> None:
         """Refuse what this checkpoint cannot do, before any audio is read."""
-        usual = DecodingSettings()
-        for name, reason in _REFUSED.items():
-            found = getattr(settings, name)
-            if found is not None and found != getattr(usual, name):
-                raise ConfigError(
-                    f"decoding.{name}: found {found}, but the checkpoint is of the family "
-                    f"speech_to_text, and {reason}; leave it out"
-                )
+        model = "the checkpoint is of the family speech_to_text"
+        check_refused(settings, _REFUSED, model=model)
         if not isinstance(settings.language, str):
             raise ConfigError(
                 f"decoding.language: found a choice of {len(settings.language)}, but the "

@@ -13,13 +13,12 @@ from corpus_asr.errors import CheckpointError
 from corpus_asr.models import parakeet
 from corpus_asr.models.parakeet import ParakeetFeatureExtractor, ParakeetProcessor
 from tests.support.audio import read_clip
-from tests.support.parakeet import KINDS, Pair, parakeet_pair
-from tests.support.tokenizers import made_words, tiny_parakeet_tokenizer
+from tests.support.parakeet import KINDS, Pair, parakeet_checkpoint
+from tests.support.tokenizers import made_words
 
 CLIPS = Path(__file__).parents[2] / "data" / "clips"
 CLOSE: dict[str, Any] = {"rtol": 0, "atol": 2e-3}
 RATE = 16_000
-SEED = 7  # says tokens and blanks, and moves on
 
 
 def clips() -> list[np.ndarray]:
@@ -78,26 +77,7 @@ def test_an_extractor_of_what_cannot_be_is_refused() -> None:
 
 @pytest.fixture(scope="module", params=KINDS)
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    folder = tmp_path_factory.mktemp(request.param)
-    size = tiny_parakeet_tokenizer(folder, request.param)
-    blank = "pad_token_id" if request.param == "CTC" else "blank_token_id"
-    encoder = {"num_mel_bins": 80}
-    made = parakeet_pair(
-        request.param,
-        folder,
-        encoder=encoder,
-        vocab_size=size,
-        seed=SEED,
-        blanks=9.0,
-        **{blank: size - 1},
-    )
-    processor = transformers.ParakeetProcessor(
-        transformers.ParakeetFeatureExtractor(),
-        transformers.ParakeetTokenizer.from_pretrained(folder),
-        decoder_type=request.param.lower(),
-    )
-    processor.save_pretrained(folder)
-    return made
+    return parakeet_checkpoint(request.param, tmp_path_factory.mktemp(request.param))
 
 
 def test_audio_and_texts_become_what_they_become_in_transformers(pair: Pair) -> None:
