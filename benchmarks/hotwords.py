@@ -84,7 +84,7 @@ def _arguments() -> argparse.Namespace:
             command.add_argument("--file", required=True)
             command.add_argument("--number", type=int, default=1000)
             command.add_argument("--pairs", type=int, default=8)
-            command.add_argument("--strategy", default="sequential")
+            command.add_argument("--strategy", default="auto")
             continue
         command.add_argument("--results", required=True, type=Path)
         command.add_argument("--json", type=Path)

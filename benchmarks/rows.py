@@ -109,8 +109,8 @@ _FASTER_BEST: Mapping[str, Any] = {
 }
 
 ROWS: Mapping[str, Row] = {
-    "ours": _ours("(defaults: sequential)", 6.0),
-    "ours-greedy": _ours("greedy, sequential", 6.5, beam_size=1),
+    "ours": _ours("(defaults: chunked)", 6.0),
+    "ours-greedy": _ours("greedy, sequential", 6.5, strategy="sequential", beam_size=1),
     "ours-chunked": _ours("best: greedy, chunked", 7.0, strategy="chunked", beam_size=1),
     "ours-fast": _ours("quality fast", 7.0, quality="fast"),
     "ours-accurate": _ours("quality accurate", 4.0, quality="accurate"),

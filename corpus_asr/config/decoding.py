@@ -62,7 +62,7 @@ class AudioSettings:
 
 
 QUALITIES: Mapping[str, Mapping[str, Any]] = {
-    "fast": {"beam_size": 1, "padding_s": 10.0, "strategy": "chunked"},
+    "fast": {"beam_size": 1, "padding_s": 10.0},
     "balanced": {},
     "accurate": {"beam_size": 5},
 }
@@ -86,9 +86,10 @@ class DecodingSettings:
     target_language: str | None = None
     """Code of the language that a multilingual Speech2Text checkpoint translates into, such as
     `fr`."""
-    strategy: Literal["sequential", "chunked"] = "sequential"
-    """Long-form strategy: `sequential` moves window by window along predicted timestamps; `chunked`
-    cuts windows at silences and decodes them independently."""
+    strategy: Literal["auto", "sequential", "chunked"] = "auto"
+    """Long-form strategy of Whisper: `sequential` moves window by window along predicted
+    timestamps; `chunked` cuts windows at silences and decodes them independently; auto: chunked,
+    or sequential with condition_on_prev_tokens."""
     clip_timestamps: tuple[float, ...] = ()
     """Clips to transcribe, as start, end, start, end ... in seconds of the recording; without the
     last end, up to the end. A list, or text such as `10,20`. Default: everything."""
@@ -126,9 +127,9 @@ class DecodingSettings:
     """Stop decoding a window that has entered a repetition loop; it then falls back to the next
     temperature."""
     condition_on_prev_tokens: bool = False
-    """Prompt each window with the text before it (`sequential` only)."""
+    """Prompt each window with the text before it, which `chunked` windows cannot have."""
     initial_prompt: str | None = None
-    """Prompt text placed before each part (before each window when `strategy` is `chunked`)."""
+    """Prompt text placed before each window, or before each part where windows are sequential."""
     hotwords: tuple[Hotword, ...] | None = None
     """Names and terms to prefer where they may be said: text with commas between, `@` and the path
     of a file of one per line, or a list, of which each may be `{phrase: Ray Data, weight: 2}`."""
@@ -158,6 +159,13 @@ class DecodingSettings:
     drop_known_hallucinations: bool = False
     """Drop segments whose whole text is a known hallucination of Whisper models without speech;
     otherwise the column `known_hallucination` marks them."""
+
+    @property
+    def in_chunks(self) -> bool:
+        """Whether windows of Whisper are decoded independently."""
+        if self.strategy == "auto":
+            return not self.condition_on_prev_tokens
+        return self.strategy == "chunked"
 
     @property
     def most_beams(self) -> int:

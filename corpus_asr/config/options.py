@@ -32,7 +32,7 @@ class TranscriptionOptions(TypedDict, total=False):
     language_mode: Literal["recording", "part", "window"]
     task: Literal["transcribe", "translate"]
     target_language: str | None
-    strategy: Literal["sequential", "chunked"]
+    strategy: Literal["auto", "sequential", "chunked"]
     clip_timestamps: float | Sequence[float] | str
     window_s: float | None
     temperature: float | Sequence[float]

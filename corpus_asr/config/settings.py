@@ -150,8 +150,8 @@ class DecodingSection(_DecodingKeys, Settings):  # type: ignore[misc]  # both ar
     """Settings that change the text."""
 
     quality: Literal["fast", "balanced", "accurate"] = Field(default="balanced", exclude=True)
-    """Preset of keys below that are not set: `fast` has beam_size 1, padding_s 10 and strategy
-    chunked, `accurate` beam_size 5, `balanced` the defaults."""
+    """Preset of keys below that are not set: `fast` has beam_size 1 and padding_s 10,
+    `accurate` beam_size 5, `balanced` the defaults."""
 
     @model_validator(mode="before")
     @classmethod
@@ -246,7 +246,7 @@ class DecodingSection(_DecodingKeys, Settings):  # type: ignore[misc]  # both ar
         if self.condition_on_prev_tokens and self.strategy == "chunked":
             yield (
                 "condition_on_prev_tokens needs windows that follow one another, and strategy is "
-                "chunked; set strategy to sequential, or leave condition_on_prev_tokens out"
+                "chunked; leave one of them out"
             )
         if self.hallucination_silence_threshold is not None and not self.word_timestamps:
             yield "hallucination_silence_threshold needs the times of words; set word_timestamps"

@@ -102,10 +102,11 @@ class PromptFormat:
                 f"decoding.window_s: found {settings.window_s:g}, but windows of Whisper are at "
                 f"most {WINDOW_S} s; set it to less"
             )
-        if settings.window_s is not None and settings.strategy == "sequential":
+        if settings.window_s is not None and not settings.in_chunks:
             raise ConfigError(
                 f"decoding.window_s: found {settings.window_s:g}, but windows that follow one "
-                "another are 30 s; set decoding.strategy: chunked, or leave it out"
+                "another (strategy sequential, condition_on_prev_tokens) are 30 s; leave window_s "
+                "out, or set decoding.strategy: chunked, without condition_on_prev_tokens"
             )
         if settings.align and settings.task != "transcribe":
             raise ConfigError(

@@ -329,12 +329,14 @@ def chunk_ranges(
     *,
     window_frames: int = WINDOW_FRAMES,
     pause_frames: int = WINDOW_FRAMES,
+    silence_frames: int = 0,
     loudness: Loudness = mean_loudness,
 ) -> list[tuple[int, int]]:
     """Cut frame ranges of a part into ranges of at most a window, without long pauses.
 
     What does not fit into a window is cut near the window's end: between spans of speech, or else
-    where it is least loud. Without speech detection all that was given is one span.
+    where it is least loud. Without speech detection all that was given is one span. The first and
+    the last range of a clip keep up to `silence_frames` of silence, if the window has room.
 
     Source: WhisperX's "cut and merge" (Bain et al. 2023, section 3), which however leaves a window
     half empty rather than cut a span that would fit into the next one.
@@ -342,8 +344,11 @@ def chunk_ranges(
     return [
         chunk
         for first, last in clips
-        for chunk in _full_windows(
-            part, _spans(part, first, last), window_frames, pause_frames, loudness
+        for chunk in _with_silence(
+            _full_windows(part, _spans(part, first, last), window_frames, pause_frames, loudness),
+            (first, last),
+            window_frames,
+            silence_frames,
         )
     ]
 
@@ -380,6 +385,22 @@ def _full_windows(
             start = cut
         chunks.append((start, end))
     return chunks
+
+
+def _with_silence(
+    chunks: Sequence[tuple[int, int]],
+    clip: tuple[int, int],
+    window_frames: int,
+    silence_frames: int,
+) -> list[tuple[int, int]]:
+    """Let the first chunk of a clip begin, and the last one end, in its silence."""
+    widened = list(chunks)
+    if widened:
+        start, end = widened[0]
+        widened[0] = max(clip[0], start - silence_frames, end - window_frames), end
+        start, end = widened[-1]
+        widened[-1] = start, min(clip[1], end + silence_frames, start + window_frames)
+    return widened
 
 
 def _least_loud(part: PartRequest, first: int, last: int, loudness: Loudness) -> int:

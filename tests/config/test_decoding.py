@@ -73,21 +73,35 @@ def test_all_misfits_are_told_at_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "beams", "padding_s", "strategy"),
+    ("given", "in_chunks"),
     [
-        ({}, "auto", None, "sequential"),
-        ({"quality": "balanced"}, "auto", None, "sequential"),
-        ({"quality": "fast"}, 1, 10.0, "chunked"),
-        ({"quality": "accurate"}, 5, None, "sequential"),
-        ({"quality": "fast", "beam_size": 3, "padding_s": None}, 3, None, "chunked"),
+        ({}, True),
+        ({"strategy": "sequential"}, False),
+        ({"condition_on_prev_tokens": True}, False),
+        ({"strategy": "chunked"}, True),
+    ],
+)
+def test_windows_are_independent_unless_text_goes_before(
+    given: dict[str, Any], in_chunks: bool
+) -> None:
+    assert decoding_from(given).in_chunks == in_chunks
+
+
+@pytest.mark.parametrize(
+    ("given", "beams", "padding_s"),
+    [
+        ({}, "auto", None),
+        ({"quality": "balanced"}, "auto", None),
+        ({"quality": "fast"}, 1, 10.0),
+        ({"quality": "accurate"}, 5, None),
+        ({"quality": "fast", "beam_size": 3, "padding_s": None}, 3, None),
     ],
 )
 def test_a_preset_sets_keys_that_are_not_given(
-    given: dict[str, Any], beams: int | str, padding_s: float | None, strategy: str
+    given: dict[str, Any], beams: int | str, padding_s: float | None
 ) -> None:
     settings = decoding_from(given)
     assert (settings.beam_size, settings.padding_s) == (beams, padding_s)
-    assert settings.strategy == strategy
     # What a run keeps of its settings has the keys, and says the same when it is read again.
     kept = DecodingSection(**given).model_dump()
     assert "quality" not in kept

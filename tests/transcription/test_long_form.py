@@ -69,7 +69,7 @@ def loop(
     **settings: Any,
 ) -> tuple[list[Segment], list[WindowJob]]:
     own = part(seconds, speech, start_s=start_s)
-    chosen = DecodingSettings(**settings)
+    chosen = DecodingSettings(**{"strategy": "sequential"} | settings)
     steps = WhisperLongForm(
         own,
         chosen,
@@ -347,15 +347,31 @@ def chunked(own: PartRequest, **settings: Any) -> tuple[Any, list[Any]]:
 def test_chunks_are_as_long_as_asked_for() -> None:
     own = part(60, [(0.0, 4.0), (5.0, 9.0), (10.0, 14.0), (20.0, 24.0)])
     _, chunks = chunked(own, window_s=10)
-    assert [next(one).window for one in chunks] == [(0, 900), (1000, 1400), (2000, 2400)]
+    assert [next(one).window for one in chunks] == [(0, 900), (1000, 1400), (2000, 2500)]
     _, chunks = chunked(own)
-    assert [next(one).window for one in chunks] == [(0, 2400)]
+    assert [next(one).window for one in chunks] == [(0, 2500)]
+
+
+@pytest.mark.parametrize(
+    ("speech", "windows"),
+    [
+        ([(0.5, 4.0), (40.0, 69.5), (99.0, 99.8)], [(0, 400), (4000, 6950), (9900, 10_000)]),
+        ([(20.0, 49.5)], [(1950, 4950)]),
+        ([(20.0, 50.0)], [(2000, 5000)]),
+    ],
+)
+def test_what_is_said_first_and_last_keeps_a_second_of_silence(
+    speech: list[tuple[float, float]], windows: list[tuple[int, int]]
+) -> None:
+    own = part(100, speech)
+    _, chunks = chunked(own)
+    assert [next(one).window for one in chunks] == windows
 
 
 def test_chunks_are_decoded_independently_and_come_out_in_order() -> None:
     task, chunks = chunked(part(200, [(0.0, 20.0), (50.0, 70.0), (100.0, 120.0)]))
     windows = [next(one).window for one in chunks]
-    assert windows == [(0, 2000), (5000, 7000), (10_000, 12_000)]
+    assert windows == [(0, 2000), (5000, 7000), (10_000, 12_100)]
     results: list[list[Segment]] = [[], [], []]
     for index, chunk in reversed(list(enumerate(chunks))):
         with pytest.raises(StopIteration) as stop:

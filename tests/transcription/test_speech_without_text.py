@@ -51,7 +51,7 @@ def decoded(
 def decoded_jobs(
     results: list[WindowResult], *, seconds: float, speech: Speech | None, **settings: Any
 ) -> tuple[list[Segment], list[WindowJob]]:
-    chosen = DecodingSettings(**{"language": "en"} | settings)
+    chosen = DecodingSettings(**{"language": "en", "strategy": "sequential"} | settings)
     prompts = prompt_format(no_speech=NO_SPEECH, max_target_positions=448)
     steps: Any = WhisperTranscriber(prompts).transcribe(part(seconds, speech), chosen)
     # One range alone is what it gathers here.
@@ -165,7 +165,7 @@ def test_chunks_are_filled_too() -> None:
         [window((1, 0, 9)), window((2, 0, 15))],
         seconds=30, speech=[(0.0, 24.0)], strategy="chunked",
     )  # fmt: skip
-    assert windows == [(0, 24), (9, 24)]
+    assert windows == [(0, 25), (9, 25)]
     assert texts == [("w1", 0, 9), ("w2", 9, 24)]
 
 
@@ -212,7 +212,7 @@ def test_what_tiny_en_leaves_out_after_the_first_sentence_is_transcribed() -> No
     assert found.speech_without_text_s == 0.0
 
 
-@pytest.mark.parametrize("options", [{}, {"strategy": "chunked"}, {"word_timestamps": True}])
+@pytest.mark.parametrize("options", [{}, {"strategy": "sequential"}, {"word_timestamps": True}])
 def test_a_second_language_in_one_window_is_not_lost(
     whisper_base: Path, tmp_path: Path, options: dict[str, Any]
 ) -> None:

@@ -53,8 +53,10 @@ def test_what_no_multilingual_checkpoint_can_do_is_refused(tmp_path: Path) -> No
     assert own.language_rules(["de"]).only == (GERMAN,)
     refused(own, "does not know fr, xx; it knows de, en", language=["de", "fr", "xx"])
     refused(own, r"decoding\.target_language: Whisper .* English alone", target_language="fr")
-    own.check(DecodingSettings(window_s=20, strategy="chunked"))
-    refused(own, r"decoding\.window_s: found 20.*strategy: chunked", window_s=20)
+    own.check(DecodingSettings(window_s=20))
+    message = r"decoding\.window_s: found 20.*strategy: chunked"
+    refused(own, message, window_s=20, strategy="sequential")
+    refused(own, message, window_s=20, condition_on_prev_tokens=True)
     for name in ("hotwords", "prefix"):
         own.check(decoding_from({name: "w1 " * 11, "hotwords_mode": "prompt"}))
         message = rf"{name}: found 12 tokens, .* room for 11; shorten"

@@ -109,12 +109,13 @@ spans = st.lists(st.integers(0, 3000), min_size=0, max_size=24, unique=True).map
 )
 
 
-@given(speech=spans)
+@given(speech=spans, silence_frames=st.integers(0, 500))
 def test_chunks_fit_windows_keep_all_speech_and_never_overlap(
-    speech: list[tuple[float, float]],
+    speech: list[tuple[float, float]], silence_frames: int
 ) -> None:
     own = part(300, speech)
-    chunks = chunk_ranges(own, [(0, own.num_frames)])
+    chunks = chunk_ranges(own, [(0, own.num_frames)], silence_frames=silence_frames)
+    assert all(start >= 0 and end <= own.num_frames for start, end in chunks)
     assert all(0 < end - start <= WINDOW_FRAMES for start, end in chunks)
     assert all(left[1] <= right[0] for left, right in pairwise(chunks))
     covered = np.zeros(own.num_frames, dtype=bool)
@@ -240,10 +241,10 @@ def transcribe(
 
 PARTS = [part(seconds, mels=80, seed=n) for n, seconds in enumerate((5.0, 2.4, 9.99, 31.5))]
 OPTIONS: dict[str, dict[str, Any]] = {
-    "sequential": {},
+    "sequential": {"strategy": "sequential"},
     "words": {"word_timestamps": True},
-    "a language per window": {"language_mode": "window"},
-    "chunked beams": {"strategy": "chunked", "beam_size": 2},
+    "a language per window": {"strategy": "sequential", "language_mode": "window"},
+    "beams": {"beam_size": 2},
 }
 
 
