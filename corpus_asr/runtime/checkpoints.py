@@ -192,8 +192,15 @@ def _check_detects(main: Checkpoint, others: Mapping[str, str]) -> None:
         )
 
 
+# What a tokenizer may lack.
+_OF_TOKENIZERS = ("language", "language_mode", "task")
+
+
 def check_transcribes(checkpoint: Checkpoint, decoding: DecodingSettings) -> None:
     """Refuse what a checkpoint cannot do, as far as its tokenizer shows."""
+    plain = DecodingSettings()
+    if all(getattr(decoding, key) == getattr(plain, key) for key in _OF_TOKENIZERS):
+        return  # to read one takes a tenth of a second
     if checkpoint.language_ids is None:
         return  # a family without language tokens says what it knows when it is loaded
     if not checkpoint.language_ids:
