@@ -97,6 +97,15 @@ _VOICES = (
            "little-endian order; to compare within one model"),
 )  # fmt: skip
 
+_FURTHER_KIND = pa.struct(
+    [
+        pa.field("kind", pa.string()),
+        pa.field("num_frames", pa.int32()),
+        pa.field("num_mel_bins", pa.int32()),
+        pa.field("pad_value", pa.float32()),
+    ]
+)
+
 PARTS = _schema(
     "parts",
     _RECORDING_ID, _URI, _SIZE, _ETAG, _METADATA,
@@ -113,6 +122,10 @@ PARTS = _schema(
     _field("language_features", pa.list_(pa.float16()),
            "whole windows (frame, mel) of the recording's first speech, for language detection; "
            "null when that window lies in this part's own features"),
+    _field("further_kinds", pa.list_(_FURTHER_KIND),
+           "kinds of features besides, for models that take others; null: none"),
+    _field("further_features", pa.list_(pa.float16()),
+           "those features (frame, mel) flattened, one kind after the other"),
     _field("language_window_start_s", pa.float64(), "start of the first language window",
            unit="second"),
     _field("decode_s", pa.float64(), "time spent extracting this part", unit="second"),

@@ -34,9 +34,10 @@ class Family:
     part_features: str
     """Class with `from_folder(folder)`: samples of one part to `PartFeatures`; torch-free.
 
-    Its `num_mel_bins` is the width of its rows; its `language_window_frames` the length of the
-    windows in which languages are detected, None where they are not. For a `recognizer` it also
-    has `window(features, start, end)`, what that is given, and `loudness(features)`.
+    Its `kind` names what it computes, the same for checkpoints that can share it; its
+    `num_mel_bins` is the width of its rows; its `language_window_frames` the length of the windows
+    in which languages are detected, None where they are not. For a `recognizer` it also has
+    `window(features, start, end)`, what that is given, and `loudness(features)`.
     """
     slot_model: str | None = None
     """Class with `from_pretrained(folder, dtype=, device=)`, `slot_model(int8=, consume=)` and
@@ -61,6 +62,7 @@ class PartFeatures:
 class SamplePartFeatures:
     """The samples themselves, 10 ms in a row: float16 errs by 66 dB less than each sample."""
 
+    kind = "samples"
     num_mel_bins = HOP_SAMPLES
     language_window_frames = None
 
@@ -153,6 +155,11 @@ def family_of(folder: Path) -> Family:
             f"choose a checkpoint of a supported family"
         )
     return family
+
+
+def part_features(folder: Path) -> Any:
+    """Return what computes the features of parts for a checkpoint, or CheckpointError."""
+    return resolve(family_of(folder).part_features).from_folder(folder)
 
 
 # Where a folder without config.json says which classes wrote it. transformers writes its tokenizers

@@ -521,6 +521,7 @@ class CallInFlight:
                 row,
                 part.features,
                 part.language_features,
+                further=part.further,
                 listener=self._listener(added),
                 text=None if text is None else AlignedText(text=text),
             )

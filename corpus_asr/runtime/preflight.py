@@ -30,7 +30,7 @@ from corpus_asr.runtime.resources import (
 )
 from corpus_asr.schemas import PACKS
 from corpus_asr.stages.extract import ExtractStage
-from corpus_asr.stages.parts import FAILED, cut_part
+from corpus_asr.stages.parts import FAILED, FEATURE_COLUMNS, cut_part
 from corpus_asr.stages.transcribe import EngineSpec, TranscribeStage
 from corpus_asr.storage.catalog import Catalog
 from corpus_asr.storage.run_state.plan import Plan, read_packs
@@ -94,7 +94,7 @@ class ReadyCheck:
             for pack in _single(self._store, self._plan):
                 # Whatever follows the first part is given up with the stage.
                 first = next(stage(pack)).slice(0, 1)
-                part = first.drop_columns(["features", "language_features"]).to_pylist()[0]
+                part = first.drop_columns(list(FEATURE_COLUMNS)).to_pylist()[0]
                 if part["error_kind"] is None:
                     self._part = first
                     length = f"{part['part_end_s'] - part['part_start_s']:.1f} s of audio decoded"

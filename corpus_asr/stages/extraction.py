@@ -7,10 +7,19 @@ no time is more than about two parts' audio in memory.
 import functools
 import io
 import time
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from collections.abc import (
+    Callable,
+    Collection,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
 import numpy as np
@@ -23,7 +32,13 @@ from corpus_asr.audio.vad import SpeechCriteria
 from corpus_asr.config.decoding import ALL_TRACKS
 from corpus_asr.config.extraction import NO_SPEAKERS, ExtractSettings, SpeakerSettings
 from corpus_asr.errors import DecodeError
-from corpus_asr.families.registry import PartFeatures, family_of, resolve, users_family
+from corpus_asr.families.registry import (
+    PartFeatures,
+    family_of,
+    part_features,
+    resolve,
+    users_family,
+)
 from corpus_asr.languages import language_window_starts
 from corpus_asr.speakers.embeddings import SpeakerEmbedder
 from corpus_asr.speakers.turns import SpeechWindows
@@ -41,6 +56,7 @@ MIN_PART_S = 30.0
 PREFETCH_THREADS = 16  # as many as may be expected at once
 # How often it is said how far a recording is decoded, beside its parts.
 PROGRESS_EVERY_S = 1.0
+NO_FOLDERS: Mapping[str, Path] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,9 +133,12 @@ class PartExtractor:
         speakers: SpeakerSettings = NO_SPEAKERS,
         languages: Sequence[str] = (),
         recognizer: str | None = None,
+        further_folders: Mapping[str, Path] = NO_FOLDERS,
     ) -> None:
+        """`further_folders` are those of checkpoints that take other features, by their kind."""
         family = family_of(Path(folder)) if recognizer is None else users_family(recognizer)
         self._features = resolve(family.part_features).from_folder(Path(folder))
+        self._further = {kind: part_features(each) for kind, each in further_folders.items()}
         self._store = store
         self._settings = settings
         self._languages = languages
@@ -265,6 +284,9 @@ class PartExtractor:
             given, known = (features, work.window if spoken else None) if wanted else (None, None)
             # A part that holds the window has its features already.
             carried = None if known is None or known.part == work.part else known.features
+            further = {}
+            if wanted and spoken:
+                further = {kind: each(audio.samples) for kind, each in self._further.items()}
             voices = None
             if work.embedder is not None and wanted:
                 voices = _voices(work.embedder, audio, pad_s=work.settings.vad_pad_s)
@@ -296,6 +318,7 @@ class PartExtractor:
                 cpu_s=now.cpu_s - work.started.cpu_s,
                 fetch_retries=now.fetch_retries - work.started.fetch_retries,
                 voices=voices,
+                further=further,
             )
             work.started = _Clock.now()  # not what the reader took for the part
 

@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ from corpus_asr.array_types import Float16
 from corpus_asr.config.extraction import ExtractSettings, SpeakerSettings
 from corpus_asr.errors import DecodeError, ItemError
 from corpus_asr.failure_kinds import failure_kind
+from corpus_asr.families.registry import PartFeatures
 from corpus_asr.logs import event
 from corpus_asr.schemas import PARTS
 from corpus_asr.speakers.turns import SpeechWindows
@@ -27,6 +28,8 @@ NO_SPEECH = "no_speech"
 FAILED = "failed"
 # A failure that is our own mistake or the machine's, not the recording's.
 INTERNAL = "internal"
+# Large columns of PARTS, which never become Python objects.
+FEATURE_COLUMNS = ("features", "language_features", "further_features")
 # What a RESULTS row has of a part without a text.
 NOTHING_SAID: dict[str, Any] = {"attempts": 1, "segments_written": 0, "segments": []}
 
@@ -120,15 +123,49 @@ def half_views(column: pa.ChunkedArray) -> list[Float16[np.ndarray, " value"] | 
     return views
 
 
+def further_columns(further: Mapping[str, PartFeatures]) -> dict[str, Any]:
+    """Return the columns of PARTS for features of further kinds, by kind."""
+    if not further:
+        return {}
+    kinds = [
+        {
+            "kind": kind,
+            "num_frames": len(each.values),
+            "num_mel_bins": each.values.shape[1],
+            "pad_value": float(each.pad_value),
+        }
+        for kind, each in further.items()
+    ]
+    flat = np.concatenate([each.values.reshape(-1) for each in further.values()])
+    return {"further_kinds": kinds, "further_features": flat}
+
+
+def further_features(
+    kinds: Iterable[Mapping[str, Any]] | None, flat: Float16[np.ndarray, " value"] | None
+) -> dict[str, PartFeatures]:
+    """Return a part's features of further kinds, by kind, as views of their column."""
+    found: dict[str, PartFeatures] = {}
+    at = 0
+    for each in kinds or ():
+        assert flat is not None, "the kinds are of these features"
+        shape = each["num_frames"], each["num_mel_bins"]
+        size = shape[0] * shape[1]
+        values = flat[at : at + size].reshape(shape)
+        found[each["kind"]] = PartFeatures(values=values, pad_value=each["pad_value"])
+        at += size
+    return found
+
+
 def cut_part(part: pa.Table, piece_s: float) -> list[pa.Table]:
     """Cut one PARTS row with speech into rows of whole pieces, or one of all of it if it is short.
 
     Pieces in which nobody speaks are left out.
     """
-    row = part.drop_columns(["features", "language_features"]).to_pylist()[0]
+    row = part.drop_columns(list(FEATURE_COLUMNS)).to_pylist()[0]
     if row["status"] != OK:
         return []
-    features = half_views(part["features"])[0]
+    features, more = (half_views(part[name])[0] for name in ("features", "further_features"))
+    further = further_features(row["further_kinds"], more)
     assert features is not None, "a part with status ok has features"
     frames = features.reshape(-1, row["num_mel_bins"])  # (frame, mel)
     num_samples = min(row["num_samples"], round(piece_s * SAMPLE_RATE_HZ))
@@ -144,9 +181,11 @@ def cut_part(part: pa.Table, piece_s: float) -> list[pa.Table]:
         if spans == []:
             continue
         at = first // HOP_SAMPLES
-        cut = frames[at : at + num_samples // HOP_SAMPLES + TAIL_FRAMES]
+        cut = slice(at, at + num_samples // HOP_SAMPLES + TAIL_FRAMES)
+        others = {kind: replace(each, values=each.values[cut]) for kind, each in further.items()}
         piece = {"part_start_s": start_s, "part_end_s": end_s, "num_samples": num_samples,
-                 "speech_spans": spans, "features": cut.reshape(-1)}  # fmt: skip
+                 "speech_spans": spans, "features": frames[cut].reshape(-1),
+                 **further_columns(others)}  # fmt: skip
         pieces.append(one_row(PARTS, row | piece))
     return pieces
 
@@ -213,6 +252,8 @@ class ExtractedPart:
     """Requests that its store had to be asked again."""
     voices: SpeechWindows | None = None
     """Windows of its speech; None where speakers are not looked for."""
+    further: Mapping[str, PartFeatures] = field(default_factory=dict)
+    """Features of further kinds, by kind; none for a part without speech."""
 
     def columns(self) -> dict[str, Any]:
         """Return what a PARTS row says of it, but for its recording and whether it is the last."""
@@ -226,6 +267,7 @@ class ExtractedPart:
             else sum((end - start for start, end in speech), 0.0),
             "speech_spans": None if speech is None else _spans(speech),
         }
+        columns |= further_columns(self.further)
         if self.voices is not None:
             starts, ends = self.voices.start_s.tolist(), self.voices.end_s.tolist()
             columns["voice_spans"] = _spans(zip(starts, ends, strict=True))

@@ -22,10 +22,19 @@ from corpus_asr.array_types import Float16
 from corpus_asr.config.run import CLASSIFY_AUDIO, RunConfig
 from corpus_asr.errors import CheckpointError, ConfigError, EngineError, ItemError
 from corpus_asr.failure_kinds import NOT_A_NUMBER
+from corpus_asr.families.registry import PartFeatures
 from corpus_asr.logs import event
 from corpus_asr.schemas import PARTS, RESULTS
 from corpus_asr.segments import PartLabels, SpeechSpan
-from corpus_asr.stages.parts import NOTHING_SAID, OK, check_finite, failure_fields, half_views
+from corpus_asr.stages.parts import (
+    FEATURE_COLUMNS,
+    NOTHING_SAID,
+    OK,
+    check_finite,
+    failure_fields,
+    further_features,
+    half_views,
+)
 from corpus_asr.storage.manifest import AlignedText, aligned_text, hotwords_of
 from corpus_asr.storage.model_files import fetch_checkpoint
 from corpus_asr.storage.stores.uri import redact_uri
@@ -39,8 +48,6 @@ if TYPE_CHECKING:  # imports torch
 
 _LOG = logging.getLogger(__name__)
 
-# Large columns never become Python objects.
-_FEATURES = ("features", "language_features")
 _CARRIED = [name for name in PARTS.names if name in set(RESULTS.names)]
 
 
@@ -186,16 +193,22 @@ class TranscribeStage:
         Raises:
             EngineError: the engine fails, computes no numbers, or other tokens than the first time.
         """
-        row = parts.select(["num_mel_bins", "pad_value"]).to_pylist()[0]
+        row = parts.select(["num_mel_bins", "pad_value", "further_kinds"]).to_pylist()[0]
         frames = SAMPLE_RATE_HZ // HOP_SAMPLES + TAIL_FRAMES
+
+        def constant(of: Mapping[str, Any]) -> PartFeatures:
+            values = np.full((frames, of["num_mel_bins"]), of["pad_value"], np.float16)
+            return PartFeatures(values=values, pad_value=of["pad_value"])
+
         silence = PartRequest(
             recording_id="silence",
             part=0,
-            features=np.full((frames, row["num_mel_bins"]), row["pad_value"], np.float16),
+            features=constant(row).values,
             num_samples=SAMPLE_RATE_HZ,
             pad_value=row["pad_value"],
             start_s=0.0,
             speech=None,
+            further={each["kind"]: constant(each) for each in row["further_kinds"] or ()},
         )
         try:
             transcript = self._engine.result().submit(silence).result()
@@ -241,7 +254,7 @@ class TranscribeStage:
         """
         with self._lock:
             self._begun += parts.num_rows
-        rows = parts.drop_columns(list(_FEATURES)).to_pylist()
+        rows = parts.drop_columns(list(FEATURE_COLUMNS)).to_pylist()
         through = [_Through(self._count, audio_s=_duration_s(row) or 0.0) for row in rows]
         with self._lock:
             self._parts.update(through)
@@ -264,13 +277,15 @@ class TranscribeStage:
         if not any(row["status"] == OK for row in rows):
             return _results([_carry(row) for row in rows])
         engine = self._engine.result()
-        features, languages = (half_views(parts.column(name)) for name in _FEATURES)
+        features, languages, further = (half_views(parts.column(name)) for name in FEATURE_COLUMNS)
         # All of them before the first is waited for: the engine fills its slots from many parts.
         submitted = [
-            _submitted(engine, row, own, language, part, aligns=self._aligns)
+            _submitted(engine, row, own, language, more, part, aligns=self._aligns)
             if row["status"] == OK
             else None
-            for row, own, language, part in zip(rows, features, languages, through, strict=True)
+            for row, own, language, more, part in zip(
+                rows, features, languages, further, through, strict=True
+            )
         ]
         for future, part in zip(submitted, through, strict=True):
             if future is not None:
@@ -318,6 +333,7 @@ def _submitted(
     row: dict[str, Any],
     features: Float16[np.ndarray, " _"] | None,
     language_features: Float16[np.ndarray, " _"] | None,
+    more_features: Float16[np.ndarray, " _"] | None,
     through: _Through,
     *,
     aligns: bool,
@@ -326,7 +342,14 @@ def _submitted(
     try:
         assert features is not None, "a part with status ok has features"
         text = aligned_text(row["uri"], row["metadata"]) if aligns else None
-        request = part_request(row, features, language_features, listener=through.reach, text=text)
+        request = part_request(
+            row,
+            features,
+            language_features,
+            further=further_features(row["further_kinds"], more_features),
+            listener=through.reach,
+            text=text,
+        )
         hotwords = hotwords_of(row["uri"], row["metadata"])
         return engine.submit(replace(request, hotwords=hotwords))
     except (CheckpointError, ConfigError, EngineError):
@@ -342,6 +365,7 @@ def part_request(
     features: Float16[np.ndarray, "..."],
     language_features: Float16[np.ndarray, "..."] | None,
     *,
+    further: Mapping[str, PartFeatures],
     listener: Listener,
     text: AlignedText | None = None,
 ) -> PartRequest:
@@ -371,6 +395,7 @@ def part_request(
         language_features=None if language_features is None else language_features.reshape(-1, mel),
         listener=listener,
         known_text=known,
+        further=further,
     )
 
 
@@ -451,7 +476,7 @@ def _duration_s(row: dict[str, Any]) -> float | None:
 
 def refuse(parts: pa.Table, error: ItemError, *, attempts: int) -> pa.Table:
     """Return RESULTS rows in which every one of `parts` failed with `error`."""
-    rows = parts.drop_columns(list(_FEATURES)).to_pylist()
+    rows = parts.drop_columns(list(FEATURE_COLUMNS)).to_pylist()
     failure = failure_fields(error, stage="transcribe") | {"attempts": attempts}
     return _results([_carry(row) | failure for row in rows])
 

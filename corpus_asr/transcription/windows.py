@@ -8,14 +8,15 @@ one is cut at its last whole frame and filled with 0.0, which no silence looks l
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import numpy as np
 
 from corpus_asr.array_types import Float, Float16
 from corpus_asr.config.hotwords import Hotword
+from corpus_asr.families.registry import PartFeatures
 from corpus_asr.segments import Segment, SpeechSpan, seconds_of, speech_without_text
 from corpus_asr.units import (
     FRAMES_PER_SECOND,
@@ -150,6 +151,21 @@ class PartRequest:
     """In place of recognition; None for recordings of which the text is not known."""
     detect_only: bool = False
     """Whether its language is all that is wanted."""
+    further: Mapping[str, PartFeatures] = field(default_factory=dict)
+    """Features of further kinds, by kind, for models that take others."""
+
+    def with_kind(self, kind: str | None) -> "PartRequest":
+        """Return the part for a model that takes features of a further kind; None: the first."""
+        if kind is None:
+            return self
+        other = self.further[kind]
+        return replace(
+            self,
+            features=other.values,
+            pad_value=other.pad_value,
+            language_features=None,
+            further={},
+        )
 
     @property
     def num_frames(self) -> int:

@@ -13,6 +13,7 @@ from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.config.extraction import ExtractSettings
 from corpus_asr.decoding.protocols import WindowResult
 from corpus_asr.errors import DecodeError, EngineError, FetchError
+from corpus_asr.families.registry import part_features
 from corpus_asr.families.whisper.features import WhisperPartFeatures
 from corpus_asr.stages import extraction
 from corpus_asr.stages.extraction import FilePrefetcher, PartExtractor
@@ -100,6 +101,31 @@ def test_done_parts_are_told_without_features_and_change_nothing_else(
             assert getattr(before, name) == getattr(after, name)
         for name in ("features", "language_features"):
             np.testing.assert_array_equal(getattr(before, name), getattr(after, name))
+
+
+def test_features_of_further_kinds_are_those_of_their_own_checkpoints(
+    model: Path, tmp_path: Path, speech: list[ExtractedPart]
+):
+    other = tmp_path / "parakeet"
+    other.mkdir()
+    (other / "config.json").write_text('{"model_type": "parakeet_ctc", "encoder_config": {}}')
+    (other / "preprocessor_config.json").write_text('{"feature_size": 80}')
+    settings = ExtractSettings.model_construct(part_s=30.0)
+    kind = part_features(other).kind
+    assert kind == "nemo-80-0.97"
+    both = PartExtractor(folder=str(model), settings=settings, further_folders={kind: other})
+    request = ExtractRequest(uri=str(CLIPS / "longer.mp3"), done_parts=frozenset({0}))
+    parts = list(both(request))
+    assert not parts[0].further
+    alone = extract(other, request.uri)
+    for part, first, second in zip(parts[1:], speech[1:], alone[1:], strict=True):
+        np.testing.assert_array_equal(part.features, first.features)
+        if part.features is None:
+            assert not part.further
+            continue
+        assert list(part.further) == [kind]
+        np.testing.assert_array_equal(part.further[kind].values, second.features)
+        assert part.further[kind].pad_value == second.pad_value
 
 
 def test_silence_has_no_features_and_no_language(model: Path):

@@ -29,6 +29,7 @@ class ParakeetPartFeatures:
 
     def __init__(self, *, num_mel_bins: int = 80, preemphasis: float = 0.97) -> None:
         self.num_mel_bins = num_mel_bins
+        self.kind = f"nemo-{num_mel_bins}-{preemphasis:g}"
         self._analysis = NemoAnalysis(num_mel_bins=num_mel_bins, preemphasis=preemphasis)
 
     @classmethod

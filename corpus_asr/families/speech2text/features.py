@@ -53,6 +53,8 @@ class Speech2TextPartFeatures:
 
     def __init__(self, *, num_mel_bins: int = 80, means: bool = True, variances: bool = True):
         self.num_mel_bins = num_mel_bins
+        # Windows are normalized when they are cut.
+        self.kind = f"kaldi-{num_mel_bins}"
         self._means = means
         self._variances = variances
 

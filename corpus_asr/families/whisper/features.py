@@ -39,6 +39,7 @@ class WhisperPartFeatures:
 
     def __init__(self, *, num_mel_bins: int) -> None:
         self.num_mel_bins = num_mel_bins
+        self.kind = f"whisper-{num_mel_bins}"
 
     @classmethod
     def from_folder(cls, folder: Path) -> "WhisperPartFeatures":
