@@ -179,6 +179,12 @@ def expected_languages(decoding: DecodingSettings) -> tuple[str, ...]:
     return tuple(code for code in wanted if code != "auto")
 
 
+def only_language(decoding: DecodingSettings) -> str | None:
+    """Return the language where there is nothing to detect."""
+    codes = expected_languages(decoding)
+    return codes[0] if len(codes) == 1 else None
+
+
 def check_refused(settings: DecodingSettings, reasons: Mapping[str, str], *, model: str) -> None:
     """Refuse all but the default, or None, of settings; `model` says of it why, and `reasons`."""
     usual = DecodingSettings()

@@ -11,7 +11,7 @@ from typing import Annotated, Final, Literal, Self
 from pydantic import Field, PositiveInt, field_serializer, field_validator, model_validator
 
 from corpus_asr.confidence import LOW_CONFIDENCE
-from corpus_asr.config.decoding import PACKAGED_CHECKPOINT, ComputeType
+from corpus_asr.config.decoding import PACKAGED_CHECKPOINT, ComputeType, only_language
 from corpus_asr.config.document import hide_secrets
 from corpus_asr.config.extraction import ExtractSettings, SpeakerSettings, missing_speech
 from corpus_asr.config.settings import (
@@ -35,6 +35,7 @@ from corpus_asr.config.storage_options import (
 from corpus_asr.errors import ConfigError
 from corpus_asr.failure_kinds import Origin
 
+_CLASS = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 _JOINABLE = r"^(local|auto|[^:/\s]+:\d+)$"
 # Ray Data needs a driver that is part of the cluster (seen with Ray 2.60).
 _NO_RAY_CLIENT = (
@@ -144,8 +145,8 @@ class ModelSettings(Settings):
     (a subclass of corpus_asr.Recognizer), or the name of one of an installed package. It is given
     `checkpoint` as it stands."""
     by_language: dict[str, str] = Field(default_factory=dict)
-    """Checkpoints by language code; `checkpoint` detects the language and transcribes all other
-    languages. All are loaded at once."""
+    """Checkpoints by language code, of any family; `checkpoint`, a multilingual Whisper, detects
+    the language and transcribes all other languages. All are loaded at once."""
     calibration: str | None = None
     """Calibration of `confidence`: the output folder of a run, or a .json file; null: that of
     output.uri if it exists, else the default."""
@@ -177,6 +178,14 @@ class ModelSettings(Settings):
                 "by_language: found languages together with a recognizer, which transcribes all "
                 "recordings itself; leave one of them out"
             )
+        for code, name in self.by_language.items():
+            if _CLASS.fullmatch(name):
+                raise ValueError(
+                    f"by_language.{code}: found {name}, a class as of a recognizer, expected a "
+                    "checkpoint of Whisper, Speech2Text or Parakeet, since a recognizer "
+                    "transcribes all recordings of a job; transcribe these in a job of their own, "
+                    "with recognizer"
+                )
         return self
 
 
@@ -395,6 +404,21 @@ class RunConfig(Settings):
         if problem := missing_speech(self.decoding, self.extract, self.speakers):
             raise ValueError(problem)
         return self
+
+    @property
+    def needed_model(self) -> ModelSettings:
+        """Return `model` as far as recordings of this job can need it.
+
+        In a language that is given its own checkpoint is the only one.
+        """
+        model = self.model
+        by_language = {} if self.pipeline == CLASSIFY_AUDIO else model.by_language
+        only = only_language(self.decoding) if by_language else None
+        if only is None:
+            return model.model_copy(update={"by_language": by_language})
+        if only in by_language:
+            model = model.model_copy(update={"checkpoint": by_language[only], "revision": None})
+        return model.model_copy(update={"by_language": {}})
 
     @model_validator(mode="after")
     def _speakers_of_text(self) -> "RunConfig":

@@ -1,7 +1,7 @@
 """Model families, and the family of a checkpoint folder."""
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -160,6 +160,17 @@ def family_of(folder: Path) -> Family:
 def part_features(folder: Path) -> Any:
     """Return what computes the features of parts for a checkpoint, or CheckpointError."""
     return resolve(family_of(folder).part_features).from_folder(folder)
+
+
+def further_folders(main: Path, others: Iterable[Path]) -> dict[str, Path]:
+    """Return a folder for each kind of features that others take and the main checkpoint does not.
+
+    Raises:
+        CheckpointError: a folder is of no known family, or takes features that none computes.
+    """
+    usual = part_features(main).kind
+    kinds = ((part_features(folder).kind, folder) for folder in others)
+    return {kind: folder for kind, folder in kinds if kind != usual}
 
 
 # Where a folder without config.json says which classes wrote it. transformers writes its tokenizers

@@ -15,11 +15,11 @@ from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import ConfigError
 from corpus_asr.runtime.estimate import GPU_SPEEDS, Machine, given_machines, measured_gpus
 from corpus_asr.runtime.resources import (
-    FEATURE_BYTES_PER_S,
     SPARE_CPUS,
     WORKERS_PER_ACTOR,
     NodeShape,
     Resources,
+    feature_bytes_per_s,
     resolve_resources,
 )
 from corpus_asr.storage.run_state.lock import USUAL
@@ -282,7 +282,7 @@ def _recordings_per_pack(config: RunConfig) -> int:
 def _driver_rtfx(config: RunConfig, resources: Resources) -> float:
     """Return the seconds of audio that a driver schedules in a second of its time."""
     part_s = min(config.extract.part_s, RECORDING_S)
-    parts_per_block = max(1, int(resources.block_bytes / (part_s * FEATURE_BYTES_PER_S)))
+    parts_per_block = max(1, int(resources.block_bytes / (part_s * feature_bytes_per_s(config))))
     return part_s / (DRIVER_BLOCK_S / parts_per_block + DRIVER_PART_S)
 
 

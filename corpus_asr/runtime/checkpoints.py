@@ -17,11 +17,13 @@ from corpus_asr.config.run import (
     ModelSettings,
     RunConfig,
 )
-from corpus_asr.errors import ConfigError
+from corpus_asr.errors import CheckpointError, ConfigError
 from corpus_asr.families.registry import (
     USERS_FEATURES,
     Family,
     family_of,
+    further_folders,
+    part_features,
     recognizer_class,
     resolve,
     users_family,
@@ -116,11 +118,12 @@ class Checkpoint:
         tokenizer = resolve(self.family.tokenizer).from_pretrained(self.folder)
         return getattr(tokenizer, "language_ids", None)
 
-    @cached_property
-    def feature_kind(self) -> str:
-        """What features the family computes for it, in words."""
-        features = resolve(self.family.part_features).from_folder(self.folder)
-        return f"{self.family.model_type} with {features.num_mel_bins} mel bins"
+    @property
+    def further_folders(self) -> dict[str, Path]:
+        """A folder for each kind of features that only checkpoints of `by_language` take."""
+        if not self.by_language:
+            return {}
+        return further_folders(self.folder, [other.folder for other in self.by_language.values()])
 
     @cached_property
     def is_classifier(self) -> bool:
@@ -147,7 +150,7 @@ def fetch_checkpoints(config: RunConfig, *, hashed: bool = True) -> Checkpoint:
     """Fetch what a job needs to this machine; without `hashed` only small files."""
     main = Checkpoint.of(config.model)
     names = {} if config.pipeline == CLASSIFY_AUDIO else config.model.by_language
-    others = fetch_others(main, names, weights=hashed)
+    others = fetch_others(main, names)
     # Gigabytes are fetched once all the small files fit together.
     if hashed:
         main = main.hashed()
@@ -155,26 +158,19 @@ def fetch_checkpoints(config: RunConfig, *, hashed: bool = True) -> Checkpoint:
     return replace(main, by_language=others)
 
 
-def fetch_others(
-    main: Checkpoint, others: Mapping[str, str], *, weights: bool
-) -> dict[str, Checkpoint]:
-    """Fetch the checkpoints for some languages, and check that they fit the main one."""
+def fetch_others(main: Checkpoint, others: Mapping[str, str]) -> dict[str, Checkpoint]:
+    """Fetch small files of the checkpoints for some languages, and check that they can be that."""
     if others:
         _check_detects(main, others)
     fetched = {}
     for code, name in others.items():
-        other = Checkpoint.fetch(name)
-        if other.feature_kind != main.feature_kind:
-            raise ConfigError(
-                f"reading model.by_language.{code}: {redact_uri(name)} is {other.feature_kind}, "
-                f"expected {main.feature_kind} as model.checkpoint is: features are extracted once "
-                "for all; use a checkpoint of the same kind"
-            )
         try:
+            other = Checkpoint.fetch(name)
+            part_features(other.folder)  # what cannot be computed is refused
             check_transcribes(other, DecodingSettings(language=code))
-        except ConfigError as error:
-            raise ConfigError(f"reading model.by_language.{code}: {error}") from error
-        fetched[code] = other.with_weights() if weights else other
+        except (CheckpointError, ConfigError) as error:
+            raise type(error)(f"reading model.by_language.{code}: {error}") from error
+        fetched[code] = other
     return fetched
 
 

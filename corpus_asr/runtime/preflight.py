@@ -21,6 +21,7 @@ from corpus_asr.runtime.resources import (
     FEATURE_BYTES_PER_S,
     MAX_MEL_BINS,
     Resources,
+    feature_bytes_per_s,
     local_machine,
     local_memory,
     ray_memory,
@@ -135,7 +136,8 @@ class ReadyCheck:
             return f"a model process takes about {model_bytes / _GIBIBYTE:.1f} GiB"
         # Of the most mel bins where nothing was decoded.
         values = None if self._part is None else self._part["num_mel_bins"][0].as_py()
-        bytes_per_s = FEATURE_BYTES_PER_S * (values or MAX_MEL_BINS) / MAX_MEL_BINS
+        spared = FEATURE_BYTES_PER_S * (1 - (values or MAX_MEL_BINS) / MAX_MEL_BINS)
+        bytes_per_s = feature_bytes_per_s(self._config) - spared
         features = min(self._audio_s * bytes_per_s, sys.maxsize)
         return _fitting(
             self._config,

@@ -9,6 +9,7 @@ from typing import Literal
 
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import ConfigError
+from corpus_asr.stages.extract import further_features_of
 from corpus_asr.threads import group_folders, read_limit, usable_cpus, usable_threads
 from corpus_asr.units import FRAMES_PER_SECOND, MEBIBYTE, SAMPLE_RATE_HZ, counted
 
@@ -462,13 +463,20 @@ def _ahead_bytes(config: RunConfig, store_bytes: int | None) -> int | None:
     return None if store_bytes is None else int(store_bytes * STORE_SHARE_AHEAD)
 
 
+def feature_bytes_per_s(config: RunConfig) -> int:
+    """Return what a second of audio takes at most: features of each kind that parts carry."""
+    return FEATURE_BYTES_PER_S * (1 + len(further_features_of(config)))
+
+
 def _part_bytes(config: RunConfig) -> int:
-    return int(config.extract.part_s * FEATURE_BYTES_PER_S)
+    return int(config.extract.part_s * feature_bytes_per_s(config))
 
 
 def _extract_bytes(config: RunConfig, base_bytes: int) -> int:
-    samples = config.extract.part_s * SAMPLE_RATE_HZ * 4  # float32
-    return base_bytes + int(EXTRACT_COPIES_OF_PART * samples)
+    bytes_per_s = SAMPLE_RATE_HZ * 4  # float32
+    # The base was measured with features of one kind.
+    bytes_per_s += feature_bytes_per_s(config) - FEATURE_BYTES_PER_S
+    return base_bytes + int(EXTRACT_COPIES_OF_PART * config.extract.part_s * bytes_per_s)
 
 
 def memory_limit_bytes() -> int | None:

@@ -4,6 +4,7 @@ import logging
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, Unpack
 
 from corpus_asr.audio.inputs import AudioInput, given_audio, several
@@ -153,10 +154,12 @@ class Transcriber:
             **named, revision=revision, recognizer=recognizer, by_language=dict(by_language or {})
         )
         main = Checkpoint.of(model)
+        main = replace(main, by_language=fetch_others(main, model.by_language))
         # Its process starts while this one imports torch.
         self._set_up(
             str(main.folder),
             recognizer=recognizer,
+            further_folders=main.further_folders,
             options=options,
             item_timeout_s=item_timeout_s,
             hosts=hosts,
@@ -165,6 +168,7 @@ class Transcriber:
             self._pool.start()
             self._engine = _load_engine(
                 model,
+                main,
                 settings.decoding,
                 device=device,
                 dtype=compute_type,
@@ -203,6 +207,7 @@ class Transcriber:
         folder: str,
         *,
         recognizer: str | None = None,
+        further_folders: Mapping[str, Path] | None = None,
         options: TranscriptionOptions,
         item_timeout_s: float,
         hosts: HostRules = ANY_NAMED_HOST,
@@ -217,6 +222,7 @@ class Transcriber:
             kwargs = {
                 "folder": folder,
                 "recognizer": recognizer,
+                "further_folders": further_folders or {},
                 "settings": extract,
                 "store": store,
             }
@@ -596,7 +602,7 @@ class Transcriber:
 
 
 def _load_engine(
-    model: ModelSettings, decoding: DecodingSettings, **options: Any
+    model: ModelSettings, main: Checkpoint, decoding: DecodingSettings, **options: Any
 ) -> "Engine | RoutedEngine":
     spin_briefly()
     # Import torch.
@@ -608,13 +614,11 @@ def _load_engine(
         return Engine.from_recognizer(
             model.recognizer, model.given_checkpoint, decoding=decoding, **options
         )
-    main = Checkpoint.of(model)
     check_transcribes(main, decoding)
-    others = fetch_others(main, model.by_language, weights=True)
+    folders = {code: other.with_weights().folder for code, other in main.by_language.items()}
     folder = main.with_weights().folder
-    if not others:
+    if not folders:
         return Engine.from_folder(folder, decoding=decoding, **options)
-    folders = {code: other.folder for code, other in others.items()}
     return RoutedEngine.from_folders(folder, folders, decoding=decoding, **options)
 
 

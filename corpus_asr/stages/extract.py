@@ -11,7 +11,9 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -21,6 +23,7 @@ from corpus_asr.config.decoding import expected_languages
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import CheckpointError, ConfigError, DecodeError, EngineError
 from corpus_asr.failure_kinds import FETCH, TIMEOUT
+from corpus_asr.families.registry import further_folders
 from corpus_asr.logs import event
 from corpus_asr.schemas import FILES, PARTS
 from corpus_asr.stages.isolation import IsolatedGenerator
@@ -94,11 +97,30 @@ class _OpenFile:
         return Activity(decoded_s=wanted_s, durations={self.stratum: sums})
 
 
+def further_features_of(config: RunConfig) -> dict[str, Path]:
+    """Return the folders of checkpoints that take other features than the first, by their kind.
+
+    Parts carry the features of each of these kinds too.
+    """
+    model = config.needed_model
+    if not model.by_language:
+        return {}
+    return _further_folders(model.checkpoint, model.revision, *sorted(model.by_language.values()))
+
+
+@lru_cache(maxsize=8)  # it is asked of a hub or a store
+def _further_folders(main: str, revision: str | None, *others: str) -> dict[str, Path]:
+    return further_folders(
+        fetch_checkpoint(main, revision=revision, weights=False),
+        [fetch_checkpoint(name, weights=False) for name in dict.fromkeys(others)],
+    )
+
+
 class ExtractStage:
     """Extract the recordings of packs, one after another."""
 
     def __init__(self, config: RunConfig, *, extractor: str = REPORTING_EXTRACTOR) -> None:
-        model, settings = config.model, config.extract
+        model, settings = config.needed_model, config.extract
         folder = ""
         if model.recognizer is None:
             found = fetch_checkpoint(model.checkpoint, revision=model.revision, weights=False)
@@ -109,6 +131,7 @@ class ExtractStage:
             init_kwargs={
                 "folder": folder,
                 "recognizer": model.recognizer,
+                "further_folders": further_features_of(config),
                 "settings": settings,
                 "store": store,
                 "speakers": config.speakers,

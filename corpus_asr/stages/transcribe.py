@@ -101,9 +101,9 @@ def load_engine(spec: EngineSpec) -> TranscribingEngine:
     from corpus_asr.families.loading import check_cuda
     from corpus_asr.transcription.engine import Engine
     from corpus_asr.transcription.labels import label_engine
-    from corpus_asr.transcription.routing import RoutedEngine, only_language
+    from corpus_asr.transcription.routing import RoutedEngine
 
-    config, model = spec.config, spec.config.model
+    config, model = spec.config, spec.config.needed_model
     decoding = config.decoding.settings()
     if spec.device.startswith("cuda"):
         check_cuda(spec.device)
@@ -117,18 +117,12 @@ def load_engine(spec: EngineSpec) -> TranscribingEngine:
             dtype=spec.dtype or model.compute_type,
             num_threads=spec.num_threads,
         )
-    by_language = {} if classifies else model.by_language
-    only = only_language(decoding) if by_language else None
-    if only is not None and only in by_language:
-        # In a given language its own checkpoint is the only one needed.
-        folder = fetch_checkpoint(by_language[only])
-    else:
-        folder = fetch_checkpoint(model.checkpoint, revision=model.revision)
+    folder = fetch_checkpoint(model.checkpoint, revision=model.revision)
     load: Callable[..., TranscribingEngine]
     if classifies:
         load = partial(label_engine, folder, classification=config.classification)
-    elif by_language and only is None:
-        others = {code: fetch_checkpoint(other) for code, other in by_language.items()}
+    elif model.by_language:
+        others = {code: fetch_checkpoint(other) for code, other in model.by_language.items()}
         load = partial(RoutedEngine.from_folders, folder, others, decoding=decoding)
     else:
         load = partial(Engine.from_folder, folder, decoding=decoding)

@@ -1,24 +1,28 @@
 """Several models behind one: each part goes to the model for its language.
 
 The main model detects the language, in the same windows as always, and transcribes what no other is
-for. All models are loaded at the start: one that cannot be loaded says so before hours of work.
+for. Others may be of other families: parts carry the features of each. All models are loaded at the
+start: one that cannot be loaded says so before hours of work.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 from corpus_asr.activity import Activity
-from corpus_asr.config.decoding import DecodingSettings
+from corpus_asr.config.decoding import DecodingSettings, only_language
 from corpus_asr.decoding.device import set_threads
 from corpus_asr.decoding.one_pass import LoadedRecognizer
 from corpus_asr.decoding.protocols import SlotModel
 from corpus_asr.errors import ConfigError
 from corpus_asr.families.loading import load_model
+from corpus_asr.families.registry import further_folders, part_features
+from corpus_asr.segments import Segment
 from corpus_asr.threads import run_apart
 from corpus_asr.transcription.engine import (
     PROCESS_BYTES,
@@ -29,6 +33,8 @@ from corpus_asr.transcription.engine import (
 )
 from corpus_asr.transcription.whisper import WhisperTranscriber
 from corpus_asr.transcription.windows import PartRequest
+
+NO_KINDS: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(slots=True)
@@ -42,10 +48,17 @@ class RoutedEngine:
     """Engines of several checkpoints; thread-safe, used as an `Engine` is."""
 
     def __init__(
-        self, main: Engine, others: Mapping[str, Engine], *, decoding: DecodingSettings
+        self,
+        main: Engine,
+        others: Mapping[str, Engine],
+        *,
+        decoding: DecodingSettings,
+        kinds: Mapping[str, str] = NO_KINDS,
     ) -> None:
+        """`kinds` of features by language, where its model takes others than the main one."""
         self._main = main
         self._others = dict(others)
+        self._kinds = kinds
         self._decoding = decoding
         # One engine may serve several languages.
         self._engines = tuple(dict.fromkeys((main, *others.values())))
@@ -81,10 +94,11 @@ class RoutedEngine:
         engines: dict[Path, Engine] = {}
         with ExitStack() as stack:
             for left, (path, model) in zip(count(len(models), -1), models.items(), strict=False):
+                codes = [code for code, other in others.items() if path == other != folder]
                 engine = Engine(
                     model,
                     transcribers[path],
-                    decoding=decoding,
+                    decoding=_in_language(decoding, codes[0]) if codes else decoding,
                     slots=slots,
                     sharers=left,
                     gpu_fraction=gpu_fraction,
@@ -93,7 +107,10 @@ class RoutedEngine:
                 engines[path] = stack.enter_context(engine)
             stack.pop_all()  # they go on; were one refused, the others would be closed
         chosen = {code: engines[path] for code, path in others.items() if path != folder}
-        return cls(engines[folder], chosen, decoding=decoding)
+        further = further_folders(folder, transcribers)
+        kinds = {code: part_features(path).kind for code, path in others.items()}
+        kinds = {code: kind for code, kind in kinds.items() if kind in further}
+        return cls(engines[folder], chosen, decoding=decoding, kinds=kinds)
 
     @property
     def slots(self) -> int:
@@ -116,9 +133,12 @@ class RoutedEngine:
     def check(self, decoding: DecodingSettings) -> None:
         """Refuse what the checkpoints cannot do."""
         _check_mode(decoding)
-        self._main.check(decoding)
+        only = only_language(decoding)
+        if only not in self._others:
+            self._main.check(decoding)
         for code, engine in self._others.items():
-            engine.check(_in_language(decoding, code))
+            if only in (None, code):
+                engine.check(_in_language(decoding, code))
 
     def submit(
         self, part: PartRequest, *, decoding: DecodingSettings | None = None
@@ -131,7 +151,7 @@ class RoutedEngine:
             return self._main.submit(part, decoding=settings)
         only = only_language(settings)
         if only is not None:
-            return self._others.get(only, self._main).submit(part, decoding=settings)
+            return self._submit(part, only, settings)
         future: Future[PartTranscript] = Future()
         future.set_running_or_notify_cancel()  # `cancel` asks the engines
         work = _RoutedPart()
@@ -139,15 +159,15 @@ class RoutedEngine:
         def detected(done: "Future[PartTranscript]") -> None:
             try:
                 first = done.result()
-                other = self._others.get(first.language or "")
-                if other is None:
+                code = first.language
+                if code is None or code not in self._others:
                     future.set_result(first)
                     return
-                assert first.language is not None, "an engine is found by it"
-                second = other.submit(part, decoding=_in_language(settings, first.language))
+                certain = _with_certainty(part, first.language_probability)
+                second = self._submit(certain, code, _in_language(settings, code))
                 work.now = second
                 if work.is_cancelled:
-                    other.cancel(second)
+                    self._others[code].cancel(second)
             except Exception as error:  # handed to whoever waits for the part
                 future.set_exception(error)
                 return
@@ -158,6 +178,12 @@ class RoutedEngine:
         future.add_done_callback(self._under_way.pop)
         first_pass.add_done_callback(detected)
         return future
+
+    def _submit(
+        self, part: PartRequest, code: str, decoding: DecodingSettings
+    ) -> "Future[PartTranscript]":
+        engine = self._others.get(code, self._main)
+        return engine.submit(part.with_kind(self._kinds.get(code)), decoding=decoding)
 
     def cancel(self, future: "Future[PartTranscript]") -> None:
         """End a part that nobody waits for, as `Engine.cancel` does."""
@@ -179,6 +205,18 @@ class RoutedEngine:
             engine.close()
 
 
+def _with_certainty(part: PartRequest, sure: float | None) -> PartRequest:
+    """Return the part with its listener given how sure the main model is of the language."""
+    listener = part.listener
+    if listener is None:
+        return part
+
+    def listen(transcribed_s: float, said: Sequence[Segment]) -> None:
+        listener(transcribed_s, [replace(one, language_probability=sure) for one in said])
+
+    return replace(part, listener=listen)
+
+
 def _pass_on(
     first: PartTranscript, done: "Future[PartTranscript]", future: "Future[PartTranscript]"
 ) -> None:
@@ -192,6 +230,7 @@ def _pass_on(
         replace(
             said,
             segments=tuple(replace(one, language_probability=sure) for one in said.segments),
+            language=first.language,  # which names the model, whether or not it found a text
             language_probability=sure,
             transcribe_s=first.transcribe_s + said.transcribe_s,
         )
@@ -228,13 +267,6 @@ def _check_mode(decoding: DecodingSettings) -> None:
             "decoding.language_mode: found window, expected recording or part, since a part goes "
             "to one of several models as a whole; change it, or leave model.by_language out"
         )
-
-
-def only_language(decoding: DecodingSettings) -> str | None:
-    """Return the language where there is nothing to detect."""
-    if isinstance(decoding.language, str):
-        return None if decoding.language == "auto" else decoding.language
-    return decoding.language[0] if len(decoding.language) == 1 else None
 
 
 def _in_language(decoding: DecodingSettings, code: str) -> DecodingSettings:

@@ -5,12 +5,17 @@ from typing import Any
 
 import pytest
 
+from corpus_asr.confidence import ConfidenceModel
 from corpus_asr.config.run import RunConfig
+from corpus_asr.errors import ConfigError
 from corpus_asr.pipelines.driver import run
+from corpus_asr.runtime.transcriber import Transcriber
 from corpus_asr.storage.model_files import model_revision
+from corpus_asr.storage.run_state.run_files import write_calibration
 from corpus_asr.storage.run_state.tables import LABEL_ROWS, OutputStore
 from tests.support.checkpoints import tiny_whisper
 from tests.support.corpora import CLIPS, job, redo
+from tests.support.parakeet import parakeet_checkpoint
 from tests.support.tables import rows_of, with_section
 from tests.support.tokenizers import tiny_tokenizer
 
@@ -98,15 +103,106 @@ def test_each_recording_is_transcribed_as_by_its_model_alone(
     assert {row[-2:] for row in said_in(routed, *with_language)[GERMAN]} == detected
 
 
+@pytest.fixture(scope="module")
+def across(
+    models: list[Path], codes: tuple[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> RunConfig:
+    """A finished job that sends the second language to a Parakeet."""
+    folder = tmp_path_factory.mktemp("across")
+    config = one_job(models, folder / "out", language=codes, word_timestamps=True)
+    parakeet = parakeet_checkpoint("TDT", folder / "parakeet").folder
+    config = with_section(config, "model", by_language={codes[1]: str(parakeet)})
+    run(config, local=True, progress=None)
+    return config
+
+
+EVERYTHING = ("end_s", "words", "confidence", "avg_logprob", "language")
+
+
+def test_a_model_of_another_family_says_what_it_says_alone(
+    across: RunConfig, codes: tuple[str, str], tmp_path: Path
+) -> None:
+    parakeet = across.model.by_language[codes[1]]
+    alone = with_section(across, "model", by_language={}, checkpoint=parakeet)
+    alone = with_section(alone, "decoding", language=codes[1])
+    alone = with_section(alone, "source", uri=(str(CLIPS / GERMAN),))
+    alone = with_section(alone, "output", uri=str(tmp_path / "alone"))
+    run(alone, local=True, progress=None)
+    found = said_in(across, *EVERYTHING)
+    assert found[GERMAN] == said_in(alone, *EVERYTHING)[GERMAN]
+    assert any(words for *_, words, _, _, _ in found[GERMAN])
+    named = said_in(across, "model", "model_revision", "calibration")
+    expected = (parakeet, model_revision(Path(parakeet)), "default")
+    assert {row[-3:] for row in named[GERMAN]} == {expected}
+    assert {row[-3] for row in named[ENGLISH]} == {across.model.checkpoint}
+
+
+def test_single_recordings_are_routed_as_those_of_a_job(
+    across: RunConfig, codes: tuple[str, str]
+) -> None:
+    options: dict[str, Any] = {
+        "by_language": across.model.by_language, "device": "cpu", "compute_type": "float32",
+        "vad_filter": False, "temperature": 0.0, "logprob_threshold": None,
+        "no_speech_threshold": None, "compression_ratio_threshold": None, "language": codes,
+        "word_timestamps": True,
+    }  # fmt: skip
+    clip = str(CLIPS / GERMAN)
+    with Transcriber(across.model.checkpoint, **options) as transcriber:
+        detected = transcriber.transcribe(clip)
+        streamed = tuple(transcriber.stream(clip))
+        given = transcriber.transcribe(clip, language=codes[1])
+        with pytest.raises(ConfigError, match=r"decoding\.prefix: .* parakeet_tdt reads"):
+            transcriber.transcribe(clip, prefix="So")
+        transcriber.transcribe(clip, language=codes[0], prefix="So")
+    assert [(s.start_s, s.text) for s in detected.segments] == said_in(across)[GERMAN]
+    assert streamed == detected.segments
+    assert detected.language == given.language == codes[1]
+    assert given.text == detected.text
+
+
+def test_a_calibration_of_one_family_is_not_used_for_another(
+    across: RunConfig, codes: tuple[str, str]
+) -> None:
+    before = said_in(across, "confidence")
+    fitted = ConfidenceModel(name="fitted", offset=3.0, weights=(0.5, 0.0, 0.0, 0.0))
+    write_calibration(OutputStore(across.output.uri), fitted, fitted={})
+    for name in (ENGLISH, GERMAN):
+        redo(across, name)
+    assert run(across, local=True, progress=None).processed_files == 2
+    after = said_in(across, "confidence", "calibration")
+    assert {row[-1] for row in after[ENGLISH]} == {"fitted"}
+    assert [row[:-1] for row in after[GERMAN]] == before[GERMAN]
+    assert {row[-1] for row in after[GERMAN]} == {"default"}
+
+
+def test_settings_that_one_of_the_families_cannot_honour_are_refused_by_name(
+    across: RunConfig, codes: tuple[str, str], tmp_path: Path
+) -> None:
+    for settings, message in (
+        (
+            {"initial_prompt": "So it goes."},
+            r"decoding\.initial_prompt: .* parakeet_tdt reads",
+        ),
+        ({"beam_size": 5}, r"decoding\.beam_size: found 5, but parakeet_tdt"),
+        ({"window_s": 60.0}, r"decoding\.window_s: found 60"),
+    ):
+        config = with_section(across, "decoding", **settings)
+        config = with_section(config, "output", uri=str(tmp_path / "out"))
+        with pytest.raises(ConfigError, match=message) as refused:
+            run(config, local=True, progress=None)
+        if "window_s" not in settings:  # Whisper's own windows are shorter
+            assert f"model.by_language.{codes[1]}" in str(refused.value)
+
+
 @pytest.mark.slow  # what routes is the same without Ray; this shows that it reaches Ray's workers
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_session")
-def test_workers_of_ray_have_the_models_of_all_languages(routed: RunConfig, tmp_path: Path) -> None:
-    config = with_section(routed, "output", uri=str(tmp_path / "ray"))
+def test_workers_of_ray_have_the_models_of_all_languages(across: RunConfig, tmp_path: Path) -> None:
+    config = with_section(across, "output", uri=str(tmp_path / "ray"))
     summary = run(config, local=False, progress=None)
     assert (summary.files, summary.failed) == (2, 0)
     columns = ("model", "model_revision", "language", "language_probability")
-    assert said_in(config, *columns) == said_in(routed, *columns)
+    assert said_in(config, *columns) == said_in(across, *columns)
 
 
 def test_rows_name_the_model_that_wrote_them(routed: RunConfig, models: list[Path]) -> None:

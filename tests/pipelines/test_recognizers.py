@@ -85,6 +85,10 @@ def test_wrong_settings_are_refused_before_audio_is_read(recordings: Path) -> No
     for changes, message in (
         ({"recognizer": "nowhere_at_all:Model"}, "importing the recognizer"),
         ({"by_language": {"de": "base"}}, "by_language: found languages together with"),
+        (
+            {"recognizer": None, "by_language": {"de": "mine.models:Mine"}},
+            r"by_language\.de: found mine\.models:Mine, a class as of a recognizer, expected",
+        ),
     ):
         config = job(recordings, "Untimed").model_dump()
         config["model"] |= changes

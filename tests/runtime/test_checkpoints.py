@@ -1,5 +1,6 @@
 """The checkpoints of a job are named together, and those that do not fit are refused."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import CheckpointError, ConfigError
+from corpus_asr.families.registry import further_folders
 from corpus_asr.runtime.checkpoints import fetch_checkpoints
 from corpus_asr.storage.model_files import model_revision
 from corpus_asr.storage.run_state.run_files import fingerprint
@@ -29,6 +31,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "other").mkdir()
     (folder / "other" / "config.json").write_text('{"model_type": "speech_to_text"}')
     (folder / "other" / "preprocessor_config.json").write_text('{"feature_size": 80}')
+    for name, kind, hop in (
+        ("parakeet", "parakeet_tdt", 160),
+        ("odd", "parakeet_ctc", 200),
+        ("unknown", "wav2vec2", 160),
+    ):
+        (folder / name).mkdir()
+        config = {"model_type": kind, "encoder_config": {}}
+        (folder / name / "config.json").write_text(json.dumps(config))
+        extractor = json.dumps({"hop_length": hop})
+        (folder / name / "preprocessor_config.json").write_text(extractor)
     return folder
 
 
@@ -59,18 +71,32 @@ def test_every_checkpoint_is_in_the_name_and_in_the_fingerprint(folder: Path) ->
 @pytest.mark.parametrize(
     ("main", "others", "messages"),
     [
-        ("a", {"de": "v3"}, r"by_language\.de: .* 128 mel bins, expected whisper with 80 mel bins"),
         ("a", {"xx": "b"}, r"by_language: found xx, expected codes .*\bde\b"),
         ("a", {"de": "english"}, r"by_language\.de: .*english is English-only; name a"),
         ("english", {"de": "b"}, r"english as model\.checkpoint, which does not detect languages"),
-        ("a", {"de": "other"}, "is speech_to_text with 80 mel bins, expected whisper"),
+        (
+            "a",
+            {"de": "unknown"},
+            r"by_language\.de: .*found model_type 'wav2vec2', expected one",
+        ),
+        ("a", {"de": "odd"}, r"by_language\.de: .*hop_length 200 \(expected 160\)"),
     ],
 )
 def test_checkpoints_that_do_not_fit_together_are_refused(
     folder: Path, main: str, others: dict[str, str], messages: str, hashed: bool
 ) -> None:
-    with pytest.raises(ConfigError, match=messages):
+    with pytest.raises((CheckpointError, ConfigError), match=messages):
         fetch_checkpoints(job_with(folder, main, **others), hashed=hashed)
+
+
+def test_each_kind_of_features_has_one_folder(folder: Path) -> None:
+    names = ("v3", "other", "b", "parakeet", "v3")
+    expected = {"whisper-128": "v3", "kaldi-80": "other", "nemo-80-0.97": "parakeet"}
+    found = further_folders(folder / "a", [folder / name for name in names])
+    assert found == {kind: folder / name for kind, name in expected.items()}
+    job = fetch_checkpoints(job_with(folder, de="b", fr="v3"), hashed=False)
+    assert job.further_folders == {"whisper-128": folder / "v3"}
+    assert fetch_checkpoints(job_with(folder, de="b"), hashed=False).further_folders == {}
 
 
 def test_a_checkpoint_that_is_not_there_is_told(folder: Path) -> None:

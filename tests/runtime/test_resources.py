@@ -1,3 +1,5 @@
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,6 +9,7 @@ from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import ConfigError
 from corpus_asr.runtime.resources import (
     NodeShape,
+    feature_bytes_per_s,
     local_memory,
     ray_memory,
     resolve_resources,
@@ -178,6 +181,30 @@ def test_a_store_started_here_holds_what_is_in_flight_twice_and_two_parts_per_ex
     found = resolve_resources(config(), (GPU_BOX,), num_packs=9999)
     parts = 2 * found.parts_in_flight + 2 * found.extract_workers
     assert store_bytes_for(config(), GPU_BOX) == 2 * parts * 600 * 25_600
+
+
+def test_a_part_takes_more_where_it_carries_features_of_several_kinds(tmp_path: Path) -> None:
+    for name, bins in (("main", 80), ("same", 80), ("wide", 128)):
+        (tmp_path / name).mkdir()
+        written = json.dumps({"model_type": "whisper", "num_mel_bins": bins})
+        (tmp_path / name / "config.json").write_text(written)
+
+    def job(**sections: Any) -> RunConfig:
+        by_language = {code: str(tmp_path / name) for code, name in
+                       (("de", "wide"), ("fr", "same"), ("es", "wide"))}  # fmt: skip
+        model = {"checkpoint": str(tmp_path / "main"), "by_language": by_language}
+        return config(model=model, **sections)
+
+    one, two = (resolve_resources(each, (LAPTOP,), num_packs=9) for each in (config(), job()))
+    assert [feature_bytes_per_s(each) for each in (config(), job())] == [25_600, 2 * 25_600]
+    assert two.ahead_bytes == two.parts_in_flight * 600 * 2 * 25_600 + 64 * MEBIBYTE
+    assert two.parts_in_flight < one.parts_in_flight
+    needs = {"num_packs": 1, "model_bytes": GIBIBYTE, "features_bytes": 100 * MEBIBYTE}
+    grown = [local_memory(each, LAPTOP, **needs).extraction for each in (config(), job())]
+    assert grown[1] - grown[0] == 4 * 600 * 25_600
+    # Of a given language one model is needed, whose features are the only ones.
+    assert feature_bytes_per_s(job(decoding={"language": "de"})) == 25_600
+    assert feature_bytes_per_s(job(decoding={"language": "it"})) == 25_600
 
 
 def test_memory_is_the_model_extraction_features_and_what_ray_takes() -> None:

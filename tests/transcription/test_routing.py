@@ -1,14 +1,17 @@
 """Parts go to the model for their language, and what goes wrong there comes back."""
 
 from concurrent.futures import CancelledError, Future
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from corpus_asr.activity import Activity
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.errors import ConfigError, EngineError
+from corpus_asr.families.registry import PartFeatures
 from corpus_asr.segments import Segment
 from corpus_asr.stages.transcribe import EngineSpec, load_engine
 from corpus_asr.transcription.engine import PROCESS_BYTES, Engine, PartTranscript
@@ -28,6 +31,7 @@ class ScriptedOne(Engine):
     def __init__(self, name: str, detects: str = "en", error: Exception | None = None) -> None:
         self.device_name = name
         self.asked: list[DecodingSettings] = []
+        self.parts: list[PartRequest] = []
         self.closed = 0
         self._detects = detects
         self._error = error
@@ -45,6 +49,7 @@ class ScriptedOne(Engine):
     ) -> "Future[PartTranscript]":
         assert decoding is not None
         self.asked.append(decoding)
+        self.parts.append(part)
         future: Future[PartTranscript] = Future()
         if self._error is not None:
             future.set_exception(self._error)
@@ -100,6 +105,24 @@ def test_a_detected_language_goes_to_its_model_with_the_detectors_certainty() ->
         assert (len(main.asked), len(german.asked)) == (0, 1)
 
 
+def test_a_model_of_another_family_gets_its_own_features() -> None:
+    theirs = PartFeatures(values=np.zeros((100, 6), np.float16), pad_value=-2.0)
+    both = replace(PART, further={"nemo": theirs}, language_features=PART.features)
+    main, german, french = ScriptedOne("main", "de"), ScriptedOne("german"), ScriptedOne("french")
+    engine = RoutedEngine(
+        main, {"de": german, "fr": french}, decoding=DecodingSettings(), kinds={"de": "nemo"}
+    )
+    for given in ("auto", "de", "fr"):
+        engine.submit(both, decoding=DecodingSettings(language=given)).result()
+    (detected,), (same,) = main.parts, french.parts
+    assert detected is both
+    assert same is both
+    for taken in german.parts:
+        assert taken.features is theirs.values
+        assert (taken.pad_value, taken.language_features, taken.further) == (-2.0, None, {})
+    assert len(german.parts) == 2
+
+
 @pytest.mark.parametrize("which", ["main", "german"])
 def test_a_model_that_breaks_fails_the_part(which: str) -> None:
     broken = EngineError("the device is lost (scripted)")
@@ -123,6 +146,9 @@ def test_what_a_model_or_several_cannot_do_is_refused() -> None:
     engine = routed(ScriptedOne("main"), de=ScriptedOne("german"))
     with pytest.raises(ConfigError, match="german does not translate"):
         engine.check(DecodingSettings(task="translate"))
+    engine.check(DecodingSettings(task="translate", language="fr"))  # which is the main model's
+    with pytest.raises(ConfigError, match="german does not translate"):
+        engine.check(DecodingSettings(task="translate", language="de"))
     with pytest.raises(ConfigError, match="found window, expected recording or part"):
         engine.check(DecodingSettings(language_mode="window"))
     with pytest.raises(ConfigError, match="found window"):
