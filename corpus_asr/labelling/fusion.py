@@ -93,7 +93,10 @@ def chosen(
     choices = []
     for at, segment in enumerate(segments):
         whole = select == "best" or any(
-            token.segment.language != segment.language for token in theirs[at]
+            # Models that do not detect languages may name none.
+            None not in (token.segment.language, segment.language)
+            and token.segment.language != segment.language
+            for token in theirs[at]
         )
         tokens = theirs[at] if whole else likelier[at]
         if whole:
@@ -148,6 +151,7 @@ def _choice(
         empty = replace(segment, text="", words=(), tokens=())
         return Choice(segment=empty, own=own, from_other=0.0)
     sources = [*{id(token.segment): token.segment for token in tokens}.values()]
+    named = next((each for each in sources if each.language), segment)
     silences = [each.no_speech_prob for each in sources if each.no_speech_prob is not None]
     said = replace(
         segment,
@@ -155,8 +159,8 @@ def _choice(
         start_s=min(segment.start_s, tokens[0].word.start_s),
         end_s=max(segment.end_s, tokens[-1].word.end_s),
         text=text_of(tokens, language),
-        language=tokens[0].segment.language,
-        language_probability=tokens[0].segment.language_probability,
+        language=named.language,
+        language_probability=named.language_probability,
         words=tuple(token.word for token in tokens),
         tokens=(),
         confidence=_confidence(tokens),

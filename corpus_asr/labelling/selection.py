@@ -103,21 +103,23 @@ def measured(
 
     `other` is what another run made of the recording, `reference` its existing transcript.
     """
-    language = (reference.language if reference else None) or recording.language
+    # A model that does not detect languages may name none: that of the other run is the same.
+    spoken = recording.language or (other.language if other else None)
+    language = (reference.language if reference else None) or spoken
     others = other.by_channel() if other else {}
     reference_text = reference.text if reference else None
-    for channel, choices in _choices(recording, other, select):
+    for channel, choices in _choices(recording, other, select, spoken):
         texts = [each.text for each in others.get(channel, [])] if other else None
         # What only the other run has differs wholly; what is around it does not.
         ours = [each.segment.text if each.own is None else each.own for each in choices]
-        disagreements = _rates(ours, texts, recording.language)
+        disagreements = _rates(ours, texts, spoken)
         texts = [reference.text] if reference else None
         wers = _rates([each.segment.text for each in choices], texts, language)
         for choice, disagreement, wer in zip(choices, disagreements, wers, strict=True):
             segment = choice.segment
-            words = _words(segment.text, segment.language or recording.language)
+            words = _words(segment.text, segment.language or spoken)
             text_hash = hash_of(" ".join(words))
-            row = _row(recording, segment, words) | {
+            row = _row(recording, segment, words, segment.language or spoken) | {
                 "size_bytes": recording.size_bytes,
                 "etag": recording.etag,
                 "channel": channel,
@@ -134,7 +136,7 @@ def measured(
 
 
 def _choices(
-    recording: Recording, other: Recording | None, select: Select
+    recording: Recording, other: Recording | None, select: Select, language: str | None
 ) -> Iterator[tuple[int | None, list[Choice]]]:
     """Yield the segments of each channel with the texts that are chosen."""
     # That a run has no text where it failed does not speak against the other's.
@@ -142,7 +144,6 @@ def _choices(
         select = "own"
     ours, theirs = recording.by_channel(), other.by_channel() if other else {}
     channels = ours if select == "own" else ours | theirs
-    language = recording.language or (other.language if other else None)
     # Channels in a fixed order, so that the same run gives the same data set.
     for channel in sorted(channels, key=lambda channel: -1 if channel is None else channel):
         choices = chosen(ours.get(channel, []), theirs.get(channel, []), select, language)
@@ -179,8 +180,9 @@ def _words(text: str, language: str | None) -> list[str]:
     return units(normalized(text, language), language)
 
 
-def _row(recording: Recording, segment: Segment, words: Sequence[str]) -> dict[str, Any]:
-    language = segment.language or recording.language
+def _row(
+    recording: Recording, segment: Segment, words: Sequence[str], language: str | None
+) -> dict[str, Any]:
     has_blanks = language not in WITHOUT_BLANKS
     enough = has_blanks and len(words) >= _MIN_WORDS
     return {
@@ -383,6 +385,20 @@ def _check_alike(store: OutputStore, other: OutputStore) -> None:
         )
 
 
+def _check_timed(sources: Sources, *pair: Recording | None) -> None:
+    """Refuse to choose between texts that have no words."""
+    stores = [sources.store, *(sources.other or ())[:1]]
+    for store, recording in zip(stores, pair, strict=True):
+        segments = () if recording is None else recording.segments
+        said = [each for each in segments if each.text.strip() and not each.corrected]
+        if said and not any(each.words for each in said):
+            raise ConfigError(
+                f"choosing between the texts of two runs: found segments without words in "
+                f"{redact_uri(store.uri)}, expected words with times; texts of a recognizer that "
+                "gives no words can be compared, not chosen: set selection.select: own"
+            )
+
+
 def _check_shared(tables: RunTables, ids: pa.Array, uri: str) -> None:
     ours = tables.ids("true")
     if len(ours) and not pc.any(pc.is_in(ours, value_set=ids)).as_py():
@@ -443,7 +459,10 @@ def _beside_the_other(
         while candidate is not None and _place(candidate) < _place(recording):
             candidate = next(theirs, None)
         same = candidate is not None and candidate.recording_id == recording.recording_id
-        yield recording, candidate if same else None
+        pair = recording, candidate if same else None
+        if words:
+            _check_timed(sources, *pair)
+        yield pair
 
 
 def _place(recording: Recording) -> tuple[bytes, str]:

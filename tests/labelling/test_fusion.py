@@ -158,6 +158,26 @@ def test_of_texts_in_two_languages_the_more_confident_is_chosen(select: Select) 
     assert (found.segment.language_probability, found.from_other) == (0.8, 1.0)
 
 
+def test_a_run_that_names_no_language_is_in_that_of_the_other() -> None:
+    nameless: dict[str, Any] = {"language": None, "language_probability": None}
+    sure: dict[str, Any] = {"language": "en", "language_probability": 0.8}
+    unnamed, named = said("a b:0.2 c", **nameless), said("a d c:0.1", **sure)
+    for own, other in ((unnamed, named), (named, unnamed)):
+        (found,) = chosen([own], [other], "fuse", "en")
+        # Phrases are chosen, not whole segments.
+        assert found.segment.text.split() == ["a", "d", "c"]
+        assert (found.segment.language, found.segment.language_probability) == (
+            own.language or named.language,
+            own.language_probability or named.language_probability,
+        )
+    # Both are normalized as what is known of either.
+    whole = replace(recording(said("Mr Gray saw colour", **nameless)), language=None)
+    second = recording(said("mister gray saw color"))
+    for pair in ((whole, second), (second, whole)):
+        (row,) = (row for row, _ in measured(pair[0], other=pair[1]))
+        assert (row["language"], row["disagreement"]) == ("en", 0.0)
+
+
 def test_what_a_person_corrected_stays() -> None:
     own = said("a b:0.2 c", confidence=1.0, corrected=True)
     removed = said("", at_s=4.0, corrected=True)
