@@ -101,8 +101,8 @@ class Transcriber:
         num_threads: CPU threads for the model; None leaves torch's own choice.
         recognizer: a model of your own in place of Whisper, as package.module:Class or by the name
             of one of an installed package; it is given `checkpoint` as it stands.
-        by_language: checkpoints for recordings in some languages, by code; `checkpoint` detects the
-            language and transcribes all others.
+        by_language: checkpoints for recordings in some languages, by code, of any family;
+            `checkpoint`, a multilingual Whisper, detects the language and transcribes all others.
         calibration: output folder or .json file of `corpus-asr evaluate --calibrate`, which gives
             `confidence`; None means the default.
         item_timeout_s: seconds without a new part after which a recording fails.
