@@ -343,8 +343,9 @@ class Finetune:
     def _load(self, folder: Path) -> WhisperForConditionalGeneration:
         if family_of(folder).model_type != "whisper":
             raise CheckpointError(
-                f"loading {redact_uri(str(folder))}: found a {family_of(folder).model_type}, "
-                "expected a Whisper: only these can be trained here"
+                f"loading {redact_uri(str(folder))} to train it: found a "
+                f"{family_of(folder).model_type}, expected a Whisper: only these can be trained "
+                "here; name one, or train this one with transformers"
             )
         dropout = self._config.model.dropout
         changed: dict[str, Any] = {} if dropout is None else {"dropout": dropout}

@@ -19,6 +19,7 @@ from corpus_asr.training import trainer
 from corpus_asr.training.job import Evaluation, Evaluator, Finetune, State, TrainingStore
 from corpus_asr.training.trainer import Group, Losses, Objective, Record
 from tests.support.checkpoints import tiny_speech2text
+from tests.support.parakeet import parakeet_pair
 from tests.support.training import (
     assert_same_weights,
     tiny_student,
@@ -265,6 +266,14 @@ def test_other_families_are_refused(place: Path, tmp_path: Path) -> None:
     other = tiny_speech2text(tmp_path / "s2t")
     with pytest.raises(CheckpointError, match="expected a Whisper"):
         Finetune(training(place, other, "s2t"), group=Group())
+    parakeet = tmp_path / "tdt"
+    parakeet_pair("TDT", parakeet)
+    message = "to train it: found a parakeet_tdt, expected a Whisper.*train this one with transf"
+    with pytest.raises(CheckpointError, match=message):
+        Finetune(training(place, parakeet, "tdt"), group=Group())
+    teacher = {"teacher": str(parakeet)}
+    with pytest.raises(CheckpointError, match=r"parakeet_tdt.*expected"):
+        Finetune(training(place, place / "model", "taught", distillation=teacher), group=Group())
 
 
 def test_unusable_data_is_refused_before_training(place: Path, tmp_path: Path) -> None:

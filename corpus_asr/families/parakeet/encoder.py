@@ -301,6 +301,11 @@ class ParakeetPreTrainedModel(PreTrainedModel):
         """Sizes of the encoder, which may be the whole network."""
         return getattr(self.config, "encoder_config", self.config)  # type: ignore[no-any-return]
 
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the subsampling, which PEFT looks for before it adds adapters."""
+        encoder: ParakeetEncoder = getattr(self, "encoder", self)
+        return encoder.subsampling
+
     @property
     def _smallest_features(self) -> tuple[int, int, int]:
         return 1, 1, self.encoder_config.num_mel_bins

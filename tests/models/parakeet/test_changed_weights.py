@@ -1,0 +1,55 @@
+"""Parakeet's weights in 8 bits, and with adapters of PEFT."""
+
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from torch import Tensor
+
+from corpus_asr.models import parakeet
+from corpus_asr.models.convert import convert
+from tests.support.parakeet import KINDS, Pair, features, parakeet_pair
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    return parakeet_pair(request.param, tmp_path_factory.mktemp(request.param))
+
+
+def loaded(kind: str, folder: Path) -> Any:
+    network = getattr(parakeet, f"ParakeetFor{kind}").from_pretrained(folder, dtype=torch.float32)
+    return network.eval()
+
+
+def states(network: Any) -> Tensor:
+    values, mask = features(90, 61)
+    with torch.no_grad():
+        found: Tensor = network.encoder(values, mask).last_hidden_state
+    return found
+
+
+def test_int8_files_are_read_as_floats(pair: Pair, tmp_path: Path) -> None:
+    convert(pair.folder, tmp_path / "int8", dtype="int8")
+    rounded = loaded(pair.kind, tmp_path / "int8")
+    stored = loaded(pair.kind, pair.folder).state_dict()
+    for name, tensor in rounded.state_dict().items():
+        steps = stored[name].abs().max() / 100
+        torch.testing.assert_close(tensor, stored[name], rtol=0, atol=float(steps) + 1e-6)
+    mean = (states(rounded) - states(pair.ours)).abs().mean()
+    assert 0 < mean < 0.1 * states(pair.ours).abs().mean()
+
+
+def test_an_adapter_of_peft_is_merged(pair: Pair, tmp_path: Path) -> None:
+    settings = peft.LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj", "v_proj", "linear1"])
+    settings.init_lora_weights = False
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        adapted = peft.get_peft_model(loaded(pair.kind, pair.folder), settings).eval()
+    adapted.save_pretrained(str(tmp_path / "adapter"))
+    convert(pair.folder, tmp_path / "merged", adapter=tmp_path / "adapter")
+    found = states(loaded(pair.kind, tmp_path / "merged"))
+    # Before they are merged, the modules themselves are called.
+    torch.testing.assert_close(found, states(adapted.base_model.model), atol=1e-4, rtol=1e-4)
+    assert (found - states(pair.ours)).abs().max() > 1e-2
