@@ -68,6 +68,8 @@ class ConfidenceModel:
     weights: tuple[float, ...]
     model_revision: str | None = None
     """Weights it was fitted for; None where it is for any."""
+    family: str | None = None
+    """Family of these weights; None where it is for any."""
 
     def confidence(self, evidence: SegmentEvidence) -> float:
         """Estimate which share of a segment's words is right, in 0-1."""

@@ -267,7 +267,9 @@ class CorpusRun:
             config.cluster.ray_address()  # a wrong one is refused before anything is listed
         calibrates = config.pipeline != CLASSIFY_AUDIO
         if calibrates and config.model.calibration is not None:  # before old results are archived
-            self._calibration = calibration_for(config, store, model_revision=revision)
+            self._calibration = calibration_for(
+                config, store, model_revision=revision, family=self.checkpoint.family_name
+            )
         finish_killed(store)
         self.plan = make_plan(config, store, model_revision=name, options=self.options)
         say = line_writer(self.progress)
@@ -285,12 +287,15 @@ class CorpusRun:
             redo=self.options.redo is not None,
             started=self._started,
             listing=read_listing(store, self.plan),
+            family=self.checkpoint.family_name,
         )
         follow(store, self.plan.moves)
         name_run(self._begun.run_id)
         # That of the folder is archived with results of other settings, and is then not ours.
         if calibrates and config.model.calibration is None:
-            self._calibration = calibration_for(config, store, model_revision=revision)
+            self._calibration = calibration_for(
+                config, store, model_revision=revision, family=self.checkpoint.family_name
+            )
         return self.plan
 
     def process(self) -> None:
@@ -537,8 +542,12 @@ class ShardRun(CorpusRun):
             shared.check(folder.store, config, self.shard, fingerprint=settings)
             name_run(shared.run.run_id)
             if config.pipeline != CLASSIFY_AUDIO:
-                revision = self.checkpoint.revision
-                self._calibration = calibration_for(config, folder.store, model_revision=revision)
+                self._calibration = calibration_for(
+                    config,
+                    folder.store,
+                    model_revision=self.checkpoint.revision,
+                    family=self.checkpoint.family_name,
+                )
         self._shared, self._begun, self.plan = shared, shared.run, shared.plan
 
     def process(self) -> None:

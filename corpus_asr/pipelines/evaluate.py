@@ -13,6 +13,8 @@ from operator import mul
 
 import pyarrow as pa
 
+from corpus_asr.confidence import DEFAULT_MODEL, ConfidenceModel
+from corpus_asr.config.decoding import PACKAGED_CHECKPOINT
 from corpus_asr.errors import ConfigError, FetchError
 from corpus_asr.export.recordings import (
     EVIDENCE_COLUMNS,
@@ -56,6 +58,7 @@ from corpus_asr.storage.run_state.corrections import (
 )
 from corpus_asr.storage.run_state.run_files import (
     EVALUATION_NAME,
+    FINGERPRINT_NAME,
     write_calibration,
 )
 from corpus_asr.storage.run_state.tables import OutputStore
@@ -290,10 +293,10 @@ def calibrate(
 ) -> Calibration:
     """Fit confidence to a run's segments, and write the calibration into its output folder."""
     store = OutputStore(output_uri, options=options)
-    name, revision = _model_of(store)
+    start = _start(store)
     outcomes = _outcomes(store, references, language)
     check_enough(outcomes)
-    model = replace(fit(outcomes), name=f"{name} {revision}", model_revision=revision)
+    model = fit(outcomes, start)
     before = reliability(outcomes, [one.confidence for one in outcomes])
     after = reliability(outcomes, cross_validated(outcomes))
     groups = len({one.group for one in outcomes})
@@ -311,14 +314,24 @@ def calibrate(
     return Calibration(model=model, address=address, recordings=groups, before=before, after=after)
 
 
-def _model_of(store: OutputStore) -> tuple[str, str]:
+def _start(store: OutputStore) -> ConfidenceModel:
+    """Return what a fit departs from, named after the run's model and bound to it."""
     config, fingerprint = settings_of(store, doing="calibrating", which="names its model")
     if config["model"].get("by_language"):
         raise ConfigError(
             f"calibrating {redact_uri(store.uri)}: found a run of several models "
             "(model.by_language), expected one; calibrate each on a run of its own"
         )
-    return public(config["model"]["checkpoint"]), fingerprint.partition("-")[2]
+    model, revision = config["model"], fingerprint.partition("-")[2]
+    names = [model.get("recognizer"), public(model["checkpoint"]), revision]
+    if names[0] and names[1] == PACKAGED_CHECKPOINT:  # the default, which it does not load
+        del names[1]
+    return replace(
+        DEFAULT_MODEL,
+        name=" ".join(filter(None, names)),
+        model_revision=revision,
+        family=(store.read_json(FINGERPRINT_NAME) or {}).get("family"),
+    )
 
 
 def _outcomes(store: OutputStore, references: str, language: str | None) -> list[SegmentOutcome]:

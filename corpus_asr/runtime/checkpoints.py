@@ -81,6 +81,11 @@ class Checkpoint:
         """Whether it belongs to a user's recognizer, which alone knows its files."""
         return self.family.part_features == USERS_FEATURES
 
+    @property
+    def family_name(self) -> str:
+        """What its calibration is bound to: the family, or the class of a user's recognizer."""
+        return str(self.family.recognizer) if self.is_users else self.family.model_type
+
     def with_weights(self) -> "Checkpoint":
         """Fetch the weights as well; a user's recognizer has its own way to them."""
         if self.is_users:

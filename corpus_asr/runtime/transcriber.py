@@ -142,12 +142,6 @@ class Transcriber:
         if checkpoint is None and recognizer is None:
             checkpoint = PACKAGED_CHECKPOINT
             _LOG.warning("%s", default_model_notice('Transcriber("small") or "large-v3"'))
-        fitted = DEFAULT_MODEL
-        if calibration is not None:
-            # Imports all that a job keeps in its output, which else is not needed.
-            from corpus_asr.storage.run_state.run_files import read_calibration
-
-            fitted = read_calibration(calibration)
         # Its settings are checked as those of a job are.
         named: dict[str, Any] = {} if checkpoint is None else {"checkpoint": checkpoint}
         model = ModelSettings(
@@ -155,6 +149,12 @@ class Transcriber:
         )
         main = Checkpoint.of(model)
         main = replace(main, by_language=fetch_others(main, model.by_language))
+        fitted = DEFAULT_MODEL
+        if calibration is not None:
+            # Imports all that a job keeps in its output, which else is not needed.
+            from corpus_asr.storage.run_state.run_files import read_calibration
+
+            fitted = read_calibration(calibration, family=main.family_name)
         # Its process starts while this one imports torch.
         self._set_up(
             str(main.folder),

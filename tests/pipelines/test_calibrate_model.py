@@ -33,7 +33,7 @@ SAID = "red green blue white"
 
 
 def job(folder: Path, **model: Any) -> RunConfig:
-    return run_config(folder, folder / "output", model={"checkpoint": "some/model", **model})
+    return run_config(folder, folder / "output", model={"checkpoint": "some/model"} | model)
 
 
 def transcribed(name: str, rng: random.Random) -> dict[str, Any]:
@@ -53,11 +53,13 @@ def transcribed(name: str, rng: random.Random) -> dict[str, Any]:
     return part(name, 0, texts=None, segments=segments, language="en")
 
 
-def run(folder: Path, *, recordings: int = 60, **model: Any) -> OutputStore:
+def run(
+    folder: Path, *, recordings: int = 60, family: str | None = None, **model: Any
+) -> OutputStore:
     folder.mkdir(exist_ok=True)
     config = job(folder, **model)
     store = OutputStore(config.output.uri)
-    begin_run(store, config, fingerprint(config, REVISION))
+    begin_run(store, config, fingerprint(config, REVISION), family=family)
     rng = random.Random(5)
     rows = [transcribed(f"{number}.wav", rng) for number in range(recordings)]
     store.commit(results(*rows), run_id="run", model="some/model", model_revision=REVISION)
@@ -174,6 +176,37 @@ def test_one_of_another_model_is_used_with_a_warning(
     assert "calibration_of_another_model" in caplog.text
     assert calibration_for(job(elsewhere), target, model_revision=REVISION) is None
     assert fingerprint(config, REVISION) == fingerprint(job(elsewhere), REVISION)
+
+
+def test_one_of_another_family_is_refused(tmp_path: Path) -> None:
+    store = run(tmp_path, family="whisper")
+    assert evaluate(tmp_path).exit_code == 0
+    assert read_calibration(store.uri).family == "whisper"
+    config = job(tmp_path / "elsewhere", calibration=store.uri)
+    target = OutputStore(config.output.uri)
+    assert calibration_for(config, target, model_revision=REVISION, family="whisper") is not None
+    message = (
+        "found some/model 0123456789abcdef of the family whisper, expected one of parakeet_tdt"
+    )
+    with pytest.raises(ConfigError, match=message):
+        calibration_for(config, target, model_revision="other", family="parakeet_tdt")
+    # Files of before do not say what they were fitted to.
+    written = store.read_json(CALIBRATION_NAME)
+    del written["family"]
+    store.write_json(CALIBRATION_NAME, written)
+    assert calibration_for(config, target, model_revision=REVISION, family="parakeet_tdt")
+
+
+def test_one_of_a_recognizer_is_named_after_its_class(tmp_path: Path) -> None:
+    for name, checkpoint in (("with", "my/weights"), ("without", "whisper-tiny.en")):
+        store = run(
+            tmp_path / name, family="package:Model", recognizer="package:Model",
+            checkpoint=checkpoint,
+        )  # fmt: skip
+        assert evaluate(tmp_path / name).exit_code == 0
+        calibration = read_calibration(store.uri, family="package:Model")
+        weights = " my/weights" if name == "with" else ""
+        assert calibration.name == f"package:Model{weights} {REVISION}"
 
 
 def test_what_is_no_calibration_is_refused(tmp_path: Path) -> None:

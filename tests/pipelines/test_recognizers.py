@@ -1,6 +1,8 @@
 """A job with a user's own recognizer: tables, failures of single recordings, and resume."""
 
+import json
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,13 @@ import pytest
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import ConfigError
 from corpus_asr.pipelines.driver import run
+from corpus_asr.pipelines.evaluate import calibrate
+from corpus_asr.runtime.transcriber import Transcriber
+from corpus_asr.storage.run_state.run_files import CALIBRATION_NAME
 from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.audio import wav_bytes
 from tests.support.corpora import outcomes_in
+from tests.support.recognizers import PLANTED
 from tests.support.tables import rows_of, run_config, with_section
 
 RATE_HZ = 16_000
@@ -59,6 +65,41 @@ def test_a_job_writes_the_tables_of_any_model(recordings: Path) -> None:
     assert found == "tests.support.recognizers:Untimed my/weights"
     assert summary.files == 4
     assert run(config, local=True, progress=None).processed_files == 0
+
+
+def test_its_confidence_is_calibrated_and_that_of_another_class_is_refused(tmp_path: Path) -> None:
+    folder, references = tmp_path / "in", tmp_path / "references.jsonl"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(6):
+        samples = rng.uniform(-0.3, 0.3, (1, 36 * RATE_HZ)).astype(np.float32)
+        (folder / f"{number}.wav").write_bytes(wav_bytes(samples, rate_hz=RATE_HZ))
+    config = job(folder, "Planted")
+    run(config, local=True, progress=None)
+    store = OutputStore(config.output.uri)
+    rows = rows_of(store.segments())
+    windows = Counter(row["uri"] for row in rows)
+    lines = [
+        {"uri": uri, "text": " ".join([*PLANTED] * count), "language": "en"}
+        for uri, count in windows.items()
+    ]
+    references.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    calibrate(store.uri, str(references))
+    fitted = store.read_json(CALIBRATION_NAME)
+    assert fitted["name"].startswith("tests.support.recognizers:Planted my/weights ")
+    assert fitted["family"] == "tests.support.recognizers:Planted"
+    held_out, before = fitted["fitted"]["held_out"], fitted["fitted"]["before"]
+    assert held_out["segments"] == len(rows) >= 200
+    assert held_out["ece"] < before["ece"]
+    assert held_out["brier"] < before["brier"]
+    options: dict[str, Any] = {"calibration": store.uri, "device": "cpu"}
+    Transcriber(recognizer="tests.support.recognizers:Planted", **options).close()
+    with pytest.raises(ConfigError, match=r"Planted, expected one of .*Counting: probabilities"):
+        Transcriber(recognizer="tests.support.recognizers:Counting", **options)
+    other = with_section(job(folder, "Counting"), "model", calibration=store.uri)
+    other = with_section(other, "output", uri=str(tmp_path / "other"))
+    with pytest.raises(ConfigError, match=r"reading the calibration .*Planted, expected one of"):
+        run(other, local=True, progress=None)
 
 
 def test_one_window_that_raises_is_one_failed_recording(recordings: Path) -> None:

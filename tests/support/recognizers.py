@@ -1,5 +1,6 @@
 """Recognizers as users write them, right ones and wrong ones."""
 
+import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ from corpus_asr.decoding.recognizer import Recognized, RecognizedWord, Recognize
 from corpus_asr.units import SAMPLE_RATE_HZ
 
 WORDS = ("one", "two,", "three.", "Four")
+PLANTED = ("red", "green", "blue", "white")
 
 
 def timed(text: Sequence[str], duration_s: float, *, probability: float = 0.8) -> Recognized:
@@ -55,6 +57,22 @@ class Untimed(Counting):
             Recognized(text=f"{len(window) // SAMPLE_RATE_HZ} s", logprob=-0.1)
             for window in windows
         ]
+
+
+class Planted(Counting):
+    """Says four words, of which the fewer are right the less sure it is; it claims too little."""
+
+    longest_window_s = 1.0
+
+    def transcribe(
+        self, windows: Sequence[np.ndarray], *, language: str | None
+    ) -> Sequence[Recognized]:
+        return [self.said(random.Random(float(np.abs(window).sum()))) for window in windows]
+
+    def said(self, draw: random.Random) -> Recognized:
+        surprise = draw.uniform(0.02, 2.0)
+        words = [word if draw.random() > surprise / 2.5 else "x" for word in PLANTED]
+        return Recognized(text=" ".join(words), logprob=-surprise)
 
 
 class Scripted(Counting):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import transformers
 
+from corpus_asr.confidence import DEFAULT_MODEL, segment_evidence
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.errors import CheckpointError, ConfigError
 from corpus_asr.families.parakeet.features import ParakeetPartFeatures
@@ -83,6 +84,11 @@ def test_words_have_times_within_the_part_and_make_up_its_text(pair: Pair) -> No
         assert "".join(word.word for word in segment.words or ()) == segment.text
         assert segment.tokens
         assert segment.avg_logprob < 0
+        evidence = segment_evidence(segment)
+        assert evidence is not None
+        assert evidence.text_logprob < 0
+        assert evidence.no_speech_prob is None
+        assert segment.confidence == DEFAULT_MODEL.confidence(evidence)
 
 
 def test_what_a_part_says_depends_on_no_other(pair: Pair) -> None:

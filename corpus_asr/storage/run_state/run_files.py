@@ -265,8 +265,14 @@ def outcomes_names(store: OutputStore) -> list[str]:
     return names
 
 
-def read_calibration(address: str, options: StoreOptions = DEFAULT_STORE) -> ConfidenceModel:
-    """Return the calibration at a URI."""
+def read_calibration(
+    address: str, options: StoreOptions = DEFAULT_STORE, *, family: str | None = None
+) -> ConfidenceModel:
+    """Return the calibration at a URI, for models of a family; None: of any.
+
+    Raises:
+        ConfigError: there is none, or it was fitted to another family.
+    """
     folder, _, name = address.rpartition("/")
     if not name.endswith(".json"):
         folder, name = address, CALIBRATION_NAME
@@ -281,11 +287,12 @@ def read_calibration(address: str, options: StoreOptions = DEFAULT_STORE) -> Con
     try:
         if set(found["weights"]) != set(FEATURES):
             raise ValueError(f"weights of {', '.join(found['weights'])}")
-        return ConfidenceModel(
+        calibration = ConfidenceModel(
             name=str(found["name"]),
             offset=float(found["offset"]),
             weights=tuple(float(found["weights"][name]) for name in FEATURES),
             model_revision=found["model_revision"],
+            family=found.get("family"),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(
@@ -293,16 +300,24 @@ def read_calibration(address: str, options: StoreOptions = DEFAULT_STORE) -> Con
             f"name, model_revision, offset and weights of {', '.join(FEATURES)}; calibrate again "
             "with `corpus-asr evaluate --calibrate`"
         ) from error
+    if None not in (family, calibration.family) and calibration.family != family:
+        raise ConfigError(
+            f"reading the calibration {redact_uri(store.address(name))}: found {calibration.name} "
+            f"of the family {calibration.family}, expected one of {family}: probabilities of two "
+            "families do not mean the same; fit one to a run of this model with `corpus-asr "
+            "evaluate --calibrate`, and name that in model.calibration"
+        )
+    return calibration
 
 
 def calibration_for(
-    config: RunConfig, store: OutputStore, *, model_revision: str
+    config: RunConfig, store: OutputStore, *, model_revision: str, family: str | None = None
 ) -> ConfidenceModel | None:
     """Return the calibration of a job: the one that it names, else that of its output folder."""
     address = config.model.calibration
     if address is None and not store.exists(CALIBRATION_NAME):
         return None
-    found = read_calibration(address or store.uri, store.options)
+    found = read_calibration(address or store.uri, store.options, family=family)
     # Used all the same, since it may be meant; the log says for which weights it was fitted.
     if found.model_revision not in (None, model_revision):
         event(
@@ -552,11 +567,12 @@ def begin_run(
     redo: bool = False,
     started: datetime.datetime | None = None,
     listing: Iterable[pa.RecordBatch] = (),
+    family: str | None = None,
 ) -> Run:
     """Begin a run in an output folder, or continue the ones before it; no `_SUCCESS` meanwhile.
 
     It `started` now, if it did not list and plan before; `listing` are FILES batches of what it
-    listed, by which the folders of a manifest's recordings are known.
+    listed, by which the folders of a manifest's recordings are known; `family` is the model's.
     """
     earlier = check_fingerprint(store, config, fingerprint, new_run=new_run, redo=redo)
     if earlier is Earlier.same:  # named as it began, also by a version with fewer settings
@@ -576,7 +592,8 @@ def begin_run(
     source = SourceSettings.model_validate_json(json.dumps(safe["source"]))
     record_sources(store, source, listing)
     store.write_json(
-        FINGERPRINT_NAME, {"fingerprint": fingerprint, "settings": result_settings(config)}
+        FINGERPRINT_NAME,
+        {"fingerprint": fingerprint, "settings": result_settings(config), "family": family},
     )
     return run
 
