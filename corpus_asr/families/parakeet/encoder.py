@@ -303,8 +303,9 @@ class ParakeetPreTrainedModel(PreTrainedModel):
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the subsampling, which PEFT looks for before it adds adapters."""
-        encoder: ParakeetEncoder = getattr(self, "encoder", self)
-        return encoder.subsampling
+        encoder: Any = getattr(self, "encoder", self)  # which may be the whole network
+        subsampling: nn.Module = encoder.subsampling
+        return subsampling
 
     @property
     def _smallest_features(self) -> tuple[int, int, int]:
