@@ -44,6 +44,9 @@ class Family:
     `module_slots()`; it imports torch. None for models that read a window once."""
     recognizer: str | None = None
     """The `Recognizer` of models that read a window once; may import torch."""
+    word_aligner: str | None = None
+    """Class with `from_folder(folder, device=, dtype=)` that places the words of a text by CTC.
+    None where checkpoints give no score for every token at every position; imports torch."""
     audio_classifier: str | None = None
     """Class with `from_pretrained(folder, dtype=, device=)` that meets `SlotModel`: it says a
     window's class as one token. None where there is none; imports torch."""
@@ -132,6 +135,7 @@ _PARAKEET = tuple(
         tokenizer="corpus_asr.families.parakeet.tokenizer:ParakeetTokenizer",
         part_features="corpus_asr.families.parakeet.features:ParakeetPartFeatures",
         recognizer="corpus_asr.families.parakeet.recognizer:ParakeetRecognizer",
+        word_aligner="corpus_asr.families.parakeet.alignment:WordAligner" if head == "CTC" else None,
     )
     for head in ("CTC", "RNNT", "TDT")
 )

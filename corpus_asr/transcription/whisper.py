@@ -19,8 +19,9 @@ from corpus_asr.text.words import AFTER_A_WORD, BEFORE_A_WORD
 from corpus_asr.transcription.engine import PartTranscript
 from corpus_asr.transcription.fallback import Attempt, OpenAIRules, without_last_token
 from corpus_asr.transcription.hotwords import HotwordTries, as_prompt
-from corpus_asr.transcription.known_text import KnownTextAligner, TextWords
+from corpus_asr.transcription.known_text import KnownTextAligner
 from corpus_asr.transcription.long_form import Clock, LongFormRules, TokenSpan, ends_closed
+from corpus_asr.transcription.text_places import TextWords
 from corpus_asr.transcription.whisper_prompt import (
     PromptFormat,
     ask_language,

@@ -21,7 +21,7 @@ from corpus_asr.transcription.joined_text import (
     text_columns,
     words_of_lengths,
 )
-from corpus_asr.transcription.known_text import TextWords
+from corpus_asr.transcription.text_places import TextWords
 from corpus_asr.transcription.whisper_prompt import PromptFormat
 from corpus_asr.transcription.windows import KnownText
 from corpus_asr.units import SAMPLE_RATE_HZ

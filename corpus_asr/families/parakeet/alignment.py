@@ -9,11 +9,14 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from itertools import groupby
+from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
 
 from corpus_asr.array_types import Float16, Float32
+from corpus_asr.decoding.device import free_cached_memory, out_of_memory_by_name
 from corpus_asr.decoding.forced_alignment import WILDCARD, align_tokens
 from corpus_asr.decoding.recognizer import RecognizedWord
 from corpus_asr.families.outputs import CausalLMOutput
@@ -23,7 +26,7 @@ from corpus_asr.families.parakeet.tokenizer import ParakeetTokenizer
 from corpus_asr.units import FRAMES_PER_SECOND
 
 # As the recognizer's windows.
-_WINDOW_S = 120.0
+_WINDOW_S, _SHORT_WINDOW_S = 120.0, 30.0
 # Positions at the ends of a window that are taken from its neighbors: 5 s, at most a quarter of it.
 _MARGIN = 62
 
@@ -35,45 +38,79 @@ _SPOKEN_MARKS = "%‰&@#§"
 _APOSTROPHE = "\u2019"
 
 
-def align_words(
-    network: ParakeetCTC,
-    tokenizer: ParakeetTokenizer,
-    features: ParakeetPartFeatures,
-    part: Float16[np.ndarray, "frame mel"],
-    words: Sequence[str],
-    *,
-    window_s: float = _WINDOW_S,
-) -> list[RecognizedWord]:
-    """Place the words of a text in a part, of whose `features` they are all that is said.
+class WordAligner:
+    """A CTC checkpoint that finds when the words of a text are said."""
 
-    Words have the blanks next to them. A word without anything to be said, such as a dash, lasts no
-    time at the end of the word before it, with a probability of 1.
+    def __init__(
+        self, network: ParakeetCTC, tokenizer: ParakeetTokenizer, features: ParakeetPartFeatures
+    ) -> None:
+        self._network = network.eval()
+        self._features = features
+        self._speller = Speller(tokenizer)
+        self.num_mel_bins = features.num_mel_bins
+        self.position_s = network.config.encoder_config.subsampling_factor / FRAMES_PER_SECOND
+        """Seconds that a position stands for."""
 
-    Raises:
-        AlignmentError: the part is too short for the text.
-        ItemError: the network's scores are not numbers.
-    """
-    spelled = spelled_words(tokenizer, words)
-    row = align_tokens(
-        part_logprobs(network, features, part, window_s=window_s),
-        [token for tokens in spelled for token in tokens],
-        blank=network.blank,
-    )
-    position_s = network.config.encoder_config.subsampling_factor / FRAMES_PER_SECOND
-    found: list[RecognizedWord] = []
-    first, end_s = 0, 0.0
-    for word, tokens in zip(words, spelled, strict=True):
-        start_s, probability, stop = end_s, 1.0, first + len(tokens)
-        if tokens:
-            start_s = row.frames[first] * position_s
-            ends = (row.frames[stop - 1] + row.durations[stop - 1]) * position_s
-            end_s = min(ends, len(part) / FRAMES_PER_SECOND)
-            probability = math.fsum(map(math.exp, row.logprobs[first:stop])) / len(tokens)
-        found.append(
-            RecognizedWord(word=word, start_s=start_s, end_s=end_s, probability=probability)
+    @classmethod
+    def from_folder(cls, folder: Path, *, device: torch.device, dtype: torch.dtype) -> Self:
+        """Load a checkpoint folder in transformers' layout."""
+        return cls(
+            ParakeetCTC.from_pretrained(folder, dtype=dtype, device=device),
+            ParakeetTokenizer.from_pretrained(folder),
+            ParakeetPartFeatures.from_folder(folder),
         )
-        first = stop
-    return found
+
+    @property
+    def num_bytes(self) -> int:
+        """What its weights take."""
+        return sum(each.numel() * each.element_size() for each in self._network.parameters())
+
+    def scores(
+        self, part: Float16[np.ndarray, "frame mel"], *, window_s: float = _WINDOW_S
+    ) -> Float32[np.ndarray, "pos vocab"]:
+        """Score every token at every position of a part, in shorter windows if memory runs out."""
+        try:
+            with out_of_memory_by_name():
+                return part_logprobs(self._network, self._features, part, window_s=window_s)
+        except torch.OutOfMemoryError:
+            free_cached_memory(self._network.device)
+            if window_s <= _SHORT_WINDOW_S:
+                raise
+        return self.scores(part, window_s=_SHORT_WINDOW_S)
+
+    def knows(self, words: Sequence[str]) -> bool:
+        """Whether anything of these words can be spelled in the vocabulary."""
+        return any(token != WILDCARD for tokens in self._speller.spell(words) for token in tokens)
+
+    def place(
+        self, scores: Float32[np.ndarray, "pos vocab"], words: Sequence[str]
+    ) -> list[RecognizedWord]:
+        """Place words that are all that is said in these positions, in seconds from the first.
+
+        Words have the blanks next to them. A word without anything to be said, such as a dash,
+        lasts no time at the end of the word before it, with a probability of 1.
+
+        Raises:
+            AlignmentError: there are too few positions for the text.
+            ItemError: the scores are not numbers.
+        """
+        spelled = self._speller.spell(words)
+        row = align_tokens(
+            scores, [token for tokens in spelled for token in tokens], blank=self._network.blank
+        )
+        found: list[RecognizedWord] = []
+        first, end_s = 0, 0.0
+        for word, tokens in zip(words, spelled, strict=True):
+            start_s, probability, stop = end_s, 1.0, first + len(tokens)
+            if tokens:
+                start_s = row.frames[first] * self.position_s
+                end_s = (row.frames[stop - 1] + row.durations[stop - 1]) * self.position_s
+                probability = math.fsum(map(math.exp, row.logprobs[first:stop])) / len(tokens)
+            found.append(
+                RecognizedWord(word=word, start_s=start_s, end_s=end_s, probability=probability)
+            )
+            first = stop
+        return found
 
 
 @torch.inference_mode()
@@ -107,49 +144,60 @@ def part_logprobs(
     return logprobs
 
 
-def spelled_words(tokenizer: ParakeetTokenizer, words: Sequence[str]) -> list[list[int]]:
-    """Return the tokens of each word, as CTC checkpoints say it.
+class Speller:
+    """Spells words in the tokens of a CTC checkpoint, as it says them."""
 
-    Punctuation around words is left out, and within them where the vocabulary lacks it; dashes then
-    become blanks. Other characters that it lacks are written small, or without their accents, where
-    it has these; else one wildcard stands for a run of them. A word that is written next to another
-    has no blank in its first token, where there is such a token.
-    """
-    missing = {*tokenizer.all_special_ids, tokenizer.unk_token_id}
-    vocabulary = tokenizer.get_vocab()
-    missing |= {token for name, token in vocabulary.items() if _BYTE.fullmatch(name)}
-    blank = vocabulary.get(_BLANK)
-    spellings = {
-        character: _spelling(character, tokenizer, missing) for character in set("".join(words))
-    }
-    spelled: list[list[int]] = []
-    after_blank = True
-    for word in words:
-        after_blank |= word[:1].isspace()
-        piece = "".join(spellings[character] for character in _without_marks(word))
-        tokens = tokenizer.encode(piece, add_special_tokens=False) if piece else []
-        if tokens and not after_blank:
-            bare = tokenizer.convert_ids_to_tokens(tokens[0]).removeprefix(_BLANK)
-            tokens[:1] = [vocabulary.get(bare, tokens[0])] if bare else []
-        joined = _joined((WILDCARD if one in missing else one for one in tokens), blank)
-        spelled.append(joined)
-        after_blank = word[-1:].isspace() or (after_blank and not joined)
-    return spelled
+    def __init__(self, tokenizer: ParakeetTokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._vocabulary = tokenizer.get_vocab()
+        self._missing = {*tokenizer.all_special_ids, tokenizer.unk_token_id}
+        self._missing |= {
+            token for name, token in self._vocabulary.items() if _BYTE.fullmatch(name)
+        }
+        self._blank = self._vocabulary.get(_BLANK)
+        self._spellings: dict[str, str] = {}
 
+    def spell(self, words: Sequence[str]) -> list[list[int]]:
+        """Return the tokens of each word.
 
-def _spelling(character: str, tokenizer: ParakeetTokenizer, missing: set[int | None]) -> str:
-    if character.isspace():
-        return " "
-    bare = unicodedata.normalize("NFKD", character)[0]
-    others = [character, character.lower(), bare, bare.lower()]
-    if character == _APOSTROPHE:
-        others.append("'")
-    for other in others:
-        if missing.isdisjoint(tokenizer.encode(other, add_special_tokens=False)):
-            return other
-    if _is_mark(character):
-        return " " if unicodedata.category(character) == "Pd" or character == "/" else ""
-    return character
+        Punctuation around words is left out, and within them where the vocabulary lacks it; dashes
+        then become blanks. Other characters that it lacks are written small, or without their
+        accents, where it has these; else one wildcard stands for a run of them. A word that is
+        written next to another has no blank in its first token, where there is such a token.
+        """
+        spelled: list[list[int]] = []
+        after_blank = True
+        for word in words:
+            after_blank |= word[:1].isspace()
+            piece = "".join(map(self._spelling, _without_marks(word)))
+            tokens = self._tokenizer.encode(piece, add_special_tokens=False) if piece else []
+            if tokens and not after_blank:
+                bare = self._tokenizer.convert_ids_to_tokens(tokens[0]).removeprefix(_BLANK)
+                tokens[:1] = [self._vocabulary.get(bare, tokens[0])] if bare else []
+            spoken = (WILDCARD if one in self._missing else one for one in tokens)
+            spelled.append(_joined(spoken, self._blank))
+            after_blank = word[-1:].isspace() or (after_blank and not spelled[-1])
+        return spelled
+
+    def _spelling(self, character: str) -> str:
+        if character not in self._spellings:
+            self._spellings[character] = self._found_spelling(character)
+        return self._spellings[character]
+
+    def _found_spelling(self, character: str) -> str:
+        if character.isspace():
+            return " "
+        bare = unicodedata.normalize("NFKD", character)[0]
+        others = [character, character.lower(), bare, bare.lower()]
+        if character == _APOSTROPHE:
+            others.append("'")
+        for other in others:
+            tokens = self._tokenizer.encode(other, add_special_tokens=False)
+            if self._missing.isdisjoint(tokens):
+                return other
+        if _is_mark(character):
+            return " " if unicodedata.category(character) == "Pd" or character == "/" else ""
+        return character
 
 
 def _without_marks(word: str) -> str:

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from corpus_asr.decoding.forced_alignment import WILDCARD, align_tokens
+from corpus_asr.decoding.recognizer import RecognizedWord
 from corpus_asr.errors import AlignmentError, ItemError
 from corpus_asr.families.parakeet import alignment
-from corpus_asr.families.parakeet.alignment import align_words, part_logprobs, spelled_words
+from corpus_asr.families.parakeet.alignment import Speller, WordAligner, part_logprobs
 from corpus_asr.families.parakeet.features import ParakeetPartFeatures
 from corpus_asr.families.parakeet.tokenizer import ParakeetTokenizer
 from corpus_asr.units import SAMPLE_RATE_HZ
@@ -36,6 +37,18 @@ def features(pair: Pair) -> ParakeetPartFeatures:
     return ParakeetPartFeatures.from_folder(pair.folder)
 
 
+def align_words(
+    pair: Pair,
+    tokenizer: ParakeetTokenizer,
+    features: ParakeetPartFeatures,
+    part: np.ndarray,
+    words: list[str],
+    **options: Any,
+) -> list[RecognizedWord]:
+    aligner = WordAligner(pair.ours, tokenizer, features)
+    return aligner.place(aligner.scores(part, **options), words)
+
+
 def whole_logprobs(pair: Pair, window: np.ndarray) -> np.ndarray:
     with torch.inference_mode():
         logits = pair.theirs(torch.from_numpy(window)[None]).logits[0]
@@ -48,9 +61,9 @@ def test_words_are_where_the_whole_part_has_them(
     pair: Pair, tokenizer: ParakeetTokenizer, features: ParakeetPartFeatures, seconds: float
 ) -> None:
     part = features(SPEECH[: round(seconds * SAMPLE_RATE_HZ)]).values
-    words = align_words(pair.ours, tokenizer, features, part, WORDS)
+    words = align_words(pair, tokenizer, features, part, WORDS)
     logprobs = whole_logprobs(pair, features.window(part, 0, len(part)))
-    spelled = spelled_words(tokenizer, WORDS)
+    spelled = Speller(tokenizer).spell(WORDS)
     row = align_tokens(
         logprobs, [token for tokens in spelled for token in tokens], blank=pair.ours.blank
     )
@@ -62,7 +75,7 @@ def test_words_are_where_the_whole_part_has_them(
         last = first + len(tokens) - 1
         assert word.start_s == pytest.approx(row.frames[first] * 0.08)
         end_s = (row.frames[last] + row.durations[last]) * 0.08
-        assert word.end_s == pytest.approx(min(end_s, len(part) / 100))
+        assert word.end_s == pytest.approx(end_s)
         mean = np.exp(row.logprobs[first : last + 1]).mean()
         assert word.probability == pytest.approx(mean, rel=1e-3)
         first = last + 1
@@ -119,7 +132,7 @@ def test_windows_place_words_as_the_whole_part_does(
     part = features(np.resize(SPEECH, 24 * SAMPLE_RATE_HZ)).values
     words = WORDS * 4
     whole, windows = (
-        align_words(pair.ours, tokenizer, features, part, words, window_s=window_s)
+        align_words(pair, tokenizer, features, part, words, window_s=window_s)
         for window_s in (24.0, 12.0)
     )
     near = [abs(a.start_s - b.start_s) < 0.1 for a, b in zip(whole, windows, strict=True)]
@@ -138,7 +151,7 @@ def test_words_are_spelled_as_the_vocabulary_can(tokenizer: ParakeetTokenizer) -
     def spelled(*words: str) -> list[list[str]]:
         return [
             ["*" if one == WILDCARD else tokenizer.convert_ids_to_tokens(one) for one in tokens]
-            for tokens in spelled_words(tokenizer, words)
+            for tokens in Speller(tokenizer).spell(words)
         ]
 
     def plain(text: str) -> list[str]:
@@ -161,7 +174,7 @@ def test_words_are_spelled_as_the_vocabulary_can(tokenizer: ParakeetTokenizer) -
     assert spelled(" - ", "noba") == [[], plain("noba")]
     # Control tokens in a text are no tokens of it.
     blank = tokenizer.pad_token_id
-    assert all(blank not in tokens for tokens in spelled_words(tokenizer, [" <pad>", " noba"]))
+    assert all(blank not in tokens for tokens in Speller(tokenizer).spell([" <pad>", " noba"]))
     assert spelled() == []
     assert spelled(" ...", "") == [[], []]
 
@@ -174,15 +187,15 @@ def test_bad_input_is_refused(
 ) -> None:
     part = features(SPEECH[:SAMPLE_RATE_HZ]).values
     with pytest.raises(AlignmentError, match=r"found 13 positions of audio, expected at least"):
-        align_words(pair.ours, tokenizer, features, part, WORDS * 9)
-    (dash,) = align_words(pair.ours, tokenizer, features, part, [" -"])
+        align_words(pair, tokenizer, features, part, WORDS * 9)
+    (dash,) = align_words(pair, tokenizer, features, part, [" -"])
     assert (dash.start_s, dash.end_s) == (0.0, 0.0)
     with pytest.raises(AlignmentError, match="found 0 positions"):
-        align_words(pair.ours, tokenizer, features, part[:0], WORDS)
+        align_words(pair, tokenizer, features, part[:0], WORDS)
 
     def no_numbers(*_: Any, **__: Any) -> np.ndarray:
         return np.full((90, pair.ours.config.vocab_size), np.nan, dtype=np.float32)
 
     monkeypatch.setattr(alignment, "part_logprobs", no_numbers)
     with pytest.raises(ItemError, match="not numbers"):
-        align_words(pair.ours, tokenizer, features, part, WORDS)
+        align_words(pair, tokenizer, features, part, WORDS)

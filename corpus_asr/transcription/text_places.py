@@ -1,0 +1,329 @@
+"""Which words of a known text a part may say and about when, from the words recognized in it.
+
+Recognized words that are the text's are anchors (`anchors`): they tell which span of the text the
+part says. What is said of the words between them is for the audio to decide (`known_text`,
+`word_placer`).
+"""
+
+import re
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import numpy as np
+
+from corpus_asr.confidence import mean_logprob_of, with_confidence
+from corpus_asr.errors import AlignmentError
+from corpus_asr.segments import Segment, Word
+from corpus_asr.text.words import (
+    BEFORE_A_WORD,
+    NOTHING,
+    Spelled,
+    joined,
+    split_characters,
+)
+from corpus_asr.transcription.anchors import Pair, find_pairs, folded
+from corpus_asr.transcription.engine import PartTranscript, PlacedText
+from corpus_asr.transcription.joined_text import text_not_found
+from corpus_asr.transcription.whisper_prompt import PromptFormat
+from corpus_asr.transcription.windows import KnownText, Language, PartRequest
+from corpus_asr.transcription.words import sentences
+from corpus_asr.units import FRAMES_PER_SECOND, counted
+
+MAX_LETTERS_PER_S = 30.0
+"""Nobody speaks faster for long: what would have to be is not all said. Fast speech is 25."""
+_USUAL_LETTERS_PER_S = 18.0
+# Times of recognized words are off by a few tenths of a second.
+_SLACK_S = 0.5
+# Where words of the text stand for others that were recognized, they have at least so many of their
+# letters, give or take a word.
+_MIN_OF_SAID, _FEW_LETTERS = 0.5, 10
+# What a few common words find of an unrelated text is less.
+_MIN_FOUND = 0.1
+
+
+def words_of(text: str) -> list[str]:
+    """Split a text at blanks; where a script has none, at characters. Joined, they are the text.
+
+    Marks that stand alone belong to the word before them, opening ones to that after.
+    """
+    pieces = (
+        (piece, ())
+        for chunk in re.findall(r"\s*\S+", text.rstrip())
+        for piece in (re.findall(r"\s*\S", chunk) if _has_no_blanks(chunk) else [chunk])
+    )
+    return [word for word, _ in _with_marks(pieces)]
+
+
+@dataclass(frozen=True, slots=True)
+class TextWords:
+    """A text in words that can be found one by one: each has a letter or digit, and its tokens."""
+
+    spelled: tuple[Spelled, ...]
+    has_blanks: bool
+    """Between its words; false if any of it is of a script without."""
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """With their blanks and marks; joined, they are the text."""
+        return tuple(text for text, _ in self.spelled)
+
+    @classmethod
+    def of(cls, known: KnownText, prompt_format: PromptFormat) -> "TextWords":
+        """Split a text at blanks; where a script has none, by the characters that tokens spell.
+
+        Raises:
+            AlignmentError: it has no letter or digit, or control tokens in it.
+        """
+        pieces: list[Spelled] = []
+        spelled: dict[str, list[Spelled]] = {}
+        for chunk in known.text.split():
+            if chunk not in spelled:
+                try:
+                    spelled[chunk] = list(_pieces(chunk, prompt_format))
+                except ValueError as error:
+                    raise AlignmentError(
+                        f"aligning the text of {known.name}: {error}", kind="no_text"
+                    ) from error
+            pieces += spelled[chunk]
+        return cls._of_words(_with_marks(pieces), known)
+
+    @classmethod
+    def without_tokens(cls, known: KnownText) -> "TextWords":
+        """Split a text as `words_of` does, for a model that has no tokens in common with ours.
+
+        Raises:
+            AlignmentError: it has no letter or digit.
+        """
+        words = words_of("".join(f" {chunk}" for chunk in known.text.split()))
+        return cls._of_words([(word, ()) for word in words], known)
+
+    @classmethod
+    def _of_words(cls, words: Sequence[Spelled], known: KnownText) -> "TextWords":
+        if not any(map(str.isalnum, "".join(text for text, _ in words))):
+            raise AlignmentError(
+                f"aligning the text of {known.name}: found {known.text.strip()[:60]!r}, expected "
+                "words with letters or digits; give what is said in the recording",
+                kind="no_text",
+            )
+        return cls(tuple(words), not _has_no_blanks(known.text))
+
+
+def _pieces(chunk: str, prompt_format: PromptFormat) -> Iterator[Spelled]:
+    tokens = prompt_format.encode(chunk)
+    if _has_no_blanks(chunk):
+        yield from split_characters(tokens, prompt_format.text)
+    else:
+        yield f" {chunk}", tokens
+
+
+def _with_marks(pieces: Iterable[Spelled]) -> list[Spelled]:
+    """Join pieces so that each has a letter or digit, if any has one."""
+    words: list[Spelled] = []
+    opening = NOTHING
+    for piece in pieces:
+        if any(letter.isalnum() for letter in piece[0]):
+            words.append(joined(opening, piece))
+            opening = NOTHING
+        elif not words or opening[0] or piece[0].strip() in BEFORE_A_WORD:
+            opening = joined(opening, piece)
+        else:
+            words[-1] = joined(words[-1], piece)
+    if words:
+        words[-1] = joined(words[-1], opening)
+    return words or ([opening] if opening[0] else [])
+
+
+# Scripts written without blanks: Thai and Lao, Burmese, Khmer, kana and Chinese characters.
+_RANGES = (
+    (0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x3400, 0x9FFF),
+    (0x20000, 0x3FFFF),
+)  # fmt: skip
+
+
+def _has_no_blanks(text: str) -> bool:
+    return any(first <= ord(letter) <= last for letter in text for first, last in _RANGES)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """A word of the text that may be said, and about when."""
+
+    index: int
+    start_s: float
+    end_s: float
+    anchor: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlacedWord:
+    """A word of the text that is said."""
+
+    index: int
+    word: Word
+    logprobs: tuple[float, ...]
+
+
+class TextPlaces:
+    """Finds the words of a known text that a part may say, and makes segments of those it says."""
+
+    def __init__(self, part: PartRequest, known: KnownText, words: TextWords) -> None:
+        self._part = part
+        self._known = known
+        self._text = words
+
+    def find(self, said: Sequence[Word]) -> list[Place]:
+        """Find which words of the text may be said in the part, and about when."""
+        given = self._text.words
+        pairs = find_pairs([word.word for word in said], given, place=self._known.place)
+        anchors = [pair for pair in pairs if pair.is_anchor]
+        if len(anchors) < _MIN_FOUND * min(len(said), len(given)):
+            anchors = []
+        if not anchors and not (self._known.is_first and self._known.is_last):
+            return []
+        begin_s, end_s = self._speech()
+        first, last = -1, len(given)
+        if not self._known.is_first:
+            earlier = range(anchors[0].given - 1, -1, -1)
+            first = anchors[0].given - 1 - self._fitting(earlier, said[: anchors[0].said])
+        if not self._known.is_last:
+            later = range(anchors[-1].given + 1, len(given))
+            last = anchors[-1].given + 1 + self._fitting(later, said[anchors[-1].said + 1 :])
+        edges = [Pair(-1, first, 0.0, True), *anchors, Pair(len(said), last, 0.0, True)]
+        places: list[Place] = []
+        for before, after in pairwise(edges):
+            start_s = said[before.said].end_s if before.said >= 0 else begin_s
+            stop_s = said[after.said].start_s if after.said < len(said) else end_s
+            other = said[before.said + 1 : after.said]
+            between = self._between(before, after, pairs if anchors else [], other)
+            places += self._spread(between, start_s, max(start_s, stop_s))
+            if after.said < len(said):
+                word = said[after.said]
+                places.append(
+                    Place(index=after.given, start_s=word.start_s, end_s=word.end_s, anchor=True)
+                )
+        return places
+
+    def _fitting(self, indices: Iterable[int], said: Sequence[Word]) -> int:
+        """Count words of the text that other recognized words at a seam may stand for."""
+        # As many as are usual in that time: the rest belongs to the part beyond the seam.
+        left = _USUAL_LETTERS_PER_S * (said[-1].end_s - said[0].start_s) if said else 0.0
+        count = 0
+        for index in indices:
+            left -= self._letters([index])
+            if left < 0:
+                break
+            count += 1
+        return count
+
+    def _speech(self) -> tuple[float, float]:
+        spans = self._part.speech
+        begin_s, end_s = self.bounds()
+        if not spans:
+            return begin_s, end_s
+        return max(begin_s, spans[0].start_s), min(end_s, spans[-1].end_s)
+
+    def bounds(self) -> tuple[float, float]:
+        """Return the span of the part that the text is of."""
+        first_s, last_s = self._known.clip
+        return max(self._part.start_s, first_s), min(self._part.end_s, last_s)
+
+    def _between(
+        self, before: Pair, after: Pair, pairs: Sequence[Pair], said: Sequence[Word]
+    ) -> list[list[int]]:
+        """The words of the text between two anchors; and those of them that resemble what is said.
+
+        The second are for where the time does not suffice for the first, and alone where so much
+        more is said that the first cannot be all of it.
+        """
+        every = list(range(before.given + 1, after.given))
+        alike = [pair.given for pair in pairs if before.said < pair.said < after.said]
+        alike = [index for index in alike if before.given < index < after.given]
+        too_few = (
+            self._letters(every) < _MIN_OF_SAID * sum(len(w.word) for w in said) - _FEW_LETTERS
+        )
+        return [alike] if too_few else [every, alike]
+
+    def _letters(self, indices: Iterable[int]) -> int:
+        return sum(len(folded(self._text.spelled[index][0])) + 1 for index in indices)
+
+    def _spread(
+        self, choices: Sequence[Sequence[int]], start_s: float, end_s: float
+    ) -> Iterator[Place]:
+        for indices in choices:
+            letters = [self._letters([index]) for index in indices]
+            if sum(letters) <= MAX_LETTERS_PER_S * (end_s - start_s + _SLACK_S):
+                break
+        else:
+            return
+        for index, (first_s, last_s) in zip(
+            indices, spread_evenly(letters, start_s, end_s), strict=True
+        ):
+            yield Place(index=index, start_s=first_s, end_s=last_s, anchor=False)
+
+    def transcript(
+        self,
+        recognized: PartTranscript,
+        placed: Sequence[PlacedWord],
+        *,
+        said: int,
+        language: Language,
+        task: str,
+    ) -> PartTranscript:
+        """Give the part's segments with the words of the text, in place of `said` others.
+
+        Raises:
+            AlignmentError: the part is the whole recording and says next to nothing of the text.
+        """
+        if self._known.is_first and self._known.is_last:
+            # The share is that of the text, or of what is said where that is less: a recording
+            # may be a small excerpt of its text.
+            given = len(self._text.spelled)
+            if not placed or len(placed) < _MIN_FOUND * min(given, said):
+                instead = f"{counted(said, 'word')} recognized in it"
+                raise text_not_found(self._known.name, len(placed), given, instead)
+        groups = [placed[some] for some in sentences([each.word for each in placed])]
+        return replace(
+            recognized,
+            segments=tuple(self._segment(group, language, task) for group in groups),
+            placed=PlacedText(
+                words=self._text.words,
+                indices=tuple(tuple(word.index for word in group) for group in groups),
+            ),
+        )
+
+    def _segment(self, group: Sequence[PlacedWord], language: Language, task: str) -> Segment:
+        text = "".join(each.word.word for each in group)
+        logprobs = [value for each in group for value in each.logprobs]
+        start_s, end_s = group[0].word.start_s, group[-1].word.end_s
+        end_s = max(end_s, start_s + 1 / FRAMES_PER_SECOND)
+        data = text.strip().encode()
+        mean = mean_logprob_of(logprobs) or 0.0
+        return with_confidence(
+            Segment(
+                start_s=start_s,
+                end_s=end_s,
+                text=text,
+                tokens=tuple(t for each in group for t in self._text.spelled[each.index][1]),
+                language=language.code,
+                language_probability=language.probability,
+                task=task,
+                confidence=0.0,
+                avg_logprob=mean,
+                text_logprob=mean,
+                no_speech_prob=None,
+                compression_ratio=len(data) / len(zlib.compress(data)),
+                temperature=0.0,
+                speech_fraction=self._part.speech_fraction(start_s, end_s),
+                words=tuple(each.word for each in group),
+            )
+        )
+
+
+def spread_evenly(
+    lengths: Sequence[int], start_s: float, end_s: float
+) -> Iterator[tuple[float, float]]:
+    """Yield spans one after the other that fill the time, as long as `lengths` are."""
+    edges = np.cumsum([0, *lengths]) / max(1, sum(lengths)) * (end_s - start_s) + start_s
+    yield from pairwise(edges.tolist())
