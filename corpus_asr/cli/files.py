@@ -64,6 +64,7 @@ def transcribe(
             "channels": _number_or_word(options.channels),
             "track": _number_or_word(options.track),
             "diarize": options.diarize or None,
+            "align_model": chosen.align_model,
         })  # fmt: skip
         formats = formats_of(chosen)
         if "rttm" in formats and not keys.get("diarize"):
@@ -72,6 +73,7 @@ def transcribe(
                 "add it, or leave out the format"
             )
         needs_words = chosen.highlight_words or "ctm" in formats or keys.get("diarize")
+        needs_words = needs_words or "align_model" in keys
         if options.word_timestamps is not None or needs_words:
             keys["word_timestamps"] = chosen.highlight_words or options.word_timestamps is not False
         check_keys(keys)
@@ -107,7 +109,7 @@ def _numbers(text: str | None) -> list[float] | None:
 
 # Arguments of `Transcriber` that --set reaches as well.
 _OF_THE_MODEL = (
-    "slots", "revision", "calibration", "by_language", "recognizer", "allow_hosts",
+    "slots", "revision", "calibration", "by_language", "recognizer", "align_model", "allow_hosts",
 )  # fmt: skip
 # Of these, what changes nothing that is written.
 _OF_NO_TEXT = ("slots", "allow_hosts")
@@ -478,7 +480,7 @@ def align(
 ) -> None:
     """Find when each word of a known text is said: subtitles and word times of your own words."""
     with readable_errors(), ended_by_signals():
-        keys = keys_of(overrides, {"language": language})
+        keys = keys_of(overrides, {"language": language, "align_model": chosen.align_model})
         check_keys(keys)
         formats = formats_of(chosen)
         if "rttm" in formats:

@@ -395,6 +395,14 @@ class FileOptions:
         str | None,
         _model(CHECKPOINT_HELP, metavar="CHECKPOINT", autocompletion=complete_checkpoint),
     ] = None
+    align_model: Annotated[
+        str | None,
+        _model(
+            "Parakeet CTC checkpoint that times words in place of the model; includes "
+            "--word-timestamps.",
+            metavar="CHECKPOINT",
+        ),
+    ] = None
     device: Annotated[str, _model("auto, cpu, cuda or cuda:N.", autocompletion=complete_device)] = (
         "auto"
     )

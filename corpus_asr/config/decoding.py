@@ -147,7 +147,8 @@ class DecodingSettings:
     align: bool = False
     """Align the text of each recording instead of recognizing one: segments and words have its
     words, with times. The text is the column `text` of source.manifest or of a table, or in a tar
-    file the .txt, or `text` of the .json, of the recording's name. Whisper only."""
+    file the .txt, or `text` of the .json, of the recording's name. Whisper, or any model with
+    `align.model`."""
     hallucination_silence_threshold: float | None = field(default=None, metadata={"gt": 0})
     """Seconds of silence to skip around likely hallucinations; needs word_timestamps. null:
     none."""

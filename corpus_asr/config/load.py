@@ -189,7 +189,7 @@ USUAL_KEYS = frozenset(
     }
 )  # fmt: skip
 
-_UNREAD = {CLASSIFY_AUDIO: {"decoding"}}
+_UNREAD = {CLASSIFY_AUDIO: {"decoding", "align"}}
 # ASCII and no leading digit, sign or mark: what YAML 1.1 and 1.2 both read as this text.
 _PLAIN_WORD = re.compile(r"[A-Za-z/][\w/.@+-]*(?::[\w/.@+-]+)*", re.ASCII)
 _NOT_TEXT = {"true", "false", "null"}
@@ -439,7 +439,6 @@ _OPTIONS = {
 }
 # What others have and we have not: why, or what to do.
 _ABSENT = {
-    "align_model": "the model itself times words; set word_timestamps",
     "append_punctuations": "the marks that belong to a word are fixed; leave it out",
     "best_of": "one sample is drawn at each temperature; leave it out",
     "hf_token": "set the environment variable HF_TOKEN",

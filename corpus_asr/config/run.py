@@ -189,6 +189,15 @@ class ModelSettings(Settings):
         return self
 
 
+class AlignSettings(Settings):
+    """Times of words by a CTC checkpoint, in place of the model's own."""
+
+    model: str | None = None
+    """Parakeet CTC checkpoint that times the words of any model, for `decoding.word_timestamps`,
+    and places the texts of `decoding.align`; named as `model.checkpoint` is, such as
+    nvidia/parakeet-ctc-0.6b. null: the model itself does."""
+
+
 class TranscribeSettings(Settings):
     """Hardware of the model; does not change results."""
 
@@ -379,6 +388,7 @@ class RunConfig(Settings):
     extract: ExtractSettings = Field(default_factory=ExtractSettings)
     model: ModelSettings = Field(default_factory=ModelSettings)
     decoding: DecodingSection = Field(default_factory=DecodingSection)
+    align: AlignSettings = Field(default_factory=AlignSettings)
     classification: ClassificationSettings = Field(default_factory=ClassificationSettings)
     speakers: SpeakerSettings = Field(default_factory=SpeakerSettings)
     transcribe: TranscribeSettings = Field(default_factory=TranscribeSettings)
@@ -433,6 +443,17 @@ class RunConfig(Settings):
         if self.model.recognizer is not None and self.pipeline == CLASSIFY_AUDIO:
             raise ValueError(
                 "model.recognizer: found a classification, expected a transcription; leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _words_to_time(self) -> "RunConfig":
+        wanted = self.decoding.word_timestamps or self.decoding.align
+        if self.align.model is not None and (not wanted or self.pipeline == CLASSIFY_AUDIO):
+            raise ValueError(
+                "align.model: found a checkpoint that times words, and nothing that asks for their "
+                "times; set decoding.word_timestamps or decoding.align of a transcription, or "
+                "leave align out"
             )
         return self
 

@@ -135,7 +135,9 @@ _PARAKEET = tuple(
         tokenizer="corpus_asr.families.parakeet.tokenizer:ParakeetTokenizer",
         part_features="corpus_asr.families.parakeet.features:ParakeetPartFeatures",
         recognizer="corpus_asr.families.parakeet.recognizer:ParakeetRecognizer",
-        word_aligner="corpus_asr.families.parakeet.alignment:WordAligner" if head == "CTC" else None,
+        word_aligner="corpus_asr.families.parakeet.alignment:WordAligner"
+        if head == "CTC"
+        else None,
     )
     for head in ("CTC", "RNNT", "TDT")
 )
@@ -166,13 +168,18 @@ def part_features(folder: Path) -> Any:
     return resolve(family_of(folder).part_features).from_folder(folder)
 
 
-def further_folders(main: Path, others: Iterable[Path]) -> dict[str, Path]:
+def further_folders(
+    main: Path, others: Iterable[Path], *, family: Family | None = None
+) -> dict[str, Path]:
     """Return a folder for each kind of features that others take and the main checkpoint does not.
+
+    `family` is the main one's, if its folder does not say.
 
     Raises:
         CheckpointError: a folder is of no known family, or takes features that none computes.
     """
-    usual = part_features(main).kind
+    family = family or family_of(main)
+    usual = resolve(family.part_features).from_folder(main).kind
     kinds = ((part_features(folder).kind, folder) for folder in others)
     return {kind: folder for kind, folder in kinds if kind != usual}
 

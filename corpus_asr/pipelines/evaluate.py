@@ -322,7 +322,8 @@ def _start(store: OutputStore) -> ConfidenceModel:
             f"calibrating {redact_uri(store.uri)}: found a run of several models "
             "(model.by_language), expected one; calibrate each on a run of its own"
         )
-    model, revision = config["model"], fingerprint.partition("-")[2]
+    # Of the weights' hashes the model's own comes first.
+    model, revision = config["model"], fingerprint.partition("-")[2].partition(",")[0]
     names = [model.get("recognizer"), public(model["checkpoint"]), revision]
     if names[0] and names[1] == PACKAGED_CHECKPOINT:  # the default, which it does not load
         del names[1]

@@ -19,6 +19,7 @@ from corpus_asr.config.run import (
 )
 from corpus_asr.errors import CheckpointError, ConfigError
 from corpus_asr.families.registry import (
+    FAMILIES,
     USERS_FEATURES,
     Family,
     family_of,
@@ -58,6 +59,8 @@ class Checkpoint:
     """Hash of the weights; empty where only the small files are here."""
     by_language: Mapping[str, "Checkpoint"] = field(default_factory=dict)
     """What transcribes recordings in these languages instead."""
+    aligner: "Checkpoint | None" = None
+    """What times words instead of it."""
 
     @classmethod
     def fetch(cls, name: str, *, revision: str | None = None) -> "Checkpoint":
@@ -106,8 +109,9 @@ class Checkpoint:
 
     @property
     def fingerprint(self) -> str:
-        """Revisions of all weights, `by_language` included, for the run's fingerprint."""
+        """Revisions of all weights, of `by_language` and `aligner` too, for the fingerprint."""
         others = [f"{code}={c.revision}" for code, c in sorted(self.by_language.items())]
+        others += [] if self.aligner is None else [f"align={self.aligner.revision}"]
         return ",".join([self.revision, *others])
 
     @cached_property
@@ -125,10 +129,11 @@ class Checkpoint:
 
     @property
     def further_folders(self) -> dict[str, Path]:
-        """A folder for each kind of features that only checkpoints of `by_language` take."""
-        if not self.by_language:
+        """A folder for each kind of features that only `by_language` and `aligner` take."""
+        others = [*self.by_language.values(), *([] if self.aligner is None else [self.aligner])]
+        if not others:
             return {}
-        return further_folders(self.folder, [other.folder for other in self.by_language.values()])
+        return further_folders(self.folder, [other.folder for other in others], family=self.family)
 
     @cached_property
     def is_classifier(self) -> bool:
@@ -156,11 +161,32 @@ def fetch_checkpoints(config: RunConfig, *, hashed: bool = True) -> Checkpoint:
     main = Checkpoint.of(config.model)
     names = {} if config.pipeline == CLASSIFY_AUDIO else config.model.by_language
     others = fetch_others(main, names)
+    aligner = fetch_aligner(config.align.model)
     # Gigabytes are fetched once all the small files fit together.
     if hashed:
         main = main.hashed()
         others = {code: other.hashed() for code, other in others.items()}
-    return replace(main, by_language=others)
+        aligner = aligner and aligner.hashed()
+    return replace(main, by_language=others, aligner=aligner)
+
+
+def fetch_aligner(name: str | None) -> Checkpoint | None:
+    """Fetch the small files of the checkpoint that times words, if one is named.
+
+    Raises:
+        ConfigError: it is none of CTC.
+    """
+    if name is None:
+        return None
+    found = Checkpoint.fetch(name)
+    if found.family.word_aligner is None:
+        known = sorted(each.model_type for each in FAMILIES.values() if each.word_aligner)
+        raise ConfigError(
+            f"reading align.model: {redact_uri(name)} is a checkpoint of the family "
+            f"{found.family.model_type}, expected one of CTC ({', '.join(known)}), which scores "
+            "every token at every time; name one, such as nvidia/parakeet-ctc-0.6b, or leave it out"
+        )
+    return found
 
 
 def fetch_others(main: Checkpoint, others: Mapping[str, str]) -> dict[str, Checkpoint]:

@@ -27,7 +27,12 @@ from corpus_asr.config.run import ModelSettings
 from corpus_asr.errors import ConfigError, ItemError
 from corpus_asr.formats.transcript import Transcript
 from corpus_asr.runtime.asynchronous import called, iterated
-from corpus_asr.runtime.checkpoints import Checkpoint, check_transcribes, fetch_others
+from corpus_asr.runtime.checkpoints import (
+    Checkpoint,
+    check_transcribes,
+    fetch_aligner,
+    fetch_others,
+)
 from corpus_asr.runtime.finished_recordings import transcript_of
 from corpus_asr.runtime.in_flight import (
     NO_LIMITS,
@@ -64,6 +69,7 @@ class TranscriberOptions(TranscriptionOptions, total=False):
     num_threads: int | None
     recognizer: str | None
     by_language: Mapping[str, str] | None
+    align_model: str | None
     calibration: str | None
     item_timeout_s: float
     allow_hosts: str | Sequence[str] | None
@@ -103,6 +109,8 @@ class Transcriber:
             of one of an installed package; it is given `checkpoint` as it stands.
         by_language: checkpoints for recordings in some languages, by code, of any family;
             `checkpoint`, a multilingual Whisper, detects the language and transcribes all others.
+        align_model: Parakeet CTC checkpoint that times words in place of the model, of any family:
+            those of `word_timestamps`, and of texts to align.
         calibration: output folder or .json file of `corpus-asr evaluate --calibrate`, which gives
             `confidence`; None means the default.
         item_timeout_s: seconds without a new part after which a recording fails.
@@ -132,6 +140,7 @@ class Transcriber:
         num_threads: int | None = None,
         recognizer: str | None = None,
         by_language: Mapping[str, str] | None = None,
+        align_model: str | None = None,
         calibration: str | None = None,
         item_timeout_s: float = ITEM_TIMEOUT_S,
         allow_hosts: str | Sequence[str] | None = None,
@@ -148,7 +157,11 @@ class Transcriber:
             **named, revision=revision, recognizer=recognizer, by_language=dict(by_language or {})
         )
         main = Checkpoint.of(model)
-        main = replace(main, by_language=fetch_others(main, model.by_language))
+        main = replace(
+            main,
+            by_language=fetch_others(main, model.by_language),
+            aligner=fetch_aligner(align_model),
+        )
         fitted = DEFAULT_MODEL
         if calibration is not None:
             # Imports all that a job keeps in its output, which else is not needed.
@@ -174,6 +187,7 @@ class Transcriber:
                 dtype=compute_type,
                 slots=slots,
                 num_threads=num_threads,
+                aligner=None if main.aligner is None else main.aligner.with_weights().folder,
             )
         except BaseException:
             self._pool.close()
@@ -327,7 +341,8 @@ class Transcriber:
             AlignmentError: the text has no words, or next to none of them are in the audio.
             ItemError: the recording cannot be read, or holds no usable audio.
             ValueError: it is no audio, or the text no string.
-            ConfigError: a wrong option, or the checkpoint is no Whisper.
+            ConfigError: a wrong option, or the checkpoint is no Whisper and there is no
+                `align_model`.
         """
         return next(
             self.align_many(

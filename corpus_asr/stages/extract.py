@@ -23,7 +23,7 @@ from corpus_asr.config.decoding import expected_languages
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import CheckpointError, ConfigError, DecodeError, EngineError
 from corpus_asr.failure_kinds import FETCH, TIMEOUT
-from corpus_asr.families.registry import further_folders
+from corpus_asr.families.registry import further_folders, users_family
 from corpus_asr.logs import event
 from corpus_asr.schemas import FILES, PARTS
 from corpus_asr.stages.isolation import IsolatedGenerator
@@ -102,18 +102,21 @@ def further_features_of(config: RunConfig) -> dict[str, Path]:
 
     Parts carry the features of each of these kinds too.
     """
-    model = config.needed_model
-    if not model.by_language:
+    model, aligner = config.needed_model, config.align.model
+    others = [*sorted(model.by_language.values()), *([] if aligner is None else [aligner])]
+    if not others:
         return {}
-    return _further_folders(model.checkpoint, model.revision, *sorted(model.by_language.values()))
+    return _further_folders(model.checkpoint, model.revision, model.recognizer, *others)
 
 
 @lru_cache(maxsize=8)  # it is asked of a hub or a store
-def _further_folders(main: str, revision: str | None, *others: str) -> dict[str, Path]:
-    return further_folders(
-        fetch_checkpoint(main, revision=revision, weights=False),
-        [fetch_checkpoint(name, weights=False) for name in dict.fromkeys(others)],
-    )
+def _further_folders(
+    main: str, revision: str | None, recognizer: str | None, *others: str
+) -> dict[str, Path]:
+    folders = [fetch_checkpoint(name, weights=False) for name in dict.fromkeys(others)]
+    if recognizer is not None:
+        return further_folders(Path(), folders, family=users_family(recognizer))
+    return further_folders(fetch_checkpoint(main, revision=revision, weights=False), folders)
 
 
 class ExtractStage:

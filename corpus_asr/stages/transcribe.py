@@ -108,6 +108,7 @@ def load_engine(spec: EngineSpec) -> TranscribingEngine:
     if spec.device.startswith("cuda"):
         check_cuda(spec.device)
     classifies = config.pipeline == CLASSIFY_AUDIO
+    aligner = None if config.align.model is None else fetch_checkpoint(config.align.model)
     if model.recognizer is not None:
         return Engine.from_recognizer(
             model.recognizer,
@@ -116,6 +117,7 @@ def load_engine(spec: EngineSpec) -> TranscribingEngine:
             device=spec.device,
             dtype=spec.dtype or model.compute_type,
             num_threads=spec.num_threads,
+            aligner=aligner,
         )
     folder = fetch_checkpoint(model.checkpoint, revision=model.revision)
     load: Callable[..., TranscribingEngine]
@@ -123,9 +125,11 @@ def load_engine(spec: EngineSpec) -> TranscribingEngine:
         load = partial(label_engine, folder, classification=config.classification)
     elif model.by_language:
         others = {code: fetch_checkpoint(other) for code, other in model.by_language.items()}
-        load = partial(RoutedEngine.from_folders, folder, others, decoding=decoding)
+        load = partial(
+            RoutedEngine.from_folders, folder, others, decoding=decoding, aligner=aligner
+        )
     else:
-        load = partial(Engine.from_folder, folder, decoding=decoding)
+        load = partial(Engine.from_folder, folder, decoding=decoding, aligner=aligner)
     return load(
         device=spec.device,
         dtype=spec.dtype or model.compute_type,

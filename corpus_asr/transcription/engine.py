@@ -10,7 +10,7 @@ from collections.abc import Collection, Generator
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 
@@ -34,6 +34,9 @@ from corpus_asr.families.registry import (
 from corpus_asr.segments import PartLabels, Segment
 from corpus_asr.threads import run_apart
 from corpus_asr.transcription.windows import PartRequest, speech_without_text_s
+
+if TYPE_CHECKING:  # imports this module
+    from corpus_asr.transcription.word_placer import WordPlacer
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +71,8 @@ class PartTranscript:
     """In place of segments, where the part was classified."""
     placed: PlacedText | None = None
     """Where the text was known; its words are those of the segments."""
+    elsewhere: bool = False
+    """Whether another model transcribes the part, as it does all in this language."""
 
 
 class PartTranscriber(Protocol):
@@ -123,6 +128,25 @@ def _one_pass_transcriber(family: Family, checkpoint: str | None) -> PartTranscr
     return transcriber
 
 
+def word_placer(aligner: Path | None, *, device: str, dtype: str) -> "WordPlacer | None":
+    """Load the checkpoint that times words, if there is one; before the model takes its memory."""
+    if aligner is None:
+        return None
+    kind = resolve("corpus_asr.transcription.word_placer:WordPlacer")
+    placer: WordPlacer = run_apart(lambda: kind.from_folder(aligner, device=device, dtype=dtype))
+    return placer
+
+
+def check_decoding(
+    transcriber: PartTranscriber, placer: "WordPlacer | None", decoding: DecodingSettings
+) -> None:
+    """Refuse by `ConfigError` what a checkpoint, or the one that times its words, cannot do."""
+    if placer is not None:
+        placer.check(decoding)
+        decoding = placer.settings_given(decoding)
+    transcriber.check(decoding)
+
+
 _Order = tuple[PartRequest, DecodingSettings, Future[PartTranscript]]
 
 
@@ -139,18 +163,21 @@ class Engine:
         sharers: int = 1,
         gpu_fraction: float = 1.0,
         reproducible: bool = False,
+        placer: "WordPlacer | None" = None,
     ) -> None:
         """Allocate the slots and start the thread.
 
         `auto` slots are as many as there is memory for: with several `sharers`, engines on this
         device that have no slots yet, this one included, each gets its share of what is free. This
-        process may take `gpu_fraction` of the device's memory.
+        process may take `gpu_fraction` of the device's memory. `placer` times words in place of the
+        model.
 
         Raises:
             ConfigError: the checkpoint cannot do what `decoding` asks.
             EngineError: not even one slot fits into the device's memory.
         """
-        transcriber.check(decoding)
+        check_decoding(transcriber, placer, decoding)
+        self._placer = placer
         self._device = model.device
         self.device_name = device_name(model.device)
         self._model_size: ModelSize | None = getattr(model, "size", None)  # a classifier has none
@@ -224,8 +251,11 @@ class Engine:
         device: str = "auto",
         dtype: str = "auto",
         num_threads: int | None = None,
+        aligner: Path | None = None,
     ) -> "Engine":
         """Load a user's own model, by its class or the name of an entry point.
+
+        `aligner` is that of `from_folder`.
 
         Raises:
             ConfigError: its class cannot be had, or it cannot do what `decoding` asks.
@@ -234,9 +264,10 @@ class Engine:
         set_threads(num_threads)
         family = users_family(recognizer)
         transcriber = _one_pass_transcriber(family, checkpoint)
-        transcriber.check(decoding)
+        placer = word_placer(aligner, device=device, dtype=dtype)
+        check_decoding(transcriber, placer, decoding)
         model = run_apart(lambda: load_recognizer(family, checkpoint, device=device, dtype=dtype))
-        return cls(model, transcriber, decoding=decoding)
+        return cls(model, transcriber, decoding=decoding, placer=placer)
 
     @classmethod
     def from_folder(
@@ -250,13 +281,15 @@ class Engine:
         num_threads: int | None = None,
         gpu_fraction: float = 1.0,
         reproducible: bool = False,
+        aligner: Path | None = None,
     ) -> "Engine":
         """Load a checkpoint folder in Hugging Face layout.
 
         `device` is `auto`, `cpu`, `cuda` or `cuda:N`; `dtype` is `auto`, `float32`, `float16`,
         `bfloat16` or `int8`; `num_threads` of None leaves the number to torch, within what this
         process may use (`threads.usable_threads`); it may take `gpu_fraction` of the device's
-        memory; `reproducible` is that of `SlotScheduler`.
+        memory; `reproducible` is that of `SlotScheduler`; `aligner` is the folder of a checkpoint
+        that times words in place of the model.
 
         Raises:
             CheckpointError: the folder cannot be loaded.
@@ -264,7 +297,8 @@ class Engine:
         """
         set_threads(num_threads)
         transcriber = part_transcriber(folder)
-        transcriber.check(decoding)
+        placer = word_placer(aligner, device=device, dtype=dtype)
+        check_decoding(transcriber, placer, decoding)
         model = run_apart(lambda: load_model(folder, device=device, dtype=dtype))
         return cls(
             model,
@@ -273,11 +307,12 @@ class Engine:
             slots=slots,
             gpu_fraction=gpu_fraction,
             reproducible=reproducible,
+            placer=placer,
         )
 
     def check(self, decoding: DecodingSettings) -> None:
         """Refuse by `ConfigError` what the checkpoint cannot do."""
-        self._transcriber.check(decoding)
+        check_decoding(self._transcriber, self._placer, decoding)
 
     @property
     def languages(self) -> Collection[str]:
@@ -325,12 +360,13 @@ class Engine:
         """What this process is predicted to take at its peak; None but for decoders on CPUs."""
         if self._model_size is None or self.device_name != "cpu":
             return None
-        return predicted_cpu_bytes(
+        num_bytes = predicted_cpu_bytes(
             self._model_size,
             slots=self.slots,
             encode_batch=encode_batch_on("cpu"),
             num_beams=self._decoding.most_beams,
         )
+        return num_bytes + (0 if self._placer is None else self._placer.num_bytes)
 
     def statistics(self) -> Activity:
         """What has been done since the engine began, as of now; at any time, from any thread."""
@@ -350,6 +386,7 @@ class Engine:
             is_open = hasattr(self, "_scheduler")
             if is_open:
                 del self._scheduler  # with the network, of which nothing else knows
+                self._placer = None
         if is_open:
             free_cached_memory(self._device)
             return_freed_memory()
@@ -403,6 +440,12 @@ class Engine:
         started_s = time.monotonic()
 
         def done(transcript: Any, error: Exception | None) -> None:
+            if error is None and self._placer is not None:
+                try:
+                    with self._activity.timing("encode_s"):
+                        transcript = self._placer.place(part, transcript, decoding)
+                except Exception as failure:  # of this part, unless it is the device's
+                    error = self._of_device(failure)
             if error is not None:
                 future.set_exception(error)
                 return
@@ -415,7 +458,20 @@ class Engine:
                 replace(transcript, transcribe_s=taken_s, speech_without_text_s=without_s)
             )
 
-        self._scheduler.add(self._transcriber.transcribe(part, decoding), done, owner=future)
+        given = (part, decoding) if self._placer is None else self._placer.given(part, decoding)
+        self._scheduler.add(self._transcriber.transcribe(*given), done, owner=future)
+
+    def _of_device(self, failure: Exception) -> Exception:
+        """Return a failure to time words, as one of the engine if its device or memory failed."""
+        if not isinstance(failure, torch.OutOfMemoryError | torch.AcceleratorError):
+            return failure
+        broken = EngineError(
+            f"timing words on {self.device_name}: {type(failure).__name__}: {failure}; use a "
+            "smaller checkpoint as align.model, set transcribe.slots to less, or use a GPU with "
+            "more memory"
+        )
+        broken.__cause__ = failure
+        return broken
 
     def _break_down(self, error: Exception) -> None:
         # After an error of the model no result in flight can be trusted.

@@ -1,8 +1,8 @@
 """Where the words of a known text are said in a part: its seams, its windows, what is not said.
 
 The part is recognized first, as any other, with word times. Recognized words that are the text's
-are anchors (`anchors`): they tell which span of the text the part says, and where that can be cut
-into windows. In each window the model then reads the given words in place of its own, and its
+are anchors (`text_places`): they tell which span of the text the part says, and where that can be
+cut into windows. In each window the model then reads the given words in place of its own, and its
 cross-attention times them, as it times recognized ones (`words`). Words between anchors that were
 not recognized are kept only where the audio bears them out: reading them must not cost more than
 passing over them.

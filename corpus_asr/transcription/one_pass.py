@@ -44,7 +44,7 @@ _REFUSED = {
     "hotwords": "it has no search in which they could be preferred",
     "hotwords_mode": "it has no search in which they could be preferred",
     "prefix": "it is shown no text before a window",
-    "align": "it does not place known texts",
+    "align": "it does not place known texts, which needs align.model",
     "hallucination_silence_threshold": "windows contain detected speech only",
 }
 

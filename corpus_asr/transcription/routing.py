@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from corpus_asr.activity import Activity
 from corpus_asr.config.decoding import DecodingSettings, only_language
@@ -29,10 +29,15 @@ from corpus_asr.transcription.engine import (
     Engine,
     PartTranscriber,
     PartTranscript,
+    check_decoding,
     part_transcriber,
+    word_placer,
 )
 from corpus_asr.transcription.whisper import WhisperTranscriber
 from corpus_asr.transcription.windows import PartRequest
+
+if TYPE_CHECKING:
+    from corpus_asr.transcription.word_placer import WordPlacer
 
 NO_KINDS: Mapping[str, str] = MappingProxyType({})
 
@@ -78,6 +83,7 @@ class RoutedEngine:
         num_threads: int | None = None,
         gpu_fraction: float = 1.0,
         reproducible: bool = False,
+        aligner: Path | None = None,
     ) -> "RoutedEngine":
         """Load the main checkpoint's folder and one per language code, the same one once.
 
@@ -85,7 +91,8 @@ class RoutedEngine:
         device's memory.
         """
         set_threads(num_threads)
-        transcribers = _checked_transcribers(folder, others, decoding)
+        placer = word_placer(aligner, device=device, dtype=dtype)
+        transcribers = _checked_transcribers(folder, others, decoding, placer)
 
         def load(path: Path) -> SlotModel | LoadedRecognizer:
             return run_apart(lambda: load_model(path, device=device, dtype=dtype))
@@ -103,6 +110,7 @@ class RoutedEngine:
                     sharers=left,
                     gpu_fraction=gpu_fraction,
                     reproducible=reproducible,
+                    placer=placer,
                 )
                 engines[path] = stack.enter_context(engine)
             stack.pop_all()  # they go on; were one refused, the others would be closed
@@ -238,13 +246,16 @@ def _pass_on(
 
 
 def _checked_transcribers(
-    folder: Path, others: Mapping[str, Path], decoding: DecodingSettings
+    folder: Path,
+    others: Mapping[str, Path],
+    decoding: DecodingSettings,
+    placer: "WordPlacer | None",
 ) -> dict[Path, PartTranscriber]:
     # The main checkpoint comes first: it is loaded, and given its slots, before the others.
     _check_mode(decoding)
     elsewhere = {code: path for code, path in others.items() if path != folder}
     main = part_transcriber(folder)
-    main.check(decoding)
+    check_decoding(main, placer, decoding)
     if not isinstance(main, WhisperTranscriber):
         raise ConfigError(
             f"loading {folder.name} to detect languages for model.by_language: its family does not "
@@ -255,7 +266,7 @@ def _checked_transcribers(
     for code, path in elsewhere.items():
         theirs = transcribers.setdefault(path, part_transcriber(path))
         try:
-            theirs.check(_in_language(decoding, code))
+            check_decoding(theirs, placer, _in_language(decoding, code))
         except ConfigError as error:
             raise ConfigError(f"reading model.by_language.{code}: {error}") from error
     return transcribers

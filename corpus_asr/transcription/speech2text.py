@@ -56,7 +56,8 @@ _REFUSED = {
     "initial_prompt": "these checkpoints are shown no text before a window",
     "hotwords_mode": "these checkpoints are shown no text before a window",
     "prefix": "these checkpoints are shown no text before a window",
-    "align": "these checkpoints have no heads whose cross-attention is known to follow words",
+    "align": "these checkpoints have no heads whose cross-attention is known to follow words; with "
+    "align.model another one places them",
     "hallucination_silence_threshold": "windows contain detected speech only",
 }
 

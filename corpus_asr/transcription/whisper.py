@@ -1,6 +1,5 @@
 """How Whisper transcribes one part, by openai-whisper's rules: its language, then its ranges."""
 
-import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -100,12 +99,10 @@ class WhisperTranscriber:
         if known is None:
             return (yield from self._recognize(part, settings))
         words = self._words_of(known)
-        settings = replace(settings, word_timestamps=True)
-        if known.clip != (0.0, math.inf):
-            clip = [edge_s for edge_s in known.clip if edge_s < math.inf]
-            settings = replace(settings, clip_timestamps=tuple(clip))
-        recognized = yield from self._recognize(_without_segments(part), settings)
-        if recognized.language in self._elsewhere:
+        settings = known.clipped(replace(settings, word_timestamps=True))
+        # What is recognized is passed on to nobody, but how far it is.
+        recognized = yield from self._recognize(part.silent(), settings)
+        if recognized.elsewhere:
             return recognized
         aligner = KnownTextAligner(part, known, words, settings, self._prompt_format)
         return (yield from aligner.run(recognized))
@@ -161,15 +158,8 @@ class WhisperTranscriber:
             segments=tuple(segments),
             language=language.code if language else None,
             language_probability=language.probability if language else None,
+            elsewhere=language is not None and language.code in self._elsewhere,
         )
-
-
-def _without_segments(part: PartRequest) -> PartRequest:
-    # What is recognized is passed on to nobody, but how far it is.
-    listener = part.listener
-    if listener is None:
-        return part
-    return replace(part, listener=lambda transcribed_s, _: listener(transcribed_s, ()))
 
 
 def _sequences(part: PartRequest, settings: DecodingSettings) -> list[list[tuple[int, int]]]:

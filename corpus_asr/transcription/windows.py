@@ -15,6 +15,7 @@ from itertools import pairwise
 import numpy as np
 
 from corpus_asr.array_types import Float, Float16
+from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.config.hotwords import Hotword
 from corpus_asr.families.registry import PartFeatures
 from corpus_asr.segments import Segment, SpeechSpan, seconds_of, speech_without_text
@@ -127,6 +128,14 @@ class KnownText:
             clip=clip,
         )
 
+    def clipped(self, settings: DecodingSettings) -> DecodingSettings:
+        """Return settings for no more of the recording than the text is of."""
+        if self.clip == (0.0, math.inf):
+            return settings
+        return replace(
+            settings, clip_timestamps=tuple(edge_s for edge_s in self.clip if edge_s < math.inf)
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartRequest:
@@ -164,8 +173,12 @@ class PartRequest:
             features=other.values,
             pad_value=other.pad_value,
             language_features=None,
-            further={},
         )
+
+    def features_of(self, kind: str) -> Float16[np.ndarray, "frame mel"]:
+        """Return the features of a kind: the first ones are of the kind that no further one is."""
+        other = self.further.get(kind)
+        return self.features if other is None else other.values
 
     @property
     def num_frames(self) -> int:
@@ -185,6 +198,13 @@ class PartRequest:
         """The frame at a recording time, kept inside the part."""
         frame = round((time_s - self.start_s) * FRAMES_PER_SECOND)
         return min(max(frame, 0), self.num_frames)
+
+    def silent(self) -> "PartRequest":
+        """Return it with a listener that is told how far it is, and nothing of what it says."""
+        listener = self.listener
+        if listener is None:
+            return self
+        return replace(self, listener=lambda transcribed_s, _: listener(transcribed_s, ()))
 
     @property
     def fits_one_window(self) -> bool:

@@ -47,7 +47,7 @@ class WordAligner:
         self._network = network.eval()
         self._features = features
         self._speller = Speller(tokenizer)
-        self.num_mel_bins = features.num_mel_bins
+        self.feature_kind = features.kind
         self.position_s = network.config.encoder_config.subsampling_factor / FRAMES_PER_SECOND
         """Seconds that a position stands for."""
 

@@ -338,6 +338,8 @@ def safe_config(config: RunConfig) -> dict[str, Any]:
     safe: dict[str, Any] = _safe(config.model_dump(mode="json"))
     model = safe["model"]
     model["checkpoint"] = full_name(model["checkpoint"])
+    if (aligner := safe["align"]["model"]) is not None:
+        safe["align"]["model"] = full_name(aligner)
     model["by_language"] = {code: full_name(name) for code, name in model["by_language"].items()}
     return safe
 
@@ -432,7 +434,7 @@ _RESOURCE_KEYS = {
     "extract.item_timeout_s", "extract.max_file_gb", "extract.max_duration_h",
 }  # fmt: skip
 # What `result_settings` reads; each has a default in every key.
-_RESULT_SECTIONS = ("model", "extract", "decoding", "classification", "speakers")
+_RESULT_SECTIONS = ("model", "extract", "decoding", "align", "classification", "speakers")
 
 
 class Earlier(StrEnum):
@@ -463,6 +465,8 @@ def result_settings(config: RunConfig) -> dict[str, Any]:
         flat |= {f"{section}.{key}": value for key, value in settings.items()}
     if classifies:
         flat["pipeline"] = config.pipeline
+    aligner = config.align.model
+    flat["align.model"] = None if aligner is None else full_name(aligner)
     # Their bounds are none of these: turns are made again of the same voices.
     wanted = config.speakers.wanted
     flat |= {"speakers": wanted, "speakers.model": config.speakers.model if wanted else None}

@@ -1,0 +1,319 @@
+"""When words are said in a part, by a CTC checkpoint, whatever model recognized them.
+
+Of recognized segments, or of a known text, runs without a long pause are aligned with all audio up
+to the middle of the pauses around them: their times need only be right to within a pause. Words of
+a known text that were not recognized are kept where the audio bears them out.
+"""
+
+import math
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from corpus_asr.array_types import Float16, Float32
+from corpus_asr.confidence import with_confidence
+from corpus_asr.config.decoding import DecodingSettings
+from corpus_asr.errors import AlignmentError, ConfigError
+from corpus_asr.families.loading import COMPUTE_DTYPES, resolve_device, resolve_dtype
+from corpus_asr.families.registry import family_of, resolve
+from corpus_asr.segments import Segment, Word
+from corpus_asr.transcription.engine import PartTranscript
+from corpus_asr.transcription.text_places import (
+    PlacedWord,
+    TextPlaces,
+    TextWords,
+    spread_evenly,
+    words_of,
+)
+from corpus_asr.transcription.windows import KnownText, Language, PartRequest
+from corpus_asr.units import FRAMES_PER_SECOND
+
+if TYPE_CHECKING:  # of a family, which is loaded by its name
+    from corpus_asr.families.parakeet.alignment import WordAligner
+
+# Between words further apart lies silence, or what has no text: no run reaches over it.
+_PAUSE_S = 2.0
+# Of silence that is longer, nothing is scored but the margins.
+_LONG_PAUSE_S = 10.0
+# Before the first word of a run and after its last one: at most this, and half of the pause.
+_MARGIN_S = 2.0
+# Of words of a known text that were not recognized, and are said all the same. Tokens that are not
+# said have a thousandth and less each. Not measured: no trained checkpoint was at hand.
+_LEAST_PROBABILITY = 0.05
+# Where words were left out, the others are placed again, in their time, as often as this.
+_ROUNDS = 3
+# Below it a probability counts as this, whose logarithm is finite.
+_FLOOR = 1e-9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Piece:
+    """Words that belong together, and about when they are said."""
+
+    start_s: float
+    end_s: float
+    words: tuple[str, ...]
+    certain: bool = True
+    """Whether they are said, however improbable they are."""
+
+
+_Placed = tuple[_Piece, list[Word]]
+
+
+class WordPlacer:
+    """Times the words of parts by one CTC checkpoint; thread-safe, as several engines share it."""
+
+    def __init__(self, aligner: "WordAligner") -> None:
+        self._aligner = aligner
+        self._known: tuple[str, TextWords] | None = None
+        self._lock = threading.Lock()
+
+    @classmethod
+    def from_folder(cls, folder: Path, *, device: str, dtype: str) -> "WordPlacer":
+        """Load a checkpoint folder; data types that its family lacks count as `auto`.
+
+        Raises:
+            ConfigError: the checkpoint is none of CTC.
+        """
+        where = resolve_device(device)
+        kind = resolve(family_of(folder).word_aligner)
+        own = resolve_dtype(dtype if dtype in COMPUTE_DTYPES else "auto", where)
+        return cls(kind.from_folder(folder, device=where, dtype=own))
+
+    @property
+    def num_bytes(self) -> int:
+        """What its weights take."""
+        return self._aligner.num_bytes
+
+    def check(self, settings: DecodingSettings) -> None:
+        """Refuse words that are not said: those of a translation.
+
+        Raises:
+            ConfigError: names the key.
+        """
+        translates = settings.task != "transcribe" or settings.target_language is not None
+        if translates and (settings.word_timestamps or settings.align):
+            what = "target_language" if settings.task == "transcribe" else "task"
+            raise ConfigError(
+                f"align.model: found decoding.{what} {getattr(settings, what)}, expected none, "
+                "since the words of a translation are not said; leave one of them out"
+            )
+
+    def given(
+        self, part: PartRequest, settings: DecodingSettings
+    ) -> tuple[PartRequest, DecodingSettings]:
+        """Return what the model is given: it recognizes a part, and need not time words.
+
+        What it says is final once its words are placed, so nobody is told of it before.
+        """
+        known = part.known_text
+        if part.detect_only or not _wanted(part, settings):
+            return part, self.settings_given(settings)
+        part = replace(part.silent(), known_text=None)
+        if known is not None:
+            settings = known.clipped(settings)
+        return part, self.settings_given(settings)
+
+    @staticmethod
+    def settings_given(settings: DecodingSettings) -> DecodingSettings:
+        """Return the settings for the model; hallucinations are found by its own word times."""
+        own_words = (
+            settings.word_timestamps and settings.hallucination_silence_threshold is not None
+        )
+        return replace(settings, align=False, word_timestamps=own_words)
+
+    def place(
+        self, part: PartRequest, recognized: PartTranscript, settings: DecodingSettings
+    ) -> PartTranscript:
+        """Give the words of a part their times, or those of its known text.
+
+        Raises:
+            AlignmentError: the text has no words that can be spelled, or is not what is said.
+            ItemError: the network's scores are not numbers.
+        """
+        if recognized.elsewhere or not _wanted(part, settings):
+            return recognized
+        with self._lock:
+            features = part.features_of(self._aligner.feature_kind)
+            return self._of_part(part, features, recognized, settings)
+
+    def _of_part(
+        self,
+        part: PartRequest,
+        features: Float16[np.ndarray, "frame mel"],
+        recognized: PartTranscript,
+        settings: DecodingSettings,
+    ) -> PartTranscript:
+        timed = tuple(self._timed(part, features, recognized.segments))
+        known = part.known_text
+        if known is None:
+            return replace(recognized, segments=timed)
+        said = [word for one in timed for word in one.words or ()]
+        places = TextPlaces(part, known, self._words_of(known))
+        placed = list(self._of_text(part, features, known, places, said))
+        language = Language(code=recognized.language, probability=recognized.language_probability)
+        return places.transcript(
+            recognized, placed, said=len(said), language=language, task=settings.task
+        )
+
+    def _words_of(self, known: KnownText) -> TextWords:
+        # Parts of one recording come one after the other.
+        if self._known is None or self._known[0] != known.text:
+            words = TextWords.without_tokens(known)
+            if not self._aligner.knows(words.words):
+                raise AlignmentError(
+                    f"aligning the text of {known.name}: found no letter that the checkpoint of "
+                    "align.model has, expected a text in its language; name another checkpoint, "
+                    "or leave align.model out",
+                    kind="no_text",
+                )
+            self._known = known.text, words
+        return self._known[1]
+
+    def _timed(
+        self,
+        part: PartRequest,
+        features: Float16[np.ndarray, "frame mel"],
+        segments: Sequence[Segment],
+    ) -> Iterator[Segment]:
+        """Yield segments with words; those of which nothing can be spelled keep their times."""
+        pieces = [
+            _Piece(start_s=one.start_s, end_s=one.end_s, words=tuple(words_of(one.text)))
+            for one in segments
+        ]
+        known = [piece for piece in pieces if self._aligner.knows(piece.words)]
+        placed = {id(piece): words for piece, words in self._placed(part, features, known)}
+        for segment, piece in zip(segments, pieces, strict=True):
+            words = placed.get(id(piece)) or _spread(piece)
+            start_s, end_s = words[0].start_s, words[-1].end_s
+            end_s = max(end_s, start_s + 1 / FRAMES_PER_SECOND)
+            yield with_confidence(
+                replace(
+                    segment,
+                    start_s=start_s,
+                    end_s=end_s,
+                    speech_fraction=part.speech_fraction(start_s, end_s),
+                    words=tuple(words),
+                )
+            )
+
+    def _of_text(
+        self,
+        part: PartRequest,
+        features: Float16[np.ndarray, "frame mel"],
+        known: KnownText,
+        places: TextPlaces,
+        said: Sequence[Word],
+    ) -> Iterator[PlacedWord]:
+        """Yield the words of a known text that are said."""
+        found = places.find(said)
+        given = self._words_of(known).words
+        pieces = [
+            _Piece(
+                start_s=place.start_s, end_s=place.end_s, words=(given[place.index],),
+                certain=place.anchor,
+            )
+            for place in found
+        ]  # fmt: skip
+        index_of = {id(piece): place.index for piece, place in zip(pieces, found, strict=True)}
+        for piece, (word,) in self._placed(part, features, pieces, places.bounds()):
+            logprob = math.log(max(word.probability, _FLOOR))
+            yield PlacedWord(index=index_of[id(piece)], word=word, logprobs=(logprob,))
+
+    def _placed(
+        self,
+        part: PartRequest,
+        features: Float16[np.ndarray, "frame mel"],
+        pieces: Sequence[_Piece],
+        bounds: tuple[float, float] | None = None,
+    ) -> Iterator[_Placed]:
+        """Yield the pieces that are said, with their words, in order."""
+        begin_s, stop_s = bounds or (part.start_s, part.end_s)
+        for span, (start_s, end_s) in _runs(pieces, _LONG_PAUSE_S, begin_s, stop_s):
+            first = part.frame(start_s)
+            scores = self._aligner.scores(features[first : part.frame(end_s)])
+            left = span
+            for _ in range(_ROUNDS):
+                found = [
+                    placed
+                    for run, edges in _runs(left, _PAUSE_S, start_s, end_s)
+                    for placed in self._in_run(part.seconds(first), scores, run, edges)
+                ]
+                kept = [(piece, words) for piece, words in found if _is_said(piece, words)]
+                if len(kept) == len(found):
+                    break
+                left = [piece for piece, _ in kept]
+            yield from kept
+
+    def _in_run(
+        self,
+        first_s: float,
+        scores: Float32[np.ndarray, "pos vocab"],
+        run: Sequence[_Piece],
+        edges: tuple[float, float],
+    ) -> Iterator[_Placed]:
+        """Place the words of a run between its edges; spread those that do not fit."""
+        step_s = self._aligner.position_s
+        low, high = (round((edge_s - first_s) / step_s) for edge_s in edges)
+        words = [word for piece in run for word in piece.words]
+        try:
+            found = iter(self._aligner.place(scores[low:high], words))
+        except AlignmentError:
+            yield from ((piece, _spread(piece)) for piece in run)
+            return
+        begin_s = first_s + low * step_s
+        for piece in run:
+            own = [next(found) for _ in piece.words]
+            yield (
+                piece,
+                [
+                    Word(
+                        word=each.word,
+                        start_s=min(begin_s + each.start_s, edges[1]),
+                        end_s=min(begin_s + each.end_s, edges[1]),
+                        probability=each.probability,
+                    )
+                    for each in own
+                ],
+            )
+
+
+def _wanted(part: PartRequest, settings: DecodingSettings) -> bool:
+    return settings.word_timestamps or part.known_text is not None
+
+
+def _runs(
+    pieces: Sequence[_Piece], pause_s: float, begin_s: float, stop_s: float
+) -> Iterator[tuple[list[_Piece], tuple[float, float]]]:
+    """Yield runs without a pause of so many seconds, each with the edges of its audio."""
+    ends_s = np.maximum.accumulate([piece.end_s for piece in pieces]).tolist() if pieces else []
+    firsts = [
+        at for at, piece in enumerate(pieces)
+        if not at or piece.start_s - ends_s[at - 1] >= pause_s
+    ]  # fmt: skip
+    for first, stop in pairwise([*firsts, len(pieces)]):
+        start_s, end_s = pieces[first].start_s, ends_s[stop - 1]
+        before_s = ends_s[first - 1] if first else -math.inf
+        after_s = pieces[stop].start_s if stop < len(pieces) else math.inf
+        low_s = max(begin_s, start_s - min(_MARGIN_S, (start_s - before_s) / 2))
+        high_s = min(stop_s, end_s + min(_MARGIN_S, (after_s - end_s) / 2))
+        yield list(pieces[first:stop]), (low_s, max(low_s, high_s))
+
+
+def _is_said(piece: _Piece, words: Sequence[Word]) -> bool:
+    return piece.certain or all(word.probability >= _LEAST_PROBABILITY for word in words)
+
+
+def _spread(piece: _Piece) -> list[Word]:
+    """Spread words over their time, as long as they are written: nothing is known of them."""
+    lengths = [len(word.strip()) for word in piece.words]
+    spans = spread_evenly(lengths, piece.start_s, piece.end_s)
+    return [
+        Word(word=word, start_s=start_s, end_s=end_s, probability=0.0)
+        for word, (start_s, end_s) in zip(piece.words, spans, strict=True)
+    ]
