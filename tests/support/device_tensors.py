@@ -9,6 +9,7 @@ native/TensorAdvancedIndexing.cpp.
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -52,15 +53,19 @@ def tree_map(function: Callable[[Any], Any], value: Any) -> Any:
     return function(value)
 
 
-def tree_leaves(value: Any) -> Iterator[Any]:
+def tree_leaves(value: Any) -> list[Any]:
     """As torch's of this name, see `tree_map`."""
-    if isinstance(value, dict):
-        value = tuple(value.values())
-    if isinstance(value, tuple | list):
-        for one in value:
-            yield from tree_leaves(one)
-    else:
-        yield value
+    found: list[Any] = []
+    waiting = [value]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, tuple | list):
+            waiting += one[::-1]
+        elif isinstance(one, dict):
+            waiting += [*one.values()][::-1]
+        else:
+            found.append(one)
+    return found
 
 
 class DeviceTensor(Tensor):
@@ -143,12 +148,15 @@ def _wrapped(value: Any, index: int = 0) -> Any:
     return DeviceTensor(value, index) if plain else value
 
 
+@cache
 def _is_view(func: Any) -> bool:
     aliases = [one.alias_info for one in func._schema.returns]
     return any(one is not None and not one.is_write for one in aliases)
 
 
+@cache
 def written_by(func: Any) -> list[Any]:
+    """Return the place and description of each argument that an operation writes into."""
     arguments = enumerate(func._schema.arguments)
     return [(n, a) for n, a in arguments if a.alias_info is not None and a.alias_info.is_write]
 
@@ -224,8 +232,10 @@ class Host(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        kwargs = dict(kwargs or {})
         name = getattr(func, "__name__", "")
+        if name not in _CAUGHT:  # nine in ten, most of them a tensor's shape or device
+            return func(*args, **(kwargs or {}))
+        kwargs = dict(kwargs or {})
         if func in _FACTORIES and not any(isinstance(a, DeviceTensor) for a in args):
             return _make(func, args, kwargs)
         if name == "scaled_dot_product_attention" and isinstance(args[0], DeviceTensor):
@@ -399,3 +409,4 @@ _HANDLERS: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(("untyped_storage", "storage_offset", "__set__"), _place),
     **dict.fromkeys(("__invert__", "detach", "contiguous", "copy_", *_CASTS), _as_one),
 }  # fmt: skip
+_CAUGHT = {*_HANDLERS, *_FACTORIES.values(), "scaled_dot_product_attention"}
