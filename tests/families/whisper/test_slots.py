@@ -88,7 +88,7 @@ def test_a_step_gives_the_same_whatever_the_number_of_threads(dtype: str) -> Non
             state = model.new_state(3)
             model.fill(state, [0, 1, 2], encoded)
             said = [model.prefill(state, [0, 1, 2], torch.full((3, 3), 50), [3, 3, 3])]
-            for position in range(3, 8):
+            for position in range(3, 5):
                 tokens = torch.arange(3) + position
                 said.append(model.step(state, tokens, torch.full((3,), position), reach=16))
             found.append(said)
