@@ -18,8 +18,6 @@ from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import ConfigError, DecodeError, EngineError
 from corpus_asr.runtime.checkpoints import model_name
 from corpus_asr.runtime.resources import (
-    FEATURE_BYTES_PER_S,
-    MAX_MEL_BINS,
     Resources,
     feature_bytes_per_s,
     local_machine,
@@ -134,10 +132,8 @@ class ReadyCheck:
         model_bytes = stage.predicted_bytes or peak_bytes
         if self._ray_address != "local":
             return f"a model process takes about {model_bytes / _GIBIBYTE:.1f} GiB"
-        # Of the most mel bins where nothing was decoded.
         values = None if self._part is None else self._part["num_mel_bins"][0].as_py()
-        spared = FEATURE_BYTES_PER_S * (1 - (values or MAX_MEL_BINS) / MAX_MEL_BINS)
-        bytes_per_s = feature_bytes_per_s(self._config) - spared
+        bytes_per_s = feature_bytes_per_s(self._config, values=values or None)
         features = min(self._audio_s * bytes_per_s, sys.maxsize)
         return _fitting(
             self._config,

@@ -11,7 +11,7 @@ from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import ConfigError
 from corpus_asr.stages.extract import further_features_of
 from corpus_asr.threads import group_folders, read_limit, usable_cpus, usable_threads
-from corpus_asr.units import FRAMES_PER_SECOND, MEBIBYTE, SAMPLE_RATE_HZ, counted
+from corpus_asr.units import FRAMES_PER_SECOND, HOP_SAMPLES, MEBIBYTE, SAMPLE_RATE_HZ, counted
 
 # Slots assumed for bookkeeping where the engine chooses them itself.
 ASSUMED_SLOTS_GPU = 64
@@ -463,9 +463,16 @@ def _ahead_bytes(config: RunConfig, store_bytes: int | None) -> int | None:
     return None if store_bytes is None else int(store_bytes * STORE_SHARE_AHEAD)
 
 
-def feature_bytes_per_s(config: RunConfig) -> int:
-    """Return what a second of audio takes at most: features of each kind that parts carry."""
-    return FEATURE_BYTES_PER_S * (1 + len(further_features_of(config)))
+def feature_bytes_per_s(config: RunConfig, *, values: int | None = None) -> int:
+    """Return what a second of audio takes between the stages: features of each kind of its parts.
+
+    A frame of the first kind has so many `values`. Before a checkpoint is read they are taken to be
+    `MAX_MEL_BINS`, as those of further kinds are; a user's own recognizer is given the samples.
+    """
+    if values is None:
+        values = MAX_MEL_BINS if config.model.recognizer is None else HOP_SAMPLES
+    values += MAX_MEL_BINS * len(further_features_of(config))
+    return FEATURE_BYTES_PER_S * values // MAX_MEL_BINS
 
 
 def _part_bytes(config: RunConfig) -> int:

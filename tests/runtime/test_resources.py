@@ -236,3 +236,17 @@ def test_memory_grows_with_workers_and_parts_and_features_only_up_to_their_bound
     models = config(transcribe={"workers": 2})
     one_model, two_models = (ray_memory(c, LAPTOP, **needs).models for c in (config(), models))
     assert two_models == 2 * one_model > 2 * GIBIBYTE
+
+
+def test_samples_of_a_users_recognizer_take_a_quarter_more_than_features() -> None:
+    own = config(model={"checkpoint": "m", "recognizer": "package:Model"})
+    assert feature_bytes_per_s(own) == 16_000 * 2
+    assert feature_bytes_per_s(config()) == 100 * 128 * 2
+    assert feature_bytes_per_s(own, values=80) == feature_bytes_per_s(config(), values=80) == 16_000
+    for_own, usual = (
+        resolve_resources(each, (TWO_CORES,), num_packs=9, in_process=True)
+        for each in (own, config())
+    )
+    part_s, ready = 600, for_own.parts_in_flight
+    assert for_own.ahead_bytes == 64 * MEBIBYTE + ready * part_s * 32_000
+    assert ready < usual.parts_in_flight  # as much memory holds fewer
