@@ -55,6 +55,9 @@ class Recognizer(ABC):
 
     longest_window_s: ClassVar[float] = 30.0
     """Parts of recordings are cut at silences into windows no longer than this."""
+    overlap_s: ClassVar[float] = 0.0
+    """Windows share this much on either side of a cut without a pause, where words may be cut: each
+    word is taken from the window in whose part its middle lies. For models that time words."""
     languages: ClassVar[frozenset[str]] = frozenset()
     """Codes that `decoding.language` may name; empty: any, since the model is not told."""
     version: ClassVar[str] = "1"

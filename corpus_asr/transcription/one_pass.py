@@ -6,7 +6,8 @@ thresholds of Whisper have no meaning here and are refused.
 
 import math
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
@@ -31,6 +32,8 @@ from corpus_asr.units import FRAMES_PER_SECOND
 
 # Detected speech is padded: the silence is longer than this by that on both sides.
 _LONGEST_PAUSE_S = 1.0
+# Windows are as many times as long as what they share at either end, or longer.
+_LEAST_WINDOW_OF_OVERLAPS = 10
 # Below it a probability counts as this, whose logarithm is finite.
 _LEAST_PROBABILITY = 1e-9
 
@@ -57,6 +60,17 @@ class WindowCutter(Protocol):
 
     def loudness(self, features: Float16[np.ndarray, "frame _"]) -> Float[np.ndarray, " frame"]:
         """Return a number for each row that is larger the louder it is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Window:
+    """Frames of a part that are read together, and those whose words count."""
+
+    first: int
+    last: int
+    start: int
+    """Where its own words begin: behind `first` where it overlaps the window before."""
+    end: int
 
 
 class OnePassTranscriber:
@@ -113,24 +127,29 @@ class OnePassTranscriber:
         """Have all windows read, and make segments of what they say."""
         if part.detect_only:
             return PartTranscript()
-        ranges = self._ranges(part, settings)
+        windows = self._windows(part, settings)
         code = None if settings.language == "auto" else str(settings.language)
-        spans = None if part.listener is None else SpansInOrder(part.listener, ranges)
+        spans = None
+        if part.listener is not None:
+            spans = SpansInOrder(part.listener, [(each.start, each.end) for each in windows])
 
         def said(number: int, found: Recognized) -> list[Segment]:
-            return list(_segments(part, settings, ranges[number], found, Language(
+            return list(_segments(part, settings, windows[number], found, Language(
                 code=code, probability=None
             )))  # fmt: skip
 
         def told(number: int, found: Recognized) -> None:
             assert spans is not None, "it is called only where somebody listens"
-            spans.add(number, said(number, found), frame=ranges[number][1])
+            spans.add(number, said(number, found), frame=windows[number].end)
             spans.end(number)
 
         results = yield Recognition(
             windows=[
-                WindowToRead(num_frames=end - start, read=self._reader(part, start, end))
-                for start, end in ranges
+                WindowToRead(
+                    num_frames=each.last - each.first,
+                    read=self._reader(part, each.first, each.last),
+                )
+                for each in windows
             ],
             language=code,
             told=None if spans is None else told,
@@ -138,15 +157,28 @@ class OnePassTranscriber:
         segments = [each for number, found in enumerate(results) for each in said(number, found)]
         return PartTranscript(segments=tuple(segments), language=code if segments else None)
 
-    def _ranges(self, part: PartRequest, settings: DecodingSettings) -> list[tuple[int, int]]:
+    def _windows(self, part: PartRequest, settings: DecodingSettings) -> list[_Window]:
+        """Cut a part; windows overlap where speech has no pause between them."""
         window_s = self._longest_s if settings.window_s is None else settings.window_s
-        return chunk_ranges(
+        overlap_s = min(self._model.overlap_s, window_s / _LEAST_WINDOW_OF_OVERLAPS)
+        overlap = round(overlap_s * FRAMES_PER_SECOND)
+        ranges = chunk_ranges(
             part,
             clip_ranges(part, settings.clip_timestamps),
-            window_frames=round(window_s * FRAMES_PER_SECOND),
+            window_frames=round(window_s * FRAMES_PER_SECOND) - 2 * overlap,
             pause_frames=round(_LONGEST_PAUSE_S * FRAMES_PER_SECOND),
             loudness=self._features.loudness,
         )
+        touching = [False, *(one[1] == other[0] for one, other in pairwise(ranges)), False]
+        return [
+            _Window(
+                first=max(0, start - overlap) if touching[number] else start,
+                last=min(part.num_frames, end + overlap) if touching[number + 1] else end,
+                start=start,
+                end=end,
+            )
+            for number, (start, end) in enumerate(ranges)
+        ]
 
     def _reader(
         self, part: PartRequest, start: int, end: int
@@ -157,21 +189,24 @@ class OnePassTranscriber:
 def _segments(
     part: PartRequest,
     settings: DecodingSettings,
-    window: tuple[int, int],
+    window: _Window,
     found: Recognized,
     language: Language,
 ) -> Generator[Segment, None, None]:
     """Yield the segments of a window: its sentences, or all of it where words are not timed."""
-    begin_s, end_s = part.seconds(window[0]), part.seconds(window[1])
+    first_s, begin_s, end_s = map(part.seconds, (window.first, window.start, window.end))
+    own = [each for each in found.words if _is_of(window, (each.start_s + each.end_s) / 2)]
     words = [
         Word(
             word=each.word,
-            start_s=begin_s + each.start_s,
-            end_s=min(begin_s + each.end_s, end_s),
+            start_s=min(max(first_s + each.start_s, begin_s), end_s),
+            end_s=min(first_s + each.end_s, end_s),
             probability=each.probability,
         )
-        for each in found.words
+        for each in own
     ]
+    if found.words and not words:
+        return
     groups = list(sentences(words)) if words else [slice(0, 0)]
     for group in groups:
         some = words[group]
@@ -180,7 +215,7 @@ def _segments(
             continue
         logs = [math.log(max(word.probability, _LEAST_PROBABILITY)) for word in some]
         draft = DraftSegment(
-            tokens=tuple(token for each in found.words[group] for token in each.tokens),
+            tokens=tuple(token for each in own[group] for token in each.tokens),
             start_s=some[0].start_s if some else begin_s,
             end_s=some[-1].end_s if some else end_s,
             words=_after_a_blank(some),
@@ -198,6 +233,13 @@ def _segments(
         )
         if segment is not None:
             yield segment
+
+
+def _is_of(window: _Window, middle_s: float) -> bool:
+    """Whether a word is a window's own, by its middle in seconds from where the window is read."""
+    middle = window.first + middle_s * FRAMES_PER_SECOND
+    after_cut = window.first == window.start or middle >= window.start
+    return after_cut and (window.last == window.end or middle < window.end)
 
 
 def _after_a_blank(words: Sequence[Word]) -> tuple[Word, ...]:

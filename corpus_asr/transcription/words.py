@@ -37,24 +37,34 @@ def split_words(
     return pieces if language in WITHOUT_BLANKS else join_to_words(pieces)
 
 
-# A segment ends at a pause longer than this, and lasts a window of Whisper at most.
+# A segment ends at a pause longer than this.
 _PAUSE_S = 1.5
 
 
 def sentences(words: Sequence[Word]) -> Iterator[slice]:
-    """Cut words at the ends of sentences, at pauses, and before they last longer than a window."""
+    """Cut words at the ends of sentences and at pauses; what lasts longer than a window of Whisper
+    is cut at the longest pause of its second half.
+    """
     first = 0
     for at in range(1, len(words)):
         before, word = words[at - 1], words[at]
-        if (
-            ends_sentence(before.word)
-            or word.start_s - before.end_s > _PAUSE_S
-            or word.end_s - words[first].start_s > WINDOW_S
-        ):
-            yield slice(first, at)
-            first = at
+        stop = first
+        if ends_sentence(before.word) or word.start_s - before.end_s > _PAUSE_S:
+            stop = at
+        elif word.end_s - words[first].start_s > WINDOW_S:
+            stop = _longest_pause(words, first, at)
+        if stop > first:
+            yield slice(first, stop)
+            first = stop
     if words:
         yield slice(first, len(words))
+
+
+def _longest_pause(words: Sequence[Word], first: int, last: int) -> int:
+    """Return the word after the longest pause before `last`, half a window from `first` at least."""
+    half_s = words[first].start_s + WINDOW_S / 2
+    places = [at for at in range(first + 1, last + 1) if words[at].start_s >= half_s] or [last]
+    return max(places, key=lambda at: (words[at].start_s - words[at - 1].end_s, at))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

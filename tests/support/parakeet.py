@@ -1,5 +1,7 @@
 """Tiny random Parakeet checkpoints, written by transformers, and features for them."""
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,11 +44,12 @@ def parakeet_pair(
     seed: int = 0,
     blanks: float = 6.0,
     encoder: dict[str, Any] | None = None,
+    unsaid: Sequence[int] = (),
     **config: Any,
 ) -> Pair:
     """Write a random checkpoint of `CTC`, `RNNT` or `TDT`, and load it by both.
 
-    More `blanks` make them likelier.
+    More `blanks` make them likelier; `unsaid` tokens are never said.
     """
     blank = {"pad_token_id": BLANK} if kind == "CTC" else {"blank_token_id": BLANK}
     sizes = {} if kind == "CTC" else {"decoder_hidden_size": 16}
@@ -80,6 +83,7 @@ def parakeet_pair(
             # transformers would take scores of durations for those of tokens.
             after = range(settings["vocab_size"], len(head.bias))
             theirs.generation_config.suppress_tokens = list(after) or None
+        (theirs.ctc_head if kind == "CTC" else theirs.joint.head).bias[list(unsaid)] = -1e4
     theirs.save_pretrained(folder)
     loaded = getattr(ours, f"ParakeetFor{kind}").from_pretrained(folder)
     return Pair(kind=kind, ours=loaded, theirs=theirs, folder=folder)
@@ -93,13 +97,20 @@ def features(*lengths: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     return values * mask[..., None], mask
 
 
-def parakeet_checkpoint(kind: str, folder: Path, *, seed: int = 7) -> Pair:
-    """Write a whole one with tokenizer and processor, which says tokens and blanks of speech."""
+def parakeet_checkpoint(
+    kind: str, folder: Path, *, seed: int = 7, blanks: float = 9.0, words: bool = False
+) -> Pair:
+    """Write a whole one with tokenizer and processor, which says tokens and blanks of speech.
+
+    With `words`, all of these are pieces of words, else bytes among them.
+    """
     size = tiny_parakeet_tokenizer(folder, kind)
+    vocabulary = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
+    unsaid = [token for piece, token in vocabulary.items() if words and piece.startswith("<")]
     blank = "pad_token_id" if kind == "CTC" else "blank_token_id"
     made = parakeet_pair(
-        kind, folder, encoder={"num_mel_bins": 80}, vocab_size=size, seed=seed, blanks=9.0,
-        **{blank: size - 1},
+        kind, folder, encoder={"num_mel_bins": 80}, vocab_size=size, seed=seed, blanks=blanks,
+        unsaid=unsaid, **{blank: size - 1},
     )  # fmt: skip
     transformers.ParakeetProcessor(
         transformers.ParakeetFeatureExtractor(),

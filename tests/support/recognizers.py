@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -111,3 +112,39 @@ class Unloadable(Counting):
     @classmethod
     def load(cls, checkpoint: str | None, *, device: str, compute_type: str) -> "Unloadable":
         raise FileNotFoundError(f"no network in {checkpoint}")
+
+
+LEVELS_PER_ONE = 1024  # float16 keeps them as they are
+
+
+class Levels(Recognizer):
+    """Says the level of each second of one level, but of those only that it is given whole."""
+
+    longest_window_s = 20.0
+    overlap_s = 1.0
+
+    @classmethod
+    def load(cls, checkpoint: str | None, *, device: str, compute_type: str) -> "Levels":
+        return cls()
+
+    def transcribe(
+        self, windows: Sequence[np.ndarray], *, language: str | None
+    ) -> Sequence[Recognized]:
+        return [self._said(np.rint(window * LEVELS_PER_ONE).astype(int)) for window in windows]
+
+    def _said(self, levels: np.ndarray) -> Recognized:
+        edges = [0, *(np.flatnonzero(np.diff(levels)) + 1), len(levels)]
+        words = tuple(
+            RecognizedWord(
+                word=f" {levels[start]}", probability=0.9,
+                start_s=start / SAMPLE_RATE_HZ, end_s=stop / SAMPLE_RATE_HZ,
+            )
+            for start, stop in pairwise(edges) if stop - start == SAMPLE_RATE_HZ
+        )  # fmt: skip
+        return Recognized(text="".join(word.word for word in words), logprob=-0.1, words=words)
+
+
+class WithoutOverlap(Levels):
+    """Is given every sample once."""
+
+    overlap_s = 0.0

@@ -2,6 +2,8 @@
 
 import importlib.metadata
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,10 @@ from corpus_asr.segments import SpeechSpan
 from corpus_asr.transcription.engine import Engine
 from corpus_asr.transcription.windows import PartRequest
 from corpus_asr.units import SAMPLE_RATE_HZ
-from tests.support.recognizers import Counting
+from tests.support.recognizers import LEVELS_PER_ONE, Counting
 
 COUNTING = "tests.support.recognizers:Counting"
+LEVELS = "tests.support.recognizers"
 UNTIMED = "tests.support.recognizers:Untimed"
 
 
@@ -90,6 +93,23 @@ def test_windows_are_cut_at_silences_and_no_longer_than_the_model_takes() -> Non
     assert [(each.start_s, each.end_s) for each in clipped] == [(2, 5)]
     short = said(part_of(samples), UNTIMED, window_s=5.0)
     assert max(each.end_s - each.start_s for each in short) <= 5
+
+
+def test_windows_share_what_lies_around_a_cut_and_no_word_is_lost_or_doubled() -> None:
+    seconds = np.repeat(np.arange(1, 56), SAMPLE_RATE_HZ) / LEVELS_PER_ONE
+    # Cuts lie in the middle of a second: the window before begins half a second earlier.
+    part = part_of(np.float32(seconds[SAMPLE_RATE_HZ // 2 :]), start_s=10.0)
+    told: list[str] = []
+    part = replace(part, listener=lambda _, segments: told.extend(one.text for one in segments))
+    found = said(part, f"{LEVELS}:Levels", word_timestamps=True)
+    words = [word for segment in found for word in segment.words]
+    assert [int(word.word) for word in words] == list(range(2, 56))
+    assert told == [segment.text for segment in found]
+    starts = [word.start_s for word in words]
+    assert starts == pytest.approx([10.5 + at for at in range(54)], abs=0.51)
+    assert all(a.end_s <= b.start_s for a, b in pairwise(words))
+    lost = said(part, f"{LEVELS}:WithoutOverlap", word_timestamps=True)
+    assert sum(len(segment.words) for segment in lost) < len(words)
 
 
 def test_progress_is_told_in_order() -> None:

@@ -33,6 +33,7 @@ from corpus_asr.transcription.windows import Language, Window
 from corpus_asr.transcription.words import (
     DraftSegment,
     last_word_end,
+    sentences,
     split_words,
     time_words,
 )
@@ -466,3 +467,15 @@ def test_marks_go_where_openai_whisper_puts_them(words: list[str]) -> None:
     merged = [text for text, _ in merge_punctuation([(word, ()) for word in words])]
     assert merged == [timing.word for timing in timings]
     assert "".join(merged) == "".join(words)
+
+
+def test_a_long_sentence_is_cut_at_the_longest_pause_of_its_second_half() -> None:
+    times = [(float(at), at + 0.9) for at in range(40)]
+    times[3:] = [(start + 1.0, end + 1.0) for start, end in times[3:]]  # a pause in the first half
+    times[22:] = [(start + 0.5, end + 0.5) for start, end in times[22:]]
+    words = [
+        Word(word=" so", start_s=start_s, end_s=end_s, probability=1.0) for start_s, end_s in times
+    ]
+    assert list(sentences(words)) == [slice(0, 22), slice(22, 40)]
+    evenly = [replace(word, start_s=float(at), end_s=at + 1.0) for at, word in enumerate(words)]
+    assert list(sentences(evenly)) == [slice(0, 30), slice(30, 40)]

@@ -32,6 +32,7 @@ class ParakeetRecognizer(Recognizer):
     """An encoder with a CTC, RNN-T or TDT head, and the tokenizer that spells its tokens."""
 
     longest_window_s = 120.0
+    overlap_s = 1.0
 
     def __init__(self, network: Any, tokenizer: ParakeetTokenizer) -> None:
         self._network = network.eval()

@@ -1,0 +1,184 @@
+"""Parakeet in jobs: tables, speakers, what commands make of them, and runs that were killed."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from corpus_asr.cli import main as cli
+from corpus_asr.config.run import RunConfig
+from corpus_asr.formats.names import ExportFormat
+from corpus_asr.pipelines.driver import run
+from corpus_asr.storage.run_state.tables import OutputStore
+from tests.support.corpora import CLIPS, outcomes_in, redo
+from tests.support.killing import COMMIT_EACH, KillableJob, into, kill_and_resume, tables_of
+from tests.support.pages import asked, fetch
+from tests.support.parakeet import parakeet_checkpoint
+from tests.support.tables import rows_of, run_config, with_section
+from tests.view.conftest import serving
+
+# Matrix products of other batches round in another order.
+ROUNDING = 1e-4
+SCORES = ("confidence", "avg_logprob", "text_logprob")
+
+
+def config_of(corpus: Path, kind: str, folder: Path, **sections: Any) -> RunConfig:
+    """Return a job with speakers over a corpus, in parts shorter than its recordings."""
+    parakeet_checkpoint(kind, folder / "model", words=True, blanks=11.0)
+    usual: dict[str, Any] = {
+        "model": {"checkpoint": str(folder / "model"), "compute_type": "float32"},
+        "extract": {"part_s": 30, "workers": 1},
+        "decoding": {"word_timestamps": True, "window_s": 6},
+        "speakers": "auto",
+    }
+    return run_config(corpus, folder / "output", **usual | sections)
+
+
+# One in the usual run: what differs between heads is tested without a job.
+@pytest.fixture(
+    scope="module",
+    params=["TDT", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("CTC", "RNNT"))],
+)
+def finished(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> RunConfig:
+    config = config_of(CLIPS, request.param, tmp_path_factory.mktemp(request.param))
+    run(config, local=True, progress=None)
+    return config
+
+
+def segments(config: RunConfig) -> list[dict[str, Any]]:
+    rows = rows_of(OutputStore(config.output.uri).segments())
+    return sorted(rows, key=lambda row: (row["uri"], row["part"], row["segment"]))
+
+
+def invoke(*arguments: object) -> Result:
+    result = CliRunner().invoke(cli.app, list(map(str, arguments)))
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def test_every_recording_ends_once_with_words_and_times(finished: RunConfig) -> None:
+    outcomes = outcomes_in(Path(finished.output.uri))
+    assert {name for name, _ in outcomes} == {path.name for path in CLIPS.iterdir()}
+    assert {row["status"] for row in outcomes.values()} == {"ok", "no_speech"}
+    assert any(part for _, part in outcomes)
+    found = segments(finished)
+    assert found
+    for row in found:
+        outcome = outcomes[Path(row["uri"]).name, row["part"]]
+        times = [each for word in row["words"] for each in (word["start_s"], word["end_s"])]
+        assert times == sorted(times)
+        assert outcome["part_start_s"] <= times[0]
+        assert times[-1] <= outcome["part_end_s"]
+        assert "".join(word["word"] for word in row["words"]) == row["text"]
+        assert row["model"] == finished.model.checkpoint
+        assert row["language"] is None
+
+
+def scores_of(tables: dict[str, list[dict[str, Any]]]) -> Iterator[float]:
+    """Take out what depends on rounding, in order."""
+    for row in tables["segments"]:
+        yield from (row.pop(name) for name in SCORES)
+        yield from (word.pop("probability") for word in row["words"])
+
+
+def check_same(found: RunConfig, expected: RunConfig) -> None:
+    """Compare all tables of two runs."""
+    ours, theirs = tables_of(found), tables_of(expected)
+    scores = list(scores_of(ours))
+    assert scores == pytest.approx(list(scores_of(theirs)), rel=ROUNDING)
+    assert ours == theirs
+
+
+def test_what_is_done_again_says_the_same(finished: RunConfig, tmp_path: Path) -> None:
+    again = with_section(finished, "output", uri=str(tmp_path / "output"))
+    shutil.copytree(finished.output.uri, again.output.uri)
+    redo(again, "longer.mp3", 1)
+    assert run(again, local=True, progress=None).processed_files == 1
+    check_same(again, finished)
+
+
+def test_commands_read_what_it_wrote(finished: RunConfig, tmp_path: Path) -> None:
+    output, texts = finished.output.uri, [row["text"].strip() for row in segments(finished)]
+    formats = [option for each in ExportFormat for option in ("--format", each.value)]
+    invoke("export", output, "--to", tmp_path / "files", *formats)
+    (saved,) = (tmp_path / "files").rglob("longer.json")
+    words = [word for each in json.loads(saved.read_text())["segments"] for word in each["words"]]
+    assert words
+    (subtitles,) = (tmp_path / "files").rglob("english.srt")
+    assert "S1" in subtitles.read_text()
+    shown = invoke("show", output).output
+    assert all(text in shown for text in texts)
+    assert "exactly one outcome" in invoke("report", output, "--html", tmp_path / "r.html").output
+    assert texts[0].split()[0] in (tmp_path / "r.html").read_text()
+    references = tmp_path / "references.jsonl"
+    row = {"uri": str(CLIPS / "english.wav"), "text": "Nobody says this."}
+    references.write_text(json.dumps(row))
+    assert "1 recording" in invoke("evaluate", output, "--references", references).output
+
+
+def test_the_viewer_shows_words_and_speakers(finished: RunConfig) -> None:
+    row = segments(finished)[0]
+    with serving(OutputStore(finished.output.uri)) as server:
+        found, shown = (
+            json.loads(fetch(asked(server.url, f"api/{what}", id=row["recording_id"])).body)
+            for what in ("recording", "segments")
+        )
+    assert found["has_words"]
+    assert found["turns"]
+    assert found["speakers"]
+    words = [word[0] for word in shown["segments"][0]["words"]]
+    assert words == [word["word"] for word in row["words"]]
+
+
+def test_labels_are_cut_from_what_it_says(finished: RunConfig, tmp_path: Path) -> None:
+    everything = dict.fromkeys(
+        ("min_avg_logprob", "max_compression_ratio", "max_words_per_s", "max_chars_per_s",
+         "max_repeats", "min_unique_words", "max_word_chars", "max_no_speech_prob"),
+    )  # fmt: skip
+    job = finished.model_dump(mode="json", exclude_defaults=True) | {
+        "pipeline": "pseudo_label",
+        "selection": everything,
+        "dataset": {"uri": str(tmp_path / "set"), "workers": 1},
+    }
+    (tmp_path / "label.yaml").write_text(json.dumps(job))
+    assert "examples    none" not in invoke("label", tmp_path / "label.yaml").output
+    assert sorted((tmp_path / "set").rglob("train-*"))
+
+
+def killable(kind: str, folder: Path, *, ray: bool) -> KillableJob:
+    """A job over many copies of the clips, whose commits are small."""
+    corpus = folder / "corpus"
+    corpus.mkdir()
+    for number in range(10):
+        for clip in CLIPS.iterdir():
+            shutil.copyfile(clip, corpus / f"{number}-{clip.name}")
+    small = {"uri": str(folder / "output"), **COMMIT_EACH}
+    config = config_of(corpus, kind, folder, output=small)
+    config = with_section(config, "extract", pack_mb=0.5)
+    return KillableJob(config, folder / "job", ray=ray, scripted=False)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(
+    ("kind", "ray"),
+    [("CTC", False), ("RNNT", False), pytest.param("TDT", True, marks=pytest.mark.ray)],
+)
+def test_runs_that_are_killed_say_what_one_says_that_is_not(
+    kind: str, ray: bool, tmp_path: Path
+) -> None:
+    job = killable(kind, tmp_path, ray=ray)
+    undisturbed = into(job, tmp_path / "undisturbed").config
+    run(undisturbed, local=True, progress=None)
+    total = len(tables_of(undisturbed)["outcomes"])
+    victims = ("driver", "extract", "transcribe") if ray else ("driver",)
+    killed = kill_and_resume(job, kills=3, seed=3, most=6, total=total, victims=victims)
+    print(killed, total)  # noqa: T201 - what a soak test is read for
+    assert sum(killed.values()) == 3
+    check_same(job.config, undisturbed)
