@@ -198,7 +198,7 @@ class ModelConfig(OpenSettings):
         try:
             typed_values(cls, cls._canonical(content, None), path=path)
             config = cls._from_content(content)
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise CheckpointError(f"reading {path}: {error}") from error
         return cls.from_dict(config.to_dict(), **kwargs) if kwargs else config
 

@@ -11,12 +11,13 @@ import torch
 from corpus_asr.array_types import Float32
 from corpus_asr.decoding.emissions import EmittedRow
 from corpus_asr.decoding.recognizer import Recognized, RecognizedWord, Recognizer
-from corpus_asr.errors import ConfigError
+from corpus_asr.errors import CheckpointError, ConfigError
 from corpus_asr.families.loading import COMPUTE_DTYPES, resolve_dtype
-from corpus_asr.families.parakeet.config import ParakeetEncoderConfig
+from corpus_asr.families.parakeet.config import ParakeetConfig, ParakeetEncoderConfig
 from corpus_asr.families.parakeet.model import ParakeetCTC, ParakeetRNNT, ParakeetTDT
 from corpus_asr.families.parakeet.tokenizer import ParakeetTokenizer
 from corpus_asr.families.saved_files import read_json_object
+from corpus_asr.families.tokenizer import TOKENIZER_NAME
 from corpus_asr.units import FRAMES_PER_SECOND
 
 _NETWORKS: dict[str, type[Any]] = {
@@ -53,19 +54,17 @@ class ParakeetRecognizer(Recognizer):
                 f"{', '.join(COMPUTE_DTYPES)} only; set it to auto or to one of these"
             )
         folder, where = Path(checkpoint or "."), torch.device(device)
-        network = _NETWORKS[read_json_object(folder / "config.json")["model_type"]]
-        return cls(
-            network.from_pretrained(folder, dtype=resolve_dtype(compute_type, where), device=where),
-            ParakeetTokenizer.from_pretrained(folder),
-        )
+        tokenizer = ParakeetTokenizer.from_pretrained(folder)
+        network, config = _network_of(folder)
+        _check_vocabulary(folder, tokenizer, config)
+        dtype = resolve_dtype(compute_type, where)
+        return cls(network.from_pretrained(folder, dtype=dtype, device=where), tokenizer)
 
     @classmethod
     def window_limit_s(cls, checkpoint: str | None) -> float:
         """Two minutes, or as many positions as the checkpoint has."""
-        config = ParakeetEncoderConfig.from_dict(
-            read_json_object(Path(checkpoint or ".") / "config.json").get("encoder_config", {})
-        )
-        frames = config.max_position_embeddings * config.subsampling_factor
+        encoder = _network_of(Path(checkpoint or "."))[1].encoder_config
+        frames = encoder.max_position_embeddings * encoder.subsampling_factor
         return min(cls.longest_window_s, frames / FRAMES_PER_SECOND)
 
     def transcribe(
@@ -125,3 +124,24 @@ class ParakeetRecognizer(Recognizer):
             else:
                 texts[-1] += piece
         return texts, firsts
+
+
+def _network_of(folder: Path) -> tuple[type[Any], ParakeetConfig]:
+    path = folder / "config.json"
+    network = _NETWORKS[read_json_object(path)["model_type"]]
+    config: ParakeetConfig = network.config_class.from_json_file(path)
+    return network, config
+
+
+def _check_vocabulary(folder: Path, tokenizer: ParakeetTokenizer, config: ParakeetConfig) -> None:
+    """Refuse a tokenizer that cannot spell what the network says, or spells more."""
+    blank = getattr(config, "blank_token_id", config.pad_token_id)
+    spelled = set(tokenizer.get_vocab().values())
+    missing = [each for each in range(config.vocab_size) if each not in spelled and each != blank]
+    if missing or tokenizer.vocab_size > config.vocab_size:
+        lacks = f", none of them for token {missing[0]}" if missing else ""
+        raise CheckpointError(
+            f"loading {folder}: found {tokenizer.vocab_size:,} pieces in {TOKENIZER_NAME}{lacks}, "
+            f"expected one for each of the {config.vocab_size:,} tokens of config.json "
+            "(vocab_size), the blank not needed; fetch both files of the same checkpoint"
+        )
