@@ -93,10 +93,10 @@ class DecodingSettings:
     clip_timestamps: tuple[float, ...] = ()
     """Clips to transcribe, as start, end, start, end ... in seconds of the recording; without the
     last end, up to the end. A list, or text such as `10,20`. Default: everything."""
-    window_s: float | None = field(default=None, metadata={"ge": 1, "le": 600})
+    window_s: float | None = field(default=None, metadata={"ge": 1, "le": 3600})
     """Maximum window length in seconds of Speech2Text, of a `chunked` Whisper (faster only with
     padding_s), or of models that read each window once; null: 30 for Whisper, 15 for Speech2Text,
-    120 for Parakeet."""
+    120 for Parakeet, which sees only 20 s around each moment of longer ones."""
     temperature: tuple[float, ...] = field(
         default=(0.0, 0.2, 0.4, 0.6, 0.8, 1.0), metadata={"min_length": 1}
     )

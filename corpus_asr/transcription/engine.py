@@ -123,7 +123,11 @@ def _one_pass_transcriber(family: Family, checkpoint: str | None) -> PartTranscr
     features = resolve(family.part_features).from_folder(Path(checkpoint or ""))
     kind = resolve("corpus_asr.transcription.one_pass:OnePassTranscriber")
     transcriber: PartTranscriber = kind(
-        model, features, name=family.model_type, longest_window_s=model.window_limit_s(checkpoint)
+        model,
+        features,
+        name=family.model_type,
+        usual_window_s=model.usual_window_s(checkpoint),
+        longest_window_s=model.window_limit_s(checkpoint),
     )
     return transcriber
 

@@ -42,8 +42,9 @@ _PAUSE_S = 1.5
 
 
 def sentences(words: Sequence[Word]) -> Iterator[slice]:
-    """Cut words at the ends of sentences and at pauses; what lasts longer than a window of Whisper
-    is cut at the longest pause of its second half.
+    """Cut words at the ends of sentences, at pauses, and before they last longer than a window.
+
+    Of what would last longer, the cut is the longest pause of its second half.
     """
     first = 0
     for at in range(1, len(words)):
@@ -61,7 +62,7 @@ def sentences(words: Sequence[Word]) -> Iterator[slice]:
 
 
 def _longest_pause(words: Sequence[Word], first: int, last: int) -> int:
-    """Return the word after the longest pause before `last`, half a window from `first` at least."""
+    """Return the word up to `last` after the longest pause, half a window or more from `first`."""
     half_s = words[first].start_s + WINDOW_S / 2
     places = [at for at in range(first + 1, last + 1) if words[at].start_s >= half_s] or [last]
     return max(places, key=lambda at: (words[at].start_s - words[at - 1].end_s, at))

@@ -43,9 +43,7 @@ def config_of(corpus: Path, kind: str, folder: Path, **sections: Any) -> RunConf
     scope="module",
     params=["TDT", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("CTC", "RNNT"))],
 )
-def finished(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> RunConfig:
+def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     config = config_of(CLIPS, request.param, tmp_path_factory.mktemp(request.param))
     run(config, local=True, progress=None)
     return config

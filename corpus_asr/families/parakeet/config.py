@@ -53,7 +53,10 @@ class ParakeetEncoderConfig(ModelConfig):
     activation_dropout: Probability = 0.1
     attention_dropout: Probability = 0.1
     max_position_embeddings: Positions = 5000
-    """Most positions of an input: 400 s of 80 ms."""
+    """Most positions of an input that attention sees as a whole: 400 s of 80 ms."""
+    att_context_size: tuple[int, ...] | None = None
+    """Positions before and after each that attention sees, as NeMo calls them; null: all. Not of
+    transformers, which would see all."""
     scale_input: bool = True
     """Whether what the convolutions give is multiplied by the root of the width."""
     initializer_range: float = 0.02
@@ -68,6 +71,9 @@ class ParakeetEncoderConfig(ModelConfig):
         for name in ("conv_kernel_size", "subsampling_conv_kernel_size"):
             # An even kernel, centered on no position, makes one too many.
             self.require(getattr(self, name) % 2 == 1, name, "an odd number")
+        context = self.att_context_size
+        right = context is None or (len(context) == 2 and min(context) >= 0)
+        self.require(right, "att_context_size", "two numbers from 0: positions before and after")
         factor = self.subsampling_factor
         self.require(factor & (factor - 1) == 0, "subsampling_factor", "a power of two")
         self.require(

@@ -27,7 +27,12 @@ from corpus_asr.families.parakeet.config import ParakeetConfig, ParakeetEncoderC
 from corpus_asr.families.pretrained import PreTrainedModel
 
 _LONGEST = 10_000.0
+# Where attention is limited, queries of so many positions are computed together, more than which
+# the convolutions at the beginning do not see at once either: 164 s, 340 MB of 256 channels.
+_QUERIES, _SHORTENED = 256, 2048
 
+Context = tuple[int, int]
+"""Positions that attention sees before and after each."""
 Hidden = Float[Tensor, "batch pos width"]
 
 
@@ -87,6 +92,8 @@ class Subsampling(nn.Module):
         self.layers = nn.ModuleList(layers)
         bins = config.num_mel_bins // config.subsampling_factor
         self.linear = nn.Linear(channels * bins, config.hidden_size)
+        # Convolutions of `around` on either side each see as many positions of what they make.
+        self.factor, self.around = config.subsampling_factor, around
 
     def forward(
         self,
@@ -94,6 +101,25 @@ class Subsampling(nn.Module):
         num_frames: Int[Tensor, " batch"] | None = None,
     ) -> Hidden:
         """Shorten features; of each row only `num_frames` are used, as if it were no longer."""
+        whole, length = features.shape[1], -(-features.shape[1] // self.factor)
+        if length <= _SHORTENED:
+            return self._shorten(features, num_frames)
+        shortened = []
+        for start in range(0, length, _SHORTENED):
+            # With what the convolutions see of positions outside of it, which are left out again.
+            first = max(0, start - self.around)
+            stop = min(length, start + _SHORTENED + self.around)
+            frames = features[:, first * self.factor : min(whole, stop * self.factor)]
+            own = None
+            if num_frames is not None:
+                own = (num_frames - first * self.factor).clamp(0, frames.shape[1])
+            part = self._shorten(frames, own)
+            shortened.append(part[:, start - first :][:, : min(length - start, _SHORTENED)])
+        return torch.cat(shortened, dim=1)
+
+    def _shorten(
+        self, features: Float[Tensor, "batch frame mel"], num_frames: Int[Tensor, " batch"] | None
+    ) -> Hidden:
         if num_frames is not None:
             valid = within(num_frames, features.shape[1])
             features = features.masked_fill(~valid[:, :, None], 0.0)
@@ -135,9 +161,14 @@ class RelativeAttention(nn.Module):
         *,
         positions: Float[Tensor, "1 distance width"],
         valid: Bool[Tensor, "batch pos"] | None,
+        context: Context | None = None,
         weights: list[Tensor] | None = None,
     ) -> Hidden:
-        """Let each position see those `valid`; attention weights are appended to `weights`."""
+        """Let each position see those `valid`, or those of them in its `context`.
+
+        `positions` are the sinusoids of all `distances` that there are. Attention weights are
+        appended to `weights`.
+        """
         query, key, value = (
             split_heads(projection(hidden), self.heads)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
@@ -146,25 +177,94 @@ class RelativeAttention(nn.Module):
         scale = query.shape[-1] ** -0.5
         # The queries are scaled, not the scores: these are many times as many.
         by_place = (query + self.bias_v[:, None]) * scale
-        bias = by_distance(by_place @ distances.transpose(-1, -2))  # (batch, head, pos, pos)
         query = query + self.bias_u[:, None]
-        if valid is not None:
-            bias = bias.masked_fill(~valid[:, None, None], torch.finfo(bias.dtype).min)
         dropout = self.dropout if self.training else 0.0
-        if weights is None and self.config.attn_implementation != "eager":
-            mixed = F.scaled_dot_product_attention(
-                query, key, value, attn_mask=bias, dropout_p=dropout
-            )
+        if context is not None and self.fused(weights):
+            mixed = _limited(query, key, value, by_place, distances, valid, context, dropout)
         else:
-            # The fused kernel keeps no scores to return.
-            scores = (query * scale) @ key.transpose(-1, -2) + bias
-            attention = scores.softmax(dim=-1, dtype=torch.float32).to(scores.dtype)
-            attention = F.dropout(attention, dropout)
-            if weights is not None:
-                weights.append(attention)
-            mixed = attention @ value
+            bias = by_distance(by_place @ distances.transpose(-1, -2))  # (batch, head, pos, pos)
+            if context is not None:
+                bias = bias.masked_fill(_outside(context, bias), torch.finfo(bias.dtype).min)
+            if valid is not None:
+                bias = bias.masked_fill(~valid[:, None, None], torch.finfo(bias.dtype).min)
+            mixed = self._mixed(query, key, value, bias, dropout, weights)
         projected: Tensor = self.o_proj(merge_heads(mixed))
         return projected
+
+    def fused(self, weights: list[Tensor] | None) -> bool:
+        """Whether no attention weights are kept."""
+        return weights is None and self.config.attn_implementation != "eager"
+
+    def _mixed(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        bias: Float[Tensor, "batch head pos pos"],
+        dropout: float,
+        weights: list[Tensor] | None,
+    ) -> Float[Tensor, "batch head pos head_dim"]:
+        if self.fused(weights):
+            return F.scaled_dot_product_attention(
+                query, key, value, attn_mask=bias, dropout_p=dropout
+            )
+        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2) + bias
+        attention = scores.softmax(dim=-1, dtype=torch.float32).to(scores.dtype)
+        attention = F.dropout(attention, dropout)
+        if weights is not None:
+            weights.append(attention)
+        return attention @ value
+
+
+def _outside(context: Context, bias: Tensor) -> Bool[Tensor, "pos pos"]:
+    places = torch.arange(bias.shape[-1], device=bias.device)
+    distance = places[:, None] - places
+    return (distance > context[0]) | (distance < -context[1])
+
+
+def _limited(
+    query: Float[Tensor, "batch head pos head_dim"],
+    key: Float[Tensor, "batch head pos head_dim"],
+    value: Float[Tensor, "batch head pos head_dim"],
+    by_place: Float[Tensor, "batch head pos head_dim"],
+    distances: Float[Tensor, "1 head distance head_dim"],
+    valid: Bool[Tensor, "batch pos"] | None,
+    context: Context,
+    dropout: float,
+) -> Float[Tensor, "batch head pos head_dim"]:
+    """Attend to a band of keys, some queries at a time: memory grows with the length alone.
+
+    Source: Beltagy et al. 2020, section 3.1; NeMo's `rel_pos_local_attn`.
+    """
+    before, after = context
+    length = query.shape[2]
+    # Finite after a score is added, in float16 too: a query that sees nothing valid is no NaN.
+    unseen = torch.finfo(query.dtype).min / 2
+    if valid is None:
+        valid = torch.ones(len(query), length, dtype=torch.bool, device=query.device)
+    key, value = (F.pad(each, (0, 0, before, after)) for each in (key, value))
+    valid = F.pad(valid, (before, after))[:, None, None]
+    distances = distances.transpose(-1, -2)
+    mixed = []
+    for start in range(0, length, _QUERIES):
+        rows = min(_QUERIES, length - start)
+        seen = rows + before + after
+        # The n-th query sees the keys from the n-th on: rows one longer than the keys, one after
+        # the other, begin one key later each where they are read as rows of the keys' length.
+        bias = by_place[:, :, start : start + rows] @ distances
+        bias = F.pad(bias, (0, rows), value=unseen).flatten(2)[..., : rows * seen]
+        bias = bias.unflatten(2, (rows, seen))
+        bias = bias.masked_fill(~valid[..., start : start + seen], unseen)
+        mixed.append(
+            F.scaled_dot_product_attention(
+                query[:, :, start : start + rows],
+                key[:, :, start : start + seen],
+                value[:, :, start : start + seen],
+                attn_mask=bias,
+                dropout_p=dropout,
+            )
+        )
+    return torch.cat(mixed, dim=2)
 
 
 def by_distance(
@@ -183,15 +283,12 @@ def by_distance(
     return flat.view(*flat.shape[:2], length, shorter)[..., :length]
 
 
-def distances(length: int, *, like: Hidden) -> Float[Tensor, "1 distance width"]:
-    """Return sinusoids of the distances from `length` - 1 down to its negative.
-
-    Sines and cosines alternate.
-    """
+def distances(first: int, last: int, *, like: Hidden) -> Float[Tensor, "1 distance width"]:
+    """Return sinusoids of the distances from `first` down to `last`, sines and cosines by turns."""
     width = like.shape[2]
     steps = torch.arange(0, width, 2, device=like.device, dtype=torch.float32)
     rates = 1.0 / _LONGEST ** (steps / width)
-    places = torch.arange(length - 1, -length, -1, device=like.device, dtype=torch.float32)
+    places = torch.arange(first, last - 1, -1, device=like.device, dtype=torch.float32)
     angles = places[:, None] * rates  # (distance, wave)
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[None].to(like.dtype)
 
@@ -277,12 +374,17 @@ class ConformerBlock(nn.Module):
         *,
         positions: Float[Tensor, "1 distance width"],
         valid: Bool[Tensor, "batch pos"] | None,
+        context: Context | None,
         record: Record,
     ) -> Hidden:
-        """Let every position see all that are `valid`."""
+        """Let every position see all that are `valid`, or those of them in its `context`."""
         hidden = hidden + 0.5 * self.feed_forward1(self.norm_feed_forward1(hidden))
         hidden = hidden + self.self_attn(
-            self.norm_self_att(hidden), positions=positions, valid=valid, weights=record.own
+            self.norm_self_att(hidden),
+            positions=positions,
+            valid=valid,
+            context=context,
+            weights=record.own,
         )
         hidden = hidden + self.conv(self.norm_conv(hidden), valid=valid)
         hidden = hidden + 0.5 * self.feed_forward2(self.norm_feed_forward2(hidden))
@@ -384,24 +486,41 @@ class ParakeetEncoder(Stack, ParakeetPreTrainedModel):
         return output.as_asked(self.config, return_dict)
 
     def encode(
-        self, input_features: Float[Tensor, "batch frame mel"], *, num_frames: Sequence[int]
+        self,
+        input_features: Float[Tensor, "batch frame mel"],
+        *,
+        num_frames: Sequence[int],
+        context: Context | None = None,
     ) -> tuple[Hidden, Int[Tensor, " batch"]]:
-        """Encode `num_frames` of each row; returns the states, and how many are the row's own."""
+        """Encode `num_frames` of each row; returns the states, and how many are the row's own.
+
+        With a `context` attention is limited, if it is not by the configuration; without either it
+        is not, and the length is.
+        """
         rows, longest, _ = input_features.shape
         check_heard(num_frames, windows=rows, whole=longest)
         frames = torch.tensor(list(num_frames), device=input_features.device)
-        last, _ = self._run(input_features, frames, Record())
+        last, _ = self._run(input_features, frames, Record(), context)
         return last, self._get_subsampling_output_length(frames)
 
     def _run(
-        self, features: Tensor, num_frames: Int[Tensor, " batch"] | None, record: Record
+        self,
+        features: Tensor,
+        num_frames: Int[Tensor, " batch"] | None,
+        record: Record,
+        context: Context | None = None,
     ) -> tuple[Hidden, Bool[Tensor, "batch pos"] | None]:
-        self._check(features)
+        if (own := self.config.att_context_size) is not None:
+            context = own[0], own[1]
+        self._check(features, limited=context is not None)
         hidden = self.subsampling(features, num_frames) * self.input_scale
         valid = None
         if num_frames is not None:
             valid = within(self._get_subsampling_output_length(num_frames), hidden.shape[1])
-        positions = distances(hidden.shape[1], like=hidden)
+        furthest = hidden.shape[1] - 1, hidden.shape[1] - 1
+        if context is not None and self.layers[0].self_attn.fused(record.own):
+            furthest = context
+        positions = distances(furthest[0], -furthest[1], like=hidden)
         hidden = F.dropout(hidden, self.config.dropout, self.training)
         positions = F.dropout(positions, self.config.dropout_positions, self.training)
         for number, layer in enumerate(self.layers):
@@ -409,11 +528,17 @@ class ParakeetEncoder(Stack, ParakeetPreTrainedModel):
                 record.states.append(hidden)
             twice = self.gradient_checkpointing and number % self.checkpoint_every == 0
             hidden = self._through(
-                layer, hidden, twice, positions=positions, valid=valid, record=record
+                layer,
+                hidden,
+                twice,
+                positions=positions,
+                valid=valid,
+                context=context,
+                record=record,
             )
         return hidden, valid
 
-    def _check(self, features: Tensor) -> None:
+    def _check(self, features: Tensor, *, limited: bool) -> None:
         shape, bins = tuple(features.shape), self.config.num_mel_bins
         if len(shape) != 3 or shape[2] != bins or not features.numel():
             raise ValueError(
@@ -422,11 +547,11 @@ class ParakeetEncoder(Stack, ParakeetPreTrainedModel):
             )
         most = self.config.max_position_embeddings
         length = self._get_subsampling_output_length(shape[1])
-        if length > most:
+        if length > most and not limited:
             raise ValueError(
                 f"encoding features: found {shape[1]} frames, which make {length} positions, "
                 f"expected at most {most} (max_position_embeddings); cut the audio into shorter "
-                "windows"
+                "windows, or limit what attention sees (att_context_size)"
             )
 
 

@@ -20,6 +20,7 @@ from corpus_asr.families.parakeet.config import (
     ParakeetTDTConfig,
 )
 from corpus_asr.families.parakeet.encoder import (
+    Context,
     ParakeetEncoder,
     ParakeetEncoderModelOutput,
     ParakeetPreTrainedModel,
@@ -137,10 +138,16 @@ class ParakeetCTC(_Recognizer):
 
     @torch.inference_mode()
     def transcribe(
-        self, input_features: Float[Tensor, "batch frame mel"], *, num_frames: list[int]
+        self,
+        input_features: Float[Tensor, "batch frame mel"],
+        *,
+        num_frames: list[int],
+        context: Context | None = None,
     ) -> Emissions:
-        """Read the tokens off `num_frames` of each row."""
-        states, lengths = self.encoder.encode(input_features, num_frames=num_frames)
+        """Read the tokens off `num_frames` of each row; attention may be limited to a `context`."""
+        states, lengths = self.encoder.encode(
+            input_features, num_frames=num_frames, context=context
+        )
         return collapse(self._scored(states), lengths, blank=self.blank)
 
 
@@ -316,10 +323,16 @@ class ParakeetRNNT(_Recognizer):
 
     @torch.inference_mode()
     def transcribe(
-        self, input_features: Float[Tensor, "batch frame mel"], *, num_frames: list[int]
+        self,
+        input_features: Float[Tensor, "batch frame mel"],
+        *,
+        num_frames: list[int],
+        context: Context | None = None,
     ) -> Emissions:
-        """Read the tokens off `num_frames` of each row."""
-        states, lengths = self.encoder.encode(input_features, num_frames=num_frames)
+        """Read the tokens off `num_frames` of each row; attention may be limited to a `context`."""
+        states, lengths = self.encoder.encode(
+            input_features, num_frames=num_frames, context=context
+        )
         steps = greedy_steps(self, self.encoder_projector(states), lengths)
         return steps.emissions(blank=self.blank)
 
