@@ -96,7 +96,7 @@ class DecodingSettings:
     window_s: float | None = field(default=None, metadata={"ge": 1, "le": 3600})
     """Maximum window length in seconds of Speech2Text, of a `chunked` Whisper (faster only with
     padding_s), or of models that read each window once; null: 30 for Whisper, 15 for Speech2Text,
-    120 for Parakeet, which sees only 20 s around each moment of longer ones."""
+    120 for Parakeet."""
     temperature: tuple[float, ...] = field(
         default=(0.0, 0.2, 0.4, 0.6, 0.8, 1.0), metadata={"min_length": 1}
     )

@@ -76,8 +76,10 @@ _ENCODER_DEFAULTS = {
 _NETWORK = {
     "subsampling": "dw_striding", "self_attention_model": "rel_pos", "conv_norm_type": "batch_norm",
     "untie_biases": True, "causal_downsampling": False, "reduction": None,
-    "att_context_size": [-1, -1], "att_context_style": "regular", "conv_context_size": None,
+    "att_context_style": "regular", "conv_context_size": None,
 }  # fmt: skip
+# The same network, which computes a limited context in less time.
+_LOCAL = "rel_pos_local_attn"
 _FEATURES = {
     "sample_rate": 16_000, "normalize": "per_feature", "window_size": 0.025, "window_stride": 0.01,
     "window": "hann", "n_fft": 512, "log": True, "frame_splicing": 1, "mag_power": 2.0,
@@ -325,12 +327,13 @@ def _config(settings: Mapping[str, Any], head: str, num_pieces: int) -> Parakeet
 
 
 def _encoder_config(encoder: dict[str, Any]) -> ParakeetEncoderConfig:
-    encoder = encoder | {
-        # None, or the only one of several, is the whole recording, too.
-        "att_context_size": [-1, -1]
-        if encoder.get("att_context_size") in (None, [[-1, -1]])
-        else encoder["att_context_size"],
-    }
+    context = encoder.get("att_context_size")
+    if isinstance(context, list) and len(context) == 1:
+        context = context[0]  # the only one of several
+    if context == [-1, -1]:
+        context = None  # the whole recording
+    if context is not None and encoder.get("self_attention_model") == _LOCAL:
+        encoder = encoder | {"self_attention_model": _NETWORK["self_attention_model"]}
     if wrong := unlike({"subsampling": "striding"} | encoder, _NETWORK):
         raise ValueError(f"found an encoder with {', '.join(wrong)} in {_SETTINGS}")
     given = _ENCODER_DEFAULTS | {n: v for n, v in encoder.items() if n in _ENCODER}
@@ -340,6 +343,7 @@ def _encoder_config(encoder: dict[str, Any]) -> ParakeetEncoderConfig:
     values["intermediate_size"] = encoder.get("ff_expansion_factor", 4) * values["hidden_size"]
     return ParakeetEncoderConfig(
         **values,
+        att_context_size=tuple(context) if isinstance(context, list) else context,
         convolution_bias=values["attention_bias"],
         activation_dropout=values["dropout"],
     )

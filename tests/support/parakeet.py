@@ -1,7 +1,6 @@
 """Tiny random Parakeet checkpoints, written by transformers, and features for them."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +43,7 @@ def parakeet_pair(
     seed: int = 0,
     blanks: float = 6.0,
     encoder: dict[str, Any] | None = None,
-    unsaid: Sequence[int] = (),
+    unsaid: Any = (),
     **config: Any,
 ) -> Pair:
     """Write a random checkpoint of `CTC`, `RNNT` or `TDT`, and load it by both.

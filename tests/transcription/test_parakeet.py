@@ -1,6 +1,7 @@
 """Parts transcribed by Parakeet say what transformers says of the same windows."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -110,23 +111,70 @@ def test_long_parts_are_cut_into_windows(pair: Pair) -> None:
     assert text_of(whole)
 
 
-def test_what_it_cannot_do_is_refused(pair: Pair, tmp_path: Path) -> None:
-    if pair.kind != "CTC":
-        return
-    with pytest.raises(ConfigError, match=r"decoding.window_s: found 200.* at most 120 s"):
-        Engine.from_folder(pair.folder, decoding=DecodingSettings(window_s=200.0))
+def copied(folder: Path, target: Path, **encoder: Any) -> Path:
+    """Copy a checkpoint, with other settings of its encoder."""
+    shutil.copytree(folder, target)
+    config = json.loads((target / "config.json").read_text())
+    config["encoder_config"] |= encoder
+    (target / "config.json").write_text(json.dumps(config))
+    return target
+
+
+def test_windows_longer_than_usual_are_read_with_limited_context(
+    pair: Pair, tmp_path: Path
+) -> None:
+    folder = copied(pair.folder, tmp_path / "short", max_position_embeddings=50)
+    model = ParakeetRecognizer.load(str(folder), device="cpu", compute_type="float32")
+    cut = ParakeetPartFeatures.from_folder(folder)
+    whole = cut(SPEECH).values
+    windows = [cut.window(whole, start, stop) for start, stop in ((0, 900), (50, 300), (9, 850))]
+    together = model.transcribe(windows, language=None)
+    alone = [model.transcribe([window], language=None)[0] for window in windows]
+    assert [found.text for found in together] == [found.text for found in alone]
+    assert all(found.text for found in alone)
+    # The short one is read as by a network that could see more at once.
+    usual = ParakeetRecognizer.load(str(pair.folder), device="cpu", compute_type="float32")
+    assert usual.transcribe(windows[1:2], language=None)[0].text == alone[1].text
+
+
+def test_windows_are_no_longer_than_positions_that_attention_sees_at_once(
+    pair: Pair, tmp_path: Path
+) -> None:
+    assert ParakeetRecognizer.usual_window_s(str(pair.folder)) == 120.0
+    folder = copied(pair.folder, tmp_path / "short", max_position_embeddings=50)
+    assert ParakeetRecognizer.usual_window_s(str(folder)) == 4.0
+    (found,) = said(folder, part_of(folder, SPEECH))
+    assert found[-1].end_s > 8
+    assert max(segment.end_s - segment.start_s for segment in found) <= 4.0
+    for wrong in ("many", 0, None):
+        folder = copied(pair.folder, tmp_path / f"{wrong}", max_position_embeddings=wrong)
+        message = f"reading .*config.json: .*max_position_embeddings is {wrong!r}.*expected"
+        with pytest.raises(CheckpointError, match=message):
+            Engine.from_folder(folder, decoding=DecodingSettings())
+
+
+def test_a_vocabulary_that_does_not_fit_is_refused(pair: Pair, tmp_path: Path) -> None:
+    fewer, more = (copied(pair.folder, tmp_path / name) for name in ("fewer", "more"))
+    content = json.loads((fewer / "tokenizer.json").read_text())
+    pieces = content["model"]["vocab"]
+    kept = {piece: token for piece, token in pieces.items() if token < len(pieces) - 20}
+    content["model"]["vocab"] = kept
+    content["model"]["merges"] = [
+        merge for merge in content["model"]["merges"] if "".join(merge) in kept
+    ]
+    (fewer / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=r"none of them for token \d+, expected one for"):
+        Engine.from_folder(fewer, decoding=DecodingSettings())
+    config = json.loads((more / "config.json").read_text())
+    small = {"vocab_size": 4, "pad_token_id": 3, "blank_token_id": 3}
+    (more / "config.json").write_text(json.dumps(config | small))
+    with pytest.raises(CheckpointError, match=r"expected one for each of the 4 tokens of config"):
+        Engine.from_folder(more, decoding=DecodingSettings())
+
+
+def test_what_it_cannot_do_is_refused(pair: Pair) -> None:
     with pytest.raises(ConfigError, match=r"model.compute_type: found int8"):
         Engine.from_folder(pair.folder, decoding=DecodingSettings(), dtype="int8")
-    for path in pair.folder.iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    config = json.loads((tmp_path / "config.json").read_text())
-    config["encoder_config"]["max_position_embeddings"] = 1000
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    assert ParakeetRecognizer.window_limit_s(str(tmp_path)) == 80.0
-    config["vocab_size"] = 4
-    (tmp_path / "config.json").write_text(json.dumps(config | {"pad_token_id": 3}))
-    with pytest.raises(CheckpointError):
-        Engine.from_folder(tmp_path, decoding=DecodingSettings())
 
 
 def test_transcriber_and_auto_classes_find_it(pair: Pair) -> None:

@@ -98,7 +98,7 @@ def test_windows_are_cut_at_silences_and_no_longer_than_the_model_takes() -> Non
 def test_windows_share_what_lies_around_a_cut_and_no_word_is_lost_or_doubled() -> None:
     seconds = np.repeat(np.arange(1, 56), SAMPLE_RATE_HZ) / LEVELS_PER_ONE
     # Cuts lie in the middle of a second: the window before begins half a second earlier.
-    part = part_of(np.float32(seconds[SAMPLE_RATE_HZ // 2 :]), start_s=10.0)
+    part = part_of(seconds[SAMPLE_RATE_HZ // 2 :].astype(np.float32), start_s=10.0)
     told: list[str] = []
     part = replace(part, listener=lambda _, segments: told.extend(one.text for one in segments))
     found = said(part, f"{LEVELS}:Levels", word_timestamps=True)

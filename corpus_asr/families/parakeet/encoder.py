@@ -179,7 +179,7 @@ class RelativeAttention(nn.Module):
         by_place = (query + self.bias_v[:, None]) * scale
         query = query + self.bias_u[:, None]
         dropout = self.dropout if self.training else 0.0
-        if context is not None and self.fused(weights):
+        if context is not None and _fused(self.config, weights):
             mixed = _limited(query, key, value, by_place, distances, valid, context, dropout)
         else:
             bias = by_distance(by_place @ distances.transpose(-1, -2))  # (batch, head, pos, pos)
@@ -191,10 +191,6 @@ class RelativeAttention(nn.Module):
         projected: Tensor = self.o_proj(merge_heads(mixed))
         return projected
 
-    def fused(self, weights: list[Tensor] | None) -> bool:
-        """Whether no attention weights are kept."""
-        return weights is None and self.config.attn_implementation != "eager"
-
     def _mixed(
         self,
         query: Tensor,
@@ -204,7 +200,7 @@ class RelativeAttention(nn.Module):
         dropout: float,
         weights: list[Tensor] | None,
     ) -> Float[Tensor, "batch head pos head_dim"]:
-        if self.fused(weights):
+        if _fused(self.config, weights):
             return F.scaled_dot_product_attention(
                 query, key, value, attn_mask=bias, dropout_p=dropout
             )
@@ -214,6 +210,11 @@ class RelativeAttention(nn.Module):
         if weights is not None:
             weights.append(attention)
         return attention @ value
+
+
+def _fused(config: ParakeetEncoderConfig, weights: list[Tensor] | None) -> bool:
+    """Whether attention weights exist nowhere as a whole."""
+    return weights is None and config.attn_implementation != "eager"
 
 
 def _outside(context: Context, bias: Tensor) -> Bool[Tensor, "pos pos"]:
@@ -253,7 +254,7 @@ def _limited(
         # the other, begin one key later each where they are read as rows of the keys' length.
         bias = by_place[:, :, start : start + rows] @ distances
         bias = F.pad(bias, (0, rows), value=unseen).flatten(2)[..., : rows * seen]
-        bias = bias.unflatten(2, (rows, seen))
+        bias = bias.view(*bias.shape[:2], rows, seen)
         bias = bias.masked_fill(~valid[..., start : start + seen], unseen)
         mixed.append(
             F.scaled_dot_product_attention(
@@ -518,7 +519,7 @@ class ParakeetEncoder(Stack, ParakeetPreTrainedModel):
         if num_frames is not None:
             valid = within(self._get_subsampling_output_length(num_frames), hidden.shape[1])
         furthest = hidden.shape[1] - 1, hidden.shape[1] - 1
-        if context is not None and self.layers[0].self_attn.fused(record.own):
+        if context is not None and _fused(self.config, record.own):
             furthest = context
         positions = distances(furthest[0], -furthest[1], like=hidden)
         hidden = F.dropout(hidden, self.config.dropout, self.training)

@@ -81,7 +81,7 @@ def test_attention_weights_lie_in_the_band_of_the_configuration(tmp_path: Path) 
 
 def test_a_row_gives_what_it_gives_alone(pair: Pair) -> None:
     together = encoded(pair, (4, 6), *LENGTHS)
-    values, mask = features(*LENGTHS)
+    values, _ = features(*LENGTHS)
     for row, length in enumerate(LENGTHS):
         with torch.no_grad():
             states, _ = pair.ours.encoder.encode(
@@ -152,7 +152,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_an_hour_in_one_window_takes_little_memory() -> None:
-    """As large as parakeet-tdt_ctc-110m; full attention would take 130 GB for each layer's scores."""
+    """As large as parakeet-tdt_ctc-110m: scores of full attention would take 32 GB in a layer."""
     said = subprocess.run(
         [sys.executable, "-c", AN_HOUR.replace("SECONDS", "3600")],
         capture_output=True, text=True, check=True,

@@ -215,6 +215,21 @@ def test_a_hybrid_is_a_transducer_or_ctc(
                 assert torch.equal(stored[name], tensor.half().float()), name
 
 
+@pytest.mark.parametrize("kind", ["rel_pos", "rel_pos_local_attn"])
+def test_a_limited_context_is_that_of_the_archive(
+    kind: str, pairs: dict[str, Pair], vocabulary: Path, tmp_path: Path
+) -> None:
+    limited = {"self_attention_model": kind, "att_context_size": [[4, 2]]}
+    change = with_settings(lambda c: c["encoder"].update(limited))
+    convert(packed(tmp_path / "a.nemo", change(files_of(pairs["TDT"], vocabulary))), tmp_path / "b")
+    found = AutoModelForTDT.from_pretrained(tmp_path / "b")
+    assert found.config.encoder_config.att_context_size == (4, 2)
+    values = torch.randn(1, 300, 80, generator=torch.Generator().manual_seed(1))
+    expected, _ = pairs["TDT"].ours.encoder.encode(values, num_frames=[300], context=(4, 2))
+    states, _ = found.encoder.encode(values, num_frames=[300])
+    assert torch.equal(states, expected)
+
+
 @pytest.mark.parametrize("model_type", ["bpe", "unigram"])
 def test_texts_become_the_ids_of_transformers_and_of_sentencepiece(
     model_type: str, pairs: dict[str, Pair], vocabulary: Path, tmp_path: Path
@@ -294,6 +309,12 @@ SPECIAL_CASES: list[tuple[Callable[[Files], Files], str]] = [
     (
         with_settings(lambda c: c["encoder"].update(self_attention_model="rel_pos_local_attn")),
         "self_attention_model 'rel_pos_local_attn' .expected 'rel_pos'",
+    ),
+    (with_settings(lambda c: c["encoder"].update(att_context_size=[70, -1])), "att_context_size"),
+    (with_settings(lambda c: c["encoder"].update(att_context_size="all")), "att_context_size"),
+    (
+        with_settings(lambda c: c["encoder"].update(att_context_size=[[70, 1], [70, 0]])),
+        "att_context_size",
     ),
     (with_settings(lambda c: c["preprocessor"].update(features=64)), "features 64 .expected 80"),
     (with_settings(lambda c: c["joint"].update(num_extra_outputs=7)), "expected 7 durations"),
