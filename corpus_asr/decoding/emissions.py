@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from corpus_asr.array_types import Bool, Float, Int
+from corpus_asr.decoding.device import Download
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +35,12 @@ class Emissions:
     counts: Int[Tensor, " batch"]
 
     def rows(self) -> list[EmittedRow]:
-        """Return the rows without padding; the host waits for the device."""
-        counts = self.counts.tolist()
-        names = ("tokens", "frames", "durations", "logprobs")
-        columns = [getattr(self, name).tolist() for name in names]
+        """Return the rows without padding; the host waits once for the device."""
+        copies = Download(self.tokens, self.frames, self.durations, self.logprobs, self.counts)
+        *copied, counted = copies.wait()
+        counts = counted.tolist()
+        longest = max(counts, default=0)
+        columns = [column[:, :longest].tolist() for column in copied]
         return [
             EmittedRow(*(tuple(column[row][:count]) for column in columns))
             for row, count in enumerate(counts)
@@ -57,11 +60,10 @@ def gathered(
     # One place more takes what is left out.
     places = places.masked_fill(~kept, kept.shape[1])
     counts = kept.sum(dim=1)
-    longest = int(counts.max())  # the host waits
 
     def moved(values: Tensor) -> Tensor:
         room = values.new_zeros(len(values), values.shape[1] + 1)
-        return room.scatter_(1, places, values)[:, :longest]
+        return room.scatter_(1, places, values)[:, :-1]
 
     return Emissions(
         tokens=moved(tokens),

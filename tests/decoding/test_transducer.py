@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from corpus_asr.decoding import transducer
-from corpus_asr.decoding.transducer import State, _Search, greedy_steps
+from corpus_asr.decoding.transducer import GreedySearch, State
 from tests.support.parakeet import BLANK, Pair, features, parakeet_pair
 
 KINDS = ("RNNT", "TDT")
@@ -76,33 +76,55 @@ def test_a_row_does_not_depend_on_the_others(pair: Pair) -> None:
 
 def test_rounds_of_any_size_give_the_same(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     values, _ = features(*LENGTHS, seed=3)
-    expected = pair.ours.transcribe(values, num_frames=list(LENGTHS)).rows()
-    for looks in (1, 2, 50):
-        monkeypatch.setattr(transducer, "_LOOKS", looks)
-        assert pair.ours.transcribe(values, num_frames=list(LENGTHS)).rows() == expected
+    found = []
+    for ahead in (1, 2, 4, 32):
+        monkeypatch.setattr(transducer, "_AHEAD_IN_FLOAT32_ON_CPU", ahead)
+        found.append(pair.ours.transcribe(values, num_frames=list(LENGTHS)).rows())
+    for others in found[1:]:
+        for row, other in zip(found[0], others, strict=True):
+            for name in ("tokens", "frames", "durations"):
+                assert getattr(row, name) == getattr(other, name)
+            assert row.logprobs == pytest.approx(other.logprobs, abs=1e-4)
 
 
-def test_rounds_that_read_nothing_back_give_the_same(pair: Pair) -> None:
-    values, _ = features(*LENGTHS, seed=3)
-    with torch.inference_mode():
-        states, lengths = pair.ours.encoder.encode(values, num_frames=list(LENGTHS))
-        encoded = pair.ours.encoder_projector(states)
-        expected = greedy_steps(pair.ours, encoded, lengths)
-        search = _Search(pair.ours, encoded, lengths)
-        search.on_host = False  # as on a GPU: every round looks as often, and runs all rows
-        places = {name: value.data_ptr() for name, value in tensors(search)}
-        while bool((search.frame < lengths).any()):
-            search.round()
-        assert places == {name: value.data_ptr() for name, value in tensors(search)}
-        found = search.steps()
-    for name in ("tokens", "durations", "logprobs", "counts"):
-        torch.testing.assert_close(getattr(found, name), getattr(expected, name))
+def plain_steps(network: Any, encoded: Tensor) -> list[tuple[int, int]]:
+    """Search one row step by step, without anything that makes it fast."""
+    found: list[tuple[int, int]] = []
+    predicted, state = network.predict(torch.tensor([network.blank]), None)
+    frame = symbols = 0
+    while frame < len(encoded):
+        scores = network.join(encoded[frame : frame + 1], predicted)[0]
+        token = int(scores[: network.vocab_size].argmax())
+        if network.durations:
+            duration = network.durations[int(scores[network.vocab_size :].argmax())]
+            duration = max(1, duration) if token == network.blank else duration
+        else:
+            duration = int(token == network.blank)
+        symbols += 1
+        if duration == 0 and symbols == network.max_symbols:
+            duration = 1
+        found.append((token, duration))
+        if token != network.blank:
+            predicted, state = network.predict(torch.tensor([token]), state)
+        frame += duration
+        symbols = 0 if duration else symbols
+    return found
 
 
-def tensors(search: _Search) -> list[tuple[str, Tensor]]:
-    """What a captured round reads and writes; it must stay where it is."""
-    held = [(name, value) for name, value in vars(search).items() if isinstance(value, Tensor)]
-    return held + [(f"state {i}", one) for i, one in enumerate(search.state)]
+@pytest.mark.parametrize("most", [1, 3])
+def test_steps_are_those_of_a_plain_loop(pair: Pair, most: int) -> None:
+    network = pair.ours
+    values, _ = features(*LENGTHS, seed=4)
+    with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
+        patch.setattr(network, "max_symbols", most)
+        states, lengths = network.encoder.encode(values, num_frames=list(LENGTHS))
+        encoded = network.encoder_projector(states)
+        steps = GreedySearch(network)(encoded, lengths)
+        for row, length in enumerate(lengths.tolist()):
+            count = int(steps.counts[row])
+            found = zip(steps.tokens[row, :count].tolist(), steps.durations[row, :count].tolist(),
+                        strict=True)  # fmt: skip
+            assert list(found) == plain_steps(network, encoded[row, :length])
 
 
 class Scripted:
@@ -125,7 +147,7 @@ def test_tokens_at_one_position_are_bounded_and_times_are_positions() -> None:
     # Columns are scores of blank, two tokens, and durations of 0 and 2.
     stays, moves, blank = [0, 1, 0, 1, 0], [0, 0, 1, 0, 1], [1, 0, 0, 1, 0]
     encoded = torch.tensor([[stays, blank, moves, blank, moves]]).float()
-    steps = greedy_steps(Scripted((0, 2), 3), encoded, torch.tensor([5]))
+    steps = GreedySearch(Scripted((0, 2), 3))(encoded, torch.tensor([5]))
     (row,) = steps.emissions(blank=0).rows()
     # Three times at 0, the last of which moves on; a blank that would stay moves on by one.
     assert row.tokens == (1, 1, 1, 2, 2)
@@ -136,14 +158,16 @@ def test_tokens_at_one_position_are_bounded_and_times_are_positions() -> None:
 
 def test_log_probabilities_are_of_tokens_alone() -> None:
     encoded = torch.tensor([[[0.0, 2.0, 0.0, 9.0, 0.0]]])
-    (row,) = greedy_steps(Scripted((0, 2), 1), encoded, torch.tensor([1])).emissions(blank=0).rows()
+    steps = GreedySearch(Scripted((0, 2), 1))(encoded, torch.tensor([1]))
+    (row,) = steps.emissions(blank=0).rows()
     expected = encoded[0, 0, :3].log_softmax(dim=0)[1]
     assert row.logprobs == pytest.approx([float(expected)], abs=1e-6)
 
 
 def test_rows_without_positions_say_nothing() -> None:
     encoded = torch.rand(2, 4, 3)
-    rows = greedy_steps(Scripted((), 2), encoded, torch.tensor([0, 0])).emissions(blank=0).rows()
+    steps = GreedySearch(Scripted((), 2))(encoded, torch.tensor([0, 0]))
+    rows = steps.emissions(blank=0).rows()
     assert [row.tokens for row in rows] == [(), ()]
 
 

@@ -1,14 +1,16 @@
 """Parakeet's networks: the encoder with a CTC head, or with an RNN-T or TDT transducer."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from corpus_asr.array_types import Float, Int
 from corpus_asr.decoding.emissions import Emissions, collapse
-from corpus_asr.decoding.transducer import State, greedy_steps
+from corpus_asr.decoding.transducer import GreedySearch, State
 from corpus_asr.families.generation_config import GenerationConfig
 from corpus_asr.families.layers.blocks import Record, activation
 from corpus_asr.families.layers.stack import check_tokens
@@ -141,7 +143,7 @@ class ParakeetCTC(_Recognizer):
         self,
         input_features: Float[Tensor, "batch frame mel"],
         *,
-        num_frames: list[int],
+        num_frames: Sequence[int],
         context: Context | None = None,
     ) -> Emissions:
         """Read the tokens off `num_frames` of each row; attention may be limited to a `context`."""
@@ -178,6 +180,33 @@ class PredictionNetwork(nn.Module):
         """Run tokens after what `state` keeps."""
         hidden, kept = self.lstm(self.embedding(tokens), state)
         return self.decoder_projector(hidden), kept
+
+    def step(
+        self, tokens: Int[Tensor, " batch"], state: State | None
+    ) -> tuple[Float[Tensor, "batch width"], State]:
+        """Run one token of each row after what `state` keeps.
+
+        By two products a layer: of two rows and two layers nn.LSTM takes 7.6 ms on a CPU in float32
+        and 3.0 ms in bfloat16, this 1.4 ms in both (640 wide, one thread).
+        """
+        hidden = self.embedding(tokens)
+        if state is None:
+            zeros = hidden.new_zeros(self.lstm.num_layers, *hidden.shape)
+            state = zeros, zeros
+        outputs: list[Tensor] = []
+        cells: list[Tensor] = []
+        for layer, (before, cell) in enumerate(zip(*state, strict=True)):
+            given, kept, given_bias, kept_bias = (
+                getattr(self.lstm, f"{name}_l{layer}")
+                for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+            )
+            gates = F.linear(hidden, given, given_bias) + F.linear(before, kept, kept_bias)
+            enter, stay, new, leave = gates.chunk(4, dim=1)
+            cell = stay.sigmoid() * cell + enter.sigmoid() * new.tanh()
+            hidden = leave.sigmoid() * cell.tanh()
+            outputs.append(hidden)
+            cells.append(cell)
+        return self.decoder_projector(hidden), (torch.stack(outputs), torch.stack(cells))
 
 
 class JointNetwork(nn.Module):
@@ -311,13 +340,12 @@ class ParakeetRNNT(_Recognizer):
         self, tokens: Int[Tensor, " batch"], state: State | None
     ) -> tuple[Float[Tensor, "batch width"], State]:
         """Run one token of each row after what `state` keeps."""
-        predicted, kept = self.decoder(tokens[:, None], state)
-        return predicted[:, 0], kept
+        return self.decoder.step(tokens, state)
 
     def join(
-        self, encoded: Float[Tensor, "batch width"], predicted: Float[Tensor, "batch width"]
-    ) -> Float[Tensor, "batch score"]:
-        """Score tokens, and durations after them."""
+        self, encoded: Float[Tensor, "*_ width"], predicted: Float[Tensor, "*_ width"]
+    ) -> Float[Tensor, "*_ score"]:
+        """Score tokens, and durations after them; shapes are broadcast."""
         scores: Tensor = self.joint(encoded, predicted)
         return scores
 
@@ -326,14 +354,18 @@ class ParakeetRNNT(_Recognizer):
         self,
         input_features: Float[Tensor, "batch frame mel"],
         *,
-        num_frames: list[int],
+        num_frames: Sequence[int],
         context: Context | None = None,
+        search: GreedySearch | None = None,
     ) -> Emissions:
-        """Read the tokens off `num_frames` of each row; attention may be limited to a `context`."""
+        """Read the tokens off `num_frames` of each row, by a `search` of this network's.
+
+        Attention may be limited to a `context`.
+        """
         states, lengths = self.encoder.encode(
             input_features, num_frames=num_frames, context=context
         )
-        steps = greedy_steps(self, self.encoder_projector(states), lengths)
+        steps = (search or GreedySearch(self))(self.encoder_projector(states), lengths)
         return steps.emissions(blank=self.blank)
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,10 @@ import numpy as np
 import torch
 
 from corpus_asr.array_types import Float32
+from corpus_asr.decoding.device import CudaRecorder, to_device
 from corpus_asr.decoding.emissions import EmittedRow
 from corpus_asr.decoding.recognizer import Recognized, RecognizedWord, Recognizer
+from corpus_asr.decoding.transducer import GreedySearch
 from corpus_asr.errors import CheckpointError, ConfigError
 from corpus_asr.families.loading import COMPUTE_DTYPES, resolve_dtype
 from corpus_asr.families.parakeet.config import ParakeetConfig, ParakeetEncoderConfig
@@ -49,6 +52,10 @@ class ParakeetRecognizer(Recognizer):
         self._position_s = encoder.subsampling_factor / FRAMES_PER_SECOND
         on_gpu = network.device.type != "cpu"
         self.batch_s = _GPU_BATCH_S if on_gpu else _CPU_BATCH_S
+        self._transcribe = network.transcribe
+        if network.device.type == "cuda" and isinstance(network, ParakeetRNNT):
+            search = GreedySearch(network, recorder=CudaRecorder(network.device))
+            self._transcribe = partial(network.transcribe, search=search)
 
     @classmethod
     def load(
@@ -98,8 +105,9 @@ class ParakeetRecognizer(Recognizer):
         features = np.zeros((len(windows), max(frames), windows[0].shape[1]), dtype=np.float32)
         for row, window in zip(features, windows, strict=True):
             row[: len(window)] = window
-        given = torch.from_numpy(features).to(self._network.device, self._network.dtype)
-        rows = self._network.transcribe(given, num_frames=frames, context=context).rows()
+        given = to_device(torch.from_numpy(features), self._network.device)
+        given = given.to(self._network.dtype)
+        rows = self._transcribe(given, num_frames=frames, context=context).rows()
         return [
             self._recognized(row, num_frames / FRAMES_PER_SECOND)
             for row, num_frames in zip(rows, frames, strict=True)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from corpus_asr.array_types import Float, Int
-from corpus_asr.decoding.transducer import greedy_steps
+from corpus_asr.decoding.transducer import GreedySearch
 from corpus_asr.families.layers.stack import within
 from corpus_asr.families.outputs import ModelOutput, States, Weights
 from corpus_asr.families.parakeet.model import ParakeetCTC, ParakeetRNNT, ParakeetTDT
@@ -79,7 +79,7 @@ class ParakeetForRNNT(ParakeetRNNT):
         """
         encoded = self.get_audio_features(input_features, attention_mask, **kwargs)
         assert encoded.pooler_output is not None
-        steps = greedy_steps(self, encoded.pooler_output, encoded.lengths)
+        steps = GreedySearch(self)(encoded.pooler_output, encoded.lengths)
         padding = self.blank if self.config.pad_token_id is None else self.config.pad_token_id
         inside = within(steps.counts, steps.tokens.shape[1])
         start = steps.tokens.new_full((len(steps.tokens), 1), self.blank)

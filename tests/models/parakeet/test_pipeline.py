@@ -22,8 +22,9 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 @pytest.mark.filterwarnings("ignore:Using the model-agnostic default")
 def test_texts_are_those_of_transformers_and_words_have_times(pair: Pair) -> None:
     samples = read_clip(CLIPS / "english.wav")
-    # transformers takes the tokens of padded positions, too: here there are none.
-    clips = [samples[: at * 1280 + 160 * 4] for at in (12, 40, 25)]
+    # transformers takes the tokens of padded positions, too: here there are none. Over hundreds of
+    # tokens a network of such random weights magnifies what is rounded otherwise.
+    clips = [samples[: at * 1280 + 160 * 4] for at in (12, 25, 20)]
     theirs = transformers.pipeline(TASK, model=str(pair.folder), device="cpu")
     ours = pipeline(TASK, model=pair.folder, device="cpu")
     expected = [theirs(clip)["text"].replace("<unk>", "") for clip in clips]
