@@ -88,7 +88,7 @@ def test_the_engine_gets_features_of_all_kinds_and_so_does_its_test_with_silence
     assert without.with_kind(None) is without
     taken = with_both.with_kind("other")
     np.testing.assert_array_equal(taken.features, other.values)
-    assert (taken.pad_value, taken.language_features, taken.further) == (-2.0, None, {})
+    assert (taken.pad_value, taken.language_features) == (-2.0, None)
     assert (taken.recording_id, taken.speech) == (with_both.recording_id, with_both.speech)
     quiet = silence.with_kind("other")
     assert quiet.features.shape == (silence.features.shape[0], 6)

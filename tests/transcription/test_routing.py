@@ -119,7 +119,7 @@ def test_a_model_of_another_family_gets_its_own_features() -> None:
     assert same is both
     for taken in german.parts:
         assert taken.features is theirs.values
-        assert (taken.pad_value, taken.language_features, taken.further) == (-2.0, None, {})
+        assert (taken.pad_value, taken.language_features) == (-2.0, None)
     assert len(german.parts) == 2
 
 
