@@ -89,7 +89,7 @@ class DecodingSettings:
     strategy: Literal["auto", "sequential", "chunked"] = "auto"
     """Long-form strategy of Whisper: `sequential` moves window by window along predicted
     timestamps; `chunked` cuts windows at silences and decodes them independently; auto: chunked,
-    or sequential with condition_on_prev_tokens."""
+    or sequential without speech detection and with condition_on_prev_tokens."""
     clip_timestamps: tuple[float, ...] = ()
     """Clips to transcribe, as start, end, start, end ... in seconds of the recording; without the
     last end, up to the end. A list, or text such as `10,20`. Default: everything."""

@@ -127,6 +127,7 @@ class WhisperTranscriber:
         return hotwords, None
 
     def _recognize(self, part: PartRequest, settings: DecodingSettings) -> Steps[PartTranscript]:
+        settings = _strategy_of(part, settings)
         sequences = _sequences(part, settings)
         if not sequences:
             return PartTranscript()
@@ -160,6 +161,13 @@ class WhisperTranscriber:
             language_probability=language.probability if language else None,
             elsewhere=language is not None and language.code in self._elsewhere,
         )
+
+
+def _strategy_of(part: PartRequest, settings: DecodingSettings) -> DecodingSettings:
+    # Without detection no pause is known to cut at, and shorter windows of noise invent more text.
+    if settings.strategy == "auto" and settings.window_s is None and part.speech is None:
+        return replace(settings, strategy="sequential")
+    return settings
 
 
 def _sequences(part: PartRequest, settings: DecodingSettings) -> list[list[tuple[int, int]]]:

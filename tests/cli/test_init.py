@@ -48,7 +48,7 @@ def test_what_is_written_loads_and_is_kept(
     ("pipeline", "model", "unread"),
     [
         ("transcribe_corpus", RunConfig, {"classification"}),
-        ("classify_audio", RunConfig, {"decoding"}),
+        ("classify_audio", RunConfig, {"decoding", "align"}),
         ("pseudo_label", PseudoLabelConfig, {"classification"}),
     ],
 )

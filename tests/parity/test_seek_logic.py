@@ -263,6 +263,7 @@ def test_windows_prompts_and_segments_are_theirs(
         frames,
         DecodingSettings(
             language="en",
+            strategy="sequential",
             temperature=(0.0, 0.8),
             beam_size=1,
             compression_ratio_threshold=None,

@@ -336,9 +336,8 @@ def test_a_language_that_is_given_is_not_asked_for(language: Any) -> None:
 def chunked(own: PartRequest, **settings: Any) -> tuple[Any, list[Any]]:
     """A part's task, and the tasks of its chunks; the language is given, so it gathers at once."""
     transcriber = WhisperTranscriber(prompt_format(**TINY))
-    task = transcriber.transcribe(
-        own, DecodingSettings(language="en", strategy="chunked", **settings)
-    )
+    chosen = DecodingSettings(**{"language": "en", "strategy": "chunked"} | settings)
+    task = transcriber.transcribe(own, chosen)
     gathered = next(task)
     assert isinstance(gathered, Gather)
     return task, list(gathered.tasks)
@@ -350,6 +349,14 @@ def test_chunks_are_as_long_as_asked_for() -> None:
     assert [next(one).window for one in chunks] == [(0, 900), (1000, 1400), (2000, 2500)]
     _, chunks = chunked(own)
     assert [next(one).window for one in chunks] == [(0, 2500)]
+
+
+def test_without_detection_windows_follow_one_another_unless_their_length_is_given() -> None:
+    for settings, chunks in (({}, 1), ({"window_s": 20}, 4), ({"strategy": "chunked"}, 3)):
+        _, found = chunked(part(70), **{"strategy": "auto"} | settings)
+        assert len(found) == chunks, settings
+    _, found = chunked(part(70, [(0.0, 70.0)]), strategy="auto")
+    assert len(found) == 3
 
 
 @pytest.mark.parametrize(

@@ -123,11 +123,12 @@ def copied(folder: Path, target: Path, **encoder: Any) -> Path:
 def test_windows_longer_than_usual_are_read_with_limited_context(
     pair: Pair, tmp_path: Path
 ) -> None:
-    folder = copied(pair.folder, tmp_path / "short", max_position_embeddings=50)
+    # Short texts: after hundreds of tokens a random RNN-T's turn on the last digit.
+    folder = copied(pair.folder, tmp_path / "short", max_position_embeddings=20)
     model = ParakeetRecognizer.load(str(folder), device="cpu", compute_type="float32")
     cut = ParakeetPartFeatures.from_folder(folder)
     whole = cut(SPEECH).values
-    windows = [cut.window(whole, start, stop) for start, stop in ((0, 900), (50, 300), (9, 850))]
+    windows = [cut.window(whole, start, stop) for start, stop in ((0, 250), (50, 200), (9, 230))]
     together = model.transcribe(windows, language=None)
     alone = [model.transcribe([window], language=None)[0] for window in windows]
     assert [found.text for found in together] == [found.text for found in alone]
