@@ -25,6 +25,7 @@ pytestmark = pytest.mark.slow
 PROMPT = ["<|startoftranscript|>"]  # of a model of English alone
 PLAIN: dict[str, Any] = {
     "language": "en",
+    "beam_size": 1,
     "temperature": 0,
     "compression_ratio_threshold": None,
     "logprob_threshold": None,
