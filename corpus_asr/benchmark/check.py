@@ -144,10 +144,10 @@ def _quiet(library: Any) -> Iterator[None]:
 
 
 def _window_s(family: Family, folder: Path) -> float:
-    """Return how much one window of a run holds: longer ones are not what it transcribes."""
+    """Return how much one window of a run holds: longer ones are not what it usually reads."""
     if family.recognizer is None:
         return WINDOW_S
-    return recognizer_class(family).window_limit_s(str(folder))
+    return recognizer_class(family).usual_window_s(str(folder))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 from corpus_asr.benchmark import check as checking
 from corpus_asr.benchmark.check import differing_words
 from corpus_asr.cli import main as cli
+from corpus_asr.families.registry import family_of
 from corpus_asr.models import auto
 from corpus_asr.report.text import duration
 from corpus_asr.units import SAMPLE_RATE_HZ
@@ -141,6 +142,12 @@ def test_long_files_are_compared_in_one_window(made: Callable[[str], Path], tmp_
     assert done.exit_code == 0
     assert f"{path}, the first 30 s of {duration(len(samples) * 4 / SAMPLE_RATE_HZ)}" in done.stdout
     assert "all texts are equal" in done.stdout
+
+
+def test_windows_are_those_of_a_run(made: Callable[[str], Path]) -> None:
+    # Two minutes of Parakeet: longer ones are read in another way, or not at all.
+    folder = made("CTC")
+    assert checking._window_s(family_of(folder), folder) == 120
 
 
 def test_what_is_missing_is_named(
