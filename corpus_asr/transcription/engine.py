@@ -364,13 +364,18 @@ class Engine:
         """What this process is predicted to take at its peak; None but for decoders on CPUs."""
         if self._model_size is None or self.device_name != "cpu":
             return None
-        num_bytes = predicted_cpu_bytes(
+        alone = predicted_cpu_bytes(
             self._model_size,
             slots=self.slots,
             encode_batch=encode_batch_on("cpu"),
             num_beams=self._decoding.most_beams,
         )
-        return num_bytes + (0 if self._placer is None else self._placer.num_bytes)
+        return alone - PROCESS_BYTES + self.shared_bytes
+
+    @property
+    def shared_bytes(self) -> int:
+        """What of it engines of one process share: the libraries, and what times words."""
+        return PROCESS_BYTES + (0 if self._placer is None else self._placer.num_bytes)
 
     def statistics(self) -> Activity:
         """What has been done since the engine began, as of now; at any time, from any thread."""

@@ -25,7 +25,6 @@ from corpus_asr.families.registry import further_folders, part_features
 from corpus_asr.segments import Segment
 from corpus_asr.threads import run_apart
 from corpus_asr.transcription.engine import (
-    PROCESS_BYTES,
     Engine,
     PartTranscriber,
     PartTranscript,
@@ -131,7 +130,8 @@ class RoutedEngine:
         each = [engine.predicted_bytes for engine in self._engines]
         if None in each:
             return None
-        return PROCESS_BYTES + sum(one - PROCESS_BYTES for one in each if one is not None)
+        shared = self._main.shared_bytes
+        return shared + sum(one - shared for one in each if one is not None)
 
     @property
     def languages(self) -> Collection[str]:
