@@ -168,7 +168,8 @@ class DecodingSection(_DecodingKeys, Settings):  # type: ignore[misc]  # both ar
         codes = tuple(map(code_of, value))
         if "auto" in codes:
             raise ValueError("auto means every language; leave it out of the list")
-        return tuple(dict.fromkeys(codes))  # twice the same would share its probability
+        choice = tuple(dict.fromkeys(codes))  # twice the same would share its probability
+        return choice if len(choice) > 1 else choice[0]  # there is nothing to detect
 
     @field_validator("temperature", mode="before")
     @classmethod
@@ -225,9 +226,7 @@ class DecodingSection(_DecodingKeys, Settings):  # type: ignore[misc]  # both ar
         )
 
     def _misfits(self) -> Iterator[str]:
-        given = self.language != "auto" and (
-            isinstance(self.language, str) or len(self.language) == 1
-        )
+        given = isinstance(self.language, str) and self.language != "auto"
         if given and self.language_mode != "recording":
             yield (
                 f"language_mode: {self.language_mode} detects languages, but language names a "

@@ -118,6 +118,8 @@ def test_options_that_fit() -> None:
     assert (settings.beam_size, settings.hallucination_silence_threshold) == (5, 2.0)
     assert settings.language == ("en", "de")
     assert (settings.initial_prompt, settings.hotwords, settings.prefix) == (None, None, "So")
+    # Of one there is nothing to detect, so that models which do not detect take it, too.
+    assert decoding_from({"language": ["German", "de"]}).language == "de"
 
 
 def test_engines_take_the_keys_of_the_section_as_they_are() -> None:
