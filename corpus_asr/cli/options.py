@@ -423,7 +423,8 @@ class RecognitionOptions:
     strategy: Annotated[
         str | None,
         _text(
-            "sequential, or chunked: independent windows, faster for long recordings.",
+            "chunked (independent windows), sequential, or auto: chunked, or sequential with "
+            "--condition-on-prev-tokens.",
             autocompletion=complete_strategy,
         ),
     ] = None
