@@ -30,7 +30,7 @@ from corpus_asr.transcription.text_places import (
     spread_evenly,
     words_of,
 )
-from corpus_asr.transcription.windows import KnownText, Language, PartRequest
+from corpus_asr.transcription.windows import KnownText, Language, PartRequest, clip_ranges
 from corpus_asr.units import FRAMES_PER_SECOND
 
 if TYPE_CHECKING:  # of a family, which is loaded by its name
@@ -149,8 +149,9 @@ class WordPlacer:
         recognized: PartTranscript,
         settings: DecodingSettings,
     ) -> PartTranscript:
-        timed = tuple(self._timed(part, features, recognized.segments))
         known = part.known_text
+        clips = (settings if known is None else known.clipped(settings)).clip_timestamps
+        timed = tuple(self._timed(part, features, recognized.segments, clips))
         if known is None:
             return replace(recognized, segments=timed)
         said = [word for one in timed for word in one.words or ()]
@@ -180,14 +181,24 @@ class WordPlacer:
         part: PartRequest,
         features: Float16[np.ndarray, "frame mel"],
         segments: Sequence[Segment],
+        clips: Sequence[float],
     ) -> Iterator[Segment]:
-        """Yield segments with words; those of which nothing can be spelled keep their times."""
+        """Yield segments with words, which stay within their clip of the recording.
+
+        Those of which nothing can be spelled keep their times.
+        """
         pieces = [
             _Piece(start_s=one.start_s, end_s=one.end_s, words=tuple(words_of(one.text)))
             for one in segments
         ]
         known = [piece for piece in pieces if self._aligner.knows(piece.words)]
-        placed = {id(piece): words for piece, words in self._placed(part, features, known)}
+        placed: dict[int, list[Word]] = {}
+        for first, last in clip_ranges(part, clips):
+            bounds = part.seconds(first), part.seconds(last)
+            own = [one for one in known if bounds[0] <= (one.start_s + one.end_s) / 2 <= bounds[1]]
+            placed |= {
+                id(piece): words for piece, words in self._placed(part, features, own, bounds)
+            }
         for segment, piece in zip(segments, pieces, strict=True):
             words = placed.get(id(piece)) or _spread(piece)
             start_s, end_s = words[0].start_s, words[-1].end_s
@@ -230,10 +241,10 @@ class WordPlacer:
         part: PartRequest,
         features: Float16[np.ndarray, "frame mel"],
         pieces: Sequence[_Piece],
-        bounds: tuple[float, float] | None = None,
+        bounds: tuple[float, float],
     ) -> Iterator[_Placed]:
-        """Yield the pieces that are said, with their words, in order."""
-        begin_s, stop_s = bounds or (part.start_s, part.end_s)
+        """Yield the pieces that are said between these times, with their words, in order."""
+        begin_s, stop_s = bounds
         for span, (start_s, end_s) in _runs(pieces, _LONG_PAUSE_S, begin_s, stop_s):
             first = part.frame(start_s)
             scores = self._aligner.scores(features[first : part.frame(end_s)])

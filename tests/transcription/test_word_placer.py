@@ -2,6 +2,7 @@
 
 import tracemalloc
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -84,6 +85,16 @@ def test_words_stay_between_the_pauses_around_their_segment() -> None:
     recognized = says((" staka", 2.2, 2.9), (" staka", 9.8, 10.6))
     found = WordPlacer(PlantedAligner()).place(part_of(said, 20.0), recognized, WORDS)
     assert_said(words(found.segments), [said[0], said[2]])
+
+
+def test_words_stay_in_their_clip() -> None:
+    """The same word is said just before a clip, and after it, which the clip does not say."""
+    said: list[Said] = [(" staka", 2.0, 2.8), (" staka", 6.0, 6.8)]
+    settings = replace(WORDS, clip_timestamps=(START_S + 4.0, START_S + 5.5))
+    recognized = says((" staka", 4.0, 5.0))
+    found = WordPlacer(PlantedAligner()).place(part_of(said, 20.0), recognized, settings)
+    (word,) = words(found.segments)
+    assert 4.0 <= word.start_s - START_S < word.end_s - START_S <= 5.5
 
 
 def test_what_cannot_be_placed_is_spread_over_its_time() -> None:
