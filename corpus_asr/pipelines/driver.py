@@ -21,7 +21,6 @@ from corpus_asr.runtime.checkpoints import (
     Checkpoint,
     check_classifies,
     check_transcribes,
-    fetch_aligner,
     fetch_checkpoints,
     model_name,
 )
@@ -139,7 +138,6 @@ def prepare(config: RunConfig) -> Checkpoint:
     # What is refused is refused before gigabytes of weights are fetched.
     small = Checkpoint.of(config.model)
     check_transcribes(small, config.decoding.settings())
-    fetch_aligner(config.align.model)
     if config.speakers.wanted:
         # Loaded for this alone: native code that no other run needs.
         from corpus_asr.speakers.embeddings import SpeakerEmbedder
