@@ -1,10 +1,11 @@
-"""Parakeet compared with transformers: the same weights and batch, from features to tokens.
+"""Parakeet compared with transformers and onnx-asr: same weights and batch, features to tokens.
 
     python -m benchmarks.parakeet [--shapes 110m 0.6b] [--heads CTC TDT] [--dtypes bfloat16 float32]
 
 Weights are random; a transducer's are biased so that it says as many tokens as are said in speech,
 none of which lasts 0 positions. The encoder is measured by itself, too; its rate is printed next to
-that of large products of the same type with as many threads.
+that of large products of the same type with as many threads. --onnx-asr names the Python of an
+environment that has the project's packages, onnx and onnx-asr (`benchmarks.parakeet_onnx`).
 """
 
 import argparse
@@ -20,7 +21,7 @@ import transformers
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from corpus_asr.benchmark.command import Row, measure, table
+from corpus_asr.benchmark.command import Row, measure, measured, table
 from corpus_asr.benchmark.engines import Engine
 from corpus_asr.models import parakeet
 from corpus_asr.threads import usable_threads
@@ -35,6 +36,7 @@ SHAPES: dict[str, tuple[dict[str, Any], int, int]] = {
 }
 HEADS = ("CTC", "TDT")
 LIBRARIES: dict[str, Any] = {"corpus-asr": parakeet, "transformers": transformers}
+WORK: dict[str, list[str]] = {"work": [], "warm_up": ["encoder"]}
 _TOKENS_PER_SECOND = 3.0
 _PEAK_SIZE, _ROUNDS = 2048, 3
 
@@ -150,6 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, nargs="+", default=[20.0, 15.0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=usable_threads())
+    parser.add_argument("--onnx-asr", metavar="PYTHON", help="interpreter that has onnx-asr")
     asked = parser.parse_args(arguments)
     print(
         f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, {asked.threads} "
@@ -162,7 +165,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 save_network(shape, head, Path(folder))
                 for dtype in asked.dtypes:
                     rows = rows_of(folder, head, dtype, asked)
-                    measure(rows, {"work": [], "warm_up": ["encoder"]}, runs=asked.rounds)
+                    measure(rows, WORK, runs=asked.rounds)
+                    if asked.onnx_asr:
+                        rows += peers_of(folder, head, asked)
                     columns = ("encoder CPU s", "encoder GFLOPS", "% of products", "tokens")
                     print(f"\n{shape} {head} {dtype}\n{table(rows, sum(asked.seconds), *columns)}")
 
@@ -178,6 +183,22 @@ def rows_of(folder: str, head: str, dtype: str, asked: argparse.Namespace) -> li
         )
         for library in LIBRARIES
     ]
+
+
+def peers_of(folder: str, head: str, asked: argparse.Namespace) -> list[Row]:
+    """Measure onnx-asr with weights of products in float32 and in 8 bits."""
+    rows = []
+    for dtype in ("float32", "int8"):
+        options = {"model": folder, "head": head, "dtype": dtype, "threads": asked.threads}
+        options |= {"library": "onnx-asr", "seconds": asked.seconds}
+        engine = "benchmarks.parakeet_onnx:engine"
+        row = Row(name=f"onnx-asr {dtype}", engine=engine, options=options)
+        for _ in range(asked.rounds):
+            found = measured(engine, options, WORK, asked.onnx_asr)
+            row.failed = found.get("failed")
+            row.runs += [] if row.failed else [found]
+        rows.append(row)
+    return rows
 
 
 if __name__ == "__main__":
