@@ -97,6 +97,13 @@ _VOICES = (
            "little-endian order; to compare within one model"),
 )  # fmt: skip
 
+_FINGERPRINT = _field(
+    "fingerprint",
+    pa.binary(),
+    "acoustic fingerprint of the part, 8 words a second of 4 bytes in little-endian order; null "
+    "without extract.fingerprint",
+)
+
 _FURTHER_KIND = pa.struct(
     [
         pa.field("kind", pa.string()),
@@ -130,6 +137,7 @@ PARTS = _schema(
            unit="second"),
     _field("decode_s", pa.float64(), "time spent extracting this part", unit="second"),
     *_VOICES,
+    _FINGERPRINT,
 )  # fmt: skip
 
 _START = _field("start_s", pa.float64(), "start, from the start of the recording", unit="second")
@@ -236,6 +244,7 @@ _PART_RESULT = (
            "windows weighted by speech"),
     _field("label_weight_s", pa.float64(), "sum of its windows' weights", unit="second"),
     *_VOICES,
+    _FINGERPRINT,
 )  # fmt: skip
 
 RESULTS = _schema(
@@ -319,6 +328,25 @@ VOICES = _schema(
     _field("made_of", pa.string(), "hash of the settings, and that of the recording's turns"),
 )  # fmt: skip
 
+DUPLICATES = _schema(
+    "duplicates",
+    _RECORDING_ID, _URI, _CHANNEL,
+    _field("start_s", pa.float64(), "start of the copy, from the start of the recording",
+           unit="second"),
+    _field("end_s", pa.float64(), "its end", unit="second"),
+    _field("other_recording_id", pa.string(), "recording with the same audio whose uri sorts "
+           "before; null in a row that only says that a recording was compared"),
+    _field("other_uri", pa.string(), "its URI"),
+    _field("other_channel", pa.int32(), "channel there, as in channel"),
+    _field("other_start_s", pa.float64(), "start there", unit="second"),
+    _field("other_end_s", pa.float64(), "end there", unit="second"),
+    _field("likeness", pa.float32(), "share of equal bits of the fingerprints, 0.5 by chance"),
+    _field("compared", pa.bool_(), "false where the recording has no fingerprint, so that its "
+           "copies are not known"),
+    _field("made_of", pa.string(), "hash of the parts and settings that were compared; null in "
+           "rows of a pair"),
+)  # fmt: skip
+
 _HEARD = {field.name: field for field in SEGMENT_FIELDS}
 _SCORE_NAMES = ("confidence", "avg_logprob", "no_speech_prob", "compression_ratio", "temperature")
 _EXAMPLE = _field("example_id", pa.string(), "recording, channel if separate, number of its "
@@ -347,6 +375,8 @@ SELECTION = _schema(
     _field("repeats", pa.int32(), "how often the same few words stand in a row, at most"),
     _field("longest_word", pa.int32(), "characters of the longest word; null without spaces"),
     _field("copies", pa.int64(), "segments of the run with this text"),
+    _field("duplicate_fraction", pa.float32(), "fraction of it that is audio of an earlier "
+           "recording; null where recordings were not compared"),
     _field("listed", pa.bool_(), "whether its text is one of selection.drop_texts"),
     _field("disagreement", pa.float32(), _DISAGREEMENT),
     _field("from_other", pa.float32(), _FROM_OTHER),

@@ -591,6 +591,9 @@ class SelectionSettings(Settings):
     """Drop segments whose column `known_hallucination` is true."""
     max_copies: Count | None = None
     """Maximum number of segments of the run with the same text; null: any."""
+    max_duplicate_fraction: Share | None = None
+    """Maximum fraction of the segment that is audio of an earlier recording, by fingerprints; null:
+    any. Needs a run with `extract.fingerprint`."""
     corrections: bool = True
     """Use corrections made in `corpus-asr view` in place of the model's text; rules on the model's
     scores do not apply to these segments."""

@@ -69,6 +69,8 @@ _BOUNDS = (
      "fewer than {} different words per word"),
     ("long_word", "max_word_chars", "longest_word", "a word of more than {} characters"),
     ("copies", "max_copies", "copies", "more than {} segments with the same text"),
+    ("duplicate", "max_duplicate_fraction", "duplicate_fraction",
+     "more than {} of it is audio of an earlier recording"),
     ("disagreement", "max_disagreement", "disagreement",
      "more than {} of the words differ from the other run, or no result there"),
     ("wer", "max_wer", "wer",

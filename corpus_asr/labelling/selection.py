@@ -46,6 +46,7 @@ from corpus_asr.segments import Segment, place_of
 from corpus_asr.speakers.turns import with_speakers
 from corpus_asr.storage.parquet import parquet_batches, parquet_writer
 from corpus_asr.storage.run_state.corrections import Corrections
+from corpus_asr.storage.run_state.duplicates import Copy, copied_fraction, read_copies
 from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import redact_uri
@@ -98,10 +99,12 @@ def measured(
     reference: Reference | None = None,
     listed: frozenset[int] = frozenset(),
     select: Select = "own",
+    copies: Sequence[Copy] | None = None,
 ) -> Iterator[tuple[dict[str, Any], int]]:
     """Yield the row of each segment and a number of its text: equal for texts that say the same.
 
-    `other` is what another run made of the recording, `reference` its existing transcript.
+    `other` is what another run made of the recording, `reference` its existing transcript, `copies`
+    its audio that earlier ones have.
     """
     # A model that does not detect languages may name none: that of the other run is the same.
     spoken = recording.language or (other.language if other else None)
@@ -125,6 +128,11 @@ def measured(
                 "channel": channel,
                 "audio_track": place_of(channel, recording.audio_track, recording.audio_tracks)[1],
                 "listed": text_hash in listed,
+                "duplicate_fraction": None
+                if copies is None
+                else copied_fraction(
+                    copies, channel=channel, start_s=segment.start_s, end_s=segment.end_s
+                ),
                 "disagreement": disagreement if choice.own is not None else 1.0,
                 "from_other": choice.from_other,
                 "wer": wer,
@@ -303,6 +311,8 @@ class Sources:
     corrections: Corrections | None = None
     turns: Turns | None = None
     """Who speaks when, by names that are one person's alone; None where it is not known."""
+    copies: Mapping[str, Sequence[Copy]] | None = None
+    """Audio of earlier recordings; None where recordings were not compared."""
 
     def digest(self) -> str:
         """Name everything that is read: another digest, another data set."""
@@ -318,6 +328,9 @@ class Sources:
         for each, turns in sorted((self.turns or {}).items()):
             spans = [(turn.channel, turn.start_s, turn.end_s, turn.speaker) for turn in turns]
             digest.update(repr((each, spans)).encode("utf-8", "surrogatepass"))
+        for each, copies in sorted((self.copies or {}).items()):
+            copied = sorted((copy.start_s, copy.end_s) for copy in copies)
+            digest.update(repr((each, copied)).encode())
         return digest.hexdigest()
 
 
@@ -344,6 +357,13 @@ def open_sources(store: OutputStore, settings: SelectionSettings) -> Iterator[So
         if settings.references is not None:
             references = read_references(settings.references, store.options)
             _check_shared(tables, pa.array(references, pa.string()), settings.references)
+        copies = read_copies(store)
+        if settings.max_duplicate_fraction is not None and copies is None:
+            raise ConfigError(
+                f"dropping copies of earlier recordings in {redact_uri(store.uri)}: found no table "
+                "of duplicates, expected one; transcribe with extract.fingerprint: true, or set "
+                "selection.max_duplicate_fraction to null"
+            )
         yield Sources(
             store=store,
             tables=tables,
@@ -351,6 +371,7 @@ def open_sources(store: OutputStore, settings: SelectionSettings) -> Iterator[So
             references=references,
             corrections=Corrections.load(store) if settings.corrections else None,
             turns=persons_of(store),
+            copies=copies,
         )
 
 
@@ -425,9 +446,13 @@ def measure(sources: Sources, settings: SelectionSettings, path: str) -> np.ndar
     try:
         for recording, other in _beside_the_other(sources, words=settings.select != "own"):
             reference = references.get(recording.recording_id)
+            copies = None
+            if sources.copies is not None:
+                copies = sources.copies.get(recording.recording_id, ())
             for row, text_hash in measured(
-                recording, other=other, reference=reference, listed=listed, select=settings.select
-            ):
+                recording, other=other, reference=reference, listed=listed, select=settings.select,
+                copies=copies,
+            ):  # fmt: skip
                 waiting.append(row)
                 hashes.append(text_hash)
             if len(waiting) >= _ROWS_AT_A_TIME:

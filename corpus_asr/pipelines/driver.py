@@ -45,6 +45,7 @@ from corpus_asr.runtime.shards import end_shard, take_shard, totals
 from corpus_asr.runtime.terminal import Stream, line_writer
 from corpus_asr.stages.transcribe import load_engine
 from corpus_asr.storage.catalog import Catalog
+from corpus_asr.storage.run_state.duplicates import find_duplicates
 from corpus_asr.storage.run_state.finish import OutcomeCounts, finish
 from corpus_asr.storage.run_state.forget import finish_killed
 from corpus_asr.storage.run_state.lock import Lock, Shard
@@ -472,7 +473,7 @@ class CorpusRun:
                 "calibration": (self._calibration or DEFAULT_MODEL).name,
             },
             after_reconciling=self._place_words_once,
-            before_success=self._find_speakers,
+            before_success=self._compare_recordings,
         )
 
     def _place_words_once(self, complete_ids: pa.Array) -> int:
@@ -480,9 +481,11 @@ class CorpusRun:
             return 0
         return place_words_once(self.store, complete_ids, self._spread)
 
-    def _find_speakers(self) -> None:
+    def _compare_recordings(self) -> None:
         if self.config.speakers.wanted:
             find_speakers_of_run(self.store, self.config.speakers, self._spread)
+        if self.config.extract.fingerprint:
+            find_duplicates(self.store, min_s=self.config.extract.min_duplicate_s)
 
     @property
     def _spread(self) -> Spread | None:

@@ -26,6 +26,7 @@ import numpy as np
 
 from corpus_asr.array_types import Float16
 from corpus_asr.audio.decode import DAMAGED, AudioDecoder, open_audio
+from corpus_asr.audio.fingerprint import fingerprint
 from corpus_asr.audio.parts import AudioPart, PartCutter
 from corpus_asr.audio.silero import SileroDetector
 from corpus_asr.audio.vad import SpeechCriteria
@@ -290,6 +291,9 @@ class PartExtractor:
             voices = None
             if work.embedder is not None and wanted:
                 voices = _voices(work.embedder, audio, pad_s=work.settings.vad_pad_s)
+            printed = None
+            if work.settings.fingerprint and wanted:
+                printed = fingerprint(audio.samples)
             now = _Clock.now()
             yield ExtractedPart(
                 part=work.part,
@@ -318,6 +322,7 @@ class PartExtractor:
                 cpu_s=now.cpu_s - work.started.cpu_s,
                 fetch_retries=now.fetch_retries - work.started.fetch_retries,
                 voices=voices,
+                fingerprint=printed,
                 further=further,
             )
             work.started = _Clock.now()  # not what the reader took for the part

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from corpus_asr.array_types import Float16
+from corpus_asr.array_types import Float16, UInt32
 from corpus_asr.config.extraction import ExtractSettings, SpeakerSettings
 from corpus_asr.errors import DecodeError, ItemError
 from corpus_asr.failure_kinds import failure_kind
@@ -252,6 +252,8 @@ class ExtractedPart:
     """Requests that its store had to be asked again."""
     voices: SpeechWindows | None = None
     """Windows of its speech; None where speakers are not looked for."""
+    fingerprint: UInt32[np.ndarray, " word"] | None = None
+    """Of its audio; None where none is asked for."""
     further: Mapping[str, PartFeatures] = field(default_factory=dict)
     """Features of further kinds, by kind; none for a part without speech."""
 
@@ -268,6 +270,8 @@ class ExtractedPart:
             "speech_spans": None if speech is None else _spans(speech),
         }
         columns |= further_columns(self.further)
+        if self.fingerprint is not None:
+            columns["fingerprint"] = self.fingerprint.astype("<u4").tobytes()
         if self.voices is not None:
             starts, ends = self.voices.start_s.tolist(), self.voices.end_s.tolist()
             columns["voice_spans"] = _spans(zip(starts, ends, strict=True))
@@ -276,7 +280,9 @@ class ExtractedPart:
 
 
 _SAME_COLUMNS = [
-    field.name for field in fields(ExtractedPart) if field.name in set(PARTS.names) - {"voices"}
+    field.name
+    for field in fields(ExtractedPart)
+    if field.name in set(PARTS.names) - {"voices", "fingerprint"}
 ]
 
 

@@ -24,8 +24,17 @@ from corpus_asr.config.document import hide_secrets
 from corpus_asr.config.run import OutputSettings
 from corpus_asr.errors import ConfigError, CorpusAsrError, EngineError
 from corpus_asr.logs import event
-from corpus_asr.schemas import LABELS, OUTCOMES, RECORDINGS, SEGMENTS, SPEAKERS, VOICES
+from corpus_asr.schemas import (
+    DUPLICATES,
+    LABELS,
+    OUTCOMES,
+    RECORDINGS,
+    SEGMENTS,
+    SPEAKERS,
+    VOICES,
+)
 from corpus_asr.storage.run_state.tables import (
+    DUPLICATES_FOLDER,
     LABEL_ROWS,
     OUTCOMES_FOLDER,
     READERS,
@@ -45,6 +54,7 @@ if TYPE_CHECKING:
 TABLES: Final[Mapping[str, pa.Schema]] = MappingProxyType({
     SEGMENT_ROWS.folder: SEGMENTS, LABEL_ROWS.folder: LABELS, OUTCOMES_FOLDER: OUTCOMES,
     RECORDINGS_FOLDER: RECORDINGS, SPEAKERS_FOLDER: SPEAKERS, VOICES_FOLDER: VOICES,
+    DUPLICATES_FOLDER: DUPLICATES,
 })  # fmt: skip
 """By folder, which is also the table's name in the catalog."""
 FOLDER_PROPERTY = "corpus-asr.output"

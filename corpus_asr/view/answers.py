@@ -432,7 +432,7 @@ def _name(uri: str, catalogue: Catalogue) -> str:
 
 
 def _hit(hit: Hit, catalogue: Catalogue, query: Query) -> dict[str, Any]:
-    same = ("start_s", "end_s", "confidence", "language", "channel")
+    same = ("start_s", "end_s", "confidence", "language", "channel", "copies")
     said = hit.correction
     return {name: getattr(hit, name) for name in same} | {
         "id": hit.recording_id,

@@ -7,7 +7,8 @@ They lie beside those of `RunTables`:
 - `described`: the same with all else that is known of them;
 - `texts`: segments, or the likeliest labels, that count, by `place`: as their objects hold them;
 - `edits`: what people corrected or checked, by `place`;
-- `said`: texts as corrected.
+- `said`: texts as corrected;
+- `copied`: audio that other recordings have as well.
 """
 
 import json
@@ -21,6 +22,7 @@ import pyarrow.compute as pc
 from corpus_asr.storage.run_state.claims import claimed_rows
 from corpus_asr.storage.run_state.confidences import gathered
 from corpus_asr.storage.run_state.corrections import CORRECTED_CONFIDENCE, Corrections, key_of
+from corpus_asr.storage.run_state.duplicates import read_pairs
 from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.tables import LABEL_ROWS, OutputStore, PartRows
 from corpus_asr.view.query import folded_lines
@@ -79,6 +81,15 @@ _UNREAD = "(select * from parts anti join taken using (id))"
 _READ = """
 insert into texts select place, id, number, start_s, end_s, channel, {values} join owners using (id)
 """
+# Audio that other recordings have as well, from the side of each.
+_COPIED = """
+create or replace table copied as
+select shown.number, channel, start_s, end_s, other_recording_id as other
+from pairs join shown using (recording_id)
+union all
+select shown.number, other_channel, other_start_s, other_end_s, pairs.recording_id
+from pairs join shown on shown.recording_id = other_recording_id
+"""
 _EDITS = pa.schema([
     ("place", pa.int64()), ("text", pa.string()), ("folded", pa.string()),
     ("correction", pa.string()),
@@ -125,6 +136,8 @@ def add_texts(
     """
     for statement in (_OWNERS, _TEXTS):
         tables.execute(statement)
+    tables.add("pairs", read_pairs(store))
+    tables.execute(_COPIED)
     tables.add("edits", _EDITS.empty_table())
     tables.execute(_SAID)
     counted = "select name, row, id from owners"

@@ -37,13 +37,14 @@ GOOD: dict[str, Any] = {
     "language_probability": 0.9, "confidence": 0.9, "avg_logprob": -0.2, "no_speech_prob": 0.1,
     "compression_ratio": 1.2, "temperature": 0.0, "speech_fraction": 0.9, "num_words": 8,
     "num_letters": 30, "unique_words": 0.8, "repeats": 1, "longest_word": 9, "copies": 1,
-    "listed": False, "known_hallucination": False, "corrected": False, "disagreement": 0.0,
-    "wer": 0.0,
+    "duplicate_fraction": 0.0, "listed": False, "known_hallucination": False, "corrected": False,
+    "disagreement": 0.0, "wer": 0.0,
     "reference_language": "en",
 }  # fmt: skip
 STRICT = SelectionSettings(
     languages=("English",), min_language_probability=0.5, min_speech_fraction=0.5,
     min_confidence=0.5, max_temperature=0.4, min_words_per_s=0.5, max_copies=10,
+    max_duplicate_fraction=0.5,
     drop_texts=("thanks for watching",), against="other", references="said.jsonl",
 )  # fmt: skip
 BAD: dict[str, dict[str, Any]] = {
@@ -67,6 +68,7 @@ BAD: dict[str, dict[str, Any]] = {
     "few_unique_words": {"unique_words": 0.3},
     "long_word": {"longest_word": 41},
     "copies": {"copies": 11},
+    "duplicate": {"duplicate_fraction": 0.6},
     "disagreement": {"disagreement": 0.2},
     "wer": {"wer": 0.2},
 }
@@ -101,7 +103,7 @@ def test_null_turns_rules_off() -> None:
 
 def test_what_is_not_known_passes_and_what_could_not_be_compared_is_dropped() -> None:
     for name in ("language_probability", "no_speech_prob", "speech_fraction", "unique_words",
-                 "longest_word"):  # fmt: skip
+                 "duplicate_fraction",                 "longest_word"):  # fmt: skip
         assert decided(GOOD | {name: None})["dropped_by"] is None, name
     for name in ("disagreement", "wer"):
         assert decided(GOOD | {name: None})["dropped_by"] == name

@@ -8,20 +8,21 @@ are there twice, which the next finish resolves like any second commit of a part
 import csv
 import io
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from corpus_asr.errors import ConfigError
-from corpus_asr.schemas import OUTCOMES, RECORDINGS, SPEAKERS, VOICES
+from corpus_asr.schemas import DUPLICATES, OUTCOMES, RECORDINGS, SPEAKERS, VOICES
 from corpus_asr.storage.run_state.corrections import CORRECTIONS_FOLDER
 from corpus_asr.storage.run_state.finish import claimed_segments, remove_commits
 from corpus_asr.storage.run_state.moved import MOVING_NAME, Moves, addresses
 from corpus_asr.storage.run_state.run_files import EARLIER_FOLDER
 from corpus_asr.storage.run_state.run_tables import REDO_NAME
 from corpus_asr.storage.run_state.tables import (
+    DUPLICATES_FOLDER,
     OUTCOMES_FOLDER,
     PART_ROWS,
     PENDING,
@@ -45,7 +46,9 @@ FAILING_NAME: Final = "_run/failing.parquet"
 """Recordings that nights have tried, with the number of tries."""
 ADDRESSES_NAME: Final = "_run/addresses.json"
 """Addresses that recordings had before they moved, by the `recording_id` that they have now."""
-_TABLES = {RECORDINGS_FOLDER: RECORDINGS, SPEAKERS_FOLDER: SPEAKERS, VOICES_FOLDER: VOICES}
+_TABLES = {RECORDINGS_FOLDER: RECORDINGS, SPEAKERS_FOLDER: SPEAKERS, VOICES_FOLDER: VOICES,
+           DUPLICATES_FOLDER: DUPLICATES}  # fmt: skip
+_IDS = ("recording_id", "other_recording_id")
 # People save names meanwhile; more often than this in a row they do not.
 _ATTEMPTS = 8
 
@@ -71,6 +74,13 @@ class Changes:
 
     def apply(self, rows: pa.Table) -> pa.Table:
         """Return the rows that are left, with their new identity."""
+        if _IDS[1] in rows.schema.names:
+            names = rows.schema.names
+            rows = self._apply(rows.rename_columns(_swapped(names))).rename_columns(names)
+            return _by_order(self._apply(rows))
+        return self._apply(rows)
+
+    def _apply(self, rows: pa.Table) -> pa.Table:
         places = pc.index_in(rows["recording_id"], value_set=self._ids)
         left = pc.or_(pc.is_null(places), pc.is_valid(self._new["uri"].take(places)))
         rows, places = rows.filter(left), places.filter(left)
@@ -80,6 +90,20 @@ class Changes:
                 new = pc.coalesce(values.take(places), rows[name])
                 rows = rows.set_column(at, rows.schema.field(at), new)
         return rows
+
+
+def _swapped(names: Sequence[str]) -> list[str]:
+    """Return names of columns such that those of a pair's recordings change places."""
+    swapped = {name.removeprefix("other_"): name for name in names if name.startswith("other_")}
+    return [swapped.get(name, name.removeprefix("other_")) for name in names]
+
+
+def _by_order(pairs: pa.Table) -> pa.Table:
+    """Let the other recording of each pair be that of which the URI sorts first."""
+    names = pairs.schema.names
+    turned = pc.fill_null(pc.less(pairs["uri"], pairs["other_uri"]), False)
+    swapped = pairs.filter(turned).rename_columns(_swapped(names)).select(names)
+    return pa.concat_tables([pairs.filter(pc.invert(turned)), swapped.cast(pairs.schema)])
 
 
 def folders_of(store: OutputStore) -> Iterator[OutputStore]:
@@ -198,12 +222,17 @@ def rewrite_table(
 def _concerned(
     store: OutputStore, names: Iterable[str], schema: pa.Schema, ids: pa.Array
 ) -> list[str]:
-    found = store.read_tables(names, projected(schema, ("recording_id",)))
+    named = tuple(name for name in _IDS if name in schema.names)
+    found = store.read_tables(names, projected(schema, named))
     return list(dict.fromkeys(name for name, rows in found if _any_of(rows, ids)))
 
 
 def _any_of(rows: pa.Table, ids: pa.Array) -> bool:
-    return bool(pc.any(pc.is_in(rows["recording_id"], value_set=ids)).as_py())
+    return any(
+        pc.any(pc.is_in(rows[name], value_set=ids)).as_py()
+        for name in _IDS
+        if name in rows.schema.names
+    )
 
 
 def _rewrite_notes(store: OutputStore, name: str, changes: Changes) -> None:

@@ -30,6 +30,7 @@ from corpus_asr.storage.run_state.run_tables import REDO_NAME
 from corpus_asr.storage.run_state.tables import (
     ALL_PART_ROWS_FOLDERS,
     COMMIT_FOLDERS,
+    DUPLICATES_FOLDER,
     RECORDINGS_FOLDER,
     SPEAKERS_FOLDER,
     VOICES_FOLDER,
@@ -424,14 +425,15 @@ _ARCHIVED_NAMES = (
     CONFIG_NAME, FINGERPRINT_NAME, REDO_NAME,
 )  # fmt: skip
 _ARCHIVED_FOLDERS = (
-    OWN_SOURCES_FOLDER, RECORDINGS_FOLDER, VOICES_FOLDER, SPEAKERS_FOLDER, *ALL_PART_ROWS_FOLDERS,
-    *COMMIT_FOLDERS,
+    OWN_SOURCES_FOLDER, RECORDINGS_FOLDER, VOICES_FOLDER, SPEAKERS_FOLDER, DUPLICATES_FOLDER,
+    *ALL_PART_ROWS_FOLDERS, *COMMIT_FOLDERS,
 )  # fmt: skip
 
-# How the work is spread and bounded; results do not depend on it.
+# How the work is spread and bounded, and tables besides; transcripts do not depend on it.
 _RESOURCE_KEYS = {
     "extract.workers", "extract.max_buffered_features_mb", "extract.pack_mb",
     "extract.item_timeout_s", "extract.max_file_gb", "extract.max_duration_h",
+    "extract.fingerprint", "extract.min_duplicate_s",
 }  # fmt: skip
 # What `result_settings` reads; each has a default in every key.
 _RESULT_SECTIONS = ("model", "extract", "decoding", "align", "classification", "speakers")

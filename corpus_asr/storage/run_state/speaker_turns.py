@@ -91,11 +91,11 @@ def voices_left(
 
     A portion lies in as few objects as its recordings do. `settings` change turns.
     """
-    known = pa.concat_tables([_MADE.empty_table(), *_made(store)])
+    known = pa.concat_tables([MADE.empty_table(), *_made(store)])
     with RunTables(store, columns=VERSION_COLUMNS) as tables:
         tables.add("made", known)
         chosen = json.dumps(settings, sort_keys=True)
-        tables.add("wanted", tables.table(_WANTED, settings=chosen))
+        tables.add("wanted", tables.table(WANTED, settings=chosen))
         [(number,)] = tables.rows("select count(*) from wanted")
         yield number, portions_of(tables, "wanted")
 
@@ -105,7 +105,7 @@ def read_voices_of(store: OutputStore, portion: Portion) -> Iterator[RecordingVo
     waiting: dict[str, RecordingVoices] = {}
     # One object at a time: several, read ahead, would be a gigabyte of voices.
     for name in sorted(portion.rows):
-        for row in _rows_at(store, name, portion.rows[name]):
+        for row in rows_at(store, name, portion.rows[name], _VOICES):
             made_of, num_parts = portion.recordings[row["recording_id"]]
             found = waiting.setdefault(
                 row["recording_id"],
@@ -116,8 +116,8 @@ def read_voices_of(store: OutputStore, portion: Portion) -> Iterator[RecordingVo
                 yield waiting.pop(found.recording_id)
 
 
-# Complete recordings whose turns were not made of the same parts with the same settings.
-_WANTED = """
+# Complete recordings whose rows were not made of the same parts with the same settings.
+WANTED = """
 with keys as (
   select recording_id, count(*) as parts, md5($settings || string_agg(concat_ws('|', part, run_id,
       status, coalesce(etag, ''), coalesce(size_bytes, -1)), '/' order by part)) as made_of
@@ -129,12 +129,15 @@ left join (select recording_id, arg_max(made_of, number) as made_of from made gr
   using (recording_id)
 where latest.made_of is distinct from keys.made_of
 """
-_MADE = projected(SPEAKERS, ("recording_id", "made_of")).append(pa.field("number", pa.int32()))
+MADE = projected(SPEAKERS, ("recording_id", "made_of")).append(pa.field("number", pa.int32()))
 
 
-def _rows_at(store: OutputStore, name: str, rows: Sequence[int]) -> Iterator[dict[str, Any]]:
+def rows_at(
+    store: OutputStore, name: str, rows: Sequence[int], columns: Sequence[str]
+) -> Iterator[dict[str, Any]]:
+    """Yield some rows of an object of outcomes, by their numbers."""
     wanted, start = pa.array(rows), 0
-    for batch in store.committed(_VOICES, [name]):
+    for batch in store.committed(columns, [name]):
         numbers = pa.array(range(start, start + len(batch.rows)))
         start += len(batch.rows)
         yield from batch.rows.filter(pc.is_in(numbers, value_set=wanted)).to_pylist()
@@ -150,7 +153,7 @@ def _made(store: OutputStore) -> Iterator[pa.Table]:
     for number, name in enumerate(store.names(SPEAKERS_FOLDER)):
         made = store.read_table(name, projected(SPEAKERS, ("recording_id", "made_of")))
         numbers = pa.repeat(pa.scalar(number, pa.int32()), made.num_rows)
-        yield made.append_column("number", numbers).cast(_MADE)
+        yield made.append_column("number", numbers).cast(MADE)
 
 
 def turn_rows(

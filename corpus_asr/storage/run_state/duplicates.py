@@ -1,0 +1,415 @@
+"""Audio that several recordings have: the table `duplicates/`, made of fingerprints in outcomes.
+
+Each pair of recordings is compared once, whichever comes first: a finish compares those that are
+new with all, whose fingerprints it passes over, an object at a time. Words that a new recording has
+as well are places where the two may be aligned; what counts is how many bits are equal around them.
+Of two recordings with the same audio that whose URI sorts first is the original, whatever the order
+in which they were transcribed.
+
+The table is one object, replaced as a whole; of two, after a kill, the newest counts. A row without
+`other_uri` says that a recording was compared.
+"""
+
+import json
+import logging
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from corpus_asr.array_types import Int64, UInt8, UInt32
+from corpus_asr.audio.fingerprint import SPAN_S, WORDS_PER_SECOND
+from corpus_asr.logs import event
+from corpus_asr.schemas import DUPLICATES
+from corpus_asr.storage.run_state.portions import portions_of
+from corpus_asr.storage.run_state.run_tables import VERSION_COLUMNS, RunTables
+from corpus_asr.storage.run_state.speaker_turns import MADE, WANTED, rows_at
+from corpus_asr.storage.run_state.tables import DUPLICATES_FOLDER, SUFFIX, OutputStore
+
+# New recordings that are compared at once, some 2,000 hours: 4 bytes a word, and 12 of the index.
+WORDS_AT_ONCE = 64_000_000
+# Places of one word that are looked at, the first by URI: more is a jingle of a whole archive.
+MAX_PLACES = 64
+# Originals kept of one span, the first by URI.
+MAX_OTHERS = 8
+# Speech of one reader has 0.27 different bits in 5 s at best, copies less than 0.13 on average.
+MAX_DIFFERENT = 0.2
+_NEAR = 12  # words on both sides of a place that are compared first
+_MOST_NEAR, _LEAST_NEAR = 0.25, 8
+# A span grows while fewer bits differ than this, through at most 2 s in which half of them do.
+_BREAK_EVEN, _DROP = 0.3, 3.2
+# A word at the edge of a copy is alike while most of its seconds are.
+_EDGE_S = 0.35 * SPAN_S
+# Pieces of one copy, which parts or a pause divide.
+_GAP_S, _SHIFT_S = 5.0, 0.5
+_SLACK_S = 1.0
+_HITS_AT_ONCE = 65_536
+_COLUMNS = ("recording_id", "uri", "channel", "part_start_s", "fingerprint")
+_LOG = logging.getLogger(__name__)
+_OBJECTS = """
+select name, list(row order by row) from parts join objects using (object)
+semi join whole using (recording_id) group by name order by name
+"""
+_WHOLE = """
+select recording_id from chosen
+join (select version, whole from versions) on version = counting where whole
+"""
+_BITS: UInt8[np.ndarray, " value"] = np.array([each.bit_count() for each in range(1 << 16)], "u1")
+
+Words = UInt32[np.ndarray, " word"]
+Numbers = Int64[np.ndarray, " number"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartPrint:
+    """The fingerprint of one part."""
+
+    recording_id: str
+    uri: str
+    channel: int | None
+    start_s: float
+    words: Words
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Copy:
+    """A span of a recording that an earlier one has as well; earlier is what sorts first by URI."""
+
+    channel: int | None
+    start_s: float
+    end_s: float
+    other_recording_id: str
+
+
+def find_duplicates(store: OutputStore, *, min_s: float) -> int | None:
+    """Compare what was not compared yet; return how many recordings, or None if nothing is new.
+
+    In memory are the words of new recordings, those of one object, and the table.
+    """
+    names = store.names(DUPLICATES_FOLDER)
+    before = store.read_table(names[-1], DUPLICATES) if names else DUPLICATES.empty_table()
+    made = before.filter(pc.is_null(before["other_uri"])).select(["recording_id", "made_of"])
+    with RunTables(store, columns=VERSION_COLUMNS) as tables:
+        zeros = pa.repeat(pa.scalar(0, pa.int32()), made.num_rows)
+        tables.add("made", made.append_column("number", zeros).cast(MADE))
+        wanted = tables.table(WANTED, settings=json.dumps({"min_s": min_s}))
+        tables.add("wanted", wanted)
+        whole = tables.table(_WHOLE)
+        tables.add("whole", whole)
+        kept = _among(before, whole["recording_id"], but=wanted["recording_id"])
+        if not wanted.num_rows and kept.num_rows == before.num_rows and names:
+            store.remove_all(names[:-1])
+            return None
+        objects: list[tuple[str, Sequence[int]]] = [*tables.rows(_OBJECTS)]
+        compared: set[str] = set()
+        made_of, parts = dict[str, str](), list[PartPrint]()
+        portions = portions_of(tables, "wanted")
+        portion = next(portions, None)
+        while portion is not None:
+            made_of |= {each: made for each, (made, _) in portion.recordings.items()}
+            addresses = dict[str, str]()
+            for name, rows in sorted(portion.rows.items()):
+                for row in rows_at(store, name, rows, _COLUMNS):
+                    addresses[row["recording_id"]] = row["uri"]
+                    parts += _prints([row])
+            portion = next(portions, None)
+            known = {part.recording_id for part in parts}
+            kept = pa.concat_tables([kept, _state_rows(addresses, made_of, known)])
+            if portion is None or sum(len(part.words) for part in parts) >= WORDS_AT_ONCE:
+                index = _Index(parts)
+                found = list[dict[str, Any]]()
+                for name, rows in objects:
+                    for other in _prints(rows_at(store, name, rows, _COLUMNS)):
+                        if other.recording_id not in compared:
+                            found += index.copies(other, min_s=min_s)
+                kept = _with_pairs(kept, found)
+                _replace(store, kept)
+                compared |= index.recording_ids
+                parts = []
+        if not wanted.num_rows:
+            _replace(store, kept)
+    event(_LOG, logging.INFO, "duplicates_found", recordings=wanted.num_rows,
+          spans=pc.sum(pc.is_valid(kept["other_uri"])).as_py() or 0,
+          unknown=pc.sum(pc.invert(kept["compared"])).as_py() or 0)  # fmt: skip
+    return int(wanted.num_rows)
+
+
+def _among(table: pa.Table, ids: pa.ChunkedArray, *, but: pa.ChunkedArray) -> pa.Table:
+    """Return the rows of recordings that are among some, and not among others."""
+    for name in ("recording_id", "other_recording_id"):
+        here = pc.is_in(table[name], value_set=ids.combine_chunks())
+        gone = pc.is_in(table[name], value_set=but.combine_chunks())
+        kept = pc.and_(here, pc.invert(gone))
+        table = table.filter(pc.or_(kept, pc.is_null(table[name])))
+    return table
+
+
+def _replace(store: OutputStore, table: pa.Table) -> None:
+    names = store.names(DUPLICATES_FOLDER)
+    store.write_table(f"{DUPLICATES_FOLDER}/{store.stem()}{SUFFIX}", table)
+    store.remove_all(names)
+
+
+def _prints(rows: Iterable[Mapping[str, Any]]) -> Iterator[PartPrint]:
+    for row in rows:
+        # Objects of earlier versions lack the column.
+        if row.get("fingerprint") is not None:
+            yield PartPrint(
+                recording_id=row["recording_id"],
+                uri=row["uri"],
+                channel=row["channel"],
+                start_s=row["part_start_s"],
+                words=np.frombuffer(row["fingerprint"], "<u4").astype(np.uint32),
+            )
+
+
+def _state_rows(
+    addresses: Mapping[str, str], made_of: Mapping[str, str], known: set[str]
+) -> pa.Table:
+    rows = [
+        {"recording_id": each, "uri": uri, "made_of": made_of[each], "compared": each in known}
+        for each, uri in addresses.items()
+    ]
+    return pa.Table.from_pylist(rows, DUPLICATES)
+
+
+def _different(
+    one: UInt32[np.ndarray, "..."], other: UInt32[np.ndarray, "..."]
+) -> Int64[np.ndarray, "..."]:
+    """Return how many bits differ."""
+    bits = one ^ other
+    found: np.ndarray = _BITS[bits & 0xFFFF].astype(np.int64) + _BITS[bits >> 16]
+    return found
+
+
+class _Index:
+    """Where each word is in some recordings."""
+
+    def __init__(self, parts: Iterable[PartPrint]) -> None:
+        self._parts = sorted(parts, key=_order)
+        self.recording_ids = {part.recording_id for part in self._parts}
+        lengths = [len(part.words) + 2 * _NEAR for part in self._parts]
+        # Zeros between parts: what is near a word is never of another part.
+        self._words = np.concatenate(
+            [np.zeros(0, np.uint32), *(np.pad(part.words, _NEAR) for part in self._parts)]
+        )
+        self._starts = np.cumsum([0, *lengths])[: len(lengths)]
+        order = np.argsort(self._words, kind="stable").astype(np.int64)
+        self._places = order[np.searchsorted(self._words[order], 0, "right") :]
+        self._keys, self._first, counts = np.unique(
+            self._words[self._places], return_index=True, return_counts=True
+        )
+        self._counts = np.minimum(counts, MAX_PLACES)
+        self._there = np.zeros(1 << 24, bool)
+        self._there[_hashes(self._keys)] = True
+
+    def copies(self, other: PartPrint, *, min_s: float) -> Iterator[dict[str, Any]]:
+        """Yield spans that a part shares with these: of recordings before it, if it is one."""
+        at, places = self._hits(other)
+        if not len(at):
+            return
+        numbers = np.searchsorted(self._starts, places, "right") - 1
+        spans: dict[int, list[tuple[int, int, int, float]]] = defaultdict(list)
+        shifts = places - self._starts[numbers] - _NEAR - at
+        for number, shift, hit in sorted(
+            {*zip(*(each.tolist() for each in (numbers, shifts, at)), strict=True)}
+        ):
+            mine = spans[number]
+            if any(abs(s - shift) <= 2 and first <= hit < stop for s, first, stop, _ in mine):
+                continue
+            part = self._parts[number]
+            found = _span(part.words, other.words, shift, hit)
+            if found is not None:
+                mine.append((shift, *found))
+        for number, mine in spans.items():
+            for shift, first, stop, alike in _best(mine):
+                row = _row(self._parts[number], other, shift, first, stop, alike)
+                if row["end_s"] - row["start_s"] >= min_s:
+                    yield row
+
+    def _hits(self, other: PartPrint) -> tuple[Numbers, Numbers]:
+        """Return words of a part and where they are here, as far as both are alike around them."""
+        words = other.words
+        some = np.flatnonzero((words != 0) & self._there[_hashes(words)])
+        if not len(some) or not len(self._keys):
+            return some[:0], some[:0]
+        found = np.minimum(np.searchsorted(self._keys, words[some]), len(self._keys) - 1)
+        equal = self._keys[found] == words[some]
+        some, found = some[equal], found[equal]
+        counts = self._counts[found]
+        at = np.repeat(some, counts)
+        within = np.arange(len(at)) - np.repeat(np.cumsum(counts) - counts, counts)
+        places = self._places[np.repeat(self._first[found], counts) + within]
+        padded = np.pad(words, _NEAR)
+        around = np.arange(-_NEAR, _NEAR + 1)
+        alike = np.zeros(len(at), bool)
+        for start in range(0, len(at), _HITS_AT_ONCE):
+            part = slice(start, start + _HITS_AT_ONCE)
+            theirs = padded[at[part, None] + _NEAR + around]
+            ours = self._words[places[part, None] + around]
+            both = (theirs != 0) & (ours != 0)
+            number = both.sum(axis=1)
+            errors = np.where(both, _different(theirs, ours), 0).sum(axis=1)
+            alike[part] = (number >= _LEAST_NEAR) & (errors <= 32 * _MOST_NEAR * number)
+        at, places = at[alike], places[alike]
+        of = np.searchsorted(self._starts, places, "right") - 1
+        mine = _order(other)
+        allowed = np.zeros(len(self._parts), bool)
+        for number in np.unique(of).tolist():
+            each = self._parts[number]
+            allowed[number] = each.recording_id != other.recording_id and (
+                other.recording_id not in self.recording_ids or _order(each) < mine
+            )
+        return at[allowed[of]], places[allowed[of]]
+
+
+def _order(part: PartPrint) -> tuple[str, str, int, float]:
+    channel = -1 if part.channel is None else part.channel
+    return part.uri, part.recording_id, channel, part.start_s
+
+
+def _hashes(words: Words) -> Words:
+    return (words * np.uint32(2654435761)) >> np.uint32(8)
+
+
+def _span(ours: Words, theirs: Words, shift: int, hit: int) -> tuple[int, int, float] | None:
+    """Return first word, the one after the last, and likeness of the copy around an equal word."""
+    low, high = max(0, -shift), min(len(theirs), len(ours) - shift)
+    one, other = ours[low + shift : high + shift], theirs[low:high]
+    both = (one != 0) & (other != 0)
+    errors = np.where(both, _different(one, other), 0) / 32
+    scores = np.where(both, _BREAK_EVEN - errors, 0.0)
+    first = hit - low - _grown(scores[: hit - low + 1][::-1]) + 1
+    stop = hit - low + _grown(scores[hit - low :])
+    number = int(both[first:stop].sum())
+    if 2 * number < stop - first:
+        return None
+    different = float(errors[first:stop].sum()) / number
+    return None if different > MAX_DIFFERENT else (first + low, stop + low, 1 - different)
+
+
+def _grown(scores: np.ndarray) -> int:
+    """Return how many scores sum to most, before the sum falls by too much."""
+    sums = np.cumsum(scores)
+    fallen = np.maximum.accumulate(sums) - sums > _DROP
+    until = int(np.argmax(fallen)) if fallen.any() else len(sums)
+    return int(np.argmax(sums[:until])) + 1
+
+
+def _best(
+    spans: Iterable[tuple[int, int, int, float]],
+) -> Iterator[tuple[int, int, int, float]]:
+    """Yield of spans that overlap at nearly the same shift the likest."""
+    chosen: list[tuple[int, int, int, float]] = []
+    for span in sorted(spans, key=lambda span: (-(span[2] - span[1]) * (span[3] - 0.5), span)):
+        shift, first, stop, _ = span
+        if not any(abs(s - shift) <= 2 and first < e and b < stop for s, b, e, _ in chosen):
+            chosen.append(span)
+            yield span
+
+
+def _row(
+    part: PartPrint, other: PartPrint, shift: int, first: int, stop: int, alike: float
+) -> dict[str, Any]:
+    row: dict[str, Any] = {"likeness": alike, "compared": True}
+    sides = sorted([(part, first + shift), (other, first)], key=lambda side: _order(side[0]))
+    # That of which the URI sorts first is the other one of the row.
+    for prefix, (each, at) in zip(("other_", ""), sides, strict=True):
+        start_s = each.start_s + at / WORDS_PER_SECOND + _EDGE_S
+        row |= {
+            f"{prefix}recording_id": each.recording_id,
+            f"{prefix}uri": each.uri,
+            f"{prefix}channel": each.channel,
+            f"{prefix}start_s": start_s,
+            f"{prefix}end_s": start_s
+            + (stop - first - 1) / WORDS_PER_SECOND
+            + SPAN_S
+            - 2 * _EDGE_S,
+        }
+    return row
+
+
+def _with_pairs(table: pa.Table, found: Iterable[dict[str, Any]]) -> pa.Table:
+    """Add pairs of spans; of a recording's spans that many have, keep the first originals."""
+    pairs = pc.is_valid(table["other_uri"])
+    own: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in found:
+        own[row["recording_id"]].append(row)
+    ids = pa.array(own, pa.string())
+    changed = pc.and_(pairs, pc.is_in(table["recording_id"], value_set=ids))
+    for row in table.filter(changed).to_pylist():
+        own[row["recording_id"]].append(row)
+    kept = [row for rows in own.values() for row in _first_originals(_joined(rows))]
+    left = table.filter(pc.invert(changed))
+    return pa.concat_tables([left, pa.Table.from_pylist(kept, DUPLICATES)])
+
+
+def _place(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    channels = (-1 if row[name] is None else row[name] for name in ("channel", "other_channel"))
+    return row["other_uri"], row["other_recording_id"], *channels, row["start_s"]
+
+
+def _joined(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Join pieces of one copy."""
+    joined: list[dict[str, Any]] = []
+    for row in sorted(rows, key=_place):
+        last = joined[-1] if joined else row
+        shifts = (each["other_start_s"] - each["start_s"] for each in (row, last))
+        near = row["start_s"] - last["end_s"] <= _GAP_S and abs(np.subtract(*shifts)) <= _SHIFT_S
+        if joined and _place(row)[:-1] == _place(last)[:-1] and near:
+            lengths = [each["end_s"] - each["start_s"] for each in (last, row)]
+            alike = np.average([last["likeness"], row["likeness"]], weights=lengths)
+            ends = {name: max(last[name], row[name]) for name in ("end_s", "other_end_s")}
+            joined[-1] = last | ends | {"likeness": float(alike)}
+        else:
+            joined.append(row)
+    return joined
+
+
+def _first_originals(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    kept: list[dict[str, Any]] = []
+    for row in rows:  # by URI of the other
+        holding = [
+            each for each in kept
+            if each["channel"] == row["channel"]
+            and each["start_s"] <= row["start_s"] + _SLACK_S
+            and each["end_s"] >= row["end_s"] - _SLACK_S
+        ]  # fmt: skip
+        if len(holding) < MAX_OTHERS:
+            kept.append(row)
+    return kept
+
+
+def read_pairs(store: OutputStore) -> pa.Table:
+    """Return the pairs of spans; none where no run looked for them."""
+    names = store.names(DUPLICATES_FOLDER)
+    table = store.read_table(names[-1], DUPLICATES) if names else DUPLICATES.empty_table()
+    return table.filter(pc.is_valid(table["other_uri"]))
+
+
+def read_copies(store: OutputStore) -> dict[str, list[Copy]] | None:
+    """Return the spans of recordings that earlier ones have; None where no run compared any."""
+    if not store.names(DUPLICATES_FOLDER):
+        return None
+    copies: dict[str, list[Copy]] = defaultdict(list)
+    columns = ["recording_id", "channel", "start_s", "end_s", "other_recording_id"]
+    for row in read_pairs(store).select(columns).to_pylist():
+        copies[row.pop("recording_id")].append(Copy(**row))
+    return dict(copies)
+
+
+def copied_fraction(
+    copies: Iterable[Copy], *, channel: int | None, start_s: float, end_s: float
+) -> float:
+    """Return how much of a span earlier recordings have, 0 to 1."""
+    covered_s, until = 0.0, start_s
+    for copy in sorted(copies, key=lambda copy: copy.start_s):
+        if copy.channel == channel:
+            begin, stop = max(copy.start_s, until), min(copy.end_s, end_s)
+            covered_s += max(0.0, stop - begin)
+            until = max(until, stop)
+    return min(1.0, covered_s / (end_s - start_s)) if end_s > start_s else 0.0
