@@ -375,3 +375,15 @@ def test_what_is_not_wanted_any_more_is_closed_or_never_opened():
     assert ahead.take("c").read() == b"c"
     assert opener.asked == ["a", "c"]
     assert opener.opened[0].closed
+
+
+def test_fingerprints_are_of_wanted_parts_and_only_where_they_are_asked_for(model: Path):
+    clip = str(CLIPS / "longer.mp3")
+    assert all(part.fingerprint is None for part in extract(model, clip))
+    first, *others = extract(model, clip, done=(0,), fingerprint=True)
+    assert first.fingerprint is None
+    for part in others:
+        assert part.fingerprint is not None
+        assert part.columns()["fingerprint"] == part.fingerprint.astype("<u4").tobytes()
+        seconds = part.num_samples / SAMPLE_RATE_HZ
+        assert len(part.fingerprint) == pytest.approx(8 * max(0.0, seconds - 1.8), abs=2)

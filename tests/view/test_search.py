@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from corpus_asr.schemas import DUPLICATES
 from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.stores.uri import recording_id
 from corpus_asr.view import search as search_module
 from corpus_asr.view.catalogue import Library, View
 from corpus_asr.view.query import Query, folded, folded_lines, parse_query, places
@@ -436,3 +439,23 @@ def test_many_values_are_cut_and_counted(
     view: View = library.wait()
     facet = search(view).facets["folder"]
     assert ([value.name for value in facet.values], facet.others) == (["5", "4", "3"], 2)
+
+
+def test_a_hit_says_in_how_many_other_recordings_it_is(
+    store: OutputStore, library: Library
+) -> None:
+    for name in "abc":
+        add(store, spoken(f"/{name}.wav", passage(0, "jingle"), passage(30, f"only {name}")))
+    rows = [
+        {"recording_id": recording_id(f"/{copy}.wav"), "uri": f"/{copy}.wav", "start_s": 0.0,
+         "end_s": 6.0, "other_recording_id": recording_id(f"/{other}.wav"),
+         "other_uri": f"/{other}.wav", "other_start_s": 0.0, "other_end_s": 6.0}
+        for copy, other in ("ba", "ca", "cb")
+    ]  # fmt: skip
+    store.write_table("duplicates/1.parquet", pa.Table.from_pylist(rows, DUPLICATES))
+    found = search(library.wait(), "")
+    copies = {(hit.uri, hit.text.strip()): hit.copies for hit in found.rows}
+    assert copies == {
+        **{(f"/{name}.wav", "jingle"): 2 for name in "abc"},
+        **{(f"/{name}.wav", f"only {name}"): 0 for name in "abc"},
+    }

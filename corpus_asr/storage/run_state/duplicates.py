@@ -30,8 +30,8 @@ from corpus_asr.storage.run_state.run_tables import VERSION_COLUMNS, RunTables
 from corpus_asr.storage.run_state.speaker_turns import MADE, WANTED, rows_at
 from corpus_asr.storage.run_state.tables import DUPLICATES_FOLDER, SUFFIX, OutputStore
 
-# New recordings that are compared at once, some 2,000 hours: 4 bytes a word, and 12 of the index.
-WORDS_AT_ONCE = 64_000_000
+# New recordings that are compared at once, some 500 hours: 40 bytes a word while they are indexed.
+WORDS_AT_ONCE = 16_000_000
 # Places of one word that are looked at, the first by URI: more is a jingle of a whole archive.
 MAX_PLACES = 64
 # Originals kept of one span, the first by URI.
@@ -198,11 +198,13 @@ class _Index:
             [np.zeros(0, np.uint32), *(np.pad(part.words, _NEAR) for part in self._parts)]
         )
         self._starts = np.cumsum([0, *lengths])[: len(lengths)]
-        order = np.argsort(self._words, kind="stable").astype(np.int64)
-        self._places = order[np.searchsorted(self._words[order], 0, "right") :]
-        self._keys, self._first, counts = np.unique(
-            self._words[self._places], return_index=True, return_counts=True
-        )
+        order = np.argsort(self._words, kind="stable")
+        words = self._words[order]
+        silent = int(np.searchsorted(words, 0, "right"))
+        self._places, words = order[silent:].astype(np.uint32), words[silent:]
+        self._first = np.flatnonzero(np.append(True, words[1:] != words[:-1])[: len(words)])
+        self._keys = words[self._first]
+        counts = np.diff(self._first, append=len(words))
         self._counts = np.minimum(counts, MAX_PLACES)
         self._there = np.zeros(1 << 24, bool)
         self._there[_hashes(self._keys)] = True
@@ -243,7 +245,7 @@ class _Index:
         counts = self._counts[found]
         at = np.repeat(some, counts)
         within = np.arange(len(at)) - np.repeat(np.cumsum(counts) - counts, counts)
-        places = self._places[np.repeat(self._first[found], counts) + within]
+        places = self._places[np.repeat(self._first[found], counts) + within].astype(np.int64)
         padded = np.pad(words, _NEAR)
         around = np.arange(-_NEAR, _NEAR + 1)
         alike = np.zeros(len(at), bool)
