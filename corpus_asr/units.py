@@ -39,3 +39,8 @@ def shortened(text: str, most: int) -> str:
 def counted(count: int, noun: str) -> str:
     """Write a count with its noun."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+FINGERPRINT_WORDS_PER_SECOND = 8
+FINGERPRINT_SPAN_S = 1.7825
+"""Audio that a word of a fingerprint is made of."""

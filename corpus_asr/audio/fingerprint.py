@@ -7,23 +7,18 @@ another, encoded again or sent over a telephone keep most bits. 0 stands for sil
 that do not change, which are alike everywhere.
 """
 
-from typing import Final
-
 import numpy as np
 
 from corpus_asr.array_types import Float32, UInt32
-from corpus_asr.units import SAMPLE_RATE_HZ
+from corpus_asr.units import FINGERPRINT_WORDS_PER_SECOND, SAMPLE_RATE_HZ
 
-WORDS_PER_SECOND: Final = 8
 _FRAME, _HOP = 1_024, 500
-_STEP = SAMPLE_RATE_HZ // WORDS_PER_SECOND // _HOP  # frames between words
+_STEP = SAMPLE_RATE_HZ // FINGERPRINT_WORDS_PER_SECOND // _HOP  # frames between words
 _SMOOTHED = 32  # frames, one second
 _GAPS = (3, 6)  # words between which a change is looked for
 _BANDS = 17
 _LOW_HZ, _HIGH_HZ = 300.0, 3_000.0  # what a telephone sends
 _FRAMES_AT_ONCE = 4_096
-SPAN_S: Final = (_FRAME + _HOP * (_SMOOTHED - 1)) / SAMPLE_RATE_HZ + max(_GAPS) / WORDS_PER_SECOND
-"""Seconds of audio that a word is made of."""
 # Of energies of samples between -1 and 1; 16 bits of dithered silence have 1e-6.
 _SILENCE = 1e-5
 _BELOW_LOUD = 1e-4  # 40 dB
@@ -46,7 +41,7 @@ _WEIGHTS_OF_TIME = (np.hanning(_SMOOTHED + 2)[1:-1] / np.hanning(_SMOOTHED + 2).
 
 
 def fingerprint(samples: Float32[np.ndarray, " sample"]) -> UInt32[np.ndarray, " word"]:
-    """Return the words of 16 kHz audio; the first is of its first `SPAN_S` seconds."""
+    """Return the words of 16 kHz audio; the first is of its first `FINGERPRINT_SPAN_S`."""
     num_frames = (len(samples) - _FRAME) // _HOP + 1
     num_words = (num_frames - _SMOOTHED) // _STEP + 1 - max(_GAPS)
     if num_words < 1:

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-from corpus_asr.audio.fingerprint import SPAN_S, WORDS_PER_SECOND, fingerprint
+from corpus_asr.audio.fingerprint import fingerprint
+from corpus_asr.units import FINGERPRINT_SPAN_S as SPAN_S
+from corpus_asr.units import FINGERPRINT_WORDS_PER_SECOND as WORDS_PER_SECOND
 from corpus_asr.units import SAMPLE_RATE_HZ
 from tests.support.audio import MonoSamples, decode, encode, noise, read_clip, tone
 from tests.support.corpora import CLIPS

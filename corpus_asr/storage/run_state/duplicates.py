@@ -22,13 +22,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from corpus_asr.array_types import Int64, UInt8, UInt32
-from corpus_asr.audio.fingerprint import SPAN_S, WORDS_PER_SECOND
 from corpus_asr.logs import event
 from corpus_asr.schemas import DUPLICATES
 from corpus_asr.storage.run_state.portions import portions_of
 from corpus_asr.storage.run_state.run_tables import VERSION_COLUMNS, RunTables
 from corpus_asr.storage.run_state.speaker_turns import MADE, WANTED, rows_at
 from corpus_asr.storage.run_state.tables import DUPLICATES_FOLDER, SUFFIX, OutputStore
+from corpus_asr.units import FINGERPRINT_SPAN_S as SPAN_S
+from corpus_asr.units import FINGERPRINT_WORDS_PER_SECOND as WORDS_PER_SECOND
 
 # New recordings that are compared at once, some 500 hours: 40 bytes a word while they are indexed.
 WORDS_AT_ONCE = 16_000_000
