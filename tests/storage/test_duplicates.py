@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from corpus_asr.audio.fingerprint import WORDS_PER_SECOND
+from corpus_asr.schemas import DUPLICATES
 from corpus_asr.storage.run_state import duplicates
 from corpus_asr.storage.run_state.duplicates import (
     Copy,
@@ -19,6 +19,7 @@ from corpus_asr.storage.run_state.duplicates import (
 from corpus_asr.storage.run_state.rewriting import Changes, rewrite
 from corpus_asr.storage.run_state.tables import DUPLICATES_FOLDER, OutputStore
 from corpus_asr.storage.stores.uri import recording_id
+from corpus_asr.units import FINGERPRINT_WORDS_PER_SECOND as WORDS_PER_SECOND
 from tests.support.tables import commit, part, results
 
 MIN_S = 5.0
@@ -115,7 +116,7 @@ def test_silence_short_and_unknown_recordings_have_no_copies(store: OutputStore)
     assert pairs(store) == []
     [name] = store.names(DUPLICATES_FOLDER)
     known = {each["uri"]: each["compared"] for each in
-             store.read_table(name, duplicates.DUPLICATES).to_pylist()}  # fmt: skip
+             store.read_table(name, DUPLICATES).to_pylist()}  # fmt: skip
     assert known == {"/a": True, "/b": True, "/c": True, "/d": True, "/e": True, "/old": False}
     # Transcribed again, with a fingerprint, it is compared.
     commit(store, results(row("old", with_jingle("old", 1.0), etag="v2")), run_id="run2")
@@ -154,7 +155,7 @@ def test_what_becomes_of_recordings_becomes_of_their_spans(store: OutputStore) -
     assert [pair[:2] for pair in pairs(store)] == [("/z", "/c")]
     assert find_duplicates(store, min_s=MIN_S) is None
     [name] = store.names(DUPLICATES_FOLDER)
-    assert recording_id("/b") not in str(store.read_table(name, duplicates.DUPLICATES).to_pylist())
+    assert recording_id("/b") not in str(store.read_table(name, DUPLICATES).to_pylist())
 
 
 def test_what_was_killed_is_made_again(store: OutputStore, monkeypatch: pytest.MonkeyPatch) -> None:
