@@ -42,5 +42,5 @@ def counted(count: int, noun: str) -> str:
 
 
 FINGERPRINT_WORDS_PER_SECOND = 8
-FINGERPRINT_SPAN_S = 1.7825
+FINGERPRINT_SPAN_S = 1.78275
 """Audio that a word of a fingerprint is made of."""
