@@ -95,6 +95,8 @@ _VOICES = (
            "null where speakers were not looked for"),
     _field("voices", pa.binary(), "embedding of each window, one after the other, in halves of "
            "little-endian order; to compare within one model"),
+    _field("overlap_spans", _SPANS, "where two speak at once, in recording time; null where none "
+           "was found, or none was looked for"),
 )  # fmt: skip
 
 _FINGERPRINT = _field(

@@ -1,6 +1,9 @@
 """Sections of a job that extraction reads: audio and its tracks, detected speech, and speakers."""
 
+import math
 import re
+import reprlib
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
@@ -77,6 +80,10 @@ class ExtractSettings(_AudioKeys, Settings):  # type: ignore[misc]  # both are f
         return "track: all" if self.track == ALL_TRACKS else ""
 
 
+SPEAKER_COUNTS = ("num_speakers", "min_speakers", "max_speakers")
+MOST_SPEAKERS = 50
+
+
 class SpeakerSettings(Settings):
     """Who speaks: a table of turns, and a speaker for each segment and word."""
 
@@ -84,17 +91,21 @@ class SpeakerSettings(Settings):
     """Speakers: `none`; `auto`: those of each recording are found and named S1, S2 and so on in
     order of appearance; or `corpus`: voices are also compared across recordings, and named V1, V2
     and so on. `speakers: auto` is short for this key."""
-    num_speakers: int | None = Field(default=None, ge=1, le=50)
+    num_speakers: int | None = Field(default=None, ge=1, le=MOST_SPEAKERS)
     """Exact number of speakers of each recording (of each channel, if `extract.channels` is
-    `each`); null: it is found."""
-    min_speakers: int | None = Field(default=None, ge=1, le=50)
+    `each`); null: it is found. A manifest may have a column of this name, and of the next two, for
+    recordings with other numbers."""
+    min_speakers: int | None = Field(default=None, ge=1, le=MOST_SPEAKERS)
     """Minimum number of speakers; null: 1."""
-    max_speakers: int | None = Field(default=None, ge=1, le=50)
+    max_speakers: int | None = Field(default=None, ge=1, le=MOST_SPEAKERS)
     """Maximum number of speakers; null: 12."""
     model: str | None = None
     """Network that embeds voices, in ONNX: a file, a folder or URI with one, or OWNER/NAME or
     OWNER/NAME/FILE of the Hugging Face Hub, such as those of WeSpeaker and 3D-Speaker. null: the
     packaged GE2E encoder."""
+    segmentation: str | None = None
+    """Network that tells where two speak at once, in ONNX, named as `model` is, such as
+    pyannote/segmentation; both have a turn there. null: one speaker at a time."""
 
     @property
     def wanted(self) -> bool:
@@ -113,12 +124,50 @@ class SpeakerSettings(Settings):
                 f"num_speakers: {self.num_speakers} is exact; leave out min_speakers and "
                 "max_speakers, or num_speakers"
             )
-        if (self.min_speakers or 1) > (self.max_speakers or 50):
+        if (self.min_speakers or 1) > (self.max_speakers or MOST_SPEAKERS):
             raise ValueError(
                 f"min_speakers: {self.min_speakers} is more than max_speakers, "
                 f"{self.max_speakers}; correct them"
             )
         return self
+
+    def of_recording(self, columns: Mapping[str, Any]) -> "SpeakerSettings":
+        """Return these settings with the numbers of speakers in a recording's row of a manifest.
+
+        A row with an exact number needs no bounds of the job, nor one with bounds its number.
+
+        Raises:
+            ValueError: what was found is no number of speakers, or does not fit together.
+        """
+        own = {
+            name: count
+            for name in SPEAKER_COUNTS
+            if (count := _count(name, columns.get(name))) is not None
+        }
+        if not own:
+            return self
+        bounds = dict.fromkeys(SPEAKER_COUNTS)
+        if SPEAKER_COUNTS[0] not in own:
+            bounds |= {name: getattr(self, name) for name in SPEAKER_COUNTS[1:]}
+        counts: dict[str, int | None] = bounds | own
+        num, least, most = counts.values()
+        if (num and (least or most)) or (least or 1) > (most or MOST_SPEAKERS):
+            given = (f"{name} {count}" for name, count in counts.items() if count)
+            raise ValueError(" and ".join(given))
+        return self.model_copy(update=counts)
+
+
+def _count(name: str, value: Any) -> int | None:
+    # NaN, which differs from itself, is how pandas writes that there is no value.
+    if value in (None, "") or value != value:
+        return None
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if number not in range(1, MOST_SPEAKERS + 1):
+        raise ValueError(f"{name} {reprlib.repr(value)}")
+    return int(number)
 
 
 NO_SPEAKERS = SpeakerSettings()

@@ -14,6 +14,7 @@ from corpus_asr.config.decoding import AudioSettings, DecodingSettings
 from corpus_asr.config.document import override_value
 from corpus_asr.config.extraction import (
     NO_SPEAKERS,
+    SPEAKER_COUNTS,
     ExtractSettings,
     SpeakerSettings,
     missing_speech,
@@ -70,10 +71,11 @@ class TranscriptionOptions(TypedDict, total=False):
     min_speakers: int | None
     max_speakers: int | None
     speaker_model: str | None
+    speaker_segmentation: str | None
 
 
-BOUND_OPTIONS = ("num_speakers", "min_speakers", "max_speakers")
-SPEAKER_OPTIONS = ("diarize", *BOUND_OPTIONS, "speaker_model")
+_NETWORKS = {"speaker_model": "model", "speaker_segmentation": "segmentation"}
+SPEAKER_OPTIONS = ("diarize", *SPEAKER_COUNTS, *_NETWORKS)
 # Of `speakers.mode` a single call has two values.
 _DIARIZE = Field(
     default=False,
@@ -89,8 +91,8 @@ OPTIONS: Mapping[str, FieldInfo] = {
     "track": _OF_AUDIO["track"],
     **_OF_AUDIO,
     "diarize": FieldInfo.from_annotated_attribute(bool, _DIARIZE),
-    **{name: _OF_SPEAKERS[name] for name in BOUND_OPTIONS},
-    "speaker_model": _OF_SPEAKERS["model"],
+    **{name: _OF_SPEAKERS[name] for name in SPEAKER_COUNTS},
+    **{name: _OF_SPEAKERS[key] for name, key in _NETWORKS.items()},
 }
 OPTION_NAMES = tuple(OPTIONS)
 # Those of its options, and those of arguments of `Transcriber`.
@@ -134,12 +136,14 @@ def _of_speakers(options: Mapping[str, Any]) -> dict[str, Any]:
         raise ConfigError(
             f"reading the options: diarize: found {diarize!r}, expected true or false"
         )
-    given = {name: options[name] for name in BOUND_OPTIONS if options.get(name) is not None}
-    model = options.get("speaker_model")
-    if (given or model) and not diarize:
-        names = ", ".join([*given, *(["speaker_model"] if model else [])])
-        raise ConfigError(f"reading the options: {names}: nothing without speakers; set diarize")
-    return given | {"mode": "auto" if diarize else "none", "model": model}
+    names = {name: name for name in SPEAKER_COUNTS} | _NETWORKS
+    given = {name: options[name] for name in names if options.get(name) is not None}
+    if given and not diarize:
+        raise ConfigError(
+            f"reading the options: {', '.join(given)}: nothing without speakers; set diarize"
+        )
+    found = {names[name]: value for name, value in given.items()}
+    return found | {"mode": "auto" if diarize else "none"}
 
 
 def _unknown(name: str, fixed: Collection[str]) -> str:

@@ -143,7 +143,7 @@ def prepare(config: RunConfig) -> Checkpoint:
         # Loaded for this alone: native code that no other run needs.
         from corpus_asr.speakers.embeddings import SpeakerEmbedder
 
-        SpeakerEmbedder(config.speakers.model)
+        SpeakerEmbedder(config.speakers.model, config.speakers.segmentation)
     return fetch_checkpoints(config)
 
 

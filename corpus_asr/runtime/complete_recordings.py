@@ -5,6 +5,7 @@ words, the part that fits worse is committed again without them, and its first c
 `speakers: corpus` the voices of recordings are then compared with one another.
 """
 
+import json
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -221,8 +222,8 @@ def find_speakers_of_run(
         settings: how speakers are found.
         spread: has portions of recordings done elsewhere, where there are many.
     """
-    # Voices across recordings change no turns.
-    chosen = settings.model_dump(mode="json", exclude={"mode"})
+    # Voices across recordings change no turns; networks are of what is extracted with them.
+    chosen = settings.model_dump(mode="json", exclude={"mode", "segmentation"})
     with voices_left(store, chosen) as (left, portions):
         if spread is not None and left >= MANY_RECORDINGS:
             number = sum(spread(partial(_write_speakers, store, settings), portions))
@@ -265,13 +266,17 @@ def _speakers_of(recording: RecordingVoices, settings: SpeakerSettings) -> Diari
         (
             part.channel,
             SpeechWindows(
-                start_s=part.spans_s[:, 0], end_s=part.spans_s[:, 1], embeddings=part.embeddings
+                start_s=part.spans_s[:, 0],
+                end_s=part.spans_s[:, 1],
+                embeddings=part.embeddings,
+                overlaps=part.overlaps,
             ),
         )
         for _, part in sorted(recording.parts.items())
     )
     try:
-        return diarize_parts(windows, settings)
+        columns = json.loads(recording.metadata) if recording.metadata else {}
+        return diarize_parts(windows, settings.of_recording(columns))
     except Exception as error:  # one recording's; its transcript is written, the others continue
         event(
             _LOG, logging.ERROR, "speakers_not_found", recording_id=recording.recording_id,

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 
 from corpus_asr.array_types import Float32
 from corpus_asr.errors import CheckpointError
 from corpus_asr.features.fbank import kaldi_fbank
 from corpus_asr.features.mel import mel_filters, power_spectra
+from corpus_asr.speakers.networks import OverlapDetector, Samples, SampleSpan, session_of, unfit
 from corpus_asr.speakers.turns import SpeechWindows
 from corpus_asr.storage.model_files import fetch_onnx
 from corpus_asr.units import FFT_SAMPLES, HOP_SAMPLES, SAMPLE_RATE_HZ
@@ -43,9 +43,6 @@ _QUIETEST_RMS = 1e-6
 GE2E_MELS = 40
 FBANK_MELS = 80
 
-Samples = Float32[np.ndarray, " sample"]
-SampleSpan = tuple[int, int]
-
 
 class SpeakerEmbedder:
     """Computes the embeddings of windows of speech; about 180 times real time on one core.
@@ -53,25 +50,17 @@ class SpeakerEmbedder:
     Args:
         model: an .onnx file, a folder or repository of the hub with one, or `OWNER/NAME/FILE.onnx`;
             None is the packaged encoder.
+        segmentation: a network that tells where two speak at once, named likewise; None: they are
+            not looked for.
 
     Raises:
         CheckpointError: it cannot be had or read, or takes or gives something else.
     """
 
-    def __init__(self, model: str | None = None) -> None:
+    def __init__(self, model: str | None = None, segmentation: str | None = None) -> None:
         path = fetch_onnx(model or PACKAGED_ENCODER)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        try:
-            self._session = onnxruntime.InferenceSession(
-                str(path), sess_options=options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # onnxruntime has a class for each status, none of them public
-            first_line = str(error).strip().partition("\n")[0]
-            raise CheckpointError(
-                f"loading the speaker model {path}: {first_line}; expected a network in ONNX"
-            ) from error
+        self._session = session_of(path)
+        self._overlaps = None if segmentation is None else OverlapDetector(segmentation)
         given = self._session.get_inputs()
         self._kind = _kind_of([(each.name, each.shape, each.type) for each in given], path)
         self._input = given[0].name
@@ -104,6 +93,9 @@ class SpeakerEmbedder:
             start_s=at[:, 0],
             end_s=at[:, 1],
             embeddings=(values[known] / lengths[known]).astype(np.float16),
+            overlaps=()
+            if self._overlaps is None
+            else self._overlaps(samples, spans, start_s=start_s),
         )
 
     def _embedded(
@@ -153,11 +145,11 @@ def _kind_of(inputs: Sequence[tuple[str, list[Any], str]], path: Path) -> str:
 
 
 def _unfit(path: Path, found: str) -> CheckpointError:
-    return CheckpointError(
-        f"loading the speaker model {path}: found {found}, expected one input of floats, (batch, "
-        f"frame, {FBANK_MELS}), (batch, frame, {GE2E_MELS}) or (batch, sample), of any length, and "
-        "an output (batch, width); export such a network, or leave out the model: one is packaged"
+    expected = (
+        f"one input of floats, (batch, frame, {FBANK_MELS}), (batch, frame, {GE2E_MELS}) or "
+        "(batch, sample), of any length, and an output (batch, width)"
     )
+    return unfit(path, found, expected, "leave out the model: one is packaged")
 
 
 def _repeated(values: np.ndarray, num_rows: int) -> np.ndarray:

@@ -1,9 +1,9 @@
 """Who speaks when: from windows of speech to turns, and from turns to segments and words."""
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby, pairwise
+from itertools import accumulate, groupby, pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,6 +23,8 @@ if TYPE_CHECKING:  # imports pydantic
 
 # Windows of one span touch; between spans lies at least the silence that ends speech.
 _APART_S = 1e-3
+# Turns before and after one among which another speaker is looked for.
+_LOOK = 4
 # Text without a turn this near has no speaker: it stands where no speech was found.
 NEAR_S = 2.0
 # Windows place a change of speaker to about this; within it, a pause or a sentence's end decides.
@@ -42,6 +44,8 @@ class SpeechWindows:
     end_s: Float64[np.ndarray, " window"]
     embeddings: Float16[np.ndarray, "window width"]
     """Of length 1."""
+    overlaps: Sequence[tuple[float, float]] = ()
+    """Start and end of each span in which two speak at once, as far as it was looked for."""
 
     def __len__(self) -> int:
         return len(self.start_s)
@@ -59,6 +63,7 @@ class SpeechWindows:
             start_s=start_s[order],
             end_s=np.concatenate([part.end_s for part in filled])[order],
             embeddings=np.concatenate([part.embeddings for part in filled])[order],
+            overlaps=[span for part in filled for span in part.overlaps],
         )
 
 
@@ -67,7 +72,7 @@ class Diarization:
     """Who speaks when in one recording."""
 
     turns: tuple[SpeakerTurn, ...]
-    """By channel, then by time; of one channel they do not overlap."""
+    """By channel, then by time; of one channel they overlap where two speak at once."""
     voices: Mapping[str, tuple[float, ...]]
     """Mean embedding of each speaker."""
 
@@ -92,6 +97,7 @@ def diarize(
         if len(windows):
             clustering = find_speakers(windows.embeddings.astype(np.float32), likeness, bounds)
             turns = turns_of(windows, clustering.labels, clustering.confidences, channel=channel)
+            turns = with_overlaps(turns, windows.overlaps)
             found.append((clustering.voices, turns))
     order = sorted(
         (min(turn.start_s for turn in turns if turn.speaker == str(number)), at, str(number))
@@ -158,6 +164,44 @@ def turns_of(
     ]
 
 
+def with_overlaps(
+    turns: Sequence[SpeakerTurn], overlaps: Sequence[tuple[float, float]]
+) -> list[SpeakerTurn]:
+    """Return turns of one channel, in which two speak where they overlap.
+
+    The second is who else speaks nearest to it. Each turn of `turns` follows the one before.
+    """
+    second: list[SpeakerTurn] = []
+    ends_s = [turn.end_s for turn in turns]
+    for start_s, end_s in overlaps:
+        first = bisect_right(ends_s, start_s)
+        for at in range(first, bisect_left(turns, end_s, key=lambda turn: turn.start_s)):
+            from_s, to_s = max(start_s, turns[at].start_s), min(end_s, turns[at].end_s)
+            near = [
+                (max(from_s - turn.end_s, turn.start_s - to_s), turn)
+                for turn in turns[max(0, at - _LOOK) : at + _LOOK + 1]
+                if turn.speaker != turns[at].speaker
+            ]
+            distance_s, other = min(near, key=lambda pair: pair[0], default=(NEAR_S, turns[at]))
+            if distance_s < NEAR_S:
+                second.append(replace(other, start_s=from_s, end_s=to_s))
+    return _joined([*turns, *second]) if second else [*turns]
+
+
+def _joined(turns: Sequence[SpeakerTurn]) -> list[SpeakerTurn]:
+    """Make one turn of those of a speaker that touch or overlap; return them by start."""
+    latest: dict[str, int] = {}
+    joined: list[SpeakerTurn] = []
+    for turn in sorted(turns, key=lambda turn: turn.start_s):
+        at = latest.get(turn.speaker)
+        if at is not None and turn.start_s - joined[at].end_s <= _APART_S:
+            joined[at] = replace(joined[at], end_s=max(joined[at].end_s, turn.end_s))
+        else:
+            latest[turn.speaker] = len(joined)
+            joined.append(turn)
+    return joined
+
+
 def with_speakers(segments: Sequence[Segment], turns: Sequence[SpeakerTurn]) -> tuple[Segment, ...]:
     """Return segments and words with their speakers, given the turns of their channel.
 
@@ -173,7 +217,8 @@ class Timeline:
 
     def __init__(self, turns: Sequence[SpeakerTurn]) -> None:
         self._turns = sorted(turns, key=lambda turn: turn.start_s)
-        self._ends = [turn.end_s for turn in self._turns]
+        # A short turn within a long one ends before it: where all before have ended is asked for.
+        self._ends = [*accumulate((turn.end_s for turn in self._turns), max)]
 
     def speaker(self, start_s: float, end_s: float) -> str | None:
         """Return whose most of a time span is; else who is next to it."""
@@ -183,7 +228,7 @@ class Timeline:
             if turn.start_s >= end_s:
                 break
             shared_s = min(turn.end_s, end_s) - max(turn.start_s, start_s)
-            shares[turn.speaker] = shares.get(turn.speaker, 0.0) + shared_s
+            shares[turn.speaker] = shares.get(turn.speaker, 0.0) + max(0.0, shared_s)
         if any(shared_s > 0.0 for shared_s in shares.values()):
             return max(shares, key=lambda name: shares[name])
         near = [

@@ -148,7 +148,7 @@ class PartExtractor:
         self._detectors = [SileroDetector()] if settings.vad_filter else []
         self._speakers = speakers
         # By model, one at a time; loaded here for the same reason.
-        self._embedder: tuple[str | None, SpeakerEmbedder] | None = None
+        self._embedder: tuple[object, SpeakerEmbedder] | None = None
         self._embedder_for(speakers)
         self._prefetcher = FilePrefetcher(self._open, threads=PREFETCH_THREADS)
 
@@ -330,8 +330,9 @@ class PartExtractor:
     def _embedder_for(self, speakers: SpeakerSettings) -> SpeakerEmbedder | None:
         if not speakers.wanted:
             return None
-        if self._embedder is None or self._embedder[0] != speakers.model:
-            self._embedder = (speakers.model, SpeakerEmbedder(speakers.model))
+        networks = (speakers.model, speakers.segmentation)
+        if self._embedder is None or self._embedder[0] != networks:
+            self._embedder = (networks, SpeakerEmbedder(*networks))
         return self._embedder[1]
 
     def _open(self, uri: str) -> io.BufferedIOBase:

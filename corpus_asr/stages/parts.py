@@ -276,6 +276,7 @@ class ExtractedPart:
             starts, ends = self.voices.start_s.tolist(), self.voices.end_s.tolist()
             columns["voice_spans"] = _spans(zip(starts, ends, strict=True))
             columns["voices"] = self.voices.embeddings.astype("<f2").tobytes()
+            columns["overlap_spans"] = _spans(self.voices.overlaps) or None
         return columns
 
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from corpus_asr.config.extraction import NO_SPEAKERS, SpeakerSettings
 from corpus_asr.config.run import SourceSettings
 from corpus_asr.errors import ConfigError, FetchError
 from corpus_asr.failure_kinds import ACCESS_DENIED, NOT_FOUND
@@ -55,8 +56,17 @@ RECORDS_FOLDER = ".corpus-asr"
 class FileListing:
     """FILES batches of a page or a chunk each; the counts are final once it is exhausted."""
 
-    def __init__(self, source: SourceSettings, *, output_uri: str | None = None) -> None:
-        """List a source, without what a run's own output folder holds, where it lies inside."""
+    def __init__(
+        self,
+        source: SourceSettings,
+        *,
+        output_uri: str | None = None,
+        speakers: SpeakerSettings = NO_SPEAKERS,
+    ) -> None:
+        """List a source, without what a run's own output folder holds, where it lies inside.
+
+        Rows must have numbers of speakers that fit `speakers`, if these are looked for.
+        """
         self.num_excluded = 0
         """Left out because their name matches `source.exclude`."""
         self.num_ignored = 0
@@ -65,7 +75,7 @@ class FileListing:
         """Addresses at which there is no recording."""
         self.num_duplicates = 0
         """Named again by another address or line."""
-        self._source = source
+        self._source, self._speakers = source, speakers
         self._output = None if output_uri is None else output_uri.rstrip("/") + "/"
         self._store = StoreOptions(
             endpoint_url=source.endpoint_url,
@@ -150,6 +160,9 @@ class FileListing:
         places = MemberPlaces(self._shards)
         try:
             while chunk := list(itertools.islice(rows, CHUNK_ROWS)):
+                if self._speakers.wanted:
+                    for row in chunk:
+                        row.check_speakers(self._speakers)
                 uris = [row.uri for row in chunk]
                 columns = [row.metadata() for row in chunk]
                 yield from self._with_members(Page(uris, *places.of(uris)), columns)

@@ -13,6 +13,7 @@ utterances. A row is a recording, or a part of one:
     segments                        parts of the recording: objects with these columns
     size_bytes | size               of the file; with a duration, what to expect of it
     hotwords                        phrases to prefer in the recording
+    num_speakers                    how many speak in it; or min_speakers, max_speakers
 
 Names of one line mean the same. What other columns mean is the reader's to know.
 """
@@ -31,7 +32,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import pyarrow as pa
 
@@ -45,6 +46,9 @@ from corpus_asr.storage.stores.members import member_address, plain_member, told
 from corpus_asr.storage.stores.uri import LOCAL, normalize, parent, redact_uri, resolve, scheme_of
 from corpus_asr.storage.tarred import TarFiles
 from corpus_asr.units import MEBIBYTE
+
+if TYPE_CHECKING:  # imports pydantic
+    from corpus_asr.config.extraction import SpeakerSettings
 
 LOCATION = ("uri", "path", "audio_filepath")
 TEXT = ("text",)
@@ -150,6 +154,14 @@ class Row:
         if value is not None and not isinstance(value, str | int):
             raise self.wrong(f"speaker {_REPR.repr(value)}", "a name or a number")
         return None if value in (None, "") else str(value)
+
+    def check_speakers(self, settings: "SpeakerSettings") -> None:
+        """Refuse a row whose numbers of speakers a job cannot use."""
+        try:
+            settings.of_recording(self.columns)
+        except ValueError as error:
+            expected = "whole numbers from 1 to 50, exact or bounds that fit together"
+            raise self.wrong(str(error), expected) from error
 
     def parts(self) -> "list[Row]":
         """Return the row itself, or its `segments`, objects with the columns of one."""

@@ -336,6 +336,37 @@ def test_other_bounds_make_other_turns_of_the_same_voices(store: OutputStore):
     assert names_of(store) == ALTERNATING
 
 
+def test_a_row_of_the_manifest_says_how_many_speak_in_its_recording(store: OutputStore):
+    def commit_with(columns: dict[str, Any]) -> None:
+        metadata = json.dumps(columns)
+        store.remove_all(store.names("outcomes"))
+        rows = (spoken("a", at, last=at == 2, metadata=metadata) for at in range(3))
+        commit(store, results(*rows, spoken("b", 0, last=False), spoken("b", 1)))
+
+    commit_with({"title": "x"})
+    assert find_speakers_of_run(store, AUTO) == 2
+    # Another column makes no other turns; a number does, of this recording alone.
+    commit_with({"title": "y", "num_speakers": None})
+    assert find_speakers_of_run(store, AUTO) == 0
+    commit_with({"title": "y", "num_speakers": "1"})
+    assert find_speakers_of_run(store, AUTO) == 1
+    assert {speaker for *_, speaker in names_of(store)} == {"S1"}
+    assert names_of(store, B) == ALTERNATING[:2]
+    assert find_speakers_of_run(store, AUTO) == 0
+    commit_with({"title": "y", "max_speakers": 2})
+    assert find_speakers_of_run(store, SpeakerSettings(mode="auto", num_speakers=1)) == 2
+    assert names_of(store) == ALTERNATING
+    assert {speaker for *_, speaker in names_of(store, B)} == {"S1"}
+
+
+def test_two_have_a_turn_where_parts_say_that_two_speak(store: OutputStore):
+    at_once = {0: [{"start_s": 0.75, "end_s": 1.0}], 1: [{"start_s": 1.0, "end_s": 1.25}]}
+    rows = [spoken("a", at, last=at == 1, overlap_spans=at_once[at]) for at in range(2)]
+    commit(store, results(*rows))
+    assert find_speakers_of_run(store, AUTO) == 1
+    assert names_of(store) == [(0.0, 1.25, "S1"), (0.75, 2.0, "S2")]
+
+
 def test_a_recording_that_was_replaced_has_the_speakers_of_the_new_one(store: OutputStore):
     commit(store, results(spoken("a", 0), spoken("b", 0)))
     find_speakers_of_run(store, AUTO)

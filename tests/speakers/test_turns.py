@@ -10,7 +10,15 @@ from benchmarks.diarization import windows_of
 from corpus_asr.audio.silero import SileroDetector
 from corpus_asr.segments import Segment, SpeakerTurn, Word
 from corpus_asr.speakers.embeddings import SpeakerEmbedder
-from corpus_asr.speakers.turns import SpeechWindows, diarize, likeness_of, turns_of, with_speakers
+from corpus_asr.speakers.turns import (
+    SpeechWindows,
+    Timeline,
+    diarize,
+    likeness_of,
+    turns_of,
+    with_overlaps,
+    with_speakers,
+)
 from tests.support.audio import read_clip
 from tests.support.diarization import diarization_errors, plain_spectral
 
@@ -48,6 +56,34 @@ def test_turns_of_labelled_windows(times, labels, expected):
 
 def turn(start_s: float, end_s: float, speaker: str) -> SpeakerTurn:
     return SpeakerTurn(start_s=start_s, end_s=end_s, speaker=speaker, confidence=1.0)
+
+
+@pytest.mark.parametrize(
+    ("overlaps", "expected"),
+    [
+        ([], [(0, 10, "A"), (10, 20, "B"), (30, 40, "C")]),
+        # Around a change of speaker both turns grow.
+        ([(9, 11)], [(0, 11, "A"), (9, 20, "B"), (30, 40, "C")]),
+        # Within a turn, nearer to one of the others; too far from any; where nobody speaks.
+        ([(19, 19.5)], [(0, 10, "A"), (10, 20, "B"), (30, 40, "C")]),
+        ([(11, 11.5)], [(0, 10, "A"), (10, 20, "B"), (11, 11.5, "A"), (30, 40, "C")]),
+        ([(5, 6), (22, 29)], [(0, 10, "A"), (10, 20, "B"), (30, 40, "C")]),
+        ([(8, 9), (8.5, 10)], [(0, 10, "A"), (8, 20, "B"), (30, 40, "C")]),
+    ],
+)
+def test_the_second_of_two_at_once_is_who_speaks_next_to_it(overlaps, expected):
+    turns = [turn(0.0, 10.0, "A"), turn(10.0, 20.0, "B"), turn(30.0, 40.0, "C")]
+    found = with_overlaps(turns, overlaps)
+    assert [(each.start_s, each.end_s, each.speaker) for each in found] == expected
+
+
+def test_a_word_has_one_speaker_where_two_have_turns():
+    # B says a little within what A says, and C speaks as A ends.
+    turns = [turn(0.0, 6.2, "A"), turn(2.0, 2.7, "B"), turn(5.9, 9.0, "C")]
+    (named, *_), *_ = (with_speakers([segment("a b c d e f g h")], turns),)
+    timeline = Timeline(turns)
+    assert [timeline.speaker(at, at + 0.8) for at in (0.0, 2.0, 3.0, 5.0, 6.0)] == [*"AAAAC"]
+    assert named.speaker == "A"
 
 
 def segment(text: str, *, start_s: float = 0.0, word_s: float | None = 1.0) -> Segment:

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from corpus_asr.config.extraction import SpeakerSettings
 from corpus_asr.config.run import SourceSettings
 from corpus_asr.errors import ConfigError, FetchError
 from corpus_asr.schemas import FILES
@@ -259,6 +260,32 @@ def test_a_name_that_is_no_utf8_is_listed_by_an_escape_and_found_again(tmp_path:
         assert again == [row]
     assert rows(SourceSettings(uri=(normalize(str(folder)),))) == listed[1:]
     assert rows(SourceSettings(uri=(normalize(str(folder / "*.mp3")),))) == listed[1:]
+
+
+@pytest.mark.parametrize(
+    ("columns", "found"),
+    [
+        ({"num_speakers": 0}, "num_speakers 0"),
+        ({"max_speakers": 51}, "max_speakers 51"),
+        ({"num_speakers": "two"}, "num_speakers 'two'"),
+        ({"min_speakers": 2.5}, "min_speakers 2.5"),
+        ({"num_speakers": True}, "num_speakers True"),
+        ({"num_speakers": 2, "max_speakers": 3}, "num_speakers 2 and max_speakers 3"),
+        ({"min_speakers": 3, "max_speakers": 2}, "min_speakers 3 and max_speakers 2"),
+        ({"min_speakers": 5}, "min_speakers 5 and max_speakers 4"),  # with the job's
+    ],
+)
+def test_a_row_with_a_wrong_number_of_speakers_is_named(tmp_path: Path, columns, found) -> None:
+    manifest = tmp_path / "list.jsonl"
+    rows = [{"uri": "a.wav", "num_speakers": 2.0}, {"uri": "b.wav", **columns}]
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = SourceSettings(manifest=(str(manifest),))
+    speakers = SpeakerSettings(mode="auto", max_speakers=4)
+    with pytest.raises(ConfigError, match=re.escape(f"line 2: found {found}, expected whole")):
+        list(FileListing(source, speakers=speakers))
+    # Jobs that look for no speakers do not read the column.
+    [batch] = FileListing(source, speakers=SpeakerSettings())
+    assert batch.num_rows == 2
 
 
 def test_what_a_manifest_holds_is_encodable(tmp_path: Path) -> None:

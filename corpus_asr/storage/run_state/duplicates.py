@@ -26,7 +26,8 @@ from corpus_asr.logs import event
 from corpus_asr.schemas import DUPLICATES
 from corpus_asr.storage.run_state.portions import portions_of
 from corpus_asr.storage.run_state.run_tables import VERSION_COLUMNS, RunTables
-from corpus_asr.storage.run_state.speaker_turns import MADE, WANTED, rows_at
+from corpus_asr.storage.run_state.speaker_turns import MADE, rows_at
+from corpus_asr.storage.run_state.speaker_turns import wanted as not_made
 from corpus_asr.storage.run_state.tables import DUPLICATES_FOLDER, SUFFIX, OutputStore
 from corpus_asr.units import FINGERPRINT_SPAN_S as SPAN_S
 from corpus_asr.units import FINGERPRINT_WORDS_PER_SECOND as WORDS_PER_SECOND
@@ -97,7 +98,7 @@ def find_duplicates(store: OutputStore, *, min_s: float) -> int | None:
     with RunTables(store, columns=VERSION_COLUMNS) as tables:
         zeros = pa.repeat(pa.scalar(0, pa.int32()), made.num_rows)
         tables.add("made", made.append_column("number", zeros).cast(MADE))
-        wanted = tables.table(WANTED, settings=json.dumps({"min_s": min_s}))
+        wanted = tables.table(not_made(), settings=json.dumps({"min_s": min_s}))
         tables.add("wanted", wanted)
         whole = tables.table(_WHOLE)
         tables.add("whole", whole)

@@ -22,7 +22,6 @@ from corpus_asr.config.run import (
     DEFAULT_OPTIONS,
     RunConfig,
     RunOptions,
-    SourceSettings,
 )
 from corpus_asr.schemas import FILES, PACK_FILE, PACKS
 from corpus_asr.storage.listing import FileListing
@@ -281,7 +280,7 @@ def make_plan(
         scratch = str(Path(folder) / "remaining.parquet")
         if noted := noted_moves(store):
             tables.move(as_table(noted))
-        shards = _list_source(plan, store, config.source)
+        shards = _list_source(plan, store, config)
         arrivals = Arrivals(tables) if tables.num_versions else None
         sizes, ids, retried = _left(plan, shards, config, tables, options, scratch, arrivals)
         if arrivals is not None and (moves := arrivals.moves(store)):
@@ -363,9 +362,9 @@ def _plan_of(name: str) -> str:
     return "/".join(name.split("/")[:3])
 
 
-def _list_source(plan: Plan, store: OutputStore, source: SourceSettings) -> Iterator[pa.Table]:
+def _list_source(plan: Plan, store: OutputStore, config: RunConfig) -> Iterator[pa.Table]:
     """Yield what a source names, as it is written down."""
-    for shard, files in enumerate(_shards(plan, store, source)):
+    for shard, files in enumerate(_shards(plan, store, config)):
         store.private().write_table(f"{plan.name}/listing/{shard:05d}{SUFFIX}", files)
         plan.num_files += files.num_rows
         plan.num_bytes += pc.sum(files["size_bytes"]).as_py() or 0
@@ -445,8 +444,8 @@ def _add_known(plan: Plan, tables: RunTables, remaining: pa.Table) -> None:
         plan.known[name] = sums + FileSums.of(size_bytes, audio_s)
 
 
-def _shards(plan: Plan, store: OutputStore, source: SourceSettings) -> Iterator[pa.Table]:
-    listing = FileListing(source, output_uri=store.uri)
+def _shards(plan: Plan, store: OutputStore, config: RunConfig) -> Iterator[pa.Table]:
+    listing = FileListing(config.source, output_uri=store.uri, speakers=config.speakers)
     forgotten = Forgotten.read(store)
     waiting: list[pa.RecordBatch] = []
     num_waiting = 0

@@ -67,7 +67,9 @@ VERSION_COLUMNS = (
     "run_id", "recording_id", "size_bytes", "etag", "part", "last_part", "status", "error_kind",
     "retryable", "segments_written", "segments_object",
 )  # fmt: skip
-_LARGE = ("fingerprint", "voice_spans", "voices", "text_lengths", "text_spans")
+_LARGE = (
+    "fingerprint", "voice_spans", "voices", "overlap_spans", "text_lengths", "text_spans",
+)  # fmt: skip
 PART_COLUMNS = tuple(name for name in OUTCOMES.names if name not in _LARGE)
 # What is kept of a recordings table that is written again; moments are in UTC.
 NOTED = pa.schema([("recording_id", pa.string()), ("listed_at", pa.timestamp("ms"))])

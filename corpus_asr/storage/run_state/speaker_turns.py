@@ -45,7 +45,9 @@ Ids = npt.NDArray[np.uint64]
 _NO_IDS: Ids = np.zeros(0, dtype=np.uint64)
 _LOG = logging.getLogger(__name__)
 _TURN = ("recording_id", "channel", "start_s", "end_s", "speaker", "confidence")
-_VOICES = ("recording_id", "uri", "part", "channel", "voice_spans", "voices")
+_VOICES = (
+    "recording_id", "uri", "metadata", "part", "channel", "voice_spans", "voices", "overlap_spans",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +58,8 @@ class PartVoices:
     spans: tuple[tuple[float, float], ...]
     """Start and end of each window, in seconds of the recording."""
     data: bytes
+    overlaps: tuple[tuple[float, float], ...] = ()
+    """Start and end of each span in which two speak at once."""
 
     @property
     def spans_s(self) -> Float64[np.ndarray, "window border"]:
@@ -80,6 +84,8 @@ class RecordingVoices:
     recording_id: str
     uri: str
     made_of: str
+    metadata: str | None = None
+    """Columns of its row of the manifest, as JSON text."""
     parts: dict[int, PartVoices] = field(default_factory=dict)
 
 
@@ -92,10 +98,10 @@ def voices_left(
     A portion lies in as few objects as its recordings do. `settings` change turns.
     """
     known = pa.concat_tables([MADE.empty_table(), *_made(store)])
-    with RunTables(store, columns=VERSION_COLUMNS) as tables:
+    with RunTables(store, columns=(*VERSION_COLUMNS, "metadata")) as tables:
         tables.add("made", known)
         chosen = json.dumps(settings, sort_keys=True)
-        tables.add("wanted", tables.table(WANTED, settings=chosen))
+        tables.add("wanted", tables.table(wanted(also=_NUMBERS), settings=chosen))
         [(number,)] = tables.rows("select count(*) from wanted")
         yield number, portions_of(tables, "wanted")
 
@@ -109,18 +115,28 @@ def read_voices_of(store: OutputStore, portion: Portion) -> Iterator[RecordingVo
             made_of, num_parts = portion.recordings[row["recording_id"]]
             found = waiting.setdefault(
                 row["recording_id"],
-                RecordingVoices(recording_id=row["recording_id"], uri=row["uri"], made_of=made_of),
+                RecordingVoices(
+                    recording_id=row["recording_id"],
+                    uri=row["uri"],
+                    made_of=made_of,
+                    metadata=row["metadata"],
+                ),
             )
             found.parts[row["part"]] = _part_voices(row)
             if len(found.parts) == num_parts:
                 yield waiting.pop(found.recording_id)
 
 
-# Complete recordings whose rows were not made of the same parts with the same settings.
-WANTED = """
+# Nothing for a row without numbers of speakers: its turns are not made again.
+_NUMBERS = """
+coalesce(nullif(json_extract_string(arg_min(metadata, part),
+  ['$.num_speakers', '$.min_speakers', '$.max_speakers'])::varchar, '[NULL, NULL, NULL]'), '')
+"""
+_WANTED = """
 with keys as (
   select recording_id, count(*) as parts, md5($settings || string_agg(concat_ws('|', part, run_id,
-      status, coalesce(etag, ''), coalesce(size_bytes, -1)), '/' order by part)) as made_of
+      status, coalesce(etag, ''), coalesce(size_bytes, -1)), '/' order by part)
+      || {also}) as made_of
   from parts join chosen using (recording_id)
   join (select version, whole from versions) on version = counting
   where whole group by recording_id)
@@ -129,6 +145,16 @@ left join (select recording_id, arg_max(made_of, number) as made_of from made gr
   using (recording_id)
 where latest.made_of is distinct from keys.made_of
 """
+
+
+def wanted(*, also: str = "''") -> str:
+    """Return what finds complete recordings whose rows were not made of the same with $settings.
+
+    `also` is what else of their parts counts, in SQL.
+    """
+    return _WANTED.format(also=also)
+
+
 MADE = projected(SPEAKERS, ("recording_id", "made_of")).append(pa.field("number", pa.int32()))
 
 
@@ -145,8 +171,12 @@ def rows_at(
 
 def _part_voices(row: Mapping[str, Any]) -> PartVoices:
     # Objects of earlier versions lack these columns.
-    spans = tuple((each["start_s"], each["end_s"]) for each in row.get("voice_spans") or ())
-    return PartVoices(channel=row["channel"], spans=spans, data=row.get("voices") or b"")
+    spans, overlaps = (
+        tuple((each["start_s"], each["end_s"]) for each in row.get(name) or ())
+        for name in ("voice_spans", "overlap_spans")
+    )
+    data = row.get("voices") or b""
+    return PartVoices(channel=row["channel"], spans=spans, data=data, overlaps=overlaps)
 
 
 def _made(store: OutputStore) -> Iterator[pa.Table]:

@@ -1,0 +1,143 @@
+"""Networks of the user's choice, and one kind of them: where two speak at once.
+
+Samples of a part in, spans of time out. A segmentation network tells of each frame of a window
+which of three people speak; who they are is not asked, since their numbers differ by window. Any
+ONNX network does that takes (batch, 1, sample) and gives (batch, frame, 3), a probability for each
+speaker, as pyannote/segmentation, or (batch, frame, 7), a log probability for each set of at most
+two of them, as pyannote/segmentation-3.0. Imports no torch: it runs where audio is decoded.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+from corpus_asr.array_types import Float32
+from corpus_asr.errors import CheckpointError
+from corpus_asr.storage.model_files import fetch_onnx
+from corpus_asr.units import SAMPLE_RATE_HZ
+
+Samples = Float32[np.ndarray, " sample"]
+SampleSpan = tuple[int, int]
+
+# Probability that two speak: fitted on conversations of 41 speakers (docs/speakers.md). Below, more
+# is found rightly than wrongly, but not by as much.
+OVERLAPPED_ABOVE = 0.35
+# Shorter ones are within what borders of turns are wrong by.
+LEAST_OVERLAP_S = 0.1
+# A window of each kind, by how many classes it has: what they were trained on.
+_WINDOW_S = {3: 5, 7: 10}
+_SETS_OF_TWO = slice(4, 7)  # nobody, three of one, three of two
+_STEP_SAMPLES = SAMPLE_RATE_HZ // 50  # of the grid on which windows are averaged
+_BATCH_WINDOWS = 8
+
+
+def session_of(path: Path) -> onnxruntime.InferenceSession:
+    """Load a network, for one thread.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(
+            str(path), sess_options=options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:  # onnxruntime has a class for each status, none of them public
+        first_line = str(error).strip().partition("\n")[0]
+        raise CheckpointError(
+            f"loading the speaker model {path}: {first_line}; expected a network in ONNX"
+        ) from error
+
+
+def unfit(path: Path, found: str, expected: str, advice: str) -> CheckpointError:
+    """Return the error of a network that takes or gives something else."""
+    return CheckpointError(
+        f"loading the speaker model {path}: found {found}, expected {expected}; export such a "
+        f"network, or {advice}"
+    )
+
+
+class OverlapDetector:
+    """Finds where two speak at once; about 190 times real time on one core.
+
+    Raises:
+        CheckpointError: the network cannot be had or read, or takes or gives something else.
+    """
+
+    def __init__(self, model: str) -> None:
+        path = fetch_onnx(model)
+        self._session = session_of(path)
+        self._input = self._session.get_inputs()[0].name
+        num_classes, found = 3, ""
+        for classes, window_s in _WINDOW_S.items():
+            noise = np.random.default_rng(0).random((1, window_s * SAMPLE_RATE_HZ))
+            try:
+                values = self._run(noise.astype(np.float32))
+            except Exception as error:
+                found = f"an error for an input {noise.shape}: {str(error).partition(chr(10))[0]}"
+                continue
+            if values.ndim == 3 and values.shape[2] == classes:
+                num_classes, found = classes, ""
+                break
+            found = f"an output {values.shape}"
+        if found:
+            expected = "an input (batch, 1, sample) and an output (batch, frame, 3 or 7)"
+            raise unfit(path, found, expected, "leave out speakers.segmentation")
+        self._window_samples = _WINDOW_S[num_classes] * SAMPLE_RATE_HZ
+
+    def __call__(
+        self, samples: Samples, speech: Sequence[SampleSpan], *, start_s: float = 0.0
+    ) -> list[tuple[float, float]]:
+        """Return the spans in seconds of the recording, in which the part begins at `start_s`."""
+        found = np.concatenate(
+            [[False], self._chances(samples, speech) > OVERLAPPED_ABOVE, [False]]
+        )
+        borders = np.flatnonzero(found[1:] != found[:-1]) * _STEP_SAMPLES / SAMPLE_RATE_HZ
+        return [
+            (start_s + first_s, start_s + last_s)
+            for first_s, last_s in borders.reshape(-1, 2).tolist()
+            if last_s - first_s >= LEAST_OVERLAP_S
+        ]
+
+    def _chances(
+        self, samples: Samples, speech: Sequence[SampleSpan]
+    ) -> Float32[np.ndarray, " step"]:
+        """Return the probability that two speak, every 20 ms: the mean of two windows."""
+        size, hop = self._window_samples, self._window_samples // 2
+        padded = np.pad(samples, (0, -len(samples) % hop + hop))
+        starts = [
+            start
+            for start in range(0, len(padded) - hop, hop)
+            if any(first < start + size and last > start for first, last in speech)
+        ]
+        sums, counts = np.zeros((2, len(padded) // _STEP_SAMPLES), dtype=np.float32)
+        steps = np.arange(size // _STEP_SAMPLES) + 0.5
+        for first in range(0, len(starts), _BATCH_WINDOWS):
+            batch = starts[first : first + _BATCH_WINDOWS]
+            values = self._run(np.stack([padded[start : start + size] for start in batch]))
+            both = self._of_two(values)
+            frames = (np.arange(both.shape[1]) + 0.5) * (len(steps) / both.shape[1])
+            for start, row in zip(batch, both, strict=True):
+                at = start // _STEP_SAMPLES
+                sums[at : at + len(steps)] += np.interp(steps, frames, row)
+                counts[at : at + len(steps)] += 1
+        chances: Float32[np.ndarray, " step"] = sums / np.maximum(counts, 1)
+        return chances
+
+    def _of_two(
+        self, values: Float32[np.ndarray, "window frame class"]
+    ) -> Float32[np.ndarray, "window frame"]:
+        both: Float32[np.ndarray, "window frame"]
+        if values.shape[2] == 3:
+            both = np.sort(values, axis=2)[:, :, 1]
+        else:
+            both = np.exp(values[:, :, _SETS_OF_TWO]).sum(axis=2)
+        return both
+
+    def _run(self, windows: Float32[np.ndarray, "window sample"]) -> np.ndarray:
+        values: np.ndarray = self._session.run(None, {self._input: windows[:, None]})[0]
+        return values
