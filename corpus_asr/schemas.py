@@ -105,6 +105,15 @@ _FINGERPRINT = _field(
     "acoustic fingerprint of the part, 8 words a second of 4 bytes in little-endian order; null "
     "without extract.fingerprint",
 )
+_SOUND = (
+    _field("level_dbfs", pa.float32(), "mean level of the sound, in dB of full scale; null where "
+           "it was not measured (`extract.sound_quality`)", unit="decibel"),
+    _field("snr_db", pa.float32(), "what is louder than the noise around it, compared with that "
+           "noise, the quietest tenth of about 20 s", unit="decibel"),
+    _field("bandwidth_hz", pa.float32(), "upper end of the highest band that it uses: 4,000 of "
+           "telephones, at most 8,000, half of the rate at which models hear", unit="hertz"),
+    _field("clipped_share", pa.float32(), "share of samples that are cut off, 0-1"),
+)  # fmt: skip
 
 _FURTHER_KIND = pa.struct(
     [
@@ -138,6 +147,8 @@ PARTS = _schema(
     _field("language_window_start_s", pa.float64(), "start of the first language window",
            unit="second"),
     _field("decode_s", pa.float64(), "time spent extracting this part", unit="second"),
+    _field("sound", pa.list_(pa.float16()), "level, noise, bands and share clipped of each half "
+           "second, flattened; null where it was not measured"),
     *_VOICES,
     _FINGERPRINT,
 )  # fmt: skip
@@ -181,6 +192,7 @@ SEGMENT_FIELDS = (
         "as `Thanks for watching!`",
     ),
     _field("words", _WORDS, "words with times; null without `decoding.word_timestamps`"),
+    *_SOUND,
 )
 
 _LABEL_NAME = _field("label", pa.string(), "a language code, or a class of the checkpoint")
@@ -245,6 +257,7 @@ _PART_RESULT = (
     _field("label_means", _LABEL_MEANS, "the part's likeliest labels, at most 32, by mean over its "
            "windows weighted by speech"),
     _field("label_weight_s", pa.float64(), "sum of its windows' weights", unit="second"),
+    *_SOUND,
     *_VOICES,
     _FINGERPRINT,
 )  # fmt: skip
@@ -369,6 +382,7 @@ SELECTION = _schema(
     _CHANNEL, _TRACK,
     *(_HEARD[name] for name in ("start_s", "end_s", "text", "language", "language_probability",
                                 "task", *_SCORE_NAMES, "speech_fraction", "known_hallucination")),
+    *_SOUND,
     _field("corrected", pa.bool_(), "whether a person corrected or checked the text"),
     _field("speaker", pa.string(), f"who says most of it, {_PERSON}"),
     _field("num_words", pa.int32(), "number of words; characters in scripts without spaces"),

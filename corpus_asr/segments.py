@@ -112,6 +112,11 @@ class Segment:
     """Whether a person corrected or checked the text."""
     speaker: str | None = None
     """Who says it; None where speakers were not asked for, or no turn is near."""
+    level_dbfs: float | None = None
+    """How good the sound is, with the next three; None where it was not measured."""
+    snr_db: float | None = None
+    bandwidth_hz: float | None = None
+    clipped_share: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -217,6 +217,10 @@ NoCorrections = Annotated[
     typer.Option("--no-corrections", help="The model's text, without corrections made in `view`."),
 ]
 MinConfidence = Annotated[float, typer.Option(help="Minimum confidence of a segment, from 0 to 1.")]
+MinSnr = Annotated[
+    float | None,
+    typer.Option(metavar="DB", help="Minimum decibels of a segment above the noise around it."),
+]
 
 
 def progress_lines() -> TextIO | None:

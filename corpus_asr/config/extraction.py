@@ -28,6 +28,9 @@ else:
 class ExtractSettings(_AudioKeys, Settings):  # type: ignore[misc]  # both are frozen
     """Decoding, speech detection and feature extraction, on CPUs."""
 
+    sound_quality: bool = True
+    """Measure level, noise, bandwidth and clipping of each segment; false leaves these columns
+    null."""
     pack_mb: float = Field(default=64.0, gt=0)
     """Size in MiB up to which short files share a task."""
     workers: PositiveInt | Auto = "auto"

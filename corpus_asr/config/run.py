@@ -561,6 +561,15 @@ class SelectionSettings(Settings):
     """Maximum probability that the window contains no speech; null: any."""
     min_speech_fraction: Share | None = None
     """Minimum fraction of the segment inside detected speech; null: any."""
+    min_snr_db: Annotated[float, Field(ge=-20, le=100)] | None = None
+    """Minimum distance in decibels between the speech and the noise around it; null: any."""
+    min_bandwidth_hz: Annotated[float, Field(gt=0, le=8000)] | None = None
+    """Minimum upper end in hertz of the highest band with sound; 5000 drops telephone sound. null:
+    any."""
+    min_level_dbfs: Annotated[float, Field(le=0)] | None = None
+    """Minimum level in decibels of full scale; null: any."""
+    max_clipped_share: Share | None = None
+    """Maximum share of samples that are cut off, such as 0.005; null: any."""
     min_confidence: Share | None = None
     """Minimum confidence, the estimated fraction of correct words; null: any."""
     min_avg_logprob: Annotated[float, Field(le=0)] | None = -1.0

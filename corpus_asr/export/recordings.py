@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from corpus_asr import confidence
+from corpus_asr.audio.sound_quality import MEASURES
 from corpus_asr.errors import ConfigError
 from corpus_asr.languages import resolve_language
 from corpus_asr.schemas import SEGMENTS
@@ -37,7 +38,7 @@ from corpus_asr.storage.stores.uri import redact_uri
 
 TEXT_COLUMNS = (
     "recording_id", "part", "channel", "segment", "start_s", "end_s", "text", "language",
-    "confidence", "known_hallucination",
+    "confidence", "known_hallucination", "snr_db",
 )  # fmt: skip
 WORD_COLUMNS = (*TEXT_COLUMNS, "words")
 SCORE_COLUMNS = (
@@ -154,6 +155,7 @@ def segment_from(row: Mapping[str, Any]) -> Segment:
     words = row.get("words")
     optional = (
         "language", "language_probability", "no_speech_prob", "speech_fraction", "text_logprob",
+        *MEASURES,
     )  # fmt: skip
     numbers = ("confidence", "avg_logprob", "compression_ratio", "temperature")
     values: dict[str, Any] = {name: row.get(name) for name in optional}
@@ -212,6 +214,7 @@ class Selection:
     uris: tuple[str, ...] = ()
     """Shell patterns, one of which has to match."""
     min_confidence: float = 0.0
+    min_snr_db: float | None = None
     drop_known_hallucinations: bool = False
     partial: bool = False
     """Also unfinished recordings."""
@@ -245,6 +248,9 @@ class Selection:
         if self.min_confidence:
             confident = pc.greater_equal(rows["confidence"], self.min_confidence)
             keep &= pc.fill_null(confident, False).to_numpy()
+        if self.min_snr_db is not None:
+            clear = pc.greater_equal(rows["snr_db"], self.min_snr_db)
+            keep &= pc.fill_null(clear, True).to_numpy()  # unknown, where it was not measured
         if self.drop_known_hallucinations:
             keep &= ~pc.fill_null(rows["known_hallucination"], False).to_numpy()
         if "corrected" in rows.schema.names and not self.removed:

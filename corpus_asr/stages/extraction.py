@@ -29,6 +29,7 @@ from corpus_asr.audio.decode import DAMAGED, AudioDecoder, open_audio
 from corpus_asr.audio.fingerprint import fingerprint
 from corpus_asr.audio.parts import AudioPart, PartCutter
 from corpus_asr.audio.silero import SileroDetector
+from corpus_asr.audio.sound_quality import SoundBlocks
 from corpus_asr.audio.vad import SpeechCriteria
 from corpus_asr.config.decoding import ALL_TRACKS
 from corpus_asr.config.extraction import NO_SPEAKERS, ExtractSettings, SpeakerSettings
@@ -294,6 +295,9 @@ class PartExtractor:
             printed = None
             if work.settings.fingerprint and wanted:
                 printed = fingerprint(audio.samples)
+            sound = None
+            if work.settings.sound_quality and wanted:
+                sound = SoundBlocks.of(audio.samples)
             now = _Clock.now()
             yield ExtractedPart(
                 part=work.part,
@@ -323,6 +327,7 @@ class PartExtractor:
                 fetch_retries=now.fetch_retries - work.started.fetch_retries,
                 voices=voices,
                 fingerprint=printed,
+                sound=sound,
                 further=further,
             )
             work.started = _Clock.now()  # not what the reader took for the part

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from corpus_asr.array_types import Float16, UInt32
+from corpus_asr.audio.sound_quality import SoundBlocks
 from corpus_asr.config.extraction import ExtractSettings, SpeakerSettings
 from corpus_asr.errors import DecodeError, ItemError
 from corpus_asr.failure_kinds import failure_kind
@@ -184,7 +185,7 @@ def cut_part(part: pa.Table, piece_s: float) -> list[pa.Table]:
         cut = slice(at, at + num_samples // HOP_SAMPLES + TAIL_FRAMES)
         others = {kind: replace(each, values=each.values[cut]) for kind, each in further.items()}
         piece = {"part_start_s": start_s, "part_end_s": end_s, "num_samples": num_samples,
-                 "speech_spans": spans, "features": frames[cut].reshape(-1),
+                 "speech_spans": spans, "features": frames[cut].reshape(-1), "sound": None,
                  **further_columns(others)}  # fmt: skip
         pieces.append(one_row(PARTS, row | piece))
     return pieces
@@ -254,6 +255,8 @@ class ExtractedPart:
     """Windows of its speech; None where speakers are not looked for."""
     fingerprint: UInt32[np.ndarray, " word"] | None = None
     """Of its audio; None where none is asked for."""
+    sound: SoundBlocks | None = None
+    """How good its sound is; None where that is not measured."""
     further: Mapping[str, PartFeatures] = field(default_factory=dict)
     """Features of further kinds, by kind; none for a part without speech."""
 
@@ -272,6 +275,7 @@ class ExtractedPart:
         columns |= further_columns(self.further)
         if self.fingerprint is not None:
             columns["fingerprint"] = self.fingerprint.astype("<u4").tobytes()
+        columns["sound"] = None if self.sound is None else self.sound.values.reshape(-1)
         if self.voices is not None:
             starts, ends = self.voices.start_s.tolist(), self.voices.end_s.tolist()
             columns["voice_spans"] = _spans(zip(starts, ends, strict=True))
@@ -283,7 +287,7 @@ class ExtractedPart:
 _SAME_COLUMNS = [
     field.name
     for field in fields(ExtractedPart)
-    if field.name in set(PARTS.names) - {"voices", "fingerprint"}
+    if field.name in set(PARTS.names) - {"voices", "fingerprint", "sound"}
 ]
 
 

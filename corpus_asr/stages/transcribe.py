@@ -8,7 +8,7 @@ engine's slots full. The engine loads in the background, so that extraction begi
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from corpus_asr.activity import Activity
 from corpus_asr.array_types import Float16
+from corpus_asr.audio.sound_quality import MEASURES, SoundBlocks
 from corpus_asr.config.run import CLASSIFY_AUDIO, RunConfig
 from corpus_asr.errors import CheckpointError, ConfigError, EngineError, ItemError
 from corpus_asr.failure_kinds import NOT_A_NUMBER
@@ -404,6 +405,8 @@ def _finish(
     try:
         transcript = future.result()
         result = carried | _transcribed(transcript)
+        for segment in result["segments"]:
+            segment |= _sound(row, [segment])
         check_finite(result)
     except (CheckpointError, ConfigError, EngineError):
         raise
@@ -464,7 +467,19 @@ def label_columns(labels: PartLabels) -> dict[str, Any]:
 def _carry(row: dict[str, Any]) -> dict[str, Any]:
     """Return what a part's result says whether or not it was transcribed."""
     carried = {name: row[name] for name in _CARRIED}
-    return carried | NOTHING_SAID | {"duration_s": _duration_s(row)}
+    spoken = row["speech_spans"]
+    if spoken is None and row["part_end_s"] is not None:
+        spoken = [{"start_s": row["part_start_s"], "end_s": row["part_end_s"]}]
+    return carried | NOTHING_SAID | {"duration_s": _duration_s(row)} | _sound(row, spoken or ())
+
+
+def _sound(row: Mapping[str, Any], spans: Iterable[Mapping[str, float]]) -> dict[str, Any]:
+    """Return how good the sound of spans of a part is."""
+    if row["sound"] is None:
+        return dict.fromkeys(MEASURES)
+    start_s = row["part_start_s"]
+    blocks = SoundBlocks.flattened(row["sound"])
+    return blocks.over((each["start_s"] - start_s, each["end_s"] - start_s) for each in spans)
 
 
 def _duration_s(row: dict[str, Any]) -> float | None:

@@ -321,7 +321,7 @@ def test_the_podcast_example_says_the_defaults(monkeypatch: pytest.MonkeyPatch) 
 
 
 LOG_PROBABILITIES = {"logprob_threshold", "min_avg_logprob"}
-ANY_SIGN = {"length_penalty"}
+ANY_SIGN = {"min_snr_db", "min_level_dbfs", "length_penalty"}
 FRACTION = re.compile(r"_(fraction|prob|probability|confidence)$|no_speech_threshold|vad_threshold")
 
 

@@ -1,0 +1,144 @@
+"""How good the sound of a part is: level, noise, bandwidth, clipping, for each half second.
+
+Measured on the samples that features are computed from (16 kHz mono), once for a part. What a
+segment or a part is worth follows from the blocks that it covers.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+
+from corpus_asr.array_types import Float16, Float32, Float64, Int64
+from corpus_asr.units import SAMPLE_RATE_HZ
+
+# 32 ms: as long as speech is steady, and a power of two. A block has 16 of them.
+_FRAME = 512
+_BLOCK = 16 * _FRAME
+BLOCK_S = _BLOCK / SAMPLE_RATE_HZ
+# Below 16-bit audio's own noise: digital silence is taken for this much.
+_FLOOR_DBFS = -96.0
+# Noise is what the quietest tenth of the frames of about 20 s has: between words, or in pauses.
+_NOISE_BLOCKS, _NOISE_SHARE = 41, 10
+# Bands of 250 Hz. One is used where it is at most so much below the part's strongest sounds.
+_BINS, _USED_DB = 8, 60.0
+# Waves cut off stay within 2 % of the loudest sample for several samples on end, others for few.
+_NEAR_PEAK, _RUN = 0.98, 3
+_BAND_HZ = _BINS * SAMPLE_RATE_HZ / _FRAME
+# One frame of four is looked at for its bands; so many are transformed together: 4 MiB.
+_EVERY, _TOGETHER = 4, 2048
+
+MEASURES = ("level_dbfs", "snr_db", "bandwidth_hz", "clipped_share")
+_KEPT = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SoundBlocks:
+    """Power, noise, bandwidth and clipped samples of each block of a part."""
+
+    values: Float16[np.ndarray, "block kept"]
+    """Level and noise in dB of full scale, bands of 250 Hz used, share of samples clipped."""
+
+    @classmethod
+    def of(cls, samples: Float32[np.ndarray, " sample"]) -> "SoundBlocks":
+        """Measure samples between -1 and 1; what is not a number counts as silence."""
+        whole = max(1, -(-len(samples) // _BLOCK))
+        if not np.isfinite(samples.sum()):
+            samples = np.nan_to_num(samples, nan=0.0, posinf=0.0, neginf=0.0)
+        # Ended as it ends: a step down to zero would be a sound.
+        padded = np.full(whole * _BLOCK, samples[-1], dtype=np.float32)
+        padded[: len(samples)] = samples
+        frames = padded.reshape(-1, _FRAME)
+        # Around its mean: a constant offset is no sound.
+        power = np.einsum("ij,ij->i", frames, frames) / _FRAME - frames.mean(axis=1) ** 2
+        in_last = max(1, len(samples) - (whole - 1) * _BLOCK)
+        share = np.ones(whole)
+        share[-1] = in_last / _BLOCK
+        values = np.empty((whole, _KEPT), dtype=np.float16)
+        values[:, 0] = _db(power.reshape(whole, -1).mean(axis=1) / share)
+        values[:, 1] = _noise_db(power[: max(1, len(samples) // _FRAME)], whole)
+        values[:, 2] = _bands_used(frames)
+        clipped = np.minimum(_clipped(padded.reshape(whole, -1)) / (_BLOCK * share), 1.0)
+        values[:, 3] = np.where(values[:, 0] > _FLOOR_DBFS, clipped, 0.0)
+        return cls(values=values)
+
+    @classmethod
+    def flattened(cls, values: Sequence[float]) -> "SoundBlocks":
+        """Take up what `values` were flattened to."""
+        return cls(values=np.asarray(values, dtype=np.float16).reshape(-1, _KEPT))
+
+    def over(self, spans: Iterable[tuple[float, float]]) -> dict[str, float | None]:
+        """Return the `MEASURES` of spans in seconds from the part's start; None without any.
+
+        `snr_db` compares what is louder than the noise with the noise: -20 dB and less is -20 dB.
+        """
+        weights = np.zeros(len(self.values))
+        starts = np.arange(len(self.values)) * BLOCK_S
+        for start_s, end_s in spans:
+            inside = np.minimum(end_s, starts + BLOCK_S) - np.maximum(start_s, starts)
+            weights += inside.clip(0.0)
+        if not weights.any():
+            return dict.fromkeys(MEASURES)
+        level, noise, bands, clipped = self.values.astype(np.float64).T
+        mean = np.average(10 ** (level / 10), weights=weights)
+        quiet = np.average(10 ** (noise / 10), weights=weights)
+        return {
+            "level_dbfs": float(_db(mean)),
+            "snr_db": float(10 * np.log10(max(mean - quiet, quiet / 100) / quiet)),
+            "bandwidth_hz": float(bands[weights > 0].max()) * _BAND_HZ,
+            "clipped_share": float(np.average(clipped, weights=weights)),
+        }
+
+
+def _db(power: np.ndarray | float) -> np.ndarray:
+    decibels: np.ndarray = 10 * np.log10(np.maximum(power, 10 ** (_FLOOR_DBFS / 10)))
+    return decibels
+
+
+def _noise_db(power: Float32[np.ndarray, " frame"], blocks: int) -> Float32[np.ndarray, " block"]:
+    """Return the level of the quietest frames around each block.
+
+    Source: Martin 2001, "Noise power spectral density estimation based on optimal smoothing and
+    minimum statistics", here of the whole band.
+    """
+    per_block = _BLOCK // _FRAME
+    around = min(_NOISE_BLOCKS, blocks)
+    size = min(len(power), around * per_block)
+    windows = sliding_window_view(power, size)[::per_block]
+    quiet = _db(np.percentile(windows, _NOISE_SHARE, axis=1))
+    # The first window is of the first half of its blocks, too, the last of the last.
+    places = (np.arange(blocks) - around // 2).clip(0, len(quiet) - 1)
+    found: np.ndarray = quiet[places]
+    return found
+
+
+def _bands_used(frames: Float32[np.ndarray, "frame sample"]) -> Int64[np.ndarray, " block"]:
+    """Return how many bands each block uses, up to the highest; 0 in silence."""
+    window = np.hanning(_FRAME).astype(np.float32)
+    window /= np.sqrt(np.sum(window**2) * _FRAME / 2)  # a band's power is its share of the level
+    taken = frames[_EVERY // 2 :: _EVERY]
+    strongest = []
+    for first in range(0, len(taken), _TOGETHER):
+        spectra = np.fft.rfft(taken[first : first + _TOGETHER] * window, axis=1)[:, :-1]
+        spectra[:, :2] = 0.0  # of an offset
+        power = (spectra.real**2 + spectra.imag**2).reshape(len(spectra), -1, _BINS).sum(axis=2)
+        strongest.append(power.reshape(-1, _BLOCK // _FRAME // _EVERY, power.shape[1]).max(axis=1))
+    bands = _db(np.concatenate(strongest))
+    # Not of the loudest block, which may be a click.
+    reference = np.percentile(bands.max(axis=1), 90)
+    used = bands > max(reference - _USED_DB, _FLOOR_DBFS)
+    top: np.ndarray = bands.shape[1] - np.argmax(used[:, ::-1], axis=1)
+    return np.where(used.any(axis=1), top, 0)
+
+
+def _clipped(blocks: Float32[np.ndarray, "block sample"]) -> Float64[np.ndarray, " block"]:
+    """Count the samples of each block that are cut off: near the loudest, several on end."""
+    found = np.zeros(len(blocks))
+    loudest = np.maximum(blocks.max(axis=1), -blocks.min(axis=1))
+    least = _NEAR_PEAK * min(float(loudest.max()), 1.0)
+    for number in np.flatnonzero(loudest >= max(least, np.finfo(np.float32).tiny)):
+        places = np.flatnonzero(np.abs(blocks[number]) >= least)
+        runs = np.split(places, np.flatnonzero(np.diff(places) != 1) + 1)
+        found[number] = sum(len(run) for run in runs if len(run) >= _RUN)
+    return found
