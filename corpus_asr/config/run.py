@@ -639,9 +639,12 @@ class DatasetSettings(Settings):
     """S3 endpoint of the dataset; null: Amazon's."""
     storage_options: StoreSection = NO_OPTIONS
     """Options of the dataset's store, as in `output`."""
-    format: Literal["huggingface", "webdataset", "nemo"] = "huggingface"
-    """Format: `huggingface` (Parquet files with audio), `webdataset` (tar files) or `nemo` (audio
-    files and a manifest)."""
+    format: Literal["huggingface", "webdataset", "nemo", "lhotse", "shar", "kaldi", "espnet"] = (
+        "huggingface"
+    )
+    """Format: `huggingface` (Parquet files with audio), `webdataset` (tar files), `nemo` and
+    `lhotse` (audio files and manifests), `shar` (lhotse's tar files), `kaldi` and `espnet` (audio
+    files and data folders)."""
     examples: Literal["windows", "clips"] = "windows"
     """Examples: `windows` of up to 30 s of packed segments with timestamps, as Whisper is trained,
     or `clips` of one segment."""
@@ -651,6 +654,8 @@ class DatasetSettings(Settings):
     """Seconds of audio kept before and after an example, without audio of neighboring segments."""
     audio_format: Literal["flac", "opus", "wav"] = "flac"
     """Audio codec: 16 kHz, mono, 16 bits."""
+    numbers: Literal["digits"] | None = None
+    """Number words of texts: `digits`, written as digits in eight languages; null, as they are."""
     shard_mb: Annotated[float, Field(gt=0, le=4096)] = 256.0
     """Audio per file in MiB, before encoding."""
     validation_fraction: Share = 0.01

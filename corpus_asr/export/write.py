@@ -42,6 +42,7 @@ from corpus_asr.formats.names import ExportFormat, WordStyle
 from corpus_asr.formats.subtitles import SUBTITLES
 from corpus_asr.formats.writers import (
     SINGLE_FORMATS,
+    TIERED,
     TRANSCRIPTS,
     check_formats,
     file_contents,
@@ -291,7 +292,7 @@ def _columns(formats: Sequence[ExportFormat], *, spoken: bool) -> Sequence[str]:
     # Tokens and words are most of the bytes of a segment.
     if ExportFormat.json in formats:
         return SCORE_COLUMNS
-    timed = {ExportFormat.whisperx, ExportFormat.ctm, ExportFormat.textgrid, *SUBTITLES}
+    timed = {ExportFormat.whisperx, ExportFormat.ctm, *TIERED, *SUBTITLES}
     # Segments are split between speakers at word times.
     return WORD_COLUMNS if spoken or not timed.isdisjoint(formats) else TEXT_COLUMNS
 

@@ -5,7 +5,7 @@ from typing import Literal
 
 FormatName = Literal[
     "srt", "vtt", "lrc", "ass", "ttml", "txt", "md", "html", "docx", "tsv", "csv", "json",
-    "whisperx", "nemo", "rttm", "ctm", "textgrid",
+    "whisperx", "nemo", "rttm", "ctm", "textgrid", "eaf",
 ]  # fmt: skip
 
 
@@ -33,6 +33,7 @@ class ExportFormat(StrEnum):
     rttm = "rttm"
     ctm = "ctm"
     textgrid = "textgrid"
+    eaf = "eaf"
 
 
 class WordStyle(StrEnum):

@@ -252,7 +252,7 @@ class Transcript:
                 `formats`, a folder, in which files are named after the recording. Either may be an
                 fsspec URI.
             *formats: srt, vtt, lrc, ass, ttml, txt, md, html, docx, tsv, csv, json, whisperx,
-                nemo, rttm, ctm or textgrid.
+                nemo, rttm, ctm, textgrid or eaf.
             **options: how subtitles are cut.
 
         Returns:

@@ -1,12 +1,13 @@
 """Recordings as files of each format: subtitles, documents, tables, JSON, NeMo and others.
 
 srt, vtt, txt and tsv equal openai-whisper's files, and json adds to its keys; whisperx has the
-shape of WhisperX's, nemo that of NeMo's manifests. Who says what when is also in RTTM, CTM and
-Praat's TextGrid.
+shape of WhisperX's, nemo that of NeMo's manifests. Who says what when is also in RTTM, CTM,
+Praat's TextGrid and ELAN's EAF.
 
 Source: openai/whisper, utils.py; m-bain/whisperX, schema.py, AlignedTranscriptionResult; NVIDIA
 NeMo, documentation of ASR datasets, "Preparing Custom ASR Data"; NIST, 2009 RT evaluation plan,
-appendix A (RTTM), and sclite, `ctm` format; Praat manual, "TextGrid file formats".
+appendix A (RTTM), and sclite, `ctm` format; Praat manual, "TextGrid file formats";
+MPI, "ELAN Annotation Format", EAF 3.0.
 """
 
 import functools
@@ -34,7 +35,7 @@ from corpus_asr.formats.documents import (
 )
 from corpus_asr.formats.names import ExportFormat, WordStyle
 from corpus_asr.formats.pieces import one_line, shown_words
-from corpus_asr.formats.subtitles import SUBTITLES, check_words
+from corpus_asr.formats.subtitles import SUBTITLES, check_words, xml_escape
 from corpus_asr.segments import Segment, SpeakerTurn, Word
 
 
@@ -185,7 +186,7 @@ def _tsv_with_uri(recording: Transcribed) -> str:
 
 
 _BLANKS = re.compile(r"\s+")
-_NO_SPEAKER = "text"
+_NO_SPEAKER, _WORDS = "text", " words"
 # Praat refuses intervals without duration.
 _SHORTEST_S = 0.001
 
@@ -233,21 +234,7 @@ def ctm_text(recording: Transcribed) -> str:
 
 def textgrid_text(recording: Transcribed) -> str:
     """Return an interval tier of each speaker's segments, and where words have times, of those."""
-    end_s = max(
-        [recording.duration_s, *(segment.end_s for segment in recording.segments)], default=0.0
-    )
-    tiers: dict[str, list[_Interval]] = {}
-    for channel, segments in recording.by_channel().items():
-        for segment in segments:
-            name = segment.speaker or _NO_SPEAKER
-            name = name if channel is None else f"{name} {channel}"
-            said = one_line(segment.text).strip()
-            tiers.setdefault(name, []).append((segment.start_s, segment.end_s, said))
-            if segment.words:
-                tiers.setdefault(f"{name} words", []).extend(
-                    (word.start_s, word.end_s, one_line(word.word).strip())
-                    for word in shown_words(segment)
-                )
+    end_s, tiers = _tiers(recording)
     if not tiers:
         tiers[_NO_SPEAKER] = []
     lines = [
@@ -267,6 +254,85 @@ def textgrid_text(recording: Transcribed) -> str:
                 f"            xmax = {stop_s:.3f}", f"            text = {_quoted(text)}",
             ]  # fmt: skip
     return "\n".join(lines) + "\n"
+
+
+_EAF = """<?xml version="1.0" encoding="UTF-8"?>
+<ANNOTATION_DOCUMENT AUTHOR="" DATE="1970-01-01T00:00:00Z" FORMAT="3.0" VERSION="3.0" \
+xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance" \
+xsi:noNamespaceSchemaLocation="http://www.mpi.nl/tools/elan/EAFv3.0.xsd">
+  <HEADER MEDIA_FILE="" TIME_UNITS="milliseconds">
+    <MEDIA_DESCRIPTOR MEDIA_URL="{url}" MIME_TYPE="{kind}" RELATIVE_MEDIA_URL="{relative}"/>
+    <PROPERTY NAME="lastUsedAnnotationId">{count}</PROPERTY>
+  </HEADER>
+  <TIME_ORDER>
+{slots}  </TIME_ORDER>
+{tiers}  <LINGUISTIC_TYPE GRAPHIC_REFERENCES="false" LINGUISTIC_TYPE_ID="default-lt" \
+TIME_ALIGNABLE="true"/>
+</ANNOTATION_DOCUMENT>
+"""
+_ANNOTATION = """    <ANNOTATION>
+      <ALIGNABLE_ANNOTATION ANNOTATION_ID="a{number}" TIME_SLOT_REF1="ts{start}" \
+TIME_SLOT_REF2="ts{end}">
+        <ANNOTATION_VALUE>{text}</ANNOTATION_VALUE>
+      </ALIGNABLE_ANNOTATION>
+    </ANNOTATION>
+"""
+
+
+def eaf_text(recording: Transcribed) -> str:
+    """Return ELAN's XML with the tiers of a TextGrid.
+
+    The date is no true one, so that the same transcript is the same file.
+    """
+    end_s, tiers = _tiers(recording)
+    times: list[float] = []
+    parts, number = [], 0
+    for name, intervals in (tiers or {_NO_SPEAKER: []}).items():
+        parts.append(
+            f'  <TIER LINGUISTIC_TYPE_REF="default-lt" TIER_ID="{xml_escape(name)}" '
+            f'PARTICIPANT="{xml_escape(name.removesuffix(_WORDS))}">\n'
+        )
+        for start_s, stop_s, text in _without_gaps(intervals, end_s):
+            if text:
+                number += 1
+                times += (start_s, stop_s)
+                ends = {"start": len(times) - 1, "end": len(times)}
+                parts.append(_ANNOTATION.format(number=number, text=xml_escape(text), **ends))
+        parts.append("  </TIER>\n")
+    uri = recording.uri or ""
+    base = uri.partition("?")[0].rstrip("/").rpartition("/")[2]
+    # ELAN looks for the file at the first address, then next to its own.
+    return _EAF.format(
+        url=xml_escape(f"file://{uri}" if uri.startswith("/") else uri),
+        kind="audio/x-wav" if base.lower().endswith(".wav") else "unknown",
+        relative=xml_escape(f"./{base}"),
+        count=number,
+        slots="".join(
+            f'    <TIME_SLOT TIME_SLOT_ID="ts{at}" TIME_VALUE="{round(1000 * time_s)}"/>\n'
+            for at, time_s in enumerate(times, 1)
+        ),
+        tiers="".join(parts),
+    )
+
+
+def _tiers(recording: Transcribed) -> tuple[float, dict[str, list[_Interval]]]:
+    """Return the end, and of each speaker the segments and the words that have times."""
+    end_s = max(
+        [recording.duration_s, *(segment.end_s for segment in recording.segments)], default=0.0
+    )
+    tiers: dict[str, list[_Interval]] = {}
+    for channel, segments in recording.by_channel().items():
+        for segment in segments:
+            name = one_line(segment.speaker or _NO_SPEAKER)
+            name = name if channel is None else f"{name} {channel}"
+            said = one_line(segment.text).strip()
+            tiers.setdefault(name, []).append((segment.start_s, segment.end_s, said))
+            if segment.words:
+                tiers.setdefault(f"{name}{_WORDS}", []).extend(
+                    (word.start_s, word.end_s, one_line(word.word).strip())
+                    for word in shown_words(segment)
+                )
+    return end_s, tiers
 
 
 def _without_gaps(intervals: Sequence[_Interval], end_s: float) -> Iterator[_Interval]:
@@ -356,12 +422,12 @@ TRANSCRIPTS: Mapping[ExportFormat, TranscriptFormat] = {
     ExportFormat.rttm: TranscriptFormat(".rttm", rttm_text, ".rttm", rttm_text),
     ExportFormat.ctm: TranscriptFormat(".ctm", ctm_text, ".ctm", ctm_text),
     ExportFormat.textgrid: TranscriptFormat(".TextGrid", textgrid_text, ".TextGrid", textgrid_text),
+    ExportFormat.eaf: TranscriptFormat(".eaf", eaf_text, ".eaf", eaf_text),
 }
 
 
-_OF_ONE_RECORDING = frozenset(
-    {ExportFormat.md, ExportFormat.html, ExportFormat.docx, ExportFormat.textgrid}
-)
+TIERED = (ExportFormat.textgrid, ExportFormat.eaf)
+_OF_ONE_RECORDING = frozenset({ExportFormat.md, ExportFormat.html, ExportFormat.docx, *TIERED})
 SINGLE_FORMATS = tuple(name for name in TRANSCRIPTS if name not in _OF_ONE_RECORDING)
 """Formats of which one file may hold all recordings."""
 

@@ -1,22 +1,15 @@
 """The folder of a dataset: its layouts, its shards, and what stands for the whole.
 
-    data/ or audio/        the examples
-    selection/             every segment with its measures, and what dropped it
-    README.md              the card; written last: a folder without one is not complete
-    labels.json            its numbers
-    _run/                  settings, and a note of every shard
-
-Source: the Hub's layout of Parquet with audio (`data/SPLIT-*.parquet`, the feature `Audio`);
-WebDataset's tar files, where names equal up to the first dot are one sample; NeMo's manifest of
-`audio_filepath`, `duration` and `text`, where relative paths count from the manifest's folder.
+data/ or audio/        the examples
+selection/             every segment with its measures, and what dropped it
+README.md              the card; written last: a folder without one is not complete
+labels.json            its numbers
+_run/                  settings, and a note of every shard
 """
 
-import io
 import json
 import re
-import tarfile
 import tempfile
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
 from dataclasses import asdict, dataclass, field
@@ -31,20 +24,22 @@ from corpus_asr.config.run import DatasetSettings, SelectionSettings
 from corpus_asr.errors import CheckpointError, ConfigError, EngineError, ItemError
 from corpus_asr.labelling.examples import Shard
 from corpus_asr.labelling.selection import Origin
-from corpus_asr.schemas import EXAMPLES, SCHEMA_VERSION, SELECTION
+from corpus_asr.labelling.writers import (
+    AUDIO_FOLDER,
+    DATA_FOLDER,
+    MANIFESTS_FOLDER,
+    WRITERS,
+    Arrange,
+    ShardWriter,
+)
+from corpus_asr.schemas import SCHEMA_VERSION, SELECTION
 from corpus_asr.stages.isolation import IsolatedGenerator
 from corpus_asr.stages.messages import CHANGED, CUT_SHORT, Clip
-from corpus_asr.storage.parquet import parquet_writer
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.uri import redact_uri, without_secrets
-from corpus_asr.units import MEBIBYTE, SAMPLE_RATE_HZ
+from corpus_asr.units import SAMPLE_RATE_HZ
 
-DATA_FOLDER, AUDIO_FOLDER, MANIFESTS_FOLDER = "data", "audio", "_run/manifests"
-_GROUP_BYTES = 32 * MEBIBYTE
-# What the Hub's viewer asks of files with audio: it reads whole groups of rows.
-_GROUP_ROWS = 100
-_DIGITS = 6
 NOTES_FOLDER = "_run/shards"
 CUTTER = "corpus_asr.stages.cutting:ClipCutter"
 UNREADABLE, UNREACHABLE = "unreadable", "unreachable"
@@ -144,160 +139,33 @@ class SelectionTable:
 
 
 def complete(
-    store: OutputStore, *, card: str, numbers: dict[str, Any], splits: Iterable[str]
+    store: OutputStore, *, card: str, numbers: dict[str, Any], splits: Iterable[str], layout: str
 ) -> None:
-    """Write what stands for the whole: NeMo's manifests, the numbers, the card."""
+    """Write what stands for the whole: the files of each split, the numbers, the card."""
+    writer = WRITERS[layout]
     for split in splits:
-        _join_manifests(store, split)
+        for suffix, name in writer.joined.items():
+            _join(store, split, suffix, name.format(split=split), writer.arranged.get(suffix))
     store.write_json(NUMBERS_NAME, numbers)
     store.write_bytes(CARD_NAME, card.encode("utf-8", "replace"))
 
 
-def manifest_name(split: str) -> str:
-    """Return the name of a split's NeMo manifest."""
-    return f"{split}_manifest.json"
-
-
-def _join_manifests(store: OutputStore, split: str) -> None:
-    of_split = re.compile(rf"(.*/)?{split}-[^/]*\.jsonl")
+def _join(
+    store: OutputStore, split: str, suffix: str, target: str, arranged: Arrange | None
+) -> None:
+    of_split = re.compile(rf"(.*/)?{split}-[0-9]+\.{re.escape(suffix)}")
     # A file per shard until now: objects in a store cannot be appended to.
     names = sorted(filter(of_split.fullmatch, store.all_names(MANIFESTS_FOLDER)))
     if not names:
         return
+    parts = (filesystem.read_bytes(store.address(name), store.options) for name in names)
+    if arranged is not None:
+        parts = iter(arranged(line for part in parts for line in part.splitlines(keepends=True)))
     with tempfile.TemporaryDirectory(prefix="corpus-asr-manifest-") as folder:
         path = Path(folder) / "manifest"
         with path.open("wb") as file:
-            for name in names:
-                uri = store.address(name)
-                file.write(filesystem.read_bytes(uri, store.options))
-        filesystem.upload(str(path), store.address(manifest_name(split)), store.options)
-
-
-class ShardWriter(ABC):
-    """Writes the examples of one shard to local files."""
-
-    def __init__(self, folder: Path, name: str, audio_format: str) -> None:
-        self._folder, self._name, self._suffix = folder, name, audio_format
-        self.files: dict[str, Path] = {}
-        """Local files by their names in the dataset, in the order in which to upload them."""
-
-    @abstractmethod
-    def add(self, row: dict[str, Any], data: bytes) -> None:
-        """Take an example and its audio."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Complete the files."""
-
-
-class HuggingFaceWriter(ShardWriter):
-    """A Parquet file with audio inside."""
-
-    def __init__(self, folder: Path, name: str, audio_format: str) -> None:
-        super().__init__(folder, name, audio_format)
-        path = self.files[f"{DATA_FOLDER}/{name}.parquet"] = folder / f"{name}.parquet"
-        self._file = parquet_writer(str(path), huggingface_schema())
-        self._waiting: list[dict[str, Any]] = []
-        self._waiting_bytes = 0
-
-    def add(self, row: dict[str, Any], data: bytes) -> None:
-        audio = {"bytes": data, "path": f"{row['example_id']}.{self._suffix}"}
-        self._waiting.append(row | {"audio": audio})
-        self._waiting_bytes += len(data)
-        if len(self._waiting) == _GROUP_ROWS or self._waiting_bytes > _GROUP_BYTES:
-            self._write()
-
-    def close(self) -> None:
-        if self._waiting:
-            self._write()
-        self._file.close()
-
-    def _write(self) -> None:
-        self._file.write_table(pa.Table.from_pylist(self._waiting, schema=huggingface_schema()))
-        self._waiting, self._waiting_bytes = [], 0
-
-
-def huggingface_schema() -> pa.Schema:
-    """Return the EXAMPLES table with what tells `datasets` that a column is audio."""
-    features = {field.name: _feature(field) for field in EXAMPLES}
-    metadata = {**EXAMPLES.metadata, b"huggingface": json.dumps({"info": {"features": features}})}
-    return EXAMPLES.with_metadata(metadata)
-
-
-def _feature(field: pa.Field) -> dict[str, Any]:
-    if field.name == "audio":
-        return {"_type": "Audio", "sampling_rate": SAMPLE_RATE_HZ}
-    names = {pa.float64(): "float64", pa.float32(): "float32"}
-    return {"_type": "Value", "dtype": names.get(field.type, str(field.type))}
-
-
-class WebDatasetWriter(ShardWriter):
-    """A tar file: of each example the audio, its text, and a JSON object with all the rest."""
-
-    def __init__(self, folder: Path, name: str, audio_format: str) -> None:
-        super().__init__(folder, name, audio_format)
-        path = self.files[f"{DATA_FOLDER}/{name}.tar"] = folder / f"{name}.tar"
-        self._file = tarfile.open(path, "w", format=tarfile.PAX_FORMAT)  # noqa: SIM115
-
-    def add(self, row: dict[str, Any], data: bytes) -> None:
-        values = json.dumps(_rounded(row), ensure_ascii=False).encode("utf-8", "replace")
-        text = row["text"].encode("utf-8", "replace")
-        for suffix, content in ((self._suffix, data), ("txt", text), ("json", values)):
-            # No times and owners: the same examples are the same bytes.
-            member = tarfile.TarInfo(f"{row['example_id']}.{suffix}")
-            member.size = len(content)
-            self._file.addfile(member, io.BytesIO(content))
-
-    def close(self) -> None:
-        self._file.close()
-
-
-_IN_NEMO = {name: f"recording_{name}" for name in ("uri", "start_s", "end_s")}
-
-
-class NemoWriter(ShardWriter):
-    """An audio file of each example, and the lines of the manifest."""
-
-    def __init__(self, folder: Path, name: str, audio_format: str) -> None:
-        super().__init__(folder, name, audio_format)
-        self._manifest_path = folder / f"{name}.jsonl"
-        self._manifest = self._manifest_path.open("w", encoding="utf-8", errors="replace")
-
-    def add(self, row: dict[str, Any], data: bytes) -> None:
-        base = f"{row['example_id']}.{self._suffix}"
-        address = f"{AUDIO_FOLDER}/{self._name}/{base}"
-        path = self.files[address] = self._folder / base
-        path.write_bytes(data)
-        line = {
-            "audio_filepath": address,
-            "duration": row["duration_s"],
-            "text": row["text"],
-            "lang": row["language"],
-        }
-        # Of the recording that it was cut from: as `uri` and `start_s` they would be of this file.
-        others = {_IN_NEMO.get(name, name): value for name, value in row.items()}
-        others.pop("duration_s")
-        self._manifest.write(json.dumps(_rounded(line | others), ensure_ascii=False) + "\n")
-
-    def close(self) -> None:
-        self._manifest.close()
-        # Uploaded last: what it names is there.
-        self.files[f"{MANIFESTS_FOLDER}/{self._name}.jsonl"] = self._manifest_path
-
-
-def _rounded(row: dict[str, Any]) -> dict[str, Any]:
-    # As they were before they had 32 bits: 0.1, not 0.10000000149011612.
-    return {
-        name: round(value, _DIGITS) if isinstance(value, float) else value
-        for name, value in row.items()
-    }
-
-
-WRITERS: dict[str, type[ShardWriter]] = {
-    "huggingface": HuggingFaceWriter,
-    "webdataset": WebDatasetWriter,
-    "nemo": NemoWriter,
-}
+            file.writelines(parts)
+        filesystem.upload(str(path), store.address(target), store.options)
 
 
 @dataclass(slots=True)

@@ -18,6 +18,7 @@ from corpus_asr.config.run import WINDOWS, DatasetSettings
 from corpus_asr.labelling.splits import SPLITS
 from corpus_asr.report.accuracy.scoring import WITHOUT_BLANKS
 from corpus_asr.stages.messages import ClipRange, CutRequest
+from corpus_asr.text.numbers import with_digits
 from corpus_asr.units import MEBIBYTE, SAMPLE_RATE_HZ, TIMESTAMP_STEP_S, WINDOW_S
 
 Rows = Sequence[dict[str, Any]]
@@ -112,12 +113,13 @@ def _example(
     for row in window:
         row["example_id"] = name
     language = window[0]["language"]
-    text = joined([row["text"] for row in window], language)
+    texts = [_written(row, settings) for row in window]
+    text = joined(texts, language)
     speakers = {row["speaker"] for row in window}
     values = {
         "example_id": name,
         "text": text,
-        "whisper_transcript": _timestamped(window, start_s),
+        "whisper_transcript": _timestamped(window, texts, start_s),
         "language": language,
         "task": window[0]["task"],
         "recording_id": identity,
@@ -129,6 +131,7 @@ def _example(
         "reference": None,
         "speaker": speakers.pop() if len(speakers) == 1 else None,
         "corrected": all(row["corrected"] for row in window),
+        "numbers_rewritten": texts != [row["text"] for row in window],
     }
     values |= {name: _extreme(min, window, name) for name in _LEAST}
     values |= {name: _extreme(max, window, name) for name in _GREATEST}
@@ -152,7 +155,15 @@ def _bounds(
     return start_s - lead_s, end_s + tail_s
 
 
-def _timestamped(window: Rows, start_s: float) -> str:
+def _written(row: dict[str, Any], settings: DatasetSettings) -> str:
+    text: str = row["text"]
+    # What people wrote is what they mean.
+    if settings.numbers is None or row["corrected"]:
+        return text
+    return with_digits(text, "en" if row["task"] == "translate" else row["language"])
+
+
+def _timestamped(window: Rows, texts: Sequence[str], start_s: float) -> str:
     times = []
     latest = 0
     for row in window:
@@ -162,8 +173,8 @@ def _timestamped(window: Rows, start_s: float) -> str:
             latest = max(latest, min(step, round(WINDOW_S / TIMESTAMP_STEP_S)))
             times.append(f"<|{latest * TIMESTAMP_STEP_S:.2f}|>")
     return "".join(
-        f"{start}{row['text']}{end}"
-        for start, end, row in zip(times[::2], times[1::2], window, strict=True)
+        f"{start}{text}{end}"
+        for start, end, text in zip(times[::2], times[1::2], texts, strict=True)
     )
 
 

@@ -14,9 +14,10 @@ from typing import Any
 import pyarrow as pa
 
 from corpus_asr.config.run import DatasetSettings
-from corpus_asr.labelling.dataset import DATA_FOLDER, LOSSES, SELECTION_FOLDER, Note, manifest_name
+from corpus_asr.labelling.dataset import LOSSES, SELECTION_FOLDER, Note
 from corpus_asr.labelling.rules import Amount, Rule, SelectionTally
 from corpus_asr.labelling.splits import SPLITS
+from corpus_asr.labelling.writers import DATA_FOLDER, NemoWriter
 from corpus_asr.report.text import (
     duration,
     printable,
@@ -200,7 +201,7 @@ def card_of(labelled: Labelled, settings: DatasetSettings, languages: Sequence[s
         suffix=_SUFFIXES.get(settings.format),
         format=settings.format,
         tars=tars,
-        manifest=manifest_name("train"),
+        manifest=NemoWriter.joined["jsonl"].format(split="train"),
         dropped=[(name, text) for name, rule in labelled.tally.rules.items()
                  for text, _ in rule.shown],
         columns=map(_column, EXAMPLES),

@@ -45,6 +45,7 @@ from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.filesystem import StoreOptions
 from corpus_asr.storage.stores.host_allowlist import FileRules
 from corpus_asr.storage.stores.uri import normalize, redact_uri
+from corpus_asr.text.numbers import numbers_module
 from corpus_asr.units import counted
 
 _LOG = logging.getLogger(__name__)
@@ -76,7 +77,7 @@ def run(
 
 def _check(config: PseudoLabelConfig) -> None:
     rules_of(config.selection)
-    _check_apart(config)
+    _check_dataset(config)
     if config.dataset.split_by == "speaker" and not config.speakers.wanted:
         raise ConfigError(
             "splitting by speaker: found speakers: none, expected a run that looks for them; set "
@@ -88,7 +89,9 @@ def _check(config: PseudoLabelConfig) -> None:
         read_references(config.selection.references, OutputStore.of(config.output).options)
 
 
-def _check_apart(config: PseudoLabelConfig) -> None:
+def _check_dataset(config: PseudoLabelConfig) -> None:
+    if config.dataset.numbers is not None:
+        numbers_module()
     dataset, output = (normalize(each.uri).rstrip("/") for each in (config.dataset, config.output))
     if dataset == output:
         raise ConfigError(
@@ -102,7 +105,7 @@ def label(
 ) -> Labelled:
     """Select from what is transcribed, and write the data set, or what is missing of it."""
     store = OutputStore.of(config.dataset)
-    _check_apart(config)
+    _check_dataset(config)
     rules = rules_of(config.selection)
     say = line_writer(progress)
     output = OutputStore.of(config.output)
@@ -142,6 +145,7 @@ def label(
             card=card_of(labelled, config.dataset, sorted(languages)),
             numbers=as_data(labelled),
             splits=list(written.splits),
+            layout=config.dataset.format,
         )
         return labelled
 

@@ -1,10 +1,11 @@
 """Labelled audio: utterances from manifests, datasets with audio in them, and the output of runs.
 
-A dataset is Parquet, such as `corpus-asr label` writes: a row is a recording, `audio` has its
+A dataset is Parquet or tar files, such as `corpus-asr label` writes: a row is a recording, `audio` has its
 bytes, `text` its transcript, or `whisper_transcript` the same with timestamps; `condition_on_prev`
 the preceding text, and `language`.
 """
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,16 +17,18 @@ import pyarrow as pa
 from corpus_asr.config.finetune import DataSettings
 from corpus_asr.errors import ConfigError
 from corpus_asr.export.recordings import SCORE_COLUMNS, Selection, open_selection, recordings
-from corpus_asr.labelling.dataset import DATA_FOLDER, SETTINGS_NAME
+from corpus_asr.labelling.dataset import SETTINGS_NAME
+from corpus_asr.labelling.writers import DATA_FOLDER, NemoWriter
 from corpus_asr.languages import resolve_language
 from corpus_asr.segments import place_of
 from corpus_asr.storage.manifest import Row, is_manifest, read_manifest
 from corpus_asr.storage.parquet import parquet_batches, parquet_columns
 from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.shards import ShardLister
 from corpus_asr.storage.stores.filesystem import StoreOptions, open_binary
 from corpus_asr.storage.stores.uri import redact_uri
 
-_PARQUET = ".parquet"
+_PARQUET, _TAR = ".parquet", ".tar"
 _AUDIO = "audio"
 _COLUMNS = ("text", "whisper_transcript", "condition_on_prev", "language")
 _TIMED = re.compile(r"<\|(\d+\.\d\d)\|>(.*?)<\|(\d+\.\d\d)\|>", re.DOTALL)
@@ -100,16 +103,42 @@ def _holds_audio(uri: str, endpoint_url: str | None) -> bool:
         return False
 
 
-def _dataset_files(store: OutputStore, split: str) -> list[str]:
-    names = sorted(name for name in store.all_names(DATA_FOLDER) if name.endswith(".parquet"))
+def _read_folder(store: OutputStore, split: str, options: dict[str, Any]) -> Iterator[Utterance]:
+    """Yield the utterances of a split of a data set that `corpus-asr label` wrote."""
+    manifest = NemoWriter.joined["jsonl"].format(split=split)
+    names = sorted(store.all_names(DATA_FOLDER))
     of_split = [name for name in names if name.rpartition("/")[2].startswith(f"{split}-")]
-    if not of_split:
+    tables = [store.address(name) for name in of_split if name.endswith(_PARQUET)]
+    tars = [store.address(name) for name in of_split if name.endswith(_TAR)]
+    if tables:
+        for file in tables:
+            yield from read_dataset(file, **options)
+    elif tars:
+        yield from _read_tars(tars, store, options["language"])
+    elif store.exists(manifest):
+        yield from read_utterances(store.address(manifest), **options)
+    else:
         raise ConfigError(
             f"reading the data set {redact_uri(store.uri)}: found no "
-            f"{DATA_FOLDER}/{split}-*.parquet among {len(names)} files; write it with "
-            "dataset.format: huggingface and with examples in that split"
+            f"{DATA_FOLDER}/{split}-*.parquet or .tar among {len(names)} files and no {manifest}; "
+            "write it with dataset.format huggingface, webdataset or nemo, and with examples in "
+            "that split"
         )
-    return [store.address(name) for name in of_split]
+
+
+def _read_tars(tars: list[str], store: OutputStore, usual: str | None) -> Iterator[Utterance]:
+    everything = {"is_ignored": lambda _: False, "is_excluded": lambda _: False}
+    lister = ShardLister(store=store.options, version="etag", **everything)
+    for found in lister.rows(tars):
+        for uri, metadata in zip(found.uris, found.metadata, strict=True):
+            try:
+                yield from _of_row(uri, None, json.loads(metadata or "{}"), usual)
+            except (KeyError, TypeError, ValueError) as error:
+                raise ConfigError(
+                    f"reading the data set {redact_uri(store.uri)}: found {error} for "
+                    f"{redact_uri(uri)}, expected a .json of its name with text and a language "
+                    "that Whisper knows; correct the data set"
+                ) from error
 
 
 def read_dataset(
@@ -132,7 +161,7 @@ def read_dataset(
 
 
 def _of_row(
-    uri: str, number: int, row: Mapping[str, Any], usual: str | None
+    uri: str, number: int | None, row: Mapping[str, Any], usual: str | None
 ) -> Iterator[Utterance]:
     code = row.get("language") or usual
     common: dict[str, Any] = {
@@ -169,8 +198,7 @@ def utterances_of(uri: str, data: DataSettings, *, split: str) -> Iterator[Utter
         return
     store = OutputStore(uri, endpoint_url=data.endpoint_url)
     if store.exists(SETTINGS_NAME):
-        for file in _dataset_files(store, split):
-            yield from read_dataset(file, **options)
+        yield from _read_folder(store, split, options)
         return
     selection = Selection(min_confidence=data.min_confidence, drop_known_hallucinations=True)
     with open_selection(store, selection) as tables:

@@ -6,7 +6,10 @@ import json
 import random
 import re
 from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pysubs2
 import pytest
@@ -305,3 +308,63 @@ def test_textgrid_intervals_are_longer_than_none_and_text_may_last_to_the_end():
     assert re.findall(r"xm.. = (\S+)\n +xm.. = (\S+)\n +text = (.*)", text) == [
         ("0.000", "1.000", '"One."'), ("1.000", "3.000", '""'), ("3.000", "4.000", '"End."'),
     ]  # fmt: skip
+
+
+TIERS = ["S1", "S1 words", "A & <B>", "A & <B> words", "text", "text words"]
+
+
+def test_eaf_has_tiers_that_elan_takes():
+    overlap = said_by("\x01 And\x0bmore\ud800.", 3.4, 9.9, None)
+    text = text_of("eaf", segments=(*SAID, overlap), uri="/corpus/a & <b> 1.wav")
+    root = ElementTree.fromstring(text.encode())
+    assert [each.tag for each in root] == [
+        "HEADER", "TIME_ORDER", *6 * ["TIER"], "LINGUISTIC_TYPE",
+    ]  # fmt: skip
+    media = root.find("HEADER/MEDIA_DESCRIPTOR").attrib
+    assert media == {
+        "MEDIA_URL": "file:///corpus/a & <b> 1.wav", "RELATIVE_MEDIA_URL": "./a & <b> 1.wav",
+        "MIME_TYPE": "audio/x-wav",
+    }  # fmt: skip
+    slots = {
+        each.get("TIME_SLOT_ID"): int(each.get("TIME_VALUE")) for each in root.iter("TIME_SLOT")
+    }
+    found = root.findall("TIER/ANNOTATION/ALIGNABLE_ANNOTATION")
+    names = [each.get("ANNOTATION_ID") for each in found]
+    assert len(names) == len({*names}) == int(root.find("HEADER/PROPERTY").text) > 0
+    assert len(slots) == 2 * len(names)
+    tiers = {}
+    for tier in root.findall("TIER"):
+        said = [
+            (*(slots[each.get(f"TIME_SLOT_REF{end}")] for end in (1, 2)), each[0].text)
+            for each in tier.findall("ANNOTATION/ALIGNABLE_ANNOTATION")
+        ]
+        assert all(start < end for start, end, _ in said)
+        assert all(end <= start for (_, end, _), (start, _, _) in pairwise(said))
+        tiers[tier.get("TIER_ID")] = said
+    assert [*tiers] == TIERS
+    assert tiers["S1"][0][2] == 'Say "yes".'
+    # The lone surrogate is what XML cannot hold; the others are no text.
+    assert tiers["text"][-1][2] == "And more\ufffd."
+    people = [each.get("PARTICIPANT") for each in root.findall("TIER")]
+    assert people == ["S1", "S1", "A & <B>", "A & <B>", "text", "text"]
+    empty = ElementTree.fromstring(text_of("eaf", segments=()))
+    assert [each.tag for each in empty] == ["HEADER", "TIME_ORDER", "TIER", "LINGUISTIC_TYPE"]
+
+
+def test_pympi_reads_eaf(tmp_path: Path):
+    pympi = pytest.importorskip("pympi")
+    path = tmp_path / "a.eaf"
+    path.write_text(text_of("eaf", segments=SAID))
+    found = pympi.Elan.Eaf(str(path))
+    assert [*found.get_tier_names()] == [
+        "S1",
+        "S1 words",
+        "A & <B>",
+        "A & <B> words",
+        "text",
+        "text words",
+    ]
+    spans = [(round(1000 * each.start_s), round(1000 * each.end_s)) for each in SAID]
+    read = [found.get_annotation_data_for_tier(name)[0][:2] for name in ("S1", "A & <B>", "text")]
+    assert read == spans[:3]
+    assert found.get_linked_files()[0]["RELATIVE_MEDIA_URL"].startswith("./")

@@ -180,3 +180,24 @@ def test_other_content_is_another_digest() -> None:
     (same,) = shards_of([recording("a", 3)], settings(validation_fraction=0))
     (other,) = shards_of([recording("a", 4)], settings(validation_fraction=0))
     assert one.digest() == same.digest() != other.digest()
+
+
+def test_numbers_are_written_as_digits_with_a_mark() -> None:
+    pytest.importorskip("text_to_num")
+    rows = [
+        row(0, 2, " Twenty-three dogs."), row(2, 4, " One of them ran."),
+        row(40, 42, " Thirty-one.", corrected=True), row(80, 82, " Es sind zwölf.", language="de"),
+        row(120, 122, " Forty.", language="de", task="translate"), row(160, 162, " No."),
+    ]  # fmt: skip
+    found = examples_of(rows, settings(numbers="digits"))
+    assert texts(found) == [
+        "23 dogs. One of them ran.", "Thirty-one.", "Es sind 12.", "40.", "No.",
+    ]  # fmt: skip
+    first = found[0].row["whisper_transcript"]
+    assert first == "<|0.00|> 23 dogs.<|2.00|><|2.00|> One of them ran.<|4.00|>"
+    marks = [each.row["numbers_rewritten"] for each in found]
+    assert marks == [True, False, True, True, False]
+    assert rows[0]["text"] == " Twenty-three dogs."  # of the table of segments
+    plain = examples_of(rows, settings())
+    assert not any(each.row["numbers_rewritten"] for each in plain)
+    assert texts(plain)[0] == "Twenty-three dogs. One of them ran."
