@@ -309,7 +309,7 @@ def eaf_text(recording: Transcribed) -> str:
         count=number,
         slots="".join(
             f'    <TIME_SLOT TIME_SLOT_ID="ts{at}" TIME_VALUE="{round(1000 * time_s)}"/>\n'
-            for at, time_s in enumerate(times, 1)
+            for at, time_s in sorted(enumerate(times, 1), key=lambda slot: slot[1])
         ),
         tiers="".join(parts),
     )

@@ -1,8 +1,8 @@
 """Labelled audio: utterances from manifests, datasets with audio in them, and the output of runs.
 
-A dataset is Parquet or tar files, such as `corpus-asr label` writes: a row is a recording, `audio` has its
-bytes, `text` its transcript, or `whisper_transcript` the same with timestamps; `condition_on_prev`
-the preceding text, and `language`.
+A dataset is Parquet, or tar files with the same columns as JSON, such as `corpus-asr label` writes:
+a row is a recording, `audio` has its bytes, `text` its transcript, or `whisper_transcript` the same
+with timestamps; `condition_on_prev` the preceding text, and `language`.
 """
 
 import json

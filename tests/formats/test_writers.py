@@ -328,6 +328,7 @@ def test_eaf_has_tiers_that_elan_takes():
     slots = {
         each.get("TIME_SLOT_ID"): int(each.get("TIME_VALUE")) for each in root.iter("TIME_SLOT")
     }
+    assert [*slots.values()] == sorted(slots.values())
     found = root.findall("TIER/ANNOTATION/ALIGNABLE_ANNOTATION")
     names = [each.get("ANNOTATION_ID") for each in found]
     assert len(names) == len({*names}) == int(root.find("HEADER/PROPERTY").text) > 0
