@@ -158,9 +158,10 @@ def _join(
     names = sorted(filter(of_split.fullmatch, store.all_names(MANIFESTS_FOLDER)))
     if not names:
         return
+    parts: Iterable[bytes]
     parts = (filesystem.read_bytes(store.address(name), store.options) for name in names)
     if arranged is not None:
-        parts = iter(arranged(line for part in parts for line in part.splitlines(keepends=True)))
+        parts = arranged(line for part in parts for line in part.splitlines(keepends=True))
     with tempfile.TemporaryDirectory(prefix="corpus-asr-manifest-") as folder:
         path = Path(folder) / "manifest"
         with path.open("wb") as file:

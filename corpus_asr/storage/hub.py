@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from corpus_asr.errors import ConfigError
-from corpus_asr.storage.model_files import weight_files
+from corpus_asr.storage.model_files import HUB_NAME, weight_files
 from corpus_asr.storage.stores.uri import LOCAL, normalize, redact_uri, scheme_of
 
 # What our programs note for themselves, and what the Hub's client leaves in folders.
@@ -33,7 +33,6 @@ def push_folder(folder: str, repo_id: str, *, public: bool = False) -> Pushed:
     """
     # Imported here: what never uploads needs none of it.
     import huggingface_hub
-    from huggingface_hub.errors import HFValidationError
 
     doing = f"pushing {redact_uri(folder)} to {repo_id}"
     if scheme_of(folder) != LOCAL:
@@ -42,13 +41,11 @@ def push_folder(folder: str, repo_id: str, *, public: bool = False) -> Pushed:
         )
     path = Path(normalize(folder))
     kind = _kind_of(path, doing)
-    try:
-        huggingface_hub.utils.validate_repo_id(repo_id)
-    except HFValidationError as error:
+    if not HUB_NAME.fullmatch(repo_id):
         raise ConfigError(
             f"{doing}: found no name of a repository, expected OWNER/NAME of letters, digits and "
             "-, _ or . in the name; correct it"
-        ) from error
+        )
     token = huggingface_hub.get_token()
     if token is None:
         raise ConfigError(

@@ -42,7 +42,7 @@ _WEIGHTS = (("model", "safetensors"), ("model.int8", "safetensors"), ("pytorch_m
 PACKAGED_FOLDER = Path(__file__).resolve().parent.parent / "pretrained"
 PACKAGED = tuple(sorted(path.parent.name for path in PACKAGED_FOLDER.glob("*/config.json")))
 """Checkpoints that come with the package, by the names that they are asked for."""
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9][\w.\-]*)?", re.ASCII)
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9][\w.\-]*)?", re.ASCII)
 _EXAMPLES = ("base", "small", "large-v3")
 _ONNX = ".onnx"
 _COPY_BYTES = 8 * MEBIBYTE
@@ -103,7 +103,7 @@ def fetch_checkpoint(
         address = normalize(checkpoint)
         address = join(address, subfolder) if subfolder else address
         folder = _fetch_address(address, weights=weights, expect=expect, variant=variant)
-    elif _HUB_NAME.fullmatch(checkpoint) and not (local is not None and local.is_file()):
+    elif HUB_NAME.fullmatch(checkpoint) and not (local is not None and local.is_file()):
         _check_spelling(checkpoint)
         access = {
             "revision": revision, "cache_dir": cache_dir, "force_download": force_download,
@@ -150,7 +150,7 @@ def fetch_onnx(model: str) -> Path:
     name, _, file = rest.partition("/")
     if local is None:
         return _fetch_onnx_address(normalize(model))
-    if name and _HUB_NAME.fullmatch(f"{owner}/{name}") and (not file or file.endswith(_ONNX)):
+    if name and HUB_NAME.fullmatch(f"{owner}/{name}") and (not file or file.endswith(_ONNX)):
         folder = _snapshot(f"{owner}/{name}", {}, [file or f"*{_ONNX}"])
         return folder / file if file else _only_onnx(folder, model)
     raise CheckpointError(

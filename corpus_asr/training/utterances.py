@@ -127,8 +127,12 @@ def _read_folder(store: OutputStore, split: str, options: dict[str, Any]) -> Ite
 
 
 def _read_tars(tars: list[str], store: OutputStore, usual: str | None) -> Iterator[Utterance]:
-    everything = {"is_ignored": lambda _: False, "is_excluded": lambda _: False}
-    lister = ShardLister(store=store.options, version="etag", **everything)
+    lister = ShardLister(
+        store=store.options,
+        version="etag",
+        is_ignored=lambda _: False,
+        is_excluded=lambda _: False,
+    )
     for found in lister.rows(tars):
         for uri, metadata in zip(found.uris, found.metadata, strict=True):
             try:

@@ -316,7 +316,7 @@ TIERS = ["S1", "S1 words", "A & <B>", "A & <B> words", "text", "text words"]
 def test_eaf_has_tiers_that_elan_takes():
     overlap = said_by("\x01 And\x0bmore\ud800.", 3.4, 9.9, None)
     text = text_of("eaf", segments=(*SAID, overlap), uri="/corpus/a & <b> 1.wav")
-    root = ElementTree.fromstring(text.encode())
+    root: Any = ElementTree.fromstring(text.encode())
     assert [each.tag for each in root] == [
         "HEADER", "TIME_ORDER", *6 * ["TIER"], "LINGUISTIC_TYPE",
     ]  # fmt: skip

@@ -27,8 +27,8 @@ def test_numbers_are_digits_and_other_words_stay() -> None:
         assert with_digits(unchanged, language) == unchanged
     for text in ("", " ", " 23 dogs", "No one, nobody.", "\u00a0two\nlines  here"):
         assert with_digits(text, "en") == text
-    for language in (None, "ja", "ru", "xx"):
-        assert with_digits(" twenty-three", language) == " twenty-three"
+    for other in (None, "ja", "ru", "xx"):
+        assert with_digits(" twenty-three", other) == " twenty-three"
 
 
 def test_without_the_library_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
