@@ -131,6 +131,8 @@ class SpeakerTurn:
     """Estimated probability that it is this one of the recording's speakers, in 0-1."""
     channel: int | None = None
     """Number of the channel transcribed separately; None where channels are mixed."""
+    label: str | None = None
+    """The speaker as the run names them, where `speaker` is a name; None: the same."""
 
 
 Label = tuple[str, float]

@@ -333,7 +333,6 @@ def show(
         TEXT_COLUMNS,
         WORD_COLUMNS,
         Selection,
-        corrector_of,
         open_selection,
         recordings,
     )
@@ -342,6 +341,7 @@ def show(
     from corpus_asr.report.text import print_transcript
     from corpus_asr.segments import channel_name
     from corpus_asr.storage.run_state.corrections import Corrections
+    from corpus_asr.storage.run_state.seen_segments import SeenSegments
     from corpus_asr.storage.run_state.tables import OutputStore
     from corpus_asr.storage.stores.uri import redact_uri
 
@@ -362,10 +362,9 @@ def show(
         refuse_speakers(store, selection, turns)
         columns = TEXT_COLUMNS if turns is None else WORD_COLUMNS
         with open_selection(store, selection) as tables:
-            corrector = None if no_corrections else corrector_of(tables, Corrections.load(store))
-            for found in recordings(
-                store, tables, selection, columns=columns, corrector=corrector, turns=turns
-            ):
+            corrections = None if no_corrections else Corrections.load(store)
+            seen = SeenSegments(store, tables, corrections)
+            for found in recordings(seen, tables, selection, columns=columns, turns=turns):
                 each = found.audio_tracks and found.audio_track is None
                 tracks = found.by_channel() if each else {found.audio_track: found.segments}
                 for number, segments in tracks.items():

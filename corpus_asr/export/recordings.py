@@ -23,13 +23,12 @@ from corpus_asr.languages import resolve_language
 from corpus_asr.schemas import SEGMENTS
 from corpus_asr.segments import MissingWord, Segment, SpeakerTurn, Word
 from corpus_asr.speakers.turns import with_speakers
-from corpus_asr.storage.run_state.claims import claimed_rows
-from corpus_asr.storage.run_state.corrections import Corrections, Corrector
+from corpus_asr.storage.run_state.placing import PLACED_COLUMNS
 from corpus_asr.storage.run_state.run_files import CONFIG_NAME, FINGERPRINT_NAME, outcomes_names
 from corpus_asr.storage.run_state.run_tables import RunTables
+from corpus_asr.storage.run_state.seen_segments import SeenSegments
 from corpus_asr.storage.run_state.tables import (
     LABEL_ROWS,
-    SEGMENT_ROWS,
     OutputStore,
     projected,
     table_of,
@@ -108,11 +107,13 @@ class Recording:
 
         Segments with words are split where the speaker changes.
         """
+        names = {turn.label or turn.speaker: turn.speaker for turn in turns}
         said = [
             (segment, channel)
             for channel, segments in self.by_channel().items()
             for segment in with_speakers(
-                segments, [turn for turn in turns if turn.channel == channel]
+                [called(segment, names) for segment in segments],
+                [turn for turn in turns if turn.channel == channel],
             )
         ]
         said.sort(key=lambda pair: pair[0].start_s)
@@ -150,6 +151,12 @@ class Recording:
         return channels
 
 
+def called(segment: Segment, names: Mapping[str, str]) -> Segment:
+    """Return a segment whose speaker, if a person set it, has the name of its label."""
+    speaker = segment.speaker
+    return segment if speaker is None else replace(segment, speaker=names.get(speaker, speaker))
+
+
 def segment_from(row: Mapping[str, Any]) -> Segment:
     """Return a segment of a row of the table; columns that were not read are empty."""
     words = row.get("words")
@@ -168,6 +175,7 @@ def segment_from(row: Mapping[str, Any]) -> Segment:
         task=row.get("task") or "transcribe",
         known_hallucination=bool(row.get("known_hallucination")),
         corrected=bool(row.get("corrected")),
+        speaker=row.get("speaker"),
         words=None if words is None else tuple(map(_word, words)),
         **values,
     )
@@ -304,29 +312,23 @@ def _refuse_labels(store: OutputStore, tables: RunTables) -> None:
         )
 
 
-def corrector_of(tables: RunTables, corrections: Corrections) -> Corrector:
-    """Return what applies corrections to the recordings that are wanted."""
-    return Corrector(corrections, tables.table("select recording_id from wanted"))
-
-
 def recordings(
-    store: OutputStore,
+    seen: SeenSegments,
     tables: RunTables,
     selection: Selection,
     *,
     columns: Sequence[str] = TEXT_COLUMNS,
     model: str | None = None,
-    corrector: Corrector | None = None,
     turns: Turns | None = None,
     missing: Mapping[str, tuple[MissingWord, ...]] | None = None,
 ) -> Iterator[Recording]:
     """Yield the recordings of `open_selection` that are wanted, sorted by URI.
 
-    `columns` of the segments table include `TEXT_COLUMNS`; `model` is said to be theirs. With a
-    corrector segments are selected by their corrections; with the turns of speakers by recording,
-    segments have speakers; `missing` are words that a known text has beyond them.
+    `columns` of the segments table include `TEXT_COLUMNS`; `model` is said to be theirs. With the
+    turns of speakers by recording, segments have speakers; `missing` are words that a known text
+    has beyond them.
     """
-    _add_segments(store, tables, selection, columns, corrector)
+    _add_segments(seen, tables, selection, columns)
     # Silent recordings have no segments.
     join = "join" if selection.languages else "left join"
     batches = tables.batches(_SEGMENTS.format(join=join), rows=_ROWS_AT_A_TIME)
@@ -348,22 +350,19 @@ order by uri, recording_id, start_s, channel, part, segment
 """
 
 
+WANTED_PARTS = "parts semi join wanted using (recording_id)"
+"""The outcomes of what `open_selection` wants."""
+
+
 def _add_segments(
-    store: OutputStore,
-    tables: RunTables,
-    selection: Selection,
-    columns: Sequence[str],
-    corrector: Corrector | None,
+    seen: SeenSegments, tables: RunTables, selection: Selection, columns: Sequence[str]
 ) -> None:
     """Make a table of the segments that are selected: DuckDB sorts more than memory holds."""
-    schema = projected(SEGMENTS, columns)
-    if corrector is not None:
-        schema = schema.append(pa.field("corrected", pa.bool_()))
+    added = ("corrected", "speaker")
+    schema = pa.schema([*projected(SEGMENTS, columns), *map(PLACED_COLUMNS.field, added)])
     tables.sort_on_disk()
     tables.add("selected", schema.empty_table())
-    wanted = "parts semi join wanted using (recording_id)"
-    for rows, _ in claimed_rows(store, tables, SEGMENT_ROWS, columns, of=wanted):
-        if corrector is not None:
-            rows = corrector.apply(rows)
+    for rows in seen.batches(columns, of=WANTED_PARTS):
+        rows = rows.select(schema.names)
         kept = rows.filter(pa.array(selection.segments(rows)))
         tables.execute("insert into selected from arriving", kept)

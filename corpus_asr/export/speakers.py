@@ -9,27 +9,33 @@ changed.
 import csv
 import difflib
 import io
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from corpus_asr.errors import ConfigError
-from corpus_asr.export.recordings import Selection, Turns, open_selection, segment_from
+from corpus_asr.export.recordings import (
+    Selection,
+    Turns,
+    called,
+    open_selection,
+    segment_from,
+)
 from corpus_asr.schemas import SEGMENTS
 from corpus_asr.segments import Segment, SpeakerTurn
 from corpus_asr.speakers.turns import with_speakers
-from corpus_asr.storage.run_state.corrections import (
-    MAX_NAME_CHARS,
-    Corrections,
-    Corrector,
-    plain_text,
-)
+from corpus_asr.storage.run_state.corrections import MAX_NAME_CHARS, Corrections, plain_text
 from corpus_asr.storage.run_state.rewriting import NAMES_NAME
+from corpus_asr.storage.run_state.seen_segments import SEEN_SEGMENTS, SeenSegments
 from corpus_asr.storage.run_state.speaker_turns import read_turns, read_voices
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.uri import public, recording_id, redact_uri
+
+if TYPE_CHECKING:
+    import duckdb
 
 _COLUMNS = ["uri", "speaker", "name"]
 # Spreadsheets take a cell that begins so for a formula, and people open the file in them.
@@ -152,13 +158,13 @@ def _written(rows: list[dict[str, str]], uri: str, speaker: str, name: str) -> b
     return file.getvalue().encode()
 
 
-_SPEAKER = pa.field("speaker", pa.string(), metadata={"doc": "who says it; null: not known"})
+_WORD_SPEAKER = pa.field("speaker", pa.string(), metadata={"doc": "who says it; null: not known"})
 _WORDS = SEGMENTS.field("words")
-SPOKEN_SEGMENTS = SEGMENTS.set(
-    SEGMENTS.get_field_index("words"),
-    pa.field("words", pa.list_(pa.struct([*_WORDS.type.value_type, _SPEAKER]))),
-).append(_SPEAKER)
-"""SEGMENTS with the speakers of segments and words."""
+SPOKEN_SEGMENTS = SEEN_SEGMENTS.set(
+    SEEN_SEGMENTS.get_field_index("words"),
+    pa.field("words", pa.list_(pa.struct([*_WORDS.type.value_type, _WORD_SPEAKER]))),
+)
+"""Segments as people see them, with the speakers of all segments and words."""
 
 
 def speakers_of(store: OutputStore, recording_ids: Collection[str] | None = None) -> Turns | None:
@@ -216,7 +222,11 @@ def named(
     `unnamed` stands before the number of those who have none.
     """
     return [
-        replace(turn, speaker=names.get((recording_id, turn.speaker), f"{unnamed}{turn.speaker}"))
+        replace(
+            turn,
+            speaker=names.get((recording_id, turn.speaker), f"{unnamed}{turn.speaker}"),
+            label=turn.speaker,
+        )
         for turn in turns
     ]
 
@@ -242,26 +252,24 @@ def refuse_speakers(store: OutputStore, selection: Selection, turns: Turns | Non
 def read_segments(
     uri: str, *, corrected: bool = True, speakers: bool = False, endpoint_url: str | None = None
 ) -> pa.Table:
-    """Return the segments of a run as an Arrow table, in the order of its tables.
+    """Return the segments of a run as an Arrow table, those that people corrected last.
 
-    With `corrected`, texts, words and confidences are as people corrected them in the viewer, as
-    in `show` and `export`: segments whose whole text was removed are left out. Without, they are
-    the model's, as in the Parquet tables.
+    With `corrected`, segments are as people see them in the viewer, as in `show` and `export`:
+    with their texts, times and speakers, without those that they removed, and with the columns
+    `corrected`, `checked`, `original` and `speaker`. Without, they are the model's, as in the
+    Parquet tables.
 
-    With `speakers`, segments and words have one more column, `speaker`, and segments with words are
-    split where the speaker changes; pieces have no token ids. All of it is in memory: read larger
-    runs object by object (docs/reading.md).
+    With `speakers`, `speaker` is known of all segments and words by the turns of the run, and
+    segments with words are split where the speaker changes; pieces have no token ids. All of it is
+    in memory: `register_segments` keeps it in a database.
 
     Raises:
         ConfigError: speakers are asked for, and the run did not look for them.
     """
     store = OutputStore(uri, endpoint_url=endpoint_url)
-    batches = [batch.cast(SEGMENTS) for batch in store.segments()]
-    table = pa.Table.from_batches(batches, SEGMENTS)
-    if corrected:
-        table = _corrected(store, table)
+    table = pa.concat_tables([SEEN_SEGMENTS.empty_table(), *_seen(store, corrected=corrected)])
     if not speakers:
-        return table
+        return table if corrected else table.select(SEGMENTS.names)
     turns = speakers_of(store)
     if turns is None:
         raise ConfigError(
@@ -270,21 +278,41 @@ def read_segments(
         )
     rows = []
     for row in table.to_pylist():
-        own = [
-            turn for turn in turns.get(row["recording_id"], ()) if turn.channel == row["channel"]
-        ]
-        rows += [row | _columns(piece) for piece in with_speakers([segment_from(row)], own)]
+        own = turns.get(row["recording_id"], ())
+        names = {turn.label or turn.speaker: turn.speaker for turn in own}
+        segment = called(segment_from(row), names)
+        own = [turn for turn in own if turn.channel == row["channel"]]
+        rows += [row | _columns(piece) for piece in with_speakers([segment], own)]
     return pa.Table.from_pylist(rows, SPOKEN_SEGMENTS)
 
 
-def _corrected(store: OutputStore, segments: pa.Table) -> pa.Table:
-    corrections = Corrections.load(store)
-    if not len(corrections):
-        return segments
-    with open_selection(store, Selection()) as tables:
-        recordings = tables.table("select recording_id from recordings")
-    rows = Corrector(corrections, recordings).apply(segments)
-    return rows.filter(pa.array(Selection().segments(rows))).drop_columns(["corrected"])
+def register_segments(
+    uri: str,
+    database: "duckdb.DuckDBPyConnection",
+    *,
+    table: str = "segments",
+    endpoint_url: str | None = None,
+) -> None:
+    """Make a table of a DuckDB database of a run's segments, as `read_segments` returns them.
+
+    Some are in memory at once, however large the run is.
+    """
+    name = '"' + table.replace('"', '""') + '"'
+    database.register("corpus_asr_arriving", SEEN_SEGMENTS.empty_table())
+    database.execute(f"create or replace table {name} as from corpus_asr_arriving")
+    for rows in _seen(OutputStore(uri, endpoint_url=endpoint_url), corrected=True):
+        database.register("corpus_asr_arriving", rows)
+        database.execute(f"insert into {name} from corpus_asr_arriving")
+    database.unregister("corpus_asr_arriving")
+
+
+def _seen(store: OutputStore, *, corrected: bool) -> Iterator[pa.Table]:
+    corrections = Corrections.load(store) if corrected else None
+    selection = Selection()
+    with open_selection(store, selection) as tables:
+        seen = SeenSegments(store, tables, corrections)
+        for rows in seen.batches(SEGMENTS.names):
+            yield rows.filter(pa.array(selection.segments(rows))).cast(SEEN_SEGMENTS)
 
 
 def _columns(segment: Segment) -> dict[str, object]:

@@ -31,7 +31,6 @@ from corpus_asr.export.recordings import (
     WORD_COLUMNS,
     Recording,
     Selection,
-    corrector_of,
     model_of,
     open_selection,
     recordings,
@@ -53,6 +52,7 @@ from corpus_asr.storage.manifest import aligned_text
 from corpus_asr.storage.run_state.corrections import Corrections
 from corpus_asr.storage.run_state.run_files import CONFIG_NAME
 from corpus_asr.storage.run_state.run_tables import VERSION_COLUMNS, RunTables
+from corpus_asr.storage.run_state.seen_segments import SeenSegments
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.filesystem import StoreOptions
@@ -244,16 +244,14 @@ def export(
         )
         turns = speakers_of(store)
         refuse_speakers(store, selection, turns)
-        corrector = None
-        if options.corrections:
-            corrector = corrector_of(tables, Corrections.load(store))
+        corrections = Corrections.load(store) if options.corrections else None
+        seen = SeenSegments(store, tables, corrections)
         rows = recordings(
-            store,
+            seen,
             tables,
             selection,
             columns=_columns(options.formats, spoken=turns is not None),
             model=model_of(store),
-            corrector=corrector,
             turns=turns,
             missing=missing_words_of(store, tables.table(_WHOLE)),
         )
@@ -267,8 +265,7 @@ def export(
             )
             names = Names(named, [file_suffix(each) for each in options.formats])
             summary.files = _write_each(counted, names, to, options, store.options)
-        if corrector is not None:
-            summary.stale_corrections = len(corrector.stale)
+        summary.stale_corrections = len(seen.stale)
     return summary
 
 

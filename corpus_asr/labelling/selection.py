@@ -25,7 +25,6 @@ from corpus_asr.export.recordings import (
     Recording,
     Selection,
     Turns,
-    corrector_of,
     open_selection,
     recordings,
     settings_of,
@@ -49,6 +48,7 @@ from corpus_asr.storage.parquet import parquet_batches, parquet_writer
 from corpus_asr.storage.run_state.corrections import Corrections
 from corpus_asr.storage.run_state.duplicates import Copy, copied_fraction, read_copies
 from corpus_asr.storage.run_state.run_tables import RunTables
+from corpus_asr.storage.run_state.seen_segments import SeenSegments
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import redact_uri
 
@@ -472,16 +472,16 @@ def _beside_the_other(
 ) -> Iterator[tuple[Recording, Recording | None]]:
     # Both are sorted by URI, so that one pass over each finds the pairs.
     columns = (*_COLUMNS, "words") if words else _COLUMNS
-    theirs = recordings(*sources.other, _EVERYTHING, columns=columns) if sources.other else iter(())
+    theirs = iter[Recording](())
+    if sources.other:
+        store, tables = sources.other
+        theirs = recordings(SeenSegments(store, tables), tables, _EVERYTHING, columns=columns)
     candidate = next(theirs, None)
-    corrector = None
-    if sources.corrections is not None:
-        corrector = corrector_of(sources.tables, sources.corrections)
+    seen = SeenSegments(sources.store, sources.tables, sources.corrections)
     columns = (*_COLUMNS, "words") if words or sources.turns is not None else _COLUMNS
     for recording in recordings(
-        sources.store, sources.tables, _EVERYTHING,
-        columns=columns, corrector=corrector, turns=sources.turns,
-    ):  # fmt: skip
+        seen, sources.tables, _EVERYTHING, columns=columns, turns=sources.turns
+    ):
         while candidate is not None and _place(candidate) < _place(recording):
             candidate = next(theirs, None)
         same = candidate is not None and candidate.recording_id == recording.recording_id

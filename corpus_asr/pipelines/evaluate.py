@@ -9,7 +9,8 @@ confidences; runs that come after a calibration use it.
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from operator import mul
+from operator import itemgetter, mul
+from typing import Any
 
 import pyarrow as pa
 
@@ -18,6 +19,7 @@ from corpus_asr.config.decoding import PACKAGED_CHECKPOINT
 from corpus_asr.errors import ConfigError, FetchError
 from corpus_asr.export.recordings import (
     EVIDENCE_COLUMNS,
+    WANTED_PARTS,
     WORD_COLUMNS,
     Recording,
     Selection,
@@ -49,18 +51,14 @@ from corpus_asr.report.accuracy.scoring import (
 from corpus_asr.report.accuracy.speaker_errors import SpokenSpan
 from corpus_asr.report.text import now, rounded
 from corpus_asr.segments import Segment, Word
-from corpus_asr.storage.run_state.corrections import (
-    CORRECTIONS_FOLDER,
-    Correction,
-    Corrections,
-    SegmentKey,
-    key_of,
-)
+from corpus_asr.storage.run_state.corrections import CORRECTIONS_FOLDER, Corrections
+from corpus_asr.storage.run_state.placing import Placed, Placing
 from corpus_asr.storage.run_state.run_files import (
     EVALUATION_NAME,
     FINGERPRINT_NAME,
     write_calibration,
 )
+from corpus_asr.storage.run_state.seen_segments import SeenSegments
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.filesystem import DEFAULT_STORE, StoreOptions
 from corpus_asr.storage.stores.uri import public, redact_uri
@@ -90,7 +88,7 @@ def evaluate(
     """
     store = OutputStore(output_uri, options=options)
     if references == CHECKED:
-        checked = list(_checked(store, language))
+        checked = _checked(store, language)
         scores = {each.recording.recording_id: each.score() for each in checked}
         # Another run divides a recording otherwise: only whole ones can be compared.
         expected = {
@@ -150,53 +148,51 @@ class _Checked:
 
 def _checked(
     store: OutputStore, language: str | None, columns: Sequence[str] = WORD_COLUMNS
-) -> Iterator[_Checked]:
-    corrections, found = Corrections.load(store), False
-    ids = {each.recording_id for each in corrections if each.checked}
-    for recording in _read(store, ids, columns):
-        said = corrections.of(recording.recording_id)
-        checked = _with_checked_only(recording, said, language)
-        if checked is not None:
-            found = True
-            yield checked
+) -> list[_Checked]:
+    corrections, found = Corrections.load(store), list[_Checked]()
+    ids = [each for each in corrections.recording_ids
+           if any(group.checked for group in corrections.of(each))]  # fmt: skip
+    with open_selection(store, Selection(), among=pa.array(ids, pa.string())) as tables:
+        seen = SeenSegments(store, tables, corrections)
+        for recording_id, placing in seen.placings(columns, of=WANTED_PARTS):
+            placed = [each for each in placing.placed if each.group.checked and each.cut]
+            if placed:
+                [row] = tables.table(_OF_WANTED, id=recording_id).to_pylist()
+                found.append(_with_checked_only(row, placed, placing, language))
     if not found:
         raise ConfigError(
             f"evaluating {redact_uri(store.uri)} by its {CORRECTIONS_FOLDER}: found no checked "
             "segment of a finished recording, expected some; check segments in `corpus-asr view`, "
             "or name a manifest with --references"
         )
+    return sorted(found, key=lambda each: (each.recording.uri, each.recording.recording_id))
+
+
+_OF_WANTED = "select *, main_language as language from wanted where recording_id = $id"
 
 
 def _read(store: OutputStore, ids: Iterable[str], columns: Sequence[str]) -> Iterator[Recording]:
     selection = Selection()
     with open_selection(store, selection, among=pa.array(ids, pa.string())) as tables:
-        yield from recordings(store, tables, selection, columns=columns)
+        yield from recordings(SeenSegments(store, tables), tables, selection, columns=columns)
 
 
 def _with_checked_only(
-    recording: Recording,
-    corrections: Mapping[SegmentKey, tuple[str, Correction]],
-    language: str | None,
-) -> _Checked | None:
-    pairs, texts = [], []
-    for segment, channel in recording.pairs:
-        times = {"start_s": segment.start_s, "end_s": segment.end_s}
-        _, said = corrections.get(
-            key_of({"channel": channel, "text": segment.text, **times}), ("", None)
-        )
-        if said is not None and said.checked:
-            pairs.append((segment, channel))
-            texts.append(said.text)
-    if not pairs:
-        return None
+    row: Mapping[str, Any], placed: Sequence[Placed], placing: Placing, language: str | None
+) -> _Checked:
+    """Return what the model has where people checked it, with their text as the reference."""
+    segments = sorted((one for each in placed for one in each.cut), key=itemgetter("start_s"))
+    recording = Recording.of(row, segments)
+    checked = {leaf.key for each in placed for leaf in each.group.leaves}
     return _Checked(
-        recording=recording.saying(pairs),
+        recording=recording,
         reference=Reference(
             uri=public(recording.uri),
-            text=" ".join(text for text in texts if text),
+            text=" ".join(each.group.text for each in placed if each.group.text),
             language=recording.language or language_code(language),
         ),
-        is_whole=len(pairs) == len(recording.segments),
+        is_whole=placing.rows.num_rows == len(placing.leaves)
+        and all(leaf.key in checked for leaf in placing.leaves.values()),
     )
 
 
@@ -206,7 +202,8 @@ def _scores(
     selection, ids = Selection(), pa.array(expected, pa.string())
     with open_selection(store, selection, among=ids) as tables:
         turns = speakers_of(store)
-        found = recordings(store, tables, selection, columns=WORD_COLUMNS, turns=turns)
+        seen = SeenSegments(store, tables)
+        found = recordings(seen, tables, selection, columns=WORD_COLUMNS, turns=turns)
         scores = {}
         for recording in found:
             reference = expected[recording.recording_id]

@@ -240,6 +240,10 @@ class Timeline:
 
 
 def _pieces(segment: Segment, timeline: Timeline) -> Iterator[Segment]:
+    if segment.speaker is not None:  # a person said who it is
+        words = [replace(word, speaker=segment.speaker) for word in segment.words or ()]
+        yield replace(segment, words=None if segment.words is None else tuple(words))
+        return
     if not segment.words:
         yield replace(segment, speaker=timeline.speaker(segment.start_s, segment.end_s))
         return

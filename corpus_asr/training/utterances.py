@@ -23,6 +23,7 @@ from corpus_asr.languages import resolve_language
 from corpus_asr.segments import place_of
 from corpus_asr.storage.manifest import Row, is_manifest, read_manifest
 from corpus_asr.storage.parquet import parquet_batches, parquet_columns
+from corpus_asr.storage.run_state.seen_segments import SeenSegments
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.shards import ShardLister
 from corpus_asr.storage.stores.filesystem import StoreOptions, open_binary
@@ -206,7 +207,8 @@ def utterances_of(uri: str, data: DataSettings, *, split: str) -> Iterator[Utter
         return
     selection = Selection(min_confidence=data.min_confidence, drop_known_hallucinations=True)
     with open_selection(store, selection) as tables:
-        for recording in recordings(store, tables, selection, columns=SCORE_COLUMNS):
+        seen = SeenSegments(store, tables)
+        for recording in recordings(seen, tables, selection, columns=SCORE_COLUMNS):
             for segment, channel in recording.pairs:
                 place = place_of(channel, recording.audio_track, recording.audio_tracks)
                 yield Utterance(

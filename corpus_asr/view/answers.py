@@ -20,19 +20,21 @@ from corpus_asr.formats.writers import file_contents
 from corpus_asr.report.html.formatting import visible
 from corpus_asr.segments import SpeakerTurn, channel_name
 from corpus_asr.speakers.turns import Timeline
+from corpus_asr.storage.run_state.placing import Placed
 from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.stores.uri import without_secrets
 from corpus_asr.units import SAMPLE_RATE_HZ, counted
 from corpus_asr.view.access import RefusedError
-from corpus_asr.view.catalogue import BLOCK_ROWS, Catalogue, Library, Transcripts, View
+from corpus_asr.view.catalogue import BLOCK_ROWS, Catalogue, Library, Transcript, Transcripts, View
 from corpus_asr.view.editing import (
     Change,
     ConflictError,
     Naming,
-    correction_data,
+    Undo,
     parse_change,
     save_change,
     save_name,
+    version_of,
 )
 from corpus_asr.view.query import Query, parse_query
 from corpus_asr.view.search import (
@@ -51,6 +53,7 @@ from corpus_asr.view.search import (
     recordings_page,
 )
 from corpus_asr.view.sound import MAX_PEAKS, MAX_SAMPLES, Playable, Sound, Sounds, Waveforms
+from corpus_asr.view.texts import said_of
 
 # What openai-whisper writes, too; the rest is for data sets, not for one recording.
 _SAVED = tuple(
@@ -222,10 +225,10 @@ class Answers:
             "tracks": _tracks(row),
             **_turns(request.id, self.transcripts.turns(view, request.id), view),
             "editable": self.editable and not catalogue.classified,
-            "corrected": len(transcript.edits),
-            "stale": [correction_data(each) for each in sorted(transcript.stale.items())],
+            "corrected": len(transcript.leaves),
+            "stale": [_stale(each, transcript) for each in transcript.stale],
             # Another one after each save, here or elsewhere.
-            "edition": _edition(view, request.id),
+            "edition": view.corrections.edition(request.id),
             "saved_as": [] if catalogue.classified else list(_SAVED),
         }
         if row["error_kind"] is not None:
@@ -240,9 +243,14 @@ class Answers:
     def segments(self, request: Request) -> dict[str, Any]:
         """Return a block of a recording's segments."""
         view, row = self._named(request.id)
-        block = self.transcripts.read(view, row).block(request.block)
+        shown = self.transcripts.read(view, row)
         turns = self.transcripts.turns(view, request.id)
-        return {"segments": [_segment(each, request.query, turns) for each in block]}
+        return {
+            "segments": [
+                _segment(each, request.query, turns, shown.groups)
+                for each in shown.block(request.block)
+            ]
+        }
 
     def unsure(self, request: Request) -> dict[str, Any]:
         """Find the next or previous word of low confidence."""
@@ -309,29 +317,48 @@ class Answers:
         }
 
     def correct(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """Save a correction; return the segment as it is then.
+        """Save a correction; return the keys that are gone, and the segments that are new.
 
         Raises:
             RefusedError: the server was started with --read-only.
             NotFoundError: there is no such recording.
             ConfigError, ConflictError, FetchError: see `save_change`.
         """
+        return self._change(Change, body, "saving a correction")
+
+    def undo(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Withdraw the correction that made a segment; return and raise as `correct` does."""
+        return self._change(Undo, body, "undoing a correction")
+
+    def _change(
+        self, kind: type[Change] | type[Undo], body: Mapping[str, Any], doing: str
+    ) -> dict[str, Any]:
         self._check_editable()
-        change = parse_change(Change, body, doing="saving a correction")
+        change: Change | Undo = parse_change(kind, body, doing=doing)
         view, row = self._named(change.id)
         if view.catalogue.classified:
             raise NotFoundError("this run has labels, which cannot be corrected")
-        save_change(self.library, row, self.transcripts.read(view, row), change)
-        view, row = self._named(change.id)
+        try:
+            made = save_change(self.library, self.transcripts, row, change)
+        except ConflictError as error:
+            error.answer = self._state(change.id, error)
+            raise
+        return {"removed": made.removed} | self._state(change.id, made.rows)
+
+    def _state(
+        self, recording_id: str, of: ConflictError | Sequence[Mapping[str, Any]]
+    ) -> dict[str, Any]:
+        view, row = self._named(recording_id)
         shown = self.transcripts.read(view, row)
-        at = shown.number_of(change.key)
+        rows: Sequence[Mapping[str, Any]] = ()
+        if not isinstance(of, ConflictError):
+            rows = of
+        elif of.span:
+            rows = shown.between(*of.span)
+        turns = self.transcripts.turns(view, recording_id)
         return {
-            "segment": None
-            if at is None
-            else _segment(
-                shown.segments(at, 1)[0], Query(), self.transcripts.turns(view, change.id)
-            ),
-            "edition": _edition(view, change.id),
+            "segments": [_segment(each, Query(), turns, shown.groups) for each in rows],
+            "edition": view.corrections.edition(recording_id),
         }
 
     def name(self, body: Mapping[str, Any]) -> dict[str, Any]:
@@ -377,8 +404,25 @@ class Answers:
         return self.sounds.of(row)
 
 
-def _edition(view: View, recording_id: str) -> str:
-    return max((name for name, _ in view.corrections.of(recording_id).values()), default="")
+def _stale(placed: Placed, shown: Transcript) -> dict[str, Any]:
+    """Return a correction that has no place, with the model's text then and what is there now."""
+    group = placed.group
+    last = group.leaves[-1].correction
+    now = shown.between(group.channel, *group.span_s)
+    return {
+        "id": group.stems[-1],
+        "start_s": group.span_s[0],
+        "end_s": group.span_s[1],
+        "channel": group.channel,
+        "original": visible(group.original),
+        "text": visible(group.text),
+        "now": visible(" ".join((row["text"] or "").strip() for row in now)),
+        "in_conflict": group.in_conflict,
+        "changed": group.text != group.original,
+        "checked": group.checked,
+        "name": visible(last.name),
+        "saved_at": last.saved_at,
+    }
 
 
 def _page(page: Page[Any]) -> dict[str, Any]:
@@ -433,7 +477,6 @@ def _name(uri: str, catalogue: Catalogue) -> str:
 
 def _hit(hit: Hit, catalogue: Catalogue, query: Query) -> dict[str, Any]:
     same = ("start_s", "end_s", "confidence", "language", "channel", "copies")
-    said = hit.correction
     return {name: getattr(hit, name) for name in same} | {
         "id": hit.recording_id,
         "name": _name(hit.uri, catalogue),
@@ -441,7 +484,7 @@ def _hit(hit: Hit, catalogue: Catalogue, query: Query) -> dict[str, Any]:
         "before": visible(hit.before),
         "after": visible(hit.after),
         "pieces": _visible(query.pieces(hit.text)),
-        "correction": None if said is None else correction_data(("", said)),
+        "correction": hit.correction,
     }
 
 
@@ -472,7 +515,10 @@ def _turns(recording_id: str, turns: Sequence[SpeakerTurn], view: View) -> dict[
 
 
 def _segment(
-    row: Mapping[str, Any], query: Query, turns: Sequence[SpeakerTurn] = ()
+    row: Mapping[str, Any],
+    query: Query,
+    turns: Sequence[SpeakerTurn],
+    groups: Mapping[str, Placed],
 ) -> dict[str, Any]:
     text = row["text"] or ""
     same = ("key", "start_s", "end_s", "language", "confidence", "channel")
@@ -480,9 +526,13 @@ def _segment(
     pieces = query.pieces(text) if query.wanted else [(text, False)]
     # As it is, to be edited; all else is shown.
     values |= {"text": text.strip(), "pieces": _visible(pieces)}
-    values["correction"] = correction_data(row["edit"])
+    leaf = row["leaf"]
+    values["version"] = version_of(leaf)
+    values["correction"] = said_of(leaf, groups[leaf.stem]) if leaf else None
     own = [turn for turn in turns if turn.channel == row["channel"]]
-    values["speaker"] = Timeline(own).speaker(row["start_s"], row["end_s"])
+    by_turns = Timeline(own).speaker(row["start_s"], row["end_s"])
+    values["said_by"] = leaf.said.speaker if leaf else None
+    values["speaker"] = values["said_by"] or by_turns
     if row["words"] is not None:
         values["words"] = list(_words(row["words"], pieces))
     return values

@@ -5,7 +5,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import Any
@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from corpus_asr.config.run import CLASSIFY_AUDIO
 from corpus_asr.errors import ConfigError, CorpusAsrError
-from corpus_asr.export.recordings import WORD_COLUMNS, Recording, model_of
+from corpus_asr.export.recordings import Recording, model_of
 from corpus_asr.export.speakers import SpeakerNames, name_speaker, named, read_names, with_voices
 from corpus_asr.export.write import common_folder
 from corpus_asr.logs import event
@@ -24,13 +24,14 @@ from corpus_asr.segments import SpeakerTurn
 from corpus_asr.storage.run_state.corrections import (
     Correction,
     Corrections,
+    Group,
+    Leaf,
     Saved,
-    SegmentKey,
-    corrected,
-    key_of,
     read_saved,
+    replaced_row,
     save_correction,
 )
+from corpus_asr.storage.run_state.placing import Placed, place
 from corpus_asr.storage.run_state.run_files import CONFIG_NAME, SUCCESS_NAME, outcomes_names
 from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.speaker_turns import read_turns, read_voices
@@ -39,12 +40,18 @@ from corpus_asr.storage.run_state.tables import (
     SEGMENT_ROWS,
     OutputStore,
     PartRows,
-    projected,
     table_of,
 )
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.view.sound import Pauses
-from corpus_asr.view.texts import add_shown, add_texts, correct_texts
+from corpus_asr.view.texts import (
+    Places,
+    add_shown,
+    add_texts,
+    correct_texts,
+    rows_at,
+    segments_at,
+)
 
 # A look lists the names of commits.
 REFRESH_S = 10.0
@@ -94,9 +101,9 @@ class Catalogue:
         found = self.tables.table("from described where recording_id = $id", id=recording_id)
         return next(iter(found.to_pylist()), None)
 
-    def places(self, recording_id: str) -> list[tuple[str, int, int]]:
+    def places(self, recording_id: str) -> Places:
         """Return where a recording's rows lie: objects, the first row, and the row after."""
-        return self.tables.rows(_PLACES, id=recording_id)
+        return tuple(self.tables.rows(_PLACES, id=recording_id))
 
 
 def read_catalogue(store: OutputStore) -> Catalogue:
@@ -166,6 +173,7 @@ class Library:
         )
         self._checked_s = -math.inf
         self._lock = threading.Lock()
+        self._saving = threading.Lock()
         self._thread: threading.Thread | None = None
         self._closing = threading.Event()
 
@@ -195,13 +203,18 @@ class Library:
             self._thread.join()
         return self._view
 
-    def save(self, correction: Correction) -> str:
-        """Write a correction; the view has it when this returns. Return its name."""
-        name = save_correction(self.store, correction)
-        with self._lock:
-            self._saved = {**self._saved, name: correction}
-            self._correct(self._view, self._saved)
-        return name
+    def save(self, make: Callable[[View], Correction]) -> View:
+        """Write the correction that is made of the current view; return the view that has it.
+
+        No other is saved here in between, so that `make` may check what it replaces.
+        """
+        with self._saving:
+            correction = make(self._view)
+            name = save_correction(self.store, correction)
+            with self._lock:
+                self._saved = {**self._saved, name: correction}
+                self._correct(self._view, self._saved)
+                return self._view
 
     def name(self, uri: str, speaker: str, name: str, *, seen: str) -> str | None:
         """Name a speaker as `name_speaker` does; the view has it when this returns."""
@@ -215,7 +228,8 @@ class Library:
         # With the lock held.
         corrections = Corrections(saved)
         if view.searchable:
-            correct_texts(view.catalogue.tables, corrections)
+            catalogue = view.catalogue
+            correct_texts(self.store, catalogue.tables, catalogue.places, corrections)
         self._view = replace(view, corrections=corrections, version=view.version + 1)
 
     def _refresh(self) -> None:
@@ -282,7 +296,6 @@ class _ClosingError(Exception):
     pass
 
 
-_ORDER = [(name, "ascending") for name in ("start_s", "channel", "part", "segment")]
 _LABEL_ORDER = [(name, "ascending") for name in ("start_s", "channel", "part", "window", "rank")]
 _LABEL_COLUMNS = ("part", "channel", "window", "start_s", "end_s", "rank", "label", "probability")
 _WINDOWS = pa.schema(
@@ -304,29 +317,17 @@ class Transcript:
 
     rows: pa.Table
     """start_s, end_s, text, language, confidence, channel, words (or null); sorted by time."""
-    edits: Mapping[int, tuple[str, Correction]] = field(default_factory=dict)
-    """By row: name and content of the correction that it has."""
-    stale: Mapping[str, Correction] = field(default_factory=dict)
-    """By name: corrections of segments that have changed."""
+    leaves: Mapping[int, Leaf] = field(default_factory=dict)
+    """By row: what people made."""
+    groups: Mapping[str, Placed] = field(default_factory=dict)
+    """By the stem of a correction: the place of its group."""
+    stale: Sequence[Placed] = ()
+    """Groups of corrections that have no place."""
 
-    def corrected(self, said: Mapping[SegmentKey, tuple[str, Correction]]) -> "Transcript":
+    def corrected(self, groups: Sequence[Group]) -> "Transcript":
         """Return the transcript with what people said of it."""
-        starts_ms = np.rint(1000 * self.rows["start_s"].to_numpy())
-        numbers = np.flatnonzero(np.isin(starts_ms, [key.start_ms for key in said]))
-        some = self.rows.take(pa.array(numbers)).to_pylist()
-        own = {
-            at: row for at, row in zip(numbers.tolist(), some, strict=True) if key_of(row) in said
-        }
-        edits = {at: said[key_of(row)] for at, row in own.items()}
-        changed = [corrected(row, edits[at][1]) for at, row in own.items()]
-        order = np.arange(self.rows.num_rows)
-        marks = np.isin(order, list(own))
-        order[list(own)] = len(order) + np.arange(len(own))
-        others = pa.Table.from_pylist(changed, schema=self.rows.schema)
-        rows = pa.concat_tables([self.rows, others]).take(pa.array(order))
-        names = {name for name, _ in edits.values()}
-        stale = {name: each for name, each in said.values() if name not in names}
-        return Transcript(rows.append_column("corrected", pa.array(marks)), edits, stale)
+        found = place(self.rows, groups)
+        return Transcript(found.rows, found.leaves, found.by_stem(), found.stale)
 
     @property
     def block_starts_s(self) -> list[float]:
@@ -345,32 +346,46 @@ class Transcript:
         return sorted(self.rows["channel"].unique().drop_null().to_pylist())
 
     def block(self, number: int) -> list[dict[str, Any]]:
-        """Return the segments of a block, each with its key and its `edit`, or None."""
+        """Return the segments of a block, each with its `key`, and its `leaf` or None."""
         return self.segments(number * BLOCK_ROWS, BLOCK_ROWS)
 
     def segments(self, first: int, count: int) -> list[dict[str, Any]]:
         """Return some segments as `block` does."""
         rows = self.rows.slice(first, count).to_pylist()
-        return [
-            row | {"key": str(key_of(self._original(at, row))), "edit": self.edits.get(at)}
-            for at, row in enumerate(rows, first)
-        ]
+        return [self._named(at, row) for at, row in enumerate(rows, first)]
 
-    def original(self, at: int) -> dict[str, Any]:
-        """Return a row with the model's text."""
-        return self._original(at, self.rows.slice(at, 1).to_pylist()[0])
-
-    def _original(self, at: int, row: dict[str, Any]) -> dict[str, Any]:
-        return row | {"text": self.edits[at][1].original} if at in self.edits else row
+    def _named(self, at: int, row: dict[str, Any]) -> dict[str, Any]:
+        leaf = self.leaves.get(at)
+        return row | {"key": leaf.key if leaf else str(replaced_row(row).node), "leaf": leaf}
 
     def number_of(self, key: str) -> int | None:
         """Return the number of the row with a key; None if there is none."""
+        own = next((at for at, leaf in self.leaves.items() if leaf.key == key), None)
         start_ms = key.split(".")[1] if key.count(".") == 3 else ""
-        if not start_ms.isdecimal():
-            return None
+        if own is not None or not start_ms.isdecimal():
+            return own
         starts_ms = np.rint(1000 * self.rows["start_s"].to_numpy())
         candidates = np.flatnonzero(starts_ms == int(start_ms)).tolist()
-        return next((at for at in candidates if str(key_of(self.original(at))) == key), None)
+        return next((at for at in candidates if self.segments(at, 1)[0]["key"] == key), None)
+
+    def between(self, channel: int | None, start_s: float, end_s: float) -> list[dict[str, Any]]:
+        """Return the segments of a channel that overlap a time span."""
+        starts, ends = (self.rows[name].to_numpy() for name in ("start_s", "end_s"))
+        numbers = np.flatnonzero((starts < end_s) & (ends > start_s)).tolist()
+        found = [self.segments(at, 1)[0] for at in numbers]
+        return [row for row in found if row["channel"] == channel]
+
+    def neighbors(
+        self, numbers: Sequence[int]
+    ) -> tuple[dict[str, Any] | None, list[int], dict[str, Any] | None]:
+        """Return the segments before and after some of one channel, and the numbers between."""
+        same = self.rows["channel"].to_pylist()
+        own = [at for at, channel in enumerate(same) if channel == same[numbers[0]]]
+        first, last = own.index(numbers[0]), own.index(numbers[-1])
+        between = [at for at in own[first : last + 1] if at not in numbers]
+        before, after = own[max(0, first - 1) : first], own[last + 1 : last + 2]
+        ends = [self.segments(at[0], 1)[0] if at else None for at in (before, after)]
+        return ends[0], between, ends[1]
 
     def pauses(self, duration_s: float) -> Pauses:
         """Return where nothing is said in a recording of this length."""
@@ -406,17 +421,27 @@ class Transcripts:
     def __init__(self, store: OutputStore) -> None:
         self._store = store
         self._transcript = lru_cache(KEPT)(self._read)
-        self._corrected = lru_cache(KEPT)(self._correct)
+        self._corrected: dict[str, tuple[Places, str, Transcript]] = {}
+        self._lock = threading.Lock()
         self._turns = lru_cache(KEPT)(self._read_turns)
 
     def read(self, view: View, row: Mapping[str, Any]) -> Transcript:
         """Return the transcript of a recording, given its row, as people corrected it."""
         catalogue = view.catalogue
-        places = tuple(catalogue.places(row["recording_id"]))
-        said = view.corrections.of(row["recording_id"])
-        if catalogue.classified or not said:
+        places = catalogue.places(row["recording_id"])
+        groups = view.corrections.of(row["recording_id"])
+        if catalogue.classified or not groups:
             return self._transcript(catalogue.classified, places)
-        return self._corrected(places, tuple(said.items()))
+        edition = view.corrections.edition(row["recording_id"])
+        with self._lock:
+            known = self._corrected.get(row["recording_id"])
+            if known is None or known[:2] != (places, edition):
+                transcript = self._transcript(False, places).corrected(groups)
+                self._corrected.pop(row["recording_id"], None)
+                self._corrected[row["recording_id"]] = known = (places, edition, transcript)
+                if len(self._corrected) > KEPT:
+                    del self._corrected[next(iter(self._corrected))]
+            return known[2]
 
     def turns(self, view: View, recording_id: str) -> tuple[SpeakerTurn, ...]:
         """Return who speaks when in a recording, as the run names them; nothing where unknown."""
@@ -427,29 +452,17 @@ class Transcripts:
         found = read_turns(self._store, [recording_id]) or {}
         return tuple(found.get(recording_id, ()))
 
-    def _correct(
-        self,
-        places: tuple[tuple[str, int, int], ...],
-        said: tuple[tuple[SegmentKey, tuple[str, Correction]], ...],
-    ) -> Transcript:
-        return self._transcript(False, places).corrected(dict(said))
-
-    def _read(self, labels: bool, places: tuple[tuple[str, int, int], ...]) -> Transcript:
-        columns = _LABEL_COLUMNS if labels else WORD_COLUMNS
-        schema = projected((LABEL_ROWS if labels else SEGMENT_ROWS).schema, columns)
-        ranges: dict[str, list[tuple[int, int]]] = {}
-        for name, start, stop in places:
-            ranges.setdefault(name, []).append((start, stop))
-        tables = [self._store.rows(name, schema, some) for name, some in ranges.items()]
-        rows = pa.concat_tables([schema.empty_table(), *tables])
-        return Transcript(_windows(rows) if labels else rows.sort_by(_ORDER))
+    def _read(self, labels: bool, places: Places) -> Transcript:
+        if not labels:
+            return Transcript(segments_at(self._store, places))
+        return Transcript(_windows(rows_at(self._store, LABEL_ROWS, _LABEL_COLUMNS, places)))
 
     def recording(self, view: View, row: Mapping[str, Any]) -> Recording:
         """Return a recording as it is exported, given its row."""
         transcript = self.read(view, row)
         rows = transcript.rows.to_pylist()
         # Of a segment whose text a person removed nothing is exported.
-        kept = [each for at, each in enumerate(rows) if each["text"] or at not in transcript.edits]
+        kept = [each for at, each in enumerate(rows) if each["text"] or at not in transcript.leaves]
         recording = Recording.of(row, kept, model_of(self._store))
         turns = self.turns(view, recording.recording_id)
         if not turns:

@@ -1,46 +1,83 @@
 """Corrections and names from the pages: what is asked for is checked, saved and shown.
 
-A segment is named by its key, so that nothing is written over one that has changed meanwhile. Who
-saves says which correction they saw: another one in between is shown before it is replaced.
+Segments are named by their keys, which none has that was not there before. So whoever saves
+something of a segment that somebody else has changed meanwhile is refused, and shown what is there
+now; nothing is written over what nobody has seen.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from itertools import pairwise
 from typing import Any, TypeVar
 
 from corpus_asr.errors import ConfigError
-from corpus_asr.report.html.formatting import visible
-from corpus_asr.storage.run_state.corrections import Correction, correct
-from corpus_asr.view.catalogue import Library, Transcript
+from corpus_asr.storage.run_state.corrections import (
+    Correction,
+    Group,
+    Leaf,
+    Replaced,
+    Said,
+    correct,
+    replaced_row,
+)
+from corpus_asr.storage.run_state.placing import MARGIN_S, around
+from corpus_asr.view.catalogue import Library, Transcript, Transcripts, View
+
+# People overlap; more than this of a neighbor is a mistake.
+MOST_OVERLAP_S = 1.0
+MOST_SEGMENTS = 100
+_LABEL = re.compile(r"S\d+")
 
 
 class ConflictError(Exception):
-    """A segment is not, or no longer, what somebody is about to correct."""
+    """What somebody is about to change is not there any more, or not as they saw it."""
 
-    def __init__(self, message: str, *, seen: str = "") -> None:
+    def __init__(
+        self, message: str, *, seen: str = "", span: tuple[int | None, float, float] | None = None
+    ) -> None:
         super().__init__(message)
         self.seen = seen
-        """The correction that the message shows."""
+        """The name that the message shows, where a speaker is named."""
+        self.span = span
+        """Channel, start and end of what is to be shown."""
+        self.answer: dict[str, Any] = {}
+        """What the page is told besides the message."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """What a page asks for."""
+    """Segments that a page puts in place of others."""
+
+    id: str
+    """Of the recording."""
+    keys: list[Any] = field(default_factory=list)
+    """Of the segments that are replaced."""
+    segments: list[Any] | None = None
+    """start_s, end_s, text and speaker of each; None: those that are there, to be marked."""
+    checked: bool = False
+    name: str = ""
+    """Of the person, if given."""
+    seen: dict[str, Any] | list[Any] = field(default_factory=dict)
+    """The version of each key, by key or in their order."""
+    apply: str = ""
+    """A stale correction that is to stand at its place, in place of all above."""
+    dismiss: str = ""
+    """A stale correction to forget, in place of all above."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Undo:
+    """A segment whose correction a page takes back."""
 
     id: str
     """Of the recording."""
     key: str = ""
-    """Of the segment."""
-    text: str = ""
-    checked: bool = False
+    seen: str = ""
+    """Its version."""
     name: str = ""
     """Of the person, if given."""
-    withdraw: bool = False
-    """Go back to the model's text."""
-    seen: str = ""
-    """The correction that is replaced, or empty."""
-    dismiss: str = ""
-    """A stale correction to forget, in place of all above."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,16 +94,22 @@ class Naming:
     """The name that is replaced, or empty."""
 
 
-C = TypeVar("C", Change, Naming)
+C = TypeVar("C", bound=Change | Undo | Naming)
+_EXPECTED: Mapping[tuple[type, str], tuple[type | tuple[type, ...], str]] = {
+    (Change, "checked"): (bool, "true or false"),
+    (Change, "keys"): (list, "a list"),
+    (Change, "segments"): ((list, type(None)), "a list"),
+    (Change, "seen"): ((dict, list), "the version of each key"),
+}
 
 
 def parse_change(kind: type[C], body: Mapping[str, Any], *, doing: str) -> C:
     """Read a change; unknown names are ignored."""
-    values = {field.name: body[field.name] for field in fields(kind) if field.name in body}
+    values = {each.name: body[each.name] for each in fields(kind) if each.name in body}
     for name, value in values.items():
-        expected = bool if name in ("checked", "withdraw") else str
-        if not isinstance(value, expected):
-            raise ConfigError(f"{doing}: found {name} {value!r:.50}, expected text")
+        types, expected = _EXPECTED.get((kind, name), (str, "text"))
+        if not isinstance(value, types):
+            raise ConfigError(f"{doing}: found {name} {value!r:.50}, expected {expected}")
     if "id" not in values:
         raise ConfigError(f"{doing}: found no id, expected that of a recording")
     return kind(**values)
@@ -88,69 +131,292 @@ def save_name(library: Library, uri: str, naming: Naming) -> None:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Differences:
+    """What a change made of a transcript."""
+
+    removed: list[str]
+    """Keys."""
+    rows: list[dict[str, Any]]
+    """New segments, as `Transcript.segments` has them."""
+
+
 def save_change(
-    library: Library, recording: Mapping[str, Any], shown: Transcript, change: Change
-) -> None:
-    """Save a change of a transcript that is shown, given the row of its recording.
+    library: Library,
+    transcripts: Transcripts,
+    recording: Mapping[str, Any],
+    change: Change | Undo,
+) -> Differences:
+    """Save a change of the transcript of a recording, given its row; return what became of it.
 
     Raises:
-        ConfigError: text or name cannot be saved.
-        ConflictError: the segment has changed, or somebody else saved another correction.
+        ConfigError: it cannot be saved.
+        ConflictError: segments have changed, or something else is saved there.
         FetchError: the output folder cannot be written to.
     """
-    if change.dismiss:
-        library.save(_dismissed(shown, change))
-        return
+    before: list[Transcript] = []
+
+    def make(view: View) -> Correction:
+        shown = transcripts.read(view, recording)
+        before.append(shown)
+        if isinstance(change, Undo):
+            return _withdrawal(view, recording, shown, change)
+        if change.dismiss:
+            stems = _stale(shown, change.dismiss).stems
+            return correct(recording, (), (), checked=False, name=change.name, withdraws=stems)
+        if change.apply:
+            return _applied(recording, shown, change)
+        speakers = {turn.speaker for turn in transcripts.turns(view, recording["recording_id"])}
+        return _correction(view, recording, shown, change, speakers)
+
+    view = library.save(make)
+    return _differences(before[0], transcripts.read(view, recording))
+
+
+def _differences(before: Transcript, after: Transcript) -> Differences:
+    # Only where a group has come, gone or changed.
+    ids = [{(each.group.stems, each.group.leaves): each.group for each in one.groups.values()}
+           for one in (before, after)]  # fmt: skip
+    groups = [ids[0].get(each) or ids[1][each] for each in ids[0].keys() ^ ids[1].keys()]
+    rows = [
+        {row["key"]: row for group in groups for row in one.between(group.channel, *_reach(group))}
+        for one in (before, after)
+    ]
+    return Differences(
+        [key for key in rows[0] if key not in rows[1]],
+        sorted((row for key, row in rows[1].items() if key not in rows[0]),
+               key=lambda row: row["start_s"]),
+    )  # fmt: skip
+
+
+def _reach(group: Group) -> tuple[float, float]:
+    starts, ends = zip(group.span_s, *((leaf.said.start_s, leaf.said.end_s)
+                                       for leaf in group.leaves), strict=True)  # fmt: skip
+    return min(starts) - MARGIN_S, max(ends) + MARGIN_S
+
+
+def version_of(leaf: Leaf | None) -> str:
+    """Return the version of a segment that a page sees."""
+    return leaf.stem if leaf else ""
+
+
+def _withdrawal(
+    view: View, recording: Mapping[str, Any], shown: Transcript, change: Undo
+) -> Correction:
     at = shown.number_of(change.key)
-    if at is None:
+    leaf = shown.leaves.get(at) if at is not None else None
+    if leaf is None or change.seen not in ("", leaf.stem):
+        raise _changed(view, shown, recording["recording_id"], [change.key])
+    group = shown.groups[leaf.stem].group
+    others = (view.corrections.get(recording["recording_id"], stem) for stem in group.stems)
+    if any(one.edit == leaf.stem for other in others if other for one in other.replaces):
         raise ConflictError(
-            "this segment is not there any more, since the recording was transcribed again; "
-            "reload the page"
+            "other changes build on this one; undo these first",
+            span=(group.channel, *_reach(group)),
         )
-    seen, before = shown.edits.get(at, ("", None))
-    if seen != change.seen and before is not None:
-        raise ConflictError(
-            f"{before.name or 'somebody else'} has corrected this segment meanwhile: "
-            f"“{before.text}”; save again to replace that",
-            seen=seen,
-        )
-    original = shown.original(at)
-    library.save(
-        correct(
-            recording,
-            original,
-            text=original["text"] if change.withdraw else change.text,
-            checked=change.checked and not change.withdraw,
-            name=change.name,
-        )
+    return correct(recording, (), (), checked=False, name=change.name, withdraws=(leaf.stem,))
+
+
+def _stale(shown: Transcript, stem: str) -> Group:
+    for each in shown.stale:
+        if each.group.stems[-1] == stem:
+            return each.group
+    raise ConflictError("this correction is not there any more; reload the page")
+
+
+def _changed(
+    view: View, shown: Transcript, recording_id: str, keys: Sequence[Any]
+) -> ConflictError:
+    spans = [span for key in keys if (span := _span_of(view, recording_id, str(key)))]
+    if not spans:
+        return ConflictError("this segment is not there any more; reload the page")
+    channel, start_s, end_s = (
+        spans[0][0],
+        min(each[1] for each in spans),
+        max(each[2] for each in spans),
+    )
+    names = [row["leaf"].correction.name for row in shown.between(channel, start_s, end_s)
+             if row["leaf"]]  # fmt: skip
+    who = next(filter(None, names), "somebody else" if names else "")
+    why = f"{who} has changed" if who else "the model has transcribed again"
+    return ConflictError(
+        f"{why} this segment meanwhile: nothing was saved; look at it as it is now",
+        span=(channel, start_s, end_s),
     )
 
 
-def _dismissed(shown: Transcript, change: Change) -> Correction:
-    stale = shown.stale.get(change.dismiss)
-    if stale is None:
-        raise ConflictError("this correction is not there any more; reload the page")
-    key = {"channel": stale.channel, "start_s": stale.start_s, "end_s": stale.end_s}
-    version = {name: getattr(stale, name) for name in ("recording_id", "etag", "size_bytes")}
-    said = correct(
-        version, key | {"text": stale.original}, text=stale.original, checked=False,
-        name=change.name,
-    )  # fmt: skip
-    return replace(said, original_hash=stale.original_hash)
-
-
-def correction_data(edit: tuple[str, Correction] | None) -> dict[str, Any] | None:
-    """Return a correction as the pages have it."""
-    if edit is None:
+def _span_of(view: View, recording_id: str, key: str) -> tuple[int | None, float, float] | None:
+    parts = key.split(".")
+    if len(parts) == 4 and parts[1].isdecimal() and parts[2].isdecimal():
+        channel = int(parts[0]) if parts[0].isdecimal() else None
+        return channel, int(parts[1]) / 1000, int(parts[2]) / 1000
+    stem, _, index = key.rpartition(".")
+    made = view.corrections.get(recording_id, stem)
+    if made is None or not index.isdecimal() or not made.replaces:
         return None
-    name, correction = edit
-    return {
-        "id": name,
-        "text": correction.text,
-        "original": visible(correction.original.strip()),
-        "changed": correction.changes,
-        "checked": correction.checked,
-        "name": visible(correction.name),
-        "saved_at": correction.saved_at,
-        "start_s": correction.start_s,
-    }
+    channel, starts = made.replaces[0].channel, [one.start_s for one in made.replaces]
+    return channel, min(starts), max(one.end_s for one in made.replaces)
+
+
+def _correction(
+    view: View,
+    recording: Mapping[str, Any],
+    shown: Transcript,
+    change: Change,
+    speakers: set[str],
+) -> Correction:
+    if not change.keys:
+        raise ConfigError("saving a correction: found no keys, expected those of segments")
+    keys = list(dict.fromkeys(map(str, change.keys)))
+    numbers = [shown.number_of(key) for key in keys]
+    numbers = sorted(at for at in numbers if at is not None)
+    seen = (
+        dict(zip(change.keys, change.seen, strict=False))
+        if isinstance(change.seen, list)
+        else change.seen
+    )
+    rows = [shown.segments(at, 1)[0] for at in numbers]
+    if len(rows) < len(keys) or any(
+        seen.get(row["key"], "") not in ("", version_of(row["leaf"])) for row in rows
+    ):
+        raise _changed(view, shown, recording["recording_id"], keys)
+    channels = {row["channel"] for row in rows}
+    if len(channels) > 1:
+        raise ConfigError(
+            "merging segments: found some of several channels, expected those of one; merge what "
+            "is said in each"
+        )
+    before, between, after = shown.neighbors(numbers)
+    if between:
+        raise ConfigError(
+            "merging segments: found another one between them, expected segments that follow each "
+            "other; merge that one as well"
+        )
+    replaced = [_node(row) for row in rows]
+    if change.segments is None:
+        segments = [
+            Said(start_s=row["start_s"], end_s=row["end_s"], text=(row["text"] or "").strip(),
+                 speaker=row["leaf"].said.speaker if row["leaf"] else None)
+            for row in rows
+        ]  # fmt: skip
+    else:
+        segments = _segments(change.segments, speakers)
+        _check_times(recording, rows, segments, before, after)
+    return correct(recording, replaced, segments, checked=change.checked, name=change.name)
+
+
+def _node(row: Mapping[str, Any]) -> Replaced:
+    leaf = row["leaf"]
+    if leaf is None:
+        return replaced_row(row)
+    said = leaf.said
+    return Replaced(
+        channel=row["channel"], start_s=said.start_s, end_s=said.end_s, original=said.text,
+        edit=leaf.stem, index=leaf.index,
+    )  # fmt: skip
+
+
+def _segments(asked: Sequence[Any], speakers: set[str]) -> list[Said]:
+    doing = "saving a correction"
+    if len(asked) > MOST_SEGMENTS:
+        raise ConfigError(f"{doing}: found {len(asked)} segments, expected at most {MOST_SEGMENTS}")
+    made = []
+    for each in asked:
+        if not isinstance(each, dict):
+            raise ConfigError(f"{doing}: found segment {each!r:.50}, expected start_s, end_s, text")
+        times = [each.get(name) for name in ("start_s", "end_s")]
+        text, speaker = each.get("text"), each.get("speaker")
+        for time_s in times:
+            if (
+                isinstance(time_s, bool)
+                or not isinstance(time_s, int | float)
+                or not math.isfinite(time_s)
+            ):
+                raise ConfigError(f"{doing}: found the time {time_s!r:.50}, expected seconds")
+        if not isinstance(text, str) or not isinstance(speaker, str | None):
+            found = f"text {text!r:.50} and speaker {speaker!r:.50}"
+            raise ConfigError(f"{doing}: found {found}, expected text")
+        if not text.strip() and len(asked) > 1:
+            raise ConfigError(
+                f"{doing}: found a segment without text, expected some; leave it out to remove it"
+            )
+        if speaker and _LABEL.fullmatch(speaker) and speaker not in speakers:
+            known = ", ".join(sorted(speakers)) or "none"
+            raise ConfigError(
+                f"{doing}: found the speaker {speaker:.50}, expected one of the recording's "
+                f"({known}), or a name"
+            )
+        made.append(
+            Said(start_s=float(times[0]), end_s=float(times[1]), text=text, speaker=speaker)
+        )
+    return made
+
+
+def _check_times(
+    recording: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+    segments: Sequence[Said],
+    before: Mapping[str, Any] | None,
+    after: Mapping[str, Any] | None,
+) -> None:
+    doing = "moving times"
+    if not segments:
+        return
+    # What the model wrote stays possible, however odd.
+    least_s = min(0.0, *(row["start_s"] for row in rows))
+    most_s = max(recording["duration_s"] or 0.0, *(row["end_s"] for row in rows))
+    for each in segments:
+        if each.end_s <= each.start_s and (each.start_s, each.end_s) not in {
+            (row["start_s"], row["end_s"]) for row in rows
+        }:
+            raise ConfigError(
+                f"{doing}: found an end at {each.end_s:.3f} s, expected it after the start at "
+                f"{each.start_s:.3f} s"
+            )
+        if each.start_s < least_s or each.end_s > most_s + 1e-3:
+            raise ConfigError(
+                f"{doing}: found {each.start_s:.3f} to {each.end_s:.3f} s, expected times within "
+                f"the recording, which ends at {most_s:.3f} s"
+            )
+    for one, other in pairwise(segments):
+        if other.start_s < max(one.start_s, one.end_s - MOST_OVERLAP_S):
+            raise ConfigError(
+                f"{doing}: found a segment from {other.start_s:.3f} s after one until "
+                f"{one.end_s:.3f} s, expected segments in order of time that overlap by at most "
+                f"{MOST_OVERLAP_S:g} s"
+            )
+    first_s = min(rows[0]["start_s"], before["end_s"] - MOST_OVERLAP_S if before else math.inf)
+    last_s = max(
+        *(row["end_s"] for row in rows), after["start_s"] + MOST_OVERLAP_S if after else -math.inf
+    )
+    if (before and segments[0].start_s < first_s) or (after and segments[-1].end_s > last_s):
+        raise ConfigError(
+            f"{doing}: found {segments[0].start_s:.3f} to {segments[-1].end_s:.3f} s, expected at "
+            f"most {MOST_OVERLAP_S:g} s of the segments before and after; merge with these, or "
+            "move their times first"
+        )
+
+
+def _applied(recording: Mapping[str, Any], shown: Transcript, change: Change) -> Correction:
+    """Return a correction that puts what people said where the model says something else."""
+    group = _stale(shown, change.apply)
+    rows = shown.between(group.channel, *group.span_s)
+    replaced, before, after = around(rows, *group.span_s)
+    if not replaced:
+        raise ConfigError(
+            "applying a correction: the model has no text at its place, expected some to replace; "
+            "put the words into the segment before or after it, and dismiss the correction"
+        )
+    said = [leaf.said for leaf in group.leaves if leaf.said.text]
+    kept = [
+        [Said(start_s=one["start_s"], end_s=one["end_s"], text=one["text"]) for one in pieces]
+        for pieces in (before, after)
+    ]
+    return correct(
+        recording,
+        [_node(row) for row in replaced],
+        [*kept[0], *said, *kept[1]],
+        checked=group.checked and not any(kept),
+        name=change.name,
+        withdraws=group.stems,
+    )

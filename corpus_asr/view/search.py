@@ -17,7 +17,6 @@ from typing import Any, Generic, TypeVar
 
 from corpus_asr.errors import ConfigError
 from corpus_asr.report.text import cell
-from corpus_asr.storage.run_state.corrections import Correction
 from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.stores.uri import without_secrets
 from corpus_asr.view.query import Query
@@ -126,8 +125,8 @@ class Hit:
     confidence: float | None
     language: str | None
     channel: int | None
-    correction: Correction | None
-    """What a person said of it; `text` has it."""
+    correction: dict[str, Any] | None
+    """What a person said of it, as `said_of` has it; `text` has it, too."""
     before: str = ""
     """Text of the segment before it in the same channel, or empty."""
     after: str = ""
@@ -267,7 +266,7 @@ order by {{order}}
 
 def _hit(row: dict[str, Any]) -> Hit:
     said = row.pop("correction")
-    return Hit(**row, correction=None if said is None else Correction(**json.loads(said)))
+    return Hit(**row, correction=None if said is None else json.loads(said))
 
 
 _COUNTS = f"""
@@ -355,7 +354,7 @@ def _row(hit: Hit) -> dict[str, Any]:
         "confidence": None if hit.confidence is None else round(hit.confidence, 4),
         "text": hit.text.strip(),
         "corrected": said is not None,
-        "original": None if said is None else said.original.strip(),
+        "original": None if said is None else said["original"],
     }
 
 

@@ -118,7 +118,7 @@ class ViewServer:
                 web.get(prefix + "/saved", self._saved),
                 web.get(prefix + "/hits.{kind:csv|json}", self._hits),
                 web.get(prefix + "/api/{name}", self._answer),
-                web.post(prefix + "/api/{what:correct|name}", self._change),
+                web.post(prefix + "/api/{what:correct|undo|name}", self._change),
                 web.get(prefix + "/{name:[^/]*}", self._page),
             ]
         )
@@ -167,7 +167,7 @@ class ViewServer:
         except NotFoundError as error:
             status, why = 404, str(error)
         except ConflictError as error:
-            status, why, more = 409, str(error), {"seen": error.seen}
+            status, why, more = 409, str(error), {"seen": error.seen, **error.answer}
         except ConfigError as error:
             status, why = 400, str(error)
         except ItemError as error:

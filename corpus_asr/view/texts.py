@@ -6,25 +6,35 @@ They lie beside those of `RunTables`:
   one of all, and `month` is when the file was modified, or when its run began;
 - `described`: the same with all else that is known of them;
 - `texts`: segments, or the likeliest labels, that count, by `place`: as their objects hold them;
-- `edits`: what people corrected or checked, by `place`;
-- `said`: texts as corrected;
+- `edits`: all texts of recordings of which people corrected or checked some, by places of their
+  own, with the `edition` of what they said;
+- `said`: texts as people see them;
 - `copied`: audio that other recordings have as well.
 """
 
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from corpus_asr.export.recordings import WORD_COLUMNS
+from corpus_asr.report.html.formatting import visible
 from corpus_asr.storage.run_state.claims import claimed_rows
 from corpus_asr.storage.run_state.confidences import gathered
-from corpus_asr.storage.run_state.corrections import CORRECTED_CONFIDENCE, Corrections, key_of
+from corpus_asr.storage.run_state.corrections import Corrections, Leaf
 from corpus_asr.storage.run_state.duplicates import read_pairs
+from corpus_asr.storage.run_state.placing import Placed, place
 from corpus_asr.storage.run_state.run_tables import RunTables
-from corpus_asr.storage.run_state.tables import LABEL_ROWS, OutputStore, PartRows
+from corpus_asr.storage.run_state.tables import (
+    LABEL_ROWS,
+    SEGMENT_ROWS,
+    OutputStore,
+    PartRows,
+    projected,
+)
 from corpus_asr.view.query import folded_lines
 
 _SEGMENT_COLUMNS = ("start_s", "end_s", "channel", "language", "confidence", "text")
@@ -91,23 +101,43 @@ select shown.number, other_channel, other_start_s, other_end_s, pairs.recording_
 from pairs join shown on shown.recording_id = other_recording_id
 """
 _EDITS = pa.schema([
-    ("place", pa.int64()), ("text", pa.string()), ("folded", pa.string()),
-    ("correction", pa.string()),
+    ("place", pa.int64()), ("id", pa.int64()), ("number", pa.int64()), ("start_s", pa.float64()),
+    ("end_s", pa.float64()), ("channel", pa.int32()), ("language", pa.string()),
+    ("confidence", pa.float32()), ("text", pa.string()), ("folded", pa.string()),
+    ("correction", pa.string()), ("edition", pa.string()),
 ])  # fmt: skip
-_SAID = f"""
+_SAID = """
 create or replace view said as
-select texts.* replace (
-    if(edits.place is null, confidence, {CORRECTED_CONFIDENCE}::float) as confidence,
-    coalesce(edits.text, texts.text) as text, coalesce(edits.folded, texts.folded) as folded),
-  correction
-from texts left join edits using (place)
+select *, null::varchar as correction from texts anti join (select number from edits) using (number)
+union all by name select * exclude (edition) from edits where place is not null
 """
-# Times are compared in milliseconds, and exactly by the key.
-_CANDIDATES = """
-select place, recording_id, channel, start_s, end_s, text from texts join shown using (number)
-where exists (from (select unnest($ids::varchar[]) as id, unnest($starts_ms::bigint[]) as start_ms)
-              where id = recording_id and abs(1000 * start_s - start_ms) < 1)
+# One statement: whoever searches meanwhile has the ones before or these.
+_EDIT = """
+create or replace table edits as
+select * from edits where number in (select unnest($kept::bigint[]))
+union all by name from arriving
 """
+# Places of edited texts are beyond those of all others.
+_FIRST_EDIT = 1 << 60
+
+Places = tuple[tuple[str, int, int], ...]
+"""Where a recording's rows lie: objects, the first row, and the row after."""
+_BY_TIME = [(name, "ascending") for name in ("start_s", "channel", "part", "segment")]
+
+
+def rows_at(store: OutputStore, kind: PartRows, columns: Sequence[str], places: Places) -> pa.Table:
+    """Return the rows of a recording."""
+    schema = projected(kind.schema, columns)
+    ranges: dict[str, list[tuple[int, int]]] = {}
+    for name, start, stop in places:
+        ranges.setdefault(name, []).append((start, stop))
+    tables = [store.rows(name, schema, some) for name, some in ranges.items()]
+    return pa.concat_tables([schema.empty_table(), *tables])
+
+
+def segments_at(store: OutputStore, places: Places) -> pa.Table:
+    """Return the segments of a recording, as the model has them, in order of time."""
+    return rows_at(store, SEGMENT_ROWS, WORD_COLUMNS, places).sort_by(_BY_TIME)
 
 
 def add_shown(tables: RunTables, common: str) -> str:
@@ -172,26 +202,65 @@ def _folded(texts: list[str]) -> pa.Array:
     return pa.array([f" {line} " for line in lines], pa.string())
 
 
-def correct_texts(tables: RunTables, corrections: Corrections) -> None:
-    """Put these corrections over the texts, in place of those before."""
-    known = tables.rows(
-        "select recording_id from recordings "
-        "where recording_id in (select unnest($ids::varchar[]))",
-        ids=corrections.recording_ids,
+def correct_texts(
+    store: OutputStore,
+    tables: RunTables,
+    places_of: Callable[[str], Places],
+    corrections: Corrections,
+) -> None:
+    """Put these corrections over the texts, in place of those before.
+
+    Only recordings that somebody corrected since are read.
+    """
+    numbers = dict(
+        tables.rows(
+            "select recording_id, number from shown "
+            "where recording_id in (select unnest($ids::varchar[]))",
+            ids=corrections.recording_ids,
+        )
     )
-    said = {recording_id: corrections.of(recording_id) for (recording_id,) in known}
-    keys = [(each, key.start_ms) for each, own in said.items() for key in own]
-    ids, starts_ms = [each for each, _ in keys], [start_ms for _, start_ms in keys]
-    places, found = [], []
-    for row in tables.table(_CANDIDATES, ids=ids, starts_ms=starts_ms).to_pylist():
-        named = said[row["recording_id"]].get(key_of(row))
-        if named is not None:
-            places.append(row["place"])
-            found.append(named[1])
-    texts = [each.segment_text for each in found]
-    data = [json.dumps(asdict(each)) for each in found]
-    columns = [pa.array(places, pa.int64()), pa.array(texts, pa.string()), _folded(texts),
-               pa.array(data, pa.string())]  # fmt: skip
-    edits = pa.table(columns, schema=_EDITS)
-    # One statement: whoever searches meanwhile has the ones before or these.
-    tables.execute("create or replace table edits as from arriving", edits)
+    known = dict(tables.rows("select distinct number, edition from edits"))
+    editions = {each: corrections.edition(each) for each in numbers}
+    kept = [at for each, at in numbers.items() if known.get(at) == editions[each]]
+    fresh = [each for each, at in numbers.items() if known.get(at) != editions[each]]
+    if not fresh and len(kept) == len(known):
+        return
+    [(first,)] = tables.rows(f"select coalesce(max(place) + 2, {_FIRST_EDIT}) from edits")
+    made = [_EDITS.empty_table()]
+    for recording_id in fresh:
+        placing = place(segments_at(store, places_of(recording_id)), corrections.of(recording_id))
+        rows = placing.rows
+        texts = pc.fill_null(rows["text"], "")
+        said: list[str | None] = [None] * rows.num_rows
+        by_stem = placing.by_stem()
+        for at, leaf in placing.leaves.items():
+            said[at] = json.dumps(said_of(leaf, by_stem[leaf.stem]))
+        same = {"number": numbers[recording_id], "edition": editions[recording_id]}
+        columns = {name: rows[name] for name in _SEGMENT_COLUMNS} | {
+            "place": pa.array(np.arange(first, first + rows.num_rows)),
+            "id": pa.nulls(rows.num_rows, pa.int64()),
+            "text": texts,
+            "folded": _folded(texts.to_pylist()),
+            "correction": pa.array(said, pa.string()),
+            **{name: pa.array([value] * rows.num_rows) for name, value in same.items()},
+        }
+        first += rows.num_rows + 1
+        made.append(pa.table(columns).select(_EDITS.names).cast(_EDITS))
+        if not rows.num_rows:  # known not to be read again
+            made.append(pa.Table.from_pylist([same], schema=_EDITS))
+    tables.execute(_EDIT, pa.concat_tables(made), kept=kept)
+
+
+def said_of(leaf: Leaf, placed: Placed) -> dict[str, Any]:
+    """Return what is known of the correction that made a segment, as values for JSON."""
+    correction, said = leaf.correction, leaf.said
+    return {
+        "id": leaf.stem,
+        "text": said.text,
+        "original": visible(placed.original.strip()),
+        "changed": placed.rewritten,
+        "checked": correction.checked,
+        "name": visible(correction.name),
+        "saved_at": correction.saved_at,
+        "start_s": said.start_s,
+    }

@@ -26,6 +26,7 @@ from corpus_asr.formats.names import ExportFormat, WordStyle
 from corpus_asr.report.accuracy.scoring import read_references
 from corpus_asr.runtime.complete_recordings import find_speakers_of_run
 from corpus_asr.storage.run_state.run_tables import MEMORY_VARIABLE
+from corpus_asr.storage.run_state.seen_segments import SeenSegments
 from corpus_asr.storage.run_state.tables import Commit, OutputStore
 from corpus_asr.storage.stores.filesystem import read_bytes
 from corpus_asr.storage.stores.uri import recording_id, within
@@ -286,7 +287,7 @@ def test_more_segments_than_memory_holds_come_in_the_order_of_recordings_and_tim
     monkeypatch.setattr("tempfile.tempdir", None)
     (tmp_path / "spilled").mkdir()
     with open_selection(store, Selection()) as tables:
-        found = list(recordings(store, tables, Selection()))
+        found = list(recordings(SeenSegments(store, tables), tables, Selection()))
         assert list((tmp_path / "spilled").rglob("*.tmp"))
     assert [(each.uri, len(each.segments)) for each in found] == sorted(expected.items())
     for each in found:

@@ -1,11 +1,10 @@
-"""Corrections: the last save of a segment counts, nothing is lost, and stale ones are known."""
+"""Corrections as they are saved: what builds on what, what stands, and what is no correction."""
 
 import json
 import math
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,80 +14,114 @@ from corpus_asr.storage.run_state.corrections import (
     CORRECTIONS_FOLDER,
     MAX_NAME_CHARS,
     MAX_TEXT_CHARS,
+    Correction,
     Corrections,
-    Corrector,
+    Replaced,
+    Said,
     correct,
     read_saved,
     save_correction,
-    timed_words,
+    stem_of,
 )
 from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.run_state.timed_words import timed_words
 
-RECORDING = {"recording_id": "0123456789abcdef", "etag": "v1", "size_bytes": 100}
-SEGMENT = {"channel": None, "start_s": 1.25, "end_s": 3.5, "text": " Hello word."}
-WORDS = [
-    {"word": " Hello", "start_s": 1.25, "end_s": 2.0, "probability": 0.9},
-    {"word": " word.", "start_s": 2.5, "end_s": 3.5, "probability": 0.2},
-]
+ID = "0123456789abcdef"
+RECORDING = {"recording_id": ID, "etag": "v1", "size_bytes": 100}
 
 
-def save(store: OutputStore, text: str, *, checked: bool = True, **segment: Any) -> str:
-    return save_correction(store, correct(RECORDING, SEGMENT | segment, text=text, checked=checked))
+def model(at: int) -> Replaced:
+    return Replaced(channel=None, start_s=float(at), end_s=at + 1.0, original=f" {at}")
 
 
-def table(*rows: dict[str, Any]) -> pa.Table:
-    usual = {
-        "recording_id": RECORDING["recording_id"],
-        "confidence": 0.3,
-        "tokens": [1, 2],
-        "avg_logprob": -1.0,
-        "known_hallucination": True,
-    }
-    return pa.Table.from_pylist([usual | row for row in rows])
+def of(stem: str, index: int = 0) -> Replaced:
+    return Replaced(channel=None, start_s=0.0, end_s=1.0, original="x", edit=stem, index=index)
 
 
-def corrected(store: OutputStore, *rows: dict[str, Any], **version: Any) -> list[dict[str, Any]]:
-    recordings = pa.Table.from_pylist([RECORDING | version])
-    corrector = Corrector(Corrections.load(store), recordings)
-    found: list[dict[str, Any]] = corrector.apply(table(*rows)).to_pylist()
-    return found
+def edit(replaces: list[Replaced], *texts: str, **values: Any) -> Correction:
+    said = [Said(start_s=float(at), end_s=at + 1.0, text=text) for at, text in enumerate(texts)]
+    return correct(RECORDING, replaces, said, **({"checked": True} | values))
 
 
-def test_the_last_save_of_a_segment_counts_in_every_store(store: OutputStore) -> None:
-    assert corrected(store, SEGMENT)[0]["corrected"] is False
-    first = save(store, "Hello  world.\n")
-    (row,) = corrected(store, SEGMENT | {"words": WORDS})
-    assert (row["text"], row["confidence"], row["corrected"]) == (" Hello world.", 1.0, True)
-    assert (row["tokens"], row["avg_logprob"], row["known_hallucination"]) == (None, None, False)
-    assert [(word["word"], word["start_s"]) for word in row["words"]] == [
-        (" Hello", 1.25), (" world.", 2.5)
-    ]  # fmt: skip
-    # Two windows save at once: both objects are there, and the later one counts.
-    names = [first, save(store, "Hello, world!"), save(store, "Other", start_s=0.0)]
-    assert sorted(read_saved(store)) == sorted(names)
-    assert corrected(store, SEGMENT)[0]["text"] == " Hello, world!"
-    # Checked without a change: the model's text and tokens stay, and are vouched for.
-    save(store, "Hello word.")
-    (row,) = corrected(store, SEGMENT)
-    assert (row["text"], row["tokens"], row["confidence"]) == (" Hello word.", [1, 2], 1.0)
-    save(store, "Hello word.", checked=False)  # withdrawn
-    assert corrected(store, SEGMENT)[0]["corrected"] is False
+def groups(**saves: Correction) -> list[tuple[str, str, bool]]:
+    """Return the model's text, that of people, and whether it is in conflict, of each group."""
+    found = Corrections({f"{CORRECTIONS_FOLDER}/{ID}/{stem}.json": each
+                         for stem, each in saves.items()})  # fmt: skip
+    return [(each.original, each.text, each.in_conflict) for each in found.of(ID)]
 
 
-def test_a_segment_that_changed_is_left_alone_and_its_correction_known(tmp_path: Path) -> None:
-    store = OutputStore(str(tmp_path))
-    name = save(store, "Hello world.")
-    for change in ({"text": " Hello work."}, {"start_s": 1.26}, {"end_s": 3.4}, {"channel": 0}):
-        assert corrected(store, SEGMENT | change)[0]["corrected"] is False, change
-    assert corrected(store, SEGMENT, recording_id="f" * 16)[0]["corrected"] is False
-    for version in ({"etag": "v2"}, {"size_bytes": 99}):
-        assert corrected(store, SEGMENT, **version)[0]["corrected"] is True, version
-    corrector = Corrector(Corrections.load(store), pa.Table.from_pylist([RECORDING]))
-    corrector.apply(table(SEGMENT | {"text": " Hello work."}))
-    corrector.apply(table(SEGMENT | {"recording_id": "f" * 16}))  # of another recording
-    assert list(corrector.stale) == [name]
-    corrector.apply(table(SEGMENT))
-    assert corrector.stale == {}
+def test_corrections_that_build_on_each_other_are_one_group() -> None:
+    split = edit([model(0)], "a", "b")
+    assert groups(s1=split) == [("0", "a b", False)]
+    # Two people, each with a half, also on two servers.
+    saves = {"s1": split, "s2": edit([of("s1", 0)], "A"), "s3": edit([of("s1", 1)], "B")}
+    assert groups(**saves) == [("0", "A B", False)]
+    # A merge with what another group made makes one of both.
+    saves |= {"s4": edit([model(1)], "c"), "s5": edit([of("s3"), of("s4")], "B c")}
+    assert groups(**saves) == [("0 1", "A B c", False)]
+    # Withdrawn, both are there again.
+    saves["s6"] = edit([], withdraws=["s5"])
+    assert groups(**saves) == [("0", "A B", False), ("1", "c", False)]
+    # What others build on stands.
+    saves["s7"] = edit([], withdraws=["s1", "s4"])
+    assert groups(**saves) == [("0", "A B", False)]
+    saves["s8"] = edit([], withdraws=["s2", "s3"])
+    assert groups(**saves) == []
+    assert groups(s1=edit([model(0)])) == [("0", "", False)]  # removed
+
+
+def test_of_two_that_replace_the_same_the_later_stands_and_the_other_is_kept() -> None:
+    saves = {"s1": edit([model(0)], "a"), "s2": edit([model(0), model(1)], "b"),
+             "s3": edit([of("s1")], "c")}  # fmt: skip
+    assert groups(**saves) == [("0", "c", True), ("0 1", "b", False)]
+    # Once the other is withdrawn it stands again.
+    saves["s4"] = edit([], withdraws=["s2"])
+    assert groups(**saves) == [("0", "c", False)]
+    # Halves of one split.
+    saves = {"s1": edit([model(0)], "a", "b"), "s2": edit([of("s1", 0)], "A"),
+             "s3": edit([of("s1", 0), of("s1", 1)], "AB")}  # fmt: skip
+    assert sorted(groups(**saves)) == [("0", "A", True), ("0", "AB", False)]
+    # What it builds on is gone: it is placed by its own times.
+    assert groups(s2=edit([of("s1")], "a")) == [("x", "a", False)]
+
+
+@given(st.data())
+def test_no_save_is_lost(data: st.DataObject) -> None:
+    """Whatever people and servers do, each save stands, is built on, in conflict or withdrawn."""
+    saves: dict[str, Correction] = {}
+    nodes = [model(at) for at in range(4)]
+    for number in range(data.draw(st.integers(1, 8))):
+        stem = f"s{number}"
+        if saves and data.draw(st.booleans()):
+            named = data.draw(st.lists(st.sampled_from(sorted(saves)), max_size=2))
+            saves[stem] = edit([], withdraws=named)
+            continue
+        replaces = data.draw(st.lists(st.sampled_from(nodes), min_size=1, max_size=3, unique=True))
+        texts = [f"{stem}{at}" for at in range(data.draw(st.integers(1, 2)))]
+        saves[stem] = edit(replaces, *texts)
+        nodes += [of(stem, at) for at in range(len(texts))]
+    found = Corrections({f"{CORRECTIONS_FOLDER}/{ID}/{stem}.json": each
+                         for stem, each in saves.items()}).of(ID)  # fmt: skip
+    standing = [stem for group in found for stem in group.stems]
+    assert len(standing) == len(set(standing))
+    withdrawn = {stem for each in saves.values() for stem in each.withdraws}
+    assert {stem for stem, each in saves.items() if each.replaces} - withdrawn <= {*standing}
+    roots = [one for group in found if not group.in_conflict for one in group.replaced]
+    assert len(roots) == len({one.node for one in roots})
+    leaves = [leaf.key for group in found for leaf in group.leaves]
+    assert len(leaves) == len(set(leaves))
+
+
+def test_saves_are_objects_of_their_own_in_every_store(store: OutputStore) -> None:
+    first = save_correction(store, edit([model(0)], "Hello  world.\n"))
+    # Two windows save at once: both objects are there.
+    names = [first, save_correction(store, edit([model(1)], "a")),
+             save_correction(store, edit([of(stem_of(first))], "b"))]  # fmt: skip
+    assert list(read_saved(store)) == names
+    [one, other] = Corrections.load(store).of(ID)
+    assert (one.text, other.text, one.stems) == ("b", "a", (stem_of(first), stem_of(names[2])))
+    assert read_saved(store)[first].segments[0].text == "Hello world."
+    assert Corrections.load(store).digest() != Corrections({}).digest() == ""
 
 
 def test_only_text_of_a_sensible_length_is_saved() -> None:
@@ -100,24 +133,30 @@ def test_only_text_of_a_sensible_length_is_saved() -> None:
         ("\ud800", "", r"U\+D800"),
     ):
         with pytest.raises(ConfigError, match=words):
-            correct(RECORDING, SEGMENT, text=text, checked=True, name=name)
+            edit([model(0)], text, name=name)
     hostile = "</script><b>\u202e=cmd|' /C calc'!A0"
-    assert correct(RECORDING, SEGMENT, text=hostile, checked=True).text == hostile
+    assert edit([model(0)], hostile).segments[0].text == hostile
 
 
 def test_an_object_that_is_no_correction_is_named(tmp_path: Path) -> None:
     store = OutputStore(str(tmp_path))
-    name = save(store, "Hello world.")
+    name = save_correction(store, edit([model(0)], "Hello world."))
     good = store.read_json(name)
+    [replaced], [said] = good["replaces"], good["segments"]
     wrong: tuple[Any, ...] = (
         {},
         [],
-        {**good, "start_s": "1"},
-        {**good, "text": None},
         {**good, "checked": 1},
-        {**good, "text": "\ud800"},
         {**good, "name": "\udcff"},
-        {**good, "start_s": math.nan},
+        {**good, "segments": []},
+        {**good, "segments": [7]},
+        {**good, "segments": [said | {"text": None}]},
+        {**good, "segments": [said | {"text": "\ud800"}]},
+        {**good, "segments": [said | {"start_s": "1"}]},
+        {**good, "segments": [said | {"start_s": True}]},
+        {**good, "replaces": [replaced | {"start_s": math.nan}]},
+        {**good, "replaces": [replaced, replaced | {"channel": 1}]},
+        {**good, "withdraws": [1]},
     )
     bad = f"{CORRECTIONS_FOLDER}/x/1.json"
     for data in (*(json.dumps(value).encode() for value in wrong), b"[" * 100_000, b"\xff\xfe"):

@@ -12,7 +12,13 @@ from corpus_asr.config.run import PseudoLabelConfig, SourceSettings
 from corpus_asr.segments import SpeakerTurn
 from corpus_asr.stages.isolation import IsolatedGenerator
 from corpus_asr.storage.listing import FileListing
-from corpus_asr.storage.run_state.corrections import correct, save_correction
+from corpus_asr.storage.run_state.corrections import (
+    Corrections,
+    correct,
+    replaced_row,
+    save_correction,
+)
+from corpus_asr.storage.run_state.corrections import Said as Written
 from corpus_asr.storage.run_state.finish import finish as finish_run
 from corpus_asr.storage.run_state.moved import noted_moves
 from corpus_asr.storage.run_state.own_sources import record_sources
@@ -250,14 +256,23 @@ def run_of(folder: Path, *rows: dict[str, Any], **config: Any) -> OutputStore:
 
 
 def correct_segment(store: OutputStore, original: str, text: str, **values: Any) -> str:
-    """Save a correction of the only segment with this text, as a window of `view` does."""
+    """Save a correction of the only segment with this text, as a window of `view` does.
+
+    One of before is withdrawn.
+    """
     with RunTables(store) as tables:
         table = tables.table("select recording_id, etag, size_bytes from recordings")
     versions = {row["recording_id"]: row for row in table.to_pylist()}
     rows = [row for batch in store.segments() for row in batch.to_pylist()]
     (segment,) = (row for row in rows if row["text"].strip() == original)
-    said = correct(versions[segment["recording_id"]], segment, text=text,
-                   **({"checked": True} | values))  # fmt: skip
+    replaced = replaced_row(segment)
+    before = Corrections.load(store).of(segment["recording_id"])
+    said = correct(
+        versions[segment["recording_id"]], [replaced],
+        [Written(start_s=replaced.start_s, end_s=replaced.end_s, text=text)],
+        withdraws=[stem for group in before if replaced in group.replaced for stem in group.stems],
+        **({"checked": True} | values),
+    )  # fmt: skip
     return save_correction(store, said)
 
 

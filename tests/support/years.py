@@ -21,7 +21,6 @@ from corpus_asr.errors import ConfigError, EngineError
 from corpus_asr.export.recordings import (
     Recording,
     Selection,
-    corrector_of,
     open_selection,
     recordings,
 )
@@ -31,6 +30,7 @@ from corpus_asr.runtime.checkpoints import Checkpoint
 from corpus_asr.runtime.commit import Committer, tally_of
 from corpus_asr.runtime.progress import Progress
 from corpus_asr.storage.run_state.corrections import Corrections
+from corpus_asr.storage.run_state.seen_segments import SeenSegments
 from corpus_asr.storage.run_state.forget import allow_again, find_recordings, forget, going_on
 from corpus_asr.storage.run_state.lock import Lock
 from corpus_asr.storage.run_state.moved import noted_moves
@@ -366,8 +366,8 @@ class Year(LivingArchive):
     def _export(self) -> list[Recording]:
         selection = Selection(partial=True)
         with open_selection(self.store, selection) as tables:
-            corrector = corrector_of(tables, Corrections.load(self.store))
-            return list(recordings(self.store, tables, selection, corrector=corrector))
+            seen = SeenSegments(self.store, tables, Corrections.load(self.store))
+            return list(recordings(seen, tables, selection))
 
     def check(self, *, ended: bool, whole: bool) -> None:
         """Compare the tables with the archive.

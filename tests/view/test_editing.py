@@ -1,18 +1,24 @@
 """Corrections through the server: saved, found, shown, kept apart from what they do not fit."""
 
 import json
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from corpus_asr.storage.run_state.corrections import CORRECTIONS_FOLDER, MAX_TEXT_CHARS, read_saved
+from corpus_asr.storage.run_state.corrections import (
+    CORRECTIONS_FOLDER,
+    MAX_TEXT_CHARS,
+    hash_of,
+    read_saved,
+)
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import recording_id
 from tests.support.pages import Response, asked, fetch, sent
-from tests.support.runs import correct_segment, finished, passage, run_of, spoken
+from tests.support.runs import correct_segment, finished, passage, run_of, says, spoken
 from tests.support.tables import part
 from tests.view.conftest import HOSTILE_TEXT, add, get, serving
 
@@ -58,8 +64,25 @@ def eventually(url: str, what: str, holds: Callable[[Any], bool], **parameters: 
 
 
 def correct(url: str, at: int, text: str, **values: Any) -> Response:
-    body = {"id": ID, "key": segments(url)[at]["key"], "text": text, "checked": True, **values}
+    """Correct the text of one segment as the page does, which has just read it."""
+    return replaced(url, [at], [said(url, at, text)], **values)
+
+
+def said(url: str, at: int, text: str, **values: Any) -> dict[str, Any]:
+    row = segments(url)[at]
+    return {"start_s": row["start_s"], "end_s": row["end_s"], "text": text, **values}
+
+
+def replaced(url: str, numbers: Sequence[int], made: Any, **values: Any) -> Response:
+    rows = [segments(url)[at] for at in numbers]
+    body = {"id": ID, "keys": [row["key"] for row in rows], "segments": made, "checked": True,
+            "seen": {row["key"]: row["version"] for row in rows}, **values}  # fmt: skip
     return sent(url, "api/correct", body)
+
+
+def undone(url: str, at: int) -> Response:
+    row = segments(url)[at]
+    return sent(url, "api/undo", {"id": ID, "key": row["key"], "seen": row["version"]})
 
 
 def test_what_is_saved_is_shown_found_and_exported_with_the_original(
@@ -69,8 +92,10 @@ def test_what_is_saved_is_shown_found_and_exported_with_the_original(
     before = content(store)
     answer = correct(url, 0, " one  two three ", name="Anna")
     assert answer.status == 200
-    segment = json.loads(answer.body)["segment"]
+    told = json.loads(answer.body)
+    (segment,) = told["segments"]
     assert segment == segments(url)[0]
+    assert told["removed"] == [".0.2000." + hash_of(" one to three")]
     said = segment["correction"]
     assert (segment["text"], segment["confidence"]) == ("one two three", 1.0)
     assert [word[0] for word in segment["words"]] == [" one", " two", " three"]
@@ -89,19 +114,16 @@ def test_what_is_saved_is_shown_found_and_exported_with_the_original(
     # Nothing else was written, and nothing of the tables changed.
     assert content(store) == before
     (name,) = store.all_names(CORRECTIONS_FOLDER)
-    assert store.read_json(name)["text"] == "one two three"
+    assert store.read_json(name)["segments"][0]["text"] == "one two three"
     # Checked as it is, removed, and back to the model's text.
-    seen = said["id"]
-    for text, values, expected in (
-        ("one to three", {}, ("one to three", False)),
-        ("", {}, ("", True)),
-        ("", {"withdraw": True}, ("one to three", None)),
-    ):
-        answer = correct(url, 0, text, seen=seen, **values)
-        segment = json.loads(answer.body)["segment"]
-        seen = (segment["correction"] or {"id": ""})["id"]
-        changed = segment["correction"] and segment["correction"]["changed"]
-        assert (segment["text"], changed) == expected
+    for text, expected in (("one to three", ("one to three", False)), ("", ("", True))):
+        (segment,) = json.loads(correct(url, 0, text).body)["segments"]
+        assert (segment["text"], segment["correction"]["changed"]) == expected
+    for expected in ("one to three", "one two three", "one to three"):  # step by step
+        (segment,) = json.loads(undone(url, 0).body)["segments"]
+        assert segment["text"] == expected
+    assert segment["correction"] is None
+    assert undone(url, 0).status == 409
     assert get(url, "api/run")["corrections"] == 0
     assert get(url, "api/search", q="to")["total"] == 1
 
@@ -113,18 +135,98 @@ def test_a_removed_segment_is_not_exported(url: str) -> None:
     assert get(url, "api/search", q="four")["total"] == 0
 
 
-def test_of_two_windows_the_second_is_told_before_it_replaces(url: str) -> None:
-    key = segments(url)[0]["key"]
-    first = {"id": ID, "key": key, "text": "first", "checked": True, "name": "Anna", "seen": ""}
+def test_of_two_windows_the_second_is_shown_what_is_there(url: str) -> None:
+    (row, other, _) = segments(url)
+    first = {"id": ID, "keys": [row["key"]], "segments": [said(url, 0, "first")], "checked": True,
+             "name": "Anna", "seen": {row["key"]: row["version"]}}  # fmt: skip
     assert sent(url, "api/correct", first).status == 200
-    second = first | {"text": "second", "name": "Bob"}
+    second = first | {"segments": [said(url, 0, "second")], "name": "Bob"}
     refused = sent(url, "api/correct", second)
     assert refused.status == 409
     told = json.loads(refused.body)
-    assert "Anna has corrected this segment meanwhile: “first”" in told["error"]
+    assert "Anna has changed this segment meanwhile" in told["error"]
+    assert [each["text"] for each in told["segments"]] == ["first"]
     assert segments(url)[0]["text"] == "first"
-    assert sent(url, "api/correct", second | {"seen": told["seen"]}).status == 200
-    assert segments(url)[0]["text"] == "second"
+    # Another segment of the same page is nobody's business.
+    third = first | {"keys": [other["key"]], "segments": [said(url, 1, "third")], "seen": [""]}
+    assert sent(url, "api/correct", third).status == 200
+    # Who has seen it may replace it.
+    shown = told["segments"][0]
+    again = second | {"keys": [shown["key"]], "seen": [shown["version"]]}
+    assert sent(url, "api/correct", again | {"seen": ["other"]}).status == 409
+    assert sent(url, "api/correct", again).status == 200
+    assert [row["text"] for row in segments(url)] == ["second", "third", "five"]
+
+
+def test_segments_are_split_merged_moved_and_given_to_speakers(
+    url: str, store: OutputStore
+) -> None:
+    says(store, "/c/a.wav", (0.0, 4.0, "S1"), (4.0, 6.0, "S2"))
+    assert correct(url, 0, "one to three", checked=False).status == 200
+    halves = [{"start_s": 0.0, "end_s": 0.7, "text": "one", "speaker": "Anna"},
+              {"start_s": 0.7, "end_s": 2.0, "text": "to three"}]  # fmt: skip
+    told = json.loads(replaced(url, [0], halves, checked=False).body)
+    assert [(row["text"], row["speaker"], row["said_by"]) for row in told["segments"]][0] == (
+        "one", "Anna", "Anna"
+    )  # fmt: skip
+    assert [[word[0] for word in row["words"]] for row in segments(url)[:2]] == [
+        [" one"], [" to", " three"]
+    ]  # fmt: skip
+    # The words are still the model's: nobody vouched for them.
+    assert segments(url)[0]["confidence"] == pytest.approx(0.9)
+    assert get(url, "api/unsure", id=ID)["at_s"] is not None
+    # Two people, each with a half.
+    assert correct(url, 1, "two three", name="Bob").status == 200
+    assert correct(url, 0, "One,", name="Anna").status == 200
+    assert get(url, "api/search", q='"two three"')["total"] == 1
+    assert get(url, "api/search", q="to -two")["total"] == 0
+    merged = {"start_s": 0.7, "end_s": 4.0, "text": "two three four five"}
+    assert replaced(url, [1, 2], [merged]).status == 200
+    assert [row["text"] for row in segments(url)] == ["One,", "two three four five", "five"]
+    (hit,) = get(url, "api/search", q="four")["hits"]
+    assert (hit["before"], hit["after"]) == (" One,", " five")
+    # What others build on is not undone first.
+    assert undone(url, 0).status == 200
+    refused = undone(url, 0)
+    assert (refused.status, b"build on this one" in refused.body) == (409, True)
+    told = json.loads(undone(url, 1).body)
+    assert [row["text"] for row in told["segments"]] == ["two three", "four five"]
+    # Only marked as checked; then another time.
+    assert replaced(url, [3], None).status == 200
+    assert segments(url)[3]["correction"]["checked"]
+    moved = json.loads(replaced(url, [3], [said(url, 3, "five") | {"end_s": 5.5}]).body)
+    assert moved["segments"][0]["end_s"] == 5.5
+    exported = fetch(asked(url, "saved", id=ID, format="txt")).body
+    assert exported.split() == b"one two three four five five".split()
+
+
+def test_what_cannot_be_is_refused(url: str, store: OutputStore) -> None:
+    row = said(url, 1, "x")
+    for numbers, made, words in (
+        ([], [row], "found no keys"),
+        ([0, 2], [row], "another one between them"),
+        ([1], [row | {"end_s": 2.0}], "expected it after the start"),
+        ([1], [row | {"end_s": 1.0}], "expected it after the start"),
+        ([1], [row | {"start_s": -1.0}], "within the recording"),
+        ([2], [row | {"start_s": 4.0, "end_s": 7.0}], "within the recording"),
+        ([1], [row | {"start_s": 0.5}], "expected at most 1 s of the segments"),
+        ([1], [row | {"end_s": 5.5}], "expected at most 1 s of the segments"),
+        ([1], [row | {"end_s": math.nan}], "expected seconds"),
+        ([1], [row | {"end_s": "4"}], "expected seconds"),
+        ([1], [row, row], "in order of time"),
+        ([1], [row | {"end_s": 3.0}, row | {"start_s": 3.0, "text": " "}], "without text"),
+        ([1], [row | {"speaker": "S9"}], "found the speaker S9"),
+        ([1], [row | {"speaker": 9}], "speaker 9"),
+        ([1], [row | {"text": None}], "text None"),
+        ([1], ["x"], "segment 'x'"),
+        ([1], [row] * 101, "at most 100"),
+        ([1], "x", "found segments 'x'"),
+    ):
+        answer = replaced(url, numbers, made)
+        assert (answer.status, words in json.loads(answer.body)["error"]) == (400, True), (
+            words, answer.body
+        )  # fmt: skip
+    assert read_saved(store) == {}
 
 
 def test_two_servers_of_one_run_see_each_others_corrections(url: str, store: OutputStore) -> None:
@@ -167,11 +269,17 @@ def test_corrections_survive_what_is_transcribed_again_and_stale_ones_are_listed
         "one to three", "one two three", "Anna"
     )  # fmt: skip
     assert recording["edition"] == edition
+    assert (stale["now"], stale["in_conflict"]) == ("other 0", False)
+    # Taken: it stands in the place of what the model says now, until that is undone.
+    assert sent(url, "api/correct", {"id": ID, "apply": stale["id"]}).status == 200
+    assert [row["text"] for row in segments(url)] == ["one two three", "other 1", "other 2"]
+    assert len(get(url, "api/recording", id=ID)["stale"]) == 1
+    stale = get(url, "api/recording", id=ID)["stale"][0]
     body = {"id": ID, "dismiss": stale["id"]}
     assert sent(url, "api/correct", body).status == 200
-    assert len(get(url, "api/recording", id=ID)["stale"]) == 1
+    assert get(url, "api/recording", id=ID)["stale"] == []
     assert sent(url, "api/correct", body).status == 409
-    assert len(read_saved(store)) == 3  # nothing is deleted
+    assert len(read_saved(store)) == 4  # nothing is deleted
 
 
 def test_hostile_texts_stay_text_and_what_is_no_correction_is_refused(
@@ -182,20 +290,24 @@ def test_hostile_texts_stay_text_and_what_is_no_correction_is_refused(
     assert segment["text"] == HOSTILE_TEXT  # to be edited; what is shown has signs
     shown = "".join(word[0] for word in segment["words"])
     assert shown.strip() == HOSTILE_TEXT.replace("\u202e", "[U+202E]")
-    key = segments(url)[1]["key"]
+    key, other = segments(url)[1]["key"], recording_id("/c/b.wav")
+    row = said(url, 1, "x")
     for body, status, words in (
-        ({"id": ID, "key": key, "text": "a" * (MAX_TEXT_CHARS + 1)}, 400, "expected 4,000"),
-        ({"id": ID, "key": key, "text": "a\x00b"}, 400, "U+0000"),
-        ({"id": ID, "key": key, "text": 7}, 400, "found text 7"),
-        ({"id": ID, "key": key, "checked": "yes"}, 400, "found checked"),
-        ({"key": key, "text": "x"}, 400, "found no id"),
-        ({"id": "0" * 16, "key": key, "text": "x"}, 404, "has no recording"),
-        ({"id": "../../etc", "key": key, "text": "x"}, 404, "has no recording"),
-        ({"id": recording_id("/c/b.wav"), "key": key, "text": "x"}, 409, "transcribed again"),
-        ({"id": ID, "key": ".2000.4000.0", "text": "x"}, 409, "transcribed again"),
-        ({"id": ID, "key": "a.b.c.d", "text": "x"}, 409, "transcribed again"),
+        ({"id": ID, "keys": [key], "segments": [row | {"text": "a" * (MAX_TEXT_CHARS + 1)}]}, 400,
+         "expected 4,000"),
+        ({"id": ID, "keys": [key], "segments": [row | {"text": "a\x00b"}]}, 400, "U+0000"),
+        ({"id": ID, "keys": key, "segments": [row]}, 400, "expected a list"),
+        ({"id": ID, "keys": [key], "checked": "yes"}, 400, "found checked"),
+        ({"keys": [key], "segments": [row]}, 400, "found no id"),
+        ({"id": "0" * 16, "keys": [key], "segments": [row]}, 404, "has no recording"),
+        ({"id": "../../etc", "keys": [key], "segments": [row]}, 404, "has no recording"),
+        ({"id": other, "keys": [key], "segments": [row]}, 409, "transcribed again"),
+        ({"id": ID, "keys": [".2000.4000.0"], "segments": [row]}, 409, "transcribed again"),
+        ({"id": ID, "keys": ["a.b.c.d"], "segments": [row]}, 409, "not there any more"),
+        ({"id": ID, "keys": [{}], "segments": [row]}, 409, "not there any more"),
         ({"id": ID, "dismiss": "corrections/x/1.json"}, 409, "not there any more"),
-    ):
+        ({"id": ID, "apply": "1"}, 409, "not there any more"),
+    ):  # fmt: skip
         answer = sent(url, "api/correct", body)
         assert (answer.status, words in json.loads(answer.body)["error"]) == (status, True), body
     assert len(read_saved(store)) == 1

@@ -2,31 +2,30 @@
 
     corrections/RECORDING_ID/STEM.json
 
-Nothing is rewritten, so two windows or two servers cannot destroy each other's work: of several
-saves of one segment the last by name, which is by time, counts. A correction names the segment's
-channel, times and text. So it survives whatever is transcribed again, applies to every version of
-its recording that says the same at the same time, and does not apply to a segment that has changed
-since; such a correction is `stale`. The version of the recording that was corrected is kept for the
-record.
+A correction replaces segments of one channel by others: texts, speakers, times, splits, merges and
+removals are all of this form. What it replaces are segments of the model, named by channel, times
+and text, or segments that an earlier correction made, named by its stem. Nothing is rewritten, so
+two windows or two servers cannot destroy each other's work:
+
+- Corrections that build on each other are one `Group`: segments of the model, and what people have
+  in their place now.
+- Of two that replace the same segment, which only two servers at once can save, the later by name
+  stands, and the other is kept as a group that is `in_conflict`.
+- One that is withdrawn stands no more, unless a later one builds on it.
+
+How groups are placed on the segments of a newer transcript is in `placing`.
 """
 
 import datetime
 import hashlib
 import json
 import math
-import re
 import time
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
-from difflib import SequenceMatcher
-from itertools import pairwise
-from typing import Any, NamedTuple
-
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
+from typing import Any, NamedTuple, TypeVar
 
 from corpus_asr.errors import ConfigError, CorpusAsrError
 from corpus_asr.storage.run_state.tables import READERS, OutputStore, time_ns_of
@@ -39,12 +38,6 @@ _SUFFIX = ".json"
 MAX_TEXT_CHARS = 4_000
 MAX_NAME_CHARS = 100
 _HASH_BYTES = 8
-# What a person vouches for. Scores of the model are those of its own text.
-CORRECTED_CONFIDENCE = 1.0
-_SCORES = ("tokens", "text_logprob", "avg_logprob", "no_speech_prob", "compression_ratio",
-           "temperature")  # fmt: skip
-# Inserted words for which there is no pause borrow time from a neighbor.
-_SHORTEST_WORD_S = 0.02
 
 
 class SegmentKey(NamedTuple):
@@ -73,82 +66,106 @@ def key_of(row: Mapping[str, Any]) -> SegmentKey:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Replaced:
+    """A segment that a correction replaces."""
+
+    channel: int | None
+    start_s: float
+    end_s: float
+    original: str
+    """Its text."""
+    edit: str = ""
+    """Stem of the correction that made it; empty: the model did."""
+    index: int = 0
+    """Its number among those that the correction made."""
+
+    @property
+    def node(self) -> "Node":
+        """What it is known by among the saves of its recording."""
+        if self.edit:
+            return self.edit, self.index
+        start_ms, end_ms = (round(1000 * value) for value in (self.start_s, self.end_s))
+        return SegmentKey(self.channel, start_ms, end_ms, hash_of(self.original))
+
+
+Node = SegmentKey | tuple[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Said:
+    """A segment as a person has it."""
+
+    start_s: float
+    end_s: float
+    text: str
+    """Without outer spaces; empty where nothing is said."""
+    speaker: str | None = None
+    """A label such as S1, or a name; None: whoever speaks then by the turns."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Correction:
-    """What a person said of a segment."""
+    """What a person put in place of segments of one channel; nothing where it only withdraws."""
 
     recording_id: str
     etag: str | None
     """Of the recording when it was transcribed, as is the size."""
     size_bytes: int | None
-    channel: int | None
-    start_s: float
-    end_s: float
-    original: str
-    """The model's text."""
-    original_hash: str
-    text: str
-    """Without outer spaces; empty where nothing is said."""
+    replaces: tuple[Replaced, ...]
+    segments: tuple[Said, ...]
     checked: bool
     """Whether the text was compared with the audio."""
     name: str
     """Of the person, if given."""
     saved_at: str
     """ISO 8601, UTC."""
-
-    @property
-    def key(self) -> SegmentKey:
-        """The segment that is corrected."""
-        start_ms, end_ms = (round(1000 * value) for value in (self.start_s, self.end_s))
-        return SegmentKey(self.channel, start_ms, end_ms, self.original_hash)
-
-    @property
-    def changes(self) -> bool:
-        """Whether the text differs from the model's."""
-        return self.text != _spaced_once(self.original)
-
-    @property
-    def segment_text(self) -> str:
-        """The text in place of the model's, whose space before it stays; empty if removed."""
-        if not self.changes:
-            return self.original
-        space = self.original[: len(self.original) - len(self.original.lstrip())]
-        return space + self.text if self.text else ""
-
-    @property
-    def stands(self) -> bool:
-        """Whether it says anything: the model's text, not checked, withdraws what was saved."""
-        return self.changes or self.checked
+    withdraws: tuple[str, ...] = ()
+    """Stems of corrections that are to stand no more."""
 
 
 def correct(
     recording: Mapping[str, Any],
-    segment: Mapping[str, Any],
+    replaces: Sequence[Replaced],
+    segments: Sequence[Said],
     *,
-    text: str,
     checked: bool,
     name: str = "",
+    withdraws: Sequence[str] = (),
 ) -> Correction:
-    """Return a correction of a segment.
+    """Return a correction, its texts with single spaces; without segments the replaced are removed.
 
     Args:
         recording: recording_id, etag and size_bytes of the catalog.
-        segment: channel, start_s, end_s and text, as the model has it.
-        text: spaces and line breaks become single spaces.
 
     Raises:
-        ConfigError: text or name is too long, or has characters that are no text.
+        ConfigError: a text or name is too long, or has characters that are no text.
     """
-    original = segment["text"] or ""
+    if replaces and not segments:
+        start_s = min(each.start_s for each in replaces)
+        segments = [Said(start_s=start_s, end_s=max(each.end_s for each in replaces), text="")]
     return Correction(
         **{name: recording[name] for name in ("recording_id", "etag", "size_bytes")},
-        **{name: segment[name] for name in ("channel", "start_s", "end_s")},
-        original=original,
-        original_hash=hash_of(original),
-        text=plain_text("the corrected text", text, MAX_TEXT_CHARS),
+        replaces=tuple(replaces),
+        segments=tuple(
+            Said(
+                start_s=each.start_s,
+                end_s=each.end_s,
+                text=plain_text("the corrected text", each.text, MAX_TEXT_CHARS),
+                speaker=plain_text("the speaker", each.speaker or "", MAX_NAME_CHARS) or None,
+            )
+            for each in segments
+        ),
         checked=checked,
         name=plain_text("the name", name, MAX_NAME_CHARS),
         saved_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        withdraws=tuple(withdraws),
     )
+
+
+def replaced_row(row: Mapping[str, Any]) -> Replaced:
+    """Return a row of the segments table as one that is replaced."""
+    values = {name: row[name] for name in ("channel", "start_s", "end_s")}
+    return Replaced(**values, original=row["text"] or "")
 
 
 def plain_text(what: str, text: str, max_chars: int) -> str:
@@ -162,7 +179,7 @@ def plain_text(what: str, text: str, max_chars: int) -> str:
             f"saving {what}: found {len(text):,} characters, expected {max_chars:,} at most; "
             "shorten it"
         )
-    text = _spaced_once(text)
+    text = spaced_once(text)
     for character in text:
         if unicodedata.category(character) in ("Cc", "Cs"):
             raise ConfigError(
@@ -172,7 +189,8 @@ def plain_text(what: str, text: str, max_chars: int) -> str:
     return text
 
 
-def _spaced_once(text: str) -> str:
+def spaced_once(text: str) -> str:
+    """Return a text with single spaces, none of them outside."""
     return " ".join(text.split())
 
 
@@ -184,6 +202,11 @@ def save_correction(store: OutputStore, correction: Correction) -> str:
     name = f"{folder}/{store.stem(max(time.time_ns(), newest_ns + 1))}{_SUFFIX}"
     store.write_json(name, asdict(correction))
     return name
+
+
+def stem_of(name: str) -> str:
+    """Return what a save is called in others, also once its recording has moved."""
+    return name.rpartition("/")[2].removesuffix(_SUFFIX)
 
 
 Saved = Mapping[str, Correction]
@@ -210,40 +233,123 @@ def _read(store: OutputStore, name: str) -> Correction:
     data = filesystem.read_bytes(address, store.options)
     try:
         said = json.loads(data)
-        # Newer versions may say more.
-        values = {field.name: said[field.name] for field in fields(Correction)}
-        for field_name, value in values.items():
-            if not isinstance(value, _TYPES[field_name]):
-                raise TypeError(f"{field_name} is {value!r}")
-            if isinstance(value, str):
-                value.encode()  # half of a pair would be no text for a table
-            elif isinstance(value, float) and not math.isfinite(value):
-                raise ValueError(f"{field_name} is {value}")
+        correction = _parsed(Correction, said)
+        if len({each.channel for each in correction.replaces}) > 1:
+            raise ValueError("it replaces segments of several channels")
+        if correction.replaces and not correction.segments:
+            raise ValueError("it has no segments")
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise CorpusAsrError(
             f"reading {redact_uri(address)}: found no correction ({error!r}), expected the JSON "
             "that `corpus-asr view` saves; restore or remove it"
         ) from error
-    return Correction(**values)
+    return correction
 
 
+_Kind = TypeVar("_Kind", Correction, Replaced, Said)
+
+
+def _parsed(kind: type[_Kind], said: Any) -> _Kind:
+    # Newer versions may say more.
+    values = {field.name: said[field.name] for field in fields(kind)}
+    for name, value in values.items():
+        if not isinstance(value, _TYPES[name]) or isinstance(value, bool) != (name == "checked"):
+            raise TypeError(f"{name} is {value!r:.100}")
+        if isinstance(value, str):
+            value.encode()  # half of a pair would be no text for a table
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{name} is {value}")
+        elif isinstance(value, list):
+            values[name] = tuple(_PARTS[name](each) for each in value)
+    return kind(**values)
+
+
+def _stem(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"withdraws {value!r:.100}")
+    return value
+
+
+_PARTS: Mapping[str, Any] = {
+    "replaces": lambda value: _parsed(Replaced, value),
+    "segments": lambda value: _parsed(Said, value),
+    "withdraws": _stem,
+}
 _TYPES: Mapping[str, type | tuple[type, ...]] = {
-    **dict.fromkeys(("recording_id", "original", "original_hash", "text", "name", "saved_at"), str),
+    **dict.fromkeys(("recording_id", "original", "text", "name", "saved_at", "edit"), str),
     **dict.fromkeys(("start_s", "end_s"), (int, float)),
     **dict.fromkeys(("channel", "size_bytes"), (int, type(None))),
-    "etag": (str, type(None)),
+    **dict.fromkeys(("etag", "speaker"), (str, type(None))),
+    **dict.fromkeys(("replaces", "segments", "withdraws"), list),
+    "index": int,
     "checked": bool,
 }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Leaf:
+    """A segment as people have it now, and the correction that made it."""
+
+    stem: str
+    index: int
+    said: Said
+    correction: Correction
+
+    @property
+    def key(self) -> str:
+        """What it is called; no other segment is, at any time."""
+        return f"{self.stem}.{self.index}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """Corrections that build on each other: what of the model they replace, and by what."""
+
+    stems: tuple[str, ...]
+    """Of all of these corrections, in order."""
+    replaced: tuple[Replaced, ...]
+    """Segments of the model, in order of time."""
+    leaves: tuple[Leaf, ...]
+    """In order of time; a removal is one leaf without text."""
+    in_conflict: bool = False
+    """Whether a later correction of the same segment stands in its place."""
+
+    @property
+    def channel(self) -> int | None:
+        """Of all of it."""
+        return self.replaced[0].channel
+
+    @property
+    def span_s(self) -> tuple[float, float]:
+        """Start and end of what it replaces."""
+        return self.replaced[0].start_s, max(each.end_s for each in self.replaced)
+
+    @property
+    def original(self) -> str:
+        """The model's text."""
+        return " ".join(filter(None, (spaced_once(each.original) for each in self.replaced)))
+
+    @property
+    def text(self) -> str:
+        """What people have in its place."""
+        return " ".join(filter(None, (leaf.said.text for leaf in self.leaves)))
+
+    @property
+    def checked(self) -> bool:
+        """Whether people compared all of it with the audio."""
+        return all(leaf.correction.checked for leaf in self.leaves)
+
+
 class Corrections:
-    """The last save of each segment, where it stands."""
+    """What stands of all saves, as groups of each recording."""
 
     def __init__(self, saved: Saved) -> None:
-        self._latest: dict[str, dict[SegmentKey, tuple[str, Correction]]] = {}
+        own: dict[str, dict[str, Correction]] = {}
         for name in sorted(saved):
-            each = saved[name]
-            self._latest.setdefault(each.recording_id, {})[each.key] = (name, each)
+            own.setdefault(saved[name].recording_id, {})[stem_of(name)] = saved[name]
+        self._saves = own
+        groups = {recording_id: tuple(_groups(saves)) for recording_id, saves in own.items()}
+        self._groups = {recording_id: found for recording_id, found in groups.items() if found}
 
     @classmethod
     def load(cls, store: OutputStore) -> "Corrections":
@@ -251,128 +357,97 @@ class Corrections:
         return cls(read_saved(store))
 
     def __len__(self) -> int:
-        return sum(1 for _ in self)
-
-    def __iter__(self) -> Iterator[Correction]:
-        return (each for own in map(self.of, self._latest) for _, each in own.values())
+        """Return how many segments people have made, checked or removed."""
+        return sum(len(group.leaves) for own in self._groups.values() for group in own)
 
     @property
     def recording_ids(self) -> list[str]:
-        """Recordings with a save of any version."""
-        return list(self._latest)
+        """Recordings with a correction that stands."""
+        return list(self._groups)
 
-    def of(self, recording_id: str) -> dict[SegmentKey, tuple[str, Correction]]:
-        """Return name and correction of each segment of a recording, of any of its versions."""
-        found = self._latest.get(recording_id, {})
-        return {key: (name, each) for key, (name, each) in found.items() if each.stands}
+    def of(self, recording_id: str) -> tuple[Group, ...]:
+        """Return the groups of a recording, of any of its versions, in order of time."""
+        return self._groups.get(recording_id, ())
+
+    def edition(self, recording_id: str) -> str:
+        """Return another text after each save of a recording."""
+        return max(self._saves.get(recording_id, ()), default="")
+
+    def get(self, recording_id: str, stem: str) -> Correction | None:
+        """Return a save, whether it stands or not."""
+        return self._saves.get(recording_id, {}).get(stem)
 
     def digest(self) -> str:
         """Name everything that they say: another digest, other texts."""
         said = sorted(
-            json.dumps([each.recording_id, each.etag, each.size_bytes, *each.key, each.text])
-            for each in self
-        )
+            json.dumps([recording_id, group.in_conflict,
+                        [asdict(each) for each in group.replaced],
+                        [[asdict(leaf.said), leaf.correction.checked] for leaf in group.leaves]])
+            for recording_id, own in self._groups.items() for group in own
+        )  # fmt: skip
         return hash_of("\n".join(said)) if said else ""
 
 
-class Corrector:
-    """Applies corrections to rows of segments, and notes which were applied.
-
-    `recordings` has the recording_id of what rows are of.
-    """
-
-    def __init__(self, corrections: Corrections, recordings: pa.Table) -> None:
-        self._said: dict[str, dict[SegmentKey, tuple[str, Correction]]] = {}
-        self.stale: dict[str, Correction] = {}
-        """By name: corrections that no row so far had, since their segments have changed."""
-        ids = pa.array(corrections.recording_ids, pa.string())
-        known = recordings.filter(pc.is_in(recordings["recording_id"], value_set=ids))
-        for recording_id in known["recording_id"].to_pylist():
-            self._said[recording_id] = corrections.of(recording_id)
-            self.stale |= dict(self._said[recording_id].values())
-        self._ids = pa.array(self._said, pa.string())
-
-    def apply(self, rows: pa.Table) -> pa.Table:
-        """Return rows of the segments table as corrected, with a column `corrected`."""
-        numbers = np.flatnonzero(pc.is_in(rows["recording_id"], value_set=self._ids))
-        order, marks = np.arange(rows.num_rows), np.zeros(rows.num_rows, dtype=bool)
-        changed: list[dict[str, Any]] = []
-        some = rows.take(pa.array(numbers)).to_pylist()
-        for number, row in zip(numbers.tolist(), some, strict=True):
-            name, correction = self._said[row["recording_id"]].get(key_of(row), ("", None))
-            if correction is not None:
-                self.stale.pop(name, None)
-                order[number] = rows.num_rows + len(changed)
-                marks[number] = True
-                changed.append(corrected(row, correction))
-        if changed:
-            others = pa.Table.from_pylist(changed, schema=rows.schema)
-            rows = pa.concat_tables([rows, others]).take(pa.array(order))
-        return rows.append_column("corrected", pa.array(marks))
-
-
-def corrected(row: Mapping[str, Any], correction: Correction) -> dict[str, Any]:
-    """Return a row of the segments table with what a person said of it; columns stay the same."""
-    values = dict(row)
-    changes: dict[str, Any] = {"confidence": CORRECTED_CONFIDENCE, "known_hallucination": False}
-    if correction.changes:
-        text = correction.segment_text
-        changes |= dict.fromkeys(_SCORES) | {"text": text}
-        if row.get("words") is not None:
-            changes["words"] = timed_words(row["words"], text, row["start_s"], row["end_s"])
-    elif row.get("words") is not None:
-        changes["words"] = [{**word, "probability": CORRECTED_CONFIDENCE} for word in row["words"]]
-    values.update((name, value) for name, value in changes.items() if name in row)
-    return values
-
-
-def timed_words(
-    words: Sequence[Mapping[str, Any]], text: str, start_s: float, end_s: float
-) -> list[dict[str, Any]]:
-    """Return the words of a corrected text with times, which joined are the text.
-
-    Words that were kept keep their times; others divide by their lengths the time between these.
-    """
-    spaced = len(words) < 2 or any(word["word"][:1].isspace() for word in words[1:])
-    pieces = re.findall(r"\s*\S+", text) if spaced else list(text)
-    before = [_bare(word["word"]) for word in words]
-    after = [_bare(piece) for piece in pieces]
-    matcher = SequenceMatcher(None, before, after, autojunk=False)
-    timed: list[dict[str, Any]] = []
-    for tag, first, stop, start, end in matcher.get_opcodes():
-        if tag == "equal":
-            timed += [
-                _word(pieces[start + at], words[first + at]["start_s"], words[first + at]["end_s"])
-                for at in range(stop - first)
-            ]
+def _groups(saves: Mapping[str, Correction]) -> Iterator[Group]:
+    """Yield the groups of one recording's saves, which are in order of their stems."""
+    withdrawn = {stem for each in saves.values() for stem in each.withdraws}
+    standing: dict[str, Correction] = {}
+    taken: dict[Node, str] = {}
+    built_on: set[str] = set()
+    # Latest first: a correction comes after those that it builds on.
+    for stem, each in reversed(saves.items()):
+        if not each.replaces or (stem in withdrawn and stem not in built_on):
             continue
-        new = pieces[start:end]
-        from_s = words[first]["start_s"] if tag == "replace" else _end_of(timed, start_s)
-        to_s = words[stop - 1]["end_s"] if tag == "replace" else None
-        if to_s is None:
-            to_s = words[stop]["start_s"] if stop < len(words) else end_s
-        if new and to_s - from_s < _SHORTEST_WORD_S * len(new) and timed:
-            new.insert(0, timed.pop()["word"])
-            from_s = _end_of(timed, start_s)
-        timed += _divided(new, from_s, max(from_s, to_s))
-    return timed
+        standing[stem] = each
+        built_on |= {one.edit for one in each.replaces}
+        nodes = [one.node for one in each.replaces]
+        if not any(node in taken for node in nodes):
+            taken.update(dict.fromkeys(nodes, stem))
+    lost: set[str] = set()
+    family: dict[str, list[str]] = {}
+    of: dict[str, str] = {}
+    for stem in sorted(standing):
+        parents = {one.edit for one in standing[stem].replaces if one.edit in of}
+        if any(taken.get(one.node) != stem for one in standing[stem].replaces):
+            lost.add(stem)
+            parents = set()
+        elif parents & lost:
+            lost.add(stem)
+            parents &= lost
+        heads = sorted({of[parent] for parent in parents})
+        head = heads[0] if heads else stem
+        of[stem] = head
+        family.setdefault(head, []).append(stem)
+        for other in heads[1:]:
+            moved = family.pop(other)
+            of.update(dict.fromkeys(moved, head))
+            family[head] += moved
+    found = [_group(sorted(stems), standing, in_conflict=head in lost)
+             for head, stems in family.items()]  # fmt: skip
+    yield from sorted(found, key=lambda group: (group.span_s, group.stems))
 
 
-def _bare(word: str) -> str:
-    letters = "".join(each for each in word.casefold() if each.isalnum())
-    return letters or word.strip()
-
-
-def _word(word: str, start_s: float, end_s: float) -> dict[str, Any]:
-    return {"word": word, "start_s": start_s, "end_s": end_s, "probability": CORRECTED_CONFIDENCE}
-
-
-def _end_of(timed: Sequence[Mapping[str, Any]], start_s: float) -> float:
-    return float(timed[-1]["end_s"]) if timed else start_s
-
-
-def _divided(pieces: Sequence[str], start_s: float, end_s: float) -> Iterator[dict[str, Any]]:
-    bounds = np.cumsum([0, *map(len, pieces)])
-    times_s = (start_s + (end_s - start_s) * bounds / max(1, bounds[-1])).tolist()
-    for piece, (from_s, to_s) in zip(pieces, pairwise(times_s), strict=True):
-        yield _word(piece, from_s, to_s)
+def _group(stems: Sequence[str], standing: Mapping[str, Correction], *, in_conflict: bool) -> Group:
+    inner = {one.node for stem in stems for one in standing[stem].replaces}
+    leaves = [
+        Leaf(stem=stem, index=index, said=said, correction=standing[stem])
+        for stem in stems
+        for index, said in enumerate(standing[stem].segments)
+        if (stem, index) not in inner
+    ]
+    roots: dict[Node, Replaced] = {}
+    waiting = [one for stem in stems for one in standing[stem].replaces]
+    known = set(stems)
+    while waiting:
+        one = waiting.pop()
+        if one.edit not in standing:
+            roots[one.node] = one
+        elif one.edit not in known:  # what a conflict is about may have been made by others
+            known.add(one.edit)
+            waiting += standing[one.edit].replaces
+    return Group(
+        stems=tuple(stems),
+        replaced=tuple(sorted(roots.values(), key=lambda one: (one.start_s, one.end_s))),
+        leaves=tuple(sorted(leaves, key=lambda leaf: (leaf.said.start_s, leaf.key))),
+        in_conflict=in_conflict,
+    )

@@ -54,8 +54,7 @@ export class Editor {
       element("div", { className: "controls" }, save, cancel, play,
         element("label", { className: "small" }, checked, " Checked against the audio"), name, back),
       problem);
-    const seen = { id: told.correction?.id ?? "" };
-    const submit = (values) => this.save(segment, form, problem, seen, { checked: checked.checked, name: name.value, ...values });
+    const submit = (values) => this.save(segment, form, problem, { checked: checked.checked, name: name.value, ...values });
     form.addEventListener("submit", (event) => {
       event.preventDefault();
       this.checked = checked.checked;
@@ -74,7 +73,7 @@ export class Editor {
     });
     play.addEventListener("click", () => this.onPlay(told.start_s));
     cancel.addEventListener("click", () => this.close(segment));
-    back?.addEventListener("click", () => submit({ withdraw: true }));
+    back?.addEventListener("click", () => submit({ undo: true }));
     segment.text.hidden = true;
     segment.text.after(form);
     this.open.set(told.key, { form, field, changed: () => field.value !== told.text });
@@ -94,29 +93,31 @@ export class Editor {
     const { correction } = segment.told;
     const checked = !correction?.checked;
     const values = { text: segment.told.text, checked, name: remembered() };
-    return this.saved(segment, correction?.id ?? "", values);
+    return this.saved(segment, values);
   }
 
-  async save(segment, form, problem, seen, values) {
+  async save(segment, form, problem, values) {
     const buttons = [...form.querySelectorAll("button")];
     for (const one of buttons) one.disabled = true;
     problem.hidden = true;
     try {
-      const made = await this.saved(segment, seen.id, values);
+      const made = await this.saved(segment, values);
       made?.element.querySelector(".edit").focus();
     } catch (error) {
       problem.textContent = error.message;
       problem.hidden = false;
-      // What somebody else wrote has been shown now: saving again replaces it.
-      if (error.seen) seen.id = error.seen;
     }
     for (const one of buttons) one.disabled = false;
   }
 
-  async saved(segment, seen, values) {
-    const answer = await send("api/correct", { id: this.id, key: segment.told.key, seen, ...values });
-    this.open.delete(segment.told.key);
-    const made = answer.segment && this.transcript.replace(segment, answer.segment);
+  async saved(segment, { undo, text, ...values }) {
+    const { key, version, start_s, end_s } = segment.told;
+    const answer = undo
+      ? await send("api/undo", { id: this.id, key, seen: version })
+      : await send("api/correct", { id: this.id, keys: [key], segments: [{ start_s, end_s, text }], seen: { [key]: version }, ...values });
+    this.open.delete(key);
+    const [one] = answer.segments;
+    const made = one && this.transcript.replace(segment, one);
     this.onSaved(answer);
     return made;
   }
