@@ -208,7 +208,7 @@ def test_a_move_killed_anywhere_loses_nothing_and_is_gone_on_with(
         assert job.plan.num_remaining == 0
         job.finish()
         assert said(job) == {"c.wav": "a.wav", "b.wav": "b.wav"}
-        assert Corrections.load(job.store).recording_ids == [recording_id(new)]
+        assert len(Corrections.load(job.store)) == 1
         if not process.killed:
             break
     assert moment > 10

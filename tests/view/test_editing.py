@@ -166,7 +166,7 @@ def test_segments_are_split_merged_moved_and_given_to_speakers(
     halves = [{"start_s": 0.0, "end_s": 0.7, "text": "one", "speaker": "Anna"},
               {"start_s": 0.7, "end_s": 2.0, "text": "to three"}]  # fmt: skip
     told = json.loads(replaced(url, [0], halves, checked=False).body)
-    assert [(row["text"], row["speaker"], row["said_by"]) for row in told["segments"]][0] == (
+    assert next((row["text"], row["speaker"], row["said_by"]) for row in told["segments"]) == (
         "one", "Anna", "Anna"
     )  # fmt: skip
     assert [[word[0] for word in row["words"]] for row in segments(url)[:2]] == [
