@@ -163,7 +163,7 @@ def _words(summary: "ExportSummary") -> str:
     if summary.stale_corrections:
         stale = counted(summary.stale_corrections, "correction")
         done += (
-            f"\nnot applied: {stale} of segments that have changed; `corpus-asr view` lists them"
+            f"\nnot applied: {stale} that do not fit the transcript; `corpus-asr view` lists them"
         )
     return done
 

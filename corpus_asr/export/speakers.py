@@ -27,6 +27,7 @@ from corpus_asr.schemas import SEGMENTS
 from corpus_asr.segments import Segment, SpeakerTurn
 from corpus_asr.speakers.turns import with_speakers
 from corpus_asr.storage.run_state.corrections import MAX_NAME_CHARS, Corrections, plain_text
+from corpus_asr.storage.run_state.placing import with_no_corrections
 from corpus_asr.storage.run_state.rewriting import NAMES_NAME
 from corpus_asr.storage.run_state.seen_segments import SEEN_SEGMENTS, SeenSegments
 from corpus_asr.storage.run_state.speaker_turns import read_turns, read_voices
@@ -307,7 +308,11 @@ def register_segments(
 
 
 def _seen(store: OutputStore, *, corrected: bool) -> Iterator[pa.Table]:
-    corrections = Corrections.load(store) if corrected else None
+    corrections = Corrections.load(store) if corrected else Corrections({})
+    if not len(corrections):  # which rows count need not be known: finished tables have no others
+        for batch in store.segments():
+            yield with_no_corrections(pa.table(batch).cast(SEGMENTS))
+        return
     selection = Selection()
     with open_selection(store, selection) as tables:
         seen = SeenSegments(store, tables, corrections)

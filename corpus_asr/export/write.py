@@ -224,7 +224,7 @@ class ExportSummary:
     corrected: int = 0
     """Exported segments that a person corrected or checked."""
     stale_corrections: int = 0
-    """Of exported recordings, not applied: their segments have changed."""
+    """Of exported recordings, not applied: they do not fit the transcript."""
 
 
 def export(

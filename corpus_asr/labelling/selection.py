@@ -472,7 +472,7 @@ def _beside_the_other(
 ) -> Iterator[tuple[Recording, Recording | None]]:
     # Both are sorted by URI, so that one pass over each finds the pairs.
     columns = (*_COLUMNS, "words") if words else _COLUMNS
-    theirs = iter[Recording](())
+    theirs: Iterator[Recording] = iter(())
     if sources.other:
         store, tables = sources.other
         theirs = recordings(SeenSegments(store, tables), tables, _EVERYTHING, columns=columns)

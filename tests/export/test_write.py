@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -20,7 +21,7 @@ from corpus_asr.cli import main as cli
 from corpus_asr.config.extraction import SpeakerSettings
 from corpus_asr.errors import ConfigError, CorpusAsrError
 from corpus_asr.export.recordings import Selection, open_selection, recordings
-from corpus_asr.export.speakers import read_segments
+from corpus_asr.export.speakers import name_speaker, read_segments, register_segments
 from corpus_asr.export.write import ExportOptions, Names, export
 from corpus_asr.formats.names import ExportFormat, WordStyle
 from corpus_asr.report.accuracy.scoring import read_references
@@ -321,21 +322,37 @@ def test_segments_are_read_as_people_corrected_them_unless_the_models_are_asked_
     segments[2]["words"] = [word]
     add(store, part("a.wav", 0, texts=None, segments=segments, language="en"))
     add(store, transcribed("b.wav", 0, "one more"))
-    assert read_segments(store.uri).equals(read_segments(store.uri, corrected=False))
+    as_it_is = read_segments(store.uri, corrected=False)
+    assert read_segments(store.uri).select(as_it_is.schema.names).equals(as_it_is)
     correct_segment(store, "one", "won")
     correct_segment(store, "two", "")  # nobody speaks there
     correct_segment(store, "tree", "three")
     model, people = read_segments(store.uri, corrected=False), read_segments(store.uri)
     assert model["text"].to_pylist() == [" one", " two", " tree", " one more"]
-    assert people["text"].to_pylist() == [" won", " three", " one more"]
-    assert people.schema.equals(model.schema)
-    assert people["confidence"].to_pylist()[:2] == [1.0, 1.0]
+    assert people["text"].to_pylist() == [" one more", " won", " three"]
+    assert people["original"].to_pylist() == [None, " one", " tree"]
+    assert people["checked"].to_pylist() == people["corrected"].to_pylist() == [False, True, True]
+    assert people["confidence"].to_pylist()[1:] == [1.0, 1.0]
     corrected = [{**word, "word": " three", "probability": 1.0}]
-    assert people["words"][1].as_py() == corrected
+    assert people["words"][2].as_py() == corrected
+    with duckdb.connect() as database:
+        for _ in range(2):  # another time replaces it
+            register_segments(store.uri, database, table="what is said")
+        assert database.table('"what is said"').to_arrow_table().equals(people)
     says(store, model["uri"][0].as_py(), (0.0, 9.0, "S1"))
     spoken = read_segments(store.uri, speakers=True)
-    assert spoken["text"].to_pylist() == [" won", " three", " one more"]
-    assert spoken["speaker"].to_pylist() == ["S1", "S1", None]
+    assert spoken["text"].to_pylist() == [" one more", " won", " three"]
+    assert spoken["speaker"].to_pylist() == [None, "S1", "S1"]
+    # A person said who it is: by a label, which has a name, or by a name.
+    name_speaker(store, model["uri"][0].as_py(), "S2", "Ada", seen="")
+    says(store, model["uri"][0].as_py(), (0.0, 9.0, "S1"), (9.0, 9.5, "S2"))
+    correct_segment(store, "one", "won", speaker="S2")
+    correct_segment(store, "tree", "three", speaker="Bob")
+    spoken = read_segments(store.uri, speakers=True)
+    assert spoken["speaker"].to_pylist() == [None, "Ada", "Bob"]
+    exported = CliRunner().invoke(cli.app, ["show", store.uri, "--speaker", "Ada"]).stdout
+    assert "won" in exported
+    assert "three" not in exported
 
 
 def test_what_people_corrected_is_written_unless_the_models_text_is_asked_for(
@@ -369,7 +386,7 @@ def test_what_people_corrected_is_written_unless_the_models_text_is_asked_for(
     add(store, transcribed("a.wav", 0, "once", etag="v2"))
     done = CliRunner().invoke(cli.app, arguments)
     assert texts(to)["a.txt"] == "once\n"
-    assert "not applied: 3 corrections of segments that have changed" in done.stdout
+    assert "not applied: 2 corrections that do not fit the transcript" in done.stdout
 
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "reading.md").read_text()

@@ -255,7 +255,9 @@ def run_of(folder: Path, *rows: dict[str, Any], **config: Any) -> OutputStore:
     return store
 
 
-def correct_segment(store: OutputStore, original: str, text: str, **values: Any) -> str:
+def correct_segment(
+    store: OutputStore, original: str, text: str, *, speaker: str | None = None, **values: Any
+) -> str:
     """Save a correction of the only segment with this text, as a window of `view` does.
 
     One of before is withdrawn.
@@ -269,7 +271,7 @@ def correct_segment(store: OutputStore, original: str, text: str, **values: Any)
     before = Corrections.load(store).of(segment["recording_id"])
     said = correct(
         versions[segment["recording_id"]], [replaced],
-        [Written(start_s=replaced.start_s, end_s=replaced.end_s, text=text)],
+        [Written(start_s=replaced.start_s, end_s=replaced.end_s, text=text, speaker=speaker)],
         withdraws=[stem for group in before if replaced in group.replaced for stem in group.stems],
         **({"checked": True} | values),
     )  # fmt: skip

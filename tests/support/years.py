@@ -30,13 +30,13 @@ from corpus_asr.runtime.checkpoints import Checkpoint
 from corpus_asr.runtime.commit import Committer, tally_of
 from corpus_asr.runtime.progress import Progress
 from corpus_asr.storage.run_state.corrections import Corrections
-from corpus_asr.storage.run_state.seen_segments import SeenSegments
 from corpus_asr.storage.run_state.forget import allow_again, find_recordings, forget, going_on
 from corpus_asr.storage.run_state.lock import Lock
 from corpus_asr.storage.run_state.moved import noted_moves
 from corpus_asr.storage.run_state.prune import find_gone, prune
 from corpus_asr.storage.run_state.rewriting import earlier_addresses, follow
 from corpus_asr.storage.run_state.run_files import FINGERPRINT_NAME, new_run_id
+from corpus_asr.storage.run_state.seen_segments import SeenSegments
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import recording_id
 from tests.support.clocks import DAY_S, WrongClock

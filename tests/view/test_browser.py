@@ -317,7 +317,8 @@ def test_a_person_corrects_a_segment_and_another_window_sees_it(
     inside.wait_for("document.querySelector('.segment.now').dataset.at === '3'")
     inside.go(f"{shelf[0].url}?q=mine")
     inside.wait_for("document.querySelector('#results .badge')?.innerText === 'corrected'")
-    assert sorted(said.text for each in read_saved(shelf[1]).values() for said in each.segments) == [
+    saved = read_saved(shelf[1]).values()
+    assert sorted(said.text for each in saved for said in each.segments) == [
         "<b>word one</b> peace", "mine", "word2 peace"
     ]  # fmt: skip
     complaints = other.complaints()

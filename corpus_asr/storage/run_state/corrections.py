@@ -357,7 +357,7 @@ class Corrections:
         return cls(read_saved(store))
 
     def __len__(self) -> int:
-        """Return how many segments people have made, checked or removed."""
+        """Return how many segments people have made, checked or removed, placed or not."""
         return sum(len(group.leaves) for own in self._groups.values() for group in own)
 
     @property
