@@ -358,6 +358,7 @@ def _add_segments(
     seen: SeenSegments, tables: RunTables, selection: Selection, columns: Sequence[str]
 ) -> None:
     """Make a table of the segments that are selected: DuckDB sorts more than memory holds."""
+    columns = tuple(dict.fromkeys(columns))
     added = ("corrected", "speaker")
     schema = pa.schema([*projected(SEGMENTS, columns), *map(PLACED_COLUMNS.field, added)])
     tables.sort_on_disk()

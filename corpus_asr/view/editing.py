@@ -268,13 +268,10 @@ def _correction(
     if not change.keys:
         raise ConfigError("saving a correction: found no keys, expected those of segments")
     keys = list(dict.fromkeys(map(str, change.keys)))
-    numbers = [shown.number_of(key) for key in keys]
-    numbers = sorted(at for at in numbers if at is not None)
-    seen = (
-        dict(zip(change.keys, change.seen, strict=False))
-        if isinstance(change.seen, list)
-        else change.seen
-    )
+    numbers = sorted(at for key in keys if (at := shown.number_of(key)) is not None)
+    seen = change.seen
+    if isinstance(seen, list):
+        seen = dict(zip(map(str, change.keys), seen, strict=False))
     rows = [shown.segments(at, 1)[0] for at in numbers]
     if len(rows) < len(keys) or any(
         seen.get(row["key"], "") not in ("", version_of(row["leaf"])) for row in rows
@@ -324,7 +321,7 @@ def _segments(asked: Sequence[Any], speakers: set[str]) -> list[Said]:
     for each in asked:
         if not isinstance(each, dict):
             raise ConfigError(f"{doing}: found segment {each!r:.50}, expected start_s, end_s, text")
-        times = [each.get(name) for name in ("start_s", "end_s")]
+        times: list[Any] = [each.get(name) for name in ("start_s", "end_s")]
         text, speaker = each.get("text"), each.get("speaker")
         for time_s in times:
             if (

@@ -86,13 +86,14 @@ def test_of_two_that_replace_the_same_the_later_stands_and_the_other_is_kept() -
 
 
 @given(st.data())
-def test_no_save_is_lost(data: st.DataObject) -> None:
+def test_no_save_is_lost(data: Any) -> None:
     """Whatever people and servers do, each save stands, is built on, in conflict or withdrawn."""
     saves: dict[str, Correction] = {}
     nodes = [model(at) for at in range(4)]
     for number in range(data.draw(st.integers(1, 8))):
         stem = f"s{number}"
-        if saves and data.draw(st.booleans()):
+        withdraws: bool = data.draw(st.booleans())
+        if saves and withdraws:
             named = data.draw(st.lists(st.sampled_from(sorted(saves)), max_size=2))
             saves[stem] = edit([], withdraws=named)
             continue

@@ -36,7 +36,7 @@ def transcript(
     rows, at_s = [], start_s
     for number, line in enumerate(lines):
         pieces = line.split()
-        timed = [
+        timed: list[dict[str, Any]] = [
             {"word": f" {piece}", "start_s": at_s + WORD_S * at, "end_s": at_s + WORD_S * (at + 1),
              "probability": 0.5}
             for at, piece in enumerate(pieces)
@@ -185,7 +185,7 @@ VOCABULARY = [f"{a}{b}" for a in "bdfgk" for b in "aeiou"]
 
 
 @st.composite
-def _two_transcripts(draw: st.DrawFn) -> tuple[pa.Table, list[Correction], pa.Table, list[str]]:
+def _two_transcripts(draw: Any) -> tuple[pa.Table, list[Correction], pa.Table, list[str]]:
     """A transcript with corrections, and another one of the same audio, with its words."""
     lines = draw(st.lists(st.lists(st.sampled_from(VOCABULARY), min_size=1, max_size=6),
                           min_size=1, max_size=6))  # fmt: skip

@@ -21,6 +21,7 @@ from corpus_asr.storage.run_state.redo import note_redo
 from corpus_asr.storage.run_state.rewriting import follow
 from corpus_asr.storage.run_state.run_files import Run, begin_run
 from corpus_asr.storage.run_state.run_tables import RunTables
+from corpus_asr.storage.run_state.seen_segments import SeenSegments
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import recording_id
 from corpus_asr.view.catalogue import read_catalogue
@@ -101,7 +102,7 @@ class Folder:
     def exported(self) -> dict[str, list[str]]:
         selection = Selection(partial=True)
         with open_selection(self.store, selection) as tables:
-            found = recordings(self.store, tables, selection)
+            found = recordings(SeenSegments(self.store, tables), tables, selection)
             return {each.uri[1:]: [segment.text for segment in each.segments] for each in found}
 
     def left(self, listing: pa.RecordBatch) -> dict[str, list[int]]:

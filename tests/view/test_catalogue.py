@@ -199,8 +199,8 @@ def test_many_search_while_a_run_goes_on_and_people_correct(
                 if each["text"] == hit.text
             ]  # fmt: skip
             replaced = replaced_row(segment)
-            times = {"start_s": replaced.start_s, "end_s": replaced.end_s}
-            said = correct(row, [replaced], [Said(text="war again", **times)], checked=True)
+            again = Said(start_s=replaced.start_s, end_s=replaced.end_s, text="war again")
+            said = correct(row, [replaced], [again], checked=True)
             library.save(lambda _, said=said: said)  # type: ignore[misc]
         stop.set()
         found = [each.result() for each in running]

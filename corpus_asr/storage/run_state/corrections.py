@@ -395,7 +395,7 @@ def _groups(saves: Mapping[str, Correction]) -> Iterator[Group]:
     taken: dict[Node, str] = {}
     built_on: set[str] = set()
     # Latest first: a correction comes after those that it builds on.
-    for stem, each in reversed(saves.items()):
+    for stem, each in reversed([*saves.items()]):
         if not each.replaces or (stem in withdrawn and stem not in built_on):
             continue
         standing[stem] = each

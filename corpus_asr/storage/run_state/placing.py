@@ -306,7 +306,7 @@ def around(
     rows: Sequence[dict[str, Any]], start_s: float, end_s: float
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
     """Return which segments have words within a span, and pieces of them before and after it."""
-    within, before, after = [], [], []
+    within, before, after = (list[dict[str, Any]]() for _ in range(3))
     for row in rows:
         tokens = list(_tokens(0, row))
         places = [(token.start_s + token.end_s) / 2 for token in tokens]
