@@ -396,7 +396,7 @@ class FileResults:
             # the same in other languages.
             of_tracks = bool(transcript.channels and transcript.audio_tracks)
             files = [*transcript.channels] if of_tracks else [transcript, *transcript.channels]
-            self._tell(f"{redact_uri(name)}: {self._output.write(name, files)}")
+            self._tell(f"{redact_uri(name)}: {self._output.write(name, transcript, files)}")
         if self._printer is not None:
             self._printer.end(name, transcripts)
         elif self._output is None:

@@ -3,6 +3,7 @@
     FOLDER/NAME.SUFFIX                     the files of a recording
     FOLDER/.corpus-asr/RECORDING_ID.json   its record: name, content version, model and options
     FOLDER/.corpus-asr/names/HASH          whose a name is: of two calls at once, one gets it
+    FOLDER/.corpus-asr/run/                what `view` opens, see `kept_run`
 
 Nothing that no record knows is replaced, so a lost record costs a transcription, never a file.
 """
@@ -18,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from math import inf
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from corpus_asr.cli.inputs import Input
 from corpus_asr.errors import ConfigError, FetchError
@@ -40,7 +41,12 @@ from corpus_asr.storage.stores.uri import (
     within,
 )
 
+if TYPE_CHECKING:  # reads tables
+    from corpus_asr.cli.kept_run import KeptRun
+
 _LOG = logging.getLogger(__name__)
+Version = tuple[str | None, int | None]
+"""ETag and size of a recording."""
 
 
 def suffix_of(name: str) -> str:
@@ -92,6 +98,8 @@ class _Record:
     """Of its files, without their suffixes."""
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
     """By suffix: `of`, what made it or null while it is written, and `hashes` of its content."""
+    kept: list[str] = field(default_factory=list)
+    """Objects of the kept run that hold it."""
 
     def is_current(self, suffix: str, of: str) -> bool:
         return suffix in self.files and self.files[suffix]["of"] == of
@@ -136,6 +144,7 @@ class OutputFiles:
         self._root = _checked_folder(folder)
         self._layout = layout
         self._existing = existing
+        self._model = str(made_by.get("model", ""))
         self._apart = apart
         self._made_by = repr((sorted(made_by.items()), layout.rules, layout.words))
         self._texts = texts or {}
@@ -143,6 +152,8 @@ class OutputFiles:
         self._inputs = {each.name: each for each in inputs}
         self._records: dict[str, _Record] = {}
         self._of: dict[str, str] = {}
+        self._versions: dict[str, Version] = {}
+        self._run: KeptRun | None = None
         # What comes through a pipe is another recording each time.
         self._ids = {
             each.name: uuid.uuid4().hex if each.piped else recording_id(public(each.uri))
@@ -166,12 +177,11 @@ class OutputFiles:
         """Return whether all files of a recording were there at first, and are current."""
         return not self._missing[name]
 
-    def write(self, name: str, transcripts: Sequence[Transcript]) -> str:
+    def write(self, name: str, whole: Transcript, transcripts: Sequence[Transcript]) -> str:
         """Write the files of a recording that are missing, each whole or not at all.
 
-        `transcripts` are more than one where channels are apart: each of theirs, and all of them as
-        one. Returns what was written, for a
-        person.
+        `transcripts` are more than one where channels are apart: each of theirs, and the whole, or
+        without it. Returns what was written, for a person.
 
         Raises:
             FetchError: the folder cannot be written to.
@@ -183,6 +193,7 @@ class OutputFiles:
             for suffix, content in self._layout.contents(transcript, uri, self._missing[name]):
                 contents[channel + suffix] = content
         record = self._claim(name, contents)
+        self._keep(name, record, whole)
         # What a file may hold is known before it does: a call that is cut short finds its own.
         for suffix, content in contents.items():
             before = record.files.get(suffix, {"hashes": []})["hashes"]
@@ -195,6 +206,21 @@ class OutputFiles:
         if len(contents) == 1:
             return f"{self.folder}/{record.name}{next(iter(contents))}"
         return f"{self.folder}/{record.name}.* ({len(contents)} files)"
+
+    def _keep(self, name: str, record: _Record, whole: Transcript) -> None:
+        """Let `view` show the recording; nothing is kept where nothing is known of the folder."""
+        each = self._inputs[name]
+        # What came through a pipe cannot be played, and may have had another content each time.
+        if self._existing is Existing.skip or each.piped:
+            return
+        if self._run is None:
+            from corpus_asr.cli.kept_run import KeptRun
+
+            uris = [one.uri for one in self._inputs.values() if not one.piped]
+            self._run = KeptRun(self._root, uris, model=self._model)
+        before = record.kept
+        record.kept = self._run.keep(each.uri, self._versions[name], whole)
+        self._run.forget(before)
 
     def _named(self, inputs: Sequence[Input]) -> dict[str, str]:
         import pyarrow as pa
@@ -219,7 +245,7 @@ class OutputFiles:
 
     def _read(self, each: Input) -> _Record | None:
         """Return the record of a recording, and note what its files are to be made of."""
-        version = _version_of(each, self._store)
+        version = self._versions[each.name] = _version_of(each, self._store)
         of = (self._made_by, version, self._texts.get(each.name))
         self._of[each.name] = _hash_of(repr(of).encode("utf-8", "surrogatepass"))
         address = self._record_address(each.name)
@@ -288,7 +314,7 @@ def _order(transcript: Transcript) -> float:
     return inf if transcript.channel is None else transcript.channel
 
 
-def _version_of(each: Input, store: StoreOptions) -> tuple[str | None, int | None]:
+def _version_of(each: Input, store: StoreOptions) -> Version:
     if each.piped:
         return (None, None)
     try:

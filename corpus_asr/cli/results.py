@@ -444,11 +444,12 @@ def view(
     ] = None,
     audio_storage_option: AudioStorageOption = None,
 ) -> None:
-    """Search the transcripts of a run in a browser, play the audio and correct the text."""
+    """Search, play and correct transcripts in a browser: of a run, or a folder of `transcribe`."""
     with readable_errors():
         import asyncio
         from contextlib import ExitStack, closing
 
+        from corpus_asr.cli.kept_run import kept_run
         from corpus_asr.runtime.shutdown import ended_by_signals
         from corpus_asr.storage.run_state.tables import OutputStore
         from corpus_asr.storage.stores.uri import scheme_of
@@ -460,9 +461,8 @@ def view(
 
         password = None if password_file is None else read_password(password_file)
         public = None if public_url is None else PublicUrl.parse(public_url)
-        store = OutputStore(
-            output_uri, options=store_options(output_uri, endpoint_url, storage_option)
-        )
+        options = store_options(output_uri, endpoint_url, storage_option)
+        store = kept_run(output_uri, options) or OutputStore(output_uri, options=options)
         with ExitStack() as opened, ended_by_signals():
             library = opened.enter_context(closing(Library(store)))
             sounds = Sounds(

@@ -4,9 +4,8 @@ A recording is named by its ID and looked up in the tables, never by a path. Tex
 with signs for characters that would hide or reorder others.
 """
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -36,23 +35,31 @@ from corpus_asr.view.editing import (
     save_name,
     version_of,
 )
-from corpus_asr.view.query import Query, parse_query
+from corpus_asr.view.query import Query
+from corpus_asr.view.request import Request
 from corpus_asr.view.search import (
     MAX_PAGE,
     PAGE_ROWS,
-    Filters,
     Hit,
     Order,
     Page,
-    RecordingOrder,
     State,
+    count,
     find,
     find_all,
     hit_rows,
     pieces_of,
     recordings_page,
 )
-from corpus_asr.view.sound import MAX_PEAKS, MAX_SAMPLES, Playable, Sound, Sounds, Waveforms
+from corpus_asr.view.sound import (
+    LONGEST_S,
+    MAX_PEAKS,
+    MAX_SAMPLES,
+    Playable,
+    Sound,
+    Sounds,
+    Waveforms,
+)
 from corpus_asr.view.texts import said_of
 
 # What openai-whisper writes, too; the rest is for data sets, not for one recording.
@@ -65,79 +72,12 @@ _HINTS = {
     REFUSED_FILE: "",  # its advice says it
     REFUSED_HOST: ", or start corpus-asr view ... --audio-folder http://HOST/",
 }
-MAX_CHARS = 2_000
+# Segments before and after the one that is reviewed.
+_CONTEXT = 2
 
 
 class NotFoundError(LookupError):
     """There is no such recording, format or page."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request(Filters):
-    """The parameters of a request."""
-
-    q: str = ""
-    """A query, to search for or to mark."""
-    whole_words: bool = False
-    order: Order = Order.recording
-    recording_order: RecordingOrder = RecordingOrder.name
-    page: int = 0
-    block: int = 0
-    from_s: float = 0.0
-    to_s: float | None = None
-    count: int = 1_000
-    """Of peaks."""
-    back: bool = False
-    decode: bool = False
-    """Also what browsers play."""
-    channel: int | None = None
-    format: str = ""
-
-    @property
-    def query(self) -> Query:
-        """The parsed query."""
-        return parse_query(self.q, whole_words=self.whole_words)
-
-
-def _number(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(text)
-    return value
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if not 0 <= value <= 2**31:
-        raise ValueError(text)
-    return value
-
-
-# Parsers of parameters that are no text, and what these have to be.
-_READ: Mapping[str, tuple[Callable[[str], Any], str]] = {
-    **dict.fromkeys(("whole_words", "back", "decode"), ("1".__eq__, "1")),
-    **dict.fromkeys(("from_s", "to_s", "min_confidence", "max_confidence"), (_number, "a number")),
-    **dict.fromkeys(("page", "block", "channel", "count"), (_count, "a whole number from 0")),
-    "state": (State, ", ".join(State)),
-    "order": (Order, ", ".join(Order)),
-    "recording_order": (RecordingOrder, ", ".join(RecordingOrder)),
-}
-
-
-def parse_request(parameters: Mapping[str, str]) -> Request:
-    """Parse the parameters of a request; unknown ones are ignored."""
-    values: dict[str, Any] = {}
-    for name in (field.name for field in fields(Request)):
-        text = parameters.get(name.removesuffix("_s"), "")
-        if len(text) > MAX_CHARS:
-            raise ConfigError(f"reading {name}: found {len(text)} characters, expected fewer")
-        read, expected = _READ.get(name, (str, "text"))
-        try:
-            if text:
-                values[name] = read(text)
-        except ValueError:
-            raise ConfigError(f"reading {name}: found {text!r}, expected {expected}") from None
-    return Request(**values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +135,32 @@ class Answers:
         return _page(page) | {
             "ready": True, "recordings": page.recordings, "hits": hits,
         }  # fmt: skip
+
+    def review(self, request: Request) -> dict[str, Any]:
+        """Return what nobody has checked, least confident first, and how much there is."""
+        found = self.search(replace(request, unchecked=True, order=Order.least_sure))
+        if not found["ready"]:
+            return found
+        tables = self.library.current().catalogue.tables
+        of_all = count(tables, request.query, replace(request, unchecked=False))
+        return found | {"of_all": of_all, "checked": max(0, of_all - found["total"])}
+
+    def around(self, request: Request) -> dict[str, Any]:
+        """Return the segment at a moment, those next to it, and its place among them."""
+        view, row = self._named(request.id)
+        transcript = self.transcripts.read(view, row)
+        at = transcript.number_at(request.from_s, request.channel)
+        if at is None:
+            raise NotFoundError("this recording has no segments")
+        first = max(0, at - _CONTEXT)
+        turns = self.transcripts.turns(view, request.id)
+        rows = transcript.segments(first, 2 * _CONTEXT + 1)
+        return {
+            "segments": [_segment(each, request.query, turns, transcript.groups) for each in rows],
+            "at": at - first,
+            "speakers": _turns(request.id, turns, view)["speakers"],
+            "editable": self.editable and not view.catalogue.classified,
+        }
 
     def hits(self, request: Request, kind: str) -> Iterator[bytes]:
         """Return all hits of a query as a file, in pieces."""
@@ -289,6 +255,21 @@ class Answers:
         if request.decode:
             return self.sounds.decoded(sound, channel=request.channel)
         return self.sounds.as_it_is(sound)
+
+    def clip(self, request: Request) -> tuple[str, Playable]:
+        """Return name and audio of a span of a recording."""
+        _, row = self._named(request.id)
+        start_s, end_s = request.from_s, request.to_s or 0.0
+        if not row["duration_s"]:
+            raise NotFoundError("nothing of this recording could be decoded: it has no clips")
+        # Times of pages are rounded.
+        if not 0 <= start_s < end_s <= row["duration_s"] + 0.01 or end_s - start_s > LONGEST_S:
+            raise ConfigError(
+                f"cutting {start_s:g} to {end_s:g} s: expected a span within the "
+                f"{row['duration_s']:g} s of the recording, of at most {LONGEST_S:g} s"
+            )
+        audio = self.sounds.clip(self.sounds.of(row), start_s, end_s, channel=request.channel)
+        return f"{self._stem(row)}-{start_s:.2f}-{end_s:.2f}.wav", audio
 
     def waveform(self, request: Request) -> dict[str, Any]:
         """Return the peaks of a span, if it is short enough, and the pauses in it."""
@@ -389,8 +370,11 @@ class Answers:
             raise NotFoundError(f"no format {request.format!r}; there are {', '.join(_SAVED)}")
         recording = self.transcripts.recording(view, row)
         ((suffix, content),) = file_contents(recording, [ExportFormat(request.format)])
+        return self._stem(row, suffix) + suffix, content.decode()
+
+    def _stem(self, row: Mapping[str, Any], suffix: str = ".wav") -> str:
         table = pa.table({name: [row[name]] for name in ("recording_id", "uri")})
-        return Names(table, [suffix])[0].rpartition("/")[2] + suffix, content.decode()
+        return Names(table, [suffix])[0].rpartition("/")[2]
 
     def _named(self, recording_id: str) -> tuple[View, dict[str, Any]]:
         view = self.library.current()
@@ -531,6 +515,7 @@ def _segment(
     values["correction"] = said_of(leaf, groups[leaf.stem]) if leaf else None
     own = [turn for turn in turns if turn.channel == row["channel"]]
     by_turns = Timeline(own).speaker(row["start_s"], row["end_s"])
+    values["by_turns"] = by_turns
     values["said_by"] = leaf.said.speaker if leaf else None
     values["speaker"] = values["said_by"] or by_turns
     if row["words"] is not None:

@@ -358,6 +358,16 @@ class Transcript:
         leaf = self.leaves.get(at)
         return row | {"key": leaf.key if leaf else str(replaced_row(row).node), "leaf": leaf}
 
+    def number_at(self, at_s: float, channel: int | None) -> int | None:
+        """Return the number of the row of a channel, if it is given, that starts nearest."""
+        if not self.rows.num_rows:
+            return None
+        distances = np.abs(self.rows["start_s"].to_numpy() - at_s)
+        if channel is not None:
+            own = pc.fill_null(pc.equal(self.rows["channel"], channel), False)
+            distances = np.where(own.to_numpy(), distances, np.inf)
+        return int(np.argmin(distances))
+
     def number_of(self, key: str) -> int | None:
         """Return the number of the row with a key; None if there is none."""
         own = next((at for at, leaf in self.leaves.items() if leaf.key == key), None)

@@ -87,6 +87,8 @@ class Filters:
     """Below the common folder of all recordings; with those below it."""
     date: str = ""
     """A year or month, as 2026-03."""
+    unchecked: bool = False
+    """Only what nobody has compared with the audio."""
 
     def __post_init__(self) -> None:
         for bound in (self.min_confidence, self.max_confidence):
@@ -161,6 +163,7 @@ _SEGMENTS = f"""
 select * from said where {{terms}}
   and ($min_confidence is null or confidence >= $min_confidence::float)
   and ($max_confidence is null or confidence <= $max_confidence::float)
+  and not ($unchecked and coalesce(contains(correction, '"checked": true'), false))
   and number in (select number from shown where {_MEANT} and {{places}})
 """
 
@@ -201,6 +204,15 @@ def find_all(
         yield [_hit(row) for row in batch.to_pylist()]
 
 
+def count(tables: RunTables, query: Query, filters: Filters) -> int:
+    """Return how many segments match."""
+    terms, values = query.condition()
+    [(number,)] = tables.rows(
+        f"select count(*) from ({_inside(terms)})", **values, **_values(filters)
+    )
+    return int(number)
+
+
 def _inside(terms: str) -> str:
     segments = _SEGMENTS.format(terms=terms, places=f"{_IN_FOLDER} and {_IN_DATE}")
     return f"{segments} and {_IN_LANGUAGE.format(of='')}"
@@ -216,7 +228,8 @@ def recordings_page(
     """Return a page of the recordings that match; facets count recordings."""
     _check_page(page)
     values = _values(filters)
-    del values["min_confidence"], values["max_confidence"]  # of segments
+    for of_segments in ("min_confidence", "max_confidence", "unchecked"):
+        del values[of_segments]
     total, recordings, facets = _counted(tables, _LISTED, values)
     listing = _RECORDINGS.format(order=_ORDERS[order])
     rows = tables.table(listing, most=PAGE_ROWS, skipped=page * PAGE_ROWS, **values)

@@ -34,24 +34,27 @@ from corpus_asr.view.access import (
     TokenAccess,
     check_change,
 )
-from corpus_asr.view.answers import Answers, NotFoundError, parse_request
+from corpus_asr.view.answers import Answers, NotFoundError
 from corpus_asr.view.editing import ConflictError
+from corpus_asr.view.request import parse_request
 from corpus_asr.view.search import MEDIA_TYPES
+from corpus_asr.view.sound import Playable
 
 _LOG = logging.getLogger(__name__)
 
-_PAGES = {"": "index.html", "recording": "recording.html"} | {
+_PAGES = {"": "index.html", "recording": "recording.html", "review": "review.html"} | {
     name: name
     for name in ("style.css", "view.css", "page.js", "search.js", "facets.js", "player.js",
                  "transcript.js", "waveform.js", "editor.js", "speakers.js", "recording.js",
-                 "login.js")
+                 "review.js", "login.js")
 }  # fmt: skip
 # What the form for the password is made of; nothing of the run is in it.
 _OPEN_TO_ALL = {"style.css", "view.css", "page.js", "login.js", "session"}
 _TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
 _ANSWERS = frozenset(
-    {"run", "recordings", "search", "recording", "segments", "unsure", "sound", "waveform"}
-)
+    {"run", "recordings", "search", "recording", "segments", "unsure", "sound", "waveform",
+     "review", "around"}
+)  # fmt: skip
 # A correction of the longest text, and some room.
 _MAX_BODY_BYTES = 64 * 1024
 # Requests of one decoder wait in a thread each; other requests are not to wait for these.
@@ -117,6 +120,7 @@ class ViewServer:
                 web.get(prefix + "/audio", self._audio),
                 web.get(prefix + "/saved", self._saved),
                 web.get(prefix + "/hits.{kind:csv|json}", self._hits),
+                web.get(prefix + "/api/clip", self._clip),
                 web.get(prefix + "/api/{name}", self._answer),
                 web.post(prefix + "/api/{what:correct|undo|name}", self._change),
                 web.get(prefix + "/{name:[^/]*}", self._page),
@@ -183,7 +187,7 @@ class ViewServer:
         path = request.path.removeprefix("/")
         if path in _OPEN_TO_ALL or (path == "login" and request.method == "POST"):
             return await handler(request)
-        if path in ("", "recording") and request.method in ("GET", "HEAD"):
+        if path in ("", "recording", "review") and request.method in ("GET", "HEAD"):
             # At the same URL, which opens once the password is right.
             return web.Response(text=_file("login.html"), content_type="text/html")
         raise RefusedError(401, "log in first")
@@ -245,13 +249,11 @@ class ViewServer:
 
     async def _saved(self, request: web.Request) -> web.Response:
         name, text = await asyncio.to_thread(self._answers.saved, parse_request(request.query))
-        plain = re.sub(r"[^A-Za-z0-9._ -]", "_", name)
-        names = f"filename=\"{plain}\"; filename*=UTF-8''{quote(name, safe='')}"
         return web.Response(
             body=text.encode("utf-8", "replace"),
             content_type="text/plain",
             charset="utf-8",
-            headers={"Content-Disposition": f"attachment; {names}"},
+            headers=_as_file(name),
         )
 
     async def _hits(self, request: web.Request) -> web.StreamResponse:
@@ -279,19 +281,37 @@ class ViewServer:
         if start >= stop and status == 206:
             return web.Response(status=416, headers={"Content-Range": f"bytes */{size}"})
         response = web.StreamResponse(status=status, headers={"Accept-Ranges": "bytes"})
-        response.content_type = audio.type
-        response.content_length = stop - start
         if status == 206:
             response.headers["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
-        if request.method == "HEAD":
-            return response
+        return await _play(request, response, audio, start, stop)
+
+    async def _clip(self, request: web.Request) -> web.StreamResponse:
+        name, audio = await asyncio.to_thread(self._answers.clip, parse_request(request.query))
+        response = web.StreamResponse(headers=_as_file(name))
+        return await _play(request, response, audio, 0, audio.size_bytes)
+
+
+async def _play(
+    request: web.Request, response: web.StreamResponse, audio: Playable, start: int, stop: int
+) -> web.StreamResponse:
+    """Send some bytes of a recording."""
+    response.content_type = audio.type
+    response.content_length = stop - start
+    if request.method != "HEAD":
         pieces = audio.read(start, stop)
         # Before the status is sent, so that an error is a response of its own.
         piece = await asyncio.to_thread(next, pieces, b"")
         await response.prepare(request)
         if await _write(response, piece, pieces) < stop - start:
             response.force_close()  # so that the player does not wait for the rest
-        return response
+    return response
+
+
+def _as_file(name: str) -> dict[str, str]:
+    """Return the headers with which browsers save a response under a name."""
+    plain = re.sub(r"[^A-Za-z0-9._ -]", "_", name)
+    names = f"filename=\"{plain}\"; filename*=UTF-8''{quote(name, safe='')}"
+    return {"Content-Disposition": f"attachment; {names}"}
 
 
 async def _write(response: web.StreamResponse, piece: bytes, others: Iterator[bytes]) -> int:

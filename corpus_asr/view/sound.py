@@ -245,8 +245,18 @@ class Sounds:
     def decoded(self, sound: Sound, *, channel: int | None = None) -> "Playable":
         """Return a recording as a WAV of 16-bit mono at 16 kHz, of one channel or of all mixed."""
         num_samples = min(MAX_SAMPLES, round(sound.duration_s * SAMPLE_RATE_HZ))
-        read = functools.partial(self._wav_bytes, sound, channel, num_samples)
-        return Playable("audio/wav", _WAV_HEADER_BYTES + _SAMPLE_BYTES * num_samples, read)
+        return self._wav(sound, channel, range(num_samples))
+
+    def clip(
+        self, sound: Sound, start_s: float, end_s: float, *, channel: int | None = None
+    ) -> "Playable":
+        """Return a span of a recording as `decoded` does the whole."""
+        samples = range(round(start_s * SAMPLE_RATE_HZ), round(end_s * SAMPLE_RATE_HZ))
+        return self._wav(sound, channel, samples)
+
+    def _wav(self, sound: Sound, channel: int | None, samples: range) -> "Playable":
+        read = functools.partial(self._wav_bytes, sound, channel, samples)
+        return Playable("audio/wav", _WAV_HEADER_BYTES + _SAMPLE_BYTES * len(samples), read)
 
     def peaks(
         self, sound: Sound, start_s: float, num_peaks: int, *, channel: int | None
@@ -294,10 +304,10 @@ class Sounds:
             yield piece
 
     def _wav_bytes(
-        self, sound: Sound, channel: int | None, num_samples: int, start: int, stop: int
+        self, sound: Sound, channel: int | None, samples: range, start: int, stop: int
     ) -> Iterator[bytes]:
         if start < _WAV_HEADER_BYTES:
-            yield _wav_header(num_samples)[start:stop]
+            yield _wav_header(len(samples))[start:stop]
             start = _WAV_HEADER_BYTES
         lengths = iter(_EXCERPTS_S)
         length_s = 0
@@ -309,13 +319,13 @@ class Sounds:
                 uri=sound.uri,
                 **sound.place_of(channel),
                 exact=sound.needs_decoding,
-                start_sample=first,
+                start_sample=samples.start + first,
                 num_samples=min(left, length_s * SAMPLE_RATE_HZ),
             )
             # One child process decodes for all listeners, a few seconds at a time.
             with self._decoding:
-                samples = b"".join(self._decoder.run(request))
-            piece = samples[odd : odd + stop - start]
+                decoded = b"".join(self._decoder.run(request))
+            piece = decoded[odd : odd + stop - start]
             start += len(piece)
             yield piece
 

@@ -423,7 +423,8 @@ def test_of_calls_at_once_each_recording_gets_a_name_of_its_own() -> None:
 
     def write(one: tuple[OutputFiles, str]) -> None:
         output, name = one
-        output.write(name, [transcript(name, [segment(f" {name}", 0.0, 1.0)])])
+        made = transcript(name, [segment(f" {name}", 0.0, 1.0)])
+        output.write(name, made, [made])
 
     with ThreadPoolExecutor(len(files)) as pool:
         list(pool.map(write, files))

@@ -93,7 +93,7 @@ def test_no_path_leads_to_a_file_or_to_what_is_no_answer(shown: Shown) -> None:
 
 
 def test_only_what_the_tables_name_is_read(shown: Shown) -> None:
-    for what in ("audio", "api/sound", "api/recording", "api/segments", "saved"):
+    for what in ("audio", "api/sound", "api/recording", "api/segments", "saved", "api/clip"):
         for name in ("/etc/passwd", "file:///etc/passwd", "http://127.0.0.1/", "0" * 16):
             found = fetch(asked(shown.url, what, id=name, format="srt"))
             assert found.status == 404

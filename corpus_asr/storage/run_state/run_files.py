@@ -261,7 +261,8 @@ def outcomes_names(store: OutputStore) -> list[str]:
     if not names and not store.exists(CONFIG_NAME):
         raise ConfigError(
             f"reading {redact_uri(store.uri)}: found neither outcomes nor _run/, expected the "
-            f"output folder of a run; check the URI"
+            "output folder of a run, or for view one that transcribe -o wrote to; check the URI, "
+            "or transcribe into the folder again, with --overwrite"
         )
     return names
 

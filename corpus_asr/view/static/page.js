@@ -39,6 +39,7 @@ async function answered(path, options) {
   const error = new Error(answer.error);
   error.status = response.status;
   error.seen = answer.seen;
+  error.segments = answer.segments;
   throw error;
 }
 
@@ -88,14 +89,14 @@ const names = new Intl.DisplayNames(["en"], { type: "language", fallback: "code"
 
 // What a person said of a segment: a badge with the model's text and who it was.
 export function correctionBadge(correction) {
-  const badge = element("span", { className: "badge corrected" }, correction.changed ? "corrected" : "checked");
+  const badge = element("span", { className: "badge corrected" }, correction.changed ? "corrected" : correction.checked ? "checked" : "edited");
   badge.title = aboutCorrection(correction);
   return badge;
 }
 
 export function aboutCorrection({ changed, checked, original, name, saved_at }) {
   const who = name ? ` by ${name}` : "";
-  const done = [changed ? "corrected" : "", checked ? "checked" : ""].filter(Boolean).join(" and ");
+  const done = [changed ? "corrected" : "", checked ? "checked" : ""].filter(Boolean).join(" and ") || "edited";
   const by = `${done}${who} on ${saved_at.slice(0, 10)}`;
   return changed ? `Original: ${original}\n${by}` : by;
 }

@@ -12,6 +12,7 @@ export class Player {
     this.onSound = onSound;
     this.id = null;
     this.wish = null; // where to go once it is known how long the recording is
+    this.until = null; // where playing ends
     this.title = element("bdi", {});
     this.note = element("p", { className: "small note", role: "status" });
     this.speed = element("select", { title: "Speed" }, ...SPEEDS.map((one) => element("option", { value: one, selected: one === 1 }, `${one}×`)));
@@ -38,7 +39,7 @@ export class Player {
     made.addEventListener("loadedmetadata", () => made === this.audio && this.arrive());
     made.addEventListener("error", () => made === this.audio && this.fail());
     for (const name of ["timeupdate", "seeked", "play", "pause"]) {
-      made.addEventListener(name, () => made === this.audio && this.onTime(this.time));
+      made.addEventListener(name, () => made === this.audio && this.moved());
     }
     if (this.audio) {
       this.audio.pause();
@@ -49,6 +50,14 @@ export class Player {
       this.bar.insertBefore(made, this.controls);
     }
     this.audio = made;
+  }
+
+  moved() {
+    if (this.until !== null && this.audio.currentTime >= this.until) {
+      this.until = null;
+      this.audio.pause();
+    }
+    this.onTime(this.time);
   }
 
   // The channel that is heard alone, or an empty text.
@@ -120,11 +129,18 @@ export class Player {
   }
 
   go(at, play = this.playing) {
+    this.until = null;
     if (!this.usable) return this.onTime(at);
     if (this.wish) this.wish = { at, play };
     else this.audio.currentTime = at;
     if (play) this.start();
     return undefined;
+  }
+
+  // Play from one moment up to another.
+  span(from, to) {
+    this.go(from, true);
+    this.until = to > from ? to : null;
   }
 
   async play(id, at, name) {
@@ -133,6 +149,7 @@ export class Player {
   }
 
   toggle() {
+    this.until = null;
     if (this.audio.paused) this.start();
     else this.audio.pause();
   }

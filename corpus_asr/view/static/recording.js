@@ -1,7 +1,7 @@
 // The page of one recording: its transcript, its player, and the moment that both are at, which
 // also stands in the address behind the #.
 
-import { Editor } from "./editor.js";
+import { Editor, remembered } from "./editor.js";
 import { STATES, ask, byId, clock, counted, element, inField, language, long, send } from "./page.js";
 import { Player } from "./player.js";
 import { Speakers } from "./speakers.js";
@@ -26,6 +26,11 @@ const button = (text, title, action) => {
   return made;
 };
 const follow = button("Follow", "Scroll along (f)", () => following(follow.getAttribute("aria-pressed") !== "true"));
+const paragraphs = button("¶", "Paragraphs by speaker, or one line per segment (b)", () => flow(paragraphs.getAttribute("aria-pressed") !== "true"));
+const editing = button("✎ Edit", "Edit the current segment (e)", () => edit());
+const checking = button("✓ Check", "Mark the current segment as checked, and go to the next (v)", () => check());
+const undoing = button("Undo", "Undo what you saved last (u, or Ctrl+Z)", () => undo());
+for (const one of [editing, checking, undoing]) one.classList.add("editing");
 const picture = element("div", {});
 const player = new Player(byId("player"), {
   onTime: heard,
@@ -36,6 +41,7 @@ const player = new Player(byId("player"), {
     button("‹ doubtful", "Doubtful word before (p)", () => doubtful(true)),
     button("doubtful ›", "Next doubtful word (n)", () => doubtful(false)),
     button("Copy link", "Copy a link to this moment (c)", copy),
+    paragraphs, editing, checking, undoing,
   ],
 });
 const saving = element("span", { className: "saving small" });
@@ -43,6 +49,28 @@ player.controls.append(saving);
 
 function following(on) {
   follow.setAttribute("aria-pressed", String(on));
+}
+
+const FLOW_KEY = "corpus-asr-paragraphs";
+
+function flow(on, { remember = true } = {}) {
+  paragraphs.setAttribute("aria-pressed", String(on));
+  transcript?.flow(on);
+  if (!remember) return;
+  try {
+    localStorage.setItem(FLOW_KEY, String(on));
+  } catch {
+    // storage is turned off: it is chosen again
+  }
+  transcript?.reveal(at);
+}
+
+function flowBefore() {
+  try {
+    return localStorage.getItem(FLOW_KEY) === "true";
+  } catch {
+    return false; // storage is turned off
+  }
 }
 
 function complain(message) {
@@ -68,7 +96,7 @@ function heard(time) {
 
 // While playing, more often than browsers tell of their own accord.
 function tick() {
-  if (player.playing && !player.wish) heard(player.time);
+  if (player.playing && !player.wish) player.moved();
   requestAnimationFrame(tick);
 }
 
@@ -149,57 +177,125 @@ function tellHits() {
   byId("hit-before").hidden = byId("hit-after").hidden = !hits.total;
 }
 
+// Edits that have no place any more, each with what is there now.
 function describeStale() {
   byId("stale").hidden = !info.stale.length;
-  byId("stale-title").textContent = `${counted(info.stale.length, "correction")} not applied`;
+  byId("stale-title").textContent = `${counted(info.stale.length, "edit")} not applied`;
   byId("stale-list").replaceChildren(...info.stale.map((one) => {
     const time = button(clock(one.start_s), "Go there", () => go(one.start_s, { play: false }));
     time.classList.add("time");
-    const dismiss = info.editable ? button("Dismiss", "Forget this correction", async () => {
-      try {
-        await send("api/correct", { id, dismiss: one.id });
-        await update();
-      } catch (error) {
-        complain(error.message);
-      }
-    }) : null;
-    return element("li", {}, time, " ", element("bdi", { className: "quiet" }, one.original), " → ", element("bdi", {}, one.text || "(text removed)"), one.name ? element("span", { className: "quiet" }, ` by ${one.name}`) : null, " ", dismiss);
+    const why = [one.in_conflict ? "somebody else’s edit stands in its place" : "", one.name ? `by ${one.name}` : ""].filter(Boolean).join(" · ");
+    const version = (title, text, action = null) => element("section", {}, element("h3", {}, title), element("p", { dir: "auto" }, text || "(no text)"), action);
+    const choice = (text, title, what) => (info.editable ? button(text, title, () => settle({ [what]: one.id })) : null);
+    return element("li", {}, time, " ", element("span", { className: "quiet small" }, why), element("div", { className: "versions" },
+      version("The edit", one.text, choice("Take it", "Put this edit in the place of what is there now", "apply")),
+      version("Now", one.now, choice("Dismiss", "Forget this edit", "dismiss")),
+      version("The model, then", one.original)));
   }));
+}
+
+// Take over an edit that is not applied, or dismiss it.
+function settle(what) {
+  return attempt(async () => {
+    await send("api/correct", { id, name: remembered(), ...what });
+    await update();
+  });
 }
 
 // What others have saved meanwhile, in other windows or through other servers.
 async function update() {
   const told = await ask("recording", { id });
   speakers.update(told.speakers);
-  byId("news").hidden = told.segments === info.segments && told.state === info.state;
-  if (told.edition !== info.edition) {
-    info.edition = told.edition;
-    info.stale = told.stale;
-    describeStale();
-    await transcript.refresh();
+  byId("news").hidden = told.state === info.state && (told.edition !== info.edition || told.segments === info.segments);
+  if (told.edition === info.edition) return;
+  const others = told.segments !== info.segments;
+  Object.assign(info, { edition: told.edition, stale: told.stale, segments: told.segments, block_starts_s: told.block_starts_s });
+  describeStale();
+  if (others) await transcript.reset(info);
+  else await transcript.refresh();
+}
+
+// Show what was saved here: in its place, or all again where there are more or fewer segments. The
+// edition stays: others may have saved something before it, which is fetched soon.
+async function saved({ removed, segments }) {
+  undoing.disabled = !editor.made.length;
+  try {
+    const old = removed.length === 1 && segments.length === 1 ? transcript.find(removed[0]) : null;
+    if (old) transcript.replace(old, segments[0]);
+    else await update();
+  } catch (error) {
+    complain(error.message);
   }
 }
 
+function current() {
+  return info.editable && transcript ? transcript.segmentAt(at) : null;
+}
+
+// Keys are for the segment that is edited, unless another one is heard.
+function editAt(segment) {
+  if (!player.playing) go(segment.start_s, { play: false, reveal: false });
+  editor.edit(segment);
+}
+
 function edit() {
-  const segment = info.editable && transcript?.segmentAt(at);
+  const segment = current();
   if (!segment) return;
   segment.element.scrollIntoView({ block: "nearest" });
   editor.edit(segment);
 }
 
-async function check() {
-  const segment = info.editable && transcript?.segmentAt(at);
-  if (!segment) return;
+async function attempt(action) {
+  complain("");
   try {
-    const checked = !segment.told.correction?.checked;
-    await editor.check(segment);
-    player.say(`${checked ? "Checked" : "No longer checked"}: ${clock(segment.start_s)}`);
-    const following = [...byId("transcript").querySelectorAll(".segment")];
-    const next = following[following.indexOf(transcript.segmentAt(segment.start_s).element) + 1];
-    if (checked && next) await go(transcript.blocks[next.dataset.block].segments[next.dataset.at].start_s);
+    return await action();
   } catch (error) {
-    complain(error.message);
+    const theirs = error.segments?.map((one) => one.text).join(" / ");
+    complain(theirs ? `${error.message}: “${theirs}”` : error.message);
+    if (error.segments) await update();
+    return undefined;
   }
+}
+
+function check() {
+  const segment = current();
+  if (!segment) return undefined;
+  return attempt(async () => {
+    const checked = !segment.told.correction?.checked;
+    const { segments } = await editor.check(segment);
+    player.say(`${checked ? "Checked" : "No longer checked"}: ${clock(segment.start_s)}`);
+    const next = checked && segments.length ? await transcript.next(segments[0].key, { sameChannel: false }) : null;
+    if (next) await go(next.start_s);
+  });
+}
+
+// Let a speaker of the recording, by number, speak the current segment.
+function speak(number) {
+  const segment = current();
+  const speaker = speakers.speakers[number - 1];
+  if (!segment || !speaker) return undefined;
+  return attempt(async () => {
+    await editor.speak(segment, speaker.speaker);
+    player.say(`${speaker.name} speaks at ${clock(segment.start_s)}`);
+  });
+}
+
+function undo() {
+  return attempt(async () => {
+    const done = await editor.undo();
+    player.say(done ? "Undone." : "Nothing of yours is left to undo on this page.");
+  });
+}
+
+// Start or end of the current segment is now.
+function border(side) {
+  const segment = current();
+  if (!segment) return;
+  const moment = at;
+  editor.edit(segment);
+  const own = editor.open.get(segment.told.key);
+  own[side].value = clock(moment, 2);
+  own.mark();
 }
 
 function describe() {
@@ -257,12 +353,22 @@ const KEYS = {
   f: () => following(follow.getAttribute("aria-pressed") !== "true"),
   c: copy,
   "/": () => byId("q").focus(),
+  b: () => flow(paragraphs.getAttribute("aria-pressed") !== "true"),
   e: edit,
   v: check,
+  u: undo,
+  "[": () => border("from"),
+  "]": () => border("to"),
+  ...Object.fromEntries(Array.from({ length: 9 }, (_, number) => [String(number + 1), () => speak(number + 1)])),
   "?": () => byId("keys").showModal(),
 };
 
 document.addEventListener("keydown", (event) => {
+  if ((event.ctrlKey || event.metaKey) && event.key === "z" && !inField(event.target) && info?.editable) {
+    event.preventDefault();
+    undo();
+    return;
+  }
   if (inField(event.target) || event.ctrlKey || event.metaKey || event.altKey) return;
   const own = event.target.closest?.("button, a, audio, video, summary");
   if (own && (event.key === " " || (["AUDIO", "VIDEO"].includes(own.tagName) && event.key.startsWith("Arrow")))) return;
@@ -295,8 +401,16 @@ try {
   describe();
   const pick = (time) => go(time, { play: true, reveal: false }).then(() => following(true));
   speakers = new Speakers(info, id, { onGo: go, onPlay: (time) => go(time, { play: true }), onNamed: () => transcript.rename() });
-  transcript = new Transcript(byId("transcript"), info, { speakers, onPick: pick, onEdit: info.editable ? (segment) => editor.edit(segment) : null });
-  editor = new Editor(transcript, id, { onPlay: pick, onSaved: ({ edition }) => (info.edition = edition) });
+  transcript = new Transcript(byId("transcript"), info, {
+    speakers, onPick: pick, onEdit: info.editable ? editAt : null,
+    onShown: (segment) => editor?.attach(segment),
+  });
+  editor = new Editor(id, {
+    find: (key) => transcript.find(key), next: (key) => transcript.next(key), onSaved: saved,
+    onPlay: (time, until) => player.span(time, until), speakers: () => speakers.speakers, waveform: () => waveform,
+  });
+  undoing.disabled = true;
+  flow(flowBefore(), { remember: false });
   if (info.duration_s) {
     waveform = new Waveform(id, info.duration_s, { onSeek: (time) => go(time) });
     picture.replaceChildren(waveform.box);

@@ -74,6 +74,7 @@ async function showRun() {
   choices("label", run.labels, (name) => name);
   byId("label-label").hidden = !run.classified;
   byId("language-label").hidden = run.classified;
+  byId("review").hidden = run.classified || !run.segments;
   byId("log-out").hidden = !run.asks_for_password;
   complain(run.problem);
 }
@@ -101,6 +102,8 @@ async function show() {
   const values = wanted();
   const count = FIELDS.filter((name) => name !== "q" && values[name]).length + values.whole_words;
   byId("set").textContent = count ? `${count} set` : "";
+  const { name, state, language: spoken, folder, date, q, max_confidence } = values;
+  byId("review-link").href = `review?${parametersOf({ name, state, language: spoken, folder, date, q, max_confidence })}`;
   try {
     if (segmentsAsked(values)) await showSegments(values, signal);
     else await showRecordings(values, signal);

@@ -6,32 +6,96 @@ import { aboutCorrection, ask, clock, correctionBadge, element, pieces } from ".
 const NEAR = "1500px";
 const KEPT_BLOCKS = 12;
 const SEGMENT_PX = 88; // a guess, until a block has been seen
+// Where one speaker says more, or pauses longer, a new paragraph begins.
+const PARAGRAPH_S = 60;
+const PAUSE_S = 2;
 
 export class Transcript {
-  constructor(root, info, { speakers, onPick, onEdit = null }) {
+  constructor(root, info, { speakers, onPick, onEdit = null, onShown = () => {} }) {
     this.root = root;
-    this.info = info;
     this.speakers = speakers;
     this.onPick = onPick;
     this.onEdit = onEdit;
+    this.onShown = onShown;
     this.query = "";
-    this.now = [];
-    this.blocks = info.block_starts_s.map((start_s, number) => {
-      const rows = Math.min(info.block_rows, info.segments - number * info.block_rows);
-      const box = element("div", { className: "block" });
-      box.style.height = `${rows * SEGMENT_PX}px`;
-      box.dataset.number = number;
-      return { start_s, box, segments: null, loading: null, used: 0 };
-    });
     this.uses = 0;
-    root.replaceChildren(...this.blocks.map((block) => block.box));
     root.addEventListener("click", (event) => this.clicked(event));
     this.observer = new IntersectionObserver((entries) => {
       for (const { isIntersecting, target } of entries) {
         if (isIntersecting) this.load(Number(target.dataset.number));
       }
     }, { rootMargin: NEAR });
+    this.build(info);
+  }
+
+  build(info) {
+    const heights = (this.blocks ?? []).map(({ box }) => box.offsetHeight);
+    this.info = info;
+    this.now = [];
+    this.observer.disconnect();
+    this.blocks = info.block_starts_s.map((start_s, number) => {
+      const rows = Math.min(info.block_rows, info.segments - number * info.block_rows);
+      const box = element("div", { className: "block" });
+      box.style.height = `${heights[number] ?? rows * SEGMENT_PX}px`;
+      box.dataset.number = number;
+      return { start_s, box, segments: null, loading: null, used: 0 };
+    });
+    this.root.replaceChildren(...this.blocks.map((block) => block.box));
     for (const { box } of this.blocks) this.observer.observe(box);
+  }
+
+  // There are other segments than before: build the blocks again; what is seen stays in its place.
+  async reset(info) {
+    const shown = this.blocks.flatMap((block) => block.segments ?? []);
+    const seen = shown.find((one) => one.element.getBoundingClientRect().bottom > 0);
+    const top = seen?.element.getBoundingClientRect().top;
+    const writing = this.writing();
+    this.build(info);
+    if (!seen || !this.blocks.length) return;
+    await this.load(this.blockAt(seen.start_s));
+    const again = this.segmentAt(seen.start_s);
+    if (again) scrollBy({ top: again.element.getBoundingClientRect().top - top, behavior: "instant" });
+    if (writing?.isConnected) writing.focus({ preventScroll: true });
+  }
+
+  // The field that somebody writes in, which loses the focus where its segment is drawn again.
+  writing() {
+    return document.activeElement?.closest(".editor") ? document.activeElement : null;
+  }
+
+  // The segment of a key, if it is shown.
+  find(key) {
+    return this.blocks.flatMap((block) => block.segments ?? []).find((one) => one.told.key === key) ?? null;
+  }
+
+  // The segment after that of a key, in its channel, or in any.
+  async next(key, { sameChannel = true } = {}) {
+    const segment = this.find(key);
+    if (!segment) return null;
+    const number = Number(segment.element.dataset.block);
+    if (number + 1 < this.blocks.length) await this.load(number + 1);
+    const following = this.blocks.slice(number, number + 2).flatMap((block) => block.segments ?? []);
+    const later = following.slice(following.indexOf(segment) + 1);
+    return later.find((one) => !sameChannel || one.told.channel === segment.told.channel) ?? null;
+  }
+
+  // Show segments one by one, or as paragraphs of speakers.
+  flow(asParagraphs) {
+    this.root.classList.toggle("paragraphs", asParagraphs);
+  }
+
+  // Mark where paragraphs begin.
+  paragraphs({ segments }) {
+    let first = null;
+    let before = null;
+    for (const one of segments) {
+      const { speaker, channel } = one.told;
+      const begins = !before || speaker !== before.told.speaker || channel !== before.told.channel
+        || one.start_s - before.end_s > PAUSE_S || one.end_s - first.start_s > PARAGRAPH_S;
+      if (begins) first = one;
+      one.element.classList.toggle("begins", begins);
+      before = one;
+    }
   }
 
   // Mark what was searched for; what is shown already is fetched again.
@@ -41,9 +105,9 @@ export class Transcript {
     return this.refresh();
   }
 
-  // Fetch again what is shown, but for what somebody is writing.
+  // Fetch again what is shown.
   refresh() {
-    const shown = this.blocks.flatMap((block, number) => (block.segments && !this.edited(block) ? [number] : []));
+    const shown = this.blocks.flatMap((block, number) => (block.segments ? [number] : []));
     for (const number of shown) this.blocks[number].loading = null;
     return Promise.all(shown.map((number) => this.load(number)));
   }
@@ -72,8 +136,12 @@ export class Transcript {
     if (query !== this.query) return;
     block.segments = told.segments.map((segment, at) => this.segment(segment, number, at));
     const before = block.box.getBoundingClientRect();
+    this.paragraphs(block);
+    const writing = this.writing();
     block.box.replaceChildren(...block.segments.map((segment) => segment.element));
     block.box.style.height = "";
+    for (const segment of block.segments) this.onShown(segment);
+    if (writing?.isConnected) writing.focus({ preventScroll: true });
     // What is read stays where it is, however high that which is above it turns out to be.
     if (before.top < 0) scrollBy({ top: block.box.offsetHeight - before.height, behavior: "instant" });
     this.forget();
@@ -172,6 +240,7 @@ export class Transcript {
     const made = this.segment(told, block, at);
     this.blocks[block].segments[at] = made;
     old.element.replaceWith(made.element);
+    this.paragraphs(this.blocks[block]);
     this.show(this.at ?? 0);
     return made;
   }
@@ -188,6 +257,7 @@ export class Transcript {
     const box = event.target.closest(".segment");
     if (!box || !getSelection().isCollapsed) return; // somebody selects text
     const segment = this.blocks[box.dataset.block].segments[box.dataset.at];
+    if (event.target.closest(".editor, .speaker")) return undefined;
     if (event.target.closest(".edit")) return this.onEdit(segment);
     const word = event.target.closest(".word");
     if (word) this.onPick(segment.words[word.dataset.word].start_s);

@@ -1,5 +1,6 @@
 // The picture of a recording's sound: a strip of the whole where it is long, and the span that is
-// looked at, with pauses shaded. A slider for keyboards and for screen readers.
+// looked at, with pauses shaded. A slider for keyboards and for screen readers. Of a segment that is
+// edited, start and end are drawn, to be dragged or moved by keys.
 
 import { ask, clock, element } from "./page.js";
 
@@ -8,6 +9,8 @@ const USUAL_S = 120;
 const SHORTEST_S = 5;
 const SOON_MS = 120;
 const STEP_S = 1;
+const EDGE_STEP_S = 0.05;
+const AROUND_S = 2; // shown before and after a segment that is edited
 
 export class Waveform {
   constructor(id, durationS, { onSeek }) {
@@ -27,7 +30,10 @@ export class Waveform {
     this.note = element("span", { className: "quiet small" });
     this.zoomIn = this.button("+", "Zoom in (+)", () => this.zoom(0.5));
     this.zoomOut = this.button("−", "Zoom out (-)", () => this.zoom(2));
-    this.box = element("div", { className: "waveform" }, this.slider, element("div", { className: "zoom" }, this.zoomOut, this.zoomIn, this.note));
+    this.span = null; // of the segment that is edited
+    this.edges = ["start", "end"].map((side) => this.edge(side));
+    const frame = element("div", { className: "frame" }, this.slider, ...this.edges);
+    this.box = element("div", { className: "waveform" }, frame, element("div", { className: "zoom" }, this.zoomOut, this.zoomIn, this.note));
     this.drawn = new Map(); // what the server said, by canvas
     this.slider.addEventListener("keydown", (event) => this.key(event));
     for (const canvas of [this.whole, this.detail].filter(Boolean)) {
@@ -47,6 +53,57 @@ export class Waveform {
     made.setAttribute("aria-label", title);
     made.addEventListener("click", action);
     return made;
+  }
+
+  // A handle at the start or end of the segment that is edited.
+  edge(side) {
+    const made = element("div", { className: `edge ${side}`, role: "slider", tabIndex: 0, hidden: true, title: `${side === "start" ? "Start" : "End"} of the segment: drag it, or use the arrow keys` });
+    made.setAttribute("aria-label", `${side === "start" ? "Start" : "End"} of the segment`);
+    made.setAttribute("aria-valuemin", "0");
+    made.setAttribute("aria-valuemax", this.durationS.toFixed(2));
+    made.addEventListener("pointerdown", (event) => {
+      made.setPointerCapture(event.pointerId);
+      event.preventDefault();
+      made.focus();
+    });
+    made.addEventListener("pointermove", (event) => {
+      if (!made.hasPointerCapture(event.pointerId)) return;
+      const { left, width } = this.detail.getBoundingClientRect();
+      this.push(side, this.startS + (this.spanS * (event.clientX - left)) / width);
+    });
+    made.addEventListener("keydown", (event) => {
+      const by = { ArrowLeft: -1, ArrowDown: -1, ArrowRight: 1, ArrowUp: 1 }[event.key];
+      if (!by || event.ctrlKey || event.metaKey || event.altKey) return;
+      this.push(side, this.span[`${side}_s`] + by * EDGE_STEP_S * (event.shiftKey ? 10 : 1));
+      event.preventDefault();
+      event.stopPropagation();
+    });
+    return made;
+  }
+
+  push(side, to) {
+    const { start_s, end_s } = this.span;
+    const [low, high] = side === "start" ? [0, end_s - EDGE_STEP_S] : [start_s + EDGE_STEP_S, this.durationS];
+    this.span[`${side}_s`] = Math.round(100 * Math.min(high, Math.max(low, to))) / 100;
+    this.onMove({ ...this.span });
+    this.draw();
+  }
+
+  // Show the span of a segment that is edited; `onMove` is called with another one.
+  select(span, onMove = () => {}) {
+    const [begins, ends] = [span && !this.span, !span && this.span];
+    this.span = span;
+    this.onMove = onMove;
+    for (const one of this.edges) one.hidden = !span;
+    if (ends) {
+      this.spanS = this.before.spanS;
+      this.look(this.before.startS);
+      this.move(this.at);
+    } else if (begins) {
+      this.before = { spanS: this.spanS, startS: this.startS };
+      this.spanS = Math.min(this.durationS, LONG_S, Math.max(SHORTEST_S, span.end_s - span.start_s + 2 * AROUND_S));
+      this.look((span.start_s + span.end_s - this.spanS) / 2);
+    } else this.draw();
   }
 
   key(event) {
@@ -83,7 +140,8 @@ export class Waveform {
     this.at = at;
     this.slider.setAttribute("aria-valuenow", at.toFixed(1));
     this.slider.setAttribute("aria-valuetext", clock(at));
-    if (at < this.startS || at > this.startS + this.spanS) this.look(at - this.spanS * 0.1);
+    // A segment that is edited stays in view.
+    if (!this.span && (at < this.startS || at > this.startS + this.spanS)) this.look(at - this.spanS * 0.1);
     else this.draw();
   }
 
@@ -163,8 +221,26 @@ export class Waveform {
       context.strokeStyle = color("--ink");
       context.strokeRect(x(this.startS), 0.5, Math.max(2, x(this.spanS) - x(0)), height - 1);
     }
+    if (this.span && canvas === this.detail) this.place(context, color("--accent"), x, height);
     context.fillStyle = color("--chart-2");
     context.fillRect(Math.round(x(this.at)) - 1, 0, 2, height);
+  }
+
+  // Draw the span of the segment that is edited, and put its handles there.
+  place(context, color, x, height) {
+    const [from, to] = [x(this.span.start_s), x(this.span.end_s)];
+    context.save();
+    context.globalAlpha = 0.2;
+    context.fillStyle = color;
+    context.fillRect(from, 0, to - from, height);
+    context.restore();
+    for (const [at, edge] of this.edges.entries()) {
+      const place = [from, to][at];
+      edge.style.left = `${place}px`;
+      edge.hidden = place < -1 || place > this.detail.clientWidth + 1;
+      edge.setAttribute("aria-valuenow", this.span[["start_s", "end_s"][at]].toFixed(2));
+      edge.setAttribute("aria-valuetext", clock(this.span[["start_s", "end_s"][at]], 2));
+    }
   }
 
   // Peaks; where there are none, how much of the time there are words.

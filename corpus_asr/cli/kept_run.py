@@ -1,0 +1,113 @@
+"""What `transcribe -o` wrote, kept as a small run that `view` opens: tables below its records.
+
+    FOLDER/.corpus-asr/run/    tables of the recordings whose files are in FOLDER
+
+Each recording is a commit of its own, so that nothing is lost where a call ends early; once it is
+transcribed again its earlier commit is removed.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, fields
+from typing import Any
+
+import pyarrow as pa
+
+from corpus_asr.cli.output_files import Version
+from corpus_asr.config.run import SourceSettings
+from corpus_asr.formats.transcript import Transcript
+from corpus_asr.schemas import RESULTS, SEGMENT_FIELDS
+from corpus_asr.segments import Segment
+from corpus_asr.storage.listing import RECORDS_FOLDER
+from corpus_asr.storage.run_state.own_sources import record_sources
+from corpus_asr.storage.run_state.run_files import CONFIG_NAME, SUCCESS_NAME
+from corpus_asr.storage.run_state.speaker_turns import RecordingVoices, turn_rows, write_turns
+from corpus_asr.storage.run_state.tables import SPEAKERS_FOLDER, OutputStore
+from corpus_asr.storage.stores.filesystem import StoreOptions
+from corpus_asr.storage.stores.uri import public, recording_id, within
+
+_FOLDER = f"{RECORDS_FOLDER}/run"
+_RUN_ID = "transcribe"
+_SEGMENT_NAMES = {each.name for each in SEGMENT_FIELDS} & {each.name for each in fields(Segment)}
+
+
+def kept_run(folder: str, options: StoreOptions) -> OutputStore | None:
+    """Return the run that `transcribe` kept in a folder; None where there is none.
+
+    A folder that is the output of a run itself is shown as that.
+    """
+    if OutputStore(folder, options=options).exists(CONFIG_NAME):
+        return None
+    store = OutputStore(within(folder.rstrip("/"), _FOLDER), options=options)
+    return store if store.exists(CONFIG_NAME) else None
+
+
+class KeptRun:
+    """Writes the run of a folder."""
+
+    def __init__(self, folder: str, uris: Iterable[str], *, model: str) -> None:
+        """Begin, or continue where there is one; `uris` are the recordings of this call."""
+        self._store = OutputStore(within(folder, _FOLDER))
+        self._model = model
+        # Settings say where recordings are reached; those of this call are added to the record.
+        source = SourceSettings(uri=tuple(map(public, uris)))
+        settings = {"source": {"uri": source.uri}, "model": {"checkpoint": model}}
+        self._store.write_json(CONFIG_NAME, settings)
+        record_sources(self._store, source, ())
+        self._store.write_bytes(SUCCESS_NAME, b"")
+
+    def keep(self, uri: str, version: Version, transcript: Transcript) -> list[str]:
+        """Commit what a recording says; return the names of its objects."""
+        own = recording_id(public(uri))
+        # Where channels were transcribed separately, each is a part.
+        parts = transcript.channels or (transcript,)
+        rows = [
+            _row(own, uri, version, transcript, part, number, last=number == len(parts) - 1)
+            for number, part in enumerate(parts)
+        ]
+        done = self._store.commit(
+            pa.Table.from_pylist(rows, schema=RESULTS),
+            run_id=_RUN_ID,
+            model=transcript.model or self._model,
+            model_revision=self._model,
+        )
+        names = [name for name in (done.outcomes_name, done.segments_name) if name is not None]
+        if transcript.turns is not None:
+            known = set(self._store.names(SPEAKERS_FOLDER))
+            voices = RecordingVoices(recording_id=own, uri=public(uri), made_of=done.outcomes_name)
+            write_turns(self._store, [turn_rows(voices, transcript.turns)])
+            names += set(self._store.names(SPEAKERS_FOLDER)) - known
+        return names
+
+    def forget(self, names: Sequence[str]) -> None:
+        """Remove what was kept of a recording before."""
+        self._store.remove_all(names)
+
+
+def _row(
+    own: str,
+    uri: str,
+    version: Version,
+    whole: Transcript,
+    part: Transcript,
+    number: int,
+    *,
+    last: bool,
+) -> dict[str, Any]:
+    etag, size_bytes = version
+    return {
+        "recording_id": own, "uri": uri, "size_bytes": size_bytes, "etag": etag,
+        "part": number, "last_part": last, "channel": part.channel, "attempts": 1,
+        "part_start_s": 0.0, "part_end_s": whole.duration_s, "duration_s": whole.duration_s,
+        "speech_s": part.speech_s, "speech_without_text_s": part.speech_without_text_s,
+        "status": "ok" if part.segments else "no_speech",
+        "audio_track": whole.audio_track, "audio_tracks": list(whole.audio_tracks) or None,
+        "time_corrections": whole.time_corrections,
+        "language": part.language, "language_probability": part.language_probability,
+        "segments": [_segment(at, each) for at, each in enumerate(part.segments)] or None,
+    }  # fmt: skip
+
+
+def _segment(number: int, segment: Segment) -> dict[str, Any]:
+    words = None if segment.words is None else [asdict(word) for word in segment.words]
+    values = {name: getattr(segment, name) for name in _SEGMENT_NAMES}
+    return values | {"segment": number, "words": words}

@@ -1,0 +1,116 @@
+"""The run that `transcribe -o` keeps beside its files, as `view` opens it."""
+
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from corpus_asr.cli.inputs import inputs_of
+from corpus_asr.cli.kept_run import kept_run
+from corpus_asr.cli.output_files import Existing, Layout, OutputFiles
+from corpus_asr.formats.cue_rules import CueRules
+from corpus_asr.formats.names import WordStyle
+from corpus_asr.formats.transcript import Transcript
+from corpus_asr.segments import SpeakerTurn
+from corpus_asr.storage.run_state.run_files import CONFIG_NAME
+from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.stores.filesystem import DEFAULT_STORE
+from corpus_asr.view.answers import Answers
+from corpus_asr.view.catalogue import Library
+from corpus_asr.view.request import Request
+from corpus_asr.view.sound import Sounds
+from tests.support.audio import tone, wav_bytes
+from tests.support.tables import segment
+from tests.view.conftest import answers_of
+
+NAME = "talk {1}[a].wav"
+
+
+@pytest.fixture(autouse=True)
+def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(NAME).write_bytes(wav_bytes(tone(4.0), rate_hz=16_000))
+
+
+def written(transcript: Transcript, **values: Any) -> OutputStore | None:
+    """Write a transcript's files as `transcribe -o out` does; return the run that is kept."""
+    inputs = inputs_of([NAME]).found
+    layout = Layout(formats=("txt",), rules=CueRules(), words=WordStyle.plain)
+    usual: dict[str, Any] = {"existing": Existing.known, "apart": "", "made_by": {"model": "m"}}
+    output = OutputFiles("out", inputs, layout, **(usual | values))
+    output.write(NAME, transcript, [transcript])
+    return kept_run("out/", DEFAULT_STORE)
+
+
+def shown(store: OutputStore) -> tuple[dict[str, Any], Sequence[dict[str, Any]], dict[str, Any]]:
+    """Return what pages are given of the only recording, its segments, and its sound."""
+    with closing(Library(store)) as library, closing(Sounds(store)) as sounds:
+        library.wait()
+        answers: Answers = answers_of(library, sounds)
+        assert answers.run(Request())["finished"]
+        (row,) = answers.recordings(Request())["recordings"]
+        asked = Request(id=row["id"])
+        recording, sound = answers.recording(asked), answers.sound(replace(asked, decode=True))
+        return recording, answers.segments(asked)["segments"], sound
+
+
+SAID = Transcript(
+    segments=(segment(" Hello there.", 0.0, 2.0, words=True), segment(" Bye.", 2.0, 4.0)),
+    language="en", duration_s=4.0, speech_s=4.0, model="m",
+    turns=(SpeakerTurn(start_s=0.0, end_s=2.0, speaker="S1", confidence=0.9),
+           SpeakerTurn(start_s=2.0, end_s=4.0, speaker="S2", confidence=0.9)),
+)  # fmt: skip
+
+
+def test_words_speakers_and_sound_are_those_of_the_transcript() -> None:
+    store = written(SAID)
+    assert store is not None
+    recording, segments, sound = shown(store)
+    assert recording["name"] == NAME
+    assert [(each["text"], each["speaker"]) for each in segments] == [
+        ("Hello there.", "S1"), ("Bye.", "S2")
+    ]  # fmt: skip
+    assert [word[0] for word in segments[0]["words"]] == [" Hello", " there."]
+    assert sound["state"] == "ok"
+    assert Path("out", "talk {1}[a].txt").read_text() == "Hello there.\nBye.\n"
+
+
+def test_what_is_transcribed_again_replaces_what_was_kept() -> None:
+    written(SAID)
+    other = replace(SAID, segments=(segment(" Other words.", 0.0, 4.0),), turns=())
+    store = written(other, existing=Existing.overwrite)
+    assert store is not None
+    recording, segments, _ = shown(store)
+    assert ([each["text"] for each in segments], recording["turns"]) == (["Other words."], [])
+    assert len(list(Path("out/.corpus-asr/run/outcomes").iterdir())) == 1
+
+
+def test_channels_and_silence_are_kept() -> None:
+    parts = tuple(
+        replace(SAID, segments=(segment(f" Channel {at}.", float(at), at + 1.0),), channel=at,
+                turns=None)
+        for at in range(2)
+    )  # fmt: skip
+    said = tuple(each.segments[0] for each in parts)
+    store = written(replace(SAID, segments=said, channels=parts, turns=None))
+    assert store is not None
+    recording, segments, _ = shown(store)
+    assert recording["apart"] == [0, 1]
+    assert [each["text"] for each in segments] == ["Channel 0.", "Channel 1."]
+    silent = replace(SAID, segments=(), language=None, turns=None)
+    store = written(silent, existing=Existing.overwrite)
+    assert store is not None
+    assert shown(store)[0]["state"] == "no_speech"
+
+
+def test_a_run_in_the_folder_itself_is_what_is_shown() -> None:
+    assert written(SAID) is not None
+    OutputStore("out").write_json(CONFIG_NAME, {})
+    assert kept_run("out", DEFAULT_STORE) is None
+
+
+def test_nothing_is_kept_of_files_that_are_skipped_by_their_names() -> None:
+    assert written(SAID, existing=Existing.skip) is None

@@ -1,0 +1,285 @@
+"""Editing and reviewing in a real browser: by keys, by mouse, on a phone, two people at once."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.view.server import ViewServer
+from tests.support.audio import noise, wav_bytes
+from tests.support.pages import Chromium, Page, chromium_path
+from tests.support.runs import correct_segment, of_file, passage, run_of, says, spoken
+from tests.view.conftest import add, serving
+
+pytestmark = pytest.mark.skipif(chromium_path() is None, reason="no Chromium on this machine")
+
+# Number, speaker and text of each segment, as it is shown.
+LINES = (
+    "[...document.querySelectorAll('.segment')].map((one) => [one.querySelector('.speaker')"
+    "?.innerText, one.querySelector('.said').innerText.trim()].join(': '))"
+)
+TEXTS = ("we begin with the minutes", "which all have read", "then the budget", "I ask about it",
+         "it is in it", "good")  # fmt: skip
+FIRST = "S1: we begin with the minutes"
+EDITOR = "document.querySelector('.editor')"
+NOTE = "document.querySelector('.note').textContent"
+REVIEWED = "document.querySelector('.review .segment.now .said').innerText.trim()"
+PROGRESS = "document.getElementById('progress').textContent"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Chromium]:
+    with Chromium.start() as started:
+        yield started
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[tuple[ViewServer, OutputStore]]:
+    """A talk of two speakers, and a shorter one."""
+    talk, other = tmp_path / "talk.wav", tmp_path / "other.wav"
+    for path, seconds in ((talk, 12.0), (other, 4.0)):
+        path.write_bytes(wav_bytes(noise(seconds), rate_hz=16_000))
+    said = [
+        passage(at, text, probabilities=[0.95] * len(text.split()), confidence=0.9 - at / 10)
+        for at, text in enumerate(TEXTS)
+    ]
+    store = run_of(
+        tmp_path / "output",
+        spoken(str(talk), *said, **of_file(talk)),
+        spoken(str(other), passage(0, "one", confidence=0.3), passage(1, "two", confidence=0.95),
+               **of_file(other)),
+    )  # fmt: skip
+    says(store, str(talk), (0.0, 6.0, "S1"), (6.0, 12.0, "S2"))
+    with serving(store) as server:
+        yield server, store
+
+
+def opened(browser: Chromium, server: ViewServer) -> Page:
+    page = browser.open(server.url)
+    rows = "[...document.querySelectorAll('#results a')]"
+    page.wait_for(f"{rows}.length === 2")
+    page.go(page.value(f"{rows}.find((one) => one.textContent.endsWith('talk.wav')).href"))
+    page.wait_for(
+        "document.querySelector('.segment') && document.querySelector('audio').readyState > 0"
+    )
+    return page
+
+
+def control(page: Page, key: str) -> None:
+    code = 13 if key == "Enter" else ord(key.upper())
+    pressed = {"key": key, "modifiers": 2, "windowsVirtualKeyCode": code}
+    for kind in ("rawKeyDown", "keyUp"):
+        page.call("Input.dispatchKeyEvent", {"type": kind, **pressed})
+
+
+def write(page: Page, text: str) -> None:
+    page.value("document.activeElement.select()")
+    page.type(text)
+
+
+def test_segments_are_split_joined_given_to_others_and_all_of_it_undone(
+    browser: Chromium, served: tuple[ViewServer, OutputStore]
+) -> None:
+    page = opened(browser, served[0])
+    before = page.value(LINES)
+    page.click('[data-at="0"] .edit')
+    page.value("document.activeElement.setSelectionRange(8, 8)")
+    control(page, "Enter")
+    page.wait_for("document.querySelectorAll('.segment').length === 7")
+    assert page.value(LINES)[:3] == ["S1: we begin", "S1: with the minutes", before[1]]
+    # Where its first word is said.
+    start = "document.querySelectorAll('.segment .time')[1].innerText"
+    assert page.value(f"[{start}, {EDITOR}]") == ["0:00", None]
+    page.click('[data-at="3"] .edit')
+    control(page, "j")
+    page.wait_for("document.querySelectorAll('.segment').length === 6")
+    assert page.value(LINES)[3] == "S1: then the budget I ask about it"
+    # Two is the second speaker of the recording.
+    page.click('[data-at="2"] .word')
+    page.press("2")
+    page.wait_for(f"{LINES}[2] === 'S2: which all have read'")
+    page.press("v")
+    page.wait_for("document.querySelector('[data-at=\"2\"] .badge')?.innerText === 'checked'")
+    for _ in range(3):
+        page.press("u")
+        page.wait_for(f"{NOTE} === 'Undone.'")
+        page.value("document.querySelector('.note').textContent = ''")
+    control(page, "z")
+    page.wait_for(f"{LINES}.join('|') === {json.dumps('|'.join(before))}")
+    assert page.complaints() == []
+    page.close()
+
+
+def test_times_are_dragged_and_moved_by_keys(
+    browser: Chromium, served: tuple[ViewServer, OutputStore]
+) -> None:
+    page = opened(browser, served[0])
+    page.click('[data-at="1"] .edit')
+    page.wait_for("document.querySelector('.edge.end:not([hidden])')?.style.left")
+    times = "[...document.querySelectorAll('.moment')].map((one) => one.value)"
+    box = page.value(
+        "(({left, top, width, height}) => [left + width / 2, top + height / 2])"
+        "(document.querySelector('.edge.end').getBoundingClientRect())"
+    )
+    for kind, by in (("mousePressed", 0), ("mouseMoved", -150), ("mouseReleased", -150)):
+        where = {"x": box[0] + by, "y": box[1], "button": "left", "buttons": 1, "clickCount": 1}
+        page.call("Input.dispatchMouseEvent", {"type": kind, **where})
+    start, end = page.value(times)
+    assert start == "0:02.00"
+    assert "0:02.50" < end < "0:03.90"
+    page.value("document.querySelector('.edge.start').focus()")
+    page.press("ArrowRight")
+    assert page.value(times) == ["0:02.05", end]
+    # The picture shows what it did before.
+    zoomed = "document.querySelector('.zoom button[title^=\"Zoom out\"]').disabled"
+    assert page.value(zoomed) is False
+    page.click(".editor .main")
+    page.wait_for(f"!{EDITOR} && {zoomed}")
+    clip = "document.querySelector('.editor a.button').href"
+    page.click('[data-at="1"] .edit')
+    assert page.value(times) == ["0:02.05", end]
+    size = page.value(
+        f"fetch({clip}).then((one) => one.arrayBuffer()).then((all) => all.byteLength)"
+    )
+    lasts_s = float(end.partition(":")[2]) - 2.05
+    assert size == pytest.approx(44 + 32_000 * lasts_s, abs=4)
+    # What ends before it starts is refused at once.
+    page.value("document.querySelector('.moment').value = '0:09'")
+    page.click(".editor .main")
+    page.wait_for("document.querySelector('.editor .bad')?.innerText.includes('its end after')")
+    assert page.complaints() == []
+    page.close()
+
+
+def test_of_two_who_edit_one_segment_both_texts_are_shown(
+    browser: Chromium, served: tuple[ViewServer, OutputStore]
+) -> None:
+    mine, theirs = opened(browser, served[0]), opened(browser, served[0])
+    for at, choice, left in ((1, 1, "my words"), (2, 2, "their words")):
+        mine.click(f'[data-at="{at}"] .edit')
+        write(mine, "my words")
+        theirs.click(f'[data-at="{at}"] .edit')
+        write(theirs, "their words")
+        theirs.press("Enter")
+        theirs.wait_for(f"!{EDITOR}")
+        mine.press("Enter")
+        mine.wait_for("document.querySelector('.versions button')")
+        shown = mine.value("document.querySelector('.editor .versions').innerText")
+        assert "my words" in shown
+        assert "their words" in shown
+        mine.click(f".editor .versions section:nth-child({choice}) button")
+        mine.wait_for(f"!{EDITOR} && {LINES}[{at}].endsWith(': {left}')")
+    theirs.wait_for(f"{LINES}[1].endsWith(': my words')", limit_s=20)
+    # Of what others change while somebody writes nothing is lost.
+    mine.click('[data-at="3"] .edit')
+    write(mine, "not saved yet")
+    theirs.click('[data-at="3"] .edit')
+    write(theirs, "faster")
+    theirs.press("Enter")
+    mine.wait_for("document.querySelector('.editor .original, .editor') && "
+                  "document.querySelector('[data-at=\"3\"] .badge')", limit_s=20)  # fmt: skip
+    assert mine.value("document.querySelector('.editor textarea').value") == "not saved yet"
+    mine.value("document.querySelector('.editor textarea').focus()")
+    mine.press("Escape")
+    assert mine.value(f"{LINES}[3]") == "S2: faster"
+    assert {text.partition("(")[0] for text in mine.complaints()} == {
+        "Failed to load resource: the server responded with a status of 409 "
+    }
+    mine.close()
+    theirs.close()
+
+
+def test_the_queue_goes_from_the_least_confident_on_until_all_is_checked(
+    browser: Chromium, served: tuple[ViewServer, OutputStore]
+) -> None:
+    page = browser.open(served[0].url)
+    page.wait_for("document.querySelector('#review:not([hidden]) a')")
+    page.click("#review a")
+    page.wait_for("document.querySelector('.review .segment.now')")
+    assert page.value(f"[{REVIEWED}, {PROGRESS}]") == ["one", "0 of 8 segments checked"]
+    page.press("v")
+    page.wait_for(f"{REVIEWED} === 'good'")
+    page.press("e")
+    write(page, "very good")
+    page.press("Enter")
+    page.wait_for(f"{REVIEWED} === 'it is in it' && !{EDITOR}")
+    page.press("n")
+    page.wait_for(f"{REVIEWED} === 'I ask about it'")
+    assert page.value(PROGRESS) == "2 of 8 segments checked"
+    page.press("u")
+    page.wait_for(f"{REVIEWED} === 'good' && {PROGRESS} === '1 of 8 segments checked'")
+    page.press(" ")
+    page.wait_for("document.querySelector('audio').currentTime > 10")
+    for left in range(7, 0, -1):
+        page.wait_for(f"{PROGRESS} === '{8 - left} of 8 segments checked'")
+        page.wait_for("!document.querySelector('.review[aria-busy]')")
+        page.press("v")
+    page.wait_for("!document.getElementById('done').hidden")
+    assert page.value(PROGRESS) == "8 of 8 segments checked"
+    assert page.complaints() == []
+    page.close()
+
+
+def test_paragraphs_and_forms_fit_a_phone(
+    browser: Chromium, served: tuple[ViewServer, OutputStore]
+) -> None:
+    page = opened(browser, served[0])
+    page.press("b")
+    begins = "[...document.querySelectorAll('.begins .said')].map((one) => one.innerText.trim())"
+    assert page.value(begins) == [TEXTS[0], TEXTS[3]]
+    tops = "[...document.querySelectorAll('.said')].map((one) => one.getBoundingClientRect().top)"
+    one, same = page.value(tops)[:2]
+    assert one == same
+    url = page.value("location.href")
+    for width, dark in ((400, False), (400, True), (1280, False)):
+        page.look(width=width, height=800, dark=dark)
+        for address in (url, f"{served[0].url}review"):
+            page.go(address)
+            page.wait_for("document.querySelector('.segment')")
+            page.press("e")
+            page.wait_for(EDITOR)
+            assert page.value("document.documentElement.scrollWidth") <= width, address
+            if width == 400:  # a finger hits what is 44 pixels high
+                heights = (
+                    "[...document.querySelectorAll('.editor button, .review > .controls button')]"
+                    ".map((one) => one.offsetHeight)"
+                )
+                assert min(page.value(heights)) >= 44
+            page.press("Escape")
+    assert page.complaints() == []
+    page.close()
+
+
+def test_edits_without_a_place_are_shown_next_to_what_is_there_now(
+    browser: Chromium, tmp_path: Path
+) -> None:
+    store = run_of(tmp_path / "output", spoken("/a.wav", passage(0, "one"), passage(1, "two")))
+    correct_segment(store, "one", "first edit", name="Anna")
+    correct_segment(store, "two", "second edit")
+    others = [passage(at, f"something else {at}") for at in range(2)]
+    add(store, spoken("/a.wav", *others, etag="v2"))
+    with serving(store) as server:
+        page = browser.open(server.url)
+        page.wait_for("document.querySelector('#results a')")
+        page.click("#results a")
+        page.wait_for("document.getElementById('stale')?.hidden === false")
+        title = "document.getElementById('stale-title').innerText"
+        assert page.value(title) == "2 edits not applied"
+        page.click("#stale summary")
+        shown = page.value("document.querySelector('#stale li').innerText").split("\n")
+        assert [line for line in shown if line] == [
+            "0:00 by Anna", "The edit", "first edit", "Take it", "Now", "something else 0",
+            "Dismiss", "The model, then", "one",
+        ]  # fmt: skip
+        for width in (1280, 400):
+            page.look(width=width, height=800, dark=width == 400)
+            assert page.value("document.documentElement.scrollWidth") <= width
+        page.click("#stale li section:nth-child(1) button")
+        page.wait_for(f"{title} === '1 edit not applied'")
+        page.wait_for("document.querySelector('.said').innerText.trim() === 'first edit'")
+        page.click("#stale li section:nth-child(2) button")
+        page.wait_for("document.getElementById('stale').hidden")
+        assert page.value("document.querySelectorAll('.said')[1].innerText") == "something else 1"
+        page.close()
