@@ -434,7 +434,10 @@ def plan(
     ] = None,
     price: Annotated[
         list[str] | None,
-        typer.Option(metavar="[NAME=]PRICE", help="Price of an hour of one, such as l4=0.8."),
+        typer.Option(
+            metavar="[NAME=]PRICE",
+            help="Price of an hour of one, such as l4=0.8.",
+        ),
     ] = None,
     gpus: Annotated[
         int | None,
@@ -482,6 +485,8 @@ def plan(
             raise ConfigError("planning: found --request-price without --hours, expected both")
         settings = default_config(keys) if config is None else load_config(config, keys)
         note_model_of(settings)
+        usual = settings.report.price_per_hour
+        stated = [*([] if usual is None else [f"{usual:g}"]), *(price or ())]
         if hours is not None:
             if check or redo is not None:
                 raise ConfigError(
@@ -489,7 +494,7 @@ def plan(
                     "output, expected neither; leave --hours out"
                 )
             machines = machines_of(
-                settings, speed or (), price or (), gpus=gpus, card=device_type, measured=True
+                settings, speed or (), stated, gpus=gpus, card=device_type, measured=True
             )
             prices = None if request_price is None else RequestPrices.parse(request_price)
             planned = fleets(settings, machines, gpus=gpus, hours=hours, prices=prices)
@@ -500,7 +505,7 @@ def plan(
             )
             return
         machines = machines_of(
-            settings, speed or (), price or (), gpus=gpus, card=device_type,
+            settings, speed or (), stated, gpus=gpus, card=device_type,
             measured=device_type is not None,
         )  # fmt: skip
         store = OutputStore.of(settings.output)
@@ -508,7 +513,7 @@ def plan(
             headers = survey(found.unknown(), settings)
             audio = estimate_audio(found.remaining.strata, found.known, headers.sums)
             sides = balances(settings, store, machines) if found.num_remaining else []
-            machines += known_machines(settings, store)
+            machines += known_machines(settings, store, stated)
             lines = list(_counts(found, store.uri))
             if check:
                 from corpus_asr.pipelines.driver import prepare
@@ -622,16 +627,9 @@ def _outlook_words(found: "Plan", likely: "list[Outlook]") -> Iterator[str]:
         )
     label = "takes"
     for each in likely:
-        cost = ""
-        if each.cost is not None:
-            price = each.machine.price_per_hour
-            cost = (
-                f", costs {each.cost.value:,.2f} ({each.cost.low:,.2f}-{each.cost.high:,.2f}) "
-                f"at {price:g} an hour"
-            )
         yield (
-            f"{label:<11}{each.duration_s.clock_words()} at {each.machine.speed_words()}{cost}: "
-            f"{each.machine.name}"
+            f"{label:<11}{each.duration_s.clock_words()} at {each.machine.speed_words()}"
+            f"{each.cost_words()}: {each.machine.name}"
         )
         label = ""
 

@@ -288,6 +288,14 @@ def report(
             help="A `corpus-asr view` that links lead to; default: report.viewer_url.",
         ),
     ] = None,
+    price: Annotated[
+        float | None,
+        typer.Option(
+            min=1e-6,
+            max=1e6,
+            help="Price of an hour of one transcribe worker; default: report.price_per_hour.",
+        ),
+    ] = None,
     audio_storage_option: AudioStorageOption = None,
 ) -> None:
     """Show the results, failures and file accounting of a run."""
@@ -301,13 +309,14 @@ def report(
             output_uri, options=store_options(output_uri, endpoint_url, storage_option)
         )
         found = (
-            load_report(store)
+            load_report(store, price_per_hour=price)
             if page is None
             else write_page(
                 store,
                 page,
                 embed_audio=audio,
                 viewer_url=viewer,
+                price_per_hour=price,
                 audio_options=audio_options(audio_storage_option),
             )
         )

@@ -266,7 +266,7 @@ class OutputSettings(Settings):
 
 
 class ReportSettings(Settings):
-    """Settings of report.html only; none changes a transcript."""
+    """Settings of the report; none changes a transcript."""
 
     embed_audio: bool = True
     """Embed clips of the samples, up to 20 s each and 1.5 MB in all. Reading and encoding them
@@ -274,6 +274,9 @@ class ReportSettings(Settings):
     viewer_url: str | None = Field(default=None, pattern=r"^https?://\S+$", max_length=500)
     """Address of a `corpus-asr view` of this output that is always running; recordings and samples
     in the report link to it. null: no links."""
+    price_per_hour: Annotated[float, Field(gt=0, lt=1e6)] | None = None
+    """Price of an hour of one transcribe worker: a GPU, or a machine without, with what extracts
+    for it. The report and `corpus-asr plan` then show costs. null: no costs."""
 
 
 RAY_ADDRESS: Final = "RAY_ADDRESS"

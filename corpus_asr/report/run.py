@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -69,6 +69,18 @@ class Report:
     """When a later run found nothing to do."""
     speakers: tuple[SpeakerGroup, ...] = ()
     """By number of speakers; empty where they were not looked for."""
+    workers: int | None = None
+    """Transcribe workers of the last run; None where it left no snapshot."""
+    price_per_hour: float | None = None
+    """Of one of them, as `report.price_per_hour`."""
+
+    @property
+    def cost(self) -> tuple[float, float | None] | None:
+        """What the last run cost, and an hour of its audio; None without a price."""
+        if self.price_per_hour is None or self.workers is None or self.wall_s is None:
+            return None
+        per_hour = self.price_per_hour * self.workers
+        return per_hour * self.wall_s / 3600, per_hour / self.rtfx if self.rtfx else None
 
     @property
     def outcomes(self) -> list[tuple[str, int]]:
@@ -102,13 +114,13 @@ from speaking group by all order by all
 """
 
 
-def load_report(store: OutputStore) -> Report:
-    """Count what an output folder holds so far.
+def load_report(store: OutputStore, *, price_per_hour: float | None = None) -> Report:
+    """Count what an output folder holds so far; a price replaces that of the run's settings.
 
     Raises `FetchError` also while a run is merging tables here: try again.
     """
     with counted_run(store) as (report, _):
-        return report
+        return report if price_per_hour is None else replace(report, price_per_hour=price_per_hour)
 
 
 @contextmanager
@@ -174,6 +186,7 @@ def _report(
         # What a run that goes on says of itself; after its end, its figures from beginning to end.
         snapshot = snapshot if speed is None else snapshot.after(speed)
         speed = speed or Speed(snapshot.audio_s, snapshot.elapsed_s)
+    price = (config.get("report") or {}).get("price_per_hour")
     return Report(
         uri=redact_uri(store.uri),
         finished=run is not None,
@@ -185,6 +198,9 @@ def _report(
         statistics=statistics,
         snapshot=snapshot,
         nothing_to_do_at=run["finished_at"] if run is not None and "last_work" in run else None,
+        workers=None if snapshot is None else snapshot.transcribe_workers,
+        # Settings of another version may hold anything.
+        price_per_hour=price if isinstance(price, int | float) else None,
         **others,
     )
 
@@ -194,6 +210,7 @@ def as_data(report: Report) -> dict[str, Any]:
     data = asdict(report)
     counts = data["statistics"]
     counts["accounting"] = data.pop("accounting")
+    data["cost"], data["cost_per_audio_hour"] = report.cost or (None, None)
     counts["devices"] = dict(counts["devices"])
     counts["languages"] = [{"language": each.pop("name"), **each} for each in counts["languages"]]
     counts["labels"] = [

@@ -114,7 +114,11 @@ class Capacity:
         if self.rtfx < each.rtfx * each.count:
             speed = f"RTFx {self.rtfx:,.1f} of {speed.removeprefix('RTFx ')}"
         if self.cost is not None:
-            cost = f", costs {self.cost:,.2f} at {each.price_per_hour:g} an hour"
+            of_an_hour = self.cost / (self.audio_s / 3600)
+            cost = (
+                f", costs {self.cost:,.2f}, {of_an_hour:,.3g} per hour of audio, "
+                f"at {each.price_per_hour:g} an hour"
+            )
         yield f"takes      {clock_time(self.duration_s)} at {speed}{cost}: {each.name}"
         if self.waits is not None:
             yield f"waits      {self.waits}"

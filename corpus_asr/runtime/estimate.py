@@ -27,7 +27,7 @@ from corpus_asr.runtime.resources import ASSUMED_SLOTS_GPU
 from corpus_asr.stages.isolation import IsolatedGenerator
 from corpus_asr.stages.messages import Header
 from corpus_asr.storage.run_state.plan import Plan, SampledFile, sums_of
-from corpus_asr.storage.run_state.run_files import RUN_NAME, read_snapshot, speed_of
+from corpus_asr.storage.run_state.run_files import RUN_NAME, Snapshot, read_snapshot, speed_of
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.filesystem import StoreOptions
 from corpus_asr.storage.stores.uri import redact_uri
@@ -501,6 +501,16 @@ class Outlook:
     cost: Estimate | None
     """In the currency of the price; None without one."""
 
+    def cost_words(self) -> str:
+        """Write the cost, and that of an hour of audio; empty without a price."""
+        cost, price = self.cost, self.machine.price_per_hour
+        if cost is None or price is None:
+            return ""
+        return (
+            f", costs {cost.value:,.2f} ({cost.low:,.2f}-{cost.high:,.2f}), "
+            f"{price / self.machine.rtfx:,.3g} per hour of audio, at {price:g} an hour"
+        )
+
 
 def outlooks(audio: Estimate, machines: Sequence[Machine]) -> list[Outlook]:
     """Return what so many seconds of audio take on each machine, without the start of a run."""
@@ -514,8 +524,14 @@ def outlooks(audio: Estimate, machines: Sequence[Machine]) -> list[Outlook]:
     return found
 
 
-def known_machines(config: RunConfig, store: OutputStore) -> list[Machine]:
-    """Return what was measured with a job's model: by earlier runs in its folder, by benchmarks."""
+def known_machines(
+    config: RunConfig, store: OutputStore, prices: Sequence[str] = ()
+) -> list[Machine]:
+    """Return what was measured with a job's model: by earlier runs in its folder, by benchmarks.
+
+    A price without a name is that of each worker of an earlier run.
+    """
+    price = dict(_named("--price", text) for text in prices).get("")
     model = model_name(config.model)
     machines = []
     run = store.read_json(RUN_NAME)
@@ -523,15 +539,29 @@ def known_machines(config: RunConfig, store: OutputStore) -> list[Machine]:
     if run is not None and run["model"] == model:
         speed = speed_of(run)
         if speed.audio_s >= LEAST_AUDIO_S and speed.wall_s >= _LEAST_WALL_S:
-            day = run["started_at"][:10]
-            machines.append(Machine(name=f"as the run of {day} here", rtfx=speed.rtfx))
+            known = snapshot is not None and snapshot.run_id == run.get("run_id")
+            machines.append(
+                _as_before(run["started_at"], speed.rtfx, snapshot if known else None, price)
+            )
     elif run is None and snapshot is not None and snapshot.audio_s >= LEAST_AUDIO_S:
-        day = snapshot.started_at[:10]
-        machines.append(Machine(name=f"as the run of {day} here", rtfx=snapshot.rtfx))
+        machines.append(_as_before(snapshot.started_at, snapshot.rtfx, snapshot, price))
     rtfx = BENCHMARKED.get(model.rstrip("/").rpartition("/")[2])
     if rtfx is not None and config.pipeline != CLASSIFY_AUDIO:
         machines.append(Machine(name=BENCHMARK, rtfx=rtfx))
     return machines
+
+
+def _as_before(
+    started_at: str, rtfx: float, snapshot: Snapshot | None, price: float | None
+) -> Machine:
+    # Without a snapshot nobody knows how many workers there were.
+    workers = 1 if snapshot is None else snapshot.transcribe_workers
+    return Machine(
+        name=f"as the run of {started_at[:10]} here",
+        rtfx=rtfx / workers,
+        count=workers,
+        price_per_hour=None if snapshot is None else price,
+    )
 
 
 def measured_gpus(config: RunConfig, card: str | None = None) -> dict[str, float]:

@@ -195,7 +195,9 @@ def test_plan_estimates_hours_duration_and_cost(job: list[str], tmp_path: Path) 
     assert re.fullmatch(r"# audio      [\d.]+ min, by 1 header of 3 recordings; 2 not_audio", audio)
     first, second = re.findall(r"^#.*? at RTFx .*$", result.stdout, re.MULTILINE)
     assert re.fullmatch(
-        r"# takes      0:00:\d\d \(.*\) at RTFx 180\.0, costs 0\.0.* at 0\.8 an hour: l4", first
+        r"# takes      0:00:\d\d \(.*\) at RTFx 180\.0, costs 0\.0.*, 0\.00444 per hour of audio, "
+        r"at 0\.8 an hour: l4",
+        first,
     )
     assert second.endswith(" at RTFx 10.0: as given")
     assert "\n# waits      neither side: 1 extract worker of RTFx 385.0 (" in result.stdout
@@ -224,7 +226,8 @@ def test_plan_answers_for_a_fleet_without_a_listing_or_a_source() -> None:
     assert result.stdout.splitlines()[:3] == [
         "# audio      10,000 h, in recordings of 6 min",
         "# gpus       8, 8 at work, with 8 workers",
-        "# takes      0:33:53 at RTFx 17,712.0 (8 x 2,214.0), costs 18.07 at 4 an hour: H200",
+        "# takes      0:33:53 at RTFx 17,712.0 (8 x 2,214.0), costs 18.07, "
+        "0.00181 per hour of audio, at 4 an hour: H200",
     ]
     [found] = json.loads(call(*fleet, "--device-type", "H100", "--speed", "1800", "--json").stdout)
     assert (found["machine"]["name"], found["rtfx"]) == ("H100", 14_400.0)

@@ -13,7 +13,9 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from corpus_asr.cli.main import app
 from corpus_asr.errors import ConfigError
 from corpus_asr.report.failures import FailureExample, FailureGroup
 from corpus_asr.report.numbers import Accounting, ClassShare, RunNumbers, reconcile
@@ -21,7 +23,7 @@ from corpus_asr.report.run import Report, as_data, load_report, render
 from corpus_asr.report.text import duration, print_segment
 from corpus_asr.schemas import FILES, OUTCOMES, RECORDINGS
 from corpus_asr.storage.run_state.confidences import read_confidences
-from corpus_asr.storage.run_state.run_files import write_snapshot
+from corpus_asr.storage.run_state.run_files import CONFIG_NAME, write_snapshot
 from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.tables import (
     LABEL_ROWS,
@@ -284,6 +286,33 @@ def test_a_run_that_has_only_begun_and_one_under_way(job: ManualRun) -> None:
     write_snapshot(job.store, seen)
     found = load_report(job.store)
     assert (found.wall_s, found.rtfx, found.snapshot) == (60.0, 2.0, seen)
+    assert found.cost is None
+    assert "  cost " not in render(found)
+
+
+def test_costs_are_of_the_workers_of_the_last_run(job: ManualRun, tmp_path: Path) -> None:
+    job.begin()
+    job.commit("a.wav")
+    seen = {"audio_s": 7200.0, "elapsed_s": 1800.0, "rtfx": 4.0, "transcribe_workers": 2}
+    write_snapshot(job.store, snapshot(run_id=job.run.run_id, **seen))
+    stored = job.store.read_json(CONFIG_NAME)
+    job.store.write_json(CONFIG_NAME, stored | {"report": {"price_per_hour": 3}})
+    found = load_report(job.store)
+    assert found.cost == (3.0, 1.5)
+    assert "  cost        3.00 of the last run, 1.5 per hour of audio: 2 workers at 3 an hour" in (
+        render(found)
+    )
+    # Another price on the command line, also of a page.
+    page = tmp_path / "page.html"
+    options = ["--price", "0.5", "--html", str(page), "--no-audio", "--json"]
+    result = CliRunner().invoke(app, ["report", job.store.uri, *options])
+    assert result.exit_code == 0, result.output
+    data = json.loads(result.stdout)
+    assert (data["cost"], data["cost_per_audio_hour"]) == (0.5, 0.25)
+    assert "last run, 0.25 per hour of audio" in page.read_text()
+    # Settings of another version.
+    job.store.write_json(CONFIG_NAME, stored | {"report": {"price_per_hour": "much"}})
+    assert load_report(job.store).cost is None
 
 
 def test_an_object_replaced_since_keeps_its_text_until_it_is_done_again(job: ManualRun) -> None:

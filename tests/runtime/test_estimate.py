@@ -439,6 +439,11 @@ def test_speeds_come_from_what_was_measured(tmp_path: Path):
     store.remove("run.json")
     write_snapshot(store, snapshot(rtfx=7.5))
     assert known_machines(config, store)[0].rtfx == 7.5
+    # Of several workers, each has the price.
+    write_snapshot(store, snapshot(rtfx=7.5, transcribe_workers=3))
+    known, benchmark = known_machines(config, store, ["x=9", "0.8"])
+    assert (known.rtfx, known.count, known.price_per_hour) == (2.5, 3, 0.8)
+    assert benchmark.price_per_hour is None
 
 
 def test_a_check_measures_this_machine_with_its_slots_filled(

@@ -7,6 +7,7 @@ import itertools
 import logging
 import shlex
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 from urllib.parse import quote, unquote
@@ -84,13 +85,14 @@ def write_page(
     at_the_end: bool = False,
     embed_audio: bool | None = None,
     viewer_url: str | None = None,
+    price_per_hour: float | None = None,
     audio_options: StorageOptions = NO_OPTIONS,
 ) -> Report:
     """Write the page of an output folder to a path or URI, and return its counts.
 
-    Next to it goes a CSV file of all failures, if there are any. `embed_audio` and `viewer_url` are
-    for settings of the run's section `report`, in place of what they were; recordings are read with
-    `audio_options` beside those that the run recorded.
+    Next to it goes a CSV file of all failures, if there are any. `embed_audio`, `viewer_url` and
+    `price_per_hour` are for settings of the run's section `report`, in place of what they were;
+    recordings are read with `audio_options` beside those that the run recorded.
     """
     uri = normalize(uri)
     sampler = Sampler(store)
@@ -101,6 +103,8 @@ def write_page(
         in_csv = failures_csv(tables) if report.statistics.failures else None
     config = store.read_json(CONFIG_NAME) or {}
     settings = _report_settings(config, embed_audio=embed_audio, viewer_url=viewer_url)
+    if price_per_hour is not None:
+        report = replace(report, price_per_hour=price_per_hour)
     run = (store.read_json(RUN_NAME) or {}) if report.finished else {}
     values = {
         **_values(store, report, details, config, run, at_the_end=at_the_end),
@@ -294,6 +298,8 @@ def _accuracy(store: OutputStore, *, started_at: str | None) -> dict[str, Any] |
             {"name": str(row["name"])}
             | {name: int(row[name]) for name in ("recordings", "words")}
             | {name: None if row[name] is None else float(row[name]) for name in ("wer", "cer")}
+            # Older evaluations have none.
+            | {"interval": row.get("wer_interval") and [float(x) for x in row["wer_interval"]]}
             for row in itertools.islice(itertools.chain([found], *others), MOST_GROUPS)
         ]
         return {
