@@ -1,8 +1,4 @@
-"""An evaluation: scores of many recordings added up, by group, and compared with another run's.
-
-Source: Bisani and Ney, "Bootstrap estimates for confidence intervals in ASR performance evaluation"
-(ICASSP 2004): recordings are drawn with replacement, the same for both runs.
-"""
+"""An evaluation: scores of many recordings added up, by group, and compared with another run's."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from corpus_asr.confidence import CONFIDENCE_EDGES
+from corpus_asr.report.accuracy.intervals import interval, resampled
 from corpus_asr.report.accuracy.scoring import Errors, Score, total
 from corpus_asr.report.accuracy.speaker_errors import TurnErrors
 from corpus_asr.report.text import printable, rounded, text_template
@@ -19,13 +16,10 @@ from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.units import shortened
 
 NUM_WORST = 10
-# A p-value of 0.05 then has a standard error of 0.007.
-NUM_RESAMPLES = 2_000
-_SEED = 20_040_517  # any: the same scores give the same verdict
 _CLOSE_S = 0.2  # the collar of the WhisperX paper (2023)
 _DURATIONS_S = (5, 10, 30, 60, 600)
 _MOST_CHARACTERS = 200
-_HEADER = ("", "recordings", "words", "WER", "CER", "sub", "del", "ins")
+_HEADER = ("", "recordings", "words", "WER", "95%", "CER", "sub", "del", "ins")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +30,8 @@ class Group:
     recordings: int
     words: Errors
     characters: Errors
+    interval: tuple[float, float] | None
+    """Of the WER, 95 %, by bootstrap; None for few recordings, or without errors."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,17 +166,19 @@ def compare(
 ) -> Comparison | None:
     """Compare two runs over the recordings both have; None if their references have no words."""
     shared = sorted(scores.keys() & others.keys())
-    words = np.array([scores[each].words.reference_length for each in shared], dtype=np.int64)
+    ours = [scores[each] for each in shared]
+    words = [each.words.reference_length for each in ours]
     errors, other_errors = (
         np.array([run[each].words.errors for each in shared], dtype=np.int64)
         for run in (scores, others)
     )
-    if not words.sum():
+    num_words = sum(words)
+    if not num_words:
         return None
-    differences = _resampled(errors - other_errors, words)
+    differences = resampled((errors - other_errors).tolist(), words, _speakers(ours))
     low, high = np.quantile(differences, (0.025, 0.975))
     tail = min((differences <= 0).mean(), (differences >= 0).mean())
-    wer, other_wer = (float(each.sum() / words.sum()) for each in (errors, other_errors))
+    wer, other_wer = (float(each.sum() / num_words) for each in (errors, other_errors))
     return Comparison(
         other=other,
         recordings=len(shared),
@@ -193,23 +191,22 @@ def compare(
     )
 
 
-def _resampled(errors: np.ndarray, words: np.ndarray) -> np.ndarray:
-    rng = np.random.default_rng(_SEED)
-    rates: list[float] = []
-    while len(rates) < NUM_RESAMPLES:
-        drawn = rng.integers(len(words), size=len(words))
-        # A draw of nothing but silence has no rate.
-        if num_words := words[drawn].sum():
-            rates.append(float(errors[drawn].sum() / num_words))
-    return np.array(rates)
+def _speakers(scores: Sequence[Score]) -> list[str | None]:
+    return [each.reference.speaker for each in scores]
 
 
 def _group(name: str, scores: Sequence[Score]) -> Group:
+    words = [each.words for each in scores]
     return Group(
         name=name,
         recordings=len(scores),
-        words=total(each.words for each in scores),
+        words=total(words),
         characters=total(each.characters for each in scores),
+        interval=interval(
+            [each.errors for each in words],
+            [each.reference_length for each in words],
+            _speakers(scores),
+        ),
     )
 
 
@@ -316,6 +313,7 @@ def _group_data(group: Group) -> dict[str, Any]:
         "recordings": group.recordings,
         "words": group.words.reference_length,
         "wer": group.words.rate,
+        "wer_interval": group.interval,
         "cer": group.characters.rate,
         "substitutions": group.words.substitutions,
         "deletions": group.words.deletions,
@@ -353,9 +351,14 @@ def _cells(group: Group) -> tuple[str, ...]:
     counts = (words.substitutions, words.deletions, words.insertions)
     return (
         group.name, f"{group.recordings:,}", f"{words.reference_length:,}", _percent(words.rate),
-        _percent(group.characters.rate), *(f"{count:,}" for count in counts),
+        _percents(group.interval), _percent(group.characters.rate),
+        *(f"{count:,}" for count in counts),
     )  # fmt: skip
 
 
 def _percent(rate: float | None) -> str:
     return "-" if rate is None else f"{rate:.2%}"
+
+
+def _percents(interval: tuple[float, float] | None) -> str:
+    return "-" if interval is None else f"{interval[0]:.1%}-{interval[1]:.1%}"

@@ -52,6 +52,8 @@ class Reference:
     language: str | None = None
     set: str | None = None
     """The part of the test set it belongs to."""
+    speaker: str | None = None
+    """Who says all of it; None where that is unknown, or several do."""
     spans: tuple[tuple[float, float], ...] | None = None
     """From when to when the text is that of the recording; None: from its start to its end."""
     words: tuple[TimedWord, ...] | None = None
@@ -89,10 +91,12 @@ def _joined(rows: list[tuple[Row, Reference]]) -> Reference:
             )
     words = [reference.words for reference in references]
     speech = [reference.speech for reference in references]
+    speakers = {reference.speaker for reference in references}
     return replace(
         references[0],
         text=" ".join(filter(None, (reference.text.strip() for reference in references))),
         language=next(filter(None, (reference.language for reference in references)), None),
+        speaker=speakers.pop() if len(speakers) == 1 else None,
         spans=tuple(chain.from_iterable(reference.spans or () for reference in references)),
         words=None if None in words else tuple(chain.from_iterable(each or () for each in words)),
         speech=None
@@ -123,6 +127,7 @@ def _reference(row: Row, usual: str | None) -> Reference:
         text=row.needed_text(),
         language=language_code(row.language()) or usual,
         set=None if part_of_set is None else str(part_of_set),
+        speaker=speaker,
         spans=None if whole else ((start_s, math.inf if end_s is None else end_s),),
         words=None if words is None else tuple(map(_word, words)),
         speech=speech,

@@ -146,6 +146,19 @@ def test_the_worst_come_first_and_are_shown_and_json_holds_them() -> None:
     assert data["by"]["language"][0]["name"] == "en"
     assert data["worst"][0]["hyp"] == "a"
     assert (data["word_times"], data["against"]) == (None, None)
+    assert data["wer_interval"] is None
+
+
+def test_error_rates_of_enough_recordings_have_an_interval() -> None:
+    found = evaluated(
+        *(scored("a b c d", "a b c" if at % 2 else "a b c d", set="x") for at in range(20)),
+        scored("a b", "a", set="y"),
+    )
+    data = as_data(found)
+    low, high = data["by"]["set"][0]["wer_interval"]
+    assert low < 0.125 < high
+    assert data["by"]["set"][1]["wer_interval"] is None
+    assert f"12.50%  {low:.1%}-{high:.1%}" in render(found)
 
 
 def runs(*, wrong: float, better: float, clips: int) -> tuple[dict[str, Score], dict[str, Score]]:

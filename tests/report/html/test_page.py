@@ -199,13 +199,17 @@ def test_an_evaluation_is_shown_until_another_version_of_one_is_there(
     group = {"name": "all", "recordings": 3, "words": 1200, "wer": 0.125, "cer": None}
     evaluation = {
         "evaluated_at": "2026-01-02T03:04:05+00:00", "references": "<refs>", "missing": 2,
-        "failed": 0, **group, "by": {"language": [group | {"name": "de", "wer": 0.5}]},
+        "failed": 0, **group, "wer_interval": [0.1, 0.15],
+        "by": {"language": [group | {"name": "de", "wer": 0.5}]},
     }  # fmt: skip
     job.store.write_json(EVALUATION_NAME, evaluation)
     page = page_of(job, tmp_path / "page.html")
     [section] = page.all("section", **{"aria-labelledby": "accuracy"})
     rows = [[each.text for each in row.children] for row in section.all("tbody")[0].all("tr")]
-    assert rows == [["all", "3", "1,200", "12.5%", "-"], ["de", "3", "1,200", "50.0%", "-"]]
+    assert rows == [
+        ["all", "3", "1,200", "12.5%", "10.0% to 15.0%", "-"],
+        ["de", "3", "1,200", "50.0%", "-", "-"],
+    ]
     assert "2026-01-02 03:04 UTC against <refs>; references without a finished" in section.text
     assert "WER12.5%of 3 recordings" in page.all("dl", class_="figures")[0].text
     others: list[Any] = [[], {}, {"wer": 1.0}]
