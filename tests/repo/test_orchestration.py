@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import runpy
 import shlex
 import sys
@@ -10,6 +11,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
 import typer.main
 import yaml
 
@@ -88,6 +90,34 @@ def test_the_monitor_selects_the_pods_of_kuberay() -> None:
     # A container that lists ports of its own must list this one, too.
     for path in CLUSTER.glob("*.yaml"):
         assert "containerPort" not in path.read_text(), path
+
+
+# What Ray itself exports, and is used here; its names are those of Ray's own board.
+OF_RAY = {"ray_object_store_memory", "ray_node_disk_utilization_percentage", "ray_node_cpu_count"}
+
+
+def test_alerts_name_metrics_that_are_exported_and_say_of_which_cluster(
+    generator: dict[str, Any],
+) -> None:
+    (found,) = yaml.safe_load_all((CLUSTER / "alerts.yaml").read_text())
+    assert (found["apiVersion"], found["kind"]) == (
+        "monitoring.coreos.com/v1",
+        "PrometheusRule",
+    )
+    (group,) = found["spec"]["groups"]
+    guide = (REPOSITORY / "docs" / "watching.md").read_text()
+    exported = {f"ray_corpus_asr_{name}" for name in generator["NAMES"]} | OF_RAY
+    for rule in group["rules"]:
+        assert set(rule) <= {"alert", "expr", "for", "labels", "annotations"}
+        assert set(re.findall(r"\bray_(?!io_)\w+", rule["expr"])) <= exported, rule["alert"]
+        assert rule["expr"].count("(") == rule["expr"].count(")")
+        assert re.search(r"by \(ray_io_cluster\b", rule["expr"])
+        assert rule["annotations"]["summary"].startswith("{{ $labels.ray_io_cluster }}")
+        assert f"| `{rule['alert']}` |" in guide
+    modules = Path(ray.__file__).parent / "dashboard" / "modules"
+    sources = [*modules.glob("metrics/dashboards/*.py"), modules / "reporter/reporter_agent.py"]
+    shown = "".join(path.read_text() for path in sources)
+    assert [name for name in OF_RAY if name.removeprefix("ray_") not in shown] == []
 
 
 # Airflow and Dagster, of which only what the examples use is imitated.
