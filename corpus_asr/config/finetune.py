@@ -7,6 +7,8 @@ from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_
 from corpus_asr.config.run import ClusterSettings
 from corpus_asr.config.settings import Settings
 
+TrackerName = Literal["tensorboard", "mlflow", "wandb"]
+
 
 class StudentSettings(Settings):
     """The model to train."""
@@ -202,6 +204,9 @@ class TrainedSettings(Settings):
     """Number of steps between checkpoints."""
     save_total_limit: PositiveInt = 2
     """Number of most recent checkpoints to keep."""
+    log_to: tuple[TrackerName, ...] = ()
+    """Trackers that get losses, learning rates and WERs by step: tensorboard, mlflow, wandb. Each
+    needs its package: `pip install 'corpus-asr[mlflow]'`."""
 
 
 class TrainClusterSettings(ClusterSettings):

@@ -7,6 +7,7 @@ checkpoints/step-00000200/state.json          written last: the checkpoint is wh
 model/                                        a checkpoint in Hugging Face layout
 adapter/                                      LoRA: the adapters alone, in PEFT's layout
 log.jsonl                                     one line per step or evaluation
+report.html                                   learning curves
 """
 
 import functools
@@ -41,12 +42,15 @@ from corpus_asr.models.generation.whisper import WhisperForConditionalGeneration
 from corpus_asr.models.lora import ADAPTER_CONFIG_NAME, LoraAdapters
 from corpus_asr.models.whisper.processor import WhisperProcessor
 from corpus_asr.report.accuracy.scoring import Errors, Hypothesis, Reference, score, total
+from corpus_asr.report.html.training import training_page
 from corpus_asr.storage.model_files import fetch_checkpoint, full_name, model_revision
+from corpus_asr.storage.run_state.run_files import PAGE_NAME
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.filesystem import read_bytes, remove_folder, upload
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.training.audio_cache import SUMMARY_NAME, AudioCache, prepare
 from corpus_asr.training.examples import Examples, LabelWriter
+from corpus_asr.training.logs import TrainingLogs, check_trackers
 from corpus_asr.training.trainer import (
     Group,
     NamedAdamW,
@@ -240,10 +244,16 @@ class TrainingStore:
             return []
         return [json.loads(line) for line in self._read(LOG_NAME).decode().splitlines()]
 
-    def write_log(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Replace the log; numbers that are none are null."""
+    def write_log(self, rows: Sequence[Mapping[str, Any]], *, steps: int) -> None:
+        """Replace the log, whose numbers that are none are null, and the page of its curves."""
         lines = (json.dumps(_finite(row), allow_nan=False) + "\n" for row in rows)
         self._store.write_bytes(LOG_NAME, "".join(lines).encode())
+        page = training_page(redact_uri(self.uri), rows, steps=steps)
+        self._store.write_bytes(PAGE_NAME, page.encode())
+
+    def trackers(self, config: FinetuneConfig, *, done: int) -> TrainingLogs:
+        """Open the trackers of the training, which has done so many steps."""
+        return TrainingLogs(config, self._store, done=done)
 
     def _whole(self) -> list[str]:
         """Return the names of whole checkpoints, the oldest first."""
@@ -284,6 +294,8 @@ class Finetune:
             endpoint_url=config.output.endpoint_url,
             keep=config.output.save_total_limit,
         )
+        if group.leads:
+            check_trackers(config)
         self._device = resolve_device(config.model.device)
         if self._device.type == "cpu":
             set_threads()
@@ -323,22 +335,40 @@ class Finetune:
     def run(self) -> Iterator[Record | Evaluation]:
         """Train and write the model; yields what happens."""
         done = self._resumed()
+        settings = self._config
+        if not self._group.leads or done == settings.training.max_steps:
+            trackers = None
+        else:
+            trackers = self._store.trackers(settings, done=done)
+        try:
+            yield from self._steps(done, trackers)
+        finally:
+            if trackers is not None:
+                trackers.close()
+        if self._best is None or settings.evaluation.keep == "last":
+            self._save_model()
+        self._group.wait()
+
+    def _steps(self, done: int, trackers: TrainingLogs | None) -> Iterator[Record | Evaluation]:
         # Steps after the last checkpoint are done again, and logged again.
         log = [row for row in self._store.log() if row["step"] <= done]
+        settings = self._config
         if done == 0:
             yield from self._evaluated(0, log)
-        settings = self._config
+            if trackers is not None and log:
+                trackers.log(log)
         for record in self._trainer().run(done):
+            first = len(log)
             log.append(asdict(record))
             yield record
             last = record.step == settings.training.max_steps
             if last or record.step % settings.evaluation.eval_steps == 0:
                 yield from self._evaluated(record.step, log)
+            # Before the checkpoint: what a tracker has twice can be seen, what it misses cannot.
+            if trackers is not None:
+                trackers.log(log[first:])
             if last or record.step % settings.output.save_steps == 0:
                 self._save(record.step, log)
-        if self._best is None or settings.evaluation.keep == "last":
-            self._save_model()
-        self._group.wait()
 
     def _load(self, folder: Path) -> WhisperForConditionalGeneration:
         if family_of(folder).model_type != "whisper":
@@ -467,7 +497,7 @@ class Finetune:
         if not self._group.leads:
             return
         moments = {f"{_MOMENTS}{n}": t for n, t in self._optimizer.state().items()}
-        self._store.write_log(log)
+        self._store.write_log(log, steps=self._config.training.max_steps)
         account = {"step": step, "best": self._best, "fingerprint": self._fingerprint}
         self._store.save(State({**self._trained(), **moments}, account))
 

@@ -19,6 +19,7 @@ from corpus_asr.training import trainer
 from corpus_asr.training.job import Evaluation, Evaluator, Finetune, State, TrainingStore
 from corpus_asr.training.trainer import Group, Losses, Objective, Record
 from tests.support.checkpoints import tiny_speech2text
+from tests.support.pages import parsed
 from tests.support.parakeet import parakeet_pair
 from tests.support.training import (
     assert_same_weights,
@@ -74,6 +75,10 @@ def test_each_step_is_recorded_and_logged(whole: list[Record | Evaluation], plac
     assert records[0].lr == pytest.approx(5e-4)
     log = TrainingStore(str(place / "whole"), endpoint_url=None, keep=1).log()
     assert [row["loss"] for row in log] == [record.loss for record in records]
+    page = parsed((place / "whole" / "report.html").read_text())
+    [loss, rate] = page.all("figure")
+    assert [len(each.all("rect", class_="target")) for each in (loss, rate)] == [4, 4]
+    assert f"step 4: {records[-1].loss:.3g}" in loss.text
 
 
 def test_a_training_that_was_killed_ends_with_the_same_weights(
@@ -408,7 +413,7 @@ def test_the_log_and_the_model_are_kept(uri: str, tmp_path: Path) -> None:
     assert store.log() == []
     # JSON whatever a step came to.
     store.write_log(
-        [{"step": 1, "grad_norm": math.inf, "parts": {"labels": math.nan}}, {"step": 2}]
+        [{"step": 1, "grad_norm": math.inf, "parts": {"labels": math.nan}}, {"step": 2}], steps=2
     )
     assert store.log() == [{"step": 1, "grad_norm": None, "parts": {"labels": None}}, {"step": 2}]
     made = tmp_path / "made"
