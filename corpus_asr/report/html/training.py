@@ -22,8 +22,8 @@ class Curve(NamedTuple):
 
 
 _CURVES = (
-    Curve("Loss", "Mean over tokens, of the training windows.", "loss", "{:.3g}"),
-    Curve("WER", "Of the validation windows.", "wer", "{:.1%}"),
+    Curve("Loss", "Mean over the tokens of each step.", "loss", "{:.3g}"),
+    Curve("WER", "Of the validation windows, by step.", "wer", "{:.1%}"),
     Curve("Learning rate", "Of each step.", "lr", "{:.2g}"),
 )
 
