@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from corpus_asr.array_types import Float16, Float32, Float64, Int64
+from corpus_asr.array_types import Float16, Float32, Int64
 from corpus_asr.units import SAMPLE_RATE_HZ
 
 # 32 ms: as long as speech is steady, and a power of two. A block has 16 of them.
@@ -26,8 +26,11 @@ _BINS, _USED_DB = 8, 60.0
 # Waves cut off stay within 2 % of the loudest sample for several samples on end, others for few.
 _NEAR_PEAK, _RUN = 0.98, 3
 _BAND_HZ = _BINS * SAMPLE_RATE_HZ / _FRAME
-# One frame of four is looked at for its bands; so many are transformed together: 4 MiB.
-_EVERY, _TOGETHER = 4, 2048
+# One frame of four is looked at for its bands, by a window under which a sound's bands have its
+# power together. So many samples are measured together: 2 MiB, which stay near the processor.
+_EVERY, _TOGETHER = 4, 64 * _BLOCK
+_WINDOW = np.hanning(_FRAME).astype(np.float32)
+_WINDOW /= np.sqrt(np.sum(_WINDOW**2) * _FRAME / 2)
 
 MEASURES = ("level_dbfs", "snr_db", "bandwidth_hz", "clipped_share")
 _KEPT = 4
@@ -43,24 +46,33 @@ class SoundBlocks:
     @classmethod
     def of(cls, samples: Float32[np.ndarray, " sample"]) -> "SoundBlocks":
         """Measure samples between -1 and 1; what is not a number counts as silence."""
-        whole = max(1, -(-len(samples) // _BLOCK))
         if not np.isfinite(samples.sum()):
             samples = np.nan_to_num(samples, nan=0.0, posinf=0.0, neginf=0.0)
-        # Ended as it ends: a step down to zero would be a sound.
-        padded = np.full(whole * _BLOCK, samples[-1], dtype=np.float32)
-        padded[: len(samples)] = samples
-        frames = padded.reshape(-1, _FRAME)
-        # Around its mean: a constant offset is no sound.
-        power = np.einsum("ij,ij->i", frames, frames) / _FRAME - frames.mean(axis=1) ** 2
-        in_last = max(1, len(samples) - (whole - 1) * _BLOCK)
-        share = np.ones(whole)
-        share[-1] = in_last / _BLOCK
-        values = np.empty((whole, _KEPT), dtype=np.float16)
-        values[:, 0] = _db(power.reshape(whole, -1).mean(axis=1) / share)
-        values[:, 1] = _noise_db(power[: max(1, len(samples) // _FRAME)], whole)
-        values[:, 2] = _bands_used(frames)
-        clipped = np.minimum(_clipped(padded.reshape(whole, -1)) / (_BLOCK * share), 1.0)
-        values[:, 3] = np.where(values[:, 0] > _FLOOR_DBFS, clipped, 0.0)
+        whole, rest = divmod(len(samples), _BLOCK)
+        groups = [
+            samples[first : min(first + _TOGETHER, whole * _BLOCK)].reshape(-1, _BLOCK)
+            for first in range(0, whole * _BLOCK, _TOGETHER)
+        ]
+        share = np.ones(whole + (rest > 0))
+        if rest:
+            # Ended as it ends: a step down to zero would be a sound.
+            last = np.full((1, _BLOCK), samples[-1], dtype=np.float32)
+            last[0, :rest] = samples[-rest:]
+            groups.append(last)
+            share[-1] = rest / _BLOCK
+        measured = [_measured(blocks) for blocks in groups]
+        power, bands, loudest = (np.concatenate(each) for each in zip(*measured, strict=True))
+        least = _NEAR_PEAK * min(float(loudest.max()), 1.0)
+        clipped = np.zeros(len(share))
+        for number in np.flatnonzero(loudest >= max(least, np.finfo(np.float32).tiny)):
+            first = number * _BLOCK
+            clipped[number] = _num_clipped(samples[first : first + _BLOCK], least)
+        values = np.empty((len(share), _KEPT), dtype=np.float16)
+        values[:, 0] = _db(power.reshape(len(share), -1).mean(axis=1) / share)
+        values[:, 1] = _noise_db(power[: max(1, len(samples) // _FRAME)], len(share))
+        values[:, 2] = _bands_used(bands)
+        values[:, 3] = np.minimum(clipped / (_BLOCK * share), 1.0)
+        values[values[:, 0] <= _FLOOR_DBFS, 3] = 0.0
         return cls(values=values)
 
     @classmethod
@@ -113,18 +125,21 @@ def _noise_db(power: Float32[np.ndarray, " frame"], blocks: int) -> Float32[np.n
     return found
 
 
-def _bands_used(frames: Float32[np.ndarray, "frame sample"]) -> Int64[np.ndarray, " block"]:
+def _measured(blocks: Float32[np.ndarray, "block sample"]) -> tuple[np.ndarray, ...]:
+    """Return the power of each frame, that of each block's bands at its strongest, and its peak."""
+    frames = blocks.reshape(-1, _FRAME)
+    # Around its mean: a constant offset is no sound.
+    power = np.einsum("ij,ij->i", frames, frames) / _FRAME - frames.mean(axis=1) ** 2
+    spectra = np.fft.rfft(frames[_EVERY // 2 :: _EVERY] * _WINDOW, axis=1)[:, :-1]
+    spectra[:, :2] = 0.0  # of an offset
+    bands = (spectra.real**2 + spectra.imag**2).reshape(len(spectra), -1, _BINS).sum(axis=2)
+    strongest = bands.reshape(len(blocks), -1, bands.shape[1]).max(axis=1)
+    return power, strongest, np.maximum(blocks.max(axis=1), -blocks.min(axis=1))
+
+
+def _bands_used(strongest: Float32[np.ndarray, "block band"]) -> Int64[np.ndarray, " block"]:
     """Return how many bands each block uses, up to the highest; 0 in silence."""
-    window = np.hanning(_FRAME).astype(np.float32)
-    window /= np.sqrt(np.sum(window**2) * _FRAME / 2)  # a band's power is its share of the level
-    taken = frames[_EVERY // 2 :: _EVERY]
-    strongest = []
-    for first in range(0, len(taken), _TOGETHER):
-        spectra = np.fft.rfft(taken[first : first + _TOGETHER] * window, axis=1)[:, :-1]
-        spectra[:, :2] = 0.0  # of an offset
-        power = (spectra.real**2 + spectra.imag**2).reshape(len(spectra), -1, _BINS).sum(axis=2)
-        strongest.append(power.reshape(-1, _BLOCK // _FRAME // _EVERY, power.shape[1]).max(axis=1))
-    bands = _db(np.concatenate(strongest))
+    bands = _db(strongest)
     # Not of the loudest block, which may be a click.
     reference = np.percentile(bands.max(axis=1), 90)
     used = bands > max(reference - _USED_DB, _FLOOR_DBFS)
@@ -132,13 +147,8 @@ def _bands_used(frames: Float32[np.ndarray, "frame sample"]) -> Int64[np.ndarray
     return np.where(used.any(axis=1), top, 0)
 
 
-def _clipped(blocks: Float32[np.ndarray, "block sample"]) -> Float64[np.ndarray, " block"]:
-    """Count the samples of each block that are cut off: near the loudest, several on end."""
-    found = np.zeros(len(blocks))
-    loudest = np.maximum(blocks.max(axis=1), -blocks.min(axis=1))
-    least = _NEAR_PEAK * min(float(loudest.max()), 1.0)
-    for number in np.flatnonzero(loudest >= max(least, np.finfo(np.float32).tiny)):
-        places = np.flatnonzero(np.abs(blocks[number]) >= least)
-        runs = np.split(places, np.flatnonzero(np.diff(places) != 1) + 1)
-        found[number] = sum(len(run) for run in runs if len(run) >= _RUN)
-    return found
+def _num_clipped(samples: Float32[np.ndarray, " sample"], least: float) -> int:
+    """Count the samples that are cut off: of at least so much, several on end."""
+    places = np.flatnonzero(np.abs(samples) >= least)
+    runs = np.split(places, np.flatnonzero(np.diff(places) != 1) + 1)
+    return sum(len(run) for run in runs if len(run) >= _RUN)
