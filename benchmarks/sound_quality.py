@@ -31,7 +31,8 @@ def noisy(samples: Samples, *, snr_db: float) -> Samples:
     """Add white noise."""
     scale = float(np.mean(samples**2) / 10 ** (snr_db / 10)) ** 0.5
     drawn = np.random.default_rng(len(samples)).standard_normal(len(samples))
-    return samples + (scale * drawn).astype(np.float32)
+    made: Samples = samples + (scale * drawn).astype(np.float32)
+    return made
 
 
 def narrow(samples: Samples) -> Samples:
