@@ -30,12 +30,7 @@ def numbers_module() -> ModuleType:
 
 
 def with_digits(text: str, language: str | None) -> str:
-    """Return a text whose number words are digits; of other languages as it is.
-
-    Examples:
-        >>> with_digits(" one of them said twenty-three.", "en")
-        ' one of them said 23.'
-    """
+    """Return a text whose number words are digits; of other languages as it is."""
     if language not in LANGUAGES:
         return text
     written: str = numbers_module().alpha2digit(text, language)

@@ -394,6 +394,7 @@ EXAMPLES = [
     code
     for code in re.findall(r"^```python\n(.*?)^```$", GUIDE, re.M | re.S)
     if "pyiceberg" not in code  # tests of catalogs read those
+    and "duplicates" not in code  # and tests of duplicates this
 ]
 
 

@@ -5,7 +5,13 @@ import pyarrow as pa
 from corpus_asr import schemas
 
 TABLES = {name: value for name, value in vars(schemas).items() if isinstance(value, pa.Schema)}
-UNITS = {"_s": b"second", "_hz": b"hertz", "_bytes": b"byte"}
+UNITS = {
+    "_s": b"second",
+    "_db": b"decibel",
+    "_dbfs": b"decibel",
+    "_hz": b"hertz",
+    "_bytes": b"byte",
+}
 
 
 def test_every_table_names_itself_and_its_version():

@@ -1,5 +1,6 @@
 """Audio of several recordings is found once, in any order, and follows what becomes of them."""
 
+import re
 import zlib
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,21 @@ def test_the_first_by_uri_is_the_original_in_whatever_order_they_come(tmp_path: 
     # Another minimum is another table.
     assert find_duplicates(store, min_s=30.0) == 3
     assert pairs(store) == []
+
+
+def test_the_example_of_the_guide_to_reading_shows_copies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "reading.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```$", guide, re.M | re.S)
+    (code,) = (block for block in blocks if "demo/duplicates" in block)
+    monkeypatch.chdir(tmp_path)
+    store = OutputStore("output/demo")
+    commit(store, results(*(row(name, with_jingle(name, 20.0)) for name in "ab")))
+    find_duplicates(store, min_s=MIN_S)
+    exec(code, {})
+    shown = capsys.readouterr().out
+    assert re.search(r"│ b +│ +21.0 │ +31.0 │ a ", shown), shown
 
 
 def test_batches_give_the_same_table(store: OutputStore, monkeypatch: pytest.MonkeyPatch) -> None:
