@@ -3,8 +3,8 @@
     pip download --no-deps whisperx==3.8.6
     python -m benchmarks.convert_segmentation whisperx-3.8.6-py3-none-any.whl segmentation.onnx
 
-Needs `onnx`, which nothing else here does: use an environment of its own. The weights are those of
-pyannote/segmentation (MIT): SincNet, four bidirectional LSTM layers and three linear ones, which
+Needs `onnx`: use an environment of its own. The weights are those of pyannote/segmentation, whose
+model card has the license: SincNet, four bidirectional LSTM layers and three linear ones, which
 tell of up to three speakers of a window whether each speaks (Bredin and Laurent 2021, End-to-end
 speaker segmentation for overlap-aware resegmentation).
 """
