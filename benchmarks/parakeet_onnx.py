@@ -28,10 +28,9 @@ class _Encoder(nn.Module):
     def forward(self, audio_signal: Tensor, length: Tensor) -> Any:
         mask = torch.arange(self.frames)[None] < length[:, None]
         states = self.encoder(audio_signal.transpose(1, 2), attention_mask=mask).last_hidden_state
-        states = states.transpose(1, 2)
         if self.head is not None:
-            return self.head(states).transpose(1, 2).log_softmax(-1)
-        return states, (length - 1) // 8 + 1
+            return self.head(states).log_softmax(-1)
+        return states.transpose(1, 2), (length - 1) // 8 + 1
 
 
 class _Joint(nn.Module):
@@ -54,9 +53,6 @@ class _Joint(nn.Module):
 def export(network: Any, features: Tensor, frames: Sequence[int], folder: Path) -> None:
     """Write the files that onnx-asr reads."""
     save: Callable[..., Any] = torch.onnx.export
-    vocab = network.config.vocab_size
-    names = [*(f"t{number} {number}" for number in range(vocab - 1)), f"<blk> {vocab - 1}"]
-    (folder / "vocab.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
     ctc = hasattr(network, "ctc_head")
     given = (features.transpose(1, 2).contiguous(), torch.tensor(frames))
     save(
@@ -64,8 +60,16 @@ def export(network: Any, features: Tensor, frames: Sequence[int], folder: Path) 
         dynamo=False, input_names=["audio_signal", "length"],
         output_names=["logprobs"] if ctc else ["outputs", "encoded_lengths"],
     )  # fmt: skip
-    if ctc:
-        return
+    if not ctc:
+        _export_joint(network, folder)
+    # The last one: where it is, the others are.
+    vocab = network.config.vocab_size
+    names = [*(f"t{number} {number}" for number in range(vocab - 1)), f"<blk> {vocab - 1}"]
+    (folder / "vocab.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
+
+
+def _export_joint(network: Any, folder: Path) -> None:
+    save: Callable[..., Any] = torch.onnx.export
     one = torch.ones(1, dtype=torch.int32)
     config = network.config
     state = [torch.zeros(config.num_decoder_layers, 1, config.decoder_hidden_size)] * 2
@@ -91,8 +95,8 @@ def engine(
     network = kind.from_pretrained(model, dtype=torch.float32, attn_implementation="eager").eval()
     features, frames = batch_of(network, seconds)
     folder = Path(model) / "onnx"
-    if not folder.exists():
-        folder.mkdir()
+    if not (folder / "vocab.txt").exists():
+        folder.mkdir(exist_ok=True)
         with torch.inference_mode():
             export(network, features, frames, folder)
     if dtype == "int8":
