@@ -23,6 +23,8 @@ LINES = (
 TEXTS = ("we begin with the minutes", "which all have read", "then the budget", "I ask about it",
          "it is in it", "good")  # fmt: skip
 FIRST = "S1: we begin with the minutes"
+# A page looks for what others saved as soon as it is seen again.
+SEEN_AGAIN = "document.dispatchEvent(new Event('visibilitychange'))"
 EDITOR = "document.querySelector('.editor')"
 NOTE = "document.querySelector('.note').textContent"
 REVIEWED = "document.querySelector('.review .segment.now .said').innerText.trim()"
@@ -171,15 +173,18 @@ def test_of_two_who_edit_one_segment_both_texts_are_shown(
         assert "their words" in shown
         mine.click(f".editor .versions section:nth-child({choice}) button")
         mine.wait_for(f"!{EDITOR} && {LINES}[{at}].endsWith(': {left}')")
-    theirs.wait_for(f"{LINES}[1].endsWith(': my words')", limit_s=20)
+    theirs.value(SEEN_AGAIN)
+    theirs.wait_for(f"{LINES}[1].endsWith(': my words')")
     # Of what others change while somebody writes nothing is lost.
     mine.click('[data-at="3"] .edit')
     write(mine, "not saved yet")
     theirs.click('[data-at="3"] .edit')
     write(theirs, "faster")
     theirs.press("Enter")
+    theirs.wait_for(f"!{EDITOR}")
+    mine.value(SEEN_AGAIN)
     mine.wait_for("document.querySelector('.editor .original, .editor') && "
-                  "document.querySelector('[data-at=\"3\"] .badge')", limit_s=20)  # fmt: skip
+                  "document.querySelector('[data-at=\"3\"] .badge')")  # fmt: skip
     assert mine.value("document.querySelector('.editor textarea').value") == "not saved yet"
     mine.value("document.querySelector('.editor textarea').focus()")
     mine.press("Escape")

@@ -333,13 +333,15 @@ function describe() {
   }
 }
 
+let timer = 0;
 async function keepUp() {
   try {
     if (!document.hidden) await update();
   } catch (error) {
     complain(error.message);
   }
-  setTimeout(keepUp, EVERY_MS);
+  clearTimeout(timer);
+  timer = setTimeout(keepUp, EVERY_MS);
 }
 
 const KEYS = {
@@ -426,7 +428,8 @@ try {
   await opening;
   if (at) player.go(at, false);
   tick();
-  setTimeout(keepUp, EVERY_MS);
+  timer = setTimeout(keepUp, EVERY_MS);
+  document.addEventListener("visibilitychange", () => document.hidden || keepUp());
 } catch (error) {
   complain(error.message);
 }
