@@ -449,7 +449,7 @@ def measure(sources: Sources, settings: SelectionSettings, path: str) -> np.ndar
             reference = references.get(recording.recording_id)
             copies = None
             if sources.copies is not None:
-                copies = sources.copies.get(recording.recording_id, ())
+                copies = sources.copies.get(recording.recording_id)
             for row, text_hash in measured(
                 recording, other=other, reference=reference, listed=listed, select=settings.select,
                 copies=copies,

@@ -64,7 +64,7 @@ from corpus_asr.storage.run_state.run_files import (
     write_snapshot,
 )
 from corpus_asr.storage.run_state.shared_plan import SharedPlan, words_of
-from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.run_state.tables import DUPLICATES_FOLDER, OutputStore
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.units import counted, shortened
 
@@ -484,7 +484,8 @@ class CorpusRun:
     def _compare_recordings(self) -> None:
         if self.config.speakers.wanted:
             find_speakers_of_run(self.store, self.config.speakers, self._spread)
-        if self.config.extract.fingerprint:
+        # What is there follows its recordings, also where no new fingerprints are made.
+        if self.config.extract.fingerprint or self.store.names(DUPLICATES_FOLDER):
             find_duplicates(self.store, min_s=self.config.extract.min_duplicate_s)
 
     @property

@@ -555,7 +555,7 @@ def _as_before(
     started_at: str, rtfx: float, snapshot: Snapshot | None, price: float | None
 ) -> Machine:
     # Without a snapshot nobody knows how many workers there were.
-    workers = 1 if snapshot is None else snapshot.transcribe_workers
+    workers = 1 if snapshot is None else max(1, snapshot.transcribe_workers)
     return Machine(
         name=f"as the run of {started_at[:10]} here",
         rtfx=rtfx / workers,

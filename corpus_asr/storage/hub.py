@@ -1,6 +1,7 @@
 """Folders of data sets and checkpoints to the Hugging Face Hub, by the Hub's own client."""
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -65,6 +66,12 @@ def push_folder(folder: str, repo_id: str, *, public: bool = False) -> Pushed:
         ) from error
 
 
+_REPLACED: Mapping[str, Sequence[str]] = {
+    "dataset": ("data/*", "audio/*", "selection/*"),
+    "model": ("*.safetensors*", "*.bin*"),
+}
+
+
 def _upload(api: Any, path: Path, repo_id: str, kind: str, *, public: bool, doing: str) -> Pushed:
     made = api.create_repo(repo_id, repo_type=kind, private=not public, exist_ok=True)
     # Of a repository that was there, `create_repo` changes nothing.
@@ -79,6 +86,8 @@ def _upload(api: Any, path: Path, repo_id: str, kind: str, *, public: bool, doin
         folder_path=str(path),
         repo_type=kind,
         ignore_patterns=list(_NOT_UPLOADED),
+        # Files of an earlier push that this one does not have would be read with it.
+        delete_patterns=list(_REPLACED[kind]),
         commit_message=f"Upload {path.resolve().name}",
     )
     return Pushed(url=str(made), kind=kind, private=private)

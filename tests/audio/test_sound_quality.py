@@ -85,13 +85,21 @@ def test_each_span_has_its_own_measures(speech: np.ndarray) -> None:
 
 @pytest.mark.parametrize(
     "samples",
-    [np.zeros(1), np.zeros(50_000), np.full(9_000, np.nan), np.ones(1), np.full(511, -1.0)],
-    ids=["sample", "silence", "nan", "one", "short"],
+    [
+        np.zeros(1),
+        np.zeros(50_000),
+        np.full(9_000, np.nan),
+        np.ones(1),
+        np.full(511, -1.0),
+        np.linspace(-1e20, 1e20, 9_000),
+    ],
+    ids=["sample", "silence", "nan", "one", "short", "huge"],
 )
 def test_every_value_is_a_number(samples: np.ndarray) -> None:
     found = SoundBlocks.of(samples.astype(np.float32)).over([(0.0, 1.0)])
     assert all(value is not None and np.isfinite(value) for value in found.values())
     assert SoundBlocks.of(samples.astype(np.float32)).over([]) == dict.fromkeys(MEASURES)
+    assert SoundBlocks.of(np.empty(0, np.float32)).over([(0.0, 1.0)]) == dict.fromkeys(MEASURES)
 
 
 def test_tables_have_a_column_for_each() -> None:

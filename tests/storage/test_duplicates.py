@@ -169,6 +169,8 @@ def test_what_becomes_of_recordings_becomes_of_their_spans(store: OutputStore) -
     assert [pair[:2] for pair in pairs(store)] == [("/c", "/b"), ("/z", "/b"), ("/z", "/c")]
     rewrite(store, Changes({recording_id("/b"): None}))
     assert [pair[:2] for pair in pairs(store)] == [("/z", "/c")]
+    assert find_duplicates(store, min_s=MIN_S) == 2, "that lost one, and may be copies of others"
+    assert [pair[:2] for pair in pairs(store)] == [("/z", "/c")]
     assert find_duplicates(store, min_s=MIN_S) is None
     [name] = store.names(DUPLICATES_FOLDER)
     assert recording_id("/b") not in str(store.read_table(name, DUPLICATES).to_pylist())
@@ -224,3 +226,18 @@ def test_a_fraction_counts_overlapping_copies_once() -> None:
         for start, end in ((0.0, 10.0), (4.0, 6.0), (6.0, 7.0), (3.0, 3.0))
     ]
     assert fractions == [pytest.approx(0.6), 0.5, 0.0, 0.0]
+
+
+def test_where_the_first_originals_go_others_are_found(store: OutputStore) -> None:
+    names = [f"u{number:02d}" for number in range(12)]
+    print_ = words("programme", 30.0)
+    commit(store, results(*(row(name, print_) for name in names)))
+    find_duplicates(store, min_s=MIN_S)
+    gone = {recording_id(f"/{name}"): None for name in names[: duplicates.MAX_OTHERS]}
+    rewrite(store, Changes(gone))
+    # What lost an original is compared again, and nothing else.
+    assert find_duplicates(store, min_s=MIN_S) == 4
+    copies = read_copies(store)
+    assert copies is not None
+    assert [bool(copies[recording_id(f"/{name}")]) for name in names[8:]] == [False, *3 * [True]]
+    assert find_duplicates(store, min_s=MIN_S) is None

@@ -71,6 +71,7 @@ def test_a_data_set_goes_up_private_without_notes_of_its_run(
     assert sent == {
         "repo_id": "ada/podcasts", "folder_path": str(training), "repo_type": "dataset",
         "ignore_patterns": ["_run/*", ".cache/*"], "commit_message": "Upload training",
+        "delete_patterns": ["data/*", "audio/*", "selection/*"],
     }  # fmt: skip
     for name, options in client.asked:  # the real client takes what the stand-in is asked
         inspect.signature(getattr(REAL_CLIENT, name)).bind(None, **options)

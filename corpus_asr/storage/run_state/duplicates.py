@@ -94,14 +94,18 @@ def find_duplicates(store: OutputStore, *, min_s: float) -> int | None:
     """
     names = store.names(DUPLICATES_FOLDER)
     before = store.read_table(names[-1], DUPLICATES) if names else DUPLICATES.empty_table()
-    made = before.filter(pc.is_null(before["other_uri"])).select(["recording_id", "made_of"])
     with RunTables(store, columns=VERSION_COLUMNS) as tables:
+        whole = tables.table(_WHOLE)
+        tables.add("whole", whole)
+        here = pc.is_in(
+            before["other_recording_id"], value_set=whole["recording_id"].combine_chunks()
+        )
+        before = without_losers(before, pc.or_(here, pc.is_null(before["other_uri"])))
+        made = before.filter(pc.is_null(before["other_uri"])).select(["recording_id", "made_of"])
         zeros = pa.repeat(pa.scalar(0, pa.int32()), made.num_rows)
         tables.add("made", made.append_column("number", zeros).cast(MADE))
         wanted = tables.table(not_made(), settings=json.dumps({"min_s": min_s}))
         tables.add("wanted", wanted)
-        whole = tables.table(_WHOLE)
-        tables.add("whole", whole)
         kept = _among(before, whole["recording_id"], but=wanted["recording_id"])
         if not wanted.num_rows and kept.num_rows == before.num_rows and names:
             store.remove_all(names[:-1])
@@ -138,6 +142,16 @@ def find_duplicates(store: OutputStore, *, min_s: float) -> int | None:
           spans=pc.sum(pc.is_valid(kept["other_uri"])).as_py() or 0,
           unknown=pc.sum(pc.invert(kept["compared"])).as_py() or 0)  # fmt: skip
     return int(wanted.num_rows)
+
+
+def without_losers(table: pa.Table, kept: pa.Array | pa.ChunkedArray) -> pa.Table:
+    """Return the rows that are kept, without the state of recordings that lose a pair.
+
+    Of a span the first originals are kept alone: where one goes, others are found by comparing.
+    """
+    losers = table.filter(pc.invert(kept))["recording_id"]
+    loses = pc.is_in(table["recording_id"], value_set=losers.combine_chunks())
+    return table.filter(pc.and_(kept, pc.invert(pc.and_(loses, pc.is_null(table["other_uri"])))))
 
 
 def _among(table: pa.Table, ids: pa.ChunkedArray, *, but: pa.ChunkedArray) -> pa.Table:
@@ -396,14 +410,20 @@ def read_pairs(store: OutputStore) -> pa.Table:
 
 
 def read_copies(store: OutputStore) -> dict[str, list[Copy]] | None:
-    """Return the spans of recordings that earlier ones have; None where no run compared any."""
-    if not store.names(DUPLICATES_FOLDER):
+    """Return the spans of each compared recording that earlier ones have.
+
+    None where no run compared any.
+    """
+    names = store.names(DUPLICATES_FOLDER)
+    if not names:
         return None
-    copies: dict[str, list[Copy]] = defaultdict(list)
+    table = store.read_table(names[-1], DUPLICATES)
+    compared = table.filter(pc.fill_null(table["compared"], False))["recording_id"]
+    copies: dict[str, list[Copy]] = {each: [] for each in compared.to_pylist()}
     columns = ["recording_id", "channel", "start_s", "end_s", "other_recording_id"]
     for row in read_pairs(store).select(columns).to_pylist():
-        copies[row.pop("recording_id")].append(Copy(**row))
-    return dict(copies)
+        copies.setdefault(row.pop("recording_id"), []).append(Copy(**row))
+    return copies
 
 
 def copied_fraction(

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from corpus_asr.errors import ConfigError
 from corpus_asr.schemas import DUPLICATES, OUTCOMES, RECORDINGS, SPEAKERS, VOICES
 from corpus_asr.storage.run_state.corrections import CORRECTIONS_FOLDER
+from corpus_asr.storage.run_state.duplicates import without_losers
 from corpus_asr.storage.run_state.finish import claimed_segments, remove_commits
 from corpus_asr.storage.run_state.moved import MOVING_NAME, Moves, addresses
 from corpus_asr.storage.run_state.run_files import EARLIER_FOLDER
@@ -76,6 +77,9 @@ class Changes:
         """Return the rows that are left, with their new identity."""
         if _IDS[1] in rows.schema.names:
             names = rows.schema.names
+            places = pc.index_in(rows[_IDS[1]], value_set=self._ids)
+            left = pc.or_(pc.is_null(places), pc.is_valid(self._new["uri"].take(places)))
+            rows = without_losers(rows, left)
             rows = self._apply(rows.rename_columns(_swapped(names))).rename_columns(names)
             return _by_order(self._apply(rows))
         return self._apply(rows)
