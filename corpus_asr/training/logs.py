@@ -138,15 +138,26 @@ class TrainingLogs:
         config: the training.
         store: its output folder.
         done: steps of its last checkpoint; 0 begins new runs.
+
+    Raises:
+        ConfigError: a tracker cannot begin; one that cannot continue is left out.
     """
 
     def __init__(self, config: FinetuneConfig, store: OutputStore, *, done: int) -> None:
         settings = _flat(config.model_dump(mode="json"))
         known = (store.read_json(TRACKERS_NAME) or {}) if done else {}
-        self._trackers: dict[str, Tracker] = {
-            name: _TRACKERS[name][1](store, known.get(name), done, settings)
-            for name in config.output.log_to
-        }
+        self._trackers: dict[str, Tracker] = {}
+        for name in config.output.log_to:
+            try:
+                self._trackers[name] = _TRACKERS[name][1](store, known.get(name), done, settings)
+            except Exception as error:  # of any client
+                _note_failed(name, error)
+                if not done:
+                    self.close()
+                    raise ConfigError(
+                        f"logging a training to {name}: {_said(error)}; see that its server can be "
+                        f"reached, or leave {name} out of output.log_to"
+                    ) from None
         if self._trackers:
             ids = {name: each.run_id for name, each in self._trackers.items()}
             store.write_json(TRACKERS_NAME, {**known, **ids})
@@ -177,8 +188,15 @@ class TrainingLogs:
             call(*arguments)
         except Exception as error:  # of any client: days of training must not end with its server
             del self._trackers[name]
-            why = f"{type(error).__name__}: {error}"
-            event(_LOG, logging.WARNING, "tracker_failed", tracker=name, why=hide_secrets(why))
+            _note_failed(name, error)
+
+
+def _note_failed(name: str, error: Exception) -> None:
+    event(_LOG, logging.WARNING, "tracker_failed", tracker=name, why=_said(error))
+
+
+def _said(error: Exception) -> str:
+    return hide_secrets(f"{type(error).__name__}: {error}")
 
 
 def _flat(settings: Mapping[str, Any], above: str = "") -> dict[str, str]:

@@ -44,6 +44,8 @@ class Server:
         self.down = False
 
     def begin(self, run_id: str | None = None, **_: Any) -> str:
+        if self.down:
+            raise ConnectionError("https://me:secret@tracker is down")
         run_id = run_id or f"run-{len(self.steps)}"
         self.steps.setdefault(run_id, [])
         return run_id
@@ -153,6 +155,11 @@ def test_a_tracker_that_is_down_ends_no_training(
             logs.log(rows)
     assert [each.__dict__["fields"]["tracker"] for each in caplog.records] == ["mlflow", "wandb"]
     assert "secret" not in str(caplog.records[0].__dict__)
+    # It goes on without those that are down, but does not begin without them.
+    TrainingLogs(config, OutputStore(str(tmp_path / "out")), done=1)
+    with pytest.raises(ConfigError, match="logging a training to mlflow: ConnectionError") as found:
+        TrainingLogs(config, OutputStore(str(tmp_path / "out")), done=0)
+    assert "secret" not in str(found.value)
 
 
 def test_trackers_are_checked_before_anything_else(
