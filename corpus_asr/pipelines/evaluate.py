@@ -9,7 +9,7 @@ confidences; runs that come after a calibration use it.
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from operator import itemgetter, mul
+from operator import mul
 from typing import Any
 
 import pyarrow as pa
@@ -181,7 +181,9 @@ def _with_checked_only(
     row: Mapping[str, Any], placed: Sequence[Placed], placing: Placing, language: str | None
 ) -> _Checked:
     """Return what the model has where people checked it, with their text as the reference."""
-    segments = sorted((one for each in placed for one in each.cut), key=itemgetter("start_s"))
+    # In one order for both: channels may speak in turns.
+    placed = sorted(placed, key=lambda each: each.cut[0]["start_s"] if each.cut else 0.0)
+    segments = [one for each in placed for one in each.cut]
     recording = Recording.of(row, segments)
     checked = {leaf.key for each in placed for leaf in each.group.leaves}
     return _Checked(

@@ -212,8 +212,10 @@ class Library:
             correction = make(self._view)
             name = save_correction(self.store, correction)
             with self._lock:
-                self._saved = {**self._saved, name: correction}
-                self._correct(self._view, self._saved)
+                saved = {**self._saved, name: correction}
+                self._correct(self._view, saved)
+                # Not before: what could not be read is tried again by the next look.
+                self._saved = saved
                 return self._view
 
     def name(self, uri: str, speaker: str, name: str, *, seen: str) -> str | None:

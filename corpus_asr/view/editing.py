@@ -406,7 +406,15 @@ def _applied(recording: Mapping[str, Any], shown: Transcript, change: Change) ->
         )
     said = [leaf.said for leaf in group.leaves if leaf.said.text]
     kept = [
-        [Said(start_s=one["start_s"], end_s=one["end_s"], text=one["text"]) for one in pieces]
+        [
+            Said(
+                start_s=one["start_s"],
+                end_s=one["end_s"],
+                text=one["text"],
+                speaker=one["leaf"].said.speaker if one["leaf"] else None,
+            )
+            for one in pieces
+        ]
         for pieces in (before, after)
     ]
     return correct(

@@ -249,3 +249,22 @@ def test_a_conflict_is_not_placed_on_another_channel() -> None:
     said = [Said(start_s=0.0, end_s=1.0, text="x")]
     found = place(rows, groups(correct(RECORDING, [replaced], said, checked=True)))
     assert (len(found.stale), found.leaves) == (1, {})
+
+
+def test_what_was_taken_and_given_back_is_listed_again() -> None:
+    other = transcript("nobody knows", "the weather today is fine", "tomorrow")
+    taken = edit(other, [1], "at three o'clock", withdraws=("0",))
+    undone = correct(RECORDING, (), (), checked=False, withdraws=("1",))
+    assert not place(other, groups(TREE, taken)).stale
+    found = place(other, groups(TREE, taken, undone))
+    assert read(found)[1] == "the weather today is fine"
+    assert [each.group.text for each in found.stale] == ["at three o'clock"]
+
+
+def test_a_split_is_no_rewriting_where_words_have_no_blanks() -> None:
+    rows = transcript("你好世界今天")
+    for texts, rewritten in ((("你好", "世界今天"), False), (("你好", "世界明天"), True)):
+        [placed] = place(rows, groups(edit(rows, [0], *texts, checked=False))).placed
+        assert placed.rewritten == rewritten
+    [placed] = place(FIRST, groups(edit(FIRST, [0], "so he came  ho me"))).placed
+    assert placed.rewritten

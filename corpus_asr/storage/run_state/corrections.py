@@ -390,13 +390,17 @@ class Corrections:
 
 def _groups(saves: Mapping[str, Correction]) -> Iterator[Group]:
     """Yield the groups of one recording's saves, which are in order of their stems."""
-    withdrawn = {stem for each in saves.values() for stem in each.withdraws}
+    # By saves that stand: what one withdrew is there again once it is withdrawn itself.
+    withdrawn: set[str] = set()
     standing: dict[str, Correction] = {}
     taken: dict[Node, str] = {}
     built_on: set[str] = set()
     # Latest first: a correction comes after those that it builds on.
     for stem, each in reversed([*saves.items()]):
-        if not each.replaces or (stem in withdrawn and stem not in built_on):
+        if stem in withdrawn and stem not in built_on:
+            continue
+        withdrawn.update(each.withdraws)
+        if not each.replaces:
             continue
         standing[stem] = each
         built_on |= {one.edit for one in each.replaces}
