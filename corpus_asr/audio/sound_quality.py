@@ -19,6 +19,7 @@ _BLOCK = 16 * _FRAME
 BLOCK_S = _BLOCK / SAMPLE_RATE_HZ
 # Below 16-bit audio's own noise: digital silence is taken for this much.
 _FLOOR_DBFS = -96.0
+# No sound is louder; squares of much larger values are no numbers in 32 bits.
 _MOST = 1e4
 # Noise is what the quietest tenth of the frames of about 20 s has: between words, or in pauses.
 _NOISE_BLOCKS, _NOISE_SHARE = 41, 10
@@ -51,7 +52,7 @@ class SoundBlocks:
             return cls(values=np.empty((0, _KEPT), dtype=np.float16))
         if not np.isfinite(samples.sum()):
             samples = np.nan_to_num(samples, nan=0.0, posinf=0.0, neginf=0.0)
-        if samples.max() > _MOST or samples.min() < -_MOST:  # whose squares are no numbers
+        if samples.max() > _MOST or samples.min() < -_MOST:
             samples = samples.clip(-_MOST, _MOST)
         whole, rest = divmod(len(samples), _BLOCK)
         groups = [

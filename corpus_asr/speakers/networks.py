@@ -62,7 +62,7 @@ def unfit(path: Path, found: str, expected: str, advice: str) -> CheckpointError
 
 
 class OverlapDetector:
-    """Finds where two speak at once; about 190 times real time on one core.
+    """Finds where two speak at once; about 170 times real time on one core.
 
     Raises:
         CheckpointError: the network cannot be had or read, or takes or gives something else.

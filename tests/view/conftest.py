@@ -19,6 +19,7 @@ from corpus_asr.view.query import parse_query
 from corpus_asr.view.search import Filters, Hit, Order, Page, find
 from corpus_asr.view.server import ViewServer
 from corpus_asr.view.sound import Sounds, Waveforms
+from tests.report.html.conftest import browser as browser
 from tests.support.audio import encode, tone, wav_bytes
 from tests.support.pages import asked, fetch
 from tests.support.runs import of_file, passage, run_of, spoken

@@ -20,12 +20,6 @@ NOTE = "document.querySelector('.note').textContent"
 WORD = '[data-at="{passage}"] [data-word="{word}"]'
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Chromium]:
-    with Chromium.start() as started:
-        yield started
-
-
 @pytest.fixture
 def page(browser: Chromium, shown: Shown) -> Iterator[Page]:
     """The first page; at the end nothing may have gone wrong in it."""

@@ -31,12 +31,6 @@ REVIEWED = "document.querySelector('.review .segment.now .said').innerText.trim(
 PROGRESS = "document.getElementById('progress').textContent"
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Chromium]:
-    with Chromium.start() as started:
-        yield started
-
-
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[tuple[ViewServer, OutputStore]]:
     """A talk of two speakers, and a shorter one."""
