@@ -113,7 +113,13 @@ _SOUND = (
     _field("bandwidth_hz", pa.float32(), "upper end of the highest band that it uses: 4,000 of "
            "telephones, at most 8,000, half of the rate at which models hear", unit="hertz"),
     _field("clipped_share", pa.float32(), "share of samples that are cut off, 0-1"),
+    _field("dnsmos_overall", pa.float32(), "opinion of listeners, 1-5, as DNSMOS P.835 predicts "
+           "it; null without `extract.dnsmos`"),
+    _field("dnsmos_signal", pa.float32(), "the same of the speech alone"),
+    _field("dnsmos_background", pa.float32(), "the same of the background alone: 5 is unnoticed"),
 )  # fmt: skip
+
+SOUND_COLUMNS = tuple(field.name for field in _SOUND)
 
 _FURTHER_KIND = pa.struct(
     [
@@ -149,6 +155,8 @@ PARTS = _schema(
     _field("decode_s", pa.float64(), "time spent extracting this part", unit="second"),
     _field("sound", pa.list_(pa.float16()), "level, noise, bands and share clipped of each half "
            "second, flattened; null where it was not measured"),
+    _field("dnsmos", pa.list_(pa.float32()), "start in the part of each window scored, and its "
+           "scores of signal, background and the whole, flattened; null without extract.dnsmos"),
     *_VOICES,
     _FINGERPRINT,
 )  # fmt: skip

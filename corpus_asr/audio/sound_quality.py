@@ -36,6 +36,8 @@ _WINDOW /= np.sqrt(np.sum(_WINDOW**2) * _FRAME / 2)
 
 MEASURES = ("level_dbfs", "snr_db", "bandwidth_hz", "clipped_share")
 _KEPT = 4
+MOS_MEASURES = ("dnsmos_overall", "dnsmos_signal", "dnsmos_background")
+_MOS_WINDOW_S = 9.01
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,11 +93,7 @@ class SoundBlocks:
 
         `snr_db` compares what is louder than the noise with the noise: -20 dB and less is -20 dB.
         """
-        weights = np.zeros(len(self.values))
-        starts = np.arange(len(self.values)) * BLOCK_S
-        for start_s, end_s in spans:
-            inside = np.minimum(end_s, starts + BLOCK_S) - np.maximum(start_s, starts)
-            weights += inside.clip(0.0)
+        weights = _seconds_in(spans, np.arange(len(self.values)) * BLOCK_S, BLOCK_S)
         if not weights.any():
             return dict.fromkeys(MEASURES)
         level, noise, bands, clipped = self.values.astype(np.float64).T
@@ -107,6 +105,43 @@ class SoundBlocks:
             "bandwidth_hz": float(bands[weights > 0].max()) * _BAND_HZ,
             "clipped_share": float(np.average(clipped, weights=weights)),
         }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MosWindows:
+    """Opinion scores of windows of a part, of which `audio.dnsmos` makes them."""
+
+    values: Float32[np.ndarray, "window kept"]
+    """Start in seconds of the part; scores, 1 to 5, of signal, background and the whole."""
+
+    @classmethod
+    def flattened(cls, values: Sequence[float]) -> "MosWindows":
+        """Take up what `values` were flattened to."""
+        kept = np.asarray(values, dtype=np.float32).reshape(-1, 1 + len(MOS_MEASURES))
+        return cls(values=kept)
+
+    def over(self, spans: Iterable[tuple[float, float]]) -> dict[str, float | None]:
+        """Return the `MOS_MEASURES` of spans: means of windows, by how much of them lies in each.
+
+        None without a window there.
+        """
+        starts, signal, background, overall = self.values.astype(np.float64).T
+        weights = _seconds_in(spans, starts, _MOS_WINDOW_S)
+        if not weights.any():
+            return dict.fromkeys(MOS_MEASURES)
+        means = (float(np.average(each, weights=weights)) for each in (overall, signal, background))
+        return dict(zip(MOS_MEASURES, means, strict=True))
+
+
+def _seconds_in(
+    spans: Iterable[tuple[float, float]], starts: np.ndarray, length_s: float
+) -> np.ndarray:
+    """Return how many seconds of the spans each window from `starts` on has."""
+    seconds = np.zeros(len(starts))
+    for start_s, end_s in spans:
+        inside = np.minimum(end_s, starts + length_s) - np.maximum(start_s, starts)
+        seconds += inside.clip(0.0)
+    return seconds
 
 
 def _db(power: np.ndarray | float) -> np.ndarray:

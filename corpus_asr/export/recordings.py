@@ -17,10 +17,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from corpus_asr import confidence
-from corpus_asr.audio.sound_quality import MEASURES
 from corpus_asr.errors import ConfigError
 from corpus_asr.languages import resolve_language
-from corpus_asr.schemas import SEGMENTS
+from corpus_asr.schemas import SEGMENTS, SOUND_COLUMNS
 from corpus_asr.segments import MissingWord, Segment, SpeakerTurn, Word
 from corpus_asr.speakers.turns import with_speakers
 from corpus_asr.storage.run_state.placing import PLACED_COLUMNS
@@ -37,7 +36,7 @@ from corpus_asr.storage.stores.uri import redact_uri
 
 TEXT_COLUMNS = (
     "recording_id", "part", "channel", "segment", "start_s", "end_s", "text", "language",
-    "confidence", "known_hallucination", "snr_db",
+    "confidence", "known_hallucination", "snr_db", "dnsmos_overall",
 )  # fmt: skip
 WORD_COLUMNS = (*TEXT_COLUMNS, "words")
 SCORE_COLUMNS = (
@@ -162,7 +161,7 @@ def segment_from(row: Mapping[str, Any]) -> Segment:
     words = row.get("words")
     optional = (
         "language", "language_probability", "no_speech_prob", "speech_fraction", "text_logprob",
-        *MEASURES,
+        *SOUND_COLUMNS,
     )  # fmt: skip
     numbers = ("confidence", "avg_logprob", "compression_ratio", "temperature")
     values: dict[str, Any] = {name: row.get(name) for name in optional}
@@ -223,6 +222,7 @@ class Selection:
     """Shell patterns, one of which has to match."""
     min_confidence: float = 0.0
     min_snr_db: float | None = None
+    min_dnsmos: float | None = None
     drop_known_hallucinations: bool = False
     partial: bool = False
     """Also unfinished recordings."""
@@ -256,9 +256,10 @@ class Selection:
         if self.min_confidence:
             confident = pc.greater_equal(rows["confidence"], self.min_confidence)
             keep &= pc.fill_null(confident, False).to_numpy()
-        if self.min_snr_db is not None:
-            clear = pc.greater_equal(rows["snr_db"], self.min_snr_db)
-            keep &= pc.fill_null(clear, True).to_numpy()  # unknown, where it was not measured
+        for name, least in (("snr_db", self.min_snr_db), ("dnsmos_overall", self.min_dnsmos)):
+            if least is not None:
+                clear = pc.greater_equal(rows[name], least)
+                keep &= pc.fill_null(clear, True).to_numpy()  # unknown, where it was not measured
         if self.drop_known_hallucinations:
             keep &= ~pc.fill_null(rows["known_hallucination"], False).to_numpy()
         if "corrected" in rows.schema.names and not self.removed:

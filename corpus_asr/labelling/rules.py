@@ -59,6 +59,7 @@ _BOUNDS = (
     ("narrow", "min_bandwidth_hz", "bandwidth_hz", "no sound above {} Hz"),
     ("quiet", "min_level_dbfs", "level_dbfs", "a level below {} dB of full scale"),
     ("clipped", "max_clipped_share", "clipped_share", "more than {} of the samples cut off"),
+    ("poor_sound", "min_dnsmos", "dnsmos_overall", "predicted opinion of listeners below {} of 5"),
     ("confidence", "min_confidence", "confidence", "confidence below {}"),
     ("avg_logprob", "min_avg_logprob", "avg_logprob", "mean log-probability below {}"),
     ("compression_ratio", "max_compression_ratio", "compression_ratio",

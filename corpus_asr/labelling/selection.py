@@ -17,7 +17,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from corpus_asr.audio.sound_quality import MEASURES
 from corpus_asr.config.run import Select, SelectionSettings
 from corpus_asr.errors import ConfigError
 from corpus_asr.export.recordings import (
@@ -41,7 +40,7 @@ from corpus_asr.report.accuracy.scoring import (
     read_references,
     units,
 )
-from corpus_asr.schemas import SELECTION
+from corpus_asr.schemas import SELECTION, SOUND_COLUMNS
 from corpus_asr.segments import Segment, place_of
 from corpus_asr.speakers.turns import with_speakers
 from corpus_asr.storage.parquet import parquet_batches, parquet_writer
@@ -60,7 +59,7 @@ _KINDS = ("equal", "substitute", "delete", "insert")  # as `Errors` counts them
 _COPIED = (
     "start_s", "end_s", "text", "language_probability", "task", "confidence", "avg_logprob",
     "no_speech_prob", "compression_ratio", "temperature", "speech_fraction", "known_hallucination",
-    "corrected", "speaker", *MEASURES,
+    "corrected", "speaker", *SOUND_COLUMNS,
 )  # fmt: skip
 # Of the model's own text; unknown for a text that a person wrote or vouches for.
 _SCORES = ("avg_logprob", "no_speech_prob", "compression_ratio", "temperature")
@@ -288,7 +287,7 @@ def read_origin(store: OutputStore) -> Origin:
 # Words and tokens are most of the bytes, and nothing here measures them; words say where a segment
 # that two speakers share is split, and which of two runs is likelier.
 _COLUMNS = tuple(
-    name for name in (*SCORE_COLUMNS, "language_probability", "speech_fraction", *MEASURES)
+    name for name in (*SCORE_COLUMNS, "language_probability", "speech_fraction", *SOUND_COLUMNS)
     if name not in ("words", "tokens")
 )  # fmt: skip
 # What changes whenever a recording is transcribed again.

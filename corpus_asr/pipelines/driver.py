@@ -132,6 +132,11 @@ def prepare(config: RunConfig) -> Checkpoint:
     """Fetch a job's checkpoints, and refuse what they, or the machine, cannot do."""
     if config.output.catalog:
         Catalog(config.output)
+    if config.extract.dnsmos:
+        # Loaded for this alone: native code that no other run needs.
+        from corpus_asr.audio.dnsmos import MosNetwork
+
+        MosNetwork()
     if config.pipeline == CLASSIFY_AUDIO:
         checkpoint = fetch_checkpoints(config)
         check_classifies(checkpoint, config.classification)
@@ -140,7 +145,7 @@ def prepare(config: RunConfig) -> Checkpoint:
     small = Checkpoint.of(config.model)
     check_transcribes(small, config.decoding.settings())
     if config.speakers.wanted:
-        # Loaded for this alone: native code that no other run needs.
+        # For the same reason.
         from corpus_asr.speakers.embeddings import SpeakerEmbedder
 
         SpeakerEmbedder(config.speakers.model, config.speakers.segmentation)

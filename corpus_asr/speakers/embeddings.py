@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from corpus_asr.array_types import Float32
+from corpus_asr.audio.onnx_session import session_of
 from corpus_asr.errors import CheckpointError
 from corpus_asr.features.fbank import kaldi_fbank
 from corpus_asr.features.mel import mel_filters, power_spectra
-from corpus_asr.speakers.networks import OverlapDetector, Samples, SampleSpan, session_of, unfit
+from corpus_asr.speakers.networks import OverlapDetector, Samples, SampleSpan, unfit
 from corpus_asr.speakers.turns import SpeechWindows
 from corpus_asr.storage.model_files import fetch_onnx
 from corpus_asr.units import FFT_SAMPLES, HOP_SAMPLES, SAMPLE_RATE_HZ
@@ -59,7 +60,7 @@ class SpeakerEmbedder:
 
     def __init__(self, model: str | None = None, segmentation: str | None = None) -> None:
         path = fetch_onnx(model or PACKAGED_ENCODER)
-        self._session = session_of(path)
+        self._session = session_of(path, what="speaker model")
         self._overlaps = None if segmentation is None else OverlapDetector(segmentation)
         given = self._session.get_inputs()
         self._kind = _kind_of([(each.name, each.shape, each.type) for each in given], path)

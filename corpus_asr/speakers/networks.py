@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 
 from corpus_asr.array_types import Float32
+from corpus_asr.audio.onnx_session import session_of
 from corpus_asr.errors import CheckpointError
 from corpus_asr.storage.model_files import fetch_onnx
 from corpus_asr.units import SAMPLE_RATE_HZ
@@ -33,26 +33,6 @@ _STEP_SAMPLES = SAMPLE_RATE_HZ // 50  # of the grid on which windows are average
 _BATCH_WINDOWS = 8
 
 
-def session_of(path: Path) -> onnxruntime.InferenceSession:
-    """Load a network, for one thread.
-
-    Raises:
-        CheckpointError: it cannot be read.
-    """
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    try:
-        return onnxruntime.InferenceSession(
-            str(path), sess_options=options, providers=["CPUExecutionProvider"]
-        )
-    except Exception as error:  # onnxruntime has a class for each status, none of them public
-        first_line = str(error).strip().partition("\n")[0]
-        raise CheckpointError(
-            f"loading the speaker model {path}: {first_line}; expected a network in ONNX"
-        ) from error
-
-
 def unfit(path: Path, found: str, expected: str, advice: str) -> CheckpointError:
     """Return the error of a network that takes or gives something else."""
     return CheckpointError(
@@ -70,7 +50,7 @@ class OverlapDetector:
 
     def __init__(self, model: str) -> None:
         path = fetch_onnx(model)
-        self._session = session_of(path)
+        self._session = session_of(path, what="speaker model")
         self._input = self._session.get_inputs()[0].name
         num_classes, found = 3, ""
         for classes, window_s in _WINDOW_S.items():

@@ -26,10 +26,11 @@ import numpy as np
 
 from corpus_asr.array_types import Float16
 from corpus_asr.audio.decode import DAMAGED, AudioDecoder, open_audio
+from corpus_asr.audio.dnsmos import MosNetwork
 from corpus_asr.audio.fingerprint import fingerprint
 from corpus_asr.audio.parts import AudioPart, PartCutter
 from corpus_asr.audio.silero import SileroDetector
-from corpus_asr.audio.sound_quality import SoundBlocks
+from corpus_asr.audio.sound_quality import MosWindows, SoundBlocks
 from corpus_asr.audio.vad import SpeechCriteria
 from corpus_asr.config.decoding import ALL_TRACKS
 from corpus_asr.config.extraction import NO_SPEAKERS, ExtractSettings, SpeakerSettings
@@ -151,6 +152,7 @@ class PartExtractor:
         # By model, one at a time; loaded here for the same reason.
         self._embedder: tuple[object, SpeakerEmbedder] | None = None
         self._embedder_for(speakers)
+        self._mos = MosNetwork() if settings.dnsmos else None
         self._prefetcher = FilePrefetcher(self._open, threads=PREFETCH_THREADS)
 
     def __call__(self, request: ExtractRequest) -> Iterator[ExtractedPart]:
@@ -298,6 +300,9 @@ class PartExtractor:
             sound = None
             if work.settings.sound_quality and wanted:
                 sound = SoundBlocks.of(audio.samples)
+            scored = None
+            if work.settings.dnsmos and wanted:
+                scored = self._scored(audio)
             now = _Clock.now()
             yield ExtractedPart(
                 part=work.part,
@@ -328,6 +333,7 @@ class PartExtractor:
                 voices=voices,
                 fingerprint=printed,
                 sound=sound,
+                dnsmos=scored,
                 further=further,
             )
             work.started = _Clock.now()  # not what the reader took for the part
@@ -339,6 +345,10 @@ class PartExtractor:
         if self._embedder is None or self._embedder[0] != networks:
             self._embedder = (networks, SpeakerEmbedder(*networks))
         return self._embedder[1]
+
+    def _scored(self, audio: AudioPart) -> MosWindows:
+        self._mos = self._mos or MosNetwork()  # asked for by a request alone
+        return self._mos(audio.samples, _within(audio), start_sample=audio.start_sample)
 
     def _open(self, uri: str) -> io.BufferedIOBase:
         file = open_binary(uri, self._store)
@@ -454,11 +464,15 @@ def _language_window(
 
 
 def _voices(embedder: SpeakerEmbedder, audio: AudioPart, *, pad_s: float) -> SpeechWindows:
-    first = audio.start_sample
-    spans = None
-    if audio.speech is not None:
-        spans = [(start - first, end - first) for start, end in audio.speech]
-    return embedder(audio.samples, spans, pad_s=pad_s, start_s=first / SAMPLE_RATE_HZ)
+    start_s = audio.start_sample / SAMPLE_RATE_HZ
+    return embedder(audio.samples, _within(audio), pad_s=pad_s, start_s=start_s)
+
+
+def _within(audio: AudioPart) -> list[tuple[int, int]] | None:
+    """Return the speech of a part in samples of it; None where it was not looked for."""
+    if audio.speech is None:
+        return None
+    return [(start - audio.start_sample, end - audio.start_sample) for start, end in audio.speech]
 
 
 def _in_seconds(

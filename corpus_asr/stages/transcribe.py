@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from corpus_asr.activity import Activity
 from corpus_asr.array_types import Float16
-from corpus_asr.audio.sound_quality import MEASURES, SoundBlocks
+from corpus_asr.audio.sound_quality import MEASURES, MOS_MEASURES, MosWindows, SoundBlocks
 from corpus_asr.config.run import CLASSIFY_AUDIO, RunConfig
 from corpus_asr.errors import CheckpointError, ConfigError, EngineError, ItemError
 from corpus_asr.failure_kinds import NOT_A_NUMBER
@@ -475,11 +475,14 @@ def _carry(row: dict[str, Any]) -> dict[str, Any]:
 
 def _sound(row: Mapping[str, Any], spans: Iterable[Mapping[str, float]]) -> dict[str, Any]:
     """Return how good the sound of spans of a part is."""
-    if row["sound"] is None:
-        return dict.fromkeys(MEASURES)
-    start_s = row["part_start_s"]
-    blocks = SoundBlocks.flattened(row["sound"])
-    return blocks.over((each["start_s"] - start_s, each["end_s"] - start_s) for each in spans)
+    found: dict[str, Any] = dict.fromkeys((*MEASURES, *MOS_MEASURES))
+    start_s = row["part_start_s"] or 0.0
+    within = [(each["start_s"] - start_s, each["end_s"] - start_s) for each in spans]
+    if row["sound"] is not None:
+        found |= SoundBlocks.flattened(row["sound"]).over(within)
+    if row["dnsmos"] is not None:
+        found |= MosWindows.flattened(row["dnsmos"]).over(within)
+    return found
 
 
 def _duration_s(row: dict[str, Any]) -> float | None:
