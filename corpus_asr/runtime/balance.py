@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from corpus_asr.config.run import RunConfig
-from corpus_asr.runtime.capacity import EXTRACT_RTFX
+from corpus_asr.runtime.capacity import extract_rtfx as benchmark_rtfx
 from corpus_asr.runtime.checkpoints import model_name
 from corpus_asr.runtime.estimate import LEAST_AUDIO_S, Machine
 from corpus_asr.storage.run_state.run_files import RUN_NAME, read_snapshot
@@ -70,7 +70,7 @@ def balances(config: RunConfig, store: OutputStore, machines: Sequence[Machine])
         machines: kinds of GPU or machine whose speed is stated, as many as are at work.
     """
     seen = read_snapshot(store)
-    extract_rtfx, measured = EXTRACT_RTFX, BENCHMARK
+    extract_rtfx, measured = benchmark_rtfx(config), BENCHMARK
     workers = None if config.extract.workers == "auto" else config.extract.workers
     speeds = [(each.name, each.rtfx * each.count) for each in machines]
     if seen is not None:

@@ -35,6 +35,9 @@ RECORDING_BYTES = RECORDING_S * 64_000 / 8
 LISTED_AT_ONCE = 1000  # S3's page
 # Seconds of audio that one core extracts in a second: the slowest MP3 of benchmarks/README.md.
 EXTRACT_RTFX = 385.0
+DNSMOS_CPU_S = (
+    0.0315  # for each of them, where they are scored: 0.28 s for a window (docs/reading.md)
+)
 # CPU time of the driver for each block between the stages and for each part in it, tasks included:
 # through the first and the last of three measurements, 16 % below the other (docs/scaling.md).
 DRIVER_BLOCK_S = 0.0074
@@ -95,6 +98,8 @@ class Capacity:
     cost: float | None
     """Of all GPUs; None without a price."""
     extract_cores: int
+    extract_rtfx: float
+    """Of each of them."""
     drivers: int
     """With a core each."""
     driver_rtfx: float
@@ -123,7 +128,7 @@ class Capacity:
         if self.waits is not None:
             yield f"waits      {self.waits}"
         yield (
-            f"cores      {self.extract_cores:,} to extract at RTFx {EXTRACT_RTFX:g} each, "
+            f"cores      {self.extract_cores:,} to extract at RTFx {self.extract_rtfx:.3g} each, "
             f"{SPARE_CPUS} to read and write, {self.drivers} for drivers"
         )
         yield f"drivers    {self.drivers}, of at most RTFx {self.driver_rtfx:,.0f} each"
@@ -150,6 +155,13 @@ class Capacity:
         return asdict(self) | {"reads_per_s": reads_per_s, "writes_per_s": writes_per_s}
 
 
+def extract_rtfx(config: RunConfig) -> float:
+    """Return how many seconds of audio a job extracts in a second of one core."""
+    if not config.extract.dnsmos:
+        return EXTRACT_RTFX
+    return 1 / (1 / EXTRACT_RTFX + DNSMOS_CPU_S)
+
+
 def capacity(
     config: RunConfig,
     machine: Machine,
@@ -164,14 +176,14 @@ def capacity(
         ConfigError: the job's workers do not fit on these GPUs, or need none.
     """
     processes, at_work = workers_of(config, gpus)
-    decode_rtfx = at_work * machine.rtfx
+    decode_rtfx, core_rtfx = at_work * machine.rtfx, extract_rtfx(config)
     wanted = config.extract.workers
-    extract_workers = math.ceil(decode_rtfx / EXTRACT_RTFX) if wanted == "auto" else wanted
+    extract_workers = math.ceil(decode_rtfx / core_rtfx) if wanted == "auto" else wanted
     recordings = math.ceil(audio_s / RECORDING_S)
     resources = _resources(
         config, gpus, recordings=recordings, processes=processes, extract_workers=extract_workers
     )
-    rtfx = min(decode_rtfx, extract_workers * EXTRACT_RTFX)
+    rtfx = min(decode_rtfx, extract_workers * core_rtfx)
     duration_s = audio_s / rtfx
     waits = None
     if wanted != "auto":
@@ -190,6 +202,7 @@ def capacity(
         duration_s=duration_s,
         cost=None if price is None else gpus * price * duration_s / 3600,
         extract_cores=extract_workers,
+        extract_rtfx=core_rtfx,
         drivers=drivers,
         driver_rtfx=driver_rtfx,
         reads=reads,

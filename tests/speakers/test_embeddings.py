@@ -41,19 +41,29 @@ def _value(name: str, shape: Sequence[int | str], kind: int) -> bytes:
 
 
 def mean_network(
-    *shape: int | str, axis: int | None = 1, keep: bool = False, kind: int = FLOAT, inputs: int = 1
+    *shape: int | str,
+    axis: int | None = 1,
+    keep: bool = False,
+    kind: int = FLOAT,
+    inputs: int = 1,
+    times: int = 1,
 ) -> bytes:
-    """Return a network that gives the mean over an axis of its first input, or for None itself."""
+    """Return a network that gives the mean over an axis of its first input, or for None itself.
+
+    Where the axis is kept, it has that mean so many times.
+    """
     width = [each for at, each in enumerate(shape) if at != axis or keep]
-    out = [1 if at == axis and keep else each for at, each in enumerate(width)]
+    out = [times if at == axis and keep else each for at, each in enumerate(width)]
     attributes = b""
     if axis is not None:
         axes = _field(1, "axes") + _field(8, axis) + _field(20, 7)
         kept = _field(1, "keepdims") + _field(3, int(keep)) + _field(20, 2)
         attributes = _field(5, axes) + _field(5, kept)
     operator = "Identity" if axis is None else "ReduceMean"
-    node = _field(1, "input0") + _field(2, "out") + _field(4, operator) + attributes
-    graph = _field(1, node) + _field(2, "mean")
+    node = _field(1, "input0") + _field(2, "mean") + _field(4, operator) + attributes
+    over = _field(1, "axis") + _field(3, axis or 0) + _field(20, 2)
+    joined = times * _field(1, "mean") + _field(2, "out") + _field(4, "Concat") + _field(5, over)
+    graph = _field(1, node) + _field(1, joined) + _field(2, "mean")
     graph += b"".join(_field(11, _value(f"input{at}", shape, kind)) for at in range(inputs))
     graph += _field(12, _value("out", out, kind))
     return _field(1, 8) + _field(7, graph) + _field(8, _field(2, 13))
