@@ -233,6 +233,8 @@ def test_memory_grows_with_workers_and_parts_and_features_only_up_to_their_bound
     longer = local_memory(one, TWO_CORES, **needs).extraction
     assert longer - local.extraction == 4 * 600 * 16_000 * 4
     assert local_memory(two, TWO_CORES, **needs).extraction == 2 * longer
+    scored = config(extract={"workers": 1, "part_s": 1200.0, "dnsmos": True})
+    assert local_memory(scored, TWO_CORES, **needs).extraction == longer + 210 * MEBIBYTE
     models = config(transcribe={"workers": 2})
     one_model, two_models = (ray_memory(c, LAPTOP, **needs).models for c in (config(), models))
     assert two_models == 2 * one_model > 2 * GIBIBYTE

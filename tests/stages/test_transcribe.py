@@ -95,6 +95,17 @@ def test_the_engine_gets_features_of_all_kinds_and_so_does_its_test_with_silence
     assert set(quiet.features.ravel().tolist()) == {-2.0}
 
 
+def test_segments_and_parts_get_the_opinion_scores_of_their_windows(stage: TranscribeStage):
+    scored = [0.0, 3.0, 4.0, 2.0, 9.0, 1.0, 1.0, 1.0]
+    results = stage(pa.concat_tables([extracted("a", 1, dnsmos=scored), extracted("b", 0)]))
+    for row, overall in zip(results.to_pylist(), (2.0, None), strict=True):
+        for each in (row, *row["segments"]):
+            assert each["dnsmos_overall"] == overall
+            assert each["dnsmos_signal"] == (overall and 3.0)
+            assert each["dnsmos_background"] == (overall and 4.0)
+            assert each["snr_db"] is None
+
+
 def test_silence_and_failures_pass_through_without_the_engine():
     engine = ScriptedEngine()
     stage = stage_with(engine)
