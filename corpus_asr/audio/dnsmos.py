@@ -34,14 +34,14 @@ _CALIBRATION = (
 
 
 class MosNetwork:
-    """Scores windows of speech; one takes 0.28 s on one core, and about 200 MiB.
+    """Scores windows of speech; one takes 0.3 s on one core, and about 200 MiB.
 
     Raises:
         CheckpointError: the network is not installed, cannot be read, or takes or gives something
             else.
 
     Source: Reddy, Gopal, Cutler 2022, "DNSMOS P.835: A non-intrusive perceptual objective speech
-    quality metric to evaluate noise suppressors". Equal to `speechmos.dnsmos` within 1e-5 on the
+    quality metric to evaluate noise suppressors". Equal to `speechmos.dnsmos` within 1e-6 on the
     same windows.
     """
 

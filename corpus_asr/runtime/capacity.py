@@ -35,9 +35,7 @@ RECORDING_BYTES = RECORDING_S * 64_000 / 8
 LISTED_AT_ONCE = 1000  # S3's page
 # Seconds of audio that one core extracts in a second: the slowest MP3 of benchmarks/README.md.
 EXTRACT_RTFX = 385.0
-DNSMOS_CPU_S = (
-    0.0315  # for each of them, where they are scored: 0.28 s for a window (docs/reading.md)
-)
+DNSMOS_CPU_S = 0.033  # for each of them, where they are scored (docs/reading.md)
 # CPU time of the driver for each block between the stages and for each part in it, tasks included:
 # through the first and the last of three measurements, 16 % below the other (docs/scaling.md).
 DRIVER_BLOCK_S = 0.0074

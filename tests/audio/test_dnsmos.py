@@ -86,7 +86,7 @@ def test_a_span_gets_the_mean_of_its_windows_by_how_much_of_it_lies_in_each() ->
 
 
 def test_each_window_is_scored_on_its_own(tiny: MosNetwork) -> None:
-    samples = np.repeat(np.float32([0.1, 0.5, 0.9]), STEP_SAMPLES)
+    samples = np.repeat(np.array([0.1, 0.5, 0.9], np.float32), STEP_SAMPLES)
     found = tiny(samples, [(0, 1000), (2 * STEP_SAMPLES, 2 * STEP_SAMPLES + 1000)]).values
     assert found[:, 0] == pytest.approx([0.0, 18.0 - 0.01])
     for at, powers in enumerate(dnsmos._CALIBRATION, start=1):

@@ -69,6 +69,8 @@ def test_windows_of_speech_are_scored_where_that_is_asked_for(
     for part, usual in zip(scored[::2], speech[::2], strict=True):
         assert part.columns()["dnsmos"] == part.dnsmos.values.ravel().tolist() != []
         assert usual.columns()["dnsmos"] is None
+        assert part.features is not None
+        assert usual.features is not None
         assert np.array_equal(part.features, usual.features)
 
 
