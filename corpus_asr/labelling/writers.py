@@ -40,7 +40,7 @@ class ShardWriter(ABC):
     joined: ClassVar[Mapping[str, str]] = {}
     """By suffix of the pieces that each shard has: the file of a split that is made of them."""
     arranged: ClassVar[Mapping[str, Arrange]] = {}
-    """By such a suffix: how the lines of a file are put in order."""
+    """By such a suffix: what a file is made of its lines, which come sorted by their bytes."""
 
     def __init__(self, folder: Path, name: str, audio_format: str) -> None:
         self._folder, self._name, self._suffix = folder, name, audio_format
@@ -252,10 +252,13 @@ class SharWriter(ShardWriter):
 
 
 def _grouped(lines: Iterable[bytes]) -> Iterator[bytes]:
-    # "speaker utterance" on each line becomes "speaker utterance utterance ...".
-    pairs = (line.split() for line in sorted(lines))
+    # "speaker utterance" on each line becomes "speaker utterance utterance ...", piece by piece:
+    # a speaker may have all of a corpus.
+    pairs = (line.split() for line in lines)
     for speaker, group in groupby(pairs, key=lambda pair: pair[0]):
-        yield b" ".join([speaker, *(pair[1] for pair in group)]) + b"\n"
+        yield speaker
+        yield from (b" " + utterance for _, utterance in group)
+        yield b"\n"
 
 
 def kaldi_token(name: str) -> str:
@@ -275,7 +278,7 @@ class EspnetWriter(_ClipsWriter):
         for name in ("wav.scp", "text", "utt2spk", "spk2utt", "utt2lang")
     }
     # By bytes, which is what LC_ALL=C means.
-    arranged: ClassVar = dict.fromkeys(joined, sorted) | {"spk2utt": _grouped}
+    arranged: ClassVar = dict.fromkeys(joined, iter) | {"spk2utt": _grouped}
     commands: ClassVar[Mapping[str, str]] = {}
 
     def add(self, row: dict[str, Any], data: bytes) -> None:
@@ -304,7 +307,7 @@ class KaldiWriter(EspnetWriter):
     joined: ClassVar = EspnetWriter.joined | {
         name: f"{DATA_FOLDER}/{{split}}/{name}" for name in ("segments", "reco2dur")
     }
-    arranged: ClassVar = EspnetWriter.arranged | dict.fromkeys(("segments", "reco2dur"), sorted)
+    arranged: ClassVar = EspnetWriter.arranged | dict.fromkeys(("segments", "reco2dur"), iter)
     # Kaldi itself reads WAV alone.
     commands: ClassVar = {
         "flac": "flac -c -d -s {} |",
