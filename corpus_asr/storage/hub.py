@@ -1,18 +1,30 @@
-"""Folders of data sets and checkpoints to the Hugging Face Hub, by the Hub's own client."""
+"""Folders of data sets and checkpoints to the Hugging Face Hub, by the Hub's own client.
+
+What fits into one commit is one. Of a larger folder data come first, then the lists of them, and at
+last, in one commit, the card and the deletion of what an earlier push had: whenever it ends, no
+card or list names a file that is not there. Files that are there already are not sent again, which
+the client finds by their hashes; so the same command goes on where it was.
+"""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
 from corpus_asr.errors import ConfigError
 from corpus_asr.storage.model_files import HUB_NAME, weight_files
 from corpus_asr.storage.stores.uri import LOCAL, normalize, redact_uri, scheme_of
+from corpus_asr.units import MEBIBYTE
 
 # What our programs note for themselves, and what the Hub's client leaves in folders.
-_NOT_UPLOADED = ("_run/*", ".cache/*")
-_DATASET_FILES = ("README.md", "labels.json")
+_NOT_UPLOADED = ("_run/*", ".cache/*", ".git/*")
+# The Hub's answer to a commit takes longer the more files it has, and is given up after a minute;
+# it takes some hundred commits an hour. Small files travel in the commit itself.
+_COMMIT_FILES, _COMMIT_BYTES = 500, 16 * 1024 * MEBIBYTE
+_CARD = "README.md"
+_DATASET_FILES = (_CARD, "labels.json")
 _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
@@ -26,7 +38,7 @@ class Pushed:
 
 
 def push_folder(folder: str, repo_id: str, *, public: bool = False) -> Pushed:
-    """Upload a data set or a checkpoint in one commit; makes the repository, private, if needed.
+    """Upload a data set or a checkpoint; makes the repository, private, if needed.
 
     Raises:
         ConfigError: the folder holds neither, the name is none, there is no token, or the Hub
@@ -67,12 +79,21 @@ def push_folder(folder: str, repo_id: str, *, public: bool = False) -> Pushed:
 
 
 _REPLACED: Mapping[str, Sequence[str]] = {
-    "dataset": ("data/*", "audio/*", "selection/*"),
+    "dataset": ("data/*", "audio/*", "selection/*", "*_manifest.json"),
     "model": ("*.safetensors*", "*.bin*"),
 }
+# Files that name no others, which come first, and lists of these; then what else there is, the card
+# at the end.
+_IN_ORDER: Sequence[Sequence[str]] = (
+    ("audio/*", "data/*.parquet", "data/*.tar", "selection/*", "*.safetensors", "*.bin"),
+    ("data/*",),
+    ("*",),
+)
 
 
 def _upload(api: Any, path: Path, repo_id: str, kind: str, *, public: bool, doing: str) -> Pushed:
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
     made = api.create_repo(repo_id, repo_type=kind, private=not public, exist_ok=True)
     # Of a repository that was there, `create_repo` changes nothing.
     private = bool(api.repo_info(made.repo_id, repo_type=kind).private)
@@ -81,16 +102,50 @@ def _upload(api: Any, path: Path, repo_id: str, kind: str, *, public: bool, doin
             f"{doing}: found a public repository, expected a private one; add --public if anyone "
             "may read it, or choose another name"
         )
-    api.upload_folder(
-        repo_id=made.repo_id,
-        folder_path=str(path),
-        repo_type=kind,
-        ignore_patterns=list(_NOT_UPLOADED),
-        # Files of an earlier push that this one does not have would be read with it.
-        delete_patterns=list(_REPLACED[kind]),
-        commit_message=f"Upload {path.resolve().name}",
-    )
+    kept = {each for each in _names_in(path) if not _is_any(each, _NOT_UPLOADED)}
+    there = api.list_repo_files(made.repo_id, repo_type=kind)
+    # Files of an earlier push that this one does not have would be read with it.
+    gone = sorted(each for each in {*there} - kept if _is_any(each, _REPLACED[kind]))
+    for names, is_last in _commits(path, kept):
+        operations = [
+            CommitOperationAdd(path_in_repo=each, path_or_fileobj=path / each) for each in names
+        ]
+        deleted = gone if is_last else ()
+        api.create_commit(
+            made.repo_id,
+            [*operations, *(CommitOperationDelete(path_in_repo=each) for each in deleted)],
+            repo_type=kind,
+            commit_message=f"Upload {path.resolve().name}" if is_last else f"Upload {names[0]} ...",
+        )
     return Pushed(url=str(made), kind=kind, private=private)
+
+
+def _names_in(path: Path) -> Iterator[str]:
+    return (each.relative_to(path).as_posix() for each in path.rglob("*") if each.is_file())
+
+
+def _is_any(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _commits(path: Path, names: Iterable[str]) -> Iterator[tuple[list[str], bool]]:
+    """Yield the files of each commit in the order in which to make them, and if it is the last."""
+    commit: list[str] = []
+    num_bytes = 0
+    for name in sorted(names, key=lambda name: (_place_of(name), name)):
+        size_bytes = (path / name).stat().st_size
+        if commit and (len(commit) == _COMMIT_FILES or num_bytes + size_bytes > _COMMIT_BYTES):
+            yield commit, False
+            commit, num_bytes = [], 0
+        commit.append(name)
+        num_bytes += size_bytes
+    yield commit, True
+
+
+def _place_of(name: str) -> int:
+    if name == _CARD:
+        return len(_IN_ORDER)
+    return next(at for at, patterns in enumerate(_IN_ORDER) if _is_any(name, patterns))
 
 
 def _kind_of(path: Path, doing: str) -> Literal["dataset", "model"]:
