@@ -45,7 +45,7 @@ from corpus_asr.segments import Segment, place_of
 from corpus_asr.speakers.turns import with_speakers
 from corpus_asr.storage.parquet import parquet_batches, parquet_writer
 from corpus_asr.storage.run_state.corrections import Corrections
-from corpus_asr.storage.run_state.duplicates import Copy, copied_fraction, read_copies
+from corpus_asr.storage.run_state.duplicates import Copy, copied_fraction, originals, read_copies
 from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.seen_segments import SeenSegments
 from corpus_asr.storage.run_state.tables import OutputStore
@@ -313,6 +313,8 @@ class Sources:
     """Who speaks when, by names that are one person's alone; None where it is not known."""
     copies: Mapping[str, Sequence[Copy]] | None = None
     """Audio of earlier recordings; None where recordings were not compared."""
+    originals: Mapping[str, str] = field(default_factory=dict)
+    """Of recordings that are mostly a copy: the recording whose split is theirs, too."""
 
     def digest(self) -> str:
         """Name everything that is read: another digest, another data set."""
@@ -331,6 +333,8 @@ class Sources:
         for each, copies in sorted((self.copies or {}).items()):
             copied = sorted((copy.start_s, copy.end_s) for copy in copies)
             digest.update(repr((each, copied)).encode())
+        if self.originals:
+            digest.update(repr(sorted(self.originals.items())).encode())
         return digest.hexdigest()
 
 
@@ -372,6 +376,9 @@ def open_sources(store: OutputStore, settings: SelectionSettings) -> Iterator[So
             corrections=Corrections.load(store) if settings.corrections else None,
             turns=persons_of(store),
             copies=copies,
+            originals=originals(
+                store, dict(tables.rows("select recording_id, duration_s from wanted"))
+            ),
         )
 
 

@@ -3,7 +3,8 @@
 A recording is in one split alone. By recording its identity draws it, whatever else is selected.
 By speaker, recordings that share one are a group, and groups are dealt out whole: nobody who is
 learned is tested. What is known of a run's speakers decides, so names and voices across recordings
-(`speakers: corpus`) make groups; without them every recording has speakers of its own.
+(`speakers: corpus`) make groups; without them every recording has speakers of its own. Either way,
+recordings that are mostly a copy are where their original is.
 """
 
 import hashlib
@@ -32,7 +33,12 @@ def split_of(recording_id: str, settings: DatasetSettings) -> str:
 
 
 def splits_of(
-    recordings: pa.Table, turns: Turns | None, settings: DatasetSettings, uri: str
+    recordings: pa.Table,
+    turns: Turns | None,
+    settings: DatasetSettings,
+    uri: str,
+    *,
+    originals: Mapping[str, str],
 ) -> Mapping[str, str]:
     """Return the split of each recording.
 
@@ -40,13 +46,14 @@ def splits_of(
         recordings: recording_id and duration_s of those that the data set is made of.
         turns: who speaks when, by names that are one person's alone.
         uri: the run, for messages.
+        originals: of recordings that are mostly a copy.
 
     Raises:
         ConfigError: splits by speaker are asked for, and cannot be made.
     """
     ids = recordings["recording_id"].to_pylist()
     if settings.split_by == "recording":
-        return {each: split_of(each, settings) for each in ids}
+        return {each: split_of(originals.get(each, each), settings) for each in ids}
     if turns is None:
         raise ConfigError(
             f"splitting {redact_uri(uri)} by speaker: found a run that looked for no speakers, "
@@ -54,15 +61,18 @@ def splits_of(
             "recording"
         )
     seconds = dict(zip(ids, recordings["duration_s"].to_pylist(), strict=True))
-    return _dealt(_groups(ids, turns), seconds, turns, settings, uri)
+    return _dealt(_groups(ids, turns, originals), seconds, turns, settings, uri)
 
 
 def _drawn(name: str) -> int:
     return int(hashlib.blake2b(name.encode(), digest_size=4).hexdigest(), 16)
 
 
-def _groups(ids: list[str], turns: Turns) -> list[list[str]]:
-    """Return the recordings with speakers in groups that share none, each sorted."""
+def _groups(ids: list[str], turns: Turns, originals: Mapping[str, str]) -> list[list[str]]:
+    """Return the recordings in groups that share no speakers and copies, each sorted.
+
+    A group with a recording in which nobody is known to speak is none.
+    """
     above = dict(zip(ids, ids, strict=True))
 
     def root(each: str) -> str:
@@ -71,17 +81,16 @@ def _groups(ids: list[str], turns: Turns) -> list[list[str]]:
             each = above[each]
         return each
 
-    first_of: dict[str, str] = {}
+    first_of: dict[tuple[str, str], str] = {}
     for each in sorted(ids):
-        for speaker in {turn.speaker for turn in turns.get(each, ())}:
-            one, other = root(each), root(first_of.setdefault(speaker, each))
+        shared = {("speaker", turn.speaker) for turn in turns.get(each, ())}
+        for what in shared | {("original", originals.get(each, each))}:
+            one, other = root(each), root(first_of.setdefault(what, each))
             above[max(one, other)] = min(one, other)
     groups: dict[str, list[str]] = {}
     for each in sorted(ids):
-        if not turns.get(each):
-            continue
         groups.setdefault(root(each), []).append(each)
-    return [*groups.values()]
+    return [group for group in groups.values() if all(turns.get(each) for each in group)]
 
 
 def _dealt(

@@ -118,7 +118,9 @@ def label(
         # A run that went on since is another data set: its digest is among the settings.
         state = f"{origin.fingerprint} {sources.digest()}"
         found = sources.tables.table("select recording_id, duration_s from wanted")
-        splits = splits_of(found, sources.turns, config.dataset, output.uri)
+        splits = splits_of(
+            found, sources.turns, config.dataset, output.uri, originals=sources.originals
+        )
         settings = result_settings(config.selection, config.dataset, state)
         begin(store, settings)
         try:

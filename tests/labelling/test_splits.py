@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -10,10 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from corpus_asr.config.run import DatasetSettings
+from corpus_asr.config.run import DatasetSettings, SelectionSettings
 from corpus_asr.errors import ConfigError
+from corpus_asr.labelling.selection import open_sources
 from corpus_asr.labelling.splits import split_of, splits_of
+from corpus_asr.schemas import DUPLICATES
 from corpus_asr.segments import SpeakerTurn
+from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.stores.uri import recording_id
+from tests.support.runs import Transcribed, write_tones
 
 
 def settings(**values: Any) -> DatasetSettings:
@@ -33,7 +39,11 @@ def test_splits_are_drawn_by_share_and_only_move_to_where_there_is_more() -> Non
 
 
 def split(
-    spoken: Mapping[str, str], *, seconds: Mapping[str, float] | None = None, **values: Any
+    spoken: Mapping[str, str],
+    *,
+    seconds: Mapping[str, float] | None = None,
+    originals: Mapping[str, str] | None = None,
+    **values: Any,
 ) -> dict[str, str]:
     """Split recordings by the speakers in them, each a letter."""
     seconds = seconds or {}
@@ -51,7 +61,7 @@ def split(
         for each, speakers in spoken.items()
     }
     chosen = settings(split_by="speaker", **values)
-    return dict(splits_of(table, turns, chosen, "out"))
+    return dict(splits_of(table, turns, chosen, "out", originals=originals or {}))
 
 
 def number_of_groups(spoken: Sequence[str]) -> int:
@@ -123,5 +133,58 @@ def test_too_few_groups_are_refused(spoken: dict[str, str], message: str) -> Non
 def test_a_run_without_speakers_is_refused_by_speaker_alone() -> None:
     table = pa.table({"recording_id": ["a"], "duration_s": [1.0]})
     with pytest.raises(ConfigError, match="found a run that looked for no speakers, expected"):
-        splits_of(table, None, settings(split_by="speaker"), "out")
-    assert splits_of(table, None, settings(), "out") == {"a": split_of("a", settings())}
+        splits_of(table, None, settings(split_by="speaker"), "out", originals={})
+    found = splits_of(table, None, settings(), "out", originals={})
+    assert found == {"a": split_of("a", settings())}
+
+
+def test_copies_are_where_their_original_is_which_they_never_move() -> None:
+    names = [f"recording {at}" for at in range(300)]
+    table = pa.table({"recording_id": names, "duration_s": [1.0] * len(names)})
+    some = settings(validation_fraction=0.3, test_fraction=0.3)
+    alone = splits_of(table, None, some, "out", originals={})
+    # One of them was not selected: what it would be drawn for holds.
+    originals = {name: ("gone", *names[:20])[at % 21] for at, name in enumerate(names[30:])}
+    found = splits_of(table, None, some, "out", originals=originals)
+    assert all(found[name] == alone[name] for name in names[:30])
+    assert all(found[copy] == split_of(name, some) for copy, name in originals.items())
+    assert {*found.values()} == {"train", "validation", "test"}
+
+
+def test_by_speaker_copies_join_groups() -> None:
+    said = {f"r{at:02}": chr(200 + at) for at in range(40)}
+    originals = {f"r{at:02}": "gone" for at in range(10)} | {"r39": "r38"}
+    found = split(said, originals=originals, test_fraction=0.3, validation_fraction=0.3)
+    assert len({found[name] for name in originals if name != "r39"}) == 1
+    assert found["r39"] == found["r38"]
+    assert {*found.values()} == {"train", "validation", "test"}
+    # Where nobody is known anybody may speak, also in what is a copy of it.
+    quiet = said | {"r38": ""}
+    found = split(quiet, originals=originals, test_fraction=0.45, validation_fraction=0.45)
+    assert found["r39"] == found["r38"] == "train"
+
+
+def test_what_is_selected_from_knows_copies_and_is_another_data_set_with_them(
+    tmp_path: Path,
+) -> None:
+    made = Transcribed(tmp_path)
+    said = [(0.0, 3.0, "The old ship.")]
+    for name in ("a.wav", "b.wav"):
+        write_tones(made.audio / name, seconds=4)
+    made.run({"a.wav": said, "b.wav": said})
+    store = OutputStore(made.config().output.uri)
+    digests = set()
+    for end_s in (1.0, 3.0):  # of 4 s
+        uris = {"uri": made.uri("b.wav"), "other_uri": made.uri("a.wav")}
+        row = uris | {
+            "recording_id": recording_id(uris["uri"]), "start_s": 0.0, "end_s": end_s,
+            "other_recording_id": recording_id(uris["other_uri"]), "other_start_s": 0.0,
+            "other_end_s": end_s, "compared": True,
+        }  # fmt: skip
+        store.write_table("duplicates/1.parquet", pa.Table.from_pylist([row], DUPLICATES))
+        with open_sources(store, SelectionSettings()) as sources:
+            digests.add(sources.digest())
+            found = sources.originals
+        copied = {row["recording_id"]: row["other_recording_id"]}
+        assert found == (copied if end_s == 3.0 else {})
+    assert len(digests) == 2

@@ -6,7 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from corpus_asr.schemas import DUPLICATES
 from corpus_asr.storage.run_state import duplicates
@@ -14,6 +17,7 @@ from corpus_asr.storage.run_state.duplicates import (
     Copy,
     copied_fraction,
     find_duplicates,
+    originals,
     read_copies,
     read_pairs,
 )
@@ -226,6 +230,70 @@ def test_a_fraction_counts_overlapping_copies_once() -> None:
         for start, end in ((0.0, 10.0), (4.0, 6.0), (6.0, 7.0), (3.0, 3.0))
     ]
     assert fractions == [pytest.approx(0.6), 0.5, 0.0, 0.0]
+
+
+def names_of_originals(store: OutputStore, seconds: dict[str, float]) -> dict[str, str]:
+    lengths: dict[str, float | None] = {recording_id(f"/{name}"): s for name, s in seconds.items()}
+    names = {recording_id(f"/{name}"): name for name in seconds}
+    return {names[copy]: names[each] for copy, each in originals(store, lengths).items()}
+
+
+def test_recordings_that_are_mostly_copies_have_one_original_and_jingles_join_nothing(
+    store: OutputStore,
+) -> None:
+    programme, other = words("programme", 60.0), words("other", 60.0)
+    prints = {
+        # A trailer before what it is of, a repeat with a frame, and a repeat of that.
+        "a trailer": noisy(programme[60:160]), "b programme": programme,
+        "c repeat": np.concatenate([words("frame", 10.0), noisy(programme, 0.02)]),
+        "d jingle": JINGLE, "e": with_jingle("e", 20.0), "f": with_jingle("f", 30.0),
+        # Less than half of it.
+        "g excerpts": np.concatenate([words("own", 60.0), other[:200]]), "h other": other,
+    }  # fmt: skip
+    commit(store, results(*(row(name, print_) for name, print_ in prints.items())))
+    find_duplicates(store, min_s=MIN_S)
+    seconds = {name: len(each) / WORDS_PER_SECOND for name, each in prints.items()}
+    assert names_of_originals(store, seconds) == {
+        "a trailer": "b programme", "c repeat": "b programme", "d jingle": "e",
+    }  # fmt: skip
+    assert names_of_originals(store, dict.fromkeys(seconds, 0.0)) == {}
+
+
+@given(
+    st.lists(st.sets(st.tuples(st.sampled_from("abcdefg"), st.sampled_from("abcdefg")))),
+    st.randoms(use_true_random=False),
+)
+def test_groups_of_copies_have_one_original_each_in_whatever_order(
+    tmp_path_factory: pytest.TempPathFactory,
+    drawn: list[set[tuple[str, str]]],
+    order: Any,
+) -> None:
+    held = {(copy, other) for pairs in drawn for copy, other in pairs if copy != other}
+    found = []
+    for _ in range(2):
+        rows = []
+        for copy, other in order.sample(sorted(held), len(held)):
+            # A row says of the later one by URI: of which of both it is half or more is a length.
+            later, first = max(copy, other), min(copy, other)
+            spans = {"": 8.0 if copy == later else 1.0, "other_": 8.0 if copy == first else 1.0}
+            rows.append(
+                {"recording_id": later, "uri": later, "other_recording_id": first,
+                 "other_uri": first, "compared": True}
+                | {f"{side}start_s": 0.0 for side in spans}
+                | {f"{side}end_s": end_s for side, end_s in spans.items()}
+            )  # fmt: skip
+        store = OutputStore(str(tmp_path_factory.mktemp("run")))
+        store.write_table("duplicates/1.parquet", pa.Table.from_pylist(rows, DUPLICATES))
+        found.append(originals(store, dict.fromkeys("abcdefg", 10.0)))
+    assert found[0] == found[1]
+    follows = {copy: min(other for each, other in held if each == copy) for copy, _ in held}
+    for copy in "abcdefg":
+        last, seen = copy, list[str]()
+        while last not in seen and last in follows:
+            seen.append(last)
+            last = follows[last]
+        expected = min(seen[seen.index(last) :]) if last in seen else last
+        assert found[0].get(copy, copy) == expected
 
 
 def test_where_the_first_originals_go_others_are_found(store: OutputStore) -> None:

@@ -15,6 +15,8 @@ import logging
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,7 @@ import pyarrow.compute as pc
 from corpus_asr.array_types import Int64, UInt8, UInt32
 from corpus_asr.logs import event
 from corpus_asr.schemas import DUPLICATES
+from corpus_asr.storage.parquet import BATCH_ROWS
 from corpus_asr.storage.run_state.portions import portions_of
 from corpus_asr.storage.run_state.run_tables import VERSION_COLUMNS, RunTables
 from corpus_asr.storage.run_state.speaker_turns import MADE, rows_at
@@ -44,6 +47,8 @@ _NEAR = 12  # words on both sides of a place that are compared first
 _MOST_NEAR, _LEAST_NEAR = 0.25, 8
 # A span grows while fewer bits differ than this, through at most 2 s in which half of them do.
 _BREAK_EVEN, _DROP = 0.3, 3.2
+# A recording is a copy of another that has this share of it.
+MOSTLY = 0.5
 # A word at the edge of a copy is alike while most of its seconds are.
 _EDGE_S = 0.35 * SPAN_S
 # Pieces of one copy, which parts or a pause divide.
@@ -295,7 +300,9 @@ def _hashes(words: Words) -> Words:
     return (words * np.uint32(2654435761)) >> np.uint32(8)
 
 
-def _span(ours: Words, theirs: Words, shift: int, hit: int) -> tuple[int, int, float] | None:
+def _span(
+    ours: Words, theirs: UInt32[np.ndarray, " other"], shift: int, hit: int
+) -> tuple[int, int, float] | None:
     """Return first word, the one after the last, and likeness of the copy around an equal word."""
     low, high = max(0, -shift), min(len(theirs), len(ours) - shift)
     one, other = ours[low + shift : high + shift], theirs[low:high]
@@ -425,6 +432,54 @@ def read_copies(store: OutputStore) -> dict[str, list[Copy]] | None:
     for row in read_pairs(store).select(columns).to_pylist():
         copies.setdefault(row.pop("recording_id"), []).append(Copy(**row))
     return copies
+
+
+def originals(store: OutputStore, seconds: Mapping[str, float | None]) -> dict[str, str]:
+    """Return the original of each recording that is mostly a copy.
+
+    Such a recording follows the first by URI of those that have at least `MOSTLY` of it, this one
+    may follow another, and the last is the original. Of some that follow each other it is the first
+    by URI. What is in many recordings, such as a jingle, follows one and joins no two.
+    """
+    follows: dict[str, str] = {}
+    address = dict[str, str]()
+    for (each, uri, _, other), spans in groupby(_both_ways(read_pairs(store)), key=_ENDS):
+        address[each] = uri
+        lasts_s = seconds.get(each)
+        if each not in follows and lasts_s:
+            # On whatever channel.
+            copies = [Copy(channel=None, start_s=span["start_s"], end_s=span["end_s"],
+                           other_recording_id=other) for span in spans]  # fmt: skip
+            if copied_fraction(copies, channel=None, start_s=0.0, end_s=lasts_s) >= MOSTLY:
+                follows[each] = other
+    for each in [*follows]:
+        path, after = {each: None}, follows[each]
+        while after not in path:
+            path[after] = None
+            after = follows.get(after, after)
+        # What is followed twice: the last, which follows itself or none, or the first of a circle.
+        around = [*path][[*path].index(after) :]
+        original = min(around, key=lambda name: (address[name], name))
+        follows |= dict.fromkeys(path, original)
+    return {each: original for each, original in follows.items() if each != original}
+
+
+_ENDS = itemgetter("recording_id", "uri", "other_uri", "other_recording_id")
+
+
+def _both_ways(pairs: pa.Table) -> Iterator[dict[str, Any]]:
+    """Yield spans of both recordings of each pair, by recording and then by URI of the other."""
+    names = ["recording_id", "uri", "start_s", "end_s", "other_recording_id", "other_uri"]
+    turned = [
+        each.removeprefix("other_") if each.startswith("other_") else f"other_{each}"
+        for each in names
+    ]
+    both = pa.concat_tables([pairs.select(names), pairs.select(turned).rename_columns(names)])
+    keys = [(name, "ascending") for name in ("recording_id", "other_uri", "other_recording_id")]
+    # Not a sorted table, which would be a copy of both.
+    order = pc.sort_indices(both, sort_keys=keys)
+    for start in range(0, len(order), BATCH_ROWS):
+        yield from both.take(order[start : start + BATCH_ROWS]).to_pylist()
 
 
 def copied_fraction(
