@@ -65,6 +65,8 @@ class PartTranscript:
     """The candidates of `Language`, where the language is all that was wanted."""
     transcribe_s: float = 0.0
     """Wall time from submission to result, which the engine sets."""
+    transcribed_at_s: float | None = None
+    """Unix time of the result, which the engine sets."""
     speech_without_text_s: float | None = None
     """Detected speech in gaps of text, which the engine sets; None where that is not known."""
     labels: PartLabels | None = None
@@ -464,7 +466,12 @@ class Engine:
                 without_s = speech_without_text_s(part, transcript.segments, clips)
             taken_s = time.monotonic() - started_s
             future.set_result(
-                replace(transcript, transcribe_s=taken_s, speech_without_text_s=without_s)
+                replace(
+                    transcript,
+                    transcribe_s=taken_s,
+                    transcribed_at_s=time.time(),
+                    speech_without_text_s=without_s,
+                )
             )
 
         given = (part, decoding) if self._placer is None else self._placer.given(part, decoding)
