@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from corpus_asr.config.extraction import SpeakerSettings
 from corpus_asr.logs import event
-from corpus_asr.schemas import OUTCOMES, SEGMENTS
+from corpus_asr.schemas import OUTCOMES, SEGMENTS, SPEAKERS
 from corpus_asr.speakers.turns import (
     Diarization,
     SpeechWindows,
@@ -30,18 +30,23 @@ from corpus_asr.speakers.voices import find_voices
 from corpus_asr.storage.run_state.claims import rows_with_owners
 from corpus_asr.storage.run_state.finish import keep_only
 from corpus_asr.storage.run_state.portions import Portion, portions_of
+from corpus_asr.storage.run_state.recording_rows import tidy
 from corpus_asr.storage.run_state.run_tables import VERSION_COLUMNS, RunTables
 from corpus_asr.storage.run_state.speaker_turns import (
     RecordingVoices,
     read_voices_of,
     remove_voices,
-    tidy_turns,
     turn_rows,
     voices_left,
     write_turns,
     write_voices,
 )
-from corpus_asr.storage.run_state.tables import OUTCOMES_FOLDER, OutputStore, projected
+from corpus_asr.storage.run_state.tables import (
+    OUTCOMES_FOLDER,
+    SPEAKERS_FOLDER,
+    OutputStore,
+    projected,
+)
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.transcription.joined_text import Claim, placed_once, text_columns
 
@@ -230,7 +235,8 @@ def find_speakers_of_run(
         else:
             found = (_rows_of(store, settings, portion) for portion in portions)
             number = write_turns(store, chain.from_iterable(found))
-    tidy_turns(store, (batch["recording_id"] for batch in store.outcomes(("recording_id",))))
+    ids = (batch["recording_id"] for batch in store.outcomes(("recording_id",)))
+    tidy(store, SPEAKERS_FOLDER, SPEAKERS, ids)
     if number:
         event(_LOG, logging.INFO, "speakers_found", recordings=number)
     if settings.mode != "corpus":

@@ -32,9 +32,10 @@ from corpus_asr.schemas import SPEAKERS
 from corpus_asr.speakers.voices import find_voices
 from corpus_asr.storage.run_state import portions, speaker_turns
 from corpus_asr.storage.run_state.finish import compact, keep_only
+from corpus_asr.storage.run_state.recording_rows import MAX_OBJECTS
 from corpus_asr.storage.run_state.run_files import CONFIG_NAME
 from corpus_asr.storage.run_state.run_tables import RunTables
-from corpus_asr.storage.run_state.speaker_turns import MAX_OBJECTS, read_turns, read_voices
+from corpus_asr.storage.run_state.speaker_turns import read_turns, read_voices
 from corpus_asr.storage.run_state.tables import SPEAKERS_FOLDER, VOICES_FOLDER, OutputStore
 from corpus_asr.storage.stores.uri import recording_id
 from corpus_asr.transcription.joined_text import text_columns

@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -27,6 +26,13 @@ from corpus_asr.array_types import Float16, Float32, Float64, Int64
 from corpus_asr.schemas import SPEAKERS, VOICES
 from corpus_asr.segments import SpeakerTurn
 from corpus_asr.storage.run_state.portions import Portion, portions_of
+from corpus_asr.storage.run_state.recording_rows import (
+    ROWS_PER_OBJECT,
+    made_so_far,
+    put_rows,
+    rows_at,
+    wanted,
+)
 from corpus_asr.storage.run_state.run_tables import VERSION_COLUMNS, RunTables
 from corpus_asr.storage.run_state.tables import (
     SPEAKERS_FOLDER,
@@ -36,13 +42,6 @@ from corpus_asr.storage.run_state.tables import (
     projected,
 )
 
-# What an object holds at most: some ten MB.
-ROWS_PER_OBJECT = 250_000
-# More objects than this of less than half of that are merged.
-MAX_OBJECTS = 8
-
-Ids = npt.NDArray[np.uint64]
-_NO_IDS: Ids = np.zeros(0, dtype=np.uint64)
 _LOG = logging.getLogger(__name__)
 _TURN = ("recording_id", "channel", "start_s", "end_s", "speaker", "confidence")
 _VOICES = (
@@ -97,7 +96,7 @@ def voices_left(
 
     A portion lies in as few objects as its recordings do. `settings` change turns.
     """
-    known = pa.concat_tables([MADE.empty_table(), *_made(store)])
+    known = made_so_far(store, SPEAKERS_FOLDER)
     with RunTables(store, columns=(*VERSION_COLUMNS, "metadata")) as tables:
         tables.add("made", known)
         chosen = json.dumps(settings, sort_keys=True)
@@ -132,41 +131,6 @@ _NUMBERS = """
 coalesce(nullif(json_extract_string(arg_min(metadata, part),
   ['$.num_speakers', '$.min_speakers', '$.max_speakers'])::varchar, '[NULL, NULL, NULL]'), '')
 """
-_WANTED = """
-with keys as (
-  select recording_id, count(*) as parts, md5($settings || string_agg(concat_ws('|', part, run_id,
-      status, coalesce(etag, ''), coalesce(size_bytes, -1)), '/' order by part)
-      || {also}) as made_of
-  from parts join chosen using (recording_id)
-  join (select version, whole from versions) on version = counting
-  where whole group by recording_id)
-select recording_id, keys.made_of, parts from keys
-left join (select recording_id, arg_max(made_of, number) as made_of from made group by all) latest
-  using (recording_id)
-where latest.made_of is distinct from keys.made_of
-"""
-
-
-def wanted(*, also: str = "''") -> str:
-    """Return what finds complete recordings whose rows were not made of the same with $settings.
-
-    `also` is what else of their parts counts, in SQL.
-    """
-    return _WANTED.format(also=also)
-
-
-MADE = projected(SPEAKERS, ("recording_id", "made_of")).append(pa.field("number", pa.int32()))
-
-
-def rows_at(
-    store: OutputStore, name: str, rows: Sequence[int], columns: Sequence[str]
-) -> Iterator[dict[str, Any]]:
-    """Yield some rows of an object of outcomes, by their numbers."""
-    wanted, start = pa.array(rows), 0
-    for batch in store.committed(columns, [name]):
-        numbers = pa.array(range(start, start + len(batch.rows)))
-        start += len(batch.rows)
-        yield from batch.rows.filter(pc.is_in(numbers, value_set=wanted)).to_pylist()
 
 
 def _part_voices(row: Mapping[str, Any]) -> PartVoices:
@@ -177,13 +141,6 @@ def _part_voices(row: Mapping[str, Any]) -> PartVoices:
     )
     data = row.get("voices") or b""
     return PartVoices(channel=row["channel"], spans=spans, data=data, overlaps=overlaps)
-
-
-def _made(store: OutputStore) -> Iterator[pa.Table]:
-    for number, name in enumerate(store.names(SPEAKERS_FOLDER)):
-        made = store.read_table(name, projected(SPEAKERS, ("recording_id", "made_of")))
-        numbers = pa.repeat(pa.scalar(number, pa.int32()), made.num_rows)
-        yield made.append_column("number", numbers).cast(MADE)
 
 
 def turn_rows(
@@ -219,62 +176,11 @@ def write_turns(store: OutputStore, rows: Iterable[list[dict[str, Any]]]) -> int
         waiting += own
         num_recordings += 1
         if len(waiting) >= ROWS_PER_OBJECT:
-            _put(store, pa.Table.from_pylist(waiting, SPEAKERS))
+            put_rows(store, SPEAKERS_FOLDER, pa.Table.from_pylist(waiting, SPEAKERS))
             waiting = []
     if waiting:
-        _put(store, pa.Table.from_pylist(waiting, SPEAKERS))
+        put_rows(store, SPEAKERS_FOLDER, pa.Table.from_pylist(waiting, SPEAKERS))
     return num_recordings
-
-
-def _put(store: OutputStore, table: pa.Table) -> None:
-    store.write_table(f"{SPEAKERS_FOLDER}/{store.stem()}{SUFFIX}", table)
-
-
-def tidy_turns(store: OutputStore, recording_ids: Iterable[pa.Array]) -> None:
-    """Keep of each of these recordings the newest turns, and of others none, in few small objects.
-
-    In memory are the turns of an object or two, and some 40 bytes of every recording.
-    """
-    names = store.names(SPEAKERS_FOLDER)
-    wanted = np.unique(np.concatenate([_NO_IDS, *(_numbers(ids) for ids in recording_ids)]))
-    owners, small = [], []
-    for name in names:
-        ids = store.read_table(name, projected(SPEAKERS, ("recording_id",)))["recording_id"]
-        owners.append(np.unique(_numbers(ids)))
-        if 2 * len(ids) < ROWS_PER_OBJECT:
-            small.append(name)
-    every = np.concatenate([_NO_IDS, *owners])
-    at = np.repeat(np.arange(len(names)), [len(ids) for ids in owners])
-    order = np.lexsort((at, every))
-    every, at = every[order], at[order]
-    last = np.append(every[1:] != every[:-1], True)[: len(every)]
-    every, at = every[last], at[last]
-
-    def kept(number: int, ids: Ids) -> np.ndarray:
-        newest = at[np.searchsorted(every, ids)] == number
-        found: np.ndarray = newest & np.isin(ids, wanted)
-        return found
-
-    stale = {name for at, name in enumerate(names) if not kept(at, owners[at]).all()}
-    rewritten = stale | {*small} if len(small) > MAX_OBJECTS else stale
-    if not rewritten:
-        return
-    waiting: list[pa.Table] = []
-    # First what replaces, then what is replaced: a reader sees rows twice, and never misses one.
-    for number, name in enumerate(names):
-        if name in rewritten:
-            table = store.read_table(name, SPEAKERS)
-            waiting.append(table.filter(pa.array(kept(number, _numbers(table["recording_id"])))))
-            if sum(len(each) for each in waiting) >= ROWS_PER_OBJECT:
-                _put(store, pa.concat_tables(waiting))
-                waiting = []
-    if any(len(each) for each in waiting):
-        _put(store, pa.concat_tables(waiting))
-    store.remove_all(name for name in names if name in rewritten)
-
-
-def _numbers(ids: pa.Array | pa.ChunkedArray) -> Ids:
-    return np.array([int(each, 16) for each in ids.to_pylist()], dtype=np.uint64)
 
 
 SPEAKING = pa.schema(
