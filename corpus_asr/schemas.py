@@ -349,6 +349,16 @@ SPEAKERS = _schema(
     _field("made_of", pa.string(), "hash of the parts and settings that the turns were made of"),
 )  # fmt: skip
 
+HOOK_STATE = _schema(
+    "hooks",
+    _RECORDING_ID, _URI,
+    _field("error_kind", pa.string(), "name of the error where the function failed for the "
+           "recording, in its only row; null otherwise"),
+    _field("error_message", pa.string(), "what the error said"),
+    _field("made_of", pa.string(), "hash of the parts, corrections and settings that the "
+           "recording's rows were made of; with nulls in all other columns where it has none"),
+)  # fmt: skip
+
 VOICES = _schema(
     "voices",
     _RECORDING_ID, _URI,

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
-from corpus_asr.config.run import ClusterSettings
+from corpus_asr.config.cluster import ClusterSettings
 from corpus_asr.config.settings import Settings
 
 TrackerName = Literal["tensorboard", "mlflow", "wandb"]

@@ -1,6 +1,5 @@
 """One job: a settings model per section of its YAML in the order data flows, and `RunOptions`."""
 
-import os
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -11,9 +10,10 @@ from typing import Annotated, Final, Literal, Self
 from pydantic import Field, PositiveInt, field_serializer, field_validator, model_validator
 
 from corpus_asr.confidence import LOW_CONFIDENCE
+from corpus_asr.config.cluster import ClusterSettings
 from corpus_asr.config.decoding import PACKAGED_CHECKPOINT, ComputeType, only_language
-from corpus_asr.config.document import hide_secrets
 from corpus_asr.config.extraction import ExtractSettings, SpeakerSettings, missing_speech
+from corpus_asr.config.hooks import HookSettings
 from corpus_asr.config.settings import (
     NONE_OR_MANY,
     ONE_OR_MANY,
@@ -32,16 +32,9 @@ from corpus_asr.config.storage_options import (
     TAR,
     StorageOptions,
 )
-from corpus_asr.errors import ConfigError
 from corpus_asr.failure_kinds import Origin
 
 _CLASS = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
-_JOINABLE = r"^(local|auto|[^:/\s]+:\d+)$"
-# Ray Data needs a driver that is part of the cluster (seen with Ray 2.60).
-_NO_RAY_CLIENT = (
-    "Ray Client (ray://) cannot run Ray Data; run the same command on a machine of the cluster, "
-    "for example by `ray job submit`, with cluster.address: auto"
-)
 
 
 class SourceSettings(Settings):
@@ -283,51 +276,6 @@ class ReportSettings(Settings):
     null: no traces."""
 
 
-RAY_ADDRESS: Final = "RAY_ADDRESS"
-"""The environment variable by which Ray's own programs find their cluster."""
-
-
-class ClusterSettings(Settings):
-    """Ray cluster."""
-
-    address: str | None = Field(default=None, pattern=_JOINABLE)
-    """Ray cluster: `local` starts Ray on this machine, `auto` joins the cluster this machine
-    belongs to, and host:port names that cluster explicitly. null: the cluster that the environment
-    variable RAY_ADDRESS names, as in jobs of `ray job submit`, else `local`."""
-
-    @field_validator("address", mode="before")
-    @classmethod
-    def _no_ray_client(cls, value: object) -> object:
-        if isinstance(value, str) and value.startswith("ray://"):
-            raise ValueError(_NO_RAY_CLIENT)
-        return value
-
-    def ray_address(self) -> str:
-        """Return where Ray is, `local`, `auto` or host:port, by the order that Ray itself follows.
-
-        Raises:
-            ConfigError: RAY_ADDRESS counts and names nothing that a run can join.
-        """
-        named = os.environ.get(RAY_ADDRESS, "").strip()
-        if not named or self.address not in (None, "auto"):
-            return self.address or "local"
-        if re.fullmatch(_JOINABLE, named):
-            return named
-        wrong = "expected host:port of a cluster, such as 10.0.0.1:6379, auto or local; correct it"
-        if named.startswith("ray://"):
-            wrong = _NO_RAY_CLIENT
-        elif named.startswith(("http://", "https://")):
-            wrong = (
-                "a dashboard, which takes jobs and no drivers; submit this command by `ray job "
-                "submit`"
-            )
-        raise ConfigError(
-            f"finding the Ray to join: {RAY_ADDRESS} is {hide_secrets(named)!r}: {wrong}; or unset "
-            f"it, or set cluster.address, which counts first: host:port, or `local` to start Ray "
-            "here"
-        )
-
-
 class ClassificationSettings(Settings):
     """Settings that change labels."""
 
@@ -402,6 +350,8 @@ class RunConfig(Settings):
     output: OutputSettings
     report: ReportSettings = Field(default_factory=ReportSettings)
     nightly: NightlySettings = Field(default_factory=NightlySettings)
+    hooks: tuple[HookSettings, ...] = ()
+    """Functions of yours that are given transcripts once they are committed."""
     cluster: ClusterSettings = Field(default_factory=ClusterSettings)
 
     @model_validator(mode="after")
@@ -438,11 +388,16 @@ class RunConfig(Settings):
         return model.model_copy(update={"by_language": {}})
 
     @model_validator(mode="after")
-    def _speakers_of_text(self) -> "RunConfig":
-        if self.speakers.wanted and self.pipeline == CLASSIFY_AUDIO:
-            raise ValueError(
-                "speakers: found a classification, expected a transcription; leave speakers out"
-            )
+    def _of_texts(self) -> "RunConfig":
+        if self.pipeline == CLASSIFY_AUDIO:
+            for name, found in (("speakers", self.speakers.wanted), ("hooks", self.hooks)):
+                if found:
+                    raise ValueError(
+                        f"{name}: found a classification, expected a transcription; leave it out"
+                    )
+        names = [hook.name for hook in self.hooks]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"hooks: found {', '.join(twice)} twice, expected names of their own")
         return self
 
     @model_validator(mode="after")

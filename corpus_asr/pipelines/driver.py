@@ -1,6 +1,7 @@
 """A run over a corpus from its configuration to its finished tables, whatever the engine."""
 
 import datetime
+import itertools
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -31,6 +32,7 @@ from corpus_asr.runtime.complete_recordings import (
     place_words_once,
 )
 from corpus_asr.runtime.estimate import surveying
+from corpus_asr.runtime.hooks import check_function, run_hook
 from corpus_asr.runtime.local import run_local
 from corpus_asr.runtime.passes import forget_deaths
 from corpus_asr.runtime.progress import ENOUGH_ALIKE, Progress, ProgressWriter
@@ -51,6 +53,7 @@ from corpus_asr.storage.run_state.finish import OutcomeCounts, finish
 from corpus_asr.storage.run_state.forget import finish_killed
 from corpus_asr.storage.run_state.lock import Lock, Shard
 from corpus_asr.storage.run_state.plan import Plan, make_plan, read_listing, read_packs
+from corpus_asr.storage.run_state.portions import Lost
 from corpus_asr.storage.run_state.redo import note_redo
 from corpus_asr.storage.run_state.rewriting import follow
 from corpus_asr.storage.run_state.run_files import (
@@ -139,6 +142,8 @@ def prepare(config: RunConfig) -> Checkpoint:
 
         MosNetwork()
     check_traces(config.report.traces_to)
+    for hook in config.hooks:
+        check_function(hook)
     if config.pipeline == CLASSIFY_AUDIO:
         checkpoint = fetch_checkpoints(config)
         check_classifies(checkpoint, config.classification)
@@ -225,6 +230,7 @@ class CorpusRun:
     _gave_up: bool = False
     _committed: Tally = field(default_factory=Tally)
     _activity: Activity = field(default_factory=Activity)
+    _hooks: dict[str, dict[str, int]] = field(default_factory=dict)
     _started: datetime.datetime = field(default_factory=lambda: datetime.datetime.now(datetime.UTC))
     _started_s: float = field(default_factory=time.monotonic)
 
@@ -481,6 +487,7 @@ class CorpusRun:
                 "committed": asdict(self._committed),
                 "activity": asdict(self._activity),
                 "calibration": (self._calibration or DEFAULT_MODEL).name,
+                "hooks": self._hooks,
             },
             after_reconciling=self._place_words_once,
             before_success=self._compare_recordings,
@@ -497,20 +504,46 @@ class CorpusRun:
         # What is there follows its recordings, also where no new fingerprints are made.
         if self.config.extract.fingerprint or self.store.names(DUPLICATES_FOLDER):
             find_duplicates(self.store, min_s=self.config.extract.min_duplicate_s)
+        for hook in self.config.hooks:
+            counts = run_hook(
+                self.store,
+                hook,
+                workers=None if self.local else self._on_mortal_workers,
+                out_of_time=self._out_of_time,
+            )
+            self._hooks[hook.name] = asdict(counts)
 
     @property
     def _spread(self) -> Spread | None:
         return None if self.local else self._on_workers
 
     def _on_workers(self, work: Callable[[T], R], portions: Iterable[T]) -> Iterator[R]:
-        from corpus_asr.runtime.ray_cluster import connected
         from corpus_asr.runtime.ray_dataset import on_workers
+
+        with self._at_once() as at_once:
+            yield from on_workers(work, portions, at_once=at_once)
+
+    def _on_mortal_workers(
+        self, work: Callable[[T], R], portions: Iterable[T]
+    ) -> Iterator[R | Lost]:
+        waiting = iter(portions)
+        first = [*itertools.islice(waiting, 1)]
+        if first:  # Ray takes a while to start
+            from corpus_asr.runtime.ray_dataset import on_mortal_workers
+
+            with self._at_once() as at_once:
+                portions = itertools.chain(first, waiting)
+                yield from on_mortal_workers(work, portions, at_once=at_once)
+
+    @contextmanager
+    def _at_once(self) -> Iterator[int]:
+        """Connect to Ray; give how many tasks there are to be at once."""
+        from corpus_asr.runtime.ray_cluster import connected
 
         address = self.config.cluster.ray_address()
         store_bytes = store_bytes_for(self.config, local_machine())
         with connected(address, store_bytes=store_bytes) as cluster:
-            cores = sum(node.cores for node in cluster.nodes)
-            yield from on_workers(work, portions, at_once=2 * max(1, cores))
+            yield 2 * max(1, sum(node.cores for node in cluster.nodes))
 
     def _out_of_time(self) -> bool:
         stop_at = self.options.stop_at

@@ -51,6 +51,7 @@ from corpus_asr.runtime.traces import Traces
 from corpus_asr.runtime.workers import ExtractWorker, TranscribeWorker
 from corpus_asr.stages.extract import REPORTING_EXTRACTOR
 from corpus_asr.stages.transcribe import EngineFactory, EngineSpec, load_engine
+from corpus_asr.storage.run_state.portions import Lost
 from corpus_asr.storage.stores.filesystem import StoreOptions, open_store
 from corpus_asr.units import counted
 
@@ -79,6 +80,11 @@ _LOG_LEVELS = {
     "ray.data.exceptions": logging.CRITICAL,
     "ray.data._internal.execution.streaming_executor_state": logging.CRITICAL,
 }
+_DIED = (
+    ray.exceptions.WorkerCrashedError,
+    ray.exceptions.NodeDiedError,
+    ray.exceptions.OutOfMemoryError,
+)
 _FULL = (ray.exceptions.OutOfDiskError, ray.exceptions.ObjectStoreFullError)
 _RAY_ADVICE = "\nFailed to apply UDF transform"
 
@@ -336,19 +342,36 @@ def build(
 
 def on_workers(work: Callable[[T], R], portions: Iterable[T], *, at_once: int) -> Iterator[R]:
     """Yield what becomes of portions, in any order: tasks of one CPU each on the connected Ray."""
+    for found in on_mortal_workers(work, portions, at_once=at_once):
+        if isinstance(found, Lost):
+            raise found.error
+        yield found
+
+
+def on_mortal_workers(
+    work: Callable[[T], R], portions: Iterable[T], *, at_once: int
+) -> Iterator[R | Lost]:
+    """Do as `on_workers`; yield also those portions with which processes end."""
     task: Any = ray.remote(num_cpus=1)(lambda work, portion: work(portion))
-    shared, waiting = ray.put(work), []
+    shared, waiting = ray.put(work), dict[Any, T]()
     try:
         for portion in portions:
-            waiting.append(task.remote(shared, portion))
+            waiting[task.remote(shared, portion)] = portion
             if len(waiting) >= at_once:
-                [done], waiting = ray.wait(waiting)
-                yield ray.get(done)
+                yield _first_done(waiting)
         while waiting:
-            [done], waiting = ray.wait(waiting)
-            yield ray.get(done)
+            yield _first_done(waiting)
     except ray.exceptions.RayError as error:
         raise own_error(error) from error
+
+
+def _first_done(waiting: dict[Any, T]) -> Any:
+    [done], _ = ray.wait([*waiting])
+    portion = waiting.pop(done)
+    try:
+        return ray.get(done)
+    except _DIED as error:
+        return Lost(portion, own_error(error))
 
 
 def own_error(error: BaseException) -> CorpusAsrError:

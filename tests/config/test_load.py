@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from corpus_asr.config import load
+from corpus_asr.config.cluster import ClusterSettings
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.config.extraction import SpeakerSettings
 from corpus_asr.config.finetune import FinetuneConfig
@@ -26,7 +27,7 @@ from corpus_asr.config.load import (
     yaml_value,
 )
 from corpus_asr.config.options import options_from
-from corpus_asr.config.run import ClusterSettings, PseudoLabelConfig
+from corpus_asr.config.run import PseudoLabelConfig
 from corpus_asr.config.settings import Settings, keys_of, section_of
 from corpus_asr.errors import ConfigError
 

@@ -387,7 +387,7 @@ def test_a_finish_killed_between_its_steps_leaves_nothing_twice(
         def killed(*_: object) -> None:
             raise KeyboardInterrupt
 
-        patched.setattr(complete_recordings, "tidy_turns", killed)
+        patched.setattr(complete_recordings, "tidy", killed)
         for settings in (AUTO, SpeakerSettings(mode="auto", num_speakers=1), AUTO):
             with pytest.raises(KeyboardInterrupt):
                 find_speakers_of_run(store, settings)

@@ -23,6 +23,14 @@ class Portion:
     """Where the parts lie: rows, by name of their object."""
 
 
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """A portion with which processes of workers ended, each time that it was tried."""
+
+    portion: Any
+    error: Exception
+
+
 _PLACES = """
 select recording_id, made_of, wanted.parts as parts,
   list({{name: name, row: row}} order by id) as places
@@ -31,10 +39,11 @@ group by all order by min(id)
 """
 
 
-def portions_of(tables: RunTables, wanted: str) -> Iterator[Portion]:
+def portions_of(
+    tables: RunTables, wanted: str, *, at_once: int = RECORDINGS_PER_PORTION
+) -> Iterator[Portion]:
     """Yield the recordings of a table, which has `recording_id`, `made_of` and `parts`."""
-    query = _PLACES.format(wanted=wanted)
-    found = tables.batches(query, rows=RECORDINGS_PER_PORTION)
+    found = tables.batches(_PLACES.format(wanted=wanted), rows=at_once)
     return (_portion(batch.to_pylist()) for batch in found)
 
 

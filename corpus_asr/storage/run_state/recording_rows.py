@@ -59,6 +59,14 @@ def made_so_far(store: OutputStore, folder: str) -> pa.Table:
     return pa.concat_tables(found)
 
 
+def newest_of(made: pa.Table) -> dict[int, pa.Array]:
+    """Return, by the number of its object, the recordings whose rows in it count."""
+    last = made.group_by("recording_id").aggregate([("number", "max")])
+    numbers = last["number_max"].unique().to_pylist()
+    ids = {each: last.filter(pc.equal(last["number_max"], each)) for each in numbers}
+    return {each: rows["recording_id"].combine_chunks() for each, rows in ids.items()}
+
+
 def rows_at(
     store: OutputStore, name: str, rows: Sequence[int], columns: Sequence[str]
 ) -> Iterator[dict[str, Any]]:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from corpus_asr.errors import ConfigError
-from corpus_asr.schemas import DUPLICATES, OUTCOMES, RECORDINGS, SPEAKERS, VOICES
+from corpus_asr.schemas import DUPLICATES, HOOK_STATE, OUTCOMES, RECORDINGS, SPEAKERS, VOICES
 from corpus_asr.storage.run_state.corrections import CORRECTIONS_FOLDER
 from corpus_asr.storage.run_state.duplicates import without_losers
 from corpus_asr.storage.run_state.finish import claimed_segments, remove_commits
@@ -24,6 +24,7 @@ from corpus_asr.storage.run_state.run_files import EARLIER_FOLDER
 from corpus_asr.storage.run_state.run_tables import REDO_NAME
 from corpus_asr.storage.run_state.tables import (
     DUPLICATES_FOLDER,
+    HOOKS_FOLDER,
     OUTCOMES_FOLDER,
     PART_ROWS,
     PENDING,
@@ -48,7 +49,7 @@ FAILING_NAME: Final = "_run/failing.parquet"
 ADDRESSES_NAME: Final = "_run/addresses.json"
 """Addresses that recordings had before they moved, by the `recording_id` that they have now."""
 _TABLES = {RECORDINGS_FOLDER: RECORDINGS, SPEAKERS_FOLDER: SPEAKERS, VOICES_FOLDER: VOICES,
-           DUPLICATES_FOLDER: DUPLICATES}  # fmt: skip
+           DUPLICATES_FOLDER: DUPLICATES, HOOKS_FOLDER: HOOK_STATE}  # fmt: skip
 _IDS = ("recording_id", "other_recording_id")
 # People save names meanwhile; more often than this in a row they do not.
 _ATTEMPTS = 8
@@ -218,8 +219,12 @@ def rewrite_table(
     """Write the objects anew of recordings, speakers or voices that have rows of recordings."""
     schema = _TABLES[folder]
     for name in _concerned(store, store.names(folder), schema, ids):
-        rows = change(store.read_table(name, schema))
-        store.write_table(f"{folder}/{store.stem(time_ns_of(name))}{SUFFIX}", rows)
+        # Tables of hooks have columns of their own.
+        found = pa.Table.from_batches(store.batches(name)) if folder == HOOKS_FOLDER else (
+            store.read_table(name, schema)
+        )  # fmt: skip
+        within = name.rpartition("/")[0]
+        store.write_table(f"{within}/{store.stem(time_ns_of(name))}{SUFFIX}", change(found))
         store.remove(name)
 
 

@@ -218,10 +218,16 @@ def speaking_times(store: OutputStore) -> pa.Table | None:
 
 
 def read_turns(
-    store: OutputStore, recording_ids: Iterable[str] | None = None
+    store: OutputStore,
+    recording_ids: Iterable[str] | None = None,
+    *,
+    names: Sequence[str] | None = None,
 ) -> dict[str, list[SpeakerTurn]] | None:
-    """Return the turns of recordings, all or these; None where the run looked for no speakers."""
-    names = store.names(SPEAKERS_FOLDER)
+    """Return the turns of recordings, all or these; None where the run looked for no speakers.
+
+    `names` are the objects that hold them, where these are known.
+    """
+    names = store.names(SPEAKERS_FOLDER) if names is None else names
     if not names:
         return None
     only = None if recording_ids is None else pa.array([*recording_ids], pa.string())

@@ -53,6 +53,7 @@ from corpus_asr.storage.stores.uri import (
 
 OUTCOMES_FOLDER, RECORDINGS_FOLDER = "outcomes", "recordings"
 SPEAKERS_FOLDER, VOICES_FOLDER, DUPLICATES_FOLDER = "speakers", "voices", "duplicates"
+HOOKS_FOLDER = "hooks"  # with a folder for the table of each
 PENDING: Final = "_run/pending/"
 """Where a finish keeps the done parts of a new version of a recording while an earlier one counts:
 commits of their own, in folders named like the tables."""
@@ -235,9 +236,12 @@ TABLES_NAME: Final = "_run/tables.json"
 """Tables that the last finish left: listings that lag behind do not show them to the next run."""
 TABLES_OF_RUNS = (
     *COMMIT_FOLDERS, RECORDINGS_FOLDER, SPEAKERS_FOLDER, VOICES_FOLDER, DUPLICATES_FOLDER,
+    HOOKS_FOLDER,
 )  # fmt: skip
 _TIME_DIGITS = 20
-_BY_RUN = re.compile(r"(_run/pending/)?[a-z]+/\d+-(?P<run_id>.+)-[0-9a-f]{12}(-\d{5})?\.parquet")
+_BY_RUN = re.compile(
+    r"(_run/pending/|hooks/)?[a-z0-9_]+/\d+-(?P<run_id>.+)-[0-9a-f]{12}(-\d{5})?\.parquet"
+)
 
 
 class OutputStore:

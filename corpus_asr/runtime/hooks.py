@@ -1,0 +1,341 @@
+"""Users' functions, given committed transcripts on workers: each recording once, or why not.
+
+In: recordings that a hook has not been given, in portions. Out: rows of its table. A portion's
+segments go to the function in batches of whole recordings; where a batch fails, its recordings are
+tried one by one. Functions may be called again for what a killed run had not committed.
+"""
+
+import functools
+import itertools
+import json
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from corpus_asr.config.hooks import KEYS, HookSettings
+from corpus_asr.errors import ConfigError
+from corpus_asr.families.registry import resolve
+from corpus_asr.logs import event
+from corpus_asr.segments import SpeakerTurn
+from corpus_asr.speakers.turns import Timeline
+from corpus_asr.storage.run_state.corrections import Corrections
+from corpus_asr.storage.run_state.hook_rows import (
+    GivenSegments,
+    HookPortion,
+    folder_of,
+    left_of,
+    remove_other_columns,
+    schema_of,
+)
+from corpus_asr.storage.run_state.portions import Lost
+from corpus_asr.storage.run_state.recording_rows import ROWS_PER_OBJECT, put_rows, tidy
+from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.stores.uri import public_text
+
+_LOG = logging.getLogger(__name__)
+
+Function = Callable[[pa.Table], Any]
+# What a machine that goes takes with it of slow functions, such as requests to a service.
+_COMMIT_EVERY_S = 30.0
+_FIRST_WAIT_S = 0.5  # doubled with each attempt
+# A portion of which so many recordings failed is not waited for: the service is down, say.
+_PATIENCE = 3
+_MESSAGE_CHARS = 2_000
+DIED = "process_died"
+"""Error of a recording with which a worker's process ended."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HookCounts:
+    """What became of the recordings that a hook was to be given."""
+
+    recordings: int = 0
+    failed: int = 0
+    left: int = 0
+    """Not tried, as the run was to end."""
+
+
+Workers = Callable[
+    [Callable[[HookPortion], HookCounts], Iterable[HookPortion]], Iterable[HookCounts | Lost]
+]
+"""Have portions of work done elsewhere, in any order, and yield what becomes of them; also of those
+that processes end with."""
+
+
+def check_function(hook: HookSettings) -> None:
+    """See that a hook's function can be imported and called.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    _found(hook.name, hook.function)
+
+
+def _found(name: str, function: str) -> Callable[..., Any]:
+    try:
+        found = resolve(function)
+    except Exception as error:  # of a user's module
+        raise ConfigError(
+            f"importing {function} for the hook {name}: {type(error).__name__}: {error}; install "
+            f"its package on every machine, or correct hooks.{name}.function"
+        ) from error
+    if not callable(found):
+        raise ConfigError(
+            f"importing {function} for the hook {name}: found {found!r:.200}, expected a function, "
+            "or a class of callable objects; correct its name"
+        )
+    own: Callable[..., Any] = found
+    return own
+
+
+@functools.cache
+def _function(name: str, function: str, options: str) -> Function:
+    """Return what a hook calls; a class has one object per process, with what it loaded."""
+    found, arguments = _found(name, function), json.loads(options)
+    return found(**arguments) if isinstance(found, type) else functools.partial(found, **arguments)
+
+
+def run_hook(
+    store: OutputStore,
+    hook: HookSettings,
+    *,
+    workers: Workers | None = None,
+    out_of_time: Callable[[], bool] = lambda: False,
+) -> HookCounts:
+    """Give a hook the complete recordings of which it has no rows made of the same.
+
+    May be repeated after being killed anywhere. `workers` have portions done elsewhere.
+    """
+    remove_other_columns(store, hook)
+    corrections = Corrections.load(store)
+    work = functools.partial(_do_portion, store, hook, corrections)
+    done = failed = 0
+    lost: list[HookPortion] = []
+    do: Workers = map if workers is None else workers
+    with left_of(store, hook, corrections) as (number, portions):
+        for found in do(work, _until(out_of_time, portions)):
+            if isinstance(found, Lost):
+                lost.append(found.portion)
+            else:
+                done, failed = done + found.recordings, failed + found.failed
+    # Which of a portion's recordings it was is found one by one.
+    for found in do(work, [one for each in lost for one in each.recordings()]):
+        if isinstance(found, Lost):
+            found = _died(store, hook, found.portion)
+        done, failed = done + found.recordings, failed + found.failed
+    ids = (batch["recording_id"] for batch in store.outcomes(("recording_id",)))
+    tidy(store, folder_of(hook.name), schema_of(hook), ids)
+    counts = HookCounts(recordings=done, failed=failed, left=number - done - failed)
+    if number:
+        event(_LOG, logging.WARNING if failed else logging.INFO, "hook_done", hook=hook.name,
+              recordings=done, failed=failed, left=counts.left)  # fmt: skip
+    return counts
+
+
+def _until(ended: Callable[[], bool], portions: Iterator[HookPortion]) -> Iterator[HookPortion]:
+    return itertools.takewhile(lambda _: not ended(), portions)
+
+
+def _do_portion(
+    store: OutputStore, hook: HookSettings, corrections: Corrections, work: HookPortion
+) -> HookCounts:
+    """Give a hook the recordings of a portion, and put what it returns."""
+    calls = _Calls(hook)
+    given = GivenSegments(store, work, corrections, words=hook.words)
+    rows = _Rows(store, hook, work)
+    turns: Mapping[str, Sequence[SpeakerTurn]] | None = None
+    silent = dict(work.portion.recordings)
+    failed = 0
+    for segments in given.batches(rows=hook.batch_segments):
+        turns = given.turns() if turns is None else turns
+        for ids, found in calls.of(_spoken(segments, turns)):
+            for each in ids:
+                silent.pop(each)
+            if isinstance(found, pa.Table):
+                rows.add(ids, found, given.uris)
+            else:
+                failed += len(ids)
+                rows.add_failure(ids, type(found).__name__, str(found), given.uris)
+    rows.add([*silent], None, given.uris)
+    rows.put()
+    return HookCounts(recordings=len(work.portion.recordings) - failed, failed=failed)
+
+
+def _died(store: OutputStore, hook: HookSettings, work: HookPortion) -> HookCounts:
+    """Note that a worker's process ended with a recording."""
+    rows = _Rows(store, hook, work)
+    message = f"the process that ran {hook.function} for it ended; see Ray's logs of its workers"
+    rows.add_failure([*work.portion.recordings], DIED, message, work.uris(store))
+    rows.put()
+    return HookCounts(failed=1)
+
+
+class _Calls:
+    """Calls a hook's function, for recordings together, or one by one where that fails."""
+
+    def __init__(self, hook: HookSettings) -> None:
+        self._hook = hook
+        self._failed = 0
+
+    def of(self, segments: pa.Table) -> Iterator[tuple[list[str], pa.Table | BaseException]]:
+        """Yield recordings with what the function returns for them, or raises."""
+        ids = segments["recording_id"].unique().to_pylist()
+        if len(ids) > 1:
+            found = self._called(segments)
+            if isinstance(found, pa.Table):
+                yield ids, found
+                return
+        for each in ids:
+            own = segments.filter(pc.equal(segments["recording_id"], each))
+            yield [each], self._tried(own)
+
+    def _tried(self, segments: pa.Table) -> pa.Table | BaseException:
+        attempts = self._hook.attempts if self._failed < _PATIENCE else 1
+        for attempt in range(attempts):
+            if attempt:
+                time.sleep(_FIRST_WAIT_S * 2 ** (attempt - 1))
+            found = self._called(segments)
+            if isinstance(found, pa.Table):
+                self._failed = 0
+                return found
+        self._failed += 1
+        event(_LOG, logging.ERROR, "hook_failed", hook=self._hook.name,
+              recording_id=segments["recording_id"][0].as_py(), exc_info=found)  # fmt: skip
+        return found
+
+    def _called(self, segments: pa.Table) -> pa.Table | BaseException:
+        hook = self._hook
+        try:
+            function = _function(hook.name, hook.function, json.dumps(hook.options))
+            return _checked(hook, segments, function(segments))
+        except (Exception, SystemExit) as error:  # of a user's function
+            return error
+
+
+def _checked(hook: HookSettings, segments: pa.Table, returned: Any) -> pa.Table:
+    """Return what a function returned with the keys of its rows, in the types of its columns."""
+    found = _as_table(hook, returned)
+    if missing := [name for name in hook.columns if name not in found.schema.names]:
+        raise _wrong(hook, f"no column {', '.join(missing)}", f"{', '.join(hook.columns)}")
+    if hook.per == "segment":
+        if found.num_rows != segments.num_rows:
+            raise _wrong(
+                hook, f"{found.num_rows} rows", f"one for each of {segments.num_rows} segments"
+            )
+        keys = segments.select(KEYS["segment"])
+    else:
+        if "recording_id" not in found.schema.names:
+            raise _wrong(hook, "no column recording_id", "one, since it is called per recording")
+        ids = found["recording_id"].cast(pa.string())
+        others = pc.invert(pc.is_in(ids, value_set=segments["recording_id"].unique()))
+        if found.num_rows and pc.any(pc.fill_null(others, True)).as_py():
+            raise _wrong(hook, "a recording_id that it was not given", "those of its segments")
+        keys = pa.table({"recording_id": ids})
+    columns = dict(zip(keys.schema.names, keys.columns, strict=True))
+    schema = schema_of(hook)
+    for name, kind in hook.columns.items():
+        try:
+            columns[name] = found[name].cast(schema.field(name).type)
+        except pa.ArrowException as error:
+            raise _wrong(hook, f"{name} of type {found[name].type} ({error})", kind) from error
+    return pa.table(columns)
+
+
+def _as_table(hook: HookSettings, returned: Any) -> pa.Table:
+    try:
+        if isinstance(returned, pa.Table):
+            return returned
+        if isinstance(returned, Mapping):
+            return pa.table(dict(returned))
+        if isinstance(returned, list):
+            # Without rows it cannot say which columns it has.
+            return pa.Table.from_pylist(returned) if returned else _no_rows(hook)
+    except (pa.ArrowException, AttributeError, TypeError, ValueError) as error:
+        raise _wrong(hook, f"what makes no table ({error})", _FORMS) from error
+    raise _wrong(hook, f"a {type(returned).__name__}", _FORMS)
+
+
+_FORMS = "an Arrow table, a dictionary of columns, or a list of rows"
+
+
+def _no_rows(hook: HookSettings) -> pa.Table:
+    return schema_of(hook).empty_table()
+
+
+def _wrong(hook: HookSettings, found: str, expected: str) -> ValueError:
+    return ValueError(f"{hook.function} returned {found}, expected {expected}")
+
+
+class _Rows:
+    """Rows of a hook's table, put in objects of whole recordings."""
+
+    def __init__(self, store: OutputStore, hook: HookSettings, work: HookPortion) -> None:
+        self._store, self._work = store, work
+        self._folder, self._schema = folder_of(hook.name), schema_of(hook)
+        self._waiting: list[pa.Table] = []
+        self._put_s = time.monotonic()
+
+    def add(self, ids: Sequence[str], found: pa.Table | None, uris: Mapping[str, str]) -> None:
+        """Take the rows of recordings; those of which there are none get one without values."""
+        told = {*()} if found is None else {*found["recording_id"].to_pylist()}
+        if found is not None and found.num_rows:
+            self._take(found, found["recording_id"].to_pylist(), uris)
+        if quiet := [each for each in ids if each not in told]:
+            self._take(pa.table({"recording_id": pa.array(quiet, pa.string())}), quiet, uris)
+        if self._num_rows >= ROWS_PER_OBJECT or time.monotonic() - self._put_s >= _COMMIT_EVERY_S:
+            self.put()
+
+    def add_failure(
+        self, ids: Sequence[str], kind: str, message: str, uris: Mapping[str, str]
+    ) -> None:
+        """Take a row for each recording that says why it has no others, unless it has some."""
+        rows = [
+            {"recording_id": each, "uri": uris[each], "error_kind": kind,
+             "error_message": public_text(message[:_MESSAGE_CHARS])}
+            for each in ids if each not in self._work.known
+        ]  # fmt: skip
+        if rows:
+            self._waiting.append(pa.Table.from_pylist(rows, self._schema))
+
+    def put(self) -> None:
+        """Put what was taken."""
+        if self._waiting:
+            put_rows(self._store, self._folder, pa.concat_tables(self._waiting))
+        self._waiting, self._put_s = [], time.monotonic()
+
+    @property
+    def _num_rows(self) -> int:
+        return sum(each.num_rows for each in self._waiting)
+
+    def _take(self, rows: pa.Table, ids: Sequence[str], uris: Mapping[str, str]) -> None:
+        made = self._work.portion.recordings
+        columns = dict(zip(rows.schema.names, rows.columns, strict=True)) | {
+            "uri": pa.array([uris[each] for each in ids], pa.string()),
+            "made_of": pa.array([made[each][0] for each in ids], pa.string()),
+        }
+        self._waiting.append(pa.table([
+            columns.get(each.name, pa.nulls(len(ids), each.type)) for each in self._schema
+        ], schema=self._schema))  # fmt: skip
+
+
+def _spoken(segments: pa.Table, turns: Mapping[str, Sequence[SpeakerTurn]]) -> pa.Table:
+    """Return segments with the speaker who has most of each, where nobody said who it is."""
+    if not turns:
+        return segments
+    timelines: dict[tuple[str, int | None], Timeline] = {}
+    speakers = []
+    columns = ("recording_id", "channel", "start_s", "end_s", "speaker")
+    for each, channel, start_s, end_s, said in zip(
+        *(segments[name].to_pylist() for name in columns), strict=True
+    ):
+        if (each, channel) not in timelines:
+            own = [turn for turn in turns.get(each, ()) if turn.channel == channel]
+            timelines[each, channel] = Timeline(own)
+        speakers.append(timelines[each, channel].speaker(start_s, end_s) if said is None else said)
+    at = segments.schema.get_field_index("speaker")
+    return segments.set_column(at, segments.schema.field(at), pa.array(speakers, pa.string()))

@@ -1,0 +1,226 @@
+"""Tables of hooks, `hooks/NAME/`: what users' functions made of committed transcripts.
+
+Rows are known by recording, or by recording and segment, and have the columns that the function
+returns; objects are as in `recording_rows`. A recording of which there is nothing to tell has one
+row without values. One for which the function failed has one that says why; rows of it from before
+stay in place of that. In both cases it is given to the function again by the next run.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from corpus_asr.config.hooks import KEYS, HookSettings
+from corpus_asr.errors import ConfigError
+from corpus_asr.schemas import HOOK_STATE, SEGMENTS
+from corpus_asr.segments import SpeakerTurn
+from corpus_asr.storage.run_state.corrections import Corrections
+from corpus_asr.storage.run_state.portions import Portion, portions_of
+from corpus_asr.storage.run_state.recording_rows import made_so_far, newest_of, rows_at, wanted
+from corpus_asr.storage.run_state.run_tables import VERSION_COLUMNS, RunTables
+from corpus_asr.storage.run_state.seen_segments import SEEN_SEGMENTS, SeenSegments
+from corpus_asr.storage.run_state.speaker_turns import read_turns
+from corpus_asr.storage.run_state.tables import HOOKS_FOLDER, SPEAKERS_FOLDER, OutputStore
+from corpus_asr.storage.stores.uri import redact_uri
+
+# What a worker is given at once, and does again if its machine goes: seconds of most functions.
+RECORDINGS_PER_PORTION = 200
+GIVEN = (
+    "recording_id", "uri", "channel", "part", "segment", "start_s", "end_s", "language", "text",
+    "confidence", "words",
+)  # fmt: skip
+"""Columns of segments that functions are given, with those that say what people did."""
+
+
+def folder_of(name: str) -> str:
+    """Return the folder of a hook's table."""
+    return f"{HOOKS_FOLDER}/{name}"
+
+
+def schema_of(hook: HookSettings) -> pa.Schema:
+    """Return the columns of a hook's table: its keys, what the function returns, and the state."""
+    keys = [SEGMENTS.field(name) for name in KEYS[hook.per]]
+    own = [pa.field(name, column_type(kind)) for name, kind in hook.columns.items()]
+    state = [each for each in HOOK_STATE if each.name not in KEYS[hook.per]]
+    return pa.schema([*keys, *own, *state], metadata=HOOK_STATE.metadata)
+
+
+def column_type(kind: str) -> pa.DataType:
+    """Return the Arrow type that a job names."""
+    of_list = kind.removeprefix("list<").removesuffix(">")
+    found = pa.type_for_alias(of_list)
+    return found if of_list == kind else pa.list_(found)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HookPortion:
+    """Recordings that a hook is to be given, for one task."""
+
+    portion: Portion
+    turns: Sequence[str]
+    """Objects that hold their speakers' turns."""
+    known: frozenset[str]
+    """Those of which there are rows already, that tell more than a failure."""
+
+    def recordings(self) -> Iterator["HookPortion"]:
+        """Yield each recording alone."""
+        for each, made in self.portion.recordings.items():
+            yield replace(self, portion=replace(self.portion, recordings={each: made}))
+
+    def uris(self, store: OutputStore) -> dict[str, str]:
+        """Return the address of each recording."""
+        columns, found = ("recording_id", "uri"), dict[str, str]()
+        for name, rows in self.portion.rows.items():
+            for row in rows_at(store, name, rows, columns):
+                found[row["recording_id"]] = row["uri"]
+        return {each: found[each] for each in self.portion.recordings}
+
+
+# The newest turns of each recording, and what people made of its text.
+_EDITIONS = """
+create or replace table editions as
+select recording_id, string_agg(edition, '/' order by edition) as edition
+from (select recording_id, arg_max(made_of, number) as edition from turns group by all
+      union all select recording_id, edition from corrected)
+group by recording_id
+"""
+_CORRECTED = pa.schema([("recording_id", pa.string()), ("edition", pa.string())])
+_EDITION = "coalesce('/' || any_value(edition), '')"
+
+
+@contextmanager
+def left_of(
+    store: OutputStore, hook: HookSettings, corrections: Corrections
+) -> Iterator[tuple[int, Iterator[HookPortion]]]:
+    """Give how many complete recordings have no rows made of the same, and these in portions."""
+    ids = corrections.recording_ids
+    editions = [corrections.edition(each) for each in ids]
+    with RunTables(store, columns=VERSION_COLUMNS) as tables:
+        tables.add("made", made_so_far(store, folder_of(hook.name)))
+        tables.add("turns", made_so_far(store, SPEAKERS_FOLDER))
+        tables.add("corrected", pa.table({"recording_id": ids, "edition": editions}, _CORRECTED))
+        tables.execute(_EDITIONS)
+        query = wanted(also=_EDITION, joined="left join editions using (recording_id)")
+        tables.add("wanted", tables.table(query, settings=hook.fingerprint))
+        [(number,)] = tables.rows("select count(*) from wanted")
+        yield number, _portions(store, tables)
+
+
+def _portions(store: OutputStore, tables: RunTables) -> Iterator[HookPortion]:
+    turns = store.names(SPEAKERS_FOLDER)
+    for portion in portions_of(tables, "wanted", at_once=RECORDINGS_PER_PORTION):
+        ids = [*portion.recordings]
+        where = "where recording_id in (select unnest($ids))"
+        numbers = tables.rows(
+            f"select distinct last_value from (select max(number) as last_value from turns {where} "
+            "group by recording_id) order by all", ids=ids,
+        )  # fmt: skip
+        known = tables.rows(
+            f"select distinct recording_id from made {where} and made_of is not null", ids=ids
+        )
+        yield HookPortion(
+            portion=portion,
+            turns=[turns[number] for (number,) in numbers],
+            known=frozenset(each for (each,) in known),
+        )
+
+
+_GIVEN_ROWS = """
+(select outcomes.* from outcomes join objects using (object) semi join places using (name, row)
+ semi join ids using (recording_id))
+"""
+_NONE = pa.array([], pa.string())
+_BY_PEOPLE = ("corrected", "checked", "speaker")
+
+
+class GivenSegments:
+    """Segments of a portion's recordings, as people see them, and who speaks in these."""
+
+    def __init__(
+        self, store: OutputStore, work: HookPortion, corrections: Corrections, *, words: bool
+    ) -> None:
+        self._store, self._work, self._corrections = store, work, corrections
+        self._columns = tuple(name for name in GIVEN if words or name != "words")
+        self.schema = pa.schema([
+            *(SEGMENTS.field(name) for name in self._columns),
+            *(SEEN_SEGMENTS.field(name) for name in _BY_PEOPLE),
+        ])  # fmt: skip
+        self.uris: dict[str, str] = {}
+        """Address of each recording, once `batches` has begun."""
+
+    def turns(self) -> Mapping[str, Sequence[SpeakerTurn]]:
+        """Return the turns of the recordings' speakers; none where nobody looked for them."""
+        ids = self._work.portion.recordings
+        return read_turns(self._store, ids, names=self._work.turns) or {}
+
+    def batches(self, *, rows: int) -> Iterator[pa.Table]:
+        """Yield tables of whole recordings, with so many segments together or some more."""
+        work = self._work.portion
+        names, columns = [*work.rows], (*VERSION_COLUMNS, "uri")
+        with RunTables(self._store, columns=columns, names=names) as tables:
+            places = [{"name": name, "row": row} for name in names for row in work.rows[name]]
+            tables.add("places", pa.Table.from_pylist(places, _PLACE))
+            ids = pa.array(work.recordings, pa.string())
+            tables.add("ids", pa.table({"recording_id": ids}))
+            uris = f"select recording_id, any_value(uri) from {_GIVEN_ROWS} group by all"
+            self.uris |= dict(tables.rows(uris))
+            seen = SeenSegments(self._store, tables, self._corrections)
+            tables.add("gathered", self.schema.empty_table())
+            for found in seen.batches(self._columns, of=_GIVEN_ROWS):
+                tables.execute(
+                    "insert into gathered from arriving", found.select(self.schema.names)
+                )
+            waiting = self.schema.empty_table()
+            for batch in tables.batches(_IN_ORDER, rows=rows):
+                waiting = pa.concat_tables([waiting, pa.table(batch).cast(self.schema)])
+                ids = waiting["recording_id"]
+                begun = pc.equal(ids, ids[-1])
+                whole = waiting.filter(pc.invert(begun))
+                if whole.num_rows >= rows:
+                    yield whole
+                    waiting = waiting.filter(begun)
+            if waiting.num_rows:
+                yield waiting
+
+
+_PLACE = pa.schema([("name", pa.string()), ("row", pa.int32())])
+_IN_ORDER = "from gathered order by recording_id, start_s, channel, part, segment"
+
+
+def remove_other_columns(store: OutputStore, hook: HookSettings) -> None:
+    """Remove what a hook of this name made with other columns: nothing can be added to it."""
+    schema = schema_of(hook)
+    for name in store.names(folder_of(hook.name)):
+        for batch in store.batches(name, batch_rows=1):
+            if not batch.schema.equals(schema):
+                store.remove(name)
+            break
+
+
+def hooks_of(store: OutputStore) -> list[str]:
+    """Return the hooks that have a table."""
+    return sorted({name.split("/")[1] for name in store.names(HOOKS_FOLDER)})
+
+
+def read_rows(store: OutputStore, name: str) -> Iterator[pa.Table]:
+    """Yield what a hook made of recordings, each once; those that say why it failed as well.
+
+    In memory are the rows of an object, and some 50 bytes of every recording.
+
+    Raises:
+        ConfigError: there is no such table.
+    """
+    names = store.names(folder_of(name))
+    if not names:
+        others = ", ".join(hooks_of(store)) or "none"
+        raise ConfigError(
+            f"reading the hook {name!r} of {redact_uri(store.uri)}: found the tables of {others}, "
+            "expected one of that name; correct it, or run a job with such a hook"
+        )
+    newest = newest_of(made_so_far(store, folder_of(name)))
+    for number, each in enumerate(names):
+        table = pa.Table.from_batches(store.batches(each))
+        yield table.filter(pc.is_in(table["recording_id"], value_set=newest.get(number, _NONE)))
