@@ -39,11 +39,9 @@ group by all order by min(id)
 """
 
 
-def portions_of(
-    tables: RunTables, wanted: str, *, at_once: int = RECORDINGS_PER_PORTION
-) -> Iterator[Portion]:
+def portions_of(tables: RunTables, wanted: str, *, at_once: int | None = None) -> Iterator[Portion]:
     """Yield the recordings of a table, which has `recording_id`, `made_of` and `parts`."""
-    found = tables.batches(_PLACES.format(wanted=wanted), rows=at_once)
+    found = tables.batches(_PLACES.format(wanted=wanted), rows=at_once or RECORDINGS_PER_PORTION)
     return (_portion(batch.to_pylist()) for batch in found)
 
 

@@ -1,0 +1,59 @@
+"""Functions that hooks of tests call."""
+
+import os
+import re
+import signal
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+NO_FUNCTION = 3
+
+
+def redact(segments: pa.Table, sign: str = "#") -> dict[str, list[Any]]:
+    """Replace digits."""
+    found = [re.subn(r"\d", sign, text) for text in segments["text"].to_pylist()]
+    return {"redacted": [text for text, _ in found], "digits": [number for _, number in found]}
+
+
+def speakers(segments: pa.Table) -> pa.Table:
+    """Return who says each segment."""
+    return segments.select(["speaker", "corrected"])
+
+
+def chapters(segments: pa.Table) -> list[dict[str, Any]]:
+    """Return a row for each segment that begins a chapter."""
+    return [row for row in segments.to_pylist() if "chapter" in row["text"]]
+
+
+def noted(segments: pa.Table, folder: str, bad: str = "") -> dict[str, list[Any]]:
+    """Note each call in a folder; fail where a text is bad."""
+    ids = sorted({*segments["recording_id"].to_pylist()})
+    with (Path(folder) / "calls").open("a") as file:
+        file.write(" ".join(ids) + "\n")
+    texts = segments["text"].to_pylist()
+    if bad and any(bad in text for text in texts):
+        raise ValueError(f"found {bad}")
+    return {"length": [len(text) for text in texts]}
+
+
+def deadly(segments: pa.Table, bad: str) -> dict[str, list[Any]]:
+    """End the process where a text is bad."""
+    if any(bad in text for text in segments["text"].to_pylist()):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return {"length": [len(text) for text in segments["text"].to_pylist()]}
+
+
+class Loaded:
+    """Counts how often it is made."""
+
+    made = 0
+
+    def __init__(self, factor: int) -> None:
+        type(self).made += 1
+        self.factor = factor
+
+    def __call__(self, segments: pa.Table) -> dict[str, list[Any]]:
+        """Return vectors."""
+        return {"vector": [[len(text) * self.factor, 1.0] for text in segments["text"].to_pylist()]}
