@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 if _TYPE_CHECKING:
     from corpus_asr.decoding.recognizer import Recognized, RecognizedWord, Recognizer
+    from corpus_asr.export.hooks import read_hook
     from corpus_asr.export.speakers import read_segments, register_segments
     from corpus_asr.formats.transcript import Transcript
     from corpus_asr.runtime.in_flight import TranscriptionProgress
@@ -23,7 +24,7 @@ if _TYPE_CHECKING:
 __all__ = [
     "Recognized", "RecognizedWord", "Recognizer", "Segment", "SpeakerTurn", "Transcriber",
     "Transcript", "TranscriptionProgress", "Word",
-    "__version__", "read_segments", "register_segments",
+    "__version__", "read_hook", "read_segments", "register_segments",
 ]  # fmt: skip
 
 _MODULES = {
@@ -36,6 +37,7 @@ _MODULES = {
     "Transcript": "corpus_asr.formats.transcript",
     "TranscriptionProgress": "corpus_asr.runtime.in_flight",
     "Word": "corpus_asr.segments",
+    "read_hook": "corpus_asr.export.hooks",
     "read_segments": "corpus_asr.export.speakers",
     "register_segments": "corpus_asr.export.speakers",
 }

@@ -271,9 +271,10 @@ def run(
 
 def print_summary(config: "RunConfig", summary: "RunSummary") -> None:
     """Print what a run did, and exit with 1 if more of its recordings failed than may."""
+    from corpus_asr.cli.run_summary import summary_words
     from corpus_asr.units import counted
 
-    typer.echo(_summary_words(summary))
+    typer.echo(summary_words(summary))
     allowed = config.output.max_failed_fraction
     if summary.failed_fraction > allowed:
         say(
@@ -302,7 +303,8 @@ def _mostly(config: "RunConfig") -> str:
     return f"; {most.count} {most.kind}{example}: {advice}"
 
 
-def _summary_words(summary: "RunSummary") -> str:
+def summary_words(summary: "RunSummary") -> str:
+    """Return what became of the recordings, and what this run did."""
     from corpus_asr.report.text import duration
     from corpus_asr.units import counted
 
@@ -327,6 +329,7 @@ def _summary_words(summary: "RunSummary") -> str:
         )
         + this_run
         + (f", {summary.moved:,} moved" if summary.moved else "")
+        + "".join(f"\nhook {name}: {found.words}" for name, found in summary.hooks.items())
     )
 
 

@@ -4,11 +4,11 @@ import datetime
 import itertools
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import pyarrow as pa
 
@@ -32,7 +32,7 @@ from corpus_asr.runtime.complete_recordings import (
     place_words_once,
 )
 from corpus_asr.runtime.estimate import surveying
-from corpus_asr.runtime.hooks import check_function, run_hook
+from corpus_asr.runtime.hooks import HookCounts, check_function, run_hook
 from corpus_asr.runtime.local import run_local
 from corpus_asr.runtime.passes import forget_deaths
 from corpus_asr.runtime.progress import ENOUGH_ALIKE, Progress, ProgressWriter
@@ -118,6 +118,8 @@ class RunSummary:
     moved: int = 0
     """Recordings whose results followed them to another address."""
     made: Literal["segments", "labels"] = "segments"
+    hooks: Mapping[str, HookCounts] = field(default_factory=dict)
+    """What became of the recordings that hooks were given, by name."""
     shards: str = ""
     """Of a shard that ended while others have something left, which; the counts are its own."""
 
@@ -230,7 +232,7 @@ class CorpusRun:
     _gave_up: bool = False
     _committed: Tally = field(default_factory=Tally)
     _activity: Activity = field(default_factory=Activity)
-    _hooks: dict[str, dict[str, int]] = field(default_factory=dict)
+    _hooks: dict[str, HookCounts] = field(default_factory=dict)
     _started: datetime.datetime = field(default_factory=lambda: datetime.datetime.now(datetime.UTC))
     _started_s: float = field(default_factory=time.monotonic)
 
@@ -440,6 +442,7 @@ class CorpusRun:
             earlier=counts.earlier,
             moved=plan.num_moved,
             made="labels" if self.config.pipeline == CLASSIFY_AUDIO else "segments",
+            hooks=self._hooks,
         )
 
     def _register(self) -> None:
@@ -487,7 +490,6 @@ class CorpusRun:
                 "committed": asdict(self._committed),
                 "activity": asdict(self._activity),
                 "calibration": (self._calibration or DEFAULT_MODEL).name,
-                "hooks": self._hooks,
             },
             after_reconciling=self._place_words_once,
             before_success=self._compare_recordings,
@@ -498,20 +500,22 @@ class CorpusRun:
             return 0
         return place_words_once(self.store, complete_ids, self._spread)
 
-    def _compare_recordings(self) -> None:
+    def _compare_recordings(self) -> dict[str, Any]:
+        """Make what needs whole recordings; return what `run.json` says of it."""
         if self.config.speakers.wanted:
             find_speakers_of_run(self.store, self.config.speakers, self._spread)
         # What is there follows its recordings, also where no new fingerprints are made.
         if self.config.extract.fingerprint or self.store.names(DUPLICATES_FOLDER):
             find_duplicates(self.store, min_s=self.config.extract.min_duplicate_s)
         for hook in self.config.hooks:
-            counts = run_hook(
+            self._hooks[hook.name] = run_hook(
                 self.store,
                 hook,
                 workers=None if self.local else self._on_mortal_workers,
                 out_of_time=self._out_of_time,
             )
-            self._hooks[hook.name] = asdict(counts)
+        hooks = {name: asdict(counts) for name, counts in self._hooks.items()}
+        return {"hooks": hooks} if hooks else {}
 
     @property
     def _spread(self) -> Spread | None:

@@ -36,6 +36,7 @@ from corpus_asr.storage.run_state.portions import Lost
 from corpus_asr.storage.run_state.recording_rows import ROWS_PER_OBJECT, put_rows, tidy
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import public_text
+from corpus_asr.units import counted
 
 _LOG = logging.getLogger(__name__)
 
@@ -58,6 +59,13 @@ class HookCounts:
     failed: int = 0
     left: int = 0
     """Not tried, as the run was to end."""
+
+    @property
+    def words(self) -> str:
+        """The counts, for a person."""
+        left = f", {self.left:,} left to the next run" if self.left else ""
+        failed = f", {self.failed:,} failed: see its error_message" if self.failed else ""
+        return f"{counted(self.recordings, 'recording')}{left}{failed}"
 
 
 Workers = Callable[

@@ -10,13 +10,13 @@ from corpus_asr.config.hooks import HookSettings
 from corpus_asr.errors import ConfigError
 from corpus_asr.runtime import hooks
 from corpus_asr.runtime.hooks import DIED, HookCounts, check_function, run_hook
+from corpus_asr.runtime.ray_cluster import Cluster
 from corpus_asr.runtime.ray_dataset import on_mortal_workers
 from corpus_asr.storage.run_state import hook_rows, recording_rows
 from corpus_asr.storage.run_state.hook_rows import hooks_of, read_rows
 from corpus_asr.storage.run_state.tables import HOOKS_FOLDER, OutputStore
 from corpus_asr.storage.stores.uri import recording_id
 from tests.support import hooks as functions
-from tests.support.cluster import Cluster
 from tests.support.runs import correct_segment, finished, passage, run_of, says, spoken
 from tests.support.tables import commit, results
 

@@ -57,3 +57,13 @@ class Loaded:
     def __call__(self, segments: pa.Table) -> dict[str, list[Any]]:
         """Return vectors."""
         return {"vector": [[len(text) * self.factor, 1.0] for text in segments["text"].to_pylist()]}
+
+
+def killed(segments: pa.Table, folder: str, calls: int) -> dict[str, list[Any]]:
+    """Note each call in a folder, and end the process in the first few."""
+    place = Path(folder) / "killed"
+    number = int(place.read_text()) if place.exists() else 0
+    place.write_text(str(number + 1))
+    if number < calls:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return {"length": [len(text) for text in segments["text"].to_pylist()]}

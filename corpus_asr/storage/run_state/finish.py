@@ -121,7 +121,7 @@ def finish(
     idle: bool = False,
     extra: dict[str, Any] | None = None,
     after_reconciling: Callable[[pa.Array], int] = lambda _: 0,
-    before_success: Callable[[], object] = lambda: None,
+    before_success: Callable[[], Mapping[str, Any]] = dict,
 ) -> OutcomeCounts:
     """Make the output folder exact and complete; may be repeated after being killed anywhere.
 
@@ -132,7 +132,8 @@ def finish(
         idle: whether there was nothing to do; `run.json` then keeps what the last run did.
         after_reconciling: called with the IDs of complete recordings once each part counts once;
             returns how many parts it committed again.
-        before_success: called once the tables of outcomes, segments and recordings are exact.
+        before_success: called once the tables of outcomes, segments and recordings are exact;
+            returns what else belongs in `run.json`.
         extra: whatever else belongs in `run.json` (numbers of the plan, hardware).
     """
     store.remove(SUCCESS_NAME)
@@ -164,7 +165,7 @@ def finish(
         write_recordings(store, tables, datetime.datetime.fromisoformat(run.started_at))
     remove_leftovers(store)
     write_empty_tables(store, config)
-    before_success()
+    made = before_success()
     store.note_tables()
     store.write_json(
         RUN_NAME,
@@ -178,6 +179,7 @@ def finish(
             "versions": code_versions(),
             "config": safe_config(config),
             **(extra or {}),
+            **made,
             **({"last_work": _last_work(store, run)} if idle else {}),
         },
     )

@@ -205,7 +205,9 @@ def hooks_of(store: OutputStore) -> list[str]:
     return sorted({name.split("/")[1] for name in store.names(HOOKS_FOLDER)})
 
 
-def read_rows(store: OutputStore, name: str) -> Iterator[pa.Table]:
+def read_rows(
+    store: OutputStore, name: str, columns: Sequence[str] | None = None
+) -> Iterator[pa.Table]:
     """Yield what a hook made of recordings, each once; those that say why it failed as well.
 
     In memory are the rows of an object, and some 50 bytes of every recording.
@@ -222,5 +224,5 @@ def read_rows(store: OutputStore, name: str) -> Iterator[pa.Table]:
         )
     newest = newest_of(made_so_far(store, folder_of(name)))
     for number, each in enumerate(names):
-        table = pa.Table.from_batches(store.batches(each))
+        table = pa.Table.from_batches(store.batches(each, columns=columns))
         yield table.filter(pc.is_in(table["recording_id"], value_set=newest.get(number, _NONE)))

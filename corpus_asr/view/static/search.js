@@ -13,6 +13,7 @@ let run = null;
 let page = 0;
 let asking = null;
 let timer = 0;
+let near = null; // the segment of which similar ones are shown: id, from, channel
 let place = { folder: "", date: "" }; // of the facets; the language is a field
 // Open where there is room: then it stands beside the results.
 byId("narrow").open = matchMedia("(min-width: 60rem)").matches;
@@ -29,6 +30,8 @@ function readAddress() {
   for (const name of FIELDS) fill(name, query.get(name) ?? "");
   byId("whole_words").checked = query.get("whole_words") === "1";
   place = { folder: query.get("folder") ?? "", date: query.get("date") ?? "" };
+  const [id, from, channel = ""] = (query.get("near") ?? "").split("@");
+  near = id && from ? { id, from, channel } : null;
   page = Math.max(0, Number.parseInt(query.get("page") ?? "1", 10) - 1) || 0;
 }
 
@@ -46,8 +49,13 @@ function writeAddress() {
     if (value) query.set(name, value === true ? "1" : value);
   }
   if (page) query.set("page", page + 1);
+  if (near) query.set("near", nameOf(near));
   const text = query.toString();
   if (text !== location.search.slice(1)) history.pushState(null, "", text ? `?${text}` : location.pathname);
+}
+
+function nameOf({ id, from, channel }) {
+  return [id, from, ...(channel === "" ? [] : [channel])].join("@");
 }
 
 function segmentsAsked(values) {
@@ -105,7 +113,8 @@ async function show() {
   const { name, state, language: spoken, folder, date, q, max_confidence } = values;
   byId("review-link").href = `review?${parametersOf({ name, state, language: spoken, folder, date, q, max_confidence })}`;
   try {
-    if (segmentsAsked(values)) await showSegments(values, signal);
+    if (near) await showNearest(signal);
+    else if (segmentsAsked(values)) await showSegments(values, signal);
     else await showRecordings(values, signal);
     complain(run.problem);
   } catch (error) {
@@ -120,13 +129,7 @@ async function show() {
 async function showSegments(values, signal) {
   const { show: _, recording_order: __, ...filters } = values;
   const found = await ask("search", { ...filters, page }, signal);
-  if (!found.ready) {
-    const read = `${found.rows_read.toLocaleString("en")} of ${counted(run.segments, "segment")}`;
-    byId("told").textContent = `Reading the texts for the first time: ${read}`;
-    complain(found.problem);
-    if (!found.problem) setTimeout(() => signal.aborted || show(), SOON_MS);
-    return;
-  }
+  if (!found.ready) return stillReading(found, signal);
   const where = found.total ? ` in ${counted(found.recordings, "recording")}` : "";
   byId("told").textContent = `${counted(found.total, run.classified ? "label" : "segment")}${where}${narrowed()}`;
   results(found.hits.map((hit) => segment(hit, values.q)), found.pages);
@@ -136,24 +139,44 @@ async function showSegments(values, signal) {
   facets(found);
 }
 
+function stillReading(found, signal) {
+  const read = `${found.rows_read.toLocaleString("en")} of ${counted(run.segments, "segment")}`;
+  byId("told").textContent = `Reading the texts for the first time: ${read}`;
+  complain(found.problem);
+  if (!found.problem) setTimeout(() => signal.aborted || show(), SOON_MS);
+}
+
+async function showNearest(signal) {
+  const found = await ask("nearest", near, signal);
+  if (!found.ready) return stillReading(found, signal);
+  byId("told").textContent = `The most similar segments to “${found.of.text}”, by ${found.by}`;
+  results(found.hits.map((hit) => segment(hit, "")), 1);
+  byId("downloads").hidden = byId("narrow").hidden = true;
+}
+
 function segment(hit, query) {
   const at = link(hit.id, { query, at: hit.start_s });
   const facts = [
     hit.confidence === null || hit.correction ? "" : `confidence ${percent(hit.confidence)}`,
     hit.language ? language(hit.language) : "",
     hit.channel === null ? "" : `channel ${hit.channel}`,
+    hit.likeness === undefined ? "" : `similarity ${hit.likeness.toFixed(2)}`,
     hit.copies ? `also in ${counted(hit.copies, "other recording")}` : "",
   ].filter(Boolean);
   const play = element("button", { type: "button", className: "time" }, `▶ ${clock(hit.start_s)}`);
   play.setAttribute("aria-label", `Play from ${clock(hit.start_s)}`);
   play.addEventListener("click", () => player.play(hit.id, hit.start_s, hit.name));
+  const channel = hit.channel ?? "";
+  const similar = element("a", { href: `?near=${nameOf({ id: hit.id, from: hit.start_s, channel })}` }, "Similar");
+  similar.setAttribute("aria-label", `Segments that are similar to the one at ${clock(hit.start_s)}`);
   const said = hit.correction;
   const found = element("span", {}, ...(hit.text ? pieces(hit.pieces) : [element("em", { className: "quiet" }, " (text removed)")]));
   if (said) found.title = `Original: ${said.original}`;
   return element(
     "li", { className: "card hit" },
     element("p", { className: "head small" }, play, element("a", { href: at }, element("bdi", {}, hit.name)),
-      element("span", { className: "quiet" }, facts.join(" · ")), said ? correctionBadge(said) : null),
+      element("span", { className: "quiet" }, facts.join(" · ")), said ? correctionBadge(said) : null,
+      run.vectors && hit.text ? similar : null),
     element("p", { className: "said", dir: "auto" },
       element("span", { className: "quiet" }, hit.before), found,
       element("span", { className: "quiet" }, hit.after)),
@@ -209,6 +232,7 @@ function results(items, pages) {
 
 function changed() {
   page = 0;
+  near = null;
   writeAddress();
   show();
 }

@@ -1,0 +1,132 @@
+"""What users' functions made of transcripts: as a table, and the segments whose vectors are near.
+
+In: the table of a hook. Out: its rows, or segments by the likeness of a column of vectors, of which
+those of one object are in memory at once.
+"""
+
+import heapq
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from corpus_asr.array_types import Float32
+from corpus_asr.config.hooks import STATE
+from corpus_asr.storage.run_state.hook_rows import folder_of, hooks_of, read_rows
+from corpus_asr.storage.run_state.tables import OutputStore
+
+_MOMENT = ("recording_id", "channel", "start_s")
+
+
+def read_hook(uri: str, name: str, *, endpoint_url: str | None = None) -> pa.Table:
+    """Return what a hook of a run made of its recordings, as an Arrow table.
+
+    Rows are known by `recording_id`, and by `part` and `segment` if the hook is one per segment:
+    those of `read_segments`. Recordings for which the function failed or had nothing have none.
+
+    Raises:
+        ConfigError: there is no such table.
+    """
+    store = OutputStore(uri, endpoint_url=endpoint_url)
+    table = with_values(pa.concat_tables(read_rows(store, name)))
+    return table.drop_columns([*STATE])
+
+
+def with_values(rows: pa.Table) -> pa.Table:
+    """Return the rows of a hook's table that tell something."""
+    told = pa.array([False] * rows.num_rows)
+    for column in rows.schema.names:
+        if column not in ("recording_id", "uri", *STATE):
+            told = pc.or_(told, pc.is_valid(rows[column]))
+    return rows.filter(told)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Near:
+    """A segment, and how like its vector is to another: the cosine of their angle."""
+
+    likeness: float
+    recording_id: str
+    start_s: float
+    channel: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class VectorColumn:
+    """A column of a hook's table, per segment, that holds vectors."""
+
+    hook: str
+    column: str
+
+    @classmethod
+    def find(cls, store: OutputStore) -> "VectorColumn | None":
+        """Return the first one by name of an output folder."""
+        for hook in hooks_of(store):
+            schema = _schema_of(store, store.names(folder_of(hook))[-1])
+            for field in schema if {*_MOMENT} <= {*schema.names} else ():
+                if pa.types.is_list(field.type) and pa.types.is_floating(field.type.value_type):
+                    return cls(hook, field.name)
+        return None
+
+    def nearest(
+        self,
+        store: OutputStore,
+        recording_id: str,
+        *,
+        start_s: float,
+        channel: int | None = None,
+        count: int = 50,
+    ) -> list[Near] | None:
+        """Return the segments that are most like one, without it; None if it has no vector."""
+        vector = None
+        for rows in self._rows(store):
+            own = rows.filter(pc.equal(rows["recording_id"], recording_id))
+            for row in own.to_pylist():
+                if row["channel"] == channel and abs(row["start_s"] - start_s) < _SAME_S:
+                    vector = np.array(row[self.column], dtype=np.float32)
+        if vector is None:
+            return None
+        best: list[Near] = []
+        for rows in self._rows(store):
+            likeness = _cosines(rows[self.column], vector)
+            first = np.argsort(-likeness, kind="stable")[: count + 1]
+            found = rows.select(_MOMENT).take(pa.array(first)).to_pylist()
+            near = [Near(float(value), each["recording_id"], each["start_s"], each["channel"])
+                    for value, each in zip(likeness[first], found, strict=True)]  # fmt: skip
+            best = heapq.nlargest(count + 1, [*best, *near], key=lambda each: each.likeness)
+        others = (
+            each for each in best
+            if (each.recording_id, each.channel) != (recording_id, channel)
+            or abs(each.start_s - start_s) >= _SAME_S
+        )  # fmt: skip
+        return [*others][:count]
+
+    def _rows(self, store: OutputStore) -> Iterator[pa.Table]:
+        for rows in read_rows(store, self.hook, (*_MOMENT, self.column)):
+            yield rows.filter(pc.is_valid(rows[self.column]))
+
+
+_SAME_S = 0.001
+
+
+@lru_cache(maxsize=64)
+def _schema_of(store: OutputStore, name: str) -> pa.Schema:
+    # Objects do not change, and pages ask every few seconds.
+    return next((batch.schema for batch in store.batches(name, batch_rows=1)), pa.schema([]))
+
+
+def _cosines(column: pa.ChunkedArray, vector: np.ndarray) -> Float32[np.ndarray, " row"]:
+    """Return the likeness of each row's vector; those of another length are not alike."""
+    values = column.combine_chunks()
+    lengths = pc.list_value_length(values).to_numpy(zero_copy_only=False)
+    found = np.full(len(lengths), -1.0, dtype=np.float32)
+    fits = lengths == len(vector)
+    if fits.any():
+        flat = values.filter(pa.array(fits)).flatten().to_numpy(zero_copy_only=False)
+        rows = np.nan_to_num(flat.astype(np.float32)).reshape(-1, len(vector))
+        lengths = np.linalg.norm(rows, axis=1) * np.linalg.norm(vector)
+        found[fits] = rows @ vector / np.maximum(lengths, np.finfo(np.float32).tiny)
+    return found

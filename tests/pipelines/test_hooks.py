@@ -1,0 +1,164 @@
+"""Jobs with hooks: added later, killed, and followed by what becomes of recordings."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import corpus_asr
+from corpus_asr.cli.jobs import summary_words
+from corpus_asr.config.run import RunConfig, RunOptions
+from corpus_asr.errors import ConfigError
+from corpus_asr.pipelines.driver import RunSummary, run
+from corpus_asr.runtime.hooks import HookCounts
+from corpus_asr.storage.run_state.forget import find_recordings, forget
+from corpus_asr.storage.run_state.hook_rows import hooks_of
+from corpus_asr.storage.run_state.run_files import RUN_NAME
+from corpus_asr.storage.run_state.tables import HOOKS_FOLDER, OutputStore
+from tests.support.audio import wav_bytes
+from tests.support.tables import run_config, with_section
+
+RATE_HZ = 16_000
+HERE = "tests.support.hooks"
+REDACT = {"name": "redact", "function": f"{HERE}:redact",
+          "columns": {"redacted": "string", "digits": "int64"}}  # fmt: skip
+
+
+@pytest.fixture
+def recordings(tmp_path: Path) -> Path:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for seconds in (2, 3, 4):
+        samples = rng.uniform(-0.3, 0.3, (1, seconds * RATE_HZ)).astype(np.float32)
+        (folder / f"{seconds}.wav").write_bytes(wav_bytes(samples, rate_hz=RATE_HZ))
+    return folder
+
+
+def job(recordings: Path, *hooks: dict[str, Any], **sections: Any) -> RunConfig:
+    config = run_config(
+        recordings,
+        recordings.parent / "out",
+        extract={"vad_filter": False},
+        hooks=hooks,
+        **sections,
+    )
+    return with_section(
+        config, "model", recognizer="tests.support.recognizers:Untimed", checkpoint="w"
+    )
+
+
+def do(config: RunConfig, **options: Any) -> RunSummary:
+    return run(config, local=True, progress=None, options=RunOptions(**options))
+
+
+def redacted(config: RunConfig) -> dict[str, str]:
+    rows = corpus_asr.read_hook(config.output.uri, "redact").to_pylist()
+    return {Path(row["uri"]).name: row["redacted"].strip() for row in rows}
+
+
+def test_a_hook_that_is_added_later_is_given_all_that_is_there(recordings: Path):
+    do(job(recordings))
+    config = job(recordings, REDACT)
+    summary = do(config)
+    assert summary.processed_files == 0
+    assert summary.hooks == {"redact": HookCounts(recordings=3)}
+    assert redacted(config) == {"2.wav": "# s", "3.wav": "# s", "4.wav": "# s"}
+    store = OutputStore(config.output.uri)
+    assert store.read_json(RUN_NAME)["hooks"]["redact"] == {"recordings": 3, "failed": 0, "left": 0}
+    assert summary_words(summary).endswith("this run: nothing to do\nhook redact: 3 recordings")
+    assert do(config).hooks == {"redact": HookCounts()}
+    do(job(recordings))
+    assert hooks_of(store) == ["redact"]  # stays without its hook
+
+
+def test_rows_are_joined_with_segments(recordings: Path):
+    config = job(recordings, REDACT)
+    do(config)
+    rows = corpus_asr.read_hook(config.output.uri, "redact")
+    segments = corpus_asr.read_segments(config.output.uri)
+    keys = ["recording_id", "part", "segment"]
+    joined = segments.select([*keys, "text"]).join(rows, keys, join_type="inner")
+    assert len(joined) == len(segments) == 3
+    assert all(row["redacted"].replace("#", "") in row["text"].replace(row["text"].strip()[0], "")
+               for row in joined.to_pylist())  # fmt: skip
+
+
+def test_rows_follow_a_moved_recording_and_go_with_a_forgotten_one(recordings: Path):
+    config = job(recordings, REDACT)
+    do(config)
+    (recordings / "2.wav").rename(recordings / "two.wav")
+    assert do(config).moved == 1
+    assert sorted(redacted(config)) == ["3.wav", "4.wav", "two.wav"]
+    store = OutputStore(config.output.uri)
+    forget(store, find_recordings(store, ["*/two.wav"]).recordings)
+    assert sorted(redacted(config)) == ["3.wav", "4.wav"]
+    files = [path for path in Path(config.output.uri).rglob("*") if path.is_file()]
+    assert not any(b"two.wav" in path.read_bytes() for path in files)
+
+
+def test_earlier_results_take_their_hooks_along(recordings: Path):
+    config = job(recordings, REDACT)
+    do(config)
+    other = job(recordings, REDACT, decoding={"language": "en"})
+    do(other, new_run=True)
+    store = OutputStore(config.output.uri)
+    earlier = [name for name in store.all_names("_earlier") if f"/{HOOKS_FOLDER}/redact/" in name]
+    assert len(earlier) == 1
+    assert len(redacted(other)) == 3
+
+
+def test_a_changed_recording_is_given_again(recordings: Path):
+    config = job(recordings, REDACT)
+    do(config)
+    samples = np.random.default_rng(1).uniform(-0.3, 0.3, (1, 7 * RATE_HZ)).astype(np.float32)
+    (recordings / "2.wav").write_bytes(wav_bytes(samples, rate_hz=RATE_HZ))
+    (recordings / "3.wav").unlink()
+    assert do(config).hooks == {"redact": HookCounts(recordings=1)}
+    found = corpus_asr.read_hook(config.output.uri, "redact").to_pylist()
+    assert sorted(Path(row["uri"]).name for row in found) == ["2.wav", "3.wav", "4.wav"]
+
+
+def test_a_run_that_is_killed_in_a_hook_continues_with_it(recordings: Path, tmp_path: Path):
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    hook = {"name": "killed", "function": f"{HERE}:killed", "columns": {"length": "int64"},
+            "options": {"folder": str(notes), "calls": 2}, "batch_segments": 1}  # fmt: skip
+    config = job(recordings, hook)
+    file = tmp_path / "job.json"
+    file.write_text(config.model_dump_json())
+    script = (
+        "import sys; from corpus_asr.config.run import RunConfig; "
+        "from corpus_asr.pipelines.driver import run; from pathlib import Path; "
+        "from corpus_asr.config.run import RunOptions; "
+        "run(RunConfig.model_validate_json(Path(sys.argv[1]).read_text()), local=True, "
+        "options=RunOptions(steal_lock=True))"
+    )
+    codes = [
+        subprocess.run([sys.executable, "-c", script, str(file)], check=False).returncode
+        for _ in range(3)
+    ]
+    assert codes == [-9, -9, 0]
+    rows = corpus_asr.read_hook(config.output.uri, "killed").to_pylist()
+    assert sorted((Path(row["uri"]).name, row["length"]) for row in rows) == [
+        ("2.wav", 4), ("3.wav", 4), ("4.wav", 4)
+    ]  # fmt: skip
+
+
+def test_a_hook_that_cannot_be_imported_ends_the_run_before_it_begins(recordings: Path):
+    config = job(recordings, REDACT | {"function": f"{HERE}:absent"})
+    with pytest.raises(
+        ConfigError, match=r"importing tests.support.hooks:absent for the hook redact"
+    ):
+        do(config)
+    assert not Path(config.output.uri).exists()
+
+
+def test_the_last_lines_say_what_failed_and_what_is_left(recordings: Path):
+    summary = do(job(recordings, REDACT | {"columns": {"nothing": "string"}, "attempts": 1}))
+    assert summary_words(summary).splitlines()[-1] == (
+        "hook redact: 0 recordings, 3 failed: see its error_message"
+    )
