@@ -349,7 +349,7 @@ SPEAKERS = _schema(
     _field("made_of", pa.string(), "hash of the parts and settings that the turns were made of"),
 )  # fmt: skip
 
-HOOK_STATE = _schema(
+HOOKS = _schema(
     "hooks",
     _RECORDING_ID, _URI,
     _field("error_kind", pa.string(), "name of the error where the function failed for the "

@@ -271,7 +271,6 @@ def run(
 
 def print_summary(config: "RunConfig", summary: "RunSummary") -> None:
     """Print what a run did, and exit with 1 if more of its recordings failed than may."""
-    from corpus_asr.cli.run_summary import summary_words
     from corpus_asr.units import counted
 
     typer.echo(summary_words(summary))

@@ -8,6 +8,7 @@ import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 
 import numpy as np
 import pyarrow as pa
@@ -81,12 +82,7 @@ class VectorColumn:
         count: int = 50,
     ) -> list[Near] | None:
         """Return the segments that are most like one, without it; None if it has no vector."""
-        vector = None
-        for rows in self._rows(store):
-            own = rows.filter(pc.equal(rows["recording_id"], recording_id))
-            for row in own.to_pylist():
-                if row["channel"] == channel and abs(row["start_s"] - start_s) < _SAME_S:
-                    vector = np.array(row[self.column], dtype=np.float32)
+        vector = self._vector_of(store, recording_id, start_s=start_s, channel=channel)
         if vector is None:
             return None
         best: list[Near] = []
@@ -104,9 +100,25 @@ class VectorColumn:
         )  # fmt: skip
         return [*others][:count]
 
+    def _vector_of(
+        self, store: OutputStore, recording_id: str, *, start_s: float, channel: int | None
+    ) -> Float32[np.ndarray, " value"] | None:
+        for name in reversed(store.names(folder_of(self.hook))):  # the newest counts
+            for number, batch in enumerate(store.batches(name, columns=_MOMENT)):
+                if not pc.any(pc.equal(batch["recording_id"], recording_id)).as_py():
+                    continue
+                columns = (*_MOMENT, self.column)
+                [rows] = islice(store.batches(name, columns=columns), number, number + 1)
+                for row in rows.filter(pc.equal(rows["recording_id"], recording_id)).to_pylist():
+                    same = row["channel"] == channel and row[self.column] is not None
+                    if same and abs(row["start_s"] - start_s) < _SAME_S:
+                        return np.array(row[self.column], dtype=np.float32)
+        return None
+
     def _rows(self, store: OutputStore) -> Iterator[pa.Table]:
         for rows in read_rows(store, self.hook, (*_MOMENT, self.column)):
-            yield rows.filter(pc.is_valid(rows[self.column]))
+            column = rows[self.column]
+            yield rows.filter(column.is_valid()) if column.null_count else rows
 
 
 _SAME_S = 0.001
@@ -122,11 +134,14 @@ def _cosines(column: pa.ChunkedArray, vector: np.ndarray) -> Float32[np.ndarray,
     """Return the likeness of each row's vector; those of another length are not alike."""
     values = column.combine_chunks()
     lengths = pc.list_value_length(values).to_numpy(zero_copy_only=False)
-    found = np.full(len(lengths), -1.0, dtype=np.float32)
     fits = lengths == len(vector)
+    found = np.full(len(lengths), -1.0, dtype=np.float32)
     if fits.any():
-        flat = values.filter(pa.array(fits)).flatten().to_numpy(zero_copy_only=False)
-        rows = np.nan_to_num(flat.astype(np.float32)).reshape(-1, len(vector))
-        lengths = np.linalg.norm(rows, axis=1) * np.linalg.norm(vector)
-        found[fits] = rows @ vector / np.maximum(lengths, np.finfo(np.float32).tiny)
+        own = values if fits.all() else values.filter(pa.array(fits))
+        flat = own.flatten().to_numpy(zero_copy_only=False)
+        rows = flat.reshape(-1, len(vector)).astype(np.float32, copy=False)
+        lengths = np.sqrt(np.einsum("rv,rv->r", rows, rows)) * np.linalg.norm(vector)
+        with np.errstate(invalid="ignore"):
+            cosines = rows @ vector / np.maximum(lengths, np.finfo(np.float32).tiny)
+        found[fits] = np.where(np.isfinite(cosines), cosines, -1.0)
     return found

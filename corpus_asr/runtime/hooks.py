@@ -30,10 +30,11 @@ from corpus_asr.storage.run_state.hook_rows import (
     folder_of,
     left_of,
     remove_other_columns,
+    rows_per_object,
     schema_of,
 )
 from corpus_asr.storage.run_state.portions import Lost
-from corpus_asr.storage.run_state.recording_rows import ROWS_PER_OBJECT, put_rows, tidy
+from corpus_asr.storage.run_state.recording_rows import put_rows, tidy
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import public_text
 from corpus_asr.units import counted
@@ -63,6 +64,8 @@ class HookCounts:
     @property
     def words(self) -> str:
         """The counts, for a person."""
+        if not (self.recordings or self.failed or self.left):
+            return "nothing to do"
         left = f", {self.left:,} left to the next run" if self.left else ""
         failed = f", {self.failed:,} failed: see its error_message" if self.failed else ""
         return f"{counted(self.recordings, 'recording')}{left}{failed}"
@@ -137,7 +140,8 @@ def run_hook(
             found = _died(store, hook, found.portion)
         done, failed = done + found.recordings, failed + found.failed
     ids = (batch["recording_id"] for batch in store.outcomes(("recording_id",)))
-    tidy(store, folder_of(hook.name), schema_of(hook), ids)
+    rows = rows_per_object(hook)
+    tidy(store, folder_of(hook.name), schema_of(hook), ids, rows_per_object=rows)
     counts = HookCounts(recordings=done, failed=failed, left=number - done - failed)
     if number:
         event(_LOG, logging.WARNING if failed else logging.INFO, "hook_done", hook=hook.name,
@@ -285,6 +289,7 @@ class _Rows:
     def __init__(self, store: OutputStore, hook: HookSettings, work: HookPortion) -> None:
         self._store, self._work = store, work
         self._folder, self._schema = folder_of(hook.name), schema_of(hook)
+        self._most = rows_per_object(hook)
         self._waiting: list[pa.Table] = []
         self._put_s = time.monotonic()
 
@@ -295,7 +300,7 @@ class _Rows:
             self._take(found, found["recording_id"].to_pylist(), uris)
         if quiet := [each for each in ids if each not in told]:
             self._take(pa.table({"recording_id": pa.array(quiet, pa.string())}), quiet, uris)
-        if self._num_rows >= ROWS_PER_OBJECT or time.monotonic() - self._put_s >= _COMMIT_EVERY_S:
+        if self._num_rows >= self._most or time.monotonic() - self._put_s >= _COMMIT_EVERY_S:
             self.put()
 
     def add_failure(

@@ -146,22 +146,24 @@ class Answers:
             return {"ready": False, "rows_read": view.rows_read, "problem": view.problem}
         catalogue, store = view.catalogue, self.library.store
         vectors = VectorColumn.find(store)
-        found = hits_at(catalogue.tables, [(request.id, request.from_s, request.channel)])
+        [of] = hits_at(catalogue.tables, [(request.id, request.from_s, request.channel)])
         near = None
-        if vectors is not None and found:
+        if vectors is not None and of is not None:
             near = vectors.nearest(
                 store, request.id, start_s=request.from_s, channel=request.channel, count=PAGE_ROWS
             )
-        if vectors is None or near is None:
+        if vectors is None or of is None or near is None:
             raise NotFoundError("this segment has no vector; the next run makes those of new texts")
-        likeness = {(each.recording_id, each.start_s, each.channel): each.likeness for each in near}
+        moments = [(each.recording_id, each.start_s, each.channel) for each in near]
         hits = [
-            _hit(hit, catalogue, request.query)
-            | {"likeness": likeness.get((hit.recording_id, hit.start_s, hit.channel))}
-            for hit in hits_at(catalogue.tables, [*likeness])
+            _hit(hit, catalogue, request.query) | {"likeness": each.likeness}
+            for each, hit in zip(near, hits_at(catalogue.tables, moments), strict=True)
+            if hit is not None  # its text is another one since the vectors were made
         ]
-        return {"ready": True, "of": _hit(found[0], catalogue, request.query), "hits": hits,
-                "by": f"{vectors.hook}.{vectors.column}"}  # fmt: skip
+        return {
+            "ready": True, "of": _hit(of, catalogue, request.query), "hits": hits,
+            "by": f"{vectors.hook}.{vectors.column}",
+        }  # fmt: skip
 
     def review(self, request: Request) -> dict[str, Any]:
         """Return what nobody has checked, least confident first, and how much there is."""

@@ -194,16 +194,22 @@ def find(
     return Page(total=total, recordings=recordings, rows=hits, facets=facets)
 
 
-def hits_at(tables: RunTables, moments: Sequence[tuple[str, float, int | None]]) -> list[Hit]:
-    """Return segments by recording, start and channel, in that order; those that are there."""
+Moment = tuple[str, float, int | None]
+"""Recording, start and channel of a segment."""
+
+
+def hits_at(tables: RunTables, moments: Sequence[Moment]) -> list[Hit | None]:
+    """Return the segment at each moment; None where there is none."""
     wanted = [(each, round(1000 * start_s), channel) for each, start_s, channel in moments]
     names = ("ids", "starts", "channels")
     values = {name: [one[at] for one in wanted] for at, name in enumerate(names)}
     query = _PAGE.format(found=_AT, order="place")
     rows = tables.table(query, most=len(wanted), skipped=0, **values)
-    hits = {(each.recording_id, round(1000 * each.start_s), each.channel): each
-            for each in map(_hit, rows.to_pylist())}  # fmt: skip
-    return [hits[each] for each in wanted if each in hits]
+    hits = {
+        (each.recording_id, round(1000 * each.start_s), each.channel): each
+        for each in map(_hit, rows.to_pylist())
+    }
+    return [hits.get(each) for each in wanted]
 
 
 def find_all(
@@ -280,9 +286,9 @@ from hits semi join page using (place) join shown using (number) order by {{orde
 _AT = """
 select said.* from said join shown using (number)
 semi join (select unnest($ids::varchar[]) as recording_id, unnest($starts::bigint[]) as start_ms,
-                  unnest($channels::integer[]) as channel) at
-  on at.recording_id = shown.recording_id and at.start_ms = round(1000 * said.start_s)::bigint
-  and at.channel is not distinct from said.channel
+                  unnest($channels::integer[]) as channel) asked
+  on asked.recording_id = shown.recording_id and asked.start_ms = round(1000 * said.start_s)::bigint
+  and asked.channel is not distinct from said.channel
 """
 _ALL = f"""
 select {_HIT} from ({{found}}) hits join shown using (number) order by {{order}}

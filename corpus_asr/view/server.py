@@ -53,7 +53,7 @@ _OPEN_TO_ALL = {"style.css", "view.css", "page.js", "login.js", "session"}
 _TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
 _ANSWERS = frozenset(
     {"run", "recordings", "search", "recording", "segments", "unsure", "sound", "waveform",
-     "review", "around"}
+     "review", "around", "nearest"}
 )  # fmt: skip
 # A correction of the longest text, and some room.
 _MAX_BODY_BYTES = 64 * 1024

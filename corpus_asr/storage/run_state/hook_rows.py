@@ -15,11 +15,17 @@ import pyarrow.compute as pc
 
 from corpus_asr.config.hooks import KEYS, HookSettings
 from corpus_asr.errors import ConfigError
-from corpus_asr.schemas import HOOK_STATE, SEGMENTS
+from corpus_asr.schemas import HOOKS, SEGMENTS
 from corpus_asr.segments import SpeakerTurn
 from corpus_asr.storage.run_state.corrections import Corrections
 from corpus_asr.storage.run_state.portions import Portion, portions_of
-from corpus_asr.storage.run_state.recording_rows import made_so_far, newest_of, rows_at, wanted
+from corpus_asr.storage.run_state.recording_rows import (
+    ROWS_PER_OBJECT,
+    made_so_far,
+    newest_of,
+    rows_at,
+    wanted,
+)
 from corpus_asr.storage.run_state.run_tables import VERSION_COLUMNS, RunTables
 from corpus_asr.storage.run_state.seen_segments import SEEN_SEGMENTS, SeenSegments
 from corpus_asr.storage.run_state.speaker_turns import read_turns
@@ -28,6 +34,8 @@ from corpus_asr.storage.stores.uri import redact_uri
 
 # What a worker is given at once, and does again if its machine goes: seconds of most functions.
 RECORDINGS_PER_PORTION = 200
+# What an object holds at most; of lists, such as vectors of 1,024 numbers, some 80 MB.
+ROWS_OF_LISTS = 20_000
 GIVEN = (
     "recording_id", "uri", "channel", "part", "segment", "start_s", "end_s", "language", "text",
     "confidence", "words",
@@ -44,8 +52,14 @@ def schema_of(hook: HookSettings) -> pa.Schema:
     """Return the columns of a hook's table: its keys, what the function returns, and the state."""
     keys = [SEGMENTS.field(name) for name in KEYS[hook.per]]
     own = [pa.field(name, column_type(kind)) for name, kind in hook.columns.items()]
-    state = [each for each in HOOK_STATE if each.name not in KEYS[hook.per]]
-    return pa.schema([*keys, *own, *state], metadata=HOOK_STATE.metadata)
+    state = [each for each in HOOKS if each.name not in KEYS[hook.per]]
+    return pa.schema([*keys, *own, *state], metadata=HOOKS.metadata)
+
+
+def rows_per_object(hook: HookSettings) -> int:
+    """Return how many rows an object of a hook's table holds at most."""
+    has_lists = any(kind.startswith("list<") for kind in hook.columns.values())
+    return ROWS_OF_LISTS if has_lists else ROWS_PER_OBJECT
 
 
 def column_type(kind: str) -> pa.DataType:
@@ -210,7 +224,7 @@ def read_rows(
 ) -> Iterator[pa.Table]:
     """Yield what a hook made of recordings, each once; those that say why it failed as well.
 
-    In memory are the rows of an object, and some 50 bytes of every recording.
+    In memory are some rows, and some 50 bytes of every recording.
 
     Raises:
         ConfigError: there is no such table.
@@ -224,5 +238,7 @@ def read_rows(
         )
     newest = newest_of(made_so_far(store, folder_of(name)))
     for number, each in enumerate(names):
-        table = pa.Table.from_batches(store.batches(each, columns=columns))
-        yield table.filter(pc.is_in(table["recording_id"], value_set=newest.get(number, _NONE)))
+        for batch in store.batches(each, columns=columns):
+            counts = pc.is_in(batch["recording_id"], value_set=newest.get(number, _NONE))
+            rows = pa.table(batch)
+            yield rows if pc.all(counts).as_py() else rows.filter(counts)  # vectors are large

@@ -84,7 +84,12 @@ def put_rows(store: OutputStore, folder: str, table: pa.Table) -> None:
 
 
 def tidy(
-    store: OutputStore, folder: str, schema: pa.Schema, recording_ids: Iterable[pa.Array]
+    store: OutputStore,
+    folder: str,
+    schema: pa.Schema,
+    recording_ids: Iterable[pa.Array],
+    *,
+    rows_per_object: int = ROWS_PER_OBJECT,
 ) -> None:
     """Keep of each of these recordings the newest rows, and of others none, in few small objects.
 
@@ -96,7 +101,7 @@ def tidy(
     for name in names:
         ids = store.read_table(name, projected(_STATE, ("recording_id",)))["recording_id"]
         owners.append(np.unique(_numbers(ids)))
-        if 2 * len(ids) < ROWS_PER_OBJECT:
+        if 2 * len(ids) < rows_per_object:
             small.append(name)
     every = np.concatenate([_NO_IDS, *owners])
     at = np.repeat(np.arange(len(names)), [len(ids) for ids in owners])
@@ -120,7 +125,7 @@ def tidy(
         if name in rewritten:
             table = store.read_table(name, schema)
             waiting.append(table.filter(pa.array(kept(number, _numbers(table["recording_id"])))))
-            if sum(len(each) for each in waiting) >= ROWS_PER_OBJECT:
+            if sum(len(each) for each in waiting) >= rows_per_object:
                 put_rows(store, folder, pa.concat_tables(waiting))
                 waiting = []
     if any(len(each) for each in waiting):

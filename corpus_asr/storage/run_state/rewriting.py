@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from corpus_asr.errors import ConfigError
-from corpus_asr.schemas import DUPLICATES, HOOK_STATE, OUTCOMES, RECORDINGS, SPEAKERS, VOICES
+from corpus_asr.schemas import DUPLICATES, HOOKS, OUTCOMES, RECORDINGS, SPEAKERS, VOICES
 from corpus_asr.storage.run_state.corrections import CORRECTIONS_FOLDER
 from corpus_asr.storage.run_state.duplicates import without_losers
 from corpus_asr.storage.run_state.finish import claimed_segments, remove_commits
@@ -49,7 +49,7 @@ FAILING_NAME: Final = "_run/failing.parquet"
 ADDRESSES_NAME: Final = "_run/addresses.json"
 """Addresses that recordings had before they moved, by the `recording_id` that they have now."""
 _TABLES = {RECORDINGS_FOLDER: RECORDINGS, SPEAKERS_FOLDER: SPEAKERS, VOICES_FOLDER: VOICES,
-           DUPLICATES_FOLDER: DUPLICATES, HOOKS_FOLDER: HOOK_STATE}  # fmt: skip
+           DUPLICATES_FOLDER: DUPLICATES, HOOKS_FOLDER: HOOKS}  # fmt: skip
 _IDS = ("recording_id", "other_recording_id")
 # People save names meanwhile; more often than this in a row they do not.
 _ATTEMPTS = 8
