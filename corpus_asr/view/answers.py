@@ -25,7 +25,15 @@ from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.stores.uri import without_secrets
 from corpus_asr.units import SAMPLE_RATE_HZ, counted
 from corpus_asr.view.access import RefusedError
-from corpus_asr.view.catalogue import BLOCK_ROWS, Catalogue, Library, Transcript, Transcripts, View
+from corpus_asr.view.catalogue import (
+    BLOCK_ROWS,
+    Catalogue,
+    Library,
+    Transcript,
+    Transcripts,
+    View,
+    gone,
+)
 from corpus_asr.view.editing import (
     Change,
     ConflictError,
@@ -332,7 +340,7 @@ class Answers:
         Raises:
             RefusedError: the server was started with --read-only.
             NotFoundError: there is no such recording.
-            ConfigError, ConflictError, FetchError: see `save_change`.
+            ConfigError, ConflictError, GoneError, FetchError: see `save_change`.
         """
         return self._change(Change, body, "saving a correction")
 
@@ -345,7 +353,7 @@ class Answers:
     ) -> dict[str, Any]:
         self._check_editable()
         change: Change | Undo = parse_change(kind, body, doing=doing)
-        view, row = self._named(change.id)
+        view, row = self._to_change(change.id)
         if view.catalogue.classified:
             raise NotFoundError("this run has labels, which cannot be corrected")
         try:
@@ -377,15 +385,15 @@ class Answers:
         Raises:
             RefusedError: the server was started with --read-only.
             NotFoundError: there is no such recording, or no such speaker in it.
-            ConfigError, ConflictError, FetchError: see `save_name`.
+            ConfigError, ConflictError, GoneError, FetchError: see `save_name`.
         """
         self._check_editable()
         naming = parse_change(Naming, body, doing="naming a speaker")
-        view, row = self._named(naming.id)
+        view, row = self._to_change(naming.id)
         turns = self.transcripts.turns(view, naming.id)
         if naming.speaker not in {turn.speaker for turn in turns}:
             raise NotFoundError(f"this recording has no speaker {naming.speaker!r:.100}")
-        save_name(self.library, row["uri"], naming)
+        save_name(self.library, row, naming)
         return {"speakers": _turns(naming.id, turns, self.library.current())["speakers"]}
 
     def _check_editable(self) -> None:
@@ -410,6 +418,17 @@ class Answers:
         row = view.catalogue.recording(recording_id)
         if row is None:
             raise NotFoundError(f"this run has no recording {recording_id!r:.100}")
+        return view, row
+
+    def _to_change(self, recording_id: str) -> tuple[View, dict[str, Any]]:
+        try:
+            view, row = self._named(recording_id)
+        except NotFoundError:
+            found = gone(self.library.store, recording_id)
+            if found.moved_to is None:
+                raise
+            raise found from None
+        self.library.check_there(row)
         return view, row
 
     def _sound(self, recording_id: str) -> Sound:

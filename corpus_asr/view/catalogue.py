@@ -31,7 +31,9 @@ from corpus_asr.storage.run_state.corrections import (
     replaced_row,
     save_correction,
 )
+from corpus_asr.storage.run_state.late_saves import is_there, moved_to
 from corpus_asr.storage.run_state.placing import Placed, place
+from corpus_asr.storage.run_state.rewriting import rewrite_names
 from corpus_asr.storage.run_state.run_files import CONFIG_NAME, SUCCESS_NAME, outcomes_names
 from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.speaker_turns import read_turns, read_voices
@@ -42,7 +44,7 @@ from corpus_asr.storage.run_state.tables import (
     PartRows,
     table_of,
 )
-from corpus_asr.storage.stores.uri import redact_uri
+from corpus_asr.storage.stores.uri import recording_id, redact_uri, without_secrets
 from corpus_asr.view.sound import Pauses
 from corpus_asr.view.texts import (
     Places,
@@ -60,6 +62,9 @@ BLOCK_ROWS = 100
 KEPT = 4  # transcripts in memory
 SHOWN_LABELS = 3
 _OBJECTS = "select distinct segments_object from outcomes where segments_object is not null"
+_OUTCOMES = """
+select distinct name from parts join objects using (object) where recording_id = $id
+"""
 # Rows of an object lie in the order of its outcomes, whether these count or not.
 _PLACES = """
 with mine as (
@@ -73,6 +78,30 @@ where id in (select id from mine) order by id
 
 _LOG = logging.getLogger(__name__)
 _numbers = itertools.count()
+
+
+class GoneError(Exception):
+    """The recording that somebody is about to change is at no or another address by now."""
+
+    def __init__(self, message: str, *, moved_to: str | None = None) -> None:
+        super().__init__(message)
+        self.moved_to = moved_to
+        """ID of the recording at its new address."""
+
+
+def gone(store: OutputStore, own: str) -> GoneError:
+    """Return what somebody is shown who is about to change a recording that is not there."""
+    uri = moved_to(store, own)
+    if uri is None:
+        return GoneError(
+            "this recording is not in the output folder any more, which is so after corpus-asr "
+            "forget or prune: nothing was saved"
+        )
+    return GoneError(
+        f"this recording was moved to {without_secrets(uri)}: nothing was saved; open it there, "
+        "and save again",
+        moved_to=recording_id(uri),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +129,10 @@ class Catalogue:
         """Return the row of a recording as `described` has it; None if there is none of this ID."""
         found = self.tables.table("from described where recording_id = $id", id=recording_id)
         return next(iter(found.to_pylist()), None)
+
+    def objects(self, recording_id: str) -> list[str]:
+        """Return the names of the outcomes objects that have a recording."""
+        return [name for (name,) in self.tables.rows(_OUTCOMES, id=recording_id)]
 
     def places(self, recording_id: str) -> Places:
         """Return where a recording's rows lie: objects, the first row, and the row after."""
@@ -203,14 +236,23 @@ class Library:
             self._thread.join()
         return self._view
 
-    def save(self, make: Callable[[View], Correction]) -> View:
+    def save(self, recording: Mapping[str, Any], make: Callable[[View], Correction]) -> View:
         """Write the correction that is made of the current view; return the view that has it.
 
         No other is saved here in between, so that `make` may check what it replaces.
+
+        Raises:
+            GoneError: the recording was moved or forgotten meanwhile; nothing is left of what was
+                to be saved.
         """
         with self._saving:
             correction = make(self._view)
             name = save_correction(self.store, correction)
+            try:
+                self.check_there(recording)
+            except GoneError:
+                self.store.remove(name)
+                raise
             with self._lock:
                 saved = {**self._saved, name: correction}
                 self._correct(self._view, saved)
@@ -218,13 +260,35 @@ class Library:
                 self._saved = saved
                 return self._view
 
-    def name(self, uri: str, speaker: str, name: str, *, seen: str) -> str | None:
-        """Name a speaker as `name_speaker` does; the view has it when this returns."""
+    def name(
+        self, recording: Mapping[str, Any], speaker: str, name: str, *, seen: str
+    ) -> str | None:
+        """Name a speaker as `name_speaker` does; the view has it when this returns.
+
+        Raises:
+            GoneError: as `save` does.
+        """
+        uri = recording["uri"]
         other = name_speaker(self.store, uri, speaker, name, seen=seen)
+        try:
+            self.check_there(recording)
+        except GoneError:
+            rewrite_names(self.store, lambda at, who: None if (at, who) == (uri, speaker) else at)
+            raise
         given = read_names(self.store)
         with self._lock:
             self._view = replace(self._view, given=given, version=self._view.version + 1)
         return other
+
+    def check_there(self, recording: Mapping[str, Any]) -> None:
+        """See that a recording, given its row, is still in the folder and stays there.
+
+        Raises:
+            GoneError: it is not, or is about to go.
+        """
+        own = recording["recording_id"]
+        if not is_there(self.store, recording, self._view.catalogue.objects(own)):
+            raise gone(self.store, own)
 
     def _correct(self, view: View, saved: Saved) -> None:
         # With the lock held.

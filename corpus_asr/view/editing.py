@@ -115,15 +115,16 @@ def parse_change(kind: type[C], body: Mapping[str, Any], *, doing: str) -> C:
     return kind(**values)
 
 
-def save_name(library: Library, uri: str, naming: Naming) -> None:
-    """Save the name of a speaker.
+def save_name(library: Library, recording: Mapping[str, Any], naming: Naming) -> None:
+    """Save the name of a speaker of a recording, given its row.
 
     Raises:
         ConfigError: it cannot be saved.
         ConflictError: somebody else gave another name.
+        GoneError: see `Library.save`.
         FetchError: the output folder cannot be written to.
     """
-    other = library.name(uri, naming.speaker, naming.name, seen=naming.seen)
+    other = library.name(recording, naming.speaker, naming.name, seen=naming.seen)
     if other is not None:
         given = f"called {naming.speaker} “{other}”" if other else "took the name away"
         raise ConflictError(
@@ -152,6 +153,7 @@ def save_change(
     Raises:
         ConfigError: it cannot be saved.
         ConflictError: segments have changed, or something else is saved there.
+        GoneError: see `Library.save`.
         FetchError: the output folder cannot be written to.
     """
     before: list[Transcript] = []
@@ -169,7 +171,7 @@ def save_change(
         speakers = {turn.speaker for turn in transcripts.turns(view, recording["recording_id"])}
         return _correction(view, recording, shown, change, speakers)
 
-    view = library.save(make)
+    view = library.save(recording, make)
     return _differences(before[0], transcripts.read(view, recording))
 
 

@@ -35,6 +35,7 @@ from corpus_asr.view.access import (
     check_change,
 )
 from corpus_asr.view.answers import Answers, NotFoundError
+from corpus_asr.view.catalogue import GoneError
 from corpus_asr.view.editing import ConflictError
 from corpus_asr.view.request import parse_request
 from corpus_asr.view.search import MEDIA_TYPES
@@ -172,6 +173,8 @@ class ViewServer:
             status, why = 404, str(error)
         except ConflictError as error:
             status, why, more = 409, str(error), {"seen": error.seen, **error.answer}
+        except GoneError as error:
+            status, why, more = 410, str(error), {"moved_to": error.moved_to}
         except ConfigError as error:
             status, why = 400, str(error)
         except ItemError as error:

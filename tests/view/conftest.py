@@ -86,9 +86,11 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
 
 
 @contextmanager
-def serving(store: OutputStore, *, editable: bool = True, **values: Any) -> Iterator[ViewServer]:
+def serving(
+    store: OutputStore, *, editable: bool = True, refresh_s: float = 0.0, **values: Any
+) -> Iterator[ViewServer]:
     """Serve a run whose texts are read; values are those of `ViewServer`."""
-    with closing(Library(store, refresh_s=0.0)) as library, closing(Sounds(store)) as sounds:
+    with closing(Library(store, refresh_s=refresh_s)) as library, closing(Sounds(store)) as sounds:
         library.wait()
         answers = answers_of(library, sounds, editable=editable)
         with closing(ViewServer(answers, **values)) as server, served(server):

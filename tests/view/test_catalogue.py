@@ -201,7 +201,7 @@ def test_many_search_while_a_run_goes_on_and_people_correct(
             replaced = replaced_row(segment)
             again = Said(start_s=replaced.start_s, end_s=replaced.end_s, text="war again")
             said = correct(row, [replaced], [again], checked=True)
-            library.save(lambda _, said=said: said)  # type: ignore[misc]
+            library.save(row, lambda _, said=said: said)  # type: ignore[misc]
         stop.set()
         found = [each.result() for each in running]
     for own in found:

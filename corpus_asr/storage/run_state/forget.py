@@ -34,6 +34,7 @@ from corpus_asr.storage.run_state.forget_voices import (
     forget_voices,
 )
 from corpus_asr.storage.run_state.forgotten import FORGOTTEN_NAME, Forgotten
+from corpus_asr.storage.run_state.late_saves import sweep_late_saves
 from corpus_asr.storage.run_state.lock import LOCK_NAME
 from corpus_asr.storage.run_state.moved import noted_moves
 from corpus_asr.storage.run_state.own_sources import OWN_SOURCES_FOLDER, forget_sources
@@ -209,6 +210,7 @@ def finish_killed(store: OutputStore) -> None:
     noted = NotedSpeakers.read(store)
     forget_voices(store, noted.speakers, noted.names)
     follow(store, noted_moves(store))
+    sweep_late_saves(store)
 
 
 def forget(store: OutputStore, recordings: Mapping[str, str]) -> list[str]:
@@ -254,6 +256,7 @@ def _forget(store: OutputStore, recordings: dict[str, str]) -> list[str]:
             _rewrite_text(summaries, name, names)
     recount(store)
     drop_addresses(store, recordings)
+    sweep_late_saves(store)
     store.remove(FORGETTING_NAME)
     return left
 

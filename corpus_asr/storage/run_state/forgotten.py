@@ -15,7 +15,7 @@ import pyarrow as pa
 from corpus_asr.errors import CorpusAsrError
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.store import plain_version
-from corpus_asr.storage.stores.uri import public, redact_uri
+from corpus_asr.storage.stores.uri import public, recording_id, redact_uri
 
 FORGOTTEN_NAME: Final = "_run/forgotten.json"
 _SALT_BYTES = _HASH_BYTES = 16
@@ -27,7 +27,7 @@ class Forgotten:
 
     salt: str
     entries: list[tuple[str, ...]] = field(default_factory=list)
-    """Hashes of each one's address, and of its versions."""
+    """Hashes of each one's address and ID, and of its versions."""
     num_left_out: int = 0
     _hashes: set[str] = field(default_factory=set)
 
@@ -60,7 +60,8 @@ class Forgotten:
     def add(self, uri: str, versions: Iterable[tuple[str | None, int | None]]) -> None:
         """Let a recording stay away, and any other file that is of one of its versions."""
         known = [(etag, size) for etag, size in versions if etag is not None and size is not None]
-        entry = (self._of_uri(uri), *(self._of_version(*version) for version in known))
+        versions_of = (self._of_version(*version) for version in known)
+        entry = (self._of_uri(uri), self._of_id(recording_id(uri)), *versions_of)
         if not {*entry} <= self._hashes:
             self.entries.append(entry)
             self._hashes |= {*entry}
@@ -76,15 +77,23 @@ class Forgotten:
         """Return FILES rows without those that are to stay away, and count these."""
         if not self._hashes:
             return files
-        stays = [not self._has(*row) for row in _columns(files)]
+        stays = [not self.has(*row) for row in _columns(files)]
         self.num_left_out += len(stays) - sum(stays)
         return files if all(stays) else files.filter(pa.array(stays))
 
-    def _has(self, uri: str, etag: str | None, size_bytes: int | None) -> bool:
+    def has(self, uri: str, etag: str | None = None, size_bytes: int | None = None) -> bool:
+        """Tell whether a recording is to stay away, by its address or version."""
         if self._of_uri(uri) in self._hashes:
             return True
         known = etag is not None and size_bytes is not None
         return known and self._of_version(etag, size_bytes) in self._hashes
+
+    def has_id(self, own: str) -> bool:
+        """Tell whether a recording is to stay away, by its ID."""
+        return self._of_id(own) in self._hashes
+
+    def _of_id(self, own: str) -> str:
+        return self._hash(f"id {own}")
 
     def _of_uri(self, uri: str) -> str:
         return self._hash(f"uri {public(uri)}")

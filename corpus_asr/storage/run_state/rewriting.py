@@ -127,7 +127,7 @@ def rewrite(store: OutputStore, changes: Changes) -> None:
     for name in (FAILING_NAME, REDO_NAME):
         if store.exists(name):
             _rewrite_notes(store, name, changes)
-    _rewrite_corrections(store, changes)
+    rewrite_corrections(store, changes)
     rewrite_names(store, lambda uri, _: changes.to.get(recording_id(uri), uri))
     # Last: by these a prune that was killed finds again what it began to remove.
     had_rows = [rows for rows in PART_ROWS if store.names(rows.folder)]
@@ -252,7 +252,8 @@ def _rewrite_notes(store: OutputStore, name: str, changes: Changes) -> None:
             store.write_table(name, changes.apply(rows))
 
 
-def _rewrite_corrections(store: OutputStore, changes: Changes) -> None:
+def rewrite_corrections(store: OutputStore, changes: Changes) -> None:
+    """Let the corrections of recordings follow them, or go with them."""
     for name in list(store.all_names(CORRECTIONS_FOLDER)):
         _, _, rest = name.partition("/")
         old, _, base = rest.rpartition("/")
