@@ -3,7 +3,8 @@
     FOLDER/.corpus-asr/run/    tables of the recordings whose files are in FOLDER
 
 Each recording is a commit of its own, so that nothing is lost where a call ends early; once it is
-transcribed again its earlier commit is removed.
+transcribed again its earlier commit is removed. Of two commits of a recording the earlier counts:
+so the record of its files names all that there may be, before they are there.
 """
 
 from collections.abc import Iterable, Sequence
@@ -21,7 +22,13 @@ from corpus_asr.storage.listing import RECORDS_FOLDER
 from corpus_asr.storage.run_state.own_sources import record_sources
 from corpus_asr.storage.run_state.run_files import CONFIG_NAME, SUCCESS_NAME
 from corpus_asr.storage.run_state.speaker_turns import RecordingVoices, turn_rows, write_turns
-from corpus_asr.storage.run_state.tables import SPEAKERS_FOLDER, OutputStore
+from corpus_asr.storage.run_state.tables import (
+    OUTCOMES_FOLDER,
+    SEGMENT_ROWS,
+    SPEAKERS_FOLDER,
+    SUFFIX,
+    OutputStore,
+)
 from corpus_asr.storage.stores.filesystem import StoreOptions
 from corpus_asr.storage.stores.uri import public, recording_id, within
 
@@ -55,8 +62,17 @@ class KeptRun:
         record_sources(self._store, source, ())
         self._store.write_bytes(SUCCESS_NAME, b"")
 
-    def keep(self, uri: str, version: Version, transcript: Transcript) -> list[str]:
-        """Commit what a recording says; return the names of its objects."""
+    def reserve(self) -> tuple[str, list[str]]:
+        """Return the stem of a commit to come, and the names that its objects may have.
+
+        Noted first, they are removed again though a call is killed in between.
+        """
+        stem = self._store.stem()
+        folders = (OUTCOMES_FOLDER, SEGMENT_ROWS.folder)
+        return stem, [f"{folder}/{stem}{SUFFIX}" for folder in folders]
+
+    def keep(self, uri: str, version: Version, transcript: Transcript, *, stem: str) -> list[str]:
+        """Commit what a recording says under a reserved stem; return the names of its objects."""
         own = recording_id(public(uri))
         # Where channels were transcribed separately, each is a part.
         parts = transcript.channels or (transcript,)
@@ -69,6 +85,7 @@ class KeptRun:
             run_id=_RUN_ID,
             model=transcript.model or self._model,
             model_revision=self._model,
+            stem=stem,
         )
         names = [name for name in (done.outcomes_name, done.segments_name) if name is not None]
         if transcript.turns is not None:

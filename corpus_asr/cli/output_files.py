@@ -99,7 +99,7 @@ class _Record:
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
     """By suffix: `of`, what made it or null while it is written, and `hashes` of its content."""
     kept: list[str] = field(default_factory=list)
-    """Objects of the kept run that hold it."""
+    """Objects of the kept run that hold it, or may."""
 
     def is_current(self, suffix: str, of: str) -> bool:
         return suffix in self.files and self.files[suffix]["of"] == of
@@ -193,12 +193,18 @@ class OutputFiles:
             for suffix, content in self._layout.contents(transcript, uri, self._missing[name]):
                 contents[channel + suffix] = content
         record = self._claim(name, contents)
-        self._keep(name, record, whole)
+        run, earlier, stem = self._kept_run(name), record.kept, ""
+        if run is not None:
+            stem, reserved = run.reserve()
+            record.kept = [*earlier, *reserved]
         # What a file may hold is known before it does: a call that is cut short finds its own.
         for suffix, content in contents.items():
             before = record.files.get(suffix, {"hashes": []})["hashes"]
             record.files[suffix] = {"of": None, "hashes": [*before[-1:], _hash_of(content)]}
         self._note(name, record)
+        if run is not None:
+            record.kept = run.keep(self._inputs[name].uri, self._versions[name], whole, stem=stem)
+            run.forget(earlier)
         for suffix, content in contents.items():
             filesystem.write_atomic(within(self._root, record.name + suffix), content)
             record.files[suffix] = {"of": self._of[name], "hashes": [_hash_of(content)]}
@@ -207,20 +213,18 @@ class OutputFiles:
             return f"{self.folder}/{record.name}{next(iter(contents))}"
         return f"{self.folder}/{record.name}.* ({len(contents)} files)"
 
-    def _keep(self, name: str, record: _Record, whole: Transcript) -> None:
-        """Let `view` show the recording; nothing is kept where nothing is known of the folder."""
-        each = self._inputs[name]
-        # What came through a pipe cannot be played, and may have had another content each time.
-        if self._existing is Existing.skip or each.piped:
-            return
+    def _kept_run(self, name: str) -> "KeptRun | None":
+        """Return the run by which `view` shows a recording; None where nothing is kept of it."""
+        # Nothing is known of a folder by names alone. What came through a pipe cannot be played,
+        # and may have had another content each time.
+        if self._existing is Existing.skip or self._inputs[name].piped:
+            return None
         if self._run is None:
             from corpus_asr.cli.kept_run import KeptRun
 
             uris = [one.uri for one in self._inputs.values() if not one.piped]
             self._run = KeptRun(self._root, uris, model=self._model)
-        before = record.kept
-        record.kept = self._run.keep(each.uri, self._versions[name], whole)
-        self._run.forget(before)
+        return self._run
 
     def _named(self, inputs: Sequence[Input]) -> dict[str, str]:
         import pyarrow as pa

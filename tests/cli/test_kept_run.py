@@ -1,5 +1,7 @@
 """The run that `transcribe -o` keeps beside its files, as `view` opens it."""
 
+import itertools
+import shutil
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -23,6 +25,7 @@ from corpus_asr.view.catalogue import Library
 from corpus_asr.view.request import Request
 from corpus_asr.view.sound import Sounds
 from tests.support.audio import tone, wav_bytes
+from tests.support.stores import life
 from tests.support.tables import segment
 from tests.view.conftest import answers_of
 
@@ -86,6 +89,25 @@ def test_what_is_transcribed_again_replaces_what_was_kept() -> None:
     recording, segments, _ = shown(store)
     assert ([each["text"] for each in segments], recording["turns"]) == (["Other words."], [])
     assert len(list(Path("out/.corpus-asr/run/outcomes").iterdir())) == 1
+
+
+def test_of_two_commits_of_a_killed_call_the_later_is_shown() -> None:
+    written(SAID)
+    whole = Path("out").rename("whole")
+    for moment in itertools.count():
+        shutil.rmtree("out", ignore_errors=True)
+        shutil.copytree(whole, "out")
+        with life(moment) as process:
+            written(replace(SAID, segments=(segment(" Killed.", 0.0, 4.0),)),
+                    existing=Existing.overwrite)  # fmt: skip
+        last = replace(SAID, segments=(segment(" The last.", 0.0, 4.0),), turns=None)
+        store = written(last, existing=Existing.overwrite)
+        assert store is not None
+        texts = [row["text"] for rows in store.segments() for row in rows.to_pylist()]
+        assert texts == [" The last."], moment
+        if not process.killed:
+            break
+    assert moment > 5
 
 
 def test_channels_and_silence_are_kept() -> None:

@@ -361,6 +361,7 @@ class OutputStore:
         model_revision: str,
         by_language: Mapping[str, ModelName] = NO_OTHERS,
         calibration: ConfidenceModel | None = None,
+        stem: str | None = None,
     ) -> Commit:
         """Write results so that either all of them count or none."""
         results = conform(results, RESULTS).combine_chunks()
@@ -378,7 +379,7 @@ class OutputStore:
         )
         outcomes = outcomes_of(results, run_id=run_id)
         try:
-            done = self.write_commit(outcomes, [part_rows], rows=kind, check=self._look)
+            done = self.write_commit(outcomes, [part_rows], rows=kind, stem=stem, check=self._look)
             self._unconfirmed.append(done)
             self._look()
         except EngineError:
