@@ -16,12 +16,13 @@ import pyarrow as pa
 from corpus_asr.cli.output_files import Version
 from corpus_asr.config.run import SourceSettings
 from corpus_asr.formats.transcript import Transcript
-from corpus_asr.schemas import RESULTS, SEGMENT_FIELDS
+from corpus_asr.schemas import RESULTS, SEGMENT_FIELDS, SPEAKERS
 from corpus_asr.segments import Segment
 from corpus_asr.storage.listing import RECORDS_FOLDER
 from corpus_asr.storage.run_state.own_sources import record_sources
 from corpus_asr.storage.run_state.run_files import CONFIG_NAME, SUCCESS_NAME
-from corpus_asr.storage.run_state.speaker_turns import RecordingVoices, turn_rows, write_turns
+from corpus_asr.storage.run_state.recording_rows import put_rows
+from corpus_asr.storage.run_state.speaker_turns import RecordingVoices, turn_rows
 from corpus_asr.storage.run_state.tables import (
     OUTCOMES_FOLDER,
     SEGMENT_ROWS,
@@ -68,11 +69,11 @@ class KeptRun:
         Noted first, they are removed again though a call is killed in between.
         """
         stem = self._store.stem()
-        folders = (OUTCOMES_FOLDER, SEGMENT_ROWS.folder)
+        folders = (OUTCOMES_FOLDER, SEGMENT_ROWS.folder, SPEAKERS_FOLDER)
         return stem, [f"{folder}/{stem}{SUFFIX}" for folder in folders]
 
-    def keep(self, uri: str, version: Version, transcript: Transcript, *, stem: str) -> list[str]:
-        """Commit what a recording says under a reserved stem; return the names of its objects."""
+    def keep(self, uri: str, version: Version, transcript: Transcript, *, stem: str) -> None:
+        """Commit what a recording says, and who says it, under a reserved stem."""
         own = recording_id(public(uri))
         # Where channels were transcribed separately, each is a part.
         parts = transcript.channels or (transcript,)
@@ -87,13 +88,10 @@ class KeptRun:
             model_revision=self._model,
             stem=stem,
         )
-        names = [name for name in (done.outcomes_name, done.segments_name) if name is not None]
         if transcript.turns is not None:
-            known = set(self._store.names(SPEAKERS_FOLDER))
             voices = RecordingVoices(recording_id=own, uri=public(uri), made_of=done.outcomes_name)
-            write_turns(self._store, [turn_rows(voices, transcript.turns)])
-            names += set(self._store.names(SPEAKERS_FOLDER)) - known
-        return names
+            rows = pa.Table.from_pylist(turn_rows(voices, transcript.turns), SPEAKERS)
+            put_rows(self._store, SPEAKERS_FOLDER, rows, stem=stem)
 
     def forget(self, names: Sequence[str]) -> None:
         """Remove what was kept of a recording before."""

@@ -193,7 +193,7 @@ class OutputFiles:
             for suffix, content in self._layout.contents(transcript, uri, self._missing[name]):
                 contents[channel + suffix] = content
         record = self._claim(name, contents)
-        run, earlier, stem = self._kept_run(name), record.kept, ""
+        run, earlier, stem, reserved = self._kept_run(name), record.kept, "", record.kept
         if run is not None:
             stem, reserved = run.reserve()
             record.kept = [*earlier, *reserved]
@@ -203,8 +203,9 @@ class OutputFiles:
             record.files[suffix] = {"of": None, "hashes": [*before[-1:], _hash_of(content)]}
         self._note(name, record)
         if run is not None:
-            record.kept = run.keep(self._inputs[name].uri, self._versions[name], whole, stem=stem)
+            run.keep(self._inputs[name].uri, self._versions[name], whole, stem=stem)
             run.forget(earlier)
+            record.kept = reserved
         for suffix, content in contents.items():
             filesystem.write_atomic(within(self._root, record.name + suffix), content)
             record.files[suffix] = {"of": self._of[name], "hashes": [_hash_of(content)]}

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from corpus_asr.cli.inputs import inputs_of
@@ -18,6 +19,7 @@ from corpus_asr.formats.names import WordStyle
 from corpus_asr.formats.transcript import Transcript
 from corpus_asr.segments import SpeakerTurn
 from corpus_asr.storage.run_state.run_files import CONFIG_NAME
+from corpus_asr.storage.run_state.speaker_turns import read_turns
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.filesystem import DEFAULT_STORE
 from corpus_asr.view.answers import Answers
@@ -38,13 +40,13 @@ def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     Path(NAME).write_bytes(wav_bytes(tone(4.0), rate_hz=16_000))
 
 
-def written(transcript: Transcript, **values: Any) -> OutputStore | None:
+def written(transcript: Transcript, *, name: str = NAME, **values: Any) -> OutputStore | None:
     """Write a transcript's files as `transcribe -o out` does; return the run that is kept."""
-    inputs = inputs_of([NAME]).found
+    inputs = inputs_of([name]).found
     layout = Layout(formats=("txt",), rules=CueRules(), words=WordStyle.plain)
     usual: dict[str, Any] = {"existing": Existing.known, "apart": "", "made_by": {"model": "m"}}
     output = OutputFiles("out", inputs, layout, **(usual | values))
-    output.write(NAME, transcript, [transcript])
+    output.write(name, transcript, [transcript])
     return kept_run("out/", DEFAULT_STORE)
 
 
@@ -108,6 +110,25 @@ def test_of_two_commits_of_a_killed_call_the_later_is_shown() -> None:
         if not process.killed:
             break
     assert moment > 5
+
+
+def test_two_calls_at_once_leave_each_others_speakers(monkeypatch: pytest.MonkeyPatch) -> None:
+    other, put = "other.wav", OutputStore.write_table
+    shutil.copy(NAME, other)
+
+    def meanwhile(store: OutputStore, name: str, table: pa.Table) -> None:
+        put(store, name, table)
+        monkeypatch.setattr(OutputStore, "write_table", put)
+        written(SAID, name=other)
+
+    # Another call writes while this one does.
+    monkeypatch.setattr(OutputStore, "write_table", meanwhile)
+    written(SAID)
+    store = written(SAID, existing=Existing.overwrite)
+    assert store is not None
+    turns = read_turns(store)
+    assert turns is not None
+    assert sorted(map(len, turns.values())) == [2, 2]
 
 
 def test_channels_and_silence_are_kept() -> None:

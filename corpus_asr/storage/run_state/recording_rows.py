@@ -78,9 +78,11 @@ def rows_at(
         yield from batch.rows.filter(pc.is_in(numbers, value_set=wanted)).to_pylist()
 
 
-def put_rows(store: OutputStore, folder: str, table: pa.Table) -> None:
-    """Put all rows of some recordings as an object."""
-    store.write_table(f"{folder}/{store.stem()}{SUFFIX}", table)
+def put_rows(
+    store: OutputStore, folder: str, table: pa.Table, *, stem: str | None = None
+) -> None:
+    """Put all rows of some recordings as an object, of a stem that the caller knows if given."""
+    store.write_table(f"{folder}/{stem or store.stem()}{SUFFIX}", table)
 
 
 def tidy(
