@@ -10,7 +10,7 @@ from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.view.server import ViewServer
 from tests.support.audio import noise, wav_bytes
 from tests.support.pages import Chromium, Page, chromium_path
-from tests.support.runs import correct_segment, of_file, passage, run_of, says, spoken
+from tests.support.runs import correct_segment, of_file, passage, run_of, says, spoken, write_tones
 from tests.view.conftest import add, serving
 
 pytestmark = pytest.mark.skipif(chromium_path() is None, reason="no Chromium on this machine")
@@ -282,3 +282,30 @@ def test_edits_without_a_place_are_shown_next_to_what_is_there_now(
         page.wait_for("document.getElementById('stale').hidden")
         assert page.value("document.querySelectorAll('.said')[1].innerText") == "something else 1"
         page.close()
+
+
+@pytest.fixture
+def dialogue(tmp_path: Path) -> Iterator[ViewServer]:
+    """Two who speak at once, each in a channel."""
+    path = tmp_path / "dialogue.wav"
+    write_tones(path, seconds=4, num_channels=2)
+    sides = [
+        spoken(str(path), passage(0, text, confidence=sure), **of_file(path), part=side,
+               channel=side, channels=2, last_part=side == 1)
+        for side, (text, sure) in enumerate((("left", 0.3), ("right", 0.4)))
+    ]  # fmt: skip
+    with serving(run_of(tmp_path / "output", *sides)) as server:
+        yield server
+
+
+def test_the_clip_of_a_segment_is_of_its_channel(browser: Chromium, dialogue: ViewServer) -> None:
+    page = browser.open(dialogue.url)
+    page.wait_for("document.querySelector('#results a')")
+    page.click("#results a")
+    for at in range(2):
+        page.wait_for(f"document.querySelector('[data-at=\"{at}\"] .edit')")
+        page.click(f'[data-at="{at}"] .edit')
+        href = page.value("document.querySelector('.editor a.button').href")
+        assert f"&channel={at}" in href
+        page.press("Escape")
+    page.close()

@@ -118,7 +118,7 @@ export class Editor {
     const original = told.correction?.changed ? element("p", { className: "quiet small original" }, "Original: ", element("bdi", {}, told.correction.original)) : null;
     const clip = element("a", { className: "button", download: "", title: "Save the sound of this segment" }, "⤓ wav");
     const draw = () => {
-      clip.href = `api/clip?${parametersOf({ id: this.id, from: seconds(from.value).toFixed(2), to: seconds(to.value).toFixed(2) })}`;
+      clip.href = `api/clip?${parametersOf({ id: this.id, from: seconds(from.value).toFixed(2), to: seconds(to.value).toFixed(2), channel: told.channel })}`;
       const { start_s, end_s } = { start_s: seconds(from.value), end_s: seconds(to.value) };
       if (end_s > start_s) this.waveform()?.select({ start_s, end_s }, mark);
     };
