@@ -5,7 +5,7 @@ with signs for characters that would hide or reorder others.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -20,6 +20,7 @@ from corpus_asr.formats.writers import file_contents
 from corpus_asr.report.html.formatting import visible
 from corpus_asr.segments import SpeakerTurn, channel_name
 from corpus_asr.speakers.turns import Timeline
+from corpus_asr.storage.run_state.corrections import key_of
 from corpus_asr.storage.run_state.placing import Placed
 from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.stores.uri import without_secrets
@@ -183,10 +184,12 @@ class Answers:
         return found | {"of_all": of_all, "checked": max(0, of_all - found["total"])}
 
     def around(self, request: Request) -> dict[str, Any]:
-        """Return the segment at a moment, those next to it, and its place among them."""
+        """Return a segment, by key or moment, those next to it, and its place among them."""
         view, row = self._named(request.id)
         transcript = self.transcripts.read(view, row)
-        at = transcript.number_at(request.from_s, request.channel)
+        at = transcript.number_of(request.key)
+        if at is None:
+            at = transcript.number_at(request.from_s, request.channel)
         if at is None:
             raise NotFoundError("this recording has no segments")
         first = max(0, at - _CONTEXT)
@@ -511,6 +514,7 @@ def _hit(hit: Hit, catalogue: Catalogue, query: Query) -> dict[str, Any]:
     same = ("start_s", "end_s", "confidence", "language", "channel", "copies")
     return {name: getattr(hit, name) for name in same} | {
         "id": hit.recording_id,
+        "key": hit.correction["key"] if hit.correction else str(key_of(asdict(hit))),
         "name": _name(hit.uri, catalogue),
         "text": visible(hit.text.strip()),
         "before": visible(hit.before),

@@ -31,6 +31,8 @@ class Request(Filters):
     decode: bool = False
     """Also what browsers play."""
     channel: int | None = None
+    key: str = ""
+    """Of a segment; where it is gone, the one of the channel that starts nearest is meant."""
     format: str = ""
 
     @property

@@ -256,6 +256,7 @@ def said_of(leaf: Leaf, placed: Placed) -> dict[str, Any]:
     correction, said = leaf.correction, leaf.said
     return {
         "id": leaf.stem,
+        "key": leaf.key,
         "text": said.text,
         "original": visible(placed.original.strip()),
         "changed": placed.rewritten,

@@ -286,13 +286,16 @@ def test_edits_without_a_place_are_shown_next_to_what_is_there_now(
 
 @pytest.fixture
 def dialogue(tmp_path: Path) -> Iterator[ViewServer]:
-    """Two who speak at once, each in a channel."""
+    """Two who speak at once, each in a channel, and an echo of one."""
     path = tmp_path / "dialogue.wav"
     write_tones(path, seconds=4, num_channels=2)
+    said = (("left", "echo"), ("right",))
     sides = [
-        spoken(str(path), passage(0, text, confidence=sure), **of_file(path), part=side,
-               channel=side, channels=2, last_part=side == 1)
-        for side, (text, sure) in enumerate((("left", 0.3), ("right", 0.4)))
+        spoken(str(path),
+               *(passage(0, text, segment=at, confidence=0.3 + at / 20 + side / 10)
+                 for at, text in enumerate(texts)),
+               **of_file(path), part=side, channel=side, channels=2, last_part=side == 1)
+        for side, texts in enumerate(said)
     ]  # fmt: skip
     with serving(run_of(tmp_path / "output", *sides)) as server:
         yield server
@@ -302,10 +305,23 @@ def test_the_clip_of_a_segment_is_of_its_channel(browser: Chromium, dialogue: Vi
     page = browser.open(dialogue.url)
     page.wait_for("document.querySelector('#results a')")
     page.click("#results a")
-    for at in range(2):
+    for at, channel in ((0, 0), (2, 1)):
         page.wait_for(f"document.querySelector('[data-at=\"{at}\"] .edit')")
         page.click(f'[data-at="{at}"] .edit')
         href = page.value("document.querySelector('.editor a.button').href")
-        assert f"&channel={at}" in href
+        assert f"&channel={channel}" in href
         page.press("Escape")
+    page.close()
+
+
+def test_those_that_begin_at_once_are_all_reviewed(browser: Chromium, dialogue: ViewServer) -> None:
+    page = browser.open(f"{dialogue.url}review")
+    page.wait_for("document.querySelector('.review .segment.now')")
+    for text in ("left", "echo", "right"):
+        page.wait_for(f"{REVIEWED} === '{text}' && !document.querySelector('[aria-busy]')")
+        page.press("e")
+        page.press("Escape")
+        page.press("v")
+    page.wait_for("!document.getElementById('done').hidden")
+    assert page.value(PROGRESS) == "3 of 3 segments checked"
     page.close()

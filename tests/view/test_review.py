@@ -9,7 +9,7 @@ import pytest
 
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import recording_id
-from tests.support.pages import asked, fetch
+from tests.support.pages import asked, fetch, sent
 from tests.support.runs import correct_segment, passage, run_of, spoken
 from tests.view.conftest import SECONDS, Shown, get, serving
 
@@ -49,6 +49,15 @@ def test_a_segment_comes_with_those_around_it(url: str) -> None:
         found = get(url, "api/around", **{"id": own, "from": at_s})
         assert [each["text"] for each in found["segments"]] == texts
         assert (found["at"], found["editable"]) == (at, True)
+    # Others speak at the same moment: the key tells which is meant, also once it is corrected.
+    for checked in (False, True):
+        for hit in get(url, "api/search", q="two", whole_words=False)["hits"]:
+            asking = {"id": hit["id"], "from": 0.0, "key": hit["key"]}
+            found = get(url, "api/around", **asking)
+            shown = found["segments"][found["at"]]
+            assert (shown["text"], shown["key"]) == (hit["text"], hit["key"])
+            body = {"id": hit["id"], "keys": [hit["key"]], "checked": checked}
+            assert sent(url, "api/correct", body).status == 200
     refused = fetch(asked(url, "api/around", id="../x"))
     assert (refused.status, b"has no recording" in refused.body) == (404, True)
 

@@ -23,7 +23,7 @@ function complain(message) {
   byId("problem").hidden = !message;
 }
 
-const nameOf = (hit) => `${hit.id} ${hit.channel} ${hit.start_s}`;
+const nameOf = (hit) => `${hit.id} ${hit.key}`;
 
 function progress() {
   byId("bar").max = counts.of_all || 1;
@@ -64,7 +64,7 @@ async function show() {
     return;
   }
   seen.add(nameOf(hit));
-  const told = await ask("around", { id: hit.id, from: hit.start_s, channel: hit.channel });
+  const told = await ask("around", { id: hit.id, key: hit.key, from: hit.start_s, channel: hit.channel });
   shown = { hit, told, segments: told.segments.map((one, at) => line(one, at === told.at, told.speakers)) };
   editor.id = hit.id;
   byId("around").replaceChildren(...shown.segments.map((one) => one.element));
@@ -106,9 +106,21 @@ const editor = new Editor("", {
   speakers: () => shown?.told.speakers ?? [],
 });
 
+// What was saved has another key; it does not come again as if it were new.
+function renamed(segments) {
+  const hit = queue[place];
+  if (!segments.length || hit?.id !== editor.id) return;
+  queue[place] = { ...hit, key: segments[0].key, start_s: segments[0].start_s };
+  seen.add(nameOf(queue[place]));
+}
+
 // What was edited is shown as it is now; if it has been checked with it, the next one comes.
 async function edited(segments) {
-  for (const one of editor.made) one.recording ??= editor.id;
+  for (const one of editor.made) {
+    one.recording ??= editor.id;
+    one.place ??= place;
+  }
+  renamed(segments);
   if (!shown?.editing) return;
   shown.editing = false;
   const checked = segments.every((one) => one.correction?.checked);
@@ -156,6 +168,7 @@ async function run(action) {
 async function check() {
   const one = current();
   if (!one || !shown.told.editable) return;
+  shown.editing = false; // also where a form was opened, and closed again
   if (!one.told.correction?.checked) {
     await editor.check(one);
     counts.checked += 1;
@@ -174,9 +187,15 @@ async function undo() {
   const last = editor.made.at(-1);
   if (!last) return;
   editor.id = last.recording;
-  await editor.undo();
-  const back = queue.findLastIndex((hit, at) => at <= place && hit.id === last.recording && Math.abs(hit.start_s - last.start_s) < 0.01);
-  if (back >= 0) place = back;
+  const here = place;
+  place = last.place;
+  shown.editing = false;
+  try {
+    await editor.undo();
+  } catch (error) {
+    place = here;
+    throw error;
+  }
   if (last.correction?.checked) counts.checked = Math.max(0, counts.checked - 1);
   progress();
   await show();
