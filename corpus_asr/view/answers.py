@@ -176,6 +176,7 @@ class Answers:
 
     def review(self, request: Request) -> dict[str, Any]:
         """Return what nobody has checked, least confident first, and how much there is."""
+        request = replace(request, by_model=True)
         found = self.search(replace(request, unchecked=True, order=Order.least_sure))
         if not found["ready"]:
             return found

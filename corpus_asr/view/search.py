@@ -89,6 +89,8 @@ class Filters:
     """A year or month, as 2026-03."""
     unchecked: bool = False
     """Only what nobody has compared with the audio."""
+    by_model: bool = False
+    """Confidence is the model's, also where people vouch for another text by now."""
 
     def __post_init__(self) -> None:
         for bound in (self.min_confidence, self.max_confidence):
@@ -161,8 +163,10 @@ _IN_LANGUAGE = "($language is null or {of}language = $language)"
 _INSIDE = f"{_IN_FOLDER} and {_IN_DATE} and {_IN_LANGUAGE.format(of='')}"
 _SEGMENTS = f"""
 select * from said where {{terms}}
-  and ($min_confidence is null or confidence >= $min_confidence::float)
-  and ($max_confidence is null or confidence <= $max_confidence::float)
+  and ($min_confidence is null
+       or if($by_model, model_confidence, confidence) >= $min_confidence::float)
+  and ($max_confidence is null
+       or if($by_model, model_confidence, confidence) <= $max_confidence::float)
   and not ($unchecked and coalesce(contains(correction, '"checked": true'), false))
   and number in (select number from shown where {_MEANT} and {{places}})
 """
@@ -246,7 +250,7 @@ def recordings_page(
     """Return a page of the recordings that match; facets count recordings."""
     _check_page(page)
     values = _values(filters)
-    for of_segments in ("min_confidence", "max_confidence", "unchecked"):
+    for of_segments in ("min_confidence", "max_confidence", "unchecked", "by_model"):
         del values[of_segments]
     total, recordings, facets = _counted(tables, _LISTED, values)
     listing = _RECORDINGS.format(order=_ORDERS[order])

@@ -37,6 +37,10 @@ def test_what_nobody_checked_comes_least_confident_first_with_progress(store: Ou
         # Filters narrow both what comes and what is counted.
         own = get(server.url, "api/review", id=recording_id("/a.wav"))
         assert (own["checked"], own["of_all"], len(own["hits"])) == (1, 3, 2)
+        # Also that of confidence, which is the model's: what was checked counts as done.
+        doubtful = get(server.url, "api/review", max_confidence=0.5)
+        assert [hit["text"] for hit in doubtful["hits"]] == ["two0", "mended"]
+        assert (doubtful["checked"], doubtful["of_all"], doubtful["total"]) == (1, 3, 2)
         # In a search, too; recordings have nothing of it.
         assert get(server.url, "api/search", unchecked=1)["total"] == 4
         assert get(server.url, "api/recordings", unchecked=1)["total"] == 2
