@@ -47,10 +47,11 @@ from corpus_asr.storage.run_state.tables import (
 from corpus_asr.storage.stores.uri import recording_id, redact_uri, without_secrets
 from corpus_asr.view.sound import Pauses
 from corpus_asr.view.texts import (
+    Edits,
     Places,
     add_shown,
     add_texts,
-    correct_texts,
+    read_edits,
     rows_at,
     segments_at,
 )
@@ -253,12 +254,7 @@ class Library:
             except GoneError:
                 self.store.remove(name)
                 raise
-            with self._lock:
-                saved = {**self._saved, name: correction}
-                self._correct(self._view, saved)
-                # Not before: what could not be read is tried again by the next look.
-                self._saved = saved
-                return self._view
+            return self._correct({**self._saved, name: correction})
 
     def name(
         self, recording: Mapping[str, Any], speaker: str, name: str, *, seen: str
@@ -290,13 +286,23 @@ class Library:
         if not is_there(self.store, recording, self._view.catalogue.objects(own)):
             raise gone(self.store, own)
 
-    def _correct(self, view: View, saved: Saved) -> None:
-        # With the lock held.
+    def _correct(self, saved: Saved, **changes: Any) -> View:
+        # While nobody else saves. Pages need not wait for what is read.
         corrections = Corrections(saved)
-        if view.searchable:
-            catalogue = view.catalogue
-            correct_texts(self.store, catalogue.tables, catalogue.places, corrections)
-        self._view = replace(view, corrections=corrections, version=view.version + 1)
+        after = replace(self._view, **changes)
+        edits = self._edits(after.catalogue, corrections) if after.searchable else None
+        with self._lock:
+            if edits is not None:
+                edits.put(after.catalogue.tables)
+            # Not before: what could not be read is tried again by the next look.
+            self._saved = saved
+            self._view = replace(
+                self._view, corrections=corrections, version=self._view.version + 1, **changes
+            )
+            return self._view
+
+    def _edits(self, catalogue: Catalogue, corrections: Corrections) -> Edits | None:
+        return read_edits(self.store, catalogue.tables, catalogue.places, corrections)
 
     def _refresh(self) -> None:
         try:
@@ -306,32 +312,30 @@ class Library:
                 catalogue = read_catalogue(self.store)
             elif catalogue.finished != (finished := self.store.exists(SUCCESS_NAME)):
                 catalogue = replace(catalogue, finished=finished, number=next(_numbers))
-            if names != self._names or not view.searchable:
+            unseen = names != self._names or not view.searchable
+            if unseen:
                 self._read_texts(catalogue, view)
             saved, given = read_saved(self.store, known), read_names(self.store)
             voices = view.voices
             if catalogue is not view.catalogue:  # only a finish makes others
                 voices = read_voices(self.store)
-            with self._lock:
+            if unseen:  # nobody who saves waits for most of what is to be read
+                edits = self._edits(catalogue, Corrections(saved))
+                if edits is not None:
+                    edits.put(catalogue.tables)
+            with self._saving:
                 # What was saved here meanwhile need not be in the listing.
                 meanwhile = {n: each for n, each in self._saved.items() if n not in known}
                 saved = {**saved, **meanwhile}
-                changed = catalogue is not view.catalogue or not view.searchable
-                if self._view.given is not view.given:
-                    given = dict(self._view.given)  # named here while the file was read
-                changed |= (given, voices) != (self._view.given, self._view.voices)
-                changed |= saved.keys() != self._saved.keys()
-                if changed or view.problem:
-                    self._saved = saved
-                    fresh = replace(
-                        self._view,
-                        catalogue=catalogue,
-                        searchable=True,
-                        given=given,
-                        voices=voices,
-                        problem=None,
+                changed = unseen or catalogue is not view.catalogue
+                if changed or self._view.problem or saved.keys() != self._saved.keys():
+                    self._correct(
+                        saved, catalogue=catalogue, searchable=True, voices=voices, problem=None
                     )
-                    self._correct(fresh, saved)
+            with self._lock:
+                # Unless somebody was named here while the file was read.
+                if self._view.given is view.given and given != view.given:
+                    self._view = replace(self._view, given=given, version=self._view.version + 1)
             self._names = names
         except _ClosingError:
             event(_LOG, logging.DEBUG, "view_closed_while_reading")

@@ -14,6 +14,7 @@ They lie beside those of `RunTables`:
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -203,13 +204,26 @@ def _folded(texts: list[str]) -> pa.Array:
     return pa.array([f" {line} " for line in lines], pa.string())
 
 
-def correct_texts(
+@dataclass(frozen=True, slots=True)
+class Edits:
+    """What is put over the texts, in place of all before but that of some recordings."""
+
+    rows: pa.Table
+    kept: Sequence[int]
+    """Numbers of recordings."""
+
+    def put(self, tables: RunTables) -> None:
+        """Let whoever searches have these."""
+        tables.execute(_EDIT, self.rows, kept=self.kept)
+
+
+def read_edits(
     store: OutputStore,
     tables: RunTables,
     places_of: Callable[[str], Places],
     corrections: Corrections,
-) -> None:
-    """Put these corrections over the texts, in place of those before.
+) -> Edits | None:
+    """Read what these corrections put over the texts; None if all of it is there.
 
     Only recordings that somebody corrected since are read.
     """
@@ -225,7 +239,7 @@ def correct_texts(
     kept = [at for each, at in numbers.items() if known.get(at) == editions[each]]
     fresh = [each for each, at in numbers.items() if known.get(at) != editions[each]]
     if not fresh and len(kept) == len(known):
-        return
+        return None
     [(first,)] = tables.rows(f"select coalesce(max(place) + 2, {_FIRST_EDIT}) from edits")
     made = [_EDITS.empty_table()]
     for recording_id in fresh:
@@ -254,7 +268,7 @@ def correct_texts(
         made.append(pa.table(columns).select(_EDITS.names).cast(_EDITS))
         if not rows.num_rows:  # known not to be read again
             made.append(pa.Table.from_pylist([same], schema=_EDITS))
-    tables.execute(_EDIT, pa.concat_tables(made), kept=kept)
+    return Edits(pa.concat_tables(made), kept)
 
 
 def said_of(leaf: Leaf, placed: Placed) -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 import json
 import math
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from corpus_asr.storage.run_state.corrections import (
 )
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import recording_id
+from corpus_asr.view.texts import segments_at
 from tests.support.pages import Response, asked, fetch, sent
 from tests.support.runs import correct_segment, finished, passage, run_of, says, spoken
 from tests.support.tables import part
@@ -241,6 +244,29 @@ def test_two_servers_of_one_run_see_each_others_corrections(url: str, store: Out
                 assert [row["text"] for row in segments(each)] == ["first", "second", "five"]
                 assert get(each, "api/search", q="second")["total"] == 1
     assert len(read_saved(store)) == 2
+
+
+def test_pages_are_shown_while_a_correction_is_read(
+    store: OutputStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading, done = threading.Event(), threading.Event()
+
+    def slow(*args: Any) -> Any:
+        reading.set()
+        assert done.wait(30)
+        return segments_at(*args)
+
+    with serving(store, refresh_s=3600.0) as server, ThreadPoolExecutor(2) as pool:
+        monkeypatch.setattr("corpus_asr.view.texts.segments_at", slow)
+        saved = pool.submit(correct, server.url, 0, "first")
+        assert reading.wait(30)
+        shown = pool.submit(get, server.url, "api/run")
+        try:
+            assert shown.result(timeout=10)["corrections"] == 0
+        finally:
+            done.set()
+        assert saved.result().status == 200
+        assert get(server.url, "api/search", q="first")["total"] == 1
 
 
 def test_corrections_survive_what_is_transcribed_again_and_stale_ones_are_listed(
