@@ -315,7 +315,8 @@ class Library:
             unseen = names != self._names or not view.searchable
             if unseen:
                 self._read_texts(catalogue, view)
-            saved, given = read_saved(self.store, known), read_names(self.store)
+            saved: Saved = read_saved(self.store, known)
+            given = read_names(self.store)
             voices = view.voices
             if catalogue is not view.catalogue:  # only a finish makes others
                 voices = read_voices(self.store)

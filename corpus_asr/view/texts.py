@@ -252,8 +252,8 @@ def read_edits(
         for at, leaf in placing.leaves.items():
             placed = by_stem[leaf.stem]
             said[at] = json.dumps(said_of(leaf, placed))
-            known = [row["confidence"] for row in placed.cut if row["confidence"] is not None]
-            sure[at] = min(known, default=None)
+            model = (row["confidence"] for row in placed.cut if row["confidence"] is not None)
+            sure[at] = min(model, default=None)
         same = {"number": numbers[recording_id], "edition": editions[recording_id]}
         columns = {name: rows[name] for name in _SEGMENT_COLUMNS} | {
             "place": pa.array(np.arange(first, first + rows.num_rows)),
