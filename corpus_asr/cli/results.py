@@ -373,10 +373,10 @@ def show(
             output_uri, options=store_options(output_uri, endpoint_url, storage_option)
         )
         turns = speakers_of(store)
-        refuse_speakers(store, selection, turns)
+        corrections = None if no_corrections else Corrections.load(store)
+        refuse_speakers(store, selection, turns, corrections)
         columns = TEXT_COLUMNS if turns is None else WORD_COLUMNS
         with open_selection(store, selection) as tables:
-            corrections = None if no_corrections else Corrections.load(store)
             seen = SeenSegments(store, tables, corrections)
             for found in recordings(seen, tables, selection, columns=columns, turns=turns):
                 each = found.audio_tracks and found.audio_track is None

@@ -341,8 +341,7 @@ def recordings(
         recording = replace(recording, missing=(missing or {}).get(recording_id))
         if turns is not None:
             recording = recording.spoken_by(turns.get(recording_id, ()))
-            recording = recording.only(selection.speakers) if selection.speakers else recording
-        yield recording
+        yield recording.only(selection.speakers) if selection.speakers else recording
 
 
 _SEGMENTS = """

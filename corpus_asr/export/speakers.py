@@ -232,18 +232,29 @@ def named(
     ]
 
 
-def refuse_speakers(store: OutputStore, selection: Selection, turns: Turns | None) -> None:
+def refuse_speakers(
+    store: OutputStore,
+    selection: Selection,
+    turns: Turns | None,
+    corrections: Corrections | None = None,
+) -> None:
     """Refuse a selection of speakers where there are none of that name.
 
     Raises:
-        ConfigError: the run looked for no speakers, or found nobody of a name that is asked for.
+        ConfigError: neither the run nor a person says that somebody of a name that is asked for
+            speaks.
     """
     if not selection.speakers:
         return
-    known = {turn.speaker for own in (turns or {}).values() for turn in own}
+    turns, corrections = turns or {}, corrections or Corrections({})
+    known = {turn.speaker for own in turns.values() for turn in own}
+    for each in corrections.recording_ids:
+        names = {turn.label or turn.speaker: turn.speaker for turn in turns.get(each, ())}
+        said = (leaf.said.speaker for group in corrections.of(each) for leaf in group.leaves)
+        known |= {names.get(speaker, speaker) for speaker in said if speaker}
     missing = sorted({*selection.speakers} - known)
     if missing:
-        found = "no speakers" if turns is None else f"{len(known)} others"
+        found = f"{len(known)} others" if known else "no speakers"
         raise ConfigError(
             f"selecting speakers of {redact_uri(store.uri)}: found {found}, expected "
             f"{', '.join(missing)}; correct --speaker, or transcribe with speakers: auto"

@@ -243,8 +243,8 @@ def export(
             to=redact_uri(to), failed=failed, unfinished=0 if selection.partial else unfinished
         )
         turns = speakers_of(store)
-        refuse_speakers(store, selection, turns)
         corrections = Corrections.load(store) if options.corrections else None
+        refuse_speakers(store, selection, turns, corrections)
         seen = SeenSegments(store, tables, corrections)
         rows = recordings(
             seen,

@@ -359,6 +359,15 @@ def test_segments_are_read_as_people_corrected_them_unless_the_models_are_asked_
     exported = CliRunner().invoke(cli.app, ["show", store.uri, "--speaker", "Ada"]).stdout
     assert "won" in exported
     assert "three" not in exported
+    # By a name that only an edit has, also in a run that looked for nobody.
+    for _ in range(2):
+        exported = CliRunner().invoke(cli.app, ["show", store.uri, "--speaker", "Bob"]).stdout
+        assert "three" in exported
+        assert "won" not in exported
+        store.remove_all(store.names("speakers"))
+    for words in (["Bo"], ["Bob", "--no-corrections"]):
+        refused = CliRunner().invoke(cli.app, ["show", store.uri, "--speaker", *words])
+        assert refused.exit_code == 2, words
 
 
 def test_what_people_corrected_is_written_unless_the_models_text_is_asked_for(
