@@ -197,7 +197,7 @@ class Library:
         # Listed before their contents are read: objects that come in between are a change later.
         self._names = outcomes_names(store)
         # By object. Those are known here that were saved here, or seen in a listing.
-        self._saved = read_saved(store)
+        self._saved: Saved = read_saved(store)
         self._view = View(
             catalogue=read_catalogue(store),
             corrections=Corrections(self._saved),
