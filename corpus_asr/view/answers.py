@@ -188,7 +188,7 @@ class Answers:
         """Return a segment, by key or moment, those next to it, and its place among them."""
         view, row = self._named(request.id)
         transcript = self.transcripts.read(view, row)
-        at = transcript.number_of(request.key)
+        at = transcript.number_now(request.key)
         if at is None:
             at = transcript.number_at(request.from_s, request.channel)
         if at is None:

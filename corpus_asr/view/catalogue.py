@@ -449,6 +449,18 @@ class Transcript:
         candidates = np.flatnonzero(starts_ms == int(start_ms)).tolist()
         return next((at for at in candidates if self.segments(at, 1)[0]["key"] == key), None)
 
+    def number_now(self, key: str) -> int | None:
+        """Return the number of the row with a key, or of the first that is in its place."""
+        at = self.number_of(key)
+        if at is not None:
+            return at
+        stem = key.rpartition(".")[0]
+        for number, leaf in sorted(self.leaves.items()):
+            group = self.groups[leaf.stem].group
+            if stem in group.stems or key in {str(one.node) for one in group.replaced}:
+                return number
+        return None
+
     def between(self, channel: int | None, start_s: float, end_s: float) -> list[dict[str, Any]]:
         """Return the segments of a channel that overlap a time span."""
         starts, ends = (self.rows[name].to_numpy() for name in ("start_s", "end_s"))

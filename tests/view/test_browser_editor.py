@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from corpus_asr.storage.run_state.corrections import read_saved
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.view.server import ViewServer
 from tests.support.audio import noise, wav_bytes
-from tests.support.pages import Chromium, Page, chromium_path
+from tests.support.pages import Chromium, Page, chromium_path, sent
 from tests.support.runs import correct_segment, of_file, passage, run_of, says, spoken, write_tones
-from tests.view.conftest import add, serving
+from tests.view.conftest import add, get, serving
 
 pytestmark = pytest.mark.skipif(chromium_path() is None, reason="no Chromium on this machine")
 
@@ -324,4 +325,40 @@ def test_those_that_begin_at_once_are_all_reviewed(browser: Chromium, dialogue: 
         page.press("v")
     page.wait_for("!document.getElementById('done').hidden")
     assert page.value(PROGRESS) == "3 of 3 segments checked"
+    page.close()
+
+
+def test_in_the_queue_nothing_written_is_left_and_nothing_comes_that_others_checked(
+    browser: Chromium, dialogue: ViewServer
+) -> None:
+    page = browser.open(f"{dialogue.url}review")
+    page.wait_for("document.querySelector('.review .segment.now')")
+    assert page.value(REVIEWED) == "left"
+    [hit] = get(dialogue.url, "api/search", q="echo")["hits"]
+    body = {"id": hit["id"], "keys": [hit["key"]], "checked": True}
+    assert sent(dialogue.url, "api/correct", body).status == 200
+    page.press("e")
+    write(page, "mine")
+    page.click("#skip")
+    page.wait_for("document.getElementById('problem').innerText.startsWith('Save what you have')")
+    assert page.value(f"[{REVIEWED}, document.activeElement.value]") == ["left", "mine"]
+    page.press("Escape")
+    page.click("#skip")
+    page.wait_for(f"{REVIEWED} === 'right'")
+    assert page.value(PROGRESS) == "1 of 3 segments checked"
+    assert page.complaints() == []
+    page.close()
+
+
+def test_two_presses_save_once(browser: Chromium, served: tuple[ViewServer, OutputStore]) -> None:
+    page = opened(browser, served[0])
+    page.click('[data-at="0"] .edit')
+    write(page, "twice")
+    page.value("[1, 2].forEach(() => document.querySelector('.editor').requestSubmit())")
+    page.wait_for(f"!{EDITOR} && {LINES}[0] === 'S1: twice'")
+    page.press("v")
+    page.press("v")
+    page.wait_for(f"{NOTE}.startsWith('No longer checked')")
+    assert page.complaints() == []
+    assert len(read_saved(served[1])) == 2
     page.close()

@@ -148,7 +148,7 @@ export class Editor {
       run(() => [[told], [value()]]);
     });
     own.form.addEventListener("keydown", (event) => {
-      if (event.isComposing) return;
+      if (event.isComposing || event.keyCode === 229) return; // 229: Safari, at the end of a composition
       const control = event.ctrlKey || event.metaKey;
       const step = { ArrowUp: SHORTEST_S, ArrowDown: -SHORTEST_S }[event.key];
       if (event.key === "Escape") this.close(key);
@@ -156,7 +156,7 @@ export class Editor {
       else if (control && event.key === "j") join();
       else if (event.key === "Enter" && event.shiftKey && event.target === field) play();
       else if (event.key === "Enter" && (event.target === field || event.target.className === "moment")) own.form.requestSubmit();
-      else if (step && event.target.className === "moment") {
+      else if (step && event.target.className === "moment" && !Number.isNaN(seconds(event.target.value))) {
         event.target.value = clock(Math.max(0, seconds(event.target.value) + step), 2);
         mark();
       } else return;
@@ -225,6 +225,8 @@ export class Editor {
   // Save what an action makes of the form: which segments, and what replaces them; without one, go
   // back to what the model wrote.
   async attempt(own, action, values = {}) {
+    if (own.saving) return; // keys come also where buttons are disabled
+    own.saving = true;
     const buttons = [...own.form.querySelectorAll("button")];
     for (const one of buttons) one.disabled = true;
     own.problem.hidden = own.others.hidden = true;
@@ -240,6 +242,7 @@ export class Editor {
       if (error.segments) this.versions(own, error.segments, action, values);
     }
     for (const one of buttons) one.disabled = false;
+    own.saving = false;
   }
 
   // Show what somebody else saved next to what is written here, to choose.
@@ -289,6 +292,7 @@ export class Editor {
 
   async withdraw({ key, version }) {
     const answer = await send("api/undo", { id: this.id, key, seen: version });
+    this.made = this.made.filter((one) => one.key !== key);
     await this.onSaved(answer);
     return answer;
   }

@@ -17,6 +17,8 @@ let transcript = null;
 let editor = null;
 let waveform = null;
 let speakers = null;
+let busy = false;
+let unreachable = ""; // what was said when a look for news failed
 let at = 0; // the moment that was last gone to, or is heard
 let hits = { query: "", starts: [], total: 0, pages: 0, index: -1 };
 
@@ -245,15 +247,20 @@ function edit() {
   editor.edit(segment);
 }
 
+// One thing at a time: a key that is pressed while the next segment comes is not for it.
 async function attempt(action) {
+  if (busy) return undefined;
+  busy = true;
   complain("");
   try {
     return await action();
   } catch (error) {
     const theirs = error.segments?.map((one) => one.text).join(" / ");
     complain(theirs ? `${error.message}: “${theirs}”` : error.message);
-    if (error.segments) await update();
+    if (error.segments) await update().catch(() => {});
     return undefined;
+  } finally {
+    busy = false;
   }
 }
 
@@ -337,7 +344,10 @@ let timer = 0;
 async function keepUp() {
   try {
     if (!document.hidden) await update();
+    if (unreachable && byId("problem").textContent === unreachable) complain("");
+    unreachable = "";
   } catch (error) {
+    unreachable = error.message;
     complain(error.message);
   }
   clearTimeout(timer);

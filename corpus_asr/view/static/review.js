@@ -61,10 +61,24 @@ async function show() {
     shown = null;
     byId("card").hidden = true;
     byId("done").hidden = false;
-    return;
+    return undefined;
   }
+  const first = !seen.has(nameOf(hit));
   seen.add(nameOf(hit));
-  const told = await ask("around", { id: hit.id, key: hit.key, from: hit.start_s, channel: hit.channel });
+  let told;
+  try {
+    told = await ask("around", { id: hit.id, key: hit.key, from: hit.start_s, channel: hit.channel });
+  } catch (error) {
+    if (error.status !== 404) throw error;
+  }
+  // Somebody else was faster: it is checked by now, or its recording is gone.
+  if (!told || (first && told.segments[told.at].correction?.checked)) {
+    queue.splice(place, 1);
+    for (const one of editor.made) if (one.place > place) one.place -= 1;
+    if (told) counts.checked += 1;
+    progress();
+    return show();
+  }
   shown = { hit, told, segments: told.segments.map((one, at) => line(one, at === told.at, told.speakers)) };
   editor.id = hit.id;
   byId("around").replaceChildren(...shown.segments.map((one) => one.element));
@@ -80,6 +94,7 @@ async function show() {
   byId("back").disabled = place === 0;
   byId("done").hidden = true;
   byId("card").hidden = false;
+  return undefined;
 }
 
 // A segment as it is shown here: the one that is reviewed, or one next to it.
@@ -126,7 +141,11 @@ async function edited(segments) {
   const checked = segments.every((one) => one.correction?.checked);
   if (checked) counts.checked += 1;
   progress();
-  await (checked ? step(1) : show());
+  try {
+    await (checked ? step(1) : show());
+  } catch (error) {
+    complain(error.message); // it is saved
+  }
 }
 
 async function play(from, until) {
@@ -142,11 +161,28 @@ function playCurrent() {
   return play(one.told.start_s, one.told.end_s);
 }
 
+// Close what is open and has nothing new in it; what was written is not left behind.
+function leave() {
+  for (const one of [...editor.open.values()]) {
+    if (one.changed()) {
+      one.field.focus();
+      throw new Error("Save what you have written, or cancel it (Esc).");
+    }
+    editor.close(one.key);
+  }
+  if (shown) shown.editing = false;
+}
+
 async function step(by) {
   player.audio.pause();
   place = Math.max(0, place + by);
   await show();
   if (by > 0 && shown && player.id !== null) await playCurrent();
+}
+
+async function go(by) {
+  leave();
+  await step(by);
 }
 
 // One thing at a time: a key that is pressed while the next segment comes is not for it.
@@ -168,7 +204,7 @@ async function run(action) {
 async function check() {
   const one = current();
   if (!one || !shown.told.editable) return;
-  shown.editing = false; // also where a form was opened, and closed again
+  leave();
   if (!one.told.correction?.checked) {
     await editor.check(one);
     counts.checked += 1;
@@ -186,10 +222,10 @@ function edit() {
 async function undo() {
   const last = editor.made.at(-1);
   if (!last) return;
+  leave();
   editor.id = last.recording;
   const here = place;
   place = last.place;
-  shown.editing = false;
   try {
     await editor.undo();
   } catch (error) {
@@ -201,7 +237,7 @@ async function undo() {
   await show();
 }
 
-const KEYS = { " ": playCurrent, v: check, e: edit, n: () => step(1), p: () => step(-1), u: undo, "<": () => player.faster(-1), ">": () => player.faster(1) };
+const KEYS = { " ": playCurrent, v: check, e: edit, n: () => go(1), p: () => go(-1), u: undo, "<": () => player.faster(-1), ">": () => player.faster(1) };
 
 document.addEventListener("keydown", (event) => {
   const control = event.ctrlKey || event.metaKey;
@@ -211,7 +247,7 @@ document.addEventListener("keydown", (event) => {
   event.preventDefault();
   run(action);
 });
-for (const [id, action] of Object.entries({ check, edit, play: playCurrent, skip: () => step(1), back: () => step(-1), undo })) {
+for (const [id, action] of Object.entries({ check, edit, play: playCurrent, skip: () => go(1), back: () => go(-1), undo })) {
   byId(id).addEventListener("click", () => run(action));
 }
 

@@ -132,8 +132,10 @@ export class Transcript {
   async fetch(number) {
     const block = this.blocks[number];
     const query = this.query;
+    const asked = (block.asked = {});
     const told = await ask("segments", { id: this.info.id, block: number, q: query, whole_words: this.wholeWords });
-    if (query !== this.query) return;
+    // What is searched for, or is in the block, is another by now, or all blocks are.
+    if (query !== this.query || block.asked !== asked || this.blocks[number] !== block) return;
     block.segments = told.segments.map((segment, at) => this.segment(segment, number, at));
     const before = block.box.getBoundingClientRect();
     this.paragraphs(block);
@@ -238,6 +240,7 @@ export class Transcript {
   replace(old, told) {
     const { block, at } = old.element.dataset;
     const made = this.segment(told, block, at);
+    this.blocks[block].asked = null; // what is under way may be of before
     this.blocks[block].segments[at] = made;
     old.element.replaceWith(made.element);
     this.paragraphs(this.blocks[block]);
