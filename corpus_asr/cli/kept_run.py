@@ -20,8 +20,8 @@ from corpus_asr.schemas import RESULTS, SEGMENT_FIELDS, SPEAKERS
 from corpus_asr.segments import Segment
 from corpus_asr.storage.listing import RECORDS_FOLDER
 from corpus_asr.storage.run_state.own_sources import record_sources
-from corpus_asr.storage.run_state.run_files import CONFIG_NAME, SUCCESS_NAME
 from corpus_asr.storage.run_state.recording_rows import put_rows
+from corpus_asr.storage.run_state.run_files import CONFIG_NAME, SUCCESS_NAME
 from corpus_asr.storage.run_state.speaker_turns import RecordingVoices, turn_rows
 from corpus_asr.storage.run_state.tables import (
     OUTCOMES_FOLDER,

@@ -78,9 +78,7 @@ def rows_at(
         yield from batch.rows.filter(pc.is_in(numbers, value_set=wanted)).to_pylist()
 
 
-def put_rows(
-    store: OutputStore, folder: str, table: pa.Table, *, stem: str | None = None
-) -> None:
+def put_rows(store: OutputStore, folder: str, table: pa.Table, *, stem: str | None = None) -> None:
     """Put all rows of some recordings as an object, of a stem that the caller knows if given."""
     store.write_table(f"{folder}/{stem or store.stem()}{SUFFIX}", table)
 
