@@ -593,6 +593,8 @@ def _counts(found: "Plan", output_uri: str) -> Iterator[str]:
             f"manifest   {counted(found.num_realigned, 'other text')} to be aligned, other "
             f"columns of {counted(found.num_new_columns, 'recording')} to be written"
         )
+    if words := found.set_words():
+        yield f"view       {words}"
     yield (
         f"to do      {counted(found.num_remaining, 'file')}, {_size(found.num_remaining_bytes)}, "
         f"in {counted(found.num_packs, 'pack')}"

@@ -21,6 +21,7 @@ from corpus_asr.config.run import CLASSIFY_AUDIO, RunConfig
 from corpus_asr.schemas import OUTCOMES, RECORDINGS, SCHEMA_VERSION
 from corpus_asr.storage.run_state.claims import rows_with_owners
 from corpus_asr.storage.run_state.manifest_columns import changes, write_columns
+from corpus_asr.storage.run_state.overrides import has_overrides
 from corpus_asr.storage.run_state.plan import retire_plans
 from corpus_asr.storage.run_state.redo import forget_done
 from corpus_asr.storage.run_state.run_files import (
@@ -153,8 +154,11 @@ def finish(
             tables.reread(store)
         if adopt_versions(store, tables):
             tables.reread(store)
-        if config.source.has_columns:
-            found = changes(tables, "listing", aligns=config.decoding.align)
+        has_columns = config.source.has_columns
+        if has_columns or has_overrides(store):
+            found = changes(
+                tables, "listing", aligns=config.decoding.align, has_columns=has_columns
+            )
             if write_columns(store, tables, found):
                 tables.reread(store)
         counts = OutcomeCounts.of(tables, num_listed, run_id=run.run_id)

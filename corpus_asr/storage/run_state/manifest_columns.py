@@ -1,8 +1,8 @@
-"""Columns of a manifest that were corrected after its recordings were done.
+"""Columns of a manifest that were corrected, or set by people, after its recordings were done.
 
 They are written into the tables again, without transcription. Where a text is aligned, another
-text, or other times of it, are another result: such a recording is done again, and keeps its
-columns until then.
+text, or other times of it, are another result, and so are other hotwords that people set: such a
+recording is done again, and keeps its columns until then.
 """
 
 import logging
@@ -11,10 +11,11 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from corpus_asr.errors import AlignmentError
+from corpus_asr.errors import AlignmentError, ItemError
 from corpus_asr.schemas import OUTCOMES
-from corpus_asr.storage.manifest import AlignedText, aligned_text
+from corpus_asr.storage.manifest import AlignedText, aligned_text, hotwords_of
 from corpus_asr.storage.run_state.claims import rows_with_owners
+from corpus_asr.storage.run_state.overrides import OVERRIDDEN, Applied
 from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.tables import (
     PENDING,
@@ -43,12 +44,14 @@ where not gone group by name order by name
 
 
 class ManifestChanges(NamedTuple):
-    """What a manifest says otherwise than the tables do."""
+    """What a manifest, or what people set in its place, says otherwise than the tables do."""
 
     columns: pa.Table
     """recording_id, and the columns `before` and `now`, of what is rewritten."""
     texts: pa.Array
-    """IDs of recordings whose text is to be aligned again."""
+    """IDs of recordings that are to be done again: aligned, or transcribed by other hotwords."""
+    num_set_speakers: int = 0
+    """Recordings whose columns are rewritten as people set another number of speakers."""
 
     @property
     def num_recordings(self) -> int:
@@ -56,21 +59,50 @@ class ManifestChanges(NamedTuple):
         return len(self.columns["recording_id"].unique())
 
 
-def changes(tables: RunTables, listed: str, *, aligns: bool) -> ManifestChanges:
-    """Compare the metadata of outcomes with that of a table of FILES rows, without credentials."""
-    query = _FOUND.format(listed=listed)
-    if not aligns:
-        return ManifestChanges(
-            tables.table(query).select(_CHANGES.names), pa.array([], pa.string())
-        )
-    rows, texts = [], dict[str, None]()
-    for batch in tables.batches(query):
-        for row in batch.to_pylist():
-            if _aligned(row["before"]) == _aligned(row["now"]):
+def changes(tables: RunTables, listed: str, *, aligns: bool, has_columns: bool) -> ManifestChanges:
+    """Compare the metadata of outcomes with that of a table of FILES rows, without credentials.
+
+    Without `has_columns`, only what people set, or had set, is compared.
+    """
+    columns, texts, speakers = [_CHANGES.empty_table()], dict[str, None](), set[str]()
+    for batch in tables.batches(_FOUND.format(listed=listed)):
+        own = _are_set(batch)
+        others = batch.filter(pc.invert(own))
+        if not aligns:
+            if has_columns:
+                columns.append(pa.Table.from_batches([others.select(_CHANGES.names)]))
+            others = others.slice(0, 0)
+        rows = []
+        for row in (*batch.filter(own).to_pylist(), *others.to_pylist()):
+            before, now = row["before"], row["now"]
+            if _aligned(before) == _aligned(now) if aligns else _same_hotwords(before, now):
                 rows.append(row)
+                if Applied.of(before).num_speakers != Applied.of(now).num_speakers:
+                    speakers.add(row["recording_id"])
             elif row["latest"]:  # else it waits to be done again
                 texts[row["recording_id"]] = None
-    return ManifestChanges(pa.Table.from_pylist(rows, _CHANGES), pa.array(list(texts), pa.string()))
+        columns.append(pa.Table.from_pylist(rows, _CHANGES))
+    found = pa.concat_tables(columns)
+    return ManifestChanges(found, pa.array(list(texts), pa.string()), len(speakers))
+
+
+def _are_set(rows: pa.RecordBatch) -> pa.Array:
+    """Tell of which rows people set columns, before or now."""
+    before, now = (
+        pc.fill_null(pc.match_substring(rows[name], f'"{OVERRIDDEN}"'), False)
+        for name in ("before", "now")
+    )
+    return pc.or_(before, now)
+
+
+def _same_hotwords(before: str | None, now: str | None) -> bool:
+    # Those of a manifest that nobody set anything of are columns like others.
+    if not Applied.of(before).hotwords and not Applied.of(now).hotwords:
+        return True
+    try:
+        return hotwords_of("", before) == hotwords_of("", now)
+    except ItemError:  # it failed, or will
+        return False
 
 
 def _aligned(metadata: str | None) -> AlignedText | None:

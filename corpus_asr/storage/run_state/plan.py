@@ -30,6 +30,7 @@ from corpus_asr.storage.parquet import parquet_batches, parquet_writer
 from corpus_asr.storage.run_state.forgotten import Forgotten
 from corpus_asr.storage.run_state.manifest_columns import changes
 from corpus_asr.storage.run_state.moved import Arrivals, Moves, as_table, noted_moves
+from corpus_asr.storage.run_state.overrides import Overrides
 from corpus_asr.storage.run_state.redo import chosen
 from corpus_asr.storage.run_state.run_files import Earlier, check_fingerprint, fingerprint
 from corpus_asr.storage.run_state.run_tables import (
@@ -170,7 +171,9 @@ class Plan:
     num_retried: int = 0  # ... those that failed, ...
     num_redone: int = 0  # ... and those that are done again; the rest were started
     num_realigned: int = 0  # of the remaining, those whose text of the manifest is another now
+    num_set_hotwords: int = 0  # of the remaining, those whose hotwords people set or unset
     num_new_columns: int = 0  # listed recordings of which only other columns of it are
+    num_set_speakers: int = 0  # those whose number of speakers people set or unset
     num_matched: int | None = None  # recordings that --redo means, listed or not
     num_packs: int = 0
     num_excluded: int = 0  # left out by `source.exclude`
@@ -180,7 +183,7 @@ class Plan:
     num_moved: int = 0  # recordings of other addresses until now; done with these
     empty: list[str] = field(default_factory=list)  # addresses at which there is no recording
     remaining: FileSample = field(default_factory=FileSample, repr=False, compare=False)
-    """The remaining recordings by type and size; of no use in a file, as are the next four."""
+    """The remaining recordings by type and size; of no use in a file, as are the next five."""
     known: dict[str, FileSums] = field(default_factory=dict, repr=False, compare=False)
     """Sums over those of them whose seconds are known: they were done before."""
     own_packs: Sequence[str] | None = field(default=None, repr=False, compare=False)
@@ -189,6 +192,8 @@ class Plan:
     """REDO rows to be noted before anything is done; None: as they are."""
     moves: Moves = field(default_factory=dict, repr=False, compare=False)
     """Those that moved, whose rows are to follow them."""
+    overrides: Overrides = field(default_factory=lambda: Overrides({}), repr=False, compare=False)
+    """What people set in place of a manifest's columns."""
 
     @property
     def listing_names(self) -> list[str]:
@@ -220,11 +225,22 @@ class Plan:
         if self.num_new_columns:
             others = counted(self.num_new_columns, "recording")
             found.append(f"{others} with other columns in the manifest: written into the tables")
+        if words := self.set_words():
+            found.append(f"set in view: {words}")
         if self.num_ignored:
             found.append(f"{counted(self.num_ignored, 'other file')} ignored (source.ignore)")
         if self.num_moved:
             found.append(f"{counted(self.num_moved, 'recording')} moved: their results follow them")
         return found
+
+    def set_words(self) -> str:
+        """Return what becomes of what people set, as far as it is news; else nothing."""
+        counts = {
+            "to be transcribed again by other hotwords": self.num_set_hotwords,
+            "with another number of speakers": self.num_set_speakers,
+        }
+        found = (f"{counted(count, 'recording')} {what}" for what, count in counts.items() if count)
+        return ", ".join(found)
 
     def redo_words(self) -> str:
         """Return how many recordings are done again, of those that --redo means."""
@@ -263,8 +279,12 @@ def make_plan(
     newest_ns = max(map(time_ns_of, plans), default=0)
     name = f"{PLANS_FOLDER}/{store.stem(max(time.time_ns(), newest_ns + 1))}"
     plan = Plan(uri=store.address(f"{name}/packs"), name=name)
+    noted = noted_moves(store)
+    overrides = Overrides.load(store)
+    # Of a move that was killed, some are called as before.
+    plan.overrides = overrides.moved(noted) | overrides
     columns: Sequence[str] = VERSION_COLUMNS if options.redo is None else PART_COLUMNS
-    if config.source.has_columns:
+    if config.source.has_columns or overrides:
         columns = tuple(dict.fromkeys((*columns, "metadata")))
     with (
         tempfile.TemporaryDirectory(prefix="corpus-asr-plan-") as folder,
@@ -278,7 +298,7 @@ def make_plan(
             if len(asked):
                 plan.redo = tables.do_again(asked)
         scratch = str(Path(folder) / "remaining.parquet")
-        if noted := noted_moves(store):
+        if noted:
             tables.move(as_table(noted))
         shards = _list_source(plan, store, config)
         arrivals = Arrivals(tables) if tables.num_versions else None
@@ -291,7 +311,7 @@ def make_plan(
             now = dict(zip(*(column.to_pylist() for column in moved.columns), strict=True))
             alone = {now[each] for each in options.leave_alone if each in now}
             options = replace(options, leave_alone=frozenset({*options.leave_alone, *alone}))
-            shards = (store.read_table(name, FILES) for name in plan.listing_names)
+            shards = _listed_again(plan, store)
             sizes, ids, retried = _left(plan, shards, config, tables, options, scratch)
         plan.num_remaining = len(sizes)
         plan.num_done = plan.num_files - plan.num_remaining
@@ -364,11 +384,23 @@ def _plan_of(name: str) -> str:
 
 def _list_source(plan: Plan, store: OutputStore, config: RunConfig) -> Iterator[pa.Table]:
     """Yield what a source names, as it is written down."""
-    for shard, files in enumerate(_shards(plan, store, config)):
+    for shard, listed in enumerate(_shards(plan, store, config)):
+        files = plan.overrides.in_place(listed)
         store.private().write_table(f"{plan.name}/listing/{shard:05d}{SUFFIX}", files)
         plan.num_files += files.num_rows
         plan.num_bytes += pc.sum(files["size_bytes"]).as_py() or 0
         plan.num_unknown_sizes += files["size_bytes"].null_count
+        yield files
+
+
+def _listed_again(plan: Plan, store: OutputStore) -> Iterator[pa.Table]:
+    """Yield the listing, once it is known what moved, with what people set of that."""
+    moved = plan.overrides.moved(plan.moves)
+    for name in plan.listing_names:
+        listed = store.read_table(name, FILES)
+        files = moved.in_place(listed)
+        if files is not listed:
+            store.private().write_table(name, files)
         yield files
 
 
@@ -386,11 +418,11 @@ def _left(
     sizes, ids, retried = [np.empty(0, np.int64)], [np.empty(0, "S16")], [np.empty(0, bool)]
     reasons: Counter[int] = Counter()
     plan.remaining, plan.known = FileSample(), {}
-    plan.num_remaining_bytes = plan.num_new_columns = 0
+    plan.num_remaining_bytes = plan.num_new_columns = plan.num_set_speakers = 0
     with parquet_writer(scratch, REMAINING) as remaining_file:
         for files in shards:
-            if config.source.has_columns:
-                _compare_columns(plan, tables, files, aligns=config.decoding.align)
+            if config.source.has_columns or plan.overrides:
+                _compare_columns(plan, tables, files, config)
             remaining = tables.remaining(
                 files.to_batches()[0], options.retry, leave_alone=options.leave_alone
             )
@@ -419,11 +451,16 @@ def _left(
     return np.concatenate(sizes), np.concatenate(ids), np.concatenate(retried)
 
 
-def _compare_columns(plan: Plan, tables: RunTables, files: pa.Table, *, aligns: bool) -> None:
+def _compare_columns(plan: Plan, tables: RunTables, files: pa.Table, config: RunConfig) -> None:
+    aligns = config.decoding.align
     tables.add("shard", without_credentials(files))
-    found = changes(tables, "shard", aligns=aligns)
-    plan.num_new_columns += found.num_recordings
-    plan.num_realigned += len(found.texts)
+    found = changes(tables, "shard", aligns=aligns, has_columns=config.source.has_columns)
+    plan.num_set_speakers += found.num_set_speakers
+    plan.num_new_columns += found.num_recordings - found.num_set_speakers
+    if aligns:
+        plan.num_realigned += len(found.texts)
+    else:
+        plan.num_set_hotwords += len(found.texts)
     if len(found.texts):
         plan.redo = tables.do_again(found.texts)
 

@@ -20,6 +20,7 @@ from corpus_asr.storage.run_state.corrections import CORRECTIONS_FOLDER
 from corpus_asr.storage.run_state.duplicates import without_losers
 from corpus_asr.storage.run_state.finish import claimed_segments, remove_commits
 from corpus_asr.storage.run_state.moved import MOVING_NAME, Moves, addresses
+from corpus_asr.storage.run_state.overrides import OVERRIDES_FOLDER
 from corpus_asr.storage.run_state.run_files import EARLIER_FOLDER
 from corpus_asr.storage.run_state.run_tables import REDO_NAME
 from corpus_asr.storage.run_state.tables import (
@@ -51,6 +52,8 @@ ADDRESSES_NAME: Final = "_run/addresses.json"
 _TABLES = {RECORDINGS_FOLDER: RECORDINGS, SPEAKERS_FOLDER: SPEAKERS, VOICES_FOLDER: VOICES,
            DUPLICATES_FOLDER: DUPLICATES, HOOKS_FOLDER: HOOKS}  # fmt: skip
 _IDS = ("recording_id", "other_recording_id")
+SAVES = (CORRECTIONS_FOLDER, OVERRIDES_FOLDER)
+"""Folders of what people saved, each with a folder of every recording."""
 # People save names meanwhile; more often than this in a row they do not.
 _ATTEMPTS = 8
 
@@ -119,7 +122,7 @@ def folders_of(store: OutputStore) -> Iterator[OutputStore]:
 
 
 def rewrite(store: OutputStore, changes: Changes) -> None:
-    """Change the rows of recordings in every table, their corrections and their speakers' names."""
+    """Change the rows of recordings in every table, what people saved, and speakers' names."""
     if not changes.to:
         return
     for folder in _TABLES:
@@ -139,14 +142,14 @@ def rewrite(store: OutputStore, changes: Changes) -> None:
 
 
 def holding(store: OutputStore, ids: pa.Array) -> list[str]:
-    """Return the objects that hold rows of recordings, or corrections of them."""
+    """Return the objects that hold rows of recordings, or what people saved of them."""
     wanted, found = set(ids.to_pylist()), list[str]()
     for folder in folders_of(store):
         own = _concerned(folder, folder.commit_names(), OUTCOMES, ids)
         for name, schema in _TABLES.items():
             own += _concerned(folder, folder.names(name), schema, ids)
-        saves = folder.all_names(CORRECTIONS_FOLDER)
-        own += [name for name in saves if name.split("/")[1] in wanted]
+        for kind in SAVES:
+            own += [name for name in folder.all_names(kind) if name.split("/")[1] in wanted]
         found += [folder.address(name).removeprefix(store.address("")) for name in own]
     return found
 
@@ -253,8 +256,8 @@ def _rewrite_notes(store: OutputStore, name: str, changes: Changes) -> None:
 
 
 def rewrite_corrections(store: OutputStore, changes: Changes) -> None:
-    """Let the corrections of recordings follow them, or go with them."""
-    for name in list(store.all_names(CORRECTIONS_FOLDER)):
+    """Let what people saved of recordings follow them, or go with them."""
+    for name in [each for folder in SAVES for each in store.all_names(folder)]:
         _, _, rest = name.partition("/")
         old, _, base = rest.rpartition("/")
         if old not in changes.to:
@@ -263,9 +266,9 @@ def rewrite_corrections(store: OutputStore, changes: Changes) -> None:
         if uri is not None:
             new = recording_id(uri)
             said = {**store.read_json(name), "recording_id": new}
-            store.write_json(f"{CORRECTIONS_FOLDER}/{new}/{base}", said)
+            store.write_json(f"{folder}/{new}/{base}", said)
         store.remove(name)
-        filesystem.remove_folder(store.address(f"{CORRECTIONS_FOLDER}/{old}"))
+        filesystem.remove_folder(store.address(f"{folder}/{old}"))
 
 
 def rewrite_names(store: OutputStore, change: Callable[[str, str], str | None]) -> None:
