@@ -104,8 +104,9 @@ def test_what_cannot_be_set_is_refused(url: str, store: OutputStore, tmp_path: P
         assert (refused.status, b"--read-only" in refused.body) == (403, True)
         assert get(server.url, "api/overrides", id=ID)["editable"] is False
     assert [*store.all_names(OVERRIDES_FOLDER)] == []
-    for at, config in enumerate(({"pipeline": None}, {"pipeline": "classify_audio"})):
-        with serving(run_of(tmp_path / str(at), spoken("/a.wav"), **config)) as server:
+    for pipeline in (None, "classify_audio"):
+        shown = run_of(tmp_path / str(pipeline), spoken("/a.wav"), pipeline=pipeline)
+        with serving(shown) as server:
             assert get(server.url, "api/overrides", id=ID)["counts"] is False
             refused = save(server.url, num_speakers=2)
             assert (refused.status, b"no later run" in refused.body) == (400, True)

@@ -14,9 +14,9 @@ const same = (one, other) => words(one) === words(other);
 const some = (value) => value !== null && value.length !== 0;
 
 export class Overrides {
-  constructor(id, { speakers, label }) {
+  constructor(id, { speakers, apart, apart_as }) {
     Object.assign(this, { id, found: speakers.length, told: null });
-    if (label) return; // labels have neither
+    if (apart.length > 1) byId("num-speakers-label").textContent = `Number of speakers of each ${apart_as}`;
     byId("overrides-form").addEventListener("submit", (event) => {
       event.preventDefault();
       this.save(SPEAKERS.field.value, HOTWORDS.field.value);
