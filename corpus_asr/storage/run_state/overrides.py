@@ -51,6 +51,11 @@ class Override:
     number: int = 0
     """Of its object; 0: nobody has set anything."""
 
+    @property
+    def object_name(self) -> str:
+        """Of its object."""
+        return f"{OVERRIDES_FOLDER}/{self.recording_id}/{self.number:0{_DIGITS}}{_SUFFIX}"
+
     def of_columns(self, metadata: str | None) -> str | None:
         """Return the columns of a recording with what is set in their place."""
         columns: dict[str, Any] = json.loads(metadata) if metadata else {}
@@ -107,10 +112,10 @@ def save_override(store: OutputStore, made: Override, *, seen: int) -> Override 
     if read_override(store, made.recording_id).number != seen:
         return None
     numbered = replace(made, number=seen + 1)
-    name = f"{OVERRIDES_FOLDER}/{made.recording_id}/{numbered.number:0{_DIGITS}}{_SUFFIX}"
     said = {key: value for key, value in asdict(numbered).items() if key != "number"}
     data = json.dumps(said, indent=2, ensure_ascii=False).encode()
-    return numbered if filesystem.create(store.address(name), data, store.options) else None
+    created = filesystem.create(store.address(numbered.object_name), data, store.options)
+    return numbered if created else None
 
 
 def has_overrides(store: OutputStore) -> bool:
