@@ -412,12 +412,12 @@ class Answers:
         Raises:
             RefusedError: the server was started with --read-only.
             NotFoundError: there is no such recording.
-            ConfigError, ConflictError, FetchError: see `overrides.save`.
+            ConfigError, ConflictError, GoneError, FetchError: see `overrides.save`.
         """
         self._check_editable()
         made, seen = overrides.parse_override(body)
-        _, row = self._named(made.recording_id)
-        saved = overrides.save(self.library.store, row, made, seen)
+        _, row = self._to_change(made.recording_id)
+        saved = overrides.save(self.library, row, made, seen)
         return saved | {"editable": self.editable}
 
     def _check_editable(self) -> None:

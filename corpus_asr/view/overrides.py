@@ -22,6 +22,7 @@ from corpus_asr.storage.run_state.overrides import (
 )
 from corpus_asr.storage.run_state.run_files import CONFIG_NAME
 from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.view.catalogue import GoneError, Library
 from corpus_asr.view.editing import ConflictError
 
 _TYPES: Mapping[str, tuple[type | tuple[type, ...], str]] = {
@@ -76,25 +77,33 @@ def described(store: OutputStore, row: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def save(store: OutputStore, row: Mapping[str, Any], made: Override, seen: int) -> dict[str, Any]:
+def save(library: Library, row: Mapping[str, Any], made: Override, seen: int) -> dict[str, Any]:
     """Save what is set of a recording; return it as `described` does.
 
     Raises:
         ConfigError: the output has no later run.
         ConflictError: somebody else has set something since `seen`.
+        GoneError: the recording was moved or forgotten meanwhile; nothing is left of what was set.
         FetchError: the output folder cannot be written to.
     """
+    store = library.store
     if not described(store, row)["counts"]:
         raise ConfigError(
             "setting what a recording has: found no later run of this output that could use it, "
             "expected the output of `corpus-asr run`; transcribe the recording with these options"
         )
-    if save_override(store, made, seen=seen) is None:
+    saved = save_override(store, made, seen=seen)
+    if saved is None:
         who = visible(read_override(store, made.recording_id).name) or "somebody else"
         raise ConflictError(
             f"{who} has set something of this recording meanwhile: nothing was saved; look at it, "
             "and save again to replace it"
         )
+    try:
+        library.check_there(row)
+    except GoneError:
+        store.remove(saved.object_name)
+        raise
     return described(store, row)
 
 

@@ -30,7 +30,7 @@ from corpus_asr.runtime.ray_cluster import Cluster
 from corpus_asr.runtime.ray_dataset import on_workers
 from corpus_asr.schemas import SPEAKERS
 from corpus_asr.speakers.voices import find_voices
-from corpus_asr.storage.run_state import portions, speaker_turns
+from corpus_asr.storage.run_state import portions, recording_rows, speaker_turns
 from corpus_asr.storage.run_state.finish import compact, keep_only
 from corpus_asr.storage.run_state.recording_rows import MAX_OBJECTS
 from corpus_asr.storage.run_state.run_files import CONFIG_NAME
@@ -409,8 +409,9 @@ def test_many_small_objects_become_one(store: OutputStore):
 def test_large_objects_are_not_rewritten_and_hold_whole_recordings(
     store: OutputStore, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(speaker_turns, "ROWS_PER_OBJECT", 8)
-    monkeypatch.setattr(speaker_turns, "MAX_OBJECTS", 2)
+    for module in (recording_rows, speaker_turns):
+        monkeypatch.setattr(module, "ROWS_PER_OBJECT", 8)
+    monkeypatch.setattr(recording_rows, "MAX_OBJECTS", 2)
     large: set[str] = set()
     for number in range(7):
         commit(store, results(*(spoken(f"r{number}", at, last=at == 2) for at in range(3))))

@@ -26,7 +26,7 @@ Erase = Callable[[OutputStore], object]
 @pytest.fixture
 def store(tmp_path: Path) -> OutputStore:
     store = run_of(tmp_path / "output", spoken(URI, passage(0, "one"), passage(1, "two")),
-                   spoken("/c/other.wav", passage(0, "other")))  # fmt: skip
+                   spoken("/c/other.wav", passage(0, "other")), pipeline="transcribe_corpus")  # fmt: skip
     says(store, URI, (0.0, 2.0, "S1"))
     return store
 
@@ -56,6 +56,10 @@ def named(url: str) -> Response:
     return sent(url, "api/name", {"id": ID, "speaker": "S1", "name": "secret"})
 
 
+def overridden(url: str) -> Response:
+    return sent(url, "api/override", {"id": ID, "hotwords": "secret"})
+
+
 def left(store: OutputStore) -> dict[str, bytes]:
     """Return what is saved of the recording."""
     files = (path for path in Path(store.uri).rglob("*") if path.is_file())
@@ -64,7 +68,7 @@ def left(store: OutputStore) -> dict[str, bytes]:
             if ID in name or ID.encode() in data or b"secret" in data}  # fmt: skip
 
 
-@pytest.mark.parametrize("save", [correct, named])
+@pytest.mark.parametrize("save", [correct, named, overridden])
 def test_of_a_forgotten_recording_nothing_is_saved(
     url: str, store: OutputStore, save: Callable[[str], Response]
 ) -> None:
@@ -74,7 +78,7 @@ def test_of_a_forgotten_recording_nothing_is_saved(
     assert left(store) == {}
 
 
-@pytest.mark.parametrize("save", [correct, named])
+@pytest.mark.parametrize("save", [correct, named, overridden])
 def test_of_a_moved_recording_the_new_address_is_named(
     url: str, store: OutputStore, save: Callable[[str], Response]
 ) -> None:

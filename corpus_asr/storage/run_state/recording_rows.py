@@ -89,19 +89,20 @@ def tidy(
     schema: pa.Schema,
     recording_ids: Iterable[pa.Array],
     *,
-    rows_per_object: int = ROWS_PER_OBJECT,
+    rows_per_object: int | None = None,
 ) -> None:
     """Keep of each of these recordings the newest rows, and of others none, in few small objects.
 
     In memory are the rows of an object or two, and some 40 bytes of every recording.
     """
+    most = rows_per_object or ROWS_PER_OBJECT
     names = store.names(folder)
     wanted = np.unique(np.concatenate([_NO_IDS, *(_numbers(ids) for ids in recording_ids)]))
     owners, small = [], []
     for name in names:
         ids = store.read_table(name, projected(_STATE, ("recording_id",)))["recording_id"]
         owners.append(np.unique(_numbers(ids)))
-        if 2 * len(ids) < rows_per_object:
+        if 2 * len(ids) < most:
             small.append(name)
     every = np.concatenate([_NO_IDS, *owners])
     at = np.repeat(np.arange(len(names)), [len(ids) for ids in owners])
@@ -125,7 +126,7 @@ def tidy(
         if name in rewritten:
             table = store.read_table(name, schema)
             waiting.append(table.filter(pa.array(kept(number, _numbers(table["recording_id"])))))
-            if sum(len(each) for each in waiting) >= rows_per_object:
+            if sum(len(each) for each in waiting) >= most:
                 put_rows(store, folder, pa.concat_tables(waiting))
                 waiting = []
     if any(len(each) for each in waiting):
