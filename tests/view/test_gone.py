@@ -25,8 +25,9 @@ Erase = Callable[[OutputStore], object]
 
 @pytest.fixture
 def store(tmp_path: Path) -> OutputStore:
-    store = run_of(tmp_path / "output", spoken(URI, passage(0, "one"), passage(1, "two")),
-                   spoken("/c/other.wav", passage(0, "other")), pipeline="transcribe_corpus")  # fmt: skip
+    rows = (spoken(URI, passage(0, "one"), passage(1, "two")),
+            spoken("/c/other.wav", passage(0, "other")))  # fmt: skip
+    store = run_of(tmp_path / "output", *rows, pipeline="transcribe_corpus")
     says(store, URI, (0.0, 2.0, "S1"))
     return store
 

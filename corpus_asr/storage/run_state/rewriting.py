@@ -258,7 +258,6 @@ def _rewrite_notes(store: OutputStore, name: str, changes: Changes) -> None:
 def rewrite_corrections(store: OutputStore, changes: Changes) -> None:
     """Let what people saved of recordings follow them, or go with them."""
     for name in [each for folder in SAVES for each in store.all_names(folder)]:
-    for name in [each for folder in SAVES for each in store.all_names(folder)]:
         folder, _, rest = name.partition("/")
         old, _, base = rest.rpartition("/")
         if old not in changes.to:
