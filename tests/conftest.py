@@ -4,6 +4,7 @@ The environment and the import hook are set before anything of the package is im
 also runs where only pytest and what the engine needs are installed (tests/repo/test_bare.py).
 """
 
+import atexit
 import faulthandler
 import gc
 import os
@@ -189,9 +190,11 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """Keep the verdict for `pytest_unconfigure`, and let what was imported be freed."""
+    """Keep the verdict for `pytest_unconfigure`, and let what was imported be freed at the end."""
     session.config.exit_status = int(exitstatus)  # type: ignore[attr-defined]
-    gc.unfreeze()  # or else duckdb writes a list of what was not freed
+    # Or else duckdb writes a list of what was not freed. Not yet: pytest now looks for garbage ten
+    # times, which takes 5 s where all is imported.
+    atexit.register(gc.unfreeze)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

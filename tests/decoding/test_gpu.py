@@ -76,7 +76,7 @@ def load(folder: Path, where: str = "cpu") -> WhisperForConditionalGeneration:
 def alone(folder: Path) -> Callable[[list[list[Job]]], list[list[Result]]]:
     """What tasks find on the CPU."""
     model = load(folder).slot_model()
-    return lambda tasks: run(model, tasks, slots=3)[0]
+    return lambda tasks: run(model, tasks, slots=8)[0]
 
 
 @pytest.fixture(autouse=True)
@@ -229,6 +229,14 @@ def test_steps_recorded_before_the_first_short_window_are_recorded_anew(
     assert (gpu.captures, gpu.replays > 2) == (2, True)
 
 
+@pytest.fixture(scope="module")
+def sixty(alone: Any) -> tuple[list[list[Job]], list[list[Result]]]:
+    """Tasks of one window, and what they find on the CPU."""
+    kinds = ("greedy", "grammar", "watched", "kept", "sampled", "align")
+    tasks: list[list[Job]] = [[ask(kinds[0 if n < 40 else n % len(kinds)], n)] for n in range(60)]
+    return tasks, alone(tasks)
+
+
 @pytest.mark.parametrize(
     ("slots", "most", "longest"),
     [(4, 16, 256), (6, 2, 256), (6, 16, 2)],
@@ -236,7 +244,7 @@ def test_steps_recorded_before_the_first_short_window_are_recorded_anew(
 )
 def test_windows_start_by_recordings(
     folder: Path,
-    alone: Any,
+    sixty: tuple[list[list[Job]], list[list[Result]]],
     gpu: Gpu,
     monkeypatch: pytest.MonkeyPatch,
     slots: int,
@@ -253,10 +261,9 @@ def test_windows_start_by_recordings(
     ):  # fmt: skip
         counted = _counting(calls, f"{type(owner).__name__} {name}", getattr(owner, name))
         monkeypatch.setattr(owner, name, counted)
-    kinds = ("greedy", "grammar", "watched", "kept", "sampled", "align")
-    tasks: list[list[Job]] = [[ask(kinds[0 if n < 40 else n % len(kinds)], n)] for n in range(60)]
+    tasks, expected = sixty
     found, scheduler = run(model, tasks, slots=slots)
-    assert_all_same(found, alone(tasks))
+    assert_all_same(found, expected)
     assert scheduler.statistics.refills > 40
     assert calls["WhisperSlotModel fill"] < calls["type fill"]
     by_itself = calls["WhisperSlotModel prefill"] / calls["type admit"]

@@ -64,7 +64,7 @@ def test_what_is_replayed_is_what_would_have_been_run(
     counts = counted(monkeypatch)
     # Of several lengths, so that places are refilled and moved; the host has a part in one kind.
     tasks = [
-        [ask(KINDS_OF_BEAMS[(number + 2 * n) % len(KINDS_OF_BEAMS)], number + n) for n in range(3)]
+        [ask(KINDS_OF_BEAMS[(number + 2 * n) % len(KINDS_OF_BEAMS)], number + n) for n in range(2)]
         for number in range(12)
     ]
     with pretended_gpu() as gpu:

@@ -139,7 +139,7 @@ def test_what_a_process_of_its_own_measures(marks: str) -> None:
 
 @measured_alone
 @pytest.mark.parametrize(
-    "calls_of_a_span", [pytest.param(40), pytest.param(250, marks=pytest.mark.slow)]
+    "calls_of_a_span", [pytest.param(18), pytest.param(250, marks=pytest.mark.slow)]
 )
 def test_calls_leave_nothing_behind(models: list[str], file: str, calls_of_a_span: int) -> None:
     """Four spans of calls. What leaks grows in each; what allocators keep, not in all."""
