@@ -30,7 +30,13 @@ from corpus_asr.config.document import (
     read_pairs,
 )
 from corpus_asr.config.run import CLASSIFY_AUDIO, PSEUDO_LABEL, PseudoLabelConfig, RunConfig
-from corpus_asr.config.settings import DecodingSection, Settings, keys_of, section_of
+from corpus_asr.config.settings import (
+    DecodingSection,
+    Settings,
+    described,
+    keys_of,
+    section_of,
+)
 from corpus_asr.config.storage_options import StorageOptions, parsed
 from corpus_asr.errors import ConfigError
 
@@ -224,7 +230,7 @@ def yaml_value(value: object) -> str:
 def _keys(
     section: str, model: type[Settings], chosen: Mapping[str, Any], wanted: Collection[str] | None
 ) -> Iterator[str]:
-    for name, field in model.model_fields.items():
+    for name, field in described(model).items():
         key = f"{section}.{name}"
         if key not in chosen and wanted is not None and key not in wanted:
             continue
@@ -334,7 +340,7 @@ def _locate(
         if level is None:
             break
         key = (*key, str(item))
-        field = level.model_fields.get(str(item))
+        field = described(level).get(str(item))
         level = section_of(field) if field is not None else None
     return key, field
 

@@ -6,8 +6,10 @@ is not installed.
 
 import ast
 import inspect
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
+from functools import cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
@@ -45,16 +47,7 @@ NONE_OR_MANY = BeforeValidator(lambda value: () if value is None else value)
 class Settings(BaseModel):
     """Base of all settings; `load.py` turns its validation errors into `ConfigError`."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
-    )
-
-    @classmethod
-    def __pydantic_init_subclass__(cls, **options: Any) -> None:
-        """Take the text below each key as its description, without line breaks."""
-        super().__pydantic_init_subclass__(**options)
-        for field in cls.model_fields.values():
-            field.description = " ".join((field.description or "").split()) or None
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod
@@ -104,11 +97,14 @@ def keys_of(
     model: type[Settings], above: tuple[str, ...] = ()
 ) -> Iterator[tuple[tuple[str, ...], FieldInfo]]:
     """Yield every key of a model in the order of the file, sections before what is below them."""
-    for name, field in model.model_fields.items():
+    for name, field in described(model).items():
         yield (*above, name), field
         section = section_of(field)
         if section is not None:
             yield from keys_of(section, (*above, name))
+
+
+_PLAIN: dict[type, type] = {}  # of what models were made
 
 
 def keys_from(plain: Any, **types: Any) -> Any:
@@ -117,21 +113,46 @@ def keys_from(plain: Any, **types: Any) -> Any:
     The text below a field describes its key, and the field's `metadata` are the bounds, in the
     words of pydantic's `Field`. `types` are those that say more than the field's own.
     """
-    (declared,) = ast.parse(inspect.getsource(plain)).body
-    assert isinstance(declared, ast.ClassDef)
-    texts = {
-        ast.unparse(key.target): inspect.cleandoc(ast.literal_eval(text.value))
-        for key, text in pairwise(declared.body)
-        if isinstance(key, ast.AnnAssign) and isinstance(text, ast.Expr)
-    }
     keys: dict[str, Any] = {
         each.name: (
-            types.get(each.name, each.type),
-            Field(default=each.default, description=texts[each.name], **each.metadata),
+            types.get(each.name, each.type), Field(default=each.default, **each.metadata)
         )
         for each in fields(plain)
+    }  # fmt: skip
+    made = create_model(plain.__name__, **keys)
+    _PLAIN[made] = plain
+    return made
+
+
+@cache
+def described(model: type[Settings]) -> Mapping[str, FieldInfo]:
+    """Return the keys of a model, each with the text below it as its description.
+
+    Not as pydantic reads it, when a class is made: that takes 50 ms of every process's start.
+    """
+    texts: dict[str, str] = {}
+    for each in reversed(model.__mro__):
+        texts |= _texts_below(_PLAIN.get(each, each))
+    for name, field in model.model_fields.items():
+        field.description = " ".join(texts.get(name, "").split()) or None
+    return model.model_fields
+
+
+def _texts_below(declared: type) -> dict[str, str]:
+    if not declared.__module__.startswith(__package__):
+        return {}
+    statements = pairwise(_classes(declared.__module__)[declared.__name__].body)
+    return {
+        ast.unparse(key.target): ast.literal_eval(text.value)
+        for key, text in statements
+        if isinstance(key, ast.AnnAssign) and isinstance(text, ast.Expr)
     }
-    return create_model(plain.__name__, **keys)
+
+
+@cache
+def _classes(module: str) -> dict[str, ast.ClassDef]:
+    tree = ast.parse(inspect.getsource(sys.modules[module]))
+    return {each.name: each for each in tree.body if isinstance(each, ast.ClassDef)}
 
 
 if TYPE_CHECKING:

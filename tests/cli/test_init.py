@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 from corpus_asr.cli import main as cli
 from corpus_asr.config.load import load_config, written
 from corpus_asr.config.run import PseudoLabelConfig, RunConfig
-from corpus_asr.config.settings import section_of
+from corpus_asr.config.settings import described, section_of
 
 CHOSEN = {"source.uri": "audio", "model.checkpoint": "openai/whisper-tiny", "output.uri": "out"}
 COMMENTED_KEY = re.compile(r"^  # (?!null: )(?=[a-z_]+: )", re.MULTILINE)
@@ -64,8 +64,8 @@ def test_a_full_file_has_every_key_with_its_default_and_description(
     spelt_out = load_config(file)
     assert spelt_out == usual
     prose = " ".join(text.replace("#", " ").split())
-    for name, described in model.model_fields.items():
-        section = section_of(described)
+    for name, field in model.model_fields.items():
+        section = section_of(field)
         if section is None:
             continue
         if name in unread:
@@ -73,8 +73,8 @@ def test_a_full_file_has_every_key_with_its_default_and_description(
             continue
         set_here = getattr(spelt_out, name).model_fields_set
         assert set_here == set(section.model_fields)
-        for field in section.model_fields.values():
-            assert " ".join((field.description or "?").split()) in prose
+        for key in described(section).values():
+            assert " ".join((key.description or "?").split()) in prose
 
 
 def test_a_manifest_becomes_one_and_a_table_of_audio_recordings(tmp_path: Path) -> None:
