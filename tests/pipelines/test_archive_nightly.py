@@ -42,7 +42,10 @@ def work(night: Night) -> dict[str, int]:
     return {name: count for name, count in counts.items() if count}
 
 
-def test_each_night_does_what_is_new_or_changed_or_failed_in_passing(archive: Archive) -> None:
+def test_each_night_does_what_is_new_or_changed_or_failed_in_passing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = Archive(tmp_path, monkeypatch, pages=True)
     archive.add("a", "b", "silent", "fail", "c")
     archive.down("c")
     assert work(archive.night()) == {"new": 5, "done": 3, "failed": 2}

@@ -175,8 +175,11 @@ def test_what_is_deleted_is_marked_and_pruned(archive: Archive) -> None:
     assert texts(archive) == {"a": 2, "c": 2}
 
 
-def test_who_asks_to_be_erased_is_nowhere_and_stays_away(archive: Archive) -> None:
+def test_who_asks_to_be_erased_is_nowhere_and_stays_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Before: no command; text and voice stay in the page, the plan and `_run/`."""
+    archive = Archive(tmp_path, monkeypatch, pages=True)
     archive.add("quill", "b")
     archive.night()
     command("forget", archive.output, "--uri", "*/quill.wav", "--yes")

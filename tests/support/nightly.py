@@ -17,6 +17,7 @@ from corpus_asr.errors import EngineError
 from corpus_asr.families.registry import FAMILIES
 from corpus_asr.pipelines import driver
 from corpus_asr.pipelines import nightly as pipeline
+from corpus_asr.report.html import page
 from corpus_asr.report.nightly import Archive as ArchiveCounts
 from corpus_asr.report.nightly import Night, NightState, PastNight
 from corpus_asr.report.numbers import RunNumbers
@@ -187,8 +188,10 @@ class Archive:
         patch: pytest.MonkeyPatch,
         *,
         source: dict[str, Any] | None = None,
+        pages: bool = False,
         **nightly: Any,
     ) -> None:
+        """Begin without a file; without `pages` no run ends with its page, half of its time."""
         self.source, self.output = folder / "in", folder / "output"
         self.source.mkdir()
         self._down: set[str] = set()
@@ -204,6 +207,9 @@ class Archive:
         for module in (pipeline, driver):
             patch.setattr(module, "prepare", lambda config: self.prepared)
         patch.setattr(driver, "run_local", self._work)
+        if not pages:
+            for where in (pipeline, page):
+                patch.setattr(where, "write_page_at_the_end", lambda *_, **__: None)
 
     def add(self, *names: str, content: bytes = b"x") -> None:
         for name in names:
