@@ -681,9 +681,9 @@ def _print_settings(settings: "list[Setting]") -> None:
     section = ""
     for setting in settings:
         above, _, name = setting.key.rpartition(".")
-        if above != section:
+        if above not in ("", section):
             typer.echo(f"{above}:")
-            section = above
+        section = above
         line = f"{'  ' if above else ''}{name}: {yaml_value(setting.value)}"
         if setting.is_default:
             line = typer.style(f"{line}  # default", dim=True)
