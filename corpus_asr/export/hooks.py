@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from corpus_asr.array_types import Float32
 from corpus_asr.config.hooks import STATE
+from corpus_asr.schemas import HOOKS
 from corpus_asr.storage.run_state.hook_rows import folder_of, hooks_of, read_rows
 from corpus_asr.storage.run_state.tables import OutputStore
 
@@ -32,8 +33,8 @@ def read_hook(uri: str, name: str, *, endpoint_url: str | None = None) -> pa.Tab
         ConfigError: there is no such table.
     """
     store = OutputStore(uri, endpoint_url=endpoint_url)
-    table = with_values(pa.concat_tables(read_rows(store, name)))
-    return table.drop_columns([*STATE])
+    tables = [*read_rows(store, name)] or [HOOKS.empty_table()]
+    return with_values(pa.concat_tables(tables)).drop_columns([*STATE])
 
 
 def with_values(rows: pa.Table) -> pa.Table:
@@ -66,7 +67,8 @@ class VectorColumn:
     def find(cls, store: OutputStore) -> "VectorColumn | None":
         """Return the first one by name of an output folder."""
         for hook in hooks_of(store):
-            schema = _schema_of(store, store.names(folder_of(hook))[-1])
+            names = reversed(store.names(folder_of(hook)))  # one may have no rows left
+            schema = next(filter(len, (_schema_of(store, name) for name in names)), pa.schema([]))
             for field in schema if {*_MOMENT} <= {*schema.names} else ():
                 if pa.types.is_list(field.type) and pa.types.is_floating(field.type.value_type):
                     return cls(hook, field.name)

@@ -61,7 +61,9 @@ def splits_of(
             "recording"
         )
     seconds = dict(zip(ids, recordings["duration_s"].to_pylist(), strict=True))
-    return _dealt(_groups(ids, turns, originals), seconds, turns, settings, uri)
+    found = _dealt(_groups(ids, turns, originals), seconds, turns, settings, uri)
+    quiet = {each: originals.get(each) for each in ids if not turns.get(each)}
+    return found | {each: found[at] for each, at in quiet.items() if at in found}
 
 
 def _drawn(name: str) -> int:
@@ -71,8 +73,11 @@ def _drawn(name: str) -> int:
 def _groups(ids: list[str], turns: Turns, originals: Mapping[str, str]) -> list[list[str]]:
     """Return the recordings in groups that share no speakers and copies, each sorted.
 
-    A group with a recording in which nobody is known to speak is none.
+    A group with a recording in which nobody is known to speak is none; one that is a copy itself
+    joins no others, and is in none.
     """
+    first = {originals.get(each) for each in ids if turns.get(each)}
+    ids = [each for each in ids if turns.get(each) or each in first]
     above = dict(zip(ids, ids, strict=True))
 
     def root(each: str) -> str:

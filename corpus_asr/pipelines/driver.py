@@ -507,13 +507,17 @@ class CorpusRun:
         # What is there follows its recordings, also where no new fingerprints are made.
         if self.config.extract.fingerprint or self.store.names(DUPLICATES_FOLDER):
             find_duplicates(self.store, min_s=self.config.extract.min_duplicate_s)
+        stop_at = self.options.stop_at
+        ends_at_s = None if stop_at is None else time.time() + stop_at - time.monotonic()
         for hook in self.config.hooks:
-            self._hooks[hook.name] = run_hook(
+            found = run_hook(
                 self.store,
                 hook,
                 workers=None if self.local else self._on_mortal_workers,
-                out_of_time=self._out_of_time,
+                ends_at_s=ends_at_s,
             )
+            # A finish may be repeated where a store's listing lags behind.
+            self._hooks[hook.name] = self._hooks.get(hook.name, HookCounts()).followed_by(found)
         hooks = {name: asdict(counts) for name, counts in self._hooks.items()}
         return {"hooks": hooks} if hooks else {}
 

@@ -6,12 +6,13 @@ tried one by one. Functions may be called again for what a killed run had not co
 """
 
 import functools
+import inspect
 import itertools
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -48,6 +49,8 @@ _FIRST_WAIT_S = 0.5  # doubled with each attempt
 # A portion of which so many recordings failed is not waited for: the service is down, say.
 _PATIENCE = 3
 _MESSAGE_CHARS = 2_000
+# In a row: a function that ends every process is not given all recordings.
+_MOST_DEATHS = 10
 DIED = "process_died"
 """Error of a recording with which a worker's process ended."""
 
@@ -61,13 +64,17 @@ class HookCounts:
     left: int = 0
     """Not tried, as the run was to end."""
 
+    def followed_by(self, later: "HookCounts") -> "HookCounts":
+        """Return the counts of two runs of a hook in a row."""
+        return replace(later, recordings=self.recordings + later.recordings)
+
     @property
     def words(self) -> str:
         """The counts, for a person."""
         if not (self.recordings or self.failed or self.left):
             return "nothing to do"
         left = f", {self.left:,} left to the next run" if self.left else ""
-        failed = f", {self.failed:,} failed: see its error_message" if self.failed else ""
+        failed = f", {self.failed:,} failed: see the log, and error_message" if self.failed else ""
         return f"{counted(self.recordings, 'recording')}{left}{failed}"
 
 
@@ -79,12 +86,30 @@ that processes end with."""
 
 
 def check_function(hook: HookSettings) -> None:
-    """See that a hook's function can be imported and called.
+    """See that a hook's function can be imported, and takes segments and the options.
 
     Raises:
-        ConfigError: it cannot.
+        ConfigError: it cannot, or does not.
     """
-    _found(hook.name, hook.function)
+    found = _found(hook.name, hook.function)
+    is_class = isinstance(found, type)
+    try:
+        signature = inspect.signature(found)
+    except ValueError:  # native functions may have none
+        return
+    try:
+        signature.bind(*(() if is_class else (None,)), **hook.options)
+    except TypeError as error:
+        takes = "its options" if is_class else "segments and its options"
+        raise ConfigError(
+            f"calling {hook.function} for the hook {hook.name}: it is defined with {signature}, "
+            f"expected to take {takes} ({error}); correct it, or hooks.{hook.name}.options"
+        ) from error
+    if isinstance(found, type) and not any("__call__" in vars(each) for each in found.__mro__):
+        raise ConfigError(
+            f"calling {hook.function} for the hook {hook.name}: its objects have no __call__, "
+            "expected it to take segments; write it"
+        )
 
 
 def _found(name: str, function: str) -> Callable[..., Any]:
@@ -116,29 +141,30 @@ def run_hook(
     hook: HookSettings,
     *,
     workers: Workers | None = None,
-    out_of_time: Callable[[], bool] = lambda: False,
+    ends_at_s: float | None = None,
 ) -> HookCounts:
     """Give a hook the complete recordings of which it has no rows made of the same.
 
-    May be repeated after being killed anywhere. `workers` have portions done elsewhere.
+    May be repeated after being killed anywhere. `workers` have portions done elsewhere; after
+    `ends_at_s`, by `time.time()`, no recording is given any more.
     """
     remove_other_columns(store, hook)
     corrections = Corrections.load(store)
-    work = functools.partial(_do_portion, store, hook, corrections)
+    work = functools.partial(_do_portion, store, hook, corrections, ends_at_s)
     done = failed = 0
-    lost: list[HookPortion] = []
+    lost: set[str] = set()
     do: Workers = map if workers is None else workers
     with left_of(store, hook, corrections) as (number, portions):
-        for found in do(work, _until(out_of_time, portions)):
+        for found in do(work, itertools.takewhile(lambda _: not _ended(ends_at_s), portions)):
             if isinstance(found, Lost):
-                lost.append(found.portion)
+                lost |= found.portion.portion.recordings.keys()
             else:
                 done, failed = done + found.recordings, failed + found.failed
-    # Which of a portion's recordings it was is found one by one.
-    for found in do(work, [one for each in lost for one in each.recordings()]):
-        if isinstance(found, Lost):
-            found = _died(store, hook, found.portion)
-        done, failed = done + found.recordings, failed + found.failed
+    if lost:
+        again = _one_by_one(store, hook, corrections, lost, lambda ones: do(work, ones))
+        done, failed = done + again.recordings, failed + again.failed
+    if not store.names(folder_of(hook.name)):  # every reader finds a table's columns
+        put_rows(store, folder_of(hook.name), schema_of(hook).empty_table())
     ids = (batch["recording_id"] for batch in store.outcomes(("recording_id",)))
     rows = rows_per_object(hook)
     tidy(store, folder_of(hook.name), schema_of(hook), ids, rows_per_object=rows)
@@ -149,12 +175,36 @@ def run_hook(
     return counts
 
 
-def _until(ended: Callable[[], bool], portions: Iterator[HookPortion]) -> Iterator[HookPortion]:
-    return itertools.takewhile(lambda _: not ended(), portions)
+def _one_by_one(
+    store: OutputStore,
+    hook: HookSettings,
+    corrections: Corrections,
+    lost: Collection[str],
+    do: Callable[[Iterable[HookPortion]], Iterable[HookCounts | Lost]],
+) -> HookCounts:
+    """Find which recordings of lost portions it was that processes ended with."""
+    with left_of(store, hook, corrections) as (_, portions):
+        ones = [one for each in portions for one in each.recordings() if one.is_among(lost)]
+    done, failed, deaths = len(lost) - len(ones), 0, 0  # the others were put before
+    few = itertools.takewhile(lambda _: deaths < _MOST_DEATHS, ones)
+    for found in do(few):
+        deaths = deaths + 1 if isinstance(found, Lost) else 0
+        if isinstance(found, Lost):
+            found = _died(store, hook, found.portion)
+        done, failed = done + found.recordings, failed + found.failed
+    return HookCounts(recordings=done, failed=failed)
+
+
+def _ended(ends_at_s: float | None) -> bool:
+    return ends_at_s is not None and time.time() >= ends_at_s
 
 
 def _do_portion(
-    store: OutputStore, hook: HookSettings, corrections: Corrections, work: HookPortion
+    store: OutputStore,
+    hook: HookSettings,
+    corrections: Corrections,
+    ends_at_s: float | None,
+    work: HookPortion,
 ) -> HookCounts:
     """Give a hook the recordings of a portion, and put what it returns."""
     calls = _Calls(hook)
@@ -164,6 +214,8 @@ def _do_portion(
     silent = dict(work.portion.recordings)
     failed = 0
     for segments in given.batches(rows=hook.batch_segments):
+        if _ended(ends_at_s):
+            break
         turns = given.turns() if turns is None else turns
         for ids, found in calls.of(_spoken(segments, turns)):
             for each in ids:
@@ -173,9 +225,12 @@ def _do_portion(
             else:
                 failed += len(ids)
                 rows.add_failure(ids, type(found).__name__, str(found), given.uris)
-    rows.add([*silent], None, given.uris)
+    else:
+        rows.add([*silent], None, given.uris)
+        silent = {}
     rows.put()
-    return HookCounts(recordings=len(work.portion.recordings) - failed, failed=failed)
+    done = len(work.portion.recordings) - failed - len(silent)
+    return HookCounts(recordings=done, failed=failed)
 
 
 def _died(store: OutputStore, hook: HookSettings, work: HookPortion) -> HookCounts:
@@ -216,8 +271,10 @@ class _Calls:
                 self._failed = 0
                 return found
         self._failed += 1
+        # Where all fail, where it was is said of the first few.
         event(_LOG, logging.ERROR, "hook_failed", hook=self._hook.name,
-              recording_id=segments["recording_id"][0].as_py(), exc_info=found)  # fmt: skip
+              recording_id=segments["recording_id"][0].as_py(), error=repr(found)[:_MESSAGE_CHARS],
+              exc_info=found if self._failed <= _PATIENCE else None)  # fmt: skip
         return found
 
     def _called(self, segments: pa.Table) -> pa.Table | BaseException:
@@ -260,23 +317,28 @@ def _checked(hook: HookSettings, segments: pa.Table, returned: Any) -> pa.Table:
 
 def _as_table(hook: HookSettings, returned: Any) -> pa.Table:
     try:
-        if isinstance(returned, pa.Table):
-            return returned
+        if hasattr(returned, "__arrow_c_stream__"):  # of pyarrow, pandas, polars
+            return pa.table(returned)
         if isinstance(returned, Mapping):
-            return pa.table(dict(returned))
+            return pa.table({name: _values(column) for name, column in returned.items()})
         if isinstance(returned, list):
+            names = {name: None for row in returned for name in row}
+            rows = [{name: row.get(name) for name in names} for row in returned]
             # Without rows it cannot say which columns it has.
-            return pa.Table.from_pylist(returned) if returned else _no_rows(hook)
+            return pa.Table.from_pylist(rows) if rows else schema_of(hook).empty_table()
     except (pa.ArrowException, AttributeError, TypeError, ValueError) as error:
         raise _wrong(hook, f"what makes no table ({error})", _FORMS) from error
     raise _wrong(hook, f"a {type(returned).__name__}", _FORMS)
 
 
-_FORMS = "an Arrow table, a dictionary of columns, or a list of rows"
+def _values(column: Any) -> Any:
+    if isinstance(column, str):
+        raise TypeError(f"{column!r:.50} is no column")
+    # A matrix has a vector in each row.
+    return list(column) if getattr(column, "ndim", 1) == 2 else column
 
 
-def _no_rows(hook: HookSettings) -> pa.Table:
-    return schema_of(hook).empty_table()
+_FORMS = "an Arrow table or data frame, a dictionary of columns, or a list of rows"
 
 
 def _wrong(hook: HookSettings, found: str, expected: str) -> ValueError:

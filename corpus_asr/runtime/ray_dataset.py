@@ -80,6 +80,7 @@ _LOG_LEVELS = {
     "ray.data.exceptions": logging.CRITICAL,
     "ray.data._internal.execution.streaming_executor_state": logging.CRITICAL,
 }
+_RETRIES = 3  # of a task whose machine goes
 _DIED = (
     ray.exceptions.WorkerCrashedError,
     ray.exceptions.NodeDiedError,
@@ -342,17 +343,17 @@ def build(
 
 def on_workers(work: Callable[[T], R], portions: Iterable[T], *, at_once: int) -> Iterator[R]:
     """Yield what becomes of portions, in any order: tasks of one CPU each on the connected Ray."""
-    for found in on_mortal_workers(work, portions, at_once=at_once):
+    for found in on_mortal_workers(work, portions, at_once=at_once, retries=_RETRIES):
         if isinstance(found, Lost):
             raise found.error
         yield found
 
 
 def on_mortal_workers(
-    work: Callable[[T], R], portions: Iterable[T], *, at_once: int
+    work: Callable[[T], R], portions: Iterable[T], *, at_once: int, retries: int = 0
 ) -> Iterator[R | Lost]:
     """Do as `on_workers`; yield also those portions with which processes end."""
-    task: Any = ray.remote(num_cpus=1)(lambda work, portion: work(portion))
+    task: Any = ray.remote(num_cpus=1, max_retries=retries)(lambda work, portion: work(portion))
     shared, waiting = ray.put(work), dict[Any, T]()
     try:
         for portion in portions:

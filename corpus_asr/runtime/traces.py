@@ -36,12 +36,13 @@ COMMITTED = ("commit_at_s", "committed_at_s")
 _QUEUE_SPANS = 16_384
 # A run that ends waits so long for what is not sent yet, and a request for its answer.
 _CLOSE_S = 5.0
+_BATCH_SPANS = 512
 _LOG = logging.getLogger(__name__)
 
 
 def traces_address(address: str) -> str:
     """Return where a collector takes traces."""
-    return f"{address.rstrip('/')}/v1/traces"
+    return f"{address.rstrip('/').removesuffix('/v1/traces')}/v1/traces"
 
 
 def check_traces(address: str | None) -> None:
@@ -124,16 +125,19 @@ class Traces:
         resources = importlib.import_module("opentelemetry.sdk.resources")
         scope = importlib.import_module("opentelemetry.sdk.util.instrumentation")
         known = version("corpus-asr")
-        self._resource = resources.Resource.create(
-            {"service.name": "corpus-asr", "service.version": known}
-        )
+        own = resources.Resource({"service.name": "corpus-asr", "service.version": known})
+        given = resources.OTELResourceDetector().detect()  # what the environment names
+        self._resource = resources.Resource.create().merge(own).merge(given)
         self._scope = scope.InstrumentationScope("corpus_asr", known)
         self.failures = _Failures()
         """Takes the log of OpenTelemetry."""
         self._sent = _Sent(exporter, sending.SpanExportResult, self.failures, to)
-        self._processor = sending.BatchSpanProcessor(self._sent, max_queue_size=_QUEUE_SPANS)
+        self._processor = sending.BatchSpanProcessor(
+            self._sent, max_queue_size=_QUEUE_SPANS, max_export_batch_size=_BATCH_SPANS
+        )
         self._run_id = run_id
         self._seen: dict[str, _Seen] = {}
+        self._ended: set[str] = set()
         self._lock = threading.Lock()
 
     def add(self, times: pa.Table | None) -> None:
@@ -142,7 +146,9 @@ class Traces:
             return
         with self._lock:
             for row in times.to_pylist():
-                self._add(row)
+                # What is committed a second time has been told.
+                if row["recording_id"] not in self._ended:
+                    self._add(row)
 
     def _add(self, row: Mapping[str, Any]) -> None:
         name = row["recording_id"]
@@ -167,6 +173,7 @@ class Traces:
             self._send(name, what, start_s, end_s, attributes, failure, of_part=row["part"])
         if seen.is_whole:
             self._end(name, self._seen.pop(name))
+            self._ended.add(name)
 
     def _end(self, name: str, seen: _Seen) -> None:
         attributes = {

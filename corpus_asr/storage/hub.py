@@ -79,7 +79,12 @@ def push_folder(folder: str, repo_id: str, *, public: bool = False) -> Pushed:
 
 
 _REPLACED: Mapping[str, Sequence[str]] = {
-    "dataset": ("data/*", "audio/*", "selection/*", "*_manifest.json"),
+    "dataset": (
+        "data/*",
+        "audio/*",
+        "selection/*",
+        *(f"{split}_manifest.json" for split in ("train", "validation", "test")),
+    ),
     "model": ("*.safetensors*", "*.bin*"),
 }
 # Files that name no others, which come first, and lists of these; then what else there is, the card

@@ -28,6 +28,10 @@ _UNITS = {
 _DECADES = {"hundreds": 0, "tens": 10} | {
     f"{name.removesuffix('y')}ies": number for name, number in _TENS.items()
 }
+_NO_YEARS = (
+    "year|dollar|euro|pound|cent|percent|second|minute|hour|degree|people|kilomet|mile|sharp|"
+    "first|third|fourth|fifth|sixth|seventh|eighth|ninth"
+)
 _TENS_AND_TEENS = f"{'|'.join(_TEENS)}|{'|'.join(_TENS)}"
 _YEAR = re.compile(
     # Not the end of a larger number, and not the beginning of a longer one or of a measure.
@@ -36,7 +40,7 @@ _YEAR = re.compile(
     (?:(?P<decade>{"|".join(_DECADES)})
     |(?:(?P<teen>{"|".join(_TEENS)})|(?P<tens>{"|".join(_TENS)})(?:[\s-]+(?P<unit>{"|".join(_UNITS)}))?+
     |(?:oh|o|zero)[\s-]+(?P<after_zero>{"|".join(_UNITS)}))
-    (?![\s-]+(?:{_TENS_AND_TEENS}|hundred|thousand|million|year|dollar|percent|minute)))
+    (?![\s-]+(?:{_TENS_AND_TEENS}|hundred|thousand|million|{_NO_YEARS})))
     (?![\w-])""",
     re.IGNORECASE | re.VERBOSE,
 )

@@ -268,8 +268,13 @@ class Library:
         other = name_speaker(self.store, uri, speaker, name, seen=seen)
         try:
             self.check_there(recording)
-        except GoneError:
-            rewrite_names(self.store, lambda at, who: None if (at, who) == (uri, speaker) else at)
+        except GoneError as error:
+            if error.moved_to is not None and seen:  # the name of before follows the recording
+                name_speaker(self.store, uri, speaker, seen, seen=name)
+            else:
+                rewrite_names(
+                    self.store, lambda at, who: None if (at, who) == (uri, speaker) else at
+                )
             raise
         given = read_names(self.store)
         with self._lock:

@@ -94,7 +94,7 @@ def test_a_table_leaves_out_what_tells_nothing(tmp_path: Path):
     run_hook(store, hook)
     table = corpus_asr.read_hook(store.uri, "redact")
     assert table.num_rows == 1
-    assert table.schema.names[-2:] == ["redacted", "digits"]
+    assert table.schema.names[-2:] == ["digits", "redacted"]
     with pytest.raises(ConfigError, match="found the tables of redact"):
         corpus_asr.read_hook(store.uri, "other")
 

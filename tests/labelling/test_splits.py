@@ -162,6 +162,13 @@ def test_by_speaker_copies_join_groups() -> None:
     quiet = said | {"r38": ""}
     found = split(quiet, originals=originals, test_fraction=0.45, validation_fraction=0.45)
     assert found["r39"] == found["r38"] == "train"
+    # A copy without known speakers, such as a jingle, goes along and moves nobody.
+    usual = split(said, test_fraction=0.45, validation_fraction=0.45)
+    jingles = {"r38": ""}, {"r38": "r05"}
+    found = split(said | jingles[0], originals=jingles[1], test_fraction=0.45,
+                  validation_fraction=0.45)  # fmt: skip
+    assert found["r38"] == found["r05"]
+    assert sum(found[each] != usual[each] for each in said if each != "r38") <= 2
 
 
 def test_what_is_selected_from_knows_copies_and_is_another_data_set_with_them(

@@ -160,5 +160,5 @@ def test_a_hook_that_cannot_be_imported_ends_the_run_before_it_begins(recordings
 def test_the_last_lines_say_what_failed_and_what_is_left(recordings: Path):
     summary = do(job(recordings, REDACT | {"columns": {"nothing": "string"}, "attempts": 1}))
     assert summary_words(summary).splitlines()[-1] == (
-        "hook redact: 0 recordings, 3 failed: see its error_message"
+        "hook redact: 0 recordings, 3 failed: see the log, and error_message"
     )

@@ -1,19 +1,24 @@
 import pickle
+import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
 from corpus_asr.config.hooks import HookSettings
-from corpus_asr.errors import ConfigError
+from corpus_asr.errors import ConfigError, EngineError
 from corpus_asr.runtime import hooks
 from corpus_asr.runtime.hooks import DIED, HookCounts, check_function, run_hook
 from corpus_asr.runtime.ray_cluster import Cluster
 from corpus_asr.runtime.ray_dataset import on_mortal_workers
 from corpus_asr.storage.run_state import hook_rows, recording_rows
 from corpus_asr.storage.run_state.hook_rows import hooks_of, read_rows
+from corpus_asr.storage.run_state.portions import Lost
 from corpus_asr.storage.run_state.tables import HOOKS_FOLDER, OutputStore
 from corpus_asr.storage.stores.uri import recording_id
 from tests.support import hooks as functions
@@ -278,11 +283,100 @@ def test_killed_anywhere_each_recording_is_there_once(
 def test_what_is_left_when_time_is_up_is_done_by_the_next_run(
     store: OutputStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(hook_rows, "RECORDINGS_PER_PORTION", 1)
-    looks = iter([False, True])
-    found = run_hook(store, noted(tmp_path), out_of_time=lambda: next(looks))
-    assert found == HookCounts(recordings=1, left=2)
-    assert run_hook(store, noted(tmp_path)) == HookCounts(recordings=2)
+    hook = noted(tmp_path, batch_segments=1)
+    with monkeypatch.context() as patched:
+        looks = iter([False, False, True])  # at the portion, and at its two recordings with text
+        patched.setattr(hooks, "_ended", lambda _: next(looks))
+        assert run_hook(store, hook) == HookCounts(recordings=1, left=2)
+    assert len(calls(tmp_path)) == 1
+    assert run_hook(store, hook, ends_at_s=time.time() - 1) == HookCounts(left=2)
+    assert run_hook(store, hook, ends_at_s=time.time() + 60) == HookCounts(recordings=2)
+    assert len(calls(tmp_path)) == 1
+
+
+def test_of_a_lost_portion_what_was_put_is_not_given_again(
+    store: OutputStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(hooks, "_COMMIT_EVERY_S", 0.0)
+    hook = noted(tmp_path, batch_segments=1)
+
+    def workers(work: Any, given: Any) -> Any:
+        for at, portion in enumerate(given):
+            if at or len(portion.portion.recordings) == 1:
+                yield work(portion)
+                continue
+            with monkeypatch.context() as patched:  # ends after the first recording was put
+                patched.setattr(hooks, "_ended", partial(next, iter([False, True])))
+                work(portion)
+            yield Lost(portion, EngineError("gone"))
+
+    assert run_hook(store, hook, workers=workers) == HookCounts(recordings=3)
+    assert len(calls(tmp_path)) == 2  # each once
+    assert len(rows(store, "noted")) == 4
+
+
+def test_a_function_that_ends_all_processes_is_given_up(
+    store: OutputStore, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(hooks, "_MOST_DEATHS", 2)
+
+    def workers(_: Any, given: Any) -> Any:
+        return (Lost(portion, EngineError("gone")) for portion in given)
+
+    assert run_hook(store, REDACT, workers=workers) == HookCounts(failed=2, left=1)
+    assert [row["error_kind"] for row in rows(store, "redact")] == [DIED, DIED]
+
+
+def test_rows_of_a_run_that_lost_its_lock_do_not_count(store: OutputStore):
+    run_hook(store, REDACT)
+    (name,) = store.names(HOOKS_FOLDER)
+    late = name.replace(name.rpartition("/")[2][:20], "9" * 20).replace(
+        "-", "-20260101T000000Z-aaaaaa-", 1
+    )
+    store.close_run("20260101T000000Z-aaaaaa")
+    store.write_bytes(late, Path(store.address(name)).read_bytes())
+    assert store.names(HOOKS_FOLDER) == store.names("hooks/redact") == [name]
+
+
+def test_columns_in_another_order_are_the_same(store: OutputStore, tmp_path: Path):
+    run_hook(store, REDACT)
+    turned = REDACT.model_copy(update={"columns": dict(reversed(REDACT.columns.items()))})
+    assert run_hook(store, turned) == HookCounts()
+
+
+def test_one_recording_in_each_call_costs_no_more_than_its_segments(tmp_path: Path):
+    long = spoken("/long.wav", *(passage(at, f"word {at}") for at in range(5_000)))
+    store = run_of(tmp_path / "out", long, spoken("/next.wav", passage(0, "end")))
+    finished(store, "/long.wav", "/next.wav")
+    started_s = time.process_time()
+    assert run_hook(store, REDACT.model_copy(update={"batch_segments": 1})).recordings == 2
+    assert time.process_time() - started_s < 10  # comparing all again with each took 100
+    assert len(rows(store, "redact")) == 5_001
+
+
+def test_what_a_person_removed_is_not_given(store: OutputStore):
+    correct_segment(store, "or never", "")
+    run_hook(store, REDACT)
+    assert [row["redacted"] for row in rows(store, "redact")] == [
+        " chapter #", None, " call ### now"
+    ]  # fmt: skip
+
+
+def test_columns_come_in_the_forms_of_other_libraries(
+    store: OutputStore, monkeypatch: pytest.MonkeyPatch
+):
+    forms: dict[str, Any] = {
+        "frame": lambda given: pd.DataFrame({"v": [[1.0, 2.0]] * given.num_rows}),
+        "matrix": lambda given: {"v": np.ones((given.num_rows, 2), dtype=np.float32)},
+        "batch": lambda given: pa.record_batch({"v": [[1, 2]] * given.num_rows}),
+        "rows": lambda given: [{"u": 1}, *[{"v": [1.0]}] * (given.num_rows - 1)],
+    }
+    for name, function in forms.items():
+        monkeypatch.setattr(functions, name, function, raising=False)
+        columns = {"v": "list<float32>"}
+        hook = HookSettings(name=name, function=f"{HERE}:{name}", columns=columns, attempts=1)
+        assert run_hook(store, hook).failed == 0, name
+        assert [row["v"] for row in rows(store, name)][-1] in ([1.0, 2.0], [1.0, 1.0], [1.0])
 
 
 @pytest.mark.ray
@@ -315,6 +409,9 @@ def test_work_can_be_sent_to_another_machine(store: OutputStore):
         ("nowhere:f", "No module named 'nowhere'"),
         (f"{HERE}:absent", "has no attribute 'absent'"),
         (f"{HERE}:NO_FUNCTION", "found 3, expected a function"),
+        (f"{HERE}:deadly", r"defined with .*bad: str.*missing a required argument: 'bad'"),
+        (f"{HERE}:Loaded", "expected to take its options"),
+        ("pathlib:Path", "objects have no __call__"),
     ],
 )
 def test_a_function_that_is_not_there_is_refused(function: str, expected: str):

@@ -166,7 +166,7 @@ def test_a_collector_that_fails_costs_a_line_of_the_log(
             sending.add(times)
             taken_s = time.monotonic() - began_s
     assert taken_s < 1.0  # without waiting for an answer
-    assert time.monotonic() - began_s < 2.5
+    assert time.monotonic() - began_s < 10  # a busy machine; all requests would take 30
     lost = [record for record in caplog.records if "traces_lost" in record.getMessage()]
     assert [record.levelno for record in lost] == [logging.WARNING]
     assert address in lost[0].getMessage()

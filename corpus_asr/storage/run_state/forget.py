@@ -72,6 +72,7 @@ from corpus_asr.storage.run_state.tables import (
 )
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.local import TEMPORARY_PREFIX
+from corpus_asr.storage.stores.store import plain_version
 from corpus_asr.storage.stores.uri import normalize, public, recording_id, redact_uri
 
 FORGETTING_NAME: Final = "_run/forgetting.json"
@@ -294,11 +295,13 @@ def _versions(store: OutputStore, recordings: Mapping[str, str]) -> dict[str, li
         committed = (batch.rows for batch in store.committed(columns, store.commit_names()))
         for rows in itertools.chain(committed, itertools.chain.from_iterable(listed)):
             values = (rows.column(name).to_pylist() for name in columns)
-            for each, *version in zip(*values, strict=True):
+            for each, etag, size_bytes in zip(*values, strict=True):
+                # As listings are compared: members of an archive may share a version.
+                one = (etag and plain_version(etag), size_bytes)
                 if each in found:
-                    found[each].add((version[0], version[1]))
-                elif (version[0], version[1]) in wanted:
-                    others.add((version[0], version[1]))
+                    found[each].add(one)
+                elif one in wanted:
+                    others.add(one)
     return {each: sorted(versions - others, key=str) for each, versions in found.items()}
 
 

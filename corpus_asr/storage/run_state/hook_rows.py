@@ -6,9 +6,10 @@ row without values. One for which the function failed has one that says why; row
 stay in place of that. In both cases it is given to the function again by the next run.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -51,7 +52,7 @@ def folder_of(name: str) -> str:
 def schema_of(hook: HookSettings) -> pa.Schema:
     """Return the columns of a hook's table: its keys, what the function returns, and the state."""
     keys = [SEGMENTS.field(name) for name in KEYS[hook.per]]
-    own = [pa.field(name, column_type(kind)) for name, kind in hook.columns.items()]
+    own = [pa.field(name, column_type(kind)) for name, kind in sorted(hook.columns.items())]
     state = [each for each in HOOKS if each.name not in KEYS[hook.per]]
     return pa.schema([*keys, *own, *state], metadata=HOOKS.metadata)
 
@@ -84,6 +85,10 @@ class HookPortion:
         for each, made in self.portion.recordings.items():
             yield replace(self, portion=replace(self.portion, recordings={each: made}))
 
+    def is_among(self, ids: Collection[str]) -> bool:
+        """Tell whether all of its recordings are some of these."""
+        return all(each in ids for each in self.portion.recordings)
+
     def uris(self, store: OutputStore) -> dict[str, str]:
         """Return the address of each recording."""
         columns, found = ("recording_id", "uri"), dict[str, str]()
@@ -112,19 +117,19 @@ def left_of(
     """Give how many complete recordings have no rows made of the same, and these in portions."""
     ids = corrections.recording_ids
     editions = [corrections.edition(each) for each in ids]
+    turns = store.names(SPEAKERS_FOLDER)
     with RunTables(store, columns=VERSION_COLUMNS) as tables:
-        tables.add("made", made_so_far(store, folder_of(hook.name)))
-        tables.add("turns", made_so_far(store, SPEAKERS_FOLDER))
+        tables.add("made", made_so_far(store, store.names(folder_of(hook.name))))
+        tables.add("turns", made_so_far(store, turns))
         tables.add("corrected", pa.table({"recording_id": ids, "edition": editions}, _CORRECTED))
         tables.execute(_EDITIONS)
         query = wanted(also=_EDITION, joined="left join editions using (recording_id)")
         tables.add("wanted", tables.table(query, settings=hook.fingerprint))
         [(number,)] = tables.rows("select count(*) from wanted")
-        yield number, _portions(store, tables)
+        yield number, _portions(tables, turns)
 
 
-def _portions(store: OutputStore, tables: RunTables) -> Iterator[HookPortion]:
-    turns = store.names(SPEAKERS_FOLDER)
+def _portions(tables: RunTables, turns: Sequence[str]) -> Iterator[HookPortion]:
     for portion in portions_of(tables, "wanted", at_once=RECORDINGS_PER_PORTION):
         ids = [*portion.recordings]
         where = "where recording_id in (select unnest($ids))"
@@ -184,22 +189,31 @@ class GivenSegments:
             seen = SeenSegments(self._store, tables, self._corrections)
             tables.add("gathered", self.schema.empty_table())
             for found in seen.batches(self._columns, of=_GIVEN_ROWS):
-                tables.execute(
-                    "insert into gathered from arriving", found.select(self.schema.names)
-                )
-            waiting = self.schema.empty_table()
-            for batch in tables.batches(_IN_ORDER, rows=rows):
-                waiting = pa.concat_tables([waiting, pa.table(batch).cast(self.schema)])
-                ids = waiting["recording_id"]
-                begun = pc.equal(ids, ids[-1])
-                whole = waiting.filter(pc.invert(begun))
-                if whole.num_rows >= rows:
-                    yield whole
-                    waiting = waiting.filter(begun)
-            if waiting.num_rows:
-                yield waiting
+                own = found.select(self.schema.names).filter(_SAID)
+                tables.execute("insert into gathered from arriving", own)
+            waiting, count = list[pa.Table](), 0
+            for own in self._recordings(tables, at_once=max(rows, _LEAST_AT_ONCE)):
+                begins = waiting and own["recording_id"][0] != waiting[-1]["recording_id"][0]
+                if begins and count >= rows:
+                    yield pa.concat_tables(waiting).combine_chunks()
+                    waiting, count = [], 0
+                waiting.append(own)
+                count += own.num_rows
+            if waiting:
+                yield pa.concat_tables(waiting).combine_chunks()
+
+    def _recordings(self, tables: RunTables, *, at_once: int) -> Iterator[pa.Table]:
+        """Yield segments of one recording each; those of a long one in several tables."""
+        for batch in tables.batches(_IN_ORDER, rows=at_once):
+            table = pa.table(batch).cast(self.schema)
+            runs = pc.run_end_encode(table["recording_id"].combine_chunks()).run_ends.to_pylist()
+            for start, end in pairwise([0, *runs]):
+                yield table.slice(start, end - start)
 
 
+_LEAST_AT_ONCE = 2_000  # segments that are read, however few are given in a call
+# What a person removed is not given, as readers do not see it.
+_SAID = ~(pc.field("corrected") & (pc.utf8_trim_whitespace(pc.field("text")) == ""))
 _PLACE = pa.schema([("name", pa.string()), ("row", pa.int32())])
 _IN_ORDER = "from gathered order by recording_id, start_s, channel, part, segment"
 
@@ -236,7 +250,7 @@ def read_rows(
             f"reading the hook {name!r} of {redact_uri(store.uri)}: found the tables of {others}, "
             "expected one of that name; correct it, or run a job with such a hook"
         )
-    newest = newest_of(made_so_far(store, folder_of(name)))
+    newest = newest_of(made_so_far(store, names))
     for number, each in enumerate(names):
         for batch in store.batches(each, columns=columns):
             counts = pc.is_in(batch["recording_id"], value_set=newest.get(number, _NONE))

@@ -27,11 +27,11 @@ def is_there(
     """Tell whether a recording is still in the folder, and is to stay under its address.
 
     Args:
-        recording: recording_id, uri, etag and size_bytes.
+        recording: recording_id and uri.
         outcomes_names: objects that had its outcomes; others are read only where these are gone.
     """
     own = recording["recording_id"]
-    if Forgotten.read(store).has(recording["uri"], recording["etag"], recording["size_bytes"]):
+    if Forgotten.read(store).has(recording["uri"]):  # another may be of its version
         return False
     if own in noted_moves(store):
         return False
@@ -65,4 +65,6 @@ def sweep_late_saves(store: OutputStore) -> None:
                if each not in known and later[each] in known}  # fmt: skip
     if to:
         rewrite_corrections(store, Changes(to))
-    rewrite_names(store, lambda uri, _: None if forgotten.has(uri) else uri)
+    rewrite_names(
+        store, lambda uri, _: None if forgotten.has(uri) else to.get(recording_id(uri), uri)
+    )

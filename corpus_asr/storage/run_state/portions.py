@@ -25,7 +25,7 @@ class Portion:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """A portion with which processes of workers ended, each time that it was tried."""
+    """A portion with which a worker's process, or its machine, ended."""
 
     portion: Any
     error: Exception

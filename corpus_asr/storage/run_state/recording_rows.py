@@ -49,10 +49,10 @@ def wanted(*, also: str = "''", joined: str = "") -> str:
     return _WANTED.format(also=also, joined=joined)
 
 
-def made_so_far(store: OutputStore, folder: str) -> pa.Table:
-    """Return as `MADE` what the recordings of a folder were made of."""
+def made_so_far(store: OutputStore, names: Sequence[str]) -> pa.Table:
+    """Return as `MADE` what the recordings in some objects were made of, given in order of time."""
     found = [MADE.empty_table()]
-    for number, name in enumerate(store.names(folder)):  # in order of time
+    for number, name in enumerate(names):
         made = store.read_table(name, _STATE).group_by(_STATE.names).aggregate([])
         numbers = pa.repeat(pa.scalar(number, pa.int32()), made.num_rows)
         found.append(made.append_column("number", numbers).cast(MADE))

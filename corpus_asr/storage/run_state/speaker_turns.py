@@ -96,7 +96,7 @@ def voices_left(
 
     A portion lies in as few objects as its recordings do. `settings` change turns.
     """
-    known = made_so_far(store, SPEAKERS_FOLDER)
+    known = made_so_far(store, store.names(SPEAKERS_FOLDER))
     with RunTables(store, columns=(*VERSION_COLUMNS, "metadata")) as tables:
         tables.add("made", known)
         chosen = json.dumps(settings, sort_keys=True)

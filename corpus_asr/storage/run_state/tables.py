@@ -268,7 +268,8 @@ class OutputStore:
         held._looked_s, held._unconfirmed = float("-inf"), []
         held._guard, held._changed = guard, dict.fromkeys(self.read_json(TABLES_NAME) or (), True)
         # A clock that was ahead before, or is behind now, must not turn around what came first.
-        held._newest_ns = max(map(time_ns_of, self.commit_names()), default=0)
+        known = (*self.commit_names(), *held._changed)
+        held._newest_ns = max(map(time_ns_of, known), default=0)
         return held
 
     def below(self, name: str) -> Self:
@@ -531,7 +532,8 @@ class OutputStore:
         return (name for name, _ in self._objects(folder))
 
     def _objects(self, folder: str) -> Iterator[tuple[str, int | None]]:
-        taken_over = self._taken_over() if folder in TABLES_OF_RUNS else {}
+        of_runs = folder in TABLES_OF_RUNS or folder.startswith(f"{HOOKS_FOLDER}/")
+        taken_over = self._taken_over() if of_runs else {}
         listed = self._listed(folder)
         return (each for each in listed if not _is_late(each[0], taken_over))
 
