@@ -8,7 +8,7 @@ import functools
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -198,6 +198,7 @@ class _Attempt:
             if plan
             else 0,
             moved=plan.num_moved if plan else 0,
+            hooks={name: asdict(found) for name, found in summary.hooks.items()} if summary else {},
             remaining=left,
             audio_s=audio_s,
             rtfx=rtfx(audio_s, wall_s),

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import MISSING, asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from enum import StrEnum
 from functools import partial
 from itertools import pairwise
@@ -148,6 +148,8 @@ class Night:
     """Planned ones of which some parts were done before."""
     moved: int = 0
     """Recordings whose results followed them to another address; none of the planned ones."""
+    hooks: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """What became of the recordings that hooks were given, as in `run.json`, by name."""
     remaining: int
     """Neither done nor failed."""
     audio_s: float
@@ -348,7 +350,11 @@ def headline(night: Night) -> str:
 
 def alarms(night: Night) -> list[str]:
     """Return what somebody should look at, the worst first."""
-    messages = [night.error, night.over_limit, *night.warnings, night.webhook_error]
+    hooks = [
+        f"hook {name}: {counted(found['failed'], 'recording')} failed; the log says why"
+        for name, found in night.hooks.items() if found["failed"]
+    ]  # fmt: skip
+    messages = [night.error, night.over_limit, *night.warnings, *hooks, night.webhook_error]
     return [message for message in messages if message is not None]
 
 
@@ -372,6 +378,7 @@ def markdown(night: Night) -> str:
         ("- resumed", night.continued), *((("moved", night.moved),) if night.moved else ()),
         ("done", findings.done), ("- without speech", findings.no_speech),
         ("failed", findings.failed), ("remaining", night.remaining),
+        *((f"hook {name}", found["recordings"]) for name, found in night.hooks.items()),
     ]  # fmt: skip
     template = text_template(
         "corpus_asr.report",

@@ -15,6 +15,7 @@ from corpus_asr.report.nightly import (
     NightState,
     PastNight,
     Unsure,
+    alarms,
     as_data,
     chat,
     headline,
@@ -110,6 +111,15 @@ def test_names_and_messages_are_no_markup(name: str) -> None:
     assert "\x1b" not in message
     assert message.count("\n") == 5
     json.dumps(message).encode()
+
+
+def test_what_hooks_did_is_counted_and_their_failures_are_named() -> None:
+    counts = {"recordings": 8, "failed": 2, "left": 0}
+    found = night(hooks={"redact": counts})
+    assert "hook redact: 2 recordings failed; the log says why" in alarms(found)
+    assert "hook redact" in markdown(found)
+    assert as_data(found)["hooks"] == {"redact": counts}
+    assert alarms(night(hooks={"redact": counts | {"failed": 0}})) == alarms(night())
 
 
 def test_a_chat_gets_the_first_kinds_of_failures_only() -> None:
