@@ -1,7 +1,7 @@
 """What users' functions made of transcripts: as a table, and the segments whose vectors are near.
 
 In: the table of a hook. Out: its rows, or segments by the likeness of a column of vectors, of which
-those of one object are in memory at once.
+some are in memory at once.
 """
 
 import heapq

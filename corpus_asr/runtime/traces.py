@@ -37,6 +37,8 @@ _QUEUE_SPANS = 16_384
 # A run that ends waits so long for what is not sent yet, and a request for its answer.
 _CLOSE_S = 5.0
 _BATCH_SPANS = 512
+# A part that is committed a second time, as Ray repeats a task, comes soon after the first.
+_MOST_ENDED = 100_000
 _LOG = logging.getLogger(__name__)
 
 
@@ -137,7 +139,7 @@ class Traces:
         )
         self._run_id = run_id
         self._seen: dict[str, _Seen] = {}
-        self._ended: set[str] = set()
+        self._ended: dict[str, None] = {}  # the last of them, in order
         self._lock = threading.Lock()
 
     def add(self, times: pa.Table | None) -> None:
@@ -173,7 +175,9 @@ class Traces:
             self._send(name, what, start_s, end_s, attributes, failure, of_part=row["part"])
         if seen.is_whole:
             self._end(name, self._seen.pop(name))
-            self._ended.add(name)
+            self._ended[name] = None
+            if len(self._ended) > _MOST_ENDED:
+                del self._ended[next(iter(self._ended))]
 
     def _end(self, name: str, seen: _Seen) -> None:
         attributes = {

@@ -23,18 +23,32 @@ from corpus_asr.report.run import load_report
 from corpus_asr.schemas import SPEAKERS, VOICES
 from corpus_asr.storage.run_state import forget as forgetting
 from corpus_asr.storage.run_state.forget_voices import NotedSpeakers, forget_voices
-from corpus_asr.storage.run_state.forgotten import FORGOTTEN_NAME
+from corpus_asr.storage.run_state.forgotten import FORGOTTEN_NAME, Forgotten
+from corpus_asr.storage.run_state.late_saves import sweep_late_saves
 from corpus_asr.storage.run_state.lock import LOCK_NAME, Lock
 from corpus_asr.storage.run_state.plan import make_plan
 from corpus_asr.storage.run_state.prune import find_gone, prune
 from corpus_asr.storage.run_state.redo import note_redo
-from corpus_asr.storage.run_state.rewriting import FAILING_NAME, NAMES_NAME, follow
+from corpus_asr.storage.run_state.rewriting import (
+    ADDRESSES_NAME,
+    FAILING_NAME,
+    NAMES_NAME,
+    follow,
+)
 from corpus_asr.storage.run_state.run_tables import REDO
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.filesystem import StoreOptions
 from corpus_asr.storage.stores.uri import recording_id
-from tests.support.runs import REVISION, ManualRun, correct_segment, says
+from tests.support.runs import (
+    REVISION,
+    ManualRun,
+    correct_segment,
+    passage,
+    run_of,
+    says,
+    spoken,
+)
 from tests.support.stores import held_by, life
 from tests.support.tables import orphan, part, rows_of
 
@@ -233,6 +247,29 @@ def test_files_of_others_are_named_however_they_spell_it_and_left(tmp_path: Path
     left = set(re.findall(rf"did not write it: {output}/(.*)", done.stdout))
     assert left == {*others, "table.parquet"}
     assert {each: (output / each).read_bytes() for each in others} == before
+
+
+def test_members_of_an_archive_that_share_a_version_are_not_forgotten_together(
+    tmp_path: Path,
+) -> None:
+    versions = {f"/a.tar#{name}": f"mtime:5@archive@{at}" for at, name in enumerate("xy")}
+    rows = [spoken(uri, passage(0, "one"), etag=etag, size_bytes=10)
+            for uri, etag in versions.items()]  # fmt: skip
+    store = run_of(tmp_path / "output", *rows)
+    forgetting.forget(store, {recording_id("/a.tar#x"): "/a.tar#x"})
+    left = Forgotten.read(store)
+    assert left.has("/a.tar#x", versions["/a.tar#x"], 10)
+    assert not left.has("/a.tar#y", versions["/a.tar#y"], 10)
+
+
+def test_a_name_that_was_saved_late_follows_its_recording(tmp_path: Path) -> None:
+    store = run_of(tmp_path / "output", spoken("/new", passage(0, "one")))
+    store.write_json(ADDRESSES_NAME, {recording_id("/new"): ["/old"]})
+    lines = ["uri,speaker,name", "/old,S1,Ann", "/other,S1,Ben"]
+    store.write_bytes(NAMES_NAME, "\n".join([*lines, ""]).encode())
+    sweep_late_saves(store)
+    said = Path(store.address(NAMES_NAME)).read_text().splitlines()
+    assert said == [lines[0], "/new,S1,Ann", lines[2]]
 
 
 def test_a_recording_named_like_a_common_word_takes_nothing_else_along(tmp_path: Path) -> None:

@@ -58,13 +58,26 @@ def sweep_late_saves(store: OutputStore) -> None:
         return
     saved = {name.split("/")[1] for folder in SAVES for name in store.all_names(folder)}
     to: dict[str, str | None] = dict.fromkeys(filter(forgotten.has_id, saved))
-    if strays := saved & later.keys():
-        known = dict(addresses(store, strays | {later[each] for each in strays}))
-        # Another recording may have come to an address since.
-        to |= {each: known[later[each]] for each in strays
-               if each not in known and later[each] in known}  # fmt: skip
+    to |= _followed(store, saved & later.keys(), later)
     if to:
         rewrite_corrections(store, Changes(to))
-    rewrite_names(
-        store, lambda uri, _: None if forgotten.has(uri) else to.get(recording_id(uri), uri)
-    )
+
+    def address(uri: str, _: str) -> str | None:
+        own = recording_id(uri)
+        strays = {own} & later.keys()
+        return None if forgotten.has(uri) else _followed(store, strays, later).get(own, uri)
+
+    rewrite_names(store, address)
+
+
+def _followed(
+    store: OutputStore, strays: Collection[str], later: Mapping[str, str]
+) -> dict[str, str]:
+    """Return the addresses now of recordings that moved, by the IDs that they had before."""
+    if not strays:
+        return {}
+    known = dict(addresses(store, {*strays, *(later[each] for each in strays)}))
+    # Another recording may have come to an address since.
+    return {
+        each: known[later[each]] for each in strays if each not in known and later[each] in known
+    }
