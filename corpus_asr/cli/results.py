@@ -34,7 +34,7 @@ from corpus_asr.cli.options import (
     with_groups,
 )
 from corpus_asr.errors import ConfigError
-from corpus_asr.formats.names import ExportFormat, WordStyle
+from corpus_asr.formats.names import ExportFormat, NumberStyle, WordStyle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -111,6 +111,12 @@ def export(
             help="Style of the spoken word; needs word timestamps.", rich_help_panel=_SUBTITLES
         ),
     ] = WordStyle.plain,
+    numbers: Annotated[
+        NumberStyle | None,
+        typer.Option(
+            help="Write number words as digits, in eight languages; needs corpus-asr[numbers]."
+        ),
+    ] = None,
     no_corrections: NoCorrections = False,
     endpoint_url: EndpointUrl = None,
     storage_option: StorageOption = None,
@@ -127,6 +133,7 @@ def export(
             single=single,
             rules=limits.rules(),
             words=words,
+            numbers=numbers,
             corrections=not no_corrections,
         )
         selection = Selection(
@@ -146,6 +153,7 @@ def export(
 
 
 def _words(summary: "ExportSummary") -> str:
+    from corpus_asr.text.numbers import LANGUAGES
     from corpus_asr.units import counted
 
     done = (
@@ -163,6 +171,13 @@ def _words(summary: "ExportSummary") -> str:
     ]
     if left:
         done += f"\nomitted: {', '.join(left)}"
+    if summary.numbers_as_words:
+        others = ", ".join(sorted(summary.numbers_as_words))
+        count = counted(summary.numbers_as_words.total(), "segment")
+        done += (
+            f"\nnumbers stay words in {count} of languages without rules: {others} "
+            f"(there are rules for {', '.join(sorted(LANGUAGES))})"
+        )
     if summary.stale_corrections:
         stale = counted(summary.stale_corrections, "correction")
         done += (

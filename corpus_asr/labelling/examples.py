@@ -18,7 +18,7 @@ from corpus_asr.config.run import WINDOWS, DatasetSettings
 from corpus_asr.labelling.splits import SPLITS
 from corpus_asr.report.accuracy.scoring import WITHOUT_BLANKS
 from corpus_asr.stages.messages import ClipRange, CutRequest
-from corpus_asr.text.numbers import with_digits
+from corpus_asr.text.numbers import with_digits, written_language
 from corpus_asr.units import MEBIBYTE, SAMPLE_RATE_HZ, TIMESTAMP_STEP_S, WINDOW_S
 
 Rows = Sequence[dict[str, Any]]
@@ -160,7 +160,7 @@ def _written(row: dict[str, Any], settings: DatasetSettings) -> str:
     # What people wrote is what they mean.
     if settings.numbers is None or row["corrected"]:
         return text
-    return with_digits(text, "en" if row["task"] == "translate" else row["language"])
+    return with_digits(text, written_language(row["language"], row["task"]))
 
 
 def _timestamped(window: Rows, texts: Sequence[str], start_s: float) -> str:

@@ -57,8 +57,13 @@ def numbers_module() -> ModuleType:
     except ImportError as error:
         raise ConfigError(
             "writing numbers as digits: found no text2num, expected it next to corpus-asr; install "
-            "corpus-asr[numbers], or leave dataset.numbers out"
+            "corpus-asr[numbers], or leave out dataset.numbers, or --numbers of export"
         ) from error
+
+
+def written_language(language: str | None, task: str) -> str | None:
+    """Return the language of a segment's text: translations are English."""
+    return "en" if task == "translate" else language
 
 
 def with_digits(text: str, language: str | None) -> str:
