@@ -117,6 +117,10 @@ _SOUND = (
            "it; null without `extract.dnsmos`"),
     _field("dnsmos_signal", pa.float32(), "the same of the speech alone"),
     _field("dnsmos_background", pa.float32(), "the same of the background alone: 5 is unnoticed"),
+    _field("music_share", pa.float32(), "share of time with music, 0-1, of all of a part; null "
+           "without `extract.audio_tagger`"),
+    _field("other_sound", pa.string(), "the likeliest sound other than speech, by its mean score"),
+    _field("other_sound_score", pa.float32(), "that mean, 0-1"),
 )  # fmt: skip
 
 SOUND_COLUMNS = tuple(field.name for field in _SOUND)
@@ -161,6 +165,9 @@ PARTS = _schema(
            "second, flattened; null where it was not measured"),
     _field("dnsmos", pa.list_(pa.float32()), "start in the part of each window scored, and its "
            "scores of signal, background and the whole, flattened; null without extract.dnsmos"),
+    _field("tags", pa.list_(pa.float16()), "scores of sounds in each frame of 0.48 s, flattened; "
+           "null without extract.audio_tagger"),
+    _field("tag_names", pa.list_(pa.string()), "names of these sounds, music first"),
     *_VOICES,
     _FINGERPRINT,
 )  # fmt: skip

@@ -38,6 +38,10 @@ MEASURES = ("level_dbfs", "snr_db", "bandwidth_hz", "clipped_share")
 _KEPT = 4
 MOS_MEASURES = ("dnsmos_overall", "dnsmos_signal", "dnsmos_background")
 _MOS_WINDOW_S = 9.01
+TAG_MEASURES = ("music_share", "other_sound", "other_sound_score")
+FRAME_HOP_S, _TAGGED_S = 0.48, 0.96
+MUSIC = "Music"
+_MUSIC_SCORE = 0.5  # of a frame that counts as music (docs/reading.md)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +135,38 @@ class MosWindows:
             return dict.fromkeys(MOS_MEASURES)
         means = (float(np.average(each, weights=weights)) for each in (overall, signal, background))
         return dict(zip(MOS_MEASURES, means, strict=True))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaggedFrames:
+    """Scores of sounds in frames of a part, of which `audio.audio_tags` makes them."""
+
+    names: tuple[str, ...]
+    """Of music and other sounds than speech, music first."""
+    values: Float16[np.ndarray, "frame label"]
+
+    @classmethod
+    def flattened(cls, values: Sequence[float], names: Sequence[str]) -> "TaggedFrames":
+        """Take up what `values` were flattened to."""
+        scores = np.asarray(values, dtype=np.float16).reshape(-1, len(names))
+        return cls(names=tuple(names), values=scores)
+
+    def over(self, spans: Iterable[tuple[float, float]]) -> dict[str, float | str | None]:
+        """Return the `TAG_MEASURES` of spans in seconds from the part's start; None without any.
+
+        Frames count by how much of the spans lies in each.
+        """
+        starts = np.arange(len(self.values)) * FRAME_HOP_S
+        weights = _seconds_in(spans, starts, _TAGGED_S)
+        if not weights.any():
+            return dict.fromkeys(TAG_MEASURES)
+        means = np.average(self.values.astype(np.float64), axis=0, weights=weights)
+        best = int(means.argmax())
+        return {
+            "music_share": float(np.average(self.values[:, 0] >= _MUSIC_SCORE, weights=weights)),
+            "other_sound": self.names[best],
+            "other_sound_score": float(means[best]),
+        }
 
 
 def _seconds_in(

@@ -60,6 +60,7 @@ _BOUNDS = (
     ("quiet", "min_level_dbfs", "level_dbfs", "a level below {} dB of full scale"),
     ("clipped", "max_clipped_share", "clipped_share", "more than {} of the samples cut off"),
     ("poor_sound", "min_dnsmos", "dnsmos_overall", "predicted opinion of listeners below {} of 5"),
+    ("music", "max_music_share", "music_share", "music in more than {} of it"),
     ("confidence", "min_confidence", "confidence", "confidence below {}"),
     ("avg_logprob", "min_avg_logprob", "avg_logprob", "mean log-probability below {}"),
     ("compression_ratio", "max_compression_ratio", "compression_ratio",

@@ -143,6 +143,11 @@ def prepare(config: RunConfig) -> Checkpoint:
         from corpus_asr.audio.dnsmos import MosNetwork
 
         MosNetwork()
+    if config.extract.audio_tagger is not None:
+        # For the same reason.
+        from corpus_asr.stages.extraction import audio_tagger
+
+        audio_tagger(config.extract.audio_tagger)
     check_traces(config.report.traces_to)
     for hook in config.hooks:
         check_function(hook)

@@ -35,7 +35,8 @@ RECORDING_BYTES = RECORDING_S * 64_000 / 8
 LISTED_AT_ONCE = 1000  # S3's page
 # Seconds of audio that one core extracts in a second: the slowest MP3 of benchmarks/README.md.
 EXTRACT_RTFX = 385.0
-DNSMOS_CPU_S = 0.033  # for each of them, where they are scored (docs/reading.md)
+# For each of them, where they are scored, or their sounds named (docs/reading.md).
+DNSMOS_CPU_S, TAGGER_CPU_S = 0.033, 0.003
 # CPU time of the driver for each block between the stages and for each part in it, tasks included:
 # through the first and the last of three measurements, 16 % below the other (docs/scaling.md).
 DRIVER_BLOCK_S = 0.0074
@@ -155,9 +156,9 @@ class Capacity:
 
 def extract_rtfx(config: RunConfig) -> float:
     """Return how many seconds of audio a job extracts in a second of one core."""
-    if not config.extract.dnsmos:
-        return EXTRACT_RTFX
-    return 1 / (1 / EXTRACT_RTFX + DNSMOS_CPU_S)
+    more_s = DNSMOS_CPU_S if config.extract.dnsmos else 0.0
+    more_s += 0.0 if config.extract.audio_tagger is None else TAGGER_CPU_S
+    return 1 / (1 / EXTRACT_RTFX + more_s)
 
 
 def capacity(

@@ -19,7 +19,14 @@ import pyarrow as pa
 
 from corpus_asr.activity import Activity
 from corpus_asr.array_types import Float16
-from corpus_asr.audio.sound_quality import MEASURES, MOS_MEASURES, MosWindows, SoundBlocks
+from corpus_asr.audio.sound_quality import (
+    MEASURES,
+    MOS_MEASURES,
+    TAG_MEASURES,
+    MosWindows,
+    SoundBlocks,
+    TaggedFrames,
+)
 from corpus_asr.config.run import CLASSIFY_AUDIO, RunConfig
 from corpus_asr.errors import CheckpointError, ConfigError, EngineError, ItemError
 from corpus_asr.failure_kinds import NOT_A_NUMBER
@@ -406,7 +413,7 @@ def _finish(
         transcript = future.result()
         result = carried | _transcribed(transcript)
         for segment in result["segments"]:
-            segment |= _sound(row, [segment])
+            segment |= _sound(row, [segment]) | _tags(row, segment)
         check_finite(result)
     except (CheckpointError, ConfigError, EngineError):
         raise
@@ -468,10 +475,12 @@ def label_columns(labels: PartLabels) -> dict[str, Any]:
 def _carry(row: dict[str, Any]) -> dict[str, Any]:
     """Return what a part's result says whether or not it was transcribed."""
     carried = {name: row[name] for name in _CARRIED}
+    whole = {"start_s": row["part_start_s"], "end_s": row["part_end_s"]}
     spoken = row["speech_spans"]
     if spoken is None and row["part_end_s"] is not None:
-        spoken = [{"start_s": row["part_start_s"], "end_s": row["part_end_s"]}]
-    return carried | NOTHING_SAID | {"duration_s": _duration_s(row)} | _sound(row, spoken or ())
+        spoken = [whole]
+    sound = _sound(row, spoken or ()) | _tags(row, whole)
+    return carried | NOTHING_SAID | {"duration_s": _duration_s(row)} | sound
 
 
 def _sound(row: Mapping[str, Any], spans: Iterable[Mapping[str, float]]) -> dict[str, Any]:
@@ -484,6 +493,14 @@ def _sound(row: Mapping[str, Any], spans: Iterable[Mapping[str, float]]) -> dict
     if row["dnsmos"] is not None:
         found |= MosWindows.flattened(row["dnsmos"]).over(within)
     return found
+
+
+def _tags(row: Mapping[str, Any], span: Mapping[str, float]) -> dict[str, Any]:
+    """Return which sounds are in a span of a part, of all of it for the part."""
+    if row["tags"] is None:
+        return dict.fromkeys(TAG_MEASURES)
+    within = tuple(span[name] - row["part_start_s"] for name in ("start_s", "end_s"))
+    return TaggedFrames.flattened(row["tags"], row["tag_names"]).over([within])
 
 
 def _duration_s(row: dict[str, Any]) -> float | None:

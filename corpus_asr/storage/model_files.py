@@ -130,8 +130,8 @@ def fetch_checkpoint(
     return folder
 
 
-def fetch_onnx(model: str) -> Path:
-    """Return a local file of one ONNX network.
+def fetch_onnx(model: str, *others: str, key: str = "speakers.model") -> Path:
+    """Return a local file of one ONNX network; `others` are files that lie next to it there.
 
     A model is such a file, a folder that has one, an fsspec address of a file, the name of one that
     is packaged, a repository of the hub that has one, or `OWNER/NAME/FILE.onnx` of a repository.
@@ -145,39 +145,39 @@ def fetch_onnx(model: str) -> Path:
     if local is not None and local.is_file():
         return local
     if local is not None and local.is_dir():
-        return _only_onnx(local, model)
+        return _only_onnx(local, model, key)
     owner, _, rest = model.partition("/")
     name, _, file = rest.partition("/")
     if local is None:
-        return _fetch_onnx_address(normalize(model))
+        return _fetch_onnx_address(normalize(model), others, key)
     if name and HUB_NAME.fullmatch(f"{owner}/{name}") and (not file or file.endswith(_ONNX)):
-        folder = _snapshot(f"{owner}/{name}", {}, [file or f"*{_ONNX}"])
-        return folder / file if file else _only_onnx(folder, model)
+        folder = _snapshot(f"{owner}/{name}", {}, [file or f"*{_ONNX}", *others])
+        return folder / file if file else _only_onnx(folder, model, key)
     raise CheckpointError(
-        f"fetching the speaker model {redact_uri(model)}: found no such file, expected an {_ONNX} "
-        "file, a folder with one, a URI of one, or OWNER/NAME of the hub; correct speakers.model"
+        f"fetching the network {redact_uri(model)}: found no such file, expected an {_ONNX} file, "
+        f"a folder with one, a URI of one, or OWNER/NAME of the hub; correct {key}"
     )
 
 
-def _only_onnx(folder: Path, model: str) -> Path:
+def _only_onnx(folder: Path, model: str, key: str) -> Path:
     paths = sorted(folder.glob(f"*{_ONNX}"))
     if len(paths) == 1:
         return paths[0]
     names = ", ".join(path.name for path in paths[:_NAMES_SHOWN]) or "none"
     raise CheckpointError(
-        f"fetching the speaker model {model}: found {names}, expected one {_ONNX} file; name the "
-        f"file itself, such as {model.rstrip('/')}/model{_ONNX}"
+        f"fetching the network {model}: found {names}, expected one {_ONNX} file; name the file "
+        f"itself in {key}, such as {model.rstrip('/')}/model{_ONNX}"
     )
 
 
-def _fetch_onnx_address(uri: str) -> Path:
+def _fetch_onnx_address(uri: str, others: Sequence[str], key: str) -> Path:
     above, _, name = uri.rpartition("/")
     try:
-        files = [file for file in _list_checkpoint(above) if file.name == name]
-        if not files or not name.endswith(_ONNX):
+        files = [file for file in _list_checkpoint(above) if file.name in (name, *others)]
+        if not name.endswith(_ONNX) or name not in [file.name for file in files]:
             raise CheckpointError(
-                f"fetching the speaker model {redact_uri(uri)}: found no such object, expected an "
-                f"{_ONNX} file; correct speakers.model"
+                f"fetching the network {redact_uri(uri)}: found no such object, expected an "
+                f"{_ONNX} file; correct {key}"
             )
         home = cache_folder() / "checkpoints" / hashlib.blake2b(uri.encode()).hexdigest()[:16]
         return _copy_once(above, files, home) / name
@@ -185,8 +185,8 @@ def _fetch_onnx_address(uri: str) -> Path:
         raise
     except (FetchError, OSError) as error:
         raise CheckpointError(
-            f"fetching the speaker model {redact_uri(uri)}: {error}; check the store and that "
-            f"there is room below {cache_folder()}"
+            f"fetching the network {redact_uri(uri)}: {error}; check the store and that there is "
+            f"room below {cache_folder()}"
         ) from error
 
 

@@ -49,6 +49,7 @@ def test_a_fleet_is_as_fast_as_the_workers_of_the_settings() -> None:
     assert usual.cost == pytest.approx(8 * 2 * usual.duration_s / 3600)
     assert usual.extract_cores == 19  # 7200 / 385
     assert fleet("extract.dnsmos=true").extract_cores == 257  # 7200 / 28.1
+    assert fleet("extract.audio_tagger=tagger.onnx").extract_cores == 41  # 7200 / 178.7
     four = fleet("transcribe.workers=4")
     assert (four.rtfx, four.machine.count, four.workers) == (3600.0, 4.0, 4)
     assert four.cost == pytest.approx(8 * 2 * four.duration_s / 3600), "all eight are paid"

@@ -235,6 +235,8 @@ def test_memory_grows_with_workers_and_parts_and_features_only_up_to_their_bound
     assert local_memory(two, TWO_CORES, **needs).extraction == 2 * longer
     scored = config(extract={"workers": 1, "part_s": 1200.0, "dnsmos": True})
     assert local_memory(scored, TWO_CORES, **needs).extraction == longer + 210 * MEBIBYTE
+    tagged = config(extract={"workers": 1, "part_s": 1200.0, "audio_tagger": "tagger.onnx"})
+    assert local_memory(tagged, TWO_CORES, **needs).extraction == longer + 145 * MEBIBYTE
     models = config(transcribe={"workers": 2})
     one_model, two_models = (ray_memory(c, LAPTOP, **needs).models for c in (config(), models))
     assert two_models == 2 * one_model > 2 * GIBIBYTE

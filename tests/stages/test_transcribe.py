@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 
 from corpus_asr.activity import Activity
+from corpus_asr.audio.sound_quality import TAG_MEASURES
 from corpus_asr.errors import EngineError
 from corpus_asr.families.registry import PartFeatures
 from corpus_asr.schemas import RESULTS
@@ -104,6 +105,18 @@ def test_segments_and_parts_get_the_opinion_scores_of_their_windows(stage: Trans
             assert each["dnsmos_signal"] == (overall and 3.0)
             assert each["dnsmos_background"] == (overall and 4.0)
             assert each["snr_db"] is None
+
+
+def test_parts_are_tagged_whole_and_segments_by_what_is_in_them(stage: TranscribeStage):
+    frames = [0.9, 0.1] * 3 + [0.0, 0.5] * 100
+    tagged = extracted("a", 1, tags=frames, tag_names=["Music", "Dog"], part_end_s=59.0)
+    row, other = stage(pa.concat_tables([tagged, extracted("b")])).to_pylist()
+    assert 0.0 < row["music_share"] < 0.1
+    assert row["other_sound"] == "Dog"
+    (segment,) = row["segments"]
+    assert segment["music_share"] > row["music_share"]
+    for each in (other, *other["segments"]):
+        assert {each[name] for name in TAG_MEASURES} == {None}
 
 
 def test_silence_and_failures_pass_through_without_the_engine():

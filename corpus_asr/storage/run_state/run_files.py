@@ -437,7 +437,8 @@ _RESOURCE_KEYS = {
     "extract.workers", "extract.max_buffered_features_mb", "extract.pack_mb",
     "extract.item_timeout_s", "extract.max_file_gb", "extract.max_duration_h",
     "extract.fingerprint", "extract.min_duplicate_s",
-    "extract.sound_quality", "extract.dnsmos",  # columns next to texts that are the same
+    # Columns next to texts that are the same.
+    "extract.sound_quality", "extract.dnsmos", "extract.audio_tagger",
 }  # fmt: skip
 # What `result_settings` reads; each has a default in every key.
 _RESULT_SECTIONS = ("model", "extract", "decoding", "align", "classification", "speakers")
