@@ -560,6 +560,7 @@ def _drawn(settings: "RunConfig", store: "OutputStore", *, redo: str | None) -> 
         store,
         model_revision=checkpoint.fingerprint if started else None,
         options=RunOptions(redo=redo),
+        takes_hotwords=checkpoint.takes_hotwords,
     )
     try:
         yield found

@@ -114,6 +114,11 @@ class Folder:
             (path / f"{name}.wav").write_bytes(name.encode())
         source = {"manifest": str(path / "list.jsonl")} if manifest else {"uri": str(path)}
         self.config: RunConfig = run_config("", self.store.uri, source=source)
+        self.deaf_to: tuple[str | None, ...] = ()
+        """Languages whose model takes no hotwords."""
+
+    def takes_hotwords(self, language: str | None) -> bool:
+        return language not in self.deaf_to
 
     def say(self, **recordings: Mapping[str, Any]) -> None:
         lines = [{"uri": f"{name}.wav", **columns} for name, columns in recordings.items()]
@@ -127,7 +132,9 @@ class Folder:
 
     def run(self, *, killed: float = float("inf"), reach: str = "abc") -> Plan:
         with life(killed):
-            self.plan = make_plan(self.config, self.store, model_revision="w")
+            self.plan = make_plan(
+                self.config, self.store, model_revision="w", takes_hotwords=self.takes_hotwords
+            )
             if self.plan.redo is not None:
                 note_redo(self.store, self.plan.redo)
             run = begin_run(self.store, self.config, fingerprint(self.config, "w"))
@@ -136,7 +143,8 @@ class Folder:
             for file in files:
                 name = Path(file["uri"]).stem
                 columns = json.loads(file["metadata"] or "{}")
-                row = part(name, 0, texts=[f"{name} by {columns.get('hotwords')}"]) | {
+                said = [f"{name} by {columns.get('hotwords')}"]
+                row = part(name, 0, texts=said, language=columns.get("language")) | {
                     key: file[key] for key in ("recording_id", "uri", "size_bytes", "etag",
                                                "metadata")}  # fmt: skip
                 if name in reach:
@@ -144,7 +152,7 @@ class Folder:
             finish(
                 self.store, run, self.config, model_revision="w",
                 listing=read_listing(self.store, self.plan), num_listed=self.plan.num_files,
-                plan_name=self.plan.name,
+                plan_name=self.plan.name, takes_hotwords=self.takes_hotwords,
             )  # fmt: skip
         return self.plan
 
@@ -185,6 +193,24 @@ def test_a_number_of_speakers_changes_columns_alone_and_stands_over_the_manifest
     assert folder.run().num_set_speakers == 1
     assert folder.columns("a") == {"num_speakers": 5}
     assert folder.texts() == texts
+
+
+def test_hotwords_that_no_model_takes_change_columns_alone(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    folder.deaf_to = ("de",)
+    folder.say(a={"language": "de"}, b={"language": "en"}, c={})
+    folder.run()
+    for name in "abc":
+        folder.set(name, hotwords="Ada")
+    plan = folder.run()
+    assert (plan.num_set_hotwords, plan.num_remaining, plan.num_new_columns) == (2, 2, 0)
+    assert folder.texts() == ["a by None", "b by ['Ada']", "c by ['Ada']"]
+    assert folder.columns("a")["hotwords"] == ["Ada"]
+    plan = folder.run()
+    assert (plan.num_set_hotwords, plan.num_remaining) == (0, 0)
+    folder.set("a")
+    assert folder.run().num_remaining == 0
+    assert folder.columns("a") == {"language": "de"}
 
 
 def test_other_hotwords_transcribe_that_recording_again_and_the_old_text_stays_until_then(

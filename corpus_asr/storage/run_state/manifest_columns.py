@@ -1,11 +1,12 @@
 """Columns of a manifest that were corrected, or set by people, after its recordings were done.
 
 They are written into the tables again, without transcription. Where a text is aligned, another
-text, or other times of it, are another result, and so are other hotwords that people set: such a
-recording is done again, and keeps its columns until then.
+text, or other times of it, are another result, and so are other hotwords that people set where the
+model takes any: such a recording is done again, and keeps its columns until then.
 """
 
 import logging
+from collections.abc import Callable
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -28,12 +29,13 @@ logger = logging.getLogger(__name__)
 
 _CHANGES = pa.schema([(name, pa.string()) for name in ("recording_id", "before", "now")])
 _FOUND = """
-select distinct live.recording_id, outcomes.metadata as before, listed.metadata as now,
-       live.generation = coalesce(generations.generation, 0) as latest
+select live.recording_id, outcomes.metadata as before, listed.metadata as now,
+       live.generation = coalesce(generations.generation, 0) as latest,
+       list(distinct outcomes.language) as languages
 from live join outcomes using (id)
 join {listed} listed on listed.recording_id = live.recording_id
 left join generations on generations.recording_id = live.recording_id
-where outcomes.metadata is distinct from listed.metadata order by all
+where outcomes.metadata is distinct from listed.metadata group by all order by all
 """
 _OBJECTS = """
 select name, list(distinct changes) from outcomes join objects using (object)
@@ -52,6 +54,8 @@ class ManifestChanges(NamedTuple):
     """IDs of recordings that are to be done again: aligned, or transcribed by other hotwords."""
     num_set_speakers: int = 0
     """Recordings whose columns are rewritten as people set another number of speakers."""
+    num_unused: int = 0
+    """Others, whose model takes no hotwords, as people set those."""
 
     @property
     def num_recordings(self) -> int:
@@ -59,12 +63,29 @@ class ManifestChanges(NamedTuple):
         return len(self.columns["recording_id"].unique())
 
 
-def changes(tables: RunTables, listed: str, *, aligns: bool, has_columns: bool) -> ManifestChanges:
+TakesHotwords = Callable[[str | None], bool]
+"""Whether the model of a language takes hotwords; None where the language is not known."""
+
+
+def each_takes_hotwords(language: str | None) -> bool:
+    """Say so of every language."""
+    return True
+
+
+def changes(
+    tables: RunTables,
+    listed: str,
+    *,
+    aligns: bool,
+    has_columns: bool,
+    takes_hotwords: TakesHotwords = each_takes_hotwords,
+) -> ManifestChanges:
     """Compare the metadata of outcomes with that of a table of FILES rows, without credentials.
 
     Without `has_columns`, only what people set, or had set, is compared.
     """
-    columns, texts, speakers = [_CHANGES.empty_table()], dict[str, None](), set[str]()
+    columns, texts = [_CHANGES.empty_table()], dict[str, None]()
+    speakers, unused = set[str](), set[str]()
     for batch in tables.batches(_FOUND.format(listed=listed)):
         own = _are_set(batch)
         others = batch.filter(pc.invert(own))
@@ -75,15 +96,20 @@ def changes(tables: RunTables, listed: str, *, aligns: bool, has_columns: bool) 
         rows = []
         for row in (*batch.filter(own).to_pylist(), *others.to_pylist()):
             before, now = row["before"], row["now"]
-            if _aligned(before) == _aligned(now) if aligns else _same_hotwords(before, now):
+            same = _aligned(before) == _aligned(now) if aligns else _same_hotwords(before, now)
+            if same or not (aligns or any(map(takes_hotwords, row["languages"] or [None]))):
                 rows.append(row)
                 if Applied.of(before).num_speakers != Applied.of(now).num_speakers:
                     speakers.add(row["recording_id"])
+                elif not same:
+                    unused.add(row["recording_id"])
             elif row["latest"]:  # else it waits to be done again
                 texts[row["recording_id"]] = None
         columns.append(pa.Table.from_pylist(rows, _CHANGES))
     found = pa.concat_tables(columns)
-    return ManifestChanges(found, pa.array(list(texts), pa.string()), len(speakers))
+    return ManifestChanges(
+        found, pa.array(list(texts), pa.string()), len(speakers), len(unused - speakers)
+    )
 
 
 def _are_set(rows: pa.RecordBatch) -> pa.Array:

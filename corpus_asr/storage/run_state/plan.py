@@ -28,7 +28,11 @@ from corpus_asr.storage.listing import FileListing
 from corpus_asr.storage.manifest import expected_bytes
 from corpus_asr.storage.parquet import parquet_batches, parquet_writer
 from corpus_asr.storage.run_state.forgotten import Forgotten
-from corpus_asr.storage.run_state.manifest_columns import changes
+from corpus_asr.storage.run_state.manifest_columns import (
+    TakesHotwords,
+    changes,
+    each_takes_hotwords,
+)
 from corpus_asr.storage.run_state.moved import Arrivals, Moves, as_table, noted_moves
 from corpus_asr.storage.run_state.overrides import Overrides
 from corpus_asr.storage.run_state.redo import chosen
@@ -194,6 +198,7 @@ class Plan:
     """Those that moved, whose rows are to follow them."""
     overrides: Overrides = field(default_factory=lambda: Overrides({}), repr=False, compare=False)
     """What people set in place of a manifest's columns."""
+    takes_hotwords: TakesHotwords = field(default=each_takes_hotwords, repr=False, compare=False)
 
     @property
     def listing_names(self) -> list[str]:
@@ -261,10 +266,12 @@ def make_plan(
     *,
     model_revision: str | None = None,
     options: RunOptions = DEFAULT_OPTIONS,
+    takes_hotwords: TakesHotwords = each_takes_hotwords,
 ) -> Plan:
     """List the source, drop what is done, pack the rest and write the packs.
 
-    With a `model_revision`, the folder is checked to hold nothing made otherwise.
+    With a `model_revision`, the folder is checked to hold nothing made otherwise. Where a model
+    does not take hotwords, nothing is done again as people set them.
     """
     earlier = Earlier.same
     if model_revision is not None:
@@ -278,14 +285,14 @@ def make_plan(
     plans = {_plan_of(name) for name in store.all_names(PLANS_FOLDER)}
     newest_ns = max(map(time_ns_of, plans), default=0)
     name = f"{PLANS_FOLDER}/{store.stem(max(time.time_ns(), newest_ns + 1))}"
-    plan = Plan(uri=store.address(f"{name}/packs"), name=name)
+    plan = Plan(uri=store.address(f"{name}/packs"), name=name, takes_hotwords=takes_hotwords)
     noted = noted_moves(store)
     overrides = Overrides.load(store)
     # Of a move that was killed, some are called as before.
     plan.overrides = overrides.moved(noted) | overrides
     columns: Sequence[str] = VERSION_COLUMNS if options.redo is None else PART_COLUMNS
     if config.source.has_columns or overrides:
-        columns = tuple(dict.fromkeys((*columns, "metadata")))
+        columns = tuple(dict.fromkeys((*columns, "metadata", "language")))
     with (
         tempfile.TemporaryDirectory(prefix="corpus-asr-plan-") as folder,
         RunTables(committed, columns=columns) as tables,
@@ -454,9 +461,12 @@ def _left(
 def _compare_columns(plan: Plan, tables: RunTables, files: pa.Table, config: RunConfig) -> None:
     aligns = config.decoding.align
     tables.add("shard", without_credentials(files))
-    found = changes(tables, "shard", aligns=aligns, has_columns=config.source.has_columns)
+    found = changes(
+        tables, "shard", aligns=aligns, has_columns=config.source.has_columns,
+        takes_hotwords=plan.takes_hotwords,
+    )  # fmt: skip
     plan.num_set_speakers += found.num_set_speakers
-    plan.num_new_columns += found.num_recordings - found.num_set_speakers
+    plan.num_new_columns += found.num_recordings - found.num_set_speakers - found.num_unused
     if aligns:
         plan.num_realigned += len(found.texts)
     else:
