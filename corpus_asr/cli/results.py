@@ -369,6 +369,7 @@ def show(
     from corpus_asr.report.text import print_transcript
     from corpus_asr.segments import channel_name
     from corpus_asr.storage.run_state.corrections import Corrections
+    from corpus_asr.storage.run_state.overrides import Overrides
     from corpus_asr.storage.run_state.seen_segments import SeenSegments
     from corpus_asr.storage.run_state.tables import OutputStore
     from corpus_asr.storage.stores.uri import redact_uri
@@ -393,11 +394,14 @@ def show(
         columns = TEXT_COLUMNS if turns is None else WORD_COLUMNS
         with open_selection(store, selection) as tables:
             seen = SeenSegments(store, tables, corrections)
+            waiting = Overrides.load(store).waiting(tables)
             for found in recordings(seen, tables, selection, columns=columns, turns=turns):
                 each = found.audio_tracks and found.audio_track is None
                 tracks = found.by_channel() if each else {found.audio_track: found.segments}
                 for number, segments in tracks.items():
                     name = redact_uri(found.uri)
+                    if found.recording_id in waiting:
+                        name += f" (for the next run: {waiting[found.recording_id].words()})"
                     if found.audio_tracks:
                         name += f", {channel_name(number, None, found.audio_tracks)}"
                     transcript = Transcript(

@@ -1,14 +1,19 @@
 """What people set in place of a manifest's columns: saved, planned, followed, forgotten."""
 
 import json
+import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from corpus_asr.cli import main
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import ConfigError, CorpusAsrError
+from corpus_asr.report.status import as_data, load_status, render
 from corpus_asr.storage.run_state.finish import finish
 from corpus_asr.storage.run_state.forget import forget
 from corpus_asr.storage.run_state.overrides import (
@@ -211,6 +216,38 @@ def test_hotwords_that_no_model_takes_change_columns_alone(tmp_path: Path) -> No
     folder.set("a")
     assert folder.run().num_remaining == 0
     assert folder.columns("a") == {"language": "de"}
+
+
+def test_what_waits_for_the_next_run_is_named_until_then(tmp_path: Path) -> None:
+    folder = Folder(tmp_path, manifest=False)
+    folder.run()
+
+    def shown() -> str:
+        done = CliRunner().invoke(main.app, ["show", folder.store.uri])
+        assert done.exit_code == 0, done.output
+        return done.stdout
+
+    assert "next run" not in shown()
+    folder.set("a", num=1)
+    folder.set("b", hotwords="Ada, Babbage", num=3)
+    assert "a.wav (for the next run: 1 speaker):" in shown()
+    assert "b.wav (for the next run: 3 speakers, 2 hotwords):" in shown()
+    folder.run()
+    assert "next run" not in shown()
+    folder.set("a")
+    assert "a.wav (for the next run: nothing set any more):" in shown()
+
+
+def test_a_status_counts_what_was_set_since_the_last_plan(tmp_path: Path) -> None:
+    folder = Folder(tmp_path, manifest=False)
+    folder.run()
+    for name, year in (("a", 2000), ("b", 2999)):
+        made = override(folder.id(name), num_speakers=2, hotwords="", name="")
+        late = replace(made, saved_at=f"{year}-01-01T00:00:00+00:00")
+        assert save_override(folder.store, late, seen=0) is not None
+    found = load_status(folder.store)
+    assert (found.num_set, as_data(found)["set_for_next_run"]) == (1, 1)
+    assert re.search("set in view +1 recording, for the next run", render(found))
 
 
 def test_other_hotwords_transcribe_that_recording_again_and_the_old_text_stays_until_then(

@@ -24,9 +24,11 @@ from corpus_asr.errors import ConfigError, CorpusAsrError
 from corpus_asr.storage.manifest import HOTWORDS, metadata_text
 from corpus_asr.storage.run_state.corrections import MAX_NAME_CHARS, plain_text
 from corpus_asr.storage.run_state.moved import Moves
+from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.tables import READERS, OutputStore
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.uri import recording_id, redact_uri
+from corpus_asr.units import counted
 
 OVERRIDES_FOLDER = "overrides"
 OVERRIDDEN = "overridden_columns"
@@ -55,6 +57,12 @@ class Override:
     def object_name(self) -> str:
         """Of its object."""
         return f"{OVERRIDES_FOLDER}/{self.recording_id}/{self.number:0{_DIGITS}}{_SUFFIX}"
+
+    def words(self) -> str:
+        """Say what is set."""
+        found = [] if self.num_speakers is None else [counted(self.num_speakers, "speaker")]
+        found += [counted(len(self.hotwords), "hotword")] if self.hotwords else []
+        return ", ".join(found) or "nothing set any more"
 
     def of_columns(self, metadata: str | None) -> str | None:
         """Return the columns of a recording with what is set in their place."""
@@ -123,6 +131,12 @@ def has_overrides(store: OutputStore) -> bool:
     return bool(_latest(store.all_names(OVERRIDES_FOLDER)))
 
 
+_COLUMNS = """
+select distinct recording_id, metadata from parts
+where recording_id in (select unnest($ids::varchar[]))
+"""
+
+
 class Overrides:
     """What stands of all recordings."""
 
@@ -140,6 +154,20 @@ class Overrides:
     def __len__(self) -> int:
         """Return of how many recordings something was set, also if it stands no more."""
         return len(self._of)
+
+    def num_since(self, moment: str) -> int:
+        """Return of how many recordings something was set after a moment, in ISO 8601, UTC."""
+        return sum(each.saved_at > moment for each in self._of.values())
+
+    def waiting(self, tables: RunTables) -> dict[str, Override]:
+        """Return those, by `recording_id`, by which a recording's results were not made yet."""
+        rows = tables.rows(_COLUMNS, ids=list(self._of)) if self._of else ()
+        found = {}
+        for own, metadata in rows:
+            used, stands = Applied.of(metadata), self._of[own]
+            if (used.num_speakers, used.hotwords) != (stands.num_speakers, stands.hotwords):
+                found[own] = stands
+        return found
 
     def moved(self, moves: Moves) -> Self:
         """Return those of recordings that moved, by what they are called now."""

@@ -282,8 +282,7 @@ def make_plan(
     # A new run moves results that were made otherwise away before it begins.
     committed = None if earlier is Earlier.other else store
     # The newest plan is the one in use, whatever clocks say.
-    plans = {_plan_of(name) for name in store.all_names(PLANS_FOLDER)}
-    newest_ns = max(map(time_ns_of, plans), default=0)
+    newest_ns = max(map(time_ns_of, plans_of(store)), default=0)
     name = f"{PLANS_FOLDER}/{store.stem(max(time.time_ns(), newest_ns + 1))}"
     plan = Plan(uri=store.address(f"{name}/packs"), name=name, takes_hotwords=takes_hotwords)
     noted = noted_moves(store)
@@ -382,6 +381,11 @@ def shards_folder(plan_name: str) -> str:
 
 def _is_of_shard(name: str, plan_name: str) -> bool:
     return name.startswith(f"{shards_folder(plan_name)}/") and name.endswith(SUFFIX)
+
+
+def plans_of(store: OutputStore) -> set[str]:
+    """Return the folders of the plans in an output folder."""
+    return {_plan_of(name) for name in store.all_names(PLANS_FOLDER)}
 
 
 def _plan_of(name: str) -> str:
