@@ -271,7 +271,7 @@ class Library:
         except GoneError as error:
             if error.moved_to is not None and seen:  # the name of before follows the recording
                 name_speaker(self.store, uri, speaker, seen, seen=name)
-            else:
+            elif other is None:  # else nothing was saved
                 rewrite_names(
                     self.store, lambda at, who: None if (at, who) == (uri, speaker) else at
                 )

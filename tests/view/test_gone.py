@@ -7,13 +7,15 @@ from typing import Any
 
 import pytest
 
-from corpus_asr.export.speakers import read_names
+from corpus_asr.export.speakers import name_speaker, read_names
 from corpus_asr.storage.run_state import corrections
 from corpus_asr.storage.run_state.corrections import CORRECTIONS_FOLDER, hash_of
 from corpus_asr.storage.run_state.forget import finish_killed, forget
+from corpus_asr.storage.run_state.moved import MOVING_NAME
 from corpus_asr.storage.run_state.rewriting import follow
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import recording_id
+from corpus_asr.view import catalogue
 from tests.support.pages import Chromium, Response, chromium_path, sent
 from tests.support.runs import correct_segment, passage, run_of, says, spoken
 from tests.view.conftest import serving
@@ -113,6 +115,28 @@ def test_what_is_saved_while_it_goes_is_taken_back(
     assert correct(url).status == 410
     assert list(store.all_names(f"{CORRECTIONS_FOLDER}/{ID}")) == []
     assert happens is moved or left(store) == {}
+
+
+@pytest.mark.parametrize(
+    ("before", "seen"), [("", ""), ("Anna", "Anna"), ("Anna", ""), ("Anna", "Berta")]
+)
+def test_a_name_that_came_too_late_leaves_the_one_of_before(
+    url: str, store: OutputStore, monkeypatch: pytest.MonkeyPatch, before: str, seen: str
+) -> None:
+    if before:
+        name_speaker(store, URI, "S1", before, seen="")
+
+    def meanwhile(*args: Any, **options: Any) -> str | None:
+        other = name_speaker(*args, **options)
+        store.write_json(MOVING_NAME, {ID: NOW})  # noted, and nothing has followed yet
+        return other
+
+    monkeypatch.setattr(catalogue, "name_speaker", meanwhile)
+    body = {"id": ID, "speaker": "S1", "name": "secret", "seen": seen}
+    assert sent(url, "api/name", body).status == 410
+    assert read_names(store) == ({(ID, "S1"): before} if before else {})
+    finish_killed(store)
+    assert read_names(store) == ({(recording_id(NOW), "S1"): before} if before else {})
 
 
 def test_what_comes_late_is_swept_or_follows(store: OutputStore, tmp_path: Path) -> None:
