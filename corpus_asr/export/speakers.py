@@ -26,7 +26,12 @@ from corpus_asr.export.recordings import (
 from corpus_asr.schemas import SEGMENTS
 from corpus_asr.segments import Segment, SpeakerTurn
 from corpus_asr.speakers.turns import with_speakers
-from corpus_asr.storage.run_state.corrections import MAX_NAME_CHARS, Corrections, plain_text
+from corpus_asr.storage.run_state.corrections import (
+    MAX_NAME_CHARS,
+    Corrections,
+    plain_text,
+    read_saved,
+)
 from corpus_asr.storage.run_state.placing import with_no_corrections
 from corpus_asr.storage.run_state.rewriting import NAMES_NAME
 from corpus_asr.storage.run_state.seen_segments import SEEN_SEGMENTS, SeenSegments
@@ -186,10 +191,13 @@ def speakers_of(store: OutputStore, recording_ids: Collection[str] | None = None
 def find_speakers(store: OutputStore, names: Collection[str]) -> set[tuple[str, str]]:
     """Return `recording_id` and speaker of those who are called so, by a given name or a voice.
 
+    Of those whom only corrections name so, the speaker is that name.
+
     Raises:
         ConfigError: nobody is called so; the nearest names are in the message.
     """
-    known = with_voices(read_names(store), read_voices(store))
+    known = {key: key[1] for key in _corrected_names(store)}
+    known |= with_voices(read_names(store), read_voices(store))
     found = {key for key, name in known.items() if name in names}
     missing = sorted({*names} - {*known.values()})
     if missing:
@@ -201,6 +209,16 @@ def find_speakers(store: OutputStore, names: Collection[str]) -> set[tuple[str, 
             f"{', '.join(missing)}, expected a name of {NAMES_NAME} or a voice such as V1{meant}"
         )
     return found
+
+
+def _corrected_names(store: OutputStore) -> set[tuple[str, str]]:
+    """Return `recording_id` and name of speakers in corrections, whether they stand or not."""
+    said = {
+        (each.recording_id, one.speaker)
+        for each in read_saved(store).values() for one in each.segments if one.speaker
+    }  # fmt: skip
+    turns = read_turns(store, {each for each, _ in said}) or {}
+    return said - {(each, turn.speaker) for each, own in turns.items() for turn in own}
 
 
 def persons_of(store: OutputStore) -> Turns | None:

@@ -22,6 +22,7 @@ from corpus_asr.report.html.page import write_page_at_the_end
 from corpus_asr.report.run import load_report
 from corpus_asr.schemas import SPEAKERS, VOICES
 from corpus_asr.storage.run_state import forget as forgetting
+from corpus_asr.storage.run_state.corrections import read_saved
 from corpus_asr.storage.run_state.forget_voices import NotedSpeakers, forget_voices
 from corpus_asr.storage.run_state.forgotten import FORGOTTEN_NAME, Forgotten
 from corpus_asr.storage.run_state.late_saves import sweep_late_saves
@@ -423,6 +424,36 @@ def test_a_voice_is_forgotten_and_what_it_says_stays(voiced: ManualRun) -> None:
     assert job.store.read_table(voices_name, VOICES).num_rows == 0
     assert "Said" in {row["text"] for row in rows_of(job.store.segments())}
     assert command(job, "forget").exit_code == 2
+
+
+@EACH
+def test_a_name_that_only_corrections_have_is_forgotten(
+    voiced: ManualRun, tmp_path: Path, step: int
+) -> None:
+    correct_segment(voiced.store, "Said", "Corrected", speaker="Grace")
+    correct_segment(voiced.store, "More words", "Corrected", speaker="Grace")
+    correct_segment(voiced.store, "More words", "Corrected", speaker="S1")  # no such turn there
+    correct_segment(voiced.store, SECRET, "Corrected", speaker="S1")  # whom Ada is
+    wrong = command(voiced, "forget", "--speaker", "Gracie", "--yes")
+    assert "did you mean Grace?" in wrong.stderr
+    shown = command(voiced, "forget", "--speaker", "Grace")
+    assert "Grace, in 2 recordings; nothing was changed" in shown.stdout
+    before = speaking(voiced.store)
+    speakers = find_speakers(voiced.store, ["Grace"])
+    for moment in itertools.count(1, step):
+        shutil.copytree(voiced.store.uri, tmp_path / str(moment))
+        store = OutputStore(str(tmp_path / str(moment)))
+        with life(moment) as process:
+            forget_voices(store, speakers, ["Grace"])
+        if process.killed:
+            forgetting.finish_killed(store)
+        assert [name for name, data in held_by(store.uri).items() if b"Grace" in data] == []
+        saved = [each.segments[0].speaker for each in read_saved(store).values()]
+        assert sorted(map(str, saved)) == ["None"] * 3 + ["S1"] * 2
+        assert len(speaking(store)) == len(before), "of others nothing is erased"
+        if not process.killed:
+            break
+    assert moment > 3
 
 
 @EACH

@@ -20,6 +20,7 @@ from corpus_asr.storage.run_state.rewriting import (
     folders_of,
     rewrite_commits,
     rewrite_names,
+    rewrite_said_speakers,
     rewrite_table,
 )
 from corpus_asr.storage.run_state.speaker_turns import read_turns
@@ -28,7 +29,7 @@ from corpus_asr.storage.stores.local import TEMPORARY_PREFIX
 from corpus_asr.storage.stores.uri import recording_id
 
 Speaker = tuple[str, str]
-"""`recording_id`, and S1, S2 ... in it."""
+"""`recording_id`, and S1, S2 ... in it; or a name that corrections have there."""
 FORGETTING_VOICES_NAME: Final = "_run/forgetting_voices.json"
 """Speakers whose voices and names are being removed."""
 _Turns = Mapping[str, Sequence[SpeakerTurn]]
@@ -59,7 +60,15 @@ def forget_voices(
     note = {"names": sorted(names), "speakers": sorted(map(list, speakers))}
     store.write_json(FORGETTING_VOICES_NAME, note)
     with refusals_explained(store, "erasing voices from", {each for each, _ in speakers}):
-        _forget_voices(store, speakers)
+        corrected = {(each, who) for each, who in speakers if who in names}
+        if voiced := {*speakers} - corrected:
+            _forget_voices(store, voiced)
+        rewrite_said_speakers(store, names)
+        # Of writes that were killed: one may be of the names.
+        for name in list(store.all_names("")):
+            if name.rpartition("/")[2].startswith(TEMPORARY_PREFIX):
+                store.remove(name)
+        rewrite_names(store, lambda uri, who: None if (recording_id(uri), who) in speakers else uri)
         store.remove(FORGETTING_VOICES_NAME)
 
 
@@ -78,11 +87,6 @@ def _forget_voices(store: OutputStore, speakers: Collection[Speaker]) -> None:
         rewrite_table(folder, SPEAKERS_FOLDER, ids, partial(_without_embeddings, gone))
         rewrite_table(folder, VOICES_FOLDER, ids, partial(_others, gone))
         remove_leftovers(folder)
-    # Of writes that were killed: one may be of the names.
-    for name in list(store.all_names("")):
-        if name.rpartition("/")[2].startswith(TEMPORARY_PREFIX):
-            store.remove(name)
-    rewrite_names(store, lambda uri, who: None if (recording_id(uri), who) in speakers else uri)
 
 
 def _without_windows(turns: _Turns, rows: pa.Table) -> pa.Table:

@@ -271,6 +271,17 @@ def rewrite_corrections(store: OutputStore, changes: Changes) -> None:
         filesystem.remove_folder(store.address(f"{folder}/{old}"))
 
 
+def rewrite_said_speakers(store: OutputStore, names: Collection[str]) -> None:
+    """Take these names of speakers out of what people saved; who speaks is then as turns say."""
+    for name in list(store.all_names(CORRECTIONS_FOLDER)):
+        said = store.read_json(name)
+        named = [each for each in said["segments"] if each["speaker"] in names]
+        for each in named:
+            each["speaker"] = None
+        if named:
+            store.write_json(name, said)
+
+
 def rewrite_names(store: OutputStore, change: Callable[[str, str], str | None]) -> None:
     """Change rows of the file of speakers' names.
 
