@@ -132,6 +132,9 @@ def test_a_correction_survives_three_models() -> None:
         times = [row["start_s"] for row in found.rows.to_pylist()]
         assert times == sorted(times)
         assert all(row["end_s"] >= row["start_s"] for row in found.rows.to_pylist())
+        # Readers select by these, of pieces of the model's segments as well.
+        for name in ("corrected", "checked"):
+            assert found.rows[name].to_pylist() == [at in found.leaves for at in range(len(times))]
 
 
 def test_what_does_not_fit_is_listed_with_what_is_there_now() -> None:

@@ -152,7 +152,9 @@ def _put(found: Placing, changes: _Changes) -> None:
     rows, names = found.rows, found.rows.schema.names
     made = [(number, *one) for number, own in changes.items() for one in own]
     kept = np.setdiff1d(np.arange(rows.num_rows), list(changes))
-    others = [{name: row.get(name) for name in names} for _, row, _ in made]
+    # What is left of a segment of which only some words were replaced, nobody corrected.
+    nobody = {"corrected": False, "checked": False}
+    others = [{name: (nobody | row).get(name) for name in names} for _, row, _ in made]
     joined = pa.concat_tables(
         [rows.take(pa.array(kept)), pa.Table.from_pylist(others, schema=rows.schema)]
     )
