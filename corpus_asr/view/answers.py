@@ -590,7 +590,7 @@ def _segment(
     by_turns = Timeline(own).speaker(row["start_s"], row["end_s"])
     values["by_turns"] = by_turns
     values["said_by"] = leaf.said.speaker if leaf else None
-    values["speaker"] = values["said_by"] or by_turns
+    values["speaker"] = visible(values["said_by"] or "") or by_turns
     if row["words"] is not None:
         values["words"] = list(_words(row["words"], pieces))
     return values

@@ -191,6 +191,65 @@ def test_of_two_who_edit_one_segment_both_texts_are_shown(
     theirs.close()
 
 
+def test_somebody_without_a_turn_is_shown_and_offered_again(
+    browser: Chromium, served: tuple[ViewServer, OutputStore]
+) -> None:
+    page = opened(browser, served[0])
+    # The second turn begins in the middle of what the sound is shown of, then at its end.
+    begins = (
+        "(([lane, , turn]) => Math.round(10 * (turn.left - lane.left) / lane.width))"
+        "(['.lane', '.turn', '.turn + .turn'].map("
+        "(which) => document.querySelector(which).getBoundingClientRect()))"
+    )
+    assert page.value(begins) == 5
+    page.click('[data-at="1"] .edit')
+    page.wait_for(f"{begins} === 10")
+    page.value(
+        "(() => { const list = document.querySelector('.editor select'); list.selectedIndex = 3;"
+        "list.dispatchEvent(new Event('change')); })()"
+    )
+    page.type("Ada")
+    page.press("Enter")
+    page.wait_for(f"{LINES}[1] === 'Ada: which all have read' && {begins} === 5")
+    lefts = "[...document.querySelectorAll('.said')].map((one) => one.getBoundingClientRect().left)"
+    assert len(set(page.value(lefts))) == 1
+    page.click('[data-at="2"] .edit')
+    options = "[...document.querySelector('.editor select').options].map((one) => one.text)"
+    assert page.value(options) == ["S1 (by turns)", "S1", "S2", "Ada", "another name …"]
+    page.press("Escape")
+    assert page.complaints() == []
+    page.close()
+
+
+def test_what_was_not_saved_is_said_where_somebody_reads(
+    browser: Chromium, served: tuple[ViewServer, OutputStore]
+) -> None:
+    mine, theirs = opened(browser, served[0]), opened(browser, served[0])
+    mine.look(width=1280, height=450, dark=False)
+    mine.click('[data-at="5"] .time')
+    mine.press(" ")
+    theirs.click('[data-at="5"] .edit')
+    write(theirs, "very good")
+    theirs.press("Enter")
+    theirs.wait_for(f"!{EDITOR}")
+    mine.value("scrollTo({top: 1e6, behavior: 'instant'})")
+    mine.press("v")
+    mine.wait_for("!document.getElementById('problem').hidden")
+    top = "document.getElementById('problem').getBoundingClientRect().top"
+    assert mine.value("scrollY") > 100
+    assert 0 <= mine.value(top) < 100
+    # A form opens above the player.
+    mine.wait_for(f"{LINES}[5] === 'S2: very good'")
+    mine.value("document.querySelector('[data-at=\"4\"] .edit').click()")
+    mine.wait_for(
+        f"{EDITOR}.getBoundingClientRect().bottom"
+        " <= document.getElementById('player').getBoundingClientRect().top"
+    )
+    mine.press("Escape")
+    mine.close()
+    theirs.close()
+
+
 def test_the_queue_goes_from_the_least_confident_on_until_all_is_checked(
     browser: Chromium, served: tuple[ViewServer, OutputStore]
 ) -> None:

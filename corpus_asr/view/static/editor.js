@@ -48,6 +48,14 @@ export function momentOf({ text, words, start_s, end_s }, place) {
   return start_s + ((end_s - start_s) * place) / Math.max(1, text.length);
 }
 
+// A form, which the player at the bottom may cover.
+function bringIntoView(form) {
+  form.scrollIntoView({ block: "nearest", behavior: "instant" });
+  const floor = document.querySelector(".player:not([hidden])")?.getBoundingClientRect().top ?? innerHeight;
+  const covered = form.getBoundingClientRect().bottom - floor;
+  if (covered > 0) scrollBy({ top: covered, behavior: "instant" });
+}
+
 // What is sent of a segment that stays as it is.
 function plain({ start_s, end_s, text, said_by }) {
   return { start_s, end_s, text, speaker: said_by ?? null };
@@ -71,6 +79,7 @@ export class Editor {
     this.attach(segment);
     const { field, mark } = this.open.get(key);
     field.focus();
+    bringIntoView(this.open.get(key).form);
     mark();
   }
 
@@ -240,6 +249,7 @@ export class Editor {
       own.problem.replaceChildren(error.message, " ", there);
       own.problem.hidden = false;
       if (error.segments) this.versions(own, error.segments, action, values);
+      bringIntoView(own.form);
     }
     for (const one of buttons) one.disabled = false;
     own.saving = false;

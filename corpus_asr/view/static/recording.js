@@ -244,7 +244,6 @@ function editAt(segment) {
 function edit() {
   const segment = current();
   if (!segment) return;
-  segment.element.scrollIntoView({ block: "nearest" });
   editor.edit(segment);
 }
 
@@ -253,6 +252,7 @@ async function attempt(action) {
   if (busy) return undefined;
   busy = true;
   complain("");
+  player.say("");
   try {
     return await action();
   } catch (error) {
@@ -420,7 +420,7 @@ try {
   });
   editor = new Editor(id, {
     find: (key) => transcript.find(key), next: (key) => transcript.next(key), onSaved: saved,
-    onPlay: (time, until) => player.span(time, until), speakers: () => speakers.speakers, waveform: () => waveform,
+    onPlay: (time, until) => player.span(time, until), speakers: () => [...speakers.speakers, ...transcript.others()], waveform: () => waveform,
   });
   undoing.disabled = true;
   flow(flowBefore(), { remember: false });

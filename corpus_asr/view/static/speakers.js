@@ -35,8 +35,10 @@ export class Speakers {
     box.before(this.list);
   }
 
+  // The number of a speaker, by label or by name; -1: an edit names somebody else.
   number(speaker) {
-    return this.speakers.findIndex((one) => one.speaker === speaker);
+    const own = this.speakers.findIndex((one) => one.speaker === speaker);
+    return own < 0 ? this.speakers.findIndex(({ name }) => name === speaker) : own;
   }
 
   // Those of one name are one person, and have one color.
@@ -57,7 +59,7 @@ export class Speakers {
   show() {
     this.list.replaceChildren(...this.speakers.map(({ name, share }, number) => this.badge(number, `${name} ${percent(share)}`)));
     this.lane.setAttribute("aria-label", `Turns of ${counted(this.speakers.length, "speaker")}`);
-    this.lane.replaceChildren(...this.turns.map(([start_s, end_s, number]) => {
+    this.lane.replaceChildren(element("div", { className: "turns" }, ...this.turns.map(([start_s, end_s, number]) => {
       const turn = element("span", { className: `turn ${this.color(number)}`, title: `${this.speakers[number].name} ${clock(start_s)}` });
       turn.style.left = `${(100 * start_s) / this.duration_s}%`;
       turn.style.width = `${(100 * (end_s - start_s)) / this.duration_s}%`;
@@ -66,7 +68,7 @@ export class Speakers {
         this.onGo(start_s);
       });
       return turn;
-    }));
+    })));
   }
 
   // Take over what the server says, if it is news.

@@ -221,14 +221,21 @@ export class Transcript {
 
   // Say who speaks a segment, in the color of their turns.
   voiced(made, { speaker }) {
+    if (!speaker) return;
     const number = this.speakers.number(speaker);
-    if (number < 0) return;
-    made.className = `${[...made.classList].filter((name) => !name.startsWith("voice")).join(" ")} ${this.speakers.color(number)}`;
-    const badge = this.speakers.badge(number);
+    const color = number < 0 ? "voice-other" : this.speakers.color(number);
+    made.className = `${[...made.classList].filter((name) => !name.startsWith("voice")).join(" ")} ${color}`;
+    const badge = number < 0 ? element("span", { className: `who small ${color}`, dir: "auto" }, speaker) : this.speakers.badge(number);
     badge.classList.add("speaker");
     const old = made.querySelector(".speaker");
     if (old) old.replaceWith(badge);
     else made.querySelector(".side").append(badge);
+  }
+
+  // Speakers that edits name, and that the run did not find, as far as segments are shown.
+  others() {
+    const said = this.blocks.flatMap((block) => block.segments ?? []).map(({ told }) => told.said_by);
+    return [...new Set(said)].filter((name) => name && this.speakers.number(name) < 0).map((name) => ({ speaker: name, name }));
   }
 
   // Speakers have other names than before.

@@ -132,6 +132,10 @@ export class Waveform {
     this.startS = Math.min(Math.max(0, from), this.durationS - this.spanS);
     this.zoomIn.disabled = this.spanS <= SHORTEST_S;
     this.zoomOut.disabled = this.spanS >= Math.min(this.durationS, LONG_S);
+    // The lane of turns is that of the strip; where there is none, it shows the same span.
+    const [before, spans] = this.whole ? [0, 1] : [this.startS / this.spanS, this.durationS / this.spanS];
+    this.slider.style.setProperty("--before", before);
+    this.slider.style.setProperty("--spans", spans);
     this.reload();
   }
 
