@@ -453,6 +453,9 @@ class Answers:
                 raise
             raise found from None
         self.library.check_there(row)
+        if self.library.store.missing(view.catalogue.objects(recording_id)):
+            self.library.look_again()
+            return self._named(recording_id)
         return view, row
 
     def _sound(self, recording_id: str) -> Sound:

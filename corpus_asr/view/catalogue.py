@@ -237,6 +237,13 @@ class Library:
             self._thread.join()
         return self._view
 
+    def look_again(self) -> View:
+        """Return a view of now, once it is read: a run has replaced objects of the last one."""
+        if self._thread is not None:
+            self._thread.join()  # may have listed them before
+        self._checked_s = -math.inf
+        return self.wait()
+
     def save(self, recording: Mapping[str, Any], make: Callable[[View], Correction]) -> View:
         """Write the correction that is made of the current view; return the view that has it.
 

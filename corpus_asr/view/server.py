@@ -37,7 +37,7 @@ from corpus_asr.view.access import (
 from corpus_asr.view.answers import Answers, NotFoundError
 from corpus_asr.view.catalogue import GoneError
 from corpus_asr.view.editing import ConflictError
-from corpus_asr.view.request import parse_request
+from corpus_asr.view.request import Request, parse_request
 from corpus_asr.view.search import MEDIA_TYPES
 from corpus_asr.view.sound import Playable
 
@@ -245,14 +245,24 @@ class ViewServer:
         name = request.match_info["name"]
         if name not in _ANSWERS:
             raise NotFoundError("there is no such page")
-        answer = getattr(self._answers, name)
-        value = await asyncio.to_thread(answer, parse_request(request.query))
+        value = await self._read(getattr(self._answers, name), request)
         if name == "run":
             value["asks_for_password"] = self.access.asks_for_password
         return _json(value)
 
+    async def _read(self, answer: Callable[[Request], Any], request: web.Request) -> Any:
+        asked = parse_request(request.query)
+        try:
+            return await asyncio.to_thread(answer, asked)
+        except FetchError as error:
+            if error.kind != NOT_FOUND:
+                raise
+        # A run that finished, or did something again, has other objects than the last look saw.
+        await asyncio.to_thread(self._answers.library.look_again)
+        return await asyncio.to_thread(answer, asked)
+
     async def _saved(self, request: web.Request) -> web.Response:
-        name, text = await asyncio.to_thread(self._answers.saved, parse_request(request.query))
+        name, text = await self._read(self._answers.saved, request)
         return web.Response(
             body=text.encode("utf-8", "replace"),
             content_type="text/plain",

@@ -70,6 +70,27 @@ def correct(url: str, at: int, text: str, **values: Any) -> Response:
     """Correct the text of one segment as the page does, which has just read it."""
     return replaced(url, [at], [said(url, at, text)], **values)
 
+@pytest.mark.parametrize("reads_first", [True, False])
+def test_objects_that_a_run_replaced_since_are_looked_for_again(
+    tmp_path: Path, reads_first: bool
+) -> None:
+    """A page that was opened before a run finished, whose end nobody has looked for."""
+    store = run_of(tmp_path / "output", spoken("/c/a.wav", *WORDS))
+    add(store, spoken("/c/b.wav", passage(0, "other")))
+    with serving(store, refresh_s=math.inf) as server:
+        shown = segments(server.url)
+        finished(store, "a.wav", "b.wav")
+        if reads_first:
+            other = recording_id("/c/b.wav")
+            assert get(server.url, "api/recording", id=other)["segments"] == 1
+        seen = {shown[0]["key"]: shown[0]["version"]}
+        said = {"start_s": 0.0, "end_s": 2.0, "text": "one two three"}
+        value = {"id": ID, "keys": [*seen], "segments": [said], "checked": True, "seen": seen}
+        answer = sent(server.url, "api/correct", value)
+        assert (answer.status, len(read_saved(store))) == (200, 1)
+        assert fetch(asked(server.url, "saved", id=ID, format="txt")).body.startswith(b"one two")
+
+
 
 def said(url: str, at: int, text: str, **values: Any) -> dict[str, Any]:
     row = segments(url)[at]
