@@ -18,10 +18,9 @@ from corpus_asr.config.run import SourceSettings
 from corpus_asr.formats.transcript import Transcript
 from corpus_asr.schemas import RESULTS, SEGMENT_FIELDS, SPEAKERS
 from corpus_asr.segments import Segment
-from corpus_asr.storage.listing import RECORDS_FOLDER
 from corpus_asr.storage.run_state.own_sources import record_sources
 from corpus_asr.storage.run_state.recording_rows import put_rows
-from corpus_asr.storage.run_state.run_files import CONFIG_NAME, SUCCESS_NAME
+from corpus_asr.storage.run_state.run_files import CONFIG_NAME, KEPT_RUN_FOLDER, SUCCESS_NAME
 from corpus_asr.storage.run_state.speaker_turns import RecordingVoices, turn_rows
 from corpus_asr.storage.run_state.tables import (
     OUTCOMES_FOLDER,
@@ -33,7 +32,6 @@ from corpus_asr.storage.run_state.tables import (
 from corpus_asr.storage.stores.filesystem import StoreOptions
 from corpus_asr.storage.stores.uri import public, recording_id, within
 
-_FOLDER = f"{RECORDS_FOLDER}/run"
 _RUN_ID = "transcribe"
 _SEGMENT_NAMES = {each.name for each in SEGMENT_FIELDS} & {each.name for each in fields(Segment)}
 
@@ -45,7 +43,7 @@ def kept_run(folder: str, options: StoreOptions) -> OutputStore | None:
     """
     if OutputStore(folder, options=options).exists(CONFIG_NAME):
         return None
-    store = OutputStore(within(folder.rstrip("/"), _FOLDER), options=options)
+    store = OutputStore(within(folder.rstrip("/"), KEPT_RUN_FOLDER), options=options)
     return store if store.exists(CONFIG_NAME) else None
 
 
@@ -54,7 +52,7 @@ class KeptRun:
 
     def __init__(self, folder: str, uris: Iterable[str], *, model: str) -> None:
         """Begin, or continue where there is one; `uris` are the recordings of this call."""
-        self._store = OutputStore(within(folder, _FOLDER))
+        self._store = OutputStore(within(folder, KEPT_RUN_FOLDER))
         self._model = model
         # Settings say where recordings are reached; those of this call are added to the record.
         source = SourceSettings(uri=tuple(map(public, uris)))

@@ -14,11 +14,12 @@ import pytest
 from corpus_asr.cli.inputs import inputs_of
 from corpus_asr.cli.kept_run import kept_run
 from corpus_asr.cli.output_files import Existing, Layout, OutputFiles
+from corpus_asr.errors import ConfigError
 from corpus_asr.formats.cue_rules import CueRules
 from corpus_asr.formats.names import WordStyle
 from corpus_asr.formats.transcript import Transcript
 from corpus_asr.segments import SpeakerTurn
-from corpus_asr.storage.run_state.run_files import CONFIG_NAME
+from corpus_asr.storage.run_state.run_files import CONFIG_NAME, outcomes_names
 from corpus_asr.storage.run_state.speaker_turns import read_turns
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.filesystem import DEFAULT_STORE
@@ -68,6 +69,12 @@ SAID = Transcript(
     turns=(SpeakerTurn(start_s=0.0, end_s=2.0, speaker="S1", confidence=0.9),
            SpeakerTurn(start_s=2.0, end_s=4.0, speaker="S2", confidence=0.9)),
 )  # fmt: skip
+
+
+def test_other_commands_are_pointed_to_where_the_run_is() -> None:
+    written(SAID)
+    with pytest.raises(ConfigError, match=r"name the run .*, \S*out/\.corpus-asr/run$"):
+        outcomes_names(OutputStore("out"))
 
 
 def test_words_speakers_and_sound_are_those_of_the_transcript() -> None:

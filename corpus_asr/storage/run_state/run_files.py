@@ -20,6 +20,7 @@ from corpus_asr.config.run import CLASSIFY_AUDIO, RunConfig, SourceSettings
 from corpus_asr.config.storage_options import NO_OPTIONS, StorageOptions
 from corpus_asr.errors import ConfigError
 from corpus_asr.logs import event
+from corpus_asr.storage.listing import RECORDS_FOLDER
 from corpus_asr.storage.model_files import full_name
 from corpus_asr.storage.run_state.own_sources import (
     OWN_SOURCES_FOLDER,
@@ -256,14 +257,21 @@ def write_calibration(
     return store.address(CALIBRATION_NAME)
 
 
+KEPT_RUN_FOLDER: Final = f"{RECORDS_FOLDER}/run"
+"""Where `transcribe -o` keeps what it wrote as a run, in the folder of its files."""
+
+
 def outcomes_names(store: OutputStore) -> list[str]:
     """Return the names of a run's outcomes objects; empty if it has just started."""
     names = store.commit_names()
     if not names and not store.exists(CONFIG_NAME):
+        kept = redact_uri(store.address(KEPT_RUN_FOLDER))
+        advice = "check the URI, or transcribe into the folder again, with --overwrite"
+        if store.exists(f"{KEPT_RUN_FOLDER}/{CONFIG_NAME}"):
+            advice = f"name the run that it keeps in this folder, {kept}"
         raise ConfigError(
             f"reading {redact_uri(store.uri)}: found neither outcomes nor _run/, expected the "
-            "output folder of a run, or for view one that transcribe -o wrote to; check the URI, "
-            "or transcribe into the folder again, with --overwrite"
+            f"output folder of a run, or for view one that transcribe -o wrote to; {advice}"
         )
     return names
 
