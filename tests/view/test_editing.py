@@ -70,6 +70,7 @@ def correct(url: str, at: int, text: str, **values: Any) -> Response:
     """Correct the text of one segment as the page does, which has just read it."""
     return replaced(url, [at], [said(url, at, text)], **values)
 
+
 @pytest.mark.parametrize("reads_first", [True, False])
 def test_objects_that_a_run_replaced_since_are_looked_for_again(
     tmp_path: Path, reads_first: bool
@@ -89,7 +90,6 @@ def test_objects_that_a_run_replaced_since_are_looked_for_again(
         answer = sent(server.url, "api/correct", value)
         assert (answer.status, len(read_saved(store))) == (200, 1)
         assert fetch(asked(server.url, "saved", id=ID, format="txt")).body.startswith(b"one two")
-
 
 
 def said(url: str, at: int, text: str, **values: Any) -> dict[str, Any]:
