@@ -240,9 +240,9 @@ def _changed(
     names = [row["leaf"].correction.name for row in shown.between(channel, start_s, end_s)
              if row["leaf"]]  # fmt: skip
     who = next(filter(None, names), "somebody else" if names else "")
-    why = f"{who} has changed" if who else "the model has transcribed again"
+    why = f"{who} has changed this segment" if who else "a run has transcribed this segment again"
     return ConflictError(
-        f"{why} this segment meanwhile: nothing was saved; look at it as it is now",
+        f"{why} meanwhile: nothing was saved; look at it as it is now",
         span=(channel, start_s, end_s),
     )
 
