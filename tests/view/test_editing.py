@@ -267,6 +267,23 @@ def test_two_servers_of_one_run_see_each_others_corrections(url: str, store: Out
     assert len(read_saved(store)) == 2
 
 
+def test_an_earlier_correction_of_another_server_that_is_listed_late_is_seen(
+    url: str, store: OutputStore
+) -> None:
+    with serving(store) as other:
+        correct(other.url, 1, "second")
+    ((name, _),) = read_saved(store).items()
+    saved = Path(store.address(name)).read_bytes()
+    store.remove(name)
+    eventually(url, "api/run", lambda run: run["corrections"] == 0)
+    correct(url, 0, "first")
+    before = get(url, "api/recording", id=ID)["edition"]
+    store.write_bytes(name, saved)
+    eventually(url, "api/recording", lambda one: one["edition"] != before, id=ID)
+    assert [row["text"] for row in segments(url)] == ["first", "second", "five"]
+    assert get(url, "api/search", q="second")["total"] == 1
+
+
 def test_pages_are_shown_while_a_correction_is_read(
     store: OutputStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -371,7 +371,9 @@ class Corrections:
 
     def edition(self, recording_id: str) -> str:
         """Return another text after each save of a recording."""
-        return max(self._saves.get(recording_id, ()), default="")
+        saves = self._saves.get(recording_id, {})
+        # That of another server may have an earlier name than the last that was known.
+        return f"{max(saves)}+{len(saves)}" if saves else ""
 
     def get(self, recording_id: str, stem: str) -> Correction | None:
         """Return a save, whether it stands or not."""
