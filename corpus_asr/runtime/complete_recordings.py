@@ -34,6 +34,7 @@ from corpus_asr.storage.run_state.recording_rows import tidy
 from corpus_asr.storage.run_state.run_tables import VERSION_COLUMNS, RunTables
 from corpus_asr.storage.run_state.speaker_turns import (
     RecordingVoices,
+    read_turns,
     read_voices_of,
     remove_voices,
     turn_rows,
@@ -262,8 +263,9 @@ def _write_speakers(store: OutputStore, settings: SpeakerSettings, portion: Port
 def _rows_of(
     store: OutputStore, settings: SpeakerSettings, portion: Portion
 ) -> Iterator[list[dict[str, Any]]]:
+    before = read_turns(store, portion.recordings, names=portion.earlier) or {}
     for recording in read_voices_of(store, portion):
-        found = _speakers_of(recording, settings)
+        found = _speakers_of(recording, settings).named_as(before.get(recording.recording_id, ()))
         yield turn_rows(recording, found.turns, found.voices)
 
 

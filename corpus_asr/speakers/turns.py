@@ -76,6 +76,26 @@ class Diarization:
     voices: Mapping[str, tuple[float, ...]]
     """Mean embedding of each speaker."""
 
+    def named_as(self, earlier: Sequence[SpeakerTurn]) -> "Diarization":
+        """Return it with the labels of earlier turns, each for who shares most time with them.
+
+        Others get numbers that nobody had, so that no name that people gave moves to them.
+        """
+        shared_s = _shared_s(self.turns, earlier)
+        if not shared_s:  # nobody known speaks in it
+            return self
+        labels: dict[str, str] = {}
+        for new, old in sorted(shared_s, key=lambda pair: (-shared_s[pair], pair)):
+            if new not in labels and old not in labels.values():
+                labels[new] = old
+        number = max(int(turn.speaker[1:]) for turn in earlier)
+        for place, new in enumerate((each for each in self.voices if each not in labels), 1):
+            labels[new] = f"S{number + place}"
+        return Diarization(
+            turns=tuple(replace(turn, speaker=labels[turn.speaker]) for turn in self.turns),
+            voices={labels[name]: voice for name, voice in self.voices.items()},
+        )
+
 
 def likeness_of(model: str | None) -> Likeness:
     """Return what cosines of a model's embeddings mean; None is the packaged encoder."""
@@ -129,6 +149,30 @@ def diarize_parts(
         likeness_of(settings.model),
         SpeakerBounds.of(settings.num_speakers, settings.min_speakers, settings.max_speakers),
     )
+
+
+def _shared_s(
+    turns: Sequence[SpeakerTurn], others: Sequence[SpeakerTurn]
+) -> Mapping[tuple[str, str], float]:
+    """Return how long each speaker of the one and of the other speak at the same time."""
+    borders = sorted(
+        (time_s, begins, which, turn.channel or 0, turn.speaker)
+        for which, each in enumerate((turns, others))
+        for turn in each
+        if turn.start_s < turn.end_s
+        for time_s, begins in ((turn.start_s, True), (turn.end_s, False))
+    )
+    speaking: tuple[set[tuple[int, str]], set[tuple[int, str]]] = (set(), set())
+    shared_s: dict[tuple[str, str], float] = {}
+    last_s = 0.0
+    for time_s, begins, which, channel, speaker in borders:
+        for at, new in speaking[0]:
+            for of, old in speaking[1]:
+                if at == of:
+                    shared_s[new, old] = shared_s.get((new, old), 0.0) + time_s - last_s
+        (speaking[which].add if begins else speaking[which].discard)((channel, speaker))
+        last_s = time_s
+    return shared_s
 
 
 def turns_of(

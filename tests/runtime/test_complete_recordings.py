@@ -337,6 +337,15 @@ def test_other_bounds_make_other_turns_of_the_same_voices(store: OutputStore):
     assert names_of(store) == ALTERNATING
 
 
+def test_other_bounds_leave_labels_with_whom_they_were_of(store: OutputStore):
+    rows = (spoken("a", 0, last=False), spoken("a", 1, last=False), spoken("a", 3, part=2))
+    commit(store, results(*rows))
+    find_speakers_of_run(store, SpeakerSettings(mode="auto", num_speakers=1))
+    assert find_speakers_of_run(store, AUTO) == 1
+    # The one who speaks first is new, and takes no name that somebody has.
+    assert names_of(store) == [(0.0, 1.0, "S2"), (1.0, 2.0, "S1"), (3.0, 4.0, "S1")]
+
+
 def test_a_row_of_the_manifest_says_how_many_speak_in_its_recording(store: OutputStore):
     def commit_with(columns: dict[str, Any]) -> None:
         metadata = json.dumps(columns)

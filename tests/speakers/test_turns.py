@@ -11,6 +11,7 @@ from corpus_asr.audio.silero import SileroDetector
 from corpus_asr.segments import Segment, SpeakerTurn, Word
 from corpus_asr.speakers.embeddings import SpeakerEmbedder
 from corpus_asr.speakers.turns import (
+    Diarization,
     SpeechWindows,
     Timeline,
     diarize,
@@ -194,3 +195,40 @@ def test_one_reader_is_one_speaker():
     for name in ("newgate.mp3", "inaugural.flac"):
         read = windows_of(read_clip(SPOKEN / name), detector, embedder)
         assert [*diarize({None: read}, likeness_of(None)).voices] == ["S1"]
+
+
+def found_in(*turns: tuple[float, float, str], channel: int | None = None) -> Diarization:
+    return Diarization(
+        turns=tuple(
+            SpeakerTurn(start_s=start_s, end_s=end_s, speaker=name, confidence=1.0, channel=channel)
+            for start_s, end_s, name in turns
+        ),
+        voices={name: (float(name[1:]),) for *_, name in sorted(turns, key=lambda turn: turn[2])},
+    )
+
+
+@pytest.mark.parametrize(
+    ("earlier", "turns", "expected"),
+    [
+        ([], [(0, 4, "S1"), (4, 9, "S2")], ["S1", "S2"]),
+        # A third is found where the first spoke: who has the longer share of a label keeps it.
+        ([(0, 6, "S1"), (6, 9, "S2")], [(0, 2, "S1"), (2, 6, "S2"), (6, 9, "S3")],
+         ["S3", "S1", "S2"]),
+        ([(0, 2, "S1"), (2, 6, "S2")], [(0, 6, "S1")], ["S2"]),
+        # Both share most with one: the other is somebody new, not who spoke later.
+        ([(0, 5, "S1"), (5, 6, "S2")], [(0, 3, "S1"), (3, 5, "S2")], ["S1", "S3"]),
+        ([(0, 5, "S2")], [(5, 9, "S1")], ["S1"]),
+        ([(3, 3, "S1"), (0, 5, "S2")], [(1, 4, "S1")], ["S2"]),
+    ],
+)  # fmt: skip
+def test_turns_that_are_made_again_keep_labels(earlier, turns, expected):
+    named = found_in(*turns).named_as(found_in(*earlier).turns)
+    assert [turn.speaker for turn in named.turns] == expected
+    numbers = {new: (float(old[1:]),) for new, (*_, old) in zip(expected, turns, strict=True)}
+    assert named.voices == numbers
+
+
+def test_labels_stay_within_a_channel():
+    earlier = (*found_in((0, 5, "S1"), channel=0).turns, *found_in((0, 5, "S2"), channel=1).turns)
+    named = found_in((1, 4, "S1"), channel=1).named_as(earlier)
+    assert [turn.speaker for turn in named.turns] == ["S2"]

@@ -21,6 +21,8 @@ class Portion:
     """What the result of a recording is made of, and how many parts it has, by ID."""
     rows: Mapping[str, Sequence[int]]
     """Where the parts lie: rows, by name of their object."""
+    earlier: Sequence[str] = ()
+    """Objects that hold what was made of these recordings before, as far as it is asked for."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -96,13 +96,21 @@ def voices_left(
 
     A portion lies in as few objects as its recordings do. `settings` change turns.
     """
-    known = made_so_far(store, store.names(SPEAKERS_FOLDER))
+    names = store.names(SPEAKERS_FOLDER)
+    known = made_so_far(store, names)
     with RunTables(store, columns=(*VERSION_COLUMNS, "metadata")) as tables:
         tables.add("made", known)
         chosen = json.dumps(settings, sort_keys=True)
         tables.add("wanted", tables.table(wanted(also=_NUMBERS), settings=chosen))
         [(number,)] = tables.rows("select count(*) from wanted")
-        yield number, portions_of(tables, "wanted")
+        stale = tables.table(_STALE)
+
+        def earlier(portion: Portion) -> list[str]:
+            own = pc.is_in(stale["recording_id"], pa.array([*portion.recordings], pa.string()))
+            return [names[at] for at in sorted(set(stale["number"].filter(own).to_pylist()))]
+
+        found = portions_of(tables, "wanted")
+        yield number, (replace(each, earlier=earlier(each)) for each in found)
 
 
 def read_voices_of(store: OutputStore, portion: Portion) -> Iterator[RecordingVoices]:
@@ -126,6 +134,8 @@ def read_voices_of(store: OutputStore, portion: Portion) -> Iterator[RecordingVo
                 yield waiting.pop(found.recording_id)
 
 
+# Turns that are made again: who speaks in them keeps the label, where people know it.
+_STALE = "select distinct recording_id, number from made semi join wanted using (recording_id)"
 # Nothing for a row without numbers of speakers: its turns are not made again.
 _NUMBERS = """
 coalesce(nullif(json_extract_string(arg_min(metadata, part),
