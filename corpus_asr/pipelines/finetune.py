@@ -35,11 +35,12 @@ class Finetuned:
 
 def run(config: FinetuneConfig, *, progress: Stream | None) -> Finetuned:
     """Train what is left to train, and write the model."""
+    store = TrainingStore(config.output.uri, endpoint_url=config.output.endpoint_url, keep=1)
+    store.check()
     if config.cluster.workers == 1:
         _train_here(config, progress)
     else:
         _train_on_ray(config, progress)
-    store = TrainingStore(config.output.uri, endpoint_url=config.output.endpoint_url, keep=1)
     rates = [(row["step"], row["wer"]) for row in store.log() if row.get("wer") is not None]
     steps = config.training.max_steps
     best, _ = min(rates, key=itemgetter(1), default=(steps, None))

@@ -47,7 +47,7 @@ from corpus_asr.storage.model_files import fetch_checkpoint, full_name, model_re
 from corpus_asr.storage.run_state.run_files import PAGE_NAME
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.filesystem import read_bytes, remove_folder, upload
-from corpus_asr.storage.stores.uri import redact_uri
+from corpus_asr.storage.stores.uri import redact_uri, without_secrets
 from corpus_asr.training.audio_cache import SUMMARY_NAME, AudioCache, prepare
 from corpus_asr.training.examples import Examples, LabelWriter
 from corpus_asr.training.logs import TrainingLogs, check_trackers
@@ -198,6 +198,19 @@ class TrainingStore:
         self._store = OutputStore(uri, endpoint_url=endpoint_url)
         self.uri = self._store.uri
         self._keep = keep
+
+    def check(self) -> None:
+        """Refuse a folder of a run or of a data set, among whose files a model would be lost.
+
+        Raises:
+            ConfigError: it is one.
+        """
+        for name in self._store.all_names("_run"):
+            raise ConfigError(
+                f"training into {redact_uri(self.uri)}: found {name}, so that it is the folder of "
+                "a run or of a data set, expected an empty one or that of a training; name another "
+                "output.uri"
+            )
 
     def latest(self) -> State | None:
         """Return the last whole checkpoint."""
@@ -468,11 +481,15 @@ class Finetune:
         return {f"{_WEIGHTS}{name}": p for name, p in self._optimizer.parameters.items()}
 
     @property
-    def _fingerprint(self) -> str:
+    def _settings(self) -> dict[str, Any]:
         config = self._config.model_dump(mode="json", exclude=_RESUMABLE)
         config["model"]["checkpoint"] = full_name(self._config.model.checkpoint)
         config["effective_batch_size"] = self._config.effective_batch_size
-        content = [config, self._revision, self.cache.summary["fingerprint"]]
+        return config
+
+    @property
+    def _fingerprint(self) -> str:
+        content = [self._settings, self._revision, self.cache.summary["fingerprint"]]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
     def _resumed(self) -> int:
@@ -482,8 +499,9 @@ class Finetune:
         if state.account["fingerprint"] != self._fingerprint:
             raise ConfigError(
                 f"resuming in {redact_uri(self._store.uri)}: found the checkpoints of a training "
-                "with other settings, other data or another starting checkpoint, expected those of "
-                "this one; name another output.uri, or remove that folder to start again"
+                f"with {_difference(state.account.get('settings'), _readable(self._settings))}, "
+                "expected those of this one; name another output.uri, or remove that folder to "
+                "start again"
             )
         with torch.no_grad():
             for name, parameter in self._trained().items():
@@ -498,7 +516,12 @@ class Finetune:
             return
         moments = {f"{_MOMENTS}{n}": t for n, t in self._optimizer.state().items()}
         self._store.write_log(log, steps=self._config.training.max_steps)
-        account = {"step": step, "best": self._best, "fingerprint": self._fingerprint}
+        account = {
+            "step": step,
+            "best": self._best,
+            "fingerprint": self._fingerprint,
+            "settings": _readable(self._settings),
+        }
         self._store.save(State({**self._trained(), **moments}, account))
 
     def _evaluated(self, step: int, log: list[dict[str, Any]]) -> Iterator[Evaluation]:
@@ -530,6 +553,27 @@ class Finetune:
                 base = redact_uri(full_name(self._config.model.checkpoint))
                 self._adapters.save_pretrained(adapter, base=base)
                 self._store.save_folder(ADAPTER_FOLDER, adapter, last=ADAPTER_CONFIG_NAME)
+
+
+def _readable(settings: Mapping[str, Any], section: str = "") -> dict[str, str]:
+    """Return settings as people write them, by their whole names, without secrets."""
+    found: dict[str, str] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            found |= _readable(value, f"{section}{key}.")
+        else:
+            found[section + key] = without_secrets(json.dumps(value))
+    return found
+
+
+def _difference(before: Mapping[str, str] | None, now: Mapping[str, str]) -> str:
+    """Say in what a training differs from one in the same folder."""
+    changed = [f"{key}: {(before or {}).get(key)}, not {value}"
+               for key, value in now.items() if before and before.get(key) != value]  # fmt: skip
+    if changed:
+        return f"other settings ({'; '.join(changed)})"
+    what = "other data or another starting checkpoint"
+    return what if before else f"other settings, {what}"
 
 
 def _stored_dtype(folder: Path) -> torch.dtype:

@@ -101,8 +101,17 @@ def test_a_finished_training_is_not_done_again_and_another_is_refused_in_its_fol
     assert run(training(place, place / "model", "whole")) == []
     assert written.stat().st_mtime_ns == before
     config = training(place, place / "model", "whole", training={"learning_rate": 1e-4})
-    with pytest.raises(ConfigError, match=r"other settings.*another output\.uri"):
+    with pytest.raises(ConfigError, match=r"learning_rate: 0\.001, not 0\.0001\), expected"):
         run(config)
+
+
+def test_the_folder_of_a_run_or_a_data_set_gets_no_model(place: Path) -> None:
+    notes = place / "labelled" / "_run" / "dataset.json"
+    notes.parent.mkdir(parents=True)
+    notes.write_text("{}")
+    with pytest.raises(ConfigError, match=r"found _run/dataset\.json, .*another output\.uri"):
+        finetune.run(training(place, place / "model", "labelled"), progress=None)
+    assert [each.name for each in (place / "labelled").iterdir()] == ["_run"]
 
 
 def test_transformers_loads_the_model(whole: list[Record | Evaluation], place: Path) -> None:
