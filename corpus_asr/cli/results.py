@@ -202,10 +202,13 @@ def evaluate(
     ] = None,
     max_wer: Annotated[
         float | None,
-        typer.Option(help="Exit with code 1 above this word error rate, such as 0.12."),
+        typer.Option(
+            min=0, max=1, help="Exit with code 1 above this word error rate, such as 0.12 (12 %)."
+        ),
     ] = None,
     max_cer: Annotated[
-        float | None, typer.Option(help="Exit with code 1 above this character error rate.")
+        float | None,
+        typer.Option(min=0, max=1, help="Exit with code 1 above this character error rate."),
     ] = None,
     not_worse: Annotated[
         bool,

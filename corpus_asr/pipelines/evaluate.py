@@ -61,7 +61,7 @@ from corpus_asr.storage.run_state.run_files import (
 from corpus_asr.storage.run_state.seen_segments import SeenSegments
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.filesystem import DEFAULT_STORE, StoreOptions
-from corpus_asr.storage.stores.uri import public, redact_uri
+from corpus_asr.storage.stores.uri import normalize, public, redact_uri
 
 _LOG = logging.getLogger(__name__)
 Spans = Sequence[tuple[float, float]] | None
@@ -87,7 +87,7 @@ def evaluate(
         FetchError: a store failed beyond its retries.
     """
     store = OutputStore(output_uri, options=options)
-    if references == CHECKED:
+    if _are_corrections(references, store):
         checked = _checked(store, language)
         scores = {each.recording.recording_id: each.score() for each in checked}
         # Another run divides a recording otherwise: only whole ones can be compared.
@@ -121,6 +121,12 @@ def evaluate(
     )
     _keep(store, evaluation)
     return evaluation
+
+
+def _are_corrections(references: str, store: OutputStore) -> bool:
+    """Tell whether references are the run's own corrections, by their name or their address."""
+    there = store.address(CORRECTIONS_FOLDER)
+    return references == CHECKED or normalize(references).rstrip("/") == there
 
 
 def _keep(store: OutputStore, evaluation: Evaluation) -> None:
@@ -336,7 +342,7 @@ def _start(store: OutputStore) -> ConfidenceModel:
 
 def _outcomes(store: OutputStore, references: str, language: str | None) -> list[SegmentOutcome]:
     outcomes: list[SegmentOutcome] = []
-    if references == CHECKED:
+    if _are_corrections(references, store):
         for each in _checked(store, language, EVIDENCE_COLUMNS):
             outcomes += _compared(each.recording, each.reference)
         return outcomes

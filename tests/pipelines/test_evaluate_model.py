@@ -112,6 +112,8 @@ def test_the_bar_is_held(tmp_path: Path, references: str) -> None:
     done = evaluate(uri, "--references", references, "--max-wer", "0.1", "--max-cer", "0.1")
     assert done.exit_code == 1
     assert done.stderr.count("than --max-") == 2
+    # Of percents, a bar that nothing exceeds.
+    assert evaluate(uri, "--references", references, "--max-wer", "12").exit_code == 2
 
 
 def test_a_run_may_be_held_to_another_one(tmp_path: Path) -> None:
@@ -160,6 +162,8 @@ def test_checked_segments_are_references_for_the_models_own_text(tmp_path: Path)
     correct_segment(one, "Red green", "red green")
     correct_segment(one, "blew white", "blue white")
     correct_segment(one, "tall small", "tell smell", checked=False)  # corrected by the way
+    by_address = evaluate(one.uri, "--references", f"{one.uri}/corrections")
+    assert by_address.exit_code == 0, by_address.output
     arguments = (one.uri, "--references", "corrections")
     data = json.loads(evaluate(*arguments, "--json").stdout)
     # What nobody compared with the audio counts neither way.

@@ -81,7 +81,10 @@ def read_references(
 
 def _joined(rows: list[tuple[Row, Reference]]) -> Reference:
     if len(rows) == 1:
-        return rows[0][1]
+        [(_, reference)] = rows
+        # A clip as long as it is: it does not say when in it somebody speaks.
+        is_clip = reference.spans is not None and reference.spans[0][0] == 0
+        return replace(reference, speech=None) if is_clip else reference
     rows = sorted(rows, key=lambda each: each[1].spans[0] if each[1].spans else (0.0, math.inf))
     references = [reference for _, reference in rows]
     for (_, before), (row, after) in pairwise(rows):
