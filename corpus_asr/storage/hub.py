@@ -6,6 +6,7 @@ card or list names a file that is not there. Files that are there already are no
 the client finds by their hashes; so the same command goes on where it was.
 """
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -54,6 +55,7 @@ def push_folder(folder: str, repo_id: str, *, public: bool = False) -> Pushed:
         )
     path = Path(normalize(folder))
     kind = _kind_of(path, doing)
+    numbers = _numbers_of(path, doing) if kind == "dataset" else None
     if not HUB_NAME.fullmatch(repo_id):
         raise ConfigError(
             f"{doing}: found no name of a repository, expected OWNER/NAME of letters, digits and "
@@ -67,7 +69,7 @@ def push_folder(folder: str, repo_id: str, *, public: bool = False) -> Pushed:
         )
     api = huggingface_hub.HfApi(token=token)
     try:
-        return _upload(api, path, repo_id, kind, public=public, doing=doing)
+        return _upload(api, path, repo_id, kind, public=public, numbers=numbers, doing=doing)
     except ConfigError:
         raise
     except Exception as error:  # of the Hub, its client or the network: all say why
@@ -96,7 +98,16 @@ _IN_ORDER: Sequence[Sequence[str]] = (
 )
 
 
-def _upload(api: Any, path: Path, repo_id: str, kind: str, *, public: bool, doing: str) -> Pushed:
+def _upload(
+    api: Any,
+    path: Path,
+    repo_id: str,
+    kind: str,
+    *,
+    public: bool,
+    numbers: Mapping[str, Any] | None,
+    doing: str,
+) -> Pushed:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
     made = api.create_repo(repo_id, repo_type=kind, private=not public, exist_ok=True)
@@ -111,9 +122,12 @@ def _upload(api: Any, path: Path, repo_id: str, kind: str, *, public: bool, doin
     there = api.list_repo_files(made.repo_id, repo_type=kind)
     # Files of an earlier push that this one does not have would be read with it.
     gone = sorted(each for each in {*there} - kept if _is_any(each, _REPLACED[kind]))
+    # Whoever reads the card there has no folder of this machine.
+    contents = {_CARD: _card_of(path, numbers, made.repo_id)} if numbers is not None else {}
     for names, is_last in _commits(path, kept):
         operations = [
-            CommitOperationAdd(path_in_repo=each, path_or_fileobj=path / each) for each in names
+            CommitOperationAdd(path_in_repo=each, path_or_fileobj=contents.get(each, path / each))
+            for each in names
         ]
         deleted = gone if is_last else ()
         api.create_commit(
@@ -123,6 +137,22 @@ def _upload(api: Any, path: Path, repo_id: str, kind: str, *, public: bool, doin
             commit_message=f"Upload {path.resolve().name}" if is_last else f"Upload {names[0]} ...",
         )
     return Pushed(url=str(made), kind=kind, private=private)
+
+
+def _numbers_of(path: Path, doing: str) -> dict[str, Any]:
+    """Return the numbers of a data set; refuse one that nobody could load."""
+    numbers: dict[str, Any] = json.loads((path / "labels.json").read_bytes())
+    if not numbers["splits"]:
+        raise ConfigError(
+            f"{doing}: found a data set without examples, expected some; label with other rules"
+        )
+    return numbers
+
+
+def _card_of(path: Path, numbers: Mapping[str, Any], repo_id: str) -> bytes:
+    """Return the card, whose code names the repository in place of the folder."""
+    here, there = (json.dumps(each).removesuffix('"') for each in (numbers["dataset"], repo_id))
+    return (path / _CARD).read_text().replace(here, there).encode()
 
 
 def _names_in(path: Path) -> Iterator[str]:

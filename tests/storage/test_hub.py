@@ -25,6 +25,7 @@ from corpus_asr.storage.hub import push_folder
 
 REAL_CLIENT = huggingface_hub.HfApi
 TOKEN = "hf_s3cr3t"
+NUMBERS = json.dumps({"dataset": "/srv/training", "splits": {"train": {"examples": 1}}})
 
 
 class Client:
@@ -60,7 +61,8 @@ class Client:
         added = {}
         for each in operations:
             if isinstance(each, huggingface_hub.CommitOperationAdd):
-                added[each.path_in_repo] = Path(str(each.path_or_fileobj)).read_bytes()
+                with each.as_file() as file:
+                    added[each.path_in_repo] = file.read()
         # The Hub refuses to delete what is not there.
         left = dict(self.files)
         for each in operations:
@@ -83,8 +85,8 @@ def client(monkeypatch: pytest.MonkeyPatch) -> type[Client]:
 def training(tmp_path: Path) -> Path:
     folder = tmp_path / "training"
     folder.mkdir()
-    for name in ("README.md", "labels.json"):
-        (folder / name).write_text("{}")
+    (folder / "README.md").write_text("{}")
+    (folder / "labels.json").write_text(NUMBERS)
     return folder
 
 
@@ -103,12 +105,25 @@ def test_a_data_set_goes_up_private_without_notes_of_its_run(
     assert sent == {
         "repo_id": "ada/podcasts", "repo_type": "dataset", "commit_message": "Upload training",
     }  # fmt: skip
-    assert client.files == {"README.md": b"{}", "labels.json": b"{}", "selection/0.parquet": b"s"}
+    assert client.files == {
+        "README.md": b"{}", "labels.json": NUMBERS.encode(), "selection/0.parquet": b"s",
+    }  # fmt: skip
     options = {name: options for name, options in client.asked} | {"list_repo_files": sent}
     options["create_commit"]["operations"] = []
     options["list_repo_files"] = {"repo_id": "ada/podcasts", "repo_type": "dataset"}
     for name, values in options.items():  # the real client takes what the stand-in is asked
         inspect.signature(getattr(REAL_CLIENT, name)).bind(None, **values)
+
+
+def test_the_card_names_the_repository_in_place_of_the_folder(
+    client: type[Client], training: Path
+) -> None:
+    (training / "README.md").write_text('load_dataset("/srv/training") | `/srv/training` |')
+    push_folder(str(training), "podcasts")
+    assert client.files["README.md"] == b'load_dataset("ada/podcasts") | `/srv/training` |'
+    (training / "README.md").write_text('from_file("/srv/training/data/train/cuts.jsonl.gz")')
+    push_folder(str(training), "podcasts")
+    assert client.files["README.md"] == b'from_file("ada/podcasts/data/train/cuts.jsonl.gz")'
 
 
 def write_set(folder: Path, *, shards: int, content: str) -> None:
@@ -117,8 +132,9 @@ def write_set(folder: Path, *, shards: int, content: str) -> None:
     for name in (*names, "selection/00000.parquet"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(f"{content} {name}")
-    for name in ("train_manifest.json", "README.md", "labels.json"):
+    for name in ("train_manifest.json", "README.md"):
         (folder / name).write_text("\n".join([content, *names]))
+    (folder / "labels.json").write_text(NUMBERS)
 
 
 def named(tree: dict[str, bytes], name: str) -> list[str]:
@@ -306,7 +322,10 @@ def test_what_is_neither_is_refused_before_the_hub_is_asked(
     ):
         with pytest.raises(ConfigError, match=words):
             push_folder(folder, "ada/podcasts")
-    (training / "labels.json").touch()
+    (training / "labels.json").write_text(NUMBERS.replace('{"train": {"examples": 1}}', "{}"))
+    with pytest.raises(ConfigError, match="found a data set without examples"):
+        push_folder(str(training), "ada/podcasts")
+    (training / "labels.json").write_text(NUMBERS)
     for name in ("a/b/c", "-x", "ada/../b", "", "ada/a b"):
         with pytest.raises(ConfigError, match=r"found no name of a repository, expected OWNER"):
             push_folder(str(training), name)
