@@ -584,8 +584,19 @@ class SelectionSettings(Settings):
     """Maximum number of words that differ from the `against` run, per word; null: any."""
     references: str | None = None
     """Reference transcripts: a manifest with `text`; null: none."""
-    max_wer: Rate = 0.1
-    """Maximum word error rate against `references`."""
+    max_wer: Rate | None = 0.1
+    """Maximum word error rate against `references`; null: any."""
+
+    @model_validator(mode="after")
+    def _something_is_between(self) -> Self:
+        for what in ("duration_s", "words_per_s"):
+            least, most = getattr(self, f"min_{what}"), getattr(self, f"max_{what}")
+            if least is not None and most is not None and least > most:
+                raise ValueError(
+                    f"min_{what}: {least:g} is more than max_{what}: {most:g}, which drops every "
+                    "segment; change one of them"
+                )
+        return self
 
     @model_validator(mode="after")
     def _select_has_a_choice(self) -> Self:

@@ -86,8 +86,9 @@ def begin(store: OutputStore, settings: dict[str, Any]) -> None:
     """Begin a data set in a folder, or go on with it."""
     stored = store.read_json(SETTINGS_NAME)
     if stored is None:
-        # The last two are of a run: a data set must not be written among its results.
-        for folder in (DATA_FOLDER, AUDIO_FOLDER, SELECTION_FOLDER, "segments", "outcomes"):
+        # The last four are of a run and a training: a data set must not be written among them.
+        for folder in (DATA_FOLDER, AUDIO_FOLDER, SELECTION_FOLDER,
+                       "segments", "outcomes", "checkpoints", "model"):  # fmt: skip
             for name in store.all_names(folder):
                 raise ConfigError(
                     f"beginning a data set in {redact_uri(store.uri)}: found {name} without "
@@ -98,7 +99,7 @@ def begin(store: OutputStore, settings: dict[str, Any]) -> None:
         return
     if stored != settings:
         changes = ", ".join(
-            f"{key}: was {json.dumps(stored.get(key))}, now {json.dumps(settings.get(key))}"
+            _change(key, stored.get(key), settings.get(key))
             for key in sorted({*stored, *settings})
             if stored.get(key) != settings.get(key)
         )
@@ -107,6 +108,15 @@ def begin(store: OutputStore, settings: dict[str, Any]) -> None:
             f"({changes}), expected the same settings and the same transcripts; choose another "
             "dataset.uri, so that nobody's training data changes under them, or remove this one"
         )
+
+
+def _change(key: str, before: Any, now: Any) -> str:
+    if key == "transcripts" and str(before).split(" ")[0] == str(now).split(" ")[0]:
+        return (
+            "transcripts: the run has other results, corrections or speakers by now, or the "
+            "other run or the references changed"
+        )
+    return f"{key}: was {json.dumps(before)}, now {json.dumps(now)}"
 
 
 class SelectionTable:

@@ -23,6 +23,8 @@ class Rule:
     says: str
     """What is dropped, for people."""
     drops: Callable[[Row], bool]
+    measures: str | None = None
+    """Column that a run may leave empty; segments without it are not dropped."""
 
 
 def _duration_s(row: Row) -> float:
@@ -83,6 +85,12 @@ _BOUNDS = (
      "word error rate above {} against the existing transcript, or none there"),
 )  # fmt: skip
 _NEEDS = {"disagreement": "against", "wer": "references"}
+# What not every model gives and not every run measures.
+_MAY_BE_UNKNOWN = {
+    "language_probability", "no_speech_prob", "speech_fraction", "snr_db", "bandwidth_hz",
+    "level_dbfs", "clipped_share", "dnsmos_overall", "confidence", "avg_logprob",
+    "compression_ratio", "temperature", "duplicate_fraction",
+}  # fmt: skip
 # Rules that judge the model; a person who corrected or checked a segment knows better.
 _JUDGE_THE_MODEL = {
     "known_hallucination", "language_probability", "no_speech", "outside_speech", "confidence",
@@ -116,7 +124,8 @@ def rules_of(settings: SelectionSettings) -> tuple[Rule, ...]:
                 # What could not be compared is not confirmed by anything.
                 if_unknown=name in _NEEDS,
             )
-            rules.append(Rule(name, says.format(f"{bound:g}"), drops))
+            measures = measure if measure in _MAY_BE_UNKNOWN else None
+            rules.append(Rule(name, says.format(f"{bound:g}"), drops, measures))
     return tuple(rules)
 
 
@@ -145,9 +154,13 @@ def _language(settings: SelectionSettings) -> Rule:
 
 def decide(row: dict[str, Any], rules: Sequence[Rule]) -> None:
     """Note in a row which rules drop it, and the first."""
-    passed_over = _JUDGE_THE_MODEL if row["corrected"] else ()
+    passed_over = _passed_over(row)
     row["rules"] = [rule.name for rule in rules if rule.name not in passed_over and rule.drops(row)]
     row["dropped_by"] = next(iter(row["rules"]), None)
+
+
+def _passed_over(row: Row) -> set[str]:
+    return _JUDGE_THE_MODEL if row["corrected"] else set()
 
 
 SHOWN_EACH = 2
@@ -176,6 +189,8 @@ class RuleTally:
     """Segments that it would drop if it were the only rule."""
     alone: Amount = field(default_factory=Amount)
     """Segments that no other rule drops: what turning it off would win."""
+    unmeasured: Amount = field(default_factory=Amount)
+    """Segments without what it measures, which it does not drop."""
     shown: list[tuple[str, str]] = field(default_factory=list)
     """Text and address of some that count under it."""
 
@@ -185,20 +200,31 @@ class SelectionTally:
     """What a selection does."""
 
     rules: dict[str, RuleTally]
+    measures: dict[str, str]
+    """Column that a rule needs, by its name."""
     everything: Amount = field(default_factory=Amount)
     kept: Amount = field(default_factory=Amount)
+    corrected: Amount = field(default_factory=Amount)
+    """Of the kept, those that a person corrected or checked."""
 
     @classmethod
-    def of(cls, names: Sequence[str]) -> "SelectionTally":
-        """Begin to count for rules of these names."""
-        return cls({name: RuleTally() for name in names})
+    def of(cls, rules: Sequence[Rule]) -> "SelectionTally":
+        """Begin to count for rules."""
+        measures = {rule.name: rule.measures for rule in rules if rule.measures is not None}
+        return cls({rule.name: RuleTally() for rule in rules}, measures)
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Count a decided row."""
         seconds = _duration_s(row)
         self.everything.add(seconds)
+        passed_over = _passed_over(row)
+        for name, column in self.measures.items():
+            if row[column] is None and name not in passed_over:
+                self.rules[name].unmeasured.add(seconds)
         if row["dropped_by"] is None:
             self.kept.add(seconds)
+            if row["corrected"]:
+                self.corrected.add(seconds)
             return
         first = self.rules[row["dropped_by"]]
         first.dropped.add(seconds)

@@ -16,7 +16,7 @@ import pyarrow as pa
 from corpus_asr.config.run import DatasetSettings
 from corpus_asr.labelling.dataset import LOSSES, SELECTION_FOLDER, Note
 from corpus_asr.labelling.rules import Amount, Rule, SelectionTally
-from corpus_asr.labelling.splits import SPLITS
+from corpus_asr.labelling.splits import SPLITS, TEST, VALIDATION
 from corpus_asr.labelling.writers import DATA_FOLDER, NemoWriter
 from corpus_asr.report.text import (
     duration,
@@ -132,7 +132,8 @@ def as_data(labelled: Labelled) -> dict[str, Any]:
     for rule in labelled.rules:
         counts = tally.rules[rule.name]
         amounts = {
-            name: _amount(getattr(counts, name)) for name in ("dropped", "matching", "alone")
+            name: _amount(getattr(counts, name))
+            for name in ("dropped", "matching", "alone", "unmeasured")
         }
         rules[rule.name] = {"drops": rule.says, **amounts}
     return {
@@ -145,6 +146,7 @@ def as_data(labelled: Labelled) -> dict[str, Any]:
         "audio_s": round(labelled.audio_s, 3),
         "segments": _amount(tally.everything),
         "kept": _amount(tally.kept),
+        "corrected": _amount(tally.corrected),
         "rules": rules,
         "lost": {reason: _amount(lost) for reason, lost in sorted(written.lost.items())},
         "messages": written.messages,
@@ -172,8 +174,34 @@ def render(labelled: Labelled) -> str:
             cells = map(_cells, (counts.dropped, counts.matching, counts.alone))
             dropped.append((rule.name, *chain.from_iterable(cells)))
     template = text_template("corpus_asr.labelling", "summary.txt.j2")
-    text = template.render(LOSSES=LOSSES, labelled=labelled, tally=labelled.tally, dropped=dropped)
+    text = template.render(
+        LOSSES=LOSSES,
+        labelled=labelled,
+        tally=labelled.tally,
+        dropped=dropped,
+        unmeasured=_unmeasured(labelled.tally),
+        empty=_empty_splits(labelled),
+    )
     return text.rstrip("\n")
+
+
+def _unmeasured(tally: SelectionTally) -> list[tuple[str, str, int]]:
+    """Return name, column and number of segments of rules that could not look at all of them."""
+    counts = ((name, column, tally.rules[name].unmeasured.count)
+              for name, column in tally.measures.items())  # fmt: skip
+    return [each for each in counts if each[2]]
+
+
+def _empty_splits(labelled: Labelled) -> list[tuple[str, str]]:
+    """Return the splits that settings ask for and that no example is in, with their settings."""
+    keys = ((name, f"dataset.{name}_fraction") for name in (VALIDATION, TEST))
+    return [
+        (name, key)
+        for name, key in keys
+        if labelled.written.splits
+        and labelled.settings.get(key)
+        and name not in labelled.written.splits
+    ]
 
 
 def _cells(amount: Amount) -> tuple[str, str]:
@@ -194,6 +222,8 @@ def card_of(labelled: Labelled, settings: DatasetSettings, languages: Sequence[s
         SELECTION_FOLDER=SELECTION_FOLDER,
         labelled=labelled,
         tally=labelled.tally,
+        unmeasured=_unmeasured(labelled.tally),
+        split_by=settings.split_by,
         title=_title(labelled),
         languages=languages,
         size=next((name for most, name in _SIZES if labelled.examples < most), _LARGEST_SIZE),

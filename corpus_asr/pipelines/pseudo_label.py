@@ -75,8 +75,24 @@ def run(
     return summary
 
 
+# Settings of rules, and what `extract` has to measure for them.
+_MEASURED_BY = {
+    "min_speech_fraction": "vad_filter", "min_snr_db": "sound_quality",
+    "min_bandwidth_hz": "sound_quality", "min_level_dbfs": "sound_quality",
+    "max_clipped_share": "sound_quality", "min_dnsmos": "dnsmos",
+    "max_duplicate_fraction": "fingerprint",
+}  # fmt: skip
+
+
 def _check(config: PseudoLabelConfig) -> None:
     rules_of(config.selection)
+    # Before hours of transcription, after which it would have to be done again.
+    for setting, key in _MEASURED_BY.items():
+        if getattr(config.selection, setting) is not None and not getattr(config.extract, key):
+            raise ConfigError(
+                f"selecting by selection.{setting}: found extract.{key}: false, expected true, "
+                f"since nothing else measures it; set it, or selection.{setting} to null"
+            )
     _check_dataset(config)
     if config.dataset.split_by == "speaker" and not config.speakers.wanted:
         raise ConfigError(
@@ -163,7 +179,7 @@ def _write(
     say: Callable[[str], None],
 ) -> tuple[SelectionTally, Written, set[str]]:
     """Write selection and shards; return what was dropped, what is there, in which languages."""
-    tally = SelectionTally.of([rule.name for rule in rules])
+    tally = SelectionTally.of(rules)
     table, written, languages = SelectionTable(store), Written(), set[str]()
     workers = config.dataset.workers
     maker = ShardMaker(

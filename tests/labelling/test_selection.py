@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from corpus_asr.config.run import SelectionSettings
 from corpus_asr.errors import ConfigError
@@ -122,13 +123,19 @@ def test_bounds_are_kept_in_spite_of_32_bits() -> None:
     assert decided(GOOD | {"confidence": 0.8999999761581421}, settings)["dropped_by"] is None
 
 
+def test_bounds_between_which_nothing_is_are_refused() -> None:
+    with pytest.raises(ValidationError, match=r"min_duration_s: 10 is more than max_duration_s: 3"):
+        SelectionSettings(min_duration_s=10, max_duration_s=3)
+    assert "wer" not in [rule.name for rule in rules_of(SelectionSettings(max_wer=None))]
+
+
 def test_an_unknown_language_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"selection\.languages.*englich.*english"):
         rules_of(SelectionSettings(languages=("englich",)))
 
 
 def test_tallies_say_what_is_dropped_first_at_all_and_by_one_rule_alone() -> None:
-    tally = SelectionTally.of([rule.name for rule in rules_of(STRICT)])
+    tally = SelectionTally.of(rules_of(STRICT))
     for values in ({}, BAD["wer"], BAD["wer"] | BAD["copies"], BAD["copies"]):
         tally.add(decided(GOOD | values))
     wer, copies = tally.rules["wer"], tally.rules["copies"]

@@ -20,7 +20,7 @@ from corpus_asr.config.run import PseudoLabelConfig
 from corpus_asr.errors import ConfigError, CorpusAsrError, FetchError
 from corpus_asr.export.speakers import name_speaker
 from corpus_asr.labelling import dataset
-from corpus_asr.labelling.summary import as_data
+from corpus_asr.labelling.summary import as_data, render
 from corpus_asr.pipelines import driver as pipeline
 from corpus_asr.pipelines.driver import RunSummary
 from corpus_asr.pipelines.pseudo_label import label, run
@@ -123,13 +123,15 @@ def test_what_people_corrected_is_labelled_with_certainty_and_marked(
     correct_segment(store, "Came in.", "Came home.")
     correct_segment(store, "Go.", "")
     strict = {"min_confidence": 0.95, "max_no_speech_prob": 0.0}
-    label(decoded.config(selection=strict, dataset=WHOLE_SECONDS))
+    found = label(decoded.config(selection=strict, dataset=WHOLE_SECONDS))
+    assert "kept        1 segments, 2.0 s; 1 corrected or checked by a person" in render(found)
+    card = (tmp_path / "set" / "README.md").read_text()
+    assert "people corrected or checked 1 of the 1 segments" in card
     (row,) = rows_of(tmp_path / "set")
     assert (row["text"], row["confidence"], row["corrected"]) == ("Came home.", 1.0, True)
     assert row["avg_logprob"] is None  # that of another text
     rows = selection_of(tmp_path / "set")
-    found = [(each["text"].strip(), each["corrected"], each["dropped_by"]) for each in rows]
-    assert found == [
+    assert [(each["text"].strip(), each["corrected"], each["dropped_by"]) for each in rows] == [
         ("The old ship.", False, "confidence"),
         ("Came home.", True, None),
         ("Nobody saw her lights.", False, "confidence"),
@@ -138,7 +140,7 @@ def test_what_people_corrected_is_labelled_with_certainty_and_marked(
     ]
     # More corrections make another data set; the model's own text is a choice.
     correct_segment(store, "Until quite late.", "Until late.")
-    with pytest.raises(ConfigError, match="transcripts: was"):
+    with pytest.raises(ConfigError, match="transcripts: the run has other"):
         label(decoded.config(selection=strict, dataset=WHOLE_SECONDS))
     plain = decoded.config(selection={"corrections": False}, to="plain", dataset=WHOLE_SECONDS)
     label(plain)
@@ -176,6 +178,9 @@ def test_examples_have_speakers_and_nobody_is_in_two_splits(
         label(decoded.config(to="named", dataset=by_speaker))
     name_speaker(store, other, "S1", "Cem", seen="Anna")
     label(decoded.config(to="named", selection=SURE, dataset=WHOLE_SECONDS | by_speaker))
+    card = (tmp_path / "named" / "README.md").read_text()
+    assert "found the same speaker are in one split only" in card
+    assert "its speaker may be in several" not in card
     found = {
         row["text"].strip(): (row["speaker"], row["split"])
         for row in selection_of(tmp_path / "named")
@@ -258,6 +263,25 @@ def test_the_card_says_what_was_kept_and_dropped_by_which_rule(
     assert "&lt;script&gt;alert(1)&lt;/script&gt; \\| a \\*b\\* \\# c |" in page
 
 
+def test_rules_that_cannot_judge_and_splits_that_stay_empty_are_said(
+    decoded: Transcribed, tmp_path: Path
+) -> None:
+    chosen = {"min_dnsmos": 2.5, "min_confidence": 0.5}
+    fractions = {"validation_fraction": 0.001, "test_fraction": 0.0}
+    found = label(decoded.config(selection=chosen, dataset=fractions))
+    printed = render(found)
+    assert "5 segments without dnsmos_overall, which poor_sound does not drop" in printed
+    assert "confidence, which" not in printed
+    assert "validation  none: all of its recordings were dropped, or it has none" in printed
+    assert "test " not in printed
+    assert as_data(found)["rules"]["poor_sound"]["unmeasured"]["count"] == 5
+    card = (tmp_path / "set" / "README.md").read_text()
+    assert "5 segments without `dnsmos_overall`, which `poor_sound` does not drop" in card
+    # A run that is to be made yet is refused before it transcribes anything.
+    with pytest.raises(ConfigError, match=r"selection\.min_dnsmos: found extract\.dnsmos: false"):
+        run(decoded.config(selection=chosen), local=True, progress=None)
+
+
 def test_selecting_again_needs_another_folder_and_no_transcription(
     decoded: Transcribed, tmp_path: Path
 ) -> None:
@@ -280,7 +304,7 @@ def test_a_run_that_went_on_is_another_data_set(decoded: Transcribed) -> None:
     label(decoded.config())
     write_tones(decoded.audio / "c.wav", seconds=3)
     decoded.run({"c.wav": [(0.0, 2.0, "More.")]})
-    with pytest.raises(ConfigError, match="transcripts: was"):
+    with pytest.raises(ConfigError, match="transcripts: the run has other"):
         label(decoded.config())
 
 
