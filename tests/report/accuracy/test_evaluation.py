@@ -230,6 +230,14 @@ def test_words_of_references_may_be_named_either_way(tmp_path: Path) -> None:
         assert found.words == expected
 
 
+def test_a_clip_does_not_say_when_in_it_somebody_speaks(tmp_path: Path) -> None:
+    one = {"path": "/a.wav", "text": "yes", "speaker": "anna", "start_s": 0.0, "end_s": 4.0}
+    two = {"path": "/b.wav", "text": "no", "speaker": "anna", "start_s": 0.5, "end_s": 2.0}
+    clip, part = read_references(written(tmp_path / "refs.jsonl", [one, two])).values()
+    assert (clip.speech, clip.speaker, clip.spans) == (None, "anna", ((0.0, 4.0),))
+    assert part.speech is not None
+
+
 def test_unusable_references_are_refused(tmp_path: Path) -> None:
     for rows, message in (
         ([{"uri": "/a", "text": "x"}, {"uri": "file:///a", "text": "y"}], "found /a twice"),
