@@ -185,13 +185,26 @@ def _of_row(
 
 
 def utterances_in(data: DataSettings, split: str) -> Iterator[Utterance]:
-    """Yield the utterances of a split, `train` or `validation`, from all its sources."""
+    """Yield the utterances of a split, `train` or `validation`, from all its sources.
+
+    Raises:
+        ConfigError: no speaker is one of those that are to be held out.
+    """
     sources: tuple[str, ...] = getattr(data, split)
     held_out = data.held_out_speakers if split == "train" else ()
+    excluded = 0
     for source in sources:
         for utterance in utterances_of(source, data, split=split):
-            if not any(fnmatchcase(utterance.speaker or "", pattern) for pattern in held_out):
+            if any(fnmatchcase(utterance.speaker or "", pattern) for pattern in held_out):
+                excluded += 1
+            else:
                 yield utterance
+    if held_out and not excluded:
+        # A misspelt name would train on the speakers of the test.
+        raise ConfigError(
+            f"reading data.train: found no speaker of data.held_out_speakers "
+            f"({', '.join(held_out)}), expected some to exclude; correct it, or leave it out"
+        )
 
 
 def utterances_of(uri: str, data: DataSettings, *, split: str) -> Iterator[Utterance]:

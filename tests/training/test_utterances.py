@@ -49,6 +49,10 @@ def test_held_out_speakers_are_asked_for_and_not_learnt_from(tmp_path: Path) -> 
     data = DataSettings(train=(uri,), validation=(uri,), held_out_speakers=("reader_*", "8"))
     assert [each.text for each in utterances_in(data, "train")] == ["Ja.", "No"]
     assert [each.text for each in utterances_in(data, "validation")] == ["I said so", "Ja.", "No"]
+    misspelt = data.model_copy(update={"held_out_speakers": ("raeder_*",)})
+    with pytest.raises(ConfigError, match=r"no speaker of data\.held_out_speakers \(raeder_\*\)"):
+        list(utterances_in(misspelt, "train"))
+    assert len(list(utterances_in(misspelt, "validation"))) == 3
 
 
 def given(uri: Path | str, *, split: str = "train", min_confidence: float = 0.0) -> list[Utterance]:
