@@ -40,7 +40,7 @@ from corpus_asr.storage.listing import FileListing
 from corpus_asr.storage.run_state.forget import note_dataset
 from corpus_asr.storage.run_state.lock import Lock
 from corpus_asr.storage.run_state.own_sources import read_own_sources, source_folders
-from corpus_asr.storage.run_state.run_files import new_run_id
+from corpus_asr.storage.run_state.run_files import CONFIG_NAME, new_run_id
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.filesystem import StoreOptions
 from corpus_asr.storage.stores.host_allowlist import FileRules
@@ -90,7 +90,7 @@ def _check(config: PseudoLabelConfig) -> None:
     for setting, key in _MEASURED_BY.items():
         if getattr(config.selection, setting) is not None and not getattr(config.extract, key):
             raise ConfigError(
-                f"selecting by selection.{setting}: found extract.{key}: false, expected true, "
+                f"selecting by selection.{setting}: found extract.{key} off, expected it on, "
                 f"since nothing else measures it; set it, or selection.{setting} to null"
             )
     _check_dataset(config)
@@ -125,6 +125,11 @@ def label(
     rules = rules_of(config.selection)
     say = line_writer(progress)
     output = OutputStore.of(config.output)
+    if not output.exists(CONFIG_NAME) and not output.commit_names():
+        raise ConfigError(
+            f"selecting from {redact_uri(output.uri)}: found no run, expected the transcripts of "
+            "this job; transcribe with `corpus-asr run` first, or correct output.uri"
+        )
     with (
         open_sources(output, config.selection) as sources,
         Lock(store, new_run_id(), steal=steal_lock, say=say) as lock,

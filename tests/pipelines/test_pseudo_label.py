@@ -278,7 +278,7 @@ def test_rules_that_cannot_judge_and_splits_that_stay_empty_are_said(
     card = (tmp_path / "set" / "README.md").read_text()
     assert "5 segments without `dnsmos_overall`, which `poor_sound` does not drop" in card
     # A run that is to be made yet is refused before it transcribes anything.
-    with pytest.raises(ConfigError, match=r"selection\.min_dnsmos: found extract\.dnsmos: false"):
+    with pytest.raises(ConfigError, match=r"selection\.min_dnsmos: found extract\.dnsmos off"):
         run(decoded.config(selection=chosen), local=True, progress=None)
 
 
@@ -511,7 +511,7 @@ def test_channels_that_were_transcribed_apart_are_cut_apart(tmp_path: Path) -> N
     ("change", "printed"),
     [
         ({"to": "output"}, "found the output folder of the run"),
-        ({"output": "nowhere"}, "expected the output folder of a run"),
+        ({"output": "nowhere"}, "found no run, .*`corpus-asr run` first"),
         ({"selection": {"against": "OUTPUT"}}, "it always agrees with itself"),
         ({"selection": {"against": "strangers"}}, "found none of this run's recordings there"),
         ({"to": "audio"}, "expected an empty folder"),

@@ -266,10 +266,7 @@ def outcomes_names(store: OutputStore) -> list[str]:
     names = store.commit_names()
     if not names and not store.exists(CONFIG_NAME):
         kept = redact_uri(store.address(KEPT_RUN_FOLDER))
-        advice = (
-            "check the URI, `corpus-asr run` the job first, or transcribe into the folder again, "
-            "with --overwrite"
-        )
+        advice = "check the URI, or transcribe into the folder again, with --overwrite"
         if store.exists(f"{KEPT_RUN_FOLDER}/{CONFIG_NAME}"):
             advice = f"name the run that it keeps in this folder, {kept}"
         raise ConfigError(
