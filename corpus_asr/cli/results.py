@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from corpus_asr.cli.failures import EXIT_SOME_FAILED, readable_errors, say
+from corpus_asr.cli.failures import EXIT_SOME_FAILED, note, readable_errors, say
 from corpus_asr.cli.options import (
     AsJson,
     AudioStorageOption,
@@ -35,12 +35,14 @@ from corpus_asr.cli.options import (
 )
 from corpus_asr.errors import ConfigError
 from corpus_asr.formats.names import ExportFormat, NumberStyle, WordStyle
+from corpus_asr.units import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from corpus_asr.export.write import ExportSummary
     from corpus_asr.report.accuracy.evaluation import Comparison
+    from corpus_asr.storage.run_state.run_tables import RunTables
     from corpus_asr.view.server import ViewServer
 
 # A run writes its state every 15 s; each look is one small read of the store.
@@ -398,7 +400,11 @@ def show(
         with open_selection(store, selection) as tables:
             seen = SeenSegments(store, tables, corrections)
             waiting = Overrides.load(store).waiting(tables)
+            none = True
             for found in recordings(seen, tables, selection, columns=columns, turns=turns):
+                if selection.of_segments and not found.segments:
+                    continue
+                none = False
                 each = found.audio_tracks and found.audio_track is None
                 tracks = found.by_channel() if each else {found.audio_track: found.segments}
                 for number, segments in tracks.items():
@@ -415,6 +421,23 @@ def show(
                         duration_s=found.duration_s,
                     )
                     print_transcript(transcript, heading=True)
+            if none:
+                note(_why_nothing(tables))
+
+
+_MATCHING = """
+select count(meant.recording_id), count(*),
+  count(meant.recording_id) filter (failed and not succeeded)
+from recordings left join meant using (recording_id)
+"""
+
+
+def _why_nothing(tables: "RunTables") -> str:
+    [[matching, known, failed]] = tables.rows(_MATCHING)
+    words = f"nothing to show: {matching:,} of {counted(known, 'recording')} with results match"
+    if failed:
+        words += f"; {failed:,} failed, see corpus-asr report"
+    return words if matching == failed else f"{words}; their segments do not"
 
 
 def view(

@@ -243,6 +243,12 @@ class Selection:
                 "expected a fraction between 0 and 1; correct it"
             )
 
+    @property
+    def of_segments(self) -> bool:
+        """Whether some segments of a recording may be left out."""
+        asked = (self.languages, self.min_confidence, self.drop_known_hallucinations, self.speakers)
+        return any(asked) or not (self.min_snr_db is self.min_dnsmos is None)
+
     def matches(self, uri: str) -> bool:
         """Tell whether recordings of this URI are meant."""
         return not self.uris or any(fnmatchcase(uri, pattern) for pattern in self.uris)

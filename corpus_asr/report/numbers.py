@@ -172,11 +172,6 @@ class Accounting:
     """Listed files whose present version failed: the text of an earlier one counts."""
     problems: tuple[str, ...]
 
-    @property
-    def total(self) -> int:
-        """Files in any state."""
-        return self.processed + self.unfinished + self.waiting
-
 
 def balance_problems(accounting: Accounting, *, finished: bool) -> list[str]:
     """Return what is wrong with an accounting, in words."""

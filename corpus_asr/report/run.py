@@ -95,6 +95,11 @@ class Report:
         ]
 
     @property
+    def total(self) -> int:
+        """Recordings of all outcomes: those that are listed, and those that are gone."""
+        return sum(count for _, count in self.outcomes)
+
+    @property
     def num_speakers(self) -> int:
         """Speakers of all recordings, each counted in each recording."""
         return sum(group.number * group.recordings for group in self.speakers)

@@ -461,6 +461,31 @@ def test_digits_without_their_library_are_refused_at_once(monkeypatch: pytest.Mo
         options("txt", numbers=NumberStyle.digits)
 
 
+def test_show_names_no_recording_of_which_nothing_is_asked_for(store: OutputStore) -> None:
+    add(store, transcribed("a.wav", 0, "Hi"), part("b.wav", 0, texts=None, status="no_speech"))
+    correct_segment(store, "Hi", "Ho")
+    add(store, part("c.wav", 0, texts=None, status="failed"))
+
+    def shown(*arguments: str) -> tuple[str, str]:
+        done = CliRunner().invoke(cli.app, ["show", store.uri, *arguments])
+        assert done.exit_code == 0, done.output
+        return done.stdout, done.stderr
+
+    everything, silent = shown()
+    assert "b.wav:" in everything
+    assert not silent
+    confident, silent = shown("--min-confidence", "1")
+    assert "a.wav:" in confident
+    assert "b.wav" not in confident
+    assert not silent
+    nothing = "nothing to show: {} of 3 recordings with results match{}\n"
+    assert shown("--uri", "*nowhere*") == ("", nothing.format(0, ""))
+    failed = "; 1 failed, see corpus-asr report"
+    assert shown("--uri", "*c.wav") == ("", nothing.format(1, failed))
+    neither = nothing.format(3, f"{failed}; their segments do not")
+    assert shown("--language", "de") == ("", neither)
+
+
 GUIDE = (Path(__file__).parents[2] / "docs" / "reading.md").read_text()
 EXAMPLES = [
     code

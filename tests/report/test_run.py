@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from corpus_asr.cli.main import app
 from corpus_asr.errors import ConfigError
 from corpus_asr.report.failures import FailureExample, FailureGroup
+from corpus_asr.report.html.page import write_page
 from corpus_asr.report.numbers import Accounting, ClassShare, RunNumbers, reconcile
 from corpus_asr.report.run import Report, as_data, load_report, render
 from corpus_asr.report.text import duration, print_segment
@@ -32,6 +33,7 @@ from corpus_asr.storage.run_state.tables import (
     PartRows,
     projected,
 )
+from tests.support.pages import parsed
 from tests.support.runs import NAMES, REVISION, ManualRun
 from tests.support.tables import segment, snapshot
 
@@ -337,6 +339,12 @@ def test_a_recording_taken_out_of_the_source_is_kept(job: ManualRun) -> None:
     found = done(job)
     assert (found.statistics.ok, found.accounting.listed, found.accounting.unlisted) == (3, 2, 1)
     assert found.accounting.problems == ()
+    words = " ".join(render(found).split())
+    assert "recordings 3: 3 with text gone 1 recording not listed by the last run" in words
+    write_page(job.store, page := str(job.source.parent / "page.html"))
+    shown = parsed(Path(page).read_text()).text
+    assert "Recordings3of 3" in shown
+    assert "1 recording not listed by the last run" in shown
 
 
 SOUND = Accounting(
