@@ -34,6 +34,7 @@ from corpus_asr.storage.run_state.corrections import (
 )
 from corpus_asr.storage.run_state.placing import with_no_corrections
 from corpus_asr.storage.run_state.rewriting import NAMES_NAME
+from corpus_asr.storage.run_state.run_files import outcomes_names
 from corpus_asr.storage.run_state.seen_segments import SEEN_SEGMENTS, SeenSegments
 from corpus_asr.storage.run_state.speaker_turns import read_turns, read_voices
 from corpus_asr.storage.run_state.tables import OutputStore
@@ -294,9 +295,10 @@ def read_segments(
     in memory: `register_segments` keeps it in a database.
 
     Raises:
-        ConfigError: speakers are asked for, and the run did not look for them.
+        ConfigError: that is no output folder of a run, or speakers are asked for, and the run did
+            not look for them.
     """
-    store = OutputStore(uri, endpoint_url=endpoint_url)
+    store = _run_at(uri, endpoint_url)
     table = pa.concat_tables([SEEN_SEGMENTS.empty_table(), *_seen(store, corrected=corrected)])
     if not speakers:
         return table if corrected else table.select(SEGMENTS.names)
@@ -326,14 +328,24 @@ def register_segments(
     """Make a table of a DuckDB database of a run's segments, as `read_segments` returns them.
 
     Some are in memory at once, however large the run is.
+
+    Raises:
+        ConfigError: that is no output folder of a run.
     """
+    store = _run_at(uri, endpoint_url)
     name = '"' + table.replace('"', '""') + '"'
     database.register("corpus_asr_arriving", SEEN_SEGMENTS.empty_table())
     database.execute(f"create or replace table {name} as from corpus_asr_arriving")
-    for rows in _seen(OutputStore(uri, endpoint_url=endpoint_url), corrected=True):
+    for rows in _seen(store, corrected=True):
         database.register("corpus_asr_arriving", rows)
         database.execute(f"insert into {name} from corpus_asr_arriving")
     database.unregister("corpus_asr_arriving")
+
+
+def _run_at(uri: str, endpoint_url: str | None) -> OutputStore:
+    store = OutputStore(uri, endpoint_url=endpoint_url)
+    outcomes_names(store)  # refuses other folders, of which no segments would be read
+    return store
 
 
 def _seen(store: OutputStore, *, corrected: bool) -> Iterator[pa.Table]:

@@ -5,6 +5,7 @@ import os
 import re
 import sys
 import unicodedata
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -459,6 +460,15 @@ def test_digits_without_their_library_are_refused_at_once(monkeypatch: pytest.Mo
     monkeypatch.setitem(sys.modules, "text_to_num", None)
     with pytest.raises(ConfigError, match=r"install corpus-asr\[numbers\], or leave out"):
         options("txt", numbers=NumberStyle.digits)
+
+
+def test_another_folder_is_not_read_as_a_run_without_segments(tmp_path: Path) -> None:
+    with duckdb.connect() as database:
+        database.execute("create table segments as select 'kept' as text")
+        for read in (read_segments, partial(register_segments, database=database)):
+            with pytest.raises(ConfigError, match="expected the output folder of a run"):
+                read(str(tmp_path / "outt"))
+        assert database.execute("from segments").fetchall() == [("kept",)]
 
 
 def test_show_names_no_recording_of_which_nothing_is_asked_for(store: OutputStore) -> None:
