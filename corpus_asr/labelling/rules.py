@@ -88,7 +88,7 @@ _NEEDS = {"disagreement": "against", "wer": "references"}
 # What not every model gives and not every run measures.
 _MAY_BE_UNKNOWN = {
     "language_probability", "no_speech_prob", "speech_fraction", "snr_db", "bandwidth_hz",
-    "level_dbfs", "clipped_share", "dnsmos_overall", "confidence", "avg_logprob",
+    "level_dbfs", "clipped_share", "dnsmos_overall", "music_share", "confidence", "avg_logprob",
     "compression_ratio", "temperature", "duplicate_fraction",
 }  # fmt: skip
 # Rules that judge the model; a person who corrected or checked a segment knows better.

@@ -115,6 +115,8 @@ class RunSummary:
     wall_s: float
     earlier: int = 0
     """Failed or remaining recordings whose text is kept: that of an earlier version."""
+    gone: int = 0
+    """Recordings that are not listed any more, whose rows are kept."""
     moved: int = 0
     """Recordings whose results followed them to another address."""
     made: Literal["segments", "labels"] = "segments"
@@ -448,6 +450,7 @@ class CorpusRun:
             processed_audio_s=speed.audio_s,
             wall_s=speed.wall_s,
             earlier=counts.earlier,
+            gone=counts.gone,
             moved=plan.num_moved,
             made="labels" if self.config.pipeline == CLASSIFY_AUDIO else "segments",
             hooks=self._hooks,

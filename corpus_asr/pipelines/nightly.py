@@ -208,6 +208,7 @@ class _Attempt:
                 failed=summary.failed,
                 audio_s=summary.audio_s,
                 earlier=summary.earlier,
+                gone=summary.gone,
             )
             if summary
             else None,

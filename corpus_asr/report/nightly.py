@@ -119,6 +119,8 @@ class Archive:
     audio_s: float
     earlier: int = 0
     """Failed or remaining recordings whose text is kept: that of an earlier version."""
+    gone: int = 0
+    """Recordings that are not listed any more; their audio is counted, too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

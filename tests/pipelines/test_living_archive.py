@@ -165,7 +165,11 @@ def test_what_is_deleted_is_marked_and_pruned(archive: Archive) -> None:
     archive.run()
     archive.remove("b")
     found = archive.run()
-    assert (found.files, found.done) == (2, 2)
+    assert (found.files, found.done, found.gone) == (2, 2, 1)
+    archive.night()
+    [summary] = archive.output.glob("nights/*.md")
+    assert ", with 1 recording not listed any more." in summary.read_text()
+    assert "0 remaining; 1 not listed any more" in command("status", archive.output)
     gone = {Path(row["uri"]).stem: row["gone"] for row in archive.read("recordings")}
     assert gone == {"a": False, "b": True, "c": False}
     assert load_report(OutputStore(str(archive.output))).accounting.problems == ()
@@ -173,6 +177,7 @@ def test_what_is_deleted_is_marked_and_pruned(archive: Archive) -> None:
     assert "1 recording of 3 is gone; nothing was changed" in command("prune", archive.output)
     command("prune", archive.output, "--yes")
     assert texts(archive) == {"a": 2, "c": 2}
+    assert "not listed" not in command("status", archive.output)
 
 
 def test_who_asks_to_be_erased_is_nowhere_and_stays_away(

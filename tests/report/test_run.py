@@ -340,11 +340,11 @@ def test_a_recording_taken_out_of_the_source_is_kept(job: ManualRun) -> None:
     assert (found.statistics.ok, found.accounting.listed, found.accounting.unlisted) == (3, 2, 1)
     assert found.accounting.problems == ()
     words = " ".join(render(found).split())
-    assert "recordings 3: 3 with text gone 1 recording not listed by the last run" in words
+    assert "recordings 3: 3 with text gone 1 recording not listed any more" in words
     write_page(job.store, page := str(job.source.parent / "page.html"))
     shown = parsed(Path(page).read_text()).text
     assert "Recordings3of 3" in shown
-    assert "1 recording not listed by the last run" in shown
+    assert "1 recording not listed any more" in shown
 
 
 SOUND = Accounting(

@@ -140,7 +140,7 @@ def test_finishing_says_what_there_is(tmp_path: Path) -> None:
     counts = done(store, files("a", "b"), files("c", "half", "never"))
     assert counts == OutcomeCounts(
         listed=5, ok=1, no_speech=1, failed=1, remaining=2, processed=3, processed_failed=1,
-        recordings=4, segments=7, audio_s=80.0, speech_s=9.0,
+        recordings=4, gone=1, segments=7, audio_s=80.0, speech_s=9.0,
     )  # fmt: skip
     rows = {row["uri"]: row for row in plain_read(tmp_path, "recordings")}
     assert set(rows) == {"/a", "/b", "/c", "/earlier"}

@@ -81,7 +81,9 @@ class OutcomeCounts:
     """Failed or remaining recordings whose text is kept: that of an earlier version."""
     processed: int = 0  # of the listed, those that this run made done or failed
     processed_failed: int = 0
-    recordings: int = 0  # rows of the recordings table; those of earlier listings are among them
+    recordings: int = 0  # rows of the recordings table
+    gone: int = 0
+    """Of these, recordings that are not listed any more."""
     segments: int = 0
     audio_s: float = 0.0
     speech_s: float = 0.0
@@ -89,13 +91,13 @@ class OutcomeCounts:
     @classmethod
     def of(cls, tables: RunTables, num_listed: int, *, run_id: str) -> "OutcomeCounts":
         """Count the recordings of a folder, those of a run on their own."""
-        (ok, no_speech, failed, earlier, processed, processed_failed, recordings, segments,
+        (ok, no_speech, failed, earlier, processed, processed_failed, recordings, gone, segments,
          audio_s, speech_s), *_ = tables.rows(_COUNTS, run_id=run_id)  # fmt: skip
         return cls(
             listed=num_listed, ok=ok, no_speech=no_speech, failed=failed, earlier=earlier,
             remaining=num_listed - ok - no_speech - failed, processed=processed,
-            processed_failed=processed_failed, recordings=recordings, segments=int(segments or 0),
-            audio_s=audio_s or 0.0, speech_s=speech_s or 0.0,
+            processed_failed=processed_failed, recordings=recordings, gone=gone,
+            segments=int(segments or 0), audio_s=audio_s or 0.0, speech_s=speech_s or 0.0,
         )  # fmt: skip
 
 
@@ -109,7 +111,8 @@ select count(*) filter (here and status = 'ok'), count(*) filter (here and statu
   count(*) filter (here and status = 'failed' or failed_since), count(*) filter (earlier),
   count(*) filter (here and run_id = $run_id or failed_now),
   count(*) filter (here and run_id = $run_id and status = 'failed' or failed_now),
-  count(*) filter (complete), sum(segments) filter (complete),
+  count(*) filter (complete), count(*) filter (complete and not listed),
+  sum(segments) filter (complete),
   exact_sum(if(complete, duration_s, null)), exact_sum(if(complete, speech_s, null))
 from tried
 """
