@@ -14,6 +14,7 @@ from corpus_asr.report.nightly import Unsure, findings_of
 from corpus_asr.report.numbers import RunNumbers
 from corpus_asr.report.run import Report, counted_run
 from corpus_asr.report.samples import Details, Sampler
+from corpus_asr.storage.run_state.run_files import RUN_NAME
 from tests.support.runs import ManualRun
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "reading.md").read_text()
@@ -158,9 +159,12 @@ def test_low_confidence(job: ManualRun, told: Told) -> None:
 
 def test_listed_done_and_gone(job: ManualRun, told: Told) -> None:
     report, *_ = told
-    [(listed, done, gone)] = ask(job, "listed")
+    [(listed, gone, done)] = ask(job, "listed")
     counts, accounting = report.statistics, report.accounting
     assert (listed, gone) == (29, 1)
     assert (accounting.listed, accounting.unlisted) == (listed, gone)
-    assert counts.ok + counts.no_speech == done
+    assert counts.ok + counts.no_speech == done + gone
+    found = job.store.read_json(RUN_NAME)["counts"]
+    of_listed_version = found["ok"] + found["no_speech"]
+    assert (of_listed_version + found["earlier"], found["gone"]) == (done, gone)
     assert accounting.problems == ()
