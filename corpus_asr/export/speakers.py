@@ -28,6 +28,7 @@ from corpus_asr.segments import Segment, SpeakerTurn
 from corpus_asr.speakers.turns import with_speakers
 from corpus_asr.storage.run_state.corrections import (
     MAX_NAME_CHARS,
+    SPEAKER_LABEL,
     Corrections,
     plain_text,
     read_saved,
@@ -214,12 +215,11 @@ def find_speakers(store: OutputStore, names: Collection[str]) -> set[tuple[str, 
 
 def _corrected_names(store: OutputStore) -> set[tuple[str, str]]:
     """Return `recording_id` and name of speakers in corrections, whether they stand or not."""
-    said = {
+    return {
         (each.recording_id, one.speaker)
-        for each in read_saved(store).values() for one in each.segments if one.speaker
+        for each in read_saved(store).values() for one in each.segments
+        if one.speaker and not SPEAKER_LABEL.fullmatch(one.speaker)
     }  # fmt: skip
-    turns = read_turns(store, {each for each, _ in said}) or {}
-    return said - {(each, turn.speaker) for each, own in turns.items() for turn in own}
 
 
 def persons_of(store: OutputStore) -> Turns | None:

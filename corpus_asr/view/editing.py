@@ -6,7 +6,6 @@ now; nothing is written over what nobody has seen.
 """
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import pairwise
@@ -14,6 +13,7 @@ from typing import Any, TypeVar
 
 from corpus_asr.errors import ConfigError
 from corpus_asr.storage.run_state.corrections import (
+    SPEAKER_LABEL,
     Correction,
     Group,
     Leaf,
@@ -28,7 +28,6 @@ from corpus_asr.view.catalogue import Library, Transcript, Transcripts, View
 # People overlap; more than this of a neighbor is a mistake.
 MOST_OVERLAP_S = 1.0
 MOST_SEGMENTS = 100
-_LABEL = re.compile(r"S\d+")
 
 
 class ConflictError(Exception):
@@ -339,7 +338,7 @@ def _segments(asked: Sequence[Any], speakers: set[str]) -> list[Said]:
             raise ConfigError(
                 f"{doing}: found a segment without text, expected some; leave it out to remove it"
             )
-        if speaker and _LABEL.fullmatch(speaker) and speaker not in speakers:
+        if speaker and SPEAKER_LABEL.fullmatch(speaker) and speaker not in speakers:
             known = ", ".join(sorted(speakers)) or "none"
             raise ConfigError(
                 f"{doing}: found the speaker {speaker:.50}, expected one of the recording's "

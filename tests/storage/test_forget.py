@@ -456,6 +456,23 @@ def test_a_name_that_only_corrections_have_is_forgotten(
     assert moment > 3
 
 
+def test_numbers_of_speakers_and_files_of_others_in_corrections_stay(voiced: ManualRun) -> None:
+    store = voiced.store
+    correct_segment(store, "Said", "Corrected", speaker="Grace")
+    correct_segment(store, "More words", "Corrected", speaker="S1")  # no such turn there
+    correct_segment(store, SECRET, "Corrected", speaker="S1")
+    folder = Path(store.address(next(iter(read_saved(store))))).parent
+    (folder / "NOTES.md").write_text("of others")
+    (folder / ".tmp-killed").write_text('{"segments": [{"speaker": "Grace')
+    refused = command(voiced, "forget", "--speaker", "S1", "--yes")
+    assert "found nobody called S1" in refused.stderr
+    done = command(voiced, "forget", "--speaker", "Grace", "--yes")
+    assert done.exit_code == 0, done.output
+    said = [each.segments[0].speaker for each in read_saved(store).values()]
+    assert sorted(map(str, said)) == ["None", "None", "S1", "S1"]
+    assert [path.name for path in folder.iterdir() if path.suffix != ".json"] == ["NOTES.md"]
+
+
 @EACH
 def test_a_voice_killed_anywhere_is_gone_after_the_next_run(
     voiced: ManualRun, tmp_path: Path, step: int

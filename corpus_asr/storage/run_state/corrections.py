@@ -20,6 +20,7 @@ import datetime
 import hashlib
 import json
 import math
+import re
 import time
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,6 +39,8 @@ _SUFFIX = ".json"
 MAX_TEXT_CHARS = 4_000
 MAX_NAME_CHARS = 100
 _HASH_BYTES = 8
+SPEAKER_LABEL = re.compile(r"S\d+")
+"""Of a speaker whom turns number; any other is a name that a person gave."""
 
 
 class SegmentKey(NamedTuple):

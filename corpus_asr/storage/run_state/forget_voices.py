@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from corpus_asr.segments import SpeakerTurn
+from corpus_asr.storage.run_state.corrections import SPEAKER_LABEL
 from corpus_asr.storage.run_state.finish import remove_leftovers
 from corpus_asr.storage.run_state.prune import refusals_explained
 from corpus_asr.storage.run_state.rewriting import (
@@ -60,10 +61,10 @@ def forget_voices(
     note = {"names": sorted(names), "speakers": sorted(map(list, speakers))}
     store.write_json(FORGETTING_VOICES_NAME, note)
     with refusals_explained(store, "erasing voices from", {each for each, _ in speakers}):
-        corrected = {(each, who) for each, who in speakers if who in names}
-        if voiced := {*speakers} - corrected:
+        said = {(each, who) for each, who in speakers if not SPEAKER_LABEL.fullmatch(who)}
+        if voiced := {*speakers} - said:
             _forget_voices(store, voiced)
-        rewrite_said_speakers(store, names)
+        rewrite_said_speakers(store, said)
         # Of writes that were killed: one may be of the names.
         for name in list(store.all_names("")):
             if name.rpartition("/")[2].startswith(TEMPORARY_PREFIX):

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from corpus_asr.errors import ConfigError
 from corpus_asr.schemas import DUPLICATES, HOOKS, OUTCOMES, RECORDINGS, SPEAKERS, VOICES
-from corpus_asr.storage.run_state.corrections import CORRECTIONS_FOLDER
+from corpus_asr.storage.run_state.corrections import CORRECTIONS_FOLDER, read_saved
 from corpus_asr.storage.run_state.duplicates import without_losers
 from corpus_asr.storage.run_state.finish import claimed_segments, remove_commits
 from corpus_asr.storage.run_state.moved import MOVING_NAME, Moves, addresses
@@ -271,14 +271,14 @@ def rewrite_corrections(store: OutputStore, changes: Changes) -> None:
         filesystem.remove_folder(store.address(f"{folder}/{old}"))
 
 
-def rewrite_said_speakers(store: OutputStore, names: Collection[str]) -> None:
-    """Take these names of speakers out of what people saved; who speaks is then as turns say."""
-    for name in list(store.all_names(CORRECTIONS_FOLDER)):
-        said = store.read_json(name)
-        named = [each for each in said["segments"] if each["speaker"] in names]
-        for each in named:
-            each["speaker"] = None
-        if named:
+def rewrite_said_speakers(store: OutputStore, speakers: Collection[tuple[str, str]]) -> None:
+    """Take names, each of a recording, out of corrections; who speaks is then as turns say."""
+    for name, saved in read_saved(store).items():
+        if any((saved.recording_id, each.speaker) in speakers for each in saved.segments):
+            said = store.read_json(name)
+            for each in said["segments"]:
+                if (saved.recording_id, each["speaker"]) in speakers:
+                    each["speaker"] = None
             store.write_json(name, said)
 
 
