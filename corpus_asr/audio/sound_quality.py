@@ -160,10 +160,11 @@ class TaggedFrames:
         weights = _seconds_in(spans, starts, _TAGGED_S)
         if not weights.any():
             return dict.fromkeys(TAG_MEASURES)
-        means = np.average(self.values.astype(np.float64), axis=0, weights=weights)
+        values, weights = self.values[weights > 0], weights[weights > 0]
+        means = np.average(values.astype(np.float64), axis=0, weights=weights)
         best = int(means.argmax())
         return {
-            "music_share": float(np.average(self.values[:, 0] >= _MUSIC_SCORE, weights=weights)),
+            "music_share": float(np.average(values[:, 0] >= _MUSIC_SCORE, weights=weights)),
             "other_sound": self.names[best],
             "other_sound_score": float(means[best]),
         }

@@ -412,8 +412,9 @@ def _finish(
     try:
         transcript = future.result()
         result = carried | _transcribed(transcript)
+        tagged = _tagged(row)
         for segment in result["segments"]:
-            segment |= _sound(row, [segment]) | _tags(row, segment)
+            segment |= _sound(row, [segment]) | _tags(tagged, row, segment)
         check_finite(result)
     except (CheckpointError, ConfigError, EngineError):
         raise
@@ -479,7 +480,7 @@ def _carry(row: dict[str, Any]) -> dict[str, Any]:
     spoken = row["speech_spans"]
     if spoken is None and row["part_end_s"] is not None:
         spoken = [whole]
-    sound = _sound(row, spoken or ()) | _tags(row, whole)
+    sound = _sound(row, spoken or ()) | _tags(_tagged(row), row, whole)
     return carried | NOTHING_SAID | {"duration_s": _duration_s(row)} | sound
 
 
@@ -495,12 +496,19 @@ def _sound(row: Mapping[str, Any], spans: Iterable[Mapping[str, float]]) -> dict
     return found
 
 
-def _tags(row: Mapping[str, Any], span: Mapping[str, float]) -> dict[str, Any]:
+def _tagged(row: Mapping[str, Any]) -> TaggedFrames | None:
+    """Return the frames of a part, which take longer to make than to look at."""
+    return None if row["tags"] is None else TaggedFrames.flattened(row["tags"], row["tag_names"])
+
+
+def _tags(
+    tagged: TaggedFrames | None, row: Mapping[str, Any], span: Mapping[str, float]
+) -> dict[str, Any]:
     """Return which sounds are in a span of a part, of all of it for the part."""
-    if row["tags"] is None:
+    if tagged is None:
         return dict.fromkeys(TAG_MEASURES)
-    within = tuple(span[name] - row["part_start_s"] for name in ("start_s", "end_s"))
-    return TaggedFrames.flattened(row["tags"], row["tag_names"]).over([within])
+    start_s, end_s = (span[name] - row["part_start_s"] for name in ("start_s", "end_s"))
+    return tagged.over([(start_s, end_s)])
 
 
 def _duration_s(row: dict[str, Any]) -> float | None:

@@ -67,6 +67,19 @@ def test_frames_cover_a_part_of_any_length_and_speech_is_no_other_sound(
     assert np.isfinite(scripted(broken).values).all()
 
 
+def test_scores_that_are_no_numbers_count_as_none(
+    scripted: AudioTagger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Scripted.run
+    monkeypatch.setattr(
+        Scripted, "run", lambda *given: [np.divide(each, 0.0) for each in run(*given)]
+    )
+    with np.errstate(all="ignore"):
+        found = scripted(np.linspace(0.0, 1.0, 3 * FRAME_SAMPLES, dtype=np.float32))
+    assert set(found.values.ravel().tolist()) == {0.0, 1.0}
+    assert found.over([(0.0, 3.0)])["other_sound_score"] <= 1.0
+
+
 def test_a_span_gets_its_share_of_music_and_the_likeliest_sound(scripted: AudioTagger) -> None:
     values = [[0.9, 0.3], [0.4, 0.3], [0.0, 0.8], [0.0, 0.8]]
     frames = TaggedFrames.flattened(np.ravel(values).tolist(), ("Music", "Dog"))

@@ -8,10 +8,11 @@ import pyarrow as pa
 import pytest
 
 from corpus_asr.activity import Activity
-from corpus_asr.audio.sound_quality import TAG_MEASURES
+from corpus_asr.audio.sound_quality import TAG_MEASURES, TaggedFrames
 from corpus_asr.errors import EngineError
 from corpus_asr.families.registry import PartFeatures
 from corpus_asr.schemas import RESULTS
+from corpus_asr.stages import transcribe
 from corpus_asr.stages.parts import further_columns
 from corpus_asr.stages.transcribe import EngineSpec, TranscribeStage
 from tests.support.engines import ScriptedEngine, always, broken_engine, scripted_engine
@@ -117,6 +118,28 @@ def test_parts_are_tagged_whole_and_segments_by_what_is_in_them(stage: Transcrib
     assert segment["music_share"] > row["music_share"]
     for each in (other, *other["segments"]):
         assert {each[name] for name in TAG_MEASURES} == {None}
+
+
+def test_frames_are_unpacked_for_a_part_and_not_for_each_segment(
+    stage: TranscribeStage, monkeypatch: pytest.MonkeyPatch
+):
+    unpacked = []
+    flattened = TaggedFrames.flattened
+
+    def counted(values: Any, names: Any) -> TaggedFrames:
+        unpacked.append(len(values))
+        return flattened(values, names)
+
+    def often(transcript: Any) -> dict[str, Any]:
+        made = transcribed(transcript)
+        return made | {"segments": [dict(each) for each in 20 * made["segments"]]}
+
+    transcribed = transcribe._transcribed
+    monkeypatch.setattr(transcribe, "_transcribed", often)
+    monkeypatch.setattr(TaggedFrames, "flattened", counted)
+    (row,) = stage(extracted("a", tags=[0.5] * 100, tag_names=["Music"])).to_pylist()
+    assert len(row["segments"]) >= 20
+    assert len(unpacked) <= 2
 
 
 def test_silence_and_failures_pass_through_without_the_engine():
