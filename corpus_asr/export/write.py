@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
+from statistics import fmean
 from typing import Any, TextIO
 from urllib.parse import quote
 
@@ -311,7 +312,9 @@ def _with_digits(recording: Recording, without_rules: Counter[str]) -> Recording
 def _saying(segment: Segment, text: str) -> Segment:
     words = segment.words
     if words:
-        rows = timed_words([asdict(word) for word in words], text, segment.start_s, segment.end_s)
+        rows = timed_words(
+            [asdict(word) for word in words], text, segment.start_s, segment.end_s, spaced=True
+        )
         words = tuple(
             replace(
                 words[0],
@@ -330,7 +333,7 @@ def _probability(words: Sequence[Word], start_s: float, end_s: float) -> float:
     """Return the mean probability of the model's words in a time span, or of all."""
     same = [each for each in words if (each.start_s, each.end_s) == (start_s, end_s)]
     within = [each for each in words if start_s < (each.start_s + each.end_s) / 2 < end_s]
-    return float(np.mean([each.probability for each in same or within or words]))
+    return fmean(each.probability for each in same or within or words)
 
 
 def _columns(formats: Sequence[ExportFormat], *, spoken: bool) -> Sequence[str]:

@@ -456,6 +456,23 @@ def test_number_words_become_digits_where_their_language_has_rules(
     assert json.loads(found["a.json"])["text"].startswith("23 dogs and 100. 40. Es sind 12.")
 
 
+def test_a_number_stays_one_word_where_no_blank_is_between_the_words(
+    store: OutputStore, to: Path
+) -> None:
+    pytest.importorskip("text_to_num")
+    words = [
+        {"word": word, "start_s": at / 2, "end_s": at / 2 + 0.5, "probability": 0.8}
+        for at, word in enumerate([" Twenty", "-five."])  # as Whisper divides it
+    ]
+    (row,) = rows(0, "Twenty-five.")
+    add(store, part("a.wav", 0, texts=None, language="en", segments=[row | {"words": words}]))
+    export(store, str(to), options("json", numbers=NumberStyle.digits), Selection())
+    (segment,) = json.loads(texts(to)["a.json"])["segments"]
+    assert [(each["word"], each["start"], each["end"]) for each in segment["words"]] == [
+        (" 25.", 0.0, 1.0)
+    ]
+
+
 def test_digits_without_their_library_are_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "text_to_num", None)
     with pytest.raises(ConfigError, match=r"install corpus-asr\[numbers\], or leave out"):
