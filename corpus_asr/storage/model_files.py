@@ -151,7 +151,8 @@ def fetch_onnx(model: str, *others: str, key: str = "speakers.model") -> Path:
     if local is None:
         return _fetch_onnx_address(normalize(model), others, key)
     if name and HUB_NAME.fullmatch(f"{owner}/{name}") and (not file or file.endswith(_ONNX)):
-        folder = _snapshot(f"{owner}/{name}", {}, [file or f"*{_ONNX}", *others])
+        beside = [file[: file.rfind("/") + 1] + each for each in others]
+        folder = _snapshot(f"{owner}/{name}", {}, [file or f"*{_ONNX}", *beside])
         return folder / file if file else _only_onnx(folder, model, key)
     raise CheckpointError(
         f"fetching the network {redact_uri(model)}: found no such file, expected an {_ONNX} file, "
@@ -174,10 +175,13 @@ def _fetch_onnx_address(uri: str, others: Sequence[str], key: str) -> Path:
     above, _, name = uri.rpartition("/")
     try:
         files = [file for file in _list_checkpoint(above) if file.name in (name, *others)]
-        if not name.endswith(_ONNX) or name not in [file.name for file in files]:
+        missing = {name, *others} - {file.name for file in files}
+        if missing or not name.endswith(_ONNX):
+            is_there = name.endswith(_ONNX) and name not in missing
             raise CheckpointError(
-                f"fetching the network {redact_uri(uri)}: found no such object, expected an "
-                f"{_ONNX} file; correct {key}"
+                f"fetching the network {redact_uri(uri)}: found no "
+                f"{', '.join(sorted(missing)) if is_there else 'such object'}, expected "
+                f"{' and '.join([f'an {_ONNX} file', *others])} there; correct {key}"
             )
         home = cache_folder() / "checkpoints" / hashlib.blake2b(uri.encode()).hexdigest()[:16]
         return _copy_once(above, files, home) / name

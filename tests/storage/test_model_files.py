@@ -525,6 +525,10 @@ def test_an_onnx_network_is_found_by_file_folder_address_and_hub_name(
     assert asked == [("lab/voices", ["*.onnx"]), ("lab/voices", ["a.onnx"])]
     fetch_onnx("lab/voices", "names.csv")
     assert asked[-1] == ("lab/voices", ["*.onnx", "names.csv"])
+    fetch_onnx("lab/voices/small/8bit/a.onnx", "names.csv")
+    assert asked[-1] == ("lab/voices", ["small/8bit/a.onnx", "small/8bit/names.csv"])
+    with pytest.raises(CheckpointError, match=r"found no classes\.csv, .* and classes\.csv there"):
+        fetch_onnx(f"{memory}/voices/b.onnx", "classes.csv")
     (folder / "b.onnx").write_bytes(b"b")
     for model, message in (
         (str(folder), r"found a\.onnx, b\.onnx, expected one \.onnx file; name the file itself"),
