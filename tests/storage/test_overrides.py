@@ -149,11 +149,12 @@ class Folder:
                 name = Path(file["uri"]).stem
                 columns = json.loads(file["metadata"] or "{}")
                 said = [f"{name} by {columns.get('hotwords')}"]
-                row = part(name, 0, texts=said, language=columns.get("language")) | {
-                    key: file[key] for key in ("recording_id", "uri", "size_bytes", "etag",
-                                               "metadata")}  # fmt: skip
+                own = {key: file[key] for key in ("recording_id", "uri", "size_bytes", "etag",
+                                                  "metadata")}  # fmt: skip
+                spoken = part(name, 0, texts=said, language=columns.get("language"), last=False)
+                silent = part(name, 1, texts=None, status="no_speech")
                 if name in reach:
-                    commit(self.store, results(row), run_id=run.run_id)
+                    commit(self.store, results(spoken | own, silent | own), run_id=run.run_id)
             finish(
                 self.store, run, self.config, model_revision="w",
                 listing=read_listing(self.store, self.plan), num_listed=self.plan.num_files,

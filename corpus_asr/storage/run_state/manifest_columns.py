@@ -31,7 +31,7 @@ _CHANGES = pa.schema([(name, pa.string()) for name in ("recording_id", "before",
 _FOUND = """
 select live.recording_id, outcomes.metadata as before, listed.metadata as now,
        live.generation = coalesce(generations.generation, 0) as latest,
-       list(distinct outcomes.language) as languages
+       list(distinct outcomes.language) filter (outcomes.language is not null) as languages
 from live join outcomes using (id)
 join {listed} listed on listed.recording_id = live.recording_id
 left join generations on generations.recording_id = live.recording_id
