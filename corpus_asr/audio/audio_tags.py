@@ -25,7 +25,8 @@ _TOGETHER = 32  # 15 s, of a network that takes any number of frames
 _KEPT = 32
 # Speech, what AudioSet has below it, and nothing; its classes of places are no sounds either.
 _NO_OTHER_SOUND = {
-    "Speech", "Child speech, kid speaking", "Conversation", "Narration, monologue", "Babbling",
+    "Speech", "Male speech, man speaking", "Female speech, woman speaking",
+    "Child speech, kid speaking", "Conversation", "Narration, monologue", "Babbling",
     "Speech synthesizer", "Silence",
 }  # fmt: skip
 _PLACES = ("Inside, ", "Outside, ")

@@ -67,6 +67,15 @@ def test_frames_cover_a_part_of_any_length_and_speech_is_no_other_sound(
     assert np.isfinite(scripted(broken).values).all()
 
 
+def test_classes_of_speech_that_only_other_networks_have_are_no_other_sounds(
+    scripted: AudioTagger, tmp_path: Path
+) -> None:
+    spoken = "Male speech, man speaking", "Female speech, woman speaking"
+    names = (spoken[0], "Music", "Silence", spoken[1], "Dog")
+    found = AudioTagger(write(tmp_path, b"", *names))(np.zeros(1, np.float32))
+    assert found.names == ("Music", "Dog")
+
+
 def test_scores_that_are_no_numbers_count_as_none(
     scripted: AudioTagger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
