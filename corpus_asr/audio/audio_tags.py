@@ -94,9 +94,10 @@ class AudioTagger:
         window = np.zeros(size, dtype=np.float32)
         known = np.nan_to_num(samples[:size], nan=0.0, posinf=0.0, neginf=0.0)
         window[: len(known)] = known.clip(-1.0, 1.0)
-        scores: np.ndarray = self._outputs(window)[self._output]
+        scores = self._outputs(window)[self._output]
         # A transcript is not to fail for what is no number here.
-        return np.nan_to_num(scores.reshape(-1, scores.shape[-1])[:num_frames]).clip(0.0, 1.0)
+        given: np.ndarray = np.nan_to_num(scores.reshape(-1, scores.shape[-1])[:num_frames])
+        return given.clip(0.0, 1.0)
 
     def _outputs(self, window: Samples) -> list[np.ndarray]:
         found: list[np.ndarray] = self._session.run(

@@ -208,7 +208,8 @@ def find_speakers(store: OutputStore, names: Collection[str]) -> set[tuple[str, 
         meant = f"; did you mean {' or '.join(near)}?" if near else ""
         raise ConfigError(
             f"looking in {redact_uri(store.uri)} for speakers: found nobody called "
-            f"{', '.join(missing)}, expected a name of {NAMES_NAME} or a voice such as V1{meant}"
+            f"{', '.join(missing)}, expected a name of {NAMES_NAME} or of a correction, "
+            f"or a voice such as V1{meant}"
         )
     return found
 

@@ -465,7 +465,9 @@ def test_numbers_of_speakers_and_files_of_others_in_corrections_stay(voiced: Man
     (folder / "NOTES.md").write_text("of others")
     (folder / ".tmp-killed").write_text('{"segments": [{"speaker": "Grace')
     refused = command(voiced, "forget", "--speaker", "S1", "--yes")
-    assert "found nobody called S1" in refused.stderr
+    assert "found nobody called S1, expected a name of speakers.csv or of a correction" in (
+        refused.stderr
+    )
     done = command(voiced, "forget", "--speaker", "Grace", "--yes")
     assert done.exit_code == 0, done.output
     said = [each.segments[0].speaker for each in read_saved(store).values()]
