@@ -30,6 +30,7 @@ from corpus_asr.storage.run_state.corrections import (
     read_saved,
     replaced_row,
     save_correction,
+    spaced_once,
 )
 from corpus_asr.storage.run_state.late_saves import is_there, moved_to
 from corpus_asr.storage.run_state.placing import Placed, place
@@ -277,7 +278,7 @@ class Library:
             self.check_there(recording)
         except GoneError as error:
             if error.moved_to is not None and seen:  # the name of before follows the recording
-                name_speaker(self.store, uri, speaker, seen, seen=name)
+                name_speaker(self.store, uri, speaker, seen, seen=spaced_once(name))
             elif other is None:  # else nothing was saved
                 rewrite_names(
                     self.store, lambda at, who: None if (at, who) == (uri, speaker) else at

@@ -132,7 +132,7 @@ def test_a_name_that_came_too_late_leaves_the_one_of_before(
         return other
 
     monkeypatch.setattr(catalogue, "name_speaker", meanwhile)
-    body = {"id": ID, "speaker": "S1", "name": "secret", "seen": seen}
+    body = {"id": ID, "speaker": "S1", "name": " secret ", "seen": seen}
     assert sent(url, "api/name", body).status == 410
     assert read_names(store) == ({(ID, "S1"): before} if before else {})
     finish_killed(store)
