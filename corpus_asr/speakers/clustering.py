@@ -1,11 +1,15 @@
 """Who is the same: embeddings of one recording's windows in, a speaker's number for each out.
 
 Windows that are nearest neighbors of one another form a graph; the gaps between its smallest
-eigenvalues tell how many speakers there are. Speakers whose voices then prove to be one are merged,
-and everybody who never speaks for long is dropped. Of long recordings, blocks are condensed first.
+eigenvalues tell about how many speakers there are. Speakers whose voices then prove to be one are
+merged, and everybody who never speaks for long is dropped. Several graphs and numbers are tried,
+and the speakers that explain the windows best, for how many they are, are taken. Of long
+recordings, blocks are condensed first, and less is tried.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 
@@ -15,8 +19,12 @@ from corpus_asr.array_types import Float32, Float64, Int64
 MAX_NODES = 600
 # Below, a block's clusters would mix speakers.
 LEAST_NODES_PER_BLOCK = 8
-# Shares of the nodes that count as neighbors; the one with the clearest gap is taken.
+# Shares of the nodes that count as neighbors: a graph of each.
 NEIGHBOR_SHARES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.25)
+# Numbers above that of the clearest gap that are tried with each graph.
+MORE_SPEAKERS = 2
+# Windows of all tries together: all are tried in 55 minutes of speech, one in more than 8 hours.
+TRIED_WINDOWS = 80_000
 # Of speakers that are looked for where no bound is given.
 MAX_SPEAKERS = 12
 # Consecutive windows (3.1 s) that somebody must speak for at least once: mixtures of two voices,
@@ -45,23 +53,26 @@ class Likeness:
     """`small_merge` in recordings with less than `SHORT_WINDOWS`."""
     switch_cost: float
     """What the likeness must gain in one window for the speaker to change."""
+    speaker_cost: float
+    """Of a speaker, times the logarithm of the number of windows: the likeness that all windows
+    together must gain by one more."""
     same_above: float
     """Speakers of two recordings are one person if their mean embeddings are more alike."""
     sharpness: float
     """Of probabilities: their logarithms are cosines times this."""
 
 
-# Fitted on 50 conversations of 41 speakers, and on 32 short ones; those reported are of others
+# Fitted on conversations of 41 speakers, and on 32 short ones; those reported are of others
 # (docs/speakers.md). The sharpness is a choice: confidences are not calibrated.
 GE2E_LIKENESS = Likeness(
     merge_above=0.84, small_merge=0.2, short_small_merge=0.6,
-    switch_cost=0.1, same_above=0.87, sharpness=20.0,
+    switch_cost=0.1, speaker_cost=0.27, same_above=0.87, sharpness=20.0,
 )  # fmt: skip
 # Cosines of different speakers are near 0 in models trained with margins, and 0.45 in GE2E: these
 # are the values above, moved to that scale. They were not fitted.
 MARGIN_LIKENESS = Likeness(
     merge_above=0.72, small_merge=0.35, short_small_merge=1.1,
-    switch_cost=0.18, same_above=0.76, sharpness=11.0,
+    switch_cost=0.18, speaker_cost=0.49, same_above=0.76, sharpness=11.0,
 )  # fmt: skip
 
 
@@ -105,9 +116,11 @@ def find_speakers(
         nobody = np.zeros((0, vectors.shape[1]), dtype=np.float32)
         return Clustering(labels=np.zeros(0, np.int64), confidences=np.zeros(0), voices=nobody)
     nodes = _condensed(vectors)
-    sums = sums_of(vectors, nodes)
-    labels = _by_spectrum(unit(sums), bounds)[nodes]
-    labels, voices = _settled(vectors, labels, likeness, bounds)
+    # In a short recording more were no better.
+    tries = 1 if len(vectors) < SHORT_WINDOWS else max(1, TRIED_WINDOWS // len(vectors))
+    groupings = islice(_by_spectrum(unit(sums_of(vectors, nodes)), bounds), tries)
+    settled = [_settled(vectors, labels[nodes], likeness, bounds) for labels in groupings]
+    labels, voices = max(settled, key=lambda each: _gain(vectors, each[0], each[1], likeness))
     scores = likeness.sharpness * (vectors @ voices.T)
     shares = np.exp(scores - scores.max(axis=1, keepdims=True))
     probabilities = shares[np.arange(len(labels)), labels] / shares.sum(axis=1)
@@ -176,28 +189,50 @@ def _condensed(vectors: Embeddings) -> Labels:
     return nodes
 
 
-def _by_spectrum(vectors: Embeddings, bounds: SpeakerBounds) -> Labels:
+def _by_spectrum(vectors: Embeddings, bounds: SpeakerBounds) -> Iterator[Labels]:
+    """Yield groupings, each once; first that of the clearest gap."""
     size = len(vectors)
     # More than the bound may be found: what is most alike is merged afterwards, which mixes fewer.
     most = min(size, max(MAX_SPEAKERS, bounds.least))
     least = min(bounds.least, most)
     if bounds.most == 1 or size < 2 * LEAST_RUN:
-        return _split_evenly(size, least)
+        yield _split_evenly(size, least)
+        return
     order = np.argsort(-(vectors @ vectors.T), axis=1, kind="stable")
-    best: tuple[float, int, Float64[np.ndarray, "node node"]] | None = None
+    found: list[tuple[float, int, Float64[np.ndarray, "node axis"]]] = []
     for neighbors in sorted({max(2, round(share * size)) for share in NEIGHBOR_SHARES}):
-        laplacian = _laplacian(order[:, :neighbors])
-        values = np.linalg.eigvalsh(laplacian)
+        values, axes = np.linalg.eigh(_laplacian(order[:, :neighbors]))
         gaps = np.diff(values[: most + 1])[least - 1 :]
         if not len(gaps):
             gaps = np.zeros(1)
         # Few neighbors and a wide gap: the graph falls apart as clearly as it can.
         cost = neighbors / size / (float(gaps.max()) / max(float(values[-1]), 1e-9) + 1e-9)
-        if best is None or cost < best[0]:
-            best = (cost, least + int(gaps.argmax()), laplacian)
-    assert best is not None, "there is a share of neighbors"
-    _, number, laplacian = best
-    return _grouped(np.linalg.eigh(laplacian)[1][:, :number], number)
+        found.append((cost, least + int(gaps.argmax()), axes[:, :most]))
+    seen: set[bytes] = set()
+    for _, clearest, axes in sorted(found, key=lambda each: each[0]):
+        for number in range(clearest, min(clearest + MORE_SPEAKERS, most) + 1):
+            labels = _by_appearance(_grouped(axes[:, :number], number))
+            if labels.tobytes() not in seen:
+                seen.add(labels.tobytes())
+                yield labels
+
+
+def _gain(vectors: Embeddings, labels: Labels, voices: Voices, likeness: Likeness) -> float:
+    """Return how well speakers explain the windows, less what as many cost (as BIC counts it)."""
+    lengths = np.linalg.norm(sums_of(vectors, labels), axis=1)
+    # A voice varies in a long recording: more windows are no more reason for another speaker.
+    size = min(len(vectors), MAX_NODES)
+    explained = size * float(lengths.sum()) / len(vectors)
+    # Where that many were asked for, one voice may be two speakers, and then two voices are one.
+    alike = float(np.triu(voices @ voices.T, 1).max()) > likeness.merge_above
+    return explained - likeness.speaker_cost * (len(voices) + alike) * float(np.log(size))
+
+
+def _by_appearance(labels: Labels) -> Labels:
+    """Number the labels in order of first appearance."""
+    _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
+    numbered: Labels = np.argsort(np.argsort(first))[inverse]
+    return numbered
 
 
 def _split_evenly(size: int, number: int) -> Labels:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy.cluster.hierarchy import fcluster, linkage
 
+from corpus_asr.speakers import clustering
 from corpus_asr.speakers.clustering import (
     GE2E_LIKENESS,
     MAX_NODES,
@@ -113,6 +114,19 @@ def test_a_voice_that_changes_for_once_in_a_short_recording_is_no_third(seed: in
     assert len(find_speakers(vectors, GE2E_LIKENESS).voices) == 2
     longer = replace(GE2E_LIKENESS, short_small_merge=GE2E_LIKENESS.small_merge)
     assert len(find_speakers(vectors, longer).voices) == 3
+
+
+def test_those_who_speak_once_are_found_where_the_clearest_gap_is_of_others(monkeypatch):
+    draw = np.random.default_rng(4)
+    said = np.repeat(range(6), 6).tolist()
+    for turn in range(10):
+        said += [(turn + 1) % 2] * int(draw.integers(4, 13))
+    vectors = voices(6, 4)[said] + 0.6 * draw.standard_normal((len(said), WIDTH)) / np.sqrt(WIDTH)
+    vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    assert find_speakers(vectors, GE2E_LIKENESS).labels.tolist() == said
+    # As in ten hours of speech, of which one grouping is tried.
+    monkeypatch.setattr(clustering, "TRIED_WINDOWS", len(vectors))
+    assert len(find_speakers(vectors, GE2E_LIKENESS).voices) == 2
 
 
 def test_one_window_of_another_voice_is_smoothed_away():
