@@ -4,12 +4,15 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# Three at a time, since some wait for processes and stores. In the order in which they stand: by
+# number of tests, the longest files, which have few, would come last.
+TESTS := $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 # Tests start Python some hundreds of times: what it compiled once shall be kept, whatever is set.
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-lowest test-soak bench bench-gate gpu-check site lint format clean
+.PHONY: help setup demo test test-long test-lowest test-soak bench bench-gate gpu-check site lint format clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,15 +32,17 @@ demo: $(INSTALLED) ## Transcribe tests/data/spoken, show the text and its errors
 	@$(BIN)/corpus-asr report output/demo --html output/demo/report.html > /dev/null  # with these error rates
 	@echo "tables (Parquet): output/demo/segments, outcomes and recordings; page: output/demo/report.html"
 
-test: $(INSTALLED) ## Run the tests, linters included; no network, no GPU
-	@# Three at a time, since some wait for processes and stores. In the order in which they stand: by
-	@# number of tests, the longest files, which have few, would come last.
-	@$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
+test: $(INSTALLED) ## Run the quick tests, linters included; no network, no GPU
+	@$(TESTS)
+
+test-long: $(INSTALLED) ## Run the tests that take a second or more each
+	@$(TESTS) -m "long and not gpu and not network and not slow"
 
 test-lowest: ## Run the tests with the lowest versions of constraints-lowest.txt, in .venv-lowest
 	@$(PYTHON) -m venv .venv-lowest
 	@.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-lowest.txt -e '.[test]'
-	@.venv-lowest/bin/python -m pytest --numprocesses 2 --dist loadfile --ignore tests/repo
+	@.venv-lowest/bin/python -m pytest --numprocesses 2 --dist loadfile --ignore tests/repo \
+		-m "not gpu and not network and not slow"
 
 test-soak: $(INSTALLED) ## Run the tests that take minutes to hours
 	@$(BIN)/python -m pytest -m slow --timeout=7200

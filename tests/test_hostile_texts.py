@@ -170,6 +170,7 @@ def test_tables_hold_it_as_it_was(store: OutputStore) -> None:
     }
 
 
+@pytest.mark.long
 def test_what_a_terminal_shows_does_nothing_to_it(
     store: OutputStore, capsys: pytest.CaptureFixture[str]
 ) -> None:

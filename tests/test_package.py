@@ -13,6 +13,8 @@ import pytest
 import corpus_asr
 from corpus_asr.runtime.transcriber import Transcriber
 
+pytestmark = pytest.mark.long
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 WITH_EXAMPLES = ("corpus_asr", "corpus_asr.formats.transcript", "corpus_asr.runtime.transcriber")
 

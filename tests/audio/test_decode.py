@@ -371,6 +371,7 @@ def test_a_file_that_cannot_be_read_on_ends_with_an_error_after_what_was_good(mo
     assert caught.value.kind == "empty_audio"
 
 
+@pytest.mark.long
 def test_a_stream_that_begins_in_mid_file_costs_nothing_of_the_first():
     """A video tag after the sound of a Flash file whose header announces sound only."""
     data = encode(tone(120), rate_hz=16000, container="flv", codec="aac")

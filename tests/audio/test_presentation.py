@@ -194,6 +194,7 @@ def test_gaps_of_live_recordings_are_filled_whose_length_is_a_guess(sound: tuple
     assert (decoder.time_corrections, decoder.clock_restarts) == (1, 0)
 
 
+@pytest.mark.long
 def test_gaps_behind_the_end_are_an_hour_in_all() -> None:
     spans = [(0.0, 1.0), *((1700.0 * number, 1.0) for number in range(1, 5))]
     data = recording("matroska", spans, picture=False, sound=("pcm_s16le", "s16"), live="1")

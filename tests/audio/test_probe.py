@@ -121,6 +121,7 @@ def test_a_failing_store_is_a_fetch_error_at_any_point():
         assert error is None or error in (caught.value, caught.value.__cause__)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("container", "codec", "sample_format"),
     [

@@ -70,6 +70,7 @@ def compared(*arguments: str | Path, code: int) -> dict[str, Any]:
     return data
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_same_checkpoint_says_the_same(
     family: str, made: Callable[[str], Path], clip: str

@@ -205,6 +205,7 @@ def test_the_command_line_passes_its_options_on():
     assert "--peers" in CliRunner().invoke(cli.app, ["bench", "--help"]).output
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("peers", ["none", pytest.param(",".join(PEERS), marks=pytest.mark.slow)])
 def test_a_real_run_measures_every_engine(peers, request, tmp_path):
     # Peers on a checkpoint that ends its sentences; one of noise babbles for minutes.

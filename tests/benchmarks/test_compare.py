@@ -314,6 +314,7 @@ def test_what_a_child_process_spends_is_counted():
     assert cpu_s_of(spend) > 0.02
 
 
+@pytest.mark.long
 def test_an_ffmpeg_that_fails_says_on_which_file_and_why(clip, no_ffmpeg):
     program = no_ffmpeg / "ffmpeg"
     program.write_text(FAILING)

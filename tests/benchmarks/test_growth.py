@@ -47,6 +47,7 @@ def test_what_grows_faster_than_its_order_is_named() -> None:
     )
 
 
+@pytest.mark.long
 def test_steps_are_measured_one_after_the_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

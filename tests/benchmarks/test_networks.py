@@ -105,6 +105,7 @@ def test_a_type_that_it_does_not_have_is_refused(folder):
         networks.corpus_asr(str(folder), **SIZES | {"dtype": "float7", "threads": 1, "beams": 1})
 
 
+@pytest.mark.long
 def test_a_size_is_measured_without_weights_or_audio(tmp_path, capsys):
     path = tmp_path / "found.json"
     main([

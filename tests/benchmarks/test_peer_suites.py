@@ -13,6 +13,8 @@ from benchmarks import peer_openai, peer_suites
 from benchmarks.peer_suites import COPY, classified, drawn, main, publish, run_suite
 from tests.support.audio import noise
 
+pytestmark = pytest.mark.long
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGE = REPOSITORY / "docs" / "transformers.md"
 SUITE = """

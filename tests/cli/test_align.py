@@ -17,6 +17,8 @@ from tests.support.loaded import lend
 from tests.support.pages import parsed
 from tests.support.spoken import spoken
 
+pytestmark = pytest.mark.long
+
 INAUGURAL = spoken()["inaugural.flac"]
 CLIPS = INAUGURAL.path.parents[1] / "clips"
 AS_FILES = ("srt", "vtt", "lrc", "json", "whisperx", "ctm", "textgrid", "tsv", "nemo")

@@ -23,6 +23,8 @@ from tests.support.runs import correct_segment
 from tests.support.stores import held_by
 from tests.support.tables import rows_of
 
+pytestmark = pytest.mark.long
+
 REPOSITORY = Path(__file__).parents[2]
 SPEECH = REPOSITORY / "tests" / "data" / "speech" / "english_short"
 GUIDE = (REPOSITORY / "docs" / "archive.md").read_text()

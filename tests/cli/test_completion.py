@@ -11,6 +11,8 @@ import pytest
 
 from corpus_asr.config.load import load_config
 
+pytestmark = pytest.mark.long
+
 BINARIES = Path(sys.executable).parent
 COMMAND = str(BINARIES / "corpus-asr")
 # A shell waits for the answer; CPU time, since a busy machine makes wall time a matter of luck.

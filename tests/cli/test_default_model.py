@@ -18,6 +18,8 @@ from corpus_asr.pipelines import driver
 from corpus_asr.runtime import checkpoints as weights
 from corpus_asr.storage import model_files
 
+pytestmark = pytest.mark.long
+
 REPOSITORY = Path(__file__).parents[2]
 CLIP = str(REPOSITORY / "tests" / "data" / "clips" / "english.wav")
 COMMAND = str(Path(sys.executable).parent / "corpus-asr")

@@ -201,6 +201,7 @@ def ended_after(store: OutputStore, frames: int) -> Callable[[str], None]:
     return look
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("columns", "options"), [(80, ["--watch"]), (40, [])])
 def test_a_run_is_drawn_in_place_and_no_word_is_broken(
     running: OutputStore, columns: int, options: list[str]

@@ -39,6 +39,7 @@ def invoke(*options: str) -> Result:
     return CliRunner().invoke(cli.app, ["finetune", *options])
 
 
+@pytest.mark.long
 def test_a_training_is_told_line_by_line(place: Path) -> None:
     config = training(
         place,

@@ -184,6 +184,7 @@ def test_a_misspelt_language_is_answered_with_its_code() -> None:
     check_known(["auto", "de"], {"en", "de"})
 
 
+@pytest.mark.long
 def test_plan_checks_output_recording_model_and_memory(
     job: str, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,10 +4,13 @@ import json
 from pathlib import Path
 
 import pyarrow.dataset
+import pytest
 from typer.testing import CliRunner
 
 from corpus_asr.cli import main as cli
 from tests.support.spoken import spoken
+
+pytestmark = pytest.mark.long
 
 INAUGURAL = spoken()["inaugural.flac"].path
 

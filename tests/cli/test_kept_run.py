@@ -138,6 +138,7 @@ def test_two_calls_at_once_leave_each_others_speakers(monkeypatch: pytest.Monkey
     assert sorted(map(len, turns.values())) == [2, 2]
 
 
+@pytest.mark.long
 def test_channels_and_silence_are_kept() -> None:
     parts = tuple(
         replace(SAID, segments=(segment(f" Channel {at}.", float(at), at + 1.0),), channel=at,

@@ -314,6 +314,7 @@ def python(*arguments: str) -> "subprocess.CompletedProcess[str]":
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("raised", "code", "said"),
     [

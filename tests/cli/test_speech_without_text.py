@@ -11,6 +11,8 @@ from corpus_asr.cli import main as cli
 from corpus_asr.report.text import duration
 from tests.support.pages import parsed
 
+pytestmark = pytest.mark.long
+
 CLIPS = Path(__file__).parents[1] / "data" / "clips"
 # Every window counts as silence, whatever is said.
 DEAF = ("--set", "decoding.no_speech_threshold=0", "--set", "decoding.logprob_threshold=0")

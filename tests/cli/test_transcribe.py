@@ -465,6 +465,7 @@ def test_a_folder_gives_all_formats_and_tells_what_was_skipped() -> None:
     assert [name for name in written() if "d." in name] == [f"d.{each}" for each in suffixes]
 
 
+@pytest.mark.long
 def test_files_go_to_object_stores_and_are_kept_there() -> None:
     with default_s3() as server:
         server.make_bucket("texts")

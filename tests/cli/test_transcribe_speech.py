@@ -25,6 +25,8 @@ from tests.support.loaded import lend
 from tests.support.stores import web_server
 from tests.support.terminal import on_terminal
 
+pytestmark = pytest.mark.long
+
 REPOSITORY = Path(__file__).parents[2]
 DATA = REPOSITORY / "tests" / "data"
 AWKWARD = DATA / "speech" / "awkward"

@@ -127,6 +127,7 @@ def test_overrides_make_the_sections_they_need(tmp_path: Path) -> None:
     assert document.origins[("b", "c")] == "--set b.c=2"
 
 
+@pytest.mark.long
 @given(st.text(alphabet=st.characters(codec="utf-8", exclude_categories=["Cc"])))
 def test_any_unquoted_text_is_an_override_value(text: str) -> None:
     if text.strip().startswith(("'", '"', "[", "{")):

@@ -142,6 +142,7 @@ def test_a_trace_has_every_beam_that_ran(models: list[WhisperSlotModel]) -> None
     check(models[0], jobs, [*traced, plain])
 
 
+@pytest.mark.long
 def test_sampled_beams_name_their_seed_and_no_neighbor(models: list[WhisperSlotModel]) -> None:
     def all_texts(seed: int, temperature: float) -> list[tuple[tuple[int, ...], ...]]:
         options: dict[str, Any] = {"num_beams": 3, "num_return_sequences": 3}

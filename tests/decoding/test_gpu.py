@@ -41,7 +41,7 @@ from tests.support.searches import ask as ask_of_kind
 from tests.support.slots import assert_all_same, outcomes, run_jobs
 
 # NumPy, by which kernels are interpreted, warns of what a GPU is silent about.
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore::RuntimeWarning")]
 
 # Two seconds, so that a window of one is short.
 FRAMES = 200

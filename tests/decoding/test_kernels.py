@@ -77,6 +77,7 @@ COMPILED: dict[str, tuple[str, dict[str, str], dict[str, Any]]] = {
 }  # fmt: skip
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name",
     [pytest.param(name, marks=[] if "masked" in name else [pytest.mark.slow]) for name in COMPILED],
@@ -123,6 +124,7 @@ def test_sums_along_diagonals_are_those_of_torch(
     assert torch.equal(interpreted.sum_diagonals(costs), alignment._sum_diagonals(costs))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "dtype",
     [torch.float16, *(pytest.param(each, marks=pytest.mark.slow)
@@ -173,6 +175,7 @@ def test_one_query_attends_as_the_plain_products_do(
 VOCAB, BEGIN, END = 60, 40, 30
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("begin", "sampled"),
     [

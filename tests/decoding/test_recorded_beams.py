@@ -16,6 +16,8 @@ from tests.support.device import pretended_gpu
 from tests.support.searches import END, KINDS, ask, job, small_whisper
 from tests.support.slots import assert_all_same, run_jobs
 
+pytestmark = pytest.mark.long
+
 KINDS_OF_BEAMS = [kind for kind in KINDS if "beams" in kind and kind != "short beams"]
 PLACES = 5  # steps run 1, 2, 4 or 5 of them
 

@@ -160,6 +160,7 @@ tasks_of_jobs = st.lists(
 )
 
 
+@pytest.mark.long
 @settings(max_examples=25, deadline=None)
 @given(
     tasks=tasks_of_jobs, slots=st.integers(1, 9), check_every=st.none() | st.integers(1, 5),

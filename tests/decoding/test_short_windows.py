@@ -117,6 +117,7 @@ def test_texts_differ_by_what_is_heard(model: WhisperSlotModel, alone: Alone) ->
     assert differ == [frames_of(number) is not None for number in NUMBERS]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("slots", [1, 3, 8])
 def test_jobs_of_all_lengths_and_kinds_side_by_side(
     model: WhisperSlotModel, alone: Alone, slots: int

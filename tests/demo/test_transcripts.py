@@ -33,6 +33,8 @@ from tests.support.logs import logging_put_back
 from tests.support.spoken import NAMES, REFERENCES, REPOSITORY, Sentence, error_rate, spoken
 from tests.support.tables import rows_of
 
+pytestmark = pytest.mark.long
+
 __all__ = ["ray_session"]
 
 SPOKEN = spoken()

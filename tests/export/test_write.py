@@ -275,6 +275,7 @@ def test_segments_that_are_not_what_the_outcomes_say_are_noticed(
         export(store, str(to), options("txt"), Selection())
 
 
+@pytest.mark.long
 def test_more_segments_than_memory_holds_come_in_the_order_of_recordings_and_time(
     store: OutputStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -322,6 +323,7 @@ def test_the_command_writes_files_and_says_so(store: OutputStore, to: Path) -> N
     assert "max_line_count without max_line_width" in done.stderr
 
 
+@pytest.mark.long
 def test_segments_are_read_as_people_corrected_them_unless_the_models_are_asked_for(
     store: OutputStore,
 ) -> None:
@@ -372,6 +374,7 @@ def test_segments_are_read_as_people_corrected_them_unless_the_models_are_asked_
         assert refused.exit_code == 2, words
 
 
+@pytest.mark.long
 def test_what_people_corrected_is_written_unless_the_models_text_is_asked_for(
     store: OutputStore, to: Path
 ) -> None:

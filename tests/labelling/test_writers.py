@@ -64,6 +64,7 @@ def heard_of(samples: Any) -> list[int]:
     return seconds_heard(np.asarray(samples, dtype=np.float32).reshape(-1))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("audio_format", ["flac", "wav"])
 def test_lhotse_opens_cuts_and_hears_them(labelled: Callable[..., Path], audio_format: str) -> None:
     lhotse = pytest.importorskip("lhotse")
@@ -204,6 +205,7 @@ def test_rows_without_what_may_be_missing_are_written(tmp_path: Path) -> None:
     assert json.loads(line)["confidence"] == 0.1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("layout", ["huggingface", "webdataset", "nemo"])
 def test_finetune_reads_a_folder_and_hears_what_is_said(
     labelled: Callable[..., Path], layout: str

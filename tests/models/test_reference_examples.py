@@ -276,6 +276,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
     return Folders(tmp_path_factory.mktemp("hub"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("example", [*WHISPER, *SPEECH2TEXT])
 @pytest.mark.filterwarnings("ignore")  # what transformers warns of is its own
 def test_an_example_gives_what_it_gives_with_the_other_import(

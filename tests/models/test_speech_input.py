@@ -104,6 +104,7 @@ def test_anything_else_is_refused(inputs: Any, error: type, message: str) -> Non
         load_speech(inputs)
 
 
+@pytest.mark.long
 def test_a_machine_without_decoders_and_tables_takes_arrays() -> None:
     code = """
 import sys

@@ -63,6 +63,7 @@ def theirs(folder: Path) -> Any:
     return THEIRS(TASK, str(folder), device=-1)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("seconds", "options"),
     [
@@ -135,6 +136,7 @@ def test_a_dictionary_is_not_changed_and_its_other_entries_come_back(
         assert found["speaker"][0] == "ada"
 
 
+@pytest.mark.long
 def test_many_recordings_are_each_what_they_are_alone(ours: Any) -> None:
     many = [sound(3), sound(31, 1), sound(2, 2)]
     options = {**SHORT, "return_timestamps": True}
@@ -193,6 +195,7 @@ def test_a_draft_changes_no_text_and_a_checkpoint_may_ask_for_timestamps(folder:
 # Loading.
 
 
+@pytest.mark.long
 def test_models_that_are_loaded_take_their_parts_as_given(folder: Path, text: str) -> None:
     model = WhisperForConditionalGeneration.from_pretrained(folder)
     processor = WhisperProcessor.from_pretrained(folder)

@@ -19,7 +19,10 @@ from corpus_asr.models import speech2text, whisper
 from tests.support.checkpoints import tiny_families, tiny_whisper
 from tests.support.tokenizers import tiny_tokenizer
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning"),
+]
 SIZES: dict[str, Any] = {"d_model": 16, "heads": 2, "layers": 1}
 IDS = torch.tensor([[5, 6], [7, 8]])
 

@@ -18,9 +18,12 @@ from corpus_asr.models import speech2text, trainer, whisper
 from tests.support.checkpoints import tiny_speech2text, tiny_whisper
 from tests.support.tokenizers import tiny_speech2text_tokenizer, tiny_tokenizer
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*pin_memory:UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning"
-)
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.filterwarnings(
+        "ignore:.*pin_memory:UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning"
+    ),
+]
 TEXTS = ("ask not what your country can do", "the north wind and the sun", "for you", "my fellow")
 STEPS = 20
 # Losses of about 7: rounding of float32, which 20 steps of AdamW carry on.

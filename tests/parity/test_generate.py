@@ -149,6 +149,7 @@ CASES: list[tuple[str, Tensor, dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "features", "arguments"),
     CASES,

@@ -33,6 +33,8 @@ from corpus_asr.transcription.windows import PartRequest
 from corpus_asr.units import HOP_SAMPLES, SAMPLE_RATE_HZ, WINDOW_FRAMES, WINDOW_SAMPLES
 from tests.support.references import Pair, align_with, openai_whisper, read_audio, same
 
+pytestmark = pytest.mark.long
+
 STORY = "longform/ls_777-126732.ogg"
 GREEDY: dict[str, Any] = {
     "strategy": "sequential",

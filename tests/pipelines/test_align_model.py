@@ -63,6 +63,7 @@ def assert_timed(found: Transcript) -> None:
     assert all(word.start_s / 0.08 == pytest.approx(round(word.start_s / 0.08)) for word in words)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["Whisper", "Speech2Text", "TDT", "other CTC", TIMED])
 def test_words_of_every_family_are_timed(models: dict[str, Path], name: str) -> None:
     model: dict[str, Any] = {"recognizer": name} if name == TIMED else {}
@@ -84,6 +85,7 @@ def test_words_of_every_family_are_timed(models: dict[str, Path], name: str) -> 
         assert aligned.missing == ()
 
 
+@pytest.mark.long
 def test_it_times_the_words_of_each_of_several_models(
     models: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -146,6 +148,7 @@ def segments_of(config: RunConfig) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
+@pytest.mark.long
 def test_a_job_has_words_of_a_model_that_times_none(
     recordings: Path, models: dict[str, Path]
 ) -> None:

@@ -19,6 +19,8 @@ from corpus_asr.storage.stores import filesystem
 from tests.support.nightly import Archive
 from tests.support.tables import rows_of
 
+pytestmark = pytest.mark.long
+
 
 class Typed(Archive):
     """An archive that is worked on by the command line."""

@@ -22,6 +22,8 @@ from tests.support.nightly import QUICK, Archive
 from tests.support.pages import parsed
 from tests.support.stores import SECRET, Webhook, webhook
 
+pytestmark = pytest.mark.long
+
 VARIABLE = "CORPUS_ASR_TEST_WEBHOOK"
 
 

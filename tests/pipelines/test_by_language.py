@@ -20,6 +20,8 @@ from tests.support.parakeet import parakeet_checkpoint
 from tests.support.tables import rows_of, with_section
 from tests.support.tokenizers import tiny_tokenizer
 
+pytestmark = pytest.mark.long
+
 ENGLISH, GERMAN = "english.wav", "german.opus"
 SHORT: dict[str, Any] = {"max_target_positions": 24}
 Said = dict[str, list[tuple[Any, ...]]]

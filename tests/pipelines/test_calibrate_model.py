@@ -147,6 +147,7 @@ def test_the_json_has_the_figures(tmp_path: Path) -> None:
     assert sum(band["segments"] for band in data["held_out"]["bands"]) == 300
 
 
+@pytest.mark.long
 def test_runs_that_cannot_be_calibrated_are_refused(tmp_path: Path) -> None:
     store = run(tmp_path / "few", recordings=6)
     done = evaluate(tmp_path / "few")
@@ -197,6 +198,7 @@ def test_one_of_another_family_is_refused(tmp_path: Path) -> None:
     assert calibration_for(config, target, model_revision=REVISION, family="parakeet_tdt")
 
 
+@pytest.mark.long
 def test_one_of_a_recognizer_is_named_after_its_class(tmp_path: Path) -> None:
     for name, checkpoint in (("with", "my/weights"), ("without", "whisper-tiny.en")):
         store = run(

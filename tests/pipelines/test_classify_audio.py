@@ -80,6 +80,7 @@ def recordings_in(config: RunConfig) -> dict[str, dict[str, Any]]:
     return {Path(row["uri"]).name: row for row in rows}
 
 
+@pytest.mark.long
 def test_every_window_of_speech_has_its_labels(languages: RunConfig) -> None:
     outcomes = outcomes_in(Path(languages.output.uri))
     assert outcomes["broken.mp3", 0]["status"] == "failed"
@@ -118,6 +119,7 @@ def test_a_recording_is_the_mean_of_its_windows_weighted_by_speech(languages: Ru
     assert sum(1 for name, _, _ in windows if name == "longer.mp3") > 1
 
 
+@pytest.mark.long
 def test_classes_are_those_of_transformers(
     classes: RunConfig, corpus: Path, classifier: Path
 ) -> None:
@@ -149,6 +151,7 @@ def test_first_speech_agrees_with_what_a_transcription_detects(
     assert found["label_probability"] == pytest.approx(spoken["language_probability"], abs=1e-6)
 
 
+@pytest.mark.long
 def test_a_half_done_classification_redoes_only_what_is_missing(
     classes: RunConfig, tmp_path: Path
 ) -> None:
@@ -214,6 +217,7 @@ def test_a_head_that_was_not_saved_is_not_drawn(classifier: Path, tmp_path: Path
         load_classifier(folder, device="cpu", dtype="float32")
 
 
+@pytest.mark.long
 def test_the_command_dispatches_on_the_pipeline(
     corpus: Path, classifier: Path, tmp_path: Path
 ) -> None:

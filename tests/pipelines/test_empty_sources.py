@@ -12,6 +12,8 @@ from corpus_asr.schemas import LABELS, OUTCOMES, RECORDINGS, SEGMENTS
 from tests.support.corpora import tiny_model
 from tests.support.tables import same_schema
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -14,6 +14,8 @@ from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.runs import correct_segment
 from tests.support.tables import commit, part, results
 
+pytestmark = pytest.mark.long
+
 TEXTS = {"/a.wav": "red green blue white", "/b.wav": "tall small", "/failed.wav": "old new",
          "/absent.wav": "no", "/half.wav": "yes"}  # fmt: skip
 

@@ -21,6 +21,8 @@ from corpus_asr.storage.run_state.tables import HOOKS_FOLDER, OutputStore
 from tests.support.audio import wav_bytes
 from tests.support.tables import run_config, with_section
 
+pytestmark = pytest.mark.long
+
 RATE_HZ = 16_000
 HERE = "tests.support.hooks"
 REDACT = {"name": "redact", "function": f"{HERE}:redact",

@@ -23,6 +23,8 @@ from tests.support.nightly import Archive
 from tests.support.runs import correct_segment
 from tests.support.tables import run_config, same_schema, with_section
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture
 def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Archive:

@@ -52,6 +52,7 @@ def parts(config: RunConfig) -> Counter[tuple[str, str]]:
     return Counter((row["recording_id"], row["run_id"]) for row in rows)
 
 
+@pytest.mark.long
 def test_a_run_does_again_only_what_people_set_also_after_a_kill(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

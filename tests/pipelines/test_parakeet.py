@@ -21,6 +21,8 @@ from tests.support.parakeet import parakeet_checkpoint
 from tests.support.tables import rows_of, run_config, with_section
 from tests.view.conftest import serving
 
+pytestmark = pytest.mark.long
+
 # Matrix products of other batches round in another order.
 ROUNDING = 1e-4
 SCORES = ("confidence", "avg_logprob", "text_logprob")

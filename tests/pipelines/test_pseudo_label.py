@@ -116,6 +116,7 @@ def test_datasets_reads_it_and_hears_the_seconds_that_were_kept(
     assert (row["model"], row["model_revision"]) == ("some/model", "output")
 
 
+@pytest.mark.long
 def test_what_people_corrected_is_labelled_with_certainty_and_marked(
     decoded: Transcribed, tmp_path: Path
 ) -> None:
@@ -148,6 +149,7 @@ def test_what_people_corrected_is_labelled_with_certainty_and_marked(
     assert not any("home" in text for text in texts)
 
 
+@pytest.mark.long
 def test_examples_have_speakers_and_nobody_is_in_two_splits(
     decoded: Transcribed, tmp_path: Path
 ) -> None:
@@ -616,6 +618,7 @@ def summary_of(folder: Path, *, left: int = 0) -> RunSummary:
     )  # fmt: skip
 
 
+@pytest.mark.long
 def test_transcripts_from_elsewhere_lead_to_no_file_outside_the_own_source(
     decoded: Transcribed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

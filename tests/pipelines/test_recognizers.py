@@ -56,6 +56,7 @@ def failures(config: RunConfig) -> dict[str, tuple[str, str]]:
     }  # fmt: skip
 
 
+@pytest.mark.long
 def test_a_job_writes_the_tables_of_any_model(recordings: Path) -> None:
     config = job(recordings, "Untimed")
     summary = run(config, local=True, progress=None)
@@ -67,6 +68,7 @@ def test_a_job_writes_the_tables_of_any_model(recordings: Path) -> None:
     assert run(config, local=True, progress=None).processed_files == 0
 
 
+@pytest.mark.long
 def test_its_confidence_is_calibrated_and_that_of_another_class_is_refused(tmp_path: Path) -> None:
     folder, references = tmp_path / "in", tmp_path / "references.jsonl"
     folder.mkdir()

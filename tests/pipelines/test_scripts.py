@@ -18,6 +18,8 @@ from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.logs import logging_put_back
 from tests.support.nightly import QUICK
 
+pytestmark = pytest.mark.long
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 SCRIPTS = REPOSITORY / "pipelines"
 CLIPS = REPOSITORY / "tests" / "data" / "clips"

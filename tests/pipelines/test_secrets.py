@@ -35,6 +35,8 @@ from tests.support.stores import (
 )
 from tests.support.tables import rows_of
 
+pytestmark = pytest.mark.long
+
 SECRET = "pl4nted"
 PLANTED = {
     "AWS_ACCESS_KEY_ID": f"{SECRET}-id",

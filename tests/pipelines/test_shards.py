@@ -36,6 +36,8 @@ from tests.support.killing import PAUSE, KillableJob, killable_job, tables_of
 from tests.support.stores import life
 from tests.support.tables import with_section
 
+pytestmark = pytest.mark.long
+
 FILES = 4
 QUICK = Timing(heartbeat_s=0.05, looks=2, settle_s=0.0)
 

@@ -119,6 +119,7 @@ def config_of(corpus: Path, model: Path, output: Path, **decoding: Any) -> RunCo
     return job(corpus, model, output, decoding=ONCE | {"word_timestamps": True} | decoding)
 
 
+@pytest.mark.long
 def test_a_run_accounts_for_every_recording(
     corpus: Path, writing_one: Path, tmp_path: Path
 ) -> None:

@@ -10,6 +10,8 @@ from typer.testing import CliRunner, Result
 from corpus_asr.cli import main as cli
 from tests.support.corpora import tiny_model
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -26,6 +26,8 @@ from tests.support.corpora import CLIPS, job, tiny_model
 from tests.support.films import Track, film
 from tests.support.tables import rows_of
 
+pytestmark = pytest.mark.long
+
 ENGLISH, GERMAN = read_clip(CLIPS / "english.wav"), read_clip(CLIPS / "german.opus")
 SILENCE = np.zeros(3 * SAMPLE_RATE_HZ, np.float32)
 EN, DE = Track(samples=ENGLISH, language="eng"), Track(samples=GERMAN, language="deu")

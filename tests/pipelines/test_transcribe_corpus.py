@@ -15,6 +15,8 @@ from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.corpora import copy_of, job, outcomes_in, redo, segments_in, tiny_model
 from tests.support.tables import rows_of, with_section
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -19,6 +19,8 @@ from tests.support.runs import InThisProcess
 from tests.support.tables import run_config
 from tests.support.tokenizers import tiny_tokenizer
 
+pytestmark = pytest.mark.long
+
 CLIP = str(CLIPS / "english.wav")
 PLANTED = "tests.support.recognizers:Counting"
 NO_RULES: dict[str, Any] = {

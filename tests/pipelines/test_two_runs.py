@@ -25,6 +25,8 @@ from tests.support.killing import PAUSE, KillableJob, killable_job, tables_of
 from tests.support.pages import parsed
 from tests.support.tables import with_section
 
+pytestmark = pytest.mark.long
+
 FILES = 12
 
 

@@ -98,6 +98,7 @@ LINE = re.compile(r"(\w+) +([\w.%-]+) +(\S+)( .+)?")
 
 
 # All of them transcribe minutes of speech several times.
+@pytest.mark.long
 @pytest.mark.parametrize(
     "stages",
     [["waits", "step"], pytest.param([*STAGES], marks=pytest.mark.slow)],

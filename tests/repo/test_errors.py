@@ -4,6 +4,8 @@ import ast
 import pickle
 from collections.abc import Iterator
 
+import pytest
+
 from corpus_asr import errors
 from corpus_asr.failure_kinds import FAILURE_KINDS, failure_kind
 from tests.repo.sources import REPOSITORY, parsed, python_files
@@ -102,6 +104,7 @@ def kinds_of(value: ast.expr, constants: dict[str, str]) -> Iterator[str]:
             yield constants[node.id]
 
 
+@pytest.mark.long
 def test_every_kind_used_in_the_code_is_known_and_no_other() -> None:
     used = kinds_in_code()
     assert {"not_audio", "damaged", "not_found", "poison", "decoder_timeout", "internal"} <= used

@@ -50,6 +50,7 @@ def test_the_import_contracts_hold():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.long
 def test_modules_of_the_torch_free_half_load_neither_torch_nor_ray():
     contract = next(c for c in CONTRACTS if c["name"].startswith("CPU workers"))
     names = [name for source in contract["source_modules"] for name in modules_below(source)]
@@ -228,6 +229,7 @@ def upward_references(module: str, tree: ast.Module) -> list[str]:
     ]
 
 
+@pytest.mark.long
 def test_no_module_names_a_higher_one_in_an_import_or_a_string():
     found = []
     for path in python_files("corpus_asr"):

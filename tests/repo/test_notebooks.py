@@ -276,6 +276,7 @@ def test_the_difference_of_two_runs_is_that_of_evaluate(kernel: Kernel, runs: di
     assert len(outputs_of(found, "image/png")) == NUM_PLOTS["04"]
 
 
+@pytest.mark.long
 def test_a_difference_shows_what_is_missing_and_what_is_new(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.syspath_prepend(str(FOLDER))
     difference = importlib.import_module("scores").difference

@@ -150,6 +150,7 @@ def test_every_test_in_the_reference_table_exists():
         assert f"\ndef {name}(" in (REPOSITORY / "docs" / path).read_text(), f"{path}::{name}"
 
 
+@pytest.mark.long
 def test_each_claim_about_security_names_tests_that_exist() -> None:
     section = (
         (REPOSITORY / "SECURITY.md").read_text().partition("## Tested")[2].partition("\n## ")[0]

@@ -46,6 +46,7 @@ class Requests(HTMLParser):
             self.found.append(loaded)
 
 
+@pytest.mark.long
 def test_no_page_loads_anything_from_another_host(site: Path) -> None:
     pages = list(site.rglob("*.html"))
     assert len(pages) > 30

@@ -91,6 +91,7 @@ def test_numbers_of_another_version_are_no_comparison(data: Any, tmp_path: Path)
     assert previous(store, "run") == NUMBERS
 
 
+@pytest.mark.long
 def test_a_run_that_committed_nothing_has_no_numbers(tmp_path: Path) -> None:
     job = ManualRun(tmp_path, (*NAMES, "d.wav"))
     job.begin()

@@ -17,6 +17,8 @@ from corpus_asr.report.samples import Details, Sampler
 from corpus_asr.storage.run_state.run_files import RUN_NAME
 from tests.support.runs import ManualRun
 
+pytestmark = pytest.mark.long
+
 GUIDE = (Path(__file__).parents[2] / "docs" / "reading.md").read_text()
 QUERIES = dict(re.findall(r"^```sql\n-- (.*?)\n(.*?)^```$", GUIDE, re.M | re.S))
 
@@ -97,6 +99,7 @@ def ask(job: ManualRun, name: str, *, where: str | None = None) -> list[tuple[An
         return db.execute(query.replace("output/demo", folder)).fetchall()
 
 
+@pytest.mark.long
 def test_complete(job: ManualRun, told: Told) -> None:
     report, details, findings, _ = told
     by_status = dict(ask(job, "complete"))

@@ -202,6 +202,7 @@ def test_a_folder_without_outcomes_has_a_report() -> None:
     ]
 
 
+@pytest.mark.long
 def test_contradictions_between_tables_are_told() -> None:
     rows = [outcome("a"), outcome("b", status="failed"), outcome("c", status="no_speech")]
     truth = [("a", "ok"), ("b", "failed"), ("c", "no_speech")]
@@ -243,6 +244,7 @@ def counted() -> dict[str, Any]:
     return count(ROWS)
 
 
+@pytest.mark.long
 @settings(max_examples=settings().max_examples // 2)
 @given(order=st.permutations(range(6)), size=st.integers(1, 6))
 def test_the_order_and_size_of_batches_do_not_matter(
@@ -269,6 +271,7 @@ def test_a_folder_that_is_no_output_is_refused(tmp_path: Path) -> None:
         load_report(OutputStore(str(tmp_path)))
 
 
+@pytest.mark.long
 def test_a_run_that_has_only_begun_and_one_under_way(job: ManualRun) -> None:
     job.begin()
     found = load_report(job.store)
@@ -292,6 +295,7 @@ def test_a_run_that_has_only_begun_and_one_under_way(job: ManualRun) -> None:
     assert "  cost " not in render(found)
 
 
+@pytest.mark.long
 def test_costs_are_of_the_workers_of_the_last_run(job: ManualRun, tmp_path: Path) -> None:
     job.begin()
     job.commit("a.wav")
@@ -317,6 +321,7 @@ def test_costs_are_of_the_workers_of_the_last_run(job: ManualRun, tmp_path: Path
     assert load_report(job.store).cost is None
 
 
+@pytest.mark.long
 def test_an_object_replaced_since_keeps_its_text_until_it_is_done_again(job: ManualRun) -> None:
     done(job, *NAMES)
     (job.source / "a.wav").write_bytes(b"something longer")
@@ -333,6 +338,7 @@ def test_an_object_replaced_since_keeps_its_text_until_it_is_done_again(job: Man
     assert load_report(job.store).statistics.audio_s == 210.0
 
 
+@pytest.mark.long
 def test_a_recording_taken_out_of_the_source_is_kept(job: ManualRun) -> None:
     done(job, *NAMES)
     (job.source / "a.wav").unlink()

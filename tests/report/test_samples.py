@@ -123,6 +123,7 @@ def test_each_object_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert set(read.values()) == {1}
 
 
+@pytest.mark.long
 def test_of_many_segments_words_are_estimated_and_the_page_is_small(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,6 +20,8 @@ from corpus_asr.units import SAMPLE_RATE_HZ
 from tests.support.audio import noise
 from tests.support.corpora import tiny_model
 
+pytestmark = pytest.mark.long
+
 SOUND: Any = {"sampling_rate": SAMPLE_RATE_HZ}
 
 

@@ -49,6 +49,8 @@ from tests.support.tables import (
     rows_of,
 )
 
+pytestmark = pytest.mark.long
+
 # A refrain of three words is said twice in the text, numbers 2 to 4 and 6 to 8.
 WORDS = [" so", " we", " row", " the", " boat", " and", " row", " the", " boat", " home"]
 TEXT = "".join(WORDS).strip()

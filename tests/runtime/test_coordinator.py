@@ -176,6 +176,7 @@ def test_all_workers_together_report_no_more_often_than_one_coordinator_can_take
         assert 10 * pause_s < exporting.SILENT_S
 
 
+@pytest.mark.long
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_session")
 def test_metrics_cost_nothing_where_nobody_exports_them() -> None:

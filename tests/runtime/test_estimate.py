@@ -127,6 +127,7 @@ def run(
             yield audio, float(opened_by_s[-1]), rest, times[-1] - now_s, times[-1]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("sampled", "first_error", "held"), [(True, 0.12, 0.75), (False, 0.25, 0.7)]
 )
@@ -337,6 +338,7 @@ def surveyed(names: Sequence[str], folder: Path, **options: Any) -> Survey:
     return estimate.survey(sample, config, **options)
 
 
+@pytest.mark.long
 def test_headers_are_read_failures_are_counted_and_nothing_is_decoded(tmp_path: Path):
     write(tmp_path / "a.wav", 3.0)
     write(tmp_path / "stereo.wav", 2.0, channels=2)

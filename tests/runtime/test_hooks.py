@@ -91,6 +91,7 @@ def test_what_is_there_is_not_made_again(store: OutputStore, tmp_path: Path):
     assert len(rows(store, "noted")) == 5
 
 
+@pytest.mark.long
 def test_a_correction_and_new_turns_are_given_again(store: OutputStore, tmp_path: Path):
     hook = noted(tmp_path)
     run_hook(store, hook)
@@ -105,6 +106,7 @@ def test_a_correction_and_new_turns_are_given_again(store: OutputStore, tmp_path
     assert run_hook(store, hook) == HookCounts()
 
 
+@pytest.mark.long
 def test_other_settings_of_the_function_make_all_again(store: OutputStore, tmp_path: Path):
     for values in ({}, {"version": 2}, {"options": {"bad": "none"}}):
         assert run_hook(store, noted(tmp_path, **values)).recordings == 3
@@ -209,6 +211,7 @@ def test_a_failure_does_not_replace_rows(store: OutputStore, tmp_path: Path):
     assert run_hook(store, noted(tmp_path, options={"bad": "call"}, attempts=1)).failed == 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("function", "per", "columns", "expected"),
     [
@@ -245,6 +248,7 @@ def test_what_a_function_returns_wrongly_is_named(
     assert expected in failed[-1]["error_message"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("at", range(1, 5))
 def test_killed_anywhere_each_recording_is_there_once(
     store: OutputStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
@@ -362,6 +366,7 @@ def test_what_a_person_removed_is_not_given(store: OutputStore):
     ]  # fmt: skip
 
 
+@pytest.mark.long
 def test_columns_come_in_the_forms_of_other_libraries(
     store: OutputStore, monkeypatch: pytest.MonkeyPatch
 ):
@@ -379,6 +384,7 @@ def test_columns_come_in_the_forms_of_other_libraries(
         assert [row["v"] for row in rows(store, name)][-1] in ([1.0, 2.0], [1.0, 1.0], [1.0])
 
 
+@pytest.mark.long
 @pytest.mark.ray
 def test_a_recording_with_which_processes_end_is_one_row(ray_session: Cluster, store: OutputStore):
     hook = HookSettings(

@@ -16,6 +16,8 @@ from tests.support.checkpoints import tiny_families, tiny_whisper
 from tests.support.corpora import CLIPS, tiny_model
 from tests.support.tokenizers import tiny_tokenizer
 
+pytestmark = pytest.mark.long
+
 USUAL: dict[str, Any] = {"slots": 2, "temperature": 0.0}
 
 

@@ -99,6 +99,7 @@ def test_a_part_larger_than_all_room_goes_through_alone(tmp_path: Path):
     assert run_scripted(config, [packs_of(f"{number}/parts=2") for number in range(5)]).parts == 10
 
 
+@pytest.mark.long
 def test_an_engine_error_ends_the_run_and_keeps_what_was_done(tmp_path: Path):
     config = scripted_job(tmp_path)
     names = [f"{number}/parts=1" for number in range(20)]
@@ -215,6 +216,7 @@ def test_the_first_result_is_committed_at_once_and_others_together_in_time():
     assert commits[6:] == [["z"]]
 
 
+@pytest.mark.long
 def test_a_commit_waits_for_its_store_as_long_as_patience_lasts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -260,6 +262,7 @@ def test_a_run_in_which_all_fails_alike_starts_nothing_more(tmp_path: Path):
     assert "403 scripted" in alike.message
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("other", ["z/parts=1", "z/fail=0", "z/hang_up=0", "z/parts=2/denied=1"])
 def test_a_run_in_which_one_recording_does_otherwise_goes_on(tmp_path: Path, other: str):
     config = scripted_job(tmp_path)

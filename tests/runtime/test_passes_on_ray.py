@@ -36,7 +36,7 @@ from tests.support.cluster import OBJECT_STORE_BYTES
 from tests.support.engines import EXTRACTOR, committer_of, outcomes_by_part, scripted_job
 from tests.support.tables import packs_of
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.long, pytest.mark.ray, pytest.mark.timeout(600)]
 
 # What Ray keeps for a moment is gone by then.
 LATER_S = 6.0

@@ -29,6 +29,8 @@ from corpus_asr.runtime.resources import MIN_LOGICAL_CPUS, local_machine
 from tests.support.cluster import start_once
 from tests.support.stores import web_server
 
+pytestmark = pytest.mark.long
+
 
 def test_this_machine_gets_enough_logical_cpus_not_to_wait_for_itself():
     assert local_machine().cpus >= MIN_LOGICAL_CPUS

@@ -65,6 +65,7 @@ def run(
     return progress.tally
 
 
+@pytest.mark.long
 @pytest.mark.ray
 def test_crashes_on_either_side_cost_one_part_and_nothing_is_lost_or_doubled(
     ray_session: Cluster, tmp_path: Path
@@ -100,6 +101,7 @@ def test_crashes_on_either_side_cost_one_part_and_nothing_is_lost_or_doubled(
     assert (tally.parts, tally.files, tally.failed) == (17, 9, 3)
 
 
+@pytest.mark.long
 @pytest.mark.ray
 def test_results_of_many_tasks_are_committed_together(ray_session: Cluster, tmp_path: Path):
     config = scripted_job(tmp_path)
@@ -113,6 +115,7 @@ def test_results_of_many_tasks_are_committed_together(ray_session: Cluster, tmp_
     assert 1 < len(OutputStore(config.output.uri).names("outcomes")) <= most
 
 
+@pytest.mark.long
 @pytest.mark.ray
 def test_a_store_that_is_gone_for_good_ends_the_run_in_its_words(
     ray_session: Cluster, tmp_path: Path

@@ -108,6 +108,7 @@ def expected(service: Any) -> Transcript:
     return transcriber.transcribe(SPOKEN)
 
 
+@pytest.mark.long
 def test_each_response_format_is_what_the_client_expects(
     client: openai.OpenAI, service: Any, expected: Transcript
 ) -> None:
@@ -138,6 +139,7 @@ def test_each_response_format_is_what_the_client_expects(
     type(verbose).model_validate(verbose.model_dump(exclude={"words"}))
 
 
+@pytest.mark.long
 def test_granularities_say_what_has_times(client: openai.OpenAI, service: Any) -> None:
     transcriber: Transcriber = service.app.state.transcriber
     expected = transcriber.transcribe(SPOKEN, word_timestamps=True)
@@ -161,6 +163,7 @@ def test_granularities_say_what_has_times(client: openai.OpenAI, service: Any) -
     assert create("segment").words is None
 
 
+@pytest.mark.long
 def test_options_reach_the_decoder(client: openai.OpenAI, service: Any) -> None:
     create: Any = partial(
         client.audio.transcriptions.create, file=("talk.wav", SPOKEN), model=service.MODEL,
@@ -180,6 +183,7 @@ def test_options_reach_the_decoder(client: openai.OpenAI, service: Any) -> None:
     assert create(temperature=0.5).segments[0].temperature == 0.5
 
 
+@pytest.mark.long
 def test_a_stream_has_each_segment_as_it_is_final(client: openai.OpenAI, service: Any) -> None:
     transcriber: Transcriber = service.app.state.transcriber
     whole = transcriber.transcribe(sound(70.0))
@@ -343,6 +347,7 @@ def test_calls_beyond_the_limit_are_asked_to_come_again(
     assert client.audio.transcriptions.create(file=("a.wav", sound(1.0)), model="whisper-1").text
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stream", ["false", "true"])
 def test_a_client_that_leaves_frees_what_worked_for_it(
     client: openai.OpenAI,
@@ -377,6 +382,7 @@ def test_a_client_that_leaves_frees_what_worked_for_it(
     assert "Traceback" not in capfd.readouterr().err
 
 
+@pytest.mark.long
 def test_clients_that_leave_while_they_upload_or_wait_leave_nothing(
     client: openai.OpenAI, service: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -401,6 +407,7 @@ def test_clients_that_leave_while_they_upload_or_wait_leave_nothing(
     assert "Traceback" not in capfd.readouterr().err
 
 
+@pytest.mark.long
 def test_many_clients_at_once_get_each_their_own(client: openai.OpenAI, service: Any) -> None:
     transcriber: Transcriber = service.app.state.transcriber
     wanted = [transcriber.transcribe(sound(2.0, seed)).text for seed in range(3)]
@@ -446,6 +453,7 @@ def test_the_page_shows_the_example() -> None:
         assert f"`{name}`" in PAGE
 
 
+@pytest.mark.long
 def test_what_the_page_calls_answers_as_it_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

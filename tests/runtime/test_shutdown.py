@@ -168,6 +168,7 @@ def test_nobody_waits_for_an_engine_beyond_the_grace(
     assert set(outcomes_by_part(config)) == {("silent/parts=1/silent=0", 0)}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "number",
     [

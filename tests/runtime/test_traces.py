@@ -124,6 +124,7 @@ class CollectorHandler(Handler):
         self.answer_empty(collector.status)
 
 
+@pytest.mark.long
 def test_a_run_sends_a_trace_of_each_recording(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -197,6 +197,7 @@ def samples_in(path: str) -> np.ndarray:
     return (values / 32768).astype(np.float32)
 
 
+@pytest.mark.long
 def test_an_array_says_what_its_file_says(transcriber: Transcriber, files: list[str]) -> None:
     samples = samples_in(files[0])
     expected = transcriber.transcribe(files[0], temperature=0.0)
@@ -240,6 +241,7 @@ def test_what_is_no_audio_is_refused_and_a_broken_array_is_one_recording(
         transcriber.transcribe(b"")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "options",
     [{"part_s": 600.0}, {"part_s": 600.0, "strategy": "chunked", "vad_filter": True}, {}],
@@ -321,6 +323,7 @@ def test_a_pipe_that_nobody_writes_to_holds_nobody_up(
     assert not call._thread.is_alive()
 
 
+@pytest.mark.long
 def test_a_stream_that_is_left_stops_and_the_next_call_works(
     transcriber: Transcriber, files: list[str]
 ) -> None:
@@ -360,6 +363,7 @@ def test_a_damaged_recording_streams_what_is_good_of_it(
     assert segments
 
 
+@pytest.mark.long
 def test_channels_are_transcribed_separately_or_one_alone(
     transcriber: Transcriber, tmp_path: Path
 ) -> None:
@@ -384,6 +388,7 @@ def test_channels_are_transcribed_separately_or_one_alone(
     assert (reports[-1].decoded_s, reports[-1].transcribed_s) == (33.0, 33.0)
 
 
+@pytest.mark.long
 def test_speech_detection_can_be_set_for_one_call(transcriber: Transcriber) -> None:
     clip = str(CLIPS / "longer.mp3")
     less, usual, more = (

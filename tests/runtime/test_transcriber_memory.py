@@ -25,6 +25,8 @@ from tests.support.audio import noise, wav_bytes
 from tests.support.checkpoints import tiny_whisper
 from tests.support.tokenizers import tiny_tokenizer
 
+pytestmark = pytest.mark.long
+
 OPTIONS: dict[str, Any] = {
     "slots": 2, "num_threads": 1, "vad_filter": False, "temperature": 0, "language": "en",
     "part_s": 30.0, "padding_s": 0.5,

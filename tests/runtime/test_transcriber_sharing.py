@@ -25,6 +25,8 @@ from tests.support.audio import noise, tone, wav_bytes
 from tests.support.corpora import CLIPS, tiny_model
 from tests.support.forks import in_fork
 
+pytestmark = pytest.mark.long
+
 GREEDY: dict[str, Any] = {
     "beam_size": 1,
     "language": "en",

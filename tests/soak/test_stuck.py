@@ -21,6 +21,7 @@ from tests.support.tables import with_section
 GOOD, DRIPPING = 12, 2
 
 
+@pytest.mark.long
 def test_native_code_that_never_returns_costs_its_recording(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

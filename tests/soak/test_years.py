@@ -15,6 +15,8 @@ from tests.support.clocks import WrongClock, wrong_clock
 from tests.support.living_archive import broken, plain
 from tests.support.years import DAYS, TROUBLES, UPGRADES, Year, spend
 
+pytestmark = pytest.mark.long
+
 COMPARED = {
     "outcomes": ("uri", "part", "last_part", "size_bytes", "etag", "metadata", "status",
                  "error_kind", "duration_s", "segments_written"),

@@ -51,6 +51,7 @@ def same_grouping(found: np.ndarray, truth: np.ndarray) -> bool:
     return len(pairs) == len(set(truth.tolist())) == len(set(found.tolist()))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", [1, 2, 3, 6, 10])
 def test_the_number_of_speakers_is_found(number):
     vectors, said = talk(voices(number), turns=5 * number)
@@ -136,6 +137,7 @@ def test_one_window_of_another_voice_is_smoothed_away():
     assert np.array_equal(find_speakers(vectors, GE2E_LIKENESS).labels, said)
 
 
+@pytest.mark.long
 def test_long_recordings_are_condensed_and_come_out_the_same():
     vectors, said = talk(voices(5), turns=600)
     assert len(vectors) > 7 * MAX_NODES

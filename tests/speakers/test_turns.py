@@ -173,6 +173,7 @@ def test_speakers_of_channels_are_others_and_are_numbered_by_appearance():
     assert diarize({None: windows()}, likeness_of(None)).turns == ()
 
 
+@pytest.mark.long
 def test_the_readers_of_the_demo_are_told_from_one_another():
     detector, embedder = SileroDetector(), SpeakerEmbedder()
     readers = windows_of(read_clip(SPOKEN / "readers.opus"), detector, embedder)
@@ -190,6 +191,7 @@ def test_the_readers_of_the_demo_are_told_from_one_another():
     assert diarization_errors(truth, spans).rate <= diarization_errors(truth, beside).rate
 
 
+@pytest.mark.long
 def test_one_reader_is_one_speaker():
     detector, embedder = SileroDetector(), SpeakerEmbedder()
     for name in ("newgate.mp3", "inaugural.flac"):

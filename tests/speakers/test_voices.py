@@ -115,6 +115,7 @@ def agreement(one: np.ndarray, other: np.ndarray) -> float:
     return both / (pairs_joined(one) + pairs_joined(other) - both)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("noise", "least"), [(0.3, 1.0), (0.8, 0.9)])
 def test_of_many_speakers_only_those_in_near_cells_are_compared(
     noise: float, least: float, monkeypatch: pytest.MonkeyPatch

@@ -58,6 +58,7 @@ def test_clips_are_the_samples_that_were_transcribed(tmp_path: Path) -> None:
     assert np.abs(decode(clip.data)[0] - expected).max() < 1e-4
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("container", "codec", "sample_format"),
     [("wav", "pcm_f32le", "flt"), ("mp3", "libmp3lame", "fltp"), ("ogg", "libopus", "flt")],

@@ -77,6 +77,7 @@ def stage(folder: Path, gpu: Gpu, faults: Faults) -> Iterator[TranscribeStage]:
     engine.close()
 
 
+@pytest.mark.long
 def test_a_gpu_without_a_fault_proves_itself_as_often_as_it_is_asked(
     stage: TranscribeStage,
 ) -> None:
@@ -85,6 +86,7 @@ def test_a_gpu_without_a_fault_proves_itself_as_often_as_it_is_asked(
     assert stage(part())["status"].to_pylist() == ["ok"]
 
 
+@pytest.mark.long
 def test_a_wrong_number_in_a_window_alone_is_the_window_s_failure(
     stage: TranscribeStage, faults: Faults
 ) -> None:
@@ -102,6 +104,7 @@ def no_memory(_: torch.Tensor) -> torch.Tensor:
     raise torch.OutOfMemoryError("CUDA out of memory")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
@@ -129,6 +132,7 @@ def test_a_gpu_without_a_driver_is_named_with_its_machine(
         check_cuda("cuda:0")
 
 
+@pytest.mark.long
 def test_a_kernel_that_does_not_end_is_noticed(stage: TranscribeStage, faults: Faults) -> None:
     released, watch = threading.Event(), StuckWatch()
 

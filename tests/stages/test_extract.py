@@ -200,6 +200,7 @@ def test_only_as_much_is_opened_ahead_as_fits_into_memory(
     assert asked[-1].upcoming == ()
 
 
+@pytest.mark.long
 def test_broken_files_end_exactly_once(tmp_path: Path):
     """Of bytes that are broken at random, and of structures that lie."""
     files = [*mutated(48, seed=1), *structured(30, seed=2, long=False)]

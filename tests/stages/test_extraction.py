@@ -27,6 +27,8 @@ from tests.support import prompt_formats as languages
 from tests.support.audio import DamagedContainer, encode, noise, tone, wav_bytes
 from tests.support.corpora import CLIPS, tiny_model
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -17,6 +17,8 @@ from tests.support.audio import noise, read_clip
 from tests.support.corpora import CLIPS, tiny_model
 from tests.support.films import Track, film
 
+pytestmark = pytest.mark.long
+
 SPEECH = read_clip(CLIPS / "english.wav")
 OTHER = read_clip(CLIPS / "german.opus")
 LONG = np.tile(SPEECH, -(-40 * SAMPLE_RATE_HZ // len(SPEECH)))

@@ -255,6 +255,7 @@ def test_a_death_is_told_without_the_items_secrets(run):
     assert not any(word in str(caught.value) for word in ("user", "pass", "secret"))
 
 
+@pytest.mark.long
 def test_a_child_that_is_killed_while_it_starts_is_started_again(tmp_path):
     for times in (2, 3):
         notes = tmp_path / f"{times}"
@@ -292,6 +293,7 @@ def test_a_wrong_target_or_time_is_refused_at_once():
             IsolatedGenerator(target, init_kwargs={}, timeout_s=timeout_s)
 
 
+@pytest.mark.long
 def test_closing_dropping_and_failing_leave_neither_child_nor_descriptor():
     before = len(os.listdir("/proc/self/fd"))
     with fresh_child() as generator:
@@ -353,6 +355,7 @@ def test_the_child_dies_with_its_parent(tmp_path, number, doing):
     assert gone(child)
 
 
+@pytest.mark.long
 def test_a_fork_is_refused_and_the_parents_child_lives_on():
     item = isolated.RecordingItem("hang", uri="s3://key:secret@bucket/talk.wav")
     with fresh_child(answer=1) as unused, fresh_child(answer=1) as generator:
@@ -382,6 +385,7 @@ def test_messages_name_the_recording_and_no_class():
     assert "starting a child process that decodes: ModuleNotFoundError" in str(caught.value)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("when", ["before", "while it starts", "at work"])
 def test_an_item_is_interrupted_at_any_time_and_the_next_one_is_not(when):
     with fresh_child() as generator:

@@ -24,6 +24,8 @@ from pyiceberg.catalog.sql import SqlCatalog
 from pyiceberg.io.pyarrow import PyArrowFileIO
 from pyiceberg.table import Table
 
+pytestmark = pytest.mark.long
+
 WORDS = [{"word": " Hi.", "start_s": 0.0, "end_s": 1.0, "probability": 0.5}]
 
 

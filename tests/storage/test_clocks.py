@@ -23,6 +23,7 @@ from tests.support.killing import killable_job
 from tests.support.tables import commit, files, part, results, rows_of, run_config
 
 
+@pytest.mark.long
 def test_of_a_recording_no_longer_listed_the_last_version_stays(tmp_path: Path) -> None:
     store = OutputStore(str(tmp_path))
     for ahead_s, version in ((DAY_S, "v1"), (-DAY_S, "v2"), (0.0, "v3")):

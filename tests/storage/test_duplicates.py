@@ -71,6 +71,7 @@ def pairs(store: OutputStore) -> list[tuple[str, str, float, float]]:
     )
 
 
+@pytest.mark.long
 def test_the_first_by_uri_is_the_original_in_whatever_order_they_come(tmp_path: Path) -> None:
     places = {"a": 20.0, "b": 5.0, "c": 40.0}
     found = []

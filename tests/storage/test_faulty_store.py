@@ -84,6 +84,7 @@ def test_plan_fetch_commit_and_finish_end_exact(
     assert {"slow_down", "too_many", "truncated", "reset", "lost_answer"} <= set(faulty.injected)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("fault", ["slow_down", "lost_answer", "done_500", "truncated", "no_xml"])
 def test_lists_reads_and_writes_survive_each_fault(
     faulty: FaultyStore, s3: S3Server, bucket: str, fault: str, monkeypatch: pytest.MonkeyPatch
@@ -105,6 +106,7 @@ def test_lists_reads_and_writes_survive_each_fault(
     assert faulty.injected[fault]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("fault", "kind", "attempts"),
     [("slow_down", "fetch", 10), ("expired", "access_denied", 3), ("denied", "access_denied", 1)],

@@ -319,6 +319,7 @@ def test_an_unusable_address_is_one_failed_recording_and_no_listing(hosts: None,
             list(FileListing(SourceSettings(**source)))
 
 
+@pytest.mark.long
 def test_a_spawned_process_opens_its_own_connections(s3: S3Server, bucket: str) -> None:
     uri = s3.put(bucket, "key", b"data")
     assert read_bytes(uri, s3.options) == b"data"
@@ -354,6 +355,7 @@ def test_an_upload_that_fails_says_where(s3: S3Server, tmp_path: Path) -> None:
             upload(str(tmp_path / "source"), uri, s3.options)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("calculation", [None, "when_supported", "when_required"])
 def test_a_bucket_with_object_lock_takes_all_that_is_written(
     s3: S3Server,
@@ -383,6 +385,7 @@ def test_a_bucket_with_object_lock_takes_all_that_is_written(
         assert store.injected.total() == 0
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("s3")
 @pytest.mark.parametrize("fault", ["no_checksum", "no_encryption"])
 def test_what_a_store_says_of_a_refusal_is_passed_on(s3: S3Server, bucket: str, fault: str) -> None:

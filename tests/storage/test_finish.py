@@ -39,6 +39,8 @@ from tests.support.tables import (
     same_schema,
 )
 
+pytestmark = pytest.mark.long
+
 
 def tables_of(store: OutputStore) -> dict[str, list[Any]]:
     """Read the tables as any Parquet reader would: every object of their folders, in any order."""

@@ -53,6 +53,8 @@ from tests.support.runs import (
 from tests.support.stores import held_by, life
 from tests.support.tables import orphan, part, rows_of
 
+pytestmark = pytest.mark.long
+
 SECRET = "Quillfeather owes me nine pounds"
 CORRECTED = "Quillfeather owes me ninety pounds"
 PRUNED = ("outcomes", "segments", "recordings", "speakers", "corrections")

@@ -224,6 +224,7 @@ def test_of_many_at_once_exactly_one_wins(store: OutputStore) -> None:
         assert not store.exists(LOCK_NAME)
 
 
+@pytest.mark.long
 def test_of_many_thieves_exactly_one_wins(store: OutputStore) -> None:
     left_by(store, ELSEWHERE)
     assert len(race(store, 8, steal=True)) == 1

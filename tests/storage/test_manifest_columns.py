@@ -16,6 +16,8 @@ from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.stores import life
 from tests.support.tables import commit, part, results, rows_of, run_config
 
+pytestmark = pytest.mark.long
+
 
 class Folder:
     """An output folder of a manifest's recordings, run by committing rows."""

@@ -25,6 +25,8 @@ from tests.support.runs import REVISION, ManualRun, correct_segment, says
 from tests.support.stores import life
 from tests.support.tables import commit, complete, files, part, results, rows_of
 
+pytestmark = pytest.mark.long
+
 
 def text(name: str, number: int = 0) -> dict[str, Any]:
     return {"segment": number, "start_s": 2.0 * number, "end_s": 2.0 * number + 1, "text": name}

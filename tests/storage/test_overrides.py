@@ -174,6 +174,7 @@ class Folder:
 PLAIN = ["a by None", "b by None", "c by None"]
 
 
+@pytest.mark.long
 def test_a_number_of_speakers_changes_columns_alone_and_stands_over_the_manifest(
     tmp_path: Path,
 ) -> None:
@@ -201,6 +202,7 @@ def test_a_number_of_speakers_changes_columns_alone_and_stands_over_the_manifest
     assert folder.texts() == texts
 
 
+@pytest.mark.long
 def test_hotwords_that_no_model_takes_change_columns_alone(tmp_path: Path) -> None:
     folder = Folder(tmp_path)
     folder.deaf_to = ("de",)
@@ -251,6 +253,7 @@ def test_a_status_counts_what_was_set_since_the_last_plan(tmp_path: Path) -> Non
     assert re.search("set in view +1 recording, for the next run", render(found))
 
 
+@pytest.mark.long
 def test_other_hotwords_transcribe_that_recording_again_and_the_old_text_stays_until_then(
     tmp_path: Path,
 ) -> None:

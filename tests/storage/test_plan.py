@@ -69,6 +69,7 @@ CONTROL = "".join(map(chr, range(1, 32))) + "\x7f"
 MOST_KEY_BYTES = 1024  # of S3, Google and Azure
 
 
+@pytest.mark.long
 def test_keys_of_any_character_and_of_full_length_go_through_a_run(
     place: tuple[str, StoreOptions], store: OutputStore
 ) -> None:
@@ -229,6 +230,7 @@ def plans_of(store: OutputStore) -> set[str]:
     return {"/".join(name.split("/")[:3]) for name in store.all_names("_run/plan")}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("done", [True, False])
 def test_a_finish_removes_plans_and_raw_addresses_also_where_something_is_left(
     tmp_path: Path, memory: str, done: bool

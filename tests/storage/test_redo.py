@@ -21,6 +21,8 @@ from corpus_asr.storage.stores.uri import recording_id
 from tests.support.stores import life
 from tests.support.tables import commit, part, results, run_config
 
+pytestmark = pytest.mark.long
+
 NAMES = ("a", "b", "c")
 CONFIDENCES = {"a": 0.9, "b": 0.3, "c": 0.6}
 

@@ -47,6 +47,8 @@ from tests.support.tables import (
     same_schema,
 )
 
+pytestmark = pytest.mark.long
+
 config = functools.partial(run_config, "/in", "/out", model="tiny")
 RUN = Run(run_id="run", fingerprint="f-r", started_at="2026-01-01T00:00:00+00:00", continues=False)
 

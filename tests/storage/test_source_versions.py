@@ -22,6 +22,8 @@ from tests.storage.test_redo import ENGLISH, NAMES, Folder
 from tests.support.runs import ManualRun
 from tests.support.tables import rows_of
 
+pytestmark = pytest.mark.long
+
 
 def touch(folder: Folder, name: str) -> None:
     os.utime(folder.source / f"{name}.wav", (1_000_000_000 + folder.run_number,) * 2)

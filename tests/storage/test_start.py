@@ -196,6 +196,7 @@ def finished(store: OutputStore) -> OutputStore:
     return store
 
 
+@pytest.mark.long
 def test_earlier_results_are_kept_whole_and_apart(store: OutputStore) -> None:
     finished(store)
     with pytest.raises(ConfigError, match=r"decoding\.language.*--new-run.*_earlier"):

@@ -77,6 +77,7 @@ def texts(store: OutputStore) -> list[tuple[str, str]]:
 BEFORE_SEGMENTS, BEFORE_OUTCOMES, AFTER_OUTCOMES = 1, 2, 3
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("place", "passes", "killed"),
     [
@@ -136,6 +137,7 @@ def test_the_lock_is_looked_at_now_and_then_and_what_came_late_is_withdrawn(
     assert texts(store) == [("/a", "by old"), ("/b", "by new")]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "passes",
     [

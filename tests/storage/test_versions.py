@@ -35,6 +35,8 @@ from tests.support.tables import (
     run_config,
 )
 
+pytestmark = pytest.mark.long
+
 
 def failure(name: str, index: int, *, kind: str = "access_denied", **values: Any) -> dict[str, Any]:
     kinds: dict[str, Any] = {"error_stage": "extract", "error_kind": kind,

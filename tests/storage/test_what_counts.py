@@ -154,6 +154,7 @@ def random_folder(
 
 
 # `--hypothesis-profile many` takes some thousand folders.
+@pytest.mark.long
 @settings(max_examples=settings().max_examples, deadline=None)
 @given(seed=st.integers(0, 10**9))
 def test_what_counts_and_what_remains(seed: int, tmp_path_factory: pytest.TempPathFactory) -> None:

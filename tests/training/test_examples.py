@@ -120,6 +120,7 @@ def test_control_tokens_in_texts_are_found(tokenizer: WhisperTokenizer) -> None:
     assert [writer.count(text) for text in texts] == [expected, 0, None, None]
 
 
+@pytest.mark.long
 def test_a_truncated_utterance_fills_the_window_only_with_timestamps(
     tokenizer: WhisperTokenizer, tmp_path: Path
 ) -> None:

@@ -29,6 +29,8 @@ from tests.support.training import (
     write_sets,
 )
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:

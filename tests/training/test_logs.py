@@ -131,6 +131,7 @@ def test_a_resumed_training_goes_on_in_its_run(
     assert len(server.steps) == 2
 
 
+@pytest.mark.long
 def test_a_killed_training_is_logged_once(server: Server, tmp_path: Path) -> None:
     write_sets(tmp_path)
     tiny_student(tmp_path)

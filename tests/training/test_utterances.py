@@ -95,6 +95,7 @@ def test_channels_of_a_run_stay_apart(tmp_path: Path) -> None:
         assert share_of_tone(samples.astype(np.float32), hz) > 0.9
 
 
+@pytest.mark.long
 def test_a_data_set_of_label_is_learnt_from_without_its_recordings(
     transcribed: Transcribed,
 ) -> None:

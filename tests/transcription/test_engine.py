@@ -147,6 +147,7 @@ time.sleep(0.2)
 """
 
 
+@pytest.mark.long
 def test_a_busy_engine_lets_the_process_end() -> None:
     root = Path(__file__).parents[2]
     assert subprocess.run([sys.executable, "-c", BUSY], cwd=root, check=False).returncode == 0
@@ -303,6 +304,7 @@ def of_three(checkpoint: Path, dtype: str) -> dict[int, tuple[Segment, ...]]:
     return found
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("slots", [pytest.param(1, marks=pytest.mark.slow), 8])
 def test_any_number_of_slots_and_any_order_give_the_same(
     checkpoint: Path, of_three: dict[int, tuple[Segment, ...]], slots: int, dtype: str

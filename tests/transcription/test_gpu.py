@@ -29,6 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 # Of what is free once the model is loaded, so many slots fit.
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("kind", "slots"),
     [

@@ -84,6 +84,7 @@ def test_a_long_recording_is_aligned_over_windows_and_parts(aligner: Transcriber
     assert transcript.segments[1].text == " By Arthur Griffiths."
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("text", "not_said"),
     [
@@ -112,6 +113,7 @@ def test_words_that_are_not_said_are_reported(
     assert abs(last_s - 10.5) < 0.5, "the country is the last word in each"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("text", "start_s", "end_s"),
     [
@@ -171,6 +173,7 @@ def test_two_seconds_suffice(aligner: Transcriber, inaugural: np.ndarray) -> Non
     assert words[-1].end_s <= 2.0
 
 
+@pytest.mark.long
 def test_results_do_not_depend_on_what_is_aligned_beside(
     aligner: Transcriber, inaugural: np.ndarray
 ) -> None:

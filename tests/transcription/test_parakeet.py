@@ -92,6 +92,7 @@ def test_words_have_times_within_the_part_and_make_up_its_text(pair: Pair) -> No
         assert segment.confidence == DEFAULT_MODEL.confidence(evidence)
 
 
+@pytest.mark.long
 def test_what_a_part_says_depends_on_no_other(pair: Pair) -> None:
     lengths = (2.0, 7.3, 0.4, 5.0)
     parts = [
@@ -103,6 +104,7 @@ def test_what_a_part_says_depends_on_no_other(pair: Pair) -> None:
     assert list(map(text_of, together)) == list(map(text_of, alone))
 
 
+@pytest.mark.long
 def test_long_parts_are_cut_into_windows(pair: Pair) -> None:
     part = part_of(pair.folder, np.tile(SPEECH, 3))
     (segments,) = said(pair.folder, part, window_s=5.0)
@@ -178,6 +180,7 @@ def test_what_it_cannot_do_is_refused(pair: Pair) -> None:
         Engine.from_folder(pair.folder, decoding=DecodingSettings(), dtype="int8")
 
 
+@pytest.mark.long
 def test_transcriber_and_auto_classes_find_it(pair: Pair) -> None:
     with Transcriber(str(pair.folder), device="cpu") as transcriber:
         transcript = transcriber.transcribe(str(CLIPS / "english.wav"))

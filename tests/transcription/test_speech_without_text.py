@@ -201,6 +201,7 @@ def test_speech_that_nobody_asked_to_transcribe_does_not_count() -> None:
     assert speech_without_text_s(own, (), ()) == pytest.approx(10)
 
 
+@pytest.mark.long
 def test_what_tiny_en_leaves_out_after_the_first_sentence_is_transcribed() -> None:
     # With these first words its first window ends at 2 s; 9 s of speech follow.
     with Transcriber("whisper-tiny.en", num_threads=1) as transcriber:

@@ -248,6 +248,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", OPTIONS)
 def test_all_that_is_asked_of_a_window_hears_its_content_and_the_padding(
     network: WhisperForConditionalGeneration, checkpoint: Path, name: str

@@ -105,6 +105,7 @@ def same_words(words: Sequence[Word], expected: Sequence[tuple[str, float, float
     assert [w.probability for w in words] == pytest.approx(probabilities, rel=1e-3, abs=1e-7)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("seed", "language"),
     [
@@ -166,6 +167,7 @@ def through_slots(checkpoint: Path, tasks: Sequence[Any]) -> list[Any]:
     return outcomes(SlotScheduler(model, 2), tasks)
 
 
+@pytest.mark.long
 def test_slots_give_the_words_that_the_whole_network_gives(
     checkpoint: Path, network: whisper.Whisper, own: PromptFormat
 ) -> None:

@@ -350,6 +350,7 @@ def test_a_person_names_a_speaker_and_sees_it_everywhere(
     assert [*read_names(shelf[1]).values()] == ["<b>Anna"]
 
 
+@pytest.mark.long
 def test_nothing_of_the_shelf_is_wider_than_the_window(
     inside: Page, shelf: tuple[ViewServer, OutputStore]
 ) -> None:

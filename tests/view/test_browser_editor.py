@@ -14,7 +14,10 @@ from tests.support.pages import Chromium, Page, chromium_path, sent
 from tests.support.runs import correct_segment, of_file, passage, run_of, says, spoken, write_tones
 from tests.view.conftest import add, get, serving
 
-pytestmark = pytest.mark.skipif(chromium_path() is None, reason="no Chromium on this machine")
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(chromium_path() is None, reason="no Chromium on this machine"),
+]
 
 # Number, speaker and text of each segment, as it is shown.
 LINES = (

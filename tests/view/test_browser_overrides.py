@@ -23,6 +23,7 @@ FIELDS = (
 SAVE = "document.getElementById('overrides-form').requestSubmit()"
 
 
+@pytest.mark.long
 def test_speakers_and_hotwords_are_set_by_keys_and_what_others_set_is_not_lost(
     tmp_path: Path,
 ) -> None:

@@ -93,6 +93,7 @@ def test_windows_of_a_classification_are_told_by_their_likeliest_labels(tmp_path
     assert found.low_confidence(0.0, below=0.8) == 30.0
 
 
+@pytest.mark.long
 def test_a_run_that_goes_on_is_followed(store: OutputStore, library: Library) -> None:
     assert search(library.wait()).total == 0
     add(store, spoken("/b.wav", passage(0, "one")))
@@ -169,6 +170,7 @@ def test_who_speaks_is_known_after_a_finish_without_a_commit(
     assert [turn.speaker for turn in transcripts.turns(library.wait(), named)] == ["S1"]
 
 
+@pytest.mark.long
 def test_many_search_while_a_run_goes_on_and_people_correct(
     store: OutputStore, library: Library
 ) -> None:

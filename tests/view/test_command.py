@@ -19,6 +19,7 @@ from tests.support.pages import asked, fetch
 from tests.support.runs import of_file, passage, run_of, spoken
 
 
+@pytest.mark.long
 def test_it_serves_until_it_is_interrupted_and_leaves_nothing(tmp_path: Path) -> None:
     sound = tmp_path / "a.aiff.wav"
     sound.write_bytes(wav_bytes(tone(2.0), rate_hz=16_000))

@@ -307,6 +307,7 @@ def test_pages_are_shown_while_a_correction_is_read(
         assert get(server.url, "api/search", q="first")["total"] == 1
 
 
+@pytest.mark.long
 def test_corrections_survive_what_is_transcribed_again_and_stale_ones_are_listed(
     url: str, store: OutputStore
 ) -> None:

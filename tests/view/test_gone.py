@@ -81,6 +81,7 @@ def test_of_a_forgotten_recording_nothing_is_saved(
     assert left(store) == {}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("save", [correct, named, overridden])
 def test_of_a_moved_recording_the_new_address_is_named(
     url: str, store: OutputStore, save: Callable[[str], Response]
@@ -158,6 +159,7 @@ def test_what_comes_late_is_swept_or_follows(store: OutputStore, tmp_path: Path)
     assert read_names(store) == {}
 
 
+@pytest.mark.long
 @pytest.mark.skipif(chromium_path() is None, reason="no Chromium on this machine")
 def test_the_editor_keeps_the_text_and_leads_to_the_new_address(
     url: str, store: OutputStore

@@ -75,6 +75,7 @@ AIFF = {"container": "aiff", "codec": "pcm_s16be", "sample_format": "s16"}
 AAC = {"container": "adts", "codec": "aac"}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("options", "errors"), [(AIFF, 0), (AAC, 0), (AAC, 1)], ids=str)
 def test_any_moment_sounds_as_it_did_when_decoded_from_the_start(
     tmp_path: Path, sounds: Sounds, options: dict[str, str], errors: int
@@ -148,6 +149,7 @@ def foreign(folder: Path) -> OutputStore:
     return store
 
 
+@pytest.mark.long
 def test_an_output_from_elsewhere_plays_no_file_of_this_machine(tmp_path: Path) -> None:
     path, text = tmp_path / "private.wav", tmp_path / "private.txt"
     path.write_bytes(wav_bytes(tone(2.0), rate_hz=16_000))
@@ -190,6 +192,7 @@ class Crashing(Excerpts):
         yield from super().__call__(request)
 
 
+@pytest.mark.long
 def test_a_decoder_that_crashes_costs_one_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

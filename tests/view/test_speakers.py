@@ -20,6 +20,8 @@ from tests.support.pages import Response, asked, fetch, sent
 from tests.support.runs import passage, run_of, says, spoken
 from tests.view.conftest import get, serving
 
+pytestmark = pytest.mark.long
+
 ID = recording_id("/a.wav")
 
 

@@ -30,6 +30,7 @@ def expected_features(samples: np.ndarray, *, num_mel_bins: int, **options: Any)
     return frames
 
 
+@pytest.mark.long
 @given(num_samples=st.integers(2 * HOP_SAMPLES, 60_000), name=st.sampled_from(["noise", "speech"]))
 @settings(max_examples=30, deadline=None)
 def test_features_are_those_of_transformers(num_samples: int, name: str) -> None:

@@ -44,6 +44,7 @@ def assert_rebuilt(samples: np.ndarray, num_mel_bins: int = 80) -> None:
     np.testing.assert_allclose(found, expected, atol=FLOAT16_TOLERANCE, rtol=0)
 
 
+@pytest.mark.long
 @given(num_samples=st.integers(0, 40_000), name=st.sampled_from(sorted(made_sounds(1))))
 @settings(max_examples=60, deadline=None)
 def test_a_rebuilt_part_equals_whispers_padded_recording(num_samples: int, name: str) -> None:

@@ -73,6 +73,7 @@ def test_steps_equal_the_whole_sequence_at_every_position(
         assert (found - expected[:, position]).abs().max() < tolerance, position
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", pytest.param("int8", marks=needs_int8)])
 def test_a_step_gives_the_same_whatever_the_number_of_threads(dtype: str) -> None:
     # A CPU decodes on fewer threads while others encode: when that is depends on the time.

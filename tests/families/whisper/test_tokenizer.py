@@ -45,6 +45,7 @@ def test_every_text_of_the_data_encodes_and_decodes_as_in_transformers(real, spe
         assert ours.decode_text(ids) == text
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "kind",
     [

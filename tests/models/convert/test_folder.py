@@ -65,6 +65,7 @@ def test_openai_whisper_loads_our_file_and_computes_the_same(folder: Path, tmp_p
         torch.testing.assert_close(theirs(features, tokens), expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.long
 def test_there_and_back_is_the_same_to_the_bit(folder: Path, tmp_path: Path) -> None:
     convert(folder, tmp_path / "model.pt")
     back = tmp_path / "back"
@@ -80,6 +81,7 @@ def test_there_and_back_is_the_same_to_the_bit(folder: Path, tmp_path: Path) -> 
     assert vars(theirs.generation_config)["no_timestamps_token_id"] == 50363
 
 
+@pytest.mark.long
 def test_a_file_of_openai_becomes_a_folder_with_the_tiktoken_file_alone(tmp_path: Path) -> None:
     dimensions = whisper.model.ModelDimensions(
         n_mels=80, n_audio_ctx=1500, n_audio_state=16, n_audio_head=2, n_audio_layer=1,
@@ -142,6 +144,7 @@ def test_published_alignment_heads_are_found_by_size() -> None:
         assert ALIGNMENT_HEADS[known] == expected, name
 
 
+@pytest.mark.long
 def test_a_folder_of_a_trainer_gets_the_files_that_it_lacks(folder: Path, tmp_path: Path) -> None:
     trained = tmp_path / "checkpoint-500"
     shutil.copytree(folder, trained)

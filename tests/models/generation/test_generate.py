@@ -186,6 +186,7 @@ def text(model: Any) -> list[list[int]]:
     return found
 
 
+@pytest.mark.long
 def test_a_float16_checkpoint_computes_in_the_best_type_and_says_so_once(
     halved: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

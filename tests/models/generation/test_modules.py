@@ -119,6 +119,7 @@ def usual(family: Family) -> list[Any]:
     return family.say(family.network)
 
 
+@pytest.mark.long
 def test_an_adapter_of_peft_says_what_it_says_merged(family: Family, usual: list[Any]) -> None:
     targets = r".*(q_proj|v_proj|fc1)"
     lora = peft.LoraConfig(r=2, target_modules=targets, init_lora_weights=False)
@@ -138,6 +139,7 @@ def test_an_adapter_of_peft_says_what_it_says_merged(family: Family, usual: list
         same(adapted, family.begin(network.merge_and_unload()))
 
 
+@pytest.mark.long
 def test_lora_is_folded_into_the_fast_decoder(family: Family, usual: list[Any]) -> None:
     targets = r".*(q_proj|v_proj|fc1|out_proj)"
     lora = peft.LoraConfig(
@@ -300,6 +302,7 @@ HOOKED = (
 )  # fmt: skip
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:generating text")
 def test_hooks_are_run(family: Family, usual: list[Any]) -> None:
     network = copy.deepcopy(family.network)
@@ -328,6 +331,7 @@ def test_a_hook_of_all_modules_is_run(family: Family, usual: list[Any]) -> None:
     assert {"DecoderBlock", "Linear"} <= set(calls)
 
 
+@pytest.mark.long
 def test_a_hook_that_changes_the_scores_changes_the_text(family: Family) -> None:
     network = copy.deepcopy(family.network)
     network.get_output_embeddings().register_forward_hook(
@@ -394,6 +398,7 @@ def test_training_changes_no_text(family: Family, usual: list[Any]) -> None:
     assert all(module.training for module in network.modules())
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings(
     "ignore:generating text", "ignore::DeprecationWarning", "ignore:torch.quantize_per_tensor"
 )
@@ -423,6 +428,7 @@ def _columns(weight: Tensor) -> None:
     weight.data[:, [4, 7]] = weight.data[:, [7, 4]]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("change", [_rows, _one, _swap, _columns])
 def test_weights_changed_through_data_are_seen(
     family: Family, change: Callable[[Tensor], None]
@@ -437,6 +443,7 @@ def test_weights_changed_through_data_are_seen(
         assert change is _rows or slot_model(network) is not before
 
 
+@pytest.mark.long
 def test_attributes_that_are_changed_are_seen(family: Family, usual: list[Any]) -> None:
     network = copy.deepcopy(family.network)
     family.say(network)

@@ -19,6 +19,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return parakeet_checkpoint(request.param, tmp_path_factory.mktemp(request.param))
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:Using the model-agnostic default")
 def test_texts_are_those_of_transformers_and_words_have_times(pair: Pair) -> None:
     samples = read_clip(CLIPS / "english.wav")

@@ -65,6 +65,7 @@ def test_a_whole_window_of_speech_equals_transformers(speech: Path) -> None:
     assert_equal(*both(samples, {"chunk_length": 30}, return_attention_mask=True))
 
 
+@pytest.mark.long
 @given(
     lengths=st.lists(st.integers(200, 40_000), min_size=1, max_size=3),
     truncation=st.booleans(),

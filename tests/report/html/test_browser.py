@@ -38,6 +38,7 @@ def choose(page: Page, form: str, control: str, value: str) -> None:
     )
 
 
+@pytest.mark.long
 def test_a_clip_is_heard_and_a_missing_one_says_why(
     browser: Chromium, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,6 +164,7 @@ def test_recordings_sort_and_narrow_down(browser: Chromium, tmp_path: Path) -> N
     page.close()
 
 
+@pytest.mark.long
 def test_the_last_run_is_compared_with(browser: Chromium, tmp_path: Path) -> None:
     job = ManualRun(tmp_path)
 

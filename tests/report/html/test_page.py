@@ -122,6 +122,7 @@ def test_a_finished_run(job: ManualRun, tmp_path: Path) -> None:
     assert "some/model" in page.text
 
 
+@pytest.mark.long
 def test_a_run_that_is_not_done(job: ManualRun, tmp_path: Path) -> None:
     page = page_of(job, tmp_path / "page.html")
     assert "3 waiting" in page.text
@@ -171,6 +172,7 @@ def test_a_classification_has_labels_in_place_of_text(tmp_path: Path) -> None:
     assert "Words" not in [each.text for each in page.all("dt")]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("labels", [False, True])
 def test_the_lines_shown_read_the_tables(
     labels: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -192,6 +194,7 @@ def test_the_lines_shown_read_the_tables(
     assert row == (("de", 3, 0.03) if labels else ("en", 1, 0.0))
 
 
+@pytest.mark.long
 def test_an_evaluation_is_shown_until_another_version_of_one_is_there(
     job: ManualRun, tmp_path: Path
 ) -> None:
@@ -219,6 +222,7 @@ def test_an_evaluation_is_shown_until_another_version_of_one_is_there(
         assert not page.all("section", **{"aria-labelledby": "accuracy"})
 
 
+@pytest.mark.long
 def test_the_command_takes_audio_and_links_from_its_options_or_the_run(
     job: ManualRun, tmp_path: Path
 ) -> None:
