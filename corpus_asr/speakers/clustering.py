@@ -23,6 +23,8 @@ LEAST_NODES_PER_BLOCK = 8
 NEIGHBOR_SHARES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.25)
 # Numbers above that of the clearest gap that are tried with each graph.
 MORE_SPEAKERS = 2
+# As how many speakers more two count that are one voice by their likeness.
+ALIKE_COUNT = 1.5
 # Windows of all tries together: all are tried in 55 minutes of speech, one in more than 8 hours.
 TRIED_WINDOWS = 80_000
 # Of speakers that are looked for where no bound is given.
@@ -225,7 +227,8 @@ def _gain(vectors: Embeddings, labels: Labels, voices: Voices, likeness: Likenes
     explained = size * float(lengths.sum()) / len(vectors)
     # Where that many were asked for, one voice may be two speakers, and then two voices are one.
     alike = float(np.triu(voices @ voices.T, 1).max()) > likeness.merge_above
-    return explained - likeness.speaker_cost * (len(voices) + alike) * float(np.log(size))
+    number = len(voices) + ALIKE_COUNT * alike
+    return explained - likeness.speaker_cost * number * float(np.log(size))
 
 
 def _by_appearance(labels: Labels) -> Labels:
