@@ -189,7 +189,7 @@ def balance_problems(accounting: Accounting, *, finished: bool) -> list[str]:
 _FILES = """
 select count(*) filter (complete and (listed or not $is_listed)) as processed,
   count(*) filter (not complete and (listed or not $is_listed)) as unfinished,
-  count(*) filter (not listed and $is_listed) as unlisted,
+  count(*) filter (gone and $is_listed) as unlisted,
   count(*) filter (complete and listed and not current and not failed_since) as outdated,
   count(*) filter (failed_since) as failed_since,
   (select count(*) from outcomes) - (select count(*) from parts) as superseded_parts

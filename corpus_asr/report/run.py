@@ -31,7 +31,7 @@ from corpus_asr.storage.run_state.tables import LABEL_ROWS, SEGMENT_ROWS, Output
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.units import counted
 
-_LISTING_COLUMNS = ("recording_id", "etag", "size_bytes")
+_LISTING_COLUMNS = ("recording_id", "uri", "etag", "size_bytes")
 _MOST_LABELS = 20  # a classifier may know thousands
 
 

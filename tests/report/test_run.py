@@ -2,6 +2,7 @@
 
 import json
 import re
+import tarfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from corpus_asr.report.run import Report, as_data, load_report, render
 from corpus_asr.report.text import duration, print_segment
 from corpus_asr.schemas import FILES, OUTCOMES, RECORDINGS
 from corpus_asr.storage.run_state.confidences import read_confidences
-from corpus_asr.storage.run_state.run_files import CONFIG_NAME, write_snapshot
+from corpus_asr.storage.run_state.run_files import CONFIG_NAME, RUN_NAME, write_snapshot
 from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.tables import (
     LABEL_ROWS,
@@ -351,6 +352,19 @@ def test_a_recording_taken_out_of_the_source_is_kept(job: ManualRun) -> None:
     shown = parsed(Path(page).read_text()).text
     assert "Recordings3of 3" in shown
     assert "1 recording not listed any more" in shown
+
+
+def test_recordings_of_an_archive_that_cannot_be_read_are_not_gone(job: ManualRun) -> None:
+    with tarfile.open(packed := job.source / "s.tar", "w") as tar:
+        tar.add(job.source / "a.wav", "d.wav")
+    done(job, *NAMES, "s.tar#d.wav")
+    packed.write_bytes(b"cut off")
+    job.begin()
+    job.fail("s.tar#*", error_kind="bad_archive")
+    job.finish()
+    assert load_report(job.store).accounting.unlisted == 0
+    assert job.store.read_json(RUN_NAME)["counts"]["gone"] == 0
+    assert "gone" not in render(load_report(job.store))
 
 
 SOUND = Accounting(

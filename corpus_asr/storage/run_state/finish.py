@@ -111,7 +111,7 @@ select count(*) filter (here and status = 'ok'), count(*) filter (here and statu
   count(*) filter (here and status = 'failed' or failed_since), count(*) filter (earlier),
   count(*) filter (here and run_id = $run_id or failed_now),
   count(*) filter (here and run_id = $run_id and status = 'failed' or failed_now),
-  count(*) filter (complete), count(*) filter (complete and not listed),
+  count(*) filter (complete), count(*) filter (complete and gone),
   sum(segments) filter (complete),
   exact_sum(if(complete, duration_s, null)), exact_sum(if(complete, speech_s, null))
 from tried
