@@ -152,7 +152,11 @@ def _numbers_of(path: Path, doing: str) -> dict[str, Any]:
 def _card_of(path: Path, numbers: Mapping[str, Any], repo_id: str) -> bytes:
     """Return the card, whose code names the repository in place of the folder."""
     here, there = (json.dumps(each).removesuffix('"') for each in (numbers["dataset"], repo_id))
-    return (path / _CARD).read_text().replace(here, there).encode()
+    card = (path / _CARD).read_text(encoding="utf-8").replace(here, there)
+    if "load_dataset(" not in card:  # other loaders take files of this machine
+        first = f"# First: hf download {repo_id} --repo-type dataset --local-dir {repo_id}"
+        card = card.replace("```python\n", f"```python\n{first}\n", 1)
+    return card.encode()
 
 
 def _names_in(path: Path) -> Iterator[str]:

@@ -121,9 +121,11 @@ def test_the_card_names_the_repository_in_place_of_the_folder(
     (training / "README.md").write_text('load_dataset("/srv/training") | `/srv/training` |')
     push_folder(str(training), "podcasts")
     assert client.files["README.md"] == b'load_dataset("ada/podcasts") | `/srv/training` |'
-    (training / "README.md").write_text('from_file("/srv/training/data/train/cuts.jsonl.gz")')
+    (training / "README.md").write_text('```python\nf("/srv/training/data/train/cuts.jsonl.gz")')
     push_folder(str(training), "podcasts")
-    assert client.files["README.md"] == b'from_file("ada/podcasts/data/train/cuts.jsonl.gz")'
+    first = "# First: hf download ada/podcasts --repo-type dataset --local-dir ada/podcasts"
+    loads = 'f("ada/podcasts/data/train/cuts.jsonl.gz")'
+    assert client.files["README.md"].decode() == f"```python\n{first}\n{loads}"
 
 
 def write_set(folder: Path, *, shards: int, content: str) -> None:
