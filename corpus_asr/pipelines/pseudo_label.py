@@ -40,7 +40,7 @@ from corpus_asr.storage.listing import FileListing
 from corpus_asr.storage.run_state.forget import note_dataset
 from corpus_asr.storage.run_state.lock import Lock
 from corpus_asr.storage.run_state.own_sources import read_own_sources, source_folders
-from corpus_asr.storage.run_state.run_files import CONFIG_NAME, new_run_id
+from corpus_asr.storage.run_state.run_files import new_run_id, outcomes_names
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.filesystem import StoreOptions
 from corpus_asr.storage.stores.host_allowlist import FileRules
@@ -125,11 +125,7 @@ def label(
     rules = rules_of(config.selection)
     say = line_writer(progress)
     output = OutputStore.of(config.output)
-    if not output.exists(CONFIG_NAME) and not output.commit_names():
-        raise ConfigError(
-            f"selecting from {redact_uri(output.uri)}: found no run, expected the transcripts of "
-            "this job; transcribe with `corpus-asr run` first, or correct output.uri"
-        )
+    outcomes_names(output, advice="transcribe with `corpus-asr run` first, or correct output.uri")
     with (
         open_sources(output, config.selection) as sources,
         Lock(store, new_run_id(), steal=steal_lock, say=say) as lock,

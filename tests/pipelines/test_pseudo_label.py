@@ -25,6 +25,7 @@ from corpus_asr.pipelines import driver as pipeline
 from corpus_asr.pipelines.driver import RunSummary
 from corpus_asr.pipelines.pseudo_label import label, run
 from corpus_asr.stages.messages import CutRequest
+from corpus_asr.storage.run_state.run_files import CONFIG_NAME, KEPT_RUN_FOLDER
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.uri import recording_id
@@ -516,7 +517,8 @@ def test_channels_that_were_transcribed_apart_are_cut_apart(tmp_path: Path) -> N
     ("change", "printed"),
     [
         ({"to": "output"}, "found the output folder of the run"),
-        ({"output": "nowhere"}, "found no run, .*`corpus-asr run` first"),
+        ({"output": "nowhere"}, "expected the output folder of a run.*`corpus-asr run` first"),
+        ({"output": "files"}, r"name the run that it keeps in this folder, .*/\.corpus-asr/run"),
         ({"selection": {"against": "OUTPUT"}}, "it always agrees with itself"),
         ({"selection": {"against": "strangers"}}, "found none of this run's recordings there"),
         ({"to": "audio"}, "expected an empty folder"),
@@ -531,6 +533,7 @@ def test_what_cannot_be_selected_from_is_refused(
     strangers.run({"x.wav": [(0, 1, "x")]}, output="../strangers")
     (decoded.audio / "data").mkdir()
     (decoded.audio / "data" / "mine.parquet").touch()
+    OutputStore(str(tmp_path / "files" / KEPT_RUN_FOLDER)).write_json(CONFIG_NAME, {})
     if "against" in change.get("selection", {}):
         name = change["selection"]["against"].lower()
         change = change | {"selection": {"against": str(tmp_path / name)}}

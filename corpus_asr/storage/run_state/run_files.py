@@ -261,12 +261,19 @@ KEPT_RUN_FOLDER: Final = f"{RECORDS_FOLDER}/run"
 """Where `transcribe -o` keeps what it wrote as a run, in the folder of its files."""
 
 
-def outcomes_names(store: OutputStore) -> list[str]:
-    """Return the names of a run's outcomes objects; empty if it has just started."""
+def outcomes_names(
+    store: OutputStore,
+    *,
+    advice: str = "check the URI, or transcribe into the folder again, with --overwrite",
+) -> list[str]:
+    """Return the names of a run's outcomes objects; empty if it has just started.
+
+    Raises:
+        ConfigError: no folder of a run; the advice is for one that keeps none, either.
+    """
     names = store.commit_names()
     if not names and not store.exists(CONFIG_NAME):
         kept = redact_uri(store.address(KEPT_RUN_FOLDER))
-        advice = "check the URI, or transcribe into the folder again, with --overwrite"
         if store.exists(f"{KEPT_RUN_FOLDER}/{CONFIG_NAME}"):
             advice = f"name the run that it keeps in this folder, {kept}"
         raise ConfigError(
