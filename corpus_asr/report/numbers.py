@@ -163,7 +163,7 @@ class Accounting:
     waiting: int
     """Files without outcomes."""
     unlisted: int
-    """Recordings with outcomes that are not listed any more; their rows are kept."""
+    """Complete recordings that are gone, as in `run.json`; their rows are kept."""
     superseded_parts: int
     """Rows that do not count: a part committed twice, or an object replaced since."""
     outdated: int = 0
@@ -189,7 +189,7 @@ def balance_problems(accounting: Accounting, *, finished: bool) -> list[str]:
 _FILES = """
 select count(*) filter (complete and (listed or not $is_listed)) as processed,
   count(*) filter (not complete and (listed or not $is_listed)) as unfinished,
-  count(*) filter (gone and $is_listed) as unlisted,
+  count(*) filter (complete and gone and $is_listed) as unlisted,
   count(*) filter (complete and listed and not current and not failed_since) as outdated,
   count(*) filter (failed_since) as failed_since,
   (select count(*) from outcomes) - (select count(*) from parts) as superseded_parts

@@ -342,9 +342,14 @@ def test_an_object_replaced_since_keeps_its_text_until_it_is_done_again(job: Man
 @pytest.mark.long
 def test_a_recording_taken_out_of_the_source_is_kept(job: ManualRun) -> None:
     done(job, *NAMES)
-    (job.source / "a.wav").unlink()
+    (job.source / "d.wav").write_bytes(b"d")
+    job.begin()
+    job.commit("d.wav", last_part=False)  # is in no count: half of it is no transcript
+    for name in ("a.wav", "d.wav"):
+        (job.source / name).unlink()
     found = done(job)
     assert (found.statistics.ok, found.accounting.listed, found.accounting.unlisted) == (3, 2, 1)
+    assert job.store.read_json(RUN_NAME)["counts"]["gone"] == 1
     assert found.accounting.problems == ()
     words = " ".join(render(found).split())
     assert "recordings 3: 3 with text gone 1 recording not listed any more" in words
