@@ -128,7 +128,7 @@ def test_what_people_corrected_is_labelled_with_certainty_and_marked(
     found = label(decoded.config(selection=strict, dataset=WHOLE_SECONDS))
     assert "kept        1 segments, 2.0 s; 1 corrected or checked by a person" in render(found)
     card = (tmp_path / "set" / "README.md").read_text()
-    assert "people corrected or checked 1 of the 1 segments" in card
+    assert "people corrected or checked 1 of the 1 segments. Rules chose" in card
     (row,) = rows_of(tmp_path / "set")
     assert (row["text"], row["confidence"], row["corrected"]) == ("Came home.", 1.0, True)
     assert row["avg_logprob"] is None  # that of another text
