@@ -312,11 +312,16 @@ def _refuse_labels(store: OutputStore, tables: RunTables) -> None:
         "select distinct segments_object from outcomes where segments_object is not null"
     )
     if any(table_of(name) == LABEL_ROWS.folder for (name,) in names):
-        raise ConfigError(
-            f"reading {redact_uri(store.uri)}: found {LABEL_ROWS.folder}/, expected the segments "
-            f"of a transcription: this run classified; read its table of {LABEL_ROWS.folder} as it "
-            "is"
-        )
+        raise found_labels(store)
+
+
+def found_labels(store: OutputStore) -> ConfigError:
+    """Return the error of reading segments where a run has labels."""
+    return ConfigError(
+        f"reading {redact_uri(store.uri)}: found {LABEL_ROWS.folder}/, expected the segments "
+        f"of a transcription: this run classified; read its table of {LABEL_ROWS.folder} as it "
+        "is"
+    )
 
 
 def recordings(

@@ -20,6 +20,7 @@ from corpus_asr.export.recordings import (
     Selection,
     Turns,
     called,
+    found_labels,
     open_selection,
     segment_from,
 )
@@ -38,7 +39,7 @@ from corpus_asr.storage.run_state.rewriting import NAMES_NAME
 from corpus_asr.storage.run_state.run_files import outcomes_names
 from corpus_asr.storage.run_state.seen_segments import SEEN_SEGMENTS, SeenSegments
 from corpus_asr.storage.run_state.speaker_turns import read_turns, read_voices
-from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.run_state.tables import LABEL_ROWS, OutputStore
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.uri import public, recording_id, redact_uri
 
@@ -296,8 +297,8 @@ def read_segments(
     in memory: `register_segments` keeps it in a database.
 
     Raises:
-        ConfigError: that is no output folder of a run, or speakers are asked for, and the run did
-            not look for them.
+        ConfigError: that is no output folder of a transcription, or speakers are asked for, and
+            the run did not look for them.
     """
     store = _run_at(uri, endpoint_url)
     table = pa.concat_tables([SEEN_SEGMENTS.empty_table(), *_seen(store, corrected=corrected)])
@@ -331,7 +332,7 @@ def register_segments(
     Some are in memory at once, however large the run is.
 
     Raises:
-        ConfigError: that is no output folder of a run.
+        ConfigError: that is no output folder of a transcription.
     """
     store = _run_at(uri, endpoint_url)
     name = '"' + table.replace('"', '""') + '"'
@@ -346,6 +347,8 @@ def register_segments(
 def _run_at(uri: str, endpoint_url: str | None) -> OutputStore:
     store = OutputStore(uri, endpoint_url=endpoint_url)
     outcomes_names(store)  # refuses other folders, of which no segments would be read
+    if store.names(LABEL_ROWS.folder):
+        raise found_labels(store)
     return store
 
 

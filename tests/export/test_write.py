@@ -257,8 +257,9 @@ def test_what_cannot_be_exported_is_refused(store: OutputStore, tmp_path: Path, 
         exported(OutputStore(str(tmp_path)), to)
     label = {"window": 0, "start_s": 0.0, "end_s": 1.0, "rank": 1, "label": "en"}
     add(store, part("a.wav", 0, texts=None, labels=[label]))
-    with pytest.raises(ConfigError, match="found labels/, expected the segments"):
-        exported(store, to)
+    for read in (partial(exported, to=to), lambda labelled: read_segments(labelled.uri)):
+        with pytest.raises(ConfigError, match="found labels/, expected the segments"):
+            read(store)
 
 
 @pytest.mark.parametrize("change", ["fewer", "others"])
