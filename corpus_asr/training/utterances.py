@@ -21,7 +21,7 @@ from corpus_asr.labelling.dataset import SETTINGS_NAME
 from corpus_asr.labelling.writers import DATA_FOLDER, NemoWriter
 from corpus_asr.languages import resolve_language
 from corpus_asr.segments import place_of
-from corpus_asr.storage.manifest import Row, is_manifest, read_manifest
+from corpus_asr.storage.manifest import SPEAKER, Row, is_manifest, read_manifest
 from corpus_asr.storage.parquet import parquet_batches, parquet_columns
 from corpus_asr.storage.run_state.seen_segments import SeenSegments
 from corpus_asr.storage.run_state.tables import OutputStore
@@ -31,7 +31,7 @@ from corpus_asr.storage.stores.uri import redact_uri
 
 _PARQUET, _TAR = ".parquet", ".tar"
 _AUDIO = "audio"
-_COLUMNS = ("text", "whisper_transcript", "condition_on_prev", "language")
+_COLUMNS = ("text", "whisper_transcript", "condition_on_prev", "language", *SPEAKER)
 _TIMED = re.compile(r"<\|(\d+\.\d\d)\|>(.*?)<\|(\d+\.\d\d)\|>", re.DOTALL)
 
 
@@ -169,11 +169,13 @@ def _of_row(
     uri: str, number: int | None, row: Mapping[str, Any], usual: str | None
 ) -> Iterator[Utterance]:
     code = row.get("language") or usual
+    speakers = (row[name] for name in SPEAKER if row.get(name) not in (None, ""))
     common: dict[str, Any] = {
         "uri": uri,
         "row": number,
         "language": None if code is None else resolve_language(code),
         "previous": row.get("condition_on_prev") or "",
+        "speaker": next(map(str, speakers), None),  # they may be numbers
     }
     timed = _TIMED.findall(row.get("whisper_transcript") or "")
     for start, text, end in timed:

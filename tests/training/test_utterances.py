@@ -11,10 +11,18 @@ import pytest
 from corpus_asr.config.finetune import DataSettings
 from corpus_asr.errors import ConfigError
 from corpus_asr.pipelines.pseudo_label import label
+from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.training.audio_cache import AudioCache, prepare
 from corpus_asr.training.utterances import Utterance, utterances_in, utterances_of
 from tests.support.audio import share_of_tone
-from tests.support.runs import Said, Transcribed, seconds_heard, tone_hz, write_tones
+from tests.support.runs import (
+    Said,
+    Transcribed,
+    correct_segment,
+    seconds_heard,
+    tone_hz,
+    write_tones,
+)
 
 AUDIO_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
@@ -53,6 +61,17 @@ def test_held_out_speakers_are_asked_for_and_not_learnt_from(tmp_path: Path) -> 
     with pytest.raises(ConfigError, match=r"no speaker of data\.held_out_speakers \(raeder_\*\)"):
         list(utterances_in(misspelt, "train"))
     assert len(list(utterances_in(misspelt, "validation"))) == 3
+
+
+@pytest.mark.parametrize("layout", ["huggingface", "webdataset"])
+def test_held_out_speakers_of_a_data_set_are_not_learnt_from(
+    tmp_path: Path, transcribed: Transcribed, layout: str
+) -> None:
+    store = OutputStore(transcribed.config().output.uri)
+    correct_segment(store, "The ship.", "The ship.", speaker="Anna")
+    label(transcribed.config(dataset={"format": layout, "examples": "clips"}), progress=None)
+    data = DataSettings(train=(str(transcribed.folder / "set"),), held_out_speakers=("Anna",))
+    assert sorted(each.text.strip() for each in utterances_in(data, "train")) == ["Came in.", "Go."]
 
 
 def given(uri: Path | str, *, split: str = "train", min_confidence: float = 0.0) -> list[Utterance]:
