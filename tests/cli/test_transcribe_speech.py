@@ -252,7 +252,7 @@ def test_speakers_are_named_in_every_file_and_the_text() -> None:
         ("-f rttm", "writing rttm: found no --diarize, expected it"),
         ("--num-speakers 2", "num_speakers: nothing without speakers; set diarize"),
         ("--diarize --no-vad", "speakers need detected speech, but extract.vad_filter is false"),
-        ("--diarize --set speaker_model=none.onnx", "speaker model none.onnx: found no such file"),
+        ("--diarize --set speaker_model=none.onnx", "network none.onnx: found no such file"),
     ],
 )
 def test_speakers_that_cannot_be_found_are_refused(typed: str, message: str) -> None:

@@ -142,12 +142,12 @@ def test_a_second_finish_has_nothing_to_merge(memory: str) -> None:
     store = OutputStore(memory)
     names = [f"r{index:02d}" for index in range(12)]
     for seed, name in enumerate(names):
-        commit(store, results(part(name, 0, texts=[random.Random(seed).randbytes(100_000).hex()])))
-    done(store, files(*names), target_mb=0.75)
+        commit(store, results(part(name, 0, texts=[random.Random(seed).randbytes(150_000).hex()])))
+    done(store, files(*names), target_mb=1.0)
     merged = store.sizes("segments")
     assert 2 <= len(merged) <= 6
-    assert all(0.375 * MEBIBYTE < size <= 0.75 * MEBIBYTE for size in merged.values())
-    done(store, files(*names), target_mb=0.75)
+    assert all(0.5 * MEBIBYTE < size <= MEBIBYTE for size in merged.values())
+    done(store, files(*names), target_mb=1.0)
     assert store.sizes("segments") == merged
 
 
