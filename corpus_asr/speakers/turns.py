@@ -12,7 +12,7 @@ from corpus_asr.array_types import Float16, Float64, Int64
 from corpus_asr.segments import Segment, SpeakerTurn, Word
 from corpus_asr.speakers.clustering import (
     GE2E_LIKENESS,
-    MARGIN_LIKENESS,
+    NAMED_LIKENESS,
     Likeness,
     SpeakerBounds,
     find_speakers,
@@ -99,7 +99,7 @@ class Diarization:
 
 def likeness_of(model: str | None) -> Likeness:
     """Return what cosines of a model's embeddings mean; None is the packaged encoder."""
-    return GE2E_LIKENESS if model is None else MARGIN_LIKENESS
+    return GE2E_LIKENESS if model is None else NAMED_LIKENESS
 
 
 def diarize(

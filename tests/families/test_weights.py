@@ -2,8 +2,8 @@
 
 import json
 import os
-import random
 import pickle
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
