@@ -85,9 +85,15 @@ class Diarization:
         if not shared_s:  # nobody known speaks in it
             return self
         labels: dict[str, str] = {}
+        olds: set[str] = set()
+        news: set[str] = set()
         for new, old in sorted(shared_s, key=lambda pair: (-shared_s[pair], pair)):
-            if new not in labels and old not in labels.values():
+            # Where both share more with others, what they share is how borders were moved.
+            likely = new not in news or old not in olds
+            if likely and new not in labels and old not in labels.values():
                 labels[new] = old
+            news.add(new)
+            olds.add(old)
         number = max(int(turn.speaker[1:]) for turn in earlier)
         for place, new in enumerate((each for each in self.voices if each not in labels), 1):
             labels[new] = f"S{number + place}"

@@ -219,6 +219,11 @@ def found_in(*turns: tuple[float, float, str], channel: int | None = None) -> Di
         ([(0, 2, "S1"), (2, 6, "S2")], [(0, 6, "S1")], ["S2"]),
         # Both share most with one: the other is somebody new, not who spoke later.
         ([(0, 5, "S1"), (5, 6, "S2")], [(0, 3, "S1"), (3, 5, "S2")], ["S1", "S3"]),
+        # So is who shares only a border with somebody whom the first has become as well.
+        ([(0, 18, "S1"), (18, 24.2, "S2")], [(0, 10, "S1"), (10, 18.2, "S2"), (18.2, 24.2, "S1")],
+         ["S1", "S3", "S1"]),
+        # Who has all of their time in common keeps a label of which another has more.
+        ([(0, 15, "S1"), (15, 25, "S2")], [(0, 7, "S1"), (7, 25, "S2")], ["S1", "S2"]),
         ([(0, 5, "S2")], [(5, 9, "S1")], ["S1"]),
         ([(3, 3, "S1"), (0, 5, "S2")], [(1, 4, "S1")], ["S2"]),
     ],
