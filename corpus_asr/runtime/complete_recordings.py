@@ -265,7 +265,9 @@ def _rows_of(
 ) -> Iterator[list[dict[str, Any]]]:
     before = read_turns(store, portion.recordings, names=portion.earlier) or {}
     for recording in read_voices_of(store, portion):
-        found = _speakers_of(recording, settings).named_as(before.get(recording.recording_id, ()))
+        found = _speakers_of(recording, settings)
+        if (turns := before.get(recording.recording_id)) is not None:
+            found = found.named_as(turns, number=portion.named.get(recording.recording_id, 0))
         yield turn_rows(recording, found.turns, found.voices)
 
 

@@ -76,13 +76,14 @@ class Diarization:
     voices: Mapping[str, tuple[float, ...]]
     """Mean embedding of each speaker."""
 
-    def named_as(self, earlier: Sequence[SpeakerTurn]) -> "Diarization":
+    def named_as(self, earlier: Sequence[SpeakerTurn], *, number: int = 0) -> "Diarization":
         """Return it with the labels of earlier turns, each for who shares most time with them.
 
-        Others get numbers that nobody had, so that no name that people gave moves to them.
+        Others get numbers that nobody had, so that no name that people gave moves to them: higher
+        ones than in earlier turns, and than `number`, the highest that people named.
         """
         shared_s = _shared_s(self.turns, earlier)
-        if not shared_s:  # nobody known speaks in it
+        if not shared_s and not number:  # nobody known speaks in it, and nobody has a name
             return self
         labels: dict[str, str] = {}
         olds: set[str] = set()
@@ -94,7 +95,7 @@ class Diarization:
                 labels[new] = old
             news.add(new)
             olds.add(old)
-        number = max(int(turn.speaker[1:]) for turn in earlier)
+        number = max([number, *(int(turn.speaker[1:]) for turn in earlier)])
         for place, new in enumerate((each for each in self.voices if each not in labels), 1):
             labels[new] = f"S{number + place}"
         return Diarization(

@@ -348,6 +348,15 @@ def test_other_bounds_leave_labels_with_whom_they_were_of(store: OutputStore):
     assert names_of(store) == [(0.0, 1.0, "S2"), (1.0, 2.0, "S1"), (3.0, 4.0, "S1")]
 
 
+def test_who_is_new_gets_no_name_of_somebody_who_was_not_found_for_a_time(store: OutputStore):
+    commit(store, results(*(spoken("a", at, last=at == 2) for at in range(3))))
+    find_speakers_of_run(store, AUTO)
+    name_speaker(store, "/a", "S2", "Ben", seen="")
+    find_speakers_of_run(store, SpeakerSettings(mode="auto", num_speakers=1))
+    find_speakers_of_run(store, AUTO)
+    assert names_of(store) == [(0.0, 1.0, "S1"), (1.0, 2.0, "S3"), (2.0, 3.0, "S1")]
+
+
 def test_a_row_of_the_manifest_says_how_many_speak_in_its_recording(store: OutputStore):
     def commit_with(columns: dict[str, Any]) -> None:
         metadata = json.dumps(columns)

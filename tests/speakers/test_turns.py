@@ -235,6 +235,14 @@ def test_turns_that_are_made_again_keep_labels(earlier, turns, expected):
     assert named.voices == numbers
 
 
+def test_who_is_new_has_no_number_that_people_named():
+    assert found_in((5, 9, "S1")).named_as((), number=2).turns[0].speaker == "S3"
+    earlier = found_in((0, 5, "S1")).turns
+    assert found_in((5, 9, "S1")).named_as(earlier, number=1).turns[0].speaker == "S2"
+    both = found_in((0, 5, "S2"), (5, 9, "S1")).named_as(earlier, number=4)
+    assert [turn.speaker for turn in both.turns] == ["S1", "S5"]
+
+
 def test_labels_stay_within_a_channel():
     earlier = (*found_in((0, 5, "S1"), channel=0).turns, *found_in((0, 5, "S2"), channel=1).turns)
     named = found_in((1, 4, "S1"), channel=1).named_as(earlier)

@@ -5,7 +5,7 @@ be given; what is done with them is not known here.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from corpus_asr.storage.run_state.run_tables import RunTables
@@ -23,6 +23,8 @@ class Portion:
     """Where the parts lie: rows, by name of their object."""
     earlier: Sequence[str] = ()
     """Objects that hold what was made of these recordings before, as far as it is asked for."""
+    named: Mapping[str, int] = field(default_factory=dict)
+    """The highest number of a speaker that people named in them, as far as it is asked for."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,11 @@ import pyarrow.compute as pc
 
 from corpus_asr.errors import ConfigError
 from corpus_asr.schemas import DUPLICATES, HOOKS, OUTCOMES, RECORDINGS, SPEAKERS, VOICES
-from corpus_asr.storage.run_state.corrections import CORRECTIONS_FOLDER, read_saved
+from corpus_asr.storage.run_state.corrections import (
+    CORRECTIONS_FOLDER,
+    SPEAKER_LABEL,
+    read_saved,
+)
 from corpus_asr.storage.run_state.duplicates import without_losers
 from corpus_asr.storage.run_state.finish import claimed_segments, remove_commits
 from corpus_asr.storage.run_state.moved import MOVING_NAME, Moves, addresses
@@ -282,6 +286,31 @@ def rewrite_said_speakers(store: OutputStore, speakers: Collection[tuple[str, st
             store.write_json(name, said)
 
 
+def named_numbers(store: OutputStore) -> dict[str, int]:
+    """Return the highest number of a speaker S1, S2 ... in names and corrections, by recording."""
+    said = [(each.recording_id, one.speaker or "")
+            for each in read_saved(store).values() for one in each.segments]  # fmt: skip
+    if store.exists(NAMES_NAME):
+        data = filesystem.read_bytes(store.address(NAMES_NAME), store.options)
+        lines, at, who = _named_lines(data)
+        said += [(recording_id(line[at]), line[who].strip())
+                 for line in lines[1:] if len(line) > max(at, who)]  # fmt: skip
+    highest: dict[str, int] = {}
+    for own, label in said:
+        if SPEAKER_LABEL.fullmatch(label):
+            highest[own] = max(highest.get(own, 0), int(label[1:]))
+    return highest
+
+
+def _named_lines(data: bytes) -> tuple[list[list[str]], int, int]:
+    """Return the lines of a file of names, and the places of address and speaker in them."""
+    text = data.decode("utf-8-sig", "surrogateescape")
+    lines = [line for line in csv.reader(io.StringIO(text, newline="")) if line]
+    if not lines or not {"uri", "speaker"} <= {*lines[0]}:
+        return [], 0, 0  # not a file that names anybody
+    return lines, lines[0].index("uri"), lines[0].index("speaker")
+
+
 def rewrite_names(store: OutputStore, change: Callable[[str, str], str | None]) -> None:
     """Change rows of the file of speakers' names.
 
@@ -293,11 +322,9 @@ def rewrite_names(store: OutputStore, change: Callable[[str, str], str | None]) 
         if not store.exists(NAMES_NAME):
             return
         data = filesystem.read_bytes(address, store.options)
-        text = data.decode("utf-8-sig", "surrogateescape")
-        lines = [line for line in csv.reader(io.StringIO(text, newline="")) if line]
-        if not lines or not {"uri", "speaker"} <= {*lines[0]}:
-            return  # not a file that names anybody
-        at, who = lines[0].index("uri"), lines[0].index("speaker")
+        lines, at, who = _named_lines(data)
+        if not lines:
+            return
         changed = [lines[0]]
         for line in lines[1:]:
             if len(line) > max(at, who):  # else it names nobody

@@ -33,6 +33,7 @@ from corpus_asr.storage.run_state.recording_rows import (
     rows_at,
     wanted,
 )
+from corpus_asr.storage.run_state.rewriting import named_numbers
 from corpus_asr.storage.run_state.run_tables import VERSION_COLUMNS, RunTables
 from corpus_asr.storage.run_state.tables import (
     SPEAKERS_FOLDER,
@@ -104,13 +105,19 @@ def voices_left(
         tables.add("wanted", tables.table(wanted(also=_NUMBERS), settings=chosen))
         [(number,)] = tables.rows("select count(*) from wanted")
         stale = tables.table(_STALE)
+        # Of speakers who are no longer found, too: nobody else is to get their names.
+        named = named_numbers(store) if stale.num_rows else {}
 
-        def earlier(portion: Portion) -> list[str]:
+        def with_earlier(portion: Portion) -> Portion:
             own = pc.is_in(stale["recording_id"], pa.array([*portion.recordings], pa.string()))
-            return [names[at] for at in sorted(set(stale["number"].filter(own).to_pylist()))]
+            numbers = sorted(set(stale["number"].filter(own).to_pylist()))
+            return replace(
+                portion,
+                earlier=[names[at] for at in numbers],
+                named={each: named[each] for each in portion.recordings if each in named},
+            )
 
-        found = portions_of(tables, "wanted")
-        yield number, (replace(each, earlier=earlier(each)) for each in found)
+        yield number, map(with_earlier, portions_of(tables, "wanted"))
 
 
 def read_voices_of(store: OutputStore, portion: Portion) -> Iterator[RecordingVoices]:
