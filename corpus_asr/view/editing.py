@@ -298,7 +298,9 @@ def _correction(
             for row in rows
         ]  # fmt: skip
     else:
-        segments = _segments(change.segments, speakers)
+        # Who was set before stays, also where a later run found fewer speakers.
+        kept = {row["leaf"].said.speaker for row in rows if row["leaf"]}
+        segments = _segments(change.segments, speakers | kept)
         _check_times(recording, rows, segments, before, after)
     return correct(recording, replaced, segments, checked=change.checked, name=change.name)
 

@@ -17,7 +17,7 @@ from corpus_asr.storage.run_state.corrections import (
     hash_of,
     read_saved,
 )
-from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.run_state.tables import SPEAKERS_FOLDER, OutputStore
 from corpus_asr.storage.stores.uri import recording_id
 from corpus_asr.view.texts import segments_at
 from tests.support.pages import Response, asked, fetch, sent
@@ -180,6 +180,19 @@ def test_of_two_windows_the_second_is_shown_what_is_there(url: str) -> None:
     assert sent(url, "api/correct", again | {"seen": ["other"]}).status == 409
     assert sent(url, "api/correct", again).status == 200
     assert [row["text"] for row in segments(url)] == ["second", "third", "five"]
+
+
+def test_a_segment_keeps_a_speaker_who_is_no_longer_found(url: str, store: OutputStore) -> None:
+    says(store, "/c/a.wav", (0.0, 1.0, "S1"), (1.0, 3.0, "S2"))
+    assert replaced(url, [0], [said(url, 0, "one") | {"speaker": "S2"}]).status == 200
+    store.remove_all(store.names(SPEAKERS_FOLDER))
+    says(store, "/c/a.wav", (0.0, 3.0, "S1"))
+    with serving(store) as later:
+        assert (
+            replaced(later.url, [0], [said(later.url, 0, "two") | {"speaker": "S2"}]).status == 200
+        )
+        answer = replaced(later.url, [1], [said(later.url, 1, "two") | {"speaker": "S2"}])
+        assert answer.status == 400
 
 
 def test_segments_are_split_merged_moved_and_given_to_speakers(
