@@ -156,7 +156,6 @@ def export(
 
 def _words(summary: "ExportSummary") -> str:
     from corpus_asr.text.numbers import LANGUAGES
-    from corpus_asr.units import counted
 
     done = (
         f"{summary.to}: {counted(summary.recordings, 'recording')}, "

@@ -71,7 +71,7 @@ GE2E_LIKENESS = Likeness(
     switch_cost=0.1, speaker_cost=0.27, same_above=0.87, sharpness=20.0,
 )  # fmt: skip
 # Of networks that users name: fitted with CAM++, in which the middle cosine of two speakers is 0.6
-# here. Constants that are the same as above were tried, and not improved upon.
+# here. Of what is as above, only another `switch_cost` was tried, and was no better.
 NAMED_LIKENESS = Likeness(
     merge_above=0.82, small_merge=0.2, short_small_merge=0.6,
     switch_cost=0.1, speaker_cost=0.35, same_above=0.86, sharpness=20.0,
@@ -118,7 +118,7 @@ def find_speakers(
         nobody = np.zeros((0, vectors.shape[1]), dtype=np.float32)
         return Clustering(labels=np.zeros(0, np.int64), confidences=np.zeros(0), voices=nobody)
     nodes = _condensed(vectors)
-    # In a short recording more were no better.
+    # More were worse for short recordings in which nobody overlaps (docs/speakers.md).
     tries = 1 if len(vectors) < SHORT_WINDOWS else max(1, TRIED_WINDOWS // len(vectors))
     groupings = islice(_by_spectrum(unit(sums_of(vectors, nodes)), bounds), tries)
     settled = [_settled(vectors, labels[nodes], likeness, bounds) for labels in groupings]
