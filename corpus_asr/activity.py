@@ -144,6 +144,8 @@ class Activity:
     fetch_retries: int = 0
     """Requests of recordings that a store had to be asked again."""
     parts_extracted: int = 0
+    files_extracted: int = 0
+    """Recordings that Ray's extract workers are through with; some may be left to another pass."""
     durations: Strata = field(default_factory=dict)
     """Recordings whose duration is known: from the header of one that is open, else as decoded."""
     decoded_s: float = 0.0

@@ -233,7 +233,9 @@ class Look(NamedTuple):
     out: list[WorkerState]
     """Workers of the pass that were taken out of work."""
     idle_stages: list[str]
-    """Stages of the pass without any other worker, as far as is known."""
+    """Stages of the pass of which no known worker is in work."""
+    quiet_s: float
+    """How long no worker has done anything, as far as is known."""
 
 
 class _Roster:
@@ -259,9 +261,13 @@ class _Roster:
             self._working[state.token, state.stage] -= 1
 
     def of(self, token: str) -> tuple[list[WorkerState], list[str]]:
-        """Return which workers of a pass are out of work, and the stages that have no other."""
-        idle = [s for (of, s), number in self._working.items() if of == token and not number]
-        return list(self._out[token].values()), sorted(idle)
+        """Return which workers of a pass are out of work, and the stages that have no other.
+
+        A stage without any worker is none of these: Ray Data ends workers that have nothing to do.
+        """
+        out = list(self._out[token].values())
+        idle = {state.stage for state in out if not self._working[token, state.stage]}
+        return out, sorted(idle)
 
 
 class RunCoordinator:
@@ -332,7 +338,9 @@ class RunCoordinator:
         activity = self.activity()
         self._metrics.update(self._tally, activity)
         replaced = self._take_replaced()
-        return Look(self._life, self._tally, activity, replaced, *self._roster.of(token))
+        out, idle_stages = self._roster.of(token)
+        quiet_s = self.quiet_s()
+        return Look(self._life, self._tally, activity, replaced, out, idle_stages, quiet_s)
 
     def replace(self, why: str) -> None:
         """Note that a worker is unusable, and that another process takes its place."""

@@ -10,7 +10,6 @@ import shutil
 import signal
 import tempfile
 import threading
-import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -67,7 +66,8 @@ R = TypeVar("R")
 MOST_UNANSWERED = 60
 # Looks, a second each, at a run that seems futile: what workers decode is known seconds later.
 FUTILE_LOOKS = 10
-# Where all known workers of a stage were taken out of work, another may report within that time.
+# Where all known workers of a stage were taken out of work, another may report within that time
+# after the last sign of any work.
 NEWCOMER_S = 60.0
 # For Ray Data to take its things down when Ray has died.
 LEAVE_S = 15.0
@@ -153,8 +153,9 @@ class _Passes:
         """Work until everything is committed; return the count of that."""
         current, resources = Pass(), self._resources
         planned = planned_packs(self._config, self._packs)
+        num_files = self._poll.files_left
         while True:
-            self._poll.watch(current, resources)
+            self._poll.watch(current, resources, num_files)
             dataset = build(
                 self._config,
                 planned,
@@ -170,7 +171,8 @@ class _Passes:
                 return self._commits.tally + self._poison
             if current.number == MAX_PASSES:
                 raise _not_done(len(left), self._suspects)
-            current, resources = self._next(current, len(left))
+            num_files = len(left)
+            current, resources = self._next(current, num_files)
             planned = ray.data.from_arrow(packs_of(left))
 
     def _commit(self, dataset: Dataset) -> None:
@@ -181,6 +183,7 @@ class _Passes:
                 for block in bundle.blocks:
                     if block.metadata.num_rows:
                         self._commits.add(block.ref, block.metadata.size_bytes or 0)
+            self._poll.end_watch()
             self._commits.settle()
         except BaseException:
             del results  # with its last reference Ray Data ends its work
@@ -413,26 +416,18 @@ def _no_room(error: BaseException) -> EngineError:
     )
 
 
-class IdleStages:
-    """Stages of a pass of which every known worker was taken out of work, and since when."""
+def hopeless_stages(look: Look, wanted: Mapping[str, int]) -> list[str]:
+    """Return the stages that need so many workers and cannot expect one to work.
 
-    def __init__(self, wanted: Mapping[str, int]) -> None:
-        self._wanted = wanted
-        self._since_s: dict[str, float] = {}
-
-    def hopeless(self, idle: Iterable[str], out: Iterable[WorkerState], now_s: float) -> list[str]:
-        """Return those of the idle stages of which no other worker is to be expected.
-
-        One may be starting, on a machine that is still to come, or has yet to tell a new
-        coordinator that it works.
-        """
-        self._since_s = {stage: self._since_s.get(stage, now_s) for stage in idle}
-        num_out = Counter(state.stage for state in out)
-        return [
-            stage
-            for stage, since_s in self._since_s.items()
-            if num_out[stage] >= self._wanted[stage] or now_s - since_s > NEWCOMER_S
-        ]
+    All known ones were taken out of work. Another may be starting, on a machine that is still to
+    come, or has yet to tell a new coordinator that it works: there is time as long as others work.
+    """
+    num_out = Counter(state.stage for state in look.out)
+    return [
+        stage
+        for stage in look.idle_stages
+        if stage in wanted and (num_out[stage] >= wanted[stage] or look.quiet_s > NEWCOMER_S)
+    ]
 
 
 class _Poll(threading.Thread):
@@ -456,19 +451,31 @@ class _Poll(threading.Thread):
         # What coordinators that died had counted.
         self._before, self._did = Tally(), Activity()
         self._current = Pass()
-        self._idle = IdleStages({})
+        # Workers that each stage needs; files that the passes so far gave to extraction.
+        self._wanted: dict[str, int] = {}
+        self._files_planned = 0
         self.disturbed = False
         """Whether a worker was replaced, or the coordinator, during the pass."""
         self._out: dict[str, WorkerState] = {}
         self._no_worker: EngineError | None = None
 
-    def watch(self, current: Pass, resources: Resources) -> None:
-        """Look after the workers of this pass from now on."""
+    def watch(self, current: Pass, resources: Resources, num_files: int) -> None:
+        """Look after the workers of this pass over so many recordings from now on."""
         self._current, self.disturbed = current, False
         self._coordinator.begin_pass.remote()
-        self._idle = IdleStages(
-            {EXTRACT: resources.extract_workers, TRANSCRIBE: resources.transcribe_workers}
-        )
+        self._files_planned += num_files
+        self._wanted = {
+            EXTRACT: resources.extract_workers, TRANSCRIBE: resources.transcribe_workers
+        }  # fmt: skip
+
+    def end_watch(self) -> None:
+        """Expect nothing more of the workers of this pass: all they had to do is done."""
+        self._wanted = {}
+
+    @property
+    def files_left(self) -> int:
+        """Recordings that are not committed yet."""
+        return self._progress.files_left
 
     @property
     def bad_gpus(self) -> frozenset[str]:
@@ -538,10 +545,12 @@ class _Poll(threading.Thread):
         for why in look.replaced:
             event(_LOG, logging.WARNING, "worker_replaced", why=why)
             self.disturbed = True
-        self._take_out(look.out, look.idle_stages)
+        if activity.files_extracted >= self._files_planned:
+            self._wanted = {s: number for s, number in self._wanted.items() if s != EXTRACT}
+        self._take_out(look)
 
-    def _take_out(self, out: list[WorkerState], idle_stages: list[str]) -> None:
-        for state in out:
+    def _take_out(self, look: Look) -> None:
+        for state in look.out:
             if state.worker not in self._out:
                 self._out[state.worker] = state
                 self.disturbed = True
@@ -550,9 +559,9 @@ class _Poll(threading.Thread):
                     device=str(state.device), node=state.device.node_id, error=state.out,
                 )  # fmt: skip
                 self._progress.taken_out += (f"{state.device}: {state.out}",)
-        without = self._idle.hopeless(idle_stages, out, time.monotonic())
+        without = hopeless_stages(look, self._wanted)
         if without:
-            whys = dict.fromkeys(f"{s.device}: {s.out}" for s in out if s.stage in without)
+            whys = dict.fromkeys(f"{s.device}: {s.out}" for s in look.out if s.stage in without)
             self._no_worker = EngineError(
                 f"no {' and no '.join(without)} worker can work, expected at least one: "
                 f"{'; '.join(whys)}; what was committed is kept, and running again continues "

@@ -8,6 +8,7 @@ work.
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -106,6 +107,7 @@ class ExtractWorker(_Worker):
         of: Pass,
     ) -> None:
         self._stage: ExtractStage | None = None
+        self._files_extracted = 0
         super().__init__(EXTRACT, config, coordinator=coordinator, logs=logs, of=of)
         self._failed_before = self._trail.failures()[0] > 0
         if self._failed_before and self.out is None:
@@ -114,14 +116,22 @@ class ExtractWorker(_Worker):
 
     def activity(self) -> Activity:
         """Return what this process did so far."""
-        return Activity() if self._stage is None else self._stage.activity
+        activity = Activity() if self._stage is None else self._stage.activity
+        return replace(activity, files_extracted=self._files_extracted)
 
     def __call__(self, packs: pa.Table) -> Iterator[pa.Table]:
         """Yield PARTS tables; not all of a run that stops, none of what ended a process."""
+        files = pc.list_flatten(packs["files"]).to_pylist()
+        try:
+            yield from self._extracted(packs, files)
+        finally:
+            self._files_extracted += len(files)
+            self._coordinator.send()
+
+    def _extracted(self, packs: pa.Table, files: list[dict[str, Any]]) -> Iterator[pa.Table]:
         if self._coordinator.stopping():
             return
         call = f"packs {packs['pack_id'].to_pylist()}"
-        files = pc.list_flatten(packs["files"]).to_pylist()
         if self.out is not None:
             self._not_done(self._rows(files, HANDED_BACK, self.out))
             return
@@ -134,9 +144,9 @@ class ExtractWorker(_Worker):
                 self._trail.note(call, before)
             return
         with in_call(self._trail, call):
-            yield from self._extracted(packs, call)
+            yield from self._parts_of(packs, call)
 
-    def _extracted(self, packs: pa.Table, call: str) -> Iterator[pa.Table]:
+    def _parts_of(self, packs: pa.Table, call: str) -> Iterator[pa.Table]:
         assert self._stage is not None, "made by the constructor"
         try:
             for parts in self._stage(packs, opening=lambda each: self._trail.begin(call, each)):
@@ -148,8 +158,6 @@ class ExtractWorker(_Worker):
                     return
         except EngineError as error:
             self._leave(error)
-        finally:
-            self._coordinator.send()
 
     def _rows(self, files: list[dict[str, Any]], kind: str, why: str) -> pa.Table:
         usual = NOTHING_SAID | {"part": 0, "last_part": True}

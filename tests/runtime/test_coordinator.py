@@ -294,9 +294,24 @@ def test_a_coordinator_knows_which_workers_of_a_pass_are_out_and_whether_any_is_
     assert coordinator.look("now").idle_stages == []
     # A coordinator that took its place learns it from the next reports.
     coordinator = RunCoordinator()
-    assert coordinator.look("now")[-2:] == ([], [])
+    look = coordinator.look("now")
+    assert (look.out, look.idle_stages) == ([], [])
     report("2", out="device lost")
     assert coordinator.look("now").idle_stages == ["transcribe"]
+
+
+def test_a_stage_whose_workers_ended_is_not_one_whose_workers_cannot_work() -> None:
+    coordinator = RunCoordinator(silent_s=10.0)
+    start_s = time.monotonic()
+    device = Device(node_id="node", host="host", gpus=())
+    for worker, stage in (("0", "extract"), ("1", "extract"), ("2", "transcribe")):
+        state = WorkerState("now", stage, worker, device)
+        coordinator.report(Report(worker, Activity(), PLACE, state))
+    # Ray Data ended those that had nothing more to extract.
+    coordinator._looked_s = start_s + 9.0
+    coordinator._heard["2"] = (start_s + 9.0, coordinator._heard["2"][1])
+    assert coordinator._silent(start_s + 11.0) == [PLACE, PLACE]
+    assert coordinator.look("now").idle_stages == []
 
 
 def test_a_run_is_quiet_once_no_worker_does_anything() -> None:

@@ -29,6 +29,7 @@ from tests.support.bad_workers import (
     failing_engine,
     failing_gpu_engine,
     first_failing_engine,
+    late_engine,
     notes,
     usual_engine,
 )
@@ -203,6 +204,20 @@ def test_a_run_without_a_worker_that_can_work_ends_and_names_each(
     for number in (0, 1):
         assert f"GPU {number} of " in str(caught.value)
     assert "an illegal memory access (scripted)" in str(caught.value)
+
+
+def test_a_run_whose_model_works_long_after_its_extraction_ends_well(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray Data ends extract workers that have nothing to do; nobody misses them."""
+    monkeypatch.setattr(coordinating, "SILENT_S", 7.0)  # reports come every 5 s
+    monkeypatch.setattr(ray_dataset, "NEWCOMER_S", 3.0)
+    begun_s = time.monotonic()
+    done = work(cluster, tmp_path, *numbered(6), engine=late_engine)
+    assert time.monotonic() - begun_s > 25.0
+    assert Counter(row["status"] for row in done.outcomes.values()) == {"ok": 6}
+    assert done.progress.tally.files == 6
+    assert done.progress.taken_out == ()
 
 
 @pytest.mark.slow

@@ -17,11 +17,21 @@ from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import EngineError, FetchError
 from corpus_asr.runtime import ray_dataset
 from corpus_asr.runtime.commit import Committer, Tally
-from corpus_asr.runtime.coordinator import CoordinatorClient, WorkerState, start_coordinator
+from corpus_asr.runtime.coordinator import (
+    CoordinatorClient,
+    Look,
+    WorkerState,
+    start_coordinator,
+)
 from corpus_asr.runtime.passes import Device
 from corpus_asr.runtime.progress import ENOUGH_ALIKE, Progress
 from corpus_asr.runtime.ray_cluster import Cluster
-from corpus_asr.runtime.ray_dataset import NEWCOMER_S, IdleStages, own_error, run_on_ray
+from corpus_asr.runtime.ray_dataset import (
+    NEWCOMER_S,
+    hopeless_stages,
+    own_error,
+    run_on_ray,
+)
 from corpus_asr.runtime.resources import resolve_resources
 from corpus_asr.runtime.shutdown import RunStoppedError
 from corpus_asr.storage.run_state.tables import OutputStore
@@ -234,17 +244,19 @@ def test_own_errors_are_found_below_rays_and_others_say_what_is_kept():
         assert all(word in str(error) for word in words)
 
 
-def test_a_run_waits_a_minute_for_workers_that_may_be_starting() -> None:
-    def out(number: int, stage: str = "transcribe") -> WorkerState:
-        gpu = Device(node_id="node", host="host", gpus=(str(number),))
-        return WorkerState("pass", stage, str(number), gpu, "device lost")
+def test_a_run_gives_up_a_stage_without_workers_once_nothing_moves() -> None:
+    def look(*numbers: int, stage: str = "transcribe", quiet_s: float = 0.0) -> Look:
+        gpus = [Device(node_id="node", host="host", gpus=(str(number),)) for number in numbers]
+        out = [WorkerState("pass", stage, str(gpu), gpu, "device lost") for gpu in gpus]
+        return Look("life", Tally(), Activity(), [], out, [stage], quiet_s)
 
-    idle = IdleStages({"extract": 1, "transcribe": 2})
-    assert idle.hopeless(["transcribe"], [out(0)], 100.0) == []
-    assert idle.hopeless([], [out(0)], 130.0) == []  # another one works
-    assert idle.hopeless(["transcribe"], [out(0), out(1, "extract")], 150.0) == []
-    assert idle.hopeless(["transcribe"], [out(0)], 150.0 + NEWCOMER_S) == []
-    assert idle.hopeless(["transcribe"], [out(0)], 151.0 + NEWCOMER_S) == ["transcribe"]
+    wanted = {"extract": 1, "transcribe": 2}
+    # Another worker may be starting.
+    assert hopeless_stages(look(0, quiet_s=NEWCOMER_S), wanted) == []
+    assert hopeless_stages(look(0, quiet_s=NEWCOMER_S + 1.0), wanted) == ["transcribe"]
     # Where all of them are known there is nothing to wait for.
-    idle = IdleStages({"extract": 1, "transcribe": 2})
-    assert idle.hopeless(["transcribe"], [out(0), out(1)], 100.0) == ["transcribe"]
+    assert hopeless_stages(look(0, 1), wanted) == ["transcribe"]
+    assert hopeless_stages(look(0, stage="extract"), wanted) == ["extract"]
+    # What is complete needs no worker.
+    late = look(0, stage="extract", quiet_s=NEWCOMER_S + 1.0)
+    assert hopeless_stages(late, {"transcribe": 2}) == []

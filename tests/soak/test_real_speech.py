@@ -86,11 +86,26 @@ def said_in(store: OutputStore) -> list[tuple[Any, ...]]:
 def test_every_awkward_file_ends_as_it_should(
     speech: Path, float_model: Path, tmp_path: Path
 ) -> None:
+    assert_awkward_files_end_as_expected(speech, float_model, tmp_path, local=True)
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(3600)
+def test_a_model_that_works_for_minutes_after_extraction_ends_them_all_on_ray(
+    speech: Path, whisper_base: Path, tmp_path: Path
+) -> None:
+    """Some seven minutes on two busy cores, of which extraction takes the first."""
+    assert_awkward_files_end_as_expected(speech, whisper_base, tmp_path, local=False)
+
+
+def assert_awkward_files_end_as_expected(
+    speech: Path, model: Path, tmp_path: Path, *, local: bool
+) -> None:
     folder = speech / "awkward"
     source = {"uri": str(folder), "exclude": ["manifest.jsonl", "*.rttm"]}
     output = tmp_path / "output"
-    config = real_job(float_model, source=source, output={"uri": str(output)})
-    run(config, local=True, progress=None)
+    config = real_job(model, source=source, output={"uri": str(output)})
+    run(config, local=local, progress=None)
     found = outcomes_in(output)
     rows = {row["uri"].partition("/awkward/")[2]: row for row in found.values()}
     wrong = []

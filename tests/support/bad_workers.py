@@ -20,6 +20,7 @@ from corpus_asr.stages.parts import ExtractedPart, ExtractRequest
 from corpus_asr.stages.transcribe import EngineSpec
 from tests.support.engines import ScriptedEngine
 from tests.support.extractors import Message, make
+from tests.support.killing import SlowEngine
 
 NOTES = "notes"
 KILLING_EXTRACTOR = "tests.support.bad_workers:make_killing"
@@ -82,6 +83,11 @@ def first_failing_engine(spec: EngineSpec) -> ScriptedEngine:
 def failing_gpu_engine(spec: EngineSpec) -> ScriptedEngine:
     """Fail on GPU 0, in every pass."""
     return _engine(spec, bad="0" in ray.get_runtime_context().get_accelerator_ids()["GPU"])
+
+
+def late_engine(_: EngineSpec) -> ScriptedEngine:
+    """Take long for each part, two at a time."""
+    return SlowEngine(pause_s=9.0)
 
 
 def make_killing(folder: str, **options: Any) -> Callable[[ExtractRequest], Iterator[Message]]:
