@@ -435,6 +435,7 @@ SELECTION = _schema(
     _field("rules", pa.list_(pa.string()), "every rule that would drop it"),
     _field("split", pa.string(), "train, validation or test"),
     _EXAMPLE,
+    *_MODEL,
 )  # fmt: skip
 
 EXAMPLES = _schema(

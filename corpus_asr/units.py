@@ -1,5 +1,7 @@
 """Every constant of time and size, derived once; numbers of things in words."""
 
+from collections.abc import Iterable
+
 SAMPLE_RATE_HZ = 16_000
 
 # Whisper's log-mel front end (Radford et al. 2022, section 2.2).
@@ -39,6 +41,11 @@ def shortened(text: str, most: int) -> str:
 def counted(count: int, noun: str) -> str:
     """Write a count with its noun."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def joined_names(names: Iterable[str | None]) -> str | None:
+    """Return distinct names joined by commas, in the order in which they come; None without any."""
+    return ", ".join(dict.fromkeys(name for name in names if name)) or None
 
 
 FINGERPRINT_WORDS_PER_SECOND = 8

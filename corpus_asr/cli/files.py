@@ -226,16 +226,17 @@ def _files_of(
     if chosen.output_dir is None:
         return None
     from corpus_asr.cli.output_files import Existing, OutputFiles
-    from corpus_asr.storage.model_files import checkpoint_version
+    from corpus_asr.storage.model_files import checkpoint_version, full_name
 
     if chosen.overwrite and chosen.skip_existing:
         raise ConfigError(
             "reading the options: found --overwrite and --skip-existing, expected one of them"
         )
     existing = Existing.skip if chosen.skip_existing else Existing.known
-    model = checkpoint_version(model_or_default(chosen.model, quiet=True))
+    checkpoint = model_or_default(chosen.model, quiet=True)
+    model = {"model": full_name(checkpoint), "model_revision": checkpoint_version(checkpoint)}
     given = {name: value for name, value in keys.items() if name not in _OF_NO_TEXT}
-    made_by = {"model": model, "compute_type": chosen.compute_type, **given}
+    made_by = {**model, "compute_type": chosen.compute_type, **given}
     return OutputFiles(
         chosen.output_dir,
         inputs.found,

@@ -50,10 +50,10 @@ def kept_run(folder: str, options: StoreOptions) -> OutputStore | None:
 class KeptRun:
     """Writes the run of a folder."""
 
-    def __init__(self, folder: str, uris: Iterable[str], *, model: str) -> None:
+    def __init__(self, folder: str, uris: Iterable[str], *, model: str, revision: str) -> None:
         """Begin, or continue where there is one; `uris` are the recordings of this call."""
         self._store = OutputStore(within(folder, KEPT_RUN_FOLDER))
-        self._model = model
+        self._model, self._revision = model, revision
         # Settings say where recordings are reached; those of this call are added to the record.
         source = SourceSettings(uri=tuple(map(public, uris)))
         settings = {"source": {"uri": source.uri}, "model": {"checkpoint": model}}
@@ -83,7 +83,7 @@ class KeptRun:
             pa.Table.from_pylist(rows, schema=RESULTS),
             run_id=_RUN_ID,
             model=transcript.model or self._model,
-            model_revision=self._model,
+            model_revision=self._revision,
             stem=stem,
         )
         if transcript.turns is not None:

@@ -144,7 +144,9 @@ class OutputFiles:
         self._root = _checked_folder(folder)
         self._layout = layout
         self._existing = existing
-        self._model = str(made_by.get("model", ""))
+        self._model, self._revision = (
+            str(made_by.get(name, "")) for name in ("model", "model_revision")
+        )
         self._apart = apart
         self._made_by = repr((sorted(made_by.items()), layout.rules, layout.words))
         self._texts = texts or {}
@@ -224,7 +226,7 @@ class OutputFiles:
             from corpus_asr.cli.kept_run import KeptRun
 
             uris = [one.uri for one in self._inputs.values() if not one.piped]
-            self._run = KeptRun(self._root, uris, model=self._model)
+            self._run = KeptRun(self._root, uris, model=self._model, revision=self._revision)
         return self._run
 
     def _named(self, inputs: Sequence[Input]) -> dict[str, str]:

@@ -33,6 +33,7 @@ from corpus_asr.storage.run_state.tables import (
     table_of,
 )
 from corpus_asr.storage.stores.uri import redact_uri
+from corpus_asr.units import joined_names
 
 TEXT_COLUMNS = (
     "recording_id", "part", "channel", "segment", "start_s", "end_s", "text", "language",
@@ -80,7 +81,8 @@ class Recording:
     channels: tuple[int | None, ...] = ()
     """Of each segment; None where channels were mixed."""
     model: str | None = None
-    """Checkpoint of the run, as configured."""
+    """Checkpoint that wrote the segments, as configured; several are joined by commas."""
+    model_revision: str | None = None
     turns: tuple[SpeakerTurn, ...] | None = None
     """Who speaks when; None where the run did not look for speakers."""
     missing: tuple[MissingWord, ...] | None = None
@@ -91,11 +93,11 @@ class Recording:
         cls,
         row: Mapping[str, Any],
         segments: Sequence[Mapping[str, Any]],
-        model: str | None = None,
     ) -> "Recording":
         """Return a recording of its row and those of its segments."""
         return cls(
-            model=model,
+            model=joined_names(segment.get("model") for segment in segments),
+            model_revision=joined_names(segment.get("model_revision") for segment in segments),
             **{name: row[name] for name in _OF_RECORDING},
             segments=tuple(segment_from(each) for each in segments),
             channels=tuple(each["channel"] for each in segments),
@@ -203,13 +205,6 @@ def settings_of(store: OutputStore, *, doing: str, which: str) -> tuple[dict[str
             f"{which}; restore it, or run again"
         )
     return config, fingerprint["fingerprint"]
-
-
-def model_of(store: OutputStore) -> str | None:
-    """Return the checkpoint of a run, as configured; None where its configuration is gone."""
-    config = store.read_json(CONFIG_NAME) or {}
-    checkpoint: str | None = config.get("model", {}).get("checkpoint")
-    return checkpoint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -330,13 +325,12 @@ def recordings(
     selection: Selection,
     *,
     columns: Sequence[str] = TEXT_COLUMNS,
-    model: str | None = None,
     turns: Turns | None = None,
     missing: Mapping[str, tuple[MissingWord, ...]] | None = None,
 ) -> Iterator[Recording]:
     """Yield the recordings of `open_selection` that are wanted, sorted by URI.
 
-    `columns` of the segments table include `TEXT_COLUMNS`; `model` is said to be theirs. With the
+    `columns` of the segments table include `TEXT_COLUMNS`. With the
     turns of speakers by recording, segments have speakers; `missing` are words that a known text
     has beyond them.
     """
@@ -348,7 +342,7 @@ def recordings(
     for recording_id, group in groupby(rows, key=itemgetter("recording_id")):
         segments = list(group)
         row = segments[0] | {"language": segments[0]["main_language"]}
-        recording = Recording.of(row, [] if row["part"] is None else segments, model)
+        recording = Recording.of(row, [] if row["part"] is None else segments)
         recording = replace(recording, missing=(missing or {}).get(recording_id))
         if turns is not None:
             recording = recording.spoken_by(turns.get(recording_id, ()))

@@ -32,7 +32,6 @@ from corpus_asr.export.recordings import (
     WORD_COLUMNS,
     Recording,
     Selection,
-    model_of,
     open_selection,
     recordings,
 )
@@ -259,8 +258,7 @@ def export(
             seen,
             tables,
             selection,
-            columns=(*_columns(options.formats, spoken=turns is not None), "task"),
-            model=model_of(store),
+            columns=(*_columns(options.formats, spoken=turns is not None), "task", "model"),
             turns=turns,
             missing=missing_words_of(store, tables.table(_WHOLE)),
         )

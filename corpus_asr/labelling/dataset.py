@@ -26,7 +26,6 @@ import pyarrow as pa
 from corpus_asr.config.run import DatasetSettings, SelectionSettings
 from corpus_asr.errors import CheckpointError, ConfigError, EngineError, ItemError
 from corpus_asr.labelling.examples import Shard
-from corpus_asr.labelling.selection import Origin
 from corpus_asr.labelling.writers import (
     AUDIO_FOLDER,
     DATA_FOLDER,
@@ -259,7 +258,6 @@ class ShardMaker:
         self,
         store: OutputStore,
         settings: DatasetSettings,
-        origin: Origin,
         *,
         cutter: dict[str, Any],
         timeout_s: float,
@@ -267,7 +265,6 @@ class ShardMaker:
     ) -> None:
         self._store = store
         self._settings = settings
-        self._origin = origin
         self._stopping = Event()
         self._all = [
             IsolatedGenerator(CUTTER, init_kwargs=cutter, timeout_s=timeout_s)
@@ -339,7 +336,7 @@ class ShardMaker:
 
     def _add(self, writer: ShardWriter, row: dict[str, Any], clip: Clip, note: Note) -> None:
         seconds = clip.num_samples / SAMPLE_RATE_HZ
-        row = row | self._origin.model(row["language"]) | {"duration_s": seconds}
+        row = row | {"duration_s": seconds}
         writer.add(row, clip.data)
         note.examples += 1
         note.seconds += seconds

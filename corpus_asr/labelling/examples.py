@@ -37,7 +37,7 @@ class Example:
 
     clip: ClipRange
     row: dict[str, Any]
-    """Of the EXAMPLES table, without audio, duration and model."""
+    """Of the EXAMPLES table, without audio and duration."""
 
 
 def examples_of(rows: Rows, settings: DatasetSettings) -> list[Example]:
@@ -131,6 +131,8 @@ def _example(
         "reference": None,
         "speaker": speakers.pop() if len(speakers) == 1 else None,
         "corrected": all(row["corrected"] for row in window),
+        "model": window[0]["model"],
+        "model_revision": window[0]["model_revision"],
         "numbers_rewritten": texts != [row["text"] for row in window],
     }
     values |= {name: _extreme(min, window, name) for name in _LEAST}

@@ -206,6 +206,8 @@ class SelectionTally:
     kept: Amount = field(default_factory=Amount)
     corrected: Amount = field(default_factory=Amount)
     """Of the kept, those that a person corrected or checked."""
+    models: dict[tuple[str | None, str | None], None] = field(default_factory=dict)
+    """What wrote the texts, with its revision, in the order in which they come."""
 
     @classmethod
     def of(cls, rules: Sequence[Rule]) -> "SelectionTally":
@@ -217,6 +219,7 @@ class SelectionTally:
         """Count a decided row."""
         seconds = _duration_s(row)
         self.everything.add(seconds)
+        self.models[row["model"], row["model_revision"]] = None
         passed_over = _passed_over(row)
         for name, column in self.measures.items():
             if row[column] is None and name not in passed_over:

@@ -198,6 +198,8 @@ def _row(
         "uri": recording.uri,
         "recording_s": recording.duration_s,
         "language": language,
+        "model": recording.model,
+        "model_revision": recording.model_revision,
         **{name: getattr(segment, name) for name in _COPIED},
         **(dict.fromkeys(_SCORES) if segment.corrected else {}),
         "num_words": len(words),
@@ -251,16 +253,11 @@ class Origin:
         """The weights' part of the fingerprint."""
         return self.fingerprint.partition("-")[2]
 
-    def model(self, language: str | None) -> dict[str, str]:
-        """Return the columns that say which model wrote a text in a language."""
-        model = self.by_language.get(language or "", self.checkpoint)
-        return {"model": model, "model_revision": self.revision}
-
-    def as_data(self) -> dict[str, Any]:
-        """Return what the card says of the run, settings that are null left out."""
+    def as_data(self, model: str | None, revision: str | None) -> dict[str, Any]:
+        """Return what the card says of the run and of what wrote its texts, without nulls."""
         found = {
-            "checkpoint": self.checkpoint,
-            "revision": self.revision,
+            "checkpoint": model or self.checkpoint,
+            "revision": revision or self.revision,
             "by_language": self.by_language or None,
             "transcripts": self.transcripts,
             "extract.channels": self.channels,
@@ -287,7 +284,8 @@ def read_origin(store: OutputStore) -> Origin:
 # Words and tokens are most of the bytes, and nothing here measures them; words say where a segment
 # that two speakers share is split, and which of two runs is likelier.
 _COLUMNS = tuple(
-    name for name in (*SCORE_COLUMNS, "language_probability", "speech_fraction", *SOUND_COLUMNS)
+    name
+    for name in (*SCORE_COLUMNS, "language_probability", "model", "model_revision", *SOUND_COLUMNS)
     if name not in ("words", "tokens")
 )  # fmt: skip
 # What changes whenever a recording is transcribed again.

@@ -46,7 +46,7 @@ from corpus_asr.storage.stores.filesystem import StoreOptions
 from corpus_asr.storage.stores.host_allowlist import FileRules
 from corpus_asr.storage.stores.uri import normalize, redact_uri
 from corpus_asr.text.numbers import numbers_module
-from corpus_asr.units import counted
+from corpus_asr.units import counted, joined_names
 
 _LOG = logging.getLogger(__name__)
 
@@ -145,7 +145,8 @@ def label(
         except FetchError as error:  # transcripts of others may be read-only
             event(_LOG, logging.INFO, "dataset_not_noted", why=str(error))
         tally, written, languages = _write(config, store, sources, origin, rules, splits, say=say)
-        model = origin.as_data()
+        written_by, revision = (joined_names(name[at] for name in tally.models) for at in (0, 1))
+        model = origin.as_data(written_by, revision)
         if sources.other is not None and config.selection.select != "own":
             second = read_origin(sources.other[0])
             model |= {"against": second.checkpoint, "against.revision": second.revision}
@@ -186,7 +187,6 @@ def _write(
     maker = ShardMaker(
         store,
         config.dataset,
-        origin,
         cutter={
             "store": _recordings(config, sources.store),
             "channels": origin.channels,

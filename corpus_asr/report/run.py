@@ -16,7 +16,6 @@ from corpus_asr.storage.run_state.confidences import CONFIDENCE_BINS, read_confi
 from corpus_asr.storage.run_state.plan import latest_listing
 from corpus_asr.storage.run_state.run_files import (
     CONFIG_NAME,
-    FINGERPRINT_NAME,
     RUN_NAME,
     SUCCESS_NAME,
     Snapshot,
@@ -29,7 +28,7 @@ from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.speaker_turns import SPEAKING, speaking_times
 from corpus_asr.storage.run_state.tables import LABEL_ROWS, SEGMENT_ROWS, OutputStore
 from corpus_asr.storage.stores.uri import redact_uri
-from corpus_asr.units import counted
+from corpus_asr.units import counted, joined_names
 
 _LISTING_COLUMNS = ("recording_id", "uri", "etag", "size_bytes")
 _MOST_LABELS = 20  # a classifier may know thousands
@@ -157,6 +156,7 @@ def counted_run(
                 store,
                 config,
                 run if finished else None,
+                models=_models(tables, run, config),
                 statistics=RunNumbers.of(tables),
                 accounting=reconcile(tables, written, is_listed=listing is not None),
                 speakers=tuple(SpeakerGroup(**row) for row in tables.table(_SPEAKERS).to_pylist()),
@@ -165,24 +165,39 @@ def counted_run(
         )
 
 
+def _models(
+    tables: RunTables, run: dict[str, Any] | None, config: dict[str, Any]
+) -> tuple[str | None, str | None]:
+    """Return the models that wrote what counts, most rows first, and their revisions.
+
+    Settings name the last one alone; they say it where there is no text yet.
+    """
+    found = tables.rows(
+        "select model, model_revision from scored where counts group by all "
+        "order by sum(rows) desc, model, model_revision"
+    )
+    if not found:
+        configured = config.get("model", {}).get("checkpoint")
+        return (run["model"], run["model_revision"]) if run is not None else (configured, None)
+    names, revisions = zip(*found, strict=True)
+    return joined_names(names), joined_names(revisions)
+
+
 def _report(
     store: OutputStore,
     config: dict[str, Any],
     run: dict[str, Any] | None,
     *,
+    models: tuple[str | None, str | None],
     statistics: RunNumbers,
     **others: Any,
 ) -> Report:
     if run is not None:
-        model, revision = run["model"], run["model_revision"]
         work = run.get("last_work") or run
         run_id = work["run_id"]
         speed: Speed | None = speed_of(work)
     else:
         run_id = max(dict(statistics.audio_by_run_s), default=None)  # IDs begin with their time
-        model = config.get("model", {}).get("checkpoint")
-        fingerprint = store.read_json(FINGERPRINT_NAME) or {}
-        revision = fingerprint.get("fingerprint", "").partition("-")[2] or None
         speed = None
     snapshot = read_snapshot(store)
     if snapshot is not None and snapshot.run_id != run_id:
@@ -196,8 +211,8 @@ def _report(
         uri=redact_uri(store.uri),
         finished=run is not None,
         run_id=run_id,
-        model=model,
-        model_revision=revision,
+        model=models[0],
+        model_revision=models[1],
         wall_s=None if speed is None else speed.wall_s,
         rtfx=speed.rtfx if speed is not None and speed.audio_s else None,
         statistics=statistics,

@@ -216,18 +216,19 @@ def model_revision(folder: Path) -> str:
 
 
 def checkpoint_version(checkpoint: str) -> str:
-    """Return a checkpoint's full name, for a folder with the sizes and times of its files.
+    """Return a hash of a checkpoint's full name, and of the sizes and times of a folder's files.
 
     Unlike `model_revision` it reads none of them.
     """
     name = full_name(checkpoint)
     folder = Path(normalize(name)) if scheme_of(name) == LOCAL else Path()
     if not folder.is_absolute() or not folder.is_dir():
-        return name
+        return hashlib.sha256(name.encode()).hexdigest()[:16]
     names = [path.name for path in folder.iterdir() if path.is_file()]
     files = sorted({*_matching(names, SMALL_FILES), *_weight_names(names)})
     stats = [(each, (folder / each).stat()) for each in files]
-    return repr([str(folder), *((each, stat.st_size, stat.st_mtime_ns) for each, stat in stats)])
+    found = [str(folder), *((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)]
+    return hashlib.sha256(repr(found).encode()).hexdigest()[:16]
 
 
 def cache_folder() -> Path:

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from corpus_asr.config.run import CLASSIFY_AUDIO
 from corpus_asr.errors import ConfigError, CorpusAsrError
-from corpus_asr.export.recordings import Recording, model_of
+from corpus_asr.export.recordings import Recording
 from corpus_asr.export.speakers import SpeakerNames, name_speaker, named, read_names, with_voices
 from corpus_asr.export.write import common_folder
 from corpus_asr.logs import event
@@ -569,7 +569,7 @@ class Transcripts:
         rows = transcript.rows.to_pylist()
         # Of a segment whose text a person removed nothing is exported.
         kept = [each for at, each in enumerate(rows) if each["text"] or at not in transcript.leaves]
-        recording = Recording.of(row, kept, model_of(self._store))
+        recording = Recording.of(row, kept)
         turns = self.turns(view, recording.recording_id)
         if not turns:
             return recording

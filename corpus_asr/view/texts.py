@@ -139,7 +139,7 @@ def rows_at(store: OutputStore, kind: PartRows, columns: Sequence[str], places: 
 
 def segments_at(store: OutputStore, places: Places) -> pa.Table:
     """Return the segments of a recording, as the model has them, in order of time."""
-    return rows_at(store, SEGMENT_ROWS, WORD_COLUMNS, places).sort_by(_BY_TIME)
+    return rows_at(store, SEGMENT_ROWS, (*WORD_COLUMNS, "model"), places).sort_by(_BY_TIME)
 
 
 def add_shown(tables: RunTables, common: str) -> str:

@@ -1,6 +1,7 @@
 """The run that `transcribe -o` keeps beside its files, as `view` opens it."""
 
 import itertools
+import re
 import shutil
 from collections.abc import Sequence
 from contextlib import closing
@@ -19,6 +20,7 @@ from corpus_asr.formats.cue_rules import CueRules
 from corpus_asr.formats.names import WordStyle
 from corpus_asr.formats.transcript import Transcript
 from corpus_asr.segments import SpeakerTurn
+from corpus_asr.storage.model_files import checkpoint_version
 from corpus_asr.storage.run_state.run_files import CONFIG_NAME, outcomes_names
 from corpus_asr.storage.run_state.speaker_turns import read_turns
 from corpus_asr.storage.run_state.tables import OutputStore
@@ -29,7 +31,7 @@ from corpus_asr.view.request import Request
 from corpus_asr.view.sound import Sounds
 from tests.support.audio import tone, wav_bytes
 from tests.support.stores import life
-from tests.support.tables import segment
+from tests.support.tables import rows_of, segment
 from tests.view.conftest import answers_of
 
 NAME = "talk {1}[a].wav"
@@ -88,6 +90,22 @@ def test_words_speakers_and_sound_are_those_of_the_transcript() -> None:
     assert [word[0] for word in segments[0]["words"]] == [" Hello", " there."]
     assert sound["state"] == "ok"
     assert Path("out", "talk {1}[a].txt").read_text() == "Hello there.\nBye.\n"
+
+
+def test_the_model_is_a_name_and_its_revision_a_hash(tmp_path: Path) -> None:
+    folder = tmp_path / "models" / "own"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    revision = checkpoint_version(str(folder))
+    assert re.fullmatch("[0-9a-f]{16}", revision)
+    made_by = {"model": str(folder), "model_revision": revision}
+    store = written(replace(SAID, model=None), made_by=made_by)
+    assert store is not None
+    (segment_row, *_) = rows_of(store.segments())
+    assert (segment_row["model"], segment_row["model_revision"]) == (str(folder), revision)
+    assert store.read_json(CONFIG_NAME)["model"] == {"checkpoint": str(folder)}
+    (folder / "config.json").write_text("{ }")
+    assert checkpoint_version(str(folder)) != revision
 
 
 def test_what_is_transcribed_again_replaces_what_was_kept() -> None:

@@ -27,7 +27,9 @@ from corpus_asr.export.speakers import name_speaker, read_segments, register_seg
 from corpus_asr.export.write import ExportOptions, Names, export
 from corpus_asr.formats.names import ExportFormat, NumberStyle, WordStyle
 from corpus_asr.report.accuracy.scoring import read_references
+from corpus_asr.report.run import load_report
 from corpus_asr.runtime.complete_recordings import find_speakers_of_run
+from corpus_asr.storage.run_state.run_files import CONFIG_NAME
 from corpus_asr.storage.run_state.run_tables import MEMORY_VARIABLE
 from corpus_asr.storage.run_state.seen_segments import SeenSegments
 from corpus_asr.storage.run_state.tables import Commit, OutputStore
@@ -129,6 +131,23 @@ def test_what_is_unfinished_failed_or_silent_is_told(store: OutputStore, to: Pat
     summary = export(store, str(to), options("txt"), Selection(partial=True))
     assert texts(to)["half.txt"] == "half\n"
     assert summary.unfinished == 0
+
+
+def test_the_model_is_that_of_the_texts_and_not_of_the_last_settings(
+    store: OutputStore, to: Path
+) -> None:
+    commit(store, results(transcribed("a.wav", 0, "one")), model="whisper-tiny.en")
+    commit(store, results(transcribed("b.wav", 0, "two", last=False)), model="whisper-base")
+    commit(store, results(transcribed("b.wav", 1, "three")), model="/models/own")
+    add(store, part("quiet.wav", 0, texts=None, status="no_speech"))
+    store.write_json(CONFIG_NAME, {"model": {"checkpoint": "whisper-base"}})
+    export(store, str(to), options("json", "md"), Selection())
+    models = {path.name: json.loads(path.read_text())["model"] for path in to.glob("*.json")}
+    both = "whisper-base, /models/own"
+    assert models == {"a.json": "whisper-tiny.en", "b.json": both, "quiet.json": None}
+    assert "whisper-tiny.en" in (to / "a.md").read_text()
+    assert both in (to / "b.md").read_text()
+    assert load_report(store).model == "/models/own, whisper-base, whisper-tiny.en"
 
 
 def test_a_finished_output_says_the_same(store: OutputStore, to: Path) -> None:

@@ -30,7 +30,7 @@ def row(start_s: float, end_s: float, text: str = " word", **values: Any) -> dic
         "temperature": 0.0, "disagreement": None, "from_other": None, "wer": None,
         "reference": None,
         "corrected": False,
-        "speaker": None,
+        "speaker": None, "model": "m", "model_revision": "r1",
         "dropped_by": None, "example_id": None,
     }  # fmt: skip
     return usual | values

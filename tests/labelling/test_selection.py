@@ -38,7 +38,8 @@ GOOD: dict[str, Any] = {
     "language_probability": 0.9, "confidence": 0.9, "avg_logprob": -0.2, "no_speech_prob": 0.1,
     "compression_ratio": 1.2, "temperature": 0.0, "speech_fraction": 0.9, "num_words": 8,
     "num_letters": 30, "unique_words": 0.8, "repeats": 1, "longest_word": 9, "copies": 1,
-    "duplicate_fraction": 0.0, "listed": False, "known_hallucination": False, "corrected": False,
+    "model": "m", "model_revision": "r1", "duplicate_fraction": 0.0,
+    "listed": False, "known_hallucination": False, "corrected": False,
     "disagreement": 0.0, "wer": 0.0, "music_share": 0.1,
     "reference_language": "en",
 }  # fmt: skip

@@ -127,9 +127,11 @@ def results(*rows: dict[str, Any]) -> pa.Table:
     return pa.Table.from_pylist(list(rows), schema=RESULTS)
 
 
-def commit(store: OutputStore, table: pa.Table, *, run_id: str = "run") -> Commit:
+def commit(
+    store: OutputStore, table: pa.Table, *, run_id: str = "run", model: str = "model"
+) -> Commit:
     """Commit rows with fixed stamps."""
-    return store.commit(table, run_id=run_id, model="model", model_revision="revision")
+    return store.commit(table, run_id=run_id, model=model, model_revision="revision")
 
 
 def orphan(store: OutputStore, *rows: dict[str, Any], kind: PartRows = SEGMENT_ROWS) -> str:

@@ -30,7 +30,7 @@ from corpus_asr.storage.run_state.tables import (
 
 CONFIDENCE_BINS = 10  # of equal width over 0-1
 _READ_ROWS = 65_536  # at once; commits have some thousands
-_COLUMNS = ("recording_id", "part", "start_s", "end_s")
+_COLUMNS = ("recording_id", "part", "start_s", "end_s", "model", "model_revision")
 _SOURCES = pa.schema([("source", pa.int32()), ("name", pa.string())])
 _OBJECTS = """
 select segments_object from outcomes left join standing using (id)
@@ -47,6 +47,7 @@ order by source
 """
 _SCORED = """
 create or replace table scored (recording_id varchar, run_id varchar, counts boolean, bin tinyint,
+                                model varchar, model_revision varchar,
                                 rows bigint, weight double, weighted double)
 """
 # A segment may have no length, and still weighs something.
@@ -64,6 +65,7 @@ insert into scored
 select recording_id, run_id, counts,
        if(confidence is null, null,
           least(floor(confidence * {CONFIDENCE_BINS}::float), {CONFIDENCE_BINS - 1})) as bin,
+       model, model_revision,
        count(*), exact_sum(weight), exact_sum(confidence * weight)
 from arrived group by all
 """

@@ -17,11 +17,6 @@ from corpus_asr.storage.run_state.tables import OutputStore, PartRows
 from corpus_asr.units import shortened
 
 ALL = "all"
-# Of segments or labels; the last run of a recording made all of its parts, or the most of them.
-_MODELS = """
-insert into models select recording_id, any_value(model), any_value(model_revision)
-from arrived where counts group by recording_id
-"""
 # What a listing says is not known before there is one.
 _RECORDINGS = tuple(name for name in RECORDINGS.names if name not in ("listed_at", "gone"))
 _MODEL_COLUMNS = ("model", "model_revision")
@@ -44,7 +39,7 @@ from recordings left join failed using (recording_id)
 left join confidences using (recording_id)
 left join (select recording_id, any_value(model) as model,
                   any_value(model_revision) as model_revision
-           from models group by all) named using (recording_id)
+           from scored where counts group by all) named using (recording_id)
 """
 COLUMNS = (*_RECORDINGS, "complete", "language", "confidence", *_MODEL_COLUMNS)
 """What a condition may name."""
@@ -88,16 +83,9 @@ def chosen(
 
 
 def _make_asked(store: OutputStore, tables: RunTables, where: str, rows: PartRows) -> None:
-    tables.execute(
-        "create or replace table models (recording_id varchar, model varchar, "
-        "model_revision varchar)"
-    )
     # Segments are read where they are asked about alone: there may be a billion.
     named = any(name in where.lower() for name in ("confidence", "model"))
-    read_confidences(
-        store, tables, rows, which="counts" if named else "false", texts=_MODEL_COLUMNS,
-        each=lambda: tables.execute(_MODELS),
-    )  # fmt: skip
+    read_confidences(store, tables, rows, which="counts" if named else "false")
     tables.execute(_ASKED)
 
 
