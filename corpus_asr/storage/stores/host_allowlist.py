@@ -35,8 +35,13 @@ _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 # Source: IANA, IPv6 Address Space: all else is reserved, deprecated, or for one network's own use,
 # such as site-local addresses, NAT64 prefixes of one's own, and forms that carry an IPv4 address.
 _GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
-# Unknown to `is_global` of older Pythons: relays of 6to4 (RFC 7526), documentation (RFC 9637).
-_RESERVED = (ipaddress.IPv4Network("192.88.99.0/24"), ipaddress.IPv6Network("3fff::/20"))
+# Of which `is_global` says too much, depending on Python's version. Source: IANA, Special-Purpose
+# Address Registries: protocols of the IETF, with the metadata service of Oracle's cloud; relays of
+# 6to4; protocols, with Teredo; documentation. And the platform server of machines in Azure.
+_RESERVED = tuple(
+    ipaddress.ip_network(text)
+    for text in ("192.0.0.0/24", "192.88.99.0/24", "2001::/23", "3fff::/20", "168.63.129.16/32")
+)
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -164,8 +169,8 @@ def host_of(uri: str) -> str:
 def is_public(address: IPAddress) -> bool:
     """Tell whether an address is of the public Internet, inner ones of IPv6 forms included."""
     if isinstance(address, ipaddress.IPv6Address):
-        # Forms that carry an IPv4 address: mapped, 6to4, Teredo, NAT64.
-        inner = [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]
+        # Forms that carry an IPv4 address: mapped, 6to4, NAT64.
+        inner = [address.ipv4_mapped, address.sixtofour]
         if address in _NAT64:
             inner.append(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
         if any(found is not None and not is_public(found) for found in inner):
