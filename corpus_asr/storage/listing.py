@@ -20,7 +20,7 @@ from corpus_asr.errors import ConfigError, FetchError
 from corpus_asr.failure_kinds import ACCESS_DENIED, NOT_FOUND
 from corpus_asr.schemas import FILES
 from corpus_asr.storage.braces import expanded
-from corpus_asr.storage.manifest import NoRowsError, read_manifest
+from corpus_asr.storage.manifest import NoRowsError, Row, read_manifest
 from corpus_asr.storage.shards import MemberPlaces, ShardLister, with_columns
 from corpus_asr.storage.stores.filesystem import (
     StoreOptions,
@@ -40,9 +40,9 @@ from corpus_asr.storage.stores.uri import (
     scheme_of,
 )
 from corpus_asr.storage.tarred import TarFiles
-from corpus_asr.units import counted
+from corpus_asr.units import MEBIBYTE, counted
 
-CHUNK_ROWS = 5_000  # of a manifest
+CHUNK_ROWS, _CHUNK_CHARS = 5_000, 16 * MEBIBYTE  # of a manifest
 
 
 class NothingFoundError(ConfigError):
@@ -159,17 +159,25 @@ class FileListing:
         )
         places = MemberPlaces(self._shards)
         try:
-            while chunk := list(itertools.islice(rows, CHUNK_ROWS)):
-                if self._speakers.wanted:
-                    for row in chunk:
-                        row.check_speakers(self._speakers)
-                uris = [row.uri for row in chunk]
-                columns = [row.metadata() for row in chunk]
+            while chunk := list(itertools.islice(self._described(rows), CHUNK_ROWS)):
+                uris, columns = [uri for uri, _ in chunk], [text for _, text in chunk]
                 yield from self._with_members(Page(uris, *places.of(uris)), columns)
         except NoRowsError:
             if self._source.require_files:
                 raise
             self.empty.append(manifest)
+
+    def _described(self, rows: Iterator[Row]) -> Iterator[tuple[str, str | None]]:
+        # Up to so many characters of text; a row is not held as the objects that it is read as.
+        num_chars = 0
+        for row in rows:
+            if self._speakers.wanted:
+                row.check_speakers(self._speakers)
+            text = row.metadata()
+            yield row.uri, text
+            num_chars += len(text or "")
+            if num_chars > _CHUNK_CHARS:
+                return
 
     def _files(self, uri: str, setting: str) -> Iterator[str]:
         # What one address names: a file, else a glob's matches.

@@ -35,11 +35,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from corpus_asr.config.hotwords import Hotword, hotwords_from
 from corpus_asr.errors import AlignmentError, ConfigError, FetchError, ItemError, encodable
 from corpus_asr.failure_kinds import UNSUPPORTED_SCHEME
-from corpus_asr.storage.parquet import parquet_batches, parquet_columns
+from corpus_asr.storage.parquet import parquet_batches
 from corpus_asr.storage.stores.filesystem import DEFAULT_STORE, StoreOptions, open_binary
 from corpus_asr.storage.stores.host_allowlist import may_name
 from corpus_asr.storage.stores.members import member_address, plain_member, told_bytes
@@ -73,7 +75,11 @@ _MOST_S = 1e9  # thirty years
 MAX_TOLD_BYTES = 1 << 50
 # An end and a duration of one row may be rounded differently.
 _SAME_END_S = 0.1
-_BATCH_ROWS = 5_000
+_BATCH_ROWS = 1_000
+# A column chunk of a Parquet file that unfolds to so much and so many times its size is a bomb.
+_UNFOLDED_BYTES, _UNFOLDED_TIMES = 64 * MEBIBYTE, 200
+# Texts of which each may repeat the last one: few at a time.
+_PREFIXED, _PREFIXED_ROWS = "DELTA_BYTE_ARRAY", 16
 # Of a recording whose size is not known, but its duration: 128 kbit/s.
 EXPECTED_BYTES_PER_S = 16_000
 _COMPRESSED = ".gz"
@@ -177,7 +183,7 @@ class Row:
         if isinstance(value, str):  # in CSV
             try:
                 value = json.loads(value)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise self.wrong(f"{column} that are no JSON ({error})", "a list") from error
         if value is None:
             return None
@@ -487,12 +493,14 @@ def _tsv(manifest: _Manifest, file: io.BufferedReader) -> Iterator[_Raw]:
 
 def _lines(manifest: _Manifest, file: io.BufferedReader, **dialect: Any) -> Iterator[_Raw]:
     text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
-    lines = csv.reader(_bounded_lines(manifest, text), **dialect)
+    size = [0]  # of the lines of a row, so far
+    lines = csv.reader(_bounded_lines(manifest, text, size), **dialect)
     try:
         header = next(lines, [])
         if header:
             manifest.check_columns(header, "header")
         for row in lines:
+            size[0] = 0
             if not row:
                 continue
             if len(row) != len(header):
@@ -508,27 +516,89 @@ def _lines(manifest: _Manifest, file: io.BufferedReader, **dialect: Any) -> Iter
         text.detach()
 
 
-def _bounded_lines(manifest: _Manifest, text: io.TextIOWrapper) -> Iterator[str]:
-    # Some kilobytes of gzip hold a line of gigabytes.
+def _bounded_lines(manifest: _Manifest, text: io.TextIOWrapper, size: list[int]) -> Iterator[str]:
+    # Some kilobytes of gzip hold a line, or quoted lines of one row, of gigabytes.
     for number in itertools.count(1):
         line = text.readline(MAX_LINE_BYTES + 1)
         if not line:
             return
-        if len(line) > MAX_LINE_BYTES:
+        size[0] += len(line)
+        if size[0] > MAX_LINE_BYTES:
             raise manifest.broken(number, "a longer line", f"at most {MAX_LINE_BYTES} characters")
         yield line
 
 
 def _parquet(manifest: _Manifest, file: io.BufferedReader) -> Iterator[_Raw]:
     try:
-        manifest.check_columns(parquet_columns(file), "schema")
-        batches = parquet_batches(file, batch_rows=_BATCH_ROWS)
-        rows = (row for batch in batches for row in batch.to_pylist())
-        for number, row in enumerate(rows, 1):
-            yield f"row {number}", row
+        with pq.ParquetFile(file, pre_buffer=False) as parquet:
+            manifest.check_columns(parquet.schema_arrow.names, "schema")
+            repeated, batch_rows = _way_to_read(manifest, parquet.metadata)
+        number = 0
+        for batch in parquet_batches(file, batch_rows=batch_rows, as_dictionaries=repeated):
+            # Each row for itself only where it has to be: that takes time.
+            is_small = _unfolded_bytes(batch) <= MAX_LINE_BYTES
+            step = batch.num_rows if is_small else 1
+            for start in range(0, batch.num_rows, step):
+                rows = batch.slice(start, step)
+                if not is_small and _unfolded_bytes(rows) > MAX_LINE_BYTES:
+                    expected = f"at most {MAX_LINE_BYTES} bytes"
+                    raise manifest.wrong(
+                        f"row {number + 1}", "a larger row", expected, "correct it"
+                    )
+                for row in _unfolded(rows).to_pylist():
+                    number += 1
+                    yield f"row {number}", row
     except pa.ArrowException as error:
         found = f"no readable Parquet ({error})"
         raise manifest.unusable("", found, "a Parquet file", "write it again") from error
+
+
+def _way_to_read(manifest: _Manifest, metadata: pq.FileMetaData) -> tuple[list[str], int]:
+    """Return the columns whose texts are stored once each, and how many rows to read at a time.
+
+    Bombs are refused.
+    """
+    repeated: set[str] = set()
+    batch_rows = _BATCH_ROWS
+    for group in range(metadata.num_row_groups):
+        for number in range(metadata.num_columns):
+            column, kind = metadata.row_group(group).column(number), metadata.schema.column(number)
+            stored = column.total_compressed_size
+            is_list, most = kind.max_repetition_level > 0, _UNFOLDED_BYTES
+            if _PREFIXED in column.encodings:
+                batch_rows, most = _PREFIXED_ROWS, MAX_LINE_BYTES
+            elif column.physical_type == "BYTE_ARRAY" and column.has_dictionary_page:
+                repeated.add(column.path_in_schema)
+            unfolded = max(column.total_uncompressed_size, 8 * column.num_values * is_list)
+            if unfolded > max(most, _UNFOLDED_TIMES * stored):
+                found = f"{stored:,} bytes that stand for {unfolded:,}"
+                raise manifest.wrong(
+                    f"column {column.path_in_schema}", found,
+                    "those of a list of recordings", "leave out what is not needed",
+                )  # fmt: skip
+    return sorted(repeated), batch_rows
+
+
+def _unfolded(rows: pa.RecordBatch) -> pa.RecordBatch:
+    columns = [
+        column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+        for column in rows.columns
+    ]
+    return pa.RecordBatch.from_arrays(columns, names=rows.schema.names)
+
+
+def _unfolded_bytes(values: pa.RecordBatch | pa.Array) -> int:
+    """Return what values take once each stands for itself."""
+    if isinstance(values, pa.RecordBatch):
+        return sum(map(_unfolded_bytes, values.columns))
+    if pa.types.is_dictionary(values.type):
+        lengths = pc.binary_length(values.dictionary).take(values.indices)
+        return 8 * len(values) + (pc.sum(lengths).as_py() or 0)
+    if pa.types.is_nested(values.type):
+        inner = values.flatten()
+        inner = inner if isinstance(inner, list) else [inner]
+        return 8 * len(values) + sum(map(_unfolded_bytes, inner))
+    return int(values.nbytes)
 
 
 # NeMo's manifests are JSON lines, and end in .json all the same.

@@ -50,9 +50,13 @@ def parquet_batches(
     *,
     columns: Sequence[str] | None = None,
     batch_rows: int = BATCH_ROWS,
+    as_dictionaries: Sequence[str] = (),
 ) -> Iterator[pa.RecordBatch]:
-    """Yield a Parquet file's rows, a bounded number at a time."""
-    with pq.ParquetFile(file, pre_buffer=False) as parquet:
+    """Yield a Parquet file's rows, a bounded number at a time.
+
+    Columns of texts named in `as_dictionaries`, by their paths, hold each text once.
+    """
+    with pq.ParquetFile(file, pre_buffer=False, read_dictionary=as_dictionaries) as parquet:
         yield from parquet.iter_batches(batch_size=batch_rows, columns=_held(parquet, columns))
 
 

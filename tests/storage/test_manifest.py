@@ -5,10 +5,13 @@ import datetime
 import gzip
 import json
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -59,6 +62,57 @@ def resolved(folder: Path) -> list[str]:
 
 def said(row: Row) -> tuple[Any, ...]:
     return row.needed_text(), *row.span(), row.language(), row.speaker()
+
+
+REPEATS = {
+    "text": pa.DictionaryArray.from_arrays(pa.array([0] * 20_000, pa.int32()), ["x" * 60_000]),
+    "bytes": pa.DictionaryArray.from_arrays(pa.array([0] * 20_000, pa.int32()), [b"x" * 60_000]),
+    "long": pa.DictionaryArray.from_arrays(pa.array([0] * 20_000, pa.int32()), ["x" * 5_000_000]),
+    "texts": pa.array([["x" * 60_000] * 5_000]),
+    "zeros": pa.array([np.zeros(20_000_000, np.int8)]),
+    "plain": pa.array(["x" * 60_000] * 5_000),
+    "prefixes": pa.array(["x" * 60_000 + str(number) for number in range(5_000)]),
+}
+PLAIN = {"use_dictionary": False}
+WRITTEN: dict[str, dict[str, Any]] = {
+    "plain": PLAIN,
+    "prefixes": PLAIN | {"column_encoding": {"uri": "PLAIN", "note": "DELTA_BYTE_ARRAY"}},
+}
+
+
+@pytest.mark.parametrize("kind", REPEATS)
+def test_what_a_small_parquet_file_stands_for_never_fills_the_memory(
+    tmp_path: Path, kind: str
+) -> None:
+    notes = REPEATS[kind]
+    table = pa.table({"uri": [f"s3://b/{number}" for number in range(len(notes))], "note": notes})
+    path = tmp_path / "m.parquet"
+    pq.write_table(
+        table, path, compression="zstd", row_group_size=len(notes), **WRITTEN.get(kind, {})
+    )
+    assert path.stat().st_size < 200_000
+    script = (
+        "import itertools, resource, sys\n"
+        "from corpus_asr.config.run import SourceSettings\n"
+        "from corpus_asr.storage.listing import FileListing\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "before = peak()\n"
+        "try:\n"
+        "    listing = FileListing(SourceSettings(manifest=(sys.argv[1],)))\n"
+        "    rows = sum(batch.num_rows for batch in itertools.islice(listing, 2))\n"
+        "except Exception as error:\n"
+        "    rows = f'{type(error).__name__}: {error}'\n"
+        "print((peak() - before) // 1024, rows)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=True
+    )
+    peak_mib, _, rows = done.stdout.strip().partition(" ")
+    assert int(peak_mib) < 200
+    if kind in ("text", "bytes", "prefixes"):
+        assert int(rows) >= 500
+    else:
+        assert "ConfigError: reading the manifest" in rows
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
@@ -270,6 +324,11 @@ def test_a_broken_manifest_says_where(tmp_path: Path) -> None:
         ("m.csv", "uri,b\na\n", "line 2: found 1 fields, expected 2"),
         ("m.csv", 'uri\n"a\n', "line"),
         ("m.csv", "uri\n", "found no rows"),
+        (
+            "m.csv",
+            "uri" + ",b" * 5 + "\n" + 'x,"' + "x" * 100_000 + ('\n","' + "x" * 100_000) * 50,
+            "a longer line",
+        ),
         ("m.parquet", "nonsense", "no readable Parquet"),
         ("m.txt", "a\n", "unknown format"),
         (
