@@ -498,7 +498,8 @@ def view(
     ] = None,
     storage_option: StorageOption = None,
     audio_endpoint_url: Annotated[
-        str | None, typer.Option(help="S3 endpoint of the recordings; default: the run's.")
+        str | None,
+        typer.Option(help="S3 endpoint of the recordings; default: that of your own runs."),
     ] = None,
     audio_storage_option: AudioStorageOption = None,
 ) -> None:

@@ -26,7 +26,7 @@ _MAX_PASSWORD_BYTES = 1_000
 SESSION_S = 30 * 24 * 3600
 # Of one process; the oldest ends first.
 MAX_SESSIONS = 1_000
-# Behind a proxy all are one address; of all addresses together a guesser has this many a minute.
+# Wrong ones a minute that are told so, of an address and of all: the right one is always taken.
 WRONG_TRIES = 5
 ALL_WRONG_TRIES = 60
 _TRIES_S = 60.0
@@ -189,11 +189,13 @@ class PasswordAccess:
         return response
 
     def _check(self, request: web.Request, password: str) -> None:
+        # First: behind a proxy, a guesser has the address of all who know the password.
+        if compare_digest(_digest(password), self._password):
+            return
         address = request.remote or ""
         self._tries.check(address)
-        if not compare_digest(_digest(password), self._password):
-            self._tries.failed(address)
-            raise RefusedError(401, "this is not the password")
+        self._tries.failed(address)
+        raise RefusedError(401, "this is not the password")
 
 
 Access = TokenAccess | PasswordAccess
@@ -255,7 +257,10 @@ def check_change(request: web.Request, public: PublicUrl | None) -> None:
     """
     own = {request.host.lower()} | ({public.netloc} if public is not None else set())
     origin = request.headers.get("Origin")
-    foreign = origin is not None and urlsplit(origin).netloc.lower() not in own
+    try:
+        foreign = origin is not None and urlsplit(origin).netloc.lower() not in own
+    except ValueError:  # a bracket that does not close
+        raise RefusedError(400, "expected the Origin of a page, such as http://localhost") from None
     site = request.headers.get("Sec-Fetch-Site", "same-origin")
     if foreign or site not in ("same-origin", "none"):
         raise RefusedError(403, "only pages of this server may change something")

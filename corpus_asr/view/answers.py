@@ -270,7 +270,7 @@ class Answers:
 
     def sound(self, request: Request) -> dict[str, Any]:
         """Return whether and how a recording can be played."""
-        sound = self._sound(request.id)
+        sound = self._sound(request)
         answer = {
             "address": visible(without_secrets(sound.uri)),
             "as_it_is": sound.browser_type is not None,
@@ -293,7 +293,7 @@ class Answers:
 
     def audio(self, request: Request) -> Playable:
         """Return the audio of a recording, as it is or decoded."""
-        sound = self._sound(request.id)
+        sound = self._sound(request)
         if request.decode:
             return self.sounds.decoded(sound, channel=request.channel)
         return self.sounds.as_it_is(sound)
@@ -310,7 +310,7 @@ class Answers:
                 f"cutting {start_s:g} to {end_s:g} s: expected a span within the "
                 f"{row['duration_s']:g} s of the recording, of at most {LONGEST_S:g} s"
             )
-        audio = self.sounds.clip(self.sounds.of(row), start_s, end_s, channel=request.channel)
+        audio = self.sounds.clip(self._sound(request), start_s, end_s, channel=request.channel)
         return f"{self._stem(row)}-{start_s:.2f}-{end_s:.2f}.wav", audio
 
     def waveform(self, request: Request) -> dict[str, Any]:
@@ -327,7 +327,7 @@ class Answers:
         peaks, message = None, ""
         try:
             peaks = self.waveforms.peaks(
-                self.sounds.of(row), start_s, end_s, request.count, channel=request.channel
+                self._sound(request), start_s, end_s, request.count, channel=request.channel
             )
         except ItemError as error:  # the player says it, too
             message = visible(str(error))
@@ -458,8 +458,12 @@ class Answers:
             return self._named(recording_id)
         return view, row
 
-    def _sound(self, recording_id: str) -> Sound:
-        _, row = self._named(recording_id)
+    def _sound(self, request: Request) -> Sound:
+        _, row = self._named(request.id)
+        tracks = row["audio_tracks"] if row["audio_track"] is None else None
+        numbers = range(1, len(tracks) + 1) if tracks else range(row["channels"] or 0)
+        if numbers and request.channel is not None and request.channel not in numbers:
+            raise NotFoundError(f"this recording has no channel or track {request.channel}")
         return self.sounds.of(row)
 
 

@@ -125,7 +125,7 @@ def save_name(library: Library, recording: Mapping[str, Any], naming: Naming) ->
     """
     other = library.name(recording, naming.speaker, naming.name, seen=naming.seen)
     if other is not None:
-        given = f"called {naming.speaker} “{other}”" if other else "took the name away"
+        given = f"called {naming.speaker} “{other}”" if other else "taken the name away"
         raise ConflictError(
             f"somebody else has {given} meanwhile; save again to replace that", seen=other
         )

@@ -216,7 +216,7 @@ class ViewServer:
         check_change(request, self._public)
         try:
             body = await request.json()
-        except ValueError:
+        except (ValueError, RecursionError, LookupError):  # nested too deep; an unknown charset
             body = None
         if not isinstance(body, dict):
             raise ConfigError("reading a request: found no JSON object, expected one")

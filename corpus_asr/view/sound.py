@@ -306,9 +306,8 @@ class Sounds:
     def _wav_bytes(
         self, sound: Sound, channel: int | None, samples: range, start: int, stop: int
     ) -> Iterator[bytes]:
-        if start < _WAV_HEADER_BYTES:
-            yield _wav_header(len(samples))[start:stop]
-            start = _WAV_HEADER_BYTES
+        header = _wav_header(len(samples))[start:stop]
+        start = max(start, _WAV_HEADER_BYTES)
         lengths = iter(_EXCERPTS_S)
         length_s = 0
         while start < stop:
@@ -327,7 +326,11 @@ class Sounds:
                 decoded = b"".join(self._decoder.run(request))
             piece = decoded[odd : odd + stop - start]
             start += len(piece)
-            yield piece
+            # With the first sound: whoever has some bytes knows that it can be decoded.
+            yield header + piece
+            header = b""
+        if header:
+            yield header
 
     def _open(self, uri: str) -> io.BufferedReader:
         return filesystem.open_binary(uri, self._store)

@@ -115,15 +115,27 @@ def test_wrong_passwords_are_compared_in_equal_time_and_slowed_down(
     assert fetch(server.url + "api/run", Authorization=basic("wrong")).status == 401
     assert set(compared) == {(32, 32)}
     assert len(compared) == WRONG_TRIES
-    # Now not even the right one is looked at, while sessions go on.
-    late = log_in(server)
+    late = log_in(server, "wrong")
     assert late.status == 429
     assert 0 < int(late.headers["Retry-After"]) <= 60
     assert b"try again in" in late.body
-    assert len(compared) == WRONG_TRIES
+    # Behind a proxy a guesser has the address of all others, who are let in.
+    assert log_in(server).status == 200
+    assert fetch(server.url + "api/run", Authorization=basic(PASSWORD)).status == 200
     now = time.monotonic() + 61
     monkeypatch.setattr("corpus_asr.view.access.monotonic", lambda: now)
-    assert log_in(server).status == 200
+    assert log_in(server, "wrong").status == 401
+
+
+def test_requests_that_are_nonsense_are_refused_in_words(server: ViewServer) -> None:
+    for headers in ({"Origin": "http://[bad"}, {"Content_Type": "application/json; charset=no"}):
+        refused = log_in(server, "x", **headers)
+        assert refused.status == 400, headers
+        assert json.loads(refused.body)["error"]
+    usual = {"Content_Type": "application/json", "X_Corpus_ASR": "1"}
+    deep = fetch(server.url + "login", method="POST", body=b"[" * 60_000, **usual)
+    assert deep.status == 400
+    assert b"found no JSON object" in deep.body
 
 
 def test_guessers_at_many_addresses_share_a_limit() -> None:

@@ -100,6 +100,15 @@ def test_only_what_the_tables_name_is_read(shown: Shown) -> None:
             assert "has no recording" in json.loads(found.body)["error"]
 
 
+def test_a_channel_that_is_not_there_is_not_found(shown: Shown) -> None:
+    here = {"id": shown.id("plain.wav"), "from": 0, "to": 1}
+    assert fetch(asked(shown.url, "api/clip", **here, channel=0)).status == 200
+    for what in ("api/clip", "api/waveform", "audio"):
+        found = fetch(asked(shown.url, what, **here, channel=99, count=10, decode=1))
+        assert found.status == 404, what
+        assert "no channel or track 99" in json.loads(found.body)["error"]
+
+
 def test_what_cannot_be_answered_is_refused_in_words(shown: Shown) -> None:
     for what, parameters, words in (
         ("search", {"q": "?!"}, "no letter or figure"),

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from corpus_asr.errors import ConfigError, DecodeError, FetchError, ItemError
+from corpus_asr.errors import DecodeError, FetchError, ItemError
 from corpus_asr.failure_kinds import REFUSED_FILE
 from corpus_asr.storage.run_state.run_files import CONFIG_NAME
 from corpus_asr.storage.run_state.tables import OutputStore
@@ -213,11 +213,6 @@ def test_a_wav_holds_no_more_than_its_sizes_can_say(sounds: Sounds) -> None:
         (header,) = wav.read(0, 44)
         assert struct.unpack_from("<I", header, 4)[0] == wav.size_bytes - 8
         assert struct.unpack_from("<I", header, 40)[0] == wav.size_bytes - 44
-
-
-def test_settings_of_another_program_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no usable settings of its source"):
-        Sounds(run_of(tmp_path / "output", source={"buckets": 3}))
 
 
 SECONDS = 100
