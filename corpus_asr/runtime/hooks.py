@@ -37,7 +37,7 @@ from corpus_asr.storage.run_state.hook_rows import (
 from corpus_asr.storage.run_state.portions import Lost
 from corpus_asr.storage.run_state.recording_rows import put_rows, tidy
 from corpus_asr.storage.run_state.tables import OutputStore
-from corpus_asr.storage.stores.uri import public_text
+from corpus_asr.storage.stores.uri import without_secrets
 from corpus_asr.units import counted
 
 _LOG = logging.getLogger(__name__)
@@ -272,8 +272,9 @@ class _Calls:
                 return found
         self._failed += 1
         # Where all fail, where it was is said of the first few.
+        shown = without_secrets(repr(found))[:_MESSAGE_CHARS]
         event(_LOG, logging.ERROR, "hook_failed", hook=self._hook.name,
-              recording_id=segments["recording_id"][0].as_py(), error=repr(found)[:_MESSAGE_CHARS],
+              recording_id=segments["recording_id"][0].as_py(), error=shown,
               exc_info=found if self._failed <= _PATIENCE else None)  # fmt: skip
         return found
 
@@ -371,7 +372,7 @@ class _Rows:
         """Take a row for each recording that says why it has no others, unless it has some."""
         rows = [
             {"recording_id": each, "uri": uris[each], "error_kind": kind,
-             "error_message": public_text(message[:_MESSAGE_CHARS])}
+             "error_message": without_secrets(message)[:_MESSAGE_CHARS]}
             for each in ids if each not in self._work.known
         ]  # fmt: skip
         if rows:

@@ -46,20 +46,19 @@ def failure_fields(
     What was not expected goes into the log with its traceback.
     """
     if isinstance(error, ItemError):
-        kind, message, retryable = error.kind, str(error), error.retryable
+        kind, words, retryable = error.kind, str(error), error.retryable
     else:
         event(
             _LOG, logging.ERROR, "part_failed", stage=stage, recording_id=of.get("recording_id"),
             part=of.get("part"), uri=redact_uri(of.get("uri", "")), exc_info=error,
         )  # fmt: skip
-        kind, retryable = INTERNAL, True
-        # Words of a library: they may hold the address as it was given.
-        message = str(ItemError(without_secrets(f"{type(error).__name__}: {error}")))
+        kind, words, retryable = INTERNAL, f"{type(error).__name__}: {error}", True
     return {
         "status": FAILED,
         "error_stage": stage,
         "error_kind": kind,
-        "error_message": message,
+        # Words of a library, or of a recognizer: they may hold the address as it was given.
+        "error_message": str(ItemError(without_secrets(words))),
         "retryable": failure_kind(kind, retryable=retryable).retryable,
     }
 

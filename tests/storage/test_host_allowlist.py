@@ -39,7 +39,11 @@ INNER = [
     "fd00:ec2::254", "::ffff:127.0.0.1", "::ffff:10.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::",
     "ff02::1", "fec0::1", "64:ff9b:1::7f00:1", "64:ff9b:1::808:808", "::127.0.0.1", "::8.8.8.8",
     "::ffff:0:127.0.0.1", "::ffff:0:8.8.8.8", "5f00::1", "4000::1", "3fff::1", "192.88.99.1",
-    "64:ff9b::a9fe:a9fe", "100::1", "2001:db8::1",
+    "64:ff9b::a9fe:a9fe", "100::1", "2001:db8::1", "2001::a9fe:a9fe", "2001:0:808:808::",
+    "2001:1::1", "2001:20::1", "192.0.0.1", "192.0.0.9", "192.0.0.192", "::ffff:192.0.0.192",
+    "2002:c000:c0::", "64:ff9b::192.0.0.192", "::192.0.0.192", "168.63.129.16",
+    "::ffff:168.63.129.16", "2002:a83f:8110::", "64:ff9b::168.63.129.16", "::168.63.129.16",
+    "100.100.100.200", "192.0.2.1", "198.18.0.1", "198.51.100.1", "203.0.113.1", "240.0.0.1",
 ]  # fmt: skip
 
 
@@ -64,7 +68,10 @@ def refusal(uri: str, hosts: HostRules) -> str:
 
 
 def test_addresses_of_the_internet_are_public_and_inner_ones_are_not() -> None:
-    public = ["8.8.8.8", "2606:4700::1", "::ffff:8.8.8.8", "2002:808:808::", "64:ff9b::808:808"]
+    public = [
+        "8.8.8.8", "2606:4700::1", "::ffff:8.8.8.8", "2002:808:808::", "64:ff9b::808:808",
+        "192.0.1.1", "168.63.129.17", "2001:200::1", "2001:4860:4860::8888",
+    ]  # fmt: skip
     assert [text for text in INNER + public if is_public(ipaddress.ip_address(text))] == public
 
 
@@ -223,6 +230,39 @@ def test_outcomes_cannot_name_anything_but_segments(tmp_path: Path) -> None:
             with pytest.raises(CorpusAsrError, match=r"leads out of the folder|expected a name in"):
                 use()
     assert victim.read_bytes() == b"mine"
+
+
+def test_no_link_leads_out_of_the_output_folder(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "deep").mkdir(parents=True)
+    (elsewhere / "names.csv").write_text("secret")
+    folder = tmp_path / "real"
+    (folder / "inside").mkdir(parents=True)
+    (folder / "corrections").symlink_to(elsewhere)
+    (folder / "speakers.csv").symlink_to(elsewhere / "names.csv")
+    (folder / "dangling.json").symlink_to(elsewhere / "none.json")
+    (folder / "up").symlink_to("..")
+    (folder / "kept").symlink_to("inside")
+    (tmp_path / "output").symlink_to(folder)
+    store = OutputStore(str(tmp_path / "output"))
+    for name in (
+        "corrections/a.json", "corrections/deep/a.json", "speakers.csv", "dangling.json",
+        "up/elsewhere/a.json", "up/a.json",
+    ):  # fmt: skip
+        for use in (
+            lambda name: store.write_bytes(name, b"x"), store.read_json, store.exists, store.remove,
+            lambda name: store.move_all(["kept/a.json"], f"{name}/x"),
+        ):  # fmt: skip
+            with pytest.raises(CorpusAsrError, match="a symbolic link leads out of the folder"):
+                use(name)
+    with pytest.raises(CorpusAsrError, match="a symbolic link leads out of the folder"):
+        list(store.all_names("corrections"))
+    assert sorted(path.name for path in elsewhere.rglob("*")) == ["deep", "names.csv"]
+    assert (elsewhere / "names.csv").read_text() == "secret"
+    # The folder may be a link, and links within it stay in it.
+    store.write_json("kept/a.json", {})
+    assert (folder / "inside" / "a.json").exists()
+    assert store.read_json("kept/a.json") == {}
 
 
 def test_no_name_leads_out_of_the_output_folder(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from corpus_asr.storage.run_state.tables import (
     unique_stem,
     without_credentials,
 )
+from corpus_asr.storage.stores.uri import without_secrets
 from tests.storage.test_run_tables import done
 from tests.support.tables import (
     commit,
@@ -275,3 +276,33 @@ def test_rows_without_credentials_are_the_same_table() -> None:
     assert without_credentials(kept)["uri"].to_pylist() == kept["uri"].to_pylist()
     plain = pa.table({"uri": ["s3://bucket/a.mp3", None], "part": [0, 1]})
     assert without_credentials(plain) is plain
+
+
+SECRET = "s3cr3tVALUE99"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"Max retries exceeded with url: /v1/x?a=1&key={SECRET}", f"POST https://h/x?key={SECRET}",
+        f"Authorization: Bearer {SECRET}", f"{{'Authorization': 'Basic {SECRET}'}}",
+        repr(f"{{'X-API-Key': '{SECRET}\"'}}"), f"OPENAI_API_KEY={SECRET}", f"password='{SECRET}'",
+        f'{{"token": "{SECRET}"}}', f"Cookie: session={SECRET}", f"postgres://u:{SECRET}@h/db",
+        f"no such key: sk-{SECRET * 2}", f"AWS_SECRET_ACCESS_KEY={SECRET}", f"bearer {SECRET}",
+    ],
+)  # fmt: skip
+def test_secrets_in_messages_of_libraries_are_hidden(memory: str, text: str) -> None:
+    assert SECRET not in without_secrets(text)
+    store = OutputStore(memory)
+    commit(store, results(part("a", 0, texts=None, status="failed", error_message=text)))
+    (row,) = rows_of(store.outcomes(["error_message"]))
+    assert "[hidden]" in row["error_message"] or "postgres://h" in row["error_message"]
+    assert SECRET not in row["error_message"]
+
+
+def test_messages_without_secrets_stay_as_they_are() -> None:
+    for text in (
+        "reading s3://b/key=2024/a.mp3: not found", "key=lambda row: 1", "max_tokens=448",
+        "expected Authorization: Basic", "bearer of bad news", "s3://b/api_key=1/a.mp3",
+    ):  # fmt: skip
+        assert without_secrets(text) == text

@@ -49,6 +49,7 @@ from corpus_asr.storage.stores.uri import (
     redact_uri,
     scheme_of,
     within,
+    without_named_secrets,
 )
 
 OUTCOMES_FOLDER, RECORDINGS_FOLDER = "outcomes", "recordings"
@@ -84,15 +85,20 @@ class CommittedBatch(NamedTuple):
 
 def without_credentials(rows: pa.Table) -> pa.Table:
     """Return rows without credentials in URIs and texts; the same table if it has none."""
-    texts = {"uri": public, "error_message": public_text, "metadata": public_text}
+    texts = {"uri": public, "error_message": _public_message, "metadata": public_text}
     for name in texts.keys() & set(rows.schema.names):
-        # Few texts hold a URI with a password or a query.
-        if not pc.any(pc.match_substring_regex(rows[name], r"(?s)://.*[?@]")).as_py():
+        # Few texts hold a URI with a password or a query; a message holds what a library said.
+        suspect = "." if name == "error_message" else r"(?s)://.*[?@]"
+        if not pc.any(pc.match_substring_regex(rows[name], suspect)).as_py():
             continue
         position, remove = rows.schema.get_field_index(name), texts[name]
         safe = pa.array([text and remove(text) for text in rows[name].to_pylist()], pa.string())
         rows = rows.set_column(position, rows.schema.field(position), safe)
     return rows
+
+
+def _public_message(text: str) -> str:
+    return without_named_secrets(public_text(text))
 
 
 ModelName = tuple[str, str]
@@ -605,7 +611,7 @@ class OutputStore:
         data = filesystem.read_bytes(self.address(name), self.options)
         try:
             return json.loads(data)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise CorpusAsrError(
                 f"reading {redact_uri(self.address(name))}: no valid JSON ({error}); restore the "
                 "file or choose another output.uri"

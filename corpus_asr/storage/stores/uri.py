@@ -1,6 +1,7 @@
 """Addresses of objects: normal form, identity, and the form that is safe to show."""
 
 import hashlib
+import itertools
 import os
 import re
 
@@ -27,6 +28,24 @@ _PASSWORD = re.compile(r"^([A-Za-z][A-Za-z0-9+.\-]*://)[^/@:]*:[^/]*@", re.ASCII
 _ADDRESS = re.compile(rf"(?i:{_SCHEME_IN_TEXT})[^\s'\"<>\\]+", re.ASCII)
 _AFTER_ADDRESS = ".,;:!)]}"
 _ADDRESS_IN_TEXT = re.compile(rf"({_SCHEME_IN_TEXT})([^\s/'\"@]*@)?([^\s'\"?]*)(\?[^\s'\")]*)?")
+# By its name: in queries without an address, assignments, dictionaries and headers. By its form: of
+# OpenAI, Hugging Face, GitHub, GitLab, Slack and AWS, and JSON Web Tokens.
+_SECRET_IN_TEXT = re.compile(
+    r"""(
+      [?&][^=&\s?]{0,40}(?:sig|token|key|secret|credential|passw|auth|policy)[^=&\s]{0,40}=
+    | (?<![/a-z0-9])
+      (?: (?:access|account|api|private)[_-]?key(?:[_-]?id)? | secret | passw(?:or)?d | pwd
+        | (?:(?:access|api|auth|hf|id|refresh|security|session)[_-]?)?token
+        | awsaccesskeyid | googleaccessid | x-(?:amz|goog)-[\w-]{1,40}
+      )(?:\s?=|\\?["']\s?[:=])\s?\\?["']?
+    | \b(?:(?:proxy-)?authorization|(?:set-)?cookie|(?:x-[\w-]{0,40})?(?:api-?key|token|auth))
+      \\?["']?\s?:\s?\\?["']?(?:(?:basic|bearer|digest|negotiate|token)\s)?
+    | \b(?:basic|bearer)\s(?=(?-i:[a-z]*[A-Z0-9_~+/=-]))
+    )(?!\[hidden\]|basic\b|bearer\b)[^\s&,;"'\\)}<>\]]+
+    | (?-i:(?<!\w)(?:sk-[\w-]{16,}|hf_\w{16,}|gh[a-z]_\w{16,}|github_pat_\w{16,}|glpat-[\w-]{16,}
+      |xox[a-z]-[\w-]{10,}|A[KS]IA[0-9A-Z]{12,}|eyJ[\w-]{8,}\.[\w-]{4,}\.[\w-]*))""",
+    re.IGNORECASE | re.VERBOSE,
+)
 
 
 def scheme_of(uri: str) -> str:
@@ -79,14 +98,28 @@ def join(folder: str, name: str) -> str:
 
 
 def within(folder: str, name: str) -> str:
-    """Return the address of `name` in `folder`, wherever the name was read."""
+    """Return the address of `name` in `folder`, wherever the name was read.
+
+    Raises:
+        CorpusAsrError: it leads out of the folder, by itself or by a link of the local disk.
+    """
+    address = join(folder, name)
+    found = ""
     if name.startswith("/") or "\0" in name or ".." in name.split("/") or _SCHEME.match(name):
+        found = "the name leads"
+    elif scheme_of(folder) == LOCAL:
+        # Looked at each time, as others may write to the folder, which may be a link itself.
+        steps = itertools.accumulate(name.split("/"), join, initial=folder)
+        if any(map(os.path.islink, map(local_path, itertools.islice(steps, 1, None)))):
+            root, path = (os.path.realpath(local_path(each)) for each in (folder, address))
+            if not f"{path}/".startswith(f"{root.rstrip('/')}/"):
+                found = "a symbolic link leads"
+    if found:
         raise CorpusAsrError(
-            f"looking for {name!r} in {redact_uri(folder)}: the name leads out of the folder, "
-            "expected one of an object in it; somebody else wrote to this folder: restore it, or "
-            "choose another output.uri"
+            f"looking for {name!r} in {redact_uri(folder)}: {found} out of the folder, expected an "
+            "object in it; somebody else wrote to it: restore it, or choose another output.uri"
         )
-    return join(folder, name)
+    return address
 
 
 def parent(uri: str) -> str:
@@ -162,7 +195,7 @@ def redact_uri(uri: str) -> str:
 
 
 def without_secrets(text: str) -> str:
-    """Hide user names, passwords and query strings of all URIs within a text."""
+    """Hide user names, passwords and query strings of URIs, and other secrets, within a text."""
 
     def hide(match: re.Match[str]) -> str:
         scheme, _, rest, query = match.groups()
@@ -170,7 +203,12 @@ def without_secrets(text: str) -> str:
             f"{scheme}{rest}{'?[hidden]' if query and scheme.startswith('http') else query or ''}"
         )
 
-    return _ADDRESS_IN_TEXT.sub(hide, text)
+    return without_named_secrets(_ADDRESS_IN_TEXT.sub(hide, text))
+
+
+def without_named_secrets(text: str) -> str:
+    """Hide what is secret by its name or its form, such as `api_key=...`, and leave addresses."""
+    return _SECRET_IN_TEXT.sub(lambda match: f"{match[1] or ''}[hidden]", text)
 
 
 def recording_id(uri: str) -> str:
