@@ -211,12 +211,15 @@ def _write(
 
 
 def _recordings(config: PseudoLabelConfig, output: OutputStore) -> StoreOptions:
-    """Return how recordings are read: tables from elsewhere may name any file of this machine."""
+    """Return how recordings are read: tables from elsewhere may name any file and any host."""
     own = read_own_sources(output)
     # A manifest is read again only where no run of this user recorded its folders.
     listing = FileListing(config.source) if own is None else ()
     folders = (*source_folders(config.source, listing), *(own.folders if own is not None else ()))
-    return replace(StoreOptions.of(config.source), files=FileRules(folders=folders))
+    options = StoreOptions.of(config.source)
+    trusted = own is not None and options.hosts.trusted_names
+    hosts = replace(options.hosts, trusted_names=trusted)
+    return replace(options, hosts=hosts, files=FileRules(folders=folders))
 
 
 def _with_examples(

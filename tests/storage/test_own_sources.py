@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 
 from corpus_asr.config.run import RunConfig
+from corpus_asr.config.storage_options import StorageOptions
 from corpus_asr.errors import FetchError
 from corpus_asr.failure_kinds import REFUSED_FILE, REFUSED_HOST
 from corpus_asr.storage.run_state import own_sources
+from corpus_asr.storage.run_state.forget import summaries_of
 from corpus_asr.storage.run_state.own_sources import OWN_SOURCES_FOLDER
 from corpus_asr.storage.run_state.plan import make_plan, read_listing
 from corpus_asr.storage.run_state.run_files import CONFIG_NAME, begin_run, source_options
@@ -186,3 +188,39 @@ def test_hosts_of_this_network_are_asked_for_own_runs_and_allowed_ones_only(
         assert caught.value.kind == REFUSED_HOST
         allowed = source_options(store, allowed=[web.url("")])
         assert read_bytes(uri, allowed) == SECRET
+
+
+def test_the_endpoint_and_the_options_of_a_store_count_for_own_runs_only(
+    audio: Path, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"requester_pays": True, "profile": "work", "client_kwargs": {"verify": False}}
+    source = {
+        "uri": "s3://bucket/a", "endpoint_url": "http://127.0.0.1:9", "storage_options": options,
+    }  # fmt: skip
+    store = OutputStore(str(audio.parent / "output"))
+    begin_run(store, run_config("", store.uri, source=source), "settings")
+    mine = source_options(store)
+    assert (mine.endpoint_url, mine.storage.values()) == ("http://127.0.0.1:9", options)
+    monkeypatch.setenv("XDG_STATE_HOME", str(state.parent / "other"))
+    config = store.read_json(CONFIG_NAME)
+    below = {**options, "endpoint_url": "http://127.0.0.1:9"}
+    for changes in ({}, {"endpoint_url": None, "storage_options": below}):
+        store.write_json(CONFIG_NAME, config | {"source": config["source"] | changes})
+        theirs = source_options(store)
+        assert (theirs.endpoint_url, theirs.storage.values()) == (None, {})
+    named = StorageOptions.of({"endpoint_url": "http://127.0.0.1:8"})
+    assert source_options(store, storage=named).storage.values() == named.values()
+    # Own settings that somebody has changed: the record is what counts.
+    monkeypatch.setenv("XDG_STATE_HOME", str(state))
+    assert source_options(store).endpoint_url == "http://127.0.0.1:9"
+
+
+def test_where_settings_from_elsewhere_want_summaries_nothing_is_changed(
+    audio: Path, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = begun(run_config(audio, audio.parent / "output"))
+    elsewhere = {"nightly": {"summaries": str(audio)}}
+    store.write_json(CONFIG_NAME, store.read_json(CONFIG_NAME) | elsewhere)
+    assert summaries_of(store).uri == str(audio)
+    monkeypatch.setenv("XDG_STATE_HOME", str(state.parent / "other"))
+    assert summaries_of(store).uri == store.address("nights")

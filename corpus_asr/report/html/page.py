@@ -255,14 +255,10 @@ def _clips(
         return {"clips": {}, "no_clips": "audio is switched off for this report"}
     if not config.get("source"):
         return {"clips": {}, "no_clips": "the run's settings are missing"}
-    try:
-        options = source_options(store, storage=audio_options)
-    except ConfigError:
-        return {"clips": {}, "no_clips": "the run's settings are of another version"}
     clips = cut_clips(
         samples,
         details.of_samples,
-        store=options,
+        store=source_options(store, storage=audio_options),
         channels=(config.get("extract") or {}).get("channels", "mix"),
     )
     return {"clips": clips, "no_clips": ""}

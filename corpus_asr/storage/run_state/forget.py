@@ -38,7 +38,11 @@ from corpus_asr.storage.run_state.late_saves import sweep_late_saves
 from corpus_asr.storage.run_state.lock import LOCK_NAME
 from corpus_asr.storage.run_state.moved import noted_moves
 from corpus_asr.storage.run_state.overrides import OVERRIDES_FOLDER
-from corpus_asr.storage.run_state.own_sources import OWN_SOURCES_FOLDER, forget_sources
+from corpus_asr.storage.run_state.own_sources import (
+    OWN_SOURCES_FOLDER,
+    forget_sources,
+    read_own_sources,
+)
 from corpus_asr.storage.run_state.plan import PLANS_FOLDER
 from corpus_asr.storage.run_state.prune import recount, refusals_explained
 from corpus_asr.storage.run_state.rewriting import (
@@ -170,9 +174,12 @@ def datasets_of(store: OutputStore) -> list[str]:
 
 
 def summaries_of(store: OutputStore) -> OutputStore:
-    """Return the folder of the summaries of an output folder's nights."""
-    config = store.read_json(CONFIG_NAME) or {}
-    elsewhere = (config.get("nightly") or {}).get("summaries")
+    """Return the folder of the summaries of an output folder's nights.
+
+    Settings from elsewhere lead to none but that in the output folder.
+    """
+    config = store.read_json(CONFIG_NAME) if read_own_sources(store) is not None else None
+    elsewhere = ((config or {}).get("nightly") or {}).get("summaries")
     folder = store.address(SUMMARIES_FOLDER) if elsewhere is None else elsewhere
     return OutputStore(folder, options=store.options)
 

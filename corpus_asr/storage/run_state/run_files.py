@@ -379,33 +379,19 @@ def source_options(
 
     Of this machine and the hosts that only it reaches, what this user's own runs recorded may be
     read, and what lies below the `allowed` URIs: settings and tables may come from elsewhere. So
-    only this user's own record says with which options; those that are secret are in none, and
-    stand in `storage`.
+    only this user's own record says at which endpoint and with which options; those that are
+    secret are in none, and stand in `storage`.
     """
     allowed = tuple(map(normalize, allowed))
     own = read_own_sources(store)
     hosts = HostRules(trusted_names=False) if own is None else HostRules.of(own.source)
     named = tuple(host_of(uri) for uri in allowed if scheme_of(uri) in WEB)
     return StoreOptions(
-        endpoint_url=_source_endpoint(store),
+        endpoint_url=None if own is None else own.source.endpoint_url,
         storage=storage.over(NO_OPTIONS if own is None else own.source.bound_options.public()),
         hosts=replace(hosts, own_hosts=(*hosts.own_hosts, *named)),
         files=FileRules(folders=(*allowed, *(own.folders if own is not None else ()))),
     )
-
-
-def _source_endpoint(store: OutputStore) -> str | None:
-    config = store.read_json(CONFIG_NAME)
-    if config is None:  # the tables came without it
-        return None
-    try:
-        source = SourceSettings.model_validate_json(json.dumps(config["source"]))
-        return source.endpoint_url or source.storage_options.values().get("endpoint_url")
-    except (KeyError, TypeError, ValueError) as error:
-        raise ConfigError(
-            f"reading {CONFIG_NAME} of a run: found no usable settings of its source ({error}), "
-            "expected those that this version of the program writes; use the version that made it"
-        ) from error
 
 
 def code_versions() -> dict[str, str]:
