@@ -1,8 +1,10 @@
-# Everything runs inside .venv, which `make setup` fills from pyproject.toml and constraints.txt.
+# Everything runs inside .venv, filled from pyproject.toml and constraints.txt: for the demo with what
+# it runs, for all else with the development tools too.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+RUNNABLE := $(VENV)/.runnable
 INSTALLED := $(VENV)/.installed
 # Three at a time, since some wait for processes and stores. In the order in which they stand: by
 # number of tests, the longest files, which have few, would come last.
@@ -19,13 +21,21 @@ help: ## Show this help
 
 setup: $(INSTALLED) ## Make .venv and install the package with its development tools
 
+define install  # extras
+@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else f"corpus-asr needs Python 3.11 or later, {sys.executable} is {sys.version.split()[0]}; set PYTHON=")'
+@$(PYTHON) -m venv $(VENV)
+@$(BIN)/python .ci/install.py -c constraints.txt -e '.[$(1)]'
+@touch $(RUNNABLE)
+endef
+
+$(RUNNABLE): pyproject.toml constraints.txt
+	$(call install,evaluate)
+
 $(INSTALLED): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else f"corpus-asr needs Python 3.11 or later, {sys.executable} is {sys.version.split()[0]}; set PYTHON=")'
-	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(call install,dev)
 	@touch $@
 
-demo: $(INSTALLED) ## Transcribe tests/data/spoken, show the text and its errors
+demo: $(RUNNABLE) ## Transcribe tests/data/spoken, show the text and its errors
 	$(BIN)/corpus-asr run configs/demo.yaml --local
 	$(BIN)/corpus-asr show output/demo
 	$(BIN)/corpus-asr evaluate output/demo --references tests/data/spoken-references.jsonl
@@ -40,7 +50,7 @@ test-long: $(INSTALLED) ## Run the tests that take a second or more each
 
 test-lowest: ## Run the tests with the lowest versions of constraints-lowest.txt, in .venv-lowest
 	@$(PYTHON) -m venv .venv-lowest
-	@.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-lowest.txt -e '.[test]'
+	@.venv-lowest/bin/python .ci/install.py -c constraints-lowest.txt -e '.[test]'
 	@.venv-lowest/bin/python -m pytest --numprocesses 2 --dist loadfile --ignore tests/repo \
 		-m "not gpu and not network and not slow"
 
