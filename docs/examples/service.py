@@ -8,16 +8,18 @@ from typing import Annotated, Any
 
 from fastapi import FastAPI, Form, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
 from corpus_asr import Transcriber
-from corpus_asr.errors import CorpusAsrError
+from corpus_asr.errors import ConfigError, CorpusAsrError
 from corpus_asr.formats import openai_api
 
 MODEL = os.environ.get("MODEL", "whisper-tiny.en")
 MAX_BYTES = int(os.environ.get("MAX_BYTES", 25 << 20))  # of an upload
 MAX_CALLS = int(os.environ.get("MAX_CALLS", 32))  # being uploaded, waiting or transcribed
+ORIGINS = os.environ.get("ORIGINS", "").split()  # of pages whose scripts may call, or *
 
 
 @asynccontextmanager
@@ -56,9 +58,10 @@ class Limits:
 
 app = FastAPI(lifespan=lifespan)
 app.add_middleware(Limits)
+app.add_middleware(CORSMiddleware, allow_origins=ORIGINS, allow_methods="*", allow_headers="*")
 
 
-def refused(status: int, message: str, **named: str) -> JSONResponse:
+def refused(status: int, message: str, **named: str | None) -> JSONResponse:
     # Closed, so that nobody has to read what is left of an upload.
     headers = {"Connection": "close"} | ({"Retry-After": "2"} if status == 503 else {})
     return JSONResponse(openai_api.error_body(status, message, **named), status, headers)
@@ -67,13 +70,17 @@ def refused(status: int, message: str, **named: str) -> JSONResponse:
 @app.exception_handler(HTTPException)
 @app.exception_handler(RequestValidationError)
 @app.exception_handler(CorpusAsrError)
-async def on_error(_: Request, error: Any) -> JSONResponse:
+async def on_error(request: Request, error: Any) -> JSONResponse:
     if isinstance(error, RequestValidationError):
         wrong = error.errors()[0]
         name = str(wrong["loc"][:2][-1])  # of a list, its place follows
         return refused(400, f"{name}: {wrong['msg']}", param=name)
     if isinstance(error, HTTPException):
         return refused(error.status_code, error.detail)
+    doing, _, reason = str(error).partition(": ")
+    if isinstance(error, ConfigError) and "language" in doing:
+        # Without its advice, which is for whoever chose the model.
+        return refused(400, f"language: {reason.partition(';')[0]}", param="language")
     return refused(openai_api.status_of(error), str(error))
 
 
@@ -90,6 +97,17 @@ async def while_connected(request: Request, work: Awaitable[Any]) -> Any:
         left.cancel()
 
 
+def models() -> list[str]:
+    # Of a folder its name: where it lies is nobody's business.
+    return [MODEL.rstrip("/").rpartition("/")[2], "whisper-1"]
+
+
+@app.get("/v1/models")
+async def list_models() -> dict[str, Any]:
+    kind = {"object": "model", "created": 0, "owned_by": "corpus-asr"}
+    return {"object": "list", "data": [{"id": name} | kind for name in models()]}
+
+
 @app.post("/v1/audio/transcriptions")
 async def transcriptions(
     request: Request,
@@ -103,18 +121,46 @@ async def transcriptions(
     timestamp_granularities: Annotated[
         tuple[openai_api.Granularity, ...], Form(alias="timestamp_granularities[]")
     ] = (),
+    granularities: Annotated[  # as many clients spell it
+        tuple[openai_api.Granularity, ...], Form(alias="timestamp_granularities")
+    ] = (),
     stream: Annotated[bool, Form()] = False,
 ) -> Response:
-    if model not in (MODEL, "whisper-1"):
-        message = f"The model `{model}` does not exist; this service has `{MODEL}`"
+    granularities += timestamp_granularities
+    options = {"language": language, "initial_prompt": prompt, "hotwords": hotwords,
+               "temperature": temperature, "word_timestamps": "word" in granularities}  # fmt: skip
+    return await answer(request, file, model, options, response_format, granularities, stream)
+
+
+@app.post("/v1/audio/translations")
+async def translations(
+    request: Request,
+    file: UploadFile,
+    model: Annotated[str, Form()],
+    prompt: Annotated[str | None, Form()] = None,
+    response_format: Annotated[openai_api.ResponseFormat, Form()] = "json",
+    temperature: Annotated[float, Form(ge=0, le=1)] = 0.0,
+) -> Response:
+    options = {"task": "translate", "initial_prompt": prompt, "temperature": temperature}
+    return await answer(request, file, model, options, response_format)
+
+
+async def answer(
+    request: Request,
+    file: UploadFile,
+    model: str,
+    options: dict[str, Any],
+    response_format: openai_api.ResponseFormat,
+    granularities: tuple[openai_api.Granularity, ...] = (),
+    stream: bool = False,
+) -> Response:
+    if model not in (MODEL, *models()):
+        message = f"The model `{model}` does not exist; this service has `{models()[0]}`"
         return refused(404, message, param="model", code="model_not_found")
     if not file.size:
         return refused(400, "file: found an empty upload, expected audio", param="file")
-    given = {"language": language, "initial_prompt": prompt, "hotwords": hotwords,
-             "temperature": temperature,
-             "word_timestamps": "word" in timestamp_granularities}  # fmt: skip
-    options: Any = {name: value for name, value in given.items() if value}
-    audio = {"path": file.filename, "bytes": file.file}
+    options = {name: value for name, value in options.items() if value}
+    audio: Any = {"path": file.filename, "bytes": file.file}
     transcriber: Transcriber = request.app.state.transcriber
     if stream:
         events = openai_api.event_stream(transcriber.astream(audio, **options))
@@ -122,4 +168,4 @@ async def transcriptions(
         return StreamingResponse(body, media_type="text/event-stream")
     transcript = await while_connected(request, transcriber.atranscribe(audio, **options))
     kind = "application/json" if "json" in response_format else "text/plain"
-    return Response(transcript.to_openai(response_format, timestamp_granularities), media_type=kind)
+    return Response(transcript.to_openai(response_format, granularities), media_type=kind)

@@ -227,7 +227,7 @@ def test_a_recording_without_speech_is_no_failure(client: openai.OpenAI, service
         (400, "response_format", "'verbose_json'", {"response_format": "xml"}),
         (400, "temperature", "less than or equal to 1", {"temperature": 2}),
         (400, "timestamp_granularities[]", "'word'", {"timestamp_granularities": ["letter"]}),
-        (400, None, "language", {"language": "Klingon"}),
+        (400, "language", "^Error code: 400 - .*'language: found ", {"language": "Klingon"}),
     ],
     ids=lambda value: str(value)[:20],
 )
@@ -243,6 +243,68 @@ def test_what_is_wrong_is_said_in_the_shape_of_the_api(
     assert (error.param, error.type) == (param, "invalid_request_error")
     assert error.code == ("model_not_found" if param == "model" else None)
     assert isinstance(error.body["message"], str)
+
+
+def test_clients_are_told_the_name_of_a_folder_not_its_place(
+    client: openai.OpenAI, service: Any
+) -> None:
+    name = Path(service.MODEL).name
+    assert [model.id for model in client.models.list()] == [name, "whisper-1"]
+    with pytest.raises(openai.NotFoundError, match=f"this service has `{name}`") as refused:
+        client.audio.transcriptions.create(file=("talk.wav", sound(1.0)), model="large")
+    assert service.MODEL not in str(refused.value)
+    assert client.audio.transcriptions.create(file=("talk.wav", sound(1.0)), model=name)
+
+
+@pytest.mark.parametrize("origins", ["", "https://a.example.org https://b.example.org", "*"])
+def test_pages_of_the_origins_may_call(origins: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ORIGINS", origins)
+    headers = {
+        "Origin": "https://b.example.org",
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "authorization,content-type",
+    }
+    with serving(loaded_example(num_threads=1)) as address:
+        asked = httpx.options(address + PATH, headers=headers)
+        answered = httpx.post(address + PATH, headers=headers)
+    expected = {"": None, "*": "*"}.get(origins, headers["Origin"])
+    assert asked.is_success == bool(origins)
+    assert answered.status_code == 400  # without a file, which the page is told
+    for answer in (asked, answered):
+        assert answer.headers.get("Access-Control-Allow-Origin") == expected
+
+
+@pytest.mark.long
+def test_granularities_may_be_spelled_without_brackets(service: Any) -> None:
+    fields = {
+        "model": "whisper-1", "response_format": "verbose_json", "timestamp_granularities": "word",
+    }  # fmt: skip
+    file = {"file": ("talk.wav", SPOKEN)}
+    found = httpx.post(service.address + PATH, data=fields, files=file, timeout=LIMIT_S).json()
+    assert found["words"]
+    assert "segments" not in found
+
+
+@pytest.mark.long
+def test_a_translation_is_one(client: openai.OpenAI, service: Any) -> None:
+    transcriber: Transcriber = service.app.state.transcriber
+    expected = transcriber.transcribe(SPOKEN, task="translate")
+    create: Any = partial(client.audio.translations.create, file=("talk.wav", SPOKEN))
+    assert create(model="whisper-1").text == expected.text
+    verbose = create(model="whisper-1", response_format="verbose_json")
+    assert verbose.segments[0].text == expected.segments[0].text
+    assert create(model="whisper-1", response_format="srt") == expected.to_srt()
+
+
+def test_an_english_model_names_the_field_and_not_a_setting(tmp_path: Path) -> None:
+    with serving(loaded_example(num_threads=1)) as address:
+        file = {"file": ("talk.wav", sound(1.0))}
+        fields = {"model": "whisper-1", "language": "de"}
+        found = httpx.post(address + PATH, data=fields, files=file, timeout=LIMIT_S)
+    assert (found.status_code, found.json()["error"]["param"]) == (400, "language")
+    assert found.json()["error"]["message"] == (
+        "language: found de, but this checkpoint is English-only"
+    )
 
 
 def test_a_request_that_is_none_is_refused(service: Any) -> None:
@@ -433,10 +495,12 @@ def test_coroutines_of_the_client_library_work_as_well(service: Any, expected: T
 
 
 def test_settings_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"MODEL": "small", "MAX_BYTES": "7", "MAX_CALLS": "9"}.items():
+    values = {"MODEL": "small", "MAX_BYTES": "7", "MAX_CALLS": "9", "ORIGINS": "a b"}
+    for name, value in values.items():
         monkeypatch.setitem(os.environ, name, value)
     module = loaded_example()
     assert (module.MODEL, module.MAX_BYTES, module.MAX_CALLS) == ("small", 7, 9)
+    assert module.ORIGINS == ["a", "b"]
 
 
 PAGE = (REPOSITORY / "docs" / "service.md").read_text()
@@ -449,7 +513,7 @@ def test_the_page_shows_the_example() -> None:
         if "uvicorn" in code
     ]
     assert shown == EXAMPLE.read_text()
-    for name in ("MODEL", "MAX_BYTES", "MAX_CALLS"):
+    for name in ("MODEL", "MAX_BYTES", "MAX_CALLS", "ORIGINS"):
         assert f"`{name}`" in PAGE
 
 
