@@ -16,7 +16,7 @@ from corpus_asr.activity import Activity, FailureCount, merged
 from corpus_asr.confidence import ConfidenceModel
 from corpus_asr.config.run import OutputSettings
 from corpus_asr.errors import CorpusAsrError, FetchError
-from corpus_asr.failure_kinds import Origin, failure_kind
+from corpus_asr.failure_kinds import NO_SPACE, Origin, failure_kind
 from corpus_asr.logs import event
 from corpus_asr.runtime.traces import COMMITTED, TRACED
 from corpus_asr.schemas import FILES, RESULTS
@@ -141,7 +141,8 @@ class Committer:
         """Commit RESULTS rows as one segments object and one outcomes object.
 
         A row that no table can take is committed as the failure of its part. Where the store fails,
-        all is tried again as long as patience lasts and nobody is `leaving`.
+        all is tried again as long as patience lasts and nobody is `leaving`; not where it is full,
+        since somebody has to make room.
         """
         began_s, retries = time.monotonic(), retries_so_far()
         began_at_s = time.time()
@@ -151,7 +152,8 @@ class Committer:
                 break
             except FetchError as error:
                 waited_s = time.monotonic() - began_s
-                if not error.retryable or waited_s >= self.patience_s or leaving():
+                can_wait = error.retryable and error.kind != NO_SPACE and waited_s < self.patience_s
+                if not can_wait or leaving():
                     raise
                 event(
                     _LOG, logging.WARNING, "commit_waits", run_id=self.run_id,

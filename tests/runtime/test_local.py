@@ -1,3 +1,5 @@
+import errno
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -242,6 +244,25 @@ def test_a_commit_waits_for_its_store_as_long_as_patience_lasts(
             done = replace(committer, patience_s=60)(rows)
             assert done.names == tuple(store.names("outcomes"))
             assert done.spent.commit_s > 0.2
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_commit_to_a_full_disk_does_not_wait(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def full(descriptor: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(committing.time, "sleep", lambda _: pytest.fail("it waits"))
+    committer = Committer(
+        store=OutputStore(str(tmp_path)), run_id="r", model="m", model_revision="1", patience_s=600
+    )
+    with pytest.raises(FetchError, match=r"no space left.*run the same command again") as caught:
+        committer(results(part("a", 0, texts=["x"])))
+    assert caught.value.retryable  # code 3
+    monkeypatch.undo()
+    assert len(committer(results(part("a", 0, texts=["x"]))).names) == 1
 
 
 def test_a_run_in_which_all_fails_alike_starts_nothing_more(tmp_path: Path):
