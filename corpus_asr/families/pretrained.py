@@ -1,6 +1,7 @@
 """Base classes of the networks: load, save, resize the vocabulary, and compute the loss."""
 
 import copy
+import sys
 import warnings
 from collections.abc import Mapping
 from os import PathLike
@@ -206,7 +207,9 @@ class PreTrainedModel(nn.Module, TransformersMethods, Uploads):
             return
         folder = made_folder(save_directory)
         state = self.state_dict() if state_dict is None else state_dict
-        weights = self.stored_weights(state)
+        # safetensors takes no two names for one memory.
+        tied = self._keys_to_ignore_on_save or ()
+        weights = {name: tensor for name, tensor in state.items() if name not in tied}
         names = save_weights(
             folder,
             weights,
@@ -214,27 +217,25 @@ class PreTrainedModel(nn.Module, TransformersMethods, Uploads):
             safe_serialization=safe_serialization,
             variant=variant,
         )
-        names += self.save_settings(folder, weights)
-        finish_saving(folder, names, push_to_hub=push_to_hub, **kwargs)
-
-    def stored_weights(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return what of a state dict is stored: tied weights once.
-
-        safetensors takes no two names for one memory.
-        """
-        left_out = self._keys_to_ignore_on_save or ()
-        return {name: tensor for name, tensor in state.items() if name not in left_out}
-
-    def save_settings(self, folder: Path, weights: Mapping[str, Tensor]) -> list[str]:
-        """Write config.json and generation_config.json next to weights; returns their names."""
         self.config.architectures = [type(self).__name__]
         dtype = next((t.dtype for t in weights.values() if t.is_floating_point()), self.dtype)
         self.config.dtype = str(dtype).removeprefix("torch.")
         self.config.save_pretrained(folder)
-        if self.generation_config is None:
-            return [CONFIG_NAME]
-        self.generation_config.save_pretrained(folder)
-        return [CONFIG_NAME, GENERATION_NAME]
+        names.append(CONFIG_NAME)
+        if self.generation_config is not None:
+            self.generation_config.save_pretrained(folder)
+            names.append(GENERATION_NAME)
+        finish_saving(folder, names, push_to_hub=push_to_hub, **kwargs)
+
+    def train(self, mode: bool = True) -> Self:
+        """Choose whether it is trained, as of any module."""
+        # Checkpoints of the Trainer of transformers are written by `save_pretrained` for its own
+        # class alone, and without config.json or not at all for others: each trains or evaluates
+        # before it saves.
+        module = sys.modules.get("transformers.trainer")
+        if module is not None and not isinstance(module.PreTrainedModel, tuple):
+            module.PreTrainedModel = (module.PreTrainedModel, PreTrainedModel)
+        return super().train(mode)
 
     @property
     def _keys_to_ignore_on_save(self) -> list[str] | None:

@@ -11,10 +11,11 @@ import jiwer
 import numpy as np
 import peft
 import pytest
+import safetensors.torch
 import torch
 import transformers
 
-from corpus_asr.models import speech2text, trainer, whisper
+from corpus_asr.models import speech2text, whisper
 from tests.support.checkpoints import tiny_speech2text, tiny_whisper
 from tests.support.tokenizers import tiny_speech2text_tokenizer, tiny_tokenizer
 
@@ -41,15 +42,11 @@ def library(kind: str, name: str) -> Any:
         return SimpleNamespace(
             Model=getattr(transformers, f"{name}ForConditionalGeneration"),
             Processor=getattr(transformers, f"{name}Processor"),
-            Seq2SeqTrainer=transformers.Seq2SeqTrainer,
-            Seq2SeqTrainingArguments=transformers.Seq2SeqTrainingArguments,
         )
     package = whisper if name == "Whisper" else speech2text
     return SimpleNamespace(
         Model=getattr(package, f"{name}ForConditionalGeneration"),
         Processor=getattr(package, f"{name}Processor"),
-        Seq2SeqTrainer=trainer.Seq2SeqTrainer,
-        Seq2SeqTrainingArguments=trainer.Seq2SeqTrainingArguments,
     )
 
 
@@ -120,8 +117,10 @@ def fine_tune(
         "disable_tqdm": True,
         "seed": 3,
     }
-    arguments = names.Seq2SeqTrainingArguments(output_dir=str(output), **{**usual, **settings})
-    return names.Seq2SeqTrainer(
+    arguments = transformers.Seq2SeqTrainingArguments(
+        output_dir=str(output), **{**usual, **settings}
+    )
+    return transformers.Seq2SeqTrainer(
         args=arguments,
         model=model,
         train_dataset=dataset,
@@ -212,6 +211,23 @@ def test_training_resumes_from_a_checkpoint(
     assert losses(again) == pytest.approx(losses(before), abs=1e-6)
 
 
+def test_speech2text_is_saved_and_resumed_and_its_best_checkpoint_loaded(tmp_path: Path) -> None:
+    folder, dataset = _speech2text(tmp_path / "checkpoint")
+    names, output = library("ours", "Speech2Text"), tmp_path / "trained"
+    settings: dict[str, Any] = {"max_steps": 2, "eval_steps": 1, "save_steps": 1}
+    done = fine_tune(names, folder, output, dataset, **settings)
+    done.train()
+    best = Path(done.state.best_model_checkpoint)
+    assert "lm_head.weight" not in safetensors.torch.load_file(best / "model.safetensors")
+    for model in (names.Model, transformers.Speech2TextForConditionalGeneration):
+        for name, weight in model.from_pretrained(best).state_dict().items():
+            assert torch.equal(weight, done.model.state_dict()[name]), name
+    again = fine_tune(names, folder, output, dataset, **settings)
+    again.train(resume_from_checkpoint=str(output / "checkpoint-1"))
+    assert losses(again) == pytest.approx(losses(done), abs=1e-6)
+    assert again.model.lm_head.weight is again.model.model.decoder.embed_tokens.weight
+
+
 @pytest.mark.parametrize("name", ["Whisper", "Speech2Text"])
 def test_mixed_precision_gives_the_loss_of_transformers(
     name: str, folder: Path, dataset: list[dict[str, Any]], tmp_path: Path
@@ -250,8 +266,7 @@ def test_an_adapter_is_trained_saved_and_resumed(
         lora = peft.LoraConfig(r=2, lora_dropout=0.0, target_modules=["q_proj", "v_proj"])
         model = done.model
         model.enable_input_require_grads()
-        names = library(kind, "Whisper")
-        done = names.Seq2SeqTrainer(
+        done = transformers.Seq2SeqTrainer(
             args=done.args,
             model=peft.get_peft_model(model, lora),
             train_dataset=dataset,

@@ -18,8 +18,8 @@ TEXT_SUFFIXES = {"", ".py", ".md", ".toml", ".yaml", ".yml", ".txt", ".ipynb", "
 
 MAX_LINES = 700
 MIN_LINES = 60
-# `lazy` is to be merged when its neighbors are next touched; `trainer` alone imports transformers.
-SHORT_WITH_ONE_USER = {"models.lazy", "models.trainer"}
+# `lazy` is to be merged when its neighbors are next touched.
+SHORT_WITH_ONE_USER = {"models.lazy"}
 
 # Places that exist on somebody's machine only, written so that this file passes too. Tests may
 # name a temporary file that need not exist.
