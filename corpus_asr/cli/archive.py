@@ -19,7 +19,6 @@ from corpus_asr.cli.options import (
     store_options,
 )
 from corpus_asr.errors import ConfigError
-from corpus_asr.runtime.shutdown import ended_by_signals
 
 if TYPE_CHECKING:
     import datetime
@@ -50,7 +49,7 @@ def prune(
     steal_lock: StealLock = False,
 ) -> None:
     """Remove the results of recordings that the last run did not find at the source any more."""
-    with readable_errors(on_interrupt="run the same command again"), ended_by_signals():
+    with readable_errors(on_interrupt="run the same command again"):
         from corpus_asr.storage.run_state.prune import find_gone
         from corpus_asr.storage.run_state.prune import prune as remove_gone
         from corpus_asr.storage.run_state.tables import OutputStore
@@ -127,7 +126,7 @@ def forget(
         raise typer.BadParameter("expected --uri or --speaker, one of them")
     if speaker and allow_again:
         raise typer.BadParameter("--allow-again is for --uri: of voices nothing is kept away")
-    with readable_errors(on_interrupt="run the same command again"), ended_by_signals():
+    with readable_errors(on_interrupt="run the same command again"):
         from corpus_asr.storage.run_state import forget as forgetting
         from corpus_asr.storage.run_state.tables import OutputStore
         from corpus_asr.units import counted

@@ -62,19 +62,20 @@ def readable_errors(*, on_interrupt: str = "") -> Iterator[None]:
 
 @contextmanager
 def as_process() -> Iterator[None]:
-    """Set up what a process of this program needs."""
+    """Set up what a process of this program needs; signals end it in order, whatever it does."""
     for stream in (sys.stdout, sys.stderr):
         # File names need not be UTF-8, nor need the terminal be: show the byte, never fail on it.
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     spin_briefly()
-    yield
+    with ended_by_signals():
+        yield
 
 
 @contextmanager
 def script(*, on_interrupt: str = "") -> Iterator[None]:
     """Let a script of `pipelines/` log, stop and fail as the command does, exit codes included."""
     try:
-        with as_process(), readable_errors(on_interrupt=on_interrupt), ended_by_signals():
+        with as_process(), readable_errors(on_interrupt=on_interrupt):
             configure_logging()
             yield
     except SystemExit as end:

@@ -34,7 +34,7 @@ from corpus_asr.cli.options import (
 from corpus_asr.config.decoding import ALL_TRACKS
 from corpus_asr.errors import ConfigError, FetchError, ItemError
 from corpus_asr.formats.names import JSON_LINES, ExportFormat, WordStyle
-from corpus_asr.runtime.shutdown import RunStoppedError, ended_by_signals
+from corpus_asr.runtime.shutdown import RunStoppedError
 from corpus_asr.units import counted
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def transcribe(
     overrides: FileOverrides = None,
 ) -> None:
     """Transcribe files: print the text as it comes, or write subtitles, text and JSON."""
-    with readable_errors(), ended_by_signals():
+    with readable_errors():
         language = options.language
         keys = keys_of(overrides, asdict(options) | {
             "language": language.split(",") if language and "," in language else language,
@@ -480,7 +480,7 @@ def align(
     overrides: FileOverrides = None,
 ) -> None:
     """Find when each word of a known text is said: subtitles and word times of your own words."""
-    with readable_errors(), ended_by_signals():
+    with readable_errors():
         keys = keys_of(overrides, {"language": language, "align_model": chosen.align_model})
         check_keys(keys)
         formats = formats_of(chosen)

@@ -35,7 +35,6 @@ from corpus_asr.cli.options import (
 )
 from corpus_asr.config.decoding import PACKAGED_CHECKPOINT, default_model_notice
 from corpus_asr.errors import ConfigError, LockedError
-from corpus_asr.runtime.shutdown import ended_by_signals
 from corpus_asr.threads import one_thread_for_arrays
 
 if TYPE_CHECKING:
@@ -227,7 +226,7 @@ def run(
     # What --redo asked for is noted: with it again, all of that would begin anew.
     advice = "run the same command again" + ("" if redo is None else ", without --redo,")
     advice += " to continue"
-    with readable_errors(on_interrupt=advice), ended_by_signals():
+    with readable_errors(on_interrupt=advice):
         from corpus_asr.config.load import load_config
         from corpus_asr.config.run import PSEUDO_LABEL, Retry, RunOptions
 
@@ -348,7 +347,7 @@ def nightly(
     def show(night: "Night") -> None:
         print_result(as_data(night), markdown(night).rstrip("\n"), as_json=as_json)
 
-    with readable_errors(on_interrupt="the next run continues"), ended_by_signals():
+    with readable_errors(on_interrupt="the next run continues"):
         settings = load_config(config, overrides or ())
         note_model_of(settings)
         try:
@@ -374,7 +373,7 @@ def label(
     from corpus_asr.config.run import PSEUDO_LABEL, PseudoLabelConfig
 
     advice = "run the same command again to continue"
-    with readable_errors(on_interrupt=advice), ended_by_signals():
+    with readable_errors(on_interrupt=advice):
         settings = load_config(config, overrides or ())
         if not isinstance(settings, PseudoLabelConfig):
             raise ConfigError(

@@ -509,7 +509,6 @@ def view(
         from contextlib import ExitStack, closing
 
         from corpus_asr.cli.kept_run import kept_run
-        from corpus_asr.runtime.shutdown import ended_by_signals
         from corpus_asr.storage.run_state.tables import OutputStore
         from corpus_asr.storage.stores.uri import scheme_of
         from corpus_asr.view.access import PublicUrl, read_password
@@ -522,7 +521,7 @@ def view(
         public = None if public_url is None else PublicUrl.parse(public_url)
         options = store_options(output_uri, endpoint_url, storage_option)
         store = kept_run(output_uri, options) or OutputStore(output_uri, options=options)
-        with ExitStack() as opened, ended_by_signals():
+        with ExitStack() as opened:
             library = opened.enter_context(closing(Library(store)))
             sounds = Sounds(
                 store,

@@ -1,10 +1,13 @@
 """Commands say one readable thing, exit with the documented code, and start fast."""
 
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -392,3 +395,21 @@ def test_what_is_not_asked_for_is_left_out(output: str) -> None:
         shown = call("show", output, *options).stdout
         assert "Guten Tag." in shown
         assert "the end" not in shown
+
+
+def test_a_signal_ends_every_command_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before: `plan`, `convert`, `export` and others left their temporary folders."""
+    cleaned: list[str] = []
+
+    def work() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+        finally:
+            cleaned.append("up")
+
+    monkeypatch.setattr(cli, "app", work)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert cleaned == ["up"]
