@@ -26,7 +26,7 @@ def main(path: str, *overrides: str, steal_lock: bool = False) -> None:
         run.after_finish = write_page_at_the_end
         run.start()  # list the source, leave out what is committed
         run.process()  # decode and extract on CPUs, transcribe, commit tables as they come
-        summary = run.finish()  # compact and count the tables, write report.json, then the page
+        summary = run.finish()  # compact and count the tables, write run.json, then the page
     print_summary(config, summary)  # exits with 1 where too many recordings failed
 
 

@@ -510,7 +510,7 @@ def plan(
             measured=device_type is not None,
         )  # fmt: skip
         store = OutputStore.of(settings.output)
-        with _drawn(settings, store, redo=redo) as found:
+        with _planned(settings, store, redo=redo) as (found, target):
             headers = survey(found.unknown(), settings)
             audio = estimate_audio(found.remaining.strata, found.known, headers.sums)
             sides = balances(settings, store, machines) if found.num_remaining else []
@@ -522,7 +522,7 @@ def plan(
 
                 prepare(settings)
                 audio_s = None if audio is None else audio.value
-                ready = ReadyCheck(settings, store, found, audio_s=audio_s)
+                ready = ReadyCheck(settings, store, found, target, audio_s=audio_s)
                 checked = [*ready.lines(), "ready"]
                 if ready.rtfx is not None:
                     machines.append(Machine(name=HERE, rtfx=ready.rtfx))
@@ -544,29 +544,26 @@ def plan(
 
 
 @contextmanager
-def _drawn(settings: "RunConfig", store: "OutputStore", *, redo: str | None) -> "Iterator[Plan]":
-    """Make a plan, and remove it again: nobody will work it off."""
+def _planned(
+    settings: "RunConfig", store: "OutputStore", *, redo: str | None
+) -> "Iterator[tuple[Plan, OutputStore]]":
+    """Give a plan that nobody will work off, and the folder that it is written into."""
     from corpus_asr.config.run import RunOptions
     from corpus_asr.runtime.checkpoints import fetch_checkpoints
     from corpus_asr.storage.run_state.plan import make_plan
-    from corpus_asr.storage.run_state.tables import OUTCOMES_FOLDER
+    from corpus_asr.storage.run_state.tables import OUTCOMES_FOLDER, OutputStore
 
     # Weights are large; they matter here only where results of the same ones may lie.
     started = bool(store.names(OUTCOMES_FOLDER))
     checkpoint = fetch_checkpoints(settings, hashed=started)
-    found = make_plan(
-        settings,
-        store,
-        model_revision=checkpoint.fingerprint if started else None,
-        options=RunOptions(redo=redo),
-        takes_hotwords=checkpoint.takes_hotwords,
-    )
-    try:
-        yield found
-    finally:
-        # A report takes the newest plan for that of the last run.
-        for name in list(store.all_names(found.name)):
-            store.remove(name)
+    # Not into the output: others read it meanwhile, and take the newest plan for the last run's.
+    with tempfile.TemporaryDirectory(prefix="corpus-asr-plan-") as folder:
+        target = OutputStore(folder)
+        revision = checkpoint.fingerprint if started else None
+        yield make_plan(
+            settings, store, model_revision=revision, options=RunOptions(redo=redo),
+            takes_hotwords=checkpoint.takes_hotwords, target=target,
+        ), target  # fmt: skip
 
 
 def _counts(found: "Plan", output_uri: str) -> Iterator[str]:

@@ -323,7 +323,6 @@ def report(
     """Show the results, failures and file accounting of a run."""
     from corpus_asr.report.html.page import write_page
     from corpus_asr.report.run import as_data, load_report, render
-    from corpus_asr.storage.run_state.run_files import REPORT_NAME
     from corpus_asr.storage.run_state.tables import OutputStore
 
     with readable_errors():
@@ -342,9 +341,7 @@ def report(
                 audio_options=audio_options(audio_storage_option),
             )
         )
-        data = as_data(found)
-        print_result(data, render(found), as_json=as_json)
-        store.write_json(REPORT_NAME, data)
+        print_result(as_data(found), render(found), as_json=as_json)
 
 
 def show(

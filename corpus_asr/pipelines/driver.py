@@ -410,7 +410,7 @@ class CorpusRun:
             yield resources, partial(run_on_ray, config, packs)
 
     def finish(self) -> RunSummary:
-        """Compact the tables, count them, and write report.json."""
+        """Compact the tables, count them, and write run.json."""
         assert self.plan is not None, "start() comes first"
         assert self._begun is not None
         plan, store = self.plan, self.store

@@ -33,6 +33,7 @@ from corpus_asr.stages.parts import FAILED, FEATURE_COLUMNS, cut_part
 from corpus_asr.stages.transcribe import EngineSpec, TranscribeStage
 from corpus_asr.storage.catalog import Catalog
 from corpus_asr.storage.run_state.plan import Plan, read_packs
+from corpus_asr.storage.run_state.prune import check_removable
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.units import MEBIBYTE, SAMPLE_RATE_HZ, counted
@@ -51,10 +52,17 @@ class ReadyCheck:
     """Tries what a job needs, and how fast this machine is with it."""
 
     def __init__(
-        self, config: RunConfig, store: OutputStore, plan: Plan, *, audio_s: float | None = None
+        self,
+        config: RunConfig,
+        store: OutputStore,
+        plan: Plan,
+        plan_store: OutputStore,
+        *,
+        audio_s: float | None = None,
     ) -> None:
-        """`audio_s` is what there is to transcribe; None if that is unknown."""
+        """The plan lies in a folder of its own; `audio_s` of it are to do, None if not known."""
         self._config, self._store, self._plan = config, store, plan
+        self._plan_store = plan_store
         self._audio_s = math.inf if audio_s is None else audio_s
         self._ray_address = config.cluster.ray_address()
         self._part: pa.Table | None = None
@@ -68,7 +76,8 @@ class ReadyCheck:
             CorpusAsrError: the first thing that does not work.
         """
         config = self._config
-        yield f"output     written and read in {redact_uri(self._store.uri)}"
+        check_removable(self._store)
+        yield f"output     written and removed in {redact_uri(self._store.uri)}"
         if config.output.catalog:
             catalog = Catalog(config.output)
             catalog.check()
@@ -90,7 +99,7 @@ class ReadyCheck:
         stage = ExtractStage(self._config)
         failures: list[str] = []
         try:
-            for pack in _single(self._store, self._plan):
+            for pack in _single(self._plan_store, self._plan):
                 # Whatever follows the first part is given up with the stage.
                 first = next(stage(pack)).slice(0, 1)
                 part = first.drop_columns(list(FEATURE_COLUMNS)).to_pylist()[0]

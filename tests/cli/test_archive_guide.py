@@ -202,7 +202,6 @@ def test_no_byte_is_left_of_a_folder_with_every_feature_in_use(
         "_earlier/",
         "nights/",
         "evaluation.json",
-        "report.json",
         "report.html",
         "report.failures.csv",
         "_run/plan/",

@@ -461,7 +461,7 @@ def test_a_check_measures_this_machine_with_its_slots_filled(
     (tmp_path / "in" / "a.wav").write_bytes(b"parts of a script")
     config = scripted_job(tmp_path, source={"uri": str(tmp_path / "in")})
     store = OutputStore(config.output.uri)
-    check = ReadyCheck(config, store, make_plan(config, store))
+    check = ReadyCheck(config, store, make_plan(config, store), store)
     names = [line.split()[0] for line in check.lines()]
     assert names == ["output", "recording", "machines", "model", "memory", "speed"]
     # Of a second, half a second has speech: two pieces, of which one is tried, then eight at once.

@@ -319,8 +319,10 @@ def _values(
 ) -> dict[str, Any]:
     status, counts = load_status(store), report.statistics
     classifies = config.get("pipeline") == CLASSIFY_AUDIO
-    # To the lock, a run that writes its page as it ends still runs.
-    state = STOPPED if at_the_end and status.state != FINISHED else status.state
+    # To the lock, a command that writes the page as it ends still runs.
+    state = status.state
+    if at_the_end:
+        state = FINISHED if report.finished else STOPPED
     words, _, advice = STATE_WORDS[state].replace("; ", ": ", 1).partition(": ")
     snapshot = status.snapshot or report.snapshot
     return {

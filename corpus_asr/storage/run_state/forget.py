@@ -62,7 +62,6 @@ from corpus_asr.storage.run_state.run_files import (
     EVALUATION_NAME,
     NIGHTS_NAME,
     PAGE_NAME,
-    REPORT_NAME,
     RUN_NAME,
     SUMMARIES_FOLDER,
     failures_name,
@@ -85,7 +84,7 @@ DATASETS_FOLDER: Final = "_run/datasets"
 """Data sets that were made of this folder, an object of each."""
 # Made of the tables, and made again of what they have then.
 _MADE_AGAIN = (PAGE_NAME, failures_name(PAGE_NAME), NIGHTS_NAME)
-_OURS = (RUN_NAME, REPORT_NAME, EVALUATION_NAME, CALIBRATION_NAME)
+_OURS = (RUN_NAME, EVALUATION_NAME, CALIBRATION_NAME)
 _SUMMARY = re.compile(r"\d{4}-\d\d-\d\d(-\d+)?\.(json|md)")  # of a night
 _GONE_WITH_RUNS = "_run/deaths/"  # of a run that is over: whoever forgets has the lock
 _KEPT = (LOCK_NAME, FORGETTING_NAME, FORGETTING_VOICES_NAME, FORGOTTEN_NAME, ADDRESSES_NAME,

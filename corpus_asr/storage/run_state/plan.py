@@ -271,7 +271,8 @@ def make_plan(
     """List the source, drop what is done, pack the rest and write the packs.
 
     With a `model_revision`, the folder is checked to hold nothing made otherwise. Where a model
-    does not take hotwords, nothing is done again as people set them.
+    does not take hotwords, nothing is done again as people set them. The plan is written into the
+    folder, or the `target` where nobody is to work it off.
     """
     earlier = Earlier.same
     if model_revision is not None:
@@ -284,15 +285,17 @@ def make_plan(
     # The newest plan is the one in use, whatever clocks say.
     newest_ns = max(map(time_ns_of, plans_of(store)), default=0)
     name = f"{PLANS_FOLDER}/{store.stem(max(time.time_ns(), newest_ns + 1))}"
-    plan = Plan(uri=store.address(f"{name}/packs"), name=name, takes_hotwords=takes_hotwords)
+    plan = Plan(uri=target.address(f"{name}/packs"), name=name, takes_hotwords=takes_hotwords)
     noted = noted_moves(store)
     overrides = Overrides.load(store)
+    target: OutputStore | None = None,
     # Of a move that was killed, some are called as before.
     plan.overrides = overrides.moved(noted) | overrides
     columns: Sequence[str] = VERSION_COLUMNS if options.redo is None else PART_COLUMNS
     if config.source.has_columns or overrides:
         columns = tuple(dict.fromkeys((*columns, "metadata", "language")))
     with (
+    target = target or store
         tempfile.TemporaryDirectory(prefix="corpus-asr-plan-") as folder,
         RunTables(committed, columns=columns) as tables,
     ):
@@ -306,7 +309,7 @@ def make_plan(
         scratch = str(Path(folder) / "remaining.parquet")
         if noted:
             tables.move(as_table(noted))
-        shards = _list_source(plan, store, config)
+        shards = _list_source(plan, target, _shards(plan, store, config))
         arrivals = Arrivals(tables) if tables.num_versions else None
         sizes, ids, retried = _left(plan, shards, config, tables, options, scratch, arrivals)
         if arrivals is not None and (moves := arrivals.moves(store)):
@@ -317,12 +320,12 @@ def make_plan(
             now = dict(zip(*(column.to_pylist() for column in moved.columns), strict=True))
             alone = {now[each] for each in options.leave_alone if each in now}
             options = replace(options, leave_alone=frozenset({*options.leave_alone, *alone}))
-            shards = _listed_again(plan, store)
+            shards = _listed_again(plan, target)
             sizes, ids, retried = _left(plan, shards, config, tables, options, scratch)
         plan.num_remaining = len(sizes)
         plan.num_done = plan.num_files - plan.num_remaining
         pack_bytes = config.extract.pack_mb * MEBIBYTE
-        _write_packs(plan, store, sizes, ids, retried, pack_bytes, scratch)
+        _write_packs(plan, target, sizes, ids, retried, pack_bytes, scratch)
     return plan
 
 
@@ -393,9 +396,9 @@ def _plan_of(name: str) -> str:
     return "/".join(name.split("/")[:3])
 
 
-def _list_source(plan: Plan, store: OutputStore, config: RunConfig) -> Iterator[pa.Table]:
+def _list_source(plan: Plan, store: OutputStore, shards: Iterable[pa.Table]) -> Iterator[pa.Table]:
     """Yield what a source names, as it is written down."""
-    for shard, listed in enumerate(_shards(plan, store, config)):
+    for shard, listed in enumerate(shards):
         files = plan.overrides.in_place(listed)
         store.private().write_table(f"{plan.name}/listing/{shard:05d}{SUFFIX}", files)
         plan.num_files += files.num_rows

@@ -409,7 +409,6 @@ FINGERPRINT_NAME = "_run/fingerprint.json"
 CONFIG_NAME = "_run/config.json"
 RUN_NAME = "run.json"
 SUCCESS_NAME = "_SUCCESS"
-REPORT_NAME = "report.json"
 PAGE_NAME = "report.html"
 EVALUATION_NAME = "evaluation.json"
 NIGHTS_NAME = "nights.html"
@@ -424,7 +423,7 @@ def failures_name(page: str) -> str:
 ARCHIVE_NOTE_NAME = "_run/aside.json"
 EARLIER_FOLDER = "_earlier"  # readers of tables pass over it
 _ARCHIVED_NAMES = (
-    RUN_NAME, REPORT_NAME, PAGE_NAME, failures_name(PAGE_NAME), EVALUATION_NAME, CALIBRATION_NAME,
+    RUN_NAME, PAGE_NAME, failures_name(PAGE_NAME), EVALUATION_NAME, CALIBRATION_NAME,
     CONFIG_NAME, FINGERPRINT_NAME, REDO_NAME,
 )  # fmt: skip
 _ARCHIVED_FOLDERS = (
