@@ -179,7 +179,7 @@ def finish(
             compact(store, target_mb * MEBIBYTE)
         write_recordings(store, tables, datetime.datetime.fromisoformat(run.started_at))
     remove_leftovers(store)
-    write_empty_tables(store, config)
+    write_empty_tables(store, config.pipeline)
     made = before_success()
     store.note_tables()
     store.write_json(
@@ -248,12 +248,12 @@ def recordings_rows(
         yield RECORDINGS.empty_table()  # without recordings, an empty table says so
 
 
-def write_empty_tables(store: OutputStore, config: RunConfig) -> None:
+def write_empty_tables(store: OutputStore, pipeline: str | None) -> None:
     """Give each table without an object one without rows, so that every reader finds its columns.
 
     The recordings table has one anyway.
     """
-    rows = LABEL_ROWS if config.pipeline == CLASSIFY_AUDIO else SEGMENT_ROWS
+    rows = LABEL_ROWS if pipeline == CLASSIFY_AUDIO else SEGMENT_ROWS
     if not any(store.names(folder) for folder in PART_ROWS_FOLDERS):
         store.write_table(f"{rows.folder}/{store.stem()}{SUFFIX}", rows.schema.empty_table())
     if not store.names(OUTCOMES_FOLDER):

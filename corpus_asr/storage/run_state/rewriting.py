@@ -1,11 +1,12 @@
 """Rows of recordings that get another address, or go: whatever has some of them is written anew.
 
 In come recordings and what becomes of each; why, this does not know. Safe to be killed anywhere and
-to be repeated: a replacement is put before what it replaces is removed. So for a while some rows
-are there twice, which the next finish resolves like any second commit of a part.
+to be repeated: a replacement is put before what it replaces is removed, under a name that says of
+what it is one. So for a while some rows are there twice, and a repetition removes the older ones.
 """
 
 import csv
+import hashlib
 import io
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -22,16 +23,18 @@ from corpus_asr.storage.run_state.corrections import (
     read_saved,
 )
 from corpus_asr.storage.run_state.duplicates import without_losers
-from corpus_asr.storage.run_state.finish import claimed_segments, remove_commits
+from corpus_asr.storage.run_state.finish import (
+    claimed_segments,
+    remove_commits,
+    write_empty_tables,
+)
 from corpus_asr.storage.run_state.moved import MOVING_NAME, Moves, addresses
 from corpus_asr.storage.run_state.overrides import OVERRIDES_FOLDER
-from corpus_asr.storage.run_state.run_files import EARLIER_FOLDER
+from corpus_asr.storage.run_state.run_files import CONFIG_NAME, EARLIER_FOLDER
 from corpus_asr.storage.run_state.run_tables import REDO_NAME
 from corpus_asr.storage.run_state.tables import (
     DUPLICATES_FOLDER,
     HOOKS_FOLDER,
-    OUTCOMES_FOLDER,
-    PART_ROWS,
     PENDING,
     RECORDINGS_FOLDER,
     SPEAKERS_FOLDER,
@@ -136,13 +139,8 @@ def rewrite(store: OutputStore, changes: Changes) -> None:
             _rewrite_notes(store, name, changes)
     rewrite_corrections(store, changes)
     rewrite_names(store, lambda uri, _: changes.to.get(recording_id(uri), uri))
-    # Last: by these a prune that was killed finds again what it began to remove.
-    had_rows = [rows for rows in PART_ROWS if store.names(rows.folder)]
     rewrite_commits(store, changes.ids, changes.apply)
-    # Every reader finds a table's columns, also where no row is left.
-    for kind in had_rows:
-        if not store.names(kind.folder):
-            store.write_table(f"{kind.folder}/{store.stem()}{SUFFIX}", kind.schema.empty_table())
+    write_empty_tables(store, (store.read_json(CONFIG_NAME) or {}).get("pipeline"))
 
 
 def holding(store: OutputStore, ids: pa.Array) -> list[str]:
@@ -201,23 +199,23 @@ def rewrite_commits(
 
     `change` is given rows of outcomes, and those of segments or labels, which go along.
     """
-    for name in _concerned(store, store.commit_names(), OUTCOMES, ids):
+    names = store.commit_names()
+    replaced = _replaced(names)
+    for name in _concerned(store, names, OUTCOMES, ids):
         outcomes = store.read_table(name, OUTCOMES)
         named = outcomes["segments_object"].unique().drop_null().to_pylist()
         left = change(outcomes)
         # Where segments are gone, what they were of is to be transcribed again.
-        if left.num_rows and not store.missing(named):
+        if left.num_rows and name not in replaced and not store.missing(named):
             store.write_commit(
                 left,
                 map(change, claimed_segments(store, outcomes)),
                 rows=part_rows_named(named),
-                stem=store.stem(time_ns_of(name)),  # it keeps its place among the others
+                stem=store.stem(time_ns_of(name), mark=_mark_of(name)),  # in its place among them
                 under=PENDING if name.startswith(PENDING) else "",
             )
         remove_commits(store, [name], named)
         logger.info("rewritten object=%s rows=%d left=%d", name, outcomes.num_rows, left.num_rows)
-    if not store.commit_names():
-        store.write_table(f"{OUTCOMES_FOLDER}/{store.stem()}{SUFFIX}", OUTCOMES.empty_table())
 
 
 def rewrite_table(
@@ -225,14 +223,27 @@ def rewrite_table(
 ) -> None:
     """Write the objects anew of recordings, speakers or voices that have rows of recordings."""
     schema = _TABLES[folder]
-    for name in _concerned(store, store.names(folder), schema, ids):
-        # Tables of hooks have columns of their own.
-        found = pa.Table.from_batches(store.batches(name)) if folder == HOOKS_FOLDER else (
-            store.read_table(name, schema)
-        )  # fmt: skip
-        within = name.rpartition("/")[0]
-        store.write_table(f"{within}/{store.stem(time_ns_of(name))}{SUFFIX}", change(found))
+    names = store.names(folder)
+    replaced = _replaced(names)
+    for name in _concerned(store, names, schema, ids):
+        if name not in replaced:
+            # Tables of hooks have columns of their own.
+            found = pa.Table.from_batches(store.batches(name)) if folder == HOOKS_FOLDER else (
+                store.read_table(name, schema)
+            )  # fmt: skip
+            stem = store.stem(time_ns_of(name), mark=_mark_of(name))
+            store.write_table(f"{name.rpartition('/')[0]}/{stem}{SUFFIX}", change(found))
         store.remove(name)
+
+
+def _mark_of(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()[:12]
+
+
+def _replaced(names: Collection[str]) -> set[str]:
+    """Return the objects whose replacement is there: a command was killed in between."""
+    marks = {name.removesuffix(SUFFIX).rpartition("-")[2] for name in names}
+    return {name for name in names if _mark_of(name) in marks}
 
 
 def _concerned(

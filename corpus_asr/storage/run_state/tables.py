@@ -303,11 +303,11 @@ class OutputStore:
         if self._guard is not None:
             self._guard.check()
 
-    def stem(self, time_ns: int | None = None) -> str:
+    def stem(self, time_ns: int | None = None, *, mark: str = "") -> str:
         """Return a unique stem, of this run, that sorts after all there were when it began."""
         newest_ns = max(time.time_ns(), self._newest_ns + 1)
         run_id = None if self._guard is None else self._guard.run_id
-        return unique_stem(newest_ns if time_ns is None else time_ns, run_id=run_id)
+        return unique_stem(newest_ns if time_ns is None else time_ns, run_id=run_id, mark=mark)
 
     def note_tables(self) -> None:
         """Tell later runs which tables there are."""
@@ -670,11 +670,11 @@ def projected(schema: pa.Schema, columns: Sequence[str] | None) -> pa.Schema:
     return pa.schema([schema.field(name) for name in columns], metadata=schema.metadata)
 
 
-def unique_stem(time_ns: int | None = None, *, run_id: str | None = None) -> str:
+def unique_stem(time_ns: int | None = None, *, run_id: str | None = None, mark: str = "") -> str:
     """Return a name no other commit has; names sort by the time they were made, or by this one."""
     by = "" if run_id is None else f"{run_id}-"
     time_ns = time.time_ns() if time_ns is None else time_ns
-    return f"{time_ns:0{_TIME_DIGITS}d}-{by}{uuid.uuid4().hex[:12]}"
+    return f"{time_ns:0{_TIME_DIGITS}d}-{by}{mark or uuid.uuid4().hex[:12]}"
 
 
 def time_ns_of(name: str) -> int:
