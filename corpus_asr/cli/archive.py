@@ -6,7 +6,7 @@ Imports nothing that `--help` would have to wait for.
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -23,6 +23,7 @@ from corpus_asr.errors import ConfigError
 if TYPE_CHECKING:
     import datetime
 
+    from corpus_asr.storage.run_state.prune import Gone
     from corpus_asr.storage.run_state.tables import OutputStore
 
 _MOST_SHOWN = 20
@@ -42,7 +43,11 @@ def prune(
     ] = "0d",
     yes: Yes = False,
     more_than_half: Annotated[
-        bool, typer.Option("--more-than-half", help="Allow removing most of the folder.")
+        bool, typer.Option("--more-than-half", help="Allow removing most of a source.")
+    ] = False,
+    with_corrections: Annotated[
+        bool,
+        typer.Option("--with-corrections", help="Remove what people have corrected, too."),
     ] = False,
     endpoint_url: EndpointUrl = None,
     storage_option: StorageOption = None,
@@ -59,40 +64,46 @@ def prune(
         store = OutputStore(
             output_uri, options=store_options(output_uri, endpoint_url, storage_option)
         )
+        _continue_killed(store, yes=yes, steal=steal_lock)
         found = find_gone(store, older_than=age)
-        for line in _lines(
-            [
-                f"{each.uri}: {counted(each.segments, 'segment')}, last listed "
-                + ("never" if each.listed_at is None else f"{each.listed_at:%Y-%m-%d}")
-                for each in found.gone
-            ]
-        ):
+        for line in _lines([*map(_gone_words, found.gone)]):
             typer.echo(line)
-        number = counted(len(found.gone), "recording")
-        of = f"of {found.recordings:,} {'is' if len(found.gone) == 1 else 'are'} gone"
         if not found.gone:
             typer.echo(f"{store.uri}: nothing to remove: no recording is gone for so long")
             return
-        if not yes:
-            typer.echo(
-                f"{store.uri}: {number} {of}; nothing was changed: --yes removes the results"
-            )
+        removable = [recording for recording in found.gone
+                     if with_corrections or not recording.corrections]  # fmt: skip
+        number = counted(len(found.gone), "recording")
+        of = f"of {found.recordings:,} {'is' if len(found.gone) == 1 else 'are'} gone"
+        if kept := len(found.gone) - len(removable):
+            of += f", {kept:,} with corrections, which only --with-corrections removes"
+        if not yes or not removable:
+            advice = ": --yes removes the results" if removable else ""
+            typer.echo(f"{store.uri}: {number} {of}; nothing was changed{advice}")
             return
-        if 2 * len(found.gone) > found.recordings and not more_than_half:
+        if (most := found.most_gone()) and not more_than_half:
             raise ConfigError(
-                f"removing from {store.uri}: {number} {of}, expected half of them at most: was the "
+                f"removing from {store.uri}: {most}, expected half of them at most: was the "
                 "source mounted, and whole, when the last run listed it? If so, add "
                 "--more-than-half"
             )
         with _held(store, steal=steal_lock) as held:
             # What was shown, unless a run in between has found some of it again.
-            shown = {each.recording_id for each in found.gone}
+            shown = {each.recording_id for each in removable}
             now = find_gone(held, older_than=age).gone
-            gone = [each for each in now if each.recording_id in shown]
-            remove_gone(held, gone)
-            _write_pages(held)
+            gone = {recording.recording_id for recording in now
+                    if with_corrections or not recording.corrections} & shown  # fmt: skip
+            remove_gone(held, gone, at_the_end=_write_pages)
         typer.echo(f"{store.uri}: removed {counted(len(gone), 'recording')}")
         _show_catalog(store)
+
+
+def _gone_words(gone: "Gone") -> str:
+    from corpus_asr.units import counted
+
+    corrections = f", {counted(gone.corrections, 'correction')}" if gone.corrections else ""
+    listed = "never" if gone.listed_at is None else f"{gone.listed_at:%Y-%m-%d}"
+    return f"{gone.uri}: {counted(gone.segments, 'segment')}{corrections}, last listed {listed}"
 
 
 def forget(
@@ -142,11 +153,7 @@ def forget(
             with _held(store, steal=steal_lock) as held:
                 _allow_again(held, uri)
             return
-        begun = forgetting.going_on(store)
-        if begun and yes:
-            with _held(store, steal=steal_lock) as held:  # which continues it
-                _write_pages(held)
-            typer.echo(f"{store.uri}: continued what a killed command had begun")
+        begun = _continue_killed(store, yes=yes, steal=steal_lock).get("recordings", {})
         found = forgetting.find_recordings(store, uri, begun=begun.values())
         if not found.recordings:
             return
@@ -163,8 +170,7 @@ def forget(
                 # A run in between may have found one of them under another address.
                 shown = found.recordings
                 now = forgetting.find_recordings(held, uri, begun=shown.values()).recordings
-                left = forgetting.forget(held, {**shown, **now})
-                _write_pages(held)
+                left = forgetting.forget(held, {**shown, **now}, at_the_end=_write_pages)
             typer.echo(f"{store.uri}: erased {what}; later runs leave them out")
             for name in left:
                 typer.echo(f"left, as this program did not write it: {name}")
@@ -181,16 +187,11 @@ def forget(
 def _forget_speakers(store: "OutputStore", names: Sequence[str], *, yes: bool, steal: bool) -> None:
     from corpus_asr.export.speakers import find_speakers
     from corpus_asr.storage.run_state.forget import datasets_of
-    from corpus_asr.storage.run_state.forget_voices import NotedSpeakers, forget_voices
+    from corpus_asr.storage.run_state.forget_voices import forget_voices
     from corpus_asr.units import counted
 
-    begun = NotedSpeakers.read(store)
-    if yes and begun.speakers:
-        with _held(store, steal=steal) as held:  # which continues it
-            held.note_tables()
-        typer.echo(f"{store.uri}: continued what a killed command had begun")
-        if {*names} <= begun.names:
-            return
+    if {*names} <= {*_continue_killed(store, yes=yes, steal=steal).get("names", ())}:
+        return
     found = find_speakers(store, names)
     what = f"{', '.join(names)}, in {counted(len({each for each, _ in found}), 'recording')}"
     if not yes:
@@ -199,7 +200,6 @@ def _forget_speakers(store: "OutputStore", names: Sequence[str], *, yes: bool, s
         with _held(store, steal=steal) as held:
             # Of now: a run in between may have numbered the speakers of a recording otherwise.
             forget_voices(held, find_speakers(held, names), names)
-            held.note_tables()
         typer.echo(f"{store.uri}: erased name and voice of {what}")
         _show_catalog(store)
     for line in _to_be_made_again(datasets_of(store)):
@@ -208,6 +208,22 @@ def _forget_speakers(store: "OutputStore", names: Sequence[str], *, yes: bool, s
         "not reached: what they say (--uri erases recordings), recordings to come, in which the "
         "same voice is found again, earlier versions of objects, and copies"
     )
+
+
+def _continue_killed(store: "OutputStore", *, yes: bool, steal: bool) -> dict[str, Any]:
+    """Continue what a killed command had begun, or say so; return what that was called with."""
+    from corpus_asr.storage.run_state.change_note import read_change
+
+    noted = read_change(store)
+    if noted is None:
+        return {}
+    if not yes:
+        typer.echo(f"{store.uri}: {noted.command} was killed in between: --yes continues it first")
+    else:
+        with _held(store, steal=steal):
+            pass  # which continues it
+        typer.echo(f"{store.uri}: continued what a killed {noted.command} had begun")
+    return noted.arguments
 
 
 def _allow_again(store: "OutputStore", uris: Sequence[str]) -> None:
@@ -263,7 +279,7 @@ def _held(store: "OutputStore", *, steal: bool) -> "Iterator[OutputStore]":
     check_removable(store)  # before there is a lock that could not be removed again
     say = line_writer(progress_lines())
     with Lock(store, new_run_id(), steal=steal, say=say) as lock:
-        finish_killed(lock.store)  # as a run would
+        finish_killed(lock.store, at_the_end=_write_pages)  # as a run would
         yield lock.store
 
 

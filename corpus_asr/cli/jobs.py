@@ -510,7 +510,7 @@ def plan(
             measured=device_type is not None,
         )  # fmt: skip
         store = OutputStore.of(settings.output)
-        with _planned(settings, store, redo=redo) as (found, target):
+        with _drawn(settings, store, redo=redo) as (found, target):
             headers = survey(found.unknown(), settings)
             audio = estimate_audio(found.remaining.strata, found.known, headers.sums)
             sides = balances(settings, store, machines) if found.num_remaining else []
@@ -544,7 +544,7 @@ def plan(
 
 
 @contextmanager
-def _planned(
+def _drawn(
     settings: "RunConfig", store: "OutputStore", *, redo: str | None
 ) -> "Iterator[tuple[Plan, OutputStore]]":
     """Give a plan that nobody will work off, and the folder that it is written into."""
@@ -582,6 +582,8 @@ def _counts(found: "Plan", output_uri: str) -> Iterator[str]:
         yield f"empty      {uri}"
     if found.num_moved:
         yield f"moved      {counted(found.num_moved, 'file')}; done under other addresses so far"
+    if found.source_change:
+        yield f"source     {found.source_words()}"
     yield f"done       {counted(found.num_done, 'file')}, in {output_uri}"
     if found.num_matched is not None:
         yield f"redo       {found.redo_words()}"

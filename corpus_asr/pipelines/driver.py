@@ -68,6 +68,7 @@ from corpus_asr.storage.run_state.run_files import (
     write_snapshot,
 )
 from corpus_asr.storage.run_state.shared_plan import SharedPlan, words_of
+from corpus_asr.storage.run_state.source_listings import note_listing
 from corpus_asr.storage.run_state.tables import DUPLICATES_FOLDER, OutputStore
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.units import counted, shortened
@@ -315,6 +316,7 @@ class CorpusRun:
             listing=read_listing(store, self.plan),
             family=self.checkpoint.family_name,
         )
+        note_listing(store, self.plan.name, config.source)
         follow(store, self.plan.moves)
         name_run(self._begun.run_id)
         # That of the folder is archived with results of other settings, and is then not ours.

@@ -13,7 +13,7 @@ from corpus_asr.report.samples import Sampler
 from corpus_asr.report.status import activity_values
 from corpus_asr.report.text import duration, text_template
 from corpus_asr.storage.run_state.confidences import CONFIDENCE_BINS, read_confidences
-from corpus_asr.storage.run_state.plan import latest_listing
+from corpus_asr.storage.run_state.plan import latest_plan
 from corpus_asr.storage.run_state.run_files import (
     CONFIG_NAME,
     RUN_NAME,
@@ -25,6 +25,7 @@ from corpus_asr.storage.run_state.run_files import (
     speed_of,
 )
 from corpus_asr.storage.run_state.run_tables import RunTables
+from corpus_asr.storage.run_state.source_listings import other_listings
 from corpus_asr.storage.run_state.speaker_turns import SPEAKING, speaking_times
 from corpus_asr.storage.run_state.tables import LABEL_ROWS, SEGMENT_ROWS, OutputStore
 from corpus_asr.storage.stores.uri import redact_uri
@@ -140,10 +141,14 @@ def counted_run(
     config = store.read_json(CONFIG_NAME) or {}
     run = store.read_json(RUN_NAME)
     finished = run is not None and store.exists(SUCCESS_NAME)
-    listing = latest_listing(store)
-    files = map(partial(store.batches, columns=_LISTING_COLUMNS), listing or ())
+    plan = latest_plan(store)
+    listing = () if plan is None else store.names(f"{plan}/listing")
+    files = map(partial(store.batches, columns=_LISTING_COLUMNS), listing)
     rows = LABEL_ROWS if config.get("pipeline") == CLASSIFY_AUDIO else SEGMENT_ROWS
-    with RunTables(store, names=names, listing=chain.from_iterable(files)) as tables:
+    others = other_listings(store, plan)
+    with RunTables(
+        store, names=names, listing=chain.from_iterable(files), elsewhere=others
+    ) as tables:
         if sampler is None:
             read_confidences(store, tables, rows)
         else:
@@ -158,7 +163,7 @@ def counted_run(
                 run if finished else None,
                 models=_models(tables, run, config),
                 statistics=RunNumbers.of(tables),
-                accounting=reconcile(tables, written, is_listed=listing is not None),
+                accounting=reconcile(tables, written, is_listed=plan is not None),
                 speakers=tuple(SpeakerGroup(**row) for row in tables.table(_SPEAKERS).to_pylist()),
             ),
             tables,

@@ -1,5 +1,7 @@
 """Commands on an archive, as they are typed: done again, at once, and wrong ones."""
 
+import datetime
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,12 +13,19 @@ from typer.testing import CliRunner, Result
 from corpus_asr.cli import main as cli
 from corpus_asr.errors import EngineError
 from corpus_asr.pipelines import driver
-from corpus_asr.storage.run_state.forget_voices import FORGETTING_VOICES_NAME
+from corpus_asr.report.numbers import balance_problems
+from corpus_asr.report.run import load_report
+from corpus_asr.runtime import checkpoints
+from corpus_asr.storage.run_state.change_note import CHANGE_NAME
+from corpus_asr.storage.run_state.forget_voices import FORGET_VOICES
 from corpus_asr.storage.run_state.lock import LOCK_NAME, USUAL
+from corpus_asr.storage.run_state.plan import make_plan
+from corpus_asr.storage.run_state.prune import find_gone
 from corpus_asr.storage.run_state.run_tables import REDO_NAME
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
 from tests.support.nightly import Archive
+from tests.support.stores import held_by
 from tests.support.tables import rows_of
 
 pytestmark = pytest.mark.long
@@ -28,6 +37,7 @@ class Typed(Archive):
     def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
         super().__init__(folder, patch)
         patch.setattr(driver, "prepare", lambda config: self.prepared)
+        patch.setattr(checkpoints, "fetch_checkpoints", lambda *_, **__: self.prepared)
         self.yaml = folder / "job.yaml"
         config = self.config
         self.yaml.write_text(
@@ -37,14 +47,28 @@ class Typed(Archive):
         self.store = OutputStore(str(self.output))
 
     def type(self, name: str, *options: str) -> Result:
-        jobs = name in ("run", "nightly")
-        words = [name, *([str(self.yaml), "--local"] if jobs else [str(self.output)]), *options]
+        jobs = name in ("run", "nightly", "plan")
+        local = ["--local"] if name != "plan" else []
+        words = [name, *([str(self.yaml), *local] if jobs else [str(self.output)]), *options]
         return CliRunner().invoke(cli.app, words)
 
     def made_by(self) -> dict[str, str]:
         """Return which run made the text of each recording."""
         rows = rows_of(self.store.segments(["uri", "run_id"]))
         return {Path(row["uri"]).stem: row["run_id"] for row in rows}
+
+    def gone(self) -> str:
+        """Return the names of what is gone, in order."""
+        return "".join(sorted(Path(row["uri"]).stem for row in self.read("recordings")
+                              if row["gone"]))  # fmt: skip
+
+    def other_source(self, *names: str) -> Path:
+        """Return another folder of recordings."""
+        folder = self.source.with_name("other")
+        folder.mkdir()
+        for name in names:
+            (folder / f"{name}.wav").write_bytes(b"of the other source")
+        return folder
 
 
 @pytest.fixture
@@ -171,8 +195,101 @@ def test_of_two_commands_at_once_the_second_is_refused(
 
 
 def test_the_next_run_continues_what_forget_began(archive: Typed) -> None:
-    note = {"names": ["Ada"], "speakers": [["0" * 16, "S1"]]}
+    arguments = {"names": ["Ada"], "speakers": [["0" * 16, "S1"]]}
+    note = {"command": FORGET_VOICES, "finished": True, "arguments": arguments}
     for command in ("run", "nightly"):
-        archive.store.write_json(FORGETTING_VOICES_NAME, note)
+        archive.store.write_json(CHANGE_NAME, note)
         assert archive.type(command).exit_code == 0
-        assert not archive.store.exists(FORGETTING_VOICES_NAME)
+        assert not archive.store.exists(CHANGE_NAME)
+
+
+def test_two_jobs_of_one_folder_leave_what_the_other_one_lists(archive: Typed) -> None:
+    """Before: each night marked the other job's recordings as gone, and `prune` removed them."""
+    other = archive.other_source("d", "e", "f")
+    second = ("--set", f"source.uri={other}/")
+    words = f"the source was {archive.source}, is {other}; 3 recordings of before not listed"
+    assert words in archive.type("plan", *second).stdout
+    assert words in archive.type("run", *second).stderr
+    (other / "d.wav").unlink()
+    archive.remove("a")
+    for options, gone in ((second, "d"), ((), "ad"), (second, "ad"), ((), "ad")):
+        assert archive.type("nightly", *options).exit_code == 0
+        assert archive.gone() == gone
+        assert load_report(archive.store).accounting.unlisted == len(gone)
+        assert balance_problems(load_report(archive.store).accounting, finished=True) == []
+    assert archive.type("prune", "--yes").stdout.endswith("removed 2 recordings\n")
+    assert set(archive.made_by()) == {*"bcef"}
+    assert (
+        "the source was"
+        not in archive.type("run", "--set", f"source.uri={archive.source}/.").stderr
+    )
+
+
+@pytest.mark.parametrize(
+    "narrower",
+    ["source.uri={}/[ab].wav", "source.exclude=c.wav", "source.manifest={}/../some.jsonl"],
+)
+def test_what_a_narrower_source_leaves_out_is_not_gone(archive: Typed, narrower: str) -> None:
+    lines = "".join(f'{{"uri": "{archive.source}/{name}.wav"}}\n' for name in "ab")
+    (archive.source.parent / "some.jsonl").write_text(lines)
+    options = ["--set", narrower.format(archive.source)]
+    if "manifest" in narrower:
+        options += ["--set", "source.uri=[]"]
+    assert archive.type("run", *options).exit_code == 0
+    assert archive.gone() == ""
+    assert "nothing to remove" in archive.type("prune", "--yes", "--more-than-half").stdout
+    # Once no run has listed it for so long, it is.
+    gone = find_gone(archive.store, older_than=datetime.timedelta(microseconds=1)).gone
+    assert [Path(each.uri).stem for each in gone] == ["c"]
+    archive.remove("c")
+    archive.type("run")
+    assert archive.gone() == "c"
+
+
+def test_one_of_two_folders_that_is_empty_is_not_pruned(archive: Typed) -> None:
+    """Before: exactly half of all recordings was not more than half."""
+    other = archive.other_source("d", "e", "f")
+    both = ("--set", f"source.uri=[{archive.source}, {other}]")
+    archive.type("run", *both)
+    shutil.rmtree(other)
+    other.mkdir()
+    archive.type("run", *both)
+    assert archive.gone() == "def"
+    refused = archive.type("prune", "--yes")
+    assert refused.exit_code == 2
+    assert f"3 recordings of 3 below {other} are gone, expected half of them" in refused.stderr
+    assert archive.type("prune", "--yes", "--more-than-half").exit_code == 0
+    assert set(archive.made_by()) == {*"abc"}
+
+
+def test_a_plan_of_a_run_that_was_killed_is_not_what_a_finished_one_listed(
+    archive: Typed,
+) -> None:
+    archive.add("d")
+    make_plan(archive.config, archive.store)
+    report = load_report(archive.store)
+    assert (report.accounting.listed, report.accounting.waiting) == (3, 0)
+    assert balance_problems(report.accounting, finished=report.finished) == []
+
+
+def test_reading_commands_write_nothing_into_the_folder(
+    archive: Typed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before: `plan` wrote its plan there, by which a report of a finished run did not add up."""
+    archive.add("d")
+    before = held_by(str(archive.output))
+    written: list[str] = []
+    write = filesystem.write_atomic
+
+    def note(uri: str, *rest: Any, **options: Any) -> None:
+        written.append(uri)
+        write(uri, *rest, **options)
+
+    monkeypatch.setattr(filesystem, "write_atomic", note)
+    for words in (("plan",), ("report",), ("status",), ("show",), ("prune",),
+                  ("forget", "--uri", "*/a.wav")):  # fmt: skip
+        done = archive.type(*words)
+        assert done.exit_code == 0, done.output
+    assert not [uri for uri in written if uri.startswith(str(archive.output))]
+    assert any("/_run/plan/" in uri for uri in written)
+    assert held_by(str(archive.output)) == before

@@ -14,21 +14,22 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner, Result
 
+from corpus_asr.cli import archive
 from corpus_asr.cli import main as cli
 from corpus_asr.config.run import OutputSettings
 from corpus_asr.errors import FetchError
 from corpus_asr.export.speakers import find_speakers
 from corpus_asr.report.html.page import write_page_at_the_end
 from corpus_asr.report.run import load_report
-from corpus_asr.schemas import SPEAKERS, VOICES
+from corpus_asr.schemas import DUPLICATES, SPEAKERS, VOICES
 from corpus_asr.storage.run_state import forget as forgetting
+from corpus_asr.storage.run_state.change_note import CHANGE_NAME
 from corpus_asr.storage.run_state.corrections import read_saved
-from corpus_asr.storage.run_state.forget_voices import NotedSpeakers, forget_voices
+from corpus_asr.storage.run_state.forget_voices import forget_voices
 from corpus_asr.storage.run_state.forgotten import FORGOTTEN_NAME, Forgotten
 from corpus_asr.storage.run_state.late_saves import sweep_late_saves
 from corpus_asr.storage.run_state.lock import LOCK_NAME, Lock
 from corpus_asr.storage.run_state.plan import make_plan
-from corpus_asr.storage.run_state.prune import find_gone, prune
 from corpus_asr.storage.run_state.redo import note_redo
 from corpus_asr.storage.run_state.rewriting import (
     ADDRESSES_NAME,
@@ -36,6 +37,7 @@ from corpus_asr.storage.run_state.rewriting import (
     NAMES_NAME,
     follow,
 )
+from corpus_asr.storage.run_state.run_files import PAGE_NAME, SUCCESS_NAME
 from corpus_asr.storage.run_state.run_tables import REDO
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
@@ -57,7 +59,6 @@ pytestmark = pytest.mark.long
 
 SECRET = "Quillfeather owes me nine pounds"
 CORRECTED = "Quillfeather owes me ninety pounds"
-PRUNED = ("outcomes", "segments", "recordings", "speakers", "corrections")
 # Moments of a command: a soak tries all of them.
 EACH = pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.slow), 9])
 
@@ -127,6 +128,19 @@ def naming(job: ManualRun) -> list[str]:
     needles = [word.encode() for word in ("ada.wav", uri, recording_id(uri), "Quillfeather", "Ada")]
     return [name for name, data in held_by(job.store.uri).items()
             if any(needle in data for needle in needles)]  # fmt: skip
+
+
+def rows_seen(store: OutputStore) -> dict[str, list[str]]:
+    """Return what any reader of Parquet finds in each table, those of earlier results included."""
+    rows: dict[str, list[str]] = {}
+    for path in sorted(Path(store.uri).rglob("*.parquet")):
+        table = str(path.parent.relative_to(store.uri))
+        if not table.startswith("_run/plan"):
+            rows.setdefault(table, []).extend(
+                str({**row, "segments_object": None})
+                for row in pq.read_table(path, partitioning=None).to_pylist()
+            )
+    return {table: sorted(own) for table, own in rows.items()}
 
 
 def command(job: ManualRun, *words: str) -> Result:
@@ -351,26 +365,70 @@ def test_a_recording_whose_move_was_killed_is_forgotten_by_either_address(job: M
 
 
 @EACH
-def test_killed_anywhere_it_is_continued(job: ManualRun, tmp_path: Path, step: int) -> None:
-    found = forgetting.find_recordings(job.store, ["*/ada.wav"])
+@pytest.mark.parametrize("words", [
+    ("forget", "--uri", "*/ada.wav"), ("forget", "--speaker", "Bo"),
+    ("prune", "--with-corrections"),
+])  # fmt: skip
+def test_killed_anywhere_it_is_continued(
+    voiced: ManualRun,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: tuple[str, ...],
+    step: int,
+) -> None:
+    """Before: rows twice and pruned texts in the tables, for good, with "nothing to remove"."""
+    job = voiced
+    job.begin()
+    if words[0] == "prune":
+        (job.source / "ada.wav").unlink()
+        job.begin()
+    else:
+        job.commit("ada.wav", part=1, segments=[segment(SECRET)])
+    job.finish()
+    pair = {
+        "recording_id": recording_id(str(job.source / "b.wav")),
+        "uri": "/b.wav",
+        "other_recording_id": recording_id(str(job.source / "c.wav")),
+        "other_uri": "/c.wav",
+    }
+    of_ada = {**pair, "recording_id": recording_id(str(job.source / "ada.wav")), "uri": "/a.wav"}
+    pairs = pa.Table.from_pylist([pair, of_ada], DUPLICATES)
+    job.store.write_table("duplicates/1.parquet", pairs)
     whole = job.store.uri
+    job.store = OutputStore(str(shutil.copytree(whole, tmp_path / "undisturbed")))
+    assert command(job, *words, "--yes").exit_code == 0
+    expected = rows_seen(job.store)
+    assert job.store.exists(SUCCESS_NAME)
+    if "--speaker" not in words:
+        page = Path(job.store.address(PAGE_NAME)).read_text()
+        assert "Finished" in page
+        assert "Stopped before the end" not in page
+    monkeypatch.setattr(archive, "_write_pages", lambda store: None)  # half of the time
     for moment in itertools.count(1, step):
         job.store = OutputStore(str(shutil.copytree(whole, tmp_path / f"killed-{moment}")))
         with life(moment) as process:
-            forgetting.forget(job.store, found.recordings)
+            command(job, *words, "--yes")
         if not process.killed:
             break
+        job.store.remove(LOCK_NAME)  # its process, the test's, lives on
         texts = {row["text"] for row in rows_of(job.store.segments())}
-        assert texts - {SECRET} == {"More words", "Other words"}
-        if moment % 2:
+        assert texts >= {"More words", "Other words"}
+        begun = job.store.exists(CHANGE_NAME)
+        assert begun or job.store.exists(SUCCESS_NAME)
+        if moment % 2 and begun:
             forgetting.finish_killed(job.store)
         else:
-            again = command(job, "forget", "--uri", "*/ada.wav", "--yes")
-            assert again.exit_code == 0, again.output
-        assert naming(job) == []
-        assert not job.store.exists(forgetting.FORGETTING_NAME)
-        assert job.store.exists(FORGOTTEN_NAME)
-    assert moment > 20
+            again = command(job, *words, "--yes")
+            assert again.exit_code == 0 or not begun, again.output
+        assert rows_seen(job.store) == expected, moment
+        assert job.store.exists(SUCCESS_NAME)
+        assert not job.store.exists(CHANGE_NAME)
+        if "--uri" in words:
+            assert naming(job) == []
+            assert job.store.exists(FORGOTTEN_NAME)
+        if "--speaker" in words:
+            assert speaking(job.store) == []
+    assert moment > 10
 
 
 @pytest.fixture
@@ -477,26 +535,6 @@ def test_numbers_of_speakers_and_files_of_others_in_corrections_stay(voiced: Man
     assert [path.name for path in folder.iterdir() if path.suffix != ".json"] == ["NOTES.md"]
 
 
-@EACH
-def test_a_voice_killed_anywhere_is_gone_after_the_next_run(
-    voiced: ManualRun, tmp_path: Path, step: int
-) -> None:
-    speakers = find_speakers(voiced.store, ["Bo"])
-    for moment in itertools.count(1, step):
-        shutil.copytree(voiced.store.uri, tmp_path / str(moment))
-        store = OutputStore(str(tmp_path / str(moment)))
-        with life(moment) as process:
-            forget_voices(store, speakers, ["Bo"])
-        if not process.killed:
-            break
-        assert NotedSpeakers.read(store).speakers == speakers
-        forgetting.finish_killed(store)
-        assert speaking(store) == []
-        assert not NotedSpeakers.read(store).speakers
-        assert {"Said", "Other words"} <= {row["text"] for row in rows_of(store.segments())}
-    assert moment > 10
-
-
 class Refusing:
     """A store that refuses one removal, by its number."""
 
@@ -528,7 +566,8 @@ class Refusing:
 
 @EACH
 @pytest.mark.parametrize("words", [
-    ("forget", "--uri", "*/ada.wav"), ("forget", "--speaker", "Bo"), ("prune",),
+    ("forget", "--uri", "*/ada.wav"), ("forget", "--speaker", "Bo"),
+    ("prune", "--with-corrections"),
 ])  # fmt: skip
 def test_a_store_that_refuses_any_removal_says_what_is_left_and_what_to_do(
     voiced: ManualRun, tmp_path: Path, words: tuple[str, ...], step: int
@@ -584,26 +623,22 @@ def test_prune_removes_what_is_gone_for_long_enough(job: ManualRun) -> None:
     assert command(job, "prune", "--older-than", "soon").exit_code == 2
 
 
-@EACH
-def test_a_prune_killed_anywhere_is_found_again(job: ManualRun, tmp_path: Path, step: int) -> None:
+def test_prune_keeps_what_people_corrected_unless_it_is_told(job: ManualRun) -> None:
+    """Before: corrections went without a word."""
     (job.source / "ada.wav").unlink()
     job.begin()
     job.finish()
-    whole, now = job.store.uri, datetime.timedelta(0)
-    gone = find_gone(job.store, older_than=now).gone
-    assert [Path(each.uri).name for each in gone] == ["ada.wav"]
-    for moment in itertools.count(1, step):
-        store = OutputStore(str(shutil.copytree(whole, tmp_path / f"killed-{moment}")))
-        with life(moment) as process:
-            prune(store, gone)
-        if not process.killed:
-            break
-        prune(store, find_gone(store, older_than=now).gone)
-        left = held_by(store.uri)
-        held = [name for name in left if recording_id(gone[0].uri).encode() in left[name]]
-        assert [name for name in held if name.split("/")[0] in PRUNED] == []
-        assert gone[0].uri not in Path(store.address(NAMES_NAME)).read_text()
-    assert moment > 10
+    assert "/ada.wav: 1 segment, 1 correction, last listed" in command(job, "prune").stdout
+    kept = command(job, "prune", "--yes")
+    assert kept.exit_code == 0, kept.output
+    assert kept.stdout.endswith(
+        "1 recording of 4 is gone, 1 with corrections, which only --with-corrections removes; "
+        "nothing was changed\n"
+    )
+    assert len(read_saved(job.store)) == 1
+    done = command(job, "prune", "--yes", "--with-corrections")
+    assert done.stdout.endswith("removed 1 recording\n"), done.output
+    assert read_saved(job.store) == {}
 
 
 def test_earlier_results_are_reached_by_the_options_of_the_folder() -> None:
@@ -621,6 +656,7 @@ def test_prune_of_most_asks_for_more(job: ManualRun) -> None:
     assert refused.exit_code == 2
     assert "3 recordings of 4 are gone, expected half of them at most" in refused.stderr
     assert len(rows_of(job.store.segments())) == 3
-    assert command(job, "prune", "--yes", "--more-than-half").exit_code == 0
+    allowed = command(job, "prune", "--yes", "--more-than-half", "--with-corrections")
+    assert allowed.exit_code == 0
     assert rows_of(job.store.segments()) == []
     assert pq.read_table(Path(job.store.uri) / "segments").num_rows == 0

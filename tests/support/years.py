@@ -30,7 +30,7 @@ from corpus_asr.runtime.checkpoints import Checkpoint
 from corpus_asr.runtime.commit import Committer, tally_of
 from corpus_asr.runtime.progress import Progress
 from corpus_asr.storage.run_state.corrections import Corrections
-from corpus_asr.storage.run_state.forget import allow_again, find_recordings, forget, going_on
+from corpus_asr.storage.run_state.forget import allow_again, find_recordings, finish_killed, forget
 from corpus_asr.storage.run_state.lock import Lock
 from corpus_asr.storage.run_state.moved import noted_moves
 from corpus_asr.storage.run_state.prune import find_gone, prune
@@ -128,7 +128,8 @@ class Year(LivingArchive):
             assert uri in found.recordings.values()
             with life(self.chance.randint(1, 12)):
                 forget(store, found.recordings)
-            forget(store, going_on(store) or found.recordings)
+            finish_killed(store)
+            forget(store, found.recordings)
         name = Path(uri).name.encode()
         for path in Path(self.store.uri).rglob("*"):
             assert not path.is_file() or name not in path.read_bytes(), path
@@ -173,8 +174,10 @@ class Year(LivingArchive):
             if 2 * len(found.gone) > found.recordings or not found.gone:
                 return
             with life(self.chance.randint(1, 12)):
-                prune(store, found.gone)
-            prune(store, find_gone(store, older_than=older).gone)
+                prune(store, [each.recording_id for each in found.gone])
+            finish_killed(store)
+            gone = find_gone(store, older_than=older).gone
+            prune(store, [each.recording_id for each in gone])
         now_s = self._clock.ahead_s
         for each in found.gone:
             assert self.last_listed.get(each.uri, -1e9) <= now_s - days * DAY_S, each.uri

@@ -37,6 +37,7 @@ from corpus_asr.storage.run_state.run_files import (
     safe_config,
 )
 from corpus_asr.storage.run_state.run_tables import NOTED, Place, RunTables
+from corpus_asr.storage.run_state.source_listings import other_listings
 from corpus_asr.storage.run_state.tables import (
     ALL_PART_ROWS_FOLDERS,
     LABEL_ROWS,
@@ -148,7 +149,8 @@ def finish(
         extra: whatever else belongs in `run.json` (numbers of the plan, hardware).
     """
     store.remove(SUCCESS_NAME)
-    with RunTables(store, listing=listing) as tables:
+    others = other_listings(store, plan_name)
+    with RunTables(store, listing=listing, elsewhere=others) as tables:
         if tables.num_listed != num_listed:
             logger.warning("listing rows=%d, expected %d", tables.num_listed, num_listed)
         num_listed = max(num_listed, tables.num_listed)
@@ -178,6 +180,7 @@ def finish(
         if target_mb is not None:
             compact(store, target_mb * MEBIBYTE)
         write_recordings(store, tables, datetime.datetime.fromisoformat(run.started_at))
+        plans_elsewhere = tables.plans_elsewhere
     remove_leftovers(store)
     write_empty_tables(store, config.pipeline)
     made = before_success()
@@ -199,7 +202,7 @@ def finish(
         },
     )
     if plan_name is not None:
-        retire_plans(store, plan_name)
+        retire_plans(store, plan_name, plans_elsewhere)
     if counts.remaining == 0:
         store.write_bytes(SUCCESS_NAME, b"")
     logger.info(

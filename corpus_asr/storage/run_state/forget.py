@@ -2,8 +2,7 @@
 
 In come patterns of addresses. Each table is written again without the rows; what is made of tables,
 such as the page, is removed, to be made again; other files of the program lose what names a
-recording. What people put into the folder is left, and named. Noted first, so that a run or the
-same command continues with what was killed; the note goes last.
+recording. What people put into the folder is left, and named.
 """
 
 import contextlib
@@ -15,7 +14,7 @@ import itertools
 import json
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Final
@@ -26,13 +25,10 @@ import pyarrow.compute as pc
 
 from corpus_asr.errors import ConfigError, CorpusAsrError
 from corpus_asr.schemas import FILES, PACKS
+from corpus_asr.storage.run_state.change_note import CHANGE_NAME, AtTheEnd, changing, read_change
 from corpus_asr.storage.run_state.corrections import CORRECTIONS_FOLDER
 from corpus_asr.storage.run_state.finish import remove_leftovers
-from corpus_asr.storage.run_state.forget_voices import (
-    FORGETTING_VOICES_NAME,
-    NotedSpeakers,
-    forget_voices,
-)
+from corpus_asr.storage.run_state.forget_voices import FORGET_VOICES, forget_voices
 from corpus_asr.storage.run_state.forgotten import FORGOTTEN_NAME, Forgotten
 from corpus_asr.storage.run_state.late_saves import sweep_late_saves
 from corpus_asr.storage.run_state.lock import LOCK_NAME
@@ -44,7 +40,7 @@ from corpus_asr.storage.run_state.own_sources import (
     read_own_sources,
 )
 from corpus_asr.storage.run_state.plan import PLANS_FOLDER
-from corpus_asr.storage.run_state.prune import recount, refusals_explained
+from corpus_asr.storage.run_state.prune import PRUNE, prune, recount, refusals_explained
 from corpus_asr.storage.run_state.rewriting import (
     ADDRESSES_NAME,
     NAMES_NAME,
@@ -78,8 +74,7 @@ from corpus_asr.storage.stores.local import TEMPORARY_PREFIX
 from corpus_asr.storage.stores.store import plain_version
 from corpus_asr.storage.stores.uri import normalize, public, recording_id, redact_uri
 
-FORGETTING_NAME: Final = "_run/forgetting.json"
-"""Recordings that are being removed: address by `recording_id`."""
+FORGET: Final = "forget"
 DATASETS_FOLDER: Final = "_run/datasets"
 """Data sets that were made of this folder, an object of each."""
 # Made of the tables, and made again of what they have then.
@@ -87,8 +82,7 @@ _MADE_AGAIN = (PAGE_NAME, failures_name(PAGE_NAME), NIGHTS_NAME)
 _OURS = (RUN_NAME, EVALUATION_NAME, CALIBRATION_NAME)
 _SUMMARY = re.compile(r"\d{4}-\d\d-\d\d(-\d+)?\.(json|md)")  # of a night
 _GONE_WITH_RUNS = "_run/deaths/"  # of a run that is over: whoever forgets has the lock
-_KEPT = (LOCK_NAME, FORGETTING_NAME, FORGETTING_VOICES_NAME, FORGOTTEN_NAME, ADDRESSES_NAME,
-         NAMES_NAME)  # fmt: skip
+_KEPT = (LOCK_NAME, CHANGE_NAME, FORGOTTEN_NAME, ADDRESSES_NAME, NAMES_NAME)
 _PLACEHOLDER = "(forgotten)"
 _ESCAPED = re.compile(r"\\([\\`*_\[\]<>#|~])")  # as summaries do
 _IDENTITY = ("recording_id", "uri")
@@ -207,39 +201,40 @@ def _pairs_of(rows: pa.RecordBatch) -> Iterator[tuple[str, str]]:
     return zip(*(rows.column(name).to_pylist() for name in _IDENTITY), strict=True)
 
 
-def going_on(store: OutputStore) -> Mapping[str, str]:
-    """Return the recordings that a command began to forget, and was killed."""
-    return store.read_json(FORGETTING_NAME) or {}
-
-
-def finish_killed(store: OutputStore) -> None:
+def finish_killed(store: OutputStore, *, at_the_end: AtTheEnd | None = None) -> None:
     """Continue what commands began in a folder and did not end, as they were killed."""
-    forget(store, going_on(store))
-    noted = NotedSpeakers.read(store)
-    forget_voices(store, noted.speakers, noted.names)
+    noted = read_change(store)
+    if noted is not None:
+        by_command: dict[str, Callable[..., object]] = {
+            FORGET: forget, FORGET_VOICES: forget_voices, PRUNE: prune,
+        }  # fmt: skip
+        by_command[noted.command](store, at_the_end=at_the_end, **noted.arguments)
     follow(store, noted_moves(store))
     sweep_late_saves(store)
 
 
-def forget(store: OutputStore, recordings: Mapping[str, str]) -> list[str]:
+def forget(
+    store: OutputStore, recordings: Mapping[str, str], *, at_the_end: AtTheEnd | None = None
+) -> list[str]:
     """Remove all that the folder holds of recordings, and let them stay away.
 
     The folder is locked by the caller.
 
     Args:
         recordings: address by `recording_id`.
+        at_the_end: done with what is left.
 
     Returns:
         Addresses of files of others in the folder that name one of them; they are left.
     """
-    if not recordings:
-        return []
-    with refusals_explained(store, "erasing recordings from", set(recordings)):
+    with (
+        refusals_explained(store, "erasing recordings from", set(recordings)),
+        changing(store, FORGET, at_the_end, recordings=dict(recordings)),
+    ):
         return _forget(store, dict(recordings))
 
 
 def _forget(store: OutputStore, recordings: dict[str, str]) -> list[str]:
-    store.write_json(FORGETTING_NAME, recordings)
     forgotten = Forgotten.read(store)
     for each, versions in _versions(store, recordings).items():
         forgotten.add(recordings[each], versions)
@@ -265,7 +260,6 @@ def _forget(store: OutputStore, recordings: dict[str, str]) -> list[str]:
     recount(store)
     drop_addresses(store, recordings)
     sweep_late_saves(store)
-    store.remove(FORGETTING_NAME)
     return left
 
 

@@ -1,19 +1,18 @@
 """What an output folder knows of how a speaker sounds and is called, removed; the text stays.
 
 In come speakers, each a recording and S1, S2 ... in it. Their turns stay as well: that somebody
-spoke then is in the text. Noted first, so that a run or the same command continues with what was
-killed; names, by which speakers are found, go last.
+spoke then is in the text. Names, by which speakers are found, go last.
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Final, Self
+from typing import Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from corpus_asr.segments import SpeakerTurn
+from corpus_asr.storage.run_state.change_note import AtTheEnd, changing
 from corpus_asr.storage.run_state.corrections import SPEAKER_LABEL
 from corpus_asr.storage.run_state.finish import remove_leftovers
 from corpus_asr.storage.run_state.prune import refusals_explained
@@ -31,36 +30,27 @@ from corpus_asr.storage.stores.uri import recording_id
 
 Speaker = tuple[str, str]
 """`recording_id`, and S1, S2 ... in it; or a name that corrections have there."""
-FORGETTING_VOICES_NAME: Final = "_run/forgetting_voices.json"
-"""Speakers whose voices and names are being removed."""
+FORGET_VOICES: Final = "forget --speaker"
 _Turns = Mapping[str, Sequence[SpeakerTurn]]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NotedSpeakers:
-    """Speakers that a command began to forget, and was killed."""
-
-    names: frozenset[str]
-    """As it was asked for them."""
-    speakers: frozenset[Speaker]
-
-    @classmethod
-    def read(cls, store: OutputStore) -> Self:
-        """Return those of an output folder; none where nothing was killed."""
-        noted = store.read_json(FORGETTING_VOICES_NAME) or {"names": (), "speakers": ()}
-        speakers = frozenset((each, who) for each, who in noted["speakers"])
-        return cls(names=frozenset(noted["names"]), speakers=speakers)
-
-
 def forget_voices(
-    store: OutputStore, speakers: Collection[Speaker], names: Collection[str]
+    store: OutputStore,
+    speakers: Collection[Speaker],
+    names: Collection[str],
+    *,
+    at_the_end: AtTheEnd | None = None,
 ) -> None:
-    """Remove the embeddings, voices and names of speakers; the folder is locked by the caller."""
-    if not speakers:
-        return
-    note = {"names": sorted(names), "speakers": sorted(map(list, speakers))}
-    store.write_json(FORGETTING_VOICES_NAME, note)
-    with refusals_explained(store, "erasing voices from", {each for each, _ in speakers}):
+    """Remove the embeddings, voices and names of speakers; the folder is locked by the caller.
+
+    `names` are what they were asked for by.
+    """
+    speakers = {(recording, speaker) for recording, speaker in speakers}  # a note has lists
+    noted = {"speakers": sorted(speakers), "names": sorted(names)}
+    with (
+        refusals_explained(store, "erasing voices from", {recording for recording, _ in speakers}),
+        changing(store, FORGET_VOICES, at_the_end, **noted),
+    ):
         said = {(each, who) for each, who in speakers if not SPEAKER_LABEL.fullmatch(who)}
         if voiced := {*speakers} - said:
             _forget_voices(store, voiced)
@@ -70,7 +60,7 @@ def forget_voices(
             if name.rpartition("/")[2].startswith(TEMPORARY_PREFIX):
                 store.remove(name)
         rewrite_names(store, lambda uri, who: None if (recording_id(uri), who) in speakers else uri)
-        store.remove(FORGETTING_VOICES_NAME)
+        store.note_tables()
 
 
 def _forget_voices(store: OutputStore, speakers: Collection[Speaker]) -> None:

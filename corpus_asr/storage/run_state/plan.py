@@ -7,7 +7,7 @@ listing hold URIs as they were given, signatures included, until the run is fini
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +27,7 @@ from corpus_asr.schemas import FILES, PACK_FILE, PACKS
 from corpus_asr.storage.listing import FileListing
 from corpus_asr.storage.manifest import expected_bytes
 from corpus_asr.storage.parquet import parquet_batches, parquet_writer
+from corpus_asr.storage.run_state.change_note import is_finished
 from corpus_asr.storage.run_state.forgotten import Forgotten
 from corpus_asr.storage.run_state.manifest_columns import (
     TakesHotwords,
@@ -36,13 +37,23 @@ from corpus_asr.storage.run_state.manifest_columns import (
 from corpus_asr.storage.run_state.moved import Arrivals, Moves, as_table, noted_moves
 from corpus_asr.storage.run_state.overrides import Overrides
 from corpus_asr.storage.run_state.redo import chosen
-from corpus_asr.storage.run_state.run_files import Earlier, check_fingerprint, fingerprint
+from corpus_asr.storage.run_state.run_files import (
+    RUN_NAME,
+    Earlier,
+    check_fingerprint,
+    fingerprint,
+)
 from corpus_asr.storage.run_state.run_tables import (
     PART_COLUMNS,
     REMAINING,
     VERSION_COLUMNS,
     Reason,
     RunTables,
+)
+from corpus_asr.storage.run_state.source_listings import (
+    LISTINGS_NAME,
+    describe_change,
+    read_listings,
 )
 from corpus_asr.storage.run_state.tables import (
     LABEL_ROWS,
@@ -185,6 +196,8 @@ class Plan:
     num_duplicates: int = 0  # named more than once; listed once
     num_forgotten: int = 0  # left out, as they are to be forgotten
     num_moved: int = 0  # recordings of other addresses until now; done with these
+    num_unlisted: int = 0  # recordings with results that the source does not list
+    source_change: str | None = None  # in words, from the source of the last run
     empty: list[str] = field(default_factory=list)  # addresses at which there is no recording
     remaining: FileSample = field(default_factory=FileSample, repr=False, compare=False)
     """The remaining recordings by type and size; of no use in a file, as are the next five."""
@@ -236,7 +249,14 @@ class Plan:
             found.append(f"{counted(self.num_ignored, 'other file')} ignored (source.ignore)")
         if self.num_moved:
             found.append(f"{counted(self.num_moved, 'recording')} moved: their results follow them")
+        if self.source_change:
+            found.append(self.source_words())
         return found
+
+    def source_words(self) -> str:
+        """Return how the source differs from that of the last run, and what it does not list."""
+        unlisted = counted(self.num_unlisted, "recording")
+        return f"{self.source_change}; {unlisted} of before not listed, whose results stay"
 
     def set_words(self) -> str:
         """Return what becomes of what people set, as far as it is news; else nothing."""
@@ -267,6 +287,7 @@ def make_plan(
     model_revision: str | None = None,
     options: RunOptions = DEFAULT_OPTIONS,
     takes_hotwords: TakesHotwords = each_takes_hotwords,
+    target: OutputStore | None = None,
 ) -> Plan:
     """List the source, drop what is done, pack the rest and write the packs.
 
@@ -274,6 +295,7 @@ def make_plan(
     does not take hotwords, nothing is done again as people set them. The plan is written into the
     folder, or the `target` where nobody is to work it off.
     """
+    target = target or store
     earlier = Earlier.same
     if model_revision is not None:
         name = fingerprint(config, model_revision)
@@ -288,14 +310,12 @@ def make_plan(
     plan = Plan(uri=target.address(f"{name}/packs"), name=name, takes_hotwords=takes_hotwords)
     noted = noted_moves(store)
     overrides = Overrides.load(store)
-    target: OutputStore | None = None,
     # Of a move that was killed, some are called as before.
     plan.overrides = overrides.moved(noted) | overrides
     columns: Sequence[str] = VERSION_COLUMNS if options.redo is None else PART_COLUMNS
     if config.source.has_columns or overrides:
         columns = tuple(dict.fromkeys((*columns, "metadata", "language")))
     with (
-    target = target or store
         tempfile.TemporaryDirectory(prefix="corpus-asr-plan-") as folder,
         RunTables(committed, columns=columns) as tables,
     ):
@@ -322,6 +342,12 @@ def make_plan(
             options = replace(options, leave_alone=frozenset({*options.leave_alone, *alone}))
             shards = _listed_again(plan, target)
             sizes, ids, retried = _left(plan, shards, config, tables, options, scratch)
+        plan.source_change = describe_change(store, config.source)
+        if arrivals is not None:
+            [(plan.num_unlisted,)] = tables.rows(
+                "select count(distinct recording_id) from known anti join listed "
+                "using (recording_id)"
+            )
         plan.num_remaining = len(sizes)
         plan.num_done = plan.num_files - plan.num_remaining
         pack_bytes = config.extract.pack_mb * MEBIBYTE
@@ -344,33 +370,46 @@ def read_listing(store: OutputStore, plan: Plan) -> Iterator[pa.RecordBatch]:
         yield from store.batches(name, batch_rows=SHARD_ROWS)
 
 
-def latest_listing(store: OutputStore) -> list[str] | None:
-    """Return the objects of the listing of the last plan that is whole; None without one."""
+def latest_plan(store: OutputStore) -> str | None:
+    """Return the folder of the last run's plan whose listing is whole; None without one."""
+    if is_finished(store):
+        # A later one may be of a run that was killed before it began.
+        name = ((store.read_json(RUN_NAME) or {}).get("plan") or {}).get("name")
+        if name and store.names(f"{name}/packs"):
+            return str(name)
     # Packs are written after a listing is complete: a plan without any may have half of one.
-    newest: str | None = None
-    listings: dict[str, list[str]] = {}
-    for name in store.names(PLANS_FOLDER):
-        plan, _, table = name.removeprefix(f"{PLANS_FOLDER}/").partition("/")
-        if table.startswith("listing/"):
-            listings.setdefault(plan, []).append(name)
-        elif table.startswith("packs/"):
-            newest = max(newest or plan, plan)
-    return None if newest is None else listings.get(newest, [])
+    return max((_plan_of(name) for name in store.names(PLANS_FOLDER)
+                if name.startswith(f"{_plan_of(name)}/packs/")), default=None)  # fmt: skip
 
 
-def retire_plans(store: OutputStore, finished: str) -> None:
-    """Remove the plans before that of a run at its end, and the raw URIs that one holds."""
+def retire_plans(store: OutputStore, finished: str, others: Collection[str] = ()) -> None:
+    """Remove the plans before that of a run at its end, and the raw URIs that one holds.
+
+    `others` are plans of other sources whose listings stay.
+    """
     for name in list(store.all_names(PLANS_FOLDER)):
+        plan = _plan_of(name)
         # Names begin with the time they were made; younger plans may be in use.
-        if _plan_of(name) < finished or _is_of_shard(name, finished):
+        if (plan < finished and plan not in others) or _is_of_shard(name, finished):
             store.remove(name)
-    for index, name in enumerate(store.names(f"{finished}/packs")):
+    noted = read_listings(store)
+    kept = {plan: entry for plan, entry in noted.items() if plan >= finished or plan in others}
+    for plan in {finished, *others}:
+        if not kept.get(plan, {}).get("retired"):
+            _retire(store, plan)
+    kept |= {plan: {**kept[plan], "retired": True} for plan in kept if plan <= finished}
+    if kept != noted:
+        store.write_json(LISTINGS_NAME, kept)
+
+
+def _retire(store: OutputStore, plan: str) -> None:
+    for index, name in enumerate(store.names(f"{plan}/packs")):
         if index == 0:  # an empty one: that there are packs marks the listing as complete
             store.write_table(name, PACKS.empty_table())
         else:
             store.remove(name)
     # The listing stays, since reports count against it, with public URIs only.
-    for name in store.names(f"{finished}/listing"):
+    for name in store.names(f"{plan}/listing"):
         files = store.read_table(name, FILES)
         safe = without_credentials(files)
         if safe is not files or store.is_local:  # readable by others from here on

@@ -1,7 +1,8 @@
 """Recordings that are gone from their source, and how their rows are removed."""
 
 import datetime
-from collections.abc import Collection, Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Final
@@ -9,16 +10,24 @@ from typing import Final
 import pyarrow as pa
 
 from corpus_asr.errors import ConfigError, FetchError
+from corpus_asr.storage.run_state.change_note import AtTheEnd, changing
+from corpus_asr.storage.run_state.corrections import CORRECTIONS_FOLDER
 from corpus_asr.storage.run_state.finish import OutcomeCounts, remove_leftovers
-from corpus_asr.storage.run_state.plan import SHARD_ROWS, latest_listing
+from corpus_asr.storage.run_state.plan import SHARD_ROWS, latest_plan
 from corpus_asr.storage.run_state.rewriting import Changes, drop_addresses, holding, rewrite
 from corpus_asr.storage.run_state.run_files import RUN_NAME
 from corpus_asr.storage.run_state.run_tables import NOTED, RunTables
+from corpus_asr.storage.run_state.source_listings import other_listings, read_roots
 from corpus_asr.storage.run_state.tables import RECORDINGS_FOLDER, OutputStore
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.units import counted
 
+PRUNE: Final = "prune"
 _PROBE_NAME: Final = "_run/removable.json"
+_BELOW = """
+select count(*) from recordings
+where starts_with(uri, $root || '/') or starts_with(uri, $root || '#')
+"""
 _MOST_NAMED = 3  # objects, in a message
 
 
@@ -33,6 +42,8 @@ class Gone:
     audio_s: float
     listed_at: datetime.datetime | None
     """Start of the last run that listed it, in UTC."""
+    corrections: int
+    """Saves of people."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +53,19 @@ class Archive:
     recordings: int
     gone: Sequence[Gone]
     """Those gone for long enough, by address."""
+    sources: Mapping[str, int]
+    """Recordings below each folder or file in which some run looked for them."""
+
+    def most_gone(self) -> str | None:
+        """Return in words of what it is more than half that is gone; None if of nothing."""
+        shares = [("", len(self.gone), self.recordings)]
+        for root, number in self.sources.items():
+            within = (f"{root}/", f"{root}#")
+            num_gone = sum(recording.uri.startswith(within) for recording in self.gone)
+            shares.append((f" below {redact_uri(root)}", num_gone, number))
+        return next((f"{counted(num_gone, 'recording')} of {number:,}{where} are gone"
+                     for where, num_gone, number in shares if 2 * num_gone > number),
+                    None)  # fmt: skip
 
 
 def find_gone(store: OutputStore, *, older_than: datetime.timedelta) -> Archive:
@@ -52,19 +76,31 @@ def find_gone(store: OutputStore, *, older_than: datetime.timedelta) -> Archive:
     """
     with _listed_tables(store) as tables:
         [(recordings,)] = tables.rows("select count(*) from recordings")
+        sources = {root: tables.rows(_BELOW, root=root)[0][0] for root in read_roots(store)}
         rows = tables.gone(rows for _, rows in store.read_tables(
             store.names(RECORDINGS_FOLDER), NOTED))  # fmt: skip
-    before = datetime.datetime.now(datetime.UTC) - older_than
-    gone = [Gone(**row) for row in rows]
-    # Of a row without a time nothing says that it was there lately.
-    old = [each for each in gone if each.listed_at is None or each.listed_at <= before]
-    return Archive(recordings=recordings, gone=old)
+    latest = datetime.datetime.now(datetime.UTC) - older_than
+    corrections = Counter(name.split("/")[1] for name in store.all_names(CORRECTIONS_FOLDER))
+    gone = []
+    for row in rows:
+        # What another source listed at last is gone once that source was not listed for so long.
+        if row.pop("elsewhere") and not older_than:
+            continue
+        # Of a row without a time nothing says that it was there lately.
+        if row["listed_at"] is None or row["listed_at"] <= latest:
+            gone.append(Gone(**row, corrections=corrections[row["recording_id"]]))
+    return Archive(recordings=recordings, gone=gone, sources=sources)
 
 
-def prune(store: OutputStore, gone: Sequence[Gone]) -> None:
+def prune(
+    store: OutputStore, recording_ids: Collection[str], *, at_the_end: AtTheEnd | None = None
+) -> None:
     """Remove the rows of recordings; the folder is locked by the caller."""
-    ids = {each.recording_id for each in gone}
-    with refusals_explained(store, "removing recordings from", ids):
+    ids = sorted(recording_ids)
+    with (
+        refusals_explained(store, "removing recordings from", ids),
+        changing(store, PRUNE, at_the_end, recording_ids=ids),
+    ):
         drop_addresses(store, ids)
         rewrite(store, Changes(dict.fromkeys(ids)))
         remove_leftovers(store)
@@ -113,7 +149,7 @@ def check_removable(store: OutputStore) -> None:
 def recount(store: OutputStore) -> None:
     """Let `run.json` say what the tables have now, if a run has finished."""
     run = store.read_json(RUN_NAME)
-    if run is not None and latest_listing(store) is not None:
+    if run is not None and latest_plan(store) is not None:
         with _listed_tables(store) as tables:
             counts = OutcomeCounts.of(tables, tables.num_listed, run_id=run["run_id"])
         store.write_json(RUN_NAME, {**run, "counts": asdict(counts)})
@@ -121,11 +157,12 @@ def recount(store: OutputStore) -> None:
 
 
 def _listed_tables(store: OutputStore) -> RunTables:
-    listing = latest_listing(store)
-    if listing is None:
+    plan = latest_plan(store)
+    if plan is None:
         raise ConfigError(
             f"looking for what is gone in {redact_uri(store.uri)}: found no listing, expected "
             "that of a run; check the URI, or run its job first"
         )
-    files = (batch for name in listing for batch in store.batches(name, batch_rows=SHARD_ROWS))
-    return RunTables(store, listing=files)
+    files = (batch for name in store.names(f"{plan}/listing")
+             for batch in store.batches(name, batch_rows=SHARD_ROWS))  # fmt: skip
+    return RunTables(store, listing=files, elsewhere=other_listings(store, plan))

@@ -123,6 +123,7 @@ _SUM = "create macro exact_sum(x) as sum(try_cast(x as decimal(38, 9)))::double"
 _LISTED = """
 create table listed (recording_id varchar, etag varchar, size_bytes bigint, metadata varchar);
 create table unread (prefix varchar);
+create table elsewhere (recording_id varchar, plan varchar);
 """
 _SMALL_TABLES = """
 create or replace table objects (object integer, name varchar, pending boolean, gone boolean);
@@ -261,7 +262,9 @@ select folded.* exclude (error, label_weight_s), coalesce(languages, []) as lang
   error.retryable as retryable, likeliest.label as label,
   likeliest.weighted / nullif(label_weight_s, 0) as label_probability,
   own.whole as complete, listed,
-  not listed and not exists (from unread where starts_with(uri, prefix)) as gone,
+  not listed and theirs is not null as elsewhere,
+  not listed and theirs is null
+    and not exists (from unread where starts_with(uri, prefix)) as gone,
   own.whole and counting is not distinct from present as current,
   coalesce(listed and latest.whole and counting != present, false) as failed_since,
   listed and has_text and counting is distinct from present as earlier
@@ -269,6 +272,7 @@ from folded join chosen using (recording_id)
 join (select version, whole from versions) own on own.version = counting
 left join (select version, whole from versions) latest on latest.version = present
 left join spoken using (recording_id) left join labelled using (recording_id)
+left join (select distinct recording_id as theirs from elsewhere) on theirs = folded.recording_id
 """
 _FIRST = ",\n    ".join(f"arg_min({name}, part) as {name}" for name in _FIRST_COLUMNS)
 
@@ -336,6 +340,7 @@ class RunTables:
         columns: Sequence[str] = PART_COLUMNS,
         names: Iterable[str] | None = None,
         listing: Iterable[pa.RecordBatch] = (),
+        elsewhere: Iterable[pa.Table] = (),
     ) -> None:
         """Read the committed outcomes of a folder; without one, there are none.
 
@@ -343,12 +348,15 @@ class RunTables:
             columns: those of OUTCOMES that are asked for, `VERSION_COLUMNS` among them.
             names: objects of outcomes, all by default; others do not count.
             listing: FILES batches of what there is now.
+            elsewhere: what other sources list (`source_listings.other_listings`).
         """
         self._uri = "nothing" if store is None else redact_uri(store.uri)
         self._schema = projected(OUTCOMES, columns)
         self._db = _connect()
         try:
             self._list(listing)
+            for rows in elsewhere:
+                self._insert("elsewhere", rows)
             if names is None:
                 names = () if store is None else store.commit_names()
             self._read(store, list(names))
@@ -559,16 +567,18 @@ class RunTables:
             yield conform(batch, RECORDINGS)
 
     def gone(self, noted: Iterable[pa.Table]) -> list[dict[str, Any]]:
-        """Return what has results and is not listed, complete or not, by address.
+        """Return what has results and is not listed, or elsewhere, complete or not, by address.
 
         `noted` are `NOTED` rows of the recordings table.
         """
         self._note(noted)
         columns = (
             "recording_id, uri, coalesce(segments, 0)::bigint as segments, "
-            "coalesce(duration_s, 0.0) as audio_s"
+            "coalesce(duration_s, 0.0) as audio_s, elsewhere"
         )
-        query = _LISTED_AT.format(columns=columns, which="gone", order="uri, recording_id")
+        query = _LISTED_AT.format(
+            columns=columns, which="gone or elsewhere", order="uri, recording_id"
+        )
         rows: list[dict[str, Any]] = self.table(query, now=None).to_pylist()
         for row in rows:
             if row["listed_at"] is not None:
@@ -579,9 +589,18 @@ class RunTables:
         self.add("noted", NOTED.empty_table())
         for table in noted:
             self.execute(
-                "insert into noted from arriving semi join "
-                "(select recording_id from recordings where gone) using (recording_id)", table,
+                "insert into noted from arriving semi join (select recording_id from recordings "
+                "where not listed) using (recording_id)", table,
             )  # fmt: skip
+
+    @property
+    def plans_elsewhere(self) -> set[str]:
+        """Plans of other sources that have results which nothing else lists."""
+        query = (
+            "select distinct plan from elsewhere semi join (select recording_id from recordings "
+            "where elsewhere) using (recording_id)"
+        )
+        return {plan for (plan,) in self.rows(query)}
 
     @property
     def num_versions(self) -> int:

@@ -1,0 +1,84 @@
+"""The last listing of each source that an output folder has had.
+
+What another source lists is not gone because this one does not: another job may write into the
+folder as well, or the source may be narrower than it was. So the plan in which a source was listed
+at last stays while it names recordings that no other listing has.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+import pyarrow as pa
+
+from corpus_asr.config.run import SourceSettings
+from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.stores.uri import normalize, public
+from corpus_asr.units import shortened
+
+LISTINGS_NAME: Final = "_run/listings.json"
+"""By the plan in which it was listed: what a source lists, and whether the plan is retired."""
+_ADDRESSES = ("uri", "manifest", "tarred")
+_MAGIC = re.compile(r"[*?\[{]")
+_MOST_CHARS = 200  # of a source, in a message
+
+
+def listing_settings(source: SourceSettings) -> dict[str, list[str]]:
+    """Return what decides which recordings a source lists, however its addresses are spelled."""
+    settings = {
+        name: [public(normalize(uri)).rstrip("/") for uri in getattr(source, name)]
+        for name in _ADDRESSES
+    }
+    settings |= {"exclude": list(source.exclude), "ignore": list(source.ignore)}
+    settings["audio_column"] = [source.audio_column] if source.audio_column else []
+    return {name: sorted(values) for name, values in settings.items()}
+
+
+def read_listings(store: OutputStore) -> dict[str, Any]:
+    """Return what an output folder notes of its sources."""
+    return store.read_json(LISTINGS_NAME) or {}
+
+
+def read_roots(store: OutputStore) -> set[str]:
+    """Return the folders and files within which sources that are noted look for recordings."""
+    uris = {uri for entry in read_listings(store).values() for uri in entry["source"]["uri"]}
+    return {uri if (at := _MAGIC.search(uri)) is None else uri[: at.start()].rpartition("/")[0]
+            for uri in uris}  # fmt: skip
+
+
+def note_listing(store: OutputStore, plan_name: str, source: SourceSettings) -> None:
+    """Note a plan as the last listing of its source."""
+    settings = listing_settings(source)
+    noted = {name: entry for name, entry in read_listings(store).items()
+             if entry["source"] != settings}  # fmt: skip
+    store.write_json(LISTINGS_NAME, {**noted, plan_name: {"source": settings, "retired": False}})
+
+
+def describe_change(store: OutputStore, source: SourceSettings) -> str | None:
+    """Return in words how a source differs from the one that was listed last; None if not."""
+    noted = read_listings(store)
+    if not noted:
+        return None
+    old, new = noted[max(noted)]["source"], listing_settings(source)
+    changed = [name for name in new if old.get(name) != new[name]]
+    if not changed:
+        return None
+    return f"the source was {_words(old, changed)}, is {_words(new, changed)}"
+
+
+def _words(settings: Mapping[str, list[str]], names: list[str]) -> str:
+    parts = [("" if name in _ADDRESSES else f"{name} ") + ", ".join(settings[name])
+             for name in names if settings.get(name)]  # fmt: skip
+    return shortened("; ".join(parts) or f"without {', '.join(names)}", _MOST_CHARS)
+
+
+def other_listings(store: OutputStore, plan_name: str | None) -> Iterator[pa.Table]:
+    """Yield `recording_id` and `plan` of what other sources than that of a plan listed at last."""
+    noted = read_listings(store)
+    settings = noted.get(plan_name or "", {}).get("source")
+    for plan, entry in noted.items():
+        if plan != plan_name and entry["source"] != settings:
+            for name in store.names(f"{plan}/listing"):
+                for rows in store.batches(name, columns=["recording_id"]):
+                    plans = pa.repeat(pa.scalar(plan), len(rows))
+                    yield pa.table({"recording_id": rows["recording_id"], "plan": plans})
