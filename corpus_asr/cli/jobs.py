@@ -34,7 +34,7 @@ from corpus_asr.cli.options import (
     progress_lines,
 )
 from corpus_asr.config.decoding import PACKAGED_CHECKPOINT, default_model_notice
-from corpus_asr.errors import ConfigError, LockedError
+from corpus_asr.errors import CheckpointError, ConfigError, LockedError
 from corpus_asr.threads import one_thread_for_arrays
 
 if TYPE_CHECKING:
@@ -43,7 +43,8 @@ if TYPE_CHECKING:
     from corpus_asr.config.run import RunConfig
     from corpus_asr.pipelines.driver import RunSummary
     from corpus_asr.report.nightly import Night
-    from corpus_asr.runtime.estimate import Outlook, Survey
+    from corpus_asr.runtime.estimate import Survey
+    from corpus_asr.runtime.speeds import Outlook
     from corpus_asr.storage.run_state.plan import Plan
     from corpus_asr.storage.run_state.tables import OutputStore
 
@@ -468,14 +469,8 @@ def plan(
     from corpus_asr.report.text import rounded
     from corpus_asr.runtime.balance import balances, words_of
     from corpus_asr.runtime.capacity import RequestPrices, fleets, machines_of
-    from corpus_asr.runtime.estimate import (
-        HERE,
-        Machine,
-        estimate_audio,
-        known_machines,
-        outlooks,
-        survey,
-    )
+    from corpus_asr.runtime.estimate import estimate_audio, survey
+    from corpus_asr.runtime.speeds import HERE, Machine, known_machines, outlooks, timed_machines
     from corpus_asr.storage.run_state.tables import OutputStore
 
     with readable_errors():
@@ -528,6 +523,10 @@ def plan(
                     machines.append(Machine(name=HERE, rtfx=ready.rtfx))
             else:
                 checked = []
+            unknown = "the length of the audio is"
+            if audio is not None and found.num_remaining and not machines:
+                mean_s = audio.value / found.num_remaining
+                machines, unknown = timed_machines(settings, found.num_packs, recording_s=mean_s)
             likely = [] if audio is None else outlooks(audio, machines)
         if as_json:
             data = _data(found, headers, audio, likely, checked, settings)
@@ -535,7 +534,7 @@ def plan(
             typer.echo(json.dumps(data, indent=2, ensure_ascii=False))
             return
         lines += [_audio_words(found, headers, audio), *headers.track_words()]
-        lines += _outlook_words(found, likely)
+        lines += _outlook_words(found, likely, unknown)
         lines += [*words_of(sides), *checked]
         for line in lines:
             typer.echo(f"# {line}")
@@ -553,16 +552,23 @@ def _drawn(
     from corpus_asr.storage.run_state.plan import make_plan
     from corpus_asr.storage.run_state.tables import OUTCOMES_FOLDER, OutputStore
 
-    # Weights are large; they matter here only where results of the same ones may lie.
+    # Weights are large, and matter where results of the same ones may lie. What is to do is known
+    # without a checkpoint, too: `timed_machines` says why none is to be had.
     started = bool(store.names(OUTCOMES_FOLDER))
-    checkpoint = fetch_checkpoints(settings, hashed=started)
+    revision, takes_hotwords = None, lambda _: True
+    try:
+        checkpoint = fetch_checkpoints(settings, hashed=started)
+        takes_hotwords = checkpoint.takes_hotwords
+        revision = checkpoint.fingerprint if started else None
+    except CheckpointError:
+        if started:
+            raise
     # Not into the output: others read it meanwhile, and take the newest plan for the last run's.
     with tempfile.TemporaryDirectory(prefix="corpus-asr-plan-") as folder:
         target = OutputStore(folder)
-        revision = checkpoint.fingerprint if started else None
         yield make_plan(
             settings, store, model_revision=revision, options=RunOptions(redo=redo),
-            takes_hotwords=checkpoint.takes_hotwords, target=target,
+            takes_hotwords=takes_hotwords, target=target,
         ), target  # fmt: skip
 
 
@@ -620,19 +626,16 @@ def _audio_words(found: "Plan", headers: "Survey", audio: "Estimate | None") -> 
     return f"audio      {audio.hours_words()}, {' and '.join(by)} {of}{words}"
 
 
-def _outlook_words(found: "Plan", likely: "list[Outlook]") -> Iterator[str]:
+def _outlook_words(found: "Plan", likely: "list[Outlook]", unknown: str) -> Iterator[str]:
     if not found.num_remaining:
         return
     if not likely:
-        yield (
-            "takes      unknown: no speed was measured with this model; --check measures it "
-            "here, --speed RTFX states it"
-        )
+        yield f"takes      unknown: {unknown}; --check measures it here, --speed RTFX states it"
     label = "takes"
     for each in likely:
         yield (
             f"{label:<11}{each.duration_s.clock_words()} at {each.machine.speed_words()}"
-            f"{each.cost_words()}: {each.machine.name}"
+            f"{each.cost_words()}: {each.machine.words()}"
         )
         label = ""
 

@@ -12,7 +12,7 @@ from typing import Any
 from corpus_asr.config.run import RunConfig
 from corpus_asr.runtime.capacity import extract_rtfx as benchmark_rtfx
 from corpus_asr.runtime.checkpoints import model_name
-from corpus_asr.runtime.estimate import LEAST_AUDIO_S, Machine
+from corpus_asr.runtime.speeds import LEAST_AUDIO_S, Machine
 from corpus_asr.storage.run_state.run_files import RUN_NAME, read_snapshot
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.units import counted

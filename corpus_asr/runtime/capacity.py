@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 from corpus_asr.activity import clock_time
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import ConfigError
-from corpus_asr.runtime.estimate import GPU_SPEEDS, Machine, given_machines, measured_gpus
 from corpus_asr.runtime.resources import (
     SPARE_CPUS,
     WORKERS_PER_ACTOR,
@@ -22,11 +21,13 @@ from corpus_asr.runtime.resources import (
     feature_bytes_per_s,
     resolve_resources,
 )
+from corpus_asr.runtime.speeds import GPU_TIMES, Machine, given_machines, measured_gpus
 from corpus_asr.storage.run_state.lock import USUAL
 from corpus_asr.storage.run_state.plan import MAX_FILES_PER_PACK
 from corpus_asr.storage.run_state.run_files import EVERY_S
 from corpus_asr.storage.run_state.tables import LOOK_EVERY_S
 from corpus_asr.storage.stores.filesystem import BLOCK_BYTES
+from corpus_asr.transcription.pace import searched_words
 from corpus_asr.units import MEBIBYTE, counted
 
 # The corpus: MP3 of 64 kbit/s.
@@ -118,12 +119,17 @@ class Capacity:
         if self.rtfx < each.rtfx * each.count:
             speed = f"RTFx {self.rtfx:,.1f} of {speed.removeprefix('RTFx ')}"
         if self.cost is not None:
+            low, high = (f"{self.cost * off:,.2f}" for off in (1 / each.spread, each.spread))
             of_an_hour = self.cost / (self.audio_s / 3600)
             cost = (
-                f", costs {self.cost:,.2f}, {of_an_hour:,.3g} per hour of audio, "
+                f", costs {self.cost:,.2f} ({low}-{high}), {of_an_hour:,.3g} per hour of audio, "
                 f"at {each.price_per_hour:g} an hour"
             )
-        yield f"takes      {clock_time(self.duration_s)} at {speed}{cost}: {each.name}"
+        low, high = (clock_time(self.duration_s * off) for off in (1 / each.spread, each.spread))
+        yield (
+            f"takes      {clock_time(self.duration_s)} ({low}-{high}) at {speed}{cost}: "
+            f"{each.words()}"
+        )
         if self.waits is not None:
             yield f"waits      {self.waits}"
         yield (
@@ -248,13 +254,17 @@ def machines_of(
         ConfigError: none is known then.
     """
     named = [f"{card}={text}" if card and "=" not in text else text for text in speeds]
-    known = measured_gpus(config, card) if measured and not speeds else {}
+    known = measured_gpus(config, card) if measured and not speeds else []
     if measured and not speeds and not known:
-        others = " and ".join(f"{model} on {measured_on}" for model, measured_on in GPU_SPEEDS)
+        others = " and ".join(
+            f"{model} on {timed_on}{'' if 'beams_ms' in times else ' (greedy)'}"
+            for (model, timed_on), times in GPU_TIMES.items()
+        )
         raise ConfigError(
-            f"planning GPUs: found no measured speed of {config.model.checkpoint} on "
-            f"{card or 'any card'} with transcribe.slots {config.transcribe.slots}, expected "
-            f"--speed RTFX, that of one GPU; measured are {others} (docs/gpu.md)"
+            f"planning GPUs: found no times of {config.model.checkpoint} on "
+            f"{card or 'any card'} with {config.transcribe.slots} slots, "
+            f"{searched_words(config.decoding.settings())}, expected --speed RTFX, that of one "
+            f"GPU; timed are {others}, without word times (docs/gpu.md)"
         )
     _, at_work = workers_of(config, gpus)
     return given_machines(named, prices, measured=known, count=at_work)

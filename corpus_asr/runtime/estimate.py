@@ -11,24 +11,19 @@ import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import astuple, dataclass, replace
 from itertools import pairwise
-from types import MappingProxyType
 
 from corpus_asr.activity import Estimate, FileSums, Strata, added
 from corpus_asr.config.decoding import expected_languages
-from corpus_asr.config.run import CLASSIFY_AUDIO, RunConfig
-from corpus_asr.errors import ConfigError, CorpusAsrError, DecodeError
+from corpus_asr.config.run import RunConfig
+from corpus_asr.errors import CorpusAsrError, DecodeError
 from corpus_asr.logs import event
-from corpus_asr.runtime.checkpoints import model_name
-from corpus_asr.runtime.resources import ASSUMED_SLOTS_GPU
 from corpus_asr.stages.isolation import IsolatedGenerator
 from corpus_asr.stages.messages import Header
 from corpus_asr.storage.run_state.plan import Plan, SampledFile, sums_of
-from corpus_asr.storage.run_state.run_files import RUN_NAME, Snapshot, read_snapshot, speed_of
-from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.filesystem import StoreOptions
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.units import MEBIBYTE, WINDOW_S, counted
@@ -455,177 +450,3 @@ def beside(read: Callable[[threading.Event], None]) -> Iterator[None]:
         yield
     finally:
         ended.set()
-
-
-# RTFx of `corpus-asr bench`, from files to text with the default settings (docs/benchmarks).
-BENCHMARKED = {"whisper-tiny.en": 48.1, "whisper-base": 26.8}
-BENCHMARK = "2 cores of an AMD EPYC, benchmark of 2026-11-23"
-# RTFx of one GPU by model, card and slots, in float16: full windows of 30 s with random weights and
-# 63 tokens each, without extraction (`offline slots_*.rtfx` of docs/gpu.md). No other is measured.
-GPU_SPEEDS: Mapping[tuple[str, str], Mapping[int, float]] = {
-    ("whisper-large-v3", "H200"): {64: 2214.0, 128: 2539.0},
-    ("whisper-large-v3-turbo", "H200"): {64: 4575.0, 128: 4876.0},
-}
-# A run over less than this is mostly its start.
-LEAST_AUDIO_S = 300.0
-_LEAST_WALL_S = 60.0
-# Another corpus, other settings or another day: a speed is known to about a tenth and a half.
-_SPEED_RANGE = 1.15
-HERE = "this machine"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Machine:
-    """What could do the work, and how fast."""
-
-    name: str
-    rtfx: float
-    """Seconds of audio per second of one."""
-    price_per_hour: float | None = None
-    """Of one."""
-    count: float = 1.0
-    """How many work at once."""
-
-    def speed_words(self) -> str:
-        """Write the speed of all, and that of one where there are several."""
-        all_rtfx = f"RTFx {self.rtfx * self.count:,.1f}"
-        return all_rtfx if self.count == 1 else f"{all_rtfx} ({self.count:g} x {self.rtfx:,.1f})"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outlook:
-    """What a corpus takes on a machine."""
-
-    machine: Machine
-    duration_s: Estimate
-    cost: Estimate | None
-    """In the currency of the price; None without one."""
-
-    def cost_words(self) -> str:
-        """Write the cost, and that of an hour of audio; empty without a price."""
-        cost, price = self.cost, self.machine.price_per_hour
-        if cost is None or price is None:
-            return ""
-        return (
-            f", costs {cost.value:,.2f} ({cost.low:,.2f}-{cost.high:,.2f}), "
-            f"{price / self.machine.rtfx:,.3g} per hour of audio, at {price:g} an hour"
-        )
-
-
-def outlooks(audio: Estimate, machines: Sequence[Machine]) -> list[Outlook]:
-    """Return what so many seconds of audio take on each machine, without the start of a run."""
-    found = []
-    for machine in machines:
-        likely = audio.over(machine.rtfx * machine.count)
-        duration_s = Estimate(likely.value, likely.low / _SPEED_RANGE, likely.high * _SPEED_RANGE)
-        price = machine.price_per_hour
-        cost = None if price is None else duration_s.over(3600 / (price * machine.count))
-        found.append(Outlook(machine=machine, duration_s=duration_s, cost=cost))
-    return found
-
-
-def known_machines(
-    config: RunConfig, store: OutputStore, prices: Sequence[str] = ()
-) -> list[Machine]:
-    """Return what was measured with a job's model: by earlier runs in its folder, by benchmarks.
-
-    A price without a name is that of each worker of an earlier run.
-    """
-    price = dict(_named("--price", text) for text in prices).get("")
-    model = model_name(config.model)
-    machines = []
-    run = store.read_json(RUN_NAME)
-    snapshot = read_snapshot(store)
-    if run is not None and run["model"] == model:
-        speed = speed_of(run)
-        if speed.audio_s >= LEAST_AUDIO_S and speed.wall_s >= _LEAST_WALL_S:
-            known = snapshot is not None and snapshot.run_id == run.get("run_id")
-            machines.append(
-                _as_before(run["started_at"], speed.rtfx, snapshot if known else None, price)
-            )
-    elif run is None and snapshot is not None and snapshot.audio_s >= LEAST_AUDIO_S:
-        machines.append(_as_before(snapshot.started_at, snapshot.rtfx, snapshot, price))
-    rtfx = BENCHMARKED.get(model.rstrip("/").rpartition("/")[2])
-    if rtfx is not None and config.pipeline != CLASSIFY_AUDIO:
-        machines.append(Machine(name=BENCHMARK, rtfx=rtfx))
-    return machines
-
-
-def _as_before(
-    started_at: str, rtfx: float, snapshot: Snapshot | None, price: float | None
-) -> Machine:
-    # Without a snapshot nobody knows how many workers there were.
-    workers = 1 if snapshot is None else max(1, snapshot.transcribe_workers)
-    return Machine(
-        name=f"as the run of {started_at[:10]} here",
-        rtfx=rtfx / workers,
-        count=workers,
-        price_per_hour=None if snapshot is None else price,
-    )
-
-
-def measured_gpus(config: RunConfig, card: str | None = None) -> dict[str, float]:
-    """Return the RTFx of one GPU by its card, where a job's model was measured with its slots.
-
-    Args:
-        config: the job; `auto` slots are 64, if memory suffices.
-        card: the only one that is asked for, such as H200.
-    """
-    model = model_name(config.model).rstrip("/").rpartition("/")[2]
-    slots = config.transcribe.slots
-    slots = ASSUMED_SLOTS_GPU if slots == "auto" else slots
-    return {
-        device: speeds[slots]
-        for (name, device), speeds in GPU_SPEEDS.items()
-        if name == model and slots in speeds and (card or device).upper() == device
-    }
-
-
-def given_machines(
-    speeds: Sequence[str],
-    prices: Sequence[str],
-    *,
-    measured: Mapping[str, float] = MappingProxyType({}),
-    count: float = 1.0,
-) -> list[Machine]:
-    """Read `[NAME=]RTFX` and `[NAME=]PRICE` of an hour; a price without a name is of all others.
-
-    Args:
-        speeds: those of one machine or GPU.
-        prices: of an hour of one.
-        measured: speeds of others, by name.
-        count: how many work at once.
-
-    Raises:
-        ConfigError: a number is none, or a price names no speed.
-    """
-    by_name = {**measured, **dict(_named("--speed", text) for text in speeds)}
-    named = dict(_named("--price", text) for text in prices)
-    if unknown := sorted(set(named) - set(by_name) - {""}):
-        raise ConfigError(
-            f"reading --price {unknown[0]}=...: found no --speed {unknown[0]}=RTFX, expected the "
-            "speed of what the price is for; add it, or give the price without a name"
-        )
-    return [
-        Machine(
-            name=name or "as given",
-            rtfx=rtfx,
-            price_per_hour=named.get(name, named.get("")),
-            count=count,
-        )
-        for name, rtfx in by_name.items()
-    ]
-
-
-def _named(option: str, text: str) -> tuple[str, float]:
-    name, _, number = text.rpartition("=")
-    try:
-        value = float(number)
-    except ValueError:
-        value = -1.0
-    if not 0 < value < float("inf"):
-        raise ConfigError(
-            f"reading {option} {text}: found {number!r}, expected a number above 0, by itself or "
-            f"as NAME=NUMBER, such as {option} l4=180"
-        )
-    return name.strip(), value

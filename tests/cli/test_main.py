@@ -24,9 +24,11 @@ from corpus_asr.errors import (
     FetchError,
 )
 from corpus_asr.pipelines.driver import RunSummary
+from corpus_asr.runtime import speeds
 from corpus_asr.storage.run_state.plan import make_plan
 from corpus_asr.storage.run_state.run_files import begin_run, fingerprint, write_snapshot
 from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.transcription.pace import Pace
 from tests.support.stores import held_by
 from tests.support.tables import commit, part, results, snapshot
 
@@ -186,7 +188,7 @@ def test_plan_counts_what_is_to_do_and_leaves_nothing_behind(
     assert "# audio      unknown: no header of 2 recordings says how long it is; 2 not_audio" in (
         result.stdout
     )
-    assert "# takes      unknown: no speed was measured with this model; --check" in result.stdout
+    assert "# takes      unknown: the length of the audio is; --check" in result.stdout
     assert not [path for path in (tmp_path / "output").rglob("*") if path.is_file()]
 
 
@@ -212,7 +214,10 @@ def test_plan_estimates_hours_duration_and_cost(job: list[str], tmp_path: Path) 
     assert data["headers"]["failures"] == {"not_audio": 2}
     assert data["audio_s"]["value"] == data["audio_s"]["high"] > 60
     [l4, given] = data["outlooks"]
-    assert l4["machine"] == {"name": "l4", "rtfx": 180.0, "price_per_hour": 0.8, "count": 4.0}
+    assert l4["machine"] == {
+        "name": "l4", "rtfx": 180.0, "price_per_hour": 0.8, "count": 4.0, "spread": 1.15,
+        "source": "",
+    }  # fmt: skip
     assert l4["cost"]["value"] == pytest.approx(3.2 * l4["duration_s"]["value"] / 3600, abs=1e-5)
     assert given["duration_s"]["value"] == pytest.approx(data["audio_s"]["value"] / 40, rel=1e-3)
     assert given["cost"] is None
@@ -223,25 +228,54 @@ def test_plan_estimates_hours_duration_and_cost(job: list[str], tmp_path: Path) 
     assert "--speed h100=RTFX" in refused.stderr
 
 
+def test_plan_times_this_machine_for_the_settings(
+    job: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(REPOSITORY / "tests" / "data" / "spoken" / "readers.opus", tmp_path / "source")
+    pace = Pace(window_s=1.0, token_s=0.01, beam_token_s=0.04, words_s=0.5)
+    monkeypatch.setattr(speeds, "time_pace", lambda *_, **__: pace)
+
+    def takes(*keys: str, model: Path = tmp_path / "model") -> str:
+        options = [option for key in keys for option in ("--set", key)]
+        result = call("plan", DEMO, *job, *options, "--set", f"model.checkpoint={model}")
+        assert result.exit_code == 0, result.stderr
+        [line] = [line for line in result.stdout.splitlines() if line.startswith("# takes")]
+        return line
+
+    found = [takes(f"decoding.quality={quality}") for quality in ("fast", "accurate")]
+    spoken = r"# takes      0:00:\d\d \(\S+-\S+\) at RTFx ([\d.]+).*: this machine, calculated for "
+    fast, accurate = (re.match(spoken, line) for line in found)
+    assert fast is not None
+    assert accurate is not None
+    assert float(fast[1]) > 1.3 * float(accurate[1])
+    assert "5 beams, word times from a few seconds of random weights" in found[1]
+    # What a job would do is shown where its model is not at hand, too.
+    assert "no speed was timed here: fetching the checkpoint" in takes(model=tmp_path / "none")
+
+
 def test_plan_answers_for_a_fleet_without_a_listing_or_a_source() -> None:
     fleet = ("plan", "--gpus", "8", "--hours", "10000", "--model", "large-v3", "--price", "4")
     result = call(*fleet)
     assert result.exit_code == 0, result.stderr
-    assert result.stdout.splitlines()[:3] == [
-        "# audio      10,000 h, in recordings of 6 min",
-        "# gpus       8, 8 at work, with 8 workers",
-        "# takes      0:33:53 at RTFx 17,712.0 (8 x 2,214.0), costs 18.07, "
-        "0.00181 per hour of audio, at 4 an hour: H200",
-    ]
+    audio, gpus, takes = result.stdout.splitlines()[:3]
+    assert audio == "# audio      10,000 h, in recordings of 6 min"
+    assert gpus == "# gpus       8, 8 at work, with 8 workers"
+    assert re.fullmatch(
+        r"# takes      \S+ \(\S+-\S+\) at RTFx \S+ \(8 x \S+\), costs \S+ \(\S+-\S+\), "
+        r"\S+ per hour of audio, at 4 an hour: H200, calculated for windows in chunks, 5 beams "
+        r"where uncertain from times of .* with random weights, .*",
+        takes,
+    )
     [found] = json.loads(call(*fleet, "--device-type", "H100", "--speed", "1800", "--json").stdout)
     assert (found["machine"]["name"], found["rtfx"]) == ("H100", 14_400.0)
     # With the workers of a job, whose source is not there.
-    [found] = json.loads(call(*fleet, "--json", DEMO, "--set", "transcribe.workers=2").stdout)
-    assert (found["workers"], found["rtfx"]) == (2, 4428.0)
+    keys = ("--set", "transcribe.workers=2", "--set", "decoding.word_timestamps=false")
+    [found] = json.loads(call(*fleet, "--json", DEMO, *keys).stdout)
+    assert (found["workers"], found["rtfx"]) == (2, 2 * found["machine"]["rtfx"])
     for options, words in (
         ((), "found no CONFIG, expected one; or give --hours"),
         (("--hours", "5", "--check", "--speed", "9"), "--check or --redo"),
-        (("--gpus", "8", "--hours", "5"), "no measured speed of whisper-tiny.en on any card"),
+        (("--gpus", "8", "--hours", "5"), "no times of whisper-tiny.en on any card"),
         ((DEMO, "--request-price", "1,2"), "--request-price without --hours"),
     ):
         refused = call("plan", *options)

@@ -8,7 +8,7 @@ import pytest
 from corpus_asr.activity import Activity
 from corpus_asr.runtime.balance import Balance, balances, words_of
 from corpus_asr.runtime.capacity import EXTRACT_RTFX
-from corpus_asr.runtime.estimate import Machine
+from corpus_asr.runtime.speeds import Machine
 from corpus_asr.storage.model_files import full_name
 from corpus_asr.storage.run_state.run_files import RUN_NAME, write_snapshot
 from corpus_asr.storage.run_state.tables import OutputStore

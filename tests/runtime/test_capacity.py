@@ -10,7 +10,7 @@ from corpus_asr.config.load import default_config
 from corpus_asr.errors import ConfigError
 from corpus_asr.runtime import capacity as module
 from corpus_asr.runtime.capacity import Capacity, RequestPrices, capacity, fleets, machines_of
-from corpus_asr.runtime.estimate import GPU_SPEEDS
+from corpus_asr.runtime.speeds import GPU_SLOTS, GPU_TIMES
 
 REPOSITORY = PAGE.parents[1]
 
@@ -24,15 +24,22 @@ def fleet(*keys: str, gpus: int | None = 8, speed: str = "900", hours: float = 1
 
 def test_the_page_has_what_the_function_answers() -> None:
     assert f"<!-- measured: capacity -->\n{drawn()}\n<!-- end -->" in PAGE.read_text()
-    assert len(GPU_SPEEDS) * len(GPUS) == drawn().count(", H200 |")
 
 
-def test_speeds_are_those_that_were_measured() -> None:
-    for (model, card), speeds in GPU_SPEEDS.items():
-        name = f"2026-11-26-{card}-{model.removeprefix('whisper-')}.json".lower()
-        figures = json.loads((REPOSITORY / "docs" / "benchmarks" / name).read_text())["figures"]
-        measured = {each["key"]: each["value"] for each in figures if each["stage"] == "offline"}
-        assert speeds == {slots: measured[f"slots_{slots}.rtfx"] for slots in speeds}
+def test_times_are_those_that_were_measured() -> None:
+    for (model, card), times in GPU_TIMES.items():
+        name = f"{card}-{model.removeprefix('whisper-')}.json".lower()
+        newest = max((REPOSITORY / "docs" / "benchmarks").glob(f"2026-*-{name}"))
+        measured = {
+            (each["stage"], each["key"]): each["value"]
+            for each in json.loads(newest.read_text())["figures"]
+        }
+        steps = {
+            f"{kind}_ms": measured.get(("step", f"slots_{GPU_SLOTS}.graph.{kind}"))
+            for kind in ("greedy", "beams")
+        }
+        known = {key: value for key, value in steps.items() if value is not None}
+        assert times == {"rate": measured["offline", f"slots_{GPU_SLOTS}.rate"]} | known
     extraction = (REPOSITORY / "benchmarks" / "README.md").read_text()
     of_mp3 = re.findall(r"^\| mp3.*\| (\d+) \|$", extraction, re.MULTILINE)
     assert min(map(int, of_mp3)) == module.EXTRACT_RTFX
@@ -79,8 +86,8 @@ def test_drivers_and_requests_follow_from_blocks_and_commits() -> None:
         2 * (by_size * 15 / 16 + by_time * 9 / 10), abs=1
     )
     # Blocks grow with GPUs until fourteen parts of six minutes fill one.
-    drivers = [planned("whisper-large-v3", "H200", gpus, 1e6).drivers for gpus in GPUS]
-    assert drivers == [1, 1, 1, 4]
+    drivers = [planned("large-v3, greedy", gpus, 1e6).drivers for gpus in GPUS]
+    assert drivers == [1, 1, 1, 3]
     assert fleet("extract.part_s=60", gpus=500).drivers > fleet(gpus=500).drivers
 
 
@@ -93,16 +100,38 @@ def test_what_was_not_measured_is_asked_for() -> None:
         return {each.name: each.rtfx for each in machines}
 
     large = "model.checkpoint=large-v3"
-    assert found(large) == found(large, card="h200") == {"H200": 2214.0}
-    assert found(large, "transcribe.slots=128") == {"H200": 2539.0}
+    assert found(large) == found(large, card="h200") == found(large, "transcribe.slots=64")
     assert found(large, speeds=("1800",), card="H100") == {"H100": 1800.0}
+    turbo = "model.checkpoint=large-v3-turbo"
+    assert found(turbo, "decoding.beam_size=1")
     for keys, card, words in (
-        (("model.checkpoint=small",), None, "speed of small on any card with .*slots auto"),
+        (("model.checkpoint=small",), None, "times of small on any card with auto slots"),
         ((large,), "H100", "large-v3 on H100 .*--speed RTFX.*whisper-large-v3 on H200"),
-        ((large, "transcribe.slots=100"), "H200", "on H200 with transcribe.slots 100"),
+        ((large, "transcribe.slots=100"), "H200", "on H200 with 100 slots"),
+        ((large, "decoding.word_timestamps=true"), "H200", "word times, expected --speed RTFX"),
+        ((turbo,), None, "5 beams where uncertain, .*turbo on H200 .greedy"),
     ):
         with pytest.raises(ConfigError, match=words):
             found(*keys, card=card)
+
+
+def test_the_speed_of_a_fleet_depends_on_what_is_decoded() -> None:
+    def planned_s(*keys: str) -> tuple[float, str]:
+        config = default_config(["model.checkpoint=large-v3", *keys])
+        machines = machines_of(config, [], ["4"], gpus=8, card="H200", measured=True)
+        [found] = fleets(config, machines, gpus=8, hours=10_000)
+        return found.duration_s, "\n".join(found.lines())
+
+    fast, usual, accurate = (
+        planned_s(f"decoding.quality={quality}") for quality in ("fast", "balanced", "accurate")
+    )
+    assert 1.5 * fast[0] < usual[0] < accurate[0] / 1.3
+    assert planned_s("decoding.beam_size=5")[0] == accurate[0]
+    assert planned_s("decoding.strategy=sequential")[0] < usual[0], "windows are fuller"
+    found = re.search(r"takes +(\S+) \((\S+)-(\S+)\) .* costs \S+ \(\S+-\S+\)", usual[1])
+    assert found, usual[1]
+    assert "H200, calculated for windows in chunks, 5 beams where uncertain from times" in usual[1]
+    assert "random weights, without extraction" in usual[1]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,238 @@
+"""How fast one engine transcribes: times of its parts, and what the settings make of them.
+
+Torch is imported only where something is timed.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from corpus_asr.config.decoding import AUTO_BEAMS, DecodingSettings
+from corpus_asr.families.registry import family_of, resolve
+from corpus_asr.units import WINDOW_FRAMES, WINDOW_S, counted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """Seconds of work of an engine whose slots are full; None is what was not timed."""
+
+    window_s: float
+    """Of a window of 30 s: its encoding, prompt, keys and values."""
+    token_s: float
+    """Of a token of one window, greedy."""
+    beam_token_s: float | None = None
+    """The same with as many beams as the settings follow at most."""
+    words_s: float | None = None
+    """Of the times of a window's words."""
+
+
+class _Speech(NamedTuple):
+    """What depends on the recordings: assumed, from what English ones of several kinds had."""
+
+    chunk_s: float
+    """Speech in a window that is cut at a pause."""
+    step_s: float
+    """Speech that a window of `sequential` moves on by."""
+    tokens_per_s: float
+    speech_share: float
+    """Of the audio, where speech is detected."""
+    uncertain: float
+    """Share of windows that `beam_size` auto searches again."""
+    failed: float
+    """Further searches for each window, at higher temperatures."""
+
+
+# Shares that are searched again: those of clear reading, and of clips of 39 languages
+# (docs/decoding.md#beams-and-presets).
+_QUICK = _Speech(25.0, 29.0, 3.0, 0.8, 0.2, 0.0)
+_SLOW = _Speech(18.0, 22.0, 5.0, 1.0, 0.7, 0.3)
+# Steps that are timed beside the first one, and how often: the quickest counts.
+_STEPS = 8
+_WORDS_TOKENS = 100
+
+
+def rtfx_range(
+    pace: Pace, decoding: DecodingSettings, *, vad: bool = True, recording_s: float = math.inf
+) -> tuple[float, float] | None:
+    """Return the least and the greatest RTFx of one engine; None where a part was not timed.
+
+    `recording_s` is the mean length of the recordings: short ones leave windows empty.
+    """
+    if (decoding.most_beams > 1 and pace.beam_token_s is None) or (
+        decoding.word_timestamps and pace.words_s is None
+    ):
+        return None
+    slow, quick = (
+        _rtfx(pace, decoding, speech, vad=vad, recording_s=recording_s)
+        for speech in (_SLOW, _QUICK)
+    )
+    return slow, quick
+
+
+def _rtfx(
+    pace: Pace, decoding: DecodingSettings, speech: _Speech, *, vad: bool, recording_s: float
+) -> float:
+    share = speech.speech_share if vad else 1.0
+    said_s = speech.chunk_s if decoding.in_chunks else speech.step_s
+    if recording_s < math.inf:
+        said_s = recording_s * share / math.ceil(recording_s * share / said_s)
+    read_s: float = WINDOW_S
+    if decoding.padding_s is not None and decoding.in_chunks:
+        read_s = min(WINDOW_S, said_s + decoding.padding_s)
+    beam_token_s = pace.beam_token_s or 0.0
+    token_s = (1 + speech.failed) * pace.token_s
+    if decoding.beam_size == "auto":
+        token_s += speech.uncertain * beam_token_s
+    elif decoding.beam_size > 1:
+        token_s = beam_token_s + speech.failed * pace.token_s
+    words_s = (pace.words_s or 0.0) if decoding.word_timestamps else 0.0
+    window_s = pace.window_s * read_s / WINDOW_S + words_s
+    return said_s / share / (window_s + token_s * speech.tokens_per_s * said_s)
+
+
+def searched_words(decoding: DecodingSettings) -> str:
+    """Name the settings that the speed depends on."""
+    beams = decoding.beam_size
+    return ", ".join(
+        (
+            "windows in chunks" if decoding.in_chunks else "sequential windows",
+            f"{AUTO_BEAMS} beams where uncertain" if beams == "auto" else counted(beams, "beam"),
+            *(["word times"] if decoding.word_timestamps else []),
+            *([] if decoding.padding_s is None else [f"padding of {decoding.padding_s:g} s"]),
+        )
+    )
+
+
+def time_pace(
+    folder: Path,
+    decoding: DecodingSettings,
+    *,
+    device: str,
+    dtype: str,
+    num_threads: int | None,
+    slots: int,
+) -> Pace | None:
+    """Time an engine of a checkpoint's shape with random weights; None if it is no Whisper.
+
+    How long a network takes depends on its sizes and types, not on the values of its weights.
+    Layers are alike: one and two of them are timed, whose difference is that of each further one.
+
+    Raises:
+        ImportError: there is no torch here.
+    """
+    from corpus_asr.decoding.device import set_threads
+
+    family = family_of(folder)
+    if family.model_type != "whisper":
+        return None
+    set_threads(num_threads)
+    config = resolve(family.config).from_pretrained(folder)
+    network = resolve(family.slot_model)
+    one, two = (
+        _time_layers(
+            network, config, layers, decoding=decoding, device=device, dtype=dtype, slots=slots
+        )
+        for layers in (1, 2)
+    )
+    times = [
+        max(second_s, first_s + (layers - 1) * (second_s - first_s))
+        for first_s, second_s, layers in zip(
+            one, two, (config.encoder_layers, *[config.decoder_layers] * 4), strict=True
+        )
+    ]
+    encode_s, begin_s, token_s, beam_token_s, words_s = times
+    return Pace(
+        window_s=encode_s + begin_s, token_s=token_s, beam_token_s=beam_token_s, words_s=words_s
+    )
+
+
+def _time_layers(
+    network: Any,
+    config: Any,
+    layers: int,
+    *,
+    decoding: DecodingSettings,
+    device: str,
+    dtype: str,
+    slots: int,
+) -> tuple[float, ...]:
+    """Return the seconds of encoding, prompt, token, token of beams and words of a window."""
+    import torch
+
+    from corpus_asr.decoding.batch import SlotBatch
+    from corpus_asr.decoding.beam import BeamBatch
+    from corpus_asr.decoding.device import CudaRecorder
+    from corpus_asr.decoding.protocols import AlignJob, Search, TokenRules, TokenTiming, WindowJob
+    from corpus_asr.decoding.slots import encode_batch_on
+    from corpus_asr.families.loading import resolve_device, resolve_precision
+    from corpus_asr.families.weights import without_weights
+
+    where = resolve_device(device)
+    precision = resolve_precision(dtype, where)
+    recorder = CudaRecorder(where) if where.type == "cuda" else None
+    with without_weights():
+        built = network(replace(config, encoder_layers=layers, decoder_layers=layers))
+    built.to(precision.dtype).to_empty(device=where)
+    with torch.no_grad():
+        for weights in built.parameters():
+            weights.fill_(0.01)  # memory as it is found may hold what is no number
+    built.proj_out.weight = built.model.decoder.embed_tokens.weight  # `to_empty` parts them
+    model = built.eval().slot_model(int8=precision.int8, consume=True)
+    model.float8_windows = precision.float8_windows
+
+    def timed(work: Callable[[], object], *, warm_ups: int = 0) -> float:
+        for _ in range(warm_ups):
+            work()
+        # Of this thread on a CPU, as if nobody else worked there; it takes part in each operation.
+        clock = time.thread_time if recorder is None else time.perf_counter
+        began_s = clock()
+        work()
+        if recorder is not None:
+            torch.cuda.synchronize(where)
+        return clock() - began_s
+
+    at_once = 1 if recorder is None else encode_batch_on(where.type)
+    noise = torch.rand(at_once, config.num_mel_bins, WINDOW_FRAMES).to(where, precision.dtype)
+    # On a GPU kernels are chosen, and steps recorded, when they run first.
+    encode_s = timed(lambda: model.encode(noise), warm_ups=recorder is not None) / at_once
+    encoded = torch.zeros((1, *model.window_shape), device=where, dtype=precision.dtype)
+    end = config.eos_token_id
+    of_window: Any = {"features": noise[0].cpu().numpy(), "window": (0,)}
+
+    def searched(batch: SlotBatch | BeamBatch, beams: int) -> tuple[float, float]:
+        job = WindowJob(
+            **of_window, prompt=(config.decoder_start_token_id,), max_new_tokens=200,
+            rules=TokenRules(end=end, suppress=(end,)), search=Search(num_beams=beams),
+        )  # fmt: skip
+        places = range(batch.places)
+        jobs = [job] * batch.places
+
+        def begin() -> None:
+            batch.fill(places, jobs, encoded.expand(batch.places, -1, -1))
+            batch.admit(places, jobs)
+
+        def step() -> None:
+            for _ in range(_STEPS):
+                batch.step(batch.places, sampled=False)
+
+        begin_s = timed(begin)
+        warm_ups = 1 if recorder is None else 2
+        return begin_s / batch.places, timed(step, warm_ups=warm_ups) / _STEPS / batch.places
+
+    plain = SlotBatch(model, slots, recorder=recorder)
+    begin_s, token_s = searched(plain, 1)
+    beams = decoding.most_beams
+    beam_token_s = words_s = 0.0
+    if beams > 1:
+        batch = BeamBatch(model, max(1, slots // beams), beams, recorder=recorder)
+        beam_token_s = searched(batch, beams)[1]
+    if decoding.word_timestamps:
+        timing = TokenTiming(first=1, count=_WORDS_TOKENS - 1, positions=1500, filter_width=7)
+        heads = tuple((0, head) for head in range(config.decoder_attention_heads))
+        tokens = (config.decoder_start_token_id,) * _WORDS_TOKENS
+        asked = AlignJob(**of_window, tokens=tokens, heads=heads, timing=timing)
+        words_s = timed(lambda: plain.admit([0], [asked]))
+    return encode_s, begin_s, token_s, beam_token_s, words_s
