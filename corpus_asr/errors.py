@@ -19,6 +19,8 @@ and a class that cannot be rebuilt so arrives without its type.
 """
 
 import os
+import re
+import shlex
 
 # A library's message may hold what it read: megabytes of it.
 MAX_MESSAGE_CHARACTERS = 4_000
@@ -30,6 +32,23 @@ def encodable(text: str) -> str:
     Names of files, headers of servers and JSON bring them; tables, logs and messages refuse them.
     """
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def install_words(extra: str) -> str:
+    """Say how to install the packages of an extra; no index has one named corpus-asr."""
+    from importlib.metadata import PackageNotFoundError, requires
+
+    try:
+        requirements = requires("corpus-asr") or ()
+    except PackageNotFoundError:  # the source alone
+        requirements = ()
+    packages = [
+        re.split(r"[\s<>=!~;]", requirement, maxsplit=1)[0]
+        for requirement in requirements
+        if re.search(rf"extra == ['\"]{extra}['\"]", requirement)
+    ]
+    wanted = shlex.join(packages) if packages else f"-e '.[{extra}]' in a clone"
+    return f"pip install {wanted} (extra {extra})"
 
 
 class CorpusAsrError(Exception):

@@ -13,7 +13,7 @@ import numpy as np
 from corpus_asr.array_types import Float32
 from corpus_asr.audio.onnx_session import session_of
 from corpus_asr.audio.sound_quality import MosWindows
-from corpus_asr.errors import CheckpointError
+from corpus_asr.errors import CheckpointError, install_words
 from corpus_asr.units import SAMPLE_RATE_HZ
 
 Samples = Float32[np.ndarray, " sample"]
@@ -118,5 +118,5 @@ def _network_path() -> Path:
     looked = f"no file {paths[0]}" if paths else "no package speechmos"
     raise CheckpointError(
         f"loading the network of DNSMOS: found {looked}, expected that of speechmos; install it "
-        "where audio is decoded (pip install 'corpus-asr[dnsmos]'), or leave out extract.dnsmos"
+        f"where audio is decoded: {install_words('dnsmos')}, or leave out extract.dnsmos"
     )

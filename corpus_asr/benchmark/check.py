@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from corpus_asr.benchmark.engines import read_samples
-from corpus_asr.errors import CheckpointError, ConfigError
+from corpus_asr.errors import CheckpointError, ConfigError, install_words
 from corpus_asr.families.loading import resolve_device
 from corpus_asr.families.registry import Family, family_of, recognizer_class
 from corpus_asr.models import auto
@@ -30,7 +30,6 @@ from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.units import SAMPLE_RATE_HZ, WINDOW_S, counted
 
 _THEIRS = "transformers"
-_INSTALL = "pip install 'corpus-asr[bench]'"
 _OURS = "corpus-asr"
 # Of greedy search in one window; a checkpoint's own settings may ask for beams and timestamps.
 _GREEDY = {"num_beams": 1, "do_sample": False, "return_dict_in_generate": True}
@@ -106,7 +105,7 @@ def check(
         if find_spec(package) is None:
             raise ConfigError(
                 f"checking {model} against transformers: found no package {package}, expected it; "
-                f"{_INSTALL}"
+                f"{install_words('bench')}"
             )
     for path in paths:
         if not Path(path).is_file():

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from corpus_asr.benchmark.engines import read_samples
-from corpus_asr.errors import ConfigError
+from corpus_asr.errors import ConfigError, install_words
 from corpus_asr.threads import BRIEFLY, SPIN_COUNT, usable_threads
 from corpus_asr.units import SAMPLE_RATE_HZ, WINDOW_S
 
@@ -91,7 +91,7 @@ def rows_of(asked: argparse.Namespace, device: str, scratch: str) -> list[Row]:
         if name not in (*PEERS, "none"):
             raise ConfigError(f"choosing peers: found {name!r}, expected {', '.join(PEERS)}, none")
         if name != "none" and find_spec(name.replace("-", "_").removesuffix("_batched")) is None:
-            sys.stderr.write(f"{name} is skipped: pip install 'corpus-asr[bench]'\n")
+            sys.stderr.write(f"{name} is skipped: {install_words('bench')}\n")
         elif name != "none":
             on_cpu = "float32" if name == "transformers" else "int8"
             wanted.append((name, dtype or (on_cpu if device == "cpu" else "float16")))

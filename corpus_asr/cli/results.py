@@ -116,7 +116,7 @@ def export(
     numbers: Annotated[
         NumberStyle | None,
         typer.Option(
-            help="Write number words as digits, in eight languages; needs corpus-asr[numbers]."
+            help="Write number words as digits, in eight languages; needs the extra numbers."
         ),
     ] = None,
     no_corrections: NoCorrections = False,

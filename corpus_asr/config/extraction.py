@@ -33,7 +33,7 @@ class ExtractSettings(_AudioKeys, Settings):  # type: ignore[misc]  # both are f
     null."""
     dnsmos: bool = False
     """Predict how listeners would rate the sound of each segment, from 1 to 5, by DNSMOS P.835;
-    needs `corpus-asr[dnsmos]`, and many times the CPU time of all other extraction."""
+    needs the extra `dnsmos`, and many times the CPU time of all other extraction."""
     audio_tagger: str | None = None
     """Network in ONNX with YAMNet's interface that names music and other sounds: path or URI of its
     file, next to which is `yamnet_class_map.csv`; null: none."""

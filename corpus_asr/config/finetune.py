@@ -206,7 +206,7 @@ class TrainedSettings(Settings):
     """Number of most recent checkpoints to keep."""
     log_to: tuple[TrackerName, ...] = ()
     """Trackers that get losses, learning rates and WERs by step: tensorboard, mlflow, wandb. Each
-    needs its package: `pip install 'corpus-asr[mlflow]'`."""
+    needs the extra of its name."""
 
 
 class TrainClusterSettings(ClusterSettings):

@@ -146,7 +146,7 @@ class ModelSettings(Settings):
     compute_type: ComputeType = "auto"
     """Data type of weights and computation. `auto`: float16 on CUDA; on CPUs bfloat16 if the
     hardware computes in it, else float32. `int8` (x86 CPUs) is less accurate; measure its
-    speed. `float16_fp8` (GPUs only, unmeasured): float16 with keys and values of windows in 8
+    speed. `float16_fp8` (GPUs only): float16 with keys and values of windows in 8
     bits."""
     device: str = "auto"
     """Device: `auto` (a GPU if there is one), cpu, cuda or cuda:N."""
@@ -234,8 +234,8 @@ class OutputSettings(Settings):
     catalog: dict[str, str] = Field(default_factory=dict)
     """Iceberg catalog that lists the finished tables after each run: `namespace`, which is of this
     folder alone, `name`, and PyIceberg's properties of the catalog, such as type, uri and
-    warehouse, unless its own configuration has them under that name. Needs `pip install
-    'corpus-asr[iceberg]'`; empty: none."""
+    warehouse, unless its own configuration has them under that name. Needs the extra
+    `iceberg`; empty: none."""
 
     @field_validator("catalog")
     @classmethod
@@ -272,7 +272,7 @@ class ReportSettings(Settings):
     for it. The report and `corpus-asr plan` then show costs. null: no costs."""
     traces_to: str | None = Field(default=None, pattern=r"^https?://\S+$", max_length=500)
     """Address of an OpenTelemetry collector (OTLP over HTTP) that gets a trace of each recording
-    while it is committed, such as http://collector:4318. Needs `pip install 'corpus-asr[otel]'`;
+    while it is committed, such as http://collector:4318. Needs the extra `otel`;
     null: no traces."""
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from corpus_asr.errors import CheckpointError
+from corpus_asr.errors import CheckpointError, install_words
 
 FLAX_NAME = "flax_model.msgpack"
 
@@ -52,8 +52,7 @@ def _library(name: str, *, file_name: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         raise CheckpointError(
-            f"reading {file_name}: the package {name} is not installed; "
-            "pip install 'corpus-asr[convert]'"
+            f"reading {file_name}: the package {name} is not installed; {install_words('convert')}"
         ) from error
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
 
-from corpus_asr.errors import ConfigError
+from corpus_asr.errors import ConfigError, install_words
 from corpus_asr.formats.cues import Transcribed, speaker_of
 from corpus_asr.formats.pieces import one_line
 from corpus_asr.formats.subtitles import NOT_IN_XML, xml_escape
@@ -169,7 +169,7 @@ def docx_module() -> ModuleType:
     except ImportError as error:
         raise ConfigError(
             "writing docx: found no python-docx, expected the package that writes documents of "
-            "Word; pip install 'corpus-asr[docx]', or leave out the format"
+            f"Word; {install_words('docx')}, or leave out the format"
         ) from error
 
 

@@ -232,8 +232,8 @@ class Transcript:
             pandas = importlib.import_module("pandas")
         except ImportError as error:
             raise ImportError(
-                "making a DataFrame: found no pandas, expected it next to corpus-asr; install it "
-                "(pip install pandas, or corpus-asr[notebooks])"
+                "making a DataFrame: found no pandas, expected it next to corpus-asr; "
+                "pip install pandas"
             ) from error
         names = [each.name for each in fields(Segment)]
         rows = [[getattr(segment, name) for name in names] for segment in self.segments]

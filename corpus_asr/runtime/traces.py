@@ -21,7 +21,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from corpus_asr.errors import ConfigError
+from corpus_asr.errors import ConfigError, install_words
 from corpus_asr.logs import event
 from corpus_asr.stages.parts import FAILED
 from corpus_asr.storage.stores.uri import redact_uri, without_secrets
@@ -63,7 +63,7 @@ def _exporter(address: str) -> Any:
     except ImportError as error:
         raise ConfigError(
             f"sending traces to {redact_uri(address)}: OpenTelemetry cannot be imported ({error}), "
-            "expected its packages; pip install 'corpus-asr[otel]', or leave report.traces_to out"
+            f"expected its packages; {install_words('otel')}, or leave report.traces_to out"
         ) from error
     return otlp.OTLPSpanExporter(endpoint=traces_address(address), timeout=_CLOSE_S)
 

@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from corpus_asr.config.document import hide_secrets
 from corpus_asr.config.run import OutputSettings
-from corpus_asr.errors import ConfigError, CorpusAsrError, EngineError
+from corpus_asr.errors import ConfigError, CorpusAsrError, EngineError, install_words
 from corpus_asr.logs import event
 from corpus_asr.schemas import (
     DUPLICATES,
@@ -101,7 +101,7 @@ class Catalog:
         if missing:
             raise ConfigError(
                 f"output.catalog: {' and '.join(missing)} cannot be imported, expected the "
-                "packages that write Iceberg tables; pip install 'corpus-asr[iceberg]', or leave "
+                f"packages that write Iceberg tables; {install_words('iceberg')}, or leave "
                 "output.catalog out"
             )
         if any(character in self._folder for character in _CUT_SHORT):

@@ -7,7 +7,7 @@ import importlib
 import re
 from types import ModuleType
 
-from corpus_asr.errors import ConfigError
+from corpus_asr.errors import ConfigError, install_words
 
 LANGUAGES = frozenset({"da", "de", "en", "es", "fr", "it", "nl", "pt"})
 """Languages whose number words are known."""
@@ -56,8 +56,8 @@ def numbers_module() -> ModuleType:
         return importlib.import_module("text_to_num")
     except ImportError as error:
         raise ConfigError(
-            "writing numbers as digits: found no text2num, expected it next to corpus-asr; install "
-            "corpus-asr[numbers], or leave out dataset.numbers, or --numbers of export"
+            "writing numbers as digits: found no text2num, expected it next to corpus-asr; "
+            f"{install_words('numbers')}, or leave out dataset.numbers, or --numbers of export"
         ) from error
 
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from corpus_asr.config.document import hide_secrets
 from corpus_asr.config.finetune import FinetuneConfig, TrackerName
-from corpus_asr.errors import ConfigError
+from corpus_asr.errors import ConfigError, install_words
 from corpus_asr.logs import event
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import LOCAL, redact_uri, scheme_of
@@ -120,7 +120,7 @@ def check_trackers(config: FinetuneConfig) -> None:
         except ImportError as error:
             raise ConfigError(
                 f"logging a training to {name}: {package} cannot be imported ({error}), expected "
-                f"the package; pip install 'corpus-asr[{name}]', or leave {name} out of "
+                f"the package; {install_words(name)}, or leave {name} out of "
                 "output.log_to"
             ) from error
     uri = config.output.uri

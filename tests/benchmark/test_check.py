@@ -164,9 +164,8 @@ def test_what_is_missing_is_named(
     monkeypatch.setattr(checking, "find_spec", lambda name: None)
     done = run(made("CTC"), clip)
     assert done.exit_code == 2
-    assert (
-        "found no package transformers, expected it; pip install 'corpus-asr[bench]'"
-        in " ".join(done.stderr.split())
+    assert "found no package transformers, expected it; pip install faster-whisper " in " ".join(
+        done.stderr.split()
     )
 
 

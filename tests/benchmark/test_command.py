@@ -77,7 +77,7 @@ def test_engines_get_the_same_work_or_their_defaults(rows_of):
 def test_a_missing_peer_is_left_out_with_how_to_get_it(rows_of, monkeypatch, capsys):
     monkeypatch.setattr(command, "find_spec", lambda name: None if name == "transformers" else name)
     assert "transformers float32" not in rows_of()
-    assert "transformers is skipped: pip install 'corpus-asr[bench]'" in capsys.readouterr().err
+    assert "transformers is skipped: pip install faster-whisper " in capsys.readouterr().err
 
 
 def made(label: str, engine: str, **options: object) -> Row:

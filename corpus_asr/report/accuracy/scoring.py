@@ -16,7 +16,7 @@ from functools import cache
 from itertools import chain, pairwise
 from typing import Any
 
-from corpus_asr.errors import ConfigError
+from corpus_asr.errors import ConfigError, install_words
 from corpus_asr.languages import resolve_language
 from corpus_asr.report.accuracy.speaker_errors import (
     SpokenSpan,
@@ -280,7 +280,7 @@ def _jiwer() -> Any:
     except ImportError as error:
         raise ConfigError(
             f"comparing texts: jiwer cannot be imported ({error}), expected the package; "
-            "pip install 'corpus-asr[evaluate]'"
+            f"{install_words('evaluate')}"
         ) from error
 
 
