@@ -1,0 +1,162 @@
+"""What pages claim is what was measured, and what the program prints, writes and can install."""
+
+import json
+import re
+import shutil
+import tomllib
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from corpus_asr.cli import main as cli
+from corpus_asr.errors import install_words
+from corpus_asr.formats.names import JSON_LINES, ExportFormat
+from corpus_asr.runtime import speeds
+from corpus_asr.transcription.pace import Pace
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+MEASURED = REPOSITORY / "docs" / "benchmarks"
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
+# What comparison.md calls them.
+FORMATS = {
+    "srt": "SRT", "vtt": "VTT", "lrc": "LRC", "ass": "ASS", "ttml": "TTML", "txt": "text",
+    "md": "Markdown", "html": "HTML", "docx": "Word", "tsv": "TSV", "csv": "CSV", "json": "JSON",
+    "whisperx": "WhisperX's JSON", "nemo": "NeMo's manifest", "rttm": "RTTM", "ctm": "CTM",
+    "textgrid": "TextGrid", "eaf": "EAF", "jsonl": "JSON Lines",
+}  # fmt: skip
+# Of `plan --check`, in its order (tests/runtime/test_estimate.py).
+CHECKED = ["output", "recording", "machines", "model", "memory", "speed", "ready"]
+
+
+def tables(page: Path) -> Iterator[list[list[str]]]:
+    """Yield the tables of a page as rows of cells, heads first."""
+    for table in re.findall(r"(?:^\|.*\|\n)+", page.read_text(encoding="utf-8"), re.MULTILINE):
+        rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
+        yield [rows[0], *rows[2:]]
+
+
+def test_every_measurement_is_linked_from_a_page() -> None:
+    text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+    names = [path.name for path in MEASURED.glob("*.json")]
+    assert names
+    assert [name for name in names if f"{name})" not in text] == []
+
+
+def test_nothing_is_called_unmeasured_that_was_measured() -> None:
+    names = " ".join(path.name for path in MEASURED.glob("*.json"))
+    cards = [card for card in ("H100", "H200", "A100", "L4") if f"-{card.lower()}-" in names]
+    assert cards == ["H200"], "the pages of other cards are to be filled"
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        assert not re.search(r"^#+ .*\n+Unmeasured", text, re.MULTILINE), page.name
+        for head, *rows in tables(page):
+            for place in (place for place, cell in enumerate(head) if cell in cards):
+                assert [row for row in rows if row[place] == "unmeasured"] == [], page.name
+    for path in (REPOSITORY / "corpus_asr" / "config").glob("*.py"):
+        assert "unmeasured" not in path.read_text(encoding="utf-8"), path.name
+
+
+def test_no_row_stands_twice() -> None:
+    for page in PAGES:
+        for _, *rows in tables(page):
+            columns = 1 if page.name == "comparison.md" else None
+            # "its" is what the row above names.
+            counts = Counter(tuple(row[:columns]) for row in rows if not row[0].startswith("its "))
+            assert [row for row, count in counts.items() if count > 1] == [], page.name
+
+
+def test_ratios_of_the_headline_follow_from_the_measurement() -> None:
+    measured = json.loads((MEASURED / "2026-11-28-xeon-amx-peers.json").read_text())
+
+    def ratio(recordings: int, ours: str) -> str:
+        [rows] = [
+            {row["name"]: row["cpu_s"] for row in found["rows"]}
+            for found in measured["sets"]
+            if found["num_recordings"] == recordings
+        ]
+        best = min(cpu_s for name, cpu_s in rows.items() if not name.startswith("corpus-asr"))
+        return f"{rows[f'corpus-asr {ours}'] / best:.2f}"
+
+    text = " ".join((REPOSITORY / "README.md").read_text(encoding="utf-8").split())
+    usual = "(defaults: chunked)"
+    assert f"greedy, {ratio(8, 'best: greedy, chunked')} times that of the best peer" in text
+    assert f"(its defaults {ratio(8, usual)} times, and {ratio(3, usual)} times on 11" in text
+    assert f"on clips its defaults take {ratio(81, usual)} times what the best peer" in text
+
+
+def test_formats_are_those_of_the_program() -> None:
+    formats = {*map(str, ExportFormat), JSON_LINES}
+    assert set(FORMATS) == formats
+    counted = {19: "nineteen"}[len(formats)]
+    assert f"[{counted} formats]" in (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    [ours] = [
+        row[1]
+        for head, *rows in tables(REPOSITORY / "docs" / "comparison.md")
+        for row in rows
+        if row[0] == "Output" and "whisper" in head[2]
+    ]
+    assert set(ours.split(", ")) == {"Parquet", *FORMATS.values()}
+    guide = {row[0] for table in tables(REPOSITORY / "docs" / "subtitles.md") for row in table}
+    assert {f"`{name}`" for name in formats} <= guide
+
+
+def test_what_is_to_be_installed_can_be() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
+    extras = project["project"]["optional-dependencies"]
+    package = (REPOSITORY / "corpus_asr").rglob("*.py")
+    for path in (*PAGES, *package, *(REPOSITORY / "configs").rglob("*.yaml")):
+        text = path.read_text(encoding="utf-8")
+        assert "corpus-asr[" not in text, f"{path}: no index has a package of that name"
+        named = re.findall(r"""'\.\[([\w,]+)\]'|install_words\(["'](\w+)["']\)""", text)
+        assert {name for names in named for name in "".join(names).split(",")} <= {*extras}, path
+    assert install_words("docx") == "pip install python-docx (extra docx)"
+    assert install_words("iceberg").startswith("pip install 'pyiceberg[")
+    assert install_words("none") == "pip install -e '.[none]' in a clone (extra none)"
+
+
+def test_plans_in_guides_are_as_the_program_prints_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pace = Pace(window_s=1.0, token_s=0.01, beam_token_s=0.04)
+    monkeypatch.setattr(speeds, "time_pace", lambda *_, **__: pace)
+    (tmp_path / "in").mkdir()
+    shutil.copy(REPOSITORY / "tests" / "data" / "spoken" / "readers.opus", tmp_path / "in")
+    job = tmp_path / "job.yaml"
+    call = ["init", str(job), "--source", str(tmp_path / "in"), "--output", str(tmp_path / "out")]
+    assert CliRunner().invoke(cli.app, call).exit_code == 0
+    printed = CliRunner().invoke(cli.app, ["plan", str(job)]).stdout
+    lines = [line for line in printed.splitlines() if line.startswith("# ")]
+    labels = [line[2:13].strip() for line in lines]
+    assert printed.splitlines()[: len(lines)] == lines, "the settings follow"
+    shapes = {line[2:13].strip(): shape_of(line) for line in lines}
+    blocks = [
+        (page.name, block)
+        for page in PAGES
+        for block in re.findall(
+            r"^\$ corpus-asr plan \w+\.yaml(?: --check)?\n((?:[^$`].*\n)+)", page.read_text(), re.M
+        )
+    ]
+    assert len(blocks) >= 3
+    for name, block in blocks:
+        shown = [line for line in block.splitlines() if line.startswith("# ")]
+        found = [line[2:13].strip() for line in shown]
+        assert block.startswith(shown[0]), f"{name}: the plan comes before the settings"
+        assert found[: len(labels)] == labels, name
+        assert found[len(labels) :] == CHECKED[: len(found) - len(labels)] or (
+            found[len(labels) :] == CHECKED
+        ), name
+        for line in shown[: len(labels)]:
+            assert shape_of(line) == shapes[line[2:13].strip()], f"{name}: {line}"
+
+
+def shape_of(line: str) -> str:
+    """Return a printed line without its numbers, paths and plurals."""
+    line = re.sub(r"(takes .* at RTFx [\d.,]+).*", r"\1", line)  # by whatever the speed is known
+    line = re.sub(r"\S*/\S*", "PATH", line)
+    line = re.sub(r"[\d.,:]*\d", "0", line)
+    line = re.sub(r" (GB|MB|kB|h|min|s)\b", " UNIT", line)
+    line = re.sub(r"\b(file|pack|header|recording|thread)s\b", r"\1", line)
+    return re.sub(r"of \S+'s sizes on", "of MODEL's sizes on", line)
