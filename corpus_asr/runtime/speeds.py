@@ -27,6 +27,7 @@ from corpus_asr.storage.run_state.run_files import (
     speed_of,
 )
 from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.threads import spin_briefly
 from corpus_asr.transcription.pace import Pace, rtfx_range, searched_words, time_pace
 from corpus_asr.units import counted
@@ -186,11 +187,11 @@ def timed_machines(
         )
         if pace is None:
             raise ConfigError("only the networks of Whisper are timed")
-    except (CorpusAsrError, ImportError) as error:
-        return [], f"no speed was timed here: {error}"
+    except (CorpusAsrError, ImportError, OSError, RuntimeError) as error:
+        return [], f"no speed was timed here: {str(error).partition(chr(10))[0]}"
     threads = resources.transcribe_threads
     device = resources.device if threads is None else counted(threads, "CPU thread")
-    source = f"a few seconds of random weights of {model_name(config.model)}'s sizes on {device}"
+    source = f"parts of a {redact_uri(model_name(config.model))} without weights, timed on {device}"
     found = Machine.of_pace(
         HERE, pace, config, source, recording_s=recording_s, count=resources.transcribe_workers
     )

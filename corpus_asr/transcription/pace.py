@@ -49,7 +49,6 @@ class _Speech(NamedTuple):
 # (docs/decoding.md#beams-and-presets).
 _QUICK = _Speech(25.0, 29.0, 3.0, 0.8, 0.2, 0.0)
 _SLOW = _Speech(18.0, 22.0, 5.0, 1.0, 0.7, 0.3)
-# Steps that are timed beside the first one, and how often: the quickest counts.
 _STEPS = 8
 _WORDS_TOKENS = 100
 
@@ -115,7 +114,7 @@ def time_pace(
     num_threads: int | None,
     slots: int,
 ) -> Pace | None:
-    """Time an engine of a checkpoint's shape with random weights; None if it is no Whisper.
+    """Time an engine of a checkpoint's sizes, without its weights; None if it is no Whisper.
 
     How long a network takes depends on its sizes and types, not on the values of its weights.
     Layers are alike: one and two of them are timed, whose difference is that of each further one.

@@ -321,9 +321,6 @@ def test_estimates_are_written_with_their_ranges():
     assert Estimate(60.0, 60.0, 60.0).hours_words() == "1.0 min"
 
 
-DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "benchmarks" / "README.md"
-
-
 def write(path: Path, seconds: float, *, channels: int = 1) -> Path:
     path.write_bytes(wav_bytes(noise(seconds, num_channels=channels), rate_hz=SAMPLE_RATE_HZ))
     return path

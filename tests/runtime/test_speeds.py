@@ -47,8 +47,8 @@ def test_this_machine_is_timed_with_the_settings_of_the_job(
     assert searched.rtfx < usual.rtfx
     assert usual.spread > 1.2
     assert usual.words().startswith(
-        "this machine, calculated for windows in chunks, 5 beams where uncertain from a few "
-        "seconds of random weights of whisper-tiny.en's sizes on "
+        "this machine, calculated for windows in chunks, 5 beams where uncertain from parts of a "
+        "whisper-tiny.en without weights, timed on "
     )
     assert timed(config, recording_s=4.0).rtfx < usual.rtfx / 2
     [outlook] = outlooks(Estimate(3600.0, 3600.0, 3600.0), [usual])
