@@ -498,7 +498,7 @@ def test_a_number_stays_one_word_where_no_blank_is_between_the_words(
 
 def test_digits_without_their_library_are_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "text_to_num", None)
-    with pytest.raises(ConfigError, match=r"install corpus-asr\[numbers\], or leave out"):
+    with pytest.raises(ConfigError, match=r"pip install text2num \(extra numbers\), or leave out"):
         options("txt", numbers=NumberStyle.digits)
 
 

@@ -145,7 +145,7 @@ def test_without_python_docx_it_is_said_how_to_get_it(monkeypatch: pytest.Monkey
         raise ModuleNotFoundError(name)
 
     monkeypatch.setattr(importlib, "import_module", missing)
-    with pytest.raises(ConfigError, match=r"found no python-docx.*corpus-asr\[docx\]"):
+    with pytest.raises(ConfigError, match=r"found no python-docx.*pip install python-docx"):
         check_formats([ExportFormat.docx], WordStyle.plain)
 
 

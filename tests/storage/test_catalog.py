@@ -266,7 +266,7 @@ def test_what_cannot_work_is_refused_before_anything_is_done(
     with pytest.raises(ConfigError, match=r"found \? or # in s3://b/a#b"):
         Catalog(OutputSettings(uri="s3://b/a#b", catalog=settings))
     monkeypatch.setattr(module, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"pip install 'corpus-asr\[iceberg\]'"):
+    with pytest.raises(ConfigError, match=r"pip install 'pyiceberg\["):
         Catalog(OutputSettings(uri="out", catalog=settings))
 
 

@@ -168,7 +168,7 @@ def test_trackers_are_checked_before_anything_else(
 ) -> None:
     for name in TRACKERS:
         monkeypatch.setitem(sys.modules, name, None)
-        with pytest.raises(ConfigError, match=rf"pip install 'corpus-asr\[{name}\]'"):
+        with pytest.raises(ConfigError, match=rf"pip install {name} \(extra {name}\)"):
             # There is neither a checkpoint nor data.
             Finetune(config_of(tmp_path, name), group=Group())
     monkeypatch.setitem(sys.modules, "tensorboard", ModuleType("tensorboard"))
