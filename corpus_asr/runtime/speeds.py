@@ -76,10 +76,10 @@ class Machine:
     ) -> "Machine | None":
         """Calculate the speed of one engine with a job's settings; None where a time lacks."""
         decoding = config.decoding.settings()
-        found = rtfx_range(pace, decoding, vad=config.extract.vad_filter, recording_s=recording_s)
-        if found is None:
+        bounds = rtfx_range(pace, decoding, vad=config.extract.vad_filter, recording_s=recording_s)
+        if bounds is None:
             return None
-        low, high = found
+        low, high = bounds
         return cls(
             name=name,
             rtfx=math.sqrt(low * high),
@@ -139,8 +139,8 @@ def known_machines(
 
     A price without a name is that of each of its workers.
     """
-    before = store.read_json(FINGERPRINT_NAME)
-    if before is not None and before["settings"] != result_settings(config):
+    of_run = store.read_json(FINGERPRINT_NAME)
+    if of_run is not None and of_run["settings"] != result_settings(config):
         return []
     price = dict(_named("--price", text) for text in prices).get("")
     model = model_name(config.model)
@@ -192,11 +192,11 @@ def timed_machines(
     threads = resources.transcribe_threads
     device = resources.device if threads is None else counted(threads, "CPU thread")
     source = f"parts of a {redact_uri(model_name(config.model))} without weights, timed on {device}"
-    found = Machine.of_pace(
+    machine = Machine.of_pace(
         HERE, pace, config, source, recording_s=recording_s, count=resources.transcribe_workers
     )
-    assert found is not None, "all that the settings need was timed"
-    return [found], ""
+    assert machine is not None, "all that the settings need was timed"
+    return [machine], ""
 
 
 def _as_before(

@@ -130,7 +130,7 @@ def time_pace(
     set_threads(num_threads)
     config = resolve(family.config).from_pretrained(folder)
     network = resolve(family.slot_model)
-    one, two = (
+    of_one_layer, of_two_layers = (
         _time_layers(
             network, config, layers, decoding=decoding, device=device, dtype=dtype, slots=slots
         )
@@ -139,7 +139,10 @@ def time_pace(
     times = [
         max(second_s, first_s + (layers - 1) * (second_s - first_s))
         for first_s, second_s, layers in zip(
-            one, two, (config.encoder_layers, *[config.decoder_layers] * 4), strict=True
+            of_one_layer,
+            of_two_layers,
+            (config.encoder_layers, *[config.decoder_layers] * 4),
+            strict=True,
         )
     ]
     encode_s, begin_s, token_s, beam_token_s, words_s = times
@@ -232,6 +235,6 @@ def _time_layers(
         timing = TokenTiming(first=1, count=_WORDS_TOKENS - 1, positions=1500, filter_width=7)
         heads = tuple((0, head) for head in range(config.decoder_attention_heads))
         tokens = (config.decoder_start_token_id,) * _WORDS_TOKENS
-        asked = AlignJob(**of_window, tokens=tokens, heads=heads, timing=timing)
-        words_s = timed(lambda: plain.admit([0], [asked]))
+        alignment = AlignJob(**of_window, tokens=tokens, heads=heads, timing=timing)
+        words_s = timed(lambda: plain.admit([0], [alignment]))
     return encode_s, begin_s, token_s, beam_token_s, words_s
