@@ -39,7 +39,7 @@ def read_hook(uri: str, name: str, *, endpoint_url: str | None = None) -> pa.Tab
 
 def with_values(rows: pa.Table) -> pa.Table:
     """Return the rows of a hook's table that tell something."""
-    told = pa.array([False] * rows.num_rows)
+    told = pa.array([False] * rows.num_rows, pa.bool_())
     for column in rows.schema.names:
         if column not in ("recording_id", "uri", *STATE):
             told = pc.or_(told, pc.is_valid(rows[column]))

@@ -310,7 +310,7 @@ class Sampler:
 
 def count_words(rows: pa.Table) -> int:
     """Count words in `text`; characters where the `language` writes no spaces between words."""
-    letters = pc.is_in(rows["language"], value_set=pa.array(sorted(WITHOUT_BLANKS)))
+    letters = pc.is_in(rows["language"], value_set=pa.array(sorted(WITHOUT_BLANKS), pa.string()))
     counts = pc.if_else(
         letters,
         pc.count_substring_regex(rows["text"], r"\S"),

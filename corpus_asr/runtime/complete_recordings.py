@@ -156,7 +156,7 @@ def _parts(
         own = table.filter(pa.array(chosen)).to_pylist()
         for at, segment in zip(theirs[chosen].tolist(), own, strict=True):
             segments.setdefault(at, []).append(segment)
-    for at, row in zip(rows, outcomes.take(pa.array(rows)).to_pylist(), strict=True):
+    for at, row in zip(rows, outcomes.take(pa.array(rows, pa.int64())).to_pylist(), strict=True):
         if row["text_found"]:
             yield at, row, segments.get(at, [])
 

@@ -181,8 +181,11 @@ def _write(path: Path, value: object) -> None:
 
 def note_deaths(store: OutputStore, of: Pass, rows: pa.Table, device: Device) -> None:
     """Tell the driver which parts a worker did not do, as RESULTS rows of kind `DIED` or not."""
+    if not rows.num_rows:
+        return
     index = RESULTS.get_field_index("device")
-    named = rows.set_column(index, RESULTS.field(index), pa.array([device.id] * rows.num_rows))
+    devices = pa.array([device.id] * rows.num_rows, pa.string())
+    named = rows.set_column(index, RESULTS.field(index), devices)
     # Their addresses are those that were given.
     store.private().write_table(f"{DEATHS_FOLDER}/{of.token}-{uuid.uuid4().hex}{SUFFIX}", named)
 

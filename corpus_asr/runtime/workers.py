@@ -138,9 +138,10 @@ class ExtractWorker(_Worker):
         if (before := self._trail.before(call)) is not None:
             # What it yielded may be on its way already: yielding other things would mix them up.
             ended = [file for file in files if file["recording_id"] == before.doing]
-            kind = HANDED_BACK if before.why else DIED  # an error of this stage is no recording's
+            # An error of this stage is no recording's, nor is what came between two of them.
+            kind = HANDED_BACK if before.why or not ended else DIED
             if not before.noted:
-                self._not_done(self._rows(ended, kind, before.why or KILLED))
+                self._not_done(self._rows(ended or files, kind, before.why or KILLED))
                 self._trail.note(call, before)
             return
         with in_call(self._trail, call):

@@ -75,7 +75,7 @@ def parquet_rows(
                 rows = parquet.read_row_group(group, columns=wanted, use_threads=False)
                 for start, stop in inside:
                     # Taken, not sliced: a slice would keep the whole group in memory.
-                    yield rows.take(pa.array(range(start - first, stop - first)))
+                    yield rows.take(pa.array(range(start - first, stop - first), pa.int64()))
             first = after
 
 

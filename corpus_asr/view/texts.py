@@ -262,7 +262,10 @@ def read_edits(
             "folded": _folded(texts.to_pylist()),
             "correction": pa.array(said, pa.string()),
             "model_confidence": pa.array(sure, pa.float32()),
-            **{name: pa.array([value] * rows.num_rows) for name, value in same.items()},
+            **{
+                name: pa.array([value] * rows.num_rows, _EDITS.field(name).type)
+                for name, value in same.items()
+            },
         }
         first += rows.num_rows + 1
         made.append(pa.table(columns).select(_EDITS.names).cast(_EDITS))

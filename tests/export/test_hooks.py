@@ -8,7 +8,7 @@ import pytest
 import corpus_asr
 from corpus_asr.config.hooks import HookSettings
 from corpus_asr.errors import ConfigError
-from corpus_asr.export.hooks import VectorColumn
+from corpus_asr.export.hooks import VectorColumn, with_values
 from corpus_asr.runtime.hooks import run_hook
 from corpus_asr.storage.run_state.hook_rows import folder_of, schema_of
 from corpus_asr.storage.run_state.recording_rows import put_rows
@@ -94,6 +94,7 @@ def test_a_table_leaves_out_what_tells_nothing(tmp_path: Path):
     run_hook(store, hook)
     table = corpus_asr.read_hook(store.uri, "redact")
     assert table.num_rows == 1
+    assert with_values(table.slice(0, 0).select(["recording_id", "uri"])).num_rows == 0
     assert table.schema.names[-2:] == ["digits", "redacted"]
     with pytest.raises(ConfigError, match="found the tables of redact"):
         corpus_asr.read_hook(store.uri, "other")

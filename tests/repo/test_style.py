@@ -128,6 +128,20 @@ def swallows(node: ast.AST) -> bool:
 BROAD = {"Exception", "BaseException"}
 
 
+def test_columns_made_of_lists_have_a_type():
+    # Without rows, or with nulls alone, Arrow's guess is the type null, which fits nothing.
+    guessed = [
+        f"{relative(path)}:{node.lineno}"
+        for path in python_files("corpus_asr")
+        for node in ast.walk(parsed(path))
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func) == "pa.array"
+        and len(node.args) + len(node.keywords) == 1
+        and re.match(r"\[|(list|range|sorted)\(", ast.unparse(node.args[0]))
+    ]
+    assert guessed == []
+
+
 def test_the_check_for_swallowed_exceptions_sees_them():
     for source, expected in (
         ("try: f()\nexcept Exception: pass", True),

@@ -257,6 +257,8 @@ def test_deaths_are_read_once_and_others_have_theirs(tmp_path: Path) -> None:
     assert deaths.num_rows == 3
     assert set(deaths["device"].to_pylist()) == {"node/3"}
     assert not read_deaths(store, of).num_rows
+    note_deaths(store, of, results(), GPU)
+    assert len(list(store.all_names(DEATHS_FOLDER))) == 1  # of the other
     assert read_deaths(store, other).num_rows == 1
     note_deaths(store, other, results(row), GPU)
     forget_deaths(store)

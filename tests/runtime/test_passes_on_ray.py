@@ -26,6 +26,7 @@ from corpus_asr.storage.parquet import encode_parquet
 from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.bad_workers import (
     KILLING_EXTRACTOR,
+    DyingBetween,
     failing_engine,
     failing_gpu_engine,
     first_failing_engine,
@@ -35,7 +36,7 @@ from tests.support.bad_workers import (
 )
 from tests.support.cluster import OBJECT_STORE_BYTES
 from tests.support.engines import EXTRACTOR, committer_of, outcomes_by_part, scripted_job
-from tests.support.tables import packs_of
+from tests.support.tables import packs_of, plan_of
 
 pytestmark = [pytest.mark.long, pytest.mark.ray, pytest.mark.timeout(600)]
 
@@ -78,10 +79,7 @@ def work(
     usual = {"workers": 1, "gpus_per_worker": 0.0, "cpus_per_worker": 1}
     config = scripted_job(folder, extract={"workers": 1}, transcribe=usual | transcribe)
     plan = folder / "packs.parquet"
-    numbered = [
-        pack.set_column(0, "pack_id", pa.array([at], pa.int64())) for at, pack in enumerate(packs)
-    ]
-    plan.write_bytes(encode_parquet(PACKS, [pack.cast(PACKS) for pack in numbered]))
+    plan.write_bytes(encode_parquet(PACKS, [plan_of(*packs).cast(PACKS)]))
     resources = resolve_resources(
         config, cluster.nodes, num_packs=len(packs), store_bytes=cluster.store_bytes
     )
@@ -170,6 +168,18 @@ def test_a_recording_that_kills_extract_workers_is_one_failure_and_costs_no_othe
         key for key, each in done.outcomes.items() if each["status"] == "ok"
     }
     assert done.progress.tally.files == 7
+
+
+@pytest.mark.parametrize("without_blame", [False, True])
+def test_an_extract_worker_that_dies_between_two_recordings_costs_none(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, without_blame: bool
+) -> None:
+    monkeypatch.setattr(ray_dataset, "ExtractWorker", DyingBetween)
+    first = "forgets/parts=2" if without_blame else "dies/parts=2"
+    done = work(cluster, tmp_path, *numbered(3), packs_of(first, "b/parts=1", "c/parts=1"))
+    assert notes(tmp_path).count("extract worker killed") == 1
+    assert Counter(row["status"] for row in done.outcomes.values()) == {"ok": 7}
+    assert done.progress.tally.files == 6
 
 
 @pytest.mark.slow

@@ -44,7 +44,7 @@ from tests.support.engines import (
     scripted_job,
 )
 from tests.support.killing import slow_engine
-from tests.support.tables import packs_of
+from tests.support.tables import packs_of, plan_of
 
 
 def run(
@@ -59,7 +59,7 @@ def run(
     """Write a plan of `packs` and work it off on the session's Ray."""
     folder = Path(config.output.uri) / "_run" / "plan" / "packs"
     folder.mkdir(parents=True)
-    pq.write_table(pa.concat_tables(packs), folder / "00000.parquet")
+    pq.write_table(plan_of(*packs), folder / "00000.parquet")
     progress = Progress(total_files=files, stream=None)
     run_on_ray(
         config,

@@ -13,9 +13,11 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import ray
 
 from corpus_asr.errors import EngineError
+from corpus_asr.runtime.workers import ExtractWorker
 from corpus_asr.stages.parts import ExtractedPart, ExtractRequest
 from corpus_asr.stages.transcribe import EngineSpec
 from tests.support.engines import ScriptedEngine
@@ -88,6 +90,20 @@ def failing_gpu_engine(spec: EngineSpec) -> ScriptedEngine:
 def late_engine(_: EngineSpec) -> ScriptedEngine:
     """Take long for each part, two at a time."""
     return SlowEngine(pause_s=9.0)
+
+
+class DyingBetween(ExtractWorker):
+    """Ends once, after a recording whose address tells to; of `forgets`, without a trace of it."""
+
+    def _parts_of(self, packs: pa.Table, call: str) -> Iterator[pa.Table]:
+        for parts in super()._parts_of(packs, call):
+            yield parts
+            [row] = parts.select(["uri", "last_part"]).to_pylist()
+            if row["last_part"] and row["uri"].startswith(("dies", "forgets")):
+                if row["uri"].startswith("forgets"):
+                    self._trail.begin(call)
+                _note(Path(self._output.uri).parent, "extract worker killed")
+                os.kill(os.getpid(), signal.SIGKILL)
 
 
 def make_killing(folder: str, **options: Any) -> Callable[[ExtractRequest], Iterator[Message]]:

@@ -70,6 +70,12 @@ def packs_of(*uris: str, done: dict[str, list[int]] | None = None) -> pa.Table:
     return pa.Table.from_pylist([row], schema=PACKS)
 
 
+def plan_of(*packs: pa.Table) -> pa.Table:
+    """Return packs as a plan has them: each with a number of its own."""
+    numbers = pa.array(range(len(packs)), pa.int64())
+    return pa.concat_tables(packs).set_column(0, PACKS.field("pack_id"), numbers)
+
+
 def rows_of(batches: Iterable[pa.RecordBatch]) -> list[dict[str, Any]]:
     """Return the rows of a table that a store gives."""
     return [row for batch in batches for row in batch.to_pylist()]

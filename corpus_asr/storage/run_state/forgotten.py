@@ -79,7 +79,7 @@ class Forgotten:
             return files
         stays = [not self.has(*row) for row in _columns(files)]
         self.num_left_out += len(stays) - sum(stays)
-        return files if all(stays) else files.filter(pa.array(stays))
+        return files if all(stays) else files.filter(pa.array(stays, pa.bool_()))
 
     def has(self, uri: str, etag: str | None = None, size_bytes: int | None = None) -> bool:
         """Tell whether a recording is to stay away, by its address or version."""

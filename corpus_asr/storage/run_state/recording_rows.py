@@ -71,9 +71,9 @@ def rows_at(
     store: OutputStore, name: str, rows: Sequence[int], columns: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
     """Yield some rows of an object of outcomes, by their numbers."""
-    wanted, start = pa.array(rows), 0
+    wanted, start = pa.array(rows, pa.int64()), 0
     for batch in store.committed(columns, [name]):
-        numbers = pa.array(range(start, start + len(batch.rows)))
+        numbers = pa.array(range(start, start + len(batch.rows)), pa.int64())
         start += len(batch.rows)
         yield from batch.rows.filter(pc.is_in(numbers, value_set=wanted)).to_pylist()
 
