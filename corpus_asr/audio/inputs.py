@@ -4,18 +4,15 @@ Samples are written as WAV, so that they are decoded, cut and transcribed as the
 samples they are. Free of torch: a tensor is turned into an array here.
 """
 
-import atexit
 import errno
 import io
 import numbers
 import os
 import shutil
 import struct
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -23,18 +20,7 @@ import numpy as np
 from corpus_asr.audio.probe import MAX_SAMPLE_RATE_HZ, MIN_SAMPLE_RATE_HZ
 from corpus_asr.errors import DecodeError, FetchError
 from corpus_asr.failure_kinds import FETCH, NO_SPACE
-
-# Files that are there now. Not a function of `atexit` for each: it keeps a place for each that was
-# ever registered.
-_WRITTEN: set[Path] = set()
-
-
-@atexit.register
-def _remove_written() -> None:
-    # Where the process ends while a thread waits for a pipe.
-    for path in tuple(_WRITTEN):
-        path.unlink(missing_ok=True)
-
+from corpus_asr.scratch import scratch_folder
 
 AudioInput = Any
 """A path, URL or URI; the bytes of a file, or a file opened for reading in binary mode; an array or
@@ -79,16 +65,11 @@ class GivenAudio:
             is_relative = "://" not in self.name and not self.name.startswith("~")
             yield os.path.abspath(self.name) if is_relative else self.name
             return
-        file = tempfile.NamedTemporaryFile(prefix="corpus-asr-", delete=False)  # noqa: SIM115
-        path = Path(file.name)
-        _WRITTEN.add(path)
-        try:
-            with file:
+        with scratch_folder() as folder:
+            path = folder / "audio"
+            with path.open("wb") as file:
                 self._write(file)
-            yield file.name
-        finally:
-            path.unlink(missing_ok=True)
-            _WRITTEN.discard(path)
+            yield str(path)
 
     def _write(self, file: Any) -> None:
         assert self.write is not None, "an address needs no file"

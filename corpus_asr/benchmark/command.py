@@ -11,7 +11,6 @@ import os
 import statistics
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
@@ -20,6 +19,7 @@ from typing import Any
 
 from corpus_asr.benchmark.engines import read_samples
 from corpus_asr.errors import ConfigError, install_words
+from corpus_asr.scratch import scratch_folder
 from corpus_asr.threads import BRIEFLY, SPIN_COUNT, usable_threads
 from corpus_asr.units import SAMPLE_RATE_HZ, WINDOW_S
 
@@ -72,8 +72,8 @@ def run(arguments: Sequence[str], *, say: Callable[[str], None] = print) -> None
         f"{device_name(device)}, {asked.threads} threads; {asked.model}; {len(files)} recordings, "
         f"{audio_s:.0f} s, {asked.mode}; medians of {asked.runs} alternating runs (least..most)"
     )
-    with tempfile.TemporaryDirectory(prefix="corpus-asr-bench-") as scratch:
-        rows = rows_of(asked, str(device), scratch)
+    with scratch_folder() as scratch:
+        rows = rows_of(asked, str(device), str(scratch))
         measure(rows, work, runs=asked.runs)
     for row in (row for row in rows if row.runs):
         texts = row.runs[0]["texts"]

@@ -6,7 +6,6 @@ Imports nothing that `--help` would have to wait for.
 import functools
 import json
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -35,6 +34,7 @@ from corpus_asr.cli.options import (
 )
 from corpus_asr.config.decoding import PACKAGED_CHECKPOINT, default_model_notice
 from corpus_asr.errors import CheckpointError, ConfigError, LockedError
+from corpus_asr.scratch import scratch_folder
 from corpus_asr.threads import one_thread_for_arrays
 
 if TYPE_CHECKING:
@@ -173,8 +173,8 @@ def _write(file: Path, pipeline: str, chosen: dict[str, str], *, full: bool) -> 
     ) + written(pipeline, chosen, full=full)
     try:
         # Loaded before it is written: a file that is there is replaced by a valid one only.
-        with tempfile.TemporaryDirectory() as folder:
-            draft = Path(folder) / file.name
+        with scratch_folder() as folder:
+            draft = folder / file.name
             draft.write_text(text, encoding="utf-8")
             load_config(draft)
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -564,8 +564,8 @@ def _drawn(
         if started:
             raise
     # Not into the output: others read it meanwhile, and take the newest plan for the last run's.
-    with tempfile.TemporaryDirectory(prefix="corpus-asr-plan-") as folder:
-        target = OutputStore(folder)
+    with scratch_folder() as folder:
+        target = OutputStore(str(folder))
         yield make_plan(
             settings, store, model_revision=revision, options=RunOptions(redo=redo),
             takes_hotwords=takes_hotwords, target=target,

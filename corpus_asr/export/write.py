@@ -7,7 +7,6 @@ a text among the manifest's columns, the lengths of its words, and which of them
 import hashlib
 import os
 import re
-import tempfile
 import unicodedata
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +15,6 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
 from operator import itemgetter
-from pathlib import Path
 from statistics import fmean
 from typing import Any, TextIO
 from urllib.parse import quote
@@ -47,6 +45,7 @@ from corpus_asr.formats.writers import (
     file_contents,
     file_suffix,
 )
+from corpus_asr.scratch import scratch_folder
 from corpus_asr.segments import MissingWord, Segment, Word
 from corpus_asr.storage.manifest import aligned_text
 from corpus_asr.storage.run_state.corrections import Corrections
@@ -383,10 +382,10 @@ def _write_single(
 ) -> int:
     kinds = {name: TRANSCRIPTS[name] for name in options.formats}
     # On this machine first: stores take objects whole.
-    with tempfile.TemporaryDirectory(prefix="corpus-asr-export-") as folder, ExitStack() as opened:
+    with scratch_folder() as folder, ExitStack() as opened:
         files: dict[ExportFormat, TextIO] = {}
         for name, kind in kinds.items():
-            path = Path(folder) / name
+            path = folder / name
             files[name] = opened.enter_context(path.open("w", encoding="utf-8", newline=""))
             files[name].write(kind.single_header)
         for recording in rows:
@@ -395,7 +394,7 @@ def _write_single(
         for name, kind in kinds.items():
             files[name].close()
             address = within(to, SINGLE_NAME + kind.single_suffix)
-            filesystem.upload(str(Path(folder) / name), address, store_options)
+            filesystem.upload(str(folder / name), address, store_options)
     return len(files)
 
 

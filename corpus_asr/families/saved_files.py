@@ -12,11 +12,11 @@ import typing
 from collections.abc import Callable, Mapping
 from os import PathLike
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
 from corpus_asr.errors import CheckpointError
 from corpus_asr.families.neutral_keywords import drop_neutral
+from corpus_asr.scratch import scratch_folder
 from corpus_asr.storage.model_files import fetch_checkpoint, upload_files
 from corpus_asr.units import MEBIBYTE
 
@@ -239,10 +239,10 @@ class Uploads:
 
         `options` are those of `upload_files`, named as in transformers. Raises CheckpointError.
         """
-        with TemporaryDirectory() as folder:
+        with scratch_folder() as folder:
             self.save_pretrained(folder)
-            names = sorted(path.name for path in Path(folder).iterdir())
-            upload_files(Path(folder), names, repo_id=repo_id, **options)
+            names = sorted(path.name for path in folder.iterdir())
+            upload_files(folder, names, repo_id=repo_id, **options)
 
 
 class OpenSettings(Uploads):

@@ -10,7 +10,6 @@ _run/                  settings, and a note of every shard
 import heapq
 import json
 import re
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
 from contextlib import ExitStack
@@ -35,6 +34,7 @@ from corpus_asr.labelling.writers import (
     ShardWriter,
 )
 from corpus_asr.schemas import SCHEMA_VERSION, SELECTION
+from corpus_asr.scratch import scratch_folder
 from corpus_asr.stages.isolation import IsolatedGenerator
 from corpus_asr.stages.messages import CHANGED, CUT_SHORT, Clip
 from corpus_asr.storage.run_state.tables import OutputStore
@@ -175,11 +175,11 @@ def _join(
         return
     parts: Iterable[bytes]
     parts = (filesystem.read_bytes(store.address(name), store.options) for name in names)
-    with tempfile.TemporaryDirectory(prefix="corpus-asr-manifest-") as folder:
+    with scratch_folder() as folder:
         if arranged is not None:
             lines = (line for part in parts for line in part.splitlines(keepends=True))
-            parts = arranged(sorted_lines(lines, Path(folder)))
-        path = Path(folder) / "manifest"
+            parts = arranged(sorted_lines(lines, folder))
+        path = folder / "manifest"
         with path.open("wb") as file:
             file.writelines(parts)
         filesystem.upload(str(path), store.address(target), store.options)
@@ -301,10 +301,8 @@ class ShardMaker:
         if stored is not None and stored["digest"] == digest and UNREACHABLE not in stored["lost"]:
             return Note(**stored)
         note = Note(name=shard.name, split=shard.split, digest=digest)
-        with tempfile.TemporaryDirectory(prefix="corpus-asr-shard-") as folder:
-            writer = WRITERS[self._settings.format](
-                Path(folder), shard.name, self._settings.audio_format
-            )
+        with scratch_folder() as folder:
+            writer = WRITERS[self._settings.format](folder, shard.name, self._settings.audio_format)
             self._fill(writer, shard, note)
             writer.close()
             # A shard of which everything was lost is no file.

@@ -1,10 +1,8 @@
 """Turn a corpus into training data: transcribe it, select likely correct text, write a data set."""
 
 import logging
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from corpus_asr.config.run import DEFAULT_OPTIONS, PseudoLabelConfig, RunConfig, RunOptions
@@ -36,6 +34,7 @@ from corpus_asr.report.accuracy.scoring import read_references
 from corpus_asr.report.text import duration
 from corpus_asr.runtime.resources import this_machine
 from corpus_asr.runtime.terminal import Stream, line_writer
+from corpus_asr.scratch import scratch_folder
 from corpus_asr.storage.listing import FileListing
 from corpus_asr.storage.run_state.forget import note_dataset
 from corpus_asr.storage.run_state.lock import Lock
@@ -196,8 +195,8 @@ def _write(
         workers=this_machine().cores if workers == "auto" else workers,
     )
     # On disk: rules such as `copies` need every segment measured before the first is decided.
-    with tempfile.TemporaryDirectory(prefix="corpus-asr-label-") as folder:
-        path = str(Path(folder) / "segments.parquet")
+    with scratch_folder() as folder:
+        path = str(folder / "segments.parquet")
         hashes = measure(sources, config.selection, path)
         say(f"{counted(len(hashes), 'segment')} measured")
         chosen = _with_examples(

@@ -16,7 +16,6 @@ import select
 import signal
 import socket
 import struct
-import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -43,6 +42,7 @@ from corpus_asr.config.cluster import RAY_ADDRESS
 from corpus_asr.errors import ConfigError, CorpusAsrError, EngineError
 from corpus_asr.logs import event
 from corpus_asr.runtime.resources import NodeShape, local_machine, this_machine
+from corpus_asr.scratch import scratch_folder
 
 if TYPE_CHECKING:
     import ray.train.torch
@@ -325,8 +325,10 @@ def train_together(
 
     for starts_left in reversed(range(_NEW_STARTS + 1)):
         try:
-            with tempfile.TemporaryDirectory(prefix="corpus-asr-train-") as folder:
-                _trainer(work, settings, folder, workers, gpus_per_worker, cpus_per_worker).fit()
+            with scratch_folder() as folder:
+                _trainer(
+                    work, settings, str(folder), workers, gpus_per_worker, cpus_per_worker
+                ).fit()
             return
         except TrainingFailedError as error:
             raised = _raised_on_purpose(error)

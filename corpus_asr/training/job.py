@@ -15,7 +15,6 @@ import hashlib
 import json
 import math
 import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
@@ -43,6 +42,7 @@ from corpus_asr.models.lora import ADAPTER_CONFIG_NAME, LoraAdapters
 from corpus_asr.models.whisper.processor import WhisperProcessor
 from corpus_asr.report.accuracy.scoring import Errors, Hypothesis, Reference, score, total
 from corpus_asr.report.html.training import training_page
+from corpus_asr.scratch import scratch_folder
 from corpus_asr.storage.model_files import fetch_checkpoint, full_name, model_revision
 from corpus_asr.storage.run_state.run_files import PAGE_NAME
 from corpus_asr.storage.run_state.tables import OutputStore
@@ -231,8 +231,8 @@ class TrainingStore:
     def save(self, state: State) -> None:
         """Write a checkpoint, then remove the oldest beyond those that stay."""
         folder = f"{_FOLDER}/step-{state.step:08}"
-        with tempfile.TemporaryDirectory() as here:
-            path = Path(here) / _TENSORS_NAME
+        with scratch_folder() as here:
+            path = here / _TENSORS_NAME
             tensors = {name: t.detach().contiguous().cpu() for name, t in state.tensors.items()}
             save_file(tensors, path)
             self._upload(path, f"{folder}/{_TENSORS_NAME}")
@@ -543,8 +543,8 @@ class Finetune:
     def _save_model(self, dtype: torch.dtype = torch.float32) -> None:
         if not self._group.leads:
             return
-        with tempfile.TemporaryDirectory() as here, self._merged():
-            model, adapter = Path(here) / MODEL_FOLDER, Path(here) / ADAPTER_FOLDER
+        with scratch_folder() as here, self._merged():
+            model, adapter = here / MODEL_FOLDER, here / ADAPTER_FOLDER
             weights = {name: t.to(dtype) for name, t in self._student.state_dict().items()}
             self._student.save_pretrained(model, state_dict=weights)
             self._processor.save_pretrained(model)

@@ -1,6 +1,7 @@
 """The run that `transcribe -o` keeps beside its files, as `view` opens it."""
 
 import itertools
+import os
 import re
 import shutil
 from collections.abc import Sequence
@@ -157,6 +158,17 @@ def test_two_calls_at_once_leave_each_others_speakers(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.long
+def test_what_a_killed_call_was_writing_goes_with_the_next() -> None:
+    written(SAID)
+    places = [Path("out"), *(path for path in Path("out").rglob("*") if path.is_dir())]
+    leftovers = [place / f".tmp-{number:032x}" for number, place in enumerate(places)]
+    for leftover in leftovers:
+        leftover.write_bytes(b"half")
+        os.utime(leftover, (0, 0))
+    written(SAID)
+    assert not [each for each in leftovers if each.exists()]
+
+
 def test_channels_and_silence_are_kept() -> None:
     parts = tuple(
         replace(SAID, segments=(segment(f" Channel {at}.", float(at), at + 1.0),), channel=at,

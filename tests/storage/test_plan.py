@@ -5,8 +5,10 @@ import itertools
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -262,6 +264,38 @@ def test_a_finish_removes_plans_and_raw_addresses_also_where_something_is_left(
     for name in store.all_names(""):
         if younger.name not in name:
             assert b"s3cr3t" not in filesystem.read_bytes(store.address(name))
+
+
+_KILLED = """
+import os, signal, sys
+from corpus_asr.config.run import RunConfig
+from corpus_asr.storage.run_state import plan
+from corpus_asr.storage.run_state.tables import OutputStore
+plan._write_packs = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+job = RunConfig.model_validate_json(sys.argv[1])
+plan.make_plan(job, OutputStore(job.output.uri))
+"""
+
+
+@pytest.mark.long
+def test_a_killed_plan_leaves_no_addresses_in_the_temporary_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    (tmp_path / "m.jsonl").write_text('{"uri": "https://host/a.mp3?X-Amz-Signature=s3cr3t"}')
+    job = config(tmp_path / "m.jsonl", tmp_path / "out")
+    done = subprocess.run(
+        [sys.executable, "-c", _KILLED, job.model_dump_json()],
+        env=os.environ | {"TMPDIR": str(scratch)}, check=False,
+    )  # fmt: skip
+    assert done.returncode == -signal.SIGKILL
+    kept = [path for path in scratch.rglob("*") if path.is_file()]
+    assert any(b"s3cr3t" in path.read_bytes() for path in kept)
+    monkeypatch.setattr("tempfile.tempdir", str(scratch))
+    time.sleep(1.1)  # what is younger may not be locked yet
+    make_plan(job, OutputStore(job.output.uri))
+    assert list(scratch.iterdir()) == []
 
 
 @pytest.fixture

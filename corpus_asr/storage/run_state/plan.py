@@ -4,12 +4,10 @@ Only sizes and identities are held for all files; rows pass through in bounded b
 listing hold URIs as they were given, signatures included, until the run is finished.
 """
 
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +22,7 @@ from corpus_asr.config.run import (
     RunOptions,
 )
 from corpus_asr.schemas import FILES, PACK_FILE, PACKS
+from corpus_asr.scratch import scratch_folder
 from corpus_asr.storage.listing import FileListing
 from corpus_asr.storage.manifest import expected_bytes
 from corpus_asr.storage.parquet import parquet_batches, parquet_writer
@@ -316,7 +315,7 @@ def make_plan(
     if config.source.has_columns or overrides:
         columns = tuple(dict.fromkeys((*columns, "metadata", "language")))
     with (
-        tempfile.TemporaryDirectory(prefix="corpus-asr-plan-") as folder,
+        scratch_folder() as folder,
         RunTables(committed, columns=columns) as tables,
     ):
         if options.redo is not None:
@@ -326,7 +325,7 @@ def make_plan(
             plan.num_matched = len(asked)
             if len(asked):
                 plan.redo = tables.do_again(asked)
-        scratch = str(Path(folder) / "remaining.parquet")
+        scratch = str(folder / "remaining.parquet")
         if noted:
             tables.move(as_table(noted))
         shards = _list_source(plan, target, _shards(plan, store, config))

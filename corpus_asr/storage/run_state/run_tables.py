@@ -26,9 +26,8 @@ import datetime
 import logging
 import os
 import tempfile
-import uuid
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from enum import IntEnum
 from pathlib import Path
 from types import TracebackType
@@ -42,6 +41,7 @@ from corpus_asr.config.run import Retry
 from corpus_asr.errors import ConfigError, CorpusAsrError
 from corpus_asr.failure_kinds import Origin, failure_kind
 from corpus_asr.schemas import FILES, OUTCOMES, RECORDINGS
+from corpus_asr.scratch import scratch_folder
 from corpus_asr.storage.parquet import BATCH_ROWS, conform
 from corpus_asr.storage.run_state.tables import (
     ALL_PART_ROWS_FOLDERS,
@@ -352,7 +352,12 @@ class RunTables:
         """
         self._uri = "nothing" if store is None else redact_uri(store.uri)
         self._schema = projected(OUTCOMES, columns)
-        self._db = _connect()
+        self._scratch = ExitStack()
+        try:
+            scratch = self._scratch.enter_context(scratch_folder())
+        except OSError:  # tables that fit into memory need none
+            scratch = Path(tempfile.gettempdir())
+        self._db = _connect(scratch)
         try:
             self._list(listing)
             for rows in elsewhere:
@@ -380,6 +385,7 @@ class RunTables:
     def close(self) -> None:
         """Give back memory and disk."""
         self._db.close()
+        self._scratch.close()
 
     def reread(self, store: OutputStore) -> None:
         """Read the committed outcomes again, with the listing as it is."""
@@ -657,16 +663,15 @@ def _memory_mb() -> int:
     return int(memory_mb)
 
 
-def _connect() -> "duckdb.DuckDBPyConnection":
+def _connect(scratch: Path) -> "duckdb.DuckDBPyConnection":
     import duckdb  # here: most commands ask no tables, and reading it takes 0.1 s
 
-    folder = Path(tempfile.gettempdir()) / f"corpus-asr-tables-{uuid.uuid4().hex}"
     db = duckdb.connect(
         ":memory:",
         config={
             "memory_limit": f"{_memory_mb()}MB",
             "threads": min(_MOST_THREADS, os.cpu_count() or 1),
-            "temp_directory": str(folder),  # made when it is needed, and removed at the end
+            "temp_directory": str(scratch / "tables"),  # made when it is needed
             "autoinstall_known_extensions": False,
             "autoload_known_extensions": False,
             "python_enable_replacements": False,  # a misspelled table is no variable of ours

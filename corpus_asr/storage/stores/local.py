@@ -7,6 +7,7 @@ import functools
 import io
 import logging
 import os
+import re
 import shutil
 import stat
 import uuid
@@ -16,6 +17,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from corpus_asr.failure_kinds import FETCH, NO_SPACE, NOT_FOUND
+from corpus_asr.scratch import hold
 from corpus_asr.storage.stores.store import (
     FULL_ERRNO,
     ObjectInfo,
@@ -29,6 +31,7 @@ from corpus_asr.storage.stores.uri import escaped_path, local_path
 logger = logging.getLogger(__name__)
 
 TEMPORARY_PREFIX = ".tmp-"  # hidden from Parquet readers
+TEMPORARY_NAME = re.compile(r"\.tmp-[0-9a-f]{32}")
 PAGE_ROWS = 10_000  # as Python objects at a time, of folders that may hold millions
 # What mounts without hard links, or without file locks, answer.
 _NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EMLINK, errno.EINVAL}
@@ -117,10 +120,11 @@ class LocalStore(Store):
         _make_folder(path.parent)
         try:
             with open(temporary, "xb", opener=functools.partial(os.open, mode=self._mode)) as file:
+                hold(file.fileno())
                 shutil.copyfileobj(source, file)
                 file.flush()
                 os.fsync(file.fileno())
-            yield temporary
+                yield temporary
         except OSError as error:
             if error.errno not in FULL_ERRNO:
                 raise

@@ -1,0 +1,88 @@
+"""What processes keep for a while, and what of it stays where they are killed."""
+
+import os
+import re
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+
+import pytest
+
+from corpus_asr import scratch
+from corpus_asr.scratch import PREFIX, remove_abandoned, scratch_folder
+from corpus_asr.storage.stores.local import TEMPORARY_NAME, TEMPORARY_PREFIX, LocalStore
+from tests.repo.sources import python_files, relative
+
+_KEEPING = """
+import sys, tempfile, time
+from corpus_asr.scratch import scratch_folder
+tempfile.tempdir = sys.argv[1]
+with scratch_folder() as folder:
+    (folder / "text").write_text("s3cr3t")
+    print(folder, flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(scratch, "_MIN_AGE_S", -1.0)
+    return tmp_path
+
+
+def test_what_a_killed_process_left_goes_with_the_next_folder(folder: Path) -> None:
+    command = [sys.executable, "-c", _KEEPING, str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        kept = Path(process.stdout.readline().strip())
+        assert kept.stat().st_mode & 0o777 == 0o700
+        with scratch_folder() as mine:
+            assert {*folder.iterdir()} == {kept, mine}
+        assert [*folder.iterdir()] == [kept]  # its process lives
+        process.kill()
+    with scratch_folder() as mine:
+        assert [*folder.iterdir()] == [mine]
+
+
+def test_nothing_else_is_removed(folder: Path) -> None:
+    (folder / "mine").mkdir()
+    (folder / f"{PREFIX}link").symlink_to(folder / "mine")
+    (folder / "corpus-asr-other").mkdir()
+    with scratch_folder():
+        pass
+    assert len([*folder.iterdir()]) == 3
+
+
+def test_files_of_killed_writers_go_and_those_of_others_stay(folder: Path) -> None:
+    (folder / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}").write_text("half")
+    (folder / f"{TEMPORARY_PREFIX}of-the-user").write_text("whole")
+    alive = folder / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
+    with alive.open("w") as file:
+        scratch.hold(file.fileno())
+        remove_abandoned(str(folder), TEMPORARY_NAME)
+        assert len([*folder.iterdir()]) == 2
+        assert alive.exists()
+    remove_abandoned(str(folder), TEMPORARY_NAME)
+    assert [path.name for path in folder.iterdir()] == [f"{TEMPORARY_PREFIX}of-the-user"]
+
+
+def test_what_a_store_is_writing_is_held(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replace = os.replace
+
+    def swept(source: str, target: str) -> None:
+        remove_abandoned(str(folder), TEMPORARY_NAME)
+        replace(source, target)
+
+    monkeypatch.setattr("os.replace", swept)
+    LocalStore().write(str(folder / "a"), b"whole")
+    assert (folder / "a").read_bytes() == b"whole"
+
+
+def test_temporary_folders_are_made_in_one_way() -> None:
+    # Those of checkpoints lie on the disk that they are for, and hold weights alone.
+    others = {"corpus_asr/models/convert.py", "corpus_asr/storage/model_files.py"}
+    made = re.compile(r"\b(TemporaryDirectory|mkdtemp|mkstemp|NamedTemporaryFile)\(")
+    found = {relative(each) for each in python_files("corpus_asr") if made.search(each.read_text())}
+    assert found == {"corpus_asr/scratch.py"} | others
