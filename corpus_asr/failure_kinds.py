@@ -70,7 +70,8 @@ class FailureKind:
 _KINDS = (
     FailureKind(
         ACCESS_DENIED, "The store did not let them be read", Origin.environment,
-        f"check the credentials and their permissions for these URIs, {_EACH_RUN}",
+        "check the credentials and their permissions for these URIs, and that they are there (some "
+        f"stores refuse what is not), {_EACH_RUN}",
         read_advice="check the credentials and that they may read and list here",
         write_advice="check the credentials and that they may read, list, write and delete here, "
         "or choose another output",

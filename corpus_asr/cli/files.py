@@ -174,6 +174,8 @@ def checked_inputs(files: Sequence[str], layout: "Layout", chosen: FileOptions) 
         say(problem)
     if inputs.num_ignored and inputs.found and not chosen.quiet:
         note(f"note: skipped {counted(inputs.num_ignored, 'file')} of other kinds, by their names")
+    if inputs.num_dangling:
+        note(f"note: skipped {counted(inputs.num_dangling, 'link')}: nothing is where they lead")
     return inputs
 
 

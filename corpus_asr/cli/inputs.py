@@ -85,6 +85,8 @@ class Inputs:
     """Why an argument names no recording; one message each."""
     num_ignored: int = 0
     """Files in folders and globs whose names say that they are no recordings."""
+    num_dangling: int = 0
+    """Links there that lead nowhere."""
 
     @property
     def total(self) -> int:
@@ -165,6 +167,7 @@ def _listed(word: str, uri: str, inputs: Inputs) -> Iterator[Input]:
         raise ConfigError(_nothing(word, uri, listing.num_ignored)) from error
     finally:
         inputs.num_ignored += listing.num_ignored
+        inputs.num_dangling += listing.num_dangling
 
 
 def _base_of(uri: str) -> str:

@@ -582,6 +582,7 @@ def _counts(found: "Plan", output_uri: str) -> Iterator[str]:
         f"skipped    {ignored} ignored, {found.num_excluded:,} excluded, "
         f"{found.num_duplicates:,} named twice"
     )
+    yield from (f"warning    {words}" for words in found.warnings())
     if found.num_forgotten:
         yield f"forgotten  {counted(found.num_forgotten, 'file')}, by corpus-asr forget"
     for uri in found.empty:

@@ -364,8 +364,9 @@ def _misfits(values: Mapping[str, Any]) -> Iterator[str]:
 # Names of files that lie beside recordings and are none. Not those that may hold sound, such as
 # `.ts`, `.dat`, `.mod` and `.bin`.
 _UNFINISHED_SUFFIXES = """
-    part partial filepart crdownload download opdownload !ut !qb aria2 ytdl torrent tmp temp swp swo
-    bak old orig rej lock lck"""
+    part part-frag* part.met partial filepart crdownload download opdownload fdmdownload downloading
+    incomplete !ut !qb !sync bc! xltd aria2 aria2__temp ytdl torrent icloud cloud cloudf mega gstmp
+    lftp-pget-status tmp temp swp swo bak old orig rej lock lck"""
 _TEXTS_SUFFIXES = """
     m3u m3u8 pls xspf cue nfo sfv md5 sha1 sha256 sha512 par2 asc sig
     json jsonl ndjson csv tsv parquet txt text md rst xml yaml yml toml ini cfg conf log tex bib
@@ -386,7 +387,7 @@ NO_AUDIO_PATTERNS = (
     ".*", "_SUCCESS", "_temporary", "__MACOSX", "*_$folder$", "Thumbs.db", "ehthumbs*.db",
     "desktop.ini", "Icon\r", "*@SynoEAStream", "*@SynoResource", "~$*", "*~", "#*#",
     "$RECYCLE.BIN/", "RECYCLER/", "System Volume Information/", "lost+found/", "@eaDir/",
-    "@Recycle/", "#recycle/",
+    "@Recycle/", "#recycle/", "*.download/", "~uTorrentPartFile*", "INCOMPLETE~*", "*_.gstmp",
     "README", "LICENSE", "LICENCE", "COPYING", "NOTICE", "CHANGES", "Makefile", "Dockerfile",
     *(
         f"*.{suffix}"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from corpus_asr.errors import ConfigError
+from corpus_asr.errors import ConfigError, FetchError
 from corpus_asr.export.recordings import (
     Selection,
     Turns,
@@ -24,6 +24,7 @@ from corpus_asr.export.recordings import (
     open_selection,
     segment_from,
 )
+from corpus_asr.failure_kinds import NOT_FOUND
 from corpus_asr.schemas import SEGMENTS
 from corpus_asr.segments import Segment, SpeakerTurn
 from corpus_asr.speakers.turns import with_speakers
@@ -355,8 +356,14 @@ def _run_at(uri: str, endpoint_url: str | None) -> OutputStore:
 def _seen(store: OutputStore, *, corrected: bool) -> Iterator[pa.Table]:
     corrections = Corrections.load(store) if corrected else Corrections({})
     if not len(corrections):  # which rows count need not be known: finished tables have no others
-        for batch in store.segments():
-            yield with_no_corrections(pa.table(batch).cast(SEGMENTS))
+        try:
+            for batch in store.segments():
+                yield with_no_corrections(pa.table(batch).cast(SEGMENTS))
+        except FetchError as error:
+            if error.kind == NOT_FOUND:  # of which recordings, the tables tell
+                with open_selection(store, Selection()):
+                    pass
+            raise
         return
     selection = Selection()
     with open_selection(store, selection) as tables:

@@ -1,6 +1,7 @@
 """Which recordings a source names: URIs, folders, globs or manifests, as FILES batches."""
 
 import difflib
+import errno
 import fnmatch
 import functools
 import hashlib
@@ -71,6 +72,11 @@ class FileListing:
         """Left out because their name matches `source.exclude`."""
         self.num_ignored = 0
         """Left out because they are no recordings, by `source.ignore`."""
+        self.num_dangling = 0
+        """Links of this machine that lead nowhere, left out as well."""
+        self.odd: list[str] = []
+        """Addresses in manifests that are written as for another place; the first ones."""
+        self.num_odd = 0
         self.empty: list[str] = []
         """Addresses at which there is no recording."""
         self.num_duplicates = 0
@@ -161,6 +167,9 @@ class FileListing:
         try:
             while chunk := list(itertools.islice(self._described(rows), CHUNK_ROWS)):
                 uris, columns = [uri for uri, _ in chunk], [text for _, text in chunk]
+                odd = [uri for uri in uris if _ODD.search(uri) and not _is_there(uri)]
+                self.num_odd += len(odd)
+                self.odd += odd[: _MOST_ODD - len(self.odd)]
                 yield from self._with_members(Page(uris, *places.of(uris)), columns)
         except NoRowsError:
             if self._source.require_files:
@@ -271,6 +280,8 @@ class FileListing:
                     self.num_ignored += 1
                 elif _matched(self._excluded, name):
                     self.num_excluded += 1
+                elif page.sizes[index] is None and _leads_nowhere(uri):
+                    self.num_dangling += 1
                 else:
                     kept.append(index)
             whole = len(kept) == len(page.uris)
@@ -283,6 +294,26 @@ def _checksum(uri: str) -> str | None:
             return f"{SHA256}:{hashlib.file_digest(file, 'sha256').hexdigest()}"
     except OSError:  # its failure is that of this recording, and told when it is read
         return None
+
+
+# A path of Windows, a home folder, or blanks around an address; not an escaped byte.
+_ODD = re.compile(r"\\(?!x[89a-f][0-9a-f])|/~/|/\s|\s$")
+_MOST_ODD = 3
+
+
+def _is_there(uri: str) -> bool:
+    return scheme_of(uri) == LOCAL and os.path.lexists(local_path(uri))
+
+
+def _leads_nowhere(uri: str) -> bool:
+    path = local_path(uri)
+    if scheme_of(uri) != LOCAL or not os.path.islink(path):
+        return False
+    try:
+        os.stat(path)
+    except OSError as error:  # a link into a folder that may not be read is no such link
+        return error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+    return False
 
 
 def _may_be_empty(uri: str) -> bool:

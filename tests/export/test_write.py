@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from corpus_asr.cli import main as cli
 from corpus_asr.config.extraction import SpeakerSettings
-from corpus_asr.errors import ConfigError, CorpusAsrError
+from corpus_asr.errors import ConfigError, CorpusAsrError, FetchError
 from corpus_asr.export.recordings import Selection, open_selection, recordings
 from corpus_asr.export.speakers import name_speaker, read_segments, register_segments
 from corpus_asr.export.write import ExportOptions, Names, export
@@ -341,6 +341,30 @@ def test_the_command_writes_files_and_says_so(store: OutputStore, to: Path) -> N
     done = CliRunner().invoke(cli.app, wrong)
     assert done.exit_code == 2
     assert "max_line_count without max_line_width" in done.stderr
+
+
+def test_readers_name_segments_that_are_gone_and_whose_they_are(
+    store: OutputStore, to: Path
+) -> None:
+    add(store, transcribed("kept.wav", 0, "one"))
+    gone = commit(store, results(transcribed("a.wav", 0, "two"), transcribed("b.wav", 0, "three")))
+    store.remove(str(gone.segments_name))
+    [cli_show, cli_export] = [
+        CliRunner().invoke(cli.app, [command, store.uri, *words])
+        for command, words in (("show", ()), ("export", ("--to", str(to), "--format", "txt")))
+    ]
+    name = gone.segments_name
+    words = f"{name} is gone, expected it with segments of 2 recordings, such as /a.wav"
+    for done in (cli_show, cli_export):
+        assert done.exit_code == 3, done.output
+        assert words in done.stderr
+    with pytest.raises(FetchError, match=re.escape(words)):
+        read_segments(store.uri)
+    shown = CliRunner().invoke(cli.app, ["show", store.uri, "--uri", "*kept*"])
+    assert shown.exit_code == 0, shown.output
+    commit(store, results(transcribed("a.wav", 0, "again"), transcribed("b.wav", 0, "again")))
+    finished(store, "/kept.wav", "/a.wav", "/b.wav")
+    assert read_segments(store.uri).num_rows == 3
 
 
 @pytest.mark.long

@@ -92,6 +92,26 @@ def test_an_empty_place_stops_no_other_unless_files_are_required(empty: Job) -> 
     assert nothing.exit_code == 0, nothing.output
 
 
+def test_what_is_probably_not_meant_of_a_source_is_told(empty: Job) -> None:
+    manifest = empty.inbox.parent / "list.jsonl"
+    manifest.write_text('{"uri": "in/a.wav"}\n{"uri": "C:\\\\talks\\\\b.wav"}\n')
+    (empty.inbox / "a.wav").write_bytes(b"no sound")
+    (empty.inbox / "gone.wav").symlink_to("nowhere.wav")
+    source = f"manifest: {manifest}"
+    odd = "1 row of manifests with blanks, ~ or backslashes in addresses, such as "
+    plan = empty.command("plan", source=source)
+    assert f"# warning    {odd}{empty.inbox.parent}/C:\\talks\\b.wav; correct" in plan.stdout
+    done = empty.command("run", "--local", source=source)
+    assert f"WARNING: {odd}" in done.stderr
+    manifest.write_text("")
+    for name, *options in (("plan",), ("run", "--local")):
+        done = empty.command(name, *options, source=source)
+        assert "nothing is listed, expected recordings of before" in done.output
+    plan = empty.command("plan")
+    assert "# listed     1 file" in plan.stdout
+    assert "# warning    1 link of the source left out: nothing is where they lead" in plan.stdout
+
+
 def test_after_an_empty_run_settings_may_change_and_recordings_come(empty: Job) -> None:
     assert empty.command("run", "--local").exit_code == 0
     clip = Path("tests/data/clips/silence.flac")

@@ -98,6 +98,8 @@ def test_local_versions_follow_size_and_time(tmp_path: Path) -> None:
     [row] = rows(SourceSettings(uri=(f"file://{path}",)))
     assert row["etag"] == f"3-{status.st_mtime_ns}"
     assert row["uri"] == str(path)
+    for scheme in ("local", "LOCAL", "file"):
+        assert rows(SourceSettings(uri=(f"{scheme}://{path}",))) == [row]
 
 
 def test_what_is_left_out_is_counted(tree: Tree) -> None:
@@ -122,11 +124,15 @@ def test_what_is_no_recording_is_ignored_unless_it_is_named(
         "x.opdownload", "x.mp3.!ut", "x.aria2", "x.sqlite", "talk.reapeaks", "talk.aup3",
         "README", "Makefile", "Icon\r", "slides.pptm", "talk.ssa", "lost+found/1",
         "System Volume Information/x.mp3", "$RECYCLE.BIN/$I1.wav", "@eaDir/a.mp3@SynoEAStream",
-        "@eaDir/a.mp3/x.mp3",
+        "@eaDir/a.mp3/x.mp3", "a.m4a.part-Frag12", "a.m4a.part-Frag12.part", "a.m4a.icloud",
+        "a.m4a.download/a.m4a", "a.mp3.partial", "a.mp3.aria2__temp", "~syncthing~a.mp3.tmp",
+        "a.mp3.lftp-pget-status", "a.mp3_.gstmp", "a.mp3.bc!", "a.mp3.xltd", "a.mp3.fdmdownload",
+        "INCOMPLETE~a.mp3", ".a.mp3.Xa1b2C", ".dropbox.cache/a.mp3", "a.mp3.cloudf", "a.mp3.mega",
     )  # fmt: skip
     recordings = (
         "a.mp3", "_b.mp3", "deep/part.of/c.mp3", "d", "hidden.m4b", "e.tar.wav", "readme/a.mp3",
-        "old/a.mp3", "x.ts", "zip.mp3", "1.mod", "voice.bin", "a~b.wav", "System Volume/x.mp3",
+        "old/a.mp3", "icloud.m4a", "part-Frag12.mp3", "a (conflicted copy).mp3", "x.ts",
+        "zip.mp3", "1.mod", "voice.bin", "a~b.wav", "System Volume/x.mp3",
     )  # fmt: skip
     for name in (*ignored, *recordings):
         write_atomic(f"{base}/in/{name}", b"x", options)
@@ -201,9 +207,25 @@ def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:
     os.mkfifo(folder / "pipe")
     linked = tmp_path / "linked"
     linked.symlink_to(folder)
-    found = rows(SourceSettings(uri=(str(linked),)))
-    sizes = [(Path(row["uri"]).name, row["size_bytes"]) for row in found]
-    assert sizes == [("gone.mp3", None), ("real.mp3", 1)]
+    listing = FileListing(SourceSettings(uri=(str(linked),)))
+    [row] = pa.Table.from_batches(listing).to_pylist()
+    assert (Path(row["uri"]).name, row["size_bytes"]) == ("real.mp3", 1)
+    assert (listing.num_dangling, listing.num_ignored) == (1, 0)
+
+
+def test_rows_of_manifests_that_are_written_as_for_another_place_are_counted(
+    tmp_path: Path,
+) -> None:
+    for name in (r"a\b.wav", "c .wav", r"\xff.wav", "d.wav"):
+        (tmp_path / name).write_bytes(b"x")
+    odd = [r"a\c.wav", r"C:\talks\a.wav", "~/a.wav", " a.wav", "a.wav ", " s3://bucket/a.wav"]
+    fine = [r"a\b.wav", "c .wav", r"\xff.wav", "d.wav", "a~b.wav", "s3://bucket/a b.wav"]
+    manifest = tmp_path / "list.jsonl"
+    manifest.write_text("".join(json.dumps({"uri": uri}) + "\n" for uri in [*odd, *fine]))
+    listing = FileListing(SourceSettings(manifest=(str(manifest),)))
+    assert sum(batch.num_rows for batch in listing) == len(odd) + len(fine)
+    assert listing.num_odd == len(odd)
+    assert listing.odd == [f"{tmp_path}/{uri}" for uri in odd[:3]]
 
 
 def fail_to_scan(monkeypatch: pytest.MonkeyPatch, name: str, error: OSError) -> None:
@@ -229,10 +251,11 @@ def test_an_entry_that_cannot_be_looked_at_does_not_end_the_listing(
     (tmp_path / "z" / "z.mp3").write_bytes(b"x")
     # The superuser is refused nothing.
     fail_to_scan(monkeypatch, "closed", PermissionError(errno.EACCES, "Permission denied"))
-    found = rows(SourceSettings(uri=(str(tmp_path),), exclude=()))
+    listing = FileListing(SourceSettings(uri=(str(tmp_path),), exclude=()))
+    found = pa.Table.from_batches(listing).to_pylist()
     sizes = {row["uri"].removeprefix(f"{tmp_path}/"): row["size_bytes"] for row in found}
-    assert list(sizes) == ["a.mp3", "fro", "self.mp3", "to", "closed", "z/z.mp3"]
-    assert list(sizes.values()) == [1, None, None, None, None, 1]
+    assert sizes == {"a.mp3": 1, "closed": None, "z/z.mp3": 1}
+    assert listing.num_dangling == 3
     with pytest.raises(FetchError):
         open_binary(str(tmp_path / "self.mp3"))
 

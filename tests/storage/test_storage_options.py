@@ -9,6 +9,7 @@ from typing import Any
 import fsspec
 import fsspec.config
 import pytest
+from botocore.exceptions import ClientError
 from fsspec.implementations.memory import MemoryFileSystem
 
 from corpus_asr.config.storage_options import NO_OPTIONS, StorageOptions, parsed
@@ -93,6 +94,19 @@ def test_a_policy_gets_the_headers_that_it_wants(
         assert "set them in storage_options.s3_additional_kwargs" in str(caught.value)
         store.injected.clear()
         use_everything(place, with_options(store, s3_additional_kwargs=parameters), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("operation", "words"),
+    [
+        ("GetObject", "what is not there is refused, too, where they may not list"),
+        ("DeleteObject", "an output needs the right to delete"),
+    ],
+)
+def test_who_is_refused_reads_what_may_be_the_cause(operation: str, words: str) -> None:
+    answer = {"Error": {"Code": "AccessDenied"}, "ResponseMetadata": {"HTTPStatusCode": 403}}
+    failure = s3_module.S3Store(None, RetryPolicy()).translate(ClientError(answer, operation))
+    assert words in str(failure.advice)
 
 
 @pytest.mark.usefixtures("small_parts")

@@ -192,6 +192,10 @@ class Plan:
     num_packs: int = 0
     num_excluded: int = 0  # left out by `source.exclude`
     num_ignored: int = 0  # no recordings, by `source.ignore`
+    num_dangling: int = 0  # links that lead nowhere
+    num_odd: int = 0  # addresses in manifests that are written as for another place
+    odd: list[str] = field(default_factory=list)  # the first of them
+    had_results: bool = False  # whether something was committed before
     num_duplicates: int = 0  # named more than once; listed once
     num_forgotten: int = 0  # left out, as they are to be forgotten
     num_moved: int = 0  # recordings of other addresses until now; done with these
@@ -234,6 +238,7 @@ class Plan:
     def notes(self) -> list[str]:
         """Return what there is to say of a source besides its recordings."""
         found = [f"found no recordings: {uri}" for uri in self.empty]
+        found += [f"WARNING: {words}" for words in self.warnings()]
         if self.num_matched is not None:
             found.append(f"--redo: {self.redo_words()}")
         if self.num_realigned:
@@ -256,6 +261,24 @@ class Plan:
         """Return how the source differs from that of the last run, and what it does not list."""
         unlisted = counted(self.num_unlisted, "recording")
         return f"{self.source_change}; {unlisted} of before not listed, whose results stay"
+
+    def warnings(self) -> list[str]:
+        """Return what of the source is probably not meant."""
+        found = []
+        if self.had_results and not self.num_files:
+            found.append(
+                "nothing is listed, expected recordings of before: their results stay, and count "
+                "as gone; check that the folder is mounted, or the manifest written completely"
+            )
+        if self.num_dangling:
+            links = counted(self.num_dangling, "link")
+            found.append(f"{links} of the source left out: nothing is where they lead")
+        if self.num_odd:
+            found.append(
+                f"{counted(self.num_odd, 'row')} of manifests with blanks, ~ or backslashes in "
+                f"addresses, such as {', '.join(self.odd)}; correct them if they are not meant"
+            )
+        return found
 
     def set_words(self) -> str:
         """Return what becomes of what people set, as far as it is news; else nothing."""
@@ -329,7 +352,8 @@ def make_plan(
         if noted:
             tables.move(as_table(noted))
         shards = _list_source(plan, target, _shards(plan, store, config))
-        arrivals = Arrivals(tables) if tables.num_versions else None
+        plan.had_results = tables.num_versions > 0
+        arrivals = Arrivals(tables) if plan.had_results else None
         sizes, ids, retried = _left(plan, shards, config, tables, options, scratch, arrivals)
         if arrivals is not None and (moves := arrivals.moves(store)):
             plan.moves, plan.num_moved = moves, len(moves)
@@ -554,6 +578,8 @@ def _shards(plan: Plan, store: OutputStore, config: RunConfig) -> Iterator[pa.Ta
     plan.num_forgotten = forgotten.num_left_out
     plan.num_excluded = listing.num_excluded
     plan.num_ignored = listing.num_ignored
+    plan.num_dangling = listing.num_dangling
+    plan.num_odd, plan.odd = listing.num_odd, [redact_uri(uri) for uri in listing.odd]
     plan.empty = [redact_uri(uri) for uri in listing.empty]
     plan.num_duplicates = listing.num_duplicates
 

@@ -75,6 +75,7 @@ _TRAILERS = "request_checksum_calculation"
 _SAID_ONCE = {"Metadata", "Tagging", "CacheControl", "ContentType"}  # a copy has its original's
 _CUSTOMER_KEY = ("SSECustomerAlgorithm", "SSECustomerKey")
 _PUTS = {"PutObject", "CopyObject", "CreateMultipartUpload", "UploadPart"}
+_DELETES = {"DeleteObject", "DeleteObjects"}
 
 
 class _NoConditionsError(Exception):
@@ -120,13 +121,20 @@ class S3Store(Store):
                 f"{usual.write_advice}; if the bucket's policy wants encryption, an ACL or a "
                 "storage class, set them in storage_options.s3_additional_kwargs"
             )
+        if getattr(error, "operation_name", None) in _DELETES:
+            return f"{usual.write_advice}: an output needs the right to delete (s3:DeleteObject)"
         if self.filesystem.anon:
             return (
                 "give storage_options credentials in place of anon: this is not for anybody to read"
             )
+        # https://docs.aws.amazon.com/AmazonS3/latest/API/API_GetObject.html: 403 in place of 404.
+        hidden = "what is not there is refused, too, where they may not list"
         if "RequestPayer" in self._added:
-            return None
-        return f"{usual.read_advice}; if the requester pays, set storage_options.requester_pays"
+            return f"{usual.read_advice}: {hidden}"
+        return (
+            f"{usual.read_advice}: {hidden}; if the requester pays, set "
+            "storage_options.requester_pays"
+        )
 
     def _ask(self, client: Any, method: str, **own: Any) -> Awaitable[Any]:
         """Call a method of the client with what the options add to it."""

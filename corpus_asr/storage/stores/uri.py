@@ -11,7 +11,7 @@ LOCAL = "file"
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*)://", re.ASCII)
 _NO_UTF8 = re.compile("[\udc80-\udcff]")  # what `os.fsdecode` makes of such a byte
 _ESCAPED_BYTE = re.compile(r"\\x([89a-f][0-9a-f])")
-_S3_ALIASES = {"s3a": "s3", "s3n": "s3"}
+_ALIASES = {"s3a": "s3", "s3n": "s3", "local": LOCAL}
 _HTTP = ("http://", "https://")
 
 # Query parameters that carry a signature, not the identity of the object (AWS, Google, Azure and
@@ -52,7 +52,7 @@ def scheme_of(uri: str) -> str:
     """Return the scheme in lower case; `file` for a plain path."""
     match = _SCHEME.match(uri)
     scheme = match.group(1).lower() if match else LOCAL
-    return _S3_ALIASES.get(scheme, scheme)
+    return _ALIASES.get(scheme, scheme)
 
 
 def normalize(uri: str) -> str:
