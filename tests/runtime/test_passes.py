@@ -4,11 +4,14 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
 import pytest
 
+from corpus_asr.logs import LogSettings
+from corpus_asr.runtime import workers
 from corpus_asr.runtime.passes import (
     DEATHS_FOLDER,
     DIED,
@@ -36,6 +39,7 @@ from corpus_asr.runtime.passes import (
 from corpus_asr.runtime.resources import resolve_resources, this_machine
 from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support import tables
+from tests.support.engines import EXTRACTOR
 from tests.support.tables import part, results, run_config
 
 ALONE = Pass(number=2, alone=True)
@@ -272,3 +276,27 @@ def test_devices_are_named_for_people_and_compared_by_id() -> None:
     assert of.avoids("transcribe", GPU)
     assert not of.avoids("extract", GPU)
     assert not of.avoids("transcribe", cpus)
+
+
+@pytest.mark.parametrize(
+    ("doing", "kind"), [("/a.wav", DIED), ("/of-another-pack.wav", HANDED_BACK), ("", HANDED_BACK)]
+)
+def test_a_pack_whose_worker_ended_goes_to_the_next_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, doing: str, kind: str
+) -> None:
+    of, config = Pass(), run_config(tmp_path, tmp_path / "out", model="whisper-tiny.en")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(workers, "this_device", lambda: GPU)
+    monkeypatch.setattr(workers, "this_worker", lambda: ("worker", True))
+    idle = SimpleNamespace(start=str, stopping=lambda: False, send=str)
+    monkeypatch.setattr(workers, "CoordinatorClient", lambda *_, **__: idle)
+    pack = tables.packs_of("/a.wav", "/b.wav")
+    Trail(of, GPU, "worker").begin("packs [0]", doing)
+    worker = workers.ExtractWorker(
+        config, coordinator=None, logs=LogSettings(), extractor=EXTRACTOR, of=of
+    )
+    assert list(worker(pack)) == list(worker(pack)) == []  # Ray may ask again
+    deaths = read_deaths(OutputStore(config.output.uri), of)
+    assert set(deaths["error_kind"].to_pylist()) == {kind}
+    named = deaths["recording_id"].to_pylist()
+    assert named == (["/a.wav"] if kind == DIED else ["/a.wav", "/b.wav"])
