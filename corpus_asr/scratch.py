@@ -38,8 +38,9 @@ def scratch_folder() -> Iterator[Path]:
         yield folder
     finally:
         os.close(descriptor)
-        shutil.rmtree(folder, ignore_errors=True)
-        _FOLDERS.discard(folder)
+        if folder in _FOLDERS:  # not in a fork, which ends with what its parent had open
+            shutil.rmtree(folder, ignore_errors=True)
+            _FOLDERS.discard(folder)
 
 
 @atexit.register

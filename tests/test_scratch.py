@@ -1,5 +1,6 @@
 """What processes keep for a while, and what of it stays where they are killed."""
 
+import contextlib
 import os
 import re
 import subprocess
@@ -53,6 +54,19 @@ def test_nothing_else_is_removed(folder: Path) -> None:
     with scratch_folder():
         pass
     assert len([*folder.iterdir()]) == 3
+
+
+def test_a_fork_leaves_its_parents_folders(folder: Path) -> None:
+    opened = contextlib.ExitStack()
+    mine = opened.enter_context(scratch_folder())
+    child = os.fork()
+    if not child:
+        opened.close()
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert mine.exists()
+    opened.close()
+    assert [*folder.iterdir()] == []
 
 
 def test_files_of_killed_writers_go_and_those_of_others_stay(folder: Path) -> None:
