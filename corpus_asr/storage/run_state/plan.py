@@ -264,21 +264,21 @@ class Plan:
 
     def warnings(self) -> list[str]:
         """Return what of the source is probably not meant."""
-        found = []
+        lines = []
         if self.had_results and not self.num_files:
-            found.append(
+            lines.append(
                 "nothing is listed, expected recordings of before: their results stay, and count "
                 "as gone; check that the folder is mounted, or the manifest written completely"
             )
         if self.num_dangling:
             links = counted(self.num_dangling, "link")
-            found.append(f"{links} of the source left out: nothing is where they lead")
+            lines.append(f"{links} of the source left out: nothing is where they lead")
         if self.num_odd:
-            found.append(
+            lines.append(
                 f"{counted(self.num_odd, 'row')} of manifests with blanks, ~ or backslashes in "
                 f"addresses, such as {', '.join(self.odd)}; correct them if they are not meant"
             )
-        return found
+        return lines
 
     def set_words(self) -> str:
         """Return what becomes of what people set, as far as it is news; else nothing."""
