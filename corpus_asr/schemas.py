@@ -25,6 +25,8 @@ _RECORDING_ID = _field("recording_id", pa.string(), "stable 16-digit hash of the
 _URI = _field("uri", pa.string(), "URI of the recording")
 _SIZE = _field("size_bytes", pa.int64(), "object size when listed; null where unknown", unit="byte")
 _ETAG = _field("etag", pa.string(), "content version when listed: ETag, or size and mtime")
+_DIGEST = _field("content_digest", pa.string(), "hash of size and content (beyond 1 MiB of head, "
+                 "middle and tail), by which a moved file is recognized")  # fmt: skip
 _METADATA = _field("metadata", pa.string(), "extra manifest columns as a JSON object, or null")
 _PART = _field("part", pa.int32(), "index of the part within its recording, from 0")
 _LAST = _field("last_part", pa.bool_(), "whether this is the recording's last part")
@@ -139,7 +141,7 @@ _EXTRACTED_AT = _field("extracted_at_s", pa.float64(), "Unix time at which that 
 
 PARTS = _schema(
     "parts",
-    _RECORDING_ID, _URI, _SIZE, _ETAG, _METADATA,
+    _RECORDING_ID, _URI, _SIZE, _ETAG, _DIGEST, _METADATA,
     _PART, _LAST, _CHANNEL, _PART_START, _PART_END,
     _STATUS, *_ERRORS, *_AUDIO,
     _field("speech_s", pa.float64(), "detected speech within the part; null if not looked for",
@@ -283,7 +285,8 @@ _PART_RESULT = (
 
 RESULTS = _schema(
     "results",
-    _RECORDING_ID, _URI, _SIZE, _ETAG, _METADATA, _PART, _LAST, _CHANNEL, _PART_START, _PART_END,
+    _RECORDING_ID, _URI, _SIZE, _ETAG, _DIGEST, _METADATA,
+    _PART, _LAST, _CHANNEL, _PART_START, _PART_END,
     *_PART_RESULT,
     _EXTRACTED_AT,
     _field("transcribed_at_s", pa.float64(), "Unix time at which transcribe_s ended; null where it "
@@ -313,7 +316,7 @@ LABELS = _schema(
 
 OUTCOMES = _schema(
     "outcomes",
-    _RUN_ID, _RECORDING_ID, _URI, _SIZE, _ETAG, _METADATA,
+    _RUN_ID, _RECORDING_ID, _URI, _SIZE, _ETAG, _DIGEST, _METADATA,
     _PART, _LAST, _CHANNEL, _PART_START, _PART_END, *_PART_RESULT,
     _field("segments_object", pa.string(),
            "name of the object of segments or labels this commit covers; null when it has none"),

@@ -66,7 +66,7 @@ def prune(
         )
         _continue_killed(store, yes=yes, steal=steal_lock)
         found = find_gone(store, older_than=age)
-        for line in _lines([*map(_gone_words, found.gone)]):
+        for line in first_lines([*map(_gone_words, found.gone)]):
             typer.echo(line)
         if not found.gone:
             typer.echo(f"{store.uri}: nothing to remove: no recording is gone for so long")
@@ -157,7 +157,7 @@ def forget(
         found = forgetting.find_recordings(store, uri, begun=begun.values())
         if not found.recordings:
             return
-        for line in _lines(sorted(found.recordings.values())):
+        for line in first_lines(sorted(found.recordings.values())):
             typer.echo(line)
         number = counted(len(found.recordings), "recording")
         what = f"{number}, {counted(found.segments, 'segment')}"
@@ -258,12 +258,13 @@ def _show_catalog(store: "OutputStore") -> None:
         )
 
 
-def _lines(each: Sequence[str]) -> Iterator[str]:
+def first_lines(lines: Sequence[str]) -> Iterator[str]:
+    """Yield some lines of addresses as they may be shown, and how many more there are."""
     from corpus_asr.storage.stores.uri import redact_uri
 
-    yield from map(redact_uri, each[:_MOST_SHOWN])
-    if len(each) > _MOST_SHOWN:
-        yield f"... and {len(each) - _MOST_SHOWN:,} more"
+    yield from map(redact_uri, lines[:_MOST_SHOWN])
+    if len(lines) > _MOST_SHOWN:
+        yield f"... and {len(lines) - _MOST_SHOWN:,} more"
 
 
 @contextmanager

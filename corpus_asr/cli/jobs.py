@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from corpus_asr.cli.archive import first_lines
 from corpus_asr.cli.failures import EXIT_LOCKED, EXIT_SOME_FAILED, readable_errors, say
 from corpus_asr.cli.options import (
     LARGER_OPTION,
@@ -589,6 +590,7 @@ def _counts(found: "Plan", output_uri: str) -> Iterator[str]:
         yield f"empty      {uri}"
     if found.num_moved:
         yield f"moved      {counted(found.num_moved, 'file')}; done under other addresses so far"
+        yield from (f"{'':11}{line}" for line in first_lines([*map(str, found.moves.values())]))
     if found.source_change:
         yield f"source     {found.source_words()}"
     yield f"done       {counted(found.num_done, 'file')}, in {output_uri}"
@@ -661,7 +663,8 @@ def _data(
                 name: value
                 for name, value in found.as_data().items()
                 if name not in ("uri", "name")
-            },
+            }
+            | {"moves": {move.old_uri: move.uri for move in found.moves.values()}},
             "audio_s": audio and asdict(audio),
             "headers": {
                 "asked": headers.asked,

@@ -80,7 +80,7 @@ def tally_of(results: pa.Table) -> Tally:
     )
 
 
-_IDENTITY = [*FILES.names, "part", "last_part"]
+_IDENTITY = [*FILES.names, "content_digest", "part", "last_part"]
 _FAILURE = ["error_stage", "error_kind", "retryable", "uri", "error_message"]
 TALLIED = ("last_part", "status", "duration_s", "attempts", *_FAILURE)
 """Columns that `tally_of` needs."""

@@ -205,7 +205,7 @@ class ExtractStage:
         self, file: dict[str, Any], following: list[dict[str, Any]]
     ) -> Generator[pa.Table, None, None]:
         """Yield the parts of one file, held back by one so that the last is known as such."""
-        identity = {name: file[name] for name in FILES.names}
+        identity = {name: file[name] for name in FILES.names} | {"content_digest": None}
         done = frozenset(file["done_parts"] or ())
         request = ExtractRequest(
             uri=located(file["uri"], file["etag"]),
@@ -231,6 +231,7 @@ class ExtractStage:
             if extracted is not None:
                 self._note(extracted)
             if isinstance(extracted, DecodeProgress):
+                identity["content_digest"] = extracted.content_digest or identity["content_digest"]
                 continue
             if held is not None and held.wanted:
                 last = extracted is None and failure is None

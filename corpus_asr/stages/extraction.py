@@ -174,6 +174,8 @@ class PartExtractor:
         if request.upcoming:
             self._prefetcher.expect((request.uri, *request.upcoming))
         with self._prefetcher.take(request.uri) as file:
+            digest: str | None = file.raw.content_digest  # type: ignore[attr-defined]
+            yield DecodeProgress(decoded_s=0.0, expected_s=None, content_digest=digest)
             opened = functools.partial(
                 open_audio,
                 file,
@@ -373,6 +375,7 @@ class PartExtractor:
             num_bytes = file.seek(0, io.SEEK_END)
             file.seek(0)
             check_size(num_bytes, uri=redact_uri(uri), max_file_gb=self._settings.max_file_gb)
+            _ = file.raw.content_digest  # type: ignore[attr-defined] # read ahead as well
         except BaseException:
             file.close()
             raise

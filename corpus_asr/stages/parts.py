@@ -310,6 +310,8 @@ class DecodeProgress:
     decoded_s: float
     expected_s: float | None
     """What its header claims; None where it claims nothing."""
+    content_digest: str | None = None
+    """Of the file, before anything is decoded; None in later messages."""
 
 
 def check_size(num_bytes: int, *, uri: str, max_file_gb: float) -> None:

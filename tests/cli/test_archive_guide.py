@@ -114,6 +114,8 @@ def test_the_commands_answer_as_the_guide_says(archive: Living) -> None:
     (archive.output / "speakers.csv").write_text(
         f"uri,speaker,name\n{archive.source}/old/ada.mp3,S1,Ada Lovelace\n"
     )
+    moved = f"#            {archive.source}/old/ada.mp3 -> {archive.source}/renamed/ada.mp3\n"
+    assert moved in archive.do("plan archive.yaml")
     for command, answer in ANSWERS.items():
         said = archive.do(command)
         assert re.search(answer, said, re.DOTALL), said

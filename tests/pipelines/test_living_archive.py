@@ -187,7 +187,8 @@ def test_who_asks_to_be_erased_is_nowhere_and_stays_away(
 ) -> None:
     """Before: no command; text and voice stay in the page, the plan and `_run/`."""
     archive = Archive(tmp_path, monkeypatch, pages=True)
-    archive.add("quill", "b")
+    archive.add("b")
+    archive.add("quill", content=b"of nobody else")
     archive.night()
     command("forget", archive.output, "--uri", "*/quill.wav", "--yes")
     for path in archive.output.rglob("*"):

@@ -26,6 +26,7 @@ from corpus_asr.units import HOP_SAMPLES, SAMPLE_RATE_HZ, WINDOW_FRAMES
 from tests.support import prompt_formats as languages
 from tests.support.audio import DamagedContainer, encode, noise, tone, wav_bytes
 from tests.support.corpora import CLIPS, tiny_model
+from tests.support.tables import digest_of
 
 pytestmark = pytest.mark.long
 
@@ -240,7 +241,8 @@ def test_how_far_it_is_comes_first_and_every_second(
     progress = [each for each in messages if isinstance(each, DecodeProgress)]
     assert isinstance(messages[0], DecodeProgress)
     assert messages[0].decoded_s == 0.0
-    assert {round(each.expected_s or 0, 1) for each in progress} == {90.0}  # of two channels
+    assert [each.content_digest for each in progress[:2]] == [digest_of(uri), None]
+    assert {round(each.expected_s or 0, 1) for each in progress[1:]} == {90.0}  # of two channels
     decoded = [each.decoded_s for each in progress]
     assert decoded == sorted(decoded)
     assert decoded[-1] == 90.0

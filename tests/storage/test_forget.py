@@ -4,6 +4,7 @@ import datetime
 import gzip
 import itertools
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -29,6 +30,7 @@ from corpus_asr.storage.run_state.forget_voices import forget_voices
 from corpus_asr.storage.run_state.forgotten import FORGOTTEN_NAME, Forgotten
 from corpus_asr.storage.run_state.late_saves import sweep_late_saves
 from corpus_asr.storage.run_state.lock import LOCK_NAME, Lock
+from corpus_asr.storage.run_state.moved import Move
 from corpus_asr.storage.run_state.plan import make_plan
 from corpus_asr.storage.run_state.redo import note_redo
 from corpus_asr.storage.run_state.rewriting import (
@@ -53,7 +55,7 @@ from tests.support.runs import (
     spoken,
 )
 from tests.support.stores import held_by, life
-from tests.support.tables import orphan, part, rows_of
+from tests.support.tables import digest_of, orphan, part, rows_of
 
 pytestmark = pytest.mark.long
 
@@ -192,6 +194,41 @@ def test_it_stays_away_also_under_another_name_until_it_is_allowed_again(job: Ma
     assert allowed.exit_code == 0, allowed.output
     plan = make_plan(job.config, job.store, model_revision=REVISION)
     assert (plan.num_forgotten, plan.num_new) == (0, 1)
+
+
+def test_by_its_content_another_file_of_its_size_and_time_is_done(tmp_path: Path) -> None:
+    job = ManualRun(tmp_path, ())
+
+    def put(name: str, content: str, mtime_s: float = 0.0) -> None:
+        (job.source / name).write_text(content)
+        os.utime(job.source / name, (mtime_s, mtime_s))
+
+    put("mon.wav", "monday")
+    put("kept.wav", "always")
+    put("old.wav", "before", 5.0)
+    job.begin()
+    job.commit("mon.wav")
+    job.commit("kept.wav")
+    job.commit("old.wav", content_digest=None)  # by an earlier version
+    job.finish()
+    digest = digest_of(str(job.source / "mon.wav"))
+    for name in ("mon", "old"):
+        assert command(job, "forget", "--uri", f"*/{name}.wav", "--yes").exit_code == 0
+    assert str(digest) not in Path(job.store.address(FORGOTTEN_NAME)).read_text()
+
+    def planned() -> tuple[int, int]:
+        plan = make_plan(job.config, job.store, model_revision=REVISION)
+        return plan.num_forgotten, plan.num_new
+
+    (job.source / "mon.wav").unlink()
+    (job.source / "old.wav").unlink()
+    put("tue.wav", "tuesdy")
+    assert planned() == (0, 1)
+    put("moved and touched.wav", "monday", 2.0)
+    put("old, renamed.wav", "before", 5.0)
+    assert planned() == (2, 1)
+    put("kept.wav", "monday", 3.0)
+    assert planned() == (3, 1)
 
 
 def test_what_is_not_there_is_answered_with_what_is_like_it(job: ManualRun) -> None:
@@ -354,7 +391,7 @@ def test_what_it_was_called_before_it_moved_is_erased_too(tmp_path: Path) -> Non
 
 def test_a_recording_whose_move_was_killed_is_forgotten_by_either_address(job: ManualRun) -> None:
     uri = str(job.source / "ada.wav")
-    moves = {recording_id(uri): str(job.source / "renamed.wav")}
+    moves = {recording_id(uri): Move(uri, str(job.source / "renamed.wav"))}
     (job.source / "ada.wav").rename(job.source / "renamed.wav")
     with life(3) as process:
         follow(job.store, moves)

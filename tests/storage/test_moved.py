@@ -13,13 +13,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from corpus_asr.config.run import RunOptions
+from corpus_asr.schemas import FILES
+from corpus_asr.storage.run_state import moved
 from corpus_asr.storage.run_state.corrections import Corrections
-from corpus_asr.storage.run_state.moved import MOVING_NAME, Arrivals
+from corpus_asr.storage.run_state.moved import MOVING_NAME, Arrivals, Move
 from corpus_asr.storage.run_state.plan import make_plan
 from corpus_asr.storage.run_state.redo import note_redo
 from corpus_asr.storage.run_state.rewriting import NAMES_NAME
 from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.stores.filesystem import DEFAULT_STORE, open_binary
 from corpus_asr.storage.stores.uri import recording_id
 from tests.support.runs import REVISION, ManualRun, correct_segment, says
 from tests.support.stores import life
@@ -44,12 +47,12 @@ def done(folder: Path, *names: str) -> ManualRun:
     return job
 
 
-def put(job: ManualRun, name: str, *, mtime: float | None = None) -> None:
+def put(job: ManualRun, name: str, content: str | None = None, *, mtime: float = 0.0) -> None:
+    """Write a file; all are of one size and time, as of loggers and in unpacked archives."""
     path = job.source / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(b"sound")
-    if mtime is not None:
-        os.utime(path, (mtime, mtime))
+    path.write_text(f"{content or name:20}")
+    os.utime(path, (mtime, mtime))
 
 
 def move(job: ManualRun, name: str, now: str) -> None:
@@ -92,7 +95,7 @@ def test_a_renamed_folder_needs_no_transcription_although_all_versions_are_alike
     names = [f"{show}/{number}.wav" for show in ("x", "y") for number in range(3)]
     job = ManualRun(tmp_path, ())
     for name in names:
-        put(job, name, mtime=1_600_000_000)  # as unpacked
+        put(job, name)
     job.begin()
     for name in names:
         job.commit(name, segments=[text(name)])
@@ -106,43 +109,165 @@ def test_a_renamed_folder_needs_no_transcription_although_all_versions_are_alike
     assert said(job) == {f"all/{name}": name for name in names}
 
 
-def unlike(job: ManualRun) -> None:
+def other(job: ManualRun) -> None:
     (job.source / "a.wav").unlink()
     put(job, "new.wav")
 
 
 def copied(job: ManualRun) -> None:
-    (job.source / "new.wav").write_bytes((job.source / "a.wav").read_bytes())
-    os.utime(job.source / "new.wav", ns=(0, (job.source / "a.wav").stat().st_mtime_ns))
+    put(job, "new.wav", "a.wav")
 
 
-def twice(job: ManualRun) -> None:
-    version = (job.source / "a.wav").stat().st_mtime_ns
+def other_ends(job: ManualRun) -> None:
+    """A folder is replaced by that of the next day, with equal names."""
     (job.source / "a.wav").unlink()
-    for name in ("new.wav", "other.wav"):
-        put(job, name)
-        os.utime(job.source / name, ns=(0, version))
+    put(job, "day/a.wav", "other")
 
 
-def alike(job: ManualRun) -> None:
-    """A file of another name has the version of one that stays, and of one that goes."""
-    version = (job.source / "b.wav").stat().st_mtime_ns
-    (job.source / "a.wav").unlink()
-    put(job, "new.wav")
-    os.utime(job.source / "new.wav", ns=(0, version))
+def lengthened(job: ManualRun) -> None:
+    move(job, "a.wav", "new.wav")
+    (job.source / "new.wav").write_bytes(b"longer" * 100)
 
 
-@pytest.mark.parametrize("change", [unlike, copied, twice, alike])
-def test_what_may_be_another_file_is_transcribed(
+@pytest.mark.parametrize("change", [other, copied, other_ends, lengthened])
+def test_what_is_another_file_is_transcribed_whatever_its_time(
     tmp_path: Path, change: Callable[[ManualRun], None]
 ) -> None:
     job = done(tmp_path, "a.wav", "b.wav")
     change(job)
     job.begin()
-    assert job.plan.num_moved == 0
-    assert job.plan.num_new == len(list(job.source.iterdir())) - 1 - (change is copied)
+    assert (job.plan.num_moved, job.plan.num_new, job.plan.num_remaining) == (0, 1, 1)
     job.finish()
     assert said(job) == {"a.wav": "a.wav", "b.wav": "b.wav"}
+
+
+def test_recordings_of_a_folder_that_rotates_by_day_are_other_ones(tmp_path: Path) -> None:
+    job = done(tmp_path, "day1/1.wav", "day1/2.wav", "day1/3.wav")
+    correct_segment(job.store, "day1/1.wav", "corrected")
+    shutil.rmtree(job.source / "day1")
+    put(job, "day2/1.wav", "day1/3.wav")  # one of them is there still
+    for name in ("day2/2.wav", "day2/3.wav"):
+        put(job, name)
+    job.begin()
+    assert (job.plan.num_moved, job.plan.num_new) == (1, 2)
+    job.finish()
+    assert said(job) == {"day1/1.wav": "day1/1.wav", "day1/2.wav": "day1/2.wav",
+                         "day2/1.wav": "day1/3.wav"}  # fmt: skip
+    assert Corrections.load(job.store).recording_ids == [
+        recording_id(str(job.source / "day1/1.wav"))
+    ]
+
+
+def test_a_file_that_was_moved_and_touched_keeps_its_text_and_its_correction(
+    tmp_path: Path,
+) -> None:
+    job = done(tmp_path, "a.wav", "b.wav")
+    correct_segment(job.store, "a.wav", "corrected")
+    before = rows_of(job.store.segments())
+    move(job, "a.wav", "sub/new.wav")
+    os.utime(job.source / "sub/new.wav", (9, 9))
+    for _ in range(2):  # also by the next run
+        job.begin()
+        assert job.plan.num_remaining == 0
+        job.finish()
+        assert said(job) == {"sub/new.wav": "a.wav", "b.wav": "b.wav"}
+    assert {row["run_id"] for row in rows_of(job.store.segments())} == {before[0]["run_id"]}
+    new = recording_id(str(job.source / "sub/new.wav"))
+    assert [each.text for each in Corrections.load(job.store).of(new)] == ["corrected"]
+    etags = {row["uri"]: row["etag"] for row in rows_of(job.store.recordings())}
+    assert etags[str(job.source / "sub/new.wav")].endswith("-9000000000")
+
+
+def test_of_two_with_one_content_each_goes_by_its_name(tmp_path: Path) -> None:
+    job = ManualRun(tmp_path, ())
+    for name in ("x/1.wav", "x/2.wav", "x/3.wav", "stays.wav"):
+        put(job, name, "alike")
+    job.begin()
+    for name in ("x/1.wav", "x/2.wav", "x/3.wav", "stays.wav"):
+        job.commit(name, segments=[text(name)])
+    job.finish()
+    move(job, "x/2.wav", "z/2.wav")
+    move(job, "x/3.wav", "a/renamed.wav")
+    (job.source / "x/1.wav").unlink()
+    put(job, "b/copy.wav", "alike")
+    put(job, "c/copy.wav", "alike")
+    job.begin()
+    assert (job.plan.num_moved, job.plan.num_new) == (3, 1)
+    job.finish()
+    found = said(job)
+    assert found.pop("z/2.wav") == "x/2.wav"
+    assert found.pop("stays.wav") == "stays.wav"
+    assert {*found.values()} == {"x/1.wav", "x/3.wav"}
+    assert {*found} < {"a/renamed.wav", "b/copy.wav", "c/copy.wav"}
+
+
+def test_two_files_that_have_each_others_name_are_transcribed_again(tmp_path: Path) -> None:
+    job = done(tmp_path, "a.wav", "b.wav")
+    for number, (name, content) in enumerate((("a.wav", "b.wav"), ("b.wav", "a.wav")), 1):
+        put(job, name, content, mtime=float(number))
+    job.begin()
+    assert (job.plan.num_moved, job.plan.num_changed) == (0, 2)
+
+
+def test_what_an_earlier_version_transcribed_is_not_recognized(tmp_path: Path) -> None:
+    job = ManualRun(tmp_path, ["a.wav"])
+    job.begin()
+    job.commit("a.wav", content_digest=None)
+    job.finish()
+    move(job, "a.wav", "b.wav")
+    job.begin()
+    assert (job.plan.num_moved, job.plan.num_new) == (0, 1)
+
+
+def test_only_new_files_of_a_size_that_is_gone_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"{number}.wav" for number in range(8)]
+    job = done(tmp_path, *names)
+    for name in names[:2]:
+        move(job, name, f"sub/{name}")
+    (job.source / "longer.wav").write_bytes(b"other" * 10)
+    read: list[str] = []
+
+    def opened(uri: str, *args: Any, **options: Any) -> Any:
+        read.append(Path(uri).name)
+        return open_binary(uri, *args, **options)
+
+    monkeypatch.setattr(moved, "open_binary", opened)
+    job.begin()
+    assert (job.plan.num_moved, job.plan.num_new) == (2, 1)
+    assert sorted(read) == names[:2]
+
+
+MD5 = "0123456789abcdef0123456789abcdef"
+
+
+@pytest.mark.parametrize(
+    ("etag", "now", "moves"),
+    [
+        (MD5, "s3://b/new.wav", True),
+        (f"{MD5}-12", "s3://b/new.wav", True),
+        ("0" * 32 + "-1", "s3://b/new.wav", False),  # what some servers say of all that they have
+        (MD5, "https://host/new.wav", False),  # which may be made of size and time
+        ("0x8DC0FFEE", "az://b/new.wav", False),
+        (f"sha256:{MD5}", "/new.wav", True),
+        ("mtime:0", "/new.wav", False),
+    ],
+)
+def test_an_etag_tells_a_content_only_where_it_is_made_of_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, etag: str, now: str, moves: bool
+) -> None:
+    monkeypatch.setattr(moved, "read_digests", lambda files, _: [None for _ in files])
+    store = OutputStore(str(tmp_path))
+    commit(store, results(part("", 0, texts=["x"], uri="s3://b/old.wav", etag=etag)))
+    row = {"recording_id": recording_id(now), "uri": now, "size_bytes": 100, "etag": etag}
+    new = pa.Table.from_pylist([row], schema=FILES)
+    with RunTables(store) as tables:
+        arrivals = Arrivals(tables)
+        arrivals.add(new, new)
+        found = arrivals.moves(store, DEFAULT_STORE)
+    expected = {recording_id("s3://b/old.wav"): Move("s3://b/old.wav", now, None, etag)}
+    assert found == (expected if moves else {})
 
 
 def test_parts_that_are_left_are_done_at_the_new_place(tmp_path: Path) -> None:
@@ -275,13 +400,17 @@ def test_versions_that_are_not_known_move_nothing(memory: str) -> None:
 def test_what_an_unreadable_archive_may_hold_is_neither_gone_nor_moved(tmp_path: Path) -> None:
     store = OutputStore(str(tmp_path))
     names = ("/a.tar#one.wav", "/a.tar#two.wav", "/b.tar#one.wav", "/c.wav")
-    commit(store, results(*(part(name[1:], 0, texts=["x"]) for name in names)))
-    # The files that are new have the version of all four.
-    new = files("moved/one.wav", "moved/two.wav", "moved/c.wav")
+    etag = f"sha256:{MD5}"
+    commit(store, results(*(part(name[1:], 0, texts=["x"], etag=etag) for name in names)))
+    # The files that are new have the content of all four.
+    new = files("moved/one.wav", "moved/two.wav", "moved/c.wav", etag=etag)
     listing = [files("a.tar#*"), new]
     with RunTables(store, listing=listing[:1]) as tables:
         gone = tables.rows("select uri from recordings where gone order by uri")
         assert gone == [("/b.tar#one.wav",), ("/c.wav",)]
         arrivals = Arrivals(tables)
         arrivals.add(pa.Table.from_batches(listing[1:]), pa.Table.from_batches(listing[1:]))
-        assert arrivals.moves(store) == {recording_id("/c.wav"): "/moved/c.wav"}
+        moves = arrivals.moves(store, DEFAULT_STORE)
+    assert {each.old_uri: each.uri for each in moves.values()} == {
+        "/b.tar#one.wav": "/moved/one.wav", "/c.wav": "/moved/c.wav"
+    }  # fmt: skip

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from corpus_asr.export.recordings import Selection, open_selection, recordings
 from corpus_asr.report.run import load_report, render
 from corpus_asr.storage.run_state.finish import OutcomeCounts, finish
-from corpus_asr.storage.run_state.moved import noted_moves
+from corpus_asr.storage.run_state.moved import Move, noted_moves
 from corpus_asr.storage.run_state.redo import note_redo
 from corpus_asr.storage.run_state.rewriting import follow
 from corpus_asr.storage.run_state.run_files import Run, begin_run
@@ -307,10 +307,10 @@ def test_whatever_happens_complete_text_stays_complete(
 def move(folder: Folder, name: str, now: str, changes: int) -> str:
     """Let the rows follow a recording, killed after so many changes first."""
     with life(changes):
-        follow(folder.store, {recording_id(f"/{name}"): f"/{now}"})
+        follow(folder.store, {recording_id(f"/{name}"): Move(f"/{name}", f"/{now}")})
     follow(folder.store, noted_moves(folder.store))
     if any(row["uri"] == f"/{name}" for row in folder.read("outcomes")):  # killed before the note
-        follow(folder.store, {recording_id(f"/{name}"): f"/{now}"})
+        follow(folder.store, {recording_id(f"/{name}"): Move(f"/{name}", f"/{now}")})
     return now
 
 

@@ -1,7 +1,7 @@
 """A scripted extractor: parts without audio files, for tests of what happens around extraction.
 
 The address says what to do: `.../parts=3/silent=1/fail=2/crash=1/bug=1/stuck=1/endless=1`, in parts
-from 0; `header=9` claims as many seconds.
+from 0; `header=9` claims as many seconds, `digest=9` is the digest of its content.
 """
 
 import ctypes
@@ -76,6 +76,9 @@ def make_unusable(**_: Any) -> Callable[[ExtractRequest], Iterator[Message]]:
 
 def _extract(request: ExtractRequest) -> Iterator[Message]:
     said = {name: int(value) for name, value in re.findall(r"(\w+)=(\d+)", request.uri)}
+    if "digest" in said:
+        digest = str(said["digest"])
+        yield DecodeProgress(decoded_s=0.0, expected_s=None, content_digest=digest)
     if "header" in said:
         yield DecodeProgress(decoded_s=0.0, expected_s=float(said["header"]))
     for part in range(said.get("parts", 1)):

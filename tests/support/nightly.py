@@ -30,7 +30,7 @@ from corpus_asr.storage.run_state.plan import make_plan, read_listing, read_pack
 from corpus_asr.storage.run_state.run_files import begin_run, fingerprint, new_run_id
 from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.stores import life
-from tests.support.tables import commit, part, results, run_config, with_section
+from tests.support.tables import commit, digest_of, part, results, run_config, with_section
 
 REVISION = "weights"
 QUICK = Timing(heartbeat_s=0.05, looks=3, settle_s=0.0)
@@ -269,6 +269,7 @@ class Archive:
         if "engine-error" in name:
             raise EngineError("the device is lost (scripted)")
         same = {key: file[key] for key in ("uri", "size_bytes", "etag", "metadata")}
+        same["content_digest"] = digest_of(file["uri"])
         if name in self._down or "fail" in name:
             kind = self._kind if name in self._down else "not_audio"
             yield part(

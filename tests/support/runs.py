@@ -32,7 +32,7 @@ from corpus_asr.storage.stores.filesystem import describe
 from corpus_asr.storage.stores.uri import recording_id
 from corpus_asr.units import SAMPLE_RATE_HZ
 from tests.support.audio import share_of_tone, tone, wav_bytes
-from tests.support.tables import commit, files, part, results, run_config
+from tests.support.tables import commit, digest_of, files, part, results, run_config
 
 _USUAL = {
     "language": "en", "task": "transcribe", "confidence": 0.9, "avg_logprob": -0.25,
@@ -182,7 +182,8 @@ class ManualRun:
         (file,) = [row for row in listed if row["recording_id"] == identity]
         segment = {"segment": 0, "start_s": 0.0, "end_s": 1.0, "text": " Hi.", "confidence": 0.95}
         row = {
-            **file, "part": part, "last_part": True, "part_start_s": 0.0, "part_end_s": 60.0,
+            **file, "content_digest": digest_of(file["uri"]), "part": part, "last_part": True,
+            "part_start_s": 0.0, "part_end_s": 60.0,
             "duration_s": 60.0, "speech_s": 30.0, "status": "ok", "language": "en",
             "device": "cpu", "decode_errors": 0, "decode_s": 0.1, "transcribe_s": 1.0,
             "segments": [segment], **values,

@@ -16,9 +16,11 @@ from corpus_asr.segments import Segment, Word
 from corpus_asr.stages.parts import one_row
 from corpus_asr.storage.run_state import tables
 from corpus_asr.storage.run_state.finish import recordings_rows
+from corpus_asr.storage.run_state.moved import read_digests
 from corpus_asr.storage.run_state.run_files import RUNNING, Snapshot
 from corpus_asr.storage.run_state.run_tables import VERSION_COLUMNS, RunTables
 from corpus_asr.storage.run_state.tables import SEGMENT_ROWS, Commit, OutputStore, PartRows
+from corpus_asr.storage.stores.filesystem import DEFAULT_STORE
 from corpus_asr.storage.stores.uri import recording_id
 
 
@@ -127,6 +129,11 @@ def part(
         "part_end_s": 10.0 * index + 10, "duration_s": 10.0, "status": status, "attempts": 1,
         "segments": segments, **values,
     }  # fmt: skip
+
+
+def digest_of(uri: str) -> str | None:
+    """Return what extraction keeps of the content of a file."""
+    return read_digests([(uri, None)], DEFAULT_STORE)[0]
 
 
 def results(*rows: dict[str, Any]) -> pa.Table:

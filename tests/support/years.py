@@ -44,7 +44,7 @@ from tests.support.living_archive import Lines, LivingArchive, broken, lines_of,
 from tests.support.nightly import QUICK
 from tests.support.runs import correct_segment
 from tests.support.stores import life
-from tests.support.tables import part, results, run_config
+from tests.support.tables import digest_of, part, results, run_config
 
 REDO_TONIGHT = "/s1"  # the folder whose recordings are done again
 
@@ -324,6 +324,7 @@ class Year(LivingArchive):
         done = set(file["done_parts"])
         identity = {name: file[name] for name in ("recording_id", "uri", "size_bytes", "etag",
                                                   "metadata")}  # fmt: skip
+        identity["content_digest"] = digest_of(file["uri"])
         content = self._content(file)
         if content is None or self.chance.random() < self._down:
             kind = "not_found" if content is None else self._kind

@@ -11,7 +11,7 @@ from corpus_asr.export.speakers import name_speaker, read_names
 from corpus_asr.storage.run_state import corrections
 from corpus_asr.storage.run_state.corrections import CORRECTIONS_FOLDER, hash_of
 from corpus_asr.storage.run_state.forget import finish_killed, forget
-from corpus_asr.storage.run_state.moved import MOVING_NAME
+from corpus_asr.storage.run_state.moved import MOVING_NAME, Move
 from corpus_asr.storage.run_state.rewriting import follow
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import recording_id
@@ -46,7 +46,7 @@ def forgotten(store: OutputStore) -> None:
 
 
 def moved(store: OutputStore) -> None:
-    follow(store, {ID: NOW})
+    follow(store, {ID: Move(URI, NOW)})
 
 
 def correct(url: str) -> Response:
@@ -129,7 +129,8 @@ def test_a_name_that_came_too_late_leaves_the_one_of_before(
 
     def meanwhile(*args: Any, **options: Any) -> str | None:
         other = name_speaker(*args, **options)
-        store.write_json(MOVING_NAME, {ID: NOW})  # noted, and nothing has followed yet
+        # Noted, and nothing has followed yet.
+        store.write_json(MOVING_NAME, {ID: Move(URI, NOW)._asdict()})
         return other
 
     monkeypatch.setattr(catalogue, "name_speaker", meanwhile)

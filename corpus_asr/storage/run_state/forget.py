@@ -29,7 +29,7 @@ from corpus_asr.storage.run_state.change_note import CHANGE_NAME, AtTheEnd, chan
 from corpus_asr.storage.run_state.corrections import CORRECTIONS_FOLDER
 from corpus_asr.storage.run_state.finish import remove_leftovers
 from corpus_asr.storage.run_state.forget_voices import FORGET_VOICES, forget_voices
-from corpus_asr.storage.run_state.forgotten import FORGOTTEN_NAME, Forgotten
+from corpus_asr.storage.run_state.forgotten import CONTENT, FORGOTTEN_NAME, Forgotten
 from corpus_asr.storage.run_state.late_saves import sweep_late_saves
 from corpus_asr.storage.run_state.lock import LOCK_NAME
 from corpus_asr.storage.run_state.moved import noted_moves
@@ -71,7 +71,7 @@ from corpus_asr.storage.run_state.tables import (
 )
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.local import TEMPORARY_PREFIX
-from corpus_asr.storage.stores.store import plain_version
+from corpus_asr.storage.stores.store import content_version, plain_version
 from corpus_asr.storage.stores.uri import normalize, public, recording_id, redact_uri
 
 FORGET: Final = "forget"
@@ -119,7 +119,7 @@ def find_recordings(
     seen: dict[str, None] = {}
     moves = noted_moves(store)  # of a killed run: some rows have the new address, some the old
     for each, uri in itertools.chain.from_iterable(map(_addresses_of, folders_of(store))):
-        own = (uri, moves[each]) if each in moves else (uri,)
+        own = (uri, moves[each].uri) if each in moves else (uri,)
         for pattern, address in addresses.items():
             if address in own:
                 exact[pattern][each] = uri
@@ -143,7 +143,7 @@ def find_recordings(
     found: dict[str, str] = {}
     for pattern in addresses:
         found |= exact[pattern] or globs[pattern]
-    found |= {recording_id(moves[each]): moves[each] for each in found if each in moves}
+    found |= {moves[own].recording_id: moves[own].uri for own in found if own in moves}
     ids = pa.array(found, pa.string())
     segments = 0
     for folder in folders_of(store):
@@ -284,25 +284,36 @@ _Version = tuple[str | None, int | None]
 
 
 def _versions(store: OutputStore, recordings: Mapping[str, str]) -> dict[str, list[_Version]]:
-    """Return the versions of recordings that no other recording has."""
-    columns = ("recording_id", "etag", "size_bytes")
+    """Return the contents, and versions made of these, that no other recording has.
+
+    Where nothing is known of the content of a version, this stands for it.
+    """
+    columns = ("recording_id", "etag", "size_bytes", "content_digest")
     found: dict[str, set[_Version]] = {each: set() for each in recordings}
     others: set[_Version] = set()
+    replaced: set[tuple[str, _Version]] = set()
     for _ in range(2):  # which versions there are of them; who else has one
         wanted = set().union(*found.values())
-        listed = (store.batches(name, columns=columns) for name in store.names(PLANS_FOLDER)
+        listed = (store.batches(name, columns=columns[:3]) for name in store.names(PLANS_FOLDER)
                   if "/listing/" in name)  # fmt: skip
         committed = (batch.rows for batch in store.committed(columns, store.commit_names()))
         for rows in itertools.chain(committed, itertools.chain.from_iterable(listed)):
-            values = (rows.column(name).to_pylist() for name in columns)
-            for each, etag, size_bytes in zip(*values, strict=True):
+            values = [rows.column(name).to_pylist() for name in rows.schema.names]
+            values += [[None] * len(rows)] * (len(columns) - len(values))  # of a listing
+            for own, etag, size_bytes, digest in zip(*values, strict=True):
                 # As listings are compared: members of an archive may share a version.
-                one = (etag and plain_version(etag), size_bytes)
-                if each in found:
-                    found[each].add(one)
-                elif one in wanted:
-                    others.add(one)
-    return {each: sorted(versions - others, key=str) for each, versions in found.items()}
+                version = (etag and plain_version(etag), size_bytes)
+                content = (digest and f"{CONTENT}{digest}", size_bytes)
+                if own not in found:
+                    others |= {version, content} & wanted
+                    continue
+                found[own] |= {version, content}
+                if digest and content_version(recordings[own], etag) is None:
+                    replaced.add((own, version))
+    return {
+        own: sorted((each for each in versions - others if (own, each) not in replaced), key=str)
+        for own, versions in found.items()
+    }
 
 
 class _Names:

@@ -1,7 +1,8 @@
-"""Which recordings are to stay away: salted hashes of their addresses and versions.
+"""Which recordings are to stay away: salted hashes of their addresses, contents and sizes.
 
 The file names nobody; who knows an address can ask whether it is in it, which is what a run does.
-A version is kept where it was one recording's alone: so a file that was renamed stays away, too.
+A content is kept where it was one recording's alone: so a file that was renamed stays away, too. To
+see that, new files of its size are read. A version stands for a content that was not known.
 """
 
 import hashlib
@@ -13,12 +14,23 @@ from typing import Final, Self
 import pyarrow as pa
 
 from corpus_asr.errors import CorpusAsrError
+from corpus_asr.storage.run_state.moved import read_digests
+from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.stores.filesystem import StoreOptions
 from corpus_asr.storage.stores.store import plain_version
 from corpus_asr.storage.stores.uri import public, recording_id, redact_uri
 
 FORGOTTEN_NAME: Final = "_run/forgotten.json"
+CONTENT: Final = "content:"
+"""What a version begins with that is the digest of a content."""
 _SALT_BYTES = _HASH_BYTES = 16
+# Of files that may be forgotten ones, those that are new at their address.
+_NEW = """
+select position, uri, etag, size_bytes from doubtful anti join known
+on doubtful.recording_id = known.recording_id and fits(known.etag, doubtful.etag)
+  and coalesce(known.size_bytes = doubtful.size_bytes, true)
+"""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -27,7 +39,7 @@ class Forgotten:
 
     salt: str
     entries: list[tuple[str, ...]] = field(default_factory=list)
-    """Hashes of each one's address and ID, and of its versions."""
+    """Hashes of each one's address and ID, and of its contents and versions."""
     num_left_out: int = 0
     _hashes: set[str] = field(default_factory=set)
 
@@ -58,9 +70,10 @@ class Forgotten:
         store.write_json(FORGOTTEN_NAME, {"salt": self.salt, "recordings": entries})
 
     def add(self, uri: str, versions: Iterable[tuple[str | None, int | None]]) -> None:
-        """Let a recording stay away, and any other file that is of one of its versions."""
+        """Let a recording stay away, and any other file of one of its contents or versions."""
         known = [(etag, size) for etag, size in versions if etag is not None and size is not None]
-        versions_of = (self._of_version(*version) for version in known)
+        versions_of = [self._of_version(*version) for version in known]
+        versions_of += [self._of_size(size) for etag, size in known if etag.startswith(CONTENT)]
         entry = (self._of_uri(uri), self._of_id(recording_id(uri)), *versions_of)
         if not {*entry} <= self._hashes:
             self.entries.append(entry)
@@ -73,11 +86,26 @@ class Forgotten:
         self._hashes = {each for entry in self.entries for each in entry}
         return bool(mine)
 
-    def without(self, files: pa.RecordBatch) -> pa.RecordBatch:
-        """Return FILES rows without those that are to stay away, and count these."""
+    def without(
+        self, files: pa.RecordBatch, tables: RunTables, options: StoreOptions
+    ) -> pa.RecordBatch:
+        """Return FILES rows without those that are to stay away, and count these.
+
+        `tables` tell which files are new; these are read, by the `options` of the source.
+        """
         if not self._hashes:
             return files
         stays = [not self.has(*row) for row in _columns(files)]
+        sizes = files.column("size_bytes").to_pylist()
+        of_forgotten = {size for size in {*sizes} if self._of_size(size) in self._hashes}
+        doubtful = [at for at, size in enumerate(sizes) if stays[at] and size in of_forgotten]
+        if doubtful:
+            rows = pa.Table.from_batches([files]).take(doubtful)
+            tables.add("doubtful", rows.append_column("position", pa.array(doubtful)))
+            new = tables.rows(_NEW)
+            digests = read_digests([(uri, etag) for _, uri, etag, _ in new], options)
+            for (at, uri, _, size_bytes), digest in zip(new, digests, strict=True):
+                stays[at] = not self.has(uri, f"{CONTENT}{digest}", size_bytes)
         self.num_left_out += len(stays) - sum(stays)
         return files if all(stays) else files.filter(pa.array(stays, pa.bool_()))
 
@@ -100,6 +128,9 @@ class Forgotten:
 
     def _of_version(self, etag: str | None, size_bytes: int | None) -> str:
         return self._hash(f"version {etag and plain_version(etag)} {size_bytes}")
+
+    def _of_size(self, size_bytes: int) -> str:
+        return self._hash(f"size {size_bytes}")
 
     def _hash(self, text: str) -> str:
         data = text.encode("utf-8", "surrogatepass")

@@ -42,8 +42,8 @@ def is_there(
 
 def moved_to(store: OutputStore, own: str) -> str | None:
     """Return the address that a recording has moved to; None if it has not, or is gone."""
-    if uri := noted_moves(store).get(own):
-        return uri
+    if move := noted_moves(store).get(own):
+        return move.uri
     later = {each for each, uris in earlier_addresses(store).items()
              if own in map(recording_id, uris)}  # fmt: skip
     return next((uri for _, uri in addresses(store, later)), None) if later else None

@@ -1,47 +1,80 @@
-"""Which new files are known recordings that were moved.
+"""Which new files are recordings that were moved: those of the same content.
 
 A file is taken for a recording that is committed under another address if that one is not listed
-any more, nothing is committed of the file's own address, and size and version are the same. A
-version need not name a content: copies have those of each other, and so may all files of an
-archive that was unpacked. So where more than these two recordings have it, the names have to be the
-same as well, and where several fit, the longest end of a path that is one file's alone.
+any more, nothing is committed of the file's own address, and the content agrees: by an ETag that is
+made of it, else by the digest that was kept when it was extracted. For this, new files are read
+that have the size of a recording which is gone. Time stamps tell nothing of content.
 """
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final, NamedTuple
 
 import pyarrow as pa
 
+from corpus_asr.errors import FetchError
 from corpus_asr.schemas import FILES
 from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.tables import OutputStore, projected
+from corpus_asr.storage.stores.filesystem import SAMPLE_BYTES, StoreOptions, open_binary
+from corpus_asr.storage.stores.members import located
+from corpus_asr.storage.stores.store import content_version
 from corpus_asr.storage.stores.uri import public, recording_id
 
 MOVING_NAME: Final = "_run/moving.json"
-"""Recordings whose rows are following them: `recording_id` and new address of each."""
-Moves = Mapping[str, str]
-"""New addresses by the `recording_id` that there was."""
+"""Recordings whose rows are following them: the `Move` of each `recording_id`."""
+_READERS = 16  # of some samples each: waiting for disks and stores
 _ARRIVED = projected(FILES, ("recording_id", "uri", "etag", "size_bytes"))
-_MOVED = pa.schema([("recording_id", pa.string()), ("now", pa.string())])
-
-# Versions that both a new file and a recording which is gone have, with the number of all that do.
-_SHARED = """
-create or replace table gone as
-select distinct recording_id, etag, size_bytes from known anti join listed using (recording_id)
-where etag is not null and size_bytes is not null;
-
-create or replace table shared as
-with holders as (select recording_id, plain(etag) as etag, size_bytes from listed
-                 union select recording_id, etag, size_bytes from known)
-select etag, size_bytes, count(*) as holders from holders
-semi join arrived using (etag, size_bytes) semi join gone using (etag, size_bytes) group by all
-"""
+_MOVED = pa.schema(
+    [(name, pa.string()) for name in ("recording_id", "now", "content_digest", "etag")]
+)
 
 
-class _File(NamedTuple):
-    recording_id: str
+class Move(NamedTuple):
+    """The old and the new address of a recording."""
+
+    old_uri: str
     uri: str
+    content_digest: str | None = None
+    """The content at the new address, if it was read ..."""
+    etag: str | None = None
+    """... and its version there, which rows of this content get."""
+
+    @property
+    def recording_id(self) -> str:
+        """The recording's at its new address."""
+        return recording_id(self.uri)
+
+    def __str__(self) -> str:
+        """Return both addresses."""
+        return f"{self.old_uri} -> {self.uri}"
+
+
+_Content = tuple[int, str]
+"""A size in bytes, and a digest or an ETag that is made of content."""
+_Version = tuple[str | None, str | None]
+"""A digest, where it was read, and an ETag."""
+_CONTENTS = pa.schema([("size_bytes", pa.int64()), ("content", pa.string())])
+Moves = Mapping[str, Move]
+"""By the `recording_id` that there was."""
+
+# Versions of recordings that are gone, and new files that may be of one of their contents.
+_GONE = """
+create or replace table gone as
+select distinct recording_id, plain(outcomes.etag) as etag, outcomes.size_bytes, content_digest
+from outcomes semi join live using (id) anti join listed using (recording_id)
+where outcomes.size_bytes in (select size_bytes from arrived)
+"""
+_CANDIDATES = """
+select uri, etag, size_bytes, plain(etag) in (select etag from gone) as has_known_etag from arrived
+where size_bytes in (select size_bytes from gone where content_digest is not null)
+  or plain(etag) in (select etag from gone)
+"""
+_SAME = """
+select contents.size_bytes, content, recording_id from contents join gone
+on contents.size_bytes = gone.size_bytes and content = gone.{} order by all
+"""
 
 
 class Arrivals:
@@ -55,46 +88,77 @@ class Arrivals:
         """Take listed FILES rows; `new` are those of which nothing seems to be committed."""
         self._tables.list_also(files)
         self._tables.execute(
-            "insert into arrived select recording_id, uri, plain(etag), size_bytes from arriving "
-            "anti join known using (recording_id) "
-            "where etag is not null and size_bytes is not null",
+            "insert into arrived from arriving anti join known using (recording_id) "
+            "where size_bytes is not null",
             new.select(_ARRIVED.names),
         )
 
-    def moves(self, store: OutputStore) -> Moves:
-        """Return which committed recordings moved, once all of the listing has come."""
-        tables = self._tables
-        tables.execute(_SHARED)
-        shared = tables.rows("select etag, size_bytes, holders from shared")
-        if not shared:
-            return {}
-        wanted = tables.rows("select distinct recording_id from gone semi join shared "
-                             "using (etag, size_bytes)")  # fmt: skip
-        unread = tuple(prefix for (prefix,) in tables.rows("from unread"))
-        uris = {
-            each: uri
-            for each, uri in addresses(store, {each for (each,) in wanted})
-            if not unread or not uri.startswith(unread)  # it may be where it was
-        }
-        query = (
-            "select etag, size_bytes, list({}) from {} "
-            "semi join shared using (etag, size_bytes) group by all"
+    def moves(self, store: OutputStore, options: StoreOptions) -> Moves:
+        """Return which committed recordings moved, once all of the listing has come.
+
+        `options` are those of the source, from which new files are read.
+        """
+        arrived = self._arrived(options)
+        contents = [{"size_bytes": size_bytes, "content": name} for size_bytes, name in arrived]
+        self._tables.add("contents", pa.Table.from_pylist(contents, _CONTENTS))
+        ids = dict.fromkeys(
+            row
+            for column in ("content_digest", "etag")
+            for row in self._tables.rows(_SAME.format(column))
         )
-        gone = tables.rows(query.format("recording_id", "gone"))
-        file = "{'recording_id': recording_id, 'uri': uri}"
-        arrived = tables.rows(query.format(file, "arrived"))
-        before = {(etag, size): ids for etag, size, ids in gone}
-        now = {(etag, size): files for etag, size, files in arrived}
-        found: dict[str, str] = {}
-        several: set[str] = set()
-        for etag, size, holders in shared:
-            old_files = [_File(each, uris[each]) for each in before[etag, size] if each in uris]
-            new_files = [_File(**each) for each in now[etag, size]]
-            for old, new in _pairs(old_files, new_files, alone=holders == 2):
-                # Two of its versions were put in two places.
-                several |= {old.recording_id} & found.keys()
-                found[old.recording_id] = public(new.uri)
-        return {each: uri for each, uri in found.items() if each not in several}
+        unread = tuple(prefix for (prefix,) in self._tables.rows("from unread"))
+        old_uris = dict(addresses(store, {recording for *_, recording in ids})) if ids else {}
+        gone = defaultdict[_Content, dict[str, str]](dict)
+        for size_bytes, content, recording in ids:
+            uri = old_uris.get(recording)
+            if uri is not None and not (unread and uri.startswith(unread)):  # it may be there still
+                gone[size_bytes, content][uri] = recording
+        moves: dict[str, Move] = {}
+        for content, old in gone.items():
+            new = arrived[content]
+            left = [uri for uri, recording in old.items() if recording not in moves]
+            # Where several are of one content, all pairs are right: names tell whose work is whose.
+            for old_uri, uri in zip(_by_name(left, new), _by_name(new, left), strict=False):
+                moves[old[old_uri]] = Move(old_uri, public(uri), *new[uri])
+        return moves
+
+    def _arrived(self, options: StoreOptions) -> dict[_Content, dict[str, _Version]]:
+        """Return the new files of each content that may be known, with digest and version."""
+        self._tables.execute(_GONE)
+        files = self._tables.rows(_CANDIDATES)
+        known = [has_etag and content_version(uri, etag) for uri, etag, _, has_etag in files]
+        unread = [row[:2] for row, version in zip(files, known, strict=True) if not version]
+        digests = iter(read_digests(unread, options))
+        arrived = defaultdict[_Content, dict[str, _Version]](dict)
+        for (uri, etag, size_bytes, _), version in zip(files, known, strict=True):
+            digest = None if version else next(digests)
+            if content := version or digest:
+                arrived[size_bytes, content][uri] = (digest, etag)
+        return arrived
+
+
+def _by_name(uris: Iterable[str], others: Iterable[str]) -> list[str]:
+    """Return addresses by their names, those first that others have as well."""
+    names = {uri.rpartition("/")[2] for uri in others}
+    last_steps = {uri: uri.rpartition("/")[2] for uri in uris}
+    return sorted(last_steps, key=lambda uri: (last_steps[uri] not in names, last_steps[uri], uri))
+
+
+def read_digests(
+    files: Iterable[tuple[str, str | None]], options: StoreOptions
+) -> list[str | None]:
+    """Return the digests of files' contents, by address and version; None if unreadable."""
+
+    def read(file: tuple[str, str | None]) -> str | None:
+        try:
+            with open_binary(located(*file), options, block_bytes=SAMPLE_BYTES) as opened:
+                digest: str | None = opened.raw.content_digest  # type: ignore[attr-defined]
+        except FetchError:  # a failure of this recording, if it is to be done
+            return None
+        return digest
+
+    with ThreadPoolExecutor(_READERS, thread_name_prefix="read-digests") as pool:
+        return list(pool.map(read, files))
 
 
 def addresses(store: OutputStore, ids: Collection[str]) -> Iterator[tuple[str, str]]:
@@ -105,41 +169,20 @@ def addresses(store: OutputStore, ids: Collection[str]) -> Iterator[tuple[str, s
                 yield each, uri
 
 
-def _pairs(
-    gone: Iterable[_File], arrived: Iterable[_File], *, alone: bool
-) -> Iterator[tuple[_File, _File]]:
-    """Yield which of the recordings that are gone is which file; all have one version.
-
-    They may have different names if they are `alone` with it.
-    """
-    gone, arrived = list(gone), list(arrived)
-    if alone and len(gone) == len(arrived) == 1:
-        yield gone[0], arrived[0]
-        return
-    deepest = max(each.uri.count("/") for each in (*gone, *arrived))
-    for depth in range(deepest + 1, 0, -1):
-        ends = [defaultdict[str, list[_File]](list) for _ in range(2)]
-        for end, files in zip(ends, (gone, arrived), strict=True):
-            for each in files:
-                steps = each.uri.split("/")
-                if len(steps) >= depth:
-                    end["/".join(steps[-depth:])].append(each)
-        paired = set[_File]()
-        for name, old in ends[0].items():
-            new = ends[1].get(name, ())
-            if len(old) == len(new) == 1:
-                yield old[0], new[0]
-                paired |= {old[0], new[0]}
-        gone = [each for each in gone if each not in paired]
-        arrived = [each for each in arrived if each not in paired]
-
-
 def as_table(moves: Moves) -> pa.Table:
     """Return moves as `RunTables.move` takes them."""
-    rows = [{"recording_id": old, "now": recording_id(uri)} for old, uri in moves.items()]
+    rows = [
+        {"recording_id": name, "now": move.recording_id, **move._asdict()}
+        for name, move in moves.items()
+    ]
     return pa.Table.from_pylist(rows, _MOVED)
 
 
 def noted_moves(store: OutputStore) -> Moves:
     """Return the moves that a run began and did not end; none where there is no such run."""
-    return store.read_json(MOVING_NAME) or {}
+    noted = store.read_json(MOVING_NAME) or {}
+    # Earlier versions noted the new address alone.
+    return {
+        name: Move("", move) if isinstance(move, str) else Move(**move)
+        for name, move in noted.items()
+    }

@@ -27,7 +27,7 @@ from corpus_asr.storage.run_state.moved import Moves
 from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.tables import READERS, OutputStore
 from corpus_asr.storage.stores import filesystem
-from corpus_asr.storage.stores.uri import recording_id, redact_uri
+from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.units import counted
 
 OVERRIDES_FOLDER = "overrides"
@@ -171,7 +171,7 @@ class Overrides:
 
     def moved(self, moves: Moves) -> Self:
         """Return those of recordings that moved, by what they are called now."""
-        now = {old: recording_id(uri) for old, uri in moves.items()}
+        now = {old: move.recording_id for old, move in moves.items()}
         return type(self)({now[each]: one for each, one in self._of.items() if each in now})
 
     def __or__(self, others: Self) -> Self:

@@ -62,6 +62,7 @@ from corpus_asr.storage.run_state.tables import (
     time_ns_of,
     without_credentials,
 )
+from corpus_asr.storage.stores.filesystem import StoreOptions
 from corpus_asr.storage.stores.members import located
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.units import MEBIBYTE, counted
@@ -334,7 +335,8 @@ def make_plan(
     overrides = Overrides.load(store)
     # Of a move that was killed, some are called as before.
     plan.overrides = overrides.moved(noted) | overrides
-    columns: Sequence[str] = VERSION_COLUMNS if options.redo is None else PART_COLUMNS
+    columns: Sequence[str] = (*VERSION_COLUMNS, "content_digest")
+    columns = columns if options.redo is None else PART_COLUMNS
     if config.source.has_columns or overrides:
         columns = tuple(dict.fromkeys((*columns, "metadata", "language")))
     with (
@@ -351,17 +353,17 @@ def make_plan(
         scratch = str(folder / "remaining.parquet")
         if noted:
             tables.move(as_table(noted))
-        shards = _list_source(plan, target, _shards(plan, store, config))
+        shards = _list_source(plan, target, _shards(plan, store, config, tables))
         plan.had_results = tables.num_versions > 0
         arrivals = Arrivals(tables) if plan.had_results else None
         sizes, ids, retried = _left(plan, shards, config, tables, options, scratch, arrivals)
-        if arrivals is not None and (moves := arrivals.moves(store)):
+        moves = {} if arrivals is None else arrivals.moves(store, StoreOptions.of(config.source))
+        if moves:
             plan.moves, plan.num_moved = moves, len(moves)
-            tables.move(moved := as_table(moves))
+            tables.move(as_table(moves))
             if plan.redo is not None:
                 plan.redo = tables.redo()
-            now = dict(zip(*(column.to_pylist() for column in moved.columns), strict=True))
-            alone = {now[each] for each in options.leave_alone if each in now}
+            alone = {moves[own].recording_id for own in moves.keys() & options.leave_alone}
             options = replace(options, leave_alone=frozenset({*options.leave_alone, *alone}))
             shards = _listed_again(plan, target)
             sizes, ids, retried = _left(plan, shards, config, tables, options, scratch)
@@ -560,12 +562,16 @@ def _add_known(plan: Plan, tables: RunTables, remaining: pa.Table) -> None:
         plan.known[name] = sums + FileSums.of(size_bytes, audio_s)
 
 
-def _shards(plan: Plan, store: OutputStore, config: RunConfig) -> Iterator[pa.Table]:
+def _shards(
+    plan: Plan, store: OutputStore, config: RunConfig, tables: RunTables
+) -> Iterator[pa.Table]:
     listing = FileListing(config.source, output_uri=store.uri, speakers=config.speakers)
     forgotten = Forgotten.read(store)
     waiting: list[pa.RecordBatch] = []
     num_waiting = 0
-    for batch in map(forgotten.without, listing):
+    source_store = StoreOptions.of(config.source)
+    for files in listing:
+        batch = forgotten.without(files, tables, source_store)
         if not batch.num_rows:
             continue
         waiting.append(batch)

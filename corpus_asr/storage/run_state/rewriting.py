@@ -28,7 +28,7 @@ from corpus_asr.storage.run_state.finish import (
     remove_commits,
     write_empty_tables,
 )
-from corpus_asr.storage.run_state.moved import MOVING_NAME, Moves, addresses
+from corpus_asr.storage.run_state.moved import MOVING_NAME, Move, Moves
 from corpus_asr.storage.run_state.overrides import OVERRIDES_FOLDER
 from corpus_asr.storage.run_state.run_files import CONFIG_NAME, EARLIER_FOLDER
 from corpus_asr.storage.run_state.run_tables import REDO_NAME
@@ -68,15 +68,19 @@ _ATTEMPTS = 8
 class Changes:
     """What becomes of recordings: by `recording_id` the new address, or None where they go."""
 
-    def __init__(self, to: Mapping[str, str | None]) -> None:
-        self.to = {each: None if uri is None else public(uri) for each, uri in to.items()}
+    def __init__(self, to: Mapping[str, str | Move | None]) -> None:
+        """With a `Move`, rows of its content get its version, too."""
+        moves = [move if isinstance(move, Move) else Move("", move or "") for move in to.values()]
+        uris = [public(move.uri) or None for move in moves]
+        self.to = dict(zip(to, uris, strict=True))
         self._ids = pa.array(self.to, pa.string())
-        uris = list(self.to.values())
+        self._digests = pa.array([move.content_digest for move in moves], pa.string())
         self._new = {
             "uri": pa.array(uris, pa.string()),
             "recording_id": pa.array(
                 [None if uri is None else recording_id(uri) for uri in uris], pa.string()
             ),
+            "etag": pa.array([move.etag for move in moves], pa.string()),
         }
 
     @property
@@ -100,10 +104,14 @@ class Changes:
         left = pc.or_(pc.is_null(places), pc.is_valid(self._new["uri"].take(places)))
         rows, places = rows.filter(left), places.filter(left)
         for name, values in self._new.items():
-            at = rows.schema.get_field_index(name)
+            at, new = rows.schema.get_field_index(name), values.take(places)
+            if name == "etag":
+                if "content_digest" not in rows.schema.names:
+                    continue  # made again of rows that have it
+                same = pc.equal(rows["content_digest"], self._digests.take(places))
+                new = pc.if_else(same, new, pa.scalar(None, pa.string()))
             if at >= 0:
-                new = pc.coalesce(values.take(places), rows[name])
-                rows = rows.set_column(at, rows.schema.field(at), new)
+                rows = rows.set_column(at, rows.schema.field(at), pc.coalesce(new, rows[name]))
         return rows
 
 
@@ -162,7 +170,7 @@ def follow(store: OutputStore, moves: Moves) -> None:
         return
     # Noted before the first row follows, and the note goes last: killed in between, the next run
     # goes on with it.
-    store.write_json(MOVING_NAME, dict(moves))
+    store.write_json(MOVING_NAME, {own: move._asdict() for own, move in moves.items()})
     _note_addresses(store, moves)
     rewrite(store, Changes(moves))
     store.remove(MOVING_NAME)
@@ -172,9 +180,9 @@ def follow(store: OutputStore, moves: Moves) -> None:
 def _note_addresses(store: OutputStore, moves: Moves) -> None:
     before = earlier_addresses(store)
     known = {each: uris for each, uris in before.items() if each not in moves}
-    for old, uri in dict(addresses(store, moves.keys())).items():
-        new = recording_id(moves[old])
-        known[new] = sorted({*known.get(new, ()), *before.get(old, ()), uri})
+    for old, move in moves.items():
+        uris = {*known.get(move.recording_id, ()), *before.get(old, ()), move.old_uri}
+        known[move.recording_id] = sorted(uris - {""})
     if known != before:
         store.write_json(ADDRESSES_NAME, known)
 

@@ -462,10 +462,15 @@ class RunTables:
         return self.redo()
 
     def move(self, to: pa.Table) -> None:
-        """Count the rows of recordings as those of others: columns `recording_id` and `now`."""
-        for table in ("outcomes", "redo"):
+        """Count the rows of recordings as those of others: columns `recording_id` and `now`.
+
+        Those of its `content_digest` get the version `etag`.
+        """
+        same = "outcomes.content_digest = arriving.content_digest"
+        etag = f", etag = if({same}, coalesce(arriving.etag, outcomes.etag), outcomes.etag)"
+        for table, version in (("outcomes", etag), ("redo", "")):
             self.execute(
-                f"update {table} set recording_id = arriving.now from arriving "
+                f"update {table} set recording_id = arriving.now{version} from arriving "
                 f"where {table}.recording_id = arriving.recording_id", to,
             )  # fmt: skip
         self._count()

@@ -6,9 +6,11 @@ Every function raises a `FetchError` where a store fails beyond its retries, and
 
 import contextlib
 import functools
+import hashlib
 import io
 import os
 import tempfile
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -60,6 +62,10 @@ BLOCK_BYTES = 4 * MEBIBYTE  # about four minutes of mp3: few requests, little wa
 KEPT_BLOCKS = 4  # containers jump between their index and two or three places
 READ_BUFFER_BYTES = 128 * 1024  # what a demuxer's many small reads are served from
 PEEK_BYTES = MEBIBYTE // 16
+SAMPLE_BYTES = MEBIBYTE // 16  # at the head, in the middle and at the tail of a file
+_MOST_WHOLE_BYTES = MEBIBYTE  # of files up to this size all is read
+# Packed, every fourth byte of the middle takes more unless it is silence, alike in many files.
+_LEAST_PACKED_BYTES = SAMPLE_BYTES // 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -365,7 +371,7 @@ class RangeFile(io.RawIOBase):
         block, info = self._store.read_range(self._uri, 0, self._block_bytes)
         if info.size_bytes is None:
             raise RangesUnsupportedError
-        self._check_length(0, block, info.size_bytes)
+        self._check_length(0, block, min(self._block_bytes, info.size_bytes))
         self._blocks[0] = block
         return info
 
@@ -379,8 +385,7 @@ class RangeFile(io.RawIOBase):
         self._whole = whole
         return ObjectInfo(size_bytes=whole.tell(), etag=None)
 
-    def _check_length(self, start: int, block: bytes, size_bytes: int) -> None:
-        expected = min(self._block_bytes, size_bytes - start)
+    def _check_length(self, start: int, block: bytes, expected: int) -> None:
         if len(block) != expected:
             found = f"short read: {len(block)} bytes from {start}, expected {expected}"
             raise StoreError(FETCH, found, transient=True)
@@ -397,15 +402,46 @@ class RangeFile(io.RawIOBase):
 
     def _fetch(self, index: int) -> bytes:
         start = index * self._block_bytes
-        end = min(start + self._block_bytes, self.size_bytes)
+        return self._range(start, min(start + self._block_bytes, self.size_bytes))
 
+    def _range(self, start: int, end: int) -> bytes:
         def attempt() -> bytes:
-            block, info = self._store.read_range(self._uri, start, end)
+            data, info = self._store.read_range(self._uri, start, end)
             self._check_unchanged(info)
-            self._check_length(start, block, self.size_bytes)
-            return block
+            self._check_length(start, data, end - start)
+            return data
 
         return self._with_retries(attempt)
+
+    @functools.cached_property
+    def content_digest(self) -> str | None:
+        """Hash of size and content, by which files are taken for the same; None if unreadable.
+
+        Of a large file three samples are read, unless the middle one is almost silence.
+        """
+        size, digest = self.size_bytes, hashlib.blake2b(b"%d\n" % self.size_bytes, digest_size=16)
+        starts, step = list(range(0, size, BLOCK_BYTES)), BLOCK_BYTES
+        try:
+            if size > _MOST_WHOLE_BYTES:
+                middle = (size - SAMPLE_BYTES) // 2
+                packed = zlib.compress(self._at(middle, SAMPLE_BYTES)[::4], 1)
+                if len(packed) >= _LEAST_PACKED_BYTES:
+                    starts, step = [0, middle, size - SAMPLE_BYTES], SAMPLE_BYTES
+            for start in starts:
+                digest.update(self._at(start, step))
+        except FetchError:
+            return None
+        return digest.hexdigest()
+
+    def _at(self, start: int, count: int) -> bytes:
+        """Return bytes without moving; they are not kept."""
+        end = min(start + count, self.size_bytes)
+        if self._whole is not None:
+            self._whole.seek(start)
+            return self._whole.read(end - start)
+        index, offset = divmod(start, self._block_bytes)
+        kept = self._blocks.get(index, b"")[offset : offset + end - start]
+        return kept if len(kept) == end - start else self._range(start, end)
 
     def _block(self, index: int) -> bytes:
         if index not in self._blocks:

@@ -23,7 +23,7 @@ from corpus_asr.failure_kinds import (
     TIMEOUT,
 )
 from corpus_asr.logs import event
-from corpus_asr.storage.stores.uri import redact_uri, without_secrets
+from corpus_asr.storage.stores.uri import redact_uri, scheme_of, without_secrets
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -75,6 +75,8 @@ class ObjectInfo:
             object.__setattr__(self, "etag", encodable(self.etag))
 
 
+# Of an object put at once, or of its parts; some servers give zeros to all that they did not hash.
+_MD5 = re.compile(r"(?!0{32})[0-9a-f]{32}(-\d+)?", re.IGNORECASE)
 MTIME, SHA256, SIZE = KINDS = ("mtime", "sha256", "size")
 """Kinds of versions other than ETags, by which they begin, with a colon.
 
@@ -98,6 +100,16 @@ def kind_of(version: str) -> str:
 def plain_version(version: str) -> str:
     """Return a version without where a member lies, unless that is what tells versions apart."""
     return version.partition("@")[0] if kind_of(version) else version
+
+
+def content_version(uri: str, version: str | None) -> str | None:
+    """Return the plain version if it is made of content; None for time stamps and the like."""
+    if version is None:
+        return None
+    made_of_it = kind_of(version) == SHA256 or (
+        scheme_of(uri) == "s3" and _MD5.fullmatch(version.partition("@")[0])
+    )
+    return plain_version(version) if made_of_it else None
 
 
 class Page(NamedTuple):
