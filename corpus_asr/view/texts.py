@@ -282,7 +282,7 @@ def said_of(leaf: Leaf, placed: Placed) -> dict[str, Any]:
         "key": leaf.key,
         "text": said.text,
         "original": visible(placed.original.strip()),
-        "changed": placed.rewritten,
+        "changed": placed.has_changed(leaf),
         "checked": correction.checked,
         "name": visible(correction.name),
         "saved_at": correction.saved_at,

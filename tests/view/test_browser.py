@@ -294,7 +294,7 @@ def test_a_person_corrects_a_segment_and_another_window_sees_it(
     assert inside.value("document.querySelectorAll('b').length") == 0
     assert inside.value("document.querySelector('[data-at=\"1\"] .badge').innerText") == "corrected"
     title = inside.value("document.querySelector('[data-at=\"1\"] .said').title")
-    assert title.startswith("Original: word1 peace\ncorrected and checked on 20")
+    assert title.startswith("Original: word1 peace\ncorrected on 20")
     # What the other window did not know of is shown to it before it is replaced.
     other.click('[data-at="1"] .edit')
     other.value("document.activeElement.select()")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from corpus_asr.storage.run_state.corrections import read_saved
+from corpus_asr.storage.run_state.corrections import read_saved, stem_of
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.view.server import ViewServer
 from tests.support.audio import noise, wav_bytes
@@ -265,11 +265,16 @@ def test_the_queue_goes_from_the_least_confident_on_until_all_is_checked(
     page.wait_for(f"{REVIEWED} === 'good'")
     page.press("e")
     write(page, "very good")
-    page.press("Enter")
-    page.wait_for(f"{REVIEWED} === 'it is in it' && !{EDITOR}")
+    page.press("Enter")  # mended, not compared with the audio
+    page.wait_for(f"{REVIEWED} === 'very good' && !{EDITOR}")
+    assert page.value(PROGRESS) == "1 of 8 segments checked"
+    page.press("v")
+    page.wait_for(f"{REVIEWED} === 'it is in it'")
     page.press("n")
     page.wait_for(f"{REVIEWED} === 'I ask about it'")
     assert page.value(PROGRESS) == "2 of 8 segments checked"
+    page.press("u")
+    page.wait_for(f"{REVIEWED} === 'very good' && {PROGRESS} === '1 of 8 segments checked'")
     page.press("u")
     page.wait_for(f"{REVIEWED} === 'good' && {PROGRESS} === '1 of 8 segments checked'")
     page.press(" ")
@@ -280,6 +285,48 @@ def test_the_queue_goes_from_the_least_confident_on_until_all_is_checked(
         page.press("v")
     page.wait_for("!document.getElementById('done').hidden")
     assert page.value(PROGRESS) == "8 of 8 segments checked"
+    assert page.complaints() == []
+    page.close()
+
+
+CHECKED = "document.querySelector('.editor input[type=checkbox]')"
+
+
+def test_what_is_edited_is_checked_only_where_a_person_says_so(
+    browser: Chromium, served: tuple[ViewServer, OutputStore]
+) -> None:
+    page = opened(browser, served[0])
+
+    def save(*, tick: bool = False, split: bool = False, text: str = "") -> bool:
+        """Edit the first segment, and return what its box showed last."""
+        count = len(read_saved(served[1]))
+        page.click('[data-at="0"] .edit')
+        if tick:
+            page.click(".editor input[type=checkbox]")
+        if text:
+            write(page, text)
+        shown = page.value(f"{CHECKED}.checked")
+        if split:
+            page.value("document.querySelector('.editor textarea').setSelectionRange(2, 2)")
+            page.value("document.querySelector('.editor textarea').focus()")
+        control(page, "Enter") if split else page.value(
+            "document.querySelector('.editor').requestSubmit()"
+        )
+        page.wait_for(f"!{EDITOR}")
+        assert len(read_saved(served[1])) == count + 1
+        return bool(shown)
+
+    def newest() -> bool:
+        saved = read_saved(served[1])
+        return saved[max(saved, key=stem_of)].checked
+
+    assert [save(text="we have begun"), newest()] == [False, False]
+    assert [save(tick=True), newest()] == [True, True]
+    # It stays what it was, until another text is written.
+    assert [save(), newest()] == [True, True]
+    assert [save(text="we began"), newest()] == [False, False]
+    assert [save(tick=True, text="we begin"), newest()] == [True, True]
+    assert [save(tick=False, split=True), newest()] == [True, False]
     assert page.complaints() == []
     page.close()
 

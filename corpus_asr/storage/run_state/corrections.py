@@ -297,6 +297,8 @@ class Leaf:
     index: int
     said: Said
     correction: Correction
+    rewritten: bool
+    """Whether a save that it stems from has other words than it replaced."""
 
     @property
     def key(self) -> str:
@@ -439,11 +441,12 @@ def _groups(saves: Mapping[str, Correction]) -> Iterator[Group]:
 def _group(stems: Sequence[str], standing: Mapping[str, Correction], *, in_conflict: bool) -> Group:
     inner = {one.node for stem in stems for one in standing[stem].replaces}
     leaves = [
-        Leaf(stem=stem, index=index, said=said, correction=standing[stem])
+        Leaf(stem=stem, index=index, said=said, correction=standing[stem],
+             rewritten=_rewrites(stem, standing))
         for stem in stems
         for index, said in enumerate(standing[stem].segments)
         if (stem, index) not in inner
-    ]
+    ]  # fmt: skip
     roots: dict[Node, Replaced] = {}
     waiting = [one for stem in stems for one in standing[stem].replaces]
     known = set(stems)
@@ -460,3 +463,12 @@ def _group(stems: Sequence[str], standing: Mapping[str, Correction], *, in_confl
         leaves=tuple(sorted(leaves, key=lambda leaf: (leaf.said.start_s, leaf.key))),
         in_conflict=in_conflict,
     )
+
+
+def _rewrites(stem: str, standing: Mapping[str, Correction]) -> bool:
+    # Who splits, joins, moves or gives to a speaker vouches for no word.
+    saved = standing[stem]
+    texts = ([each.original for each in saved.replaces], [each.text for each in saved.segments])
+    before, after = ("".join(" ".join(each).split()) for each in texts)
+    edits = {one.edit for one in saved.replaces} & standing.keys()
+    return before != after or any(_rewrites(edit, standing) for edit in edits)

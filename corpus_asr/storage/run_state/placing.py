@@ -88,6 +88,10 @@ class Placed:
         # Where pieces are joined there are blanks, which some scripts do not write.
         return said.replace(" ", "") != model.replace(" ", "")
 
+    def has_changed(self, leaf: Leaf) -> bool:
+        """Tell whether a segment has a person's words, which the model does not have."""
+        return leaf.rewritten and self.rewritten
+
 
 @dataclass(slots=True)
 class Placing:
@@ -441,8 +445,7 @@ def _within(words: Any, start_s: float, end_s: float) -> Any:
 def _people_rows(placed: Placed) -> Iterator[tuple[dict[str, Any], Leaf]]:
     """Yield rows of what people have in place of the model's segments."""
     group, cut = placed.group, placed.cut
-    rewritten = placed.rewritten
-    same = not rewritten and len(cut) == len(group.leaves) == 1
+    same = not placed.rewritten and len(cut) == len(group.leaves) == 1
     original = cut[0]["text"] or ""
     space = original[: len(original) - len(original.lstrip())]
     texts = [space + leaf.said.text if leaf.said.text else "" for leaf in group.leaves]
@@ -453,12 +456,13 @@ def _people_rows(placed: Placed) -> Iterator[tuple[dict[str, Any], Leaf]]:
         said = leaf.said
         values = dict(max(cut, key=lambda row: min(row["end_s"], said.end_s)
                           - max(row["start_s"], said.start_s)))  # fmt: skip
+        checked = leaf.correction.checked
+        vouched = checked or placed.has_changed(leaf)
         own: dict[str, Any] = {
             "start_s": said.start_s, "end_s": said.end_s, "speaker": said.speaker,
-            "corrected": rewritten or leaf.correction.checked, "checked": leaf.correction.checked,
+            "corrected": vouched, "checked": checked,
             "original": placed.original if at == 0 else None,
         }  # fmt: skip
-        vouched = own["corrected"]
         if vouched:
             own |= {"confidence": CORRECTED_CONFIDENCE, "known_hallucination": False}
         if not same:

@@ -67,7 +67,6 @@ export class Editor {
     Object.assign(this, { id, find, next, onPlay, onSaved, speakers, waveform });
     this.open = new Map(); // forms by the keys of segments
     this.made = []; // what this page saved, the last at the end
-    this.checked = true;
     addEventListener("beforeunload", (event) => {
       if ([...this.open.values()].some((one) => one.changed())) event.preventDefault();
     });
@@ -106,7 +105,11 @@ export class Editor {
       return made;
     });
     const speaker = this.speakerField(told);
-    const checked = element("input", { type: "checkbox", checked: this.checked });
+    const checked = element("input", { type: "checkbox", checked: Boolean(told.correction?.checked) });
+    // What somebody checked was another text, or other times; a tick of this form stays.
+    let ticked = false;
+    const lapse = () => (checked.checked &&= ticked);
+    checked.addEventListener("change", () => (ticked = true));
     const name = element("input", { value: remembered(), maxLength: 100, placeholder: "Your name (optional)", autocomplete: "name" });
     name.setAttribute("aria-label", "Your name, optional");
     const problem = element("p", { className: "bad small", role: "alert", hidden: true });
@@ -132,12 +135,15 @@ export class Editor {
       if (end_s > start_s) this.waveform()?.select({ start_s, end_s }, mark);
     };
     const mark = (moved = null) => {
-      if (moved) [from.value, to.value] = [clock(moved.start_s, 2), clock(moved.end_s, 2)];
+      if (moved) {
+        [from.value, to.value] = [clock(moved.start_s, 2), clock(moved.end_s, 2)];
+        lapse();
+      }
       draw();
     };
     const own = { key, told, joins, form: null, field, problem, others, mark, from, to };
     own.changed = () => field.value !== told.text || from.value !== clock(told.start_s, 2) || to.value !== clock(told.end_s, 2) || speaker.value() !== (told.said_by ?? null);
-    const run = (action) => this.attempt(own, action, { checked: checked.checked, name: name.value });
+    const run = (action, isChecked = false) => this.attempt(own, action, { checked: isChecked, name: name.value });
     const play = () => this.onPlay(Number.isNaN(seconds(from.value)) ? told.start_s : seconds(from.value), seconds(to.value));
     const split = () => run(() => [[told], this.halves(value(), told, field.selectionStart)]);
     const join = () => run(joins);
@@ -152,9 +158,8 @@ export class Editor {
         element("label", { className: "small" }, checked, " Checked against the audio"), name));
     own.form.addEventListener("submit", (event) => {
       event.preventDefault();
-      this.checked = checked.checked;
       remember(name.value);
-      run(() => [[told], [value()]]);
+      run(() => [[told], [value()]], checked.checked);
     });
     own.form.addEventListener("keydown", (event) => {
       if (event.isComposing || event.keyCode === 229) return; // 229: Safari, at the end of a composition
@@ -167,11 +172,13 @@ export class Editor {
       else if (event.key === "Enter" && (event.target === field || event.target.className === "moment")) own.form.requestSubmit();
       else if (step && event.target.className === "moment" && !Number.isNaN(seconds(event.target.value))) {
         event.target.value = clock(Math.max(0, seconds(event.target.value) + step), 2);
+        lapse();
         mark();
       } else return;
       event.preventDefault();
       event.stopPropagation();
     });
+    for (const one of [field, from, to]) one.addEventListener("input", lapse);
     for (const one of [from, to]) one.addEventListener("change", () => mark());
     draw();
     return own;
