@@ -271,7 +271,7 @@ def run(
 
 
 def print_summary(config: "RunConfig", summary: "RunSummary") -> None:
-    """Print what a run did, and exit with 1 if more of its recordings failed than may."""
+    """Print what a run did, and exit with 1 if more of its recordings failed, or of a hook's."""
     from corpus_asr.units import counted
 
     typer.echo(summary_words(summary))
@@ -284,6 +284,11 @@ def print_summary(config: "RunConfig", summary: "RunSummary") -> None:
             f"{'' if summary.shards else _mostly(config)}; see corpus-asr report "
             f"{summary.output_uri}"
         )
+        raise SystemExit(EXIT_SOME_FAILED)
+    failed = [name for name, each in summary.hooks.items() if each.failed_fraction > allowed]
+    if failed:
+        words = f"more failed in hooks/{', '.join(failed)} than output.max_failed_fraction allows"
+        say(f"{words} ({allowed:.1%}); see the log, and their error_message")
         raise SystemExit(EXIT_SOME_FAILED)
 
 
@@ -322,12 +327,9 @@ def summary_words(summary: "RunSummary") -> str:
     if summary.earlier:
         earlier = f" ({summary.earlier:,} not done keep the text of an earlier version)"
     return (
-        (
-            f"{summary.output_uri}: {counted(summary.files, 'recording')}, {summary.done:,} done "
-            f"({summary.no_speech:,} without speech), {summary.failed:,} failed{earlier}; "
-            f"{made} from {duration(summary.audio_s)} of audio\n"
-        )
-        + this_run
+        f"{summary.output_uri}: {counted(summary.files, 'recording')}, {summary.done:,} done "
+        f"({summary.no_speech:,} without speech), {summary.failed:,} failed{earlier}; "
+        f"{made} from {duration(summary.audio_s)} of audio\n{this_run}"
         + (f", {summary.moved:,} moved" if summary.moved else "")
         + "".join(f"\nhook {name}: {found.words}" for name, found in summary.hooks.items())
     )

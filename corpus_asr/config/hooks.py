@@ -18,6 +18,8 @@ KEYS: Final[Mapping[str, tuple[str, ...]]] = {
     "recording": ("recording_id", "uri"),
 }
 """What a hook's rows are known by."""
+ROW_KEYS: Final = ("recording_id", "part", "segment")
+"""What tells a function's rows per segment apart."""
 STATE: Final = ("error_kind", "error_message", "made_of")
 
 
@@ -33,8 +35,9 @@ class HookSettings(Settings):
     """Columns that it returns, with their types: string, bool, int32, int64, float32, float64, or
     list<...> of one of these."""
     per: Literal["segment", "recording"] = "segment"
-    """What it returns rows for: each `segment` that it is given, in their order; or each
-    `recording`, any number of rows with a column `recording_id`."""
+    """What it returns rows for: each `segment` that it is given, one row in any order with its
+    columns `recording_id`, `part` and `segment`; or each `recording`, any number of rows with a
+    column `recording_id`."""
     options: dict[str, str | int | float | bool] = Field(default_factory=dict)
     """Arguments by name for the function, or for its class. They stand in the output: let the
     function read secrets from the environment."""

@@ -219,8 +219,8 @@ class OutputSettings(Settings):
     """Options of the output's store, as in `source`, which has its own; in s3_additional_kwargs
     encryption (ServerSideEncryption, SSEKMSKeyId), ACL, StorageClass, ChecksumAlgorithm."""
     max_failed_fraction: float = Field(default=0.01, ge=0, le=1)
-    """Fraction of failed recordings, among those that this run processed, above which the command
-    exits with code 1."""
+    """Fraction of failed recordings, among those that this run processed or gave to a hook, above
+    which the command exits with code 1."""
     target_file_mb: float | None = Field(default=128.0, gt=0)
     """Size in MiB of table files after a run finishes, which merges smaller ones; null: no
     merging."""
@@ -312,11 +312,11 @@ class NightlySettings(Settings):
     that the recording is skipped until its content changes. Failures of store, permissions, network
     or machine are retried in each run."""
     max_failed_fraction: float | None = Field(default=0.1, ge=0, le=1)
-    """Fraction of the run's recordings that may fail before the command exits with code 1; a single
-    failure never exceeds it unless it is 0. null: no limit."""
+    """Fraction of the run's recordings, and of those given to each hook, that may fail before the
+    command exits with code 1; a single failure never exceeds it unless it is 0. null: no limit."""
     max_failed: int | None = Field(default=None, ge=0)
-    """Number of the run's recordings that may fail before the command exits with code 1; null: no
-    limit."""
+    """Number of the run's recordings, and of those given to each hook, that may fail before the
+    command exits with code 1; null: no limit."""
     low_confidence: float = Field(default=LOW_CONFIDENCE, ge=0, le=1)
     """Mean confidence below which the summary names a recording."""
     past_nights: PositiveInt = 14

@@ -272,9 +272,19 @@ def findings_so_far(store: OutputStore, run_id: str) -> RunNumbers:
 
 
 def over_limit(night: Night, budget: NightlySettings) -> str | None:
-    """Say which limit of failures the night exceeds, and how far; None if it keeps both."""
-    failed, ended = night.findings.failed, night.processed
-    words = f"{failed:,} of {ended:,} recordings failed"
+    """Say which limit of failures the night exceeds, and how far; None if it keeps both.
+
+    What a hook failed on counts alike, for each hook by itself.
+    """
+    counts = [("recordings failed", night.findings.failed, night.processed)]
+    for name, hook in night.hooks.items():
+        words = f"recordings failed in the hook {name}"
+        counts.append((words, hook["failed"], hook["recordings"] + hook["failed"]))
+    return next(filter(None, (_over_limit(*each, budget) for each in counts)), None)
+
+
+def _over_limit(what: str, failed: int, ended: int, budget: NightlySettings) -> str | None:
+    words = f"{failed:,} of {ended:,} {what}"
     if budget.max_failed is not None and failed > budget.max_failed:
         return f"{words}, more than nightly.max_failed allows ({budget.max_failed:,})"
     limit = budget.max_failed_fraction

@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from corpus_asr.config.hooks import KEYS, HookSettings
+from corpus_asr.config.hooks import KEYS, ROW_KEYS, HookSettings
 from corpus_asr.errors import ConfigError
 from corpus_asr.families.registry import resolve
 from corpus_asr.logs import event
@@ -63,6 +63,11 @@ class HookCounts:
     failed: int = 0
     left: int = 0
     """Not tried, as the run was to end."""
+
+    @property
+    def failed_fraction(self) -> float:
+        """Share of failures in what it was given; 0 where that is nothing."""
+        return self.failed / (self.recordings + self.failed) if self.failed else 0.0
 
     def followed_by(self, later: "HookCounts") -> "HookCounts":
         """Return the counts of two runs of a hook in a row."""
@@ -293,10 +298,7 @@ def _checked(hook: HookSettings, segments: pa.Table, returned: Any) -> pa.Table:
     if missing := [name for name in hook.columns if name not in found.schema.names]:
         raise _wrong(hook, f"no column {', '.join(missing)}", f"{', '.join(hook.columns)}")
     if hook.per == "segment":
-        if found.num_rows != segments.num_rows:
-            raise _wrong(
-                hook, f"{found.num_rows} rows", f"one for each of {segments.num_rows} segments"
-            )
+        found = found.take(pa.array(_places(hook, segments, found), pa.int64()))
         keys = segments.select(KEYS["segment"])
     else:
         if "recording_id" not in found.schema.names:
@@ -314,6 +316,29 @@ def _checked(hook: HookSettings, segments: pa.Table, returned: Any) -> pa.Table:
         except pa.ArrowException as error:
             raise _wrong(hook, f"{name} of type {found[name].type} ({error})", kind) from error
     return pa.table(columns)
+
+
+def _places(hook: HookSettings, segments: pa.Table, found: pa.Table) -> list[int]:
+    """Return which row of what a function returned is of each segment."""
+    names = [name for name in ROW_KEYS if name in found.schema.names]
+    if not names:
+        raise _wrong(hook, "no keys", f"the columns {', '.join(ROW_KEYS)} of its segments")
+    given = segments.select(names)
+    try:
+        returned = found.select(names).cast(given.schema)
+    except (pa.ArrowException, ValueError) as error:
+        raise _wrong(hook, f"other keys ({error})", "those of its segments") from error
+    of_segments, of_rows = (
+        [*zip(*(column.to_pylist() for column in table.columns), strict=True)]
+        for table in (given, returned)
+    )
+    places = {key: at for at, key in enumerate(of_rows)}
+    if len({*of_segments}) < len(of_segments):
+        raise _wrong(hook, f"of the keys only {', '.join(names)}", f"{', '.join(ROW_KEYS)}")
+    if len(of_rows) != len(of_segments) or places.keys() != {*of_segments}:
+        rows = f"{len(of_rows)} rows of {len(places.keys() & {*of_segments})} segments"
+        raise _wrong(hook, rows, f"one for each of {len(of_segments)} segments")
+    return [places[key] for key in of_segments]
 
 
 def _as_table(hook: HookSettings, returned: Any) -> pa.Table:

@@ -2,15 +2,15 @@
 
 import re
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
 
-def redact_numbers(segments: pa.Table, sign: str = "#") -> dict[str, list[Any]]:
-    """Return texts with a sign in place of each digit, and how many there were."""
+def redact_numbers(segments: pa.Table, sign: str = "#") -> pa.Table:
+    """Return the segments, with a sign in place of each digit, and how many there were."""
     found = [re.subn(r"\d", sign, text) for text in segments["text"].to_pylist()]
-    return {"redacted": [text for text, _ in found], "digits": [count for _, count in found]}
+    segments = segments.append_column("redacted", pa.array([text for text, _ in found]))
+    return segments.append_column("digits", pa.array([count for _, count in found]))
 
 
 class Embeddings:
@@ -26,7 +26,8 @@ class Embeddings:
         folder = Path(wordllama.__file__).parent
         self._model = wordllama.WordLlama.load(cache_dir=folder, disable_download=True)
 
-    def __call__(self, segments: pa.Table) -> dict[str, list[Any]]:
-        """Return vectors of length 1."""
+    def __call__(self, segments: pa.Table) -> pa.Table:
+        """Return the segments with vectors of length 1."""
         texts = segments["text"].to_pylist()
-        return {"vector": self._model.embed(texts, norm=True).tolist()}
+        vectors = self._model.embed(texts, norm=True).tolist()
+        return segments.append_column("vector", pa.array(vectors))

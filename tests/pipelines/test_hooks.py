@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 import corpus_asr
-from corpus_asr.cli.jobs import summary_words
+from corpus_asr.cli.failures import EXIT_SOME_FAILED
+from corpus_asr.cli.jobs import print_summary, summary_words
 from corpus_asr.config.run import RunConfig, RunOptions
 from corpus_asr.errors import ConfigError
 from corpus_asr.pipelines.driver import RunSummary, run
+from corpus_asr.pipelines.nightly import run as run_night
 from corpus_asr.runtime.hooks import HookCounts
 from corpus_asr.storage.run_state.forget import find_recordings, forget
 from corpus_asr.storage.run_state.hook_rows import hooks_of
@@ -164,3 +166,22 @@ def test_the_last_lines_say_what_failed_and_what_is_left(recordings: Path):
     assert summary_words(summary).splitlines()[-1] == (
         "hook redact: 0 recordings, 3 failed: see the log, and error_message"
     )
+
+
+def test_a_hook_that_fails_counts_in_the_limits(
+    recordings: Path, capsys: pytest.CaptureFixture[str]
+):
+    nightly = {"max_failed": 2, "max_failed_fraction": None}
+    config = job(recordings, REDACT | {"columns": {"nothing": "string"}, "attempts": 1},
+                 nightly=nightly)  # fmt: skip
+    for _ in range(2):  # also where nothing else is left to do
+        with pytest.raises(SystemExit) as ended:
+            print_summary(config, do(config))
+        assert ended.value.code == EXIT_SOME_FAILED
+        words = "more failed in hooks/redact than output.max_failed_fraction allows (1.0%)"
+        assert words in capsys.readouterr().err
+    night = run_night(config, local=True, progress=None)
+    assert night.over_limit == (
+        "3 of 3 recordings failed in the hook redact, more than nightly.max_failed allows (2)"
+    )
+    print_summary(with_section(config, "output", max_failed_fraction=1.0), do(config))

@@ -5,6 +5,7 @@ import os
 import re
 import runpy
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -161,11 +162,31 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     for name in ("airflow", "airflow.providers", "airflow.providers.standard",
                  "airflow.providers.standard.operators"):  # fmt: skip
         module(name)
+
+    class AirflowError(Exception): ...
+
+    class FinalError(AirflowError): ...
+
+    class BashOperator:
+        """As of the standard provider, which skips by an exception of the same kind."""
+
+        def __init__(self, **settings: Any) -> None:
+            made.tasks.append(self)
+            self.settings = settings
+            self.subprocess_hook = SimpleNamespace(sub_process=None)
+
+        def execute(self, context: object) -> object:
+            process = subprocess.Popen(["bash", "-c", self.settings["bash_command"]])
+            process.wait()
+            self.subprocess_hook.sub_process = process
+            if process.returncode:
+                raise AirflowError(f"a non-zero exit code {process.returncode}.")
+            return context
+
+    made.final = FinalError
     module("airflow.sdk", DAG=Dag)
-    module(
-        "airflow.providers.standard.operators.bash",
-        BashOperator=lambda **settings: made.tasks.append(settings),
-    )
+    module("airflow.exceptions", AirflowException=AirflowError, AirflowFailException=FinalError)
+    module("airflow.providers.standard.operators.bash", BashOperator=BashOperator)
     module(
         "dagster",
         AssetExecutionContext=object,
@@ -180,13 +201,39 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return made
 
 
-def test_airflow_calls_the_command_and_knows_its_codes(stand_in: SimpleNamespace) -> None:
+@pytest.mark.parametrize(
+    ("code", "final"),
+    [
+        (0, None),
+        (failures.EXIT_LOCKED, False),
+        (failures.EXIT_SOME_FAILED, True),
+        (failures.EXIT_UNUSABLE, True),
+        (failures.EXIT_STOPPED_BY_FAILURE, False),
+    ],
+)
+def test_airflow_calls_the_command_and_knows_its_codes(
+    code: int,
+    final: bool | None,
+    stand_in: SimpleNamespace,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    command = tmp_path / "corpus-asr"
+    command.write_text(f"#!/bin/sh\nexit {code}\n")
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     runpy.run_path(str(EXAMPLES / "airflow_nightly.py"))
     (task,) = stand_in.tasks
-    exec_, *words = shlex.split(task["bash_command"])
+    exec_, *words = shlex.split(task.settings["bash_command"])
     assert exec_ == "exec"  # signals reach the command, not a shell
     check_command(words)
-    assert task["skip_on_exit_code"] == failures.EXIT_LOCKED
+    assert task.settings["skip_on_exit_code"] == failures.EXIT_LOCKED
+    if final is None:
+        assert task.execute("context") == "context"
+    else:
+        with pytest.raises(Exception, match=f"exit code {code}") as caught:
+            task.execute("context")
+        assert isinstance(caught.value, stand_in.final) is final
     assert stand_in.dag["max_active_runs"] == 1
     assert stand_in.dag["catchup"] is False
 

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pytest
 from pydantic import ValidationError
@@ -91,6 +90,34 @@ def test_what_is_there_is_not_made_again(store: OutputStore, tmp_path: Path):
     assert len(rows(store, "noted")) == 5
 
 
+def by_text(segments: pa.Table) -> pa.Table:
+    ordered = segments.sort_by([("text", "descending")])
+    return ordered.append_column("said", ordered["text"])
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        by_text,
+        lambda segments: by_text(segments).select(["segment", "part", "recording_id", "said"]),
+        lambda segments: by_text(segments).to_pylist(),
+        lambda segments: by_text(segments).to_pandas(),
+        lambda segments: by_text(segments).drop_columns(["recording_id"]),
+    ],
+)
+def test_values_go_to_the_segments_whose_keys_they_have(
+    store: OutputStore, monkeypatch: pytest.MonkeyPatch, function: Any
+):
+    """In any order; without the recording, each has to be given alone."""
+    monkeypatch.setattr(functions, "by_text", function, raising=False)
+    columns = {"said": "string"}
+    hook = HookSettings(name="said", function=f"{HERE}:by_text", columns=columns, attempts=1)
+    assert run_hook(store, hook) == HookCounts(recordings=3)
+    assert [row["said"] for row in rows(store, "said")] == [
+        " chapter 2", None, " call 555 now", " or never"
+    ]  # fmt: skip
+
+
 @pytest.mark.long
 def test_a_correction_and_new_turns_are_given_again(store: OutputStore, tmp_path: Path):
     hook = noted(tmp_path)
@@ -171,7 +198,7 @@ def test_words_are_given_where_they_are_asked_for(store: OutputStore):
 
     def spy(segments: pa.Table) -> dict[str, list[int]]:
         seen.append(segments.schema.names)
-        return {"n": [1] * segments.num_rows}
+        return functions.keyed(segments, n=[1] * segments.num_rows)
 
     functions.spy = spy  # type: ignore[attr-defined]
     for words in (False, True):
@@ -217,8 +244,25 @@ def test_a_failure_does_not_replace_rows(store: OutputStore, tmp_path: Path):
     [
         ("redact", "segment", {"missing": "string"}, "no column missing, expected missing"),
         ("redact", "segment", {"redacted": "int64"}, "redacted of type string"),
-        ("first", "segment", {"text": "string"}, "1 rows, expected one for each of 2 segments"),
-        ("redact", "recording", {"redacted": "string"}, "no column recording_id"),
+        (
+            "first",
+            "segment",
+            {"text": "string"},
+            "1 rows of 1 segments, expected one for each",
+        ),
+        (
+            "twice",
+            "segment",
+            {"text": "string"},
+            "2 rows of 1 segments, expected one for each",
+        ),
+        (
+            "values",
+            "segment",
+            {"text": "string"},
+            "no keys, expected the columns recording_id",
+        ),
+        ("values", "recording", {"text": "string"}, "no column recording_id"),
         ("check", "segment", {"n": "int64"}, "a str, expected an Arrow table"),
         ("stranger", "recording", {"n": "int64"}, "a recording_id that it was not given"),
         ("leaves", "segment", {"n": "int64"}, "3"),
@@ -230,6 +274,10 @@ def test_what_a_function_returns_wrongly_is_named(
 ):  # fmt: skip
     monkeypatch.setattr(functions, "check", lambda _: "text", raising=False)
     monkeypatch.setattr(functions, "first", lambda rows: rows.slice(0, 1), raising=False)
+    monkeypatch.setattr(
+        functions, "twice", lambda rows: rows.take([0] * rows.num_rows), raising=False
+    )
+    monkeypatch.setattr(functions, "values", lambda rows: rows.select(["text"]), raising=False)
     monkeypatch.setattr(
         functions, "stranger", lambda _: [{"recording_id": "0", "n": 1}], raising=False
     )
@@ -371,10 +419,15 @@ def test_columns_come_in_the_forms_of_other_libraries(
     store: OutputStore, monkeypatch: pytest.MonkeyPatch
 ):
     forms: dict[str, Any] = {
-        "frame": lambda given: pd.DataFrame({"v": [[1.0, 2.0]] * given.num_rows}),
-        "matrix": lambda given: {"v": np.ones((given.num_rows, 2), dtype=np.float32)},
-        "batch": lambda given: pa.record_batch({"v": [[1, 2]] * given.num_rows}),
-        "rows": lambda given: [{"u": 1}, *[{"v": [1.0]}] * (given.num_rows - 1)],
+        "frame": lambda given: given.to_pandas().assign(v=[[1.0, 2.0]] * given.num_rows),
+        "matrix": lambda given: functions.keyed(
+            given,
+            v=np.ones((given.num_rows, 2), dtype=np.float32),  # type: ignore[arg-type]
+        ),
+        "batch": lambda given: pa.record_batch(functions.keyed(given, v=[[1, 2]] * given.num_rows)),
+        "rows": lambda given: [
+            row | ({"v": [1.0]} if at else {}) for at, row in enumerate(given.to_pylist())
+        ],
     }
     for name, function in forms.items():
         monkeypatch.setattr(functions, name, function, raising=False)

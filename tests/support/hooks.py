@@ -11,15 +11,22 @@ import pyarrow as pa
 NO_FUNCTION = 3
 
 
+def keyed(segments: pa.Table, **columns: list[Any]) -> dict[str, list[Any]]:
+    """Return columns with the keys of segments."""
+    return segments.select(["recording_id", "part", "segment"]).to_pydict() | columns
+
+
 def redact(segments: pa.Table, sign: str = "#") -> dict[str, list[Any]]:
     """Replace digits."""
     found = [re.subn(r"\d", sign, text) for text in segments["text"].to_pylist()]
-    return {"redacted": [text for text, _ in found], "digits": [number for _, number in found]}
+    return keyed(
+        segments, redacted=[text for text, _ in found], digits=[number for _, number in found]
+    )
 
 
 def speakers(segments: pa.Table) -> pa.Table:
     """Return who says each segment."""
-    return segments.select(["speaker", "corrected"])
+    return segments.drop_columns(["text"])
 
 
 def chapters(segments: pa.Table) -> list[dict[str, Any]]:
@@ -35,14 +42,14 @@ def noted(segments: pa.Table, folder: str, bad: str = "") -> dict[str, list[Any]
     texts = segments["text"].to_pylist()
     if bad and any(bad in text for text in texts):
         raise ValueError(f"found {bad}")
-    return {"length": [len(text) for text in texts]}
+    return keyed(segments, length=[len(text) for text in texts])
 
 
 def deadly(segments: pa.Table, bad: str) -> dict[str, list[Any]]:
     """End the process where a text is bad."""
     if any(bad in text for text in segments["text"].to_pylist()):
         os.kill(os.getpid(), signal.SIGKILL)
-    return {"length": [len(text) for text in segments["text"].to_pylist()]}
+    return keyed(segments, length=[len(text) for text in segments["text"].to_pylist()])
 
 
 class Loaded:
@@ -56,7 +63,8 @@ class Loaded:
 
     def __call__(self, segments: pa.Table) -> dict[str, list[Any]]:
         """Return vectors."""
-        return {"vector": [[len(text) * self.factor, 1.0] for text in segments["text"].to_pylist()]}
+        texts = segments["text"].to_pylist()
+        return keyed(segments, vector=[[len(text) * self.factor, 1.0] for text in texts])
 
 
 def killed(segments: pa.Table, folder: str, calls: int) -> dict[str, list[Any]]:
@@ -66,4 +74,4 @@ def killed(segments: pa.Table, folder: str, calls: int) -> dict[str, list[Any]]:
     place.write_text(str(number + 1))
     if number < calls:
         os.kill(os.getpid(), signal.SIGKILL)
-    return {"length": [len(text) for text in segments["text"].to_pylist()]}
+    return keyed(segments, length=[len(text) for text in segments["text"].to_pylist()])
