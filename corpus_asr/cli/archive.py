@@ -57,11 +57,11 @@ def prune(
     with readable_errors(on_interrupt="run the same command again"):
         from corpus_asr.storage.run_state.prune import find_gone
         from corpus_asr.storage.run_state.prune import prune as remove_gone
-        from corpus_asr.storage.run_state.tables import OutputStore
+        from corpus_asr.storage.run_state.run_files import open_run
         from corpus_asr.units import counted
 
         age = _age(older_than)
-        store = OutputStore(
+        store = open_run(
             output_uri, options=store_options(output_uri, endpoint_url, storage_option)
         )
         _continue_killed(store, yes=yes, steal=steal_lock)
@@ -139,10 +139,10 @@ def forget(
         raise typer.BadParameter("--allow-again is for --uri: of voices nothing is kept away")
     with readable_errors(on_interrupt="run the same command again"):
         from corpus_asr.storage.run_state import forget as forgetting
-        from corpus_asr.storage.run_state.tables import OutputStore
+        from corpus_asr.storage.run_state.run_files import open_run
         from corpus_asr.units import counted
 
-        store = OutputStore(
+        store = open_run(
             output_uri, options=store_options(output_uri, endpoint_url, storage_option)
         )
         if speaker:

@@ -1,4 +1,4 @@
-"""What `transcribe -o` wrote, kept as a small run that `view` opens: tables below its records.
+"""What `transcribe -o` wrote, kept as a small run for `open_run`: tables below its records.
 
     FOLDER/.corpus-asr/run/    tables of the recordings whose files are in FOLDER
 
@@ -29,22 +29,10 @@ from corpus_asr.storage.run_state.tables import (
     SUFFIX,
     OutputStore,
 )
-from corpus_asr.storage.stores.filesystem import StoreOptions
 from corpus_asr.storage.stores.uri import public, recording_id, within
 
 _RUN_ID = "transcribe"
 _SEGMENT_NAMES = {each.name for each in SEGMENT_FIELDS} & {each.name for each in fields(Segment)}
-
-
-def kept_run(folder: str, options: StoreOptions) -> OutputStore | None:
-    """Return the run that `transcribe` kept in a folder; None where there is none.
-
-    A folder that is the output of a run itself is shown as that.
-    """
-    if OutputStore(folder, options=options).exists(CONFIG_NAME):
-        return None
-    store = OutputStore(within(folder.rstrip("/"), KEPT_RUN_FOLDER), options=options)
-    return store if store.exists(CONFIG_NAME) else None
 
 
 class KeptRun:

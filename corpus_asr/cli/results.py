@@ -63,10 +63,10 @@ def status(
     """Show the state, progress, bottleneck and failures of a run."""
     from corpus_asr.cli.display import redrawn, show_text
     from corpus_asr.report.status import as_data, load_status, render
-    from corpus_asr.storage.run_state.tables import OutputStore
+    from corpus_asr.storage.run_state.run_files import open_run
 
     with readable_errors(), ExitStack() as stack:
-        store = OutputStore(
+        store = open_run(
             output_uri, options=store_options(output_uri, endpoint_url, storage_option)
         )
         redraws = watch and not as_json and sys.stdout.isatty()
@@ -127,7 +127,7 @@ def export(
     from corpus_asr.export.recordings import Selection
     from corpus_asr.export.write import ExportOptions
     from corpus_asr.export.write import export as write_files
-    from corpus_asr.storage.run_state.tables import OutputStore
+    from corpus_asr.storage.run_state.run_files import open_run
 
     with readable_errors(on_interrupt="run the same command again to replace it"):
         options = ExportOptions(
@@ -148,7 +148,7 @@ def export(
             partial=partial,
             speakers=tuple(speaker or ()),
         )
-        store = OutputStore(
+        store = open_run(
             output_uri, options=store_options(output_uri, endpoint_url, storage_option)
         )
         typer.echo(_words(write_files(store, to, options, selection)))
@@ -323,10 +323,10 @@ def report(
     """Show the results, failures and file accounting of a run."""
     from corpus_asr.report.html.page import write_page
     from corpus_asr.report.run import as_data, load_report, render
-    from corpus_asr.storage.run_state.tables import OutputStore
+    from corpus_asr.storage.run_state.run_files import open_run
 
     with readable_errors():
-        store = OutputStore(
+        store = open_run(
             output_uri, options=store_options(output_uri, endpoint_url, storage_option)
         )
         found = (
@@ -371,8 +371,8 @@ def show(
     from corpus_asr.segments import channel_name
     from corpus_asr.storage.run_state.corrections import Corrections
     from corpus_asr.storage.run_state.overrides import Overrides
+    from corpus_asr.storage.run_state.run_files import open_run
     from corpus_asr.storage.run_state.seen_segments import SeenSegments
-    from corpus_asr.storage.run_state.tables import OutputStore
     from corpus_asr.storage.stores.uri import redact_uri
 
     with readable_errors():
@@ -386,7 +386,7 @@ def show(
             partial=True,
             speakers=tuple(speaker or ()),
         )
-        store = OutputStore(
+        store = open_run(
             output_uri, options=store_options(output_uri, endpoint_url, storage_option)
         )
         turns = speakers_of(store)
@@ -505,8 +505,7 @@ def view(
         import asyncio
         from contextlib import ExitStack, closing
 
-        from corpus_asr.cli.kept_run import kept_run
-        from corpus_asr.storage.run_state.tables import OutputStore
+        from corpus_asr.storage.run_state.run_files import open_run
         from corpus_asr.storage.stores.uri import scheme_of
         from corpus_asr.view.access import PublicUrl, read_password
         from corpus_asr.view.answers import Answers
@@ -517,7 +516,7 @@ def view(
         password = None if password_file is None else read_password(password_file)
         public = None if public_url is None else PublicUrl.parse(public_url)
         options = store_options(output_uri, endpoint_url, storage_option)
-        store = kept_run(output_uri, options) or OutputStore(output_uri, options=options)
+        store = open_run(output_uri, options=options)
         with ExitStack() as opened:
             library = opened.enter_context(closing(Library(store)))
             sounds = Sounds(

@@ -356,14 +356,12 @@ class RunConfig(Settings):
 
     @model_validator(mode="after")
     def _other_jobs_name_their_model(self) -> "RunConfig":
-        if self.model.is_named or self.pipeline == "transcribe_corpus":
+        # `label` loads no model: `run` asks for one.
+        if self.model.is_named or self.pipeline in ("transcribe_corpus", PSEUDO_LABEL):
             return self
-        why, example = "needs a multilingual model", "small"
-        if self.pipeline == PSEUDO_LABEL:
-            why, example = "makes training data as accurate as its model", "large-v3"
         raise ValueError(
-            f"model.checkpoint: missing; {self.pipeline} {why} and has no default: name one, such "
-            f"as {example}"
+            f"model.checkpoint: missing; {self.pipeline} needs a multilingual model and has no "
+            "default: name one, such as small"
         )
 
     @model_validator(mode="after")

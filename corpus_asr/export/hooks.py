@@ -18,6 +18,7 @@ from corpus_asr.array_types import Float32
 from corpus_asr.config.hooks import STATE
 from corpus_asr.schemas import HOOKS
 from corpus_asr.storage.run_state.hook_rows import folder_of, hooks_of, read_rows
+from corpus_asr.storage.run_state.run_files import open_run
 from corpus_asr.storage.run_state.tables import OutputStore
 
 _MOMENT = ("recording_id", "channel", "start_s")
@@ -32,7 +33,7 @@ def read_hook(uri: str, name: str, *, endpoint_url: str | None = None) -> pa.Tab
     Raises:
         ConfigError: there is no such table.
     """
-    store = OutputStore(uri, endpoint_url=endpoint_url)
+    store = open_run(uri, endpoint_url=endpoint_url)
     tables = [*read_rows(store, name)] or [HOOKS.empty_table()]
     return with_values(pa.concat_tables(tables)).drop_columns([*STATE])
 

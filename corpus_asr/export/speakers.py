@@ -37,7 +37,7 @@ from corpus_asr.storage.run_state.corrections import (
 )
 from corpus_asr.storage.run_state.placing import with_no_corrections
 from corpus_asr.storage.run_state.rewriting import NAMES_NAME
-from corpus_asr.storage.run_state.run_files import outcomes_names
+from corpus_asr.storage.run_state.run_files import open_run, outcomes_names
 from corpus_asr.storage.run_state.seen_segments import SEEN_SEGMENTS, SeenSegments
 from corpus_asr.storage.run_state.speaker_turns import read_turns, read_voices
 from corpus_asr.storage.run_state.tables import LABEL_ROWS, OutputStore
@@ -346,7 +346,7 @@ def register_segments(
 
 
 def _run_at(uri: str, endpoint_url: str | None) -> OutputStore:
-    store = OutputStore(uri, endpoint_url=endpoint_url)
+    store = open_run(uri, endpoint_url=endpoint_url)
     outcomes_names(store)  # refuses other folders, of which no segments would be read
     if store.names(LABEL_ROWS.folder):
         raise found_labels(store)

@@ -16,6 +16,7 @@ from corpus_asr.formats.writers import check_formats, file_contents, file_suffix
 from corpus_asr.segments import MissingWord, Segment, SpeakerTurn
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.uri import normalize, scheme_of, within
+from corpus_asr.units import shortened
 
 _AUDIO_SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,10}$")
 
@@ -46,7 +47,7 @@ class SubtitleOptions(TypedDict, total=False):
     lrc, ass) writes its time; needs word_timestamps."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Transcript:
     """What one recording says.
 
@@ -105,6 +106,14 @@ class Transcript:
     def __iter__(self) -> Iterator[Segment]:
         """Yield the segments."""
         return iter(self.segments)
+
+    def __repr__(self) -> str:
+        """Return one line: where it comes from, its language and length, and how it begins."""
+        return (
+            f"Transcript(uri={self.uri!r}, language={self.language!r}, "
+            f"duration_s={self.duration_s:g}, segments={len(self.segments)}, "
+            f"text={shortened(self.text, 60)!r})"
+        )
 
     def __len__(self) -> int:
         """Return the number of segments."""

@@ -46,6 +46,7 @@ from corpus_asr.speakers.turns import with_speakers
 from corpus_asr.storage.parquet import parquet_batches, parquet_writer
 from corpus_asr.storage.run_state.corrections import Corrections
 from corpus_asr.storage.run_state.duplicates import Copy, copied_fraction, originals, read_copies
+from corpus_asr.storage.run_state.run_files import open_run
 from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.seen_segments import SeenSegments
 from corpus_asr.storage.run_state.tables import OutputStore
@@ -344,7 +345,7 @@ def open_sources(store: OutputStore, settings: SelectionSettings) -> Iterator[So
         ours = tables.ids("true")
         other = references = None
         if settings.against is not None:
-            there = OutputStore(settings.against, options=store.options)
+            there = open_run(settings.against, options=store.options)
             if there.uri == store.uri:
                 raise ConfigError(
                     f"reading selection.against: found {redact_uri(there.uri)}, which is "

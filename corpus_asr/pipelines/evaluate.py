@@ -56,6 +56,7 @@ from corpus_asr.storage.run_state.placing import Placed, Placing
 from corpus_asr.storage.run_state.run_files import (
     EVALUATION_NAME,
     FINGERPRINT_NAME,
+    open_run,
     write_calibration,
 )
 from corpus_asr.storage.run_state.seen_segments import SeenSegments
@@ -86,7 +87,7 @@ def evaluate(
         CorpusAsrError: the tables do not hold what they say.
         FetchError: a store failed beyond its retries.
     """
-    store = OutputStore(output_uri, options=options)
+    store = open_run(output_uri, options=options)
     if _are_corrections(references, store):
         checked = _checked(store, language)
         scores = {each.recording.recording_id: each.score() for each in checked}
@@ -107,7 +108,7 @@ def evaluate(
         missing = len(expected) - len(scores)
     comparison = None
     if against is not None:
-        other = OutputStore(against, options=options)
+        other = open_run(against, options=options)
         shared = {identity: scores[identity] for identity in expected.keys() & scores.keys()}
         comparison = compare(
             shared, _scores(other, expected, references), other=redact_uri(other.uri)
@@ -297,7 +298,7 @@ def calibrate(
     options: StoreOptions = DEFAULT_STORE,
 ) -> Calibration:
     """Fit confidence to a run's segments, and write the calibration into its output folder."""
-    store = OutputStore(output_uri, options=options)
+    store = open_run(output_uri, options=options)
     start = _start(store)
     outcomes = _outcomes(store, references, language)
     check_enough(outcomes)

@@ -39,7 +39,7 @@ from corpus_asr.storage.listing import FileListing
 from corpus_asr.storage.run_state.forget import note_dataset
 from corpus_asr.storage.run_state.lock import Lock
 from corpus_asr.storage.run_state.own_sources import read_own_sources, source_folders
-from corpus_asr.storage.run_state.run_files import new_run_id, outcomes_names
+from corpus_asr.storage.run_state.run_files import new_run_id, open_run, outcomes_names
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.filesystem import StoreOptions
 from corpus_asr.storage.stores.host_allowlist import FileRules
@@ -84,6 +84,11 @@ _MEASURED_BY = {
 
 
 def _check(config: PseudoLabelConfig) -> None:
+    if not config.model.is_named:
+        raise ConfigError(
+            f"model.checkpoint: missing; {config.pipeline} makes training data as accurate as its "
+            "model and has no default: name one, such as large-v3"
+        )
     rules_of(config.selection)
     # Before hours of transcription, after which it would have to be done again.
     for setting, key in _MEASURED_BY.items():
@@ -123,7 +128,7 @@ def label(
     _check_dataset(config)
     rules = rules_of(config.selection)
     say = line_writer(progress)
-    output = OutputStore.of(config.output)
+    output = open_run(config.output.uri, options=StoreOptions.of_output(config.output))
     outcomes_names(output, advice="transcribe with `corpus-asr run` first, or correct output.uri")
     with (
         open_sources(output, config.selection) as sources,

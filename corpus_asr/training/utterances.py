@@ -23,6 +23,7 @@ from corpus_asr.languages import resolve_language
 from corpus_asr.segments import place_of
 from corpus_asr.storage.manifest import SPEAKER, Row, is_manifest, read_manifest
 from corpus_asr.storage.parquet import parquet_batches, parquet_columns
+from corpus_asr.storage.run_state.run_files import open_run
 from corpus_asr.storage.run_state.seen_segments import SeenSegments
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.shards import ShardLister
@@ -216,7 +217,7 @@ def utterances_of(uri: str, data: DataSettings, *, split: str) -> Iterator[Utter
         is_dataset = uri.lower().endswith(_PARQUET) and _holds_audio(uri, data.endpoint_url)
         yield from (read_dataset if is_dataset else read_utterances)(uri, **options)
         return
-    store = OutputStore(uri, endpoint_url=data.endpoint_url)
+    store = open_run(uri, endpoint_url=data.endpoint_url)
     if store.exists(SETTINGS_NAME):
         yield from _read_folder(store, split, options)
         return

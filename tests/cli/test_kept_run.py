@@ -14,18 +14,16 @@ import pyarrow as pa
 import pytest
 
 from corpus_asr.cli.inputs import inputs_of
-from corpus_asr.cli.kept_run import kept_run
 from corpus_asr.cli.output_files import Existing, Layout, OutputFiles
-from corpus_asr.errors import ConfigError
+from corpus_asr.export.speakers import read_segments
 from corpus_asr.formats.cue_rules import CueRules
 from corpus_asr.formats.names import WordStyle
 from corpus_asr.formats.transcript import Transcript
 from corpus_asr.segments import SpeakerTurn
 from corpus_asr.storage.model_files import checkpoint_version
-from corpus_asr.storage.run_state.run_files import CONFIG_NAME, outcomes_names
+from corpus_asr.storage.run_state.run_files import CONFIG_NAME, open_run
 from corpus_asr.storage.run_state.speaker_turns import read_turns
 from corpus_asr.storage.run_state.tables import OutputStore
-from corpus_asr.storage.stores.filesystem import DEFAULT_STORE
 from corpus_asr.view.answers import Answers
 from corpus_asr.view.catalogue import Library
 from corpus_asr.view.request import Request
@@ -44,14 +42,14 @@ def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     Path(NAME).write_bytes(wav_bytes(tone(4.0), rate_hz=16_000))
 
 
-def written(transcript: Transcript, *, name: str = NAME, **values: Any) -> OutputStore | None:
+def written(transcript: Transcript, *, name: str = NAME, **values: Any) -> OutputStore:
     """Write a transcript's files as `transcribe -o out` does; return the run that is kept."""
     inputs = inputs_of([name]).found
     layout = Layout(formats=("txt",), rules=CueRules(), words=WordStyle.plain)
     usual: dict[str, Any] = {"existing": Existing.known, "apart": "", "made_by": {"model": "m"}}
     output = OutputFiles("out", inputs, layout, **(usual | values))
     output.write(name, transcript, [transcript])
-    return kept_run("out/", DEFAULT_STORE)
+    return open_run("out/")
 
 
 def shown(store: OutputStore) -> tuple[dict[str, Any], Sequence[dict[str, Any]], dict[str, Any]]:
@@ -74,15 +72,13 @@ SAID = Transcript(
 )  # fmt: skip
 
 
-def test_other_commands_are_pointed_to_where_the_run_is() -> None:
+def test_python_readers_open_the_folder_of_files() -> None:
     written(SAID)
-    with pytest.raises(ConfigError, match=r"name the run .*, \S*out/\.corpus-asr/run$"):
-        outcomes_names(OutputStore("out"))
+    assert read_segments("out")["text"].to_pylist() == [" Hello there.", " Bye."]
 
 
 def test_words_speakers_and_sound_are_those_of_the_transcript() -> None:
     store = written(SAID)
-    assert store is not None
     recording, segments, sound = shown(store)
     assert recording["name"] == NAME
     assert [(each["text"], each["speaker"]) for each in segments] == [
@@ -101,7 +97,6 @@ def test_the_model_is_a_name_and_its_revision_a_hash(tmp_path: Path) -> None:
     assert re.fullmatch("[0-9a-f]{16}", revision)
     made_by = {"model": str(folder), "model_revision": revision}
     store = written(replace(SAID, model=None), made_by=made_by)
-    assert store is not None
     (segment_row, *_) = rows_of(store.segments())
     assert (segment_row["model"], segment_row["model_revision"]) == (str(folder), revision)
     assert store.read_json(CONFIG_NAME)["model"] == {"checkpoint": str(folder)}
@@ -113,7 +108,6 @@ def test_what_is_transcribed_again_replaces_what_was_kept() -> None:
     written(SAID)
     other = replace(SAID, segments=(segment(" Other words.", 0.0, 4.0),), turns=())
     store = written(other, existing=Existing.overwrite)
-    assert store is not None
     recording, segments, _ = shown(store)
     assert ([each["text"] for each in segments], recording["turns"]) == (["Other words."], [])
     assert len(list(Path("out/.corpus-asr/run/outcomes").iterdir())) == 1
@@ -130,7 +124,6 @@ def test_of_two_commits_of_a_killed_call_the_later_is_shown() -> None:
                     existing=Existing.overwrite)  # fmt: skip
         last = replace(SAID, segments=(segment(" The last.", 0.0, 4.0),), turns=None)
         store = written(last, existing=Existing.overwrite)
-        assert store is not None
         texts = [row["text"] for rows in store.segments() for row in rows.to_pylist()]
         assert texts == [" The last."], moment
         if not process.killed:
@@ -151,7 +144,6 @@ def test_two_calls_at_once_leave_each_others_speakers(monkeypatch: pytest.Monkey
     monkeypatch.setattr(OutputStore, "write_table", meanwhile)
     written(SAID)
     store = written(SAID, existing=Existing.overwrite)
-    assert store is not None
     turns = read_turns(store)
     assert turns is not None
     assert sorted(map(len, turns.values())) == [2, 2]
@@ -177,21 +169,19 @@ def test_channels_and_silence_are_kept() -> None:
     )  # fmt: skip
     said = tuple(each.segments[0] for each in parts)
     store = written(replace(SAID, segments=said, channels=parts, turns=None))
-    assert store is not None
     recording, segments, _ = shown(store)
     assert recording["apart"] == [0, 1]
     assert [each["text"] for each in segments] == ["Channel 0.", "Channel 1."]
     silent = replace(SAID, segments=(), language=None, turns=None)
     store = written(silent, existing=Existing.overwrite)
-    assert store is not None
     assert shown(store)[0]["state"] == "no_speech"
 
 
 def test_a_run_in_the_folder_itself_is_what_is_shown() -> None:
-    assert written(SAID) is not None
+    written(SAID)
     OutputStore("out").write_json(CONFIG_NAME, {})
-    assert kept_run("out", DEFAULT_STORE) is None
+    assert open_run("out").uri == OutputStore("out").uri
 
 
 def test_nothing_is_kept_of_files_that_are_skipped_by_their_names() -> None:
-    assert written(SAID, existing=Existing.skip) is None
+    assert written(SAID, existing=Existing.skip).uri == OutputStore("out").uri

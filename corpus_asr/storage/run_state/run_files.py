@@ -261,6 +261,15 @@ KEPT_RUN_FOLDER: Final = f"{RECORDS_FOLDER}/run"
 """Where `transcribe -o` keeps what it wrote as a run, in the folder of its files."""
 
 
+def open_run(
+    uri: str, *, endpoint_url: str | None = None, options: StoreOptions | None = None
+) -> OutputStore:
+    """Return the run of an output folder, or the one that `transcribe -o` keeps in its folder."""
+    store = OutputStore(uri, endpoint_url=endpoint_url, options=options)
+    kept = store.below(KEPT_RUN_FOLDER)
+    return kept if not store.exists(CONFIG_NAME) and kept.exists(CONFIG_NAME) else store
+
+
 def outcomes_names(
     store: OutputStore,
     *,
@@ -269,16 +278,13 @@ def outcomes_names(
     """Return the names of a run's outcomes objects; empty if it has just started.
 
     Raises:
-        ConfigError: no folder of a run; the advice is for one that keeps none, either.
+        ConfigError: no folder of a run, with advice.
     """
     names = store.commit_names()
     if not names and not store.exists(CONFIG_NAME):
-        kept = redact_uri(store.address(KEPT_RUN_FOLDER))
-        if store.exists(f"{KEPT_RUN_FOLDER}/{CONFIG_NAME}"):
-            advice = f"name the run that it keeps in this folder, {kept}"
         raise ConfigError(
             f"reading {redact_uri(store.uri)}: found neither outcomes nor _run/, expected the "
-            f"output folder of a run, or for view one that transcribe -o wrote to; {advice}"
+            f"output folder of a run or of transcribe -o; {advice}"
         )
     return names
 
