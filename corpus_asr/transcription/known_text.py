@@ -318,7 +318,7 @@ class _Reading:
             last = timed[int(np.searchsorted(ends, last_letter, side="left"))]
             own = tuple(logprobs[first_token:last_token])
             word = Word(
-                word=text,
+                word=self.text.words[index],
                 start_s=first.start_s,
                 end_s=max(first.start_s, last.end_s),
                 probability=float(np.mean(np.exp(own))),

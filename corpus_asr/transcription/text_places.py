@@ -6,6 +6,7 @@ part says. What is said of the words between them is for the audio to decide (`k
 """
 
 import re
+import unicodedata
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -17,9 +18,10 @@ from corpus_asr.confidence import mean_logprob_of, with_confidence
 from corpus_asr.errors import AlignmentError
 from corpus_asr.segments import Segment, Word
 from corpus_asr.text.words import (
-    BEFORE_A_WORD,
+    AFTER_A_WORD,
     NOTHING,
     Spelled,
+    ends_sentence,
     joined,
     split_characters,
 )
@@ -49,25 +51,24 @@ def words_of(text: str) -> list[str]:
     Marks that stand alone belong to the word before them, opening ones to that after.
     """
     pieces = (
-        (piece, ())
+        (piece, NOTHING)
         for chunk in re.findall(r"\s*\S+", text.rstrip())
         for piece in (re.findall(r"\s*\S", chunk) if _has_no_blanks(chunk) else [chunk])
     )
-    return [word for word, _ in _with_marks(pieces)]
+    return [written for written, _ in _with_marks(pieces)]
 
 
 @dataclass(frozen=True, slots=True)
 class TextWords:
     """A text in words that can be found one by one: each has a letter or digit, and its tokens."""
 
+    words: tuple[str, ...]
+    """With their blanks and marks; joined, they are the text."""
     spelled: tuple[Spelled, ...]
+    """As they are read: without quotation marks, brackets, dashes and signs that stand alone, which
+    nobody says, and which would take the time of the words beside them."""
     has_blanks: bool
     """Between its words; false if any of it is of a script without."""
-
-    @property
-    def words(self) -> tuple[str, ...]:
-        """With their blanks and marks; joined, they are the text."""
-        return tuple(text for text, _ in self.spelled)
 
     @classmethod
     def of(cls, known: KnownText, prompt_format: PromptFormat) -> "TextWords":
@@ -76,8 +77,8 @@ class TextWords:
         Raises:
             AlignmentError: it has no letter or digit, or control tokens in it.
         """
-        pieces: list[Spelled] = []
-        spelled: dict[str, list[Spelled]] = {}
+        pieces: list[tuple[str, Spelled]] = []
+        spelled: dict[str, list[tuple[str, Spelled]]] = {}
         for chunk in known.text.split():
             if chunk not in spelled:
                 try:
@@ -97,42 +98,102 @@ class TextWords:
             AlignmentError: it has no letter or digit.
         """
         words = words_of("".join(f" {chunk}" for chunk in known.text.split()))
-        return cls._of_words([(word, ()) for word in words], known)
+        return cls._of_words([(word, (word, ())) for word in words], known)
 
     @classmethod
-    def _of_words(cls, words: Sequence[Spelled], known: KnownText) -> "TextWords":
-        if not any(map(str.isalnum, "".join(text for text, _ in words))):
+    def _of_words(cls, words: Sequence[tuple[str, Spelled]], known: KnownText) -> "TextWords":
+        if not any(map(str.isalnum, "".join(written for written, _ in words))):
             raise AlignmentError(
                 f"aligning the text of {known.name}: found {known.text.strip()[:60]!r}, expected "
                 "words with letters or digits; give what is said in the recording",
                 kind="no_text",
             )
-        return cls(tuple(words), not _has_no_blanks(known.text))
+        written, spelled = zip(*words, strict=True)
+        return cls(written, spelled, not _has_no_blanks(known.text))
 
 
-def _pieces(chunk: str, prompt_format: PromptFormat) -> Iterator[Spelled]:
+def _pieces(chunk: str, prompt_format: PromptFormat) -> Iterator[tuple[str, Spelled]]:
+    """Yield what is written, and what is read of it."""
     tokens = prompt_format.encode(chunk)
     if _has_no_blanks(chunk):
-        yield from split_characters(tokens, prompt_format.text)
+        for piece in split_characters(tokens, prompt_format.text):
+            # Where there are no blanks, each mark of a sentence stands alone; it is read.
+            text = piece[0].strip()
+            is_read = not text or (_said(text) and (_has_letters(text) or text in AFTER_A_WORD))
+            yield piece[0], piece if is_read else NOTHING
+    elif (said := _said(chunk)) and _has_letters(said):
+        yield f" {chunk}", (f" {said}", prompt_format.encode(said))
     else:
-        yield f" {chunk}", tokens
+        yield f" {chunk}", NOTHING
 
 
-def _with_marks(pieces: Iterable[Spelled]) -> list[Spelled]:
-    """Join pieces so that each has a letter or digit, if any has one."""
-    words: list[Spelled] = []
-    opening = NOTHING
-    for piece in pieces:
-        if any(letter.isalnum() for letter in piece[0]):
-            words.append(joined(opening, piece))
-            opening = NOTHING
-        elif not words or opening[0] or piece[0].strip() in BEFORE_A_WORD:
-            opening = joined(opening, piece)
+def _said(chunk: str) -> str:
+    """Return it without quotation marks, brackets and dashes, those within words excepted."""
+    return "".join(
+        sign
+        for at, sign in enumerate(chunk)
+        if not (sign in "\"'" or unicodedata.category(sign) in _UNSAID)
+        or (
+            (sign in "'\u2019" or unicodedata.category(sign) == "Pd")
+            and _has_letters(chunk[:at][-1:])
+            and _has_letters(chunk[at + 1 :][:1])
+        )
+    )
+
+
+_UNSAID = frozenset({"Ps", "Pe", "Pi", "Pf", "Pd"})
+
+
+def _has_letters(text: str) -> bool:
+    return any(map(str.isalnum, text))
+
+
+def _with_marks(pieces: Iterable[tuple[str, Spelled]]) -> list[tuple[str, Spelled]]:
+    """Join pieces so that each has a letter or digit, if any has one: as written, and as read."""
+    words: list[tuple[str, Spelled]] = []
+    quotes: list[str] = []  # that are open
+    opening, opening_read = "", NOTHING
+    for written, read in pieces:
+        text = written.strip()
+        opens = _opens(text, quotes) or not text
+        if _has_letters(text):
+            words.append((opening + written, joined(opening_read, read)))
+            opening, opening_read = "", NOTHING
+        elif not words or opening or opens or _begins_speech(text, words[-1][0]):
+            opening, opening_read = opening + written, joined(opening_read, read)
         else:
-            words[-1] = joined(words[-1], piece)
+            before, read_before = words[-1]
+            words[-1] = before + written, joined(read_before, read)
     if words:
-        words[-1] = joined(words[-1], opening)
-    return words or ([opening] if opening[0] else [])
+        words[-1] = words[-1][0] + opening, words[-1][1]
+    return words or ([(opening, NOTHING)] if opening else [])
+
+
+def _begins_speech(sign: str, before: str) -> bool:
+    # A dash, as of a dialogue.
+    return unicodedata.category(sign[0]) == "Pd" and ends_sentence(before)
+
+
+# Quotation marks that close others; of one that stands here and closes none, each opens.
+_CLOSING = {
+    "\u201e": "\u201c\u201d", "\u201a": "\u2018\u2019", "\u201c": "\u201d", "\u2018": "\u2019",
+    "\u201d": "\u201d", "\xab": "\xbb", "\xbb": "\xab\xbb", "\u2039": "\u203a",
+    "\u203a": "\u2039\u203a", '"': '"', "\uff02": "\uff02",
+}  # fmt: skip
+
+
+def _opens(text: str, quotes: list[str]) -> bool:
+    """Whether signs belong to the word after them, given the `quotes` that are open."""
+    opens = False
+    for sign in text:
+        if quotes and sign in _CLOSING[quotes[-1]]:
+            quotes.pop()
+        elif sign in _CLOSING:
+            quotes.append(sign)
+            opens = True
+        elif unicodedata.category(sign) in ("Ps", "Pi") or sign in "\xbf\xa1":
+            opens = True
+    return opens
 
 
 # Scripts written without blanks: Thai and Lao, Burmese, Khmer, kana and Chinese characters.

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -113,6 +114,48 @@ def test_words_that_are_not_said_are_reported(
     assert abs(last_s - 10.5) < 0.5, "the country is the last word in each"
 
 
+PLAIN = "In these cases security was given"
+SIGNED = (
+    "In these cases « security » was given", "In these cases «security» was given",
+    "In these cases » security « was given", "In these cases „ security “ was given",
+    "In these cases „security“ was given", "In these cases ” security ” was given",
+    'In these cases " security " was given', 'In these cases "security" was given',
+    "In these cases \u2018security\u2019 was given", "In these cases 'security' was given",
+    "In these cases \u2039 security \u203a was given", "In these cases 「 security 」 was given",
+    "In these cases 『security』 was given", "In these cases ( security ) was given",
+    "In these cases [security] was given", "In these cases { security } was given",
+    "In these cases security — was given", "In these cases security - was given",
+    "In these cases security\u2013 was given", "— In these cases security was given",
+    "- In these cases 🙂 security ♪ was given …", "In these cases , security ; was given .",
+    "¿ In these cases security was given ?", "• In these cases security * was given",
+)  # fmt: skip
+
+
+def test_signs_that_nobody_says_are_not_read() -> None:
+    packaged = REPOSITORY / "corpus_asr" / "pretrained" / "whisper-tiny.en"
+    prompt_format = PromptFormat.from_folder(packaged)
+    plain = TextWords.of(KnownText(text=PLAIN, name="a"), prompt_format)
+    for text in SIGNED:
+        signed = TextWords.of(KnownText(text=text, name="a"), prompt_format)
+        assert signed.spelled == plain.spelled, text
+        assert "".join(signed.words).strip() == text
+        # Opening signs stand before the word behind them, others behind the word before them.
+        assert signed.words[2].split()[0] == "cases", text
+        assert not re.search(r"[«„「(\[{]$", signed.words[2]), text
+
+
+@pytest.mark.long
+def test_signs_take_no_time_from_words(aligner: Transcriber, inaugural: np.ndarray) -> None:
+    plain = "And so my fellow Americans ask not what your country can do for you"
+    times = [(word.start_s, word.end_s) for word in words_of(align(aligner, inaugural, plain))]
+    for text in (
+        plain.replace("fellow", "« fellow »").replace(" ask", " — ask").replace("you", "you …"),
+        plain.replace("fellow", '"fellow"').replace("country", "(country)"),
+    ):
+        found = words_of(align(aligner, inaugural, text))
+        assert [(word.start_s, word.end_s) for word in found] == times
+
+
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("text", "start_s", "end_s"),
@@ -213,6 +256,10 @@ def test_scripts_without_blanks_are_split_into_characters() -> None:
     assert "".join(words.words).split() == text.split()
     assert [folded(word) for word in words.words] == ["今", "天", "天", "气", "good", "x"]
     assert not words.has_blanks
+    # Quotation marks and dashes are written, and not read.
+    assert [text for text, _ in words.spelled] == [
+        " 今", "天\N{FULLWIDTH EXCLAMATION MARK}", "天", "气", " good", " x",
+    ]  # fmt: skip
     assert all(prompt_format.text(tokens) == text for text, tokens in words.spelled)
     # Tables hold the lengths alone.
     assert words_of_lengths(text, [len(word) for word in words.words]) == list(words.words)
