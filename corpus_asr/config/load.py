@@ -447,6 +447,7 @@ _OPTIONS = {
 _ABSENT = {
     "append_punctuations": "the marks that belong to a word are fixed; leave it out",
     "best_of": "one sample is drawn at each temperature; leave it out",
+    "carry_initial_prompt": "it stands before the first window of each part; leave it out",
     "hf_token": "set the environment variable HF_TOKEN",
     "language_detection_segments": "several windows are averaged; leave it out",
     "language_detection_threshold": "the likeliest language is taken; leave it out",

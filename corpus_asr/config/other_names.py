@@ -5,11 +5,15 @@ is taken where it says just that; any other value, and every other name, is left
 """
 
 import dataclasses
+import functools
+import logging
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from corpus_asr.errors import ConfigError
+
+_LOG = logging.getLogger(__name__)
 
 _SAME = {
     "log_prob_threshold": "logprob_threshold",
@@ -17,11 +21,19 @@ _SAME = {
     "chunk_length": "window_s",
 }
 
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
 # Names without a counterpart, and the values that say what is done here anyway.
 _DONE_ANYWAY: dict[str, tuple[Any, ...]] = {
     "log_progress": (None, False),
     "best_of": (None, 1),
+    "carry_initial_prompt": (None, False),
     "patience": (None, 1),
+    "fp16": (None,),
+    "verbose": (None, False),
     "prompt_reset_on_temperature": (0.5,),
     "suppress_blank": (True,),
     "suppress_tokens": (-1, "-1"),
@@ -31,6 +43,21 @@ _DONE_ANYWAY: dict[str, tuple[Any, ...]] = {
     "append_punctuations": ("\"'.。,，!！?？:：”)]}、",),  # noqa: RUF001
     "max_new_tokens": (None,),
     "language_detection_segments": (None, 1),
+}
+
+# Usual values that are taken though they change nothing here, and why; of numbers those from 1.
+_CHANGES_NOTHING: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "best_of": (_is_count, "one sample is drawn at each temperature"),
+    "patience": (lambda value: _is_count(math.ceil(value)), "beam search ends as in transformers"),
+    "max_new_tokens": (lambda value: _is_count(value - 127), "a window ends where its text ends"),
+    "suppress_blank": (lambda value: value is False, "the checkpoint says what is suppressed"),
+    "suppress_tokens": (
+        lambda value: value in (None, "", [], ()),
+        "the checkpoint says what is suppressed",
+    ),
+    "without_timestamps": (lambda value: value is True, "segments always have times"),
+    "fp16": (lambda value: isinstance(value, bool), "the model has its compute_type"),
+    "verbose": (lambda value: value is True, "stream yields the segments"),
 }
 
 # By key of `vad_parameters`: ours, and how many of its units one of ours has.
@@ -75,8 +102,24 @@ def _meant(name: str, value: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     if name in _DONE_ANYWAY:
         plain = value[0] if isinstance(value, list | tuple) and len(value) == 1 else value
         is_done = any(plain is done or plain == done for done in _DONE_ANYWAY[name])
-        return {} if is_done else {name: value}
+        return {} if is_done or _changes_nothing(name, value) else {name: value}
     return {name: value}
+
+
+def _changes_nothing(name: str, value: Any) -> bool:
+    is_usual, reason = _CHANGES_NOTHING.get(name, (lambda _: False, ""))
+    try:
+        if not is_usual(value):
+            return False
+    except TypeError:
+        return False
+    _note(name, reason)
+    return True
+
+
+@functools.cache  # once is enough
+def _note(name: str, reason: str) -> None:
+    _LOG.warning("the option %s changes nothing here: %s", name, reason)
 
 
 def _multilingual(name: str, value: Any) -> dict[str, Any]:

@@ -167,6 +167,11 @@ else:
     )
 
 
+def _code_of(text: str) -> str:
+    # Forms and clients of other libraries send an empty text where none is chosen.
+    return code_of(text) if text.strip() else "auto"
+
+
 class DecodingSection(_DecodingKeys, Settings):  # type: ignore[misc]  # both are frozen
     """Settings that change the text."""
 
@@ -185,8 +190,8 @@ class DecodingSection(_DecodingKeys, Settings):  # type: ignore[misc]  # both ar
     @classmethod
     def _codes_of_names(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
         if isinstance(value, str):
-            return code_of(value)
-        codes = tuple(map(code_of, value))
+            return _code_of(value)
+        codes = tuple(map(_code_of, value))
         if "auto" in codes:
             raise ValueError("auto means every language; leave it out of the list")
         choice = tuple(dict.fromkeys(codes))  # twice the same would share its probability

@@ -10,6 +10,7 @@ import faster_whisper
 import pytest
 from faster_whisper.vad import VadOptions
 
+from corpus_asr.config import other_names as module
 from corpus_asr.config.options import OPTION_NAMES, CallSettings, options_from
 from corpus_asr.config.other_names import translated
 from corpus_asr.errors import ConfigError
@@ -49,7 +50,6 @@ def test_the_guide_says_what_happens(name: str) -> None:
 
 # What is answered though it is the default there, and with what.
 ANSWERED = {
-    "best_of": "one sample is drawn",
     "batch_size": "did you mean slots. It is an argument of Transcriber, and no call",
 }
 
@@ -114,6 +114,39 @@ def test_the_same_by_another_name(given: dict[str, Any], meant: dict[str, Any]) 
 def test_what_cannot_be_had_is_answered(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=f"(?s){message}"):
         asked(**given)
+
+
+@pytest.mark.parametrize(
+    ("usual", "unusual"),
+    [
+        ({"best_of": 5}, {"best_of": 0}),
+        ({"patience": 2.0}, {"patience": -1.0}),
+        ({"without_timestamps": True}, {"without_timestamps": "yes"}),
+        ({"suppress_tokens": []}, {"suppress_tokens": [50257]}),
+        ({"suppress_tokens": None}, {"suppress_tokens": "1,2"}),
+        ({"suppress_blank": False}, {"suppress_blank": "no"}),
+        ({"max_new_tokens": 128}, {"max_new_tokens": 10}),
+        ({"carry_initial_prompt": False}, {"carry_initial_prompt": True}),
+        ({"fp16": True}, {"fp16": "yes"}),
+        ({"verbose": True}, {"verbose": 3}),
+    ],
+    ids=str,
+)
+def test_usual_values_are_taken_and_noted_once(
+    usual: dict[str, Any], unusual: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    module._note.cache_clear()
+    assert asked(**usual) == asked() == asked(**usual)
+    (name,) = usual
+    notes = [record.message for record in caplog.records]
+    assert notes in ([], [note for note in notes if f"{name} changes nothing" in note][:1])
+    with pytest.raises(ConfigError, match=f"{name}: unknown key"):
+        asked(**unusual)
+
+
+@pytest.mark.parametrize("language", ["", " "])
+def test_an_empty_language_is_detected(language: str) -> None:
+    assert asked(language=language).decoding.language == "auto"
 
 
 def test_no_longest_duration_is_what_is_done() -> None:
