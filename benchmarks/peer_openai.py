@@ -40,9 +40,7 @@ class _Model:
         return self
 
     def transcribe(self, audio: str, **options: Any) -> dict[str, Any]:
-        found = self._transcriber.transcribe(audio, **options).to_dict()
-        # The text of openai-whisper begins with the blank of its first segment.
-        return {**found, "text": "".join(segment["text"] for segment in found["segments"])}
+        return self._transcriber.transcribe(audio, **options).to_dict()
 
 
 class _Tokenizer:

@@ -23,6 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from corpus_asr.config.extraction import ExtractSettings
+from corpus_asr.formats.cues import labelled
 from corpus_asr.formats.transcript import Transcript
 from corpus_asr.logs import speaks_json
 from corpus_asr.report.text import (
@@ -254,7 +255,7 @@ class TextPrinter:
                 print_heading(f"{redact_uri(name)}, {part}", each)
             elif not each.segments and self._headed:
                 print_heading(redact_uri(name), each)
-            self._said[name] = list(each.segments)
+            self._said[name] = [*itertools.chain.from_iterable(labelled(each))]
             self._print_said(name, headed=not apart)
             self._num_printed = 0
         self._left.popleft()

@@ -314,14 +314,14 @@ class SubtitleLimits:
     subtitle_preset: Annotated[
         SubtitlePreset | None,
         _subtitles(
-            f"Limits of a guide: {', '.join(SubtitlePreset)}; other options replace its own.",
+            "Limits of a guide: netflix, netflix-children or bbc; none: one subtitle per segment; "
+            "other options replace its own. Default: two lines of 42 characters, 7 s.",
             metavar="PRESET",
+            case_sensitive=False,
         ),
     ] = None
     max_line_width: Annotated[int | None, _subtitles("Maximum characters per line.", min=1)] = None
-    max_line_count: Annotated[
-        int | None, _subtitles("Maximum lines per subtitle; needs --max-line-width.", min=1)
-    ] = None
+    max_line_count: Annotated[int | None, _subtitles("Maximum lines per subtitle.", min=1)] = None
     max_duration: Annotated[
         float | None, _subtitles("Split subtitles that would be shown longer.", **_SECONDS)
     ] = None

@@ -6,6 +6,7 @@ guides of languages; BBC Subtitle Guidelines, 3.1 (line length), 4.1 (minimum ti
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from numbers import Integral, Real
 from typing import Any
 
 from corpus_asr.errors import ConfigError
@@ -18,7 +19,8 @@ _NETFLIX = {
     "max_line_width": 42, "max_line_count": 2, "min_duration_s": 5 / 6, "max_duration_s": 7.0,
     "min_gap_s": 2 * FRAME_S, "close_gaps_s": 0.5,
 }  # fmt: skip
-_PRESETS: Mapping[SubtitlePreset, Mapping[str, Any]] = {
+_PRESETS: Mapping[SubtitlePreset | None, Mapping[str, Any]] = {
+    None: {"max_line_width": 42, "max_line_count": 2, "max_duration_s": 7.0},
     SubtitlePreset.netflix: _NETFLIX | {"max_cps": 20.0},
     SubtitlePreset.netflix_children: _NETFLIX | {"max_cps": 17.0},
     # 37 characters are what fits 68 % of the picture; a shorter pause than a second flickers.
@@ -33,7 +35,7 @@ _NETFLIX_CPS = {"ja": (4.0, 4.0), "zh": (9.0, 7.0), "yue": (9.0, 7.0), "ko": (12
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CueRules:
-    """Limits of a cue; None is that of the preset, and without one none.
+    """Limits of a cue; None is that of the preset, without one two lines of 42 columns and 7 s.
 
     A cue is prolonged for reading speed and duration, at most until the next one.
     """
@@ -53,16 +55,23 @@ class CueRules:
     """A cue lasts until the next one, less `min_gap_s`, where that begins sooner than this."""
 
     def __post_init__(self) -> None:
-        known = self.of("en")
-        wrong = [
-            f"{name} {value:g}"
-            for name, least in _LEAST.items()
-            if (value := getattr(known, name)) is not None and not value >= least
-        ]
+        for name, least in _LEAST.items():
+            value, kind = getattr(self, name), Integral if isinstance(least, int) else Real
+            is_number = isinstance(value, kind) and not isinstance(value, bool)
+            if value is not None and not (is_number and value >= least):
+                number = "a whole number" if kind is Integral else "a number"
+                raise ConfigError(
+                    f"reading the rules for subtitles: {name}: found {value!r}, expected {number} "
+                    f"of at least {least}; correct it, or leave it out"
+                )
+        wrong, known = [], self.of("en")
         if known.max_line_count is not None and known.max_line_width is None:
             wrong.append("max_line_count without max_line_width")
         if (known.min_duration_s or 0.0) > (known.max_duration_s or float("inf")):
-            wrong.append(f"min_duration_s {known.min_duration_s:g} above max_duration_s")
+            wrong.append(
+                f"min_duration_s {known.min_duration_s:g} above max_duration_s "
+                f"{known.max_duration_s:g}"
+            )
         if wrong:
             raise ConfigError(
                 f"reading the rules for subtitles: found {', '.join(wrong)}, expected bounds that "
@@ -71,16 +80,17 @@ class CueRules:
 
     def of(self, language: str | None) -> "CueRules":
         """Return the rules in a language, those of the preset filled in."""
-        if self.preset is None:
+        if self.preset is SubtitlePreset.none:
             return self
         values = dict(_PRESETS[self.preset])
         if self.preset is not SubtitlePreset.bbc and language in _NETFLIX_CPS:
-            children = self.preset is SubtitlePreset.netflix_children
             values["max_line_width"] = _NETFLIX_WIDTHS[language]
-            values["max_cps"] = _NETFLIX_CPS[language][children]
+            if self.preset is not None:
+                children = self.preset is SubtitlePreset.netflix_children
+                values["max_cps"] = _NETFLIX_CPS[language][children]
         given = {each.name: getattr(self, each.name) for each in fields(self)}
         given |= {name: value for name, value in values.items() if given[name] is None}
-        return CueRules(**{**given, "preset": None})
+        return CueRules(**{**given, "preset": SubtitlePreset.none})
 
 
 _LEAST = {

@@ -5,16 +5,18 @@ words, into spans of similar length; within a word only where it is too long for
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
-from math import ceil, inf
+from math import ceil, inf, isfinite
 from operator import add
 from typing import NamedTuple, Protocol
 
+from corpus_asr.errors import ConfigError
 from corpus_asr.formats.cue_rules import FRAME_S, CueRules
 from corpus_asr.formats.pieces import Piece, TimedText
 from corpus_asr.segments import MissingWord, Segment, SpeakerTurn, channel_name
+from corpus_asr.text.line_breaks import columns
 from corpus_asr.text.words import ends_sentence
 
 _CLAUSE_END = re.compile(r"[,;:，、；：،؛–—]+[\"'”’»)\]」』]*$")  # noqa: RUF001
@@ -94,13 +96,7 @@ class Cue:
 def cues_of(recording: Transcribed, rules: CueRules) -> list[Cue]:
     """Return a recording's cues, sorted by start."""
     cues = []
-    channels = recording.by_channel()
-    for channel, said in channels.items():
-        segments: Iterable[Segment] = said
-        if len(channels) > 1:  # who speaks is known at least so far
-            segments = (
-                replace(each, speaker=speaker_of(each, channel, recording)) for each in said
-            )
+    for segments in labelled(recording):
         own = [
             (cue, known)
             for segment in segments
@@ -109,16 +105,30 @@ def cues_of(recording: Transcribed, rules: CueRules) -> list[Cue]:
         ]
         own.sort(key=lambda pair: pair[0].start_s)
         shown = _of_a_frame([cue for cue, _ in own], recording.duration_s)
-        spaced = _spaced(shown, [known for _, known in own])
+        spaced = _spaced(shown, [known for _, known in own], recording.duration_s)
         cues += _of_a_frame(spaced, recording.duration_s)
     return sorted(cues, key=lambda cue: cue.start_s)
 
 
-def speaker_of(segment: Segment, channel: int | None, recording: Transcribed) -> str | None:
-    """Return who says a segment, or in which channel it is."""
-    if segment.speaker or channel is None:
-        return segment.speaker
-    return channel_name(channel, recording.audio_track, recording.audio_tracks)
+def labelled(recording: Transcribed, *, least: int = 2) -> list[list[Segment]]:
+    """Return the segments of each channel, with the speakers to be named.
+
+    Of separate channels those are speakers; where there are fewer than `least`, none is named.
+    """
+    channels = recording.by_channel()
+    names: dict[int | None, str] = {
+        channel: channel_name(channel, recording.audio_track, recording.audio_tracks)
+        for channel in channels
+        if channel is not None and len(channels) > 1
+    }
+    segments = [
+        [replace(segment, speaker=segment.speaker or names.get(channel)) for segment in said]
+        for channel, said in channels.items()
+    ]
+    speakers = {each.speaker for said in segments for each in said if each.text.strip()} - {None}
+    if len(speakers) >= least:
+        return segments
+    return [[replace(segment, speaker=None) for segment in said] for said in segments]
 
 
 class _Cost(NamedTuple):
@@ -163,18 +173,25 @@ def _break_cost(pieces: Sequence[Piece], stop: int) -> _Cost:
     text = pieces[stop - 1].text
     if stop == len(pieces):
         return _Cost()
-    if pieces[stop].in_word:
-        return _Cost(in_words=1, breaks=1)
-    if ends_sentence(text):
+    if in_word := pieces[stop].in_word:
+        return _Cost(in_words=in_word, breaks=1)
+    if ends_sentence(text, pieces[stop].text):
         return _Cost(breaks=1)
     if _CLAUSE_END.search(text):
         return _Cost(after_clauses=1, breaks=1)
+    if text.rstrip().endswith("."):  # an abbreviation, which belongs to what it is of
+        return _Cost(in_clauses=2, breaks=1)
     return _Cost(in_clauses=1, breaks=1)
 
 
 def _cues_of_segment(segment: Segment, rules: CueRules) -> list[Cue]:
+    if not isfinite(segment.start_s + segment.end_s):
+        raise ConfigError(
+            f"writing subtitles: found the times {segment.start_s} to {segment.end_s} of "
+            f"{segment.text.strip()[:40]!r}, expected seconds; correct the segment"
+        )
     said = TimedText(segment)
-    label = 0 if segment.speaker is None else len(f"[{segment.speaker}] ")
+    label = 0 if segment.speaker is None else columns(f"[{segment.speaker}] ")
     pieces = said.whole()
     if not pieces:
         return []
@@ -233,13 +250,13 @@ def _fits(pieces: Sequence[Piece], rules: CueRules, label: int) -> bool:
     return _num_lines(pieces, rules.max_line_width, label) <= rules.max_line_count
 
 
-def _num_lines(pieces: Sequence[Piece], max_chars: int, label: int) -> int:
+def _num_lines(pieces: Sequence[Piece], max_columns: int, label: int) -> int:
     # Filling each line before the next begins gives the least number of lines.
     lines, used, is_empty = 1, label, True
     for piece in pieces:
-        if not is_empty and used + len(piece.text.rstrip()) > max_chars:
+        if not is_empty and used + columns(piece.text.rstrip()) > max_columns:
             lines, used, is_empty = lines + 1, 0, True
-        used += len(piece.text.lstrip() if is_empty else piece.text)
+        used += columns(piece.text.lstrip() if is_empty else piece.text)
         is_empty = False
     return lines
 
@@ -255,7 +272,7 @@ def _lines(pieces: Sequence[Piece], rules: CueRules, label: int) -> tuple[tuple[
 
     def cost(start: int, stop: int) -> _Cost:
         # Ends of sentences do not matter here.
-        in_word = stop < len(pieces) and pieces[stop].in_word
+        in_word = pieces[stop].in_word if stop < len(pieces) else 0
         return _Cost(lines=1, in_words=in_word, unevenness=width(start, stop) ** 2)
 
     def fits(start: int, stop: int) -> bool:
@@ -265,14 +282,14 @@ def _lines(pieces: Sequence[Piece], rules: CueRules, label: int) -> tuple[tuple[
 
 
 def _width(pieces: Sequence[Piece], label: int) -> int:
-    return len("".join(piece.text for piece in pieces).strip()) + label
+    return columns("".join(piece.text for piece in pieces).strip()) + label
 
 
-def _spaced(cues: Sequence[Cue], cue_rules: Sequence[CueRules]) -> list[Cue]:
-    # Sorted by start, each with its rules.
+def _spaced(cues: Sequence[Cue], cue_rules: Sequence[CueRules], duration_s: float) -> list[Cue]:
+    # Sorted by start, each with its rules. None is prolonged beyond the recording.
     spaced = []
     for cue, rules, following in zip_longest(cues, cue_rules, cues[1:]):
-        end_s = max(cue.end_s, cue.start_s + _needed_s(cue, rules))
+        end_s = max(cue.end_s, min(cue.start_s + _needed_s(cue, rules), duration_s))
         gap_s, close_s = rules.min_gap_s or 0.0, rules.close_gaps_s or 0.0
         if following is not None and (
             end_s > cue.end_s or gap_s or close_s or rules.min_duration_s
@@ -293,7 +310,7 @@ def _needed_s(cue: Cue, rules: CueRules) -> float:
     """Return how long a cue should be shown, to be read."""
     text = " ".join([*([] if cue.speaker is None else [f"[{cue.speaker}]"]), *cue.texts])
     by_speed_s = max(
-        len(text) / rules.max_cps if rules.max_cps else 0.0,
+        columns(text) / rules.max_cps if rules.max_cps else 0.0,
         60.0 * len(text.split()) / rules.max_wpm if rules.max_wpm else 0.0,
     )
     # To whole milliseconds, as files have them: never faster by rounding.

@@ -9,10 +9,11 @@ import io
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from types import ModuleType
 
 from corpus_asr.errors import ConfigError, install_words
-from corpus_asr.formats.cues import Transcribed, speaker_of
+from corpus_asr.formats.cues import Transcribed, labelled
 from corpus_asr.formats.pieces import one_line
 from corpus_asr.formats.subtitles import NOT_IN_XML, xml_escape
 from corpus_asr.segments import Segment
@@ -31,7 +32,7 @@ class Paragraph:
     start_s: float
     end_s: float
     speaker: str | None
-    """None where speakers and channels are not separate."""
+    """None where not several speakers or channels are known."""
     texts: list[str] = field(default_factory=list)
 
     @property
@@ -43,35 +44,34 @@ class Paragraph:
 def paragraphs_of(recording: Transcribed) -> list[Paragraph]:
     """Return the paragraphs of a recording, by time; channels are speakers where there are none."""
     paragraphs: list[Paragraph] = []
-    for segment, speaker in _spoken(recording):
+    for segment in _spoken(recording):
         last = paragraphs[-1] if paragraphs else None
-        if last is None or _is_new(last, segment, speaker):
-            last = Paragraph(segment.start_s, segment.end_s, speaker)
+        if last is None or _is_new(last, segment):
+            last = Paragraph(segment.start_s, segment.end_s, segment.speaker)
             paragraphs.append(last)
         last.texts.append(segment.text)
         last.end_s = max(last.end_s, segment.end_s)
     return paragraphs
 
 
-def _spoken(recording: Transcribed) -> list[tuple[Segment, str | None]]:
-    channels = recording.by_channel()
-    said = [
-        (segment, speaker_of(segment, channel if len(channels) > 1 else None, recording))
-        for channel, segments in channels.items()
-        for segment in segments
-        if segment.text.strip()
-    ]
-    return sorted(said, key=lambda pair: pair[0].start_s)
+def _spoken(recording: Transcribed, *, least_speakers: int = 2) -> list[Segment]:
+    segments = chain.from_iterable(labelled(recording, least=least_speakers))
+    said = [segment for segment in segments if segment.text.strip()]
+    return sorted(said, key=lambda segment: segment.start_s)
 
 
-def _is_new(last: Paragraph, segment: Segment, speaker: str | None) -> bool:
-    is_full = sum(map(len, last.texts)) >= LONGEST_CHARS and ends_sentence(last.text)
-    return speaker != last.speaker or segment.start_s - last.end_s >= PAUSE_S or bool(is_full)
+def _is_new(last: Paragraph, segment: Segment) -> bool:
+    is_long = sum(map(len, last.texts)) >= LONGEST_CHARS
+    return (
+        segment.speaker != last.speaker
+        or segment.start_s - last.end_s >= PAUSE_S
+        or (is_long and ends_sentence(last.text, segment.text))
+    )
 
 
 def txt(recording: Transcribed) -> str:
-    """Return a line per segment; where speakers are known, one per paragraph behind their name."""
-    if not any(speaker for _, speaker in _spoken(recording)):
+    """Return a line per segment; of several speakers, one per paragraph behind their name."""
+    if not any(segment.speaker for segment in _spoken(recording)):
         lines = (one_line(each.text).strip() for each in recording.segments)
         return "".join(f"{line}\n" for line in lines)
     return "".join(
@@ -205,10 +205,10 @@ def csv_rows(recording: Transcribed, *, with_uri: bool = False) -> str:
             *((recording.uri or "",) if with_uri else ()),
             f"{segment.start_s:.3f}",
             f"{segment.end_s:.3f}",
-            speaker or "",
+            segment.speaker or "",
             one_line(segment.text).strip(),
         )
-        for segment, speaker in _spoken(recording)
+        for segment in _spoken(recording, least_speakers=1)
     )
     return csv_text(rows)
 

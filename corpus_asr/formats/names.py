@@ -51,8 +51,9 @@ class NumberStyle(StrEnum):
 
 
 class SubtitlePreset(StrEnum):
-    """Broadcasters whose published guides set the limits of subtitles."""
+    """Broadcasters whose published guides set the limits of subtitles, and `none` for none."""
 
+    none = "none"
     netflix = "netflix"
     netflix_children = "netflix-children"
     bbc = "bbc"

@@ -16,6 +16,7 @@ import numpy as np
 from corpus_asr.segments import Segment, Word
 from corpus_asr.text.line_breaks import (
     character_breaks,
+    columns,
     line_breaks,
     timed_word_breaks,
     word_breaks,
@@ -33,8 +34,8 @@ class Piece:
     text: str
     start_s: float
     end_s: float
-    in_word: bool = False
-    """Whether it goes on with a word that is too long for a line."""
+    in_word: int = 0
+    """1 where it goes on with a word that is too long for a line, 2 where between two letters."""
     offset: int = 0
     """Characters of the segment before it."""
 
@@ -69,17 +70,20 @@ class TimedText:
             self._starts, self._stops = [0], [max(1, len(self.text))]
             self._times = [(segment.start_s, segment.end_s)]
 
-    def pieces(self, max_chars: int | None) -> list[Piece]:
-        """Return the words; those longer than `max_chars` are divided."""
+    def pieces(self, max_columns: int | None) -> list[Piece]:
+        """Return the words; those wider than `max_columns` are divided."""
         if not self.text.strip():
             return []
         pieces = []
         for first, stop in _spans(word_breaks(self.text, self._language), len(self.text)):
-            if max_chars is None or len(self.text[first:stop].strip()) <= max_chars:
+            if max_columns is None or columns(self.text[first:stop].strip()) <= max_columns:
                 pieces.append(self._piece(first, stop))
             else:
-                parts = self._divided(first, stop, max_chars)
-                pieces += [self._piece(*part, in_word=part[0] > first) for part in parts]
+                parts = self._divided(first, stop, max_columns)
+                pieces += [
+                    self._piece(a, b, in_word=self._parts_letters(a) if a > first else 0)
+                    for a, b in parts
+                ]
         return pieces
 
     def whole(self) -> list[Piece]:
@@ -122,7 +126,7 @@ class TimedText:
         before = self.text[:offset]
         return len(before) - len(before.rstrip())
 
-    def _divided(self, first: int, stop: int, max_chars: int) -> Iterator[tuple[int, int]]:
+    def _divided(self, first: int, stop: int, max_columns: int) -> Iterator[tuple[int, int]]:
         # Where Unicode allows no break, a mark after a space, as in French, rather than a word.
         text = self.text[first:stop]
         spaces = [match.start() for match in _SPACES.finditer(text)]
@@ -138,13 +142,16 @@ class TimedText:
                 for a, b in parts
                 for c, d in (
                     [(0, b - a)]
-                    if len(text[a:b].strip()) <= max_chars
+                    if columns(text[a:b].strip()) <= max_columns
                     else _spans(way(text[a:b]), b - a)
                 )
             ]
         yield from ((first + a, first + b) for a, b in parts)
 
-    def _piece(self, first: int, stop: int, *, in_word: bool = False) -> Piece:
+    def _parts_letters(self, at: int) -> int:
+        return 1 + self.text[at - 1 : at + 1].isalnum()
+
+    def _piece(self, first: int, stop: int, *, in_word: int = 0) -> Piece:
         text = self.text[first:stop]
         begin, end = first, stop
         if self._words:  # spaces take no time

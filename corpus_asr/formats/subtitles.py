@@ -1,19 +1,19 @@
 """Cues as the text of subtitle files: SubRip, WebVTT, LRC, SubStation Alpha and TTML.
 
-What players would take for markup is escaped or replaced. Where speakers are known, `[S1]` stands
-before their text, in WebVTT `<v S1>`; SubStation Alpha and TTML have a place of their own for it.
+What players would take for markup is escaped or replaced. Where several speakers are known, `[S1]`
+stands before their text, in WebVTT `<v S1>`; SubStation Alpha and TTML have a place for it.
 
 Source: openai/whisper, utils.py; W3C, WebVTT: The Web Video Text Tracks Format, section 4; LRC, as
 players read it, with the times of words of its A2 extension; Advanced SubStation Alpha v4.00+, as
 libass reads it; W3C, TTML2 and TTML Profiles for Internet Media Subtitles and Captions 1.2 (IMSC).
 """
 
-import functools
 import html
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from corpus_asr.errors import ConfigError
+from corpus_asr.formats.cue_rules import FRAME_S
 from corpus_asr.formats.cues import Cue
 from corpus_asr.formats.names import ExportFormat, WordStyle
 from corpus_asr.formats.pieces import Piece, one_line
@@ -21,7 +21,6 @@ from corpus_asr.segments import timestamp
 
 # SubRip has no escapes: a sign that a player could take for a tag becomes one that looks like it.
 _TAG_IN_SRT = re.compile(r"<(?=\s*[A-Za-z/])")
-_OVERRIDE_IN_SRT = re.compile(r"\{(?=\\)")  # of SubStation Alpha, which players know in SubRip too
 # LRC has no escapes either: a time within a text becomes none.
 _TIME_IN_LRC = re.compile(r"[\[<](?=\s*\d+\s*:)")
 _OUTER_SPACES = re.compile(r"^(\s*)(.*)$", re.DOTALL)
@@ -45,13 +44,20 @@ def srt_text(cues: Iterable[Cue], style: WordStyle = WordStyle.plain) -> str:
 
 def vtt_text(cues: Iterable[Cue], style: WordStyle = WordStyle.plain) -> str:
     """Return cues as a WebVTT file."""
-    escape = functools.partial(html.escape, quote=False)
     blocks = (
-        (start, end, text if cue.speaker is None else f"<v {escape(one_line(cue.speaker))}>{text}")
+        (
+            start,
+            end,
+            text if cue.speaker is None else f"<v {_vtt_escape(one_line(cue.speaker))}>{text}",
+        )
         for cue in cues
-        for start, end, text in _blocks(cue, style, timestamp, escape)
+        for start, end, text in _blocks(cue, style, timestamp, _vtt_escape)
     )
     return "WEBVTT\n\n" + "".join(f"{start} --> {end}\n{text}\n\n" for start, end, text in blocks)
+
+
+def _vtt_escape(text: str) -> str:
+    return html.escape(_ass_escape(text), quote=False)
 
 
 def lrc_text(cues: Iterable[Cue], style: WordStyle = WordStyle.plain) -> str:
@@ -94,8 +100,7 @@ def _lrc_clock(seconds: float) -> str:
 
 
 def _srt_escape(text: str) -> str:
-    text = _TAG_IN_SRT.sub("\u2039", text.replace("-->", "->"))
-    return _OVERRIDE_IN_SRT.sub("{ ", text)
+    return _TAG_IN_SRT.sub("\u2039", _ass_escape(text.replace("-->", "->")))
 
 
 def _srt_clock(seconds: float) -> str:
@@ -128,9 +133,7 @@ def _blocks(
     if style is WordStyle.karaoke:
         yield start, end, (karaoke or _karaoke)(cue, pieces, texts, clock)
         return
-    words = [*_highlighted(cue, pieces, texts, clock, marks)]
-    # No word may have a duration.
-    yield from words or [(start, end, "".join(texts))]
+    yield from _highlighted(cue, pieces, texts, clock, marks)
 
 
 def _highlighted(
@@ -140,20 +143,27 @@ def _highlighted(
     clock: Callable[[float], str],
     marks: tuple[str, str],
 ) -> Iterator[tuple[str, str, str]]:
+    spans: list[tuple[float, float, list[int]]] = []  # and the words that are underlined
     last_s = cue.start_s
     for at, piece in enumerate(pieces):
         start_s = max(last_s, min(piece.start_s, cue.end_s))
         end_s = max(start_s, min(piece.end_s, cue.end_s))
-        start, end = clock(start_s), clock(end_s)
-        if start == end:  # is never shown
-            continue
-        if clock(last_s) != start:
-            yield clock(last_s), start, "".join(texts)
-        marked = _OUTER_SPACES.sub(rf"\1{marks[0]}\2{marks[1]}", texts[at])
-        yield start, end, "".join([*texts[:at], marked, *texts[at + 1 :]])
+        spans += [(last_s, start_s, []), (start_s, end_s, [at])]
         last_s = end_s
-    if clock(cue.start_s) != clock(last_s) != clock(cue.end_s):
-        yield clock(last_s), clock(cue.end_s), "".join(texts)
+    spans.append((last_s, cue.end_s, []))
+    shown: list[tuple[float, float, list[int]]] = []
+    for start_s, end_s, words in spans:
+        if shown and (end_s - start_s < FRAME_S or shown[-1][1] - shown[-1][0] < FRAME_S):
+            # What lasts no frame is not seen: it is shown with what is beside it.
+            start_s, _, earlier = shown.pop()
+            words = earlier + words
+        shown.append((start_s, end_s, words))
+    for start_s, end_s, words in shown:
+        marked = (
+            _OUTER_SPACES.sub(rf"\1{marks[0]}\2{marks[1]}", text) if at in words else text
+            for at, text in enumerate(texts)
+        )
+        yield clock(start_s), clock(end_s), "".join(marked)
 
 
 def _karaoke(
@@ -215,7 +225,8 @@ def _ass_clock(seconds: float) -> str:
 
 
 def _ass_escape(text: str) -> str:
-    # Not all players know `\{`: braces of full width, and a word joiner behind a backslash.
+    # Tags of SubStation Alpha, which players know in SubRip and WebVTT, too. Not all know `\{`:
+    # braces of full width, and a word joiner behind a backslash.
     return text.translate({ord("{"): "\uff5b", ord("}"): "\uff5d", ord("\\"): "\\\u2060"})
 
 

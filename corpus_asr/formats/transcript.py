@@ -1,11 +1,13 @@
 """`Transcript`: what a recording says, and its way to text, files and other libraries."""
 
+import difflib
 import importlib
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from enum import StrEnum
 from os import PathLike, fspath
-from typing import Any, Literal, TypedDict, Unpack
+from typing import Any, Literal, TypedDict, TypeVar, Unpack
 
 from corpus_asr.errors import ConfigError
 from corpus_asr.formats.cue_rules import CueRules
@@ -22,12 +24,16 @@ _AUDIO_SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,10}$")
 
 
 class SubtitleOptions(TypedDict, total=False):
-    """How subtitles are cut; by default a segment is one cue on one line."""
+    """How subtitles are cut; by default into two lines of 42 characters, shown for 7 s at most.
 
-    preset: Literal["netflix", "netflix-children", "bbc"] | None
-    """Limits of a broadcaster's guide, which options beside it replace."""
+    The names of the command line, such as max_duration, are taken too.
+    """
+
+    preset: Literal["none", "netflix", "netflix-children", "bbc"] | None
+    """Limits of a broadcaster's guide, which options beside it replace; with `none` a segment is
+    one cue on one line."""
     max_line_width: int | None
-    """Maximum characters per line."""
+    """Maximum characters per line, as they are seen."""
     max_line_count: int | None
     """Maximum lines per cue; needs max_line_width."""
     max_duration_s: float | None
@@ -282,7 +288,9 @@ class Transcript:
                 "written to; choose another place"
             )
         if formats:
-            wanted = tuple(dict.fromkeys(_format(name) for name in formats))
+            wanted = tuple(
+                dict.fromkeys(_member("the format", name, ExportFormat) for name in formats)
+            )
             stem = within(target.rstrip("/"), self._stem())
             addresses = {each: stem + file_suffix(each) for each in wanted}
         else:
@@ -302,29 +310,46 @@ class Transcript:
         return content.decode()
 
     def _contents(self, formats: Sequence[ExportFormat], options: SubtitleOptions) -> list[bytes]:
-        given: dict[str, Any] = dict(options)
-        words = WordStyle(given.pop("words", "plain"))
+        given = _named(options)
+        words = _member("words", given.pop("words", "plain"), WordStyle)
         check_formats(formats, words)
-        given["preset"] = _preset(given.get("preset"))
+        if given.get("preset") is not None:
+            given["preset"] = _member("preset", given["preset"], SubtitlePreset)
         contents = file_contents(self, formats, rules=CueRules(**given), words=words)
         return [content for _, content in contents]
 
 
-def _preset(name: str | None) -> SubtitlePreset | None:
-    try:
-        return None if name is None else SubtitlePreset(name)
-    except ValueError as error:
-        raise ConfigError(
-            f"saving a transcript: found the preset {name!r}, expected {', '.join(SubtitlePreset)}"
-        ) from error
+_Member = TypeVar("_Member", bound=StrEnum)
 
 
-def _format(name: str) -> ExportFormat:
+def _named(options: Mapping[str, Any]) -> dict[str, Any]:
+    # By the names of `SubtitleOptions`.
+    known = SubtitleOptions.__annotations__
+    named: dict[str, Any] = {}
+    for name, value in options.items():
+        if name == "highlight_words" and isinstance(value, bool):
+            name, value = "words", "highlight" if value else "plain"
+        elif name not in known:
+            name = {"subtitle_preset": "preset"}.get(name, f"{name}_s")
+        if name not in known or name in named:
+            name = name.removesuffix("_s")
+            near = difflib.get_close_matches(name, known, n=1)
+            raise ConfigError(
+                f"writing subtitles: found the option {name}, expected each once of "
+                f"{', '.join(known)}{f'; did you mean {near[0]}?' if near else ''}"
+            )
+        named[name] = value
+    return named
+
+
+def _member(what: str, name: str, kind: type[_Member]) -> _Member:
     try:
-        return ExportFormat(name)
+        return kind(str(name).lower())
     except ValueError as error:
+        near = difflib.get_close_matches(str(name).lower(), kind, n=1)
         raise ConfigError(
-            f"saving a transcript: found the format {name!r}, expected {', '.join(ExportFormat)}"
+            f"writing a transcript: found {what} {name!r}, expected {', '.join(kind)}"
+            f"{f'; did you mean {near[0]}?' if near else ''}"
         ) from error
 
 

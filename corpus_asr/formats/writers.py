@@ -50,9 +50,11 @@ def _tsv(recording: Transcribed, before: str = "") -> str:
 
 def whisper_json(recording: Transcribed) -> dict[str, Any]:
     """Return what openai-whisper writes as JSON, and where it comes from; times in milliseconds."""
+    segments = _whisper_segments(recording)
     values: dict[str, Any] = {
-        "text": recording.text,
-        "segments": _whisper_segments(recording),
+        # With the blank that the first begins with, as openai-whisper.
+        "text": "".join(segment["text"] for segment in segments),
+        "segments": segments,
         "language": recording.language,
         "duration": _milliseconds(recording.duration_s),
         "uri": recording.uri,

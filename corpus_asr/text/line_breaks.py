@@ -24,9 +24,8 @@ _HAN_OR_KANA = re.compile(
 _KANA = re.compile("[\u3041-\u30ff]")
 _EM_DASH = "\u2014"
 _SURROGATES = re.compile("[\ud800-\udfff]")
-# A line must not begin with closing punctuation, nor end with opening punctuation.
-_CLOSING = frozenset({"Pe", "Pf", "Po", "Sk"})
-_OPENING = frozenset({"Ps", "Pi"})
+_INVISIBLE = re.compile("[\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
+_BEYOND_LATIN = re.compile("[^\n\x20-\u02ff]")
 
 
 def word_breaks(text: str, language: str | None) -> list[int]:
@@ -71,16 +70,27 @@ def line_breaks(text: str, language: str | None) -> list[int]:
 def character_breaks(text: str) -> list[int]:
     """Return where a word too long for a line may be divided.
 
-    These are between grapheme clusters, punctuation kept with the character that it belongs to.
+    These are between letters and digits as people see them (grapheme clusters), so that signs stay
+    with the character beside them; of signs alone, anywhere.
     """
+    signs_alone = not any(map(_is_letter, text))
     return [
         at
         for at in _offsets(CharacterBreaker, text, "en")
-        if unicodedata.category(text[at]) not in _CLOSING
-        and unicodedata.category(text[at - 1]) not in _OPENING
-        and not text[at].isspace()
-        and not text[:at].isspace()
+        if signs_alone or (_is_letter(text[at]) and _is_letter(text[at - 1]))
     ]
+
+
+def columns(text: str) -> int:
+    """Return how many characters people see: grapheme clusters, invisible signs left out."""
+    text = _INVISIBLE.sub("", text)
+    if not _BEYOND_LATIN.search(text):  # each is one; most texts
+        return len(text)
+    return len(_offsets(CharacterBreaker, text, "en")) + 1
+
+
+def _is_letter(character: str) -> bool:
+    return unicodedata.category(character)[0] in "LMN"
 
 
 def _is_without_spaces(text: str, at: int) -> bool:

@@ -13,8 +13,28 @@ SENTENCE_ENDS = ".。!！?？"  # noqa: RUF001
 WITHOUT_BLANKS = frozenset({"zh", "ja", "th", "lo", "my", "yue"})
 
 _SENTENCE_END = re.compile(r"[.!?…。！？؟।။]+[\"'”’»)\]}」』]*$")  # noqa: RUF001
-# Initials and a few titles end with a full stop, but end no sentence.
-_ABBREVIATION = re.compile(r"(?:^|.*\s)\W*(?:[A-Z]|Mr|Mrs|Ms|Dr|St|Prof|vs|etc|e\.g|i\.e)\.$")
+_WITH_A_STOP = re.compile(r"([^\W_](?:[^\W_]|\.(?=\w))*)\.$")
+# Abbreviations that end no sentence: titles, and with them initials such as U.S.
+_TITLE = re.compile(
+    "Mrs?|Ms|Messrs|Dra?|Drs|Ste?|Prof|Rev|Hon|Gen|Col|Capt|Lt|Sgt|Gov|Sen|Rep|Mme|Mlle|Mgr|Sra?|"
+    "Srta|Sig|Dott|Ing|Hr|Fr|vs|etc|cf|ca|approx|bzw|evtl|ggf|usw|vgl|проф|акад"
+)
+# Those that end none where a number comes next, or a small letter: months and days.
+_DATE = re.compile(
+    "Jan|Feb|Mar|Apr|Jun|Jul|Aug|Sept?|Oct|Nov|Dec|Mon|Tues?|Wed|Thu|Thurs?|Fri|Sat|Sun|Mär|Okt|"
+    "Dez|Mo|Di|Mi|Do|Sa|So|janv|févr|avr|juil|sept|oct|nov|déc|ene|feb|abr|ago|dic|gen|apr|giu|"
+    "lug|ott|fev|янв|февр?|апр|авг|сент|окт|нояб|дек"
+)
+# Those that end none where a number comes next.
+_NUMBERED = re.compile(
+    "nos?|nr|núm|num|vols?|pp?|pgs?|ch|chap|figs?|sect?|arts?|para?|pt|op|cap|págs?|bd|kap|abb|"
+    "tab|abs|ziff|стр|гл|рис|ст|табл",
+    re.IGNORECASE,
+)
+_OUTER_MARKS = re.compile(r"^\W+")
+_NUMBER = re.compile(r"\d|(?:[IVXLC]{2,}|[VX])\b")
+# In German a day of the month has a stop: 5. November.
+_MONTH = re.compile("Jan|Jän|Feb|März|Apr|Mai|Jun|Jul|Aug|Sep|Okt|Nov|Dez")
 
 _BROKEN = "\ufffd"  # what bytes that are no whole character decode to
 
@@ -24,10 +44,23 @@ Spelled = tuple[str, tuple[int, ...]]
 NOTHING: Spelled = ("", ())
 
 
-def ends_sentence(text: str) -> bool:
-    """Whether a word, or the last one of a text, ends a sentence."""
+def ends_sentence(text: str, following: str = "") -> bool:
+    """Whether a word, or the last one of a text, ends a sentence, given the text after it."""
     written = text.rstrip()
-    return _SENTENCE_END.search(written) is not None and _ABBREVIATION.match(written) is None
+    if _SENTENCE_END.search(written) is None:
+        return False
+    if (match := _WITH_A_STOP.search(written)) is None:
+        return True
+    word, after = match[1], _OUTER_MARKS.sub("", following)
+    is_initials = max(map(len, word.split("."))) == 1
+    if _TITLE.fullmatch(word) or (is_initials and word[-1].isupper()):
+        return False
+    goes_on = after[:1].islower()
+    if word.isdigit():
+        return not (len(word) < 3 and (goes_on or _MONTH.match(after)))
+    if _DATE.fullmatch(word) or ("." in word and not word[0].isdigit()):
+        return not (goes_on or _NUMBER.match(after))
+    return not (_NUMBERED.fullmatch(word) and _NUMBER.match(after))
 
 
 def split_characters(tokens: Sequence[int], text: Callable[[Sequence[int]], str]) -> list[Spelled]:

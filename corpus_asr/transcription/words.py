@@ -50,7 +50,7 @@ def sentences(words: Sequence[Word]) -> Iterator[slice]:
     for at in range(1, len(words)):
         before, word = words[at - 1], words[at]
         stop = first
-        if ends_sentence(before.word) or word.start_s - before.end_s > _PAUSE_S:
+        if ends_sentence(before.word, word.word) or word.start_s - before.end_s > _PAUSE_S:
             stop = at
         elif word.end_s - words[first].start_s > WINDOW_S:
             stop = _longest_pause(words, first, at)

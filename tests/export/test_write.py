@@ -337,7 +337,8 @@ def test_the_command_writes_files_and_says_so(store: OutputStore, to: Path) -> N
     assert done.exit_code == 0, done.output
     assert done.stdout == (f"{to}: 1 recording, 1 segment in 2 files\nomitted: 1 not done yet\n")
     assert (to / "a.srt").read_text() == "1\n00:00:00,000 --> 00:00:01,000\none\n\n"
-    wrong = ["export", store.uri, "--to", str(to), "--format", "srt", "--max-line-count", "2"]
+    wrong = ["export", store.uri, "--to", str(to), "--format", "srt", "--max-line-count", "2",
+             "--subtitle-preset", "None"]  # fmt: skip
     done = CliRunner().invoke(cli.app, wrong)
     assert done.exit_code == 2
     assert "max_line_count without max_line_width" in done.stderr

@@ -11,8 +11,11 @@ from hypothesis import strategies as st
 from corpus_asr.errors import ConfigError
 from corpus_asr.formats.cue_rules import CueRules
 from corpus_asr.formats.cues import cues_of
+from corpus_asr.formats.names import SubtitlePreset
+from corpus_asr.text.line_breaks import columns
 from tests.support.tables import recording, segment
 
+WHOLE = CueRules(preset=SubtitlePreset.none)
 SCREEN = CueRules(max_line_width=20, max_line_count=2, max_duration_s=5.0)
 # Times are sums of fractions; files tell milliseconds apart.
 MILLISECOND_S = 0.001
@@ -25,7 +28,7 @@ def texts(text: str, rules: CueRules, *, seconds: float = 4.0, words: bool = Fal
 
 def test_a_segment_that_fits_is_one_cue() -> None:
     text = " A long one. " * 40
-    assert texts(text, CueRules(), seconds=30.0) == [text.strip()]
+    assert texts(text, WHOLE, seconds=30.0) == [text.strip()]
     assert texts(" One. Two. Three.", SCREEN) == ["One. Two. Three."]
 
 
@@ -37,6 +40,9 @@ def test_breaks_come_at_ends_of_sentences_then_of_clauses_then_between_words() -
     assert found[0].replace("|", " ") == "when all of it was over,"
     rules = CueRules(max_line_width=14, max_line_count=1)
     assert texts(" aa bb cc dd ee ff", rules) == ["aa bb cc", "dd ee ff"]
+    rules = CueRules(max_line_width=24, max_line_count=1)
+    found = texts(" It leaves on Nov. 5 at noon and Mr. Smith waits.", rules)
+    assert found == ["It leaves on", "Nov. 5 at noon and", "Mr. Smith waits."]
     rules = CueRules(max_line_width=27, max_line_count=1)
     found = texts(" We met Mr. J. Smith there. He was out.", rules)
     assert found == ["We met Mr. J. Smith there.", "He was out."]
@@ -48,7 +54,52 @@ def test_scripts_without_spaces_are_broken_between_letters_with_their_marks() ->
     ):  # fmt: skip
         found = texts(text, CueRules(max_line_width=chars, max_line_count=1))
         assert "".join(found) == text
-        assert all(len(line) <= chars and not line.startswith(mark) for line in found)
+        assert all(columns(line) <= chars and not line.startswith(mark) for line in found)
+
+
+def test_by_default_cues_are_of_two_lines_of_42_columns_and_7_seconds() -> None:
+    text = " and they said that none of it had ever happened to any of them" * 4
+    for rules in (CueRules(), CueRules(max_cps=20.0)):
+        cues = cues_of(recording(segment(text, 0.0, 30.0)), rules)
+        assert len(cues) > 4
+        assert all(len(cue.texts) <= 2 and cue.end_s - cue.start_s <= 7.001 for cue in cues)
+        assert all(len(line) <= 42 for cue in cues for line in cue.texts)
+    japanese = replace(segment("今日は天気がいいですね。" * 4, 0.0, 7.0), language="ja")
+    lines = [line for cue in cues_of(recording(japanese), CueRules()) for line in cue.texts]
+    assert max(map(len, lines)) <= 13
+
+
+def test_no_cue_is_prolonged_beyond_the_recording() -> None:
+    found = replace(recording(segment(" hello there", 9.5, 10.0)), duration_s=10.0)
+    for rules in (
+        CueRules(min_duration_s=3.0), CueRules(max_cps=2.0), CueRules(max_wpm=10.0),
+        CueRules(preset=SubtitlePreset.netflix), CueRules(preset=SubtitlePreset.bbc),
+    ):  # fmt: skip
+        (cue,) = cues_of(found, rules)
+        assert (cue.start_s, cue.end_s) == (9.5, 10.0)
+
+
+@pytest.mark.parametrize("width", [10, 14, 16, 18])
+@pytest.mark.parametrize(
+    "text",
+    [
+        " Die Donau-Dampfschifffahrts-Gesellschaft",
+        " a man anti-establishmentarianisms-loving",
+        " it costs $12345678901234567890.75%, (abcdefghijklmnopqrstuvwxyz)", " abcdefghijklmnopq…",
+        " dit «anticonstitutionnellement»", " ____________________________________",
+    ],
+)  # fmt: skip
+def test_a_word_too_long_for_a_line_is_cut_between_letters(text: str, width: int) -> None:
+    lines = [
+        line
+        for cue in cues_of(recording(segment(text, 0.0, 6.0)), CueRules(max_line_width=width))
+        for line in cue.texts
+    ]
+    assert all(len(line) <= width for line in lines)
+    assert "".join(lines).replace(" ", "") == text.replace(" ", "")
+    for line in lines if "__" not in text else ():
+        assert line[0].isalnum() or line[0] in "$(«"
+        assert line[-1] not in "$(«"
 
 
 def test_long_segments_are_broken_by_time_and_long_words_cut_short() -> None:
@@ -79,9 +130,12 @@ def test_channels_do_not_cut_each_other_short() -> None:
 
 def test_bounds_that_make_no_sense_are_refused() -> None:
     wrong: list[dict[str, Any]] = [
-        {"max_line_width": 0}, {"max_line_count": 2}, {"max_line_count": 0, "max_line_width": 9},
+        {"max_line_count": 2, "preset": SubtitlePreset.none}, {"max_line_width": 0},
+        {"max_line_count": 0, "max_line_width": 9},
         {"max_duration_s": 0.0}, {"max_duration_s": float("nan")}, {"min_gap_s": -1.0},
         {"min_duration_s": 3.0, "max_duration_s": 2.0},
+        {"max_line_width": "42"}, {"max_line_width": 2.5}, {"max_line_count": True},
+        {"max_cps": "20"}, {"min_duration_s": 8.0},
     ]  # fmt: skip
     for bounds in wrong:
         with pytest.raises(ConfigError, match="rules for subtitles"):

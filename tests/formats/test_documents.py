@@ -85,7 +85,19 @@ def test_paragraphs_are_by_speaker_and_pause() -> None:
     assert max(lengths) < documents.LONGEST_CHARS + 20
     assert long.to_txt().count("\n") == 200  # as openai-whisper's
     japanese = transcript(said("今日は。", 0.0, 1.0, "A"), said("明日は。", 1.0, 2.0, "A"))
-    assert japanese.to_txt() == "[A] 今日は。明日は。\n"
+    assert japanese.to_txt() == "今日は。\n明日は。\n"  # who speaks goes without saying
+    two = transcript(*japanese.segments, said("はい。", 2.0, 3.0, "B"))
+    assert two.to_txt() == "[A] 今日は。明日は。\n[B] はい。\n"
+
+
+@pytest.mark.parametrize("name", ["srt", "vtt", "lrc", "ass", "ttml", "txt", "md", "html"])
+def test_speakers_are_named_where_there_are_two(name: Any, tmp_path: Path) -> None:
+    one = transcript(said(" Yes?", 0.0, 1.0, "Anna"), said(" Bye.", 3.0, 4.0, "Anna"))
+    two = transcript(*one.segments, said(" No!", 5.0, 6.0, "S2"))
+    for number, (found, named) in enumerate(((one, False), (two, True))):
+        (path,) = found.save(tmp_path / str(number), name)
+        assert ("Anna" in Path(path).read_text()) is named
+    assert "Anna" in one.to_json()
 
 
 def test_channels_are_speakers_of_documents() -> None:
@@ -167,7 +179,9 @@ def test_substation_alpha_holds_text_and_names_alone(tmp_path: Any) -> None:
         ("Anna", "Hello."), ("Anna", "How are you?"), ("<B>; \uff5bx\uff5d", "Fine,"),
     ]  # fmt: skip
     assert (events[1].start, events[1].end) == (1200, 2000)
-    shown = [event.plaintext for event in pysubs2.load(file("ass", UNKNOWN, tmp_path))]
+    shown = [
+        event.plaintext for event in pysubs2.load(file("ass", UNKNOWN, tmp_path, preset="none"))
+    ]
     as_read = [
         text.replace("\\", "\\\u2060").replace("{", "\uff5b").replace("}", "\uff5d")
         for text in SHOWN
@@ -220,7 +234,7 @@ def test_ttml_holds_text_and_agents(tmp_path: Any) -> None:
         for p in root.iter(f"{TT}p")
     ]
     assert cues[2] == ("<B>, {x}", "00:00:02.100", "Fine,")
-    tree = ElementTree.parse(file("ttml", UNKNOWN, tmp_path))
+    tree = ElementTree.parse(file("ttml", UNKNOWN, tmp_path, preset="none"))
     shown = ["".join(p.itertext()) for p in tree.getroot().iter(f"{TT}p")]
     assert shown == [text.replace("\ufffe", "\ufffd") for text in SHOWN]
     narrow = ElementTree.fromstring(UNKNOWN.to_ttml(max_line_width=20))

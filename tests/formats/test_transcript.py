@@ -3,6 +3,7 @@
 import importlib
 import json
 import math
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,6 @@ import pandas as pd
 import pytest
 
 from corpus_asr.errors import ConfigError
-from corpus_asr.formats import transcript as module
 from corpus_asr.formats.names import ExportFormat
 from corpus_asr.formats.subtitles import SUBTITLES
 from corpus_asr.formats.transcript import SubtitleOptions, Transcript
@@ -40,7 +40,7 @@ def test_the_dictionary_is_whispers_with_times_in_milliseconds_and_says_what_wro
     assert [word["word"] for word in first["words"]] == [" One", " two."]
     said = {name: value for name, value in found.items() if name != "segments"}
     assert said == {
-        "text": "One two. Three.", "language": "en", "duration": 4.0, "uri": "/talks/a.b.mp3",
+        "text": " One two. Three.", "language": "en", "duration": 4.0, "uri": "/talks/a.b.mp3",
         "model": "openai/whisper-small", "version": f"corpus-asr {version('corpus-asr')}",
     }  # fmt: skip
 
@@ -131,17 +131,31 @@ def test_what_cannot_be_saved_is_refused(tmp_path: Path) -> None:
         ("a.odt", (), {}, r"its suffix names no format, expected one of \.srt, .*save\("),
         ("https://host/a", ("srt",), {}, "an http URL, expected a folder"),
         ("a", ("srt",), {"words": "karaoke"}, "found --words karaoke"),
-        ("a", ("srt",), {"max_line_count": 2}, "max_line_count without max_line_width"),
+        ("a", ("srt",), {"preset": "none", "max_line_count": 2}, "count without max_line_width"),
+        ("a", ("srt",), {"max_line_width": "42"}, "found '42', expected a whole number of at"),
+        ("a", ("srt",), {"max_duraton": 3}, "option max_duraton, .*did you mean max_duration_s"),
+        ("a", ("srt",), {"max_words_per_line": 3}, "expected each once of preset, max_line_width"),
+        ("a", ("srt",), {"preset": "itv"}, "found preset 'itv', expected none, netflix, netflix-"),
+        ("a", ("srt",), {"preset": "netlix"}, "did you mean netflix"),
+        ("a", ("srt",), {"words": "hilite"}, "found words 'hilite', expected plain, highlight"),
+        ("a", ("odt",), {}, "found the format 'odt', expected srt, vtt, lrc"),
     ]
     for place, formats, options, words in wrong:
         target = place if "://" in place else tmp_path / place
         with pytest.raises(ConfigError, match=words):
             own.save(target, *formats, **options)
     assert not list(tmp_path.iterdir())
-    with pytest.raises(ConfigError, match="found the preset 'itv', expected netflix, netflix-chi"):
-        module._preset("itv")
-    with pytest.raises(ConfigError, match="found the format 'odt', expected srt, vtt, lrc"):
-        module._format("odt")
+    with pytest.raises(ConfigError, match=r"found the times nan to .* of 'One', expe"):
+        transcript(replace(SAID[0], text=" One", start_s=float("nan"), end_s=1.0)).to_srt()
+
+
+def test_options_have_the_names_of_the_command_line_too() -> None:
+    own = transcript(*SAID)
+    options: dict[str, Any] = {"subtitle_preset": "Netflix", "max_duration": 1.0, "min_gap": 0.1}
+    expected = own.to_vtt(preset="netflix", max_duration_s=1.0, min_gap_s=0.1)
+    assert own.to_vtt(**options) == expected
+    options = {"highlight_words": True}
+    assert own.to_vtt(**options) == own.to_vtt(words="highlight")
 
 
 def test_pandas_gets_a_row_per_segment_or_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

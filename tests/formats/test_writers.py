@@ -20,7 +20,7 @@ from corpus_asr.errors import ConfigError
 from corpus_asr.export.recordings import Recording
 from corpus_asr.formats.cue_rules import CueRules
 from corpus_asr.formats.cues import Transcribed, cues_of
-from corpus_asr.formats.names import ExportFormat, WordStyle
+from corpus_asr.formats.names import ExportFormat, SubtitlePreset, WordStyle
 from corpus_asr.formats.subtitles import check_words, lrc_text, srt_text, vtt_text
 from corpus_asr.formats.transcript import Transcript
 from corpus_asr.formats.writers import file_contents
@@ -33,6 +33,9 @@ TEXTS = (
     " 这是一个测试。",
     " it's",
 )
+
+
+WHOLE = CueRules(preset=SubtitlePreset.none)
 
 
 def spoken(*, words: bool, start_s: float = 0.0) -> Recording:
@@ -61,9 +64,9 @@ def test_files_are_whispers_to_the_byte() -> None:
     for words in (False, True):
         for start_s in (0.0, 3599.2, 360_000.0):
             found = spoken(words=words, start_s=start_s)
-            for suffix, text in file_contents(found, formats):
+            for suffix, text in file_contents(found, formats, rules=WHOLE):
                 assert text.decode() == whispers(suffix[1:], found), (words, start_s, suffix)
-    cues = cues_of(found, CueRules())
+    cues = cues_of(found, WHOLE)
     assert srt_text(cues, WordStyle.highlight) == whispers("srt", found, highlight_words=True)
     assert vtt_text(cues, WordStyle.highlight) == whispers("vtt", found, highlight_words=True)
 
@@ -76,6 +79,21 @@ def test_lines_are_whispers_where_nothing_can_be_balanced() -> None:
     assert srt_text(cues) == whispers("srt", found, **width)
     marked = whispers("srt", found, **width, highlight_words=True)
     assert srt_text(cues, WordStyle.highlight) == marked
+
+
+def test_no_highlighted_cue_is_shorter_than_a_frame() -> None:
+    times = [(0.0, 0.02), (0.02, 0.04), (0.04, 0.5), (0.5, 0.5), (0.6, 0.61), (0.61, 0.9)]
+    words = tuple(
+        Word(word=f" w{at}", start_s=start_s, end_s=end_s, probability=0.9)
+        for at, (start_s, end_s) in enumerate(times)
+    )
+    said = replace(segment("".join(each.word for each in words), 0.0, 0.93), words=words)
+    text = srt_text(cues_of(recording(said), CueRules()), WordStyle.highlight)
+    lines = pysubs2.SSAFile.from_string(text, format_="srt")
+    assert all(line.end - line.start >= 41 for line in lines)
+    assert {line.plaintext for line in lines} == {"w0 w1 w2 w3 w4 w5"}
+    marked = {word for line in lines for word in re.findall("<u>(.*?)</u>", text)}
+    assert len(marked) == len(words)
 
 
 HOSTILE = (
@@ -94,7 +112,7 @@ HOSTILE = (
 def test_whatever_a_text_holds_it_stays_one_cue_of_text(text: str) -> None:
     for words in (False, True):
         parts = segment(text, 0.0, 2.0, words=words), segment(" End.", 2.0, 3.0, words=words)
-        cues = cues_of(recording(*parts), CueRules())
+        cues = cues_of(recording(*parts), WHOLE)
         for style in WordStyle:
             parsed = webvtt.from_string(vtt_text(cues, style)).captions
             captions = [html.unescape(caption.text) for caption in parsed]
@@ -111,32 +129,31 @@ def test_whatever_a_text_holds_it_stays_one_cue_of_text(text: str) -> None:
 def shown(text: str) -> str:
     for character in ("\r\n\r\n", "\n\n", "\n", "\u2028", "\x85"):
         text = text.replace(character, " ")
-    return text.replace("\x00", "").strip()
+    text = text.replace("\x00", "").replace("\\", "\\\u2060").strip()
+    return text.replace("{", "\uff5b").replace("}", "\uff5d")
 
 
 def guarded(text: str) -> str:
     """Return a text as a reader of SubRip is to see it, but for its blanks."""
-    text = re.sub(r"<(?=[a-z/])", "\u2039", text.replace("-->", "->"))
-    # This parser hides whatever stands in braces; players only what begins with a backslash.
-    return re.sub(r"\{.*?\}", "", text).replace(" ", "")
+    return re.sub(r"<(?=[a-z/])", "\u2039", text.replace("-->", "->")).replace(" ", "")
 
 
 def test_only_words_with_times_are_marked() -> None:
     timed = recording(segment(" one two three", 1.0, 4.0, words=True))
-    assert vtt_text(cues_of(timed, CueRules()), WordStyle.karaoke) == (
+    assert vtt_text(cues_of(timed, WHOLE), WordStyle.karaoke) == (
         "WEBVTT\n\n00:01.000 --> 00:04.000\none <00:02.000>two <00:03.000>three\n\n"
     )
     # What players would take for instructions is none of them.
-    found = srt_text(cues_of(recording(segment(" {\\an8}top <i>", 0.0, 2.0)), CueRules()))
-    assert found.splitlines()[2] == "{ \\an8}top \u2039i>"
-    cues = cues_of(recording(segment(" one two", 1.0, 4.0)), CueRules())
+    found = srt_text(cues_of(recording(segment(" {\\an8}top <i>", 0.0, 2.0)), WHOLE))
+    assert found.splitlines()[2] == "\uff5b\\\u2060an8\uff5dtop \u2039i>"
+    cues = cues_of(recording(segment(" one two", 1.0, 4.0)), WHOLE)
     for style in WordStyle:
         assert vtt_text(cues, style) == "WEBVTT\n\n00:01.000 --> 00:04.000\none two\n\n"
 
 
 def test_words_that_are_blank_are_not_marked_and_those_that_meet_make_no_arrow() -> None:
     said = timed_words(" a", " ", " --", ">", " b")
-    cues = cues_of(recording(said), CueRules())
+    cues = cues_of(recording(said), WHOLE)
     texts = srt_text(cues, WordStyle.highlight).splitlines()[2::4]
     assert texts == [
         "<u>a</u> -> b", "a -> b", "a <u>-></u> b", "a -> <u>b</u>",
@@ -182,7 +199,7 @@ def test_lrc_has_a_time_before_each_line_and_before_each_word_where_they_have_so
     )
     # What players would take for times is none.
     for text in (*HOSTILE, " [00:01.00] a <00:02.00> b"):
-        lines = lrc_text(cues_of(recording(segment(text, 0.0, 2.0)), CueRules())).splitlines()
+        lines = lrc_text(cues_of(recording(segment(text, 0.0, 2.0)), WHOLE)).splitlines()
         (time, said), *others = (line.split("]", 1) for line in lines)
         assert (time, others) == ("[00:00.00", [])
         assert not re.search(r"[\[<]\d+:", said)
@@ -197,7 +214,7 @@ def test_a_style_of_words_that_a_format_has_not_is_refused() -> None:
 
 def test_a_recording_without_text_has_no_cue() -> None:
     for text in ("", "  ", "\n"):
-        assert cues_of(recording(segment(text, 0.0, 1.0)), CueRules()) == []
+        assert cues_of(recording(segment(text, 0.0, 1.0)), WHOLE) == []
     assert (srt_text([]), vtt_text([]), lrc_text([])) == ("", "WEBVTT\n\n", "")
 
 
