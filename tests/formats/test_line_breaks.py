@@ -86,7 +86,7 @@ def test_words_with_spaces_between_stay_whole(tokens: str, width: int) -> None:
 
 def test_words_of_a_dictionary_stay_whole() -> None:
     assert lines_of(timed(THAI), 5) == [
-        "สวัสดี", "ครับ", "ผมชื่อ", "สมชาย", "ยินดี", "ที่ได้", "รู้จัก", "ครับ",
+        "สวัสดี", "ครับ", "ผมชื่อ", "สมชาย", "ยินดีที่", "ได้รู้จัก", "ครับ",
     ]  # fmt: skip
     chinese = lines_of(timed(CHINESE), 5)
     assert chinese == ["我们今天", "去北京", "大学学习，", "价格是", "3.5元。"]  # noqa: RUF001
