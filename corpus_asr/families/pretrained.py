@@ -232,7 +232,7 @@ class PreTrainedModel(nn.Module, TransformersMethods, Uploads):
         # Checkpoints of the Trainer of transformers are written by `save_pretrained` for its own
         # class alone, and without config.json or not at all for others: each trains or evaluates
         # before it saves.
-        module = sys.modules.get("transformers.trainer")
+        module: Any = sys.modules.get("transformers.trainer")
         if module is not None and not isinstance(module.PreTrainedModel, tuple):
             module.PreTrainedModel = (module.PreTrainedModel, PreTrainedModel)
         return super().train(mode)

@@ -127,7 +127,7 @@ def test_files_are_named_after_the_recording_or_as_told(tmp_path: Path) -> None:
 
 def test_what_cannot_be_saved_is_refused(tmp_path: Path) -> None:
     own = transcript(*SAID)
-    wrong: list[tuple[Any, tuple[Any, ...], SubtitleOptions, str]] = [
+    wrong: list[tuple[Any, tuple[Any, ...], Any, str]] = [
         ("a.odt", (), {}, r"its suffix names no format, expected one of \.srt, .*save\("),
         ("https://host/a", ("srt",), {}, "an http URL, expected a folder"),
         ("a", ("srt",), {"words": "karaoke"}, "found --words karaoke"),

@@ -254,7 +254,7 @@ def test_a_commit_to_a_full_disk_does_not_wait(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "fsync", full)
-    monkeypatch.setattr(committing.time, "sleep", lambda _: pytest.fail("it waits"))
+    monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("it waits"))
     committer = Committer(
         store=OutputStore(str(tmp_path)), run_id="r", model="m", model_revision="1", patience_s=600
     )

@@ -253,7 +253,7 @@ def test_clients_are_told_the_name_of_a_folder_not_its_place(
     with pytest.raises(openai.NotFoundError, match=f"this service has `{name}`") as refused:
         client.audio.transcriptions.create(file=("talk.wav", sound(1.0)), model="large")
     assert service.MODEL not in str(refused.value)
-    assert client.audio.transcriptions.create(file=("talk.wav", sound(1.0)), model=name)
+    client.audio.transcriptions.create(file=("talk.wav", sound(1.0)), model=name)
 
 
 @pytest.mark.parametrize("origins", ["", "https://a.example.org https://b.example.org", "*"])
