@@ -34,7 +34,7 @@ from corpus_asr.cli.options import (
     progress_lines,
 )
 from corpus_asr.config.decoding import PACKAGED_CHECKPOINT, default_model_notice
-from corpus_asr.errors import CheckpointError, ConfigError, LockedError
+from corpus_asr.errors import ConfigError, LockedError
 from corpus_asr.scratch import scratch_folder
 from corpus_asr.threads import one_thread_for_arrays
 
@@ -555,23 +555,16 @@ def _drawn(
     from corpus_asr.storage.run_state.plan import make_plan
     from corpus_asr.storage.run_state.tables import OUTCOMES_FOLDER, OutputStore
 
-    # Weights are large, and matter where results of the same ones may lie. What is to do is known
-    # without a checkpoint, too: `timed_machines` says why none is to be had.
+    # Weights are large, and matter where results of the same ones may lie.
     started = bool(store.names(OUTCOMES_FOLDER))
-    revision, takes_hotwords = None, lambda _: True
-    try:
-        checkpoint = fetch_checkpoints(settings, hashed=started)
-        takes_hotwords = checkpoint.takes_hotwords
-        revision = checkpoint.fingerprint if started else None
-    except CheckpointError:
-        if started:
-            raise
+    checkpoint = fetch_checkpoints(settings, hashed=started)
+    revision = checkpoint.fingerprint if started else None
     # Not into the output: others read it meanwhile, and take the newest plan for the last run's.
     with scratch_folder() as folder:
         target = OutputStore(str(folder))
         yield make_plan(
             settings, store, model_revision=revision, options=RunOptions(redo=redo),
-            takes_hotwords=takes_hotwords, target=target,
+            takes_hotwords=checkpoint.takes_hotwords, target=target,
         ), target  # fmt: skip
 
 

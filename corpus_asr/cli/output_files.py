@@ -150,7 +150,9 @@ class OutputFiles:
             str(made_by.get(name, "")) for name in ("model", "model_revision")
         )
         self._apart = apart
-        self._made_by = repr((sorted(made_by.items()), layout.rules, layout.words))
+        # Not by its name: the revision is of that, too, however it is spelled.
+        changing = sorted((name, value) for name, value in made_by.items() if name != "model")
+        self._made_by = repr((changing, layout.rules, layout.words))
         self._texts = texts or {}
         self._store = store
         self._inputs = {each.name: each for each in inputs}

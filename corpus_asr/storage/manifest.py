@@ -36,12 +36,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from corpus_asr.config.hotwords import Hotword, hotwords_from
 from corpus_asr.errors import AlignmentError, ConfigError, FetchError, ItemError, encodable
 from corpus_asr.failure_kinds import UNSUPPORTED_SCHEME
-from corpus_asr.storage.parquet import parquet_batches
+from corpus_asr.storage.parquet import parquet_batches, parquet_metadata
 from corpus_asr.storage.stores.filesystem import DEFAULT_STORE, StoreOptions, open_binary
 from corpus_asr.storage.stores.host_allowlist import may_name
 from corpus_asr.storage.stores.members import member_address, plain_member, told_bytes
@@ -530,9 +529,9 @@ def _bounded_lines(manifest: _Manifest, text: io.TextIOWrapper, size: list[int])
 
 def _parquet(manifest: _Manifest, file: io.BufferedReader) -> Iterator[_Raw]:
     try:
-        with pq.ParquetFile(file, pre_buffer=False) as parquet:
-            manifest.check_columns(parquet.schema_arrow.names, "schema")
-            repeated, batch_rows = _way_to_read(manifest, parquet.metadata)
+        metadata = parquet_metadata(file)
+        manifest.check_columns(metadata.schema.to_arrow_schema().names, "schema")
+        repeated, batch_rows = _way_to_read(manifest, metadata)
         number = 0
         for batch in parquet_batches(file, batch_rows=batch_rows, as_dictionaries=repeated):
             # Each row for itself only where it has to be: that takes time.
@@ -553,7 +552,7 @@ def _parquet(manifest: _Manifest, file: io.BufferedReader) -> Iterator[_Raw]:
         raise manifest.unusable("", found, "a Parquet file", "write it again") from error
 
 
-def _way_to_read(manifest: _Manifest, metadata: pq.FileMetaData) -> tuple[list[str], int]:
+def _way_to_read(manifest: _Manifest, metadata: Any) -> tuple[list[str], int]:
     """Return the columns whose texts are stored once each, and how many rows to read at a time.
 
     Bombs are refused.

@@ -45,6 +45,12 @@ def parquet_columns(file: io.BufferedReader | str) -> list[str]:
     return list(pq.read_schema(file).names)
 
 
+def parquet_metadata(file: io.BufferedReader) -> pq.FileMetaData:
+    """Return what a file says of its columns and groups of rows, and read none of these."""
+    with pq.ParquetFile(file, pre_buffer=False) as parquet:
+        return parquet.metadata
+
+
 def parquet_batches(
     file: io.BufferedReader | str,
     *,

@@ -71,8 +71,6 @@ def messages(result: Result, *, exit_code: int = 2) -> str:
         ("source.uri=gs://bucket/x", "pip install gcsfs"),
         ("source.uri=abfs://bucket/x", "pip install adlfs"),
         ("source.uri=s4://bucket/x", "such as s3://, gs:// or abfs://"),
-        ("output.uri=job.yaml", "can be made (Not a directory); choose another output"),
-        ("output.uri=/proc/none", "can be made (No such file or directory); choose another"),
         ("model.checkpoint=model/config.json", "point model.checkpoint at {here}/model if that"),
         ("model.checkpoint=./nowhere", "found no such folder"),
         ("model.checkpoint=bert", "found model_type 'bert', expected one of"),
@@ -83,6 +81,27 @@ def test_a_wrong_address_is_told_with_what_was_meant(
     job: str, tmp_path: Path, override: str, message: str
 ) -> None:
     assert message.format(here=tmp_path) in messages(plan(job, override))
+
+
+@pytest.mark.parametrize(
+    ("output", "why"), [("job.yaml", "Not a directory"), ("/proc/none", "No such file or")]
+)
+def test_an_output_that_cannot_be_made_is_found_by_the_check(
+    job: str, output: str, why: str
+) -> None:
+    result = CliRunner().invoke(
+        cli.app,
+        [
+            "plan",
+            job,
+            "--check",
+            "--set",
+            f"output.uri={output}",
+            "--set",
+            "model.checkpoint=whisper-tiny.en",
+        ],
+    )
+    assert f"can be made ({why}" in messages(result)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from corpus_asr.errors import CheckpointError, DecodeError, EngineError, ItemErr
 from corpus_asr.formats.cue_rules import CueRules
 from corpus_asr.formats.names import WordStyle
 from corpus_asr.formats.transcript import Transcript
+from corpus_asr.runtime.shutdown import ended_by_signals
 from corpus_asr.segments import Segment
 from corpus_asr.storage.listing import RECORDS_FOLDER
 from corpus_asr.storage.stores.filesystem import read_bytes
@@ -227,7 +228,10 @@ def test_the_model_and_the_machine_are_chosen() -> None:
         ("a.wav -f srr", "did you mean srt?"),
         ("a.wav -f srt,vtt", "found 2 formats, expected one for standard output; name a folder"),
         ("a.wav b.wav -f srt", "found 2 recordings, expected one for standard output; name a"),
-        ("a.wav --max-line-count 2", "max_line_count without max_line_width"),
+        (
+            "a.wav --subtitle-preset none --max-line-count 2",
+            "max_line_count without max_line_width",
+        ),
         ("a.wav --vad-threshold 2", "vad_threshold: found 2"),
         ("a.wav -o a.wav", "making the folder a.wav: File exists; choose another --output-dir"),
         ("a.wav -o http://h.org/x", "found an http URL, expected a folder"),
@@ -563,6 +567,7 @@ def test_sigterm_ends_it_as_an_interrupt_does(monkeypatch: pytest.MonkeyPatch) -
         yield transcript("a.wav", SAID)
 
     monkeypatch.setattr(ScriptedTranscriber, "transcribe_many", end)
-    result = call("a.wav", "-o", "out")
+    with ended_by_signals():
+        result = call("a.wav", "-o", "out")
     assert result.exit_code == 143
     assert "corpus-asr: stopped by SIGTERM; the files of 0 of 1 recording" in result.stderr

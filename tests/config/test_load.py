@@ -177,11 +177,6 @@ def test_a_transcription_needs_no_model_and_other_jobs_do(write: Write) -> None:
     messages = refusal(unnamed, "pipeline=classify_audio")
     assert "model.checkpoint: missing; classify_audio needs a multilingual model" in messages
     assert "such as small" in messages
-    messages = refusal(unnamed, "pipeline=pseudo_label", "dataset.uri=set")
-    assert (
-        "model.checkpoint: missing; pseudo_label makes training data as accurate as its" in messages
-    )
-    assert "such as large-v3" in messages
 
 
 def test_languages_may_be_names(write: Write) -> None:
@@ -457,5 +452,5 @@ def test_every_way_in_gives_the_hint(tmp_path: Path) -> None:
         load_config(job, ["decoding.num_beams=5"])
     with pytest.raises(ConfigError, match=r"model\.dtype: .* did you mean model\.compute_type\?"):
         load_finetune(tuning)
-    with pytest.raises(ConfigError, match=r"num_beams: .* beam_size\?; fp16: .* compute_type\?"):
-        options_from({"num_beams": 5, "fp16": True}, fixed=["compute_type"])
+    with pytest.raises(ConfigError, match=r"num_beams: .* beam_size\?; dtype: .* compute_type\?"):
+        options_from({"num_beams": 5, "dtype": True}, fixed=["compute_type"])

@@ -501,7 +501,7 @@ def test_number_words_become_digits_where_their_language_has_rules(
         (" 100.", 0.4, 0.5, 0.9),
     ]  # fmt: skip
     assert (first["tokens"], last["tokens"]) == ([], [1])
-    assert json.loads(found["a.json"])["text"].startswith("23 dogs and 100. 40. Es sind 12.")
+    assert json.loads(found["a.json"])["text"].startswith(" 23 dogs and 100. 40. Es sind 12.")
 
 
 def test_a_number_stays_one_word_where_no_blank_is_between_the_words(
