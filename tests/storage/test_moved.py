@@ -21,6 +21,7 @@ from corpus_asr.storage.run_state.plan import make_plan
 from corpus_asr.storage.run_state.redo import note_redo
 from corpus_asr.storage.run_state.rewriting import NAMES_NAME
 from corpus_asr.storage.run_state.run_tables import RunTables
+from corpus_asr.storage.run_state.source_listings import note_listing
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.filesystem import DEFAULT_STORE, open_binary
 from corpus_asr.storage.stores.uri import recording_id
@@ -199,6 +200,25 @@ def test_of_two_with_one_content_each_goes_by_its_name(tmp_path: Path) -> None:
     assert found.pop("stays.wav") == "stays.wav"
     assert {*found.values()} == {"x/1.wav", "x/3.wav"}
     assert {*found} < {"a/renamed.wav", "b/copy.wav", "c/copy.wav"}
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_what_another_source_lists_moves_only_from_where_nothing_is(
+    tmp_path: Path, is_there: bool
+) -> None:
+    job = done(tmp_path, "first/a.wav", "first/b.wav")
+    correct_segment(job.store, "first/a.wav", "corrected")
+    note_listing(job.store, job.plan.name, job.config.source)
+    put(job, "second/c.wav", "first/a.wav")  # a copy, which the other job brings
+    if not is_there:  # or the project was renamed, and its job with it
+        (job.source / "first/a.wav").unlink()
+    source = job.config.source.model_copy(update={"uri": (str(job.source / "second"),)})
+    job.config = job.config.model_copy(update={"source": source})
+    job.begin()
+    assert (job.plan.num_moved, job.plan.num_new) == ((0, 1) if is_there else (1, 0))
+    name = "first/a.wav" if is_there else "second/c.wav"
+    assert said(job) == {name: "first/a.wav", "first/b.wav": "first/b.wav"}
+    assert Corrections.load(job.store).recording_ids == [recording_id(str(job.source / name))]
 
 
 def test_two_files_that_have_each_others_name_are_transcribed_again(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """Which new files are recordings that were moved: those of the same content.
 
 A file is taken for a recording that is committed under another address if that one is not listed
-any more, nothing is committed of the file's own address, and the content agrees: by an ETag that is
+any more, nor still there for another source, nothing is committed of the file's own address, and
+the content agrees: by an ETag that is
 made of it, else by the digest that was kept when it was extracted. For this, new files are read
 that have the size of a recording which is gone. Time stamps tell nothing of content.
 """
@@ -9,15 +10,16 @@ that have the size of a recording which is gone. Time stamps tell nothing of con
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from itertools import compress
 from typing import Final, NamedTuple
 
 import pyarrow as pa
 
-from corpus_asr.errors import FetchError
+from corpus_asr.errors import CorpusAsrError, FetchError
 from corpus_asr.schemas import FILES
 from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.tables import OutputStore, projected
-from corpus_asr.storage.stores.filesystem import SAMPLE_BYTES, StoreOptions, open_binary
+from corpus_asr.storage.stores.filesystem import SAMPLE_BYTES, StoreOptions, exists, open_binary
 from corpus_asr.storage.stores.members import located
 from corpus_asr.storage.stores.store import content_version
 from corpus_asr.storage.stores.uri import public, recording_id
@@ -93,10 +95,13 @@ class Arrivals:
             new.select(_ARRIVED.names),
         )
 
-    def moves(self, store: OutputStore, options: StoreOptions) -> Moves:
+    def moves(
+        self, store: OutputStore, options: StoreOptions, elsewhere: Iterable[pa.Table] = ()
+    ) -> Moves:
         """Return which committed recordings moved, once all of the listing has come.
 
-        `options` are those of the source, from which new files are read.
+        `options` are those of the source, from which new files are read. What other sources list
+        (`source_listings.other_listings`) moved only if nothing is at its address.
         """
         arrived = self._arrived(options)
         contents = [{"size_bytes": size_bytes, "content": name} for size_bytes, name in arrived]
@@ -108,6 +113,10 @@ class Arrivals:
         )
         unread = tuple(prefix for (prefix,) in self._tables.rows("from unread"))
         old_uris = dict(addresses(store, {recording for *_, recording in ids})) if ids else {}
+        for rows in elsewhere if ids else ():
+            listed = old_uris.keys() & {*rows["recording_id"].to_pylist()}
+            for recording in still_there({name: old_uris[name] for name in listed}, options):
+                del old_uris[recording]
         gone = defaultdict[_Content, dict[str, str]](dict)
         for size_bytes, content, recording in ids:
             uri = old_uris.get(recording)
@@ -159,6 +168,19 @@ def read_digests(
 
     with ThreadPoolExecutor(_READERS, thread_name_prefix="read-digests") as pool:
         return list(pool.map(read, files))
+
+
+def still_there(uris: Mapping[str, str], options: StoreOptions) -> list[str]:
+    """Return the names of those addresses at which there is something, or may be."""
+
+    def look_up(uri: str) -> bool:
+        try:
+            return exists(uri, options)
+        except CorpusAsrError:  # of another source, whose options are not known
+            return True
+
+    with ThreadPoolExecutor(_READERS, thread_name_prefix="look-up") as pool:
+        return list(compress(uris, pool.map(look_up, uris.values())))
 
 
 def addresses(store: OutputStore, ids: Collection[str]) -> Iterator[tuple[str, str]]:

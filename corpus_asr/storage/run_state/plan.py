@@ -52,6 +52,7 @@ from corpus_asr.storage.run_state.run_tables import (
 from corpus_asr.storage.run_state.source_listings import (
     LISTINGS_NAME,
     describe_change,
+    other_listings,
     read_listings,
 )
 from corpus_asr.storage.run_state.tables import (
@@ -357,7 +358,9 @@ def make_plan(
         plan.had_results = tables.num_versions > 0
         arrivals = Arrivals(tables) if plan.had_results else None
         sizes, ids, retried = _left(plan, shards, config, tables, options, scratch, arrivals)
-        moves = {} if arrivals is None else arrivals.moves(store, StoreOptions.of(config.source))
+        elsewhere = other_listings(store, None, config.source)
+        read_as = StoreOptions.of(config.source)
+        moves = {} if arrivals is None else arrivals.moves(store, read_as, elsewhere)
         if moves:
             plan.moves, plan.num_moved = moves, len(moves)
             tables.move(as_table(moves))

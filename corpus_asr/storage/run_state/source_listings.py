@@ -72,10 +72,16 @@ def _words(settings: Mapping[str, list[str]], names: list[str]) -> str:
     return shortened("; ".join(parts) or f"without {', '.join(names)}", _MOST_CHARS)
 
 
-def other_listings(store: OutputStore, plan_name: str | None) -> Iterator[pa.Table]:
-    """Yield `recording_id` and `plan` of what other sources than that of a plan listed at last."""
+def other_listings(
+    store: OutputStore, plan_name: str | None, source: SourceSettings | None = None
+) -> Iterator[pa.Table]:
+    """Yield `recording_id` and `plan` of what other sources than that of a plan listed at last.
+
+    `source` is that of a plan that is not noted yet.
+    """
     noted = read_listings(store)
     settings = noted.get(plan_name or "", {}).get("source")
+    settings = settings if source is None else listing_settings(source)
     for plan, entry in noted.items():
         if plan != plan_name and entry["source"] != settings:
             for name in store.names(f"{plan}/listing"):
