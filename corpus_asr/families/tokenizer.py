@@ -10,12 +10,6 @@ from typing import Any, Self
 
 from tokenizers import AddedToken
 
-from corpus_asr.families.chat_templates import (
-    ChatTemplates,
-    check_names,
-    read_templates,
-    write_templates,
-)
 from corpus_asr.families.saved_files import (
     Uploads,
     finish_saving,
@@ -69,7 +63,7 @@ def token_text(token: Any) -> Any:
     return token if isinstance(token, str) else getattr(token, "content", token)
 
 
-class PretrainedTokenizer(ChatTemplates, TokenRoles, Uploads):
+class PretrainedTokenizer(TokenRoles, Uploads):
     """A tokenizer of any family; its settings are attributes, checked when they are set."""
 
     padding_side: str
@@ -457,7 +451,6 @@ class PretrainedTokenizer(ChatTemplates, TokenRoles, Uploads):
         CheckpointError.
         """
         name = str(pretrained_model_name_or_path)
-        template = settings.pop("chat_template", None)
         folder = fetch_checkpoint(name, weights=False, expect=None, **take_source(settings))
         names = cls._defaults()
         unknown = sorted(settings.keys() - names.keys() - {*cls._without_effect})
@@ -477,7 +470,6 @@ class PretrainedTokenizer(ChatTemplates, TokenRoles, Uploads):
         given |= {key: token_text(given[key]) for key in given.keys() & {*ROLES, *OTHER_SPECIAL}}
         tokenizer._load(folder, given)
         tokenizer.name_or_path = name
-        tokenizer.chat_template = read_templates(folder) if template is None else template
         return tokenizer
 
     def save_pretrained(
@@ -485,19 +477,15 @@ class PretrainedTokenizer(ChatTemplates, TokenRoles, Uploads):
         save_directory: str | PathLike[str],
         filename_prefix: str | None = None,
         push_to_hub: bool = False,
-        save_jinja_files: bool = True,
         **kwargs: Any,
     ) -> tuple[str, ...]:
         """Write all files of the tokenizer, those of older readers among them; returns their paths.
 
-        `filename_prefix` stands before the names of the vocabulary's files; a chat template has a
-        file of its own, or with `save_jinja_files=False` a place in tokenizer_config.json. `kwargs`
-        and errors are those of `push_to_hub`.
+        `filename_prefix` stands before the names of the vocabulary's files. `kwargs` and errors are
+        those of `push_to_hub`.
         """
-        check_names(self.chat_template)
         folder = made_folder(save_directory)
         paths = self._save(folder, filename_prefix)
-        paths += write_templates(folder, self.chat_template, as_files=save_jinja_files)
         names = [Path(path).relative_to(folder).as_posix() for path in paths]
         finish_saving(folder, names, push_to_hub=push_to_hub, **kwargs)
         return paths
