@@ -136,9 +136,6 @@ _FURTHER_KIND = pa.struct(
     ]
 )
 
-_EXTRACTED_AT = _field("extracted_at_s", pa.float64(), "Unix time at which that ended; null where "
-                       "it failed", unit="second")  # fmt: skip
-
 PARTS = _schema(
     "parts",
     _RECORDING_ID, _URI, _SIZE, _ETAG, _DIGEST, _METADATA,
@@ -162,7 +159,6 @@ PARTS = _schema(
     _field("language_window_start_s", pa.float64(), "start of the first language window",
            unit="second"),
     _field("decode_s", pa.float64(), "time spent extracting this part", unit="second"),
-    _EXTRACTED_AT,
     _field("sound", pa.list_(pa.float16()), "level, noise, bands and share clipped of each half "
            "second, flattened; null where it was not measured"),
     _field("dnsmos", pa.list_(pa.float32()), "start in the part of each window scored, and its "
@@ -288,9 +284,6 @@ RESULTS = _schema(
     _RECORDING_ID, _URI, _SIZE, _ETAG, _DIGEST, _METADATA,
     _PART, _LAST, _CHANNEL, _PART_START, _PART_END,
     *_PART_RESULT,
-    _EXTRACTED_AT,
-    _field("transcribed_at_s", pa.float64(), "Unix time at which transcribe_s ended; null where it "
-           "is", unit="second"),
     _field("segments", pa.list_(pa.struct(list(SEGMENT_FIELDS))), "the part's segments, in order"),
     _field("labels", pa.list_(pa.struct(list(LABEL_FIELDS))),
            "labels of the part's windows, in order; null where it was transcribed"),

@@ -270,10 +270,6 @@ class ReportSettings(Settings):
     price_per_hour: Annotated[float, Field(gt=0, lt=1e6)] | None = None
     """Price of an hour of one transcribe worker: a GPU, or a machine without, with what extracts
     for it. The report and `corpus-asr plan` then show costs. null: no costs."""
-    traces_to: str | None = Field(default=None, pattern=r"^https?://\S+$", max_length=500)
-    """Address of an OpenTelemetry collector (OTLP over HTTP) that gets a trace of each recording
-    while it is committed, such as http://collector:4318. Needs the extra `otel`;
-    null: no traces."""
 
 
 class ClassificationSettings(Settings):

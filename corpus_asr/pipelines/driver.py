@@ -45,7 +45,6 @@ from corpus_asr.runtime.resources import (
 )
 from corpus_asr.runtime.shards import end_shard, take_shard, totals
 from corpus_asr.runtime.terminal import Stream, line_writer
-from corpus_asr.runtime.traces import check_traces, sending_traces
 from corpus_asr.stages.transcribe import load_engine
 from corpus_asr.storage.catalog import Catalog
 from corpus_asr.storage.run_state.duplicates import find_duplicates
@@ -151,7 +150,6 @@ def prepare(config: RunConfig) -> Checkpoint:
         from corpus_asr.stages.extraction import audio_tagger
 
         audio_tagger(config.extract.audio_tagger)
-    check_traces(config.report.traces_to)
     for hook in config.hooks:
         check_function(hook)
     if config.pipeline == CLASSIFY_AUDIO:
@@ -341,7 +339,6 @@ class CorpusRun:
             model_revision=self.checkpoint.revision,
             by_language=self.checkpoint.models_by_language,
             calibration=self._calibration,
-            traced=config.report.traces_to is not None,
             patience_s=config.output.patience_s,
         )
         with self._workers(self.plan) as (resources, work):
@@ -365,7 +362,6 @@ class CorpusRun:
                 progress.shown(),
                 writer.writing(),
                 surveying(self.plan, config, sampled),
-                sending_traces(config.report.traces_to, committer.run_id) as traces,
             ):
                 work(
                     committer,
@@ -373,7 +369,6 @@ class CorpusRun:
                     progress=progress,
                     engine_factory=load_engine,
                     stop_at=self.options.stop_at,
-                    traces=traces,
                 )
         self._committed, self._activity = progress.tally, progress.read_activity()
         self._gave_up = progress.is_futile(progress.tally)

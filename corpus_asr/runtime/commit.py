@@ -18,7 +18,6 @@ from corpus_asr.config.run import OutputSettings
 from corpus_asr.errors import CorpusAsrError, FetchError
 from corpus_asr.failure_kinds import NO_SPACE, Origin, failure_kind
 from corpus_asr.logs import event
-from corpus_asr.runtime.traces import COMMITTED, TRACED
 from corpus_asr.schemas import FILES, RESULTS
 from corpus_asr.stages.parts import FAILED, NOTHING_SAID, failure_fields
 from corpus_asr.storage.run_state.tables import ModelName, OutputStore
@@ -113,8 +112,6 @@ class Committed(NamedTuple):
     """Outcomes objects."""
     spent: Activity
     """What that took."""
-    times: pa.Table | None = None
-    """When it was made, where traces are sent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,8 +127,6 @@ class Committer:
     calibration: ConfidenceModel | None = None
     """What segments of `model` get their confidence from; None for the default."""
 
-    traced: bool = False
-    """Whether traces are sent."""
     patience_s: float = 0.0
     """For how long a commit is tried again while the store fails."""
 
@@ -145,7 +140,6 @@ class Committer:
         since somebody has to make room.
         """
         began_s, retries = time.monotonic(), retries_so_far()
-        began_at_s = time.time()
         while True:
             try:
                 names = self._commit(results)
@@ -169,12 +163,7 @@ class Committer:
             _LOG, logging.INFO, "committed", run_id=self.run_id, parts=results.num_rows,
             commit_s=round(spent.commit_s, 3), retries=spent.commit_retries,
         )  # fmt: skip
-        times = None
-        if self.traced:
-            times = results.select(TRACED)
-            for name, at_s in zip(COMMITTED, (began_at_s, time.time()), strict=True):
-                times = times.append_column(name, pa.repeat(pa.scalar(at_s), results.num_rows))
-        return Committed(tally_of(results), tuple(names), spent, times)
+        return Committed(tally_of(results), tuple(names), spent)
 
     def _commit(self, results: pa.Table) -> list[str]:
         try:

@@ -20,7 +20,6 @@ from corpus_asr.runtime.commit import CommitBuffer, Committer, Tally, tally_of
 from corpus_asr.runtime.progress import Progress
 from corpus_asr.runtime.resources import Resources
 from corpus_asr.runtime.shutdown import Stop, stoppable
-from corpus_asr.runtime.traces import Traces
 from corpus_asr.stages.extract import REPORTING_EXTRACTOR, ExtractStage
 from corpus_asr.stages.transcribe import EngineFactory, EngineSpec, TranscribeStage, load_engine
 
@@ -48,7 +47,6 @@ def run_local(
     engine_factory: EngineFactory = load_engine,
     extractor: str = REPORTING_EXTRACTOR,
     stop_at: float | None = None,
-    traces: Traces | None = None,
 ) -> None:
     """Transcribe `packs` in this process and commit all results."""
     committed, seen = Activity(), Tally()
@@ -62,8 +60,6 @@ def run_local(
             rows = pa.concat_tables(results).combine_chunks()
             done = committer(rows, leaving=lambda: stop.expired)
             committed += done.spent
-            if traces is not None:
-                traces.add(done.times)
             progress.set(progress.tally + done.tally)
 
         buffer = CommitBuffer.of(config.output, commit)

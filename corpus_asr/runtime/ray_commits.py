@@ -19,7 +19,6 @@ from corpus_asr.config.run import OutputSettings
 from corpus_asr.logs import LogSettings, configure
 from corpus_asr.runtime.commit import CommitBuffer, Committed, Committer, Tally
 from corpus_asr.runtime.resources import WORKERS_PER_ACTOR
-from corpus_asr.runtime.traces import Traces
 from corpus_asr.schemas import RESULTS
 from corpus_asr.storage.stores.uri import without_secrets
 
@@ -53,7 +52,6 @@ class Commits:
         coordinator: Any,
         *,
         num_workers: int,
-        traces: Traces | None = None,
     ) -> None:
         num_actors = math.ceil(num_workers / WORKERS_PER_ACTOR)
         # Committing waits for the store; a CPU reserved for it could be what a stage waits for.
@@ -66,7 +64,6 @@ class Commits:
         self._open: list[Any] = []
         self._most_open = MOST_OPEN * num_actors
         self._turn = threading.Lock()
-        self._traces = traces
         self.tally = Tally()
         """What was committed."""
         self.names: list[str] = []
@@ -130,12 +127,6 @@ class Commits:
                 else:
                     self.tally += done.tally
                     self.names += done.names
-                    self.trace(done)
-
-    def trace(self, done: Committed) -> None:
-        """Send when something was made, if traces are sent."""
-        if self._traces is not None:
-            self._traces.add(done.times)
 
     def _check(self) -> None:
         if self.failure is not None:

@@ -46,7 +46,6 @@ from corpus_asr.runtime.ray_cluster import RayWatch
 from corpus_asr.runtime.ray_commits import Commits
 from corpus_asr.runtime.resources import STORE_SHARE_AHEAD, Resources
 from corpus_asr.runtime.shutdown import Stop, stoppable
-from corpus_asr.runtime.traces import Traces
 from corpus_asr.runtime.workers import ExtractWorker, TranscribeWorker
 from corpus_asr.stages.extract import REPORTING_EXTRACTOR
 from corpus_asr.stages.transcribe import EngineFactory, EngineSpec, load_engine
@@ -100,7 +99,6 @@ def run_on_ray(
     engine_factory: EngineFactory = load_engine,
     extractor: str = REPORTING_EXTRACTOR,
     stop_at: float | None = None,
-    traces: Traces | None = None,
 ) -> None:
     """Transcribe what a plan's objects of packs name on the connected Ray, and commit all of it.
 
@@ -118,7 +116,7 @@ def run_on_ray(
         warnings.filterwarnings("ignore", "The minimum number of concurrent actors")
         progress.read_left_s = lambda: stop.left_s
         workers = resources.transcribe_workers
-        commits = Commits(committer, config.output, coordinator, num_workers=workers, traces=traces)
+        commits = Commits(committer, config.output, coordinator, num_workers=workers)
         with _Poll(coordinator, progress, stop, commits) as poll:
             passes = _Passes(config, packs, committer, resources, coordinator, commits, poll)
             try:
@@ -203,7 +201,6 @@ class _Passes:
         if poison.num_rows:
             committed = self._committer(poison)
             self._poison += committed.tally
-            self._commits.trace(committed)
             self._coordinator.add.remote(committed.tally, committed.spent)
             self._done.read(store, committed.names)
             left = list(self._done.remaining([packs_of(left)]))

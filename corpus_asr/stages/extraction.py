@@ -336,7 +336,6 @@ class PartExtractor:
                 audio_tracks=names,
                 silent_tracks=tuple(work.silent_tracks),
                 decode_s=now.wall_s - work.started.wall_s,
-                extracted_at_s=time.time(),
                 cpu_s=now.cpu_s - work.started.cpu_s,
                 fetch_retries=now.fetch_retries - work.started.fetch_retries,
                 voices=voices,

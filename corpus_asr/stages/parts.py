@@ -246,8 +246,6 @@ class ExtractedPart:
     silent_tracks: tuple[int, ...]
     """Tracks that were passed over, since nobody speaks in them."""
     decode_s: float
-    extracted_at_s: float | None = None
-    """Unix time at which that ended."""
     cpu_s: float = 0.0
     """CPU time of the process that extracted; `decode_s` beyond it was waiting."""
     fetch_retries: int = 0

@@ -440,7 +440,6 @@ def _transcribed(transcript: "PartTranscript") -> dict[str, Any]:
         "language": transcript.language,
         "language_probability": transcript.language_probability,
         "transcribe_s": transcript.transcribe_s,
-        "transcribed_at_s": transcript.transcribed_at_s,
         "speech_without_text_s": transcript.speech_without_text_s,
     }
     if transcript.labels is not None:

@@ -65,8 +65,6 @@ class PartTranscript:
     """The candidates of `Language`, where the language is all that was wanted."""
     transcribe_s: float = 0.0
     """Wall time from submission to result, which the engine sets."""
-    transcribed_at_s: float | None = None
-    """Unix time of the result, which the engine sets."""
     speech_without_text_s: float | None = None
     """Detected speech in gaps of text, which the engine sets; None where that is not known."""
     labels: PartLabels | None = None
@@ -469,7 +467,6 @@ class Engine:
                 replace(
                     transcript,
                     transcribe_s=taken_s,
-                    transcribed_at_s=time.time(),
                     speech_without_text_s=without_s,
                 )
             )

@@ -10,10 +10,9 @@ import functools
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +41,6 @@ class ScriptedTranscript:
     language: str | None = "en"
     language_probability: float | None = 0.75
     transcribe_s: float = 0.5
-    transcribed_at_s: float = field(default_factory=time.time)
     speech_without_text_s: float | None = None
     labels: None = None
     placed: None = None

@@ -141,5 +141,4 @@ def scripted_part(part: int, *, wanted: bool = True, silent: bool = False) -> Ex
         audio_tracks=None,
         silent_tracks=(),
         decode_s=0.01,
-        extracted_at_s=time.time(),
     )
