@@ -24,7 +24,6 @@ from corpus_asr.cli.options import (
     Model,
     Overrides,
     Redo,
-    Shard,
     StealLock,
     complete_training_override,
     config_file,
@@ -221,7 +220,6 @@ def run(
         ),
     ] = False,
     redo: Redo = None,
-    shard: Shard = None,
     steal_lock: StealLock = False,
 ) -> None:
     """Transcribe or classify a corpus, or continue where an earlier run stopped."""
@@ -237,11 +235,6 @@ def run(
                 "running with --redo and --new-run: found both, expected one: with --redo results "
                 "stay until new ones are there, with --new-run they are moved away; leave one out"
             )
-        if redo is not None and shard is not None:
-            raise ConfigError(
-                "running with --redo and --shard: found both, expected one: a driver that is "
-                "started again would do all of that again; leave one out"
-            )
         settings = load_config(config, overrides or ())
         note_model_of(settings)
         retry = Retry.failed if retry_failed else Retry.environment
@@ -249,7 +242,6 @@ def run(
             steal_lock=steal_lock,
             new_run=new_run,
             redo=redo,
-            shard=shard,
             retry=Retry.all if retry_all_failed else retry,
         )
         if settings.pipeline == PSEUDO_LABEL:
@@ -280,9 +272,8 @@ def print_summary(config: "RunConfig", summary: "RunSummary") -> None:
         say(
             f"{summary.processed_failed:,} of {counted(summary.processed_files, 'recording')} of "
             f"this run failed ({summary.failed_fraction:.1%}), more than "
-            f"output.max_failed_fraction allows ({allowed:.1%})"
-            f"{'' if summary.shards else _mostly(config)}; see corpus-asr report "
-            f"{summary.output_uri}"
+            f"output.max_failed_fraction allows ({allowed:.1%}){_mostly(config)}; see corpus-asr "
+            f"report {summary.output_uri}"
         )
         raise SystemExit(EXIT_SOME_FAILED)
     failed = [name for name, each in summary.hooks.items() if each.failed_fraction > allowed]
@@ -320,8 +311,6 @@ def summary_words(summary: "RunSummary") -> str:
     )
     if not summary.planned_files:
         this_run = "this run: nothing to do"
-    if summary.shards:
-        return f"{summary.output_uri}: {summary.shards}\n{this_run}"
     made = counted(summary.segments, summary.made.removesuffix("s"))
     earlier = ""
     if summary.earlier:

@@ -167,14 +167,6 @@ Redo = Annotated[
 StealLock = Annotated[
     bool, typer.Option("--steal-lock", help="Take over a lock whose heartbeat stopped 90 s ago.")
 ]
-Shard = Annotated[
-    str | None,
-    typer.Option(
-        "--shard",
-        metavar="I/N",
-        help="Be the I-th of N drivers that share a plan of one output folder, such as 2/4.",
-    ),
-]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 OutputUri = Annotated[
     str, typer.Argument(metavar="OUTPUT_URI", help="The output.uri of a run, finished or not.")

@@ -486,8 +486,6 @@ class RunOptions:
     """Time, by `time.monotonic()`, after which no new work starts; None: never."""
     new_run: bool = False
     """Archive results made with other settings and start a new run."""
-    shard: str | None = None
-    """`I/N`: work off the I-th of N shares of a plan; None: all of one's own."""
 
 
 DEFAULT_OPTIONS = RunOptions()

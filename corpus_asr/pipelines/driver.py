@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any, Literal, TypeVar
 
@@ -34,7 +34,6 @@ from corpus_asr.runtime.complete_recordings import (
 from corpus_asr.runtime.estimate import surveying
 from corpus_asr.runtime.hooks import HookCounts, check_function, run_hook
 from corpus_asr.runtime.local import run_local
-from corpus_asr.runtime.passes import forget_deaths
 from corpus_asr.runtime.progress import ENOUGH_ALIKE, Progress, ProgressWriter
 from corpus_asr.runtime.resources import (
     Resources,
@@ -43,20 +42,18 @@ from corpus_asr.runtime.resources import (
     store_bytes_for,
     this_machine,
 )
-from corpus_asr.runtime.shards import end_shard, take_shard, totals
 from corpus_asr.runtime.terminal import Stream, line_writer
 from corpus_asr.stages.transcribe import load_engine
 from corpus_asr.storage.catalog import Catalog
 from corpus_asr.storage.run_state.duplicates import find_duplicates
 from corpus_asr.storage.run_state.finish import OutcomeCounts, finish
 from corpus_asr.storage.run_state.forget import finish_killed
-from corpus_asr.storage.run_state.lock import Lock, Shard
+from corpus_asr.storage.run_state.lock import Lock
 from corpus_asr.storage.run_state.plan import Plan, make_plan, read_listing, read_packs
 from corpus_asr.storage.run_state.portions import Lost
 from corpus_asr.storage.run_state.redo import note_redo
 from corpus_asr.storage.run_state.rewriting import follow
 from corpus_asr.storage.run_state.run_files import (
-    PROGRESS_NAME,
     RUN_NAME,
     Run,
     begin_run,
@@ -64,9 +61,7 @@ from corpus_asr.storage.run_state.run_files import (
     fingerprint,
     new_run_id,
     speed_of,
-    write_snapshot,
 )
-from corpus_asr.storage.run_state.shared_plan import SharedPlan, words_of
 from corpus_asr.storage.run_state.source_listings import note_listing
 from corpus_asr.storage.run_state.tables import DUPLICATES_FOLDER, OutputStore
 from corpus_asr.storage.stores.uri import redact_uri
@@ -122,8 +117,6 @@ class RunSummary:
     made: Literal["segments", "labels"] = "segments"
     hooks: Mapping[str, HookCounts] = field(default_factory=dict)
     """What became of the recordings that hooks were given, by name."""
-    shards: str = ""
-    """Of a shard that ended while others have something left, which; the counts are its own."""
 
     @property
     def failed_fraction(self) -> float:
@@ -187,25 +180,7 @@ def run(
         EngineError: the work could not go on; what was committed is kept.
         FetchError: the output store or the listing failed.
     """
-    shard = None if options.shard is None else Shard.parse(options.shard)
     checkpoint = prepare(config)
-    if shard is not None:
-        run_id, say = shard.new_run_id(), line_writer(progress)
-        lock = partial(
-            Lock, OutputStore.of(config.output), run_id, steal=options.steal_lock, say=say,
-            shard=shard,
-        )  # fmt: skip
-        with lock() as own:
-            shard_run = ShardRun(
-                config=config, checkpoint=checkpoint, lock=own, local=local, progress=progress,
-                options=options, after_finish=after_finish, shard=shard,
-            )  # fmt: skip
-            with lock(whole=True) as folder:
-                shard_run.join(folder)
-            shard_run.process()
-            shard_run.end()
-            with lock(whole=True) as folder:
-                return shard_run.finish_or_leave(folder)
     with CorpusRun.open(
         config, checkpoint, local=local, progress=progress, options=options
     ) as corpus_run:
@@ -246,16 +221,6 @@ class CorpusRun:
     def store(self) -> OutputStore:
         """The output folder, for this run to write."""
         return self.lock.store
-
-    @property
-    def run_id(self) -> str:
-        """The name of the run that begins here."""
-        return self.lock.run_id
-
-    @property
-    def progress_name(self) -> str:
-        """Where its snapshots lie."""
-        return PROGRESS_NAME
 
     @classmethod
     @contextmanager
@@ -307,7 +272,7 @@ class CorpusRun:
             store,
             config,
             fingerprint(config, name),
-            run_id=self.run_id,
+            run_id=self.lock.run_id,
             new_run=self.options.new_run,
             redo=self.options.redo is not None,
             started=self._started,
@@ -351,9 +316,8 @@ class CorpusRun:
                 started_s=self._started_s,
             )
             writer = ProgressWriter(
-                self.store, progress, run_id=committer.run_id, plan=self.plan, resources=resources,
-                name=self.progress_name,
-            )  # fmt: skip
+                self.store, progress, run_id=committer.run_id, plan=self.plan, resources=resources
+            )
 
             def sampled(found: Strata) -> None:
                 progress.sampled = found
@@ -389,8 +353,6 @@ class CorpusRun:
         from corpus_asr.runtime.ray_cluster import connected
         from corpus_asr.runtime.ray_dataset import run_on_ray
 
-        if plan.own_packs is None:
-            forget_deaths(self.store)  # of runs that were killed
         packs = [self.store.address(name) for name in plan.pack_names]
         address = config.cluster.ray_address()
         with connected(address, store_bytes=store_bytes_for(config, local_machine())) as cluster:
@@ -565,110 +527,3 @@ class CorpusRun:
     def _out_of_time(self) -> bool:
         stop_at = self.options.stop_at
         return stop_at is not None and time.monotonic() >= stop_at
-
-
-@dataclass(slots=True, kw_only=True)
-class ShardRun(CorpusRun):
-    """One of several drivers that share a plan: `join`, `process`, `end`, `finish_or_leave`.
-
-    Its lock is that of its shard; to plan and to finish it is given that of the folder.
-    """
-
-    shard: Shard
-    _shared: SharedPlan | None = None
-    _before: Tally = field(default_factory=Tally)
-
-    @property
-    def run_id(self) -> str:
-        """The name of the run that begins here, which is not one of this driver."""
-        return new_run_id()
-
-    @property
-    def progress_name(self) -> str:
-        """Where its snapshots lie."""
-        assert self._shared is not None, "join() comes first"
-        return self._shared.progress_name(self.shard)
-
-    def join(self, folder: Lock) -> None:
-        """Share the plan that another driver made, or make it."""
-        config, own = self.config, self.lock
-        settings = fingerprint(config, self.checkpoint.fingerprint)
-        shared = SharedPlan.read(folder.store)
-        if shared is None:
-            self.lock = folder
-            plan = self.start()
-            assert self._begun is not None
-            shared = SharedPlan.note(
-                folder.store, config, plan, self._begun, fingerprint=settings, of=self.shard.of
-            )
-            self.lock = own
-        else:
-            shared.check(folder.store, config, self.shard, fingerprint=settings)
-            name_run(shared.run.run_id)
-            if config.pipeline != CLASSIFY_AUDIO:
-                self._calibration = calibration_for(
-                    config,
-                    folder.store,
-                    model_revision=self.checkpoint.revision,
-                    family=self.checkpoint.family_name,
-                )
-        self._shared, self._begun, self.plan = shared, shared.run, shared.plan
-
-    def process(self) -> None:
-        """Do what is left of the shard."""
-        assert self._shared is not None, "join() comes first"
-        if self._shared.is_done(self.store, self.shard):
-            self.plan = replace(self._shared.plan, num_remaining=0)
-            return
-        self.plan, self._before = take_shard(self._shared, self.store, self.shard)
-        CorpusRun.process(self)
-        left = self.plan.num_remaining - self._committed.files
-        if self._gave_up and left > 0 and (futile := self._futile(self.plan, left)) is not None:
-            raise futile
-
-    def end(self) -> None:
-        """Note that the shard is done."""
-        assert self._shared is not None, "join() comes first"
-        if not self._shared.is_done(self.store, self.shard):
-            tally = self._before + self._committed
-            end_shard(self._shared, self.store, self.shard, tally, self._activity)
-
-    def finish_or_leave(self, folder: Lock) -> RunSummary:
-        """Finish what all shards did if this is the last of them."""
-        shared, own, after_finish = self._shared, self.plan, self.after_finish
-        assert shared is not None, "join() comes first"
-        assert own is not None
-        states = shared.states(folder.store)
-        noted = SharedPlan.read(folder.store)
-        # Another driver may have been the last one, and have finished meanwhile.
-        finished = noted is None or noted.run != shared.run
-        if finished or not all(each.done for each in states):
-            if (futile := self._futile(own, 0)) is not None:
-                raise futile
-            return self._left(own, str(self.shard) if finished else words_of(self.shard, states))
-        if (seen := shared.snapshot(states)) is not None:
-            write_snapshot(folder.store, seen)
-
-        def end_shards(store: OutputStore, recordings: int) -> None:
-            if after_finish is not None:
-                after_finish(store, recordings)
-            # A later run does what is left nevertheless, by a plan of its own.
-            shared.remove(store)
-            forget_deaths(store)
-
-        self.lock, self.plan, self.after_finish = folder, shared.plan, end_shards
-        self._committed, self._activity = totals(shared, folder.store)
-        return self.finish()
-
-    def _left(self, plan: Plan, words: str) -> RunSummary:
-        """Return what this driver did, as far as that is known before the finish."""
-        assert self._begun is not None
-        tally = self._committed
-        return RunSummary(
-            output_uri=self.store.uri, run_id=self._begun.run_id, files=plan.num_remaining,
-            done=tally.files - tally.failed, failed=tally.failed, no_speech=0, remaining=0,
-            segments=0, audio_s=tally.audio_s, planned_files=plan.num_remaining,
-            processed_files=tally.files, processed_failed=tally.failed,
-            processed_audio_s=tally.audio_s, wall_s=time.monotonic() - self._started_s,
-            shards=words,
-        )  # fmt: skip

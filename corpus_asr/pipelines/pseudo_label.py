@@ -64,9 +64,7 @@ def run(
     summary = driver.run(
         config, local=local, progress=progress, options=options, after_finish=after_finish
     )
-    if summary.shards:
-        outcome = "nothing selected yet: the shard that finishes selects"
-    elif summary.remaining:  # what is selected now would be another data set when the rest is done
+    if summary.remaining:  # what is selected now would be another data set when the rest is done
         outcome = f"nothing selected yet: {counted(summary.remaining, 'recording')} remaining"
     else:
         outcome = render(label(config, progress=progress, steal_lock=options.steal_lock))

@@ -5,7 +5,6 @@ recordings as for ten, and as old as the snapshot.
 """
 
 import datetime
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -27,7 +26,6 @@ from corpus_asr.storage.run_state.run_files import (
     read_snapshot,
     speed_of,
 )
-from corpus_asr.storage.run_state.shared_plan import ShardState, SharedPlan
 from corpus_asr.storage.run_state.tables import OUTCOMES_FOLDER, OutputStore, time_ns_of
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.units import counted
@@ -83,8 +81,6 @@ class Status:
     """Commits made after the snapshot."""
     classifies: bool = False
     """Whether a finished run wrote labels in place of text."""
-    shards: Sequence[ShardState] = ()
-    """What several drivers share; the snapshot is then the sum of theirs."""
     num_set: int = 0
     """Recordings of which people set something since the last plan, for the next run."""
 
@@ -97,20 +93,17 @@ class Status:
 def load_status(store: OutputStore, *, now: datetime.datetime | None = None) -> Status:
     """Read the status of the run in an output folder; `now` is for tests."""
     now = now or datetime.datetime.now(datetime.UTC)
-    holder, shared = read_holder(store), SharedPlan.read(store)
-    shards = [] if shared is None else shared.states(store)
-    snapshot = read_snapshot(store) if shared is None else shared.snapshot(shards)
+    holder, snapshot = read_holder(store), read_snapshot(store)
     if holder is None and snapshot is None and store.read_json(CONFIG_NAME) is None:
         raise ConfigError(
             f"reading {redact_uri(store.uri)}: found no _run/, expected the output folder of a "
             "run; check the URI"
         )
     run = store.read_json(RUN_NAME) if store.exists(SUCCESS_NAME) else None
-    other = snapshot is not None and holder is not None and snapshot.run_id != holder.run_id
-    if other and not shards:
+    if snapshot is not None and holder is not None and snapshot.run_id != holder.run_id:
         snapshot = None  # of an earlier run
     # A run that has finished still holds the lock while it writes its page.
-    finished = run is not None and not shards and (holder is None or holder.run_id == run["run_id"])
+    finished = run is not None and (holder is None or holder.run_id == run["run_id"])
     times = [] if finished else _commit_times(store)
     since = [time for time in times if snapshot and time > _time(snapshot.written_at)]
     if finished and run is not None and snapshot is not None and snapshot.run_id == run["run_id"]:
@@ -118,12 +111,9 @@ def load_status(store: OutputStore, *, now: datetime.datetime | None = None) -> 
     last = max(times, default=None)
     if finished and snapshot is not None and snapshot.last_commit_at is not None:
         last = _time(snapshot.last_commit_at)
-    states = [_state(each.holder, each.snapshot, now) for each in shards if not each.done]
-    # One of them that is at work says more than others that are not.
-    state = min(states, key=list(STATE_WORDS).index, default=_state(holder, snapshot, now))
     return Status(
         uri=redact_uri(store.uri),
-        state=FINISHED if finished else state,
+        state=FINISHED if finished else _state(holder, snapshot, now),
         now=now,
         holder=holder,
         snapshot=snapshot,
@@ -131,7 +121,6 @@ def load_status(store: OutputStore, *, now: datetime.datetime | None = None) -> 
         last_commit_at=last,
         commits_since=len(since),
         classifies=bool(run and run.get("config", {}).get("pipeline") == CLASSIFY_AUDIO),
-        shards=shards,
         num_set=Overrides.load(store).num_since(_planned_at(store)),
     )
 
@@ -171,21 +160,17 @@ def as_data(status: Status) -> dict[str, Any]:
     """Return the status as plain data for JSON."""
     holder, seen, last = status.holder, status.snapshot, status.last_commit_at
     verdict = seen and bottleneck_of(seen)
+    driver = holder and {
+        "run_id": holder.run_id,
+        **{name: getattr(holder.process, name) for name in ("host", "pid", "user")},
+        "started_at": holder.started_at,
+        "heartbeat_at": holder.heartbeat_at,
+    }
     return {
         "uri": status.uri,
         "state": status.state,
         "alive": status.alive,
-        "driver": holder and _driver(holder),
-        "shards": [
-            {
-                "shard": each.shard.number,
-                "files": each.files,
-                "remaining": each.files_left,
-                "at_work": each.at_work,
-                "driver": each.holder and _driver(each.holder),
-            }
-            for each in status.shards
-        ],
+        "driver": driver,
         "last_commit_at": last and last.isoformat(timespec="seconds"),
         "commits_since_snapshot": status.commits_since,
         "remaining": seen and seen.remaining,
@@ -198,15 +183,6 @@ def as_data(status: Status) -> dict[str, Any]:
             asdict(each) | {"advice": failure_kind(each.kind, retryable=each.retryable).advice}
             for each in (() if seen is None else seen.failures)
         ],
-    }
-
-
-def _driver(holder: Holder) -> dict[str, Any]:
-    return {
-        "run_id": holder.run_id,
-        **{name: getattr(holder.process, name) for name in ("host", "pid", "user")},
-        "started_at": holder.started_at,
-        "heartbeat_at": holder.heartbeat_at,
     }
 
 

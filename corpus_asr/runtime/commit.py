@@ -81,8 +81,6 @@ def tally_of(results: pa.Table) -> Tally:
 
 _IDENTITY = [*FILES.names, "content_digest", "part", "last_part"]
 _FAILURE = ["error_stage", "error_kind", "retryable", "uri", "error_message"]
-TALLIED = ("last_part", "status", "duration_s", "attempts", *_FAILURE)
-"""Columns that `tally_of` needs."""
 
 
 def _failure_of(row: dict[str, Any]) -> FailureCount:

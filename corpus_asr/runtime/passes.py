@@ -191,17 +191,12 @@ def note_deaths(store: OutputStore, of: Pass, rows: pa.Table, device: Device) ->
 
 
 def read_deaths(store: OutputStore, of: Pass) -> pa.Table:
-    """Return what was noted in a pass, and remove that; other shards of a plan have theirs."""
+    """Return what was noted in a pass; removes that, and what runs left that were killed."""
     names = list(store.all_names(DEATHS_FOLDER))
     own = [name for name in names if name.startswith(f"{DEATHS_FOLDER}/{of.token}-")]
     found = [store.read_table(name, RESULTS) for name in own]
-    store.remove_all(own)
+    store.remove_all(names)
     return pa.concat_tables([RESULTS.empty_table(), *found])
-
-
-def forget_deaths(store: OutputStore) -> None:
-    """Remove what was noted by runs that are over."""
-    store.remove_all(list(store.all_names(DEATHS_FOLDER)))
 
 
 @contextlib.contextmanager

@@ -27,7 +27,6 @@ from corpus_asr.runtime.terminal import Display, Stream, repeated
 from corpus_asr.storage.run_state.plan import Plan
 from corpus_asr.storage.run_state.run_files import (
     EVERY_S,
-    PROGRESS_NAME,
     RUNNING,
     STOPPED,
     TRANSCRIBED,
@@ -299,10 +298,8 @@ class ProgressWriter:
         run_id: str,
         plan: Plan,
         resources: Resources,
-        name: str = PROGRESS_NAME,
         every_s: float = EVERY_S,
     ) -> None:
-        self._name = name
         self._store, self._progress = store, progress
         self._run_id, self._plan, self._resources = run_id, plan, resources
         self._every_s = every_s
@@ -357,7 +354,7 @@ class ProgressWriter:
             eta_s=seen.eta_s, eta_range_s=seen.eta_range_s,
         )  # fmt: skip
         try:
-            write_snapshot(self._store, seen, self._name)
+            write_snapshot(self._store, seen)
         except (FetchError, EngineError) as failure:  # the store failed, or the lock is lost
             # Only `status` and the page are late; the next one may succeed.
             event(_LOG, logging.WARNING, "snapshot_not_written", error=str(failure))

@@ -2,14 +2,19 @@
 
 import io
 import json
+import re
+import shlex
+import subprocess
 import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 
+from corpus_asr.config.load import load_config
 from corpus_asr.config.run import Retry, RunConfig, RunOptions
 from corpus_asr.errors import ConfigError, EngineError, FetchError
 from corpus_asr.pipelines import driver
@@ -28,6 +33,7 @@ from tests.support.tables import with_section
 pytestmark = pytest.mark.long
 
 FILES = 12
+GUIDE = (Path(__file__).parents[2] / "docs" / "scaling.md").read_text()
 
 
 def wait_for(path: Path) -> None:
@@ -191,3 +197,33 @@ def test_a_page_that_cannot_be_written_costs_the_run_nothing(
     assert (output / SUCCESS_NAME).exists()
     assert not (output / PAGE_NAME).exists()
     assert "page_not_written" in caplog.text
+
+
+def test_two_jobs_over_halves_of_a_manifest_are_read_with_one_glob(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script(monkeypatch.setattr, engine=scripted_engine)
+    whole = killable_job(tmp_path, files=FILES).config
+    paths = sorted(Path(whole.source.uri[0]).iterdir())
+    (tmp_path / "talks.jsonl").write_text(
+        "".join(json.dumps({"uri": str(path)}) + "\n" for path in paths)
+    )
+    job = tmp_path / "talks.yaml"
+    job.write_text(
+        with_section(whole, "source", uri=(), manifest=("talks.jsonl",)).model_dump_json()
+    )
+    monkeypatch.chdir(tmp_path)
+    recipe = GUIDE.partition("## Several jobs\n")[2].partition("\n## ")[0]
+    recipe = recipe.replace("s3://transcripts/talks", str(tmp_path / "halves"))
+    split, *commands = re.findall(r"^\$ (.*)$", recipe, re.M)
+    subprocess.run(shlex.split(split, comments=True), check=True)
+    for command in commands:
+        arguments = shlex.split(command)
+        assert arguments[:3] == ["corpus-asr", "run", job.name]
+        summary = driver.run(load_config(job, arguments[4::2]), local=True)
+        assert summary.files == FILES // 2
+    driver.run(whole, local=True)
+    [query] = re.findall(r"^```sql\n(.*?)^```$", recipe, re.M | re.S)
+    halves = duckdb.execute(query).fetchall()
+    assert halves
+    assert halves == duckdb.execute(query.replace("halves/*", "output")).fetchall()

@@ -27,7 +27,6 @@ from corpus_asr.runtime.passes import (
     Suspects,
     Trail,
     avoided,
-    forget_deaths,
     in_call,
     know_last_parts,
     next_pass,
@@ -250,7 +249,7 @@ def test_a_worker_is_out_once_its_processes_fail_in_a_row() -> None:
     assert trail.failures() == (1, "device lost")
 
 
-def test_deaths_are_read_once_and_others_have_theirs(tmp_path: Path) -> None:
+def test_deaths_are_read_once_and_those_of_killed_runs_go(tmp_path: Path) -> None:
     store = OutputStore(str(tmp_path / "output"))
     of, other = Pass(), Pass()
     row = part("a", 0, texts=None, status="failed", error_kind="poison")
@@ -260,12 +259,8 @@ def test_deaths_are_read_once_and_others_have_theirs(tmp_path: Path) -> None:
     deaths = read_deaths(store, of)
     assert deaths.num_rows == 3
     assert set(deaths["device"].to_pylist()) == {"node/3"}
-    assert not read_deaths(store, of).num_rows
+    assert not list(store.all_names(DEATHS_FOLDER))
     note_deaths(store, of, results(), GPU)
-    assert len(list(store.all_names(DEATHS_FOLDER))) == 1  # of the other
-    assert read_deaths(store, other).num_rows == 1
-    note_deaths(store, other, results(row), GPU)
-    forget_deaths(store)
     assert not list(store.all_names(DEATHS_FOLDER))
 
 

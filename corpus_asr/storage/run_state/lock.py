@@ -1,8 +1,5 @@
 """One run at a time on an output folder: a lock object with a heartbeat.
 
-Drivers that share a plan hold a lock for each shard, and the folder's while one of them plans or
-finishes; whoever takes the folder for another purpose has to find no shard at work.
-
 Whether a holder still lives is never read from its clock: a process of this machine is looked up,
 any other is watched for whether its lock changes. Losing the lock loses no results (the tables
 distinguishes commits of two runs): it keeps two runs from doing the same work, and from deleting
@@ -11,11 +8,9 @@ each other's files.
 
 import datetime
 import getpass
-import itertools
 import json
 import logging
 import os
-import re
 import socket
 import threading
 import time
@@ -26,7 +21,6 @@ from pathlib import Path
 from typing import Self
 
 from corpus_asr.errors import ConfigError, EngineError, FetchError, LockedError
-from corpus_asr.storage.run_state.run_files import new_run_id
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.filesystem import StoreOptions
@@ -36,58 +30,14 @@ from corpus_asr.storage.stores.uri import LOCAL, redact_uri, scheme_of
 logger = logging.getLogger(__name__)
 
 LOCK_NAME = "_run/lock.json"
-SHARDS_NAME = "_run/shards.json"
-"""The plan that several drivers share; it goes once that is finished or another run takes over."""
 # A heartbeat that is left out is better than one that is stuck, and so is the end of a run.
 BEAT_POLICY = RetryPolicy(attempts=6, patience_s=10.0, longest_wait_s=2.0, request_timeout_s=10.0)
 _ATTEMPTS = 5  # to get hold of a lock that changes hands while we look
-_LOOKS_PER_BEAT = 15  # at the lock of another shard, which is soon done
 
 # A process number says nothing after a reboot or in another container; these two do.
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 _NAMESPACE = "/proc/self/ns/pid"
 _DEAD_STATES = {"Z", "X"}
-
-
-@dataclass(frozen=True, slots=True)
-class Shard:
-    """The share of one driver in a plan that several work off."""
-
-    number: int
-    """From 1."""
-    of: int
-
-    @classmethod
-    def parse(cls, text: str) -> "Shard":
-        """Read `I/N`."""
-        match = re.fullmatch(r"(\d{1,4})/(\d{1,4})", text, re.ASCII)
-        number, of = map(int, match.groups()) if match else (0, 0)
-        if not 1 <= number <= of:
-            raise ConfigError(
-                f"reading --shard: found {text!r}, expected I/N with I from 1 to N, such as 2/4 "
-                "for the second of four drivers"
-            )
-        return cls(number, of)
-
-    @property
-    def lock_name(self) -> str:
-        """The object that its driver holds."""
-        return f"_run/lock-shard-{self.number}.json"
-
-    def new_run_id(self) -> str:
-        """Return an identity of a driver of this shard, which names what it commits."""
-        return f"{new_run_id()}{self._mark}"
-
-    def is_in(self, name: str) -> bool:
-        """Tell whether a driver of such a shard put an object of this name."""
-        return f"{self._mark}-" in name
-
-    @property
-    def _mark(self) -> str:
-        return f"-shard-{self.number}-of-{self.of}"
-
-    def __str__(self) -> str:
-        return f"shard {self.number} of {self.of}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,8 +125,6 @@ class Holder:
     started_at: str
     heartbeat_at: str  # by the holder's clock: for people
     beats: int = 0
-    shard: str | None = None
-    """The shard of a plan that it works on; None for a run that is all by itself."""
 
     def encoded(self) -> bytes:
         """Return the lock object's content."""
@@ -195,9 +143,8 @@ class Holder:
 
     def __str__(self) -> str:
         where = f"process {self.process.pid} of {self.process.user} on {self.process.host}"
-        shard = "" if self.shard is None else f"{self.shard}, "
         return (
-            f"{shard}run {self.run_id} ({where}), since {self.started_at}, last heartbeat "
+            f"run {self.run_id} ({where}), since {self.started_at}, last heartbeat "
             f"{self.heartbeat_at} by its clock"
         )
 
@@ -223,24 +170,22 @@ class LockKey:
             return
         found = "no lock" if content is None else f"the lock of {_called(content)}"
         raise EngineError(
-            f"committing below {redact_uri(self.uri.rpartition('_run/')[0])}: found {found}, "
+            f"committing below {redact_uri(self.uri.removesuffix(LOCK_NAME))}: found {found}, "
             "expected that of this run; it was taken over or removed, so this run stops; what it "
             "committed is kept"
         )
 
 
-def read_holder(store: OutputStore, shard: Shard | None = None) -> Holder | None:
-    """Return who holds the lock of a folder or shard; None if nobody does, or nobody we know."""
-    name = LOCK_NAME if shard is None else shard.lock_name
-    return Holder.decoded(filesystem.peek(store.address(name), store.options))
+def read_holder(store: OutputStore) -> Holder | None:
+    """Return who holds an output folder's lock; None if nobody does, or nobody we know."""
+    return Holder.decoded(filesystem.peek(store.address(LOCK_NAME), store.options))
 
 
 class Lock:
     """The lock of an output folder, held while the context is open.
 
     Entering raises a `LockedError` if another run holds it; with `steal`, one whose heartbeat does
-    not change is taken over after watching it. Given a `shard` it is the lock of that alone; with
-    `whole` it is the folder's, for which shards wait while another one plans or finishes.
+    not change is taken over after watching it.
     """
 
     def __init__(
@@ -251,13 +196,9 @@ class Lock:
         steal: bool = False,
         say: Callable[[str], object] = logger.info,
         timing: Timing = USUAL,
-        shard: Shard | None = None,
-        whole: bool = False,
     ) -> None:
         self._store, self._steal, self._say, self._timing = store, steal, say, timing
-        self._alone, self._waits = shard is None, whole
-        name = LOCK_NAME if shard is None or whole else shard.lock_name
-        self._uri = store.address(name)
+        self._uri = store.address(LOCK_NAME)
         self._beat_options = replace(store.options, policy=BEAT_POLICY)
         now = _now()
         self._holder = Holder(
@@ -266,7 +207,6 @@ class Lock:
             process=ProcessName.mine(),
             started_at=now,
             heartbeat_at=now,
-            shard=None if shard is None else str(shard),
         )
         self.run_id = run_id
         self.key = LockKey(
@@ -284,8 +224,6 @@ class Lock:
             self.store = self._store.held(self.key)
             if robbed is not None:
                 self.store.close_run(robbed.run_id)
-            if self._alone:
-                self._end_shards()
         except BaseException:
             self._release()
             raise
@@ -308,49 +246,16 @@ class Lock:
             level = logging.WARNING if self._thread.ident is not None else logging.DEBUG
             logger.log(level, "lock not released: %s", failure)
 
-    def _end_shards(self) -> None:
-        """Forget a plan that was shared, once no driver is at work on it any more."""
-        note = self.store.read_json(SHARDS_NAME)
-        if note is None:
-            return
-        for number in range(1, note["of"] + 1):
-            shard = Shard(number, note["of"])
-            if filesystem.peek(self.store.address(shard.lock_name), self.store.options) is None:
-                continue
-            # As whoever starts it again would: a dead driver's later commits do not count.
-            with Lock(
-                self._store,
-                self.run_id,
-                steal=self._steal,
-                say=self._say,
-                timing=self._timing,
-                shard=shard,
-            ):
-                pass  # fmt: skip
-        self.store.remove(SHARDS_NAME)
-
     def _acquire(self) -> Holder | None:
         # Returns whose lock this was, if it was anybody's.
-        for _ in itertools.count() if self._waits else range(_ATTEMPTS):
-            content = self._await_turn() if self._waits else self._peek()
+        for _ in range(_ATTEMPTS):
+            content = self._peek()
             if self._take(content) and self._is_settled():
                 return Holder.decoded(content)
         raise ConfigError(
             f"locking {redact_uri(self._store.uri)}: the lock changes hands all the time, expected "
             "one run at most; see that only one is started"
         )
-
-    def _await_turn(self) -> bytes | None:
-        """Return what the lock holds once no other shard, as far as can be seen, holds it."""
-        content, unchanged = self._peek(), 0
-        while unchanged < self._timing.looks * _LOOKS_PER_BEAT:
-            holder = Holder.decoded(content)
-            if holder is None or holder.shard is None or holder.process.is_surely_dead():
-                break
-            time.sleep(self._timing.heartbeat_s / _LOOKS_PER_BEAT)
-            found = self._peek()
-            content, unchanged = found, unchanged + 1 if found == content else 0
-        return content
 
     def _take(self, content: bytes | None) -> bool:
         # `content` is what the lock was seen to hold, None where there is none.

@@ -205,11 +205,9 @@ class Plan:
     source_change: str | None = None  # in words, from the source of the last run
     empty: list[str] = field(default_factory=list)  # addresses at which there is no recording
     remaining: FileSample = field(default_factory=FileSample, repr=False, compare=False)
-    """The remaining recordings by type and size; of no use in a file, as are the next five."""
+    """The remaining recordings by type and size; of no use in a file, as are the next four."""
     known: dict[str, FileSums] = field(default_factory=dict, repr=False, compare=False)
     """Sums over those of them whose seconds are known: they were done before."""
-    own_packs: Sequence[str] | None = field(default=None, repr=False, compare=False)
-    """The objects of its packs where it is a shard of a plan."""
     redo: pa.Table | None = field(default=None, repr=False, compare=False)
     """REDO rows to be noted before anything is done; None: as they are."""
     moves: Moves = field(default_factory=dict, repr=False, compare=False)
@@ -227,8 +225,6 @@ class Plan:
     @property
     def pack_names(self) -> list[str]:
         """The objects of its packs; known, as a store's listing may show them late."""
-        if self.own_packs is not None:
-            return list(self.own_packs)
         shards = range(0, max(1, self.num_remaining), SHARD_ROWS)
         return [f"{self.name}/packs/{shard:05d}{SUFFIX}" for shard in range(len(shards))]
 
@@ -418,7 +414,7 @@ def retire_plans(store: OutputStore, finished: str, others: Collection[str] = ()
     for name in list(store.all_names(PLANS_FOLDER)):
         plan = _plan_of(name)
         # Names begin with the time they were made; younger plans may be in use.
-        if (plan < finished and plan not in others) or _is_of_shard(name, finished):
+        if plan < finished and plan not in others:
             store.remove(name)
     noted = read_listings(store)
     kept = {plan: entry for plan, entry in noted.items() if plan >= finished or plan in others}
@@ -442,15 +438,6 @@ def _retire(store: OutputStore, plan: str) -> None:
         safe = without_credentials(files)
         if safe is not files or store.is_local:  # readable by others from here on
             store.write_table(name, safe)
-
-
-def shards_folder(plan_name: str) -> str:
-    """Return where drivers that share a plan keep what is theirs."""
-    return f"{plan_name}/shards"
-
-
-def _is_of_shard(name: str, plan_name: str) -> bool:
-    return name.startswith(f"{shards_folder(plan_name)}/") and name.endswith(SUFFIX)
 
 
 def plans_of(store: OutputStore) -> set[str]:

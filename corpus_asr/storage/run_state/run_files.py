@@ -185,15 +185,15 @@ def _estimate(value: float | None, between: tuple[float, float] | None) -> Estim
     return None if value is None or between is None else Estimate(value, *between)
 
 
-def write_snapshot(store: OutputStore, snapshot: Snapshot, name: str = PROGRESS_NAME) -> None:
-    """Replace the output folder's snapshot, or that of a shard."""
-    store.write_json(name, asdict(snapshot))
+def write_snapshot(store: OutputStore, snapshot: Snapshot) -> None:
+    """Replace the output folder's snapshot."""
+    store.write_json(PROGRESS_NAME, asdict(snapshot))
 
 
-def read_snapshot(store: OutputStore, name: str = PROGRESS_NAME) -> Snapshot | None:
+def read_snapshot(store: OutputStore) -> Snapshot | None:
     """Return the last snapshot; None where there is none, or one of another version."""
     try:
-        values = _values(Snapshot, store.read_json(name))
+        values = _values(Snapshot, store.read_json(PROGRESS_NAME))
         history = values.get("history", ())
         values["history"] = tuple(Moment(**_values(Moment, then)) for then in history)
         values["activity"] = Activity.from_data(values["activity"])
@@ -526,7 +526,7 @@ def check_fingerprint(
         return Earlier.nothing
     if not has_results:
         return Earlier.nothing
-    changes = changed_settings(stored, config, fingerprint)
+    changes = _changes(stored, config, fingerprint)
     if not changes:
         return Earlier.same
     if new_run:
@@ -547,7 +547,7 @@ def check_fingerprint(
     )
 
 
-def changed_settings(stored: dict[str, Any], config: RunConfig, fingerprint: str) -> list[str]:
+def _changes(stored: dict[str, Any], config: RunConfig, fingerprint: str) -> list[str]:
     """Return the settings and weights that are not what the results of a folder were made with."""
     # A version that did not have a setting did what its default does now.
     sections = {name: type(getattr(config, name))() for name in _RESULT_SECTIONS}

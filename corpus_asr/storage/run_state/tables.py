@@ -64,7 +64,6 @@ SUFFIX = ".parquet"
 READ_AHEAD_ROWS = 16_384
 # A commit that is late does not count, so what a look at the lock saves is only requests.
 LOOK_EVERY_S = 5.0
-_ATTEMPTS = 20  # to note what others note as well
 READERS = 8  # commits are many small objects: reading them is waiting for the store
 
 
@@ -319,25 +318,8 @@ class OutputStore:
     def close_run(self, run_id: str) -> None:
         """Let nothing count that this run has not put yet: its lock was taken over."""
         put = [name for name in self._tables() if _run_of(name) == run_id]
-        address = self.address(TAKEN_OVER_NAME)
-        # Several shards may be taken over at once.
-        for _ in range(_ATTEMPTS):
-            self.check()
-            before = None
-            if self.exists(TAKEN_OVER_NAME):
-                before = filesystem.read_bytes(address, self.options)
-            known = {} if before is None else json.loads(before)
-            data = (json.dumps({**known, run_id: put}, indent=2) + "\n").encode()
-            if (
-                filesystem.create(address, data, self.options)
-                if before is None
-                else filesystem.swap(address, data, before, self.options)
-            ):
-                return
-        raise EngineError(
-            f"taking over {redact_uri(self.uri)}: found {TAKEN_OVER_NAME} changed by others "
-            f"{_ATTEMPTS} times in a row, expected to add to it; run the same command again"
-        )
+        known = {each: sorted(names) for each, names in self._taken_over().items()}
+        self.write_json(TAKEN_OVER_NAME, {**known, run_id: put})
 
     def _taken_over(self) -> dict[str, frozenset[str]]:
         return {
