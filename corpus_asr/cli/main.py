@@ -255,26 +255,6 @@ def convert(
         )
 
 
-def push(
-    folder: Annotated[
-        str,
-        typer.Argument(
-            metavar="FOLDER", help="A data set of `label`, or a checkpoint such as better/model."
-        ),
-    ],
-    repo: Annotated[str, typer.Argument(metavar="REPO", help="OWNER/NAME on the hub.")],
-    public: Annotated[
-        bool, typer.Option("--public", help="Anyone may read it; default: private.")
-    ] = False,
-) -> None:
-    """Upload a data set or a checkpoint to the Hugging Face Hub."""
-    with readable_errors():
-        from corpus_asr.storage.hub import push_folder
-
-        done = push_folder(folder, repo, public=public)
-        typer.echo(f"{done.url}: {'private' if done.private else 'public'} {done.kind}")
-
-
 def bench(arguments: Annotated[list[str] | None, typer.Argument()] = None) -> None:
     """Time this engine beside faster-whisper and transformers."""
     from corpus_asr.benchmark.command import run as run_benchmark
@@ -336,7 +316,6 @@ _COMMANDS: dict[str, dict[Callable[..., None], str]] = {
         label: "corpus-asr label pseudo_label.yaml",
         finetune: "corpus-asr finetune finetune.yaml",
         convert: "corpus-asr convert large-v3.pt whisper-large-v3",
-        push: "corpus-asr push training ada/podcasts",
         check: "corpus-asr check openai/whisper-small talk.mp3",
         bench: "corpus-asr bench talk.mp3 --model small",
     },

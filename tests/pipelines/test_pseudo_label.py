@@ -235,7 +235,6 @@ def test_nemo_finds_audio_duration_and_text(decoded: Transcribed, tmp_path: Path
         assert line["duration"] == pytest.approx(len(samples) / 16_000, abs=1e-5)
         first = round(line["recording_start_s"])
         assert seconds_heard(samples) == [*range(first, first + round(line["duration"]))]
-    # In quotes, which `push` looks for.
     card = (tmp_path / "set" / "README.md").read_text()
     assert f'manifest_filepath="{tmp_path}/set/train_manifest.json"' in card
     # It is a manifest like any other.
