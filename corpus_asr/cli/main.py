@@ -22,14 +22,12 @@ from typer.core import TyperCommand, TyperGroup
 
 from corpus_asr.cli.archive import forget, prune
 from corpus_asr.cli.failures import (
-    EXIT_SOME_FAILED,
     as_process,
     configure_logging,
     readable_errors,
 )
 from corpus_asr.cli.files import align, transcribe
 from corpus_asr.cli.jobs import finetune, init, label, nightly, plan, run
-from corpus_asr.cli.options import AsJson, complete_checkpoint, print_result
 from corpus_asr.cli.results import evaluate, export, report, show, status, view
 from corpus_asr.logs import LogFormat, LogLevel
 
@@ -263,33 +261,6 @@ def bench(arguments: Annotated[list[str] | None, typer.Argument()] = None) -> No
         run_benchmark(arguments or [])
 
 
-def check(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="CHECKPOINT",
-            help="A name such as small, OWNER/NAME of the hub, a folder or a URI.",
-            autocompletion=complete_checkpoint,
-        ),
-    ],
-    audio: Annotated[list[str], typer.Argument(metavar="AUDIO", help="Audio files.")],
-    revision: Annotated[
-        str | None, typer.Option(help="A branch, tag or commit of the hub.")
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "cpu",
-    as_json: AsJson = False,
-) -> None:
-    """Compare the texts of a checkpoint with those of transformers; exit with 1 if they differ."""
-    with readable_errors():
-        from corpus_asr.benchmark.check import as_data, render
-        from corpus_asr.benchmark.check import check as check_checkpoint
-
-        found = check_checkpoint(model, audio, revision=revision, device=device)
-        print_result(as_data(found), render(found), as_json=as_json)
-        if not found.equal:
-            raise typer.Exit(EXIT_SOME_FAILED)
-
-
 # By panels of the help, with an example of each.
 _COMMANDS: dict[str, dict[Callable[..., None], str]] = {
     "Files": {
@@ -316,7 +287,6 @@ _COMMANDS: dict[str, dict[Callable[..., None], str]] = {
         label: "corpus-asr label pseudo_label.yaml",
         finetune: "corpus-asr finetune finetune.yaml",
         convert: "corpus-asr convert large-v3.pt whisper-large-v3",
-        check: "corpus-asr check openai/whisper-small talk.mp3",
         bench: "corpus-asr bench talk.mp3 --model small",
     },
 }
