@@ -202,7 +202,7 @@ def convert(
         str,
         typer.Argument(
             metavar="SRC",
-            help="An OpenAI .pt or NeMo .nemo file, or a checkpoint: a folder, URI or name.",
+            help="An OpenAI .pt file, or a checkpoint: a folder, URI or name.",
         ),
     ],
     target: Annotated[Path, typer.Argument(metavar="DST", help="A new .pt file, or a new folder.")],
@@ -224,22 +224,17 @@ def convert(
         Path | None,
         typer.Option(help="For a folder SRC: a LoRA adapter in PEFT's layout to merge."),
     ] = None,
-    head: Annotated[
-        str | None,
-        typer.Option(help="For a hybrid .nemo SRC: transducer (the default) or ctc."),
-    ] = None,
 ) -> None:
-    """Convert checkpoints between OpenAI's, NeMo's and Hugging Face's layout; merge adapters."""
+    """Convert checkpoints between OpenAI's and Hugging Face's layout; merge adapters."""
     with readable_errors():
         from corpus_asr.models.convert import OPENAI_SUFFIX
         from corpus_asr.models.convert import convert as convert_checkpoint
-        from corpus_asr.models.convert_nemo import NEMO_SUFFIX
         from corpus_asr.storage.model_files import fetch_checkpoint
 
         own = None if tokenizer is None else Path(tokenizer)
         if own is not None and not own.exists():
             own = fetch_checkpoint(str(tokenizer), weights=False)
-        is_file = source.endswith((OPENAI_SUFFIX, NEMO_SUFFIX)) or Path(source).exists()
+        is_file = source.endswith(OPENAI_SUFFIX) or Path(source).exists()
         typer.echo(
             convert_checkpoint(
                 Path(source) if is_file else fetch_checkpoint(source),
@@ -248,7 +243,6 @@ def convert(
                 max_shard_size=max_shard_size,
                 tokenizer=own,
                 adapter=adapter,
-                head=head,
             )
         )
 

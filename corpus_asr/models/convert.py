@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from corpus_asr.errors import CheckpointError, ConfigError
 from corpus_asr.families.layers.stack import sinusoids
@@ -43,7 +43,6 @@ from corpus_asr.families.whisper.model import WhisperSeq2SeqLM
 from corpus_asr.families.whisper.tokenizer import WhisperTokenizer
 from corpus_asr.families.whisper.vocabulary import bytes_by_letter
 from corpus_asr.languages import LANGUAGES
-from corpus_asr.models.convert_nemo import NEMO_SUFFIX, read_nemo
 from corpus_asr.models.lora import merge_adapter
 from corpus_asr.models.whisper.processor import WhisperFeatureExtractor
 from corpus_asr.storage.model_files import SMALL_FILES
@@ -97,15 +96,13 @@ def convert(
     max_shard_size: str = "5GB",
     tokenizer: Path | None = None,
     adapter: Path | None = None,
-    head: str | None = None,
 ) -> str:
     """Convert a checkpoint and return what was written, in words.
 
-    The suffixes select the direction: `.pt` is OpenAI's, `.nemo` NeMo's, all else a folder. A
-    `dtype` of None keeps the stored one, and makes float16 of INT8 weights. A .pt source needs a
-    `tokenizer`, a folder of Whisper's or OpenAI's .tiktoken file; to a folder such a folder gives
-    the small files that it lacks, as those of trainers do. An `adapter` in PEFT's layout is merged
-    into a folder's. The `head` of a hybrid of NeMo's is `transducer`, as None is, or `ctc`.
+    The suffixes select the direction: `.pt` is OpenAI's, all else a folder. A `dtype` of None keeps
+    the stored one, and makes float16 of INT8 weights. A .pt source needs a `tokenizer`, a folder of
+    Whisper's or OpenAI's .tiktoken file; to a folder such a folder gives the small files that it
+    lacks, as those of trainers do. An `adapter` in PEFT's layout is merged into a folder's.
     """
     if target.exists():
         raise ConfigError(f"converting to {target}: it exists already; give another name")
@@ -117,15 +114,6 @@ def convert(
             f"converting to {target} in int8: OpenAI's layout holds float weights only; give a "
             "folder's name as the target, or another --dtype"
         )
-    if source.suffix == NEMO_SUFFIX:
-        if target.suffix == OPENAI_SUFFIX or tokenizer is not None or adapter is not None:
-            raise ConfigError(
-                f"converting {source} to {target}: a .nemo file becomes a folder, with its own "
-                "tokenizer; give a folder's name as the target, without --tokenizer and --adapter"
-            )
-        return _nemo_to_folder(source, target, dtype, max_shard_size, head)
-    if head is not None:
-        raise ConfigError(f"--head is for .nemo files: found {source}; leave out --head")
     if source.suffix == OPENAI_SUFFIX:
         if adapter is not None:
             raise ConfigError(
@@ -136,6 +124,11 @@ def convert(
             write_openai(target, dimensions, _typed(tensors, dtype))
             return _words(tensors, target)
         return _openai_to_folder(source, target, dtype, max_shard_size, tokenizer)
+    if source.is_file():
+        raise ConfigError(
+            f"converting {source}: found a file, expected OpenAI's .pt or a checkpoint's folder; "
+            "give one in the layout of transformers"
+        )
     if target.suffix == OPENAI_SUFFIX:
         if tokenizer is not None:
             raise ConfigError(
@@ -200,24 +193,12 @@ def _openai_to_folder(
             write_tokenizer_files(tokenizer, folder, vocab_size=dimensions["n_vocab"])
         loaded = WhisperTokenizer.from_pretrained(folder)
         config = _config_for(dimensions, loaded)
-        _check_shapes(renamed, WhisperSeq2SeqLM, config, source)
+        _check_shapes(renamed, config, source)
         config.save_pretrained(folder)
         _generation_for(dimensions, loaded, file_name=source.name).save_pretrained(folder)
         WhisperFeatureExtractor(feature_size=dimensions["n_mels"]).save_pretrained(folder)
         save_weights(folder, _typed(renamed, dtype), max_shard_size=max_shard_size)
     return _words(tensors, target)
-
-
-def _nemo_to_folder(
-    source: Path, target: Path, dtype: str | None, max_shard_size: str, head: str | None
-) -> str:
-    # The weights are unpacked on the disk that has room for the result.
-    with _appearing(target) as folder, tempfile.TemporaryDirectory(dir=target.parent) as place:
-        model = read_nemo(source, Path(place), head=head)
-        _check_shapes(model.tensors, model.network, model.config, source)
-        model.save_settings(folder)
-        save_weights(folder, _typed(model.tensors, dtype), max_shard_size=max_shard_size)
-    return _words(model.tensors, target)
 
 
 def _folder_to_openai(source: Path, target: Path, dtype: str | None, adapter: Path | None) -> str:
@@ -305,11 +286,9 @@ def _read_folder(source: Path, dtype: str | None, adapter: Path | None) -> dict[
     return {name: t if dtype else t.to(stored[name].dtype) for name, t in merged.items()}
 
 
-def _check_shapes(
-    tensors: Mapping[str, Tensor], network: type[nn.Module], config: Any, source: Path
-) -> None:
+def _check_shapes(tensors: Mapping[str, Tensor], config: WhisperConfig, source: Path) -> None:
     with without_weights():
-        expected = network(config).state_dict()
+        expected = WhisperSeq2SeqLM(config).state_dict()
     expected.pop(_TIED, None)
     wrong = [
         name

@@ -353,3 +353,10 @@ def test_a_broken_file_is_told_by_name(tmp_path: Path, content: str) -> None:
     path.write_text(content)
     with pytest.raises(CheckpointError, match=r"broken\.tiktoken: found"):
         write_tokenizer_files(path, tmp_path / "out", vocab_size=51865)
+
+
+def test_a_file_of_another_layout_is_refused(tmp_path: Path) -> None:
+    source = tmp_path / "parakeet.nemo"
+    source.touch()
+    with pytest.raises(ConfigError, match=r"found a file, expected OpenAI's \.pt or"):
+        convert(source, tmp_path / "out")
