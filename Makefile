@@ -58,7 +58,7 @@ test-soak: $(INSTALLED) ## Run the tests that take minutes to hours
 	@$(BIN)/python -m pytest -m slow --timeout=7200
 
 bench: $(INSTALLED) ## Time the engine beside others: MODEL=folder AUDIO=files, or SHAPE=base; OPTIONS=...
-	@$(if $(SHAPE),$(BIN)/python -m benchmarks.networks $(SHAPE),$(BIN)/corpus-asr bench $(AUDIO) $(MODEL:%=--model %)) $(OPTIONS)
+	@$(if $(SHAPE),$(BIN)/python -m benchmarks.networks $(SHAPE),$(BIN)/python -m benchmarks.measure $(AUDIO) $(MODEL:%=--model %)) $(OPTIONS)
 
 bench-gate: $(INSTALLED) ## Check measured results against benchmarks/gate.yaml: RESULTS=folder
 	@$(BIN)/python -m benchmarks.gate $(RESULTS) $(OPTIONS)

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from corpus_asr.benchmark.engines import read_samples
+from benchmarks.worker import read_samples
 from corpus_asr.units import SAMPLE_RATE_HZ
 
 GAP_S = 0.25

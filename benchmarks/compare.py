@@ -20,8 +20,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from benchmarks.measure import Recording, measured, word_error_rate
 from benchmarks.rows import ROWS, SETS, Row, Set
-from corpus_asr.benchmark.command import Recording, measured, word_error_rate
 from corpus_asr.threads import usable_cpus
 
 Run = dict[str, Any]

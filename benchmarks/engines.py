@@ -1,4 +1,4 @@
-"""Engines of other environments, run there by `corpus_asr.benchmark.engines`.
+"""Engines of other environments, run there by `benchmarks.worker`.
 
 Files are 16 kHz mono WAV, so that decoding them costs no engine anything. Nothing else of
 corpus_asr is imported: an environment of peers does not have what it needs.
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from corpus_asr.benchmark.engines import Engine
+from benchmarks.worker import Engine
 
 _PCM_SCALE = 1 / 32768
 

@@ -19,11 +19,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from benchmarks.measure import Recording, Row, find_recordings, measure
+from benchmarks.worker import Engine
 from corpus_asr.audio.decode import open_audio
 from corpus_asr.audio.parts import PartCutter
 from corpus_asr.audio.silero import SileroDetector
-from corpus_asr.benchmark.command import Recording, Row, find_recordings, measure
-from corpus_asr.benchmark.engines import Engine
 from corpus_asr.config.extraction import ExtractSettings
 from corpus_asr.errors import EngineError
 from corpus_asr.report.text import aligned

@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.measure import Row, measure, table
+from benchmarks.worker import Engine
 from corpus_asr.array_types import Float16
-from corpus_asr.benchmark.command import Row, measure, table
-from corpus_asr.benchmark.engines import Engine
 from corpus_asr.decoding.protocols import Search, TokenRules, WindowJob
 from corpus_asr.decoding.slots import SlotScheduler, check_every_on, encode_batch_on
 from corpus_asr.decoding.tasks import Steps

@@ -21,8 +21,8 @@ import transformers
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from corpus_asr.benchmark.command import Row, measure, measured, table
-from corpus_asr.benchmark.engines import Engine
+from benchmarks.measure import Row, measure, measured, table
+from benchmarks.worker import Engine
 from corpus_asr.models import parakeet
 from corpus_asr.threads import usable_threads
 from corpus_asr.units import FRAMES_PER_SECOND

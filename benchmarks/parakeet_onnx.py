@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.parakeet import batch_of, cpu_s
-from corpus_asr.benchmark.engines import Engine
+from benchmarks.worker import Engine
 
 
 class _Encoder(nn.Module):

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from corpus_asr.benchmark.engines import read_samples
+from benchmarks.worker import read_samples
 from corpus_asr.units import SAMPLE_RATE_HZ
 
 _LIBRISPEECH = (

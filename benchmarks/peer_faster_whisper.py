@@ -13,8 +13,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
+from benchmarks.worker import read_samples
 from corpus_asr import Segment, Transcriber
-from corpus_asr.benchmark.engines import read_samples
 from corpus_asr.config.options import options_from
 from corpus_asr.text.words import split_characters
 from corpus_asr.transcription.whisper_prompt import PromptFormat

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.worker import read_samples
 from corpus_asr import Transcriber
-from corpus_asr.benchmark.engines import read_samples
 from corpus_asr.decoding.alignment import _last_steps, median_filter
 from corpus_asr.models.convert import convert
 from corpus_asr.models.whisper import WhisperFeatureExtractor, WhisperTokenizer

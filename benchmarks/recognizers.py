@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 
-from corpus_asr.benchmark.engines import read_samples
+from benchmarks.worker import read_samples
 from corpus_asr.config.decoding import ComputeType
 from corpus_asr.config.load import decoding_from
 from corpus_asr.families.whisper.features import WhisperPartFeatures

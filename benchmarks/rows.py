@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
-_OURS, _PEERS = "corpus_asr.benchmark.engines", "benchmarks.engines"
+_OURS, _PEERS = "benchmarks.worker", "benchmarks.engines"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

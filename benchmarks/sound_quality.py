@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.worker import read_samples
 from corpus_asr.array_types import Float32
 from corpus_asr.audio.dnsmos import MosNetwork
 from corpus_asr.audio.sound_quality import MEASURES, MOS_MEASURES, TAG_MEASURES, SoundBlocks
-from corpus_asr.benchmark.engines import read_samples
 from corpus_asr.report.text import aligned
 from corpus_asr.stages.extraction import audio_tagger
 from corpus_asr.storage.manifest import read_manifest

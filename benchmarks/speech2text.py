@@ -19,8 +19,8 @@ import torch
 import transformers
 from torch import Tensor
 
-from corpus_asr.benchmark.command import Row, measure, table
-from corpus_asr.benchmark.engines import Engine
+from benchmarks.measure import Row, measure, table
+from benchmarks.worker import Engine
 from corpus_asr.models.speech2text import Speech2TextForConditionalGeneration
 from corpus_asr.threads import usable_threads
 

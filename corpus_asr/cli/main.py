@@ -247,14 +247,6 @@ def convert(
         )
 
 
-def bench(arguments: Annotated[list[str] | None, typer.Argument()] = None) -> None:
-    """Time this engine beside faster-whisper and transformers."""
-    from corpus_asr.benchmark.command import run as run_benchmark
-
-    with readable_errors():
-        run_benchmark(arguments or [])
-
-
 # By panels of the help, with an example of each.
 _COMMANDS: dict[str, dict[Callable[..., None], str]] = {
     "Files": {
@@ -281,13 +273,7 @@ _COMMANDS: dict[str, dict[Callable[..., None], str]] = {
         label: "corpus-asr label pseudo_label.yaml",
         finetune: "corpus-asr finetune finetune.yaml",
         convert: "corpus-asr convert large-v3.pt whisper-large-v3",
-        bench: "corpus-asr bench talk.mp3 --model small",
     },
-}
-# Its options are its own: argparse reads them.
-_PASSED_ON: dict[str, Any] = {
-    "add_help_option": False,
-    "context_settings": {"ignore_unknown_options": True},
 }
 for _panel, _commands in _COMMANDS.items():
     for _command, _example in _commands.items():
@@ -295,7 +281,6 @@ for _panel, _commands in _COMMANDS.items():
             cls=Command,
             rich_help_panel=_panel,
             epilog=f"Example: {_example}",
-            **_PASSED_ON if _command is bench else {},
         )(_command)
 
 if __name__ == "__main__":

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.worker import read_samples
 from corpus_asr.audio import dnsmos
 from corpus_asr.audio.dnsmos import STEP_SAMPLES, WINDOW_SAMPLES, MosNetwork, window_starts
 from corpus_asr.audio.sound_quality import MOS_MEASURES, MosWindows
-from corpus_asr.benchmark.engines import read_samples
 from corpus_asr.errors import CheckpointError
 from corpus_asr.schemas import OUTCOMES, SEGMENT_FIELDS, SELECTION
 from corpus_asr.units import SAMPLE_RATE_HZ

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.worker import read_samples
 from corpus_asr.audio.sound_quality import MEASURES, SoundBlocks
-from corpus_asr.benchmark.engines import read_samples
 from corpus_asr.schemas import OUTCOMES, SEGMENT_FIELDS
 from corpus_asr.units import SAMPLE_RATE_HZ
 

@@ -14,9 +14,9 @@ from benchmarks import audio, compare, extraction, rows, tables
 from benchmarks.audio import joined
 from benchmarks.engines import samples, spread
 from benchmarks.extraction import cpu_s_of
+from benchmarks.measure import Recording
 from benchmarks.rows import ROWS, Set
 from benchmarks.tables import drawn, fill, verdict
-from corpus_asr.benchmark.command import Recording
 from corpus_asr.errors import DecodeError
 from corpus_asr.families.registry import resolve
 from corpus_asr.units import SAMPLE_RATE_HZ

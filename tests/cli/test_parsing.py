@@ -112,8 +112,7 @@ def test_the_help_of_every_command_has_a_panel_and_an_example_that_can_be_typed(
     assert command.rich_help_panel
     program_name, called, *arguments = shlex.split(command.epilog.removeprefix("Example: "))
     assert (program_name, called) == ("corpus-asr", name)
-    if name != "bench":  # reads its own options
-        command.make_context(name, arguments, token_normalize_func=lambda name: name)
+    command.make_context(name, arguments, token_normalize_func=lambda name: name)
     help_text = CliRunner().invoke(program, [name, "--help"], env={"COLUMNS": "120"}).stdout
     assert "<bool>" not in help_text
     assert not re.search(r"{[A-Z_]+}", re.sub(r"Usage:.*", "", help_text)), "a placeholder"

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from typing import Any
 
-from corpus_asr.benchmark.engines import Engine
+from benchmarks.worker import Engine
 
 BURN = "import time\nwhile time.process_time() < 0.3: pass\nprint(flush=True)\ninput()"
 

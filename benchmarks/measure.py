@@ -1,4 +1,4 @@
-"""`corpus-asr bench`: time this engine beside faster-whisper and transformers.
+"""`python -m benchmarks.measure`: time this engine beside faster-whisper and transformers.
 
 Each run of an engine is a process of its own, and runs alternate: A B C, A B C. In: audio files and
 a checkpoint. Out: medians for each engine, with error rates where texts are known.
@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from corpus_asr.benchmark.engines import read_samples
+from benchmarks.worker import read_samples
 from corpus_asr.errors import ConfigError, install_words
 from corpus_asr.scratch import scratch_folder
 from corpus_asr.threads import BRIEFLY, SPIN_COUNT, usable_threads
@@ -27,8 +27,8 @@ Run = dict[str, Any]
 Work = Mapping[str, Sequence[str]]
 """Files, as `work` and as `warm_up`."""
 OURS, PEERS = "corpus-asr", ("faster-whisper", "faster-whisper-batched", "transformers")
-_ENGINES = "corpus_asr.benchmark.engines"
-_PACKAGES = Path(__file__).resolve().parents[2]
+_ENGINES = "benchmarks.worker"
+_PACKAGES = Path(__file__).resolve().parents[1]
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -226,7 +226,7 @@ def find_recordings(files: Sequence[Path], manifest: Path | None) -> list[Record
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="corpus-asr bench",
+        prog="python -m benchmarks.measure",
         description="Compare speed with other engines: same audio, checkpoint, batch and beams; "
         "alternating runs, each in a process of its own.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -249,3 +249,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--language", default="en", help="code of the language of the audio")
     add("--json", type=Path, metavar="FILE", help="write all results as JSON")
     return parser
+
+
+if __name__ == "__main__":
+    run(sys.argv[1:])

@@ -1,4 +1,4 @@
-"""Engines, each measured in a process of its own: `python -m corpus_asr.benchmark.engines`.
+"""Engines, each measured in a process of its own: `python -m benchmarks.worker`.
 
 In, as JSON: `engine` ("module:function"), its `options`, `work` (a list of files), `warm_up` (some
 of them) and `cores`. Out: seconds of the work, `texts`, peak memory. An engine is a function that

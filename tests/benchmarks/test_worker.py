@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from corpus_asr.benchmark.command import measured
-from corpus_asr.benchmark.engines import tree_cpu_s
+from benchmarks.measure import measured
+from benchmarks.worker import tree_cpu_s
 from corpus_asr.threads import BRIEFLY, SPIN_COUNT
-from tests.benchmark import runners
+from tests.benchmarks import runners
 
-RUNNERS = "tests.benchmark.runners"
+RUNNERS = "tests.benchmarks.runners"
 WORK = {"work": ["a", "b"], "warm_up": ["a"]}
 
 
@@ -53,7 +53,7 @@ def test_a_worker_that_fails_says_why(engine, reason):
 def test_another_environment_needs_nothing_but_python():
     request = {"engine": f"{RUNNERS}:works", "options": {"threads": 1, "name": "A"}, "cores": 1}
     done = subprocess.run(
-        [sys.executable, "-S", "-P", "-m", "corpus_asr.benchmark.engines"],
+        [sys.executable, "-S", "-P", "-m", "benchmarks.worker"],
         input=json.dumps(request | WORK),
         env={"PYTHONPATH": str(Path(runners.__file__).parents[2]), "OMP_NUM_THREADS": "1"},
         capture_output=True,

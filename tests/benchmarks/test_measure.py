@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from typer.testing import CliRunner
 
-from corpus_asr.benchmark import command
-from corpus_asr.benchmark.command import (
+from benchmarks import measure as measuring
+from benchmarks.measure import (
     PEERS,
     Recording,
     Row,
@@ -20,14 +19,13 @@ from corpus_asr.benchmark.command import (
     table,
     word_error_rate,
 )
-from corpus_asr.cli import main as cli
 from corpus_asr.errors import ConfigError, DecodeError, FetchError
 from corpus_asr.units import SAMPLE_RATE_HZ
 from tests.support.audio import tone, wav_bytes
 from tests.support.corpora import tiny_model
 
 CLIP = Path(__file__).parents[1] / "data" / "clips" / "english.wav"
-RUNNERS = "tests.benchmark.runners"
+RUNNERS = "tests.benchmarks.runners"
 
 
 @pytest.fixture
@@ -43,7 +41,7 @@ def rows_of(clip, monkeypatch):
 
     def rows(*arguments: str) -> dict[str, dict]:
         seen: list[Row] = []
-        monkeypatch.setattr(command, "measure", lambda rows, *_, **__: seen.extend(rows))
+        monkeypatch.setattr(measuring, "measure", lambda rows, *_, **__: seen.extend(rows))
         run([str(clip), "--model", "m", "--device", "cpu", *arguments], say=lambda line: None)
         return {row.name: row.options | {"engine": row.engine} for row in seen}
 
@@ -75,7 +73,9 @@ def test_engines_get_the_same_work_or_their_defaults(rows_of):
 
 
 def test_a_missing_peer_is_left_out_with_how_to_get_it(rows_of, monkeypatch, capsys):
-    monkeypatch.setattr(command, "find_spec", lambda name: None if name == "transformers" else name)
+    monkeypatch.setattr(
+        measuring, "find_spec", lambda name: None if name == "transformers" else name
+    )
     assert "transformers float32" not in rows_of()
     assert "transformers is skipped: pip install faster-whisper " in capsys.readouterr().err
 
@@ -158,7 +158,7 @@ def test_word_errors_are_counted_after_whispers_normalizer():
 
 def test_without_references_or_jiwer_there_is_no_word_error_rate(monkeypatch):
     assert word_error_rate(["a"], said(None)) is None
-    monkeypatch.setattr(command, "find_spec", lambda name: None)
+    monkeypatch.setattr(measuring, "find_spec", lambda name: None)
     assert word_error_rate(["a"], said("a")) is None
 
 
@@ -195,14 +195,6 @@ def test_each_mistake_has_one_clear_message(clip, tmp_path):
     bad.write_bytes(b"RIFF")
     with pytest.raises(DecodeError, match=r"bad\.wav"):
         run(["--model", "m", str(bad), str(clip)])
-
-
-def test_the_command_line_passes_its_options_on():
-    result = CliRunner().invoke(cli.app, ["bench", "none.wav", "--model", "m"])
-    assert result.exit_code == 2
-    assert "opening none.wav" in result.output
-    assert CliRunner().invoke(cli.app, ["bench", "--modell", "m"]).exit_code == 2
-    assert "--peers" in CliRunner().invoke(cli.app, ["bench", "--help"]).output
 
 
 @pytest.mark.long
