@@ -407,10 +407,7 @@ def finetune(
 
 
 def plan(
-    config: Annotated[
-        str | None,
-        typer.Argument(metavar="[CONFIG]", help="A YAML file; needless with --hours."),
-    ] = None,
+    config: Config,
     overrides: Overrides = None,
     check: Annotated[
         bool,
@@ -420,88 +417,39 @@ def plan(
         ),
     ] = False,
     speed: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="[NAME=]RTFX",
-            help="Speed of one GPU, or machine without, in seconds of audio per second: l4=180.",
-        ),
-    ] = None,
-    price: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="[NAME=]PRICE",
-            help="Price of an hour of one, such as l4=0.8.",
-        ),
-    ] = None,
-    gpus: Annotated[
-        int | None,
-        typer.Option(min=1, help="GPUs that work at once; default: those of transcribe.workers."),
-    ] = None,
-    hours: Annotated[
         float | None,
-        typer.Option(min=0.001, help="Plan for so many hours of audio, without any listing."),
-    ] = None,
-    model: Model = None,
-    device_type: Annotated[
-        str | None,
-        typer.Option(metavar="CARD", help="GPU whose measured speed is taken, such as H200."),
-    ] = None,
-    request_price: Annotated[
-        str | None,
         typer.Option(
-            metavar="READ,WRITE",
-            help="With --hours: prices of a million requests; default: 0.4,5, S3's in dollars.",
+            metavar="RTFX", help="Speed of one worker, in seconds of audio per second: 180."
         ),
     ] = None,
     redo: Redo = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what a run would do: the listing, its audio, duration and cost, then all settings."""
-    from corpus_asr.config.load import default_config, load_config, settings_of
+    """Show what a run would do: the listing, its audio and duration, then all settings."""
+    from corpus_asr.config.load import load_config, settings_of
     from corpus_asr.report.text import rounded
     from corpus_asr.runtime.balance import balances, words_of
-    from corpus_asr.runtime.capacity import RequestPrices, fleets, machines_of
     from corpus_asr.runtime.estimate import estimate_audio, survey
-    from corpus_asr.runtime.speeds import HERE, Machine, known_machines, outlooks, timed_machines
+    from corpus_asr.runtime.speeds import (
+        HERE,
+        Machine,
+        known_machines,
+        outlooks,
+        stated_machine,
+        timed_machines,
+    )
     from corpus_asr.storage.run_state.tables import OutputStore
 
     with readable_errors():
-        keys = [*(overrides or ()), *([] if model is None else [f"model.checkpoint={model}"])]
-        if config is None and hours is None:
-            raise ConfigError("planning: found no CONFIG, expected one; or give --hours")
-        if request_price is not None and hours is None:
-            raise ConfigError("planning: found --request-price without --hours, expected both")
-        settings = default_config(keys) if config is None else load_config(config, keys)
+        settings = load_config(config, overrides or ())
         note_model_of(settings)
-        usual = settings.report.price_per_hour
-        stated = [*([] if usual is None else [f"{usual:g}"]), *(price or ())]
-        if hours is not None:
-            if check or redo is not None:
-                raise ConfigError(
-                    "planning with --hours: found --check or --redo, which ask the source and the "
-                    "output, expected neither; leave --hours out"
-                )
-            machines = machines_of(
-                settings, speed or (), stated, gpus=gpus, card=device_type, measured=True
-            )
-            prices = None if request_price is None else RequestPrices.parse(request_price)
-            planned = fleets(settings, machines, gpus=gpus, hours=hours, prices=prices)
-            words = [f"# {line}" for each in planned for line in each.lines()]
-            heading = f"# audio      {hours:,.10g} h, in recordings of 6 min"
-            print_result(
-                [each.as_data() for each in planned], "\n".join([heading, *words]), as_json=as_json
-            )
-            return
-        machines = machines_of(
-            settings, speed or (), stated, gpus=gpus, card=device_type,
-            measured=device_type is not None,
-        )  # fmt: skip
+        machines = [] if speed is None else [stated_machine(settings, speed)]
         store = OutputStore.of(settings.output)
         with _drawn(settings, store, redo=redo) as (found, target):
             headers = survey(found.unknown(), settings)
             audio = estimate_audio(found.remaining.strata, found.known, headers.sums)
             sides = balances(settings, store, machines) if found.num_remaining else []
-            machines += known_machines(settings, store, stated)
+            machines += known_machines(settings, store)
             lines = list(_counts(found, store.uri))
             if check:
                 from corpus_asr.pipelines.driver import prepare
@@ -621,8 +569,8 @@ def _outlook_words(found: "Plan", likely: "list[Outlook]", unknown: str) -> Iter
     label = "takes"
     for each in likely:
         yield (
-            f"{label:<11}{each.duration_s.clock_words()} at {each.machine.speed_words()}"
-            f"{each.cost_words()}: {each.machine.words()}"
+            f"{label:<11}{each.duration_s.clock_words()} at {each.machine.speed_words()}: "
+            f"{each.machine.words()}"
         )
         label = ""
 

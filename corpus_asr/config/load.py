@@ -63,12 +63,6 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     return _checked(document, PseudoLabelConfig if labels else RunConfig)
 
 
-def default_config(overrides: Sequence[str] = ()) -> RunConfig:
-    """Check a job without a file, for what asks neither its source nor its output."""
-    named = ["source.uri=nowhere", "output.uri=nowhere"]
-    return _checked(read_pairs([*named, *overrides], "--set"), RunConfig)
-
-
 def load_finetune(path: str | Path, overrides: Sequence[str] = ()) -> "FinetuneConfig":
     """Read and check a fine-tuning configuration; see `load_config`."""
     # 0.03 s, for which all other commands would wait.

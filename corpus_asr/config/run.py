@@ -269,7 +269,7 @@ class ReportSettings(Settings):
     in the report link to it. null: no links."""
     price_per_hour: Annotated[float, Field(gt=0, lt=1e6)] | None = None
     """Price of an hour of one transcribe worker: a GPU, or a machine without, with what extracts
-    for it. The report and `corpus-asr plan` then show costs. null: no costs."""
+    for it. The report then shows costs. null: no costs."""
 
 
 class ClassificationSettings(Settings):

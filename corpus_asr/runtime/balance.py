@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from corpus_asr.config.run import RunConfig
-from corpus_asr.runtime.capacity import extract_rtfx as benchmark_rtfx
 from corpus_asr.runtime.checkpoints import model_name
 from corpus_asr.runtime.speeds import LEAST_AUDIO_S, Machine
 from corpus_asr.storage.run_state.run_files import RUN_NAME, read_snapshot
@@ -18,6 +17,10 @@ from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.units import counted
 
 BENCHMARK = "the benchmark of one core"
+# Seconds of audio that one core extracts in a second: the slowest MP3 of benchmarks/README.md.
+EXTRACT_RTFX = 385.0
+# For each of them, where they are scored, or their sounds named (docs/reading.md).
+DNSMOS_CPU_S, TAGGER_CPU_S = 0.033, 0.003
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,13 +64,20 @@ class Balance:
         return asdict(self) | {"waits": self.waits}
 
 
+def benchmark_rtfx(config: RunConfig) -> float:
+    """Return how many seconds of audio a job extracts in a second of one core."""
+    more_s = DNSMOS_CPU_S if config.extract.dnsmos else 0.0
+    more_s += 0.0 if config.extract.audio_tagger is None else TAGGER_CPU_S
+    return 1 / (1 / EXTRACT_RTFX + more_s)
+
+
 def balances(config: RunConfig, store: OutputStore, machines: Sequence[Machine]) -> list[Balance]:
     """Return both sides' speeds, for each stated speed and as they were in the last run here.
 
     Args:
         config: the job.
         store: its output folder.
-        machines: kinds of GPU or machine whose speed is stated, as many as are at work.
+        machines: those whose speed is stated.
     """
     seen = read_snapshot(store)
     extract_rtfx, measured = benchmark_rtfx(config), BENCHMARK

@@ -17,15 +17,15 @@ from corpus_asr.units import WINDOW_FRAMES, WINDOW_S, counted
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pace:
-    """Seconds of work of an engine whose slots are full; None is what was not timed."""
+    """Seconds of work of an engine whose slots are full; 0 is what the settings do not do."""
 
     window_s: float
     """Of a window of 30 s: its encoding, prompt, keys and values."""
     token_s: float
     """Of a token of one window, greedy."""
-    beam_token_s: float | None = None
+    beam_token_s: float = 0.0
     """The same with as many beams as the settings follow at most."""
-    words_s: float | None = None
+    words_s: float = 0.0
     """Of the times of a window's words."""
 
 
@@ -54,16 +54,12 @@ _WORDS_TOKENS = 100
 
 
 def rtfx_range(
-    pace: Pace, decoding: DecodingSettings, *, vad: bool = True, recording_s: float = math.inf
-) -> tuple[float, float] | None:
-    """Return the least and the greatest RTFx of one engine; None where a part was not timed.
+    pace: Pace, decoding: DecodingSettings, *, vad: bool = True, recording_s: float
+) -> tuple[float, float]:
+    """Return the least and the greatest RTFx of one engine.
 
     `recording_s` is the mean length of the recordings: short ones leave windows empty.
     """
-    if (decoding.most_beams > 1 and pace.beam_token_s is None) or (
-        decoding.word_timestamps and pace.words_s is None
-    ):
-        return None
     slow, quick = (
         _rtfx(pace, decoding, speech, vad=vad, recording_s=recording_s)
         for speech in (_SLOW, _QUICK)
@@ -76,18 +72,16 @@ def _rtfx(
 ) -> float:
     share = speech.speech_share if vad else 1.0
     said_s = speech.chunk_s if decoding.in_chunks else speech.step_s
-    if recording_s < math.inf:
-        said_s = recording_s * share / math.ceil(recording_s * share / said_s)
+    said_s = recording_s * share / math.ceil(recording_s * share / said_s)
     read_s: float = WINDOW_S
     if decoding.padding_s is not None and decoding.in_chunks:
         read_s = min(WINDOW_S, said_s + decoding.padding_s)
-    beam_token_s = pace.beam_token_s or 0.0
     token_s = (1 + speech.failed) * pace.token_s
     if decoding.beam_size == "auto":
-        token_s += speech.uncertain * beam_token_s
+        token_s += speech.uncertain * pace.beam_token_s
     elif decoding.beam_size > 1:
-        token_s = beam_token_s + speech.failed * pace.token_s
-    words_s = (pace.words_s or 0.0) if decoding.word_timestamps else 0.0
+        token_s = pace.beam_token_s + speech.failed * pace.token_s
+    words_s = pace.words_s if decoding.word_timestamps else 0.0
     window_s = pace.window_s * read_s / WINDOW_S + words_s
     return said_s / share / (window_s + token_s * speech.tokens_per_s * said_s)
 

@@ -25,7 +25,7 @@ from corpus_asr.config.run import RunConfig
 from corpus_asr.decoding.protocols import ModelSize
 from corpus_asr.decoding.slots import encode_batch_on
 from corpus_asr.runtime import resources as sizes
-from corpus_asr.runtime.capacity import EXTRACT_RTFX
+from corpus_asr.runtime.balance import EXTRACT_RTFX
 from corpus_asr.runtime.resources import NodeShape, resolve_resources
 from corpus_asr.runtime.shutdown import DRAIN_S, GRACE_S
 from corpus_asr.transcription.engine import fitting_slots, predicted_bytes

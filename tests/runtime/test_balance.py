@@ -1,20 +1,20 @@
 """Which side of a job waits for the other, by its workers and by speeds that are known."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from corpus_asr.activity import Activity
-from corpus_asr.runtime.balance import Balance, balances, words_of
-from corpus_asr.runtime.capacity import EXTRACT_RTFX
+from corpus_asr.runtime.balance import EXTRACT_RTFX, Balance, balances, benchmark_rtfx, words_of
 from corpus_asr.runtime.speeds import Machine
 from corpus_asr.storage.model_files import full_name
 from corpus_asr.storage.run_state.run_files import RUN_NAME, write_snapshot
 from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.tables import run_config, snapshot
 
-GPUS = Machine(name="l4", rtfx=900.0, count=2.0)
+GPUS = Machine(name="l4", rtfx=900.0, count=2)
 
 
 @pytest.fixture
@@ -43,6 +43,15 @@ def test_a_stated_speed_is_held_against_the_extract_workers_of_the_settings(stor
     [needed] = sides(store, GPUS)
     assert (needed.extract_workers, needed.extract_rtfx) == (5, EXTRACT_RTFX)
     assert needed.words().startswith("neither side: 5 extract workers")
+
+
+def test_a_core_extracts_as_the_benchmark_says(store: OutputStore):
+    table = Path(__file__).resolve().parents[2] / "benchmarks" / "README.md"
+    rates = re.findall(r"^\| mp3.*\| (\d+) \|$", table.read_text(), re.MULTILINE)
+    assert min(map(int, rates)) == EXTRACT_RTFX
+    for extract, expected in (({"dnsmos": True}, 28.1), ({"audio_tagger": "tagger.onnx"}, 178.7)):
+        config = run_config("/source", store.uri, extract=extract)
+        assert benchmark_rtfx(config) == pytest.approx(expected, abs=0.1)
 
 
 def test_speeds_of_the_last_run_are_those_of_its_workers_while_they_worked(store: OutputStore):

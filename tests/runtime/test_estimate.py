@@ -22,7 +22,7 @@ from corpus_asr.runtime.estimate import (
     surveying,
 )
 from corpus_asr.runtime.preflight import ReadyCheck
-from corpus_asr.runtime.speeds import given_machines, known_machines, outlooks
+from corpus_asr.runtime.speeds import known_machines, outlooks, stated_machine
 from corpus_asr.stages.extract import ExtractStage
 from corpus_asr.stages.headers import HeaderReader
 from corpus_asr.stages.messages import Header
@@ -431,10 +431,9 @@ def test_speeds_come_from_what_was_measured(tmp_path: Path):
     store.remove("run.json")
     write_snapshot(store, snapshot(rtfx=7.5))
     assert known_machines(config, store)[0].rtfx == 7.5
-    # Of several workers, each has the price.
     write_snapshot(store, snapshot(rtfx=7.5, transcribe_workers=3))
-    [known] = known_machines(config, store, ["x=9", "0.8"])
-    assert (known.rtfx, known.count, known.price_per_hour) == (2.5, 3, 0.8)
+    [known] = known_machines(config, store)
+    assert (known.rtfx, known.count) == (2.5, 3)
     # Of another search its speed says little.
     store.write_json("_run/fingerprint.json", {"settings": result_settings(config)})
     assert known_machines(config, store)
@@ -466,26 +465,13 @@ def test_a_check_measures_this_machine_with_its_slots_filled(
     assert engine.closed
 
 
-def test_machines_are_given_by_speed_and_price():
-    found = given_machines(["l4=180", "900"], ["0.5", "l4=0.8"])
-    assert [(each.name, each.rtfx, each.price_per_hour) for each in found] == [
-        ("l4", 180.0, 0.8),
-        ("as given", 900.0, 0.5),
-    ]
-    [l4, _] = outlooks(Estimate(648_000.0, 600_000.0, 700_000.0), found)
-    assert l4.duration_s.value == 3600.0
-    assert l4.cost is not None
-    assert l4.cost.value == pytest.approx(0.8)
-    assert l4.duration_s.low < 600_000 / 180 < l4.duration_s.high
-    [four] = given_machines(["180"], ["0.8"], count=4)
+def test_a_stated_speed_is_that_of_each_worker():
+    config = run_config("/in", "/out", transcribe={"workers": 4})
+    four = stated_machine(config, 180.0)
     [outlook] = outlooks(Estimate(648_000.0, 600_000.0, 700_000.0), [four])
     assert (outlook.duration_s.value, four.speed_words()) == (900.0, "RTFx 720.0 (4 x 180.0)")
-    assert outlook.cost is not None
-    assert outlook.cost.value == pytest.approx(0.8)
-    for speeds, prices, words in (
-        (["fast"], [], "--speed fast: found 'fast', expected a number above 0"),
-        (["l4=0"], [], "expected a number above 0"),
-        (["l4=9"], ["h100=2"], "found no --speed h100=RTFX"),
-    ):
-        with pytest.raises(ConfigError, match=words):
-            given_machines(speeds, prices)
+    assert outlook.duration_s.low < 600_000 / 720 < 900 < outlook.duration_s.high
+    assert stated_machine(run_config("/in", "/out"), 180.0).speed_words() == "RTFx 180.0"
+    for speed in (0.0, -1.0, math.inf, math.nan):
+        with pytest.raises(ConfigError, match=f"--speed {speed:g}: found {speed:g}, expected a"):
+            stated_machine(config, speed)
