@@ -23,7 +23,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measure import Row, measure, measured, table
 from benchmarks.worker import Engine
-from corpus_asr.models import parakeet
+from corpus_asr.families.parakeet import config as configs
+from corpus_asr.families.parakeet import model as networks
 from corpus_asr.threads import usable_threads
 from corpus_asr.units import FRAMES_PER_SECOND
 
@@ -35,7 +36,7 @@ SHAPES: dict[str, tuple[dict[str, Any], int, int]] = {
     "0.6b": ({"num_mel_bins": 128, "attention_bias": False, "convolution_bias": False}, 8193, 2),
 }
 HEADS = ("CTC", "TDT")
-LIBRARIES: dict[str, Any] = {"corpus-asr": parakeet, "transformers": transformers}
+LIBRARIES = ("corpus-asr", "transformers")
 WORK: dict[str, list[str]] = {"work": [], "warm_up": ["encoder"]}
 _TOKENS_PER_SECOND = 3.0
 _PEAK_SIZE, _ROUNDS = 2048, 3
@@ -49,10 +50,10 @@ def save_network(shape: str, head: str, folder: Path) -> None:
     else:
         settings = {"blank_token_id": tokens - 1, "num_decoder_layers": layers}
     torch.manual_seed(0)
-    config = getattr(parakeet, f"Parakeet{head}Config")(
+    config = getattr(configs, f"Parakeet{head}Config")(
         encoder_config=encoder, vocab_size=tokens, **settings
     )
-    model = getattr(parakeet, f"ParakeetFor{head}")(config).eval()
+    model = getattr(networks, f"Parakeet{head}")(config).eval()
     if head != "CTC":
         _say_blanks(model)
     model.save_pretrained(folder)
@@ -109,11 +110,11 @@ def engine(
     torch.set_num_threads(threads)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    kind = getattr(LIBRARIES[library], f"ParakeetFor{head}")
+    ours = library != "transformers"
+    kind = getattr(networks if ours else transformers, f"Parakeet{'' if ours else 'For'}{head}")
     loaded = kind.from_pretrained(model, dtype=getattr(torch, dtype)).eval()
     features, frames = batch_of(loaded, seconds)
     mask = (torch.arange(features.shape[1]) < torch.tensor(frames)[:, None]).long()
-    ours = library != "transformers"
     if head != "CTC" and not ours:
         blank = loaded.config.blank_token_id
         loaded.generation_config.decoder_start_token_id = blank
@@ -123,6 +124,8 @@ def engine(
     alone: dict[str, float] = {}
 
     def encode() -> Any:
+        if ours:
+            return loaded.encoder.encode(features, num_frames=frames)
         return loaded.encoder(features, mask)
 
     @torch.inference_mode()

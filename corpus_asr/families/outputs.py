@@ -175,16 +175,6 @@ class CausalLMOutputWithCrossAttentions(ModelOutput):
 
 
 @dataclass(eq=False)
-class CausalLMOutput(ModelOutput):
-    """What an encoder with a projection to the vocabulary computes."""
-
-    loss: Float[Tensor, "*_"] | None = None
-    logits: Float[Tensor, "batch pos vocab"] | None = None
-    hidden_states: States | None = None
-    attentions: Weights | None = None
-
-
-@dataclass(eq=False)
 class SequenceClassifierOutput(ModelOutput):
     """What a model that classifies audio computes."""
 

@@ -12,39 +12,21 @@ from corpus_asr.storage.model_files import fetch_checkpoint
 # The classes of this layer by what they load and by family; all others are in `Family`. Names
 # import nothing, so what needs no torch is loaded without it.
 _WHISPER, _SPEECH2TEXT = "corpus_asr.models.whisper", "corpus_asr.models.speech2text"
-_PARAKEET, _GENERATION = "corpus_asr.models.parakeet", "corpus_asr.models.generation"
-_HEADS = ("CTC", "RNNT", "TDT")
-
-
-def _of_parakeet(name: str) -> dict[str, str]:
-    return {f"parakeet_{head.lower()}": f"{_PARAKEET}.processor:{name}" for head in _HEADS}
-
+_GENERATION = "corpus_asr.models.generation"
 
 _CLASSES = {
     "feature_extractor": {
         "whisper": f"{_WHISPER}.processor:WhisperFeatureExtractor",
         "speech_to_text": f"{_SPEECH2TEXT}.processor:Speech2TextFeatureExtractor",
-        **_of_parakeet("ParakeetFeatureExtractor"),
     },
     "processor": {
         "whisper": f"{_WHISPER}.processor:WhisperProcessor",
         "speech_to_text": f"{_SPEECH2TEXT}.processor:Speech2TextProcessor",
-        **_of_parakeet("ParakeetProcessor"),
     },
     "speech_seq2seq": {
         "whisper": f"{_GENERATION}.whisper:WhisperForConditionalGeneration",
         "speech_to_text": f"{_GENERATION}.speech2text:Speech2TextForConditionalGeneration",
     },
-    **{
-        head.lower(): {f"parakeet_{head.lower()}": f"{_GENERATION}.parakeet:ParakeetFor{head}"}
-        for head in _HEADS
-    },
-}
-
-_CLASSES["speech"] = {
-    model_type: name
-    for role in ("speech_seq2seq", *map(str.lower, _HEADS))
-    for model_type, name in _CLASSES[role].items()
 }
 
 
@@ -165,30 +147,6 @@ class AutoModelForSpeechSeq2Seq(_AutoModel):
     """Loads a checkpoint's encoder and decoder that turn audio into text."""
 
     _role = "speech_seq2seq"
-
-
-class AutoModelForSpeech(_AutoModel):
-    """Loads what turns audio into text, of any family; transformers has no such name."""
-
-    _role = "speech"
-
-
-class AutoModelForCTC(_AutoModel):
-    """Loads a checkpoint's encoder with a CTC head."""
-
-    _role = "ctc"
-
-
-class AutoModelForRNNT(_AutoModel):
-    """Loads a checkpoint's encoder with an RNN-T head."""
-
-    _role = "rnnt"
-
-
-class AutoModelForTDT(_AutoModel):
-    """Loads a checkpoint's encoder with a TDT head."""
-
-    _role = "tdt"
 
 
 def _family_of_config(config: Any) -> Family | None:

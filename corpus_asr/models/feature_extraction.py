@@ -495,22 +495,12 @@ class SpeechProcessor(Uploads):
             settings_file or folder, return_unused_kwargs=True, **kwargs
         )
         tokenizer = tokenizer_class.from_pretrained(folder, **for_tokenizer)
-        processor = cls(extractor, tokenizer, **cls._saved_arguments(folder))
+        processor = cls(extractor, tokenizer)
         return (processor, {}) if returned else processor  # what is unused was refused
-
-    @classmethod
-    def _saved_arguments(cls, folder: Path) -> dict[str, Any]:
-        """Return the arguments of the class that a folder's files say."""
-        return {}
-
-    def _own_settings(self) -> dict[str, Any]:
-        """Return these arguments, as they are saved."""
-        return {}
 
     def to_dict(self) -> dict[str, Any]:
         """Return the feature extractor's settings and the names of the classes."""
         return {
-            **self._own_settings(),
             "feature_extractor": self.feature_extractor.to_dict(),
             "processor_class": type(self).__name__,
         }
@@ -524,7 +514,7 @@ class SpeechProcessor(Uploads):
         # The class's name leads transformers' AutoProcessor here where there is no config.json.
         name = {"processor_class": type(self).__name__}
         write_json_object(folder / FILE_NAME, {**self.feature_extractor.to_dict(), **name})
-        write_json_object(folder / "processor_config.json", self._own_settings() | name)
+        write_json_object(folder / "processor_config.json", name)
         names = [file for file in SMALL_FILES if file != "config.json" and (folder / file).exists()]
         finish_saving(folder, names, push_to_hub=push_to_hub, **kwargs)
         return [str(folder / file) for file in names]

@@ -14,15 +14,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from corpus_asr.decoding.recognizer import Recognized
 from corpus_asr.families.loading import resolve_device
-from corpus_asr.families.parakeet.model import ParakeetCTC, ParakeetRNNT
-from corpus_asr.families.parakeet.recognizer import ParakeetRecognizer
 from corpus_asr.families.saved_files import take_source
 from corpus_asr.families.whisper.config import GenerationConfig
 from corpus_asr.models.auto import (
     AutoFeatureExtractor,
-    AutoModelForSpeech,
     AutoModelForSpeechSeq2Seq,
     AutoTokenizer,
 )
@@ -132,8 +128,7 @@ class AutomaticSpeechRecognitionPipeline:
                 f"transcribing: found batch_size {size} and num_workers {ahead}, expected at least "
                 "1 and 0"
             )
-        once = isinstance(self.model, ParakeetCTC | ParakeetRNNT)
-        call = (_RecognizerCall if once else _Call).of(self, kwargs)
+        call = _Call.of(self, kwargs)
         if isinstance(inputs, list):
             return list(call.results(inputs, batch_size=size, ahead=ahead))
         if _is_stream(inputs):
@@ -210,7 +205,7 @@ def pipeline(
     name = model if isinstance(model, str | PathLike) else None
     if name is not None:
         options = {"dtype": dtype, "device_map": device_map, "config": config, **more, **where}
-        model = AutoModelForSpeech.from_pretrained(name, **options)
+        model = AutoModelForSpeechSeq2Seq.from_pretrained(name, **options)
         # The first GPU, or the CPU: transformers' default for models that it loads itself.
         device = 0 if device is None and device_map is None else device
     if kwargs.get("assistant_model") is not None:
@@ -440,60 +435,6 @@ class _Call:
         # A list of the value for every chunk, odd as it looks: that is what the reference returns.
         more = {name: [value] * len(outputs) for name, value in extra.items()}
         return {"text": text, **optional, **more}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _RecognizerCall(_Call):
-    """Of models that read a recording once, whole: they are not asked to generate."""
-
-    @classmethod
-    def of(cls, pipe: AutomaticSpeechRecognitionPipeline, given: Mapping[str, Any]) -> Self:
-        own = {name: value for name, value in {**pipe.defaults, **given}.items() if value}
-        timestamps = own.pop("return_timestamps", None)
-        own.pop("ignore_warning", None)
-        if own or timestamps not in (None, "word"):
-            raise ValueError(
-                f"transcribing: found {', '.join(own) or f'return_timestamps={timestamps!r}'}, "
-                "expected nothing but return_timestamps='word' with Parakeet; leave it out, and "
-                "transcribe recordings of more than some minutes with corpus_asr.Transcriber"
-            )
-        return cls(
-            pipe=pipe, chunking=Chunking(), timestamps=timestamps, languages=None, generate={}
-        )
-
-    def _chunks_of(self, recording: Any) -> Iterator[Chunk]:
-        speech, extractor = load_speech(recording), self.pipe.feature_extractor
-        if speech.stride is not None:
-            raise ValueError(
-                f"transcribing: found stride {speech.stride}, expected none with Parakeet, which "
-                "reads recordings whole; leave it out"
-            )
-        batch = extractor(
-            speech.samples, sampling_rate=extractor.sampling_rate, return_tensors="pt"
-        )
-        yield Chunk(
-            features=batch.input_features.transpose(1, 2),
-            mask=batch.attention_mask.long(),
-            is_last=True,
-            stride=None,
-            extra=speech.extra,
-        )
-
-    def _decode(self, batch: Sequence[Chunk]) -> list[dict[str, Any]]:
-        windows = [chunk.features[0].T[chunk.mask[0] != 0].numpy() for chunk in batch]
-        recognizer = ParakeetRecognizer(self.pipe.model, self.pipe.tokenizer)
-        spoken = [window for window in windows if len(window)]  # 10 ms at least
-        found = iter(recognizer.transcribe(spoken, language=None) if spoken else [])
-        nothing = Recognized(text="", logprob=0.0)
-        return [{"recognized": next(found) if len(window) else nothing} for window in windows]
-
-    def _text(self, outputs: list[dict[str, Any]], extra: Mapping[str, Any]) -> dict[str, Any]:
-        recognized: Recognized = outputs[0]["recognized"]
-        chunks = [
-            {"text": one.word, "timestamp": (one.start_s, one.end_s)} for one in recognized.words
-        ]
-        times = {"chunks": chunks} if self.timestamps else {}
-        return {"text": recognized.text, **times, **{key: [extra[key]] for key in extra}}
 
 
 def _set_names(config: Any) -> set[str]:

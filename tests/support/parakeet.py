@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import transformers
 
-from corpus_asr.models.generation import parakeet as ours
+from corpus_asr.families.parakeet import model as networks
 from tests.support.parakeet_networks import BINS as BINS
 from tests.support.parakeet_networks import BLANK as BLANK
 from tests.support.parakeet_networks import ENCODER as ENCODER
@@ -56,7 +56,7 @@ def parakeet_pair(
     with torch.no_grad():
         (theirs.ctc_head if kind == "CTC" else theirs.joint.head).bias[list(unsaid)] = -1e4
     theirs.save_pretrained(folder)
-    loaded = getattr(ours, f"ParakeetFor{kind}").from_pretrained(folder)
+    loaded = getattr(networks, f"Parakeet{kind}").from_pretrained(folder)
     return Pair(kind=kind, ours=loaded, theirs=theirs, folder=folder)
 
 

@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from corpus_asr.models import parakeet as ours
+from corpus_asr.families.parakeet import config as configs
+from corpus_asr.families.parakeet import model as networks
 
 KINDS = ("CTC", "RNNT", "TDT")
 BINS, VOCAB = 16, 12
@@ -30,8 +31,8 @@ def settings_of(kind: str, **config: Any) -> dict[str, Any]:
 
 def small_parakeet(kind: str, *, seed: int = 0, blanks: float = 6.0) -> Any:
     """Make a network of this package's."""
-    config = getattr(ours, f"Parakeet{kind}Config")(encoder_config=ENCODER, **settings_of(kind))
-    network = getattr(ours, f"ParakeetFor{kind}")(config).eval()
+    config = getattr(configs, f"Parakeet{kind}Config")(encoder_config=ENCODER, **settings_of(kind))
+    network = getattr(networks, f"Parakeet{kind}")(config).eval()
     randomize(network, seed=seed, blanks=blanks)
     return network
 

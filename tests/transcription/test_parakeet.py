@@ -15,7 +15,9 @@ from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.errors import CheckpointError, ConfigError
 from corpus_asr.families.parakeet.features import ParakeetPartFeatures
 from corpus_asr.families.parakeet.recognizer import ParakeetRecognizer
-from corpus_asr.models.auto import AutoConfig, AutoModelForCTC, AutoModelForTDT, AutoProcessor
+from corpus_asr.families.parakeet.tokenizer import ParakeetTokenizer
+from corpus_asr.models.auto import AutoConfig, AutoTokenizer
+from corpus_asr.models.speech_pipeline import pipeline
 from corpus_asr.runtime.transcriber import Transcriber
 from corpus_asr.segments import Segment
 from corpus_asr.transcription.engine import Engine
@@ -53,22 +55,41 @@ def text_of(segments: tuple[Segment, ...]) -> str:
     return "".join(segment.text for segment in segments).strip()
 
 
+def text_of_transformers(pair: Pair, inputs: Any) -> str:
+    processor = transformers.ParakeetProcessor.from_pretrained(pair.folder)
+    generated = pair.theirs.generate(**inputs)
+    if pair.kind == "CTC":
+        texts = processor.batch_decode(generated, skip_special_tokens=True)
+    else:
+        texts = processor.decode(generated.sequences, skip_special_tokens=True)
+    text: str = texts[0]
+    return text
+
+
+def inputs_of(pair: Pair, samples: np.ndarray) -> Any:
+    processor = transformers.ParakeetProcessor.from_pretrained(pair.folder)
+    return processor([samples], sampling_rate=SAMPLE_RATE_HZ)
+
+
+@pytest.mark.filterwarnings("ignore:Using the model-agnostic default")
+def test_the_text_of_features_is_that_of_transformers(pair: Pair) -> None:
+    inputs = inputs_of(pair, SPEECH[10_000:42_000])
+    num_frames = int(inputs["attention_mask"].sum())
+    values = inputs["input_features"][:, :num_frames]
+    (row,) = pair.ours.transcribe(values, num_frames=[num_frames]).rows()
+    found = ParakeetTokenizer.from_pretrained(pair.folder).decode_text(row.tokens)
+    assert found == text_of_transformers(pair, inputs) != ""
+
+
 @pytest.mark.filterwarnings("ignore:Using the model-agnostic default")
 def test_a_part_says_what_transformers_says(pair: Pair) -> None:
     samples = SPEECH[: 3 * SAMPLE_RATE_HZ]
-    processor = transformers.ParakeetProcessor.from_pretrained(pair.folder)
-    inputs = processor([samples], sampling_rate=SAMPLE_RATE_HZ)
-    generated = pair.theirs.generate(**inputs)
-    sequences = generated if pair.kind == "CTC" else generated.sequences
-    if pair.kind == "CTC":
-        expected = processor.batch_decode(sequences, skip_special_tokens=True)[0]
-    else:
-        expected = processor.decode(sequences, skip_special_tokens=True)[0]
+    expected = text_of_transformers(pair, inputs_of(pair, samples)).strip()
     (found,) = said(pair.folder, part_of(pair.folder, samples))
     # The first and last frame hold what lies around a window, and values are rounded to float16.
-    same = sum(a == b for a, b in zip(text_of(found), expected.strip(), strict=False))
+    same = sum(a == b for a, b in zip(text_of(found), expected, strict=False))
     assert text_of(found)
-    assert same >= 0.9 * max(len(expected.strip()), len(text_of(found))), (text_of(found), expected)
+    assert same >= 0.9 * max(len(expected), len(text_of(found))), (text_of(found), expected)
 
 
 def test_words_have_times_within_the_part_and_make_up_its_text(pair: Pair) -> None:
@@ -187,15 +208,9 @@ def test_transcriber_and_auto_classes_find_it(pair: Pair) -> None:
     assert transcript.text
     assert transcript.language is None
     assert type(AutoConfig.from_pretrained(pair.folder)).__name__ == f"Parakeet{pair.kind}Config"
-    assert type(AutoProcessor.from_pretrained(pair.folder)).__name__ == "ParakeetProcessor"
-    kinds = {"CTC": AutoModelForCTC, "TDT": AutoModelForTDT}
-    for kind, loader in kinds.items():
-        if kind == pair.kind:
-            found = type(loader.from_pretrained(pair.folder)).__name__
-            assert found == f"ParakeetFor{kind}"
-        else:
-            with pytest.raises(CheckpointError, match="has no such class"):
-                loader.from_pretrained(pair.folder)
+    assert type(AutoTokenizer.from_pretrained(pair.folder)) is ParakeetTokenizer
+    with pytest.raises(CheckpointError, match="which has no such class"):
+        pipeline(model=pair.folder)
 
 
 def test_a_part_without_a_whole_frame_says_nothing(pair: Pair) -> None:

@@ -19,7 +19,6 @@ from corpus_asr.array_types import Float16, Float32
 from corpus_asr.decoding.device import free_cached_memory, out_of_memory_by_name
 from corpus_asr.decoding.forced_alignment import WILDCARD, align_tokens
 from corpus_asr.decoding.recognizer import RecognizedWord
-from corpus_asr.families.outputs import CausalLMOutput
 from corpus_asr.families.parakeet.features import ParakeetPartFeatures
 from corpus_asr.families.parakeet.model import ParakeetCTC
 from corpus_asr.families.parakeet.tokenizer import ParakeetTokenizer
@@ -136,9 +135,8 @@ def part_logprobs(
         stop = count if end == count else end - margin
         window = features.window(part, start * step, min(end * step, len(part)))
         given = torch.from_numpy(window)[None].to(network.device, network.dtype)
-        output: CausalLMOutput = network(given, return_dict=True)
-        assert output.logits is not None
-        kept = output.logits[0, done - start : stop - start].float().log_softmax(dim=1)
+        scores, _ = network(given, num_frames=[len(window)])
+        kept = scores[0, done - start : stop - start].float().log_softmax(dim=1)
         logprobs[done:stop] = kept.cpu().numpy()
         done = stop
     return logprobs

@@ -12,12 +12,9 @@ from corpus_asr.families.model_config import (
     MelBins,
     ModelConfig,
     Positions,
-    Probability,
     Size,
 )
 from corpus_asr.families.saved_files import shortened
-
-_LOSS_REDUCTIONS = ("mean", "sum", "none")
 
 
 @dataclass(kw_only=True, init=False)
@@ -46,12 +43,6 @@ class ParakeetEncoderConfig(ModelConfig):
     num_mel_bins: MelBins = 80
     subsampling_conv_kernel_size: Annotated[int, Bounds(1, 31)] = 3
     subsampling_conv_stride: Annotated[int, Bounds(2, 2)] = 2
-    dropout: Probability = 0.1
-    dropout_positions: Probability = 0.0
-    layerdrop: Probability = 0.1
-    """Probability of leaving out a block in training."""
-    activation_dropout: Probability = 0.1
-    attention_dropout: Probability = 0.1
     max_position_embeddings: Positions = 5000
     """Most positions of an input that attention sees as a whole: 400 s of 80 ms."""
     att_context_size: tuple[int, ...] | None = None
@@ -150,16 +141,11 @@ class ParakeetCTCConfig(ParakeetConfig):
 
     vocab_size: Size = 1025
     pad_token_id: int | None = 1024
-    ctc_loss_reduction: str = "mean"
-    ctc_zero_infinity: bool = True
-    """Whether rows too short for their labels count as 0 in the loss."""
 
     def validate(self) -> None:
         """Check that a network can have these sizes and settings."""
         super().validate()
         self._require_token("pad_token_id")
-        known = self.ctc_loss_reduction in _LOSS_REDUCTIONS
-        self.require(known, "ctc_loss_reduction", f"one of {_LOSS_REDUCTIONS}")
 
 
 @dataclass(kw_only=True, init=False)
@@ -178,7 +164,6 @@ class ParakeetRNNTConfig(ParakeetConfig):
     """Activation of the joint network."""
     max_symbols_per_step: Annotated[int, Bounds(1, 100)] = 10
     """Most tokens that greedy search takes from one position."""
-    is_encoder_decoder: bool = True
 
     def validate(self) -> None:
         """Check that a network can have these sizes and settings."""

@@ -5,8 +5,7 @@ Of each row only its valid frames count: a row gives what it would give alone, w
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,18 +13,9 @@ from torch import Tensor, nn
 
 from corpus_asr.array_types import Bool, Float, Int
 from corpus_asr.decoding.device import upload
-from corpus_asr.families.layers.blocks import Record, activation, merge_heads, split_heads
-from corpus_asr.families.layers.stack import (
-    Stack,
-    can_check,
-    check_heard,
-    check_values,
-    within,
-)
-from corpus_asr.families.model_config import ModelConfig
-from corpus_asr.families.outputs import BaseModelOutput
-from corpus_asr.families.parakeet.config import ParakeetConfig, ParakeetEncoderConfig
-from corpus_asr.families.pretrained import PreTrainedModel
+from corpus_asr.families.layers.blocks import activation, merge_heads, split_heads
+from corpus_asr.families.layers.stack import check_heard, within
+from corpus_asr.families.parakeet.config import ParakeetEncoderConfig
 
 _LONGEST = 10_000.0
 # Where attention is limited, queries of so many positions are computed together, more than which
@@ -35,24 +25,6 @@ _QUERIES, _SHORTENED = 256, 2048
 Context = tuple[int, int]
 """Positions that attention sees before and after each."""
 Hidden = Float[Tensor, "batch pos width"]
-
-
-@dataclass(eq=False)
-class ParakeetEncoderModelOutput(BaseModelOutput):
-    """What the encoder computes; `attention_mask` is 1 for every position that is valid."""
-
-    pooler_output: Float[Tensor, "batch pos _"] | None = None
-    """The states as a transducer's joint network takes them."""
-    attention_mask: Int[Tensor, "batch pos"] | None = None
-
-    @property
-    def lengths(self) -> Int[Tensor, " batch"]:
-        """How many positions of each row are valid."""
-        if self.attention_mask is not None:
-            return self.attention_mask.sum(dim=1)
-        states = self.last_hidden_state
-        assert states is not None
-        return torch.full((len(states),), states.shape[1], device=states.device)
 
 
 class _FirstConvolution(nn.Conv2d):
@@ -146,8 +118,6 @@ class RelativeAttention(nn.Module):
         super().__init__()
         width, bias = config.hidden_size, config.attention_bias
         self.heads = config.num_attention_heads
-        self.dropout = config.attention_dropout
-        self.config = config
         self.q_proj = nn.Linear(width, width, bias=bias)
         self.k_proj = nn.Linear(width, width, bias=bias)
         self.v_proj = nn.Linear(width, width, bias=bias)
@@ -163,12 +133,10 @@ class RelativeAttention(nn.Module):
         positions: Float[Tensor, "1 distance width"],
         valid: Bool[Tensor, "batch pos"] | None,
         context: Context | None = None,
-        weights: list[Tensor] | None = None,
     ) -> Hidden:
         """Let each position see those `valid`, or those of them in its `context`.
 
-        `positions` are the sinusoids of all `distances` that there are. Attention weights are
-        appended to `weights`.
+        `positions` are the sinusoids of all `distances` that there are.
         """
         query, key, value = (
             split_heads(projection(hidden), self.heads)
@@ -179,52 +147,18 @@ class RelativeAttention(nn.Module):
         # The queries are scaled, not the scores: these are many times as many.
         by_place = (query + self.bias_v[:, None]) * scale
         query = query + self.bias_u[:, None]
-        dropout = self.dropout if self.training else 0.0
-        if context is not None and _fused(self.config, weights):
-            mixed = _limited(query, key, value, by_place, distances, valid, context, dropout)
+        if context is not None:
+            mixed = _limited(query, key, value, by_place, distances, valid, context)
         else:
             # One product for all rows of a batch, which meet the same distances.
             placed = by_place.transpose(0, 1).flatten(1, 2) @ distances[0].transpose(-1, -2)
             placed = placed.unflatten(1, by_place.shape[::2]).transpose(0, 1)
             bias = by_distance(placed)  # (batch, head, pos, pos)
-            if context is not None:
-                bias = bias.masked_fill(_outside(context, bias), torch.finfo(bias.dtype).min)
             if valid is not None:
                 bias = bias.masked_fill(~valid[:, None, None], torch.finfo(bias.dtype).min)
-            mixed = self._mixed(query, key, value, bias, dropout, weights)
+            mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
         projected: Tensor = self.o_proj(merge_heads(mixed))
         return projected
-
-    def _mixed(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        bias: Float[Tensor, "batch head pos pos"],
-        dropout: float,
-        weights: list[Tensor] | None,
-    ) -> Float[Tensor, "batch head pos head_dim"]:
-        if _fused(self.config, weights):
-            return F.scaled_dot_product_attention(
-                query, key, value, attn_mask=bias, dropout_p=dropout
-            )
-        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2) + bias
-        attention = scores.softmax(dim=-1, dtype=torch.float32).to(scores.dtype)
-        attention = F.dropout(attention, dropout)
-        if weights is not None:
-            weights.append(attention)
-        return attention @ value
-
-
-def _fused(config: ParakeetEncoderConfig, weights: list[Tensor] | None) -> bool:
-    """Whether attention weights exist nowhere as a whole."""
-    return weights is None and config.attn_implementation != "eager"
-
-
-def _outside(context: Context, bias: Tensor) -> Bool[Tensor, "pos pos"]:
-    places = torch.arange(bias.shape[-1], device=bias.device)
-    distance = places[:, None] - places
-    return (distance > context[0]) | (distance < -context[1])
 
 
 def _limited(
@@ -235,7 +169,6 @@ def _limited(
     distances: Float[Tensor, "1 head distance head_dim"],
     valid: Bool[Tensor, "batch pos"] | None,
     context: Context,
-    dropout: float,
 ) -> Float[Tensor, "batch head pos head_dim"]:
     """Attend to a band of keys, some queries at a time: memory grows with the length alone.
 
@@ -266,7 +199,6 @@ def _limited(
                 key[:, :, start : start + seen],
                 value[:, :, start : start + seen],
                 attn_mask=bias,
-                dropout_p=dropout,
             )
         )
     return torch.cat(mixed, dim=2)
@@ -365,12 +297,10 @@ class FeedForward(nn.Module):
         self.linear1 = nn.Linear(width, inner, bias=bias)
         self.linear2 = nn.Linear(inner, width, bias=bias)
         self.activate = activation(config.hidden_act)
-        self.dropout = config.activation_dropout
 
     def forward(self, hidden: Hidden) -> Hidden:
         """Transform each position by itself."""
-        inner = F.dropout(self.activate(self.linear1(hidden)), self.dropout, self.training)
-        outer: Tensor = self.linear2(inner)
+        outer: Tensor = self.linear2(self.activate(self.linear1(hidden)))
         return outer
 
 
@@ -397,16 +327,11 @@ class ConformerBlock(nn.Module):
         positions: Float[Tensor, "1 distance width"],
         valid: Bool[Tensor, "batch pos"] | None,
         context: Context | None,
-        record: Record,
     ) -> Hidden:
         """Let every position see all that are `valid`, or those of them in its `context`."""
         hidden = hidden + 0.5 * self.feed_forward1(self.norm_feed_forward1(hidden))
         hidden = hidden + self.self_attn(
-            self.norm_self_att(hidden),
-            positions=positions,
-            valid=valid,
-            context=context,
-            weights=record.own,
+            self.norm_self_att(hidden), positions=positions, valid=valid, context=context
         )
         hidden = hidden + self.conv(self.norm_conv(hidden), valid=valid)
         hidden = hidden + 0.5 * self.feed_forward2(self.norm_feed_forward2(hidden))
@@ -414,98 +339,19 @@ class ConformerBlock(nn.Module):
         return normed
 
 
-class ParakeetPreTrainedModel(PreTrainedModel):
-    """Base of the Parakeet networks."""
-
-    config_class: ClassVar[type[ModelConfig]] = ParakeetConfig
-    config: Any
-
-    @property
-    def encoder_config(self) -> ParakeetEncoderConfig:
-        """Sizes of the encoder, which may be the whole network."""
-        return getattr(self.config, "encoder_config", self.config)  # type: ignore[no-any-return]
-
-    def get_input_embeddings(self) -> nn.Module:
-        """Return the subsampling, which PEFT looks for before it adds adapters."""
-        encoder: Any = getattr(self, "encoder", self)  # which may be the whole network
-        subsampling: nn.Module = encoder.subsampling
-        return subsampling
-
-    @property
-    def _smallest_features(self) -> tuple[int, int, int]:
-        return 1, 1, self.encoder_config.num_mel_bins
-
-    @property
-    def dummy_inputs(self) -> dict[str, Tensor]:
-        """The smallest input that the encoder runs with: silence."""
-        return {"input_features": next(self.parameters()).new_zeros(self._smallest_features)}
-
-    @torch.no_grad()
-    def _draw(self, name: str, parameter: Tensor) -> None:
-        if parameter.is_meta:
-            return
-        owner, _, kind = name.rpartition(".")
-        if kind == "bias" or kind.startswith(("bias_ih", "bias_hh")):
-            nn.init.zeros_(parameter)
-        elif owner.rpartition(".")[2].startswith("norm"):
-            nn.init.ones_(parameter)
-        elif owner.endswith("lstm"):
-            reach = self.config.decoder_hidden_size**-0.5  # as nn.LSTM draws them
-            nn.init.uniform_(parameter, -reach, reach)
-        else:
-            nn.init.normal_(parameter, std=self.encoder_config.initializer_range)
-
-    def _get_subsampling_output_length(self, input_lengths: Any) -> Any:
-        """Return how many positions so many frames become, one number or a tensor of them."""
-        # Rounding up once is the same as rounding up after each convolution.
-        return -(-input_lengths // self.encoder_config.subsampling_factor)
-
-
-class ParakeetEncoder(Stack, ParakeetPreTrainedModel):
+class ParakeetEncoder(nn.Module):
     """Subsampling and conformer blocks.
 
     Source: Rekesh et al. 2023; parameter names of
     transformers/models/parakeet/modeling_parakeet.py, equal to it within 1e-5 in float32.
     """
 
-    base_model_prefix = "encoder"
-    config_class: ClassVar[type[ModelConfig]] = ParakeetEncoderConfig
-
-    def __init__(self, config: ParakeetEncoderConfig, *, drawn: bool = True) -> None:
-        super().__init__(config, layerdrop=config.layerdrop)
+    def __init__(self, config: ParakeetEncoderConfig) -> None:
+        super().__init__()
+        self.config = config
         self.input_scale = math.sqrt(config.hidden_size) if config.scale_input else 1.0
         self.subsampling = Subsampling(config)
         self.layers = nn.ModuleList(ConformerBlock(config) for _ in range(config.num_hidden_layers))
-        # The whole network that it is a part of draws its weights together with the others.
-        if drawn:
-            self._draw_weights()
-
-    def forward(
-        self,
-        input_features: Tensor,
-        attention_mask: Tensor | None = None,
-        output_attention_mask: bool = True,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> ParakeetEncoderModelOutput | tuple[Any, ...]:
-        """Encode features (batch, frame, mel) in the weights' type.
-
-        Arguments are those of transformers; None asks the configuration. `attention_mask` (batch,
-        frame) has as many ones as a row has frames; what else is there is encoded as if it were
-        not, and the positions after a row's own hold nothing of use.
-        """
-        check_values(input_features, self.dtype)
-        num_frames = None if attention_mask is None else counted_frames(attention_mask)
-        record = Record.asked(self.config, output_attentions, output_hidden_states)
-        last, valid = self._run(input_features, num_frames, record)
-        output = ParakeetEncoderModelOutput(
-            last_hidden_state=last,
-            hidden_states=None if record.states is None else (*record.states, last),
-            attentions=None if record.own is None else tuple(record.own),
-            attention_mask=valid.int() if valid is not None and output_attention_mask else None,
-        )
-        return output.as_asked(self.config, return_dict)
 
     def encode(
         self,
@@ -524,43 +370,31 @@ class ParakeetEncoder(Stack, ParakeetPreTrainedModel):
         (frames,) = upload(input_features.device, num_frames)
         # Rows that are all as long have nothing to hide.
         padded = min(num_frames) < longest
-        last, _ = self._run(input_features, frames if padded else None, Record(), context)
-        return last, self._get_subsampling_output_length(frames)
+        hidden = self._run(input_features, frames if padded else None, context)
+        return hidden, self._num_positions(frames)
 
     def _run(
         self,
         features: Tensor,
         num_frames: Int[Tensor, " batch"] | None,
-        record: Record,
-        context: Context | None = None,
-    ) -> tuple[Hidden, Bool[Tensor, "batch pos"] | None]:
+        context: Context | None,
+    ) -> Hidden:
         if (own := self.config.att_context_size) is not None:
             context = own[0], own[1]
         self._check(features, limited=context is not None)
-        hidden = self.subsampling(features, num_frames) * self.input_scale
+        hidden: Tensor = self.subsampling(features, num_frames) * self.input_scale
         valid = None
         if num_frames is not None:
-            valid = within(self._get_subsampling_output_length(num_frames), hidden.shape[1])
-        furthest = hidden.shape[1] - 1, hidden.shape[1] - 1
-        if context is not None and _fused(self.config, record.own):
-            furthest = context
+            valid = within(self._num_positions(num_frames), hidden.shape[1])
+        furthest = context or (hidden.shape[1] - 1, hidden.shape[1] - 1)
         positions = distances(furthest[0], -furthest[1], like=hidden)
-        hidden = F.dropout(hidden, self.config.dropout, self.training)
-        positions = F.dropout(positions, self.config.dropout_positions, self.training)
-        for number, layer in enumerate(self.layers):
-            if record.states is not None:
-                record.states.append(hidden)
-            twice = self.gradient_checkpointing and number % self.checkpoint_every == 0
-            hidden = self._through(
-                layer,
-                hidden,
-                twice,
-                positions=positions,
-                valid=valid,
-                context=context,
-                record=record,
-            )
-        return hidden, valid
+        for layer in self.layers:
+            hidden = layer(hidden, positions=positions, valid=valid, context=context)
+        return hidden
+
+    def _num_positions(self, num_frames: Any) -> Any:
+        # Rounding up once is the same as rounding up after each convolution.
+        return -(-num_frames // self.config.subsampling_factor)
 
     def _check(self, features: Tensor, *, limited: bool) -> None:
         shape, bins = tuple(features.shape), self.config.num_mel_bins
@@ -570,27 +404,10 @@ class ParakeetEncoder(Stack, ParakeetPreTrainedModel):
                 "or more of one frame or more; make them with this checkpoint's feature extractor"
             )
         most = self.config.max_position_embeddings
-        length = self._get_subsampling_output_length(shape[1])
+        length = self._num_positions(shape[1])
         if length > most and not limited:
             raise ValueError(
                 f"encoding features: found {shape[1]} frames, which make {length} positions, "
                 f"expected at most {most} (max_position_embeddings); cut the audio into shorter "
                 "windows, or limit what attention sees (att_context_size)"
             )
-
-
-def counted_frames(attention_mask: Tensor) -> Int[Tensor, " batch"]:
-    """Return how many frames of each row of a mask (batch, frame) are valid."""
-    if attention_mask.ndim != 2:
-        raise ValueError(
-            f"encoding: found an attention_mask of shape {tuple(attention_mask.shape)}, expected "
-            "(batch, frame): one value for each frame of input_features"
-        )
-    frames = (attention_mask != 0).sum(dim=1)
-    if can_check(frames) and not bool(frames.all()):
-        rows = (frames == 0).nonzero().flatten().tolist()
-        raise ValueError(
-            f"encoding: found an attention_mask without any frame in rows {rows}, expected one "
-            "frame or more; leave these rows out"
-        )
-    return frames
