@@ -95,7 +95,6 @@ def prune(
                     if with_corrections or not recording.corrections} & shown  # fmt: skip
             remove_gone(held, gone, at_the_end=_write_pages)
         typer.echo(f"{store.uri}: removed {counted(len(gone), 'recording')}")
-        _show_catalog(store)
 
 
 def _gone_words(gone: "Gone") -> str:
@@ -174,7 +173,6 @@ def forget(
             typer.echo(f"{store.uri}: erased {what}; later runs leave them out")
             for name in left:
                 typer.echo(f"left, as this program did not write it: {name}")
-            _show_catalog(store)
         for line in _to_be_made_again(found.datasets):
             typer.echo(line)
         typer.echo(
@@ -201,7 +199,6 @@ def _forget_speakers(store: "OutputStore", names: Sequence[str], *, yes: bool, s
             # Of now: a run in between may have numbered the speakers of a recording otherwise.
             forget_voices(held, find_speakers(held, names), names)
         typer.echo(f"{store.uri}: erased name and voice of {what}")
-        _show_catalog(store)
     for line in _to_be_made_again(datasets_of(store)):
         typer.echo(line)
     typer.echo(
@@ -241,20 +238,6 @@ def _to_be_made_again(datasets: Sequence[str]) -> Iterator[str]:
         yield (
             f"data set made of this folder: {uri}; remove it and make it again: corpus-asr label "
             f"CONFIG --set dataset.uri={uri}"
-        )
-
-
-def _show_catalog(store: "OutputStore") -> None:
-    """Say what is to be done about a catalog, whose credentials the folder does not have."""
-    from corpus_asr.storage.run_state.run_files import CONFIG_NAME
-
-    config = store.read_json(CONFIG_NAME) or {}
-    catalog = (config.get("output") or {}).get("catalog") or {}
-    if catalog:
-        typer.echo(
-            f"registered in {catalog.get('namespace')} of an Iceberg catalog: run the job again, "
-            "which registers the files that are left; until then queries by the catalog find "
-            "files gone"
         )
 
 

@@ -7,7 +7,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Annotated, Final, Literal, Self
 
-from pydantic import Field, PositiveInt, field_serializer, field_validator, model_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from corpus_asr.confidence import LOW_CONFIDENCE
 from corpus_asr.config.cluster import ClusterSettings
@@ -25,7 +25,6 @@ from corpus_asr.config.settings import (
     check_store,
 )
 from corpus_asr.config.storage_options import (
-    MASK,
     NO_AUDIO_PATTERNS,
     NO_OPTIONS,
     TABLE_SUFFIXES,
@@ -205,9 +204,6 @@ class TranscribeSettings(Settings):
     """CPUs per model process; `auto`: half of the CPUs without a GPU."""
 
 
-_SHOWN = frozenset({"name", "namespace", "type", "uri", "warehouse"})  # of a catalog
-
-
 class OutputSettings(Settings):
     """Output tables."""
 
@@ -231,26 +227,6 @@ class OutputSettings(Settings):
     that is killed loses no more than these results, which are made again."""
     patience_s: float = Field(default=600.0, ge=0, le=86400)
     """Seconds for which a commit is tried again while its store fails, before the run ends."""
-    catalog: dict[str, str] = Field(default_factory=dict)
-    """Iceberg catalog that lists the finished tables after each run: `namespace`, which is of this
-    folder alone, `name`, and PyIceberg's properties of the catalog, such as type, uri and
-    warehouse, unless its own configuration has them under that name. Needs the extra
-    `iceberg`; empty: none."""
-
-    @field_validator("catalog")
-    @classmethod
-    def _of_one_namespace(cls, value: dict[str, str]) -> dict[str, str]:
-        if value and not all(value.get("namespace", "").split(".")):
-            raise ValueError(
-                f"found {', '.join(value)}, expected `namespace` among its keys: the namespace of "
-                "the catalog for the tables of this folder, such as podcasts"
-            )
-        return value
-
-    @field_serializer("catalog", when_used="json")
-    def _without_credentials(self, value: dict[str, str]) -> dict[str, str]:
-        # What a catalog takes for credentials has names of its makers' choice.
-        return {key: text if key in _SHOWN else MASK for key, text in value.items()}
 
     @model_validator(mode="after")
     def _store_takes_its_options(self) -> Self:

@@ -44,7 +44,6 @@ from corpus_asr.runtime.resources import (
 )
 from corpus_asr.runtime.terminal import Stream, line_writer
 from corpus_asr.stages.transcribe import load_engine
-from corpus_asr.storage.catalog import Catalog
 from corpus_asr.storage.run_state.duplicates import find_duplicates
 from corpus_asr.storage.run_state.finish import OutcomeCounts, finish
 from corpus_asr.storage.run_state.forget import finish_killed
@@ -131,8 +130,6 @@ class RunSummary:
 
 def prepare(config: RunConfig) -> Checkpoint:
     """Fetch a job's checkpoints, and refuse what they, or the machine, cannot do."""
-    if config.output.catalog:
-        Catalog(config.output)
     if config.extract.dnsmos:
         # Loaded for this alone: native code that no other run needs.
         from corpus_asr.audio.dnsmos import MosNetwork
@@ -385,7 +382,6 @@ class CorpusRun:
         speed = speed_of(store.read_json(RUN_NAME) or {})
         if self.after_finish is not None:
             self.after_finish(store, counts.recordings)
-        self._register()
         if (futile := self._futile(plan, counts.remaining)) is not None:
             raise futile
         if counts.remaining and not out_of_time:
@@ -414,13 +410,6 @@ class CorpusRun:
             made="labels" if self.config.pipeline == CLASSIFY_AUDIO else "segments",
             hooks=self._hooks,
         )
-
-    def _register(self) -> None:
-        if not self.config.output.catalog:
-            return
-        catalog = Catalog(self.config.output)
-        registered = catalog.register(self.store, run_id=self.lock.run_id)
-        line_writer(self.progress)(f"registered in {catalog}: {', '.join(registered)}")
 
     def _futile(self, plan: Plan, remaining: int) -> EngineError | None:
         """Return what tells that all recordings of the run failed for one reason outside them."""

@@ -31,7 +31,6 @@ from corpus_asr.schemas import PACKS
 from corpus_asr.stages.extract import ExtractStage
 from corpus_asr.stages.parts import FAILED, FEATURE_COLUMNS, cut_part
 from corpus_asr.stages.transcribe import EngineSpec, TranscribeStage
-from corpus_asr.storage.catalog import Catalog
 from corpus_asr.storage.run_state.plan import Plan, read_packs
 from corpus_asr.storage.run_state.prune import check_removable
 from corpus_asr.storage.run_state.tables import OutputStore
@@ -78,10 +77,6 @@ class ReadyCheck:
         config = self._config
         check_removable(self._store)
         yield f"output     written and removed in {redact_uri(self._store.uri)}"
-        if config.output.catalog:
-            catalog = Catalog(config.output)
-            catalog.check()
-            yield f"catalog    {catalog} answers"
         if self._plan.num_remaining:
             yield f"recording  {self._decoded()}"
         resources, joined = _resources(config, self._plan, self._ray_address)

@@ -565,13 +565,12 @@ GUIDE = (Path(__file__).parents[2] / "docs" / "reading.md").read_text()
 EXAMPLES = [
     code
     for code in re.findall(r"^```python\n(.*?)^```$", GUIDE, re.M | re.S)
-    if "pyiceberg" not in code  # tests of catalogs read those
-    and "duplicates" not in code  # and tests of duplicates this
+    if "duplicates" not in code  # tests of duplicates run this
 ]
 
 
 @pytest.mark.parametrize(
-    "code", EXAMPLES, ids=["duckdb", "pandas", "join", "corrections", "speakers"]
+    "code", EXAMPLES, ids=["duckdb", "pandas", "join", "corrections", "speakers", "iceberg"]
 )
 def test_an_example_of_the_guide_to_reading_shows_every_recording(
     code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

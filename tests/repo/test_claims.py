@@ -113,7 +113,6 @@ def test_what_is_to_be_installed_can_be() -> None:
         named = re.findall(r"""'\.\[([\w,]+)\]'|install_words\(["'](\w+)["']\)""", text)
         assert {name for names in named for name in "".join(names).split(",")} <= {*extras}, path
     assert install_words("docx") == "pip install python-docx (extra docx)"
-    assert install_words("iceberg").startswith("pip install 'pyiceberg[")
     assert install_words("none") == "pip install -e '.[none]' in a clone (extra none)"
 
 

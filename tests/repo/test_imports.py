@@ -158,7 +158,6 @@ def test_every_library_imported_is_a_declared_dependency_and_the_other_way_round
 
 DISTRIBUTIONS = {"yaml": "pyyaml"}
 OPTIONAL = {
-    "pyiceberg": "the extra iceberg brings it, for output.catalog alone",
     "triton": "torch's builds for CUDA bring it, and without it its kernels are plain torch",
 }
 NEVER_IMPORTED = {
