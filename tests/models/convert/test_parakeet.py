@@ -48,7 +48,8 @@ def test_an_adapter_of_peft_is_merged(pair: Pair, tmp_path: Path) -> None:
     found = states(type(pair.ours).from_pretrained(tmp_path / "merged"))
     values, mask = features(90, 61)
     with torch.no_grad():
-        encoded = adapted.base_model.model.encoder(values, attention_mask=mask)
+        merged: Any = adapted.base_model.model
+        encoded = merged.encoder(values, attention_mask=mask)
     expected = encoded.last_hidden_state[encoded.attention_mask.bool()]
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
     assert (found - states(pair.ours)).abs().max() > 1e-2
