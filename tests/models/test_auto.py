@@ -1,6 +1,7 @@
 """The Auto classes find each checkpoint's family and hand over to it."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +34,7 @@ from corpus_asr.models.whisper import (
     WhisperProcessor,
     WhisperTokenizer,
 )
+from tests.support.audio import read_clip
 from tests.support.checkpoints import tiny_speech2text, tiny_whisper
 from tests.support.tokenizers import tiny_speech2text_tokenizer, tiny_tokenizer
 
@@ -170,7 +172,6 @@ import corpus_asr.models.{family.lower()} as package
 assert not {{"sentencepiece", "tokenizers", "numpy"}} & set(sys.modules), "eager import"
 assert set(package.__all__) <= set(dir(package))
 package.{family}Config, package.{family}Processor, package.{family}Tokenizer
-import numpy as np
 extractor = package.{family}FeatureExtractor()
 extractor(np.zeros(16_000), sampling_rate=16_000, return_tensors="np")
 print("torch" in sys.modules)
@@ -178,3 +179,20 @@ print("torch" in sys.modules)
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert (done.stdout.strip(), done.returncode) == ("False", 0), done.stderr
+
+
+@pytest.mark.long
+def test_the_guides_loop_shows_the_texts_of_both_packages(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "transformers.md").read_text()
+    section = guide.partition("## Check a checkpoint\n")[2]
+    (code,) = re.findall(r"^```python\n(.*?)^```$", section.partition("\n## ")[0], re.M | re.S)
+    tiny_tokenizer(tmp_path / "tokenizer")
+    # With one matrix for both it says one token over and over.
+    sizes: dict[str, Any] = {"spread": 0.25, "max_target_positions": 24}
+    tiny_whisper(tmp_path / "model", tokenizer=tmp_path / "tokenizer", seed=3, **sizes)
+    samples = read_clip(Path(__file__).parents[1] / "data" / "clips" / "english.wav")[:48_000]
+    exec(code, {"checkpoint": tmp_path / "model", "samples": samples})
+    expected, found = capsys.readouterr().out.splitlines()
+    assert expected == found != "['']"
