@@ -6,6 +6,7 @@ with signs for characters that would hide or reorder others.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
 from typing import Any
 
 import pyarrow as pa
@@ -78,7 +79,7 @@ from corpus_asr.view.texts import said_of
 _SAVED = tuple(
     ExportFormat(name)
     for name in ("srt", "vtt", "lrc", "ass", "ttml", "txt", "md", "html", "tsv", "csv", "json")
-)
+) + ((ExportFormat.docx,) if find_spec("docx") else ())
 _ELSEWHERE = "; if it was moved, name its new location: corpus-asr view ... --audio BEFORE=NOW"
 _HINTS = {
     REFUSED_FILE: "",  # its advice says it
@@ -424,14 +425,14 @@ class Answers:
         if not self.editable:
             raise RefusedError(403, "this server was started with --read-only")
 
-    def saved(self, request: Request) -> tuple[str, str]:
-        """Return name and text of a file: a recording in one of the formats."""
+    def saved(self, request: Request) -> tuple[str, bytes]:
+        """Return name and content of a file: a recording in one of the formats."""
         view, row = self._named(request.id)
         if request.format not in _SAVED or view.catalogue.classified:
             raise NotFoundError(f"no format {request.format!r}; there are {', '.join(_SAVED)}")
         recording = self.transcripts.recording(view, row)
         ((suffix, content),) = file_contents(recording, [ExportFormat(request.format)])
-        return self._stem(row, suffix) + suffix, content.decode()
+        return self._stem(row, suffix) + suffix, content
 
     def _stem(self, row: Mapping[str, Any], suffix: str = ".wav") -> str:
         table = pa.table({name: [row[name]] for name in ("recording_id", "uri")})

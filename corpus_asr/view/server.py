@@ -262,12 +262,12 @@ class ViewServer:
         return await asyncio.to_thread(answer, asked)
 
     async def _saved(self, request: web.Request) -> web.Response:
-        name, text = await self._read(self._answers.saved, request)
+        name, content = await self._read(self._answers.saved, request)
+        # As text a browser would show all but a document.
+        kind = "application/octet-stream" if name.endswith(".docx") else "text/plain"
+        charset = None if name.endswith(".docx") else "utf-8"
         return web.Response(
-            body=text.encode("utf-8", "replace"),
-            content_type="text/plain",
-            charset="utf-8",
-            headers=_as_file(name),
+            body=content, content_type=kind, charset=charset, headers=_as_file(name)
         )
 
     async def _hits(self, request: web.Request) -> web.StreamResponse:
