@@ -27,6 +27,7 @@ from corpus_asr.report.accuracy.scoring import (
     score,
     units,
 )
+from corpus_asr.storage.run_state.run_files import open_run
 
 NUM_RESAMPLES = 2_000
 
@@ -53,7 +54,8 @@ def read_run(
     """Read a table of a finished run, such as `segments`.
 
     Args:
-        output: the run's `output.uri`: a folder, or a URI like s3://bucket/folder.
+        output: the run's `output.uri`, or the folder of `transcribe -o`: a path, or a URI like
+            s3://bucket/folder.
         table: segments, outcomes or recordings.
         variable: of the environment, which names the folder.
         options: for `pandas.read_parquet`, such as `columns` or `filters`.
@@ -62,7 +64,7 @@ def read_run(
         StopHereError: there is no such table.
     """
     try:
-        return pd.read_parquet(f"{output}/{table}", **options)
+        return pd.read_parquet(f"{open_run(output).uri}/{table}", **options)
     except FileNotFoundError as error:
         raise StopHereError(
             f"found no {table}/ in {output}, expected the output folder of a finished run. Make "

@@ -138,7 +138,7 @@ def forget(
         raise typer.BadParameter("--allow-again is for --uri: of voices nothing is kept away")
     with readable_errors(on_interrupt="run the same command again"):
         from corpus_asr.storage.run_state import forget as forgetting
-        from corpus_asr.storage.run_state.run_files import open_run
+        from corpus_asr.storage.run_state.run_files import KEPT_RUN_FOLDER, open_run
         from corpus_asr.units import counted
 
         store = open_run(
@@ -175,6 +175,11 @@ def forget(
                 typer.echo(f"left, as this program did not write it: {name}")
         for line in _to_be_made_again(found.datasets):
             typer.echo(line)
+        if store.uri.endswith(KEPT_RUN_FOLDER):
+            typer.echo(
+                "not reached: the files that transcribe wrote next to it, and its records of them "
+                "in .corpus-asr/, which you remove; transcribe does not leave recordings out"
+            )
         typer.echo(
             "not reached: the recordings themselves, manifests, earlier versions of objects that "
             "the store keeps, and copies: backups, exports, pages, data sets, models trained on "

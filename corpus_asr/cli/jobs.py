@@ -367,7 +367,7 @@ def label(
 
     advice = "run the same command again to continue"
     with readable_errors(on_interrupt=advice):
-        settings = load_config(config, overrides or ())
+        settings = load_config(config, overrides or (), lists_source=False)
         if not isinstance(settings, PseudoLabelConfig):
             raise ConfigError(
                 f"reading {config}: found pipeline: {settings.pipeline}, expected {PSEUDO_LABEL}; "

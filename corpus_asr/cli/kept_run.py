@@ -7,23 +7,37 @@ transcribed again its earlier commit is removed. Of two commits of a recording t
 so the record of its files names all that there may be, before they are there.
 """
 
-from collections.abc import Iterable, Sequence
+import datetime
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
 import pyarrow as pa
 
 from corpus_asr.cli.output_files import Version
-from corpus_asr.config.run import SourceSettings
+from corpus_asr.config.options import OPTION_NAMES, sections_from
+from corpus_asr.config.other_names import translated
+from corpus_asr.config.run import ModelSettings, OutputSettings, RunConfig, SourceSettings
 from corpus_asr.formats.transcript import Transcript
 from corpus_asr.schemas import RESULTS, SEGMENT_FIELDS, SPEAKERS
 from corpus_asr.segments import Segment
+from corpus_asr.storage.run_state.finish import recordings_rows
 from corpus_asr.storage.run_state.own_sources import record_sources
 from corpus_asr.storage.run_state.recording_rows import put_rows
-from corpus_asr.storage.run_state.run_files import CONFIG_NAME, KEPT_RUN_FOLDER, SUCCESS_NAME
+from corpus_asr.storage.run_state.run_files import (
+    CONFIG_NAME,
+    FINGERPRINT_NAME,
+    KEPT_RUN_FOLDER,
+    SUCCESS_NAME,
+    fingerprint,
+    result_settings,
+    safe_config,
+)
+from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.speaker_turns import RecordingVoices, turn_rows
 from corpus_asr.storage.run_state.tables import (
     OUTCOMES_FOLDER,
+    RECORDINGS_FOLDER,
     SEGMENT_ROWS,
     SPEAKERS_FOLDER,
     SUFFIX,
@@ -38,14 +52,39 @@ _SEGMENT_NAMES = {each.name for each in SEGMENT_FIELDS} & {each.name for each in
 class KeptRun:
     """Writes the run of a folder."""
 
-    def __init__(self, folder: str, uris: Iterable[str], *, model: str, revision: str) -> None:
-        """Begin, or continue where there is one; `uris` are the recordings of this call."""
+    def __init__(
+        self,
+        folder: str,
+        uris: Iterable[str],
+        *,
+        model: str,
+        revision: str,
+        options: Mapping[str, Any],
+    ) -> None:
+        """Begin, or continue where there is one.
+
+        `uris` are the recordings of this call, `options` those of their transcription among others.
+        """
         self._store = OutputStore(within(folder, KEPT_RUN_FOLDER))
         self._model, self._revision = model, revision
         # Settings say where recordings are reached; those of this call are added to the record.
         source = SourceSettings(uri=tuple(map(public, uris)))
-        settings = {"source": {"uri": source.uri}, "model": {"checkpoint": model}}
-        self._store.write_json(CONFIG_NAME, settings)
+        named = translated(options).items()
+        decoding, extract, speakers = sections_from(
+            {name: value for name, value in named if name in OPTION_NAMES}
+        )
+        config = RunConfig(
+            source=source, model=ModelSettings(checkpoint=model), output=OutputSettings(uri=folder),
+            decoding=decoding, extract=extract, speakers=speakers,
+        )  # fmt: skip
+        # No later run goes on with it, so it names no pipeline.
+        sections = ("source", "model", "extract", "decoding", "speakers")
+        safe = safe_config(config)
+        self._store.write_json(CONFIG_NAME, {name: safe[name] for name in sections})
+        made_by = {
+            "fingerprint": fingerprint(config, revision), "settings": result_settings(config)
+        }  # fmt: skip
+        self._store.write_json(FINGERPRINT_NAME, made_by)
         record_sources(self._store, source, ())
         self._store.write_bytes(SUCCESS_NAME, b"")
 
@@ -55,7 +94,7 @@ class KeptRun:
         Noted first, they are removed again though a call is killed in between.
         """
         stem = self._store.stem()
-        folders = (OUTCOMES_FOLDER, SEGMENT_ROWS.folder, SPEAKERS_FOLDER)
+        folders = (OUTCOMES_FOLDER, SEGMENT_ROWS.folder, SPEAKERS_FOLDER, RECORDINGS_FOLDER)
         return stem, [f"{folder}/{stem}{SUFFIX}" for folder in folders]
 
     def keep(self, uri: str, version: Version, transcript: Transcript, *, stem: str) -> None:
@@ -78,6 +117,10 @@ class KeptRun:
             voices = RecordingVoices(recording_id=own, uri=public(uri), made_of=done.outcomes_name)
             rows = pa.Table.from_pylist(turn_rows(voices, transcript.turns), SPEAKERS)
             put_rows(self._store, SPEAKERS_FOLDER, rows, stem=stem)
+        with RunTables(self._store, names=[done.outcomes_name]) as tables:
+            now = datetime.datetime.now(datetime.UTC)
+            for recording in recordings_rows(tables, now):
+                put_rows(self._store, RECORDINGS_FOLDER, recording, stem=stem)
 
     def forget(self, names: Sequence[str]) -> None:
         """Remove what was kept of a recording before."""

@@ -150,6 +150,7 @@ class OutputFiles:
             str(made_by.get(name, "")) for name in ("model", "model_revision")
         )
         self._apart = apart
+        self._options = made_by
         # Not by its name: the revision is of that, too, however it is spelled.
         changing = sorted((name, value) for name, value in made_by.items() if name != "model")
         self._made_by = repr((changing, layout.rules, layout.words))
@@ -235,7 +236,9 @@ class OutputFiles:
             from corpus_asr.cli.kept_run import KeptRun
 
             uris = [one.uri for one in self._inputs.values() if not one.piped]
-            self._run = KeptRun(self._root, uris, model=self._model, revision=self._revision)
+            self._run = KeptRun(
+                self._root, uris, model=self._model, revision=self._revision, options=self._options
+            )
         return self._run
 
     def _named(self, inputs: Sequence[Input]) -> dict[str, str]:

@@ -56,9 +56,16 @@ class Setting:
     is_default: bool
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read and check a job, with overrides `a.b=c` whose values are YAML."""
+def load_config(
+    path: str | Path, overrides: Sequence[str] = (), *, lists_source: bool = True
+) -> RunConfig:
+    """Read and check a job, with overrides `a.b=c` whose values are YAML.
+
+    Where `source` is not listed it may be left out.
+    """
     document = read_document(path, overrides)
+    if not lists_source:
+        document.values.setdefault("source", {"uri": "nowhere"})
     labels = document.values.get("pipeline") == PSEUDO_LABEL
     return _checked(document, PseudoLabelConfig if labels else RunConfig)
 

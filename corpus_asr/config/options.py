@@ -116,6 +116,14 @@ def options_from(options: Mapping[str, Any], *, fixed: Collection[str] = ()) -> 
     Raises:
         ConfigError: names each wrong key or value.
     """
+    section, extract, speakers = sections_from(options, fixed=fixed)
+    return CallSettings(decoding=section.settings(), extract=extract, speakers=speakers)
+
+
+def sections_from(
+    options: Mapping[str, Any], *, fixed: Collection[str] = ()
+) -> tuple[DecodingSection, ExtractSettings, SpeakerSettings]:
+    """Return the sections of a job that the options of a transcription are; as `options_from`."""
     options = translated(options)
     problems = [_unknown(name, fixed) for name in options if name not in OPTION_NAMES]
     if problems:
@@ -127,7 +135,7 @@ def options_from(options: Mapping[str, Any], *, fixed: Collection[str] = ()) -> 
     )
     if problem := missing_speech(section, extract, speakers):
         raise ConfigError(f"reading the options: {problem}")
-    return CallSettings(decoding=section.settings(), extract=extract, speakers=speakers)
+    return section, extract, speakers
 
 
 def _of_speakers(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -139,8 +139,8 @@ def counted_run(
     # Names first: what is committed while the tables are read belongs to the next report.
     names = outcomes_names(store)
     config = store.read_json(CONFIG_NAME) or {}
-    run = store.read_json(RUN_NAME)
-    finished = run is not None and store.exists(SUCCESS_NAME)
+    finished = store.exists(SUCCESS_NAME)
+    run = store.read_json(RUN_NAME)  # `transcribe -o` keeps none
     plan = latest_plan(store)
     listing = () if plan is None else store.names(f"{plan}/listing")
     files = map(partial(store.batches, columns=_LISTING_COLUMNS), listing)
@@ -161,6 +161,7 @@ def counted_run(
                 store,
                 config,
                 run if finished else None,
+                finished=finished,
                 models=_models(tables, run, config),
                 statistics=RunNumbers.of(tables),
                 accounting=reconcile(tables, written, is_listed=plan is not None),
@@ -193,6 +194,7 @@ def _report(
     config: dict[str, Any],
     run: dict[str, Any] | None,
     *,
+    finished: bool,
     models: tuple[str | None, str | None],
     statistics: RunNumbers,
     **others: Any,
@@ -214,7 +216,7 @@ def _report(
     price = (config.get("report") or {}).get("price_per_hour")
     return Report(
         uri=redact_uri(store.uri),
-        finished=run is not None,
+        finished=finished,
         run_id=run_id,
         model=models[0],
         model_revision=models[1],

@@ -99,11 +99,14 @@ def load_status(store: OutputStore, *, now: datetime.datetime | None = None) -> 
             f"reading {redact_uri(store.uri)}: found no _run/, expected the output folder of a "
             "run; check the URI"
         )
-    run = store.read_json(RUN_NAME) if store.exists(SUCCESS_NAME) else None
+    is_complete = store.exists(SUCCESS_NAME)
+    run = store.read_json(RUN_NAME) if is_complete else None
     if snapshot is not None and holder is not None and snapshot.run_id != holder.run_id:
         snapshot = None  # of an earlier run
-    # A run that has finished still holds the lock while it writes its page.
-    finished = run is not None and (holder is None or holder.run_id == run["run_id"])
+    # A run that has finished still holds the lock while it writes its page; `transcribe -o` has no
+    # lock, and keeps no run.json.
+    ended = holder is None or (run is not None and holder.run_id == run["run_id"])
+    finished = is_complete and ended
     times = [] if finished else _commit_times(store)
     since = [time for time in times if snapshot and time > _time(snapshot.written_at)]
     if finished and run is not None and snapshot is not None and snapshot.run_id == run["run_id"]:

@@ -1,6 +1,8 @@
 """The run that `transcribe -o` keeps beside its files, as `view` opens it."""
 
+import importlib
 import itertools
+import json
 import os
 import re
 import shutil
@@ -12,7 +14,9 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from typer.testing import CliRunner
 
+from corpus_asr.cli import main as cli
 from corpus_asr.cli.inputs import inputs_of
 from corpus_asr.cli.output_files import Existing, Layout, OutputFiles
 from corpus_asr.export.speakers import read_segments
@@ -21,7 +25,7 @@ from corpus_asr.formats.names import WordStyle
 from corpus_asr.formats.transcript import Transcript
 from corpus_asr.segments import SpeakerTurn
 from corpus_asr.storage.model_files import checkpoint_version
-from corpus_asr.storage.run_state.run_files import CONFIG_NAME, open_run
+from corpus_asr.storage.run_state.run_files import CONFIG_NAME, FINGERPRINT_NAME, open_run
 from corpus_asr.storage.run_state.speaker_turns import read_turns
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.view.answers import Answers
@@ -77,6 +81,52 @@ def test_python_readers_open_the_folder_of_files() -> None:
     assert read_segments("out")["text"].to_pylist() == [" Hello there.", " Bye."]
 
 
+COMMANDS = {
+    "status out": r"\(finished\)",
+    "report out": r"\(finished\)\n.*1: 1 with text.*1 have exactly one outcome",
+    "show out": "Hello there",
+    "export out --to edited --format txt": "1 recording, 2 segments",
+    "evaluate out --references said.jsonl": "1 recording",
+    "label label.yaml": "kept +2 segments",
+    "forget out --uri *talk* --yes": (
+        r"erased 1 recording.*not reached: the files that transcribe wrote"
+    ),
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_opens_the_folder_of_files(command: str) -> None:
+    written(SAID, made_by={"model": "m", "model_revision": "r", "word_timestamps": True})
+    said = {"path": NAME, "text": "Hello there. Bye."}
+    Path("said.jsonl").write_text(json.dumps(said))
+    job = {"pipeline": "pseudo_label", "output": {"uri": "out"}, "dataset": {"uri": "set"}}
+    Path("label.yaml").write_text(json.dumps(job))
+    done = CliRunner().invoke(cli.app, command.split())
+    assert done.exit_code == 0, done.output
+    assert re.search(COMMANDS[command], done.stdout, re.DOTALL), done.stdout
+
+
+def test_prune_says_what_removes_a_recording_of_files() -> None:
+    written(SAID)
+    done = CliRunner().invoke(cli.app, ["prune", "out"])
+    assert done.exit_code == 2
+    assert "of transcribe -o: use forget" in " ".join(done.stderr.split())
+
+
+def test_settings_and_recordings_are_those_of_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    made_by = {"model": "m", "model_revision": "r", "channels": 0, "log_prob_threshold": -2.0}
+    store = written(SAID, made_by=made_by)
+    written(SAID, made_by=made_by, existing=Existing.overwrite)
+    config, noted = (store.read_json(name) for name in (CONFIG_NAME, FINGERPRINT_NAME))
+    assert (config["extract"]["channels"], config["decoding"]["logprob_threshold"]) == (0, -2.0)
+    assert noted["fingerprint"].endswith("-r")
+    assert "pipeline" not in config  # it has no later run
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "notebooks"))
+    read_run = importlib.import_module("scores").read_run
+    (recording,) = read_run("out", "recordings").to_dict("records")
+    assert (recording["status"], recording["segments"], recording["duration_s"]) == ("ok", 2, 4.0)
+
+
 def test_words_speakers_and_sound_are_those_of_the_transcript() -> None:
     store = written(SAID)
     recording, segments, sound = shown(store)
@@ -99,7 +149,7 @@ def test_the_model_is_a_name_and_its_revision_a_hash(tmp_path: Path) -> None:
     store = written(replace(SAID, model=None), made_by=made_by)
     (segment_row, *_) = rows_of(store.segments())
     assert (segment_row["model"], segment_row["model_revision"]) == (str(folder), revision)
-    assert store.read_json(CONFIG_NAME)["model"] == {"checkpoint": str(folder)}
+    assert store.read_json(CONFIG_NAME)["model"]["checkpoint"] == str(folder)
     (folder / "config.json").write_text("{ }")
     assert checkpoint_version(str(folder)) != revision
 

@@ -161,7 +161,7 @@ def _listed_tables(store: OutputStore) -> RunTables:
     if plan is None:
         raise ConfigError(
             f"looking for what is gone in {redact_uri(store.uri)}: found no listing, expected "
-            "that of a run; check the URI, or run its job first"
+            "that of a run; check the URI, or run its job first (of transcribe -o: use forget)"
         )
     files = (batch for name in store.names(f"{plan}/listing")
              for batch in store.batches(name, batch_rows=SHARD_ROWS))  # fmt: skip
