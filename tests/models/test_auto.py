@@ -172,6 +172,7 @@ import corpus_asr.models.{family.lower()} as package
 assert not {{"sentencepiece", "tokenizers", "numpy"}} & set(sys.modules), "eager import"
 assert set(package.__all__) <= set(dir(package))
 package.{family}Config, package.{family}Processor, package.{family}Tokenizer
+import numpy as np
 extractor = package.{family}FeatureExtractor()
 extractor(np.zeros(16_000), sampling_rate=16_000, return_tensors="np")
 print("torch" in sys.modules)

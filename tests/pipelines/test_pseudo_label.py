@@ -517,7 +517,7 @@ def test_channels_that_were_transcribed_apart_are_cut_apart(tmp_path: Path) -> N
     [
         ({"to": "output"}, "found the output folder of the run"),
         ({"output": "nowhere"}, "expected the output folder of a run.*`corpus-asr run` first"),
-        ({"output": "files"}, r"name the run that it keeps in this folder, .*/\.corpus-asr/run"),
+        ({"output": "files"}, r"found no _run/fingerprint\.json, expected that of the run"),
         ({"selection": {"against": "OUTPUT"}}, "it always agrees with itself"),
         ({"selection": {"against": "strangers"}}, "found none of this run's recordings there"),
         ({"to": "audio"}, "expected an empty folder"),
