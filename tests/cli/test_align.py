@@ -57,7 +57,7 @@ def test_every_format_is_written_once_and_kept(here: Path) -> None:
     out = {path.name.partition(".")[2]: path for path in (here / "out").glob("[!.]*")}
     assert len(out) == len(AS_FILES)
     said = json.loads(out["json"].read_text())
-    assert said["text"] == INAUGURAL.text
+    assert said["text"].strip() == INAUGURAL.text
     assert [each["word"] for each in said["missing"]] == [" Goodbye,", " geographers."]
     assert [each["index"] for each in said["missing"]] == [22, 23]
     words = [word for segment in said["segments"] for word in segment["words"]]
