@@ -16,6 +16,7 @@ from corpus_asr.storage.run_state.confidences import CONFIDENCE_BINS, read_confi
 from corpus_asr.storage.run_state.plan import latest_plan
 from corpus_asr.storage.run_state.run_files import (
     CONFIG_NAME,
+    FINGERPRINT_NAME,
     RUN_NAME,
     SUCCESS_NAME,
     Snapshot,
@@ -162,7 +163,7 @@ def counted_run(
                 config,
                 run if finished else None,
                 finished=finished,
-                models=_models(tables, run, config),
+                models=_models(store, tables, run, config),
                 statistics=RunNumbers.of(tables),
                 accounting=reconcile(tables, written, is_listed=plan is not None),
                 speakers=tuple(SpeakerGroup(**row) for row in tables.table(_SPEAKERS).to_pylist()),
@@ -172,7 +173,7 @@ def counted_run(
 
 
 def _models(
-    tables: RunTables, run: dict[str, Any] | None, config: dict[str, Any]
+    store: OutputStore, tables: RunTables, run: dict[str, Any] | None, config: dict[str, Any]
 ) -> tuple[str | None, str | None]:
     """Return the models that wrote what counts, most rows first, and their revisions.
 
@@ -183,8 +184,10 @@ def _models(
         "order by sum(rows) desc, model, model_revision"
     )
     if not found:
-        configured = config.get("model", {}).get("checkpoint")
-        return (run["model"], run["model_revision"]) if run is not None else (configured, None)
+        if run is not None:
+            return run["model"], run["model_revision"]
+        name = (store.read_json(FINGERPRINT_NAME) or {}).get("fingerprint", "")
+        return config.get("model", {}).get("checkpoint"), name.partition("-")[2] or None
     names, revisions = zip(*found, strict=True)
     return joined_names(names), joined_names(revisions)
 

@@ -82,7 +82,7 @@ def test_a_name_is_shown_at_once_and_everywhere_and_changes_no_table(
     # One name for two speakers is one person; without a name they are as they were found.
     assert name(url, "S1", "Anna", seen='Ben, "B"').status == 200
     saved = fetch(asked(url, "saved", id=ID, format="txt")).body.decode()
-    assert saved.splitlines() == ["[Anna] one two"]  # a paragraph
+    assert saved.splitlines() == ["one", "two"]  # one speaker is not named
     assert name(url, "S2", "", seen="Anna").status == 200
     assert names(url) == ["Anna", "S2"]
 
@@ -166,4 +166,4 @@ def test_a_name_is_shown_in_every_recording_of_the_voice(store: OutputStore) -> 
         assert name(server.url, "S2", "Ben").status == 200
         assert names(server.url) == ["V1", "Ben"]
         saved = fetch(asked(server.url, "saved", id=recording_id("/b.wav"), format="txt"))
-        assert saved.body.decode() == "[Anna] other\n"
+        assert saved.body.decode() == "other\n"  # one speaker is not named
