@@ -467,7 +467,7 @@ def test_two_presses_save_once(browser: Chromium, served: tuple[ViewServer, Outp
     page.wait_for(f"!{EDITOR} && {LINES}[0] === 'S1: twice'")
     page.press("v")
     page.press("v")
-    page.wait_for(f"{NOTE}.startsWith('No longer checked')")
+    page.wait_for(f"{NOTE}.startsWith('Checked')")
     assert page.complaints() == []
     assert len(read_saved(served[1])) == 2
     page.close()
