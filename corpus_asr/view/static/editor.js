@@ -52,7 +52,7 @@ export function momentOf({ text, words, start_s, end_s }, place) {
 function bringIntoView(form) {
   form.scrollIntoView({ block: "nearest", behavior: "instant" });
   const floor = document.querySelector(".player:not([hidden])")?.getBoundingClientRect().top ?? innerHeight;
-  const covered = form.getBoundingClientRect().bottom - floor;
+  const covered = Math.ceil(form.getBoundingClientRect().bottom - floor); // pages scroll by whole pixels
   if (covered > 0) scrollBy({ top: covered, behavior: "instant" });
 }
 
