@@ -276,7 +276,7 @@ def print_summary(config: "RunConfig", summary: "RunSummary") -> None:
             f"report {summary.output_uri}"
         )
         raise SystemExit(EXIT_SOME_FAILED)
-    failed = [name for name, each in summary.hooks.items() if each.failed_fraction > allowed]
+    failed = [name for name, count in summary.hooks.items() if count.failed_fraction > allowed]
     if failed:
         words = f"more failed in hooks/{', '.join(failed)} than output.max_failed_fraction allows"
         say(f"{words} ({allowed:.1%}); see the log, and their error_message")

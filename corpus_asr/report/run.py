@@ -179,16 +179,16 @@ def _models(
 
     Settings name the last one alone; they say it where there is no text yet.
     """
-    found = tables.rows(
+    models = tables.rows(
         "select model, model_revision from scored where counts group by all "
         "order by sum(rows) desc, model, model_revision"
     )
-    if not found:
+    if not models:
         if run is not None:
             return run["model"], run["model_revision"]
         name = (store.read_json(FINGERPRINT_NAME) or {}).get("fingerprint", "")
         return config.get("model", {}).get("checkpoint"), name.partition("-")[2] or None
-    names, revisions = zip(*found, strict=True)
+    names, revisions = zip(*models, strict=True)
     return joined_names(names), joined_names(revisions)
 
 

@@ -318,26 +318,26 @@ def _checked(hook: HookSettings, segments: pa.Table, returned: Any) -> pa.Table:
     return pa.table(columns)
 
 
-def _places(hook: HookSettings, segments: pa.Table, found: pa.Table) -> list[int]:
+def _places(hook: HookSettings, segments: pa.Table, rows: pa.Table) -> list[int]:
     """Return which row of what a function returned is of each segment."""
-    names = [name for name in ROW_KEYS if name in found.schema.names]
+    names = [name for name in ROW_KEYS if name in rows.schema.names]
     if not names:
         raise _wrong(hook, "no keys", f"the columns {', '.join(ROW_KEYS)} of its segments")
-    given = segments.select(names)
+    expected = segments.select(names)
     try:
-        returned = found.select(names).cast(given.schema)
+        returned = rows.select(names).cast(expected.schema)
     except (pa.ArrowException, ValueError) as error:
         raise _wrong(hook, f"other keys ({error})", "those of its segments") from error
     of_segments, of_rows = (
         [*zip(*(column.to_pylist() for column in table.columns), strict=True)]
-        for table in (given, returned)
+        for table in (expected, returned)
     )
-    places = {key: at for at, key in enumerate(of_rows)}
+    places = {key: place for place, key in enumerate(of_rows)}
     if len({*of_segments}) < len(of_segments):
         raise _wrong(hook, f"of the keys only {', '.join(names)}", f"{', '.join(ROW_KEYS)}")
     if len(of_rows) != len(of_segments) or places.keys() != {*of_segments}:
-        rows = f"{len(of_rows)} rows of {len(places.keys() & {*of_segments})} segments"
-        raise _wrong(hook, rows, f"one for each of {len(of_segments)} segments")
+        counts = f"{len(of_rows)} rows of {len(places.keys() & {*of_segments})} segments"
+        raise _wrong(hook, counts, f"one for each of {len(of_segments)} segments")
     return [places[key] for key in of_segments]
 
 

@@ -73,14 +73,14 @@ class Outlook:
 
 def outlooks(audio: Estimate, machines: Sequence[Machine]) -> list[Outlook]:
     """Return what so many seconds of audio take on each machine, without the start of a run."""
-    found = []
+    results = []
     for machine in machines:
         likely = audio.over(machine.rtfx * machine.count)
         duration_s = Estimate(
             likely.value, likely.low / machine.spread, likely.high * machine.spread
         )
-        found.append(Outlook(machine=machine, duration_s=duration_s))
-    return found
+        results.append(Outlook(machine=machine, duration_s=duration_s))
+    return results
 
 
 def stated_machine(config: RunConfig, rtfx: float) -> Machine:
@@ -110,8 +110,9 @@ def known_machines(config: RunConfig, store: OutputStore) -> list[Machine]:
     if run is not None and run["model"] == model:
         speed = speed_of(run)
         if speed.audio_s >= LEAST_AUDIO_S and speed.wall_s >= _LEAST_WALL_S:
-            known = snapshot is not None and snapshot.run_id == run.get("run_id")
-            machines.append(_as_before(run["started_at"], speed.rtfx, snapshot if known else None))
+            is_of_run = snapshot is not None and snapshot.run_id == run.get("run_id")
+            of_run_snapshot = snapshot if is_of_run else None
+            machines.append(_as_before(run["started_at"], speed.rtfx, of_run_snapshot))
     elif run is None and snapshot is not None and snapshot.audio_s >= LEAST_AUDIO_S:
         machines.append(_as_before(snapshot.started_at, snapshot.rtfx, snapshot))
     return machines

@@ -227,8 +227,8 @@ def checkpoint_version(checkpoint: str) -> str:
     names = [path.name for path in folder.iterdir() if path.is_file()]
     files = sorted({*_matching(names, SMALL_FILES), *_weight_names(names)})
     stats = [(each, (folder / each).stat()) for each in files]
-    found = [str(folder), *((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)]
-    return hashlib.sha256(repr(found).encode()).hexdigest()[:16]
+    version = [str(folder), *((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)]
+    return hashlib.sha256(repr(version).encode()).hexdigest()[:16]
 
 
 def cache_folder() -> Path:

@@ -468,7 +468,8 @@ def _group(stems: Sequence[str], standing: Mapping[str, Correction], *, in_confl
 def _rewrites(stem: str, standing: Mapping[str, Correction]) -> bool:
     # Who splits, joins, moves or gives to a speaker vouches for no word.
     saved = standing[stem]
-    texts = ([each.original for each in saved.replaces], [each.text for each in saved.segments])
-    before, after = ("".join(" ".join(each).split()) for each in texts)
-    edits = {one.edit for one in saved.replaces} & standing.keys()
-    return before != after or any(_rewrites(edit, standing) for edit in edits)
+    originals = [segment.original for segment in saved.replaces]
+    texts = [segment.text for segment in saved.segments]
+    is_changed = "".join(" ".join(originals).split()) != "".join(" ".join(texts).split())
+    edits = {segment.edit for segment in saved.replaces} & standing.keys()
+    return is_changed or any(_rewrites(edit, standing) for edit in edits)

@@ -289,30 +289,33 @@ def _versions(store: OutputStore, recordings: Mapping[str, str]) -> dict[str, li
     Where nothing is known of the content of a version, this stands for it.
     """
     columns = ("recording_id", "etag", "size_bytes", "content_digest")
-    found: dict[str, set[_Version]] = {each: set() for each in recordings}
+    versions: dict[str, set[_Version]] = {recording: set() for recording in recordings}
     others: set[_Version] = set()
     replaced: set[tuple[str, _Version]] = set()
     for _ in range(2):  # which versions there are of them; who else has one
-        wanted = set().union(*found.values())
+        wanted = set().union(*versions.values())
         listed = (store.batches(name, columns=columns[:3]) for name in store.names(PLANS_FOLDER)
                   if "/listing/" in name)  # fmt: skip
         committed = (batch.rows for batch in store.committed(columns, store.commit_names()))
         for rows in itertools.chain(committed, itertools.chain.from_iterable(listed)):
             values = [rows.column(name).to_pylist() for name in rows.schema.names]
             values += [[None] * len(rows)] * (len(columns) - len(values))  # of a listing
-            for own, etag, size_bytes, digest in zip(*values, strict=True):
+            for recording, etag, size_bytes, digest in zip(*values, strict=True):
                 # As listings are compared: members of an archive may share a version.
                 version = (etag and plain_version(etag), size_bytes)
                 content = (digest and f"{CONTENT}{digest}", size_bytes)
-                if own not in found:
+                if recording not in versions:
                     others |= {version, content} & wanted
                     continue
-                found[own] |= {version, content}
-                if digest and content_version(recordings[own], etag) is None:
-                    replaced.add((own, version))
+                versions[recording] |= {version, content}
+                if digest and content_version(recordings[recording], etag) is None:
+                    replaced.add((recording, version))
     return {
-        own: sorted((each for each in versions - others if (own, each) not in replaced), key=str)
-        for own, versions in found.items()
+        recording: sorted(
+            (version for version in of_recording - others if (recording, version) not in replaced),
+            key=str,
+        )
+        for recording, of_recording in versions.items()
     }
 
 

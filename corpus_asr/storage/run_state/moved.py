@@ -125,9 +125,9 @@ class Arrivals:
         moves: dict[str, Move] = {}
         for content, old in gone.items():
             new = arrived[content]
-            left = [uri for uri, recording in old.items() if recording not in moves]
+            unmoved = [uri for uri, recording in old.items() if recording not in moves]
             # Where several are of one content, all pairs are right: names tell whose work is whose.
-            for old_uri, uri in zip(_by_name(left, new), _by_name(new, left), strict=False):
+            for old_uri, uri in zip(_by_name(unmoved, new), _by_name(new, unmoved), strict=False):
                 moves[old[old_uri]] = Move(old_uri, public(uri), *new[uri])
         return moves
 
@@ -135,11 +135,11 @@ class Arrivals:
         """Return the new files of each content that may be known, with digest and version."""
         self._tables.execute(_GONE)
         files = self._tables.rows(_CANDIDATES)
-        known = [has_etag and content_version(uri, etag) for uri, etag, _, has_etag in files]
-        unread = [row[:2] for row, version in zip(files, known, strict=True) if not version]
+        versions = [has_etag and content_version(uri, etag) for uri, etag, _, has_etag in files]
+        unread = [row[:2] for row, version in zip(files, versions, strict=True) if not version]
         digests = iter(read_digests(unread, options))
         arrived = defaultdict[_Content, dict[str, _Version]](dict)
-        for (uri, etag, size_bytes, _), version in zip(files, known, strict=True):
+        for (uri, etag, size_bytes, _), version in zip(files, versions, strict=True):
             digest = None if version else next(digests)
             if content := version or digest:
                 arrived[size_bytes, content][uri] = (digest, etag)
