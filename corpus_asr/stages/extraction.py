@@ -48,7 +48,12 @@ from corpus_asr.speakers.embeddings import SpeakerEmbedder
 from corpus_asr.speakers.turns import SpeechWindows
 from corpus_asr.stages.parts import DecodeProgress, ExtractedPart, ExtractRequest, check_size
 from corpus_asr.storage.model_files import fetch_onnx
-from corpus_asr.storage.stores.filesystem import DEFAULT_STORE, StoreOptions, open_binary
+from corpus_asr.storage.stores.filesystem import (
+    DEFAULT_STORE,
+    StoreOptions,
+    digest_content,
+    open_binary,
+)
 from corpus_asr.storage.stores.store import retries_so_far
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.units import FRAMES_PER_SECOND, SAMPLE_RATE_HZ
@@ -174,7 +179,7 @@ class PartExtractor:
         if request.upcoming:
             self._prefetcher.expect((request.uri, *request.upcoming))
         with self._prefetcher.take(request.uri) as file:
-            digest: str | None = file.raw.content_digest  # type: ignore[attr-defined]
+            digest = digest_content(file)
             yield DecodeProgress(decoded_s=0.0, expected_s=None, content_digest=digest)
             opened = functools.partial(
                 open_audio,
@@ -374,7 +379,7 @@ class PartExtractor:
             num_bytes = file.seek(0, io.SEEK_END)
             file.seek(0)
             check_size(num_bytes, uri=redact_uri(uri), max_file_gb=self._settings.max_file_gb)
-            _ = file.raw.content_digest  # type: ignore[attr-defined] # read ahead as well
+            digest_content(file)  # read ahead as well
         except BaseException:
             file.close()
             raise

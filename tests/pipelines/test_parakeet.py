@@ -111,7 +111,7 @@ def test_commands_read_what_it_wrote(finished: RunConfig, tmp_path: Path) -> Non
     words = [word for each in json.loads(saved.read_text())["segments"] for word in each["words"]]
     assert words
     (subtitles,) = (tmp_path / "files").rglob("english.srt")
-    assert "S1" in subtitles.read_text()
+    assert "-->" in subtitles.read_text()
     shown = invoke("show", output).output
     assert all(text in shown for text in texts)
     assert "exactly one outcome" in invoke("report", output, "--html", tmp_path / "r.html").output

@@ -291,6 +291,7 @@ def test_granularities_may_be_spelled_without_brackets(service: Any) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")  # openai's word of 2026
 def test_a_translation_is_one(client: openai.OpenAI, service: Any) -> None:
     transcriber: Transcriber = service.app.state.transcriber
     expected = transcriber.transcribe(SPOKEN, task="translate")
@@ -540,7 +541,8 @@ def test_what_the_page_calls_answers_as_it_says(
             given = dict(option.split("=", 1) for option in options[1::2])
             file = Path(given.pop("file").removeprefix("@"))
             url = place.replace("localhost:8000", address)
-            found = httpx.post(url, data=given, files={"file": (file.name, file.read_bytes())})
+            files = {"file": (file.name, file.read_bytes())}
+            found = httpx.post(url, data=given, files=files, timeout=LIMIT_S)
             assert found.text.rstrip() == answer.rstrip(), command
         [code] = re.findall(r"^```python\n(from openai.*?)^```$", PAGE, re.M | re.S)
         with closing_clients():

@@ -19,7 +19,13 @@ from corpus_asr.errors import CorpusAsrError, FetchError
 from corpus_asr.schemas import FILES
 from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.tables import OutputStore, projected
-from corpus_asr.storage.stores.filesystem import SAMPLE_BYTES, StoreOptions, exists, open_binary
+from corpus_asr.storage.stores.filesystem import (
+    SAMPLE_BYTES,
+    StoreOptions,
+    digest_content,
+    exists,
+    open_binary,
+)
 from corpus_asr.storage.stores.members import located
 from corpus_asr.storage.stores.store import content_version
 from corpus_asr.storage.stores.uri import public, recording_id
@@ -161,10 +167,9 @@ def read_digests(
     def read(file: tuple[str, str | None]) -> str | None:
         try:
             with open_binary(located(*file), options, block_bytes=SAMPLE_BYTES) as opened:
-                digest: str | None = opened.raw.content_digest  # type: ignore[attr-defined]
+                return digest_content(opened)
         except FetchError:  # a failure of this recording, if it is to be done
             return None
-        return digest
 
     with ThreadPoolExecutor(_READERS, thread_name_prefix="read-digests") as pool:
         return list(pool.map(read, files))

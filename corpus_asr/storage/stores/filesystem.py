@@ -162,6 +162,12 @@ def open_binary(
         raise FetchError(str(error), uri=uri, kind=UNSUPPORTED_SCHEME, retryable=False) from error
 
 
+def digest_content(file: io.BufferedIOBase) -> str | None:
+    """Return the `RangeFile.content_digest` of what `open_binary` opened; None of other files."""
+    raw = getattr(file, "raw", None)
+    return raw.content_digest if isinstance(raw, RangeFile) else None
+
+
 def _open(uri: str, options: StoreOptions, *, block_bytes: int | None = None) -> io.BufferedReader:
     store, uri = _read_from(normalize(uri), options)
     block_bytes = block_bytes or options.storage.values().get("default_block_size")
