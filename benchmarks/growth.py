@@ -29,11 +29,12 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from benchmarks.scaling import stubbed_results
 from benchmarks.tables import fill, markdown
 from corpus_asr.config.run import RunConfig, RunOptions
+from corpus_asr.schemas import RESULTS
 from corpus_asr.speakers.voices import find_voices
 from corpus_asr.storage.listing import FileListing
 from corpus_asr.storage.run_state.plan import make_plan, read_listing
@@ -90,9 +91,55 @@ COMMANDS: Final = {
     "show": "show OUTPUT --uri *000000001.mp3",
     "export": "export OUTPUT --to FOLDER/export --format json --single",
 }
+SEGMENT_COLUMNS: dict[str, Any] = {
+    "segment": 0, "start_s": 0.0, "end_s": 5.0, "text": "", "tokens": [], "language": "en",
+    "task": "transcribe", "confidence": 0.9, "avg_logprob": -0.2, "no_speech_prob": 0.01,
+    "compression_ratio": 1.2, "temperature": 0.0,
+}  # fmt: skip
+CONSTANT_COLUMNS: dict[str, Any] = {
+    "part": 0, "last_part": True, "part_start_s": 0.0, "part_end_s": 5.0, "duration_s": 5.0,
+    "speech_s": 5.0, "status": "ok", "attempts": 1, "codec": "mp3", "sample_rate_hz": 44_100,
+    "channels": 2, "language": "en", "device": "cuda:0", "decode_s": 0.01, "transcribe_s": 0.1,
+}  # fmt: skip
+TEXTS = [f"{a} {b} {c} and that is all there is to say" for a in ("the cat", "a dog", "no one")
+         for b in ("ran", "slept", "sang") for c in ("home", "away", "on and on")]  # fmt: skip
 COUNTED: Counter[str] = Counter()
 
 Figures = dict[str, Any]
+
+
+def stubbed_results(files: pa.Table, chance: np.random.Generator, *, segments: int = 1) -> pa.Table:
+    """Return RESULTS of files, one part of as many segments each."""
+    count, total = files.num_rows, files.num_rows * segments
+    kinds = RESULTS.field("segments").type
+    texts = pa.array(TEXTS).take(pa.array(chance.integers(len(TEXTS), size=total)))
+    tokens = pa.ListArray.from_arrays(
+        pa.array(np.arange(total + 1, dtype=np.int32) * 12),
+        pa.array(chance.integers(50_000, size=12 * total).astype(np.int32)),
+    )
+    places = np.tile(np.arange(segments, dtype=np.int32), count)
+    values = SEGMENT_COLUMNS | {
+        "segment": pa.array(places), "start_s": pa.array(places * 5.0),
+        "end_s": pa.array(places * 5.0 + 5.0), "text": texts, "tokens": tokens,
+    }  # fmt: skip
+    columns = []
+    for field in kinds.value_type:
+        value = values.get(field.name)
+        constant = not isinstance(value, pa.Array)
+        columns.append(pa.repeat(pa.scalar(value, field.type), total) if constant else value)
+    structs = pa.StructArray.from_arrays(columns, fields=list(kinds.value_type))
+    bounds = pa.array(np.arange(count + 1, dtype=np.int32) * segments)
+    lists = pa.ListArray.from_arrays(bounds, structs)
+    arrays = []
+    for field in RESULTS:
+        if field.name == "segments":
+            arrays.append(lists.cast(field.type))
+        elif field.name in files.schema.names:
+            arrays.append(pc.cast(files[field.name].combine_chunks(), field.type))
+        else:
+            value = CONSTANT_COLUMNS.get(field.name)
+            arrays.append(pa.repeat(pa.scalar(value, field.type), count))
+    return pa.table(arrays, schema=RESULTS)
 
 
 class Archive:

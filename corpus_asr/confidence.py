@@ -82,7 +82,7 @@ class ConfidenceModel:
         return odds / (1.0 + odds)
 
 
-# Fitted by `python -m benchmarks.calibration`; see corpus_asr/transcription/README.md.
+# Fitted as corpus_asr/transcription/README.md says.
 DEFAULT_MODEL = ConfidenceModel(name="default", offset=-0.19, weights=(1.72, 3.30, 0.75, 0.27))
 
 

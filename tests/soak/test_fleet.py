@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from benchmarks.fleet.losses import Fleet, compared, run_fleet
+from benchmarks.fleet import Fleet, compared, run_fleet
 from tests.support.killing import REPOSITORY
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(3600)]

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.diarization import windows_of
+from corpus_asr.audio.parts import PartCutter
 from corpus_asr.audio.silero import SileroDetector
+from corpus_asr.audio.vad import DEFAULT_CRITERIA
 from corpus_asr.segments import Segment, SpeakerTurn, Word
 from corpus_asr.speakers.embeddings import SpeakerEmbedder
 from corpus_asr.speakers.turns import (
@@ -20,6 +21,7 @@ from corpus_asr.speakers.turns import (
     with_overlaps,
     with_speakers,
 )
+from corpus_asr.units import SAMPLE_RATE_HZ
 from tests.support.audio import read_clip
 from tests.support.diarization import diarization_errors, plain_spectral
 
@@ -173,10 +175,26 @@ def test_speakers_of_channels_are_others_and_are_numbered_by_appearance():
     assert diarize({None: windows()}, likeness_of(None)).turns == ()
 
 
+def windows_of(clip: str) -> SpeechWindows:
+    """Return a clip's windows as the extract stage makes them."""
+    cutter, embedder = PartCutter(part_s=600.0, detector=SileroDetector()), SpeakerEmbedder()
+    parts = [*cutter.feed(read_clip(SPOKEN / clip)), *cutter.finish()]
+    return SpeechWindows.joined(
+        [
+            embedder(
+                part.samples,
+                [(a - part.start_sample, b - part.start_sample) for a, b in part.speech or ()],
+                pad_s=DEFAULT_CRITERIA.pad_s,
+                start_s=part.start_sample / SAMPLE_RATE_HZ,
+            )
+            for part in parts
+        ]
+    )
+
+
 @pytest.mark.long
 def test_the_readers_of_the_demo_are_told_from_one_another():
-    detector, embedder = SileroDetector(), SpeakerEmbedder()
-    readers = windows_of(read_clip(SPOKEN / "readers.opus"), detector, embedder)
+    readers = windows_of("readers.opus")
     found = diarize({None: readers}, likeness_of(None))
     spans = [(each.start_s, each.end_s, each.speaker) for each in found.turns]
     lines = (SPOKEN.parent / "spoken-references.jsonl").read_text().splitlines()
@@ -193,10 +211,9 @@ def test_the_readers_of_the_demo_are_told_from_one_another():
 
 @pytest.mark.long
 def test_one_reader_is_one_speaker():
-    detector, embedder = SileroDetector(), SpeakerEmbedder()
     for name in ("newgate.mp3", "inaugural.flac"):
-        read = windows_of(read_clip(SPOKEN / name), detector, embedder)
-        assert [*diarize({None: read}, likeness_of(None)).voices] == ["S1"]
+        found = diarize({None: windows_of(name)}, likeness_of(None))
+        assert [*found.voices] == ["S1"]
 
 
 def found_in(*turns: tuple[float, float, str], channel: int | None = None) -> Diarization:
