@@ -1,26 +1,15 @@
 """Rounds of all engines, their tables and statements, their audio; peers are a scripted process."""
 
 import json
-import subprocess
 import sys
-import threading
-import wave
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from benchmarks import audio, compare, extraction, rows, tables
-from benchmarks.audio import joined
-from benchmarks.engines import samples, spread
-from benchmarks.extraction import cpu_s_of
-from benchmarks.measure import Recording
+from benchmarks import compare, rows, tables
 from benchmarks.rows import ROWS, Set
 from benchmarks.tables import drawn, fill, verdict
-from corpus_asr.errors import DecodeError
 from corpus_asr.families.registry import resolve
-from corpus_asr.units import SAMPLE_RATE_HZ
-from tests.support.audio import tone, wav_bytes
 
 # It answers as a worker does: the wrong text for one row, and a failure for another.
 PEER = """#!{python}
@@ -88,13 +77,6 @@ def test_rounds_alternate_and_medians_stand_with_error_rates_and_failures(place)
     assert found["hardware"]["cores"] >= 1
 
 
-def test_a_set_that_does_not_fit_is_skipped_and_named(place, capsys):
-    assert [each["name"] for each in run(place)["sets"]] == ["small"]
-    printed = capsys.readouterr().err
-    assert "slow is skipped" in printed
-    assert "small is skipped" not in printed
-
-
 def test_an_interrupted_measurement_keeps_its_rounds(place):
     run(place, "--sets", "small", "--rounds", 1)
     assert turns(place) == ["one", "split"]
@@ -103,18 +85,6 @@ def test_an_interrupted_measurement_keeps_its_rounds(place):
     assert len((place / "out" / "rounds.jsonl").read_text().splitlines()) == 4 + 2  # failures
     run(place)
     assert turns(place) == ["one", "split"] * 2
-
-
-def test_sets_that_are_measured_one_by_one_stand_in_one_file(place):
-    run(place, "--sets", "small")
-    found = run(place, "--sets", "slow", "--limit-min", 1e6)
-    assert [each["name"] for each in found["sets"]] == ["small", "slow"]
-
-
-def test_rows_on_other_audio_are_no_rounds_of_this(place):
-    run(place, "--sets", "small", "--only-min", 1)
-    run(place)
-    assert turns(place) == ["one", "split"] * 4
 
 
 def test_every_set_names_rows_and_each_of_them_defaults_or_options():
@@ -203,128 +173,3 @@ def test_both_pages_are_written_with_the_figures_next_to_them(tmp_path):
     assert "(2026-12-01-peers.json)" in (folder / "README.md").read_text()
     assert "| peer | 50.0 |" in (tmp_path / "README.md").read_text()
     assert "2 cores of A (avx2)" in (tmp_path / "README.md").read_text()
-
-
-def test_samples_are_those_of_the_file(tmp_path):
-    path = tmp_path / "a.wav"
-    with wave.open(str(path), "wb") as file:
-        file.setparams((1, 2, 16_000, 0, "NONE", ""))
-        file.writeframes(np.array([0, 16_384, -32_768], "<i2").tobytes())
-    assert samples(str(path)).tolist() == [0.0, 0.5, -1.0]
-
-
-def test_workers_take_files_at_once_and_texts_keep_their_order():
-    both = threading.Barrier(2, timeout=30)
-
-    def transcribe(path):
-        if path != "c":
-            both.wait()  # passes only if both workers have one of the first files
-        return path.upper()
-
-    found = spread([transcribe, transcribe], "pytest")(["a", "b", "c"])
-    assert found == {"texts": ["A", "B", "C"], "versions": {"pytest": pytest.__version__}}
-
-
-CLIP = Path(__file__).parents[1] / "data" / "clips" / "english.wav"
-
-
-def utterances(chapter: str, count: int, seconds: float) -> list[dict]:
-    ids = (f"{chapter}-{number:04}" for number in range(count))
-    return [{"id": each, "corpus": "librispeech-dev-clean", "duration_s": seconds} for each in ids]
-
-
-def test_speakers_take_turns_and_chapters_end_within_six_minutes():
-    long, short = utterances("ls_2-7", 50, 10.0), utterances("ls_1-3", 10, 10.0)
-    more = [*utterances("ls_1-1", 20, 10.0), *utterances("ls_1-2", 20, 10.0)]
-    found = list(joined([*long, *short, *more]))
-    assert [name for name, _ in found] == ["ls_1-1", "ls_2-7", "ls_1-2"]
-    assert len(found[1][1]) == 35
-    assert found[1][1] == long[:35]
-
-
-def test_files_have_the_samples_and_texts_of_their_utterances(tmp_path):
-    rows = [
-        {"id": f"ls_1-1-{number}", "corpus": "librispeech-dev-clean", "path": str(CLIP),
-         "text": f"text {number}", "duration_s": 9.458}
-        for number in range(20)
-    ]  # fmt: skip
-    manifest = tmp_path / "manifest.jsonl"
-    manifest.write_text("\n".join(json.dumps(row) for row in rows))
-    clips = tmp_path / "clips.jsonl"
-    clips.write_text(json.dumps(rows[0] | {"id": "clip"}))
-    audio.main([str(tmp_path / "out"), "--joined", str(manifest), "--clips", str(clips)])
-    (row,) = map(json.loads, (tmp_path / "out/long/manifest.jsonl").read_text().splitlines())
-    assert row["text"].startswith("text 0 text 1 ")
-    with wave.open(str(tmp_path / "out" / "long" / row["path"])) as file:
-        assert file.getframerate() == 16_000
-        assert abs(file.getnframes() / 16_000 - row["duration_s"]) < 0.001
-        assert abs(row["duration_s"] - (20 * 9.458 + 19 * 0.25)) < 0.1
-    assert (tmp_path / "out" / "short" / "clip.wav").is_file()
-    assert (tmp_path / "out" / "warm_up.wav").is_file()
-
-
-FAILING = '#!/bin/sh\n[ "$1" = -version ] && exit 0\necho "no such codec" >&2\nexit 7\n'
-
-
-@pytest.fixture
-def clip(tmp_path):
-    path = tmp_path / "clip.wav"
-    path.write_bytes(wav_bytes(tone(4.0), rate_hz=SAMPLE_RATE_HZ))
-    return path
-
-
-@pytest.fixture
-def no_ffmpeg(tmp_path, monkeypatch):
-    programs = tmp_path / "bin"
-    programs.mkdir()
-    monkeypatch.setenv("PATH", str(programs))
-    return programs
-
-
-@pytest.mark.slow
-def test_without_ffmpeg_its_column_is_left_out_and_a_line_says_so(clip, no_ffmpeg, capsys):
-    extraction.main([str(clip), "--runs", "1"])
-    title, missing, header, row, total = capsys.readouterr().out.splitlines()
-    assert "CPU seconds" in title
-    assert missing == "ffmpeg is not installed: it is skipped"
-    assert header.split() == ["audio", "s", "decoding", "+", "speech", "+", "features"]
-    assert row.split()[:2] == ["clip.wav", "4.0"]
-    assert total.split()[0] == "all"
-    assert all(int(speed) > 0 for speed in row.split()[2:] + total.split()[2:])
-
-
-def test_speeds_are_of_seconds_by_seconds_and_the_sum_weighs_by_length(tmp_path):
-    recordings = [
-        Recording(path=tmp_path / name, duration_s=duration_s, text=None)
-        for name, duration_s in (("a.mp3", 10.0), ("b.mp3", 30.0))
-    ]
-    lines = extraction.drawn(recordings, {"ffmpeg": [0.1, 0.1], "decoding": [0.2, 0.6]})
-    assert [line.split() for line in lines] == [
-        ["audio", "s", "ffmpeg", "decoding"],
-        ["a.mp3", "10.0", "100", "50"],
-        ["b.mp3", "30.0", "300", "50"],
-        ["all", "40.0", "200", "50"],
-    ]
-
-
-def test_what_a_child_process_spends_is_counted():
-    def spend():
-        subprocess.run([sys.executable, "-c", "sum(range(3_000_000))"], check=True)
-
-    assert cpu_s_of(spend) > 0.02
-
-
-@pytest.mark.long
-def test_an_ffmpeg_that_fails_says_on_which_file_and_why(clip, no_ffmpeg):
-    program = no_ffmpeg / "ffmpeg"
-    program.write_text(FAILING)
-    program.chmod(0o755)
-    with pytest.raises(SystemExit, match=r"clip\.wav with ffmpeg: exit code 7 \(no such codec\)"):
-        extraction.main([str(clip), "--runs", "1"])
-
-
-def test_a_broken_file_is_named_before_anything_is_measured(tmp_path):
-    path = tmp_path / "broken.mp3"
-    path.write_bytes(np.random.default_rng(0).bytes(2000))
-    with pytest.raises(DecodeError, match=r"broken\.mp3"):
-        extraction.main([str(path)])

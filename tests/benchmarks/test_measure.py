@@ -13,13 +13,11 @@ from benchmarks.measure import (
     PEERS,
     Recording,
     Row,
-    find_recordings,
     measure,
     run,
     table,
     word_error_rate,
 )
-from corpus_asr.errors import ConfigError, DecodeError, FetchError
 from corpus_asr.units import SAMPLE_RATE_HZ
 from tests.support.audio import tone, wav_bytes
 from tests.support.corpora import tiny_model
@@ -48,15 +46,6 @@ def rows_of(clip, monkeypatch):
     return rows
 
 
-def test_peers_are_measured_in_their_usual_types_or_the_one_named(rows_of):
-    usual = ["faster-whisper int8", "faster-whisper-batched int8", "transformers float32"]
-    assert list(rows_of()) == ["corpus-asr auto", *usual]
-    assert list(rows_of("--peers", "none", "--dtype", "int8,float32")) == [
-        "corpus-asr int8", "corpus-asr float32",
-    ]  # fmt: skip
-    assert list(rows_of("--peers", "transformers:bfloat16"))[1:] == ["transformers bfloat16"]
-
-
 def test_engines_get_the_same_work_or_their_defaults(rows_of):
     same = rows_of("--beams", "2", "--batch", "4", "--mode", "chunked", "--threads", "1")
     assert {row["threads"] for row in same.values()} == {1}
@@ -70,14 +59,6 @@ def test_engines_get_the_same_work_or_their_defaults(rows_of):
     for row in list(rows_of("--defaults").values())[:3]:
         assert not {"temperature", "beam_size", "vad_filter"} & set(row)
         assert row["language"] == "en"
-
-
-def test_a_missing_peer_is_left_out_with_how_to_get_it(rows_of, monkeypatch, capsys):
-    monkeypatch.setattr(
-        measuring, "find_spec", lambda name: None if name == "transformers" else name
-    )
-    assert "transformers float32" not in rows_of()
-    assert "transformers is skipped: pip install faster-whisper " in capsys.readouterr().err
 
 
 def made(label: str, engine: str, **options: object) -> Row:
@@ -154,47 +135,6 @@ def test_word_errors_are_counted_after_whispers_normalizer():
     assert word_error_rate(wrong, recordings) == pytest.approx(1 / 7)
     german = said("Schöne Grüße, Wien!")  # which keeps its spelling
     assert word_error_rate(["schöne grüße wien"], german, language="de") == 0.0
-
-
-def test_without_references_or_jiwer_there_is_no_word_error_rate(monkeypatch):
-    assert word_error_rate(["a"], said(None)) is None
-    monkeypatch.setattr(measuring, "find_spec", lambda name: None)
-    assert word_error_rate(["a"], said("a")) is None
-
-
-def test_texts_are_those_of_the_manifest_or_of_a_file_beside(clip):
-    (found,) = find_recordings([clip], None)
-    assert found.duration_s == pytest.approx(1.5, abs=0.01)
-    assert found.text is None
-    clip.with_suffix(".txt").write_text("What is said.", encoding="utf-8")
-    manifest = clip.parent / "manifest.jsonl"
-    manifest.write_text("\n".join(map(json.dumps, ({"path": "clip.wav", "text": "Hello."},
-                                                   {"uri": str(clip)}))))  # fmt: skip
-    assert [each.text for each in find_recordings([], manifest)] == ["Hello.", "What is said."]
-    clip.with_suffix(".txt").write_bytes("Grüße".encode("latin-1"))
-    with pytest.raises(ConfigError, match=r"clip\.txt.*UTF-8"):
-        find_recordings([clip], None)
-
-
-MISTAKES = [
-    (["--peers", "faster-wisper"], "choosing peers: found 'faster-wisper'"),
-    (["--device", "tpu"], "choosing a device: found 'tpu'"),
-    (["none.wav"], "opening none.wav: no such file"),
-    (["--manifest", "none.jsonl"], "none.jsonl: not found"),
-]
-
-
-def test_each_mistake_has_one_clear_message(clip, tmp_path):
-    for arguments, message in MISTAKES:
-        with pytest.raises((ConfigError, FetchError)) as caught:
-            run([str(clip), "--model", "m", *arguments])
-        assert message in str(caught.value), arguments
-    with pytest.raises(ConfigError, match="looking for audio: found none"):
-        run(["--model", "m"])
-    bad = tmp_path / "bad.wav"
-    bad.write_bytes(b"RIFF")
-    with pytest.raises(DecodeError, match=r"bad\.wav"):
-        run(["--model", "m", str(bad), str(clip)])
 
 
 @pytest.mark.long

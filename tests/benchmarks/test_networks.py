@@ -7,11 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 
 from benchmarks import networks
-from benchmarks.networks import SHAPES, STAGES, main, staged, to_ctranslate2
-from corpus_asr.errors import ConfigError
+from benchmarks.networks import SHAPES, STAGES, main
 
 NANO = SHAPES["nano"]
 SIZES: dict[str, Any] = {
@@ -47,32 +45,9 @@ def test_control_tokens_are_at_the_published_ids(name, size):
     assert len(set(words)) == len(words)
 
 
-def test_a_checkpoint_of_noise_loads_in_transformers_and_is_the_same_again(tmp_path):
-    folders = [NANO.write(tmp_path / name) for name in ("one", "two")]
-    weights = [(folder / "model.safetensors").read_bytes() for folder in folders]
-    assert weights[0] == weights[1]
-    model, report = transformers.WhisperForConditionalGeneration.from_pretrained(
-        folders[0], output_loading_info=True
-    )
-    assert not report["missing_keys"]
-    assert not report["unexpected_keys"]
-    assert model.num_parameters() == NANO.network().num_parameters()
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     return NANO.write(tmp_path_factory.mktemp("nano") / "nano")
-
-
-@pytest.mark.parametrize("beams", [1, pytest.param(2, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", ["corpus_asr", "ctranslate2", "transformers"])
-def test_every_engine_measures_all_stages(folder, tmp_path, name, beams):
-    model = to_ctranslate2(NANO, folder, tmp_path / "ct2") if name == "ctranslate2" else folder
-    threads = torch.get_num_threads()
-    work = getattr(networks, name)(model=str(model), threads=threads, beams=beams, **SIZES)
-    run = work([])
-    assert run["wall_s"] == pytest.approx(sum(run[stage] for stage in STAGES))
-    assert all(run[stage] > 0 for stage in STAGES[:2])
 
 
 def test_engines_decode_the_same(folder, monkeypatch):
@@ -92,17 +67,6 @@ def test_engines_decode_the_same(folder, monkeypatch):
     assert [decode(ours if not at else theirs, 4) for at, (_, decode) in enumerate(seen)] == [
         [4, 4, 4], [4, 4, 4],
     ]  # fmt: skip
-
-
-def test_an_engine_that_returns_fewer_tokens_fails():
-    work = staged(lambda: None, lambda encoded, length: [min(length, 4)] * 2, batch=2, tokens=5)
-    with pytest.raises(ValueError, match=r"requested 5 tokens for 2 windows, found \[4, 4\]"):
-        work([])
-
-
-def test_a_type_that_it_does_not_have_is_refused(folder):
-    with pytest.raises(ConfigError, match="float7"):
-        networks.corpus_asr(str(folder), **SIZES | {"dtype": "float7", "threads": 1, "beams": 1})
 
 
 @pytest.mark.long

@@ -1,17 +1,13 @@
 """Runs a made suite as if it were transformers', and draws tables of results."""
 
-import importlib
 import json
 import os
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 
-from benchmarks import peer_openai, peer_suites
-from benchmarks.peer_suites import COPY, classified, drawn, main, publish, run_suite
-from tests.support.audio import noise
+from benchmarks import peer_suites
+from benchmarks.peer_suites import COPY, classified, drawn, main, run_suite
 
 pytestmark = pytest.mark.long
 
@@ -89,67 +85,10 @@ def test_what_is_not_at_hand_is_skipped_and_says_nothing_of_theirs() -> None:
     assert classified("test_a", failed, hub, reasons={}) == ("failed", "", True)
 
 
-def test_adapters_give_what_their_functions_give() -> None:
-    cost = np.random.default_rng(0).random((5, 9)).astype(np.float32)
-    expected = importlib.import_module("whisper.timing").dtw_cpu(cost)
-    assert np.array_equal(peer_openai._path(cost), expected)
-    samples = noise(2.0)
-    found = peer_openai._features(samples)
-    theirs = importlib.import_module("whisper.audio").log_mel_spectrogram(samples)
-    assert torch.allclose(found, theirs, atol=1e-4)
-
-
-def test_tables_compare_with_an_earlier_state(tmp_path: Path) -> None:
-    suite = {
-        "name": "made",
-        "file": "test_made.py",
-        "passed": 96,
-        "failed": 4,
-        "skipped": 7,
-        "skips": {peer_suites.SLOW: 7},
-        "failures": {
-            "f.py::T::test_a_00_fp16": ["", True],
-            "f.py::T::test_a_01_fp32": ["", True],
-            "f.py::T::test_b": ["is | refused", True],
-            "f.py::T::test_c": [peer_suites.BOTH, False],
-        },
-    }
-    results = {
-        "date": "2026-12-01",
-        "versions": {"transformers": "5.23.0", "torch": "2.13.0"},
-        "suites": [suite],
-        "before": {"made": {"passed": 49, "failed": 51, "counting": 51}},
-    }
-    text = drawn(results)
-    assert "| made | 96 | 4 | 3 | 7 | 49 | 51 |" in text
-    assert "96 of 99 tests that count pass, 97.0%; of all that were run, 96.0% of 100." in text
-    assert "Before: 49 of 100, 49.0%." in text
-    assert "| differs | yes | 2 | `test_a` |" in text
-    assert "| is \\| refused | yes | 1 | `test_b` |" in text
-    folder = tmp_path / "docs" / "benchmarks"
-    folder.mkdir(parents=True)
-    page = tmp_path / "docs" / "transformers.md"
-    page.write_text("<!-- measured: peer-suites -->\n<!-- end -->\n")
-    (tmp_path / "results.json").write_text(json.dumps(results))
-    publish(tmp_path / "results.json", repository=tmp_path)
-    assert page.read_text() == f"<!-- measured: peer-suites -->\n{text}\n<!-- end -->\n"
-    assert json.loads((folder / COPY).read_text()) == results
-
-
 def test_the_documents_show_the_results_that_are_kept() -> None:
     results = json.loads((REPOSITORY / "docs" / "benchmarks" / COPY).read_text())
     shown = f"<!-- measured: peer-suites -->\n{drawn(results)}\n<!-- end -->"
     assert shown in PAGE.read_text()
-
-
-def test_without_a_folder_of_tests_nothing_is_run(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.delenv("CORPUS_ASR_PEER_TESTS", raising=False)
-    with pytest.raises(SystemExit):
-        main([str(tmp_path / "results.json")])
-    assert "set CORPUS_ASR_PEER_TESTS" in capsys.readouterr().err
-    assert not (tmp_path / "results.json").exists()
 
 
 @pytest.mark.slow

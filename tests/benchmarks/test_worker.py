@@ -1,6 +1,5 @@
 """A worker's figures and failures, and the options that engines are given."""
 
-import inspect
 import json
 import os
 import subprocess
@@ -11,7 +10,6 @@ import pytest
 
 from benchmarks.measure import measured
 from benchmarks.worker import tree_cpu_s
-from corpus_asr.threads import BRIEFLY, SPIN_COUNT
 from tests.benchmarks import runners
 
 RUNNERS = "tests.benchmarks.runners"
@@ -25,15 +23,6 @@ def test_a_worker_has_its_own_process_cores_and_threads_and_may_print():
     assert (found["threads"], found["cores"]) == ("1", 1)
     assert found["peak_mib"] > 1
     assert found["wall_s"] == 2.0  # an engine that times itself is believed
-
-
-def test_the_work_counts_and_the_warm_up_does_not(tmp_path):
-    turns = tmp_path / "turns"
-    measured(f"{RUNNERS}:works", {"threads": 1, "name": "A", "turns": str(turns)}, WORK)
-    assert turns.read_text().split() == ["A1", "A2"]
-    found = measured(f"{RUNNERS}:burns", {"threads": 1}, WORK)
-    assert 0.25 <= found["cpu_s"] < 0.55  # that of the work, counted in ticks of 10 ms
-    assert found["wall_s"] >= found["cpu_s"] / 2
 
 
 @pytest.mark.parametrize(
@@ -64,23 +53,6 @@ def test_another_environment_needs_nothing_but_python():
     assert json.loads(done.stdout)["cores"] == 1
 
 
-def test_our_threads_wait_briefly_and_the_others_as_their_users_have_them(monkeypatch):
-    environments = []
-
-    def run(command, *, env, **_):
-        environments.append(env)
-        return subprocess.CompletedProcess(command, 0, stdout="{}", stderr="")
-
-    monkeypatch.setattr(subprocess, "run", run)
-    for value in (BRIEFLY, "77"):
-        monkeypatch.setenv(SPIN_COUNT, value)
-        for engine in ("m:f", "m:corpus_asr"):
-            measured(engine, {"threads": 3}, WORK)
-    assert [each.get(SPIN_COUNT) for each in environments] == [None, BRIEFLY, "77", "77"]
-    assert {each["OMP_NUM_THREADS"] for each in environments} == {"3"}
-    assert {each["HF_HUB_OFFLINE"] for each in environments} == {"1"}
-
-
 def test_cpu_seconds_are_of_children_that_live_and_of_those_that_ended():
     before_s = tree_cpu_s()
     with subprocess.Popen(
@@ -94,11 +66,3 @@ def test_cpu_seconds_are_of_children_that_live_and_of_those_that_ended():
     assert living_s >= 0.25  # counted in ticks of 10 ms
     assert ended_s >= living_s
     assert tree_cpu_s(str(child.pid)) == 0.0
-
-
-def test_batched_faster_whisper_decides_by_itself_on_timestamps():
-    """Forced to write them, it loses sentences."""
-    library = pytest.importorskip("faster_whisper")
-    parameters = inspect.signature(library.BatchedInferencePipeline.transcribe).parameters
-    assert parameters["without_timestamps"].default is True
-    assert parameters["vad_filter"].default is True

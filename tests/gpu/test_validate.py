@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from benchmarks.gpu import correctness, validate
-from benchmarks.gpu.correctness import DifferenceError, word_error_rate
+from benchmarks.gpu.correctness import DifferenceError
 from benchmarks.gpu.figures import Figures, Options
 from benchmarks.gpu.recordings import EXPECTED, FEATURES, extract_parts, read_parts, read_texts
 from corpus_asr.segments import Segment
@@ -68,25 +68,6 @@ def test_a_stage_that_fails_is_reported_and_the_next_ones_go_on(
     assert "skipped after 0.0 s: 0 minutes are over" in capsys.readouterr()[0]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["stepp"], "found stepp, expected stages among validation, ceilings"),
-        (["--shape", "huge"], "found huge"),
-        pytest.param(
-            ["--device", "cuda"],
-            "sees no CUDA device",
-            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is one"),
-        ),
-    ],
-)
-def test_what_cannot_be_measured_is_refused(
-    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert validate.main([*ARGUMENTS, *arguments]) == 2
-    assert message in capsys.readouterr()[1]
-
-
 class ScriptedEngine:
     """Says the texts that stand for a model; each engine with other probabilities."""
 
@@ -134,16 +115,6 @@ def test_another_text_fails_the_validation(wrong: int, monkeypatch: pytest.Monke
     assert found["float32.beams.not_as_on_cpu"] == wrong
     assert found["float32.two_engines.not_as_on_cpu"] == 2 * wrong
     assert (float(str(found["bfloat16.greedy.wer_to_float32"])) > 0) == bool(wrong)
-
-
-def test_words_are_counted_as_in_published_error_rates() -> None:
-    for reference, hypothesis, rate in (
-        ("alpha beta gamma delta", "Alpha beta, gamma delta.", 0.0),
-        ("alpha beta gamma delta", "alpha better gamma", 0.5),
-        ("alpha beta gamma delta", "alpha beta and gamma delta", 0.25),
-        ("alpha beta", "", 1.0),
-    ):
-        assert word_error_rate([reference], [hypothesis]) == rate, hypothesis
 
 
 def test_the_committed_features_are_those_of_the_recordings() -> None:
