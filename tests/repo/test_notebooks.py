@@ -4,7 +4,6 @@ import importlib
 import itertools
 import json
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,10 @@ import pytest
 from jupyter_client.manager import AsyncKernelManager
 from jupyter_core.utils import run_sync
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
 
-from corpus_asr.pipelines.driver import run
 from corpus_asr.pipelines.evaluate import evaluate
 from corpus_asr.report.accuracy.scoring import read_references
-from corpus_asr.schemas import FILES, RECORDINGS
+from corpus_asr.schemas import FILES
 from corpus_asr.storage.run_state.finish import finish
 from corpus_asr.storage.run_state.run_files import Run
 from corpus_asr.storage.run_state.tables import OutputStore
@@ -33,9 +30,6 @@ NOTEBOOKS = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
 REFERENCES = REPOSITORY / "tests" / "data" / "clips-references.jsonl"
 MAX_BYTES = 300_000
 NUM_PLOTS = {"01": 2, "02": 4, "03": 4, "04": 5}
-GREEDY = {
-    "temperature": 0.0, "logprob_threshold": None, "no_speech_threshold": None, "beam_size": 1
-}  # fmt: skip
 CELL_LIMIT_S = 240
 
 
@@ -290,88 +284,4 @@ def test_a_difference_shows_what_is_missing_and_what_is_new(monkeypatch: pytest.
 # Where something is missing.
 
 
-@pytest.mark.slow
-@pytest.mark.notebook
-@pytest.mark.parametrize(
-    ("name", "missing", "message"),
-    [
-        ("01_read_a_run", "output", "found no recordings/ in"),
-        ("02_confidence_and_errors", "references", "there are no references at"),
-        ("04_compare_two_models", "other", "found no recordings/ in"),
-    ],
-)
-def test_what_is_missing_is_said_after_what_can_be_shown(
-    name: str, missing: str, message: str, kernel: Kernel, runs: dict[str, Path], tmp_path: Path
-):
-    chosen = runs | {missing: tmp_path / "nothing"}
-    with pytest.raises(CellExecutionError):
-        kernel.execute(name, **chosen)
-    errors = [each for cell in code_cells(kernel.last) for each in cell.outputs
-              if each.output_type == "error"]  # fmt: skip
-    (shown,) = errors[0].traceback  # a line, and no trace of Python
-    assert len(errors) == 1
-    assert shown.startswith(f"Stopped here: {message}")
-    if missing == "references":
-        assert len(outputs_of(kernel.last, "image/png")) == 1
-
-
-@pytest.mark.slow
-@pytest.mark.notebook
-def test_references_without_word_times_cost_the_last_section_alone(
-    kernel: Kernel, runs: dict[str, Path], tmp_path: Path
-) -> None:
-    lines = [json.loads(line) for line in runs["references"].read_text().splitlines()]
-    plain = [{name: row[name] for name in row if name != "words"} for row in lines]
-    path = tmp_path / "plain.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in plain))
-    for references, message in ((path, "have no `words`"), (tmp_path / "no", "are no references")):
-        found = kernel.execute("03_word_timing", output=runs["output"], references=references)
-        assert len(outputs_of(found, "image/png")) == NUM_PLOTS["03"] - 1
-        stopped = outputs_of(found, "text/plain")[-1]
-        assert stopped.startswith("Stopped here: the")
-        assert message in stopped
-
-
-@pytest.mark.slow
-@pytest.mark.notebook
-def test_a_run_without_word_times_is_told_how_to_get_them(kernel: Kernel, tmp_path: Path):
-    store = OutputStore(str(tmp_path / "output"))
-    commit(store, results(part("a.wav", 0, texts=["without times"])))
-    store.write_table("recordings/all.parquet", RECORDINGS.empty_table())
-    with pytest.raises(CellExecutionError, match="word_timestamps=true"):
-        kernel.execute("03_word_timing", output=store.uri)
-
-
 # Over runs of a model.
-
-
-@pytest.fixture(scope="module")
-def real(speech: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Two runs of a small real model over clips with known word times."""
-    folder = tmp_path_factory.mktemp("real")
-    (folder / "audio").mkdir()
-    lines = (speech / "timings" / "manifest.jsonl").read_text().splitlines()[:12]
-    rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
-    for row in rows:
-        shutil.copy(speech / "timings" / row["path"], folder / "audio")
-        row["path"] = f"audio/{Path(row['path']).name}"
-    (folder / "references.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    for name, beams in (("output", 1), ("other", 2)):
-        decoding = GREEDY | {"word_timestamps": True, "language": "en", "beam_size": beams}
-        made = job(folder / "audio", Path("whisper-tiny.en"), folder / name, decoding=decoding)
-        run(made, local=True, progress=None)
-    return {name: folder / name for name in ("output", "other")} | {
-        "references": folder / "references.jsonl"
-    }
-
-
-@pytest.mark.slow
-@pytest.mark.notebook
-@pytest.mark.parametrize("name", NOTEBOOKS)
-def test_all_is_shown_of_real_speech(name: str, kernel: Kernel, real: dict[str, Path]):
-    found = kernel.execute(name, **real)
-    assert len(outputs_of(found, "image/png")) == NUM_PLOTS[name[:2]]
-    if name.startswith("02"):
-        assert number(r"word error rate ([\d.]+)%", found) < 60
-    if name.startswith("03"):
-        assert number(r"([\d,]+) of [\d,]+ words with reference times", found) > 40
