@@ -21,6 +21,7 @@ from corpus_asr.decoding.device import (
     CudaRecorder,
     FinishedFlags,
     StepGraphs,
+    out_of_memory_by_name,
     upload,
     upload_stack,
 )
@@ -552,3 +553,17 @@ def test_the_old_slots_are_given_back_before_there_are_new_ones(
         gc.enable()
     assert len(model.states) == 2
     assert recorder is None or recorder.replayed > 0
+
+
+# cuBLAS, cuDNN and the instantiation of graphs do not raise OutOfMemoryError.
+@pytest.mark.parametrize(
+    "message",
+    [
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "CUDA error: out of memory",
+    ],
+)
+def test_out_of_memory_is_known_by_the_names_of_all_libraries(message: str) -> None:
+    with pytest.raises(torch.OutOfMemoryError), out_of_memory_by_name():
+        raise RuntimeError(message)

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 
-from corpus_asr.decoding import transducer
 from corpus_asr.decoding.device import CudaRecorder
 from corpus_asr.decoding.one_pass import (
     LoadedRecognizer,
@@ -26,7 +25,6 @@ from corpus_asr.families.parakeet.recognizer import ParakeetRecognizer
 from corpus_asr.families.parakeet.tokenizer import ParakeetTokenizer
 from tests.support.device import pretended_gpu
 from tests.support.device_state import Gpu
-from tests.support.parakeet import Pair, parakeet_checkpoint
 from tests.support.parakeet_networks import features, small_parakeet
 
 FRAMES = (160, 90, 17)
@@ -87,11 +85,6 @@ def test_a_batch_waits_and_starts_kernels_no_more_often_than_its_budget(
     assert found == BUDGETS[kind]
 
 
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    return parakeet_checkpoint("TDT", tmp_path_factory.mktemp("TDT"))
-
-
 def noise(frames: int) -> np.ndarray:
     return np.random.default_rng(frames).standard_normal((frames, 80)).astype(np.float32)
 
@@ -113,26 +106,6 @@ def read(network: Any, folder: Path) -> tuple[list[list[Recognized]], int]:
     while scheduler.pending:
         scheduler.advance()
     return found, scheduler.statistics.halvings
-
-
-def test_wherever_memory_fails_windows_are_read_again_and_nothing_is_kept(
-    pair: Pair, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(transducer, "_ROUNDS", 1)
-    expected, _ = read(pair.ours, pair.folder)
-    texts = [[window.text for window in windows] for windows in expected]
-    assert any(text for windows in texts for text in windows)
-    with pretended_gpu() as gpu:
-        network = pair.ours.to("cuda")
-        before = gpu.memory.live, gpu.memory.allocations
-        read(network, pair.folder)
-        allocations = gpu.memory.allocations - before[1]
-        for tenth in range(1, 10, 3):
-            gpu.memory.fails_at = gpu.memory.allocations + tenth * allocations // 10
-            found, halvings = read(network, pair.folder)
-            assert halvings == 1
-            assert [[window.text for window in windows] for windows in found] == texts
-            assert gpu.memory.live == before[0]
 
 
 def test_a_capture_that_fails_changes_nothing(gpu: Gpu) -> None:

@@ -1,11 +1,11 @@
 """A pretended GPU: inside `pretended_gpu()` the CUDA path of the package runs as it is.
 
 Its tensors are `device_tensors`, what it holds and notes is `device_state`; here are what makes
-`torch.cuda` work with them: streams, events, memory, and graphs. A captured graph is a tape of
+`torch.cuda` work with them: streams, events and graphs. A captured graph is a tape of
 operations at fixed addresses, whose intermediates are overwritten after each replay, as other
 graphs of its pool would.
 
-Of kernels, float16 and timing it knows nothing.
+Of kernels, float16, timing and how much memory there is it knows nothing.
 """
 
 import threading
@@ -219,11 +219,9 @@ def _module_to(plain: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @contextmanager
-def pretended_gpu(
-    *, devices: int = 1, capacity_bytes: int = 80 << 30, capture_s: float = 0.0
-) -> Iterator[Gpu]:
+def pretended_gpu(*, devices: int = 1, capture_s: float = 0.0) -> Iterator[Gpu]:
     """Let CUDA be there, in this thread and in those that are started meanwhile."""
-    gpu = Gpu(devices, capacity_bytes, capture_s)
+    gpu = Gpu(devices, capture_s)
     run: Callable[..., None] = threading.Thread.run
 
     def runs(self: threading.Thread) -> None:
@@ -236,10 +234,10 @@ def pretended_gpu(
         "device_count": lambda: devices,
         "get_device_name": lambda device=None: "Pretended",
         "is_bf16_supported": lambda including_emulation=True: True,
-        "mem_get_info": lambda device=None: (gpu.memory.free, gpu.memory.capacity),
-        "memory_reserved": lambda device=None: gpu.memory.live,
-        "memory_allocated": lambda device=None: gpu.memory.live,
-        "max_memory_reserved": lambda device=None: gpu.memory.peak,
+        "mem_get_info": lambda device=None: (80 << 30, 80 << 30),
+        "memory_reserved": lambda device=None: 0,
+        "memory_allocated": lambda device=None: 0,
+        "max_memory_reserved": lambda device=None: 0,
         "empty_cache": _empty_cache,
         "synchronize": lambda device=None: gpu.wait("synchronize", "torch.cuda.synchronize"),
         "current_stream": lambda device=None: gpu.streams.current(_index(device)),

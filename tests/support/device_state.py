@@ -62,7 +62,6 @@ class RaceError(RuntimeError):
 class Stored:
     """A piece of memory, who holds it, and what was last done to it."""
 
-    size: int
     users: int = 0
     pool: Stream | None = None
     """Where it was allocated: to what is allocated there later it is given, once it is free."""
@@ -174,42 +173,20 @@ class Wait:
     """Lines of the package, the innermost first."""
 
 
-@dataclass(slots=True)
 class Memory:
-    """Bytes of storage on all devices; `fails_at` numbers the allocation that fails."""
+    """What is stored on all devices, by address."""
 
-    capacity: int
-    live: int = 0
-    peak: int = 0
-    allocations: int = 0
-    fails_at: int | None = None
-    failures: int = 0
-    message: str = "CUDA out of memory (pretended)"
-    error: type[RuntimeError] = torch.OutOfMemoryError
-    held: dict[int, Stored] = field(default_factory=dict)
-    """By address."""
-
-    @property
-    def free(self) -> int:
-        """Bytes that can still be had."""
-        return self.capacity - self.live
+    def __init__(self) -> None:
+        self.held: dict[int, Stored] = {}
 
     def take(self, inner: Tensor) -> tuple[int, Stored] | None:
         """Count a user of the tensor's storage, perhaps a new one; None for an empty one."""
         storage = inner.untyped_storage()
-        address, size = storage.data_ptr(), storage.nbytes()
-        if size == 0:
+        if storage.nbytes() == 0:
             return None
-        if address not in self.held:
-            self.allocations += 1
-            if self.allocations == self.fails_at or self.live + size > self.capacity:
-                self.failures += 1
-                raise self.error(self.message)
-            self.held[address] = Stored(size)
-            self.live += size
-            self.peak = max(self.peak, self.live)
-        self.held[address].users += 1
-        return address, self.held[address]
+        stored = self.held.setdefault(storage.data_ptr(), Stored())
+        stored.users += 1
+        return storage.data_ptr(), stored
 
     def give(self, address: int) -> Stored | None:
         """Count a user less; gives what nobody uses any more."""
@@ -217,18 +194,15 @@ class Memory:
         if stored is None:
             return None
         stored.users -= 1
-        if stored.users:
-            return None
-        self.live -= stored.size
-        return self.held.pop(address)
+        return None if stored.users else self.held.pop(address)
 
 
 class Gpu:
     """What was noted; one at a time exists, as `pretended_gpu` gives it."""
 
-    def __init__(self, devices: int, capacity_bytes: int, capture_s: float) -> None:
+    def __init__(self, devices: int, capture_s: float) -> None:
         self.devices = devices
-        self.memory = Memory(capacity_bytes)
+        self.memory = Memory()
         self.capture_s = capture_s
         """How long a capture lasts at least, so that threads may get into its way."""
         self.waits: list[Wait] = []
