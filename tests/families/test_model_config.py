@@ -1,8 +1,6 @@
 """config.json of both families against transformers, and typed values out of JSON files."""
 
-import copy
 import json
-import pickle
 import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -136,80 +134,6 @@ def test_a_misspelt_name_and_a_wrong_type_are_a_type_error():
             WhisperConfig(**settings)
     with pytest.raises(ValueError, match="attn_implementation is 'fast', expected one of"):
         WhisperConfig(attn_implementation="fast")
-
-
-def test_general_settings_mean_what_they_mean_in_the_reference():
-    names = ["num_labels", "id2label", "hidden_size", "num_hidden_layers", "num_attention_heads"]
-    names += ["encoder_layers", "d_model", "output_attentions", "return_dict", "problem_type"]
-    for settings in (
-        {},
-        {"num_labels": 4},
-        {"id2label": {0: "no", 1: "yes", 2: "perhaps"}},
-        {"id2label": {"0": "no"}, "label2id": {"no": 0}},
-        {"hidden_size": 36, "num_hidden_layers": 2, "num_attention_heads": 3},
-        {"output_attentions": True, "return_dict": False, "problem_type": "regression"},
-    ):
-        ours, theirs = WhisperConfig(**settings), transformers.WhisperConfig(**settings)
-        for name in names:
-            assert getattr(ours, name) == getattr(theirs, name), (settings, name)
-        assert {number: label for label, number in ours.label2id.items()} == ours.id2label
-
-
-def test_a_key_of_no_field_can_be_set_and_is_saved(tmp_path):
-    config: Any = WhisperConfig()
-    config.forced_decoder_ids = None
-    config.suppress_tokens = []
-    config.save_pretrained(tmp_path)
-    theirs = transformers.WhisperConfig.from_pretrained(tmp_path)
-    assert theirs.suppress_tokens == []
-    again = WhisperConfig.from_pretrained(tmp_path)
-    assert (again.forced_decoder_ids, again.suppress_tokens) == (None, ())
-    assert copy.deepcopy(again) == pickle.loads(pickle.dumps(again)) == again
-
-
-def test_keywords_replace_what_the_file_says(tmp_path):
-    WhisperConfig(d_model=36, dropout=0.2).save_pretrained(tmp_path)
-    found = WhisperConfig.from_pretrained(tmp_path, dropout=0.3, num_hidden_layers=1)
-    assert (found.d_model, found.dropout, found.encoder_layers) == (36, 0.3, 1)
-    assert WhisperConfig.from_dict({"d_model": 36, "new": 1}, dropout=0.3).new == 1
-
-
-def test_json_holds_what_differs_or_everything(tmp_path):
-    config = WhisperConfig(d_model=36, dtype="float16", extra={"new": 1})
-    differing = {"d_model": 36, "dtype": "float16", "model_type": "whisper", "new": 1}
-    assert json.loads(config.to_json_string()) == differing
-    assert WhisperConfig.from_dict(json.loads(config.to_json_string(use_diff=False))) == config
-    config.to_json_file(tmp_path / "x.json")
-    assert WhisperConfig.from_json_file(tmp_path / "x.json") == config
-    config.update({"hidden_size": 48, "newer": 2})
-    assert (config.d_model, config.newer, config.new) == (48, 2, 1)
-
-
-def test_labels_survive_a_file_both_ways_and_their_number_can_be_set(tmp_path):
-    ours = WhisperConfig(id2label={0: "no", 1: "yes", 2: "perhaps"})
-    ours.save_pretrained(tmp_path)
-    theirs = transformers.WhisperConfig.from_pretrained(tmp_path)
-    assert (theirs.id2label, theirs.label2id) == (ours.id2label, ours.label2id)
-    theirs.save_pretrained(tmp_path)
-    again = WhisperConfig.from_pretrained(tmp_path)
-    again.num_labels = 3
-    assert again.id2label == ours.id2label
-    again.num_labels = 2
-    assert again.id2label == {0: "LABEL_0", 1: "LABEL_1"}
-
-
-def test_a_setting_can_be_changed_and_is_checked_again_when_asked():
-    config = WhisperConfig(torch_dtype="float16", return_dict=False)
-    assert config.torch_dtype == config.dtype == "float16"  # older names still work
-    assert config.use_return_dict is False
-    config.torch_dtype, config.dropout = "bfloat16", 0.1
-    assert config.dtype == "bfloat16"
-    assert "torch_dtype" not in config.to_dict()
-    config.validate()
-    config.hidden_size = 100
-    assert config.d_model == 100
-    with pytest.raises(ValueError, match="6 heads do not divide it"):
-        config.validate()
 
 
 PATH = Path("folder/config.json")

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import transformers
@@ -191,75 +190,7 @@ def test_adapters_are_peft_s(folders: dict[str, Path]) -> None:
 # Tokens
 
 
-def test_token_objects_are_tokens(folders: dict[str, Path]) -> None:
-    given = transformers.AddedToken("<|endoftext|>", special=True)
-    end = transformers.AddedToken("[END]", lstrip=True)
-    for package, name, role in (
-        (whisper, "WhisperTokenizer", "eos_token"),
-        (speech2text, "Speech2TextTokenizer", "pad_token"),
-    ):
-        kind, folder = loader(package, name, folders)
-        plain = kind.from_pretrained(folder)
-        if package is whisper:
-            assert kind.from_pretrained(folder, eos_token=given).eos_token_id == plain.eos_token_id
-        for new in (end, "[END]"):
-            made = kind.from_pretrained(folder, **{role: new})
-            assert (getattr(made, role), getattr(made, f"{role}_id")) == ("[END]", len(plain))
-            assert len(plain) in made.all_special_ids
-            assert len(made) == len(plain) + 1
-        assert plain.add_special_tokens({"unk_token": transformers.AddedToken("[UNK]")}) == 1
-        assert plain.unk_token == "[UNK]"
-        assert plain.unk_token_id in plain.all_special_ids
-        plain.pad_token = transformers.AddedToken("[UNK]")
-        assert plain.pad_token == "[UNK]"
-        assert plain.add_tokens(transformers.AddedToken("[X]", lstrip=True)) == 1
-        assert plain.add_tokens([transformers.AddedToken("[Y]"), "zz"]) == 2
-
-
-def test_new_tokens_have_the_ids_of_transformers(folders: dict[str, Path]) -> None:
-    asked: dict[str, Any] = {"pad_token": "[PAD]", "eos_token": transformers.AddedToken("[END]")}
-    ours = whisper.WhisperTokenizer.from_pretrained(folders["whisper"], **asked)
-    theirs = transformers.WhisperTokenizer.from_pretrained(folders["whisper"], **asked)
-    assert {ours.pad_token_id, ours.eos_token_id} == {theirs.pad_token_id, theirs.eos_token_id}
-    assert len(ours) == len(theirs)
-
-
-def test_a_role_may_be_given_up_by_its_id(folders: dict[str, Path]) -> None:
-    tokenizer = whisper.WhisperTokenizer.from_pretrained(folders["whisper"])
-    tokenizer.bos_token_id = None
-    assert tokenizer.bos_token is None
-    assert tokenizer.bos_token_id is None
-    with pytest.raises(ValueError, match="found no token 99999999"):
-        tokenizer.bos_token_id = 99999999
-
-
 # Features
-
-
-def test_rows_of_unlike_length_are_objects() -> None:
-    rows = [np.zeros((length, 80), np.float32) for length in (100, 70)]
-    for ours, theirs in (
-        (whisper.WhisperFeatureExtractor(), transformers.WhisperFeatureExtractor()),
-        (speech2text.Speech2TextFeatureExtractor(), transformers.Speech2TextFeatureExtractor()),
-    ):
-        asked: dict[str, Any] = {"padding": False, "return_tensors": "np"}
-        found = ours.pad({"input_features": rows}, **asked)
-        expected = theirs.pad({"input_features": rows}, **asked)
-        assert found.keys() == expected.keys()
-        for name in expected:
-            assert found[name].dtype == expected[name].dtype == object
-            for one, other in zip(found[name], expected[name], strict=True):
-                np.testing.assert_array_equal(one, other)
-        with pytest.raises(ValueError, match="making one array"):
-            ours.pad({"input_features": rows}, padding=False, return_tensors="pt")
-
-
-def test_an_extractor_is_made_of_a_file(folders: dict[str, Path]) -> None:
-    path = folders["whisper"] / "preprocessor_config.json"
-    made = whisper.WhisperFeatureExtractor.from_json_file(path)
-    assert made.to_dict() == whisper.WhisperFeatureExtractor.from_pretrained(path).to_dict()
-    with pytest.raises(CheckpointError, match=r"nowhere\.json"):
-        whisper.WhisperFeatureExtractor.from_json_file("nowhere.json")
 
 
 @pytest.mark.parametrize("shard_size", ["1GB", "100KB"])
@@ -285,11 +216,3 @@ def test_a_variant_of_the_weights_is_saved_and_loaded_here_and_there(
     # A smaller number of files takes the place of all that were there.
     whole.save_pretrained(tmp_path, variant="fp16")
     assert [path.name for path in tmp_path.glob("*fp16*")] == ["model.fp16.safetensors"]
-
-
-def test_a_variant_that_is_not_there_is_named(folders: dict[str, Path]) -> None:
-    load = WhisperForConditionalGeneration.from_pretrained
-    with pytest.raises(OSError, match=r"expected model\.fp16\.safetensors"):
-        load(folders["whisper"], variant="fp16")
-    with pytest.raises(ValueError, match="expected letters and digits, such as fp16"):
-        load(folders["whisper"], variant="../up")

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import transformers
 
-from corpus_asr.errors import CheckpointError
 from corpus_asr.models.speech2text import Speech2TextProcessor
 from corpus_asr.models.whisper.processor import WhisperProcessor
 from tests.support.tokenizers import (
@@ -86,19 +85,6 @@ def test_audio_and_text_give_features_and_labels(family: Family, return_tensors:
     assert_same_features(found, family.theirs(**options))
 
 
-def test_either_alone_is_handed_on(family: Family) -> None:
-    options: dict[str, Any] = {"return_attention_mask": True, "return_tensors": "np", **RATE}
-    options["padding"] = "longest"
-    for audio in (AUDIO, [AUDIO, AUDIO[:7_000]]):
-        expected = family.theirs(audio, **options)
-        assert_same_features(family.ours(audio, **options), expected)
-        assert_same_features(family.ours(audio=audio, **options), expected)
-    for text in ({}, {"return_tensors": "np"}, {"add_special_tokens": False}):
-        found, expected = (one(text=family.text, **text) for one in (family.ours, family.theirs))
-        assert set(found) == set(expected)
-        assert np.asarray(found.input_ids).tolist() == np.asarray(expected.input_ids).tolist()
-
-
 def test_ids_are_read_by_the_tokenizer(family: Family) -> None:
     ids = family.theirs(text=family.text)["input_ids"]
     for options in ({}, {"skip_special_tokens": True}):
@@ -123,36 +109,6 @@ def test_each_reads_what_the_other_saved(family: Family, tmp_path: Path) -> None
     assert content.pop("processor_class") == repr(family)
     assert f"{family}:\n- feature_extractor: " in repr(family.ours)
     assert set(family.theirs.model_input_names) <= set(family.ours.model_input_names)
-
-
-def test_settings_go_to_whom_they_belong(whisper: Family, speech2text: Family) -> None:
-    loaded = WhisperProcessor.from_pretrained(
-        str(whisper.folder.parent), subfolder=whisper.folder.name, dither=0.25, language="de"
-    )
-    assert loaded.feature_extractor.dither == 0.25
-    start = loaded.tokenizer.decode(loaded.tokenizer("x").input_ids)
-    assert start.startswith("<|startoftranscript|><|de|>")
-    beside = WhisperProcessor.from_pretrained(whisper.folder / "preprocessor_config.json")
-    assert beside.feature_extractor.chunk_length == 1
-    assert beside.to_dict()["feature_extractor"] == beside.feature_extractor.to_dict()
-    again = Speech2TextProcessor.from_pretrained(speech2text.folder, tgt_lang="fr", dither=1.5)
-    assert (again.tokenizer.tgt_lang, again.feature_extractor.dither) == ("fr", 1.5)
-
-
-def test_what_cannot_be_is_refused(family: Family, tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match="first argument and as audio="):
-        family.ours(AUDIO, audio=AUDIO)
-    extractor, tokenizer = family.ours.feature_extractor, family.ours.tokenizer
-    # Without the check of shapes that tests put around it.
-    plain = getattr(family.own.__init__, "__wrapped__", family.own.__init__)
-    for pair, message in (
-        ((tokenizer, extractor), f"found a {type(tokenizer).__name__} as feature_extractor"),
-        ((extractor, None), f"a NoneType as tokenizer, expected a {type(tokenizer).__name__}"),
-    ):
-        with pytest.raises(TypeError, match=message):
-            plain(family.own.__new__(family.own), *pair)
-    with pytest.raises(CheckpointError, match=r"expected processor_config\.json or preproc"):
-        family.own.from_pretrained(tmp_path)
 
 
 def test_what_is_meant_for_audio_does_not_reach_the_text(whisper: Family) -> None:

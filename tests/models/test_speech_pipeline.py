@@ -10,7 +10,6 @@ import pytest
 import torch
 import transformers
 
-from corpus_asr.errors import CheckpointError, ConfigError, FetchError
 from corpus_asr.models.whisper import (
     GenerationConfig,
     WhisperForConditionalGeneration,
@@ -146,23 +145,6 @@ def test_many_recordings_are_each_what_they_are_alone(ours: Any) -> None:
     assert ours([], **options) == []
 
 
-def test_streams_are_read_as_needed(ours: Any) -> None:
-    taken = []
-
-    def endless() -> Any:
-        for seed in range(1_000_000):
-            taken.append(seed)
-            yield sound(1, seed)
-
-    found = ours(endless(), **SHORT)
-    assert next(found) == ours(sound(1), **SHORT)
-    assert taken == [0]
-    ahead = ours(endless(), num_workers=2, **SHORT)
-    next(ahead)
-    assert len(taken) <= 1 + 4
-    ahead.close()
-
-
 @pytest.mark.slow
 def test_data_sets_are_streams(ours: Any) -> None:
     class Numbered(torch.utils.data.Dataset):
@@ -209,63 +191,6 @@ def test_models_that_are_loaded_take_their_parts_as_given(folder: Path, text: st
         pipeline(TASK, model)
 
 
-def test_options_reach_the_model(folder: Path) -> None:
-    made = pipeline(
-        model=folder.parent,
-        dtype=torch.bfloat16,
-        device="cpu",
-        use_fast=False,
-        trust_remote_code=True,
-        model_kwargs={"subfolder": "model", "attn_implementation": "eager"},
-    )
-    assert (made.dtype, made.device.type) == (torch.bfloat16, "cpu")
-    assert made.model.config.attn_implementation == "eager"
-    assert isinstance(made(sound(1), **SHORT)["text"], str)
-    assert repr(made).startswith("AutomaticSpeechRecognitionPipeline(model=WhisperForCond")
-    assert pipeline(model=str(folder), torch_dtype="float16", device=-1).dtype == torch.float16
-    assert pipeline(model=str(folder), device_map="cpu").device.type == "cpu"
-
-
 def test_a_pipeline_is_saved_as_a_checkpoint(ours: Any, text: str, tmp_path: Path) -> None:
     ours.save_pretrained(tmp_path / "saved")
     assert pipeline(model=str(tmp_path / "saved"))(sound(3), **SHORT) == {"text": text}
-
-
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
-        ({"task": "text-generation"}, ValueError, "found task 'text-generation', expected"),
-        ({"model": None}, ValueError, "found no model"),
-        ({"device": "cpu", "device_map": "cpu"}, ValueError, "device and device_map"),
-        ({"device": "tpu"}, ConfigError, "found 'tpu'"),
-        ({"model": "./nowhere"}, CheckpointError, "no such folder"),
-        ({"tokenizer": "./nowhere"}, CheckpointError, "no such folder"),
-        ({"model_kwargs": {"attn_implementatoin": "eager"}}, TypeError, "attn_implementatoin"),
-    ],
-)
-def test_pipelines_that_cannot_be_made_say_why(
-    folder: Path, options: dict, error: type, message: str
-) -> None:
-    with pytest.raises(error, match=message):
-        pipeline(**{"task": TASK, "model": str(folder), **options})
-
-
-@pytest.mark.parametrize(
-    ("inputs", "options", "error", "message"),
-    [
-        (sound(1), {"return_timestamps": "char"}, ValueError, "return_timestamps='char'"),
-        (sound(1), {"chunk_length_s": 2, "stride_length_s": 1}, ValueError, "chunking audio"),
-        (sound(1), {"batch_size": 0}, ValueError, "batch_size 0"),
-        (sound(1), {"num_workers": -1}, ValueError, "num_workers -1"),
-        (sound(1), {"generate_kwargs": 3}, TypeError, "generate_kwargs of type int"),
-        (sound(1), {"num_beens": 3}, ValueError, "num_beens"),
-        (sound(31), {}, ValueError, "return_timestamps"),
-        ("nowhere.wav", {}, FetchError, "nowhere.wav"),
-        ((sound(1), sound(1)), {}, TypeError, "found a tuple"),
-    ],
-)
-def test_calls_that_cannot_be_say_why(
-    ours: Any, inputs: Any, options: dict, error: type, message: str
-) -> None:
-    with pytest.raises(error, match=message):
-        ours(inputs, **{**SHORT, **options})

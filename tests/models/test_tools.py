@@ -13,7 +13,6 @@ import pytest
 import torch
 import transformers
 from torch import Tensor
-from torch.nn.parallel import scatter_gather
 
 from corpus_asr.models import speech2text, whisper
 from tests.support.checkpoints import tiny_families, tiny_whisper
@@ -88,42 +87,6 @@ def test_offloaded_weights_are_brought_where_they_are_needed(case: Case) -> None
         found = network.generate(features, max_new_tokens=4)
     assert torch.equal(found, expected)
     assert network.device == torch.device("cpu")
-
-
-def test_outputs_are_gathered_from_several_devices(
-    case: Case, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    network, features = case
-
-    class Gather:
-        """Stands for the kernel, which needs GPUs."""
-
-        @staticmethod
-        def apply(device: Any, dim: int, *parts: Tensor) -> Tensor:
-            return torch.cat([part if part.ndim else part[None] for part in parts], dim)
-
-    monkeypatch.setattr(scatter_gather, "Gather", Gather)
-    outputs = [network(features, labels=IDS, use_cache=False) for _ in range(2)]
-    gathered: Any = scatter_gather.gather(outputs, torch.device("cpu"))
-    assert type(gathered) is type(outputs[0])
-    assert gathered.loss.shape == (2,)
-    assert torch.equal(gathered.logits, torch.cat([output.logits for output in outputs]))
-
-
-def test_a_device_map_is_noted(folders: dict[str, Path]) -> None:
-    kind = whisper.WhisperForConditionalGeneration
-    for given in ("cpu", {"": "cpu"}):
-        network = kind.from_pretrained(folders["Whisper"], device_map=given)
-        assert network.hf_device_map == {"": torch.device("cpu")}
-    assert not hasattr(kind.from_pretrained(folders["Whisper"]), "hf_device_map")
-
-
-def test_names_of_folders_are_kept(folders: dict[str, Path]) -> None:
-    folder = str(folders["Whisper"])
-    network = whisper.WhisperForConditionalGeneration.from_pretrained(folder)
-    tokenizer = whisper.WhisperTokenizer.from_pretrained(folder)
-    assert network.name_or_path == network.config.name_or_path == tokenizer.name_or_path == folder
-    assert "_name_or_path" not in network.config.to_dict()
 
 
 @pytest.mark.filterwarnings("ignore")

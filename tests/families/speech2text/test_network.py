@@ -11,15 +11,13 @@ import torch
 import transformers
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers.models.speech_to_text import modeling_speech_to_text as reference
 
 from corpus_asr.errors import CheckpointError
 from corpus_asr.families.foreign_weights import TENSORFLOW_NAME, read_tensorflow
-from corpus_asr.families.speech2text.encoder import Speech2TextPositions, shorter
+from corpus_asr.families.speech2text.encoder import shorter
 from corpus_asr.families.speech2text.features import Speech2TextPartFeatures
 from corpus_asr.models.auto import AutoModelForSpeechSeq2Seq
 from corpus_asr.models.speech2text import (
-    Speech2TextConfig,
     Speech2TextForConditionalGeneration,
     Speech2TextModel,
 )
@@ -129,24 +127,10 @@ def test_a_configuration_of_another_model_is_named(tied: Path) -> None:
             Ours.from_pretrained(tied, **changed)
 
 
-def test_fresh_weights_are_drawn_like_those_of_transformers() -> None:
-    config = Speech2TextConfig(encoder_layers=1, decoder_layers=1)
-    theirs = transformers.Speech2TextForConditionalGeneration(
-        transformers.Speech2TextConfig(encoder_layers=1, decoder_layers=1)
-    )
-    ours = Ours(config).state_dict()
-    for name, expected in theirs.state_dict().items():
-        spread = ours[name].std(correction=0).item()
-        assert spread == pytest.approx(expected.std(correction=0).item(), rel=0.1), name
-        assert ours[name].mean().item() == pytest.approx(expected.mean().item(), abs=0.01), name
-    assert not ours["model.decoder.embed_tokens.weight"][config.pad_token_id].any()
-
-
 # Products of float32 in another order.
 TOLERANCE = 1e-5
 FEATURES = torch.randn(2, 21, 80, generator=torch.Generator().manual_seed(1))
 TOKENS = torch.tensor([[2, 5, 6], [2, 7, 8]])
-SOME = {"input_features": FEATURES, "decoder_input_ids": TOKENS}
 
 
 @pytest.fixture(scope="module")
@@ -173,59 +157,6 @@ def test_a_row_gives_what_it_gives_alone(model: Speech2TextForConditionalGenerat
         close(encoder.encode(rows), encoder(rows).last_hidden_state)
 
 
-@pytest.mark.parametrize("width", [4, 7, 256])
-@pytest.mark.parametrize("padding", [0, 1, 5])
-def test_positions_are_those_of_transformers(width: int, padding: int) -> None:
-    ours = Speech2TextPositions(width, padding)
-    for length, start in ((3, 0), (5, 4), (40, 0), (1, 60)):
-        theirs = reference.Speech2TextSinusoidalPositionalEmbedding(start + 10, width, padding)
-        ids = torch.randint(0, 7, (3, length))
-        found = ours(ids != padding, start=start, like=torch.empty(0))
-        assert torch.equal(found, theirs(ids, past_key_values_length=start))
-        assert not found[ids == padding].any()
-    assert ours.rows(3, like=torch.empty(0, dtype=torch.bfloat16)).dtype == torch.bfloat16
-
-
-# What decoders of all families refuse is in Whisper's test.
-MISTAKES: list[tuple[dict[str, Any], str]] = [
-    ({**SOME, "input_features": FEATURES[:0]}, r"found none.*leave the call out"),
-    ({**SOME, "input_features": FEATURES[:, :0]}, r"found none, .*\(2, 0, 80\)"),
-    (
-        {**SOME, "input_features": FEATURES.transpose(1, 2)},
-        r"found shape \(2, 80, 21\), expected \(batch, frame, 80\)",
-    ),
-    ({**SOME, "input_features": FEATURES[0]}, r"found shape \(21, 80\), expected"),
-    ({**SOME, "input_features": FEATURES.double()}, "expected torch.float32 as t"),
-    ({**SOME, "input_features": FEATURES * torch.nan}, r"NaN or infinity.*rows \[0, 1\]"),
-    (
-        {**SOME, "attention_mask": torch.ones(2, 6)},
-        r"attention_mask of shape \(2, 6\), expected \(batch, frame\) for 6 positions",
-    ),
-    (
-        {**SOME, "attention_mask": torch.ones(21)},
-        r"attention_mask of shape \(21,\), expected \(batch, frame\)",
-    ),
-    (
-        {**SOME, "attention_mask": torch.tensor([[1] * 21, [0] * 21])},
-        r"without any frame in rows \[1\].*leave these rows out",
-    ),
-]
-
-
-def test_each_mistake_is_one_clear_error(model: Speech2TextForConditionalGeneration) -> None:
-    for given, message in MISTAKES:
-        with pytest.raises(ValueError, match=message):
-            model(**given)
-
-
-def test_parts_of_rows_that_are_not_there_are_refused(
-    model: Speech2TextForConditionalGeneration,
-) -> None:
-    for lengths in ([21], [21, 22], [0, 21], [3, 4, 5]):
-        with pytest.raises(ValueError, match="multiple of 1, 1 to 21; correct num_frames"):
-            model.get_encoder().encode(FEATURES, num_frames=lengths)
-
-
 def test_a_mask_of_an_encoding_is_one_of_its_frames(
     model: Speech2TextForConditionalGeneration,
 ) -> None:
@@ -240,13 +171,6 @@ def test_a_mask_of_an_encoding_is_one_of_its_frames(
             encoder_hidden_states=encoded.last_hidden_state,
             encoder_attention_mask=torch.ones(2, 5),
         )
-
-
-def test_positions_need_a_padding_token() -> None:
-    for cls in (Speech2TextModel, Speech2TextForConditionalGeneration):
-        for padding in (None, -1):
-            with pytest.raises(ValueError, match=rf"pad_token_id is {padding}, expected 0 or more"):
-                cls(Speech2TextConfig(pad_token_id=padding))
 
 
 # In standard deviations of a mel bin: float16 rounds logarithms to 1/256 at worst.

@@ -105,31 +105,6 @@ def test_what_the_file_says_wins_and_is_saved_for_here_and_the_reference(folder,
     assert theirs["alignment_heads"] == [[0, 1]]
 
 
-def test_settings_can_be_changed_added_and_read_back(folder, tmp_path):
-    config = GenerationConfig.from_pretrained(folder, num_beams=3, note="mine")
-    assert (config.num_beams, config.note) == (3, "mine")
-    config.max_new_tokens = 9
-    config.own = [1]
-    config.save_pretrained(tmp_path / "saved")
-    where: dict[str, Any] = {"subfolder": "saved", "revision": "main", "local_files_only": True}
-    again = GenerationConfig.from_pretrained(tmp_path, **where)
-    assert not set(where) & set(again.to_dict())
-    assert (again.max_new_tokens, again.own, again.num_beams) == (9, [1], 3)
-    assert "top_k" not in again.to_dict()
-    with pytest.raises(AttributeError, match="a GenerationConfig has no 'nothing'"):
-        _ = config.nothing
-
-
-def test_update_returns_what_is_no_setting_and_can_leave_alone_what_is_set():
-    config = GenerationConfig(num_beams=2)
-    assert config.update(num_beams=4, nonsense=1) == {"nonsense": 1}
-    assert config.num_beams == 4
-    config.update(defaults_only=True, num_beams=7, top_k=3)
-    assert (config.num_beams, config.top_k) == (4, 3)
-    assert config.update(allow_custom_entries=True, mine=2) == {}
-    assert config.mine == 2
-
-
 def test_settings_that_cannot_be_meant_are_refused_here_and_in_the_reference():
     for settings, message in (
         ({"early_stopping": "often"}, "early_stopping is 'often'"),

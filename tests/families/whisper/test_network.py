@@ -5,11 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from corpus_asr.errors import CheckpointError, ConfigError
+from corpus_asr.errors import CheckpointError
 from corpus_asr.families.layers.kv_cache import DecoderCache
 from corpus_asr.families.whisper.classifier import WhisperForAudioClassification
 from corpus_asr.families.whisper.config import WhisperConfig
@@ -28,12 +27,6 @@ SIZES: dict[str, Any] = {
     "max_source_positions": 20,
     "max_target_positions": 16,
 }
-CLASSES = [
-    WhisperModel,
-    WhisperForConditionalGeneration,
-    WhisperForCausalLM,
-    WhisperForAudioClassification,
-]
 
 
 @pytest.fixture(scope="module")
@@ -52,46 +45,6 @@ def test_the_type_may_be_named(folder: Path) -> None:
     ]
     for given, expected in calls:
         assert WhisperModel.from_pretrained(folder, **given).dtype == expected, given
-
-
-def test_usual_keywords_are_taken(folder: Path) -> None:
-    cpu = torch.device("cpu")
-    calls: list[dict[str, Any]] = [
-        {"device_map": "cpu"},
-        {"device_map": {"": "cpu"}},
-        {"device_map": cpu},
-        {"device": "cpu"},
-        {"device": cpu, "low_cpu_mem_usage": True, "use_safetensors": True},
-        {"attn_implementation": "eager", "revision": "main", "local_files_only": True},
-    ]
-    for given in calls:
-        model = WhisperForConditionalGeneration.from_pretrained(str(folder), **given)
-        assert model.device == cpu, given
-        assert model.config.attn_implementation == given.get("attn_implementation", "sdpa")
-    automatic = WhisperModel.from_pretrained(folder, device_map="auto")
-    assert automatic.device.type == ("cuda" if torch.cuda.is_available() else "cpu")
-
-
-WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
-    ({"dtypes": "float16"}, TypeError, "the unknown keyword dtypes"),
-    ({"y": True, "x": 1}, TypeError, "the unknown keyword x, y"),
-    ({"load_in_8bit": True}, TypeError, "quantize_dynamic"),
-    ({"dtype": "float17"}, ValueError, "found dtype 'float17', expected auto, float32"),
-    ({"device_map": {"encoder": 0, "decoder": 1}}, ValueError, "not spread over devices"),
-    ({"device": "cpu", "device_map": "cpu"}, ValueError, "both device and device_map"),
-    ({"device_map": 77}, ConfigError, "choosing device 'cuda:77'"),
-    ({"attn_implementation": "fastest"}, CheckpointError, "attn_implementation is 'fastest'"),
-    ({"use_safetensors": False}, CheckpointError, "expected pytorch_model.bin or the index"),
-    ({"dropout": 2.0}, ValueError, "dropout is 2.0"),
-    ({"dropout": "x"}, TypeError, "dropout is 'x'"),
-    ({"subfolder": "nowhere"}, CheckpointError, "nowhere"),
-]
-
-
-def test_wrong_keywords_are_named(folder: Path) -> None:
-    for given, error, message in WRONG:
-        with pytest.raises(error, match=message):
-            WhisperModel.from_pretrained(folder, **given)
 
 
 def test_keywords_replace_what_the_configuration_says_and_choose_files(
@@ -138,18 +91,6 @@ def test_parameters_of_another_shape_are_drawn_only_if_asked(tmp_path: Path) -> 
     assert torch.equal(changed.projector.weight, model.projector.weight)
 
 
-@pytest.mark.parametrize("cls", CLASSES)
-def test_fresh_networks_are_ready_to_be_trained(cls: Any) -> None:
-    model = cls.from_config(config(), dtype="float64")
-    assert model.training
-    assert model.dtype == torch.float64
-    assert all(parameter.isfinite().all() for parameter in model.parameters())
-    if cls is not WhisperForAudioClassification:
-        table = model.get_input_embeddings().weight
-        assert not table[48].any()
-        assert table[47].any()
-
-
 def test_no_network_is_made_of_a_wrong_configuration(tmp_path: Path) -> None:
     wrong = config()
     wrong.vocab_size = 40
@@ -162,43 +103,6 @@ def test_no_network_is_made_of_a_wrong_configuration(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace('"gelu"', '"gelo"'))
     with pytest.raises(CheckpointError, match=rf"{path}.*expected one of gelu"):
         WhisperModel.from_pretrained(tmp_path)
-
-
-@pytest.mark.parametrize("cls", CLASSES)
-def test_parameters_are_counted_as_in_transformers(cls: Any) -> None:
-    ours = cls(config())
-    settings = {key: value for key, value in config().to_dict().items() if key != "model_type"}
-    theirs = getattr(transformers, cls.__name__)(transformers.WhisperConfig(**settings))
-    for options in ({}, {"only_trainable": True}, {"exclude_embeddings": True}):
-        assert ours.num_parameters(**options) == theirs.num_parameters(**options)
-    assert list(ours.state_dict()) == list(theirs.state_dict())
-    trainable = [[n for n, p in m.named_parameters() if p.requires_grad] for m in (ours, theirs)]
-    assert trainable[0] == trainable[1]
-
-
-@pytest.mark.parametrize("cls", [c for c in CLASSES if c is not WhisperForCausalLM])
-def test_a_frozen_encoder_learns_nothing(cls: Any) -> None:
-    model = cls(config())
-    model.freeze_encoder()
-    encoder = set(model.get_encoder().parameters())
-    assert encoder
-    for parameter in model.parameters():
-        assert parameter.requires_grad == (parameter not in encoder)
-
-
-@pytest.mark.parametrize("cls", [WhisperModel, WhisperForConditionalGeneration])
-def test_token_tables_can_be_replaced(cls: Any) -> None:
-    model = cls(config())
-    table = torch.nn.Embedding(50, 24)
-    model.set_input_embeddings(table)
-    assert model.get_input_embeddings() is model.get_decoder().embed_tokens is table
-    if cls is WhisperForConditionalGeneration:
-        assert model.get_output_embeddings().weight is not table.weight
-        model.tie_weights()
-        assert model.get_output_embeddings().weight is table.weight
-        projection = torch.nn.Linear(24, 50, bias=False)
-        model.set_output_embeddings(projection)
-        assert model.proj_out is projection
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -283,23 +187,6 @@ def test_what_generation_needs_comes_from_the_checkpoint_or_the_configuration(fo
     assert fresh is not None
     assert (fresh.decoder_start_token_id, fresh.pad_token_id) == (49, 48)
     assert WhisperModel.from_pretrained(folder).generation_config is None
-
-
-def test_attention_and_checkpointing_can_be_chosen_later(folder: Path) -> None:
-    model: Any = WhisperModel.from_pretrained(folder)
-    model.set_attn_implementation("eager")
-    assert {block.self_attn.eager for block in model.encoder.layers} == {True}
-    with pytest.raises(ValueError, match="attn_implementation is 'fastest'"):
-        model.set_attn_implementation("fastest")
-    assert model.config.attn_implementation == "eager"
-    model.gradient_checkpointing_enable({"use_reentrant": True}, every_n_layers=2)
-    assert model.is_activation_checkpointing
-    assert {stack.checkpoint_every for stack in (model.encoder, model.decoder)} == {2}
-    for wrong in ({"activation_checkpointing_kwargs": {"depth": 1}}, {"every_n_layers": 0}):
-        with pytest.raises(ValueError, match="enabling activation checkpointing: found"):
-            model.activation_checkpointing_enable(**wrong)
-    model.gradient_checkpointing_disable()
-    assert not model.is_activation_checkpointing
 
 
 VOCAB, BINS, FRAMES, WIDTH, POSITIONS = 50, 80, 40, 24, 16
@@ -430,28 +317,6 @@ def test_a_cache_fits_its_batch_and_does_not_outgrow_the_positions(
         model(window(), decoder_input_ids=tokens(2, 1), past_key_values=past)
 
 
-def test_labels_need_a_padding_token() -> None:
-    model = WhisperForConditionalGeneration(config(pad_token_id=None))
-    with pytest.raises(ValueError, match=r"config\.pad_token_id is None"):
-        model(window(), labels=tokens())
-    assert model(window(), decoder_input_ids=tokens(), labels=tokens()).loss.isfinite()
-
-
-def test_ignored_labels_do_not_matter(model: WhisperForConditionalGeneration) -> None:
-    features = window()
-    labels = tokens()
-    labels[:, 3:] = -100
-    found = model(features, labels=labels).loss
-    torch.testing.assert_close(found, model(features, labels=labels[:, :3]).loss)
-
-
-def test_features_of_another_type_are_taken_under_autocast() -> None:
-    model = WhisperModel(config()).eval()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        output = model(window().bfloat16(), decoder_input_ids=tokens())
-    assert output.last_hidden_state.isfinite().all()
-
-
 def test_a_decoder_alone_leaves_the_callers_configuration_and_generates_nothing() -> None:
     given = config()
     decoder = WhisperForCausalLM(given)
@@ -459,26 +324,6 @@ def test_a_decoder_alone_leaves_the_callers_configuration_and_generates_nothing(
     assert given.is_encoder_decoder
     with pytest.raises(ValueError, match=r"call WhisperForConditionalGeneration\.generate"):
         decoder.generate(window())
-
-
-WRONG_LABELS: list[tuple[dict[str, Any], Tensor, str]] = [
-    ({"num_labels": 3}, torch.tensor([0, 3]), r"found labels \[3\], expected 0 to 2"),
-    ({"num_labels": 3}, torch.tensor([0.0, 1.0]), r"labels of torch\.float32, expected class"),
-    ({"num_labels": 3}, torch.tensor([[0, 1]]), r"labels of shape \(1, 2\), expected \(2,\)"),
-    ({"num_labels": 1}, torch.zeros(3), r"\(regression\): found labels of shape \(3,\)"),
-    (
-        {"num_labels": 3, "problem_type": "multi_label_classification"},
-        torch.tensor([0, 1]),
-        r"labels of shape \(2,\), expected \(2, 3\)",
-    ),
-]
-
-
-def test_labels_that_are_no_classes_are_an_error() -> None:
-    for settings, labels, message in WRONG_LABELS:
-        model = WhisperForAudioClassification(config(**settings))
-        with pytest.raises(ValueError, match=message):
-            model(window(), labels=labels)
 
 
 def test_one_class_is_a_regression_and_several_may_be_right_at_once() -> None:

@@ -85,67 +85,10 @@ def test_real_speech_equals_transformers(speech: Path) -> None:
     agree(*both({}, clips, padding=True, return_tensors="np"))
 
 
-def test_padding_on_the_left_leaves_values_as_they_are() -> None:
-    # Transformers normalizes the padding then, and fills up the speech.
-    plain, _ = both({}, [SHORT, LONG])
-    left = Speech2TextFeatureExtractor(padding_side="left")([SHORT, LONG], padding=True, **RATE)
-    frames = len(plain.input_features[0])
-    np.testing.assert_array_equal(left.input_features[0][-frames:], plain.input_features[0])
-    assert not left.input_features[0][:-frames].any()
-    assert (
-        left.attention_mask[0].tolist()
-        == [0] * (len(left.input_features[0]) - frames) + [1] * frames
-    )
-
-
 def test_silence_becomes_zeros_where_transformers_divides_by_zero() -> None:
     silence = np.zeros(16_000, dtype=np.float32)
     found = Speech2TextFeatureExtractor()(silence, return_tensors="np", **RATE)
     assert np.abs(found.input_features).max() < TOLERANCE
-
-
-def test_a_call_without_a_mask_still_normalizes_what_is_content() -> None:
-    options: dict[str, Any] = {"padding": True, "return_tensors": "np", **RATE}
-    extractor = Speech2TextFeatureExtractor(return_attention_mask=False)
-    assert extractor.return_attention_mask  # as in the reference
-    plain = extractor([SHORT, LONG], **options)
-    without = extractor([SHORT, LONG], return_attention_mask=False, **options)
-    assert set(without) == {"input_features"}
-    np.testing.assert_array_equal(without.input_features, plain.input_features)
-
-
-def test_features_that_are_there_are_padded_and_normalized_the_same() -> None:
-    values = [DRAW.standard_normal((n, 80)).astype(np.float32) for n in (5, 9)]
-    ours, theirs = Speech2TextFeatureExtractor(), transformers.Speech2TextFeatureExtractor()
-    for options in ({}, {"padding": "max_length", "max_length": 12}, {"return_tensors": "pt"}):
-        agree(*(e.pad({"input_features": list(values)}, **options) for e in (ours, theirs)))
-    masks = np.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
-    rows = [values[0], values[1][:5]]
-    for mask in (None, masks):
-        for one, other in zip(
-            ours.normalize(rows, mask), theirs.normalize(rows, mask), strict=True
-        ):
-            np.testing.assert_allclose(one, other, atol=TOLERANCE)
-    np.testing.assert_allclose(
-        ours.utterance_cmvn(values[1], 4, True, False, 7.0),
-        theirs.utterance_cmvn(values[1], 4, True, False, 7.0),
-        atol=TOLERANCE,
-    )
-
-
-def test_each_reads_what_the_other_saved(tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"num_mel_bins": 40, "dither": 1.5, "normalize_vars": False}
-    classes = (Speech2TextFeatureExtractor, transformers.Speech2TextFeatureExtractor)
-    for writer, reader in (classes, classes[::-1]):
-        folder = tmp_path / writer.__module__
-        written = writer(**settings, other="kept")
-        written.save_pretrained(folder)
-        read = reader.from_pretrained(folder, dither=2.5)
-        assert (read.num_mel_bins, read.dither, read.normalize_vars) == (40, 2.5, False)
-        assert read.other == "kept"
-        kept = {k: v for k, v in written.to_dict().items() if k != "dither"}
-        assert kept.items() <= read.to_dict().items()
-    assert set(classes[0]().to_dict()) == set(classes[1]().to_dict())
 
 
 def test_a_file_that_cannot_be_used_is_a_checkpoint_error(tmp_path: Path) -> None:

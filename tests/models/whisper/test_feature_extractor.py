@@ -143,19 +143,6 @@ def test_every_form_of_speech_equals_transformers() -> None:
         np.testing.assert_array_equal(found.numpy(), expected)
 
 
-def test_options_that_a_call_may_leave_out_or_that_are_not_its_own() -> None:
-    extractor = WhisperFeatureExtractor(return_attention_mask=True, **SMALL)
-    options: dict[str, Any] = {"sampling_rate": 16_000}
-    batch = extractor(noise(8_000), **options)
-    assert batch.attention_mask.tolist() == [[1] * 50 + [0] * 50]
-    assert "attention_mask" not in extractor(noise(800), return_attention_mask=False, **options)
-    # What is meant for a tokenizer is let by, and the older name for frames still counts them.
-    assert extractor(noise(800), add_special_tokens=False, **options).input_features.shape[1] == 80
-    speech = [noise(8_000), noise(40_000)]
-    batch = extractor(speech, return_token_timestamps=True, return_tensors="pt", **options)
-    assert batch.num_frames.tolist() == [50, 250]
-
-
 @pytest.mark.parametrize("padding", ["do_not_pad", False, None])
 def test_without_padding_recordings_keep_their_lengths(padding: Any) -> None:
     extractor = WhisperFeatureExtractor(**SMALL)
@@ -204,64 +191,7 @@ def test_what_is_no_speech_is_refused(speech: Any, error: type, message: str) ->
         WhisperFeatureExtractor(**SMALL)(speech, sampling_rate=16_000)
 
 
-REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
-    ({}, {"sampling_rate": 8_000}, "found sampling_rate 8000, expected 16000.*resample"),
-    ({}, {"padding": "shortest"}, "found padding='shortest', expected True or 'longest'"),
-    ({}, {"return_tensors": "tf"}, "found return_tensors='tf'"),
-    ({}, {"max_length": -1}, "found max_length -1"),
-    ({}, {"pad_to_multiple_of": 0}, "found multiple_of 0"),
-    ({}, {"padding": "longest", "max_length": 100}, "expected at least one hop"),
-    ({"feature_size": 0}, {}, "feature_size 0"),
-    ({"chunk_length": 0}, {}, "chunk_length 0"),
-    ({"hop_length": 0}, {}, "hop_samples 0"),
-    ({"n_fft": -4}, {}, "fft_samples -4"),
-    ({"dither": -1.0}, {}, "dither"),
-    ({"padding_side": "top"}, {}, "padding_side 'top'"),
-]
-
-
-@pytest.mark.parametrize(("init", "options", "message"), REFUSED)
-def test_settings_and_calls_that_cannot_be_are_refused(
-    init: dict, options: dict, message: str
-) -> None:
-    with pytest.raises(ValueError, match=message):
-        WhisperFeatureExtractor(**SMALL | init)(noise(900), **{"sampling_rate": 16_000, **options})
-
-
-def test_an_unknown_rate_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
-    WhisperFeatureExtractor(**SMALL)(noise(900))
-    assert "sampling_rate=unknown expected=16000" in caplog.text
-
-
 # Settings in files.
-
-CHANGED: dict[str, Any] = {
-    "feature_size": 128,
-    "dither": 0.5,
-    "chunk_length": 12,
-    "return_attention_mask": True,
-}
-
-
-def test_settings_are_transformers_to_the_key() -> None:
-    inits: list[dict[str, Any]] = [{}, CHANGED, {"padding_side": "left", "note": "mine"}]
-    for init in inits:
-        ours, theirs = WhisperFeatureExtractor(**init), transformers.WhisperFeatureExtractor(**init)
-        assert ours.to_dict() == theirs.to_dict()
-        assert ours.to_json_string() == theirs.to_json_string()
-    assert repr(ours).startswith("WhisperFeatureExtractor {\n")
-
-
-def test_each_reads_what_the_other_saved(tmp_path: Path) -> None:
-    ours, theirs = WhisperFeatureExtractor, transformers.WhisperFeatureExtractor
-    assert ours(**CHANGED).save_pretrained(tmp_path / "a") == [
-        str(tmp_path / "a" / "preprocessor_config.json")
-    ]
-    theirs(**CHANGED).save_pretrained(tmp_path / "b")
-    for folder in (tmp_path / "a", tmp_path / "b", tmp_path / "a" / "preprocessor_config.json"):
-        expected = theirs.from_pretrained(folder).to_dict()
-        assert ours.from_pretrained(folder).to_dict() == expected
-        assert ours.from_pretrained(str(folder)).n_samples == 12 * 16_000
 
 
 def test_published_files_are_read(tmp_path: Path) -> None:
@@ -281,34 +211,6 @@ def test_published_files_are_read(tmp_path: Path) -> None:
     assert extractor.to_dict() == WhisperFeatureExtractor().to_dict()
 
 
-def test_settings_inside_the_processors_file_come_first(tmp_path: Path) -> None:
-    WhisperFeatureExtractor().save_pretrained(tmp_path)
-    path = tmp_path / "processor_config.json"
-    path.write_text(json.dumps({"processor_class": "WhisperProcessor"}))
-    assert WhisperFeatureExtractor.from_pretrained(tmp_path).feature_size == 80
-    path.write_text(json.dumps({"feature_extractor": WhisperFeatureExtractor(**CHANGED).to_dict()}))
-    for place in (tmp_path, path):
-        assert WhisperFeatureExtractor.from_pretrained(place).feature_size == 128
-
-
-def test_keywords_override_settings_and_unused_ones_come_back(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    WhisperFeatureExtractor(note="mine").save_pretrained(tmp_path / "sub")
-    load = WhisperFeatureExtractor.from_pretrained
-    options: dict[str, Any] = {
-        "subfolder": "sub",
-        "feature_size": 128,
-        "note": "yours",
-        "featuresize": 3,
-    }
-    extractor, unused = load(tmp_path, return_unused_kwargs=True, **options)
-    assert (extractor.feature_size, extractor.note, unused) == (128, "yours", {"featuresize": 3})
-    assert not caplog.text
-    assert load(tmp_path, **options).feature_size == 128
-    assert "ignored=['featuresize']" in caplog.text
-
-
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -324,14 +226,6 @@ def test_unusable_files_are_checkpoint_errors(
         (tmp_path / "preprocessor_config.json").write_text(content)
     with pytest.raises(CheckpointError, match=message):
         WhisperFeatureExtractor.from_pretrained(tmp_path)
-
-
-def test_normalizing_equals_transformers() -> None:
-    rows = [noise(50) + 3, noise(50, 1)]
-    classes = (WhisperFeatureExtractor, transformers.WhisperFeatureExtractor)
-    for masks in ([np.arange(50) < 30, np.ones(50)], None):
-        ours, theirs = (it.zero_mean_unit_var_norm(rows, masks, 0.5) for it in classes)
-        np.testing.assert_allclose(ours, theirs, atol=1e-6)
 
 
 # Features that are there already.
@@ -358,31 +252,6 @@ def test_padding_equals_transformers(options: dict, return_tensors: str | None) 
     extractors = WhisperFeatureExtractor(), transformers.WhisperFeatureExtractor()
     options = {**options, "return_tensors": return_tensors}
     assert_equal(*(it.pad(examples([5, 9, 3]), **options) for it in extractors))
-
-
-def test_masks_that_are_there_are_padded_too_and_tensors_stay_tensors() -> None:
-    features = {
-        "input_features": [torch.ones(3, 80), torch.ones(2, 80)],
-        "attention_mask": [torch.tensor([1, 1, 0]), torch.tensor([0, 1])],
-    }
-    batch = WhisperFeatureExtractor().pad(features)
-    assert batch.attention_mask.tolist() == [[1, 1, 0], [0, 1, 0]]
-    assert isinstance(batch.input_features, torch.Tensor)
-    assert batch.input_features[1, 2].tolist() == [0.0] * 80
-    nothing = WhisperFeatureExtractor().pad({"input_features": []}, return_attention_mask=True)
-    assert nothing == {"input_features": [], "attention_mask": []}
-
-
-def test_padding_that_cannot_be_is_refused() -> None:
-    one: dict[str, Any] = {"input_features": [np.ones((2, 80))]}
-    for features, options, message in (
-        ({"labels": [1]}, {}, "found labels, expected input_features"),
-        (one | {"labels": [1, 2]}, {}, "as many of each name"),
-        (one, {"padding": "max_length"}, "without max_length"),
-        (one, {"truncation": True}, "without max_length"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            WhisperFeatureExtractor().pad(features, **options)
 
 
 # With torch, and without.
