@@ -15,19 +15,20 @@ if _TYPE_CHECKING:
     from corpus_asr.export.hooks import read_hook
     from corpus_asr.export.speakers import read_segments, register_segments
     from corpus_asr.formats.transcript import Transcript
-    from corpus_asr.runtime.in_flight import TranscriptionProgress
+    from corpus_asr.runtime.in_flight import Cancellation, TranscriptionProgress
     from corpus_asr.runtime.transcriber import Transcriber
     from corpus_asr.segments import Segment, SpeakerTurn, Word
 
     __version__: str
 
 __all__ = [
-    "Recognized", "RecognizedWord", "Recognizer", "Segment", "SpeakerTurn", "Transcriber",
-    "Transcript", "TranscriptionProgress", "Word",
+    "Cancellation", "Recognized", "RecognizedWord", "Recognizer", "Segment", "SpeakerTurn",
+    "Transcriber", "Transcript", "TranscriptionProgress", "Word",
     "__version__", "read_hook", "read_segments", "register_segments",
 ]  # fmt: skip
 
 _MODULES = {
+    "Cancellation": "corpus_asr.runtime.in_flight",
     "Recognized": "corpus_asr.decoding.recognizer",
     "RecognizedWord": "corpus_asr.decoding.recognizer",
     "Recognizer": "corpus_asr.decoding.recognizer",

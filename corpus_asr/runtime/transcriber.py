@@ -1,8 +1,8 @@
 """Transcription for scripts and notebooks: audio in, transcripts out, without Ray and tables."""
 
 import logging
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import aclosing, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, Unpack
@@ -26,7 +26,6 @@ from corpus_asr.config.other_names import translated
 from corpus_asr.config.run import ModelSettings
 from corpus_asr.errors import ConfigError, ItemError
 from corpus_asr.formats.transcript import Transcript
-from corpus_asr.runtime.asynchronous import called, iterated
 from corpus_asr.runtime.checkpoints import (
     Checkpoint,
     check_transcribes,
@@ -250,6 +249,7 @@ class Transcriber:
         *,
         sampling_rate: float | None = None,
         on_progress: OnProgress | None = None,
+        cancellation: Cancellation | None = None,
         **options: Unpack[TranscriptionOptions],
     ) -> Transcript:
         """Transcribe one recording.
@@ -273,17 +273,20 @@ class Transcriber:
                 `sampling_rate`, with `bytes`, or with `path`.
             sampling_rate: of an array or tensor, in Hz.
             on_progress: called in this thread, as decoding and transcription go on.
+            cancellation: ends the call where another thread calls its `cancel`.
             **options: for this call alone.
 
         Raises:
+            CallCancelledError: `cancellation` is cancelled.
             FetchError: it cannot be read.
             DecodeError: it holds no usable audio.
             ValueError: it is none of these, or an array of another type, shape or rate.
             ConfigError: a wrong option.
         """
+        settings = self._checked(options)
         return next(
-            self.transcribe_many(
-                [audio], sampling_rate=sampling_rate, on_progress=on_progress, **options
+            self._many(
+                [(audio, None)], settings, sampling_rate, None, on_progress, None, cancellation
             )
         )
 
@@ -411,6 +414,7 @@ class Transcriber:
         *,
         sampling_rate: float | None = None,
         on_progress: OnProgress | None = None,
+        cancellation: Cancellation | None = None,
         **options: Unpack[TranscriptionOptions],
     ) -> Iterator[Segment]:
         """Transcribe one recording and yield its segments, in order of time, as they are final.
@@ -418,7 +422,7 @@ class Transcriber:
         They are those of `transcribe`, window by window of at most 30 s. The first come once the
         first part of the recording (`part_s`) is decoded and searched for speech. A recording that
         is damaged raises after the segments before the damage. Closing the iterator, or leaving a
-        loop over it, stops the work.
+        loop over it, stops the work; from another thread, `cancellation` does.
 
         Examples:
             >>> for segment in transcriber.stream("talk.wav"):
@@ -426,20 +430,11 @@ class Transcriber:
             0.0 s:  Today, only platforms 1 and 3 are used.
 
         Raises:
+            CallCancelledError: `cancellation` is cancelled.
             ItemError: it cannot be read, or holds no usable audio.
             ValueError: it is no audio; see `transcribe`.
             ConfigError: a wrong option.
         """
-        return self._stream(audio, sampling_rate, on_progress, options)
-
-    def _stream(
-        self,
-        audio: AudioInput,
-        sampling_rate: float | None,
-        on_progress: OnProgress | None,
-        options: TranscriptionOptions,
-        cancellation: Cancellation | None = None,
-    ) -> Iterator[Segment]:
         settings = self._checked(options)
         if settings.extract.separate:
             raise ConfigError(
@@ -474,49 +469,6 @@ class Transcriber:
                     raise recording.error
 
         return segments()
-
-    async def atranscribe(
-        self,
-        audio: AudioInput,
-        *,
-        sampling_rate: float | None = None,
-        on_progress: OnProgress | None = None,
-        **options: Unpack[TranscriptionOptions],
-    ) -> Transcript:
-        """Transcribe one recording in a thread, while the event loop goes on; as `transcribe`.
-
-        Calls that are awaited together share the model's slots. A task that is cancelled ends its
-        call, whatever it waits for. `on_progress` is called in the thread.
-        """
-        cancellation = Cancellation()
-
-        def transcribed() -> Transcript:
-            settings = self._checked(options)
-            return next(
-                self._many(
-                    [(audio, None)], settings, sampling_rate, None, on_progress, None, cancellation
-                )
-            )
-
-        return await called(transcribed, cancellation)
-
-    async def astream(
-        self,
-        audio: AudioInput,
-        *,
-        sampling_rate: float | None = None,
-        on_progress: OnProgress | None = None,
-        **options: Unpack[TranscriptionOptions],
-    ) -> AsyncGenerator[Segment, None]:
-        """Yield the segments of one recording while the event loop goes on; as `stream`.
-
-        A task that is cancelled, and a loop that is left with `aclose`, end the work.
-        """
-        cancellation = Cancellation()
-        segments = self._stream(audio, sampling_rate, on_progress, options, cancellation)
-        async with aclosing(iterated(segments, cancellation)) as found:
-            async for segment in found:
-                yield segment
 
     def close(self) -> None:
         """Stop the engine and the decoding processes; calls in other threads end with an error.

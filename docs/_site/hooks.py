@@ -52,6 +52,7 @@ _SETTING = ("Key", "Value", "Description")
 PYTHON = {
     "Transcriber": (
         "corpus_asr.runtime.transcriber.Transcriber",
+        "corpus_asr.runtime.in_flight.Cancellation",
         "corpus_asr.runtime.in_flight.TranscriptionProgress",
     ),
     "Results": (

@@ -2,8 +2,9 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Awaitable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Form, Request, UploadFile
@@ -12,7 +13,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
-from corpus_asr import Transcriber
+from corpus_asr import Cancellation, Segment, Transcriber
 from corpus_asr.errors import ConfigError, CorpusAsrError
 from corpus_asr.formats import openai_api
 
@@ -24,6 +25,7 @@ ORIGINS = os.environ.get("ORIGINS", "").split()  # of pages whose scripts may ca
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(MAX_CALLS))
     with Transcriber(MODEL) as app.state.transcriber:
         yield
 
@@ -84,7 +86,9 @@ async def on_error(request: Request, error: Any) -> JSONResponse:
     return refused(openai_api.status_of(error), str(error))
 
 
-async def while_connected(request: Request, work: Awaitable[Any]) -> Any:
+async def while_connected(
+    request: Request, work: Awaitable[Any], cancellation: Cancellation
+) -> Any:
     task = asyncio.ensure_future(work)
     left = asyncio.ensure_future(request.receive())  # behind the body, only that the client left
     try:
@@ -93,8 +97,21 @@ async def while_connected(request: Request, work: Awaitable[Any]) -> Any:
             raise HTTPException(499, "the client left")
         return task.result()
     finally:
-        task.cancel()
         left.cancel()
+        if not task.done():
+            cancellation.cancel()
+            await asyncio.wait([task])  # it reads the upload, which is closed afterwards
+            task.exception()
+
+
+async def segments_of(segments: Any, cancellation: Cancellation) -> AsyncGenerator[Segment, None]:
+    try:
+        while (segment := await asyncio.to_thread(next, segments, None)) is not None:
+            yield segment
+    finally:
+        cancellation.cancel()
+        with suppress(ValueError):  # the thread that it runs in ends it
+            await asyncio.to_thread(segments.close)
 
 
 def models() -> list[str]:
@@ -162,10 +179,12 @@ async def answer(
     options = {name: value for name, value in options.items() if value}
     audio: Any = {"path": file.filename, "bytes": file.file}
     transcriber: Transcriber = request.app.state.transcriber
+    options["cancellation"] = cancellation = Cancellation()
     if stream:
-        events = openai_api.event_stream(transcriber.astream(audio, **options))
-        body = await while_connected(request, events)
+        segments = segments_of(transcriber.stream(audio, **options), cancellation)
+        body = await while_connected(request, openai_api.event_stream(segments), cancellation)
         return StreamingResponse(body, media_type="text/event-stream")
-    transcript = await while_connected(request, transcriber.atranscribe(audio, **options))
+    call = asyncio.to_thread(transcriber.transcribe, audio, **options)
+    transcript = await while_connected(request, call, cancellation)
     kind = "application/json" if "json" in response_format else "text/plain"
     return Response(transcript.to_openai(response_format, granularities), media_type=kind)

@@ -1,6 +1,5 @@
 """What a Transcriber holds: no more after a thousand calls, and nothing after `close`."""
 
-import asyncio
 import atexit
 import gc
 import os
@@ -18,8 +17,9 @@ from typing import Any
 import psutil
 import pytest
 
-from corpus_asr import Transcriber
+from corpus_asr import Cancellation, Transcriber
 from corpus_asr.errors import DecodeError
+from corpus_asr.runtime.in_flight import CallCancelledError
 from corpus_asr.units import SAMPLE_RATE_HZ
 from tests.support.audio import noise, wav_bytes
 from tests.support.checkpoints import tiny_whisper
@@ -71,7 +71,7 @@ class Held:
     def now(cls) -> "Held":
         gc.collect()
         for thread in threading.enumerate():
-            if thread.name.startswith(("transcribe_", "extraction")):
+            if thread.name.startswith("extraction"):
                 thread.join(10)
         own = psutil.Process()
         children = own.children(recursive=True)
@@ -103,7 +103,6 @@ def ways(transcriber: Transcriber, file: str) -> list[Callable[[], object]]:
         lambda: transcriber.transcribe(file, word_timestamps=True).to_openai("verbose_json"),
         lambda: list(transcriber.stream(file)),
         lambda: list(transcriber.transcribe_many([file, data])),
-        lambda: asyncio.run(transcriber.atranscribe(data)),
         left,
         failed,
     ]
@@ -112,14 +111,12 @@ def ways(transcriber: Transcriber, file: str) -> list[Callable[[], object]]:
 def cancelled(transcriber: Transcriber, file: str) -> None:
     """Leave a call while its recording is extracted, whose child is then replaced."""
 
-    async def begun() -> None:
-        task = asyncio.create_task(transcriber.atranscribe(file))
-        await asyncio.sleep(0)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-
-    asyncio.run(begun())
+    cancellation = Cancellation()
+    with ThreadPoolExecutor(1) as threads:
+        call = threads.submit(transcriber.transcribe, file, cancellation=cancellation)
+        cancellation.cancel()
+        with pytest.raises(CallCancelledError):
+            call.result()
 
 
 @pytest.fixture
