@@ -3,7 +3,7 @@
 import difflib
 import importlib
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from os import PathLike, fspath
@@ -12,7 +12,6 @@ from typing import Any, Literal, TypedDict, TypeVar, Unpack
 from corpus_asr.errors import ConfigError
 from corpus_asr.formats.cue_rules import CueRules
 from corpus_asr.formats.names import ExportFormat, FormatName, SubtitlePreset, WordStyle
-from corpus_asr.formats.openai_api import Granularity, ResponseFormat, response_body
 from corpus_asr.formats.saved_json import missing_of, segment_of, turns_of
 from corpus_asr.formats.writers import check_formats, file_contents, file_suffix, whisper_json
 from corpus_asr.segments import MissingWord, Segment, SpeakerTurn
@@ -176,27 +175,6 @@ class Transcript:
         Times are in seconds, rounded to milliseconds; `model` and `version` say what wrote it.
         """
         return whisper_json(self)
-
-    def to_openai(
-        self,
-        response_format: ResponseFormat = "json",
-        timestamp_granularities: Collection[Granularity] = (),
-    ) -> str:
-        """Return the body of a response of OpenAI's API for transcriptions.
-
-        Examples:
-            >>> transcript.to_openai("json")
-            '{"text": "Today, only platforms 1 and 3 are used.", "usage": {"type": ...
-
-        Args:
-            response_format: `json`, `text`, `srt`, `verbose_json` or `vtt`.
-            timestamp_granularities: what `verbose_json` has times of, `segment`, `word` or both;
-                none means segments.
-
-        Raises:
-            ConfigError: no such format or granularity, or words are wanted that have no times.
-        """
-        return response_body(self, response_format, timestamp_granularities)
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> "Transcript":

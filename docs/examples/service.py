@@ -1,11 +1,12 @@
 """Transcription over HTTP, as OpenAI's API has it: uvicorn service:app."""
 
 import asyncio
+import json
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
-from typing import Annotated, Any
+from contextlib import aclosing, asynccontextmanager, suppress
+from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, Form, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
@@ -13,14 +14,19 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
-from corpus_asr import Cancellation, Segment, Transcriber
-from corpus_asr.errors import ConfigError, CorpusAsrError
-from corpus_asr.formats import openai_api
+from corpus_asr import Cancellation, Transcriber, Transcript
+from corpus_asr.errors import ConfigError, CorpusAsrError, DecodeError
+from corpus_asr.languages import LANGUAGES
 
 MODEL = os.environ.get("MODEL", "whisper-tiny.en")
 MAX_BYTES = int(os.environ.get("MAX_BYTES", 25 << 20))  # of an upload
 MAX_CALLS = int(os.environ.get("MAX_CALLS", 32))  # being uploaded, waiting or transcribed
 ORIGINS = os.environ.get("ORIGINS", "").split()  # of pages whose scripts may call, or *
+
+ResponseFormat = Literal["json", "text", "srt", "verbose_json", "vtt"]
+Granularity = Literal["word", "segment"]
+OF_SEGMENTS = ("id", "start", "end", "text", "tokens", "temperature", "avg_logprob",
+               "compression_ratio", "no_speech_prob")  # fmt: skip
 
 
 @asynccontextmanager
@@ -63,10 +69,22 @@ app.add_middleware(Limits)
 app.add_middleware(CORSMiddleware, allow_origins=ORIGINS, allow_methods="*", allow_headers="*")
 
 
+def error_body(
+    status: int, message: str, param: str | None = None, code: str | None = None
+) -> dict[str, Any]:
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def status_of(error: CorpusAsrError) -> int:
+    is_theirs = isinstance(error, DecodeError) and not error.retryable
+    return 400 if is_theirs or isinstance(error, ConfigError) else 503
+
+
 def refused(status: int, message: str, **named: str | None) -> JSONResponse:
     # Closed, so that nobody has to read what is left of an upload.
     headers = {"Connection": "close"} | ({"Retry-After": "2"} if status == 503 else {})
-    return JSONResponse(openai_api.error_body(status, message, **named), status, headers)
+    return JSONResponse(error_body(status, message, **named), status, headers)
 
 
 @app.exception_handler(HTTPException)
@@ -83,7 +101,7 @@ async def on_error(request: Request, error: Any) -> JSONResponse:
     if isinstance(error, ConfigError) and "language" in doing:
         # Without its advice, which is for whoever chose the model.
         return refused(400, f"language: {reason.partition(';')[0]}", param="language")
-    return refused(openai_api.status_of(error), str(error))
+    return refused(status_of(error), str(error))
 
 
 async def while_connected(
@@ -104,14 +122,68 @@ async def while_connected(
             task.exception()
 
 
-async def segments_of(segments: Any, cancellation: Cancellation) -> AsyncGenerator[Segment, None]:
+async def events_of(segments: Any, cancellation: Cancellation) -> AsyncGenerator[str, None]:
+    text = ""
     try:
         while (segment := await asyncio.to_thread(next, segments, None)) is not None:
-            yield segment
+            delta = segment.text if text else segment.text.lstrip()
+            text += delta
+            times = {"start": round(segment.start_s, 3), "end": round(segment.end_s, 3)}
+            yield event_of({"type": "transcript.text.delta", "delta": delta, **times})
+    except CorpusAsrError as error:
+        if not text:
+            raise  # it may still become a status
+        yield event_of(error_body(status_of(error), str(error)))
+        return
     finally:
         cancellation.cancel()
         with suppress(ValueError):  # the thread that it runs in ends it
             await asyncio.to_thread(segments.close)
+    yield event_of({"type": "transcript.text.done", "text": text.rstrip()})
+
+
+def event_of(values: dict[str, Any]) -> str:
+    return f"data: {json.dumps(values, ensure_ascii=False)}\n\n"
+
+
+async def begun(first: str, events: AsyncGenerator[str, None]) -> AsyncIterator[str]:
+    async with aclosing(events):  # where the client leaves, the work ends now
+        yield first
+        async for event in events:
+            yield event
+
+
+def body_of(
+    transcript: Transcript, response_format: ResponseFormat, granularities: tuple[Granularity, ...]
+) -> str:
+    if response_format == "text":
+        return f"{transcript.text}\n"
+    if response_format in ("srt", "vtt"):
+        return transcript.to_srt() if response_format == "srt" else transcript.to_vtt()
+    whole = transcript.to_dict()
+    values: dict[str, Any] = {"text": transcript.text}
+    if response_format == "verbose_json":
+        values |= {
+            "task": next((segment["task"] for segment in whole["segments"]), "transcribe"),
+            # Clients expect a string, also where nobody speaks.
+            "language": LANGUAGES.get(whole["language"], whole["language"] or ""),
+            "duration": whole["duration"],
+        }
+        if "word" in granularities:
+            words = [word for segment in whole["segments"] for word in segment["words"]]
+            values["words"] = [
+                {"word": word["word"].strip(), "start": word["start"], "end": word["end"]}
+                for word in words
+            ]
+        if "segment" in granularities or not granularities:
+            values["segments"] = [
+                # Where its window began is not kept: the place of the segment itself.
+                {name: segment[name] for name in OF_SEGMENTS}
+                | {"seek": round(100 * segment["start"])}
+                for segment in whole["segments"]
+            ]
+    usage = {"type": "duration", "seconds": whole["duration"]}
+    return json.dumps(values | {"usage": usage}, ensure_ascii=False)
 
 
 def models() -> list[str]:
@@ -133,13 +205,13 @@ async def transcriptions(
     language: Annotated[str | None, Form()] = None,
     prompt: Annotated[str | None, Form()] = None,
     hotwords: Annotated[str | None, Form()] = None,
-    response_format: Annotated[openai_api.ResponseFormat, Form()] = "json",
+    response_format: Annotated[ResponseFormat, Form()] = "json",
     temperature: Annotated[float, Form(ge=0, le=1)] = 0.0,
     timestamp_granularities: Annotated[
-        tuple[openai_api.Granularity, ...], Form(alias="timestamp_granularities[]")
+        tuple[Granularity, ...], Form(alias="timestamp_granularities[]")
     ] = (),
     granularities: Annotated[  # as many clients spell it
-        tuple[openai_api.Granularity, ...], Form(alias="timestamp_granularities")
+        tuple[Granularity, ...], Form(alias="timestamp_granularities")
     ] = (),
     stream: Annotated[bool, Form()] = False,
 ) -> Response:
@@ -155,7 +227,7 @@ async def translations(
     file: UploadFile,
     model: Annotated[str, Form()],
     prompt: Annotated[str | None, Form()] = None,
-    response_format: Annotated[openai_api.ResponseFormat, Form()] = "json",
+    response_format: Annotated[ResponseFormat, Form()] = "json",
     temperature: Annotated[float, Form(ge=0, le=1)] = 0.0,
 ) -> Response:
     options = {"task": "translate", "initial_prompt": prompt, "temperature": temperature}
@@ -167,8 +239,8 @@ async def answer(
     file: UploadFile,
     model: str,
     options: dict[str, Any],
-    response_format: openai_api.ResponseFormat,
-    granularities: tuple[openai_api.Granularity, ...] = (),
+    response_format: ResponseFormat,
+    granularities: tuple[Granularity, ...] = (),
     stream: bool = False,
 ) -> Response:
     if model not in (MODEL, *models()):
@@ -181,10 +253,10 @@ async def answer(
     transcriber: Transcriber = request.app.state.transcriber
     options["cancellation"] = cancellation = Cancellation()
     if stream:
-        segments = segments_of(transcriber.stream(audio, **options), cancellation)
-        body = await while_connected(request, openai_api.event_stream(segments), cancellation)
-        return StreamingResponse(body, media_type="text/event-stream")
+        events = events_of(transcriber.stream(audio, **options), cancellation)
+        first = await while_connected(request, anext(events), cancellation)
+        return StreamingResponse(begun(first, events), media_type="text/event-stream")
     call = asyncio.to_thread(transcriber.transcribe, audio, **options)
     transcript = await while_connected(request, call, cancellation)
     kind = "application/json" if "json" in response_format else "text/plain"
-    return Response(transcript.to_openai(response_format, granularities), media_type=kind)
+    return Response(body_of(transcript, response_format, granularities), media_type=kind)

@@ -22,7 +22,8 @@ import openai
 import pytest
 import uvicorn
 
-from corpus_asr import Transcriber, Transcript
+from corpus_asr import Cancellation, Segment, Transcriber, Transcript
+from corpus_asr.errors import ClosedError, ConfigError, CorpusAsrError, DecodeError, FetchError
 from corpus_asr.units import SAMPLE_RATE_HZ
 from tests.support.audio import noise, wav_bytes
 from tests.support.corpora import tiny_model
@@ -198,6 +199,41 @@ def test_a_stream_has_each_segment_as_it_is_final(client: openai.OpenAI, service
     assert done.text == whole.text == "".join(delta.delta for delta in deltas).rstrip()
     starts = [delta.start for delta in deltas]
     assert starts == [round(segment.start_s, 3) for segment in whole.segments]
+
+
+def test_an_error_after_the_first_segment_is_the_last_event(expected: Transcript) -> None:
+    module, damaged = loaded_example(), DecodeError("the file ends here", uri="a.mp3")
+
+    def segments(count: int) -> Iterator[Segment]:
+        yield from expected.segments[:count]
+        raise damaged
+
+    async def events(count: int) -> list[Any]:
+        events = module.events_of(segments(count), Cancellation())
+        return [json.loads(event.removeprefix("data: ")) async for event in events]
+
+    *deltas, last = asyncio.run(events(2))
+    assert [delta["type"] for delta in deltas] == ["transcript.text.delta"] * 2
+    assert last == module.error_body(400, "the file ends here")
+    with pytest.raises(DecodeError):  # before it, it may become a status
+        asyncio.run(events(0))
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "kind"),
+    [
+        (DecodeError("no audio"), 400, "invalid_request_error"),
+        (ConfigError("no such language"), 400, "invalid_request_error"),
+        (DecodeError("killed", retryable=True), 503, "server_error"),
+        (FetchError("disk full"), 503, "server_error"),
+        (ClosedError("closed"), 503, "server_error"),
+    ],
+    ids=repr,
+)
+def test_a_status_says_who_can_change_it(error: CorpusAsrError, status: int, kind: str) -> None:
+    module = loaded_example()
+    assert module.status_of(error) == status
+    assert module.error_body(status, str(error))["error"]["type"] == kind
 
 
 def test_a_recording_without_speech_is_no_failure(client: openai.OpenAI, service: Any) -> None:

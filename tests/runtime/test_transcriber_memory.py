@@ -100,7 +100,7 @@ def ways(transcriber: Transcriber, file: str) -> list[Callable[[], object]]:
         lambda: transcriber.transcribe(file),
         lambda: transcriber.transcribe(data),
         lambda: transcriber.transcribe(SOUND, sampling_rate=SAMPLE_RATE_HZ),
-        lambda: transcriber.transcribe(file, word_timestamps=True).to_openai("verbose_json"),
+        lambda: transcriber.transcribe(file, word_timestamps=True).to_dict(),
         lambda: list(transcriber.stream(file)),
         lambda: list(transcriber.transcribe_many([file, data])),
         left,
