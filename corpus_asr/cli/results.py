@@ -441,8 +441,7 @@ def view(
     port: Annotated[
         int | None,
         typer.Option(
-            help=f"Port to bind to; default: {USUAL_PORT}, or without a password a free one if it "
-            "is in use."
+            help=f"Port to bind to; default: {USUAL_PORT}, or a free one if it is in use."
         ),
     ] = None,
     host: Annotated[
@@ -468,14 +467,6 @@ def view(
             metavar="DIR",
             help="Folder of this machine, or http(s) host, whose recordings may be played "
             "although no run of this user here read them; may be repeated.",
-        ),
-    ] = None,
-    password_file: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE",
-            help="Ask for the password in this file, and keep the same URL at each start.",
-            rich_help_panel=_COLLEAGUES,
         ),
     ] = None,
     public_url: Annotated[
@@ -507,13 +498,12 @@ def view(
 
         from corpus_asr.storage.run_state.run_files import open_run
         from corpus_asr.storage.stores.uri import scheme_of
-        from corpus_asr.view.access import PublicUrl, read_password
+        from corpus_asr.view.access import PublicUrl
         from corpus_asr.view.answers import Answers
         from corpus_asr.view.catalogue import Library, Transcripts
         from corpus_asr.view.server import ViewServer
         from corpus_asr.view.sound import Sounds, Waveforms
 
-        password = None if password_file is None else read_password(password_file)
         public = None if public_url is None else PublicUrl.parse(public_url)
         options = store_options(output_uri, endpoint_url, storage_option)
         store = open_run(output_uri, options=options)
@@ -536,17 +526,13 @@ def view(
             )
 
             def listen(number: int) -> ViewServer:
-                return ViewServer(answers, host=host, port=number, password=password, public=public)
+                return ViewServer(answers, host=host, port=number, public=public)
 
-            # A free port, chosen by the system, would be another URL than the one bookmarked.
-            usual = (USUAL_PORT,) if password is not None else (USUAL_PORT, 0)
-            server = _listening(listen, host, usual if port is None else (port,))
+            server = _listening(listen, host, (USUAL_PORT, 0) if port is None else (port,))
             opened.enter_context(closing(server))
             # Reading begins while the browser starts.
             library.current()
-            _tell(
-                server.url, host=host, has_password=password is not None, editable=answers.editable
-            )
+            _tell(server.url, host=host, editable=answers.editable)
             if not no_browser:
                 typer.launch(server.url)
             try:
@@ -584,7 +570,7 @@ def _listening(
     )
 
 
-def _tell(url: str, *, host: str, has_password: bool, editable: bool) -> None:
+def _tell(url: str, *, host: str, editable: bool) -> None:
     typer.echo(f"{url}\nCtrl-C stops it")
     try:
         here_only = ipaddress.ip_address(host).is_loopback
@@ -592,9 +578,9 @@ def _tell(url: str, *, host: str, has_password: bool, editable: bool) -> None:
         here_only = host == "localhost"
     if here_only:
         return
-    who = "the password" if has_password else "the URL above"
     may = "read, play and correct" if editable else "read and play"
     say(
-        f"warning: --host {host} accepts connections from other hosts: anyone with {who} can {may} "
-        "all transcripts and recordings of this run, over a connection that is not encrypted"
+        f"warning: --host {host} accepts connections from other hosts: anyone with the URL above "
+        f"can {may} all transcripts and recordings of this run, over a connection that is not "
+        "encrypted"
     )

@@ -1,7 +1,7 @@
 """A web server on one machine: pages, answers as JSON, audio by ranges, files, corrections.
 
-No file is found by a path of a request. A request needs the token of the URL or a session, and a
-`Host` that is known; what changes something has to come from a page of this server.
+No file is found by a path of a request. A request needs the token of the URL and a `Host` that is
+known; what changes something has to come from a page of this server.
 
 Source: RFC 9110, section 14 (ranges); https://www.w3.org/TR/CSP3/.
 """
@@ -26,14 +26,7 @@ from corpus_asr.errors import ConfigError, CorpusAsrError, FetchError, ItemError
 from corpus_asr.failure_kinds import NOT_FOUND
 from corpus_asr.logs import event
 from corpus_asr.report.html.formatting import shared, visible
-from corpus_asr.view.access import (
-    Access,
-    PasswordAccess,
-    PublicUrl,
-    RefusedError,
-    TokenAccess,
-    check_change,
-)
+from corpus_asr.view.access import PublicUrl, RefusedError, TokenAccess, check_change
 from corpus_asr.view.answers import Answers, NotFoundError
 from corpus_asr.view.catalogue import GoneError
 from corpus_asr.view.editing import ConflictError
@@ -48,10 +41,8 @@ _PAGES = {"": "index.html", "recording": "recording.html", "review": "review.htm
     for name in ("style.css", "view.css", "page.js", "search.js", "facets.js", "player.js",
                  "transcript.js", "waveform.js", "editor.js", "overrides.js", "speakers.js",
                  "recording.js",
-                 "review.js", "login.js")
+                 "review.js")
 }  # fmt: skip
-# What the form for the password is made of; nothing of the run is in it.
-_OPEN_TO_ALL = {"style.css", "view.css", "page.js", "login.js", "session"}
 _TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
 _ANSWERS = frozenset(
     {"run", "recordings", "search", "recording", "segments", "unsure", "sound", "waveform",
@@ -93,10 +84,9 @@ class ViewServer:
         *,
         host: str = "127.0.0.1",
         port: int = 0,
-        password: str | None = None,
         public: PublicUrl | None = None,
     ) -> None:
-        self.access: Access = TokenAccess() if password is None else PasswordAccess(password)
+        self.access = TokenAccess()
         self._answers = answers
         self._public = public
         self._names = {"localhost", host.lower()} | ({public.host} if public else set())
@@ -108,15 +98,7 @@ class ViewServer:
         )
         self._app = web.Application(middlewares=[self._guard], client_max_size=_MAX_BODY_BYTES)
         self._app.on_response_prepare.append(_add_headers)
-        prefix = "" if password is not None else "/{token}"
-        if password is not None:
-            self._app.add_routes(
-                [
-                    web.get("/session", self._session),
-                    web.post("/login", self._log_in),
-                    web.post("/logout", self._log_out),
-                ]
-            )
+        prefix = "/{token}"
         self._app.add_routes(
             [
                 web.get(prefix + "/audio", self._audio),
@@ -155,21 +137,19 @@ class ViewServer:
 
     @web.middleware
     async def _guard(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
-        headers, more = {}, {}
+        more = {}
         try:
             if not self._is_known(request.host):
                 raise RefusedError(403, "this server is not asked under that name")
             path = self.access.redacted(request.path_qs)
             event(_LOG, logging.DEBUG, "request", what=f"{request.method} {path}")
             if not self.access.allows(request):
-                return await self._before_login(request, handler)
+                raise NotFoundError("open the complete URL that corpus-asr view printed")
             return await handler(request)
         except web.HTTPException as error:
             status, why = error.status, error.text or error.reason
         except RefusedError as error:
             status, why = error.status, str(error)
-            if error.retry_after_s:
-                headers["Retry-After"] = f"{error.retry_after_s:.0f}"
         except NotFoundError as error:
             status, why = 404, str(error)
         except ConflictError as error:
@@ -183,34 +163,7 @@ class ViewServer:
             status, why = 404 if gone else 502, str(error)
         except CorpusAsrError as error:
             status, why = 500, str(error)
-        return web.json_response({"error": visible(why)} | more, status=status, headers=headers)
-
-    async def _before_login(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
-        if not self.access.asks_for_password:
-            raise NotFoundError("open the complete URL that corpus-asr view printed")
-        path = request.path.removeprefix("/")
-        if path in _OPEN_TO_ALL or (path == "login" and request.method == "POST"):
-            return await handler(request)
-        if path in ("", "recording", "review") and request.method in ("GET", "HEAD"):
-            # At the same URL, which opens once the password is right.
-            return web.Response(text=_file("login.html"), content_type="text/html")
-        raise RefusedError(401, "log in first")
-
-    async def _session(self, request: web.Request) -> web.Response:
-        return _json({"is_open": self.access.allows(request)})
-
-    async def _log_in(self, request: web.Request) -> web.Response:
-        assert isinstance(self.access, PasswordAccess)
-        password = (await self._body(request)).get("password")
-        if not isinstance(password, str):
-            raise ConfigError("logging in: expected a password")
-        secure = self._public is not None and self._public.is_https
-        return self.access.log_in(request, password, secure=secure)
-
-    async def _log_out(self, request: web.Request) -> web.Response:
-        assert isinstance(self.access, PasswordAccess)
-        await self._body(request)
-        return self.access.log_out(request)
+        return web.json_response({"error": visible(why)} | more, status=status)
 
     async def _body(self, request: web.Request) -> dict[str, Any]:
         check_change(request, self._public)
@@ -245,10 +198,7 @@ class ViewServer:
         name = request.match_info["name"]
         if name not in _ANSWERS:
             raise NotFoundError("there is no such page")
-        value = await self._read(getattr(self._answers, name), request)
-        if name == "run":
-            value["asks_for_password"] = self.access.asks_for_password
-        return _json(value)
+        return _json(await self._read(getattr(self._answers, name), request))
 
     async def _read(self, answer: Callable[[Request], Any], request: web.Request) -> Any:
         asked = parse_request(request.query)

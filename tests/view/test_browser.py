@@ -1,4 +1,4 @@
-"""The pages in a real browser: search, narrow, play, look, correct, log in; hostile texts."""
+"""The pages in a real browser: search, narrow, play, look, correct; hostile texts."""
 
 from collections.abc import Iterator
 
@@ -131,13 +131,12 @@ def test_nothing_is_wider_than_the_window(page: Page, shown: Shown) -> None:
             assert page.value("document.documentElement.scrollWidth") <= width
 
 
-PASSWORD = "correct horse"
 FILM_S, TALK_S = 4, 20
 
 
 @pytest.fixture(scope="module")
 def shelf(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ViewServer, OutputStore]]:
-    """A run of a film and two talks in two folders, behind a password."""
+    """A run of a film and two talks in two folders."""
     folder = tmp_path_factory.mktemp("shelf")
     film, talk, other = folder / "films" / "a.webm", folder / "talks" / "b.wav", folder / "c.wav"
     for path, data in (
@@ -158,19 +157,14 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ViewServer
                **of_file(other)),
     )  # fmt: skip
     says(store, str(talk), (0.0, 6.0, "S1"), (6.0, 10.0, "S2"), (14.0, 20.0, "S1"))
-    with serving(store, password=PASSWORD) as server:
+    with serving(store) as server:
         yield server, store
 
 
 @pytest.fixture
 def inside(browser: Chromium, shelf: tuple[ViewServer, OutputStore]) -> Iterator[Page]:
-    """The first page of the shelf, logged in; sessions are the browser's."""
+    """The first page of the shelf."""
     opened = browser.open(shelf[0].url)
-    asked = "document.activeElement?.id === 'password'"
-    opened.wait_for(f"{asked} || document.querySelector('#results li')")
-    if opened.value(asked):
-        opened.type(PASSWORD)
-        opened.press("Enter")
     opened.wait_for("document.querySelectorAll('#results li').length === 3")
     yield opened
     assert opened.complaints() == []
@@ -182,32 +176,6 @@ def talk_url(page: Page, rest: str = "") -> str:
     rows = "[...document.querySelectorAll('#results a')]"
     href = page.value(f"{rows}.find((one) => one.textContent.endsWith('b.wav')).href")
     return f"{href}{rest}"
-
-
-def test_the_password_opens_the_page_that_was_asked_for(
-    browser: Chromium, shelf: tuple[ViewServer, OutputStore]
-) -> None:
-    url = f"{shelf[0].url}?q=peace"
-    page = browser.open(url)
-    page.wait_for("document.activeElement?.id === 'password'")
-    page.type("battery staple")
-    page.press("Enter")
-    page.wait_for("!document.getElementById('problem').hidden")
-    assert (
-        page.value("document.getElementById('problem').textContent") == "That is not the password."
-    )
-    page.type(PASSWORD)  # over the wrong one, which is selected
-    page.press("Enter")
-    page.wait_for("document.querySelectorAll('#results li').length === 7")
-    assert page.value("location.href") == url
-    assert page.value("document.cookie") == ""  # no script can read it
-    # Links on other sites come without the cookie; nobody is asked again all the same.
-    page.go(shelf[0].url.replace("127.0.0.1", "localhost") + "style.css")
-    page.value(f"location.href = '{url}&page=1'")
-    page.wait_for("document.querySelectorAll('#results li').length === 7")
-    page.click("#log-out")
-    page.wait_for("document.getElementById('password')")
-    page.close()
 
 
 def test_hits_are_narrowed_by_folder_and_language_and_downloaded(inside: Page) -> None:

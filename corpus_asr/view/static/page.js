@@ -34,8 +34,6 @@ async function answered(path, options) {
   }
   const answer = await response.json();
   if (response.ok) return answer;
-  // The session has ended: the same page asks for the password.
-  if (response.status === 401 && path !== "login") location.reload();
   const error = new Error(answer.error);
   error.status = response.status;
   error.seen = answer.seen;

@@ -83,7 +83,6 @@ async function showRun() {
   byId("label-label").hidden = !run.classified;
   byId("language-label").hidden = run.classified;
   byId("review").hidden = run.classified || !run.segments;
-  byId("log-out").hidden = !run.asks_for_password;
   complain(run.problem);
 }
 
@@ -268,10 +267,6 @@ byId("clear").addEventListener("click", () => {
   byId("form").reset();
   place = { folder: "", date: "" };
   changed();
-});
-byId("log-out").addEventListener("click", async () => {
-  await send("logout", {}).catch((error) => complain(error.message));
-  location.reload();
 });
 byId("before").addEventListener("click", () => turn(-1));
 byId("after").addEventListener("click", () => turn(1));
