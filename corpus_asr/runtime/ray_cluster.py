@@ -1,11 +1,4 @@
-"""A Ray to work on, an existing one or one started here, and training by its processes.
-
-Whether a Ray listens at an address and accepts this process is asked within seconds: Ray itself
-tries for up to a minute and prints its own log meanwhile. This asks its port one question in gRPC,
-over as much of HTTP/2 as that takes.
-
-Source: RFC 9113 (frames), RFC 7541 (headers), and the protocol of gRPC over HTTP/2.
-"""
+"""A Ray to work on, an existing one or one started here, and training by its processes."""
 
 import atexit
 import contextlib
@@ -16,12 +9,14 @@ import select
 import signal
 import socket
 import struct
+import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 # Read when ray is imported. Without it `uv run` makes Ray upload the working directory and build
 # an environment of its own on every machine.
@@ -57,6 +52,10 @@ _PATIENCE_S = 7 * 24 * 3600
 LOOPBACK = "127.0.0.1"
 _ASK_S = 1.0
 _GCS_PATIENCE_S = 45.0
+REACH_TIMEOUT_S = 10.0
+JOIN_TIMEOUT_S = 60.0
+_ANYWHERE = ("local", "auto")  # no address yet: Ray looks for one, or starts
+TOKEN_MODE, _REFUSED = "RAY_AUTH_MODE", "InvalidAuthToken"
 _CREDENTIALS = "3i"  # process, user, group
 _RESOLVE = "resolve_ip_for_localhost"
 _QUIET: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
@@ -265,7 +264,7 @@ def _connect(address: str, *, store_bytes: int) -> None:
             machine = local_machine()
             start_ray(cpus=int(machine.cpus), gpus=int(machine.gpus), store_bytes=store_bytes)
         else:
-            ray.init(address=address, **_QUIET)
+            _join(address)
     except AuthenticationError as error:
         raise refused(address) from error
     except (ConnectionError, RuntimeError) as error:
@@ -279,6 +278,34 @@ def _connect(address: str, *, store_bytes: int) -> None:
         # committed.
         if signal.getsignal(signal.SIGTERM) is not handler:
             signal.signal(signal.SIGTERM, handler)
+
+
+def _join(address: str) -> None:
+    """Connect to a cluster, in a thread: Ray waits for minutes where something else listens."""
+    # Of SIGTERM, for which Ray sets no handler outside the main thread; a run has its own.
+    logging.getLogger("ray._private.worker").setLevel(logging.ERROR)
+    joined: Future[None] = Future()
+
+    def join() -> None:
+        try:
+            ray.init(address=address, **_QUIET)
+        except BaseException as error:
+            joined.set_exception(error)
+        else:
+            joined.set_result(None)
+
+    threading.Thread(target=join, daemon=True).start()
+    try:
+        joined.result(JOIN_TIMEOUT_S)
+    except TimeoutError as error:
+        raise unreachable(
+            address,
+            TimeoutError(
+                f"something listens and did not answer as a Ray for {JOIN_TIMEOUT_S:g} s, expected "
+                "the port that `ray start` names, usually 6379 (8265 is the dashboard's, 10001 Ray "
+                "Client's)"
+            ),
+        ) from error
 
 
 def _describe() -> Cluster:
@@ -391,53 +418,17 @@ def _raised_on_purpose(error: Exception) -> CorpusAsrError | None:
     return None
 
 
-REACH_TIMEOUT_S = 10.0
-_ANYWHERE = ("local", "auto")  # no address yet: Ray looks for one, or starts
-_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-_DATA, _HEADERS, _SETTINGS = 0, 1, 4  # types of frames
-_END_STREAM, _END_HEADERS = 1, 4
-_NO_FLAGS, _CONNECTION, _STREAM = 0, 0, 1
-_EMPTY_MESSAGE = bytes(5)  # of gRPC: a byte for compression, four for the length
-# Any method would do: whether the token is right is decided before the call.
-_METHOD = "/ray.rpc.NodeInfoGcsService/CheckAlive"
-_STATUS, _REFUSED = b"grpc-status", b"InvalidAuthToken"  # gRPC's C library sends plain text
-_MAX_ANSWER_BYTES = 65_536
-TOKEN_MODE, TOKEN, TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
-
-
-class Token(NamedTuple):
-    """What this process shows to a Ray, and where it is from."""
-
-    value: str | None
-    origin: str
-
-    @classmethod
-    def of(cls, environment: Mapping[str, str], home: Path) -> "Token":
-        """Return the token that Ray would find; its order is the documented one."""
-        if environment.get(TOKEN):
-            return cls(environment[TOKEN].strip(), TOKEN)
-        path = Path(environment.get(TOKEN_PATH) or home / ".ray" / "auth_token")
-        try:
-            return cls(path.read_text(encoding="utf-8").strip() or None, str(path))
-        except (OSError, UnicodeDecodeError):
-            return cls(None, str(path))
-
-
 def check_reachable(address: str) -> None:
-    """Fail at once where no Ray listens, or where it does not accept this process.
+    """Fail within seconds where nothing listens at an address.
 
     Raises:
-        ConfigError: nothing answers, what answers is no Ray, or authentication fails.
+        ConfigError: nothing does, or the address has no port.
     """
     if address in _ANYWHERE:
         return
     host, _, port = address.rpartition(":")
     try:
-        with socket.create_connection(
-            (host.strip("[]"), int(port)), timeout=REACH_TIMEOUT_S
-        ) as connection:
-            if os.environ.get("RAY_USE_TLS", "0") in ("", "0"):
-                _ask(connection, address)
+        socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_TIMEOUT_S).close()
     except (OSError, ValueError) as error:
         raise unreachable(address, error) from error
 
@@ -446,7 +437,7 @@ def unreachable(address: str, error: Exception) -> ConfigError:
     """Return the error of an address that a job cannot use; of a refusal, with its cause."""
     seen: BaseException | None = error
     while seen is not None:
-        if _REFUSED.decode() in str(seen):
+        if _REFUSED in str(seen):
             return refused(address)
         seen = seen.__cause__
     key = _key(address)
@@ -480,82 +471,13 @@ def other_versions(address: str, error: BaseException) -> ConfigError | None:
     )
 
 
-def _ask(connection: socket.socket, address: str) -> None:
-    in_token_mode = os.environ.get(TOKEN_MODE, "").lower() == "token"
-    token = Token.of(os.environ, Path.home())
-    if in_token_mode and token.value is None:
-        raise refused(address)
-    headers = {
-        ":method": "POST",
-        ":scheme": "http",
-        ":path": _METHOD,
-        ":authority": address,
-        "te": "trailers",  # codespell:ignore te
-        "content-type": "application/grpc",
-    }
-    if in_token_mode:
-        headers["authorization"] = f"Bearer {token.value}"
-    connection.sendall(_PREFACE + _frame(_SETTINGS, _NO_FLAGS, _CONNECTION))
-    # A server begins with its settings, Ray's port does and its dashboard does not.
-    answer = connection.recv(_MAX_ANSWER_BYTES)
-    if answer[3:4] != bytes([_SETTINGS]):
-        raise ConnectionError(
-            "what answers there is no Ray, expected the port that `ray start` names, usually 6379 "
-            "(8265 is the dashboard's, 10001 Ray Client's)"
-        )
-    block = b"".join(_field(name, value) for name, value in headers.items())
-    connection.sendall(
-        _frame(_HEADERS, _END_HEADERS, _STREAM, block)
-        + _frame(_DATA, _END_STREAM, _STREAM, _EMPTY_MESSAGE)
-    )
-    # A Ray that is too busy to answer in time is one all the same.
-    with contextlib.suppress(TimeoutError):
-        while _STATUS not in answer and len(answer) < _MAX_ANSWER_BYTES:
-            received = connection.recv(_MAX_ANSWER_BYTES)
-            if not received:
-                break
-            answer += received
-    if _REFUSED in answer:
-        raise refused(address)
-
-
-def _frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
-    return b"".join((len(payload).to_bytes(3), bytes([kind, flags]), stream.to_bytes(4), payload))
-
-
-def _field(name: str, value: str) -> bytes:
-    # A literal that enters no table, without Huffman's code.
-    return b"\0" + _string(name) + _string(value)
-
-
-def _string(text: str) -> bytes:
-    data = text.encode()
-    number, most = len(data), 127  # a prefix of seven bits
-    if number < most:
-        return bytes([number]) + data
-    length, number = bytearray([most]), number - most
-    while number >= 128:
-        length.append(number % 128 + 128)
-        number //= 128
-    return bytes([*length, number]) + data
-
-
 def refused(address: str) -> ConfigError:
     """Return the error of a Ray whose authentication token this process does not send."""
-    token, mode = Token.of(os.environ, Path.home()), os.environ.get(TOKEN_MODE)
-    off = "start all of its nodes with RAY_AUTH_MODE=disabled"
-    if (mode or "").lower() != "token":
-        here = f"{TOKEN_MODE}={mode}" if mode else f"without {TOKEN_MODE}"
-        found = f"this process runs {here} and sends none"
-        same = "" if token.value else f", copy the head's ~/.ray/auth_token to {token.origin}"
-        advice = f"set {TOKEN_MODE}=token on every node and here{same}, or {off}"
-    elif token.value is None:
-        found = f"{TOKEN_MODE} is token here, and there is none in {token.origin}"
-        advice = f"copy the head's ~/.ray/auth_token to {token.origin}, or {off}"
-    else:
-        found = f"the one in {token.origin} is another"
-        advice = f"copy the head's ~/.ray/auth_token to each node, or {off}"
+    mode = os.environ.get(TOKEN_MODE)
     return ConfigError(
         f"connecting to Ray at {address!r} ({_key(address)}): the cluster requires its "
-        f"authentication token, and {found}; {advice} (docs/clusters.md)"
+        f"authentication token, found {f'{TOKEN_MODE}={mode}' if mode else f'no {TOKEN_MODE}'} "
+        f"and no such token here; set {TOKEN_MODE}=token on every node and here, with the head's "
+        f"~/.ray/auth_token, or start all of its nodes with {TOKEN_MODE}=disabled "
+        "(docs/clusters.md)"
     )
