@@ -501,7 +501,7 @@ def _drawn(
         target = OutputStore(str(folder))
         yield make_plan(
             settings, store, model_revision=revision, options=RunOptions(redo=redo),
-            takes_hotwords=checkpoint.takes_hotwords, target=target,
+            target=target,
         ), target  # fmt: skip
 
 
@@ -533,8 +533,6 @@ def _counts(found: "Plan", output_uri: str) -> Iterator[str]:
             f"manifest   {counted(found.num_realigned, 'other text')} to be aligned, other "
             f"columns of {counted(found.num_new_columns, 'recording')} to be written"
         )
-    if words := found.set_words():
-        yield f"view       {words}"
     yield (
         f"to do      {counted(found.num_remaining, 'file')}, {_size(found.num_remaining_bytes)}, "
         f"in {counted(found.num_packs, 'pack')}"

@@ -370,7 +370,6 @@ def show(
     from corpus_asr.report.text import print_transcript
     from corpus_asr.segments import channel_name
     from corpus_asr.storage.run_state.corrections import Corrections
-    from corpus_asr.storage.run_state.overrides import Overrides
     from corpus_asr.storage.run_state.run_files import open_run
     from corpus_asr.storage.run_state.seen_segments import SeenSegments
     from corpus_asr.storage.stores.uri import redact_uri
@@ -395,7 +394,6 @@ def show(
         columns = TEXT_COLUMNS if turns is None else WORD_COLUMNS
         with open_selection(store, selection) as tables:
             seen = SeenSegments(store, tables, corrections)
-            waiting = Overrides.load(store).waiting(tables)
             none = True
             for found in recordings(seen, tables, selection, columns=columns, turns=turns):
                 if selection.of_segments and not found.segments:
@@ -405,8 +403,6 @@ def show(
                 tracks = found.by_channel() if each else {found.audio_track: found.segments}
                 for number, segments in tracks.items():
                     name = redact_uri(found.uri)
-                    if found.recording_id in waiting:
-                        name += f" (for the next run: {waiting[found.recording_id].words()})"
                     if found.audio_tracks:
                         name += f", {channel_name(number, None, found.audio_tracks)}"
                     transcript = Transcript(

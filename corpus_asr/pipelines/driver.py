@@ -255,10 +255,7 @@ class CorpusRun:
                 config, store, model_revision=revision, family=self.checkpoint.family_name
             )
         finish_killed(store)
-        self.plan = make_plan(
-            config, store, model_revision=name, options=self.options,
-            takes_hotwords=self.checkpoint.takes_hotwords,
-        )  # fmt: skip
+        self.plan = make_plan(config, store, model_revision=name, options=self.options)
         say = line_writer(self.progress)
         for words in self.plan.notes():
             say(words)
@@ -444,7 +441,6 @@ class CorpusRun:
             num_listed=plan.num_files,
             plan_name=plan.name,
             idle=not plan.num_remaining,
-            takes_hotwords=self.checkpoint.takes_hotwords,
             extra={
                 "plan": plan.as_data(),
                 "committed": asdict(self._committed),

@@ -14,8 +14,6 @@ from corpus_asr.errors import ConfigError
 from corpus_asr.failure_kinds import failure_kind
 from corpus_asr.report.text import duration, text_template
 from corpus_asr.storage.run_state.lock import USUAL, Holder, read_holder
-from corpus_asr.storage.run_state.overrides import Overrides
-from corpus_asr.storage.run_state.plan import plans_of
 from corpus_asr.storage.run_state.run_files import (
     CONFIG_NAME,
     RUN_NAME,
@@ -26,7 +24,7 @@ from corpus_asr.storage.run_state.run_files import (
     read_snapshot,
     speed_of,
 )
-from corpus_asr.storage.run_state.tables import OUTCOMES_FOLDER, OutputStore, time_ns_of
+from corpus_asr.storage.run_state.tables import OUTCOMES_FOLDER, OutputStore
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.units import counted
 
@@ -81,8 +79,6 @@ class Status:
     """Commits made after the snapshot."""
     classifies: bool = False
     """Whether a finished run wrote labels in place of text."""
-    num_set: int = 0
-    """Recordings of which people set something since the last plan, for the next run."""
 
     @property
     def alive(self) -> bool:
@@ -124,7 +120,6 @@ def load_status(store: OutputStore, *, now: datetime.datetime | None = None) -> 
         last_commit_at=last,
         commits_since=len(since),
         classifies=bool(run and run.get("config", {}).get("pipeline") == CLASSIFY_AUDIO),
-        num_set=Overrides.load(store).num_since(_planned_at(store)),
     )
 
 
@@ -147,12 +142,6 @@ def _commit_times(store: OutputStore) -> list[datetime.datetime]:
         if made_ns.isdecimal():  # another program's objects may have any name
             times.append(datetime.datetime.fromtimestamp(int(made_ns) / 1e9, datetime.UTC))
     return times
-
-
-def _planned_at(store: OutputStore) -> str:
-    newest_ns = max(map(time_ns_of, plans_of(store)), default=0)
-    when = datetime.datetime.fromtimestamp(newest_ns / 1e9, datetime.UTC)
-    return when.isoformat(timespec="seconds")
 
 
 def _time(text: str) -> datetime.datetime:
@@ -178,7 +167,6 @@ def as_data(status: Status) -> dict[str, Any]:
         "commits_since_snapshot": status.commits_since,
         "remaining": seen and seen.remaining,
         "counts": status.counts,
-        "set_for_next_run": status.num_set,
         "progress": seen and seen.share_done,
         "snapshot": seen and asdict(seen),
         "bottleneck": verdict and asdict(verdict),

@@ -114,11 +114,6 @@ class Checkpoint:
         others += [] if self.aligner is None else [f"align={self.aligner.revision}"]
         return ",".join([self.revision, *others])
 
-    def takes_hotwords(self, language: str | None) -> bool:
-        """Whether what is said in a language is transcribed by a search that prefers phrases."""
-        own = self if language is None else self.by_language.get(language, self)
-        return own.family.slot_model is not None
-
     @cached_property
     def config(self) -> Any:
         """The family's configuration object, read from config.json."""

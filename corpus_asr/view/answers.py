@@ -26,7 +26,6 @@ from corpus_asr.storage.run_state.placing import Placed
 from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.stores.uri import without_secrets
 from corpus_asr.units import SAMPLE_RATE_HZ, counted
-from corpus_asr.view import overrides
 from corpus_asr.view.access import RefusedError
 from corpus_asr.view.catalogue import (
     BLOCK_ROWS,
@@ -401,25 +400,6 @@ class Answers:
             raise NotFoundError(f"this recording has no speaker {naming.speaker!r:.100}")
         save_name(self.library, row, naming)
         return {"speakers": _turns(naming.id, turns, self.library.current())["speakers"]}
-
-    def overrides(self, request: Request) -> dict[str, Any]:
-        """Return what is set of a recording in place of its manifest's columns."""
-        _, row = self._named(request.id)
-        return overrides.described(self.library.store, row) | {"editable": self.editable}
-
-    def override(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """Set something of a recording from the next run on; return what is set then.
-
-        Raises:
-            RefusedError: the server was started with --read-only.
-            NotFoundError: there is no such recording.
-            ConfigError, ConflictError, GoneError, FetchError: see `overrides.save`.
-        """
-        self._check_editable()
-        made, seen = overrides.parse_override(body)
-        _, row = self._to_change(made.recording_id)
-        saved = overrides.save(self.library, row, made, seen)
-        return saved | {"editable": self.editable}
 
     def _check_editable(self) -> None:
         if not self.editable:

@@ -39,14 +39,14 @@ _LOG = logging.getLogger(__name__)
 _PAGES = {"": "index.html", "recording": "recording.html", "review": "review.html"} | {
     name: name
     for name in ("style.css", "view.css", "page.js", "search.js", "facets.js", "player.js",
-                 "transcript.js", "waveform.js", "editor.js", "overrides.js", "speakers.js",
+                 "transcript.js", "waveform.js", "editor.js", "speakers.js",
                  "recording.js",
                  "review.js")
 }  # fmt: skip
 _TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
 _ANSWERS = frozenset(
     {"run", "recordings", "search", "recording", "segments", "unsure", "sound", "waveform",
-     "review", "around", "nearest", "overrides"}
+     "review", "around", "nearest"}
 )  # fmt: skip
 # A correction of the longest text, and some room.
 _MAX_BODY_BYTES = 64 * 1024
@@ -106,7 +106,7 @@ class ViewServer:
                 web.get(prefix + "/hits.{kind:csv|json}", self._hits),
                 web.get(prefix + "/api/clip", self._clip),
                 web.get(prefix + "/api/{name}", self._answer),
-                web.post(prefix + "/api/{what:correct|undo|name|override}", self._change),
+                web.post(prefix + "/api/{what:correct|undo|name}", self._change),
                 web.get(prefix + "/{name:[^/]*}", self._page),
             ]
         )

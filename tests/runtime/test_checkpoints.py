@@ -1,7 +1,6 @@
 """The checkpoints of a job are named together, and those that do not fit are refused."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import pytest
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import CheckpointError, ConfigError
 from corpus_asr.families.registry import further_folders
-from corpus_asr.runtime.checkpoints import Checkpoint, fetch_checkpoints
+from corpus_asr.runtime.checkpoints import fetch_checkpoints
 from corpus_asr.storage.model_files import model_revision
 from corpus_asr.storage.run_state.run_files import fingerprint
 from tests.support.checkpoints import tiny_whisper
@@ -98,15 +97,6 @@ def test_each_kind_of_features_has_one_folder(folder: Path) -> None:
     job = fetch_checkpoints(job_with(folder, de="b", fr="v3"), hashed=False)
     assert job.further_folders == {"whisper-128": folder / "v3"}
     assert fetch_checkpoints(job_with(folder, de="b"), hashed=False).further_folders == {}
-
-
-def test_hotwords_are_taken_in_languages_of_models_with_a_search(folder: Path) -> None:
-    main, other, parakeet = (
-        Checkpoint.fetch(str(folder / name)) for name in ("a", "b", "parakeet")
-    )
-    found = replace(main, by_language={"de": parakeet, "fr": other})
-    taken = {code: found.takes_hotwords(code) for code in ("de", "fr", "en", None)}
-    assert taken == {"de": False, "fr": True, "en": True, None: True}
 
 
 def test_a_checkpoint_that_is_not_there_is_told(folder: Path) -> None:

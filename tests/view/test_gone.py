@@ -59,10 +59,6 @@ def named(url: str) -> Response:
     return sent(url, "api/name", {"id": ID, "speaker": "S1", "name": "secret"})
 
 
-def overridden(url: str) -> Response:
-    return sent(url, "api/override", {"id": ID, "hotwords": "secret"})
-
-
 def left(store: OutputStore) -> dict[str, bytes]:
     """Return what is saved of the recording."""
     files = (path for path in Path(store.uri).rglob("*") if path.is_file())
@@ -71,7 +67,7 @@ def left(store: OutputStore) -> dict[str, bytes]:
             if ID in name or ID.encode() in data or b"secret" in data}  # fmt: skip
 
 
-@pytest.mark.parametrize("save", [correct, named, overridden])
+@pytest.mark.parametrize("save", [correct, named])
 def test_of_a_forgotten_recording_nothing_is_saved(
     url: str, store: OutputStore, save: Callable[[str], Response]
 ) -> None:
@@ -82,7 +78,7 @@ def test_of_a_forgotten_recording_nothing_is_saved(
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("save", [correct, named, overridden])
+@pytest.mark.parametrize("save", [correct, named])
 def test_of_a_moved_recording_the_new_address_is_named(
     url: str, store: OutputStore, save: Callable[[str], Response]
 ) -> None:

@@ -20,13 +20,7 @@ import pyarrow.ipc
 from corpus_asr.config.run import CLASSIFY_AUDIO, RunConfig
 from corpus_asr.schemas import OUTCOMES, RECORDINGS, SCHEMA_VERSION
 from corpus_asr.storage.run_state.claims import rows_with_owners
-from corpus_asr.storage.run_state.manifest_columns import (
-    TakesHotwords,
-    changes,
-    each_takes_hotwords,
-    write_columns,
-)
-from corpus_asr.storage.run_state.overrides import has_overrides
+from corpus_asr.storage.run_state.manifest_columns import changes, write_columns
 from corpus_asr.storage.run_state.plan import retire_plans
 from corpus_asr.storage.run_state.redo import forget_done
 from corpus_asr.storage.run_state.run_files import (
@@ -129,7 +123,6 @@ def finish(
     num_listed: int,
     plan_name: str | None = None,
     idle: bool = False,
-    takes_hotwords: TakesHotwords = each_takes_hotwords,
     extra: dict[str, Any] | None = None,
     after_reconciling: Callable[[pa.Array], int] = lambda _: 0,
     before_success: Callable[[], Mapping[str, Any]] = dict,
@@ -140,7 +133,6 @@ def finish(
         listing: FILES batches of what the run was to cover (`plan.read_listing`).
         num_listed: how many rows the listing had when it was made; those missing count as left.
         plan_name: the plan that was worked off; None if there was none.
-        takes_hotwords: as in the plan.
         idle: whether there was nothing to do; `run.json` then keeps what the last run did.
         after_reconciling: called with the IDs of complete recordings once each part counts once;
             returns how many parts it committed again.
@@ -166,12 +158,8 @@ def finish(
             tables.reread(store)
         if adopt_versions(store, tables):
             tables.reread(store)
-        has_columns = config.source.has_columns
-        if has_columns or has_overrides(store):
-            found = changes(
-                tables, "listing", aligns=config.decoding.align, has_columns=has_columns,
-                takes_hotwords=takes_hotwords,
-            )  # fmt: skip
+        if config.source.has_columns:
+            found = changes(tables, "listing", aligns=config.decoding.align)
             if write_columns(store, tables, found):
                 tables.reread(store)
         counts = OutcomeCounts.of(tables, num_listed, run_id=run.run_id)

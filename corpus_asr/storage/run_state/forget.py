@@ -33,7 +33,6 @@ from corpus_asr.storage.run_state.forgotten import CONTENT, FORGOTTEN_NAME, Forg
 from corpus_asr.storage.run_state.late_saves import sweep_late_saves
 from corpus_asr.storage.run_state.lock import LOCK_NAME
 from corpus_asr.storage.run_state.moved import noted_moves
-from corpus_asr.storage.run_state.overrides import OVERRIDES_FOLDER
 from corpus_asr.storage.run_state.own_sources import (
     OWN_SOURCES_FOLDER,
     forget_sources,
@@ -375,7 +374,7 @@ def _rewrite_plans(store: OutputStore, recordings: Mapping[str, str]) -> None:
 def _rewrite_files(store: OutputStore, names: _Names) -> list[str]:
     """Rewrite or remove what is no table; return the files of others that name a recording."""
     tables = tuple(f"{folder}/" for folder in (*TABLES_OF_RUNS, *ALL_PART_ROWS_FOLDERS))
-    passed_over = (f"{EARLIER_FOLDER}/", f"{CORRECTIONS_FOLDER}/", f"{OVERRIDES_FOLDER}/",
+    passed_over = (f"{EARLIER_FOLDER}/", f"{CORRECTIONS_FOLDER}/",
                    f"{PLANS_FOLDER}/", f"{OWN_SOURCES_FOLDER}/", f"{DATASETS_FOLDER}/",
                    *tables)  # fmt: skip
     left = []

@@ -8,10 +8,10 @@ or finds what was saved. What a viewer that is killed in between leaves is swept
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from corpus_asr.storage.run_state.corrections import CORRECTIONS_FOLDER
 from corpus_asr.storage.run_state.forgotten import Forgotten
 from corpus_asr.storage.run_state.moved import addresses, noted_moves
 from corpus_asr.storage.run_state.rewriting import (
-    SAVES,
     Changes,
     earlier_addresses,
     rewrite_corrections,
@@ -56,7 +56,7 @@ def sweep_late_saves(store: OutputStore) -> None:
              for now, uris in earlier_addresses(store).items() for uri in uris}  # fmt: skip
     if not (forgotten.entries or later):
         return
-    saved = {name.split("/")[1] for folder in SAVES for name in store.all_names(folder)}
+    saved = {name.split("/")[1] for name in store.all_names(CORRECTIONS_FOLDER)}
     to: dict[str, str | None] = dict.fromkeys(filter(forgotten.has_id, saved))
     to |= _followed(store, saved & later.keys(), later)
     if to:

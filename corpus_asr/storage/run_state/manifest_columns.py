@@ -1,22 +1,20 @@
-"""Columns of a manifest that were corrected, or set by people, after its recordings were done.
+"""Columns of a manifest that were corrected after its recordings were done.
 
 They are written into the tables again, without transcription. Where a text is aligned, another
-text, or other times of it, are another result, and so are other hotwords that people set where the
-model takes any: such a recording is done again, and keeps its columns until then.
+text, or other times of it, are another result: such a recording is done again, and keeps its
+columns until then.
 """
 
 import logging
-from collections.abc import Callable
 from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from corpus_asr.errors import AlignmentError, ItemError
+from corpus_asr.errors import AlignmentError
 from corpus_asr.schemas import OUTCOMES
-from corpus_asr.storage.manifest import AlignedText, aligned_text, hotwords_of
+from corpus_asr.storage.manifest import AlignedText, aligned_text
 from corpus_asr.storage.run_state.claims import rows_with_owners
-from corpus_asr.storage.run_state.overrides import OVERRIDDEN, Applied
 from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.tables import (
     PENDING,
@@ -30,8 +28,7 @@ logger = logging.getLogger(__name__)
 _CHANGES = pa.schema([(name, pa.string()) for name in ("recording_id", "before", "now")])
 _FOUND = """
 select live.recording_id, outcomes.metadata as before, listed.metadata as now,
-       live.generation = coalesce(generations.generation, 0) as latest,
-       list(distinct outcomes.language) filter (outcomes.language is not null) as languages
+       live.generation = coalesce(generations.generation, 0) as latest
 from live join outcomes using (id)
 join {listed} listed on listed.recording_id = live.recording_id
 left join generations on generations.recording_id = live.recording_id
@@ -46,16 +43,12 @@ where not gone group by name order by name
 
 
 class ManifestChanges(NamedTuple):
-    """What a manifest, or what people set in its place, says otherwise than the tables do."""
+    """What a manifest says otherwise than the tables do."""
 
     columns: pa.Table
     """recording_id, and the columns `before` and `now`, of what is rewritten."""
     texts: pa.Array
-    """IDs of recordings that are to be done again: aligned, or transcribed by other hotwords."""
-    num_set_speakers: int = 0
-    """Recordings whose columns are rewritten as people set another number of speakers."""
-    num_unused: int = 0
-    """Others, whose model takes no hotwords, as people set those."""
+    """IDs of recordings that are to be aligned again."""
 
     @property
     def num_recordings(self) -> int:
@@ -63,72 +56,21 @@ class ManifestChanges(NamedTuple):
         return len(self.columns["recording_id"].unique())
 
 
-TakesHotwords = Callable[[str | None], bool]
-"""Whether the model of a language takes hotwords; None where the language is not known."""
-
-
-def each_takes_hotwords(language: str | None) -> bool:
-    """Say so of every language."""
-    return True
-
-
-def changes(
-    tables: RunTables,
-    listed: str,
-    *,
-    aligns: bool,
-    has_columns: bool,
-    takes_hotwords: TakesHotwords = each_takes_hotwords,
-) -> ManifestChanges:
-    """Compare the metadata of outcomes with that of a table of FILES rows, without credentials.
-
-    Without `has_columns`, only what people set, or had set, is compared.
-    """
+def changes(tables: RunTables, listed: str, *, aligns: bool) -> ManifestChanges:
+    """Compare the metadata of outcomes with that of a table of FILES rows, without credentials."""
     columns, texts = [_CHANGES.empty_table()], dict[str, None]()
-    speakers, unused = set[str](), set[str]()
     for batch in tables.batches(_FOUND.format(listed=listed)):
-        own = _are_set(batch)
-        others = batch.filter(pc.invert(own))
         if not aligns:
-            if has_columns:
-                columns.append(pa.Table.from_batches([others.select(_CHANGES.names)]))
-            others = others.slice(0, 0)
+            columns.append(pa.Table.from_batches([batch.select(_CHANGES.names)]))
+            continue
         rows = []
-        for row in (*batch.filter(own).to_pylist(), *others.to_pylist()):
-            before, now = row["before"], row["now"]
-            same = _aligned(before) == _aligned(now) if aligns else _same_hotwords(before, now)
-            if same or not (aligns or any(map(takes_hotwords, row["languages"] or [None]))):
+        for row in batch.to_pylist():
+            if _aligned(row["before"]) == _aligned(row["now"]):
                 rows.append(row)
-                if Applied.of(before).num_speakers != Applied.of(now).num_speakers:
-                    speakers.add(row["recording_id"])
-                elif not same:
-                    unused.add(row["recording_id"])
             elif row["latest"]:  # else it waits to be done again
                 texts[row["recording_id"]] = None
         columns.append(pa.Table.from_pylist(rows, _CHANGES))
-    found = pa.concat_tables(columns)
-    return ManifestChanges(
-        found, pa.array(list(texts), pa.string()), len(speakers), len(unused - speakers)
-    )
-
-
-def _are_set(rows: pa.RecordBatch) -> pa.Array:
-    """Tell of which rows people set columns, before or now."""
-    before, now = (
-        pc.fill_null(pc.match_substring(rows[name], f'"{OVERRIDDEN}"'), False)
-        for name in ("before", "now")
-    )
-    return pc.or_(before, now)
-
-
-def _same_hotwords(before: str | None, now: str | None) -> bool:
-    # Those of a manifest that nobody set anything of are columns like others.
-    if not Applied.of(before).hotwords and not Applied.of(now).hotwords:
-        return True
-    try:
-        return hotwords_of("", before) == hotwords_of("", now)
-    except ItemError:  # it failed, or will
-        return False
+    return ManifestChanges(pa.concat_tables(columns), pa.array(list(texts), pa.string()))
 
 
 def _aligned(metadata: str | None) -> AlignedText | None:

@@ -28,13 +28,8 @@ from corpus_asr.storage.manifest import expected_bytes
 from corpus_asr.storage.parquet import parquet_batches, parquet_writer
 from corpus_asr.storage.run_state.change_note import is_finished
 from corpus_asr.storage.run_state.forgotten import Forgotten
-from corpus_asr.storage.run_state.manifest_columns import (
-    TakesHotwords,
-    changes,
-    each_takes_hotwords,
-)
+from corpus_asr.storage.run_state.manifest_columns import changes
 from corpus_asr.storage.run_state.moved import Arrivals, Moves, as_table, noted_moves
-from corpus_asr.storage.run_state.overrides import Overrides
 from corpus_asr.storage.run_state.redo import chosen
 from corpus_asr.storage.run_state.run_files import (
     RUN_NAME,
@@ -187,9 +182,7 @@ class Plan:
     num_retried: int = 0  # ... those that failed, ...
     num_redone: int = 0  # ... and those that are done again; the rest were started
     num_realigned: int = 0  # of the remaining, those whose text of the manifest is another now
-    num_set_hotwords: int = 0  # of the remaining, those whose hotwords people set or unset
     num_new_columns: int = 0  # listed recordings of which only other columns of it are
-    num_set_speakers: int = 0  # those whose number of speakers people set or unset
     num_matched: int | None = None  # recordings that --redo means, listed or not
     num_packs: int = 0
     num_excluded: int = 0  # left out by `source.exclude`
@@ -212,9 +205,6 @@ class Plan:
     """REDO rows to be noted before anything is done; None: as they are."""
     moves: Moves = field(default_factory=dict, repr=False, compare=False)
     """Those that moved, whose rows are to follow them."""
-    overrides: Overrides = field(default_factory=lambda: Overrides({}), repr=False, compare=False)
-    """What people set in place of a manifest's columns."""
-    takes_hotwords: TakesHotwords = field(default=each_takes_hotwords, repr=False, compare=False)
 
     @property
     def listing_names(self) -> list[str]:
@@ -245,8 +235,6 @@ class Plan:
         if self.num_new_columns:
             others = counted(self.num_new_columns, "recording")
             found.append(f"{others} with other columns in the manifest: written into the tables")
-        if words := self.set_words():
-            found.append(f"set in view: {words}")
         if self.num_ignored:
             found.append(f"{counted(self.num_ignored, 'other file')} ignored (source.ignore)")
         if self.num_moved:
@@ -278,15 +266,6 @@ class Plan:
             )
         return lines
 
-    def set_words(self) -> str:
-        """Return what becomes of what people set, as far as it is news; else nothing."""
-        counts = {
-            "to be transcribed again by other hotwords": self.num_set_hotwords,
-            "with another number of speakers": self.num_set_speakers,
-        }
-        found = (f"{counted(count, 'recording')} {what}" for what, count in counts.items() if count)
-        return ", ".join(found)
-
     def redo_words(self) -> str:
         """Return how many recordings are done again, of those that --redo means."""
         if not self.num_matched:
@@ -306,14 +285,12 @@ def make_plan(
     *,
     model_revision: str | None = None,
     options: RunOptions = DEFAULT_OPTIONS,
-    takes_hotwords: TakesHotwords = each_takes_hotwords,
     target: OutputStore | None = None,
 ) -> Plan:
     """List the source, drop what is done, pack the rest and write the packs.
 
-    With a `model_revision`, the folder is checked to hold nothing made otherwise. Where a model
-    does not take hotwords, nothing is done again as people set them. The plan is written into the
-    folder, or the `target` where nobody is to work it off.
+    With a `model_revision`, the folder is checked to hold nothing made otherwise. The plan is
+    written into the folder, or the `target` where nobody is to work it off.
     """
     target = target or store
     earlier = Earlier.same
@@ -327,15 +304,12 @@ def make_plan(
     # The newest plan is the one in use, whatever clocks say.
     newest_ns = max(map(time_ns_of, plans_of(store)), default=0)
     name = f"{PLANS_FOLDER}/{store.stem(max(time.time_ns(), newest_ns + 1))}"
-    plan = Plan(uri=target.address(f"{name}/packs"), name=name, takes_hotwords=takes_hotwords)
+    plan = Plan(uri=target.address(f"{name}/packs"), name=name)
     noted = noted_moves(store)
-    overrides = Overrides.load(store)
-    # Of a move that was killed, some are called as before.
-    plan.overrides = overrides.moved(noted) | overrides
     columns: Sequence[str] = (*VERSION_COLUMNS, "content_digest")
     columns = columns if options.redo is None else PART_COLUMNS
-    if config.source.has_columns or overrides:
-        columns = tuple(dict.fromkeys((*columns, "metadata", "language")))
+    if config.source.has_columns:
+        columns = tuple(dict.fromkeys((*columns, "metadata")))
     with (
         scratch_folder() as folder,
         RunTables(committed, columns=columns) as tables,
@@ -452,8 +426,7 @@ def _plan_of(name: str) -> str:
 
 def _list_source(plan: Plan, store: OutputStore, shards: Iterable[pa.Table]) -> Iterator[pa.Table]:
     """Yield what a source names, as it is written down."""
-    for shard, listed in enumerate(shards):
-        files = plan.overrides.in_place(listed)
+    for shard, files in enumerate(shards):
         store.private().write_table(f"{plan.name}/listing/{shard:05d}{SUFFIX}", files)
         plan.num_files += files.num_rows
         plan.num_bytes += pc.sum(files["size_bytes"]).as_py() or 0
@@ -462,14 +435,8 @@ def _list_source(plan: Plan, store: OutputStore, shards: Iterable[pa.Table]) -> 
 
 
 def _listed_again(plan: Plan, store: OutputStore) -> Iterator[pa.Table]:
-    """Yield the listing, once it is known what moved, with what people set of that."""
-    moved = plan.overrides.moved(plan.moves)
-    for name in plan.listing_names:
-        listed = store.read_table(name, FILES)
-        files = moved.in_place(listed)
-        if files is not listed:
-            store.private().write_table(name, files)
-        yield files
+    """Yield the listing, once it is known what moved."""
+    return (store.read_table(name, FILES) for name in plan.listing_names)
 
 
 def _left(
@@ -486,10 +453,10 @@ def _left(
     sizes, ids, retried = [np.empty(0, np.int64)], [np.empty(0, "S16")], [np.empty(0, bool)]
     reasons: Counter[int] = Counter()
     plan.remaining, plan.known = FileSample(), {}
-    plan.num_remaining_bytes = plan.num_new_columns = plan.num_set_speakers = 0
+    plan.num_remaining_bytes = plan.num_new_columns = 0
     with parquet_writer(scratch, REMAINING) as remaining_file:
         for files in shards:
-            if config.source.has_columns or plan.overrides:
+            if config.source.has_columns:
                 _compare_columns(plan, tables, files, config)
             remaining = tables.remaining(
                 files.to_batches()[0], options.retry, leave_alone=options.leave_alone
@@ -522,16 +489,9 @@ def _left(
 def _compare_columns(plan: Plan, tables: RunTables, files: pa.Table, config: RunConfig) -> None:
     aligns = config.decoding.align
     tables.add("shard", without_credentials(files))
-    found = changes(
-        tables, "shard", aligns=aligns, has_columns=config.source.has_columns,
-        takes_hotwords=plan.takes_hotwords,
-    )  # fmt: skip
-    plan.num_set_speakers += found.num_set_speakers
-    plan.num_new_columns += found.num_recordings - found.num_set_speakers - found.num_unused
-    if aligns:
-        plan.num_realigned += len(found.texts)
-    else:
-        plan.num_set_hotwords += len(found.texts)
+    found = changes(tables, "shard", aligns=aligns)
+    plan.num_new_columns += found.num_recordings
+    plan.num_realigned += len(found.texts)
     if len(found.texts):
         plan.redo = tables.do_again(found.texts)
 

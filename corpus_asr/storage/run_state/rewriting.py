@@ -29,7 +29,6 @@ from corpus_asr.storage.run_state.finish import (
     write_empty_tables,
 )
 from corpus_asr.storage.run_state.moved import MOVING_NAME, Move, Moves
-from corpus_asr.storage.run_state.overrides import OVERRIDES_FOLDER
 from corpus_asr.storage.run_state.run_files import CONFIG_NAME, EARLIER_FOLDER
 from corpus_asr.storage.run_state.run_tables import REDO_NAME
 from corpus_asr.storage.run_state.tables import (
@@ -59,8 +58,6 @@ ADDRESSES_NAME: Final = "_run/addresses.json"
 _TABLES = {RECORDINGS_FOLDER: RECORDINGS, SPEAKERS_FOLDER: SPEAKERS, VOICES_FOLDER: VOICES,
            DUPLICATES_FOLDER: DUPLICATES, HOOKS_FOLDER: HOOKS}  # fmt: skip
 _IDS = ("recording_id", "other_recording_id")
-SAVES = (CORRECTIONS_FOLDER, OVERRIDES_FOLDER)
-"""Folders of what people saved, each with a folder of every recording."""
 # People save names meanwhile; more often than this in a row they do not.
 _ATTEMPTS = 8
 
@@ -158,8 +155,8 @@ def holding(store: OutputStore, ids: pa.Array) -> list[str]:
         own = _concerned(folder, folder.commit_names(), OUTCOMES, ids)
         for name, schema in _TABLES.items():
             own += _concerned(folder, folder.names(name), schema, ids)
-        for kind in SAVES:
-            own += [name for name in folder.all_names(kind) if name.split("/")[1] in wanted]
+        saves = folder.all_names(CORRECTIONS_FOLDER)
+        own += [name for name in saves if name.split("/")[1] in wanted]
         found += [folder.address(name).removeprefix(store.address("")) for name in own]
     return found
 
@@ -280,9 +277,8 @@ def _rewrite_notes(store: OutputStore, name: str, changes: Changes) -> None:
 
 def rewrite_corrections(store: OutputStore, changes: Changes) -> None:
     """Let what people saved of recordings follow them, or go with them."""
-    for name in [each for folder in SAVES for each in store.all_names(folder)]:
-        folder, _, rest = name.partition("/")
-        old, _, base = rest.rpartition("/")
+    for name in list(store.all_names(CORRECTIONS_FOLDER)):
+        folder, old, base = name.split("/")
         if old not in changes.to:
             continue
         uri = changes.to[old]

@@ -2,7 +2,6 @@
 // also stands in the address behind the #.
 
 import { Editor, remembered } from "./editor.js";
-import { Overrides } from "./overrides.js";
 import { STATES, ask, byId, clock, counted, element, inField, language, long, send } from "./page.js";
 import { Player } from "./player.js";
 import { Speakers } from "./speakers.js";
@@ -430,7 +429,6 @@ try {
     speakers.above(waveform);
   }
   describeStale();
-  new Overrides(id, info).load();
   const query = new URLSearchParams(location.search).get("q") ?? "";
   byId("q").value = query;
   if (query && info.segments) await search(query);
