@@ -5,7 +5,7 @@ with signs for characters that would hide or reorder others.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from typing import Any
 
@@ -52,10 +52,8 @@ from corpus_asr.view.search import (
     MAX_PAGE,
     PAGE_ROWS,
     Hit,
-    Order,
     Page,
     State,
-    count,
     find,
     find_all,
     hit_rows,
@@ -84,8 +82,6 @@ _HINTS = {
     REFUSED_FILE: "",  # its advice says it
     REFUSED_HOST: ", or start corpus-asr view ... --audio-folder http://HOST/",
 }
-# Segments before and after the one that is reviewed.
-_CONTEXT = 2
 
 
 class NotFoundError(LookupError):
@@ -175,35 +171,6 @@ class Answers:
             "by": f"{vectors.hook}.{vectors.column}",
         }  # fmt: skip
 
-    def review(self, request: Request) -> dict[str, Any]:
-        """Return what nobody has checked, least confident first, and how much there is."""
-        request = replace(request, by_model=True)
-        found = self.search(replace(request, unchecked=True, order=Order.least_sure))
-        if not found["ready"]:
-            return found
-        tables = self.library.current().catalogue.tables
-        of_all = count(tables, request.query, replace(request, unchecked=False))
-        return found | {"of_all": of_all, "checked": max(0, of_all - found["total"])}
-
-    def around(self, request: Request) -> dict[str, Any]:
-        """Return a segment, by key or moment, those next to it, and its place among them."""
-        view, row = self._named(request.id)
-        transcript = self.transcripts.read(view, row)
-        at = transcript.number_now(request.key)
-        if at is None:
-            at = transcript.number_at(request.from_s, request.channel)
-        if at is None:
-            raise NotFoundError("this recording has no segments")
-        first = max(0, at - _CONTEXT)
-        turns = self.transcripts.turns(view, request.id)
-        rows = transcript.segments(first, 2 * _CONTEXT + 1)
-        return {
-            "segments": [_segment(each, request.query, turns, transcript.groups) for each in rows],
-            "at": at - first,
-            "speakers": _turns(request.id, turns, view)["speakers"],
-            "editable": self.editable and not view.catalogue.classified,
-        }
-
     def hits(self, request: Request, kind: str) -> Iterator[bytes]:
         """Return all hits of a query as a file, in pieces."""
         view = self.library.current()
@@ -261,8 +228,10 @@ class Answers:
         }
 
     def unsure(self, request: Request) -> dict[str, Any]:
-        """Find the next or previous word of low confidence."""
+        """Find the next or previous word of low confidence, or the next unchecked segment."""
         transcript = self.transcripts.read(*self._named(request.id))
+        if request.unchecked:
+            return {"at_s": transcript.next_unchecked(request.from_s)}
         at_s = transcript.low_confidence(
             request.from_s, below=LOW_CONFIDENCE, forward=not request.back
         )

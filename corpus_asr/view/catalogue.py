@@ -442,16 +442,6 @@ class Transcript:
         leaf = self.leaves.get(at)
         return row | {"key": leaf.key if leaf else str(replaced_row(row).node), "leaf": leaf}
 
-    def number_at(self, at_s: float, channel: int | None) -> int | None:
-        """Return the number of the row of a channel, if it is given, that starts nearest."""
-        if not self.rows.num_rows:
-            return None
-        distances = np.abs(self.rows["start_s"].to_numpy() - at_s)
-        if channel is not None:
-            own = pc.fill_null(pc.equal(self.rows["channel"], channel), False)
-            distances = np.where(own.to_numpy(), distances, np.inf)
-        return int(np.argmin(distances))
-
     def number_of(self, key: str) -> int | None:
         """Return the number of the row with a key; None if there is none."""
         own = next((at for at, leaf in self.leaves.items() if leaf.key == key), None)
@@ -461,18 +451,6 @@ class Transcript:
         starts_ms = np.rint(1000 * self.rows["start_s"].to_numpy())
         candidates = np.flatnonzero(starts_ms == int(start_ms)).tolist()
         return next((at for at in candidates if self.segments(at, 1)[0]["key"] == key), None)
-
-    def number_now(self, key: str) -> int | None:
-        """Return the number of the row with a key, or of the first that is in its place."""
-        at = self.number_of(key)
-        if at is not None:
-            return at
-        stem = key.rpartition(".")[0]
-        for number, leaf in sorted(self.leaves.items()):
-            group = self.groups[leaf.stem].group
-            if stem in group.stems or key in {str(one.node) for one in group.replaced}:
-                return number
-        return None
 
     def between(self, channel: int | None, start_s: float, end_s: float) -> list[dict[str, Any]]:
         """Return the segments of a channel that overlap a time span."""
@@ -519,6 +497,14 @@ class Transcript:
         later = int(np.searchsorted(doubtful, from_s, side="right" if forward else "left"))
         at = later if forward else later - 1
         return float(doubtful[at]) if 0 <= at < len(doubtful) else None
+
+    def next_unchecked(self, from_s: float) -> float | None:
+        """Return the start of the first segment after `from_s` that nobody checked."""
+        starts = self.rows["start_s"].to_numpy()
+        open_rows = starts > from_s
+        for at, leaf in self.leaves.items():
+            open_rows[at] &= not leaf.correction.checked
+        return min(starts[open_rows].tolist(), default=None)
 
 
 class Transcripts:

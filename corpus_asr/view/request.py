@@ -31,8 +31,6 @@ class Request(Filters):
     decode: bool = False
     """Also what browsers play."""
     channel: int | None = None
-    key: str = ""
-    """Of a segment; where it is gone, the one of the channel that starts nearest is meant."""
     format: str = ""
 
     @property
@@ -57,7 +55,7 @@ def _count(text: str) -> int:
 
 # Parsers of parameters that are no text, and what these have to be.
 _READ: Mapping[str, tuple[Callable[[str], Any], str]] = {
-    **dict.fromkeys(("whole_words", "back", "decode", "unchecked", "by_model"), ("1".__eq__, "1")),
+    **dict.fromkeys(("whole_words", "back", "decode", "unchecked"), ("1".__eq__, "1")),
     **dict.fromkeys(("from_s", "to_s", "min_confidence", "max_confidence"), (_number, "a number")),
     **dict.fromkeys(("page", "block", "channel", "count"), (_count, "a whole number from 0")),
     "state": (State, ", ".join(State)),

@@ -89,8 +89,6 @@ class Filters:
     """A year or month, as 2026-03."""
     unchecked: bool = False
     """Only what nobody has compared with the audio."""
-    by_model: bool = False
-    """Confidence is the model's, also where people vouch for another text by now."""
 
     def __post_init__(self) -> None:
         for bound in (self.min_confidence, self.max_confidence):
@@ -163,10 +161,8 @@ _IN_LANGUAGE = "($language is null or {of}language = $language)"
 _INSIDE = f"{_IN_FOLDER} and {_IN_DATE} and {_IN_LANGUAGE.format(of='')}"
 _SEGMENTS = f"""
 select * from said where {{terms}}
-  and ($min_confidence is null
-       or if($by_model, model_confidence, confidence) >= $min_confidence::float)
-  and ($max_confidence is null
-       or if($by_model, model_confidence, confidence) <= $max_confidence::float)
+  and ($min_confidence is null or confidence >= $min_confidence::float)
+  and ($max_confidence is null or confidence <= $max_confidence::float)
   and not ($unchecked and coalesce(contains(correction, '"checked": true'), false))
   and number in (select number from shown where {_MEANT} and {{places}})
 """
@@ -226,15 +222,6 @@ def find_all(
         yield [_hit(row) for row in batch.to_pylist()]
 
 
-def count(tables: RunTables, query: Query, filters: Filters) -> int:
-    """Return how many segments match."""
-    terms, values = query.condition()
-    [(number,)] = tables.rows(
-        f"select count(*) from ({_inside(terms)})", **values, **_values(filters)
-    )
-    return int(number)
-
-
 def _inside(terms: str) -> str:
     segments = _SEGMENTS.format(terms=terms, places=f"{_IN_FOLDER} and {_IN_DATE}")
     return f"{segments} and {_IN_LANGUAGE.format(of='')}"
@@ -250,7 +237,7 @@ def recordings_page(
     """Return a page of the recordings that match; facets count recordings."""
     _check_page(page)
     values = _values(filters)
-    for of_segments in ("min_confidence", "max_confidence", "unchecked", "by_model"):
+    for of_segments in ("min_confidence", "max_confidence", "unchecked"):
         del values[of_segments]
     total, recordings, facets = _counted(tables, _LISTED, values)
     listing = _RECORDINGS.format(order=_ORDERS[order])

@@ -36,17 +36,15 @@ from corpus_asr.view.sound import Playable
 
 _LOG = logging.getLogger(__name__)
 
-_PAGES = {"": "index.html", "recording": "recording.html", "review": "review.html"} | {
+_PAGES = {"": "index.html", "recording": "recording.html"} | {
     name: name
     for name in ("style.css", "view.css", "page.js", "search.js", "facets.js", "player.js",
-                 "transcript.js", "waveform.js", "editor.js", "speakers.js",
-                 "recording.js",
-                 "review.js")
+                 "transcript.js", "waveform.js", "editor.js", "speakers.js", "recording.js")
 }  # fmt: skip
 _TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
 _ANSWERS = frozenset(
     {"run", "recordings", "search", "recording", "segments", "unsure", "sound", "waveform",
-     "review", "around", "nearest"}
+     "nearest"}
 )  # fmt: skip
 # A correction of the longest text, and some room.
 _MAX_BODY_BYTES = 64 * 1024

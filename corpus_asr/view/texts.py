@@ -7,7 +7,7 @@ They lie beside those of `RunTables`:
 - `described`: the same with all else that is known of them;
 - `texts`: segments, or the likeliest labels, that count, by `place`: as their objects hold them;
 - `edits`: all texts of recordings of which people corrected or checked some, by places of their
-  own, with the `edition` of what they said, and the `model_confidence` of what was there before;
+  own, with the `edition` of what they said;
 - `said`: texts as people see them;
 - `copied`: audio that other recordings have as well.
 """
@@ -105,11 +105,11 @@ _EDITS = pa.schema([
     ("place", pa.int64()), ("id", pa.int64()), ("number", pa.int64()), ("start_s", pa.float64()),
     ("end_s", pa.float64()), ("channel", pa.int32()), ("language", pa.string()),
     ("confidence", pa.float32()), ("text", pa.string()), ("folded", pa.string()),
-    ("correction", pa.string()), ("edition", pa.string()), ("model_confidence", pa.float32()),
+    ("correction", pa.string()), ("edition", pa.string()),
 ])  # fmt: skip
 _SAID = """
 create or replace view said as
-select *, null::varchar as correction, confidence as model_confidence
+select *, null::varchar as correction
 from texts anti join (select number from edits) using (number)
 union all by name select * exclude (edition) from edits where place is not null
 """
@@ -247,13 +247,9 @@ def read_edits(
         rows = placing.rows
         texts = pc.fill_null(rows["text"], "")
         said: list[str | None] = [None] * rows.num_rows
-        sure: list[float | None] = rows["confidence"].to_pylist()
         by_stem = placing.by_stem()
         for at, leaf in placing.leaves.items():
-            placed = by_stem[leaf.stem]
-            said[at] = json.dumps(said_of(leaf, placed))
-            model = (row["confidence"] for row in placed.cut if row["confidence"] is not None)
-            sure[at] = min(model, default=None)
+            said[at] = json.dumps(said_of(leaf, by_stem[leaf.stem]))
         same = {"number": numbers[recording_id], "edition": editions[recording_id]}
         columns = {name: rows[name] for name in _SEGMENT_COLUMNS} | {
             "place": pa.array(np.arange(first, first + rows.num_rows)),
@@ -261,7 +257,6 @@ def read_edits(
             "text": texts,
             "folded": _folded(texts.to_pylist()),
             "correction": pa.array(said, pa.string()),
-            "model_confidence": pa.array(sure, pa.float32()),
             **{
                 name: pa.array([value] * rows.num_rows, _EDITS.field(name).type)
                 for name, value in same.items()

@@ -1,4 +1,4 @@
-"""Editing and reviewing in a real browser: by keys, by mouse, on a phone, two people at once."""
+"""Editing and checking in a real browser: by keys, by mouse, on a phone, two people at once."""
 
 import json
 from collections.abc import Iterator
@@ -10,9 +10,9 @@ from corpus_asr.storage.run_state.corrections import read_saved, stem_of
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.view.server import ViewServer
 from tests.support.audio import noise, wav_bytes
-from tests.support.pages import Chromium, Page, chromium_path, sent
+from tests.support.pages import Chromium, Page, chromium_path
 from tests.support.runs import correct_segment, of_file, passage, run_of, says, spoken, write_tones
-from tests.view.conftest import add, get, serving
+from tests.view.conftest import add, serving
 
 pytestmark = [
     pytest.mark.long,
@@ -31,8 +31,6 @@ FIRST = "S1: we begin with the minutes"
 SEEN_AGAIN = "document.dispatchEvent(new Event('visibilitychange'))"
 EDITOR = "document.querySelector('.editor')"
 NOTE = "document.querySelector('.note').textContent"
-REVIEWED = "document.querySelector('.review .segment.now .said').innerText.trim()"
-PROGRESS = "document.getElementById('progress').textContent"
 
 
 @pytest.fixture
@@ -253,38 +251,25 @@ def test_what_was_not_saved_is_said_where_somebody_reads(
     theirs.close()
 
 
-def test_the_queue_goes_from_the_least_confident_on_until_all_is_checked(
+def test_a_key_goes_to_the_next_segment_that_nobody_checked(
     browser: Chromium, served: tuple[ViewServer, OutputStore]
 ) -> None:
-    page = browser.open(served[0].url)
-    page.wait_for("document.querySelector('#review:not([hidden]) a')")
-    page.click("#review a")
-    page.wait_for("document.querySelector('.review .segment.now')")
-    assert page.value(f"[{REVIEWED}, {PROGRESS}]") == ["one", "0 of 8 segments checked"]
-    page.press("v")
-    page.wait_for(f"{REVIEWED} === 'good'")
-    page.press("e")
-    write(page, "very good")
-    page.press("Enter")  # mended, not compared with the audio
-    page.wait_for(f"{REVIEWED} === 'very good' && !{EDITOR}")
-    assert page.value(PROGRESS) == "1 of 8 segments checked"
-    page.press("v")
-    page.wait_for(f"{REVIEWED} === 'it is in it'")
-    page.press("n")
-    page.wait_for(f"{REVIEWED} === 'I ask about it'")
-    assert page.value(PROGRESS) == "2 of 8 segments checked"
-    page.press("u")
-    page.wait_for(f"{REVIEWED} === 'very good' && {PROGRESS} === '1 of 8 segments checked'")
-    page.press("u")
-    page.wait_for(f"{REVIEWED} === 'good' && {PROGRESS} === '1 of 8 segments checked'")
-    page.press(" ")
-    page.wait_for("document.querySelector('audio').currentTime > 10")
-    for left in range(7, 0, -1):
-        page.wait_for(f"{PROGRESS} === '{8 - left} of 8 segments checked'")
-        page.wait_for("!document.querySelector('.review[aria-busy]')")
-        page.press("v")
-    page.wait_for("!document.getElementById('done').hidden")
-    assert page.value(PROGRESS) == "8 of 8 segments checked"
+    correct_segment(served[1], TEXTS[1], TEXTS[1])
+    page = opened(browser, served[0])
+    now = "document.querySelector('.segment.now .said')?.innerText.trim()"
+    page.press("x")
+    page.wait_for(f"{now} === {json.dumps(TEXTS[2])}")
+    page.press("v")  # and on to the next
+    page.wait_for(f"{now} === {json.dumps(TEXTS[3])}")
+    for text in TEXTS[4:]:
+        page.press("x")
+        page.wait_for(f"{now} === {json.dumps(text)}")
+    page.press("x")
+    page.wait_for(f"{NOTE} === 'No unchecked segment after this.'")
+    # In a search, too.
+    page.go(f"{served[0].url}?unchecked=1&order=least_sure")
+    page.wait_for("document.querySelectorAll('.hit').length === 6")
+    assert page.value("document.querySelector('.hit .said').innerText.trim()").startswith("one")
     assert page.complaints() == []
     page.close()
 
@@ -344,19 +329,17 @@ def test_paragraphs_and_forms_fit_a_phone(
     url = page.value("location.href")
     for width, dark in ((400, False), (400, True), (1280, False)):
         page.look(width=width, height=800, dark=dark)
-        for address in (url, f"{served[0].url}review"):
-            page.go(address)
-            page.wait_for("document.querySelector('.segment')")
-            page.press("e")
-            page.wait_for(EDITOR)
-            assert page.value("document.documentElement.scrollWidth") <= width, address
-            if width == 400:  # a finger hits what is 44 pixels high
-                heights = (
-                    "[...document.querySelectorAll('.editor button, .review > .controls button')]"
-                    ".map((one) => one.offsetHeight)"
-                )
-                assert min(page.value(heights)) >= 44
-            page.press("Escape")
+        page.go(url)
+        page.wait_for("document.querySelector('.segment')")
+        page.press("e")
+        page.wait_for(EDITOR)
+        assert page.value("document.documentElement.scrollWidth") <= width
+        if width == 400:  # a finger hits what is 44 pixels high
+            heights = (
+                "[...document.querySelectorAll('.editor button')].map((one) => one.offsetHeight)"
+            )
+            assert min(page.value(heights)) >= 44
+        page.press("Escape")
     assert page.complaints() == []
     page.close()
 
@@ -421,41 +404,6 @@ def test_the_clip_of_a_segment_is_of_its_channel(browser: Chromium, dialogue: Vi
         href = page.value("document.querySelector('.editor a.button').href")
         assert f"&channel={channel}" in href
         page.press("Escape")
-    page.close()
-
-
-def test_those_that_begin_at_once_are_all_reviewed(browser: Chromium, dialogue: ViewServer) -> None:
-    page = browser.open(f"{dialogue.url}review")
-    page.wait_for("document.querySelector('.review .segment.now')")
-    for text in ("left", "echo", "right"):
-        page.wait_for(f"{REVIEWED} === '{text}' && !document.querySelector('[aria-busy]')")
-        page.press("e")
-        page.press("Escape")
-        page.press("v")
-    page.wait_for("!document.getElementById('done').hidden")
-    assert page.value(PROGRESS) == "3 of 3 segments checked"
-    page.close()
-
-
-def test_in_the_queue_nothing_written_is_left_and_nothing_comes_that_others_checked(
-    browser: Chromium, dialogue: ViewServer
-) -> None:
-    page = browser.open(f"{dialogue.url}review")
-    page.wait_for("document.querySelector('.review .segment.now')")
-    assert page.value(REVIEWED) == "left"
-    [hit] = get(dialogue.url, "api/search", q="echo")["hits"]
-    body = {"id": hit["id"], "keys": [hit["key"]], "checked": True}
-    assert sent(dialogue.url, "api/correct", body).status == 200
-    page.press("e")
-    write(page, "mine")
-    page.click("#skip")
-    page.wait_for("document.getElementById('problem').innerText.startsWith('Save what you have')")
-    assert page.value(f"[{REVIEWED}, document.activeElement.value]") == ["left", "mine"]
-    page.press("Escape")
-    page.click("#skip")
-    page.wait_for(f"{REVIEWED} === 'right'")
-    assert page.value(PROGRESS) == "1 of 3 segments checked"
-    assert page.complaints() == []
     page.close()
 
 

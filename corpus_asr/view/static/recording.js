@@ -32,7 +32,8 @@ const paragraphs = button("¶", "Paragraphs by speaker, or one line per segment 
 const editing = button("✎ Edit", "Edit the current segment (e)", () => edit());
 const checking = button("✓ Check", "Mark the current segment as checked, and go to the next (v)", () => check());
 const undoing = button("Undo", "Undo what you saved last (u, or Ctrl+Z)", () => undo());
-for (const one of [editing, checking, undoing]) one.classList.add("editing");
+const unchecked = button("unchecked ›", "Next unchecked segment (x)", () => nextUnchecked());
+for (const one of [editing, checking, undoing, unchecked]) one.classList.add("editing");
 const picture = element("div", {});
 const player = new Player(byId("player"), {
   onTime: heard,
@@ -42,6 +43,7 @@ const player = new Player(byId("player"), {
     follow,
     button("‹ doubtful", "Doubtful word before (p)", () => doubtful(true)),
     button("doubtful ›", "Next doubtful word (n)", () => doubtful(false)),
+    unchecked,
     button("Copy link", "Copy a link to this moment (c)", copy),
     paragraphs, editing, checking, undoing,
   ],
@@ -115,6 +117,17 @@ async function doubtful(back) {
   try {
     const { at_s } = await ask("unsure", { id, from: at, back });
     if (at_s === null) player.say(`No low-confidence ${info.has_words ? "word" : "segment"} ${back ? "before" : "after"} this.`);
+    else await go(at_s);
+  } catch (error) {
+    complain(error.message);
+  }
+}
+
+async function nextUnchecked() {
+  if (!info.editable) return;
+  try {
+    const { at_s } = await ask("unsure", { id, from: at + 0.01, unchecked: true });
+    if (at_s === null) player.say("No unchecked segment after this.");
     else await go(at_s);
   } catch (error) {
     complain(error.message);
@@ -368,6 +381,7 @@ const KEYS = {
   b: () => flow(paragraphs.getAttribute("aria-pressed") !== "true"),
   e: edit,
   v: check,
+  x: nextUnchecked,
   u: undo,
   "[": () => border("from"),
   "]": () => border("to"),

@@ -6,6 +6,7 @@ import { STATES, ask, byId, clock, correctionBadge, counted, element, inField, l
 import { Player } from "./player.js";
 
 const FIELDS = ["q", "show", "name", "state", "language", "label", "min_confidence", "max_confidence", "order", "recording_order"];
+const BOXES = ["whole_words", "unchecked"];
 const EVERY_MS = 10_000;
 const SOON_MS = 500;
 
@@ -21,14 +22,14 @@ const player = new Player(byId("player"), {});
 
 function wanted() {
   const values = Object.fromEntries(FIELDS.map((name) => [name, byId(name).value.trim()]));
-  values.whole_words = byId("whole_words").checked;
+  for (const name of BOXES) values[name] = byId(name).checked;
   return { ...values, ...place };
 }
 
 function readAddress() {
   const query = new URLSearchParams(location.search);
   for (const name of FIELDS) fill(name, query.get(name) ?? "");
-  byId("whole_words").checked = query.get("whole_words") === "1";
+  for (const name of BOXES) byId(name).checked = query.get(name) === "1";
   place = { folder: query.get("folder") ?? "", date: query.get("date") ?? "" };
   const [id, from, channel = ""] = (query.get("near") ?? "").split("@");
   near = id && from ? { id, from, channel } : null;
@@ -60,7 +61,7 @@ function nameOf({ id, from, channel }) {
 
 function segmentsAsked(values) {
   if (values.show) return values.show === "segments";
-  return Boolean(values.q || values.min_confidence || values.max_confidence || values.order);
+  return Boolean(values.q || values.min_confidence || values.max_confidence || values.order || values.unchecked);
 }
 
 async function showRun() {
@@ -82,7 +83,7 @@ async function showRun() {
   choices("label", run.labels, (name) => name);
   byId("label-label").hidden = !run.classified;
   byId("language-label").hidden = run.classified;
-  byId("review").hidden = run.classified || !run.segments;
+  byId("unchecked").closest("label").hidden = run.classified;
   complain(run.problem);
 }
 
@@ -107,10 +108,8 @@ async function show() {
   asking = new AbortController();
   const { signal } = asking;
   const values = wanted();
-  const count = FIELDS.filter((name) => name !== "q" && values[name]).length + values.whole_words;
+  const count = FIELDS.filter((name) => name !== "q" && values[name]).length + BOXES.filter((name) => values[name]).length;
   byId("set").textContent = count ? `${count} set` : "";
-  const { name, state, language: spoken, folder, date, q, max_confidence } = values;
-  byId("review-link").href = `review?${parametersOf({ name, state, language: spoken, folder, date, q, max_confidence })}`;
   try {
     if (near) await showNearest(signal);
     else if (segmentsAsked(values)) await showSegments(values, signal);
@@ -183,7 +182,7 @@ function segment(hit, query) {
 }
 
 async function showRecordings(values, signal) {
-  const { q: _, show: __, order: ___, whole_words: ____, ...filters } = values;
+  const { q: _, show: __, order: ___, whole_words: ____, unchecked: _____, ...filters } = values;
   const found = await ask("recordings", { ...filters, page }, signal);
   byId("told").textContent = counted(found.total, "recording") + narrowed();
   results(found.recordings.map(recording), found.pages);

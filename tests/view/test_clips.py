@@ -1,7 +1,6 @@
-"""The review queue and clips: what nobody has checked comes first, and only real spans are cut."""
+"""What nobody has checked is found, and clips are cut of real spans alone."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,7 @@ import pytest
 
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import recording_id
-from tests.support.pages import asked, fetch, sent
+from tests.support.pages import asked, fetch
 from tests.support.runs import correct_segment, passage, run_of, spoken
 from tests.view.conftest import SECONDS, Shown, get, serving
 
@@ -21,49 +20,19 @@ def store(tmp_path: Path) -> OutputStore:
     return run_of(tmp_path / "output", spoken("/a.wav", *said), spoken("/b.wav", *other))
 
 
-@pytest.fixture
-def url(store: OutputStore) -> Iterator[str]:
-    with serving(store) as server:
-        yield server.url
-
-
-def test_what_nobody_checked_comes_least_confident_first_with_progress(store: OutputStore) -> None:
+def test_what_nobody_checked_is_a_filter_and_the_next_of_it_is_found(store: OutputStore) -> None:
     correct_segment(store, "one1", "one1")  # checked, and right as it was
     correct_segment(store, "two1", "mended", checked=False)
-    with serving(store) as server:
-        found = get(server.url, "api/review")
-        assert [hit["text"] for hit in found["hits"]] == ["two0", "one2", "one0", "mended"]
-        assert (found["checked"], found["of_all"], found["total"]) == (1, 5, 4)
-        # Filters narrow both what comes and what is counted.
-        own = get(server.url, "api/review", id=recording_id("/a.wav"))
-        assert (own["checked"], own["of_all"], len(own["hits"])) == (1, 3, 2)
-        # Also that of confidence, which is the model's: what was checked counts as done.
-        doubtful = get(server.url, "api/review", max_confidence=0.5)
-        assert [hit["text"] for hit in doubtful["hits"]] == ["two0", "mended"]
-        assert (doubtful["checked"], doubtful["of_all"], doubtful["total"]) == (1, 3, 2)
-        # In a search, too; recordings have nothing of it.
-        assert get(server.url, "api/search", unchecked=1)["total"] == 4
-        assert get(server.url, "api/recordings", unchecked=1)["total"] == 2
-
-
-def test_a_segment_comes_with_those_around_it(url: str) -> None:
     own = recording_id("/a.wav")
-    for at_s, texts, at in ((0.0, ["one0", "one1", "one2"], 0), (2.01, ["one0", "one1", "one2"], 1),
-                            (99.0, ["one0", "one1", "one2"], 2)):  # fmt: skip
-        found = get(url, "api/around", **{"id": own, "from": at_s})
-        assert [each["text"] for each in found["segments"]] == texts
-        assert (found["at"], found["editable"]) == (at, True)
-    # Others speak at the same moment: the key tells which is meant, also once it is corrected.
-    for checked in (False, True):
-        for hit in get(url, "api/search", q="two", whole_words=False)["hits"]:
-            asking = {"id": hit["id"], "from": 0.0, "key": hit["key"]}
-            found = get(url, "api/around", **asking)
-            shown = found["segments"][found["at"]]
-            assert (shown["text"], shown["key"]) == (hit["text"], hit["key"])
-            body = {"id": hit["id"], "keys": [hit["key"]], "checked": checked}
-            assert sent(url, "api/correct", body).status == 200
-    refused = fetch(asked(url, "api/around", id="../x"))
-    assert (refused.status, b"has no recording" in refused.body) == (404, True)
+    with serving(store) as server:
+        found = get(server.url, "api/search", unchecked=1, order="least_sure")
+        assert [hit["text"] for hit in found["hits"]] == ["two0", "one2", "one0", "mended"]
+        assert get(server.url, "api/search", unchecked=1, id=own)["total"] == 2
+        # Recordings have nothing of it.
+        assert get(server.url, "api/recordings", unchecked=1)["total"] == 2
+        for from_s, at_s in ((-1, 0.0), (0, 4.0), (4, None)):
+            asking = {"id": own, "from": from_s, "unchecked": 1}
+            assert get(server.url, "api/unsure", **asking)["at_s"] == at_s
 
 
 def test_a_clip_is_a_wav_of_its_span(shown: Shown) -> None:
