@@ -1,19 +1,17 @@
-"""`corpus-asr transcribe` and `align`: files in; text on standard output, or files in a folder.
+"""`corpus-asr transcribe`: files in; text on standard output, or files in a folder.
 
-Everything that can be wrong with options and texts is found before a model is loaded. A command
-names recordings and what a loaded model makes of each; `FileResults` does the rest. Each recording
-that is over is written at once, so that an interrupt costs those under way alone.
+Everything that can be wrong with options and texts is found before a model is loaded. Each
+recording that is over is written at once, so that an interrupt costs those under way alone.
 """
 
 import difflib
-import functools
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
@@ -25,7 +23,6 @@ from corpus_asr.cli.options import (
     FileOptions,
     FileOverrides,
     Files,
-    Language,
     RecognitionOptions,
     SubtitleLimits,
     model_or_default,
@@ -46,15 +43,23 @@ if TYPE_CHECKING:
     from corpus_asr.storage.stores.filesystem import StoreOptions
 
 
+# Says nothing where the text is known.
+_OF_RECOGNITION = (
+    "task", "strategy", "quality", "beam_size", "temperature", "initial_prompt", "hotwords",
+    "word_timestamps", "condition_on_prev_tokens", "diarize",
+)  # fmt: skip
+
+
 @with_groups
 def transcribe(
-    files: Files,
+    files: Files = None,
+    *,
     chosen: FileOptions,
     subtitles: SubtitleLimits,
     options: RecognitionOptions,
     overrides: FileOverrides = None,
 ) -> None:
-    """Transcribe files: print the text as it comes, or write subtitles, text and JSON."""
+    """Transcribe files, or align a known text with them: print it, or write subtitles and JSON."""
     with readable_errors():
         language = options.language
         keys = keys_of(overrides, asdict(options) | {
@@ -67,24 +72,46 @@ def transcribe(
             "align_model": chosen.align_model,
         })  # fmt: skip
         formats = formats_of(chosen)
-        if "rttm" in formats and not keys.get("diarize"):
+        if chosen.text is not None:
+            _check_aligns(keys, formats)
+        elif "rttm" in formats and not keys.get("diarize"):
             raise ConfigError(
                 "writing rttm: found no --diarize, expected it: the file holds who speaks when; "
                 "add it, or leave out the format"
             )
-        needs_words = chosen.highlight_words or "ctm" in formats or keys.get("diarize")
-        needs_words = needs_words or "align_model" in keys
-        if options.word_timestamps is not None or needs_words:
-            keys["word_timestamps"] = chosen.highlight_words or options.word_timestamps is not False
+        else:
+            needs_words = chosen.highlight_words or "ctm" in formats or keys.get("diarize")
+            needs_words = needs_words or "align_model" in keys
+            if options.word_timestamps is not None or needs_words:
+                wanted = chosen.highlight_words or options.word_timestamps is not False
+                keys["word_timestamps"] = wanted
         check_keys(keys)
         layout = layout_of(formats, chosen, subtitles)
+        if chosen.text is None:
+            inputs, texts = checked_inputs(files or [], layout, chosen), None
+        else:
+            inputs, texts = inputs_with_texts(files or [], chosen.text, layout, chosen)
+        if not inputs.total:
+            raise ConfigError(
+                "transcribing: found no FILE, expected files, folders, globs or URIs, or - for "
+                "standard input; name one (with --text a manifest may name them)"
+            )
+        work_on_files(inputs, layout, chosen, keys, texts)
 
-        def transcribed(
-            loaded: "Transcriber", to_do: "Sequence[Input]", **calls: Any
-        ) -> "Iterator[Transcript]":
-            return loaded.transcribe_many((each.audio for each in to_do), **calls)
 
-        work_on_files(checked_inputs(files, layout, chosen), layout, chosen, keys, transcribed)
+def _check_aligns(keys: Mapping[str, Any], formats: Sequence[str]) -> None:
+    from corpus_asr.config.other_names import translated
+
+    if useless := [key for key in translated(keys) if key in _OF_RECOGNITION]:
+        raise ConfigError(
+            f"aligning --text: found {', '.join(useless)}, expected none of the options that say "
+            "how words are recognized, since they are known; leave them out"
+        )
+    if "rttm" in formats:
+        raise ConfigError(
+            "writing rttm: found a text without speakers, expected who speaks when; leave out the "
+            "format"
+        )
 
 
 def _apart(keys: Mapping[str, Any]) -> Literal["", "channel", "track"]:
@@ -279,19 +306,12 @@ def loaded_transcriber(
         yield loaded
 
 
-Transcripts = Callable[..., "Iterator[Transcript]"]
-"""What a loaded model makes of recordings: given it, them, and `on_error`, `on_progress` and
-`on_segment` of `Transcriber.transcribe_many`."""
-
-
 def work_on_files(
     inputs: "Inputs",
     layout: "Layout",
     chosen: FileOptions,
     keys: Mapping[str, Any],
-    transcripts: Transcripts,
-    *,
-    texts: Mapping[str, str] | None = None,
+    texts: Mapping[str, str] | None,
 ) -> None:
     """Load the model, work on all recordings, and exit with a code where some failed.
 
@@ -313,7 +333,7 @@ def work_on_files(
         with ExitStack() as stack:
             stack.enter_context(results.counting(store))
             loading = loaded_transcriber(checkpoint, arguments, quiet=chosen.quiet)
-            results.work(functools.partial(transcripts, stack.enter_context(loading), to_do))
+            results.work(stack.enter_context(loading), texts)
     failed = len(inputs.problems) + results.num_failed
     if failed:
         say(f"{failed:,} of {counted(inputs.total, 'file')} failed")
@@ -353,15 +373,20 @@ class FileResults:
             return nullcontext()
         return lengths_of(self._meter, uris, store)
 
-    def work(self, transcripts: Transcripts) -> None:
+    def work(self, loaded: "Transcriber", texts: Mapping[str, str] | None) -> None:
         """Take the transcripts of all recordings; those that fail are counted."""
         from corpus_asr.runtime.terminal import is_terminal
 
-        found = transcripts(
-            on_error=self._failed,
-            on_progress=self._progressed,
-            on_segment=None if self._printer is None else self._printer.add,
-        )
+        calls: dict[str, Any] = {"on_error": self._failed, "on_progress": self._progressed}
+        if texts is None:
+            found = loaded.transcribe_many(
+                (each.audio for each in self._inputs.values()),
+                on_segment=None if self._printer is None else self._printer.add,
+                **calls,
+            )
+        else:
+            pairs = ((each.audio, texts[name]) for name, each in self._inputs.items())
+            found = loaded.align_many(pairs, **calls)
         self._meter.begin()
         with self._display:
             try:
@@ -453,112 +478,77 @@ def _of_file(transcript: "Transcript") -> str:
 
 
 _STDIN = "-"
-_SUFFIX = ".txt"
-
-Audio = Annotated[
-    str,
-    typer.Argument(
-        metavar="AUDIO", help="A recording, a folder of them, or a manifest with a column text."
-    ),
-]
-Text = Annotated[
-    str | None,
-    typer.Argument(
-        metavar="[TEXT]",
-        help="File with what is said, - for standard input; for a folder of recordings, a folder "
-        "of files named as they are, with .txt. Not with a manifest.",
-    ),
-]
 
 
-@with_groups
-def align(
-    audio: Audio,
-    text: Text = None,
-    *,
-    chosen: FileOptions,
-    subtitles: SubtitleLimits,
-    language: Language = None,
-    overrides: FileOverrides = None,
-) -> None:
-    """Find when each word of a known text is said: subtitles and word times of your own words."""
-    with readable_errors():
-        keys = keys_of(overrides, {"language": language, "align_model": chosen.align_model})
-        check_keys(keys)
-        formats = formats_of(chosen)
-        if "rttm" in formats:
-            raise ConfigError(
-                "writing rttm: found a text without speakers, expected who speaks when; leave out "
-                "the format"
-            )
-        layout = layout_of(formats, chosen, subtitles)
-        inputs, texts = _inputs(audio, text, layout, chosen)
-
-        def aligned(
-            loaded: "Transcriber", to_do: "Sequence[Input]", *, on_segment: object, **calls: Any
-        ) -> "Iterator[Transcript]":
-            del on_segment  # segments are known once all of a recording is
-            return loaded.align_many(((each.audio, texts[each.name]) for each in to_do), **calls)
-
-        work_on_files(inputs, layout, chosen, keys, aligned, texts=texts)
-
-
-def _inputs(
-    audio: str, text: str | None, layout: "Layout", chosen: FileOptions
+def inputs_with_texts(
+    files: Sequence[str], text: str, layout: "Layout", chosen: FileOptions
 ) -> "tuple[Inputs, Mapping[str, str]]":
     """Return the recordings and the text of each by its name; what has none is a problem."""
-    if text is None:
-        from corpus_asr.storage.stores.uri import escaped_path
+    from corpus_asr.storage.manifest import is_manifest
+    from corpus_asr.storage.stores.uri import LOCAL, local_path, normalize, scheme_of
 
-        # By the names of inputs, which are escaped.
-        of_uri = {escaped_path(uri): said for uri, said in _manifest_texts(audio).items()}
-        inputs = checked_inputs([*of_uri], layout, chosen)
-        return inputs, {each.name: of_uri[each.name] for each in inputs.found}
-    if audio == text == _STDIN:
+    if text == _STDIN and text in files:
         raise ConfigError(
             "reading -: found it for audio and text, expected it for one of them; name a file for "
             "the other"
         )
-    inputs = checked_inputs([audio], layout, chosen)
+    of_uri = _manifest_texts(text) if is_manifest(text) else None
+    inputs = checked_inputs(files or [*(of_uri or ())], layout, chosen)
+    place = text if text == _STDIN else normalize(text)
+    is_folder = text.endswith("/") or (
+        text != _STDIN and scheme_of(place) == LOCAL and os.path.isdir(local_path(place))
+    )
+    if of_uri is None and not is_folder and inputs.total > 1:
+        raise ConfigError(
+            f"aligning {text}: found one text for {inputs.total:,} recordings, expected one each; "
+            "name a folder of texts named as they are, or a manifest with columns uri and text"
+        )
     texts: dict[str, str] = {}
-    for each in list(inputs.found):
+    for recording in list(inputs.found):
         try:
-            texts[each.name] = _read(_place_of(each, text))
+            if of_uri is None:
+                texts[recording.name] = _read(_below(place, recording) if is_folder else place)
+            else:
+                texts[recording.name] = _in_manifest(of_uri, recording, text)
         except (ConfigError, FetchError) as error:
             say(str(error))
             inputs.problems.append(str(error))
-            inputs.found.remove(each)
+            inputs.found.remove(recording)
     return inputs, texts
 
 
 def _manifest_texts(uri: str) -> dict[str, str]:
-    from corpus_asr.storage.manifest import is_manifest, read_manifest
+    from corpus_asr.storage.manifest import read_manifest
+    from corpus_asr.storage.stores.uri import escaped_path, normalize
 
-    if not is_manifest(uri):
-        raise ConfigError(
-            f"aligning {uri}: found no TEXT, expected a file with what is said, or a manifest with "
-            "columns uri and text in place of the recording; name one"
-        )
     texts: dict[str, str] = {}
     for row in read_manifest(uri, allow_local_files=True):
         if row.span() != (0.0, None) and row.start_s() > 0:
             raise row.wrong(
                 f"a start at {row.start_s():g} s", "texts of whole recordings", "cut them out first"
             )
-        if texts.setdefault(row.uri, row.needed_text()) != row.needed_text():
+        # As inputs are named.
+        name = normalize(escaped_path(row.uri))
+        if texts.setdefault(name, row.needed_text()) != row.needed_text():
             raise row.wrong(f"another text for {row.uri}", "one text per recording")
     return texts
 
 
-def _place_of(recording: "Input", text: str) -> str:
-    """Return the file with the text of a recording; below a folder it has the same place."""
-    from corpus_asr.storage.stores.uri import LOCAL, local_path, normalize, scheme_of, within
+def _in_manifest(texts: Mapping[str, str], recording: "Input", manifest: str) -> str:
+    try:
+        return texts[recording.uri]
+    except KeyError:
+        raise ConfigError(
+            f"aligning {recording.name}: found no row for it in {manifest}, expected one with its "
+            "uri and text; add it"
+        ) from None
 
-    place = normalize(text) if text != _STDIN else text
-    if text == _STDIN or scheme_of(place) != LOCAL or not os.path.isdir(local_path(place)):
-        return place
+
+def _below(folder: str, recording: "Input") -> str:
+    from corpus_asr.storage.stores.uri import within
+
     below = recording.uri.removeprefix(recording.base)
-    return within(place, below.rpartition(".")[0] + _SUFFIX)
+    return within(folder, below.rpartition(".")[0] + ".txt")
 
 
 def _read(place: str) -> str:

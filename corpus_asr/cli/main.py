@@ -26,7 +26,7 @@ from corpus_asr.cli.failures import (
     configure_logging,
     readable_errors,
 )
-from corpus_asr.cli.files import align, transcribe
+from corpus_asr.cli.files import transcribe
 from corpus_asr.cli.jobs import finetune, init, label, nightly, plan, run
 from corpus_asr.cli.results import evaluate, export, report, show, status, view
 from corpus_asr.logs import LogFormat, LogLevel
@@ -251,7 +251,6 @@ def convert(
 _COMMANDS: dict[str, dict[Callable[..., None], str]] = {
     "Files": {
         transcribe: "corpus-asr transcribe talk.mp3 -o subtitles -f srt",
-        align: "corpus-asr align talk.mp3 talk.txt -o subtitles -f srt",
     },
     "Corpora": {
         init: "corpus-asr init job.yaml --source 's3://podcasts/**/*.mp3' --output s3://transcripts",

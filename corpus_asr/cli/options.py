@@ -1,8 +1,8 @@
 """The options of commands, and what shells offer when Tab is pressed.
 
-Those of `transcribe` and `align` are in groups, by the panels of their help. Typer makes the name
-of an option from that of its field, unless one is given here. Those that set a key have its name,
-with hyphens and without its unit.
+Those of `transcribe` are in groups, by the panels of its help. Typer makes the name of an option
+from that of its field, unless one is given here. Those that set a key have its name, with hyphens
+and without its unit.
 """
 
 import functools
@@ -279,7 +279,7 @@ _SECONDS = {"metavar": "SECONDS"}
 _UNSET = {"show_default": False}
 
 Files = Annotated[
-    list[str],
+    list[str] | None,
     typer.Argument(metavar="FILE", help="Files, folders, globs, URIs; - for standard input."),
 ]
 Language = Annotated[
@@ -355,8 +355,17 @@ class SubtitleLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileOptions:
-    """Options of each command that turns files into transcripts."""
+    """Options of `transcribe` that are no keys of settings."""
 
+    text: Annotated[
+        str | None,
+        _text(
+            "What is said, to find when: a file, - for standard input, a folder of .txt files "
+            "named as the recordings, or a manifest with columns uri and text, whose recordings "
+            "are the FILEs if none is given.",
+            metavar="TEXT",
+        ),
+    ] = None
     output_dir: Annotated[
         str | None,
         _output(

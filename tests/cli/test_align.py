@@ -1,4 +1,4 @@
-"""`corpus-asr align`, and jobs with `decoding.align`, with the packaged model on real speech."""
+"""`transcribe --text`, and jobs with `decoding.align`, with the packaged model on real speech."""
 
 import json
 from collections.abc import Iterator
@@ -21,6 +21,7 @@ pytestmark = pytest.mark.long
 
 INAUGURAL = spoken()["inaugural.flac"]
 CLIPS = INAUGURAL.path.parents[1] / "clips"
+SPEECH = (INAUGURAL.path, "--text", "speech.txt")
 AS_FILES = ("srt", "vtt", "lrc", "json", "whisperx", "ctm", "textgrid", "tsv", "nemo")
 
 
@@ -39,11 +40,11 @@ def here(loaded: Transcriber, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
 
 
 def call(*arguments: str | Path, stdin: bytes | None = None) -> Result:
-    return CliRunner().invoke(cli.app, ["align", *map(str, arguments)], input=stdin)
+    return CliRunner().invoke(cli.app, ["transcribe", *map(str, arguments)], input=stdin)
 
 
 def test_a_text_is_printed_with_times_and_what_is_missing_is_reported() -> None:
-    result = call(INAUGURAL.path, "-", stdin=Path("speech.txt").read_bytes())
+    result = call(INAUGURAL.path, "--text", "-", stdin=Path("speech.txt").read_bytes())
     assert result.exit_code == 0, result.output
     assert result.stdout.startswith("[00:00.")
     assert result.stdout.endswith(f"] {INAUGURAL.text}\n")
@@ -51,8 +52,8 @@ def test_a_text_is_printed_with_times_and_what_is_missing_is_reported() -> None:
 
 
 def test_every_format_is_written_once_and_kept(here: Path) -> None:
-    wanted: list[str | Path]
-    wanted = [INAUGURAL.path, "speech.txt", "-o", here / "out", "-f", ",".join(AS_FILES)]
+    wanted: list[str | Path] = [INAUGURAL.path, "--text", "speech.txt"]
+    wanted += ["-o", here / "out", "-f", ",".join(AS_FILES)]
     assert call(*wanted).exit_code == 0
     out = {path.name.partition(".")[2]: path for path in (here / "out").glob("[!.]*")}
     assert len(out) == len(AS_FILES)
@@ -75,17 +76,22 @@ def test_every_format_is_written_once_and_kept(here: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["-", "-"], 2, "found it for audio and text"),
-        (["talk.mp3"], 2, "found no TEXT, expected a file with what is said"),
-        ([INAUGURAL.path, "nothing.txt"], 1, "nothing.txt"),
-        ([INAUGURAL.path, "bytes.txt"], 1, "found bytes that are no UTF-8 (at 3)"),
-        ([INAUGURAL.path, "speech.txt", "-f", "rttm"], 2, "found a text without speakers"),
-        ([INAUGURAL.path, "speech.txt", "--set", "align=true"], 2, "align: unknown key"),
-        ([INAUGURAL.path, "empty.txt"], 1, "expected words with letters or digits"),
-        ([CLIPS / "silence.flac", "speech.txt"], 1, "found 0 of its 24 words (0%)"),
-        ([CLIPS / "english.wav", "speech.txt"], 1, "check that text and recording belong together"),
-        (["twice.jsonl"], 2, "line 2: found another text"),
-        (["part.jsonl"], 2, "line 1: found a start at 2 s"),
+        (["-", "--text", "-"], 2, "found it for audio and text"),
+        ([], 2, "found no FILE, expected files"),
+        (["--text", "speech.txt"], 2, "with --text a manifest may name them"),
+        ([INAUGURAL.path, "--text", "nothing.txt"], 1, "nothing.txt"),
+        ([INAUGURAL.path, "--text", "bytes.txt"], 1, "found bytes that are no UTF-8 (at 3)"),
+        ([*SPEECH, "-f", "rttm"], 2, "found a text without speakers"),
+        ([*SPEECH, "--set", "align=true"], 2, "align: unknown key"),
+        ([*SPEECH, "--diarize", "--beam-size", "5"], 2, "--text: found beam_size, diarize, exp"),
+        ([*SPEECH, "--set", "condition_on_previous_text=true"], 2, "found condition_on_prev_tok"),
+        ([*SPEECH, CLIPS / "english.wav"], 2, "found one text for 2 recordings"),
+        ([INAUGURAL.path, "--text", "empty.txt"], 1, "expected words with letters or digits"),
+        ([CLIPS / "silence.flac", *SPEECH[1:]], 1, "found 0 of its 24 words (0%)"),
+        ([CLIPS / "english.wav", *SPEECH[1:]], 1, "check that text and recording belong together"),
+        (["--text", "twice.jsonl"], 2, "line 2: found another text"),
+        (["--text", "part.jsonl"], 2, "line 1: found a start at 2 s"),
+        ([CLIPS / "english.wav", "--text", "once.jsonl"], 1, "found no row for it in once.jsonl"),
     ],
 )
 def test_what_is_wrong_is_said(arguments: list[str | Path], code: int, message: str) -> None:
@@ -93,6 +99,7 @@ def test_what_is_wrong_is_said(arguments: list[str | Path], code: int, message: 
     Path("empty.txt").write_text(" \n")
     row = {"uri": str(INAUGURAL.path), "text": "a"}
     Path("twice.jsonl").write_text(f"{json.dumps(row)}\n{json.dumps(row | {'text': 'b'})}\n")
+    Path("once.jsonl").write_text(json.dumps(row))
     Path("part.jsonl").write_text(json.dumps(row | {"start_s": 2}))
     result = call(*arguments)
     assert result.exit_code == code, result.output
@@ -105,7 +112,7 @@ def test_a_folder_of_recordings_has_a_folder_of_texts(here: Path) -> None:
     (here / "talks" / "a.flac").write_bytes(INAUGURAL.path.read_bytes())
     (here / "talks" / "b.flac").write_bytes(INAUGURAL.path.read_bytes())
     (here / "texts" / "a.txt").write_text(INAUGURAL.text)
-    result = call("talks", "texts", "-o", "out", "-f", "srt")
+    result = call("talks", "--text", "texts", "-o", "out", "-f", "srt")
     assert result.exit_code == 1
     assert "texts/b.txt" in result.stderr
     assert [path.name for path in (here / "out").glob("[!.]*")] == ["a.srt"]
@@ -114,9 +121,10 @@ def test_a_folder_of_recordings_has_a_folder_of_texts(here: Path) -> None:
 def test_a_manifest_names_recordings_and_texts(here: Path) -> None:
     row = {"path": str(INAUGURAL.path), "text": INAUGURAL.text}
     (here / "manifest.jsonl").write_text(json.dumps(row))
-    result = call("manifest.jsonl", "-o", "out", "-f", "txt", "-q")
-    assert result.exit_code == 0, result.output
-    assert (here / "out" / "inaugural.txt").read_text() == f"{INAUGURAL.text}\n"
+    for files, folder in (([], "out"), ([INAUGURAL.path], "again")):
+        result = call(*files, "--text", "manifest.jsonl", "-o", folder, "-f", "txt", "-q")
+        assert result.exit_code == 0, result.output
+        assert (here / folder / "inaugural.txt").read_text() == f"{INAUGURAL.text}\n"
 
 
 def test_a_job_aligns_the_texts_of_its_manifest(here: Path) -> None:
