@@ -153,14 +153,6 @@ def test_a_gpu_keeps_what_it_recorded_for_the_next_call(
             assert torch.equal(found.cpu(), expected)
             captured.append(gpu.captures)
         assert captured[1] == captured[0] > 0
-        # It is gone with the network.
-        gc.collect()
-        gc.disable()
-        try:
-            del model, found
-            assert gpu.memory.live < 10_000
-        finally:
-            gc.enable()
 
 
 BEST = resolve_dtype("auto", torch.device("cpu"))
