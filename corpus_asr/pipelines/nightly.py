@@ -15,10 +15,9 @@ import pyarrow.compute as pc
 
 from corpus_asr.activity import rtfx
 from corpus_asr.config.run import PSEUDO_LABEL, Retry, RunConfig, RunOptions
-from corpus_asr.errors import ConfigError, FetchError, LockedError
+from corpus_asr.errors import ConfigError, LockedError
 from corpus_asr.logs import event
 from corpus_asr.pipelines.driver import CorpusRun, RunSummary, prepare
-from corpus_asr.report.html.nights import write_nights_page
 from corpus_asr.report.html.page import write_page_at_the_end
 from corpus_asr.report.nightly import (
     Archive,
@@ -160,15 +159,12 @@ class _Attempt:
                 raise
             # The run broke off, perhaps with its store: what is known of it is still reported.
             event(_LOG, logging.WARNING, "night_not_counted", error=str(failure))
-        night = tell(
+        return tell(
             night,
             summaries,
             webhook_env=nightly.webhook_env,
             allow_hosts=self.config.source.allow_hosts,
         )
-        if not isinstance(error, FetchError):  # the store that the page would go to is down
-            write_nights_page(self.store, summaries)
-        return night
 
     def _night(self, error: BaseException | None) -> Night:
         """Return what is known without reading anything."""

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from enum import StrEnum
 from functools import partial
 from itertools import pairwise
@@ -60,12 +60,6 @@ class NightState(StrEnum):
     aborted = "aborted"
 
 
-STATE_BADGES: Mapping[str, str] = {
-    NightState.done: "good",
-    NightState.time_limit: "",
-    NightState.stopped: "warn",
-    NightState.aborted: "bad",
-}
 _STATES = {
     NightState.done: "done",
     NightState.time_limit: "time limit reached; the next run continues",
@@ -89,8 +83,6 @@ class PastNight:
     wall_s: float
     rtfx: float
     low_confidence: int
-    confidence: float | None = None
-    """Mean over the time of all segments; None without any, and in summaries of older versions."""
 
     @property
     def processed(self) -> int:
@@ -189,7 +181,6 @@ class Night:
         return PastNight(
             **{name: getattr(self, name) for name in _OF_NIGHT},
             **{name: getattr(found, name) for name in ("done", "failed", "low_confidence")},
-            confidence=found.mean_confidence,
         )
 
 
@@ -215,13 +206,7 @@ def past_from(data: Any) -> PastNight | None:
     # Summaries lie in the user's folder: another version, or another program, may have written one.
     try:
         numbers = data["numbers"]
-        return PastNight(
-            **{
-                field.name: numbers[field.name]
-                for field in fields(PastNight)
-                if field.name in numbers or field.default is MISSING
-            }
-        )
+        return PastNight(**{field.name: numbers[field.name] for field in fields(PastNight)})
     except (KeyError, TypeError):
         return None
 
@@ -482,36 +467,25 @@ def _write(summaries: OutputStore, name: str | None, night: Night) -> str | None
 
 
 def past_nights(summaries: OutputStore, count: int) -> tuple[PastNight, ...]:
-    """Return the latest nights of a folder of summaries, the last one first."""
-    return tuple(night for _, night in reversed(read_nights(summaries, count)))
+    """Return the latest nights of a folder of summaries, the last one first.
 
-
-def read_nights(
-    summaries: OutputStore, count: int, *, complaints: int = logging.WARNING
-) -> list[tuple[str, PastNight]]:
-    """Return the latest nights of a folder of summaries with their names, in their order.
-
-    What is no summary is left out and logged, at the level of `complaints`.
+    What is no summary is left out and logged.
     """
     names = [name for *_, name in _summaries(summaries)[-count:]]
     with ThreadPoolExecutor(READERS, thread_name_prefix="nights") as pool:
-        nights = list(pool.map(partial(_read_night, summaries, complaints), names))
-    return [
-        (name.removesuffix(".json"), night)
-        for name, night in zip(names, nights, strict=True)
-        if night is not None
-    ]
+        nights = list(pool.map(partial(_read_night, summaries), names))
+    return tuple(night for night in reversed(nights) if night is not None)
 
 
-def _read_night(summaries: OutputStore, complaints: int, name: str) -> PastNight | None:
+def _read_night(summaries: OutputStore, name: str) -> PastNight | None:
     try:
         night = past_from(summaries.read_json(name))
     except CorpusAsrError as error:
-        logger.log(complaints, "earlier summary ignored: %s", error)
+        logger.warning("earlier summary ignored: %s", error)
         return None
     if night is None:
         address = redact_uri(summaries.address(name))
-        logger.log(complaints, "earlier summary ignored: %s is not a summary", address)
+        logger.warning("earlier summary ignored: %s is not a summary", address)
     return night
 
 

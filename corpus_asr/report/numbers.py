@@ -1,7 +1,7 @@
 """What the recordings of a run came to, and whether its tables say the same.
 
 `RunNumbers` are computed of all recordings of an output folder, or of those of one run. The report,
-its comparison with the run before and the night each say some of them.
+its table of the last runs and the night each say some of them.
 """
 
 from collections.abc import Iterable

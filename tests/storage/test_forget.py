@@ -119,7 +119,6 @@ def job(tmp_path: Path) -> ManualRun:
     assert job.store.names("_run/pending/segments")
     redo = {"recording_id": recording_id(uri), "earlier_runs": ["x"]}
     note_redo(job.store, pa.Table.from_pylist([redo], REDO))
-    job.store.write_bytes("nights.html", f"<p>{uri} failed</p>".encode())
     write_page_at_the_end(job.store, 4)
     return job
 

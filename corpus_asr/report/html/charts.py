@@ -121,26 +121,11 @@ def histogram(
     """Draw a bar for each count, of bins of one width; `edges` are the texts between them."""
     ticks = number_ticks(max([*counts, 1]), whole=True)
     width = 100 / len(counts)
-    marks = [(number * width, words) for number, words in enumerate(edges)]
-    return bars(counts, label=label, marks=marks, titles=titles, ticks=ticks, say="{:,.0f}".format)
-
-
-def bars(
-    values: Sequence[float],
-    *,
-    label: str,
-    marks: Sequence[tuple[float, str]],
-    titles: Sequence[str],
-    ticks: Sequence[float],
-    say: Callable[[float], str],
-) -> Chart:
-    """Draw a bar for each value, all of one width; the last of `ticks` ends the scale."""
-    width = 100 / len(values)
-    heights = [100 * value / ticks[-1] for value in values]
+    heights = [100 * count / ticks[-1] for count in counts]
     return Chart(
         label=label,
-        levels=_levels(ticks, ticks[-1], say),
-        marks=[(at, words) for at, words in marks if words],
+        levels=_levels(ticks, ticks[-1], "{:,.0f}".format),
+        marks=[(number * width, words) for number, words in enumerate(edges) if words],
         targets=[(number * width, width, title) for number, title in enumerate(titles)],
         # Bars leave 6 % of their bin free on either side.
         bars=[

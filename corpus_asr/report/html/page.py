@@ -21,8 +21,8 @@ from corpus_asr.config.storage_options import NO_OPTIONS, StorageOptions
 from corpus_asr.errors import ConfigError
 from corpus_asr.failure_kinds import failure_kind
 from corpus_asr.logs import event
-from corpus_asr.report.comparison import VERSION, compare, numbers_of, previous, remember
 from corpus_asr.report.failures import failures_csv, list_failures
+from corpus_asr.report.history import past_run, past_runs, write_runs
 from corpus_asr.report.html import charts, formatting
 from corpus_asr.report.html.charts import Chart, busy_chart, histogram, speed_chart
 from corpus_asr.report.html.formatting import cut, link, shared, visible
@@ -108,7 +108,7 @@ def write_page(
     run = (store.read_json(RUN_NAME) or {}) if report.finished else {}
     values = {
         **_values(store, report, details, config, run, at_the_end=at_the_end),
-        **_compared(store, report, config, run, at_the_end=at_the_end),
+        **_last_runs(store, report, run, at_the_end=at_the_end),
         **_clips(store, details, config, settings, audio_options),
         # Files are linked to only from a page that lies on this machine.
         "link": partial(
@@ -264,25 +264,15 @@ def _clips(
     return {"clips": clips, "no_clips": ""}
 
 
-def _compared(
-    store: OutputStore,
-    report: Report,
-    config: dict[str, Any],
-    run: dict[str, Any],
-    *,
-    at_the_end: bool,
+def _last_runs(
+    store: OutputStore, report: Report, run: dict[str, Any], *, at_the_end: bool
 ) -> dict[str, Any]:
-    """Return how the run differs from the last one, and keep its numbers for the next."""
-    settings = dict(_settings(config)) | {"model revision": report.model_revision}
-    settings |= {f"{VERSION}{name}": found for name, found in (run.get("versions") or {}).items()}
-    numbers = numbers_of(report, finished_at=run.get("finished_at", now()), settings=settings)
-    if numbers is None:
-        return {"comparison": None}
-    before = previous(store, report.run_id)
-    if at_the_end:
-        remember(store, numbers)
-    classifies = config.get("pipeline") == CLASSIFY_AUDIO
-    return {"comparison": before and compare(before, numbers, classifies=classifies)}
+    """Return what the last runs came to, and keep it for the next one."""
+    last = past_run(report, finished_at=run.get("finished_at", now()))
+    runs = past_runs(store, last)
+    if at_the_end and last is not None:
+        write_runs(store, runs)
+    return {"runs": runs}
 
 
 def _accuracy(store: OutputStore, *, started_at: str | None) -> dict[str, Any] | None:

@@ -55,7 +55,6 @@ from corpus_asr.storage.run_state.run_files import (
     CONFIG_NAME,
     EARLIER_FOLDER,
     EVALUATION_NAME,
-    NIGHTS_NAME,
     PAGE_NAME,
     RUN_NAME,
     SUMMARIES_FOLDER,
@@ -77,7 +76,7 @@ FORGET: Final = "forget"
 DATASETS_FOLDER: Final = "_run/datasets"
 """Data sets that were made of this folder, an object of each."""
 # Made of the tables, and made again of what they have then.
-_MADE_AGAIN = (PAGE_NAME, failures_name(PAGE_NAME), NIGHTS_NAME)
+_MADE_AGAIN = (PAGE_NAME, failures_name(PAGE_NAME))
 _OURS = (RUN_NAME, EVALUATION_NAME, CALIBRATION_NAME)
 _SUMMARY = re.compile(r"\d{4}-\d\d-\d\d(-\d+)?\.(json|md)")  # of a night
 _GONE_WITH_RUNS = "_run/deaths/"  # of a run that is over: whoever forgets has the lock

@@ -417,7 +417,6 @@ RUN_NAME = "run.json"
 SUCCESS_NAME = "_SUCCESS"
 PAGE_NAME = "report.html"
 EVALUATION_NAME = "evaluation.json"
-NIGHTS_NAME = "nights.html"
 SUMMARIES_FOLDER = "nights"
 
 
