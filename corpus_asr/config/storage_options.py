@@ -1,13 +1,11 @@
 """How one side of a job reaches its store, in the names of fsspec and s3fs.
 
-Options come in as plain values, are checked by name, and go out to the store alone: as text, in a
-dump and in a traceback their values are hidden. Knows no library of any store.
+Options come in as plain values and go out to the store alone, whose library checks their names: as
+text, in a dump and in a traceback their values are hidden. Knows no library of any store.
 """
 
-import difflib
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from types import MappingProxyType
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
 MASK: Final = "***"
@@ -19,81 +17,6 @@ _S3_SCHEMES = {"s3", "s3a", "s3n"}
 _NO_OPTIONS_SCHEMES = {"", "file", "http", "https"}
 
 CREDENTIALS: Final = ("anon", "key", "secret", "token", "username", "password", "profile")
-CALL_PARAMETERS: Final = "s3_additional_kwargs"
-
-# Names of s3fs that its direct calls follow here, with what each takes.
-_TOP: Mapping[str, type] = MappingProxyType({
-    **dict.fromkeys(CREDENTIALS, str), "anon": bool, "endpoint_url": str, "use_ssl": bool,
-    "requester_pays": bool, "default_block_size": int, "max_concurrency": int,
-    "fixed_upload_size": bool,
-})  # fmt: skip
-_BELOW: Mapping[str, Mapping[str, type]] = MappingProxyType({
-    "client_kwargs": {"region_name": str, "verify": object},
-    "config_kwargs": {
-        **dict.fromkeys((
-            "region_name", "signature_version", "user_agent", "user_agent_extra",
-            "user_agent_appid", "client_cert", "request_checksum_calculation",
-            "response_checksum_validation",
-        ), str),
-        **dict.fromkeys((
-            "tcp_keepalive", "use_dualstack_endpoint", "use_fips_endpoint", "inject_host_prefix",
-            "ignore_configured_endpoint_urls",
-        ), bool),
-        **dict.fromkeys(("connect_timeout", "read_timeout", "max_pool_connections"), int),
-        **dict.fromkeys(("s3", "proxies", "proxies_config"), dict),
-    },
-    CALL_PARAMETERS: {
-        **dict.fromkeys((
-            "ServerSideEncryption", "SSEKMSKeyId", "SSEKMSEncryptionContext",
-            "SSECustomerAlgorithm", "SSECustomerKey", "ACL", "GrantFullControl", "GrantRead",
-            "GrantReadACP", "GrantWriteACP", "StorageClass", "ChecksumAlgorithm", "RequestPayer",
-            "ExpectedBucketOwner", "ObjectLockMode", "ObjectLockRetainUntilDate",
-            "ObjectLockLegalHoldStatus", "Tagging", "CacheControl", "ContentType",
-        ), str),
-        "BucketKeyEnabled": bool, "Metadata": dict,
-    },
-})  # fmt: skip
-# What cannot be honoured, and why.
-_REFUSED: Mapping[str, str] = MappingProxyType({
-    **dict.fromkeys(("session", "loop", "asynchronous"), "it is no plain value"),
-    **dict.fromkeys(
-        ("skip_instance_cache", "use_listings_cache", "listings_expiry_time", "max_paths"),
-        "connections are kept per process, and listings never",
-    ),
-    **dict.fromkeys(
-        ("default_fill_cache", "default_cache_type"),
-        "objects are read in blocks of default_block_size, four of which are kept",
-    ),
-    "cache_regions": "a side has one region: set client_kwargs.region_name",
-    "version_aware": "the present version of an object is read",
-    "local_expiry_check": "what is read is always compared here with the version seen first",
-    "config_kwargs.retries": "failed requests are tried again by rules of this program's own",
-    "BypassGovernanceRetention": "versions under retention are never removed",
-    **dict.fromkeys(
-        ("SSECustomerKeyMD5", "ContentMD5"), "it is computed of what it belongs to"
-    ),
-})  # fmt: skip
-_ELSEWHERE: Mapping[str, str] = MappingProxyType({
-    **dict.fromkeys(("aws_access_key_id", "access_key", "access_key_id"), "key"),
-    **dict.fromkeys(("aws_secret_access_key", "secret_key", "secret_access_key"), "secret"),
-    **dict.fromkeys(("aws_session_token", "session_token"), "token"),
-    **dict.fromkeys(("aws_profile", "profile_name"), "profile"),
-    **dict.fromkeys(("region", "aws_region", "default_region"), "client_kwargs.region_name"),
-    **dict.fromkeys(("aws_endpoint_url", "endpoint", "endpoint_override"), "endpoint_url"),
-    **dict.fromkeys(("anonymous", "no_sign_request", "skip_signature"), "anon"),
-    "request_payer": "requester_pays",
-    "addressing_style": "config_kwargs.s3",
-    "encryption": "s3_additional_kwargs.ServerSideEncryption",
-    "acl": "s3_additional_kwargs.ACL",
-})  # fmt: skip
-_CHOICES: Mapping[str, Collection[str]] = MappingProxyType({
-    "ServerSideEncryption": ("AES256", "aws:kms", "aws:kms:dsse"),
-    "ChecksumAlgorithm": ("CRC32", "CRC32C", "CRC64NVME", "SHA1", "SHA256"),
-    "RequestPayer": ("requester",),
-    "ObjectLockMode": ("GOVERNANCE", "COMPLIANCE"),
-    "ObjectLockLegalHoldStatus": ("ON", "OFF"),
-})  # fmt: skip
-_ARCHIVES = ("GLACIER", "DEEP_ARCHIVE")
 
 # Whatever has another name is hidden.
 _SHOWN = frozenset({
@@ -196,13 +119,14 @@ class StorageOptions:
                 "give the address of a store, such as s3://"
             )
             return [] if lists_others else [none]
-        return self.s3_problems() if schemes[0] == S3 else list(_refused(self.values()))
-
-    def s3_problems(self) -> list[str]:
-        """Return which options are not of S3 or do not fit together, without values."""
-        values = self.values()
-        found = [*_unknown(values), *_misfits(values)]
-        return list(dict.fromkeys(found))
+        return [
+            f"{name}: expected {words}"
+            for name, value in self.values().items()
+            for kind, words in [
+                (bool, "true or false") if name == "anon" else (str, "text; put it in quotes")
+            ]
+            if name in CREDENTIALS and not isinstance(value, kind)
+        ]
 
 
 NO_OPTIONS: Final = StorageOptions()
@@ -221,6 +145,13 @@ def parsed(value: object) -> StorageOptions:
     if not isinstance(value, Mapping):
         raise ValueError("found a single value, expected options by name, such as key and secret")
     return StorageOptions.of(_typed(value))
+
+
+def _typed(value: Any) -> Any:
+    """Read switches that come as text, such as from the environment."""
+    if isinstance(value, Mapping):
+        return {name: _typed(inner) for name, inner in value.items()}
+    return {"true": True, "false": False}.get(value, value) if isinstance(value, str) else value
 
 
 def _schemes(uris: Iterable[str]) -> list[str]:
@@ -257,108 +188,6 @@ def _secrets(value: Any, name: str = "") -> Iterator[str]:
             yield from _secrets(each)
     elif not isinstance(value, bool) and name not in _SHOWN and len(str(value)) >= _SHORTEST_SECRET:
         yield str(value)
-
-
-def _typed(values: Mapping[str, Any], types: Mapping[str, type] = _TOP) -> dict[str, Any]:
-    """Read numbers and switches that come as text, such as from the environment."""
-    typed: dict[str, Any] = {}
-    for name, value in values.items():
-        below, wanted = _BELOW.get(name), types.get(name)
-        if isinstance(value, Mapping) and below is not None:
-            typed[name] = _typed(value, below)
-        elif isinstance(value, str) and wanted is bool and value.lower() in ("true", "false"):
-            typed[name] = value.lower() == "true"
-        elif isinstance(value, str) and wanted is int and value.isdecimal():
-            typed[name] = int(value)
-        else:
-            typed[name] = value
-    return typed
-
-
-_KIND_WORDS = {str: "text", bool: "true or false", int: "a number", dict: "names below it"}
-
-
-def _unknown(values: Mapping[str, Any]) -> Iterator[str]:
-    yield from _refused(values)
-    for name, value in values.items():
-        if name in _BELOW:
-            if not isinstance(value, Mapping):
-                yield f"{name}: expected {', '.join(_BELOW[name])} below it"
-                continue
-            for inner, each in value.items():
-                yield from _checked(f"{name}.{inner}", each, _BELOW[name].get(inner))
-        else:
-            yield from _checked(name, value, _TOP.get(name))
-
-
-def _refused(values: Mapping[str, Any], above: str = "") -> Iterator[str]:
-    for name, value in values.items():
-        dotted = f"{above}{name}"
-        why = _REFUSED.get(dotted, _REFUSED.get(name))
-        if why is not None:
-            yield f"{dotted} is not supported: {why}; leave it out"
-        elif name in _BELOW and isinstance(value, Mapping):
-            yield from _refused(value, f"{name}.")
-
-
-def _checked(dotted: str, value: Any, wanted: type | None) -> Iterator[str]:
-    name = dotted.rpartition(".")[2]
-    if dotted in _REFUSED or name in _REFUSED:
-        return
-    if wanted is None:
-        yield f"{dotted} is not supported; {_nearest(dotted)}"
-    elif not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
-        quotes = "; put it in quotes" if wanted is str and isinstance(value, int) else ""
-        yield f"{dotted}: expected {_KIND_WORDS[wanted]}{quotes}"
-    elif name in _CHOICES and value not in (*_CHOICES[name], MASK):
-        yield f"{dotted}: expected {' or '.join(_CHOICES[name])}"
-    elif name == "StorageClass" and value in _ARCHIVES:
-        yield (
-            f"{dotted}: {value} is an archive, out of which nothing can be read at once, and the "
-            "tables are read again; expected another class, such as STANDARD_IA"
-        )
-
-
-def _nearest(dotted: str) -> str:
-    known = [*_TOP, *(f"{above}.{name}" for above, names in _BELOW.items() for name in names)]
-    wanted = dotted.rpartition(".")[2].lower()
-    if wanted in _ELSEWHERE:
-        return f"did you mean {_ELSEWHERE[wanted]}?"
-    by_last = {name.rpartition(".")[2].lower(): name for name in reversed(known)}
-    near = difflib.get_close_matches(wanted, by_last, n=1, cutoff=0.6)
-    if near:
-        return f"did you mean {by_last[near[0]]}?"
-    return f"known are {', '.join((*_TOP, *_BELOW))}"
-
-
-def _misfits(values: Mapping[str, Any]) -> Iterator[str]:
-    named = {"username": "key", "password": "secret"}
-    for other, usual in named.items():
-        if other in values and usual in values:
-            yield f"{other} and {usual} mean the same; leave one out"
-    has = {named.get(name, name) for name in values if name in CREDENTIALS}
-    if ("key" in has) != ("secret" in has):
-        given, missing = ("key", "secret") if "key" in has else ("secret", "key")
-        yield f"{given} needs {missing}; set both"
-    if "token" in has and "key" not in has:
-        yield "token belongs to a key and its secret; set all three"
-    anonymous = values.get("anon") is True
-    if anonymous and (others := sorted(has - {"anon"})):
-        yield f"anon sends no credentials, but there is {' and '.join(others)}; leave one out"
-    parameters = values.get(CALL_PARAMETERS)
-    parameters = parameters if isinstance(parameters, Mapping) else {}
-    if anonymous and (values.get("requester_pays") is True or "RequestPayer" in parameters):
-        yield "requester_pays needs credentials, but anon sends none; leave one out"
-    kms = str(parameters.get("ServerSideEncryption", "")).startswith("aws:kms")
-    for name in ("SSEKMSKeyId", "SSEKMSEncryptionContext", "BucketKeyEnabled"):
-        if name in parameters and not kms:
-            yield f"{name} is for ServerSideEncryption aws:kms; set that too"
-    if ("SSECustomerKey" in parameters) != ("SSECustomerAlgorithm" in parameters):
-        yield "SSECustomerKey and SSECustomerAlgorithm belong together; set both"
-    if "SSECustomerKey" in parameters and "ServerSideEncryption" in parameters:
-        yield "SSECustomerKey and ServerSideEncryption exclude each other; leave one out"
-    if ("ObjectLockMode" in parameters) != ("ObjectLockRetainUntilDate" in parameters):
-        yield "ObjectLockMode and ObjectLockRetainUntilDate belong together; set both"
 
 
 # Names of files that lie beside recordings and are none. Not those that may hold sound, such as

@@ -252,7 +252,7 @@ def test_options_of_two_stores_serve_a_run_and_are_kept_nowhere(
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        (f"source.storage_options.secrt={SECRET}", "secrt is not supported; did you mean secret?"),
+        (f"source.storage_options.secrt={SECRET}", "unexpected keyword argument 'secrt'"),
         (f"source.storage_options={SECRET}", "found a single value, expected options by name"),
         (f"source.storage_options={{secret: {SECRET}", "--set source.storage_options"),
         (f"source.storage_options.key.x={SECRET}", "key is a single value"),

@@ -24,6 +24,7 @@ from corpus_asr.storage.stores.store import (
     StoreError,
     from_os_error,
     from_status,
+    usable_options,
 )
 from corpus_asr.storage.stores.uri import redact_uri, scheme_of, without_secrets
 from corpus_asr.units import MEBIBYTE
@@ -103,7 +104,8 @@ class FsspecStore(Store):
     @contextlib.contextmanager
     def _usable(self) -> Iterator[None]:
         try:
-            yield
+            with usable_options(self._uri, self._storage):
+                yield
         except ImportError as error:
             missing = getattr(error.__cause__ or error, "name", None)
             named = missing is not None and missing in str(error)  # so it is no module of another
@@ -112,13 +114,6 @@ class FsspecStore(Store):
                 f"opening {redact_uri(self._uri)}: the library for {self._scheme}:// is not "
                 f"installed ({without_secrets(str(error))}), expected it here and on every machine "
                 f"of a cluster; {cure}"
-            ) from error
-        except (TypeError, ValueError) as error:
-            raise ConfigError(
-                f"opening {redact_uri(self._uri)}: {self._scheme}:// cannot be used like this "
-                f"({self._storage.hide(without_secrets(str(error)))}), expected a URI that fsspec "
-                "knows, such as s3://, gs:// or abfs://; correct the URI"
-                f"{' or storage_options' if self._storage else ''}"
             ) from error
 
     def translate(self, error: Exception) -> StoreError:

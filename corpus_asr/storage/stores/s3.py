@@ -6,7 +6,7 @@ import hashlib
 import logging
 import math
 import os
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -20,9 +20,9 @@ from fsspec.asyn import sync
 from corpus_asr.config.storage_options import (
     CREDENTIALS,
     NO_OPTIONS,
+    S3,
     StorageOptions,
 )
-from corpus_asr.errors import ConfigError
 from corpus_asr.failure_kinds import (
     ACCESS_DENIED,
     ARCHIVED,
@@ -46,6 +46,7 @@ from corpus_asr.storage.stores.store import (
     fetch_error,
     from_os_error,
     from_status,
+    usable_options,
     with_retries,
 )
 from corpus_asr.storage.stores.uri import redact_uri, without_secrets
@@ -94,15 +95,16 @@ class S3Store(Store):
     def __init__(
         self, endpoint_url: str | None, policy: RetryPolicy, storage: StorageOptions = NO_OPTIONS
     ) -> None:
-        if problems := storage.s3_problems():  # those of a manifest that is no S3 object itself
-            raise ConfigError(f"opening s3://: storage_options: {'; '.join(problems)}")
         self._policy, self._storage = policy, storage
         self._renew = False
-        options = _client_options(storage.values(), endpoint_url)
-        self.filesystem = s3fs.S3FileSystem(
-            **options, use_listings_cache=False, skip_instance_cache=True
-        )
-        self._added = self.filesystem.s3_additional_kwargs | self.filesystem.req_kw
+        with usable_options(f"{S3}://", storage):
+            options = _client_options(storage.values(), endpoint_url)
+            self.filesystem = s3fs.S3FileSystem(
+                **options, use_listings_cache=False, skip_instance_cache=True
+            )
+            self._added = self.filesystem.s3_additional_kwargs | self.filesystem.req_kw
+            if self._added:
+                _check_parameters(self._added)
         self._parts_at_once = options.get("max_concurrency", PARTS_AT_ONCE)
 
     def translate(self, error: Exception) -> StoreError:
@@ -158,7 +160,8 @@ class S3Store(Store):
         return result
 
     async def _client(self) -> Any:
-        client = await self.filesystem.set_session(refresh=self._renew)
+        with usable_options(f"{S3}://", self._storage):
+            client = await self.filesystem.set_session(refresh=self._renew)
         self._renew = False
         for operation in ("PutObject", "UploadPart"):
             event = f"before-call.s3.{operation}"
@@ -351,6 +354,17 @@ class S3Store(Store):
                 failure = StoreError(FETCH, "a page is not the last but names none after it")
                 raise fetch_error("listing", prefix, failure)
             options["ContinuationToken"] = following
+
+
+def _check_parameters(parameters: Iterable[str]) -> None:
+    """Refuse what no request takes: it would be left out, and encryption with it."""
+    model = Session().get_service_model("s3")
+    shapes = (model.operation_model(name).input_shape for name in model.operation_names)
+    unknown = set(parameters)
+    for shape in shapes:
+        unknown -= set(shape.members if shape else ())
+    if unknown:
+        raise ValueError(f"s3_additional_kwargs: no request has {', '.join(sorted(unknown))}")
 
 
 def _client_options(given: dict[str, Any], endpoint_url: str | None) -> dict[str, Any]:

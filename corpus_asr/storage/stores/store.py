@@ -1,5 +1,6 @@
 """What every store offers, how often it is asked again, and what its failures become."""
 
+import contextlib
 import email.utils
 import errno
 import logging
@@ -11,7 +12,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import KW_ONLY, dataclass
 from typing import IO, NamedTuple, TypeVar
 
-from corpus_asr.errors import CorpusAsrError, FetchError, encodable
+from corpus_asr.config.storage_options import StorageOptions
+from corpus_asr.errors import ConfigError, CorpusAsrError, FetchError, encodable
 from corpus_asr.failure_kinds import (
     ACCESS_DENIED,
     CHANGED,
@@ -255,6 +257,22 @@ def fetch_error(doing: str, uri: str, error: StoreError, *, attempts: int = 1) -
     advice = _EXPIRED_ADVICE if error.expired else error.advice or usual
     message = f"{doing} {redact_uri(uri)}: {without_secrets(str(error))}{tries}; {advice}"
     return FetchError(message, uri=uri, kind=kind.name, retryable=error.expired or kind.transient)
+
+
+@contextlib.contextmanager
+def usable_options(uri: str, storage: StorageOptions) -> Iterator[None]:
+    """Turn what a store's library raises of its options or address into a `ConfigError`."""
+    try:
+        yield
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        if str(error).startswith("Invalid endpoint"):  # its store says what is expected
+            raise
+        raise ConfigError(
+            f"opening {redact_uri(uri)}: {scheme_of(uri)}:// cannot be used like this "
+            f"({storage.hide(without_secrets(str(error)))}), expected a URI that fsspec knows, "
+            "such as s3://, gs:// or abfs://, and options of its library; correct the URI"
+            f"{' or storage_options' if storage else ''}"
+        ) from error
 
 
 def from_os_error(error: OSError) -> StoreError:
