@@ -1,4 +1,4 @@
-"""`corpus-asr prune` and `forget`: what is removed from the output folder of a job.
+"""`corpus-asr remove`: recordings that are gone, or what somebody wants erased, leave the output.
 
 Imports nothing that `--help` would have to wait for.
 """
@@ -33,68 +33,119 @@ _HOURS = {"h": 1, "d": 24, "w": 168}
 Yes = Annotated[bool, typer.Option("--yes", help="Do it; without, only show what would be done.")]
 
 
-def prune(
+def remove(
     output_uri: OutputUri,
+    gone: Annotated[
+        bool,
+        typer.Option("--gone", help="Results of what the last run did not find at the source."),
+    ] = False,
     older_than: Annotated[
-        str,
+        str | None,
         typer.Option(
-            metavar="AGE", help="Only what no run has listed for so long: 12h, 30d or 8w."
+            metavar="AGE", help="With --gone: what no run has listed for so long: 12h, 30d or 8w."
         ),
-    ] = "0d",
-    yes: Yes = False,
+    ] = None,
     more_than_half: Annotated[
-        bool, typer.Option("--more-than-half", help="Allow removing most of a source.")
+        bool, typer.Option("--more-than-half", help="With --gone: even most of a source.")
     ] = False,
     with_corrections: Annotated[
         bool,
-        typer.Option("--with-corrections", help="Remove what people have corrected, too."),
+        typer.Option("--with-corrections", help="With --gone: also what people have corrected."),
     ] = False,
+    uri: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN",
+            help="Erase all that the folder holds of recordings, and keep later runs from them: "
+            "address, or glob of whole addresses: '*/talk.mp3'; repeatable.",
+        ),
+    ] = None,
+    allow_again: Annotated[
+        bool,
+        typer.Option(
+            "--allow-again",
+            help="With --uri: let later runs do these addresses again; removes nothing.",
+        ),
+    ] = False,
+    speaker: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Erase name and voice of a speaker, by one of them; not what they say.",
+        ),
+    ] = None,
+    yes: Yes = False,
     endpoint_url: EndpointUrl = None,
     storage_option: StorageOption = None,
     steal_lock: StealLock = False,
 ) -> None:
-    """Remove the results of recordings that the last run did not find at the source any more."""
+    """Remove recordings that are gone from the source, or erase recordings or a voice for good."""
+    if sum(map(bool, (gone, uri, speaker))) != 1:
+        raise typer.BadParameter("expected --gone, --uri or --speaker, one of them")
+    if not gone and (older_than or more_than_half or with_corrections):
+        raise typer.BadParameter("--older-than, --more-than-half, --with-corrections: for --gone")
+    if allow_again and not uri:
+        raise typer.BadParameter("--allow-again is for --uri")
     with readable_errors(on_interrupt="run the same command again"):
-        from corpus_asr.storage.run_state.prune import find_gone
-        from corpus_asr.storage.run_state.prune import prune as remove_gone
         from corpus_asr.storage.run_state.run_files import open_run
-        from corpus_asr.units import counted
 
-        age = _age(older_than)
         store = open_run(
             output_uri, options=store_options(output_uri, endpoint_url, storage_option)
         )
-        _continue_killed(store, yes=yes, steal=steal_lock)
-        found = find_gone(store, older_than=age)
-        for line in first_lines([*map(_gone_words, found.gone)]):
-            typer.echo(line)
-        if not found.gone:
-            typer.echo(f"{store.uri}: nothing to remove: no recording is gone for so long")
-            return
-        removable = [recording for recording in found.gone
-                     if with_corrections or not recording.corrections]  # fmt: skip
-        number = counted(len(found.gone), "recording")
-        of = f"of {found.recordings:,} {'is' if len(found.gone) == 1 else 'are'} gone"
-        if kept := len(found.gone) - len(removable):
-            of += f", {kept:,} with corrections, which only --with-corrections removes"
-        if not yes or not removable:
-            advice = ": --yes removes the results" if removable else ""
-            typer.echo(f"{store.uri}: {number} {of}; nothing was changed{advice}")
-            return
-        if (most := found.most_gone()) and not more_than_half:
-            raise ConfigError(
-                f"removing from {store.uri}: {most}, expected half of them at most: was the "
-                "source mounted, and whole, when the last run listed it? If so, add "
-                "--more-than-half"
-            )
-        with _held(store, steal=steal_lock) as held:
-            # What was shown, unless a run in between has found some of it again.
-            shown = {each.recording_id for each in removable}
-            now = find_gone(held, older_than=age).gone
-            gone = {recording.recording_id for recording in now
-                    if with_corrections or not recording.corrections} & shown  # fmt: skip
-            remove_gone(held, gone, at_the_end=_write_pages)
-        typer.echo(f"{store.uri}: removed {counted(len(gone), 'recording')}")
+        if gone:
+            _remove_gone(
+                store, _age(older_than or "0d"), yes=yes, more_than_half=more_than_half,
+                with_corrections=with_corrections, steal=steal_lock,
+            )  # fmt: skip
+        elif speaker:
+            _erase_speakers(store, speaker, yes=yes, steal=steal_lock)
+        else:
+            _erase_recordings(store, uri or [], yes=yes, allow_again=allow_again, steal=steal_lock)
+
+
+def _remove_gone(
+    store: "OutputStore",
+    older_than: "datetime.timedelta",
+    *,
+    yes: bool,
+    more_than_half: bool,
+    with_corrections: bool,
+    steal: bool,
+) -> None:
+    from corpus_asr.storage.run_state.prune import find_gone, prune
+    from corpus_asr.units import counted
+
+    _continue_killed(store, yes=yes, steal=steal)
+    found = find_gone(store, older_than=older_than)
+    for line in first_lines([*map(_gone_words, found.gone)]):
+        typer.echo(line)
+    if not found.gone:
+        typer.echo(f"{store.uri}: nothing to remove: no recording is gone for so long")
+        return
+    removable = [recording for recording in found.gone
+                 if with_corrections or not recording.corrections]  # fmt: skip
+    number = counted(len(found.gone), "recording")
+    of = f"of {found.recordings:,} {'is' if len(found.gone) == 1 else 'are'} gone"
+    if kept := len(found.gone) - len(removable):
+        of += f", {kept:,} with corrections, which only --with-corrections removes"
+    if not yes or not removable:
+        advice = ": --yes removes the results" if removable else ""
+        typer.echo(f"{store.uri}: {number} {of}; nothing was changed{advice}")
+        return
+    if (most := found.most_gone()) and not more_than_half:
+        raise ConfigError(
+            f"removing from {store.uri}: {most}, expected half of them at most: was the "
+            "source mounted, and whole, when the last run listed it? If so, add "
+            "--more-than-half"
+        )
+    with _held(store, steal=steal) as held:
+        # What was shown, unless a run in between has found some of it again.
+        shown = {each.recording_id for each in removable}
+        now = find_gone(held, older_than=older_than).gone
+        gone = {recording.recording_id for recording in now
+                if with_corrections or not recording.corrections} & shown  # fmt: skip
+        prune(held, gone, at_the_end=_write_pages)
+    typer.echo(f"{store.uri}: removed {counted(len(gone), 'recording')}")
 
 
 def _gone_words(gone: "Gone") -> str:
@@ -105,89 +156,55 @@ def _gone_words(gone: "Gone") -> str:
     return f"{gone.uri}: {counted(gone.segments, 'segment')}{corrections}, last listed {listed}"
 
 
-def forget(
-    output_uri: OutputUri,
-    uri: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="PATTERN", help="Address, or glob of whole addresses: '*/talk.mp3'; repeatable."
-        ),
-    ] = None,
-    speaker: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            help="Name or voice of a speaker: erases name and voice, not what they say.",
-        ),
-    ] = None,
-    yes: Yes = False,
-    allow_again: Annotated[
-        bool,
-        typer.Option(
-            "--allow-again", help="Let later runs do these addresses again; removes nothing."
-        ),
-    ] = False,
-    endpoint_url: EndpointUrl = None,
-    storage_option: StorageOption = None,
-    steal_lock: StealLock = False,
+def _erase_recordings(
+    store: "OutputStore", patterns: Sequence[str], *, yes: bool, allow_again: bool, steal: bool
 ) -> None:
-    """Erase recordings: all that the output folder holds of them; later runs leave them out."""
-    if bool(uri) == bool(speaker):
-        raise typer.BadParameter("expected --uri or --speaker, one of them")
-    if speaker and allow_again:
-        raise typer.BadParameter("--allow-again is for --uri: of voices nothing is kept away")
-    with readable_errors(on_interrupt="run the same command again"):
-        from corpus_asr.storage.run_state import forget as forgetting
-        from corpus_asr.storage.run_state.run_files import KEPT_RUN_FOLDER, open_run
-        from corpus_asr.units import counted
+    from corpus_asr.storage.run_state import forget as forgetting
+    from corpus_asr.storage.run_state.run_files import KEPT_RUN_FOLDER
+    from corpus_asr.units import counted
 
-        store = open_run(
-            output_uri, options=store_options(output_uri, endpoint_url, storage_option)
-        )
-        if speaker:
-            _forget_speakers(store, speaker, yes=yes, steal=steal_lock)
-            return
-        uri = uri or []
-        if allow_again:
-            with _held(store, steal=steal_lock) as held:
-                _allow_again(held, uri)
-            return
-        begun = _continue_killed(store, yes=yes, steal=steal_lock).get("recordings", {})
-        found = forgetting.find_recordings(store, uri, begun=begun.values())
-        if not found.recordings:
-            return
-        for line in first_lines(sorted(found.recordings.values())):
-            typer.echo(line)
-        number = counted(len(found.recordings), "recording")
-        what = f"{number}, {counted(found.segments, 'segment')}"
-        if found.corrections:
-            what += f", {counted(found.corrections, 'correction')}"
-        if not yes:
-            typer.echo(f"{store.uri}: {what}; nothing was changed: --yes erases them")
-        else:
-            with _held(store, steal=steal_lock) as held:
-                # A run in between may have found one of them under another address.
-                shown = found.recordings
-                now = forgetting.find_recordings(held, uri, begun=shown.values()).recordings
-                left = forgetting.forget(held, {**shown, **now}, at_the_end=_write_pages)
-            typer.echo(f"{store.uri}: erased {what}; later runs leave them out")
-            for name in left:
-                typer.echo(f"left, as this program did not write it: {name}")
-        for line in _to_be_made_again(found.datasets):
-            typer.echo(line)
-        if store.uri.endswith(KEPT_RUN_FOLDER):
-            typer.echo(
-                "not reached: the files that transcribe wrote next to it, and its records of them "
-                "in .corpus-asr/, which you remove; transcribe does not leave recordings out"
-            )
+    if allow_again:
+        with _held(store, steal=steal) as held:
+            forgetting.allow_again(held, list(dict.fromkeys(patterns)))
+        number = counted(len({*patterns}), "recording")
+        typer.echo(f"{store.uri}: the next run does {number} again")
+        return
+    begun = _continue_killed(store, yes=yes, steal=steal).get("recordings", {})
+    found = forgetting.find_recordings(store, patterns, begun=begun.values())
+    if not found.recordings:
+        return
+    for line in first_lines(sorted(found.recordings.values())):
+        typer.echo(line)
+    number = counted(len(found.recordings), "recording")
+    what = f"{number}, {counted(found.segments, 'segment')}"
+    if found.corrections:
+        what += f", {counted(found.corrections, 'correction')}"
+    if not yes:
+        typer.echo(f"{store.uri}: {what}; nothing was changed: --yes erases them")
+    else:
+        with _held(store, steal=steal) as held:
+            # A run in between may have found one of them under another address.
+            shown = found.recordings
+            now = forgetting.find_recordings(held, patterns, begun=shown.values()).recordings
+            left = forgetting.forget(held, {**shown, **now}, at_the_end=_write_pages)
+        typer.echo(f"{store.uri}: erased {what}; later runs leave them out")
+        for name in left:
+            typer.echo(f"left, as this program did not write it: {name}")
+    for line in _to_be_made_again(found.datasets):
+        typer.echo(line)
+    if store.uri.endswith(KEPT_RUN_FOLDER):
         typer.echo(
-            "not reached: the recordings themselves, manifests, earlier versions of objects that "
-            "the store keeps, and copies: backups, exports, pages, data sets, models trained on "
-            "them"
+            "not reached: the files that transcribe wrote next to it, and its records of them "
+            "in .corpus-asr/, which you remove; transcribe does not leave recordings out"
         )
+    typer.echo(
+        "not reached: the recordings themselves, manifests, earlier versions of objects that "
+        "the store keeps, and copies: backups, exports, pages, data sets, models trained on "
+        "them"
+    )
 
 
-def _forget_speakers(store: "OutputStore", names: Sequence[str], *, yes: bool, steal: bool) -> None:
+def _erase_speakers(store: "OutputStore", names: Sequence[str], *, yes: bool, steal: bool) -> None:
     from corpus_asr.export.speakers import find_speakers
     from corpus_asr.storage.run_state.forget import datasets_of
     from corpus_asr.storage.run_state.forget_voices import forget_voices
@@ -226,14 +243,6 @@ def _continue_killed(store: "OutputStore", *, yes: bool, steal: bool) -> dict[st
             pass  # which continues it
         typer.echo(f"{store.uri}: continued what a killed {noted.command} had begun")
     return noted.arguments
-
-
-def _allow_again(store: "OutputStore", uris: Sequence[str]) -> None:
-    from corpus_asr.storage.run_state.forget import allow_again
-    from corpus_asr.units import counted
-
-    allow_again(store, list(dict.fromkeys(uris)))
-    typer.echo(f"{store.uri}: the next run does {counted(len({*uris}), 'recording')} again")
 
 
 def _to_be_made_again(datasets: Sequence[str]) -> Iterator[str]:

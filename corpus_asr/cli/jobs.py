@@ -517,7 +517,7 @@ def _counts(found: "Plan", output_uri: str) -> Iterator[str]:
     )
     yield from (f"warning    {words}" for words in found.warnings())
     if found.num_forgotten:
-        yield f"forgotten  {counted(found.num_forgotten, 'file')}, by corpus-asr forget"
+        yield f"forgotten  {counted(found.num_forgotten, 'file')}, by corpus-asr remove"
     for uri in found.empty:
         yield f"empty      {uri}"
     if found.num_moved:

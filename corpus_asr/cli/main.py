@@ -20,7 +20,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from corpus_asr.cli.archive import forget, prune
+from corpus_asr.cli.archive import remove
 from corpus_asr.cli.failures import (
     as_process,
     configure_logging,
@@ -258,8 +258,7 @@ _COMMANDS: dict[str, dict[Callable[..., None], str]] = {
         run: "corpus-asr run job.yaml --set decoding.language=en",
         nightly: "corpus-asr nightly job.yaml",
         status: "corpus-asr status s3://transcripts --watch",
-        prune: "corpus-asr prune s3://transcripts --older-than 30d",
-        forget: "corpus-asr forget s3://transcripts --uri '*/talk.mp3'",
+        remove: "corpus-asr remove s3://transcripts --gone --older-than 30d",
     },
     "Results": {
         report: "corpus-asr report s3://transcripts --html report.html",

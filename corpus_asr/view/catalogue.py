@@ -97,7 +97,7 @@ def gone(store: OutputStore, own: str) -> GoneError:
     if uri is None:
         return GoneError(
             "this recording is not in the output folder any more, which is so after corpus-asr "
-            "forget or prune: nothing was saved"
+            "remove: nothing was saved"
         )
     return GoneError(
         f"this recording was moved to {without_secrets(uri)}: nothing was saved; open it there, "

@@ -40,13 +40,13 @@ ANSWERS = {
     'run archive.yaml --redo "confidence < 0.8" --set decoding.beam_size=2': (
         r"3 recordings, 3 done .*this run: 1 recording,"
     ),
-    "prune s3://transcripts --older-than 30d": r"deleted\.mp3: .*1 recording of 4 is gone",
-    "prune s3://transcripts --older-than 30d --yes": r"removed 1 recording\n",
-    "forget s3://transcripts --uri '*/interview-0417.wav'": (
+    "remove s3://transcripts --gone --older-than 30d": r"deleted\.mp3: .*1 recording of 4 is gone",
+    "remove s3://transcripts --gone --older-than 30d --yes": r"removed 1 recording\n",
+    "remove s3://transcripts --uri '*/interview-0417.wav'": (
         r"1 recording, \d segment.*nothing was changed"
     ),
-    "forget s3://transcripts --uri '*/interview-0417.wav' --yes": r"erased 1 recording",
-    "forget s3://transcripts --speaker 'Ada Lovelace' --yes": (
+    "remove s3://transcripts --uri '*/interview-0417.wav' --yes": r"erased 1 recording",
+    "remove s3://transcripts --speaker 'Ada Lovelace' --yes": (
         r"erased name and voice of Ada Lovelace, in 1 recording"
     ),
 }
@@ -209,12 +209,12 @@ def test_no_byte_is_left_of_a_folder_with_every_feature_in_use(
         "voices/",
     ):
         assert any(each.startswith(name) for each, _ in before), name
-    told = living.do("forget s3://transcripts --uri '*quillfeather.mp3' --yes")
+    told = living.do("remove s3://transcripts --uri '*quillfeather.mp3' --yes")
     for name in ("set", "second"):
         assert f"data set made of this folder: {tmp_path}/{name}; remove it" in told
     assert saying() == []
     living.do("run night.yaml --set decoding.beam_size=2")
     assert saying() == []
     needles[:] = ["Bo\n", "'Bo'"]
-    living.do("forget s3://transcripts --speaker Bo --yes")
+    living.do("remove s3://transcripts --speaker Bo --yes")
     assert saying() == []

@@ -88,7 +88,7 @@ COMMANDS = {
     "export out --to edited --format txt": "1 recording, 2 segments",
     "evaluate out --references said.jsonl": "1 recording",
     "label label.yaml": "kept +2 segments",
-    "forget out --uri *talk* --yes": (
+    "remove out --uri *talk* --yes": (
         r"erased 1 recording.*not reached: the files that transcribe wrote"
     ),
 }
@@ -108,9 +108,9 @@ def test_each_command_opens_the_folder_of_files(command: str) -> None:
 
 def test_prune_says_what_removes_a_recording_of_files() -> None:
     written(SAID)
-    done = CliRunner().invoke(cli.app, ["prune", "out"])
+    done = CliRunner().invoke(cli.app, ["remove", "out", "--gone"])
     assert done.exit_code == 2
-    assert "of transcribe -o: use forget" in " ".join(done.stderr.split())
+    assert "of transcribe -o: use --uri" in " ".join(done.stderr.split())
 
 
 def test_settings_and_recordings_are_those_of_the_call(monkeypatch: pytest.MonkeyPatch) -> None:

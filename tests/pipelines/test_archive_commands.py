@@ -147,21 +147,21 @@ def quick_locks() -> Iterator[None]:
 
 
 COMMANDS = {
-    "forget": ("forget", "--uri", "*/b.wav", "--yes"),
-    "prune": ("prune", "--yes"),
+    "erase": ("remove", "--uri", "*/b.wav", "--yes"),
+    "gone": ("remove", "--gone", "--yes"),
     "run": ("run",),
     "nightly": ("nightly",),
 }
-CODES = {"forget": 2, "prune": 2, "run": 2, "nightly": 75}
+CODES = {"erase": 2, "gone": 2, "run": 2, "nightly": 75}
 
 
 @pytest.mark.usefixtures("quick_locks")
 @pytest.mark.parametrize(
     "first",
     [
-        "forget",
+        "erase",
         "run",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("prune", "nightly")),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("gone", "nightly")),
     ],
 )
 def test_of_two_commands_at_once_the_second_is_refused(
@@ -190,12 +190,12 @@ def test_of_two_commands_at_once_the_second_is_refused(
         assert "found it in use by run" in result.stderr
         assert "expected no other run; wait for it to end" in result.stderr
     # "d" has the content of "c", which is gone: its results follow.
-    left = {"forget": "ac", "prune": "ab", "run": "abd", "nightly": "abd"}[first]
+    left = {"erase": "ac", "gone": "ab", "run": "abd", "nightly": "abd"}[first]
     assert set(archive.made_by()) == set(left)
     assert not archive.store.exists(LOCK_NAME)
 
 
-def test_the_next_run_continues_what_forget_began(archive: Typed) -> None:
+def test_the_next_run_continues_what_remove_began(archive: Typed) -> None:
     arguments = {"names": ["Ada"], "speakers": [["0" * 16, "S1"]]}
     note = {"command": FORGET_VOICES, "finished": True, "arguments": arguments}
     for command in ("run", "nightly"):
@@ -218,7 +218,7 @@ def test_two_jobs_of_one_folder_leave_what_the_other_one_lists(archive: Typed) -
         assert archive.gone() == gone
         assert load_report(archive.store).accounting.unlisted == len(gone)
         assert balance_problems(load_report(archive.store).accounting, finished=True) == []
-    assert archive.type("prune", "--yes").stdout.endswith("removed 2 recordings\n")
+    assert archive.type("remove", "--gone", "--yes").stdout.endswith("removed 2 recordings\n")
     assert set(archive.made_by()) == {*"bcef"}
     assert (
         "the source was"
@@ -238,7 +238,9 @@ def test_what_a_narrower_source_leaves_out_is_not_gone(archive: Typed, narrower:
         options += ["--set", "source.uri=[]"]
     assert archive.type("run", *options).exit_code == 0
     assert archive.gone() == ""
-    assert "nothing to remove" in archive.type("prune", "--yes", "--more-than-half").stdout
+    assert (
+        "nothing to remove" in archive.type("remove", "--gone", "--yes", "--more-than-half").stdout
+    )
     # Once no run has listed it for so long, it is.
     gone = find_gone(archive.store, older_than=datetime.timedelta(microseconds=1)).gone
     assert [Path(each.uri).stem for each in gone] == ["c"]
@@ -256,10 +258,10 @@ def test_one_of_two_folders_that_is_empty_is_not_pruned(archive: Typed) -> None:
     other.mkdir()
     archive.type("run", *both)
     assert archive.gone() == "def"
-    refused = archive.type("prune", "--yes")
+    refused = archive.type("remove", "--gone", "--yes")
     assert refused.exit_code == 2
     assert f"3 recordings of 3 below {other} are gone, expected half of them" in refused.stderr
-    assert archive.type("prune", "--yes", "--more-than-half").exit_code == 0
+    assert archive.type("remove", "--gone", "--yes", "--more-than-half").exit_code == 0
     assert set(archive.made_by()) == {*"abc"}
 
 
@@ -287,8 +289,8 @@ def test_reading_commands_write_nothing_into_the_folder(
         write(uri, *rest, **options)
 
     monkeypatch.setattr(filesystem, "write_atomic", note)
-    for words in (("plan",), ("report",), ("status",), ("show",), ("prune",),
-                  ("forget", "--uri", "*/a.wav")):  # fmt: skip
+    for words in (("plan",), ("report",), ("status",), ("show",), ("remove", "--gone"),
+                  ("remove", "--uri", "*/a.wav")):  # fmt: skip
         done = archive.type(*words)
         assert done.exit_code == 0, done.output
     assert not [uri for uri in written if uri.startswith(str(archive.output))]

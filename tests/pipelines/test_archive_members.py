@@ -168,7 +168,7 @@ def test_members_live_as_files_do(
     path = str(job.folder / "job.yaml")
     said("run", path, "--local", "--redo", f"uri like '%{name}'")
     assert counted(job.store) == dict.fromkeys(expected, 1)
-    assert "erased 1 recording" in said("forget", output, "--uri", folder / name, "--yes")
+    assert "erased 1 recording" in said("remove", output, "--uri", folder / name, "--yes")
     for each in filter(Path.is_file, output.rglob("*")):
         assert SECRET.encode() not in each.read_bytes(), each
         assert name.encode() not in each.read_bytes(), each
@@ -181,6 +181,6 @@ def test_members_live_as_files_do(
         shard = tar_bytes([("talks/a.wav", clips()[2])])
         (folder / "1.tar").write_bytes(shard)
         said("run", path, "--local")
-        assert "1.tar#b.wav" in said("prune", output, "--yes")
+        assert "1.tar#b.wav" in said("remove", output, "--gone", "--yes")
         assert set(counted(job.store)) == expected - {name, "1.tar#b.wav"}
         assert counted(job.store)["1.tar#talks/a.wav"] == 1

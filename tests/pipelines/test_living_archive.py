@@ -175,9 +175,11 @@ def test_what_is_deleted_is_marked_and_pruned(archive: Archive) -> None:
     gone = {Path(row["uri"]).stem: row["gone"] for row in archive.read("recordings")}
     assert gone == {"a": False, "b": True, "c": False}
     assert load_report(OutputStore(str(archive.output))).accounting.problems == ()
-    assert "nothing to remove" in command("prune", archive.output, "--older-than", "30d")
-    assert "1 recording of 3 is gone; nothing was changed" in command("prune", archive.output)
-    command("prune", archive.output, "--yes")
+    assert "nothing to remove" in command("remove", archive.output, "--gone", "--older-than", "30d")
+    assert "1 recording of 3 is gone; nothing was changed" in command(
+        "remove", archive.output, "--gone"
+    )
+    command("remove", archive.output, "--gone", "--yes")
     assert texts(archive) == {"a": 2, "c": 2}
     assert "not listed" not in command("status", archive.output)
 
@@ -190,13 +192,13 @@ def test_who_asks_to_be_erased_is_nowhere_and_stays_away(
     archive.add("b")
     archive.add("quill", content=b"of nobody else")
     archive.night()
-    command("forget", archive.output, "--uri", "*/quill.wav", "--yes")
+    command("remove", archive.output, "--uri", "*/quill.wav", "--yes")
     for path in archive.output.rglob("*"):
         assert not path.is_file() or b"quill" not in path.read_bytes(), path
     (archive.source / "quill.wav").rename(archive.source / "other.wav")
     assert archive.run().files == 1
     assert archive.worked == []
-    command("forget", archive.output, "--uri", archive.source / "quill.wav", "--allow-again")
+    command("remove", archive.output, "--uri", archive.source / "quill.wav", "--allow-again")
     archive.run()
     assert archive.worked == ["other"]
 

@@ -152,14 +152,14 @@ def command(job: ManualRun, *words: str) -> Result:
 def test_no_byte_of_the_folder_names_what_was_forgotten(job: ManualRun) -> None:
     assert len(naming(job)) > 15, "the test sees what is there"
     before = held_by(job.store.uri)
-    shown = command(job, "forget", "--uri", "*/ada.wav")
+    shown = command(job, "remove", "--uri", "*/ada.wav")
     assert shown.exit_code == 0, shown.output
     assert f"{job.source}/ada.wav\n" in shown.stdout
     assert "1 recording, 2 segments, 1 correction; nothing was changed" in shown.stdout
     assert "s3://sets/one; remove it and make it again: corpus-asr label" in shown.stdout
     assert "earlier versions of objects" in shown.stdout
     assert held_by(job.store.uri) == before
-    done = command(job, "forget", "--uri", "*/ada.wav", "--yes")
+    done = command(job, "remove", "--uri", "*/ada.wav", "--yes")
     assert done.exit_code == 0, done.output
     assert naming(job) == []
     texts = sorted(row["text"] for row in rows_of(job.store.segments()))
@@ -177,19 +177,19 @@ def test_no_byte_of_the_folder_names_what_was_forgotten(job: ManualRun) -> None:
 
 def test_it_stays_away_also_under_another_name_until_it_is_allowed_again(job: ManualRun) -> None:
     uri = str(job.source / "ada.wav")
-    assert command(job, "forget", "--uri", uri, "--yes").exit_code == 0
+    assert command(job, "remove", "--uri", uri, "--yes").exit_code == 0
     plan = make_plan(job.config, job.store, model_revision=REVISION)
     assert (plan.num_forgotten, plan.num_files, plan.num_remaining) == (1, 3, 0)
     (job.source / "ada.wav").rename(job.source / "renamed.wav")
     assert make_plan(job.config, job.store, model_revision=REVISION).num_forgotten == 1
     (job.source / "renamed.wav").rename(job.source / "ada.wav")
-    glob = command(job, "forget", "--uri", "*/ada.wav", "--allow-again")
+    glob = command(job, "remove", "--uri", "*/ada.wav", "--allow-again")
     assert glob.exit_code == 2
     assert "expected whole addresses" in glob.stderr
-    both = command(job, "forget", "--uri", uri, "--uri", "/none.wav", "--allow-again")
+    both = command(job, "remove", "--uri", uri, "--uri", "/none.wav", "--allow-again")
     assert both.exit_code == 2
     assert "found /none.wav not among those that stay away" in both.stderr
-    allowed = command(job, "forget", "--uri", uri, "--allow-again")
+    allowed = command(job, "remove", "--uri", uri, "--allow-again")
     assert allowed.exit_code == 0, allowed.output
     plan = make_plan(job.config, job.store, model_revision=REVISION)
     assert (plan.num_forgotten, plan.num_new) == (0, 1)
@@ -212,7 +212,7 @@ def test_by_its_content_another_file_of_its_size_and_time_is_done(tmp_path: Path
     job.finish()
     digest = digest_of(str(job.source / "mon.wav"))
     for name in ("mon", "old"):
-        assert command(job, "forget", "--uri", f"*/{name}.wav", "--yes").exit_code == 0
+        assert command(job, "remove", "--uri", f"*/{name}.wav", "--yes").exit_code == 0
     assert str(digest) not in Path(job.store.address(FORGOTTEN_NAME)).read_text()
 
     def planned() -> tuple[int, int]:
@@ -231,7 +231,7 @@ def test_by_its_content_another_file_of_its_size_and_time_is_done(tmp_path: Path
 
 
 def test_what_is_not_there_is_answered_with_what_is_like_it(job: ManualRun) -> None:
-    found = command(job, "forget", "--uri", "*/adda.wav", "--yes")
+    found = command(job, "remove", "--uri", "*/adda.wav", "--yes")
     assert found.exit_code == 2
     assert "found none of */adda.wav, expected an address or a glob" in found.stderr
     assert f"did you mean {job.source}/ada.wav" in found.stderr
@@ -239,10 +239,10 @@ def test_what_is_not_there_is_answered_with_what_is_like_it(job: ManualRun) -> N
 
 def test_a_folder_in_use_is_left_alone(job: ManualRun) -> None:
     with Lock(OutputStore(job.store.uri), "other"):
-        for words in (("forget", "--uri", "*/ada.wav"), ("prune", "--older-than", "0d")):
+        for words in (("remove", "--uri", "*/ada.wav"), ("remove", "--gone", "--older-than", "0d")):
             (job.source / "c.wav").unlink(missing_ok=True)
             refused = command(job, *words, "--yes")
-            if words[0] == "forget":
+            if "--uri" in words:
                 assert refused.exit_code == 2
                 assert "found it in use by run other" in refused.stderr
     assert len(naming(job)) > 15
@@ -257,7 +257,7 @@ def test_a_store_that_removes_nothing_is_left_as_it_is(
     before = held_by(job.store.uri)
     with monkeypatch.context() as patches:
         patches.setattr(filesystem, "remove", refuse)
-        refused = command(job, "forget", "--uri", "*/ada.wav", "--yes")
+        refused = command(job, "remove", "--uri", "*/ada.wav", "--yes")
     assert refused.exit_code == 2
     assert "nothing was changed, but _run/removable.json, an empty test, is left" in refused.stderr
     after = held_by(job.store.uri)
@@ -268,7 +268,7 @@ def test_a_store_that_removes_nothing_is_left_as_it_is(
 def test_a_file_of_others_that_names_it_is_told_and_left(job: ManualRun) -> None:
     notes = Path(job.store.uri) / "notes.txt"
     notes.write_text(f"see {job.source / 'ada.wav'}.\n")
-    done = command(job, "forget", "--uri", "*/ada.wav", "--yes")
+    done = command(job, "remove", "--uri", "*/ada.wav", "--yes")
     assert f"left, as this program did not write it: {notes}\n" in done.stdout
     assert notes.exists()
 
@@ -295,7 +295,7 @@ def test_files_of_others_are_named_however_they_spell_it_and_left(tmp_path: Path
         job.store.write_bytes(each, data)
     pq.write_table(pa.table({"uri": [uri] * 9}), output / "table.parquet")
     before = {each: (output / each).read_bytes() for each in others}
-    done = command(job, "forget", "--uri", f"*/{name}", "--yes")
+    done = command(job, "remove", "--uri", f"*/{name}", "--yes")
     assert done.exit_code == 0, done.output
     left = set(re.findall(rf"did not write it: {output}/(.*)", done.stdout))
     assert left == {*others, "table.parquet"}
@@ -333,7 +333,7 @@ def test_a_recording_named_like_a_common_word_takes_nothing_else_along(tmp_path:
     job.finish()
     before = [job.store.read_json(name) for name in ("_run/config.json", "_run/fingerprint.json")]
     assert "en" in str(before)
-    assert command(job, "forget", "--uri", "*/en", "--uri", "*/ok", "--yes").exit_code == 0
+    assert command(job, "remove", "--uri", "*/en", "--uri", "*/ok", "--yes").exit_code == 0
     after = [job.store.read_json(name) for name in ("_run/config.json", "_run/fingerprint.json")]
     assert after == before
 
@@ -346,7 +346,7 @@ def test_names_that_markdown_escapes_go_from_summaries(tmp_path: Path) -> None:
     job.finish()
     escaped = re.sub(r"[\\`*_\[\]<>#|~]", r"\\\g<0>", name)
     job.store.write_bytes("nights/2026-01-01-2.md", f"# N\\_ight\n- `{escaped}`: no\n".encode())
-    assert command(job, "forget", "--uri", "*.wav", "--yes").exit_code == 0
+    assert command(job, "remove", "--uri", "*.wav", "--yes").exit_code == 0
     assert (Path(job.store.uri) / "nights/2026-01-01-2.md").read_text() == "# N\\_ight\n"
 
 
@@ -357,11 +357,11 @@ def test_an_address_is_no_glob_and_each_pattern_has_to_match(tmp_path: Path) -> 
         job.commit(name)
     job.finish()
     one = f"{job.source}/talk[1].wav"
-    wrong = command(job, "forget", "--uri", one, "--uri", "*/tolk1.wav", "--yes")
+    wrong = command(job, "remove", "--uri", one, "--uri", "*/tolk1.wav", "--yes")
     assert wrong.exit_code == 2
     assert "found none of */tolk1.wav, expected" in wrong.stderr
     assert "did you mean" in wrong.stderr
-    assert command(job, "forget", "--uri", one, "--yes").exit_code == 0
+    assert command(job, "remove", "--uri", one, "--yes").exit_code == 0
     assert {Path(row["uri"]).name for row in rows_of(job.store.segments())} == {"talk1.wav"}
 
 
@@ -382,7 +382,7 @@ def test_what_it_was_called_before_it_moved_is_erased_too(tmp_path: Path) -> Non
         job.begin()
         job.finish()
     assert [row["uri"] for row in rows_of(job.store.recordings())].count(uri) == 1
-    assert command(job, "forget", "--uri", uri, "--yes").exit_code == 0
+    assert command(job, "remove", "--uri", uri, "--yes").exit_code == 0
     needles = ("quill", "middlename", "ada.wav", "Quillfeather", recording_id(first))
     assert [(each, needle) for each, data in held_by(job.store.uri).items()
             for needle in needles if needle.encode() in data] == []  # fmt: skip
@@ -395,15 +395,15 @@ def test_a_recording_whose_move_was_killed_is_forgotten_by_either_address(job: M
     with life(3) as process:
         follow(job.store, moves)
     assert process.killed
-    assert command(job, "forget", "--uri", uri, "--yes").exit_code == 0
+    assert command(job, "remove", "--uri", uri, "--yes").exit_code == 0
     assert naming(job) == []
     assert not any(b"renamed.wav" in data for data in held_by(job.store.uri).values())
 
 
 @EACH
 @pytest.mark.parametrize("words", [
-    ("forget", "--uri", "*/ada.wav"), ("forget", "--speaker", "Bo"),
-    ("prune", "--with-corrections"),
+    ("remove", "--uri", "*/ada.wav"), ("remove", "--speaker", "Bo"),
+    ("remove", "--gone", "--with-corrections"),
 ])  # fmt: skip
 def test_killed_anywhere_it_is_continued(
     voiced: ManualRun,
@@ -415,7 +415,7 @@ def test_killed_anywhere_it_is_continued(
     """Before: rows twice and pruned texts in the tables, for good, with "nothing to remove"."""
     job = voiced
     job.begin()
-    if words[0] == "prune":
+    if "--gone" in words:
         (job.source / "ada.wav").unlink()
         job.begin()
     else:
@@ -497,18 +497,18 @@ def test_a_voice_is_forgotten_and_what_it_says_stays(voiced: ManualRun) -> None:
     job = voiced
     uri = str(job.source / "b.wav")
     assert len(speaking(job.store)) > 3
-    wrong = command(job, "forget", "--speaker", "Boo", "--yes")
+    wrong = command(job, "remove", "--speaker", "Boo", "--yes")
     assert wrong.exit_code == 2
     assert "found nobody called Boo" in wrong.stderr
     assert "did you mean Bo?" in wrong.stderr
-    shown = command(job, "forget", "--speaker", "Bo")
+    shown = command(job, "remove", "--speaker", "Bo")
     assert "Bo, in 1 recording; nothing was changed" in shown.stdout
     (Path(job.store.uri) / ".tmp-names").write_bytes(b"x,S1,Bo\n")
-    again = command(job, "forget", "--speaker", "Bo", "--allow-again", "--yes")
+    again = command(job, "remove", "--speaker", "Bo", "--allow-again", "--yes")
     assert again.exit_code == 2
     assert "--allow-again is for --uri" in again.stderr
     assert "s3://sets/one; remove it and make it again" in shown.stdout
-    done = command(job, "forget", "--speaker", "Bo", "--yes")
+    done = command(job, "remove", "--speaker", "Bo", "--yes")
     assert done.exit_code == 0, done.output
     assert Path(job.store.address(NAMES_NAME)).read_text().endswith(",Ada\n")
     turns = [row for name in job.store.names("speakers")
@@ -519,7 +519,19 @@ def test_a_voice_is_forgotten_and_what_it_says_stays(voiced: ManualRun) -> None:
     [voices_name] = job.store.names("voices")
     assert job.store.read_table(voices_name, VOICES).num_rows == 0
     assert "Said" in {row["text"] for row in rows_of(job.store.segments())}
-    assert command(job, "forget").exit_code == 2
+
+
+@pytest.mark.parametrize("words", [
+    (), ("--gone", "--uri", "/a.wav"), ("--uri", "/a.wav", "--speaker", "Bo"),
+    ("--uri", "/a.wav", "--older-than", "1d"), ("--speaker", "Bo", "--more-than-half"),
+    ("--uri", "/a.wav", "--with-corrections"), ("--gone", "--allow-again"),
+])  # fmt: skip
+def test_one_kind_is_removed_with_its_options_alone(job: ManualRun, words: tuple[str, ...]) -> None:
+    before = held_by(job.store.uri)
+    refused = command(job, "remove", *words, "--yes")
+    assert refused.exit_code == 2
+    assert "Invalid value" in refused.stderr
+    assert held_by(job.store.uri) == before
 
 
 @EACH
@@ -530,9 +542,9 @@ def test_a_name_that_only_corrections_have_is_forgotten(
     correct_segment(voiced.store, "More words", "Corrected", speaker="Grace")
     correct_segment(voiced.store, "More words", "Corrected", speaker="S1")  # no such turn there
     correct_segment(voiced.store, SECRET, "Corrected", speaker="S1")  # whom Ada is
-    wrong = command(voiced, "forget", "--speaker", "Gracie", "--yes")
+    wrong = command(voiced, "remove", "--speaker", "Gracie", "--yes")
     assert "did you mean Grace?" in wrong.stderr
-    shown = command(voiced, "forget", "--speaker", "Grace")
+    shown = command(voiced, "remove", "--speaker", "Grace")
     assert "Grace, in 2 recordings; nothing was changed" in shown.stdout
     before = speaking(voiced.store)
     speakers = find_speakers(voiced.store, ["Grace"])
@@ -560,11 +572,11 @@ def test_numbers_of_speakers_and_files_of_others_in_corrections_stay(voiced: Man
     folder = Path(store.address(next(iter(read_saved(store))))).parent
     (folder / "NOTES.md").write_text("of others")
     (folder / ".tmp-killed").write_text('{"segments": [{"speaker": "Grace')
-    refused = command(voiced, "forget", "--speaker", "S1", "--yes")
+    refused = command(voiced, "remove", "--speaker", "S1", "--yes")
     assert "found nobody called S1, expected a name of speakers.csv or of a correction" in (
         refused.stderr
     )
-    done = command(voiced, "forget", "--speaker", "Grace", "--yes")
+    done = command(voiced, "remove", "--speaker", "Grace", "--yes")
     assert done.exit_code == 0, done.output
     said = [each.segments[0].speaker for each in read_saved(store).values()]
     assert sorted(map(str, said)) == ["None", "None", "S1", "S1"]
@@ -602,14 +614,14 @@ class Refusing:
 
 @EACH
 @pytest.mark.parametrize("words", [
-    ("forget", "--uri", "*/ada.wav"), ("forget", "--speaker", "Bo"),
-    ("prune", "--with-corrections"),
+    ("remove", "--uri", "*/ada.wav"), ("remove", "--speaker", "Bo"),
+    ("remove", "--gone", "--with-corrections"),
 ])  # fmt: skip
 def test_a_store_that_refuses_any_removal_says_what_is_left_and_what_to_do(
     voiced: ManualRun, tmp_path: Path, words: tuple[str, ...], step: int
 ) -> None:
     job = voiced
-    if words[0] == "prune":
+    if "--gone" in words:
         (job.source / "ada.wav").unlink()
         job.begin()
         job.finish()
@@ -630,7 +642,7 @@ def test_a_store_that_refuses_any_removal_says_what_is_left_and_what_to_do(
         again = command(job, *words, "--yes")
         assert again.exit_code == 0, again.output
         assert (speaking(job.store) if "--speaker" in words else
-                [] if words[0] == "prune" else naming(job)) == []  # fmt: skip
+                [] if "--gone" in words else naming(job)) == []  # fmt: skip
         texts = {row["text"] for row in rows_of(job.store.segments())}
         assert {"Other words", "More words"} <= texts
         assert (SECRET in texts) == ("--speaker" in words)
@@ -641,22 +653,22 @@ def test_prune_removes_what_is_gone_for_long_enough(job: ManualRun) -> None:
     (job.source / "b.wav").unlink()
     job.begin()
     job.finish()
-    nothing = command(job, "prune", "--older-than", "30d", "--yes")
+    nothing = command(job, "remove", "--gone", "--older-than", "30d", "--yes")
     assert nothing.exit_code == 0, nothing.output
     assert "nothing to remove" in nothing.stdout
     today = f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}"
-    shown = command(job, "prune")
+    shown = command(job, "remove", "--gone")
     assert shown.stdout == (
         f"{job.source}/b.wav: 1 segment, last listed {today}\n"
         f"{job.store.uri}: 1 recording of 4 is gone; "
         "nothing was changed: --yes removes the results\n"
     )
     assert len(rows_of(job.store.segments())) == 3
-    done = command(job, "prune", "--yes")
+    done = command(job, "remove", "--gone", "--yes")
     assert done.stdout.endswith("removed 1 recording\n"), done.output
     assert {Path(row["uri"]).name for row in rows_of(job.store.segments())} == {"ada.wav", "c.wav"}
     assert load_report(job.store).accounting.problems == ()
-    assert command(job, "prune", "--older-than", "soon").exit_code == 2
+    assert command(job, "remove", "--gone", "--older-than", "soon").exit_code == 2
 
 
 def test_prune_keeps_what_people_corrected_unless_it_is_told(job: ManualRun) -> None:
@@ -664,15 +676,17 @@ def test_prune_keeps_what_people_corrected_unless_it_is_told(job: ManualRun) -> 
     (job.source / "ada.wav").unlink()
     job.begin()
     job.finish()
-    assert "/ada.wav: 1 segment, 1 correction, last listed" in command(job, "prune").stdout
-    kept = command(job, "prune", "--yes")
+    assert (
+        "/ada.wav: 1 segment, 1 correction, last listed" in command(job, "remove", "--gone").stdout
+    )
+    kept = command(job, "remove", "--gone", "--yes")
     assert kept.exit_code == 0, kept.output
     assert kept.stdout.endswith(
         "1 recording of 4 is gone, 1 with corrections, which only --with-corrections removes; "
         "nothing was changed\n"
     )
     assert len(read_saved(job.store)) == 1
-    done = command(job, "prune", "--yes", "--with-corrections")
+    done = command(job, "remove", "--gone", "--yes", "--with-corrections")
     assert done.stdout.endswith("removed 1 recording\n"), done.output
     assert read_saved(job.store) == {}
 
@@ -688,11 +702,11 @@ def test_prune_of_most_asks_for_more(job: ManualRun) -> None:
         (job.source / name).unlink()
     job.begin()
     job.finish()
-    refused = command(job, "prune", "--yes")
+    refused = command(job, "remove", "--gone", "--yes")
     assert refused.exit_code == 2
     assert "3 recordings of 4 are gone, expected half of them at most" in refused.stderr
     assert len(rows_of(job.store.segments())) == 3
-    allowed = command(job, "prune", "--yes", "--more-than-half", "--with-corrections")
+    allowed = command(job, "remove", "--gone", "--yes", "--more-than-half", "--with-corrections")
     assert allowed.exit_code == 0
     assert rows_of(job.store.segments()) == []
     assert pq.read_table(Path(job.store.uri) / "segments").num_rows == 0

@@ -22,7 +22,7 @@ class ChangeNote:
     """What a command does to a folder."""
 
     command: str
-    """As in `corpus-asr prune`, with the option that tells it from others of that name."""
+    """As in `corpus-asr remove --gone`."""
     finished: bool
     """Whether a run had finished the folder."""
     arguments: dict[str, Any]

@@ -72,7 +72,7 @@ from corpus_asr.storage.stores.local import TEMPORARY_PREFIX
 from corpus_asr.storage.stores.store import content_version, plain_version
 from corpus_asr.storage.stores.uri import normalize, public, recording_id, redact_uri
 
-FORGET: Final = "forget"
+FORGET: Final = "remove --uri"
 DATASETS_FOLDER: Final = "_run/datasets"
 """Data sets that were made of this folder, an object of each."""
 # Made of the tables, and made again of what they have then.
@@ -134,7 +134,7 @@ def find_recordings(
     ]
     if missing:
         raise ConfigError(
-            f"looking in {redact_uri(store.uri)} for recordings to forget: found none of "
+            f"looking in {redact_uri(store.uri)} for recordings to erase: found none of "
             f"{', '.join(map(redact_uri, missing))}, expected an address or a glob of whole "
             f"addresses, such as '*/talk.mp3'{_nearest(missing, list(seen))}"
         )

@@ -30,7 +30,7 @@ from corpus_asr.storage.stores.uri import recording_id
 
 Speaker = tuple[str, str]
 """`recording_id`, and S1, S2 ... in it; or a name that corrections have there."""
-FORGET_VOICES: Final = "forget --speaker"
+FORGET_VOICES: Final = "remove --speaker"
 _Turns = Mapping[str, Sequence[SpeakerTurn]]
 
 

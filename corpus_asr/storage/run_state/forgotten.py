@@ -59,7 +59,7 @@ class Forgotten:
         except (KeyError, TypeError, ValueError) as error:
             raise CorpusAsrError(
                 f"reading {redact_uri(store.address(FORGOTTEN_NAME))}: found {error!r}, expected "
-                "what `corpus-asr forget` writes: which recordings are to stay away; restore it"
+                "what `corpus-asr remove --uri` writes, which recordings stay away; restore it"
             ) from error
         forgotten._hashes = {each for entry in entries for each in entry}
         return forgotten

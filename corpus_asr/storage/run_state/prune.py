@@ -22,7 +22,7 @@ from corpus_asr.storage.run_state.tables import RECORDINGS_FOLDER, OutputStore
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.units import counted
 
-PRUNE: Final = "prune"
+PRUNE: Final = "remove --gone"
 _PROBE_NAME: Final = "_run/removable.json"
 _BELOW = """
 select count(*) from recordings
@@ -161,7 +161,7 @@ def _listed_tables(store: OutputStore) -> RunTables:
     if plan is None:
         raise ConfigError(
             f"looking for what is gone in {redact_uri(store.uri)}: found no listing, expected "
-            "that of a run; check the URI, or run its job first (of transcribe -o: use forget)"
+            "that of a run; check the URI, or run its job first (of transcribe -o: use --uri)"
         )
     files = (batch for name in store.names(f"{plan}/listing")
              for batch in store.batches(name, batch_rows=SHARD_ROWS))  # fmt: skip
