@@ -24,12 +24,14 @@ from corpus_asr.cli.options import (
     FileOverrides,
     Files,
     RecognitionOptions,
-    SubtitleLimits,
+    check_names,
     model_or_default,
+    rules_of,
     with_groups,
 )
 from corpus_asr.config.decoding import ALL_TRACKS
 from corpus_asr.errors import ConfigError, FetchError, ItemError
+from corpus_asr.formats.cue_rules import CUE_LIMITS, CueRules
 from corpus_asr.formats.names import JSON_LINES, ExportFormat, WordStyle
 from corpus_asr.runtime.shutdown import RunStoppedError
 from corpus_asr.units import counted
@@ -55,7 +57,6 @@ def transcribe(
     files: Files = None,
     *,
     chosen: FileOptions,
-    subtitles: SubtitleLimits,
     options: RecognitionOptions,
     overrides: FileOverrides = None,
 ) -> None:
@@ -85,8 +86,9 @@ def transcribe(
             if options.word_timestamps is not None or needs_words:
                 wanted = chosen.highlight_words or options.word_timestamps is not False
                 keys["word_timestamps"] = wanted
+        rules = rules_of(chosen.subtitle_preset, keys)
         check_keys(keys)
-        layout = layout_of(formats, chosen, subtitles)
+        layout = layout_of(formats, chosen, rules)
         if chosen.text is None:
             inputs, texts = checked_inputs(files or [], layout, chosen), None
         else:
@@ -172,7 +174,7 @@ def formats_of(chosen: FileOptions) -> tuple[str, ...]:
     return found
 
 
-def layout_of(formats: tuple[str, ...], chosen: FileOptions, subtitles: SubtitleLimits) -> "Layout":
+def layout_of(formats: tuple[str, ...], chosen: FileOptions, rules: CueRules) -> "Layout":
     """Return how files look."""
     from corpus_asr.cli.output_files import Layout
     from corpus_asr.formats.writers import check_formats
@@ -181,7 +183,7 @@ def layout_of(formats: tuple[str, ...], chosen: FileOptions, subtitles: Subtitle
     check_formats(exported, WordStyle.plain)  # that of words goes with any of them here
     return Layout(
         formats=formats,
-        rules=subtitles.rules(),
+        rules=rules,
         words=WordStyle.highlight if chosen.highlight_words else WordStyle.plain,
     )
 
@@ -239,8 +241,10 @@ def keys_of(overrides: Sequence[str] | None, given: Mapping[str, Any]) -> dict[s
 
 def check_keys(keys: Mapping[str, Any]) -> None:
     """Refuse wrong keys and values before anything is opened."""
-    from corpus_asr.config.options import options_from
+    from corpus_asr.config.options import OPTION_NAMES, options_from
+    from corpus_asr.config.other_names import translated
 
+    check_names(translated(keys), (*OPTION_NAMES, *_OF_THE_MODEL, *CUE_LIMITS))
     options_from({name: value for name, value in keys.items() if name not in _OF_THE_MODEL})
 
 

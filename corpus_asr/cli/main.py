@@ -29,6 +29,7 @@ from corpus_asr.cli.failures import (
 from corpus_asr.cli.files import transcribe
 from corpus_asr.cli.jobs import finetune, init, label, nightly, plan, run
 from corpus_asr.cli.results import evaluate, export, report, show, status, view
+from corpus_asr.formats.cue_rules import CUE_LIMITS
 from corpus_asr.logs import LogFormat, LogLevel
 
 _TRUTH = {"true": True, "false": False}
@@ -142,13 +143,13 @@ def _meant(unknown: str, command: str | None, params: Sequence[Any]) -> str:
     spelled = (name for param in params for name in (*param.opts, *param.secondary_opts))
     known = [name for name in spelled if name.startswith("--")]
     # Keys without an option of their own.
-    keys: list[str] = []
+    keys = list(CUE_LIMITS) if command in ("transcribe", "export") else []
     if command == "transcribe":
         from corpus_asr.config.options import OPTION_NAMES
 
         own = {param.name for param in params}
-        keys = [key for key in OPTION_NAMES if key not in own]
-    hint = name_hint(unknown, known, keys)
+        keys += [key for key in OPTION_NAMES if key not in own]
+    hint = name_hint(unknown, [*known, *keys])
     for key in keys:
         hint = hint.replace(f" {key}?", f" --set {key}=...?")
     return hint[:1].upper() + hint[1:] or "See --help for all of them."

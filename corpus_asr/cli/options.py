@@ -9,7 +9,7 @@ import functools
 import inspect
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO, get_args, get_origin
 
@@ -23,6 +23,8 @@ from corpus_asr.config.decoding import (
     DecodingSettings,
     default_model_notice,
 )
+from corpus_asr.errors import ConfigError
+from corpus_asr.formats.cue_rules import CUE_LIMITS, CueRules
 from corpus_asr.formats.names import ExportFormat, SubtitlePreset
 from corpus_asr.logs import speaks_json
 
@@ -30,7 +32,6 @@ if TYPE_CHECKING:
     from corpus_asr.config.run import RunConfig
     from corpus_asr.config.settings import Settings
     from corpus_asr.config.storage_options import StorageOptions
-    from corpus_asr.formats.cue_rules import CueRules
     from corpus_asr.storage.stores.filesystem import StoreOptions
 
 
@@ -292,80 +293,52 @@ Language = Annotated[
 FileOverrides = Annotated[
     list[str] | None,
     overrides_of(
-        "Any other key of the sections decoding and extract, slots, revision, calibration or "
-        "allow_hosts.",
+        "Any other key of the sections decoding and extract, such as vad_threshold=0.3; "
+        "num_speakers, min_speakers, max_speakers; slots, revision, calibration, allow_hosts; "
+        f"limits of subtitles: {', '.join(CUE_LIMITS)}.",
         complete_option_override,
     ),
 ]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SubtitleLimits:
-    """Options of each command that writes subtitles."""
+Preset = Annotated[
+    SubtitlePreset | None,
+    _subtitles(
+        "Limits of a guide: netflix, netflix-children or bbc; none: one subtitle per segment; "
+        "those of --set replace its own. Default: two lines of 42 characters, 7 s.",
+        metavar="PRESET",
+        case_sensitive=False,
+    ),
+]
 
-    subtitle_preset: Annotated[
-        SubtitlePreset | None,
-        _subtitles(
-            "Limits of a guide: netflix, netflix-children or bbc; none: one subtitle per segment; "
-            "other options replace its own. Default: two lines of 42 characters, 7 s.",
-            metavar="PRESET",
-            case_sensitive=False,
-        ),
-    ] = None
-    max_line_width: Annotated[int | None, _subtitles("Maximum characters per line.", min=1)] = None
-    max_line_count: Annotated[int | None, _subtitles("Maximum lines per subtitle.", min=1)] = None
-    max_duration: Annotated[
-        float | None, _subtitles("Split subtitles that would be shown longer.", **_SECONDS)
-    ] = None
-    min_duration: Annotated[
-        float | None, _subtitles("Show subtitles at least so long, if there is time.", **_SECONDS)
-    ] = None
-    max_cps: Annotated[
-        float | None,
-        _subtitles("Maximum characters per second: show subtitles longer, if there is time."),
-    ] = None
-    max_wpm: Annotated[float | None, _subtitles("The same in words per minute.")] = None
-    min_gap: Annotated[float | None, _subtitles("Pause before the next subtitle.", **_SECONDS)] = (
-        None
-    )
-    close_gaps: Annotated[
-        float | None, _subtitles("Close shorter pauses, down to --min-gap.", **_SECONDS)
-    ] = None
 
-    def rules(self) -> "CueRules":
-        """Return the rules for cues.
+def rules_of(preset: SubtitlePreset | None, keys: dict[str, Any]) -> CueRules:
+    """Take the limits of subtitles out of the keys of --set, and return them as rules.
 
-        Raises:
-            ConfigError: they leave no room for text.
-        """
-        from corpus_asr.formats.cue_rules import CueRules
+    Raises:
+        ConfigError: they leave no room for text.
+    """
+    return CueRules(preset=preset, **{name: keys.pop(name) for name in CUE_LIMITS if name in keys})
 
-        return CueRules(
-            preset=self.subtitle_preset,
-            max_line_width=self.max_line_width,
-            max_line_count=self.max_line_count,
-            max_duration_s=self.max_duration,
-            min_duration_s=self.min_duration,
-            max_cps=self.max_cps,
-            max_wpm=self.max_wpm,
-            min_gap_s=self.min_gap,
-            close_gaps_s=self.close_gaps,
-        )
+
+def check_names(keys: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Refuse keys of --set that are not among `names`.
+
+    Raises:
+        ConfigError: there is one; it says which key may be meant.
+    """
+    from corpus_asr.config.load import name_hint
+
+    for key in keys:
+        if key not in names:
+            hint = name_hint(key, names) or f"known here: {', '.join(names)}"
+            raise ConfigError(f"reading --set {key}: unknown key; {hint}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileOptions:
     """Options of `transcribe` that are no keys of settings."""
 
-    text: Annotated[
-        str | None,
-        _text(
-            "What is said, to find when: a file, - for standard input, a folder of .txt files "
-            "named as the recordings, or a manifest with columns uri and text, whose recordings "
-            "are the FILEs if none is given.",
-            metavar="TEXT",
-        ),
-    ] = None
     output_dir: Annotated[
         str | None,
         _output(
@@ -394,6 +367,7 @@ class FileOptions:
         bool,
         _output("--skip-existing", "Skip what has files of its name, whatever they were made of."),
     ] = False
+    subtitle_preset: Preset = None
     timestamps: Annotated[bool, _output("Print times before the text.")] = True
     highlight_words: Annotated[
         bool, _output("--highlight-words", "Underline the spoken word; includes --word-timestamps.")
@@ -418,6 +392,15 @@ class FileOptions:
     compute_type: Annotated[ComputeType, _model("Data type of weights and computation.")] = "auto"
     threads: Annotated[
         int | None, _model("CPU threads of the model; default: all CPUs.", min=1)
+    ] = None
+    text: Annotated[
+        str | None,
+        _text(
+            "What is said, to find when: a file, - for standard input, a folder of .txt files "
+            "named as the recordings, or a manifest with columns uri and text, whose recordings "
+            "are the FILEs if none is given.",
+            metavar="TEXT",
+        ),
     ] = None
 
 
@@ -489,44 +472,13 @@ class RecognitionOptions:
             **_UNSET,
         ),
     ] = None
-    vad_threshold: Annotated[
-        float | None,
-        _speech(f"Probability at which speech begins; default: {_AUDIO.vad_threshold}."),
-    ] = None
-    vad_min_speech_s: Annotated[
-        float | None,
-        _speech(
-            "--vad-min-speech",
-            f"A shorter sound is no speech; default: {_AUDIO.vad_min_speech_s}.",
-            **_SECONDS,
-        ),
-    ] = None
-    vad_min_silence_s: Annotated[
-        float | None,
-        _speech(
-            "--vad-min-silence",
-            f"Silence that ends speech; default: {_AUDIO.vad_min_silence_s}.",
-            **_SECONDS,
-        ),
-    ] = None
-    vad_pad_s: Annotated[
-        float | None,
-        _speech(
-            "--vad-pad",
-            f"Audio kept before and after speech; default: {_AUDIO.vad_pad_s}.",
-            **_SECONDS,
-        ),
-    ] = None
     diarize: Annotated[
         bool,
         _speakers(
             "--diarize", "Find who speaks, S1 and so on; includes --word-timestamps, to split "
-            "segments where the speaker changes.",
+            "segments where the speaker changes. --set num_speakers=2 says how many, if known.",
         ),
     ] = False  # fmt: skip
-    num_speakers: Annotated[int | None, _speakers("Exact number, if it is known.", min=1)] = None
-    min_speakers: Annotated[int | None, _speakers("Minimum; default: 1.", min=1)] = None
-    max_speakers: Annotated[int | None, _speakers("Maximum; default: 12.", min=1)] = None
 
 
 def with_groups(command: Callable[..., None]) -> Callable[..., None]:

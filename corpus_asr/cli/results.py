@@ -24,16 +24,18 @@ from corpus_asr.cli.options import (
     MinSnr,
     NoCorrections,
     OutputUri,
+    Preset,
     Speakers,
     StorageOption,
-    SubtitleLimits,
     Uris,
     audio_options,
+    check_names,
     print_result,
+    rules_of,
     store_options,
-    with_groups,
 )
 from corpus_asr.errors import ConfigError
+from corpus_asr.formats.cue_rules import CUE_LIMITS
 from corpus_asr.formats.names import ExportFormat, NumberStyle, WordStyle
 from corpus_asr.units import counted
 
@@ -83,7 +85,6 @@ def status(
             time.sleep(WATCH_EVERY_S)
 
 
-@with_groups
 def export(
     output_uri: OutputUri,
     to: Annotated[
@@ -92,7 +93,16 @@ def export(
     formats: Annotated[
         list[ExportFormat], typer.Option("--format", help="Format of the files; may be repeated.")
     ],
-    limits: SubtitleLimits,
+    subtitle_preset: Preset = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help=f"Limit of subtitles: {', '.join(CUE_LIMITS)}.",
+            rich_help_panel=_SUBTITLES,
+        ),
+    ] = None,
     single: Annotated[
         bool,
         typer.Option("--single", help="Write one file for all recordings; not for subtitles."),
@@ -124,16 +134,19 @@ def export(
     storage_option: StorageOption = None,
 ) -> None:
     """Write a run's transcripts as subtitles, text, tables, JSON or a manifest."""
+    from corpus_asr.config.options import option_overrides
     from corpus_asr.export.recordings import Selection
     from corpus_asr.export.write import ExportOptions
     from corpus_asr.export.write import export as write_files
     from corpus_asr.storage.run_state.run_files import open_run
 
     with readable_errors(on_interrupt="run the same command again to replace it"):
+        limits = option_overrides(overrides or ())
+        check_names(limits, CUE_LIMITS)
         options = ExportOptions(
             formats=tuple(dict.fromkeys(formats)),
             single=single,
-            rules=limits.rules(),
+            rules=rules_of(subtitle_preset, limits),
             words=words,
             numbers=numbers,
             corrections=not no_corrections,

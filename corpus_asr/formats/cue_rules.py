@@ -97,3 +97,5 @@ _LEAST = {
     "max_line_width": 1, "max_line_count": 1, "max_duration_s": 0.1, "min_duration_s": 0.0,
     "max_cps": 0.1, "max_wpm": 1.0, "min_gap_s": 0.0, "close_gaps_s": 0.0,
 }  # fmt: skip
+CUE_LIMITS = tuple(_LEAST)
+"""What `CueRules` takes beside a preset."""

@@ -70,7 +70,7 @@ def test_bash_is_offered_commands_keys_and_values(tmp_path: Path) -> None:
         "transcribe a.wav --format t": ["txt", "tsv", "ttml", "textgrid"],
         "transcribe a.wav --set diar": ["diarize=", "diarize=true", "diarize=false"],
         "transcribe a.wav -f txt,j": ["txt,json", "txt,jsonl"],
-        "transcribe a.wav --vad-m": ["--vad-min-speech", "--vad-min-silence"],
+        "transcribe a.wav --vad": ["--vad-filter"],
         "transcribe a.wav --model openai/whisper-ti": [
             "openai/whisper-tiny",
             "openai/whisper-tiny.en",

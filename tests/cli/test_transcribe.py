@@ -160,10 +160,7 @@ def given() -> dict[str, Any]:
         ("--strategy chunked", "strategy", "chunked"),
         ("--vad_filter False", "vad_filter", False),
         ("--no-vad", "vad_filter", False),
-        ("--vad_threshold 0.3", "vad_threshold", 0.3),
-        ("--vad-min-speech 0.1", "vad_min_speech_s", 0.1),
-        ("--vad-min-silence 1", "vad_min_silence_s", 1.0),
-        ("--vad_pad 0.2", "vad_pad_s", 0.2),
+        ("--set vad_threshold=0.3", "vad_threshold", 0.3),
         ("--clip_timestamps 10,20", "clip_timestamps", "10,20"),
         ("--condition_on_prev_tokens True", "condition_on_prev_tokens", True),
         ("--channels 1", "channels", 1),
@@ -187,8 +184,8 @@ def test_options_arrive_by_the_names_of_the_settings(typed: str, key: str, value
     [
         ("", {}),
         ("--no-word-timestamps", {"word_timestamps": False}),
-        ("--num-speakers 2", {"num_speakers": 2}),
-        ("--min-speakers 2 --max-speakers 4", {"min_speakers": 2, "max_speakers": 4}),
+        ("--set num_speakers=2", {"num_speakers": 2}),
+        ("--set min_speakers=2 --set max_speakers=4", {"min_speakers": 2, "max_speakers": 4}),
     ],
 )
 def test_speakers_are_asked_for_with_word_times(typed: str, also: dict[str, Any]) -> None:
@@ -215,7 +212,7 @@ def test_the_model_and_the_machine_are_chosen() -> None:
         ("a.wav --num_beams 5", "Did you mean --beam-size?"),
         ("a.wav --output_format srt", "Did you mean --format?"),
         ("a.wav --num_threads 4", "Did you mean --threads?"),
-        ("a.wav --vad_min_speech_s 4", "Did you mean --vad-min-speech?"),
+        ("a.wav --vad_min_speech 4", "Did you mean --set vad_min_speech_s=...?"),
         ("a.wav --vad", "Did you mean --vad-filter?"),
         ("a.wav --fp16 False", "Did you mean --compute-type?"),
         ("a.wav --no_speech_threshold 0.5", "Did you mean --set no_speech_threshold=...?"),
@@ -229,10 +226,16 @@ def test_the_model_and_the_machine_are_chosen() -> None:
         ("a.wav -f srt,vtt", "found 2 formats, expected one for standard output; name a folder"),
         ("a.wav b.wav -f srt", "found 2 recordings, expected one for standard output; name a"),
         (
-            "a.wav --subtitle-preset none --max-line-count 2",
+            "a.wav --subtitle-preset none --set max_line_count=2",
             "max_line_count without max_line_width",
         ),
-        ("a.wav --vad-threshold 2", "vad_threshold: found 2"),
+        ("a.wav --max-line-width 42", "Did you mean --set max_line_width=...?"),
+        ("a.wav --max_duration 7", "Did you mean --set max_duration_s=...?"),
+        (
+            "a.wav -f srt --set min_gap=1",
+            "reading --set min_gap: unknown key; did you mean min_gap_s",
+        ),
+        ("a.wav --set vad_threshold=2", "vad_threshold: found 2"),
         ("a.wav -o a.wav", "making the folder a.wav: File exists; choose another --output-dir"),
         ("a.wav -o http://h.org/x", "found an http URL, expected a folder"),
         ("a.wav --threads 0", "threads"),
@@ -355,7 +358,7 @@ def test_another_recording_of_the_same_name_gets_a_name_of_its_own_and_finds_it_
         lambda: ["--language", "de"],
         lambda: ["--set", "beam_size=5"],
         lambda: ["--compute-type", "int8"],
-        lambda: ["--max-line-width", "3"],
+        lambda: ["--set", "max_line_width=3"],
         lambda: ["--model", "base"],
     ],
     ids=["content", "time", "language", "set", "compute-type", "layout", "model"],
@@ -492,7 +495,7 @@ def test_a_folder_may_hold_its_own_outputs() -> None:
 
 
 def test_subtitles_follow_their_options() -> None:
-    call("a.wav", "-o", "out", "-f", "srt", "--max_line_width", "3")
+    call("a.wav", "-o", "out", "-f", "srt", "--set", "max_line_width=3")
     assert "\nHäl\nlo.\n" in Path("out/a.srt").read_text()
 
 

@@ -122,7 +122,7 @@ def test_a_url_is_read_and_a_missing_one_does_not_stop_the_others() -> None:
 
 def test_words_can_be_timed_and_highlighted() -> None:
     clip = SHORT / "cv6_common_voice_en_46854.mp3"
-    result = call(clip, "-f", "vtt", "--highlight_words", "True", "--max_line_width", "20")
+    result = call(clip, "-f", "vtt", "--highlight_words", "True", "--set", "max_line_width=20")
     assert result.exit_code == 0
     assert re.search(r"<u>\w+[.,]?</u>", result.stdout)
     data = json.loads(call(clip, "-f", "json", "--word_timestamps", "True").stdout)
@@ -250,7 +250,7 @@ def test_speakers_are_named_in_every_file_and_the_text() -> None:
     ("typed", "message"),
     [
         ("-f rttm", "writing rttm: found no --diarize, expected it"),
-        ("--num-speakers 2", "num_speakers: nothing without speakers; set diarize"),
+        ("--set num_speakers=2", "num_speakers: nothing without speakers; set diarize"),
         ("--diarize --no-vad", "speakers need detected speech, but extract.vad_filter is false"),
         ("--diarize --set speaker_model=none.onnx", "network none.onnx: found no such file"),
     ],

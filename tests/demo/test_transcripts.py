@@ -152,7 +152,7 @@ def test_the_screen_shows_the_texts(name: str, output: Path, transcribed: Heard)
 def test_subtitles_are_short_and_shown_when_they_are_said(
     name: str, output: Path, tmp_path: Path
 ) -> None:
-    rules = ("--max-line-width", "42", "--max-line-count", "2", "--max-duration", "7")
+    rules = ("--set", "max_line_width=42", "--set", "max_line_count=2", "--set", "max_duration_s=7")
     call("export", str(output), "--to", str(tmp_path), "--format", "srt", *rules)
     cues = list(pysubs2.load(str((tmp_path / name).with_suffix(".srt"))))
     said = " ".join(cue.plaintext.replace("\n", " ") for cue in cues)

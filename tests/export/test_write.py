@@ -332,12 +332,12 @@ def test_the_command_writes_files_and_says_so(store: OutputStore, to: Path) -> N
     done = CliRunner().invoke(
         cli.app,
         ["export", store.uri, "--to", os.fspath(to), "--format", "srt", "--format", "vtt",
-         "--max-line-width", "42", "--max-line-count", "2"],
+         "--set", "max_line_width=42", "--set", "max_line_count=2"],
     )  # fmt: skip
     assert done.exit_code == 0, done.output
     assert done.stdout == (f"{to}: 1 recording, 1 segment in 2 files\nomitted: 1 not done yet\n")
     assert (to / "a.srt").read_text() == "1\n00:00:00,000 --> 00:00:01,000\none\n\n"
-    wrong = ["export", store.uri, "--to", str(to), "--format", "srt", "--max-line-count", "2",
+    wrong = ["export", store.uri, "--to", str(to), "--format", "srt", "--set", "max_line_count=2",
              "--subtitle-preset", "None"]  # fmt: skip
     done = CliRunner().invoke(cli.app, wrong)
     assert done.exit_code == 2
