@@ -144,7 +144,7 @@ def _remove_gone(
         now = find_gone(held, older_than=older_than).gone
         gone = {recording.recording_id for recording in now
                 if with_corrections or not recording.corrections} & shown  # fmt: skip
-        prune(held, gone, at_the_end=_write_pages)
+        prune(held, gone, at_the_end=_write_page)
     typer.echo(f"{store.uri}: removed {counted(len(gone), 'recording')}")
 
 
@@ -186,7 +186,7 @@ def _erase_recordings(
             # A run in between may have found one of them under another address.
             shown = found.recordings
             now = forgetting.find_recordings(held, patterns, begun=shown.values()).recordings
-            left = forgetting.forget(held, {**shown, **now}, at_the_end=_write_pages)
+            left = forgetting.forget(held, {**shown, **now}, at_the_end=_write_page)
         typer.echo(f"{store.uri}: erased {what}; later runs leave them out")
         for name in left:
             typer.echo(f"left, as this program did not write it: {name}")
@@ -277,23 +277,18 @@ def _held(store: "OutputStore", *, steal: bool) -> "Iterator[OutputStore]":
     check_removable(store)  # before there is a lock that could not be removed again
     say = line_writer(progress_lines())
     with Lock(store, new_run_id(), steal=steal, say=say) as lock:
-        finish_killed(lock.store, at_the_end=_write_pages)  # as a run would
+        finish_killed(lock.store, at_the_end=_write_page)  # as a run would
         yield lock.store
 
 
-def _write_pages(store: "OutputStore") -> None:
-    """Write the pages of what is left."""
-    from corpus_asr.report.html.nights import write_nights_page
+def _write_page(store: "OutputStore") -> None:
+    """Write the page of what is left."""
     from corpus_asr.report.html.page import write_page_at_the_end
-    from corpus_asr.storage.run_state.forget import summaries_of
     from corpus_asr.storage.run_state.run_files import RUN_NAME
 
     run = store.read_json(RUN_NAME)
     if run is not None:
         write_page_at_the_end(store, run["counts"]["recordings"])
-    summaries = summaries_of(store)
-    if any(summaries.all_names("")):
-        write_nights_page(store, summaries)
 
 
 def _age(text: str) -> "datetime.timedelta":
