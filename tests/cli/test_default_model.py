@@ -1,6 +1,5 @@
 """Where no model is named, the packaged one transcribes English, offline, and one line says so."""
 
-import logging
 import os
 import subprocess
 import sys
@@ -10,7 +9,6 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from corpus_asr import Transcriber
 from corpus_asr.cli import main as cli
 from corpus_asr.config.load import load_config
 from corpus_asr.errors import ConfigError
@@ -52,36 +50,6 @@ def test_transcribe_writes_english_without_network_and_only_text_on_stdout(tmp_p
     assert all(line.startswith("[00:") for line in done.stdout.splitlines())
     assert "the rest being provided with" in done.stdout
     assert "in dimensions varying from 30 feet" in done.stdout
-
-
-@pytest.mark.slow
-def test_a_transcriber_without_arguments_logs_its_model(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING), Transcriber() as transcriber:
-        found = transcriber.transcribe(CLIP)
-        with pytest.raises(ConfigError, match="found de, but this checkpoint is English-only"):
-            transcriber.transcribe(CLIP, language="German")
-    assert caplog.messages == [NOTICE.format('Transcriber("small") or "large-v3"')]
-    assert "dimensions varying from 30 feet by" in found.text
-    assert found.language == "en"
-    caplog.clear()
-    with Transcriber("whisper-tiny.en", language="English"):
-        pass
-    assert not caplog.messages
-
-
-@pytest.mark.slow
-def test_a_job_without_a_model_says_which_one_it_takes(job: str) -> None:
-    line = NOTICE.format("model.checkpoint: small or large-v3")
-    planned = call("plan", job)
-    assert planned.exit_code == 0, planned.stderr
-    assert planned.stderr.splitlines() == [line]
-    assert "  checkpoint: whisper-tiny.en  # default" in planned.stdout
-    done = call("run", job, "--local")
-    assert done.exit_code == 0, done.stderr
-    assert done.stderr.splitlines()[0] == line
-    assert '"model": "whisper-tiny.en"' in Path("out/run.json").read_text()
-    named = call("plan", job, "--set", "model.checkpoint=whisper-tiny.en")
-    assert named.stderr == ""
 
 
 @pytest.mark.parametrize(

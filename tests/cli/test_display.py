@@ -10,13 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from rich.text import Text
 
 from corpus_asr.activity import Activity
 from corpus_asr.cli import display
-from corpus_asr.cli.display import Meter, display_of, lengths_of, show_text
-from corpus_asr.report.status import load_status, render
-from corpus_asr.report.text import line_width
+from corpus_asr.cli.display import Meter, display_of, lengths_of
 from corpus_asr.runtime import terminal
 from corpus_asr.storage.run_state.lock import LOCK_NAME, Holder, ProcessName
 from corpus_asr.storage.run_state.run_files import STOPPED, write_snapshot
@@ -55,27 +52,6 @@ def test_percentage_and_time_left_follow_seconds_of_audio() -> None:
     meter.update("long.mp3", done_s=3600.0)  # further than its header
     assert meter.eta_s == 0.0
     assert meter.subject == "1 of 2 files"
-
-
-def test_a_failure_takes_what_was_left_of_its_recording_away() -> None:
-    meter, clock = started("bad.mp3", "good.mp3")
-    for name in ("bad.mp3", "good.mp3"):
-        meter.update(name, length_s=1000.0)
-    meter.update("bad.mp3", done_s=100.0)
-    meter.finish("bad.mp3", None)
-    meter.update("bad.mp3", done_s=900.0)  # a late word of it
-    clock.now_s += 10.0
-    assert (meter.total_s, meter.done_s, meter.num_finished) == (1100.0, 100.0, 1)
-
-
-def test_an_unknown_length_gives_seconds_and_no_guess() -> None:
-    meter, clock = started("stream")
-    clock.now_s += 4.0
-    meter.update("stream", done_s=20.0)
-    assert meter.figures == "0:20, RTFx 5.0"
-    meter.finish("stream", 40.0)
-    assert meter.summary(1) == "1 file: 40.0 s of audio in 4.0 s (RTFx 10.0)"
-    assert started("a" * 50 + "end.mp3")[0].subject == "..." + "a" * 22 + "end.mp3"
 
 
 def test_lengths_are_read_from_headers_while_something_else_is_done(
@@ -235,19 +211,3 @@ def test_a_run_is_drawn_in_place_and_no_word_is_broken(
     if not options:
         assert seen == said
     assert max(len(line) for line in screen.text) <= columns
-
-
-def test_columns_are_followed_on_a_terminal_alone(
-    running: OutputStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("COLUMNS", "60")
-    assert line_width() == 100
-    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-    for columns, width in (("60", 60), ("10", 30), ("500", 120)):
-        monkeypatch.setenv("COLUMNS", columns)
-        assert line_width() == width
-    monkeypatch.setenv("COLUMNS", "60")
-    show_text(render(load_status(running)), share=0.5)
-    lines = Text.from_ansi(capsys.readouterr().out).plain.splitlines()
-    assert "5.00 of 10.00 h" in "".join(lines)
-    assert max(len(line) for line in lines if "/" not in line) <= 60

@@ -10,7 +10,6 @@ import pytest
 
 from corpus_asr.cli.inputs import Inputs, Pipe, inputs_of
 from tests.support.stores import default_s3
-from tests.support.terminal import terminal
 
 
 @pytest.fixture
@@ -53,16 +52,6 @@ def test_files_folders_and_globs_name_each_recording_once(
     inputs = inputs_of([word.format(here=here) for word in words])
     assert named(inputs) == [name.format(here=here) for name in names]
     assert inputs.num_ignored == num_ignored
-
-
-def test_absolute_arguments_name_absolute_paths_and_places_start_at_the_argument(
-    tree: Path,
-) -> None:
-    inputs = inputs_of([str(tree / "talks"), "talks/deep/*", "a.mp3", "http://h.org/x/y.mp3?z=1/2"])
-    assert named(inputs)[:2] == [f"{tree}/talks/b.wav", f"{tree}/talks/x [1].ogg"]
-    assert [each.base for each in inputs.found] == [
-        *[f"{tree}/talks/"] * 3, f"{tree}/", "http://h.org/x/",
-    ]  # fmt: skip
 
 
 @pytest.mark.usefixtures("tree")
@@ -114,15 +103,6 @@ def test_standard_input_and_pipes_are_read_as_streams(
     with open("a.mp3", "rb") as regular:  # another file in the process that decodes
         (found,) = inputs_of([f"/dev/fd/{regular.fileno()}"]).found
     assert found.piped
-
-
-def test_a_terminal_is_no_audio(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: True))
-    with terminal() as opened:
-        inputs = inputs_of(["-", f"/dev/fd/{opened.descriptor}"])
-    assert not inputs.found
-    assert len(inputs.problems) == 2
-    assert all("found a terminal, expected audio from a pipe" in each for each in inputs.problems)
 
 
 def test_object_stores_have_folders_and_globs_as_well() -> None:

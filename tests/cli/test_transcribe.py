@@ -258,21 +258,6 @@ def test_text_has_names_above_it_where_there_are_several() -> None:
     assert plain.stderr == "note: silent.wav: no speech found in 1.1 h\n"
 
 
-def test_text_comes_in_the_order_of_the_arguments() -> None:
-    result = call("a_late.wav", "b.wav", "c.wav")
-    assert ScriptedTranscriber.read == ["a_late.wav", "b.wav", "c.wav"]
-    names = [line for line in result.stdout.splitlines() if line.endswith(":")]
-    assert names == ["a_late.wav:", "b.wav:", "c.wav:"]
-    assert len(result.stdout.splitlines()) == 9
-
-
-def test_json_lines_have_one_object_per_recording() -> None:
-    lines = call("a.wav", "b.wav", "--format", "jsonl").stdout.splitlines()
-    first, second = map(json.loads, lines)
-    assert (Path(first["uri"]).name, Path(second["uri"]).name) == ("a.wav", "b.wav")
-    assert (first["segments"][0]["text"], first["segments"][0]["end"]) == (" Hällo.", 2.0)
-
-
 def test_one_recording_is_printed_in_any_format() -> None:
     srt = call("a.wav", "-f", "srt")
     assert srt.stdout.startswith("1\n00:00:00,000 --> 00:00:02,000\nHällo.\n\n2\n")
@@ -300,10 +285,6 @@ def test_nothing_is_loaded_where_no_argument_names_a_recording() -> None:
     result = call("none.wav", "nothing/*.mp3")
     assert (result.exit_code, ScriptedTranscriber.loaded) == (1, None)
     assert result.stderr.splitlines()[-1] == "corpus-asr: 2 of 2 files failed"
-
-
-def test_one_file_that_failed_is_not_called_files() -> None:
-    assert call("none.wav").stderr.splitlines()[-1] == "corpus-asr: 1 of 1 file failed"
 
 
 def test_existing_files_are_kept_and_only_missing_ones_are_written() -> None:
@@ -531,12 +512,6 @@ def test_a_lost_device_ends_the_work_and_keeps_what_is_finished() -> None:
     assert "the device is lost" in result.stderr
 
 
-def test_text_is_shown_with_files_where_that_is_asked_for() -> None:
-    both = call("a.wav", "-o", "out", "-f", "txt", "--verbose")
-    assert both.stdout.splitlines() == LINES
-    assert written() == ["a.txt"]
-
-
 def test_a_terminal_shows_language_text_and_no_trace_of_the_bar() -> None:
     with on_terminal() as opened:
         with pytest.raises(SystemExit) as end:
@@ -554,14 +529,6 @@ def test_a_terminal_shows_language_text_and_no_trace_of_the_bar() -> None:
     ]
     assert lines[-2].startswith("2 files: 2.2 h of audio in ")
     assert "2 of 3 files" in opened.output, "the bar was there"
-
-
-def test_only_text_is_on_stdout_where_stderr_is_a_terminal(
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    with on_terminal(only_stderr=True), pytest.raises(SystemExit):
-        cli.app(["transcribe", "a.wav", *NAMED])
-    assert capfd.readouterr().out.splitlines() == LINES
 
 
 def test_sigterm_ends_it_as_an_interrupt_does(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 import pytest
 
@@ -10,14 +10,12 @@ from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.config.extraction import ExtractSettings
 from corpus_asr.config.load import decoding_from, yaml_value
 from corpus_asr.config.options import (
-    OPTION_NAMES,
     OPTIONS,
-    TranscriptionOptions,
     option_overrides,
     options_from,
 )
 from corpus_asr.config.run import RunConfig
-from corpus_asr.config.settings import DecodingSection, admits_bool
+from corpus_asr.config.settings import DecodingSection
 from corpus_asr.errors import ConfigError
 
 
@@ -145,21 +143,6 @@ def test_dropping_non_speech_needs_its_detection() -> None:
 def test_text_that_utf8_cannot_write_is_refused_by_its_key() -> None:
     with pytest.raises(ConfigError, match=r"initial_prompt: found '.ud800', expected text"):
         decoding_from({"initial_prompt": "\ud800"})
-
-
-def test_editors_know_the_options_and_each_is_described() -> None:
-    assert tuple(TranscriptionOptions.__annotations__) == OPTION_NAMES
-    assert [name for name, key in OPTIONS.items() if not key.description] == []
-
-
-@pytest.mark.parametrize("name", OPTION_NAMES)
-def test_types_are_those_of_the_settings(name: str) -> None:
-    hint, known = get_type_hints(TranscriptionOptions)[name], OPTIONS[name].annotation
-    kinds = get_args(hint) or (hint,)
-    assert (bool in kinds) == admits_bool(known)
-    assert (type(None) in kinds) == (type(None) in get_args(known)) or (
-        name == "language"  # where None is `auto`, as in other libraries
-    )
 
 
 def test_the_guide_says_the_defaults_of_speech_detection() -> None:

@@ -26,12 +26,11 @@ from transformers.models.whisper.generation_whisper import _dynamic_time_warping
 
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.families.whisper.features import WhisperPartFeatures
-from corpus_asr.models.whisper import WhisperForConditionalGeneration
 from corpus_asr.transcription.engine import Engine, PartTranscript
 from corpus_asr.transcription.whisper_prompt import PromptFormat
 from corpus_asr.transcription.windows import PartRequest
 from corpus_asr.units import HOP_SAMPLES, SAMPLE_RATE_HZ, WINDOW_FRAMES, WINDOW_SAMPLES
-from tests.support.references import Pair, align_with, openai_whisper, read_audio, same
+from tests.support.references import align_with, openai_whisper, read_audio
 
 pytestmark = pytest.mark.long
 
@@ -209,43 +208,6 @@ def test_recordings_match_segment_for_segment_and_word_for_word(
         assert segment.text == "".join(word.word for word in segment.words or ())
 
 
-@pytest.mark.slow
-def test_short_clips_match_with_the_language_detected_and_thresholds_on(
-    speech: Path, loop: Loop
-) -> None:
-    paths = sorted((speech / "english_short").glob("*.*"))[:1]
-    paths += sorted((speech / "multilingual").glob("*_de*"))[:1]
-    settings = DecodingSettings(
-        language="auto", strategy="sequential", beam_size=1, temperature=(0.0,), stop_loops=False
-    )
-    audio = [read_audio(path) for path in paths if path.suffix != ".jsonl"]
-    parts = [loop.request(samples, name=str(n)) for n, samples in enumerate(audio)]
-    futures = [loop.engine.submit(part, decoding=settings) for part in parts]
-    for part, samples, future in zip(parts, audio, futures, strict=True):
-        wanted = loop.wanted(part, samples, temperature=0.0, condition_on_previous_text=False)
-        found = future.result()
-        compare(part, found, wanted)
-        assert found.language == wanted["language"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("threshold", [None, 1.0])
-def test_words_and_skipped_silences_match(
-    speech: Path, loop: Loop, threshold: float | None
-) -> None:
-    # Speech, hiss, a fragment of speech, silence, speech: what the threshold is there for.
-    said = read_audio(speech / STORY)
-    hiss = np.random.default_rng(0).normal(0, 1e-3, 8 * SAMPLE_RATE_HZ).astype(np.float32)
-    samples = np.concatenate(
-        [hiss[: 4 * SAMPLE_RATE_HZ], said[: 11 * SAMPLE_RATE_HZ], hiss,
-         said[15 * SAMPLE_RATE_HZ : 16 * SAMPLE_RATE_HZ], np.zeros_like(hiss),
-         said[20 * SAMPLE_RATE_HZ : 36 * SAMPLE_RATE_HZ]]
-    )  # fmt: skip
-    options = WORDS | {"hallucination_silence_threshold": threshold}
-    found = loop.compare(samples, options, options)
-    assert sum(len(segment.words or ()) for segment in found.segments) > 20
-
-
 @pytest.mark.parametrize(
     ("beams", "options"),
     [
@@ -307,47 +269,3 @@ def test_long_recordings_say_what_transformers_long_form_says(
         wanted = processor.batch_decode(tokens, skip_special_tokens=True)[0]
         text = "".join(segment.text for segment in found.result().segments)
         assert text.split() == wanted.split(), path.name
-
-
-CLIPS = ("LJ002-0193.wav", "ls_1089-134686-0000.flac")
-
-
-@pytest.fixture(scope="module")
-def both(checkpoint: Path) -> Pair:
-    ours = WhisperForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32)
-    theirs = transformers.WhisperForConditionalGeneration.from_pretrained(
-        checkpoint, dtype=torch.float32
-    )
-    return Pair(ours.eval(), theirs.eval())
-
-
-def generated(
-    both: Pair, checkpoint: Path, clips: list[np.ndarray], padding: str, **arguments: Any
-) -> tuple[Any, Any]:
-    extractor = transformers.WhisperFeatureExtractor.from_pretrained(checkpoint)
-    inputs = extractor(
-        clips, sampling_rate=SAMPLE_RATE_HZ, return_tensors="pt", return_attention_mask=True,
-        padding=padding, truncation=False,
-    )  # fmt: skip
-    options = {"attention_mask": inputs.attention_mask, **named_language(checkpoint), **arguments}
-    return both.both(inputs.input_features, return_timestamps=True, return_segments=True, **options)
-
-
-@pytest.mark.slow
-def test_short_clips_in_a_batch(both: Pair, checkpoint: Path, speech: Path) -> None:
-    clips = [read_audio(speech / "english_short" / name) for name in CLIPS]
-    same(*generated(both, checkpoint, clips, "max_length", max_new_tokens=40))
-
-
-@pytest.mark.slow
-def test_two_windows_with_times_of_tokens_and_text_before(
-    both: Pair, checkpoint: Path, speech: Path
-) -> None:
-    samples = read_audio(speech / "longform" / "ls_777-126732.ogg")[: 40 * SAMPLE_RATE_HZ]
-    options = {"return_token_timestamps": True, "condition_on_prev_tokens": True}
-    ours, theirs = generated(both, checkpoint, [samples], "longest", **options)
-    same(ours["sequences"], theirs["sequences"])
-    same(ours["token_timestamps"], theirs["token_timestamps"])
-    for one, other in zip(ours["segments"][0], theirs["segments"][0], strict=True):
-        for name in ("start", "end", "tokens", "idxs", "token_timestamps"):
-            same(one[name], other[name])

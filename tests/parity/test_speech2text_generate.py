@@ -210,35 +210,3 @@ def test_tokens_come_as_they_are_found(model: Any) -> None:
     streamer = Streamer()
     tokens = model.generate(sound(1), streamer=streamer, max_new_tokens=9)
     assert streamer.tokens == [*([token] for token in tokens[0].tolist()), "end"]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({}, "neither `inputs`"),
-        ({"inputs": sound(), "input_features": sound()}, "inputs and input_features"),
-        ({"inputs": sound().transpose(1, 2)}, r"expected \(batch, frames, 16\)"),
-        ({"inputs": sound() / 0}, "NaN or infinity"),
-        ({"inputs": sound(frames=6001)}, "6001 frames, expected at most max_source_positions"),
-        ({"inputs": sound(), "attention_mask": torch.ones(2, 80)}, "attention_mask has shape"),
-        ({"inputs": sound(), "attention_mask": torch.zeros(3, 80)}, "0 frames in row 0"),
-        ({"inputs": sound(), "attention_mask": torch.ones(3, 90)}, "90 frames in row 0"),
-        ({"encoder_outputs": (torch.zeros(1, 9, 7),)}, "encoder_outputs have shape"),
-        ({"inputs": sound(), "max_new_tokens": 64}, "64 new tokens .* max_target_positions"),
-        ({"inputs": sound(), "max_length": 1}, "max_length is 1"),
-        ({"inputs": sound(), "assistant_model": object()}, "assistant_model is not offered"),
-        ({"inputs": sound(), "do_sample": True, "temperature": 0.0}, "a number above 0"),
-        ({"inputs": sound(), "num_return_sequences": 2}, "greedy search finds one sequence"),
-        ({"inputs": sound(), "stop_strings": "x"}, "no tokenizer"),
-        ({"inputs": sound(), "streamer": object()}, "a streamer takes one recording"),
-        ({"inputs": sound(), "languge": "de"}, "not used by the model: .*languge"),
-        ({"inputs": sound(), "decoder_start_token_id": [2, 3]}, "names 2 tokens"),
-        ({"inputs": sound(), "decoder_input_ids": torch.ones(2, 3).long()}, "decoder_input_ids"),
-        ({"inputs": sound(), "decoder_input_ids": torch.full((3, 1), 90)}, "found token 90"),
-    ],
-)
-def test_what_cannot_be_meant_is_refused(
-    model: Any, arguments: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(ValueError, match=message):
-        model.generate(**arguments)

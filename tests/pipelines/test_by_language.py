@@ -9,7 +9,6 @@ from corpus_asr.confidence import ConfidenceModel
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import ConfigError
 from corpus_asr.pipelines.driver import run
-from corpus_asr.runtime.transcriber import Transcriber
 from corpus_asr.stages.transcribe import EngineSpec, load_engine
 from corpus_asr.storage.model_files import model_revision
 from corpus_asr.storage.run_state.run_files import write_calibration
@@ -140,29 +139,6 @@ def test_a_model_of_another_family_says_what_it_says_alone(
     assert {row[-3] for row in named[ENGLISH]} == {across.model.checkpoint}
 
 
-def test_single_recordings_are_routed_as_those_of_a_job(
-    across: RunConfig, codes: tuple[str, str]
-) -> None:
-    options: dict[str, Any] = {
-        "by_language": across.model.by_language, "device": "cpu", "compute_type": "float32",
-        "vad_filter": False, "temperature": 0.0, "logprob_threshold": None,
-        "no_speech_threshold": None, "compression_ratio_threshold": None, "language": codes,
-        "word_timestamps": True,
-    }  # fmt: skip
-    clip = str(CLIPS / GERMAN)
-    with Transcriber(across.model.checkpoint, **options) as transcriber:
-        detected = transcriber.transcribe(clip)
-        streamed = tuple(transcriber.stream(clip))
-        given = transcriber.transcribe(clip, language=codes[1])
-        with pytest.raises(ConfigError, match=r"decoding\.prefix: .* parakeet_tdt reads"):
-            transcriber.transcribe(clip, prefix="So")
-        transcriber.transcribe(clip, language=codes[0], prefix="So")
-    assert [(s.start_s, s.text) for s in detected.segments] == said_in(across)[GERMAN]
-    assert streamed == detected.segments
-    assert detected.language == given.language == codes[1]
-    assert given.text == detected.text
-
-
 def test_a_calibration_of_one_family_is_not_used_for_another(
     across: RunConfig, codes: tuple[str, str]
 ) -> None:
@@ -211,13 +187,3 @@ def test_rows_name_the_model_that_wrote_them(routed: RunConfig, models: list[Pat
     named = said_in(routed, "model", "model_revision")
     for name, folder in ((ENGLISH, models[0]), (GERMAN, models[1])):
         assert {row[-2:] for row in named[name]} == {(str(folder), model_revision(folder))}
-
-
-def test_what_is_done_again_comes_out_the_same(
-    routed: RunConfig, models: list[Path], tmp_path: Path
-) -> None:
-    before = said_in(routed, "model", "language_probability")
-    redo(routed, GERMAN)
-    summary = run(routed, local=True, progress=None)
-    assert summary.processed_files == 1
-    assert said_in(routed, "model", "language_probability") == before

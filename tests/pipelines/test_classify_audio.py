@@ -16,11 +16,10 @@ from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import CheckpointError, ConfigError
 from corpus_asr.families.loading import load_classifier
 from corpus_asr.pipelines.driver import run
-from corpus_asr.report.run import load_report, render
 from corpus_asr.storage.run_state.tables import LABEL_ROWS, OutputStore
 from tests.support.audio import read_clip
 from tests.support.checkpoints import CLASSES, tiny_classifier, tiny_whisper
-from tests.support.corpora import copy_of, job, outcomes_in, redo
+from tests.support.corpora import job, outcomes_in
 from tests.support.tables import rows_of, with_section
 from tests.support.tokenizers import tiny_tokenizer
 
@@ -151,40 +150,12 @@ def test_first_speech_agrees_with_what_a_transcription_detects(
     assert found["label_probability"] == pytest.approx(spoken["language_probability"], abs=1e-6)
 
 
-@pytest.mark.long
-def test_a_half_done_classification_redoes_only_what_is_missing(
-    classes: RunConfig, tmp_path: Path
-) -> None:
-    config = copy_of(classes, tmp_path / "output")
-    before = labels_in(config)
-    redo(config, "longer.mp3", part=1)
-    summary = run(config, local=True, progress=None)
-    assert (summary.processed_files, summary.made) == (1, "labels")
-    assert _without_run(labels_in(config)) == _without_run(before)
-
-
-def _without_run(found: dict[Any, list[dict[str, Any]]]) -> dict[Any, Any]:
-    return {key: [row | {"run_id": None} for row in rows] for key, rows in found.items()}
-
-
 def test_a_folder_of_labels_takes_no_transcripts(classes: RunConfig, whisper: Path) -> None:
     settings = classes.model_dump(mode="json")
     settings |= {"pipeline": "transcribe_corpus", "model": {"checkpoint": str(whisper)}}
     other = RunConfig.model_validate(settings)
     with pytest.raises(ConfigError, match=r"pipeline: was classify_audio, now transcribe_corpus"):
         run(other, local=True, progress=None)
-
-
-def test_the_report_tells_what_was_found(classes: RunConfig) -> None:
-    report = load_report(OutputStore(classes.output.uri))
-    assert report.accounting.problems == ()
-    assert sum(share.recordings for share in report.statistics.labels) >= 4
-    assert sum(report.statistics.confidence) == len(labels_in(classes))
-    text = render(report)
-    assert "4 with labels" in text
-    assert "all 5 listed files have exactly one outcome" in text
-    status = CliRunner().invoke(app, ["status", classes.output.uri])
-    assert "4 with labels" in status.output
 
 
 def test_a_checkpoint_that_cannot_tell_is_refused_before_anything_is_read(

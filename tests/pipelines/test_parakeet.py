@@ -1,25 +1,19 @@
 """Parakeet in jobs: tables, speakers, what commands make of them, and runs that were killed."""
 
-import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner, Result
 
-from corpus_asr.cli import main as cli
 from corpus_asr.config.run import RunConfig
-from corpus_asr.formats.names import ExportFormat
 from corpus_asr.pipelines.driver import run
 from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.corpora import CLIPS, outcomes_in, redo
 from tests.support.killing import COMMIT_EACH, KillableJob, into, kill_and_resume, tables_of
-from tests.support.pages import asked, fetch
 from tests.support.parakeet import parakeet_checkpoint
 from tests.support.tables import rows_of, run_config, with_section
-from tests.view.conftest import serving
 
 pytestmark = pytest.mark.long
 
@@ -54,12 +48,6 @@ def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 def segments(config: RunConfig) -> list[dict[str, Any]]:
     rows = rows_of(OutputStore(config.output.uri).segments())
     return sorted(rows, key=lambda row: (row["uri"], row["part"], row["segment"]))
-
-
-def invoke(*arguments: object) -> Result:
-    result = CliRunner().invoke(cli.app, list(map(str, arguments)))
-    assert result.exit_code == 0, result.output
-    return result
 
 
 def test_every_recording_ends_once_with_words_and_times(finished: RunConfig) -> None:
@@ -101,54 +89,6 @@ def test_what_is_done_again_says_the_same(finished: RunConfig, tmp_path: Path) -
     redo(again, "longer.mp3", 1)
     assert run(again, local=True, progress=None).processed_files == 1
     check_same(again, finished)
-
-
-def test_commands_read_what_it_wrote(finished: RunConfig, tmp_path: Path) -> None:
-    output, texts = finished.output.uri, [row["text"].strip() for row in segments(finished)]
-    formats = [option for each in ExportFormat for option in ("--format", each.value)]
-    invoke("export", output, "--to", tmp_path / "files", *formats)
-    (saved,) = (tmp_path / "files").rglob("longer.json")
-    words = [word for each in json.loads(saved.read_text())["segments"] for word in each["words"]]
-    assert words
-    (subtitles,) = (tmp_path / "files").rglob("english.srt")
-    assert "-->" in subtitles.read_text()
-    shown = invoke("show", output).output
-    assert all(text in shown for text in texts)
-    assert "exactly one outcome" in invoke("report", output, "--html", tmp_path / "r.html").output
-    assert texts[0].split()[0] in (tmp_path / "r.html").read_text()
-    references = tmp_path / "references.jsonl"
-    row = {"uri": str(CLIPS / "english.wav"), "text": "Nobody says this."}
-    references.write_text(json.dumps(row))
-    assert "1 recording" in invoke("evaluate", output, "--references", references).output
-
-
-def test_the_viewer_shows_words_and_speakers(finished: RunConfig) -> None:
-    row = segments(finished)[0]
-    with serving(OutputStore(finished.output.uri)) as server:
-        found, shown = (
-            json.loads(fetch(asked(server.url, f"api/{what}", id=row["recording_id"])).body)
-            for what in ("recording", "segments")
-        )
-    assert found["has_words"]
-    assert found["turns"]
-    assert found["speakers"]
-    words = [word[0] for word in shown["segments"][0]["words"]]
-    assert words == [word["word"] for word in row["words"]]
-
-
-def test_labels_are_cut_from_what_it_says(finished: RunConfig, tmp_path: Path) -> None:
-    everything = dict.fromkeys(
-        ("min_avg_logprob", "max_compression_ratio", "max_words_per_s", "max_chars_per_s",
-         "max_repeats", "min_unique_words", "max_word_chars", "max_no_speech_prob"),
-    )  # fmt: skip
-    job = finished.model_dump(mode="json", exclude_defaults=True) | {
-        "pipeline": "pseudo_label",
-        "selection": everything,
-        "dataset": {"uri": str(tmp_path / "set"), "workers": 1},
-    }
-    (tmp_path / "label.yaml").write_text(json.dumps(job))
-    assert "examples    none" not in invoke("label", tmp_path / "label.yaml").output
-    assert sorted((tmp_path / "set").rglob("train-*"))
 
 
 def killable(kind: str, folder: Path, *, ray: bool) -> KillableJob:

@@ -1,17 +1,13 @@
 """Films in an archive: the tables name the track, and whatever reads the sound again takes it."""
 
-import json
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner, Result
 
-from corpus_asr.cli.main import app
 from corpus_asr.config.run import RunConfig
-from corpus_asr.formats.transcript import Transcript
 from corpus_asr.pipelines.driver import run
 from corpus_asr.report.samples import CUTTER
 from corpus_asr.runtime.transcriber import Transcriber
@@ -63,12 +59,6 @@ def usual(films: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) ->
 def each(films: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> OutputStore:
     output = tmp_path_factory.mktemp("each") / "out"
     return OutputStore(done(films, model, output, track="all").output.uri)
-
-
-def command(*arguments: str) -> Result:
-    done = CliRunner().invoke(app, [*arguments])
-    assert done.exit_code == 0, done.output
-    return done
 
 
 def recordings(store: OutputStore) -> dict[str, dict[str, Any]]:
@@ -145,30 +135,6 @@ def test_clips_are_cut_from_their_track(films: Path):
         near(clips[number][44:], source[first:last])
 
 
-def test_show_names_the_tracks(usual: OutputStore, each: OutputStore):
-    shown = command("show", usual.uri).stdout
-    assert "silent.mkv, track 2 eng:" in shown
-    assert "two.mkv, track 1 eng:" in shown
-    assert "english.mkv:" in shown
-    shown = command("show", each.uri, "--uri", "*/two.mkv").stdout
-    assert "two.mkv, track 1 eng:" in shown
-    assert "two.mkv, track 2 deu:" in shown
-
-
-def test_the_plan_names_the_tracks(films: Path, model: Path, tmp_path: Path):
-    path = tmp_path / "job.yaml"
-    settings = {"source": {"uri": str(films)}, "model": {"checkpoint": str(model)},
-                "output": {"uri": str(tmp_path / "out")}}  # fmt: skip
-    path.write_text(json.dumps(settings))
-    shown = command("plan", str(path)).stdout
-    assert "# tracks     2 of 4 headers with several audio tracks, such as" in shown
-    assert "silent.mkv: 1, 2 eng; takes 1" in shown
-    data = json.loads(command("plan", str(path), "--set", "extract.track=all", "--json").stdout)
-    assert set(data["headers"]["tracks"].values()) == {"1, 2 eng", "1 eng, 2 deu"}
-    seconds = 2 * len(ENGLISH) + len(GERMAN) + len(SILENCE) + len(ENGLISH) + len(GERMAN)
-    assert data["audio_s"]["value"] == pytest.approx(seconds / SAMPLE_RATE_HZ, rel=0.4)
-
-
 def test_a_transcript_of_each_track_and_a_note_of_the_one_that_was_passed_over(
     films: Path, model: Path
 ):
@@ -185,29 +151,6 @@ def test_a_transcript_of_each_track_and_a_note_of_the_one_that_was_passed_over(
         assert "track 1 eng" in both.to_txt()
         seconds = [one.duration_s for one in both.channels]
         assert seconds == pytest.approx([len(ENGLISH) / 16_000, len(GERMAN) / 16_000], abs=0.01)
-
-
-def test_files_of_each_track_have_its_number(films: Path, model: Path, tmp_path: Path):
-    def transcribed(*options: str) -> str:
-        return command("transcribe", str(films / "two.mkv"), str(films / "german.mkv"),
-                       "--model", str(model), "-o", str(tmp_path), "-f", "srt", "--audio-track",
-                       "all", *options).stderr  # fmt: skip
-
-    said = transcribed()
-    assert "two.mkv: 2 audio tracks (1 eng, 2 deu): took all" in said
-    names = {path.name for path in tmp_path.glob("*.srt")}
-    assert names == {"two.track1.srt", "two.track2.srt", "german.srt"}
-    assert "all files have their outputs" in transcribed()
-    (tmp_path / "two.track1.srt").unlink()
-    assert "1 of 2 files have their outputs" in transcribed()
-
-
-def test_a_transcript_says_in_words_what_was_taken():
-    whole = Transcript(segments=(), language=None, duration_s=1.0, audio_tracks=("eng", "deu"),
-                       audio_track=2, silent_tracks=(1,))  # fmt: skip
-    from corpus_asr.cli.files import _of_file
-
-    assert _of_file(whole) == "2 audio tracks (1 eng, 2 deu): took 2, since nobody speaks in 1"
 
 
 def test_the_language_of_the_job_chooses_the_track(films: Path, model: Path, tmp_path: Path):

@@ -1,7 +1,6 @@
 """What `make` installs by: what pip is told on a machine holds where uv installs."""
 
 import importlib.util
-import os
 import re
 import subprocess
 from pathlib import Path
@@ -47,88 +46,9 @@ def test_words_of_a_value_are_options_each_on_one_line_or_several() -> None:
     assert variables == {}
 
 
-def test_quotes_backslashes_and_letters_are_those_of_the_value() -> None:
-    options, _ = translated(
-        "global.constraint=\"/it's/a.txt\"\n:env:.trusted-host='a\\\\b'\n"
-        "install.index-url='https://example.org/\\x7f/Größe'\n"
-    )
-    assert options == [
-        *BEST, "-c", "/it's/a.txt", "--index-url", "https://example.org/\x7f/Größe",
-        "--allow-insecure-host", "a\\b",
-    ]  # fmt: skip
-
-
-def test_variables_count_more_than_files_and_empty_values_not_at_all() -> None:
-    options, variables = translated(
-        ":env:.constraint='/env.txt'\n:env:.index-url=''\n:env:.cert=' '\n"
-        "freeze.constraint='/freeze.txt'\nglobal.cert='/global.pem'\n"
-        "global.constraint='/global.txt'\nglobal.index-url='https://global.example.org'\n"
-        "install.constraint='/install.txt'\ninstall.timeout='30'\nlist.format='columns'\n"
-    )
-    assert options == [*BEST, "-c", "/env.txt", "--index-url", "https://global.example.org"]
-    assert variables == {"SSL_CERT_FILE": "/global.pem", "UV_HTTP_TIMEOUT": "30"}
-
-
-def test_pip_is_asked_for_a_name_that_two_files_set() -> None:
-    listing = "global.constraint='/user.txt'\nglobal.constraint='/machine.txt'\n"
-    options, _ = translated(listing, {"global.constraint": "/user.txt\n"}.__getitem__)
-    assert options == [*BEST, "-c", "/user.txt"]
-
-
 @pytest.mark.parametrize(("value", "expected"), [("1", ["--no-index"]), ("False", [])])
 def test_indexes_can_be_left_out(value: str, expected: list[str]) -> None:
     assert translated(f":env:.no-index='{value}'")[0] == [*BEST, *expected]
-
-
-def test_a_proxy_is_that_of_both_schemes() -> None:
-    _, variables = translated("global.proxy='http://proxy:3128'\nglobal.client-cert='/me.pem'")
-    assert variables.pop("SSL_CLIENT_CERT") == "/me.pem"
-    assert {name.upper() for name in variables} == {"HTTP_PROXY", "HTTPS_PROXY"}
-    assert set(variables.values()) == {"http://proxy:3128"}
-
-
-def test_places_that_do_not_exist_are_passed_over(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    wheels = tmp_path / "wheels"
-    (tmp_path / "a b").mkdir()
-    wheels.mkdir()
-    monkeypatch.setenv("HOME", str(tmp_path))
-    spaced = f"{tmp_path.as_uri()}/a%20b"
-    options, _ = translated(
-        f"global.find-links='~/wheels {tmp_path}/missing {wheels} https://example.org/wheels'\n"
-        f"global.extra-index-url='{spaced} {tmp_path.as_uri()}/missing'\n"
-    )
-    assert options == [
-        *BEST,
-        *("--find-links", str(wheels), "--find-links", str(wheels)),
-        *("--find-links", "https://example.org/wheels", "--extra-index-url", spaced),
-    ]
-
-
-def test_what_changes_nothing_is_left_out_and_what_uv_cannot_say_is_named() -> None:
-    assert translated(":env:.no-cache-dir='off'\n:env:.quiet='1'\n") == (BEST, {})
-    with pytest.raises(LookupError, match="require-hashes"):
-        translated("global.require-hashes='true'")
-
-
-def test_pip_says_what_its_files_and_variables_say(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings = tmp_path / "pip.conf"
-    settings.write_text(
-        "[install]\nconstraint =\n    /one.txt\n    /two.txt\n"
-        "trusted_host = example.org\nquiet = 2\n"
-    )
-    for name in [name for name in os.environ if name.startswith("PIP_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("PIP_CONFIG_FILE", str(settings))
-    monkeypatch.setenv("PIP_TRUSTED_HOST", "example.com")
-    monkeypatch.setenv("PIP_QUIET", "1")
-    listing = install.run_pip("config", "list").stdout
-    found = install.parse_settings(listing, None)
-    assert found["constraint"].split() == ["/one.txt", "/two.txt"]
-    assert found["trusted-host"] == "example.com"
 
 
 def prepare(

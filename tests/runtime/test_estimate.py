@@ -193,38 +193,6 @@ def test_recordings_of_unknown_size_count_by_number():
     assert found.high > 1.5 * found.value  # of the other type nothing is known
 
 
-def test_a_range_is_the_wider_the_less_is_known_and_the_more_recordings_differ():
-    def width(planned: dict[str, FileSums], known: dict[str, FileSums]) -> float:
-        found = estimate_audio(planned, known)
-        assert found is not None
-        return found.high / found.low
-
-    alike = files_of(*[(1_000_000, 60.0)] * 20)
-    apart = files_of(*[(1_000_000, 20.0), (1_000_000, 100.0)] * 10)
-    mine = {MP3: FileSums(files=1000, size=1e9)}
-    assert width(mine, {MP3: alike}) < 1.4 < width(mine, {MP3: apart})
-    assert width(mine, {MP3: alike}) < width(mine, {"mp3:14": alike}) < width(mine, {WAV: alike})
-
-
-def rest_of(marks: Sequence[tuple[float, float, int]], *, audio_s: float, files: int) -> Estimate:
-    estimator = RunEstimator()
-    for working_s, done_s, done in marks:
-        now = Mark(working_s=working_s, audio_s=done_s, files=done)
-        estimator.note(now)
-    found = estimator.rest_s(Estimate(audio_s, audio_s, audio_s), now, files=files)
-    assert found is not None
-    return found
-
-
-def test_a_steady_run_is_predicted_closely_and_an_unsteady_one_with_care():
-    steady = rest_of([(t, 10.0 * t, 0) for t in range(1, 101)], audio_s=2000.0, files=1)
-    assert steady.value == pytest.approx(100.0, rel=0.01)
-    assert steady.high / steady.low < 1.8
-    jumps = [(t, 10.0 * t + 400 * (t // 25 % 2), 0) for t in range(1, 101)]
-    unsteady = rest_of(jumps, audio_s=2000.0, files=1)
-    assert unsteady.high / unsteady.low > 2
-
-
 def test_little_done_and_much_in_progress_are_no_ground():
     """Eight windows of half a minute may be nearly done, and only a second of a clip is known."""
     hour = Estimate(3600.0, 3600.0, 3600.0)
@@ -256,29 +224,6 @@ def test_the_longest_part_is_waited_for():
     assert soon.value < 11
     assert 350 / 5 / 4 < late.value < 350 / 5
     assert late.high > 350 / 5 / 1.3, "it may be no faster"
-
-
-def test_that_short_recordings_take_longer_is_found_out():
-    """Ten talks of ten minutes, then clips of four seconds that take as long as ten each."""
-    marks, now_s, done_s, done = [], 0.0, 0.0, 0
-    for seconds, count in ((600.0, 10), (4.0, 500)):
-        for _ in range(count):
-            now_s, done_s, done = now_s + (seconds + 10.0) / 100, done_s + seconds, done + 1
-            marks.append((now_s, done_s, done))
-    left = rest_of(marks, audio_s=done_s + 4.0 * 1000, files=1000)
-    truth_s = 1000 * 14.0 / 100
-    assert left.low < truth_s < left.high
-    assert left.value == pytest.approx(truth_s, rel=0.25)
-    assert 4000 / (done_s / now_s) < 0.5 * truth_s, "what the mean speed would predict"
-
-
-def test_a_long_run_keeps_few_marks():
-    estimator = RunEstimator()
-    for second in range(1, 5000):
-        estimator.note(Mark(working_s=second, audio_s=5.0 * second, files=second))
-    assert len(estimator._marks) <= 64
-    gaps = np.diff([mark.working_s for mark in estimator._marks])
-    assert gaps.max() <= 3 * gaps.min()
 
 
 def test_a_sample_is_the_same_in_any_order_and_has_some_of_everything():

@@ -1,5 +1,4 @@
 import io
-import itertools
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from corpus_asr.activity import Activity, FailureCount, FileSums
 from corpus_asr.errors import FetchError
 from corpus_asr.runtime import progress as recording
 from corpus_asr.runtime.commit import Tally, tally_of
-from corpus_asr.runtime.progress import History, Progress, ProgressWriter, StageWatch, line_of
+from corpus_asr.runtime.progress import Progress, ProgressWriter, StageWatch, line_of
 from corpus_asr.runtime.resources import resolve_resources, this_machine
 from corpus_asr.storage.run_state.plan import Plan
 from corpus_asr.storage.run_state.run_files import (
@@ -153,16 +152,6 @@ def test_the_first_and_the_last_line_are_printed_and_redrawn_on_a_terminal():
     assert "2 of 2 files" in terminal.getvalue()
 
 
-def test_a_commit_has_its_time():
-    progress = Progress(total_files=4, stream=None)
-    assert (progress.read_activity(), progress.committed_at) == (Activity(), None)
-    progress.set(Tally(parts=1, files=1))
-    before = progress.committed_at
-    progress.set(Tally(parts=1, files=1))
-    assert before is not None
-    assert progress.committed_at == before  # nothing new
-
-
 PLAN = Plan(
     uri="plan", name="plan", num_files=10, num_bytes=1000, num_unknown_sizes=0, num_done=6,
     num_remaining=4, num_remaining_bytes=400, num_new=4, num_changed=0, num_retried=0, num_packs=1,
@@ -245,24 +234,6 @@ def test_a_snapshot_that_cannot_be_written_is_logged_and_no_more(
 def moment(elapsed_s: float) -> Moment:
     busy = dict.fromkeys(("extract_s", "extract_alive_s", "engine_s", "transcribe_alive_s"), 0.0)
     return Moment(elapsed_s=elapsed_s, audio_s=10 * elapsed_s, files=0, failed=0, **busy)
-
-
-@pytest.mark.parametrize("seconds", [0.0, 15.1, 300.0, 3_000.0, 400_000.0])
-def test_moments_are_even_few_and_end_now(seconds: float) -> None:
-    history = History(15.0, most=20)
-    found = history.with_now(moment(0.0))
-    number = 0
-    while number * 15.1 < seconds:
-        number += 1
-        found = history.with_now(moment(number * 15.1))
-    times = [each.elapsed_s for each in found]
-    assert times[0] == 0.0
-    assert times[-1] == number * 15.1
-    assert len(times) <= 21
-    gaps = [after - before for before, after in itertools.pairwise(times[:-1])]
-    assert not gaps or max(gaps) <= 1.05 * min(gaps) + 15.1
-    if number >= 20:
-        assert len(times) >= 10
 
 
 def test_history_survives_a_file_and_may_be_missing(tmp_path: Path) -> None:

@@ -1,5 +1,3 @@
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +7,6 @@ from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import ConfigError
 from corpus_asr.runtime.resources import (
     NodeShape,
-    feature_bytes_per_s,
     local_memory,
     ray_memory,
     resolve_resources,
@@ -69,12 +66,6 @@ def test_the_more_gpus_there_are_the_less_the_driver_has_to_do_for_each():
     packs = [resolve_resources(many, (GPU_BOX,), num_packs=n).packs_per_task for n in PACKS]
     assert packs == [1, 1, 2, 8]
     assert resolve_resources(config(), (LAPTOP,), num_packs=100).block_bytes == MEBIBYTE
-
-
-def test_one_slow_object_leaves_a_worker_that_feeds_the_gpu():
-    small = NodeShape(cpus=2, cores=2, gpus=1, memory_bytes=16 * GIBIBYTE)
-    found = resolve_resources(config(), (small,), num_packs=100, fixed=True)
-    assert (found.extract_workers, found.extract_cpus) == (2, 0.5)
 
 
 def test_what_is_set_is_taken():
@@ -147,13 +138,6 @@ def test_there_are_no_more_workers_than_their_cpus_allow_and_packs_need():
     assert (found.transcribe_workers, found.extract_workers) == (3, 3)
 
 
-def test_long_parts_travel_in_smaller_calls_and_a_small_store_holds_fewer():
-    long = config(extract={"part_s": 3600})
-    assert resolve_resources(long, (LAPTOP,), num_packs=1).rows_per_call == 1
-    small = resolve_resources(config(), (LAPTOP,), num_packs=1, store_bytes=200 * MEBIBYTE)
-    assert small.parts_in_flight * 600 * 25_600 <= 100 * MEBIBYTE
-
-
 def test_memory_bounds_reservations_and_the_object_store():
     tiny = NodeShape(cpus=4, cores=4, gpus=0, memory_bytes=256 * MEBIBYTE)
     assert resolve_resources(config(), (tiny,), num_packs=1).extract_memory_bytes is None
@@ -183,30 +167,6 @@ def test_a_store_started_here_holds_what_is_in_flight_twice_and_two_parts_per_ex
     assert store_bytes_for(config(), GPU_BOX) == 2 * parts * 600 * 25_600
 
 
-def test_a_part_takes_more_where_it_carries_features_of_several_kinds(tmp_path: Path) -> None:
-    for name, bins in (("main", 80), ("same", 80), ("wide", 128)):
-        (tmp_path / name).mkdir()
-        written = json.dumps({"model_type": "whisper", "num_mel_bins": bins})
-        (tmp_path / name / "config.json").write_text(written)
-
-    def job(**sections: Any) -> RunConfig:
-        by_language = {code: str(tmp_path / name) for code, name in
-                       (("de", "wide"), ("fr", "same"), ("es", "wide"))}  # fmt: skip
-        model = {"checkpoint": str(tmp_path / "main"), "by_language": by_language}
-        return config(model=model, **sections)
-
-    one, two = (resolve_resources(each, (LAPTOP,), num_packs=9) for each in (config(), job()))
-    assert [feature_bytes_per_s(each) for each in (config(), job())] == [25_600, 2 * 25_600]
-    assert two.ahead_bytes == two.parts_in_flight * 600 * 2 * 25_600 + 64 * MEBIBYTE
-    assert two.parts_in_flight < one.parts_in_flight
-    needs = {"num_packs": 1, "model_bytes": GIBIBYTE, "features_bytes": 100 * MEBIBYTE}
-    grown = [local_memory(each, LAPTOP, **needs).extraction for each in (config(), job())]
-    assert grown[1] - grown[0] == 4 * 600 * 25_600
-    # Of a given language one model is needed, whose features are the only ones.
-    assert feature_bytes_per_s(job(decoding={"language": "de"})) == 25_600
-    assert feature_bytes_per_s(job(decoding={"language": "it"})) == 25_600
-
-
 def test_memory_is_the_model_extraction_features_and_what_ray_takes() -> None:
     needs = {"num_packs": 1, "model_bytes": GIBIBYTE, "features_bytes": 100 * MEBIBYTE}
     local = local_memory(config(), TWO_CORES, **needs)
@@ -219,38 +179,3 @@ def test_memory_is_the_model_extraction_features_and_what_ray_takes() -> None:
     )
     # Actors beside the child, a worker for each of four CPUs, and Ray's own processes.
     assert GIBIBYTE < with_ray.total - local.total < 1.5 * GIBIBYTE
-
-
-def test_memory_grows_with_workers_and_parts_and_features_only_up_to_their_bound() -> None:
-    needs = {"num_packs": 100, "model_bytes": GIBIBYTE, "features_bytes": 1 << 60}
-    local = local_memory(config(), TWO_CORES, **needs)
-    bound = resolve_resources(config(), (TWO_CORES,), num_packs=100).ahead_bytes
-    assert local.features == bound
-    store_bytes = store_bytes_for(config(), LAPTOP)
-    assert ray_memory(config(), LAPTOP, **needs).features == store_bytes // 2
-    two = config(extract={"workers": 2, "part_s": 1200.0})
-    one = config(extract={"workers": 1, "part_s": 1200.0})
-    longer = local_memory(one, TWO_CORES, **needs).extraction
-    assert longer - local.extraction == 4 * 600 * 16_000 * 4
-    assert local_memory(two, TWO_CORES, **needs).extraction == 2 * longer
-    scored = config(extract={"workers": 1, "part_s": 1200.0, "dnsmos": True})
-    assert local_memory(scored, TWO_CORES, **needs).extraction == longer + 210 * MEBIBYTE
-    tagged = config(extract={"workers": 1, "part_s": 1200.0, "audio_tagger": "tagger.onnx"})
-    assert local_memory(tagged, TWO_CORES, **needs).extraction == longer + 145 * MEBIBYTE
-    models = config(transcribe={"workers": 2})
-    one_model, two_models = (ray_memory(c, LAPTOP, **needs).models for c in (config(), models))
-    assert two_models == 2 * one_model > 2 * GIBIBYTE
-
-
-def test_samples_of_a_users_recognizer_take_a_quarter_more_than_features() -> None:
-    own = config(model={"checkpoint": "m", "recognizer": "package:Model"})
-    assert feature_bytes_per_s(own) == 16_000 * 2
-    assert feature_bytes_per_s(config()) == 100 * 128 * 2
-    assert feature_bytes_per_s(own, values=80) == feature_bytes_per_s(config(), values=80) == 16_000
-    for_own, usual = (
-        resolve_resources(each, (TWO_CORES,), num_packs=9, in_process=True)
-        for each in (own, config())
-    )
-    part_s, ready = 600, for_own.parts_in_flight
-    assert for_own.ahead_bytes == 64 * MEBIBYTE + ready * part_s * 32_000
-    assert ready < usual.parts_in_flight  # as much memory holds fewer

@@ -1,11 +1,7 @@
 """One transcriber for many threads, iterators and forks: each call has its own results, or ends."""
 
-import asyncio
-import copy
 import gc
-import multiprocessing
 import os
-import pickle
 import threading
 import time
 from collections.abc import Iterator
@@ -13,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from corpus_asr.errors import ClosedError, DecodeError, ItemError
@@ -77,16 +72,6 @@ def test_many_threads_get_each_their_own_transcripts(
     assert streams == [[*alone[file].segments] for file in wanted]
     for batch in batches:
         assert {each.uri: each for each in batch} == alone
-
-
-def test_threads_of_an_event_loop_get_their_own_transcripts(
-    transcriber: Transcriber, files: list[str], alone: dict[str, Transcript]
-) -> None:
-    async def together() -> list[Transcript]:
-        calls = (asyncio.to_thread(transcriber.transcribe, file) for file in files * 3)
-        return await asyncio.gather(*calls)
-
-    assert asyncio.run(together()) == [alone[file] for file in files * 3]
 
 
 def test_a_call_that_fails_in_one_thread_leaves_the_others_alone(
@@ -295,26 +280,6 @@ def test_a_transcriber_made_in_a_fork_works_there(
             return own.transcribe(files[0]).segments == alone[files[0]].segments
 
     assert in_fork(work) == "True"
-
-
-def test_a_transcriber_is_neither_pickled_nor_copied(transcriber: Transcriber) -> None:
-    words = "pickling or copying a Transcriber: .*make a Transcriber in each process"
-    for use in (pickle.dumps, copy.copy, copy.deepcopy):
-        with pytest.raises(TypeError, match=words):
-            use(transcriber)
-    process = multiprocessing.get_context("spawn").Process(target=print, args=(transcriber,))
-    with pytest.raises(TypeError, match=words):
-        process.start()
-
-
-def test_arrays_leave_no_files_where_iterators_are_left(
-    transcriber: Transcriber, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    samples = np.concatenate([noise(40.0)[0]] * 3)
-    for _ in transcriber.stream(samples, sampling_rate=SAMPLE_RATE_HZ):
-        break
-    assert [*tmp_path.iterdir()] == []
 
 
 @pytest.mark.slow

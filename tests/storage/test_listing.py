@@ -19,10 +19,9 @@ from corpus_asr.config.run import SourceSettings
 from corpus_asr.errors import ConfigError, FetchError
 from corpus_asr.schemas import FILES
 from corpus_asr.storage.listing import FileListing, glob_regex
-from corpus_asr.storage.stores import local
 from corpus_asr.storage.stores import s3 as s3_module
 from corpus_asr.storage.stores.filesystem import StoreOptions, open_binary, read_bytes, write_atomic
-from corpus_asr.storage.stores.uri import normalize, recording_id, resolve
+from corpus_asr.storage.stores.uri import normalize, recording_id
 from tests.support.stores import S3Server, WebServer
 
 TREE = (
@@ -184,18 +183,6 @@ def test_files_named_by_several_addresses_are_listed_once(tmp_path: Path) -> Non
     uris = [uri for batch in found for uri in batch["uri"].to_pylist()]
     assert [Path(uri).name for uri in uris] == ["b", "a", "c"]
     assert found.num_duplicates == 7
-
-
-def test_batches_are_bounded_and_in_name_order(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(local, "PAGE_ROWS", 5)
-    for index in range(30):
-        (tmp_path / f"{index:02d}.mp3").touch()
-    batches = list(FileListing(SourceSettings(uri=(str(tmp_path),))))
-    assert [batch.num_rows for batch in batches] == [5] * 6
-    uris = pa.Table.from_batches(batches)["uri"].to_pylist()
-    assert uris == sorted(uris)
 
 
 def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:
@@ -373,10 +360,3 @@ def test_missing_files_are_listed_and_repeated_ones_once(tmp_path: Path) -> None
         }
     ]
     assert found.num_duplicates == 1
-
-
-def test_resolving_is_literal() -> None:
-    assert resolve("a%20b", folder="/f") == "/f/a%20b"
-    assert resolve("~x", folder="/f") == "/f/~x"
-    assert resolve("a", folder="http://h/d") == "http://h/d/a"
-    assert resolve("file:///x/y", folder="s3://b") == "/x/y"

@@ -21,7 +21,6 @@ from corpus_asr.storage import model_files
 from corpus_asr.storage.model_files import (
     KNOWN_NAMES,
     SHORT_NAMES,
-    cache_folder,
     fetch_checkpoint,
     fetch_onnx,
     full_name,
@@ -72,20 +71,6 @@ def test_a_folder_is_used_as_it_is(tmp_path: Path) -> None:
     folder = local(tmp_path / "whisper tiny", FILES)
     assert fetch_checkpoint(str(folder)) == folder
     assert fetch_checkpoint(f"file://{folder}", revision="main", weights=False) == folder
-
-
-def test_what_must_be_there_and_where_can_be_said(tmp_path: Path, memory: str) -> None:
-    folder = local(tmp_path / "x", {"preprocessor_config.json": b"{}"})
-    assert fetch_checkpoint(str(folder), expect=None) == folder
-    name = "preprocessor_config.json"
-    assert fetch_checkpoint(str(tmp_path), subfolder="x", expect=name) == folder
-    with pytest.raises(CheckpointError, match=r"y: found nothing, expected config"):
-        fetch_checkpoint(str(folder), subfolder="y")
-    with pytest.raises(CheckpointError, match=r"found preprocessor_config\.json, expected config"):
-        fetch_checkpoint(str(folder))
-    write_atomic(f"{memory}/x/y/preprocessor_config.json", b"{}")
-    there = fetch_checkpoint(f"{memory}/x", subfolder="y", expect=None, weights=False)
-    assert names(there) == {"preprocessor_config.json"}
 
 
 def test_what_a_trainer_leaves_says_which_checkpoint_is_meant(tmp_path: Path) -> None:
@@ -182,21 +167,6 @@ def test_an_incomplete_address_says_what_is_missing(memory: str) -> None:
             fetch_checkpoint(f"{memory}/{name} only")
     with pytest.raises(CheckpointError, match="found nothing"):
         fetch_checkpoint(f"{memory}/nothing")
-
-
-def test_sharded_and_older_weights_are_fetched_where_there_are_no_others(memory: str) -> None:
-    for name in ("config.json", "pytorch_model.bin.index.json", "pytorch_model-00001-of-00001.bin"):
-        write_atomic(f"{memory}/m/{name}", b"{}")
-    assert "pytorch_model-00001-of-00001.bin" in names(fetch_checkpoint(f"{memory}/m"))
-
-
-def test_the_cache_lies_where_the_platform_keeps_caches(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.delenv("CORPUS_ASR_CACHE")
-    monkeypatch.setattr("sys.platform", "linux")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert cache_folder() == tmp_path / "corpus-asr"
 
 
 def test_a_revision_names_what_decides_results(tmp_path: Path) -> None:
@@ -317,26 +287,6 @@ def test_a_short_name_fetches_the_hubs_checkpoint(
         fetch_checkpoint("turbo")
 
 
-def test_a_misspelt_name_without_owner_is_refused_before_the_hub_is_asked(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    asked: list[str] = []
-
-    def download(name: str, **_: object) -> str:
-        asked.append(name)
-        raise errors.LocalEntryNotFoundError("no network")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    with pytest.raises(CheckpointError, match=r"no model of that name; did you mean medium\?"):
-        fetch_checkpoint("mediun")
-    assert not asked
-    with pytest.raises(CheckpointError, match=r"whisper-tiny\.en \(English\) comes with the pack"):
-        fetch_checkpoint("tiny.en")
-    with pytest.raises(CheckpointError, match="fetching the checkpoint unlike-any-other"):
-        fetch_checkpoint("unlike-any-other")
-    assert asked == ["openai/whisper-tiny.en", "unlike-any-other"]
-
-
 def test_a_hub_folder_is_kept_where_asked_and_used_without_the_network(
     hub: Hub, tmp_path: Path
 ) -> None:
@@ -353,14 +303,6 @@ def test_a_hub_folder_is_kept_where_asked_and_used_without_the_network(
     assert len(hub.requested) == num_requests + 2
     with pytest.raises(CheckpointError, match="found nothing, expected config"):
         fetch_checkpoint("lab/tiny", subfolder="worst")
-
-
-def test_older_hub_weights_are_fetched_where_there_are_no_others(hub: Hub) -> None:
-    with pytest.raises(CheckpointError, match="no copy here"):
-        fetch_checkpoint("lab/tiny", local_files_only=True)
-    assert not hub.requested
-    del hub.repositories["lab/tiny"]["model.safetensors"]
-    assert "pytorch_model.bin" in names(fetch_checkpoint("lab/tiny"))
 
 
 def test_what_the_hub_refuses_or_lacks_is_explained(hub: Hub) -> None:

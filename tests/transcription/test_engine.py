@@ -1,42 +1,33 @@
 """The engine around a scripted network: threads, failures, closing."""
 
 import contextlib
-import dataclasses
 import os
 import random
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, Future
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
-from benchmarks.networks import SHAPES
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.decoding.batch import SlotBatch
-from corpus_asr.decoding.options import choose
 from corpus_asr.decoding.protocols import ModelSize
-from corpus_asr.decoding.slots import encode_batch_on
 from corpus_asr.errors import ClosedError, ConfigError, EngineError, ItemError
 from corpus_asr.families.whisper.model import WhisperSlotModel
 from corpus_asr.models.speech2text import Speech2TextForConditionalGeneration
 from corpus_asr.models.whisper import WhisperForConditionalGeneration
 from corpus_asr.segments import Segment
 from corpus_asr.transcription.engine import (
-    PROCESS_BYTES,
     Engine,
     PartTranscript,
     auto_slots,
     fitting_slots,
     predicted_bytes,
-    predicted_cpu_bytes,
 )
 from corpus_asr.transcription.whisper import WhisperTranscriber
 from corpus_asr.transcription.windows import PartRequest
@@ -380,17 +371,6 @@ def test_caches_and_rows_take_what_is_predicted(model: WhisperSlotModel) -> None
     assert predicted.slot_rows == pytest.approx(rows, rel=0.02)  # a thousand bytes for all slots
 
 
-def test_weights_and_their_copies_take_what_is_predicted(
-    network: WhisperForConditionalGeneration, model: WhisperSlotModel
-) -> None:
-    predicted = predicted_bytes(model.size, slots=SLOTS, encode_batch=BATCH)
-    weights = sum(weight.nbytes for weight in network.parameters())
-    assert predicted.weights == weights
-    if model.dtype == torch.float16:  # elsewhere CPUs pack copies of all maps
-        held = held_bytes(model, *network.parameters())
-        assert predicted.fused_copies == held - weights
-
-
 def test_the_encoder_s_peak_is_what_is_predicted(model: WhisperSlotModel) -> None:
     features = torch.zeros(BATCH, 80, 600, dtype=model.dtype)
     found = features.nbytes + peak_bytes(lambda: model.encode(features))
@@ -398,52 +378,6 @@ def test_the_encoder_s_peak_is_what_is_predicted(model: WhisperSlotModel) -> Non
     held = BATCH * 300 * 128 * model.dtype.itemsize
     predicted = predicted_bytes(model.size, slots=0, encode_batch=BATCH)
     assert predicted.encoder_activations == pytest.approx(found - held, rel=0.02)
-
-
-def test_a_sampled_step_s_peak_is_what_is_predicted(model: WhisperSlotModel) -> None:
-    state = model.new_state(SLOTS)
-    tokens = torch.full((SLOTS,), 5)
-
-    def step() -> torch.Tensor:
-        logits = model.step(state, tokens, tokens)
-        ones = torch.ones(SLOTS)
-        return choose(logits, temperatures=ones, seeds=tokens, positions=tokens)
-
-    predicted = predicted_bytes(model.size, slots=SLOTS, encode_batch=0)
-    pools = 2
-    # A checked function holds its arguments longer than the same unchecked.
-    assert 0.75 < peak_bytes(step) / (predicted.step_buffers / pools) < 1.01
-
-
-@pytest.mark.parametrize("int8", [False, True])
-def test_on_a_cpu_weights_are_packed_or_still_being_read(int8: bool) -> None:
-    network = SHAPES["large-v3"].network()
-    config = network.config
-    size = replace(LARGE, linear_element_bytes=1 if int8 else 2)
-    maps = [
-        (name, module.weight.numel())
-        for name, module in network.model.named_modules()
-        if isinstance(module, nn.Linear)
-    ]
-    of_windows = sum(n for name, n in maps if re.search(r"encoder_attn\.[kv]_proj", name))
-    linear = sum(n for _, n in maps) - of_windows
-    table = config.vocab_size * config.d_model
-    packed = 2 * (table + of_windows) + (1 if int8 else 2) * (table + linear)
-    parts = predicted_bytes(size, slots=SLOTS, encode_batch=2)
-    working = parts.total - parts.weights - parts.fused_copies - parts.starting
-    found = predicted_cpu_bytes(size, slots=SLOTS, encode_batch=2)
-    assert found - PROCESS_BYTES == pytest.approx(packed + working, rel=0.01)
-    # With little to work with it is while they are read that the most is taken.
-    if int8:
-        alone = predicted_cpu_bytes(size, slots=1, encode_batch=1)
-        assert alone - PROCESS_BYTES == size.weight_bytes
-
-
-def test_an_engine_says_what_its_process_takes_on_a_cpu(model: WhisperSlotModel) -> None:
-    with Engine(model, transcriber(), decoding=DecodingSettings(beam_size=2), slots=3) as engine:
-        batch = encode_batch_on("cpu")
-        expected = predicted_cpu_bytes(model.size, slots=3, encode_batch=batch, num_beams=2)
-        assert engine.predicted_bytes == expected
 
 
 def test_speech2text_takes_what_is_predicted(tmp_path: Path) -> None:
@@ -467,16 +401,6 @@ def test_speech2text_takes_what_is_predicted(tmp_path: Path) -> None:
     peak = windows.nbytes + peak_bytes(encode)
     # The mask, and what the blocks began with, are beside; the reserve is twice as much.
     assert 0.8 < peak / predicted.encoder_activations < 1.1
-
-
-def test_the_parts_add_up_and_grow_with_the_slots() -> None:
-    one = predicted_bytes(LARGE, slots=1, encode_batch=16)
-    two = predicted_bytes(LARGE, slots=2, encode_batch=16)
-    assert one.total == sum(dataclasses.astuple(one))
-    assert one.weights == LARGE.weight_bytes
-    # Keys and values of 32 layers in 1,280 columns of two bytes: 164 kB a position.
-    assert two.cross_cache - one.cross_cache == 163_840 * 1500
-    assert two.self_cache - one.self_cache == 163_840 * 448
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,8 @@ import torch
 import transformers
 
 from corpus_asr.config.decoding import DecodingSettings
-from corpus_asr.config.hotwords import Hotword
 from corpus_asr.decoding.slots import SlotScheduler
 from corpus_asr.decoding.tasks import Gather
-from corpus_asr.errors import CheckpointError, ConfigError
 from corpus_asr.families.speech2text.features import OFFSET, Speech2TextPartFeatures
 from corpus_asr.segments import Segment
 from corpus_asr.transcription.engine import Engine
@@ -228,48 +226,6 @@ def test_windows_cover_everything_or_all_speech_and_are_no_longer_than_asked_for
     assert sum(end - start for start, end in ranges) == total
 
 
-REFUSED = [
-    ({"language": ("en", "de")}, r"decoding\.language: found a choice of 2"),
-    ({"language_mode": "window"}, r"decoding\.language_mode: found window"),
-    ({"no_speech_threshold": 0.3}, r"decoding\.no_speech_threshold: found 0\.3"),
-    ({"condition_on_prev_tokens": True}, r"decoding\.condition_on_prev_tokens"),
-    ({"initial_prompt": "so"}, r"decoding\.initial_prompt: found so"),
-    ({"hotwords": (Hotword("w3 w1"),)}, r"decoding\.hotwords: found 'w3 w1'.*pieces"),
-    ({"prefix": "so"}, r"decoding\.prefix"),
-    ({"hallucination_silence_threshold": 2.0, "word_timestamps": True},
-     r"decoding\.hallucination_silence_threshold"),
-    ({"target_language": "fr"}, r"decoding\.target_language: found fr, but .* writes one"),
-]  # fmt: skip
-TWO_TARGETS: dict[str, Any] = {"targets": {"fr": 41, "de": 40}}
-
-
-@pytest.mark.parametrize(
-    ("fields", "settings", "words"),
-    [({}, settings, words) for settings, words in REFUSED]
-    + [
-        (TWO_TARGETS, {"target_language": "xx"}, r"target_language: .* know xx; it knows de, fr"),
-        (TWO_TARGETS, {}, r"target_language: missing, .* writes de, fr"),
-    ],
-)
-def test_what_the_family_cannot_do_is_refused_by_name(
-    fields: dict[str, Any], settings: dict[str, Any], words: str
-) -> None:
-    with pytest.raises(ConfigError, match=words):
-        transcriber(**fields).check(DecodingSettings(**settings))
-
-
-def test_settings_of_all_families_and_null_thresholds_are_admitted() -> None:
-    transcriber().check(DecodingSettings())
-    transcriber(**TWO_TARGETS).check(DecodingSettings(target_language="de"))
-    transcriber(**TWO_TARGETS, forced=41).check(DecodingSettings())
-    transcriber().check(
-        DecodingSettings(
-            language="en", task="translate", strategy="chunked", no_speech_threshold=None,
-            beam_size=5, word_timestamps=True, drop_nonspeech=True, window_s=20,
-        )
-    )  # fmt: skip
-
-
 def checkpoint(folder: Path, *, languages: tuple[str, ...] = (), **config: Any) -> Path:
     """Write all of a checkpoint but its weights and features."""
     more: dict[str, Any] = {"lang_codes": "mustc"} if languages else {}
@@ -322,8 +278,3 @@ def test_limits_and_heads_are_the_checkpoint_s(tmp_path: Path) -> None:
     assert (own.max_target_positions, own.window_frames) == (77, 900)
     assert own.prompt(None) == (2, 9)
     assert (own.rules.end, own.rules.suppress) == (2, (5,))
-
-
-def test_a_tokenizer_of_another_checkpoint_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="the network has 20 tokens and the tokenizer"):
-        Speech2TextPromptFormat.from_folder(checkpoint(tmp_path, vocab_size=20))

@@ -158,20 +158,3 @@ def test_alignment_is_cross_attention_up_to_the_end_of_the_row(
         expected = output.cross_attentions[layer][0, head]
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
     assert not weights[:, :, -(-LENGTHS[1] // 4) :].any()
-
-
-def test_windows_of_another_shape_are_refused(model: Speech2TextSlotModel) -> None:
-    window, state = torch.zeros(1, MELS, FRAMES), model.new_state(1)
-    encoded = torch.zeros(1, *model.window_shape)
-    for call, message in (
-        (lambda: model.encode(torch.zeros(1, MELS, FRAMES + 1)), r"found shape .*\(16, 320\)"),
-        (lambda: model.encode(window, num_frames=[321]), r"parts of 1 windows: found \[321\]"),
-        (lambda: model.fill(state, [0], encoded, num_frames=[0]), r"1 windows: found \[0\] frames"),
-        (lambda: model.for_windows(601), r"windows of 601 frames .* max_source_positions"),
-        (
-            lambda: model.for_windows(600, max_tokens=65),
-            r"65 tokens: expected 1 to max_target_positions",
-        ),
-    ):
-        with pytest.raises(ValueError, match=message):
-            call()

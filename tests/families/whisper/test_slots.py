@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from corpus_asr.config.decoding import PACKAGED_CHECKPOINT
 from corpus_asr.decoding.protocols import SlotModel
-from corpus_asr.families.layers.projection import can_use_int8
 from corpus_asr.families.loading import load_slot_model
 from corpus_asr.families.whisper.encoder import WhisperEncoder
 from corpus_asr.families.whisper.model import (
@@ -188,40 +187,6 @@ def test_a_decoder_alone_reads_what_the_whole_model_encodes(tmp_path: Path) -> N
         alone.encode(windows(2))
 
 
-def test_wrong_use_is_named(model: WhisperSlotModel) -> None:
-    ones = torch.ones(3).long()
-    two = model.new_state(2)
-    begin(model, two, [0, 1], windows(2), sequences(2, 3), [3, 3])
-    narrow, long = torch.zeros(1, SOURCE_POSITIONS, 32), sequences(1, POSITIONS + 1)
-    positions = torch.tensor([5, POSITIONS])
-    shared, last = model.new_state(4, beams=2), torch.tensor([58])
-    for call, message in (
-        (lambda: model.fill(two, [0], narrow), r"windows of \(100, 32\).*expected \(100, 64\)"),
-        (lambda: model.prefill(two, [0], long, [61]), "61 tokens: the model has 60 positions"),
-        (lambda: model.prefill(two, [0], long[:, :3], [4]), r"lengths \[4\], expected 1 to 3"),
-        (lambda: model.new_state(0), "expected at least 1"),
-        (lambda: model.new_state(4, beams=3), "4 slots of which 3 share a window"),
-        (lambda: model.step(shared, ones, ones), "3 slots: each 2 of them share a window"),
-        (lambda: model.step(two, ones[:2], positions), "positions 5 to 60: .* holds 0 to 59"),
-        (lambda: model.step(two, ones[:2], torch.tensor([-1, 3])), "positions -1 to 3"),
-        (lambda: model.extend(two, [0], long[:, :3], last), "positions 58 to 60: the cache holds"),
-        (
-            lambda: model.align(two, [0], ones[:1].unsqueeze(0), [1], [(2, 0)]),
-            "the model has 2 layers of 4 heads",
-        ),
-        (
-            lambda: model.align(two, [0], ones[:1].unsqueeze(0), [1], [(0, 4)]),
-            "the model has 2 layers of 4 heads",
-        ),
-        (
-            lambda: model.align(two, [0], ones[:1].unsqueeze(0), [1], [(-1, 0)]),
-            "the model has 2 layers of 4 heads",
-        ),
-    ):
-        with pytest.raises(ValueError, match=message):
-            call()
-
-
 # The packed encoder, and windows of which only the front is heard: as a network of the same weights
 # hears that has no room for more.
 
@@ -313,15 +278,6 @@ def test_what_is_no_window_is_refused(encoder: WhisperEncoder) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             PackedWhisperEncoder(encoder, int8=False).encode(torch.zeros(shape))
-
-
-def test_making_it_leaves_the_encoder_as_it_was_and_trainable(encoder: WhisperEncoder) -> None:
-    ours = copy.deepcopy(encoder)
-    PackedWhisperEncoder(ours, int8=can_use_int8())
-    for name, weight in ours.state_dict().items():
-        assert torch.equal(weight, encoder.state_dict()[name]), name
-    ours(windows(1)).last_hidden_state.sum().backward()
-    assert all(weight.grad is not None for weight in ours.layers.parameters())
 
 
 @pytest.mark.parametrize(("dtype", "int8"), KINDS)

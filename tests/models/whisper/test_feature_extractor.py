@@ -159,38 +159,6 @@ def test_without_padding_recordings_keep_their_lengths(padding: Any) -> None:
         extractor(speech, return_tensors="pt", **options)
 
 
-@pytest.mark.parametrize(
-    ("speech", "error", "message"),
-    [
-        ([], ValueError, "found an empty list"),
-        (np.zeros(0, dtype=np.float32), ValueError, "the recording: found no samples"),
-        ([noise(9), []], ValueError, "recording 1: found no samples"),
-        ([noise(9), np.array([0.0, np.nan])], ValueError, "recording 1: found nan at sample 1"),
-        (np.array([np.inf, 0.0, np.nan]), ValueError, r"found inf at sample 0 \(2 of 3"),
-        (np.zeros((480, 2)), ValueError, "looks like 2 channels.*mono-channel"),
-        (np.zeros((1, 480, 2)), ValueError, r"shape \(1, 480, 2\).*mono-channel"),
-        ([np.zeros((480, 2))], ValueError, r"recording 0: found an array of shape \(480, 2\)"),
-        (np.float32(0.5), ValueError, r"shape \(\)"),
-        (
-            np.array([0, -32_768], dtype=np.int16),
-            ValueError,
-            "int16 samples from -32768 to 0.*32768",
-        ),
-        ("speech.wav", TypeError, "found a str.*decode the file first"),
-        (b"RIFF", TypeError, "found a bytes"),
-        ({"array": noise(9), "sampling_rate": 16_000}, TypeError, 'pass its "array"'),
-        (None, TypeError, "found a NoneType"),
-        ([noise(9), None], TypeError, "recording 1: found a NoneType"),
-        ([[0.0, [1.0]]], TypeError, "found a list with"),
-        (["a", "b"], TypeError, "recording 0: found a str"),
-        (np.zeros(9, dtype=complex), TypeError, "complex128"),
-    ],
-)
-def test_what_is_no_speech_is_refused(speech: Any, error: type, message: str) -> None:
-    with pytest.raises(error, match=message):
-        WhisperFeatureExtractor(**SMALL)(speech, sampling_rate=16_000)
-
-
 # Settings in files.
 
 

@@ -9,7 +9,6 @@ from corpus_asr.report.html.charts import (
     Chart,
     Step,
     busy_steps,
-    histogram,
     number_ticks,
     speed_steps,
     time_ticks,
@@ -63,16 +62,6 @@ def test_steps_are_to_scale_and_lifted_where_nothing_is_known():
     assert chart.get("aria-label") == HOSTILE
 
 
-def test_a_scale_may_be_fixed_and_bars_are_to_scale() -> None:
-    svg = drawn(timeline([step(0, 1, 0.25)], label="", say="{:.0%}".format, top=1.0))
-    assert "100%" in [each.text for each in svg.iter("text")]
-    assert [each.get("d") for each in svg.iter("path")] == ["M0 75L100 75"]
-    svg = drawn(histogram([0, 2, 4], label="", edges=["0", "", "", "1"], titles=["a", "b", "c"]))
-    bars = [each for each in svg.iter("rect") if each.get("class") == "bar"]
-    assert [float(each.get("height", "")) for each in bars] == [0, 50, 100]
-    assert [each.text for each in svg.iter("title")] == ["a", "b", "c"]
-
-
 def moment(elapsed_s: float, audio_s: float, **values: float) -> Moment:
     usual = {"extract_s": 0.0, "extract_alive_s": 0.0, "engine_s": 0.0, "transcribe_alive_s": 0.0}
     return Moment(elapsed_s=elapsed_s, audio_s=audio_s, files=0, failed=0, **(usual | values))
@@ -95,17 +84,3 @@ def test_speed_is_that_between_commits() -> None:
     for moments in ((), ((0, 0),), ((0, 0), (0, 5))):
         assert speeds(*moments) == []
         assert busy_steps([moment(*each) for each in moments]) == []
-
-
-def test_busy_shares_are_those_of_the_time_between() -> None:
-    first = moment(10, 0, extract_s=5.0, extract_alive_s=10.0)
-    values = {"extract_s": 5.0, "extract_alive_s": 20.0, "engine_s": 12.0}
-    found = busy_steps([moment(0, 0), first, moment(20, 0, transcribe_alive_s=10.0, **values)])
-    assert [step.values for step in found] == [(0.5, None), (0.0, 1.0)]
-    assert "engines unknown" in found[0].title
-    # Those of many moments are averaged.
-    moments = [moment(t, 0, extract_s=t / 2, extract_alive_s=t) for t in range(121)]
-    found = busy_steps(moments)
-    assert len(found) <= 31
-    assert (found[0].start_s, found[-1].stop_s) == (0, 120)
-    assert {step.values[0] for step in found} == {0.5}
