@@ -139,7 +139,7 @@ print(peak() - before)
 """
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_an_hour_takes_little_memory() -> None:
     found = subprocess.run(
         [sys.executable, "-c", HOUR], capture_output=True, text=True, check=True, timeout=300

@@ -239,8 +239,11 @@ def sixty(alone: Any) -> tuple[list[list[Job]], list[list[Result]]]:
 
 @pytest.mark.parametrize(
     ("slots", "most", "longest"),
-    [(4, 16, 256), (6, 2, 256), (6, 16, 2)],
-    ids=["all", "few", "short"],
+    [
+        pytest.param(4, 16, 256, id="all"),
+        pytest.param(6, 2, 256, id="few", marks=pytest.mark.slow),
+        pytest.param(6, 16, 2, id="short", marks=pytest.mark.slow),
+    ],
 )
 def test_windows_start_by_recordings(
     folder: Path,

@@ -282,7 +282,12 @@ def said(
 
 
 @pytest.fixture(
-    scope="module", params=["float32", "bfloat16", pytest.param("int8", marks=needs_int8)]
+    scope="module",
+    params=[
+        pytest.param("float32", marks=pytest.mark.slow),
+        "bfloat16",
+        pytest.param("int8", marks=needs_int8),
+    ],
 )
 def dtype(request: pytest.FixtureRequest) -> str:
     return str(request.param)

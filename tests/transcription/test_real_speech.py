@@ -115,7 +115,7 @@ def test_a_prefix_that_is_not_said_stands_before_the_speech(transcriber: Transcr
     assert found.text.strip().startswith("Good evening to all of you")
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_later_windows_are_those_of_no_prefix(transcriber: Transcriber) -> None:
     path = DATA / "clips" / "longer.mp3"
     options: dict[str, Any] = {"strategy": "chunked", "language": "en"}
