@@ -473,7 +473,7 @@ Rate = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 
 
-Select = Literal["own", "best", "fuse"]
+Select = Literal["own", "fuse"]
 
 
 class SelectionSettings(Settings):
@@ -545,9 +545,8 @@ class SelectionSettings(Settings):
     """Output folder of a second run over the same recordings, with another model or other decoding
     settings; null: no comparison."""
     select: Select = "own"
-    """Text of a segment: `own`, this run's; `best`, that of the run whose segment has the higher
-    confidence; `fuse`, of both runs the more probable words. The last two need `against`, and words
-    with times in both runs."""
+    """Text of a segment: `own`, this run's; `fuse`, of both runs the more probable words, which
+    needs `against`, and words with times in both runs."""
     max_disagreement: Rate | None = 0.1
     """Maximum number of words that differ from the `against` run, per word; null: any."""
     references: str | None = None
@@ -585,12 +584,9 @@ class DatasetSettings(Settings):
     """S3 endpoint of the dataset; null: Amazon's."""
     storage_options: StoreSection = NO_OPTIONS
     """Options of the dataset's store, as in `output`."""
-    format: Literal["huggingface", "webdataset", "nemo", "lhotse", "shar", "kaldi", "espnet"] = (
-        "huggingface"
-    )
-    """Format: `huggingface` (Parquet files with audio), `webdataset` (tar files), `nemo` and
-    `lhotse` (audio files and manifests), `shar` (lhotse's tar files), `kaldi` and `espnet` (audio
-    files and data folders)."""
+    format: Literal["huggingface", "webdataset", "nemo"] = "huggingface"
+    """Format: `huggingface` (Parquet files with audio), `webdataset` (tar files), `nemo` (audio
+    files and manifests)."""
     examples: Literal["windows", "clips"] = "windows"
     """Examples: `windows` of up to 30 s of packed segments with timestamps, as Whisper is trained,
     or `clips` of one segment."""

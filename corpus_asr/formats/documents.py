@@ -1,4 +1,4 @@
-"""Transcripts for readers: paragraphs by speaker and pause, as text, Markdown, HTML and Word.
+"""Transcripts for readers: paragraphs by speaker and pause, as text, Markdown and Word.
 
 Source: CommonMark 0.31, 2.4 (backslash escapes); OWASP, "CSV Injection".
 """
@@ -15,7 +15,7 @@ from types import ModuleType
 from corpus_asr.errors import ConfigError, install_words
 from corpus_asr.formats.cues import Transcribed, labelled
 from corpus_asr.formats.pieces import one_line
-from corpus_asr.formats.subtitles import NOT_IN_XML, xml_escape
+from corpus_asr.formats.subtitles import NOT_IN_XML
 from corpus_asr.segments import Segment
 from corpus_asr.text.line_breaks import join_texts
 from corpus_asr.text.words import ends_sentence
@@ -97,41 +97,6 @@ _MARKUP = re.compile(r"([\\`*_{}\[\]<>#|~$&])")
 
 def _escaped(text: str) -> str:
     return _MARKUP.sub(r"\\\1", text)
-
-
-_HTML = """<!DOCTYPE html>
-<html lang="{language}">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-body {{ font: 1.1rem/1.6 system-ui, sans-serif; max-width: 42rem; margin: 2rem auto; }}
-.facts, time {{ color: #666; }}
-time {{ font-size: 0.8em; font-variant-numeric: tabular-nums; }}
-</style>
-</head>
-<body>
-<h1>{title}</h1>
-{body}
-</body>
-</html>
-"""
-
-
-def html_page(recording: Transcribed) -> str:
-    """Return a page of its own, without scripts and without anything from elsewhere."""
-    facts = _facts(recording)
-    body = [f'<p class="facts">{xml_escape(facts)}</p>'] if facts else []
-    for each in paragraphs_of(recording):
-        name = "" if each.speaker is None else f"<strong>{xml_escape(each.speaker)}</strong> "
-        time = f'<time datetime="PT{each.start_s:.3f}S">{_clock(each.start_s)}</time>'
-        body.append(f'<p dir="auto">{name}{time} <span>{xml_escape(each.text)}</span></p>')
-    return _HTML.format(
-        language=xml_escape(recording.language or ""),
-        title=xml_escape(_title(recording)),
-        body="\n".join(body),
-    )
 
 
 def docx(recording: Transcribed) -> bytes:

@@ -4,7 +4,7 @@ from enum import StrEnum
 from typing import Literal
 
 FormatName = Literal[
-    "srt", "vtt", "lrc", "ass", "ttml", "txt", "md", "html", "docx", "tsv", "csv", "json",
+    "srt", "vtt", "lrc", "ass", "ttml", "txt", "md", "docx", "tsv", "csv", "json",
     "whisperx", "nemo", "rttm", "ctm", "textgrid", "eaf",
 ]  # fmt: skip
 
@@ -23,7 +23,6 @@ class ExportFormat(StrEnum):
     ttml = "ttml"
     txt = "txt"
     md = "md"
-    html = "html"
     docx = "docx"
     tsv = "tsv"
     csv = "csv"

@@ -244,7 +244,7 @@ class Transcript:
             place: without `formats`, a file whose suffix names one, such as `talk.srt`; with
                 `formats`, a folder, in which files are named after the recording. Either may be an
                 fsspec URI.
-            *formats: srt, vtt, lrc, ass, ttml, txt, md, html, docx, tsv, csv, json, whisperx,
+            *formats: srt, vtt, lrc, ass, ttml, txt, md, docx, tsv, csv, json, whisperx,
                 nemo, rttm, ctm, textgrid or eaf.
             **options: how subtitles are cut.
 

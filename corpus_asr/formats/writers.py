@@ -29,7 +29,6 @@ from corpus_asr.formats.documents import (
     csv_text,
     docx,
     docx_module,
-    html_page,
     markdown,
     txt,
 )
@@ -406,7 +405,6 @@ _TSV_HEADER = "start\tend\ttext\n"
 TRANSCRIPTS: Mapping[ExportFormat, TranscriptFormat] = {
     ExportFormat.txt: TranscriptFormat(".txt", txt, ".txt", txt),
     ExportFormat.md: TranscriptFormat(".md", markdown, ".md", markdown),
-    ExportFormat.html: TranscriptFormat(".html", html_page, ".html", html_page),
     ExportFormat.tsv: TranscriptFormat(
         ".tsv", _tsv, ".tsv", _tsv_with_uri, _TSV_HEADER, f"uri\t{_TSV_HEADER}"
     ),
@@ -429,7 +427,7 @@ TRANSCRIPTS: Mapping[ExportFormat, TranscriptFormat] = {
 
 
 TIERED = (ExportFormat.textgrid, ExportFormat.eaf)
-_OF_ONE_RECORDING = frozenset({ExportFormat.md, ExportFormat.html, ExportFormat.docx, *TIERED})
+_OF_ONE_RECORDING = frozenset({ExportFormat.md, ExportFormat.docx, *TIERED})
 SINGLE_FORMATS = tuple(name for name in TRANSCRIPTS if name not in _OF_ONE_RECORDING)
 """Formats of which one file may hold all recordings."""
 

@@ -7,15 +7,11 @@ labels.json            its numbers
 _run/                  settings, and a note of every shard
 """
 
-import heapq
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
-from itertools import count
-from pathlib import Path
 from queue import SimpleQueue
 from threading import Event
 from typing import Any
@@ -30,7 +26,6 @@ from corpus_asr.labelling.writers import (
     DATA_FOLDER,
     MANIFESTS_FOLDER,
     WRITERS,
-    Arrange,
     ShardWriter,
 )
 from corpus_asr.schemas import SCHEMA_VERSION, SELECTION
@@ -40,7 +35,7 @@ from corpus_asr.stages.messages import CHANGED, CUT_SHORT, Clip
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.uri import redact_uri, without_secrets
-from corpus_asr.units import MEBIBYTE, SAMPLE_RATE_HZ
+from corpus_asr.units import SAMPLE_RATE_HZ
 
 NOTES_FOLDER = "_run/shards"
 CUTTER = "corpus_asr.stages.cutting:ClipCutter"
@@ -58,9 +53,6 @@ SELECTION_FOLDER = "selection"
 CARD_NAME, NUMBERS_NAME = "README.md", "labels.json"
 # Rows wait as dictionaries up to the first number, and in Arrow up to the second.
 _ROWS_OF_A_TABLE, _ROWS_OF_A_FILE = 5_000, 200_000
-# As they are in memory, lines of Kaldi's folders take up to three times their bytes.
-PIECE_BYTES = 32 * MEBIBYTE
-MOST_PIECES = 128  # open files, of which a process may have some hundred
 # Where things are and how fast they go changes nothing in the files.
 _NOT_IN_FILES = {"uri", "endpoint_url", "storage_options", "workers"}
 
@@ -157,69 +149,25 @@ def complete(
     store: OutputStore, *, card: str, numbers: dict[str, Any], splits: Iterable[str], layout: str
 ) -> None:
     """Write what stands for the whole: the files of each split, the numbers, the card."""
-    writer = WRITERS[layout]
-    for split in splits:
-        for suffix, name in writer.joined.items():
-            _join(store, split, suffix, name.format(split=split), writer.arranged.get(suffix))
+    manifest = WRITERS[layout].manifest
+    for split in splits if manifest else ():
+        _join(store, split, manifest.format(split=split))
     store.write_json(NUMBERS_NAME, numbers)
     store.write_bytes(CARD_NAME, card.encode("utf-8", "replace"))
 
 
-def _join(
-    store: OutputStore, split: str, suffix: str, target: str, arranged: Arrange | None
-) -> None:
-    of_split = re.compile(rf"(.*/)?{split}-[0-9]+\.{re.escape(suffix)}")
+def _join(store: OutputStore, split: str, target: str) -> None:
+    of_split = re.compile(rf"(.*/)?{split}-[0-9]+\.jsonl")
     # A file per shard until now: objects in a store cannot be appended to.
     names = sorted(filter(of_split.fullmatch, store.all_names(MANIFESTS_FOLDER)))
     if not names:
         return
-    parts: Iterable[bytes]
-    parts = (filesystem.read_bytes(store.address(name), store.options) for name in names)
     with scratch_folder() as folder:
-        if arranged is not None:
-            lines = (line for part in parts for line in part.splitlines(keepends=True))
-            parts = arranged(sorted_lines(lines, folder))
         path = folder / "manifest"
         with path.open("wb") as file:
-            file.writelines(parts)
+            for name in names:
+                file.write(filesystem.read_bytes(store.address(name), store.options))
         filesystem.upload(str(path), store.address(target), store.options)
-
-
-def sorted_lines(lines: Iterable[bytes], folder: Path) -> Iterator[bytes]:
-    """Yield lines, each with its end, in the order of `LC_ALL=C`.
-
-    In memory are `PIECE_BYTES` of them; sorted pieces of the others are files of a folder.
-    """
-    names = map("sorted-{}".format, count())
-    pieces: list[Path] = []
-    waiting: list[bytes] = []
-    num_bytes = 0
-    for line in lines:
-        waiting.append(line)
-        num_bytes += len(line)
-        if num_bytes >= PIECE_BYTES:
-            waiting.sort()
-            pieces.append(_saved(waiting, folder / next(names)))
-            waiting, num_bytes = [], 0
-        if len(pieces) == MOST_PIECES:
-            merged = _saved(_merged(pieces), folder / next(names))
-            for piece in pieces:
-                piece.unlink()
-            pieces = [merged]
-    waiting.sort()
-    yield from _merged(pieces, waiting)
-
-
-def _saved(lines: Iterable[bytes], path: Path) -> Path:
-    with path.open("wb") as file:
-        file.writelines(lines)
-    return path
-
-
-def _merged(pieces: Iterable[Path], *others: Iterable[bytes]) -> Iterator[bytes]:
-    with ExitStack() as opened:
-        files = [opened.enter_context(piece.open("rb")) for piece in pieces]
-        yield from heapq.merge(*files, *others)
 
 
 @dataclass(slots=True)

@@ -1,4 +1,4 @@
-"""Two transcripts of a recording made one: of each segment, or of each phrase, the likelier.
+"""Two transcripts of a recording made one: of each phrase the likelier.
 
 In: the segments of one channel by two runs, with their words. Out: the first run's segments with
 the texts that were chosen, and segments of what only the second run has.
@@ -76,7 +76,7 @@ def chosen(
     Args:
         segments: of the first run.
         others: of the second run.
-        select: `best` chooses segments by their confidence, `fuse` phrases by their words'.
+        select: `fuse` chooses phrases by their words' confidence.
         language: that of the recording, in which words are compared.
     """
     if select == "own":
@@ -92,7 +92,7 @@ def chosen(
             likelier[token.at].append(token)
     choices = []
     for at, segment in enumerate(segments):
-        whole = select == "best" or any(
+        whole = any(
             # Models that do not detect languages may name none.
             None not in (token.segment.language, segment.language)
             and token.segment.language != segment.language
@@ -107,13 +107,11 @@ def chosen(
             choices.append(_choice(segment, tokens, language, own=segment.text))
         else:
             choices.append(Choice(segment=segment, own=segment.text, from_other=0.0))
-    added = theirs if select == "best" else likelier
-    for _, group in groupby(added[_NOWHERE], key=lambda token: id(token.segment)):
+    for _, group in groupby(likelier[_NOWHERE], key=lambda token: id(token.segment)):
         tokens = list(group)
-        if select == "fuse" or _confidence(tokens) > _ABSENT:
-            first, last = tokens[0].word, tokens[-1].word
-            segment = replace(tokens[0].segment, start_s=first.start_s, end_s=last.end_s)
-            choices.append(_choice(segment, tokens, language, own=None))
+        first, last = tokens[0].word, tokens[-1].word
+        segment = replace(tokens[0].segment, start_s=first.start_s, end_s=last.end_s)
+        choices.append(_choice(segment, tokens, language, own=None))
     return sorted(choices, key=lambda choice: choice.segment.start_s)
 
 

@@ -231,7 +231,7 @@ def card_of(labelled: Labelled, settings: DatasetSettings, languages: Sequence[s
         suffix=_SUFFIXES.get(settings.format),
         format=settings.format,
         tars=tars,
-        manifest=NemoWriter.joined["jsonl"].format(split="train"),
+        manifest=NemoWriter.manifest.format(split="train"),
         dropped=[(name, text) for name, rule in labelled.tally.rules.items()
                  for text, _ in rule.shown],
         columns=map(_column, EXAMPLES),

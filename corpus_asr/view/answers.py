@@ -75,7 +75,7 @@ from corpus_asr.view.texts import said_of
 # What openai-whisper writes, too; the rest is for data sets, not for one recording.
 _SAVED = tuple(
     ExportFormat(name)
-    for name in ("srt", "vtt", "lrc", "ass", "ttml", "txt", "md", "html", "tsv", "csv", "json")
+    for name in ("srt", "vtt", "lrc", "ass", "ttml", "txt", "md", "tsv", "csv", "json")
 ) + ((ExportFormat.docx,) if find_spec("docx") else ())
 _ELSEWHERE = "; if it was moved, name its new location: corpus-asr view ... --audio BEFORE=NOW"
 _HINTS = {

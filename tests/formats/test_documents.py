@@ -6,7 +6,6 @@ import io
 import re
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -58,23 +57,6 @@ def file(name: FormatName, found: Transcript, tmp_path: Any, **options: Any) -> 
     return path
 
 
-class _Page(HTMLParser):
-    def __init__(self) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.paragraphs: list[dict[str, str]] = []
-
-    def handle_starttag(self, tag: str, attrs: Any) -> None:
-        self.tags.append(tag)
-        if tag == "p":
-            self.paragraphs.append({})
-
-    def handle_data(self, data: str) -> None:
-        if self.paragraphs and data.strip():
-            into = self.paragraphs[-1]
-            into[self.tags[-1]] = into.get(self.tags[-1], "") + data
-
-
 def test_paragraphs_are_by_speaker_and_pause() -> None:
     found = [(each.speaker, each.text) for each in documents.paragraphs_of(TALK)]
     assert found == PARAGRAPHS
@@ -90,7 +72,7 @@ def test_paragraphs_are_by_speaker_and_pause() -> None:
     assert two.to_txt() == "[A] 今日は。明日は。\n[B] はい。\n"
 
 
-@pytest.mark.parametrize("name", ["srt", "vtt", "lrc", "ass", "ttml", "txt", "md", "html"])
+@pytest.mark.parametrize("name", ["srt", "vtt", "lrc", "ass", "ttml", "txt", "md"])
 def test_speakers_are_named_where_there_are_two(name: Any, tmp_path: Path) -> None:
     one = transcript(said(" Yes?", 0.0, 1.0, "Anna"), said(" Bye.", 3.0, 4.0, "Anna"))
     two = transcript(*one.segments, said(" No!", 5.0, 6.0, "S2"))
@@ -106,19 +88,6 @@ def test_channels_are_speakers_of_documents() -> None:
     both = transcript(*left.segments, *right.segments, channels=(left, right))
     found = [(each.speaker, each.text) for each in documents.paragraphs_of(both)]
     assert found == [("channel 0", "Yes?"), ("channel 1", "No!"), ("channel 0", "Bye.")]
-
-
-def test_html_holds_text_alone(tmp_path: Any) -> None:
-    for found in (TALK, UNKNOWN):
-        page = _Page()
-        page.feed(Path(file("html", found, tmp_path)).read_text())
-        assert "script" not in page.tags
-        _, *rest = page.paragraphs
-        texts = [each["span"] for each in rest]
-        if found is TALK:
-            assert [(each["strong"], each["span"]) for each in rest] == PARAGRAPHS
-        else:
-            assert texts == [text.replace("\ufffe", "\ufffd") for text in SHOWN]
 
 
 def test_markdown_holds_text_alone(tmp_path: Any) -> None:

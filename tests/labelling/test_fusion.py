@@ -98,33 +98,14 @@ def test_what_only_the_second_run_has_is_a_segment_of_its_own() -> None:
     assert (added.segment.text, added.own, added.from_other) == (" nobody saw it", None, 1.0)
     assert (added.segment.start_s, added.segment.end_s) == (9.0, 10.5)
     assert (first.own, last.own) == (" the ship", " came in")
-    assert texts(chosen(own, other, "best", "en")) == ["the ship", "nobody saw it", "came in"]
     other = [said("the ship"), said("nobody:0.3 saw it", at_s=9.0, confidence=0.4)]
-    selects: tuple[Select, ...] = ("best", "fuse")
-    for select in selects:
-        assert len(chosen(own, other, select, "en")) == 2, select
+    assert len(chosen(own, other, "fuse", "en")) == 2
 
 
 def test_the_same_word_at_another_time_is_another_word() -> None:
     own = [said("no"), said("no:0.4", at_s=30.0)]
     assert fused(own, [said("no", at_s=30.0)]) == ["no", "no"]
     assert fused([said("no:0.4"), said("no", at_s=30.0)], [said("no", at_s=30.0)]) == ["", "no"]
-
-
-def test_whole_segments_are_chosen_by_their_confidence() -> None:
-    own = [said("the old ship", confidence=0.6), said("came in late", at_s=2.0, confidence=0.8)]
-    other = [
-        said("the gold:0.1 ship", confidence=0.7, avg_logprob=-0.5, temperature=0.2),
-        said("came on late", at_s=2.0, confidence=0.8),
-    ]
-    first, second = chosen(own, other, "best", "en")
-    assert texts([first, second]) == ["the gold ship", "came in late"]
-    assert (first.from_other, second.from_other) == (1.0, 0.0)
-    assert first.segment.confidence == pytest.approx(0.7)
-    assert (first.segment.avg_logprob, first.segment.temperature) == (-0.5, 0.2)
-    assert second.segment is own[1]  # a tie: the first run
-    assert texts(chosen(own, [], "best", "en")) == ["the old ship", "came in late"]
-    assert texts(chosen(own, other, "own", "en")) == ["the old ship", "came in late"]
 
 
 def test_confidence_is_that_of_the_chosen_words() -> None:
@@ -147,13 +128,12 @@ def test_scores_are_the_worst_of_the_segments_that_words_are_from() -> None:
     assert (same.segment.no_speech_prob, same.segment.known_hallucination) == (None, True)
 
 
-@pytest.mark.parametrize("select", ["best", "fuse"])
-def test_of_texts_in_two_languages_the_more_confident_is_chosen(select: Select) -> None:
+def test_of_texts_in_two_languages_the_more_confident_is_chosen() -> None:
     own = said("a b:0.2 c", confidence=0.5)
     other = said("a d c:0.1", confidence=0.4, language="de", language_probability=0.8)
-    (found,) = chosen([own], [other], select, "en")
+    (found,) = chosen([own], [other], "fuse", "en")
     assert found.segment is own
-    (found,) = chosen([own], [replace(other, confidence=0.6)], select, "en")
+    (found,) = chosen([own], [replace(other, confidence=0.6)], "fuse", "en")
     assert (found.segment.text, found.segment.language) == (" a d c", "de")
     assert (found.segment.language_probability, found.from_other) == (0.8, 1.0)
 
@@ -202,7 +182,7 @@ def test_scripts_without_spaces_are_compared_by_characters() -> None:
 
 
 def test_without_segments_there_is_nothing_to_choose() -> None:
-    selects: tuple[Select, ...] = ("own", "best", "fuse")
+    selects: tuple[Select, ...] = ("own", "fuse")
     for select in selects:
         assert chosen([], [], select, None) == []
     assert fused([said("here")], []) == ["here"]
@@ -212,14 +192,14 @@ def test_without_segments_there_is_nothing_to_choose() -> None:
 _SAID = st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("123456789")), max_size=8)
 
 
-@given(_SAID, _SAID, st.sampled_from(["best", "fuse"]))
+@given(_SAID, _SAID)
 def test_chosen_words_are_those_of_a_run_in_their_order(
-    own: list[tuple[str, str]], other: list[tuple[str, str]], select: Any
+    own: list[tuple[str, str]], other: list[tuple[str, str]]
 ) -> None:
     first, second = (
         [said(" ".join(f"{word}:0.{digit}" for word, digit in side))] for side in (own, other)
     )
-    found = chosen(first, second, select, "en")
+    found = chosen(first, second, "fuse", "en")
     words = [word for choice in found for word in choice.segment.words or ()]
     assert {(each.word, each.start_s) for each in words} <= {
         (each.word, each.start_s) for (side,) in (first, second) for each in side.words or ()
@@ -227,7 +207,7 @@ def test_chosen_words_are_those_of_a_run_in_their_order(
     assert [choice.segment.text for choice in found] == [
         "".join(each.word for each in choice.segment.words or ()) for choice in found
     ]
-    assert texts(chosen(first, first, select, "en")) == [first[0].text.strip()]
+    assert texts(chosen(first, first, "fuse", "en")) == [first[0].text.strip()]
 
 
 def test_rows_tell_what_the_runs_disagree_on_and_who_wrote_the_text() -> None:

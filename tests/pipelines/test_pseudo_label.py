@@ -452,7 +452,7 @@ def test_runs_whose_words_cannot_be_aligned_are_not_fused(
 ) -> None:
     for output, sections in (("mine", ours), ("other", theirs)):
         decoded.run({"a talk.wav": [timed(0, "The old ship.")]}, output=output, **sections)
-    selection = {"against": str(tmp_path / "other"), "select": "best"}
+    selection = {"against": str(tmp_path / "other"), "select": "fuse"}
     with pytest.raises(ConfigError, match=printed):
         label(decoded.config(output="mine", selection=selection))
 
