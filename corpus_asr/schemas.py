@@ -115,14 +115,6 @@ _SOUND = (
     _field("bandwidth_hz", pa.float32(), "upper end of the highest band that it uses: 4,000 of "
            "telephones, at most 8,000, half of the rate at which models hear", unit="hertz"),
     _field("clipped_share", pa.float32(), "share of samples that are cut off, 0-1"),
-    _field("dnsmos_overall", pa.float32(), "opinion of listeners, 1-5, as DNSMOS P.835 predicts "
-           "it; null without `extract.dnsmos`"),
-    _field("dnsmos_signal", pa.float32(), "the same of the speech alone"),
-    _field("dnsmos_background", pa.float32(), "the same of the background alone: 5 is unnoticed"),
-    _field("music_share", pa.float32(), "share of time with music, 0-1, of all of a part; null "
-           "without `extract.audio_tagger`"),
-    _field("other_sound", pa.string(), "the likeliest sound other than speech, by its mean score"),
-    _field("other_sound_score", pa.float32(), "that mean, 0-1"),
 )  # fmt: skip
 
 SOUND_COLUMNS = tuple(field.name for field in _SOUND)
@@ -161,11 +153,6 @@ PARTS = _schema(
     _field("decode_s", pa.float64(), "time spent extracting this part", unit="second"),
     _field("sound", pa.list_(pa.float16()), "level, noise, bands and share clipped of each half "
            "second, flattened; null where it was not measured"),
-    _field("dnsmos", pa.list_(pa.float32()), "start in the part of each window scored, and its "
-           "scores of signal, background and the whole, flattened; null without extract.dnsmos"),
-    _field("tags", pa.list_(pa.float16()), "scores of sounds in each frame of 0.48 s, flattened; "
-           "null without extract.audio_tagger"),
-    _field("tag_names", pa.list_(pa.string()), "names of these sounds, music first"),
     *_VOICES,
     _FINGERPRINT,
 )  # fmt: skip

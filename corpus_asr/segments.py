@@ -113,16 +113,10 @@ class Segment:
     speaker: str | None = None
     """Who says it; None where speakers were not asked for, or no turn is near."""
     level_dbfs: float | None = None
-    """How the sound is, with the next nine; None where it was not measured."""
+    """How the sound is, with the next three; None where it was not measured."""
     snr_db: float | None = None
     bandwidth_hz: float | None = None
     clipped_share: float | None = None
-    dnsmos_overall: float | None = None
-    dnsmos_signal: float | None = None
-    dnsmos_background: float | None = None
-    music_share: float | None = None
-    other_sound: str | None = None
-    other_sound_score: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,12 +36,6 @@ _WINDOW /= np.sqrt(np.sum(_WINDOW**2) * _FRAME / 2)
 
 MEASURES = ("level_dbfs", "snr_db", "bandwidth_hz", "clipped_share")
 _KEPT = 4
-MOS_MEASURES = ("dnsmos_overall", "dnsmos_signal", "dnsmos_background")
-_MOS_WINDOW_S = 9.01
-TAG_MEASURES = ("music_share", "other_sound", "other_sound_score")
-FRAME_HOP_S, _TAGGED_S = 0.48, 0.96
-MUSIC = "Music"
-_MUSIC_SCORE = 0.5  # of a frame that counts as music (docs/reading.md)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,65 +102,6 @@ class SoundBlocks:
             "snr_db": float(10 * np.log10(max(mean - quiet, quiet / 100) / quiet)),
             "bandwidth_hz": float(bands[weights > 0].max()) * _BAND_HZ,
             "clipped_share": float(np.average(clipped, weights=weights)),
-        }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MosWindows:
-    """Opinion scores of windows of a part, of which `audio.dnsmos` makes them."""
-
-    values: Float32[np.ndarray, "window kept"]
-    """Start in seconds of the part; scores, 1 to 5, of signal, background and the whole."""
-
-    @classmethod
-    def flattened(cls, values: Sequence[float]) -> "MosWindows":
-        """Take up what `values` were flattened to."""
-        kept = np.asarray(values, dtype=np.float32).reshape(-1, 1 + len(MOS_MEASURES))
-        return cls(values=kept)
-
-    def over(self, spans: Iterable[tuple[float, float]]) -> dict[str, float | None]:
-        """Return the `MOS_MEASURES` of spans: means of windows, by how much of them lies in each.
-
-        None without a window there.
-        """
-        starts, signal, background, overall = self.values.astype(np.float64).T
-        weights = _seconds_in(spans, starts, _MOS_WINDOW_S)
-        if not weights.any():
-            return dict.fromkeys(MOS_MEASURES)
-        means = (float(np.average(each, weights=weights)) for each in (overall, signal, background))
-        return dict(zip(MOS_MEASURES, means, strict=True))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TaggedFrames:
-    """Scores of sounds in frames of a part, of which `audio.audio_tags` makes them."""
-
-    names: tuple[str, ...]
-    """Of music and other sounds than speech, music first."""
-    values: Float16[np.ndarray, "frame label"]
-
-    @classmethod
-    def flattened(cls, values: Sequence[float], names: Sequence[str]) -> "TaggedFrames":
-        """Take up what `values` were flattened to."""
-        scores = np.asarray(values, dtype=np.float16).reshape(-1, len(names))
-        return cls(names=tuple(names), values=scores)
-
-    def over(self, spans: Iterable[tuple[float, float]]) -> dict[str, float | str | None]:
-        """Return the `TAG_MEASURES` of spans in seconds from the part's start; None without any.
-
-        Frames count by how much of the spans lies in each.
-        """
-        starts = np.arange(len(self.values)) * FRAME_HOP_S
-        weights = _seconds_in(spans, starts, _TAGGED_S)
-        if not weights.any():
-            return dict.fromkeys(TAG_MEASURES)
-        values, weights = self.values[weights > 0], weights[weights > 0]
-        means = np.average(values.astype(np.float64), axis=0, weights=weights)
-        best = int(means.argmax())
-        return {
-            "music_share": float(np.average(values[:, 0] >= _MUSIC_SCORE, weights=weights)),
-            "other_sound": self.names[best],
-            "other_sound_score": float(means[best]),
         }
 
 

@@ -214,10 +214,6 @@ MinSnr = Annotated[
     float | None,
     typer.Option(metavar="DB", help="Minimum decibels of a segment above the noise around it."),
 ]
-MinDnsmos = Annotated[
-    float | None,
-    typer.Option(help="Minimum opinion of listeners by DNSMOS, from 1 to 5."),
-]
 
 
 def progress_lines() -> TextIO | None:

@@ -31,12 +31,6 @@ class ExtractSettings(_AudioKeys, Settings):  # type: ignore[misc]  # both are f
     sound_quality: bool = True
     """Measure level, noise, bandwidth and clipping of each segment; false leaves these columns
     null."""
-    dnsmos: bool = False
-    """Predict how listeners would rate the sound of each segment, from 1 to 5, by DNSMOS P.835;
-    needs the extra `dnsmos`, and many times the CPU time of all other extraction."""
-    audio_tagger: str | None = None
-    """Network in ONNX with YAMNet's interface that names music and other sounds: path or URI of its
-    file, next to which is `yamnet_class_map.csv`; null: none."""
     pack_mb: float = Field(default=64.0, gt=0)
     """Size in MiB up to which short files share a task."""
     workers: PositiveInt | Auto = "auto"

@@ -500,11 +500,6 @@ class SelectionSettings(Settings):
     """Minimum level in decibels of full scale; null: any."""
     max_clipped_share: Share | None = None
     """Maximum share of samples that are cut off, such as 0.005; null: any."""
-    min_dnsmos: Annotated[float, Field(ge=1, le=5)] | None = None
-    """Minimum opinion of listeners, from 1 to 5, as DNSMOS predicts it; needs a run with
-    `extract.dnsmos`. null: any."""
-    max_music_share: Share | None = None
-    """Maximum share of time with music; needs a run with `extract.audio_tagger`. null: any."""
     min_confidence: Share | None = None
     """Minimum confidence, the estimated fraction of correct words; null: any."""
     min_avg_logprob: Annotated[float, Field(le=0)] | None = -1.0

@@ -38,7 +38,7 @@ from corpus_asr.units import counted, joined_names
 
 TEXT_COLUMNS = (
     "recording_id", "part", "channel", "segment", "start_s", "end_s", "text", "language",
-    "confidence", "known_hallucination", "snr_db", "dnsmos_overall",
+    "confidence", "known_hallucination", "snr_db",
 )  # fmt: skip
 WORD_COLUMNS = (*TEXT_COLUMNS, "words")
 SCORE_COLUMNS = (
@@ -218,7 +218,6 @@ class Selection:
     """Shell patterns, one of which has to match."""
     min_confidence: float = 0.0
     min_snr_db: float | None = None
-    min_dnsmos: float | None = None
     drop_known_hallucinations: bool = False
     partial: bool = False
     """Also unfinished recordings."""
@@ -243,7 +242,7 @@ class Selection:
     def of_segments(self) -> bool:
         """Whether some segments of a recording may be left out."""
         asked = (self.languages, self.min_confidence, self.drop_known_hallucinations, self.speakers)
-        return any(asked) or not (self.min_snr_db is self.min_dnsmos is None)
+        return any(asked) or self.min_snr_db is not None
 
     def matches(self, uri: str) -> bool:
         """Tell whether recordings of this URI are meant."""
@@ -258,10 +257,9 @@ class Selection:
         if self.min_confidence:
             confident = pc.greater_equal(rows["confidence"], self.min_confidence)
             keep &= pc.fill_null(confident, False).to_numpy()
-        for name, least in (("snr_db", self.min_snr_db), ("dnsmos_overall", self.min_dnsmos)):
-            if least is not None:
-                clear = pc.greater_equal(rows[name], least)
-                keep &= pc.fill_null(clear, True).to_numpy()  # unknown, where it was not measured
+        if self.min_snr_db is not None:
+            clear = pc.greater_equal(rows["snr_db"], self.min_snr_db)
+            keep &= pc.fill_null(clear, True).to_numpy()  # unknown, where it was not measured
         if self.drop_known_hallucinations:
             keep &= ~pc.fill_null(rows["known_hallucination"], False).to_numpy()
         if "corrected" in rows.schema.names and not self.removed:

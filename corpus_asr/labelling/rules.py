@@ -61,8 +61,6 @@ _BOUNDS = (
     ("narrow", "min_bandwidth_hz", "bandwidth_hz", "no sound above {} Hz"),
     ("quiet", "min_level_dbfs", "level_dbfs", "a level below {} dB of full scale"),
     ("clipped", "max_clipped_share", "clipped_share", "more than {} of the samples cut off"),
-    ("poor_sound", "min_dnsmos", "dnsmos_overall", "predicted opinion of listeners below {} of 5"),
-    ("music", "max_music_share", "music_share", "music in more than {} of it"),
     ("confidence", "min_confidence", "confidence", "confidence below {}"),
     ("avg_logprob", "min_avg_logprob", "avg_logprob", "mean log-probability below {}"),
     ("compression_ratio", "max_compression_ratio", "compression_ratio",
@@ -88,7 +86,7 @@ _NEEDS = {"disagreement": "against", "wer": "references"}
 # What not every model gives and not every run measures.
 _MAY_BE_UNKNOWN = {
     "language_probability", "no_speech_prob", "speech_fraction", "snr_db", "bandwidth_hz",
-    "level_dbfs", "clipped_share", "dnsmos_overall", "music_share", "confidence", "avg_logprob",
+    "level_dbfs", "clipped_share", "confidence", "avg_logprob",
     "compression_ratio", "temperature", "duplicate_fraction",
 }  # fmt: skip
 # Rules that judge the model; a person who corrected or checked a segment knows better.

@@ -130,16 +130,6 @@ class RunSummary:
 
 def prepare(config: RunConfig) -> Checkpoint:
     """Fetch a job's checkpoints, and refuse what they, or the machine, cannot do."""
-    if config.extract.dnsmos:
-        # Loaded for this alone: native code that no other run needs.
-        from corpus_asr.audio.dnsmos import MosNetwork
-
-        MosNetwork()
-    if config.extract.audio_tagger is not None:
-        # For the same reason.
-        from corpus_asr.stages.extraction import audio_tagger
-
-        audio_tagger(config.extract.audio_tagger)
     for hook in config.hooks:
         check_function(hook)
     if config.pipeline == CLASSIFY_AUDIO:

@@ -76,8 +76,7 @@ def run(
 _MEASURED_BY = {
     "min_speech_fraction": "vad_filter", "min_snr_db": "sound_quality",
     "min_bandwidth_hz": "sound_quality", "min_level_dbfs": "sound_quality",
-    "max_clipped_share": "sound_quality", "min_dnsmos": "dnsmos",
-    "max_music_share": "audio_tagger", "max_duplicate_fraction": "fingerprint",
+    "max_clipped_share": "sound_quality", "max_duplicate_fraction": "fingerprint",
 }  # fmt: skip
 
 

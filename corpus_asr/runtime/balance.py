@@ -19,8 +19,6 @@ from corpus_asr.units import counted
 BENCHMARK = "the benchmark of one core"
 # Seconds of audio that one core extracts in a second: the slowest MP3 of benchmarks/README.md.
 EXTRACT_RTFX = 385.0
-# For each of them, where they are scored, or their sounds named (docs/reading.md).
-DNSMOS_CPU_S, TAGGER_CPU_S = 0.033, 0.003
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,13 +62,6 @@ class Balance:
         return asdict(self) | {"waits": self.waits}
 
 
-def benchmark_rtfx(config: RunConfig) -> float:
-    """Return how many seconds of audio a job extracts in a second of one core."""
-    more_s = DNSMOS_CPU_S if config.extract.dnsmos else 0.0
-    more_s += 0.0 if config.extract.audio_tagger is None else TAGGER_CPU_S
-    return 1 / (1 / EXTRACT_RTFX + more_s)
-
-
 def balances(config: RunConfig, store: OutputStore, machines: Sequence[Machine]) -> list[Balance]:
     """Return both sides' speeds, for each stated speed and as they were in the last run here.
 
@@ -80,7 +71,7 @@ def balances(config: RunConfig, store: OutputStore, machines: Sequence[Machine])
         machines: those whose speed is stated.
     """
     seen = read_snapshot(store)
-    extract_rtfx, measured = benchmark_rtfx(config), BENCHMARK
+    extract_rtfx, measured = EXTRACT_RTFX, BENCHMARK
     workers = None if config.extract.workers == "auto" else config.extract.workers
     speeds = [(each.name, each.rtfx * each.count) for each in machines]
     if seen is not None:

@@ -52,8 +52,6 @@ MAX_STORE_SHARE_OF_MEMORY = 0.3
 # mp3); the actor around it is an estimate.
 EXTRACT_BASE_BYTES = 630 * MEBIBYTE
 EXTRACT_COPIES_OF_PART = 4
-DNSMOS_BYTES = 210 * MEBIBYTE  # the network and its largest layers, measured
-TAGGER_BYTES = 145 * MEBIBYTE  # of YAMNet, measured
 # What processes take at the peak of a run, beside parts, features and the model's own: measured as
 # proportional set sizes, in which a page that several share counts once (docs/scaling.md). What is
 # reserved above is more: it counts shared pages in each.
@@ -485,8 +483,6 @@ def _extract_bytes(config: RunConfig, base_bytes: int) -> int:
     bytes_per_s = SAMPLE_RATE_HZ * 4  # float32
     # The base was measured with features of one kind.
     bytes_per_s += feature_bytes_per_s(config) - FEATURE_BYTES_PER_S
-    base_bytes += DNSMOS_BYTES if config.extract.dnsmos else 0
-    base_bytes += 0 if config.extract.audio_tagger is None else TAGGER_BYTES
     return base_bytes + int(EXTRACT_COPIES_OF_PART * config.extract.part_s * bytes_per_s)
 
 

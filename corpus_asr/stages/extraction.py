@@ -25,13 +25,11 @@ from typing import Any, Self
 import numpy as np
 
 from corpus_asr.array_types import Float16
-from corpus_asr.audio.audio_tags import CLASS_MAP_NAME, AudioTagger
 from corpus_asr.audio.decode import DAMAGED, AudioDecoder, open_audio
-from corpus_asr.audio.dnsmos import MosNetwork
 from corpus_asr.audio.fingerprint import fingerprint
 from corpus_asr.audio.parts import AudioPart, PartCutter
 from corpus_asr.audio.silero import SileroDetector
-from corpus_asr.audio.sound_quality import MosWindows, SoundBlocks
+from corpus_asr.audio.sound_quality import SoundBlocks
 from corpus_asr.audio.vad import SpeechCriteria
 from corpus_asr.config.decoding import ALL_TRACKS
 from corpus_asr.config.extraction import NO_SPEAKERS, ExtractSettings, SpeakerSettings
@@ -47,7 +45,6 @@ from corpus_asr.languages import language_window_starts
 from corpus_asr.speakers.embeddings import SpeakerEmbedder
 from corpus_asr.speakers.turns import SpeechWindows
 from corpus_asr.stages.parts import DecodeProgress, ExtractedPart, ExtractRequest, check_size
-from corpus_asr.storage.model_files import fetch_onnx
 from corpus_asr.storage.stores.filesystem import (
     DEFAULT_STORE,
     StoreOptions,
@@ -159,9 +156,6 @@ class PartExtractor:
         # By model, one at a time; loaded here for the same reason.
         self._embedder: tuple[object, SpeakerEmbedder] | None = None
         self._embedder_for(speakers)
-        self._mos = MosNetwork() if settings.dnsmos else None
-        self._tagger: tuple[str, AudioTagger] | None = None
-        self._tagger_for(settings)
         self._prefetcher = FilePrefetcher(self._open, threads=PREFETCH_THREADS)
 
     def __call__(self, request: ExtractRequest) -> Iterator[ExtractedPart]:
@@ -311,11 +305,6 @@ class PartExtractor:
             sound = None
             if work.settings.sound_quality and wanted:
                 sound = SoundBlocks.of(audio.samples)
-            scored = None
-            if work.settings.dnsmos and wanted:
-                scored = self._scored(audio)
-            tagger = self._tagger_for(work.settings)
-            tags = tagger(audio.samples) if tagger is not None and wanted else None
             now = _Clock.now()
             yield ExtractedPart(
                 part=work.part,
@@ -346,8 +335,6 @@ class PartExtractor:
                 voices=voices,
                 fingerprint=printed,
                 sound=sound,
-                dnsmos=scored,
-                tags=tags,
                 further=further,
             )
             work.started = _Clock.now()  # not what the reader took for the part
@@ -359,18 +346,6 @@ class PartExtractor:
         if self._embedder is None or self._embedder[0] != networks:
             self._embedder = (networks, SpeakerEmbedder(*networks))
         return self._embedder[1]
-
-    def _scored(self, audio: AudioPart) -> MosWindows:
-        self._mos = self._mos or MosNetwork()  # asked for by a request alone
-        return self._mos(audio.samples, _within(audio), start_sample=audio.start_sample)
-
-    def _tagger_for(self, settings: ExtractSettings) -> AudioTagger | None:
-        model = settings.audio_tagger
-        if model is None:
-            return None
-        if self._tagger is None or self._tagger[0] != model:
-            self._tagger = (model, audio_tagger(model))
-        return self._tagger[1]
 
     def _open(self, uri: str) -> io.BufferedIOBase:
         file = open_binary(uri, self._store)
@@ -507,15 +482,6 @@ def _in_seconds(
 
 
 Opener = Callable[[str], io.BufferedIOBase]
-
-
-def audio_tagger(model: str) -> AudioTagger:
-    """Load an audio tagging network, such as `extract.audio_tagger` names it.
-
-    Raises:
-        CheckpointError: it cannot be had, or used.
-    """
-    return AudioTagger(fetch_onnx(model, CLASS_MAP_NAME, key="extract.audio_tagger"))
 
 
 class FilePrefetcher:

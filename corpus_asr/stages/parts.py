@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from corpus_asr.array_types import Float16, UInt32
-from corpus_asr.audio.sound_quality import MosWindows, SoundBlocks, TaggedFrames
+from corpus_asr.audio.sound_quality import SoundBlocks
 from corpus_asr.config.extraction import ExtractSettings, SpeakerSettings
 from corpus_asr.errors import DecodeError, ItemError
 from corpus_asr.failure_kinds import failure_kind
@@ -185,7 +185,7 @@ def cut_part(part: pa.Table, piece_s: float) -> list[pa.Table]:
         others = {kind: replace(each, values=each.values[cut]) for kind, each in further.items()}
         piece = {"part_start_s": start_s, "part_end_s": end_s, "num_samples": num_samples,
                  "speech_spans": spans, "features": frames[cut].reshape(-1), "sound": None,
-                 "dnsmos": None, "tags": None, **further_columns(others)}  # fmt: skip
+                 **further_columns(others)}  # fmt: skip
         pieces.append(one_row(PARTS, row | piece))
     return pieces
 
@@ -256,10 +256,6 @@ class ExtractedPart:
     """Of its audio; None where none is asked for."""
     sound: SoundBlocks | None = None
     """How good its sound is; None where that is not measured."""
-    dnsmos: MosWindows | None = None
-    """How listeners would rate its sound; None where that is not asked for."""
-    tags: TaggedFrames | None = None
-    """Which sounds are in it; None where that is not asked for."""
     further: Mapping[str, PartFeatures] = field(default_factory=dict)
     """Features of further kinds, by kind; none for a part without speech."""
 
@@ -279,9 +275,6 @@ class ExtractedPart:
         if self.fingerprint is not None:
             columns["fingerprint"] = self.fingerprint.astype("<u4").tobytes()
         columns["sound"] = None if self.sound is None else self.sound.values.reshape(-1)
-        columns["dnsmos"] = None if self.dnsmos is None else self.dnsmos.values.ravel().tolist()
-        columns["tags"] = None if self.tags is None else self.tags.values.reshape(-1)
-        columns["tag_names"] = None if self.tags is None else self.tags.names
         if self.voices is not None:
             starts, ends = self.voices.start_s.tolist(), self.voices.end_s.tolist()
             columns["voice_spans"] = _spans(zip(starts, ends, strict=True))
@@ -293,7 +286,7 @@ class ExtractedPart:
 _SAME_COLUMNS = [
     field.name
     for field in fields(ExtractedPart)
-    if field.name in set(PARTS.names) - {"voices", "fingerprint", "sound", "dnsmos", "tags"}
+    if field.name in set(PARTS.names) - {"voices", "fingerprint", "sound"}
 ]
 
 

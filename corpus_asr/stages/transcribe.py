@@ -21,11 +21,7 @@ from corpus_asr.activity import Activity
 from corpus_asr.array_types import Float16
 from corpus_asr.audio.sound_quality import (
     MEASURES,
-    MOS_MEASURES,
-    TAG_MEASURES,
-    MosWindows,
     SoundBlocks,
-    TaggedFrames,
 )
 from corpus_asr.config.run import CLASSIFY_AUDIO, RunConfig
 from corpus_asr.errors import CheckpointError, ConfigError, EngineError, ItemError
@@ -412,9 +408,8 @@ def _finish(
     try:
         transcript = future.result()
         result = carried | _transcribed(transcript)
-        tagged = _tagged(row)
         for segment in result["segments"]:
-            segment |= _sound(row, [segment]) | _tags(tagged, row, segment)
+            segment |= _sound(row, [segment])
         check_finite(result)
     except (CheckpointError, ConfigError, EngineError):
         raise
@@ -475,39 +470,21 @@ def label_columns(labels: PartLabels) -> dict[str, Any]:
 def _carry(row: dict[str, Any]) -> dict[str, Any]:
     """Return what a part's result says whether or not it was transcribed."""
     carried = {name: row[name] for name in _CARRIED}
-    whole = {"start_s": row["part_start_s"], "end_s": row["part_end_s"]}
     spoken = row["speech_spans"]
     if spoken is None and row["part_end_s"] is not None:
-        spoken = [whole]
-    sound = _sound(row, spoken or ()) | _tags(_tagged(row), row, whole)
+        spoken = [{"start_s": row["part_start_s"], "end_s": row["part_end_s"]}]
+    sound = _sound(row, spoken or ())
     return carried | NOTHING_SAID | {"duration_s": _duration_s(row)} | sound
 
 
 def _sound(row: Mapping[str, Any], spans: Iterable[Mapping[str, float]]) -> dict[str, Any]:
     """Return how good the sound of spans of a part is."""
-    found: dict[str, Any] = dict.fromkeys((*MEASURES, *MOS_MEASURES))
+    found: dict[str, Any] = dict.fromkeys(MEASURES)
     start_s = row["part_start_s"] or 0.0
     within = [(each["start_s"] - start_s, each["end_s"] - start_s) for each in spans]
     if row["sound"] is not None:
         found |= SoundBlocks.flattened(row["sound"]).over(within)
-    if row["dnsmos"] is not None:
-        found |= MosWindows.flattened(row["dnsmos"]).over(within)
     return found
-
-
-def _tagged(row: Mapping[str, Any]) -> TaggedFrames | None:
-    """Return the frames of a part, which take longer to make than to look at."""
-    return None if row["tags"] is None else TaggedFrames.flattened(row["tags"], row["tag_names"])
-
-
-def _tags(
-    tagged: TaggedFrames | None, row: Mapping[str, Any], span: Mapping[str, float]
-) -> dict[str, Any]:
-    """Return which sounds are in a span of a part, of all of it for the part."""
-    if tagged is None:
-        return dict.fromkeys(TAG_MEASURES)
-    start_s, end_s = (span[name] - row["part_start_s"] for name in ("start_s", "end_s"))
-    return tagged.over([(start_s, end_s)])
 
 
 def _duration_s(row: dict[str, Any]) -> float | None:

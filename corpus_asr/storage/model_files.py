@@ -130,8 +130,8 @@ def fetch_checkpoint(
     return folder
 
 
-def fetch_onnx(model: str, *others: str, key: str = "speakers.model") -> Path:
-    """Return a local file of one ONNX network; `others` are files that lie next to it there.
+def fetch_onnx(model: str) -> Path:
+    """Return a local file of one ONNX network, as `speakers.model` names it.
 
     A model is such a file, a folder that has one, an fsspec address of a file, the name of one that
     is packaged, a repository of the hub that has one, or `OWNER/NAME/FILE.onnx` of a repository.
@@ -145,43 +145,39 @@ def fetch_onnx(model: str, *others: str, key: str = "speakers.model") -> Path:
     if local is not None and local.is_file():
         return local
     if local is not None and local.is_dir():
-        return _only_onnx(local, model, key)
+        return _only_onnx(local, model)
     owner, _, rest = model.partition("/")
     name, _, file = rest.partition("/")
     if local is None:
-        return _fetch_onnx_address(normalize(model), others, key)
+        return _fetch_onnx_address(normalize(model))
     if name and HUB_NAME.fullmatch(f"{owner}/{name}") and (not file or file.endswith(_ONNX)):
-        beside = [file[: file.rfind("/") + 1] + each for each in others]
-        folder = _snapshot(f"{owner}/{name}", {}, [file or f"*{_ONNX}", *beside])
-        return folder / file if file else _only_onnx(folder, model, key)
+        folder = _snapshot(f"{owner}/{name}", {}, [file or f"*{_ONNX}"])
+        return folder / file if file else _only_onnx(folder, model)
     raise CheckpointError(
         f"fetching the network {redact_uri(model)}: found no such file, expected an {_ONNX} file, "
-        f"a folder with one, a URI of one, or OWNER/NAME of the hub; correct {key}"
+        f"a folder with one, a URI of one, or OWNER/NAME of the hub; correct speakers.model"
     )
 
 
-def _only_onnx(folder: Path, model: str, key: str) -> Path:
+def _only_onnx(folder: Path, model: str) -> Path:
     paths = sorted(folder.glob(f"*{_ONNX}"))
     if len(paths) == 1:
         return paths[0]
     names = ", ".join(path.name for path in paths[:_NAMES_SHOWN]) or "none"
     raise CheckpointError(
         f"fetching the network {model}: found {names}, expected one {_ONNX} file; name the file "
-        f"itself in {key}, such as {model.rstrip('/')}/model{_ONNX}"
+        f"itself in speakers.model, such as {model.rstrip('/')}/model{_ONNX}"
     )
 
 
-def _fetch_onnx_address(uri: str, others: Sequence[str], key: str) -> Path:
+def _fetch_onnx_address(uri: str) -> Path:
     above, _, name = uri.rpartition("/")
     try:
-        files = [file for file in _list_checkpoint(above) if file.name in (name, *others)]
-        missing = {name, *others} - {file.name for file in files}
-        if missing or not name.endswith(_ONNX):
-            is_there = name.endswith(_ONNX) and name not in missing
+        files = [file for file in _list_checkpoint(above) if file.name == name]
+        if not files or not name.endswith(_ONNX):
             raise CheckpointError(
-                f"fetching the network {redact_uri(uri)}: found no "
-                f"{', '.join(sorted(missing)) if is_there else 'such object'}, expected "
-                f"{' and '.join([f'an {_ONNX} file', *others])} there; correct {key}"
+                f"fetching the network {redact_uri(uri)}: found no such object, expected an "
+                f"{_ONNX} file there; correct speakers.model"
             )
         home = cache_folder() / "checkpoints" / hashlib.blake2b(uri.encode()).hexdigest()[:16]
         return _copy_once(above, files, home) / name

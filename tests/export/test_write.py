@@ -181,12 +181,12 @@ def test_segments_and_recordings_are_chosen(store: OutputStore, to: Path) -> Non
     assert exported(store, to / "3", min_confidence=0.65)["x/en.txt"] == "c\n"
     assert exported(store, to / "4")["x/en.txt"] == "a\nb\nc\n"
     assert exported(store, to / "5", drop_known_hallucinations=True)["x/en.txt"] == "a\nc\n"
-    opinions = zip(rows(0, "d", "e", "f"), (None, 3.0, 4.0), strict=True)
-    scored = [row | {"snr_db": mos, "dnsmos_overall": mos} for row, mos in opinions]
+    measured = zip(rows(0, "d", "e", "f"), (None, 3.0, 4.0), strict=True)
+    scored = [row | {"snr_db": snr_db} for row, snr_db in measured]
     add(store, part("z/noisy.wav", 0, texts=None, segments=scored))
-    assert exported(store, to / "6", min_dnsmos=3.5)["z/noisy.txt"] == "d\nf\n"
-    assert exported(store, to / "7", min_dnsmos=3.0, min_snr_db=1.0)["z/noisy.txt"] == "d\ne\nf\n"
-    assert exported(store, to / "8", min_dnsmos=5.0)["x/en.txt"] == "a\nb\nc\n", "not scored"
+    assert exported(store, to / "6", min_snr_db=3.5)["z/noisy.txt"] == "d\nf\n"
+    assert exported(store, to / "7", min_snr_db=3.0)["z/noisy.txt"] == "d\ne\nf\n"
+    assert exported(store, to / "8", min_snr_db=5.0)["x/en.txt"] == "a\nb\nc\n", "not measured"
     for wrong in ({"languages": ("klingon",)}, {"min_confidence": 2.0},
                   {"min_confidence": float("nan")}):  # fmt: skip
         with pytest.raises(ConfigError):

@@ -40,13 +40,13 @@ GOOD: dict[str, Any] = {
     "num_letters": 30, "unique_words": 0.8, "repeats": 1, "longest_word": 9, "copies": 1,
     "model": "m", "model_revision": "r1", "duplicate_fraction": 0.0,
     "listed": False, "known_hallucination": False, "corrected": False,
-    "disagreement": 0.0, "wer": 0.0, "music_share": 0.1,
+    "disagreement": 0.0, "wer": 0.0,
     "reference_language": "en",
 }  # fmt: skip
 STRICT = SelectionSettings(
     languages=("English",), min_language_probability=0.5, min_speech_fraction=0.5,
     min_confidence=0.5, max_temperature=0.4, min_words_per_s=0.5, max_copies=10,
-    max_duplicate_fraction=0.5, max_music_share=0.3,
+    max_duplicate_fraction=0.5,
     drop_texts=("thanks for watching",), against="other", references="said.jsonl",
 )  # fmt: skip
 BAD: dict[str, dict[str, Any]] = {
@@ -59,7 +59,6 @@ BAD: dict[str, dict[str, Any]] = {
     "language_probability": {"language_probability": 0.4},
     "no_speech": {"no_speech_prob": 0.7},
     "outside_speech": {"speech_fraction": 0.2},
-    "music": {"music_share": 0.4},
     "confidence": {"confidence": 0.4},
     "avg_logprob": {"avg_logprob": -1.1},
     "compression_ratio": {"compression_ratio": 2.5},
@@ -106,7 +105,7 @@ def test_null_turns_rules_off() -> None:
 
 def test_what_is_not_known_passes_and_what_could_not_be_compared_is_dropped() -> None:
     for name in ("language_probability", "no_speech_prob", "speech_fraction", "unique_words",
-                 "duplicate_fraction", "longest_word", "music_share"):  # fmt: skip
+                 "duplicate_fraction", "longest_word"):  # fmt: skip
         assert decided(GOOD | {name: None})["dropped_by"] is None, name
     for name in ("disagreement", "wer"):
         assert decided(GOOD | {name: None})["dropped_by"] == name

@@ -271,20 +271,21 @@ def test_the_card_says_what_was_kept_and_dropped_by_which_rule(
 def test_rules_that_cannot_judge_and_splits_that_stay_empty_are_said(
     decoded: Transcribed, tmp_path: Path
 ) -> None:
-    chosen = {"min_dnsmos": 2.5, "min_confidence": 0.5}
+    chosen = {"min_snr_db": 15, "min_confidence": 0.5}
     fractions = {"validation_fraction": 0.001, "test_fraction": 0.0}
     found = label(decoded.config(selection=chosen, dataset=fractions))
     printed = render(found)
-    assert "5 segments without dnsmos_overall, which poor_sound does not drop" in printed
+    assert "5 segments without snr_db, which noise does not drop" in printed
     assert "confidence, which" not in printed
     assert "validation  none: all of its recordings were dropped, or it has none" in printed
     assert "test " not in printed
-    assert as_data(found)["rules"]["poor_sound"]["unmeasured"]["count"] == 5
+    assert as_data(found)["rules"]["noise"]["unmeasured"]["count"] == 5
     card = (tmp_path / "set" / "README.md").read_text()
-    assert "5 segments without `dnsmos_overall`, which `poor_sound` does not drop" in card
+    assert "5 segments without `snr_db`, which `noise` does not drop" in card
     # A run that is to be made yet is refused before it transcribes anything.
-    with pytest.raises(ConfigError, match=r"selection\.min_dnsmos: found extract\.dnsmos off"):
-        run(decoded.config(selection=chosen), local=True, progress=None)
+    unmeasured, words = {"sound_quality": False}, r"min_snr_db: found extract\.sound_quality off"
+    with pytest.raises(ConfigError, match=words):
+        run(decoded.config(selection=chosen, extract=unmeasured), local=True, progress=None)
 
 
 def test_selecting_again_needs_another_folder_and_no_transcription(

@@ -8,9 +8,7 @@ import pytest
 import torch
 
 from corpus_asr.audio import decode, silero
-from corpus_asr.audio.dnsmos import window_starts
 from corpus_asr.audio.probe import open_container
-from corpus_asr.audio.sound_quality import MosWindows, TaggedFrames
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.config.extraction import ExtractSettings
 from corpus_asr.decoding.protocols import WindowResult
@@ -55,47 +53,6 @@ def extract(model: Path, uri: str, *, done: tuple[int, ...] = (), **changes: Any
 @pytest.fixture(scope="module")
 def speech(model: Path) -> list[ExtractedPart]:
     return extract(model, str(CLIPS / "longer.mp3"))
-
-
-def test_windows_of_speech_are_scored_where_that_is_asked_for(
-    model: Path, speech: list[ExtractedPart], monkeypatch: pytest.MonkeyPatch
-):
-    class Network:
-        def __call__(self, samples, spans, *, start_sample):
-            starts = window_starts(len(samples), spans, start_sample=start_sample)
-            values = [[start / SAMPLE_RATE_HZ, 1.0, 2.0, 3.0] for start in starts]
-            return MosWindows.flattened(np.array(values).ravel().tolist())
-
-    monkeypatch.setattr(extraction, "MosNetwork", Network)
-    scored = extract(model, str(CLIPS / "longer.mp3"), dnsmos=True, done=(1,))
-    assert scored[1].dnsmos is None
-    for part, usual in zip(scored[::2], speech[::2], strict=True):
-        assert part.columns()["dnsmos"] == part.dnsmos.values.ravel().tolist() != []
-        assert usual.columns()["dnsmos"] is None
-        assert part.features is not None
-        assert usual.features is not None
-        assert np.array_equal(part.features, usual.features)
-
-
-def test_parts_are_tagged_with_or_without_speech_where_a_network_is_given(
-    model: Path, speech: list[ExtractedPart], monkeypatch: pytest.MonkeyPatch
-):
-    loaded = []
-
-    def tagger(name: str):
-        loaded.append(name)
-        return lambda samples: TaggedFrames.flattened([len(samples) % 7], ["Music"])
-
-    monkeypatch.setattr(extraction, "audio_tagger", tagger)
-    tagged = extract(model, str(CLIPS / "longer.mp3"), audio_tagger="t.onnx", done=(1,))
-    assert (loaded, tagged[1].tags) == (["t.onnx"], None)
-    for part, usual in zip(tagged[::2], speech[::2], strict=True):
-        columns = part.columns()
-        assert (columns["tags"], columns["tag_names"]) == ([part.num_samples % 7], ("Music",))
-        assert usual.columns()["tags"] is usual.columns()["tag_names"] is None
-    (silent,) = extract(model, str(CLIPS / "silence.flac"), audio_tagger="t.onnx")
-    assert silent.features is None
-    assert silent.tags is not None
 
 
 def test_parts_cover_the_recording_and_hold_their_features(speech: list[ExtractedPart]):

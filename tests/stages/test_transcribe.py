@@ -8,11 +8,9 @@ import pyarrow as pa
 import pytest
 
 from corpus_asr.activity import Activity
-from corpus_asr.audio.sound_quality import TAG_MEASURES, TaggedFrames
 from corpus_asr.errors import EngineError
 from corpus_asr.families.registry import PartFeatures
 from corpus_asr.schemas import RESULTS
-from corpus_asr.stages import transcribe
 from corpus_asr.stages.parts import further_columns
 from corpus_asr.stages.transcribe import EngineSpec, TranscribeStage
 from tests.support.engines import ScriptedEngine, always, broken_engine, scripted_engine
@@ -95,51 +93,6 @@ def test_the_engine_gets_features_of_all_kinds_and_so_does_its_test_with_silence
     quiet = silence.with_kind("other")
     assert quiet.features.shape == (silence.features.shape[0], 6)
     assert set(quiet.features.ravel().tolist()) == {-2.0}
-
-
-def test_segments_and_parts_get_the_opinion_scores_of_their_windows(stage: TranscribeStage):
-    scored = [0.0, 3.0, 4.0, 2.0, 9.0, 1.0, 1.0, 1.0]
-    results = stage(pa.concat_tables([extracted("a", 1, dnsmos=scored), extracted("b", 0)]))
-    for row, overall in zip(results.to_pylist(), (2.0, None), strict=True):
-        for each in (row, *row["segments"]):
-            assert each["dnsmos_overall"] == overall
-            assert each["dnsmos_signal"] == (overall and 3.0)
-            assert each["dnsmos_background"] == (overall and 4.0)
-            assert each["snr_db"] is None
-
-
-def test_parts_are_tagged_whole_and_segments_by_what_is_in_them(stage: TranscribeStage):
-    frames = [0.9, 0.1] * 3 + [0.0, 0.5] * 100
-    tagged = extracted("a", 1, tags=frames, tag_names=["Music", "Dog"], part_end_s=59.0)
-    row, other = stage(pa.concat_tables([tagged, extracted("b")])).to_pylist()
-    assert 0.0 < row["music_share"] < 0.1
-    assert row["other_sound"] == "Dog"
-    (segment,) = row["segments"]
-    assert segment["music_share"] > row["music_share"]
-    for each in (other, *other["segments"]):
-        assert {each[name] for name in TAG_MEASURES} == {None}
-
-
-def test_frames_are_unpacked_for_a_part_and_not_for_each_segment(
-    stage: TranscribeStage, monkeypatch: pytest.MonkeyPatch
-):
-    unpacked = []
-    flattened = TaggedFrames.flattened
-
-    def counted(values: Any, names: Any) -> TaggedFrames:
-        unpacked.append(len(values))
-        return flattened(values, names)
-
-    def often(transcript: Any) -> dict[str, Any]:
-        made = transcribed(transcript)
-        return made | {"segments": [dict(each) for each in 20 * made["segments"]]}
-
-    transcribed = transcribe._transcribed
-    monkeypatch.setattr(transcribe, "_transcribed", often)
-    monkeypatch.setattr(TaggedFrames, "flattened", counted)
-    (row,) = stage(extracted("a", tags=[0.5] * 100, tag_names=["Music"])).to_pylist()
-    assert len(row["segments"]) >= 20
-    assert len(unpacked) <= 2
 
 
 def test_silence_and_failures_pass_through_without_the_engine():

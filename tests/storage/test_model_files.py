@@ -453,9 +453,6 @@ def test_an_onnx_network_is_found_by_file_folder_address_and_hub_name(
     assert fetch_onnx(str(folder)) == fetch_onnx(str(folder / "a.onnx")) == folder / "a.onnx"
     write_atomic(f"{memory}/voices/b.onnx", b"b")
     assert fetch_onnx(f"{memory}/voices/b.onnx").read_bytes() == b"b"
-    write_atomic(f"{memory}/voices/names.csv", b"names")
-    fetched = fetch_onnx(f"{memory}/voices/b.onnx", "names.csv")
-    assert fetched.with_name("names.csv").read_bytes() == b"names"
     asked = []
 
     def snapshot(name: str, *, allow_patterns: list[str]) -> str:
@@ -465,12 +462,6 @@ def test_an_onnx_network_is_found_by_file_folder_address_and_hub_name(
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
     assert fetch_onnx("lab/voices") == fetch_onnx("lab/voices/a.onnx") == folder / "a.onnx"
     assert asked == [("lab/voices", ["*.onnx"]), ("lab/voices", ["a.onnx"])]
-    fetch_onnx("lab/voices", "names.csv")
-    assert asked[-1] == ("lab/voices", ["*.onnx", "names.csv"])
-    fetch_onnx("lab/voices/small/8bit/a.onnx", "names.csv")
-    assert asked[-1] == ("lab/voices", ["small/8bit/a.onnx", "small/8bit/names.csv"])
-    with pytest.raises(CheckpointError, match=r"found no classes\.csv, .* and classes\.csv there"):
-        fetch_onnx(f"{memory}/voices/b.onnx", "classes.csv")
     (folder / "b.onnx").write_bytes(b"b")
     for model, message in (
         (str(folder), r"found a\.onnx, b\.onnx, expected one \.onnx file; name the file itself"),

@@ -443,7 +443,7 @@ _RESOURCE_KEYS = {
     "extract.item_timeout_s", "extract.max_file_gb", "extract.max_duration_h",
     "extract.fingerprint", "extract.min_duplicate_s",
     # Columns next to texts that are the same.
-    "extract.sound_quality", "extract.dnsmos", "extract.audio_tagger",
+    "extract.sound_quality",
 }  # fmt: skip
 # What `result_settings` reads; each has a default in every key.
 _RESULT_SECTIONS = ("model", "extract", "decoding", "align", "classification", "speakers")
