@@ -12,10 +12,8 @@ import typer
 
 from corpus_asr.cli.failures import readable_errors
 from corpus_asr.cli.options import (
-    EndpointUrl,
     OutputUri,
     StealLock,
-    StorageOption,
     store_options,
 )
 from corpus_asr.errors import ConfigError
@@ -34,6 +32,7 @@ Yes = Annotated[bool, typer.Option("--yes", help="Do it; without, only show what
 
 
 def remove(
+    context: typer.Context,
     output_uri: OutputUri,
     gone: Annotated[
         bool,
@@ -75,8 +74,6 @@ def remove(
         ),
     ] = None,
     yes: Yes = False,
-    endpoint_url: EndpointUrl = None,
-    storage_option: StorageOption = None,
     steal_lock: StealLock = False,
 ) -> None:
     """Remove recordings that are gone from the source, or erase recordings or a voice for good."""
@@ -89,9 +86,7 @@ def remove(
     with readable_errors(on_interrupt="run the same command again"):
         from corpus_asr.storage.run_state.run_files import open_run
 
-        store = open_run(
-            output_uri, options=store_options(output_uri, endpoint_url, storage_option)
-        )
+        store = open_run(output_uri, options=store_options(output_uri, context))
         if gone:
             _remove_gone(
                 store, _age(older_than or "0d"), yes=yes, more_than_half=more_than_half,

@@ -28,6 +28,7 @@ from corpus_asr.cli.failures import (
 )
 from corpus_asr.cli.files import transcribe
 from corpus_asr.cli.jobs import finetune, init, label, nightly, plan, run
+from corpus_asr.cli.options import StorageOption
 from corpus_asr.cli.results import evaluate, export, report, show, status, view
 from corpus_asr.formats.cue_rules import CUE_LIMITS
 from corpus_asr.logs import LogFormat, LogLevel
@@ -181,7 +182,8 @@ def _print_version(wanted: bool) -> bool:
 
 
 @app.callback()
-def logging_options(
+def program_options(
+    context: typer.Context,
     log_format: Annotated[
         LogFormat | None,
         typer.Option(help="Log format on stderr: text, or one JSON object per line."),
@@ -193,9 +195,11 @@ def logging_options(
         bool,
         typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version."),
     ] = False,
+    storage_option: StorageOption = None,
 ) -> None:
     """Set up logging; CORPUS_ASR_LOG_FORMAT and CORPUS_ASR_LOG_LEVEL say the same."""
     configure_logging(log_format, log_level)
+    context.obj = storage_option
 
 
 def convert(

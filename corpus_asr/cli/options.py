@@ -35,15 +35,13 @@ if TYPE_CHECKING:
     from corpus_asr.storage.stores.filesystem import StoreOptions
 
 
-def store_options(
-    output_uri: str, endpoint_url: str | None, storage_option: list[str] | None
-) -> "StoreOptions":
-    """Return how an output folder is reached."""
+def store_options(output_uri: str, context: typer.Context) -> "StoreOptions":
+    """Return how an output folder is reached, by the program's own `--storage-option`."""
     from corpus_asr.config.load import options_of_store
     from corpus_asr.storage.stores.filesystem import StoreOptions
 
-    storage = options_of_store(storage_option or (), [output_uri], name="--storage-option")
-    return StoreOptions(endpoint_url=endpoint_url, storage=storage)
+    storage = options_of_store(context.obj or (), [output_uri], name="--storage-option")
+    return StoreOptions(storage=storage)
 
 
 def audio_options(storage_option: list[str] | None) -> "StorageOptions":
@@ -172,12 +170,12 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text
 OutputUri = Annotated[
     str, typer.Argument(metavar="OUTPUT_URI", help="The output.uri of a run, finished or not.")
 ]
-EndpointUrl = Annotated[str | None, typer.Option(help="S3 endpoint; default: Amazon's.")]
 StorageOption = Annotated[
     list[str] | None,
     typer.Option(
         metavar="NAME=VALUE",
-        help="Option of the output's store, as in output.storage_options: 'key=$NAME'.",
+        envvar="CORPUS_ASR_STORAGE_OPTIONS",
+        help="Option of the store of OUTPUT_URI, as in output.storage_options: 'key=${NAME}'.",
     ),
 ]
 AudioStorageOption = Annotated[

@@ -17,7 +17,6 @@ from corpus_asr.cli.options import (
     AsJson,
     AudioStorageOption,
     DropKnownHallucinations,
-    EndpointUrl,
     Languages,
     MinConfidence,
     MinSnr,
@@ -25,7 +24,6 @@ from corpus_asr.cli.options import (
     OutputUri,
     Preset,
     Speakers,
-    StorageOption,
     Uris,
     audio_options,
     check_names,
@@ -53,9 +51,8 @@ USUAL_PORT = 8765
 
 
 def status(
+    context: typer.Context,
     output_uri: OutputUri,
-    endpoint_url: EndpointUrl = None,
-    storage_option: StorageOption = None,
     as_json: AsJson = False,
     watch: Annotated[
         bool, typer.Option("--watch", help="Refresh every 5 s until the run ends.")
@@ -67,9 +64,7 @@ def status(
     from corpus_asr.storage.run_state.run_files import open_run
 
     with readable_errors(), ExitStack() as stack:
-        store = open_run(
-            output_uri, options=store_options(output_uri, endpoint_url, storage_option)
-        )
+        store = open_run(output_uri, options=store_options(output_uri, context))
         redraws = watch and not as_json and sys.stdout.isatty()
         show = stack.enter_context(redrawn()) if redraws else show_text
         while True:
@@ -85,6 +80,7 @@ def status(
 
 
 def export(
+    context: typer.Context,
     output_uri: OutputUri,
     to: Annotated[
         str, typer.Option("--to", metavar="FOLDER", help="Folder of the files: any URI.")
@@ -128,8 +124,6 @@ def export(
         ),
     ] = None,
     no_corrections: NoCorrections = False,
-    endpoint_url: EndpointUrl = None,
-    storage_option: StorageOption = None,
 ) -> None:
     """Write a run's transcripts as subtitles, text, tables, JSON or a manifest."""
     from corpus_asr.config.options import option_overrides
@@ -158,9 +152,7 @@ def export(
             partial=partial,
             speakers=tuple(speaker or ()),
         )
-        store = open_run(
-            output_uri, options=store_options(output_uri, endpoint_url, storage_option)
-        )
+        store = open_run(output_uri, options=store_options(output_uri, context))
         typer.echo(_words(write_files(store, to, options, selection)))
 
 
@@ -198,6 +190,7 @@ def _words(summary: "ExportSummary") -> str:
 
 
 def evaluate(
+    context: typer.Context,
     output_uri: OutputUri,
     references: Annotated[
         str,
@@ -234,8 +227,6 @@ def evaluate(
     language: Annotated[
         str | None, typer.Option(help="Language of references without a `language` field.")
     ] = None,
-    endpoint_url: EndpointUrl = None,
-    storage_option: StorageOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Compute word and character error rates of a run against references."""
@@ -247,7 +238,7 @@ def evaluate(
         from corpus_asr.report.accuracy.calibration import calibration_data, render_calibration
         from corpus_asr.report.accuracy.evaluation import as_data, render
 
-        options = store_options(output_uri, endpoint_url, storage_option)
+        options = store_options(output_uri, context)
         found = evaluate_run(
             output_uri, references, against=against, language=language, options=options
         )
@@ -296,9 +287,8 @@ def _worse(beside: "Comparison | None") -> str | None:
 
 
 def report(
+    context: typer.Context,
     output_uri: OutputUri,
-    endpoint_url: EndpointUrl = None,
-    storage_option: StorageOption = None,
     as_json: AsJson = False,
     page: Annotated[
         str | None,
@@ -336,9 +326,7 @@ def report(
     from corpus_asr.storage.run_state.run_files import open_run
 
     with readable_errors():
-        store = open_run(
-            output_uri, options=store_options(output_uri, endpoint_url, storage_option)
-        )
+        store = open_run(output_uri, options=store_options(output_uri, context))
         found = (
             load_report(store, price_per_hour=price)
             if page is None
@@ -355,6 +343,7 @@ def report(
 
 
 def show(
+    context: typer.Context,
     output_uri: OutputUri,
     uri: Uris = None,
     language: Languages = None,
@@ -363,8 +352,6 @@ def show(
     drop_known_hallucinations: DropKnownHallucinations = False,
     speaker: Speakers = None,
     no_corrections: NoCorrections = False,
-    endpoint_url: EndpointUrl = None,
-    storage_option: StorageOption = None,
 ) -> None:
     """Print the transcripts of a run with timestamps."""
     from corpus_asr.export.recordings import (
@@ -393,9 +380,7 @@ def show(
             partial=True,
             speakers=tuple(speaker or ()),
         )
-        store = open_run(
-            output_uri, options=store_options(output_uri, endpoint_url, storage_option)
-        )
+        store = open_run(output_uri, options=store_options(output_uri, context))
         turns = speakers_of(store)
         corrections = None if no_corrections else Corrections.load(store)
         refuse_speakers(store, selection, turns, corrections)
@@ -441,6 +426,7 @@ def _why_nothing(tables: "RunTables") -> str:
 
 
 def view(
+    context: typer.Context,
     output_uri: OutputUri,
     port: Annotated[
         int | None,
@@ -485,14 +471,6 @@ def view(
         bool,
         typer.Option("--read-only", help="Accept no corrections.", rich_help_panel=_COLLEAGUES),
     ] = False,
-    endpoint_url: Annotated[
-        str | None, typer.Option(help="S3 endpoint of the output; default: Amazon's.")
-    ] = None,
-    storage_option: StorageOption = None,
-    audio_endpoint_url: Annotated[
-        str | None,
-        typer.Option(help="S3 endpoint of the recordings; default: that of your own runs."),
-    ] = None,
     audio_storage_option: AudioStorageOption = None,
 ) -> None:
     """Search, play and correct transcripts in a browser: of a run, or a folder of `transcribe`."""
@@ -509,14 +487,13 @@ def view(
         from corpus_asr.view.sound import Sounds, Waveforms
 
         public = None if public_url is None else PublicUrl.parse(public_url)
-        options = store_options(output_uri, endpoint_url, storage_option)
+        options = store_options(output_uri, context)
         store = open_run(output_uri, options=options)
         with ExitStack() as opened:
             library = opened.enter_context(closing(Library(store)))
             sounds = Sounds(
                 store,
                 moved=_moved(audio or ()),
-                endpoint_url=audio_endpoint_url,
                 storage=audio_options(audio_storage_option),
                 folders=audio_folder or (),
             )

@@ -151,7 +151,7 @@ def options_of_store(pairs: Sequence[str], uris: Sequence[str], *, name: str) ->
     document = read_pairs(pairs, name)
     options = parsed(document.values)
     problems = [f"{problem.dotted}: {problem.message}" for problem in document.problems]
-    problems += options.problems(uris, lists_others=not uris)
+    problems += options.problems(uris, lists_others=True)
     if problems:
         raise ConfigError(f"reading {name}: {'; '.join(problems)}")
     return options.bound(uris)

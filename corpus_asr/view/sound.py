@@ -163,10 +163,9 @@ class _OpenFile:
 class Sounds:
     """Opens recordings for playback. Thread-safe.
 
-    `moved` are prefixes of URIs with their replacements; `endpoint_url` is that of the recordings,
-    if it is not the run's, and `storage` what the run did not record of their store's options. Of
-    this machine, only what this user's own runs read, replacements, and what lies in `folders` is
-    opened.
+    `moved` are prefixes of URIs with their replacements, `storage` what the run did not record of
+    their store's options. Of this machine, only what this user's own runs read, replacements, and
+    what lies in `folders` is opened.
     """
 
     def __init__(
@@ -174,16 +173,13 @@ class Sounds:
         store: OutputStore,
         *,
         moved: Sequence[tuple[str, str]] = (),
-        endpoint_url: str | None = None,
         storage: StorageOptions = NO_OPTIONS,
         folders: Sequence[str] = (),
     ) -> None:
         self._moved = tuple(moved)
         allowed = (*folders, *(now for _, now in self._moved))
         options = source_options(store, allowed=allowed, storage=storage)
-        self._store = replace(
-            options, endpoint_url=endpoint_url or options.endpoint_url, policy=PATIENCE
-        )
+        self._store = replace(options, policy=PATIENCE)
         # A player asks for one range after the other. Files that fall out of the cache are closed
         # when the last thread has read from them.
         self._file = functools.lru_cache(OPEN_FILES)(self._opened_audio)

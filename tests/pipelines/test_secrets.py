@@ -213,7 +213,10 @@ def kept_in(output: FaultyStore, account: str) -> str:
 
 
 def test_options_of_two_stores_serve_a_run_and_are_kept_nowhere(
-    vendors: tuple[FaultyStore, FaultyStore], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    vendors: tuple[FaultyStore, FaultyStore],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     path = job_of(vendors, tmp_path, tiny_model(tmp_path / "checkpoint"))
     invoke = CliRunner().invoke
@@ -224,18 +227,24 @@ def test_options_of_two_stores_serve_a_run_and_are_kept_nowhere(
         assert done.exit_code == 0, done.output
         again = invoke(app, ["run", str(path), "--local"])
         assert again.exit_code == 0, again.output
-    reached = ["--endpoint-url", vendors[1].endpoint_url]
-    reached += ["--storage-option", "key=${OUTPUT_KEY}", "--storage-option",
-                "secret=${env:OUTPUT_SECRET}"]  # fmt: skip
-    encrypted = ["--storage-option", "s3_additional_kwargs.ServerSideEncryption=AES256"]
+    reached = ["--storage-option", f"endpoint_url={vendors[1].endpoint_url}",
+               "--storage-option", "key=${OUTPUT_KEY}"]  # fmt: skip
+    monkeypatch.setenv(
+        "CORPUS_ASR_STORAGE_OPTIONS",
+        f"endpoint_url={vendors[1].endpoint_url} key=${{OUTPUT_KEY}} secret=${{env:OUTPUT_SECRET}} "
+        "s3_additional_kwargs.ServerSideEncryption=AES256",
+    )
+    reached += ["--storage-option", "secret=${env:OUTPUT_SECRET}"]
     page = tmp_path / "page.html"
     others = [
-        invoke(app, ["status", "s3://texts/run", *reached]),
-        invoke(app, ["show", "s3://texts/run", *reached]),
-        invoke(app, ["report", "s3://texts/run", *reached, *encrypted, "--html", str(page),
+        invoke(app, [*reached, "status", "s3://texts/run"]),
+        invoke(app, ["show", "s3://texts/run"]),
+        invoke(app, ["report", "s3://texts/run", "--html", str(page),
                      "--audio-storage-option", "key=${SOURCE_KEY}",
                      "--audio-storage-option", "secret=${SOURCE_SECRET}"]),
+        invoke(app, ["status", str(tmp_path / "none")]),
     ]  # fmt: skip
+    assert "found no _run/" in " ".join(others.pop().output.split())  # options are of stores alone
     for each in others:
         assert each.exit_code == 0, each.output
     kept = kept_in(vendors[1], VARIABLES["OUTPUT_KEY"])

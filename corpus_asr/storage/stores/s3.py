@@ -372,7 +372,7 @@ def _client_options(given: dict[str, Any], endpoint_url: str | None) -> dict[str
     # Those, and its files: `fsspec` fills in the names that are missing here.
     usual: dict[str, Any] = fsspec.config.conf.get("s3", {})
     client = dict(usual.get("client_kwargs", {}))
-    endpoint_url = endpoint_url or given.get("endpoint_url")
+    endpoint_url = given.get("endpoint_url") or endpoint_url
     if endpoint_url is not None:
         given["endpoint_url"] = endpoint_url
         client.pop("endpoint_url", None)
