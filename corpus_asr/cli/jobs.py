@@ -5,7 +5,6 @@ Imports nothing that `--help` would have to wait for.
 
 import functools
 import json
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -87,9 +86,6 @@ def init(
     full: Annotated[
         bool, typer.Option("--full", help="Write all keys, not only the common ones.")
     ] = (False),
-    ask: Annotated[
-        bool, typer.Option("--ask", help="Prompt for values that no option sets.")
-    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = (False),
 ) -> None:
     """Write the YAML file of a job, with a comment on every key."""
@@ -99,25 +95,17 @@ def init(
                 f"writing {file}: found such a file, expected none; choose another name, or "
                 "replace it with --force"
             )
-        if ask and not _is_terminal():
-            raise ConfigError(
-                "asking for settings: found no terminal; omit --ask, and give "
-                "--source, --output and --model"
-            )
-        recordings = _answer(
-            ask, "Recordings (file, folder, glob or manifest)", source, "recordings"
-        )
-        chosen = _source_keys(recordings) | {
-            "model.checkpoint": _answer(ask, "Model", model, _DEFAULT_MODELS[pipeline]),
-            "output.uri": _answer(ask, "Folder for the tables", output, "output"),
+        chosen = _source_keys("recordings" if source is None else source) | {
+            "model.checkpoint": _DEFAULT_MODELS[pipeline] if model is None else model,
+            "output.uri": "output" if output is None else output,
         }
         if pipeline is Job.pseudo_label:
             chosen["dataset.uri"] = f"{chosen['output.uri'].rstrip('/')}-dataset"
         _write(file, _PIPELINES[pipeline], chosen, full=full)
         typer.echo(f"{file}: written")
-        if model is None and not ask:
+        if model is None:
             typer.echo(_model_line(pipeline))
-        if source is None and not ask:
+        if source is None:
             typer.echo("first set source.uri there to where your recordings are")
         for command, words in _next(file, pipeline):
             typer.echo(f"  {command:<46}  {words}")
@@ -127,16 +115,6 @@ def _model_line(pipeline: Job) -> str:
     if pipeline is Job.transcribe:
         return default_model_notice(LARGER_OPTION)
     return f"model: {_DEFAULT_MODELS[pipeline]}, fetched from the hub; --model names another one"
-
-
-def _is_terminal() -> bool:
-    return sys.stdin.isatty()
-
-
-def _answer(ask: bool, question: str, given: str | None, default: str) -> str:
-    if given is None and ask:
-        return str(typer.prompt(question, default=default)).strip()
-    return given if given is not None else default
 
 
 def _source_keys(source: str) -> dict[str, str]:

@@ -2,8 +2,7 @@
 
 Knows how things are shown and nothing of how they are done. Only what `--help` needs is imported
 at the top: a shell completes and a user reads without waiting for torch, Ray or Arrow. As other
-programs have it, underscores in an option are hyphens, and a flag may be followed by True or False:
-`--word_timestamps True`.
+programs have it, underscores in an option are hyphens.
 
 Exit codes: 0 done; 1 done, but more recordings failed than the configuration allows (for
 `transcribe`: a file failed); 2 the configuration, the command line or the model is unusable, or a
@@ -11,9 +10,7 @@ store refuses; 3 the work could not go on; 128 and the number of a signal that e
 130 of Ctrl-C and 143 of SIGTERM. `CORPUS_ASR_DEBUG=1` shows the traceback of an error.
 """
 
-import re
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,10 +30,6 @@ from corpus_asr.cli.results import evaluate, export, report, show, status, view
 from corpus_asr.formats.cue_rules import CUE_LIMITS
 from corpus_asr.logs import LogFormat, LogLevel
 
-_TRUTH = {"true": True, "false": False}
-# How whisper.cpp asks for a format. -o with a value would take it for a folder named `srt`.
-_FORMAT_SWITCH = re.compile(r"-o(txt|srt|vtt|csv|json|lrc|wts|j|jf)")
-
 
 class Command(TyperCommand):
     """A command whose help shows an example, given as its epilog."""
@@ -54,10 +47,8 @@ class Command(TyperCommand):
         if ctx.resilient_parsing or ctx.ignore_unknown_options:
             return super().parse_args(ctx, args)
         params = self.get_params(ctx)
-        words = list(_with_plain_flags(args, params))
         try:
-            _refuse_format_switches(ctx, words, params)
-            return super().parse_args(ctx, words)
+            return super().parse_args(ctx, list(args))
         except Exception as error:
             # By its attributes: of which package the class is changes with Typer's version.
             refused: Any = error
@@ -96,41 +87,6 @@ def _without_type(param: Any) -> Any:
     elif getattr(param, "param_type_name", None) == "argument":
         param.display_type_rich = lambda ctx: None
     return param
-
-
-def _with_plain_flags(args: Sequence[str], params: Sequence[Any]) -> Iterator[str]:
-    # Flags that True or False follows as flags alone; all other words as they are.
-    flags = {name: each for each in params if getattr(each, "is_flag", False) for name in each.opts}
-    words = deque(args)
-    while words:
-        word = words.popleft()
-        name, equals, value = word.partition("=")
-        flag = flags.get(_with_hyphens(name))
-        if word == "--":
-            yield word
-            break
-        if flag is None:
-            yield word
-            continue
-        if not equals and words and words[0].lower() in _TRUTH:
-            value = words.popleft()
-        truth = _TRUTH.get(value.lower())
-        if truth is None or truth:
-            yield word if truth is None else name
-        elif flag.secondary_opts:
-            yield flag.secondary_opts[0]
-    yield from words
-
-
-def _refuse_format_switches(ctx: Any, args: Sequence[str], params: Sequence[Any]) -> None:
-    if not any("--output-dir" in each.opts for each in params):
-        return
-    for word in args:
-        switch = _FORMAT_SWITCH.fullmatch(word)
-        if switch:
-            ctx.fail(f"No such option: {word}. Did you mean --format {switch[1]} --output-dir .?")
-        if word == "--":
-            return
 
 
 def _as_typed(option: str, args: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""The options of commands, and what shells offer when Tab is pressed.
+"""The options of commands, and the keys that shells offer behind `--set` when Tab is pressed.
 
 Those of `transcribe` are in groups, by the panels of its help. Typer makes the name of an option
 from that of its field, unless one is given here. Those that set a key have its name, with hyphens
@@ -11,7 +11,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
@@ -52,93 +52,32 @@ def audio_options(storage_option: list[str] | None) -> "StorageOptions":
 
 
 def complete_override(incomplete: str) -> list[str]:
-    """Complete `key=value` of a job."""
-    return _assignments(incomplete, _job())
+    """Complete a key of a job."""
+    from corpus_asr.config.run import PseudoLabelConfig, RunConfig
+
+    return _keys(incomplete, PseudoLabelConfig, RunConfig)
 
 
 def complete_training_override(incomplete: str) -> list[str]:
-    """Complete `key=value` of a training."""
+    """Complete a key of a training."""
     from corpus_asr.config.finetune import FinetuneConfig
 
-    return _assignments(incomplete, _types_by_key(FinetuneConfig))
+    return _keys(incomplete, FinetuneConfig)
 
 
 def complete_option_override(incomplete: str) -> list[str]:
-    """Complete `key=value` of one transcription."""
+    """Complete a key of one transcription."""
     from corpus_asr.config.options import OPTIONS
 
-    return _assignments(incomplete, {name: key.annotation for name, key in OPTIONS.items()})
+    return [f"{name}=" for name in OPTIONS if name.startswith(incomplete)]
 
 
-def complete_format(incomplete: str) -> list[str]:
-    """Complete the formats of transcripts, the last one behind commas."""
-    before, comma, last = incomplete.rpartition(",")
-    return [f"{before}{comma}{name}" for name in _beginning((*FORMATS, ALL), last)]
-
-
-def complete_checkpoint(incomplete: str) -> list[str]:
-    """Complete checkpoints of the package, short names, and well-known names of the hub."""
-    from corpus_asr.storage.model_files import KNOWN_NAMES, PACKAGED, SHORT_NAMES
-
-    return _beginning((*PACKAGED, *SHORT_NAMES, *KNOWN_NAMES), incomplete)
-
-
-def complete_device(incomplete: str) -> list[str]:
-    """Complete devices."""
-    return _beginning(("auto", "cpu", "cuda"), incomplete)
-
-
-def complete_task(incomplete: str) -> list[str]:
-    """Complete tasks."""
-    return _beginning(_values(_job()["decoding.task"]), incomplete)
-
-
-def complete_strategy(incomplete: str) -> list[str]:
-    """Complete strategies."""
-    return _beginning(_values(_job()["decoding.strategy"]), incomplete)
-
-
-def complete_language(incomplete: str) -> list[str]:
-    """Complete the codes of Whisper's languages."""
-    from corpus_asr.languages import LANGUAGES
-
-    return _beginning(LANGUAGES, incomplete)
-
-
-def _assignments(incomplete: str, keys: dict[str, Any]) -> list[str]:
-    offered = [f"{key}=" for key in keys if f"{key}=".startswith(incomplete)]
-    if len(offered) == 1 or "=" in incomplete:
-        key = (offered[0] if offered else incomplete).partition("=")[0]
-        # More than one word, so that no shell closes with a blank what is to go on; and bash, which
-        # takes `=` for the beginning of another word, shows the values now or never.
-        offered = [f"{key}=", *(f"{key}={value}" for value in _values(keys.get(key)))]
-    return _beginning(offered, incomplete)
-
-
-def _job() -> dict[str, Any]:
-    from corpus_asr.config.run import PseudoLabelConfig, RunConfig
-
-    # Of a key that both have, the general type says more: `pipeline`.
-    return _types_by_key(PseudoLabelConfig) | _types_by_key(RunConfig)
-
-
-def _types_by_key(settings: "type[Settings]") -> dict[str, Any]:
+def _keys(incomplete: str, *jobs: "type[Settings]") -> list[str]:
     from corpus_asr.config.settings import keys_of, section_of
 
-    keys = keys_of(settings)
-    return {".".join(key): field.annotation for key, field in keys if section_of(field) is None}
-
-
-def _values(kind: Any) -> list[str]:
-    if kind is bool:
-        return ["true", "false"]
-    if get_origin(kind) is Literal:
-        return [str(value) for value in get_args(kind)]
-    return [word for part in get_args(kind) for word in _values(part)]
-
-
-def _beginning(words: Any, incomplete: str) -> list[str]:
-    return [word for word in words if word.startswith(incomplete)]
+    fields = (field for job in jobs for field in keys_of(job))
+    keys = dict.fromkeys(".".join(key) for key, field in fields if section_of(field) is None)
+    return [f"{key}=" for key in keys if key.startswith(incomplete)]
 
 
 def config_file(example: str) -> Any:
@@ -231,7 +170,7 @@ CHECKPOINT_HELP = (
 )
 Model = Annotated[
     str | None,
-    typer.Option(metavar="CHECKPOINT", help=CHECKPOINT_HELP, autocompletion=complete_checkpoint),
+    typer.Option(metavar="CHECKPOINT", help=CHECKPOINT_HELP),
 ]
 
 
@@ -281,7 +220,6 @@ Language = Annotated[
     str | None,
     _text(
         "--language", "Language: de, German or Deutsch, or candidates: en,de; default: detected.",
-        autocompletion=complete_language,
     ),
 ]  # fmt: skip
 FileOverrides = Annotated[
@@ -350,7 +288,6 @@ class FileOptions:
             f"{', '.join(FORMATS)}, or all for the first {len(ALL_FORMATS)}; "
             "several with commas or repeated; default: txt, with -o all.",
             metavar="FORMAT",
-            autocompletion=complete_format,
         ),
     ] = None
     overwrite: Annotated[
@@ -370,7 +307,7 @@ class FileOptions:
     verbose: Annotated[bool, _output("--verbose", "-v", "With -o: print the text as well.")] = False
     model: Annotated[
         str | None,
-        _model(CHECKPOINT_HELP, metavar="CHECKPOINT", autocompletion=complete_checkpoint),
+        _model(CHECKPOINT_HELP, metavar="CHECKPOINT"),
     ] = None
     align_model: Annotated[
         str | None,
@@ -380,9 +317,7 @@ class FileOptions:
             metavar="CHECKPOINT",
         ),
     ] = None
-    device: Annotated[str, _model("auto, cpu, cuda or cuda:N.", autocompletion=complete_device)] = (
-        "auto"
-    )
+    device: Annotated[str, _model("auto, cpu, cuda or cuda:N.")] = "auto"
     compute_type: Annotated[ComputeType, _model("Data type of weights and computation.")] = "auto"
     threads: Annotated[
         int | None, _model("CPU threads of the model; default: all CPUs.", min=1)
@@ -403,15 +338,12 @@ class RecognitionOptions:
     """Options of `transcribe` that set a key, by its name; None is the default of the settings."""
 
     language: Language = None
-    task: Annotated[
-        str | None, _text("transcribe, or translate into English.", autocompletion=complete_task)
-    ] = None
+    task: Annotated[str | None, _text("transcribe, or translate into English.")] = None
     strategy: Annotated[
         str | None,
         _text(
             "chunked (independent windows), sequential, or auto: chunked, or sequential with "
             "--condition-on-prev-tokens.",
-            autocompletion=complete_strategy,
         ),
     ] = None
     quality: Annotated[

@@ -115,19 +115,6 @@ def test_what_cannot_be_loaded_is_not_written(tmp_path: Path) -> None:
     assert "choose another" in nowhere.stderr
 
 
-def test_questions_need_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = str(tmp_path / "job.yaml")
-    refused = call(file, "--ask", answers="talks\n\n\n")
-    assert refused.exit_code == 2
-    assert "no terminal" in refused.stderr
-    monkeypatch.setattr("corpus_asr.cli.jobs._is_terminal", lambda: True)
-    asked = call(file, "--ask", "--output", "texts", answers="talks\n\n")
-    assert asked.exit_code == 0, asked.stderr
-    config = load_config(file)
-    assert (config.source.uri, config.output.uri) == (("talks",), "texts")
-    assert config.model.checkpoint == "whisper-tiny.en"
-
-
 def test_a_model_that_nobody_named_is_said(tmp_path: Path) -> None:
     file = tmp_path / "job.yaml"
     for pipeline, model, line in (

@@ -54,18 +54,11 @@ DEFAULTS = {
         ("a --beam_size 5", {"beam_size": 5}),
         ("a --beam-size=5", {"beam_size": 5}),
         ("a --beam_size=5", {"beam_size": 5}),
-        ("--word_times True a", {"word_times": True}),
-        ("a --word_times False", {}),
-        ("a --word-times=true", {"word_times": True}),
-        ("a --vad_filter false", {"filtered": False}),
         ("a --no-vad", {"filtered": False}),
         ("a --no_vad_filter", {"filtered": False}),
-        ("a --overwrite False", {}),
         ("a --overwrite", {"overwrite": True}),
-        ("--overwrite a True", {"overwrite": True, "files": ["a", "True"]}),
-        ("a --prompt True", {"prompt": "True"}),
         ("a --prompt a_b_c", {"prompt": "a_b_c"}),
-        ("-- a --word_times True", {"files": ["a", "--word_times", "True"]}),
+        ("-- a --word_times", {"files": ["a", "--word_times"]}),
     ],
 )
 def test_options_are_understood_as_argparse_spells_them(
@@ -81,16 +74,14 @@ def test_options_are_understood_as_argparse_spells_them(
         ("work a --num_beams 5", "No such option: --num_beams. Did you mean --beam-size?"),
         ("work a --wrd-times=5", "No such option: --wrd-times. Did you mean --word-times?"),
         ("work a --xyzzy", "No such option: --xyzzy. See --help for all of them."),
-        ("work a -osrt", "No such option: -osrt. Did you mean --format srt --output-dir .?"),
-        ("work a --word_times maybe", None),
         ("work a --word-times=maybe", "does not take a value"),
         ("wrok a", "Did you mean 'work'?"),
     ],
 )
-def test_what_nobody_knows_is_answered_with_what_is_meant(line: str, message: str | None) -> None:
+def test_what_nobody_knows_is_answered_with_what_is_meant(line: str, message: str) -> None:
     result = CliRunner().invoke(app, shlex.split(line), env={"COLUMNS": "200"})
-    assert result.exit_code == (2 if message else 0)
-    assert (message or "") in result.stderr
+    assert result.exit_code == 2
+    assert message in result.stderr
     assert result.stdout == ""
 
 

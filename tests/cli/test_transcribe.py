@@ -216,7 +216,6 @@ def test_the_model_and_the_machine_are_chosen() -> None:
         ("a.wav --vad", "Did you mean --vad-filter?"),
         ("a.wav --fp16 False", "Did you mean --compute-type?"),
         ("a.wav --no_speech_threshold 0.5", "Did you mean --set no_speech_threshold=...?"),
-        ("a.wav -osrt", "Did you mean --format srt --output-dir .?"),
         ("a.wav --set temprature=0", "did you mean temperature?"),
         ("a.wav --beam-size 0", "beam_size: found 0, expected a whole number at least 1"),
         ("a.wav --temperature hot", 'reading --temperature: found "hot", expected numbers'),
