@@ -244,15 +244,15 @@ class OutputFiles:
     def _named(self, inputs: Sequence[Input]) -> dict[str, str]:
         import pyarrow as pa
 
-        from corpus_asr.export.write import Names
+        from corpus_asr.export.write import distinct_names
 
         uris = [each.uri for each in inputs]
         ids = [recording_id(uri) for uri in uris]
         table = pa.table({"uri": uris, "recording_id": ids})
         parts = {"", *self._first_parts}
         suffixes = [each + suffix_of(name) for name in self._layout.formats for each in parts]
-        names = Names(table, suffixes, [each.base for each in inputs])
-        return {each.name: names[at] for at, each in enumerate(inputs)}
+        names = distinct_names(table, suffixes, [each.base for each in inputs])
+        return {each.name: name for each, name in zip(inputs, names, strict=True)}
 
     def _channel(self, channel: int | None) -> str:
         return "" if channel is None or not self._apart else f".{self._apart}{channel}"

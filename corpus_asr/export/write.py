@@ -19,7 +19,6 @@ from statistics import fmean
 from typing import Any, TextIO
 from urllib.parse import quote
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -62,87 +61,55 @@ from corpus_asr.transcription.joined_text import missing_words, words_of_lengths
 
 MAX_NAME_BYTES = 240  # file systems allow 255; the local store's temporary names add to it
 _HASH_DIGITS = 16
-_PLAIN_STAGE = 1  # without suffix, below the common folder
-_LAST_STAGE = 10
-_UNSAFE = re.compile(r'[\x00-\x1f\x7f-\x9f\\:*?"<>|%\u2028\u2029\ufeff\u202a-\u202e\u2066-\u2069]')
+# A tilde begins what is added here, so that no recording has a name that another is given.
+_UNSAFE = re.compile(r'[\x00-\x1f\x7f-\x9f\\:*?"<>|%~\u2028\u2029\ufeff\u202a-\u202e\u2066-\u2069]')
 _AUDIO_SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,10}")
 
 
-class Names:
-    """Names for the files of recordings: like theirs, safe on any file system, and all distinct.
+def distinct_names(
+    recordings: pa.Table, suffixes: Sequence[str], bases: Sequence[str] | None = None
+) -> list[str]:
+    """Return a name for the files of each recording, safe on any file system, all distinct.
 
     Folders below the common one are kept. A name is the recording's without its suffix; with it if
     another recording has the same; with the recording's ID if that is not enough. Suffixes are
     those of the files made of each. With `bases`, a folder of each recording that ends with a
     slash, folders above these are kept only where names would be equal without them.
     """
+    uris, ids = (recordings[name].to_pylist() for name in ("uri", "recording_id"))
+    room = MAX_NAME_BYTES - max(map(len, suffixes)) - _HASH_DIGITS - 1
+    prefix = common_folder(recordings["uri"])
 
-    def __init__(
-        self, recordings: pa.Table, suffixes: Sequence[str], bases: Sequence[str] | None = None
-    ) -> None:
-        self._uris = recordings["uri"]
-        self._ids = recordings["recording_id"]
-        self._suffixes = tuple(suffixes)
-        self._room = MAX_NAME_BYTES - max(len(suffix) for suffix in suffixes)
-        self._prefix = common_folder(self._uris)
-        self._bases = bases
-        first = _PLAIN_STAGE if bases is None else _PLAIN_STAGE - 1
-        self._stage = np.full(recordings.num_rows, first, dtype=np.uint8)
-        self._make_distinct()
-        longer = np.flatnonzero(self._stage != first)
-        self._longer = dict(
-            zip(self._ids.take(longer).to_pylist(), self._stage[longer].tolist(), strict=True)
+    def name_at(position: int) -> str:
+        stage, uri = stages[position], uris[position]
+        *folders, name = _steps(uri, prefix if stage or bases is None else bases[position])
+        root, suffix = os.path.splitext(name)
+        if stage < 2 and root and _AUDIO_SUFFIX.fullmatch(suffix):
+            name = root
+        mark = f"~{ids[position]}" if stage == 3 else ""
+        return "/".join(
+            [*(_safe(step, MAX_NAME_BYTES) for step in folders), _safe(name, room) + mark]
         )
 
-    def of(self, uri: str, recording_id: str) -> str:
-        """Return the name of one of the recordings, where these have no bases."""
-        stage = self._longer.get(recording_id, _PLAIN_STAGE)
-        return self._name(uri, recording_id, stage, self._prefix)
-
-    def __getitem__(self, position: int) -> str:
-        """Return a recording's name, with slashes between folders."""
-        uri, recording_id = self._uris[position].as_py(), self._ids[position].as_py()
-        stage = int(self._stage[position])
-        prefix = self._prefix
-        if self._bases is not None and stage < _PLAIN_STAGE:
-            prefix = self._bases[position]
-        return self._name(uri, recording_id, stage, prefix)
-
-    def _name(self, uri: str, recording_id: str, stage: int, prefix: str) -> str:
-        *folders, name = _steps(uri, prefix)
-        if stage <= _PLAIN_STAGE:
-            root, suffix = os.path.splitext(name)
-            name = root if root and _AUDIO_SUFFIX.fullmatch(suffix) else name
-        name = _safe(name, self._room - _HASH_DIGITS - _LAST_STAGE)
-        if stage > _PLAIN_STAGE + 1:
-            # More than one mark only where somebody has guessed the name with fewer.
-            name += "~" * (stage - _PLAIN_STAGE - 1) + recording_id
-        return "/".join([*(_safe(folder, MAX_NAME_BYTES) for folder in folders), name])
-
-    def _make_distinct(self) -> None:
-        # All that are equal are lengthened, so that names do not depend on the order of recordings.
-        while True:
-            files, folders = self._keys()
-            values, counts = np.unique(files, return_counts=True)
-            equal = np.isin(files, values[counts > 1]) | np.isin(files, folders)
-            again = equal.any(axis=1) & (self._stage < _LAST_STAGE)
-            if not again.any():
-                return
-            self._stage[again] += 1
-
-    def _keys(self) -> tuple[np.ndarray, np.ndarray]:
-        # Hashes of all files and folders: eight bytes each, for millions of names.
-        files = np.zeros((len(self._uris), len(self._suffixes)), dtype=np.uint64)
-        folders: set[int] = set()
-        for at in range(len(self._uris)):
-            name = self[at]
-            files[at] = [_key(name + suffix) for suffix in self._suffixes]
-            while name := name.rpartition("/")[0]:
-                key = _key(name)
-                if key in folders:
-                    break
-                folders.add(key)
-        return files, np.fromiter(folders, dtype=np.uint64, count=len(folders))
+    stages = [1 if bases is None else 0] * len(uris)
+    names = list(map(name_at, range(len(uris))))
+    # All that are equal are lengthened, so that names do not depend on the order of recordings.
+    while True:
+        files = Counter(_key(name + suffix) for name in names for suffix in suffixes)
+        folders = {
+            _key(name[: slash.start()]) for name in names for slash in re.finditer("/", name)
+        }
+        equal = folders | {key for key, count in files.items() if count > 1}
+        longer = [
+            position
+            for position, name in enumerate(names)
+            if stages[position] < 3 and any(_key(name + suffix) in equal for suffix in suffixes)
+        ]
+        if not longer:
+            return names
+        for position in longer:
+            stages[position] += 1
+            names[position] = name_at(position)
 
 
 def common_folder(uris: pa.ChunkedArray) -> str:
@@ -165,7 +132,7 @@ def _steps(uri: str, prefix: str) -> list[str]:
 
 
 def _safe(step: str, max_bytes: int) -> str:
-    safe = _UNSAFE.sub(lambda match: quote(match[0], safe=""), step)
+    safe = _UNSAFE.sub(lambda match: quote(match[0], safe="").replace("~", "%7E"), step)
     if not safe.strip(". ") or safe.startswith(".tmp-"):
         safe = safe.replace(".", "%2E").replace(" ", "%20") or "%"
     encoded = safe.encode("utf-8", "replace")
@@ -176,9 +143,8 @@ def _safe(step: str, max_bytes: int) -> str:
 
 
 def _key(name: str) -> int:
-    # Some file systems ignore case, and how accents are encoded.
-    plain = unicodedata.normalize("NFKC", name.casefold()).encode("utf-8", "replace")
-    return int.from_bytes(hashlib.blake2b(plain, digest_size=8).digest())
+    # Some file systems ignore case, and how accents are encoded. A hash: there may be millions.
+    return hash(unicodedata.normalize("NFKC", name.casefold()).encode("utf-8", "replace"))
 
 
 WRITERS = 8  # files are small: writing them is waiting for the store
@@ -271,7 +237,13 @@ def export(
             named = tables.table(
                 "select recording_id, uri from recordings order by uri, recording_id"
             )
-            names = Names(named, [file_suffix(each) for each in options.formats])
+            names = dict(
+                zip(
+                    named["recording_id"].to_pylist(),
+                    distinct_names(named, [file_suffix(name) for name in options.formats]),
+                    strict=True,
+                )
+            )
             summary.files = _write_each(counted, names, to, options, store.options)
         summary.stale_corrections = len(seen.stale)
     return summary
@@ -344,7 +316,7 @@ def _columns(formats: Sequence[ExportFormat], *, spoken: bool) -> Sequence[str]:
 
 def _write_each(
     rows: Iterator[Recording],
-    names: Names,
+    names: Mapping[str, str],
     to: str,
     options: ExportOptions,
     store_options: StoreOptions,
@@ -354,7 +326,7 @@ def _write_each(
     with ThreadPoolExecutor(WRITERS, thread_name_prefix="export") as pool:
         try:
             for recording in rows:
-                name = names.of(recording.uri, recording.recording_id)
+                name = names[recording.recording_id]
                 for suffix, data in file_contents(
                     recording, options.formats, rules=options.rules, words=options.words
                 ):

@@ -14,7 +14,7 @@ import pyarrow as pa
 from corpus_asr.confidence import HIGH_CONFIDENCE, LOW_CONFIDENCE
 from corpus_asr.errors import ConfigError, FetchError, ItemError
 from corpus_asr.export.hooks import VectorColumn
-from corpus_asr.export.write import Names
+from corpus_asr.export.write import distinct_names
 from corpus_asr.failure_kinds import REFUSED_FILE, REFUSED_HOST, failure_kind
 from corpus_asr.formats.names import ExportFormat
 from corpus_asr.formats.writers import file_contents
@@ -385,7 +385,7 @@ class Answers:
 
     def _stem(self, row: Mapping[str, Any], suffix: str = ".wav") -> str:
         table = pa.table({name: [row[name]] for name in ("recording_id", "uri")})
-        return Names(table, [suffix])[0].rpartition("/")[2]
+        return distinct_names(table, [suffix])[0].rpartition("/")[2]
 
     def _named(self, recording_id: str) -> tuple[View, dict[str, Any]]:
         view = self.library.current()
