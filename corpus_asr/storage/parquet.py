@@ -12,8 +12,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from corpus_asr.storage.arrow_stream import FILE_MAGIC, STREAM_MAGIC, ArrowStream
-
 CALIBRATION_KEY = "corpus_asr.calibration"
 ROW_GROUP_ROWS = 50_000
 BATCH_ROWS = 65_536
@@ -118,27 +116,28 @@ def _title(schema: pa.Schema) -> str:
     return metadata.get(b"corpus_asr.table", b"a table").decode()
 
 
+_ARROW_MAGIC, _STREAM_MAGIC = b"ARROW1", b"\xff\xff\xff\xff"
+
+
 class AudioTable:
     """A Parquet or Arrow file by its column of audio and its groups of rows.
 
-    Which it is, and whether Arrow's is a file or a stream, its first bytes tell. Reads raise
-    `DAMAGED` where the file is.
+    Which it is, its first bytes tell. Reads raise `DAMAGED` where the file is.
     """
 
     def __init__(self, file: io.BufferedReader, column: str | None) -> None:
         """Open a file; a `KeyError` says which columns it has where none is of audio."""
-        self._file, self._parquet, self._stream = file, None, None
+        self._file, self._parquet = file, None
         file.seek(0)
-        magic = file.read(len(FILE_MAGIC))
+        magic = file.read(len(_ARROW_MAGIC))
         file.seek(0)
         if magic.startswith(b"PAR"):  # PARE of an encrypted one: the library says so
             self._parquet = pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20)
             schema = self._parquet.schema_arrow
             self.num_groups = self._parquet.metadata.num_row_groups
-        elif magic.startswith(STREAM_MAGIC):
-            self._stream = ArrowStream(file)
-            schema, self.num_groups = self._stream.schema, self._stream.num_batches
-        elif magic != FILE_MAGIC:
+        elif magic.startswith(_STREAM_MAGIC):
+            raise pa.ArrowInvalid("it is a stream of Arrow, which has no index of its rows")
+        elif magic != _ARROW_MAGIC:
             raise pa.ArrowInvalid(f"it begins with {magic!r}")
         else:
             arrow = pa.ipc.open_file(file)
@@ -161,14 +160,10 @@ class AudioTable:
         """Return how many rows a group has."""
         if self._parquet is not None:
             return int(self._parquet.metadata.row_group(group).num_rows)
-        if self._stream is not None:
-            return self._stream.num_rows(group)
         return int(self._batch(group, self._others[:1] or [self.column]).num_rows)
 
     def group_bytes(self, group: int) -> int:
         """Return how many bytes of audio a group has, about."""
-        if self._stream is not None:
-            return self._stream.num_bytes(group)
         if self._parquet is None:
             self._file.seek(0, io.SEEK_END)
             return int(self._file.tell() // self.num_groups)
@@ -231,11 +226,6 @@ class AudioTable:
                     row.setdefault("path", path)
             yield rows
 
-    def check_whole(self) -> None:
-        """Raise `pa.ArrowInvalid` if more is broken than the groups that were found."""
-        if self._stream is not None:
-            self._stream.check_whole()
-
     @property
     def _leaf(self) -> str:
         return f"{self.column}.bytes" if self._is_struct else self.column
@@ -250,12 +240,9 @@ class AudioTable:
         if not fields:
             rows = self._batch(group, [self.column]).num_rows
             return pa.table({"": pa.nulls(rows)}).select([]).to_batches()[0]
-        if self._stream is not None:
-            batch = self._stream.read(group, fields)
-        else:
-            self._file.seek(0)
-            options = pa.ipc.IpcReadOptions(included_fields=fields)
-            batch = pa.ipc.open_file(self._file, options=options).get_batch(group)
+        self._file.seek(0)
+        options = pa.ipc.IpcReadOptions(included_fields=fields)
+        batch = pa.ipc.open_file(self._file, options=options).get_batch(group)
         batch.validate(full=True)  # the library trusts offsets, which may be damaged
         return batch
 

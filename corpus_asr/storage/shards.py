@@ -214,7 +214,6 @@ class _Rows:
                         first += table.num_rows(group)
                     if damage:
                         raise damage[0]
-                    table.check_whole()
         except (StoreError, FetchError) as error:
             if self.lister.is_strict and failure_kind(error.kind).transient:
                 raise

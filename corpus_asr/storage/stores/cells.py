@@ -70,7 +70,7 @@ def audio_table(file: io.BufferedReader, column: str | None) -> "Iterator[AudioT
     except DAMAGED as error:
         raise StoreError(
             BAD_ARCHIVE,
-            f"found no readable table ({error}), expected Parquet, or a file or stream of Arrow",
+            f"found no readable table ({error}), expected Parquet, or a file of Arrow",
             advice="write it again, such as with to_parquet of datasets",
         ) from error
 
@@ -156,7 +156,6 @@ class CellStore(Store):
         if name == REST:
             for group in range(table.num_groups):
                 collections.deque(table.others(group), maxlen=0)  # what a listing could not read
-        table.check_whole()
         raise StoreError(NOT_FOUND, "not found, expected the number of a row, from 0")
 
     def _found(self, kept: "_Group", index: int, place: str) -> tuple[bytes, ObjectInfo]:
