@@ -5,8 +5,7 @@ an early length, none, or what 32 bits hold of it; of one that takes its room be
 zeros that were never recorded over.
 
 Sources: Microsoft and IBM, "Multimedia Programming Interface and Data Specifications 1.0" (RIFF);
-EBU Tech 3306 (RF64); Sony, "Sony Wave64"; Apple, "Audio Interchange File Format 1.3" and "Core
-Audio Format Specification 1.0".
+EBU Tech 3306 (RF64); Sony, "Sony Wave64".
 """
 
 import struct
@@ -25,8 +24,7 @@ _LOOKED_AT_BYTES = 256 << 10  # at the beginning and the end of what may be soun
 _LEAST_LIKENESS = 0.1  # of 65,000 values by chance 0.004
 # Chunks that programs write behind the samples.
 _LATER_CHUNKS = (b"LIST", b"bext", b"iXML", b"cue ", b"smpl", b"inst", b"plst", b"id3 ", b"ID3 ",
-                 b"_PMX", b"JUNK", b"PAD ", b"NAME", b"ANNO", b"(c) ", b"MARK", b"APPL", b"info",
-                 b"strg", b"free")  # fmt: skip
+                 b"_PMX", b"JUNK", b"PAD ")  # fmt: skip
 _TAIL_BYTES = 1 << 20
 _W64_TAIL = bytes.fromhex("f3acd3118cd100c04f8edb8a")  # of the names of its chunks
 
@@ -96,8 +94,6 @@ class _Chunks(NamedTuple):
 
 _RIFF = _Chunks(12, "<4sI", 0, 2)
 _W64 = _Chunks(40, "<16sQ", 24, 8)
-_AIFF = _Chunks(12, ">4sI", 0, 2)
-_CAF = _Chunks(8, ">4sQ", 0, 1)
 
 
 class _Form(NamedTuple):
@@ -106,8 +102,6 @@ class _Form(NamedTuple):
     frame_bytes: int
     """Of all channels."""
     bits: int
-    order: str
-    """`<` or `>`, for `struct`."""
     is_float: bool = False
 
 
@@ -130,7 +124,7 @@ class _Samples(NamedTuple):
     @property
     def most(self) -> int:
         """The largest length that is no other word for unknown."""
-        return 2**63 - 2 if self.written in ("<Q", ">Q") else 2**32 - 2
+        return 2**63 - 2 if self.written == "<Q" else 2**32 - 2
 
 
 def corrected_length(file: _File) -> Correction | None:
@@ -148,9 +142,7 @@ def _samples_of(file: _File) -> _Samples | None:
         return _of_riff(file, is_long=True)
     if kind == b"riff" and head[24:28] == b"wave":
         return _of_riff(file, chunks=_W64)
-    if kind == b"FORM" and form in (b"AIFF", b"AIFC"):
-        return _of_aiff(file)
-    return _of_caf(file) if kind == b"caff" else None
+    return None
 
 
 def _of_riff(file: _File, *, chunks: _Chunks = _RIFF, is_long: bool = False) -> _Samples | None:
@@ -176,39 +168,7 @@ def _riff_form(data: bytes) -> _Form | None:
     tag, channels, _, _, frame_bytes, bits = struct.unpack("<HHIIHH", data)
     if tag not in (1, 3, 0xFFFE) or frame_bytes != channels * bits // 8:
         return None
-    return _known(_Form(frame_bytes, bits, "<", tag == 3))
-
-
-def _of_aiff(file: _File) -> _Samples | None:
-    form = None
-    for name, start, length in _AIFF.all(file, _AIFF.first):
-        if name == b"COMM":
-            data = file.span(start, 22)
-            channels, _, bits = struct.unpack(">HIH", data[:8].ljust(8, b"\0"))
-            codec = data[18:22] if length >= 22 else b"NONE"
-            order = {b"NONE": ">", b"twos": ">", b"sowt": "<"}.get(codec)
-            if order is not None:
-                form = _known(_Form(channels * -(-bits // 8), bits, order))
-        elif name == b"SSND":
-            # The first samples come behind an offset and a block size.
-            return _Samples(_AIFF, start + 8, max(0, length - 8), start - 4, ">I", 8, form)
-    return None
-
-
-def _of_caf(file: _File) -> _Samples | None:
-    form = None
-    for name, start, length in _CAF.all(file, _CAF.first):
-        if name == b"desc":
-            data = file.span(start, 32).ljust(32, b"\0")
-            _, codec, flags, packet_bytes, frames, _, bits = struct.unpack(">d4sIIIII", data)
-            if codec == b"lpcm" and frames == 1:
-                order = "<" if flags & 2 else ">"
-                form = _known(_Form(packet_bytes, bits, order, bool(flags & 1)))
-        elif name == b"data":
-            # The first samples come behind a count of edits; -1 is unknown.
-            claimed = length if length >> 63 else max(0, length - 4)
-            return _Samples(_CAF, start + 4, claimed, start - 8, ">Q", 4, form)
-    return None
+    return _known(_Form(frame_bytes, bits, tag == 3))
 
 
 def _known(form: _Form) -> _Form | None:
@@ -235,7 +195,7 @@ def _corrected(file: _File, samples: _Samples) -> Correction | None:
     if is_whole and sound_end == end < file_end and _without_zeros(file, end, file_end) == file_end:
         return None  # chunks, or what is no sound: libav stops before it
     # Of one that claims too much libav takes what there is; of zero or no length not always.
-    reads_on = is_known or samples.written == "<I" or (length and samples.written != "<Q")
+    reads_on = is_known or samples.written == "<I"
     if sound_end == start or (sound_end == file_end and reads_on and claimed >= file_end):
         return None
     num_bytes = sound_end - start + samples.counted
@@ -269,8 +229,8 @@ def _is_sound(data: bytes, form: _Form) -> bool:
     frames = np.frombuffer(data[: len(data) // form.frame_bytes * form.frame_bytes], np.uint8)
     own = frames.reshape(-1, form.frame_bytes)[:, : form.bits // 8]  # of the first channel
     if not form.is_float:  # its two highest bytes
-        own = own[:, -2:] if form.order == "<" else own[:, :2]
-    kind = f"{form.order}f{form.bits // 8}" if form.is_float else f"{form.order}i2"
+        own = own[:, -2:]
+    kind = f"<f{form.bits // 8}" if form.is_float else "<i2"
     values = np.ascontiguousarray(own).view(kind).astype(np.float64).ravel()
     if len(values) < 2 or not np.isfinite(values).all() or np.abs(values).max() > 1e6:
         return False
