@@ -1,7 +1,7 @@
-"""Fine-tune a Whisper checkpoint: python pipelines/finetune.py configs/finetune.yaml.
+"""Fine-tune a checkpoint: python pipelines/finetune.py configs/finetune.yaml.
 
 Further arguments override keys, such as training.max_steps=300. A later call continues after the
-last checkpoint.
+last checkpoint. On several GPUs: torchrun --nproc-per-node 8 pipelines/finetune.py FILE.
 """
 
 import sys
@@ -13,10 +13,9 @@ from corpus_asr.pipelines.finetune import run
 
 
 def main(path: str, *overrides: str) -> None:
-    """Cache the audio, train, evaluate at intervals, and write the best checkpoint."""
-    config = load_finetune(path, overrides)
-    trained = run(config, progress=progress_lines())
-    print(f"{trained.model_uri}: kept step {trained.kept_step} of {trained.steps}")
+    """Train, evaluate at intervals, and write the best model."""
+    trained = run(load_finetune(path, overrides), progress=progress_lines())
+    print(f"{trained.model_path}: kept step {trained.kept_step} of {trained.steps}")
 
 
 if __name__ == "__main__":

@@ -125,18 +125,6 @@ def _power(row: Samples) -> float:
         return max(0.0, float(row @ row) / row.size - mean * mean)
 
 
-_ROLL_OFF_HZ = 100.0
-
-
-def band_limited(samples: Samples, low_hz: float, high_hz: float) -> Samples:
-    """Take away what lies outside a band; within 100 Hz inside its ends it fades."""
-    spectrum = np.fft.rfft(samples)
-    frequency = np.fft.rfftfreq(samples.size, 1 / SAMPLE_RATE_HZ)
-    below = np.clip((frequency - low_hz) / _ROLL_OFF_HZ, 0, 1) if low_hz else 1.0
-    above = np.clip((high_hz - frequency) / _ROLL_OFF_HZ, 0, 1)
-    return np.fft.irfft(spectrum * below * above, samples.size).astype(np.float32)
-
-
 # One block is mixed and resampled at a time: long enough that Python costs nothing beside the
 # codec, short enough that the channel chosen for cancelled channels follows the recording.
 _BLOCK_S = 1

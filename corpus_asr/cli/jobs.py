@@ -362,26 +362,21 @@ def finetune(
     config: Annotated[str, config_file("such as configs/finetune.yaml")],
     overrides: Annotated[
         list[str] | None,
-        overrides_of("Override a key: training.steps=300.", complete_training_override),
+        overrides_of("Override a key: training.max_steps=300.", complete_training_override),
     ] = None,
 ) -> None:
-    """Fine-tune a Whisper checkpoint on labelled audio, or resume a training that was stopped."""
+    """Fine-tune a Whisper or Speech2Text checkpoint on labelled audio, or resume a training."""
     one_thread_for_arrays()
     with readable_errors(on_interrupt="run the same command again to resume"):
         from corpus_asr.config.load import load_finetune
-        from corpus_asr.pipelines.finetune import run
 
         settings = load_finetune(config, overrides or ())
-        done = run(settings, progress=progress_lines())
-        for step, wer in done.error_rates:
+        from corpus_asr.pipelines.finetune import run
+
+        trained = run(settings, progress=progress_lines())
+        for step, wer in trained.error_rates:
             typer.echo(f"step {step:,}: wer {wer:.2%}")
-        if done.kept_step == 0:
-            typer.echo(
-                f"{done.model_uri}: nothing was gained: the WER was lowest at step 0, so the "
-                "starting checkpoint was kept"
-            )
-        else:
-            typer.echo(f"{done.model_uri}: kept step {done.kept_step:,} of {done.steps:,}")
+        typer.echo(f"{trained.model_path}: kept step {trained.kept_step:,} of {trained.steps:,}")
 
 
 def plan(

@@ -77,9 +77,9 @@ def begin(store: OutputStore, settings: dict[str, Any]) -> None:
     """Begin a data set in a folder, or go on with it."""
     stored = store.read_json(SETTINGS_NAME)
     if stored is None:
-        # The last four are of a run and a training: a data set must not be written among them.
+        # The last three are of a run and a training: a data set must not be written among them.
         for folder in (DATA_FOLDER, AUDIO_FOLDER, SELECTION_FOLDER,
-                       "segments", "outcomes", "checkpoints", "model"):  # fmt: skip
+                       "segments", "outcomes", "model"):  # fmt: skip
             for name in store.all_names(folder):
                 raise ConfigError(
                     f"beginning a data set in {redact_uri(store.uri)}: found {name} without "

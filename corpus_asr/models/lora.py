@@ -7,22 +7,16 @@ Source: Hu et al. 2021, section 4.1.
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+from safetensors.torch import load_file
+from torch import Tensor
 
-from corpus_asr.config.finetune import LoraSettings
-from corpus_asr.errors import CheckpointError, ConfigError
-from corpus_asr.families.saved_files import read_saved_bytes, write_json_object
+from corpus_asr.errors import CheckpointError
+from corpus_asr.families.saved_files import read_saved_bytes
 
 ADAPTER_CONFIG_NAME = "adapter_config.json"
 ADAPTER_WEIGHTS_NAME = "adapter_model.safetensors"
@@ -37,91 +31,6 @@ _VARIANTS: dict[str, tuple[Any, ...]] = {
     "alpha_pattern": ({}, None),
     "modules_to_save": ([], None),
 }
-
-
-class LoraAdapters:
-    """Adapters on the linear layers of a network, whose own weights become frozen.
-
-    The network's modules and parameters keep their names; `seed` draws the adapters' first weights.
-    """
-
-    def __init__(self, network: nn.Module, config: LoraSettings, *, seed: int) -> None:
-        rank = config.rank
-        assert rank is not None, "without a rank there are no adapters"
-        self._config = config
-        self._scale = config.alpha / rank
-        network.requires_grad_(False)
-        self._layers = _target_layers(network, config.target_modules)
-        self.parameters: dict[str, nn.Parameter] = {}
-        """The trained matrices, in float32, by name."""
-        draw = torch.Generator().manual_seed(seed)
-        for name, layer in self._layers.items():
-            down = torch.empty(rank, layer.in_features)
-            # As torch draws the weights of linear layers; with zeros in the other matrix the
-            # network computes what it did until the first step.
-            nn.init.kaiming_uniform_(down, a=math.sqrt(5), generator=draw)
-            up = torch.zeros(layer.out_features, rank)
-            device = layer.weight.device
-            self.parameters[name + _A] = nn.Parameter(down.to(device))
-            self.parameters[name + _B] = nn.Parameter(up.to(device))
-        self._hooks = self._hooked()
-
-    def _hooked(self) -> list[RemovableHandle]:
-        layers = self._layers.items()
-        return [layer.register_forward_hook(partial(self._add, name)) for name, layer in layers]
-
-    def _add(
-        self, name: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor
-    ) -> Tensor:
-        hidden = F.dropout(inputs[0], self._config.dropout, layer.training)
-        low = F.linear(hidden, self.parameters[name + _A])
-        return output + self._scale * F.linear(low, self.parameters[name + _B])
-
-    @contextmanager
-    @torch.no_grad()
-    def merged(self) -> Iterator[None]:
-        """Let the network's weights have the adapters in them; after that, they are as before."""
-        # Copies, as subtracting what was added would leave rounding behind.
-        before = {name: layer.weight.clone() for name, layer in self._layers.items()}
-        for name, layer in self._layers.items():
-            down, up = self.parameters[name + _A], self.parameters[name + _B]
-            layer.weight.add_(self._scale * (up @ down))
-        # Gone, not idle: layers with hooks are slow to generate with.
-        for hook in self._hooks:
-            hook.remove()
-        try:
-            yield
-        finally:
-            self._hooks = self._hooked()
-            for name, layer in self._layers.items():
-                layer.weight.copy_(before[name])
-
-    def save_pretrained(self, folder: Path, *, base: str) -> None:
-        """Write the adapters of the checkpoint named `base` into a folder, as PEFT reads them."""
-        folder.mkdir(parents=True, exist_ok=True)
-        config = self._config
-        tensors = {
-            f"{_PREFIX}{name}": parameter.detach().cpu().contiguous()
-            for name, parameter in self.parameters.items()
-        }
-        save_file(tensors, folder / ADAPTER_WEIGHTS_NAME, metadata={"format": "pt"})
-        content = {
-            "base_model_name_or_path": base,
-            "bias": "none",
-            "fan_in_fan_out": False,
-            "inference_mode": True,
-            "lora_alpha": config.alpha,
-            "lora_dropout": config.dropout,
-            "modules_to_save": None,
-            "peft_type": "LORA",
-            "r": config.rank,
-            "target_modules": sorted(config.target_modules),
-            # PEFT wraps `generate` by the type of a task, and has none for speech.
-            "task_type": None,
-            "use_dora": False,
-            "use_rslora": False,
-        }
-        write_json_object(folder / ADAPTER_CONFIG_NAME, content)
 
 
 def merge_adapter(weights: Mapping[str, Tensor], folder: Path) -> dict[str, Tensor]:
@@ -152,28 +61,6 @@ def merge_adapter(weights: Mapping[str, Tensor], folder: Path) -> dict[str, Tens
             )
         merged[name] = stored.float() + scale * (up.float() @ down.float())
     return merged
-
-
-def _target_layers(network: nn.Module, targets: Sequence[str]) -> dict[str, nn.Linear]:
-    modules = dict(network.named_modules())
-    # A tied weight belongs to two layers, of which an adapter would change only one.
-    every = {name for name, _ in network.named_parameters(remove_duplicate=False)}
-    shared = every - {name for name, _ in network.named_parameters()}
-    layers: dict[str, nn.Linear] = {}
-    for target in targets:
-        names = [name for name in modules if f".{name}".endswith(f".{target}")]
-        for name in names or [target]:
-            layer = modules.get(name)
-            tied = f"{name}.weight" in shared
-            if not isinstance(layer, nn.Linear) or tied:
-                found = "no layer" if layer is None else f"a {type(layer).__name__}"
-                raise ConfigError(
-                    f"lora.target_modules: found {'a tied weight' if tied else found} at "
-                    f"{name!r}, expected linear layers such as q_proj, k_proj, v_proj, out_proj, "
-                    "fc1 or fc2; correct lora.target_modules"
-                )
-            layers[name] = layer
-    return dict(sorted(layers.items()))
 
 
 def _scale(folder: Path) -> float:

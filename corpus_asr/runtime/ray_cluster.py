@@ -1,4 +1,4 @@
-"""A Ray to work on, an existing one or one started here, and training by its processes."""
+"""A Ray to work on, an existing one or one started here."""
 
 import atexit
 import contextlib
@@ -12,11 +12,10 @@ import struct
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 # Read when ray is imported. Without it `uv run` makes Ray upload the working directory and build
 # an environment of its own on every machine.
@@ -34,20 +33,12 @@ from ray._private.node import Node
 from ray.exceptions import AuthenticationError
 
 from corpus_asr.config.cluster import RAY_ADDRESS
-from corpus_asr.errors import ConfigError, CorpusAsrError, EngineError
+from corpus_asr.errors import ConfigError, EngineError
 from corpus_asr.logs import event
 from corpus_asr.runtime.resources import NodeShape, local_machine, this_machine
-from corpus_asr.scratch import scratch_folder
-
-if TYPE_CHECKING:
-    import ray.train.torch
 
 _RAY_STARTS = 3
 _TOO_SLOW = "timed out during startup"
-# Of a training whose processes died.
-_NEW_STARTS = 3
-# One worker may decode or evaluate for hours while the others wait; dead ones are noticed by Ray.
-_PATIENCE_S = 7 * 24 * 3600
 
 LOOPBACK = "127.0.0.1"
 _ASK_S = 1.0
@@ -330,92 +321,6 @@ def _describe() -> Cluster:
             )
         )
     return Cluster(nodes=tuple(nodes), store_bytes=store_bytes)
-
-
-def train_together(
-    work: Callable[[dict[str, Any]], None],
-    settings: dict[str, Any],
-    *,
-    workers: int,
-    gpus_per_worker: float,
-    cpus_per_worker: float,
-) -> None:
-    """Run a function of an installed module in processes joined by `torch.distributed`.
-
-    It runs in this process's folder where the machine has it, so that relative paths mean the same.
-
-    Raises:
-        CorpusAsrError: a process raised it; they are not started again then.
-        EngineError: they died, and so they did when they were started again.
-    """
-    from ray.train.v2.api.exceptions import TrainingFailedError  # its package imports torch
-
-    for starts_left in reversed(range(_NEW_STARTS + 1)):
-        try:
-            with scratch_folder() as folder:
-                _trainer(
-                    work, settings, str(folder), workers, gpus_per_worker, cpus_per_worker
-                ).fit()
-            return
-        except TrainingFailedError as error:
-            raised = _raised_on_purpose(error)
-            if raised is not None:
-                raise raised from error
-            if not starts_left:
-                raise EngineError(
-                    f"training on Ray: {error}; fix the error of its workers, and run again to "
-                    f"resume from the last checkpoint"
-                ) from error
-            event(_LOG, logging.WARNING, "training_restarts", starts_left=starts_left)
-
-
-@dataclass(frozen=True, slots=True)
-class _InFolder:
-    """Work to be done in a folder; Ray Train starts it in one of its own."""
-
-    work: Callable[[dict[str, Any]], None]
-    folder: Path
-
-    def __call__(self, settings: dict[str, Any]) -> None:
-        with contextlib.suppress(OSError):  # another machine need not have it
-            os.chdir(self.folder)
-        self.work(settings)
-
-
-def _trainer(
-    work: Callable[[dict[str, Any]], None],
-    settings: dict[str, Any],
-    folder: str,
-    workers: int,
-    gpus_per_worker: float,
-    cpus_per_worker: float,
-) -> "ray.train.torch.TorchTrainer":
-    import ray.train.torch
-
-    resources = {"CPU": cpus_per_worker}
-    if gpus_per_worker:
-        resources["GPU"] = gpus_per_worker
-    return ray.train.torch.TorchTrainer(
-        _InFolder(work, Path.cwd()),
-        train_loop_config=settings,
-        torch_config=ray.train.torch.TorchConfig(timeout_s=_PATIENCE_S),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=workers, use_gpu=gpus_per_worker > 0, resources_per_worker=resources
-        ),
-        run_config=ray.train.RunConfig(storage_path=folder),
-    )
-
-
-def _raised_on_purpose(error: Exception) -> CorpusAsrError | None:
-    """Return what a worker raised with words for people."""
-    for failure in getattr(error, "worker_failures", {}).values():
-        seen: BaseException | None = failure
-        while seen is not None:
-            if isinstance(seen, CorpusAsrError):
-                return seen
-            # Ray Train wraps what a worker raises; there is no public way to it.
-            seen = getattr(seen, "_base_exc", None) or getattr(seen, "cause", None)
-    return None
 
 
 def check_reachable(address: str) -> None:

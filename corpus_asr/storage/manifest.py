@@ -1,7 +1,7 @@
 """Manifests: one set of columns for recordings, their parts, texts, languages and speakers.
 
-Jobs list recordings from them, `evaluate` and `label` take references from them, and `finetune`
-utterances. A row is a recording, or a part of one:
+Jobs list recordings from them, `evaluate` and `label` take references from them. A row is a
+recording, or a part of one:
 
     uri | path | audio_filepath     where it is; relative to the manifest's folder, or in the tar
                                     file that `shard_id` names

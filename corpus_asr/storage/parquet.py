@@ -38,11 +38,6 @@ def parquet_writer(path: str, schema: pa.Schema) -> pq.ParquetWriter:
     return pq.ParquetWriter(path, schema, compression="zstd")
 
 
-def parquet_columns(file: io.BufferedReader | str) -> list[str]:
-    """Return the column names of a Parquet file."""
-    return list(pq.read_schema(file).names)
-
-
 def parquet_metadata(file: io.BufferedReader) -> pq.FileMetaData:
     """Return what a file says of its columns and groups of rows, and read none of these."""
     with pq.ParquetFile(file, pre_buffer=False) as parquet:

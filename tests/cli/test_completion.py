@@ -67,7 +67,7 @@ def test_bash_is_offered_commands_options_and_keys(tmp_path: Path) -> None:
         "run x.yaml --set extract.p": ["extract.part_s=", "extract.pack_mb="],
         "transcribe a.wav --set diar": ["diarize="],
         "transcribe a.wav --vad": ["--vad-filter"],
-        "finetune x.yaml --set training.wa": ["training.warmup_steps="],
+        "finetune x.yaml --set data.held": ["data.held_out_speakers="],
         "run x.yaml --set no.such": [],
     }
     every = "label x.yaml --set "

@@ -71,7 +71,7 @@ def test_every_shipped_configuration_loads(path: Path, monkeypatch: pytest.Monke
     for name in re.findall(r"\$\{env:(\w+)\}", path.read_text(encoding="utf-8")):
         monkeypatch.setenv(name, "value")
     if path.name == "finetune.yaml":
-        assert load_finetune(path).training.max_steps
+        assert load_finetune(path).training
         return
     expected = _PIPELINES.get(path.name, "transcribe_corpus")
     assert load_config(path).pipeline == expected
@@ -441,7 +441,7 @@ def test_no_foreign_name_is_one_of_ours_and_every_hint_names_a_setting() -> None
 def test_every_way_in_gives_the_hint(tmp_path: Path) -> None:
     job, tuning = tmp_path / "job.yaml", tmp_path / "tuning.yaml"
     job.write_text("source: {uri: a}\nmodel: {checkpoint: b, dtype: int8}\noutput: {uri: c}\n")
-    tuning.write_text("model: {checkpoint: a, dtype: b}\ndata: {train: [a]}\noutput: {uri: b}\n")
+    tuning.write_text("model: {checkpoint: a, freez: b}\ndata: {train: [a]}\noutput: b\n")
     with pytest.raises(ConfigError, match=r"line 2: model\.dtype: .*mean model\.compute_type\?"):
         load_config(job)
     job.write_text("source: {uri: a}\nextract: {device: cuda}\nmodel: {checkpoint: b}\n")
@@ -450,7 +450,7 @@ def test_every_way_in_gives_the_hint(tmp_path: Path) -> None:
     job.write_text("source: {uri: a}\nmodel: {checkpoint: b}\noutput: {uri: c}\n")
     with pytest.raises(ConfigError, match=r"num_beams: .* did you mean decoding\.beam_size\?"):
         load_config(job, ["decoding.num_beams=5"])
-    with pytest.raises(ConfigError, match=r"model\.dtype: .* did you mean model\.compute_type\?"):
+    with pytest.raises(ConfigError, match=r"model\.freez: .* did you mean model\.freeze\?"):
         load_finetune(tuning)
     with pytest.raises(ConfigError, match=r"num_beams: .* beam_size\?; dtype: .* compute_type\?"):
         options_from({"num_beams": 5, "dtype": True}, fixed=["compute_type"])

@@ -178,32 +178,3 @@ def test_training_under_autocast_learns_as_in_float32(
     found = steps_under_autocast(there, features, dtype)
     assert found == pytest.approx(expected, rel=0.02)
     assert found[-1] < found[0]
-
-
-def adapted(network: Any) -> Any:
-    pytest.importorskip("pydantic", reason="settings of adapters are checked with it")
-    from corpus_asr.config.finetune import LoraSettings
-    from corpus_asr.models.lora import LoraAdapters
-
-    where = next(network.parameters()).device
-    settings = LoraSettings(rank=4, alpha=8.0, dropout=0.0, target_modules=("q_proj", "fc1"))
-    adapters = LoraAdapters(network, settings, seed=0)
-    draw = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in adapters.parameters.values():
-            parameter.copy_(0.1 * torch.randn(parameter.shape, generator=draw))
-            assert parameter.device.type == where.type
-    return network
-
-
-@torch.inference_mode()
-def test_adapters_add_what_they_add_on_the_cpu(
-    both: tuple[Any, Any, Tensor], device: torch.device
-) -> None:
-    here, there, features = both
-    tokens = torch.tensor([[1, 2, 3], [4, 5, 6]])
-    plain = here(features, decoder_input_ids=tokens).logits
-    expected = adapted(here)(features, decoder_input_ids=tokens).logits
-    found = adapted(there)(features.to(device), decoder_input_ids=tokens.to(device)).logits
-    close(found, expected)
-    assert (expected - plain).abs().max() > 100 * TOLERANCE

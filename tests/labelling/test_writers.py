@@ -10,15 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from corpus_asr.config.finetune import DataSettings
-from corpus_asr.errors import ConfigError
 from corpus_asr.export.speakers import name_speaker
 from corpus_asr.labelling import dataset
 from corpus_asr.labelling.writers import WRITERS
 from corpus_asr.pipelines.pseudo_label import label
 from corpus_asr.storage.run_state.tables import OutputStore
-from corpus_asr.training.audio_cache import SampleReader, Wanted
-from corpus_asr.training.utterances import utterances_of
 from tests.support.runs import InThisProcess, Transcribed, says, seconds_heard, write_tones
 
 GUIDE = Path(__file__).parents[2] / "docs" / "pseudo_labels.md"
@@ -96,23 +92,3 @@ def test_rows_without_what_may_be_missing_are_written(tmp_path: Path) -> None:
     assert all(path.stat().st_size for path in writer.files.values())
     line = (tmp_path / "jsonl").read_text(errors="replace")
     assert json.loads(line)["confidence"] == 0.1
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("layout", ["huggingface", "webdataset", "nemo"])
-def test_finetune_reads_a_folder_and_hears_what_is_said(
-    labelled: Callable[..., Path], layout: str
-) -> None:
-    folder = labelled(layout)
-    data = DataSettings(train=(str(folder),))
-    read = list(utterances_of(str(folder), data, split="train"))
-    texts = {each.text.strip(): each for each in read}
-    assert texts.keys() == TEXTS.keys()
-    assert {each.language for each in read} == {"en"}
-    reader = SampleReader(endpoint_url=None)
-    for text, each in texts.items():
-        pieces = list(reader(Wanted(recording=each.recording, regions=((0, None),))))
-        samples = np.concatenate([piece for _, piece in pieces]) / 32_768
-        assert heard_of(samples) == TEXTS[text]
-    with pytest.raises(ConfigError, match=r"found no data/validation-\*.parquet or .tar among"):
-        list(utterances_of(str(folder), data, split="validation"))

@@ -25,11 +25,11 @@ from corpus_asr.pipelines import driver as pipeline
 from corpus_asr.pipelines.driver import RunSummary
 from corpus_asr.pipelines.pseudo_label import label, run
 from corpus_asr.stages.messages import CutRequest
+from corpus_asr.storage.manifest import read_manifest
 from corpus_asr.storage.run_state.run_files import CONFIG_NAME, KEPT_RUN_FOLDER
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.uri import recording_id
-from corpus_asr.training.utterances import read_utterances
 from tests.support.audio import decode, wav_bytes
 from tests.support.runs import (
     InThisProcess,
@@ -238,8 +238,8 @@ def test_nemo_finds_audio_duration_and_text(decoded: Transcribed, tmp_path: Path
     card = (tmp_path / "set" / "README.md").read_text()
     assert f'manifest_filepath="{tmp_path}/set/train_manifest.json"' in card
     # It is a manifest like any other.
-    utterances = [each for path in manifests for each in read_utterances(str(path))]
-    assert [(each.text, each.uri, each.end_s, each.language) for each in utterances] == [
+    rows = [row for path in manifests for row in read_manifest(str(path))]
+    assert [(row.needed_text(), row.uri, row.end_s(), row.language()) for row in rows] == [
         (line["text"], str(tmp_path / "set" / line["audio_filepath"]), line["duration"], "en")
         for line in lines
     ]

@@ -4,22 +4,24 @@ import numpy as np
 import pytest
 from jaxtyping import TypeCheckError
 
-from corpus_asr.training.examples import faster
+from corpus_asr.audio.vad import even_level
 from tests.support.shapes import begin_test
 
 
 def refused(samples: np.ndarray) -> bool:
     try:
-        faster(samples, 1.0)
+        even_level(samples)
     except TypeCheckError:
         return True
+    except ValueError:  # of numpy, where nothing checked
+        return False
     return False
 
 
 def test_a_wrong_shape_is_told_of() -> None:
     assert not refused(np.zeros(4, np.float32))
     with pytest.raises(TypeCheckError, match="samples"):
-        faster(np.zeros((2, 2), np.float32), 1.0)
+        even_level(np.zeros((2, 2), np.float32))
 
 
 def test_a_loop_checks_its_first_calls_and_some_others() -> None:

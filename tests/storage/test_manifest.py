@@ -7,7 +7,6 @@ import json
 import random
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,6 @@ from corpus_asr.storage.listing import FileListing
 from corpus_asr.storage.manifest import Row, expected_bytes, is_manifest, read_manifest
 from corpus_asr.storage.stores.filesystem import StoreOptions
 from corpus_asr.storage.stores.uri import recording_id
-from corpus_asr.training.utterances import read_utterances
 from tests.support.audio import tone, wav_bytes
 from tests.support.stores import S3Server
 
@@ -136,8 +134,6 @@ def test_one_file_serves_a_source_an_evaluation_a_training_and_a_benchmark(
     (reference,) = read_references(path).items()
     assert reference[0] == identity
     assert (reference[1].text, reference[1].spans) == ("Hi.", ((0.5, 1.0), (2.0, 3.5)))
-    utterances = [(u.uri, u.text, u.start_s, u.end_s, u.language) for u in read_utterances(path)]
-    assert utterances == [(uri, "Hi.", 0.5, 1.0, "de"), (uri, "", 2.0, 3.5, "de")]
     assert [each.text for each in find_recordings([], Path(path))] == ["Hi.", None]
     assert is_manifest(path)
 
@@ -198,12 +194,6 @@ def test_segments_are_parts_with_the_columns_of_a_row(tmp_path: Path) -> None:
         assert (reference.text, reference.spans) == ("one", ((0.0, 1.5), (2.0, 3.0)))
 
 
-READERS: tuple[Callable[[str], object], ...] = (
-    lambda path: read_references(path),
-    lambda path: list(read_utterances(path)),
-)
-
-
 @pytest.mark.parametrize(
     ("row", "message"),
     [
@@ -231,16 +221,13 @@ def test_a_wrong_column_is_named_with_its_line_by_all_that_read_it(
 ) -> None:
     right = {"uri": "z.wav", "text": "right"}
     path = written(tmp_path / "m.jsonl", right, {"uri": "a.wav", **row})
-    for read in READERS:
-        with pytest.raises(ConfigError, match=rf"m\.jsonl, line 2.*{message}") as caught:
-            read(str(path))
-        assert "; " in str(caught.value)  # what to do
+    with pytest.raises(ConfigError, match=rf"m\.jsonl, line 2.*{message}") as caught:
+        read_references(str(path))
+    assert "; " in str(caught.value)  # what to do
 
 
 def test_a_language_that_whisper_lacks_is_one_for_references_alone(tmp_path: Path) -> None:
     path = str(written(tmp_path / "m.csv", {"uri": "a", "text": "x", "language": "Klingon"}))
-    with pytest.raises(ConfigError, match=r"line 2: found language 'Klingon', .* Whisper knows"):
-        list(read_utterances(path))
     (reference,) = read_references(path).values()
     assert reference.language == "klingon"
 

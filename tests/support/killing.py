@@ -49,7 +49,6 @@ _TITLES = {
     "extract": "ExtractWorker",
     "transcribe": "TranscribeWorker",
     "board": "ray::RunCoordinator",
-    "training": "RayTrainWorker",
     "decoder": "corpus_asr.stages.isolation import serve",
     "raylet": "src/ray/raylet/raylet",
     "gcs": "src/ray/gcs/gcs_server",

@@ -1,87 +1,81 @@
-"""Small trainings on words that are tones, which a tiny network can learn."""
+"""Small trainings on words that are tones, and data sets as `corpus-asr label` writes them."""
 
-import json
-import subprocess
-import sys
-import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from corpus_asr.config.finetune import FinetuneConfig
-from corpus_asr.families.weights import stored_tensors
+from corpus_asr.labelling.writers import DATA_FOLDER, HuggingFaceWriter
 from corpus_asr.units import SAMPLE_RATE_HZ
 from tests.support.audio import tone, wav_bytes
 from tests.support.checkpoints import tiny_whisper
 from tests.support.tokenizers import tiny_tokenizer
 
-COMMAND = [sys.executable, "-c", "from corpus_asr.__main__ import main; main()", "finetune"]
-CHECKPOINT_LIMIT_S = 250.0
 
-
-def tiny_student(folder: Path, **config: Any) -> Path:
+def tiny_student(folder: Path) -> Path:
     """Write a random checkpoint with a tokenizer; returns its folder."""
     tiny_tokenizer(folder / "tokenizer")
-    sizes = {"d_model": 32, "layers": 1, "heads": 2, "max_target_positions": 60}
-    return tiny_whisper(folder / "model", tokenizer=folder / "tokenizer", **{**sizes, **config})
+    return tiny_whisper(
+        folder / "model",
+        tokenizer=folder / "tokenizer",
+        d_model=16,
+        layers=1,
+        heads=2,
+        max_target_positions=60,
+    )
 
 
-def write_sets(folder: Path, *, train: int = 12, validation: int = 4) -> None:
-    """Write recordings to learn from and to be asked for, in folders of these names."""
-    write_recordings(folder / "train", sentences(train, seed=0))
-    write_recordings(folder / "validation", sentences(validation, seed=1))
+def write_set(folder: Path, **counts: int) -> Path:
+    """Write a data set with that many examples of each split, of three speakers."""
+    (folder / DATA_FOLDER).mkdir(parents=True, exist_ok=True)
+    for seed, (split, count) in enumerate(counts.items()):
+        rows = [
+            {
+                "example_id": f"{split}-{number}",
+                "text": text,
+                "whisper_transcript": f"<|0.30|> {text}<|2.00|>",
+                "condition_on_prev": "the wind",
+                "language": "en",
+                "task": "transcribe",
+                "speaker": f"reader_{number % 3}",
+            }
+            for number, text in enumerate(sentences(count, seed=seed))
+        ]
+        write_shard(folder / DATA_FOLDER, f"{split}-00000", rows)
+    return folder
+
+
+def write_shard(folder: Path, name: str, rows: list[dict[str, Any]]) -> Path:
+    """Write examples, whose audio says their text, as a Parquet file; returns it."""
+    writer = HuggingFaceWriter(folder, name, "wav")
+    for row in rows:
+        writer.add(
+            {"example_id": "x", **row}, wav_bytes(spoken(row["text"]), rate_hz=SAMPLE_RATE_HZ)
+        )
+    writer.close()
+    return folder / f"{name}.parquet"
 
 
 def training(folder: Path, student: Path, output: str = "out", **sections: Any) -> FinetuneConfig:
-    """Return a training of four steps on what `write_sets` wrote."""
-    settings: dict[str, dict[str, Any]] = {
-        "model": {"checkpoint": str(student), "compute_type": "float32", "device": "cpu"},
-        "data": {
-            "train": [str(folder / "train" / "manifest.jsonl")],
-            "cache": str(folder / "cache"),
-            # A process of many tests has threads whose locks a forked loader may inherit for good.
-            "workers": 0,
-        },
-        "augmentation": {"noise_probability": 0.5, "mask_time_prob": 0.02},
+    """Return a training of two steps on the data set `set` of a folder."""
+    settings: dict[str, Any] = {
+        "model": {"checkpoint": str(student)},
+        "data": {"train": [str(folder / "set")]},
         "training": {
-            "max_steps": 4,
-            "per_device_train_batch_size": 1,
-            "gradient_accumulation_steps": 2,
+            "use_cpu": True,
+            "max_steps": 2,
+            "save_steps": 1,
+            "per_device_train_batch_size": 2,
             "learning_rate": 1e-3,
-            "warmup_steps": 1,
+            "lr_scheduler_type": "constant",
+            "warmup_steps": 0,
         },
-        "output": {"uri": str(folder / output), "save_steps": 2},
+        "output": str(folder / output),
     }
     for name, section in sections.items():
         settings[name] = {**settings.get(name, {}), **section}
     return FinetuneConfig.model_validate(settings)
-
-
-def weights_in(folder: Path) -> dict[str, torch.Tensor]:
-    return {name: stored.read() for name, stored in stored_tensors(folder).items()}
-
-
-def assert_same_weights(first: Path, second: Path, *, tolerance: float = 0.0) -> None:
-    torch.testing.assert_close(weights_in(second), weights_in(first), rtol=0, atol=tolerance)
-
-
-def job(config: FinetuneConfig, path: Path) -> str:
-    """Write the YAML file of a training; returns its path."""
-    path.write_text(config.model_dump_json(), encoding="utf-8")  # YAML reads JSON
-    return str(path)
-
-
-def wait_for_checkpoint(output: Path, process: "subprocess.Popen[str]") -> None:
-    """Wait until a training in another process can be gone on with."""
-    limit = time.monotonic() + CHECKPOINT_LIMIT_S
-    while process.poll() is None and time.monotonic() < limit:
-        if list(output.glob("checkpoints/*/state.json")):
-            return
-        time.sleep(0.05)
-    raise AssertionError(f"no checkpoint in {output}; exit code {process.poll()}")
 
 
 HEIGHTS_HZ = {"ask": 300.0, "country": 700.0, "wind": 1500.0, "sun": 3000.0}
@@ -98,16 +92,3 @@ def spoken(text: str) -> np.ndarray:
     pause = np.zeros((1, round(PAUSE_S * SAMPLE_RATE_HZ)), np.float32)
     pieces = [part for word in text.split() for part in (tone(WORD_S, hz=HEIGHTS_HZ[word]), pause)]
     return np.concatenate([pause, *pieces], axis=1)
-
-
-def write_recordings(folder: Path, texts: Sequence[str]) -> Path:
-    """Write a recording of each text, and a manifest beside them; returns the manifest."""
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = []
-    for at, text in enumerate(texts):
-        path = folder / f"{at:03}.wav"
-        path.write_bytes(wav_bytes(spoken(text), rate_hz=SAMPLE_RATE_HZ))
-        rows.append({"path": path.name, "text": text, "language": "en"})
-    manifest = folder / "manifest.jsonl"
-    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return manifest

@@ -243,13 +243,12 @@ def mask_spans(
     length: int,
     min_spans: int,
     lengths: list[int] | None = None,
-    draw: np.random.RandomState | None = None,
 ) -> Bool[np.ndarray, "batch pos"]:
     """Draw spans of `length` to mask in (rows, places); they may overlap.
 
     `probability` is the share of the places that they would cover if none overlapped. They lie in
-    the first `lengths` places of each row; None means all. Without `draw`, numpy's global generator
-    is drawn from call for call as transformers does: `np.random.seed` gives the same masks.
+    the first `lengths` places of each row; None means all. numpy's global generator is drawn from
+    call for call as transformers does: `np.random.seed` gives the same masks.
 
     Source: Park et al. 2019, section 2; transformers/models/whisper/modeling_whisper.py,
     `_compute_mask_indices`.
@@ -261,8 +260,7 @@ def mask_spans(
             f"{places}; correct mask_time_length or mask_feature_length"
         )
     # One draw for all rows decides which way a fraction of a span is rounded.
-    rand, choice = (np.random.rand, np.random.choice) if draw is None else (draw.rand, draw.choice)
-    rounding = rand(1).item()
+    rounding = np.random.rand(1).item()
 
     def num_spans(available: int) -> int:
         wanted = max(int(probability * available / length + rounding), min_spans)
@@ -272,7 +270,8 @@ def mask_spans(
     if num_spans(places) == 0:
         return masked
     for row, available in zip(masked, lengths or [places] * rows, strict=True):
-        starts = choice(np.arange(available - length + 1), num_spans(available), replace=False)
+        places_left = np.arange(available - length + 1)
+        starts = np.random.choice(places_left, num_spans(available), replace=False)
         for start in starts:
             row[start : start + length] = True
         if not len(starts):

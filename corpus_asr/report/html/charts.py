@@ -91,30 +91,6 @@ def timeline(
     )
 
 
-def curve(
-    points: Sequence[tuple[float, float]], *, end: float, label: str, say: Callable[[float], str]
-) -> Chart:
-    """Draw a line through points by their steps, from step 0 to the last."""
-    steps = number_ticks(end, whole=True)
-    steps = [at for at in steps if at <= end]
-    ticks = number_ticks(max(value for _, value in points))
-    places = [
-        f"{coordinate(100 * at / end)} {coordinate(100 - 100 * value / ticks[-1])}"
-        for at, value in points
-    ]
-    starts = [0.0, *(at for at, _ in points)]
-    return Chart(
-        label=label,
-        levels=_levels(ticks, ticks[-1], say),
-        marks=[(100 * at / end, f"{at:,.0f}") for at in steps],
-        targets=[
-            (100 * start / end, 100 * (at - start) / end, f"step {at:,.0f}: {say(value)}")
-            for start, (at, value) in zip(starts, points, strict=False)
-        ],
-        paths=[("line line-1", f"M{'L'.join(places)}")],
-    )
-
-
 def histogram(
     counts: Sequence[int], *, label: str, edges: Sequence[str], titles: Sequence[str]
 ) -> Chart:
