@@ -272,8 +272,11 @@ def refuse_speakers(
     known = {turn.speaker for own in turns.values() for turn in own}
     for each in corrections.recording_ids:
         names = {turn.label or turn.speaker: turn.speaker for turn in turns.get(each, ())}
-        said = (leaf.said.speaker for group in corrections.of(each) for leaf in group.leaves)
-        known |= {names.get(speaker, speaker) for speaker in said if speaker}
+        known |= {
+            names.get(segment.speaker, segment.speaker)
+            for correction in corrections.of(each)
+            for segment in correction.segments if segment.speaker
+        }  # fmt: skip
     missing = sorted({*selection.speakers} - known)
     if missing:
         found = f"{len(known)} others" if known else "no speakers"

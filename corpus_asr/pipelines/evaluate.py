@@ -52,7 +52,7 @@ from corpus_asr.report.accuracy.speaker_errors import SpokenSpan
 from corpus_asr.report.text import now, rounded
 from corpus_asr.segments import Segment, Word
 from corpus_asr.storage.run_state.corrections import CORRECTIONS_FOLDER, Corrections
-from corpus_asr.storage.run_state.placing import Placed, Placing
+from corpus_asr.storage.run_state.placing import Block, Placing
 from corpus_asr.storage.run_state.run_files import (
     EVALUATION_NAME,
     FINGERPRINT_NAME,
@@ -158,14 +158,15 @@ def _checked(
 ) -> list[_Checked]:
     corrections, found = Corrections.load(store), list[_Checked]()
     ids = [each for each in corrections.recording_ids
-           if any(group.checked for group in corrections.of(each))]  # fmt: skip
+           if any(segment.checked for correction in corrections.of(each)
+                  for segment in correction.segments)]  # fmt: skip
     with open_selection(store, Selection(), among=pa.array(ids, pa.string())) as tables:
         seen = SeenSegments(store, tables, corrections)
         for recording_id, placing in seen.placings(columns, of=WANTED_PARTS):
-            placed = [each for each in placing.placed if each.group.checked and each.cut]
-            if placed:
+            blocks = [block for block in placing.blocks if block.checked and block.cut]
+            if blocks:
                 [row] = tables.table(_OF_WANTED, id=recording_id).to_pylist()
-                found.append(_with_checked_only(row, placed, placing, language))
+                found.append(_with_checked_only(row, blocks, placing, language))
     if not found:
         raise ConfigError(
             f"evaluating {redact_uri(store.uri)} by its {CORRECTIONS_FOLDER}: found no checked "
@@ -185,23 +186,23 @@ def _read(store: OutputStore, ids: Iterable[str], columns: Sequence[str]) -> Ite
 
 
 def _with_checked_only(
-    row: Mapping[str, Any], placed: Sequence[Placed], placing: Placing, language: str | None
+    row: Mapping[str, Any], blocks: Sequence[Block], placing: Placing, language: str | None
 ) -> _Checked:
     """Return what the model has where people checked it, with their text as the reference."""
     # In one order for both: channels may speak in turns.
-    placed = sorted(placed, key=lambda each: each.cut[0]["start_s"] if each.cut else 0.0)
-    segments = [one for each in placed for one in each.cut]
+    blocks = sorted(blocks, key=lambda block: block.cut[0]["start_s"])
+    segments = [row for block in blocks for row in block.cut]
     recording = Recording.of(row, segments)
-    checked = {leaf.key for each in placed for leaf in each.group.leaves}
+    checked = {made.key for block in blocks for made in block.made}
     return _Checked(
         recording=recording,
         reference=Reference(
             uri=public(recording.uri),
-            text=" ".join(each.group.text for each in placed if each.group.text),
+            text=" ".join(block.text for block in blocks if block.text),
             language=recording.language or language_code(language),
         ),
-        is_whole=placing.rows.num_rows == len(placing.leaves)
-        and all(leaf.key in checked for leaf in placing.leaves.values()),
+        is_whole=placing.rows.num_rows == len(placing.made)
+        and all(made.key in checked for made in placing.made.values()),
     )
 
 

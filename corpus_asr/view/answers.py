@@ -22,7 +22,7 @@ from corpus_asr.report.html.formatting import visible
 from corpus_asr.segments import SpeakerTurn, channel_name
 from corpus_asr.speakers.turns import Timeline
 from corpus_asr.storage.run_state.corrections import key_of
-from corpus_asr.storage.run_state.placing import Placed
+from corpus_asr.storage.run_state.placing import Block, Stale
 from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.stores.uri import without_secrets
 from corpus_asr.units import SAMPLE_RATE_HZ, counted
@@ -200,7 +200,7 @@ class Answers:
             "tracks": _tracks(row),
             **_turns(request.id, self.transcripts.turns(view, request.id), view),
             "editable": self.editable and not catalogue.classified,
-            "corrected": len(transcript.leaves),
+            "corrected": len(transcript.made),
             "stale": [_stale(each, transcript) for each in transcript.stale],
             # Another one after each save, here or elsewhere.
             "edition": view.corrections.edition(request.id),
@@ -222,7 +222,7 @@ class Answers:
         turns = self.transcripts.turns(view, request.id)
         return {
             "segments": [
-                _segment(each, request.query, turns, shown.groups)
+                _segment(each, request.query, turns, shown.blocks)
                 for each in shown.block(request.block)
             ]
         }
@@ -349,7 +349,7 @@ class Answers:
             rows = shown.between(*of.span)
         turns = self.transcripts.turns(view, recording_id)
         return {
-            "segments": [_segment(each, Query(), turns, shown.groups) for each in rows],
+            "segments": [_segment(each, Query(), turns, shown.blocks) for each in rows],
             "edition": view.corrections.edition(recording_id),
         }
 
@@ -417,24 +417,22 @@ class Answers:
         return self.sounds.of(row)
 
 
-def _stale(placed: Placed, shown: Transcript) -> dict[str, Any]:
+def _stale(stale: Stale, shown: Transcript) -> dict[str, Any]:
     """Return a correction that has no place, with the model's text then and what is there now."""
-    group = placed.group
-    last = group.leaves[-1].correction
-    now = shown.between(group.channel, *group.span_s)
+    correction = stale.correction
+    now = shown.between(correction.channel, correction.start_s, correction.end_s)
     return {
-        "id": group.stems[-1],
-        "start_s": group.span_s[0],
-        "end_s": group.span_s[1],
-        "channel": group.channel,
-        "original": visible(group.original),
-        "text": visible(group.text),
+        "id": correction.id,
+        "start_s": correction.start_s,
+        "end_s": correction.end_s,
+        "channel": correction.channel,
+        "original": visible(correction.original),
+        "text": visible(correction.text),
         "now": visible(" ".join((row["text"] or "").strip() for row in now)),
-        "in_conflict": group.in_conflict,
-        "changed": group.text != group.original,
-        "checked": group.checked,
-        "name": visible(last.name),
-        "saved_at": last.saved_at,
+        "changed": correction.text != correction.original,
+        "checked": all(segment.checked for segment in correction.segments),
+        "name": visible(correction.name),
+        "saved_at": correction.saved_at,
     }
 
 
@@ -492,7 +490,7 @@ def _hit(hit: Hit, catalogue: Catalogue, query: Query) -> dict[str, Any]:
     same = ("start_s", "end_s", "confidence", "language", "channel", "copies")
     return {name: getattr(hit, name) for name in same} | {
         "id": hit.recording_id,
-        "key": hit.correction["key"] if hit.correction else str(key_of(asdict(hit))),
+        "key": hit.correction["key"] if hit.correction else key_of(asdict(hit)),
         "name": _name(hit.uri, catalogue),
         "text": visible(hit.text.strip()),
         "before": visible(hit.before),
@@ -532,7 +530,7 @@ def _segment(
     row: Mapping[str, Any],
     query: Query,
     turns: Sequence[SpeakerTurn],
-    groups: Mapping[str, Placed],
+    blocks: Mapping[str, Block],
 ) -> dict[str, Any]:
     text = row["text"] or ""
     same = ("key", "start_s", "end_s", "language", "confidence", "channel")
@@ -540,13 +538,13 @@ def _segment(
     pieces = query.pieces(text) if query.wanted else [(text, False)]
     # As it is, to be edited; all else is shown.
     values |= {"text": text.strip(), "pieces": _visible(pieces)}
-    leaf = row["leaf"]
-    values["version"] = version_of(leaf)
-    values["correction"] = said_of(leaf, groups[leaf.stem]) if leaf else None
+    made = row["made"]
+    values["version"] = version_of(made)
+    values["correction"] = said_of(made, blocks[made.key]) if made else None
     own = [turn for turn in turns if turn.channel == row["channel"]]
     by_turns = Timeline(own).speaker(row["start_s"], row["end_s"])
     values["by_turns"] = by_turns
-    values["said_by"] = leaf.said.speaker if leaf else None
+    values["said_by"] = made.segment.speaker if made else None
     values["speaker"] = visible(values["said_by"] or "") or by_turns
     if row["words"] is not None:
         values["words"] = list(_words(row["words"], pieces))

@@ -24,16 +24,14 @@ from corpus_asr.segments import SpeakerTurn
 from corpus_asr.storage.run_state.corrections import (
     Correction,
     Corrections,
-    Group,
-    Leaf,
     Saved,
+    key_of,
     read_saved,
-    replaced_row,
     save_correction,
     spaced_once,
 )
 from corpus_asr.storage.run_state.late_saves import is_there, moved_to
-from corpus_asr.storage.run_state.placing import Placed, place
+from corpus_asr.storage.run_state.placing import Block, Made, Stale, place
 from corpus_asr.storage.run_state.rewriting import rewrite_names
 from corpus_asr.storage.run_state.run_files import CONFIG_NAME, SUCCESS_NAME, outcomes_names
 from corpus_asr.storage.run_state.run_tables import RunTables
@@ -248,21 +246,24 @@ class Library:
     def save(self, recording: Mapping[str, Any], make: Callable[[View], Correction]) -> View:
         """Write the correction that is made of the current view; return the view that has it.
 
-        No other is saved here in between, so that `make` may check what it replaces.
+        No other is saved in between, so that `make` may check what it replaces: where another
+        server has saved one, it is read, and `make` is called again.
 
         Raises:
             GoneError: the recording was moved or forgotten meanwhile; nothing is left of what was
                 to be saved.
         """
         with self._saving:
-            correction = make(self._view)
-            name = save_correction(self.store, correction)
+            while (
+                name := save_correction(self.store, made := make(self._view), self._saved)
+            ) is None:
+                self._correct(read_saved(self.store, self._saved))
             try:
                 self.check_there(recording)
             except GoneError:
                 self.store.remove(name)
                 raise
-            return self._correct({**self._saved, name: correction})
+            return self._correct({**self._saved, name: made})
 
     def name(
         self, recording: Mapping[str, Any], speaker: str, name: str, *, seen: str
@@ -401,17 +402,17 @@ class Transcript:
 
     rows: pa.Table
     """start_s, end_s, text, language, confidence, channel, words (or null); sorted by time."""
-    leaves: Mapping[int, Leaf] = field(default_factory=dict)
+    made: Mapping[int, Made] = field(default_factory=dict)
     """By row: what people made."""
-    groups: Mapping[str, Placed] = field(default_factory=dict)
-    """By the stem of a correction: the place of its group."""
-    stale: Sequence[Placed] = ()
-    """Groups of corrections that have no place."""
+    blocks: Mapping[str, Block] = field(default_factory=dict)
+    """By the key of a segment that people made: those that stand beside it."""
+    stale: Sequence[Stale] = ()
+    """Corrections that have no place."""
 
-    def corrected(self, groups: Sequence[Group]) -> "Transcript":
+    def corrected(self, corrections: Sequence[Correction]) -> "Transcript":
         """Return the transcript with what people said of it."""
-        found = place(self.rows, groups)
-        return Transcript(found.rows, found.leaves, found.by_stem(), found.stale)
+        placing = place(self.rows, corrections)
+        return Transcript(placing.rows, placing.made, placing.by_key(), placing.stale)
 
     @property
     def block_starts_s(self) -> list[float]:
@@ -430,7 +431,7 @@ class Transcript:
         return sorted(self.rows["channel"].unique().drop_null().to_pylist())
 
     def block(self, number: int) -> list[dict[str, Any]]:
-        """Return the segments of a block, each with its `key`, and its `leaf` or None."""
+        """Return the segments of a block, each with its `key`, and what `made` it or None."""
         return self.segments(number * BLOCK_ROWS, BLOCK_ROWS)
 
     def segments(self, first: int, count: int) -> list[dict[str, Any]]:
@@ -439,12 +440,12 @@ class Transcript:
         return [self._named(at, row) for at, row in enumerate(rows, first)]
 
     def _named(self, at: int, row: dict[str, Any]) -> dict[str, Any]:
-        leaf = self.leaves.get(at)
-        return row | {"key": leaf.key if leaf else str(replaced_row(row).node), "leaf": leaf}
+        made = self.made.get(at)
+        return row | {"key": made.key if made else key_of(row), "made": made}
 
     def number_of(self, key: str) -> int | None:
         """Return the number of the row with a key; None if there is none."""
-        own = next((at for at, leaf in self.leaves.items() if leaf.key == key), None)
+        own = next((at for at, made in self.made.items() if made.key == key), None)
         start_ms = key.split(".")[1] if key.count(".") == 3 else ""
         if own is not None or not start_ms.isdecimal():
             return own
@@ -502,8 +503,8 @@ class Transcript:
         """Return the start of the first segment after `from_s` that nobody checked."""
         starts = self.rows["start_s"].to_numpy()
         open_rows = starts > from_s
-        for at, leaf in self.leaves.items():
-            open_rows[at] &= not leaf.correction.checked
+        for at, made in self.made.items():
+            open_rows[at] &= not made.segment.checked
         return min(starts[open_rows].tolist(), default=None)
 
 
@@ -521,14 +522,14 @@ class Transcripts:
         """Return the transcript of a recording, given its row, as people corrected it."""
         catalogue = view.catalogue
         places = catalogue.places(row["recording_id"])
-        groups = view.corrections.of(row["recording_id"])
-        if catalogue.classified or not groups:
+        corrections = view.corrections.of(row["recording_id"])
+        if catalogue.classified or not corrections:
             return self._transcript(catalogue.classified, places)
         edition = view.corrections.edition(row["recording_id"])
         with self._lock:
             known = self._corrected.get(row["recording_id"])
             if known is None or known[:2] != (places, edition):
-                transcript = self._transcript(False, places).corrected(groups)
+                transcript = self._transcript(False, places).corrected(corrections)
                 self._corrected.pop(row["recording_id"], None)
                 self._corrected[row["recording_id"]] = known = (places, edition, transcript)
                 if len(self._corrected) > KEPT:
@@ -554,7 +555,7 @@ class Transcripts:
         transcript = self.read(view, row)
         rows = transcript.rows.to_pylist()
         # Of a segment whose text a person removed nothing is exported.
-        kept = [each for at, each in enumerate(rows) if each["text"] or at not in transcript.leaves]
+        kept = [each for at, each in enumerate(rows) if each["text"] or at not in transcript.made]
         recording = Recording.of(row, kept)
         turns = self.turns(view, recording.recording_id)
         if not turns:

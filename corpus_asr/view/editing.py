@@ -15,14 +15,10 @@ from corpus_asr.errors import ConfigError
 from corpus_asr.storage.run_state.corrections import (
     SPEAKER_LABEL,
     Correction,
-    Group,
-    Leaf,
-    Replaced,
-    Said,
+    EditedSegment,
     correct,
-    replaced_row,
 )
-from corpus_asr.storage.run_state.placing import MARGIN_S, around
+from corpus_asr.storage.run_state.placing import MARGIN_S, Made, Stale, words_within
 from corpus_asr.view.catalogue import Library, Transcript, Transcripts, View
 
 # People overlap; more than this of a neighbor is a mistake.
@@ -163,26 +159,26 @@ def save_change(
         if isinstance(change, Undo):
             return _withdrawal(view, recording, shown, change)
         if change.dismiss:
-            stems = _stale(shown, change.dismiss).stems
-            return correct(recording, (), (), checked=False, name=change.name, withdraws=stems)
+            undone = _stale(shown, change.dismiss).ids
+            return correct(change.id, (), (), name=change.name, undoes=undone)
         if change.apply:
-            return _applied(recording, shown, change)
+            return _applied(shown, change)
         speakers = {turn.speaker for turn in transcripts.turns(view, recording["recording_id"])}
         return _correction(view, recording, shown, change, speakers)
 
     view = library.save(recording, make)
-    return _differences(before[0], transcripts.read(view, recording))
+    return _differences(before[-1], transcripts.read(view, recording))
 
 
 def _differences(before: Transcript, after: Transcript) -> Differences:
-    # Only where a group has come, gone or changed.
-    ids = [{(each.group.stems, each.group.leaves): each.group for each in one.groups.values()}
-           for one in (before, after)]  # fmt: skip
-    groups = [ids[0].get(each) or ids[1][each] for each in ids[0].keys() ^ ids[1].keys()]
+    # Only around what has come or gone.
+    made = [{one.key: one for one in shown.made.values()} for shown in (before, after)]
+    changed = [made[0].get(key) or made[1][key] for key in made[0].keys() ^ made[1].keys()]
     rows = [
-        {row["key"]: row for group in groups for row in one.between(group.channel, *_reach(group))}
-        for one in (before, after)
-    ]
+        {row["key"]: row for one in changed
+         for row in shown.between(one.correction.channel, *_reach(one))}
+        for shown in (before, after)
+    ]  # fmt: skip
     return Differences(
         [key for key in rows[0] if key not in rows[1]],
         sorted((row for key, row in rows[1].items() if key not in rows[0]),
@@ -190,38 +186,37 @@ def _differences(before: Transcript, after: Transcript) -> Differences:
     )  # fmt: skip
 
 
-def _reach(group: Group) -> tuple[float, float]:
-    starts, ends = zip(group.span_s, *((leaf.said.start_s, leaf.said.end_s)
-                                       for leaf in group.leaves), strict=True)  # fmt: skip
-    return min(starts) - MARGIN_S, max(ends) + MARGIN_S
+def _reach(made: Made) -> tuple[float, float]:
+    correction, segment = made.correction, made.segment
+    start_s = min(correction.start_s, segment.start_s)
+    return start_s - MARGIN_S, max(correction.end_s, segment.end_s) + MARGIN_S
 
 
-def version_of(leaf: Leaf | None) -> str:
+def version_of(made: Made | None) -> str:
     """Return the version of a segment that a page sees."""
-    return leaf.stem if leaf else ""
+    return made.correction.id if made else ""
 
 
 def _withdrawal(
     view: View, recording: Mapping[str, Any], shown: Transcript, change: Undo
 ) -> Correction:
     at = shown.number_of(change.key)
-    leaf = shown.leaves.get(at) if at is not None else None
-    if leaf is None or change.seen not in ("", leaf.stem):
+    made = shown.made.get(at) if at is not None else None
+    if made is None or change.seen not in ("", made.correction.id):
         raise _changed(view, shown, recording["recording_id"], [change.key])
-    group = shown.groups[leaf.stem].group
-    others = (view.corrections.get(recording["recording_id"], stem) for stem in group.stems)
-    if any(one.edit == leaf.stem for other in others if other for one in other.replaces):
+    own = made.correction.id
+    if any(own in other.builds_on for other in shown.blocks[made.key].made):
         raise ConflictError(
             "other changes build on this one; undo these first",
-            span=(group.channel, *_reach(group)),
+            span=(made.correction.channel, *_reach(made)),
         )
-    return correct(recording, (), (), checked=False, name=change.name, withdraws=(leaf.stem,))
+    return correct(recording["recording_id"], (), (), name=change.name, undoes=(own,))
 
 
-def _stale(shown: Transcript, stem: str) -> Group:
-    for each in shown.stale:
-        if each.group.stems[-1] == stem:
-            return each.group
+def _stale(shown: Transcript, identity: str) -> Stale:
+    for stale in shown.stale:
+        if stale.correction.id == identity:
+            return stale
     raise ConflictError("this correction is not there any more; reload the page")
 
 
@@ -236,8 +231,8 @@ def _changed(
         min(each[1] for each in spans),
         max(each[2] for each in spans),
     )
-    names = [row["leaf"].correction.name for row in shown.between(channel, start_s, end_s)
-             if row["leaf"]]  # fmt: skip
+    names = [row["made"].correction.name for row in shown.between(channel, start_s, end_s)
+             if row["made"]]  # fmt: skip
     who = next(filter(None, names), "somebody else" if names else "")
     why = f"{who} has changed this segment" if who else "a run has transcribed this segment again"
     return ConflictError(
@@ -251,12 +246,8 @@ def _span_of(view: View, recording_id: str, key: str) -> tuple[int | None, float
     if len(parts) == 4 and parts[1].isdecimal() and parts[2].isdecimal():
         channel = int(parts[0]) if parts[0].isdecimal() else None
         return channel, int(parts[1]) / 1000, int(parts[2]) / 1000
-    stem, _, index = key.rpartition(".")
-    made = view.corrections.get(recording_id, stem)
-    if made is None or not index.isdecimal() or not made.replaces:
-        return None
-    channel, starts = made.replaces[0].channel, [one.start_s for one in made.replaces]
-    return channel, min(starts), max(one.end_s for one in made.replaces)
+    made = view.corrections.get(recording_id, key.rpartition(".")[0])
+    return (made.channel, made.start_s, made.end_s) if made and made.segments else None
 
 
 def _correction(
@@ -275,7 +266,7 @@ def _correction(
         seen = dict(zip(map(str, change.keys), seen, strict=False))
     rows = [shown.segments(at, 1)[0] for at in numbers]
     if len(rows) < len(keys) or any(
-        seen.get(row["key"], "") not in ("", version_of(row["leaf"])) for row in rows
+        seen.get(row["key"], "") not in ("", version_of(row["made"])) for row in rows
     ):
         raise _changed(view, shown, recording["recording_id"], keys)
     channels = {row["channel"] for row in rows}
@@ -290,34 +281,25 @@ def _correction(
             "merging segments: found another one between them, expected segments that follow each "
             "other; merge that one as well"
         )
-    replaced = [_node(row) for row in rows]
     if change.segments is None:
         segments = [
-            Said(start_s=row["start_s"], end_s=row["end_s"], text=(row["text"] or "").strip(),
-                 speaker=row["leaf"].said.speaker if row["leaf"] else None)
+            EditedSegment(
+                start_s=row["start_s"], end_s=row["end_s"], text=(row["text"] or "").strip(),
+                speaker=row["made"].segment.speaker if row["made"] else None,
+                checked=change.checked,
+            )
             for row in rows
         ]  # fmt: skip
     else:
         # Who was set before stays, also where a later run found fewer speakers.
-        kept = {row["leaf"].said.speaker for row in rows if row["leaf"]}
-        segments = _segments(change.segments, speakers | kept)
+        kept = {row["made"].segment.speaker for row in rows if row["made"]}
+        segments = _segments(change, speakers | kept)
         _check_times(recording, rows, segments, before, after)
-    return correct(recording, replaced, segments, checked=change.checked, name=change.name)
+    return correct(change.id, rows, segments, name=change.name)
 
 
-def _node(row: Mapping[str, Any]) -> Replaced:
-    leaf = row["leaf"]
-    if leaf is None:
-        return replaced_row(row)
-    said = leaf.said
-    return Replaced(
-        channel=row["channel"], start_s=said.start_s, end_s=said.end_s, original=said.text,
-        edit=leaf.stem, index=leaf.index,
-    )  # fmt: skip
-
-
-def _segments(asked: Sequence[Any], speakers: set[str]) -> list[Said]:
-    doing = "saving a correction"
+def _segments(change: Change, speakers: set[str]) -> list[EditedSegment]:
+    doing, asked = "saving a correction", change.segments or []
     if len(asked) > MOST_SEGMENTS:
         raise ConfigError(f"{doing}: found {len(asked)} segments, expected at most {MOST_SEGMENTS}")
     made = []
@@ -347,15 +329,18 @@ def _segments(asked: Sequence[Any], speakers: set[str]) -> list[Said]:
                 f"({known}), or a name"
             )
         made.append(
-            Said(start_s=float(times[0]), end_s=float(times[1]), text=text, speaker=speaker)
-        )
+            EditedSegment(
+                start_s=float(times[0]), end_s=float(times[1]), text=text, speaker=speaker,
+                checked=change.checked,
+            )
+        )  # fmt: skip
     return made
 
 
 def _check_times(
     recording: Mapping[str, Any],
     rows: Sequence[Mapping[str, Any]],
-    segments: Sequence[Said],
+    segments: Sequence[EditedSegment],
     before: Mapping[str, Any] | None,
     after: Mapping[str, Any] | None,
 ) -> None:
@@ -397,34 +382,19 @@ def _check_times(
         )
 
 
-def _applied(recording: Mapping[str, Any], shown: Transcript, change: Change) -> Correction:
+def _applied(shown: Transcript, change: Change) -> Correction:
     """Return a correction that puts what people said where the model says something else."""
-    group = _stale(shown, change.apply)
-    rows = shown.between(group.channel, *group.span_s)
-    replaced, before, after = around(rows, *group.span_s)
-    if not replaced:
+    stale = _stale(shown, change.apply)
+    span = stale.correction.start_s, stale.correction.end_s
+    rows = shown.between(stale.correction.channel, *span)
+    text = words_within(rows, *span)
+    if not text or any(row["made"] for row in rows):
+        found = "somebody's edit" if text else "no text of the model"
         raise ConfigError(
-            "applying a correction: the model has no text at its place, expected some to replace; "
-            "put the words into the segment before or after it, and dismiss the correction"
+            f"applying a correction: found {found} at its place, expected text of the model to "
+            "replace; put the words into the segments that are there, and dismiss the correction"
         )
-    said = [leaf.said for leaf in group.leaves if leaf.said.text]
-    kept = [
-        [
-            Said(
-                start_s=one["start_s"],
-                end_s=one["end_s"],
-                text=one["text"],
-                speaker=one["leaf"].said.speaker if one["leaf"] else None,
-            )
-            for one in pieces
-        ]
-        for pieces in (before, after)
-    ]
-    return correct(
-        recording,
-        [_node(row) for row in replaced],
-        [*kept[0], *said, *kept[1]],
-        checked=group.checked and not any(kept),
-        name=change.name,
-        withdraws=group.stems,
-    )
+    replaced = {"channel": stale.correction.channel, "text": text}
+    times = dict(zip(("start_s", "end_s"), span, strict=True))
+    segments = [segment for segment in stale.correction.segments if segment.text]
+    return correct(change.id, [replaced | times], segments, name=change.name, undoes=stale.ids)

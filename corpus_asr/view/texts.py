@@ -25,9 +25,9 @@ from corpus_asr.export.recordings import WORD_COLUMNS
 from corpus_asr.report.html.formatting import visible
 from corpus_asr.storage.run_state.claims import claimed_rows
 from corpus_asr.storage.run_state.confidences import gathered
-from corpus_asr.storage.run_state.corrections import Corrections, Leaf
+from corpus_asr.storage.run_state.corrections import Corrections
 from corpus_asr.storage.run_state.duplicates import read_pairs
-from corpus_asr.storage.run_state.placing import Placed, place
+from corpus_asr.storage.run_state.placing import Block, Made, place
 from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.tables import (
     LABEL_ROWS,
@@ -241,15 +241,15 @@ def read_edits(
     if not fresh and len(kept) == len(known):
         return None
     [(first,)] = tables.rows(f"select coalesce(max(place) + 2, {_FIRST_EDIT}) from edits")
-    made = [_EDITS.empty_table()]
+    edits = [_EDITS.empty_table()]
     for recording_id in fresh:
         placing = place(segments_at(store, places_of(recording_id)), corrections.of(recording_id))
         rows = placing.rows
         texts = pc.fill_null(rows["text"], "")
         said: list[str | None] = [None] * rows.num_rows
-        by_stem = placing.by_stem()
-        for at, leaf in placing.leaves.items():
-            said[at] = json.dumps(said_of(leaf, by_stem[leaf.stem]))
+        by_key = placing.by_key()
+        for at, made in placing.made.items():
+            said[at] = json.dumps(said_of(made, by_key[made.key]))
         same = {"number": numbers[recording_id], "edition": editions[recording_id]}
         columns = {name: rows[name] for name in _SEGMENT_COLUMNS} | {
             "place": pa.array(np.arange(first, first + rows.num_rows)),
@@ -263,23 +263,23 @@ def read_edits(
             },
         }
         first += rows.num_rows + 1
-        made.append(pa.table(columns).select(_EDITS.names).cast(_EDITS))
+        edits.append(pa.table(columns).select(_EDITS.names).cast(_EDITS))
         if not rows.num_rows:  # known not to be read again
-            made.append(pa.Table.from_pylist([same], schema=_EDITS))
-    return Edits(pa.concat_tables(made), kept)
+            edits.append(pa.Table.from_pylist([same], schema=_EDITS))
+    return Edits(pa.concat_tables(edits), kept)
 
 
-def said_of(leaf: Leaf, placed: Placed) -> dict[str, Any]:
+def said_of(made: Made, block: Block) -> dict[str, Any]:
     """Return what is known of the correction that made a segment, as values for JSON."""
-    correction, said = leaf.correction, leaf.said
+    correction, segment = made.correction, made.segment
     return {
-        "id": leaf.stem,
-        "key": leaf.key,
-        "text": said.text,
-        "original": visible(placed.original.strip()),
-        "changed": placed.has_changed(leaf),
-        "checked": correction.checked,
+        "id": correction.id,
+        "key": made.key,
+        "text": segment.text,
+        "original": visible(block.original.strip()),
+        "changed": block.has_changed(made),
+        "checked": segment.checked,
         "name": visible(correction.name),
         "saved_at": correction.saved_at,
-        "start_s": said.start_s,
+        "start_s": segment.start_s,
     }

@@ -5,13 +5,6 @@ from pathlib import Path
 import pytest
 
 from corpus_asr.pipelines import driver
-from corpus_asr.storage.run_state.corrections import (
-    Corrections,
-    Replaced,
-    Said,
-    correct,
-    save_correction,
-)
 from corpus_asr.storage.run_state.lock import Lock
 from corpus_asr.storage.run_state.plan import PLANS_FOLDER, make_plan, retire_plans
 from corpus_asr.storage.run_state.run_files import RUN_NAME, speed_of
@@ -50,19 +43,6 @@ def test_plans_of_a_clock_that_was_ahead_are_retired_as_well(tmp_path: Path) -> 
     assert {"/".join(name.split("/")[:3]) for name in store.all_names(PLANS_FOLDER)} == {plan.name}
     left = b"".join(path.read_bytes() for path in tmp_path.glob("out/**/*.parquet"))
     assert b"secret" not in left
-
-
-def test_the_last_correction_of_a_segment_stands(tmp_path: Path) -> None:
-    store = OutputStore(str(tmp_path))
-    recording = {"recording_id": "r", "etag": "v1", "size_bytes": 1}
-    segment = Replaced(channel=None, start_s=0.0, end_s=1.0, original="as transcribed")
-    with wrong_clock() as clock:
-        for ahead_s, text in ((DAY_S, "first"), (-DAY_S, "second"), (0.0, "third")):
-            clock.ahead_s = ahead_s
-            said = [Said(start_s=0.0, end_s=1.0, text=text)]
-            save_correction(store, correct(recording, [segment], said, checked=True))
-            groups = Corrections.load(store).of("r")
-            assert [each.text for each in groups if not each.in_conflict] == [text]
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Corrections as they are saved: what builds on what, what stands, and what is no correction."""
+"""Corrections as they are saved: one after the other, undone, and what is no correction."""
 
 import json
 import math
@@ -16,113 +16,81 @@ from corpus_asr.storage.run_state.corrections import (
     MAX_TEXT_CHARS,
     Correction,
     Corrections,
-    Replaced,
-    Said,
+    EditedSegment,
     correct,
+    move_correction,
     read_saved,
     save_correction,
-    stem_of,
 )
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.run_state.timed_words import timed_words
 
 ID = "0123456789abcdef"
-RECORDING = {"recording_id": ID, "etag": "v1", "size_bytes": 100}
 
 
-def model(at: int) -> Replaced:
-    return Replaced(channel=None, start_s=float(at), end_s=at + 1.0, original=f" {at}")
+def edit(at: int, *texts: str, **values: Any) -> Correction:
+    """Return a correction of a second, as texts that divide it."""
+    row = {"channel": None, "start_s": float(at), "end_s": at + 1.0, "text": f" {at}"}
+    step_s = 1.0 / max(1, len(texts))
+    segments = [
+        EditedSegment(start_s=at + number * step_s, end_s=at + (number + 1) * step_s, text=text)
+        for number, text in enumerate(texts)
+    ]
+    return correct(ID, [row], segments, **values)
 
 
-def of(stem: str, index: int = 0) -> Replaced:
-    return Replaced(channel=None, start_s=0.0, end_s=1.0, original="x", edit=stem, index=index)
+def undo(*others: Correction) -> Correction:
+    return correct(ID, (), (), undoes=[other.id for other in others])
 
 
-def edit(replaces: list[Replaced], *texts: str, **values: Any) -> Correction:
-    said = [Said(start_s=float(at), end_s=at + 1.0, text=text) for at, text in enumerate(texts)]
-    return correct(RECORDING, replaces, said, **({"checked": True} | values))
+def counting(*saves: Correction) -> list[str]:
+    names = {f"{CORRECTIONS_FOLDER}/{ID}/{at:06}.json": save for at, save in enumerate(saves)}
+    return [correction.text for correction in Corrections(names).of(ID)]
 
 
-def groups(**saves: Correction) -> list[tuple[str, str, bool]]:
-    """Return the model's text, that of people, and whether it is in conflict, of each group."""
-    found = Corrections({f"{CORRECTIONS_FOLDER}/{ID}/{stem}.json": each
-                         for stem, each in saves.items()})  # fmt: skip
-    return [(each.original, each.text, each.in_conflict) for each in found.of(ID)]
+def test_what_is_undone_counts_no_more_until_that_is_undone() -> None:
+    one, other = edit(0, "a"), edit(1, "b")
+    assert counting(one, other) == ["a", "b"]
+    assert counting(one, other, undo(one)) == ["b"]
+    taken = edit(2, "c", undoes=[one.id])
+    assert counting(one, other, taken) == ["b", "c"]
+    assert counting(one, other, taken, undo(taken)) == ["a", "b"]
+    assert counting(one, other, undo(one, other)) == []
+    assert counting(edit(0)) == [""]  # removed
 
 
-def test_corrections_that_build_on_each_other_are_one_group() -> None:
-    split = edit([model(0)], "a", "b")
-    assert groups(s1=split) == [("0", "a b", False)]
-    # Two people, each with a half, also on two servers.
-    saves = {"s1": split, "s2": edit([of("s1", 0)], "A"), "s3": edit([of("s1", 1)], "B")}
-    assert groups(**saves) == [("0", "A B", False)]
-    # A merge with what another group made makes one of both.
-    saves |= {"s4": edit([model(1)], "c"), "s5": edit([of("s3"), of("s4")], "B c")}
-    assert groups(**saves) == [("0 1", "A B c", False)]
-    # Withdrawn, both are there again.
-    saves["s6"] = edit([], withdraws=["s5"])
-    assert groups(**saves) == [("0", "A B", False), ("1", "c", False)]
-    # What others build on stands.
-    saves["s7"] = edit([], withdraws=["s1", "s4"])
-    assert groups(**saves) == [("0", "A B", False)]
-    saves["s8"] = edit([], withdraws=["s2", "s3"])
-    assert groups(**saves) == []
-    assert groups(s1=edit([model(0)])) == [("0", "", False)]  # removed
+def test_segments_are_counted_once() -> None:
+    for saves, number in (((edit(0, "a"), edit(0, "b")), 1), ((edit(0, "a", "b"), edit(1, "c")), 3),
+                          ((edit(0, "a", "b"), edit(0, "ab")), 1), ((edit(0),), 1)):  # fmt: skip
+        names = {f"{at:06}.json": save for at, save in enumerate(saves)}
+        assert len(Corrections(names)) == number
 
 
-def test_of_two_that_replace_the_same_the_later_stands_and_the_other_is_kept() -> None:
-    saves = {"s1": edit([model(0)], "a"), "s2": edit([model(0), model(1)], "b"),
-             "s3": edit([of("s1")], "c")}  # fmt: skip
-    assert groups(**saves) == [("0", "c", True), ("0 1", "b", False)]
-    # Once the other is withdrawn it stands again.
-    saves["s4"] = edit([], withdraws=["s2"])
-    assert groups(**saves) == [("0", "c", False)]
-    # Halves of one split.
-    saves = {"s1": edit([model(0)], "a", "b"), "s2": edit([of("s1", 0)], "A"),
-             "s3": edit([of("s1", 0), of("s1", 1)], "AB")}  # fmt: skip
-    assert sorted(groups(**saves)) == [("0", "A", True), ("0", "AB", False)]
-    # What it builds on is gone: it is placed by its own times.
-    assert groups(s2=edit([of("s1")], "a")) == [("x", "a", False)]
-
-
-@given(st.data())
-def test_no_save_is_lost(data: Any) -> None:
-    """Whatever people and servers do, each save stands, is built on, in conflict or withdrawn."""
-    saves: dict[str, Correction] = {}
-    nodes = [model(at) for at in range(4)]
-    for number in range(data.draw(st.integers(1, 8))):
-        stem = f"s{number}"
-        withdraws: bool = data.draw(st.booleans())
-        if saves and withdraws:
-            named = data.draw(st.lists(st.sampled_from(sorted(saves)), max_size=2))
-            saves[stem] = edit([], withdraws=named)
-            continue
-        replaces = data.draw(st.lists(st.sampled_from(nodes), min_size=1, max_size=3, unique=True))
-        texts = [f"{stem}{at}" for at in range(data.draw(st.integers(1, 2)))]
-        saves[stem] = edit(replaces, *texts)
-        nodes += [of(stem, at) for at in range(len(texts))]
-    found = Corrections({f"{CORRECTIONS_FOLDER}/{ID}/{stem}.json": each
-                         for stem, each in saves.items()}).of(ID)  # fmt: skip
-    standing = [stem for group in found for stem in group.stems]
-    assert len(standing) == len(set(standing))
-    withdrawn = {stem for each in saves.values() for stem in each.withdraws}
-    assert {stem for stem, each in saves.items() if each.replaces} - withdrawn <= {*standing}
-    roots = [one for group in found if not group.in_conflict for one in group.replaced]
-    assert len(roots) == len({one.node for one in roots})
-    leaves = [leaf.key for group in found for leaf in group.leaves]
-    assert len(leaves) == len(set(leaves))
-
-
-def test_saves_are_objects_of_their_own_in_every_store(store: OutputStore) -> None:
-    first = save_correction(store, edit([model(0)], "Hello  world.\n"))
-    # Two windows save at once: both objects are there.
-    names = [first, save_correction(store, edit([model(1)], "a")),
-             save_correction(store, edit([of(stem_of(first))], "b"))]  # fmt: skip
-    assert list(read_saved(store)) == names
-    [one, other] = Corrections.load(store).of(ID)
-    assert (one.text, other.text, one.stems) == ("b", "a", (stem_of(first), stem_of(names[2])))
-    assert read_saved(store)[first].segments[0].text == "Hello world."
+def test_of_two_who_save_after_the_same_one_is_refused_in_every_store(store: OutputStore) -> None:
+    first = save_correction(store, edit(0, "Hello  world.\n"), {})
+    assert first == f"{CORRECTIONS_FOLDER}/{ID}/000001.json"
+    seen = read_saved(store)
+    assert seen[first].segments[0].text == "Hello world."
+    second = save_correction(store, edit(1, "b"), seen)
+    assert save_correction(store, edit(1, "c"), seen) is None
+    assert list(read_saved(store, seen)) == [first, second]
+    assert [each.text for each in Corrections.load(store).of(ID)] == ["Hello world.", "b"]
+    assert save_correction(store, edit(1, "c"), read_saved(store)) is not None
     assert Corrections.load(store).digest() != Corrections({}).digest() == ""
+    editions = [Corrections(saved).edition(ID) for saved in ({}, seen, read_saved(store))]
+    assert len({*editions}) == 3
+
+
+def test_saves_follow_a_recording_after_those_that_are_there(store: OutputStore) -> None:
+    name = save_correction(store, edit(0, "late"), {})
+    assert name is not None
+    there = correct("f" * 16, [{"channel": None, "start_s": 0.0, "end_s": 1.0, "text": "x"}],
+                    [EditedSegment(start_s=0.0, end_s=1.0, text="there")])  # fmt: skip
+    save_correction(store, there, {})
+    move_correction(store, name, "f" * 16)
+    saved = read_saved(store)
+    assert [each.text for each in Corrections(saved).of("f" * 16)] == ["there", "late"]
+    assert len(saved) == 2
 
 
 def test_only_text_of_a_sensible_length_is_saved() -> None:
@@ -134,39 +102,44 @@ def test_only_text_of_a_sensible_length_is_saved() -> None:
         ("\ud800", "", r"U\+D800"),
     ):
         with pytest.raises(ConfigError, match=words):
-            edit([model(0)], text, name=name)
+            edit(0, text, name=name)
     hostile = "</script><b>\u202e=cmd|' /C calc'!A0"
-    assert edit([model(0)], hostile).segments[0].text == hostile
+    assert edit(0, hostile).segments[0].text == hostile
 
 
 def test_an_object_that_is_no_correction_is_named(tmp_path: Path) -> None:
     store = OutputStore(str(tmp_path))
-    name = save_correction(store, edit([model(0)], "Hello world."))
+    name = save_correction(store, edit(0, "Hello world."), {})
+    assert name is not None
     good = store.read_json(name)
-    [replaced], [said] = good["replaces"], good["segments"]
+    [segment] = good["segments"]
     wrong: tuple[Any, ...] = (
         {},
         [],
-        {**good, "checked": 1},
         {**good, "name": "\udcff"},
         {**good, "segments": []},
         {**good, "segments": [7]},
-        {**good, "segments": [said | {"text": None}]},
-        {**good, "segments": [said | {"text": "\ud800"}]},
-        {**good, "segments": [said | {"start_s": "1"}]},
-        {**good, "segments": [said | {"start_s": True}]},
-        {**good, "replaces": [replaced | {"start_s": math.nan}]},
-        {**good, "replaces": [replaced, replaced | {"channel": 1}]},
-        {**good, "withdraws": [1]},
+        {**good, "segments": [segment | {"checked": 1}]},
+        {**good, "segments": [segment | {"text": None}]},
+        {**good, "segments": [segment | {"text": "\ud800"}]},
+        {**good, "segments": [segment | {"start_s": "1"}]},
+        {**good, "segments": [segment | {"start_s": True}]},
+        {**good, "start_s": math.nan},
+        {**good, "channel": "0"},
+        {**good, "undoes": [1]},
     )
     bad = f"{CORRECTIONS_FOLDER}/x/1.json"
     for data in (*(json.dumps(value).encode() for value in wrong), b"[" * 100_000, b"\xff\xfe"):
         store.write_bytes(bad, data)
         with pytest.raises(CorpusAsrError, match=r"x/1\.json: found no correction .* remove it"):
             read_saved(store)
-    store.write_json(f"{CORRECTIONS_FOLDER}/x/1.json", {**good, "from_a_newer_version": 1})
+    store.write_json(bad, {**good, "from_a_newer_version": 1})
     store.write_bytes(f"{CORRECTIONS_FOLDER}/x/README.txt", b"not one of ours")
     assert len(read_saved(store)) == 2
+    old = f"{CORRECTIONS_FOLDER}/x/1764374400000000000-0a1b2c3d.json"
+    store.write_json(old, {"replaces": []})
+    with pytest.raises(CorpusAsrError, match="of an older version"):
+        read_saved(store)
 
 
 def test_kept_words_keep_their_times_and_new_ones_share_what_is_between() -> None:

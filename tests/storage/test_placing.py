@@ -13,17 +13,13 @@ from corpus_asr.schemas import SEGMENTS
 from corpus_asr.storage.run_state.corrections import (
     Correction,
     Corrections,
-    Group,
-    Replaced,
-    Said,
+    EditedSegment,
     correct,
-    replaced_row,
 )
 from corpus_asr.storage.run_state.placing import Placing, place
 from corpus_asr.storage.run_state.tables import projected
 
 ID = "0123456789abcdef"
-RECORDING = {"recording_id": ID, "etag": "v1", "size_bytes": 100}
 _COLUMNS = ("recording_id", "part", "channel", "segment", "start_s", "end_s", "text", "words",
             "confidence", "tokens", "known_hallucination")  # fmt: skip
 WORD_S = 0.5
@@ -51,19 +47,24 @@ def transcript(
     return pa.Table.from_pylist(rows, schema=projected(SEGMENTS, _COLUMNS))
 
 
-def groups(*edits: Correction) -> Sequence[Group]:
-    saved = {f"corrections/{ID}/{at}.json": each for at, each in enumerate(edits)}
-    return Corrections(saved).of(ID)
+def saved(*edits: Correction) -> Sequence[Correction]:
+    names = {f"corrections/{ID}/{at:06}.json": each for at, each in enumerate(edits)}
+    return Corrections(names).of(ID)
 
 
-def edit(rows: pa.Table, numbers: Sequence[int], *texts: str, **values: Any) -> Correction:
+def edit(
+    rows: pa.Table, numbers: Sequence[int], *texts: str, checked: bool = True, **values: Any
+) -> Correction:
     """Return a correction of some segments, whose time its texts divide evenly."""
     own = rows.take(pa.array(numbers)).to_pylist()
     first_s, last_s = own[0]["start_s"], own[-1]["end_s"]
     step_s = (last_s - first_s) / max(1, len(texts))
-    said = [Said(start_s=first_s + at * step_s, end_s=first_s + (at + 1) * step_s, text=text)
-            for at, text in enumerate(texts)]  # fmt: skip
-    return correct(RECORDING, list(map(replaced_row, own)), said, **({"checked": True} | values))
+    segments = [
+        EditedSegment(start_s=first_s + at * step_s, end_s=first_s + (at + 1) * step_s, text=text,
+                      checked=checked)
+        for at, text in enumerate(texts)
+    ]  # fmt: skip
+    return correct(ID, own, segments, **values)
 
 
 def read(found: Placing) -> list[str]:
@@ -75,7 +76,7 @@ TREE = edit(FIRST, [1], "at three o'clock")
 
 
 def test_where_nothing_changed_a_correction_is_where_it_was() -> None:
-    found = place(FIRST, groups(TREE))
+    found = place(FIRST, saved(TREE))
     assert read(found) == ["so he came home", "at three o'clock", "and went to bed", "early"]
     rows = found.rows.to_pylist()
     assert [row["corrected"] for row in rows] == [False, True, False, False]
@@ -87,29 +88,29 @@ def test_where_nothing_changed_a_correction_is_where_it_was() -> None:
     ]  # fmt: skip
     assert rows[0] == place(FIRST, []).rows.to_pylist()[0]
     # Checked as it is: the model's text and tokens stay, and are vouched for.
-    (_, row, *_) = place(FIRST, groups(edit(FIRST, [1], "at tree o'clock"))).rows.to_pylist()
+    (_, row, *_) = place(FIRST, saved(edit(FIRST, [1], "at tree o'clock"))).rows.to_pylist()
     assert (row["tokens"], row["confidence"], row["checked"]) == ([1, 2], 1.0, True)
     # Split without a check: nobody vouches for the words.
     split = edit(FIRST, [0], "so he", "came home", checked=False)
-    one, other, *_ = place(FIRST, groups(split)).rows.to_pylist()
+    one, other, *_ = place(FIRST, saved(split)).rows.to_pylist()
     assert [one["text"], other["text"]] == [" so he", " came home"]
     assert (one["corrected"], round(one["confidence"], 2), one["segment"]) == (False, 0.3, 0)
     assert [word["word"] for word in other["words"]] == [" came", " home"]
-    assert [row["segment"] for row in place(FIRST, groups(split)).rows.to_pylist()] == [*range(5)]
+    assert [row["segment"] for row in place(FIRST, saved(split)).rows.to_pylist()] == [*range(5)]
     # Merged, removed, and given to a speaker.
     merged = edit(FIRST, [2, 3], "and went to bed early")
-    assert read(place(FIRST, groups(merged)))[2:] == ["and went to bed early"]
-    removed = place(FIRST, groups(edit(FIRST, [3])))
+    assert read(place(FIRST, saved(merged)))[2:] == ["and went to bed early"]
+    removed = place(FIRST, saved(edit(FIRST, [3])))
     assert read(removed) == read(place(FIRST, []))[:3]
     assert removed.rows.num_rows == 4  # to be restored
-    said = [Said(start_s=2.0, end_s=3.5, text="at tree o'clock", speaker="Ada")]
-    named = correct(RECORDING, TREE.replaces, said, checked=False)
-    assert place(FIRST, groups(named)).rows["speaker"].to_pylist() == [None, "Ada", None, None]
+    said = [EditedSegment(start_s=2.0, end_s=3.5, text="at tree o'clock", speaker="Ada")]
+    named = correct(ID, FIRST.slice(1, 1).to_pylist(), said)
+    assert place(FIRST, saved(named)).rows["speaker"].to_pylist() == [None, "Ada", None, None]
 
 
 def test_a_correction_survives_three_models() -> None:
     """Segments are cut otherwise, and words differ; what people said stands exactly once."""
-    edits = groups(TREE, edit(FIRST, [3], "Early."))
+    edits = saved(TREE, edit(FIRST, [3], "Early."))
     for rows, expected in (
         # One segment of all: it is cut out of it, as its words have times.
         (transcript("So he came home, at 3 o'clock and went to bed early"),
@@ -134,39 +135,39 @@ def test_a_correction_survives_three_models() -> None:
         assert all(row["end_s"] >= row["start_s"] for row in found.rows.to_pylist())
         # Readers select by these, of pieces of the model's segments as well.
         for name in ("corrected", "checked"):
-            assert found.rows[name].to_pylist() == [at in found.leaves for at in range(len(times))]
+            assert found.rows[name].to_pylist() == [at in found.made for at in range(len(times))]
 
 
 def test_what_does_not_fit_is_listed_with_what_is_there_now() -> None:
-    edits = groups(TREE)
-    for rows, now in (
-        (transcript("so he came home", "beneath those lamps", "and went to bed"),
-         ["beneath those lamps"]),
-        (transcript("so he came home"), []),  # the model has nothing there
-        (transcript("so he came home", "at tree o'clock", channel=1), []),
-        (transcript("so he came home", "at tree o'clock", start_s=100), []),
-        (FIRST.slice(0, 0), []),
-    ):  # fmt: skip
+    edits = saved(TREE)
+    for rows in (
+        transcript("so he came home", "beneath those lamps", "and went to bed"),
+        transcript("so he came home"),  # the model has nothing there
+        transcript("so he came home", "at tree o'clock", channel=1),
+        transcript("so he came home", "at tree o'clock", start_s=100),
+        FIRST.slice(0, 0),
+    ):
         found = place(rows, edits)
         assert read(found) == read(place(rows, []))
         [stale] = found.stale
-        assert [row["text"].strip() for row in stale.cut] == now
-        assert stale.group.text == "at three o'clock"
-    # One that others replaced meanwhile is kept, too.
-    found = place(FIRST, groups(TREE, edit(FIRST, [1], "at two o'clock")))
-    assert [each.group.text for each in found.stale] == ["at three o'clock"]
-    assert read(found)[1] == "at two o'clock"
+        assert stale.correction.text == "at three o'clock"
     # Where people removed what the model invented, and it is not there any more, all is well.
-    found = place(transcript("so he came home at tree o'clock"), groups(edit(FIRST, [2, 3])))
-    assert (found.stale, len(found.placed)) == ([], 1)
+    found = place(transcript("so he came home at tree o'clock"), saved(edit(FIRST, [2, 3])))
+    assert (found.stale, len(found.blocks)) == ([], 1)
+    # What builds on one that does not fit is listed in its place.
+    again = transcript("so he came home", "beneath those lamps", "and went to bed")
+    person = [{"channel": None, "start_s": 2.0, "end_s": 3.5, "text": "at three o'clock"}]
+    later = EditedSegment(start_s=2.0, end_s=3.5, text="at 3 o'clock")
+    [stale] = place(again, saved(TREE, correct(ID, person, [later]))).stale
+    assert (stale.correction.text, len(stale.ids)) == ("at 3 o'clock", 2)
 
 
 def test_repeated_words_are_told_by_their_time() -> None:
     rows = transcript("yes", "yes", "yes", "no")
-    found = place(transcript("yes yes yes no"), groups(edit(rows, [1], "Yes!")))
+    found = place(transcript("yes yes yes no"), saved(edit(rows, [1], "Yes!")))
     assert read(found) == ["yes", "Yes!", "yes no"]
     # Both of two neighbors, in any order of saving.
-    both = groups(edit(rows, [2], "YES"), edit(rows, [1], "Yes!"))
+    both = saved(edit(rows, [2], "YES"), edit(rows, [1], "Yes!"))
     assert read(place(transcript("yes yes yes no"), both)) == ["yes", "Yes!", "YES", "no"]
 
 
@@ -180,7 +181,7 @@ def test_scripts_without_spaces_are_cut_between_characters() -> None:
     schema = projected(SEGMENTS, _COLUMNS)
     before = pa.Table.from_pylist([line("你好世界。", 0.0), line("再见朋友", 5.0)], schema=schema)
     after = pa.Table.from_pylist([line("你好世界再见朋友", 0.0)], schema=schema)
-    found = place(after, groups(edit(before, [1], "再见,朋友们")))
+    found = place(after, saved(edit(before, [1], "再见,朋友们")))
     assert read(found) == ["你好世界", "再见,朋友们"]
 
 
@@ -218,56 +219,58 @@ def test_no_correction_is_lost_and_no_word_of_the_model_doubled(
 ) -> None:
     rows, edits, again, words = given_
     for transcribed, expected in ((rows, None), (again, words)):
-        own = groups(*edits)
+        own = saved(*edits)
         found = place(transcribed, own)
-        named = [each.group.stems for each in (*found.placed, *found.stale)]
-        assert sorted(named) == sorted(group.stems for group in own)
+        ids = [made.correction.id for block in found.blocks for made in block.made]
+        ids += [identity for stale in found.stale for identity in stale.ids]
+        assert {*ids} == {correction.id for correction in own}
         if expected is None:
             assert not found.stale
             continue
         # What people said of a place stands there once, and exactly.
-        placed = [each for each in found.placed if each.cut]
-        shown = [(leaf.key, found.rows["text"][at].as_py().strip())
-                 for at, leaf in found.leaves.items()]  # fmt: skip
+        placed = [block for block in found.blocks if block.cut]
+        shown = [(made.key, found.rows["text"][at].as_py().strip())
+                 for at, made in found.made.items()]  # fmt: skip
         assert sorted(shown) == sorted(
-            (leaf.key, leaf.said.text) for each in placed for leaf in each.group.leaves
+            (made.key, made.segment.text) for block in placed for made in block.made
         )
         # All else is the model's, once each: what is left and what was cut out are all its words.
         left = [word for at, text in enumerate(found.rows["text"].to_pylist())
-                if at not in found.leaves for word in text.split()]  # fmt: skip
-        cut = [word for each in placed for row in each.cut for word in row["text"].split()]
+                if at not in found.made for word in text.split()]  # fmt: skip
+        cut = [word for block in placed for row in block.cut for word in row["text"].split()]
         assert sorted(left + cut) == sorted(expected)
-        for each in placed:
+        for block in placed:
             # At least half of what was cut out is known to whoever corrected it.
-            theirs = re.findall(r"\w+", f"{each.group.original} {each.group.text}".casefold())
-            theirs_cut = [word for row in each.cut for word in row["text"].casefold().split()]
+            [original] = {made.correction.original for made in block.made}
+            theirs = re.findall(r"\w+", f"{original} {block.text}".casefold())
+            theirs_cut = [word for row in block.cut for word in row["text"].casefold().split()]
             assert 2 * sum(word in theirs for word in theirs_cut) >= len(theirs_cut)
 
 
-def test_a_conflict_is_not_placed_on_another_channel() -> None:
+def test_a_correction_is_not_placed_on_another_channel() -> None:
     rows = pa.concat_tables([transcript("one two", channel=0), transcript("one two", channel=1)])
-    found = place(rows, groups(edit(rows, [1], "won two")))
+    found = place(rows, saved(edit(rows, [1], "won two")))
     assert found.rows["text"].to_pylist() == [" one two", " won two"]
-    replaced = Replaced(channel=2, start_s=0.0, end_s=1.0, original="one two")
-    said = [Said(start_s=0.0, end_s=1.0, text="x")]
-    found = place(rows, groups(correct(RECORDING, [replaced], said, checked=True)))
-    assert (len(found.stale), found.leaves) == (1, {})
+    replaced = {"channel": 2, "start_s": 0.0, "end_s": 1.0, "text": "one two"}
+    segments = [EditedSegment(start_s=0.0, end_s=1.0, text="x")]
+    found = place(rows, saved(correct(ID, [replaced], segments)))
+    assert (len(found.stale), found.made) == (1, {})
 
 
 def test_what_was_taken_and_given_back_is_listed_again() -> None:
     other = transcript("nobody knows", "the weather today is fine", "tomorrow")
-    taken = edit(other, [1], "at three o'clock", withdraws=("0",))
-    undone = correct(RECORDING, (), (), checked=False, withdraws=("1",))
-    assert not place(other, groups(TREE, taken)).stale
-    found = place(other, groups(TREE, taken, undone))
+    taken = edit(other, [1], "at three o'clock", undoes=(TREE.id,))
+    undone = correct(ID, (), (), undoes=(taken.id,))
+    assert not place(other, saved(TREE, taken)).stale
+    found = place(other, saved(TREE, taken, undone))
     assert read(found)[1] == "the weather today is fine"
-    assert [each.group.text for each in found.stale] == ["at three o'clock"]
+    assert [stale.correction.text for stale in found.stale] == ["at three o'clock"]
 
 
 def test_a_split_is_no_rewriting_where_words_have_no_blanks() -> None:
     rows = transcript("你好世界今天")
     for texts, rewritten in ((("你好", "世界今天"), False), (("你好", "世界明天"), True)):
-        [placed] = place(rows, groups(edit(rows, [0], *texts, checked=False))).placed
-        assert placed.rewritten == rewritten
-    [placed] = place(FIRST, groups(edit(FIRST, [0], "so he came  ho me"))).placed
-    assert placed.rewritten
+        [block] = place(rows, saved(edit(rows, [0], *texts, checked=False))).blocks
+        assert block.rewritten == rewritten
+    [block] = place(FIRST, saved(edit(FIRST, [0], "so he came  ho me"))).blocks
+    assert block.rewritten

@@ -14,18 +14,17 @@ from corpus_asr.stages.isolation import IsolatedGenerator
 from corpus_asr.storage.listing import FileListing
 from corpus_asr.storage.run_state.corrections import (
     Corrections,
+    EditedSegment,
     correct,
-    replaced_row,
+    read_saved,
     save_correction,
 )
-from corpus_asr.storage.run_state.corrections import Said as Written
 from corpus_asr.storage.run_state.finish import finish as finish_run
 from corpus_asr.storage.run_state.moved import noted_moves
 from corpus_asr.storage.run_state.own_sources import record_sources
 from corpus_asr.storage.run_state.plan import Plan, make_plan, read_listing
 from corpus_asr.storage.run_state.rewriting import follow
 from corpus_asr.storage.run_state.run_files import CONFIG_NAME, Run, begin_run, fingerprint
-from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.speaker_turns import RecordingVoices, turn_rows, write_turns
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.filesystem import describe
@@ -257,26 +256,29 @@ def run_of(folder: Path, *rows: dict[str, Any], **config: Any) -> OutputStore:
 
 
 def correct_segment(
-    store: OutputStore, original: str, text: str, *, speaker: str | None = None, **values: Any
+    store: OutputStore,
+    original: str,
+    text: str,
+    *,
+    speaker: str | None = None,
+    checked: bool = True,
+    name: str = "",
 ) -> str:
     """Save a correction of the only segment with this text, as a window of `view` does.
 
-    One of before is withdrawn.
+    Those of before are undone.
     """
-    with RunTables(store) as tables:
-        table = tables.table("select recording_id, etag, size_bytes from recordings")
-    versions = {row["recording_id"]: row for row in table.to_pylist()}
     rows = [row for batch in store.segments() for row in batch.to_pylist()]
     (segment,) = (row for row in rows if row["text"].strip() == original)
-    replaced = replaced_row(segment)
-    before = Corrections.load(store).of(segment["recording_id"])
-    said = correct(
-        versions[segment["recording_id"]], [replaced],
-        [Written(start_s=replaced.start_s, end_s=replaced.end_s, text=text, speaker=speaker)],
-        withdraws=[stem for group in before if replaced in group.replaced for stem in group.stems],
-        **({"checked": True} | values),
-    )  # fmt: skip
-    return save_correction(store, said)
+    own = segment["recording_id"]
+    saved = read_saved(store)
+    before = [each.id for each in Corrections(saved).of(own) if each.original == original]
+    times = {side: segment[side] for side in ("start_s", "end_s")}
+    written = EditedSegment(**times, text=text, speaker=speaker, checked=checked)
+    made = correct(own, [segment], [written], name=name, undoes=before)
+    saved_as = save_correction(store, made, saved)
+    assert saved_as is not None
+    return saved_as
 
 
 def finished(store: OutputStore, *names: str) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from corpus_asr.storage.run_state.corrections import read_saved, stem_of
+from corpus_asr.storage.run_state.corrections import read_saved
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.view.server import ViewServer
 from tests.support.audio import noise, wav_bytes
@@ -303,7 +303,7 @@ def test_what_is_edited_is_checked_only_where_a_person_says_so(
 
     def newest() -> bool:
         saved = read_saved(served[1])
-        return saved[max(saved, key=stem_of)].checked
+        return saved[max(saved)].segments[0].checked
 
     assert [save(text="we have begun"), newest()] == [False, False]
     assert [save(tick=True), newest()] == [True, True]

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from corpus_asr.storage import parquet
-from corpus_asr.storage.run_state.corrections import Said, correct, replaced_row
+from corpus_asr.storage.run_state.corrections import EditedSegment, correct
 from corpus_asr.storage.run_state.run_files import SUCCESS_NAME
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import recording_id
@@ -200,9 +200,9 @@ def test_many_search_while_a_run_goes_on_and_people_correct(
                 each for each in Transcripts(store).read(view, row).block(0)
                 if each["text"] == hit.text
             ]  # fmt: skip
-            replaced = replaced_row(segment)
-            again = Said(start_s=replaced.start_s, end_s=replaced.end_s, text="war again")
-            said = correct(row, [replaced], [again], checked=True)
+            times = {side: segment[side] for side in ("start_s", "end_s")}
+            again = EditedSegment(**times, text="war again")
+            said = correct(hit.recording_id, [segment], [again])
             library.save(row, lambda _, said=said: said)  # type: ignore[misc]
         stop.set()
         found = [each.result() for each in running]

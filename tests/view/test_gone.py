@@ -100,7 +100,7 @@ def test_what_is_saved_while_it_goes_is_taken_back(
 ) -> None:
     save = corrections.save_correction
 
-    def meanwhile(*args: Any) -> str:
+    def meanwhile(*args: Any) -> str | None:
         if first:
             happens(store)
         name = save(*args)

@@ -1,19 +1,14 @@
 """Corrections that people make to segments: one small object per save, apart from the tables.
 
-    corrections/RECORDING_ID/STEM.json
+    corrections/RECORDING_ID/NUMBER.json
 
-A correction replaces segments of one channel by others: texts, speakers, times, splits, merges and
-removals are all of this form. What it replaces are segments of the model, named by channel, times
-and text, or segments that an earlier correction made, named by its stem. Nothing is rewritten, so
-two windows or two servers cannot destroy each other's work:
+A correction replaces the segments of one channel between two times by others: texts, speakers,
+times, checks, splits, merges and removals are all of this form. Corrections are numbered, and a
+save creates the number after the last one that its author saw. So of two servers one is refused,
+reads what the other saved, and tries again where that concerns other segments; nothing is written
+over what nobody has seen. An undo is a save as well: it names corrections that count no more.
 
-- Corrections that build on each other are one `Group`: segments of the model, and what people have
-  in their place now.
-- Of two that replace the same segment, which only two servers at once can save, the later by name
-  stands, and the other is kept as a group that is `in_conflict`.
-- One that is withdrawn stands no more, unless a later one builds on it.
-
-How groups are placed on the segments of a newer transcript is in `placing`.
+Where they belong in a transcript, also in one of another model, is in `placing`.
 """
 
 import datetime
@@ -21,20 +16,21 @@ import hashlib
 import json
 import math
 import re
-import time
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields
-from typing import Any, NamedTuple, TypeVar
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, TypeVar
 
 from corpus_asr.errors import ConfigError, CorpusAsrError
-from corpus_asr.storage.run_state.tables import READERS, OutputStore, time_ns_of
+from corpus_asr.storage.run_state.tables import READERS, OutputStore
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.uri import redact_uri
 
 CORRECTIONS_FOLDER = "corrections"
 _SUFFIX = ".json"
+_DIGITS = 6
 # A segment of 30 s has some 500 characters; a page of text in one is a mistake.
 MAX_TEXT_CHARS = 4_000
 MAX_NAME_CHARS = 100
@@ -43,132 +39,99 @@ SPEAKER_LABEL = re.compile(r"S\d+")
 """Of a speaker whom turns number; any other is a name that a person gave."""
 
 
-class SegmentKey(NamedTuple):
-    """What a correction knows a segment by, within a recording."""
-
-    channel: int | None
-    start_ms: int
-    end_ms: int
-    text_hash: str
-
-    def __str__(self) -> str:
-        channel = "" if self.channel is None else self.channel
-        return f"{channel}.{self.start_ms}.{self.end_ms}.{self.text_hash}"
-
-
 def hash_of(text: str) -> str:
     """Return the hash by which a segment's text is compared."""
     data = text.encode("utf-8", "surrogatepass")
     return hashlib.blake2b(data, digest_size=_HASH_BYTES).hexdigest()
 
 
-def key_of(row: Mapping[str, Any]) -> SegmentKey:
-    """Return the key of a row of the segments table."""
+def key_of(row: Mapping[str, Any]) -> str:
+    """Return what a segment of the model is called within its recording."""
+    channel = "" if row["channel"] is None else row["channel"]
     start_ms, end_ms = (round(1000 * row[name]) for name in ("start_s", "end_s"))
-    return SegmentKey(row["channel"], start_ms, end_ms, hash_of(row["text"] or ""))
+    return f"{channel}.{start_ms}.{end_ms}.{hash_of(row['text'] or '')}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Replaced:
-    """A segment that a correction replaces."""
-
-    channel: int | None
-    start_s: float
-    end_s: float
-    original: str
-    """Its text."""
-    edit: str = ""
-    """Stem of the correction that made it; empty: the model did."""
-    index: int = 0
-    """Its number among those that the correction made."""
-
-    @property
-    def node(self) -> "Node":
-        """What it is known by among the saves of its recording."""
-        if self.edit:
-            return self.edit, self.index
-        start_ms, end_ms = (round(1000 * value) for value in (self.start_s, self.end_s))
-        return SegmentKey(self.channel, start_ms, end_ms, hash_of(self.original))
-
-
-Node = SegmentKey | tuple[str, int]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Said:
+class EditedSegment:
     """A segment as a person has it."""
 
     start_s: float
     end_s: float
     text: str
-    """Without outer spaces; empty where nothing is said."""
+    """Without outer spaces; empty where the segment is removed."""
     speaker: str | None = None
     """A label such as S1, or a name; None: whoever speaks then by the turns."""
+    checked: bool = False
+    """Whether the text was compared with the audio."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Correction:
-    """What a person put in place of segments of one channel; nothing where it only withdraws."""
+    """What a person put in place of the segments of a channel between two times."""
 
+    id: str
     recording_id: str
-    etag: str | None
-    """Of the recording when it was transcribed, as is the size."""
-    size_bytes: int | None
-    replaces: tuple[Replaced, ...]
-    segments: tuple[Said, ...]
-    checked: bool
-    """Whether the text was compared with the audio."""
+    channel: int | None
+    start_s: float
+    end_s: float
+    original: str
+    """The text that its author saw there, with single spaces."""
+    segments: tuple[EditedSegment, ...]
+    """None where it only undoes others."""
     name: str
     """Of the person, if given."""
     saved_at: str
     """ISO 8601, UTC."""
-    withdraws: tuple[str, ...] = ()
-    """Stems of corrections that are to stand no more."""
+    undoes: tuple[str, ...] = ()
+    """IDs of corrections that count no more."""
+
+    @property
+    def text(self) -> str:
+        """What people have in its place."""
+        return joined_text(segment.text for segment in self.segments)
 
 
 def correct(
-    recording: Mapping[str, Any],
-    replaces: Sequence[Replaced],
-    segments: Sequence[Said],
+    recording_id: str,
+    replaced: Sequence[Mapping[str, Any]],
+    segments: Sequence[EditedSegment],
     *,
-    checked: bool,
     name: str = "",
-    withdraws: Sequence[str] = (),
+    undoes: Sequence[str] = (),
 ) -> Correction:
     """Return a correction, its texts with single spaces; without segments the replaced are removed.
 
     Args:
-        recording: recording_id, etag and size_bytes of the catalog.
+        replaced: channel, start_s, end_s and text of segments of one channel, in order of time;
+            none: it only undoes others.
 
     Raises:
         ConfigError: a text or name is too long, or has characters that are no text.
     """
-    if replaces and not segments:
-        start_s = min(each.start_s for each in replaces)
-        segments = [Said(start_s=start_s, end_s=max(each.end_s for each in replaces), text="")]
+    start_s = min((row["start_s"] for row in replaced), default=0.0)
+    end_s = max((row["end_s"] for row in replaced), default=0.0)
+    if replaced and not segments:
+        segments = [EditedSegment(start_s=start_s, end_s=end_s, text="")]
     return Correction(
-        **{name: recording[name] for name in ("recording_id", "etag", "size_bytes")},
-        replaces=tuple(replaces),
+        id=uuid.uuid4().hex[:12],
+        recording_id=recording_id,
+        channel=replaced[0]["channel"] if replaced else None,
+        start_s=start_s,
+        end_s=end_s,
+        original=joined_text(row["text"] or "" for row in replaced),
         segments=tuple(
-            Said(
-                start_s=each.start_s,
-                end_s=each.end_s,
-                text=plain_text("the corrected text", each.text, MAX_TEXT_CHARS),
-                speaker=plain_text("the speaker", each.speaker or "", MAX_NAME_CHARS) or None,
+            replace(
+                segment,
+                text=plain_text("the corrected text", segment.text, MAX_TEXT_CHARS),
+                speaker=plain_text("the speaker", segment.speaker or "", MAX_NAME_CHARS) or None,
             )
-            for each in segments
+            for segment in segments
         ),
-        checked=checked,
         name=plain_text("the name", name, MAX_NAME_CHARS),
         saved_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        withdraws=tuple(withdraws),
+        undoes=tuple(undoes),
     )
-
-
-def replaced_row(row: Mapping[str, Any]) -> Replaced:
-    """Return a row of the segments table as one that is replaced."""
-    values = {name: row[name] for name in ("channel", "start_s", "end_s")}
-    return Replaced(**values, original=row["text"] or "")
 
 
 def plain_text(what: str, text: str, max_chars: int) -> str:
@@ -192,32 +155,53 @@ def plain_text(what: str, text: str, max_chars: int) -> str:
     return text
 
 
+def joined_text(texts: Iterable[str]) -> str:
+    """Return texts as one, with single spaces."""
+    return spaced_once(" ".join(texts))
+
+
 def spaced_once(text: str) -> str:
     """Return a text with single spaces, none of them outside."""
     return " ".join(text.split())
-
-
-def save_correction(store: OutputStore, correction: Correction) -> str:
-    """Put a correction as an object of its own; return its name."""
-    folder = f"{CORRECTIONS_FOLDER}/{correction.recording_id}"
-    # The last name stands: a clock that is behind must not bring an earlier save back.
-    newest_ns = max(map(time_ns_of, store.all_names(folder)), default=0)
-    name = f"{folder}/{store.stem(max(time.time_ns(), newest_ns + 1))}{_SUFFIX}"
-    store.write_json(name, asdict(correction))
-    return name
-
-
-def stem_of(name: str) -> str:
-    """Return what a save is called in others, also once its recording has moved."""
-    return name.rpartition("/")[2].removesuffix(_SUFFIX)
 
 
 Saved = Mapping[str, Correction]
 """Corrections by the names of their objects."""
 
 
+def save_correction(store: OutputStore, correction: Correction, saved: Saved) -> str | None:
+    """Put a correction after those that are known; return its name.
+
+    None: there is another one that is not known yet, and nothing was saved.
+    """
+    folder = f"{CORRECTIONS_FOLDER}/{correction.recording_id}/"
+    last = max((name for name in saved if name.startswith(folder)), default="")
+    number = int(last.removeprefix(folder).removesuffix(_SUFFIX) or 0) + 1
+    name = f"{folder}{number:0{_DIGITS}}{_SUFFIX}"
+    text = json.dumps(asdict(correction), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    is_first = filesystem.create(store.address(name), text.encode(), store.options)
+    return name if is_first else None
+
+
+def move_correction(store: OutputStore, name: str, recording_id: str) -> None:
+    """Let a save follow its recording, after those that are there already."""
+    said = {**store.read_json(name), "recording_id": recording_id}
+    text = json.dumps(said, indent=2, ensure_ascii=False) + "\n"
+    number = int(name.rpartition("/")[2].removesuffix(_SUFFIX))
+    while not filesystem.create(
+        store.address(f"{CORRECTIONS_FOLDER}/{recording_id}/{number:0{_DIGITS}}{_SUFFIX}"),
+        text.encode(), store.options,
+    ):  # fmt: skip
+        number += 1
+    store.remove(name)
+
+
 def read_saved(store: OutputStore, known: Saved | None = None) -> dict[str, Correction]:
-    """Return every save in an output folder; `known` ones, which never change, are not read."""
+    """Return every save in an output folder; `known` ones, which never change, are not read.
+
+    Raises:
+        CorpusAsrError: an object is no correction, or one of an older version.
+    """
     names = sorted(name for name in store.all_names(CORRECTIONS_FOLDER) if _is_save(name))
     known = known or {}
     fresh = [name for name in names if name not in known]
@@ -233,13 +217,15 @@ def _is_save(name: str) -> bool:
 
 def _read(store: OutputStore, name: str) -> Correction:
     address = store.address(name)
+    if not name.rpartition("/")[2].removesuffix(_SUFFIX).isdecimal():
+        raise CorpusAsrError(
+            f"reading {redact_uri(address)}: found a correction of an older version, expected "
+            "NUMBER.json; move the folder away, or read it by that version"
+        )
     data = filesystem.read_bytes(address, store.options)
     try:
-        said = json.loads(data)
-        correction = _parsed(Correction, said)
-        if len({each.channel for each in correction.replaces}) > 1:
-            raise ValueError("it replaces segments of several channels")
-        if correction.replaces and not correction.segments:
+        correction = _parsed(Correction, json.loads(data))
+        if not correction.segments and not correction.undoes:
             raise ValueError("it has no segments")
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise CorpusAsrError(
@@ -249,12 +235,12 @@ def _read(store: OutputStore, name: str) -> Correction:
     return correction
 
 
-_Kind = TypeVar("_Kind", Correction, Replaced, Said)
+_Kind = TypeVar("_Kind", Correction, EditedSegment)
 
 
-def _parsed(kind: type[_Kind], said: Any) -> _Kind:
+def _parsed(kind: type[_Kind], content: Any) -> _Kind:
     # Newer versions may say more.
-    values = {field.name: said[field.name] for field in fields(kind)}
+    values: dict[str, Any] = {field.name: content[field.name] for field in fields(kind)}
     for name, value in values.items():
         if not isinstance(value, _TYPES[name]) or isinstance(value, bool) != (name == "checked"):
             raise TypeError(f"{name} is {value!r:.100}")
@@ -262,99 +248,34 @@ def _parsed(kind: type[_Kind], said: Any) -> _Kind:
             value.encode()  # half of a pair would be no text for a table
         elif isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{name} is {value}")
-        elif isinstance(value, list):
-            values[name] = tuple(_PARTS[name](each) for each in value)
+        elif name == "segments":
+            values[name] = tuple(_parsed(EditedSegment, segment) for segment in values[name])
+        elif name == "undoes":
+            if not all(isinstance(identity, str) for identity in values[name]):
+                raise TypeError(f"undoes is {value!r:.100}")
+            values[name] = tuple(values[name])
     return kind(**values)
 
 
-def _stem(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"withdraws {value!r:.100}")
-    return value
-
-
-_PARTS: Mapping[str, Any] = {
-    "replaces": lambda value: _parsed(Replaced, value),
-    "segments": lambda value: _parsed(Said, value),
-    "withdraws": _stem,
-}
 _TYPES: Mapping[str, type | tuple[type, ...]] = {
-    **dict.fromkeys(("recording_id", "original", "text", "name", "saved_at", "edit"), str),
+    **dict.fromkeys(("id", "recording_id", "original", "text", "name", "saved_at"), str),
     **dict.fromkeys(("start_s", "end_s"), (int, float)),
-    **dict.fromkeys(("channel", "size_bytes"), (int, type(None))),
-    **dict.fromkeys(("etag", "speaker"), (str, type(None))),
-    **dict.fromkeys(("replaces", "segments", "withdraws"), list),
-    "index": int,
+    "channel": (int, type(None)),
+    "speaker": (str, type(None)),
+    **dict.fromkeys(("segments", "undoes"), list),
     "checked": bool,
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Leaf:
-    """A segment as people have it now, and the correction that made it."""
-
-    stem: str
-    index: int
-    said: Said
-    correction: Correction
-    rewritten: bool
-    """Whether a save that it stems from has other words than it replaced."""
-
-    @property
-    def key(self) -> str:
-        """What it is called; no other segment is, at any time."""
-        return f"{self.stem}.{self.index}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Group:
-    """Corrections that build on each other: what of the model they replace, and by what."""
-
-    stems: tuple[str, ...]
-    """Of all of these corrections, in order."""
-    replaced: tuple[Replaced, ...]
-    """Segments of the model, in order of time."""
-    leaves: tuple[Leaf, ...]
-    """In order of time; a removal is one leaf without text."""
-    in_conflict: bool = False
-    """Whether a later correction of the same segment stands in its place."""
-
-    @property
-    def channel(self) -> int | None:
-        """Of all of it."""
-        return self.replaced[0].channel
-
-    @property
-    def span_s(self) -> tuple[float, float]:
-        """Start and end of what it replaces."""
-        return self.replaced[0].start_s, max(each.end_s for each in self.replaced)
-
-    @property
-    def original(self) -> str:
-        """The model's text."""
-        return " ".join(filter(None, (spaced_once(each.original) for each in self.replaced)))
-
-    @property
-    def text(self) -> str:
-        """What people have in its place."""
-        return " ".join(filter(None, (leaf.said.text for leaf in self.leaves)))
-
-    @property
-    def checked(self) -> bool:
-        """Whether people compared all of it with the audio."""
-        return all(leaf.correction.checked for leaf in self.leaves)
-
-
 class Corrections:
-    """What stands of all saves, as groups of each recording."""
+    """The corrections of each recording that count, in the order in which they were saved."""
 
     def __init__(self, saved: Saved) -> None:
-        own: dict[str, dict[str, Correction]] = {}
+        self._saves: dict[str, dict[str, Correction]] = {}
         for name in sorted(saved):
-            own.setdefault(saved[name].recording_id, {})[stem_of(name)] = saved[name]
-        self._saves = own
-        groups = {recording_id: tuple(_groups(saves)) for recording_id, saves in own.items()}
-        self._groups = {recording_id: found for recording_id, found in groups.items() if found}
+            self._saves.setdefault(saved[name].recording_id, {})[name] = saved[name]
+        counting = {key: _counting([*saves.values()]) for key, saves in self._saves.items()}
+        self._counting = {key: corrections for key, corrections in counting.items() if corrections}
 
     @classmethod
     def load(cls, store: OutputStore) -> "Corrections":
@@ -363,113 +284,56 @@ class Corrections:
 
     def __len__(self) -> int:
         """Return how many segments people have made, checked or removed, placed or not."""
-        return sum(len(group.leaves) for own in self._groups.values() for group in own)
+        return sum(map(_count_segments, self._counting.values()))
 
     @property
     def recording_ids(self) -> list[str]:
-        """Recordings with a correction that stands."""
-        return list(self._groups)
+        """Recordings with a correction that counts."""
+        return list(self._counting)
 
-    def of(self, recording_id: str) -> tuple[Group, ...]:
-        """Return the groups of a recording, of any of its versions, in order of time."""
-        return self._groups.get(recording_id, ())
+    def of(self, recording_id: str) -> tuple[Correction, ...]:
+        """Return those of a recording, of any of its versions."""
+        return self._counting.get(recording_id, ())
 
     def edition(self, recording_id: str) -> str:
         """Return another text after each save of a recording."""
-        saves = self._saves.get(recording_id, {})
-        # That of another server may have an earlier name than the last that was known.
-        return f"{max(saves)}+{len(saves)}" if saves else ""
+        return max(self._saves.get(recording_id, {}), default="")
 
-    def get(self, recording_id: str, stem: str) -> Correction | None:
-        """Return a save, whether it stands or not."""
-        return self._saves.get(recording_id, {}).get(stem)
+    def get(self, recording_id: str, identity: str) -> Correction | None:
+        """Return a save, whether it counts or not."""
+        saves = self._saves.get(recording_id, {}).values()
+        return next((save for save in saves if save.id == identity), None)
 
     def digest(self) -> str:
         """Name everything that they say: another digest, other texts."""
-        said = sorted(
-            json.dumps([recording_id, group.in_conflict,
-                        [asdict(each) for each in group.replaced],
-                        [[asdict(leaf.said), leaf.correction.checked] for leaf in group.leaves]])
-            for recording_id, own in self._groups.items() for group in own
-        )  # fmt: skip
-        return hash_of("\n".join(said)) if said else ""
+        content = [
+            [recording_id, correction.channel, correction.start_s, correction.end_s,
+             correction.original, [asdict(segment) for segment in correction.segments]]
+            for recording_id in sorted(self._counting)
+            for correction in self._counting[recording_id]
+        ]  # fmt: skip
+        return hash_of(json.dumps(content)) if content else ""
 
 
-def _groups(saves: Mapping[str, Correction]) -> Iterator[Group]:
-    """Yield the groups of one recording's saves, which are in order of their stems."""
-    # By saves that stand: what one withdrew is there again once it is withdrawn itself.
-    withdrawn: set[str] = set()
-    standing: dict[str, Correction] = {}
-    taken: dict[Node, str] = {}
-    built_on: set[str] = set()
-    # Latest first: a correction comes after those that it builds on.
-    for stem, each in reversed([*saves.items()]):
-        if stem in withdrawn and stem not in built_on:
-            continue
-        withdrawn.update(each.withdraws)
-        if not each.replaces:
-            continue
-        standing[stem] = each
-        built_on |= {one.edit for one in each.replaces}
-        nodes = [one.node for one in each.replaces]
-        if not any(node in taken for node in nodes):
-            taken.update(dict.fromkeys(nodes, stem))
-    lost: set[str] = set()
-    family: dict[str, list[str]] = {}
-    of: dict[str, str] = {}
-    for stem in sorted(standing):
-        parents = {one.edit for one in standing[stem].replaces if one.edit in of}
-        if any(taken.get(one.node) != stem for one in standing[stem].replaces):
-            lost.add(stem)
-            parents = set()
-        elif parents & lost:
-            lost.add(stem)
-            parents &= lost
-        heads = sorted({of[parent] for parent in parents})
-        head = heads[0] if heads else stem
-        of[stem] = head
-        family.setdefault(head, []).append(stem)
-        for other in heads[1:]:
-            moved = family.pop(other)
-            of.update(dict.fromkeys(moved, head))
-            family[head] += moved
-    found = [_group(sorted(stems), standing, in_conflict=head in lost)
-             for head, stems in family.items()]  # fmt: skip
-    yield from sorted(found, key=lambda group: (group.span_s, group.stems))
+def _counting(saves: Sequence[Correction]) -> tuple[Correction, ...]:
+    # What a save undid is there again once that is undone itself.
+    undone: set[str] = set()
+    counting = []
+    for save in reversed(saves):
+        if save.id not in undone:
+            undone.update(save.undoes)
+            counting.append(save)
+    return tuple(save for save in reversed(counting) if save.segments)
 
 
-def _group(stems: Sequence[str], standing: Mapping[str, Correction], *, in_conflict: bool) -> Group:
-    inner = {one.node for stem in stems for one in standing[stem].replaces}
-    leaves = [
-        Leaf(stem=stem, index=index, said=said, correction=standing[stem],
-             rewritten=_rewrites(stem, standing))
-        for stem in stems
-        for index, said in enumerate(standing[stem].segments)
-        if (stem, index) not in inner
-    ]  # fmt: skip
-    roots: dict[Node, Replaced] = {}
-    waiting = [one for stem in stems for one in standing[stem].replaces]
-    known = set(stems)
-    while waiting:
-        one = waiting.pop()
-        if one.edit not in standing:
-            roots[one.node] = one
-        elif one.edit not in known:  # what a conflict is about may have been made by others
-            known.add(one.edit)
-            waiting += standing[one.edit].replaces
-    return Group(
-        stems=tuple(stems),
-        replaced=tuple(sorted(roots.values(), key=lambda one: (one.start_s, one.end_s))),
-        leaves=tuple(sorted(leaves, key=lambda leaf: (leaf.said.start_s, leaf.key))),
-        in_conflict=in_conflict,
-    )
-
-
-def _rewrites(stem: str, standing: Mapping[str, Correction]) -> bool:
-    # Who splits, joins, moves or gives to a speaker vouches for no word.
-    saved = standing[stem]
-    originals = [segment.original for segment in saved.replaces]
-    texts = [segment.text for segment in saved.segments]
-    is_changed = "".join(" ".join(originals).split()) != "".join(" ".join(texts).split())
-    edits = {segment.edit for segment in saved.replaces} & standing.keys()
-    return is_changed or any(_rewrites(edit, standing) for edit in edits)
+def _count_segments(corrections: Sequence[Correction]) -> int:
+    there: list[tuple[int | None, float]] = []
+    for correction in corrections:
+        there = [
+            (channel, middle_s) for channel, middle_s in there
+            if channel != correction.channel
+            or not correction.start_s <= middle_s <= correction.end_s
+        ]  # fmt: skip
+        there += [(correction.channel, (segment.start_s + segment.end_s) / 2)
+                  for segment in correction.segments]  # fmt: skip
+    return len(there)

@@ -1,34 +1,42 @@
 """Corrections on the segments of a transcript: where they belong, and what is read there.
 
-A group of corrections replaces segments of the model. It is placed on those of the current
-transcript of its channel, which may be another model's, cut otherwise:
+Corrections are applied one after the other, in the order in which they were saved. Each replaces
+segments of the transcript as those before it left it, which may be another model's, cut otherwise:
 
-1. Where every replaced segment is there with the same times and text, the group replaces these.
-2. Else its place is found by time and words. Of the segments within `MARGIN_S` of its span, those
-   words are its own that are aligned with the words it replaced, or with the words it says;
-   and words within its span, by their times. Case and punctuation are ignored. Words outside of the
-   span are its own only where they are the same.
+1. Where the text that its author saw is there at the same times, it replaces these segments.
+2. Else its words are those within its times, and those next to them, up to `MARGIN_S` away, that
+   are the next of the words that it replaced or says. Others at its edges are its own only where
+   they are surely within its times. Case and punctuation are ignored.
 3. It fits if at least half of these words are the same (`LEAST_SHARED`): two models that transcribe
    one span share most words, two spans that have nothing in common share hardly any, so that the
    exact number matters little. Then what people said stands for exactly these words. A segment of
    which only some are replaced is cut between words, and the rest keeps the model's words, each
    once. A removal also fits where the model now has no words.
-4. Else, and where another correction has its words, nothing is changed, and the group is `stale`:
-   to be shown with the model's text then and now, until somebody applies or dismisses it.
+4. Else, and where another correction has its words, nothing is changed, and the correction is
+   listed as stale: to be shown with the model's text then and now, until somebody applies or
+   dismisses it, or replaces what is there.
 
 A checked text is placed like any other: that somebody checked the model's words makes them theirs.
 """
 
 import re
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from difflib import SequenceMatcher
 from itertools import groupby
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from corpus_asr.storage.run_state.corrections import Group, Leaf, replaced_row, spaced_once
+from corpus_asr.storage.run_state.corrections import (
+    Correction,
+    EditedSegment,
+    joined_text,
+    spaced_once,
+)
 from corpus_asr.storage.run_state.timed_words import (
     CORRECTED_CONFIDENCE,
     bare_word,
@@ -51,9 +59,9 @@ _SCORES = ("tokens", "text_logprob", "avg_logprob", "no_speech_prob", "compressi
 # Scripts without spaces between words are compared by characters.
 _SPACELESS = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
 _TOKEN = re.compile(rf"\s*(?:[{_SPACELESS}]|[^\s{_SPACELESS}]+)")
-# Skipping a word of the span costs more than replacing it, unless its time is an estimate.
-_KNOWN, _ESTIMATED = 1.01, 0.6
-_PER_S, _FURTHEST = 0.1, 0.5  # by its distance in time, taking a word that is the same
+# Models place the ends of a segment to about this.
+_ROUNDED_S = 0.3
+_SAME_S = 1e-3
 
 
 class _Token(NamedTuple):
@@ -66,13 +74,43 @@ class _Token(NamedTuple):
     timed: bool
 
 
-@dataclass(slots=True)
-class Placed:
-    """Where a group stands."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Made:
+    """A segment that a correction made."""
 
-    group: Group
+    correction: Correction
+    index: int
+    rewritten: bool
+    """Whether a correction that it stems from has other words than it replaced."""
+    builds_on: frozenset[str] = frozenset()
+    """IDs of corrections whose segments it stems from."""
+
+    @property
+    def segment(self) -> EditedSegment:
+        """What the person said."""
+        return self.correction.segments[self.index]
+
+    @property
+    def key(self) -> str:
+        """What it is called; no other segment is, at any time."""
+        return f"{self.correction.id}.{self.index}"
+
+
+@dataclass(slots=True, eq=False)
+class Block:
+    """Segments that people have, in the place of some of the model's."""
+
+    made: list[Made]
+    """In order of time; a removal is one without text."""
     cut: list[dict[str, Any]] = field(default_factory=list)
-    """The model's segments, or their pieces, in whose place people's are."""
+    """The model's segments, or their pieces."""
+    tokens: list[int] = field(default_factory=list)
+    """Of the model's, by their places in the channel."""
+
+    @property
+    def text(self) -> str:
+        """What people have there."""
+        return joined_text(made.segment.text for made in self.made)
 
     @property
     def original(self) -> str:
@@ -80,17 +118,35 @@ class Placed:
         return "".join(row["text"] or "" for row in self.cut)
 
     @property
+    def checked(self) -> bool:
+        """Whether people compared all of it with the audio."""
+        return all(made.segment.checked for made in self.made)
+
+    @property
     def rewritten(self) -> bool:
         """Whether people have another text."""
-        said, model = self.group.text, spaced_once(" ".join(row["text"] or "" for row in self.cut))
-        if len(self.cut) == len(self.group.leaves) == 1:
-            return said != model
+        model = joined_text(row["text"] or "" for row in self.cut)
+        if len(self.cut) == len(self.made) == 1:
+            return self.text != model
         # Where pieces are joined there are blanks, which some scripts do not write.
-        return said.replace(" ", "") != model.replace(" ", "")
+        return self.text.replace(" ", "") != model.replace(" ", "")
 
-    def has_changed(self, leaf: Leaf) -> bool:
+    def has_changed(self, made: Made) -> bool:
         """Tell whether a segment has a person's words, which the model does not have."""
-        return leaf.rewritten and self.rewritten
+        return made.rewritten and self.rewritten
+
+
+@dataclass(frozen=True, slots=True)
+class Stale:
+    """A correction that could not be placed, and those before it whose segments it replaced."""
+
+    correction: Correction
+    others: tuple[str, ...] = ()
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """IDs of all of them."""
+        return (*self.others, self.correction.id)
 
 
 @dataclass(slots=True)
@@ -99,15 +155,14 @@ class Placing:
 
     rows: pa.Table
     """With `PLACED_COLUMNS`, in order of time; a removed segment is one without text."""
-    leaves: dict[int, Leaf] = field(default_factory=dict)
+    made: dict[int, Made] = field(default_factory=dict)
     """By row."""
-    placed: list[Placed] = field(default_factory=list)
-    stale: list[Placed] = field(default_factory=list)
-    """What could not be placed, with the segments of the model that are there now."""
+    blocks: list[Block] = field(default_factory=list)
+    stale: list[Stale] = field(default_factory=list)
 
-    def by_stem(self) -> dict[str, Placed]:
-        """Return the place of each correction's group."""
-        return {stem: each for each in self.placed for stem in each.group.stems}
+    def by_key(self) -> dict[str, Block]:
+        """Return the block of each segment that a correction made."""
+        return {made.key: block for block in self.blocks for made in block.made}
 
 
 def with_no_corrections(rows: pa.Table) -> pa.Table:
@@ -120,58 +175,62 @@ def with_no_corrections(rows: pa.Table) -> pa.Table:
     return rows
 
 
-def place(rows: pa.Table, groups: Sequence[Group]) -> Placing:
-    """Return one recording's segments of the model with groups of corrections in their places.
+def place(rows: pa.Table, corrections: Sequence[Correction]) -> Placing:
+    """Return one recording's segments of the model with corrections in their places.
 
     Args:
         rows: of the segments table, all of a recording, in order of time.
+        corrections: in the order in which they were saved.
     """
-    numbers = _concerned(rows, groups)
+    numbers = _concerned(rows, corrections)
     some = list(zip(numbers.tolist(), rows.take(pa.array(numbers)).to_pylist(), strict=True))
-    found = Placing(with_no_corrections(rows))
+    placing = Placing(with_no_corrections(rows))
     changes: _Changes = {}
-    for channel in dict.fromkeys(group.channel for group in groups):
-        own = [(number, row) for number, row in some if row["channel"] == channel]
-        theirs = [group for group in groups if group.channel == channel]
-        changes |= _Channel(own).changes(theirs, found)
+    for number in dict.fromkeys(correction.channel for correction in corrections):
+        channel = _Channel([(at, row) for at, row in some if row["channel"] == number])
+        for correction in corrections:
+            if correction.channel == number:
+                channel.apply(correction)
+        changes |= channel.changes()
+        placing.blocks += channel.blocks
+        placing.stale += channel.stale
     if changes:
-        _put(found, changes)
-    return found
+        _put(placing, changes)
+    return placing
 
 
-_Changes = dict[int, list[tuple[dict[str, Any], Leaf | None]]]
+_Changes = dict[int, list[tuple[dict[str, Any], Made | None]]]
 """What stands in the place of rows, by their numbers."""
 
 
-def _concerned(rows: pa.Table, groups: Sequence[Group]) -> np.ndarray:
+def _concerned(rows: pa.Table, corrections: Sequence[Correction]) -> np.ndarray:
     starts, ends = (rows[name].to_numpy() for name in ("start_s", "end_s"))
     marks = np.zeros(rows.num_rows, dtype=bool)
-    for group in groups:
-        start_s, end_s = group.span_s
-        marks |= (starts <= end_s + MARGIN_S) & (ends >= start_s - MARGIN_S)
+    for correction in corrections:
+        marks |= (starts <= correction.end_s + MARGIN_S) & (ends >= correction.start_s - MARGIN_S)
     return np.flatnonzero(marks)
 
 
-def _put(found: Placing, changes: _Changes) -> None:
-    rows, names = found.rows, found.rows.schema.names
-    made = [(number, *one) for number, own in changes.items() for one in own]
+def _put(placing: Placing, changes: _Changes) -> None:
+    rows, names = placing.rows, placing.rows.schema.names
+    new = [(number, *change) for number, own in changes.items() for change in own]
     kept = np.setdiff1d(np.arange(rows.num_rows), list(changes))
     # What is left of a segment of which only some words were replaced, nobody corrected.
     nobody = {"corrected": False, "checked": False}
-    others = [{name: (nobody | row).get(name) for name in names} for _, row, _ in made]
+    others = [{name: (nobody | row).get(name) for name in names} for _, row, _ in new]
     joined = pa.concat_tables(
         [rows.take(pa.array(kept)), pa.Table.from_pylist(others, schema=rows.schema)]
     )
-    places = np.concatenate([kept, [number for number, _, _ in made]]).astype(np.int64)
+    places = np.concatenate([kept, [number for number, _, _ in new]]).astype(np.int64)
     # By time, as all readers sort; what begins at one time stays in order.
     order = np.lexsort([places, joined["start_s"].to_numpy()])
-    leaves = [*[None] * len(kept), *[leaf for _, _, leaf in made]]
-    found.leaves = {
-        at: leaf for at, old in enumerate(order.tolist()) if (leaf := leaves[old]) is not None
+    made_by = [*[None] * len(kept), *[one for _, _, one in new]]
+    placing.made = {
+        at: made for at, old in enumerate(order.tolist()) if (made := made_by[old]) is not None
     }
-    found.rows = joined.take(pa.array(order))
+    placing.rows = joined.take(pa.array(order))
     if any(len(own) != 1 for own in changes.values()) and {"part", "segment"} <= {*names}:
-        found.rows = _numbered(found.rows)
+        placing.rows = _numbered(placing.rows)
 
 
 def _numbered(rows: pa.Table) -> pa.Table:
@@ -186,199 +245,236 @@ def _numbered(rows: pa.Table) -> pa.Table:
     return rows.set_column(at, of, pa.array(numbers, of.type))
 
 
+class _Piece(NamedTuple):
+    """A segment as the corrections so far left it: of the model, or one that people made."""
+
+    start_s: float
+    end_s: float
+    text: str
+    tokens: Sequence[int]
+    key: str = ""
+    """Of one that people made."""
+
+
+class _Word(NamedTuple):
+    token: int
+    bare: str
+    inside: bool
+    """Whether its middle is within the times of a correction."""
+    surely: bool
+    """Whether all of it is, as far as its times or those of its segment tell."""
+
+
 class _Channel:
-    """Segments of one channel, whose words belong to groups or to nobody."""
+    """Segments of one channel, whose words belong to blocks or to nobody."""
 
     def __init__(self, rows: Sequence[tuple[int, dict[str, Any]]]) -> None:
-        self._rows = rows
-        self._nodes = {str(replaced_row(row).node): at for at, (_, row) in enumerate(rows)}
-        self._tokens = [token for at, (_, row) in enumerate(rows) for token in _tokens(at, row)]
-        self._owners: list[Placed | None] = [None] * len(self._tokens)
-        self._empty: dict[int, Placed] = {}
-        """Owners of rows without words."""
-        self._of_row: dict[int, range] = {}
-        for at, token in enumerate(self._tokens):
-            first = self._of_row.get(token.row, range(at, at)).start
-            self._of_row[token.row] = range(first, at + 1)
+        self._rows = [row for _, row in rows]
+        self._numbers = [number for number, _ in rows]
+        self._starts_s = [row["start_s"] for row in self._rows]
+        self._longest_s = max((row["end_s"] - row["start_s"] for row in self._rows), default=0.0)
+        self._tokens: list[_Token] = []
+        self._of_row: list[range] = []
+        for at, row in enumerate(self._rows):
+            first = len(self._tokens)
+            self._tokens += _tokens(at, row)
+            self._of_row.append(range(first, len(self._tokens)))
+        self._owners: list[Block | None] = [None] * len(self._tokens)
+        self._made: dict[str, tuple[Made, Block]] = {}
+        self._made_starts: list[tuple[float, str]] = []
+        self.stale: list[Stale] = []
 
-    def changes(self, groups: Sequence[Group], found: Placing) -> _Changes:
-        """Place groups; return what stands in the places of rows."""
-        standing = [group for group in groups if not group.in_conflict]
-        placed = [self._as_it_was(group) for group in standing]
-        placed = [one or self._by_words(group)
-                  for one, group in zip(placed, standing, strict=True)]  # fmt: skip
-        found.placed += [one for one in placed if one is not None]
-        lost = [group for one, group in zip(placed, standing, strict=True) if one is None]
-        for group in (*lost, *(group for group in groups if group.in_conflict)):
-            start_s, end_s = group.span_s
-            now = [row for _, row in self._rows
-                   if row["start_s"] < end_s and row["end_s"] > start_s]  # fmt: skip
-            found.stale.append(Placed(group, now))
+    @property
+    def blocks(self) -> list[Block]:
+        """What people have, in no order."""
+        return list({id(block): block for _, block in self._made.values()}.values())
+
+    def apply(self, correction: Correction) -> None:
+        """Let a correction replace what is there, or list it."""
+        within = [one for one in self.stale if _is_within(one.correction, correction)]
+        self.stale = [one for one in self.stale if one not in within]
+        pieces = self._as_it_was(correction)
+        if pieces is None:
+            tokens = self._by_words(correction)
+            if tokens is None:
+                ids = [identity for one in within for identity in one.ids]
+                self.stale.append(Stale(correction, tuple(ids)))
+                return
+            pieces = [_Piece(0.0, 0.0, "", tokens)]
+        self._replace(correction, pieces)
+
+    def _replace(self, correction: Correction, pieces: Sequence[_Piece]) -> None:
+        replaced = [self._made.pop(piece.key) for piece in pieces if piece.key]
+        texts = "".join(correction.text.split()), "".join(correction.original.split())
+        rewritten = texts[0] != texts[1] or any(made.rewritten for made, _ in replaced)
+        builds_on = frozenset(
+            identity for made, _ in replaced for identity in (made.correction.id, *made.builds_on)
+        )
+        touched = list({id(block): block for _, block in replaced}.values())
+        made = [made for block in touched for made in block.made if made.key in self._made]
+        made += [Made(correction=correction, index=index, rewritten=rewritten, builds_on=builds_on)
+                 for index in range(len(correction.segments))]  # fmt: skip
+        block = Block(sorted(made, key=lambda made: (made.segment.start_s, made.key)))
+        for one in made:
+            if one.key not in self._made:
+                insort(self._made_starts, (one.segment.start_s, one.key))
+            self._made[one.key] = one, block
+        block.tokens = [at for other in touched for at in other.tokens]
+        block.tokens += [at for piece in pieces for at in piece.tokens]
+        for at in block.tokens:
+            self._owners[at] = block
+
+    def _near(self, start_s: float, end_s: float) -> Iterator[int]:
+        """Yield the places of rows that a span touches."""
+        first = bisect_left(self._starts_s, start_s - self._longest_s)
+        for at in range(first, bisect_right(self._starts_s, end_s)):
+            if self._rows[at]["end_s"] >= start_s:
+                yield at
+
+    def _as_it_was(self, correction: Correction) -> list[_Piece] | None:
+        """Return the segments that a correction replaced, if all are there."""
+        start_s, end_s = correction.start_s - _SAME_S, correction.end_s + _SAME_S
+        near = [piece for piece in self._pieces(start_s, end_s)
+                if piece.start_s >= start_s and piece.end_s <= end_s]  # fmt: skip
+        within = sorted(near, key=itemgetter(0, 1))
+        for first, piece in enumerate(within):
+            if piece.start_s > correction.start_s + _SAME_S:
+                break
+            for stop in range(first + 1, len(within) + 1):
+                run = within[first:stop]
+                if (
+                    joined_text(one.text for one in run) == correction.original
+                    and max(one.end_s for one in run) >= correction.end_s - _SAME_S
+                ):
+                    return run
+        return None
+
+    def _pieces(self, start_s: float, end_s: float) -> Iterator[_Piece]:
+        first = bisect_left(self._made_starts, (start_s, ""))
+        for _, key in self._made_starts[first : bisect_right(self._made_starts, (end_s, "~"))]:
+            if key in self._made:
+                segment = self._made[key][0].segment
+                yield _Piece(segment.start_s, segment.end_s, segment.text, (), key)
+        for at in self._near(start_s, end_s):
+            for owner, run in groupby(self._of_row[at], key=self._owners.__getitem__):
+                if owner is None:
+                    tokens = list(run)
+                    piece = self._cleared(at, tokens)
+                    yield _Piece(piece["start_s"], piece["end_s"], piece["text"] or "", tokens)
+
+    def _by_words(self, correction: Correction) -> list[int] | None:
+        """Return the words of a correction; None if it does not fit."""
+        words = list(self._words(correction))
+        # Words of others are between those of two runs.
+        runs = [
+            [word for _, word in run]
+            for _, run in groupby(enumerate(words), key=lambda pair: pair[1].token - pair[0])
+        ]
+        fits = [
+            _fit(run, [bare_word(word) for word in _pieces_of(text)])
+            for run in runs for text in (correction.original, correction.text) if text
+        ]  # fmt: skip
+        shared, own = max(fits, key=itemgetter(0), default=(0.0, []))
+        if shared >= LEAST_SHARED:
+            return [word.token for word in own]
+        is_silent = not correction.text and not any(word.inside for word in words)
+        return [] if is_silent else None
+
+    def _words(self, correction: Correction) -> Iterator[_Word]:
+        start_s, end_s = correction.start_s, correction.end_s
+        for place in self._near(start_s - MARGIN_S, end_s + MARGIN_S):
+            row = self._rows[place]
+            rounded = row["start_s"] >= start_s - _ROUNDED_S and row["end_s"] <= end_s + _ROUNDED_S
+            for at in self._of_row[place]:
+                token = self._tokens[at]
+                if self._owners[at] is not None or not (
+                    token.end_s >= start_s - MARGIN_S and token.start_s <= end_s + MARGIN_S
+                ):
+                    continue
+                inside = start_s <= (token.start_s + token.end_s) / 2 < end_s
+                timed = token.timed and start_s <= token.start_s and token.end_s <= end_s
+                yield _Word(at, token.bare, inside, rounded or timed)
+
+    def changes(self) -> _Changes:
+        """Return what stands in the places of rows."""
         changes: _Changes = {}
         first: dict[int, int] = {}
-        for at, (number, row) in enumerate(self._rows):
-            own = self._of_row.get(at, range(0))
-            owners = [self._empty.get(at)] if not own else [self._owners[one] for one in own]
-            if all(owner is None for owner in owners):
+        for at, number in enumerate(self._numbers):
+            runs = [(owner, list(run)) for owner, run in
+                    groupby(self._of_row[at], key=self._owners.__getitem__)]  # fmt: skip
+            if all(owner is None for owner, _ in runs):
                 continue
             changes[number] = []
-            runs = [list(run) for _, run in groupby(own, key=lambda one: id(self._owners[one]))]
-            for run in runs or [[]]:
-                owner = self._owners[run[0]] if run else owners[0]
-                piece = row if len(runs) < 2 else _piece(row, [self._tokens[one] for one in run])
+            for owner, run in runs:
                 if owner is None:
-                    changes[number].append((self._clear(piece, run, own), None))
+                    changes[number].append((self._cleared(at, run), None))
                     continue
-                owner.cut.append(piece)
+                owner.cut.append(self._cut(at, run))
                 first.setdefault(id(owner), number)
-        for one in placed:
-            if one is not None and one.cut:
-                changes[first[id(one)]] += _people_rows(one)
+        for block in self.blocks:
+            if block.cut:
+                changes[first[id(block)]] += _people_rows(block)
         return changes
 
-    def _clear(self, piece: dict[str, Any], run: list[int], own: range) -> dict[str, Any]:
-        # What is left of a segment does not overlap what people have next to it.
+    def _cut(self, at: int, run: Sequence[int]) -> dict[str, Any]:
+        row = self._rows[at]
+        whole = len(run) == len(self._of_row[at])
+        return row if whole else _piece(row, [self._tokens[token] for token in run])
+
+    def _cleared(self, at: int, run: Sequence[int]) -> dict[str, Any]:
+        """Return what is left of a row, which does not overlap what people have next to it."""
+        piece, own = self._cut(at, run), self._of_row[at]
         start_s, end_s = piece["start_s"], piece["end_s"]
         if run[0] > own.start and (before := self._owners[run[0] - 1]):
-            start_s = max(start_s, min(end_s, before.group.leaves[-1].said.end_s))
+            start_s = max(start_s, min(end_s, before.made[-1].segment.end_s))
         if run[-1] + 1 < own.stop and (after := self._owners[run[-1] + 1]):
-            end_s = min(end_s, max(start_s, after.group.leaves[0].said.start_s))
-        return piece | {
-            "start_s": start_s, "end_s": end_s, "words": _within(piece.get("words"), start_s, end_s)
-        }  # fmt: skip
-
-    def _as_it_was(self, group: Group) -> Placed | None:
-        """Place a group on the segments that it replaced, if all are there and free."""
-        wanted = [self._nodes.get(str(one.node)) for one in group.replaced]
-        rows = [at for at in wanted if at is not None]
-        words = [one for at in rows for one in self._of_row.get(at, ())]
-        if len(rows) < len(wanted) or any(self._owners[one] is not None for one in words):
-            return None
-        placed = Placed(group)
-        self._empty.update((at, placed) for at in rows if at not in self._of_row)
-        for one in words:
-            self._owners[one] = placed
-        return placed
-
-    def _by_words(self, group: Group) -> Placed | None:
-        start_s, end_s = group.span_s
-        near = {
-            at for at, (_, row) in enumerate(self._rows)
-            if row["start_s"] <= end_s + MARGIN_S and row["end_s"] >= start_s - MARGIN_S
-        }  # fmt: skip
-        free = [at for at, token in enumerate(self._tokens)
-                if token.row in near and self._owners[at] is None]  # fmt: skip
-        runs = [
-            [at for _, at in run]
-            for _, run in groupby(enumerate(free), key=lambda pair: pair[1] - pair[0])
-        ]
-        shares = [self._shares_inside(run, start_s, end_s) for run in runs]
-        texts = [
-            [bare_word(one) for one in _pieces_of(text)] for text in (group.original, group.text)
-        ]
-        if not texts[1] and not any(share for own in shares for share in own):
-            return Placed(group)  # the model has nothing there either
-        best: tuple[float, float, list[int]] | None = None
-        for run, inside in zip(runs, shares, strict=True):
-            tokens = [self._tokens[at] for at in run]
-            for text in filter(None, texts):
-                cost, errors, first, stop = _aligned(text, tokens, inside, start_s, end_s)
-                wrong = errors / max(len(text), stop - first)
-                if stop > first and wrong <= 1.0 - LEAST_SHARED:
-                    best = min(
-                        best or (wrong, cost, run[first:stop]), (wrong, cost, run[first:stop])
-                    )
-        if best is None:
-            return None
-        placed = Placed(group)
-        for at in best[2]:
-            self._owners[at] = placed
-        return placed
-
-    def _shares_inside(self, run: Sequence[int], start_s: float, end_s: float) -> list[float]:
-        """Return what leaving out each word costs: how much of it lies within a span."""
-        shares = []
-        for at in run:
-            token, row = self._tokens[at], self._rows[self._tokens[at].row][1]
-            if row["start_s"] >= start_s - _ROUNDED_S and row["end_s"] <= end_s + _ROUNDED_S:
-                shares.append(_KNOWN)
-                continue
-            shared_s = min(token.end_s, end_s) - max(token.start_s, start_s)
-            share = shared_s / max(token.end_s - token.start_s, 1e-6)
-            if token.end_s <= token.start_s:
-                share = float(start_s <= token.start_s < end_s)
-            weight = _KNOWN if token.timed else _ESTIMATED
-            shares.append(weight * min(1.0, max(0.0, share)))
-        return shares
+            end_s = min(end_s, max(start_s, after.made[0].segment.start_s))
+        words = _within(piece.get("words"), start_s, end_s)
+        return piece | {"start_s": start_s, "end_s": end_s, "words": words}
 
 
-def around(
-    rows: Sequence[dict[str, Any]], start_s: float, end_s: float
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return which segments have words within a span, and pieces of them before and after it."""
-    within, before, after = (list[dict[str, Any]]() for _ in range(3))
-    for row in rows:
-        tokens = list(_tokens(0, row))
-        places = [(token.start_s + token.end_s) / 2 for token in tokens]
-        if not any(start_s <= place < end_s for place in places):
-            continue
-        within.append(row)
-        placed = list(zip(tokens, places, strict=True))
-        sides = (
-            [token for token, place in placed if place < start_s],
-            [token for token, place in placed if place >= end_s],
+def _is_within(earlier: Correction, later: Correction) -> bool:
+    """Tell whether a later correction is of all that an earlier one says."""
+    return all(
+        later.start_s - _SAME_S <= segment.start_s and segment.end_s <= later.end_s + _SAME_S
+        for segment in earlier.segments
+    )
+
+
+def _fit(words: Sequence[_Word], text: Sequence[str]) -> tuple[float, Sequence[_Word]]:
+    """Return what share of the words of a text there is among words, and which words are its."""
+    inside = [at for at, word in enumerate(words) if word.inside]
+    if not inside:
+        return 0.0, []
+    first, stop = inside[0], inside[-1] + 1
+    matcher = SequenceMatcher(None, [word.bare for word in words[first:stop]], text, autojunk=False)
+    pairs = [(first + match.a + at, match.b + at)
+             for match in matcher.get_matching_blocks() for at in range(match.size)]  # fmt: skip
+    if not pairs:
+        return 0.0, []
+    count = len(pairs)
+    (at, before), (last, after) = pairs[0], pairs[-1]
+    while first < at and not words[first].surely:
+        first += 1
+    while stop - 1 > last and not words[stop - 1].surely:
+        stop -= 1
+    while first == at > 0 < before and words[at - 1].bare == text[before - 1]:
+        first, at, before, count = first - 1, at - 1, before - 1, count + 1
+    while (
+        stop < len(words) and stop - 1 == last and text[after + 1 : after + 2] == [words[stop].bare]
+    ):
+        stop, last, after, count = stop + 1, last + 1, after + 1, count + 1
+    return count / max(len(text), stop - first), words[first:stop]
+
+
+def words_within(rows: Sequence[dict[str, Any]], start_s: float, end_s: float) -> str:
+    """Return the words of segments that are within a span, as a text."""
+    tokens = (token for row in rows for token in _tokens(0, row))
+    return spaced_once(
+        "".join(
+            token.text for token in tokens if start_s <= (token.start_s + token.end_s) / 2 < end_s
         )
-        for pieces, side in zip((before, after), sides, strict=True):
-            if side:
-                pieces.append(_piece(row, side))
-    return within, before, after
-
-
-# Models place the ends of a segment to about this.
-_ROUNDED_S = 0.3
-
-
-def _aligned(
-    text: Sequence[str], tokens: Sequence[_Token], skips: Sequence[float], start_s: float,
-    end_s: float,
-) -> tuple[float, int, int, int]:  # fmt: skip
-    """Return cost, word errors, and the first and last place of the words that a text has.
-
-    Leaving out a token before or after these costs its `skips`, else the costs are those of the
-    edit distance, with more for words that are not within the span.
-    """
-    outside = [1.0 - min(1.0, skip) for skip in skips]
-    same = [
-        min(_FURTHEST, _PER_S * max(0.0, start_s - token.end_s, token.start_s - end_s))
-        for token in tokens
-    ]
-    # By the number of tokens: cost, errors, and where the words begin.
-    cells = [(0.0, 0, 0)]
-    skipped = 0.0
-    for at, skip in enumerate(skips):
-        skipped += skip
-        cost, errors, first = cells[-1]
-        cells.append(min((skipped, 0, at + 1), (cost + 1.0, errors + 1, first)))
-    for word in text:
-        cost, errors, first = cells[0]
-        row = [(cost + 1.0, errors + 1, first)]
-        for at, token in enumerate(tokens):
-            cost, errors, first = cells[at]
-            if token.bare == word:
-                options = [(cost + same[at], errors, first)]
-            else:
-                options = [(cost + 1.0 + outside[at] / 2, errors + 1, first)]
-            for cost, errors, first in (cells[at + 1], row[at]):
-                options.append((cost + 1.0, errors + 1, first))
-            row.append(min(options))
-        cells = row
-    left = 0.0
-    best = (*cells[-1], len(tokens))
-    for at in range(len(tokens) - 1, -1, -1):
-        left += skips[at]
-        cost, errors, first = cells[at]
-        best = min(best, (cost + left, errors, first, at))
-    return best
+    )
 
 
 def _pieces_of(text: str) -> list[str]:
@@ -396,7 +492,7 @@ def _pieces_of(text: str) -> list[str]:
 
 def _tokens(at: int, row: dict[str, Any]) -> Iterator[_Token]:
     text, words = row["text"] or "", row.get("words") or []
-    pieces = _pieces_of(text)
+    pieces = _pieces_of(text) or [text]
     if "".join(word["word"] or "" for word in words) != text:
         words = []
     if not words:
@@ -442,26 +538,28 @@ def _within(words: Any, start_s: float, end_s: float) -> Any:
     ]
 
 
-def _people_rows(placed: Placed) -> Iterator[tuple[dict[str, Any], Leaf]]:
+def _people_rows(block: Block) -> Iterator[tuple[dict[str, Any], Made]]:
     """Yield rows of what people have in place of the model's segments."""
-    group, cut = placed.group, placed.cut
-    same = not placed.rewritten and len(cut) == len(group.leaves) == 1
+    cut = block.cut
+    same = not block.rewritten and len(cut) == len(block.made) == 1
     original = cut[0]["text"] or ""
     space = original[: len(original) - len(original.lstrip())]
-    texts = [space + leaf.said.text if leaf.said.text else "" for leaf in group.leaves]
+    segments = [made.segment for made in block.made]
+    texts = [space + segment.text if segment.text else "" for segment in segments]
     words: list[list[dict[str, Any]]] | None = None
     if cut[0].get("words") is not None:
-        words = _divided_among(group, texts, [word for row in cut for word in row["words"] or ()])
-    for at, leaf in enumerate(group.leaves):
-        said = leaf.said
-        values = dict(max(cut, key=lambda row: min(row["end_s"], said.end_s)
-                          - max(row["start_s"], said.start_s)))  # fmt: skip
-        checked = leaf.correction.checked
-        vouched = checked or placed.has_changed(leaf)
+        words = _divided_among(
+            segments, texts, [word for row in cut for word in row["words"] or ()]
+        )
+    for at, made in enumerate(block.made):
+        segment = made.segment
+        values = dict(max(cut, key=lambda row: min(row["end_s"], segment.end_s)
+                          - max(row["start_s"], segment.start_s)))  # fmt: skip
+        vouched = segment.checked or block.has_changed(made)
         own: dict[str, Any] = {
-            "start_s": said.start_s, "end_s": said.end_s, "speaker": said.speaker,
-            "corrected": vouched, "checked": checked,
-            "original": placed.original if at == 0 else None,
+            "start_s": segment.start_s, "end_s": segment.end_s, "speaker": segment.speaker,
+            "corrected": vouched, "checked": segment.checked,
+            "original": block.original if at == 0 else None,
         }  # fmt: skip
         if vouched:
             own |= {"confidence": CORRECTED_CONFIDENCE, "known_hallucination": False}
@@ -469,22 +567,22 @@ def _people_rows(placed: Placed) -> Iterator[tuple[dict[str, Any], Leaf]]:
             own |= {"text": texts[at]} | dict.fromkeys(_SCORES)
         if words is not None:
             theirs = values["words"] if same else words[at]
-            own["words"] = _within(theirs, said.start_s, said.end_s)
+            own["words"] = _within(theirs, segment.start_s, segment.end_s)
             if vouched:
                 own["words"] = [
                     {**word, "probability": CORRECTED_CONFIDENCE} for word in own["words"] or ()
                 ]
         added = PLACED_COLUMNS.names
         values |= {name: value for name, value in own.items() if name in values or name in added}
-        yield values, leaf
+        yield values, made
 
 
 def _divided_among(
-    group: Group, texts: Sequence[str], words: Sequence[dict[str, Any]]
+    segments: Sequence[EditedSegment], texts: Sequence[str], words: Sequence[dict[str, Any]]
 ) -> list[list[dict[str, Any]]]:
     """Return the words of each text with times."""
-    start_s = min(leaf.said.start_s for leaf in group.leaves)
-    end_s = max(leaf.said.end_s for leaf in group.leaves)
+    start_s = min(segment.start_s for segment in segments)
+    end_s = max(segment.end_s for segment in segments)
     timed = timed_words(words, "".join(texts), start_s, end_s)
     shares: list[list[dict[str, Any]]] = [[] for _ in texts]
     ends = np.cumsum([len(text) for text in texts])
@@ -496,6 +594,6 @@ def _divided_among(
         place += len(word["word"])
     return [
         own if "".join(word["word"] for word in own) == text
-        else list(divided_words(_pieces_of(text), leaf.said.start_s, leaf.said.end_s))
-        for own, text, leaf in zip(shares, texts, group.leaves, strict=True)
+        else list(divided_words(_pieces_of(text), segment.start_s, segment.end_s))
+        for own, text, segment in zip(shares, texts, segments, strict=True)
     ]  # fmt: skip

@@ -20,6 +20,7 @@ from corpus_asr.schemas import DUPLICATES, HOOKS, OUTCOMES, RECORDINGS, SPEAKERS
 from corpus_asr.storage.run_state.corrections import (
     CORRECTIONS_FOLDER,
     SPEAKER_LABEL,
+    move_correction,
     read_saved,
 )
 from corpus_asr.storage.run_state.duplicates import without_losers
@@ -278,16 +279,15 @@ def _rewrite_notes(store: OutputStore, name: str, changes: Changes) -> None:
 def rewrite_corrections(store: OutputStore, changes: Changes) -> None:
     """Let what people saved of recordings follow them, or go with them."""
     for name in list(store.all_names(CORRECTIONS_FOLDER)):
-        folder, old, base = name.split("/")
+        old = name.split("/")[1]
         if old not in changes.to:
             continue
         uri = changes.to[old]
         if uri is not None:
-            new = recording_id(uri)
-            said = {**store.read_json(name), "recording_id": new}
-            store.write_json(f"{folder}/{new}/{base}", said)
-        store.remove(name)
-        filesystem.remove_folder(store.address(f"{folder}/{old}"))
+            move_correction(store, name, recording_id(uri))
+        else:
+            store.remove(name)
+        filesystem.remove_folder(store.address(f"{CORRECTIONS_FOLDER}/{old}"))
 
 
 def rewrite_said_speakers(store: OutputStore, speakers: Collection[tuple[str, str]]) -> None:

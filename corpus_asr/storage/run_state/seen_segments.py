@@ -12,11 +12,11 @@ import pyarrow.compute as pc
 
 from corpus_asr.schemas import SEGMENTS
 from corpus_asr.storage.run_state.claims import claimed_rows
-from corpus_asr.storage.run_state.corrections import Corrections, Group
+from corpus_asr.storage.run_state.corrections import Correction, Corrections
 from corpus_asr.storage.run_state.placing import (
     PLACED_COLUMNS,
-    Placed,
     Placing,
+    Stale,
     place,
     with_no_corrections,
 )
@@ -37,7 +37,7 @@ class SeenSegments:
     ) -> None:
         self._store, self._tables = store, tables
         self._corrections = corrections or Corrections({})
-        self.stale: list[Placed] = []
+        self.stale: list[Stale] = []
         """Known once all segments were read."""
 
     def batches(self, columns: Sequence[str], *, of: str = "parts") -> Iterator[pa.Table]:
@@ -63,7 +63,7 @@ class SeenSegments:
         self._tables.add("corrected_ids", pa.table({"recording_id": ids}))
         yield from self._placings(groups, columns, of)
 
-    def _groups(self, of: str) -> Mapping[str, Sequence[Group]]:
+    def _groups(self, of: str) -> Mapping[str, Sequence[Correction]]:
         ids = self._corrections.recording_ids
         known = self._tables.rows(
             f"select distinct recording_id from (from {of}) "
@@ -72,7 +72,7 @@ class SeenSegments:
         return {recording_id: self._corrections.of(recording_id) for (recording_id,) in known}
 
     def _placings(
-        self, groups: Mapping[str, Sequence[Group]], columns: Sequence[str], of: str
+        self, groups: Mapping[str, Sequence[Correction]], columns: Sequence[str], of: str
     ) -> Iterator[tuple[str, Placing]]:
         if not groups:
             return
@@ -90,8 +90,8 @@ class SeenSegments:
         for recording_id, own in silent.items():
             yield recording_id, self._placed(schema.empty_table(), own)
 
-    def _placed(self, rows: pa.Table, groups: Sequence[Group]) -> Placing:
-        placing = place(rows, groups)
+    def _placed(self, rows: pa.Table, corrections: Sequence[Correction]) -> Placing:
+        placing = place(rows, corrections)
         self.stale += placing.stale
         return placing
 

@@ -199,7 +199,7 @@ function describeStale() {
   byId("stale-list").replaceChildren(...info.stale.map((one) => {
     const time = button(clock(one.start_s), "Go there", () => go(one.start_s, { play: false }));
     time.classList.add("time");
-    const why = [one.in_conflict ? "somebody else’s edit stands in its place" : "", one.name ? `by ${one.name}` : ""].filter(Boolean).join(" · ");
+    const why = one.name ? `by ${one.name}` : "";
     const version = (title, text, action = null) => element("section", {}, element("h3", {}, title), element("p", { dir: "auto" }, text || "(no text)"), action);
     const choice = (text, title, what) => (info.editable ? button(text, title, () => settle({ [what]: one.id })) : null);
     return element("li", {}, time, " ", element("span", { className: "quiet small" }, why), element("div", { className: "versions" },
