@@ -26,7 +26,7 @@ from corpus_asr.cli.failures import (
 from corpus_asr.cli.files import transcribe
 from corpus_asr.cli.jobs import finetune, init, label, nightly, plan, run
 from corpus_asr.cli.options import StorageOption
-from corpus_asr.cli.results import evaluate, export, report, show, status, view
+from corpus_asr.cli.results import correct, evaluate, export, report, show, status, view
 from corpus_asr.formats.cue_rules import CUE_LIMITS
 from corpus_asr.logs import LogFormat, LogLevel
 
@@ -225,6 +225,7 @@ _COMMANDS: dict[str, dict[Callable[..., None], str]] = {
         report: "corpus-asr report s3://transcripts --html report.html",
         show: "corpus-asr show s3://transcripts --uri '*/talk.mp3'",
         export: "corpus-asr export s3://transcripts --to subtitles --format srt",
+        correct: "corpus-asr correct s3://transcripts subtitles/talk.srt",
         evaluate: "corpus-asr evaluate s3://transcripts --references references.jsonl",
         view: "corpus-asr view s3://transcripts",
     },

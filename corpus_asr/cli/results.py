@@ -1,4 +1,4 @@
-"""`corpus-asr status`, `report`, `show`, `export`, `evaluate`, `view`: what a run has written.
+"""`corpus-asr status`, `report`, `show`, `export`, `correct`, `evaluate`, `view`: a run's results.
 
 Imports nothing that `--help` would have to wait for.
 """
@@ -187,6 +187,33 @@ def _words(summary: "ExportSummary") -> str:
             f"\nnot applied: {stale} that do not fit the transcript; `corpus-asr view` lists them"
         )
     return done
+
+
+def correct(
+    output_uri: OutputUri,
+    edited: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="EDITED...", help="Files srt, vtt, eaf or csv of `export`, or folders of them."
+        ),
+    ],
+    endpoint_url: EndpointUrl = None,
+    storage_option: StorageOption = None,
+) -> None:
+    """Save what was edited in exported files as corrections, as `view` does."""
+    from corpus_asr.export.correct import correct_from_files
+    from corpus_asr.storage.run_state.run_files import open_run
+
+    with readable_errors(on_interrupt="run the same command again to go on"):
+        store = open_run(
+            output_uri, options=store_options(output_uri, endpoint_url, storage_option)
+        )
+        summary = correct_from_files(store, edited)
+        words = "nothing new"
+        if summary.corrections:
+            words = f"{counted(summary.corrections, 'correction')} saved, of "
+            words += counted(len(summary.recording_ids), "recording")
+        typer.echo(f"{counted(summary.files, 'file')} read: {words}")
 
 
 def evaluate(

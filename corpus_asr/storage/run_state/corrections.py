@@ -85,6 +85,8 @@ class Correction:
     """ISO 8601, UTC."""
     undoes: tuple[str, ...] = ()
     """IDs of corrections that count no more."""
+    file_digest: str = ""
+    """Of the edited file of which it is the last correction; empty: it is of none."""
 
     @property
     def text(self) -> str:
@@ -220,7 +222,7 @@ def _read(store: OutputStore, name: str) -> Correction:
     if not name.rpartition("/")[2].removesuffix(_SUFFIX).isdecimal():
         raise CorpusAsrError(
             f"reading {redact_uri(address)}: found a correction of an older version, expected "
-            "NUMBER.json; move the folder away, or read it by that version"
+            "NUMBER.json; move the folder away, and read texts that it exported by `correct`"
         )
     data = filesystem.read_bytes(address, store.options)
     try:
@@ -258,7 +260,9 @@ def _parsed(kind: type[_Kind], content: Any) -> _Kind:
 
 
 _TYPES: Mapping[str, type | tuple[type, ...]] = {
-    **dict.fromkeys(("id", "recording_id", "original", "text", "name", "saved_at"), str),
+    **dict.fromkeys(
+        ("id", "recording_id", "original", "text", "name", "saved_at", "file_digest"), str
+    ),
     **dict.fromkeys(("start_s", "end_s"), (int, float)),
     "channel": (int, type(None)),
     "speaker": (str, type(None)),

@@ -1,0 +1,403 @@
+"""Corrections from files that `export` wrote and people edited.
+
+A file is compared with what `export` writes of the same recording now. Its spans of text belong to
+the segments with which they share most of their time; where texts, speakers or times of a segment
+are others, one correction replaces it. What is the same makes none.
+"""
+
+import hashlib
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from corpus_asr.errors import ConfigError
+from corpus_asr.export.recordings import (
+    WANTED_PARTS,
+    WORD_COLUMNS,
+    Recording,
+    Selection,
+    open_selection,
+)
+from corpus_asr.export.speakers import speakers_of
+from corpus_asr.export.write import Names
+from corpus_asr.formats.cue_rules import CueRules
+from corpus_asr.formats.cues import labelled
+from corpus_asr.formats.edited import READERS, EditedCue, join_lines, read_edited
+from corpus_asr.formats.names import ExportFormat, SubtitlePreset
+from corpus_asr.formats.writers import file_contents
+from corpus_asr.segments import SpeakerTurn, channel_name
+from corpus_asr.storage.run_state.corrections import (
+    Correction,
+    Corrections,
+    EditedSegment,
+    correct,
+    read_saved,
+    save_correction,
+)
+from corpus_asr.storage.run_state.seen_segments import SeenSegments
+from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.stores.uri import redact_uri
+
+# Of cues and segments with nothing else between them.
+_SAME_S = 0.05
+_MOST_OVERLAP_S = 1.0
+_CUES, _TIERED = (".srt", ".vtt"), ".eaf"
+
+Row = dict[str, Any]
+
+
+@dataclass(slots=True)
+class CorrectSummary:
+    """Counts of edited files that were read."""
+
+    files: int = 0
+    corrections: int = 0
+    recording_ids: set[str] = field(default_factory=set)
+    """Of the corrected ones."""
+
+
+def correct_from_files(store: OutputStore, edited: Sequence[str]) -> CorrectSummary:
+    """Save what people changed in exported files as corrections, none of them checked.
+
+    Nothing is saved unless all files can be read.
+
+    Raises:
+        ConfigError: a file belongs to no recording, or is not what `export` writes of it.
+    """
+    paths = _paths_of(edited)
+    summary = CorrectSummary(files=len(paths))
+    owners = _owners_of(store, paths)
+    ids = pa.array(sorted({*owners.values()}), pa.string())
+    while True:
+        saved = read_saved(store)
+        made: list[list[Correction]] = []
+        with open_selection(store, Selection(partial=True), among=ids) as tables:
+            turns = speakers_of(store) or {}
+            counting = Corrections(saved)
+            seen = SeenSegments(store, tables, counting)
+            rows: dict[str, list[Row]] = {}
+            for batch in seen.batches(WORD_COLUMNS, of=WANTED_PARTS):
+                for row in batch.to_pylist():
+                    rows.setdefault(row["recording_id"], []).append(row)
+            wanted = tables.table("select *, main_language as language from wanted").to_pylist()
+        known = {row["recording_id"]: row for row in wanted}
+        for path, own in owners.items():
+            if own not in known:
+                raise ConfigError(
+                    f"reading {path}: found no transcript of its recording, expected one; "
+                    "run the job again"
+                )
+            theirs = sorted(rows.get(own, []), key=lambda row: (row["start_s"], row["end_s"]))
+            compared = _Compared(path, known[own], theirs, turns.get(own))
+            # A file that was read before would take back what people did since.
+            is_read = any(each.file_digest == compared.digest for each in counting.of(own))
+            corrections = [] if is_read else list(compared.corrections())
+            if corrections:
+                corrections[-1] = replace(corrections[-1], file_digest=compared.digest)
+            made.append(corrections)
+        if _save(store, saved, [one for corrections in made for one in corrections], summary):
+            break
+    return summary
+
+
+def _save(
+    store: OutputStore,
+    saved: dict[str, Correction],
+    made: Sequence[Correction],
+    summary: CorrectSummary,
+) -> bool:
+    """Save corrections; False where somebody saved another meanwhile, to be looked at first."""
+    for correction in made:
+        name = save_correction(store, correction, saved)
+        if name is None:
+            return False
+        saved[name] = correction
+        summary.corrections += 1
+        summary.recording_ids.add(correction.recording_id)
+    return True
+
+
+def _paths_of(edited: Sequence[str]) -> dict[Path, Path]:
+    """Return files, each with the part of its path that may be its recording's name."""
+    found: dict[Path, Path] = {}
+    for name in edited:
+        path = Path(name)
+        if path.is_dir():
+            files = sorted(each for each in path.rglob("*") if each.suffix in READERS)
+            if not files:
+                raise ConfigError(
+                    f"reading {name}: found no {', '.join(READERS)} in it, expected files that "
+                    "corpus-asr export wrote; name another folder"
+                )
+            found |= {each: each.relative_to(path) for each in files}
+        elif path.suffix in READERS and path.is_file():
+            found[path] = path
+        else:
+            what = "no such file" if not path.exists() else f"the format {path.suffix or 'none'}"
+            raise ConfigError(
+                f"reading {name}: found {what}, expected one of {', '.join(READERS)} that "
+                "corpus-asr export wrote, or a folder of these; correct the path"
+            )
+    return found
+
+
+def _owners_of(store: OutputStore, paths: Mapping[Path, Path]) -> dict[Path, str]:
+    """Return the recording of each file, by its name."""
+    with open_selection(store, Selection(partial=True)) as tables:
+        named = tables.table("select recording_id, uri from recordings order by uri, recording_id")
+    ids = named["recording_id"].to_pylist()
+    known: dict[str, str] = {}
+    for suffix in {path.suffix for path in paths}:
+        names = Names(named, [suffix])
+        known |= {names[at] + suffix: own for at, own in enumerate(ids)}
+    owners: dict[Path, str] = {}
+    for path, inner in paths.items():
+        parts = inner.parts if inner != path else path.absolute().parts
+        candidates = ["/".join(parts)] if inner != path else [
+            "/".join(parts[at:]) for at in range(len(parts))
+        ]  # fmt: skip
+        own = next((known[name] for name in candidates if name in known), None)
+        if own is None:
+            example = min(known, default="none: it has no recordings")
+            raise ConfigError(
+                f"reading {path}: found no recording of this name in {redact_uri(store.uri)}, "
+                f"expected a name that export gives, such as {example}; rename the file"
+            )
+        if own in owners.values():
+            other = next(each for each, value in owners.items() if value == own)
+            raise ConfigError(
+                f"reading {path}: found {other} of the same recording, expected one file of each; "
+                "leave one of them out"
+            )
+        owners[path] = own
+    return owners
+
+
+@dataclass(slots=True)
+class _Group:
+    """Segments that share spans of text, in the file and in what `export` writes now."""
+
+    rows: list[Row] = field(default_factory=list)
+    before: list[EditedCue] = field(default_factory=list)
+    after: list[EditedCue] = field(default_factory=list)
+
+
+class _Compared:
+    """A file, and the recording of which it is."""
+
+    def __init__(
+        self, path: Path, row: Row, rows: Sequence[Row], turns: Sequence[SpeakerTurn] | None
+    ) -> None:
+        self._path, self._row, self._rows = path, row, rows
+        shown = [each for each in rows if each["text"]]
+        recording = Recording.of(row, shown)
+        if turns is not None:
+            recording = recording.spoken_by(turns)
+        self._recording = recording
+        self._labels = {(turn.channel, turn.speaker): turn.label for turn in turns or ()}
+        self._channels = [*recording.by_channel()]
+        try:
+            data = path.read_bytes()
+            self.digest = hashlib.sha256(data).hexdigest()
+            self._after = self._read(data.decode("utf-8-sig"))
+        except UnicodeDecodeError as error:
+            raise ConfigError(
+                f"reading {path}: found no UTF-8, expected it; save the file as UTF-8"
+            ) from error
+        except ValueError as error:
+            raise ConfigError(
+                f"reading {path}: {error}; correct the file, or export it again"
+            ) from error
+        # As it was cut into cues, by default or not at all.
+        choices = [self._written(CueRules())]
+        if path.suffix in _CUES:
+            choices.append(self._written(CueRules(preset=SubtitlePreset.none)))
+        spans = {(cue.start_s, cue.end_s) for cue in self._after}
+        self._before = max(
+            choices, key=lambda cues: sum((cue.start_s, cue.end_s) in spans for cue in cues)
+        )
+
+    def _read(self, text: str) -> list[EditedCue]:
+        is_labelled = any(
+            segment.speaker for segments in labelled(self._recording) for segment in segments
+        )
+        return read_edited(text, self._path.suffix, labelled=is_labelled)
+
+    def _written(self, rules: CueRules) -> list[EditedCue]:
+        name = ExportFormat(self._path.suffix.removeprefix("."))
+        ((_, content),) = file_contents(self._recording, [name], rules=rules)
+        return self._read(content.decode())
+
+    def corrections(self) -> Iterator[Correction]:
+        """Yield a correction for all segments that share changed spans."""
+        for channel in self._channels or [None]:
+            rows = [row for row in self._rows if row["channel"] == channel]
+            before, after = (
+                [cue for cue in cues if self._channel_of(cue) == channel]
+                for cues in (self._before, self._after)
+            )
+            self._check_times(after)
+            groups = _groups(rows, before, after)
+            num_kept = sum(bool(group.after) for group in groups)
+            if 2 * num_kept < len(groups):
+                raise ConfigError(
+                    f"reading {self._path}: found texts for {num_kept} of {len(groups)} segments, "
+                    "expected most of them; export all segments, and remove many in corpus-asr view"
+                )
+            for group in groups:
+                segments = self._segments(group, channel)
+                if segments is not None:
+                    yield correct(self._row["recording_id"], group.rows, segments)
+
+    def _channel_of(self, cue: EditedCue) -> int | None:
+        """Return the channel of a cue, which in files with several only its label tells."""
+        if self._path.suffix == _TIERED:
+            if self._channels in ([], [None]):
+                return None
+            number = (cue.speaker or "").rpartition(" ")[2]
+            if number.isdecimal() and int(number) in self._channels:
+                return int(number)
+            raise self._other_layout(cue)
+        if len(self._channels) < 2:
+            return self._channels[0] if self._channels else None
+        sides = {(segment.speaker, channel) for segments, channel in
+                 zip(labelled(self._recording), self._channels, strict=True)
+                 for segment in segments}  # fmt: skip
+        own = {channel for speaker, channel in sides if speaker == cue.speaker}
+        if len(own) != 1:
+            raise self._other_layout(cue)
+        return own.pop()
+
+    def _other_layout(self, cue: EditedCue) -> ConfigError:
+        names = ", ".join(str(channel) for channel in self._channels)
+        return ConfigError(
+            f"reading {self._path}: found “{cue.text:.30}” of {cue.speaker or 'no speaker'}, "
+            f"expected a label of one of the channels {names}; export it again, and keep labels"
+        )
+
+    def _check_times(self, cues: Sequence[EditedCue]) -> None:
+        most_s = max([self._row["duration_s"] or 0.0, *(row["end_s"] for row in self._rows)])
+        for cue in cues:
+            if cue.end_s > most_s + 1.0:
+                raise ConfigError(
+                    f"reading {self._path}: found a text until {cue.end_s:.3f} s, expected times "
+                    f"within the recording, which ends at {most_s:.3f} s; correct them"
+                )
+        for one, other in pairwise(cues):
+            if other.start_s < one.end_s - _MOST_OVERLAP_S and other not in self._before:
+                raise ConfigError(
+                    f"reading {self._path}: found a text from {other.start_s:.3f} s after one "
+                    f"until {one.end_s:.3f} s, expected an overlap of at most "
+                    f"{_MOST_OVERLAP_S:g} s; correct these times"
+                )
+
+    def _segments(self, group: _Group, channel: int | None) -> list[EditedSegment] | None:
+        """Return what replaces the segments of a group; None where nothing changed."""
+        before, after, rows = group.before, group.after, group.rows
+        if self._is_same_layout(group) and _speakers(before) == _speakers(after):
+            texts = [join_lines("\n".join(cue.text for cue in cues)) for cues in (before, after)]
+            if texts[0] == texts[1]:
+                return None
+            if len(rows) == 1:
+                times = {name: rows[0][name] for name in ("start_s", "end_s", "speaker")}
+                return [EditedSegment(**times, text=texts[1])]
+        kept = {(cue.start_s, cue.end_s): cue.speaker for cue in before}
+        return [
+            EditedSegment(
+                start_s=cue.start_s, end_s=cue.end_s, text=cue.text,
+                speaker=self._speaker(cue, channel, kept, rows),
+            )
+            for cue in after
+        ]  # fmt: skip
+
+    def _is_same_layout(self, group: _Group) -> bool:
+        before, after = group.before, group.after
+        if [cue[:2] for cue in before] == [cue[:2] for cue in after]:
+            return True
+        # What was corrected since is cut into other cues, of the same time as before.
+        return (
+            self._path.suffix in _CUES
+            and all(row["corrected"] for row in group.rows)
+            and bool(before and after)
+            and abs(before[0].start_s - after[0].start_s) <= _SAME_S
+            and abs(before[-1].end_s - after[-1].end_s) <= _SAME_S
+        )
+
+    def _speaker(
+        self,
+        cue: EditedCue,
+        channel: int | None,
+        kept: Mapping[tuple[float, float], str | None],
+        rows: Sequence[Row],
+    ) -> str | None:
+        """Return who speaks, by label or name; None: by the turns."""
+        if (cue.start_s, cue.end_s) in kept and kept[cue.start_s, cue.end_s] == cue.speaker:
+            return max(rows, key=lambda row: _shared_s(row, cue))["speaker"] if rows else None
+        speaker = cue.speaker
+        if self._path.suffix == _TIERED and speaker is not None:
+            speaker = speaker if channel is None else speaker.rpartition(" ")[0]
+            speaker = None if speaker == "text" else speaker
+        row = self._row
+        if speaker is None or speaker == channel_name(
+            channel, row["audio_track"], row["audio_tracks"]
+        ):
+            return None
+        return self._labels.get((channel, speaker)) or speaker
+
+
+def _speakers(cues: Sequence[EditedCue]) -> list[str | None]:
+    return [*dict.fromkeys(cue.speaker for cue in cues)]
+
+
+def _shared_s(row: Row, cue: EditedCue) -> float:
+    shared_s: float = min(row["end_s"], cue.end_s) - max(row["start_s"], cue.start_s)
+    return shared_s
+
+
+def _groups(
+    rows: Sequence[Row], before: Sequence[EditedCue], after: Sequence[EditedCue]
+) -> list[_Group]:
+    """Return segments of a channel in groups that share no cue, each with its cues."""
+    group_of = list(range(len(rows)))
+    starts_s = [row["start_s"] for row in rows]
+    longest_s = max((row["end_s"] - row["start_s"] for row in rows), default=0.0)
+    cues_of: list[tuple[int, bool, EditedCue]] = []
+    for is_after, cues in ((False, before), (True, after)):
+        for cue in cues:
+            own = _rows_of(rows, starts_s, longest_s, cue)
+            for at in own[1:]:
+                old, new = group_of[at], group_of[own[0]]
+                group_of = [new if group == old else group for group in group_of]
+            if own:
+                cues_of.append((own[0], is_after, cue))
+    groups: dict[int, _Group] = {}
+    for at, row in enumerate(rows):
+        groups.setdefault(group_of[at], _Group()).rows.append(row)
+    for at, is_after, cue in cues_of:
+        group = groups[group_of[at]]
+        (group.after if is_after else group.before).append(cue)
+    return [group for group in groups.values() if group.before or group.after]
+
+
+def _rows_of(
+    rows: Sequence[Row], starts_s: Sequence[float], longest_s: float, cue: EditedCue
+) -> list[int]:
+    """Return the places of the segments of which a cue is; that next to it where it is of none."""
+    middle_s = (cue.start_s + cue.end_s) / 2
+    first = bisect_left(starts_s, cue.start_s - longest_s)
+    near = range(max(0, first - 1), min(len(rows), bisect_right(starts_s, cue.end_s) + 1))
+    own = [
+        at for at in near
+        if rows[at]["text"] and (
+            rows[at]["start_s"] <= middle_s < rows[at]["end_s"]
+            or _shared_s(rows[at], cue) > 0.5 * (rows[at]["end_s"] - rows[at]["start_s"])
+        )
+    ]  # fmt: skip
+    if own or not near:
+        return own
+    return [max(near, key=lambda at: _shared_s(rows[at], cue))]
