@@ -190,6 +190,7 @@ def _words(summary: "ExportSummary") -> str:
 
 
 def correct(
+    context: typer.Context,
     output_uri: OutputUri,
     edited: Annotated[
         list[str],
@@ -197,17 +198,13 @@ def correct(
             metavar="EDITED...", help="Files srt, vtt, eaf or csv of `export`, or folders of them."
         ),
     ],
-    endpoint_url: EndpointUrl = None,
-    storage_option: StorageOption = None,
 ) -> None:
     """Save what was edited in exported files as corrections, as `view` does."""
     from corpus_asr.export.correct import correct_from_files
     from corpus_asr.storage.run_state.run_files import open_run
 
     with readable_errors(on_interrupt="run the same command again to go on"):
-        store = open_run(
-            output_uri, options=store_options(output_uri, endpoint_url, storage_option)
-        )
+        store = open_run(output_uri, options=store_options(output_uri, context))
         summary = correct_from_files(store, edited)
         words = "nothing new"
         if summary.corrections:

@@ -24,7 +24,7 @@ from corpus_asr.export.recordings import (
     open_selection,
 )
 from corpus_asr.export.speakers import speakers_of
-from corpus_asr.export.write import Names
+from corpus_asr.export.write import distinct_names
 from corpus_asr.formats.cue_rules import CueRules
 from corpus_asr.formats.cues import labelled
 from corpus_asr.formats.edited import READERS, EditedCue, join_lines, read_edited
@@ -153,8 +153,10 @@ def _owners_of(store: OutputStore, paths: Mapping[Path, Path]) -> dict[Path, str
     ids = named["recording_id"].to_pylist()
     known: dict[str, str] = {}
     for suffix in {path.suffix for path in paths}:
-        names = Names(named, [suffix])
-        known |= {names[at] + suffix: own for at, own in enumerate(ids)}
+        names = distinct_names(named, [suffix])
+        known |= {
+            name + suffix: recording_id for name, recording_id in zip(names, ids, strict=True)
+        }
     owners: dict[Path, str] = {}
     for path, inner in paths.items():
         parts = inner.parts if inner != path else path.absolute().parts

@@ -43,5 +43,6 @@ class Music:
         frames = frame.reshape(-1) if len(given.shape) == 1 else frame[None]
         for output in self.session.run(None, {given.name: frames}):
             if np.shape(output)[-1] == len(self.names):
-                return np.asarray(output).reshape(-1, len(self.names))[0]
+                scores: np.ndarray = np.asarray(output).reshape(-1, len(self.names))[0]
+                return scores
         raise ValueError(f"the network gives no scores of {len(self.names)} classes")
