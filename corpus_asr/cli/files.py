@@ -8,8 +8,8 @@ import difflib
 import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -295,21 +295,6 @@ def _inputs_to_do(inputs: "Inputs", output: "OutputFiles | None", *, quiet: bool
     return left
 
 
-@contextmanager
-def loaded_transcriber(
-    checkpoint: str | None, arguments: dict[str, Any], *, quiet: bool
-) -> "Iterator[Transcriber]":
-    """Load a model, and close it in the end."""
-    from corpus_asr.cli.display import waiting
-
-    with waiting(f"loading {checkpoint or arguments['recognizer']} ...", shown=not quiet):
-        from corpus_asr.runtime.transcriber import Transcriber
-
-        loaded = Transcriber.from_pretrained(checkpoint, **arguments)
-    with loaded:
-        yield loaded
-
-
 def work_on_files(
     inputs: "Inputs",
     layout: "Layout",
@@ -321,6 +306,7 @@ def work_on_files(
 
     `texts` are those of recordings by their names, where they are aligned.
     """
+    from corpus_asr.cli.display import waiting
     from corpus_asr.storage.stores.filesystem import StoreOptions
     from corpus_asr.storage.stores.host_allowlist import HostRules
 
@@ -334,10 +320,14 @@ def work_on_files(
             checkpoint = model_or_default(chosen.model, quiet=chosen.quiet)
         arguments = {"device": chosen.device, "compute_type": chosen.compute_type,
                      "num_threads": chosen.threads, **keys}  # fmt: skip
-        with ExitStack() as stack:
-            stack.enter_context(results.counting(store))
-            loading = loaded_transcriber(checkpoint, arguments, quiet=chosen.quiet)
-            results.work(stack.enter_context(loading), texts)
+        name = checkpoint or keys["recognizer"]
+        with results.counting(store):
+            with waiting(f"loading {name} ...", shown=not chosen.quiet):
+                from corpus_asr.runtime.transcriber import Transcriber
+
+                loaded = Transcriber.from_pretrained(checkpoint, **arguments)
+            with loaded:
+                results.work(loaded, texts)
     failed = len(inputs.problems) + results.num_failed
     if failed:
         say(f"{failed:,} of {counted(inputs.total, 'file')} failed")

@@ -216,12 +216,6 @@ Files = Annotated[
     list[str] | None,
     typer.Argument(metavar="FILE", help="Files, folders, globs, URIs; - for standard input."),
 ]
-Language = Annotated[
-    str | None,
-    _text(
-        "--language", "Language: de, German or Deutsch, or candidates: en,de; default: detected.",
-    ),
-]  # fmt: skip
 FileOverrides = Annotated[
     list[str] | None,
     overrides_of(
@@ -337,7 +331,10 @@ class FileOptions:
 class RecognitionOptions:
     """Options of `transcribe` that set a key, by its name; None is the default of the settings."""
 
-    language: Language = None
+    language: Annotated[
+        str | None,
+        _text("Language: de, German or Deutsch, or candidates: en,de; default: detected."),
+    ] = None
     task: Annotated[str | None, _text("transcribe, or translate into English.")] = None
     strategy: Annotated[
         str | None,

@@ -437,7 +437,7 @@ _FOREIGN_NAMES = {
     "word_timestamps": "word_level word_timestamp return_timestamps return_token_timestamps "
     "token_timestamps split_on_word",
 }
-# The same for options of `corpus-asr` that are no settings, or have another name there.
+# The same for options and keys of `corpus-asr` that are no settings, or have another name there.
 _OPTIONS = {
     "format": "output_format",
     "max_line_width": "max_len",

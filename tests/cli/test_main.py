@@ -264,6 +264,24 @@ def test_no_output_is_refused(tmp_path: Path) -> None:
         assert "expected the output folder of a run" in refused.stderr, command
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "",
+        "--gone --uri /a.wav",
+        "--uri /a.wav --speaker Bo",
+        "--uri /a.wav --older-than 1d",
+        "--speaker Bo --more-than-half",
+        "--uri /a.wav --with-corrections",
+        "--gone --allow-again",
+    ],
+)
+def test_one_kind_is_removed_with_its_options_alone(words: str) -> None:
+    refused = call("remove", "nothing", *words.split(), "--yes")
+    assert refused.exit_code == 2
+    assert "Invalid value" in refused.stderr
+
+
 def test_status_shows_a_run(tmp_path: Path) -> None:
     store = OutputStore(str(tmp_path / "output"))
     write_snapshot(store, snapshot(state="stopped"))

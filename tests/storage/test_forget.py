@@ -521,19 +521,6 @@ def test_a_voice_is_forgotten_and_what_it_says_stays(voiced: ManualRun) -> None:
     assert "Said" in {row["text"] for row in rows_of(job.store.segments())}
 
 
-@pytest.mark.parametrize("words", [
-    (), ("--gone", "--uri", "/a.wav"), ("--uri", "/a.wav", "--speaker", "Bo"),
-    ("--uri", "/a.wav", "--older-than", "1d"), ("--speaker", "Bo", "--more-than-half"),
-    ("--uri", "/a.wav", "--with-corrections"), ("--gone", "--allow-again"),
-])  # fmt: skip
-def test_one_kind_is_removed_with_its_options_alone(job: ManualRun, words: tuple[str, ...]) -> None:
-    before = held_by(job.store.uri)
-    refused = command(job, "remove", *words, "--yes")
-    assert refused.exit_code == 2
-    assert "Invalid value" in refused.stderr
-    assert held_by(job.store.uri) == before
-
-
 @EACH
 def test_a_name_that_only_corrections_have_is_forgotten(
     voiced: ManualRun, tmp_path: Path, step: int
