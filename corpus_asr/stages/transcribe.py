@@ -19,10 +19,7 @@ import pyarrow as pa
 
 from corpus_asr.activity import Activity
 from corpus_asr.array_types import Float16
-from corpus_asr.audio.sound_quality import (
-    MEASURES,
-    SoundBlocks,
-)
+from corpus_asr.audio.sound_quality import MEASURES, SoundBlocks
 from corpus_asr.config.run import CLASSIFY_AUDIO, RunConfig
 from corpus_asr.errors import CheckpointError, ConfigError, EngineError, ItemError
 from corpus_asr.failure_kinds import NOT_A_NUMBER
