@@ -1,16 +1,24 @@
-"""Where a line of text may be broken: between words as people read them, by ICU.
+"""Where a line of text may be broken: between words as people read them.
 
-Source: Unicode Standard Annex 14 (line breaking) and 29 (grapheme clusters); dictionaries of ICU
-for Thai, Lao, Khmer, Burmese and Chinese, and its phrases of Japanese.
+Scripts without spaces have the dictionaries of ICU for Thai, Lao, Khmer, Burmese and Chinese, and
+its phrases of Japanese, where icu4py is installed. Without it, lines of Chinese and Japanese are
+broken between any two signs that may be parted; those of the others at spaces, then anywhere.
+
+Source: what Unicode Standard Annex 14 (line breaking) and 29 (grapheme clusters) say of subtitles.
 """
 
+import functools
+import logging
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
 from itertools import accumulate
+from typing import Any
 
-from icu4py.breakers import BaseBreaker, CharacterBreaker, LineBreaker, WordBreaker
+from corpus_asr.errors import install_words
+from corpus_asr.logs import event
 
+_LOG = logging.getLogger(__name__)
 # Scripts whose words have no spaces between: Han, kana, Yi, Thai, Lao, Tibetan, Burmese, Khmer and
 # their neighbours, with their punctuation. Hangul has spaces.
 _WITHOUT_SPACES = re.compile(
@@ -22,7 +30,29 @@ _HAN_OR_KANA = re.compile(
     "[\u3005-\u3007\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
 )
 _KANA = re.compile("[\u3041-\u30ff]")
+_OF_DICTIONARIES = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]")
 _EM_DASH = "\u2014"
+_IDEOGRAPHS = (
+    "\u2e80-\u2fdf\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+)
+# What begins no line: closing and small signs; and what ends none.
+_NOT_FIRST = (
+    r"\s!?:;,.%)\]}\u00bb\u2019\u201d\u2026\u3001-\u3003\u3005\u3009\u300b\u300d\u300f\u3011\u3015"
+    "\u3041\u3043\u3045\u3047\u3049\u3063\u3083\u3085\u3087\u308e\u309b-\u309e\u30a1\u30a3\u30a5\u30a7"
+    "\u30a9\u30c3\u30e3\u30e5\u30e7\u30ee\u30f5\u30f6\u30fb-\u30fe\uff01\uff05\uff09\uff0c\uff0e\uff1a"
+    "\uff1b\uff1f\uff3d\uff5d\uff61\uff63-\uff65"
+)
+_NOT_LAST = (
+    r"\s(\[{$#\u00ab\u2018\u201c\u3008\u300a\u300c\u300e\u3010\u3014\uff08\uff3b\uff5b\uff62"
+)
+_PLAIN_BREAKS = re.compile(
+    rf"(?<=[^\S\u00a0\u2007\u202f])(?<![(\[{{\u00ab][ ])(?![\s!?)\]}}/\u00bb]|[.,:;](?!\d))"
+    rf"|(?<=\w[-\u2010\u2013/])(?=[^\W\d])"
+    rf"|(?<={_EM_DASH})(?=[^{_NOT_FIRST}])|(?<=\S)(?={_EM_DASH})"
+    rf"|(?<=[{_IDEOGRAPHS}\u3001\u3002\uff01-\uff60])(?<![{_NOT_LAST}])(?=[^{_NOT_FIRST}])"
+    rf"|(?<=[^{_NOT_LAST}])(?=[{_IDEOGRAPHS}])(?=[^{_NOT_FIRST}])"
+)
+_FLAG_LETTERS = re.compile("[\U0001f1e6-\U0001f1ff]*$")
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _INVISIBLE = re.compile("[\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
 _BEYOND_LATIN = re.compile("[^\n\x20-\u02ff]")
@@ -35,15 +65,20 @@ def word_breaks(text: str, language: str | None) -> list[int]:
     divides no word.
     """
     locale = language or "en"
-    if _KANA.search(text):
-        locale = "ja@lb=strict;lw=phrase"
+    icu = _icu_of(text)
+    if icu is None:
+        breaks = line_breaks(text, language)
+    else:
+        breaks = _offsets(
+            icu.LineBreaker, text, "ja@lb=strict;lw=phrase" if _KANA.search(text) else locale
+        )
     found, words = [], None
-    for at in _spaced_breaks(text, _offsets(LineBreaker, text, locale)):
+    for at in _spaced_breaks(text, breaks):
         if text[at].isspace() or text[at - 1] == _EM_DASH:
             found.append(at)
         elif _is_without_spaces(text, at):
-            if _HAN_OR_KANA.match(text, at) and _HAN_OR_KANA.match(text, at - 1):
-                words = words or frozenset(_offsets(WordBreaker, text, locale))
+            if icu and _HAN_OR_KANA.match(text, at) and _HAN_OR_KANA.match(text, at - 1):
+                words = words or frozenset(_offsets(icu.WordBreaker, text, locale))
                 if at not in words:
                     continue
             found.append(at)
@@ -64,7 +99,9 @@ def timed_word_breaks(text: str, language: str | None) -> list[int]:
 
 def line_breaks(text: str, language: str | None) -> list[int]:
     """Return where Unicode lets a line be broken, such as after a hyphen; behind spaces."""
-    return _offsets(LineBreaker, text, f"{language or 'en'}@lb=strict")
+    if (icu := _icu_of(text)) is not None:
+        return _offsets(icu.LineBreaker, text, f"{language or 'en'}@lb=strict")
+    return [match.start() for match in _PLAIN_BREAKS.finditer(text) if match.start()]
 
 
 def character_breaks(text: str) -> list[int]:
@@ -76,7 +113,7 @@ def character_breaks(text: str) -> list[int]:
     signs_alone = not any(map(_is_letter, text))
     return [
         at
-        for at in _offsets(CharacterBreaker, text, "en")
+        for at in _clusters(text)
         if signs_alone or (_is_letter(text[at]) and _is_letter(text[at - 1]))
     ]
 
@@ -86,7 +123,7 @@ def columns(text: str) -> int:
     text = _INVISIBLE.sub("", text)
     if not _BEYOND_LATIN.search(text):  # each is one; most texts
         return len(text)
-    return len(_offsets(CharacterBreaker, text, "en")) + 1
+    return len(_clusters(text)) + 1
 
 
 def _is_letter(character: str) -> bool:
@@ -105,7 +142,46 @@ def _spaced_breaks(text: str, breaks: list[int]) -> Iterator[int]:
             yield at
 
 
-def _offsets(breaker: type[BaseBreaker], text: str, locale: str) -> list[int]:
+def _clusters(text: str) -> list[int]:
+    # Where a character as people see it begins, but for the first.
+    return [at for at in range(1, len(text)) if not _goes_on(text, at)]
+
+
+def _goes_on(text: str, at: int) -> bool:
+    before, character = text[at - 1], text[at]
+    if character < "\u0300":
+        return before + character == "\r\n"
+    if "\U0001f1e6" <= character <= "\U0001f1ff":
+        flag = _FLAG_LETTERS.search(text, 0, at)
+        return flag is not None and len(flag[0]) % 2 == 1
+    return (
+        unicodedata.category(character)[0] == "M"
+        or character in "\u200d\u0e33\u0eb3"  # a joiner; vowels of Thai and Lao
+        or "\u1160" <= character <= "\u11ff"  # Hangul in parts
+        or "\U0001f3fb" <= character <= "\U0001f3ff"  # skin tones
+        or (before == "\u200d" and unicodedata.category(character) == "So")
+    )
+
+
+def _icu_of(text: str) -> Any:
+    """Return ICU's breakers for a text whose words have no spaces between; None without them."""
+    if not _WITHOUT_SPACES.search(text):
+        return None
+    return _icu(bool(_OF_DICTIONARIES.search(text)))
+
+
+@functools.cache  # so that what is missing is said once
+def _icu(is_needed: bool) -> Any:
+    try:
+        from icu4py import breakers
+    except ImportError:
+        if is_needed:
+            event(_LOG, logging.WARNING, "lines_may_divide_words", cure=install_words("lines"))
+        return None
+    return breakers
+
+
+def _offsets(breaker: Any, text: str, locale: str) -> list[int]:
     # ICU counts UTF-16 units and refuses lone surrogates: pieces are counted in their place.
     pieces = breaker(_SURROGATES.sub("\ufffd", text), locale)
     return [*accumulate(map(len, pieces))][:-1]

@@ -1,6 +1,8 @@
 """Lines, cues and timed words never divide a word of people, whatever tokens a model has."""
 
 import re
+import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -18,6 +20,7 @@ from corpus_asr.formats.names import ExportFormat, SubtitlePreset, WordStyle
 from corpus_asr.formats.subtitles import lrc_text, srt_text, vtt_text
 from corpus_asr.formats.writers import file_contents
 from corpus_asr.segments import Segment, Word
+from corpus_asr.text import line_breaks
 from corpus_asr.text.line_breaks import columns
 from tests.support.tables import recording, segment
 
@@ -60,6 +63,20 @@ def lines_of(said: Segment, width: int, **rules: Any) -> list[str]:
     return [text for cue in cues for text in cue.texts]
 
 
+@pytest.fixture
+def _without_icu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    line_breaks._icu.cache_clear()
+    monkeypatch.setitem(sys.modules, "icu4py", None)
+    yield
+    line_breaks._icu.cache_clear()
+
+
+@pytest.mark.parametrize(("tokens", "width"), CASES)
+@pytest.mark.usefixtures("_without_icu")
+def test_lines_without_icu_are_the_same_too(tokens: str, width: int) -> None:
+    test_lines_are_the_same_with_and_without_times_of_words(tokens, width)
+
+
 @pytest.mark.parametrize(("tokens", "width"), CASES)
 def test_lines_are_the_same_with_and_without_times_of_words(tokens: str, width: int) -> None:
     said = timed(tokens)
@@ -82,6 +99,16 @@ def test_words_with_spaces_between_stay_whole(tokens: str, width: int) -> None:
     words = said.text.replace(" ?", "\u00a0?").split(" ")
     shown = [word for line in lines_of(said, width) for word in re.split(" (?![?])", line)]
     assert [word.replace("\u00a0", " ") for word in words if word] == shown
+
+
+@pytest.mark.usefixtures("_without_icu")
+def test_without_a_dictionary_lines_are_told_to_divide_words(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for _ in range(2):
+        assert "".join(lines_of(timed(THAI), 5)).replace(" ", "") == re.sub("[ _]", "", THAI)
+    assert caplog.text.count("lines_may_divide_words") == 1
+    assert lines_of(timed(JAPANESE), 9)[0] == "こんにちは、世"
 
 
 def test_words_of_a_dictionary_stay_whole() -> None:
