@@ -25,7 +25,7 @@ from corpus_asr.cli.main import app
 from corpus_asr.config.finetune import FinetuneConfig
 from corpus_asr.config.options import OPTIONS
 from corpus_asr.config.run import PseudoLabelConfig, RunConfig
-from corpus_asr.config.settings import section_of
+from corpus_asr.config.settings import described, section_of
 from corpus_asr.config.storage_options import StorageOptions
 from corpus_asr.runtime import coordinator
 
@@ -167,14 +167,14 @@ def settings() -> str:
     for name, (model, words) in JOBS.items():
         text += [f"## {name.replace('_', ' ').capitalize()} jobs", "", words, ""]
         rows = []
-        for key, field in model.model_fields.items():
+        for key, field in described(model).items():
             section = section_of(field)
             if section is None:
                 rows.append(_setting(key, field))
             elif section not in shown:
                 shown.add(section)
                 doc = inspect.cleandoc(section.__doc__ or "")
-                keys = [_setting(*item) for item in section.model_fields.items()]
+                keys = [_setting(*item) for item in described(section).items()]
                 text += [f"### {key} {{ #{name}-{key} }}", "", doc, "", _table(_SETTING, keys)]
         if rows:
             text += [f"### Top level {{ #{name}-top-level }}", "", _table(_SETTING, rows)]
@@ -212,7 +212,7 @@ def _type_words(annotation: Any) -> str:
     if "tuple" in text:
         return "list of " + ("numbers" if "float" in text else "texts")
     if "dict" in text:
-        return "map of text to text"
+        return "keys below it" + " or null" * ("None" in text)
     words = [each for each in ("bool", "int", "float", "str") if re.search(rf"\b{each}\b", text)]
     names = {"str": "text", "bool": "true or false", "int": "integer", "float": "number"}
     words = [names[each] for each in words]

@@ -65,6 +65,7 @@ def test_the_reference_has_every_setting_command_column_and_failure(site: Path) 
             section = section_of(field)
             for key in section.model_fields if section else [name]:
                 assert f"<code>{key}</code>" in page("settings"), key
+    assert "<td></td>" not in page("settings")  # each has a description
     group = typer.main.get_command(app)
     for command in group.commands.values():  # type: ignore[attr-defined]
         example = hooks.example_of(command)
