@@ -28,6 +28,7 @@ from torch.utils.data import ConcatDataset, Dataset
 from corpus_asr.audio.decode import open_audio
 from corpus_asr.config.finetune import FinetuneConfig, TrainingDataSettings
 from corpus_asr.config.load import name_hint, resolved
+from corpus_asr.decoding.device import set_threads
 from corpus_asr.errors import ConfigError, install_words
 from corpus_asr.families.pretrained import IGNORED_LABEL
 from corpus_asr.families.whisper.tokenizer import WhisperTokenizer
@@ -91,7 +92,8 @@ def run(config: FinetuneConfig, *, progress: Stream | None) -> Finetuned:
         # Progress bars and logs are no result.
         with contextlib.redirect_stdout(sys.stderr):
             _train(config, arguments, lora, checkpoint, line_writer(progress))
-    return _write_model(config, output, writes=arguments.process_index == 0)
+    with arguments.main_process_first():  # which may still write its last checkpoint
+        return _write_model(config, output, writes=arguments.process_index == 0)
 
 
 def _training_arguments(config: FinetuneConfig) -> Any:
@@ -189,7 +191,7 @@ class _EvaluateLast(transformers.TrainerCallback):  # type: ignore[misc]
     """Evaluates the last step, too, whatever `eval_steps` is."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if args.eval_strategy != "no" and state.global_step >= state.max_steps:
+        if args.eval_strategy == "steps" and state.global_step >= state.max_steps:
             control.should_evaluate = True
 
 
@@ -200,6 +202,7 @@ def _train(
     checkpoint: Path | None,
     say: Callable[[str], None],
 ) -> None:
+    set_threads()
     transformers.set_seed(arguments.seed)  # adapters are drawn, too
     network, processor = _network(config), _processor(config)
     with arguments.main_process_first():  # others find what it cached
@@ -397,6 +400,8 @@ def _table(source: str, split: str) -> Any:
         for column in ("audio", "text"):
             if column not in table.column_names:
                 raise ValueError(f"no column {column} among {', '.join(table.column_names)}")
+            if empty := table.data.column(column).null_count:
+                raise ValueError(f"no {column} in {counted(empty, 'row')}")
         return table.cast_column("audio", datasets.Audio(decode=False))
     except (OSError, TypeError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise ConfigError(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import peft
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -25,8 +26,10 @@ from corpus_asr.families.weights import stored_tensors
 from corpus_asr.models.auto import AutoConfig, AutoProcessor
 from corpus_asr.pipelines import finetune
 from corpus_asr.pipelines.finetune import Examples, Finetuned, collate
+from corpus_asr.storage.stores.filesystem import upload
 from tests.support.audio import wav_bytes
 from tests.support.checkpoints import tiny_speech2text
+from tests.support.stores import s3_server
 from tests.support.tokenizers import tiny_speech2text_tokenizer
 from tests.support.training import spoken, tiny_student, training, write_set, write_shard
 
@@ -269,23 +272,37 @@ def test_what_cannot_be_trained_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"text": 3}, "no column text"),
-        ({"audio": 3}, "no column audio"),
-        ({}, "Parquet"),
-    ],
+    ("column", "message"),
+    [("text", "no column text among"), ("audio", "no column audio among"), (None, "no text in 6")],
 )
 def test_files_without_audio_or_text_are_refused(
-    small: Path, tmp_path: Path, change: dict[str, Any], message: str
+    small: Path, tmp_path: Path, column: str | None, message: str
 ) -> None:
     path = tmp_path / "data.parquet"
     table = pq.read_table(next((small / "set" / "data").glob("train-*")))
-    pq.write_table(table.drop_columns(list(change)), path)
-    if not change:
-        path.write_bytes(b"no table")
+    texts = table.schema.get_field_index("text")
+    if column is None:
+        nothing = pa.nulls(len(table), pa.string())
+        pq.write_table(table.set_column(texts, "text", nothing), path)
+    else:
+        pq.write_table(table.drop_columns([column]), path)
     with pytest.raises(ConfigError, match=message):
         examples(small, train=(str(path),))
+    path.write_bytes(b"no table")
+    with pytest.raises(ConfigError, match="expected Parquet"):
+        examples(small, train=(str(path),))
+
+
+@pytest.mark.long
+def test_a_data_set_in_s3_is_read(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with s3_server() as s3:
+        for variable, value in s3.environment.items():
+            monkeypatch.setenv(variable, value)
+        monkeypatch.setenv("AWS_ENDPOINT_URL", s3.endpoint_url)
+        address = s3.make_bucket("training")
+        name = "data/train-00000.parquet"
+        upload(str(small / "set" / name), f"{address}/set/{name}", s3.options)
+        assert len(examples(small, train=(f"{address}/set",))) == 6
 
 
 def test_an_output_of_something_else_or_another_training_is_refused(

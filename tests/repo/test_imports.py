@@ -159,6 +159,7 @@ def test_every_library_imported_is_a_declared_dependency_and_the_other_way_round
 DISTRIBUTIONS = {"yaml": "pyyaml"}
 OPTIONAL = {
     "icu4py": "the extra lines; without it, lines of scripts without spaces divide words",
+    **dict.fromkeys(("datasets", "peft", "transformers"), "of the extra finetune"),
     "triton": "torch's builds for CUDA bring it, and without it its kernels are plain torch",
 }
 NEVER_IMPORTED = {
