@@ -244,6 +244,11 @@ class _Compared:
                 for cues in (self._before, self._after)
             )
             self._check_times(after)
+            if after and not rows:
+                raise ConfigError(
+                    f"reading {self._path}: found “{after[0].text:.30}” of a recording without "
+                    "text, expected none: a correction replaces segments; transcribe it again"
+                )
             groups = _groups(rows, before, after)
             num_kept = sum(bool(group.after) for group in groups)
             if 2 * num_kept < len(groups):
@@ -301,8 +306,11 @@ class _Compared:
     def _segments(self, group: _Group, channel: int | None) -> list[EditedSegment] | None:
         """Return what replaces the segments of a group; None where nothing changed."""
         before, after, rows = group.before, group.after, group.rows
+        texts = [join_lines("\n".join(cue.text for cue in cues)) for cues in (before, after)]
+        originals = [row["original"] for row in rows if row["original"] is not None]
+        if originals and texts[1] == join_lines("\n".join(originals)) != texts[0]:
+            return None  # exported before somebody corrected it, and left as it was
         if self._is_same_layout(group) and _speakers(before) == _speakers(after):
-            texts = [join_lines("\n".join(cue.text for cue in cues)) for cues in (before, after)]
             if texts[0] == texts[1]:
                 return None
             if len(rows) == 1:

@@ -196,6 +196,10 @@ def test_folders_without_files_doubles_and_recordings_without_text_are_refused(
     assert "of the same recording" in refused(store, to / "b.srt", to / "b.vtt")
     failed = run_of(tmp_path / "failed", part("d.wav", 0, texts=None, status="failed"))
     (tmp_path / "d.srt").write_text("")
+    silent = run_of(tmp_path / "silent", part("", 0, uri="/d.wav", texts=None, status="no_speech"))
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s/d.srt").write_text("1\n00:00:00,000 --> 00:00:01,000\nx\n")
+    assert "of a recording without text" in refused(silent, tmp_path / "s/d.srt")
     assert "found no transcript of its recording" in refused(failed, tmp_path / "d.srt")
 
 
@@ -214,5 +218,5 @@ def test_who_saves_meanwhile_is_looked_at_first(
 
     monkeypatch.setattr("corpus_asr.export.correct.save_correction", late)
     correct(store, path)
-    assert texts(store)[1] == "4 five"
+    assert texts(store)[:2] == ["one two three", "4 five"]
     assert len(calls) >= 2
