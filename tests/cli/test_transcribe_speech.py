@@ -122,10 +122,10 @@ def test_a_url_is_read_and_a_missing_one_does_not_stop_the_others() -> None:
 
 def test_words_can_be_timed_and_highlighted() -> None:
     clip = SHORT / "cv6_common_voice_en_46854.mp3"
-    result = call(clip, "-f", "vtt", "--highlight_words", "True", "--set", "max_line_width=20")
+    result = call(clip, "-f", "vtt", "--highlight_words", "--set", "max_line_width=20")
     assert result.exit_code == 0
     assert re.search(r"<u>\w+[.,]?</u>", result.stdout)
-    data = json.loads(call(clip, "-f", "json", "--word_timestamps", "True").stdout)
+    data = json.loads(call(clip, "-f", "json", "--word_timestamps").stdout)
     words = data["segments"][0]["words"]
     assert "".join(word["word"] for word in words) == data["segments"][0]["text"]
 
