@@ -30,12 +30,6 @@ _SHARED = {
         "corpus_asr.models.generation.outputs:GenerateBeamEncoderDecoderOutput",
         "corpus_asr.models.generation.outputs:GenerateEncoderDecoderOutput",
     ),
-    ("transformers.generation", "GenerateDecoderOnlyOutput"): (
-        "corpus_asr.models.generation.outputs:GenerateDecoderOnlyOutput",
-    ),
-    ("transformers.generation", "GenerateBeamDecoderOnlyOutput"): (
-        "corpus_asr.models.generation.outputs:GenerateDecoderOnlyOutput",
-    ),
     ("transformers.cache_utils", "EncoderDecoderCache"): (
         "corpus_asr.families.layers.kv_cache:DecoderCache",
     ),

@@ -32,7 +32,6 @@ GENERATION_NAME = "generation_config.json"
 # checkpoint sets a value. Ours are None, so that a file's own values can be told from these.
 DEFAULTS: dict[str, Any] = {
     "max_length": 20,
-    "min_length": 0,
     "do_sample": False,
     "use_cache": True,
     "early_stopping": False,
@@ -43,16 +42,12 @@ DEFAULTS: dict[str, Any] = {
     "repetition_penalty": 1.0,
     "length_penalty": 1.0,
     "no_repeat_ngram_size": 0,
-    "num_return_sequences": 1,
-    "output_scores": False,
     "return_dict_in_generate": False,
 }
 
 _AT_LEAST = {
-    "num_beams": 1, "num_return_sequences": 1, "top_k": 0, "no_repeat_ngram_size": 0,
-    "min_length": 0, "min_new_tokens": 0, "temperature": 0, "top_p": 0,
+    "num_beams": 1, "top_k": 0, "no_repeat_ngram_size": 0, "temperature": 0, "top_p": 0,
 }  # fmt: skip
-_SHARES = ("min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
 # Defaults of transformers, which files often repeat: they change nothing.
 _SAMPLING_ONLY = {"temperature": 1.0, "top_p": 1.0, "top_k": 50}
 _BEAMS_ONLY = {"early_stopping": False, "length_penalty": 1.0}
@@ -89,48 +84,22 @@ class GenerationConfig(OpenSettings):
     """Longest token sequence, prompt included."""
     max_new_tokens: int | None = None
     """Longest text; comes before `max_length`."""
-    min_length: int | None = None
-    min_new_tokens: int | None = None
-    max_time: float | None = None
-    """Seconds after which a text is cut off."""
-    stop_strings: str | tuple[str, ...] | None = None
 
     do_sample: bool | None = None
     num_beams: int | None = None
     early_stopping: bool | str | None = None
     length_penalty: float | None = None
-    num_return_sequences: int | None = None
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
-    min_p: float | None = None
-    """Least probability of a sampled token, as a share of the likeliest token's."""
-    top_h: float | None = None
-    """Share of the entropy that the sampled tokens have together."""
-    typical_p: float | None = None
-    epsilon_cutoff: float | None = None
-    eta_cutoff: float | None = None
     repetition_penalty: float | None = None
     no_repeat_ngram_size: int | None = None
-    bad_words_ids: tuple[tuple[int, ...], ...] | None = None
-    """Token sequences that must not occur."""
-    sequence_bias: tuple[tuple[tuple[int, ...], float], ...] | None = None
-    """Token sequences, and what is added to the score of their last token after the others."""
-    exponential_decay_length_penalty: tuple[int, float] | None = None
-    """After so many new tokens the end gets likelier by this factor at each step."""
     forced_bos_token_id: int | None = None
-    forced_eos_token_id: int | tuple[int, ...] | None = None
-    remove_invalid_values: bool | None = None
-    renormalize_logits: bool | None = None
     num_assistant_tokens: int | None = None
     """Tokens a draft model proposes at a time."""
 
     use_cache: bool | None = None
     cache_implementation: str | None = None
-    output_scores: bool | None = None
-    output_logits: bool | None = None
-    output_attentions: bool | None = None
-    output_hidden_states: bool | None = None
     return_dict_in_generate: bool | None = None
     transformers_version: str | None = None
 
@@ -234,8 +203,6 @@ class GenerationConfig(OpenSettings):
         # Nulls too: of Whisper's max_initial_timestamp_index null is no bound, absence a default.
         own = {f.name: plain_values(getattr(self, f.name)) for f in fields(self)}
         extra, nulls = own.pop("extra"), own.pop("nulls")
-        if isinstance(own["sequence_bias"], dict):  # callers have tuples as keys, JSON has none
-            own["sequence_bias"] = [[list(ids), bias] for ids, bias in own["sequence_bias"].items()]
         values = {name: value for name, value in own.items() if value is not None or name in nulls}
         return deepcopy({**extra, **values})
 
@@ -269,10 +236,6 @@ def _problems(config: GenerationConfig) -> list[str]:
             found.append(f"{name} is {value!r}, expected a number of at least {least}")
     if config.top_p is not None and config.top_p > 1:
         found.append(f"top_p is {config.top_p!r}, expected a number at most 1")
-    for name in _SHARES:
-        share = getattr(config, name)
-        if share is not None and not (isinstance(share, int | float) and 0 <= share <= 1):
-            found.append(f"{name} is {share!r}, expected a number from 0 to 1")
     penalty = config.repetition_penalty
     if penalty is not None and not penalty > 0:
         found.append(f"repetition_penalty is {penalty!r}, expected a number above 0")
@@ -283,19 +246,11 @@ def _problems(config: GenerationConfig) -> list[str]:
         found.append(f"early_stopping is {config.early_stopping!r}, expected a bool or 'never'")
     if config.max_new_tokens is not None and config.max_new_tokens <= 0:
         found.append(f"max_new_tokens is {config.max_new_tokens}, expected at least 1")
-    returned, beams = config.num_return_sequences or 1, config.num_beams or 1
-    several = f"num_return_sequences is {returned}"
-    if returned > 1 and beams == 1 and not config.do_sample:
-        greedy = "but greedy search finds one sequence; set do_sample=True or num_beams"
-        found.append(f"{several}, {greedy}")
-    if returned > beams > 1:
-        found.append(f"{several}, expected at most num_beams, which is {beams}")
-    suppressed = set(config.suppress_tokens or ())
-    for name in ("forced_bos_token_id", "forced_eos_token_id"):
-        value = getattr(config, name)
-        forced = {value} if isinstance(value, int) else set(value or ())
-        if forced and forced <= suppressed:
-            found.append(f"{name} is {value}, which suppress_tokens forbids; drop one of the two")
+    forced = config.forced_bos_token_id
+    if forced is not None and forced in (config.suppress_tokens or ()):
+        found.append(
+            f"forced_bos_token_id is {forced}, which suppress_tokens forbids; drop one of the two"
+        )
     return found
 
 

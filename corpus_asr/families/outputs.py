@@ -142,8 +142,8 @@ class Seq2SeqModelOutput(ModelOutput):
     decoder_attentions: Weights | None = None
     cross_attentions: Weights | None = None
     encoder_last_hidden_state: Float[Tensor, "batch pos width"] | None = None
-    encoder_hidden_states: States | None = None
-    encoder_attentions: Weights | None = None
+    encoder_hidden_states: tuple[Float[Tensor, "row _ width"], ...] | None = None
+    encoder_attentions: tuple[Float[Tensor, "row head _ _"], ...] | None = None
 
 
 @dataclass(eq=False)
@@ -158,8 +158,8 @@ class Seq2SeqLMOutput(ModelOutput):
     decoder_attentions: Weights | None = None
     cross_attentions: Weights | None = None
     encoder_last_hidden_state: Float[Tensor, "batch pos width"] | None = None
-    encoder_hidden_states: States | None = None
-    encoder_attentions: Weights | None = None
+    encoder_hidden_states: tuple[Float[Tensor, "row _ width"], ...] | None = None
+    encoder_attentions: tuple[Float[Tensor, "row head _ _"], ...] | None = None
 
 
 @dataclass(eq=False)

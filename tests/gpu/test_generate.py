@@ -64,54 +64,24 @@ def close(found: Any, expected: Any) -> None:
 OPTIONS: list[dict[str, Any]] = [
     {},
     {"num_beams": 3},
-    {"num_beams": 4, "num_return_sequences": 2, "length_penalty": 0.5},
+    {"num_beams": 4, "length_penalty": 0.5},
     {"repetition_penalty": 1.3, "no_repeat_ngram_size": 2},
-    {"sequence_bias": [[[5], 3.0], [[6, 7], 2.0]]},
-    {"exponential_decay_length_penalty": (2, 1.2), "num_beams": 2},
-    {"bad_words_ids": [[5], [6, 7]], "min_new_tokens": 4},
     {"suppress_tokens": [3, 4], "begin_suppress_tokens": [5]},
     {"eos_token_id": None},
     {"use_cache": False},
     {"do_sample": True, "top_k": 1},
-    {"do_sample": True, "top_k": 1, "min_p": 0.1, "typical_p": 0.9, "eta_cutoff": 0.02},
-    {"do_sample": True, "top_k": 1, "epsilon_cutoff": 0.01, "top_p": 0.9, "top_h": 0.9},
+    {"do_sample": True, "top_k": 1, "top_p": 0.9},
 ]
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda given: ",".join(given) or "greedy")
-def test_texts_and_scores_are_those_of_the_cpu(
+def test_texts_are_those_of_the_cpu(
     both: tuple[Any, Any, Tensor], device: torch.device, options: dict[str, Any]
 ) -> None:
     here, there, features = both
-    asked = {"max_new_tokens": 12, "return_dict_in_generate": True, "output_scores": True}
-    expected = here.generate(features, **asked, **options)
-    found = there.generate(features.to(device), **asked, **options)
-    assert torch.equal(found.sequences.cpu(), expected.sequences)
-    close(found.scores, expected.scores)
-
-
-@pytest.mark.parametrize("options", [{}, {"num_beams": 3}], ids=["greedy", "beams"])
-def test_states_and_probabilities_of_tokens_are_those_of_the_cpu(
-    both: tuple[Any, Any, Tensor], device: torch.device, options: dict[str, Any]
-) -> None:
-    here, there, features = both
-    asked = {
-        "max_new_tokens": 6, "return_dict_in_generate": True, "output_scores": True,
-        "output_attentions": True, "output_hidden_states": True, **options,
-    }  # fmt: skip
-    expected, found = (
-        network.generate(sound, **asked)
-        for network, sound in ((here, features), (there, features.to(device)))
-    )
-    for key in ("decoder_attentions", "cross_attentions", "decoder_hidden_states"):
-        close(found[key], expected[key])
-    likely = [
-        network.compute_transition_scores(
-            one.sequences, one.scores, one.get("beam_indices"), normalize_logits=True
-        )
-        for network, one in ((here, expected), (there, found))
-    ]
-    close(likely[1], likely[0])
+    expected = here.generate(features, max_new_tokens=12, **options)
+    found = there.generate(features.to(device), max_new_tokens=12, **options)
+    assert torch.equal(found.cpu(), expected)
 
 
 @pytest.mark.parametrize("options", [{}, {"num_beams": 3}], ids=["tokens", "beams"])

@@ -216,3 +216,10 @@ def test_a_variant_of_the_weights_is_saved_and_loaded_here_and_there(
     # A smaller number of files takes the place of all that were there.
     whole.save_pretrained(tmp_path, variant="fp16")
     assert [path.name for path in tmp_path.glob("*fp16*")] == ["model.fp16.safetensors"]
+
+
+def test_weights_of_another_shape_are_a_runtime_error(tmp_path: Path) -> None:
+    tiny_whisper(tmp_path, d_model=16, layers=1, heads=2)
+    with pytest.raises(RuntimeError, match="do not fit") as caught:
+        whisper.WhisperModel.from_pretrained(tmp_path, encoder_ffn_dim=24)
+    assert isinstance(caught.value, CheckpointError)

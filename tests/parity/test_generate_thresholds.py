@@ -82,17 +82,9 @@ def test_silence_after_a_prompt_shorter_than_our_own(both: Pair) -> None:
         agree(both, SHORT, decoder_input_ids=begin, no_speech_threshold=no_speech, **options)
 
 
-@pytest.mark.parametrize(("top_k", "renormalize"), [(1, False), (2, True)])
-def test_a_choice_is_weighed_among_what_it_was_sampled_from(
-    both: Pair, top_k: int, renormalize: bool
-) -> None:
-    arguments = {"temperature": CERTAIN, "top_k": top_k, "renormalize_logits": renormalize}
-    ours, theirs = both.both(
-        SHORT, return_timestamps=False, return_dict_in_generate=True,
-        output_scores=True, **arguments,
-    )  # fmt: skip
-    same(ours.sequences, theirs.sequences)
-    same(ours.scores, theirs.scores)
+def test_a_choice_is_weighed_among_what_it_was_sampled_from(both: Pair) -> None:
+    arguments = {"temperature": CERTAIN, "top_k": 1}
+    same(*both.both(SHORT, **arguments))
     for threshold in (-1e-3, -0.6):
         agree(both, LONG, logprob_threshold=threshold, no_speech_threshold=0.0, **arguments)
 
@@ -140,43 +132,8 @@ def test_sampling_repeats_under_a_seed_and_not_without(both: Pair) -> None:
     assert twice[0].tolist() == twice[2].tolist()
 
 
-def test_several_samples_of_one_recording_differ(both: Pair) -> None:
-    found = both.say(SHORT, temperature=1.5, do_sample=True, num_return_sequences=4)
-    assert len(found) == 4
-    assert len({tuple(row.tolist()) for row in found}) > 1
-
-
 def test_sampling_among_one_token_and_without_a_temperature_is_greedy(both: Pair) -> None:
     greedy = both.say(SHORT)
     same(both.say(SHORT, temperature=2.0, top_k=1), greedy)
     same(both.say(SHORT, temperature=2.0, top_p=1e-6), greedy)
     same(*both.both(SHORT, do_sample=True))
-
-
-@pytest.mark.parametrize("num_beams", [1, 3])
-def test_rows_found_at_different_temperatures_are_given_together(
-    both: Pair, num_beams: int
-) -> None:
-    short = BATCH[:, :, :WINDOW]
-
-    def say(logprob_threshold: float, temperature: Any) -> Any:
-        return both.say(
-            short, return_timestamps=False, return_dict_in_generate=True, output_scores=True,
-            temperature=temperature, logprob_threshold=logprob_threshold, num_beams=num_beams,
-            suppress_tokens=list(range(60, 1900)),
-        )  # fmt: skip
-
-    greedy = say(-100.0, 0.0)
-    means = torch.stack(greedy.scores).log_softmax(-1).amax(-1).mean(0)
-    again = say(float(means.median()) - 1e-3, (0.0, 2.0))
-    warm = [not torch.equal(*rows) for rows in zip(
-        again.sequences[:, : greedy.sequences.shape[1]],
-        greedy.sequences[:, : again.sequences.shape[1]],
-        strict=True,
-    )]  # fmt: skip
-    assert any(warm)
-    assert not all(warm)
-    assert len(again.scores) == again.sequences.shape[1] - (
-        greedy.sequences.shape[1] - len(greedy.scores)
-    )
-    assert "sequences_scores" not in again

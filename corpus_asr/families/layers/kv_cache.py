@@ -132,6 +132,9 @@ class DecoderCache(Cache):
     (batch, head, token or pos, head_dim).
     """
 
+    is_compileable = False
+    """Asked for by transformers' `generate`."""
+
     def __init__(self, num_layers: int) -> None:
         self.layers = [LayerPast() for _ in range(num_layers)]
 
@@ -148,18 +151,6 @@ class DecoderCache(Cache):
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Return how many tokens are kept."""
         return self.layers[layer_idx].own.length if self.layers else 0
-
-    @classmethod
-    def stacked(cls, caches: Sequence["DecoderCache"]) -> "DecoderCache":
-        """Put the rows of several caches of equal lengths together."""
-        whole = cls(len(caches[0]))
-        for number, layer in enumerate(whole.layers):
-            for name in ("own", "cross"):
-                pairs = [getattr(cache.layers[number], name).pair for cache in caches]
-                if all(pair is not None for pair in pairs):
-                    keys, values = zip(*pairs, strict=True)
-                    getattr(layer, name).pair = torch.cat(keys), torch.cat(values)
-        return whole
 
     @property
     def self_attention_cache(self) -> AttentionCache:

@@ -225,8 +225,7 @@ class ModuleSlots(ABC):
             torch.tensor([tokens], device=self.device),
             past_key_values=past,
             use_cache=past is not None,
-            # None: of a decoder alone that attends to no window.
-            encoder_outputs=as_encoder_output((window.unsqueeze(0),)) if len(window) else None,
+            encoder_outputs=as_encoder_output((window.unsqueeze(0),)),
         )
         with evaluating(network):
             return network(**inputs, **options, return_dict=True)

@@ -354,9 +354,9 @@ class WhisperForCausalLM(WhisperWithVocabulary):
         """Return the form of this model that search drafts with; see `WhisperDecoderSlots`."""
         return WhisperDecoderSlots(self.model.decoder, self.proj_out)
 
-    def module_slots(self, *, windows: bool = True) -> "WhisperModuleSlots":
+    def module_slots(self) -> "WhisperModuleSlots":
         """Return the form that calls this model's own modules; see `WhisperModuleSlots`."""
-        return WhisperModuleSlots(self, windows=windows)
+        return WhisperModuleSlots(self)
 
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, past_key_values: DecoderCache | None = None, **kwargs: Any
@@ -517,10 +517,8 @@ class WhisperSlotModel(WhisperDecoderSlots):
 class WhisperModuleSlots(WhisperWindows, ModuleSlots):
     """A Whisper network, whole or a decoder alone, whose modules are called as they are."""
 
-    def __init__(self, network: Any, *, windows: bool = True) -> None:
-        # Without windows a decoder continues texts by themselves.
-        positions = network.config.max_source_positions if windows else 0
-        super().__init__(network, max_source_positions=positions)
+    def __init__(self, network: Any) -> None:
+        super().__init__(network, max_source_positions=network.config.max_source_positions)
         self.has_encoder = network.config.is_encoder_decoder
 
     def encode(

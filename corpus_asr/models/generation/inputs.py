@@ -17,7 +17,7 @@ from corpus_asr.models.generation.slots import in_own_type, slot_model
 
 
 def seed_of(sound: Float[np.ndarray, "*_"], name: str) -> int:
-    """Make a seed for sampling from the audio and a name: draw, place, temperature and copy."""
+    """Make a seed for sampling from the audio and a name: draw, place and temperature."""
     # Not from the row's place in the batch: neighbors must not change what is sampled.
     digest = hashlib.blake2b(np.ascontiguousarray(sound).data, digest_size=8)
     digest.update(name.encode())
@@ -29,11 +29,7 @@ class Row:
     """One recording of a batch."""
 
     index: int
-    """Its place in the batch, before copies were made of it."""
-    copy: int
-    """Of several sequences of one recording, this one's number."""
-    number: int
-    """Its place among all rows, copies included."""
+    """Its place in the batch."""
     features: Float[np.ndarray, "mel frame"] | None
     encoded: Float[Tensor, "pos width"] | None
     """The encoder's output, where the caller has it already; then every window is this one."""
@@ -56,7 +52,7 @@ class Row:
         if self.features is None:
             assert self.encoded is not None
             window = self.encoded.detach().cpu().float().numpy()
-        return seed_of(window, f"{base} {seek} {temperature!r} {self.copy}")
+        return seed_of(window, f"{base} {seek} {temperature!r}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,8 +104,8 @@ class Audio:
         """Whether every row fits one window."""
         return self.total_frames <= self.window_frames
 
-    def rows(self, attention_mask: Any, copies: int) -> list[Row]:
-        """Split the batch, making `copies` of each row."""
+    def rows(self, attention_mask: Any) -> list[Row]:
+        """Split the batch."""
         frames = [self.total_frames] * self.batch_size
         if self.batch_size > 1 and not self.is_short:
             if attention_mask is None:
@@ -120,19 +116,16 @@ class Audio:
                 )
             frames = lengths_of(attention_mask, self.batch_size)
         features, encoded = self.features, self.encoded
-        # Once for all copies of a row: from a GPU each is a transfer.
+        # At once: from a GPU each is a transfer.
         arrays = None if features is None else list(features.detach().cpu().float().numpy())
         return [
             Row(
                 index=i,
-                copy=copy,
-                number=i * copies + copy,
                 features=arrays[i] if arrays is not None else None,
                 encoded=encoded[i] if encoded is not None else None,
                 frames=frames[i],
             )
             for i in range(self.batch_size)
-            for copy in range(copies)
         ]
 
 
@@ -218,10 +211,6 @@ class PaddedBatch:
         model: SlotModel = self.model.for_windows(self.model.window_frames, max_tokens=max_tokens)
         return model
 
-    def frames(self, row: int) -> int | None:
-        """Return how many frames of a row are encoded."""
-        return self.num_frames[row]
-
     @torch.inference_mode()
     def encoded(self) -> Float[Tensor, "batch pos width"]:
         """Encode all rows; on a GPU a few at a time."""
@@ -241,55 +230,6 @@ class PaddedBatch:
                 for first in range(0, self.size, some)
             ]
         return torch.cat(parts)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EncodedBatch:
-    """Windows that are encoded already, for a decoder alone."""
-
-    model: SlotModel
-    given: Float[Tensor, "batch pos width"]
-
-    @classmethod
-    def of(cls, model: Any, encoder_outputs: Any, rows: int = 1) -> "EncodedBatch":
-        """Check the arguments; without windows so many `rows` are continued by themselves."""
-        if encoder_outputs is None:
-            # Plain modules, too, are called: the fast decoder always attends to a window.
-            nothing = torch.zeros(rows, 0, model.config.d_model)
-            return cls(model=model.module_slots(windows=False), given=nothing)
-        slots, given = slot_model(model), encoded_of(encoder_outputs)
-        if tuple(given.shape[1:]) != slots.window_shape:
-            raise ValueError(
-                f"generating text: encoder_outputs have shape {tuple(given.shape)}, expected "
-                f"(batch, {slots.window_shape[0]}, {slots.window_shape[1]})"
-            )
-        return cls(model=slots, given=given)
-
-    @property
-    def size(self) -> int:
-        """Rows."""
-        return len(self.given)
-
-    @property
-    def placeholder(self) -> np.ndarray:
-        """Stands for the features of a row."""
-        return np.zeros((1, 1), dtype=np.float32)
-
-    def sound(self, row: int) -> np.ndarray:
-        """Return what the encoder made of a row."""
-        return self.given[row].detach().float().cpu().numpy()
-
-    def slots(self, *, max_tokens: int) -> SlotModel:
-        """Return the slot model, which has room for all tokens."""
-        return self.model
-
-    def frames(self, row: int) -> int | None:
-        """Return None: windows are whole."""
-        return None
-
-    def encoded(self) -> Float[Tensor, "batch pos width"]:
-        """Return all rows as search takes them."""
-        return self.given.to(self.model.device, self.model.dtype)
 
 
 def _frames_of(given: Tensor, attention_mask: Any, config: Any) -> int:

@@ -16,7 +16,7 @@ from corpus_asr.families.whisper.config import GenerationConfig
 from corpus_asr.families.whisper.tokenizer import TASKS
 from corpus_asr.languages import resolve_language
 from corpus_asr.models.generation.inputs import Row
-from corpus_asr.models.generation.processors import Stream, search_of
+from corpus_asr.models.generation.processors import search_of
 from corpus_asr.models.generation.settings import Settings, end_rules
 from corpus_asr.transcription.fallback import Attempt
 from corpus_asr.transcription.long_form import LongFormRules, TokenSpan
@@ -196,7 +196,6 @@ class TransformersLongForm(LongFormRules[RowSegment]):
         self._start = start
         self._settings = settings
         self._report = report
-        self._stream: Stream | None = None
         self._num_beams = config.num_beams or 1
         self._max_length = config.max_length
         self._previous: list[tuple[int, ...]] = []
@@ -299,17 +298,15 @@ class TransformersLongForm(LongFormRules[RowSegment]):
         settings = self._settings
         if temperature:
             self._num_beams = 1
-        search, self._stream = search_of(
+        return search_of(
             settings,
             window.prompt,
-            row=self.row.number,
-            max_new_tokens=window.max_new_tokens,
+            row=self.row.index,
             temperature=temperature or None,
             num_beams=self._num_beams,
             assistant=settings.assistant if self._num_beams == 1 else None,
             num_draft_tokens=settings.config.num_assistant_tokens or Search().num_draft_tokens,
         )
-        return search
 
     def seed(self, window: Window, temperature: float | None) -> int:
         """Name a window's sound, its place and the temperature."""
@@ -331,13 +328,11 @@ class TransformersLongForm(LongFormRules[RowSegment]):
         return len(raw) / len(zlib.compress(raw))
 
     def note(self, attempt: Attempt) -> None:
-        """Keep all attempts, and end the stream of this one."""
+        """Keep all attempts."""
         self.attempts.append(attempt)
         if attempt.number:  # a later attempt at the same window
             self.kept.pop()
         self.kept.append(attempt)
-        if self._stream is not None:
-            self._stream.close(torch.tensor(with_end(attempt.result, self._settings.end)))
 
     def content_s(self, frames: int) -> float:
         """The last whole step of the sound."""

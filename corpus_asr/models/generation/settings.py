@@ -1,8 +1,7 @@
 """What one call of `generate` shall do: its arguments checked, merged with the checkpoint's."""
 
 import logging
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -20,33 +19,12 @@ from corpus_asr.families.generation_config import DEFAULTS, GenerationConfig
 from corpus_asr.families.whisper.config import (
     GenerationConfig as WhisperGenerationConfig,
 )
+from corpus_asr.models.generation.rare_settings import RARE
 from corpus_asr.transcription.long_form import Clock
 
 logger = logging.getLogger(__name__)
 
 Config = TypeVar("Config", bound=GenerationConfig)
-
-# Settings of transformers that cannot be had here, the values at which they do nothing, and why.
-_NO_MORE = "transformers 5 has no longer what it asks for, but in code of the hub, which is not run"
-_TEXT_MODELS = "it is made for models of text"
-_UNUSUAL = "it is not offered here"
-_NOT_OFFERED: dict[str, tuple[tuple[Any, ...], str]] = {
-    "token_healing": ((None, False), _TEXT_MODELS),
-    "guidance_scale": ((None, 1, 1.0), _TEXT_MODELS),
-    "watermarking_config": ((None,), _TEXT_MODELS),
-    "negative_prompt_ids": ((None,), _TEXT_MODELS),
-    "negative_prompt_attention_mask": ((None,), _TEXT_MODELS),
-    "penalty_alpha": ((None, 0, 0.0), _NO_MORE),
-    "dola_layers": ((None,), _NO_MORE),
-    "num_beam_groups": ((None, 1), _NO_MORE),
-    "diversity_penalty": ((None, 0.0), _NO_MORE),
-    "constraints": ((None,), _NO_MORE),
-    "force_words_ids": ((None,), _NO_MORE),
-    "custom_generate": ((None,), "code of others is not run"),
-    "low_memory": ((None, False), "transformers 5 refuses it too"),
-    "use_mtp": ((None, False), _UNUSUAL),
-    "decoder_inputs_embeds": ((None,), _UNUSUAL),
-}
 
 # They say how the reference computes, or change its text in no way.
 _WITHOUT_EFFECT = (
@@ -64,17 +42,11 @@ _WITHOUT_EFFECT = (
     # Drafts change no token, and what is said is hardly ever in the text before it.
     "prompt_lookup_num_tokens",
     "trust_remote_code",
-    "decoder_attention_mask",
     "cache_position",
+    "tokenizer",
     # Loops of evaluation pass a whole batch.
     "labels",
 )
-
-# The reference, too, warns of them and leaves them out where the input is no text.
-_OF_WRITTEN_INPUT: dict[str, tuple[Any, ...]] = {
-    "encoder_repetition_penalty": (None, 1.0),
-    "encoder_no_repeat_ngram_size": (None, 0),
-}
 
 _SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 
@@ -84,9 +56,6 @@ _FOR_THE_CALL = (
     "decoder_input_ids",
     "encoder_outputs",
     "inputs",
-    "past_key_values",
-    "streamer",
-    "tokenizer",
 )
 
 
@@ -131,22 +100,13 @@ def _values_set(config: Any) -> dict[str, Any]:
 def _for_the_call(config: GenerationConfig, rest: dict[str, Any]) -> dict[str, Any]:
     kept: dict[str, Any] = {}
     unknown = []
-    for name, value in {**config.extra, **rest}.items():
-        if name in _NOT_OFFERED:
-            idle, reason = _NOT_OFFERED[name]
-            if not any(value is neutral or value == neutral for neutral in idle):
-                raise ValueError(
-                    f"generating text: {name} is {value!r}, expected {idle[-1]}: {reason}; leave "
-                    "it out"
-                )
-        elif name in _OF_WRITTEN_INPUT:
-            if value not in _OF_WRITTEN_INPUT[name]:
-                warnings.warn(f"{name} has no effect: the input is no text", stacklevel=4)
-        elif name in rest and value is not None:
-            if name in _FOR_THE_CALL:
-                kept[name] = value
-            elif name not in _WITHOUT_EFFECT:
-                unknown.append(name)
+    for name, value in rest.items():
+        if value is None:
+            continue
+        if name in _FOR_THE_CALL:
+            kept[name] = value
+        elif name not in (*_WITHOUT_EFFECT, *RARE):
+            unknown.append(name)
     if unknown:
         raise ValueError(
             f"generating text: the following `model_kwargs` are not used by the model: {unknown} "
@@ -267,20 +227,6 @@ def temperatures_of(temperature: Any) -> tuple[float | None, ...]:
     return temperatures
 
 
-def check_cache(cache: Any, prompts: Any) -> None:
-    """Raise ValueError for cached keys and values that `prompts` do not go beyond.
-
-    They are computed again from the prompts, which gives the same text.
-    """
-    length = 0 if cache is None else int(cache.get_seq_length())
-    given = 0 if prompts is None else int(prompts.shape[1])
-    if length and length >= given:
-        raise ValueError(
-            f"generating text: past_key_values hold {length} tokens and decoder_input_ids "
-            f"{given}, expected more; pass all tokens so far, those of the cache included"
-        )
-
-
 def functions_of(given: Any, *, what: str) -> tuple[Any, ...]:
     """Return functions that a caller passed as a list."""
     if given is None:
@@ -304,20 +250,12 @@ class CallSettings:
     rules: TokenRules
     begin: Int[Tensor, "batch token"] | None
     """Whole prompts, where the caller gave them."""
-    ends: tuple[int, ...]
-    """The tokens that end a text; none where only its length does."""
     pad: int
     vocab_size: int
     max_target_positions: int
-    keep_scores: bool
-    keep_logits: bool
     seed: int
     processors: tuple[LogitsProcessor, ...]
     stopping: tuple[StoppingCriterion, ...]
-    streamer: Any
-    """Gets every token as it is found."""
-    tokenizer: Any
-    """Decodes the text where strings in it stop a window."""
     allowed: Callable[[int, Tensor], Sequence[int]] | None
     """Row and tokens so far, to the tokens that may come next."""
     suppressed_second: tuple[int, ...] = ()
@@ -326,55 +264,30 @@ class CallSettings:
     @property
     def end(self) -> int:
         """The token that search takes as the end, and leaves out of what it found."""
-        return self.ends[0] if self.ends else -1
+        return -1 if self.rules.is_endless else self.rules.end
 
 
 def common_settings(
     model: Any,
     config: GenerationConfig,
-    keywords: Mapping[str, Any],
     *,
-    batch_size: int,
     temperatures: Sequence[float | None],
     logits_processor: Sequence[Any] | None,
     stopping_criteria: Sequence[Any] | None,
 ) -> dict[str, Any]:
     """Return the fields of `CallSettings` that are decided alike in every family."""
-    streamer = keywords.get("streamer")
-    if streamer is not None and (batch_size > 1 or (config.num_beams or 1) > 1):
-        raise ValueError(
-            f"generating text: a streamer takes one recording and one beam, found "
-            f"{batch_size} and {config.num_beams}; leave it out"
-        )
-    if config.stop_strings is not None and "tokenizer" not in keywords:
-        raise ValueError(
-            "generating text: stop_strings are given but no tokenizer to read the text with; pass "
-            "tokenizer"
-        )
-    ends = end_tokens(config)
-    by_name = config.return_dict_in_generate
-    # The reference normalizes after the caller's processors.
-    normalize = (_normalized,) if config.renormalize_logits else ()
+    end = end_token(config)
     return {
         "config": config,
-        "ends": ends,
-        "pad": (*ends, 0)[0] if config.pad_token_id is None else config.pad_token_id,
+        "pad": (end or 0) if config.pad_token_id is None else config.pad_token_id,
         "vocab_size": model.config.vocab_size,
         "max_target_positions": model.config.max_target_positions,
-        "keep_scores": bool(config.output_scores and by_name),
-        "keep_logits": bool(config.output_logits and by_name),
         # Drawn from torch's generator, so that `torch.manual_seed` repeats a call that samples;
         # calls that do not sample leave the generator alone.
         "seed": int(torch.randint(2**62, (1,))) if any(temperatures) else 0,
-        "processors": (*functions_of(logits_processor, what="logits_processor"), *normalize),
+        "processors": functions_of(logits_processor, what="logits_processor"),
         "stopping": functions_of(stopping_criteria, what="stopping_criteria"),
-        "streamer": streamer,
-        "tokenizer": keywords.get("tokenizer"),
     }
-
-
-def _normalized(tokens: Tensor, scores: Tensor) -> Tensor:
-    return scores.log_softmax(dim=-1)
 
 
 def allowed_tokens(tokens: Sequence[int] | None, vocab_size: int) -> tuple[int, ...]:
@@ -382,27 +295,28 @@ def allowed_tokens(tokens: Sequence[int] | None, vocab_size: int) -> tuple[int, 
     return tuple(token for token in tokens or () if 0 <= token < vocab_size)
 
 
-def end_tokens(config: GenerationConfig) -> tuple[int, ...]:
-    """The tokens that end a text."""
-    ends: Any = config.eos_token_id
-    if isinstance(ends, Tensor):
-        ends = ends.flatten().tolist()
-    several = tuple(ends) if isinstance(ends, list | tuple) else () if ends is None else (ends,)
-    if not all(isinstance(end, int) for end in several):
+def end_token(config: GenerationConfig) -> int | None:
+    """Return the token that ends a text; None where its length alone does."""
+    end: Any = config.eos_token_id
+    if isinstance(end, Tensor):
+        end = end.flatten().tolist()
+    if isinstance(end, list | tuple) and len(end) == 1:
+        (end,) = end
+    if not isinstance(end, int | None):
         raise ValueError(
-            f"generating text: eos_token_id is {ends!r}, expected a token id, several or None; set "
+            f"generating text: eos_token_id is {end!r}, expected a token id, several or None; set "
             "it to the tokenizer's end token"
         )
     # By a negative one programs for transformers say that no token ends a text.
-    return tuple(end for end in several if end >= 0)
+    return None if end is None or end < 0 else end
 
 
 def end_rules(config: GenerationConfig) -> dict[str, Any]:
     """Return the fields of `TokenRules` that say how a text ends."""
-    ends = end_tokens(config)
+    end = end_token(config)
     # What is no text begins there, even where no token ends it.
-    end = ends[0] if ends else config.bos_token_id
-    return {"end": end or 0, "is_endless": not ends}
+    start = config.bos_token_id or 0
+    return {"end": start if end is None else end, "is_endless": end is None}
 
 
 _CONDITION_TYPES = ("first-segment", "all-segments")

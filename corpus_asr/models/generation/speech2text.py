@@ -12,10 +12,11 @@ from corpus_asr.families.speech2text.model import Speech2TextSeq2SeqLM
 from corpus_asr.models.generation.batch_search import search_batch
 from corpus_asr.models.generation.inputs import PaddedBatch
 from corpus_asr.models.generation.outputs import GenerateEncoderDecoderOutput
-from corpus_asr.models.generation.scores import compute_transition_scores
+from corpus_asr.models.generation.rare_settings import compute_transition_scores, or_transformers
 from corpus_asr.models.generation.settings import one_of, one_tensor, prepare
 
 
+@or_transformers
 def generate(
     model: Any,
     inputs: Any = None,
@@ -36,15 +37,16 @@ def generate(
             next; change the scores, or end a text.
         prefix_allowed_tokens_fn: row and tokens so far, to the tokens that may come next.
         synced_gpus: without effect here.
-        assistant_model: not offered.
+        assistant_model: without effect: drafts change no text.
         streamer: gets every token of one recording by `put`, and then `end`.
         kwargs: settings of a `GenerationConfig` (`num_beams`, `max_new_tokens`,
             `forced_bos_token_id`, ...), and `input_features`, `attention_mask` (batch, frame),
-            `encoder_outputs`, `decoder_input_ids`, `tokenizer`.
+            `encoder_outputs`, `decoder_input_ids`. Those of `rare_settings` take transformers, as
+            a streamer does.
 
     Returns:
         Token ids from the start token to the end token, padded; with `return_dict_in_generate`
-        what search found by name. Scores of a row after its end are those of padding alone.
+        as `sequences`.
     """
     own = getattr(model, "generation_config", None)
     mask = kwargs.pop("attention_mask", None)
@@ -57,16 +59,11 @@ def generate(
         getattr(settings, "max_length", None) is not None for settings in (generation_config, own)
     )
     config, rest = prepare(GenerationConfig, own, generation_config, kwargs)
-    if assistant_model is not None:
-        raise ValueError(
-            "generating text: assistant_model is not offered for this family; leave it out"
-        )
     batch = PaddedBatch.of(model, features, rest.get("encoder_outputs"), mask)
     begin = _prompts(config, prompts, batch.size)
-    found = search_batch(
+    sequences = search_batch(
         model,
         config,
-        rest | {"streamer": streamer},
         batch,
         begin,
         says_length=says_length,
@@ -75,8 +72,8 @@ def generate(
         prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
     )
     if config.return_dict_in_generate:
-        return GenerateEncoderDecoderOutput(**found)
-    return found["sequences"]
+        return GenerateEncoderDecoderOutput(sequences=sequences)
+    return sequences
 
 
 class Speech2TextForConditionalGeneration(Speech2TextSeq2SeqLM):

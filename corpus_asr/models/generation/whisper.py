@@ -14,14 +14,18 @@ from torch import Tensor
 from corpus_asr.array_types import Int
 from corpus_asr.decoding.protocols import SlotModel
 from corpus_asr.families.whisper.config import GenerationConfig
+from corpus_asr.families.whisper.model import WhisperForCausalLM as WhisperDecoderLM
 from corpus_asr.families.whisper.model import WhisperSeq2SeqLM
 from corpus_asr.models.generation.inputs import Audio, Row
 from corpus_asr.models.generation.long_form import TransformersLongForm, detect, starts
 from corpus_asr.models.generation.outputs import Batch, time_tokens
-from corpus_asr.models.generation.scores import compute_window_scores
+from corpus_asr.models.generation.rare_settings import (
+    compute_transition_scores,
+    or_transformers,
+    transformers_generate,
+)
 from corpus_asr.models.generation.settings import (
     Settings,
-    check_cache,
     check_condition_type,
     check_language_and_task,
     common_settings,
@@ -34,12 +38,12 @@ from corpus_asr.models.generation.settings import (
     token_rules,
 )
 from corpus_asr.models.generation.slots import run, slot_model
-from corpus_asr.models.generation.states import WantedStates, note_window_states
 from corpus_asr.transcription.long_form import Clock
 
 logger = logging.getLogger(__name__)
 
 
+@or_transformers
 def generate(
     model: Any,
     input_features: Any = None,
@@ -93,7 +97,7 @@ def generate(
             prompt and end token.
         monitor_progress: called with (batch, 2): the frame each row has come to, of how many.
         kwargs: further settings of a `GenerationConfig`, and `encoder_outputs`,
-            `assistant_model`, `decoder_input_ids`, `streamer`, `tokenizer`.
+            `assistant_model`, `decoder_input_ids`. Those of `rare_settings` take transformers.
 
     Returns:
         Token ids without prompt and end token, padded; or a dictionary of `sequences`, `segments`,
@@ -104,7 +108,6 @@ def generate(
     config, rest = prepare(GenerationConfig, own, generation_config, kwargs)
     features = rest.get("inputs") if input_features is None else input_features
     audio = Audio.of(model, features, rest.get("encoder_outputs"))
-    check_cache(rest.get("past_key_values"), rest.get("decoder_input_ids"))
     mapping = _note_outputs(
         config, return_dict_in_generate, bool(return_token_timestamps), logprob_threshold
     )
@@ -126,8 +129,6 @@ def generate(
         **common_settings(
             model,
             config,
-            rest,
-            batch_size=audio.batch_size,
             temperatures=tried,
             logits_processor=logits_processor,
             stopping_criteria=stopping_criteria,
@@ -161,7 +162,7 @@ def generate(
         allowed=prefix_allowed_tokens_fn,
     )
     begins = starts(config, model.config, batch_size=audio.batch_size, timestamps=bool(timestamps))
-    rows = audio.rows(attention_mask, config.num_return_sequences or 1)
+    rows = audio.rows(attention_mask)
     report = _reporter(rows, monitor_progress)
     tasks = [
         TransformersLongForm(row, begins[row.index], settings, report).transcribe() for row in rows
@@ -169,8 +170,6 @@ def generate(
     batch = Batch(run(model, tasks), settings, model.device)
     if return_token_timestamps:
         time_tokens(model, batch, settings, attention_mask)
-    if (wanted := WantedStates.of(config)) is not None:
-        note_window_states(model, wanted, batch, settings)
     if mapping and (settings.once or not return_timestamps):
         return batch.unique()
     output: dict[str, Any] = {
@@ -210,7 +209,7 @@ def detect_language(
         )
     audio = Audio.of(model, input_features, encoder_outputs)
     # The language is detected in all of a first window, whatever a mask would leave of it.
-    rows = audio.rows(torch.ones(audio.batch_size, 1), 1)
+    rows = audio.rows(torch.ones(audio.batch_size, 1))
     tasks = [detect(row, config, window_frames=audio.window_frames) for row in rows]
     return torch.tensor(run(model, tasks), device=model.device)
 
@@ -220,7 +219,20 @@ class WhisperForConditionalGeneration(WhisperSeq2SeqLM):
 
     generate = generate
     detect_language = detect_language
-    compute_transition_scores = compute_window_scores
+    compute_transition_scores = compute_transition_scores
+
+
+class WhisperForCausalLM(WhisperDecoderLM):
+    """Whisper's decoder, for which transformers searches; as an assistant it needs none."""
+
+    def generate(self, inputs: Any = None, **kwargs: Any) -> Any:
+        """Continue token ids as `transformers.GenerationMixin.generate` does.
+
+        Raises ImportError where transformers is not installed.
+        """
+        return transformers_generate(self, "WhisperForCausalLM.generate", inputs=inputs, **kwargs)
+
+    compute_transition_scores = compute_transition_scores
 
 
 def _note_outputs(
@@ -231,11 +243,8 @@ def _note_outputs(
 ) -> bool:
     if wanted is None:
         wanted = bool(config.return_dict_in_generate)
-    # Windows of which a threshold or a time is wanted give more than their tokens, as there; but
-    # scores, which take 90 MB a window, only where the caller will see them by name.
-    asks_more = token_times or logprob_threshold is not None
-    config.output_scores = config.output_scores or (wanted and asks_more)
-    config.return_dict_in_generate = wanted or asks_more
+    # Windows of which a threshold or a time is wanted give more than their tokens, as there.
+    config.return_dict_in_generate = wanted or token_times or logprob_threshold is not None
     return wanted
 
 
@@ -283,9 +292,9 @@ def _reporter(
     at = torch.tensor([[0, row.frames] for row in rows])
 
     def report(row: Row, seek: int) -> None:
-        at[row.number, 0] = seek
+        at[row.index, 0] = seek
         # All rows start at 0, which is reported once.
-        if monitor is not None and (seek > 0 or row.number == 0):
+        if monitor is not None and (seek > 0 or row.index == 0):
             monitor(at.clone())
 
     return report

@@ -16,8 +16,10 @@ if TYPE_CHECKING:
         AutoProcessor,
         AutoTokenizer,
     )
-    from corpus_asr.models.generation.whisper import WhisperForConditionalGeneration
-    from corpus_asr.models.generation.whisper_decoder import WhisperForCausalLM
+    from corpus_asr.models.generation.whisper import (
+        WhisperForCausalLM,
+        WhisperForConditionalGeneration,
+    )
     from corpus_asr.models.speech_pipeline import pipeline
     from corpus_asr.models.whisper.processor import WhisperFeatureExtractor, WhisperProcessor
 
@@ -48,7 +50,6 @@ _MODULES = (
     "corpus_asr.models.auto",
     "corpus_asr.models.whisper.processor",
     "corpus_asr.models.generation.whisper",
-    "corpus_asr.models.generation.whisper_decoder",
     "corpus_asr.families.whisper.model",
     "corpus_asr.families.whisper.classifier",
     "corpus_asr.models.speech_pipeline",

@@ -48,26 +48,25 @@ def test_another_type_is_named() -> None:
             call()
 
 
-def test_a_seed_names_sound_window_temperature_and_copy() -> None:
+def test_a_seed_names_sound_window_and_temperature() -> None:
     def seed(
         value: float = 1.0,
         base: int = 5,
         seek: int = 0,
         temperature: float = 0.2,
-        copy: int = 0,
         index: int = 0,
         later: float = 0.0,
     ) -> int:
         window = np.full((2, 3), value, dtype=np.float32)
         features = np.concatenate([window, np.full((2, 4), later, dtype=np.float32)], axis=1)
-        row = Row(index=index, copy=copy, number=index, features=features, encoded=None, frames=7)
+        row = Row(index=index, features=features, encoded=None, frames=7)
         return row.seed(base, seek, temperature, window)
 
     assert seed(index=4) == seed()
     # What is said of a window does not hang on what comes after it.
     assert seed(later=3.0) == seed()
-    others = {seed(2.0), seed(copy=1), seed(base=6), seed(seek=1), seed(temperature=0.4)}
-    assert len(others | {seed()}) == 6
+    others = {seed(2.0), seed(base=6), seed(seek=1), seed(temperature=0.4)}
+    assert len(others | {seed()}) == 5
 
 
 @pytest.fixture(scope="module")

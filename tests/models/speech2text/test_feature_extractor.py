@@ -101,3 +101,10 @@ def test_a_file_that_cannot_be_used_is_a_checkpoint_error(tmp_path: Path) -> Non
         path.write_text(json.dumps(content))
         with pytest.raises(CheckpointError, match=message):
             Speech2TextFeatureExtractor.from_pretrained(tmp_path)
+
+
+def test_features_that_are_not_padded_are_an_array_of_rows() -> None:
+    audio = [np.ones(800, dtype=np.float32), np.ones(1600, dtype=np.float32)]
+    features = Speech2TextFeatureExtractor()(audio, return_tensors="np", **RATE).input_features
+    assert features.dtype == object
+    assert [row.shape for row in features] == [(3, 80), (8, 80)]

@@ -1,0 +1,183 @@
+"""Rare settings of `generate`: transformers searches with them, on the modules of this package.
+
+transformers is imported where such a setting is given, and only there.
+"""
+
+import functools
+import importlib
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from corpus_asr.array_types import Float, Int
+
+# By name the values, beside None, at which search here does the same.
+RARE: dict[str, tuple[Any, ...]] = {
+    "bad_words_ids": ((), []),
+    "constraints": (),
+    "decoder_attention_mask": (),
+    "decoder_inputs_embeds": (),
+    "diversity_penalty": (0.0,),
+    "dola_layers": (),
+    "encoder_no_repeat_ngram_size": (0,),
+    "encoder_repetition_penalty": (1.0,),
+    "epsilon_cutoff": (0.0,),
+    "eta_cutoff": (0.0,),
+    "exponential_decay_length_penalty": (),
+    "force_words_ids": (),
+    "forced_eos_token_id": (),
+    "guidance_scale": (1.0,),
+    "low_memory": (False,),
+    "max_time": (),
+    "min_length": (0,),
+    "min_new_tokens": (0,),
+    "min_p": (),
+    "negative_prompt_attention_mask": (),
+    "negative_prompt_ids": (),
+    "num_beam_groups": (1,),
+    "num_return_sequences": (1,),
+    "past_key_values": (),
+    "penalty_alpha": (0.0,),
+    "remove_invalid_values": (False,),
+    "renormalize_logits": (False,),
+    "sequence_bias": (),
+    "stop_strings": (),
+    "streamer": (),
+    "token_healing": (False,),
+    "top_h": (),
+    "typical_p": (1.0,),
+    "use_mtp": (False,),
+    "watermarking_config": (),
+}
+# Kept by search in transformers alone, where results are returned by name.
+_KEPT = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
+# Code of others is not run; drafts change no text.
+_NOT_PASSED = ("trust_remote_code", "assistant_model", "prompt_lookup_num_tokens")
+
+
+def or_transformers(search: Callable[..., Any]) -> Callable[..., Any]:
+    """Let transformers search where a setting is given that `search` does not have.
+
+    The function returned raises ImportError where transformers is not installed.
+    """
+    signature = inspect.signature(search)
+
+    @functools.wraps(search)
+    def generate(model: Any, *args: Any, **keywords: Any) -> Any:
+        options = dict(signature.bind(model, *args, **keywords).arguments)
+        options |= options.pop("kwargs", {})
+        del options["model"]
+        setting = _rare_setting(model, options)
+        if setting is None:
+            return search(model, *args, **keywords)
+        return transformers_generate(model, setting, **options)
+
+    return generate
+
+
+def transformers_generate(model: Any, setting: str, /, **options: Any) -> Any:
+    """Generate with transformers' own search; `setting` says in an error what takes it."""
+    if options.get("custom_generate") is not None:
+        raise ValueError(
+            "generating text: found custom_generate, expected none: code of others is not run; "
+            "leave it out"
+        )
+    view = _view(model, setting)
+    given = options.get("generation_config")
+    if given is not None:
+        options["generation_config"] = _converted(given)
+    return view.generate(**{k: v for k, v in options.items() if k not in _NOT_PASSED})
+
+
+def compute_transition_scores(
+    self: Any,
+    sequences: Int[Tensor, "batch token"],
+    scores: Sequence[Float[Tensor, "row vocab"]],
+    beam_indices: Int[Tensor, "batch step"] | None = None,
+    normalize_logits: bool = False,
+) -> Float[Tensor, "batch step"]:
+    """Return the score of each generated token; 0 after the end of a beam.
+
+    Args:
+        sequences, scores, beam_indices: what `generate` returned by name.
+        normalize_logits: whether scores become log-probabilities first.
+    """
+    view = _view(self, "compute_transition_scores")
+    found: Tensor = view.compute_transition_scores(
+        sequences, scores, beam_indices, normalize_logits=normalize_logits
+    )
+    return found
+
+
+def _rare_setting(model: Any, options: dict[str, Any]) -> str | None:
+    configs = [options.get("generation_config"), getattr(model, "generation_config", None)]
+
+    def value(name: str) -> Any:
+        if name in options:
+            return options[name]
+        values = (getattr(config, name, None) for config in configs)
+        return next((setting for setting in values if setting is not None), None)
+
+    for name, neutral in RARE.items():
+        setting = value(name)
+        if setting is not None and setting not in neutral:
+            return name
+    if value("return_dict_in_generate"):
+        for name in _KEPT:
+            if value(name):
+                return name
+    ends = value("eos_token_id")
+    if isinstance(ends, list | tuple | Tensor) and len(ends) > 1:
+        return "eos_token_id"
+    # Whisper samples one text whatever `num_beams` is.
+    if not _is_whisper(model) and value("do_sample") and (value("num_beams") or 1) > 1:
+        return "do_sample"
+    return "adapter_names" if _mixes_adapters(model) else None
+
+
+def _is_whisper(model: Any) -> bool:
+    return model.config.model_type == "whisper" and bool(model.config.is_encoder_decoder)
+
+
+def _mixes_adapters(model: nn.Module) -> bool:
+    # PEFT names the adapter of each row by hooks of its layers.
+    return any(
+        "adapter_names" in getattr(hook, "keywords", {})
+        for module in model.modules()
+        for hook in module._forward_pre_hooks.values()
+    )
+
+
+def _view(model: Any, setting: str) -> Any:
+    """Return an object of transformers' methods on the model's own modules, which it shares."""
+    try:
+        transformers = importlib.import_module("transformers")
+    except ImportError as error:
+        raise ImportError(
+            f"generating text: {setting} takes the search of transformers, found no such package; "
+            f"pip install transformers, or leave {setting} out"
+        ) from error
+    kind: Any = type(model)
+    view: Any = object.__new__(_view_class(kind, _is_whisper(model)))
+    config = transformers.AutoConfig.for_model(**model.config.to_dict())
+    config._attn_implementation = "eager"  # which alone returns weights
+    settings = _converted(model.generation_config)
+    view.__dict__ = {**vars(model), "config": config, "generation_config": settings}
+    return view
+
+
+@functools.cache
+def _view_class(kind: type, is_whisper: bool) -> type:
+    transformers = importlib.import_module("transformers")
+    mixin = transformers.GenerationMixin
+    if is_whisper:
+        whisper = importlib.import_module("transformers.models.whisper.generation_whisper")
+        mixin = whisper.WhisperGenerationMixin
+    return type(kind.__name__, (mixin, kind, transformers.PreTrainedModel), {})
+
+
+def _converted(config: Any) -> Any:
+    kind = importlib.import_module("transformers").GenerationConfig
+    return config if isinstance(config, kind) else kind.from_dict(config.to_dict())
