@@ -377,8 +377,6 @@ class SlotBatch:
         if sampled and options.top_k:
             temperatures = self._temperature[index]
             allowed = self._options.narrow(allowed, index, options, temperatures)
-        if sampled:
-            allowed = self._options.warp(allowed, slots)
         self._options.keep(allowed, slots)
         scores = allowed
         if phrases is not None:  # what a token is worth to the search changes no log-probability

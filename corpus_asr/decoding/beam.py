@@ -22,10 +22,9 @@ from corpus_asr.decoding.device import (
     reach_of,
     upload,
 )
-from corpus_asr.decoding.options import Layout, SlotOptions, gumbel_noise, should_stop
+from corpus_asr.decoding.options import Layout, SlotOptions, should_stop
 from corpus_asr.decoding.phrases import PhraseLayout, SlotPhrases
 from corpus_asr.decoding.protocols import (
-    BeamTrace,
     SlotModel,
     WindowJob,
     WindowResult,
@@ -77,7 +76,6 @@ def result_of(
     token_score: float,
     scores: Tensor | None,
     logits: Tensor | None,
-    beams: BeamTrace | None = None,
 ) -> WindowResult:
     """Make a result of the finished sequences of one window, best first."""
     results = []
@@ -102,7 +100,7 @@ def result_of(
                 parents=tuple(parents.tolist()),
             )
         )
-    return replace(results[0], others=tuple(results[1:]), beams=beams)
+    return replace(results[0], others=tuple(results[1:]))
 
 
 class BeamBatch:
@@ -170,10 +168,6 @@ class BeamBatch:
         self._jobs: list[WindowJob | None] = [None] * places
         self._token_score = torch.zeros(places, device=device)
         self._counts = [0] * places
-        self._seed = torch.zeros(places, dtype=torch.long, device=device)
-        self._temperature = torch.zeros(places, dtype=torch.double, device=device)
-        # Tokens and parents of the steps of jobs that keep their beams, by place.
-        self._traces: dict[int, list[tuple[Tensor, Tensor]]] = {}
 
     @torch.inference_mode()
     def fill(
@@ -213,9 +207,6 @@ class BeamBatch:
             self._token_score.index_copy_(0, index, found)
         for place, job in zip(places, jobs, strict=True):
             self._jobs[place], self._counts[place] = job, 0
-            self._traces.pop(place, None)
-            if job.search.keep_beams:
-                self._traces[place] = []
         searches = [job.search for job in jobs for _ in range(self.num_beams)]
         self._options.admit(self._slots(places), slots, searches)
         self._phrases.admit(self._slots(places), slots, [search.phrases for search in searches])
@@ -232,8 +223,6 @@ class BeamBatch:
             self._rules.apply_first(scores, slots, prefixes),
             index,
             places=places,
-            sampled=any(job.search.temperature > 0 for job in jobs),
-            considered=self._considered(places),
             watched=self._watched(places),
             phrases=self._phrases.layout(self._slots(places)),
         )
@@ -243,13 +232,12 @@ class BeamBatch:
         """Advance the beams of the first `active` places by one token, as `SlotBatch.step`."""
         active = self.places if self._whole else active
         asked: dict[str, Any] = {
-            "sampled": sampled, "considered": self._considered(range(active)),
             "reach": self._look_no_further(active),
             "options": self._options.layout(range(active * self.num_beams)),
             "watched": self._watched(range(active)),
             "phrases": self._phrases.layout(range(active * self.num_beams)),
         }  # fmt: skip
-        if self._graphs is None or self._options.exact or self._traces:
+        if self._graphs is None or self._options.exact:
             self._advance(active, **asked)
             return
         count = self._graphs.rung(active)
@@ -268,12 +256,6 @@ class BeamBatch:
             logits.log_softmax(dim=1), slots, self._numbers[: len(slots)], options, logits=logits
         )
         self._take(self._rules.apply(scores), slice(count), places=range(count), **asked)
-
-    def _considered(self, places: Sequence[int]) -> int:
-        # As in transformers: so many that enough are left to go on with if all others end.
-        jobs = map(self._jobs.__getitem__, places)
-        ends = max(1 if job is None else job.search.num_ends for job in jobs)
-        return min(1 + ends, self.model.vocab_size) * self.num_beams
 
     def _watched(self, places: Sequence[int]) -> Sequence[int] | None:
         """Count a token of each place; returns the rows to look for loops in, None for all."""
@@ -325,16 +307,13 @@ class BeamBatch:
             job = self._jobs[place]
             assert job is not None, "collected from an empty place"
             scores, logits = self._kept(place)
-            beams = self._trace(place, scores, logits)
             found = Beams(rows[row])
             if (error := no_numbers(found.score.tolist(), self.model)) is not None:
                 results.append(error)
                 continue
             token_score = float(token_scores[row])
             results.append(
-                result_of(
-                    found, job, token_score=token_score, scores=scores, logits=logits, beams=beams
-                )
+                result_of(found, job, token_score=token_score, scores=scores, logits=logits)
             )
         return results
 
@@ -351,15 +330,12 @@ class BeamBatch:
         self._beams.rows[:, target] = self._beams.rows[:, source]
         for tensor in (
             self._token, self._prompt, self._limit, self._end, self._length_penalty, self._hoped,
-            self._until_full, self._ended, self._token_score, self._seed, self._temperature,
+            self._until_full, self._ended, self._token_score,
         ):  # fmt: skip
             tensor[target] = tensor[source]
         self._ended[source].fill_(True)
         self._jobs[target] = self._jobs[source]
         self._counts[target] = self._counts[source]
-        self._traces.pop(target, None)
-        if source in self._traces:
-            self._traces[target] = self._traces.pop(source)
 
     def _slots(self, places: Sequence[int]) -> list[int]:
         beams = self.num_beams
@@ -381,12 +357,10 @@ class BeamBatch:
             [float(search.length_penalty) for search in searches],
             [limit * hope for limit, hope in zip(limits, hopes, strict=True)],
             torch.tensor([one.early_stopping not in (False, "never") for one in searches]),
-            [job.seed for job in jobs],
-            [float(search.temperature) for search in searches],
         )
         held = (
             self._prompt, self._limit, self._end, self._length_penalty, self._hoped,
-            self._until_full, self._seed, self._temperature,
+            self._until_full,
         )  # fmt: skip
         for tensor, new in zip(held, values, strict=True):
             tensor.index_copy_(0, index, new)
@@ -406,8 +380,6 @@ class BeamBatch:
         at: Rows,
         *,
         places: Sequence[int],
-        sampled: bool,
-        considered: int,
         watched: Sequence[int] | None,
         phrases: PhraseLayout | None,
     ) -> None:
@@ -417,16 +389,18 @@ class BeamBatch:
         """
         numbers = self._slots(places)
         self._options.after_rules(scores, numbers)
-        scores = self._options.warp(scores, numbers) if sampled else scores
         self._options.keep(scores, numbers)
         beams, vocab = self.num_beams, scores.shape[1]
         held, length = self._beams, self._beams.length[_RUNNING, at, 0] + 1
         slots = self._own[_RUNNING, at]
-        total = self._totals(scores.view(-1, beams, vocab), at, sampled=sampled)
+        reached_before = held.score[_RUNNING, at].float().unsqueeze(2)
+        total = scores.view(-1, beams, vocab) + reached_before
         if phrases is not None:
             total -= self._phrases.advance(slots.flatten()).view(-1, beams, 1)
             self._phrases.boost(total.view(-1, vocab), slots.flatten(), phrases)
-        best, flat = self._likeliest(total, at, considered, sampled=sampled)
+        # As in transformers: so many that enough are left to go on with if all others end.
+        considered = min(2, vocab) * beams
+        best, flat = total.flatten(1).topk(considered)
         source, token = flat // vocab, flat % vocab
         count = length - self._prompt[at]
         last = count >= self._limit[at]
@@ -462,44 +436,6 @@ class BeamBatch:
         full = is_finished.all(dim=1) & self._until_full[at]
         over = hopeless | full | stop.all(dim=1)
         self._ended[at] = self._ended[at] | over.unsqueeze(1)
-
-    def _totals(
-        self, scores: Float[Tensor, "place beam vocab"], at: Rows, *, sampled: bool
-    ) -> Float[Tensor, "place beam vocab"]:
-        warmed = self._warmed(scores, at) if sampled else scores
-        return warmed + self._beams.score[_RUNNING, at].float().unsqueeze(2)
-
-    def _likeliest(
-        self,
-        total: Float[Tensor, "place beam vocab"],
-        at: Rows,
-        considered: int,
-        *,
-        sampled: bool,
-    ) -> tuple[Float[Tensor, "place choice"], Int[Tensor, "place choice"]]:
-        """Return the totals of the best or drawn candidates, and where in a place they are."""
-        if not sampled:
-            best, flat = total.flatten(1).topk(considered)
-            return best, flat
-        flat = (total + self._noise(at, total.shape[2])).flatten(1).topk(considered).indices
-        return total.flatten(1).gather(1, flat), flat
-
-    def _warmed(
-        self, scores: Float[Tensor, "place beam vocab"], at: Rows
-    ) -> Float[Tensor, "place beam vocab"]:
-        # At temperature 0, in the place of another job, they stay as they are.
-        temperature = self._temperature[at].float().view(-1, 1, 1)
-        return scores / torch.where(temperature > 0, temperature, 1.0)
-
-    def _noise(self, at: Rows, vocab: int) -> Float[Tensor, "place beam vocab"]:
-        """Noise whose largest sums draw candidates without replacement; none at temperature 0.
-
-        Source: Kool et al. 2019, "Stochastic Beams and Where to Find Them", section 2.3.
-        """
-        lengths = self._beams.length[_RUNNING, at]
-        seeds = self._seed[at].unsqueeze(1) * self.num_beams + self._numbers[: self.num_beams]
-        noise = gumbel_noise(seeds.flatten(), lengths.flatten(), vocab)
-        return noise.view(*lengths.shape, vocab) * (self._temperature[at] > 0).view(-1, 1, 1)
 
     def _pick(
         self,
@@ -551,10 +487,6 @@ class BeamBatch:
         at: Rows,
         phrases: PhraseLayout | None,
     ) -> None:
-        for number, place in enumerate(places):
-            if place in self._traces and not bool(self._ended[place, 0]):
-                parents = row[number] % self.num_beams
-                self._traces[place].append((token[number].cpu(), parents.cpu()))
         self._token[at] = token
         self.model.reorder(self._state, self._slots(places), row.flatten())
         slots = self._own[_RUNNING, at].flatten()
@@ -616,11 +548,3 @@ class BeamBatch:
         scores = [steps for steps, _ in kept if steps is not None]
         logits = [steps for _, steps in kept if steps is not None]
         return torch.stack(scores) if scores else None, torch.stack(logits) if logits else None
-
-    def _trace(self, place: int, scores: Tensor | None, logits: Tensor | None) -> BeamTrace | None:
-        steps = self._traces.pop(place, None)
-        if steps is None:
-            return None
-        tokens, parents = (torch.stack(list(kept)) for kept in zip(*steps, strict=True))
-        by_step = [None if kept is None else kept.transpose(0, 1) for kept in (scores, logits)]
-        return BeamTrace(tokens=tokens, parents=parents, scores=by_step[0], logits=by_step[1])

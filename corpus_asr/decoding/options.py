@@ -178,19 +178,6 @@ class SlotOptions:
             narrowed = torch.where(own == top_k, kept, narrowed)
         return narrowed
 
-    def warp(
-        self, scores: Float[Tensor, "batch vocab"], slots: Sequence[int]
-    ) -> Float[Tensor, "batch vocab"]:
-        """Forbid what the warpers of sampled slots rule out; gives a copy where there are any."""
-        rows = self._rows(slots, lambda search: bool(search.warpers) and search.temperature > 0)
-        scores = scores.clone() if rows else scores
-        for row in rows:
-            search = self._slots[slots[row]].search
-            scaled = scores[row] / search.temperature
-            warped = run_processors(search.warpers, self._text(slots[row]), scaled)
-            scores[row].masked_fill_(warped.isneginf(), FORBIDDEN)
-        return scores
-
     def keep(self, scores: Float[Tensor, "batch vocab"], slots: Sequence[int]) -> None:
         """Keep, where asked for, what the next tokens are chosen from."""
         for row in self._rows(slots, lambda search: search.keep_scores):
@@ -248,7 +235,7 @@ def _narrows(search: Search) -> bool:
 
 def is_exact(search: Search) -> bool:
     """Whether each step counts: the caller's functions are called, or scores are kept."""
-    calls = search.early_processors or search.processors or search.warpers or search.stopping
+    calls = search.early_processors or search.processors or search.stopping
     return bool(calls) or search.keep_scores or search.keep_logits
 
 

@@ -207,7 +207,7 @@ class Search:
     stop_loops: bool = False
     """End a window early once it repeats itself for good; `WindowResult.looped` tells."""
     num_beams: int = 1
-    """Beams kept side by side; above temperature 0 what they go on with is sampled."""
+    """Beams kept side by side, at temperature 0."""
     length_penalty: float = 1.0
     """Finished beams are ranked by the sum of log-probabilities over length to this power."""
     early_stopping: bool | Literal["never"] = False
@@ -222,19 +222,12 @@ class Search:
     """Applied in turn after the two rules against repetition, before the `TokenRules`."""
     processors: tuple[LogitsProcessor, ...] = ()
     """Applied in turn after every other rule."""
-    warpers: tuple[LogitsProcessor, ...] = ()
-    """Applied in turn to what is sampled from, divided by the temperature, after `top_k` and
-    `top_p`; only what they forbid has an effect."""
     stopping: tuple[StoppingCriterion, ...] = ()
     """The window ends when one of them says so."""
-    num_ends: int = 1
-    """Tokens that end a text, those of `stopping` included: beams consider more candidates."""
     keep_scores: bool = False
     """Keep the scores of every step in the result: (token, vocab) in float32."""
     keep_logits: bool = False
     """Keep the raw logits of every step likewise."""
-    keep_beams: bool = False
-    """Keep which beams ran at every step, and all their scores and logits that are kept."""
 
     def __post_init__(self) -> None:
         for name, holds, expected in (
@@ -245,7 +238,6 @@ class Search:
             ("no_repeat_ngram_size", self.no_repeat_ngram_size >= 0, "0 or more"),
             ("num_beams", self.num_beams >= 1, "at least 1"),
             ("num_draft_tokens", self.num_draft_tokens >= 1, "at least 1"),
-            ("num_ends", self.num_ends >= 1, "at least 1"),
             (
                 "num_return_sequences",
                 1 <= self.num_return_sequences <= self.num_beams,
@@ -263,10 +255,10 @@ class Search:
                 f"setting up a search: {self.num_beams} beams cannot be drafted by an assistant; "
                 "set num_beams to 1, or omit the assistant"
             )
-        if self.num_beams > 1 and self.temperature > 0 and (self.top_k, self.top_p) != (None, None):
+        if self.num_beams > 1 and self.temperature > 0:
             raise ValueError(
-                f"setting up a search: {self.num_beams} sampled beams are narrowed by warpers "
-                "alone; omit top_k and top_p"
+                f"setting up a search: {self.num_beams} beams cannot be sampled; set num_beams to "
+                "1, or temperature to 0"
             )
 
 
@@ -333,20 +325,6 @@ class AlignJob(_HeardWindow):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BeamTrace:
-    """The beams of a window that ran at each step, whatever became of them."""
-
-    tokens: Int[Tensor, "step beam"]
-    """The newest token of each beam after the step."""
-    parents: Int[Tensor, "step beam"]
-    """The beam that each token was appended to."""
-    scores: Float[Tensor, "step beam vocab"] | None = None
-    """As `WindowResult.scores`, where they are kept."""
-    logits: Float[Tensor, "step beam vocab"] | None = None
-    """As `WindowResult.logits`, where they are kept."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class WindowResult:
     """What was found."""
 
@@ -375,8 +353,6 @@ class WindowResult:
     """The beam's log-probability with its length penalty."""
     parents: tuple[int, ...] = ()
     """Of beams: which of them each token (end token included) was appended to."""
-    beams: BeamTrace | None = None
-    """Of the best beam alone, where `keep_beams` asks for it."""
     others: tuple["WindowResult", ...] = ()
     """The next best beams, `num_return_sequences` - 1 of them."""
 

@@ -119,63 +119,6 @@ def test_logprobs_are_those_of_the_tokens_under_the_rules(
         torch.testing.assert_close(each.logits, expected, atol=1e-4, rtol=0)
 
 
-def test_a_trace_has_every_beam_that_ran(models: list[WhisperSlotModel]) -> None:
-    options: dict[str, Any] = {"num_beams": 3, "num_return_sequences": 3, "keep_beams": True}
-    jobs = [job(0, **options), job(1, GRAMMAR, keep_scores=True, **options), job(2, num_beams=3)]
-    *traced, plain = run(models[0], jobs, places=2)
-    assert plain.beams is None
-    for one, result in zip(jobs, traced, strict=False):
-        trace = result.beams
-        assert trace is not None
-        running: list[list[list[int]]] = [[[], [], []]]
-        for tokens, parents in zip(trace.tokens.tolist(), trace.parents.tolist(), strict=True):
-            before = running[-1]
-            running.append([[*before[p], t] for t, p in zip(tokens, parents, strict=True)])
-        for text in (result, *result.others):
-            said = [*text.tokens, *([END] if text.end_logprob is not None else [])]
-            assert len(text.parents) == len(said)
-            for step, parent in enumerate(text.parents):
-                assert running[step][parent] == said[:step]
-        assert (trace.scores is not None) == one.search.keep_scores
-        if trace.scores is not None:
-            assert trace.scores.shape == (len(trace.tokens), 3, VOCAB)
-    check(models[0], jobs, [*traced, plain])
-
-
-@pytest.mark.long
-def test_sampled_beams_name_their_seed_and_no_neighbor(models: list[WhisperSlotModel]) -> None:
-    def all_texts(seed: int, temperature: float) -> list[tuple[tuple[int, ...], ...]]:
-        options: dict[str, Any] = {"num_beams": 3, "num_return_sequences": 3}
-        jobs = [
-            replace(job(number, rules, temperature=temperature, **options), seed=seed + number)
-            for number, rules in enumerate((PLAIN, SUPPRESSING, GRAMMAR))
-        ]
-        # One more at temperature 0, which has no noise.
-        jobs.append(job(0, SUPPRESSING, **options))
-        found = run(models[0], jobs, places=2)
-        if temperature > 1:  # sums of what is divided by less are too large to compare
-            check(models[0], jobs, found)
-        return [(one.tokens, *(other.tokens for other in one.others)) for one in found]
-
-    first, again, other = all_texts(7, 1.5), all_texts(7, 1.5), all_texts(8, 1.5)
-    assert first == again
-    assert first[:3] != other[:3]
-    assert first[3] == other[3]
-    # Next to nothing of chance is left where scores are divided by so little.
-    assert all_texts(7, 1e-4) == all_texts(7, 0.0)
-
-
-def test_more_tokens_may_end_a_beam(models: list[WhisperSlotModel]) -> None:
-    def ends(tokens: Tensor, scores: Any) -> bool:
-        return int(tokens[0, -1]) in (5, 7, 12)
-
-    asked: dict[str, Any] = {"num_beams": 3, "stopping": (ends,), "num_ends": 4}
-    jobs = [job(number, **asked) for number in range(3)]
-    check(models[0], jobs, run(models[0], jobs, places=2))
-    with pytest.raises(ValueError, match="found num_ends 0, expected at least 1"):
-        Search(num_ends=0)
-
-
 def test_processors_and_criteria_are_asked_for_every_beam(models: list[WhisperSlotModel]) -> None:
     def never_7(tokens: Tensor, scores: Tensor) -> Tensor:
         scores[:, 7] = -torch.inf

@@ -371,7 +371,6 @@ LANES: dict[str, tuple[str, ...]] = {
     "beams": (
         "beams",
         "watched beams",
-        "sampled beams",
         "penalised beams",
         "short beams",
         "phrase beams",

@@ -96,8 +96,6 @@ KINDS: dict[str, dict[str, Any]] = {
     "kept": {"search": Search(keep_scores=True, keep_logits=True)},
     "beams": {"search": Search(num_beams=3)},
     "watched beams": {"search": Search(num_beams=3, stop_loops=True), "max_new_tokens": 60},
-    "sampled beams": {"rules": GRAMMAR, "search": Search(num_beams=3, temperature=2.0)},
-    "kept beams": {"search": Search(num_beams=3, keep_scores=True, keep_beams=True)},
     "drafted": {"search": Search(assistant=ASSISTANT, num_draft_tokens=3)},
 }
 
@@ -317,9 +315,6 @@ def test_steps_of_beams_are_recorded_likewise() -> None:
     run(Steady(), tasks, slots=9, recorder=recorder)
     assert recorder.recorded <= recorder.warmed <= 3  # 1, 2 and 3 places
     assert recorder.replayed > 10 * recorder.recorded
-    recorder = Counting()
-    run(Steady(), [[ask("kept beams", 3)]], slots=6, recorder=recorder)
-    assert (recorder.warmed, recorder.recorded) == (0, 0)
 
 
 class Failing(Counting):

@@ -72,14 +72,12 @@ KINDS: dict[str, dict[str, Any]] = {
     "names": {"rules": GRAMMAR, "search": Search(phrases=NAMES, temperature=0.5)},
     "phrase beams": {"search": Search(phrases=PHRASES, num_beams=3)},
     "grammar beams": {"rules": GRAMMAR, "search": Search(num_beams=3, length_penalty=0.5)},
-    "sampled beams": {"search": Search(num_beams=3, temperature=1.5)},
     "watched beams": {
         "search": Search(num_beams=3, stop_loops=True, early_stopping=True), "max_new_tokens": 40,
     },
     "penalised beams": {
         "search": Search(num_beams=3, repetition_penalty=1.5, no_repeat_ngram_size=3),
     },
-    "kept beams": {"search": Search(num_beams=3, keep_scores=True, keep_beams=True)},
     "short beams": {"search": Search(num_beams=3), "num_frames": 100},
     "align": {},
     "timed": {},
