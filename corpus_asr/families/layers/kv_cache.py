@@ -132,9 +132,6 @@ class DecoderCache(Cache):
     (batch, head, token or pos, head_dim).
     """
 
-    is_compileable = False
-    """Asked for by transformers' `generate`."""
-
     def __init__(self, num_layers: int) -> None:
         self.layers = [LayerPast() for _ in range(num_layers)]
 

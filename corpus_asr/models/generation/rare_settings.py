@@ -38,7 +38,6 @@ RARE: dict[str, tuple[Any, ...]] = {
     "negative_prompt_ids": (),
     "num_beam_groups": (1,),
     "num_return_sequences": (1,),
-    "past_key_values": (),
     "penalty_alpha": (0.0,),
     "remove_invalid_values": (False,),
     "renormalize_logits": (False,),
@@ -53,8 +52,10 @@ RARE: dict[str, tuple[Any, ...]] = {
 }
 # Kept by search in transformers alone, where results are returned by name.
 _KEPT = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
-# Code of others is not run; drafts change no text.
-_NOT_PASSED = ("trust_remote_code", "assistant_model", "prompt_lookup_num_tokens")
+# Code of others is not run; drafts and caches change no text.
+_NOT_PASSED = (
+    "trust_remote_code", "assistant_model", "prompt_lookup_num_tokens", "past_key_values",
+)  # fmt: skip
 
 
 def or_transformers(search: Callable[..., Any]) -> Callable[..., Any]:

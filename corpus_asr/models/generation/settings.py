@@ -43,6 +43,8 @@ _WITHOUT_EFFECT = (
     "prompt_lookup_num_tokens",
     "trust_remote_code",
     "cache_position",
+    # Computed again from all tokens.
+    "past_key_values",
     "tokenizer",
     # Loops of evaluation pass a whole batch.
     "labels",
