@@ -462,6 +462,7 @@ class Transcriber:
                         yield self._calibrated(segment)
                         call.check()  # where it goes on may be a fork
                     if extracted and recording.parts_taken == len(recording.parts):
+                        call.check()  # what is cancelled has ended early
                         break
                     call.wait()
                 call.report([recording])
@@ -532,6 +533,7 @@ class Transcriber:
                     self._pass_on(flying, on_segment)
                 # In the order in which they end: one of hours must not hold back a hundred clips.
                 ended = [one for one in flying if one.error is not None or one.done]
+                call.check()  # what is cancelled has ended early
                 for recording in ended:
                     flying.remove(recording)
                     try:

@@ -274,7 +274,7 @@ def test_options_of_two_stores_serve_a_run_and_are_kept_nowhere(
 def test_no_message_about_options_holds_one(
     vendors: tuple[FaultyStore, FaultyStore], tmp_path: Path, override: str, message: str
 ) -> None:
-    path = job_of(vendors, tmp_path, tmp_path)
+    path = job_of(vendors, tmp_path, tiny_model(tmp_path / "checkpoint"))
     done = CliRunner().invoke(app, ["plan", str(path), "--set", override])
     assert done.exit_code != 0
     assert message in " ".join(done.output.split())

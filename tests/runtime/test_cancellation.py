@@ -53,6 +53,7 @@ def test_a_cancelled_call_ends(transcriber: Transcriber, stream: bool) -> None:
     def progress(at: Any) -> None:
         seen.append(at.transcribed_s)
         cancellation.cancel()
+        time.sleep(3.0)  # what was begun ends: a text of that alone would look whole
 
     options = {"on_progress": progress, "cancellation": cancellation, **SOUND}
     call: Callable[[], Any] = (

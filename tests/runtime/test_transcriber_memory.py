@@ -39,6 +39,7 @@ measured_alone = pytest.mark.skipif(
 )
 GROWTH_BYTES = 8 << 10  # of a call
 SOUND = noise(0.2)
+LONG = wav_bytes(noise(30.0), rate_hz=SAMPLE_RATE_HZ)  # no call ends before it is cancelled
 
 
 @pytest.fixture(scope="module")
@@ -108,12 +109,11 @@ def ways(transcriber: Transcriber, file: str) -> list[Callable[[], object]]:
     ]
 
 
-def cancelled(transcriber: Transcriber, file: str) -> None:
+def cancelled(transcriber: Transcriber) -> None:
     """Leave a call while its recording is extracted, whose child is then replaced."""
-
     cancellation = Cancellation()
     with ThreadPoolExecutor(1) as threads:
-        call = threads.submit(transcriber.transcribe, file, cancellation=cancellation)
+        call = threads.submit(transcriber.transcribe, LONG, cancellation=cancellation)
         cancellation.cancel()
         with pytest.raises(CallCancelledError):
             call.result()
@@ -148,7 +148,7 @@ def test_calls_leave_nothing_behind(models: list[str], file: str, calls_of_a_spa
         def span() -> Held:
             for number in range(calls_of_a_span):
                 calls[number % len(calls)]()
-            cancelled(transcriber, file)
+            cancelled(transcriber)
             transcriber.transcribe(file)  # starts the child that takes its place
             return Held.now()
 

@@ -439,7 +439,7 @@ def test_killed_anywhere_it_is_continued(
         page = Path(job.store.address(PAGE_NAME)).read_text()
         assert "Finished" in page
         assert "Stopped before the end" not in page
-    monkeypatch.setattr(archive, "_write_pages", lambda store: None)  # half of the time
+    monkeypatch.setattr(archive, "_write_page", lambda store: None)  # half of the time
     for moment in itertools.count(1, step):
         job.store = OutputStore(str(shutil.copytree(whole, tmp_path / f"killed-{moment}")))
         with life(moment) as process:

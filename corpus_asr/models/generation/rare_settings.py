@@ -51,7 +51,7 @@ RARE: dict[str, tuple[Any, ...]] = {
     "watermarking_config": (),
 }
 # Kept by search in transformers alone, where results are returned by name.
-_KEPT = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
+KEPT = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
 # Code of others is not run; drafts and caches change no text.
 _NOT_PASSED = (
     "trust_remote_code", "assistant_model", "prompt_lookup_num_tokens", "past_key_values",
@@ -126,7 +126,7 @@ def _rare_setting(model: Any, options: dict[str, Any]) -> str | None:
         if setting is not None and setting not in neutral:
             return name
     if value("return_dict_in_generate"):
-        for name in _KEPT:
+        for name in KEPT:
             if value(name):
                 return name
     ends = value("eos_token_id")

@@ -19,7 +19,7 @@ from corpus_asr.families.generation_config import DEFAULTS, GenerationConfig
 from corpus_asr.families.whisper.config import (
     GenerationConfig as WhisperGenerationConfig,
 )
-from corpus_asr.models.generation.rare_settings import RARE
+from corpus_asr.models.generation.rare_settings import KEPT, RARE
 from corpus_asr.transcription.long_form import Clock
 
 logger = logging.getLogger(__name__)
@@ -107,7 +107,7 @@ def _for_the_call(config: GenerationConfig, rest: dict[str, Any]) -> dict[str, A
             continue
         if name in _FOR_THE_CALL:
             kept[name] = value
-        elif name not in (*_WITHOUT_EFFECT, *RARE):
+        elif name not in (*_WITHOUT_EFFECT, *RARE, *KEPT):
             unknown.append(name)
     if unknown:
         raise ValueError(
