@@ -66,6 +66,7 @@ def change(path: Path, *pairs: tuple[str, str]) -> None:
     path.write_bytes(text.encode())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", FORMATS)
 def test_what_was_changed_is_a_correction_and_the_rest_is_none(
     store: OutputStore, tmp_path: Path, name: str
@@ -123,6 +124,7 @@ def test_times_splits_joins_removals_and_insertions_are_read(
     assert correct(store, path).endswith("nothing new")
 
 
+@pytest.mark.long
 def test_labels_of_speakers_are_read_and_kept(store: OutputStore, tmp_path: Path) -> None:
     says(store, "/c/talks/a.wav", (0.0, 4.0, "S1"), (4.0, 8.0, "S2"))
     for name in FORMATS:
@@ -137,6 +139,7 @@ def test_labels_of_speakers_are_read_and_kept(store: OutputStore, tmp_path: Path
     }  # fmt: skip
 
 
+@pytest.mark.long
 def test_channels_are_told_by_labels(tmp_path: Path) -> None:
     sides = [
         spoken("/a.wav", passage(0, text), part=at, channel=at, channels=2, last_part=at == 1)

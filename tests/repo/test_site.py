@@ -56,6 +56,7 @@ def test_no_page_loads_anything_from_another_host(site: Path) -> None:
         assert requests.found == [], page
 
 
+@pytest.mark.long
 def test_the_reference_has_every_setting_command_column_and_failure(site: Path) -> None:
     def page(name: str) -> str:
         return (site / "reference" / f"{name}.html").read_text()

@@ -174,6 +174,7 @@ def test_an_excerpt_of_what_is_said_has_its_times(
     assert all(word.end_s - word.start_s < 1.0 for word in words)
 
 
+@pytest.mark.long
 def test_numbers_that_are_recognized_as_figures_are_found(aligner: Transcriber) -> None:
     recording = spoken()["newgate.mp3"]
     text = "After that they fell as steadily, till, eighteen oh eight, the lowest point was"
@@ -207,6 +208,7 @@ def test_silence_says_no_word(aligner: Transcriber) -> None:
         aligner.align(CLIPS / "silence.flac", SPEECH)
 
 
+@pytest.mark.long
 def test_two_seconds_suffice(aligner: Transcriber, inaugural: np.ndarray) -> None:
     cut = inaugural[: 2 * SAMPLE_RATE_HZ]
     words = words_of(align(aligner, cut, "And so, my fellow Americans"))
@@ -227,6 +229,7 @@ def test_results_do_not_depend_on_what_is_aligned_beside(
     assert same == [alone.segments, alone.segments]
 
 
+@pytest.mark.long
 def test_one_failure_leaves_the_others(aligner: Transcriber, inaugural: np.ndarray) -> None:
     failed: list[str] = []
     pairs = [(inaugural, ""), (inaugural, SPEECH)]

@@ -96,6 +96,7 @@ def transcriber(model: Path) -> Iterator[Transcriber]:
         yield transcriber
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mode", MODES)
 def test_the_text_has_a_prefix_that_is_said_once_and_all_that_follows(
     transcriber: Transcriber, mode: str
@@ -110,6 +111,7 @@ def test_the_text_has_a_prefix_that_is_said_once_and_all_that_follows(
         assert all(word.end_s > word.start_s for word in segment.words or ())
 
 
+@pytest.mark.long
 def test_a_prefix_that_is_not_said_stands_before_the_speech(transcriber: Transcriber) -> None:
     found = transcriber.transcribe(INAUGURAL, language="en", prefix="Good evening to all of you")
     assert found.text.strip().startswith("Good evening to all of you")
