@@ -111,23 +111,23 @@ def _remove_gone(
     from corpus_asr.units import counted
 
     _continue_killed(store, yes=yes, steal=steal)
-    found = find_gone(store, older_than=older_than)
-    for line in first_lines([*map(_gone_words, found.gone)]):
+    archive = find_gone(store, older_than=older_than)
+    for line in first_lines([*map(_gone_words, archive.gone)]):
         typer.echo(line)
-    if not found.gone:
+    if not archive.gone:
         typer.echo(f"{store.uri}: nothing to remove: no recording is gone for so long")
         return
-    removable = [recording for recording in found.gone
+    removable = [recording for recording in archive.gone
                  if with_corrections or not recording.corrections]  # fmt: skip
-    number = counted(len(found.gone), "recording")
-    of = f"of {found.recordings:,} {'is' if len(found.gone) == 1 else 'are'} gone"
-    if kept := len(found.gone) - len(removable):
+    number = counted(len(archive.gone), "recording")
+    of = f"of {archive.recordings:,} {'is' if len(archive.gone) == 1 else 'are'} gone"
+    if kept := len(archive.gone) - len(removable):
         of += f", {kept:,} with corrections, which only --with-corrections removes"
     if not yes or not removable:
         advice = ": --yes removes the results" if removable else ""
         typer.echo(f"{store.uri}: {number} {of}; nothing was changed{advice}")
         return
-    if (most := found.most_gone()) and not more_than_half:
+    if (most := archive.most_gone()) and not more_than_half:
         raise ConfigError(
             f"removing from {store.uri}: {most}, expected half of them at most: was the "
             "source mounted, and whole, when the last run listed it? If so, add "
@@ -135,9 +135,9 @@ def _remove_gone(
         )
     with _held(store, steal=steal) as held:
         # What was shown, unless a run in between has found some of it again.
-        shown = {each.recording_id for each in removable}
-        now = find_gone(held, older_than=older_than).gone
-        gone = {recording.recording_id for recording in now
+        shown = {recording.recording_id for recording in removable}
+        still_gone = find_gone(held, older_than=older_than).gone
+        gone = {recording.recording_id for recording in still_gone
                 if with_corrections or not recording.corrections} & shown  # fmt: skip
         prune(held, gone, at_the_end=_write_page)
     typer.echo(f"{store.uri}: removed {counted(len(gone), 'recording')}")
@@ -165,27 +165,29 @@ def _erase_recordings(
         typer.echo(f"{store.uri}: the next run does {number} again")
         return
     begun = _continue_killed(store, yes=yes, steal=steal).get("recordings", {})
-    found = forgetting.find_recordings(store, patterns, begun=begun.values())
-    if not found.recordings:
+    matches = forgetting.find_recordings(store, patterns, begun=begun.values())
+    if not matches.recordings:
         return
-    for line in first_lines(sorted(found.recordings.values())):
+    for line in first_lines(sorted(matches.recordings.values())):
         typer.echo(line)
-    number = counted(len(found.recordings), "recording")
-    what = f"{number}, {counted(found.segments, 'segment')}"
-    if found.corrections:
-        what += f", {counted(found.corrections, 'correction')}"
+    number = counted(len(matches.recordings), "recording")
+    what = f"{number}, {counted(matches.segments, 'segment')}"
+    if matches.corrections:
+        what += f", {counted(matches.corrections, 'correction')}"
     if not yes:
         typer.echo(f"{store.uri}: {what}; nothing was changed: --yes erases them")
     else:
         with _held(store, steal=steal) as held:
             # A run in between may have found one of them under another address.
-            shown = found.recordings
-            now = forgetting.find_recordings(held, patterns, begun=shown.values()).recordings
-            left = forgetting.forget(held, {**shown, **now}, at_the_end=_write_page)
+            shown = matches.recordings
+            held_now = forgetting.find_recordings(held, patterns, begun=shown.values())
+            foreign = forgetting.forget(
+                held, {**shown, **held_now.recordings}, at_the_end=_write_page
+            )
         typer.echo(f"{store.uri}: erased {what}; later runs leave them out")
-        for name in left:
+        for name in foreign:
             typer.echo(f"left, as this program did not write it: {name}")
-    for line in _to_be_made_again(found.datasets):
+    for line in _to_be_made_again(matches.datasets):
         typer.echo(line)
     if store.uri.endswith(KEPT_RUN_FOLDER):
         typer.echo(

@@ -373,18 +373,18 @@ class FileResults:
 
         calls: dict[str, Any] = {"on_error": self._failed, "on_progress": self._progressed}
         if texts is None:
-            found = loaded.transcribe_many(
-                (each.audio for each in self._inputs.values()),
+            transcripts = loaded.transcribe_many(
+                (recording.audio for recording in self._inputs.values()),
                 on_segment=None if self._printer is None else self._printer.add,
                 **calls,
             )
         else:
-            pairs = ((each.audio, texts[name]) for name, each in self._inputs.items())
-            found = loaded.align_many(pairs, **calls)
+            pairs = ((recording.audio, texts[name]) for name, recording in self._inputs.items())
+            transcripts = loaded.align_many(pairs, **calls)
         self._meter.begin()
         with self._display:
             try:
-                for transcript in found:
+                for transcript in transcripts:
                     self._finished(transcript)
             except KeyboardInterrupt as interrupt:
                 if self._printer is not None:

@@ -251,7 +251,7 @@ class OutputFiles:
         table = pa.table({"uri": uris, "recording_id": ids})
         parts = {"", *self._first_parts}
         suffixes = [each + suffix_of(name) for name in self._layout.formats for each in parts]
-        names = distinct_names(table, suffixes, [each.base for each in inputs])
+        names = distinct_names(table, suffixes, [recording.base for recording in inputs])
         return {each.name: name for each, name in zip(inputs, names, strict=True)}
 
     def _channel(self, channel: int | None) -> str:

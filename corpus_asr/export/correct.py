@@ -71,11 +71,11 @@ def correct_from_files(store: OutputStore, edited: Sequence[str]) -> CorrectSumm
     """
     paths = _paths_of(edited)
     summary = CorrectSummary(files=len(paths))
-    owners = _owners_of(store, paths)
-    ids = pa.array(sorted({*owners.values()}), pa.string())
+    path_of = _paths_by_recording(store, paths)
+    ids = pa.array(sorted(path_of), pa.string())
     while True:
         saved = read_saved(store)
-        made: list[list[Correction]] = []
+        made: list[Correction] = []
         with open_selection(store, Selection(partial=True), among=ids) as tables:
             turns = speakers_of(store) or {}
             counting = Corrections(saved)
@@ -85,22 +85,27 @@ def correct_from_files(store: OutputStore, edited: Sequence[str]) -> CorrectSumm
                 for row in batch.to_pylist():
                     rows.setdefault(row["recording_id"], []).append(row)
             wanted = tables.table("select *, main_language as language from wanted").to_pylist()
-        known = {row["recording_id"]: row for row in wanted}
-        for path, own in owners.items():
-            if own not in known:
+        recordings = {row["recording_id"]: row for row in wanted}
+        for recording_id, path in path_of.items():
+            if recording_id not in recordings:
                 raise ConfigError(
                     f"reading {path}: found no transcript of its recording, expected one; "
                     "run the job again"
                 )
-            theirs = sorted(rows.get(own, []), key=lambda row: (row["start_s"], row["end_s"]))
-            compared = _Compared(path, known[own], theirs, turns.get(own))
+            segments = sorted(
+                rows.get(recording_id, []), key=lambda row: (row["start_s"], row["end_s"])
+            )
+            compared = _Compared(path, recordings[recording_id], segments, turns.get(recording_id))
             # A file that was read before would take back what people did since.
-            is_read = any(each.file_digest == compared.digest for each in counting.of(own))
+            is_read = any(
+                correction.file_digest == compared.digest
+                for correction in counting.of(recording_id)
+            )
             corrections = [] if is_read else list(compared.corrections())
             if corrections:
                 corrections[-1] = replace(corrections[-1], file_digest=compared.digest)
-            made.append(corrections)
-        if _save(store, saved, [one for corrections in made for one in corrections], summary):
+            made += corrections
+        if _save(store, saved, made, summary):
             break
     return summary
 
@@ -124,60 +129,59 @@ def _save(
 
 def _paths_of(edited: Sequence[str]) -> dict[Path, Path]:
     """Return files, each with the part of its path that may be its recording's name."""
-    found: dict[Path, Path] = {}
+    paths: dict[Path, Path] = {}
     for name in edited:
         path = Path(name)
         if path.is_dir():
-            files = sorted(each for each in path.rglob("*") if each.suffix in READERS)
+            files = sorted(file for file in path.rglob("*") if file.suffix in READERS)
             if not files:
                 raise ConfigError(
                     f"reading {name}: found no {', '.join(READERS)} in it, expected files that "
                     "corpus-asr export wrote; name another folder"
                 )
-            found |= {each: each.relative_to(path) for each in files}
+            paths |= {file: file.relative_to(path) for file in files}
         elif path.suffix in READERS and path.is_file():
-            found[path] = path
+            paths[path] = path
         else:
             what = "no such file" if not path.exists() else f"the format {path.suffix or 'none'}"
             raise ConfigError(
                 f"reading {name}: found {what}, expected one of {', '.join(READERS)} that "
                 "corpus-asr export wrote, or a folder of these; correct the path"
             )
-    return found
+    return paths
 
 
-def _owners_of(store: OutputStore, paths: Mapping[Path, Path]) -> dict[Path, str]:
-    """Return the recording of each file, by its name."""
+def _paths_by_recording(store: OutputStore, paths: Mapping[Path, Path]) -> dict[str, Path]:
+    """Return the file of each recording, by its name."""
     with open_selection(store, Selection(partial=True)) as tables:
         named = tables.table("select recording_id, uri from recordings order by uri, recording_id")
     ids = named["recording_id"].to_pylist()
-    known: dict[str, str] = {}
+    id_of: dict[str, str] = {}
     for suffix in {path.suffix for path in paths}:
         names = distinct_names(named, [suffix])
-        known |= {
+        id_of |= {
             name + suffix: recording_id for name, recording_id in zip(names, ids, strict=True)
         }
-    owners: dict[Path, str] = {}
+    path_of: dict[str, Path] = {}
     for path, inner in paths.items():
         parts = inner.parts if inner != path else path.absolute().parts
         candidates = ["/".join(parts)] if inner != path else [
             "/".join(parts[at:]) for at in range(len(parts))
         ]  # fmt: skip
-        own = next((known[name] for name in candidates if name in known), None)
-        if own is None:
-            example = min(known, default="none: it has no recordings")
+        recording_id = next((id_of[name] for name in candidates if name in id_of), None)
+        if recording_id is None:
+            example = min(id_of, default="none: it has no recordings")
             raise ConfigError(
                 f"reading {path}: found no recording of this name in {redact_uri(store.uri)}, "
                 f"expected a name that export gives, such as {example}; rename the file"
             )
-        if own in owners.values():
-            other = next(each for each, value in owners.items() if value == own)
+        if recording_id in path_of:
             raise ConfigError(
-                f"reading {path}: found {other} of the same recording, expected one file of each; "
-                "leave one of them out"
+                f"reading {path}: found {path_of[recording_id]} of the same recording, "
+                "expected one file of each; leave one of them out"
             )
-        owners[path] = own
-    return owners
+        path_of[recording_id] = path
+    return path_of
 
 
 @dataclass(slots=True)
@@ -196,7 +200,7 @@ class _Compared:
         self, path: Path, row: Row, rows: Sequence[Row], turns: Sequence[SpeakerTurn] | None
     ) -> None:
         self._path, self._row, self._rows = path, row, rows
-        shown = [each for each in rows if each["text"]]
+        shown = [segment for segment in rows if segment["text"]]
         recording = Recording.of(row, shown)
         if turns is not None:
             recording = recording.spoken_by(turns)
@@ -275,10 +279,10 @@ class _Compared:
         sides = {(segment.speaker, channel) for segments, channel in
                  zip(labelled(self._recording), self._channels, strict=True)
                  for segment in segments}  # fmt: skip
-        own = {channel for speaker, channel in sides if speaker == cue.speaker}
-        if len(own) != 1:
+        channels = {channel for speaker, channel in sides if speaker == cue.speaker}
+        if len(channels) != 1:
             raise self._other_layout(cue)
-        return own.pop()
+        return channels.pop()
 
     def _other_layout(self, cue: EditedCue) -> ConfigError:
         names = ", ".join(str(channel) for channel in self._channels)
@@ -295,11 +299,11 @@ class _Compared:
                     f"reading {self._path}: found a text until {cue.end_s:.3f} s, expected times "
                     f"within the recording, which ends at {most_s:.3f} s; correct them"
                 )
-        for one, other in pairwise(cues):
-            if other.start_s < one.end_s - _MOST_OVERLAP_S and other not in self._before:
+        for earlier, later in pairwise(cues):
+            if later.start_s < earlier.end_s - _MOST_OVERLAP_S and later not in self._before:
                 raise ConfigError(
-                    f"reading {self._path}: found a text from {other.start_s:.3f} s after one "
-                    f"until {one.end_s:.3f} s, expected an overlap of at most "
+                    f"reading {self._path}: found a text from {later.start_s:.3f} s after one "
+                    f"until {earlier.end_s:.3f} s, expected an overlap of at most "
                     f"{_MOST_OVERLAP_S:g} s; correct these times"
                 )
 
@@ -379,12 +383,12 @@ def _groups(
     cues_of: list[tuple[int, bool, EditedCue]] = []
     for is_after, cues in ((False, before), (True, after)):
         for cue in cues:
-            own = _rows_of(rows, starts_s, longest_s, cue)
-            for at in own[1:]:
-                old, new = group_of[at], group_of[own[0]]
+            places = _rows_of(rows, starts_s, longest_s, cue)
+            for at in places[1:]:
+                old, new = group_of[at], group_of[places[0]]
                 group_of = [new if group == old else group for group in group_of]
-            if own:
-                cues_of.append((own[0], is_after, cue))
+            if places:
+                cues_of.append((places[0], is_after, cue))
     groups: dict[int, _Group] = {}
     for at, row in enumerate(rows):
         groups.setdefault(group_of[at], _Group()).rows.append(row)
@@ -401,13 +405,13 @@ def _rows_of(
     middle_s = (cue.start_s + cue.end_s) / 2
     first = bisect_left(starts_s, cue.start_s - longest_s)
     near = range(max(0, first - 1), min(len(rows), bisect_right(starts_s, cue.end_s) + 1))
-    own = [
+    places = [
         at for at in near
         if rows[at]["text"] and (
             rows[at]["start_s"] <= middle_s < rows[at]["end_s"]
             or _shared_s(rows[at], cue) > 0.5 * (rows[at]["end_s"] - rows[at]["start_s"])
         )
     ]  # fmt: skip
-    if own or not near:
-        return own
+    if places or not near:
+        return places
     return [max(near, key=lambda at: _shared_s(rows[at], cue))]

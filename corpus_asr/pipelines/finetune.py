@@ -98,10 +98,10 @@ def run(config: FinetuneConfig, *, progress: Stream | None) -> Finetuned:
 
 def _training_arguments(config: FinetuneConfig) -> Any:
     kind = transformers.Seq2SeqTrainingArguments
-    given = config.training or {}
-    _check_arguments("training", given, kind, fixed={*_FIXED, "output_dir"})
+    chosen = config.training or {}
+    _check_arguments("training", chosen, kind, fixed={*_FIXED, "output_dir"})
     # A checkpoint of each evaluation: the best one has to be there.
-    steps = given.get("eval_steps", given.get("save_steps", _USUAL_STEPS))
+    steps = chosen.get("eval_steps", chosen.get("save_steps", _USUAL_STEPS))
     evaluations = {
         "eval_strategy": "steps", "eval_steps": steps, "eval_on_start": True,
         "metric_for_best_model": "wer", "greater_is_better": False,
@@ -109,7 +109,7 @@ def _training_arguments(config: FinetuneConfig) -> Any:
     usual = {"save_steps": steps, "disable_tqdm": not sys.stderr.isatty(), **_USUAL}
     usual |= evaluations if config.data.validation else {}
     try:
-        arguments = kind(**{**usual, **given, **_FIXED, "output_dir": config.output})
+        arguments = kind(**{**usual, **chosen, **_FIXED, "output_dir": config.output})
     except (ImportError, TypeError, ValueError) as error:
         raise ConfigError(f"training: {error}; correct these arguments") from error
     if arguments.save_strategy == "no":
@@ -120,20 +120,20 @@ def _training_arguments(config: FinetuneConfig) -> Any:
     return arguments
 
 
-def _lora_config(given: Mapping[str, Any]) -> Any:
-    _check_arguments("lora", given, peft.LoraConfig)
+def _lora_config(chosen: Mapping[str, Any]) -> Any:
+    _check_arguments("lora", chosen, peft.LoraConfig)
     try:
-        return peft.LoraConfig(**{"target_modules": _USUAL_TARGETS, **given})
+        return peft.LoraConfig(**{"target_modules": _USUAL_TARGETS, **chosen})
     except (ImportError, TypeError, ValueError) as error:
         raise ConfigError(f"lora: {error}; correct these arguments") from error
 
 
 def _check_arguments(
-    section: str, given: Mapping[str, Any], kind: Any, *, fixed: Collection[str] = ()
+    section: str, chosen: Mapping[str, Any], kind: Any, *, fixed: Collection[str] = ()
 ) -> None:
     defaults = {field.name: field.default for field in dataclasses.fields(kind)}
     names = [f"{section}.{name}" for name in defaults if name not in fixed]
-    for name, value in given.items():
+    for name, value in chosen.items():
         if f"{section}.{name}" not in names:
             hint = name_hint(name, names) or f"expected an argument of {kind.__name__}"
             raise ConfigError(f"{section}.{name}: unknown key; {hint}")
@@ -248,13 +248,13 @@ def _processor(config: FinetuneConfig) -> Any:
 def _freeze(network: torch.nn.Module, patterns: Sequence[str]) -> None:
     parameters = dict(network.named_parameters())
     for pattern in patterns:
-        found = fnmatch.filter(parameters, pattern)
-        if not found:
+        names = fnmatch.filter(parameters, pattern)
+        if not names:
             raise ConfigError(
                 f"model.freeze: found no parameter {pattern!r} among {len(parameters)}, such as "
                 f"{next(iter(parameters))}; correct it, for example to model.encoder.*"
             )
-        for name in found:
+        for name in names:
             parameters[name].requires_grad_(False)
     if not any(parameter.requires_grad for parameter in parameters.values()):
         raise ConfigError("model.freeze: found nothing left to train; name fewer parameters")
@@ -436,8 +436,8 @@ def error_rates(prediction: Any, *, validation: Examples, processor: Any) -> dic
         for reference, text in zip(validation.references(), texts, strict=True)
     ]
     rates = {
-        "wer": total(found.words for found in scores).rate,
-        "cer": total(found.characters for found in scores).rate,
+        "wer": total(counts.words for counts in scores).rate,
+        "cer": total(counts.characters for counts in scores).rate,
     }
     return {name: math.nan if rate is None else rate for name, rate in rates.items()}
 

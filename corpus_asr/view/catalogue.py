@@ -445,10 +445,10 @@ class Transcript:
 
     def number_of(self, key: str) -> int | None:
         """Return the number of the row with a key; None if there is none."""
-        own = next((at for at, made in self.made.items() if made.key == key), None)
+        number = next((at for at, made in self.made.items() if made.key == key), None)
         start_ms = key.split(".")[1] if key.count(".") == 3 else ""
-        if own is not None or not start_ms.isdecimal():
-            return own
+        if number is not None or not start_ms.isdecimal():
+            return number
         starts_ms = np.rint(1000 * self.rows["start_s"].to_numpy())
         candidates = np.flatnonzero(starts_ms == int(start_ms)).tolist()
         return next((at for at in candidates if self.segments(at, 1)[0]["key"] == key), None)
@@ -465,10 +465,10 @@ class Transcript:
     ) -> tuple[dict[str, Any] | None, list[int], dict[str, Any] | None]:
         """Return the segments before and after some of one channel, and the numbers between."""
         same = self.rows["channel"].to_pylist()
-        own = [at for at, channel in enumerate(same) if channel == same[numbers[0]]]
-        first, last = own.index(numbers[0]), own.index(numbers[-1])
-        between = [at for at in own[first : last + 1] if at not in numbers]
-        before, after = own[max(0, first - 1) : first], own[last + 1 : last + 2]
+        of_channel = [at for at, channel in enumerate(same) if channel == same[numbers[0]]]
+        first, last = of_channel.index(numbers[0]), of_channel.index(numbers[-1])
+        between = [at for at in of_channel[first : last + 1] if at not in numbers]
+        before, after = of_channel[max(0, first - 1) : first], of_channel[last + 1 : last + 2]
         ends = [self.segments(at[0], 1)[0] if at else None for at in (before, after)]
         return ends[0], between, ends[1]
 
@@ -555,7 +555,7 @@ class Transcripts:
         transcript = self.read(view, row)
         rows = transcript.rows.to_pylist()
         # Of a segment whose text a person removed nothing is exported.
-        kept = [each for at, each in enumerate(rows) if each["text"] or at not in transcript.made]
+        kept = [row for at, row in enumerate(rows) if row["text"] or at not in transcript.made]
         recording = Recording.of(row, kept)
         turns = self.turns(view, recording.recording_id)
         if not turns:

@@ -172,11 +172,11 @@ def save_change(
 
 def _differences(before: Transcript, after: Transcript) -> Differences:
     # Only around what has come or gone.
-    made = [{one.key: one for one in shown.made.values()} for shown in (before, after)]
-    changed = [made[0].get(key) or made[1][key] for key in made[0].keys() ^ made[1].keys()]
+    by_key = [{made.key: made for made in shown.made.values()} for shown in (before, after)]
+    changed = [by_key[0].get(key) or by_key[1][key] for key in by_key[0].keys() ^ by_key[1].keys()]
     rows = [
-        {row["key"]: row for one in changed
-         for row in shown.between(one.correction.channel, *_reach(one))}
+        {row["key"]: row for made in changed
+         for row in shown.between(made.correction.channel, *_reach(made))}
         for shown in (before, after)
     ]  # fmt: skip
     return Differences(
@@ -204,13 +204,13 @@ def _withdrawal(
     made = shown.made.get(at) if at is not None else None
     if made is None or change.seen not in ("", made.correction.id):
         raise _changed(view, shown, recording["recording_id"], [change.key])
-    own = made.correction.id
-    if any(own in other.builds_on for other in shown.blocks[made.key].made):
+    correction_id = made.correction.id
+    if any(correction_id in other.builds_on for other in shown.blocks[made.key].made):
         raise ConflictError(
             "other changes build on this one; undo these first",
             span=(made.correction.channel, *_reach(made)),
         )
-    return correct(recording["recording_id"], (), (), name=change.name, undoes=(own,))
+    return correct(recording["recording_id"], (), (), name=change.name, undoes=(correction_id,))
 
 
 def _stale(shown: Transcript, identity: str) -> Stale:
@@ -389,9 +389,9 @@ def _applied(shown: Transcript, change: Change) -> Correction:
     rows = shown.between(stale.correction.channel, *span)
     text = words_within(rows, *span)
     if not text or any(row["made"] for row in rows):
-        found = "somebody's edit" if text else "no text of the model"
+        obstacle = "somebody's edit" if text else "no text of the model"
         raise ConfigError(
-            f"applying a correction: found {found} at its place, expected text of the model to "
+            f"applying a correction: found {obstacle} at its place, expected text of the model to "
             "replace; put the words into the segments that are there, and dismiss the correction"
         )
     replaced = {"channel": stale.correction.channel, "text": text}

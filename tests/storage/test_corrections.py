@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,10 @@ def test_saves_follow_a_recording_after_those_that_are_there(store: OutputStore)
     saved = read_saved(store)
     assert [each.text for each in Corrections(saved).of("f" * 16)] == ["there", "late"]
     assert len(saved) == 2
+    # Killed before the old object was removed, the move is made again.
+    store.write_json(name, asdict(saved[max(saved)]) | {"recording_id": ID})
+    move_correction(store, name, "f" * 16)
+    assert read_saved(store) == saved
 
 
 def test_only_text_of_a_sensible_length_is_saved() -> None:

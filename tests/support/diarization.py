@@ -29,9 +29,6 @@ class DiarizationErrors(NamedTuple):
         return DiarizationErrors(*(a + b for a, b in zip(self, other, strict=True)))
 
 
-NO_ERRORS = DiarizationErrors(0.0, 0.0, 0.0, 0.0)
-
-
 def diarization_errors(
     reference: Sequence[Span], found: Sequence[Span], *, collar_s: float = 0.25
 ) -> DiarizationErrors:

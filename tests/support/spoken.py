@@ -2,16 +2,12 @@
 
 import json
 import warnings
-import wave
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jiwer import wer
 from whisper.normalizers import EnglishTextNormalizer
-
-from corpus_asr.units import SAMPLE_RATE_HZ
-from tests.support.audio import read_clip
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 REFERENCES = REPOSITORY / "tests" / "data" / "spoken-references.jsonl"
@@ -60,25 +56,3 @@ def error_rate(said: list[str], transcribed: list[str]) -> float:
     plain = _normalizer()
     rate: float = wer([plain(text) for text in said], [plain(text) for text in transcribed])
     return rate
-
-
-class Clip(NamedTuple):
-    """A sentence, cut out."""
-
-    path: Path
-    text: str
-
-
-def cut_out(folder: Path) -> list[Clip]:
-    """Write each sentence as a file of its own; returns them in order."""
-    clips: list[Clip] = []
-    for recording in spoken().values():
-        samples = read_clip(recording.path)
-        for at, (start_s, end_s, text) in enumerate(recording.sentences):
-            path = folder / f"{recording.path.stem}-{at:02}.wav"
-            cut = samples[round(start_s * SAMPLE_RATE_HZ) : round(end_s * SAMPLE_RATE_HZ)]
-            with wave.open(str(path), "wb") as file:
-                file.setparams((1, 2, SAMPLE_RATE_HZ, 0, "NONE", ""))
-                file.writeframes((cut * 32767).clip(-32768, 32767).astype("<i2").tobytes())
-            clips.append(Clip(path, text))
-    return clips

@@ -86,9 +86,9 @@ def transformers_generate(model: Any, setting: str, /, **options: Any) -> Any:
             "leave it out"
         )
     view = _view(model, setting)
-    given = options.get("generation_config")
-    if given is not None:
-        options["generation_config"] = _converted(given)
+    config = options.get("generation_config")
+    if config is not None:
+        options["generation_config"] = _converted(config)
     return view.generate(**{k: v for k, v in options.items() if k not in _NOT_PASSED})
 
 
@@ -106,10 +106,10 @@ def compute_transition_scores(
         normalize_logits: whether scores become log-probabilities first.
     """
     view = _view(self, "compute_transition_scores")
-    found: Tensor = view.compute_transition_scores(
+    transition_scores: Tensor = view.compute_transition_scores(
         sequences, scores, beam_indices, normalize_logits=normalize_logits
     )
-    return found
+    return transition_scores
 
 
 def _rare_setting(model: Any, options: dict[str, Any]) -> str | None:

@@ -187,8 +187,8 @@ def save_correction(store: OutputStore, correction: Correction, saved: Saved) ->
 
 def move_correction(store: OutputStore, name: str, recording_id: str) -> None:
     """Let a save follow its recording, after those that are there already."""
-    said = {**store.read_json(name), "recording_id": recording_id}
-    text = json.dumps(said, indent=2, ensure_ascii=False) + "\n"
+    content = {**store.read_json(name), "recording_id": recording_id}
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     number = int(name.rpartition("/")[2].removesuffix(_SUFFIX))
     while not filesystem.create(
         store.address(f"{CORRECTIONS_FOLDER}/{recording_id}/{number:0{_DIGITS}}{_SUFFIX}"),

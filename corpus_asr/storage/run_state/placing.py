@@ -213,7 +213,7 @@ def _concerned(rows: pa.Table, corrections: Sequence[Correction]) -> np.ndarray:
 
 def _put(placing: Placing, changes: _Changes) -> None:
     rows, names = placing.rows, placing.rows.schema.names
-    new = [(number, *change) for number, own in changes.items() for change in own]
+    new = [(number, *change) for number, pieces in changes.items() for change in pieces]
     kept = np.setdiff1d(np.arange(rows.num_rows), list(changes))
     # What is left of a segment of which only some words were replaced, nobody corrected.
     nobody = {"corrected": False, "checked": False}
@@ -224,12 +224,12 @@ def _put(placing: Placing, changes: _Changes) -> None:
     places = np.concatenate([kept, [number for number, _, _ in new]]).astype(np.int64)
     # By time, as all readers sort; what begins at one time stays in order.
     order = np.lexsort([places, joined["start_s"].to_numpy()])
-    made_by = [*[None] * len(kept), *[one for _, _, one in new]]
+    made_by = [*[None] * len(kept), *[made for _, _, made in new]]
     placing.made = {
         at: made for at, old in enumerate(order.tolist()) if (made := made_by[old]) is not None
     }
     placing.rows = joined.take(pa.array(order))
-    if any(len(own) != 1 for own in changes.values()) and {"part", "segment"} <= {*names}:
+    if any(len(pieces) != 1 for pieces in changes.values()) and {"part", "segment"} <= {*names}:
         placing.rows = _numbered(placing.rows)
 
 
@@ -291,13 +291,13 @@ class _Channel:
 
     def apply(self, correction: Correction) -> None:
         """Let a correction replace what is there, or list it."""
-        within = [one for one in self.stale if _is_within(one.correction, correction)]
-        self.stale = [one for one in self.stale if one not in within]
+        within = [stale for stale in self.stale if _is_within(stale.correction, correction)]
+        self.stale = [stale for stale in self.stale if stale not in within]
         pieces = self._as_it_was(correction)
         if pieces is None:
             tokens = self._by_words(correction)
             if tokens is None:
-                ids = [identity for one in within for identity in one.ids]
+                ids = [identity for stale in within for identity in stale.ids]
                 self.stale.append(Stale(correction, tuple(ids)))
                 return
             pieces = [_Piece(0.0, 0.0, "", tokens)]
@@ -311,14 +311,16 @@ class _Channel:
             identity for made, _ in replaced for identity in (made.correction.id, *made.builds_on)
         )
         touched = list({id(block): block for _, block in replaced}.values())
-        made = [made for block in touched for made in block.made if made.key in self._made]
-        made += [Made(correction=correction, index=index, rewritten=rewritten, builds_on=builds_on)
-                 for index in range(len(correction.segments))]  # fmt: skip
-        block = Block(sorted(made, key=lambda made: (made.segment.start_s, made.key)))
-        for one in made:
-            if one.key not in self._made:
-                insort(self._made_starts, (one.segment.start_s, one.key))
-            self._made[one.key] = one, block
+        all_made = [made for block in touched for made in block.made if made.key in self._made]
+        all_made += [
+            Made(correction=correction, index=index, rewritten=rewritten, builds_on=builds_on)
+            for index in range(len(correction.segments))
+        ]
+        block = Block(sorted(all_made, key=lambda made: (made.segment.start_s, made.key)))
+        for made in all_made:
+            if made.key not in self._made:
+                insort(self._made_starts, (made.segment.start_s, made.key))
+            self._made[made.key] = made, block
         block.tokens = [at for other in touched for at in other.tokens]
         block.tokens += [at for piece in pieces for at in piece.tokens]
         for at in block.tokens:
@@ -343,8 +345,8 @@ class _Channel:
             for stop in range(first + 1, len(within) + 1):
                 run = within[first:stop]
                 if (
-                    joined_text(one.text for one in run) == correction.original
-                    and max(one.end_s for one in run) >= correction.end_s - _SAME_S
+                    joined_text(piece.text for piece in run) == correction.original
+                    and max(piece.end_s for piece in run) >= correction.end_s - _SAME_S
                 ):
                     return run
         return None
@@ -374,9 +376,9 @@ class _Channel:
             _fit(run, [bare_word(word) for word in _pieces_of(text)])
             for run in runs for text in (correction.original, correction.text) if text
         ]  # fmt: skip
-        shared, own = max(fits, key=itemgetter(0), default=(0.0, []))
+        shared, replaced = max(fits, key=itemgetter(0), default=(0.0, []))
         if shared >= LEAST_SHARED:
-            return [word.token for word in own]
+            return [word.token for word in replaced]
         is_silent = not correction.text and not any(word.inside for word in words)
         return [] if is_silent else None
 
@@ -423,11 +425,11 @@ class _Channel:
 
     def _cleared(self, at: int, run: Sequence[int]) -> dict[str, Any]:
         """Return what is left of a row, which does not overlap what people have next to it."""
-        piece, own = self._cut(at, run), self._of_row[at]
+        piece, tokens = self._cut(at, run), self._of_row[at]
         start_s, end_s = piece["start_s"], piece["end_s"]
-        if run[0] > own.start and (before := self._owners[run[0] - 1]):
+        if run[0] > tokens.start and (before := self._owners[run[0] - 1]):
             start_s = max(start_s, min(end_s, before.made[-1].segment.end_s))
-        if run[-1] + 1 < own.stop and (after := self._owners[run[-1] + 1]):
+        if run[-1] + 1 < tokens.stop and (after := self._owners[run[-1] + 1]):
             end_s = min(end_s, max(start_s, after.made[0].segment.start_s))
         words = _within(piece.get("words"), start_s, end_s)
         return piece | {"start_s": start_s, "end_s": end_s, "words": words}
