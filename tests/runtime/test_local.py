@@ -3,8 +3,8 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -222,7 +222,17 @@ def test_the_first_result_is_committed_at_once_and_others_together_in_time():
 def test_a_commit_waits_for_its_store_as_long_as_patience_lasts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(committing, "TRY_AGAIN_S", 0.01)
+    now_s = [0.0]
+    waits_s: list[float] = []
+
+    def sleep(wait_s: float) -> None:
+        waits_s.append(wait_s)
+        now_s[0] += wait_s
+
+    # Only waits take time, so that a busy machine has as many tries.
+    monkeypatch.setattr(
+        committing, "time", SimpleNamespace(monotonic=lambda: now_s[0], sleep=sleep)
+    )
     fast = RetryPolicy(attempts=2, first_wait_s=0.01)
     with s3_server() as s3, environment(s3.environment):
         s3.make_bucket("out")
@@ -231,18 +241,25 @@ def test_a_commit_waits_for_its_store_as_long_as_patience_lasts(
             store = OutputStore("s3://out/run", options=options)
             rows = results(part("a", 0, texts=["x"]))
             committer = Committer(
-                store=store, run_id="r", model="m", model_revision="1", patience_s=1.0
+                store=store, run_id="r", model="m", model_revision="1", patience_s=25.0
             )
             with pytest.raises(FetchError, match="SlowDown"):
                 committer(rows)
-            tried = faulty.injected["slow_down"]
-            assert tried > 4
+            assert waits_s == [10, 10, 5]
+            assert faulty.injected["slow_down"] == 4 * fast.attempts
             with pytest.raises(FetchError, match="SlowDown"):
                 committer(rows, leaving=lambda: True)
-            assert faulty.injected["slow_down"] == tried + 2
-            threading.Timer(0.3, faulty.rates.clear).start()
-            done = replace(committer, patience_s=60)(rows)
+            assert faulty.injected["slow_down"] == 5 * fast.attempts
+            assert len(waits_s) == 3
+
+            def recover(wait_s: float) -> None:
+                sleep(wait_s)
+                faulty.rates.clear()
+
+            monkeypatch.setattr(committing.time, "sleep", recover)
+            done = committer(rows)
             assert done.names == tuple(store.names("outcomes"))
+            assert waits_s[3:] == [10]
             assert done.spent.commit_s > 0.2
 
 

@@ -192,7 +192,7 @@ def test_workers_go_on_without_a_coordinator(ray_session: Cluster):
     assert not client.stopping()
     began_s = time.monotonic()
     client.stand_by()  # nobody can say whether others work
-    assert time.monotonic() - began_s < 5
+    assert time.monotonic() - began_s < 30
 
 
 @pytest.mark.slow

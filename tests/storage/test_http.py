@@ -243,7 +243,7 @@ def test_no_request_comes_sooner_than_a_host_asks_for(
             read(url)
         assert caught.value.retryable
     assert len(times) == 3
-    assert time.monotonic() - started_s < 2
+    assert time.monotonic() - started_s < 30  # of the 3,600 it asks for
 
 
 def test_a_host_that_drips_is_not_tried_again_for_each_file(
