@@ -13,13 +13,12 @@ from typing import Annotated as Float64
 from typing import Annotated as Int
 from typing import Annotated as Int8
 from typing import Annotated as Int16
-from typing import Annotated as Int32
 from typing import Annotated as Int64
 from typing import Annotated as Num
 from typing import Annotated as UInt8
 from typing import Annotated as UInt32
 
 __all__ = (
-    "Bool", "Float", "Float16", "Float32", "Float64", "Int", "Int8", "Int16", "Int32", "Int64",
+    "Bool", "Float", "Float16", "Float32", "Float64", "Int", "Int8", "Int16", "Int64",
     "Num", "UInt8", "UInt32",
 )  # fmt: skip

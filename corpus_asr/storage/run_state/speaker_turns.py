@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from corpus_asr.array_types import Float16, Float32, Float64, Int64
+from corpus_asr.logs import event
 from corpus_asr.schemas import SPEAKERS, VOICES
 from corpus_asr.segments import SpeakerTurn
 from corpus_asr.storage.run_state.portions import Portion, portions_of
@@ -44,6 +45,8 @@ from corpus_asr.storage.run_state.tables import (
 )
 
 _LOG = logging.getLogger(__name__)
+# Of one output folder: all pairs of them take three minutes of one core.
+MAX_COMPARED_SPEAKERS = 100_000
 _TURN = ("recording_id", "channel", "start_s", "end_s", "speaker", "confidence")
 _VOICES = (
     "recording_id", "uri", "metadata", "part", "channel", "voice_spans", "voices", "overlap_spans",
@@ -286,7 +289,8 @@ def write_voices(store: OutputStore, find: Finder, *, settings: Any) -> int | No
 
     Speakers come in the order of URIs and of appearance, whatever the order of their commits.
     In memory are their embeddings, a kilobyte each. `settings` change voices. A voice that was
-    found before stays one, unless somebody of it is gone or was found again.
+    found before stays one, unless somebody of it is gone or was found again. Of more than
+    `MAX_COMPARED_SPEAKERS`, new ones are not compared, and have no voice.
     """
     digest = hashlib.blake2b(repr(settings).encode(), digest_size=8).hexdigest()
     speakers = _speakers(store)
@@ -298,8 +302,18 @@ def write_voices(store: OutputStore, find: Finder, *, settings: Any) -> int | No
     if names and (known >= 0).all() and before.num_rows == len(known):
         store.remove_all(names[:-1])
         return None
-    ids = speakers["recording_id"].combine_chunks().dictionary_encode().indices
-    found = find(_embeddings(speakers), ids.to_numpy().astype(np.int64), known)
+    if speakers.num_rows > MAX_COMPARED_SPEAKERS:
+        is_known = known >= 0
+        event(
+            _LOG, logging.WARNING, "voices_not_compared", speakers=len(known),
+            expected=f"at most {MAX_COMPARED_SPEAKERS}", without_voice=int((~is_known).sum()),
+            advice="texts and speakers are complete; correct speakers.mode to auto, or give "
+            "recordings to several output folders",
+        )  # fmt: skip
+        speakers, found = speakers.filter(pa.array(is_known)), known[is_known] - 1
+    else:
+        ids = speakers["recording_id"].combine_chunks().dictionary_encode().indices
+        found = find(_embeddings(speakers), ids.to_numpy().astype(np.int64), known)
     voices = [f"V{number + 1}" for number in found.tolist()]
     rows = speakers.append_column("voice", pa.array(voices, pa.string())).select(VOICES.names)
     store.write_table(f"{VOICES_FOLDER}/{store.stem()}{SUFFIX}", rows.cast(VOICES))
