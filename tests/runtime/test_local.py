@@ -230,9 +230,8 @@ def test_a_commit_waits_for_its_store_as_long_as_patience_lasts(
         now_s[0] += wait_s
 
     # Only waits take time, so that a busy machine has as many tries.
-    monkeypatch.setattr(
-        committing, "time", SimpleNamespace(monotonic=lambda: now_s[0], sleep=sleep)
-    )
+    clock = SimpleNamespace(monotonic=lambda: now_s[0], sleep=sleep)
+    monkeypatch.setattr(committing, "time", clock)
     fast = RetryPolicy(attempts=2, first_wait_s=0.01)
     with s3_server() as s3, environment(s3.environment):
         s3.make_bucket("out")
@@ -256,7 +255,7 @@ def test_a_commit_waits_for_its_store_as_long_as_patience_lasts(
                 sleep(wait_s)
                 faulty.rates.clear()
 
-            monkeypatch.setattr(committing.time, "sleep", recover)
+            clock.sleep = recover
             done = committer(rows)
             assert done.names == tuple(store.names("outcomes"))
             assert waits_s[3:] == [10]
