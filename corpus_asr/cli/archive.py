@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from corpus_asr.storage.run_state.tables import OutputStore
 
 _MOST_SHOWN = 20
+_MOST_PLACES = 5
 _AGE = re.compile(r"(\d+)\s*([hdw])", re.ASCII)
 _HOURS = {"h": 1, "d": 24, "w": 168}
 
@@ -156,6 +157,7 @@ def _erase_recordings(
 ) -> None:
     from corpus_asr.storage.run_state import forget as forgetting
     from corpus_asr.storage.run_state.run_files import KEPT_RUN_FOLDER
+    from corpus_asr.storage.stores.uri import redact_uri
     from corpus_asr.units import counted
 
     if allow_again:
@@ -174,6 +176,7 @@ def _erase_recordings(
     what = f"{number}, {counted(matches.segments, 'segment')}"
     if matches.corrections:
         what += f", {counted(matches.corrections, 'correction')}"
+    foreign: list[str] = []
     if not yes:
         typer.echo(f"{store.uri}: {what}; nothing was changed: --yes erases them")
     else:
@@ -185,8 +188,6 @@ def _erase_recordings(
                 held, {**shown, **held_now.recordings}, at_the_end=_write_page
             )
         typer.echo(f"{store.uri}: erased {what}; later runs leave them out")
-        for name in foreign:
-            typer.echo(f"left, as this program did not write it: {name}")
     for line in _to_be_made_again(matches.datasets):
         typer.echo(line)
     if store.uri.endswith(KEPT_RUN_FOLDER):
@@ -199,6 +200,11 @@ def _erase_recordings(
         "the store keeps, and copies: backups, exports, pages, data sets, models trained on "
         "them"
     )
+    if foreign:
+        places = ", ".join(map(redact_uri, foreign[:_MOST_PLACES]))
+        more = len(foreign) - _MOST_PLACES
+        places += f" and {more:,} more" if more > 0 else ""
+        typer.echo(f"look yourself in: {places}; it may name them, and was left")
 
 
 def _erase_speakers(store: "OutputStore", names: Sequence[str], *, yes: bool, steal: bool) -> None:

@@ -1,9 +1,6 @@
 """Erasing recordings: nothing in the folder names them, and later runs leave them out."""
 
-import datetime
-import gzip
 import itertools
-import json
 import os
 import re
 import shutil
@@ -107,6 +104,8 @@ def job(tmp_path: Path) -> ManualRun:
     )  # fmt: skip
     escaped = uri.replace("_", "\\_")
     job.store.write_bytes("nights/2026-01-01.md", f"# Night\n\n- {escaped}: broken\n".encode())
+    job.store.write_json("nights/2026-01-02.json", {"error": None})
+    job.store.write_bytes("nights/2026-01-02.md", b"# Another night")
     job.store.write_json("_run/progress.json", {"failures": [{"examples": [uri, "/b.wav"]}]})
     job.store.write_json("evaluation.json", {"worst": [{"uri": uri, "text": SECRET}]})
     (Path(job.store.uri) / ".tmp-x").write_bytes(SECRET.encode())
@@ -169,6 +168,9 @@ def test_no_byte_of_the_folder_names_what_was_forgotten(job: ManualRun) -> None:
     assert job.store.read_json("nights/2026-01-01.json")["findings"]["failures"][0]["examples"] == [
         {"uri": "/b.wav", "message": ""}
     ]
+    nights = ["2026-01-01.json", "2026-01-02.json", "2026-01-02.md"]
+    assert sorted(os.listdir(job.store.address("nights"))) == nights
+    assert "look yourself" not in done.stdout
     report = load_report(job.store)
     assert (report.accounting.problems, report.accounting.listed) == ((), 3)
     assert job.store.read_json("run.json")["counts"]["listed"] == 3
@@ -265,41 +267,17 @@ def test_a_store_that_removes_nothing_is_left_as_it_is(
     assert after == before
 
 
-def test_a_file_of_others_that_names_it_is_told_and_left(job: ManualRun) -> None:
-    notes = Path(job.store.uri) / "notes.txt"
-    notes.write_text(f"see {job.source / 'ada.wav'}.\n")
+def test_files_of_others_are_left_as_they_are_and_their_places_named(job: ManualRun) -> None:
+    output, uri = Path(job.store.uri), str(job.source / "ada.wav")
+    others = ["notes.txt", "exports/ada.srt", "exports/deep/ada.vtt", "nights/ada.txt"]
+    for name in others:
+        job.store.write_bytes(name, f"see {uri}".encode())
     done = command(job, "remove", "--uri", "*/ada.wav", "--yes")
-    assert f"left, as this program did not write it: {notes}\n" in done.stdout
-    assert notes.exists()
-
-
-def test_files_of_others_are_named_however_they_spell_it_and_left(tmp_path: Path) -> None:
-    name = "Añ & b.wav"
-    job = ManualRun(tmp_path, [name, "en", "b.wav"])
-    job.begin()
-    for each in (name, "en", "b.wav"):
-        job.commit(each)
-    job.finish()
-    uri, output = str(job.source / name), Path(job.store.uri)
-    others = {
-        "own.json": json.dumps({"note": uri}).encode(),
-        "lines.jsonl.gz": gzip.compress(json.dumps(uri).encode()),
-        "page.html": b"<a href='A%C3%B1%20%26%20b.wav'>",
-        "text.html": b"<p>A\xc3\xb1 &amp; b.wav</p>",
-        "notes/list.md": f"- {name}\n- b.wav\n".encode(),
-        "texts/A\u00f1 & b.srt": b"said",
-        "broken.gz": name.encode(),
-        "broken.parquet": name.encode(),
-    }
-    for each, data in {**others, "fine.txt": b"b.wav, en"}.items():
-        job.store.write_bytes(each, data)
-    pq.write_table(pa.table({"uri": [uri] * 9}), output / "table.parquet")
-    before = {each: (output / each).read_bytes() for each in others}
-    done = command(job, "remove", "--uri", f"*/{name}", "--yes")
     assert done.exit_code == 0, done.output
-    left = set(re.findall(rf"did not write it: {output}/(.*)", done.stdout))
-    assert left == {*others, "table.parquet"}
-    assert {each: (output / each).read_bytes() for each in others} == before
+    places = f"{output}/exports/, {output}/nights/, {output}/notes.txt"
+    assert done.stdout.endswith(f"look yourself in: {places}; it may name them, and was left\n")
+    assert sorted(naming(job)) == sorted(others)
+    assert {(output / name).read_text() for name in others} == {f"see {uri}"}
 
 
 def test_members_of_an_archive_that_share_a_version_are_not_forgotten_together(
@@ -323,31 +301,6 @@ def test_a_name_that_was_saved_late_follows_its_recording(tmp_path: Path) -> Non
     sweep_late_saves(store)
     said = Path(store.address(NAMES_NAME)).read_text().splitlines()
     assert said == [lines[0], "/new,S1,Ann", lines[2]]
-
-
-def test_a_recording_named_like_a_common_word_takes_nothing_else_along(tmp_path: Path) -> None:
-    job = ManualRun(tmp_path, ["en", "ok"])
-    job.begin()
-    job.commit("en")
-    job.commit("ok")
-    job.finish()
-    before = [job.store.read_json(name) for name in ("_run/config.json", "_run/fingerprint.json")]
-    assert "en" in str(before)
-    assert command(job, "remove", "--uri", "*/en", "--uri", "*/ok", "--yes").exit_code == 0
-    after = [job.store.read_json(name) for name in ("_run/config.json", "_run/fingerprint.json")]
-    assert after == before
-
-
-def test_names_that_markdown_escapes_go_from_summaries(tmp_path: Path) -> None:
-    name = "we_ird|na\\me<1>.wav"
-    job = ManualRun(tmp_path, [name])
-    job.begin()
-    job.fail(name)
-    job.finish()
-    escaped = re.sub(r"[\\`*_\[\]<>#|~]", r"\\\g<0>", name)
-    job.store.write_bytes("nights/2026-01-01-2.md", f"# N\\_ight\n- `{escaped}`: no\n".encode())
-    assert command(job, "remove", "--uri", "*.wav", "--yes").exit_code == 0
-    assert (Path(job.store.uri) / "nights/2026-01-01-2.md").read_text() == "# N\\_ight\n"
 
 
 def test_an_address_is_no_glob_and_each_pattern_has_to_match(tmp_path: Path) -> None:
@@ -636,64 +589,7 @@ def test_a_store_that_refuses_any_removal_says_what_is_left_and_what_to_do(
     assert number > 5
 
 
-def test_prune_removes_what_is_gone_for_long_enough(job: ManualRun) -> None:
-    (job.source / "b.wav").unlink()
-    job.begin()
-    job.finish()
-    nothing = command(job, "remove", "--gone", "--older-than", "30d", "--yes")
-    assert nothing.exit_code == 0, nothing.output
-    assert "nothing to remove" in nothing.stdout
-    today = f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}"
-    shown = command(job, "remove", "--gone")
-    assert shown.stdout == (
-        f"{job.source}/b.wav: 1 segment, last listed {today}\n"
-        f"{job.store.uri}: 1 recording of 4 is gone; "
-        "nothing was changed: --yes removes the results\n"
-    )
-    assert len(rows_of(job.store.segments())) == 3
-    done = command(job, "remove", "--gone", "--yes")
-    assert done.stdout.endswith("removed 1 recording\n"), done.output
-    assert {Path(row["uri"]).name for row in rows_of(job.store.segments())} == {"ada.wav", "c.wav"}
-    assert load_report(job.store).accounting.problems == ()
-    assert command(job, "remove", "--gone", "--older-than", "soon").exit_code == 2
-
-
-def test_prune_keeps_what_people_corrected_unless_it_is_told(job: ManualRun) -> None:
-    """Before: corrections went without a word."""
-    (job.source / "ada.wav").unlink()
-    job.begin()
-    job.finish()
-    assert (
-        "/ada.wav: 1 segment, 1 correction, last listed" in command(job, "remove", "--gone").stdout
-    )
-    kept = command(job, "remove", "--gone", "--yes")
-    assert kept.exit_code == 0, kept.output
-    assert kept.stdout.endswith(
-        "1 recording of 4 is gone, 1 with corrections, which only --with-corrections removes; "
-        "nothing was changed\n"
-    )
-    assert len(read_saved(job.store)) == 1
-    done = command(job, "remove", "--gone", "--yes", "--with-corrections")
-    assert done.stdout.endswith("removed 1 recording\n"), done.output
-    assert read_saved(job.store) == {}
-
-
 def test_earlier_results_are_reached_by_the_options_of_the_folder() -> None:
     settings = {"uri": "s3://b/out", "storage_options": {"key": "mine", "secret": "hidden"}}
     options = StoreOptions.of_output(OutputSettings.model_validate(settings))
     assert OutputStore("s3://b/out", options=options).below("_earlier/x").options == options
-
-
-def test_prune_of_most_asks_for_more(job: ManualRun) -> None:
-    for name in ("ada.wav", "b.wav", "c.wav"):
-        (job.source / name).unlink()
-    job.begin()
-    job.finish()
-    refused = command(job, "remove", "--gone", "--yes")
-    assert refused.exit_code == 2
-    assert "3 recordings of 4 are gone, expected half of them at most" in refused.stderr
-    assert len(rows_of(job.store.segments())) == 3
-    allowed = command(job, "remove", "--gone", "--yes", "--more-than-half", "--with-corrections")
-    assert allowed.exit_code == 0
-    assert rows_of(job.store.segments()) == []
-    assert pq.read_table(Path(job.store.uri) / "segments").num_rows == 0

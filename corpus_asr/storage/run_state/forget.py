@@ -1,29 +1,22 @@
 """All that an output folder holds of some recordings, removed; and these are kept away.
 
 In come patterns of addresses. Each table is written again without the rows; what is made of tables,
-such as the page, is removed, to be made again; other files of the program lose what names a
-recording. What people put into the folder is left, and named.
+such as the page, is removed, to be made again; JSON of the program loses what names a recording.
+What people put into the folder is neither read nor changed: where to look is returned.
 """
 
-import contextlib
 import difflib
-import gzip
-import html
-import io
 import itertools
-import json
 import re
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Final
-from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from corpus_asr.errors import ConfigError, CorpusAsrError
+from corpus_asr.errors import ConfigError
 from corpus_asr.schemas import FILES, PACKS
 from corpus_asr.storage.run_state.change_note import CHANGE_NAME, AtTheEnd, changing, read_change
 from corpus_asr.storage.run_state.corrections import CORRECTIONS_FOLDER
@@ -57,17 +50,16 @@ from corpus_asr.storage.run_state.run_files import (
     EVALUATION_NAME,
     PAGE_NAME,
     RUN_NAME,
+    SUCCESS_NAME,
     SUMMARIES_FOLDER,
     failures_name,
 )
 from corpus_asr.storage.run_state.tables import (
     ALL_PART_ROWS_FOLDERS,
-    SUFFIX,
     TABLES_OF_RUNS,
     OutputStore,
     without_credentials,
 )
-from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.local import TEMPORARY_PREFIX
 from corpus_asr.storage.stores.store import content_version, plain_version
 from corpus_asr.storage.stores.uri import normalize, public, recording_id, redact_uri
@@ -78,14 +70,12 @@ DATASETS_FOLDER: Final = "_run/datasets"
 # Made of the tables, and made again of what they have then.
 _MADE_AGAIN = (PAGE_NAME, failures_name(PAGE_NAME))
 _OURS = (RUN_NAME, EVALUATION_NAME, CALIBRATION_NAME)
-_SUMMARY = re.compile(r"\d{4}-\d\d-\d\d(-\d+)?\.(json|md)")  # of a night
+_SUMMARY = re.compile(r"(\d{4}-\d\d-\d\d(?:-\d+)?)\.json")  # of a night
 _GONE_WITH_RUNS = "_run/deaths/"  # of a run that is over: whoever forgets has the lock
-_KEPT = (LOCK_NAME, CHANGE_NAME, FORGOTTEN_NAME, ADDRESSES_NAME, NAMES_NAME)
+_KEPT = (LOCK_NAME, CHANGE_NAME, FORGOTTEN_NAME, ADDRESSES_NAME, NAMES_NAME, SUCCESS_NAME)
 _PLACEHOLDER = "(forgotten)"
-_ESCAPED = re.compile(r"\\([\\`*_\[\]<>#|~])")  # as summaries do
 _IDENTITY = ("recording_id", "uri")
 _MOST_COMPARED = 100_000  # addresses, for the nearest to one that is not there
-_MOST_BYTES = 64 * 2**20  # of a file of others that is looked through
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -223,7 +213,7 @@ def forget(
         at_the_end: done with what is left.
 
     Returns:
-        Addresses of files of others in the folder that name one of them; they are left.
+        Addresses of what others put into the folder, which may name one of them; it is left.
     """
     with (
         refusals_explained(store, "erasing recordings from", set(recordings)),
@@ -239,26 +229,24 @@ def _forget(store: OutputStore, recordings: dict[str, str]) -> list[str]:
     forgotten.write(store)
     before = earlier_addresses(store)
     earlier = {recording_id(uri): uri for each in recordings for uri in before.get(each, ())}
-    now = dict(_addresses_of(store))
+    now = {recording for recording, _ in _addresses_of(store)}
     # Where another recording has come to an address since, only earlier results are of this one.
     gone = {each: uri for each, uri in earlier.items() if each not in now}
-    names = _Names(recordings | gone, now.values())
-    left: list[str] = []
+    identities = _Identities(recordings | gone)
+    foreign: dict[str, None] = {}
     for folder in folders_of(store):
         own = recordings if folder is store else recordings | earlier
         rewrite(folder, Changes(dict.fromkeys(own)))
         remove_leftovers(folder)
         _rewrite_plans(folder, own)
-        forget_sources(folder, names.in_text)
-        left += _rewrite_files(folder, names)
-    summaries = summaries_of(store)
-    for name in list(summaries.all_names("")):
-        if _SUMMARY.fullmatch(name):
-            _rewrite_text(summaries, name, names)
+        forget_sources(folder, identities.named_in)
+        foreign |= dict.fromkeys(_rewrite_files(folder, identities))
+    for summaries in (summaries_of(store), store.below(SUMMARIES_FOLDER)):
+        _rewrite_summaries(summaries, identities)
     recount(store)
     drop_addresses(store, recordings)
     sweep_late_saves(store)
-    return left
+    return sorted(foreign)
 
 
 def allow_again(store: OutputStore, uris: Sequence[str]) -> None:
@@ -317,44 +305,41 @@ def _versions(store: OutputStore, recordings: Mapping[str, str]) -> dict[str, li
     }
 
 
-class _Names:
-    """What recordings are known by: address, identity, and a name that no other one has."""
+class _Identities:
+    """Addresses of recordings, and their `recording_id`, in values of the program's own JSON."""
 
-    def __init__(self, recordings: Mapping[str, str], all_uris: Iterable[str]) -> None:
-        mine = set(recordings.values())
-        bases = {base for uri in mine for base in _bases(uri)}
-        for uri in all_uris:
-            if uri not in mine:
-                bases -= _bases(uri)
-        self._stems = {base.rpartition(".")[0] for base in bases}
-        said = {form for name in (*mine, *recordings, *bases) for form in _forms(name)}
-        whole = "|".join(map(re.escape, sorted(said, key=len, reverse=True)))
-        self._pattern = re.compile(rf"(?<![\w.-])(?:{whole})(?![\w-]|\.\w)")
+    def __init__(self, recordings: Mapping[str, str]) -> None:
+        self._uris = set(recordings.values())
+        # Messages have them, too, as `redact_uri` and `repr` write them.
+        spellings = {*recordings, *self._uris, *map(redact_uri, self._uris)}
+        spellings |= {repr(uri)[1:-1] for uri in self._uris}
+        longest_first = sorted(spellings, key=len, reverse=True)
+        pattern = "|".join(map(re.escape, longest_first))
+        self._pattern = re.compile(rf"(?<![\w.-])(?:{pattern})(?![\w-]|\.\w)")
 
-    def of_file(self, name: str) -> bool:
-        """Tell whether a file is named like one of them, such as an export."""
-        base = name.rpartition("/")[2]
-        return self.in_text(name) or any(base.startswith(f"{stem}.") for stem in self._stems)
-
-    def in_text(self, text: str) -> bool:
-        """Tell whether a text names one of them."""
-        return self._pattern.search(text) is not None
+    def named_in(self, text: str) -> bool:
+        """Tell whether a text has one of them, or is a setting that stands for one."""
+        if self._pattern.search(text):
+            return True
+        # As the user gave it, relative to the folder that the command runs in.
+        return "." in text and "\0" not in text and public(normalize(text)) in self._uris
 
     def without(self, value: Any) -> Any:
         """Return a value of JSON without what names one of them."""
         if isinstance(value, str):
-            return _PLACEHOLDER if self.in_text(value) else value
+            return _PLACEHOLDER if self.named_in(value) else value
         if isinstance(value, list):
-            left = [self.without(each) for each in value if not self._is_of(each)]
+            left = [self.without(item) for item in value if not self._is_of(item)]
             # A list of addresses that has none would be another setting.
             return [_PLACEHOLDER] if value and not left and isinstance(value[0], str) else left
         if isinstance(value, dict):
-            return {key: self.without(each) for key, each in value.items() if not self.in_text(key)}
+            items = value.items()
+            return {key: self.without(item) for key, item in items if not self.named_in(key)}
         return value
 
     def _is_of(self, value: Any) -> bool:
         named = value.get("uri") if isinstance(value, dict) else value
-        return isinstance(named, str) and self.in_text(named)
+        return isinstance(named, str) and self.named_in(named)
 
 
 def _rewrite_plans(store: OutputStore, recordings: Mapping[str, str]) -> None:
@@ -370,79 +355,51 @@ def _rewrite_plans(store: OutputStore, recordings: Mapping[str, str]) -> None:
             store.write_table(name, without_credentials(left))
 
 
-def _rewrite_files(store: OutputStore, names: _Names) -> list[str]:
-    """Rewrite or remove what is no table; return the files of others that name a recording."""
+def _rewrite_files(store: OutputStore, identities: _Identities) -> list[str]:
+    """Rewrite or remove what is no table; return the files and folders at the top of others."""
     tables = tuple(f"{folder}/" for folder in (*TABLES_OF_RUNS, *ALL_PART_ROWS_FOLDERS))
     passed_over = (f"{EARLIER_FOLDER}/", f"{CORRECTIONS_FOLDER}/",
                    f"{PLANS_FOLDER}/", f"{OWN_SOURCES_FOLDER}/", f"{DATASETS_FOLDER}/",
                    *tables)  # fmt: skip
-    left = []
-    for name in list(store.all_names("")):
-        folder, _, base = name.rpartition("/")
+    names = list(store.all_names(""))
+    below = store.below(SUMMARIES_FOLDER)
+    nights = [night[1] for night in map(_SUMMARY.fullmatch, below.all_names("")) if night]
+    summaries = {f"{SUMMARIES_FOLDER}/{night}.{end}" for night in nights for end in ("json", "md")}
+    foreign: dict[str, None] = {}
+    for name in names:
         if (
-            base.startswith(TEMPORARY_PREFIX)
+            name.rpartition("/")[2].startswith(TEMPORARY_PREFIX)
             or name.startswith(_GONE_WITH_RUNS)
             or name in _MADE_AGAIN
         ):
             store.remove(name)
         elif name.startswith(passed_over) or name in _KEPT:
             continue
-        elif folder == SUMMARIES_FOLDER and _SUMMARY.fullmatch(base):
-            _rewrite_text(store, name, names)
         elif name in _OURS or name.startswith("_run/"):
-            if base.endswith(".json"):  # its tables are rewritten by row
-                _rewrite_text(store, name, names)
-        elif names.of_file(name) or any(map(names.in_text, _texts(store, name))):
-            left.append(store.address(name))
-    return left
+            if name.endswith(".json"):  # its tables are rewritten by row
+                _rewrite_json(store, name, identities)
+        elif name not in summaries:  # which follow
+            top, slash, _ = name.partition("/")
+            foreign[store.address(top) + slash] = None
+    return list(foreign)
 
 
-def _rewrite_text(store: OutputStore, name: str, names: _Names) -> None:
-    """Rewrite a JSON or Markdown file of this program without what names a recording."""
-    if name.endswith(".json"):
-        before = store.read_json(name)
-        after = names.without(before)
-        if after != before:
-            store.write_json(name, after)
-        return
-    lines = _read(store, name).decode(errors="surrogateescape").splitlines(keepends=True)
-    # Markdown escapes signs of its own by a backslash.
-    left = [line for line in lines if not names.in_text(_ESCAPED.sub(r"\1", line))]
-    if len(left) < len(lines):
-        store.write_bytes(name, "".join(left).encode(errors="surrogateescape"))
+def _rewrite_json(store: OutputStore, name: str, identities: _Identities) -> None:
+    before = store.read_json(name)
+    after = identities.without(before)
+    if after != before:
+        store.write_json(name, after)
 
 
-def _texts(store: OutputStore, name: str) -> Iterator[str]:
-    """Yield what a file of others says: unpacked, if it is what its name says, and as it is."""
-    if name.endswith(SUFFIX):
-        with contextlib.suppress(CorpusAsrError):
-            for rows in store.batches(name):
-                yield repr(rows.to_pylist())
-    data = _read(store, name)
-    if name.endswith(".gz"):
-        with (
-            contextlib.suppress(OSError, EOFError, zlib.error),
-            gzip.open(io.BytesIO(data)) as file,
-        ):
-            yield file.read(_MOST_BYTES).decode(errors="surrogateescape")
-    yield data.decode(errors="surrogateescape")
-
-
-def _read(store: OutputStore, name: str) -> bytes:
-    with filesystem.open_binary(store.address(name), store.options) as file:
-        return file.read(_MOST_BYTES)
-
-
-def _bases(uri: str) -> set[str]:
-    """Return the names of a file, and of a member of one, that are no common word."""
-    names = (uri.rpartition("/")[2], uri.rpartition("/")[2].rpartition("#")[2])
-    return {name for name in names if name.strip(".").count(".")}
-
-
-def _forms(text: str) -> set[str]:
-    """Return a text as JSON, pages, URLs and messages spell it."""
-    spelled = {text, json.dumps(text)[1:-1], repr(text)[1:-1], html.escape(text)}
-    return {*spelled, quote(text), quote(text, safe="/:"), quote(text, safe="")}
+def _rewrite_summaries(summaries: OutputStore, identities: _Identities) -> None:
+    """Rewrite the JSON of nights; a page in Markdown that says the same is removed before it."""
+    names = set(summaries.all_names(""))
+    for night in filter(None, map(_SUMMARY.fullmatch, sorted(names))):
+        before = summaries.read_json(night[0])
+        if identities.without(before) != before:
+            if f"{night[1]}.md" in names:
+                summaries.remove(f"{night[1]}.md")
+            _rewrite_json(summaries, night[0], identities)
 
 
 def note_dataset(store: OutputStore, uri: str) -> None:
