@@ -13,7 +13,6 @@ import pyarrow as pa
 
 from corpus_asr.confidence import HIGH_CONFIDENCE, LOW_CONFIDENCE
 from corpus_asr.errors import ConfigError, FetchError, ItemError
-from corpus_asr.export.hooks import VectorColumn
 from corpus_asr.export.write import distinct_names
 from corpus_asr.failure_kinds import REFUSED_FILE, REFUSED_HOST, failure_kind
 from corpus_asr.formats.names import ExportFormat
@@ -57,7 +56,6 @@ from corpus_asr.view.search import (
     find,
     find_all,
     hit_rows,
-    hits_at,
     pieces_of,
     recordings_page,
 )
@@ -121,7 +119,6 @@ class Answers:
             "classified": view.catalogue.classified,
             "dates_are": view.catalogue.dates_are,
             "corrections": len(view.corrections),
-            "vectors": VectorColumn.find(self.library.store) is not None,
         }
 
     def recordings(self, request: Request) -> dict[str, Any]:
@@ -143,32 +140,6 @@ class Answers:
         hits = [_hit(hit, catalogue, query) for hit in page.rows]
         return _page(page) | {
             "ready": True, "recordings": page.recordings, "hits": hits,
-        }  # fmt: skip
-
-    def nearest(self, request: Request) -> dict[str, Any]:
-        """Return the segments that are most like one, by the vectors of a hook."""
-        view = self.library.current()
-        if not view.searchable:
-            return {"ready": False, "rows_read": view.rows_read, "problem": view.problem}
-        catalogue, store = view.catalogue, self.library.store
-        vectors = VectorColumn.find(store)
-        [of] = hits_at(catalogue.tables, [(request.id, request.from_s, request.channel)])
-        near = None
-        if vectors is not None and of is not None:
-            near = vectors.nearest(
-                store, request.id, start_s=request.from_s, channel=request.channel, count=PAGE_ROWS
-            )
-        if vectors is None or of is None or near is None:
-            raise NotFoundError("this segment has no vector; the next run makes those of new texts")
-        moments = [(each.recording_id, each.start_s, each.channel) for each in near]
-        hits = [
-            _hit(hit, catalogue, request.query) | {"likeness": each.likeness}
-            for each, hit in zip(near, hits_at(catalogue.tables, moments), strict=True)
-            if hit is not None  # its text is another one since the vectors were made
-        ]
-        return {
-            "ready": True, "of": _hit(of, catalogue, request.query), "hits": hits,
-            "by": f"{vectors.hook}.{vectors.column}",
         }  # fmt: skip
 
     def hits(self, request: Request, kind: str) -> Iterator[bytes]:

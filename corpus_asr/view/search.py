@@ -194,24 +194,6 @@ def find(
     return Page(total=total, recordings=recordings, rows=hits, facets=facets)
 
 
-Moment = tuple[str, float, int | None]
-"""Recording, start and channel of a segment."""
-
-
-def hits_at(tables: RunTables, moments: Sequence[Moment]) -> list[Hit | None]:
-    """Return the segment at each moment; None where there is none."""
-    wanted = [(each, round(1000 * start_s), channel) for each, start_s, channel in moments]
-    names = ("ids", "starts", "channels")
-    values = {name: [one[at] for one in wanted] for at, name in enumerate(names)}
-    query = _PAGE.format(found=_AT, order="place")
-    rows = tables.table(query, most=len(wanted), skipped=0, **values)
-    hits = {
-        (each.recording_id, round(1000 * each.start_s), each.channel): each
-        for each in map(_hit, rows.to_pylist())
-    }
-    return [hits.get(each) for each in wanted]
-
-
 def find_all(
     tables: RunTables, query: Query, filters: Filters, *, order: Order = Order.recording
 ) -> Iterator[list[Hit]]:
@@ -273,13 +255,6 @@ select {_HIT}, before, after,
      and least(copied.end_s, hits.end_s) - greatest(copied.start_s, hits.start_s)
          > 0.5 * (hits.end_s - hits.start_s)) as copies
 from hits semi join page using (place) join shown using (number) order by {{order}}
-"""
-_AT = """
-select said.* from said join shown using (number)
-semi join (select unnest($ids::varchar[]) as recording_id, unnest($starts::bigint[]) as start_ms,
-                  unnest($channels::integer[]) as channel) asked
-  on asked.recording_id = shown.recording_id and asked.start_ms = round(1000 * said.start_s)::bigint
-  and asked.channel is not distinct from said.channel
 """
 _ALL = f"""
 select {_HIT} from ({{found}}) hits join shown using (number) order by {{order}}

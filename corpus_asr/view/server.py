@@ -43,9 +43,8 @@ _PAGES = {"": "index.html", "recording": "recording.html"} | {
 }  # fmt: skip
 _TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
 _ANSWERS = frozenset(
-    {"run", "recordings", "search", "recording", "segments", "unsure", "sound", "waveform",
-     "nearest"}
-)  # fmt: skip
+    {"run", "recordings", "search", "recording", "segments", "unsure", "sound", "waveform"}
+)
 # A correction of the longest text, and some room.
 _MAX_BODY_BYTES = 64 * 1024
 # Requests of one decoder wait in a thread each; other requests are not to wait for these.

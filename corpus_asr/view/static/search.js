@@ -14,7 +14,6 @@ let run = null;
 let page = 0;
 let asking = null;
 let timer = 0;
-let near = null; // the segment of which similar ones are shown: id, from, channel
 let place = { folder: "", date: "" }; // of the facets; the language is a field
 // Open where there is room: then it stands beside the results.
 byId("narrow").open = matchMedia("(min-width: 60rem)").matches;
@@ -31,8 +30,6 @@ function readAddress() {
   for (const name of FIELDS) fill(name, query.get(name) ?? "");
   for (const name of BOXES) byId(name).checked = query.get(name) === "1";
   place = { folder: query.get("folder") ?? "", date: query.get("date") ?? "" };
-  const [id, from, channel = ""] = (query.get("near") ?? "").split("@");
-  near = id && from ? { id, from, channel } : null;
   page = Math.max(0, Number.parseInt(query.get("page") ?? "1", 10) - 1) || 0;
 }
 
@@ -50,13 +47,8 @@ function writeAddress() {
     if (value) query.set(name, value === true ? "1" : value);
   }
   if (page) query.set("page", page + 1);
-  if (near) query.set("near", nameOf(near));
   const text = query.toString();
   if (text !== location.search.slice(1)) history.pushState(null, "", text ? `?${text}` : location.pathname);
-}
-
-function nameOf({ id, from, channel }) {
-  return [id, from, ...(channel === "" ? [] : [channel])].join("@");
 }
 
 function segmentsAsked(values) {
@@ -111,8 +103,7 @@ async function show() {
   const count = FIELDS.filter((name) => name !== "q" && values[name]).length + BOXES.filter((name) => values[name]).length;
   byId("set").textContent = count ? `${count} set` : "";
   try {
-    if (near) await showNearest(signal);
-    else if (segmentsAsked(values)) await showSegments(values, signal);
+    if (segmentsAsked(values)) await showSegments(values, signal);
     else await showRecordings(values, signal);
     complain(run.problem);
   } catch (error) {
@@ -144,37 +135,24 @@ function stillReading(found, signal) {
   if (!found.problem) setTimeout(() => signal.aborted || show(), SOON_MS);
 }
 
-async function showNearest(signal) {
-  const found = await ask("nearest", near, signal);
-  if (!found.ready) return stillReading(found, signal);
-  byId("told").textContent = `The most similar segments to “${found.of.text}”, by ${found.by}`;
-  results(found.hits.map((hit) => segment(hit, "")), 1);
-  byId("downloads").hidden = byId("narrow").hidden = true;
-}
-
 function segment(hit, query) {
   const at = link(hit.id, { query, at: hit.start_s });
   const facts = [
     hit.confidence === null || hit.correction ? "" : `confidence ${percent(hit.confidence)}`,
     hit.language ? language(hit.language) : "",
     hit.channel === null ? "" : `channel ${hit.channel}`,
-    hit.likeness === undefined ? "" : `similarity ${hit.likeness.toFixed(2)}`,
     hit.copies ? `also in ${counted(hit.copies, "other recording")}` : "",
   ].filter(Boolean);
   const play = element("button", { type: "button", className: "time" }, `▶ ${clock(hit.start_s)}`);
   play.setAttribute("aria-label", `Play from ${clock(hit.start_s)}`);
   play.addEventListener("click", () => player.play(hit.id, hit.start_s, hit.name));
-  const channel = hit.channel ?? "";
-  const similar = element("a", { href: `?near=${nameOf({ id: hit.id, from: hit.start_s, channel })}` }, "Similar");
-  similar.setAttribute("aria-label", `Segments that are similar to the one at ${clock(hit.start_s)}`);
   const said = hit.correction;
   const found = element("span", {}, ...(hit.text ? pieces(hit.pieces) : [element("em", { className: "quiet" }, " (text removed)")]));
   if (said) found.title = `Original: ${said.original}`;
   return element(
     "li", { className: "card hit" },
     element("p", { className: "head small" }, play, element("a", { href: at }, element("bdi", {}, hit.name)),
-      element("span", { className: "quiet" }, facts.join(" · ")), said ? correctionBadge(said) : null,
-      run.vectors && hit.text ? similar : null),
+      element("span", { className: "quiet" }, facts.join(" · ")), said ? correctionBadge(said) : null),
     element("p", { className: "said", dir: "auto" },
       element("span", { className: "quiet" }, hit.before), found,
       element("span", { className: "quiet" }, hit.after)),
@@ -230,7 +208,6 @@ function results(items, pages) {
 
 function changed() {
   page = 0;
-  near = null;
   writeAddress();
   show();
 }
