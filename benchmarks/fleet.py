@@ -250,7 +250,7 @@ def _job(fleet: Fleet, folder: Path, address: str) -> RunConfig:
         extract={"workers": fleet.extract_workers},
         transcribe={"workers": fleet.gpus, "gpus_per_worker": 1, "slots": 2},
         cluster={"address": address},
-        output={"uri": str(folder / "output"), "commit_mb": 0.001, "commit_every_s": 1.0},
+        output={"uri": str(folder / "output"), "commit_mb": 0.001},
     )
 
 

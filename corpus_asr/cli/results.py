@@ -339,7 +339,7 @@ def report(
         typer.Option(
             min=1e-6,
             max=1e6,
-            help="Price of an hour of one transcribe worker; default: report.price_per_hour.",
+            help="Price of an hour of one transcribe worker: says what the last run cost.",
         ),
     ] = None,
     audio_storage_option: AudioStorageOption = None,

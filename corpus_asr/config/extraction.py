@@ -49,8 +49,6 @@ class ExtractSettings(_AudioKeys, Settings):  # type: ignore[misc]  # both are f
     fingerprint: bool = False
     """Compute acoustic fingerprints and compare recordings by them: a table `duplicates/` of audio
     that several have, such as repeats, trailers and jingles."""
-    min_duplicate_s: float = Field(default=5.0, ge=4.0, le=60.0)
-    """Minimum length in seconds of audio in that table."""
 
     @field_validator("track")
     @classmethod

@@ -9,7 +9,6 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
-from corpus_asr.confidence import LOW_CONFIDENCE
 from corpus_asr.config.cluster import ClusterSettings
 from corpus_asr.config.decoding import PACKAGED_CHECKPOINT, ComputeType, only_language
 from corpus_asr.config.extraction import ExtractSettings, SpeakerSettings, missing_speech
@@ -221,10 +220,8 @@ class OutputSettings(Settings):
     """Size in MiB of table files after a run finishes, which merges smaller ones; null: no
     merging."""
     commit_mb: float = Field(default=4.0, gt=0, le=1024)
-    """Size in MiB, in memory, of the results that are committed together."""
-    commit_every_s: float = Field(default=30.0, ge=0, le=3600)
-    """Seconds that results wait to be committed at most, fewer at the beginning of a run. A process
-    that is killed loses no more than these results, which are made again."""
+    """Size in MiB, in memory, of the results that are committed together, at the latest after 30 s.
+    A process that is killed loses no more than these results, which are made again."""
     patience_s: float = Field(default=600.0, ge=0, le=86400)
     """Seconds for which a commit is tried again while its store fails, before the run ends."""
 
@@ -243,9 +240,6 @@ class ReportSettings(Settings):
     viewer_url: str | None = Field(default=None, pattern=r"^https?://\S+$", max_length=500)
     """Address of a `corpus-asr view` of this output that is always running; recordings and samples
     in the report link to it. null: no links."""
-    price_per_hour: Annotated[float, Field(gt=0, lt=1e6)] | None = None
-    """Price of an hour of one transcribe worker: a GPU, or a machine without, with what extracts
-    for it. The report then shows costs. null: no costs."""
 
 
 class ClassificationSettings(Settings):
@@ -289,10 +283,6 @@ class NightlySettings(Settings):
     max_failed: int | None = Field(default=None, ge=0)
     """Number of the run's recordings, and of those given to each hook, that may fail before the
     command exits with code 1; null: no limit."""
-    low_confidence: float = Field(default=LOW_CONFIDENCE, ge=0, le=1)
-    """Mean confidence below which the summary names a recording."""
-    past_nights: PositiveInt = 14
-    """Number of earlier nightly runs to compare with."""
     summaries: str | None = None
     """Folder of the summaries, one .json and one .md file per nightly run, of any fsspec scheme;
     null: `nights/` in the output folder."""

@@ -452,7 +452,7 @@ class CorpusRun:
             find_speakers_of_run(self.store, self.config.speakers, self._spread)
         # What is there follows its recordings, also where no new fingerprints are made.
         if self.config.extract.fingerprint or self.store.names(DUPLICATES_FOLDER):
-            find_duplicates(self.store, min_s=self.config.extract.min_duplicate_s)
+            find_duplicates(self.store)
         stop_at = self.options.stop_at
         ends_at_s = None if stop_at is None else time.time() + stop_at - time.monotonic()
         for hook in self.config.hooks:

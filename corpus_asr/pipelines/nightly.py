@@ -151,7 +151,7 @@ class _Attempt:
         night = self._night(error)
         try:
             night = self._with_findings(night)
-            past = past_nights(summaries, nightly.past_nights)
+            past = past_nights(summaries)
             night = replace(night, past=past, over_limit=over_limit(night, nightly))
             night = replace(night, warnings=warnings_of(night, past))
         except Exception as failure:
@@ -213,9 +213,8 @@ class _Attempt:
         )
 
     def _with_findings(self, night: Night) -> Night:
-        low = self.config.nightly.low_confidence
         if self.summary is not None:
-            found, least_sure = findings_of(self.store, self.run_id, low_confidence=low)
+            found, least_sure = findings_of(self.store, self.run_id)
             night = replace(night, findings=found, least_sure=least_sure)
         else:
             found = findings_so_far(self.store, self.run_id)

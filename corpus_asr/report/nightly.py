@@ -17,6 +17,7 @@ from itertools import pairwise
 from statistics import median
 from typing import Any
 
+from corpus_asr.confidence import LOW_CONFIDENCE
 from corpus_asr.config.run import NightlySettings
 from corpus_asr.errors import CorpusAsrError, FetchError
 from corpus_asr.logs import event
@@ -39,6 +40,7 @@ MOST_UNSURE = 10
 MIN_PAST = 3  # runs it takes to say what is usual
 # Fewer failures, or transcripts of low confidence, warn of nothing in any number of files.
 _FEW = 3
+_PAST_NIGHTS = 14
 _TIMES = 3.0
 # Three times a share of almost nothing is nothing: it has to be higher by so much, too.
 _FAILED_POINTS, _UNSURE_POINTS = 0.05, 0.1
@@ -219,16 +221,14 @@ order by confidence, uri limit {MOST_UNSURE}
 """
 
 
-def findings_of(
-    store: OutputStore, run_id: str, *, low_confidence: float
-) -> tuple[RunNumbers, tuple[Unsure, ...]]:
+def findings_of(store: OutputStore, run_id: str) -> tuple[RunNumbers, tuple[Unsure, ...]]:
     """Return what recordings of a finished run came to, and the first whose text is unsure."""
     with RunTables(store) as tables:
         # Objects without parts of the run or its recordings need not be opened.
         counting = f"counts and (run_id = $run or {OF_RUN})"
         read_confidences(store, tables, SEGMENT_ROWS, which=counting, run=run_id)
-        findings = RunNumbers.of(tables, run=run_id, low_confidence=low_confidence)
-        low = tables.table(_LOW, run=run_id, low=low_confidence).to_pylist()
+        findings = RunNumbers.of(tables, run=run_id)
+        low = tables.table(_LOW, run=run_id, low=LOW_CONFIDENCE).to_pylist()
         return findings, tuple(Unsure(**row) for row in low)
 
 
@@ -466,12 +466,12 @@ def _write(summaries: OutputStore, name: str | None, night: Night) -> str | None
     return name
 
 
-def past_nights(summaries: OutputStore, count: int) -> tuple[PastNight, ...]:
+def past_nights(summaries: OutputStore) -> tuple[PastNight, ...]:
     """Return the latest nights of a folder of summaries, the last one first.
 
     What is no summary is left out and logged.
     """
-    names = [name for *_, name in _summaries(summaries)[-count:]]
+    names = [name for *_, name in _summaries(summaries)[-_PAST_NIGHTS:]]
     with ThreadPoolExecutor(READERS, thread_name_prefix="nights") as pool:
         nights = list(pool.map(partial(_read_night, summaries), names))
     return tuple(night for night in reversed(nights) if night is not None)

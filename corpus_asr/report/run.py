@@ -73,7 +73,7 @@ class Report:
     workers: int | None = None
     """Transcribe workers of the last run; None where it left no snapshot."""
     price_per_hour: float | None = None
-    """Of one of them, as `report.price_per_hour`."""
+    """Of one of them."""
 
     @property
     def cost(self) -> tuple[float, float | None] | None:
@@ -121,12 +121,12 @@ from speaking group by all order by all
 
 
 def load_report(store: OutputStore, *, price_per_hour: float | None = None) -> Report:
-    """Count what an output folder holds so far; a price replaces that of the run's settings.
+    """Count what an output folder holds so far, and what it cost at a price.
 
     Raises `FetchError` also while a run is merging tables here: try again.
     """
     with counted_run(store) as (report, _):
-        return report if price_per_hour is None else replace(report, price_per_hour=price_per_hour)
+        return replace(report, price_per_hour=price_per_hour)
 
 
 @contextmanager
@@ -216,7 +216,6 @@ def _report(
         # What a run that goes on says of itself; after its end, its figures from beginning to end.
         snapshot = snapshot if speed is None else snapshot.after(speed)
         speed = speed or Speed(snapshot.audio_s, snapshot.elapsed_s)
-    price = (config.get("report") or {}).get("price_per_hour")
     return Report(
         uri=redact_uri(store.uri),
         finished=finished,
@@ -229,8 +228,6 @@ def _report(
         snapshot=snapshot,
         nothing_to_do_at=run["finished_at"] if run is not None and "last_work" in run else None,
         workers=None if snapshot is None else snapshot.transcribe_workers,
-        # Settings of another version may hold anything.
-        price_per_hour=price if isinstance(price, int | float) else None,
         **others,
     )
 

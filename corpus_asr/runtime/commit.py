@@ -30,6 +30,8 @@ T = TypeVar("T")
 
 # At the beginning of a run commits come sooner, so that it is soon seen what becomes of recordings.
 FIRST_COMMIT_S = 1.0
+# What a process that is killed loses at most.
+COMMIT_EVERY_S = 30.0
 # Between tries of a commit whose store failed, each of which takes minutes itself.
 TRY_AGAIN_S = 10.0
 
@@ -208,8 +210,7 @@ class CommitBuffer(Generic[T]):
     @classmethod
     def of(cls, output: OutputSettings, commit: Callable[[list[T]], object]) -> Self:
         """Return the buffer that a job asks for."""
-        max_bytes = output.commit_mb * MEBIBYTE
-        return cls(commit, max_bytes=max_bytes, max_age_s=output.commit_every_s)
+        return cls(commit, max_bytes=output.commit_mb * MEBIBYTE, max_age_s=COMMIT_EVERY_S)
 
     def add(self, item: T, num_bytes: int) -> None:
         """Take results, and commit if that is due."""

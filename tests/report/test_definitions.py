@@ -82,7 +82,7 @@ def told(job: ManualRun) -> Told:
     """What the report, the page and the night of the last run say."""
     with counted_run(job.store, sampler := Sampler(job.store)) as (report, tables):
         details = sampler.details(tables)
-    return report, details, *findings_of(job.store, job.run.run_id, low_confidence=LOW_CONFIDENCE)
+    return report, details, *findings_of(job.store, job.run.run_id)
 
 
 def ask(job: ManualRun, name: str, *, where: str | None = None) -> list[tuple[Any, ...]]:

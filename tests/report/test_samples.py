@@ -118,8 +118,8 @@ def test_each_object_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert found.words == 300
     assert read == dict.fromkeys((*store.names("outcomes"), *store.names("segments")), 1)
     read.clear()
-    findings, _ = findings_of(store, "run", low_confidence=0.5)
-    assert (findings.done, findings.low_confidence) == (50, 25)
+    findings, _ = findings_of(store, "run")
+    assert (findings.done, findings.low_confidence) == (50, 36)  # 35 / 50 is less in 32 bits
     assert set(read.values()) == {1}
 
 

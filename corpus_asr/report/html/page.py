@@ -90,9 +90,10 @@ def write_page(
 ) -> Report:
     """Write the page of an output folder to a path or URI, and return its counts.
 
-    Next to it goes a CSV file of all failures, if there are any. `embed_audio`, `viewer_url` and
-    `price_per_hour` are for settings of the run's section `report`, in place of what they were;
-    recordings are read with `audio_options` beside those that the run recorded.
+    Next to it goes a CSV file of all failures, if there are any. `embed_audio` and `viewer_url`
+    are for settings of the run's section `report`, in place of what they were; with
+    `price_per_hour`, of a transcribe worker, the page has costs; recordings are read with
+    `audio_options` beside those that the run recorded.
     """
     uri = normalize(uri)
     sampler = Sampler(store)
@@ -103,8 +104,7 @@ def write_page(
         in_csv = failures_csv(tables) if report.statistics.failures else None
     config = store.read_json(CONFIG_NAME) or {}
     settings = _report_settings(config, embed_audio=embed_audio, viewer_url=viewer_url)
-    if price_per_hour is not None:
-        report = replace(report, price_per_hour=price_per_hour)
+    report = replace(report, price_per_hour=price_per_hour)
     run = (store.read_json(RUN_NAME) or {}) if report.finished else {}
     values = {
         **_values(store, report, details, config, run, at_the_end=at_the_end),

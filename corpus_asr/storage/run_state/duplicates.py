@@ -39,6 +39,7 @@ from corpus_asr.units import FINGERPRINT_WORDS_PER_SECOND as WORDS_PER_SECOND
 WORDS_AT_ONCE = 16_000_000
 # Places of one word that are looked at, the first by URI: more is a jingle of a whole archive.
 MAX_PLACES = 64
+MIN_DUPLICATE_S = 5.0
 # Originals kept of one span, the first by URI.
 MAX_OTHERS = 8
 # The likest 5 s of one reader's speech differ in 31 % of their bits (docs/reading.md).
@@ -92,7 +93,7 @@ class Copy:
     other_recording_id: str
 
 
-def find_duplicates(store: OutputStore, *, min_s: float) -> int | None:
+def find_duplicates(store: OutputStore, *, min_s: float = MIN_DUPLICATE_S) -> int | None:
     """Compare what was not compared yet; return how many recordings, or None if nothing is new.
 
     In memory are the words of new recordings, those of one object, the table, and a number for

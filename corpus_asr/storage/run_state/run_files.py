@@ -441,7 +441,7 @@ _ARCHIVED_FOLDERS = (
 _RESOURCE_KEYS = {
     "extract.workers", "extract.max_buffered_features_mb", "extract.pack_mb",
     "extract.item_timeout_s", "extract.max_file_gb", "extract.max_duration_h",
-    "extract.fingerprint", "extract.min_duplicate_s",
+    "extract.fingerprint",
     # Columns next to texts that are the same.
     "extract.sound_quality",
 }  # fmt: skip
