@@ -16,16 +16,18 @@ from corpus_asr.decoding.device import return_freed_memory
 from corpus_asr.decoding.one_pass import LoadedRecognizer
 from corpus_asr.decoding.protocols import SlotModel
 from corpus_asr.errors import ConfigError, CorpusAsrError, EngineError
-from corpus_asr.families.foreign_weights import DTYPES
 from corpus_asr.families.layers.projection import can_use_int8
 from corpus_asr.families.registry import Family, family_of, recognizer_class, resolve
 from corpus_asr.units import WINDOW_FRAMES
 
 logger = logging.getLogger(__name__)
 
-# Without the float64 that files may hold: nothing is decoded in it.
 FLOAT8_NAME = "float16_fp8"
-COMPUTE_DTYPES = {name: dtype for name, dtype in DTYPES.items() if name != "float64"}
+COMPUTE_DTYPES = {
+    "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16,
+}  # fmt: skip
+# With what files may hold, and nothing is decoded in.
+DTYPES = {**COMPUTE_DTYPES, "float64": torch.float64}
 _OTHER_NAMES = {"fp32": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16"}
 
 

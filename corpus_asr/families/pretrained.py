@@ -14,12 +14,11 @@ from torch import Tensor, nn
 
 from corpus_asr.array_types import Float
 from corpus_asr.errors import CheckpointError
-from corpus_asr.families.foreign_weights import DTYPES
 from corpus_asr.families.generation_config import GENERATION_NAME
 from corpus_asr.families.layers.blocks import Attention
 from corpus_asr.families.layers.kv_cache import DecoderCache
 from corpus_asr.families.layers.stack import Stack, check_tokens
-from corpus_asr.families.loading import resolve_device
+from corpus_asr.families.loading import DTYPES, resolve_device
 from corpus_asr.families.model_config import CONFIG_NAME, ModelConfig
 from corpus_asr.families.outputs import Seq2SeqLMOutput, Seq2SeqModelOutput
 from corpus_asr.families.saved_files import Uploads, finish_saving, made_folder, take_source

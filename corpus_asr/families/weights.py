@@ -24,12 +24,6 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from corpus_asr.errors import CheckpointError, WeightsError
-from corpus_asr.families.foreign_weights import (
-    FLAX_NAME,
-    TENSORFLOW_NAME,
-    read_flax,
-    read_tensorflow,
-)
 from corpus_asr.families.saved_files import read_json_object, write_json_object
 from corpus_asr.storage.model_files import weight_files
 from corpus_asr.units import MEBIBYTE
@@ -130,10 +124,9 @@ def stored_tensors(
 ) -> dict[str, StoredTensor]:
     """List the tensors of a checkpoint folder by name, reading none; raises CheckpointError.
 
-    Looks for model.safetensors, model.int8.safetensors and pytorch_model.bin, each also sharded,
-    then for what the Flax and TensorFlow classes save, in this order; with `safetensors` given,
-    only for the first two or only for the third. Of a `variant` they are model.VARIANT.safetensors
-    and so on, and there are none of others' classes.
+    Looks for model.safetensors, model.int8.safetensors and pytorch_model.bin, each also sharded, in
+    this order; with `safetensors` given, only for the first two or only for the third. Of a
+    `variant` they are model.VARIANT.safetensors and so on.
     """
     return _with_scales(_all_tensors(folder, safetensors, variant))
 
@@ -152,13 +145,11 @@ def _all_tensors(
             return read_file(folder / name)
         if (folder / index_name).is_file():
             return _sharded(folder / index_name, read_file)
-    for name, read_all in ((FLAX_NAME, read_flax), (TENSORFLOW_NAME, read_tensorflow)):
-        if safetensors is None and variant is None and (folder / name).is_file():
-            return given_tensors(folder / name, read_all(folder / name))
     present = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     raise CheckpointError(
         f"looking for weights in {folder}: found {listed(present) or 'nothing'}, expected "
-        f"{', '.join(names)} or the index of a sharded one"
+        f"{', '.join(names)} or the index of a sharded one; have transformers 4 save weights of "
+        "Flax or TensorFlow as one of these (docs/models.md)"
     )
 
 

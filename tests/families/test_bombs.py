@@ -12,9 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import h5py
-import msgpack
-import numpy as np
 import pytest
 import torch
 
@@ -138,28 +135,6 @@ def expanded(folder: Path) -> None:
     torch.save(views, folder / "pytorch_model.bin")
 
 
-def flax(content: Any) -> Change:
-    def change(folder: Path) -> None:
-        (folder / "model.safetensors").unlink()
-        data = content if isinstance(content, bytes) else msgpack.packb(content)
-        (folder / "flax_model.msgpack").write_bytes(data)
-
-    return change
-
-
-def flax_array(shape: list[int]) -> msgpack.ExtType:
-    return msgpack.ExtType(1, msgpack.packb([shape, "float32", b""]))
-
-
-def keras(**dataset: Any) -> Change:
-    def change(folder: Path) -> None:
-        (folder / "model.safetensors").unlink()
-        with h5py.File(folder / "tf_model.h5", "w") as file:
-            file.create_dataset("encoder/a/kernel:0", dtype="f4", **dataset)
-
-    return change
-
-
 def old_vocabulary(vocab: str) -> Change:
     def change(folder: Path) -> None:
         (folder / "tokenizer.json").unlink()
@@ -216,16 +191,6 @@ BOMBS: dict[str, tuple[str, Change]] = {
     "shards of the root": ("whisper", elsewhere("/etc/passwd")),
     "a compressed pickle": ("pickled", compressed),
     "views of one number": ("pickled", expanded),
-    "a list of billions": ("whisper", flax(b"\xdd\xff\xff\xff\xff")),
-    "a long list": ("whisper", flax(b"\xdd\x01\x00\x00\x00" + b"\xc0" * 2**24)),
-    "deep msgpack": ("whisper", flax(b"\x91" * 100_000 + b"\xc0")),
-    "an array of 10^24": ("whisper", flax({"a": flax_array([10**12, 10**12])})),
-    "a hollow variable": ("whisper", keras(shape=(50_000, 50_000), chunks=(1_000, 1_000))),
-    "a compressed variable": (
-        "whisper",
-        keras(data=np.zeros((4_000, 4_000)), chunks=True, compression="gzip"),
-    ),
-    "a variable elsewhere": ("whisper", keras(shape=(9,), external=[("/etc/passwd", 0, 36)])),
     "half a pair in a token": ("whisper", old_vocabulary('{"\\ud800": 0}')),
     "an id beyond 32 bits": ("whisper", old_vocabulary(f'{{"a": {2**40}}}')),
     "half a pair in a piece": ("speech2text", says("vocab.json", **{"\udcff": 9_999})),

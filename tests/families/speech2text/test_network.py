@@ -13,7 +13,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from corpus_asr.errors import CheckpointError
-from corpus_asr.families.foreign_weights import TENSORFLOW_NAME, read_tensorflow
 from corpus_asr.families.speech2text.encoder import shorter
 from corpus_asr.families.speech2text.features import Speech2TextPartFeatures
 from corpus_asr.models.auto import AutoModelForSpeechSeq2Seq
@@ -24,7 +23,6 @@ from corpus_asr.models.speech2text import (
 from corpus_asr.units import HOP_SAMPLES, SAMPLE_RATE_HZ
 from tests.support.audio import noise
 from tests.support.checkpoints import tiny_network
-from tests.support.weight_formats import SPEECH2TEXT, SPEECH2TEXT_MODEL, write_tensorflow
 
 Ours = Speech2TextForConditionalGeneration
 BOTH = (Speech2TextModel, Speech2TextForConditionalGeneration)
@@ -94,22 +92,6 @@ def test_what_old_files_store_of_positions_is_passed_over(tied: Path, tmp_path: 
     for cls in BOTH:
         found = cls.from_pretrained(folder).state_dict()
         same(found, cls.from_pretrained(tied).state_dict())
-
-
-@pytest.mark.parametrize("cls", BOTH)
-def test_a_file_of_tensorflow_gives_the_same(folder: Path, tmp_path: Path, cls: Any) -> None:
-    model = cls.from_pretrained(folder)
-    shutil.copy(folder / "config.json", tmp_path)
-    file = tmp_path / TENSORFLOW_NAME
-    if cls is Ours:
-        write_tensorflow(file, model.state_dict(), layout=SPEECH2TEXT)
-    else:
-        state = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-        write_tensorflow(file, state, layout=SPEECH2TEXT_MODEL)
-    same(cls.from_pretrained(tmp_path).state_dict(), model.state_dict())
-    assert (LM_HEAD in read_tensorflow(file)) == (cls is Ours)
-    if cls is not Ours and model.config.tie_word_embeddings:  # without the projection it is tied
-        same(Ours.from_pretrained(tmp_path).state_dict(), Ours.from_pretrained(folder).state_dict())
 
 
 def test_a_configuration_of_another_model_is_named(tied: Path) -> None:

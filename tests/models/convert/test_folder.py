@@ -1,36 +1,25 @@
 """Conversion both ways: openai-whisper and transformers load the result and compute the same."""
 
-import importlib
 import json
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import transformers
 import whisper
 from safetensors.torch import load_file
-from torch import Tensor
 from typer.testing import CliRunner
 
 from corpus_asr.cli.main import app
 from corpus_asr.errors import CheckpointError, ConfigError
-from corpus_asr.families.foreign_weights import (
-    FLAX_NAME,
-    TENSORFLOW_NAME,
-    read_flax,
-    read_tensorflow,
-)
 from corpus_asr.families.whisper.tokenizer import WhisperTokenizer
 from corpus_asr.models.convert import ALIGNMENT_HEADS, convert, write_tokenizer_files
 from corpus_asr.models.speech2text import Speech2TextForConditionalGeneration
 from corpus_asr.models.whisper import WhisperForConditionalGeneration
 from tests.support.checkpoints import tiny_speech2text, tiny_whisper
 from tests.support.tokenizers import real_tokenizer
-from tests.support.weight_formats import write_flax, write_tensorflow
 
 ASSETS = Path(whisper.__file__).parent / "assets"
 RANKS = ASSETS / "multilingual.tiktoken"
@@ -106,25 +95,27 @@ def test_a_file_of_openai_becomes_a_folder_with_the_tiktoken_file_alone(tmp_path
     assert settings["lang_to_id"]["<|ja|>"] == tokenizer.to_language_token("ja")
 
 
-def test_shards_types_and_other_frameworks(folder: Path, tmp_path: Path) -> None:
+def test_shards_and_types(folder: Path, tmp_path: Path) -> None:
     state = WhisperForConditionalGeneration.from_pretrained(folder).state_dict()
-    flax = tmp_path / "flax"
-    flax.mkdir()
-    for path in folder.iterdir():
-        if path.suffix == ".json":
-            (flax / path.name).write_bytes(path.read_bytes())
-    write_flax(flax / "flax_model.msgpack", state)
     target = tmp_path / "sharded"
-    convert(flax, target, dtype="float16", max_shard_size="1MB")
+    convert(folder, target, dtype="float16", max_shard_size="1MB")
     shards = sorted(path.name for path in target.glob("*.safetensors"))
     assert len(shards) > 1
     assert shards[0] == f"model-00001-of-{len(shards):05d}.safetensors"
-    assert not (target / "flax_model.msgpack").exists()
     loaded = transformers.WhisperForConditionalGeneration.from_pretrained(target).state_dict()
     assert all(torch.equal(loaded[name], state[name].half()) for name in state)
     whole = tmp_path / "whole"
     convert(target, whole)
     assert [path.name for path in whole.glob("*.safetensors*")] == ["model.safetensors"]
+
+
+def test_weights_of_other_frameworks_are_refused_with_the_cure(
+    folder: Path, tmp_path: Path
+) -> None:
+    shutil.copy(folder / "config.json", tmp_path)
+    (tmp_path / "flax_model.msgpack").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"flax_model.msgpack, expected .* transformers 4"):
+        WhisperForConditionalGeneration.from_pretrained(tmp_path)
 
 
 def test_published_alignment_heads_are_found_by_size() -> None:
@@ -246,60 +237,6 @@ def test_the_command_says_what_it_wrote_and_what_is_wrong(folder: Path, tmp_path
     again = runner.invoke(app, ["convert", str(folder), str(tmp_path / "a.pt")])
     assert again.exit_code == 2
     assert "it exists already" in again.stderr
-
-
-Write = Callable[[Path, dict[str, Tensor]], None]
-KINDS: dict[str, tuple[str, Any, Any]] = {
-    "flax": (FLAX_NAME, read_flax, write_flax),
-    "tensorflow": (TENSORFLOW_NAME, read_tensorflow, write_tensorflow),
-}
-
-
-def weights(folder: Path) -> dict[str, Tensor]:
-    # Sizes that all differ: a transposition in the wrong place cannot fit.
-    tiny_whisper(folder, d_model=24, heads=2, encoder_ffn_dim=40, decoder_ffn_dim=56)
-    return WhisperForConditionalGeneration.from_pretrained(folder).state_dict()
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_tensor_is_as_it_was_and_a_folder_needs_nothing_else(
-    tmp_path: Path, kind: str
-) -> None:
-    name, read, write = KINDS[kind]
-    state = weights(tmp_path)
-    write(tmp_path / name, state)
-    found = read(tmp_path / name)
-    assert found.keys() == state.keys() - {"proj_out.weight"}
-    (tmp_path / "model.safetensors").unlink()
-    loaded = WhisperForConditionalGeneration.from_pretrained(tmp_path).state_dict()
-    for key, tensor in found.items():
-        assert torch.equal(tensor, state[key]), key
-        assert torch.equal(loaded[key], state[key]), key
-    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:5000])
-    with pytest.raises(CheckpointError, match=f"{name}: found no readable"):
-        read(tmp_path / name)
-
-
-def test_arrays_that_flax_cut_into_chunks_are_joined(tmp_path: Path) -> None:
-    state = weights(tmp_path)
-    cut = "model.decoder.embed_tokens.weight"
-    write_flax(tmp_path / FLAX_NAME, state, chunked=cut)
-    assert torch.equal(read_flax(tmp_path / FLAX_NAME)[cut], state[cut])
-
-
-@pytest.mark.parametrize(("kind", "package"), [("flax", "msgpack"), ("tensorflow", "h5py")])
-def test_a_missing_package_is_told_with_the_command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, package: str
-) -> None:
-    name, read, _ = KINDS[kind]
-    (tmp_path / name).write_bytes(b"")
-
-    def refuse(wanted: str) -> Any:
-        raise ImportError(wanted)
-
-    monkeypatch.setattr(importlib, "import_module", refuse)
-    with pytest.raises(CheckpointError, match=rf"{package} is not installed; pip install"):
-        read(tmp_path / name)
 
 
 TEXTS = [
