@@ -225,13 +225,6 @@ class Activity:
         """Add up any number of them."""
         return sum(activities, cls())
 
-    @classmethod
-    def from_data(cls, data: dict[str, Any]) -> Self:
-        """Return what JSON holds; counts of another version are left out, or 0."""
-        durations = {name: FileSums(**sums) for name, sums in data.get("durations", {}).items()}
-        known = {name: data[name] for name in _NAMES if name in data}
-        return cls(**known | {"durations": durations})
-
     def count_steps(self, steps: int, *, active: int, places: int) -> None:
         """Note that so many steps were run with `active` of `places` in use."""
         self.steps += steps
@@ -294,8 +287,8 @@ class Activity:
         return max(0, self.parts_started - self.parts_transcribed)
 
 
-_NAMES = tuple(field.name for field in fields(Activity))
-_ADDED = tuple(name for name in _NAMES if name not in ("slots", "longest_left_s", "durations"))
+_NOT_ADDED = ("slots", "longest_left_s", "durations")
+_ADDED = tuple(field.name for field in fields(Activity) if field.name not in _NOT_ADDED)
 
 
 def _share(part: float, whole: float) -> float | None:

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from corpus_asr.activity import EXAMPLES, Activity, FailureCount, FileSums, merged
+from corpus_asr.json_values import parsed
 
 COUNTS = st.integers(0, 1000)
 ACTIVITIES = st.builds(
@@ -61,9 +62,9 @@ def test_what_was_done_since_a_moment_adds_up_with_what_was_done_before(
 
 @given(found=ACTIVITIES)
 def test_counts_survive_json_and_other_versions(found: Activity) -> None:
-    assert Activity.from_data(asdict(found)) == found
-    assert Activity.from_data(asdict(found) | {"of_tomorrow": 1}) == found
-    assert Activity.from_data({}) == Activity()
+    assert parsed(Activity, asdict(found)) == found
+    assert parsed(Activity, asdict(found) | {"of_tomorrow": 1}) == found
+    assert parsed(Activity, {}) == Activity()
 
 
 def test_shares_are_unknown_before_there_is_anything_to_share() -> None:

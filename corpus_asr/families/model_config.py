@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, field, fields
 from os import PathLike
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, NamedTuple, Self, get_type_hints
+from typing import Annotated, Any, ClassVar, Self, get_type_hints
 
 from corpus_asr.errors import CheckpointError
 from corpus_asr.families.saved_files import (
@@ -18,13 +18,13 @@ from corpus_asr.families.saved_files import (
     made_folder,
     plain_values,
     read_json_object,
-    shortened,
     take_source,
     typed_values,
     write_json_object,
 )
+from corpus_asr.json_values import Bounds, parsed
 from corpus_asr.storage.model_files import fetch_checkpoint
-from corpus_asr.units import MOST_MEL_BINS
+from corpus_asr.units import MOST_MEL_BINS, shortened
 
 CONFIG_NAME = "config.json"
 
@@ -60,16 +60,6 @@ def _numbered_labels(count: int) -> dict[int, str]:
 
 def _inverse(labels: dict[Any, Any]) -> dict[Any, Any]:
     return {value: key for key, value in labels.items()}
-
-
-class Bounds(NamedTuple):
-    """What a field may be, in its annotation."""
-
-    least: float
-    most: float
-
-    def __str__(self) -> str:
-        return f"within {self.least} and {self.most:,}"
 
 
 # Far above any network in use. A config.json is believed before its weights are looked at, and must
@@ -196,7 +186,6 @@ class ModelConfig(OpenSettings):
                 f"choose a checkpoint of that type, or AutoConfig"
             )
         try:
-            typed_values(cls, cls._canonical(content, None), path=path)
             config = cls._from_content(content)
         except (TypeError, ValueError) as error:
             raise CheckpointError(f"reading {path}: {error}") from error
@@ -235,9 +224,9 @@ class ModelConfig(OpenSettings):
     def require(self, right: bool, name: str, expected: str) -> None:
         """Refuse the value of a field with ValueError unless it is right."""
         if not right:
+            found = f"{name} is {shortened(repr(getattr(self, name)), 60)}"
             raise ValueError(
-                f"making a {type(self).__name__}: {name} is {shortened(getattr(self, name))}, "
-                f"expected {expected}; correct it"
+                f"making a {type(self).__name__}: {found}, expected {expected}; correct it"
             )
 
     @property
@@ -312,11 +301,7 @@ class ModelConfig(OpenSettings):
                 content.pop(name, None)
         stored = content.pop("num_labels", None)
         num_labels = stored if num_labels is None else num_labels
-        if num_labels is not None and not (type(num_labels) is int and num_labels <= MAX_LABELS):
-            raise ValueError(
-                f"making a {cls.__name__}: num_labels is {shortened(num_labels)}, expected a whole "
-                f"number of at most {MAX_LABELS}; correct it"
-            )
+        parsed(Annotated[int, Bounds(0, MAX_LABELS)] | None, num_labels, "num_labels")
         if "id2label" in content:
             # JSON has no integer keys.
             if isinstance(labels := content["id2label"], dict):

@@ -97,13 +97,20 @@ SETTINGS_FILES = {"preprocessor_config.json": None, "processor_config.json": "fe
 """Files that say how features are extracted, and under which key."""
 
 
-def unlike(settings: Mapping[str, Any], computed: Mapping[str, Any]) -> list[str]:
-    """Name the settings of a feature extractor that are not as computed here; absent ones are."""
-    return [
+def check_computed(
+    settings: Mapping[str, Any], computed: Mapping[str, Any], *, path: Path, front_end: str
+) -> None:
+    """Refuse settings of a feature extractor that are not as computed here; absent ones are."""
+    wrong = [
         f"{name} {settings[name]!r} (expected {value!r})"
         for name, value in computed.items()
         if settings.get(name, value) != value
     ]
+    if wrong:
+        raise CheckpointError(
+            f"reading {path}: found {', '.join(wrong)}; only {front_end} is computed here, with as "
+            "many bins as config.json names: use a checkpoint trained on it, or correct the file"
+        )
 
 
 _WHISPER = Family(

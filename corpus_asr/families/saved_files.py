@@ -1,13 +1,8 @@
-"""Read, check and save a checkpoint's small JSON files.
+"""Read, check and save a checkpoint's small JSON files."""
 
-Nothing is coerced: a count that reads `"80"` or `80.0` is a broken file.
-"""
-
-import contextlib
 import dataclasses
 import json
 import stat
-import types
 import typing
 from collections.abc import Callable, Mapping
 from os import PathLike
@@ -16,14 +11,13 @@ from typing import Any, ClassVar
 
 from corpus_asr.errors import CheckpointError
 from corpus_asr.families.neutral_keywords import drop_neutral
+from corpus_asr.json_values import load, parsed
 from corpus_asr.scratch import scratch_folder
 from corpus_asr.storage.model_files import fetch_checkpoint, upload_files
 from corpus_asr.units import MEBIBYTE
 
 # Whisper's largest, tokenizer.json, has 4 MB. JSON takes up to 20 times its bytes in memory.
 MAX_SAVED_BYTES = 16 * MEBIBYTE
-# tokenizer.json has 6. Whatever walks through a value calls itself once a level.
-MAX_LEVELS = 50
 
 
 def read_saved_bytes(path: Path) -> bytes:
@@ -43,39 +37,16 @@ def read_saved_bytes(path: Path) -> bytes:
 def read_json_object(path: Path) -> dict[str, Any]:
     """Read a file that holds one JSON object, or raise CheckpointError."""
     try:
-        text = read_saved_bytes(path).decode("utf-8")
-        content = json.loads(text)
-        _check_depth(content)
-        if "\\ud" in text.lower():  # half a pair is no text that any table could hold
-            json.dumps(content, ensure_ascii=False).encode("utf-8")
+        content: dict[str, Any] = parsed(dict, load(read_saved_bytes(path)))
     except FileNotFoundError as error:
         raise CheckpointError(
             f"reading {path}: found no such file; give a folder in Hugging Face layout"
         ) from error
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(
             f"reading {path}: found no readable JSON ({error}); fetch the checkpoint again"
         ) from error
-    if not isinstance(content, dict):
-        raise CheckpointError(
-            f"reading {path}: found {_describe(content)}, expected an object of keys and values; "
-            f"fetch the checkpoint again"
-        )
     return content
-
-
-def _check_depth(content: Any) -> None:
-    level = [content]
-    for _ in range(MAX_LEVELS):
-        level = [
-            inner
-            for value in level
-            # No union, which would be made anew for each of a tokenizer's 150,000 values.
-            if isinstance(value, (dict, list))
-            for inner in (value.values() if isinstance(value, dict) else value)
-        ]
-    if level:
-        raise ValueError(f"it is nested deeper than {MAX_LEVELS} levels")
 
 
 def optional_object(path: Path) -> dict[str, Any]:
@@ -102,17 +73,23 @@ def typed_values(
     names = [name for name in hints if name not in ("return", "kwargs")]
     if dataclasses.is_dataclass(of):
         names = [f.name for f in dataclasses.fields(of) if f.metadata.get("in_file", True)]
-    known = {}
-    for name in [name for name in names if name in content]:
-        try:
-            known[name] = _convert(content[name], hints[name])
-        except TypeError as error:
-            raise CheckpointError(
-                f"reading {path}: {name} is {_describe(content[name])}, "
-                f"expected {_type_name(hints[name])}; fetch the checkpoint again or correct the key"
-            ) from error
+    known = {
+        name: checked(hints[name], content[name], name, path=path)
+        for name in names
+        if name in content
+    }
     unknown = {key: value for key, value in content.items() if key not in names}
     return known, unknown
+
+
+def checked(hint: Any, value: Any, name: str, *, path: Path) -> Any:
+    """Return what a file says under a key as its type has it; raises CheckpointError."""
+    try:
+        return parsed(hint, value, name)
+    except ValueError as error:
+        raise CheckpointError(
+            f"reading {path}: {error}; fetch the checkpoint again or correct the key"
+        ) from error
 
 
 def plain_values(value: object) -> Any:
@@ -122,56 +99,6 @@ def plain_values(value: object) -> Any:
     if isinstance(value, dict):
         return {key: plain_values(item) for key, item in value.items()}
     return value
-
-
-def _convert(value: Any, hint: Any) -> Any:
-    # TypeError stands for a value that does not fit, so that alternatives can be tried in turn.
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        for alternative in arguments:
-            with contextlib.suppress(TypeError):
-                return _convert(value, alternative)
-    if origin is tuple and isinstance(value, list | tuple):
-        if arguments[-1] is Ellipsis:
-            arguments = (arguments[0],) * len(value)
-        if len(value) == len(arguments):
-            pairs = zip(value, arguments, strict=True)
-            return tuple(_convert(item, expected) for item, expected in pairs)
-    if origin is list and isinstance(value, list | tuple):
-        return [_convert(item, arguments[0]) for item in value]
-    if origin is dict and isinstance(value, dict):
-        return {_convert(k, arguments[0]): _convert(v, arguments[1]) for k, v in value.items()}
-    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    # bool is a subclass of int, so types are compared exactly.
-    if origin is None and type(value) is hint:
-        return value
-    raise TypeError(value)
-
-
-def shortened(value: object) -> str:
-    """Show the beginning of a value."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _describe(value: object) -> str:
-    return f"{shortened(value)} ({type(value).__name__})"
-
-
-def _type_name(hint: Any) -> str:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(_type_name(alternative) for alternative in arguments)
-    if origin is list:
-        return f"a list of {_type_name(arguments[0])}"
-    if origin is tuple:
-        if arguments[-1] is Ellipsis:
-            return f"a list of {_type_name(arguments[0])}"
-        return f"[{', '.join(_type_name(item) for item in arguments)}]"
-    if origin is dict:
-        return f"an object of {_type_name(arguments[1])}"
-    return "null" if hint is type(None) else str(hint.__name__)
 
 
 SOURCE_OPTIONS = (

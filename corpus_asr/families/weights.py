@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from corpus_asr.errors import CheckpointError, WeightsError
-from corpus_asr.families.saved_files import read_json_object, write_json_object
+from corpus_asr.families.saved_files import checked, read_json_object, write_json_object
 from corpus_asr.storage.model_files import weight_files
 from corpus_asr.units import MEBIBYTE
 
@@ -315,10 +315,8 @@ def given_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Stored
 def _sharded(
     index: Path, read_file: Callable[[Path], dict[str, StoredTensor]]
 ) -> dict[str, StoredTensor]:
-    content = read_json_object(index)
-    file_of = content.get("weight_map")
-    if not isinstance(file_of, dict) or not all(isinstance(f, str) for f in file_of.values()):
-        raise CheckpointError(f"reading {index}: expected a weight_map of tensor names to files")
+    weight_map = read_json_object(index).get("weight_map")
+    file_of: dict[str, str] = checked(dict[str, str], weight_map, "weight_map", path=index)
     names = set(file_of.values())
     outside = {n for n in names if n in ("", ".", "..") or any(mark in n for mark in "/\\:\0")}
     if outside:

@@ -8,8 +8,7 @@ import logging
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
+from corpus_asr.json_values import parsed
 from corpus_asr.logs import event
 from corpus_asr.report.run import Report
 from corpus_asr.storage.run_state.tables import OutputStore
@@ -41,9 +40,6 @@ class PastRun:
     wall_s: float | None
 
 
-_RUNS: TypeAdapter[list[PastRun]] = TypeAdapter(list[PastRun])
-
-
 def past_run(report: Report, *, finished_at: str) -> PastRun | None:
     """Return the numbers of a report; None if its run committed nothing."""
     counts = report.statistics
@@ -68,8 +64,8 @@ def past_runs(store: OutputStore, last: PastRun | None) -> list[PastRun]:
     """Return the last runs of an output folder, the latest first, `last` among them."""
     data: Any = store.read_json(NUMBERS_NAME)
     try:
-        runs = [] if data is None else _RUNS.validate_python(data["runs"])
-    except (KeyError, TypeError, ValidationError) as error:
+        runs: list[PastRun] = [] if data is None else parsed(list[PastRun], data["runs"])
+    except (KeyError, TypeError, ValueError) as error:
         # Of another version: the page does without, and the next run begins it again.
         why = f"{NUMBERS_NAME}: {type(error).__name__}"
         event(_LOG, logging.WARNING, "numbers_not_read", uri=redact_uri(store.uri), why=why)

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from functools import partial
 from itertools import pairwise
@@ -20,6 +20,7 @@ from typing import Any
 from corpus_asr.confidence import LOW_CONFIDENCE
 from corpus_asr.config.run import NightlySettings
 from corpus_asr.errors import CorpusAsrError, FetchError
+from corpus_asr.json_values import parsed
 from corpus_asr.logs import event
 from corpus_asr.report.failures import FailureExample, FailureGroup
 from corpus_asr.report.numbers import OF_RUN, RunNumbers
@@ -207,10 +208,10 @@ def past_from(data: Any) -> PastNight | None:
     """Return the numbers of what `as_data` made; None of anything else."""
     # Summaries lie in the user's folder: another version, or another program, may have written one.
     try:
-        numbers = data["numbers"]
-        return PastNight(**{field.name: numbers[field.name] for field in fields(PastNight)})
-    except (KeyError, TypeError):
+        night: PastNight = parsed(PastNight, data["numbers"])
+    except (KeyError, TypeError, ValueError):
         return None
+    return night
 
 
 _LOW = f"""

@@ -7,11 +7,12 @@ now; nothing is written over what nobody has seen.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, TypeVar
 
 from corpus_asr.errors import ConfigError
+from corpus_asr.json_values import parsed
 from corpus_asr.storage.run_state.corrections import (
     SPEAKER_LABEL,
     Correction,
@@ -49,8 +50,8 @@ class Change:
     """Of the recording."""
     keys: list[Any] = field(default_factory=list)
     """Of the segments that are replaced."""
-    segments: list[Any] | None = None
-    """start_s, end_s, text and speaker of each; None: those that are there, to be marked."""
+    segments: list[EditedSegment] | None = None
+    """None: those that are there, to be marked."""
     checked: bool = False
     name: str = ""
     """Of the person, if given."""
@@ -90,24 +91,15 @@ class Naming:
 
 
 C = TypeVar("C", bound=Change | Undo | Naming)
-_EXPECTED: Mapping[tuple[type, str], tuple[type | tuple[type, ...], str]] = {
-    (Change, "checked"): (bool, "true or false"),
-    (Change, "keys"): (list, "a list"),
-    (Change, "segments"): ((list, type(None)), "a list"),
-    (Change, "seen"): ((dict, list), "the version of each key"),
-}
 
 
 def parse_change(kind: type[C], body: Mapping[str, Any], *, doing: str) -> C:
     """Read a change; unknown names are ignored."""
-    values = {each.name: body[each.name] for each in fields(kind) if each.name in body}
-    for name, value in values.items():
-        types, expected = _EXPECTED.get((kind, name), (str, "text"))
-        if not isinstance(value, types):
-            raise ConfigError(f"{doing}: found {name} {value!r:.50}, expected {expected}")
-    if "id" not in values:
-        raise ConfigError(f"{doing}: found no id, expected that of a recording")
-    return kind(**values)
+    try:
+        change: C = parsed(kind, body)
+    except ValueError as error:
+        raise ConfigError(f"{doing}: {error}") from error
+    return change
 
 
 def save_name(library: Library, recording: Mapping[str, Any], naming: Naming) -> None:
@@ -302,39 +294,19 @@ def _segments(change: Change, speakers: set[str]) -> list[EditedSegment]:
     doing, asked = "saving a correction", change.segments or []
     if len(asked) > MOST_SEGMENTS:
         raise ConfigError(f"{doing}: found {len(asked)} segments, expected at most {MOST_SEGMENTS}")
-    made = []
-    for each in asked:
-        if not isinstance(each, dict):
-            raise ConfigError(f"{doing}: found segment {each!r:.50}, expected start_s, end_s, text")
-        times: list[Any] = [each.get(name) for name in ("start_s", "end_s")]
-        text, speaker = each.get("text"), each.get("speaker")
-        for time_s in times:
-            if (
-                isinstance(time_s, bool)
-                or not isinstance(time_s, int | float)
-                or not math.isfinite(time_s)
-            ):
-                raise ConfigError(f"{doing}: found the time {time_s!r:.50}, expected seconds")
-        if not isinstance(text, str) or not isinstance(speaker, str | None):
-            found = f"text {text!r:.50} and speaker {speaker!r:.50}"
-            raise ConfigError(f"{doing}: found {found}, expected text")
-        if not text.strip() and len(asked) > 1:
+    for segment in asked:
+        if not segment.text.strip() and len(asked) > 1:
             raise ConfigError(
                 f"{doing}: found a segment without text, expected some; leave it out to remove it"
             )
+        speaker = segment.speaker
         if speaker and SPEAKER_LABEL.fullmatch(speaker) and speaker not in speakers:
             known = ", ".join(sorted(speakers)) or "none"
             raise ConfigError(
                 f"{doing}: found the speaker {speaker:.50}, expected one of the recording's "
                 f"({known}), or a name"
             )
-        made.append(
-            EditedSegment(
-                start_s=float(times[0]), end_s=float(times[1]), text=text, speaker=speaker,
-                checked=change.checked,
-            )
-        )  # fmt: skip
-    return made
+    return [replace(segment, checked=change.checked) for segment in asked]
 
 
 def _check_times(

@@ -82,9 +82,9 @@ def test_saving_keeps_unknown_keys(tmp_path):
 
 def test_a_wrong_value_is_a_checkpoint_error(tmp_path):
     for content, message in (
-        ({"d_model": "384"}, r"config.json: d_model is '384' \(str\), expected int"),
-        ({"suppress_tokens": [1.5]}, "suppress_tokens is .*a list of int or null"),
-        ({"eos_token_id": [1]}, "eos_token_id is .*expected int or null"),
+        ({"d_model": "384"}, r"config.json: .*d_model is '384' \(str\), expected int"),
+        ({"suppress_tokens": [1.5]}, r"suppress_tokens\[0\] is 1.5"),
+        ({"eos_token_id": [1]}, "eos_token_id is .*expected int"),
         ({"model_type": "bert"}, "found model_type 'bert', expected 'whisper'"),
     ):
         (tmp_path / "config.json").write_text(json.dumps(content))
@@ -128,7 +128,7 @@ def test_a_misspelt_name_and_a_wrong_type_are_a_type_error():
         ({"encoder_layer": 1}, "expected 'encoder_layers'"),
         ({"d_model": "64"}, r"making WhisperConfig.*d_model is '64' \(str\), expected"),
         ({"use_cache": 1}, "use_cache is 1"),
-        ({"id2label": {"x": "y"}}, "id2label is"),
+        ({"id2label": {"x": "y"}}, "id2label"),
     ):
         with pytest.raises(TypeError, match=message):
             WhisperConfig(**settings)
@@ -174,16 +174,18 @@ def test_another_type_is_a_checkpoint_error_with_file_key_found_and_expected():
         ("share", "0.1", "expected float"),
         ("share", False, "expected float"),
         ("switch", 1, "expected bool"),
-        ("name", 1, "expected str or null"),
-        ("ids", 1, "expected a list of int or null"),
-        ("ids", [1, "2"], "expected a list of int or null"),
-        ("pairs", [[1]], r"expected a list of \[int, int or null\]"),
-        ("pairs", [[1, 2, 3]], "expected a list of"),
-        ("by_name", {"a": "1"}, "expected an object of int or null"),
-        ("by_name", [1], "expected an object of int or null"),
+        ("share", 10**400, "expected float"),
+        ("name", 1, "expected str"),
+        ("ids", 1, "expected a list of int"),
+        ("ids", [1, "2"], r"ids\[1\] is '2' \(str\), expected int"),
+        ("pairs", [[1]], r"expected \[int, int or null\]"),
+        ("pairs", [[1, 2, 3]], r"pairs\[0\] is"),
+        ("by_name", {"a": "1"}, r"by_name\['a'\] is '1'"),
+        ("by_name", {"a" * 500: 1.5}, "expected int"),
+        ("by_name", [1], "expected an object of int"),
         ("count", list(range(1000)), "expected int"),  # shown in part
     ):
-        with pytest.raises(CheckpointError, match=rf"reading {PATH}: {key} is .*") as caught:
+        with pytest.raises(CheckpointError, match=rf"reading {PATH}: {key}\S* is .*") as caught:
             values(**{key: value})
         assert re.search(expected, str(caught.value)), (key, value)
         assert len(str(caught.value)) < 250, (key, value)

@@ -266,7 +266,7 @@ FILES: dict[str, tuple[dict[str, Any], str]] = {
         {"tokenizer_config.json": {"added_tokens_decoder": {"x": {}}}},
         "found what cannot be used.*fetch the checkpoint's tokenizer files",
     ),
-    "a broken extractor": ({"preprocessor_config.json": "[]"}, "expected an object of keys"),
+    "a broken extractor": ({"preprocessor_config.json": "[]"}, "expected an object"),
     "no extractor": (
         {"preprocessor_config.json": None, "processor_config.json": None},
         "expected processor_config.json or preprocessor_config.json",

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
 from corpus_asr.families.model_config import (
-    Bounds,
     Count,
     MelBins,
     ModelConfig,
     Positions,
     Size,
 )
-from corpus_asr.families.saved_files import shortened
+from corpus_asr.json_values import Bounds
+from corpus_asr.units import shortened
 
 
 @dataclass(kw_only=True, init=False)
@@ -92,7 +92,7 @@ class ParakeetConfig(ModelConfig):
         content = super()._canonical(content, num_labels)
         found = content.get("encoder_config", {})
         if isinstance(found, ModelConfig) and not isinstance(found, ParakeetEncoderConfig):
-            found = shortened(found)
+            found = shortened(repr(found), 60)
         if isinstance(found, dict):
             # With it files name a kind of encoder: others are refused, not taken for this one.
             kind = found.get("model_type", ParakeetEncoderConfig.model_type)

@@ -4,21 +4,32 @@ A CPU worker computes the logarithms of a whole part, which are passed on as flo
 is cut from it, each mel bin is normalized over that window, as the checkpoint's own extractor does.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
 from corpus_asr.array_types import Float16, Float32
-from corpus_asr.errors import CheckpointError
-from corpus_asr.families.registry import SETTINGS_FILES, PartFeatures, unlike
-from corpus_asr.families.saved_files import find_saved, read_json_object
+from corpus_asr.families.model_config import CONFIG_NAME, MelBins, Probability
+from corpus_asr.families.registry import SETTINGS_FILES, PartFeatures, check_computed
+from corpus_asr.families.saved_files import checked, find_saved, read_json_object
 from corpus_asr.features.nemo_mel import LOG_OF_SILENCE, NemoAnalysis, log_mel, normalized
-from corpus_asr.units import HOP_SAMPLES, MOST_MEL_BINS, SAMPLE_RATE_HZ
+from corpus_asr.units import HOP_SAMPLES, SAMPLE_RATE_HZ
 
 # Logarithms of speech lie at about -16 to 2: subtracted before they are stored, which halves what
 # float16 rounds off.
 OFFSET = np.float32(-8.0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Encoder:
+    num_mel_bins: MelBins = 80
+
+
+@dataclass(frozen=True, slots=True)
+class _Config:
+    encoder_config: _Encoder
 
 
 class ParakeetPartFeatures:
@@ -40,15 +51,9 @@ class ParakeetPartFeatures:
             CheckpointError: config.json or the extractor's settings are missing or unreadable, or
                 the checkpoint expects features that are not computed here.
         """
-        config_path = folder / "config.json"
-        encoder = read_json_object(config_path).get("encoder_config")
-        num_mel_bins = encoder.get("num_mel_bins", 80) if isinstance(encoder, dict) else None
-        if not isinstance(num_mel_bins, int) or not 1 <= num_mel_bins <= MOST_MEL_BINS:
-            raise CheckpointError(
-                f"reading {config_path}: found num_mel_bins {num_mel_bins!r} in encoder_config, "
-                f"expected a whole number from 1 to {MOST_MEL_BINS}; correct the file or fetch the "
-                "checkpoint again"
-            )
+        path = folder / CONFIG_NAME
+        content: _Config = checked(_Config, read_json_object(path), "", path=path)
+        num_mel_bins = content.encoder_config.num_mel_bins
         path, settings = find_saved(folder, SETTINGS_FILES)
         computed = {
             "sampling_rate": SAMPLE_RATE_HZ,
@@ -57,19 +62,12 @@ class ParakeetPartFeatures:
             "n_fft": 512,
             "win_length": 400,
         }
-        wrong = unlike({"feature_size": 80} | settings, computed)
-        preemphasis = settings.get("preemphasis", 0.97)
-        if preemphasis is None:
-            preemphasis = 0.0
-        if not isinstance(preemphasis, int | float) or not 0 <= preemphasis <= 1:
-            wrong.append(f"preemphasis {preemphasis!r} (expected a number from 0 to 1)")
-        if wrong:
-            raise CheckpointError(
-                f"reading {path}: found {', '.join(wrong)}; only NeMo's log-mel of 16 kHz is "
-                "computed here, with as many bins as config.json names: use a checkpoint trained "
-                "on it, or correct the file"
-            )
-        return cls(num_mel_bins=num_mel_bins, preemphasis=float(preemphasis))
+        settings = {"feature_size": 80, "preemphasis": 0.97} | settings
+        check_computed(settings, computed, path=path, front_end="NeMo's log-mel of 16 kHz")
+        preemphasis: float | None = checked(
+            Probability | None, settings["preemphasis"], "preemphasis", path=path
+        )
+        return cls(num_mel_bins=num_mel_bins, preemphasis=preemphasis or 0.0)
 
     def __call__(self, samples: Float32[np.ndarray, " sample"]) -> PartFeatures:
         """Compute the features of one part, one frame per whole hop."""

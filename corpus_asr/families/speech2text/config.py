@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 from corpus_asr.families.model_config import (
-    Bounds,
     Count,
     EncoderDecoderConfig,
     MelBins,
@@ -15,6 +14,7 @@ from corpus_asr.families.model_config import (
     Probability,
     Size,
 )
+from corpus_asr.json_values import Bounds
 
 
 @dataclass(kw_only=True, init=False)

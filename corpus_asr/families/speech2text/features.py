@@ -10,9 +10,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from corpus_asr.array_types import Float16, Float32
-from corpus_asr.errors import CheckpointError
-from corpus_asr.families.registry import SETTINGS_FILES, PartFeatures, unlike
-from corpus_asr.families.saved_files import find_saved
+from corpus_asr.families.registry import SETTINGS_FILES, PartFeatures, check_computed
+from corpus_asr.families.saved_files import checked, find_saved
 from corpus_asr.families.speech2text.config import Speech2TextConfig
 from corpus_asr.features.fbank import (
     ENERGY_FLOOR,
@@ -74,17 +73,9 @@ class Speech2TextPartFeatures:
             "num_mel_bins": config.input_feat_per_channel * config.input_channels,
             "dither": 0.0,  # noise would make every run another
         }
-        wrong = unlike(settings, computed) + [
-            f"{name} {settings[name]!r} (expected true or false)"
-            for name in ("do_ceptral_normalize", "normalize_means", "normalize_vars")
-            if not isinstance(settings[name], bool)
-        ]
-        if wrong:
-            raise CheckpointError(
-                f"reading {path}: found {', '.join(wrong)}; only Kaldi's filter bank of 16 kHz is "
-                "computed here, with as many bins as config.json names: use a checkpoint trained "
-                "on it, or correct the file"
-            )
+        check_computed(settings, computed, path=path, front_end="Kaldi's filter bank of 16 kHz")
+        for name in ("do_ceptral_normalize", "normalize_means", "normalize_vars"):
+            checked(bool, settings[name], name, path=path)
         normalized = settings["do_ceptral_normalize"]
         return cls(
             num_mel_bins=settings["num_mel_bins"],

@@ -6,14 +6,13 @@ from typing import ClassVar
 import numpy as np
 
 from corpus_asr.array_types import Float32
-from corpus_asr.errors import CheckpointError
-from corpus_asr.families.registry import SETTINGS_FILES, PartFeatures, unlike
-from corpus_asr.families.saved_files import optional_object, read_json_object
+from corpus_asr.families.model_config import CONFIG_NAME, MelBins
+from corpus_asr.families.registry import SETTINGS_FILES, PartFeatures, check_computed
+from corpus_asr.families.saved_files import checked, optional_object, read_json_object
 from corpus_asr.features.mel import log10_mel, scale_log10_mel
 from corpus_asr.units import (
     FFT_SAMPLES,
     HOP_SAMPLES,
-    MOST_MEL_BINS,
     SAMPLE_RATE_HZ,
     TAIL_FRAMES,
     WINDOW_FRAMES,
@@ -51,25 +50,17 @@ class WhisperPartFeatures:
             CheckpointError: config.json is missing, a file is no JSON object, or the checkpoint
                 expects features that are not computed here.
         """
-        config = read_json_object(folder / "config.json")
-        num_mel_bins = config.get("num_mel_bins", DEFAULT_NUM_MEL_BINS)
-        if not isinstance(num_mel_bins, int) or not 1 <= num_mel_bins <= MOST_MEL_BINS:
-            raise CheckpointError(
-                f"reading {folder / 'config.json'}: found num_mel_bins {num_mel_bins!r}, expected "
-                f"a whole number from 1 to {MOST_MEL_BINS}; correct the file or fetch the "
-                "checkpoint again"
-            )
+        path = folder / CONFIG_NAME
+        num_mel_bins = read_json_object(path).get("num_mel_bins", DEFAULT_NUM_MEL_BINS)
+        checked(MelBins, num_mel_bins, "num_mel_bins", path=path)
         computed = {**COMPUTED, "feature_size": num_mel_bins}
         for name, key in SETTINGS_FILES.items():
             path = folder / name
             settings = optional_object(path)
             if key is not None:
-                settings = settings.get(key, {})
-            if wrong := unlike(settings, computed):
-                raise CheckpointError(
-                    f"reading {path}: found {', '.join(wrong)}; only Whisper's own log-mel front "
-                    "end is computed here: use a checkpoint trained on it, or correct the file"
-                )
+                settings = checked(dict, settings.get(key, {}), key, path=path)
+            front_end = "Whisper's own log-mel front end"
+            check_computed(settings, computed, path=path, front_end=front_end)
         return cls(num_mel_bins=num_mel_bins)
 
     def __call__(self, samples: Float32[np.ndarray, " sample"]) -> PartFeatures:

@@ -12,6 +12,7 @@ from tokenizers.models import BPE
 from corpus_asr.errors import CheckpointError
 from corpus_asr.families.library_tokenizer import check_vocabulary, read_tokenizer_file
 from corpus_asr.families.saved_files import (
+    checked,
     optional_object,
     read_json_object,
     read_saved_bytes,
@@ -101,7 +102,8 @@ def _added_tokens(folder: Path, settings: Mapping[str, Any]) -> list[tuple[Added
     )
     ids: dict[str, int | None] = dict.fromkeys(special)
     # Roles name special tokens without ids; those are listed in a file of their own.
-    ids.update(_listed_ids(folder / ADDED_NAME))
+    path = folder / ADDED_NAME
+    ids.update(checked(dict[str, int], optional_object(path), "", path=path))
     for token, token_id, is_special in _described_tokens(settings, folder / SETTINGS_NAME):
         # tokenizer_config.json says more than the older files: it wins.
         ids[token] = token_id
@@ -109,17 +111,6 @@ def _added_tokens(folder: Path, settings: Mapping[str, Any]) -> list[tuple[Added
             special[token] = None
     order = sorted(ids, key=lambda token: (ids[token] is None, ids[token] or 0))
     return [(added_token(token, special=token in special), ids[token]) for token in order]
-
-
-def _listed_ids(path: Path) -> dict[str, int]:
-    content = optional_object(path)
-    for token, token_id in content.items():
-        if type(token_id) is not int:
-            raise CheckpointError(
-                f"reading {path}: {token} has id {token_id!r}, expected a whole number; fetch the "
-                f"checkpoint again"
-            )
-    return content
 
 
 def _described_tokens(settings: Mapping[str, Any], path: Path) -> Iterator[tuple[str, int, bool]]:

@@ -14,16 +14,16 @@ Where they belong in a transcript, also in one of another model, is in `placing`
 import datetime
 import hashlib
 import json
-import math
 import re
 import unicodedata
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, TypeVar
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from corpus_asr.errors import ConfigError, CorpusAsrError
+from corpus_asr.json_values import Seconds, load, parsed
 from corpus_asr.storage.run_state.tables import READERS, OutputStore
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.uri import redact_uri
@@ -56,8 +56,8 @@ def key_of(row: Mapping[str, Any]) -> str:
 class EditedSegment:
     """A segment as a person has it."""
 
-    start_s: float
-    end_s: float
+    start_s: Seconds
+    end_s: Seconds
     text: str
     """Without outer spaces; empty where the segment is removed."""
     speaker: str | None = None
@@ -73,8 +73,8 @@ class Correction:
     id: str
     recording_id: str
     channel: int | None
-    start_s: float
-    end_s: float
+    start_s: Seconds
+    end_s: Seconds
     original: str
     """The text that its author saw there, with single spaces."""
     segments: tuple[EditedSegment, ...]
@@ -226,49 +226,15 @@ def _read(store: OutputStore, name: str) -> Correction:
         )
     data = filesystem.read_bytes(address, store.options)
     try:
-        correction = _parsed(Correction, json.loads(data))
+        correction: Correction = parsed(Correction, load(data))
         if not correction.segments and not correction.undoes:
             raise ValueError("it has no segments")
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
+    except ValueError as error:
         raise CorpusAsrError(
-            f"reading {redact_uri(address)}: found no correction ({error!r}), expected the JSON "
+            f"reading {redact_uri(address)}: found no correction ({error}), expected the JSON "
             "that `corpus-asr view` saves; restore or remove it"
         ) from error
     return correction
-
-
-_Kind = TypeVar("_Kind", Correction, EditedSegment)
-
-
-def _parsed(kind: type[_Kind], content: Any) -> _Kind:
-    # Newer versions may say more.
-    values: dict[str, Any] = {field.name: content[field.name] for field in fields(kind)}
-    for name, value in values.items():
-        if not isinstance(value, _TYPES[name]) or isinstance(value, bool) != (name == "checked"):
-            raise TypeError(f"{name} is {value!r:.100}")
-        if isinstance(value, str):
-            value.encode()  # half of a pair would be no text for a table
-        elif isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"{name} is {value}")
-        elif name == "segments":
-            values[name] = tuple(_parsed(EditedSegment, segment) for segment in values[name])
-        elif name == "undoes":
-            if not all(isinstance(identity, str) for identity in values[name]):
-                raise TypeError(f"undoes is {value!r:.100}")
-            values[name] = tuple(values[name])
-    return kind(**values)
-
-
-_TYPES: Mapping[str, type | tuple[type, ...]] = {
-    **dict.fromkeys(
-        ("id", "recording_id", "original", "text", "name", "saved_at", "file_digest"), str
-    ),
-    **dict.fromkeys(("start_s", "end_s"), (int, float)),
-    "channel": (int, type(None)),
-    "speaker": (str, type(None)),
-    **dict.fromkeys(("segments", "undoes"), list),
-    "checked": bool,
-}
 
 
 class Corrections:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Self
 
 from corpus_asr.errors import ConfigError, EngineError, FetchError, LockedError
+from corpus_asr.json_values import load, parsed
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.filesystem import StoreOptions
@@ -134,12 +135,10 @@ class Holder:
     def decoded(cls, content: bytes | None) -> "Holder | None":
         """Return the holder; None where there is no lock, or none we know."""
         try:
-            values = json.loads(content or b"")
-            if not isinstance(values["process"]["pid"], int):
-                return None
-            return cls(**{**values, "process": ProcessName(**values["process"])})
-        except (ValueError, TypeError, KeyError):
+            holder: Holder = parsed(cls, load(content or b""))
+        except ValueError:
             return None
+        return holder
 
     def __str__(self) -> str:
         where = f"process {self.process.pid} of {self.process.user} on {self.process.host}"

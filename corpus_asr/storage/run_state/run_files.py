@@ -7,7 +7,7 @@ import logging
 import platform
 import uuid
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from importlib import metadata
 from typing import Any, Final
@@ -19,6 +19,7 @@ from corpus_asr.confidence import FEATURES, ConfidenceModel
 from corpus_asr.config.run import CLASSIFY_AUDIO, RunConfig, SourceSettings
 from corpus_asr.config.storage_options import NO_OPTIONS, StorageOptions
 from corpus_asr.errors import ConfigError
+from corpus_asr.json_values import parsed
 from corpus_asr.logs import event
 from corpus_asr.storage.listing import RECORDS_FOLDER
 from corpus_asr.storage.model_files import full_name
@@ -193,30 +194,10 @@ def write_snapshot(store: OutputStore, snapshot: Snapshot) -> None:
 def read_snapshot(store: OutputStore) -> Snapshot | None:
     """Return the last snapshot; None where there is none, or one of another version."""
     try:
-        values = _values(Snapshot, store.read_json(PROGRESS_NAME))
-        history = values.get("history", ())
-        values["history"] = tuple(Moment(**_values(Moment, then)) for then in history)
-        values["activity"] = Activity.from_data(values["activity"])
-        values["workers_out"] = tuple(values.get("workers_out", ()))
-        for name in ("audio_expected_range_s", "eta_range_s"):
-            if values.get(name) is not None:
-                low, high = values[name]
-                values[name] = (low, high)
-        values["failures"] = tuple(
-            FailureCount(**{**count, "examples": tuple(count["examples"])})
-            for count in values["failures"]
-        )
-    except (KeyError, TypeError, ValueError, AttributeError):
+        snapshot: Snapshot = parsed(Snapshot, store.read_json(PROGRESS_NAME))
+    except ValueError:
         return None
-    return Snapshot(**values)
-
-
-def _values(kind: type, data: Any) -> dict[str, Any]:
-    return {
-        field.name: data[field.name]
-        for field in fields(kind)
-        if field.name in data or field.default is MISSING
-    }
+    return snapshot
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,13 +292,8 @@ def read_calibration(
     try:
         if set(found["weights"]) != set(FEATURES):
             raise ValueError(f"weights of {', '.join(found['weights'])}")
-        calibration = ConfidenceModel(
-            name=str(found["name"]),
-            offset=float(found["offset"]),
-            weights=tuple(float(found["weights"][name]) for name in FEATURES),
-            model_revision=found["model_revision"],
-            family=found.get("family"),
-        )
+        weights = [found["weights"][name] for name in FEATURES]
+        calibration: ConfidenceModel = parsed(ConfidenceModel, found | {"weights": weights})
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(
             f"reading the calibration {redact_uri(store.address(name))}: found {error!r}, expected "

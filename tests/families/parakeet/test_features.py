@@ -107,10 +107,10 @@ def test_what_a_checkpoint_was_trained_on_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"bins": "80"}, "found num_mel_bins '80' in encoder_config"),
+        ({"bins": "80"}, "encoder_config.num_mel_bins is '80'"),
         ({"bins": 128}, "found feature_size 80 (expected 128)"),
         ({"hop_length": 256}, "found hop_length 256 (expected 160)"),
-        ({"preemphasis": "much"}, "found preemphasis 'much'"),
+        ({"preemphasis": "much"}, "preemphasis is 'much'"),
     ],
 )
 def test_other_features_are_refused(tmp_path: Path, settings: dict[str, Any], message: str) -> None:

@@ -245,7 +245,7 @@ def test_what_is_not_computed_here_is_refused(tmp_path: Path) -> None:
         ({"sampling_rate": 8000}, "sampling_rate 8000 .expected 16000"),
         ({"num_mel_bins": 40}, "num_mel_bins 40 .expected 80"),
         ({"dither": 1.0}, "dither 1.0"),
-        ({"normalize_means": "yes"}, "normalize_means 'yes' .expected true or false"),
+        ({"normalize_means": "yes"}, "normalize_means is 'yes'"),
     ]
     for settings, words in wrong:
         with pytest.raises(CheckpointError, match=words):

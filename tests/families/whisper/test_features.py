@@ -104,7 +104,7 @@ def test_a_config_without_a_number_of_bins_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"config\.json: found no such file"):
         WhisperPartFeatures.from_folder(tmp_path)
     for bins in (0, -80, "80", 80.5, None):
-        with pytest.raises(CheckpointError, match=r"config\.json: found num_mel_bins"):
+        with pytest.raises(CheckpointError, match=r"config\.json: num_mel_bins is"):
             WhisperPartFeatures.from_folder(write_checkpoint(tmp_path, {"num_mel_bins": bins}))
     with pytest.raises(CheckpointError, match=r"config\.json"):
         WhisperPartFeatures.from_folder(write_checkpoint(tmp_path, []))

@@ -180,7 +180,7 @@ BAD_FILES = [
     ("merges.txt", b"\xff\xfe", "found no readable text"),
     ("merges.txt", b"#version: 0.2\na b c\n", r"merge 0 is \['a', 'b', 'c'\]"),
     ("merges.txt", b"#version: 0.2\n? nosuchtoken\n", "merge 0 is"),
-    ("added_tokens.json", b'{"<|x|>": "7"}', "has id '7', expected a whole number"),
+    ("added_tokens.json", b'{"<|x|>": "7"}', r"\['<\|x\|>'\] is '7'"),
     ("added_tokens.json", b'{"<|x|>": 9999}', r"got id \d+, expected 9999"),
     ("tokenizer_config.json", b'{"added_tokens_decoder": {"7": {}}}', "added_tokens_decoder"),
     ("tokenizer_config.json", b'{"added_tokens_decoder": []}', "added_tokens_decoder"),
