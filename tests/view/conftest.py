@@ -20,6 +20,8 @@ from corpus_asr.view.search import Filters, Hit, Order, Page, find
 from corpus_asr.view.server import ViewServer
 from corpus_asr.view.sound import Sounds, Waveforms
 from tests.report.html.conftest import browser as browser
+from tests.report.html.conftest import complaints as complaints
+from tests.report.html.conftest import open_page as open_page
 from tests.support.audio import encode, tone, wav_bytes
 from tests.support.pages import asked, fetch
 from tests.support.runs import of_file, passage, run_of, spoken

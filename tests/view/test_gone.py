@@ -16,7 +16,8 @@ from corpus_asr.storage.run_state.rewriting import follow
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import recording_id
 from corpus_asr.view import catalogue
-from tests.support.pages import Chromium, Response, chromium_path, sent
+from tests.report.html.conftest import OpenPage
+from tests.support.pages import Response, sent
 from tests.support.runs import correct_segment, passage, run_of, says, spoken
 from tests.view.conftest import serving
 
@@ -157,21 +158,20 @@ def test_what_comes_late_is_swept_or_follows(store: OutputStore, tmp_path: Path)
 
 
 @pytest.mark.long
-@pytest.mark.skipif(chromium_path() is None, reason="no Chromium on this machine")
 def test_the_editor_keeps_the_text_and_leads_to_the_new_address(
-    url: str, store: OutputStore
+    url: str, store: OutputStore, open_page: OpenPage, complaints: list[str]
 ) -> None:
-    with Chromium.start() as browser:
-        page = browser.open(f"{url}recording?id={ID}")
-        page.wait_for("document.querySelector('.segment')")
-        page.click('[data-at="0"] .edit')
-        page.type(" mine")
-        moved(store)
-        page.press("Enter")
-        page.wait_for("document.querySelector('.editor .bad a')")
-        said = page.value("document.querySelector('.editor .bad').innerText")
-        assert f"was moved to {NOW}" in said
-        assert said.endswith("Open it there")
-        there = page.value("document.querySelector('.editor .bad a').href")
-        assert f"id={recording_id(NOW)}" in there
-        assert page.value("document.querySelector('.editor textarea').value") == "one mine"
+    page = open_page(f"{url}recording?id={ID}")
+    page.wait_for_selector(".segment")
+    page.click('[data-at="0"] .edit')
+    page.keyboard.insert_text(" mine")
+    moved(store)
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".editor .bad a")
+    said = page.inner_text(".editor .bad")
+    assert f"was moved to {NOW}" in said
+    assert said.endswith("Open it there")
+    there = page.evaluate("document.querySelector('.editor .bad a').href")
+    assert f"id={recording_id(NOW)}" in there
+    assert page.input_value(".editor textarea") == "one mine"
+    complaints.clear()
