@@ -3,7 +3,6 @@
 import contextlib
 import fcntl
 import os
-import re
 import struct
 import subprocess
 import sys
@@ -11,61 +10,17 @@ import termios
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from unittest import mock
 
-_TOKEN = re.compile(r"\x1b\[([?\d;]*)([A-Za-z])|(\r|\n)|([^\x1b\r\n])")
+import pyte
 
 
-@dataclass
-class Screen:
-    """The lines of a terminal of endless height; understands what Rich's live displays write."""
-
-    columns: int = 80
-    lines: list[str] = field(default_factory=lambda: [""])
-    row: int = 0
-    column: int = 0
-    moves_up: int = 0
-    colors: int = 0
-
-    def feed(self, text: str) -> None:
-        for match in _TOKEN.finditer(text):
-            arguments, command, control, character = match.groups()
-            if control == "\r":
-                self.column = 0
-            elif control == "\n":
-                self._down()
-            elif character:
-                if self.column == self.columns:
-                    self.column = 0
-                    self._down()
-                line = self.lines[self.row].ljust(self.column)
-                self.lines[self.row] = line[: self.column] + character + line[self.column + 1 :]
-                self.column += 1
-            elif command == "K":
-                keep = self.column if arguments in ("", "0") else 0
-                self.lines[self.row] = self.lines[self.row][:keep]
-            elif command == "A":
-                self.row = max(0, self.row - int(arguments or 1))
-                self.moves_up += 1
-            elif command == "m":
-                self.colors += 1
-            elif command not in ("h", "l"):
-                raise AssertionError(f"a sequence that is not understood: {match[0]!r}")
-
-    def _down(self) -> None:
-        self.row += 1
-        if self.row == len(self.lines):
-            self.lines.append("")
-
-    @property
-    def text(self) -> list[str]:
-        """What is there, without trailing blanks and empty lines at the end."""
-        lines = [line.rstrip() for line in self.lines]
-        while lines and not lines[-1]:
-            lines.pop()
-        return lines
+def seen_lines(written: str, *, columns: int = 80) -> list[str]:
+    """Return the lines a person sees, without trailing blanks and empty lines at the end."""
+    screen = pyte.Screen(columns, 200)  # higher than all that is written, so that nothing scrolls
+    pyte.Stream(screen).feed(written)
+    return "\n".join(line.rstrip() for line in screen.display).rstrip().splitlines()
 
 
 class Terminal:
@@ -92,11 +47,10 @@ class Terminal:
         """Return the lines a person sees, as soon as they are as expected."""
         deadline_s = time.monotonic() + timeout_s
         while True:
-            screen = Screen()
-            screen.feed(self.output)
-            if until(screen.text):
-                return screen.text
-            assert time.monotonic() < deadline_s, screen.text
+            lines = seen_lines(self.output)
+            if until(lines):
+                return lines
+            assert time.monotonic() < deadline_s, lines
             time.sleep(0.02)
 
     def close(self) -> None:
@@ -143,8 +97,11 @@ def run_on_terminal(
     columns: int,
     rows: int = 30,
     meanwhile: Callable[[str], None] = lambda _: None,
-) -> Screen:
-    """Run a command of this program on a terminal; `meanwhile` sees what it has printed so far."""
+) -> str:
+    """Run a command of this program on a terminal, and return what it writes.
+
+    `meanwhile` is called with what it has written so far.
+    """
     leader, follower = os.openpty()
     fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
     environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
@@ -167,6 +124,4 @@ def run_on_terminal(
             process.kill()
         process.wait(10)
         os.close(leader)
-    screen = Screen(columns)
-    screen.feed(printed.decode())
-    return screen
+    return printed.decode()
