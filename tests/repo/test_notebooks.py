@@ -1,22 +1,17 @@
 """The notebooks: valid as committed, and executed whole over runs of this machine."""
 
-import importlib
 import itertools
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import nbformat
 import pyarrow as pa
 import pytest
-from jupyter_client.manager import AsyncKernelManager
-from jupyter_core.utils import run_sync
 from nbclient import NotebookClient
 
 from corpus_asr.pipelines.evaluate import evaluate
-from corpus_asr.report.accuracy.scoring import read_references
 from corpus_asr.schemas import FILES
 from corpus_asr.storage.run_state.finish import finish
 from corpus_asr.storage.run_state.run_files import Run
@@ -52,9 +47,6 @@ def outputs_of(found: Any, kind: str) -> list[str]:
     return shown
 
 
-# As committed.
-
-
 def test_there_are_four():
     assert [name[:2] for name in NOTEBOOKS] == list(NUM_PLOTS)
 
@@ -77,44 +69,6 @@ def test_a_committed_notebook_is_valid_small_and_executed_from_top_to_bottom(nam
 def test_parameters_come_first_and_have_the_demo_as_default(name):
     source = code_cells(notebook(name))[0].source
     assert 'os.environ.get("CORPUS_ASR_OUTPUT", "../output/demo")' in source
-
-
-# Executed.
-
-
-class Kernel:
-    """One kernel for many notebooks: what they import is loaded once."""
-
-    def __init__(self) -> None:
-        self._manager = AsyncKernelManager(kernel_name="python3")
-
-    def execute(self, name: str, **settings: str | Path) -> Any:
-        """Execute a notebook with these parameters and return it with its outputs."""
-        found = notebook(name)
-        for cell in code_cells(found):
-            cell.outputs = []
-        chosen = {f"CORPUS_ASR_{key.upper()}": str(value) for key, value in settings.items()}
-        beginning = f"%reset -f\nimport os\nos.environ.update({chosen!r})"
-        found.cells.insert(0, nbformat.v4.new_code_cell(beginning))
-        self.last = found
-        where = {"metadata": {"path": str(FOLDER)}}
-        client = NotebookClient(found, km=self._manager, timeout=CELL_LIMIT_S, resources=where)
-        try:
-            client.execute()
-        finally:
-            if client.kc is not None:
-                client.kc.stop_channels()
-        return found
-
-    def close(self) -> None:
-        run_sync(self._manager.shutdown_kernel)(now=True)
-
-
-@pytest.fixture(scope="module")
-def kernel() -> Iterator[Kernel]:
-    started = Kernel()
-    yield started
-    started.close()
 
 
 @pytest.fixture(scope="module")
@@ -198,90 +152,34 @@ def part_of(uri: str, words: list[dict[str, Any]]) -> dict[str, Any]:
     )  # fmt: skip
 
 
-def number(pattern: str, found: Any) -> float:
-    text = "\n".join(outputs_of(found, "text/plain"))
-    match = re.search(pattern, text)
-    assert match, f"{pattern} is not in:\n{text}"
-    return float(match[1].replace(",", ""))
+# What reads as a number of the run, by the notebook that prints it.
+PRINTED = {
+    "01": ("5 recordings", "not_audio", "<audio", "estimated fraction of correct words"),
+    "02": ("word error rate", "<del"),
+    "03": ("words with reference times",),
+    "04": ("B - A", "decoding.beam_size"),
+}
 
 
 @pytest.mark.notebook
-def test_a_run_is_read(kernel: Kernel, runs: dict[str, Path]):
-    found = kernel.execute("01_read_a_run", output=runs["output"], word="e")
-    assert number(r"([\d,]+) recordings", found) == 5
-    rows = sum(batch.num_rows for batch in OutputStore(str(runs["output"])).segments())
-    assert number(r"([\d,]+) segments", found) == rows
-    tables = "\n".join(outputs_of(found, "text/html"))
-    assert "not_audio" in tables  # the broken file
-    assert "<audio" in tables
-    assert "estimated fraction of correct words" in tables
-    assert number(r"\n(\d+)\n00:00:\d\d,\d+ --> ", found) == 1
-    assert len(outputs_of(found, "image/png")) == NUM_PLOTS["01"]
-
-
-@pytest.mark.notebook
-def test_errors_are_those_of_evaluate(kernel: Kernel, runs: dict[str, Path]):
-    chosen = {name: runs[name] for name in ("output", "references")}
-    found = kernel.execute("02_confidence_and_errors", **chosen)
-    expected = evaluate(str(runs["output"]), str(runs["references"]))
-    assert expected.wer is not None
-    assert number(r"word error rate ([\d.]+)%", found) == pytest.approx(
-        100 * expected.wer, abs=0.06
-    )
-    diffs = [shown for shown in outputs_of(found, "text/html") if "word error rate" in shown]
-    assert len(diffs) == 3
-    assert all("<del" in shown for shown in diffs)
-    assert len(outputs_of(found, "image/png")) == NUM_PLOTS["02"]
-
-
-@pytest.mark.notebook
-def test_words_are_drawn_and_their_times_compared(kernel: Kernel, runs: dict[str, Path]):
-    chosen = {name: runs[name] for name in ("output", "references")}
-    found = kernel.execute("03_word_timing", **chosen)
-    rows = OutputStore(str(runs["output"])).segments(["words"])
-    words = [word for batch in rows for each in batch["words"].to_pylist() for word in each or ()]
-    assert number(r"([\d,]+) words in", found) == len(words) > 0
-    expected = sum(
-        len(each.words or ()) for each in read_references(str(runs["references"])).values()
-    )
-    assert number(r"of ([\d,]+) words with reference times", found) == expected
-    num_correct = number(r"([\d,]+) of [\d,]+ words with reference times", found)
-    assert (
-        0.45 * expected < num_correct < 0.55 * expected
-    )  # of four words one is wrong, one deleted
-    assert len(outputs_of(found, "image/png")) == NUM_PLOTS["03"]
-
-
-@pytest.mark.notebook
-def test_the_difference_of_two_runs_is_that_of_evaluate(kernel: Kernel, runs: dict[str, Path]):
-    found = kernel.execute("04_compare_two_models", **runs)
-    expected = evaluate(
-        str(runs["other"]), str(runs["references"]), against=str(runs["output"])
-    ).comparison
-    assert expected is not None
-    (table,) = (shown for shown in outputs_of(found, "text/html") if "B - A" in shown)
-    rates = [float(each) for each in re.findall(r">(-?[\d.]+)%<", table)]
-    assert rates[:5] == pytest.approx(
-        [100 * getattr(expected, name)
-         for name in ("other_wer", "wer", "difference", "low", "high")],
-        abs=0.06,
-    )  # fmt: skip
-    assert "decoding.beam_size" in "\n".join(outputs_of(found, "text/html"))
-    assert len(outputs_of(found, "image/png")) == NUM_PLOTS["04"]
-
-
-@pytest.mark.long
-def test_a_difference_shows_what_is_missing_and_what_is_new(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.syspath_prepend(str(FOLDER))
-    difference = importlib.import_module("scores").difference
-    shown = difference("One, two three.", "one zwei three four", "de")
-    plain = re.sub(r"<(/?(?:del|ins))[^>]*>", r"[\1]", shown)
-    assert plain == "one [del]two[/del] [ins]zwei[/ins] three [ins]four[/ins]"
-    assert difference("", "", "en") == ""
-    assert re.fullmatch(r"<del [^>]*>gone</del>", difference("gone", "", "en"))
-
-
-# Where something is missing.
-
-
-# Over runs of a model.
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_a_notebook_runs_over_another_output(
+    name: str, runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key, value in (*runs.items(), ("word", "e")):
+        monkeypatch.setenv(f"CORPUS_ASR_{key.upper()}", str(value))
+    found = notebook(name)
+    for cell in code_cells(found):
+        cell.outputs = []
+    where = {"metadata": {"path": str(FOLDER)}}
+    NotebookClient(found, timeout=CELL_LIMIT_S, resources=where).execute()
+    shown = "\n".join((*outputs_of(found, "text/plain"), *outputs_of(found, "text/html")))
+    assert [text for text in PRINTED[name[:2]] if text not in shown] == []
+    assert len(outputs_of(found, "image/png")) == NUM_PLOTS[name[:2]]
+    if name.startswith("02"):
+        expected = evaluate(str(runs["output"]), str(runs["references"])).wer
+        assert expected is not None
+        (rate,) = re.findall(
+            r"word error rate ([\d.]+)%", "\n".join(outputs_of(found, "text/plain"))
+        )
+        assert float(rate) == pytest.approx(100 * expected, abs=0.06)
