@@ -92,15 +92,6 @@ def test_a_short_module_has_two_users():
     )
 
 
-def test_every_module_opens_with_a_docstring():
-    bare = [
-        relative(path)
-        for path in python_files("corpus_asr", "pipelines")
-        if path.stat().st_size and not ast.get_docstring(parsed(path))
-    ]
-    assert bare == []
-
-
 def test_no_exception_is_swallowed():
     silent = [
         f"{relative(path)}:{getattr(node, 'lineno', 0)}"
@@ -142,18 +133,6 @@ def test_columns_made_of_lists_have_a_type():
     assert guessed == []
 
 
-def test_the_check_for_swallowed_exceptions_sees_them():
-    for source, expected in (
-        ("try: f()\nexcept Exception: pass", True),
-        ("try: f()\nexcept: x = None", True),
-        ("with suppress(Exception): f()", True),
-        ("try: f()\nexcept Exception as error: rows.append(error)", False),
-        ("try: f()\nexcept BaseException:\n    clean()\n    raise", False),
-        ("try: f()\nexcept KeyError: pass", False),
-    ):
-        assert any(swallows(node) for node in ast.walk(ast.parse(source))) is expected, source
-
-
 def test_no_file_mentions_a_path_of_one_machine():
     found = [
         f"{relative(path)}:{number}: {line.strip()}"
@@ -167,14 +146,3 @@ def test_no_file_mentions_a_path_of_one_machine():
         or (TEMPORARY_PATHS.search(line) and not relative(path).startswith("tests/"))
     ]
     assert found == []
-
-
-def test_every_top_level_test_folder_mirrors_the_package():
-    packages = {path.name for path in (REPOSITORY / "corpus_asr").iterdir() if path.is_dir()}
-    others = {
-        "repo", "data", "support", "pipelines", "parity", "demo", "soak", "bench", "gpu",
-        "benchmarks",
-        "__pycache__",
-    }  # fmt: skip
-    folders = {path.name for path in (REPOSITORY / "tests").iterdir() if path.is_dir()}
-    assert folders <= packages | others

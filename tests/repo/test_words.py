@@ -105,8 +105,3 @@ def test_every_setting_is_described_by_a_full_phrase() -> None:
         assert not UNWANTED.search(text), f"{key}: {text}"
         assert re.match(r"[A-Z`]", text), f"{key}: {text}"
         assert text.endswith("."), f"{key}: {text}"
-
-
-def test_a_planted_word_is_found() -> None:
-    for planted in ("Nothing was heard.", "the other run, told apart", "Anew", "normalised"):
-        assert UNWANTED.search(planted), planted
