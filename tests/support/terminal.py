@@ -64,22 +64,21 @@ class Terminal:
 def terminal(columns: int = 80) -> Iterator[Terminal]:
     """Open a pseudo-terminal."""
     main, descriptor = os.openpty()
-    fcntl.ioctl(descriptor, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+    fcntl.ioctl(descriptor, termios.TIOCSWINSZ, struct.pack("HHHH", 30, columns, 0, 0))
     with contextlib.closing(Terminal(main, descriptor)) as opened:
         yield opened
 
 
 @contextlib.contextmanager
-def on_terminal(*, only_stderr: bool = False) -> Iterator[Terminal]:
-    """Let this process write to a terminal: stderr, and stdout as well unless it is a pipe."""
+def on_terminal() -> Iterator[Terminal]:
+    """Let this process write to a terminal."""
     environment = {"TERM": "xterm", "COLUMNS": "80"}
     with contextlib.ExitStack() as stack:
         opened = stack.enter_context(terminal())
         stream = stack.enter_context(open(os.dup(opened.descriptor), "w", encoding="utf-8"))
         stack.enter_context(mock.patch.dict(os.environ, environment))
         stack.enter_context(contextlib.redirect_stderr(stream))
-        if not only_stderr:
-            stack.enter_context(contextlib.redirect_stdout(stream))
+        stack.enter_context(contextlib.redirect_stdout(stream))
         yield opened
 
 
@@ -92,36 +91,22 @@ _MAIN = (
 
 
 def run_on_terminal(
-    arguments: Sequence[str],
-    *,
-    columns: int,
-    rows: int = 30,
-    meanwhile: Callable[[str], None] = lambda _: None,
+    arguments: Sequence[str], *, columns: int, meanwhile: Callable[[str], None] = lambda _: None
 ) -> str:
     """Run a command of this program on a terminal, and return what it writes.
 
     `meanwhile` is called with what it has written so far.
     """
-    leader, follower = os.openpty()
-    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
     environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
     environment |= {"PYTHONPATH": str(REPOSITORY), "TERM": "xterm-256color"}
-    process = subprocess.Popen(
-        [sys.executable, "-c", _MAIN, *arguments],
-        stdin=follower, stdout=follower, stderr=follower, env=environment, cwd=REPOSITORY,
-    )  # fmt: skip
-    os.close(follower)
-    printed, deadline = b"", time.monotonic() + 60
-    try:
-        while time.monotonic() < deadline:
-            try:
-                printed += os.read(leader, 65_536)
-            except OSError:  # its other end is closed
-                break
-            meanwhile(printed.decode(errors="replace"))
-    finally:
-        if time.monotonic() >= deadline:
-            process.kill()
+    command = [sys.executable, "-c", _MAIN, *arguments]
+    deadline_s = time.monotonic() + 60
+    with terminal(columns) as opened:
+        end = opened.descriptor
+        process = subprocess.Popen(command, stdin=end, stdout=end, stderr=end, env=environment)
+        while process.poll() is None and time.monotonic() < deadline_s:
+            meanwhile(opened.output)
+            time.sleep(0.02)
+        process.kill()
         process.wait(10)
-        os.close(leader)
-    return printed.decode()
+    return opened.output
