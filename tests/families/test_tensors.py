@@ -42,19 +42,6 @@ def test_rows_become_what_the_libraries_make_of_them(rows):
     assert as_tensors(rows, None) is rows
 
 
-def test_tensors_become_one_tensor_or_one_array():
-    rows = [torch.ones(3), torch.zeros(3)]
-    assert as_tensors(rows, "pt").shape == (2, 3)
-    assert as_tensors(rows[0], "pt") is rows[0]
-    np.testing.assert_array_equal(as_tensors(rows[0], "np"), np.ones(3))
-    with pytest.raises(ValueError, match="lengths from 3 to 4"):
-        as_tensors([torch.ones(3), torch.ones(4)], "pt")
-    # No ids are still ids.
-    assert as_tensors([[]], "np").dtype == np.int64
-    assert as_tensors([], "pt").dtype == torch.int64
-    assert as_tensors([np.zeros(0, np.float32)], "np").dtype == np.float32
-
-
 def test_uneven_rows_what_is_no_number_and_other_kinds_are_refused():
     for kind in ("np", "pt"):
         with pytest.raises(ValueError, match=r"2 rows: found lengths from 1 to 3.*padding=True"):
@@ -72,18 +59,6 @@ def test_uneven_rows_what_is_no_number_and_other_kinds_are_refused():
 def values():
     features = np.ones((2, 3), np.float32)
     return {"input_features": features, "attention_mask": np.ones((2, 3), np.int64)}
-
-
-@pytest.mark.parametrize("kind", ["np", "pt", None])
-def test_values_are_those_of_transformers(kind):
-    ours = BatchFeature(values(), kind)
-    theirs = transformers.BatchFeature(values(), kind)
-    assert list(ours.keys()) == list(theirs.keys())
-    for key in theirs:
-        assert type(ours[key]) is type(theirs[key])
-        assert ours[key].dtype == theirs[key].dtype
-        assert ours[key].tolist() == theirs[key].tolist()
-        assert getattr(ours, key) is ours[key] is ours.data[key]
 
 
 def test_tensors_move_and_only_floats_change_their_type():

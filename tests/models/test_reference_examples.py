@@ -111,14 +111,6 @@ def transcribe_a_short_recording(lib: Any, folders: Folders) -> Any:
     return processor.batch_decode(generated_ids, skip_special_tokens=True)[0]
 
 
-def make_a_random_model(lib: Any, folders: Folders) -> Any:
-    configuration = lib.WhisperConfig()
-    configuration.encoder_layers = configuration.decoder_layers = 1  # to be quick
-    model = lib.WhisperModel(configuration)
-    assert model.config is configuration
-    return [(name, tuple(tensor.shape)) for name, tensor in model.state_dict().items()]
-
-
 def change_the_prefix(lib: Any, folders: Folders) -> Any:
     found = []
     for made in (lib.WhisperTokenizer, lib.WhisperTokenizerFast):
@@ -222,14 +214,6 @@ def translate(lib: Any, folders: Folders) -> Any:
     return generated_ids, translation
 
 
-def make_a_random_speech2text(lib: Any, folders: Folders) -> Any:
-    configuration = lib.Speech2TextConfig()
-    configuration.encoder_layers = configuration.decoder_layers = 1
-    model = lib.Speech2TextModel(configuration)
-    configuration = model.config
-    return configuration.d_model, sorted(model.state_dict())
-
-
 def run_the_bare_speech2text(lib: Any, folders: Folders) -> Any:
     model = lib.Speech2TextModel.from_pretrained(folders.small)
     feature_extractor = lib.AutoFeatureExtractor.from_pretrained(folders.small)
@@ -255,7 +239,6 @@ WHISPER: tuple[Example, ...] = (
     transcribe_by_pipeline,
     transcribe_by_classes,
     transcribe_a_short_recording,
-    make_a_random_model,
     change_the_prefix,
     run_the_bare_model,
     transcribe_long_recordings,
@@ -265,7 +248,6 @@ WHISPER: tuple[Example, ...] = (
 SPEECH2TEXT: tuple[Example, ...] = (
     transcribe_by_speech2text,
     translate,
-    make_a_random_speech2text,
     run_the_bare_speech2text,
     train_speech2text,
 )

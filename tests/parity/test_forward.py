@@ -12,7 +12,6 @@ import transformers
 from safetensors import safe_open
 from torch import Tensor
 
-from corpus_asr.families.layers.kv_cache import DecoderCache
 from corpus_asr.models import speech2text, whisper
 from tests.support.checkpoints import tiny_network, tiny_whisper
 
@@ -134,54 +133,9 @@ def test_losses_states_and_attentions_are_those_of_transformers(
         close(found[name], expected[name])
     for at, name in enumerate(found):
         assert type(found[at]) is type(expected[at]) or name == "past_key_values"
-
-
-@pytest.mark.parametrize("attention", ["sdpa", "flash_attention_2"])
-def test_asking_for_attentions_needs_no_other_implementation(
-    family: Family, folder: Path, attention: str
-) -> None:
-    ours, theirs = family.both(folder, attention)
     with torch.no_grad():
-        found = ours(**family.inputs(), output_attentions=True)
-        expected = theirs(**family.inputs(), output_attentions=True)
-        plain = ours(**family.inputs())
-    close(found.cross_attentions, expected.cross_attentions)
-    close(plain.logits, expected.logits)
-    assert plain.cross_attentions is None
-
-
-def test_the_configuration_says_what_is_returned(family: Family, folder: Path) -> None:
-    asked = {"output_attentions": True, "output_hidden_states": True, "use_cache": False}
-    ours = family.ours.from_pretrained(folder, **asked)
-    theirs = family.theirs.from_pretrained(folder, attn_implementation="eager", **asked)
-    with torch.no_grad():
-        assert list(ours(**family.inputs())) == list(theirs(**family.inputs()))
-        for name in asked:
-            setattr(ours.config, name, False)
-        ours.config.return_dict = False
-        found = ours(**family.inputs())
-    assert [type(value) for value in found] == [Tensor] * 3
-
-
-def test_a_tuple_holds_the_same_in_the_same_order(family: Family, folder: Path) -> None:
-    ours, theirs = family.both(folder)
-    options = {"output_attentions": True, "output_hidden_states": True, "return_dict": False}
-    with torch.no_grad():
-        found = ours(**family.inputs(), use_cache=False, **options)
-        close(found, theirs(**family.inputs(), use_cache=False, **options))
-
-
-def test_the_bare_model_equals_that_of_transformers(
-    family: Family, folder: Path, tmp_path: Path
-) -> None:
-    theirs = family.theirs.from_pretrained(folder, attn_implementation="eager").eval().model
-    theirs.save_pretrained(tmp_path)  # keys without the prefix `model.`
-    ours = getattr(family.package, f"{family.name}Model").from_pretrained(tmp_path)
-    sound, tokens = family.sound_and_tokens()
-    with torch.no_grad():
-        found = ours(**sound, decoder_input_ids=tokens, return_dict=False, use_cache=False)
-        close(found, theirs(**sound, decoder_input_ids=tokens, use_cache=False).to_tuple())
-    assert list(ours.state_dict()) == list(theirs.state_dict())
+        listed = ours(**family.inputs(), **options, return_dict=False, use_cache=False)
+    close(listed, tuple(found[name] for name in found if name != "past_key_values"))
 
 
 Shape = tuple[Family, dict[str, Any], dict[str, Any]]
@@ -192,10 +146,6 @@ SHAPES: dict[str, Shape] = {
     "two widths": (WHISPER, {"encoder_ffn_dim": 40, "decoder_attention_heads": 4}, {}),
     "embeddings scaled": (WHISPER, {"scale_embedding": True}, {}),
     "no layers of Whisper": (WHISPER, {"layers": 0}, {}),
-    **{
-        name: (WHISPER, {"activation_function": name}, {})
-        for name in ("gelu_new", "relu", "silu", "swish", "quick_gelu", "gelu_pytorch_tanh")
-    },
     "one frame": (SPEECH2TEXT, {}, {"lengths": (1,)}),
     "rows of every remainder": (SPEECH2TEXT, {}, {"lengths": (16, 15, 14, 13, 12)}),
     "one token": (SPEECH2TEXT, {}, {"tokens": 1}),
@@ -235,15 +185,6 @@ def test_every_shape_gives_what_transformers_gives(tmp_path: Path, name: str) ->
                 close(found[part], expected[part])
 
 
-def test_padding_among_the_tokens_takes_no_position(folders: dict[str, Path]) -> None:
-    ours, theirs = SPEECH2TEXT.both(folders["Speech2Text"])
-    sound, tokens = SPEECH2TEXT.sound_and_tokens()
-    tokens[0, 2:4] = tokens[1, :3] = ours.config.pad_token_id
-    with torch.no_grad():
-        found = ours(**sound, decoder_input_ids=tokens)
-        close(found.logits, theirs(**sound, decoder_input_ids=tokens).logits)
-
-
 @pytest.mark.parametrize(
     ("family", "tied"), [(WHISPER, True), (SPEECH2TEXT, True), (SPEECH2TEXT, False)]
 )
@@ -264,32 +205,19 @@ def test_gradients_are_those_of_transformers(family: Family, tmp_path: Path, tie
                 close(found.grad, expected.grad, GRADIENT_TOLERANCE)
 
 
-DROPPED: dict[str, dict[str, Any]] = {
-    "dropout": {"dropout": 0.3},
-    "attention dropout": {"attention_dropout": 0.3},
-    "activation dropout": {"activation_dropout": 0.3},
-    "layerdrop": {"encoder_layerdrop": 0.5, "decoder_layerdrop": 0.5},
-    "everything": {
-        "dropout": 0.1, "attention_dropout": 0.1, "activation_dropout": 0.1,
-        "encoder_layerdrop": 0.2, "decoder_layerdrop": 0.2,
-    },
+DROPPED: dict[str, Any] = {
+    "dropout": 0.1, "attention_dropout": 0.1, "activation_dropout": 0.1,
+    "encoder_layerdrop": 0.2, "decoder_layerdrop": 0.2,
 }  # fmt: skip
-MASKED: dict[str, dict[str, Any]] = {
-    "SpecAugment in time": {"mask_time_prob": 0.3},
-    "SpecAugment in both": {
-        "mask_time_prob": 0.1, "mask_time_length": 7, "mask_feature_prob": 0.2,
-        "mask_feature_length": 9, "mask_feature_min_masks": 1,
-    },
-    "SpecAugment and dropout": DROPPED["everything"],
+MASKED: dict[str, Any] = {
+    "apply_spec_augment": True, "mask_time_prob": 0.1, "mask_time_length": 7,
+    "mask_feature_prob": 0.2, "mask_feature_length": 9, "mask_feature_min_masks": 1,
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("family", "settings"),
-    [
-        *((family, settings) for family in (WHISPER, SPEECH2TEXT) for settings in DROPPED.values()),
-        *((WHISPER, {"apply_spec_augment": True, **settings}) for settings in MASKED.values()),
-    ],
+    [(WHISPER, DROPPED), (WHISPER, MASKED), (WHISPER, DROPPED | MASKED), (SPEECH2TEXT, DROPPED)],
 )
 def test_training_drops_the_same_under_the_same_seeds(
     family: Family, tmp_path: Path, settings: dict[str, Any]
@@ -305,24 +233,6 @@ def test_training_drops_the_same_under_the_same_seeds(
     theirs.eval()
     close(ours(**family.inputs()).loss, theirs(**family.inputs()).loss)
     assert (losses[0][3] - ours(**family.inputs()).loss).abs() > TOLERANCE
-
-
-def test_gradient_checkpointing_changes_no_gradient(family: Family, tmp_path: Path) -> None:
-    folder = family.write(tmp_path, dropout=0.2, attention_dropout=0.2)
-    gradients = []
-    for checkpointing in (False, True):
-        model = family.ours.from_pretrained(folder).train()
-        if checkpointing:
-            model.gradient_checkpointing_enable()
-        assert model.is_gradient_checkpointing == checkpointing
-        torch.manual_seed(5)
-        output = model(**family.inputs())
-        assert (output.past_key_values is None) == checkpointing
-        output.loss.backward()
-        gradients.append([p.grad for p in model.parameters() if p.grad is not None])
-        model.gradient_checkpointing_disable()
-        assert not model.is_gradient_checkpointing
-    close(gradients[0], gradients[1])
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS)
@@ -445,55 +355,6 @@ def test_a_cache_goes_on_under_a_mask_as_in_transformers(whisper_folder: Path) -
     close(results[0], results[1])
 
 
-def test_cached_values_are_those_of_transformers(family: Family, folder: Path) -> None:
-    ours, theirs = family.both(folder)
-    with torch.no_grad():
-        found = ours(**family.inputs()).past_key_values
-        expected = theirs(**family.inputs()).past_key_values
-    assert isinstance(found, DecoderCache)
-    for at, layer in enumerate(found):
-        own = expected.self_attention_cache.layers[at]
-        cross = expected.cross_attention_cache.layers[at]
-        close(layer, (own.keys, own.values, cross.keys, cross.values))
-
-
-def test_places_say_where_the_cache_goes_on(whisper_folder: Path) -> None:
-    ours, _ = WHISPER.both(whisper_folder)
-    sound, tokens = WHISPER.sound_and_tokens()
-    with torch.no_grad():
-        whole = ours(**sound, decoder_input_ids=tokens).logits
-        past = ours(**sound, decoder_input_ids=tokens[:, :4]).past_key_values
-        assert [len(layer) for layer in past] == [4, 4, 4]
-        at = torch.arange(4, TOKENS)
-        given = {"past_key_values": past, "cache_position": at}
-        close(ours(**sound, decoder_input_ids=tokens[:, 4:], **given).logits, whole[:, 4:])
-
-
-def test_rows_of_a_cache_can_be_chosen_and_cropped(whisper_folder: Path) -> None:
-    ours, _ = WHISPER.both(whisper_folder)
-    sound, tokens = WHISPER.sound_and_tokens()
-    rows = torch.tensor([1, 1])
-    chosen = sound["input_features"][rows]
-    with torch.no_grad():
-        whole = ours(chosen, decoder_input_ids=tokens[rows]).logits
-        past = ours(**sound, decoder_input_ids=tokens).past_key_values
-        past.reorder_cache(rows)
-        past.crop(5)
-        past.crop(-1)
-        step = ours(chosen, decoder_input_ids=tokens[rows][:, 4:], past_key_values=past)
-    close(step.logits, whole[:, 4:])
-
-
-def test_embeddings_may_be_given_instead_of_tokens(family: Family, folder: Path) -> None:
-    ours, theirs = family.both(folder)
-    sound, tokens = family.sound_and_tokens()
-    with torch.no_grad():
-        scale = getattr(ours.get_decoder(), "embed_scale", 1.0)
-        embeddings = ours.get_input_embeddings()(tokens) * scale
-        found = ours(**sound, decoder_inputs_embeds=embeddings).logits
-        close(found, theirs(**sound, decoder_input_ids=tokens).logits)
-
-
 FORMS: tuple[Callable[[Any], Any], ...] = (
     lambda encoded: encoded,
     lambda encoded: (encoded.last_hidden_state,),
@@ -504,7 +365,7 @@ FORMS: tuple[Callable[[Any], Any], ...] = (
 )
 
 
-def test_an_encoding_may_be_given_instead_of_features(family: Family, folder: Path) -> None:
+def test_encodings_and_embeddings_may_be_given_instead(family: Family, folder: Path) -> None:
     ours, theirs = family.both(folder)
     sound, tokens = family.sound_and_tokens()
     with torch.no_grad():
@@ -514,6 +375,9 @@ def test_an_encoding_may_be_given_instead_of_features(family: Family, folder: Pa
         for convert in FORMS:
             given = {"encoder_outputs": convert(encoded), "decoder_input_ids": tokens}
             close(ours(**given, **sound).logits, expected)
+        scale = getattr(ours.get_decoder(), "embed_scale", 1.0)
+        given = {"decoder_inputs_embeds": ours.get_input_embeddings()(tokens) * scale}
+        close(ours(**given, **sound, encoder_outputs=encoded).logits, expected)
 
 
 @pytest.mark.parametrize("which", ["head_mask", "decoder_head_mask", "cross_attn_head_mask"])
@@ -547,20 +411,6 @@ def test_other_types_give_what_transformers_gives(
     assert found.dtype == dtype
     # 8 bits of mantissa through six blocks; logits lie around 10.
     close(found, expected, 0.5 if dtype == torch.bfloat16 else 1e-6)
-
-
-def test_fresh_weights_are_drawn_like_those_of_transformers(tmp_path: Path) -> None:
-    tiny_whisper(tmp_path, d_model=128, vocab_size=4000)
-    fresh = WHISPER.ours(whisper.WhisperConfig.from_pretrained(tmp_path))
-    theirs = WHISPER.theirs(transformers.WhisperConfig.from_pretrained(tmp_path))
-    for (name, found), expected in zip(
-        fresh.state_dict().items(), theirs.state_dict().values(), strict=True
-    ):
-        assert found.std() == pytest.approx(float(expected.std()), rel=0.1, abs=1e-6), name
-        assert found.mean() == pytest.approx(float(expected.mean()), abs=0.01), name
-    frozen = fresh.model.encoder.embed_positions.weight
-    torch.testing.assert_close(frozen, theirs.model.encoder.embed_positions.weight)
-    assert not frozen.requires_grad
 
 
 def test_the_real_checkpoint_gives_what_transformers_gives(checkpoint: Path) -> None:

@@ -94,21 +94,6 @@ def test_very_short_and_very_long_inputs(both: Pair) -> None:
     both.same([6000, 4801], max_new_tokens=6, num_beams=3)
 
 
-@pytest.mark.parametrize(
-    "config",
-    [
-        {"pad_token_id": 0, "scale_embedding": False},
-        {"num_conv_layers": 3, "conv_kernel_sizes": [3, 5, 7], "activation_function": "gelu"},
-        {"num_conv_layers": 1, "conv_kernel_sizes": [5], "tie_word_embeddings": True},
-    ],
-    ids=lambda config: ",".join(config),
-)
-def test_other_networks(tmp_path: Path, config: dict[str, Any]) -> None:
-    other = pair(tmp_path, seed=3, **config)
-    for arguments in ({"max_new_tokens": 30}, {"num_beams": 4, "forced_bos_token_id": 9}):
-        other.same(LENGTHS, **arguments)
-
-
 def test_without_a_mask_all_is_heard(both: Pair) -> None:
     features, _ = batch(LENGTHS)
     same(*both.both(features))
@@ -145,18 +130,6 @@ def test_the_callers_functions_are_asked(both: Pair) -> None:
         {"stopping_criteria": criteria},
     ):
         both.same(LENGTHS, **arguments)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(8))
-def test_many_networks_and_batches(tmp_path: Path, seed: int) -> None:
-    other = pair(
-        tmp_path, seed=seed, pad_token_id=[1, 0, 3][seed % 3], scale_embedding=seed % 2 == 0
-    )
-    for lengths in ([100, 63, 7], [1], [41, 40], [333, 10, 332, 331, 4, 5]):
-        for arguments in SEARCHES:
-            if "decoder_input_ids" not in arguments and "decoder_start_token_id" not in arguments:
-                other.same(lengths, **arguments)
 
 
 @pytest.fixture(scope="module")

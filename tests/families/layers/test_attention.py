@@ -107,6 +107,16 @@ def test_crop_counts_from_either_end() -> None:
         assert [part.shape[2] for part in cache[0]] == [left, left, 9, 9]
 
 
+def test_rows_of_a_cache_are_chosen_and_repeated() -> None:
+    cache: Any = DecoderCache(1)
+    first = keys()
+    cache.layers[0].own.append(first, first)
+    cache.batch_repeat_interleave(2)
+    assert torch.equal(cache.self_attention_cache.layers[0].keys, first.repeat_interleave(2, dim=0))
+    cache.batch_select_indices(torch.tensor([3, 0]))
+    assert torch.equal(cache.self_attention_cache.layers[0].keys, first.flip(0))
+
+
 def new_cache(slots: int = 4, *, beams: int = 1) -> SlotCache:
     sizes: dict[str, Any] = {"layers": 2, "heads": 3, "head_dim": 5, "tokens": 7, "positions": 11}
     where: dict[str, Any] = {"dtype": torch.float32, "device": torch.device("cpu")}

@@ -69,17 +69,6 @@ def test_every_token_is_the_same(pairs, kind):
     assert ours.convert_ids_to_tokens(len(ours)) is theirs.convert_ids_to_tokens(len(ours)) is None
 
 
-@pytest.mark.parametrize("kind", ["tiny", "v3"])
-def test_every_special_token_in_a_text_is_encoded_as_itself(pairs, kind):
-    ours = pairs[kind].ours
-    special = range(ours.eot, len(ours))
-    text = "".join(f"{ours.convert_ids_to_tokens(i)} a" for i in special)
-    assert_decodes_equal(pairs[kind], pairs[kind].agree("encode", text))
-    for i in special:
-        token = ours.convert_ids_to_tokens(i)
-        assert ours.encode(token, add_special_tokens=False) == [i]
-
-
 @settings(max_examples=50)
 @given(text=st.text(st.characters(codec="utf-8")))
 @pytest.mark.parametrize("kind", ["tiny", "v3"])
@@ -230,14 +219,6 @@ def test_prompts_that_a_model_cannot_follow_are_refused(pairs):
     ):
         with pytest.raises(ValueError, match=message):
             pairs[kind].ours.prompt(language, task, True)
-
-
-def test_labels_with_an_unknown_setting_change_nothing(ours):
-    before = ours.prefix_tokens
-    for options in ({"language": "klingon"}, {"task": "Transcribe"}):
-        with pytest.raises(ValueError, match="choosing the"):
-            ours.set_prefix_tokens(predict_timestamps=True, **options)
-        assert ours.prefix_tokens == before
 
 
 def test_files_that_hold_no_tokenizer_are_a_checkpoint_error(folders, tmp_path):

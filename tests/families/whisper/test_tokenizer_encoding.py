@@ -44,16 +44,6 @@ def test_lengths_are_those_of_transformers(pair, text, padding):
         )
 
 
-@pytest.mark.parametrize("kind", ["np", "pt"])
-def test_tensors_are_those_of_transformers(pair, kind):
-    pair.agree("__call__", TEXTS[0], return_tensors=kind)
-    pair.agree("__call__", TEXTS, padding=True, return_tensors=kind, **ASKED)
-    pair.agree("__call__", TEXTS, padding=True, return_tensors=kind, return_attention_mask=False)
-    ours, _ = pair
-    with pytest.raises(ValueError, match=r"converting 'input_ids'.*pass padding=True"):
-        ours(TEXTS, return_tensors=kind)
-
-
 @given(
     text=st.text(st.sampled_from("ask not wy北ü"), max_size=30),
     limit=st.integers(5, 12),

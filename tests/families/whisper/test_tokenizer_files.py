@@ -3,7 +3,6 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import transformers
@@ -12,7 +11,7 @@ from tokenizers import Tokenizer
 from corpus_asr.errors import CheckpointError
 from corpus_asr.families.whisper.tokenizer import WhisperTokenizer
 from corpus_asr.families.whisper.vocabulary import load_vocabulary
-from tests.support.tokenizers import END, TokenizerPair
+from tests.support.tokenizers import END
 
 # Loading, changing and saving
 
@@ -41,34 +40,6 @@ def test_files_load_by_name_as_in_transformers(folder, pair):
     spanish = WhisperTokenizer(vocab, merges, language="spanish", task="translate")
     assert spanish.prefix_tokens[1:3] == spanish.convert_tokens_to_ids(["<|es|>", "<|translate|>"])
     assert (spanish.pad_token, spanish.pad_token_id) == (None, None)
-
-
-def test_a_blank_before_every_text_is_encoded_as_in_transformers(folder, tmp_path):
-    pair = TokenizerPair(folder, add_prefix_space=True)
-    expected = pair.agree("encode", "ask")
-    assert expected != pair.ours.encode("")
-    pair.ours.save_pretrained(tmp_path)
-    assert WhisperTokenizer.from_pretrained(tmp_path).encode("ask") == expected
-
-
-def test_files_that_are_not_there_are_named(folder, tmp_path):
-    vocab, merges = {"vocab_file": folder / "vocab.json"}, {"merges_file": folder / "merges.txt"}
-    with pytest.raises(ValueError, match="expected both, or tokenizer_file"):
-        WhisperTokenizer(**vocab)
-    for files, name in (
-        ({"tokenizer_file": tmp_path / "none.json"}, "none.json"),
-        ({**vocab, "merges_file": tmp_path / "merges.txt"}, "merges.txt"),
-        ({**vocab, **merges, "normalizer_file": tmp_path / "normal.json"}, "normal.json"),
-    ):
-        with pytest.raises(CheckpointError, match=f"reading .*{name}"):
-            WhisperTokenizer(**files)
-    refused: tuple[tuple[dict[str, Any], type[Exception], str], ...] = (
-        ({"laguage": "fr"}, TypeError, "the settings laguage, expected some of"),
-        ({"padding_side": "top"}, ValueError, "padding_side: found 'top'"),
-    )
-    for options, error, message in refused:
-        with pytest.raises(error, match=message):
-            WhisperTokenizer.from_pretrained(folder, **options)
 
 
 def test_saving_writes_what_both_load(folder, tmp_path):

@@ -1,6 +1,5 @@
 """Speech2TextFeatureExtractor against transformers' path without torchaudio."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,6 @@ import pytest
 import torch
 import transformers
 
-from corpus_asr.errors import CheckpointError
 from corpus_asr.models.speech2text.processor import Speech2TextFeatureExtractor
 from tests.support.audio import read_clip, read_manifest
 
@@ -89,22 +87,3 @@ def test_silence_becomes_zeros_where_transformers_divides_by_zero() -> None:
     silence = np.zeros(16_000, dtype=np.float32)
     found = Speech2TextFeatureExtractor()(silence, return_tensors="np", **RATE)
     assert np.abs(found.input_features).max() < TOLERANCE
-
-
-def test_a_file_that_cannot_be_used_is_a_checkpoint_error(tmp_path: Path) -> None:
-    path = tmp_path / "preprocessor_config.json"
-    for content, message in (
-        ({"num_mel_bins": "80"}, "num_mel_bins is '80'"),
-        ({"num_mel_bins": 0}, "found 0 bins"),
-        ({"dither": -1.0}, "found dither -1.0"),
-    ):
-        path.write_text(json.dumps(content))
-        with pytest.raises(CheckpointError, match=message):
-            Speech2TextFeatureExtractor.from_pretrained(tmp_path)
-
-
-def test_features_that_are_not_padded_are_an_array_of_rows() -> None:
-    audio = [np.ones(800, dtype=np.float32), np.ones(1600, dtype=np.float32)]
-    features = Speech2TextFeatureExtractor()(audio, return_tensors="np", **RATE).input_features
-    assert features.dtype == object
-    assert [row.shape for row in features] == [(3, 80), (8, 80)]
