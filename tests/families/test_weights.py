@@ -16,9 +16,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from typer.testing import CliRunner
 
-from corpus_asr.cli.main import app
 from corpus_asr.errors import CheckpointError, ConfigError
 from corpus_asr.families import weights
 from corpus_asr.families.layers.stack import sinusoids
@@ -301,13 +299,6 @@ def test_it_converts_to_shards_and_back_to_floats_but_not_to_openais_layout(
     assert load(tmp_path / "shards").dtype == torch.float16
     with pytest.raises(ConfigError, match="float weights only"):
         convert(original, tmp_path / "model.pt", dtype="int8")
-
-
-def test_the_packaged_model_is_converted_by_its_name(tmp_path: Path) -> None:
-    command = ["convert", "whisper-tiny.en", str(tmp_path / "half"), "--dtype", "float16"]
-    done = CliRunner().invoke(app, command)
-    assert done.exit_code == 0, done.output
-    assert (tmp_path / "half" / "model.safetensors").stat().st_size > 70_000_000
 
 
 SCALE = f"{MATRIX}_scale"

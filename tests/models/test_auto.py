@@ -4,13 +4,11 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
 from corpus_asr.errors import CheckpointError
-from corpus_asr.models import speech2text, whisper
 from corpus_asr.models.auto import (
     AutoConfig,
     AutoFeatureExtractor,
@@ -117,15 +115,6 @@ def test_other_families_are_refused_by_name_and_none_is_ever_made(
 
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-
-
-@pytest.mark.parametrize("package", [whisper, speech2text])
-def test_every_name_is_a_class_of_that_name(package: ModuleType) -> None:
-    for name in package.__all__:
-        assert getattr(package, name).__name__ == name.removesuffix("Fast")
-    with pytest.raises(AttributeError, match="has no attribute 'Typo'"):
-        _ = package.Typo
-    assert whisper.WhisperTokenizerFast is whisper.WhisperTokenizer
 
 
 @pytest.mark.parametrize("family", ["Whisper", "Speech2Text"])

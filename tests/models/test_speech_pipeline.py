@@ -12,8 +12,6 @@ import transformers
 
 from corpus_asr.models.whisper import (
     GenerationConfig,
-    WhisperForConditionalGeneration,
-    WhisperProcessor,
     pipeline,
 )
 from tests.support.checkpoints import tiny_whisper
@@ -175,20 +173,6 @@ def test_a_draft_changes_no_text_and_a_checkpoint_may_ask_for_timestamps(folder:
 
 
 # Loading.
-
-
-@pytest.mark.long
-def test_models_that_are_loaded_take_their_parts_as_given(folder: Path, text: str) -> None:
-    model = WhisperForConditionalGeneration.from_pretrained(folder)
-    processor = WhisperProcessor.from_pretrained(folder)
-    parts: dict[str, Any] = {
-        "tokenizer": processor.tokenizer,
-        "feature_extractor": processor.feature_extractor,
-    }
-    for given in (parts, {"processor": processor}, dict.fromkeys(parts, str(folder))):
-        assert pipeline(TASK, model, **given)(sound(3), **SHORT) == {"text": text}
-    with pytest.raises(ValueError, match="found no feature_extractor"):
-        pipeline(TASK, model)
 
 
 def test_a_pipeline_is_saved_as_a_checkpoint(ours: Any, text: str, tmp_path: Path) -> None:

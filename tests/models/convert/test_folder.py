@@ -227,18 +227,6 @@ def test_a_file_that_is_no_checkpoint_is_told_by_name(
     assert list(tmp_path.iterdir()) == [source]
 
 
-def test_the_command_says_what_it_wrote_and_what_is_wrong(folder: Path, tmp_path: Path) -> None:
-    runner = CliRunner()
-    done = runner.invoke(
-        app, ["convert", str(folder), str(tmp_path / "a.pt"), "--dtype", "float16"]
-    )
-    assert done.exit_code == 0, done.output
-    assert f"{tmp_path / 'a.pt'}: " in done.stdout
-    again = runner.invoke(app, ["convert", str(folder), str(tmp_path / "a.pt")])
-    assert again.exit_code == 2
-    assert "it exists already" in again.stderr
-
-
 TEXTS = [
     "And so, my fellow Americans: ask not what your country can do for you!",
     " Straße und Größe — naïve café 12,345.67",

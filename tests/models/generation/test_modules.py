@@ -176,16 +176,6 @@ def test_lora_is_merged_into_a_copy(family: Family, usual: list[Any], use_dora: 
     same(family.say(network.merge_and_unload()), first)
 
 
-def test_an_adapter_merged_for_good_is_seen(family: Family, usual: list[Any]) -> None:
-    network = copy.deepcopy(family.network)
-    same(family.begin(network), usual[:1])
-    torch.manual_seed(0)
-    peft.get_peft_model(network, copy.deepcopy(LORA)).merge_and_unload()
-    # Through `.data`: at the same address, and not counted by torch.
-    same(family.begin(network), family.begin(copy.deepcopy(network)))
-    assert slot_model(network) is slot_model(network)
-
-
 def test_a_hooked_adapter_is_called(family: Family) -> None:
     network = adapted(family, LORA)
     calls: list[int] = []
