@@ -96,12 +96,8 @@ def test_what_old_files_store_of_positions_is_passed_over(tied: Path, tmp_path: 
 
 def test_a_configuration_of_another_model_is_named(tied: Path) -> None:
     changes: list[tuple[dict[str, Any], str]] = [
-        ({"d_model": 48}, r"is \(20,\) in model.safetensors|not \(48"),
         ({"conv_kernel_sizes": (3, 5)}, r"conv_layers.0.weight is .* not \(20, 80, 3\)"),
-        ({"decoder_layers": 3}, r"missing: decoder.layers.2"),
-        ({"encoder_layers": 1}, r"unexpected: encoder.layers.1"),
         ({"num_mel_bins": 40}, "unknown keyword num_mel_bins"),
-        ({"pad_token_id": None}, "pad_token_id is None, expected 0 or more"),
         ({"pad_token_id": 500}, "pad_token_id is 500, but vocab_size is 120"),
     ]
     for changed, message in changes:

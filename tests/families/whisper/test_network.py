@@ -77,34 +77,6 @@ def test_weights_that_are_no_numbers_or_become_none_are_named(tmp_path: Path) ->
             cls.from_pretrained(tmp_path)
 
 
-def test_parameters_of_another_shape_are_drawn_only_if_asked(tmp_path: Path) -> None:
-    model = WhisperForAudioClassification(config(num_labels=3))
-    model.save_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match=r"classifier\.weight is \(3, 256\)"):
-        WhisperForAudioClassification.from_pretrained(tmp_path, num_labels=5)
-    with pytest.warns(UserWarning, match=r"no weights for classifier\.weight, classifier\.bias, "):
-        changed = WhisperForAudioClassification.from_pretrained(
-            tmp_path, num_labels=5, ignore_mismatched_sizes=True
-        )
-    assert changed.classifier.weight.shape == (5, 256)
-    assert changed.config.id2label[4] == "LABEL_4"
-    assert torch.equal(changed.projector.weight, model.projector.weight)
-
-
-def test_no_network_is_made_of_a_wrong_configuration(tmp_path: Path) -> None:
-    wrong = config()
-    wrong.vocab_size = 40
-    with pytest.raises(ValueError, match="pad_token_id is 48, but vocab_size is 40"):
-        WhisperModel(wrong)
-    wrong.dropout = 3.0
-    with pytest.raises(ValueError, match=r"dropout is 3\.0"):
-        WhisperModel(wrong)
-    path = tiny_whisper(tmp_path, **SIZES) / "config.json"
-    path.write_text(path.read_text().replace('"gelu"', '"gelo"'))
-    with pytest.raises(CheckpointError, match=rf"{path}.*expected one of gelu"):
-        WhisperModel.from_pretrained(tmp_path)
-
-
 @pytest.mark.parametrize("tied", [True, False])
 def test_tables_of_tokens_grow_and_shrink_together(tmp_path: Path, tied: bool) -> None:
     whole = WhisperForConditionalGeneration(config(tie_word_embeddings=tied))
@@ -116,6 +88,8 @@ def test_tables_of_tokens_grow_and_shrink_together(tmp_path: Path, tied: bool) -
             assert tuple(table.weight.shape) == (size, 24)
             assert model.config.vocab_size == table.num_embeddings == size
             assert torch.equal(table.weight[:49], before[:49])
+            if size > VOCAB:
+                torch.testing.assert_close(table.weight[VOCAB].detach(), before.mean(dim=0))
     assert (whole.proj_out.weight is whole.get_input_embeddings().weight) == tied
     assert whole.proj_out.weight.shape[0] == whole.proj_out.out_features == 49
     whole.save_pretrained(tmp_path)
@@ -222,78 +196,34 @@ def poisoned(value: float) -> Tensor:
 
 ENCODED = torch.randn(2, FRAMES // 2, WIDTH)
 
-# What is changed of a right call, and what is then said of it.
+# What is changed of a right call, and what its error names.
 WRONG_INPUTS: list[tuple[dict[str, Any], str]] = [
-    ({"input_features": None}, "neither of input_features and encoder_outputs"),
-    ({"encoder_outputs": ENCODED}, "both of input_features and encoder_outputs"),
-    ({"decoder_input_ids": None}, "neither of decoder_input_ids and decoder_inputs"),
-    (
-        {"decoder_inputs_embeds": torch.zeros(2, 5, WIDTH)},
-        "both of decoder_input_ids and decoder_inputs_embeds",
-    ),
-    ({"input_features": poisoned(float("-inf"))}, r"NaN or infinity in the features.*rows \[1\]"),
-    ({"input_features": window()[:0]}, "empty batch.*leave the call out"),
-    ({"input_features": window()[:, :, :9]}, "found 80 mel bins x 9"),
-    ({"decoder_input_ids": tokens()[:, :0]}, r"found no token ids, their shape is \(2, 0\)"),
-    ({"decoder_input_ids": None, "labels": tokens()[:, :0]}, "found no labels, their shape is"),
-    ({"input_features": window().half()}, r"features of torch\.float16, expected torch\.float32"),
-    ({"input_features": window()[0]}, r"found \(80, 40\), expected 80 x 40 after the batch"),
-    (
-        {"input_features": window(3)},
-        r"encoder hidden states of shape \(3, 20, 24\), expected \(2, pos, 24\)",
-    ),
-    (
-        {"input_features": None, "encoder_outputs": torch.zeros(2, 20, 30)},
-        r"encoder hidden states of shape \(2, 20, 30\)",
-    ),
-    ({"decoder_input_ids": tokens() + VOCAB}, "found token ids .*, expected 0 to 49"),
-    ({"decoder_input_ids": tokens() - 1}, r"found token ids \[-1\], expected 0 to 49"),
-    (
-        {"decoder_input_ids": tokens().float()},
-        r"token ids of shape \(2, 5\) and torch\.float32, expected integers",
-    ),
+    ({"input_features": None}, "neither of input_features"),
+    ({"encoder_outputs": ENCODED}, "both of input_features"),
+    ({"decoder_input_ids": None}, "neither of decoder_input_ids"),
+    ({"decoder_inputs_embeds": torch.zeros(2, 5, WIDTH)}, "both of decoder_input_ids"),
+    ({"input_features": poisoned(float("-inf"))}, r"NaN or infinity.*rows \[1\]"),
+    ({"input_features": window()[:0]}, "empty batch"),
+    ({"input_features": window()[:, :, :9]}, "80 mel bins x 9"),
+    ({"input_features": window().half()}, r"features of torch\.float16"),
+    ({"input_features": window()[0]}, r"\(80, 40\)"),
+    ({"input_features": window(3)}, r"\(3, 20, 24\)"),
+    ({"input_features": None, "encoder_outputs": torch.zeros(2, 20, 30)}, r"\(2, 20, 30\)"),
+    ({"decoder_input_ids": tokens()[:, :0]}, r"\(2, 0\)"),
+    ({"decoder_input_ids": tokens() + VOCAB}, "found token ids"),
+    ({"decoder_input_ids": tokens() - 1}, r"found token ids \[-1\]"),
+    ({"decoder_input_ids": tokens().float()}, r"torch\.float32"),
     ({"decoder_input_ids": tokens()[0]}, r"token ids of shape \(5,\)"),
-    (
-        {"decoder_input_ids": None, "decoder_inputs_embeds": torch.zeros(2, 5, 9)},
-        r"decoder_inputs_embeds of shape \(2, 5, 9\), expected \(batch, token, 24\)",
-    ),
-    (
-        {"decoder_attention_mask": torch.ones(2, 4)},
-        r"decoder_attention_mask of shape \(2, 4\), expected \(2, 5\)",
-    ),
-    (
-        {"decoder_position_ids": tokens(1) + POSITIONS},
-        r"found decoder_position_ids \[16.*, expected 0 to 15",
-    ),
-    (
-        {"decoder_position_ids": tokens(1, 4)},
-        r"decoder_position_ids of shape \(1, 4\), expected \(batch, 5\)",
-    ),
-    (
-        {"decoder_input_ids": tokens(2, 2), "cache_position": torch.tensor([1, 2])},
-        r"cache_position \[1, 2\], expected \[0, 1\]",
-    ),
-    (
-        {"past_key_values": DecoderCache(7)},
-        "a DecoderCache of 7 layers, expected what a model of 2 decoder layers returned",
-    ),
-    (
-        {"decoder_head_mask": torch.ones(2, 3)},
-        r"decoder_head_mask: found shape \(2, 3\), expected 2 layers x 2 heads",
-    ),
-    ({"labels": tokens() + VOCAB}, "found labels .*, expected 0 to 49"),
-    (
-        {"labels": tokens().float()},
-        r"labels of shape \(2, 5\) and torch\.float32, expected integers",
-    ),
-    (
-        {"labels": tokens(2, POSITIONS + 1)},
-        "labels of 17 tokens, expected at most the model's 16 positions",
-    ),
-    (
-        {"decoder_input_ids": tokens(2, 4), "labels": tokens()},
-        r"labels of shape \(2, 5\), expected \(2, 4\)",
-    ),
+    ({"decoder_attention_mask": torch.ones(2, 4)}, "decoder_attention_mask"),
+    ({"decoder_position_ids": tokens(1) + POSITIONS}, "decoder_position_ids"),
+    ({"decoder_position_ids": tokens(1, 4)}, "decoder_position_ids"),
+    ({"cache_position": torch.arange(1, 6)}, "cache_position"),
+    ({"past_key_values": DecoderCache(7)}, "DecoderCache of 7 layers"),
+    ({"decoder_head_mask": torch.ones(2, 3)}, "decoder_head_mask"),
+    ({"labels": tokens() + VOCAB}, "found labels"),
+    ({"labels": tokens().float()}, "labels of shape"),
+    ({"labels": tokens(2, POSITIONS + 1)}, "labels of 17 tokens"),
+    ({"decoder_input_ids": tokens(2, 4), "labels": tokens()}, r"labels of shape \(2, 5\)"),
 ]
 
 
@@ -340,14 +270,3 @@ def test_one_class_is_a_regression_and_several_may_be_right_at_once() -> None:
     probability = output.logits.sigmoid()
     expected = -torch.where(labels == 1, probability, 1 - probability).log().mean()
     torch.testing.assert_close(output.loss, expected)
-
-
-def test_a_classifier_needs_a_window_and_all_layers_it_averages() -> None:
-    model = WhisperForAudioClassification(config(use_weighted_layer_sum=True))
-    for given, message in (
-        ({}, "neither of input_features and encoder_outputs"),
-        ({"input_features": window(), "encoder_outputs": ENCODED}, "both of input_features"),
-        ({"encoder_outputs": ENCODED}, "found 0 hidden states in encoder_outputs, expected 2"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            model(**given)
