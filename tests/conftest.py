@@ -98,15 +98,26 @@ def pytest_report_header() -> list[str]:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Read only files with GPU tests if these alone are asked for: others need what may be absent.
+    """Read only files with tests that are asked for: imports take long, and may be absent for GPUs.
 
     Of a folder without any, not even its conftest.
     """
-    if config.option.markexpr != "gpu":
+    marks: str = config.option.markexpr
+    if not marks or " or " in marks:
+        return None
+    wanted = re.match(r"(?:gpu|long|slow)\b", marks)
+    if wanted is None and not collection_path.is_file():
         return None
     files = [collection_path] if collection_path.is_file() else collection_path.rglob("test_*.py")
-    texts = (file.read_text() for file in files if file.suffix == ".py")
-    return None if any("mark.gpu" in text for text in texts) else True
+    texts = (file.read_text(encoding="utf-8") for file in files if file.suffix == ".py")
+    if wanted is not None:
+        return None if any(f"mark.{wanted[0]}" in text for text in texts) else True
+    whole = (_WHOLE.search(text) for text in texts)
+    return True if any(each is not None and f"not {each[1]}" in marks for each in whole) else None
+
+
+_WHOLE = re.compile(r"^pytestmark = \[?pytest\.mark\.(long|slow)\b", re.M)
+"""Of a file whose tests are all long or slow."""
 
 
 def _folder_of(variable: str, holds: str) -> Path:
