@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from corpus_asr.audio.parts import AudioPart, PartCutter, quietest_border
@@ -75,7 +75,6 @@ DETECTORS = st.sampled_from([DETECTOR, None])
     detector=DETECTORS,
     chunks=st.lists(st.integers(0, 3 * BLOCK_SAMPLES), max_size=12),
 )
-@settings(max_examples=60, deadline=None)
 def test_parts_joined_are_the_recording_whatever_the_chunks(
     samples: np.ndarray, detector: SileroDetector | None, chunks: list[int]
 ) -> None:
@@ -91,7 +90,6 @@ def test_parts_joined_are_the_recording_whatever_the_chunks(
 
 
 @given(samples=recordings())
-@settings(max_examples=60, deadline=None)
 def test_spans_lie_apart_inside_their_part_and_hold_all_speech(samples: np.ndarray) -> None:
     covered = np.zeros(samples.size, dtype=bool)
     for part in cut(samples):
@@ -114,7 +112,6 @@ def test_spans_lie_apart_inside_their_part_and_hold_all_speech(samples: np.ndarr
     silence_s=st.floats(0.3, 1.0),  # as long as power is looked at without a detector
     detector=DETECTORS,
 )
-@settings(max_examples=60, deadline=None)
 def test_cuts_fall_into_silence(
     speech_s: list[float], silence_s: float, detector: SileroDetector | None
 ) -> None:
@@ -205,7 +202,6 @@ def test_memory_is_bounded_by_the_part(detector: SileroDetector | None) -> None:
     scores=st.lists(st.sampled_from([0.0, 0.1, 0.5, 0.9, 1.0]), min_size=1, max_size=60),
     quiet_below=st.sampled_from([0.0, 0.35, 0.95]),
 )
-@settings(deadline=None)
 def test_the_border_is_inside_the_longest_quiet_run(
     scores: list[float], quiet_below: float
 ) -> None:

@@ -95,7 +95,6 @@ def test_probabilities_of_real_speech_equal_the_packages_own(
 
 
 @given(sizes=st.lists(st.integers(0, 3 * BLOCK_SAMPLES), max_size=6))
-@settings(max_examples=20, deadline=None)
 def test_chunks_of_any_size_give_the_same_probabilities(
     detector: SileroDetector, sizes: list[int]
 ) -> None:
@@ -164,7 +163,7 @@ def test_another_network_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     min_silence_ms=st.sampled_from([100, 500, 2000]),
     threshold=st.sampled_from([0.1, 0.5, 0.7]),
 )
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=50)
 def test_spans_equal_the_packages_state_machine(
     probabilities: list[float], missing: int, pad_ms: int, min_speech_ms: int, min_silence_ms: int,
     threshold: float,
@@ -203,7 +202,7 @@ def test_spans_equal_the_packages_state_machine(
     goes_on=st.booleans(),
     more=st.floats(0.0, 1.0),
 )
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=50)
 def test_one_criterion_alone_adds_speech_or_takes_it_away(
     probabilities: list[float], less: SpeechCriteria, name: str, running: bool, goes_on: bool,
     more: float,
@@ -230,7 +229,7 @@ def test_speech_ends_a_little_below_where_it_begins() -> None:
 
 
 @given(probabilities=PROBABILITIES, cut=st.integers(0, 120))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=50)
 def test_runs_of_two_halves_are_the_runs_of_the_whole(probabilities: list[float], cut: int) -> None:
     values = np.array(probabilities, dtype=np.float32)
     cut = min(cut, len(values))
@@ -257,7 +256,6 @@ def test_speech_that_is_cut_is_kept_on_both_sides_however_short() -> None:
 
 
 @given(mask=st.lists(st.booleans(), max_size=40))
-@settings(deadline=None)
 def test_true_runs_are_whole_and_apart(mask: list[bool]) -> None:
     runs = true_runs(np.array(mask, dtype=bool))
     covered = {step for start, end in runs for step in range(start, end)}
@@ -269,7 +267,6 @@ def test_true_runs_are_whole_and_apart(mask: list[bool]) -> None:
     levels_db=st.lists(st.integers(-60, 20), min_size=1, max_size=8),
     num_samples=st.integers(1, 9 * SAMPLE_RATE_HZ),
 )
-@settings(max_examples=40, deadline=None)
 def test_an_even_level_is_never_above_the_target(levels_db: list[int], num_samples: int) -> None:
     samples = sound(9)[:num_samples]
     for stretch, level_db in zip(np.array_split(samples, len(levels_db)), levels_db, strict=True):

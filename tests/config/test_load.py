@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from typer.testing import CliRunner
@@ -371,7 +371,6 @@ _KEYS = st.sampled_from(
 )  # fmt: skip
 
 
-@settings(max_examples=50, deadline=None)
 @given(st.dictionaries(_KEYS, st.dictionaries(_KEYS, _VALUES, max_size=3) | _VALUES, max_size=5))
 def test_whatever_a_file_holds_it_loads_or_is_refused_as_a_whole(
     tmp_path_factory: pytest.TempPathFactory, values: dict[str, object]

@@ -8,7 +8,7 @@ import hypothesis
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -187,7 +187,6 @@ def test_a_window_that_repeats_itself_ends_early(tmp_path: Path) -> None:
     tail=st.lists(st.integers(0, 9), max_size=2),
     start=st.integers(0, 3),
 )
-@settings(max_examples=50, deadline=None)
 def test_loops_are_those_of_the_plain_lane(
     head: list[int], phrase: list[int], times: int, tail: list[int], start: int
 ) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from corpus_asr.decoding.batch import encode_windows
@@ -160,7 +160,6 @@ tasks_of_jobs = st.lists(
 
 
 @pytest.mark.long
-@settings(max_examples=25, deadline=None)
 @given(
     tasks=tasks_of_jobs, slots=st.integers(1, 9), check_every=st.none() | st.integers(1, 5),
     recorded=st.booleans(),
@@ -442,7 +441,6 @@ class Hungry(MarkovModel):
         return super().step(state, tokens, positions)
 
 
-@settings(max_examples=15, deadline=None)
 @given(
     tasks=st.lists(
         st.lists(st.tuples(st.sampled_from(UNDER_PRESSURE), st.integers(0, 3)), max_size=4),

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import whisper
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from transformers import Speech2TextFeatureExtractor
 from transformers.audio_utils import mel_filter_bank, window_function
@@ -69,7 +69,6 @@ def test_ten_minutes_need_little_more_memory_than_their_features() -> None:
     num_samples=st.integers(1, 9000),
     seed=st.integers(0, 9),
 )
-@settings(max_examples=60, deadline=None)
 def test_any_sizes_equal_the_whole_array_at_once(
     fft_samples: int, hop_samples: int, num_samples: int, seed: int
 ) -> None:

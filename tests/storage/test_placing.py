@@ -211,7 +211,7 @@ def _two_transcripts(draw: Any) -> tuple[pa.Table, list[Correction], pa.Table, l
     return rows, edits, again, words
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=30)
 @given(_two_transcripts())
 @example((FIRST, [TREE], FIRST, " ".join(read(place(FIRST, []))).split()))
 def test_no_correction_is_lost_and_no_word_of_the_model_doubled(
