@@ -10,11 +10,11 @@ import pytest
 from typer.testing import CliRunner
 
 from corpus_asr.cli import main as cli
-from corpus_asr.errors import CheckpointError, ConfigError, EngineError, FetchError, LockedError
+from corpus_asr.errors import CheckpointError, ConfigError, EngineError, FetchError
 from corpus_asr.pipelines import nightly
 from corpus_asr.pipelines.driver import prepare
 from corpus_asr.report.nightly import Night, NightState
-from corpus_asr.storage.run_state.lock import LOCK_NAME, Lock
+from corpus_asr.storage.run_state.lock import Lock
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.http import post_json
 from corpus_asr.storage.stores.store import RetryPolicy
@@ -122,26 +122,6 @@ def test_languages_and_unsure_recordings_are_named(archive: Archive) -> None:
     assert night.least_sure[0].confidence == pytest.approx(0.5)
     assert [(one.name, one.recordings, one.segments) for one in found.languages] == [("en", 2, 6)]
     assert archive.night().findings.low_confidence == 0, "those of earlier nights"
-
-
-def test_a_second_night_is_refused_while_the_first_one_works(archive: Archive) -> None:
-    archive.add("a")
-    with (
-        Lock(OutputStore(str(archive.output)), "first", timing=QUICK),
-        pytest.raises(LockedError, match=r"in use by run first .* that is alive"),
-    ):
-        archive.night()
-    assert not (archive.output / "nights").exists()
-    assert work(archive.night()) == {"new": 1, "done": 1}
-
-
-def test_a_night_that_died_keeps_no_other_from_working(archive: Archive) -> None:
-    archive.add("a")
-    lock = Lock(OutputStore(str(archive.output)), "dead", timing=QUICK)
-    left = archive.output / LOCK_NAME
-    left.parent.mkdir(parents=True)
-    left.write_bytes(lock._holder.encoded())
-    assert work(archive.night()) == {"new": 1, "done": 1}
 
 
 @pytest.fixture

@@ -3,25 +3,22 @@
 Each says what happened before. Workers are scripted: they give the text of each file by its name.
 """
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
 from corpus_asr.cli import main as cli
-from corpus_asr.errors import ConfigError, EngineError
+from corpus_asr.errors import EngineError
 from corpus_asr.failure_kinds import failure_kind
 from corpus_asr.report.run import load_report
-from corpus_asr.schemas import SEGMENTS
-from corpus_asr.storage.run_state.run_files import FINGERPRINT_NAME
+from corpus_asr.storage.run_state.corrections import read_saved
 from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.nightly import Archive
 from tests.support.runs import correct_segment
-from tests.support.tables import run_config, same_schema, with_section
+from tests.support.tables import run_config, with_section
 
 pytestmark = pytest.mark.long
 
@@ -184,6 +181,25 @@ def test_what_is_deleted_is_marked_and_pruned(archive: Archive) -> None:
     assert "not listed" not in command("status", archive.output)
 
 
+def test_what_people_corrected_is_pruned_only_if_that_is_said(archive: Archive) -> None:
+    """Before: corrections went without a word."""
+    store = OutputStore(str(archive.output))
+    archive.add("a", content=b"sound")
+    archive.run()
+    correct_segment(store, "green", "blue")
+    archive.add("b", "c")
+    archive.run()
+    archive.remove("a")
+    archive.run()
+    gone = ("remove", archive.output, "--gone")
+    assert "/a.wav: 2 segments, 1 correction, last listed" in command(*gone)
+    kept = command(*gone, "--yes")
+    assert "1 with corrections, which only --with-corrections removes; nothing was" in kept
+    assert len(read_saved(store)) == 1
+    assert command(*gone, "--yes", "--with-corrections").endswith("removed 1 recording\n")
+    assert read_saved(store) == {}
+
+
 def test_who_asks_to_be_erased_is_nowhere_and_stays_away(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -218,37 +234,6 @@ def test_a_corrected_column_and_a_corrected_text_are_noticed(
         assert found == {"a": {"text": "red green"}, "b": {"text": "red", "show": 2}}, table
 
 
-def test_some_recordings_are_done_again(archive: Archive) -> None:
-    """Before: impossible without a new folder."""
-    archive.add("a", "b", "fail")
-    archive.run()
-    for where, expected in (
-        ("confidence < 0.6 and uri like '%/a.wav'", "a"),
-        ("error_kind = 'not_audio'", "fail"),
-        ("uri like '%/in/b%'", "b"),
-    ):
-        archive.run(redo=where)
-        assert archive.worked == [expected]
-        assert texts(archive) == {"a": 2, "b": 2}
-
-
-def test_an_upgrade_with_another_setting_continues_the_folder(archive: Archive) -> None:
-    """Before: every older output folder is refused, with an empty message."""
-    archive.add("a")
-    archive.run()
-    stored(archive, **{"decoding.prefix": ...})
-    archive.run()
-    assert archive.worked == []
-    stored(archive, **{"extract.part_s": 300.0})
-    with pytest.raises(ConfigError, match=r"^extract\.part_s: was 300\.0, now 600\.0") as refused:
-        archive.run()
-    for way in ("use these", "--redo all", "another output.uri"):
-        assert way in str(refused.value)
-    assert texts(archive) == {"a": 2}
-    archive.run(redo="all")
-    assert archive.worked == ["a"]
-
-
 def test_an_empty_inbox_is_a_night_that_is_done(archive: Archive) -> None:
     """Before: exit 2, the night "aborted"; one empty glob stops the others."""
     assert (archive.night().state, archive.night().planned) == ("done", 0)
@@ -256,15 +241,6 @@ def test_an_empty_inbox_is_a_night_that_is_done(archive: Archive) -> None:
     both = (f"{archive.source}/*.mp3", f"{archive.source}/*.wav")
     archive.config = with_section(archive.config, "source", uri=both)
     assert archive.run().done == 1
-
-
-def test_recordings_in_which_nobody_speaks_leave_tables_that_can_be_read(archive: Archive) -> None:
-    """Before: no `segments/` at all: every reader of the README fails."""
-    archive.add("silent")
-    assert archive.run().no_speech == 1
-    assert archive.read("segments") == []
-    [path] = (archive.output / "segments").iterdir()
-    assert same_schema(pq.read_schema(path), SEGMENTS)
 
 
 def of_manifest(folder: Path, patch: pytest.MonkeyPatch, **recordings: dict[str, Any]) -> Archive:
@@ -278,14 +254,3 @@ def of_manifest(folder: Path, patch: pytest.MonkeyPatch, **recordings: dict[str,
 def name(archive: Archive, **recordings: dict[str, Any]) -> None:
     lines = [json.dumps({"uri": f"{stem}.wav"} | columns) for stem, columns in recordings.items()]
     (archive.source / "list.jsonl").write_text("\n".join(lines))
-
-
-def stored(archive: Archive, **changes: Any) -> None:
-    """Let the folder be one of a version with other settings; without those that are `...`."""
-    note = OutputStore(str(archive.output)).read_json(FINGERPRINT_NAME) or {}
-    kept = {key: value for key, value in (note["settings"] | changes).items() if value is not ...}
-    digest = hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
-    fingerprint = f"{digest}-{note['fingerprint'].partition('-')[2]}"
-    OutputStore(str(archive.output)).write_json(
-        FINGERPRINT_NAME, {"fingerprint": fingerprint, "settings": kept}
-    )

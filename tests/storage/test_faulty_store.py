@@ -1,18 +1,12 @@
 """A store that throttles, resets, cuts short and forgets: what comes through is exact."""
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 
-import pyarrow as pa
 import pytest
 
-from corpus_asr.config.run import RunConfig, SourceSettings
+from corpus_asr.config.run import SourceSettings
 from corpus_asr.errors import FetchError
 from corpus_asr.storage.listing import FileListing
-from corpus_asr.storage.run_state.finish import finish
-from corpus_asr.storage.run_state.plan import make_plan, read_listing, read_packs
-from corpus_asr.storage.run_state.run_files import SUCCESS_NAME, begin_run
-from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores import s3 as s3_module
 from corpus_asr.storage.stores.filesystem import (
@@ -23,12 +17,7 @@ from corpus_asr.storage.stores.filesystem import (
     write_atomic,
 )
 from corpus_asr.storage.stores.store import RetryPolicy
-from tests.support.stores import BAD_NIGHT, FaultyStore, S3Server, faulty_store
-from tests.support.tables import commit, part, results, rows_of, run_config
-
-# Far more often than on any real night; but each renewal of credentials takes a moment.
-TERRIBLE = {fault: 2 * rate for fault, rate in BAD_NIGHT.items() if fault != "expired"}
-NUM_FILES = 8
+from tests.support.stores import FaultyStore, S3Server, faulty_store
 
 
 @pytest.fixture
@@ -38,50 +27,6 @@ def faulty(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyStor
     with faulty_store(s3.endpoint_url, {}, seed=7, max_in_a_row=2) as store:
         store.slow_s = 0.01
         yield store
-
-
-def job(faulty: FaultyStore, bucket: str) -> RunConfig:
-    there = {"endpoint_url": faulty.endpoint_url}
-    source, output = ({"uri": f"s3://{bucket}/{name}", **there} for name in ("in", "out"))
-    return run_config("", "", source=source, output=output)
-
-
-@pytest.mark.slow
-def test_plan_fetch_commit_and_finish_end_exact(
-    faulty: FaultyStore, s3: S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(s3_module, "PAGE_KEYS", 5)
-    monkeypatch.setattr(filesystem, "BLOCK_BYTES", 3000)
-    content = {
-        s3.put(bucket, f"in/{number:02d}.mp3", bytes([number]) * 10_000)
-        for number in range(NUM_FILES)
-    }
-    faulty.rates = TERRIBLE
-    config = job(faulty, bucket)
-    store = OutputStore.of(config.output)
-    plan = make_plan(config, store, model_revision="revision")
-    run = begin_run(store, config, "fingerprint")
-
-    def transcribe(pack: pa.Table) -> None:
-        for file in pack["files"].to_pylist()[0]:
-            with open_binary(file["uri"], faulty.options) as opened:
-                text = f"{opened.read()[5000]} of {file['uri']}"
-            row = part("", 0, texts=[text], uri=file["uri"], etag=file["etag"])
-            row["size_bytes"] = file["size_bytes"]
-            commit(store, results(row))
-
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(transcribe, read_packs(store, plan)))
-    counts = finish(store, run, config, model_revision="revision", num_listed=plan.num_files,
-                    listing=read_listing(store, plan), plan_name=plan.name)  # fmt: skip
-    faulty.rates = {}
-    assert (counts.listed, counts.ok, counts.remaining, counts.segments) == (8, 8, 0, 8)
-    assert store.exists(SUCCESS_NAME)
-    said = [row["text"] for batch in store.segments() for row in batch.to_pylist()]
-    assert sorted(said) == sorted(f"{int(uri[-6:-4])} of {uri}" for uri in content)
-    rows = rows_of(store.recordings())
-    assert sorted(row["uri"] for row in rows) == sorted(content)
-    assert {"slow_down", "too_many", "truncated", "reset", "lost_answer"} <= set(faulty.injected)
 
 
 @pytest.mark.long

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from corpus_asr.errors import CorpusAsrError
@@ -151,19 +151,6 @@ def test_a_second_finish_has_nothing_to_merge(memory: str) -> None:
     assert store.sizes("segments") == merged
 
 
-def test_a_recording_replaced_after_it_was_merged_leaves_no_trace(tmp_path: Path) -> None:
-    store = OutputStore(str(tmp_path))
-    for name in "abc":
-        commit(store, results(part(name, 0, texts=[f"{name} old", "more"])))
-    done(store, files(*"abc"))
-    commit(store, results(part("b", 0, texts=["b new"], etag="v2")))
-    listing = pa.Table.from_batches([files("b", etag="v2"), files("a", "c")]).combine_chunks()
-    assert done(store, *listing.to_batches()).remaining == 0
-    rows = rows_of(store.segments(["text"]))
-    assert [row["text"] for row in rows] == ["a old", "more", "b new", "c old", "more"]
-    assert len(tables_of(store)["segments"]) == 5
-
-
 @pytest.mark.parametrize(
     ("kept", "found"),
     [([0, 1], "found 2 rows, expected the 3"), ([2, 0, 1], "rows of other parts")],
@@ -182,7 +169,6 @@ def test_segments_that_are_not_what_the_outcomes_say_are_not_merged(
     assert store.names("outcomes") + store.names("segments") == before
 
 
-@settings(max_examples=15, deadline=None)
 @given(
     commits=st.lists(
         st.lists(st.tuples(st.sampled_from("abcde"), st.integers(0, 4)), min_size=1, max_size=6),

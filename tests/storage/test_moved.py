@@ -71,45 +71,6 @@ def said(job: ManualRun) -> dict[str, str]:
     return found
 
 
-def test_a_renamed_file_keeps_its_text_whatever_it_is_called(tmp_path: Path) -> None:
-    job = done(tmp_path, "a.wav", "b.wav")
-    move(job, "a.wav", "sub/talk of Ada.wav")
-    job.begin()
-    assert (job.plan.num_moved, job.plan.num_remaining, job.plan.num_done) == (1, 0, 2)
-    assert job.plan.notes() == ["1 recording moved: their results follow them"]
-    job.finish()
-    assert said(job) == {"sub/talk of Ada.wav": "a.wav", "b.wav": "b.wav"}
-    recordings = rows_of(job.store.recordings())
-    assert sorted(row["uri"] for row in recordings) == sorted(
-        str(job.source / name) for name in ("b.wav", "sub/talk of Ada.wav")
-    )
-    assert {row["gone"] for row in recordings} == {False}
-    assert not job.store.exists(MOVING_NAME)
-    assert "moves" not in job.plan.as_data()
-    job.begin()
-    assert (job.plan.num_moved, job.plan.num_remaining) == (0, 0)
-
-
-def test_a_renamed_folder_needs_no_transcription_although_all_versions_are_alike(
-    tmp_path: Path,
-) -> None:
-    names = [f"{show}/{number}.wav" for show in ("x", "y") for number in range(3)]
-    job = ManualRun(tmp_path, ())
-    for name in names:
-        put(job, name)
-    job.begin()
-    for name in names:
-        job.commit(name, segments=[text(name)])
-    job.finish()
-    (job.source / "all").mkdir()
-    for show in ("x", "y"):
-        move(job, show, f"all/{show}")
-    job.begin()
-    assert (job.plan.num_moved, job.plan.num_remaining) == (6, 0)
-    job.finish()
-    assert said(job) == {f"all/{name}": name for name in names}
-
-
 def other(job: ManualRun) -> None:
     (job.source / "a.wav").unlink()
     put(job, "new.wav")
@@ -140,23 +101,6 @@ def test_what_is_another_file_is_transcribed_whatever_its_time(
     assert (job.plan.num_moved, job.plan.num_new, job.plan.num_remaining) == (0, 1, 1)
     job.finish()
     assert said(job) == {"a.wav": "a.wav", "b.wav": "b.wav"}
-
-
-def test_recordings_of_a_folder_that_rotates_by_day_are_other_ones(tmp_path: Path) -> None:
-    job = done(tmp_path, "day1/1.wav", "day1/2.wav", "day1/3.wav")
-    correct_segment(job.store, "day1/1.wav", "corrected")
-    shutil.rmtree(job.source / "day1")
-    put(job, "day2/1.wav", "day1/3.wav")  # one of them is there still
-    for name in ("day2/2.wav", "day2/3.wav"):
-        put(job, name)
-    job.begin()
-    assert (job.plan.num_moved, job.plan.num_new) == (1, 2)
-    job.finish()
-    assert said(job) == {"day1/1.wav": "day1/1.wav", "day1/2.wav": "day1/2.wav",
-                         "day2/1.wav": "day1/3.wav"}  # fmt: skip
-    assert Corrections.load(job.store).recording_ids == [
-        recording_id(str(job.source / "day1/1.wav"))
-    ]
 
 
 def test_a_file_that_was_moved_and_touched_keeps_its_text_and_its_correction(
@@ -219,14 +163,6 @@ def test_what_another_source_lists_moves_only_from_where_nothing_is(
     name = "first/a.wav" if is_there else "second/c.wav"
     assert said(job) == {name: "first/a.wav", "first/b.wav": "first/b.wav"}
     assert Corrections.load(job.store).recording_ids == [recording_id(str(job.source / name))]
-
-
-def test_two_files_that_have_each_others_name_are_transcribed_again(tmp_path: Path) -> None:
-    job = done(tmp_path, "a.wav", "b.wav")
-    for number, (name, content) in enumerate((("a.wav", "b.wav"), ("b.wav", "a.wav")), 1):
-        put(job, name, content, mtime=float(number))
-    job.begin()
-    assert (job.plan.num_moved, job.plan.num_changed) == (0, 2)
 
 
 def test_what_an_earlier_version_transcribed_is_not_recognized(tmp_path: Path) -> None:

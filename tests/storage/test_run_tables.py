@@ -30,7 +30,6 @@ from corpus_asr.storage.run_state.run_files import Run, begin_run
 from corpus_asr.storage.run_state.run_tables import MEMORY_VARIABLE, Reason, RunTables
 from corpus_asr.storage.run_state.tables import (
     OutputStore,
-    unique_stem,
 )
 from corpus_asr.storage.stores.uri import recording_id
 from tests.support.stores import life
@@ -73,38 +72,6 @@ def plain_read(folder: Path, name: str) -> list[dict]:
     """Read a table the way any Parquet reader would: every file in the folder."""
     paths = sorted((folder / name).glob("*"))
     return [row for path in paths for row in pq.read_table(path).to_pylist()]
-
-
-def test_covered_recordings_are_dropped_and_half_done_ones_keep_their_parts(memory: str) -> None:
-    store = OutputStore(memory)
-    assert left(store, files("b", "a")) == {"b": [], "a": []}
-    commit(store, results(part("whole", 0, texts=["x"])))
-    commit(store, results(part("two", 1, texts=[], status="no_speech")))
-    commit(store, results(part("half", 2, texts=["x"], last=False), part("other", 0, texts=None)))
-    commit(store, results(part("two", 0, texts=["x"], last=False)))
-    commit(store, results(part("half", 0, texts=["x"], last=False)))
-    commit(store, results(part("gap", 0, texts=["x"], last=False), part("gap", 2, texts=["x"])))
-    commit(store, results(part("bad", 0, texts=None, status="failed")))
-    commit(store, results(part("half", 0, texts=["x"], last=False)))  # again
-    batch = files("half", "new", "whole", "gap", "two", "bad", "other")
-    assert left(store, batch) == {"half": [0, 2], "new": [], "gap": [0, 2]}
-
-
-def test_only_the_present_version_is_covered_and_unknown_ones_fit_any(memory: str) -> None:
-    store = OutputStore(memory)
-    commit(store, results(part("a", 0, texts=["x"]), part("a", 1, texts=["x"], last=False)))
-    listings: list[tuple[dict[str, Any], bool]] = [
-        ({"etag": "v1"}, True),
-        ({"etag": "v2"}, False),
-        ({"size_bytes": 101}, False),
-        ({"etag": None}, True),
-        ({"etag": None, "size_bytes": None}, True),
-        ({"etag": None, "size_bytes": 1}, False),
-    ]
-    for listed, covered in listings:
-        assert left(store, files("a", **listed)) == ({} if covered else {"a": []}), listed
-    commit(store, results(part("b", 0, texts=["x"], etag=None, size_bytes=None)))
-    assert left(store, files("b", etag="v9", size_bytes=7)) == {}
 
 
 def test_a_folder_at_work_is_not_marked_as_finished(memory: str) -> None:
@@ -194,14 +161,6 @@ def test_an_empty_run_finishes_with_empty_tables(memory: str) -> None:
     assert len(store.names("recordings")) == 1
 
 
-def test_without_a_listing_the_newest_version_counts(tmp_path: Path) -> None:
-    store = OutputStore(str(tmp_path))
-    for etag in ("v1", "v2", "v3"):
-        commit(store, results(part("a", 0, texts=[etag], etag=etag)))
-    done(store)
-    assert [row["text"] for row in plain_read(tmp_path, "segments")] == ["v3"]
-
-
 def test_many_recordings_are_aggregated_slice_by_slice(
     memory: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -214,18 +173,6 @@ def test_many_recordings_are_aggregated_slice_by_slice(
     assert len(store.names("recordings")) == 3
     uris = [row["uri"] for batch in store.recordings() for row in batch.to_pylist()]
     assert sorted(uris) == sorted(f"/{name}" for name in names)
-
-
-def test_orphans_and_killed_writes_are_removed(tmp_path: Path) -> None:
-    store = OutputStore(str(tmp_path))
-    row = part("a", 0, texts=["x"])
-    commit(store, results(row))
-    orphaned = orphan(store, row)
-    temporary = "outcomes/.tmp-" + unique_stem()
-    store.write_bytes(temporary, b"half")
-    assert done(store, files("a")).remaining == 0
-    assert not store.exists(orphaned)
-    assert not store.exists(temporary)
 
 
 def test_outcomes_whose_segments_are_gone_do_not_count(tmp_path: Path) -> None:
@@ -340,6 +287,7 @@ def test_any_history_ends_exact(
         commit(store, results(*rows))
     for _ in range(num_orphans):
         orphan(store, row_of("a", 0, 0))
+    store.write_bytes("outcomes/.tmp-killed", b"half")
     for death, target_mb in deaths:
         with life(death) as process:
             done(store, files(*NAMES), target_mb=target_mb)
@@ -415,16 +363,6 @@ def mixed(store: OutputStore) -> tuple[str, ...]:
     ))  # fmt: skip
     commit(store, results(part("unsaid", 0, texts=None, status="failed")))  # by an older version
     return ("good", "down", "bad", "half", "both", "unsaid")
-
-
-def test_what_is_done_again(memory: str) -> None:
-    store = OutputStore(memory)
-    names = mixed(store)
-    assert left(store, files(*names), Retry.environment) == {}
-    retryable = {"down": [], "half": [0, 2], "both": [0]}
-    assert left(store, files(*names), Retry.failed) == retryable
-    everything = retryable | {"both": [], "bad": [], "unsaid": []}
-    assert left(store, files(*names), Retry.all) == everything
 
 
 def test_an_end_that_failed_may_turn_out_to_be_none(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 
 from corpus_asr.config.run import RunConfig, RunOptions
@@ -215,17 +214,6 @@ def test_earlier_results_are_kept_whole_and_apart(store: OutputStore) -> None:
     assert complete(store, OTHER, run).remaining == 0
     assert texts(store) == GERMAN
     assert texts(earlier) == ENGLISH
-
-
-def test_what_was_put_aside_is_plain_parquet(tmp_path: Path) -> None:
-    store = finished(OutputStore(str(tmp_path)))
-    begin(store, OTHER, new_run=True)
-    [folder] = (tmp_path / "_earlier").iterdir()
-    assert pq.read_table(folder / "segments").num_rows == 3
-    assert pq.read_table(folder / "recordings").num_rows == 3
-    assert sorted(path.name for path in folder.iterdir()) == [
-        "_SUCCESS", "_run", "outcomes", "recordings", "run.json", "segments",
-    ]  # fmt: skip
 
 
 def test_a_new_run_that_has_begun_is_continued_by_the_same_command(memory: str) -> None:

@@ -14,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from corpus_asr.export.recordings import Selection, open_selection, recordings
-from corpus_asr.report.run import load_report, render
+from corpus_asr.report.run import load_report
 from corpus_asr.storage.run_state.finish import OutcomeCounts, finish
 from corpus_asr.storage.run_state.moved import Move, noted_moves
 from corpus_asr.storage.run_state.redo import note_redo
@@ -24,7 +24,6 @@ from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.seen_segments import SeenSegments
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import recording_id
-from corpus_asr.view.catalogue import read_catalogue
 from tests.support.stores import life
 from tests.support.tables import (
     commit,
@@ -124,76 +123,6 @@ def versions(**etags: str | None) -> pa.RecordBatch:
 
 
 NOW, NEW = versions(a="v1", b="v1"), versions(a="v2", b="v2")
-OLD = {"a": ["v1 0"], "b": ["v1 0", "v1 1", "v1 2"]}
-
-
-def test_a_run_that_does_not_come_to_changed_recordings_keeps_their_text(folder: Folder) -> None:
-    folder.run(*whole("a", "v1"), *whole("b", "v1"), listing=NOW)
-    counts = folder.run(listing=NEW)
-    assert (counts.ok, counts.failed, counts.remaining, counts.earlier) == (0, 0, 2, 2)
-    assert not folder.store.exists("_SUCCESS")
-    assert folder.texts() == folder.exported() == OLD
-    assert [row["status"] for row in folder.read("recordings")] == ["ok", "ok"]
-    assert folder.left(NEW) == {"a": [], "b": []}
-
-
-@pytest.mark.parametrize("kind", ["access_denied", "decode"])  # tried again, and final
-def test_a_version_that_failed_leaves_the_text_before_it_and_is_known(
-    folder: Folder, kind: str
-) -> None:
-    folder.run(*whole("a", "v1"), *whole("b", "v1"), listing=NOW)
-    failures = [failure(name, 0, kind=kind, etag="v2") for name in "ab"]
-    counts = folder.run(*failures, listing=NEW)
-    assert (counts.ok, counts.failed, counts.remaining, counts.earlier) == (0, 2, 0, 2)
-    assert (counts.processed, counts.processed_failed) == (2, 2)
-    assert folder.store.exists("_SUCCESS")
-    assert folder.texts() == folder.exported() == OLD
-    assert {row["etag"] for row in folder.read("recordings")} == {"v1"}
-    failed = [row for row in folder.read("outcomes") if row["status"] == "failed"]
-    assert [(row["etag"], row["error_kind"]) for row in failed] == [("v2", kind)] * 2
-    assert set(folder.left(NEW)) == (set("ab") if kind == "access_denied" else set())
-    shown = read_catalogue(folder.store).tables.rows("select state from shown")
-    assert shown == [("done",), ("done",)]
-    report = load_report(folder.store)
-    assert report.accounting.problems == ()
-    assert [group.kind for group in report.statistics.failures] == [kind]
-    assert f"2 recordings: {kind}, in extract" in render(report)
-
-
-def test_a_version_that_is_done_replaces_the_one_before_it(folder: Folder) -> None:
-    folder.run(*whole("b", "v1"), listing=versions(b="v1"))
-    listing = versions(b="v2")
-    folder.run(failure("b", 0, etag="v2"), listing=listing)
-    assert folder.run(*whole("b", "v2"), listing=listing).ok == 1
-    assert folder.texts() == {"b": ["v2 0", "v2 1", "v2 2"]}
-    assert {row["etag"] for row in folder.read("outcomes")} == {"v2"}
-
-
-def test_a_half_done_version_is_hidden_and_gone_on_with(folder: Folder) -> None:
-    folder.run(*whole("b", "v1"), listing=versions(b="v1"))
-    listing = versions(b="v2")
-    counts = folder.run(good("b", 0, "v2"), good("b", 2, "v2"), listing=listing)
-    assert (counts.remaining, counts.earlier) == (1, 1)
-    for _ in range(2):
-        assert folder.texts() == folder.exported() == {"b": OLD["b"]}
-        assert folder.left(listing) == {"b": [0, 2]}
-        assert load_report(folder.store).accounting.problems == ()
-        folder.run(listing=listing)
-    commit(folder.store, results(good("b", 1, "v2")), run_id="run-009")
-    new = {"b": ["v2 0", "v2 1", "v2 2"]}
-    assert folder.exported() == new, "as soon as it is committed"
-    assert folder.run(listing=listing).ok == 1
-    assert folder.texts() == folder.exported() == new
-    assert not list((folder.path / "_run" / "pending").rglob("*.parquet"))
-
-
-def test_content_that_comes_back_has_its_text_without_any_work(folder: Folder) -> None:
-    folder.run(*whole("a", "v1"), listing=versions(a="v1"))
-    folder.run(failure("a", 0, etag="v2", kind="decode"), listing=versions(a="v2"))
-    back = versions(a="v1")
-    assert folder.left(back) == {}
-    assert folder.run(listing=back).ok == 1
-    assert [row["status"] for row in folder.read("outcomes")] == ["ok"]
 
 
 def test_failures_are_told_by_kind_whatever_an_earlier_program_stored(folder: Folder) -> None:
