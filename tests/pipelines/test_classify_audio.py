@@ -135,21 +135,6 @@ def test_classes_are_those_of_transformers(
     assert [row["probability"] for row in rows] == pytest.approx(expected[best].tolist(), abs=CLOSE)
 
 
-@pytest.mark.slow
-def test_first_speech_agrees_with_what_a_transcription_detects(
-    languages: RunConfig, corpus: Path, whisper: Path, tmp_path: Path
-) -> None:
-    some = corpus / "english.wav"
-    config = labelling(some, whisper, tmp_path / "labels", windows="first_speech", top_k=1)
-    run(undetected(config), local=True, progress=None)
-    text = with_section(job(some, whisper, tmp_path / "text"), "model", compute_type="float32")
-    run(undetected(text), local=True, progress=None)
-    found = outcomes_in(tmp_path / "labels")["english.wav", 0]
-    spoken = outcomes_in(tmp_path / "text")["english.wav", 0]
-    assert found["label"] == found["language"] == spoken["language"]
-    assert found["label_probability"] == pytest.approx(spoken["language_probability"], abs=1e-6)
-
-
 def test_a_folder_of_labels_takes_no_transcripts(classes: RunConfig, whisper: Path) -> None:
     settings = classes.model_dump(mode="json")
     settings |= {"pipeline": "transcribe_corpus", "model": {"checkpoint": str(whisper)}}

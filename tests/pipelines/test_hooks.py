@@ -79,18 +79,6 @@ def test_a_hook_that_is_added_later_is_given_all_that_is_there(recordings: Path)
     assert hooks_of(store) == ["redact"]  # stays without its hook
 
 
-def test_rows_are_joined_with_segments(recordings: Path):
-    config = job(recordings, REDACT)
-    do(config)
-    rows = corpus_asr.read_hook(config.output.uri, "redact")
-    segments = corpus_asr.read_segments(config.output.uri)
-    keys = ["recording_id", "part", "segment"]
-    joined = segments.select([*keys, "text"]).join(rows, keys, join_type="inner")
-    assert len(joined) == len(segments) == 3
-    assert all(row["redacted"].replace("#", "") in row["text"].replace(row["text"].strip()[0], "")
-               for row in joined.to_pylist())  # fmt: skip
-
-
 def test_rows_follow_a_moved_recording_and_go_with_a_forgotten_one(recordings: Path):
     config = job(recordings, REDACT)
     do(config)
@@ -113,17 +101,6 @@ def test_earlier_results_take_their_hooks_along(recordings: Path):
     earlier = [name for name in store.all_names("_earlier") if f"/{HOOKS_FOLDER}/redact/" in name]
     assert len(earlier) == 1
     assert len(redacted(other)) == 3
-
-
-def test_a_changed_recording_is_given_again(recordings: Path):
-    config = job(recordings, REDACT)
-    do(config)
-    samples = np.random.default_rng(1).uniform(-0.3, 0.3, (1, 7 * RATE_HZ)).astype(np.float32)
-    (recordings / "2.wav").write_bytes(wav_bytes(samples, rate_hz=RATE_HZ))
-    (recordings / "3.wav").unlink()
-    assert do(config).hooks == {"redact": HookCounts(recordings=1)}
-    found = corpus_asr.read_hook(config.output.uri, "redact").to_pylist()
-    assert sorted(Path(row["uri"]).name for row in found) == ["2.wav", "3.wav", "4.wav"]
 
 
 def test_a_run_that_is_killed_in_a_hook_continues_with_it(recordings: Path, tmp_path: Path):

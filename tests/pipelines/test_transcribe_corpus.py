@@ -1,4 +1,3 @@
-import io
 import itertools
 import json
 import re
@@ -9,10 +8,9 @@ from pathlib import Path
 import pytest
 
 from corpus_asr.config.run import RunConfig
-from corpus_asr.errors import ConfigError
 from corpus_asr.pipelines.driver import run
 from corpus_asr.storage.run_state.tables import OutputStore
-from tests.support.corpora import copy_of, job, outcomes_in, redo, segments_in, tiny_model
+from tests.support.corpora import copy_of, job, outcomes_in, segments_in, tiny_model
 from tests.support.tables import rows_of, with_section
 
 pytestmark = pytest.mark.long
@@ -99,34 +97,6 @@ def test_a_finished_job_does_nothing_again_and_loads_neither_ray_nor_torch(
     assert done.stdout.split() == ["5", "4", "1", "0"]
     assert (tmp_path / "output" / "_SUCCESS").exists()
     assert segments_in(tmp_path / "output") == segments_in(Path(finished.output.uri))
-
-
-def test_a_half_done_recording_redoes_only_its_missing_parts(finished: RunConfig, tmp_path: Path):
-    config = copy_of(finished, tmp_path / "output")
-    before = outcomes_in(tmp_path / "output")
-    redo(config, "longer.mp3", part=1)
-    summary = run(config, local=True, progress=None)
-    assert summary.processed_files == 1
-    after = outcomes_in(tmp_path / "output")
-    assert after.keys() == before.keys()
-    again = {key for key in after if after[key]["run_id"] == summary.run_id}
-    assert again == {("longer.mp3", 1)}
-
-
-def test_other_settings_in_the_same_folder_are_refused(finished: RunConfig):
-    changed = with_section(finished, "decoding", language="de")
-    with pytest.raises(ConfigError, match=r"decoding\.language"):
-        run(changed, local=True, progress=None)
-
-
-def test_progress_says_what_is_used_and_what_was_done(corpus: Path, model: Path, tmp_path: Path):
-    said = io.StringIO()
-    config = job(corpus / "silence.flac", model, tmp_path / "output")
-    summary = run(config, local=True, progress=said)
-    lines = said.getvalue().splitlines()
-    assert lines[0].startswith("extract: up to 1 worker of")
-    assert lines[-1].startswith("1 of 1 file, 0 failed; 100%, ")
-    assert (summary.files, summary.done, summary.no_speech) == (1, 1, 1)
 
 
 @pytest.fixture(scope="module")

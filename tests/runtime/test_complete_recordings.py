@@ -221,19 +221,6 @@ def test_many_texts_are_placed_in_portions_which_a_kill_does_not_lose(
     assert place_all(store, spread) == 0
 
 
-def test_a_worker_that_died_once_its_words_were_placed_costs_nothing(
-    store: OutputStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(complete_recordings, "MANY_RECORDINGS", 2)
-    contest(store, *MANY)
-
-    def twice(work: Any, given: Any) -> Any:
-        return [(work(each), work(each))[1] for each in given]
-
-    assert place_all(store, twice) == 5
-    assert said_by_many(store) == ONCE
-
-
 def test_a_worker_that_died_before_its_first_commit_was_removed_leaves_nothing_twice(
     store: OutputStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -250,19 +237,6 @@ def test_a_worker_that_died_before_its_first_commit_was_removed_leaves_nothing_t
 
     assert place_all(store, after_a_death) == 5
     assert said_by_many(store) == ONCE
-
-
-@pytest.mark.ray
-def test_texts_placed_on_workers_are_those_of_one_process(
-    ray_session: Cluster, store: OutputStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(complete_recordings, "MANY_RECORDINGS", 2)
-    monkeypatch.setattr(portions, "RECORDINGS_PER_PORTION", 2)
-    other = OutputStore(str(tmp_path / "other"))
-    for each in (store, other):
-        contest(each, *MANY)
-    assert place_all(store, partial(on_workers, at_once=2)) == place_all(other) == 5
-    assert said_by_many(store) == said_by_many(other) == ONCE
 
 
 def test_a_recording_of_which_a_part_failed_has_no_missing_words(contested: OutputStore) -> None:

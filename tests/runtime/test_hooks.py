@@ -1,4 +1,3 @@
-import pickle
 import time
 from functools import partial
 from pathlib import Path
@@ -452,14 +451,6 @@ def test_a_recording_with_which_processes_end_is_one_row(ray_session: Cluster, s
     other, _, talk = rows(store, "deadly")
     assert other["length"] == 10
     assert (talk["error_kind"], talk["length"]) == (DIED, None)
-
-
-def test_work_can_be_sent_to_another_machine(store: OutputStore):
-    def elsewhere(work: Any, given: Any) -> Any:
-        for portion in given:
-            yield pickle.loads(pickle.dumps(work))(pickle.loads(pickle.dumps(portion)))
-
-    assert run_hook(store, REDACT, workers=elsewhere) == HookCounts(recordings=3)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,6 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -412,15 +411,6 @@ def test_an_upload_of_ten_gigabytes_is_refused_while_it_is_read(
     until(lambda: calls(service) == 0)
 
 
-def test_the_client_library_is_given_the_refusal_of_a_large_upload(
-    client: openai.OpenAI, service: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(service, "MAX_BYTES", 1 << 20)
-    with pytest.raises(openai.APIStatusError, match="larger than 1048576") as refused:
-        client.audio.transcriptions.create(file=("a.wav", bytes(32 << 20)), model="whisper-1")
-    assert refused.value.status_code == 413
-
-
 def calls(service: Any) -> int:
     """Requests that the service counts as being at work."""
     layer = service.app.middleware_stack
@@ -511,31 +501,6 @@ def test_clients_that_leave_while_they_upload_or_wait_leave_nothing(
             pool.give_back(child)
     assert client.audio.transcriptions.create(file=("a.wav", sound(1.0)), model="whisper-1").text
     assert "Traceback" not in capfd.readouterr().err
-
-
-@pytest.mark.long
-def test_many_clients_at_once_get_each_their_own(client: openai.OpenAI, service: Any) -> None:
-    transcriber: Transcriber = service.app.state.transcriber
-    wanted = [transcriber.transcribe(sound(2.0, seed)).text for seed in range(3)]
-
-    def call(number: int) -> str:
-        audio = ("a.wav", sound(2.0, number % 3))
-        return client.audio.transcriptions.create(file=audio, model="whisper-1").text
-
-    with ThreadPoolExecutor(8) as pool:
-        assert list(pool.map(call, range(24))) == wanted * 8
-
-
-def test_coroutines_of_the_client_library_work_as_well(service: Any, expected: Transcript) -> None:
-    async def texts() -> list[str]:
-        async with openai.AsyncOpenAI(base_url=f"{service.address}/v1", api_key="x") as client:
-            calls = [
-                client.audio.transcriptions.create(file=("talk.wav", SPOKEN), model="whisper-1")
-                for _ in range(3)
-            ]
-            return [found.text for found in await asyncio.gather(*calls)]
-
-    assert asyncio.run(texts()) == [expected.text] * 3
 
 
 def test_settings_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -201,19 +201,6 @@ def test_a_signal_to_everything_of_a_run_keeps_what_is_being_decoded(
     assert len(tables_of(job.config)["recordings"]) == 24
 
 
-@pytest.mark.slow
-def test_a_second_signal_ends_at_once(tmp_path: Path):
-    job = killable_job(tmp_path, files=24, environment={PAUSE: "3600"})
-    with job.started() as process:
-        job.wait_for_commits(process, 1)
-        process.send_signal(signal.SIGINT)
-        time.sleep(0.5)
-        process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=300)
-    assert process.returncode == 130, said
-    assert "stopped by SIGINT" in said
-
-
 def test_when_the_time_is_over_nothing_new_is_begun_and_that_is_no_error():
     for left_s, requested, expired in (
         (60, False, False),

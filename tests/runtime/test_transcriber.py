@@ -27,10 +27,8 @@ from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.transcription.engine import PartTranscript
 from corpus_asr.units import SAMPLE_RATE_HZ
 from tests.support.audio import noise, tone, wav_bytes
-from tests.support.checkpoints import tiny_whisper
 from tests.support.corpora import CLIPS, tiny_model
 from tests.support.tables import segment
-from tests.support.tokenizers import tiny_tokenizer
 
 # A tiny random checkpoint babbles; a sampled text is the hardest to say twice.
 BABBLE: dict[str, Any] = {
@@ -59,21 +57,6 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     for name, samples in sounds.items():
         (folder / f"{name}.wav").write_bytes(wav_bytes(samples, rate_hz=SAMPLE_RATE_HZ))
     return [str(folder / f"{name}.wav") for name in sounds]
-
-
-@pytest.mark.slow
-def test_a_file_says_the_same_alone_and_among_others(
-    transcriber: Transcriber, files: list[str]
-) -> None:
-    together = {found.uri: found for found in transcriber.transcribe_many(files[::-1])}
-    assert sorted(map(str, together)) == sorted(files)
-    assert together[files[0]].segments, "babble"
-    for path in files:
-        alone = transcriber.transcribe(path)
-        assert alone == together[path]
-        for each in alone.segments:
-            assert 0 <= each.start_s < each.end_s <= alone.duration_s
-            assert 0 <= each.confidence <= 1
 
 
 @pytest.mark.slow
@@ -163,32 +146,6 @@ def test_the_language_of_a_recording_is_what_is_spoken_most(
     found = transcriber.transcribe(files[0])  # two parts
     assert (found.language, found.language_probability) == ("de", 0.6)
     assert [one.language for one in found.segments] == ["en", "de"]
-
-
-@pytest.mark.slow
-def test_a_language_has_a_model_of_its_own(tmp_path: Path, files: list[str]) -> None:
-    tiny_tokenizer(tmp_path / "tokenizer")
-    main, other = (
-        str(tiny_whisper(tmp_path / name, seed=seed, tokenizer=tmp_path / "tokenizer",
-                         max_target_positions=24))
-        for seed, name in enumerate(("main", "other"))
-    )  # fmt: skip
-    usual: dict[str, Any] = {**BABBLE, "temperature": 0.0, "vad_filter": False, "slots": 2}
-    with Transcriber.from_pretrained(main, by_language={"de": other}, **usual) as both:
-        english, german = (both.transcribe(files[1], language=code) for code in ("en", "de"))
-        detected = both.transcribe(files[1], language=["de", "en"])
-    with Transcriber.from_pretrained(main, **usual) as alone:
-        assert english == alone.transcribe(files[1])
-        assert german.segments != alone.transcribe(files[1], language="de").segments
-        assert detected.language == alone.transcribe(files[1], language=["de", "en"]).language
-    assert detected.text == {"en": english, "de": german}[str(detected.language)].text
-    write_calibration(OutputStore(str(tmp_path)), FITTED, fitted={})
-    usual["calibration"] = str(tmp_path)  # of the main model alone
-    with Transcriber.from_pretrained(main, by_language={"de": other}, **usual) as both:
-        assert both.transcribe(files[1], language="de") == german
-        assert both.transcribe(files[1], language="en") != english
-    with pytest.raises(ConfigError, match="by_language: found xx"):
-        Transcriber.from_pretrained(main, by_language={"xx": other}, **usual)
 
 
 def samples_in(path: str) -> np.ndarray:

@@ -280,14 +280,3 @@ def test_a_transcriber_made_in_a_fork_works_there(
             return own.transcribe(files[0]).segments == alone[files[0]].segments
 
     assert in_fork(work) == "True"
-
-
-@pytest.mark.slow
-def test_the_packaged_model_serves_many_threads() -> None:
-    clips = [str(CLIPS / name) for name in ("english.wav", "longer.mp3")]
-    with Transcriber("whisper-tiny.en", temperature=0.0) as loaded:
-        expected = [loaded.transcribe(clip) for clip in clips]
-        with ThreadPoolExecutor(4) as pool:
-            found = list(pool.map(loaded.transcribe, clips * 2))
-    assert found == expected * 2
-    assert all(each.text for each in found)
