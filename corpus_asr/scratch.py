@@ -30,17 +30,25 @@ os.register_at_fork(after_in_child=_FOLDERS.clear)
 def scratch_folder() -> Iterator[Path]:
     """Give an empty folder in `TMPDIR` that its owner alone can read, and remove it at the end."""
     remove_abandoned(tempfile.gettempdir(), _NAME)
-    folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+    folder, descriptor = _held_folder()
     _FOLDERS.add(folder)
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        hold(descriptor)
         yield folder
     finally:
         os.close(descriptor)
         if folder in _FOLDERS:  # not in a fork, which ends with what its parent had open
             shutil.rmtree(folder, ignore_errors=True)
             _FOLDERS.discard(folder)
+
+
+def _held_folder() -> tuple[Path, int]:
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+        with contextlib.suppress(FileNotFoundError):
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            if hold(descriptor) and folder.exists():
+                return folder, descriptor
+            os.close(descriptor)
 
 
 @atexit.register
@@ -50,10 +58,19 @@ def _remove_folders() -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def hold(descriptor: int) -> None:
-    """Keep an open file or folder from `remove_abandoned` until it is closed."""
-    with contextlib.suppress(OSError):  # without locks it is not known what is abandoned
+def hold(descriptor: int) -> bool:
+    """Keep an open file or folder from `remove_abandoned` until it is closed.
+
+    False if another process took it for abandoned before: on a busy machine more than
+    `_MIN_AGE_S` may pass between making and holding it.
+    """
+    try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # without locks it is not known what is abandoned
+        return True
+    return os.fstat(descriptor).st_nlink > 0
 
 
 def remove_abandoned(folder: str, name: re.Pattern[str]) -> None:

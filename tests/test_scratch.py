@@ -47,6 +47,38 @@ def test_what_a_killed_process_left_goes_with_the_next_folder(folder: Path) -> N
         assert [*folder.iterdir()] == [mine]
 
 
+@pytest.mark.parametrize("made", ["gone", "held"])
+def test_what_another_process_takes_before_it_is_held_is_made_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, made: str
+) -> None:
+    """A busy machine: seconds pass between making and holding."""
+    opened, make, makes = os.open, os.open, list[Path]()
+
+    def late(path: Path, *arguments: int, **options: int) -> int:
+        makes.append(Path(path))
+        if len(makes) > 1:
+            return opened(path, *arguments, **options)
+        if made == "held":
+            descriptor = opened(path, *arguments, **options)
+            scratch.hold(make(path, os.O_RDONLY))
+            return descriptor
+        if Path(path).is_dir():
+            Path(path).rmdir()
+            return opened(path, *arguments, **options)
+        descriptor = opened(path, *arguments, **options)
+        Path(path).unlink()
+        return descriptor
+
+    monkeypatch.setattr(os, "open", late)
+    with scratch_folder() as mine:
+        assert mine.is_dir()
+    makes.clear()
+    target = folder / "table"
+    LocalStore().write(str(target), b"rows")
+    assert target.read_bytes() == b"rows"
+    assert len(makes) > 1
+
+
 def test_nothing_else_is_removed(folder: Path) -> None:
     (folder / "mine").mkdir()
     (folder / f"{PREFIX}link").symlink_to(folder / "mine")

@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import fcntl
-import functools
 import io
 import logging
 import os
@@ -119,8 +118,7 @@ class LocalStore(Store):
         temporary = path.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
         _make_folder(path.parent)
         try:
-            with open(temporary, "xb", opener=functools.partial(os.open, mode=self._mode)) as file:
-                hold(file.fileno())
+            with self._held(temporary) as file:
                 shutil.copyfileobj(source, file)
                 file.flush()
                 os.fsync(file.fileno())
@@ -130,6 +128,14 @@ class LocalStore(Store):
                 raise
             raise _no_space(path.parent, num_bytes, error) from error
         finally:
+            temporary.unlink(missing_ok=True)
+
+    def _held(self, temporary: Path) -> io.BufferedWriter:
+        while True:
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, self._mode)
+            if hold(descriptor):
+                return os.fdopen(descriptor, "wb")
+            os.close(descriptor)
             temporary.unlink(missing_ok=True)
 
     def move(self, uri: str, target: str) -> None:
