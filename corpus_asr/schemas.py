@@ -27,7 +27,8 @@ _SIZE = _field("size_bytes", pa.int64(), "object size when listed; null where un
 _ETAG = _field("etag", pa.string(), "content version when listed: ETag, or size and mtime")
 _DIGEST = _field("content_digest", pa.string(), "hash of size and content (beyond 1 MiB of head, "
                  "middle and tail), by which a moved file is recognized")  # fmt: skip
-_METADATA = _field("metadata", pa.string(), "extra manifest columns as a JSON object, or null")
+_METADATA = _field("metadata", pa.string(), "extra manifest columns as a JSON object, or null: in "
+                   "recordings the newest, elsewhere those of the run")  # fmt: skip
 _PART = _field("part", pa.int32(), "index of the part within its recording, from 0")
 _LAST = _field("last_part", pa.bool_(), "whether this is the recording's last part")
 _CHANNEL = _field(
@@ -285,13 +286,13 @@ _MODEL = (
 
 SEGMENTS = _schema(
     "segments",
-    _RUN_ID, _RECORDING_ID, _URI, _PART, _CHANNEL, *SEGMENT_FIELDS, _METADATA, *_MODEL,
+    _RUN_ID, _RECORDING_ID, _URI, _PART, _CHANNEL, *SEGMENT_FIELDS, *_MODEL,
     _field("calibration", pa.string(), "what `confidence` was fitted on: default, or a model"),
 )  # fmt: skip
 
 LABELS = _schema(
     "labels",
-    _RUN_ID, _RECORDING_ID, _URI, _PART, _CHANNEL, *LABEL_FIELDS, _METADATA, *_MODEL,
+    _RUN_ID, _RECORDING_ID, _URI, _PART, _CHANNEL, *LABEL_FIELDS, *_MODEL,
 )  # fmt: skip
 
 OUTCOMES = _schema(

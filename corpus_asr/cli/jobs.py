@@ -501,11 +501,8 @@ def _counts(found: "Plan", output_uri: str) -> Iterator[str]:
     yield f"done       {counted(found.num_done, 'file')}, in {output_uri}"
     if found.num_matched is not None:
         yield f"redo       {found.redo_words()}"
-    if found.num_realigned or found.num_new_columns:
-        yield (
-            f"manifest   {counted(found.num_realigned, 'other text')} to be aligned, other "
-            f"columns of {counted(found.num_new_columns, 'recording')} to be written"
-        )
+    if found.num_realigned:
+        yield f"manifest   {counted(found.num_realigned, 'other text')} to be aligned"
     yield (
         f"to do      {counted(found.num_remaining, 'file')}, {_size(found.num_remaining_bytes)}, "
         f"in {counted(found.num_packs, 'pack')}"

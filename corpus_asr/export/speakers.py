@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from corpus_asr.errors import ConfigError, FetchError
+from corpus_asr.errors import ConfigError
 from corpus_asr.export.recordings import (
     Selection,
     Turns,
@@ -24,8 +24,7 @@ from corpus_asr.export.recordings import (
     open_selection,
     segment_from,
 )
-from corpus_asr.failure_kinds import NOT_FOUND
-from corpus_asr.schemas import SEGMENTS
+from corpus_asr.schemas import RECORDINGS, SEGMENTS
 from corpus_asr.segments import Segment, SpeakerTurn
 from corpus_asr.speakers.turns import with_speakers
 from corpus_asr.storage.run_state.corrections import (
@@ -35,7 +34,8 @@ from corpus_asr.storage.run_state.corrections import (
     plain_text,
     read_saved,
 )
-from corpus_asr.storage.run_state.placing import with_no_corrections
+from corpus_asr.storage.run_state.manifest_columns import columns_of, join_columns
+from corpus_asr.storage.run_state.placing import PLACED_COLUMNS
 from corpus_asr.storage.run_state.rewriting import NAMES_NAME
 from corpus_asr.storage.run_state.run_files import open_run, outcomes_names
 from corpus_asr.storage.run_state.seen_segments import SEEN_SEGMENTS, SeenSegments
@@ -170,8 +170,9 @@ def _written(rows: list[dict[str, str]], uri: str, speaker: str, name: str) -> b
 
 _WORD_SPEAKER = pa.field("speaker", pa.string(), metadata={"doc": "who says it; null: not known"})
 _WORDS = SEGMENTS.field("words")
-SPOKEN_SEGMENTS = SEEN_SEGMENTS.set(
-    SEEN_SEGMENTS.get_field_index("words"),
+_SEEN = SEEN_SEGMENTS.insert(SEGMENTS.get_field_index("model"), RECORDINGS.field("metadata"))
+SPOKEN_SEGMENTS = _SEEN.set(
+    _SEEN.get_field_index("words"),
     pa.field("words", pa.list_(pa.struct([*_WORDS.type.value_type, _WORD_SPEAKER]))),
 )
 """Segments as people see them, with the speakers of all segments and words."""
@@ -294,7 +295,7 @@ def read_segments(
     With `corrected`, segments are as people see them in the viewer, as in `show` and `export`:
     with their texts, times and speakers, without those that they removed, and with the columns
     `corrected`, `checked`, `original` and `speaker`. Without, they are the model's, as in the
-    Parquet tables.
+    Parquet tables. In both cases `metadata` has the newest columns of a manifest.
 
     With `speakers`, `speaker` is known of all segments and words by the turns of the run, and
     segments with words are split where the speaker changes; pieces have no token ids. All of it is
@@ -305,9 +306,9 @@ def read_segments(
             the run did not look for them.
     """
     store = _run_at(uri, endpoint_url)
-    table = pa.concat_tables([SEEN_SEGMENTS.empty_table(), *_seen(store, corrected=corrected)])
+    table = pa.concat_tables([_SEEN.empty_table(), *_seen(store, corrected=corrected)])
     if not speakers:
-        return table if corrected else table.select(SEGMENTS.names)
+        return table if corrected else table.drop_columns(PLACED_COLUMNS.names)
     turns = speakers_of(store)
     if turns is None:
         raise ConfigError(
@@ -340,7 +341,7 @@ def register_segments(
     """
     store = _run_at(uri, endpoint_url)
     name = '"' + table.replace('"', '""') + '"'
-    database.register("corpus_asr_arriving", SEEN_SEGMENTS.empty_table())
+    database.register("corpus_asr_arriving", _SEEN.empty_table())
     database.execute(f"create or replace table {name} as from corpus_asr_arriving")
     for rows in _seen(store, corrected=True):
         database.register("corpus_asr_arriving", rows)
@@ -358,21 +359,13 @@ def _run_at(uri: str, endpoint_url: str | None) -> OutputStore:
 
 def _seen(store: OutputStore, *, corrected: bool) -> Iterator[pa.Table]:
     corrections = Corrections.load(store) if corrected else Corrections({})
-    if not len(corrections):  # which rows count need not be known: finished tables have no others
-        try:
-            for batch in store.segments():
-                yield with_no_corrections(pa.table(batch).cast(SEGMENTS))
-        except FetchError as error:
-            if error.kind == NOT_FOUND:  # of which recordings, the tables tell
-                with open_selection(store, Selection()):
-                    pass
-            raise
-        return
     selection = Selection()
     with open_selection(store, selection) as tables:
-        seen = SeenSegments(store, tables, corrections)
-        for rows in seen.batches(SEGMENTS.names):
-            yield rows.filter(pa.array(selection.segments(rows))).cast(SEEN_SEGMENTS)
+        join_columns(store, tables)
+        for rows in SeenSegments(store, tables, corrections).batches(SEGMENTS.names):
+            kept = rows.filter(pa.array(selection.segments(rows)))
+            columns = columns_of(tables, kept["recording_id"])
+            yield kept.append_column("metadata", columns).select(_SEEN.names).cast(_SEEN)
 
 
 def _columns(segment: Segment) -> dict[str, object]:

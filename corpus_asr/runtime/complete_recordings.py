@@ -5,7 +5,6 @@ words, the part that fits worse is committed again without them, and its first c
 `speakers: corpus` the voices of recordings are then compared with one another.
 """
 
-import json
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from corpus_asr.config.extraction import SpeakerSettings
+from corpus_asr.config.extraction import SPEAKER_COUNTS, SpeakerSettings
 from corpus_asr.logs import event
 from corpus_asr.schemas import OUTCOMES, SEGMENTS, SPEAKERS
 from corpus_asr.speakers.turns import (
@@ -285,7 +284,7 @@ def _speakers_of(recording: RecordingVoices, settings: SpeakerSettings) -> Diari
         for _, part in sorted(recording.parts.items())
     )
     try:
-        columns = json.loads(recording.metadata) if recording.metadata else {}
+        columns = dict(zip(SPEAKER_COUNTS, recording.numbers, strict=False))
         return diarize_parts(windows, settings.of_recording(columns))
     except Exception as error:  # one recording's; its transcript is written, the others continue
         event(

@@ -28,7 +28,7 @@ from corpus_asr.runtime import complete_recordings
 from corpus_asr.runtime.complete_recordings import find_speakers_of_run, place_words_once
 from corpus_asr.runtime.ray_cluster import Cluster
 from corpus_asr.runtime.ray_dataset import on_workers
-from corpus_asr.schemas import SPEAKERS
+from corpus_asr.schemas import RECORDINGS, SPEAKERS
 from corpus_asr.speakers.voices import find_voices
 from corpus_asr.storage.run_state import portions, recording_rows, speaker_turns
 from corpus_asr.storage.run_state.finish import compact, keep_only
@@ -332,23 +332,24 @@ def test_who_is_new_gets_no_name_of_somebody_who_was_not_found_for_a_time(store:
 
 
 def test_a_row_of_the_manifest_says_how_many_speak_in_its_recording(store: OutputStore):
-    def commit_with(columns: dict[str, Any]) -> None:
-        metadata = json.dumps(columns)
-        store.remove_all(store.names("outcomes"))
-        rows = (spoken("a", at, last=at == 2, metadata=metadata) for at in range(3))
-        commit(store, results(*rows, spoken("b", 0, last=False), spoken("b", 1)))
+    rows = (spoken("a", at, last=at == 2) for at in range(3))
+    commit(store, results(*rows, spoken("b", 0, last=False), spoken("b", 1)))
 
-    commit_with({"title": "x"})
+    def list_with(columns: dict[str, Any]) -> None:
+        row = {"recording_id": A, "metadata": json.dumps(columns)}
+        store.write_table("recordings/1.parquet", pa.Table.from_pylist([row], RECORDINGS))
+
+    list_with({"title": "x"})
     assert find_speakers_of_run(store, AUTO) == 2
     # Another column makes no other turns; a number does, of this recording alone.
-    commit_with({"title": "y", "num_speakers": None})
+    list_with({"title": "y", "num_speakers": None})
     assert find_speakers_of_run(store, AUTO) == 0
-    commit_with({"title": "y", "num_speakers": "1"})
+    list_with({"title": "y", "num_speakers": "1"})
     assert find_speakers_of_run(store, AUTO) == 1
     assert {speaker for *_, speaker in names_of(store)} == {"S1"}
     assert names_of(store, B) == ALTERNATING[:2]
     assert find_speakers_of_run(store, AUTO) == 0
-    commit_with({"title": "y", "max_speakers": 2})
+    list_with({"title": "y", "max_speakers": 2})
     assert find_speakers_of_run(store, SpeakerSettings(mode="auto", num_speakers=1)) == 2
     assert names_of(store) == ALTERNATING
     assert {speaker for *_, speaker in names_of(store, B)} == {"S1"}

@@ -18,11 +18,11 @@ from tests.support.years import DAYS, TROUBLES, UPGRADES, Year, spend
 pytestmark = pytest.mark.long
 
 COMPARED = {
-    "outcomes": ("uri", "part", "last_part", "size_bytes", "etag", "metadata", "status",
-                 "error_kind", "duration_s", "segments_written"),
+    "outcomes": ("uri", "part", "last_part", "size_bytes", "etag", "status", "error_kind",
+                 "duration_s", "segments_written"),
     "recordings": ("uri", "size_bytes", "etag", "metadata", "status", "error_kind", "parts",
                    "segments", "duration_s", "gone"),
-    "segments": ("uri", "metadata", "part", "segment", "start_s", "end_s", "language"),
+    "segments": ("uri", "part", "segment", "start_s", "end_s", "language"),
 }  # fmt: skip
 MANIFEST_DAYS = ("add", "name_late", "unname", "change_column", "change_text", "correct", "forget",
                  "allow", "prune", "ask_again")  # fmt: skip
@@ -101,7 +101,8 @@ class ManifestYear(Year):
             for row in self.read(table):
                 columns = self.columns.get(Path(row["uri"]))
                 if columns is not None:
-                    assert json.loads(row["metadata"]) == columns, (table, row["uri"])
+                    if table == "recordings":
+                        assert json.loads(row["metadata"]) == columns, row["uri"]
                     text = columns["text"].split()[1]
                     assert row.get("text", f"_ _ {text} _").split()[2] == text
 

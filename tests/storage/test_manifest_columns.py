@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 
-from corpus_asr.config.run import RunConfig
+from corpus_asr.config.run import RunConfig, RunOptions
+from corpus_asr.export.speakers import read_segments
 from corpus_asr.storage.run_state.finish import finish
 from corpus_asr.storage.run_state.plan import Plan, make_plan, read_listing, read_packs
 from corpus_asr.storage.run_state.redo import note_redo
@@ -17,6 +19,8 @@ from tests.support.stores import life
 from tests.support.tables import commit, part, results, rows_of, run_config
 
 pytestmark = pytest.mark.long
+
+GUIDE = (Path(__file__).parents[2] / "docs" / "manifests.md").read_text()
 
 
 class Folder:
@@ -61,13 +65,12 @@ class Folder:
         return None if process.killed else plan
 
     def columns(self) -> dict[str, list[Any]]:
-        """Return what all tables say of the recordings' columns."""
+        """Return the columns of the recordings as readers find them."""
         found: dict[str, list[Any]] = {}
-        store = self.store
-        for rows in (store.segments(), store.outcomes(), store.recordings()):
-            for row in rows_of(rows):
-                said = row["metadata"] and json.loads(row["metadata"])
-                found.setdefault(Path(row["uri"]).stem, []).append(said)
+        segments = read_segments(self.store.uri).to_pylist()
+        for row in (*rows_of(self.store.recordings()), *segments):
+            said = row["metadata"] and json.loads(row["metadata"])
+            found.setdefault(Path(row["uri"]).stem, []).append(said)
         return found
 
     def texts(self) -> list[str]:
@@ -77,51 +80,28 @@ class Folder:
 A, B, CORRECTED = {"show": "one"}, {"show": "two"}, {"show": "uno", "day": 3}
 
 
-def test_other_columns_are_written_without_transcription(tmp_path: Path) -> None:
+def test_readers_find_other_columns_and_no_result_is_rewritten(tmp_path: Path) -> None:
     folder = Folder(tmp_path, align=False)
     folder.say(a=A, b=B)
     folder.run()
-    objects = folder.store.names("outcomes")
-    assert folder.plan().num_new_columns == 0
-    folder.say(a=CORRECTED, b=B)
-    plan = folder.run()
-    assert plan is not None
-    assert (plan.num_new_columns, plan.num_remaining) == (1, 0)
-    assert plan.notes()[0].startswith("1 recording with other columns in the manifest: written")
-    assert folder.columns() == {"a": [CORRECTED] * 3, "b": [B] * 3}
-    assert folder.store.names("outcomes") != objects
-    folder.say(a={}, b=B)
+    results_of_a_run = [*folder.store.commit_names(), *folder.store.names("segments")]
+    for columns in (CORRECTED, {"show": ["other", "kind"]}, {}):
+        folder.say(a=columns, b=B)
+        plan = folder.run()
+        assert plan is not None
+        assert (plan.num_remaining, plan.notes()) == (0, [])
+        assert folder.columns() == {"a": [columns or None] * 2, "b": [B] * 2}
+    folder.say(a=CORRECTED)
     folder.run()
-    assert folder.columns() == {"a": [None] * 3, "b": [B] * 3}
-
-
-def test_columns_are_written_in_a_run_that_replaces_other_rows_of_the_object(
-    tmp_path: Path,
-) -> None:
-    folder = Folder(tmp_path, align=True)
-    folder.say(a={"text": "one"}, b={"text": "two", "show": "x"})
-    folder.run()
-    folder.say(a={"text": "uno"}, b={"text": "two", "show": "y"})
-    plan = folder.run()
-    assert plan is not None
-    assert (plan.num_new_columns, plan.num_realigned) == (1, 1)
-    assert folder.columns() == {"a": [{"text": "uno"}] * 3, "b": [{"text": "two", "show": "y"}] * 3}
-    assert folder.texts() == ["a uno", "b two"]
-
-
-@pytest.mark.parametrize(
-    "killed", [2, 5, 7, *(pytest.param(at, marks=pytest.mark.slow) for at in (4, 6, 9))]
-)
-def test_columns_that_are_being_written_are_never_lost(tmp_path: Path, killed: int) -> None:
-    folder = Folder(tmp_path, align=False)
-    folder.say(a=A, b=B)
-    folder.run()
-    folder.say(a=CORRECTED, b=A)
-    folder.run(killed=killed)
-    assert set(folder.texts()) == {"a nothing", "b nothing"}
-    folder.run()
-    assert folder.columns() == {"a": [CORRECTED] * 3, "b": [A] * 3}
-    assert folder.texts() == ["a nothing", "b nothing"]
+    assert folder.columns() == {"a": [CORRECTED] * 2, "b": [B] * 2}, "what is not listed keeps its"
+    assert [*folder.store.commit_names(), *folder.store.names("segments")] == results_of_a_run
+    query = GUIDE.split("-- columns of the manifest\n")[1].partition("```")[0]
+    with duckdb.connect() as database:
+        joined = database.sql(query.replace("output/demo", folder.store.uri)).fetchall()
+    assert sorted(row[0] for row in joined) == ["two", "uno"]
+    options = RunOptions(redo="metadata->>'show' = 'uno'")
+    plan = make_plan(folder.config, folder.store, model_revision="w", options=options)
+    assert plan.num_matched == 1
 
 
 def test_another_text_is_aligned_again_and_the_old_one_stays_until_then(tmp_path: Path) -> None:
@@ -130,16 +110,17 @@ def test_another_text_is_aligned_again_and_the_old_one_stays_until_then(tmp_path
     folder.say(a=first, b=first)
     folder.run()
     folder.say(a=other, b=first | {"show": "y"})
-    plan = folder.run(reach="")
-    assert plan is not None
-    assert (plan.num_realigned, plan.num_new_columns, plan.num_remaining) == (1, 1, 1)
-    assert folder.texts() == ["a lobsters and oysters", "b lobsters and oysters"]
-    assert folder.columns() == {"a": [first] * 3, "b": [first | {"show": "y"}] * 3}
-    plan = folder.run()
-    assert plan is not None
-    assert (plan.num_realigned, plan.num_redone) == (0, 1), "it waits, and is not asked for again"
+    for killed, new, redone in ((5, 1, 0), (float("inf"), 0, 1)):
+        plan = folder.plan()
+        folder.run(reach="", killed=killed)
+        assert (plan.num_realigned, plan.num_redone, plan.num_remaining) == (new, new + redone, 1)
+        assert folder.texts() == ["a lobsters and oysters", "b lobsters and oysters"]
+    assert folder.columns() == {"a": [other] * 2, "b": [first | {"show": "y"}] * 2}
+    done = folder.run()
+    assert done is not None
+    assert (done.num_realigned, done.num_redone) == (0, 1), "it waits, and is not asked for again"
     assert folder.texts() == ["a lobsters", "b lobsters and oysters"]
-    assert folder.columns()["a"] == [other] * 3
+    assert folder.columns()["a"] == [other] * 2
     assert not folder.store.exists(REDO_NAME)
     folder.say(a=other | {"end_s": 2.0}, b=first)
     assert folder.plan().num_realigned == 1, "other times"

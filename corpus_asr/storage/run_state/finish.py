@@ -20,7 +20,7 @@ import pyarrow.ipc
 from corpus_asr.config.run import CLASSIFY_AUDIO, RunConfig
 from corpus_asr.schemas import OUTCOMES, RECORDINGS, SCHEMA_VERSION
 from corpus_asr.storage.run_state.claims import rows_with_owners
-from corpus_asr.storage.run_state.manifest_columns import changes, write_columns
+from corpus_asr.storage.run_state.manifest_columns import join_columns
 from corpus_asr.storage.run_state.plan import retire_plans
 from corpus_asr.storage.run_state.redo import forget_done
 from corpus_asr.storage.run_state.run_files import (
@@ -158,10 +158,7 @@ def finish(
             tables.reread(store)
         if adopt_versions(store, tables):
             tables.reread(store)
-        if config.source.has_columns:
-            found = changes(tables, "listing", aligns=config.decoding.align)
-            if write_columns(store, tables, found):
-                tables.reread(store)
+        join_columns(store, tables, listed=config.source.has_columns)
         counts = OutcomeCounts.of(tables, num_listed, run_id=run.run_id)
         # Also while something is left: each later run reads what this one leaves.
         target_mb = config.output.target_file_mb

@@ -28,7 +28,7 @@ from corpus_asr.storage.manifest import expected_bytes
 from corpus_asr.storage.parquet import parquet_batches, parquet_writer
 from corpus_asr.storage.run_state.change_note import is_finished
 from corpus_asr.storage.run_state.forgotten import Forgotten
-from corpus_asr.storage.run_state.manifest_columns import changes
+from corpus_asr.storage.run_state.manifest_columns import other_texts
 from corpus_asr.storage.run_state.moved import Arrivals, Moves, as_table, noted_moves
 from corpus_asr.storage.run_state.redo import chosen
 from corpus_asr.storage.run_state.run_files import (
@@ -182,7 +182,6 @@ class Plan:
     num_retried: int = 0  # ... those that failed, ...
     num_redone: int = 0  # ... and those that are done again; the rest were started
     num_realigned: int = 0  # of the remaining, those whose text of the manifest is another now
-    num_new_columns: int = 0  # listed recordings of which only other columns of it are
     num_matched: int | None = None  # recordings that --redo means, listed or not
     num_packs: int = 0
     num_excluded: int = 0  # left out by `source.exclude`
@@ -232,9 +231,6 @@ class Plan:
         if self.num_realigned:
             texts = counted(self.num_realigned, "recording")
             found.append(f"{texts} to be aligned again: another text in the manifest")
-        if self.num_new_columns:
-            others = counted(self.num_new_columns, "recording")
-            found.append(f"{others} with other columns in the manifest: written into the tables")
         if self.num_ignored:
             found.append(f"{counted(self.num_ignored, 'other file')} ignored (source.ignore)")
         if self.num_moved:
@@ -308,7 +304,7 @@ def make_plan(
     noted = noted_moves(store)
     columns: Sequence[str] = (*VERSION_COLUMNS, "content_digest")
     columns = columns if options.redo is None else PART_COLUMNS
-    if config.source.has_columns:
+    if config.decoding.align:
         columns = tuple(dict.fromkeys((*columns, "metadata")))
     with (
         scratch_folder() as folder,
@@ -453,11 +449,12 @@ def _left(
     sizes, ids, retried = [np.empty(0, np.int64)], [np.empty(0, "S16")], [np.empty(0, bool)]
     reasons: Counter[int] = Counter()
     plan.remaining, plan.known = FileSample(), {}
-    plan.num_remaining_bytes = plan.num_new_columns = 0
+    plan.num_remaining_bytes = 0
     with parquet_writer(scratch, REMAINING) as remaining_file:
         for files in shards:
-            if config.source.has_columns:
-                _compare_columns(plan, tables, files, config)
+            if config.decoding.align and len(texts := other_texts(tables, files)):
+                plan.num_realigned += len(texts)
+                plan.redo = tables.do_again(texts)
             remaining = tables.remaining(
                 files.to_batches()[0], options.retry, leave_alone=options.leave_alone
             )
@@ -484,16 +481,6 @@ def _left(
     plan.num_retried = reasons[Reason.retried]
     plan.num_redone = reasons[Reason.redone]
     return np.concatenate(sizes), np.concatenate(ids), np.concatenate(retried)
-
-
-def _compare_columns(plan: Plan, tables: RunTables, files: pa.Table, config: RunConfig) -> None:
-    aligns = config.decoding.align
-    tables.add("shard", without_credentials(files))
-    found = changes(tables, "shard", aligns=aligns)
-    plan.num_new_columns += found.num_recordings
-    plan.num_realigned += len(found.texts)
-    if len(found.texts):
-        plan.redo = tables.do_again(found.texts)
 
 
 _KNOWN = """

@@ -12,6 +12,7 @@ import pyarrow as pa
 from corpus_asr.errors import ConfigError
 from corpus_asr.schemas import RECORDINGS
 from corpus_asr.storage.run_state.confidences import read_confidences
+from corpus_asr.storage.run_state.manifest_columns import join_columns
 from corpus_asr.storage.run_state.run_tables import REDO, REDO_NAME, RunTables, read_redo
 from corpus_asr.storage.run_state.tables import OutputStore, PartRows
 from corpus_asr.units import shortened
@@ -86,6 +87,8 @@ def _make_asked(store: OutputStore, tables: RunTables, where: str, rows: PartRow
     # Segments are read where they are asked about alone: there may be a billion.
     named = any(name in where.lower() for name in ("confidence", "model"))
     read_confidences(store, tables, rows, which="counts" if named else "false")
+    if "metadata" in where.lower():
+        join_columns(store, tables)
     tables.execute(_ASKED)
 
 

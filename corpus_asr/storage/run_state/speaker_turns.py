@@ -26,6 +26,7 @@ from corpus_asr.array_types import Float16, Float32, Float64, Int64
 from corpus_asr.logs import event
 from corpus_asr.schemas import SPEAKERS, VOICES
 from corpus_asr.segments import SpeakerTurn
+from corpus_asr.storage.run_state.manifest_columns import join_columns
 from corpus_asr.storage.run_state.portions import Portion, portions_of
 from corpus_asr.storage.run_state.recording_rows import (
     ROWS_PER_OBJECT,
@@ -49,7 +50,7 @@ _LOG = logging.getLogger(__name__)
 MAX_COMPARED_SPEAKERS = 100_000
 _TURN = ("recording_id", "channel", "start_s", "end_s", "speaker", "confidence")
 _VOICES = (
-    "recording_id", "uri", "metadata", "part", "channel", "voice_spans", "voices", "overlap_spans",
+    "recording_id", "uri", "part", "channel", "voice_spans", "voices", "overlap_spans",
 )  # fmt: skip
 
 
@@ -87,8 +88,8 @@ class RecordingVoices:
     recording_id: str
     uri: str
     made_of: str
-    metadata: str | None = None
-    """Columns of its row of the manifest, as JSON text."""
+    numbers: Sequence[str | None] = ()
+    """Numbers of speakers, as `SPEAKER_COUNTS`, of its row of the manifest."""
     parts: dict[int, PartVoices] = field(default_factory=dict)
 
 
@@ -103,9 +104,10 @@ def voices_left(
     names = store.names(SPEAKERS_FOLDER)
     known = made_so_far(store, names)
     with RunTables(store, columns=(*VERSION_COLUMNS, "metadata")) as tables:
+        join_columns(store, tables, "outcomes")
         tables.add("made", known)
         chosen = json.dumps(settings, sort_keys=True)
-        tables.add("wanted", tables.table(wanted(also=_NUMBERS), settings=chosen))
+        tables.add("wanted", tables.table(wanted(also=_ALSO), settings=chosen))
         [(number,)] = tables.rows("select count(*) from wanted")
         stale = tables.table(_STALE)
         # Of speakers who are no longer found, too: nobody else is to get their names.
@@ -118,6 +120,7 @@ def voices_left(
                 portion,
                 earlier=[names[at] for at in numbers],
                 named={each: named[each] for each in portion.recordings if each in named},
+                numbers=dict(tables.rows(_NUMBERS_OF, ids=[*portion.recordings])),
             )
 
         yield number, map(with_earlier, portions_of(tables, "wanted"))
@@ -136,7 +139,7 @@ def read_voices_of(store: OutputStore, portion: Portion) -> Iterator[RecordingVo
                     recording_id=row["recording_id"],
                     uri=row["uri"],
                     made_of=made_of,
-                    metadata=row["metadata"],
+                    numbers=portion.numbers[row["recording_id"]],
                 ),
             )
             found.parts[row["part"]] = _part_voices(row)
@@ -148,8 +151,13 @@ def read_voices_of(store: OutputStore, portion: Portion) -> Iterator[RecordingVo
 _STALE = "select distinct recording_id, number from made semi join wanted using (recording_id)"
 # Nothing for a row without numbers of speakers: its turns are not made again.
 _NUMBERS = """
-coalesce(nullif(json_extract_string(arg_min(metadata, part),
-  ['$.num_speakers', '$.min_speakers', '$.max_speakers'])::varchar, '[NULL, NULL, NULL]'), '')
+json_extract_string(arg_min(metadata, part),
+  ['$.num_speakers', '$.min_speakers', '$.max_speakers'])
+"""
+_ALSO = f"coalesce(nullif({_NUMBERS}::varchar, '[NULL, NULL, NULL]'), '')"
+_NUMBERS_OF = f"""
+select recording_id, coalesce({_NUMBERS}, []) from parts
+where recording_id in (select unnest($ids)) group by all
 """
 
 
