@@ -432,7 +432,7 @@ class SlotBatch:
         new = slice(len(job.prompt), int(length))
         tokens: list[int] = text[new].tolist()
         logprobs: list[float] = logprob[new].tolist()
-        scores, logits = self._options.kept(slot)
+        scores = self._options.kept(slot)
         if (error := no_numbers(logprobs, self.model)) is not None:
             return error
         end_logprob = logprobs.pop() if tokens[-1] == job.rules.last else None
@@ -443,7 +443,6 @@ class SlotBatch:
             score=None if job.score_token is None else float(score),
             looped=bool(looped),
             scores=scores,
-            logits=logits,
         )
 
 

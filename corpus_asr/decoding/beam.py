@@ -75,7 +75,6 @@ def result_of(
     *,
     token_score: float,
     scores: Tensor | None,
-    logits: Tensor | None,
 ) -> WindowResult:
     """Make a result of the finished sequences of one window, best first."""
     results = []
@@ -95,7 +94,6 @@ def result_of(
                 score=None if job.score_token is None else token_score,
                 looped=int(found.end[beam]) == _LOOPED,
                 scores=None if scores is None else scores[parents, steps],
-                logits=None if logits is None else logits[parents, steps],
                 sequence_score=float(found.score[beam]),
                 parents=tuple(parents.tolist()),
             )
@@ -216,9 +214,7 @@ class BeamBatch:
         logits = logits.repeat_interleave(self.num_beams, dim=0)
         scores = logits.log_softmax(dim=1)
         options = self._options.layout(self._slots(places))
-        scores = self._options.before_rules(
-            scores, self._slots(places), slots, options, logits=logits
-        )
+        scores = self._options.before_rules(scores, self._slots(places), slots, options)
         self._take(
             self._rules.apply_first(scores, slots, prefixes),
             index,
@@ -253,7 +249,7 @@ class BeamBatch:
         positions = (self._beams.length[_RUNNING, :count] - 1).flatten()
         logits = self.model.step(self._state, tokens, positions, reach=reach)
         scores = self._options.before_rules(
-            logits.log_softmax(dim=1), slots, self._numbers[: len(slots)], options, logits=logits
+            logits.log_softmax(dim=1), slots, self._numbers[: len(slots)], options
         )
         self._take(self._rules.apply(scores), slice(count), places=range(count), **asked)
 
@@ -306,15 +302,13 @@ class BeamBatch:
         for row, place in enumerate(places):
             job = self._jobs[place]
             assert job is not None, "collected from an empty place"
-            scores, logits = self._kept(place)
+            scores = self._kept(place)
             found = Beams(rows[row])
             if (error := no_numbers(found.score.tolist(), self.model)) is not None:
                 results.append(error)
                 continue
             token_score = float(token_scores[row])
-            results.append(
-                result_of(found, job, token_score=token_score, scores=scores, logits=logits)
-            )
+            results.append(result_of(found, job, token_score=token_score, scores=scores))
         return results
 
     @torch.inference_mode()
@@ -543,8 +537,7 @@ class BeamBatch:
             stopped = [should_stop(job.search.stopping, text[:length], None) for text in texts]
             stop[row] |= torch.tensor(stopped, device=stop.device)
 
-    def _kept(self, place: int) -> tuple[Tensor | None, Tensor | None]:
+    def _kept(self, place: int) -> Tensor | None:
         kept = [self._options.kept(slot) for slot in self._slots([place])]
-        scores = [steps for steps, _ in kept if steps is not None]
-        logits = [steps for _, steps in kept if steps is not None]
-        return torch.stack(scores) if scores else None, torch.stack(logits) if logits else None
+        scores = [steps for steps in kept if steps is not None]
+        return torch.stack(scores) if scores else None

@@ -28,7 +28,6 @@ _NOISE_BITS = 23  # plus one half stays exact in float32, so that 1.0 is never r
 class _Options:
     search: Search
     scores: list[Tensor] = field(default_factory=list)
-    logits: list[Tensor] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,13 +122,8 @@ class SlotOptions:
         slots: Sequence[int],
         index: Int[Tensor, " batch"],
         layout: Layout,
-        *,
-        logits: Float[Tensor, "batch vocab"] | None = None,
     ) -> Float[Tensor, "batch vocab"]:
         """Apply what comes before the token rules, in the order of transformers."""
-        for row in self._rows(slots, lambda search: search.keep_logits):
-            kept = scores if logits is None else logits
-            self._slots[slots[row]].logits.append(kept[row].clone())
         if layout.penalised or layout.longest_ngram:
             texts, lengths = self._tokens[index], self._lengths[index]
             if layout.penalised:
@@ -194,15 +188,11 @@ class SlotOptions:
                 found.append(slot)
         return found
 
-    def kept(self, slot: int) -> tuple[Tensor | None, Tensor | None]:
-        """Hand over the scores and logits kept of the slot's tokens, on the CPU."""
+    def kept(self, slot: int) -> Tensor | None:
+        """Hand over the scores kept of the slot's tokens, on the CPU."""
         # At 200 kB a token, nothing must stay in a slot that nobody needs for now.
         options = self._slots.pop(slot, None)
-        if options is None:
-            return None, None
-        kept = (options.scores, options.logits)
-        scores, logits = (torch.stack(steps).cpu() if steps else None for steps in kept)
-        return scores, logits
+        return torch.stack(options.scores).cpu() if options and options.scores else None
 
     def _rows(self, slots: Sequence[int], wanted: Callable[[Search], bool]) -> list[int]:
         if not self._slots:
@@ -236,7 +226,7 @@ def _narrows(search: Search) -> bool:
 def is_exact(search: Search) -> bool:
     """Whether each step counts: the caller's functions are called, or scores are kept."""
     calls = search.early_processors or search.processors or search.stopping
-    return bool(calls) or search.keep_scores or search.keep_logits
+    return bool(calls) or search.keep_scores
 
 
 def penalise_repeats(

@@ -226,8 +226,6 @@ class Search:
     """The window ends when one of them says so."""
     keep_scores: bool = False
     """Keep the scores of every step in the result: (token, vocab) in float32."""
-    keep_logits: bool = False
-    """Keep the raw logits of every step likewise."""
 
     def __post_init__(self) -> None:
         for name, holds, expected in (
@@ -347,8 +345,6 @@ class WindowResult:
     Under the rules and, where it was sampled, divided by the temperature and narrowed by `top_k`
     and `top_p`.
     """
-    logits: Float[Tensor, "token vocab"] | None = None
-    """What the model gave for each token (end token included), where `keep_logits` asks for it."""
     sequence_score: float | None = None
     """The beam's log-probability with its length penalty."""
     parents: tuple[int, ...] = ()

@@ -93,7 +93,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "watched": {"search": Search(stop_loops=True), "max_new_tokens": 60},
     "narrowed": {"search": Search(temperature=1.0, top_k=4)},
     "penalised": {"search": Search(repetition_penalty=1.5, no_repeat_ngram_size=3)},
-    "kept": {"search": Search(keep_scores=True, keep_logits=True)},
+    "kept": {"search": Search(keep_scores=True)},
     "beams": {"search": Search(num_beams=3)},
     "watched beams": {"search": Search(num_beams=3, stop_loops=True), "max_new_tokens": 60},
     "drafted": {"search": Search(assistant=ASSISTANT, num_draft_tokens=3)},

@@ -65,7 +65,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "penalised": {"search": Search(repetition_penalty=1.5, no_repeat_ngram_size=3)},
     "narrowed": {"search": Search(temperature=1.0, top_k=4)},
     "nucleus": {"search": Search(temperature=1.0, top_p=0.7, no_repeat_ngram_size=2)},
-    "kept": {"search": Search(keep_scores=True, keep_logits=True)},
+    "kept": {"search": Search(keep_scores=True)},
     "short": {"num_frames": 100},
     "beams": {"search": Search(num_beams=3)},
     "phrases": {"search": Search(phrases=PHRASES)},
