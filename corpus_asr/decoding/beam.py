@@ -5,7 +5,6 @@ always the first ones.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -76,29 +75,23 @@ def result_of(
     token_score: float,
     scores: Tensor | None,
 ) -> WindowResult:
-    """Make a result of the finished sequences of one window, best first."""
-    results = []
-    for beam in range(job.search.num_return_sequences):
-        new = slice(len(job.prompt), int(found.length[beam]))
-        tokens: list[int] = found.text[beam, new].tolist()
-        logprobs: list[float] = found.logprob[beam, new].tolist()
-        # What a token was chosen from is what the beam saw that it was appended to.
-        parents = found.parent[beam, new]
-        steps = torch.arange(len(parents))
-        end_logprob = logprobs.pop() if tokens and tokens[-1] == job.rules.last else None
-        results.append(
-            WindowResult(
-                tokens=tuple(tokens[: len(logprobs)]),
-                logprobs=tuple(logprobs),
-                end_logprob=end_logprob,
-                score=None if job.score_token is None else token_score,
-                looped=int(found.end[beam]) == _LOOPED,
-                scores=None if scores is None else scores[parents, steps],
-                sequence_score=float(found.score[beam]),
-                parents=tuple(parents.tolist()),
-            )
-        )
-    return replace(results[0], others=tuple(results[1:]))
+    """Make a result of the best finished sequence of one window."""
+    new = slice(len(job.prompt), int(found.length[0]))
+    tokens: list[int] = found.text[0, new].tolist()
+    logprobs: list[float] = found.logprob[0, new].tolist()
+    # What a token was chosen from is what the beam saw that it was appended to.
+    parents = found.parent[0, new]
+    end_logprob = logprobs.pop() if tokens and tokens[-1] == job.rules.last else None
+    return WindowResult(
+        tokens=tuple(tokens[: len(logprobs)]),
+        logprobs=tuple(logprobs),
+        end_logprob=end_logprob,
+        score=None if job.score_token is None else token_score,
+        looped=int(found.end[0]) == _LOOPED,
+        scores=None if scores is None else scores[parents, torch.arange(len(parents))],
+        sequence_score=float(found.score[0]),
+        parents=tuple(parents.tolist()),
+    )
 
 
 class BeamBatch:
@@ -292,7 +285,7 @@ class BeamBatch:
         self._requested = tuple(places), Download(*found)
 
     def collect(self, places: Sequence[int]) -> list[WindowResult | ItemError]:
-        """Read the results of finished places: the best beam, and beside it the next best."""
+        """Read the results of finished places, of the best beam."""
         if self._requested is None or self._requested[0] != tuple(places):
             self.request(places)
         assert self._requested is not None, "just requested"

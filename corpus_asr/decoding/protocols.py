@@ -212,8 +212,6 @@ class Search:
     """Finished beams are ranked by the sum of log-probabilities over length to this power."""
     early_stopping: bool | Literal["never"] = False
     """As in `transformers`: stop at `num_beams` finished beams, or when none can get better."""
-    num_return_sequences: int = 1
-    """Beams returned, best first; at most `num_beams`."""
     assistant: SlotModel | None = None
     """A smaller model that drafts tokens for the large one to check; the text stays the same."""
     num_draft_tokens: int = 5
@@ -236,11 +234,6 @@ class Search:
             ("no_repeat_ngram_size", self.no_repeat_ngram_size >= 0, "0 or more"),
             ("num_beams", self.num_beams >= 1, "at least 1"),
             ("num_draft_tokens", self.num_draft_tokens >= 1, "at least 1"),
-            (
-                "num_return_sequences",
-                1 <= self.num_return_sequences <= self.num_beams,
-                f"1 to num_beams, which is {self.num_beams}",
-            ),
             ("early_stopping", self.early_stopping in (True, False, "never"), "a bool or 'never'"),
         ):
             if not holds:
@@ -349,8 +342,6 @@ class WindowResult:
     """The beam's log-probability with its length penalty."""
     parents: tuple[int, ...] = ()
     """Of beams: which of them each token (end token included) was appended to."""
-    others: tuple["WindowResult", ...] = ()
-    """The next best beams, `num_return_sequences` - 1 of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

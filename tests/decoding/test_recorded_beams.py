@@ -56,7 +56,7 @@ def run(model: SlotModel, tasks: list[list[Job]], *, record: bool = True) -> lis
 
 
 def told(found: list[list[Any]]) -> list[Any]:
-    results = [one for task in found for result in task for one in (result, *result.others)]
+    results = [one for task in found for one in task]
     return [(one.tokens, one.logprobs, one.sequence_score, one.parents) for one in results]
 
 
