@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 if _TYPE_CHECKING:
     from corpus_asr.decoding.recognizer import Recognized, RecognizedWord, Recognizer
-    from corpus_asr.export.hooks import read_hook
     from corpus_asr.export.speakers import read_segments, register_segments
     from corpus_asr.formats.transcript import Transcript
     from corpus_asr.runtime.in_flight import Cancellation, TranscriptionProgress
     from corpus_asr.runtime.transcriber import Transcriber
     from corpus_asr.segments import Segment, SpeakerTurn, Word
+    from corpus_asr.storage.run_state.hook_rows import read_hook
 
     __version__: str
 
@@ -38,7 +38,7 @@ _MODULES = {
     "Transcript": "corpus_asr.formats.transcript",
     "TranscriptionProgress": "corpus_asr.runtime.in_flight",
     "Word": "corpus_asr.segments",
-    "read_hook": "corpus_asr.export.hooks",
+    "read_hook": "corpus_asr.storage.run_state.hook_rows",
     "read_segments": "corpus_asr.export.speakers",
     "register_segments": "corpus_asr.export.speakers",
 }

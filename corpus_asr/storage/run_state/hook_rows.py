@@ -14,7 +14,7 @@ from itertools import pairwise
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from corpus_asr.config.hooks import KEYS, HookSettings
+from corpus_asr.config.hooks import KEYS, STATE, HookSettings
 from corpus_asr.errors import ConfigError
 from corpus_asr.schemas import HOOKS, SEGMENTS
 from corpus_asr.segments import SpeakerTurn
@@ -27,6 +27,7 @@ from corpus_asr.storage.run_state.recording_rows import (
     rows_at,
     wanted,
 )
+from corpus_asr.storage.run_state.run_files import open_run
 from corpus_asr.storage.run_state.run_tables import VERSION_COLUMNS, RunTables
 from corpus_asr.storage.run_state.seen_segments import SEEN_SEGMENTS, SeenSegments
 from corpus_asr.storage.run_state.speaker_turns import read_turns
@@ -256,3 +257,21 @@ def read_rows(
             counts = pc.is_in(batch["recording_id"], value_set=newest.get(number, _NONE))
             rows = pa.table(batch)
             yield rows if pc.all(counts).as_py() else rows.filter(counts)  # vectors are large
+
+
+def read_hook(uri: str, name: str, *, endpoint_url: str | None = None) -> pa.Table:
+    """Return what a hook of a run made of its recordings, as an Arrow table.
+
+    Rows are known by `recording_id`, and by `part` and `segment` if the hook is one per segment:
+    those of `read_segments`. Recordings for which the function failed or had nothing have none.
+
+    Raises:
+        ConfigError: there is no such table.
+    """
+    store = open_run(uri, endpoint_url=endpoint_url)
+    rows = pa.concat_tables([*read_rows(store, name)] or [HOOKS.empty_table()])
+    told = pa.array([False] * rows.num_rows, pa.bool_())
+    for column in rows.schema.names:
+        if column not in ("recording_id", "uri", *STATE):
+            told = pc.or_(told, pc.is_valid(rows[column]))
+    return rows.filter(told).drop_columns([*STATE])

@@ -118,7 +118,7 @@ class LocalStore(Store):
         temporary = path.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
         _make_folder(path.parent)
         try:
-            with self._held(temporary) as file:
+            with open(self._held(temporary), "wb") as file:
                 shutil.copyfileobj(source, file)
                 file.flush()
                 os.fsync(file.fileno())
@@ -130,11 +130,11 @@ class LocalStore(Store):
         finally:
             temporary.unlink(missing_ok=True)
 
-    def _held(self, temporary: Path) -> io.BufferedWriter:
+    def _held(self, temporary: Path) -> int:
         while True:
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, self._mode)
             if hold(descriptor):
-                return os.fdopen(descriptor, "wb")
+                return descriptor
             os.close(descriptor)
             temporary.unlink(missing_ok=True)
 
