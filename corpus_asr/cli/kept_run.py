@@ -14,7 +14,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from corpus_asr.cli.output_files import Version
 from corpus_asr.config.options import OPTION_NAMES, sections_from
 from corpus_asr.config.other_names import translated
 from corpus_asr.config.run import ModelSettings, OutputSettings, RunConfig, SourceSettings
@@ -45,60 +44,54 @@ from corpus_asr.storage.run_state.tables import (
 )
 from corpus_asr.storage.stores.uri import public, recording_id, within
 
+Version = tuple[str | None, int | None]
+"""ETag and size of a recording."""
+
 _RUN_ID = "transcribe"
+_FOLDERS = (OUTCOMES_FOLDER, SEGMENT_ROWS.folder, SPEAKERS_FOLDER, RECORDINGS_FOLDER)
 _SEGMENT_NAMES = {each.name for each in SEGMENT_FIELDS} & {each.name for each in fields(Segment)}
 
 
 class KeptRun:
     """Writes the run of a folder."""
 
-    def __init__(
-        self,
-        folder: str,
-        uris: Iterable[str],
-        *,
-        model: str,
-        revision: str,
-        options: Mapping[str, Any],
-    ) -> None:
+    def __init__(self, folder: str, uris: Iterable[str], made_by: Mapping[str, Any]) -> None:
         """Begin, or continue where there is one.
 
-        `uris` are the recordings of this call, `options` those of their transcription among others.
+        `uris` are the recordings of this call, `made_by` its model and options.
         """
         self._store = OutputStore(within(folder, KEPT_RUN_FOLDER))
-        self._model, self._revision = model, revision
+        self._model, self._revision = (
+            str(made_by.get(name, "")) for name in ("model", "model_revision")
+        )
         # Settings say where recordings are reached; those of this call are added to the record.
         source = SourceSettings(uri=tuple(map(public, uris)))
-        named = translated(options).items()
+        named = translated(made_by).items()
         decoding, extract, speakers = sections_from(
             {name: value for name, value in named if name in OPTION_NAMES}
         )
         config = RunConfig(
-            source=source, model=ModelSettings(checkpoint=model), output=OutputSettings(uri=folder),
-            decoding=decoding, extract=extract, speakers=speakers,
+            source=source, model=ModelSettings(checkpoint=self._model),
+            output=OutputSettings(uri=folder), decoding=decoding, extract=extract,
+            speakers=speakers,
         )  # fmt: skip
         # No later run goes on with it, so it names no pipeline.
         sections = ("source", "model", "extract", "decoding", "speakers")
         safe = safe_config(config)
         self._store.write_json(CONFIG_NAME, {name: safe[name] for name in sections})
-        made_by = {
-            "fingerprint": fingerprint(config, revision), "settings": result_settings(config)
+        settings = {
+            "fingerprint": fingerprint(config, self._revision), "settings": result_settings(config)
         }  # fmt: skip
-        self._store.write_json(FINGERPRINT_NAME, made_by)
+        self._store.write_json(FINGERPRINT_NAME, settings)
         record_sources(self._store, source, ())
         self._store.write_bytes(SUCCESS_NAME, b"")
 
-    def reserve(self) -> tuple[str, list[str]]:
-        """Return the stem of a commit to come, and the names that its objects may have.
-
-        Noted first, they are removed again though a call is killed in between.
-        """
-        stem = self._store.stem()
-        folders = (OUTCOMES_FOLDER, SEGMENT_ROWS.folder, SPEAKERS_FOLDER, RECORDINGS_FOLDER)
-        return stem, [f"{folder}/{stem}{SUFFIX}" for folder in folders]
+    def stem(self) -> str:
+        """Return the stem of a commit to come, by which a later call finds it."""
+        return self._store.stem()
 
     def keep(self, uri: str, version: Version, transcript: Transcript, *, stem: str) -> None:
-        """Commit what a recording says, and who says it, under a reserved stem."""
+        """Commit what a recording says, and who says it, under a stem."""
         own = recording_id(public(uri))
         # Where channels were transcribed separately, each is a part.
         parts = transcript.channels or (transcript,)
@@ -122,8 +115,9 @@ class KeptRun:
             for recording in recordings_rows(tables, now):
                 put_rows(self._store, RECORDINGS_FOLDER, recording, stem=stem)
 
-    def forget(self, names: Sequence[str]) -> None:
+    def forget(self, stems: Sequence[str]) -> None:
         """Remove what was kept of a recording before."""
+        names = [f"{folder}/{stem}{SUFFIX}" for stem in stems for folder in _FOLDERS]
         self._store.remove_all(names)
 
 

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
+from functools import cached_property
 from math import inf
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -44,11 +45,9 @@ from corpus_asr.storage.stores.uri import (
 )
 
 if TYPE_CHECKING:  # reads tables
-    from corpus_asr.cli.kept_run import KeptRun
+    from corpus_asr.cli.kept_run import KeptRun, Version
 
 _LOG = logging.getLogger(__name__)
-Version = tuple[str | None, int | None]
-"""ETag and size of a recording."""
 
 
 def suffix_of(name: str) -> str:
@@ -101,13 +100,23 @@ class _Record:
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
     """By suffix: `of`, what made it or null while it is written, and `hashes` of its content."""
     kept: list[str] = field(default_factory=list)
-    """Objects of the kept run that hold it, or may."""
+    """Commits of the kept run that hold it, or may."""
 
-    def is_current(self, suffix: str, of: str) -> bool:
-        return suffix in self.files and self.files[suffix]["of"] == of
 
-    def wrote(self, suffix: str, content: bytes) -> bool:
-        return suffix in self.files and _hash_of(content) in self.files[suffix]["hashes"]
+@dataclass(slots=True, kw_only=True)
+class _Output:
+    """A recording of this call and its files."""
+
+    recording: Input
+    wanted: str
+    """Name of its files, unless something else has it."""
+    record_id: str
+    version: "Version"
+    of: str
+    """What its files are to be made of."""
+    record: _Record
+    missing: tuple[str, ...] = ()
+    """Formats that are to be written."""
 
 
 class OutputFiles:
@@ -144,50 +153,26 @@ class OutputFiles:
         self.folder = redact_uri(folder).rstrip("/") or "/"
         """As it is shown."""
         self._root = _checked_folder(folder)
-        self._layout = layout
-        self._existing = existing
-        self._model, self._revision = (
-            str(made_by.get(name, "")) for name in ("model", "model_revision")
-        )
-        self._apart = apart
-        self._options = made_by
-        # Not by its name: the revision is of that, too, however it is spelled.
-        changing = sorted((name, value) for name, value in made_by.items() if name != "model")
-        self._made_by = repr((changing, layout.rules, layout.words))
-        self._texts = texts or {}
-        self._store = store
-        self._inputs = {each.name: each for each in inputs}
-        self._records: dict[str, _Record] = {}
-        self._of: dict[str, str] = {}
-        self._versions: dict[str, Version] = {}
-        self._run: KeptRun | None = None
-        # What comes through a pipe is another recording each time.
-        self._ids = {
-            each.name: uuid.uuid4().hex if each.piped else recording_id(public(each.uri))
-            for each in inputs
-        }
+        self._layout, self._existing, self._apart = layout, existing, apart
+        self._made_by, self._texts, self._store = made_by, texts or {}, store
         # Here and below, as it reads tables: for a text that is printed alone nothing of it is
         # needed, and to import it takes a tenth of a second.
         from corpus_asr.export.write import WRITERS
 
-        self._wanted = self._named(inputs)
+        names = self._names(inputs)
         if scheme_of(self._root) == LOCAL:
-            places = {within(self._root, name).rpartition("/")[0] for name in self._wanted.values()}
+            places = {within(self._root, name).rpartition("/")[0] for name in names}
             places |= {place for place, _, _ in os.walk(f"{self._root}/{RECORDS_FOLDER}")}
             for place in places:
                 remove_abandoned(place, TEMPORARY_NAME)
         # As many at once as are written: each is some questions to the stores.
         with ThreadPoolExecutor(WRITERS, thread_name_prefix="look-up") as pool:
-            found = list(pool.map(self._read, self._inputs.values()))
-            for each, record in zip(inputs, found, strict=True):
-                fresh = _Record(source=public(each.shown_uri), name=self._wanted[each.name])
-                self._records[each.name] = record or fresh
-            missing = pool.map(self._look_up, self._inputs)
-            self._missing = dict(zip(self._inputs, missing, strict=True))
+            outputs = pool.map(self._look_up, inputs, names)
+            self._outputs = {output.recording.name: output for output in outputs}
 
     def is_done(self, name: str) -> bool:
         """Return whether all files of a recording were there at first, and are current."""
-        return not self._missing[name]
+        return not self._outputs[name].missing
 
     def write(self, name: str, whole: Transcript, transcripts: Sequence[Transcript]) -> str:
         """Write the files of a recording that are missing, each whole or not at all.
@@ -198,142 +183,141 @@ class OutputFiles:
         Raises:
             FetchError: the folder cannot be written to.
         """
-        uri, contents = self._inputs[name].shown_uri, {}
+        output = self._outputs[name]
+        record, uri = output.record, output.recording.shown_uri
         # The first channel comes last: where its files are, all others are, too.
-        for transcript in sorted(transcripts, key=_order, reverse=True):
-            channel = self._channel(transcript.channel)
-            for suffix, content in self._layout.contents(transcript, uri, self._missing[name]):
-                contents[channel + suffix] = content
-        record = self._claim(name, contents)
-        run, earlier, stem, reserved = self._kept_run(name), record.kept, "", record.kept
-        if run is not None:
-            stem, reserved = run.reserve()
-            record.kept = [*earlier, *reserved]
+        contents = {
+            self._part(transcript.channel) + suffix: content
+            for transcript in sorted(transcripts, key=_order, reverse=True)
+            for suffix, content in self._layout.contents(transcript, uri, output.missing)
+        }
+        self._claim(output, contents)
+        # Nothing is known of a folder by names alone. What came through a pipe cannot be played,
+        # and may have had another content each time.
+        has_run = self._existing is not Existing.skip and not output.recording.piped
+        earlier, stem = record.kept, self._run.stem() if has_run else ""
+        record.kept = [*earlier, stem] if has_run else earlier
         # What a file may hold is known before it does: a call that is cut short finds its own.
         for suffix, content in contents.items():
             before = record.files.get(suffix, {"hashes": []})["hashes"]
-            record.files[suffix] = {"of": None, "hashes": [*before[-1:], _hash_of(content)]}
-        self._note(name, record)
-        if run is not None:
-            run.keep(self._inputs[name].uri, self._versions[name], whole, stem=stem)
-            run.forget(earlier)
-            record.kept = reserved
+            record.files[suffix] = {"of": None, "hashes": [*before, _hash_of(content)]}
+        self._note(output)
+        if has_run:
+            self._run.keep(output.recording.uri, output.version, whole, stem=stem)
+            self._run.forget(earlier)
+            record.kept = [stem]
         for suffix, content in contents.items():
             filesystem.write_atomic(within(self._root, record.name + suffix), content)
-            record.files[suffix] = {"of": self._of[name], "hashes": [_hash_of(content)]}
-        self._note(name, record)
+            record.files[suffix] = {"of": output.of, "hashes": [_hash_of(content)]}
+        self._note(output)
         if len(contents) == 1:
             return f"{self.folder}/{record.name}{next(iter(contents))}"
         return f"{self.folder}/{record.name}.* ({len(contents)} files)"
 
-    def _kept_run(self, name: str) -> "KeptRun | None":
-        """Return the run by which `view` shows a recording; None where nothing is kept of it."""
-        # Nothing is known of a folder by names alone. What came through a pipe cannot be played,
-        # and may have had another content each time.
-        if self._existing is Existing.skip or self._inputs[name].piped:
-            return None
-        if self._run is None:
-            from corpus_asr.cli.kept_run import KeptRun
+    @cached_property
+    def _run(self) -> "KeptRun":
+        """The run by which `view` shows the recordings."""
+        from corpus_asr.cli.kept_run import KeptRun
 
-            uris = [one.uri for one in self._inputs.values() if not one.piped]
-            self._run = KeptRun(
-                self._root, uris, model=self._model, revision=self._revision, options=self._options
-            )
-        return self._run
+        recordings = [output.recording for output in self._outputs.values()]
+        uris = [recording.uri for recording in recordings if not recording.piped]
+        return KeptRun(self._root, uris, self._made_by)
 
-    def _named(self, inputs: Sequence[Input]) -> dict[str, str]:
+    def _names(self, inputs: Sequence[Input]) -> list[str]:
         import pyarrow as pa
 
         from corpus_asr.export.write import distinct_names
 
-        uris = [each.uri for each in inputs]
-        ids = [recording_id(uri) for uri in uris]
-        table = pa.table({"uri": uris, "recording_id": ids})
+        uris = [recording.uri for recording in inputs]
+        table = pa.table({"uri": uris, "recording_id": list(map(recording_id, uris))})
         parts = {"", *self._first_parts}
-        suffixes = [each + suffix_of(name) for name in self._layout.formats for each in parts]
-        names = distinct_names(table, suffixes, [recording.base for recording in inputs])
-        return {each.name: name for each, name in zip(inputs, names, strict=True)}
+        suffixes = [part + suffix_of(name) for name in self._layout.formats for part in parts]
+        return distinct_names(table, suffixes, [recording.base for recording in inputs])
 
-    def _channel(self, channel: int | None) -> str:
+    def _part(self, channel: int | None) -> str:
         return "" if channel is None or not self._apart else f".{self._apart}{channel}"
 
     @property
     def _first_parts(self) -> tuple[str, ...]:
         # What is written last: where it is, all is. Tracks count from 1, and one has no number.
-        return ("", self._channel(1)) if self._apart == "track" else (self._channel(0),)
+        return ("", self._part(1)) if self._apart == "track" else (self._part(0),)
 
-    def _read(self, each: Input) -> _Record | None:
-        """Return the record of a recording, and note what its files are to be made of."""
-        version = self._versions[each.name] = _version_of(each, self._store)
-        of = (self._made_by, version, self._texts.get(each.name))
-        self._of[each.name] = _hash_of(repr(of).encode("utf-8", "surrogatepass"))
-        address = self._record_address(each.name)
-        if self._existing is Existing.skip or not filesystem.exists(address):
-            return None
-        try:
-            record = _Record(**json.loads(filesystem.read_bytes(address)))
-            within(self._root, record.name)
-            return record
-        except (ValueError, TypeError) as error:
-            # Its files then count as unknown ones, which nothing replaces.
-            event(_LOG, logging.WARNING, "record_unreadable", uri=address, why=str(error))
-            return None
-
-    def _look_up(self, name: str) -> tuple[str, ...]:
-        """Return the formats of a recording that are to be written."""
-        if self._existing is Existing.overwrite:
-            return self._layout.formats
-        record, skip = self._records[name], self._existing is Existing.skip
-
-        def is_there(suffix: str) -> bool:
-            current = skip or record.is_current(suffix, self._of[name])
-            return current and filesystem.exists(within(self._root, record.name + suffix))
-
-        return tuple(
-            each
-            for each in self._layout.formats
-            if not any(is_there(part + suffix_of(each)) for part in self._first_parts)
+    def _look_up(self, recording: Input, wanted: str) -> _Output:
+        """Read the record of a recording, and what there is of its files."""
+        version = _version_of(recording, self._store)
+        # Not by the model's name: the revision is of that, too, however it is spelled.
+        changing = sorted((key, value) for key, value in self._made_by.items() if key != "model")
+        made_by = repr((changing, self._layout.rules, self._layout.words))
+        of = repr((made_by, version, self._texts.get(recording.name)))
+        output = _Output(
+            recording=recording,
+            wanted=wanted,
+            # What comes through a pipe is another recording each time.
+            record_id=uuid.uuid4().hex if recording.piped else recording_id(public(recording.uri)),
+            version=version,
+            of=_hash_of(of.encode("utf-8", "surrogatepass")),
+            record=_Record(source=public(recording.shown_uri), name=wanted),
         )
+        address = self._record_address(output)
+        if self._existing is not Existing.skip and filesystem.exists(address):
+            try:
+                record = _Record(**json.loads(filesystem.read_bytes(address)))
+                within(self._root, record.name)
+                output.record = record
+            except (ValueError, TypeError) as error:
+                # Its files then count as unknown ones, which nothing replaces.
+                event(_LOG, logging.WARNING, "record_unreadable", uri=address, why=str(error))
+        output.missing = tuple(
+            name
+            for name in self._layout.formats
+            if not any(self._is_done(output, part + suffix_of(name)) for part in self._first_parts)
+        )
+        return output
 
-    def _claim(self, name: str, contents: Mapping[str, bytes]) -> _Record:
-        """Return the record of a recording under a name at which all its files may be written."""
-        record = self._records[name]
+    def _is_done(self, output: _Output, suffix: str) -> bool:
+        if self._existing is Existing.overwrite:
+            return False
+        record = output.record
+        current = record.files.get(suffix, {"of": None})["of"] == output.of
+        is_current = current or self._existing is Existing.skip
+        return is_current and filesystem.exists(within(self._root, record.name + suffix))
+
+    def _claim(self, output: _Output, contents: Mapping[str, bytes]) -> None:
+        """Give a recording a name at which all its files may be written."""
         if self._existing is Existing.skip:
-            return record
-        wanted, owner = self._wanted[name], self._ids[name].encode()
+            return
+        record, wanted = output.record, output.wanted
         others = (f"{wanted}-{number}" for number in itertools.count(2))
-        for candidate in itertools.chain([record.name, wanted], others):
-            if candidate != record.name:
-                record.name, record.files = candidate, {}
-            if not all(self._may_replace(record, suffix) for suffix in contents):
-                continue
-            claim = f"{RECORDS_FOLDER}/names/{_hash_of(candidate.encode())}"
-            if filesystem.create(within(self._root, claim), owner):
-                return record
-        raise AssertionError("numbers end")
+        for name in itertools.chain([record.name, wanted], others):
+            if name != record.name:
+                record.name, record.files = name, {}
+            claim = within(self._root, f"{RECORDS_FOLDER}/names/{_hash_of(name.encode())}")
+            is_free = all(self._may_replace(record, suffix) for suffix in contents)
+            if is_free and filesystem.create(claim, output.record_id.encode()):
+                return
 
     def _may_replace(self, record: _Record, suffix: str) -> bool:
         address = within(self._root, record.name + suffix)
         if not filesystem.exists(address):
             return True
-        if self._existing is Existing.overwrite:
+        if self._existing is Existing.overwrite or suffix not in record.files:
             return suffix in record.files
-        return record.wrote(suffix, filesystem.read_bytes(address))
+        return _hash_of(filesystem.read_bytes(address)) in record.files[suffix]["hashes"]
 
-    def _note(self, name: str, record: _Record) -> None:
+    def _note(self, output: _Output) -> None:
         if self._existing is not Existing.skip:
-            text = json.dumps(asdict(record), indent=1, ensure_ascii=False)
-            filesystem.write_atomic(self._record_address(name), text.encode("utf-8", "replace"))
+            text = json.dumps(asdict(output.record), indent=1, ensure_ascii=False)
+            filesystem.write_atomic(self._record_address(output), text.encode("utf-8", "replace"))
 
-    def _record_address(self, name: str) -> str:
-        return within(self._root, f"{RECORDS_FOLDER}/{self._ids[name]}.json")
+    def _record_address(self, output: _Output) -> str:
+        return within(self._root, f"{RECORDS_FOLDER}/{output.record_id}.json")
 
 
 def _order(transcript: Transcript) -> float:
     return inf if transcript.channel is None else transcript.channel
 
 
-def _version_of(each: Input, store: StoreOptions) -> Version:
+def _version_of(each: Input, store: StoreOptions) -> "Version":
     if each.piped:
         return (None, None)
     try:

@@ -163,7 +163,7 @@ def test_what_is_transcribed_again_replaces_what_was_kept() -> None:
     assert len(list(Path("out/.corpus-asr/run/outcomes").iterdir())) == 1
 
 
-def test_of_two_commits_of_a_killed_call_the_later_is_shown() -> None:
+def test_a_killed_call_leaves_one_commit_and_one_name_to_the_next() -> None:
     written(SAID)
     whole = Path("out").rename("whole")
     for moment in itertools.count():
@@ -171,11 +171,12 @@ def test_of_two_commits_of_a_killed_call_the_later_is_shown() -> None:
         shutil.copytree(whole, "out")
         with life(moment) as process:
             written(replace(SAID, segments=(segment(" Killed.", 0.0, 4.0),)),
-                    existing=Existing.overwrite)  # fmt: skip
+                    made_by={"beam_size": 3})  # fmt: skip
         last = replace(SAID, segments=(segment(" The last.", 0.0, 4.0),), turns=None)
-        store = written(last, existing=Existing.overwrite)
+        store = written(last, made_by={"beam_size": 4})
         texts = [row["text"] for rows in store.segments() for row in rows.to_pylist()]
-        assert texts == [" The last."], moment
+        files = {path.name: path.read_text() for path in Path("out").glob("*.txt")}
+        assert (texts, files) == ([" The last."], {f"{Path(NAME).stem}.txt": "The last.\n"}), moment
         if not process.killed:
             break
     assert moment > 5
