@@ -12,7 +12,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
-from typing import Protocol, cast
 
 import typer
 from rich.console import Console, Group, RenderableType
@@ -58,9 +57,8 @@ class Meter:
         self._clock = clock
         self._began_s: float | None = None
         self._lock = threading.Lock()
-        self._names = list(names)
         self._done_s = dict.fromkeys(names, 0.0)
-        self._length_s: dict[str, float | None] = dict.fromkeys(names, None)
+        self._length_s = dict.fromkeys(names, math.inf)
         self._finished: set[str] = set()
 
     def begin(self) -> None:
@@ -101,11 +99,8 @@ class Meter:
     def total_s(self) -> float | None:
         """Audio in all; None while a recording's length is unknown."""
         with self._lock:
-            lengths = [
-                None if length_s is None else max(length_s, self._done_s[name])
-                for name, length_s in self._length_s.items()
-            ]
-        return None if None in lengths else sum(cast("list[float]", lengths))
+            total_s = sum(map(max, self._length_s.values(), self._done_s.values()))
+        return total_s if math.isfinite(total_s) else None
 
     @property
     def elapsed_s(self) -> float:
@@ -128,9 +123,10 @@ class Meter:
     @property
     def subject(self) -> str:
         """What is transcribed: the name of one recording, or how many are done."""
-        if len(self._names) != 1:
-            return f"{self.num_finished} of {len(self._names)} files"
-        name = printable(redact_uri(self._names[0]))
+        names = [*self._done_s]
+        if len(names) != 1:
+            return f"{self.num_finished} of {len(names)} files"
+        name = printable(redact_uri(names[0]))
         # The end of a long name says more than the folders before it.
         return name if len(name) <= _LONGEST_NAME else f"...{name[3 - _LONGEST_NAME :]}"
 
@@ -246,7 +242,7 @@ class TextPrinter:
                     self._num_printed = 0
 
     def _print_first(self) -> None:
-        name = self._left[0]
+        name = self._left.popleft()
         transcripts = self._ended.pop(name)
         apart = len(transcripts) > 1  # a transcript of each channel
         for each in transcripts:
@@ -258,9 +254,8 @@ class TextPrinter:
             self._said[name] = [*itertools.chain.from_iterable(labelled(each))]
             self._print_said(name, headed=not apart)
             self._num_printed = 0
-        self._left.popleft()
         del self._said[name]
-        self._num_printed = 0
+        self._num_printed = 0  # of one that failed
 
     def _print_said(self, name: str, *, headed: bool = True) -> None:
         said = self._said[name]
@@ -295,32 +290,20 @@ _STATES = {
 }
 
 
-class Show(Protocol):
-    """What shows a text whose first line is its title."""
-
-    def __call__(self, text: str, *, share: float | None = None) -> None:
-        """Show it, with a bar of what is done of it."""
-
-
-def show_text(text: str, *, share: float | None = None) -> None:
-    """Print a text; on a terminal in color and with its bar, in a pipe or a file as it is."""
-    if not sys.stdout.isatty():
-        typer.echo(text)
-        return
-    Console(highlight=False).print(_drawn(text, share))
-
-
 @contextmanager
-def redrawn() -> Iterator[Show]:
-    """Give what shows a text in the place of the one before; the last one stays."""
-    with Live(
-        console=Console(highlight=False), auto_refresh=False, vertical_overflow="crop"
-    ) as live:
+def text_display(*, in_place: bool) -> Iterator[Callable[[str, float | None], None]]:
+    """Give what shows a text with a bar of a share, in place of the one before or below it.
 
-        def show(text: str, *, share: float | None = None) -> None:
-            live.update(_drawn(text, share), refresh=True)
-
-        yield show
+    On a terminal it has colors, and the bar; in a pipe or a file it is as it is.
+    """
+    console = Console(highlight=False)
+    if not sys.stdout.isatty():
+        yield lambda text, _: typer.echo(text)
+    elif not in_place:
+        yield lambda text, share: console.print(_drawn(text, share))
+    else:
+        with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
+            yield lambda text, share: live.update(_drawn(text, share), refresh=True)
 
 
 def _drawn(text: str, share: float | None) -> RenderableType:

@@ -5,9 +5,7 @@ Imports nothing that `--help` would have to wait for.
 
 import ipaddress
 import json
-import sys
 import time
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -59,24 +57,23 @@ def status(
     ] = False,
 ) -> None:
     """Show the state, progress, bottleneck and failures of a run."""
-    from corpus_asr.cli.display import redrawn, show_text
+    from corpus_asr.cli.display import text_display
     from corpus_asr.report.status import as_data, load_status, render
     from corpus_asr.storage.run_state.run_files import open_run
 
-    with readable_errors(), ExitStack() as stack:
+    with readable_errors():
         store = open_run(output_uri, options=store_options(output_uri, context))
-        redraws = watch and not as_json and sys.stdout.isatty()
-        show = stack.enter_context(redrawn()) if redraws else show_text
-        while True:
-            found = load_status(store)
-            if as_json:
-                typer.echo(json.dumps(as_data(found), ensure_ascii=False))
-            else:
-                seen = found.snapshot
-                show(render(found), share=None if seen is None else seen.share_done)
-            if not watch or not found.alive:
-                return
-            time.sleep(WATCH_EVERY_S)
+        with text_display(in_place=watch and not as_json) as show:
+            while True:
+                found = load_status(store)
+                if as_json:
+                    typer.echo(json.dumps(as_data(found), ensure_ascii=False))
+                else:
+                    seen = found.snapshot
+                    show(render(found), None if seen is None else seen.share_done)
+                if not watch or not found.alive:
+                    return
+                time.sleep(WATCH_EVERY_S)
 
 
 def export(
