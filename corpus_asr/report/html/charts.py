@@ -1,4 +1,4 @@
-"""Charts of a run: speed and busy stages over its time, histograms; positions for the templates.
+"""Charts of a run: speed over its time, histograms; positions for the templates.
 
 A plot is 100 wide and 100 high, so that all but its letters scale; heights outside are pixels.
 """
@@ -20,20 +20,17 @@ _TIME_STEPS_S = (
 )  # fmt: skip
 # Without a commit for less than this at the end, nothing is wrong.
 _QUIET_S = 60.0
-_MOST_BUSY_STEPS = 30
 # With less than this, a line over time shows how a run began and ended, not how it went.
 LEAST_STEPS, LEAST_S = 4, 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """A time span and its values."""
+    """A time span and its speed."""
 
     start_s: float
     stop_s: float
-    values: tuple[float | None, ...]
-    """One per line of the chart; None if unknown."""
-    title: str
+    value: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,47 +45,10 @@ class Chart:
     """Labels of the x axis: x and text."""
     targets: Sequence[tuple[float, float, str]]
     """Areas with a tooltip: x, width and text."""
-    paths: Sequence[tuple[str, str]] = ()
-    """CSS classes and SVG path data."""
+    line: str = ""
+    """SVG path data."""
     bars: Sequence[tuple[float, float, float, float]] = ()
     """x, y, width and height."""
-    steps: Sequence[Step] = ()
-    """The values of the lines, for the table below."""
-
-
-def timeline(
-    steps: Sequence[Step],
-    *,
-    label: str,
-    say: Callable[[float], str],
-    top: float | None = None,
-    area: bool = False,
-) -> Chart:
-    """Draw a step line for each value, over time from 0.
-
-    `say` formats values of the grid; `top` ends the scale (by default a round number above all
-    values); `area` fills below the first line.
-    """
-    end_s = steps[-1].stop_s or 1.0
-    values = [value for step in steps for value in step.values if value]
-    ticks = number_ticks(top or max(values, default=1.0))
-    highest = top or ticks[-1]
-    lines = [_path(steps, number, end_s, highest) for number in range(len(steps[0].values))]
-    paths = [(f"line line-{number}", path) for number, path in enumerate(lines, 1)]
-    if area and lines[0]:
-        start, stop = (coordinate(100 * at / end_s) for at in (steps[0].start_s, steps[-1].stop_s))
-        paths.insert(0, ("area", f"{lines[0]}L{stop} 100L{start} 100Z"))
-    return Chart(
-        label=label,
-        levels=_levels(ticks, highest, say),
-        marks=[(100 * at / end_s, time_words(at, end_s)) for at in time_ticks(end_s)],
-        targets=[
-            (100 * step.start_s / end_s, 100 * (step.stop_s - step.start_s) / end_s, step.title)
-            for step in steps
-        ],
-        paths=paths,
-        steps=steps,
-    )
 
 
 def histogram(
@@ -100,7 +60,7 @@ def histogram(
     heights = [100 * count / ticks[-1] for count in counts]
     return Chart(
         label=label,
-        levels=_levels(ticks, ticks[-1], "{:,.0f}".format),
+        levels=_levels(ticks, "{:,.0f}".format),
         marks=[(number * width, words) for number, words in enumerate(edges) if words],
         targets=[(number * width, width, title) for number, title in enumerate(titles)],
         # Bars leave 6 % of their bin free on either side.
@@ -142,57 +102,51 @@ def time_words(at_s: float, end_s: float) -> str:
     return f"{at_s / 3600:g} h" if end_s <= 3 * 86_400 else f"{at_s / 86_400:.3g} d"
 
 
-def _path(steps: Sequence[Step], number: int, end_s: float, highest: float) -> str:
-    # A line with gaps where nothing is known.
-    moves, drawing = [], False
-    for step in steps:
-        value = step.values[number]
-        if value is None:
-            drawing = False
-            continue
-        y = coordinate(100 - 100 * min(1.0, value / highest))
-        start, stop = (coordinate(100 * at / end_s) for at in (step.start_s, step.stop_s))
-        moves.append(f"{'L' if drawing else 'M'}{start} {y}L{stop} {y}")
-        drawing = True
-    return "".join(moves)
-
-
-def _levels(
-    ticks: Sequence[float], highest: float, say: Callable[[float], str]
-) -> list[tuple[float, str]]:
-    return [(TOP + HEIGHT * (1 - value / highest), say(value)) for value in ticks]
+def _levels(ticks: Sequence[float], say: Callable[[float], str]) -> list[tuple[float, str]]:
+    return [(TOP + HEIGHT * (1 - value / ticks[-1]), say(value)) for value in ticks]
 
 
 def speed_chart(moments: Sequence[Moment]) -> Chart | None:
     """Return the chart of speed between commits; None of a run too short for one."""
     steps = speed_steps(moments)
-    label, say = "Speed over time", f"{{:,g}}{_TIMES}".format
-    return timeline(steps, label=label, say=say, area=True) if _tells(steps) else None
+    return timeline(steps) if len(steps) >= LEAST_STEPS and steps[-1].stop_s >= LEAST_S else None
 
 
-def busy_chart(moments: Sequence[Moment]) -> Chart | None:
-    """Return the chart of busy shares of both stages; None of a run too short for one."""
-    steps = busy_steps(moments)
-    label, say = "Busy stages over time", "{:.0%}".format
-    return timeline(steps, label=label, say=say, top=1.0) if _tells(steps) else None
-
-
-def _tells(steps: Sequence[Step]) -> bool:
-    return len(steps) >= LEAST_STEPS and steps[-1].stop_s >= LEAST_S
+def timeline(steps: Sequence[Step]) -> Chart:
+    """Draw speeds over time from 0."""
+    end_s = steps[-1].stop_s
+    ticks = number_ticks(max(step.value for step in steps))
+    points = [
+        f"{coordinate(100 * at_s / end_s)} {coordinate(100 - 100 * step.value / ticks[-1])}"
+        for step in steps
+        for at_s in (step.start_s, step.stop_s)
+    ]
+    return Chart(
+        label="Speed over time",
+        levels=_levels(ticks, f"{{:,g}}{_TIMES}".format),
+        marks=[(100 * at_s / end_s, time_words(at_s, end_s)) for at_s in time_ticks(end_s)],
+        targets=[
+            (
+                100 * step.start_s / end_s,
+                100 * (step.stop_s - step.start_s) / end_s,
+                f"{duration(step.start_s)} to {duration(step.stop_s)}: {step.value:,.1f}{_TIMES}",
+            )
+            for step in steps
+        ],
+        line=f"M{'L'.join(points)}",
+    )
 
 
 def speed_steps(moments: Sequence[Moment]) -> list[Step]:
     """Return the speed between commits, one step from each to the next."""
-    steps = []
-    for last, now in itertools.pairwise(_with_commits(moments)):
-        speed = (now.audio_s - last.audio_s) / (now.elapsed_s - last.elapsed_s)
-        steps.append(_step(last, now, (speed,), f"{speed:,.1f}{_TIMES}"))
-    return steps
-
-
-def _step(last: Moment, now: Moment, values: tuple[float | None, ...], words: str) -> Step:
-    title = f"{duration(last.elapsed_s)} to {duration(now.elapsed_s)}: {words}"
-    return Step(start_s=last.elapsed_s, stop_s=now.elapsed_s, values=values, title=title)
+    return [
+        Step(
+            start_s=last.elapsed_s,
+            stop_s=now.elapsed_s,
+            value=(now.audio_s - last.audio_s) / (now.elapsed_s - last.elapsed_s),
+        )
+        for last, now in itertools.pairwise(_with_commits(moments))
+    ]
 
 
 def _with_commits(moments: Sequence[Moment]) -> list[Moment]:
@@ -207,26 +161,3 @@ def _with_commits(moments: Sequence[Moment]) -> list[Moment]:
     if len(times_s) == 3 and 2 * (times_s[2] - times_s[1]) < times_s[1] - times_s[0]:
         del kept[-2]  # what the end flushes in a moment was transcribed in the time before it
     return kept
-
-
-def busy_steps(moments: Sequence[Moment]) -> list[Step]:
-    """Return the fractions of their time in which extraction and the engines were at work."""
-    steps = []
-    # Workers count what is done, not what they are in the middle of: short spans say little.
-    every = -(-len(moments) // _MOST_BUSY_STEPS) or 1
-    for last, now in itertools.pairwise([*moments[:-1:every], *moments[-1:]]):
-        if now.elapsed_s <= last.elapsed_s:
-            continue
-        busy = (
-            _fraction(now.extract_s - last.extract_s, now.extract_alive_s - last.extract_alive_s),
-            _fraction(
-                now.engine_s - last.engine_s, now.transcribe_alive_s - last.transcribe_alive_s
-            ),
-        )
-        words = ["unknown" if value is None else f"{value:.0%}" for value in busy]
-        steps.append(_step(last, now, busy, f"extraction {words[0]}, engines {words[1]}"))
-    return steps
-
-
-def _fraction(part: float, whole: float) -> float | None:
-    return min(1.0, max(0.0, part / whole)) if whole > 0 else None

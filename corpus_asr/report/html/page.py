@@ -24,7 +24,7 @@ from corpus_asr.logs import event
 from corpus_asr.report.failures import failures_csv, list_failures
 from corpus_asr.report.history import past_run, past_runs, write_runs
 from corpus_asr.report.html import charts, formatting
-from corpus_asr.report.html.charts import Chart, busy_chart, histogram, speed_chart
+from corpus_asr.report.html.charts import Chart, histogram, speed_chart
 from corpus_asr.report.html.formatting import cut, link, shared, visible
 from corpus_asr.report.numbers import balance_problems
 from corpus_asr.report.run import Report, counted_run
@@ -332,7 +332,6 @@ def _values(
         "outcomes": _outcome_bars(report.outcomes),
         "problems": balance_problems(report.accounting, finished=state == FINISHED),
         "speed_chart": snapshot and speed_chart(snapshot.history),
-        "busy_chart": snapshot and busy_chart(snapshot.history),
         **activity_values(snapshot),
         "classes": counts.labels if classifies else counts.languages,
         "lengths": _lengths(details.durations),

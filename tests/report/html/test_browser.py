@@ -142,7 +142,7 @@ def test_recordings_sort_and_narrow_down(open_page: OpenPage, tmp_path: Path) ->
     page.fill("[data-table=recordings-table] input", "B.wav")
     assert page.evaluate(names) == "b"
     document = parsed(page.evaluate("document.documentElement.outerHTML"))
-    assert len(document.all("svg", class_="chart")) == 3
+    assert len(document.all("svg", class_="chart")) == 2
     [lengths] = [each for each in document.all("figure") if "by length" in each.text]
     rows_of_lengths = lengths.all("tbody")[0].all("tr")
     assert (rows_of_lengths[0].text, rows_of_lengths[-1].text) == (

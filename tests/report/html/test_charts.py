@@ -2,13 +2,13 @@
 
 import math
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 
 import pytest
 
 from corpus_asr.report.html.charts import (
     Chart,
     Step,
-    busy_steps,
     number_ticks,
     speed_steps,
     time_ticks,
@@ -24,10 +24,6 @@ HOSTILE = '"><script>alert(1)</script>&'
 def drawn(chart: Chart) -> ET.Element:
     macros = environment().get_template("macros.html.j2").module
     return ET.fromstring(macros.plot(chart))  # type: ignore[attr-defined]
-
-
-def step(start_s: float, stop_s: float, *values: float | None) -> Step:
-    return Step(start_s=start_s, stop_s=stop_s, values=values, title=HOSTILE)
 
 
 def test_numbers_on_an_axis_are_round_and_reach_the_highest() -> None:
@@ -51,25 +47,24 @@ def test_times_on_an_axis_are_few_round_and_told_apart(end_s):
     assert not [word for word in words if "e" in word]
 
 
-def test_steps_are_to_scale_and_lifted_where_nothing_is_known():
-    found = [step(0, 10, 50.0, None), step(10, 20, 100.0, 25.0), step(20, 40, None, 75.0)]
-    svg = drawn(timeline(found, label=HOSTILE, say=str, area=True))
-    lines = {each.get("class"): each.get("d") for each in svg.iter("path")}
-    assert lines["line line-1"] == "M0 50L25 50L25 0L50 0"
-    assert lines["line line-2"] == "M25 75L50 75L50 25L100 25"
-    assert [each.text for each in svg.iter("title")] == [HOSTILE] * 3
+def test_steps_are_to_scale() -> None:
+    spans = [(0, 10, 50.0), (10, 20, 100.0), (20, 40, 0.0)]
+    steps = [Step(start_s=start, stop_s=stop, value=value) for start, stop, value in spans]
+    svg = drawn(replace(timeline(steps), label=HOSTILE, targets=[(0.0, 1.0, HOSTILE)]))
+    assert [path.get("d") for path in svg.iter("path")] == ["M0 50L25 50L25 0L50 0L50 100L100 100"]
+    assert [title.text for title in svg.iter("title")] == [HOSTILE]
     [chart] = [each for each in svg.iter("svg") if each.get("role") == "img"]
     assert chart.get("aria-label") == HOSTILE
 
 
-def moment(elapsed_s: float, audio_s: float, **values: float) -> Moment:
-    usual = {"extract_s": 0.0, "extract_alive_s": 0.0, "engine_s": 0.0, "transcribe_alive_s": 0.0}
-    return Moment(elapsed_s=elapsed_s, audio_s=audio_s, files=0, failed=0, **(usual | values))
+def moment(elapsed_s: float, audio_s: float) -> Moment:
+    busy = dict.fromkeys(("extract_s", "extract_alive_s", "engine_s", "transcribe_alive_s"), 0.0)
+    return Moment(elapsed_s=elapsed_s, audio_s=audio_s, files=0, failed=0, **busy)
 
 
-def speeds(*moments: tuple[float, float]) -> list[tuple[float, float, float | None]]:
+def speeds(*moments: tuple[float, float]) -> list[tuple[float, float, float]]:
     found = speed_steps([moment(*each) for each in moments])
-    return [(step.start_s, step.stop_s, step.values[0]) for step in found]
+    return [(step.start_s, step.stop_s, step.value) for step in found]
 
 
 def test_speed_is_that_between_commits() -> None:
@@ -83,4 +78,3 @@ def test_speed_is_that_between_commits() -> None:
     # Too little is no step.
     for moments in ((), ((0, 0),), ((0, 0), (0, 5))):
         assert speeds(*moments) == []
-        assert busy_steps([moment(*each) for each in moments]) == []
