@@ -1,4 +1,4 @@
-"""What a page shows of segments and recordings: samples with their sound, lengths, a table of some.
+"""What a page shows of segments and recordings: samples with their sound, a table of some.
 
 Places of samples are chosen while segments are read; what is chosen is read again. Clips of samples
 are cut in a child process within limits of time and bytes, to embed: a recording that cannot be
@@ -159,20 +159,7 @@ def num_recordings(tables: RunTables) -> int:
     return int(number)
 
 
-def count_lengths(tables: RunTables, edges_s: Sequence[float]) -> tuple[int, ...]:
-    """Return how many recordings there are in each bin of length between ascending edges."""
-    query = """select len(list_filter($edges, lambda edge: edge <= duration_s)), count(*)
-               from recordings where duration_s > 0 group by all"""
-    counts = dict(tables.rows(query, edges=list(edges_s)))
-    return tuple(counts.get(number, 0) for number in range(len(edges_s) + 1))
-
-
 SAMPLES = 12  # of each sort
-# Edges of bins by length: about even steps on a logarithmic scale, at lengths people say.
-DURATION_EDGES_S = {
-    "10 s": 10, "30 s": 30, "1 min": 60, "3 min": 180, "10 min": 600, "30 min": 1800, "1 h": 3600,
-    "3 h": 10_800,
-}  # fmt: skip
 # Up to so many segments all their words are counted; of more, those around the samples.
 COUNT_ALL_WORDS = 100_000
 _AROUND = 500
@@ -223,8 +210,6 @@ class Sample:
 class Details:
     """What a page shows of single recordings."""
 
-    durations: tuple[int, ...]
-    """Recordings by length, in the bins between `DURATION_EDGES_S`."""
     recordings: tuple[RecordingRow, ...]
     """The least confident, the longest and the slowest."""
     num_recordings: int
@@ -276,7 +261,6 @@ class Sampler:
         unsure, random = (tuple(map(self._sample, places)) for places in (lowest, drawn))
         words, estimated = self._words, self._words is None and not self._labels
         return Details(
-            durations=count_lengths(tables, list(DURATION_EDGES_S.values())),
             recordings=tuple(list_recordings(tables)),
             num_recordings=num_recordings(tables),
             of_samples=recordings_of(tables, {one.recording_id: () for one in (*unsure, *random)}),

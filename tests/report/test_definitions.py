@@ -1,4 +1,4 @@
-"""Page, report, night and last runs say what the queries of docs/reading.md give on the tables."""
+"""Page, report, night and last runs say what the queries of the guides give on the tables."""
 
 import random
 import re
@@ -19,8 +19,14 @@ from tests.support.runs import ManualRun
 
 pytestmark = pytest.mark.long
 
-GUIDE = (Path(__file__).parents[2] / "docs" / "reading.md").read_text()
-QUERIES = dict(re.findall(r"^```sql\n-- (.*?)\n(.*?)^```$", GUIDE, re.M | re.S))
+DOCS = Path(__file__).parents[2] / "docs"
+QUERIES = {
+    name: query
+    for guide in ("reading.md", "report.md")
+    for name, query in re.findall(
+        r"^```sql\n-- (.*?)\n(.*?)^```$", (DOCS / guide).read_text(), re.M | re.S
+    )
+}
 
 
 @pytest.fixture(scope="module")
@@ -168,3 +174,10 @@ def test_listed_done_and_gone(job: ManualRun, told: Told) -> None:
     of_listed_version = found["ok"] + found["no_speech"]
     assert (of_listed_version + found["earlier"], found["gone"]) == (done, gone)
     assert accounting.problems == ()
+
+
+def test_lengths(job: ManualRun, told: Told) -> None:
+    report, *_ = told
+    lengths = dict(ask(job, "recordings by length in minutes"))
+    assert sum(lengths.values()) == report.statistics.done + report.statistics.failed
+    assert len(lengths) > 1

@@ -29,7 +29,6 @@ from corpus_asr.report.html.formatting import cut, link, shared, visible
 from corpus_asr.report.numbers import balance_problems
 from corpus_asr.report.run import Report, counted_run
 from corpus_asr.report.samples import (
-    DURATION_EDGES_S,
     LISTED,
     MAX_CLIP_S,
     Details,
@@ -334,7 +333,6 @@ def _values(
         "speed_chart": snapshot and speed_chart(snapshot.history),
         **activity_values(snapshot),
         "classes": counts.labels if classifies else counts.languages,
-        "lengths": _lengths(details.durations),
         "confidence_chart": _confidence_chart(
             counts.confidence, "windows" if classifies else "segments"
         ),
@@ -360,16 +358,6 @@ def _outcome_bars(outcomes: Sequence[tuple[str, int]]) -> list[tuple[str, str, i
         (style, *outcome, at / (sum(numbers) or 1))
         for style, outcome, at in zip(styles, outcomes, before, strict=False)
     ]
-
-
-def _lengths(counts: Sequence[int]) -> list[tuple[str, int]]:
-    edges = list(DURATION_EDGES_S)
-    names = [f"under {edges[0]}", *map(" to ".join, itertools.pairwise(edges))]
-    names.append(f"{edges[-1]} and more")
-    used = [number for number, count in enumerate(counts) if count]
-    rows = list(zip(names, counts, strict=True))
-    # From the first bin in use to the last: a corpus of clips needs no row for hours.
-    return rows[used[0] : used[-1] + 1] if used else []
 
 
 def _confidence_chart(counts: Sequence[int], what: str) -> Chart | None:
