@@ -36,18 +36,9 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 
-# Of each list; up to so many recordings as all lists together, all are listed. With 200 rows of
-# 400 bytes the table takes 80 kB, whatever the size of the corpus.
+# Of each list; up to so many recordings as both lists together, all are listed. With 100 rows of
+# 300 bytes the table takes 30 kB, whatever the size of the corpus.
 LISTED = 50
-LISTS: Mapping[str, tuple[str, str]] = {
-    "confidence": ("confidence", "asc"),
-    "longest": ("duration_s", "desc"),
-    "slowest": ("extract_s + transcribe_s", "desc"),
-    # None are no reason to be looked at.
-    "missing": ("nullif(missing_words, 0) / text_words", "desc"),
-    "gaps": ("nullif(speech_without_text_s, 0)", "desc"),
-}
-"""Lists by name, each with the number and the order that choose its recordings."""
 STARTED = "partly done"
 
 
@@ -70,25 +61,10 @@ class RecordingRow:
     confidence: float | None
     """Mean of its segments over time; None without any."""
     decode_errors: int
-    extract_s: float
-    transcribe_s: float
-    """From submission to result, summed over parts."""
-    speech_without_text_s: float = 0.0
-    """Detected speech in gaps between segments."""
-    speakers: int | None = None
-    """None where they were not looked for."""
-    most_share: float | None = None
-    """Of speech, that of the speaker who speaks most; None without any."""
-    missing_words: int | None = None
-    """Words of its text that are not in the audio; None where no text was aligned."""
-    text_words: int | None = None
-    """Words of its text."""
     clock_restarts: int = 0
     audio_track: int | None = None
     audio_tracks: Sequence[str] | None = None
     """As in the recordings table."""
-    lists: tuple[str, ...] = ()
-    """Of `LISTS`, those that it is in."""
 
     @property
     def needs_decoding(self) -> bool:
@@ -102,55 +78,30 @@ select recording_id, uri, size_bytes, etag, if(complete, status, '{STARTED}') as
   coalesce(label, languages[1]) as language, coalesce(duration_s, 0) as duration_s,
   coalesce(segments, 0)::bigint as segments, confidence,
   coalesce(decode_errors, 0) as decode_errors, coalesce(clock_restarts, 0) as clock_restarts,
-  audio_track, audio_tracks,
-  coalesce(decode_s, 0) as extract_s,
-  coalesce(transcribe_s, 0) as transcribe_s,
-  coalesce(speech_without_text_s, 0) as speech_without_text_s,
-  speakers, most_s / nullif(speech_of_all_s, 0) as most_share,
-  if(complete and text_words > 0, missing_words, null)::bigint as missing_words,
-  if(complete and missing_words is not null, nullif(text_words, 0), null) as text_words
+  audio_track, audio_tracks
 from recordings left join confidences using (recording_id)
-left join (select recording_id, speakers, most_s, speech_s as speech_of_all_s from speaking) spoken
-  using (recording_id)
 """
-_LIST = """
-select recording_id, {place} as list, '{name}' as name,
-  row_number() over (order by number {order}, recording_id) as rank
-from (select recording_id, {number} as number from shown where number is not null
-      order by number {order}, recording_id limit $most)
-"""
-_CHOSEN = """
-select recording_id, list(name order by list) as lists from ({lists})
-group by all order by min((list, rank))
+_ORDER = "confidence nulls last, recording_id"
+_LISTED = f"""
+select * from shown qualify row_number() over (order by {_ORDER}) <= $most
+  or row_number() over (order by duration_s desc, recording_id) <= $most
+order by {_ORDER}
 """
 
 
 def list_recordings(tables: RunTables) -> list[RecordingRow]:
-    """Return the first of each of `LISTS`; all of them if they are few."""
-    lists = " union all ".join(
-        _LIST.format(place=place, name=name, number=number, order=order)
-        for place, (name, (number, order)) in enumerate(LISTS.items())
-    )
+    """Return the least confident and the longest recordings, by confidence; all if they are few."""
     tables.execute(_SHOWN)
-    chosen = dict(tables.rows(_CHOSEN.format(lists=lists), most=LISTED))
-    if num_recordings(tables) <= len(LISTS) * LISTED:
-        for (identity,) in tables.rows("select recording_id from recordings order by all"):
-            chosen.setdefault(identity, [])
-    found = recordings_of(tables, chosen)
-    return [found[identity] for identity in chosen]
+    most = 2 * LISTED if num_recordings(tables) <= 2 * LISTED else LISTED
+    return [RecordingRow(**row) for row in tables.table(_LISTED, most=most).to_pylist()]
 
 
-def recordings_of(
-    tables: RunTables, identities: Mapping[str, Iterable[str]]
-) -> dict[str, RecordingRow]:
-    """Return recordings by their identities, which come with the lists that they are in."""
+def recordings_of(tables: RunTables, identities: Iterable[str]) -> dict[str, RecordingRow]:
+    """Return recordings by their identities."""
     tables.execute(_SHOWN)
     query = "select * from shown where recording_id in (select unnest($ids))"
     rows = tables.table(query, ids=list(identities)).to_pylist()
-    return {
-        row["recording_id"]: RecordingRow(**row, lists=tuple(identities[row["recording_id"]]))
-        for row in rows
-    }
+    return {row["recording_id"]: RecordingRow(**row) for row in rows}
 
 
 def num_recordings(tables: RunTables) -> int:
@@ -211,7 +162,7 @@ class Details:
     """What a page shows of single recordings."""
 
     recordings: tuple[RecordingRow, ...]
-    """The least confident, the longest and the slowest."""
+    """The least confident and the longest."""
     num_recordings: int
     of_samples: Mapping[str, RecordingRow]
     """The recordings of the samples, by identity."""
@@ -263,7 +214,9 @@ class Sampler:
         return Details(
             recordings=tuple(list_recordings(tables)),
             num_recordings=num_recordings(tables),
-            of_samples=recordings_of(tables, {one.recording_id: () for one in (*unsure, *random)}),
+            of_samples=recordings_of(
+                tables, {sample.recording_id for sample in (*unsure, *random)}
+            ),
             unsure=unsure,
             random=random,
             words=self._estimated_words(tables, drawn) if estimated else words,

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.long
 DOCS = Path(__file__).parents[2] / "docs"
 QUERIES = {
     name: query
-    for guide in ("reading.md", "report.md")
+    for guide in ("alignment.md", "reading.md", "report.md")
     for name, query in re.findall(
         r"^```sql\n-- (.*?)\n(.*?)^```$", (DOCS / guide).read_text(), re.M | re.S
     )
@@ -181,3 +181,12 @@ def test_lengths(job: ManualRun, told: Told) -> None:
     lengths = dict(ask(job, "recordings by length in minutes"))
     assert sum(lengths.values()) == report.statistics.done + report.statistics.failed
     assert len(lengths) > 1
+
+
+def test_lists_of_recordings(job: ManualRun) -> None:
+    times_s = [time_s for _, time_s in ask(job, "slowest")]
+    assert len(times_s) == 30
+    assert times_s == sorted(times_s, reverse=True)
+    # Nobody aligned a text here, and all speech has text.
+    assert ask(job, "speech without text") == []
+    assert {missing for _, missing, _ in ask(job, "missing words")} == {None}

@@ -199,7 +199,6 @@ def environment() -> Environment:
         "MOST_KINDS": 40,
         "MOST_OF_A_ROW": 240,  # of a message, where there may be thousands
         "MOST_OF_A_TEXT": formatting.MOST_OF_A_TEXT,
-        "MOST_OPTIONS": 100,
         "MOST_ROWS": 30,  # Whisper knows a hundred languages, a classifier thousands of labels
         "MOST_SETTINGS": 400,
         "PLOT_HEIGHT": charts.HEIGHT,

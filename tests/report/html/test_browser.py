@@ -113,34 +113,29 @@ def test_failures_are_narrowed_down_and_saved(open_page: OpenPage, tmp_path: Pat
     assert page.evaluate("location.hash") == "#kind-0"
 
 
-def test_recordings_sort_and_narrow_down(open_page: OpenPage, tmp_path: Path) -> None:
+def test_recordings_sort(open_page: OpenPage, tmp_path: Path) -> None:
     job = ManualRun(tmp_path)
     job.begin()
-    for name, took_s, duration_s in (("a", 1.0, 40.0), ("b", 30.0, 7000.0), ("c", 2.0, 40.0)):
-        job.commit(f"{name}.wav", decode_s=took_s, duration_s=duration_s,
-                   language="de" if name == "c" else "en")  # fmt: skip
+    for name, duration_s in (("a", 30.0), ("b", 7000.0), ("c", 40.0)):
+        job.commit(f"{name}.wav", duration_s=duration_s)
     job.finish()
     history = tuple(moment(at, 60.0 * at) for at in range(0, 100, 10))
     write_snapshot(job.store, snapshot(run_id=job.run.run_id, history=history))
     write_page(job.store, str(tmp_path / "page.html"))
     page = opened(open_page, tmp_path / "page.html")
     table = "document.querySelector('#recordings-table')"
-    rows = f"[...{table}.tBodies[0].rows].filter(row => !row.hidden)"
-    names = f"{rows}.map(row => row.cells[0].textContent.trim().at(-5)).join('')"
+    names = (
+        f"[...{table}.tBodies[0].rows].map(row => row.cells[0].textContent.trim().at(-5)).join('')"
+    )
     # Names begin at a, numbers with the greatest; another click turns the order.
     for column, order, sort in (
-        (1, "abc", "ascending"), (1, "cba", "descending"), (7, "bca", "descending"),
-        (7, "acb", "ascending"),
+        (1, "abc", "ascending"), (1, "cba", "descending"), (4, "bca", "descending"),
+        (4, "acb", "ascending"),
     ):  # fmt: skip
         page.click(f"#recordings-table th:nth-child({column}) button")
         assert page.evaluate(names) == order
         head = f"{table}.querySelector('th:nth-child({column})')"
         assert page.evaluate(f"{head}.ariaSort") == sort
-    page.select_option("[data-table=recordings-table] select[name=language]", "en")
-    assert page.evaluate(names) == "ab"
-    page.select_option("[data-table=recordings-table] select[name=status]", "ok")
-    page.fill("[data-table=recordings-table] input", "B.wav")
-    assert page.evaluate(names) == "b"
     document = parsed(page.evaluate("document.documentElement.outerHTML"))
     assert len(document.all("svg", class_="chart")) == 2
 
