@@ -7,7 +7,7 @@ of failures of new versions while an earlier one counts.
 import csv
 import io
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,9 +91,7 @@ def collect_failures(tables: RunTables, which: str = "true", **parameters: Any) 
 def failure_groups(tables: RunTables) -> tuple[FailureGroup, ...]:
     """Return the groups, the most frequent first, with the first examples by address."""
     groups = tables.table("select * exclude (number) from failure_groups order by number")
-    examples = defaultdict(list)
-    for failure in _each(tables, EXAMPLES):
-        examples[failure.group].append(FailureExample(uri=failure.uri, message=failure.message))
+    examples = failure_examples(tables, EXAMPLES)
     return tuple(
         FailureGroup(
             **(group | {"retryable": _is_retryable(group)}), examples=tuple(examples[number])
@@ -102,11 +100,15 @@ def failure_groups(tables: RunTables) -> tuple[FailureGroup, ...]:
     )
 
 
-def list_failures(tables: RunTables, most: int) -> list[Failure]:
-    """Return failures by group and address; of more than `most`, some of each group."""
-    counts = tables.rows("select recordings from failure_groups order by number")
-    shares = quotas([count for (count,) in counts], most)
-    return list(_each(tables, "$shares[number + 1]", shares=shares)) if shares else []
+def failure_examples(
+    tables: RunTables, most: int, *, of_groups: int | None = None
+) -> dict[int, list[FailureExample]]:
+    """Return so many failures of each group, or of the first groups, by the group's place."""
+    limit = str(most) if of_groups is None else f"if(number < {of_groups}, {most}, 0)"
+    examples = defaultdict(list)
+    for failure in _each(tables, limit):
+        examples[failure.group].append(FailureExample(uri=failure.uri, message=failure.message))
+    return examples
 
 
 def failures_csv(tables: RunTables) -> bytes:
@@ -125,9 +127,9 @@ def failures_csv(tables: RunTables) -> bytes:
     return text.getvalue().encode("utf-8", "replace")
 
 
-def _each(tables: RunTables, most: str | int, **parameters: Any) -> Iterator[Failure]:
+def _each(tables: RunTables, most: str) -> Iterator[Failure]:
     """Yield so many failures of each group."""
-    for batch in tables.batches(_SHOWN.format(most=most), **parameters):
+    for batch in tables.batches(_SHOWN.format(most=most)):
         for row in batch.to_pylist():
             yield Failure(**(row | {"retryable": _is_retryable(row)}))
 
@@ -135,11 +137,3 @@ def _each(tables: RunTables, most: str | int, **parameters: Any) -> Iterator[Fai
 def _is_retryable(failure: dict[str, Any]) -> bool:
     # By kind: an earlier version of this program may have stored something else.
     return failure_kind(failure["kind"], retryable=failure["retryable"]).retryable
-
-
-def quotas(counts: Sequence[int], most: int) -> list[int]:
-    """Share `most` places out: the small groups whole, the large ones equally cut."""
-    given = [0] * len(counts)
-    for done, place in enumerate(sorted(range(len(counts)), key=counts.__getitem__)):
-        given[place] = min(counts[place], (most - sum(given)) // (len(counts) - done))
-    return given

@@ -9,18 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from hypothesis import given
-from hypothesis import strategies as st
 
 from corpus_asr.config.run import SourceSettings
 from corpus_asr.failure_kinds import failure_kind
 from corpus_asr.report.failures import (
     CSV_COLUMNS,
     collect_failures,
+    failure_examples,
     failure_groups,
     failures_csv,
-    list_failures,
-    quotas,
 )
 from corpus_asr.schemas import OUTCOMES
 from corpus_asr.storage.listing import FileListing
@@ -56,43 +53,32 @@ def test_each_recording_and_kind_is_listed_once_by_kind_and_address() -> None:
     rows = [failed("c"), failed("a"), failed("a", error_message="its second part")]
     rows += [failed("a", "timeout", retryable=True), failed("b", None, error_stage="")]
     with collected(*rows) as tables:
-        found, groups = list_failures(tables, 10), failure_groups(tables)
-    assert [(each.uri[-5:], each.kind, each.message, each.retryable) for each in found] == [
-        ("a.mp3", "not_audio", "decoding a", False),
-        ("c.mp3", "not_audio", "decoding c", False),
-        ("a.mp3", "timeout", "decoding a", True),
-        ("b.mp3", "unknown", "decoding b", False),
-    ]
-    assert [each.group for each in found] == [0, 0, 1, 2]
+        groups, in_file = failure_groups(tables), in_csv(tables)
+        first = failure_examples(tables, 1, of_groups=2)
+    assert [(each["uri"][-5:], each["kind"], each["message"]) for each in in_file] == [
+        ("a.mp3", "not_audio", "decoding a"), ("c.mp3", "not_audio", "decoding c"),
+        ("a.mp3", "timeout", "decoding a"), ("b.mp3", "unknown", "decoding b"),
+    ]  # fmt: skip
     assert [(each.stage, each.kind, each.recordings, each.retryable) for each in groups] == [
         ("extract", "not_audio", 2, False), ("extract", "timeout", 1, True),
         ("unknown", "unknown", 1, False),
     ]  # fmt: skip
     assert [example.message for example in groups[0].examples] == ["decoding a", "decoding c"]
+    assert [(group, len(examples)) for group, examples in first.items()] == [(0, 1), (1, 1)]
     with collected() as tables:
-        assert list_failures(tables, 10) == []
+        assert failure_examples(tables, 10) == {}
 
 
-def test_of_too_many_failures_each_kind_is_in_the_list_and_all_are_in_the_file() -> None:
+def test_of_many_failures_the_first_of_each_kind_are_listed_and_all_are_in_the_file() -> None:
     rows = [failed(f"{number:04}") for number in range(500)]
     rows += [failed(f"t{number}", "timeout") for number in range(3)]
     with collected(*rows, size=100) as tables:
-        found, all_of_them = list_failures(tables, 20), in_csv(tables)
-        most, _ = failure_groups(tables)
+        examples, in_file = failure_examples(tables, 20), in_csv(tables)
+        [most, _] = failure_groups(tables)
     assert (most.kind, most.recordings, most.retryable) == ("not_audio", 500, False)
     assert [example.uri[-8:] for example in most.examples] == ["0000.mp3", "0001.mp3", "0002.mp3"]
-    assert [each.kind for each in found] == ["not_audio"] * 17 + ["timeout"] * 3
-    assert [each.uri for each in found[:2]] == ["/audio/0000.mp3", "/audio/0001.mp3"]
-    assert len(all_of_them) == 503
-
-
-@given(counts=st.lists(st.integers(1, 50)), most=st.integers(0, 100))
-def test_places_are_shared_out_to_the_last(counts: list[int], most: int) -> None:
-    given = quotas(counts, most)
-    assert sum(given) == min(most, sum(counts))
-    cut = [got for got, count in zip(given, counts, strict=True) if got < count]
-    # Who is cut has, but for the rounding, as much as any other.
-    assert not cut or max(given) - min(cut) <= 1
+    assert {group: len(listed) for group, listed in examples.items()} == {0: 20, 1: 3}
+    assert len(in_file) == 503
 
 
 def test_the_file_says_what_to_do_and_is_a_manifest(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from corpus_asr.config.storage_options import NO_OPTIONS, StorageOptions
 from corpus_asr.errors import ConfigError
 from corpus_asr.failure_kinds import failure_kind
 from corpus_asr.logs import event
-from corpus_asr.report.failures import failures_csv, list_failures
+from corpus_asr.report.failures import failure_examples, failures_csv
 from corpus_asr.report.history import past_run, past_runs, write_runs
 from corpus_asr.report.html import charts, formatting
 from corpus_asr.report.html.charts import Chart, histogram, speed_chart
@@ -67,8 +67,8 @@ from corpus_asr.units import counted
 
 _LOG = logging.getLogger(__name__)
 
-# In the page; a CSV file next to it has all. With 600 bytes each, 1.2 MB at most.
-MOST_FAILURES = 2_000
+# Failures in the page; a CSV file next to it has all. With 600 bytes each, 1.2 MB at most.
+MOST_KINDS, MOST_OF_A_KIND = 40, 50
 MOST_GROUPS = 12  # of an evaluation
 # About 600 MiB, and 200 MiB and a minute for each million, which the driver of a larger run may not
 # have to spare.
@@ -99,7 +99,7 @@ def write_page(
     # All rows are read once, for counts and samples alike.
     with counted_run(store, sampler) as (report, tables):
         details = sampler.details(tables)
-        failures = list_failures(tables, MOST_FAILURES)
+        failures = failure_examples(tables, MOST_OF_A_KIND, of_groups=MOST_KINDS)
         in_csv = failures_csv(tables) if report.statistics.failures else None
     config = store.read_json(CONFIG_NAME) or {}
     settings = _report_settings(config, embed_audio=embed_audio, viewer_url=viewer_url)
@@ -196,7 +196,7 @@ def environment() -> Environment:
         "LOW_CONFIDENCE": LOW_CONFIDENCE,
         "LISTED": LISTED,
         "MAX_CLIP_S": MAX_CLIP_S,
-        "MOST_KINDS": 40,
+        "MOST_KINDS": MOST_KINDS,
         "MOST_OF_A_ROW": 240,  # of a message, where there may be thousands
         "MOST_OF_A_TEXT": formatting.MOST_OF_A_TEXT,
         "MOST_ROWS": 30,  # Whisper knows a hundred languages, a classifier thousands of labels

@@ -1,6 +1,5 @@
-"""The page in a real browser: clips play; tables sort, narrow down and are saved; all fits."""
+"""The page in a real browser: clips play; tables sort; all fits."""
 
-import csv
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,12 +13,10 @@ from tests.report.html.conftest import OpenPage
 from tests.report.html.test_page import ATTACKS, hostile_output, moment
 from tests.support.pages import look, parsed, wait_for
 from tests.support.runs import ManualRun, of_file, passage, run_of, spoken, write_tones
-from tests.support.tables import commit, results, snapshot
+from tests.support.tables import snapshot
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
-
-FAILURES = "[...document.querySelectorAll('#failures-table tbody tr')].filter(row => !row.hidden)"
 
 
 def opened(open_page: OpenPage, path: Path) -> "Page":
@@ -72,45 +69,6 @@ def test_a_clip_is_heard_and_a_missing_one_says_why(
         f"https://host/asr/recording?id={recording_id(str(path))}#t=0.00"
         for path in (good, gone, crash)
     }
-
-
-def test_failures_are_narrowed_down_and_saved(open_page: OpenPage, tmp_path: Path) -> None:
-    names = [f"f{number:02}.wav" for number in range(60)]
-    job = ManualRun(tmp_path, names)
-    job.begin()
-    rows = []
-    for number, name in enumerate(names):
-        store_failed = number % 20 == 0
-        rows.append(
-            spoken(str(job.source / name), status="failed", segments=None)
-            | of_file(job.source / name)
-            | {"error_stage": "extract", "retryable": store_failed}
-            | {"error_kind": "timeout" if store_failed else "not_audio"}
-            | {"error_message": f"reading {name}, \"said\": =code{number % 7}"}
-        )  # fmt: skip
-    commit(job.store, results(*rows), run_id=job.run.run_id)
-    write_page(job.store, str(tmp_path / "page.html"))
-    page = opened(open_page, tmp_path / "page.html")
-    shown = "document.querySelector('[data-table=failures-table] output').textContent"
-    page.click("details.each summary")
-    assert page.evaluate(f"[{FAILURES}.length, {shown}]") == [60, "60 of 60 shown"]
-    for control, value, count in (
-        ("select[name=kind]", "1", 3), ("select[name=retry]", "no", 0),
-        ("select[name=kind]", "", 57), ("input", "CODE3  f1", 2), ("input", "code3", 9),
-    ):  # fmt: skip
-        field = page.locator(f"[data-table=failures-table] {control}")
-        field.fill(value) if control == "input" else field.select_option(value)
-        assert page.evaluate(f"[{FAILURES}.length, {shown}]") == [count, f"{count} of 60 shown"]
-    with page.expect_download() as download:
-        page.click("[data-table=failures-table] button")
-    assert download.value.suggested_filename == "failures.csv"
-    with download.value.path().open() as file:
-        head, *lines = csv.reader(file)
-    assert head == ["recording", "kind", "message", "retry"]
-    assert [line[0][-7:] for line in lines] == [f"f{n:02}.wav" for n in range(60) if n % 7 == 3]
-    assert lines[0][2:] == ['reading f03.wav, "said": =code3', "will not help"]
-    page.evaluate("document.querySelector('#failures-table a[href^=\"#kind\"]').click()")
-    assert page.evaluate("location.hash") == "#kind-0"
 
 
 def test_recordings_sort(open_page: OpenPage, tmp_path: Path) -> None:
