@@ -13,13 +13,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
 from corpus_asr import failure_kinds
 from corpus_asr.errors import EngineError, ItemError
 from corpus_asr.logs import event
-from corpus_asr.report.accuracy.scoring import WITHOUT_BLANKS
 from corpus_asr.schemas import LABELS, SEGMENTS
 from corpus_asr.segments import place_of
 from corpus_asr.stages.isolation import IsolatedGenerator
@@ -111,14 +107,10 @@ def num_recordings(tables: RunTables) -> int:
 
 
 SAMPLES = 12  # of each sort
-# Up to so many segments all their words are counted; of more, those around the samples.
-COUNT_ALL_WORDS = 100_000
-_AROUND = 500
 # One recording of noise would else fill the list.
 _MOST_OF_A_RECORDING = 2
 _ALTERNATIVES = 3
 
-_TEXT = projected(SEGMENTS, ("text", "language"))
 _PLACE = ("recording_id", "uri", "channel", "start_s", "end_s")
 _SAMPLE = projected(SEGMENTS, (*_PLACE, "text", "language", "confidence", "words"))
 _WINDOW = projected(LABELS, (*_PLACE, "part", "window", "rank", "label", "probability"))
@@ -169,9 +161,6 @@ class Details:
     unsure: tuple[Sample, ...]
     """Those of least confidence, at most two of a recording."""
     random: tuple[Sample, ...]
-    words: int | None
-    """None for a classification."""
-    words_estimated: bool
 
 
 class Sampler:
@@ -180,28 +169,17 @@ class Sampler:
     def __init__(self, store: OutputStore) -> None:
         self._store = store
         self._labels = False
-        self._words: int | None = 0  # None where not all are read
 
     def read(self, tables: RunTables, rows: PartRows) -> None:
         """Read the confidences of all segments or labels, and choose."""
         self._labels = rows is LABEL_ROWS
-        [(written,)] = tables.rows("select coalesce(sum(segments_written), 0) from outcomes")
-        if self._labels or written > COUNT_ALL_WORDS:
-            self._words = None
         for table in _MOST:
             tables.execute(_NONE.format(table=table))
-        read_confidences(
-            self._store, tables, rows,
-            texts=() if self._words is None else _TEXT.names, each=partial(self._choose, tables),
-        )  # fmt: skip
+        read_confidences(self._store, tables, rows, each=partial(self._choose, tables))
 
     def _choose(self, tables: RunTables) -> None:
         for table, key in (("unsure", "confidence"), ("drawn", "draw")):
             tables.execute(_SMALLEST.format(table=table, key=key, most=_MOST[table]))
-        if self._words is not None:
-            self._words += count_words(
-                tables.table("select text, language from arrived where counts")
-            )
 
     def details(self, tables: RunTables) -> Details:
         """Read what was chosen."""
@@ -210,7 +188,6 @@ class Sampler:
             for table, most in (("unsure", _MOST_OF_A_RECORDING), ("drawn", SAMPLES))
         )
         unsure, random = (tuple(map(self._sample, places)) for places in (lowest, drawn))
-        words, estimated = self._words, self._words is None and not self._labels
         return Details(
             recordings=tuple(list_recordings(tables)),
             num_recordings=num_recordings(tables),
@@ -219,21 +196,7 @@ class Sampler:
             ),
             unsure=unsure,
             random=random,
-            words=self._estimated_words(tables, drawn) if estimated else words,
-            words_estimated=estimated,
         )
-
-    def _estimated_words(self, tables: RunTables, drawn: Sequence[tuple[str, int]]) -> int:
-        # The samples are drawn evenly over all rows, so the rows around them are a fair draw, too.
-        total: int
-        [(total,)] = tables.rows("select coalesce(sum(rows), 0)::bigint from scored where counts")
-        words = rows = 0
-        for name, place in drawn:
-            start = max(0, place - _AROUND)
-            table = self._store.rows(name, _TEXT, [(start, place + _AROUND)])
-            words += count_words(table)
-            rows += table.num_rows
-        return round(total * words / max(1, rows))
 
     def _sample(self, chosen: tuple[str, int]) -> Sample:
         name, place = chosen
@@ -243,17 +206,6 @@ class Sampler:
         row = self._store.rows(name, _SAMPLE, [(place, place + 1)]).to_pylist()[0]
         words = tuple((word["word"], word["probability"]) for word in row.pop("words") or ())
         return Sample(**row, words=words)
-
-
-def count_words(rows: pa.Table) -> int:
-    """Count words in `text`; characters where the `language` writes no spaces between words."""
-    letters = pc.is_in(rows["language"], value_set=pa.array(sorted(WITHOUT_BLANKS), pa.string()))
-    counts = pc.if_else(
-        letters,
-        pc.count_substring_regex(rows["text"], r"\S"),
-        pc.count_substring_regex(rows["text"], r"\S+"),
-    )
-    return int(pc.sum(counts).as_py() or 0)
 
 
 def _window(rows: Sequence[dict[str, Any]]) -> Sample:

@@ -183,10 +183,12 @@ def test_lengths(job: ManualRun, told: Told) -> None:
     assert len(lengths) > 1
 
 
-def test_lists_of_recordings(job: ManualRun) -> None:
+def test_lists_of_recordings(job: ManualRun, told: Told) -> None:
     times_s = [time_s for _, time_s in ask(job, "slowest")]
     assert len(times_s) == 30
     assert times_s == sorted(times_s, reverse=True)
     # Nobody aligned a text here, and all speech has text.
     assert ask(job, "speech without text") == []
+    num_segments = sum(share.segments for share in told[0].statistics.languages)
+    assert sum(words for _, words in ask(job, "words")) == num_segments  # each says "Hi."
     assert {missing for _, missing, _ in ask(job, "missing words")} == {None}

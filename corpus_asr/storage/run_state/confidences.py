@@ -82,7 +82,6 @@ def read_confidences(
     rows: PartRows,
     *,
     which: str = "true",
-    texts: Sequence[str] = (),
     each: Callable[[], object] = lambda: None,
     **parameters: Any,
 ) -> None:
@@ -90,7 +89,6 @@ def read_confidences(
 
     Args:
         which: a condition on outcomes, and whether they count; of theirs all rows are read.
-        texts: further columns of the rows for `arrived`.
         each: called for each of the tables `arrived`.
     """
     objects = tables.rows(_OBJECTS.format(which=which), **parameters)
@@ -100,7 +98,7 @@ def read_confidences(
     for statement in (_CLAIMS, _SCORED, _CONFIDENCES):
         tables.execute(statement)
     chances = np.random.default_rng(0)  # seeded: the same output gives the same samples
-    for arriving in gathered(_placed(store, rows, names, texts)):
+    for arriving in gathered(_placed(store, rows, names)):
         known = pc.is_valid(arriving["confidence"]).to_numpy()
         draw = np.full(len(known), np.inf)
         draw[known] = chances.random(int(known.sum()))
@@ -125,18 +123,16 @@ def gathered(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
         yield pa.concat_tables(waiting)
 
 
-def _placed(
-    store: OutputStore, rows: PartRows, names: Sequence[str], texts: Sequence[str]
-) -> Iterator[pa.Table]:
+def _placed(store: OutputStore, rows: PartRows, names: Sequence[str]) -> Iterator[pa.Table]:
     labels = rows is LABEL_ROWS
-    found = (*(("rank", "probability") if labels else ("confidence",)), *texts)
+    found = ("rank", "probability") if labels else ("confidence",)
     number, seen = {name: at for at, name in enumerate(names)}, dict.fromkeys(names, 0)
     for name, table in store.read_tables(names, projected(rows.schema, (*_COLUMNS, *found))):
         if labels:
             # A window has several rows, and is as sure as its first.
             first = pc.equal(table["rank"], 1)
             likeliest = pc.if_else(first, table["probability"], pa.scalar(None, pa.float32()))
-            table = table.select((*_COLUMNS, *texts)).append_column("confidence", likeliest)
+            table = table.select(_COLUMNS).append_column("confidence", likeliest)
         places = np.arange(seen[name], seen[name] + table.num_rows)
         seen[name] += table.num_rows
         source = pa.repeat(pa.scalar(number[name], pa.int32()), table.num_rows)
