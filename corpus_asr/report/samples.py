@@ -114,20 +114,20 @@ _ALTERNATIVES = 3
 _PLACE = ("recording_id", "uri", "channel", "start_s", "end_s")
 _SAMPLE = projected(SEGMENTS, (*_PLACE, "text", "language", "confidence", "words"))
 _WINDOW = projected(LABELS, (*_PLACE, "part", "window", "rank", "label", "probability"))
-# Rows with the smallest keys so far. Of the unsure many more than are shown: most may be of one
-# recording, of which two are taken.
-_NONE = "create or replace table {table} (key double, source int, row bigint, recording_id varchar)"
-_MOST = {"unsure": 50 * SAMPLES, "drawn": SAMPLES}
-_SMALLEST = """
-create or replace table {table} as
-from (from {table} union all select {key}::double, source, row, recording_id from arrived
+# Lists with the order of their rows: a draw that the same segments give again, wherever they lie.
+_KEYS = {"unsure": "confidence", "random": "hash(recording_id, part, start_s)"}
+_NONE = "create or replace table {list} (key double, source int, row bigint, recording_id varchar)"
+# The first so far. Many more than are shown: most may be of one recording, of which two are taken.
+_FIRST = f"""
+create or replace table {{list}} as
+from (from {{list}} union all select {{key}}, source, row, recording_id from arrived
       where counts and confidence is not null)
-order by key, source, row limit {most}
+order by key, source, row limit {50 * SAMPLES}
 """
-_DRAWN = """
-select name, row from {table} join sources using (source)
-qualify row_number() over (partition by recording_id order by key, source, row) <= $most
-order by key, source, row limit $samples
+_CHOSEN = f"""
+select name, row from {{list}} join sources using (source)
+qualify row_number() over (partition by recording_id order by key, source, row) <= {{most}}
+order by key, source, row limit {SAMPLES}
 """
 
 
@@ -173,21 +173,20 @@ class Sampler:
     def read(self, tables: RunTables, rows: PartRows) -> None:
         """Read the confidences of all segments or labels, and choose."""
         self._labels = rows is LABEL_ROWS
-        for table in _MOST:
-            tables.execute(_NONE.format(table=table))
+        for name in _KEYS:
+            tables.execute(_NONE.format(list=name))
         read_confidences(self._store, tables, rows, each=partial(self._choose, tables))
 
     def _choose(self, tables: RunTables) -> None:
-        for table, key in (("unsure", "confidence"), ("drawn", "draw")):
-            tables.execute(_SMALLEST.format(table=table, key=key, most=_MOST[table]))
+        for name, key in _KEYS.items():
+            tables.execute(_FIRST.format(list=name, key=key))
 
     def details(self, tables: RunTables) -> Details:
         """Read what was chosen."""
-        lowest, drawn = (
-            tables.rows(_DRAWN.format(table=table), most=most, samples=SAMPLES)
-            for table, most in (("unsure", _MOST_OF_A_RECORDING), ("drawn", SAMPLES))
+        unsure, random = (
+            tuple(map(self._sample, tables.rows(_CHOSEN.format(list=name, most=most))))
+            for name, most in (("unsure", _MOST_OF_A_RECORDING), ("random", SAMPLES))
         )
-        unsure, random = (tuple(map(self._sample, places)) for places in (lowest, drawn))
         return Details(
             recordings=tuple(list_recordings(tables)),
             num_recordings=num_recordings(tables),
@@ -255,7 +254,6 @@ class SampleClip:
 
     data: bytes | None = None
     """An Ogg Opus file."""
-    duration_s: float = 0.0
     cut: bool = False
     """Whether the segment is longer than the clip."""
     why: str = ""
@@ -338,7 +336,6 @@ def _clip(cutter: IsolatedGenerator, sample: Sample, recording: RecordingRow | N
         return _none(sample, error, "it cannot be decoded")
     return SampleClip(
         data=clip.data,
-        duration_s=clip.num_samples / SAMPLE_RATE_HZ,
         cut=sample.end_s - sample.start_s > MAX_CLIP_S,
     )
 

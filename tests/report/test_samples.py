@@ -230,7 +230,6 @@ def test_a_clip_is_its_segment_from_its_channel_and_ends_with_the_recording(tone
     first, second, last = (decode(each.data or b"")[0] for each in found.values())
     assert (seconds_heard(first), seconds_heard(last)) == ([3, 4, 5], [37, 38, 39])
     assert share_of_tone(second[:SAMPLE_RATE_HZ], tone_hz(0) + 50) > 0.9
-    assert [each.duration_s for each in found.values()] == pytest.approx([3.0, 2.0, 3.0])
     assert not any(each.cut or each.why for each in found.values())
     assert found[wanted[0]].src.startswith("data:audio/ogg;base64,T2dnUw")  # "OggS"
 
@@ -249,7 +248,8 @@ def test_long_segments_are_cut_and_damaged_recordings_are_not_sought(
     of = row(tones)
     [clip] = cut(sample(of, 5.0, 35.0, 0), rows=(of,)).values()
     assert clip.cut
-    assert clip.duration_s == pytest.approx(MAX_CLIP_S + 0.4)
+    [audio, *_] = decode(clip.data or b"")
+    assert len(audio) / SAMPLE_RATE_HZ == pytest.approx(MAX_CLIP_S + 0.4, abs=0.1)
     assert len(clip.data or b"") < 60_000
     damaged = row(tones, decode_errors=3)
     cut(sample(damaged, 5.0, 6.0, 0), rows=(damaged,))

@@ -97,13 +97,8 @@ def read_confidences(
     tables.add("sources", pa.table([numbers, names], schema=_SOURCES))
     for statement in (_CLAIMS, _SCORED, _CONFIDENCES):
         tables.execute(statement)
-    chances = np.random.default_rng(0)  # seeded: the same output gives the same samples
     for arriving in gathered(_placed(store, rows, names)):
-        known = pc.is_valid(arriving["confidence"]).to_numpy()
-        draw = np.full(len(known), np.inf)
-        draw[known] = chances.random(int(known.sum()))
         first, last = (arriving["source"][place].as_py() for place in (0, -1))
-        arriving = arriving.append_column("draw", pa.array(draw))
         tables.execute(_ARRIVED, arriving, first=first, last=last)
         tables.execute(_SUMMED)
         each()
