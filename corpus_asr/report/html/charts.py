@@ -15,9 +15,6 @@ from corpus_asr.storage.run_state.run_files import Moment
 TOP, HEIGHT = 8, 160  # pixels above and of the plot
 _MOST_TICKS = 5
 _TIMES = "\N{MULTIPLICATION SIGN}"
-_TIME_STEPS_S = (
-    1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10_800, 21_600, 43_200, 86_400,
-)  # fmt: skip
 # Without a commit for less than this at the end, nothing is wrong.
 _QUIET_S = 60.0
 # With less than this, a line over time shows how a run began and ended, not how it went.
@@ -83,25 +80,6 @@ def number_ticks(highest: float, *, whole: bool = False) -> list[float]:
     return [step * number for number in range(math.ceil(highest / step - 1e-9) + 1)]
 
 
-def time_ticks(end_s: float) -> list[float]:
-    """Return round times from 0 to at most the end."""
-    step = next((each for each in _TIME_STEPS_S if end_s / each <= _MOST_TICKS), None)
-    if step is None:
-        # Of a run of weeks: whole days, as many as it takes.
-        day = _TIME_STEPS_S[-1]
-        step = day * math.ceil(end_s / day / _MOST_TICKS)
-    return [step * float(number) for number in range(int(end_s / step) + 1)]
-
-
-def time_words(at_s: float, end_s: float) -> str:
-    """Write a time on an axis that ends at `end_s`, which decides its unit."""
-    if end_s <= 120:
-        return f"{at_s:g} s"
-    if end_s <= 2 * 3600:
-        return f"{at_s / 60:g} min"
-    return f"{at_s / 3600:g} h" if end_s <= 3 * 86_400 else f"{at_s / 86_400:.3g} d"
-
-
 def _levels(ticks: Sequence[float], say: Callable[[float], str]) -> list[tuple[float, str]]:
     return [(TOP + HEIGHT * (1 - value / ticks[-1]), say(value)) for value in ticks]
 
@@ -124,7 +102,7 @@ def timeline(steps: Sequence[Step]) -> Chart:
     return Chart(
         label="Speed over time",
         levels=_levels(ticks, f"{{:,g}}{_TIMES}".format),
-        marks=[(100 * at_s / end_s, time_words(at_s, end_s)) for at_s in time_ticks(end_s)],
+        marks=[(100 * third / 3, duration(end_s * third / 3)) for third in range(4)],
         targets=[
             (
                 100 * step.start_s / end_s,

@@ -11,8 +11,6 @@ from corpus_asr.report.html.charts import (
     Step,
     number_ticks,
     speed_steps,
-    time_ticks,
-    time_words,
     timeline,
 )
 from corpus_asr.report.html.page import environment
@@ -34,17 +32,6 @@ def test_numbers_on_an_axis_are_round_and_reach_the_highest() -> None:
         assert number_ticks(highest) == pytest.approx(expected), highest
     assert number_ticks(1, whole=True) == [0, 1]
     assert number_ticks(2, whole=True) == [0, 1, 2]
-
-
-@pytest.mark.parametrize("end_s", [0.4, 3, 59, 61, 800, 7201, 90_000, 1e6, 4e7])
-def test_times_on_an_axis_are_few_round_and_told_apart(end_s):
-    ticks = time_ticks(end_s)
-    assert ticks[0] == 0
-    assert len(ticks) <= 6
-    assert ticks[-1] <= end_s
-    words = [time_words(tick, end_s) for tick in ticks]
-    assert len(set(words)) == len(words)
-    assert not [word for word in words if "e" in word]
 
 
 def test_steps_are_to_scale() -> None:
