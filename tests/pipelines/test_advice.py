@@ -15,13 +15,11 @@ from corpus_asr.errors import ConfigError
 from corpus_asr.failure_kinds import FAILURE_KINDS, FailureKind, Origin
 from corpus_asr.pipelines import driver
 from corpus_asr.pipelines.nightly import count_tries
-from corpus_asr.storage.run_state.finish import finish
-from corpus_asr.storage.run_state.plan import make_plan, read_listing, read_packs
-from corpus_asr.storage.run_state.run_files import begin_run, fingerprint
+from corpus_asr.storage.run_state.plan import make_plan
 from corpus_asr.storage.run_state.tables import OutputStore
-from tests.support.tables import commit, part, results
+from tests.support.runs import REVISION, complete_run, planned_files
+from tests.support.tables import part
 
-REVISION = "weights"
 # What the advice says to set, in another way than it was when the recording failed.
 CHANGED = {
     "extract.channels": "mix",
@@ -55,20 +53,12 @@ class Job:
         )
         self.config = load_config(str(self.yaml))
         self.store = OutputStore(self.config.output.uri)
-        plan = make_plan(self.config, self.store, model_revision=REVISION)
-        run = begin_run(self.store, self.config, fingerprint(self.config, REVISION))
-        listed = [row for batch in read_listing(self.store, plan) for row in batch.to_pylist()]
-        rows = [
+        complete_run(self.store, self.config, lambda file: [
             part("", 0, texts=None, status="failed", error_kind=kind_of(file["uri"]),
                  error_stage="extract", error_message="scripted",
                  retryable=file["uri"].endswith("retryable.wav"),
                  **{name: file[name] for name in ("uri", "size_bytes", "etag")})
-            for file in listed
-        ]  # fmt: skip
-        commit(self.store, results(*rows), run_id=run.run_id)
-        listing = read_listing(self.store, plan)
-        finish(self.store, run, self.config, model_revision=REVISION, listing=listing,
-               num_listed=plan.num_files, plan_name=plan.name)  # fmt: skip
+        ], files_per_commit=1000)  # fmt: skip
 
     def write(self, kind: str, sound: bytes) -> None:
         for stored in ("retryable", "final"):
@@ -81,11 +71,7 @@ class Job:
         plan = make_plan(
             config or self.config, self.store, model_revision=REVISION, options=options
         )
-        return Counter(
-            kind_of(file["uri"])
-            for pack in read_packs(self.store, plan)
-            for file in pack["files"][0].as_py()
-        )
+        return Counter(kind_of(file["uri"]) for file in planned_files(self.store, plan))
 
 
 def kind_of(uri: str) -> str:

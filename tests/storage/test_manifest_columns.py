@@ -9,14 +9,12 @@ import pytest
 
 from corpus_asr.config.run import RunConfig, RunOptions
 from corpus_asr.export.speakers import read_segments
-from corpus_asr.storage.run_state.finish import finish
-from corpus_asr.storage.run_state.plan import Plan, make_plan, read_listing, read_packs
-from corpus_asr.storage.run_state.redo import note_redo
-from corpus_asr.storage.run_state.run_files import begin_run, fingerprint
+from corpus_asr.storage.run_state.plan import Plan, make_plan
 from corpus_asr.storage.run_state.run_tables import REDO_NAME
 from corpus_asr.storage.run_state.tables import OutputStore
+from tests.support.runs import REVISION, complete_run
 from tests.support.stores import life
-from tests.support.tables import commit, part, results, rows_of, run_config
+from tests.support.tables import part, rows_of, run_config
 
 pytestmark = pytest.mark.long
 
@@ -38,31 +36,19 @@ class Folder:
         (self.path / "list.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
     def plan(self) -> Plan:
-        return make_plan(self.config, self.store, model_revision="w")
+        return make_plan(self.config, self.store, model_revision=REVISION)
 
     def run(self, *, killed: float = float("inf"), reach: str = "ab") -> Plan | None:
+        def rows_of_file(file: dict[str, Any]) -> list[dict[str, Any]]:
+            name = Path(file["uri"]).stem
+            said = json.loads(file["metadata"] or "{}").get("text", "nothing")
+            same = {key: value for key, value in file.items() if key != "done_parts"}
+            return [part(name, 0, texts=[f"{name} {said}"]) | same] if name in reach else []
+
         plan = None
-        with life(killed) as process:
-            plan = self.plan()
-            if plan.redo is not None:
-                note_redo(self.store, plan.redo)
-            run = begin_run(self.store, self.config, fingerprint(self.config, "w"))
-            files = (file for pack in read_packs(self.store, plan)
-                     for row in pack.to_pylist() for file in row["files"])  # fmt: skip
-            for file in files:
-                name = Path(file["uri"]).stem
-                said = json.loads(file["metadata"] or "{}").get("text", "nothing")
-                same = {key: file[key] for key in ("recording_id", "uri", "size_bytes", "etag",
-                                                   "metadata")}  # fmt: skip
-                if name in reach:
-                    row = part(name, 0, texts=[f"{name} {said}"]) | same
-                    commit(self.store, results(row), run_id=run.run_id)
-            finish(
-                self.store, run, self.config, model_revision="w",
-                listing=read_listing(self.store, plan), num_listed=plan.num_files,
-                plan_name=plan.name,
-            )  # fmt: skip
-        return None if process.killed else plan
+        with life(killed):
+            plan, _ = complete_run(self.store, self.config, rows_of_file)
+        return plan
 
     def columns(self) -> dict[str, list[Any]]:
         """Return the columns of the recordings as readers find them."""
@@ -100,7 +86,7 @@ def test_readers_find_other_columns_and_no_result_is_rewritten(tmp_path: Path) -
         joined = database.sql(query.replace("output/demo", folder.store.uri)).fetchall()
     assert sorted(row[0] for row in joined) == ["two", "uno"]
     options = RunOptions(redo="metadata->>'show' = 'uno'")
-    plan = make_plan(folder.config, folder.store, model_revision="w", options=options)
+    plan = make_plan(folder.config, folder.store, model_revision=REVISION, options=options)
     assert plan.num_matched == 1
 
 

@@ -11,15 +11,15 @@ import pytest
 
 from corpus_asr.config.run import RunConfig, RunOptions
 from corpus_asr.errors import ConfigError
-from corpus_asr.storage.run_state.finish import OutcomeCounts, finish
-from corpus_asr.storage.run_state.plan import Plan, make_plan, read_listing, read_packs
-from corpus_asr.storage.run_state.redo import ALL, chosen, note_redo
-from corpus_asr.storage.run_state.run_files import begin_run, fingerprint
+from corpus_asr.storage.run_state.finish import OutcomeCounts
+from corpus_asr.storage.run_state.plan import Plan, make_plan
+from corpus_asr.storage.run_state.redo import ALL, chosen
 from corpus_asr.storage.run_state.run_tables import REDO_NAME, RunTables
 from corpus_asr.storage.run_state.tables import LABEL_ROWS, OutputStore
 from corpus_asr.storage.stores.uri import recording_id
+from tests.support.runs import REVISION, complete_run, planned_files
 from tests.support.stores import life
-from tests.support.tables import commit, part, results, run_config
+from tests.support.tables import commit, part, results, rows_of, run_config
 
 pytestmark = pytest.mark.long
 
@@ -42,13 +42,12 @@ class Folder:
         return run_config("", self.store.uri, source=source, decoding={"language": language})
 
     def plan(self, language: str = "en", *, redo: str | None = None) -> Plan:
-        return make_plan(
-            self.config(language), self.store, model_revision="w", options=RunOptions(redo=redo)
-        )
+        options = RunOptions(redo=redo)
+        config = self.config(language)
+        return make_plan(config, self.store, model_revision=REVISION, options=options)
 
-    def todo(self, plan: Plan) -> dict[str, dict[str, Any]]:
-        packs = [row for pack in read_packs(self.store, plan) for row in pack.to_pylist()]
-        return {Path(file["uri"]).stem: file for pack in packs for file in pack["files"]}
+    def todo(self, plan: Plan) -> set[str]:
+        return {Path(file["uri"]).stem for file in planned_files(self.store, plan)}
 
     def run(
         self, language: str = "en", *, redo: str | None = None, reach: Sequence[str] = NAMES,
@@ -56,28 +55,20 @@ class Folder:
     ) -> OutcomeCounts:  # fmt: skip
         """Do what is left of some recordings, in the language of the settings."""
         self.run_number += 1
-        config, run_id = self.config(language), f"run-{self.run_number:03d}"
+
+        def rows_of_file(file: dict[str, Any]) -> list[dict[str, Any]]:
+            name = Path(file["uri"]).stem
+            return [row_of(name, file, language, name in failing)] if name in reach else []
+
         with life(10**6 if killed is None else killed):
-            plan = self.plan(language, redo=redo)
-            if plan.redo is not None:
-                note_redo(self.store, plan.redo)
-            run = begin_run(
-                self.store, config, fingerprint(config, "w"), run_id=run_id, redo=redo is not None
-            )
-            for name, file in self.todo(plan).items():
-                if name in reach:
-                    commit(self.store, results(row_of(name, file, language, name in failing)),
-                           run_id=run.run_id)  # fmt: skip
-            return finish(
-                self.store, run, config, model_revision="w",
-                listing=read_listing(self.store, plan), num_listed=plan.num_files,
-                plan_name=plan.name,
-            )  # fmt: skip
+            return complete_run(
+                self.store, self.config(language), rows_of_file, options=RunOptions(redo=redo),
+                run_id=f"run-{self.run_number:03d}",
+            )[1]  # fmt: skip
         raise AssertionError("killed")
 
     def texts(self) -> list[str]:
-        rows = (batch.column(0).to_pylist() for batch in self.store.segments(["text"]))
-        return sorted(text for texts in rows for text in texts)
+        return sorted(row["text"] for row in rows_of(self.store.segments(["text"])))
 
 
 def row_of(name: str, file: dict[str, Any], language: str, fails: bool) -> dict[str, Any]:
@@ -124,7 +115,7 @@ def test_a_condition_chooses_what_is_done_again(
 ) -> None:
     plan = finished.plan(redo=where)
     assert plan.num_matched == plan.num_redone == plan.num_remaining == len(expected)
-    assert set(finished.todo(plan)) == set(expected)
+    assert finished.todo(plan) == set(expected)
     assert sum(sums.audio_s for sums in plan.known.values()) == 10 * len(expected)
     assert not finished.store.exists(REDO_NAME), "a plan asks for nothing"
     if not expected:
@@ -162,7 +153,7 @@ def test_results_count_until_new_ones_are_there(folder: Folder) -> None:
     assert folder.texts() == ["a en", "b de", "c en"]
     assert (counts.ok, counts.remaining, counts.earlier) == (2, 1, 1)
     plan = folder.plan("de")
-    assert (plan.num_redone, plan.num_done, set(folder.todo(plan))) == (1, 2, {"c"})
+    assert (plan.num_redone, plan.num_done, folder.todo(plan)) == (1, 2, {"c"})
     failed = folder.run("de", failing="c")
     assert folder.texts() == ["a en", "b de", "c en"]
     assert (failed.ok, failed.failed, failed.earlier) == (2, 1, 1)
@@ -190,7 +181,7 @@ def test_failures_are_done_again_by_their_kind(folder: Folder) -> None:
     folder.run(redo=ALL, failing="b")
     assert folder.texts() == ["a en", "b en", "c en"]
     plan = folder.plan(redo="error_kind = 'timeout' and status = 'ok'")
-    assert set(folder.todo(plan)) == {"b"}, "its newer version failed"
+    assert folder.todo(plan) == {"b"}, "its newer version failed"
 
 
 def test_other_settings_are_mixed_in_no_recording(folder: Folder) -> None:
@@ -198,7 +189,7 @@ def test_other_settings_are_mixed_in_no_recording(folder: Folder) -> None:
     with pytest.raises(ConfigError, match=r"--redo all, by which .*--new-run"):
         folder.plan("de")
     plan = folder.plan("de", redo="uri like '%/x%'")
-    assert set(folder.todo(plan)) == {"b", "c"}, "what failed comes in addition"
+    assert folder.todo(plan) == {"b", "c"}, "what failed comes in addition"
     folder.run("de", redo="uri like '%/x%'")
     assert folder.texts() == ["a en", "b de", "c de"]
     with pytest.raises(ConfigError, match=r"decoding\.language"):
@@ -210,7 +201,7 @@ def test_the_same_command_again_does_not_begin_what_waits_anew(folder: Folder) -
     folder.run(redo="uri not like '%/a.wav'", reach="b")
     plan = folder.plan(redo="uri like '%/c.wav'")
     assert plan.num_matched == 0
-    assert set(folder.todo(plan)) == {"c"}
+    assert folder.todo(plan) == {"c"}
 
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "reading.md").read_text()

@@ -39,6 +39,7 @@ from tests.support.tables import (
     files,
     orphan,
     part,
+    plain_read,
     remaining,
     results,
     rows_of,
@@ -66,12 +67,6 @@ def left(
 ) -> dict[str, list[int]]:
     rows = remaining(store, batch, retry)
     return {row["uri"].lstrip("/"): row["done_parts"] for row in rows}
-
-
-def plain_read(folder: Path, name: str) -> list[dict]:
-    """Read a table the way any Parquet reader would: every file in the folder."""
-    paths = sorted((folder / name).glob("*"))
-    return [row for path in paths for row in pq.read_table(path).to_pylist()]
 
 
 def test_a_folder_at_work_is_not_marked_as_finished(memory: str) -> None:

@@ -13,13 +13,12 @@ from corpus_asr.config.run import SourceSettings
 from corpus_asr.errors import ConfigError
 from corpus_asr.storage.listing import FileListing
 from corpus_asr.storage.run_state.forget import find_recordings, forget
-from corpus_asr.storage.run_state.plan import read_packs
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.filesystem import read_bytes
 from corpus_asr.storage.stores.members import located
 from tests.storage.test_members import tar_bytes
 from tests.storage.test_redo import ENGLISH, NAMES, Folder
-from tests.support.runs import ManualRun
+from tests.support.runs import ManualRun, planned_files
 from tests.support.tables import rows_of
 
 pytestmark = pytest.mark.long
@@ -129,8 +128,7 @@ class Shard:
 
     def night(self) -> set[str]:
         self.job.begin()
-        packs = read_packs(self.job.store, self.job.plan)
-        todo = [file for pack in packs for row in pack.to_pylist() for file in row["files"]]
+        todo = planned_files(self.job.store, self.job.plan)
         for file in todo:
             assert read_bytes(located(file["uri"], file["etag"]))
             self.job.commit(file["uri"].rpartition("/")[2])

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -29,6 +28,7 @@ from tests.support.tables import (
     commit,
     files,
     part,
+    plain_read,
     remaining,
     results,
     run_config,
@@ -90,8 +90,7 @@ class Folder:
         )  # fmt: skip
 
     def read(self, table: str) -> list[dict[str, Any]]:
-        paths = sorted((self.path / table).glob("*.parquet"))
-        return [row for path in paths for row in pq.read_table(path).to_pylist()]
+        return plain_read(self.path, table)
 
     def texts(self) -> dict[str, list[str]]:
         """Return the texts of recordings in the table of segments."""

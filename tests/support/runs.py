@@ -1,14 +1,20 @@
 """Outputs of runs whose results are written by hand, without a model."""
 
 import importlib
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from corpus_asr.config.run import PseudoLabelConfig, SourceSettings
+from corpus_asr.config.run import (
+    DEFAULT_OPTIONS,
+    PseudoLabelConfig,
+    RunConfig,
+    RunOptions,
+    SourceSettings,
+)
 from corpus_asr.segments import SpeakerTurn
 from corpus_asr.stages.isolation import IsolatedGenerator
 from corpus_asr.storage.listing import FileListing
@@ -19,10 +25,12 @@ from corpus_asr.storage.run_state.corrections import (
     read_saved,
     save_correction,
 )
+from corpus_asr.storage.run_state.finish import OutcomeCounts
 from corpus_asr.storage.run_state.finish import finish as finish_run
 from corpus_asr.storage.run_state.moved import noted_moves
 from corpus_asr.storage.run_state.own_sources import record_sources
-from corpus_asr.storage.run_state.plan import Plan, make_plan, read_listing
+from corpus_asr.storage.run_state.plan import Plan, make_plan, read_listing, read_packs
+from corpus_asr.storage.run_state.redo import note_redo
 from corpus_asr.storage.run_state.rewriting import follow
 from corpus_asr.storage.run_state.run_files import CONFIG_NAME, Run, begin_run, fingerprint
 from corpus_asr.storage.run_state.speaker_turns import RecordingVoices, turn_rows, write_turns
@@ -200,12 +208,45 @@ class ManualRun:
         self.commit(name, **(failure | values))
 
     def finish(self) -> None:
-        plan = self.plan
-        finish_run(
-            self.store, self.run, self.config, model_revision=REVISION,
-            listing=read_listing(self.store, plan), num_listed=plan.num_files,
-            plan_name=plan.name,
-        )  # fmt: skip
+        finish_plan(self.store, self.run, self.config, self.plan)
+
+
+def finish_plan(store: OutputStore, run: Run, config: RunConfig, plan: Plan) -> OutcomeCounts:
+    """End a run that was to do a plan."""
+    return finish_run(
+        store, run, config, model_revision=REVISION, listing=read_listing(store, plan),
+        num_listed=plan.num_files, plan_name=plan.name,
+    )  # fmt: skip
+
+
+def planned_files(store: OutputStore, plan: Plan) -> list[dict[str, Any]]:
+    """Return the files that a plan wants done."""
+    packs = (row for pack in read_packs(store, plan) for row in pack.to_pylist())
+    return [file for pack in packs for file in pack["files"]]
+
+
+def complete_run(
+    store: OutputStore,
+    config: RunConfig,
+    rows_of_file: Callable[[dict[str, Any]], Sequence[dict[str, Any]]],
+    *,
+    options: RunOptions = DEFAULT_OPTIONS,
+    run_id: str | None = None,
+    files_per_commit: int = 1,
+) -> tuple[Plan, OutcomeCounts]:
+    """Plan, commit what becomes of each file that is left, and finish."""
+    plan = make_plan(config, store, model_revision=REVISION, options=options)
+    if plan.redo is not None:
+        note_redo(store, plan.redo)
+    name = fingerprint(config, REVISION)
+    run = begin_run(store, config, name, run_id=run_id, redo=options.redo is not None)
+    planned = planned_files(store, plan)
+    for start in range(0, len(planned), files_per_commit):
+        together = planned[start : start + files_per_commit]
+        rows = [row for file in together for row in rows_of_file(file)]
+        if rows:
+            commit(store, results(*rows), run_id=run.run_id)
+    return plan, finish_plan(store, run, config, plan)
 
 
 PASSAGE_S = 2.0

@@ -3,10 +3,12 @@
 import datetime
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from corpus_asr.activity import Activity, FailureCount
 from corpus_asr.config.run import Retry, RunConfig
@@ -81,6 +83,12 @@ def plan_of(*packs: pa.Table) -> pa.Table:
 def rows_of(batches: Iterable[pa.RecordBatch]) -> list[dict[str, Any]]:
     """Return the rows of a table that a store gives."""
     return [row for batch in batches for row in batch.to_pylist()]
+
+
+def plain_read(folder: Path, name: str) -> list[dict[str, Any]]:
+    """Read a table the way any Parquet reader would: every file in the folder."""
+    paths = sorted((folder / name).glob("*.parquet"))
+    return [row for path in paths for row in pq.read_table(path).to_pylist()]
 
 
 def same_schema(found: pa.Schema, expected: pa.Schema) -> bool:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from corpus_asr.config.run import Retry, RunConfig, RunOptions
@@ -44,7 +43,7 @@ from tests.support.living_archive import Lines, LivingArchive, broken, lines_of,
 from tests.support.nightly import QUICK
 from tests.support.runs import correct_segment
 from tests.support.stores import life
-from tests.support.tables import digest_of, part, results, run_config
+from tests.support.tables import digest_of, part, plain_read, results, run_config
 
 REDO_TONIGHT = "/s1"  # the folder whose recordings are done again
 
@@ -352,8 +351,7 @@ class Year(LivingArchive):
 
     def read(self, table: str) -> list[dict[str, Any]]:
         """Return a table's rows as any Parquet reader finds them."""
-        paths = sorted((Path(self.store.uri) / table).glob("*.parquet"))
-        return [row for path in paths for row in pq.read_table(path).to_pylist()]
+        return plain_read(Path(self.store.uri), table)
 
     def tables(self) -> dict[str, list[str]]:
         return {name: sorted(map(repr, self.read(name)))
