@@ -13,10 +13,14 @@ from tests.support.tables import commit, files, part, results, rows_of, run_conf
 
 
 @pytest.mark.long
-def test_of_a_recording_no_longer_listed_the_last_version_stays(tmp_path: Path) -> None:
+@pytest.mark.parametrize("seed", [None, 1])
+def test_of_a_recording_no_longer_listed_the_last_version_stays(
+    tmp_path: Path, seed: int | None
+) -> None:
+    """Also with a clock that jumps by itself, all the time."""
     store = OutputStore(str(tmp_path))
     for ahead_s, version in ((DAY_S, "v1"), (-DAY_S, "v2"), (0.0, "v3")):
-        with wrong_clock() as clock, Lock(store, version) as lock:
+        with wrong_clock(seed=seed) as clock, Lock(store, version) as lock:
             clock.ahead_s = ahead_s
             rows = results(part("a", 0, texts=[version], etag=version))
             commit(lock.store, rows, run_id=version)

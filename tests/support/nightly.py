@@ -1,15 +1,12 @@
-"""Nightly runs without audio or model: an archive that changes, killed nights, summaries."""
+"""Nightly runs without audio or model: an archive that changes, and its summaries."""
 
-import itertools
 import json
-import random
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from corpus_asr.config.run import RunConfig, RunOptions
@@ -24,161 +21,10 @@ from corpus_asr.report.numbers import RunNumbers
 from corpus_asr.runtime.checkpoints import Checkpoint
 from corpus_asr.runtime.commit import Committer, tally_of
 from corpus_asr.runtime.progress import Progress
-from corpus_asr.storage.run_state.finish import OutcomeCounts, finish
-from corpus_asr.storage.run_state.lock import Lock, Timing
-from corpus_asr.storage.run_state.plan import make_plan, read_listing, read_packs
-from corpus_asr.storage.run_state.run_files import begin_run, fingerprint, new_run_id
-from corpus_asr.storage.run_state.tables import OutputStore
-from tests.support.stores import life
-from tests.support.tables import commit, digest_of, part, results, run_config, with_section
+from corpus_asr.storage.run_state.lock import Timing
+from tests.support.tables import digest_of, part, plain_read, results, run_config, with_section
 
-REVISION = "weights"
 QUICK = Timing(heartbeat_s=0.05, looks=3, settle_s=0.0)
-
-
-class Nights:
-    """A folder of recordings, and the tables of it."""
-
-    def __init__(self, folder: Path, *, seed: int, files: int) -> None:
-        self.source, self.output = folder / "in", folder / "out"
-        self.source.mkdir(parents=True)
-        self._chance = random.Random(seed)
-        self._names = (f"{number:04d}.mp3" for number in itertools.count())
-        self._versions = itertools.count(100)
-        target = {"uri": str(self.output), "target_file_mb": 1}
-        self.config = run_config(self.source, self.output, model="tiny", output=target)
-        self.store = OutputStore(self.config.output.uri)
-        self._daily = max(1, files // 6)
-        for _ in range(files):
-            self._write(next(self._names))
-        self.down: set[str] = set()
-        """Files the store did not give in their last attempt."""
-
-    def _write(self, name: str) -> None:
-        # A size of its own for each content: clocks of file systems are coarse.
-        (self.source / name).write_bytes(b"x" * next(self._versions))
-
-    def listed(self) -> dict[str, int]:
-        """Return the files there are, and their content."""
-        return {str(path): path.stat().st_size for path in self.source.iterdir()}
-
-    def day(self) -> None:
-        for _ in range(self._chance.randint(0, self._daily)):
-            self._write(next(self._names))
-        for change in (self._write, lambda name: (self.source / name).unlink()):
-            present = sorted(path.name for path in self.source.iterdir())
-            count = min(len(present) - 1, self._chance.randint(0, self._daily))
-            for name in self._chance.sample(present, count):
-                change(name)
-
-    def night(
-        self,
-        *,
-        options: RunOptions | None = None,
-        down: float = 0.0,
-        killed_after: int | None = None,
-    ) -> OutcomeCounts | None:
-        """Run; None if it was killed, after so many changes to the output."""
-        counts = None
-        with life(float("inf") if killed_after is None else killed_after):
-            counts = self._run(options or RunOptions(), down)
-        return counts
-
-    def _run(self, options: RunOptions, down: float) -> OutcomeCounts:
-        # A killed run leaves its lock; its process, the test's, lives on.
-        with Lock(self.store, new_run_id(), steal=True, timing=QUICK) as lock:
-            store = lock.store
-            plan = make_plan(self.config, store, model_revision=REVISION, options=options)
-            name = fingerprint(self.config, REVISION)
-            run = begin_run(store, self.config, name, run_id=lock.run_id, new_run=options.new_run)
-            for pack in read_packs(store, plan):
-                for file in pack["files"].to_pylist()[0]:
-                    rows = self._transcribed(file, down)
-                    for start in range(0, len(rows), 3):  # commits that cut recordings apart
-                        commit(store, results(*rows[start : start + 3]), run_id=run.run_id)
-            return finish(
-                store, run, self.config, model_revision=REVISION,
-                listing=read_listing(store, plan), num_listed=plan.num_files,
-                plan_name=plan.name,
-            )  # fmt: skip
-
-    def _transcribed(self, file: dict[str, Any], down: float) -> list[dict[str, Any]]:
-        uri, done = file["uri"], set(file["done_parts"])
-        self.down.discard(uri)
-        rows = expected_rows(uri, file["size_bytes"], str(self.config.decoding.language))
-        if self._chance.random() < down:
-            self.down.add(uri)
-            rows = [_failure(min({*range(len(rows) + 1)} - done), kind="timeout", retryable=True)]
-        identity = {name: file[name] for name in ("recording_id", "etag", "size_bytes")}
-        return [
-            part("", row["part"], uri=uri, texts=row["texts"], status=row["status"],
-                 **row["values"], **identity)
-            for row in rows
-            if row["part"] not in done
-        ]  # fmt: skip
-
-    def check(self) -> None:
-        """Compare the tables, read as any Parquet reader would, with the files there are.
-
-        Only after a night that ended.
-        """
-        outcomes = self.read("outcomes")
-        keys = [(row["uri"], row["part"], row["size_bytes"]) for row in outcomes]
-        assert len(keys) == len(set(keys))
-        recordings = {row["uri"]: row for row in self.read("recordings")}
-        assert len(recordings) == len(self.read("recordings"))
-        texts: dict[str, list[str]] = {}
-        for row in self.read("segments"):
-            texts.setdefault(row["uri"], []).append(row["text"])
-        for uri, content in self.listed().items():
-            row = recordings[uri]
-            if uri in self.down:
-                failures = [each for each in outcomes if each["uri"] == uri]
-                assert ("timeout", content) in {
-                    (each["error_kind"], each["size_bytes"]) for each in failures
-                }, "what failed is known"
-            if row["size_bytes"] != content:
-                # Text that was complete counts until this content is done.
-                assert uri in self.down or content % 7 == 0
-                assert row["parts"] == len(expected_rows(uri, row["size_bytes"], ""))
-                assert row["segments"] == len(texts.get(uri, []))
-                assert all(f" {row['size_bytes']} " in text for text in texts.get(uri, []))
-                continue
-            if uri in self.down:
-                assert (row["status"], row["error_kind"]) == ("failed", "timeout")
-                continue
-            rows = expected_rows(uri, content, str(self.config.decoding.language))
-            said = [text for expected in rows for text in expected["texts"] or ()]
-            assert sorted(texts.get(uri, [])) == sorted(said)
-            failed = any(expected["status"] == "failed" for expected in rows)
-            assert row["status"] == ("failed" if failed else "ok" if said else "no_speech")
-            assert row["parts"] == len(rows)
-
-    def read(self, table: str) -> list[dict[str, Any]]:
-        """Return a table's rows as any Parquet reader finds them."""
-        paths = sorted((self.output / table).glob("*"))
-        return [row for path in paths for row in pq.read_table(path).to_pylist()]
-
-
-def expected_rows(uri: str, content: int, language: str) -> list[dict[str, Any]]:
-    """Return what becomes of each part of a file with this content, the last one last."""
-    count = 1 + content % 3
-    rows = []
-    for index in range(count):
-        silent = (content + index) % 5 == 0
-        texts = [] if silent else [f"{Path(uri).stem} {content} {index} {language}"]
-        values = {"last_part": index == count - 1}
-        status = "no_speech" if silent else "ok"
-        rows.append({"part": index, "texts": texts, "status": status, "values": values})
-    if content % 7 == 0:
-        rows[-1] = _failure(count - 1, kind="corrupt", retryable=False)
-    return rows
-
-
-def _failure(index: int, *, kind: str, retryable: bool) -> dict[str, Any]:
-    values = {"last_part": True, "retryable": retryable, "error_kind": kind,
-              "error_stage": "extract"}  # fmt: skip
-    return {"part": index, "texts": None, "status": "failed", "values": values}
 
 
 class Archive:
@@ -238,8 +84,7 @@ class Archive:
 
     def read(self, table: str) -> list[dict[str, Any]]:
         """Return a table's rows as any Parquet reader finds them."""
-        rows: list[dict[str, Any]] = pq.read_table(self.output / table).to_pylist()
-        return rows
+        return plain_read(self.output, table)
 
     def summaries(self) -> list[dict[str, Any]]:
         """Return what is written of each night, in the order of their names."""
