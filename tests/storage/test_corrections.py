@@ -82,7 +82,8 @@ def test_of_two_who_save_after_the_same_one_is_refused_in_every_store(store: Out
     assert len({*editions}) == 3
 
 
-def test_saves_follow_a_recording_after_those_that_are_there(store: OutputStore) -> None:
+def test_saves_follow_a_recording_after_those_that_are_there(memory: str) -> None:
+    store = OutputStore(memory)
     name = save_correction(store, edit(0, "late"), {})
     assert name is not None
     there = correct("f" * 16, [{"channel": None, "start_s": 0.0, "end_s": 1.0, "text": "x"}],

@@ -79,9 +79,10 @@ def test_a_complete_finish_merges_what_was_written_in_small_pieces(tmp_path: Pat
 
 
 def test_a_run_knows_what_it_and_the_last_one_put_where_the_listing_lags_behind(
-    store: OutputStore, monkeypatch: pytest.MonkeyPatch
+    memory: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The listing stays as it was when the commits were there, their merging not."""
+    store = OutputStore(memory)
     timing = Timing(settle_s=0.0)
     with Lock(store, "run", timing=timing) as lock:
         for name in "abcd":

@@ -90,12 +90,12 @@ def test_a_lock_is_given_back_whatever_ends_the_run(local: OutputStore) -> None:
         assert not local.exists(LOCK_NAME)
 
 
-def test_a_second_run_is_refused_at_once_and_told_everything(store: OutputStore) -> None:
-    with Lock(store, "first", timing=QUICK) as held:
-        with pytest.raises(LockedError) as caught, Lock(store, "second", timing=QUICK):
+def test_a_second_run_is_refused_at_once_and_told_everything(local: OutputStore) -> None:
+    with Lock(local, "first", timing=QUICK) as held:
+        with pytest.raises(LockedError) as caught, Lock(local, "second", timing=QUICK):
             pass
         message = str(caught.value)
-        holder = read_holder(store)
+        holder = read_holder(local)
         assert holder is not None
         for part in ("first", str(os.getpid()), holder.process.host, holder.started_at,
                      "last heartbeat", "--steal-lock", "wait for it to end"):  # fmt: skip
@@ -104,12 +104,12 @@ def test_a_second_run_is_refused_at_once_and_told_everything(store: OutputStore)
 
 
 def test_a_living_holder_is_not_robbed_even_if_its_clock_stands_still(
-    store: OutputStore, monkeypatch: pytest.MonkeyPatch
+    local: OutputStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lock, "_now", lambda: "2026-03-04T00:00:00+00:00")
-    with Lock(store, "first", timing=replace(QUICK, heartbeat_s=0.01)) as held:
+    with Lock(local, "first", timing=replace(QUICK, heartbeat_s=0.01)) as held:
         slow = replace(QUICK, heartbeat_s=0.3)
-        with pytest.raises(LockedError, match="alive"), Lock(store, "2", steal=True, timing=slow):
+        with pytest.raises(LockedError, match="alive"), Lock(local, "2", steal=True, timing=slow):
             pass
         held.key.check()
 
@@ -151,10 +151,10 @@ def test_what_is_no_lock_of_ours_is_treated_like_one(local: OutputStore) -> None
 
 
 def test_the_lock_of_a_dead_process_of_this_machine_is_taken_over_at_once(
-    store: OutputStore,
+    local: OutputStore,
 ) -> None:
-    left_by(store, dead_here())
-    with Lock(store, "new", timing=replace(QUICK, heartbeat_s=1e6)) as held:
+    left_by(local, dead_here())
+    with Lock(local, "new", timing=replace(QUICK, heartbeat_s=1e6)) as held:
         held.key.check()
 
 
@@ -177,16 +177,16 @@ def test_what_cannot_be_known_is_not_called_dead() -> None:
         assert not unsure.is_surely_dead()
 
 
-def test_a_robbed_holder_commits_no_more_and_leaves_the_new_lock_alone(store: OutputStore) -> None:
-    with Lock(store, "old", timing=replace(QUICK, heartbeat_s=0.02)) as held:
-        thief = left_by(store, ELSEWHERE)
+def test_a_robbed_holder_commits_no_more_and_leaves_the_new_lock_alone(local: OutputStore) -> None:
+    with Lock(local, "old", timing=replace(QUICK, heartbeat_s=0.02)) as held:
+        thief = left_by(local, ELSEWHERE)
         with pytest.raises(EngineError, match=r"run old .*on other.*committed is kept"):
             held.key.check()
         with pytest.raises(EngineError, match=r"run old .*on other.*committed is kept"):
             held.store.write_bytes("outcomes/late.parquet", b"")
         held._thread.join(10)
         assert not held._thread.is_alive(), "it still beats"
-    assert read_holder(store) == thief
+    assert read_holder(local) == thief
 
 
 def test_a_lock_removed_by_hand_is_not_made_again(local: OutputStore) -> None:

@@ -225,8 +225,8 @@ MOMENTS = (1, 3, 4, 6, 8, 10, 13, 17, 22)
 @pytest.mark.parametrize(
     ("redo", "moments"),
     [
-        ("confidence < 0.7", MOMENTS[1::2]),
-        (ALL, MOMENTS[::2]),
+        ("confidence < 0.7", MOMENTS[1::4]),
+        (ALL, MOMENTS[2::4]),
         pytest.param("confidence < 0.7", MOMENTS, marks=pytest.mark.slow),
         pytest.param(ALL, MOMENTS, marks=pytest.mark.slow),
     ],

@@ -18,6 +18,7 @@ from corpus_asr.storage.run_state.tables import (
     unique_stem,
     without_credentials,
 )
+from corpus_asr.storage.stores.filesystem import StoreOptions
 from corpus_asr.storage.stores.uri import without_secrets
 from tests.storage.test_run_tables import done
 from tests.support.tables import (
@@ -32,7 +33,15 @@ from tests.support.tables import (
 )
 
 
-def test_a_commit_is_read_back_exactly(store: OutputStore) -> None:
+@pytest.fixture
+def store(memory: str) -> OutputStore:
+    return OutputStore(memory)
+
+
+def test_a_commit_is_read_back_exactly_in_each_kind_of_store(
+    place: tuple[str, StoreOptions],
+) -> None:
+    store = OutputStore(place[0], endpoint_url=place[1].endpoint_url)
     table = results(
         part("a", 0, texts=["one", "two"], last=False, channel=1, metadata='{"k": 1}'),
         part("a", 1, texts=[], status="no_speech"),
@@ -113,8 +122,7 @@ def test_many_commits_are_read_in_order(store: OutputStore) -> None:
     assert [batch.name for batch in store.committed(["part"])] == names
 
 
-def test_no_column_keeps_credentials(memory: str) -> None:
-    store = OutputStore(memory)
+def test_no_column_keeps_credentials(store: OutputStore) -> None:
     secret = "https://u:s3cr3t@host/a.mp3?v=1&X-Amz-Signature=s3cr3t"
     message = f"reading {secret}: no; see '{secret}', (ftp://u:s3cr3t@h/b c) or s3://b/k?x=1."
     metadata = json.dumps({"link": secret, "name": 'a "b" https://h/x?sig=s3cr3t"', "n": 1})
@@ -139,14 +147,13 @@ def test_no_column_keeps_credentials(memory: str) -> None:
     )
 
 
-def test_names_that_only_look_like_credentials_are_kept(memory: str) -> None:
+def test_names_that_only_look_like_credentials_are_kept(store: OutputStore) -> None:
     uris = ["s3://b/u:p@h?x=1", "abfs://container@account.host/a?b", "/u:p@h/a?sig=1", "gs://b/a#b"]
-    store = OutputStore(memory)
     commit(store, results(*(part(uri, 0, texts=["x"], uri=uri) for uri in uris)))
     assert [row["uri"] for row in rows_of(store.outcomes(["uri"]))] == uris
 
 
-def test_rows_that_cannot_be_accounted_for_are_refused(memory: str) -> None:
+def test_rows_that_cannot_be_accounted_for_are_refused(store: OutputStore) -> None:
     for change, message in (
         ({"status": "done"}, "unknown status"),
         ({"part": None}, "without part"),
@@ -154,7 +161,7 @@ def test_rows_that_cannot_be_accounted_for_are_refused(memory: str) -> None:
     ):
         row = part("a", 0, texts=["x"]) | change
         with pytest.raises(ValueError, match=message):
-            commit(OutputStore(memory), results(row))
+            commit(store, results(row))
 
 
 def test_json_is_kept_and_missing_json_is_none(store: OutputStore) -> None:
@@ -225,7 +232,7 @@ def test_many_small_commits_of_labels_become_one(tmp_path: Path) -> None:
     assert {row["label"] for row in rows_of(store.recordings())} == {"en"}
 
 
-def test_a_recordings_label_is_the_mean_of_its_parts_by_their_weights(memory: str) -> None:
+def test_a_recordings_label_is_the_mean_of_its_parts_by_their_weights(store: OutputStore) -> None:
     found = [
         labelled("a", 0, ("en", 0.6), ("de", 0.4), weight_s=10.0, last=False),
         labelled("a", 1, ("de", 0.9), ("en", 0.1), weight_s=30.0),
@@ -233,7 +240,6 @@ def test_a_recordings_label_is_the_mean_of_its_parts_by_their_weights(memory: st
         labelled("c", 0),
         part("d", 0, texts=None, status="no_speech"),
     ]
-    store = OutputStore(memory)
     commit(store, results(*found))
     messages = {row["uri"]: row for row in complete(store)}
     assert messages["/a"]["label"] == "de"
@@ -292,9 +298,8 @@ SECRET = "s3cr3tVALUE99"
         f"no such key: sk-{SECRET * 2}", f"AWS_SECRET_ACCESS_KEY={SECRET}", f"bearer {SECRET}",
     ],
 )  # fmt: skip
-def test_secrets_in_messages_of_libraries_are_hidden(memory: str, text: str) -> None:
+def test_secrets_in_messages_of_libraries_are_hidden(store: OutputStore, text: str) -> None:
     assert SECRET not in without_secrets(text)
-    store = OutputStore(memory)
     commit(store, results(part("a", 0, texts=None, status="failed", error_message=text)))
     (row,) = rows_of(store.outcomes(["error_message"]))
     assert "[hidden]" in row["error_message"] or "postgres://h" in row["error_message"]
