@@ -32,7 +32,6 @@ from corpus_asr.schemas import RECORDINGS, SPEAKERS
 from corpus_asr.speakers.voices import find_voices
 from corpus_asr.storage.run_state import portions, recording_rows, speaker_turns
 from corpus_asr.storage.run_state.finish import compact, keep_only
-from corpus_asr.storage.run_state.recording_rows import MAX_OBJECTS
 from corpus_asr.storage.run_state.run_files import CONFIG_NAME
 from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.speaker_turns import read_turns, read_voices
@@ -391,14 +390,6 @@ def test_a_finish_killed_between_its_steps_leaves_nothing_twice(
     assert find_speakers_of_run(store, AUTO) == 0
     (name,) = store.names(SPEAKERS_FOLDER)
     assert store.read_table(name, SPEAKERS).num_rows == 2
-
-
-def test_many_small_objects_become_one(store: OutputStore):
-    for number in range(MAX_OBJECTS + 1):
-        commit(store, results(spoken(f"r{number}", 0)))
-        find_speakers_of_run(store, AUTO)
-    assert len(store.names(SPEAKERS_FOLDER)) == 1
-    assert len(read_turns(store) or {}) == MAX_OBJECTS + 1
 
 
 def test_large_objects_are_not_rewritten_and_hold_whole_recordings(

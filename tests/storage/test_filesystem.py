@@ -8,7 +8,6 @@ import multiprocessing
 import os
 import pickle
 import random
-import uuid
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -29,7 +28,6 @@ from corpus_asr.storage.stores.filesystem import (
     StoreOptions,
     exists,
     list_objects,
-    move,
     open_binary,
     open_store,
     read_bytes,
@@ -408,36 +406,6 @@ def test_an_upload_that_fails_says_where(s3: S3Server, tmp_path: Path) -> None:
     for uri in ("s3://no-such-bucket-here/key", str(tmp_path / "file" / "below")):
         with pytest.raises(FetchError, match=r"writing .*(no-such-bucket-here/key|file/below)"):
             upload(str(tmp_path / "source"), uri, s3.options)
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("calculation", [None, "when_supported", "when_required"])
-def test_a_bucket_with_object_lock_takes_all_that_is_written(
-    s3: S3Server,
-    bucket: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    calculation: str | None,
-) -> None:
-    if calculation is not None:
-        monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", calculation)
-    with faulty_store(s3.endpoint_url, {}, seed=1) as store:
-        store.object_lock = True
-        uri, options = f"s3://{bucket}/{uuid.uuid4().hex}", store.options
-        write_atomic(f"{uri}/written", b"", options)
-        write_atomic(f"{uri}/written", b"data", options)
-        assert filesystem.create(f"{uri}/created", b"a", options)
-        assert filesystem.swap(f"{uri}/created", b"b", b"a", options)
-        move(f"{uri}/created", f"{uri}/moved", options)
-        source = tmp_path / "source"
-        # Slow, so once: an upload in several parts.
-        many = [b"parts" * 8_000_000] if calculation is None else []
-        for content in (b"", b"few", *many):
-            source.write_bytes(content)
-            upload(str(source), f"{uri}/uploaded", options)
-            assert read_bytes(f"{uri}/uploaded", options) == content
-        assert read_bytes(f"{uri}/moved", options) == b"b"
-        assert store.injected.total() == 0
 
 
 @pytest.mark.long
