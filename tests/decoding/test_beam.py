@@ -68,18 +68,6 @@ def check(model: SlotModel, jobs: list[WindowJob], found: list[WindowResult]) ->
         assert result.sequence_score == pytest.approx(alone.sequence_score, abs=1e-5)
 
 
-@pytest.mark.parametrize("num_beams", [2, 5])
-def test_what_beams_find_depends_on_no_other_place(
-    models: list[WhisperSlotModel], num_beams: int
-) -> None:
-    kinds = enumerate((PLAIN, SUPPRESSING, GRAMMAR))
-    jobs = [
-        job(i, rules, prompt=(31, *range(3 * i), 32), num_beams=num_beams) for i, rules in kinds
-    ]
-    # Two places for three jobs: one waits, and starts beside one that is under way.
-    check(models[0], jobs, run(models[0], jobs, places=2))
-
-
 def test_the_windows_end_in_every_way(models: list[WhisperSlotModel]) -> None:
     """What the comparison above is worth: ends, limits, and the whole length of the decoder."""
     jobs = [job(i, rules, num_beams=5) for i in range(4) for rules in (PLAIN, SUPPRESSING, GRAMMAR)]
