@@ -16,6 +16,7 @@ from av.filter.graph import Graph
 
 from corpus_asr.audio.decode import AudioDecoder, open_audio
 from corpus_asr.units import SAMPLE_RATE_HZ
+from tests.support.films import stored_s
 
 RATE_HZ = 48_000
 CODECS = {
@@ -77,13 +78,8 @@ def recording(
                 frame.pts = round((start_s + shift_s) * rate_hz) + first
                 packets += audio.encode(frame)
         packets += audio.encode(None)
-        output.mux(sorted(packets, key=_stored_s))
+        output.mux(sorted(packets, key=stored_s))
     return file.getvalue()
-
-
-def _stored_s(packet: Any) -> Fraction:
-    stored: Fraction = packet.dts * packet.time_base
-    return stored
 
 
 def tones(samples: np.ndarray) -> list[float]:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
@@ -17,14 +17,11 @@ from transformers.generation.logits_process import (
 from transformers.generation.utils import GenerationMixin
 
 from corpus_asr.decoding.protocols import TokenRules, WindowJob, WindowResult
-from corpus_asr.decoding.slots import SlotScheduler
-from tests.support.searches import END, GRAMMAR, PLAIN, job, small_whisper
-from tests.support.slots import run_jobs
+from tests.decoding.test_beam import SUPPRESSING, run
+from tests.support.searches import GRAMMAR, PLAIN, job, small_whisper
 
 # Sums of up to 40 float32 log-probabilities, from products in another order.
 SCORE_TOLERANCE = 1e-3
-
-SUPPRESSING = TokenRules(end=END, suppress=(3, 7, 12), suppress_first=(END, 5))
 
 
 class Pair:
@@ -38,15 +35,6 @@ class Pair:
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> list[Pair]:
     return [Pair(tmp_path_factory.mktemp("checkpoint"), seed) for seed in range(3)]
-
-
-def run(pair: Pair, jobs: list[WindowJob], *, places: int) -> list[WindowResult]:
-    """Decode jobs side by side; places that end are refilled or closed."""
-    beams = jobs[0].search.num_beams
-    scheduler = SlotScheduler(pair.model, places * beams, num_beams=beams)
-    return [
-        cast("WindowResult", result) for (result,) in run_jobs(scheduler, [[one] for one in jobs])
-    ]
 
 
 @dataclass(frozen=True)
@@ -139,4 +127,4 @@ def test_beams_are_those_of_transformers(
     kinds = enumerate((PLAIN, SUPPRESSING, GRAMMAR))
     jobs = [job(i, rules, prompt=(31, *range(3 * i), 32), **options) for i, rules in kinds]
     # Two places for three jobs: one waits, and starts beside one that is under way.
-    check(pair, jobs, run(pair, jobs, places=2))
+    check(pair, jobs, run(pair.model, jobs, places=2))

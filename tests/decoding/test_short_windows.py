@@ -23,6 +23,7 @@ from corpus_asr.decoding.protocols import (
 from corpus_asr.decoding.slots import SlotScheduler
 from corpus_asr.families.whisper.model import WhisperDecoderSlots, WhisperSlotModel
 from corpus_asr.models.whisper import WhisperForConditionalGeneration
+from tests.decoding.test_beam import Counting
 from tests.support.checkpoints import tiny_whisper
 from tests.support.slots import assert_all_same, assert_same, cut_network, run_jobs
 
@@ -128,16 +129,6 @@ def test_jobs_of_all_lengths_and_kinds_side_by_side(
     assert_all_same(found, [[alone[kind, int(number)] for kind, number in task] for task in names])
 
 
-class Counting(WhisperSlotModel):
-    """Counts the checks of drafts."""
-
-    checks = 0
-
-    def extend(self, *args: Any) -> torch.Tensor:
-        self.checks += 1
-        return super().extend(*args)
-
-
 @pytest.mark.parametrize("listens", [True, False], ids=["own encoder", "decoder alone"])
 @pytest.mark.parametrize("slots", [1, 3])
 def test_drafts_are_of_what_is_heard_too(
@@ -160,7 +151,7 @@ def test_drafts_are_of_what_is_heard_too(
         assert isinstance(result, WindowResult)
         checks += -(-len(result.tokens) // 5)  # the first token needs none, the end does
     if slots == 1:  # the same network guesses all tokens right, if it hears the same
-        assert counting.checks <= checks
+        assert counting.runs <= checks
 
 
 def test_whole_windows_by_their_length_give_the_same_bits(model: WhisperSlotModel) -> None:

@@ -15,8 +15,7 @@ from corpus_asr.errors import ClosedError, DecodeError, ItemError
 from corpus_asr.formats.transcript import Transcript
 from corpus_asr.runtime import in_flight
 from corpus_asr.runtime.transcriber import Transcriber
-from corpus_asr.units import SAMPLE_RATE_HZ
-from tests.support.audio import noise, tone, wav_bytes
+from tests.support.audio import noise, tone, write_wavs
 from tests.support.corpora import CLIPS, tiny_model
 from tests.support.forks import in_fork
 
@@ -49,10 +48,7 @@ def transcriber(model: str) -> Iterator[Transcriber]:
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     folder = tmp_path_factory.mktemp("files")
-    sounds = {"noise": noise(3.0), "tone": tone(2.0), "short": noise(1.0, seed=1)}
-    for name, samples in sounds.items():
-        (folder / f"{name}.wav").write_bytes(wav_bytes(samples, rate_hz=SAMPLE_RATE_HZ))
-    return [str(folder / f"{name}.wav") for name in sounds]
+    return write_wavs(folder, noise=noise(3.0), tone=tone(2.0), short=noise(1.0, seed=1))
 
 
 @pytest.fixture(scope="module")

@@ -15,13 +15,6 @@ QUICK = RetryPolicy(attempts=3, first_wait_s=0.001, longest_wait_s=0.002)
 
 
 class _Taker(Handler):
-    def handle_expect_100(self) -> bool:
-        """Let the client send its body, at once in spite of the buffer."""
-        self.send_response_only(100)
-        self.end_headers()
-        self.wfile.flush()
-        return True
-
     def answer(self) -> None:
         self.rfile.read(int(self.headers.get("Content-Length") or 0))
         sent, answers = self.server.state

@@ -72,6 +72,14 @@ def wav_bytes(samples: Samples, *, rate_hz: int, sample_type: str = "s16", **cla
     return struct.pack("<4sI4s", b"RIFF", 4 + len(header) + len(data), b"WAVE") + header + data
 
 
+def write_wavs(folder: Path, **sounds: Samples) -> list[str]:
+    """Write sounds by the names of their files; return these."""
+    folder.mkdir(exist_ok=True)
+    for name, samples in sounds.items():
+        (folder / f"{name}.wav").write_bytes(wav_bytes(samples, rate_hz=SAMPLE_RATE_HZ))
+    return [str(folder / f"{name}.wav") for name in sounds]
+
+
 def frame_of(
     samples: Samples, *, rate_hz: int, layout: str, sample_format: str = "flt"
 ) -> av.AudioFrame:

@@ -24,11 +24,12 @@ def demo_corpus(folder: Path) -> Path:
     return folder
 
 
-def tiny_model(folder: Path) -> Path:
+def tiny_model(folder: Path, *, max_target_positions: int = 32, **sizes: Any) -> Path:
     """Write a model that transcribes into noise, the same noise every time, and briefly."""
     tiny_tokenizer(folder / "tokenizer")
     # Noise finds no end: what a window may say is what it costs.
-    return tiny_whisper(folder / "model", tokenizer=folder / "tokenizer", max_target_positions=32)
+    sizes["max_target_positions"] = max_target_positions
+    return tiny_whisper(folder / "model", tokenizer=folder / "tokenizer", **sizes)
 
 
 def job(corpus: Path, model: Path, output: Path, /, **sections: Any) -> RunConfig:

@@ -54,10 +54,10 @@ def film(tracks: Sequence[Track], container: str = "matroska") -> bytes:
                 frame.pts = first
                 packets += stream.encode(frame)
             packets += stream.encode(None)
-        output.mux(sorted(packets, key=_stored_s))
+        output.mux(sorted(packets, key=stored_s))
     return file.getvalue()
 
 
-def _stored_s(packet: Any) -> Fraction:
+def stored_s(packet: Any) -> Fraction:
     stored: Fraction = packet.dts * packet.time_base
     return stored

@@ -214,6 +214,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None:
         """Keep the test output clean."""
 
+    def handle_expect_100(self) -> bool:
+        """Let the client send its body, at once in spite of the buffer."""
+        self.send_response_only(100)
+        self.end_headers()
+        self.wfile.flush()
+        return True
+
     def answer(self) -> None:
         """Answer a request, of whatever method."""
         raise NotImplementedError
@@ -386,13 +393,6 @@ def faulty_store(
 
 
 class _Proxy(Handler):
-    def handle_expect_100(self) -> bool:
-        """Let the client send its body, at once in spite of the buffer."""
-        self.send_response_only(100)
-        self.end_headers()
-        self.wfile.flush()
-        return True
-
     def answer(self) -> None:
         state = self.server.state
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))

@@ -33,11 +33,11 @@ from corpus_asr.transcription.whisper import WhisperTranscriber
 from corpus_asr.transcription.windows import PartRequest
 from tests.support import prompt_formats
 from tests.support.checkpoints import tiny_speech2text, tiny_whisper
+from tests.support.corpora import tiny_model
 from tests.support.forks import in_fork
 from tests.support.markov import MarkovModel
 from tests.support.prompt_formats import BEGIN, END, GERMAN, prompt_format
 from tests.support.slots import ScriptedModel, held_bytes, needs_int8, peak_bytes
-from tests.support.tokenizers import tiny_tokenizer
 
 GREEDY: dict[str, Any] = {
     "beam_size": 1,
@@ -254,17 +254,8 @@ SETTINGS = DecodingSettings(
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    tokenizer = tmp_path_factory.mktemp("tokenizer")
-    tiny_tokenizer(tokenizer)
-    return tiny_whisper(
-        tmp_path_factory.mktemp("checkpoint"),
-        tokenizer=tokenizer,
-        d_model=16,
-        heads=2,
-        layers=1,
-        max_target_positions=40,
-        spread=0.3,
-    )
+    sizes: dict[str, Any] = {"d_model": 16, "heads": 2, "layers": 1, "spread": 0.3}
+    return tiny_model(tmp_path_factory.mktemp("model"), max_target_positions=40, **sizes)
 
 
 def noise(number: int) -> PartRequest:

@@ -28,11 +28,10 @@ from corpus_asr.transcription.windows import (
     frames_to_encode,
 )
 from corpus_asr.units import FRAMES_PER_SECOND, TAIL_FRAMES, WINDOW_FRAMES
-from tests.support.checkpoints import tiny_whisper
+from tests.support.corpora import tiny_model
 from tests.support.prompt_formats import part, prompt_format
 from tests.support.slots import Listening, outcomes
 from tests.support.tables import segment
-from tests.support.tokenizers import tiny_tokenizer
 
 
 def test_a_window_holds_the_features_and_then_silence() -> None:
@@ -184,17 +183,8 @@ def test_whole_seconds_that_hold_the_audio_and_the_padding(content: int, padding
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    tokenizer = tmp_path_factory.mktemp("tokenizer")
-    tiny_tokenizer(tokenizer)
-    return tiny_whisper(
-        tmp_path_factory.mktemp("checkpoint"),
-        tokenizer=tokenizer,
-        d_model=16,
-        heads=2,
-        layers=1,
-        max_target_positions=28,
-        spread=0.3,
-    )
+    sizes: dict[str, Any] = {"d_model": 16, "heads": 2, "layers": 1, "spread": 0.3}
+    return tiny_model(tmp_path_factory.mktemp("model"), max_target_positions=28, **sizes)
 
 
 @pytest.fixture(scope="module")
