@@ -77,7 +77,7 @@ select recording_id, uri, size_bytes, etag, if(complete, status, '{STARTED}') as
   audio_track, audio_tracks
 from recordings left join confidences using (recording_id)
 """
-_ORDER = "confidence nulls last, recording_id"
+_ORDER = "confidence nulls last, duration_s desc, recording_id"
 _LISTED = f"""
 select * from shown qualify row_number() over (order by {_ORDER}) <= $most
   or row_number() over (order by duration_s desc, recording_id) <= $most
