@@ -68,20 +68,6 @@ class FailureGroup:
     examples: tuple[FailureExample, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Failure:
-    """One recording's failure of one kind."""
-
-    group: int
-    """Place of its kind among the groups."""
-    recording_id: str
-    uri: str
-    stage: str
-    kind: str
-    message: str
-    retryable: bool
-
-
 def collect_failures(tables: RunTables, which: str = "true", **parameters: Any) -> None:
     """Make the tables of failures; `which` is a condition on outcomes and whether they count."""
     tables.execute(_FAILURES.format(which=which), **parameters)
@@ -107,7 +93,8 @@ def failure_examples(
     limit = str(most) if of_groups is None else f"if(number < {of_groups}, {most}, 0)"
     examples = defaultdict(list)
     for failure in _each(tables, limit):
-        examples[failure.group].append(FailureExample(uri=failure.uri, message=failure.message))
+        example = FailureExample(uri=failure["uri"], message=failure["message"])
+        examples[failure["group"]].append(example)
     return examples
 
 
@@ -117,21 +104,21 @@ def failures_csv(tables: RunTables) -> bytes:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)
     for failure in _each(tables, "recordings"):
-        advice = failure_kind(failure.kind, retryable=failure.retryable).advice
-        cells = (
-            public(failure.uri), failure.recording_id, failure.stage, failure.kind,
-            "yes" if failure.retryable else "no",
-            hide_secrets(without_secrets(failure.message)), advice,
-        )  # fmt: skip
-        writer.writerow(map(cell, cells))
+        shown = {
+            "uri": public(failure["uri"]),
+            "retryable": "yes" if failure["retryable"] else "no",
+            "message": hide_secrets(without_secrets(failure["message"])),
+            "advice": failure_kind(failure["kind"], retryable=failure["retryable"]).advice,
+        }
+        writer.writerow(cell((failure | shown)[name]) for name in CSV_COLUMNS)
     return text.getvalue().encode("utf-8", "replace")
 
 
-def _each(tables: RunTables, most: str) -> Iterator[Failure]:
+def _each(tables: RunTables, most: str) -> Iterator[dict[str, Any]]:
     """Yield so many failures of each group."""
     for batch in tables.batches(_SHOWN.format(most=most)):
         for row in batch.to_pylist():
-            yield Failure(**(row | {"retryable": _is_retryable(row)}))
+            yield row | {"retryable": _is_retryable(row)}
 
 
 def _is_retryable(failure: dict[str, Any]) -> bool:
