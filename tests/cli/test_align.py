@@ -166,8 +166,6 @@ def test_a_job_aligns_the_texts_of_its_manifest(here: Path) -> None:
     report = CliRunner().invoke(cli.app, ["report", "out"])
     assert "1 of 7 words are not in the audio (14%)" in report.stdout
     page = parsed((here / "out" / "report.html").read_text())
-    (row,) = (row for row in page.all("tr") if "missing" in row.attributes.get("data-lists", ""))
-    assert [cell.text for cell in row.all("td")][4:6] == ["7", "1"]
     assert "of 7 in the texts" in page.text
 
 

@@ -52,6 +52,4 @@ def test_a_run_s_tables_report_and_page_say_how_much_speech_has_no_text(
     report = json.loads(call("report", "out", "--json").stdout)
     assert report["statistics"]["speech_without_text_s"] == pytest.approx(total_s, abs=1e-3)
     page = parsed((tmp_path / "out" / "report.html").read_text())
-    listed = [row for row in page.all("tr") if "gaps" in row.attributes.get("data-lists", "")]
-    assert len(listed) == 3
     assert "Speech without text" in page.text

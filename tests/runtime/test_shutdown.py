@@ -183,6 +183,7 @@ def test_nobody_waits_for_an_engine_beyond_the_grace(
 def test_a_signal_to_everything_of_a_run_keeps_what_is_being_decoded(
     tmp_path: Path, number: signal.Signals
 ):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run below nohup
     job = killable_job(tmp_path, files=24, environment={PAUSE: "0.2"})
     with job.started() as process:
         job.wait_for_commits(process, 2)

@@ -129,7 +129,7 @@ def test_what_is_no_name_is_refused(url: str, store: OutputStore) -> None:
         ({"id": ID, "speaker": "S1", "name": "a" * 101}, 400, "expected 100 at most"),
         ({"id": ID, "speaker": "S1", "name": "a\x07"}, 400, "U+0007"),
         ({"id": ID, "speaker": "S1", "name": "=1+1"}, 400, "take for a formula"),
-        ({"id": ID, "speaker": "S1", "name": 7}, 400, "naming a speaker: found name 7"),
+        ({"id": ID, "speaker": "S1", "name": 7}, 400, "naming a speaker: name is 7"),
         ({"speaker": "S1", "name": "Anna"}, 400, "naming a speaker: found no id"),
         ({"id": ID, "speaker": "S3", "name": "Anna"}, 404, "has no speaker 'S3'"),
         ({"id": recording_id("/b.wav"), "speaker": "S1", "name": "Anna"}, 404, "has no speaker"),
