@@ -226,9 +226,8 @@ class ViewServer:
             headers={"Content-Disposition": f'attachment; filename="hits.{kind}"'}
         )
         response.content_type, response.charset = MEDIA_TYPES[kind], "utf-8"
-        await response.prepare(request)
         if request.method != "HEAD":
-            await _write(response, first, pieces)
+            await _write(request, response, first, pieces)
         return response
 
     async def _audio(self, request: web.Request) -> web.StreamResponse:
@@ -262,8 +261,7 @@ async def _play(
         pieces = audio.read(start, stop)
         # Before the status is sent, so that an error is a response of its own.
         piece = await asyncio.to_thread(next, pieces, b"")
-        await response.prepare(request)
-        if await _write(response, piece, pieces) < stop - start:
+        if await _write(request, response, piece, pieces) < stop - start:
             response.force_close()  # so that the player does not wait for the rest
     return response
 
@@ -275,10 +273,13 @@ def _as_file(name: str) -> dict[str, str]:
     return {"Content-Disposition": f"attachment; {names}"}
 
 
-async def _write(response: web.StreamResponse, piece: bytes, others: Iterator[bytes]) -> int:
+async def _write(
+    request: web.Request, response: web.StreamResponse, piece: bytes, others: Iterator[bytes]
+) -> int:
     """Send pieces up to an empty one, or as long as somebody reads; return how many bytes."""
     sent = 0
     try:
+        await response.prepare(request)
         while piece:
             await response.write(piece)
             sent += len(piece)
