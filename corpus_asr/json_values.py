@@ -107,9 +107,9 @@ def parsed(hint: Any, value: Any, name: str = "") -> Any:
     elif hint is float and type(value) is int:
         with contextlib.suppress(OverflowError):
             return float(value)
-    found = f"{shortened(repr(value), 60)} ({type(value).__name__})"
-    what = f"{name} is" if name else "found"
-    raise ValueError(f"{what} {found}, expected {_type_name(hint)}")
+    subject = f"{name} is" if name else "found"
+    shown = f"{shortened(repr(value), 60)} ({type(value).__name__})"
+    raise ValueError(f"{subject} {shown}, expected {_type_name(hint)}")
 
 
 _hints = cache(get_type_hints)

@@ -119,11 +119,11 @@ def speed_steps(moments: Sequence[Moment]) -> list[Step]:
     """Return the speed between commits, one step from each to the next."""
     return [
         Step(
-            start_s=last.elapsed_s,
-            stop_s=now.elapsed_s,
-            value=(now.audio_s - last.audio_s) / (now.elapsed_s - last.elapsed_s),
+            start_s=before.elapsed_s,
+            stop_s=after.elapsed_s,
+            value=(after.audio_s - before.audio_s) / (after.elapsed_s - before.elapsed_s),
         )
-        for last, now in itertools.pairwise(_with_commits(moments))
+        for before, after in itertools.pairwise(_with_commits(moments))
     ]
 
 

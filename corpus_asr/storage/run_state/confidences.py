@@ -120,9 +120,9 @@ def gathered(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
 
 def _placed(store: OutputStore, rows: PartRows, names: Sequence[str]) -> Iterator[pa.Table]:
     labels = rows is LABEL_ROWS
-    found = ("rank", "probability") if labels else ("confidence",)
+    measures = ("rank", "probability") if labels else ("confidence",)
     number, seen = {name: at for at, name in enumerate(names)}, dict.fromkeys(names, 0)
-    for name, table in store.read_tables(names, projected(rows.schema, (*_COLUMNS, *found))):
+    for name, table in store.read_tables(names, projected(rows.schema, (*_COLUMNS, *measures))):
         if labels:
             # A window has several rows, and is as sure as its first.
             first = pc.equal(table["rank"], 1)

@@ -229,9 +229,9 @@ def _forget(store: OutputStore, recordings: dict[str, str]) -> list[str]:
     forgotten.write(store)
     before = earlier_addresses(store)
     earlier = {recording_id(uri): uri for each in recordings for uri in before.get(each, ())}
-    now = {recording for recording, _ in _addresses_of(store)}
+    remaining = {recording for recording, _ in _addresses_of(store)}
     # Where another recording has come to an address since, only earlier results are of this one.
-    gone = {each: uri for each, uri in earlier.items() if each not in now}
+    gone = {each: uri for each, uri in earlier.items() if each not in remaining}
     identities = _Identities(recordings | gone)
     foreign: dict[str, None] = {}
     for folder in folders_of(store):
@@ -329,9 +329,9 @@ class _Identities:
         if isinstance(value, str):
             return _PLACEHOLDER if self.named_in(value) else value
         if isinstance(value, list):
-            left = [self.without(item) for item in value if not self._is_of(item)]
+            kept = [self.without(item) for item in value if not self._is_of(item)]
             # A list of addresses that has none would be another setting.
-            return [_PLACEHOLDER] if value and not left and isinstance(value[0], str) else left
+            return [_PLACEHOLDER] if value and not kept and isinstance(value[0], str) else kept
         if isinstance(value, dict):
             items = value.items()
             return {key: self.without(item) for key, item in items if not self.named_in(key)}

@@ -39,8 +39,8 @@ def join_columns(
 
 def columns_of(tables: RunTables, ids: pa.ChunkedArray) -> pa.ChunkedArray:
     """Return the columns of recordings, as JSON text, for each of these IDs."""
-    found = tables.table(_OF, ids=ids.unique().to_pylist())
-    return found["metadata"].take(pc.index_in(ids, value_set=found["recording_id"]))
+    rows = tables.table(_OF, ids=ids.unique().to_pylist())
+    return rows["metadata"].take(pc.index_in(ids, value_set=rows["recording_id"]))
 
 
 def other_texts(tables: RunTables, files: pa.Table) -> pa.Array:
