@@ -19,6 +19,8 @@ _TYPES = """
     spx ts wav webm wma wmv wv
 """
 _KNOWN_TYPES = frozenset(_TYPES.split())
+# A recording that a store says no size of, such as one of the web, counts as one of so many bytes.
+USUAL_BYTES = 2**24  # 16 MiB
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,42 +69,35 @@ def rtfx(audio_s: float, wall_s: float) -> float:
 
 
 def stratum(uri: str, size_bytes: int | None) -> str:
-    """Name the recordings of the same type and about the same size, within a factor of 4.
+    """Name the recordings of the same type and about the same size, within a factor of 4: `mp3:11`.
 
-    Such as `mp3:11`; `mp3:?` where the size is unknown.
+    A recording of unknown size counts as one of `USUAL_BYTES`.
     """
     ending = uri.partition("?")[0].rpartition(".")[2].lower()
-    size = "?" if size_bytes is None else size_bytes.bit_length() // 2
-    return f"{ending if ending in _KNOWN_TYPES else 'other'}:{size}"
+    size = USUAL_BYTES if size_bytes is None else size_bytes
+    return f"{ending if ending in _KNOWN_TYPES else 'other'}:{size.bit_length() // 2}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileSums:
-    """Sums over recordings, from which a ratio of seconds to bytes and its spread follow."""
+    """Sums over recordings, from which a ratio of seconds to bytes follows."""
 
     files: int = 0
     size: float = 0.0
-    """Bytes; where sizes are unknown, recordings."""
+    """Bytes; a recording of unknown size has `USUAL_BYTES`."""
     audio_s: float = 0.0
-    squares: float = 0.0
-    """Of the recordings' seconds, each square divided by its `size`."""
-    empty: int = 0
-    """Of the files, those without any audio: failed ones."""
 
     @classmethod
     def of(cls, size_bytes: int | None, audio_s: float = 0.0) -> Self:
         """Return the sums over one recording."""
-        size = 1.0 if size_bytes is None else max(1.0, size_bytes)
-        squares = audio_s * audio_s / size
-        return cls(files=1, size=size, audio_s=audio_s, squares=squares, empty=int(audio_s <= 0))
+        size = USUAL_BYTES if size_bytes is None else max(1, size_bytes)
+        return cls(files=1, size=float(size), audio_s=audio_s)
 
     def __add__(self, other: "FileSums") -> "FileSums":
         return FileSums(
             files=self.files + other.files,
             size=self.size + other.size,
             audio_s=self.audio_s + other.audio_s,
-            squares=self.squares + other.squares,
-            empty=self.empty + other.empty,
         )
 
     def __sub__(self, other: "FileSums") -> "FileSums":
@@ -110,8 +105,6 @@ class FileSums:
             files=self.files - other.files,
             size=self.size - other.size,
             audio_s=self.audio_s - other.audio_s,
-            squares=self.squares - other.squares,
-            empty=self.empty - other.empty,
         )
 
 
@@ -122,11 +115,11 @@ Strata = Mapping[str, FileSums]
 
 def added(*strata: Strata) -> dict[str, FileSums]:
     """Add up sums, each stratum by itself."""
-    sums: dict[str, FileSums] = {}
-    for some in strata:
-        for name, found in some.items():
-            sums[name] = sums[name] + found if name in sums else found
-    return sums
+    totals: dict[str, FileSums] = {}
+    for sums in strata:
+        for name, of_stratum in sums.items():
+            totals[name] = totals.get(name, _NO_FILES) + of_stratum
+    return totals
 
 
 @dataclass(slots=True, kw_only=True)

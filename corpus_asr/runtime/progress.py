@@ -7,9 +7,9 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import astuple, fields
 from typing import Self
 
 from rich.console import Group
@@ -17,11 +17,11 @@ from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.text import Text
 
-from corpus_asr.activity import Activity, Estimate, FileSums, Strata, clock_time, rtfx
+from corpus_asr.activity import Activity, Estimate, Strata, clock_time, rtfx
 from corpus_asr.errors import EngineError, FetchError
 from corpus_asr.logs import event
 from corpus_asr.runtime.commit import Tally
-from corpus_asr.runtime.estimate import Mark, RunEstimator, estimate_audio
+from corpus_asr.runtime.estimate import estimate_audio, rest_s
 from corpus_asr.runtime.resources import Resources
 from corpus_asr.runtime.terminal import Display, Stream, repeated
 from corpus_asr.storage.run_state.plan import Plan
@@ -73,7 +73,7 @@ class Progress:
         self._clock = clock
         self._started_s = clock() if started_s is None else started_s
         self._lock = threading.Lock()
-        self._estimator = RunEstimator()
+        self._history = History()
         self._stages = StageWatch()
         self.tally = Tally()
         """What was committed so far; one thread writes it."""
@@ -118,33 +118,38 @@ class Progress:
 
     def standing(self) -> Standing:
         """Return how far the run is now; from any thread."""
+        return self.standing_and_history()[0]
+
+    def standing_and_history(self) -> tuple[Standing, tuple[Moment, ...]]:
+        """Return how far the run is now, and how it came to this; from any thread."""
         with self._lock:
             return self._standing(self.tally, self.read_activity(), self.elapsed_s)
 
-    def _standing(self, tally: Tally, activity: Activity, elapsed_s: float) -> Standing:
+    def _standing(
+        self, tally: Tally, activity: Activity, elapsed_s: float
+    ) -> tuple[Standing, tuple[Moment, ...]]:
         # Parts whose worker died are decoded and transcribed twice.
         done_s = max(tally.audio_s, min(activity.decoded_s, activity.transcribed_s))
-        audio = estimate_audio(self._planned, activity.durations, self.sampled)
         files = tally.files
         # The last part of a recording may overtake others of it.
         if activity.parts_ready or activity.parts_in_engines:
             files = min(files, self._total_files - 1)
-        left = max(0, self._total_files - files)
-        if not left:
-            audio = Estimate(done_s, done_s, done_s)
-        elif audio is not None:
-            audio = Estimate(*(max(done_s, each) for each in (audio.value, audio.low, audio.high)))
-        now = Mark(
-            working_s=activity.transcribe_alive_s / self._workers,
-            audio_s=done_s,
-            files=files - tally.failed,
+        moment = Moment(
+            elapsed_s=round(elapsed_s, 2),
+            audio_s=round(tally.audio_s, 2),
+            audio_done_s=round(done_s, 2),
+            files=files,
+            failed=tally.failed,
+            extract_s=round(activity.extract_s, 2),
+            extract_alive_s=round(activity.extract_alive_s, 2),
+            engine_s=round(activity.engine_s, 2),
+            transcribe_alive_s=round(activity.transcribe_alive_s, 2),
         )
-        self._estimator.note(now)
-        known = sum(activity.durations.values(), FileSums())
-        rest = self._rest(audio, now, known, activity, files_left=left)
-        all_open = known.files >= self._total_files
+        moments = self._history.with_now(moment)
+        audio, rest = self._estimates(moments, activity)
+        all_open = sum(sums.files for sums in activity.durations.values()) >= self._total_files
         extract, transcribe = self._stages.words(activity, elapsed_s, all_open=all_open)
-        return Standing(
+        standing = Standing(
             elapsed_s=elapsed_s,
             planned=self._total_files,
             files=files,
@@ -159,29 +164,29 @@ class Progress:
             extract=extract,
             transcribe=transcribe,
         )
+        return standing, moments
 
-    def _rest(
-        self,
-        audio: Estimate | None,
-        now: Mark,
-        known: FileSums,
-        activity: Activity,
-        *,
-        files_left: int,
-    ) -> Estimate | None:
+    def _estimates(
+        self, moments: Sequence[Moment], activity: Activity
+    ) -> tuple[Estimate | None, Estimate | None]:
+        """Return the seconds of audio of the run, and the time that is left."""
+        done_s = moments[-1].audio_done_s
+        files_left = max(0, self._total_files - moments[-1].files)
         if not files_left:
-            return Estimate(0.0, 0.0, 0.0)
-        # Failed recordings take no time: as many of the others are expected as of those known.
-        share = 1 - known.empty / known.files if known.files else 1.0
-        files = min(files_left, max(0.0, share * self._total_files - now.files))
-        return self._estimator.rest_s(
+            return Estimate(done_s, done_s, done_s), Estimate(0.0, 0.0, 0.0)
+        audio = estimate_audio(self._planned, activity.durations, self.sampled)
+        if audio is not None:
+            audio = Estimate(*(max(done_s, seconds) for seconds in astuple(audio)))
+        rest = rest_s(
+            moments,
             audio,
-            now,
-            files=files,
+            workers=self._workers,
+            files=files_left,
             slots=activity.slots * self._workers,
             slots_in_use=activity.slots_in_use * self._workers,
             longest_left_s=activity.longest_left_s,
         )
+        return audio, rest
 
     @contextmanager
     def shown(self) -> Iterator[Self]:
@@ -265,18 +270,15 @@ def _transcribe_words(before: Activity, now: Activity) -> str:
 
 
 class History:
-    """Moments of a run, `every_s` apart; beyond `most` every second one is forgotten."""
+    """Moments of a run, a second apart and more; beyond `most` every second one is forgotten."""
 
-    def __init__(self, every_s: float, most: int = MOST_MOMENTS) -> None:
-        self._tick_s = self._every_s = every_s
-        self._most = most
+    def __init__(self, most: int = MOST_MOMENTS) -> None:
+        self._every_s, self._most = 1.0, most
         self._kept: list[Moment] = []
 
     def with_now(self, now: Moment) -> tuple[Moment, ...]:
         """Return all of them, this one the last; it is kept if it is far enough from the others."""
-        # Half a tick of slack: moments come a little early or late.
-        apart_s = self._every_s - self._tick_s / 2
-        if self._kept and now.elapsed_s - self._kept[-1].elapsed_s < apart_s:
+        if self._kept and now.elapsed_s - self._kept[-1].elapsed_s < self._every_s:
             return (*self._kept, now)
         self._kept.append(now)
         moments = tuple(self._kept)
@@ -303,13 +305,12 @@ class ProgressWriter:
         self._store, self._progress = store, progress
         self._run_id, self._plan, self._resources = run_id, plan, resources
         self._every_s = every_s
-        self._history = History(every_s)
         self._started_at = _iso(datetime.datetime.now(datetime.UTC))
 
     def snapshot(self, state: str) -> Snapshot:
         """Return what is to be written now."""
         progress, plan = self._progress, self._plan
-        activity, standing = progress.read_activity(), progress.standing()
+        activity, (standing, moments) = progress.read_activity(), progress.standing_and_history()
         tally, committed_at = progress.tally, progress.committed_at
         return Snapshot(
             **{each.name: getattr(standing, each.name) for each in fields(Standing)},
@@ -330,7 +331,7 @@ class ProgressWriter:
             failures=tally.failures,
             workers_out=progress.taken_out,
             activity=activity,
-            history=self._history.with_now(_moment(standing, activity)),
+            history=moments,
         )
 
     @contextmanager
@@ -358,19 +359,6 @@ class ProgressWriter:
         except (FetchError, EngineError) as failure:  # the store failed, or the lock is lost
             # Only `status` and the page are late; the next one may succeed.
             event(_LOG, logging.WARNING, "snapshot_not_written", error=str(failure))
-
-
-def _moment(standing: Standing, activity: Activity) -> Moment:
-    return Moment(
-        elapsed_s=round(standing.elapsed_s, 2),
-        audio_s=round(standing.audio_s, 2),
-        files=standing.files,
-        failed=standing.failed,
-        extract_s=round(activity.extract_s, 2),
-        extract_alive_s=round(activity.extract_alive_s, 2),
-        engine_s=round(activity.engine_s, 2),
-        transcribe_alive_s=round(activity.transcribe_alive_s, 2),
-    )
 
 
 def _iso(when: datetime.datetime) -> str:

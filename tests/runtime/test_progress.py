@@ -1,6 +1,7 @@
 import io
 import time
 from dataclasses import asdict, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,13 @@ from corpus_asr.activity import Activity, FailureCount, FileSums
 from corpus_asr.errors import FetchError
 from corpus_asr.runtime import progress as recording
 from corpus_asr.runtime.commit import Tally, tally_of
-from corpus_asr.runtime.progress import Progress, ProgressWriter, StageWatch, line_of
+from corpus_asr.runtime.progress import (
+    History,
+    Progress,
+    ProgressWriter,
+    StageWatch,
+    line_of,
+)
 from corpus_asr.runtime.resources import resolve_resources, this_machine
 from corpus_asr.storage.run_state.plan import Plan
 from corpus_asr.storage.run_state.run_files import (
@@ -78,11 +85,11 @@ def test_the_line_moves_before_anything_is_committed_and_says_what_waits():
     standing = standing_at(110.0, Tally(), at_work())
     assert line_of(standing) == (
         "0 of 4 files, 0 failed; 25%, 1.00 of 4.00 h; RTFx unknown; "
-        "elapsed 0:01:50, ETA 0:05:01 (0:02:50-0:08:53); "
+        "elapsed 0:01:50, ETA 0:05:00 (0:02:35-0:09:40); "
         "extract: blocked, as the engines are behind, transcribe: busy"
     )
     assert standing.eta is not None
-    assert standing.eta.low < 301 < standing.eta.high
+    assert standing.eta.low < 300 < standing.eta.high
     committed = Tally(parts=9, files=2, failed=1, audio_s=5500.0)
     standing = standing_at(110.0, committed, at_work(transcribed_s=5600.0))
     assert line_of(standing).startswith(
@@ -232,8 +239,20 @@ def test_a_snapshot_that_cannot_be_written_is_logged_and_no_more(
 
 
 def moment(elapsed_s: float) -> Moment:
-    busy = dict.fromkeys(("extract_s", "extract_alive_s", "engine_s", "transcribe_alive_s"), 0.0)
+    busy = dict.fromkeys(
+        ("audio_done_s", "extract_s", "extract_alive_s", "engine_s", "transcribe_alive_s"), 0.0
+    )
     return Moment(elapsed_s=elapsed_s, audio_s=10 * elapsed_s, files=0, failed=0, **busy)
+
+
+def test_a_history_of_any_length_is_evenly_thinned_and_ends_with_this_moment() -> None:
+    history = History(most=8)
+    for at in range(1000):
+        moments = history.with_now(moment(at / 2))
+        assert moments[-1].elapsed_s == at / 2
+        assert len(moments) <= 9
+    gaps_s = {round(b.elapsed_s - a.elapsed_s) for a, b in pairwise(moments[:-1])}
+    assert gaps_s == {64}
 
 
 def test_history_survives_a_file_and_may_be_missing(tmp_path: Path) -> None:

@@ -4,17 +4,20 @@ Only sizes and identities are held for all files; rows pass through in bounded b
 listing hold URIs as they were given, signatures included, until the run is finished.
 """
 
+import heapq
+import math
 import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
+from zlib import crc32
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from corpus_asr.activity import FileSums, stratum
+from corpus_asr.activity import USUAL_BYTES, FileSums, added, stratum
 from corpus_asr.config.run import (
     CLASSIFY_AUDIO,
     DEFAULT_OPTIONS,
@@ -75,11 +78,10 @@ UNKNOWN_SHARE = 1 / 8
 SHARD_ROWS = 100_000  # rows sorted, packed and written at a time
 # Headers of so many recordings tell the hours of a corpus to about a tenth.
 SAMPLE_FILES = 64
-_KEPT = 4 * SAMPLE_FILES
 
 
 class SampledFile(NamedTuple):
-    """A recording that stands for others of its stratum."""
+    """A recording that stands for others."""
 
     recording_id: str
     uri: str
@@ -87,81 +89,57 @@ class SampledFile(NamedTuple):
 
 
 class FileSample:
-    """Counts of recordings by type and size, and a few of each: drawn the same way every time.
+    """Sums over recordings by type and size, and a few of them: the same ones in any order.
 
     It takes in recordings as they are listed; bounded memory, whatever their number. It holds
     addresses as they were given, signatures included, and never leaves the process.
+
+    Source: Efraimidis and Spirakis 2006, "Weighted random sampling with a reservoir": those with
+    the largest u ** (1 / weight) are a sample by weights.
     """
 
     def __init__(self) -> None:
-        self._files: dict[str, int] = {}
-        self._bytes: dict[str, int] = {}
-        self._drawn: dict[str, list[SampledFile]] = {}
-        self._last: dict[str, str] = {}
+        self._sums: dict[str, list[int]] = {}
+        self._drawn: list[tuple[float, SampledFile]] = []
 
     def add(
         self, ids: Sequence[str], uris: Sequence[str], sizes_bytes: Sequence[int | None]
     ) -> None:
-        """Count recordings, and keep those of each stratum whose identities come first."""
+        """Count recordings, and keep those of them that are drawn."""
         for recording_id, uri, size_bytes in zip(ids, uris, sizes_bytes, strict=True):
-            name = stratum(uri, size_bytes)
-            self._files[name] = self._files.get(name, 0) + 1
-            self._bytes[name] = self._bytes.get(name, 0) + (size_bytes or 0)
-            # Identities are hashes: the first ones are as good as drawn by lot.
-            if recording_id < self._last.get(name, "~"):
-                self._keep(name, SampledFile(recording_id, uri, size_bytes))
-
-    def _keep(self, name: str, file: SampledFile) -> None:
-        drawn = self._drawn.setdefault(name, [])
-        drawn.append(file)
-        if len(drawn) == _KEPT:
-            drawn.sort()
-            del drawn[SAMPLE_FILES:]
-            self._last[name] = drawn[-1].recording_id
+            size = USUAL_BYTES if size_bytes is None else max(1, size_bytes)
+            sums = self._sums.setdefault(stratum(uri, size_bytes), [0, 0])
+            sums[0] += 1
+            sums[1] += size
+            # Not by bytes alone: small ones may have most of the audio.
+            lot = math.log((crc32(recording_id.encode()) + 1) / 2**32) / math.sqrt(size)
+            drawn = lot, SampledFile(recording_id, uri, size_bytes)
+            if len(self._drawn) < SAMPLE_FILES:
+                heapq.heappush(self._drawn, drawn)
+            elif drawn > self._drawn[0]:
+                heapq.heapreplace(self._drawn, drawn)
 
     @property
     def strata(self) -> dict[str, FileSums]:
         """Numbers and sizes of all recordings, by stratum; their seconds are not known."""
         return {
-            name: FileSums(files=files, size=files if name.endswith("?") else max(files, size))
-            for name, files, size in (
-                (name, files, self._bytes[name]) for name, files in self._files.items()
-            )
+            name: FileSums(files=files, size=float(size))
+            for name, (files, size) in self._sums.items()
         }
 
-    def draw(self, number: int = SAMPLE_FILES) -> list[SampledFile]:
-        """Return at most so many recordings: of each stratum by its bytes, and one at least.
-
-        Strata of the most bytes come first; what is of unknown size counts as usual ones.
-        """
-        weights = self._weights()
-        total = sum(weights.values())
-        found: list[SampledFile] = []
-        others: list[SampledFile] = []
-        for name in sorted(weights, key=lambda name: (-weights[name], name)):
-            drawn = sorted(self._drawn[name])
-            wanted = min(max(1, round(number * weights[name] / total)), number - len(found))
-            found += drawn[:wanted]
-            others += drawn[wanted:]
-        # Where some strata have fewer than their share.
-        return found + others[: number - len(found)]
-
-    def _weights(self) -> dict[str, float]:
-        known = sum(files for name, files in self._files.items() if not name.endswith("?"))
-        usual = sum(self._bytes.values()) / known if known else 1.0
-        return {
-            name: max(1.0, files * usual if name.endswith("?") else self._bytes[name])
-            for name, files in self._files.items()
-        }
+    def draw(self) -> list[SampledFile]:
+        """Return at most `SAMPLE_FILES` recordings, larger ones more often."""
+        return [file for _, file in sorted(self._drawn, reverse=True)]
 
 
-def sums_of(found: Iterable[tuple[SampledFile, float]]) -> dict[str, FileSums]:
-    """Add up recordings whose seconds are known, by stratum."""
-    sums: dict[str, FileSums] = {}
-    for file, audio_s in found:
-        name = stratum(file.uri, file.size_bytes)
-        sums[name] = sums.get(name, FileSums()) + FileSums.of(file.size_bytes, audio_s)
-    return sums
+def sums_of(files: Iterable[tuple[str, int | None, float]]) -> dict[str, FileSums]:
+    """Add up recordings by stratum: address, bytes and seconds of each."""
+    return added(
+        *(
+            {stratum(uri, size_bytes): FileSums.of(size_bytes, audio_s)}
+            for uri, size_bytes, audio_s in files
+        )
+    )
 
 
 @dataclass(slots=True, kw_only=True)
@@ -493,10 +471,7 @@ where complete and status != 'failed' and recordings.duration_s is not null
 def _add_known(plan: Plan, tables: RunTables, remaining: pa.Table) -> None:
     again = remaining.filter(pc.equal(remaining["reason"], Reason.redone))
     tables.add("arrived_files", again.select(["recording_id"]))
-    for uri, size_bytes, audio_s in tables.rows(_KNOWN):
-        name = stratum(uri, size_bytes)
-        sums = plan.known.get(name, FileSums())
-        plan.known[name] = sums + FileSums.of(size_bytes, audio_s)
+    plan.known = added(plan.known, sums_of(tables.rows(_KNOWN)))
 
 
 def _shards(

@@ -64,8 +64,9 @@ class Moment:
 
     elapsed_s: float
     audio_s: float
+    audio_done_s: float
     files: int
-    failed: int
+    failed: int  # these four: as in `Standing`
     extract_s: float
     extract_alive_s: float
     engine_s: float

@@ -45,7 +45,9 @@ def test_steps_are_to_scale() -> None:
 
 
 def moment(elapsed_s: float, audio_s: float) -> Moment:
-    busy = dict.fromkeys(("extract_s", "extract_alive_s", "engine_s", "transcribe_alive_s"), 0.0)
+    busy = dict.fromkeys(
+        ("audio_done_s", "extract_s", "extract_alive_s", "engine_s", "transcribe_alive_s"), 0.0
+    )
     return Moment(elapsed_s=elapsed_s, audio_s=audio_s, files=0, failed=0, **busy)
 
 

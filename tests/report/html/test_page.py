@@ -49,8 +49,9 @@ def segment(text: str, confidence: float, **values: Any) -> dict[str, Any]:
 
 def moment(elapsed_s: float, audio_s: float) -> Moment:
     return Moment(
-        elapsed_s=elapsed_s, audio_s=audio_s, files=0, failed=0, extract_s=elapsed_s / 2,
-        extract_alive_s=elapsed_s, engine_s=elapsed_s, transcribe_alive_s=elapsed_s,
+        elapsed_s=elapsed_s, audio_s=audio_s, audio_done_s=audio_s, files=0, failed=0,
+        extract_s=elapsed_s / 2, extract_alive_s=elapsed_s, engine_s=elapsed_s,
+        transcribe_alive_s=elapsed_s,
     )  # fmt: skip
 
 
