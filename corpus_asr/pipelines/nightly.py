@@ -18,6 +18,7 @@ from corpus_asr.config.run import PSEUDO_LABEL, Retry, RunConfig, RunOptions
 from corpus_asr.errors import ConfigError, LockedError
 from corpus_asr.logs import event
 from corpus_asr.pipelines.driver import CorpusRun, RunSummary, prepare
+from corpus_asr.report.history import run_entry, write_entry
 from corpus_asr.report.html.page import write_page_at_the_end
 from corpus_asr.report.nightly import (
     Archive,
@@ -151,9 +152,12 @@ class _Attempt:
         night = self._night(error)
         try:
             night = self._with_findings(night)
-            past = past_nights(summaries)
+            past = past_nights(self.store)
             night = replace(night, past=past, over_limit=over_limit(night, nightly))
             night = replace(night, warnings=warnings_of(night, past))
+            finished_at = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+            entry = run_entry(self.store, self.run_id, finished_at=finished_at)
+            write_entry(self.store, replace(entry, night=night.numbers))
         except Exception as failure:
             if error is None:
                 raise

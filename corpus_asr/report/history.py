@@ -1,32 +1,31 @@
-"""What an output folder came to after each of its last runs, kept for the table of its report.
+"""What runs came to, kept for later ones: one object per run, `_run/history/RUN_ID.json`.
 
-Tables hold the archive as it is now; each run that committed something leaves its numbers in
-`_run/numbers.json`, whatever its settings.
+A run that committed something leaves the numbers of its output folder, whose tables hold the
+archive as it is now; a night leaves its own. Both stay whatever the settings of later runs.
 """
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import Any
+from functools import partial
 
+from corpus_asr.errors import CorpusAsrError
 from corpus_asr.json_values import parsed
 from corpus_asr.logs import event
 from corpus_asr.report.run import Report
-from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.run_state.tables import READERS, OutputStore
 from corpus_asr.storage.stores.uri import redact_uri
 
 _LOG = logging.getLogger(__name__)
 
-NUMBERS_NAME = "_run/numbers.json"
+HISTORY_FOLDER = "_run/history"
 MOST_RUNS = 30  # a month of nights
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PastRun:
+class OutputNumbers:
     """An output folder after a run; of the run itself are speed and time only."""
 
-    run_id: str
-    finished_at: str
-    """ISO 8601, UTC."""
     ok: int
     no_speech: int
     failed: int
@@ -40,14 +39,47 @@ class PastRun:
     wall_s: float | None
 
 
-def past_run(report: Report, *, finished_at: str) -> PastRun | None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NightNumbers:
+    """A night; its fields are the `numbers` of its summary's JSON."""
+
+    date: str
+    state: str
+    listed: int
+    new: int
+    done: int
+    failed: int
+    remaining: int
+    audio_s: float
+    wall_s: float
+    rtfx: float
+    low_confidence: int
+
+    @property
+    def processed(self) -> int:
+        """Recordings that were done or failed."""
+        return self.done + self.failed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """What a run came to."""
+
+    run_id: str
+    finished_at: str
+    """ISO 8601, UTC."""
+    output: OutputNumbers | None = None
+    """None if the run committed nothing."""
+    night: NightNumbers | None = None
+    """None of other runs than nights."""
+
+
+def output_numbers(report: Report) -> OutputNumbers | None:
     """Return the numbers of a report; None if its run committed nothing."""
     counts = report.statistics
     if report.run_id is None or report.run_id not in dict(counts.audio_by_run_s):
         return None
-    return PastRun(
-        run_id=report.run_id,
-        finished_at=finished_at,
+    return OutputNumbers(
         ok=counts.ok,
         no_speech=counts.no_speech,
         failed=counts.failed,
@@ -60,21 +92,36 @@ def past_run(report: Report, *, finished_at: str) -> PastRun | None:
     )
 
 
-def past_runs(store: OutputStore, last: PastRun | None) -> list[PastRun]:
-    """Return the last runs of an output folder, the latest first, `last` among them."""
-    data: Any = store.read_json(NUMBERS_NAME)
+def run_entry(store: OutputStore, run_id: str, *, finished_at: str) -> Entry:
+    """Return what is kept of a run, or the entry of one that has nothing yet."""
+    return _read(store, _name(run_id)) or Entry(run_id=run_id, finished_at=finished_at)
+
+
+def write_entry(store: OutputStore, entry: Entry) -> None:
+    """Keep what a run came to for later runs of the output folder."""
+    store.write_json(_name(entry.run_id), asdict(entry))
+
+
+def last_runs(store: OutputStore) -> list[Entry]:
+    """Return the last `MOST_RUNS` runs of an output folder, the latest first."""
+    # Identities begin with the time of their run; runs of one second follow each other as they end.
+    names = sorted(store.all_names(HISTORY_FOLDER))[-MOST_RUNS:]
+    with ThreadPoolExecutor(READERS, thread_name_prefix="history") as pool:
+        entries = [entry for entry in pool.map(partial(_read, store), names) if entry is not None]
+    return sorted(entries, key=lambda entry: (entry.finished_at, entry.run_id), reverse=True)
+
+
+def _name(run_id: str) -> str:
+    return f"{HISTORY_FOLDER}/{run_id}.json"
+
+
+def _read(store: OutputStore, name: str) -> Entry | None:
     try:
-        runs: list[PastRun] = [] if data is None else parsed(list[PastRun], data["runs"])
-    except (KeyError, TypeError, ValueError) as error:
-        # Of another version: the page does without, and the next run begins it again.
-        why = f"{NUMBERS_NAME}: {type(error).__name__}"
-        event(_LOG, logging.WARNING, "numbers_not_read", uri=redact_uri(store.uri), why=why)
-        runs = []
-    if last is not None:
-        runs = [*(run for run in runs if run.run_id != last.run_id), last]
-    return runs[::-1][:MOST_RUNS]
-
-
-def write_runs(store: OutputStore, runs: list[PastRun]) -> None:
-    """Keep what `past_runs` returned for later runs of the output folder."""
-    store.write_json(NUMBERS_NAME, {"runs": [asdict(run) for run in reversed(runs)]})
+        data = store.read_json(name)
+        entry: Entry | None = None if data is None else parsed(Entry, data)
+    except (CorpusAsrError, ValueError) as error:
+        # Of another version, or damaged: the table and the nights do without.
+        why = f"{name}: {type(error).__name__}"
+        event(_LOG, logging.WARNING, "history_not_read", uri=redact_uri(store.uri), why=why)
+        return None
+    return entry

@@ -9,26 +9,24 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
-from functools import partial
-from itertools import pairwise
+from itertools import chain, count, islice, pairwise
 from statistics import median
 from typing import Any
 
 from corpus_asr.confidence import LOW_CONFIDENCE
 from corpus_asr.config.run import NightlySettings
-from corpus_asr.errors import CorpusAsrError, FetchError
-from corpus_asr.json_values import parsed
+from corpus_asr.errors import FetchError
 from corpus_asr.logs import event
 from corpus_asr.report.failures import FailureExample, FailureGroup
+from corpus_asr.report.history import NightNumbers, last_runs
 from corpus_asr.report.numbers import OF_RUN, RunNumbers
 from corpus_asr.report.text import aligned, duration, printable, text_template
 from corpus_asr.storage.run_state.confidences import read_confidences
 from corpus_asr.storage.run_state.run_files import read_snapshot
 from corpus_asr.storage.run_state.run_tables import RunTables
-from corpus_asr.storage.run_state.tables import READERS, SEGMENT_ROWS, OutputStore
+from corpus_asr.storage.run_state.tables import SEGMENT_ROWS, OutputStore
 from corpus_asr.storage.stores.http import post_json
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.units import counted, shortened
@@ -49,7 +47,6 @@ _FAILED_POINTS, _UNSURE_POINTS = 0.05, 0.1
 _SLOWER = 0.5
 # Some recordings are always deleted; a tenth of an archive between two nights is not.
 _SHRUNK = 0.9
-_SUMMARY = re.compile(r"(\d{4}-\d\d-\d\d)(?:-(\d+))?\.json", re.ASCII)
 _MOST_CHARACTERS = 300  # of a message
 _SHORT_FAILURES = 5
 
@@ -69,28 +66,6 @@ _STATES = {
     NightState.stopped: "stopped; the next run continues",
     NightState.aborted: "aborted; what was committed is kept",
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PastNight:
-    """What later nights compare with; its fields are the `numbers` of a summary's JSON."""
-
-    date: str
-    state: str
-    listed: int
-    new: int
-    done: int
-    failed: int
-    remaining: int
-    audio_s: float
-    wall_s: float
-    rtfx: float
-    low_confidence: int
-
-    @property
-    def processed(self) -> int:
-        """Recordings that were done or failed."""
-        return self.done + self.failed
 
 
 _OF_NIGHT = ("date", "state", "listed", "new", "remaining", "audio_s", "wall_s", "rtfx")
@@ -164,7 +139,7 @@ class Night:
     """The first few of them that failed for the last time in this night."""
     over_limit: str | None = None
     warnings: tuple[str, ...] = ()
-    past: tuple[PastNight, ...] = ()
+    past: tuple[NightNumbers, ...] = ()
     """Earlier nights, the last one first."""
     webhook_error: str | None = None
 
@@ -178,10 +153,11 @@ class Night:
         """Recordings that were done or failed."""
         return self.findings.done + self.findings.failed
 
-    def as_past(self) -> PastNight:
+    @property
+    def numbers(self) -> NightNumbers:
         """Return the numbers of this night."""
         found = self.findings
-        return PastNight(
+        return NightNumbers(
             **{name: getattr(self, name) for name in _OF_NIGHT},
             **{name: getattr(found, name) for name in ("done", "failed", "low_confidence")},
         )
@@ -189,7 +165,7 @@ class Night:
 
 def as_data(night: Night) -> dict[str, Any]:
     """Return a night as JSON has it."""
-    data = {**asdict(night), "planned": night.planned, "numbers": asdict(night.as_past())}
+    data = {**asdict(night), "planned": night.planned, "numbers": asdict(night.numbers)}
     found = data["findings"]
     data["findings"] = {
         "done": night.findings.done,
@@ -202,16 +178,6 @@ def as_data(night: Night) -> dict[str, Any]:
         "least_sure": data.pop("least_sure"),
     }
     return data
-
-
-def past_from(data: Any) -> PastNight | None:
-    """Return the numbers of what `as_data` made; None of anything else."""
-    # Summaries lie in the user's folder: another version, or another program, may have written one.
-    try:
-        night: PastNight = parsed(PastNight, data["numbers"])
-    except (KeyError, TypeError, ValueError):
-        return None
-    return night
 
 
 _LOW = f"""
@@ -284,7 +250,7 @@ def _over_limit(what: str, failed: int, ended: int, budget: NightlySettings) -> 
     return f"{words}, more than nightly.max_failed_fraction allows ({limit:.1%})"
 
 
-def warnings_of(night: Night, past: Sequence[PastNight]) -> tuple[str, ...]:
+def warnings_of(night: Night, past: Sequence[NightNumbers]) -> tuple[str, ...]:
     """Say what is unusual about a night compared with the past ones, the last one first."""
     # What was stopped or aborted neither warns nor counts: its numbers are of a part of its work.
     at_their_end = (NightState.done, NightState.time_limit)
@@ -292,7 +258,7 @@ def warnings_of(night: Night, past: Sequence[PastNight]) -> tuple[str, ...]:
     return tuple(_unusual(night, comparable)) if night.state in at_their_end else ()
 
 
-def _unusual(night: Night, past: Sequence[PastNight]) -> Iterator[str]:
+def _unusual(night: Night, past: Sequence[NightNumbers]) -> Iterator[str]:
     findings, enough = night.findings, len(past) >= MIN_PAST
     if enough and not night.new and all(each.new for each in past):
         usual = median(each.new for each in past)
@@ -402,11 +368,11 @@ def markdown(night: Night) -> str:
             (_code(redact_uri(each.uri)), f"{each.confidence:.2f}", duration(each.audio_s))
             for each in night.least_sure
         ],
-        nights=[_night_cells(each) for each in (night.as_past(), *night.past)],
+        nights=[_night_cells(each) for each in (night.numbers, *night.past)],
     )
 
 
-def _night_cells(night: PastNight) -> tuple[str, ...]:
+def _night_cells(night: NightNumbers) -> tuple[str, ...]:
     counts = (f"{count:,}" for count in (night.new, night.done, night.failed, night.remaining))
     return (
         night.date, night.state.replace("_", " "), *counts, duration(night.audio_s),
@@ -454,8 +420,9 @@ def _write(summaries: OutputStore, name: str | None, night: Night) -> str | None
     try:
         if name is None:
             # Several nights may begin on a day.
-            numbers = [number for day, number, _ in _summaries(summaries) if day == night.date]
-            name = f"{night.date}-{max(numbers) + 1}" if numbers else night.date
+            taken, numbered = set(summaries.all_names("")), (f"-{at}" for at in count(2))
+            names = (f"{night.date}{number}" for number in chain([""], numbered))
+            name = next(name for name in names if f"{name}.json" not in taken)
         summaries.write_bytes(f"{name}.md", markdown(night).encode("utf-8", "replace"))
         summaries.write_json(f"{name}.json", as_data(night))
     except FetchError as error:
@@ -467,30 +434,7 @@ def _write(summaries: OutputStore, name: str | None, night: Night) -> str | None
     return name
 
 
-def past_nights(summaries: OutputStore) -> tuple[PastNight, ...]:
-    """Return the latest nights of a folder of summaries, the last one first.
-
-    What is no summary is left out and logged.
-    """
-    names = [name for *_, name in _summaries(summaries)[-_PAST_NIGHTS:]]
-    with ThreadPoolExecutor(READERS, thread_name_prefix="nights") as pool:
-        nights = list(pool.map(partial(_read_night, summaries), names))
-    return tuple(night for night in reversed(nights) if night is not None)
-
-
-def _read_night(summaries: OutputStore, name: str) -> PastNight | None:
-    try:
-        night = past_from(summaries.read_json(name))
-    except CorpusAsrError as error:
-        logger.warning("earlier summary ignored: %s", error)
-        return None
-    if night is None:
-        address = redact_uri(summaries.address(name))
-        logger.warning("earlier summary ignored: %s is not a summary", address)
-    return night
-
-
-def _summaries(summaries: OutputStore) -> list[tuple[str, int, str]]:
-    # Day, number on that day, and name: by name a day's tenth run would come before its second.
-    matches = map(_SUMMARY.fullmatch, summaries.all_names(""))
-    return sorted((match[1], int(match[2] or 1), match[0]) for match in matches if match)
+def past_nights(store: OutputStore) -> tuple[NightNumbers, ...]:
+    """Return the latest nights of an output folder, the last one first."""
+    nights = (entry.night for entry in last_runs(store))
+    return tuple(islice((night for night in nights if night is not None), _PAST_NIGHTS))

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -225,20 +226,31 @@ def test_a_checkpoint_that_is_gone_is_told(
     assert "aborted; what was committed is kept: 0 recordings done" in hook.posted[0]["text"]
 
 
-def test_summaries_go_where_they_are_wanted_and_others_are_passed_over(
+def test_summaries_go_where_they_are_wanted_and_nights_stay_known(
     archive: Archive, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = tmp_path / "reports"
-    folder.mkdir()
-    (folder / "2026-01-01.json").write_text("no JSON")
-    (folder / "2026-01-02.json").write_text("[1]")
-    (folder / "notes.json").write_text("{}")
     archive.set(summaries=str(folder))
     archive.add("a")
-    assert archive.night().past == ()
+    first = archive.night()
+    assert first.past == ()
+    assert archive.summaries()[-1]["numbers"]["new"] == 1
+    shutil.rmtree(folder)
+    archive.set(summaries=None)
+    assert archive.night().past == (first.numbers,)
+    [*_, path] = sorted((archive.output / "_run" / "history").iterdir())
+    path.write_text("{")
     assert len(archive.night().past) == 1
-    assert caplog.text.count("earlier summary ignored") == 4
-    assert "notes" not in caplog.text
+    assert caplog.text.count("event=history_not_read") == 1
+
+
+def test_nights_that_break_off_are_kept(archive: Archive) -> None:
+    archive.add("a", "engine-error")
+    with pytest.raises(EngineError):
+        archive.night()
+    archive.remove("engine-error")
+    [broken] = archive.night().past
+    assert (broken.state, broken.new) == ("aborted", 2)
 
 
 def test_other_pipelines_have_no_nights(archive: Archive) -> None:

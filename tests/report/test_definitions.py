@@ -9,7 +9,7 @@ import duckdb
 import pytest
 
 from corpus_asr.confidence import LOW_CONFIDENCE
-from corpus_asr.report.history import past_run
+from corpus_asr.report.history import output_numbers
 from corpus_asr.report.nightly import Unsure, findings_of
 from corpus_asr.report.numbers import RunNumbers
 from corpus_asr.report.run import Report, counted_run
@@ -145,7 +145,7 @@ def test_hours_of_a_language(job: ManualRun, told: Told) -> None:
 def test_low_confidence(job: ManualRun, told: Told) -> None:
     report, details, findings, least_sure = told
     low = dict(ask(job, "low confidence"))
-    numbers = past_run(report, finished_at="")
+    numbers = output_numbers(report)
     assert numbers is not None
     assert 0 < len(low) < report.statistics.ok
     assert report.statistics.low_confidence == len(low)

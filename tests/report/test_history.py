@@ -1,4 +1,4 @@
-"""Each run that committed something is kept once, and the last few of them."""
+"""What runs came to is kept once each, whatever becomes of one of the files."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -7,54 +7,76 @@ from typing import Any
 import pytest
 
 from corpus_asr.report.history import (
+    HISTORY_FOLDER,
     MOST_RUNS,
-    NUMBERS_NAME,
-    PastRun,
-    past_run,
-    past_runs,
-    write_runs,
+    Entry,
+    OutputNumbers,
+    last_runs,
+    output_numbers,
+    run_entry,
+    write_entry,
 )
 from corpus_asr.report.run import load_report
 from corpus_asr.storage.run_state.tables import OutputStore
+from tests.support.nightly import past
 from tests.support.runs import NAMES, ManualRun
 
-RUN = PastRun(
-    run_id="run-1", finished_at="2026-01-01T00:00:00+00:00", ok=90, no_speech=5, failed=5,
-    audio_s=3600.0, segments=1000, mean_confidence=0.9, low_confidence=None, rtfx=20.0,
-    wall_s=180.0,
+NUMBERS = OutputNumbers(
+    ok=90, no_speech=5, failed=5, audio_s=3600.0, segments=1000, mean_confidence=0.9,
+    low_confidence=None, rtfx=20.0, wall_s=180.0,
 )  # fmt: skip
 
 
-def test_runs_are_kept_once_and_the_last_few(tmp_path: Path) -> None:
+def note(store: OutputStore, run_id: str, finished_at: str = "2026-01-01", **numbers: Any) -> None:
+    entry = run_entry(store, run_id, finished_at=finished_at)
+    write_entry(store, replace(entry, **numbers))
+
+
+def test_a_run_is_kept_once_and_the_last_few_are_read(tmp_path: Path) -> None:
     store = OutputStore(str(tmp_path))
-    assert past_runs(store, None) == []
+    assert last_runs(store) == []
     for number in range(1, MOST_RUNS + 5):
-        later = replace(RUN, run_id=f"run-{number}", ok=number)
-        for _ in range(2):
-            runs = past_runs(store, later)
-            write_runs(store, runs)
-        assert (
-            runs[:2] == [later, replace(later, run_id=f"run-{number - 1}", ok=number - 1)][:number]
-        )
-    assert len(runs) == MOST_RUNS
-    assert past_runs(store, None) == runs
-    assert past_runs(store, RUN) == [RUN, *runs[:-1]]
+        for ok in (0, number):
+            output = replace(NUMBERS, ok=ok)
+            note(store, f"run-{number:02}", f"2026-01-{number:02}", output=output)
+    entries = last_runs(store)
+    assert [entry.output and entry.output.ok for entry in entries] == [*range(MOST_RUNS + 4, 4, -1)]
 
 
-@pytest.mark.parametrize("data", [[], {"runs": [{}]}, {"runs": [1]}, {"runs": None}, {}])
-def test_numbers_of_another_version_are_begun_again(data: Any, tmp_path: Path) -> None:
+def test_a_run_has_numbers_of_its_output_and_of_its_night(tmp_path: Path) -> None:
     store = OutputStore(str(tmp_path))
-    store.write_json(NUMBERS_NAME, data)
-    assert past_runs(store, None) == []
-    write_runs(store, past_runs(store, RUN))
-    assert past_runs(store, None) == [RUN]
+    note(store, "run-1", "then", output=NUMBERS)
+    note(store, "run-1", "later", night=past())
+    assert last_runs(store) == [
+        Entry(run_id="run-1", finished_at="then", output=NUMBERS, night=past())
+    ]
+
+
+def test_runs_of_one_second_follow_each_other_as_they_end(tmp_path: Path) -> None:
+    store = OutputStore(str(tmp_path))
+    note(store, "run-b", "2026-01-01T00:00:00.100+00:00", output=NUMBERS)
+    note(store, "run-a", "2026-01-01T00:00:00.200+00:00", output=NUMBERS)
+    assert [entry.run_id for entry in last_runs(store)] == ["run-a", "run-b"]
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"{", b"[]", b"null", b'{"run_id": 1}', b"[" * 100_000, b"\xff"]
+)
+def test_what_is_damaged_is_passed_over_and_written_again(data: bytes, tmp_path: Path) -> None:
+    store = OutputStore(str(tmp_path))
+    note(store, "run-1", "2026-01-01", output=NUMBERS)
+    note(store, "run-2", "2026-01-02", output=NUMBERS)
+    store.write_bytes(f"{HISTORY_FOLDER}/run-2.json", data)
+    assert [entry.run_id for entry in last_runs(store)] == ["run-1"]
+    note(store, "run-2", "2026-01-02", night=past())
+    assert [entry.run_id for entry in last_runs(store)] == ["run-2", "run-1"]
 
 
 @pytest.mark.long
 def test_a_run_that_committed_nothing_has_no_numbers(tmp_path: Path) -> None:
     job = ManualRun(tmp_path, (*NAMES, "d.wav"))
     job.begin()
-    assert past_run(load_report(job.store), finished_at="") is None
+    assert output_numbers(load_report(job.store)) is None
     job.commit("a.wav", segments=[
         {"segment": n, "start_s": 0.0, "end_s": 1.0, "text": "x", "confidence": c}
         for n, c in enumerate((0.2, 0.69, 0.7, 1.0))
@@ -63,11 +85,11 @@ def test_a_run_that_committed_nothing_has_no_numbers(tmp_path: Path) -> None:
     job.fail("b.wav")
     job.fail("c.wav", error_kind="timeout")
     job.finish()
-    found = past_run(load_report(job.store), finished_at="then")
-    assert found is not None
-    assert (found.run_id, found.ok, found.failed) == (job.run.run_id, 2, 2)
-    assert (found.mean_confidence, found.low_confidence) == pytest.approx((0.708, 0.5))
+    numbers = output_numbers(load_report(job.store))
+    assert numbers is not None
+    assert (numbers.ok, numbers.failed) == (2, 2)
+    assert (numbers.mean_confidence, numbers.low_confidence) == pytest.approx((0.708, 0.5))
     # An idle run has another identity, and nothing of its own.
     job.begin()
     job.finish()
-    assert past_run(load_report(job.store), finished_at="") is None
+    assert output_numbers(load_report(job.store)) is None

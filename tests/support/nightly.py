@@ -14,9 +14,10 @@ from corpus_asr.errors import EngineError
 from corpus_asr.families.registry import FAMILIES
 from corpus_asr.pipelines import driver
 from corpus_asr.pipelines import nightly as pipeline
+from corpus_asr.report.history import NightNumbers
 from corpus_asr.report.html import page
 from corpus_asr.report.nightly import Archive as ArchiveCounts
-from corpus_asr.report.nightly import Night, NightState, PastNight
+from corpus_asr.report.nightly import Night, NightState
 from corpus_asr.report.numbers import RunNumbers
 from corpus_asr.runtime.checkpoints import Checkpoint
 from corpus_asr.runtime.commit import Committer, tally_of
@@ -150,10 +151,10 @@ def night(**values: Any) -> Night:
     return Night(findings=RunNumbers(**found), **(usual | values))
 
 
-def past(**values: Any) -> PastNight:
+def past(**values: Any) -> NightNumbers:
     """Return such a night as a later one knows it."""
     usual: dict[str, Any] = {
         "date": "2026-11-20", "state": "done", "listed": 990, "new": 10, "done": 10, "failed": 0,
         "remaining": 0, "audio_s": 36_000.0, "wall_s": 3600.0, "rtfx": 10.0, "low_confidence": 0,
     }  # fmt: skip
-    return PastNight(**(usual | values))
+    return NightNumbers(**(usual | values))

@@ -22,7 +22,7 @@ from corpus_asr.errors import ConfigError
 from corpus_asr.failure_kinds import failure_kind
 from corpus_asr.logs import event
 from corpus_asr.report.failures import failure_examples, failures_csv
-from corpus_asr.report.history import past_run, past_runs, write_runs
+from corpus_asr.report.history import last_runs, output_numbers, run_entry, write_entry
 from corpus_asr.report.html import charts, formatting
 from corpus_asr.report.html.charts import Chart, histogram, speed_chart
 from corpus_asr.report.html.formatting import cut, link, shared, visible
@@ -266,11 +266,15 @@ def _last_runs(
     store: OutputStore, report: Report, run: dict[str, Any], *, at_the_end: bool
 ) -> dict[str, Any]:
     """Return what the last runs came to, and keep it for the next one."""
-    last = past_run(report, finished_at=run.get("finished_at", now()))
-    runs = past_runs(store, last)
-    if at_the_end and last is not None:
-        write_runs(store, runs)
-    return {"runs": runs}
+    entries = last_runs(store)
+    output = output_numbers(report)
+    if output is not None and report.run_id is not None:
+        entry = run_entry(store, report.run_id, finished_at=run.get("finished_at", now()))
+        entry = replace(entry, output=output)
+        if at_the_end:
+            write_entry(store, entry)
+        entries = [entry, *(past for past in entries if past.run_id != report.run_id)]
+    return {"runs": [entry for entry in entries if entry.output is not None]}
 
 
 def _accuracy(store: OutputStore, *, started_at: str | None) -> dict[str, Any] | None:

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from corpus_asr.cli.main import app
 from corpus_asr.failure_kinds import failure_kind
-from corpus_asr.report.history import past_runs
+from corpus_asr.report.history import last_runs
 from corpus_asr.report.html import page as page_module
 from corpus_asr.report.html.formatting import cut, link, message, sample_words, visible
 from corpus_asr.report.html.page import write_page, write_page_at_the_end
@@ -78,7 +78,9 @@ def test_a_finished_run(job: ManualRun, tmp_path: Path) -> None:
     job.store.write_json(RUN_NAME, run)
     write_page_at_the_end(job.store, 3)
     # What the page of the next run shows next to its own.
-    assert [past.finished_at for past in past_runs(job.store, None)] == [run["finished_at"]]
+    [entry] = last_runs(job.store)
+    assert (entry.finished_at, entry.night) == (run["finished_at"], None)
+    assert entry.output is not None
     page = parsed((tmp_path / "output" / PAGE_NAME).read_text())
     figures = {
         each.all("dt")[0].text: each.all("strong")[0].text
