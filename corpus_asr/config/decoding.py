@@ -152,9 +152,6 @@ class DecodingSettings:
     hallucination_silence_threshold: float | None = field(default=None, metadata={"gt": 0})
     """Seconds of silence to skip around likely hallucinations; needs word_timestamps. null:
     none."""
-    suppress_silence: bool = True
-    """Let segments and words begin and end with detected speech where they would reach into half
-    a second and more of silence. The text stays."""
     drop_nonspeech: bool = False
     """Drop segments outside detected speech."""
     drop_known_hallucinations: bool = False

@@ -54,7 +54,6 @@ class TranscriptionOptions(TypedDict, total=False):
     padding_s: float | None
     word_timestamps: bool
     hallucination_silence_threshold: float | None
-    suppress_silence: bool
     drop_nonspeech: bool
     drop_known_hallucinations: bool
     quality: Literal["fast", "balanced", "accurate"]

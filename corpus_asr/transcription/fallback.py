@@ -329,10 +329,8 @@ def finished_segment(
     known = is_known_hallucination(text)
     if known and settings.drop_known_hallucinations:
         return None
-    start_s, end_s, words = draft.start_s, draft.end_s, draft.words
-    if settings.suppress_silence:
-        start_s, end_s = part.without_silence(start_s, end_s)
-        words = _without_silence(part, words, start_s, end_s)
+    start_s, end_s = part.without_silence(draft.start_s, draft.end_s)
+    words = _without_silence(part, draft.words, start_s, end_s)
     made = with_confidence(
         Segment(
             start_s=start_s,
