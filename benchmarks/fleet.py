@@ -196,7 +196,7 @@ def run_fleet(fleet: Fleet, scenario: str, folder: Path) -> Measured:
     pq.write_table(pa.concat_tables(numbered), folder / "packs.parquet")
     progress = Progress(total_files=fleet.recordings, stream=None)
     with machines_of(fleet) as machines:
-        config = _job(fleet, folder, machines.cluster.address)
+        config = _job(fleet, folder)
         nodes = [node.node_id for node in machines.nodes]
         faults = {
             "pause_s": fleet.pause_s,
@@ -244,12 +244,11 @@ def run_fleet(fleet: Fleet, scenario: str, folder: Path) -> Measured:
     return Measured(tables=tables, figures=figures)
 
 
-def _job(fleet: Fleet, folder: Path, address: str) -> RunConfig:
+def _job(fleet: Fleet, folder: Path) -> RunConfig:
     return scripted_job(
         folder,
         extract={"workers": fleet.extract_workers},
         transcribe={"workers": fleet.gpus, "gpus_per_worker": 1, "slots": 2},
-        cluster={"address": address},
         output={"uri": str(folder / "output"), "commit_mb": 0.001},
     )
 

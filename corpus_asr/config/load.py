@@ -191,7 +191,7 @@ USUAL_KEYS = frozenset(
     {
         "source.uri", "source.endpoint_url", "model.checkpoint", "decoding.language",
         "decoding.word_timestamps", "classification.task", "classification.languages",
-        "output.uri", "output.endpoint_url", "cluster.address", "selection.min_confidence",
+        "output.uri", "output.endpoint_url", "selection.min_confidence",
         "dataset.uri", "dataset.format",
     }
 )  # fmt: skip

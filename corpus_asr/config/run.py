@@ -9,7 +9,6 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
-from corpus_asr.config.cluster import ClusterSettings
 from corpus_asr.config.decoding import PACKAGED_CHECKPOINT, ComputeType, only_language
 from corpus_asr.config.extraction import ExtractSettings, SpeakerSettings, missing_speech
 from corpus_asr.config.hooks import HookSettings
@@ -314,7 +313,6 @@ class RunConfig(Settings):
     nightly: NightlySettings = Field(default_factory=NightlySettings)
     hooks: tuple[HookSettings, ...] = ()
     """Functions of yours that are given transcripts once they are committed."""
-    cluster: ClusterSettings = Field(default_factory=ClusterSettings)
 
     @model_validator(mode="after")
     def _other_jobs_name_their_model(self) -> "RunConfig":

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from corpus_asr.activity import Activity, Strata, rtfx
 from corpus_asr.confidence import DEFAULT_MODEL, ConfidenceModel
+from corpus_asr.config.cluster import ray_address
 from corpus_asr.config.run import CLASSIFY_AUDIO, DEFAULT_OPTIONS, RunConfig, RunOptions
 from corpus_asr.errors import EngineError
 from corpus_asr.failure_kinds import failure_kind
@@ -238,7 +239,7 @@ class CorpusRun:
         config, store = self.config, self.store
         revision, name = self.checkpoint.revision, self.checkpoint.fingerprint
         if not self.local:
-            config.cluster.ray_address()  # a wrong one is refused before anything is listed
+            ray_address()  # a wrong one is refused before anything is listed
         calibrates = config.pipeline != CLASSIFY_AUDIO
         if calibrates and config.model.calibration is not None:  # before old results are archived
             self._calibration = calibration_for(
@@ -338,7 +339,7 @@ class CorpusRun:
         from corpus_asr.runtime.ray_dataset import run_on_ray
 
         packs = [self.store.address(name) for name in plan.pack_names]
-        address = config.cluster.ray_address()
+        address = ray_address()
         with connected(address, store_bytes=store_bytes_for(config, local_machine())) as cluster:
             if cluster.joined is not None:
                 line_writer(self.progress)(f"joined {cluster.joined}")
@@ -494,7 +495,7 @@ class CorpusRun:
         """Connect to Ray; give how many tasks there are to be at once."""
         from corpus_asr.runtime.ray_cluster import connected
 
-        address = self.config.cluster.ray_address()
+        address = ray_address()
         store_bytes = store_bytes_for(self.config, local_machine())
         with connected(address, store_bytes=store_bytes) as cluster:
             yield 2 * max(1, sum(node.cores for node in cluster.nodes))

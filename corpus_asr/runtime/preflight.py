@@ -14,6 +14,7 @@ from contextlib import closing
 
 import pyarrow as pa
 
+from corpus_asr.config.cluster import ray_address
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import ConfigError, DecodeError, EngineError
 from corpus_asr.runtime.checkpoints import model_name
@@ -63,7 +64,7 @@ class ReadyCheck:
         self._config, self._store, self._plan = config, store, plan
         self._plan_store = plan_store
         self._audio_s = math.inf if audio_s is None else audio_s
-        self._ray_address = config.cluster.ray_address()
+        self._ray_address = ray_address()
         self._part: pa.Table | None = None
         self.rtfx: float | None = None
         """Of this machine alone, with its slots filled; None where nothing was transcribed."""

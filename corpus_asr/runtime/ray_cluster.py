@@ -77,20 +77,14 @@ def connected(address: str, *, store_bytes: int) -> Iterator[Cluster]:
         return
     _connect(address, store_bytes=store_bytes)
     try:
-        yield _describe() if address == "local" else replace(_describe(), joined=_name(address))
+        yield _describe() if address == "local" else replace(_describe(), joined=_name())
     finally:
         _leave()
 
 
-def _name(address: str) -> str:
+def _name() -> str:
     where = ray.get_runtime_context().gcs_address
-    return f"Ray {ray.__version__} at {where} ({_key(address)})"
-
-
-def _key(address: str) -> str:
-    """Return what says that Ray is there: RAY_ADDRESS, or the key of the configuration."""
-    named = os.environ.get(RAY_ADDRESS, "").strip()
-    return RAY_ADDRESS if named == address else "cluster.address"
+    return f"Ray {ray.__version__} at {where} ({RAY_ADDRESS})"
 
 
 def _leave() -> None:
@@ -345,10 +339,9 @@ def unreachable(address: str, error: Exception) -> ConfigError:
         if _REFUSED in str(seen):
             return refused(address)
         seen = seen.__cause__
-    key = _key(address)
     return ConfigError(
-        f"connecting to Ray at {address!r} ({key}): {error}; start the cluster, correct {key}, or "
-        "set cluster.address: local"
+        f"connecting to Ray at {address!r} ({RAY_ADDRESS}): {error}; start the cluster, correct "
+        f"{RAY_ADDRESS}, or unset it to start Ray here"
     )
 
 
@@ -369,10 +362,10 @@ def other_versions(address: str, error: BaseException) -> ConfigError | None:
     if its_ray == our_ray and its_python.split(".")[:2] == our_python.split(".")[:2]:
         advice += f", or set {_PYTHON_MATCH}=minor on every node and here"
     return ConfigError(
-        f"connecting to Ray at {address!r} ({_key(address)}): found Ray {its_ray} and Python "
+        f"connecting to Ray at {address!r} ({RAY_ADDRESS}): found Ray {its_ray} and Python "
         f"{its_python} there, expected Ray {our_ray} and Python {our_python}, as here; {advice}, "
-        "such as a job of `ray job submit`, start the cluster with the versions of here, or set "
-        "cluster.address: local"
+        "such as a job of `ray job submit`, start the cluster with the versions of here, or unset "
+        f"{RAY_ADDRESS} to start Ray here"
     )
 
 
@@ -380,7 +373,7 @@ def refused(address: str) -> ConfigError:
     """Return the error of a Ray whose authentication token this process does not send."""
     mode = os.environ.get(TOKEN_MODE)
     return ConfigError(
-        f"connecting to Ray at {address!r} ({_key(address)}): the cluster requires its "
+        f"connecting to Ray at {address!r} ({RAY_ADDRESS}): the cluster requires its "
         f"authentication token, found {f'{TOKEN_MODE}={mode}' if mode else f'no {TOKEN_MODE}'} "
         f"and no such token here; set {TOKEN_MODE}=token on every node and here, with the head's "
         f"~/.ray/auth_token, or start all of its nodes with {TOKEN_MODE}=disabled "

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from corpus_asr.activity import Estimate
+from corpus_asr.config.cluster import RAY_ADDRESS, ray_address
 from corpus_asr.config.run import CLASSIFY_AUDIO, RunConfig
 from corpus_asr.errors import ConfigError, CorpusAsrError
 from corpus_asr.runtime.checkpoints import Checkpoint, model_name
@@ -126,8 +127,8 @@ def timed_machines(
     Returns no machine, and why, where that is not possible or not of use.
     """
     try:
-        if config.cluster.ray_address() != "local":
-            raise ConfigError("the cluster of cluster.address is not this machine")
+        if ray_address() != "local":
+            raise ConfigError(f"the cluster of {RAY_ADDRESS} is not this machine")
         if config.pipeline == CLASSIFY_AUDIO or config.decoding.align:
             raise ConfigError("only transcription is timed")
         folder = Checkpoint.of(config.model).folder

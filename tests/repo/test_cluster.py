@@ -215,8 +215,7 @@ def test_commands_and_their_files_exist() -> None:
 
 
 @pytest.mark.parametrize("name", RAY_FILES)
-def test_the_job_joins_its_cluster_and_the_head_takes_no_work(name, tmp_path):
-    assert job(name, tmp_path).cluster.address == "auto"
+def test_the_head_takes_no_work(name):
     start = groups(name)[0]["rayStartParams"]
     assert (start["num-cpus"], start["num-gpus"]) == ("0", "0")
 

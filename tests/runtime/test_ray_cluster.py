@@ -21,7 +21,6 @@ from corpus_asr.runtime.ray_cluster import (
     Cluster,
     connected,
     other_versions,
-    unreachable,
 )
 from corpus_asr.runtime.resources import MIN_LOGICAL_CPUS, local_machine
 
@@ -167,7 +166,7 @@ def test_an_address_without_a_ray_is_a_configuration_error(monkeypatch: pytest.M
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     for address in ("127.0.0.1:1", "nonsense:1", "127.0.0.1:port"):
         with (
-            pytest.raises(ConfigError, match=r"cluster\.address"),
+            pytest.raises(ConfigError, match=r"RAY_ADDRESS"),
             connected(address, store_bytes=1),
         ):
             pass
@@ -180,7 +179,7 @@ def test_a_port_that_is_no_rays_is_refused_in_time(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(ray_cluster, "JOIN_TIMEOUT_S", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
-        words = rf"{address}' \(cluster\.address\): something listens .*usually 6379"
+        words = rf"{address}' \(RAY_ADDRESS\): something listens .*usually 6379"
         with pytest.raises(ConfigError, match=words), connected(address, store_bytes=1):
             pass
     silent.set()
@@ -223,10 +222,3 @@ def test_a_python_of_another_patch_alone_can_be_let_in() -> None:
     assert "set RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL=minor" in str(refusal)
     check_version_info(metadata, "node 10.0.0.2", python_version_match_level="minor")
     assert other_versions("auto", RuntimeError("something else")) is None
-
-
-def test_messages_name_what_gave_the_address(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    refused = ConnectionError("refused")
-    assert "(RAY_ADDRESS): refused; start" in str(unreachable("10.0.0.1:6379", refused))
-    assert "(cluster.address): refused; start" in str(unreachable("10.0.0.2:6379", refused))

@@ -41,8 +41,8 @@ def cluster() -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory, cluster: Cluster) -> RunConfig:
-    """A job over copies of the demo clips, for that cluster."""
+def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    """A job over copies of the demo clips."""
     folder = tmp_path_factory.mktemp("job")
     for number in range(COPIES):
         for clip in ("german.opus", "silence.flac"):
@@ -55,15 +55,15 @@ def config(tmp_path_factory: pytest.TempPathFactory, cluster: Cluster) -> RunCon
         folder / "output",
         extract={"part_s": 30, "pack_mb": 0.05, "workers": 1},
         transcribe={"slots": 2, "workers": 1, "gpus_per_worker": 1},
-        cluster={"address": cluster.address},
     )
     return with_section(usual, "model", device="cpu")
 
 
-def on_ray(config: RunConfig, folder: Path) -> KillableJob:
+def on_ray(config: RunConfig, folder: Path, cluster: Cluster) -> KillableJob:
     """Return the job with an output of its own."""
     config = with_section(config, "output", uri=str(folder / "output"))
-    return KillableJob(config, folder / "job", ray=True, scripted=False)
+    environment = {"RAY_ADDRESS": cluster.address}
+    return KillableJob(config, folder / "job", ray=True, scripted=False, environment=environment)
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def expected(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> dic
 def test_a_gpu_machine_that_goes_and_comes_back(
     cluster: Cluster, config: RunConfig, expected: dict, tmp_path: Path
 ):
-    run = on_ray(config, tmp_path)
+    run = on_ray(config, tmp_path, cluster)
     machine = cluster.add_node(**GPU_MACHINE)
     with run.started() as process:
         wait_until_busy(process)
@@ -96,7 +96,7 @@ def test_a_gpu_machine_that_goes_and_comes_back(
 def test_a_driver_that_is_killed_leaves_the_cluster_as_it_was(
     cluster: Cluster, config: RunConfig, expected: dict, tmp_path: Path
 ):
-    run = on_ray(config, tmp_path)
+    run = on_ray(config, tmp_path, cluster)
     machine = cluster.add_node(**GPU_MACHINE)
     with run.started() as process:
         wait_until_busy(process)
@@ -126,7 +126,7 @@ def apart() -> Iterator[Cluster]:
 def test_the_machine_that_holds_all_that_was_extracted_is_lost(
     apart: Cluster, config: RunConfig, expected: dict, tmp_path: Path
 ):
-    run = on_ray(with_section(config, "cluster", address=apart.address), tmp_path)
+    run = on_ray(config, tmp_path, apart)
     apart.add_node(**GPU_MACHINE)
     machine = apart.add_node(num_cpus=3, object_store_memory=STORE_BYTES)
     with run.started() as process:
@@ -144,7 +144,7 @@ def test_the_machine_that_holds_all_that_was_extracted_is_lost(
 def test_a_head_that_dies_ends_the_run_and_another_cluster_continues_it(
     apart: Cluster, victim: str, config: RunConfig, expected: dict, tmp_path: Path
 ):
-    run = on_ray(with_section(config, "cluster", address=apart.address), tmp_path)
+    run = on_ray(config, tmp_path, apart)
     apart.add_node(**GPU_MACHINE)
     apart.add_node(num_cpus=3, object_store_memory=STORE_BYTES)
     with run.started() as process:
@@ -162,9 +162,7 @@ def test_a_head_that_dies_ends_the_run_and_another_cluster_continues_it(
     apart.shutdown()
     again = Cluster(initialize_head=True, head_node_args=GPU_MACHINE | {"num_cpus": 4})
     try:
-        code, said = on_ray(
-            with_section(run.config, "cluster", address=again.address), tmp_path
-        ).finish()
+        code, said = on_ray(run.config, tmp_path, again).finish()
     finally:
         again.shutdown()
     assert code == 0, said
