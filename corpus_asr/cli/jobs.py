@@ -305,7 +305,7 @@ def summary_words(summary: "RunSummary") -> str:
 def nightly(
     config: Annotated[str, config_file("such as configs/nightly.yaml")],
     overrides: Annotated[
-        list[str] | None, overrides_of("Override a key, such as nightly.max_failed=9.")
+        list[str] | None, overrides_of("Override a key, such as nightly.stop_after_h=6.")
     ] = None,
     local: Local = False,
     as_json: AsJson = False,

@@ -328,7 +328,7 @@ def report(
         str | None,
         typer.Option(
             metavar="URL",
-            help="A `corpus-asr view` that links lead to; default: report.viewer_url.",
+            help="A `corpus-asr view` that is always running, which links lead to.",
         ),
     ] = None,
     price: Annotated[

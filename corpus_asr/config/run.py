@@ -214,7 +214,8 @@ class OutputSettings(Settings):
     encryption (ServerSideEncryption, SSEKMSKeyId), ACL, StorageClass, ChecksumAlgorithm."""
     max_failed_fraction: float = Field(default=0.01, ge=0, le=1)
     """Fraction of failed recordings, among those that this run processed or gave to a hook, above
-    which the command exits with code 1."""
+    which the command exits with code 1. In `nightly` a single failure never exceeds it, unless it
+    is 0."""
     target_file_mb: float | None = Field(default=128.0, gt=0)
     """Size in MiB of table files after a run finishes, which merges smaller ones; null: no
     merging."""
@@ -236,9 +237,6 @@ class ReportSettings(Settings):
     embed_audio: bool = True
     """Embed clips of the samples, up to 20 s each and 1.5 MB in all. Reading and encoding them
     takes up to 20 s after a run."""
-    viewer_url: str | None = Field(default=None, pattern=r"^https?://\S+$", max_length=500)
-    """Address of a `corpus-asr view` of this output that is always running; recordings and samples
-    in the report link to it. null: no links."""
 
 
 class ClassificationSettings(Settings):
@@ -276,12 +274,6 @@ class NightlySettings(Settings):
     """Number of later nightly runs that retry a failure of this program (internal, poison); after
     that the recording is skipped until its content changes. Failures of store, permissions, network
     or machine are retried in each run."""
-    max_failed_fraction: float | None = Field(default=0.1, ge=0, le=1)
-    """Fraction of the run's recordings, and of those given to each hook, that may fail before the
-    command exits with code 1; a single failure never exceeds it unless it is 0. null: no limit."""
-    max_failed: int | None = Field(default=None, ge=0)
-    """Number of the run's recordings, and of those given to each hook, that may fail before the
-    command exits with code 1; null: no limit."""
     summaries: str | None = None
     """Folder of the summaries, one .json and one .md file per nightly run, of any fsspec scheme;
     null: `nights/` in the output folder."""

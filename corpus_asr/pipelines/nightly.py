@@ -153,7 +153,8 @@ class _Attempt:
         try:
             night = self._with_findings(night)
             past = past_nights(self.store)
-            night = replace(night, past=past, over_limit=over_limit(night, nightly))
+            limit = self.config.output.max_failed_fraction
+            night = replace(night, past=past, over_limit=over_limit(night, limit))
             night = replace(night, warnings=warnings_of(night, past))
             finished_at = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
             entry = run_entry(self.store, self.run_id, finished_at=finished_at)

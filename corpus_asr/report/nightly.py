@@ -16,7 +16,6 @@ from statistics import median
 from typing import Any
 
 from corpus_asr.confidence import LOW_CONFIDENCE
-from corpus_asr.config.run import NightlySettings
 from corpus_asr.errors import FetchError
 from corpus_asr.logs import event
 from corpus_asr.report.failures import FailureExample, FailureGroup
@@ -223,8 +222,8 @@ def findings_so_far(store: OutputStore, run_id: str) -> RunNumbers:
     )
 
 
-def over_limit(night: Night, budget: NightlySettings) -> str | None:
-    """Say which limit of failures the night exceeds, and how far; None if it keeps both.
+def over_limit(night: Night, limit: float) -> str | None:
+    """Say how far failures of the night exceed `output.max_failed_fraction`; None if they do not.
 
     What a hook failed on counts alike, for each hook by itself.
     """
@@ -232,22 +231,16 @@ def over_limit(night: Night, budget: NightlySettings) -> str | None:
     for name, hook in night.hooks.items():
         words = f"recordings failed in the hook {name}"
         counts.append((words, hook["failed"], hook["recordings"] + hook["failed"]))
-    return next(filter(None, (_over_limit(*each, budget) for each in counts)), None)
+    return next(filter(None, (_over_limit(*each, limit) for each in counts)), None)
 
 
-def _over_limit(what: str, failed: int, ended: int, budget: NightlySettings) -> str | None:
-    words = f"{failed:,} of {ended:,} {what}"
-    if budget.max_failed is not None and failed > budget.max_failed:
-        return f"{words}, more than nightly.max_failed allows ({budget.max_failed:,})"
-    limit = budget.max_failed_fraction
-    if limit is None:
-        return None
+def _over_limit(what: str, failed: int, ended: int, limit: float) -> str | None:
     # One bad file in a night of five is no reason to wake somebody.
     allowed = max(1, int(limit * ended)) if limit > 0 else 0
     if failed <= allowed:
         return None
-    words += f" ({failed / ended:.1%})"
-    return f"{words}, more than nightly.max_failed_fraction allows ({limit:.1%})"
+    words = f"{failed:,} of {ended:,} {what} ({failed / ended:.1%})"
+    return f"{words}, more than output.max_failed_fraction allows ({limit:.1%})"
 
 
 def warnings_of(night: Night, past: Sequence[NightNumbers]) -> tuple[str, ...]:

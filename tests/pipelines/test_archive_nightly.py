@@ -21,6 +21,7 @@ from corpus_asr.storage.stores.http import post_json
 from corpus_asr.storage.stores.store import RetryPolicy
 from tests.support.nightly import QUICK, Archive
 from tests.support.stores import SECRET, Webhook, webhook
+from tests.support.tables import with_section
 
 pytestmark = pytest.mark.long
 
@@ -282,19 +283,15 @@ def test_the_command_prints_the_summary(archive: Archive) -> None:
 @pytest.mark.parametrize(
     ("limit", "words"),
     [
-        (None, ""),
-        ("max_failed", "1 of 3 recordings failed, more than nightly.max_failed allows (0)"),
-        (
-            "max_failed_fraction",
-            "1 of 3 recordings failed (33.3%), more than nightly.max_failed_fraction allows (0.0%)",
-        ),
+        (0.01, ""),
+        (0, "1 of 3 recordings failed (33.3%), more than output.max_failed_fraction allows (0.0%)"),
     ],
 )
-def test_too_many_failures_end_with_1(archive: Archive, limit: str | None, words: str) -> None:
-    archive.set(**({} if limit is None else {limit: 0}))
+def test_too_many_failures_end_with_1(archive: Archive, limit: float, words: str) -> None:
+    archive.config = with_section(archive.config, "output", max_failed_fraction=limit)
     archive.add("a", "b", "fail")
     done = command(archive)
-    assert done.exit_code == (limit is not None), done.output
+    assert done.exit_code == bool(words), done.output
     assert words in done.stderr
     assert archive.summaries()[0]["over_limit"] == (words or None)
 

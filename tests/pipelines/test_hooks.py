@@ -134,9 +134,7 @@ def test_a_hook_that_cannot_be_imported_ends_the_run_before_it_begins(recordings
 def test_a_hook_that_fails_counts_in_the_limits(
     recordings: Path, capsys: pytest.CaptureFixture[str]
 ):
-    nightly = {"max_failed": 2, "max_failed_fraction": None}
-    config = job(recordings, REDACT | {"columns": {"nothing": "string"}, "attempts": 1},
-                 nightly=nightly)  # fmt: skip
+    config = job(recordings, REDACT | {"columns": {"nothing": "string"}, "attempts": 1})
     for _ in range(2):  # also where nothing else is left to do
         summary = do(config)
         assert summary_words(summary).splitlines()[-1] == (
@@ -149,6 +147,7 @@ def test_a_hook_that_fails_counts_in_the_limits(
         assert words in capsys.readouterr().err
     night = run_night(config, local=True, progress=None)
     assert night.over_limit == (
-        "3 of 3 recordings failed in the hook redact, more than nightly.max_failed allows (2)"
+        "3 of 3 recordings failed in the hook redact (100.0%), more than "
+        "output.max_failed_fraction allows (1.0%)"
     )
     print_summary(with_section(config, "output", max_failed_fraction=1.0), do(config))

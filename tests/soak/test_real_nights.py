@@ -83,10 +83,10 @@ def test_files_come_change_fail_and_recover(nights: RealNights) -> None:
     nights.web.files["late.wav"] = (nights.data / late["path"]).read_bytes()
     down = ["503"] * DEFAULT_POLICY.attempts
     nights.web.faults += down
-    budget = ("--set", "nightly.max_failed=1")
+    budget = ("--set", "output.max_failed_fraction=0.2")
     first = nights.night(*budget, code=1)
     assert first == {"new": 5, "done": 3, "failed": 2, "not_audio": 1, "fetch": 1}
-    assert "more than nightly.max_failed allows (1)" in nights.hook.posted[-1]["text"]
+    assert "more than output.max_failed_fraction allows (20.0%)" in nights.hook.posted[-1]["text"]
     before = nights.said("0.audio")
     assert before
     assert nights.said("late.wav") == ""
@@ -116,8 +116,7 @@ def test_a_night_whose_time_is_over_commits_what_it_began(tmp_path: Path, ray: b
     # All of it would take minutes beyond the night's time, whatever starting takes of that.
     job = killable_job(tmp_path, files=files, ray=ray, environment={PAUSE: "8"})
     job.command = "nightly"
-    limits = {"max_failed_fraction": None, "stop_after_h": (120 if ray else 30) / 3600}
-    job.config = with_section(job.config, "nightly", **limits)
+    job.config = with_section(job.config, "nightly", stop_after_h=(120 if ray else 30) / 3600)
     code, said = job.finish("--json")
     assert code == 0, said
     first = night_in(job.config.output.uri, 1)

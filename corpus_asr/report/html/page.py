@@ -89,11 +89,19 @@ def write_page(
 ) -> Report:
     """Write the page of an output folder to a path or URI, and return its counts.
 
-    Next to it goes a CSV file of all failures, if there are any. `embed_audio` and `viewer_url`
-    are for settings of the run's section `report`, in place of what they were; with
-    `price_per_hour`, of a transcribe worker, the page has costs; recordings are read with
-    `audio_options` beside those that the run recorded.
+    Next to it goes a CSV file of all failures, if there are any. Clips are embedded as
+    `embed_audio` or else the run's `report.embed_audio` says; recordings and samples link to a
+    viewer at `viewer_url`; with `price_per_hour`, of a transcribe worker, the page has costs;
+    recordings are read with `audio_options` beside those that the run recorded.
+
+    Raises:
+        ConfigError: `viewer_url` is no web address.
     """
+    if viewer_url is not None and not viewer_url.startswith(("http://", "https://")):
+        raise ConfigError(
+            f"writing a report: found {viewer_url!r} as the address of a viewer, expected one that "
+            "begins with http:// or https://; correct it"
+        )
     uri = normalize(uri)
     sampler = Sampler(store)
     # All rows are read once, for counts and samples alike.
@@ -102,20 +110,21 @@ def write_page(
         failures = failure_examples(tables, MOST_OF_A_KIND, of_groups=MOST_KINDS)
         in_csv = failures_csv(tables) if report.statistics.failures else None
     config = store.read_json(CONFIG_NAME) or {}
-    settings = _report_settings(config, embed_audio=embed_audio, viewer_url=viewer_url)
+    if embed_audio is None:
+        embed_audio = _report_settings(config).embed_audio
     report = replace(report, price_per_hour=price_per_hour)
     run = (store.read_json(RUN_NAME) or {}) if report.finished else {}
     values = {
         **_values(store, report, details, config, run, at_the_end=at_the_end),
         **_last_runs(store, report, run, at_the_end=at_the_end),
-        **_clips(store, details, config, settings, audio_options),
+        **_clips(store, details, config, audio_options, embed=embed_audio),
         # Files are linked to only from a page that lies on this machine.
         "link": partial(
             link,
             folder=parent(uri) if scheme_of(uri) == LOCAL else None,
-            viewer=settings.viewer_url,
+            viewer=viewer_url,
         ),
-        "has_viewer": settings.viewer_url is not None,
+        "has_viewer": viewer_url is not None,
         "failures": failures,
         # A colon in the first step would be taken for a scheme.
         "failures_file": f"./{quote(failures_name(uri.rpartition('/')[2]))}",
@@ -221,35 +230,25 @@ def _shown(value: Any) -> Any:
     return "" if value is None else visible(str(value))
 
 
-def _report_settings(
-    config: dict[str, Any], *, embed_audio: bool | None, viewer_url: str | None
-) -> ReportSettings:
+def _report_settings(config: dict[str, Any]) -> ReportSettings:
     try:
-        stored = ReportSettings.model_validate(config.get("report") or {})
+        return ReportSettings.model_validate(config.get("report") or {})
     except ValueError as error:  # of another version, or written by somebody else
         event(_LOG, logging.WARNING, "report_settings_not_read", why=str(error))
-        stored = ReportSettings()
-    given = {"embed_audio": embed_audio, "viewer_url": viewer_url}
-    changes = {name: value for name, value in given.items() if value is not None}
-    try:
-        return ReportSettings.model_validate(stored.model_dump() | changes)
-    except ValueError as error:
-        raise ConfigError(
-            f"writing a report: found {viewer_url!r} as the address of a viewer, expected one that "
-            "begins with http:// or https://; correct it"
-        ) from error
+        return ReportSettings()
 
 
 def _clips(
     store: OutputStore,
     details: Details,
     config: dict[str, Any],
-    settings: ReportSettings,
     audio_options: StorageOptions,
+    *,
+    embed: bool,
 ) -> dict[str, Any]:
     """Return the clips of samples, and why there is none at all."""
     samples = (*details.unsure, *details.random)
-    if not settings.embed_audio:
+    if not embed:
         return {"clips": {}, "no_clips": "audio is switched off for this report"}
     if not config.get("source"):
         return {"clips": {}, "no_clips": "the run's settings are missing"}
