@@ -336,7 +336,7 @@ def _interpolate(value: Any, key: KeyPath, problems: list[Problem]) -> Any:
     if not isinstance(value, str) or "${" not in value:
         return value
     text = _INTERPOLATION.sub(lambda match: _variable(match, key, problems), value)
-    # An optional key such as endpoint_url can so be left to the environment: ${env:NAME:-}.
+    # An option such as endpoint_url can so be left to the environment: ${env:NAME:-}.
     return text or None
 
 

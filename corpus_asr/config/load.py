@@ -189,9 +189,9 @@ WIDTH = 88
 # What most people set; a file has these, or all keys.
 USUAL_KEYS = frozenset(
     {
-        "source.uri", "source.endpoint_url", "model.checkpoint", "decoding.language",
+        "source.uri", "source.storage_options", "model.checkpoint", "decoding.language",
         "decoding.word_timestamps", "classification.task", "classification.languages",
-        "output.uri", "output.endpoint_url", "selection.min_confidence",
+        "output.uri", "output.storage_options", "selection.min_confidence",
         "dataset.uri", "dataset.format",
     }
 )  # fmt: skip

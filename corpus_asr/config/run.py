@@ -53,11 +53,10 @@ class SourceSettings(Settings):
     """Column with the audio of Parquet and Arrow files, whose rows are then recordings: structs of
     `bytes` and `path`, as Hugging Face has them, or bytes; null: such files in folders are
     ignored."""
-    endpoint_url: str | None = None
-    """S3 endpoint of the source; null: Amazon's."""
     storage_options: StoreSection = NO_OPTIONS
-    """Options of the source's store in the names of fsspec and s3fs, such as key, secret, token,
-    profile, anon, requester_pays, client_kwargs and config_kwargs; secrets by ${env:NAME}."""
+    """Options of the source's store in the names of fsspec and s3fs, such as endpoint_url (of an S3
+    that is not Amazon's), key, secret, token, profile, anon, requester_pays, client_kwargs and
+    config_kwargs; secrets by ${env:NAME}."""
     exclude: Texts = ()
     """File name patterns, in any case, of recordings to exclude from folders and globs; URIs named
     in full and manifests are never filtered."""
@@ -85,10 +84,7 @@ class SourceSettings(Settings):
     def _exactly_one(self) -> "SourceSettings":
         if bool(self.uri) == bool(self.manifest):
             raise ValueError("set either source.uri or source.manifest, not both and not neither")
-        check_store(
-            "source", self.uris, self.storage_options, self.endpoint_url,
-            lists_others=bool(self.manifest),
-        )  # fmt: skip
+        check_store("source", self.uris, self.storage_options, lists_others=bool(self.manifest))
         if self.tarred and not self.manifest:
             raise ValueError(
                 "source.tarred: found no source.manifest, expected NeMo's, whose rows name members "
@@ -207,8 +203,6 @@ class OutputSettings(Settings):
 
     uri: str
     """Folder of the output tables, of any fsspec scheme; one folder per job."""
-    endpoint_url: str | None = None
-    """S3 endpoint of the output; null: Amazon's."""
     storage_options: StoreSection = NO_OPTIONS
     """Options of the output's store, as in `source`, which has its own; in s3_additional_kwargs
     encryption (ServerSideEncryption, SSEKMSKeyId), ACL, StorageClass, ChecksumAlgorithm."""
@@ -227,7 +221,7 @@ class OutputSettings(Settings):
 
     @model_validator(mode="after")
     def _store_takes_its_options(self) -> Self:
-        check_store("output", (self.uri,), self.storage_options, self.endpoint_url)
+        check_store("output", (self.uri,), self.storage_options)
         return self
 
 
@@ -555,8 +549,6 @@ class DatasetSettings(Settings):
 
     uri: str
     """Folder of the dataset, of any fsspec scheme."""
-    endpoint_url: str | None = None
-    """S3 endpoint of the dataset; null: Amazon's."""
     storage_options: StoreSection = NO_OPTIONS
     """Options of the dataset's store, as in `output`."""
     format: Literal["huggingface", "webdataset", "nemo"] = "huggingface"
@@ -587,7 +579,7 @@ class DatasetSettings(Settings):
 
     @model_validator(mode="after")
     def _store_takes_its_options(self) -> Self:
-        check_store("dataset", (self.uri,), self.storage_options, self.endpoint_url)
+        check_store("dataset", (self.uri,), self.storage_options)
         return self
 
     @model_validator(mode="after")

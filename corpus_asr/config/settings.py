@@ -67,18 +67,11 @@ def check_store(
     section: str,
     uris: Iterable[str],
     options: StorageOptions,
-    endpoint_url: str | None,
     *,
     lists_others: bool = False,
 ) -> None:
     """Raise a `ValueError` if the stores of these addresses cannot take a section's options."""
-    problems = options.problems(uris, lists_others=lists_others)
-    if endpoint_url is not None and options.values().get("endpoint_url", endpoint_url) not in (
-        endpoint_url,
-        endpoint_url.rstrip("/"),
-    ):
-        problems.append("endpoint_url is another than the section's own; leave one out")
-    if problems:
+    if problems := options.problems(uris, lists_others=lists_others):
         raise ValueError("; ".join(f"{section}.storage_options: {each}" for each in problems))
 
 

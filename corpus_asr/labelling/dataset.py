@@ -54,7 +54,7 @@ CARD_NAME, NUMBERS_NAME = "README.md", "labels.json"
 # Rows wait as dictionaries up to the first number, and in Arrow up to the second.
 _ROWS_OF_A_TABLE, _ROWS_OF_A_FILE = 5_000, 200_000
 # Where things are and how fast they go changes nothing in the files.
-_NOT_IN_FILES = {"uri", "endpoint_url", "storage_options", "workers"}
+_NOT_IN_FILES = {"uri", "storage_options", "workers"}
 
 
 def result_settings(

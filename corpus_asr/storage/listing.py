@@ -84,7 +84,6 @@ class FileListing:
         self._source, self._speakers = source, speakers
         self._output = None if output_uri is None else output_uri.rstrip("/") + "/"
         self._store = StoreOptions(
-            endpoint_url=source.endpoint_url,
             storage=source.bound_options,
             audio_column=source.audio_column,
         )

@@ -117,7 +117,7 @@ def test_missing_credentials_say_where_they_are_looked_for(
     monkeypatch.setenv("AWS_CONFIG_FILE", "/nowhere")
     # Another spelling of the address: another client, without the credentials of the others.
     endpoint = s3.endpoint_url + "/" * (1 + len(variables))
-    source = ("source.uri=s3://corpus/talks", f"source.endpoint_url={endpoint}")
+    source = ("source.uri=s3://corpus/talks", f"source.storage_options.endpoint_url={endpoint}")
     assert message in messages(plan(job, *source))
 
 
@@ -127,7 +127,9 @@ def test_a_wrong_endpoint_is_told_within_seconds(job: str) -> None:
         ("http://127.0.0.1:9", "no server answers"),
         ("127.0.0.1:9000", "expected a URL such as http://"),
     ):
-        result = plan(job, "source.uri=s3://corpus/a", f"source.endpoint_url={endpoint}")
+        result = plan(
+            job, "source.uri=s3://corpus/a", f"source.storage_options.endpoint_url={endpoint}"
+        )
         line = messages(result, exit_code=3)  # a store may come up again
         assert message in line
         assert "endpoint_url" in line
@@ -142,7 +144,7 @@ def test_rights_that_are_missing_are_named_for_reading_and_for_writing(job: str)
         )  # fmt: skip
         with urllib.request.urlopen(switch, timeout=10):
             pass
-        endpoint = f"endpoint_url={own.endpoint_url}"
+        endpoint = f"storage_options.endpoint_url={own.endpoint_url}"
         read = messages(plan(job, "source.uri=s3://closed/x", f"source.{endpoint}"))
         write = messages(plan(job, "output.uri=s3://closed/x", f"output.{endpoint}"))
     assert "the store does not know this access key; check AWS_ACCESS_KEY_ID" in read

@@ -276,12 +276,13 @@ def test_resolved_settings_are_plain_and_hide_secrets(write: Write) -> None:
         write(MINIMAL),
         [
             "source.uri=https://host/a.mp3?X-Amz-Signature=abc&part=1",
-            "output.endpoint_url=http://user:secret@store:9000",
+            "output.uri=s3://bucket/out",
+            "output.storage_options.endpoint_url=http://user:secret@store:9000",
         ],
     )
     plain = resolved(config)
     assert plain["source"]["uri"] == ["https://host/a.mp3?X-Amz-Signature=***&part=1"]
-    assert plain["output"]["endpoint_url"] == "http://***@store:9000"
+    assert plain["output"]["storage_options"]["endpoint_url"] == "http://***@store:9000"
     assert plain["decoding"]["temperature"] == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
 
 

@@ -88,7 +88,7 @@ def _fill(endpoint_url: str) -> None:
 
 def _run(model: Path, folder: Path, output: str, endpoint_url: str) -> RunConfig:
     """Run the command on the corpus, as a process of its own; return its job."""
-    there = {"endpoint_url": endpoint_url}
+    there = {"storage_options": {"endpoint_url": endpoint_url}}
     config = run_config(
         "", "", source={"uri": "s3://corpus/in", **there},
         extract={"part_s": 30, "vad_filter": False},

@@ -75,7 +75,11 @@ def test_a_store_elsewhere_holds_the_same(tmp_path: Path) -> None:
     label(transcribed.config(dataset={"shard_mb": 0.2}))
     with s3_server() as s3, environment(s3.environment):
         there = f"{s3.make_bucket('training')}/set"
-        options = {"uri": there, "endpoint_url": s3.endpoint_url, "shard_mb": 0.2}
+        options = {
+            "uri": there,
+            "storage_options": {"endpoint_url": s3.endpoint_url},
+            "shard_mb": 0.2,
+        }
         label(transcribed.config(dataset=options))
         found = {
             uri.removeprefix(f"{there}/"): filesystem.read_bytes(uri, s3.options)

@@ -62,14 +62,14 @@ def test_a_bucket_gives_the_rows_that_a_folder_gives(
         server.make_bucket("tables")
         for path in (speech / "english_short").iterdir():
             server.put("clips", path.name, path.read_bytes())
-        there: dict[str, Any] = {"endpoint_url": server.endpoint_url}
+        there: dict[str, Any] = {"storage_options": {"endpoint_url": server.endpoint_url}}
         config = real_job(
             float_model,
             source={"uri": "s3://clips", "exclude": ["manifest.jsonl"], **there},
             output={"uri": "s3://tables/run", **there},
         )
         run(config, local=False, progress=None)
-        store = OutputStore("s3://tables/run", **there)
+        store = OutputStore("s3://tables/run", endpoint_url=server.endpoint_url)
         assert said_in(store) == said_in(OutputStore(str(english)))
 
 

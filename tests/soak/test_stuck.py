@@ -74,7 +74,7 @@ def test_a_store_that_drips_costs_the_recordings_that_drip(
 ):
     """Every byte that comes is a sign of life: only the limits of a whole end this."""
     monkeypatch.setattr(driver, "load_engine", scripted_engine)
-    there = {"endpoint_url": store.endpoint_url}
+    there = {"storage_options": {"endpoint_url": store.endpoint_url}}
     extract = {"vad_filter": False, "workers": 1, "item_timeout_s": item_timeout_s}
     config = job(
         Path(), tiny_model(tmp_path), Path(), source={"uri": "s3://corpus", **there},

@@ -180,7 +180,7 @@ def test_only_a_group_is_read_from_a_store(s3: S3Server, tmp_path: Path) -> None
 
     options = StoreOptions(endpoint_url=s3.endpoint_url, audio_column="audio")
     with mock.patch.object(S3Store, "read_range", counted):
-        found = listed(uri, endpoint_url=s3.endpoint_url)
+        found = listed(uri, storage_options={"endpoint_url": s3.endpoint_url})
         read.clear()
         for row in found[70:80]:
             with open_binary(located(row["uri"], row["etag"]), options) as file:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from corpus_asr.config.run import SourceSettings
+from corpus_asr.config.storage_options import parsed
 from corpus_asr.errors import FetchError
 from corpus_asr.storage.listing import FileListing
 from corpus_asr.storage.stores import filesystem
@@ -43,7 +44,8 @@ def test_lists_reads_and_writes_survive_each_fault(
     assert read_bytes(uris[0], faulty.options) == data
     filesystem.move(uris[0], uris[1], faulty.options)
     write_atomic(uris[2], data, s3.options)
-    source = SourceSettings(uri=(f"s3://{bucket}/folder",), endpoint_url=faulty.endpoint_url)
+    options = parsed({"endpoint_url": faulty.endpoint_url})
+    source = SourceSettings(uri=(f"s3://{bucket}/folder",), storage_options=options)
     assert [u for batch in FileListing(source) for u in batch["uri"].to_pylist()] == uris[1:]
     filesystem.remove(uris[1], faulty.options)
     found = list_objects(f"s3://{bucket}/folder", s3.options)

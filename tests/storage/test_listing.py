@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from corpus_asr.config.extraction import SpeakerSettings
 from corpus_asr.config.run import SourceSettings
+from corpus_asr.config.storage_options import parsed
 from corpus_asr.errors import ConfigError, FetchError
 from corpus_asr.schemas import FILES
 from corpus_asr.storage.listing import FileListing, glob_regex
@@ -48,7 +49,8 @@ def tree(place: tuple[str, StoreOptions]) -> Callable[..., SourceSettings]:
 
     def source(*below: str, **settings: Any) -> SourceSettings:
         uris = tuple(base + path for path in below)
-        return SourceSettings(uri=uris, endpoint_url=options.endpoint_url, **settings)
+        storage = parsed({"endpoint_url": options.endpoint_url})
+        return SourceSettings(uri=uris, storage_options=storage, **settings)
 
     return source
 
@@ -138,7 +140,8 @@ def test_what_is_no_recording_is_ignored_unless_it_is_named(
 
     def listed(below: str) -> tuple[list[str], int]:
         uri = f"{base}/in{below}"
-        listing = FileListing(SourceSettings(uri=(uri,), endpoint_url=options.endpoint_url))
+        storage = parsed({"endpoint_url": options.endpoint_url})
+        listing = FileListing(SourceSettings(uri=(uri,), storage_options=storage))
         uris = [uri for batch in listing for uri in batch["uri"].to_pylist()]
         return sorted(uri.removeprefix(f"{base}/in/") for uri in uris), listing.num_ignored
 
@@ -322,7 +325,8 @@ def test_web_files_are_named_in_full_and_keep_their_identity(web: WebServer) -> 
 def test_refused_listings_are_no_empty_ones(web: WebServer, s3: S3Server) -> None:
     del s3
     web.refused_methods |= {"HEAD", "GET"}
-    source = SourceSettings(uri=("s3://bucket/prefix",), endpoint_url=web.endpoint_url)
+    storage = parsed({"endpoint_url": web.endpoint_url})
+    source = SourceSettings(uri=("s3://bucket/prefix",), storage_options=storage)
     with pytest.raises(FetchError) as caught:
         rows(source)
     assert caught.value.kind == "access_denied"
@@ -334,7 +338,8 @@ def test_long_listings_come_in_pages(
     monkeypatch.setattr(s3_module, "PAGE_KEYS", 10)
     expected = [s3.put(bucket, f"many/{index:04d}.mp3", b"") for index in range(35)]
     s3.put(bucket, "many/", b"")  # a folder's placeholder
-    found = rows(SourceSettings(uri=(f"s3://{bucket}/many",), endpoint_url=s3.endpoint_url))
+    storage = parsed({"endpoint_url": s3.endpoint_url})
+    found = rows(SourceSettings(uri=(f"s3://{bucket}/many",), storage_options=storage))
     assert [row["uri"] for row in found] == expected
 
 

@@ -291,7 +291,7 @@ def test_only_ranges_are_read_from_a_store(s3: S3Server) -> None:
         return data, info
 
     with mock.patch.object(S3Store, "read_range", counted):
-        rows = listed(uri, endpoint_url=s3.endpoint_url)
+        rows = listed(uri, storage_options={"endpoint_url": s3.endpoint_url})
         assert len(rows) == 8
         assert read["bytes"] < 1_000_000  # headers alone, of 8 MB
         read.clear()

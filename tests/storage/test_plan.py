@@ -81,7 +81,7 @@ def test_keys_of_any_character_and_of_full_length_go_through_a_run(
     uris = sorted(f"{base}/{name}.mp3" for name in names)
     for uri in uris:
         write_atomic(uri, b"sound", options)
-    source = {"uri": base, "endpoint_url": options.endpoint_url}
+    source = {"uri": base, "storage_options": {"endpoint_url": options.endpoint_url}}
     job = run_config("", "", source=source, output=source | {"uri": store.uri})
     plan = make_plan(job, store, model_revision="revision")
     run = begin_run(store, job, fingerprint(job, "revision"))

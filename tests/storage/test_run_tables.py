@@ -141,7 +141,8 @@ def test_channels_apart_cover_the_same_time(memory: str) -> None:
 def test_secrets_of_the_configuration_are_not_kept(memory: str) -> None:
     store = OutputStore(memory)
     secret = config(
-        source={"uri": ["https://h/a?X-Amz-Signature=s3cr3t"], "endpoint_url": "http://u:s3cr3t@h"}
+        source={"uri": ["https://h/a?X-Amz-Signature=s3cr3t"]},
+        output={"uri": "s3://b/o", "storage_options": {"endpoint_url": "http://u:s3cr3t@h"}},
     )
     run = begin_run(store, secret, "f-r")
     finish(store, run, secret, model_revision="r", listing=(), num_listed=0)

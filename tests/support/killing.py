@@ -28,6 +28,7 @@ import psutil
 import pytest
 
 from corpus_asr.config.run import RunConfig
+from corpus_asr.config.storage_options import NO_OPTIONS
 from corpus_asr.pipelines import driver
 from corpus_asr.stages.transcribe import EngineSpec
 from corpus_asr.storage.run_state.speaker_turns import read_turns, read_voices
@@ -190,7 +191,8 @@ def killable_job(
 ) -> KillableJob:
     """Return a job over a scripted corpus below `folder`; a run of it never loads its model."""
     corpus = scripted_corpus(folder / "corpus", files=files)
-    target = {"uri": output or str(folder / "output"), "endpoint_url": endpoint_url}
+    storage = {"endpoint_url": endpoint_url}
+    target = {"uri": output or str(folder / "output"), "storage_options": storage}
     config = scripted_job(
         folder,
         source={"uri": str(corpus)},
@@ -204,7 +206,7 @@ def killable_job(
 
 def into(job: KillableJob, output: Path) -> KillableJob:
     """Return the same job into a folder of its own, in one process."""
-    config = with_section(job.config, "output", uri=str(output), endpoint_url=None)
+    config = with_section(job.config, "output", uri=str(output), storage_options=NO_OPTIONS)
     return KillableJob(config, output.with_name(f"{output.name}-job"), scripted=job.scripted)
 
 

@@ -134,7 +134,7 @@ def test_recordings_in_a_bucket_are_read_at_the_runs_endpoint(tmp_path: Path) ->
     with s3_server() as s3, environment(s3.environment):
         s3.make_bucket("audio")
         uri = s3.put("audio", "deep/a.wav", data)
-        source = {"uri": [uri], "endpoint_url": s3.endpoint_url}
+        source = {"uri": [uri], "storage_options": {"endpoint_url": s3.endpoint_url}}
         with closing(Sounds(run_of(tmp_path / "output", source=source))) as sounds:
             row = ROW | {"uri": uri, "duration_s": 3.0}
             whole = sounds.as_it_is(sounds.of(row))

@@ -370,7 +370,6 @@ def source_options(
     hosts = HostRules(trusted_names=False) if own is None else HostRules.of(own.source)
     named = tuple(host_of(uri) for uri in allowed if scheme_of(uri) in WEB)
     return StoreOptions(
-        endpoint_url=None if own is None else own.source.endpoint_url,
         storage=storage.over(NO_OPTIONS if own is None else own.source.bound_options.public()),
         hosts=replace(hosts, own_hosts=(*hosts.own_hosts, *named)),
         files=FileRules(folders=(*allowed, *(own.folders if own is not None else ()))),

@@ -84,7 +84,6 @@ class StoreOptions:
     def of(cls, source: "SourceSettings") -> "StoreOptions":
         """Return the options for a source's recordings."""
         return cls(
-            endpoint_url=source.endpoint_url,
             storage=source.bound_options,
             hosts=HostRules.of(source),
             audio_column=source.audio_column,
@@ -94,7 +93,7 @@ class StoreOptions:
     def of_output(cls, output: "OutputSettings | DatasetSettings") -> "StoreOptions":
         """Return the options for what a job writes."""
         storage = output.storage_options.bound((output.uri,))
-        return cls(endpoint_url=output.endpoint_url, storage=storage)
+        return cls(storage=storage)
 
 
 DEFAULT_STORE = StoreOptions()
