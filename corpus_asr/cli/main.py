@@ -171,9 +171,6 @@ def convert(
         str | None,
         typer.Option(help="float32, float16, bfloat16 or int8; default: as stored."),
     ] = None,
-    max_shard_size: Annotated[
-        str, typer.Option(help="Maximum size of a weights file in a folder.")
-    ] = "5GB",
     tokenizer: Annotated[
         str | None,
         typer.Option(
@@ -201,7 +198,6 @@ def convert(
                 Path(source) if is_file else fetch_checkpoint(source),
                 target,
                 dtype=dtype,
-                max_shard_size=max_shard_size,
                 tokenizer=own,
                 adapter=adapter,
             )

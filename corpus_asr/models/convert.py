@@ -93,7 +93,6 @@ def convert(
     target: Path,
     *,
     dtype: str | None = None,
-    max_shard_size: str = "5GB",
     tokenizer: Path | None = None,
     adapter: Path | None = None,
 ) -> str:
@@ -123,7 +122,7 @@ def convert(
             dimensions, tensors = read_openai(source)
             write_openai(target, dimensions, _typed(tensors, dtype))
             return _words(tensors, target)
-        return _openai_to_folder(source, target, dtype, max_shard_size, tokenizer)
+        return _openai_to_folder(source, target, dtype, tokenizer)
     if source.is_file():
         raise ConfigError(
             f"converting {source}: found a file, expected OpenAI's .pt or a checkpoint's folder; "
@@ -136,7 +135,7 @@ def convert(
             )
         return _folder_to_openai(source, target, dtype, adapter)
     small = _small_files(source, tokenizer)
-    return _folder_to_folder(source, target, dtype, max_shard_size, adapter, small)
+    return _folder_to_folder(source, target, dtype, adapter, small)
 
 
 def _small_files(source: Path, tokenizer: Path | None) -> list[Path]:
@@ -169,7 +168,6 @@ def _openai_to_folder(
     source: Path,
     target: Path,
     dtype: str | None,
-    max_shard_size: str,
     tokenizer: Path | None,
 ) -> str:
     if tokenizer is None:
@@ -197,7 +195,7 @@ def _openai_to_folder(
         config.save_pretrained(folder)
         _generation_for(dimensions, loaded, file_name=source.name).save_pretrained(folder)
         WhisperFeatureExtractor(feature_size=dimensions["n_mels"]).save_pretrained(folder)
-        save_weights(folder, _typed(renamed, dtype), max_shard_size=max_shard_size)
+        save_weights(folder, _typed(renamed, dtype))
     return _words(tensors, target)
 
 
@@ -251,7 +249,6 @@ def _folder_to_folder(
     source: Path,
     target: Path,
     dtype: str | None,
-    max_shard_size: str,
     adapter: Path | None,
     small: Iterable[Path],
 ) -> str:
@@ -259,7 +256,7 @@ def _folder_to_folder(
     with _appearing(target) as folder:
         for path in small:
             shutil.copyfile(path, folder / path.name)
-        save_weights(folder, _typed(tensors, dtype), max_shard_size=max_shard_size)
+        save_weights(folder, _typed(tensors, dtype))
     return _words(tensors, target)
 
 

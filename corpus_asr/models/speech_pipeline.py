@@ -2,9 +2,8 @@
 
 import copy
 import logging
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from itertools import chain, islice
 from os import PathLike
@@ -82,7 +81,6 @@ class AutomaticSpeechRecognitionPipeline:
         if device is not None:
             model.to(_device(device))
         self._batch_size = batch_size or 1
-        self._num_workers = num_workers or 0
         self.defaults = kwargs
 
     @property
@@ -112,7 +110,7 @@ class AutomaticSpeechRecognitionPipeline:
 
         Args:
             batch_size: chunks decoded together, of whichever recordings.
-            num_workers: recordings read ahead by threads.
+            num_workers: without effect; recordings are read as they are needed.
             kwargs: `return_timestamps` (True for segments, `"word"` for words), `return_language`,
                 `chunk_length_s`, `stride_length_s`, `ignore_warning`, `generate_kwargs`; all others
                 are passed on to the model's `generate`, as are those of `generate_kwargs`.
@@ -122,18 +120,14 @@ class AutomaticSpeechRecognitionPipeline:
         """
         # Those of the call come first, as in the reference.
         size = self._batch_size if batch_size is None else batch_size
-        ahead = self._num_workers if num_workers is None else num_workers
-        if size < 1 or ahead < 0:
-            raise ValueError(
-                f"transcribing: found batch_size {size} and num_workers {ahead}, expected at least "
-                "1 and 0"
-            )
+        if size < 1:
+            raise ValueError(f"transcribing: found batch_size {size}, expected at least 1")
         call = _Call.of(self, kwargs)
         if isinstance(inputs, list):
-            return list(call.results(inputs, batch_size=size, ahead=ahead))
+            return list(call.results(inputs, batch_size=size))
         if _is_stream(inputs):
-            return call.results(_items(inputs), batch_size=size, ahead=ahead)
-        return next(call.results([inputs], batch_size=size, ahead=0))
+            return call.results(_items(inputs), batch_size=size)
+        return next(call.results([inputs], batch_size=size))
 
     def save_pretrained(self, save_directory: str | PathLike[str], **kwargs: Any) -> None:
         """Save all parts into one folder; `kwargs` are those of the model's `save_pretrained`."""
@@ -313,13 +307,9 @@ class _Call:
             generate=earlier | now,
         )
 
-    def results(
-        self, inputs: Iterable[Any], *, batch_size: int, ahead: int
-    ) -> Iterator[dict[str, Any]]:
+    def results(self, inputs: Iterable[Any], *, batch_size: int) -> Iterator[dict[str, Any]]:
         # Inputs are taken as needed, so there may be no end to them.
         chunks: Iterator[Chunk] = chain.from_iterable(map(self._chunks_of, inputs))
-        if ahead:
-            chunks = self._chunks_ahead(inputs, ahead)
         outputs: list[dict[str, Any]] = []
         while batch := list(islice(chunks, batch_size)):
             for chunk, output in zip(batch, self._decode(batch), strict=True):
@@ -327,18 +317,6 @@ class _Call:
                 if chunk.is_last:
                     yield self._text(outputs, chunk.extra)
                     outputs = []
-
-    def _chunks_ahead(self, inputs: Iterable[Any], ahead: int) -> Iterator[Chunk]:
-        waiting: deque[Future[list[Chunk]]] = deque()
-        source = iter(inputs)
-        with ThreadPoolExecutor(ahead) as pool:
-            while True:
-                # Results in the order of the inputs, so the oldest is waited for.
-                for recording in islice(source, ahead - len(waiting)):
-                    waiting.append(pool.submit(lambda each: list(self._chunks_of(each)), recording))
-                if not waiting:
-                    return
-                yield from waiting.popleft().result()
 
     def _chunks_of(self, recording: Any) -> Iterator[Chunk]:
         speech, dtype = load_speech(recording), self.pipe.model.dtype

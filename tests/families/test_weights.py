@@ -286,7 +286,7 @@ def test_transformers_loads_what_is_saved_after_loading_and_never_integers(
     assert all(torch.equal(p, ours[name]) for name, p in theirs.named_parameters())
 
 
-def test_it_converts_to_shards_and_back_to_floats_but_not_to_openais_layout(
+def test_it_converts_back_to_floats_but_not_to_openais_layout(
     original: Path, folder: Path, tmp_path: Path
 ) -> None:
     convert(folder, tmp_path / "half")
@@ -294,9 +294,6 @@ def test_it_converts_to_shards_and_back_to_floats_but_not_to_openais_layout(
     assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
     exact = load_file(original / "model.safetensors")[MATRIX]
     assert (stored[MATRIX] - exact).norm() <= 0.01 * exact.norm()
-    convert(original, tmp_path / "shards", dtype="int8", max_shard_size="40KB")
-    assert (tmp_path / f"shards/{INT8_NAME}.index.json").is_file()
-    assert load(tmp_path / "shards").dtype == torch.float16
     with pytest.raises(ConfigError, match="float weights only"):
         convert(original, tmp_path / "model.pt", dtype="int8")
 

@@ -96,17 +96,18 @@ def test_a_file_of_openai_becomes_a_folder_with_the_tiktoken_file_alone(tmp_path
 
 
 def test_shards_and_types(folder: Path, tmp_path: Path) -> None:
-    state = WhisperForConditionalGeneration.from_pretrained(folder).state_dict()
-    target = tmp_path / "sharded"
-    convert(folder, target, dtype="float16", max_shard_size="1MB")
-    shards = sorted(path.name for path in target.glob("*.safetensors"))
+    model = WhisperForConditionalGeneration.from_pretrained(folder)
+    sharded = tmp_path / "sharded"
+    model.save_pretrained(sharded, max_shard_size="1MB")
+    shards = sorted(path.name for path in sharded.glob("*.safetensors"))
     assert len(shards) > 1
     assert shards[0] == f"model-00001-of-{len(shards):05d}.safetensors"
-    loaded = transformers.WhisperForConditionalGeneration.from_pretrained(target).state_dict()
-    assert all(torch.equal(loaded[name], state[name].half()) for name in state)
     whole = tmp_path / "whole"
-    convert(target, whole)
+    convert(sharded, whole, dtype="float16")
     assert [path.name for path in whole.glob("*.safetensors*")] == ["model.safetensors"]
+    loaded = transformers.WhisperForConditionalGeneration.from_pretrained(whole).state_dict()
+    state = model.state_dict()
+    assert all(torch.equal(loaded[name], state[name].half()) for name in state)
 
 
 def test_weights_of_other_frameworks_are_refused_with_the_cure(
@@ -187,9 +188,8 @@ def test_what_cannot_be_converted_says_why(folder: Path, tmp_path: Path) -> None
 
 def test_folders_of_speech2text_become_folders_alone(tmp_path: Path) -> None:
     source = tiny_speech2text(tmp_path / "source")
-    said = convert(source, tmp_path / "half", dtype="bfloat16", max_shard_size="20KB")
+    said = convert(source, tmp_path / "half", dtype="bfloat16")
     assert "million weights" in said
-    assert len(list((tmp_path / "half").glob("*.safetensors"))) > 1
     found = Speech2TextForConditionalGeneration.from_pretrained(tmp_path / "half").state_dict()
     expected = Speech2TextForConditionalGeneration.from_pretrained(source).state_dict()
     assert found.keys() == expected.keys()
