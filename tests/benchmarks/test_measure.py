@@ -1,125 +1,14 @@
-"""The command: rows and options, rounds and tables, and one clear message for each mistake."""
+"""The command measures every engine, and counts word errors as they are usually counted."""
 
 import json
-import statistics
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from benchmarks import measure as measuring
-from benchmarks.measure import (
-    PEERS,
-    Recording,
-    Row,
-    measure,
-    run,
-    table,
-    word_error_rate,
-)
-from corpus_asr.units import SAMPLE_RATE_HZ
-from tests.support.audio import tone, wav_bytes
+from benchmarks.measure import PEERS, Recording, run, word_error_rate
 from tests.support.corpora import tiny_model
 
 CLIP = Path(__file__).parents[1] / "data" / "clips" / "english.wav"
-RUNNERS = "tests.benchmarks.runners"
-
-
-@pytest.fixture
-def clip(tmp_path):
-    path = tmp_path / "clip.wav"
-    path.write_bytes(wav_bytes(tone(1.5), rate_hz=SAMPLE_RATE_HZ))
-    return path
-
-
-@pytest.fixture
-def rows_of(clip, monkeypatch):
-    """Return the rows of a command line; none of them works."""
-
-    def rows(*arguments: str) -> dict[str, dict]:
-        seen: list[Row] = []
-        monkeypatch.setattr(measuring, "measure", lambda rows, *_, **__: seen.extend(rows))
-        run([str(clip), "--model", "m", "--device", "cpu", *arguments], say=lambda line: None)
-        return {row.name: row.options | {"engine": row.engine} for row in seen}
-
-    return rows
-
-
-def test_engines_get_the_same_work_or_their_defaults(rows_of):
-    same = rows_of("--beams", "2", "--batch", "4", "--mode", "chunked", "--threads", "1")
-    assert {row["threads"] for row in same.values()} == {1}
-    ours, faster, batched, transformers = same.values()
-    assert (ours["slots"], ours["beam_size"], ours["strategy"]) == (8, 2, "chunked")
-    assert (faster["beam_size"], faster["temperature"], faster["vad_filter"]) == (2, 0.0, True)
-    assert "without_timestamps" not in batched
-    assert (batched["batched"], batched["batch_size"]) == (True, 4)
-    assert transformers["batch_size"] == 4
-    assert transformers["generate"]["num_beams"] == 2
-    for row in list(rows_of("--defaults").values())[:3]:
-        assert not {"temperature", "beam_size", "vad_filter"} & set(row)
-        assert row["language"] == "en"
-
-
-def made(label: str, engine: str, **options: object) -> Row:
-    return Row(name=label, engine=f"{RUNNERS}:{engine}", options={"threads": 1, **options})
-
-
-def test_rows_take_turns_and_one_that_fails_has_no_more(tmp_path):
-    turns = str(tmp_path / "turns")
-    one, broken, two = (
-        made("A", "works", name="A", turns=turns), made("B", "cannot_load"),
-        made("C", "works", name="C", turns=turns),
-    )  # fmt: skip
-    measure([one, broken, two], {"work": ["a", "b"], "warm_up": []}, runs=2)
-    assert Path(turns).read_text().split() == ["A0", "A2", "C0", "C2"] * 2
-    assert [len(row.runs) for row in (one, broken, two)] == [2, 0, 2]
-    assert broken.failed == "exit code 1: ValueError: no such weights"
-
-
-def with_times(name: str, walls_s: list[float], failed: str | None = None, **more: object) -> Row:
-    runs = [{"wall_s": wall_s, **more} for wall_s in walls_s]
-    return Row(name=name, engine="", options={}, runs=runs, failed=failed)
-
-
-def test_the_table_shows_medians_with_their_spread_and_omits_what_nobody_knows():
-    rows = [
-        with_times("corpus-asr auto", [1.0, 2.0, 4.0], peak_mib=512.4, cpu_s=3.0),
-        with_times("transformers float32", [3.0, 6.0, 8.0]),
-        with_times("faster-whisper int8", [], failed="exit code -9: no message"),
-    ]
-    rows[1].word_error_rate = 0.125
-    header, ours, theirs, failed = table(rows, 12.0).splitlines()
-    for title in (
-        "x real time",
-        "total s",
-        "CPU s",
-        "corpus-asr auto is x as fast",
-        "MiB",
-        "WER %",
-    ):
-        assert title in header
-    assert "GPU" not in header
-    assert "6.00 (3.00..12.00)" in ours
-    assert "512 (512..512)" in ours
-    assert "3.00 (2.00..3.00)" in theirs
-    assert theirs.endswith("12.50")
-    assert failed == "faster-whisper int8 failed: exit code -9: no message"
-    staged = table([with_times("a", [1.0], encode=0.25)], 1.0, "encode")
-    assert "0.25 (0.25..0.25)" in staged
-    assert table([with_times("a", [], failed="no")], 1.0) == "a failed: no"
-
-
-SECONDS = st.lists(st.floats(min_value=1e-2, max_value=1e3), min_size=1, max_size=7)
-
-
-@given(SECONDS, SECONDS)
-def test_a_ratio_is_the_median_over_rounds_of_theirs_over_ours(ours, theirs):
-    pairs = list(zip(ours, theirs, strict=False))
-    drawn = table([with_times("ours", ours), with_times("theirs", theirs)], 1.0)
-    ratios = [other / own for own, other in pairs]
-    digits = 2 if max(ratios) < 100 else 0
-    assert f" {statistics.median(ratios):.{digits}f} ({min(ratios):.{digits}f}" in drawn
 
 
 def said(*texts: str | None) -> list[Recording]:
