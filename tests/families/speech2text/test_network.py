@@ -26,7 +26,6 @@ from tests.support.checkpoints import tiny_network
 
 Ours = Speech2TextForConditionalGeneration
 BOTH = (Speech2TextModel, Speech2TextForConditionalGeneration)
-LM_HEAD = "lm_head.weight"
 
 
 @pytest.fixture(scope="module")
