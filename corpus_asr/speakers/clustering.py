@@ -65,7 +65,7 @@ class Likeness:
 
 
 # Fitted on conversations of 41 speakers, and on 32 short ones; those reported are of others
-# (docs/speakers.md). The sharpness is a choice: confidences are not calibrated.
+# (docs/speaker_accuracy.md). The sharpness is a choice: confidences are not calibrated.
 GE2E_LIKENESS = Likeness(
     merge_above=0.84, small_merge=0.2, short_small_merge=0.6,
     switch_cost=0.1, speaker_cost=0.27, same_above=0.87, sharpness=20.0,
@@ -118,7 +118,7 @@ def find_speakers(
         nobody = np.zeros((0, vectors.shape[1]), dtype=np.float32)
         return Clustering(labels=np.zeros(0, np.int64), confidences=np.zeros(0), voices=nobody)
     nodes = _condensed(vectors)
-    # More were worse for short recordings in which nobody overlaps (docs/speakers.md).
+    # More were worse for short recordings in which nobody overlaps.
     tries = 1 if len(vectors) < SHORT_WINDOWS else max(1, TRIED_WINDOWS // len(vectors))
     groupings = islice(_by_spectrum(unit(sums_of(vectors, nodes)), bounds), tries)
     settled = [_settled(vectors, labels[nodes], likeness, bounds) for labels in groupings]

@@ -21,8 +21,8 @@ from corpus_asr.units import SAMPLE_RATE_HZ
 Samples = Float32[np.ndarray, " sample"]
 SampleSpan = tuple[int, int]
 
-# Probability that two speak: fitted on conversations of 41 speakers (docs/speakers.md). Below, more
-# is found rightly than wrongly, but not by as much.
+# Probability that two speak: fitted on conversations of 41 speakers. Below, more is found
+# rightly than wrongly, but not by as much.
 OVERLAPPED_ABOVE = 0.35
 # Shorter ones are within what borders of turns are wrong by.
 LEAST_OVERLAP_S = 0.1

@@ -14,7 +14,7 @@ BONUS = 3.0
 """Of each token but the first of a hotword of weight 1, in nats."""
 FIRST_SHARE = 0.5
 """Of that for the first token, after which a greedy search cannot go back. Of the pairs that were
-tried with whisper-tiny.en (docs/decoding.md) the one with the fewest errors."""
+tried with whisper-tiny.en the one with the fewest errors."""
 
 # Lists of recordings that are transcribed side by side.
 _LISTS_KEPT = 64

@@ -45,8 +45,7 @@ class _Speech(NamedTuple):
     """Further searches for each window, at higher temperatures."""
 
 
-# Shares that are searched again: those of clear reading, and of clips of 39 languages
-# (docs/decoding.md#beams-and-presets).
+# Shares that are searched again: those of clear reading, and of clips of 39 languages.
 _QUICK = _Speech(25.0, 29.0, 3.0, 0.8, 0.2, 0.0)
 _SLOW = _Speech(18.0, 22.0, 5.0, 1.0, 0.7, 0.3)
 _STEPS = 8

@@ -67,14 +67,10 @@ PYTHON = {
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the generated pages, the home page, and files that pages link to."""
-    pages: dict[str, Callable[[], str]] = {
-        "settings": settings, "commands": commands, "tables": tables, "failures": failures,
-        "metrics": metrics, "python": python,
-    }  # fmt: skip
-    for name, write in pages.items():
+    written = [f"docs/{file.src_uri}" for file in files.documentation_pages()]
+    for name, write in generated().items():
         files.append(File.generated(config, f"reference/{name}.md", content=write()))
-    open_paths = [file.src_uri for file in files.documentation_pages()]
-    queue = ["README.md", *(f"docs/{path}" for path in open_paths if "reference/" not in path)]
+    queue = ["README.md", *written]
     seen = set(queue)
     for path in queue:  # grows while it is read
         source = REPOSITORY / path
@@ -92,6 +88,14 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
             queue += [each for each in dict.fromkeys(targets) if each not in seen]
             seen.update(targets)
     return files
+
+
+def generated() -> dict[str, Callable[[], str]]:
+    """Return what writes each generated page of the reference."""
+    return {
+        "settings": settings, "commands": commands, "tables": tables, "failures": failures,
+        "metrics": metrics, "python": python, "entry_points": entry_points,
+    }  # fmt: skip
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
@@ -131,7 +135,7 @@ def _place(path: str) -> str:
 def _source(place: str) -> str | None:
     """Return the file of the repository that a page shows; None for a generated one."""
     back = {site: path for path, site in _HOME.items()}
-    if place.startswith("reference/"):
+    if place.removeprefix("reference/").removesuffix(".md") in generated():
         return None
     if place.startswith(f"{COPIES}/"):
         path = place.removeprefix(f"{COPIES}/")
@@ -313,6 +317,18 @@ def failures() -> str:
                       "## Failure kinds", "", "Column `error_kind` of the tables `outcomes` and "
                       "`recordings` holds a kind. `--retry-all-failed` retries all kinds.",
                       "", _table(header, rows)])  # fmt: skip
+
+
+def entry_points() -> str:
+    """Return the page of classes and methods that are compared with those of transformers."""
+    lines = (REPOSITORY / "docs" / "_site" / "entry_points.tsv").read_text().splitlines()[1:]
+    rows = (line.split("\t") for line in lines)
+    return "\n".join(["# Entry points of transformers", "", "The test that compares each with "
+                      "transformers 5.23; none: transformers' own tests, which run on the "
+                      "classes of this package.", "", _table(
+                          ("Class, method or argument", "Works", "Test"),
+                          ((f"`{names}`", works, f"`{test}`" if test else "")
+                           for names, works, test in rows))])  # fmt: skip
 
 
 def metrics() -> str:

@@ -13,7 +13,8 @@ from corpus_asr.schemas import EXAMPLES
 from tests.labelling.test_selection import BAD
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-GUIDE = (REPOSITORY / "docs" / "pseudo_labels.md").read_text()
+PAGES = ("pseudo_labels.md", "label_rules.md", "two_runs.md")
+GUIDE = "\n".join((REPOSITORY / "docs" / name).read_text() for name in PAGES)
 EXAMPLE = REPOSITORY / "configs" / "pseudo_label.yaml"
 
 

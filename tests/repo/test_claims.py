@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from benchmarks.tables import drawn, environment
 from corpus_asr.cli import main as cli
 from corpus_asr.errors import install_words
 from corpus_asr.formats.names import JSON_LINES, ExportFormat
@@ -27,6 +28,7 @@ FORMATS = {
     "whisperx": "WhisperX's JSON", "nemo": "NeMo's manifest", "rttm": "RTTM", "ctm": "CTM",
     "textgrid": "TextGrid", "eaf": "EAF", "jsonl": "JSON Lines",
 }  # fmt: skip
+STRATEGY_NOW = "chunked"  # of `auto`, with speech detection
 # Of `plan --check`, in its order (tests/runtime/test_estimate.py).
 CHECKED = ["output", "recording", "machines", "model", "memory", "speed", "ready"]
 
@@ -59,6 +61,16 @@ def test_nothing_is_called_unmeasured_that_was_measured() -> None:
         assert "unmeasured" not in path.read_text(encoding="utf-8"), path.name
 
 
+def test_guides_have_at_most_forty_thousand_words() -> None:
+    """Without tables that are generated, and without what draws tables."""
+    words = Counter[str]()
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        written = re.sub(r"<!-- measured: .*?<!-- end -->", "", text, flags=re.DOTALL)
+        words[page.name] += len(re.findall(r"[^\s|:-]\S*", written))
+    assert words.total() <= 40_000, words.most_common(5)
+
+
 def test_no_row_stands_twice() -> None:
     for page in PAGES:
         for _, *rows in tables(page):
@@ -66,6 +78,17 @@ def test_no_row_stands_twice() -> None:
             # "its" is what the row above names.
             counts = Counter(tuple(row[:columns]) for row in rows if not row[0].startswith("its "))
             assert [row for row, count in counts.items() if count > 1] == [], page.name
+
+
+def test_speeds_are_of_the_newest_measurement_and_of_the_defaults_of_now() -> None:
+    newest = json.loads(max(MEASURED.glob("*-peers.json")).read_text())
+    headline = f"{environment(newest)}\n\n{drawn(newest['sets'][0], short=True)}"
+    assert headline in PAGES[0].read_text(encoding="utf-8")
+    page = (MEASURED / "README.md").read_text(encoding="utf-8")
+    assert [table["name"] for table in newest["sets"] if drawn(table) not in page] == []
+    for page in PAGES:
+        found = re.findall(r"corpus-asr \(defaults: (\w+)\)", page.read_text(encoding="utf-8"))
+        assert {*found} <= {STRATEGY_NOW}, page.name
 
 
 def test_ratios_of_the_headline_follow_from_the_measurement() -> None:
@@ -99,7 +122,7 @@ def test_formats_are_those_of_the_program() -> None:
         if row[0] == "Output" and "whisper" in head[2]
     ]
     assert set(ours.split(", ")) == {"Parquet", *FORMATS.values()}
-    guide = {row[0] for table in tables(REPOSITORY / "docs" / "subtitles.md") for row in table}
+    guide = {row[0] for table in tables(REPOSITORY / "docs" / "formats.md") for row in table}
     assert {f"`{name}`" for name in formats} <= guide
 
 
@@ -138,7 +161,7 @@ def test_plans_in_guides_are_as_the_program_prints_them(
             r"^\$ corpus-asr plan \w+\.yaml(?: --check)?\n((?:[^$`].*\n)+)", page.read_text(), re.M
         )
     ]
-    assert len(blocks) >= 3
+    assert blocks
     for name, block in blocks:
         shown = [line for line in block.splitlines() if line.startswith("# ")]
         found = [line[2:13].strip() for line in shown]

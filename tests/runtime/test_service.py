@@ -515,13 +515,8 @@ def test_settings_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch)
 PAGE = (REPOSITORY / "docs" / "service.md").read_text()
 
 
-def test_the_page_shows_the_example() -> None:
-    [shown] = [
-        code
-        for code in re.findall(r"^```python\n(.*?)^```$", PAGE, re.M | re.S)
-        if "uvicorn" in code
-    ]
-    assert shown == EXAMPLE.read_text()
+def test_the_page_names_the_example_and_its_settings() -> None:
+    assert "examples/service.py)" in PAGE
     for name in ("MODEL", "MAX_BYTES", "MAX_CALLS", "ORIGINS"):
         assert f"`{name}`" in PAGE
 
