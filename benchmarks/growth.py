@@ -385,7 +385,7 @@ def fitted_mib(sizes: dict[int, dict[str, Figures]], step: str) -> float | None:
 
 
 def drawn(results: Figures) -> str:
-    """Draw the table of docs/scaling.md."""
+    """Draw the table of docs/background/scaling.md."""
     sizes = {int(count): steps for count, steps in results["sizes"].items()}
     counts = sorted(sizes)
     rows = []
@@ -427,7 +427,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if given.printed is not None:
         table = drawn(json.loads(given.printed.read_text()))
-        fill(ROOT / "docs" / "scaling.md", "growth", table)
+        fill(ROOT / "docs" / "background" / "scaling.md", "growth", table)
         return 0
     results: Figures = {"sizes": {}}
     if given.to is not None and given.to.is_file():

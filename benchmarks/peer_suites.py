@@ -5,7 +5,7 @@
 The folder (`CORPUS_ASR_PEER_TESTS`) holds `tests/` of a checkout of transformers; none of it is
 part of this project. Each suite runs in a child process with `benchmarks.peer_classes`, and what
 fails runs once more with transformers' own classes. `publish` copies the results to docs/benchmarks
-and draws the tables in docs/transformers.md of them.
+and draws the tables in docs/reference/transformers.md of them.
 
 Of the failures those do not count that transformers' own classes have, too, and those that
 peer_reasons.json names as reaching `inside` transformers; all others count, with a reason or none.
@@ -112,10 +112,14 @@ def main(arguments: Sequence[str] | None = None, *, repository: Path = _REPOSITO
 
 
 def publish(results: Path, *, repository: Path = _REPOSITORY) -> None:
-    """Copy results to docs/benchmarks, and draw docs/transformers.md's tables of them."""
+    """Copy results to docs/benchmarks, and draw docs/reference/transformers.md's tables of them."""
     text = results.read_text()
     (repository / "docs" / "benchmarks" / COPY).write_text(text)
-    fill(repository / "docs" / "transformers.md", "peer-suites", drawn(json.loads(text)))
+    fill(
+        repository / "docs" / "reference" / "transformers.md",
+        "peer-suites",
+        drawn(json.loads(text)),
+    )
 
 
 def run_suite(name: str, file: str, tests: Path, *, reasons: Reasons, timeout_s: float) -> Suite:

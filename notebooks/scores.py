@@ -80,7 +80,7 @@ def references_for(manifest: str, recordings: pd.DataFrame) -> dict[str, Referen
     """
     what_to_do = (
         "Set CORPUS_ASR_REFERENCES to a manifest of recordings with `text`, and for word times "
-        "`words` (docs/manifests.md); the sections above need none."
+        "`words` (docs/how-to/manifests.md); the sections above need none."
     )
     if "://" not in manifest and not Path(manifest).exists():
         raise StopHereError(f"there are no references at {manifest}. {what_to_do}")

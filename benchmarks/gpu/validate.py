@@ -3,7 +3,7 @@
 Needs a clone and torch, numpy, tokenizers, safetensors and transformers; no network, no checkpoint.
 Each figure is a line, `stage key value unit`; all of them are the JSON on the last line, and in the
 file that --json names, which is written after every stage. A stage that fails says why, and the
-next one goes on; the exit code is then 1. docs/gpu.md says what the figures mean.
+next one goes on; the exit code is then 1. docs/how-to/gpu.md says what the figures mean.
 """
 
 import argparse

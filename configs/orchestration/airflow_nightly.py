@@ -13,7 +13,7 @@ from airflow.providers.standard.operators.bash import BashOperator
 from airflow.sdk import DAG
 
 CONFIG = "/etc/corpus-asr/nightly.yaml"
-SOME_FAILED, UNUSABLE = 1, 2  # docs/reliability.md lists the exit codes
+SOME_FAILED, UNUSABLE = 1, 2  # docs/background/reliability.md lists the exit codes
 
 
 class NightlyOperator(BashOperator):

@@ -12,7 +12,7 @@ import subprocess
 import dagster as dg
 
 CONFIG = "/etc/corpus-asr/nightly.yaml"
-LOCKED, STOPPED_BY_FAILURE = 75, 3  # docs/reliability.md lists the exit codes
+LOCKED, STOPPED_BY_FAILURE = 75, 3  # docs/background/reliability.md lists the exit codes
 
 
 @dg.asset(

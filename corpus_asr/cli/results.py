@@ -217,8 +217,8 @@ def evaluate(
         str,
         typer.Option(
             metavar="MANIFEST",
-            help="Recordings with their text (docs/manifests.md); or `corrections`: the segments "
-            "that people have checked in `view`.",
+            help="Recordings with their text (docs/how-to/manifests.md); or `corrections`: the "
+            "segments that people have checked in `view`.",
         ),
     ],
     against: Annotated[

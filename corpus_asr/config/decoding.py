@@ -66,7 +66,7 @@ QUALITIES: Mapping[str, Mapping[str, Any]] = {
     "balanced": {},
     "accurate": {"beam_size": 5},
 }
-"""What each `quality` sets of the keys of `decoding`; measured in docs/decoding.md."""
+"""What each `quality` sets of the keys of `decoding`; measured in docs/how-to/decoding.md."""
 AUTO_BEAMS = 5
 """Beams of `beam_size` auto, as many as openai-whisper and faster-whisper follow by default."""
 

@@ -1,7 +1,7 @@
 """Recognizers: networks that read a window once and say its text, with times and scores.
 
 What a user's own model is given and returns; families such as Parakeet are made in the same way.
-Free of torch. Guide: docs/recognizers.md.
+Free of torch. Guide: docs/how-to/recognizers.md.
 """
 
 import math

@@ -149,7 +149,7 @@ def _all_tensors(
     raise CheckpointError(
         f"looking for weights in {folder}: found {listed(present) or 'nothing'}, expected "
         f"{', '.join(names)} or the index of a sharded one; have transformers 4 save weights of "
-        "Flax or TensorFlow as one of these (docs/models.md)"
+        "Flax or TensorFlow as one of these (docs/how-to/models.md)"
     )
 
 

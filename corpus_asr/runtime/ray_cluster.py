@@ -377,5 +377,5 @@ def refused(address: str) -> ConfigError:
         f"authentication token, found {f'{TOKEN_MODE}={mode}' if mode else f'no {TOKEN_MODE}'} "
         f"and no such token here; set {TOKEN_MODE}=token on every node and here, with the head's "
         f"~/.ray/auth_token, or start all of its nodes with {TOKEN_MODE}=disabled "
-        "(docs/clusters.md)"
+        "(docs/how-to/clusters.md)"
     )

@@ -53,8 +53,8 @@ MAX_STORE_SHARE_OF_MEMORY = 0.3
 EXTRACT_BASE_BYTES = 630 * MEBIBYTE
 EXTRACT_COPIES_OF_PART = 4
 # What processes take at the peak of a run, beside parts, features and the model's own: measured as
-# proportional set sizes, in which a page that several share counts once (docs/scaling.md). What is
-# reserved above is more: it counts shared pages in each.
+# proportional set sizes, in which a page that several share counts once
+# (docs/background/scaling.md). What is reserved above is more: it counts shared pages in each.
 EXTRACT_CHILD_BYTES = 110 * MEBIBYTE
 RAY_EXTRACT_ACTOR_BYTES = 170 * MEBIBYTE
 RAY_MODEL_ACTOR_BYTES = 40 * MEBIBYTE

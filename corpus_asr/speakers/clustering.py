@@ -65,7 +65,7 @@ class Likeness:
 
 
 # Fitted on conversations of 41 speakers, and on 32 short ones; those reported are of others
-# (docs/speaker_accuracy.md). The sharpness is a choice: confidences are not calibrated.
+# (docs/background/speaker_accuracy.md). The sharpness is a choice: confidences are not calibrated.
 GE2E_LIKENESS = Likeness(
     merge_above=0.84, small_merge=0.2, short_small_merge=0.6,
     switch_cost=0.1, speaker_cost=0.27, same_above=0.87, sharpness=20.0,

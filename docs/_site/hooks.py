@@ -276,7 +276,7 @@ def tables() -> str:
     text = [
         "# Tables",
         "All tables are Parquet files. The meaning and unit of each column are also in the "
-        "metadata of its Arrow field. [Reading the tables](../reading.md) has queries.\n",
+        "metadata of its Arrow field. [Reading the tables](../how-to/reading.md) has queries.\n",
     ]
     for name, (schema, words) in TABLES.items():
         rows = []
@@ -304,10 +304,12 @@ _RETRIED = {
 
 def failures() -> str:
     """Return the page of exit codes and failure kinds."""
-    reliability = (REPOSITORY / "docs" / "reliability.md").read_text()
+    reliability = (REPOSITORY / "docs" / "background" / "reliability.md").read_text()
     codes = re.search(r"## Exit codes\n\n(\|.*?)\n\n", reliability, re.DOTALL)
     if codes is None:
-        raise ValueError("docs/reliability.md: found no table below '## Exit codes', expected one")
+        raise ValueError(
+            "docs/background/reliability.md: found no table below '## Exit codes', expected one"
+        )
     rows = [
         (f"`{kind.name}`", kind.title, kind.advice, _RETRIED[kind.origin])
         for kind in sorted(failure_kinds._KINDS, key=lambda kind: kind.name)
@@ -342,14 +344,14 @@ def metrics() -> str:
         for metric in found
     ]
     return "\n".join(["# Metrics", "", "Ray exports these to Prometheus when `ray[default]` is "
-                      "installed. See [monitoring](../watching.md).", "",
+                      "installed. See [monitoring](../how-to/watching.md).", "",
                       _table(("Metric", "Type", "Meaning"), rows)])  # fmt: skip
 
 
 def python() -> str:
     """Return the page of the Python API, which mkdocstrings fills from docstrings."""
     text = ["# Python", "", "The classes of transformers are listed in "
-            "[Transformers compatibility](../transformers.md).", ""]  # fmt: skip
+            "[Transformers compatibility](transformers.md).", ""]  # fmt: skip
     for title, names in PYTHON.items():
         text += [f"## {title}", "", *(f"::: {name}\n" for name in names)]
         if title == "Transcriber":

@@ -68,4 +68,4 @@ def test_steps_are_measured_one_after_the_other(
 
 def test_the_table_of_the_docs_is_that_of_the_figures() -> None:
     *_, latest = sorted((DOCS / "benchmarks").glob("*-growth.json"))
-    assert drawn(json.loads(latest.read_text())) in (DOCS / "scaling.md").read_text()
+    assert drawn(json.loads(latest.read_text())) in (DOCS / "background" / "scaling.md").read_text()

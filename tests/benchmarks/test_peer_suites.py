@@ -12,7 +12,7 @@ from benchmarks.peer_suites import COPY, classified, drawn, main, run_suite
 pytestmark = pytest.mark.long
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-PAGE = REPOSITORY / "docs" / "transformers.md"
+PAGE = REPOSITORY / "docs" / "reference" / "transformers.md"
 SUITE = """
 import unittest
 from pathlib import Path

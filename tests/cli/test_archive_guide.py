@@ -1,4 +1,4 @@
-"""Every command of docs/archive.md runs, in its order, on a folder that the program made."""
+"""Every command of docs/how-to/archive.md runs, in its order, on a folder that the program made."""
 
 import datetime
 import json
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.long
 
 REPOSITORY = Path(__file__).parents[2]
 SPEECH = REPOSITORY / "tests" / "data" / "speech" / "english_short"
-GUIDE = (REPOSITORY / "docs" / "archive.md").read_text()
+GUIDE = (REPOSITORY / "docs" / "how-to" / "archive.md").read_text()
 COMMANDS = [
     line.removeprefix("$ ")
     for block in re.findall(r"^```console\n(.*?)^```$", GUIDE, re.M | re.S)

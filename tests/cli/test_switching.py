@@ -1,4 +1,4 @@
-"""Every command of docs/switching.md runs: the whole way, with a tiny multilingual checkpoint."""
+"""Every command of docs/how-to/switching.md runs, with a tiny multilingual checkpoint."""
 
 import re
 import shlex
@@ -17,7 +17,7 @@ from tests.support.loaded import lend
 
 REPOSITORY = Path(__file__).parents[2]
 SPEECH = REPOSITORY / "tests" / "data" / "speech"
-GUIDE = (REPOSITORY / "docs" / "switching.md").read_text()
+GUIDE = (REPOSITORY / "docs" / "how-to" / "switching.md").read_text()
 ROW = re.compile(r"^\| `(.+?)` \| `(.+?)` \| (?:(.*) )?\|$", re.MULTILINE)
 ROWS = [tuple(cell.replace("\\|", "|").strip() for cell in row) for row in ROW.findall(GUIDE)]
 TOOLS = ("whisper", "whisper-ctranslate2", "whisperx", "whisper-cli", "ffmpeg")

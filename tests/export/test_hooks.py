@@ -44,7 +44,7 @@ def test_the_examples_of_the_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert run_hook(store, HookSettings(name=name, **values)).recordings == 3
     redacted = corpus_asr.read_hook(store.uri, "redact").sort_by("uri")["redacted"].to_pylist()
     assert redacted == [f" {text.replace('5', '#')}" for text in texts]
-    guide = (REPOSITORY / "docs/hooks.md").read_text()
+    guide = (REPOSITORY / "docs/how-to/hooks.md").read_text()
     query = re.findall(r"```sql\n(.*?)```", guide, re.DOTALL)[-1]
     query = query.replace("output/podcasts", store.uri).replace("talks/opening.mp3", "/0")
     with duckdb.connect() as database:

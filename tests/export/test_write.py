@@ -561,7 +561,7 @@ def test_show_names_no_recording_of_which_nothing_is_asked_for(store: OutputStor
     assert shown("--language", "de") == ("", neither)
 
 
-GUIDE = (Path(__file__).parents[2] / "docs" / "reading.md").read_text()
+GUIDE = (Path(__file__).parents[2] / "docs" / "how-to" / "reading.md").read_text()
 EXAMPLES = [
     code
     for code in re.findall(r"^```python\n(.*?)^```$", GUIDE, re.M | re.S)

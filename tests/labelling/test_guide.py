@@ -13,7 +13,7 @@ from corpus_asr.schemas import EXAMPLES
 from tests.labelling.test_selection import BAD
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-PAGES = ("pseudo_labels.md", "label_rules.md", "two_runs.md")
+PAGES = ("how-to/pseudo_labels.md", "reference/label_rules.md", "how-to/two_runs.md")
 GUIDE = "\n".join((REPOSITORY / "docs" / name).read_text() for name in PAGES)
 EXAMPLE = REPOSITORY / "configs" / "pseudo_label.yaml"
 

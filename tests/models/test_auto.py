@@ -139,7 +139,7 @@ print("torch" in sys.modules)
 def test_the_guides_loop_shows_the_texts_of_both_packages(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    guide = (Path(__file__).parents[2] / "docs" / "transformers.md").read_text()
+    guide = (Path(__file__).parents[2] / "docs" / "reference" / "transformers.md").read_text()
     section = guide.partition("## Check a checkpoint\n")[2]
     (code,) = re.findall(r"^```python\n(.*?)^```$", section.partition("\n## ")[0], re.M | re.S)
     tiny_tokenizer(tmp_path / "tokenizer")

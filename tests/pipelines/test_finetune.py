@@ -340,7 +340,7 @@ def test_without_a_package_the_extra_is_named(name: str, monkeypatch: pytest.Mon
 
 
 def shown() -> dict[str, dict[str, Any]]:
-    guide = (REPOSITORY / "docs" / "finetuning.md").read_text(encoding="utf-8")
+    guide = (REPOSITORY / "docs" / "how-to" / "finetuning.md").read_text(encoding="utf-8")
     [first, *_] = re.findall(r"^```yaml\n(.*?)^```", guide, re.MULTILINE | re.DOTALL)
     example = load_finetune(REPOSITORY / "configs" / "finetune.yaml")
     return {"guide": yaml.safe_load(first), "example": example.model_dump(mode="json")}

@@ -32,7 +32,7 @@ from tests.support.tables import with_section
 pytestmark = pytest.mark.long
 
 FILES = 12
-GUIDE = (Path(__file__).parents[2] / "docs" / "scaling.md").read_text()
+GUIDE = (Path(__file__).parents[2] / "docs" / "background" / "scaling.md").read_text()
 
 
 @pytest.fixture

@@ -117,12 +117,16 @@ def test_formats_are_those_of_the_program() -> None:
     assert f"[{counted} formats]" in (REPOSITORY / "README.md").read_text(encoding="utf-8")
     [ours] = [
         row[1]
-        for head, *rows in tables(REPOSITORY / "docs" / "comparison.md")
+        for head, *rows in tables(REPOSITORY / "docs" / "background" / "comparison.md")
         for row in rows
         if row[0] == "Output" and "whisper" in head[2]
     ]
     assert set(ours.split(", ")) == {"Parquet", *FORMATS.values()}
-    guide = {row[0] for table in tables(REPOSITORY / "docs" / "formats.md") for row in table}
+    guide = {
+        row[0]
+        for table in tables(REPOSITORY / "docs" / "reference" / "formats.md")
+        for row in table
+    }
     assert {f"`{name}`" for name in formats} <= guide
 
 

@@ -112,7 +112,9 @@ def test_the_index_has_every_guide():
 def tree() -> list[tuple[int, str]]:
     """Return (depth, name) of each entry in the annotated tree of the repository."""
     (body,) = (
-        body for body in blocks("docs/architecture.md", "text") if body.startswith("corpus_asr/")
+        body
+        for body in blocks("docs/background/architecture.md", "text")
+        if body.startswith("corpus_asr/")
     )
     return [
         ((len(line) - len(line.lstrip())) // 2, name)

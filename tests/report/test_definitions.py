@@ -19,7 +19,7 @@ from tests.support.runs import ManualRun
 
 pytestmark = pytest.mark.long
 
-DOCS = Path(__file__).parents[2] / "docs"
+DOCS = Path(__file__).parents[2] / "docs" / "how-to"
 QUERIES = {
     name: query
     for guide in ("alignment.md", "reading.md", "report.md")

@@ -33,7 +33,7 @@ from corpus_asr.runtime.coordinator import (
 from corpus_asr.runtime.passes import Device
 from corpus_asr.storage.run_state.lock import ProcessName
 
-DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "watching.md"
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "how-to" / "watching.md"
 
 
 class Exported:

@@ -1,4 +1,4 @@
-"""The service of docs/service.md, as clients of OpenAI's API and ruder ones meet it."""
+"""The service of docs/how-to/service.md, as clients of OpenAI's API and ruder ones meet it."""
 
 import asyncio
 import importlib.util
@@ -512,7 +512,7 @@ def test_settings_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch)
     assert module.ORIGINS == ["a", "b"]
 
 
-PAGE = (REPOSITORY / "docs" / "service.md").read_text()
+PAGE = (REPOSITORY / "docs" / "how-to" / "service.md").read_text()
 
 
 def test_the_page_names_the_example_and_its_settings() -> None:

@@ -1,6 +1,6 @@
 """Faults that strike a run in the middle: after each the tables are those of a run in peace.
 
-Each test prints what became of the run: the table of docs/reliability.md is made of these lines.
+Each test prints what became of the run, for the table of docs/background/reliability.md.
 """
 
 import contextlib

@@ -19,7 +19,7 @@ from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.corpora import CLIPS, job, tiny_model
 from tests.support.tables import rows_of
 
-GUIDE = Path(__file__).resolve().parents[2] / "docs" / "clusters.md"
+GUIDE = Path(__file__).resolve().parents[2] / "docs" / "how-to" / "clusters.md"
 # Of a second node on one machine, and of a Ray that shares the machine with others.
 ON_ONE_MACHINE = ("--object-store-memory", "100000000", "--disable-usage-stats")
 

@@ -74,7 +74,7 @@ def test_rows_are_recordings(
 def test_a_stream_is_written_as_parquet_by_the_recipe(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    guide = (Path(__file__).parents[2] / "docs" / "sources.md").read_text()
+    guide = (Path(__file__).parents[2] / "docs" / "how-to" / "sources.md").read_text()
     [recipe] = re.findall(r"`(datasets[.]Dataset[.]from_file.*)`", guide)
     monkeypatch.chdir(tmp_path)
     write_arrow(table(7), tmp_path / "clips.arrow", pa.ipc.new_stream)

@@ -18,7 +18,7 @@ from tests.support.tables import part, rows_of, run_config
 
 pytestmark = pytest.mark.long
 
-GUIDE = (Path(__file__).parents[2] / "docs" / "manifests.md").read_text()
+GUIDE = (Path(__file__).parents[2] / "docs" / "how-to" / "manifests.md").read_text()
 
 
 class Folder:

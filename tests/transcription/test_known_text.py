@@ -30,7 +30,7 @@ from tests.support.audio import read_clip
 from tests.support.spoken import REPOSITORY, spoken
 
 CLIPS = REPOSITORY / "tests" / "data" / "clips"
-# Median and 90th percentile of start errors: docs/alignment.md has 0.10 s and 0.23 s.
+# Median and 90th percentile of start errors: docs/how-to/alignment.md has 0.10 s and 0.23 s.
 MEDIAN_S, MOST_S = 0.16, 0.35
 
 
