@@ -84,8 +84,8 @@ def test_speeds_are_of_the_newest_measurement_and_of_the_defaults_of_now() -> No
     newest = json.loads(max(MEASURED.glob("*-peers.json")).read_text())
     headline = f"{environment(newest)}\n\n{drawn(newest['sets'][0], short=True)}"
     assert headline in PAGES[0].read_text(encoding="utf-8")
-    page = (MEASURED / "README.md").read_text(encoding="utf-8")
-    assert [table["name"] for table in newest["sets"] if drawn(table) not in page] == []
+    shown = (MEASURED / "README.md").read_text(encoding="utf-8")
+    assert [table["name"] for table in newest["sets"] if drawn(table) not in shown] == []
     for page in PAGES:
         found = re.findall(r"corpus-asr \(defaults: (\w+)\)", page.read_text(encoding="utf-8"))
         assert {*found} <= {STRATEGY_NOW}, page.name
