@@ -21,8 +21,10 @@ def _schema(table: str, *fields: pa.Field) -> pa.Schema:
     return pa.schema(list(fields), metadata=metadata)
 
 
-_RECORDING_ID = _field("recording_id", pa.string(), "stable 16-digit hash of the uri")
-_URI = _field("uri", pa.string(), "URI of the recording")
+_RECORDING_ID = _field("recording_id", pa.string(), "16-digit name of the recording: hash of the "
+                       "URI where it was first seen")  # fmt: skip
+_URI = _field("uri", pa.string(), "URI of the recording: where it is in recordings, where it "
+              "was transcribed elsewhere")  # fmt: skip
 _SIZE = _field("size_bytes", pa.int64(), "object size when listed; null where unknown", unit="byte")
 _ETAG = _field("etag", pa.string(), "content version when listed: ETag, or size and mtime")
 _DIGEST = _field("content_digest", pa.string(), "hash of size and content (beyond 1 MiB of head, "

@@ -34,6 +34,7 @@ from corpus_asr.storage.run_state.corrections import (
     plain_text,
     read_saved,
 )
+from corpus_asr.storage.run_state.identities import Identities
 from corpus_asr.storage.run_state.manifest_columns import columns_of, join_columns
 from corpus_asr.storage.run_state.placing import PLACED_COLUMNS
 from corpus_asr.storage.run_state.rewriting import NAMES_NAME
@@ -42,7 +43,7 @@ from corpus_asr.storage.run_state.seen_segments import SEEN_SEGMENTS, SeenSegmen
 from corpus_asr.storage.run_state.speaker_turns import read_turns, read_voices
 from corpus_asr.storage.run_state.tables import LABEL_ROWS, OutputStore
 from corpus_asr.storage.stores import filesystem
-from corpus_asr.storage.stores.uri import public, recording_id, redact_uri
+from corpus_asr.storage.stores.uri import public, redact_uri
 
 if TYPE_CHECKING:
     import duckdb
@@ -63,7 +64,7 @@ def read_names(store: OutputStore) -> dict[tuple[str, str], str]:
     Raises:
         ConfigError: the file has no columns uri, speaker and name.
     """
-    return _names(_rows(store, _read(store)))
+    return _names(_rows(store, _read(store)), Identities.read(store))
 
 
 def with_voices(given: SpeakerNames, voices: SpeakerNames) -> SpeakerNames:
@@ -99,13 +100,13 @@ def name_speaker(store: OutputStore, uri: str, speaker: str, name: str, *, seen:
     address = store.address(NAMES_NAME)
     for _ in range(_ATTEMPTS):
         data = _read(store)
-        rows = _rows(store, data)
-        found = _names(rows).get((recording_id(uri), speaker), "")
+        rows, identities = _rows(store, data), Identities.read(store)
+        found = _names(rows, identities).get((identities.id_of(uri), speaker), "")
         if found == name:
             return None
         if found != seen:
             return found
-        text = _written(rows, uri, speaker, name)
+        text = _written(rows, uri, speaker, name, identities)
         if data is None:
             saved = filesystem.create(address, text, store.options)
         else:
@@ -147,18 +148,24 @@ def _rows(store: OutputStore, data: bytes | None) -> list[dict[str, str]]:
     ]
 
 
-def _names(rows: list[dict[str, str]]) -> dict[tuple[str, str], str]:
-    names = {_key(row): row["name"].strip() for row in rows[1:]}
+def _names(rows: list[dict[str, str]], identities: Identities) -> dict[tuple[str, str], str]:
+    keys = _keys(rows, identities)
+    names = {key: row["name"].strip() for key, row in zip(keys, rows[1:], strict=True)}
     return {key: name for key, name in names.items() if name}
 
 
-def _key(row: Mapping[str, str]) -> tuple[str, str]:
-    return recording_id(row["uri"]), row["speaker"].strip()
+def _keys(rows: list[dict[str, str]], identities: Identities) -> list[tuple[str, str]]:
+    ids = identities.ids_of([row["uri"] for row in rows[1:]])
+    speakers = (row["speaker"].strip() for row in rows[1:])
+    return list(zip(ids, speakers, strict=True))
 
 
-def _written(rows: list[dict[str, str]], uri: str, speaker: str, name: str) -> bytes:
+def _written(
+    rows: list[dict[str, str]], uri: str, speaker: str, name: str, identities: Identities
+) -> bytes:
     said = {"uri": public(uri), "speaker": speaker, "name": name}
-    same = [at for at, row in enumerate(rows) if at and _key(row) == (recording_id(uri), speaker)]
+    named = (identities.id_of(uri), speaker)
+    same = [at for at, key in enumerate(_keys(rows, identities), 1) if key == named]
     if same:
         rows[same[-1]]["name"] = name
     else:

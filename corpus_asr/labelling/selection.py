@@ -46,6 +46,7 @@ from corpus_asr.speakers.turns import with_speakers
 from corpus_asr.storage.parquet import parquet_batches, parquet_writer
 from corpus_asr.storage.run_state.corrections import Corrections
 from corpus_asr.storage.run_state.duplicates import Copy, copied_fraction, originals, read_copies
+from corpus_asr.storage.run_state.identities import Identities
 from corpus_asr.storage.run_state.run_files import open_run
 from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.seen_segments import SeenSegments
@@ -342,7 +343,6 @@ def open_sources(store: OutputStore, settings: SelectionSettings) -> Iterator[So
     """Open what is there to select from."""
     with ExitStack() as opened:
         tables = opened.enter_context(open_selection(store, _EVERYTHING))
-        ours = tables.ids("true")
         other = references = None
         if settings.against is not None:
             there = open_run(settings.against, options=store.options)
@@ -352,13 +352,20 @@ def open_sources(store: OutputStore, settings: SelectionSettings) -> Iterator[So
                     "output.uri itself, expected another run over the same recordings; it always "
                     "agrees with itself"
                 )
-            theirs = opened.enter_context(open_selection(there, _EVERYTHING, among=ours))
+            uris = tables.table("select uri from wanted")["uri"].to_pylist()
+            among = pa.array(Identities.read(there).ids_of(uris), pa.string())
+            theirs = opened.enter_context(open_selection(there, _EVERYTHING, among=among))
             other = (there, theirs)
-            _check_shared(tables, theirs.ids("true"), there.uri)
+            # A recording may have moved in one of them alone.
+            uris = theirs.table("select uri from wanted")["uri"].to_pylist()
+            shared = pa.array(tables.identities.ids_of(uris), pa.string())
+            _check_shared(tables, shared, there.uri)
             if settings.select != "own":
                 _check_alike(store, there)
         if settings.references is not None:
-            references = read_references(settings.references, store.options)
+            by_address = read_references(settings.references, store.options).values()
+            ids = tables.identities.ids_of([reference.uri for reference in by_address])
+            references = dict(zip(ids, by_address, strict=True))
             _check_shared(tables, pa.array(references, pa.string()), settings.references)
         copies = read_copies(store)
         if settings.max_duplicate_fraction is not None and copies is None:
@@ -489,15 +496,15 @@ def _beside_the_other(
     ):
         while candidate is not None and _place(candidate) < _place(recording):
             candidate = next(theirs, None)
-        same = candidate is not None and candidate.recording_id == recording.recording_id
+        same = candidate is not None and candidate.uri == recording.uri
         pair = recording, candidate if same else None
         if words:
             _check_timed(sources, *pair)
         yield pair
 
 
-def _place(recording: Recording) -> tuple[bytes, str]:
-    return recording.uri.encode("utf-8", "surrogatepass"), recording.recording_id
+def _place(recording: Recording) -> bytes:
+    return recording.uri.encode("utf-8", "surrogatepass")
 
 
 def decided(path: str, hashes: np.ndarray, rules: Sequence[Rule]) -> Iterator[list[dict[str, Any]]]:

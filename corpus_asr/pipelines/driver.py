@@ -52,7 +52,7 @@ from corpus_asr.storage.run_state.lock import Lock
 from corpus_asr.storage.run_state.plan import Plan, make_plan, read_listing, read_packs
 from corpus_asr.storage.run_state.portions import Lost
 from corpus_asr.storage.run_state.redo import note_redo
-from corpus_asr.storage.run_state.rewriting import follow
+from corpus_asr.storage.run_state.rewriting import write_identities
 from corpus_asr.storage.run_state.run_files import (
     RUN_NAME,
     Run,
@@ -265,7 +265,7 @@ class CorpusRun:
             family=self.checkpoint.family_name,
         )
         note_listing(store, self.plan.name, config.source)
-        follow(store, self.plan.moves)
+        write_identities(store, self.plan.identities)
         name_run(self._begun.run_id)
         # That of the folder is archived with results of other settings, and is then not ours.
         if calibrates and config.model.calibration is None:

@@ -52,6 +52,7 @@ from corpus_asr.report.accuracy.speaker_errors import SpokenSpan
 from corpus_asr.report.text import now, rounded
 from corpus_asr.segments import Segment, Word
 from corpus_asr.storage.run_state.corrections import CORRECTIONS_FOLDER, Corrections
+from corpus_asr.storage.run_state.identities import Identities
 from corpus_asr.storage.run_state.placing import Block, Placing
 from corpus_asr.storage.run_state.run_files import (
     EVALUATION_NAME,
@@ -209,20 +210,20 @@ def _with_checked_only(
 def _scores(
     store: OutputStore, expected: Mapping[str, Reference], manifest: str
 ) -> dict[str, Score]:
-    selection, ids = Selection(), pa.array(expected, pa.string())
-    with open_selection(store, selection, among=ids) as tables:
+    selection, keys = Selection(), _keys_by_id(store, expected)
+    with open_selection(store, selection, among=pa.array(keys, pa.string())) as tables:
         turns = speakers_of(store)
         seen = SeenSegments(store, tables)
         found = recordings(seen, tables, selection, columns=WORD_COLUMNS, turns=turns)
         scores = {}
         for recording in found:
-            reference = expected[recording.recording_id]
-            hypothesis = _of(_within(recording, reference.spans))
-            scores[recording.recording_id] = score(reference, hypothesis)
+            key = keys[recording.recording_id]
+            hypothesis = _of(_within(recording, expected[key].spans))
+            scores[key] = score(expected[key], hypothesis)
         # A failed recording counts as silence: a run must not look better for what it left out.
         silence = Hypothesis(text="", language=None, duration_s=0.0, failed=True)
         for (identity,) in tables.rows(_FAILED):
-            scores[identity] = score(expected[identity], silence)
+            scores[keys[identity]] = score(expected[keys[identity]], silence)
         [(example,)] = tables.rows("select min(uri) from recordings")
     if not scores:
         example = "none: it has no results" if example is None else redact_uri(example)
@@ -233,6 +234,12 @@ def _scores(
             "against its folder"
         )
     return scores
+
+
+def _keys_by_id(store: OutputStore, expected: Mapping[str, Reference]) -> dict[str, str]:
+    """Return the keys of references by the ID that a run has for the recording of each."""
+    uris = [reference.uri for reference in expected.values()]
+    return dict(zip(Identities.read(store).ids_of(uris), expected, strict=True))
 
 
 _FAILED = """
@@ -349,8 +356,9 @@ def _outcomes(store: OutputStore, references: str, language: str | None) -> list
             outcomes += _compared(each.recording, each.reference)
         return outcomes
     expected = read_references(references, store.options, language=language)
-    for recording in _read(store, expected, EVIDENCE_COLUMNS):
-        reference = expected[recording.recording_id]
+    keys = _keys_by_id(store, expected)
+    for recording in _read(store, keys, EVIDENCE_COLUMNS):
+        reference = expected[keys[recording.recording_id]]
         outcomes += _compared(_within(recording, reference.spans), reference)
     return outcomes
 

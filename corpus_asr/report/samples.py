@@ -187,12 +187,15 @@ class Sampler:
             tuple(map(self._sample, tables.rows(_CHOSEN.format(list=name, most=most))))
             for name, most in (("unsure", _MOST_OF_A_RECORDING), ("random", SAMPLES))
         )
+        shown = recordings_of(tables, {sample.recording_id for sample in (*unsure, *random)})
+        unsure, random = (
+            tuple(replace(sample, uri=shown[sample.recording_id].uri) for sample in samples)
+            for samples in (unsure, random)
+        )
         return Details(
             recordings=tuple(list_recordings(tables)),
             num_recordings=num_recordings(tables),
-            of_samples=recordings_of(
-                tables, {sample.recording_id for sample in (*unsure, *random)}
-            ),
+            of_samples=shown,
             unsure=unsure,
             random=random,
         )

@@ -33,7 +33,6 @@ from corpus_asr.view.catalogue import (
     Transcript,
     Transcripts,
     View,
-    gone,
 )
 from corpus_asr.view.editing import (
     Change,
@@ -366,13 +365,7 @@ class Answers:
         return view, row
 
     def _to_change(self, recording_id: str) -> tuple[View, dict[str, Any]]:
-        try:
-            view, row = self._named(recording_id)
-        except NotFoundError:
-            found = gone(self.library.store, recording_id)
-            if found.moved_to is None:
-                raise
-            raise found from None
+        view, row = self._named(recording_id)
         self.library.check_there(row)
         if self.library.store.missing(view.catalogue.objects(recording_id)):
             self.library.look_again()

@@ -28,9 +28,9 @@ from corpus_asr.storage.run_state.corrections import (
     key_of,
     read_saved,
     save_correction,
-    spaced_once,
 )
-from corpus_asr.storage.run_state.late_saves import is_there, moved_to
+from corpus_asr.storage.run_state.identities import version_of_identities
+from corpus_asr.storage.run_state.late_saves import is_there
 from corpus_asr.storage.run_state.placing import Block, Made, Stale, place
 from corpus_asr.storage.run_state.rewriting import rewrite_names
 from corpus_asr.storage.run_state.run_files import CONFIG_NAME, SUCCESS_NAME, outcomes_names
@@ -43,7 +43,7 @@ from corpus_asr.storage.run_state.tables import (
     PartRows,
     table_of,
 )
-from corpus_asr.storage.stores.uri import recording_id, redact_uri, without_secrets
+from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.view.sound import Pauses
 from corpus_asr.view.texts import (
     Edits,
@@ -81,27 +81,13 @@ _numbers = itertools.count()
 
 
 class GoneError(Exception):
-    """The recording that somebody is about to change is at no or another address by now."""
+    """The recording that somebody is about to change is not there any more."""
 
-    def __init__(self, message: str, *, moved_to: str | None = None) -> None:
-        super().__init__(message)
-        self.moved_to = moved_to
-        """ID of the recording at its new address."""
-
-
-def gone(store: OutputStore, own: str) -> GoneError:
-    """Return what somebody is shown who is about to change a recording that is not there."""
-    uri = moved_to(store, own)
-    if uri is None:
-        return GoneError(
+    def __init__(self) -> None:
+        super().__init__(
             "this recording is not in the output folder any more, which is so after corpus-asr "
             "remove: nothing was saved"
         )
-    return GoneError(
-        f"this recording was moved to {without_secrets(uri)}: nothing was saved; open it there, "
-        "and save again",
-        moved_to=recording_id(uri),
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +181,7 @@ class Library:
         self._refresh_s = refresh_s
         # Listed before their contents are read: objects that come in between are a change later.
         self._names = outcomes_names(store)
+        self._moved = version_of_identities(store)
         # By object. Those are known here that were saved here, or seen in a listing.
         self._saved: Saved = read_saved(store)
         self._view = View(
@@ -250,8 +237,7 @@ class Library:
         server has saved one, it is read, and `make` is called again.
 
         Raises:
-            GoneError: the recording was moved or forgotten meanwhile; nothing is left of what was
-                to be saved.
+            GoneError: the recording was removed meanwhile; nothing is left of what was to be saved.
         """
         with self._saving:
             while (
@@ -277,10 +263,8 @@ class Library:
         other = name_speaker(self.store, uri, speaker, name, seen=seen)
         try:
             self.check_there(recording)
-        except GoneError as error:
-            if error.moved_to is not None and seen:  # the name of before follows the recording
-                name_speaker(self.store, uri, speaker, seen, seen=spaced_once(name))
-            elif other is None:  # else nothing was saved
+        except GoneError:
+            if other is None:  # else nothing was saved
                 rewrite_names(
                     self.store, lambda at, who: None if (at, who) == (uri, speaker) else at
                 )
@@ -297,8 +281,8 @@ class Library:
             GoneError: it is not, or is about to go.
         """
         own = recording["recording_id"]
-        if not is_there(self.store, recording, self._view.catalogue.objects(own)):
-            raise gone(self.store, own)
+        if not is_there(self.store, own, self._view.catalogue.objects(own)):
+            raise GoneError
 
     def _correct(self, saved: Saved, **changes: Any) -> View:
         # While nobody else saves. Pages need not wait for what is read.
@@ -321,12 +305,14 @@ class Library:
     def _refresh(self) -> None:
         try:
             names, view, known = outcomes_names(self.store), self._view, self._saved
+            moved = version_of_identities(self.store)
+            is_other = names != self._names or moved != self._moved
             catalogue = view.catalogue
-            if names != self._names:
+            if is_other:
                 catalogue = read_catalogue(self.store)
             elif catalogue.finished != (finished := self.store.exists(SUCCESS_NAME)):
                 catalogue = replace(catalogue, finished=finished, number=next(_numbers))
-            unseen = names != self._names or not view.searchable
+            unseen = is_other or not view.searchable
             if unseen:
                 self._read_texts(catalogue, view)
             saved: Saved = read_saved(self.store, known)
@@ -351,7 +337,7 @@ class Library:
                 # Unless somebody was named here while the file was read.
                 if self._view.given is view.given and given != view.given:
                     self._view = replace(self._view, given=given, version=self._view.version + 1)
-            self._names = names
+            self._names, self._moved = names, moved
         except _ClosingError:
             event(_LOG, logging.DEBUG, "view_closed_while_reading")
         except (CorpusAsrError, OSError) as error:

@@ -152,7 +152,7 @@ class ViewServer:
         except ConflictError as error:
             status, why, more = 409, str(error), {"seen": error.seen, **error.answer}
         except GoneError as error:
-            status, why, more = 410, str(error), {"moved_to": error.moved_to}
+            status, why = 410, str(error)
         except ConfigError as error:
             status, why = 400, str(error)
         except ItemError as error:

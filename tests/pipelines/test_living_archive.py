@@ -3,18 +3,26 @@
 Each says what happened before. Workers are scripted: they give the text of each file by its name.
 """
 
+import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from corpus_asr.cli import main as cli
-from corpus_asr.errors import EngineError
+from corpus_asr.config.run import SelectionSettings
+from corpus_asr.errors import ConfigError, EngineError
+from corpus_asr.labelling.selection import _beside_the_other, open_sources
+from corpus_asr.pipelines.evaluate import evaluate
 from corpus_asr.report.run import load_report
 from corpus_asr.storage.run_state.corrections import read_saved
+from corpus_asr.storage.run_state.identities import Identities
+from corpus_asr.storage.run_state.moved import Move
 from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.stores.uri import recording_id
 from tests.support.nightly import Archive
-from tests.support.runs import correct_segment
+from tests.support.runs import correct_segment, passage, run_of, spoken
 from tests.support.tables import run_config, with_section
 
 pytestmark = pytest.mark.long
@@ -27,8 +35,8 @@ def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Archive:
 
 def texts(archive: Archive) -> dict[str, int]:
     """Return how many segments each recording has."""
-    rows = archive.read("segments")
-    return {Path(row["uri"]).stem: sum(each["uri"] == row["uri"] for each in rows) for row in rows}
+    uris = {row["recording_id"]: row["uri"] for row in archive.read("recordings")}
+    return dict(Counter(Path(uris[row["recording_id"]]).stem for row in archive.read("segments")))
 
 
 def command(*words: object) -> str:
@@ -102,7 +110,7 @@ def test_what_is_renamed_keeps_its_results(archive: Archive, tmp_path: Path) -> 
     found = archive.run()
     assert (found.moved, found.planned_files, archive.worked) == (3, 0, [])
     assert texts(archive) == {"a": 2, "b": 2, "renamed": 2}
-    uris = {row["uri"] for table in ("outcomes", "recordings") for row in archive.read(table)}
+    uris = {row["uri"] for row in archive.read("recordings")}
     assert uris == {str(path) for path in archive.source.iterdir()}
 
 
@@ -155,3 +163,37 @@ def test_an_empty_inbox_is_a_night_that_is_done(archive: Archive) -> None:
     both = (f"{archive.source}/*.mp3", f"{archive.source}/*.wav")
     archive.config = with_section(archive.config, "source", uri=both)
     assert archive.run().done == 1
+
+
+@pytest.mark.parametrize("moved_in", ["output", "against"])
+@pytest.mark.parametrize("at", ["/c/a.wav", "/c/b.wav"])
+def test_runs_that_know_a_recording_by_other_ids_are_compared(
+    tmp_path: Path, moved_in: str, at: str
+) -> None:
+    uris = {"output": "/c/b.wav", "against": "/c/b.wav", moved_in: "/c/a.wav"}
+    stores = {
+        name: run_of(
+            tmp_path / name, spoken(uri, passage(0, "one two")), pipeline="transcribe_corpus"
+        )
+        for name, uri in uris.items()
+    }
+    identities = Identities()
+    identities.move({recording_id("/c/a.wav"): Move("/c/a.wav", "/c/b.wav")})
+    identities.write(stores[moved_in])
+    references = tmp_path / "references.jsonl"
+    references.write_text(json.dumps({"uri": at, "text": "one two"}))
+    if at == "/c/a.wav" and moved_in == "against":
+        with pytest.raises(ConfigError, match="found none of its 1 recordings there"):
+            evaluate(stores["output"].uri, str(references))
+        return
+    evaluation = evaluate(stores["output"].uri, str(references))
+    assert (evaluation.missing, evaluation.everything.recordings) == (0, 1)
+    if at == "/c/b.wav":
+        compared = evaluate(stores["output"].uri, str(references), against=stores["against"].uri)
+        assert compared.comparison is not None
+        assert compared.comparison.recordings == 1
+        settings = SelectionSettings(against=stores["against"].uri, references=str(references))
+        with open_sources(stores["output"], settings) as sources:
+            [(recording, other)] = _beside_the_other(sources, words=False)
+            assert other is not None
+            assert [*(sources.references or {})] == [recording.recording_id]

@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 
-from corpus_asr.storage.run_state.moved import MOVING_NAME
+from corpus_asr.storage.run_state.identities import Identities
 from corpus_asr.storage.run_state.run_tables import read_redo
 from corpus_asr.storage.run_state.tables import PENDING
-from corpus_asr.storage.stores.uri import recording_id
 from tests.support.clocks import WrongClock, wrong_clock
 from tests.support.living_archive import broken, plain
 from tests.support.years import DAYS, TROUBLES, UPGRADES, Year, spend
@@ -114,7 +113,6 @@ def end(year: Year) -> None:
     year.night()
     assert not [uri for uri in year.done if Path(uri).exists()], "nothing is left to do"
     store = year.store
-    assert not store.exists(MOVING_NAME)
     year.prune(days=0)
     found = {name: rows_by_uri(year, name) for name in COMPARED}
     bad = {uri for uri, content in year.files().items() if broken(content)}
@@ -122,7 +120,9 @@ def end(year: Year) -> None:
     kept = {row["uri"] for row in year.read("recordings")
             if row["uri"] in bad and year.is_of_earlier(row, files[row["uri"]])}  # fmt: skip
     waiting = {*read_redo(store)["recording_id"].to_pylist()}
-    assert waiting <= {*map(recording_id, bad)}, "only what failed again waits to be done again"
+    assert waiting <= {*Identities.read(store).ids_of([*bad])}, (
+        "only what failed again waits to be done again"
+    )
     assert {row["uri"] for row in year.read(f"{PENDING}outcomes")} <= bad, "of what failed alone"
     away = {uri for uri, content in year.files().items() if content in year.away}
     year.output_name, year.good, year.away, year.corrected = "fresh", {}, {}, {}

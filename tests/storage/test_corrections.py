@@ -2,7 +2,6 @@
 
 import json
 import math
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from corpus_asr.storage.run_state.corrections import (
     Corrections,
     EditedSegment,
     correct,
-    move_correction,
     read_saved,
     save_correction,
 )
@@ -80,23 +78,6 @@ def test_of_two_who_save_after_the_same_one_is_refused_in_every_store(store: Out
     assert Corrections.load(store).digest() != Corrections({}).digest() == ""
     editions = [Corrections(saved).edition(ID) for saved in ({}, seen, read_saved(store))]
     assert len({*editions}) == 3
-
-
-def test_saves_follow_a_recording_after_those_that_are_there(memory: str) -> None:
-    store = OutputStore(memory)
-    name = save_correction(store, edit(0, "late"), {})
-    assert name is not None
-    there = correct("f" * 16, [{"channel": None, "start_s": 0.0, "end_s": 1.0, "text": "x"}],
-                    [EditedSegment(start_s=0.0, end_s=1.0, text="there")])  # fmt: skip
-    save_correction(store, there, {})
-    move_correction(store, name, "f" * 16)
-    saved = read_saved(store)
-    assert [each.text for each in Corrections(saved).of("f" * 16)] == ["there", "late"]
-    assert len(saved) == 2
-    # Killed before the old object was removed, the move is made again.
-    store.write_json(name, asdict(saved[max(saved)]) | {"recording_id": ID})
-    move_correction(store, name, "f" * 16)
-    assert read_saved(store) == saved
 
 
 def test_only_text_of_a_sensible_length_is_saved() -> None:

@@ -25,16 +25,12 @@ from corpus_asr.storage.run_state.change_note import CHANGE_NAME
 from corpus_asr.storage.run_state.corrections import read_saved
 from corpus_asr.storage.run_state.forget_voices import forget_voices
 from corpus_asr.storage.run_state.forgotten import FORGOTTEN_NAME, Forgotten
-from corpus_asr.storage.run_state.late_saves import sweep_late_saves
 from corpus_asr.storage.run_state.lock import LOCK_NAME, Lock
-from corpus_asr.storage.run_state.moved import Move
 from corpus_asr.storage.run_state.plan import make_plan
 from corpus_asr.storage.run_state.redo import note_redo
 from corpus_asr.storage.run_state.rewriting import (
-    ADDRESSES_NAME,
     FAILING_NAME,
     NAMES_NAME,
-    follow,
 )
 from corpus_asr.storage.run_state.run_files import PAGE_NAME, SUCCESS_NAME
 from corpus_asr.storage.run_state.run_tables import REDO
@@ -293,16 +289,6 @@ def test_members_of_an_archive_that_share_a_version_are_not_forgotten_together(
     assert not left.has("/a.tar#y", versions["/a.tar#y"], 10)
 
 
-def test_a_name_that_was_saved_late_follows_its_recording(tmp_path: Path) -> None:
-    store = run_of(tmp_path / "output", spoken("/new", passage(0, "one")))
-    store.write_json(ADDRESSES_NAME, {recording_id("/new"): ["/old"]})
-    lines = ["uri,speaker,name", "/old,S1,Ann", "/other,S1,Ben"]
-    store.write_bytes(NAMES_NAME, "\n".join([*lines, ""]).encode())
-    sweep_late_saves(store)
-    said = Path(store.address(NAMES_NAME)).read_text().splitlines()
-    assert said == [lines[0], "/new,S1,Ann", lines[2]]
-
-
 def test_an_address_is_no_glob_and_each_pattern_has_to_match(tmp_path: Path) -> None:
     job = ManualRun(tmp_path, ["talk[1].wav", "talk1.wav"])
     job.begin()
@@ -339,18 +325,6 @@ def test_what_it_was_called_before_it_moved_is_erased_too(tmp_path: Path) -> Non
     needles = ("quill", "middlename", "ada.wav", "Quillfeather", recording_id(first))
     assert [(each, needle) for each, data in held_by(job.store.uri).items()
             for needle in needles if needle.encode() in data] == []  # fmt: skip
-
-
-def test_a_recording_whose_move_was_killed_is_forgotten_by_either_address(job: ManualRun) -> None:
-    uri = str(job.source / "ada.wav")
-    moves = {recording_id(uri): Move(uri, str(job.source / "renamed.wav"))}
-    (job.source / "ada.wav").rename(job.source / "renamed.wav")
-    with life(3) as process:
-        follow(job.store, moves)
-    assert process.killed
-    assert command(job, "remove", "--uri", uri, "--yes").exit_code == 0
-    assert naming(job) == []
-    assert not any(b"renamed.wav" in data for data in held_by(job.store.uri).values())
 
 
 @EACH

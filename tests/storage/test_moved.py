@@ -13,16 +13,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from corpus_asr.config.run import RunOptions
+from corpus_asr.export.speakers import read_names, read_segments
 from corpus_asr.schemas import FILES
 from corpus_asr.storage.run_state import moved
 from corpus_asr.storage.run_state.corrections import Corrections
-from corpus_asr.storage.run_state.moved import MOVING_NAME, Arrivals, Move
+from corpus_asr.storage.run_state.moved import Arrivals, Move
 from corpus_asr.storage.run_state.plan import make_plan
 from corpus_asr.storage.run_state.redo import note_redo
 from corpus_asr.storage.run_state.rewriting import NAMES_NAME
 from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.source_listings import note_listing
-from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.run_state.tables import IDENTITIES_NAME, OutputStore
 from corpus_asr.storage.stores.filesystem import DEFAULT_STORE, open_binary
 from corpus_asr.storage.stores.uri import recording_id
 from tests.support.runs import REVISION, ManualRun, correct_segment, says
@@ -63,12 +64,15 @@ def move(job: ManualRun, name: str, now: str) -> None:
 
 def said(job: ManualRun) -> dict[str, str]:
     """Return the text of each recording, by where it lies now."""
+    uris = {row["recording_id"]: row["uri"] for row in complete(job.store)}
     rows = rows_of(job.store.segments())
-    for row in rows:
-        assert row["recording_id"] == recording_id(row["uri"])
-    found = {str(Path(row["uri"]).relative_to(job.source)): row["text"] for row in rows}
-    assert len(found) == len(rows), "each once"
-    return found
+    texts = {
+        str(Path(uris[row["recording_id"]]).relative_to(job.source)): row["text"] for row in rows
+    }
+    assert len(texts) == len(rows), "each once"
+    seen = read_segments(job.store.uri)
+    assert {*seen["uri"].to_pylist()} <= {*uris.values()}, "readers show the present address"
+    return texts
 
 
 def other(job: ManualRun) -> None:
@@ -117,8 +121,10 @@ def test_a_file_that_was_moved_and_touched_keeps_its_text_and_its_correction(
         job.finish()
         assert said(job) == {"sub/new.wav": "a.wav", "b.wav": "b.wav"}
     assert {row["run_id"] for row in rows_of(job.store.segments())} == {before[0]["run_id"]}
-    new = recording_id(str(job.source / "sub/new.wav"))
-    assert [each.text for each in Corrections.load(job.store).of(new)] == ["corrected"]
+    [own] = [row["recording_id"] for row in rows_of(job.store.recordings())
+             if row["uri"] == str(job.source / "sub/new.wav")]  # fmt: skip
+    assert own == recording_id(str(job.source / "a.wav")), "of where it was first seen"
+    assert [each.text for each in Corrections.load(job.store).of(own)] == ["corrected"]
     etags = {row["uri"]: row["etag"] for row in rows_of(job.store.recordings())}
     assert etags[str(job.source / "sub/new.wav")].endswith("-9000000000")
 
@@ -162,7 +168,9 @@ def test_what_another_source_lists_moves_only_from_where_nothing_is(
     assert (job.plan.num_moved, job.plan.num_new) == ((0, 1) if is_there else (1, 0))
     name = "first/a.wav" if is_there else "second/c.wav"
     assert said(job) == {name: "first/a.wav", "first/b.wav": "first/b.wav"}
-    assert Corrections.load(job.store).recording_ids == [recording_id(str(job.source / name))]
+    assert Corrections.load(job.store).recording_ids == [
+        recording_id(str(job.source / "first/a.wav"))
+    ]
 
 
 def test_what_an_earlier_version_transcribed_is_not_recognized(tmp_path: Path) -> None:
@@ -241,24 +249,27 @@ def test_parts_that_are_left_are_done_at_the_new_place(tmp_path: Path) -> None:
     assert (recording["uri"], recording["parts"]) == (str(job.source / "b.wav"), 2)
 
 
-def test_what_people_and_later_runs_said_of_it_follows(tmp_path: Path) -> None:
+def test_what_people_and_later_runs_said_of_it_is_of_it_still(tmp_path: Path) -> None:
     job = done(tmp_path, "a.wav", "b.wav")
     old, new = str(job.source / "a.wav"), str(job.source / "c.wav")
+    own = recording_id(old)
     correct_segment(job.store, "a.wav", "corrected")
     says(job.store, old, (0.0, 1.0, "S1"))
     job.store.write_bytes(NAMES_NAME, f"uri,speaker,name\n{old},S1,Ada\n".encode())
     move(job, "a.wav", "c.wav")
+    before = contents(job, "outcomes", "segments", "speakers", "corrections")
     job.begin()
+    assert contents(job, "outcomes", "segments", "speakers", "corrections") == before
     job.finish()
-    corrections = Corrections.load(job.store)
-    assert corrections.recording_ids == [recording_id(new)]
-    assert [each.text for each in corrections.of(recording_id(new))] == ["corrected"]
-    [turns] = job.store.names("speakers")
-    assert pq.read_table(job.store.address(turns))["uri"].to_pylist() == [new]
-    names = Path(job.store.address(NAMES_NAME)).read_text()
-    assert names == f"uri,speaker,name\n{new},S1,Ada\n"
-    left = [name for name in job.store.all_names("") if recording_id(old) in name]
-    assert left == []
+    assert {row["recording_id"] for row in complete(job.store) if row["uri"] == new} == {own}
+    assert [each.text for each in Corrections.load(job.store).of(own)] == ["corrected"]
+    assert read_names(job.store) == {(own, "S1"): "Ada"}
+
+
+def contents(job: ManualRun, *folders: str) -> dict[str, bytes]:
+    """Return the objects in some folders."""
+    names = (name for folder in folders for name in job.store.all_names(folder))
+    return {name: Path(job.store.address(name)).read_bytes() for name in names}
 
 
 def test_a_plan_alone_moves_nothing(tmp_path: Path) -> None:
@@ -267,37 +278,50 @@ def test_a_plan_alone_moves_nothing(tmp_path: Path) -> None:
     before = sorted(job.store.all_names("segments"))
     plan = make_plan(job.config, job.store, model_revision=REVISION)
     assert (plan.num_moved, plan.num_remaining) == (1, 0)
+    assert [str(move) for move in plan.moves.values()] == [
+        f"{job.source / 'a.wav'} -> {job.source / 'b.wav'}"
+    ]
     assert sorted(job.store.all_names("segments")) == before
-    assert not job.store.exists(MOVING_NAME)
+    assert not job.store.exists(IDENTITIES_NAME)
 
 
-@pytest.mark.parametrize("step", [2, pytest.param(1, marks=pytest.mark.slow)])
-def test_a_move_killed_anywhere_loses_nothing_and_is_gone_on_with(
-    tmp_path: Path, step: int
-) -> None:
-    job = done(tmp_path, "a.wav", "b.wav")
+@pytest.mark.parametrize("step", [3, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_run_with_moves_killed_anywhere_loses_nothing(tmp_path: Path, step: int) -> None:
+    job = done(tmp_path, "a.wav", "b.wav", "d.wav")
     correct_segment(job.store, "a.wav", "corrected")
+    names = f"uri,speaker,name\n{job.source / 'a.wav'},S1,Ada\n"
+    job.store.write_bytes(NAMES_NAME, names.encode())
     move(job, "a.wav", "c.wav")
-    whole = job.store.uri
+    job.begin()
+    job.finish()
+    move(job, "d.wav", "e.wav")
+    put(job, "a.wav", "another")  # at the address that was left
+    own, whole = recording_id(str(job.source / "a.wav")), job.store.uri
     for moment in itertools.count(0, step):
         job.store = OutputStore(str(shutil.copytree(whole, tmp_path / str(moment))))
         with life(moment) as process:
             job.begin()
+            job.finish()
         texts = {row["text"] for row in rows_of(job.store.segments())}
-        assert texts == {"a.wav", "b.wav"}, "nothing is lost at any moment"
-        plan = make_plan(job.config, job.store, model_revision=REVISION)
-        assert plan.num_remaining == 0
+        assert texts == {"a.wav", "b.wav", "d.wav"}, "nothing is lost at any moment"
         job.begin()
-        assert job.plan.num_remaining == 0
+        assert (job.plan.num_remaining, job.plan.num_new) == (1, 1)
+        job.commit("a.wav", segments=[text("another")])
         job.finish()
-        assert said(job) == {"c.wav": "a.wav", "b.wav": "b.wav"}
-        assert len(Corrections.load(job.store)) == 1
+        assert said(job) == {
+            "a.wav": "another", "b.wav": "b.wav", "c.wav": "a.wav", "e.wav": "d.wav",
+        }  # fmt: skip
+        assert [each.text for each in Corrections.load(job.store).of(own)] == ["corrected"]
+        assert read_names(job.store) == {(own, "S1"): "Ada"}
+        shutil.rmtree(job.store.uri)
         if not process.killed:
             break
     assert moment > 10
 
 
-def test_rows_follow_though_a_run_was_killed_once_it_noted_what_to_do_again(tmp_path: Path) -> None:
+def test_what_is_to_be_done_again_is_known_though_a_run_was_killed_after_noting_it(
+    tmp_path: Path,
+) -> None:
     job = done(tmp_path, "a.wav", "b.wav")
     move(job, "a.wav", "c.wav")
     redo = RunOptions(redo="all")
@@ -307,7 +331,7 @@ def test_rows_follow_though_a_run_was_killed_once_it_noted_what_to_do_again(tmp_
     again = make_plan(job.config, job.store, model_revision=REVISION)
     assert (again.num_moved, again.num_new, again.num_redone) == (1, 0, 2)
     job.begin()
-    assert {Path(row["uri"]).name for row in rows_of(job.store.segments())} == {"b.wav", "c.wav"}
+    assert {Path(row["uri"]).name for row in complete(job.store)} == {"b.wav", "c.wav"}
 
 
 def test_when_a_listing_last_named_a_recording(tmp_path: Path) -> None:

@@ -27,11 +27,11 @@ from corpus_asr.storage.run_state.corrections import (
 )
 from corpus_asr.storage.run_state.finish import OutcomeCounts
 from corpus_asr.storage.run_state.finish import finish as finish_run
-from corpus_asr.storage.run_state.moved import noted_moves
+from corpus_asr.storage.run_state.identities import Identities
 from corpus_asr.storage.run_state.own_sources import record_sources
 from corpus_asr.storage.run_state.plan import Plan, make_plan, read_listing, read_packs
 from corpus_asr.storage.run_state.redo import note_redo
-from corpus_asr.storage.run_state.rewriting import follow
+from corpus_asr.storage.run_state.rewriting import write_identities
 from corpus_asr.storage.run_state.run_files import CONFIG_NAME, Run, begin_run, fingerprint
 from corpus_asr.storage.run_state.speaker_turns import RecordingVoices, turn_rows, write_turns
 from corpus_asr.storage.run_state.tables import OutputStore
@@ -177,16 +177,16 @@ class ManualRun:
 
     def begin(self) -> None:
         name = fingerprint(self.config, REVISION)
-        follow(self.store, noted_moves(self.store))
         self.plan = make_plan(self.config, self.store, model_revision=REVISION)
         self.run = begin_run(self.store, self.config, name)
-        follow(self.store, self.plan.moves)
+        write_identities(self.store, self.plan.identities)
 
     def commit(self, name: str, part: int = 0, **values: Any) -> None:
         """Commit a part of a file; what is not given is that of a minute in English."""
-        identity = recording_id(str(self.source / name))
+        uri = str(self.source / name)
         listed = (row for batch in FileListing(self.config.source) for row in batch.to_pylist())
-        (file,) = [row for row in listed if row["recording_id"] == identity]
+        (file,) = [row for row in listed if row["uri"] == uri]
+        file["recording_id"] = Identities.read(self.store).id_of(uri)
         segment = {"segment": 0, "start_s": 0.0, "end_s": 1.0, "text": " Hi.", "confidence": 0.95}
         row = {
             **file, "content_digest": digest_of(file["uri"]), "part": part, "last_part": True,

@@ -30,14 +30,12 @@ from corpus_asr.runtime.commit import Committer, tally_of
 from corpus_asr.runtime.progress import Progress
 from corpus_asr.storage.run_state.corrections import Corrections
 from corpus_asr.storage.run_state.forget import allow_again, find_recordings, finish_killed, forget
+from corpus_asr.storage.run_state.identities import Identities
 from corpus_asr.storage.run_state.lock import Lock
-from corpus_asr.storage.run_state.moved import noted_moves
 from corpus_asr.storage.run_state.prune import find_gone, prune
-from corpus_asr.storage.run_state.rewriting import earlier_addresses, follow
 from corpus_asr.storage.run_state.run_files import FINGERPRINT_NAME, new_run_id
 from corpus_asr.storage.run_state.seen_segments import SeenSegments
 from corpus_asr.storage.run_state.tables import OutputStore
-from corpus_asr.storage.stores.uri import recording_id
 from tests.support.clocks import DAY_S, WrongClock
 from tests.support.living_archive import Lines, LivingArchive, broken, lines_of, plain
 from tests.support.nightly import QUICK
@@ -143,8 +141,8 @@ class Year(LivingArchive):
         now = {row["recording_id"]: Path(row["uri"]).name for row in rows}
         # Names come back: what had one before it was renamed keeps it as a former address.
         others = {
-            name for each, uris in earlier_addresses(self.store).items()
-            for name in (Path(uri).name for uri in uris) if now.get(each, name) != name
+            Path(uri).name for recording, uri in Identities.read(self.store).pairs()
+            if now.get(recording) != Path(uri).name
         }  # fmt: skip
         # A touched file that was renamed has rows at its old address as well, until a prune.
         elsewhere = Counter(
@@ -350,8 +348,18 @@ class Year(LivingArchive):
     # What must be true.
 
     def read(self, table: str) -> list[dict[str, Any]]:
-        """Return a table's rows as any Parquet reader finds them."""
-        return plain_read(Path(self.store.uri), table)
+        """Return a table's rows as any Parquet reader finds them, at their present addresses."""
+        rows = plain_read(Path(self.store.uri), table)
+        moved = {
+            row["recording_id"]: row for row in Identities.read(self.store).present().to_pylist()
+        }
+        for row in rows:
+            move = moved.get(row["recording_id"])
+            if move is not None:
+                row["uri"] = move["uri"]
+                if move["etag"] and row.get("content_digest") == move["content_digest"]:
+                    row["etag"] = move["etag"]
+        return rows
 
     def tables(self) -> dict[str, list[str]]:
         return {name: sorted(map(repr, self.read(name)))
@@ -379,13 +387,14 @@ class Year(LivingArchive):
             whole: all of the archive was listed.
         """
         outcomes, rows, segments = map(self.read, ("outcomes", "recordings", "segments"))
+        identities = Identities.read(self.store)
         # A failure of what is done again stands beside what it came to before.
         unique([(row["uri"], row["part"], row["etag"], row["status"] == "failed")
                 for row in outcomes])  # fmt: skip
         unique([row["uri"] for row in rows])
         unique([(row["uri"], row["part"], row["segment"]) for row in segments])
         for row in (*outcomes, *rows, *segments):
-            assert row["recording_id"] == recording_id(row["uri"])
+            assert row["recording_id"] == identities.id_of(row["uri"])
         files, listed = self.files(), self.listed()
         self._stays_away(outcomes, segments)
         said: dict[str, list[tuple[int, str]]] = {row["uri"]: [] for row in rows}
@@ -487,7 +496,6 @@ class _Held:
 
     def __enter__(self) -> OutputStore:
         store = self._lock.__enter__().store
-        follow(store, noted_moves(store))
         return store
 
     def __exit__(self, *error: Any) -> None:

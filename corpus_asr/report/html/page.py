@@ -123,6 +123,7 @@ def write_page(
             link,
             folder=parent(uri) if scheme_of(uri) == LOCAL else None,
             viewer=viewer_url,
+            id_of=tables.identities.id_of,
         ),
         "has_viewer": viewer_url is not None,
         "failures": failures,

@@ -49,7 +49,10 @@ def claimed_rows(
     for rows, owners in rows_with_owners(store, claims, schema):
         theirs = ids.take(pa.array(owners))
         counts = theirs["counts"]
-        yield rows.filter(counts).select(columns), theirs["id"].filter(counts).combine_chunks()
+        counting = rows.filter(counts)
+        if "uri" in columns:
+            counting = tables.identities.at_present(counting)
+        yield counting.select(columns), theirs["id"].filter(counts).combine_chunks()
 
 
 def rows_with_owners(

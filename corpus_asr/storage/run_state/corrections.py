@@ -185,19 +185,6 @@ def save_correction(store: OutputStore, correction: Correction, saved: Saved) ->
     return name if is_first else None
 
 
-def move_correction(store: OutputStore, name: str, recording_id: str) -> None:
-    """Let a save follow its recording, after those that are there already."""
-    content = {**store.read_json(name), "recording_id": recording_id}
-    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    number = int(name.rpartition("/")[2].removesuffix(_SUFFIX))
-    while not filesystem.create(
-        store.address(f"{CORRECTIONS_FOLDER}/{recording_id}/{number:0{_DIGITS}}{_SUFFIX}"),
-        text.encode(), store.options,
-    ):  # fmt: skip
-        number += 1
-    store.remove(name)
-
-
 def read_saved(store: OutputStore, known: Saved | None = None) -> dict[str, Correction]:
     """Return every save in an output folder; `known` ones, which never change, are not read.
 

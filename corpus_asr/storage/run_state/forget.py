@@ -23,25 +23,19 @@ from corpus_asr.storage.run_state.corrections import CORRECTIONS_FOLDER
 from corpus_asr.storage.run_state.finish import remove_leftovers
 from corpus_asr.storage.run_state.forget_voices import FORGET_VOICES, forget_voices
 from corpus_asr.storage.run_state.forgotten import CONTENT, FORGOTTEN_NAME, Forgotten
+from corpus_asr.storage.run_state.identities import Identities, forget_addresses
 from corpus_asr.storage.run_state.late_saves import sweep_late_saves
 from corpus_asr.storage.run_state.lock import LOCK_NAME
-from corpus_asr.storage.run_state.moved import noted_moves
 from corpus_asr.storage.run_state.own_sources import (
     OWN_SOURCES_FOLDER,
     forget_sources,
     read_own_sources,
 )
-from corpus_asr.storage.run_state.plan import PLANS_FOLDER
 from corpus_asr.storage.run_state.prune import PRUNE, prune, recount, refusals_explained
 from corpus_asr.storage.run_state.rewriting import (
-    ADDRESSES_NAME,
     NAMES_NAME,
-    Changes,
-    drop_addresses,
-    earlier_addresses,
     folders_of,
-    follow,
-    rewrite,
+    remove_recordings,
 )
 from corpus_asr.storage.run_state.run_files import (
     CALIBRATION_NAME,
@@ -56,13 +50,14 @@ from corpus_asr.storage.run_state.run_files import (
 )
 from corpus_asr.storage.run_state.tables import (
     ALL_PART_ROWS_FOLDERS,
+    PLANS_FOLDER,
     TABLES_OF_RUNS,
     OutputStore,
     without_credentials,
 )
 from corpus_asr.storage.stores.local import TEMPORARY_PREFIX
 from corpus_asr.storage.stores.store import content_version, plain_version
-from corpus_asr.storage.stores.uri import normalize, public, recording_id, redact_uri
+from corpus_asr.storage.stores.uri import normalize, public, redact_uri
 
 FORGET: Final = "remove --uri"
 DATASETS_FOLDER: Final = "_run/datasets"
@@ -72,7 +67,7 @@ _MADE_AGAIN = (PAGE_NAME, failures_name(PAGE_NAME))
 _OURS = (RUN_NAME, EVALUATION_NAME, CALIBRATION_NAME)
 _SUMMARY = re.compile(r"(\d{4}-\d\d-\d\d(?:-\d+)?)\.json")  # of a night
 _GONE_WITH_RUNS = "_run/deaths/"  # of a run that is over: whoever forgets has the lock
-_KEPT = (LOCK_NAME, CHANGE_NAME, FORGOTTEN_NAME, ADDRESSES_NAME, NAMES_NAME, SUCCESS_NAME)
+_KEPT = (LOCK_NAME, CHANGE_NAME, FORGOTTEN_NAME, NAMES_NAME, SUCCESS_NAME)
 _PLACEHOLDER = "(forgotten)"
 _IDENTITY = ("recording_id", "uri")
 _MOST_COMPARED = 100_000  # addresses, for the nearest to one that is not there
@@ -95,31 +90,41 @@ def find_recordings(
 ) -> Found:
     """Return the recordings whose addresses match a pattern, listed or with results.
 
-    A pattern that is an address means that one alone, also where it is a glob of others. Those of
+    Addresses are those of now and before, unless another recording has come to them since. A
+    pattern that is an address means that one alone, also where it is a glob of others. Those of
     `begun`, addresses that are being removed already, need not be there.
 
     Raises:
         ConfigError: there is none for one of the patterns; the nearest are named.
     """
     addresses = {pattern: public(normalize(pattern)) for pattern in patterns if pattern}
+    identities = Identities.read(store)
+    ids = {pattern: identities.id_of(address) for pattern, address in addresses.items()}
     exact: dict[str, dict[str, str]] = {pattern: {} for pattern in addresses}
     globs: dict[str, dict[str, str]] = {pattern: {} for pattern in addresses}
     seen: dict[str, None] = {}
-    moves = noted_moves(store)  # of a killed run: some rows have the new address, some the old
-    for each, uri in itertools.chain.from_iterable(map(_addresses_of, folders_of(store))):
-        own = (uri, moves[each].uri) if each in moves else (uri,)
-        for pattern, address in addresses.items():
-            if address in own:
-                exact[pattern][each] = uri
-            elif any(fnmatchcase(name, pattern) for name in own):
-                globs[pattern][each] = uri
+    pairs = itertools.chain.from_iterable(map(_addresses_of, folders_of(store)))
+    for recording, uri in itertools.chain(pairs, identities.pairs()):
+        for pattern, recording_id in ids.items():
+            if recording == recording_id:
+                exact[pattern][recording] = uri
+            elif fnmatchcase(uri, pattern):
+                globs[pattern][uri] = recording
         if len(seen) < _MOST_COMPARED:
             seen[uri] = None
+    matches = {}
+    for pattern, by_uri in globs.items():
+        last_ids = identities.ids_of([*by_uri])
+        matches[pattern] = exact[pattern] or {
+            recording: uri
+            for (uri, recording), last_id in zip(by_uri.items(), last_ids, strict=True)
+            if recording == last_id
+        }
     begun = list(begun)
     missing = [
         each
         for each in patterns
-        if not (exact.get(each) or globs.get(each))
+        if not matches.get(each)
         and not any(addresses.get(each) == uri or fnmatchcase(uri, each) for uri in begun)
     ]
     if missing:
@@ -129,14 +134,14 @@ def find_recordings(
             f"addresses, such as '*/talk.mp3'{_nearest(missing, list(seen))}"
         )
     found: dict[str, str] = {}
-    for pattern in addresses:
-        found |= exact[pattern] or globs[pattern]
-    found |= {moves[own].recording_id: moves[own].uri for own in found if own in moves}
-    ids = pa.array(found, pa.string())
+    for by_recording in matches.values():
+        found |= by_recording
+    found |= identities.addresses_of(found)
+    found_ids = pa.array(found, pa.string())
     segments = 0
     for folder in folders_of(store):
         for rows in folder.outcomes(["recording_id", "segments_written"]):
-            mine = rows.filter(pc.is_in(rows["recording_id"], value_set=ids))
+            mine = rows.filter(pc.is_in(rows["recording_id"], value_set=found_ids))
             segments += pc.sum(mine["segments_written"]).as_py() or 0
     corrections = [
         name for name in store.all_names(CORRECTIONS_FOLDER) if name.split("/")[1] in found
@@ -197,7 +202,6 @@ def finish_killed(store: OutputStore, *, at_the_end: AtTheEnd | None = None) -> 
             FORGET: forget, FORGET_VOICES: forget_voices, PRUNE: prune,
         }  # fmt: skip
         by_command[noted.command](store, at_the_end=at_the_end, **noted.arguments)
-    follow(store, noted_moves(store))
     sweep_late_saves(store)
 
 
@@ -225,26 +229,28 @@ def forget(
 def _forget(store: OutputStore, recordings: dict[str, str]) -> list[str]:
     forgotten = Forgotten.read(store)
     for each, versions in _versions(store, recordings).items():
-        forgotten.add(recordings[each], versions)
+        forgotten.add(recordings[each], each, versions)
     forgotten.write(store)
-    before = earlier_addresses(store)
-    earlier = {recording_id(uri): uri for each in recordings for uri in before.get(each, ())}
-    remaining = {recording for recording, _ in _addresses_of(store)}
-    # Where another recording has come to an address since, only earlier results are of this one.
-    gone = {each: uri for each, uri in earlier.items() if each not in remaining}
-    identities = _Identities(recordings | gone)
+    identities = Identities.read(store)
+    pairs = itertools.chain(_addresses_of(store), identities.pairs())
+    earlier = list({uri: None for recording, uri in pairs if recording in recordings})
+    # Where another recording has come to an address since, it is not named here.
+    uris = {*recordings.values()} | {
+        uri for uri, recording in zip(earlier, identities.ids_of(earlier), strict=True)
+        if recording in recordings
+    }  # fmt: skip
+    spellings = _Spellings(recordings, uris)
     foreign: dict[str, None] = {}
     for folder in folders_of(store):
-        own = recordings if folder is store else recordings | earlier
-        rewrite(folder, Changes(dict.fromkeys(own)))
+        remove_recordings(folder, recordings)
         remove_leftovers(folder)
-        _rewrite_plans(folder, own)
-        forget_sources(folder, identities.named_in)
-        foreign |= dict.fromkeys(_rewrite_files(folder, identities))
+        _rewrite_plans(folder, recordings)
+        forget_sources(folder, spellings.named_in)
+        foreign |= dict.fromkeys(_rewrite_files(folder, spellings))
     for summaries in (summaries_of(store), store.below(SUMMARIES_FOLDER)):
-        _rewrite_summaries(summaries, identities)
+        _rewrite_summaries(summaries, spellings)
+    forget_addresses(store, recordings)
     recount(store)
-    drop_addresses(store, recordings)
     sweep_late_saves(store)
     return sorted(foreign)
 
@@ -305,13 +311,13 @@ def _versions(store: OutputStore, recordings: Mapping[str, str]) -> dict[str, li
     }
 
 
-class _Identities:
+class _Spellings:
     """Addresses of recordings, and their `recording_id`, in values of the program's own JSON."""
 
-    def __init__(self, recordings: Mapping[str, str]) -> None:
-        self._uris = set(recordings.values())
+    def __init__(self, ids: Iterable[str], uris: Iterable[str]) -> None:
+        self._uris = set(uris)
         # Messages have them, too, as `redact_uri` and `repr` write them.
-        spellings = {*recordings, *self._uris, *map(redact_uri, self._uris)}
+        spellings = {*ids, *self._uris, *map(redact_uri, self._uris)}
         spellings |= {repr(uri)[1:-1] for uri in self._uris}
         longest_first = sorted(spellings, key=len, reverse=True)
         pattern = "|".join(map(re.escape, longest_first))
@@ -355,7 +361,7 @@ def _rewrite_plans(store: OutputStore, recordings: Mapping[str, str]) -> None:
             store.write_table(name, without_credentials(left))
 
 
-def _rewrite_files(store: OutputStore, identities: _Identities) -> list[str]:
+def _rewrite_files(store: OutputStore, spellings: _Spellings) -> list[str]:
     """Rewrite or remove what is no table; return the files and folders at the top of others."""
     tables = tuple(f"{folder}/" for folder in (*TABLES_OF_RUNS, *ALL_PART_ROWS_FOLDERS))
     passed_over = (f"{EARLIER_FOLDER}/", f"{CORRECTIONS_FOLDER}/",
@@ -377,29 +383,29 @@ def _rewrite_files(store: OutputStore, identities: _Identities) -> list[str]:
             continue
         elif name in _OURS or name.startswith("_run/"):
             if name.endswith(".json"):  # its tables are rewritten by row
-                _rewrite_json(store, name, identities)
+                _rewrite_json(store, name, spellings)
         elif name not in summaries:  # which follow
             top, slash, _ = name.partition("/")
             foreign[store.address(top) + slash] = None
     return list(foreign)
 
 
-def _rewrite_json(store: OutputStore, name: str, identities: _Identities) -> None:
+def _rewrite_json(store: OutputStore, name: str, spellings: _Spellings) -> None:
     before = store.read_json(name)
-    after = identities.without(before)
+    after = spellings.without(before)
     if after != before:
         store.write_json(name, after)
 
 
-def _rewrite_summaries(summaries: OutputStore, identities: _Identities) -> None:
+def _rewrite_summaries(summaries: OutputStore, spellings: _Spellings) -> None:
     """Rewrite the JSON of nights; a page in Markdown that says the same is removed before it."""
     names = set(summaries.all_names(""))
     for night in filter(None, map(_SUMMARY.fullmatch, sorted(names))):
         before = summaries.read_json(night[0])
-        if identities.without(before) != before:
+        if spellings.without(before) != before:
             if f"{night[1]}.md" in names:
                 summaries.remove(f"{night[1]}.md")
-            _rewrite_json(summaries, night[0], identities)
+            _rewrite_json(summaries, night[0], spellings)
 
 
 def note_dataset(store: OutputStore, uri: str) -> None:

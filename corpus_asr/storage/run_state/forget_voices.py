@@ -18,15 +18,14 @@ from corpus_asr.storage.run_state.finish import remove_leftovers
 from corpus_asr.storage.run_state.prune import refusals_explained
 from corpus_asr.storage.run_state.rewriting import (
     folders_of,
+    remove_names,
     rewrite_commits,
-    rewrite_names,
     rewrite_said_speakers,
     rewrite_table,
 )
 from corpus_asr.storage.run_state.speaker_turns import read_turns
 from corpus_asr.storage.run_state.tables import SPEAKERS_FOLDER, VOICES_FOLDER, OutputStore
 from corpus_asr.storage.stores.local import TEMPORARY_PREFIX
-from corpus_asr.storage.stores.uri import recording_id
 
 Speaker = tuple[str, str]
 """`recording_id`, and S1, S2 ... in it; or a name that corrections have there."""
@@ -59,7 +58,7 @@ def forget_voices(
         for name in list(store.all_names("")):
             if name.rpartition("/")[2].startswith(TEMPORARY_PREFIX):
                 store.remove(name)
-        rewrite_names(store, lambda uri, who: None if (recording_id(uri), who) in speakers else uri)
+        remove_names(store, lambda recording, who: (recording, who) in speakers)
         store.note_tables()
 
 

@@ -19,7 +19,7 @@ from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.filesystem import StoreOptions
 from corpus_asr.storage.stores.store import plain_version
-from corpus_asr.storage.stores.uri import public, recording_id, redact_uri
+from corpus_asr.storage.stores.uri import public, redact_uri
 
 FORGOTTEN_NAME: Final = "_run/forgotten.json"
 CONTENT: Final = "content:"
@@ -69,12 +69,14 @@ class Forgotten:
         entries = [list(entry) for entry in sorted(self.entries)]
         store.write_json(FORGOTTEN_NAME, {"salt": self.salt, "recordings": entries})
 
-    def add(self, uri: str, versions: Iterable[tuple[str | None, int | None]]) -> None:
+    def add(
+        self, uri: str, recording_id: str, versions: Iterable[tuple[str | None, int | None]]
+    ) -> None:
         """Let a recording stay away, and any other file of one of its contents or versions."""
         known = [(etag, size) for etag, size in versions if etag is not None and size is not None]
         versions_of = [self._of_version(*version) for version in known]
         versions_of += [self._of_size(size) for etag, size in known if etag.startswith(CONTENT)]
-        entry = (self._of_uri(uri), self._of_id(recording_id(uri)), *versions_of)
+        entry = (self._of_uri(uri), self._of_id(recording_id), *versions_of)
         if not {*entry} <= self._hashes:
             self.entries.append(entry)
             self._hashes |= {*entry}
@@ -86,9 +88,7 @@ class Forgotten:
         self._hashes = {each for entry in self.entries for each in entry}
         return bool(mine)
 
-    def without(
-        self, files: pa.RecordBatch, tables: RunTables, options: StoreOptions
-    ) -> pa.RecordBatch:
+    def without(self, files: pa.Table, tables: RunTables, options: StoreOptions) -> pa.Table:
         """Return FILES rows without those that are to stay away, and count these.
 
         `tables` tell which files are new; these are read, by the `options` of the source.
@@ -100,7 +100,7 @@ class Forgotten:
         of_forgotten = {size for size in {*sizes} if self._of_size(size) in self._hashes}
         doubtful = [at for at, size in enumerate(sizes) if stays[at] and size in of_forgotten]
         if doubtful:
-            rows = pa.Table.from_batches([files]).take(doubtful)
+            rows = files.take(doubtful)
             tables.add("doubtful", rows.append_column("position", pa.array(doubtful)))
             new = tables.rows(_NEW)
             digests = read_digests([(uri, etag) for _, uri, etag, _ in new], options)
@@ -138,6 +138,6 @@ class Forgotten:
         return hashlib.blake2b(data, digest_size=_HASH_BYTES, salt=salt).hexdigest()
 
 
-def _columns(files: pa.RecordBatch) -> Iterable[tuple[str, str | None, int | None]]:
+def _columns(files: pa.Table) -> Iterable[tuple[str, str | None, int | None]]:
     names = ("uri", "etag", "size_bytes")
     return zip(*(files.column(name).to_pylist() for name in names), strict=True)

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import compress
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 import pyarrow as pa
 
@@ -28,15 +28,10 @@ from corpus_asr.storage.stores.filesystem import (
 )
 from corpus_asr.storage.stores.members import located
 from corpus_asr.storage.stores.store import content_version
-from corpus_asr.storage.stores.uri import public, recording_id
+from corpus_asr.storage.stores.uri import public
 
-MOVING_NAME: Final = "_run/moving.json"
-"""Recordings whose rows are following them: the `Move` of each `recording_id`."""
 _READERS = 16  # of some samples each: waiting for disks and stores
 _ARRIVED = projected(FILES, ("recording_id", "uri", "etag", "size_bytes"))
-_MOVED = pa.schema(
-    [(name, pa.string()) for name in ("recording_id", "now", "content_digest", "etag")]
-)
 
 
 class Move(NamedTuple):
@@ -47,12 +42,7 @@ class Move(NamedTuple):
     content_digest: str | None = None
     """The content at the new address, if it was read ..."""
     etag: str | None = None
-    """... and its version there, which rows of this content get."""
-
-    @property
-    def recording_id(self) -> str:
-        """The recording's at its new address."""
-        return recording_id(self.uri)
+    """... and its version there, as which rows of this content count."""
 
     def __str__(self) -> str:
         """Return both addresses."""
@@ -65,7 +55,7 @@ _Version = tuple[str | None, str | None]
 """A digest, where it was read, and an ETag."""
 _CONTENTS = pa.schema([("size_bytes", pa.int64()), ("content", pa.string())])
 Moves = Mapping[str, Move]
-"""By the `recording_id` that there was."""
+"""By `recording_id`."""
 
 # Versions of recordings that are gone, and new files that may be of one of their contents.
 _GONE = """
@@ -118,7 +108,9 @@ class Arrivals:
             for row in self._tables.rows(_SAME.format(column))
         )
         unread = tuple(prefix for (prefix,) in self._tables.rows("from unread"))
-        old_uris = dict(addresses(store, {recording for *_, recording in ids})) if ids else {}
+        gone_ids = {recording for *_, recording in ids}
+        old_uris = dict(addresses(store, gone_ids)) if ids else {}
+        old_uris |= self._tables.identities.addresses_of(gone_ids)
         for rows in elsewhere if ids else ():
             listed = old_uris.keys() & {*rows["recording_id"].to_pylist()}
             for recording in still_there({name: old_uris[name] for name in listed}, options):
@@ -194,22 +186,3 @@ def addresses(store: OutputStore, ids: Collection[str]) -> Iterator[tuple[str, s
         for each, uri in zip(*(column.to_pylist() for column in batch.rows.columns), strict=True):
             if each in ids:
                 yield each, uri
-
-
-def as_table(moves: Moves) -> pa.Table:
-    """Return moves as `RunTables.move` takes them."""
-    rows = [
-        {"recording_id": name, "now": move.recording_id, **move._asdict()}
-        for name, move in moves.items()
-    ]
-    return pa.Table.from_pylist(rows, _MOVED)
-
-
-def noted_moves(store: OutputStore) -> Moves:
-    """Return the moves that a run began and did not end; none where there is no such run."""
-    noted = store.read_json(MOVING_NAME) or {}
-    # Earlier versions noted the new address alone.
-    return {
-        name: Move("", move) if isinstance(move, str) else Move(**move)
-        for name, move in noted.items()
-    }

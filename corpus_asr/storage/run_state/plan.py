@@ -9,7 +9,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 from zlib import crc32
 
@@ -31,8 +31,9 @@ from corpus_asr.storage.manifest import expected_bytes
 from corpus_asr.storage.parquet import parquet_batches, parquet_writer
 from corpus_asr.storage.run_state.change_note import is_finished
 from corpus_asr.storage.run_state.forgotten import Forgotten
+from corpus_asr.storage.run_state.identities import Identities
 from corpus_asr.storage.run_state.manifest_columns import other_texts
-from corpus_asr.storage.run_state.moved import Arrivals, Moves, as_table, noted_moves
+from corpus_asr.storage.run_state.moved import Arrivals, Moves
 from corpus_asr.storage.run_state.redo import chosen
 from corpus_asr.storage.run_state.run_files import (
     RUN_NAME,
@@ -55,6 +56,7 @@ from corpus_asr.storage.run_state.source_listings import (
 )
 from corpus_asr.storage.run_state.tables import (
     LABEL_ROWS,
+    PLANS_FOLDER,
     SEGMENT_ROWS,
     SUFFIX,
     OutputStore,
@@ -66,7 +68,6 @@ from corpus_asr.storage.stores.members import located
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.units import MEBIBYTE, counted
 
-PLANS_FOLDER = "_run/plan"
 # Tiny files: seconds of work, behind which opening the first of them from afar does not count ...
 MAX_FILES_PER_PACK = 256
 # ... but a small corpus is spread over at least this many packs, so that every worker gets some.
@@ -181,13 +182,11 @@ class Plan:
     redo: pa.Table | None = field(default=None, repr=False, compare=False)
     """REDO rows to be noted before anything is done; None: as they are."""
     moves: Moves = field(default_factory=dict, repr=False, compare=False)
-    """Those that moved, whose rows are to follow them."""
-
-    @property
-    def listing_names(self) -> list[str]:
-        """The objects of its listing; known, as are those of its packs."""
-        shards = range(0, self.num_files, SHARD_ROWS)
-        return [f"{self.name}/listing/{shard:05d}{SUFFIX}" for shard in range(len(shards))]
+    """Those that moved since the last run."""
+    identities: Identities = field(default_factory=Identities, repr=False, compare=False)
+    """Of its recordings, to be written before anything is done."""
+    listing_names: list[str] = field(default_factory=list, repr=False, compare=False)
+    """The objects of its listing; known, as are those of its packs."""
 
     @property
     def pack_names(self) -> list[str]:
@@ -279,9 +278,7 @@ def make_plan(
     newest_ns = max(map(time_ns_of, plans_of(store)), default=0)
     name = f"{PLANS_FOLDER}/{store.stem(max(time.time_ns(), newest_ns + 1))}"
     plan = Plan(uri=target.address(f"{name}/packs"), name=name)
-    noted = noted_moves(store)
-    columns: Sequence[str] = (*VERSION_COLUMNS, "content_digest")
-    columns = columns if options.redo is None else PART_COLUMNS
+    columns: Sequence[str] = VERSION_COLUMNS if options.redo is None else PART_COLUMNS
     if config.decoding.align:
         columns = tuple(dict.fromkeys((*columns, "metadata")))
     with (
@@ -296,8 +293,10 @@ def make_plan(
             if len(asked):
                 plan.redo = tables.do_again(asked)
         scratch = str(folder / "remaining.parquet")
-        if noted:
-            tables.move(as_table(noted))
+        identities = Identities.read(store) if committed is None else tables.identities
+        plan.identities = identities.checked(store, tables.committed_ids)
+        if plan.identities.is_changed:
+            tables.place(plan.identities)
         shards = _list_source(plan, target, _shards(plan, store, config, tables))
         plan.had_results = tables.num_versions > 0
         arrivals = Arrivals(tables) if plan.had_results else None
@@ -307,11 +306,9 @@ def make_plan(
         moves = {} if arrivals is None else arrivals.moves(store, read_as, elsewhere)
         if moves:
             plan.moves, plan.num_moved = moves, len(moves)
-            tables.move(as_table(moves))
-            if plan.redo is not None:
-                plan.redo = tables.redo()
-            alone = {moves[own].recording_id for own in moves.keys() & options.leave_alone}
-            options = replace(options, leave_alone=frozenset({*options.leave_alone, *alone}))
+            plan.identities.move(moves)
+            tables.place(plan.identities)
+            tables.list_also(pa.table({"recording_id": [*moves]}))
             shards = _listed_again(plan, target)
             sizes, ids, retried = _left(plan, shards, config, tables, options, scratch)
         plan.source_change = describe_change(store, config.source)
@@ -401,7 +398,8 @@ def _plan_of(name: str) -> str:
 def _list_source(plan: Plan, store: OutputStore, shards: Iterable[pa.Table]) -> Iterator[pa.Table]:
     """Yield what a source names, as it is written down."""
     for shard, files in enumerate(shards):
-        store.private().write_table(f"{plan.name}/listing/{shard:05d}{SUFFIX}", files)
+        plan.listing_names.append(f"{plan.name}/listing/{shard:05d}{SUFFIX}")
+        store.private().write_table(plan.listing_names[-1], files)
         plan.num_files += files.num_rows
         plan.num_bytes += pc.sum(files["size_bytes"]).as_py() or 0
         plan.num_unknown_sizes += files["size_bytes"].null_count
@@ -410,7 +408,10 @@ def _list_source(plan: Plan, store: OutputStore, shards: Iterable[pa.Table]) -> 
 
 def _listed_again(plan: Plan, store: OutputStore) -> Iterator[pa.Table]:
     """Yield the listing, once it is known what moved."""
-    return (store.read_table(name, FILES) for name in plan.listing_names)
+    for name in plan.listing_names:
+        files = plan.identities.name_files(store.read_table(name, FILES).combine_chunks())
+        store.private().write_table(name, files)
+        yield files
 
 
 def _left(
@@ -437,10 +438,7 @@ def _left(
                 files.to_batches()[0], options.retry, leave_alone=options.leave_alone
             )
             if arrivals is not None:
-                # A file is to be done again, too, if a run was killed between noting that and
-                # letting the rows follow.
-                new = pc.field("reason").isin([int(Reason.new), int(Reason.redone)])
-                arrivals.add(files, remaining.filter(new))
+                arrivals.add(files, remaining.filter(pc.field("reason") == int(Reason.new)))
             remaining_file.write_table(remaining)
             reasons.update(remaining["reason"].to_pylist())
             plan.num_remaining_bytes += pc.sum(remaining["size_bytes"]).as_py() or 0
@@ -478,21 +476,14 @@ def _shards(
     plan: Plan, store: OutputStore, config: RunConfig, tables: RunTables
 ) -> Iterator[pa.Table]:
     listing = FileListing(config.source, output_uri=store.uri, speakers=config.speakers)
-    forgotten = Forgotten.read(store)
-    waiting: list[pa.RecordBatch] = []
-    num_waiting = 0
+    forgotten, identities = Forgotten.read(store), plan.identities
     source_store = StoreOptions.of(config.source)
-    for files in listing:
-        batch = forgotten.without(files, tables, source_store)
-        if not batch.num_rows:
-            continue
-        waiting.append(batch)
-        num_waiting += waiting[-1].num_rows
-        if num_waiting >= SHARD_ROWS:
-            yield pa.Table.from_batches(waiting).combine_chunks()
-            waiting, num_waiting = [], 0
-    if num_waiting:
-        yield pa.Table.from_batches(waiting).combine_chunks()
+    for listed in _tables_of(listing):
+        named = identities.name_files(listed, forgotten.has_id if forgotten.entries else None)
+        files = forgotten.without(named, tables, source_store)
+        identities.keep(files)
+        if files.num_rows:
+            yield files.combine_chunks()
     plan.num_forgotten = forgotten.num_left_out
     plan.num_excluded = listing.num_excluded
     plan.num_ignored = listing.num_ignored
@@ -500,6 +491,18 @@ def _shards(
     plan.num_odd, plan.odd = listing.num_odd, [redact_uri(uri) for uri in listing.odd]
     plan.empty = [redact_uri(uri) for uri in listing.empty]
     plan.num_duplicates = listing.num_duplicates
+
+
+def _tables_of(listing: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
+    """Yield what is listed in tables of `SHARD_ROWS` or some more."""
+    waiting: list[pa.RecordBatch] = []
+    for batch in listing:
+        waiting.append(batch)
+        if sum(rows.num_rows for rows in waiting) >= SHARD_ROWS:
+            yield pa.Table.from_batches(waiting).combine_chunks()
+            waiting = []
+    if waiting:
+        yield pa.Table.from_batches(waiting).combine_chunks()
 
 
 def _write_packs(

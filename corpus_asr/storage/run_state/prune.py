@@ -13,8 +13,9 @@ from corpus_asr.errors import ConfigError, FetchError
 from corpus_asr.storage.run_state.change_note import AtTheEnd, changing
 from corpus_asr.storage.run_state.corrections import CORRECTIONS_FOLDER
 from corpus_asr.storage.run_state.finish import OutcomeCounts, remove_leftovers
+from corpus_asr.storage.run_state.identities import forget_addresses
 from corpus_asr.storage.run_state.plan import SHARD_ROWS, latest_plan
-from corpus_asr.storage.run_state.rewriting import Changes, drop_addresses, holding, rewrite
+from corpus_asr.storage.run_state.rewriting import holding, remove_recordings
 from corpus_asr.storage.run_state.run_files import RUN_NAME
 from corpus_asr.storage.run_state.run_tables import NOTED, RunTables
 from corpus_asr.storage.run_state.source_listings import other_listings, read_roots
@@ -101,9 +102,9 @@ def prune(
         refusals_explained(store, "removing recordings from", ids),
         changing(store, PRUNE, at_the_end, recording_ids=ids),
     ):
-        drop_addresses(store, ids)
-        rewrite(store, Changes(dict.fromkeys(ids)))
+        remove_recordings(store, ids)
         remove_leftovers(store)
+        forget_addresses(store, ids)
         recount(store)
 
 

@@ -1,6 +1,6 @@
-"""Rows of recordings that get another address, or go: whatever has some of them is written anew.
+"""Rows of recordings that go: whatever has some of them is written anew.
 
-In come recordings and what becomes of each; why, this does not know. Safe to be killed anywhere and
+In come the IDs of recordings; why they go, this does not know. Safe to be killed anywhere and
 to be repeated: a replacement is put before what it replaces is removed, under a name that says of
 what it is one. So for a while some rows are there twice, and a repetition removes the older ones.
 """
@@ -9,7 +9,8 @@ import csv
 import hashlib
 import io
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator
+from functools import partial
 from typing import Final
 
 import pyarrow as pa
@@ -20,7 +21,6 @@ from corpus_asr.schemas import DUPLICATES, HOOKS, OUTCOMES, RECORDINGS, SPEAKERS
 from corpus_asr.storage.run_state.corrections import (
     CORRECTIONS_FOLDER,
     SPEAKER_LABEL,
-    move_correction,
     read_saved,
 )
 from corpus_asr.storage.run_state.duplicates import without_losers
@@ -29,7 +29,7 @@ from corpus_asr.storage.run_state.finish import (
     remove_commits,
     write_empty_tables,
 )
-from corpus_asr.storage.run_state.moved import MOVING_NAME, Move, Moves
+from corpus_asr.storage.run_state.identities import Identities
 from corpus_asr.storage.run_state.run_files import CONFIG_NAME, EARLIER_FOLDER
 from corpus_asr.storage.run_state.run_tables import REDO_NAME
 from corpus_asr.storage.run_state.tables import (
@@ -46,7 +46,7 @@ from corpus_asr.storage.run_state.tables import (
     time_ns_of,
 )
 from corpus_asr.storage.stores import filesystem
-from corpus_asr.storage.stores.uri import public, recording_id, redact_uri
+from corpus_asr.storage.stores.uri import public, redact_uri
 
 logger = logging.getLogger(__name__)
 
@@ -54,8 +54,6 @@ NAMES_NAME: Final = "speakers.csv"
 """File of an output folder in which people name speakers."""
 FAILING_NAME: Final = "_run/failing.parquet"
 """Recordings that nights have tried, with the number of tries."""
-ADDRESSES_NAME: Final = "_run/addresses.json"
-"""Addresses that recordings had before they moved, by the `recording_id` that they have now."""
 _TABLES = {RECORDINGS_FOLDER: RECORDINGS, SPEAKERS_FOLDER: SPEAKERS, VOICES_FOLDER: VOICES,
            DUPLICATES_FOLDER: DUPLICATES, HOOKS_FOLDER: HOOKS}  # fmt: skip
 _IDS = ("recording_id", "other_recording_id")
@@ -63,68 +61,11 @@ _IDS = ("recording_id", "other_recording_id")
 _ATTEMPTS = 8
 
 
-class Changes:
-    """What becomes of recordings: by `recording_id` the new address, or None where they go."""
-
-    def __init__(self, to: Mapping[str, str | Move | None]) -> None:
-        """With a `Move`, rows of its content get its version, too."""
-        moves = [move if isinstance(move, Move) else Move("", move or "") for move in to.values()]
-        uris = [public(move.uri) or None for move in moves]
-        self.to = dict(zip(to, uris, strict=True))
-        self._ids = pa.array(self.to, pa.string())
-        self._digests = pa.array([move.content_digest for move in moves], pa.string())
-        self._new = {
-            "uri": pa.array(uris, pa.string()),
-            "recording_id": pa.array(
-                [None if uri is None else recording_id(uri) for uri in uris], pa.string()
-            ),
-            "etag": pa.array([move.etag for move in moves], pa.string()),
-        }
-
-    @property
-    def ids(self) -> pa.Array:
-        """Recordings that change."""
-        return self._ids
-
-    def apply(self, rows: pa.Table) -> pa.Table:
-        """Return the rows that are left, with their new identity."""
-        if _IDS[1] in rows.schema.names:
-            names = rows.schema.names
-            places = pc.index_in(rows[_IDS[1]], value_set=self._ids)
-            left = pc.or_(pc.is_null(places), pc.is_valid(self._new["uri"].take(places)))
-            rows = without_losers(rows, left)
-            rows = self._apply(rows.rename_columns(_swapped(names))).rename_columns(names)
-            return _by_order(self._apply(rows))
-        return self._apply(rows)
-
-    def _apply(self, rows: pa.Table) -> pa.Table:
-        places = pc.index_in(rows["recording_id"], value_set=self._ids)
-        left = pc.or_(pc.is_null(places), pc.is_valid(self._new["uri"].take(places)))
-        rows, places = rows.filter(left), places.filter(left)
-        for name, values in self._new.items():
-            at, new = rows.schema.get_field_index(name), values.take(places)
-            if name == "etag":
-                if "content_digest" not in rows.schema.names:
-                    continue  # made again of rows that have it
-                same = pc.equal(rows["content_digest"], self._digests.take(places))
-                new = pc.if_else(same, new, pa.scalar(None, pa.string()))
-            if at >= 0:
-                rows = rows.set_column(at, rows.schema.field(at), pc.coalesce(new, rows[name]))
-        return rows
-
-
-def _swapped(names: Sequence[str]) -> list[str]:
-    """Return names of columns such that those of a pair's recordings change places."""
-    swapped = {name.removeprefix("other_"): name for name in names if name.startswith("other_")}
-    return [swapped.get(name, name.removeprefix("other_")) for name in names]
-
-
-def _by_order(pairs: pa.Table) -> pa.Table:
-    """Let the other recording of each pair be that of which the URI sorts first."""
-    names = pairs.schema.names
-    turned = pc.fill_null(pc.less(pairs["uri"], pairs["other_uri"]), False)
-    swapped = pairs.filter(turned).rename_columns(_swapped(names)).select(names)
-    return pa.concat_tables([pairs.filter(pc.invert(turned)), swapped.cast(pairs.schema)])
+def _without(ids: pa.Array, rows: pa.Table) -> pa.Table:
+    """Return the rows that are left without recordings, and without pairs with one of them."""
+    if _IDS[1] in rows.schema.names:
+        rows = without_losers(rows, pc.invert(pc.is_in(rows[_IDS[1]], value_set=ids)))
+    return rows.filter(pc.invert(pc.is_in(rows["recording_id"], value_set=ids)))
 
 
 def folders_of(store: OutputStore) -> Iterator[OutputStore]:
@@ -134,18 +75,21 @@ def folders_of(store: OutputStore) -> Iterator[OutputStore]:
     yield from (store.below(f"{EARLIER_FOLDER}/{name}") for name in sorted(names))
 
 
-def rewrite(store: OutputStore, changes: Changes) -> None:
-    """Change the rows of recordings in every table, what people saved, and speakers' names."""
-    if not changes.to:
+def remove_recordings(store: OutputStore, recording_ids: Collection[str]) -> None:
+    """Remove the rows of recordings in every table, what people saved, and speakers' names."""
+    recording_ids = {*recording_ids}
+    if not recording_ids:
         return
+    ids = pa.array(recording_ids, pa.string())
+    without = partial(_without, ids)
     for folder in _TABLES:
-        rewrite_table(store, folder, changes.ids, changes.apply)
+        rewrite_table(store, folder, ids, without)
     for name in (FAILING_NAME, REDO_NAME):
         if store.exists(name):
-            _rewrite_notes(store, name, changes)
-    rewrite_corrections(store, changes)
-    rewrite_names(store, lambda uri, _: changes.to.get(recording_id(uri), uri))
-    rewrite_commits(store, changes.ids, changes.apply)
+            _remove_notes(store, name, ids)
+    remove_corrections(store, recording_ids)
+    remove_names(store, lambda recording, _: recording in recording_ids)
+    rewrite_commits(store, ids, without)
     write_empty_tables(store, (store.read_json(CONFIG_NAME) or {}).get("pipeline"))
 
 
@@ -160,42 +104,6 @@ def holding(store: OutputStore, ids: pa.Array) -> list[str]:
         own += [name for name in saves if name.split("/")[1] in wanted]
         found += [folder.address(name).removeprefix(store.address("")) for name in own]
     return found
-
-
-def follow(store: OutputStore, moves: Moves) -> None:
-    """Let the rows of recordings follow their files."""
-    if not moves:
-        return
-    # Noted before the first row follows, and the note goes last: killed in between, the next run
-    # goes on with it.
-    store.write_json(MOVING_NAME, {own: move._asdict() for own, move in moves.items()})
-    _note_addresses(store, moves)
-    rewrite(store, Changes(moves))
-    store.remove(MOVING_NAME)
-    logger.info("moved recordings=%d", len(moves))
-
-
-def _note_addresses(store: OutputStore, moves: Moves) -> None:
-    before = earlier_addresses(store)
-    known = {each: uris for each, uris in before.items() if each not in moves}
-    for old, move in moves.items():
-        uris = {*known.get(move.recording_id, ()), *before.get(old, ()), move.old_uri}
-        known[move.recording_id] = sorted(uris - {""})
-    if known != before:
-        store.write_json(ADDRESSES_NAME, known)
-
-
-def earlier_addresses(store: OutputStore) -> dict[str, list[str]]:
-    """Return the addresses that recordings had before they moved."""
-    return store.read_json(ADDRESSES_NAME) or {}
-
-
-def drop_addresses(store: OutputStore, ids: Collection[str]) -> None:
-    """Forget the addresses that recordings had before."""
-    known = earlier_addresses(store)
-    left = {each: uris for each, uris in known.items() if each not in ids}
-    if left != known:
-        store.write_json(ADDRESSES_NAME, left)
 
 
 def rewrite_commits(
@@ -268,26 +176,21 @@ def _any_of(rows: pa.Table, ids: pa.Array) -> bool:
     )
 
 
-def _rewrite_notes(store: OutputStore, name: str, changes: Changes) -> None:
+def _remove_notes(store: OutputStore, name: str, ids: pa.Array) -> None:
     batches = list(store.batches(name))
     if batches:
         rows = pa.Table.from_batches(batches)
-        if _any_of(rows, changes.ids):
-            store.write_table(name, changes.apply(rows))
+        if _any_of(rows, ids):
+            store.write_table(name, _without(ids, rows))
 
 
-def rewrite_corrections(store: OutputStore, changes: Changes) -> None:
-    """Let what people saved of recordings follow them, or go with them."""
+def remove_corrections(store: OutputStore, recording_ids: Collection[str]) -> None:
+    """Remove what people saved of recordings."""
     for name in list(store.all_names(CORRECTIONS_FOLDER)):
-        old = name.split("/")[1]
-        if old not in changes.to:
-            continue
-        uri = changes.to[old]
-        if uri is not None:
-            move_correction(store, name, recording_id(uri))
-        else:
+        recording = name.split("/")[1]
+        if recording in recording_ids:
             store.remove(name)
-        filesystem.remove_folder(store.address(f"{CORRECTIONS_FOLDER}/{old}"))
+            filesystem.remove_folder(store.address(f"{CORRECTIONS_FOLDER}/{recording}"))
 
 
 def rewrite_said_speakers(store: OutputStore, speakers: Collection[tuple[str, str]]) -> None:
@@ -308,8 +211,9 @@ def named_numbers(store: OutputStore) -> dict[str, int]:
     if store.exists(NAMES_NAME):
         data = filesystem.read_bytes(store.address(NAMES_NAME), store.options)
         lines, at, who = _named_lines(data)
-        said += [(recording_id(line[at]), line[who].strip())
-                 for line in lines[1:] if len(line) > max(at, who)]  # fmt: skip
+        lines = [line for line in lines[1:] if len(line) > max(at, who)]
+        ids = Identities.read(store).ids_of([line[at] for line in lines])
+        said += zip(ids, (line[who].strip() for line in lines), strict=True)
     highest: dict[str, int] = {}
     for own, label in said:
         if SPEAKER_LABEL.fullmatch(label):
@@ -324,6 +228,26 @@ def _named_lines(data: bytes) -> tuple[list[list[str]], int, int]:
     if not lines or not {"uri", "speaker"} <= {*lines[0]}:
         return [], 0, 0  # not a file that names anybody
     return lines, lines[0].index("uri"), lines[0].index("speaker")
+
+
+def remove_names(store: OutputStore, is_gone: Callable[[str, str], bool]) -> None:
+    """Remove those rows of the file of speakers' names that are gone: by ID and speaker."""
+    identities = Identities.read(store)
+
+    def kept(uri: str, speaker: str) -> str | None:
+        return None if is_gone(identities.id_of(uri), speaker) else uri
+
+    rewrite_names(store, kept)
+
+
+def write_identities(store: OutputStore, identities: Identities) -> None:
+    """Write what has changed of the recordings of addresses, before rows are committed by it."""
+    newcomers = identities.newcomers
+    if newcomers:
+        # Names stay with whom they were given to. Later, nothing would tell whose an address was.
+        addresses = identities.addresses_of(newcomers.values())
+        rewrite_names(store, lambda uri, _: addresses.get(newcomers.get(public(uri), ""), uri))
+    identities.write(store)
 
 
 def rewrite_names(store: OutputStore, change: Callable[[str, str], str | None]) -> None:

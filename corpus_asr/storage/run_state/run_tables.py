@@ -9,7 +9,8 @@ Commits whose object of segments is gone are left out: what they transcribed is 
 
 Relations, for `RunTables.sql`:
 
-- `outcomes`: all committed rows, with `id` (their order), `object` and `row` (their place);
+- `outcomes`: all committed rows, with `id` (their order), `object` and `row` (their place); `uri`
+  and `etag` are those of the recording's present address;
 - `objects`: the objects of outcomes, with `pending` and `gone`;
 - `versions`: of recordings, with `rank` and whether they are `listed` and `fresh` (the listed one);
 - `redo`: REDO rows, and `generations`: the newest generation of the recordings that have any;
@@ -43,6 +44,7 @@ from corpus_asr.failure_kinds import Origin, failure_kind
 from corpus_asr.schemas import FILES, OUTCOMES, RECORDINGS
 from corpus_asr.scratch import scratch_folder
 from corpus_asr.storage.parquet import BATCH_ROWS, conform
+from corpus_asr.storage.run_state.identities import Identities
 from corpus_asr.storage.run_state.tables import (
     ALL_PART_ROWS_FOLDERS,
     PENDING,
@@ -65,7 +67,7 @@ REMAINING = FILES.append(_DONE_PARTS).append(_REASON)
 # What tells which rows count; what else there is of a part, but what is large and seldom asked for.
 VERSION_COLUMNS = (
     "run_id", "recording_id", "size_bytes", "etag", "part", "last_part", "status", "error_kind",
-    "retryable", "segments_written", "segments_object",
+    "retryable", "segments_written", "segments_object", "content_digest",
 )  # fmt: skip
 _LARGE = (
     "fingerprint", "voice_spans", "voices", "overlap_spans", "text_lengths", "text_spans",
@@ -350,6 +352,8 @@ class RunTables:
             listing: FILES batches of what there is now.
             elsewhere: what other sources list (`source_listings.other_listings`).
         """
+        self.identities = Identities()
+        """Of the folder: rows of `outcomes` have the addresses and versions that it names."""
         self._uri = "nothing" if store is None else redact_uri(store.uri)
         self._schema = projected(OUTCOMES, columns)
         self._scratch = ExitStack()
@@ -417,6 +421,8 @@ class RunTables:
                 put("outcomes", pa.Table.from_batches(waiting))
                 put, waiting, num_waiting = self._insert, [], 0
         put("outcomes", pa.Table.from_batches(waiting, placed))
+        if store is not None:
+            self._place(Identities.read(store))
         gone = set() if store is None else _gone(store, promised)
         for name in sorted(gone):
             logger.warning("segments are gone: outcomes=%s", name)
@@ -461,19 +467,22 @@ class RunTables:
         self._count()
         return self.redo()
 
-    def move(self, to: pa.Table) -> None:
-        """Count the rows of recordings as those of others: columns `recording_id` and `now`.
-
-        Those of its `content_digest` get the version `etag`.
-        """
-        same = "outcomes.content_digest = arriving.content_digest"
-        etag = f", etag = if({same}, coalesce(arriving.etag, outcomes.etag), outcomes.etag)"
-        for table, version in (("outcomes", etag), ("redo", "")):
-            self.execute(
-                f"update {table} set recording_id = arriving.now{version} from arriving "
-                f"where {table}.recording_id = arriving.recording_id", to,
-            )  # fmt: skip
+    def place(self, identities: Identities) -> None:
+        """Let rows of recordings that moved have their present addresses, and versions there."""
+        self._place(identities)
         self._count()
+
+    def _place(self, identities: Identities) -> None:
+        self.identities = identities
+        present = identities.present()
+        if present.num_rows:
+            same = "outcomes.content_digest = arriving.content_digest"
+            uri = "uri = arriving.uri, " if "uri" in self._schema.names else ""
+            self.execute(
+                f"update outcomes set {uri}"
+                f"etag = if({same}, coalesce(arriving.etag, outcomes.etag), outcomes.etag) "
+                "from arriving where outcomes.recording_id = arriving.recording_id", present,
+            )  # fmt: skip
 
     def list_also(self, files: pa.RecordBatch | pa.Table) -> None:
         """Add FILES rows to `listed`, which has no bearing on what counts."""
@@ -612,6 +621,11 @@ class RunTables:
             "where elsewhere) using (recording_id)"
         )
         return {plan for (plan,) in self.rows(query)}
+
+    def committed_ids(self) -> pa.Array:
+        """Return the recordings of which something is committed."""
+        ids = self.table("select distinct recording_id from known")["recording_id"]
+        return ids.combine_chunks()
 
     @property
     def num_versions(self) -> int:

@@ -239,6 +239,9 @@ TAKEN_OVER_NAME: Final = "_run/taken_over.json"
 were under way, do not count."""
 TABLES_NAME: Final = "_run/tables.json"
 """Tables that the last finish left: listings that lag behind do not show them to the next run."""
+IDENTITIES_NAME: Final = "_run/identities.parquet"
+"""Addresses of recordings that moved (`identities`)."""
+PLANS_FOLDER: Final = "_run/plan"
 TABLES_OF_RUNS = (
     *COMMIT_FOLDERS, RECORDINGS_FOLDER, SPEAKERS_FOLDER, VOICES_FOLDER, DUPLICATES_FOLDER,
     HOOKS_FOLDER,
@@ -310,7 +313,8 @@ class OutputStore:
 
     def note_tables(self) -> None:
         """Tell later runs which tables there are."""
-        self.write_json(TABLES_NAME, self._tables())
+        names = self._tables()
+        self.write_json(TABLES_NAME, [*names, *filter(self.exists, [IDENTITIES_NAME])])
 
     def _tables(self) -> list[str]:
         return [name for folder in TABLES_OF_RUNS for name in self.names(folder)]

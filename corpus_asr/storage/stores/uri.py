@@ -212,6 +212,6 @@ def without_named_secrets(text: str) -> str:
 
 
 def recording_id(uri: str) -> str:
-    """Return the stable 16-digit name of a recording, from its address in normal form."""
+    """Return the 16-digit name of a recording that was first seen at an address in normal form."""
     identity = public(uri).encode("utf-8", "surrogatepass")
     return hashlib.blake2b(identity, digest_size=8).hexdigest()

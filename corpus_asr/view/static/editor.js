@@ -2,7 +2,7 @@
 // object of its own beside the run, that replaces some segments by others. What somebody else has
 // saved meanwhile is shown next to it, and nothing of theirs is lost.
 
-import { clock, element, link, parametersOf, send } from "./page.js";
+import { clock, element, parametersOf, send } from "./page.js";
 
 const NAME_KEY = "corpus-asr-name";
 const SHORTEST_S = 0.05;
@@ -252,8 +252,7 @@ export class Editor {
       this.focus(this.find(answer.segments[0]?.key));
     } catch (error) {
       // In another window: what was written here stays.
-      const there = error.movedTo ? element("a", { href: link(error.movedTo, { at: own.told.start_s }), target: "_blank", rel: "noopener" }, "Open it there") : "";
-      own.problem.replaceChildren(error.message, " ", there);
+      own.problem.replaceChildren(error.message);
       own.problem.hidden = false;
       if (error.segments) this.versions(own, error.segments, action, values);
       bringIntoView(own.form);

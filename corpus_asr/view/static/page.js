@@ -38,7 +38,6 @@ async function answered(path, options) {
   error.status = response.status;
   error.seen = answer.seen;
   error.segments = answer.segments;
-  error.movedTo = answer.moved_to;
   throw error;
 }
 

@@ -1,0 +1,252 @@
+"""Which recording an address is of: one keeps the ID of the address where it was first seen.
+
+In come listed files, and recordings that moved; out come the IDs of files, and present addresses.
+Held are the addresses of recordings that moved, and of files that came to an address which another
+recording left; any other address is of the recording that its hash names. So a move changes no row.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final, Self
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from corpus_asr.errors import CorpusAsrError, FetchError
+from corpus_asr.failure_kinds import NOT_FOUND
+from corpus_asr.storage.run_state.tables import (
+    IDENTITIES_NAME,
+    PLANS_FOLDER,
+    RECORDINGS_FOLDER,
+    TABLES_NAME,
+    OutputStore,
+    without_credentials,
+)
+from corpus_asr.storage.stores import filesystem
+from corpus_asr.storage.stores.uri import public, recording_id, redact_uri
+
+IDENTITIES: Final = pa.schema(
+    [
+        ("uri", pa.string()),
+        ("recording_id", pa.string()),
+        ("is_present", pa.bool_()),
+        ("content_digest", pa.string()),
+        ("etag", pa.string()),
+    ]
+)
+"""Each address once, with the recording that came to it last, and whether that is still there.
+Where it is, outcomes of the content count as those of the version `etag`."""
+_PAIR = ("recording_id", "uri")
+
+logger = logging.getLogger(__name__)
+
+
+class Identities:
+    """The recordings of addresses in an output folder."""
+
+    def __init__(self, rows: pa.Table | None = None, *, is_changed: bool = False) -> None:
+        """Hold IDENTITIES rows; `is_changed` tells whether they are to be written."""
+        self.rows = IDENTITIES.empty_table() if rows is None else rows.combine_chunks()
+        self.is_changed = is_changed
+        self.newcomers: dict[str, str] = {}
+        """IDs of recordings that were at an address, where another file has come to it now."""
+        self._new_ids: dict[str, str] = {}
+
+    @classmethod
+    def read(cls, store: OutputStore) -> Self:
+        """Return those of an output folder; made again of its tables where they are unreadable."""
+        if not store.exists(IDENTITIES_NAME):
+            return cls()
+        try:
+            batches = list(store.batches(IDENTITIES_NAME))
+            return cls(pa.Table.from_batches(batches, IDENTITIES))
+        except FetchError:
+            raise
+        except (CorpusAsrError, pa.ArrowException) as error:
+            return cls._made_again(store, f"no readable table ({error})")
+
+    def checked(self, store: OutputStore, committed_ids: Callable[[], pa.Array]) -> Self:
+        """Return those that an output folder has; made again if lost or of another folder.
+
+        `committed_ids` returns the IDs of which something is committed.
+        """
+        if self.is_changed:
+            return self
+        if not self.rows.num_rows:
+            is_noted = IDENTITIES_NAME in (store.read_json(TABLES_NAME) or ())
+            is_lost = is_noted and not store.exists(IDENTITIES_NAME)
+            return self._made_again(store, "no such object") if is_lost else self
+        rows, ids = self.rows, committed_ids()
+        unknown = rows.filter(pc.invert(pc.is_in(rows["recording_id"], value_set=ids)))
+        hashes = pa.array(map(recording_id, unknown["uri"].to_pylist()), pa.string())
+        hashes = hashes.filter(pc.invert(pc.is_in(hashes, value_set=rows["recording_id"])))
+        if pc.any(pc.is_in(hashes, value_set=ids)).as_py():
+            # What nothing is committed of took the address of what never moved.
+            return self._made_again(store, "recordings of another folder")
+        return self
+
+    @classmethod
+    def _made_again(cls, store: OutputStore, reason: str) -> Self:
+        """Return what the tables of recordings and the listings say, the newest last."""
+        present: dict[str, str] = {}
+        listings = [name for name in store.names(PLANS_FOLDER) if "/listing/" in name]
+        for name in (*store.names(RECORDINGS_FOLDER), *listings):
+            for batch in store.batches(name, columns=list(_PAIR)):
+                columns = (batch.column(column).to_pylist() for column in _PAIR)
+                present |= {name: public(uri) for name, uri in zip(*columns, strict=True)}
+        moved = {uri: name for name, uri in present.items() if recording_id(uri) != name}
+        logger.warning(
+            "identities made again: name=%s found=%s recordings=%d",
+            redact_uri(store.address(IDENTITIES_NAME)), reason, len(moved),
+        )  # fmt: skip
+        rows = _rows(moved, moved.values(), is_present=True)
+        return cls(rows, is_changed=True)
+
+    def write(self, store: OutputStore) -> None:
+        """Replace those of an output folder, if they have changed."""
+        if self.is_changed:
+            store.write_table(IDENTITIES_NAME, self.rows)
+        self.is_changed = False
+
+    def name_files(
+        self, files: pa.Table, is_forgotten: Callable[[str], bool] | None = None
+    ) -> pa.Table:
+        """Return FILES rows with the IDs of their recordings.
+
+        Who comes to an address that another recording left gets an ID that nobody had, also where
+        `is_forgotten` says that the recording of an ID was erased.
+        """
+        if not self.rows.num_rows and is_forgotten is None:
+            return files
+        uris, hashes = _public_uris(files), files["recording_id"].combine_chunks()
+        places = pc.index_in(uris, value_set=self.rows["uri"])
+        stays = self.rows["is_present"].take(places)
+        present = pc.if_else(stays, self.rows["recording_id"].take(places), hashes)
+        ids = pc.coalesce(present, hashes).combine_chunks()
+        is_taken = pc.is_in(hashes, value_set=self.rows["recording_id"])
+        comes_late = pc.if_else(pc.is_valid(places), pc.invert(stays), is_taken).to_pylist()
+        if is_forgotten is not None:
+            late = zip(comes_late, hashes.to_pylist(), places.to_pylist(), strict=True)
+            comes_late = [
+                is_late or (place is None and is_forgotten(name)) for is_late, name, place in late
+            ]
+        if any(comes_late):
+            taken = set(self.rows["recording_id"].to_pylist())
+            new_ids = ids.to_pylist()
+            for place in (place for place, is_late in enumerate(comes_late) if is_late):
+                new_id, number = hashes[place].as_py(), 0
+                while new_id in taken or (is_forgotten is not None and is_forgotten(new_id)):
+                    number += 1
+                    new_id = recording_id(f"{hashes[place].as_py()}/{number}")
+                taken.add(new_id)
+                self._new_ids[uris[place].as_py()] = new_ids[place] = new_id
+            ids = pa.array(new_ids, pa.string())
+        return _with_column(files, "recording_id", ids)
+
+    def keep(self, files: pa.Table) -> None:
+        """Remember the IDs that `name_files` gave to those who came late, of files that stay."""
+        if not self._new_ids:
+            return
+        uris = [uri for uri in _public_uris(files).to_pylist() if uri in self._new_ids]
+        self.newcomers |= dict(zip(uris, self.ids_of(uris), strict=True))
+        if uris:
+            self._put(_rows(uris, map(self._new_ids.get, uris), is_present=True))
+        self._new_ids.clear()
+
+    def move(self, moves: Mapping[str, tuple[str, str, str | None, str | None]]) -> None:
+        """Let recordings, by ID, be at other addresses: old and new, content digest and version."""
+        ids = pa.array(moves, pa.string())
+        rows = self.rows
+        is_moved = pc.is_in(rows["recording_id"], value_set=ids)
+        leaving = rows.filter(pc.and_(is_moved, rows["is_present"]))
+        names = leaving["recording_id"].to_pylist()
+        digests = dict(zip(names, leaving["content_digest"].to_pylist(), strict=True))
+        stays = pc.and_(rows["is_present"], pc.invert(is_moved))
+        self.rows = _with_column(rows, "is_present", stays)
+        old_uris, uris, new_digests, etags = zip(*moves.values(), strict=True)
+        self._put(_rows(map(public, old_uris), moves, is_present=False))
+        new = _rows(map(public, uris), moves, is_present=True)
+        contents = (
+            digest or digests.get(name) for name, digest in zip(moves, new_digests, strict=True)
+        )
+        new = _with_column(new, "content_digest", pa.array(contents, pa.string()))
+        self._put(_with_column(new, "etag", pa.array(etags, pa.string())))
+
+    def _put(self, new: pa.Table) -> None:
+        kept = self.rows.filter(pc.invert(pc.is_in(self.rows["uri"], value_set=new["uri"])))
+        self.rows, self.is_changed = pa.concat_tables([kept, new]).combine_chunks(), True
+
+    def ids_of(self, uris: Sequence[str]) -> list[str]:
+        """Return the ID of the recording that is or was last at each address."""
+        hashes = [recording_id(uri) for uri in uris]
+        if not self.rows.num_rows:
+            return hashes
+        places = pc.index_in(pa.array(map(public, uris), pa.string()), value_set=self.rows["uri"])
+        ids: list[str] = pc.coalesce(
+            self.rows["recording_id"].take(places), pa.array(hashes, pa.string())
+        ).to_pylist()
+        return ids
+
+    def id_of(self, uri: str) -> str:
+        """Return the ID of the recording that is or was last at an address."""
+        place = pc.index(self.rows["uri"], public(uri)).as_py()  # of few this is faster
+        return recording_id(uri) if place < 0 else str(self.rows["recording_id"][place])
+
+    def pairs(self) -> Iterator[tuple[str, str]]:
+        """Return ID and address of recordings that moved, for each address that they had."""
+        return zip(*(self.rows[name].to_pylist() for name in _PAIR), strict=True)
+
+    def present(self, ids: pa.Array | pa.ChunkedArray | None = None) -> pa.Table:
+        """Return the rows of present addresses, of these recordings or all."""
+        rows = self.rows.filter(self.rows["is_present"])
+        if ids is None or not rows.num_rows:
+            return rows
+        return rows.filter(pc.is_in(rows["recording_id"], value_set=pc.unique(ids)))
+
+    def addresses_of(self, ids: Iterable[str]) -> dict[str, str]:
+        """Return the present addresses of those recordings that are not where they were first."""
+        rows = self.present(pa.array(ids, pa.string()))
+        return dict(zip(*(rows[name].to_pylist() for name in _PAIR), strict=True))
+
+    def at_present(self, rows: pa.Table) -> pa.Table:
+        """Return rows with the present addresses of their recordings in place of their `uri`."""
+        moved = self.present(rows["recording_id"]) if self.rows.num_rows else self.rows
+        if not moved.num_rows:
+            return rows
+        places = pc.index_in(rows["recording_id"], value_set=moved["recording_id"])
+        return _with_column(rows, "uri", pc.coalesce(moved["uri"].take(places), rows["uri"]))
+
+
+def version_of_identities(store: OutputStore) -> str | None:
+    """Return what changes with those of an output folder; None where no recording moved."""
+    try:
+        return filesystem.describe(store.address(IDENTITIES_NAME), store.options).etag
+    except FetchError as error:
+        if error.kind == NOT_FOUND:
+            return None
+        raise
+
+
+def forget_addresses(store: OutputStore, ids: Iterable[str]) -> None:
+    """Remove the addresses of recordings from those that an output folder holds."""
+    rows = Identities.read(store).rows
+    is_gone = pc.is_in(rows["recording_id"], value_set=pa.array(ids, pa.string()))
+    if pc.any(is_gone).as_py():
+        Identities(rows.filter(pc.invert(is_gone)), is_changed=True).write(store)
+
+
+def _public_uris(files: pa.Table) -> pa.Array:
+    return without_credentials(files.select(["uri"]))["uri"].combine_chunks()
+
+
+def _with_column(rows: pa.Table, name: str, values: pa.Array | pa.ChunkedArray) -> pa.Table:
+    place = rows.schema.get_field_index(name)
+    return rows.set_column(place, rows.schema.field(place), values)
+
+
+def _rows(uris: Iterable[str], ids: Iterable[Any], *, is_present: bool) -> pa.Table:
+    columns: list[pa.Array] = [pa.array(uris, pa.string()), pa.array(ids, pa.string())]
+    number = len(columns[0])
+    columns.append(pa.repeat(pa.scalar(is_present), number))
+    columns += [pa.nulls(number, pa.string())] * 2
+    return pa.table(columns, schema=IDENTITIES)
