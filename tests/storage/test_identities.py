@@ -115,7 +115,11 @@ def test_with_other_settings_from_the_start_recordings_keep_their_ids(tmp_path: 
     run_over(job)
     options = RunOptions(new_run=True)
     plan = make_plan(job.config, job.store, model_revision="f" * 16, options=options)
-    [listed] = [batch for name in plan.listing_names for batch in job.store.batches(name)]
+    [listed] = [
+        batch
+        for name in job.store.names(f"{plan.name}/listing")
+        for batch in job.store.batches(name)
+    ]
     assert listed["recording_id"].to_pylist() == [first_id(job, "a.wav")]
 
 

@@ -185,8 +185,6 @@ class Plan:
     """Those that moved since the last run."""
     identities: Identities = field(default_factory=Identities, repr=False, compare=False)
     """Of its recordings, to be written before anything is done."""
-    listing_names: list[str] = field(default_factory=list, repr=False, compare=False)
-    """The objects of its listing; known, as are those of its packs."""
 
     @property
     def pack_names(self) -> list[str]:
@@ -398,8 +396,7 @@ def _plan_of(name: str) -> str:
 def _list_source(plan: Plan, store: OutputStore, shards: Iterable[pa.Table]) -> Iterator[pa.Table]:
     """Yield what a source names, as it is written down."""
     for shard, files in enumerate(shards):
-        plan.listing_names.append(f"{plan.name}/listing/{shard:05d}{SUFFIX}")
-        store.private().write_table(plan.listing_names[-1], files)
+        store.private().write_table(f"{plan.name}/listing/{shard:05d}{SUFFIX}", files)
         plan.num_files += files.num_rows
         plan.num_bytes += pc.sum(files["size_bytes"]).as_py() or 0
         plan.num_unknown_sizes += files["size_bytes"].null_count
@@ -408,7 +405,7 @@ def _list_source(plan: Plan, store: OutputStore, shards: Iterable[pa.Table]) -> 
 
 def _listed_again(plan: Plan, store: OutputStore) -> Iterator[pa.Table]:
     """Yield the listing, once it is known what moved."""
-    for name in plan.listing_names:
+    for name in store.names(f"{plan.name}/listing"):
         files = plan.identities.name_files(store.read_table(name, FILES).combine_chunks())
         store.private().write_table(name, files)
         yield files
