@@ -65,7 +65,7 @@ class Identities:
         except (CorpusAsrError, pa.ArrowException) as error:
             return cls._made_again(store, f"no readable table ({error})")
 
-    def checked(self, store: OutputStore, committed_ids: Callable[[], pa.Array]) -> Self:
+    def checked(self, store: OutputStore, committed_ids: Callable[[], pa.ChunkedArray]) -> Self:
         """Return those that an output folder has; made again if lost or of another folder.
 
         `committed_ids` returns the IDs of which something is committed.

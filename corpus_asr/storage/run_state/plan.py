@@ -292,7 +292,8 @@ def make_plan(
                 plan.redo = tables.do_again(asked)
         scratch = str(folder / "remaining.parquet")
         identities = Identities.read(store) if committed is None else tables.identities
-        plan.identities = identities.checked(store, tables.committed_ids)
+        committed_ids = "select distinct recording_id from known"
+        plan.identities = identities.checked(store, lambda: tables.table(committed_ids)[0])
         if plan.identities.is_changed:
             tables.place(plan.identities)
         shards = _list_source(plan, target, _shards(plan, store, config, tables))

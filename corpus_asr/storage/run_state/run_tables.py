@@ -352,8 +352,6 @@ class RunTables:
             listing: FILES batches of what there is now.
             elsewhere: what other sources list (`source_listings.other_listings`).
         """
-        self.identities = Identities()
-        """Of the folder: rows of `outcomes` have the addresses and versions that it names."""
         self._uri = "nothing" if store is None else redact_uri(store.uri)
         self._schema = projected(OUTCOMES, columns)
         self._scratch = ExitStack()
@@ -421,8 +419,6 @@ class RunTables:
                 put("outcomes", pa.Table.from_batches(waiting))
                 put, waiting, num_waiting = self._insert, [], 0
         put("outcomes", pa.Table.from_batches(waiting, placed))
-        if store is not None:
-            self._place(Identities.read(store))
         gone = set() if store is None else _gone(store, promised)
         for name in sorted(gone):
             logger.warning("segments are gone: outcomes=%s", name)
@@ -444,7 +440,7 @@ class RunTables:
         ]  # fmt: skip
         self._insert("origins", pa.Table.from_pylist(origins))
         self.add("redo", REDO.empty_table() if store is None else read_redo(store))
-        self._count()
+        self.place(Identities() if store is None else Identities.read(store))
         if set(PART_COLUMNS) <= set(schema.names):
             # In slices: what groups have of text and lists stays in memory until all are made.
             slices = 1 + sum(counts.values()) // _PARTS_AT_ONCE
@@ -469,10 +465,6 @@ class RunTables:
 
     def place(self, identities: Identities) -> None:
         """Let rows of recordings that moved have their present addresses, and versions there."""
-        self._place(identities)
-        self._count()
-
-    def _place(self, identities: Identities) -> None:
         self.identities = identities
         present = identities.present()
         if present.num_rows:
@@ -483,6 +475,7 @@ class RunTables:
                 f"etag = if({same}, coalesce(arriving.etag, outcomes.etag), outcomes.etag) "
                 "from arriving where outcomes.recording_id = arriving.recording_id", present,
             )  # fmt: skip
+        self._count()
 
     def list_also(self, files: pa.RecordBatch | pa.Table) -> None:
         """Add FILES rows to `listed`, which has no bearing on what counts."""
@@ -621,11 +614,6 @@ class RunTables:
             "where elsewhere) using (recording_id)"
         )
         return {plan for (plan,) in self.rows(query)}
-
-    def committed_ids(self) -> pa.Array:
-        """Return the recordings of which something is committed."""
-        ids = self.table("select distinct recording_id from known")["recording_id"]
-        return ids.combine_chunks()
 
     @property
     def num_versions(self) -> int:
