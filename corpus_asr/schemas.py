@@ -108,11 +108,11 @@ _FINGERPRINT = _field(
     "fingerprint",
     pa.binary(),
     "acoustic fingerprint of the part, 8 words a second of 4 bytes in little-endian order; null "
-    "without extract.fingerprint",
+    "without `fingerprint` in `extract.measures`",
 )
 _SOUND = (
     _field("level_dbfs", pa.float32(), "mean level of the sound, in dB of full scale; null where "
-           "it was not measured (`extract.sound_quality`)", unit="decibel"),
+           "it was not measured (`sound` in `extract.measures`)", unit="decibel"),
     _field("snr_db", pa.float32(), "what is louder than the noise around it, compared with that "
            "noise, the quietest tenth of about 20 s", unit="decibel"),
     _field("bandwidth_hz", pa.float32(), "upper end of the highest band that it uses: 4,000 of "
@@ -121,6 +121,15 @@ _SOUND = (
 )  # fmt: skip
 
 SOUND_COLUMNS = tuple(field.name for field in _SOUND)
+_MEASURES = "values of measures of your own (`extract.measures`), a JSON object of columns by name"
+_MEASURED = pa.struct(
+    [
+        pa.field("name", pa.string()),
+        pa.field("reference", pa.string()),
+        pa.field("values", pa.binary()),
+        pa.field("error", pa.string()),
+    ]
+)
 
 _FURTHER_KIND = pa.struct(
     [
@@ -154,10 +163,8 @@ PARTS = _schema(
     _field("language_window_start_s", pa.float64(), "start of the first language window",
            unit="second"),
     _field("decode_s", pa.float64(), "time spent extracting this part", unit="second"),
-    _field("sound", pa.list_(pa.float16()), "level, noise, bands and share clipped of each half "
-           "second, flattened; null where it was not measured"),
-    *_VOICES,
-    _FINGERPRINT,
+    _field("measured", pa.list_(_MEASURED), "measures of the part: name, package.module:Class, "
+           "and values as an .npy file, or why there are none"),
 )  # fmt: skip
 
 _START = _field("start_s", pa.float64(), "start, from the start of the recording", unit="second")
@@ -200,6 +207,7 @@ SEGMENT_FIELDS = (
     ),
     _field("words", _WORDS, "words with times; null without `decoding.word_timestamps`"),
     *_SOUND,
+    _field("measures", pa.string(), f"{_MEASURES}; null where there are none"),
 )
 
 _LABEL_NAME = _field("label", pa.string(), "a language code, or a class of the checkpoint")
@@ -267,6 +275,8 @@ _PART_RESULT = (
     *_SOUND,
     *_VOICES,
     _FINGERPRINT,
+    _field("measures", pa.string(), f"{_MEASURES}, of the part's speech; for a measure that "
+           "failed, also a packaged one, a column `error`; null where there are none"),
 )  # fmt: skip
 
 RESULTS = _schema(

@@ -7,6 +7,9 @@ another, encoded again or sent over a telephone keep most bits. 0 stands for sil
 that do not change, which are alike everywhere.
 """
 
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
 import numpy as np
 
 from corpus_asr.array_types import Float32, UInt32
@@ -66,3 +69,23 @@ def fingerprint(samples: Float32[np.ndarray, " sample"]) -> UInt32[np.ndarray, "
     silent = loud[max(_GAPS) :] < floor
     words[silent | (np.abs(changes).mean(axis=1) < _UNCHANGED)] = 0
     return words
+
+
+class Fingerprint:
+    """The measure `fingerprint`, of whole parts."""
+
+    name: ClassVar[str] = "fingerprint"
+    columns: ClassVar[Sequence[str]] = ("fingerprint",)
+
+    def measure(
+        self, samples: Float32[np.ndarray, " sample"], speech: object = None
+    ) -> UInt32[np.ndarray, " word"]:
+        """Return the words of a part."""
+        return fingerprint(samples)
+
+    @staticmethod
+    def over(
+        values: UInt32[np.ndarray, " word"], spans: object = (), *, start_s: float = 0.0
+    ) -> Mapping[str, bytes]:
+        """Return the words as bytes in little-endian order."""
+        return {"fingerprint": values.astype("<u4").tobytes()}

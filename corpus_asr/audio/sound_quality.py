@@ -5,7 +5,7 @@ segment or a part is worth follows from the blocks that it covers.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -34,22 +34,24 @@ _EVERY, _TOGETHER = 4, 64 * _BLOCK
 _WINDOW = np.hanning(_FRAME).astype(np.float32)
 _WINDOW /= np.sqrt(np.sum(_WINDOW**2) * _FRAME / 2)
 
-MEASURES = ("level_dbfs", "snr_db", "bandwidth_hz", "clipped_share")
 _KEPT = 4
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SoundBlocks:
-    """Power, noise, bandwidth and clipped samples of each block of a part."""
+class SoundQuality:
+    """The measure `sound`: power, noise, bandwidth and clipped samples of each block of a part."""
 
-    values: Float16[np.ndarray, "block kept"]
-    """Level and noise in dB of full scale, bands of 250 Hz used, share of samples clipped."""
+    name: ClassVar[str] = "sound"
+    columns: ClassVar[Sequence[str]] = ("level_dbfs", "snr_db", "bandwidth_hz", "clipped_share")
 
-    @classmethod
-    def of(cls, samples: Float32[np.ndarray, " sample"]) -> "SoundBlocks":
-        """Measure samples between -1 and 1; what is not a number counts as silence."""
+    def measure(
+        self, samples: Float32[np.ndarray, " sample"], speech: object = None
+    ) -> Float16[np.ndarray, "block kept"]:
+        """Return level and noise in dB of full scale, bands of 250 Hz used, and share clipped.
+
+        Samples are between -1 and 1; what is not a number counts as silence.
+        """
         if not len(samples):
-            return cls(values=np.empty((0, _KEPT), dtype=np.float16))
+            return np.empty((0, _KEPT), dtype=np.float16)
         if not np.isfinite(samples.sum()):
             samples = np.nan_to_num(samples, nan=0.0, posinf=0.0, neginf=0.0)
         if samples.max() > _MOST or samples.min() < -_MOST:
@@ -79,22 +81,23 @@ class SoundBlocks:
         values[:, 2] = _bands_used(bands)
         values[:, 3] = np.minimum(clipped / (_BLOCK * share), 1.0)
         values[values[:, 0] <= _FLOOR_DBFS, 3] = 0.0
-        return cls(values=values)
+        return values
 
-    @classmethod
-    def flattened(cls, values: Sequence[float]) -> "SoundBlocks":
-        """Take up what `values` were flattened to."""
-        return cls(values=np.asarray(values, dtype=np.float16).reshape(-1, _KEPT))
-
-    def over(self, spans: Iterable[tuple[float, float]]) -> dict[str, float | None]:
-        """Return the `MEASURES` of spans in seconds from the part's start; None without any.
+    @staticmethod
+    def over(
+        values: Float16[np.ndarray, "block kept"],
+        spans: Iterable[tuple[float, float]],
+        *,
+        start_s: float = 0.0,
+    ) -> dict[str, float | None]:
+        """Return the columns of spans in seconds from the part's start; None without any.
 
         `snr_db` compares what is louder than the noise with the noise: -20 dB and less is -20 dB.
         """
-        weights = _seconds_in(spans, np.arange(len(self.values)) * BLOCK_S, BLOCK_S)
+        level, noise, bands, clipped = values.astype(np.float64).T
+        weights = _seconds_in(spans, np.arange(len(values)) * BLOCK_S, BLOCK_S)
         if not weights.any():
-            return dict.fromkeys(MEASURES)
-        level, noise, bands, clipped = self.values.astype(np.float64).T
+            return dict.fromkeys(SoundQuality.columns)
         mean = np.average(10 ** (level / 10), weights=weights)
         quiet = np.average(10 ** (noise / 10), weights=weights)
         return {

@@ -4,15 +4,18 @@ import math
 import re
 import reprlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from corpus_asr.config.decoding import ALL_TRACKS, AUTO_TRACK, AudioSettings
-from corpus_asr.config.settings import Auto, DecodingSection, Settings, keys_from
+from corpus_asr.config.settings import Auto, DecodingSection, Settings, Texts, keys_from
 from corpus_asr.languages import LANGUAGES, code_of
 
 _CODE = re.compile(r"[A-Za-z]{2,3}")
+MEASURES: Final = ("sound", "fingerprint")
+"""Packaged measures that are asked for by name; those of voices follow from `speakers`."""
+_REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 if TYPE_CHECKING:
@@ -28,9 +31,11 @@ else:
 class ExtractSettings(_AudioKeys, Settings):  # type: ignore[misc]  # both are frozen
     """Decoding, speech detection and feature extraction, on CPUs."""
 
-    sound_quality: bool = True
-    """Measure level, noise, bandwidth and clipping of each segment; false leaves these columns
-    null."""
+    measures: Texts = ("sound",)
+    """What is measured of each part: `sound`, columns of level, noise, bandwidth and clipping of
+    each segment; `fingerprint`, by which recordings are compared: a table `duplicates/` of audio
+    that several have, such as repeats, trailers and jingles; and classes of yours, as
+    package.module:Class, whose values are in the column `measures`."""
     pack_mb: float = Field(default=64.0, gt=0)
     """Size in MiB up to which short files share a task."""
     workers: PositiveInt | Auto = "auto"
@@ -46,9 +51,6 @@ class ExtractSettings(_AudioKeys, Settings):  # type: ignore[misc]  # both are f
     max_duration_h: float = Field(default=48.0, gt=0)
     """Maximum duration in hours; the rest of a longer recording fails. Guards against decompression
     bombs."""
-    fingerprint: bool = False
-    """Compute acoustic fingerprints and compare recordings by them: a table `duplicates/` of audio
-    that several have, such as repeats, trailers and jingles."""
 
     @field_validator("track")
     @classmethod
@@ -63,6 +65,19 @@ class ExtractSettings(_AudioKeys, Settings):  # type: ignore[misc]  # both are f
                 "or name, such as de, deu or German; correct it"
             )
         return code.lower()
+
+    @field_validator("measures")
+    @classmethod
+    def _are_measures(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            if name not in MEASURES and not _REFERENCE.fullmatch(name):
+                raise ValueError(
+                    f"found {name!r}, expected {', '.join(MEASURES)} or package.module:Class; "
+                    "correct it"
+                )
+        if len(set(value)) < len(value):
+            raise ValueError(f"found {', '.join(value)}, expected each once; correct it")
+        return value
 
     @model_validator(mode="after")
     def _one_kind_apart(self) -> Self:

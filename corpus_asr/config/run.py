@@ -506,7 +506,7 @@ class SelectionSettings(Settings):
     """Maximum number of segments of the run with the same text; null: any."""
     max_duplicate_fraction: Share | None = None
     """Maximum fraction of the segment that is audio of an earlier recording, by fingerprints; null:
-    any. Needs a run with `extract.fingerprint`."""
+    any. Needs a run with `fingerprint` in `extract.measures`."""
     corrections: bool = True
     """Use corrections made in `corpus-asr view` in place of the model's text; rules on the model's
     scores do not apply to these segments."""

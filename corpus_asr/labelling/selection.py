@@ -371,8 +371,8 @@ def open_sources(store: OutputStore, settings: SelectionSettings) -> Iterator[So
         if settings.max_duplicate_fraction is not None and copies is None:
             raise ConfigError(
                 f"dropping copies of earlier recordings in {redact_uri(store.uri)}: found no table "
-                "of duplicates, expected one; transcribe with extract.fingerprint: true, or set "
-                "selection.max_duplicate_fraction to null"
+                "of duplicates, expected one; transcribe with fingerprint in extract.measures, or "
+                "set selection.max_duplicate_fraction to null"
             )
         yield Sources(
             store=store,

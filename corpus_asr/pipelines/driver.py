@@ -44,6 +44,7 @@ from corpus_asr.runtime.resources import (
     this_machine,
 )
 from corpus_asr.runtime.terminal import Stream, line_writer
+from corpus_asr.stages.measures import check_measures
 from corpus_asr.stages.transcribe import load_engine
 from corpus_asr.storage.run_state.duplicates import find_duplicates
 from corpus_asr.storage.run_state.finish import OutcomeCounts, finish
@@ -134,17 +135,14 @@ def prepare(config: RunConfig) -> Checkpoint:
     for hook in config.hooks:
         check_function(hook)
     if config.pipeline == CLASSIFY_AUDIO:
+        check_measures(config.extract, config.speakers)
         checkpoint = fetch_checkpoints(config)
         check_classifies(checkpoint, config.classification)
         return checkpoint
     # What is refused is refused before gigabytes of weights are fetched.
     small = Checkpoint.of(config.model)
     check_transcribes(small, config.decoding.settings())
-    if config.speakers.wanted:
-        # For the same reason.
-        from corpus_asr.speakers.embeddings import SpeakerEmbedder
-
-        SpeakerEmbedder(config.speakers.model, config.speakers.segmentation)
+    check_measures(config.extract, config.speakers)
     return fetch_checkpoints(config)
 
 
@@ -452,7 +450,7 @@ class CorpusRun:
         if self.config.speakers.wanted:
             find_speakers_of_run(self.store, self.config.speakers, self._spread)
         # What is there follows its recordings, also where no new fingerprints are made.
-        if self.config.extract.fingerprint or self.store.names(DUPLICATES_FOLDER):
+        if "fingerprint" in self.config.extract.measures or self.store.names(DUPLICATES_FOLDER):
             find_duplicates(self.store)
         stop_at = self.options.stop_at
         ends_at_s = None if stop_at is None else time.time() + stop_at - time.monotonic()

@@ -72,11 +72,10 @@ def run(
     return summary
 
 
-# Settings of rules, and what `extract` has to measure for them.
+# Settings of rules, and the measures that they need.
 _MEASURED_BY = {
-    "min_speech_fraction": "vad_filter", "min_snr_db": "sound_quality",
-    "min_bandwidth_hz": "sound_quality", "min_level_dbfs": "sound_quality",
-    "max_clipped_share": "sound_quality", "max_duplicate_fraction": "fingerprint",
+    "min_snr_db": "sound", "min_bandwidth_hz": "sound", "min_level_dbfs": "sound",
+    "max_clipped_share": "sound", "max_duplicate_fraction": "fingerprint",
 }  # fmt: skip
 
 
@@ -88,11 +87,15 @@ def _check(config: PseudoLabelConfig) -> None:
         )
     rules_of(config.selection)
     # Before hours of transcription, after which it would have to be done again.
-    for setting, key in _MEASURED_BY.items():
-        if getattr(config.selection, setting) is not None and not getattr(config.extract, key):
+    needed = {setting: f"{name} in extract.measures" for setting, name in _MEASURED_BY.items()
+              if name not in config.extract.measures}  # fmt: skip
+    if not config.extract.vad_filter:
+        needed["min_speech_fraction"] = "extract.vad_filter: true"
+    for setting, what in needed.items():
+        if getattr(config.selection, setting) is not None:
             raise ConfigError(
-                f"selecting by selection.{setting}: found extract.{key} off, expected it on, "
-                f"since nothing else measures it; set it, or selection.{setting} to null"
+                f"selecting by selection.{setting}: found none, expected {what}, since nothing "
+                f"else measures it; set it, or selection.{setting} to null"
             )
     _check_dataset(config)
     if config.dataset.split_by == "speaker" and not config.speakers.wanted:

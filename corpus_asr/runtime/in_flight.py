@@ -28,6 +28,7 @@ from corpus_asr.errors import ClosedError, CorpusAsrError, check_same_process
 from corpus_asr.segments import Segment
 from corpus_asr.speakers.turns import SpeechWindows
 from corpus_asr.stages.isolation import IsolatedGenerator
+from corpus_asr.stages.measures import speech_windows
 from corpus_asr.stages.parts import ExtractedPart, ExtractRequest
 from corpus_asr.stages.transcribe import part_request
 from corpus_asr.storage.manifest import AlignedText
@@ -511,7 +512,7 @@ class CallInFlight:
             channel=part.channel,
             speech_s=row["speech_s"],
             transcript=None,
-            voices=part.voices,
+            voices=speech_windows(part.measured, start_s=row["part_start_s"]),
         )
         if part.features is not None:
             self._room.acquire()

@@ -10,6 +10,7 @@ from typing import Literal
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import ConfigError
 from corpus_asr.stages.extract import further_features_of
+from corpus_asr.stages.measures import memory_bytes
 from corpus_asr.threads import group_folders, read_limit, usable_cpus, usable_threads
 from corpus_asr.units import FRAMES_PER_SECOND, HOP_SAMPLES, MEBIBYTE, SAMPLE_RATE_HZ, counted
 
@@ -483,7 +484,8 @@ def _extract_bytes(config: RunConfig, base_bytes: int) -> int:
     bytes_per_s = SAMPLE_RATE_HZ * 4  # float32
     # The base was measured with features of one kind.
     bytes_per_s += feature_bytes_per_s(config) - FEATURE_BYTES_PER_S
-    return base_bytes + int(EXTRACT_COPIES_OF_PART * config.extract.part_s * bytes_per_s)
+    copies_bytes = int(EXTRACT_COPIES_OF_PART * config.extract.part_s * bytes_per_s)
+    return base_bytes + copies_bytes + memory_bytes(config.extract)
 
 
 def memory_limit_bytes() -> int | None:

@@ -16,7 +16,7 @@ from corpus_asr.audio.onnx_session import session_of
 from corpus_asr.errors import CheckpointError
 from corpus_asr.features.fbank import kaldi_fbank
 from corpus_asr.features.mel import mel_filters, power_spectra
-from corpus_asr.speakers.networks import OverlapDetector, Samples, SampleSpan, unfit
+from corpus_asr.speakers.networks import Samples, SampleSpan, unfit
 from corpus_asr.speakers.turns import SpeechWindows
 from corpus_asr.storage.model_files import fetch_onnx
 from corpus_asr.units import FFT_SAMPLES, HOP_SAMPLES, SAMPLE_RATE_HZ
@@ -51,17 +51,14 @@ class SpeakerEmbedder:
     Args:
         model: an .onnx file, a folder or repository of the hub with one, or `OWNER/NAME/FILE.onnx`;
             None is the packaged encoder.
-        segmentation: a network that tells where two speak at once, named likewise; None: they are
-            not looked for.
 
     Raises:
         CheckpointError: it cannot be had or read, or takes or gives something else.
     """
 
-    def __init__(self, model: str | None = None, segmentation: str | None = None) -> None:
+    def __init__(self, model: str | None = None) -> None:
         path = fetch_onnx(model or PACKAGED_ENCODER)
         self._session = session_of(path, what="speaker model")
-        self._overlaps = None if segmentation is None else OverlapDetector(segmentation)
         given = self._session.get_inputs()
         self._kind = _kind_of([(each.name, each.shape, each.type) for each in given], path)
         self._input = given[0].name
@@ -70,17 +67,11 @@ class SpeakerEmbedder:
         self.width = self._probe(path)
 
     def __call__(
-        self,
-        samples: Samples,
-        speech: Sequence[SampleSpan] | None,
-        *,
-        pad_s: float = 0.0,
-        start_s: float = 0.0,
+        self, samples: Samples, speech: Sequence[SampleSpan] | None, *, pad_s: float = 0.0
     ) -> SpeechWindows:
-        """Return the windows of a part.
+        """Return the windows of a part, whose times are in seconds from its start.
 
-        `speech` holds spans within `samples`, padded by `pad_s`; None is all of it. `start_s` is
-        where the part begins in its recording.
+        `speech` holds spans within `samples`, padded by `pad_s`; None is all of it.
         """
         spans = [(0, samples.size)] if speech is None else speech
         windows = [
@@ -89,14 +80,11 @@ class SpeakerEmbedder:
         values = self._embedded(samples, windows)
         lengths = np.linalg.norm(values, axis=1, keepdims=True)
         known = np.isfinite(lengths[:, 0]) & (lengths[:, 0] > 0.0)  # digital silence has no voice
-        at = np.array(windows, dtype=np.float64).reshape(-1, 2)[known] / SAMPLE_RATE_HZ + start_s
+        at = np.array(windows, dtype=np.float64).reshape(-1, 2)[known] / SAMPLE_RATE_HZ
         return SpeechWindows(
             start_s=at[:, 0],
             end_s=at[:, 1],
             embeddings=(values[known] / lengths[known]).astype(np.float16),
-            overlaps=()
-            if self._overlaps is None
-            else self._overlaps(samples, spans, start_s=start_s),
         )
 
     def _embedded(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from corpus_asr.array_types import Float32
+from corpus_asr.array_types import Float32, Float64
 from corpus_asr.audio.onnx_session import session_of
 from corpus_asr.errors import CheckpointError
 from corpus_asr.storage.model_files import fetch_onnx
@@ -70,18 +70,16 @@ class OverlapDetector:
         self._window_samples = _WINDOW_S[num_classes] * SAMPLE_RATE_HZ
 
     def __call__(
-        self, samples: Samples, speech: Sequence[SampleSpan], *, start_s: float = 0.0
-    ) -> list[tuple[float, float]]:
-        """Return the spans in seconds of the recording, in which the part begins at `start_s`."""
+        self, samples: Samples, speech: Sequence[SampleSpan]
+    ) -> Float64[np.ndarray, "span two"]:
+        """Return the start and end of each span, in seconds from the part's start."""
         found = np.concatenate(
             [[False], self._chances(samples, speech) > OVERLAPPED_ABOVE, [False]]
         )
         borders = np.flatnonzero(found[1:] != found[:-1]) * _STEP_SAMPLES / SAMPLE_RATE_HZ
-        return [
-            (start_s + first_s, start_s + last_s)
-            for first_s, last_s in borders.reshape(-1, 2).tolist()
-            if last_s - first_s >= LEAST_OVERLAP_S
-        ]
+        spans: Float64[np.ndarray, "span two"] = borders.reshape(-1, 2)
+        long: Float64[np.ndarray, "span two"] = spans[np.diff(spans)[:, 0] >= LEAST_OVERLAP_S]
+        return long
 
     def _chances(
         self, samples: Samples, speech: Sequence[SampleSpan]

@@ -26,10 +26,8 @@ import numpy as np
 
 from corpus_asr.array_types import Float16
 from corpus_asr.audio.decode import DAMAGED, AudioDecoder, open_audio
-from corpus_asr.audio.fingerprint import fingerprint
 from corpus_asr.audio.parts import AudioPart, PartCutter
 from corpus_asr.audio.silero import SileroDetector
-from corpus_asr.audio.sound_quality import SoundBlocks
 from corpus_asr.audio.vad import SpeechCriteria
 from corpus_asr.config.decoding import ALL_TRACKS
 from corpus_asr.config.extraction import NO_SPEAKERS, ExtractSettings, SpeakerSettings
@@ -42,8 +40,7 @@ from corpus_asr.families.registry import (
     users_family,
 )
 from corpus_asr.languages import language_window_starts
-from corpus_asr.speakers.embeddings import SpeakerEmbedder
-from corpus_asr.speakers.turns import SpeechWindows
+from corpus_asr.stages.measures import Measure, measure_part, new_measure, wanted_measures
 from corpus_asr.stages.parts import DecodeProgress, ExtractedPart, ExtractRequest, check_size
 from corpus_asr.storage.stores.filesystem import (
     DEFAULT_STORE,
@@ -95,11 +92,11 @@ class _Recording:
         self,
         settings: ExtractSettings,
         done_parts: Collection[int],
-        embedder: SpeakerEmbedder | None,
+        measures: Mapping[str, Measure],
         *,
         uri: str,
     ) -> None:
-        self.settings, self.done_parts, self.embedder = settings, done_parts, embedder
+        self.settings, self.done_parts, self.measures = settings, done_parts, measures
         self.uri = uri
         self.part = -1
         """Number of the last part."""
@@ -153,9 +150,9 @@ class PartExtractor:
         # machine without the network says so before it takes a recording.
         self._detectors = [SileroDetector()] if settings.vad_filter else []
         self._speakers = speakers
-        # By model, one at a time; loaded here for the same reason.
-        self._embedder: tuple[object, SpeakerEmbedder] | None = None
-        self._embedder_for(speakers)
+        # By class, each with its options; made here for the same reason.
+        self._measures: dict[str, tuple[Mapping[str, Any], Measure]] = {}
+        self._measures_for(settings, speakers)
         self._prefetcher = FilePrefetcher(self._open, threads=PREFETCH_THREADS)
 
     def __call__(self, request: ExtractRequest) -> Iterator[ExtractedPart]:
@@ -168,8 +165,8 @@ class PartExtractor:
         """Yield the same, and first and then every second how far the recording is decoded."""
         settings = request.settings or self._settings
         uri = redact_uri(request.name or request.uri)  # from here on it is only said
-        embedder = self._embedder_for(request.speakers or self._speakers)
-        work = _Recording(settings, request.done_parts, embedder, uri=uri)
+        measures = self._measures_for(settings, request.speakers or self._speakers)
+        work = _Recording(settings, request.done_parts, measures, uri=uri)
         if request.upcoming:
             self._prefetcher.expect((request.uri, *request.upcoming))
         with self._prefetcher.take(request.uri) as file:
@@ -296,15 +293,7 @@ class PartExtractor:
             further = {}
             if wanted and spoken:
                 further = {kind: each(audio.samples) for kind, each in self._further.items()}
-            voices = None
-            if work.embedder is not None and wanted:
-                voices = _voices(work.embedder, audio, pad_s=work.settings.vad_pad_s)
-            printed = None
-            if work.settings.fingerprint and wanted:
-                printed = fingerprint(audio.samples)
-            sound = None
-            if work.settings.sound_quality and wanted:
-                sound = SoundBlocks.of(audio.samples)
+            measured = measure_part(work.measures, audio) if wanted else ()
             now = _Clock.now()
             yield ExtractedPart(
                 part=work.part,
@@ -332,20 +321,19 @@ class PartExtractor:
                 decode_s=now.wall_s - work.started.wall_s,
                 cpu_s=now.cpu_s - work.started.cpu_s,
                 fetch_retries=now.fetch_retries - work.started.fetch_retries,
-                voices=voices,
-                fingerprint=printed,
-                sound=sound,
+                measured=measured,
                 further=further,
             )
             work.started = _Clock.now()  # not what the reader took for the part
 
-    def _embedder_for(self, speakers: SpeakerSettings) -> SpeakerEmbedder | None:
-        if not speakers.wanted:
-            return None
-        networks = (speakers.model, speakers.segmentation)
-        if self._embedder is None or self._embedder[0] != networks:
-            self._embedder = (networks, SpeakerEmbedder(*networks))
-        return self._embedder[1]
+    def _measures_for(
+        self, settings: ExtractSettings, speakers: SpeakerSettings
+    ) -> Mapping[str, Measure]:
+        wanted = wanted_measures(settings, speakers)
+        for reference, options in wanted.items():
+            if self._measures.get(reference, (None,))[0] != options:
+                self._measures[reference] = (options, new_measure(reference, options))
+        return {reference: self._measures[reference][1] for reference in wanted}
 
     def _open(self, uri: str) -> io.BufferedIOBase:
         file = open_binary(uri, self._store)
@@ -459,18 +447,6 @@ def _language_window(
         values = features.values[first_frame : first_frame + window_frames]
         window[: len(values)] = values
     return _LanguageWindow(part=part, start_s=starts_s[0], features=padded.reshape(-1, shape[2]))
-
-
-def _voices(embedder: SpeakerEmbedder, audio: AudioPart, *, pad_s: float) -> SpeechWindows:
-    start_s = audio.start_sample / SAMPLE_RATE_HZ
-    return embedder(audio.samples, _within(audio), pad_s=pad_s, start_s=start_s)
-
-
-def _within(audio: AudioPart) -> list[tuple[int, int]] | None:
-    """Return the speech of a part in samples of it; None where it was not looked for."""
-    if audio.speech is None:
-        return None
-    return [(start - audio.start_sample, end - audio.start_sample) for start, end in audio.speech]
 
 
 def _in_seconds(

@@ -10,15 +10,13 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from corpus_asr.array_types import Float16, UInt32
-from corpus_asr.audio.sound_quality import SoundBlocks
+from corpus_asr.array_types import Float16
 from corpus_asr.config.extraction import ExtractSettings, SpeakerSettings
 from corpus_asr.errors import DecodeError, ItemError
 from corpus_asr.failure_kinds import failure_kind
 from corpus_asr.families.registry import PartFeatures
 from corpus_asr.logs import event
 from corpus_asr.schemas import PARTS
-from corpus_asr.speakers.turns import SpeechWindows
 from corpus_asr.storage.stores.uri import redact_uri, without_secrets
 from corpus_asr.units import HOP_SAMPLES, SAMPLE_RATE_HZ, TAIL_FRAMES
 
@@ -184,7 +182,7 @@ def cut_part(part: pa.Table, piece_s: float) -> list[pa.Table]:
         cut = slice(at, at + num_samples // HOP_SAMPLES + TAIL_FRAMES)
         others = {kind: replace(each, values=each.values[cut]) for kind, each in further.items()}
         piece = {"part_start_s": start_s, "part_end_s": end_s, "num_samples": num_samples,
-                 "speech_spans": spans, "features": frames[cut].reshape(-1), "sound": None,
+                 "speech_spans": spans, "features": frames[cut].reshape(-1), "measured": None,
                  **further_columns(others)}  # fmt: skip
         pieces.append(one_row(PARTS, row | piece))
     return pieces
@@ -250,12 +248,8 @@ class ExtractedPart:
     """CPU time of the process that extracted; `decode_s` beyond it was waiting."""
     fetch_retries: int = 0
     """Requests that its store had to be asked again."""
-    voices: SpeechWindows | None = None
-    """Windows of its speech; None where speakers are not looked for."""
-    fingerprint: UInt32[np.ndarray, " word"] | None = None
-    """Of its audio; None where none is asked for."""
-    sound: SoundBlocks | None = None
-    """How good its sound is; None where that is not measured."""
+    measured: Sequence[Mapping[str, Any]] = ()
+    """Values of its measures, as in PARTS."""
     further: Mapping[str, PartFeatures] = field(default_factory=dict)
     """Features of further kinds, by kind; none for a part without speech."""
 
@@ -269,28 +263,16 @@ class ExtractedPart:
             "speech_s": None
             if speech is None
             else sum((end - start for start, end in speech), 0.0),
-            "speech_spans": None if speech is None else _spans(speech),
+            "speech_spans": None if speech is None else span_rows(speech),
         }
-        columns |= further_columns(self.further)
-        if self.fingerprint is not None:
-            columns["fingerprint"] = self.fingerprint.astype("<u4").tobytes()
-        columns["sound"] = None if self.sound is None else self.sound.values.reshape(-1)
-        if self.voices is not None:
-            starts, ends = self.voices.start_s.tolist(), self.voices.end_s.tolist()
-            columns["voice_spans"] = _spans(zip(starts, ends, strict=True))
-            columns["voices"] = self.voices.embeddings.astype("<f2").tobytes()
-            columns["overlap_spans"] = _spans(self.voices.overlaps) or None
-        return columns
+        return columns | further_columns(self.further)
 
 
-_SAME_COLUMNS = [
-    field.name
-    for field in fields(ExtractedPart)
-    if field.name in set(PARTS.names) - {"voices", "fingerprint", "sound"}
-]
+_SAME_COLUMNS = [field.name for field in fields(ExtractedPart) if field.name in set(PARTS.names)]
 
 
-def _spans(spans: Iterable[tuple[float, float]]) -> list[dict[str, float]]:
+def span_rows(spans: Iterable[tuple[float, float]]) -> list[dict[str, float]]:
+    """Return spans as tables have them."""
     return [{"start_s": start_s, "end_s": end_s} for start_s, end_s in spans]
 
 

@@ -8,7 +8,7 @@ engine's slots full. The engine loads in the background, so that extraction begi
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -19,7 +19,6 @@ import pyarrow as pa
 
 from corpus_asr.activity import Activity
 from corpus_asr.array_types import Float16
-from corpus_asr.audio.sound_quality import MEASURES, SoundBlocks
 from corpus_asr.config.run import CLASSIFY_AUDIO, RunConfig
 from corpus_asr.errors import CheckpointError, ConfigError, EngineError, ItemError
 from corpus_asr.failure_kinds import NOT_A_NUMBER
@@ -27,6 +26,7 @@ from corpus_asr.families.registry import PartFeatures
 from corpus_asr.logs import event
 from corpus_asr.schemas import PARTS, RESULTS
 from corpus_asr.segments import PartLabels, SpeechSpan
+from corpus_asr.stages.measures import measured_columns
 from corpus_asr.stages.parts import (
     FEATURE_COLUMNS,
     NOTHING_SAID,
@@ -401,17 +401,16 @@ def part_request(
 def _finish(
     row: dict[str, Any], future: "Future[PartTranscript]", device_name: str
 ) -> dict[str, Any]:
-    carried = _carry(row) | {"device": device_name}
     try:
         transcript = future.result()
-        result = carried | _transcribed(transcript)
-        for segment in result["segments"]:
-            segment |= _sound(row, [segment])
+        columns = _transcribed(transcript)
+        result = _carry(row, columns["segments"]) | columns | {"device": device_name}
         check_finite(result)
     except (CheckpointError, ConfigError, EngineError):
         raise
     except Exception as error:  # whatever one part did, it is that part's row
-        return carried | failure_fields(error, stage="transcribe", of=row)
+        failure = failure_fields(error, stage="transcribe", of=row)
+        return _carry(row) | {"device": device_name} | failure
     event(
         _LOG, logging.INFO, "part_transcribed", recording_id=row["recording_id"], part=row["part"],
         segments=len(transcript.segments), language=transcript.language,
@@ -464,24 +463,19 @@ def label_columns(labels: PartLabels) -> dict[str, Any]:
     }
 
 
-def _carry(row: dict[str, Any]) -> dict[str, Any]:
-    """Return what a part's result says whether or not it was transcribed."""
+def _carry(row: dict[str, Any], segments: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
+    """Return what a part's result says whether or not it was transcribed.
+
+    `segments` are given the columns of measures.
+    """
     carried = {name: row[name] for name in _CARRIED}
     spoken = row["speech_spans"]
     if spoken is None and row["part_end_s"] is not None:
         spoken = [{"start_s": row["part_start_s"], "end_s": row["part_end_s"]}]
-    sound = _sound(row, spoken or ())
-    return carried | NOTHING_SAID | {"duration_s": _duration_s(row)} | sound
-
-
-def _sound(row: Mapping[str, Any], spans: Iterable[Mapping[str, float]]) -> dict[str, Any]:
-    """Return how good the sound of spans of a part is."""
-    found: dict[str, Any] = dict.fromkeys(MEASURES)
-    start_s = row["part_start_s"] or 0.0
-    within = [(each["start_s"] - start_s, each["end_s"] - start_s) for each in spans]
-    if row["sound"] is not None:
-        found |= SoundBlocks.flattened(row["sound"]).over(within)
-    return found
+    measured = measured_columns(
+        row["measured"] or (), spoken or (), segments, start_s=row["part_start_s"]
+    )
+    return carried | NOTHING_SAID | {"duration_s": _duration_s(row)} | measured
 
 
 def _duration_s(row: dict[str, Any]) -> float | None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks.worker import read_samples
-from corpus_asr.audio.sound_quality import MEASURES, SoundBlocks
+from corpus_asr.audio.sound_quality import SoundQuality
 from corpus_asr.schemas import OUTCOMES, SEGMENT_FIELDS
 from corpus_asr.units import SAMPLE_RATE_HZ
 
@@ -18,8 +18,12 @@ def speech() -> np.ndarray:
     return read_samples(str(SPOKEN / "inaugural.flac"))
 
 
+def over(samples: np.ndarray, *spans: tuple[float, float]) -> dict[str, float | None]:
+    return SoundQuality.over(SoundQuality().measure(samples.astype(np.float32)), spans)
+
+
 def measured(samples: np.ndarray) -> dict[str, float]:
-    found = SoundBlocks.of(samples.astype(np.float32)).over([(0.0, len(samples) / SAMPLE_RATE_HZ)])
+    found = over(samples, (0.0, len(samples) / SAMPLE_RATE_HZ))
     return {name: value for name, value in found.items() if value is not None}
 
 
@@ -72,10 +76,11 @@ def test_each_span_has_its_own_measures(speech: np.ndarray) -> None:
     part = np.tile(speech, 3)
     part_s = len(part) / SAMPLE_RATE_HZ
     kinds = [part, part + white(part, 5), below(part, 3400)]
-    blocks = SoundBlocks.of(np.concatenate(kinds).astype(np.float32))
+    blocks = SoundQuality().measure(np.concatenate(kinds).astype(np.float32))
     # Away from the seams: noise is that of ten seconds on either side.
     clear, noisy, narrow = (
-        blocks.over([(number * part_s + 11, (number + 1) * part_s - 11)]) for number in range(3)
+        SoundQuality.over(blocks, [(number * part_s + 11, (number + 1) * part_s - 11)])
+        for number in range(3)
     )
     assert noisy["snr_db"] == pytest.approx(5, abs=1.5)
     assert clear["snr_db"] == pytest.approx(measured(speech)["snr_db"], abs=2)
@@ -96,12 +101,12 @@ def test_each_span_has_its_own_measures(speech: np.ndarray) -> None:
     ids=["sample", "silence", "nan", "one", "short", "huge"],
 )
 def test_every_value_is_a_number(samples: np.ndarray) -> None:
-    found = SoundBlocks.of(samples.astype(np.float32)).over([(0.0, 1.0)])
+    found = over(samples, (0.0, 1.0))
     assert all(value is not None and np.isfinite(value) for value in found.values())
-    assert SoundBlocks.of(samples.astype(np.float32)).over([]) == dict.fromkeys(MEASURES)
-    assert SoundBlocks.of(np.empty(0, np.float32)).over([(0.0, 1.0)]) == dict.fromkeys(MEASURES)
+    nothing = dict.fromkeys(SoundQuality.columns)
+    assert over(samples) == over(np.empty(0), (0.0, 1.0)) == nothing
 
 
 def test_tables_have_a_column_for_each() -> None:
-    assert set(MEASURES) <= {field.name for field in SEGMENT_FIELDS}
-    assert set(MEASURES) <= set(OUTCOMES.names)
+    assert {*SoundQuality.columns} <= {field.name for field in SEGMENT_FIELDS}
+    assert {*SoundQuality.columns} <= set(OUTCOMES.names)

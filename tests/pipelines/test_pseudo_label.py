@@ -283,7 +283,8 @@ def test_rules_that_cannot_judge_and_splits_that_stay_empty_are_said(
     card = (tmp_path / "set" / "README.md").read_text()
     assert "5 segments without `snr_db`, which `noise` does not drop" in card
     # A run that is to be made yet is refused before it transcribes anything.
-    unmeasured, words = {"sound_quality": False}, r"min_snr_db: found extract\.sound_quality off"
+    unmeasured: dict[str, Any] = {"measures": []}
+    words = r"min_snr_db: found none, expected sound in extract\.measures"
     with pytest.raises(ConfigError, match=words):
         run(decoded.config(selection=chosen, extract=unmeasured), local=True, progress=None)
 

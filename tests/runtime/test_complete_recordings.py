@@ -30,6 +30,7 @@ from corpus_asr.runtime.ray_cluster import Cluster
 from corpus_asr.runtime.ray_dataset import on_workers
 from corpus_asr.schemas import RECORDINGS, SPEAKERS
 from corpus_asr.speakers.voices import find_voices
+from corpus_asr.stages.measures import measured_columns
 from corpus_asr.storage.run_state import portions, recording_rows, speaker_turns
 from corpus_asr.storage.run_state.finish import compact, keep_only
 from corpus_asr.storage.run_state.run_files import CONFIG_NAME
@@ -256,13 +257,9 @@ A, B = recording_id("/a"), recording_id("/b")
 
 def spoken(name: str, index: int, **values: Any) -> dict[str, Any]:
     """A row of a part with one of two voices, by turns of parts; its text has a word per second."""
-    voices = scripted_voices(scripted_part(index))
-    spans = [
-        {"start_s": start_s, "end_s": end_s}
-        for start_s, end_s in zip(voices.start_s.tolist(), voices.end_s.tolist(), strict=True)
-    ]
-    data = voices.embeddings.astype("<f2").tobytes()
-    usual: dict[str, Any] = {"texts": [f" Part {index}."], "voice_spans": spans, "voices": data}
+    measured = scripted_voices(scripted_part(index))
+    voices = measured_columns(measured, (), (), start_s=float(index))
+    usual: dict[str, Any] = {"texts": [f" Part {index}."], **voices}
     row = part(name, index, **usual | values)
     for segment in row["segments"] or ():
         segment |= {"start_s": index, "end_s": index + 1.0}

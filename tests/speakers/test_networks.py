@@ -50,11 +50,11 @@ def test_two_at_once_are_found_where_speech_is(monkeypatch, classes, window_s):
     for start_s, end_s in ((3.0, 4.5), (8.0, 8.05), (50.0, 52.0)):
         samples[round(start_s * SAMPLE_RATE_HZ) : round(end_s * SAMPLE_RATE_HZ)] = 0.9
     # Nobody looks at what is no speech; what is shorter than borders are exact is nothing.
-    found = detector(samples, [(0, 16 * SAMPLE_RATE_HZ)], start_s=100.0)
-    assert np.allclose(found, [(103.0, 104.5)], atol=0.03)
+    found = detector(samples, [(0, 16 * SAMPLE_RATE_HZ)])
+    assert np.allclose(found, [(3.0, 4.5)], atol=0.03)
     assert network.num_windows < 9
-    assert detector(samples[:SAMPLE_RATE_HZ], [(0, SAMPLE_RATE_HZ)]) == []
-    assert detector(samples[:0], [(0, 0)]) == []
+    assert detector(samples[:SAMPLE_RATE_HZ], [(0, SAMPLE_RATE_HZ)]).shape == (0, 2)
+    assert detector(samples[:0], [(0, 0)]).shape == (0, 2)
 
 
 def test_a_network_that_does_something_else_is_refused(tmp_path: Path):

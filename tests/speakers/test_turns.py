@@ -21,7 +21,6 @@ from corpus_asr.speakers.turns import (
     with_overlaps,
     with_speakers,
 )
-from corpus_asr.units import SAMPLE_RATE_HZ
 from tests.support.audio import read_clip
 from tests.support.diarization import diarization_errors, plain_spectral
 
@@ -179,17 +178,8 @@ def windows_of(clip: str) -> SpeechWindows:
     """Return a clip's windows as the extract stage makes them."""
     cutter, embedder = PartCutter(part_s=600.0, detector=SileroDetector()), SpeakerEmbedder()
     parts = [*cutter.feed(read_clip(SPOKEN / clip)), *cutter.finish()]
-    return SpeechWindows.joined(
-        [
-            embedder(
-                part.samples,
-                [(a - part.start_sample, b - part.start_sample) for a, b in part.speech or ()],
-                pad_s=DEFAULT_CRITERIA.pad_s,
-                start_s=part.start_sample / SAMPLE_RATE_HZ,
-            )
-            for part in parts
-        ]
-    )
+    (part,) = parts
+    return embedder(part.samples, part.speech or (), pad_s=DEFAULT_CRITERIA.pad_s)
 
 
 @pytest.mark.long

@@ -17,6 +17,7 @@ from corpus_asr.families.registry import part_features
 from corpus_asr.families.whisper.features import WhisperPartFeatures
 from corpus_asr.stages import extraction
 from corpus_asr.stages.extraction import FilePrefetcher, PartExtractor
+from corpus_asr.stages.measures import measured_columns
 from corpus_asr.stages.parts import DecodeProgress, ExtractedPart, ExtractRequest
 from corpus_asr.transcription.whisper_prompt import find_language
 from corpus_asr.transcription.windows import PartRequest
@@ -383,11 +384,13 @@ def test_what_is_not_wanted_any_more_is_closed_or_never_opened():
 
 def test_fingerprints_are_of_wanted_parts_and_only_where_they_are_asked_for(model: Path):
     clip = str(CLIPS / "longer.mp3")
-    assert all(part.fingerprint is None for part in extract(model, clip))
-    first, *others = extract(model, clip, done=(0,), fingerprint=True)
-    assert first.fingerprint is None
+    for part in extract(model, clip):
+        assert [row["name"] for row in part.measured] == ["sound"]
+    first, *others = extract(model, clip, done=(0,), measures=("fingerprint",))
+    assert first.columns()["measured"] == ()
     for part in others:
-        assert part.fingerprint is not None
-        assert part.columns()["fingerprint"] == part.fingerprint.astype("<u4").tobytes()
+        found = measured_columns(part.measured, (), (), start_s=0.0)
+        words = np.frombuffer(found.pop("fingerprint"), "<u4")
+        assert found == {"measures": None}
         seconds = part.num_samples / SAMPLE_RATE_HZ
-        assert len(part.fingerprint) == pytest.approx(8 * max(0.0, seconds - 1.8), abs=2)
+        assert len(words) == pytest.approx(8 * max(0.0, seconds - 1.8), abs=2)

@@ -16,9 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from corpus_asr.audio.parts import AudioPart
 from corpus_asr.config.extraction import NO_SPEAKERS, SpeakerSettings
 from corpus_asr.errors import CheckpointError, DecodeError, FetchError
 from corpus_asr.speakers.turns import SpeechWindows
+from corpus_asr.stages.measures import Voices, measure_part
 from corpus_asr.stages.parts import DecodeProgress, ExtractedPart, ExtractRequest
 
 Message = ExtractedPart | DecodeProgress
@@ -40,7 +42,7 @@ def make(
     def extract(request: ExtractRequest) -> Iterator[Message]:
         for part in _extract(request):
             if speakers.wanted and isinstance(part, ExtractedPart) and part.wanted:
-                part = replace(part, voices=scripted_voices(part))
+                part = replace(part, measured=scripted_voices(part))
             yield part
 
     return extract
@@ -59,14 +61,23 @@ def make_slow(**options: Any) -> Callable[[ExtractRequest], Iterator[Message]]:
     return extract
 
 
-def scripted_voices(part: ExtractedPart) -> SpeechWindows:
-    """Return ten windows in each tenth of a part with speech: of two voices, by turns of parts."""
+class ScriptedVoices(Voices):
+    """Measures windows that are given."""
+
+    def __init__(self, windows: SpeechWindows) -> None:
+        self._embedder, self._pad_s = lambda *_, **__: windows, 0.0  # type: ignore[assignment]
+
+
+def scripted_voices(part: ExtractedPart) -> list[dict[str, Any]]:
+    """Measure ten windows in each tenth of a part with speech: of two voices, by turns of parts."""
     count = 10 if part.speech else 0
-    start_s = part.part + np.arange(count) / 10
+    start_s = np.arange(count) / 10
     width = np.eye(8, dtype=np.float16)
-    return SpeechWindows(
+    windows = SpeechWindows(
         start_s=start_s, end_s=start_s + 0.1, embeddings=width[[part.part % 2] * count]
     )
+    audio = AudioPart(start_sample=0, samples=np.zeros(1, np.float32), speech=None)
+    return measure_part({"corpus_asr.stages.measures:Voices": ScriptedVoices(windows)}, audio)
 
 
 def make_unusable(**_: Any) -> Callable[[ExtractRequest], Iterator[Message]]:

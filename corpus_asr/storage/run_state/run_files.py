@@ -417,9 +417,8 @@ _ARCHIVED_FOLDERS = (
 _RESOURCE_KEYS = {
     "extract.workers", "extract.max_buffered_features_mb", "extract.pack_mb",
     "extract.item_timeout_s", "extract.max_file_gb", "extract.max_duration_h",
-    "extract.fingerprint",
     # Columns next to texts that are the same.
-    "extract.sound_quality",
+    "extract.measures",
 }  # fmt: skip
 # What `result_settings` reads; each has a default in every key.
 _RESULT_SECTIONS = ("model", "extract", "decoding", "align", "classification", "speakers")

@@ -1,0 +1,351 @@
+"""Measures of a part: values of its samples in, columns of the part and of its segments out.
+
+Values are an array. A measure makes it where audio is decoded, once for a part, and it travels as
+the bytes of an .npy file; columns are made of it in another process, once segments are known. What
+a measure fails of concerns no other and no text: its columns are null, and `measures` says why.
+"""
+
+import functools
+import inspect
+import io
+import json
+import logging
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+
+from corpus_asr.array_types import Float64
+from corpus_asr.audio.parts import AudioPart
+from corpus_asr.audio.silero import Samples
+from corpus_asr.config.extraction import ExtractSettings, SpeakerSettings
+from corpus_asr.errors import ConfigError, CorpusAsrError
+from corpus_asr.families.registry import resolve
+from corpus_asr.logs import event
+from corpus_asr.schemas import SEGMENT_FIELDS
+from corpus_asr.speakers.turns import SpeechWindows
+from corpus_asr.stages.parts import check_finite, span_rows
+from corpus_asr.storage.stores.uri import without_secrets
+
+_LOG = logging.getLogger(__name__)
+
+SampleSpan = tuple[int, int]
+
+# Imported where they are used: encoders of voices load ONNX Runtime, which no driver needs.
+_REFERENCES: Mapping[str, str] = {
+    "sound": "corpus_asr.audio.sound_quality:SoundQuality",
+    "fingerprint": "corpus_asr.audio.fingerprint:Fingerprint",
+    "voices": "corpus_asr.stages.measures:Voices",
+    "overlaps": "corpus_asr.stages.measures:Overlaps",
+}
+_ERROR = "error"
+"""The column of a measure that failed, in `measures`."""
+_MESSAGE_CHARS = 500
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
+_OF_SEGMENTS = {field.name for field in SEGMENT_FIELDS}
+
+
+class Measure(Protocol):
+    """What is measured of parts. Further classes are named in `extract.measures`.
+
+    A class may state `memory_bytes`, what an object of it takes, for the number of workers.
+    """
+
+    name: ClassVar[str]
+    columns: ClassVar[Sequence[str]]
+    """Names of what `over` returns."""
+
+    def measure(self, samples: Samples, speech: Sequence[SampleSpan] | None) -> np.ndarray:
+        """Return values of a part: any array of numbers.
+
+        Args:
+            samples: 16 kHz mono, between -1 and 1; read-only.
+            speech: spans of detected speech in samples; None where it was not looked for.
+        """
+
+    @staticmethod
+    def over(
+        values: Any, spans: Sequence[tuple[float, float]], *, start_s: float
+    ) -> Mapping[str, Any]:
+        """Return the columns of spans: a segment, or a part's speech.
+
+        Args:
+            values: what `measure` returned for the part.
+            spans: seconds from the start of the part.
+            start_s: where the part starts in the recording.
+        """
+
+
+class Voices:
+    """The measure `voices`, of whole parts: windows of speech and their embeddings."""
+
+    name: ClassVar[str] = "voices"
+    columns: ClassVar[Sequence[str]] = ("voice_spans", "voices")
+
+    def __init__(self, *, model: str | None, pad_s: float) -> None:
+        """`model` is that of `SpeakerEmbedder`; speech is padded by `pad_s`."""
+        from corpus_asr.speakers.embeddings import SpeakerEmbedder
+
+        self._embedder, self._pad_s = SpeakerEmbedder(model), pad_s
+
+    def measure(self, samples: Samples, speech: Sequence[SampleSpan] | None) -> np.ndarray:
+        """Return the start and end of each window in seconds, and its embedding in halves."""
+        windows = self._embedder(samples, speech, pad_s=self._pad_s)
+        width = windows.embeddings.shape[1:]
+        row = [("start_s", "<f8"), ("end_s", "<f8"), ("embedding", "<f2", width)]
+        values = np.empty(len(windows), dtype=row)
+        values["start_s"], values["end_s"] = windows.start_s, windows.end_s
+        values["embedding"] = windows.embeddings
+        return values
+
+    @staticmethod
+    def over(values: np.ndarray, spans: object, *, start_s: float) -> Mapping[str, Any]:
+        """Return the windows in recording time, and the bytes of all embeddings."""
+        times = ((values[name] + start_s).tolist() for name in ("start_s", "end_s"))
+        return {
+            "voice_spans": span_rows(zip(*times, strict=True)),
+            "voices": values["embedding"].tobytes(),
+        }
+
+
+class Overlaps:
+    """The measure `overlaps`, of whole parts: spans in which two speak at once."""
+
+    name: ClassVar[str] = "overlaps"
+    columns: ClassVar[Sequence[str]] = ("overlap_spans",)
+
+    def __init__(self, *, model: str) -> None:
+        """`model` is that of `OverlapDetector`."""
+        from corpus_asr.speakers.networks import OverlapDetector
+
+        self._detector = OverlapDetector(model)
+
+    def measure(
+        self, samples: Samples, speech: Sequence[SampleSpan] | None
+    ) -> Float64[np.ndarray, "span two"]:
+        """Return the start and end of each span, in seconds from the part's start."""
+        return self._detector(samples, [(0, samples.size)] if speech is None else speech)
+
+    @staticmethod
+    def over(
+        values: Float64[np.ndarray, "span two"], spans: object, *, start_s: float
+    ) -> Mapping[str, Any]:
+        """Return the spans in recording time; None where there are none."""
+        return {"overlap_spans": span_rows((values + start_s).tolist()) or None}
+
+
+def wanted_measures(
+    extract: ExtractSettings, speakers: SpeakerSettings
+) -> dict[str, dict[str, Any]]:
+    """Return the classes of a job's measures by reference, with options for each."""
+    wanted: dict[str, dict[str, Any]] = {
+        _REFERENCES.get(name, name): {} for name in extract.measures
+    }
+    if speakers.wanted:
+        wanted[_REFERENCES["voices"]] = {"model": speakers.model, "pad_s": extract.vad_pad_s}
+        if speakers.segmentation is not None:
+            wanted[_REFERENCES["overlaps"]] = {"model": speakers.segmentation}
+    return wanted
+
+
+def check_measures(extract: ExtractSettings, speakers: SpeakerSettings) -> None:
+    """See that a job's measures can be made.
+
+    Raises:
+        ConfigError: a class cannot be imported or made, or is no measure, or two have one name.
+        CheckpointError: a network of voices cannot be had or read.
+    """
+    references: dict[str, str] = {}
+    for reference, options in wanted_measures(extract, speakers).items():
+        name = new_measure(reference, options).name
+        packaged = _REFERENCES.get(name, reference)
+        if packaged != reference or name in references:
+            raise ConfigError(
+                f"reading extract.measures: found {reference} with the name {name!r}, expected "
+                f"another than that of {references.get(name, packaged)}; rename it"
+            )
+        references[name] = reference
+
+
+def memory_bytes(extract: ExtractSettings) -> int:
+    """Return what the measures of users take in a process that extracts.
+
+    Raises:
+        ConfigError: a class cannot be imported, or is no measure.
+    """
+    users = (each for each in extract.measures if each not in _REFERENCES)
+    return sum(getattr(_measure_class(each), "memory_bytes", 0) for each in users)
+
+
+def new_measure(reference: str, options: Mapping[str, Any]) -> Measure:
+    """Make a measure of a class, with these options.
+
+    Raises:
+        ConfigError: it cannot be imported or made, or is no measure.
+        CheckpointError: a network cannot be had or read.
+    """
+    kind = _measure_class(reference)
+    try:
+        return kind(**options)
+    except CorpusAsrError:
+        raise
+    except Exception as error:  # of a user's class
+        raise ConfigError(
+            f"making the measure {reference}: {type(error).__name__}: {error}; correct it, or "
+            "leave it out of extract.measures"
+        ) from error
+
+
+@functools.cache
+def _measure_class(reference: str) -> type[Measure]:
+    try:
+        found = resolve(reference)
+    except Exception as error:  # of a user's module
+        raise ConfigError(
+            f"importing the measure {reference}: {type(error).__name__}: {error}; install its "
+            "package on every machine, or correct extract.measures"
+        ) from error
+    name, columns = (getattr(found, each, None) for each in ("name", "columns"))
+    over = inspect.getattr_static(found, "over", None)
+    if not isinstance(found, type):
+        problem = f"{found!r:.200}, expected a class"
+    elif not (isinstance(name, str) and _NAME.fullmatch(name)):
+        problem = f"the name {name!r}, expected lower-case letters, digits and underscores"
+    elif not isinstance(columns, list | tuple) or not columns or _ERROR in columns:
+        problem = f"the columns {columns!r}, expected a list of names other than {_ERROR!r}"
+    elif not (callable(getattr(found, "measure", None)) and isinstance(over, staticmethod)):
+        problem = f"the methods {sorted(vars(found))}, expected measure, and over as static method"
+    else:
+        measure: type[Measure] = found
+        return measure
+    raise ConfigError(f"importing the measure {reference}: found {problem}; correct it")
+
+
+def measure_part(measures: Mapping[str, Measure], audio: AudioPart) -> list[dict[str, Any]]:
+    """Return what PARTS says of measures, each by its reference, of one part."""
+    samples = audio.samples.view()
+    samples.flags.writeable = False  # what follows, and other measures, get the same
+    speech = None if audio.speech is None else [
+        (start - audio.start_sample, end - audio.start_sample) for start, end in audio.speech
+    ]  # fmt: skip
+    return [_measured(each, measure, samples, speech) for each, measure in measures.items()]
+
+
+def _measured(
+    reference: str, measure: Measure, samples: Samples, speech: Sequence[SampleSpan] | None
+) -> dict[str, Any]:
+    row: dict[str, Any] = {"name": measure.name, "reference": reference}
+    file = io.BytesIO()
+    try:
+        np.save(file, measure.measure(samples, speech), allow_pickle=False)
+    except Exception as error:  # whatever it is, the part has a text
+        return row | {_ERROR: _noted(measure.name, error)}
+    return row | {"values": file.getvalue()}
+
+
+def measured_columns(
+    measured: Iterable[Mapping[str, Any]],
+    spans: Sequence[Mapping[str, float]],
+    segments: Sequence[dict[str, Any]],
+    *,
+    start_s: float,
+) -> dict[str, Any]:
+    """Return the columns of a part's measures over spans of it, and add those of its segments.
+
+    Args:
+        measured: what PARTS says of the measures.
+        spans: speech of the part, in seconds of the recording, as `segments` are.
+        segments: rows, to which columns are added.
+        start_s: where the part starts in the recording.
+    """
+    columns: dict[str, Any] = {}
+    users: list[dict[str, Any]] = [{} for _ in range(1 + len(segments))]
+    pieces = [spans, *([segment] for segment in segments)]
+    for row in measured:
+        name = row["name"]
+        try:
+            over = [] if row.get(_ERROR) else _over(row, pieces, start_s=start_s)
+        except Exception as error:  # as above
+            users[0][name] = {_ERROR: _noted(name, error)}
+            continue
+        if not over:
+            users[0][name] = {_ERROR: row[_ERROR]}
+        elif name in _REFERENCES:
+            columns |= over[0]
+            for segment, values in zip(segments, over[1:], strict=False):
+                segment |= values
+        else:
+            for piece, values in zip(users, over, strict=True):
+                piece[name] = values
+    for segment, piece in zip(segments, users[1:], strict=True):
+        segment["measures"] = json.dumps(piece) if piece else None
+    return columns | {"measures": json.dumps(users[0]) if users[0] else None}
+
+
+def _over(
+    row: Mapping[str, Any], pieces: Sequence[Sequence[Mapping[str, float]]], *, start_s: float
+) -> list[dict[str, Any]]:
+    """Return the columns of each piece; of the first alone where segments have no such columns."""
+    measure, values = _measure_class(row["reference"]), _values(row)
+    packaged = row["name"] in _REFERENCES
+    if packaged and not _OF_SEGMENTS.issuperset(measure.columns):
+        pieces = pieces[:1]
+    found = []
+    for piece in pieces:
+        within = [(each["start_s"] - start_s, each["end_s"] - start_s) for each in piece]
+        columns = dict(measure.over(values, within, start_s=start_s))
+        if {*columns} != {*measure.columns}:
+            raise ValueError(f"found the columns {[*columns]}, expected {[*measure.columns]}")
+        if packaged:
+            check_finite(columns, row["name"])
+        else:
+            text = json.dumps(columns, allow_nan=False, default=lambda value: value.tolist())
+            columns = json.loads(text)
+        found.append(columns)
+    return found
+
+
+def _values(row: Mapping[str, Any]) -> np.ndarray:
+    values: np.ndarray = np.load(io.BytesIO(row["values"]), allow_pickle=False)
+    return values
+
+
+def speech_windows(
+    measured: Iterable[Mapping[str, Any]], *, start_s: float
+) -> SpeechWindows | None:
+    """Return a part's windows of speech, whose voices are known, in seconds of the recording.
+
+    None where they were not looked for, or could not be found.
+    """
+    values = {
+        row["name"]: _values(row)
+        for row in measured
+        if row["name"] in ("voices", "overlaps") and row.get("values") is not None
+    }
+    if (voices := values.get("voices")) is None:
+        return None
+    overlaps = values.get("overlaps", np.zeros((0, 2))) + start_s
+    return SpeechWindows(
+        start_s=voices["start_s"] + start_s,
+        end_s=voices["end_s"] + start_s,
+        embeddings=voices["embedding"],
+        overlaps=[(first_s, last_s) for first_s, last_s in overlaps.tolist()],
+    )
+
+
+def _noted(name: str, error: Exception) -> str:
+    """Return what an error said, for the tables; the log has the first of each measure."""
+    words = without_secrets(f"{type(error).__name__}: {error}")[:_MESSAGE_CHARS]
+    _warn_once(name, words)
+    return words
+
+
+_warned: set[str] = set()
+
+
+def _warn_once(name: str, words: str) -> None:
+    """Log the first failure of a measure in this process: all parts may have the same."""
+    if name not in _warned:
+        _warned.add(name)
+        event(_LOG, logging.WARNING, "measure_failed", measure=name, error=words)
