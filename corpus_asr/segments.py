@@ -162,6 +162,37 @@ class PartLabels:
     """Sum of the windows' weights."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlacedText:
+    """Which words of a known text a part says."""
+
+    words: tuple[str, ...]
+    """All of the text, joined the text itself with single blanks."""
+    indices: tuple[tuple[int, ...], ...]
+    """Of each segment the number of each of its words in the text, ascending."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartTranscript:
+    """What one part says."""
+
+    segments: tuple[Segment, ...] = ()
+    language: str | None = None
+    language_probability: float | None = None
+    languages: tuple[tuple[str, float], ...] = ()
+    """The candidates, where the language is all that was wanted."""
+    transcribe_s: float = 0.0
+    """Wall time from submission to result, which the engine sets."""
+    speech_without_text_s: float | None = None
+    """Detected speech in gaps of text, which the engine sets; None where that is not known."""
+    labels: PartLabels | None = None
+    """In place of segments, where the part was classified."""
+    placed: PlacedText | None = None
+    """Where the text was known; its words are those of the segments."""
+    elsewhere: bool = False
+    """Whether another model transcribes the part, as it does all in this language."""
+
+
 def place_of(
     channel: int | None, audio_track: int | None, audio_tracks: Sequence[str] | None
 ) -> tuple[int | None, int | None]:

@@ -18,7 +18,8 @@ from corpus_asr.decoding.protocols import SlotModel
 from corpus_asr.families.loading import load_slot_model
 from corpus_asr.segments import Segment
 from corpus_asr.text.normalize import EnglishTextNormalizer
-from corpus_asr.transcription.engine import Engine, part_transcriber
+from corpus_asr.transcription.engine import Engine
+from corpus_asr.transcription.transcribers import part_transcriber
 
 Texts = Sequence[tuple[Segment, ...]]
 

@@ -21,8 +21,7 @@ from corpus_asr.failure_kinds import failure_kind
 from corpus_asr.logs import event, name_run
 from corpus_asr.runtime.checkpoints import (
     Checkpoint,
-    check_classifies,
-    check_transcribes,
+    check_model,
     fetch_checkpoints,
     model_name,
 )
@@ -33,7 +32,7 @@ from corpus_asr.runtime.complete_recordings import (
     place_words_once,
 )
 from corpus_asr.runtime.estimate import surveying
-from corpus_asr.runtime.hooks import HookCounts, check_function, run_hook
+from corpus_asr.runtime.hooks import HookCounts, check_hooks, run_hook
 from corpus_asr.runtime.local import run_local
 from corpus_asr.runtime.progress import ENOUGH_ALIKE, Progress, ProgressWriter
 from corpus_asr.runtime.resources import (
@@ -130,19 +129,19 @@ class RunSummary:
         return rtfx(self.processed_audio_s, self.wall_s)
 
 
+# Whether what a job names can do what it asks: each refuses by ConfigError or CheckpointError.
+_CHECKS: tuple[Callable[[RunConfig], None], ...] = (check_hooks, check_model, check_measures)
+
+
 def prepare(config: RunConfig) -> Checkpoint:
-    """Fetch a job's checkpoints, and refuse what they, or the machine, cannot do."""
-    for hook in config.hooks:
-        check_function(hook)
-    if config.pipeline == CLASSIFY_AUDIO:
-        check_measures(config.extract, config.speakers)
-        checkpoint = fetch_checkpoints(config)
-        check_classifies(checkpoint, config.classification)
-        return checkpoint
-    # What is refused is refused before gigabytes of weights are fetched.
-    small = Checkpoint.of(config.model)
-    check_transcribes(small, config.decoding.settings())
-    check_measures(config.extract, config.speakers)
+    """Fetch a job's checkpoints, and refuse what they, or the machine, cannot do.
+
+    Raises:
+        ConfigError: the job cannot be done as configured.
+        CheckpointError: a model cannot be had or loaded.
+    """
+    for check in _CHECKS:  # before gigabytes of weights are fetched
+        check(config)
     return fetch_checkpoints(config)
 
 

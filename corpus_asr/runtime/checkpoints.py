@@ -237,8 +237,21 @@ def check_transcribes(checkpoint: Checkpoint, decoding: DecodingSettings) -> Non
     check_known(wanted, checkpoint.language_ids)
 
 
-def check_classifies(checkpoint: Checkpoint, classification: ClassificationSettings) -> None:
-    """Refuse a checkpoint that does not tell apart the labels that are asked for."""
+def check_model(config: RunConfig) -> None:
+    """Refuse a checkpoint that cannot do what a job asks, as far as its small files show.
+
+    Raises:
+        ConfigError: it cannot.
+        CheckpointError: it cannot be had.
+    """
+    checkpoint = Checkpoint.of(config.model)
+    if config.pipeline == CLASSIFY_AUDIO:
+        _check_classifies(checkpoint, config.classification)
+    else:
+        check_transcribes(checkpoint, config.decoding.settings())
+
+
+def _check_classifies(checkpoint: Checkpoint, classification: ClassificationSettings) -> None:
     if classification.task == "classify":
         _check_classes(checkpoint)
         return

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from corpus_asr.config.extraction import SPEAKER_COUNTS, SpeakerSettings
+from corpus_asr.config.extraction import SpeakerSettings
 from corpus_asr.logs import event
 from corpus_asr.schemas import OUTCOMES, SEGMENTS, SPEAKERS
 from corpus_asr.speakers.turns import (
@@ -271,21 +271,10 @@ def _rows_of(
 
 
 def _speakers_of(recording: RecordingVoices, settings: SpeakerSettings) -> Diarization:
-    windows = (
-        (
-            part.channel,
-            SpeechWindows(
-                start_s=part.spans_s[:, 0],
-                end_s=part.spans_s[:, 1],
-                embeddings=part.embeddings,
-                overlaps=part.overlaps,
-            ),
-        )
-        for _, part in sorted(recording.parts.items())
-    )
+    rows = (row for _, row in sorted(recording.parts.items()))
     try:
-        columns = dict(zip(SPEAKER_COUNTS, recording.numbers, strict=False))
-        return diarize_parts(windows, settings.of_recording(columns))
+        windows = ((row["channel"], SpeechWindows.of_columns(row)) for row in rows)
+        return diarize_parts(windows, settings.of_recording(recording.numbers))
     except Exception as error:  # one recording's; its transcript is written, the others continue
         event(
             _LOG, logging.ERROR, "speakers_not_found", recording_id=recording.recording_id,

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from corpus_asr.config.hooks import KEYS, ROW_KEYS, HookSettings
+from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import ConfigError
 from corpus_asr.families.registry import resolve
 from corpus_asr.logs import event
@@ -90,12 +91,17 @@ Workers = Callable[
 that processes end with."""
 
 
-def check_function(hook: HookSettings) -> None:
-    """See that a hook's function can be imported, and takes segments and the options.
+def check_hooks(config: RunConfig) -> None:
+    """See that the functions of a job's hooks can be imported, and take segments and the options.
 
     Raises:
-        ConfigError: it cannot, or does not.
+        ConfigError: one cannot, or does not.
     """
+    for hook in config.hooks:
+        _check_function(hook)
+
+
+def _check_function(hook: HookSettings) -> None:
     found = _found(hook.name, hook.function)
     is_class = isinstance(found, type)
     try:

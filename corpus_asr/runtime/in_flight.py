@@ -14,21 +14,21 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from corpus_asr.audio.inputs import GivenAudio
 from corpus_asr.config.decoding import ALL_TRACKS, expected_languages
 from corpus_asr.config.extraction import ExtractSettings
 from corpus_asr.config.options import CallSettings
 from corpus_asr.errors import ClosedError, CorpusAsrError, check_same_process
-from corpus_asr.segments import Segment
+from corpus_asr.segments import PartTranscript, Segment
 from corpus_asr.speakers.turns import SpeechWindows
 from corpus_asr.stages.isolation import IsolatedGenerator
-from corpus_asr.stages.measures import speech_windows
+from corpus_asr.stages.measures import measured_columns
 from corpus_asr.stages.parts import ExtractedPart, ExtractRequest
 from corpus_asr.stages.transcribe import part_request
 from corpus_asr.storage.manifest import AlignedText
@@ -36,7 +36,7 @@ from corpus_asr.transcription.windows import Listener
 from corpus_asr.units import SAMPLE_RATE_HZ
 
 if TYPE_CHECKING:  # imports torch
-    from corpus_asr.transcription.engine import Engine, PartTranscript
+    from corpus_asr.transcription.engine import Engine
     from corpus_asr.transcription.routing import RoutedEngine
 
 MAX_CHILDREN = 4  # of some 150 MiB each, and a core while they decode
@@ -176,7 +176,7 @@ class PartInFlight:
     """Number of the channel, from 0; None where channels are mixed."""
     speech_s: float | None
     """Detected speech; None where it was not looked for."""
-    transcript: "Future[PartTranscript] | None"
+    transcript: Future[PartTranscript] | None
     """None for a part without speech."""
     voices: SpeechWindows | None = None
     """Windows of its speech; None where speakers are not looked for."""
@@ -512,7 +512,7 @@ class CallInFlight:
             channel=part.channel,
             speech_s=row["speech_s"],
             transcript=None,
-            voices=speech_windows(part.measured, start_s=row["part_start_s"]),
+            voices=_voices(part.measured, start_s=row["part_start_s"]),
         )
         if part.features is not None:
             self._room.acquire()
@@ -534,7 +534,7 @@ class CallInFlight:
         recording.parts.append(added)
         self._wake.set()
 
-    def _landed(self, _: "Future[PartTranscript]") -> None:
+    def _landed(self, _: Future[PartTranscript]) -> None:
         self._room.release()
         self._wake.set()
 
@@ -545,3 +545,10 @@ class CallInFlight:
             self._wake.set()
 
         return listen
+
+
+def _voices(measured: Iterable[Mapping[str, Any]], *, start_s: float) -> SpeechWindows | None:
+    """Return the windows of a part's speech; None where speakers are not looked for."""
+    voices = [row for row in measured if row["name"] in ("voices", "overlaps")]
+    columns = {"overlap_spans": None} | measured_columns(voices, (), (), start_s=start_s)
+    return SpeechWindows.of_columns(columns) if "voices" in columns else None

@@ -4,7 +4,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, groupby, pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -49,6 +49,26 @@ class SpeechWindows:
 
     def __len__(self) -> int:
         return len(self.start_s)
+
+    @classmethod
+    def of_columns(cls, columns: Mapping[str, Any]) -> "SpeechWindows":
+        """Return the windows of a part, given its columns of voices in a table.
+
+        Raises:
+            ValueError: what is stored are not as many embeddings as windows.
+        """
+        spans, overlaps = (
+            [(span["start_s"], span["end_s"]) for span in columns[name] or ()]
+            for name in ("voice_spans", "overlap_spans")
+        )
+        borders = np.array(spans, dtype=np.float64).reshape(-1, 2)
+        values = np.frombuffer(columns["voices"] or b"", dtype="<f2").astype(np.float16)
+        return cls(
+            start_s=borders[:, 0],
+            end_s=borders[:, 1],
+            embeddings=values.reshape(len(spans), -1 if spans else 1),
+            overlaps=overlaps,
+        )
 
     @classmethod
     def joined(cls, parts: Sequence["SpeechWindows"]) -> "SpeechWindows":

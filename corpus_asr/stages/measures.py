@@ -20,11 +20,11 @@ from corpus_asr.array_types import Float64
 from corpus_asr.audio.parts import AudioPart
 from corpus_asr.audio.silero import Samples
 from corpus_asr.config.extraction import ExtractSettings, SpeakerSettings
+from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import ConfigError, CorpusAsrError
 from corpus_asr.families.registry import resolve
 from corpus_asr.logs import event
 from corpus_asr.schemas import SEGMENT_FIELDS
-from corpus_asr.speakers.turns import SpeechWindows
 from corpus_asr.stages.parts import check_finite, span_rows
 from corpus_asr.storage.stores.uri import without_secrets
 
@@ -149,7 +149,7 @@ def wanted_measures(
     return wanted
 
 
-def check_measures(extract: ExtractSettings, speakers: SpeakerSettings) -> None:
+def check_measures(config: RunConfig) -> None:
     """See that a job's measures can be made.
 
     Raises:
@@ -157,7 +157,7 @@ def check_measures(extract: ExtractSettings, speakers: SpeakerSettings) -> None:
         CheckpointError: a network of voices cannot be had or read.
     """
     references: dict[str, str] = {}
-    for reference, options in wanted_measures(extract, speakers).items():
+    for reference, options in wanted_measures(config.extract, config.speakers).items():
         name = new_measure(reference, options).name
         packaged = _REFERENCES.get(name, reference)
         if packaged != reference or name in references:
@@ -309,29 +309,6 @@ def _over(
 def _values(row: Mapping[str, Any]) -> np.ndarray:
     values: np.ndarray = np.load(io.BytesIO(row["values"]), allow_pickle=False)
     return values
-
-
-def speech_windows(
-    measured: Iterable[Mapping[str, Any]], *, start_s: float
-) -> SpeechWindows | None:
-    """Return a part's windows of speech, whose voices are known, in seconds of the recording.
-
-    None where they were not looked for, or could not be found.
-    """
-    values = {
-        row["name"]: _values(row)
-        for row in measured
-        if row["name"] in ("voices", "overlaps") and row.get("values") is not None
-    }
-    if (voices := values.get("voices")) is None:
-        return None
-    overlaps = values.get("overlaps", np.zeros((0, 2))) + start_s
-    return SpeechWindows(
-        start_s=voices["start_s"] + start_s,
-        end_s=voices["end_s"] + start_s,
-        embeddings=voices["embedding"],
-        overlaps=[(first_s, last_s) for first_s, last_s in overlaps.tolist()],
-    )
 
 
 def _noted(name: str, error: Exception) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +25,7 @@ from corpus_asr.failure_kinds import NOT_A_NUMBER
 from corpus_asr.families.registry import PartFeatures
 from corpus_asr.logs import event
 from corpus_asr.schemas import PARTS, RESULTS
-from corpus_asr.segments import PartLabels, SpeechSpan
+from corpus_asr.segments import PartLabels, PartTranscript, SpeechSpan
 from corpus_asr.stages.measures import measured_columns
 from corpus_asr.stages.parts import (
     FEATURE_COLUMNS,
@@ -44,9 +44,6 @@ from corpus_asr.transcription.joined_text import text_columns
 from corpus_asr.transcription.windows import KnownText, Listener, PartRequest
 from corpus_asr.units import HOP_SAMPLES, SAMPLE_RATE_HZ, TAIL_FRAMES
 
-if TYPE_CHECKING:  # imports torch
-    from corpus_asr.transcription.engine import PartTranscript
-
 _LOG = logging.getLogger(__name__)
 
 _CARRIED = [name for name in PARTS.names if name in set(RESULTS.names)]
@@ -63,7 +60,7 @@ class TranscribingEngine(Protocol):
     def predicted_bytes(self) -> int | None:
         """What its process is predicted to take at its peak, where that is known."""
 
-    def submit(self, request: PartRequest) -> "Future[PartTranscript]":
+    def submit(self, request: PartRequest) -> Future[PartTranscript]:
         """Queue one part; thread-safe."""
 
     def statistics(self) -> Activity:
@@ -336,7 +333,7 @@ def _submitted(
     through: _Through,
     *,
     aligns: bool,
-) -> "Future[PartTranscript]":
+) -> Future[PartTranscript]:
     """Hand a part to the engine; what it fails of at once is its result."""
     try:
         assert features is not None, "a part with status ok has features"
@@ -399,7 +396,7 @@ def part_request(
 
 
 def _finish(
-    row: dict[str, Any], future: "Future[PartTranscript]", device_name: str
+    row: dict[str, Any], future: Future[PartTranscript], device_name: str
 ) -> dict[str, Any]:
     try:
         transcript = future.result()
@@ -419,7 +416,7 @@ def _finish(
     return result
 
 
-def _transcribed(transcript: "PartTranscript") -> dict[str, Any]:
+def _transcribed(transcript: PartTranscript) -> dict[str, Any]:
     """Return the columns of RESULTS that say what a part's text or labels are."""
     segments = [
         asdict(segment) | {"segment": index, "tokens": list(segment.tokens)}

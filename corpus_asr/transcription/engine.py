@@ -6,11 +6,11 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Collection, Generator
+from collections.abc import Collection
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -24,132 +24,25 @@ from corpus_asr.decoding.rules import LONGEST_PHRASE
 from corpus_asr.decoding.slots import SlotScheduler, check_every_on, encode_batch_on
 from corpus_asr.errors import ClosedError, EngineError, check_same_process
 from corpus_asr.families.loading import device_name, load_model, load_recognizer
-from corpus_asr.families.registry import (
-    Family,
-    family_of,
-    recognizer_class,
-    resolve,
-    users_family,
-)
-from corpus_asr.segments import PartLabels, Segment
+from corpus_asr.families.registry import users_family
+from corpus_asr.segments import PartTranscript
 from corpus_asr.threads import run_apart
+from corpus_asr.transcription.transcribers import (
+    PartTranscriber,
+    check_decoding,
+    one_pass_transcriber,
+    part_transcriber,
+    word_placer,
+)
 from corpus_asr.transcription.windows import PartRequest, speech_without_text_s
 
-if TYPE_CHECKING:  # imports this module
+if TYPE_CHECKING:  # loads the networks of Parakeet
     from corpus_asr.transcription.word_placer import WordPlacer
 
 logger = logging.getLogger(__name__)
 
 # At the end of the process, for a decoding step of a large model on a CPU.
 LEAVE_S = 5.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlacedText:
-    """Which words of a known text a part says."""
-
-    words: tuple[str, ...]
-    """All of the text, joined the text itself with single blanks."""
-    indices: tuple[tuple[int, ...], ...]
-    """Of each segment the number of each of its words in the text, ascending."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PartTranscript:
-    """What one part says."""
-
-    segments: tuple[Segment, ...] = ()
-    language: str | None = None
-    language_probability: float | None = None
-    languages: tuple[tuple[str, float], ...] = ()
-    """The candidates of `Language`, where the language is all that was wanted."""
-    transcribe_s: float = 0.0
-    """Wall time from submission to result, which the engine sets."""
-    speech_without_text_s: float | None = None
-    """Detected speech in gaps of text, which the engine sets; None where that is not known."""
-    labels: PartLabels | None = None
-    """In place of segments, where the part was classified."""
-    placed: PlacedText | None = None
-    """Where the text was known; its words are those of the segments."""
-    elsewhere: bool = False
-    """Whether another model transcribes the part, as it does all in this language."""
-
-
-class PartTranscriber(Protocol):
-    """One checkpoint, as its family transcribes parts with it; used from one thread at a time.
-
-    Those in `TRANSCRIBERS` have a class method `from_folder(folder)`. It yields what the scheduler
-    of its models takes: jobs for slots, or a `Recognition`.
-    """
-
-    @property
-    def languages(self) -> Collection[str]:
-        """Codes of the languages that it can detect; empty where it detects none."""
-
-    def check(self, settings: DecodingSettings) -> None:
-        """Refuse what this checkpoint cannot do, before any audio is read.
-
-        Raises:
-            ConfigError: names the key.
-        """
-
-    def transcribe(
-        self, part: PartRequest, settings: DecodingSettings
-    ) -> Generator[Any, Any, PartTranscript]:
-        """Transcribe one part, as a task of the scheduler.
-
-        What a part says must depend neither on other parts nor on the order of tasks.
-        """
-
-
-TRANSCRIBERS: dict[str, str] = {
-    "whisper": "corpus_asr.transcription.whisper:WhisperTranscriber",
-    "speech_to_text": "corpus_asr.transcription.speech2text:Speech2TextTranscriber",
-}
-"""The `PartTranscriber` of each family of slot models by its `model_type`; imported on demand."""
-
-
-def part_transcriber(folder: Path) -> PartTranscriber:
-    """Read how the family of a checkpoint transcribes with it."""
-    family = family_of(folder)
-    if family.recognizer is not None:
-        return _one_pass_transcriber(family, str(folder))
-    transcriber: PartTranscriber = resolve(TRANSCRIBERS[family.model_type]).from_folder(folder)
-    return transcriber
-
-
-def _one_pass_transcriber(family: Family, checkpoint: str | None) -> PartTranscriber:
-    model = recognizer_class(family)
-    features = resolve(family.part_features).from_folder(Path(checkpoint or ""))
-    kind = resolve("corpus_asr.transcription.one_pass:OnePassTranscriber")
-    transcriber: PartTranscriber = kind(
-        model,
-        features,
-        name=family.model_type,
-        usual_window_s=model.usual_window_s(checkpoint),
-        longest_window_s=model.window_limit_s(checkpoint),
-    )
-    return transcriber
-
-
-def word_placer(aligner: Path | None, *, device: str, dtype: str) -> "WordPlacer | None":
-    """Load the checkpoint that times words, if there is one; before the model takes its memory."""
-    if aligner is None:
-        return None
-    kind = resolve("corpus_asr.transcription.word_placer:WordPlacer")
-    placer: WordPlacer = run_apart(lambda: kind.from_folder(aligner, device=device, dtype=dtype))
-    return placer
-
-
-def check_decoding(
-    transcriber: PartTranscriber, placer: "WordPlacer | None", decoding: DecodingSettings
-) -> None:
-    """Refuse by `ConfigError` what a checkpoint, or the one that times its words, cannot do."""
-    if placer is not None:
-        placer.check(decoding)
-        decoding = placer.settings_given(decoding)
-    transcriber.check(decoding)
-
 
 _Order = tuple[PartRequest, DecodingSettings, Future[PartTranscript]]
 
@@ -267,7 +160,7 @@ class Engine:
         """
         set_threads(num_threads)
         family = users_family(recognizer)
-        transcriber = _one_pass_transcriber(family, checkpoint)
+        transcriber = one_pass_transcriber(family, checkpoint)
         placer = word_placer(aligner, device=device, dtype=dtype)
         check_decoding(transcriber, placer, decoding)
         model = run_apart(lambda: load_recognizer(family, checkpoint, device=device, dtype=dtype))

@@ -9,14 +9,10 @@ from bisect import bisect_left
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, groupby, pairwise
-from typing import TYPE_CHECKING
 
 from corpus_asr.errors import AlignmentError
-from corpus_asr.segments import MissingWord, Segment
+from corpus_asr.segments import MissingWord, PartTranscript, Segment
 from corpus_asr.units import counted
-
-if TYPE_CHECKING:
-    from corpus_asr.transcription.engine import PartTranscript  # imports torch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +114,7 @@ def text_not_found(name: str, found: int, given: int, instead: str) -> Alignment
 
 
 def joined_parts(
-    parts: Sequence["PartTranscript"], *, text: str, name: str
+    parts: Sequence[PartTranscript], *, text: str, name: str
 ) -> tuple[list[Segment], tuple[MissingWord, ...]]:
     """Join the parts of a recording: their segments, and the words of its text that none says.
 
@@ -143,7 +139,7 @@ def joined_parts(
     return list(_with_words(parts, {id(claimed[at][0]) for at in kept})), missing
 
 
-def _with_words(parts: Sequence["PartTranscript"], kept: Collection[int]) -> Iterator[Segment]:
+def _with_words(parts: Sequence[PartTranscript], kept: Collection[int]) -> Iterator[Segment]:
     for segment in (segment for part in parts for segment in part.segments):
         words = tuple(word for word in segment.words or () if id(word) in kept)
         if words == segment.words:

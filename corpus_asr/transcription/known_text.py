@@ -18,12 +18,11 @@ import numpy as np
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.decoding.protocols import AlignJob, AlignResult
 from corpus_asr.decoding.tasks import Gather, Steps
-from corpus_asr.segments import Word
+from corpus_asr.segments import PartTranscript, Word
 from corpus_asr.text.words import (
     split_characters,
 )
 from corpus_asr.transcription.anchors import folded
-from corpus_asr.transcription.engine import PartTranscript
 from corpus_asr.transcription.text_places import (
     MAX_LETTERS_PER_S,
     Place,

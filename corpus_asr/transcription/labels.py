@@ -20,9 +20,9 @@ from corpus_asr.decoding.tasks import Gather, Steps
 from corpus_asr.families.loading import load_classifier, load_slot_model
 from corpus_asr.families.registry import family_of, resolve
 from corpus_asr.languages import language_window_starts
-from corpus_asr.segments import Label, LabelledWindow, PartLabels
+from corpus_asr.segments import Label, LabelledWindow, PartLabels, PartTranscript
 from corpus_asr.threads import run_apart
-from corpus_asr.transcription.engine import Engine, PartTranscript
+from corpus_asr.transcription.engine import Engine
 from corpus_asr.transcription.whisper_prompt import PromptFormat
 from corpus_asr.transcription.windows import PartRequest, chunk_ranges
 from corpus_asr.units import FRAMES_PER_SECOND, WINDOW_FRAMES

@@ -17,8 +17,7 @@ from corpus_asr.config.decoding import DecodingSettings, check_refused, expected
 from corpus_asr.decoding.one_pass import Recognition, WindowToRead
 from corpus_asr.decoding.recognizer import Recognized, Recognizer
 from corpus_asr.errors import ConfigError
-from corpus_asr.segments import Segment, Word
-from corpus_asr.transcription.engine import PartTranscript
+from corpus_asr.segments import PartTranscript, Segment, Word
 from corpus_asr.transcription.fallback import compression_ratio, finished_segment
 from corpus_asr.transcription.windows import (
     Language,

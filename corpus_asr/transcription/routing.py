@@ -22,12 +22,11 @@ from corpus_asr.decoding.protocols import SlotModel
 from corpus_asr.errors import ConfigError
 from corpus_asr.families.loading import load_model
 from corpus_asr.families.registry import further_folders, part_features
-from corpus_asr.segments import Segment
+from corpus_asr.segments import PartTranscript, Segment
 from corpus_asr.threads import run_apart
-from corpus_asr.transcription.engine import (
-    Engine,
+from corpus_asr.transcription.engine import Engine
+from corpus_asr.transcription.transcribers import (
     PartTranscriber,
-    PartTranscript,
     check_decoding,
     part_transcriber,
     word_placer,

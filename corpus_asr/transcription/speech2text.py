@@ -18,8 +18,7 @@ from corpus_asr.decoding.tasks import Gather, Steps
 from corpus_asr.errors import CheckpointError, ConfigError
 from corpus_asr.families.registry import family_of, resolve
 from corpus_asr.families.speech2text.features import Speech2TextPartFeatures
-from corpus_asr.segments import Segment
-from corpus_asr.transcription.engine import PartTranscript
+from corpus_asr.segments import PartTranscript, Segment
 from corpus_asr.transcription.fallback import OpenAIRules
 from corpus_asr.transcription.hotwords import HotwordTries, check_hotwords, forms
 from corpus_asr.transcription.windows import (

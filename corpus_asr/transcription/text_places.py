@@ -16,7 +16,7 @@ import numpy as np
 
 from corpus_asr.confidence import mean_logprob_of, with_confidence
 from corpus_asr.errors import AlignmentError
-from corpus_asr.segments import Segment, Word
+from corpus_asr.segments import PartTranscript, PlacedText, Segment, Word
 from corpus_asr.text.words import (
     AFTER_A_WORD,
     NOTHING,
@@ -26,7 +26,6 @@ from corpus_asr.text.words import (
     split_characters,
 )
 from corpus_asr.transcription.anchors import Pair, find_pairs, folded
-from corpus_asr.transcription.engine import PartTranscript, PlacedText
 from corpus_asr.transcription.joined_text import text_not_found
 from corpus_asr.transcription.whisper_prompt import PromptFormat
 from corpus_asr.transcription.windows import KnownText, Language, PartRequest

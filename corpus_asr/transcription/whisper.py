@@ -13,9 +13,8 @@ from corpus_asr.decoding.phrases import PhraseTrie
 from corpus_asr.decoding.protocols import Search
 from corpus_asr.decoding.tasks import Gather, Steps
 from corpus_asr.errors import ConfigError, ItemError
-from corpus_asr.segments import Segment, Word, speech_without_text
+from corpus_asr.segments import PartTranscript, Segment, Word, speech_without_text
 from corpus_asr.text.words import AFTER_A_WORD, BEFORE_A_WORD
-from corpus_asr.transcription.engine import PartTranscript
 from corpus_asr.transcription.fallback import Attempt, OpenAIRules, without_last_token
 from corpus_asr.transcription.hotwords import HotwordTries, as_prompt
 from corpus_asr.transcription.known_text import KnownTextAligner

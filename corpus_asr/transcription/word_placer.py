@@ -21,8 +21,7 @@ from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.errors import AlignmentError, ConfigError
 from corpus_asr.families.loading import COMPUTE_DTYPES, resolve_device, resolve_dtype
 from corpus_asr.families.registry import family_of, resolve
-from corpus_asr.segments import Segment, Word
-from corpus_asr.transcription.engine import PartTranscript
+from corpus_asr.segments import PartTranscript, Segment, Word
 from corpus_asr.transcription.text_places import (
     PlacedWord,
     TextPlaces,

@@ -16,8 +16,7 @@ from benchmarks.gpu import correctness, validate
 from benchmarks.gpu.correctness import DifferenceError
 from benchmarks.gpu.figures import Figures, Options
 from benchmarks.gpu.recordings import EXPECTED, FEATURES, extract_parts, read_parts, read_texts
-from corpus_asr.segments import Segment
-from corpus_asr.transcription.engine import PartTranscript
+from corpus_asr.segments import PartTranscript, Segment
 from corpus_asr.transcription.windows import PartRequest
 
 SPOKEN = Path(__file__).resolve().parents[1] / "data" / "spoken"

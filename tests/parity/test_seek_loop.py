@@ -26,7 +26,8 @@ from transformers.models.whisper.generation_whisper import _dynamic_time_warping
 
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.families.whisper.features import WhisperPartFeatures
-from corpus_asr.transcription.engine import Engine, PartTranscript
+from corpus_asr.segments import PartTranscript
+from corpus_asr.transcription.engine import Engine
 from corpus_asr.transcription.whisper_prompt import PromptFormat
 from corpus_asr.transcription.windows import PartRequest
 from corpus_asr.units import HOP_SAMPLES, SAMPLE_RATE_HZ, WINDOW_FRAMES, WINDOW_SAMPLES

@@ -1,6 +1,7 @@
 """The layers, the library doors, and what a process must not pay for when it starts."""
 
 import ast
+import graphlib
 import json
 import os
 import re
@@ -48,6 +49,20 @@ def test_the_import_contracts_hold():
     command = [str(BINARIES / "lint-imports"), "--no-cache"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_no_module_imports_itself_by_others_also_in_functions_and_for_types():
+    trees = {module_name(path): parsed(path) for path in python_files("corpus_asr")}
+    imports = [(name, node) for name, tree in trees.items() for node in ast.walk(tree)]
+    graph: dict[str, set[str]] = {name: set() for name in trees}
+    for name, node in imports:
+        if isinstance(node, ast.ImportFrom) and node.module in trees:
+            below = {f"{node.module}.{alias.name}" for alias in node.names} & {*trees}
+            graph[name] |= below or {node.module}
+        elif isinstance(node, ast.Import):
+            graph[name] |= {alias.name for alias in node.names} & {*trees}
+    assert sum(map(len, graph.values())) > len(trees)
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, with the circle
 
 
 @pytest.mark.long

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from corpus_asr.config.hooks import HookSettings
 from corpus_asr.errors import ConfigError, EngineError
 from corpus_asr.runtime import hooks
-from corpus_asr.runtime.hooks import DIED, HookCounts, check_function, run_hook
+from corpus_asr.runtime.hooks import DIED, HookCounts, check_hooks, run_hook
 from corpus_asr.runtime.ray_cluster import Cluster
 from corpus_asr.runtime.ray_dataset import on_mortal_workers
 from corpus_asr.storage.run_state import hook_rows, recording_rows
@@ -21,7 +21,7 @@ from corpus_asr.storage.run_state.tables import HOOKS_FOLDER, OutputStore
 from corpus_asr.storage.stores.uri import recording_id
 from tests.support import hooks as functions
 from tests.support.runs import correct_segment, finished, passage, run_of, says, spoken
-from tests.support.tables import commit, results
+from tests.support.tables import commit, results, run_config
 
 HERE = "tests.support.hooks"
 REDACT = HookSettings(
@@ -465,8 +465,10 @@ def test_a_recording_with_which_processes_end_is_one_row(ray_session: Cluster, s
     ],
 )
 def test_a_function_that_is_not_there_is_refused(function: str, expected: str):
+    hook = HookSettings(name="h", function=function, columns={"a": "string"})
+    config = run_config("/in", "/out", hooks=[hook])
     with pytest.raises(ConfigError, match=expected):
-        check_function(HookSettings(name="h", function=function, columns={"a": "string"}))
+        check_hooks(config)
 
 
 @pytest.mark.parametrize(

@@ -21,10 +21,9 @@ from corpus_asr.errors import ConfigError, DecodeError, FetchError
 from corpus_asr.runtime import in_flight
 from corpus_asr.runtime.in_flight import TranscriptionProgress
 from corpus_asr.runtime.transcriber import Transcriber, TranscriberOptions
-from corpus_asr.segments import Segment
+from corpus_asr.segments import PartTranscript, Segment
 from corpus_asr.storage.run_state.run_files import write_calibration
 from corpus_asr.storage.run_state.tables import OutputStore
-from corpus_asr.transcription.engine import PartTranscript
 from corpus_asr.units import SAMPLE_RATE_HZ
 from tests.support.audio import noise, tone, write_wavs
 from tests.support.corpora import CLIPS, tiny_model

@@ -10,10 +10,11 @@ import pytest
 
 from corpus_asr.audio.parts import AudioPart
 from corpus_asr.audio.sound_quality import SoundQuality
-from corpus_asr.config.extraction import NO_SPEAKERS, ExtractSettings, SpeakerSettings
+from corpus_asr.config.extraction import ExtractSettings
 from corpus_asr.errors import ConfigError
 from corpus_asr.pipelines import driver
 from corpus_asr.schemas import SOUND_COLUMNS
+from corpus_asr.speakers.turns import SpeechWindows
 from corpus_asr.stages import measures
 from corpus_asr.stages.measures import (
     Overlaps,
@@ -23,7 +24,6 @@ from corpus_asr.stages.measures import (
     measured_columns,
     memory_bytes,
     new_measure,
-    speech_windows,
 )
 from corpus_asr.stages.transcribe import EngineSpec, TranscribeStage
 from corpus_asr.units import SAMPLE_RATE_HZ
@@ -216,8 +216,7 @@ def test_voices_and_overlaps_are_in_recording_time(audio: AudioPart):
     }
     measured = measure_part(kinds, audio)
     columns = measured_columns(measured, (), (), start_s=5.0)
-    windows = speech_windows(measured, start_s=5.0)
-    assert windows is not None
+    windows = SpeechWindows.of_columns(columns)
     assert columns["overlap_spans"] == [{"start_s": 6.0, "end_s": 7.5}]
     assert windows.overlaps == [(6.0, 7.5)]
     expected = voices._embedder(audio.samples, [(8_000, len(audio.samples) - 8_000)])
@@ -230,9 +229,6 @@ def test_voices_and_overlaps_are_in_recording_time(audio: AudioPart):
         start_sample=0, samples=np.zeros(SAMPLE_RATE_HZ, np.float32), speech=()
     ))  # fmt: skip
     assert measured_columns(silent, (), (), start_s=0.0)["voice_spans"] == []
-    assert speech_windows([], start_s=0.0) is None
-    failed = [{"name": "voices", "reference": "", "values": None, "error": "scripted"}]
-    assert speech_windows(failed, start_s=0.0) is None
 
 
 class NoName:
@@ -297,7 +293,8 @@ def test_measures_are_named_once_as_packaged_or_as_a_class():
     with pytest.raises(ValueError, match="expected each once"):
         ExtractSettings(measures=("sound", "sound"))
     extract = ExtractSettings.model_validate({"measures": reference(Loudest)})
-    check_measures(extract, SpeakerSettings(mode="auto"))
-    check_measures(ExtractSettings(measures=()), NO_SPEAKERS)
+    config = run_config("/in", "/out", extract=extract.model_dump(), speakers="auto")
+    check_measures(config)
+    check_measures(run_config("/in", "/out", extract={"measures": []}))
     assert memory_bytes(extract) == 7
     assert memory_bytes(ExtractSettings()) == 0

@@ -21,14 +21,8 @@ from corpus_asr.errors import ClosedError, ConfigError, EngineError, ItemError
 from corpus_asr.families.whisper.model import WhisperSlotModel
 from corpus_asr.models.speech2text import Speech2TextForConditionalGeneration
 from corpus_asr.models.whisper import WhisperForConditionalGeneration
-from corpus_asr.segments import Segment
-from corpus_asr.transcription.engine import (
-    Engine,
-    PartTranscript,
-    auto_slots,
-    fitting_slots,
-    predicted_bytes,
-)
+from corpus_asr.segments import PartTranscript, Segment
+from corpus_asr.transcription.engine import Engine, auto_slots, fitting_slots, predicted_bytes
 from corpus_asr.transcription.whisper import WhisperTranscriber
 from corpus_asr.transcription.windows import PartRequest
 from tests.support import prompt_formats

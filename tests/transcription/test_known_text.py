@@ -12,9 +12,8 @@ import pytest
 from corpus_asr import Transcriber
 from corpus_asr.errors import AlignmentError, ConfigError
 from corpus_asr.formats.transcript import Transcript
-from corpus_asr.segments import Segment, Word
+from corpus_asr.segments import PartTranscript, PlacedText, Segment, Word
 from corpus_asr.transcription.anchors import find_pairs, folded
-from corpus_asr.transcription.engine import PartTranscript, PlacedText
 from corpus_asr.transcription.joined_text import (
     Claim,
     joined_parts,

@@ -12,10 +12,10 @@ from corpus_asr.activity import Activity
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.errors import ConfigError, EngineError
 from corpus_asr.families.registry import PartFeatures
-from corpus_asr.segments import Segment
+from corpus_asr.segments import PartTranscript, Segment
 from corpus_asr.stages.transcribe import EngineSpec, load_engine
 from corpus_asr.transcription import routing
-from corpus_asr.transcription.engine import PROCESS_BYTES, Engine, PartTranscript
+from corpus_asr.transcription.engine import PROCESS_BYTES, Engine
 from corpus_asr.transcription.routing import RoutedEngine
 from corpus_asr.transcription.windows import PartRequest
 from corpus_asr.transcription.word_placer import WordPlacer

@@ -10,8 +10,7 @@ import pytest
 
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.errors import AlignmentError, ConfigError
-from corpus_asr.segments import Segment, SpeechSpan, Word
-from corpus_asr.transcription.engine import PartTranscript
+from corpus_asr.segments import PartTranscript, Segment, SpeechSpan, Word
 from corpus_asr.transcription.text_places import words_of
 from corpus_asr.transcription.windows import KnownText, PartRequest
 from corpus_asr.transcription.word_placer import WordPlacer

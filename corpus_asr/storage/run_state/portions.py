@@ -25,7 +25,7 @@ class Portion:
     """Objects that hold what was made of these recordings before, as far as it is asked for."""
     named: Mapping[str, int] = field(default_factory=dict)
     """The highest number of a speaker that people named in them, as far as it is asked for."""
-    numbers: Mapping[str, Sequence[str | None]] = field(default_factory=dict)
+    numbers: Mapping[str, Mapping[str, str | None]] = field(default_factory=dict)
     """Numbers of speakers of their rows of the manifest, as far as they are asked for."""
 
 

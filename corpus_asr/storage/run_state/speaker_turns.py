@@ -22,7 +22,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from corpus_asr.array_types import Float16, Float32, Float64, Int64
+from corpus_asr.array_types import Float32, Int64
+from corpus_asr.config.extraction import SPEAKER_COUNTS
 from corpus_asr.logs import event
 from corpus_asr.schemas import SPEAKERS, VOICES
 from corpus_asr.segments import SpeakerTurn
@@ -54,33 +55,6 @@ _VOICES = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PartVoices:
-    """Windows of one part's speech and their embeddings, as they are stored."""
-
-    channel: int | None
-    spans: tuple[tuple[float, float], ...]
-    """Start and end of each window, in seconds of the recording."""
-    data: bytes
-    overlaps: tuple[tuple[float, float], ...] = ()
-    """Start and end of each span in which two speak at once."""
-
-    @property
-    def spans_s(self) -> Float64[np.ndarray, "window border"]:
-        """The same as an array."""
-        return np.array(self.spans, dtype=np.float64).reshape(-1, 2)
-
-    @property
-    def embeddings(self) -> Float16[np.ndarray, "window width"]:
-        """One row per window.
-
-        Raises:
-            ValueError: what is stored is not as many rows.
-        """
-        values = np.frombuffer(self.data, dtype="<f2").astype(np.float16)
-        return values.reshape(len(self.spans), -1) if self.spans else values.reshape(0, 1)
-
-
 @dataclass(slots=True, kw_only=True)
 class RecordingVoices:
     """Voices of a recording whose parts are all committed."""
@@ -88,9 +62,10 @@ class RecordingVoices:
     recording_id: str
     uri: str
     made_of: str
-    numbers: Sequence[str | None] = ()
-    """Numbers of speakers, as `SPEAKER_COUNTS`, of its row of the manifest."""
-    parts: dict[int, PartVoices] = field(default_factory=dict)
+    numbers: Mapping[str, str | None] = field(default_factory=dict)
+    """Numbers of speakers of its row of the manifest, by `SPEAKER_COUNTS`."""
+    parts: dict[int, Mapping[str, Any]] = field(default_factory=dict)
+    """Columns of voices of each part's row."""
 
 
 @contextmanager
@@ -142,7 +117,7 @@ def read_voices_of(store: OutputStore, portion: Portion) -> Iterator[RecordingVo
                     numbers=portion.numbers[row["recording_id"]],
                 ),
             )
-            found.parts[row["part"]] = _part_voices(row)
+            found.parts[row["part"]] = row
             if len(found.parts) == num_parts:
                 yield waiting.pop(found.recording_id)
 
@@ -150,25 +125,14 @@ def read_voices_of(store: OutputStore, portion: Portion) -> Iterator[RecordingVo
 # Turns that are made again: who speaks in them keeps the label, where people know it.
 _STALE = "select distinct recording_id, number from made semi join wanted using (recording_id)"
 # Nothing for a row without numbers of speakers: its turns are not made again.
-_NUMBERS = """
-json_extract_string(arg_min(metadata, part),
-  ['$.num_speakers', '$.min_speakers', '$.max_speakers'])
-"""
+_NUMBER = "json_extract_string(arg_min(metadata, part), {})"
+_NUMBERS = _NUMBER.format([f"$.{name}" for name in SPEAKER_COUNTS])
 _ALSO = f"coalesce(nullif({_NUMBERS}::varchar, '[NULL, NULL, NULL]'), '')"
+_BY_NAME = ", ".join(f"{name}: " + _NUMBER.format(f"'$.{name}'") for name in SPEAKER_COUNTS)
 _NUMBERS_OF = f"""
-select recording_id, coalesce({_NUMBERS}, []) from parts
+select recording_id, {{{_BY_NAME}}} from parts
 where recording_id in (select unnest($ids)) group by all
 """
-
-
-def _part_voices(row: Mapping[str, Any]) -> PartVoices:
-    # Objects of earlier versions lack these columns.
-    spans, overlaps = (
-        tuple((each["start_s"], each["end_s"]) for each in row.get(name) or ())
-        for name in ("voice_spans", "overlap_spans")
-    )
-    data = row.get("voices") or b""
-    return PartVoices(channel=row["channel"], spans=spans, data=data, overlaps=overlaps)
 
 
 def turn_rows(

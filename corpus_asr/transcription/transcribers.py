@@ -1,0 +1,96 @@
+"""How the family of a checkpoint transcribes parts, and what times words in its place."""
+
+from collections.abc import Collection, Generator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from corpus_asr.config.decoding import DecodingSettings
+from corpus_asr.families.registry import (
+    Family,
+    family_of,
+    recognizer_class,
+    resolve,
+)
+from corpus_asr.segments import PartTranscript
+from corpus_asr.threads import run_apart
+from corpus_asr.transcription.windows import PartRequest
+
+if TYPE_CHECKING:  # loads the networks of Parakeet
+    from corpus_asr.transcription.word_placer import WordPlacer
+
+
+class PartTranscriber(Protocol):
+    """One checkpoint, as its family transcribes parts with it; used from one thread at a time.
+
+    Those in `TRANSCRIBERS` have a class method `from_folder(folder)`. It yields what the scheduler
+    of its models takes: jobs for slots, or a `Recognition`.
+    """
+
+    @property
+    def languages(self) -> Collection[str]:
+        """Codes of the languages that it can detect; empty where it detects none."""
+
+    def check(self, settings: DecodingSettings) -> None:
+        """Refuse what this checkpoint cannot do, before any audio is read.
+
+        Raises:
+            ConfigError: names the key.
+        """
+
+    def transcribe(
+        self, part: PartRequest, settings: DecodingSettings
+    ) -> Generator[Any, Any, PartTranscript]:
+        """Transcribe one part, as a task of the scheduler.
+
+        What a part says must depend neither on other parts nor on the order of tasks.
+        """
+
+
+TRANSCRIBERS: dict[str, str] = {
+    "whisper": "corpus_asr.transcription.whisper:WhisperTranscriber",
+    "speech_to_text": "corpus_asr.transcription.speech2text:Speech2TextTranscriber",
+}
+"""The `PartTranscriber` of each family of slot models by its `model_type`; imported on demand."""
+
+
+def part_transcriber(folder: Path) -> PartTranscriber:
+    """Read how the family of a checkpoint transcribes with it."""
+    family = family_of(folder)
+    if family.recognizer is not None:
+        return one_pass_transcriber(family, str(folder))
+    transcriber: PartTranscriber = resolve(TRANSCRIBERS[family.model_type]).from_folder(folder)
+    return transcriber
+
+
+def one_pass_transcriber(family: Family, checkpoint: str | None) -> PartTranscriber:
+    """Return how parts are transcribed by the recognizer of a family."""
+    model = recognizer_class(family)
+    features = resolve(family.part_features).from_folder(Path(checkpoint or ""))
+    kind = resolve("corpus_asr.transcription.one_pass:OnePassTranscriber")
+    transcriber: PartTranscriber = kind(
+        model,
+        features,
+        name=family.model_type,
+        usual_window_s=model.usual_window_s(checkpoint),
+        longest_window_s=model.window_limit_s(checkpoint),
+    )
+    return transcriber
+
+
+def word_placer(aligner: Path | None, *, device: str, dtype: str) -> "WordPlacer | None":
+    """Load the checkpoint that times words, if there is one; before the model takes its memory."""
+    if aligner is None:
+        return None
+    kind = resolve("corpus_asr.transcription.word_placer:WordPlacer")
+    placer: WordPlacer = run_apart(lambda: kind.from_folder(aligner, device=device, dtype=dtype))
+    return placer
+
+
+def check_decoding(
+    transcriber: PartTranscriber, placer: "WordPlacer | None", decoding: DecodingSettings
+) -> None:
+    """Refuse by `ConfigError` what a checkpoint, or the one that times its words, cannot do."""
+    if placer is not None:
+        placer.check(decoding)
+        decoding = placer.settings_given(decoding)
+    transcriber.check(decoding)
