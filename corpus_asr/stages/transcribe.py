@@ -273,14 +273,19 @@ class TranscribeStage:
         if not any(row["status"] == OK for row in rows):
             return _results([_carry(row) for row in rows])
         engine = self._engine.result()
-        features, languages, further = (half_views(parts.column(name)) for name in FEATURE_COLUMNS)
+        views = {name: half_views(parts.column(name)) for name in FEATURE_COLUMNS}
         # All of them before the first is waited for: the engine fills its slots from many parts.
         submitted = [
             _submitted(engine, row, own, language, more, part, aligns=self._aligns)
             if row["status"] == OK
             else None
             for row, own, language, more, part in zip(
-                rows, features, languages, further, through, strict=True
+                rows,
+                views["features"],
+                views["language_features"],
+                views["further_features"],
+                through,
+                strict=True,
             )
         ]
         for future, part in zip(submitted, through, strict=True):

@@ -169,7 +169,7 @@ class FileListing:
                 odd = [uri for uri in uris if _ODD.search(uri) and not _is_there(uri)]
                 self.num_odd += len(odd)
                 self.odd += odd[: _MOST_ODD - len(self.odd)]
-                yield from self._with_members(Page(uris, *places.of(uris)), columns)
+                yield from self._with_members(places.of(uris), columns)
         except NoRowsError:
             if self._source.require_files:
                 raise

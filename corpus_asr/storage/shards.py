@@ -34,7 +34,7 @@ from corpus_asr.storage.stores.members import (
     member_version,
     tar_members,
 )
-from corpus_asr.storage.stores.store import MTIME, SHA256, SIZE, ObjectInfo, StoreError
+from corpus_asr.storage.stores.store import MTIME, SHA256, SIZE, ObjectInfo, Page, StoreError
 from corpus_asr.storage.stores.uri import redact_uri
 
 if TYPE_CHECKING:
@@ -267,8 +267,8 @@ class MemberPlaces:
         self._read: set[str] = set()
         self._places: OrderedDict[str, dict[str, tuple[int | None, str | None]]] = OrderedDict()
 
-    def of(self, uris: Sequence[str]) -> tuple[list[int | None], list[str | None]]:
-        """Return sizes and versions of some recordings, where they are members of tar files."""
+    def of(self, uris: list[str]) -> Page:
+        """Return recordings with sizes and versions of those that are members of tar files."""
         containers = [_tar_of(uri) for uri in uris]
         unread = [each for each in dict.fromkeys(containers) if each and each not in self._read]
         self._read.update(unread)
@@ -282,7 +282,8 @@ class MemberPlaces:
         ]
         while len(self._places) > 1 and sum(map(len, self._places.values())) > _MOST_KEPT:
             self._places.popitem(last=False)
-        return [size for size, _ in places], [etag for _, etag in places]
+        sizes, etags = [size for size, _ in places], [etag for _, etag in places]
+        return Page(uris=uris, sizes=sizes, etags=etags)
 
 
 def _tar_of(uri: str) -> str | None:

@@ -55,8 +55,8 @@ class Change:
     checked: bool = False
     name: str = ""
     """Of the person, if given."""
-    seen: dict[str, Any] | list[Any] = field(default_factory=dict)
-    """The version of each key, by key or in their order."""
+    seen: dict[str, Any] = field(default_factory=dict)
+    """The version of each segment, by its key."""
     apply: str = ""
     """A stale correction that is to stand at its place, in place of all above."""
     dismiss: str = ""
@@ -253,12 +253,9 @@ def _correction(
         raise ConfigError("saving a correction: found no keys, expected those of segments")
     keys = list(dict.fromkeys(map(str, change.keys)))
     numbers = sorted(at for key in keys if (at := shown.number_of(key)) is not None)
-    seen = change.seen
-    if isinstance(seen, list):
-        seen = dict(zip(map(str, change.keys), seen, strict=False))
     rows = [shown.segments(at, 1)[0] for at in numbers]
     if len(rows) < len(keys) or any(
-        seen.get(row["key"], "") not in ("", version_of(row["made"])) for row in rows
+        change.seen.get(row["key"], "") not in ("", version_of(row["made"])) for row in rows
     ):
         raise _changed(view, shown, recording["recording_id"], keys)
     channels = {row["channel"] for row in rows}

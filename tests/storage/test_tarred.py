@@ -224,8 +224,8 @@ def test_headers_are_read_once_and_what_is_kept_is_bounded(
     monkeypatch.setattr(type(lister), "rows", counted)
     places = MemberPlaces(lister)
     uris = expected(tmp_path)
-    assert None not in places.of(uris)[0]
-    sizes, _ = places.of(uris)
+    assert None not in places.of(uris).sizes
+    sizes = places.of(uris).sizes
     assert [size is None for size in sizes] == [True] * 4 + [False] * 2
     assert read == [f"{tmp_path}/audio_{number}.tar" for number in range(3)]
 

@@ -172,12 +172,14 @@ def test_of_two_windows_the_second_is_shown_what_is_there(url: str) -> None:
     assert [each["text"] for each in told["segments"]] == ["first"]
     assert segments(url)[0]["text"] == "first"
     # Another segment of the same page is nobody's business.
-    third = first | {"keys": [other["key"]], "segments": [said(url, 1, "third")], "seen": [""]}
+    third = first | {"keys": [other["key"]], "segments": [said(url, 1, "third")], "seen": {}}
     assert sent(url, "api/correct", third).status == 200
     # Who has seen it may replace it.
     shown = told["segments"][0]
-    again = second | {"keys": [shown["key"]], "seen": [shown["version"]]}
-    assert sent(url, "api/correct", again | {"seen": ["other"]}).status == 409
+    again = second | {"keys": [shown["key"]], "seen": {shown["key"]: shown["version"]}}
+    assert sent(url, "api/correct", again | {"seen": {shown["key"]: "other"}}).status == 409
+    # By place alone nobody would know of which segment it is the version.
+    assert sent(url, "api/correct", again | {"seen": [shown["version"]]}).status == 400
     assert sent(url, "api/correct", again).status == 200
     assert [row["text"] for row in segments(url)] == ["second", "third", "five"]
 
