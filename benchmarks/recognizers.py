@@ -9,7 +9,7 @@ import importlib
 import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -114,7 +114,7 @@ def ours_filled_with_zeros(model: Path, scratch: Path, mode: Mode) -> Recognizer
             features=extract(samples).values[: len(samples) // HOP_SAMPLES], speech=None,
         )  # fmt: skip
         settings = decoding_from({**options, "language": language, "word_timestamps": word_times})
-        found = engine.submit(part, decoding=settings).result()
+        found = engine.submit(replace(part, decoding=settings)).result()
         text = "".join(segment.text for segment in found.segments)
         return _hypothesis(text, found.language, found.segments)
 

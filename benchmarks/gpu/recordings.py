@@ -6,6 +6,7 @@ the whole package; reading them takes the engine's own libraries alone.
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def transcribed(
     engine: Engine, parts: Iterable[PartRequest], decoding: DecodingSettings = GREEDY
 ) -> list[tuple[Segment, ...]]:
     """Return the segments of each part."""
-    futures = [engine.submit(part, decoding=decoding) for part in parts]
+    futures = [engine.submit(replace(part, decoding=decoding)) for part in parts]
     return [future.result().segments for future in futures]
 
 

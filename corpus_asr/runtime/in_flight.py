@@ -526,8 +526,8 @@ class CallInFlight:
                 listener=self._listener(added),
                 text=None if text is None else AlignedText(text=text),
             )
-            request = replace(request, detect_only=self._detect_only)
-            added.transcript = self._engine.submit(request, decoding=self._decoding)
+            request = replace(request, detect_only=self._detect_only, decoding=self._decoding)
+            added.transcript = self._engine.submit(request)
             self._waiting = [one for one in self._waiting if not one.done()]
             self._waiting.append(added.transcript)
             added.transcript.add_done_callback(self._landed)

@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 # At the end of the process, for a decoding step of a large model on a CPU.
 LEAVE_S = 5.0
 
-_Order = tuple[PartRequest, DecodingSettings, Future[PartTranscript]]
+_Order = tuple[PartRequest, Future[PartTranscript]]
 
 
 class Engine:
@@ -216,27 +216,23 @@ class Engine:
         """Codes of the languages that the checkpoint can detect; empty where it detects none."""
         return self._transcriber.languages
 
-    def submit(
-        self, part: PartRequest, *, decoding: DecodingSettings | None = None
-    ) -> Future[PartTranscript]:
+    def submit(self, part: PartRequest) -> Future[PartTranscript]:
         """Queue a part; the future gives its transcript or the exception that ended it.
 
-        `decoding` is how, where it differs from the engine's own settings.
-
         Raises:
-            ConfigError: the checkpoint cannot do what `decoding` asks.
+            ConfigError: the checkpoint cannot do what the part's `decoding` asks.
             EngineError: the engine is closed, or broke down earlier.
             ForkedError: this is a fork of the process that made it.
         """
         check_same_process(f"transcribing {part.recording_id}", "engine", made_in=self._made_in)
-        if decoding is not None:
-            self.check(decoding)
+        if part.decoding is not None:
+            self.check(part.decoding)
         future: Future[PartTranscript] = Future()
         with self._lock:
             # Under the lock: nothing may be queued once a broken engine has emptied its inbox.
             if self._stopped is not None:
                 raise type(self._stopped)(str(self._stopped)) from self._stopped
-            self._inbox.put((part, decoding or self._decoding, future))
+            self._inbox.put((part, future))
         return future
 
     def cancel(self, future: Future[PartTranscript]) -> None:
@@ -333,12 +329,11 @@ class Engine:
             else:
                 self._start(*order)
 
-    def _start(
-        self, part: PartRequest, decoding: DecodingSettings, future: Future[PartTranscript]
-    ) -> None:
+    def _start(self, part: PartRequest, future: Future[PartTranscript]) -> None:
         # From here on the future is running: `cancel` asks the scheduler.
         if not future.set_running_or_notify_cancel():
             return
+        decoding = part.decoding or self._decoding
         started_s = time.monotonic()
 
         def done(transcript: Any, error: Exception | None) -> None:
@@ -392,8 +387,8 @@ class Engine:
         self._scheduler.fail(broken)
         while not self._inbox.empty():
             order = self._inbox.get()
-            if isinstance(order, tuple) and order[2].set_running_or_notify_cancel():
-                order[2].set_exception(broken)
+            if isinstance(order, tuple) and order[1].set_running_or_notify_cancel():
+                order[1].set_exception(broken)
 
 
 _CPU_SLOTS = 8

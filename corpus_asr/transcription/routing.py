@@ -147,15 +147,13 @@ class RoutedEngine:
             if only in (None, code):
                 engine.check(_in_language(decoding, code))
 
-    def submit(
-        self, part: PartRequest, *, decoding: DecodingSettings | None = None
-    ) -> "Future[PartTranscript]":
+    def submit(self, part: PartRequest) -> "Future[PartTranscript]":
         """Queue a part, as `Engine.submit` does; the main model comes first."""
-        if decoding is not None:
-            _check_mode(decoding)
-        settings = decoding or self._decoding
+        if part.decoding is not None:
+            _check_mode(part.decoding)
+        settings = part.decoding or self._decoding
         if part.detect_only:
-            return self._main.submit(part, decoding=settings)
+            return self._main.submit(replace(part, decoding=settings))
         only = only_language(settings)
         if only is not None:
             return self._submit(part, only, settings)
@@ -180,7 +178,7 @@ class RoutedEngine:
                 return
             second.add_done_callback(lambda done: _pass_on(first, done, future))
 
-        first_pass = work.now = self._main.submit(part, decoding=settings)
+        first_pass = work.now = self._main.submit(replace(part, decoding=settings))
         self._under_way[future] = work
         future.add_done_callback(self._under_way.pop)
         first_pass.add_done_callback(detected)
@@ -190,7 +188,7 @@ class RoutedEngine:
         self, part: PartRequest, code: str, decoding: DecodingSettings
     ) -> "Future[PartTranscript]":
         engine = self._others.get(code, self._main)
-        return engine.submit(part.with_kind(self._kinds.get(code)), decoding=decoding)
+        return engine.submit(replace(part.with_kind(self._kinds.get(code)), decoding=decoding))
 
     def cancel(self, future: "Future[PartTranscript]") -> None:
         """End a part that nobody waits for, as `Engine.cancel` does."""

@@ -162,6 +162,8 @@ class PartRequest:
     """Whether its language is all that is wanted."""
     further: Mapping[str, PartFeatures] = field(default_factory=dict)
     """Features of further kinds, by kind, for models that take others."""
+    decoding: DecodingSettings | None = None
+    """How it is decoded; None: by the engine's settings."""
 
     def with_kind(self, kind: str | None) -> "PartRequest":
         """Return the part for a model that takes features of a further kind; None: the first."""

@@ -83,7 +83,7 @@ class ScriptedEngine:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def submit(self, part: PartRequest, **_: object) -> "Future[PartTranscript]":
+    def submit(self, part: PartRequest) -> "Future[PartTranscript]":
         names = list(json.loads(EXPECTED.read_text()))
         text = self.texts[names.index(f"{part.recording_id}:{part.part}")]
         segment = Segment(

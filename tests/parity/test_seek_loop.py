@@ -111,7 +111,7 @@ class Loop:
     ) -> PartTranscript:
         part = self.request(samples)
         settings = DecodingSettings(language="en", **GREEDY | ours)
-        found = self.engine.submit(part, decoding=settings).result()
+        found = self.engine.submit(replace(part, decoding=settings)).result()
         wanted = self.wanted(part, samples, **THEIR_GREEDY | theirs)
         compare(part, found, wanted, stops=settings.clip_timestamps[1::2])
         return found
@@ -229,7 +229,7 @@ def test_search_options_give_what_they_give_in_transformers(
     features = WhisperPartFeatures.from_folder(loop.checkpoint)(samples)
     part = replace(loop.request(samples), features=features.values)
     settings = DecodingSettings(language="en", **GREEDY | options | {"beam_size": beams})
-    found = loop.engine.submit(part, decoding=settings).result()
+    found = loop.engine.submit(replace(part, decoding=settings)).result()
     inputs = processor(samples, sampling_rate=SAMPLE_RATE_HZ, return_tensors="pt")
     with torch.inference_mode():
         tokens = model.generate(
@@ -255,7 +255,7 @@ def test_long_recordings_say_what_transformers_long_form_says(
         samples = read_audio(path)
         features = extractor(samples)
         found = loop.engine.submit(
-            replace(loop.request(samples), features=features.values), decoding=settings
+            replace(loop.request(samples), features=features.values, decoding=settings)
         )
         inputs = processor(
             samples, sampling_rate=SAMPLE_RATE_HZ, return_tensors="pt", truncation=False,

@@ -51,13 +51,16 @@ class Network(ScriptedModel):
         return logits
 
 
-def part(script: int, *, speech: bool = True) -> PartRequest:
+def part(
+    script: int, *, speech: bool = True, decoding: DecodingSettings | None = None
+) -> PartRequest:
     return prompt_formats.part(
         3.0,
         [(100.0, 103.0)] if speech else [],
         recording_id=f"r{script}",
         features=np.full((300, 2), script, dtype=np.float16),
         start_s=100.0,
+        decoding=decoding,
     )
 
 
@@ -91,16 +94,16 @@ def test_parts_become_segments_in_recording_time(engine: Engine) -> None:
 
 def test_settings_of_one_part_override_the_engine_s(engine: Engine) -> None:
     given = DecodingSettings(language="en", **GREEDY)
-    found = engine.submit(part(0), decoding=given).result(timeout=30)
+    found = engine.submit(part(0, decoding=given)).result(timeout=30)
     assert (found.language, found.language_probability) == ("en", None)
     chosen = DecodingSettings(language=("en",), strategy="chunked", **GREEDY)
-    assert engine.submit(part(1), decoding=chosen).result(timeout=30).language == "en"
+    assert engine.submit(part(1, decoding=chosen)).result(timeout=30).language == "en"
     assert engine.submit(part(0, speech=False)).result(timeout=30).segments == ()
 
 
 def test_what_the_checkpoint_cannot_do_is_refused_before_any_work(engine: Engine) -> None:
     with pytest.raises(ConfigError, match=r"does not know xx; it knows de, en"):
-        engine.submit(part(0), decoding=DecodingSettings(language="xx"))
+        engine.submit(part(0, decoding=DecodingSettings(language="xx")))
 
 
 def test_closing_does_not_wait_for_work() -> None:
