@@ -1,115 +1,148 @@
-"""The transcript of a recording, made of its parts once all of them are transcribed."""
+"""What recordings of a `Transcriber` come to: a transcript, or a language."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
+from typing import NamedTuple
 
 from corpus_asr.config.extraction import SpeakerSettings
+from corpus_asr.config.options import CallSettings
+from corpus_asr.errors import ConfigError
 from corpus_asr.formats.transcript import Transcript
-from corpus_asr.runtime.in_flight import PartInFlight, RecordingInFlight
-from corpus_asr.segments import Segment, SpeakerTurn
-from corpus_asr.speakers.turns import diarize_parts, with_speakers
+from corpus_asr.runtime.in_flight import RecordingInFlight
+from corpus_asr.segments import PartTranscript, Segment
+from corpus_asr.speakers.turns import SpeechWindows, diarize_parts, with_speakers
+from corpus_asr.stages.measures import measured_columns
+from corpus_asr.stages.parts import ExtractedPart
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.transcription.joined_text import joined_parts
+from corpus_asr.units import SAMPLE_RATE_HZ
+
+
+class DetectedLanguage(NamedTuple):
+    """The likeliest language of a recording."""
+
+    language: str
+    """Its code."""
+    probability: float
+    all_language_probs: list[tuple[str, float]]
+    """Each language with its probability, the likeliest first."""
+
+
+def detecting(settings: CallSettings, languages: Collection[str]) -> CallSettings:
+    """Return the settings that detect the language which transcribing with these would detect.
+
+    Raises:
+        ConfigError: the checkpoint distinguishes no languages, or several answers are asked for.
+    """
+    if not languages:
+        raise ConfigError(
+            "detecting the language: this checkpoint does not distinguish languages, expected a "
+            "multilingual Whisper checkpoint; use one, such as small instead of small.en"
+        )
+    if settings.extract.separate:
+        raise ConfigError(
+            f"detecting the language: found {settings.extract.separate}, expected one channel or "
+            "track, or all channels mixed, since there is one answer; set one"
+        )
+    decoding = settings.decoding
+    if isinstance(decoding.language, str) or len(decoding.language) == 1:
+        return replace(settings, decoding=replace(decoding, language="auto"))
+    return settings
 
 
 def transcript_of(
     recording: RecordingInFlight,
     speakers: SpeakerSettings,
-    *,
     model: str,
     calibrated: Callable[[Segment], Segment],
 ) -> Transcript:
     """Return what a recording says, by which model, each segment with its calibrated confidence.
 
     Raises:
-        ItemError: a part could not be transcribed.
+        ItemError: it could not be extracted, or a part of it transcribed.
     """
-    transcript = _Parts(model, calibrated).transcript(recording)
-    if not speakers.wanted:
-        return transcript
-    found = diarize_parts(
-        ((part.channel, part.voices) for part in recording.parts if part.voices is not None),
-        speakers,
-    )
-    return _named(transcript, found.turns)
+    if recording.error is not None:
+        raise recording.error
+    parts, last = recording.parts, recording.last
+    turns = None
+    if speakers.wanted:
+        windows = ((part.extracted.channel, _voices(part.extracted)) for part in parts)
+        voices = ((channel, voices) for channel, voices in windows if voices is not None)
+        turns = diarize_parts(voices, speakers).turns
 
-
-@dataclass(frozen=True, slots=True)
-class _Parts:
-    model: str
-    calibrated: Callable[[Segment], Segment]
-
-    def transcript(self, recording: RecordingInFlight) -> Transcript:
-        parts = recording.parts
-        numbers = sorted({part.channel for part in parts if part.channel is not None})
-        of_file: dict[str, Any] = {
-            "audio_track": recording.audio_track,
-            "audio_tracks": recording.audio_tracks,
-            "silent_tracks": recording.silent_tracks,
-            "time_corrections": recording.time_corrections,
-        }
-        whole = replace(self.joined(parts, recording.audio.name), **of_file)
+    def joined(channel: int | None) -> Transcript:
+        chosen = [part for part in parts if channel in (None, part.extracted.channel)]
+        results = [part.transcript.result() for part in chosen if part.transcript is not None]
+        segments: Sequence[Segment] = [segment for result in results for segment in result.segments]
+        language, probability = _language(results, segments)
+        missing = None
         if recording.text is not None:
-            found = [part.transcript.result() for part in parts if part.transcript is not None]
-            segments, missing = joined_parts(
-                found, text=recording.text, name=redact_uri(recording.audio.name)
-            )
-            aligned = tuple(map(self.calibrated, segments))
-            whole = replace(whole, segments=aligned, missing=missing)
-        if recording.num_rows > 1:
-            own = ([part for part in parts if part.channel == number] for number in numbers)
-            channels = tuple(
-                replace(self.joined(said, recording.audio.name, number), **of_file)
-                for said, number in zip(own, numbers, strict=True)
-            )
-            by_time = sorted(whole.segments, key=lambda segment: segment.start_s)
-            seconds = recording.decoded_s
-            return replace(whole, segments=tuple(by_time), duration_s=seconds, channels=channels)
-        return replace(whole, channel=numbers[0] if numbers else None)
-
-    def joined(
-        self, parts: Sequence[PartInFlight], uri: str, channel: int | None = None
-    ) -> Transcript:
-        futures = [part.transcript for part in parts if part.transcript is not None]
-        found = [future.result() for future in futures]
-        segments = tuple(self.calibrated(segment) for part in found for segment in part.segments)
-        # Where parts have languages of their own, the first one's may be that of a jingle.
-        spoken = [part for part in found if part.language is not None]
-        language = spoken[0] if spoken else None
-        if language is not None and any(part.language != language.language for part in spoken):
-            from corpus_asr.transcription.whisper_prompt import spoken_most
-
-            most = spoken_most(segments)
-            language = next(
-                (part for part in spoken if most and part.language == most.code), language
-            )
-        speech = [part.speech_s for part in parts]
+            name = redact_uri(recording.audio.name)
+            segments, missing = joined_parts(results, text=recording.text, name=name)
+        segments = [calibrated(segment) for segment in segments]
+        speech = [part.speech_s for part in chosen]
+        # Not detected in a part is not known of the whole.
+        is_detected = None not in speech
+        without_text = (result.speech_without_text_s or 0.0 for result in results)
+        turns_of_channel = None
+        if turns is not None:
+            turns_of_channel = tuple(turn for turn in turns if turn.channel == channel)
+            segments = with_speakers(segments, turns_of_channel)
         return Transcript(
-            segments=segments,
-            language=language.language if language else None,
-            language_probability=language.language_probability if language else None,
-            duration_s=sum(part.duration_s for part in parts),
-            # Not detected in a part is not known of the whole.
-            speech_s=None if None in speech else sum(filter(None, speech), 0.0),
-            speech_without_text_s=None
-            if None in speech
-            else sum(part.speech_without_text_s or 0.0 for part in found),
-            uri=uri,
+            segments=tuple(segments),
+            language=language,
+            language_probability=probability,
+            duration_s=sum(part.duration_s for part in chosen),
+            speech_s=sum(filter(None, speech), 0.0) if is_detected else None,
+            speech_without_text_s=sum(without_text) if is_detected else None,
+            uri=recording.audio.name,
             channel=channel,
-            model=self.model,
+            audio_track=last.audio_track if last else None,
+            audio_tracks=(last and last.audio_tracks) or (),
+            silent_tracks=last.silent_tracks if last else (),
+            time_corrections=last.time_corrections if last else 0,
+            model=model,
+            turns=turns_of_channel,
+            missing=missing,
         )
 
-
-def _named(transcript: Transcript, turns: Sequence[SpeakerTurn]) -> Transcript:
-    """Return a transcript whose segments and words have speakers, given all turns."""
-    channels = tuple(
-        _named(each, [turn for turn in turns if turn.channel == each.channel])
-        for each in transcript.channels
+    channels = [part.extracted.channel for part in parts]
+    numbers = sorted({channel for channel in channels if channel is not None})
+    if recording.num_rows == 1:
+        return joined(numbers[0] if numbers else None)
+    transcripts = tuple(map(joined, numbers))
+    segments = [segment for transcript in transcripts for segment in transcript.segments]
+    return replace(
+        joined(None),
+        segments=tuple(sorted(segments, key=lambda segment: segment.start_s)),
+        duration_s=recording.decoded_s,
+        channels=transcripts,
+        turns=turns,
     )
-    if channels:
-        said = [segment for each in channels for segment in each.segments]
-        segments = tuple(sorted(said, key=lambda segment: segment.start_s))
-    else:
-        segments = with_speakers(transcript.segments, turns)
-    return replace(transcript, segments=segments, channels=channels, turns=tuple(turns))
+
+
+def _language(
+    results: Sequence[PartTranscript], segments: Sequence[Segment]
+) -> tuple[str | None, float | None]:
+    """Return the language of most of a recording, and its probability."""
+    spoken = [result for result in results if result.language is not None]
+    if not spoken:
+        return None, None
+    chosen = spoken[0]
+    # Where parts have languages of their own, the first one's may be that of a jingle.
+    if any(result.language != chosen.language for result in spoken):
+        from corpus_asr.transcription.whisper_prompt import spoken_most
+
+        most = spoken_most(segments)
+        chosen = next(
+            (result for result in spoken if most and result.language == most.code), chosen
+        )
+    return chosen.language, chosen.language_probability
+
+
+def _voices(part: ExtractedPart) -> SpeechWindows | None:
+    """Return the windows of a part's speech; None where speakers are not looked for."""
+    voices = [row for row in part.measured if row["name"] in ("voices", "overlaps")]
+    start_s = part.start_sample / SAMPLE_RATE_HZ
+    columns = {"overlap_spans": None} | measured_columns(voices, (), (), start_s=start_s)
+    return SpeechWindows.of_columns(columns) if "voices" in columns else None

@@ -1,34 +1,29 @@
 """Recordings on their way through a `Transcriber`: extracted in a thread, transcribed, collected.
 
-    calling thread  -- recording -->  thread: extracting child -- parts -->  engine, of all calls
-                    <-- wake, whenever a part, a window or a recording is done --
-
-Only the calling thread takes results, reports and raises; the others fill in `RecordingInFlight`.
 A call has a child of the pool while one recording is extracted, which goes on whether or not its
 caller takes results: whoever waits for a child gets one, in the order in which they asked, also in
 a thread whose own iterators stand still.
 """
 
-import math
 import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Self
+from functools import partial
+from typing import TYPE_CHECKING, Self
 
 from corpus_asr.audio.inputs import GivenAudio
 from corpus_asr.config.decoding import ALL_TRACKS, expected_languages
 from corpus_asr.config.extraction import ExtractSettings
 from corpus_asr.config.options import CallSettings
 from corpus_asr.errors import ClosedError, CorpusAsrError, check_same_process
+from corpus_asr.runtime.feed import Feed
 from corpus_asr.segments import PartTranscript, Segment
-from corpus_asr.speakers.turns import SpeechWindows
 from corpus_asr.stages.isolation import IsolatedGenerator
-from corpus_asr.stages.measures import measured_columns
 from corpus_asr.stages.parts import ExtractedPart, ExtractRequest
 from corpus_asr.stages.transcribe import part_request
 from corpus_asr.storage.manifest import AlignedText
@@ -50,7 +45,8 @@ class ExtractorPool:
     def __init__(self, make: Callable[[], IsolatedGenerator]) -> None:
         self._make = make
         self._made_in = os.getpid()
-        self._closed = False
+        self.closed = False
+        """Whether no call can use it any more."""
         self._idle: list[IsolatedGenerator] = []
         self._num_lent = 0
         self._queue: deque[object] = deque()
@@ -69,11 +65,6 @@ class ExtractorPool:
         """Whether this is the process that made it, and no fork."""
         return os.getpid() == self._made_in
 
-    @property
-    def closed(self) -> bool:
-        """Whether no call can use it any more."""
-        return self._closed
-
     def check(self) -> None:
         """Refuse a call that would wait forever.
 
@@ -82,7 +73,7 @@ class ExtractorPool:
             ClosedError: it is closed.
         """
         check_same_process("transcribing", "Transcriber", made_in=self._made_in)
-        if self._closed:
+        if self.closed:
             raise self.closed_error()
 
     def closed_error(self) -> ClosedError:
@@ -132,10 +123,10 @@ class ExtractorPool:
         """Let others use a child; in a closed pool it ends."""
         with self._changed:
             self._num_lent -= 1
-            if not self._closed:
+            if not self.closed:
                 self._idle.append(child)
             self._changed.notify_all()
-        if self._closed:
+        if self.closed:
             child.close()
 
     def close(self) -> None:
@@ -143,7 +134,7 @@ class ExtractorPool:
         if not self.is_here:
             return
         with self._changed:
-            self._closed = True
+            self.closed = True
             idle, self._idle = self._idle, []
             calls = [*self._calls]
         for call in calls:
@@ -161,117 +152,8 @@ class ExtractorPool:
 
 # Parts extracted ahead per slot: one in it and one to follow; about 10 MiB each at most.
 _PARTS_PER_SLOT = 2
-# The caller chose the recordings: nothing is too large or too long.
-NO_LIMITS = {"max_file_gb": math.inf, "max_duration_h": math.inf}
 # A call that is left waits so long for its thread, which has temporary files to remove.
 _LEAVE_S = 5.0
-
-
-@dataclass(slots=True, kw_only=True)
-class PartInFlight:
-    """A part that was extracted."""
-
-    duration_s: float
-    channel: int | None
-    """Number of the channel, from 0; None where channels are mixed."""
-    speech_s: float | None
-    """Detected speech; None where it was not looked for."""
-    transcript: Future[PartTranscript] | None
-    """None for a part without speech."""
-    voices: SpeechWindows | None = None
-    """Windows of its speech; None where speakers are not looked for."""
-    said: list[Segment] = field(default_factory=list)
-    """What is final of it so far."""
-    transcribed_s: float = 0.0
-
-    @property
-    def done(self) -> bool:
-        """Whether nothing is awaited any more."""
-        return self.transcript is None or self.transcript.done()
-
-
-@dataclass(slots=True, kw_only=True)
-class RecordingInFlight:
-    """A recording that was begun."""
-
-    audio: GivenAudio
-    text: str | None = None
-    """What is said in it, to be aligned; None: not known."""
-    parts: list[PartInFlight] = field(default_factory=list)
-    header_duration_s: float | None = None
-    num_rows: int = 1
-    """Channels or tracks that are transcribed separately."""
-    audio_track: int | None = None
-    audio_tracks: tuple[str, ...] = ()
-    silent_tracks: tuple[int, ...] = ()
-    """As in `Transcript`."""
-    time_corrections: int = 0
-    """Of the part that was extracted last."""
-    is_file: bool = False
-    """Whether all that was given is in a file: nothing is read from the caller any more."""
-    extracted: bool = False
-    """Whether no part follows."""
-    error: Exception | None = None
-    """What ended its extraction."""
-    parts_taken: int = 0
-    segments_taken: int = 0
-    """Of the part behind those."""
-
-    @property
-    def done(self) -> bool:
-        """Whether everything there is of it is transcribed."""
-        return self.extracted and all(part.done for part in self.parts)
-
-    @property
-    def decoded_s(self) -> float:
-        """Seconds of audio extracted so far, on average over channels."""
-        return sum(part.duration_s for part in list(self.parts)) / self.num_rows
-
-    @property
-    def transcribed_s(self) -> float:
-        """Seconds of audio transcribed so far, silence included."""
-        seconds = (
-            part.duration_s if part.done else min(part.transcribed_s, part.duration_s)
-            for part in list(self.parts)
-        )
-        return sum(seconds) / self.num_rows
-
-    @property
-    def duration_s(self) -> float | None:
-        """Seconds of audio in all: of its header until all is decoded; None: unknown."""
-        if self.extracted:
-            return self.decoded_s
-        known = self.header_duration_s
-        return None if known is None else max(known, self.decoded_s)
-
-    def note(self, part: ExtractedPart, extract: ExtractSettings) -> None:
-        """Take what a part says of the whole recording."""
-        self.header_duration_s = part.header_duration_s
-        self.audio_track, self.audio_tracks = part.audio_track, part.audio_tracks or ()
-        self.silent_tracks, self.time_corrections = part.silent_tracks, part.time_corrections
-        if extract.channels == "each":
-            self.num_rows = part.channels
-        elif extract.track == ALL_TRACKS:
-            self.num_rows = max(1, len(self.audio_tracks))
-
-    def take_segments(self) -> Iterator[Segment]:
-        """Yield the segments that became final since the last call, in order of time.
-
-        Raises:
-            ItemError: a part could not be transcribed.
-        """
-        while self.parts_taken < len(self.parts):
-            part = self.parts[self.parts_taken]
-            done = part.done  # before what it said is looked at
-            final: Sequence[Segment] = part.said
-            if done:
-                final = part.transcript.result().segments if part.transcript else ()
-            for segment in final[self.segments_taken :]:
-                self.segments_taken += 1
-                yield segment
-            if not done:
-                return
-            self.parts_taken, self.segments_taken = self.parts_taken + 1, 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -286,6 +168,115 @@ class TranscriptionProgress:
     """Of them transcribed; grows window by window."""
     duration_s: float | None
     """Seconds of audio in all, of the file's header until all is decoded; None: it says nothing."""
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class PartInFlight:
+    """A part that was extracted."""
+
+    extracted: ExtractedPart
+    """Without its features."""
+    speech_s: float | None
+    """Detected speech; None where it was not looked for."""
+    transcript: Future[PartTranscript] | None = None
+    """None for a part without speech."""
+    segments: list[Segment] = field(default_factory=list)
+    """What is final of it so far."""
+    reached_s: float = 0.0
+
+    @property
+    def duration_s(self) -> float:
+        """Seconds of its audio."""
+        return self.extracted.num_samples / SAMPLE_RATE_HZ
+
+    @property
+    def transcribed_s(self) -> float:
+        """Seconds of it that are transcribed."""
+        return self.duration_s if self.done else min(self.reached_s, self.duration_s)
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is awaited any more."""
+        return self.transcript is None or self.transcript.done()
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class RecordingInFlight:
+    """A recording that was begun."""
+
+    audio: GivenAudio
+    extract: ExtractSettings
+    text: str | None = None
+    """What is said in it, to be aligned; None: not known."""
+    parts: list[PartInFlight] = field(default_factory=list)
+    is_file: bool = False
+    """Whether all that was given is in a file: nothing is read from the caller any more."""
+    extracted: bool = False
+    """Whether no part follows."""
+    error: Exception | None = None
+    """What ended its extraction."""
+    parts_taken: int = 0
+    segments_taken: int = 0
+    """Of the part behind those."""
+
+    @property
+    def last(self) -> ExtractedPart | None:
+        """What was extracted last, which describes the file."""
+        return self.parts[-1].extracted if self.parts else None
+
+    @property
+    def num_rows(self) -> int:
+        """Channels or tracks that are transcribed separately."""
+        last = self.last
+        if last is not None and self.extract.channels == "each":
+            return last.channels
+        if last is not None and self.extract.track == ALL_TRACKS:
+            return max(1, len(last.audio_tracks or ()))
+        return 1
+
+    @property
+    def done(self) -> bool:
+        """Whether everything there is of it is transcribed."""
+        return self.extracted and all(part.done for part in self.parts)
+
+    @property
+    def decoded_s(self) -> float:
+        """Seconds of audio extracted so far, on average over channels."""
+        return sum(part.duration_s for part in list(self.parts)) / self.num_rows
+
+    @property
+    def progress(self) -> TranscriptionProgress:
+        """How far it is; parts without speech count as transcribed."""
+        # In this order: no figure is behind one that it bounds.
+        is_extracted = self.extracted
+        transcribed_s = sum(part.transcribed_s for part in [*self.parts]) / self.num_rows
+        decoded_s, last = self.decoded_s, self.last
+        duration_s = decoded_s if is_extracted or last is None else last.header_duration_s
+        return TranscriptionProgress(
+            uri=self.audio.name,
+            decoded_s=decoded_s,
+            transcribed_s=transcribed_s,
+            duration_s=None if duration_s is None else max(duration_s, decoded_s),
+        )
+
+    def take_segments(self) -> Iterator[Segment]:
+        """Yield the segments that became final since the last call, in order of time.
+
+        Raises:
+            ItemError: a part could not be transcribed.
+        """
+        while self.parts_taken < len(self.parts):
+            part = self.parts[self.parts_taken]
+            done = part.done  # before what is final is looked at
+            final: Sequence[Segment] = part.segments
+            if done:
+                final = part.transcript.result().segments if part.transcript else ()
+            for segment in final[self.segments_taken :]:
+                self.segments_taken += 1
+                yield segment
+            if not done:
+                return
+            self.parts_taken, self.segments_taken = self.parts_taken + 1, 0
 
 
 OnProgress = Callable[[TranscriptionProgress], None]
@@ -351,22 +342,14 @@ class CallInFlight:
         self._child: IsolatedGenerator | None = None
         self._lending = threading.RLock()
         self._engine = engine
-        self._decoding = settings.decoding
-        self._speakers = settings.speakers
-        self._extract: ExtractSettings = settings.extract.model_copy(update=NO_LIMITS)
-        self._room = threading.Semaphore(_PARTS_PER_SLOT * engine.slots)
-        self._wake = threading.Event()
-        self._stopped = False
+        self._settings = settings
+        # In parts: one call's parts in the engine's queue keep others waiting.
+        self._feed = Feed(_PARTS_PER_SLOT * engine.slots)
         self._thread: threading.Thread | None = None
-        self._last: RecordingInFlight | None = None
+        self._begun: RecordingInFlight | None = None
         self._waiting: list[Future[PartTranscript]] = []
         self._on_progress = on_progress
         self._reported: dict[str, TranscriptionProgress] = {}
-
-    @property
-    def takes_another(self) -> bool:
-        """Whether no recording is being extracted."""
-        return self._last is None or self._last.extracted
 
     def check(self) -> None:
         """Return if the call may go on.
@@ -378,48 +361,67 @@ class CallInFlight:
         self._pool.check()
         if self._cancellation is not None:
             self._cancellation.check()
+        if self._feed.error is not None:
+            raise self._feed.error
 
-    def begin(self, audio: GivenAudio, text: str | None = None) -> RecordingInFlight:
-        """Extract a recording and submit its parts, in the background, with its text if known.
+    def run(
+        self, audios: Iterable[tuple[GivenAudio, str | None]], *, to_the_end: bool = False
+    ) -> Iterator[tuple[RecordingInFlight, bool]]:
+        """Yield a recording whenever there may be news of it, and whether it has ended.
+
+        Each of `audios` comes with its text, if that is known; they are taken as needed. One has
+        ended once all of it is transcribed or, without `to_the_end`, its extraction failed.
 
         Raises:
+            CallCancelledError: the call is cancelled.
             EngineError: as of `ExtractorPool.check`.
         """
-        self._pool.check()
-        recording = self._last = RecordingInFlight(audio=audio, text=text)
-        # Daemon, so that a call that is never finished does not keep the process alive.
-        self._thread = threading.Thread(
-            target=self._extract_all, args=(recording,), name="extraction", daemon=True
+        audios = iter(audios)
+        in_flight: list[RecordingInFlight] = []
+        more = True
+        while more or in_flight:
+            self.check()
+            while more and (self._begun is None or self._begun.extracted):
+                if (pair := next(audios, None)) is None:
+                    more = False
+                else:
+                    in_flight.append(self.begin(*pair))
+            self._report(in_flight)
+            # In the order in which they end: one of hours must not hold back a hundred clips.
+            ended = [
+                recording
+                for recording in in_flight
+                if recording.done or (recording.error is not None and not to_the_end)
+            ]
+            self.check()  # what is cancelled has ended early
+            self._report(ended)
+            for recording in [*in_flight]:
+                if recording in ended:
+                    in_flight.remove(recording)
+                yield recording, recording in ended
+                self.check()  # where it goes on may be a fork
+            if in_flight and not ended:
+                self._feed.wait()
+
+    def begin(self, audio: GivenAudio, text: str | None = None) -> RecordingInFlight:
+        """Extract a recording and submit its parts, in the background, with its text if known."""
+        recording = self._begun = RecordingInFlight(
+            audio=audio, extract=self._settings.extract, text=text
         )
-        self._thread.start()
+        self._thread = self._feed.start("extraction", partial(self._extract_all, recording))
         return recording
 
-    def report(self, recordings: Iterable[RecordingInFlight]) -> None:
-        """Report those of some recordings whose figures have changed."""
+    def _report(self, recordings: Iterable[RecordingInFlight]) -> None:
         if self._on_progress is None:
             return
-        for recording in recordings:
-            progress = TranscriptionProgress(
-                uri=recording.audio.name,
-                decoded_s=recording.decoded_s,
-                transcribed_s=recording.transcribed_s,
-                duration_s=recording.duration_s,
-            )
+        for progress in (recording.progress for recording in recordings):
             if progress.decoded_s and progress != self._reported.get(progress.uri):
                 self._reported[progress.uri] = progress
                 self._on_progress(progress)
 
-    def wait(self) -> None:
-        """Return once something was done since the last return."""
-        self._wake.wait()
-        # Before the caller looks: what is done from here on wakes it again.
-        self._wake.clear()
-
     def interrupt(self) -> None:
         """Extract and submit nothing more, and wake the calling thread; from any thread."""
-        self._stopped = True
-        self._room.release()
-        self._wake.set()
+        self._feed.close()
         with self._lending:
             if self._child is not None:
                 self._child.interrupt()
@@ -430,8 +432,8 @@ class CallInFlight:
         self.interrupt()
         # What the caller gave may be a pipe that nobody writes to: a thread that reads it is left,
         # and does nothing more. An iterator may be collected in any thread, this one included.
-        thread, last = self._thread, self._last
-        if last is not None and last.is_file and thread is not threading.current_thread():
+        thread, begun = self._thread, self._begun
+        if begun is not None and begun.is_file and thread is not threading.current_thread():
             assert thread is not None, "a recording has a thread"
             thread.join(_LEAVE_S)
 
@@ -454,25 +456,24 @@ class CallInFlight:
         try:
             with recording.audio.address() as uri:
                 recording.is_file = True
-                if not self._stopped:
+                if not self._feed.closed:
                     self._extract_parts(recording, uri)
         except Exception as error:  # raised in the calling thread
             recording.error = error
         if self._pool.closed:  # not all of it may have come
             recording.error = self._pool.closed_error()
         recording.extracted = True
-        self._wake.set()
 
     def _extract_parts(self, recording: RecordingInFlight, uri: str) -> None:
         request = ExtractRequest(
             uri=uri,
             name=recording.audio.name,
-            settings=self._extract,
-            speakers=self._speakers,
-            languages=expected_languages(self._decoding),
+            settings=self._settings.extract,
+            speakers=self._settings.speakers,
+            languages=expected_languages(self._settings.decoding),
         )
         held: ExtractedPart | None = None
-        child = self._pool.take(lambda: not self._stopped)
+        child = self._pool.take(lambda: not self._feed.closed)
         if child is None:
             return
         try:
@@ -486,7 +487,7 @@ class CallInFlight:
                     held = part
                     if ready is not None:
                         self._take(recording, ready)
-                    if self._stopped:
+                    if self._feed.closed:
                         return
         finally:
             self._give_back(child)
@@ -496,7 +497,7 @@ class CallInFlight:
     def _give_back(self, child: IsolatedGenerator) -> None:
         with self._lending:
             self._child = None
-        if self._stopped:
+        if self._feed.closed:
             child.close()  # it may have ended its work and be dying idle
         self._pool.give_back(child)
 
@@ -504,19 +505,14 @@ class CallInFlight:
         self, recording: RecordingInFlight, part: ExtractedPart, *, is_last: bool = False
     ) -> None:
         """Submit a part once there is room."""
-        recording.note(part, self._extract)
         name, text = recording.audio.name, recording.text
         row = part.columns() | {"recording_id": name, "uri": name, "last_part": is_last}
         added = PartInFlight(
-            duration_s=part.num_samples / SAMPLE_RATE_HZ,
-            channel=part.channel,
+            extracted=replace(part, features=None, language_features=None, further={}),
             speech_s=row["speech_s"],
-            transcript=None,
-            voices=_voices(part.measured, start_s=row["part_start_s"]),
         )
         if part.features is not None:
-            self._room.acquire()
-            if self._stopped:
+            if not self._feed.take(1):
                 return
             request = part_request(
                 row,
@@ -526,29 +522,20 @@ class CallInFlight:
                 listener=self._listener(added),
                 text=None if text is None else AlignedText(text=text),
             )
-            request = replace(request, detect_only=self._detect_only, decoding=self._decoding)
+            request = replace(
+                request, decoding=self._settings.decoding, detect_only=self._detect_only
+            )
             added.transcript = self._engine.submit(request)
-            self._waiting = [one for one in self._waiting if not one.done()]
+            self._waiting = [future for future in self._waiting if not future.done()]
             self._waiting.append(added.transcript)
-            added.transcript.add_done_callback(self._landed)
+            added.transcript.add_done_callback(lambda _: self._feed.give_back(1))
         recording.parts.append(added)
-        self._wake.set()
-
-    def _landed(self, _: Future[PartTranscript]) -> None:
-        self._room.release()
-        self._wake.set()
+        self._feed.wake()
 
     def _listener(self, part: PartInFlight) -> Listener:
-        def listen(transcribed_s: float, said: Sequence[Segment]) -> None:
-            part.said.extend(said)
-            part.transcribed_s = transcribed_s
-            self._wake.set()
+        def listen(transcribed_s: float, segments: Sequence[Segment]) -> None:
+            part.segments.extend(segments)
+            part.reached_s = transcribed_s
+            self._feed.wake()
 
         return listen
-
-
-def _voices(measured: Iterable[Mapping[str, Any]], *, start_s: float) -> SpeechWindows | None:
-    """Return the windows of a part's speech; None where speakers are not looked for."""
-    voices = [row for row in measured if row["name"] in ("voices", "overlaps")]
-    columns = {"overlap_spans": None} | measured_columns(voices, (), (), start_s=start_s)
-    return SpeechWindows.of_columns(columns) if "voices" in columns else None

@@ -1,13 +1,16 @@
 """Transcription for scripts and notebooks: audio in, transcripts out, without Ray and tables."""
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, Unpack
 
-from corpus_asr.audio.inputs import AudioInput, given_audio, several
+import numpy as np
+
+from corpus_asr.audio.inputs import AudioInput, GivenAudio, given_audio, several
 from corpus_asr.confidence import DEFAULT_MODEL, ConfidenceModel, with_confidence
 from corpus_asr.config.decoding import (
     PACKAGED_CHECKPOINT,
@@ -32,16 +35,13 @@ from corpus_asr.runtime.checkpoints import (
     fetch_aligner,
     fetch_others,
 )
-from corpus_asr.runtime.finished_recordings import transcript_of
+from corpus_asr.runtime.finished_recordings import DetectedLanguage, detecting, transcript_of
 from corpus_asr.runtime.in_flight import (
-    NO_LIMITS,
     CallInFlight,
     Cancellation,
     ExtractorPool,
     OnProgress,
-    RecordingInFlight,
 )
-from corpus_asr.runtime.language_detection import DetectedLanguage, detect
 from corpus_asr.segments import Segment
 from corpus_asr.stages.extract import EXTRACTOR
 from corpus_asr.stages.isolation import IsolatedGenerator
@@ -49,6 +49,7 @@ from corpus_asr.storage.model_files import full_name
 from corpus_asr.storage.stores.filesystem import StoreOptions
 from corpus_asr.storage.stores.host_allowlist import ANY_NAMED_HOST, HostRules
 from corpus_asr.threads import spin_briefly
+from corpus_asr.units import SAMPLE_RATE_HZ
 
 if TYPE_CHECKING:  # imports torch
     from corpus_asr.transcription.engine import Engine
@@ -228,7 +229,8 @@ class Transcriber:
         # By our names, which a call may change under any.
         self._options = translated(options)
         # The caller chose the files: nothing is too large or too long.
-        extract = options_from(options).extract.model_copy(update=NO_LIMITS)
+        no_limits = {"max_file_gb": math.inf, "max_duration_h": math.inf}
+        extract = options_from(options).extract.model_copy(update=no_limits)
 
         def extractor() -> IsolatedGenerator:
             store = StoreOptions(hosts=hosts)
@@ -404,9 +406,26 @@ class Transcriber:
             ValueError: it is no audio.
             ConfigError: a wrong option, or the checkpoint is no multilingual Whisper.
         """
-        settings = self._checked(options)
+        settings = detecting(self._checked(options), self._engine.languages)
         given = given_audio(audio, sampling_rate=sampling_rate)
-        return detect(self._pool, self._engine, given, settings)
+        languages = self._languages(given, settings)
+        if not languages:
+            # The answer is the same for any length of silence, also for none.
+            silence = given_audio(np.zeros(SAMPLE_RATE_HZ, np.int16), sampling_rate=SAMPLE_RATE_HZ)
+            extract = settings.extract.model_copy(update={"vad_filter": False})
+            languages = self._languages(silence, replace(settings, extract=extract))
+        return DetectedLanguage(*languages[0], languages)
+
+    def _languages(self, audio: GivenAudio, settings: CallSettings) -> list[tuple[str, float]]:
+        """Return the languages of the first part with speech; none where nobody speaks."""
+        with CallInFlight(self._pool, self._engine, settings, detect_only=True) as call:
+            for recording, has_ended in call.run([(audio, None)], to_the_end=True):
+                spoken = [part.transcript for part in recording.parts if part.transcript]
+                if spoken and spoken[0].done():
+                    return list(spoken[0].result().languages)
+                if has_ended and recording.error is not None:
+                    raise recording.error
+        return []
 
     def stream(
         self,
@@ -453,21 +472,12 @@ class Transcriber:
             with CallInFlight(
                 self._pool, self._engine, settings, on_progress, cancellation
             ) as call:
-                recording = call.begin(given)
-                while True:
-                    call.check()
-                    call.report([recording])
-                    extracted = recording.extracted  # before the parts are looked at
+                for recording, has_ended in call.run([(given, None)], to_the_end=True):
                     for segment in recording.take_segments():
                         yield self._calibrated(segment)
                         call.check()  # where it goes on may be a fork
-                    if extracted and recording.parts_taken == len(recording.parts):
-                        call.check()  # what is cancelled has ended early
-                        break
-                    call.wait()
-                call.report([recording])
-                if recording.error is not None:
-                    raise recording.error
+                    if has_ended and recording.error is not None:
+                        raise recording.error
 
         return segments()
 
@@ -510,58 +520,24 @@ class Transcriber:
         on_segment: OnSegment | None,
         cancellation: Cancellation | None = None,
     ) -> Iterator[Transcript]:
-        numbered = enumerate(audios)
-        flying: list[RecordingInFlight] = []
-        more = True
+        given = _all_given(audios, sampling_rate, on_error)
         with CallInFlight(self._pool, self._engine, settings, on_progress, cancellation) as call:
-            while more or flying:
-                call.check()
-                while more and call.takes_another:
-                    try:
-                        number, (audio, text) = next(numbered)
-                    except StopIteration:
-                        more = False
-                        break
-                    try:
-                        given = given_audio(audio, sampling_rate=sampling_rate, number=number)
-                    except ItemError as error:
-                        _note(error, str(error.uri), on_error)
-                        continue
-                    flying.append(call.begin(given, text))
-                call.report(flying)
+            for recording, has_ended in call.run(given):
                 if on_segment is not None:
-                    self._pass_on(flying, on_segment)
-                # In the order in which they end: one of hours must not hold back a hundred clips.
-                ended = [one for one in flying if one.error is not None or one.done]
-                call.check()  # what is cancelled has ended early
-                for recording in ended:
-                    flying.remove(recording)
-                    try:
-                        if recording.error is not None:
-                            raise recording.error
-                        transcript = transcript_of(
-                            recording,
-                            settings.speakers,
-                            model=self._model,
-                            calibrated=self._calibrated,
-                        )
-                    except ItemError as error:
-                        _note(error, recording.audio.name, on_error)
-                        continue
-                    call.report([recording])
-                    if on_segment is not None:
-                        self._pass_on([recording], on_segment)
-                    yield transcript
-                    call.check()
-                if flying and not ended:
-                    call.wait()
-
-    def _pass_on(self, recordings: Iterable[RecordingInFlight], on_segment: OnSegment) -> None:
-        for recording in recordings:
-            # A part that failed ends what is passed on, and later the recording.
-            with suppress(ItemError):
-                for segment in recording.take_segments():
-                    on_segment(recording.audio.name, self._calibrated(segment))
+                    # A part that failed ends what is passed on, and later the recording.
+                    with suppress(ItemError):
+                        for segment in recording.take_segments():
+                            on_segment(recording.audio.name, self._calibrated(segment))
+                if not has_ended:
+                    continue
+                try:
+                    transcript = transcript_of(
+                        recording, settings.speakers, self._model, self._calibrated
+                    )
+                except ItemError as error:
+                    _note(error, recording.audio.name, on_error)
+                    continue
+                yield transcript
 
     def _calibrated(self, segment: Segment) -> Segment:
         """Return a segment with the confidence of this object's calibration."""
@@ -604,3 +580,17 @@ def _note(error: ItemError, uri: str, on_error: OnError | None) -> None:
     if on_error is None:
         raise error
     on_error(uri, error)
+
+
+def _all_given(
+    audios: Iterable[tuple[AudioInput, str | None]],
+    sampling_rate: float | None,
+    on_error: OnError | None,
+) -> Iterator[tuple[GivenAudio, str | None]]:
+    for number, (audio, text) in enumerate(audios):
+        try:
+            given = given_audio(audio, sampling_rate=sampling_rate, number=number)
+        except ItemError as error:
+            _note(error, str(error.uri), on_error)
+            continue
+        yield given, text
