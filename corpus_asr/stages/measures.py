@@ -174,8 +174,8 @@ def memory_bytes(extract: ExtractSettings) -> int:
     Raises:
         ConfigError: a class cannot be imported, or is no measure.
     """
-    users = (each for each in extract.measures if each not in _REFERENCES)
-    return sum(getattr(_measure_class(each), "memory_bytes", 0) for each in users)
+    references = (name for name in extract.measures if name not in _REFERENCES)
+    return sum(getattr(_measure_class(name), "memory_bytes", 0) for name in references)
 
 
 def new_measure(reference: str, options: Mapping[str, Any]) -> Measure:
@@ -200,24 +200,26 @@ def new_measure(reference: str, options: Mapping[str, Any]) -> Measure:
 @functools.cache
 def _measure_class(reference: str) -> type[Measure]:
     try:
-        found = resolve(reference)
+        resolved = resolve(reference)
     except Exception as error:  # of a user's module
         raise ConfigError(
             f"importing the measure {reference}: {type(error).__name__}: {error}; install its "
             "package on every machine, or correct extract.measures"
         ) from error
-    name, columns = (getattr(found, each, None) for each in ("name", "columns"))
-    over = inspect.getattr_static(found, "over", None)
-    if not isinstance(found, type):
-        problem = f"{found!r:.200}, expected a class"
+    name, columns = (getattr(resolved, attribute, None) for attribute in ("name", "columns"))
+    over = inspect.getattr_static(resolved, "over", None)
+    if not isinstance(resolved, type):
+        problem = f"{resolved!r:.200}, expected a class"
     elif not (isinstance(name, str) and _NAME.fullmatch(name)):
         problem = f"the name {name!r}, expected lower-case letters, digits and underscores"
     elif not isinstance(columns, list | tuple) or not columns or _ERROR in columns:
         problem = f"the columns {columns!r}, expected a list of names other than {_ERROR!r}"
-    elif not (callable(getattr(found, "measure", None)) and isinstance(over, staticmethod)):
-        problem = f"the methods {sorted(vars(found))}, expected measure, and over as static method"
+    elif not (callable(getattr(resolved, "measure", None)) and isinstance(over, staticmethod)):
+        problem = (
+            f"the methods {sorted(vars(resolved))}, expected measure, and over as static method"
+        )
     else:
-        measure: type[Measure] = found
+        measure: type[Measure] = resolved
         return measure
     raise ConfigError(f"importing the measure {reference}: found {problem}; correct it")
 
@@ -229,7 +231,9 @@ def measure_part(measures: Mapping[str, Measure], audio: AudioPart) -> list[dict
     speech = None if audio.speech is None else [
         (start - audio.start_sample, end - audio.start_sample) for start, end in audio.speech
     ]  # fmt: skip
-    return [_measured(each, measure, samples, speech) for each, measure in measures.items()]
+    return [
+        _measured(reference, measure, samples, speech) for reference, measure in measures.items()
+    ]
 
 
 def _measured(
@@ -291,9 +295,9 @@ def _over(
     packaged = row["name"] in _REFERENCES
     if packaged and not _OF_SEGMENTS.issuperset(measure.columns):
         pieces = pieces[:1]
-    found = []
+    rows = []
     for piece in pieces:
-        within = [(each["start_s"] - start_s, each["end_s"] - start_s) for each in piece]
+        within = [(span["start_s"] - start_s, span["end_s"] - start_s) for span in piece]
         columns = dict(measure.over(values, within, start_s=start_s))
         if {*columns} != {*measure.columns}:
             raise ValueError(f"found the columns {[*columns]}, expected {[*measure.columns]}")
@@ -302,8 +306,8 @@ def _over(
         else:
             text = json.dumps(columns, allow_nan=False, default=lambda value: value.tolist())
             columns = json.loads(text)
-        found.append(columns)
-    return found
+        rows.append(columns)
+    return rows
 
 
 def _values(row: Mapping[str, Any]) -> np.ndarray:
