@@ -172,8 +172,8 @@ def test_of_two_commands_at_once_the_second_is_refused(
     for result in others.values():
         assert "found it in use by run" in result.stderr
         assert "expected no other run; wait for it to end" in result.stderr
-    # "d" has the content of "c", which is gone: its results follow.
-    left = {"erase": "ac", "gone": "ab", "run": "abd", "nightly": "abd"}[first]
+    # "d" has the content of "c": it is that recording, whose rows say where it was transcribed.
+    left = {"erase": "ac", "gone": "ab", "run": "abc", "nightly": "abc"}[first]
     assert set(archive.made_by()) == set(left)
     assert not archive.store.exists(LOCK_NAME)
 
