@@ -18,6 +18,7 @@ from corpus_asr.storage.run_state.identities import Identities
 from corpus_asr.storage.run_state.moved import Move
 from corpus_asr.storage.run_state.plan import make_plan
 from corpus_asr.storage.run_state.prune import prune
+from corpus_asr.storage.run_state.source_listings import note_listing
 from corpus_asr.storage.run_state.tables import IDENTITIES_NAME, TABLES_NAME
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.uri import recording_id
@@ -98,6 +99,26 @@ def test_back_at_its_first_address_it_is_the_same(tmp_path: Path) -> None:
         job.finish()
         assert ids(job) == {new: first_ids["a.wav"], "b.wav": first_ids["b.wav"]}
         assert said(job) == {new: "a.wav", "b.wav": "b.wav"}
+
+
+def test_what_left_a_source_for_another_is_gone_once_that_lists_it_no_more(tmp_path: Path) -> None:
+    """Before: the listing of the source that it had left kept it, for good."""
+    job = done(tmp_path, "old/a.wav", "old/b.wav")
+    for folder in ("old", "new", "new"):
+        if folder == "new" and not (job.source / "new").exists():
+            move(job, "old/a.wav", "new/a.wav")
+            put(job, "new/c.wav", "old/b.wav")  # a copy: the listing of "old" stays for b.wav
+        elif folder == "new":
+            (job.source / "new/a.wav").unlink()
+        source = job.config.source.model_copy(update={"uri": (str(job.source / folder),)})
+        job.config = job.config.model_copy(update={"source": source})
+        job.begin()
+        note_listing(job.store, job.plan.name, source)
+        if job.plan.num_new:
+            job.commit("new/c.wav", segments=[text("c")])
+        job.finish()
+    gone = [row["uri"] for row in rows_of(job.store.recordings()) if row["gone"]]
+    assert gone == [str(job.source / "new/a.wav")]
 
 
 def test_what_is_gone_stays_where_it_was_seen_last(tmp_path: Path) -> None:

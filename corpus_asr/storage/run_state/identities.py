@@ -143,6 +143,15 @@ class Identities:
             ids = pa.array(new_ids, pa.string())
         return _with_column(files, "recording_id", ids)
 
+    def without_left(self, files: pa.Table) -> pa.Table:
+        """Return rows of an earlier listing whose recordings are still at their addresses."""
+        if not self.rows.num_rows:
+            return files
+        places = pc.index_in(_public_uris(files), value_set=self.rows["uri"])
+        is_there = pc.equal(self.rows["recording_id"].take(places), files["recording_id"])
+        is_there = pc.and_(is_there, self.rows["is_present"].take(places))
+        return files.filter(pc.or_(pc.is_null(places), pc.fill_null(is_there, False)))
+
     def keep(self, files: pa.Table) -> None:
         """Remember the IDs that `name_files` gave to those who came late, of files that stay."""
         if not self._new_ids:

@@ -12,6 +12,7 @@ from typing import Any, Final
 import pyarrow as pa
 
 from corpus_asr.config.run import SourceSettings
+from corpus_asr.storage.run_state.identities import Identities
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import normalize, public
 from corpus_asr.units import shortened
@@ -79,12 +80,13 @@ def other_listings(
 
     `source` is that of a plan that is not noted yet.
     """
-    noted = read_listings(store)
+    noted, identities = read_listings(store), Identities.read(store)
     settings = noted.get(plan_name or "", {}).get("source")
     settings = settings if source is None else listing_settings(source)
     for plan, entry in noted.items():
         if plan != plan_name and entry["source"] != settings:
             for name in store.names(f"{plan}/listing"):
-                for rows in store.batches(name, columns=["recording_id"]):
-                    plans = pa.repeat(pa.scalar(plan), len(rows))
-                    yield pa.table({"recording_id": rows["recording_id"], "plan": plans})
+                for batch in store.batches(name, columns=["recording_id", "uri"]):
+                    ids = identities.without_left(pa.table(batch))["recording_id"]
+                    plans = pa.repeat(pa.scalar(plan), len(ids))
+                    yield pa.table({"recording_id": ids, "plan": plans})
