@@ -354,10 +354,10 @@ def open_sources(store: OutputStore, settings: SelectionSettings) -> Iterator[So
                 )
             uris = tables.table("select uri from wanted")["uri"].to_pylist()
             among = pa.array(Identities.read(there).ids_of(uris), pa.string())
-            theirs = opened.enter_context(open_selection(there, _EVERYTHING, among=among))
-            other = (there, theirs)
+            other_tables = opened.enter_context(open_selection(there, _EVERYTHING, among=among))
+            other = (there, other_tables)
             # A recording may have moved in one of them alone.
-            uris = theirs.table("select uri from wanted")["uri"].to_pylist()
+            uris = other_tables.table("select uri from wanted")["uri"].to_pylist()
             shared = pa.array(tables.identities.ids_of(uris), pa.string())
             _check_shared(tables, shared, there.uri)
             if settings.select != "own":

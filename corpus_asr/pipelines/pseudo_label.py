@@ -91,11 +91,11 @@ def _check(config: PseudoLabelConfig) -> None:
               if name not in config.extract.measures}  # fmt: skip
     if not config.extract.vad_filter:
         needed["min_speech_fraction"] = "extract.vad_filter: true"
-    for setting, what in needed.items():
+    for setting, requirement in needed.items():
         if getattr(config.selection, setting) is not None:
             raise ConfigError(
-                f"selecting by selection.{setting}: found none, expected {what}, since nothing "
-                f"else measures it; set it, or selection.{setting} to null"
+                f"selecting by selection.{setting}: found none, expected {requirement}, since "
+                f"nothing else measures it; set it, or selection.{setting} to null"
             )
     _check_dataset(config)
     if config.dataset.split_by == "speaker" and not config.speakers.wanted:

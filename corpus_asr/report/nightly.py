@@ -231,16 +231,16 @@ def over_limit(night: Night, limit: float) -> str | None:
     for name, hook in night.hooks.items():
         words = f"recordings failed in the hook {name}"
         counts.append((words, hook["failed"], hook["recordings"] + hook["failed"]))
-    return next(filter(None, (_over_limit(*each, limit) for each in counts)), None)
+    return next(filter(None, (_over_limit(*count, limit) for count in counts)), None)
 
 
-def _over_limit(what: str, failed: int, ended: int, limit: float) -> str | None:
+def _over_limit(words: str, failed: int, ended: int, limit: float) -> str | None:
     # One bad file in a night of five is no reason to wake somebody.
     allowed = max(1, int(limit * ended)) if limit > 0 else 0
     if failed <= allowed:
         return None
-    words = f"{failed:,} of {ended:,} {what} ({failed / ended:.1%})"
-    return f"{words}, more than output.max_failed_fraction allows ({limit:.1%})"
+    share = f"{failed:,} of {ended:,} {words} ({failed / ended:.1%})"
+    return f"{share}, more than output.max_failed_fraction allows ({limit:.1%})"
 
 
 def warnings_of(night: Night, past: Sequence[NightNumbers]) -> tuple[str, ...]:
@@ -361,7 +361,7 @@ def markdown(night: Night) -> str:
             (_code(redact_uri(each.uri)), f"{each.confidence:.2f}", duration(each.audio_s))
             for each in night.least_sure
         ],
-        nights=[_night_cells(each) for each in (night.numbers, *night.past)],
+        nights=[_night_cells(numbers) for numbers in (night.numbers, *night.past)],
     )
 
 

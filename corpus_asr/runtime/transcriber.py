@@ -520,9 +520,9 @@ class Transcriber:
         on_segment: OnSegment | None,
         cancellation: Cancellation | None = None,
     ) -> Iterator[Transcript]:
-        given = _all_given(audios, sampling_rate, on_error)
+        recordings = _readable(audios, sampling_rate, on_error)
         with CallInFlight(self._pool, self._engine, settings, on_progress, cancellation) as call:
-            for recording, has_ended in call.run(given):
+            for recording, has_ended in call.run(recordings):
                 if on_segment is not None:
                     # A part that failed ends what is passed on, and later the recording.
                     with suppress(ItemError):
@@ -582,15 +582,15 @@ def _note(error: ItemError, uri: str, on_error: OnError | None) -> None:
     on_error(uri, error)
 
 
-def _all_given(
+def _readable(
     audios: Iterable[tuple[AudioInput, str | None]],
     sampling_rate: float | None,
     on_error: OnError | None,
 ) -> Iterator[tuple[GivenAudio, str | None]]:
     for number, (audio, text) in enumerate(audios):
         try:
-            given = given_audio(audio, sampling_rate=sampling_rate, number=number)
+            recording = given_audio(audio, sampling_rate=sampling_rate, number=number)
         except ItemError as error:
             _note(error, str(error.uri), on_error)
             continue
-        yield given, text
+        yield recording, text
