@@ -14,7 +14,7 @@ TESTS := $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long test-lowest test-soak bench bench-gate gpu-check site lint format clean
+.PHONY: help setup demo test test-long test-lowest test-soak package lock bench bench-gate gpu-check site lint format clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +56,13 @@ test-lowest: ## Run the tests with the lowest versions of constraints-lowest.txt
 
 test-soak: $(INSTALLED) ## Run the tests that take minutes to hours
 	@$(BIN)/python -m pytest -m slow --timeout=7200
+
+package: $(INSTALLED) ## Build wheel and sdist twice, transcribe with the wheel in an empty environment
+	@$(BIN)/python .ci/package.py
+
+lock: $(INSTALLED) ## Write uv.lock and constraints.txt; OPTIONS=--upgrade takes the newest versions
+	@$(BIN)/uv lock $(OPTIONS)
+	@$(BIN)/python .ci/lock.py
 
 bench: $(INSTALLED) ## Time the engine beside others: MODEL=folder AUDIO=files, or SHAPE=base; OPTIONS=...
 	@$(if $(SHAPE),$(BIN)/python -m benchmarks.networks $(SHAPE),$(BIN)/python -m benchmarks.measure $(AUDIO) $(MODEL:%=--model %)) $(OPTIONS)

@@ -1,6 +1,7 @@
 """What an index shows of the package: who made it, for whom, and a text without dead links."""
 
 import re
+import runpy
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,16 @@ def test_the_lower_bounds_are_the_versions_that_were_tried() -> None:
         floors = [Version(each.version) for each in need.specifier if each.operator == ">="]
         # Older wheels of PyTorch were not at hand; jaxtyping checks shapes in the tests alone.
         assert floors == [Version(pin)] or need.name in ("torch", "jaxtyping"), line
+
+
+def test_constraints_are_the_versions_of_the_lock_file() -> None:
+    lock = runpy.run_path(str(REPOSITORY / ".ci/lock.py"))
+    made = lock["constraints_of"]((REPOSITORY / "uv.lock").read_text())
+    assert (REPOSITORY / "constraints.txt").read_text() == made, "run `make lock`"
+    names = {pin.partition("==")[0] for pin in made.splitlines() if not pin.startswith("#")}
+    extras = (line for lines in PROJECT["optional-dependencies"].values() for line in lines)
+    needs = {Requirement(line).name.lower() for line in (*PROJECT["dependencies"], *extras)}
+    assert {re.sub(r"[-_.]+", "-", name) for name in needs} - names == {"corpus-asr"}
 
 
 def test_the_metadata_says_what_it_is_and_who_made_it() -> None:
