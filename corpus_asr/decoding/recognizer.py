@@ -71,11 +71,6 @@ class Recognizer(ABC):
         return cls.longest_window_s
 
     @classmethod
-    def usual_window_s(cls, checkpoint: str | None) -> float:
-        """Return how long windows are at most where `decoding.window_s` does not say."""
-        return cls.window_limit_s(checkpoint)
-
-    @classmethod
     @abstractmethod
     def load(cls, checkpoint: str | None, *, device: str, compute_type: str) -> Self:
         """Load the model in the process that uses it.

@@ -81,14 +81,13 @@ class OnePassTranscriber:
         features: WindowCutter,
         *,
         name: str,
-        usual_window_s: float,
         longest_window_s: float,
     ) -> None:
         """`name` is that of the model in errors; windows are those of its checkpoint."""
         self._model = model
         self._features = features
         self._name = name
-        self._usual_s, self._longest_s = usual_window_s, longest_window_s
+        self._longest_s = longest_window_s
 
     @property
     def languages(self) -> tuple[str, ...]:
@@ -159,7 +158,7 @@ class OnePassTranscriber:
 
     def _windows(self, part: PartRequest, settings: DecodingSettings) -> list[_Window]:
         """Cut a part; windows overlap where speech has no pause between them."""
-        window_s = self._usual_s if settings.window_s is None else settings.window_s
+        window_s = self._longest_s if settings.window_s is None else settings.window_s
         overlap_s = min(self._model.overlap_s, window_s / _LEAST_WINDOW_OF_OVERLAPS)
         overlap = round(overlap_s * FRAMES_PER_SECOND)
         ranges = chunk_ranges(

@@ -71,7 +71,6 @@ def one_pass_transcriber(family: Family, checkpoint: str | None) -> PartTranscri
         model,
         features,
         name=family.model_type,
-        usual_window_s=model.usual_window_s(checkpoint),
         longest_window_s=model.window_limit_s(checkpoint),
     )
     return transcriber

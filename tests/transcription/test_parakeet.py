@@ -143,30 +143,12 @@ def copied(folder: Path, target: Path, **encoder: Any) -> Path:
     return target
 
 
-def test_windows_longer_than_usual_are_read_with_limited_context(
-    pair: Pair, tmp_path: Path
-) -> None:
-    # Short texts: after hundreds of tokens a random RNN-T's turn on the last digit.
-    folder = copied(pair.folder, tmp_path / "short", max_position_embeddings=20)
-    model = ParakeetRecognizer.load(str(folder), device="cpu", compute_type="float32")
-    cut = ParakeetPartFeatures.from_folder(folder)
-    whole = cut(SPEECH).values
-    windows = [cut.window(whole, start, stop) for start, stop in ((0, 250), (50, 200), (9, 230))]
-    together = model.transcribe(windows, language=None)
-    alone = [model.transcribe([window], language=None)[0] for window in windows]
-    assert [found.text for found in together] == [found.text for found in alone]
-    assert all(found.text for found in alone)
-    # The short one is read as by a network that could see more at once.
-    usual = ParakeetRecognizer.load(str(pair.folder), device="cpu", compute_type="float32")
-    assert usual.transcribe(windows[1:2], language=None)[0].text == alone[1].text
-
-
 def test_windows_are_no_longer_than_positions_that_attention_sees_at_once(
     pair: Pair, tmp_path: Path
 ) -> None:
-    assert ParakeetRecognizer.usual_window_s(str(pair.folder)) == 120.0
+    assert ParakeetRecognizer.window_limit_s(str(pair.folder)) == 120.0
     folder = copied(pair.folder, tmp_path / "short", max_position_embeddings=50)
-    assert ParakeetRecognizer.usual_window_s(str(folder)) == 4.0
+    assert ParakeetRecognizer.window_limit_s(str(folder)) == 4.0
     (found,) = said(folder, part_of(folder, SPEECH))
     assert found[-1].end_s > 8
     assert max(segment.end_s - segment.start_s for segment in found) <= 4.0

@@ -44,10 +44,7 @@ class ParakeetEncoderConfig(ModelConfig):
     subsampling_conv_kernel_size: Annotated[int, Bounds(1, 31)] = 3
     subsampling_conv_stride: Annotated[int, Bounds(2, 2)] = 2
     max_position_embeddings: Positions = 5000
-    """Most positions of an input that attention sees as a whole: 400 s of 80 ms."""
-    att_context_size: tuple[int, ...] | None = None
-    """Positions before and after each that attention sees, as NeMo calls them; null: all. Not of
-    transformers, which would see all."""
+    """Most positions of an input: 400 s of 80 ms."""
     scale_input: bool = True
     """Whether what the convolutions give is multiplied by the root of the width."""
     initializer_range: float = 0.02
@@ -62,9 +59,6 @@ class ParakeetEncoderConfig(ModelConfig):
         for name in ("conv_kernel_size", "subsampling_conv_kernel_size"):
             # An even kernel, centered on no position, makes one too many.
             self.require(getattr(self, name) % 2 == 1, name, "an odd number")
-        context = self.att_context_size
-        right = context is None or (len(context) == 2 and min(context) >= 0)
-        self.require(right, "att_context_size", "two numbers from 0: positions before and after")
         factor = self.subsampling_factor
         self.require(factor & (factor - 1) == 0, "subsampling_factor", "a power of two")
         self.require(

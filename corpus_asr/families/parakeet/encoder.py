@@ -18,12 +18,6 @@ from corpus_asr.families.layers.stack import check_heard, within
 from corpus_asr.families.parakeet.config import ParakeetEncoderConfig
 
 _LONGEST = 10_000.0
-# Where attention is limited, queries of so many positions are computed together, more than which
-# the convolutions at the beginning do not see at once either: 164 s, 340 MB of 256 channels.
-_QUERIES, _SHORTENED = 256, 2048
-
-Context = tuple[int, int]
-"""Positions that attention sees before and after each."""
 Hidden = Float[Tensor, "batch pos width"]
 
 
@@ -65,8 +59,6 @@ class Subsampling(nn.Module):
         self.layers = nn.ModuleList(layers)
         bins = config.num_mel_bins // config.subsampling_factor
         self.linear = nn.Linear(channels * bins, config.hidden_size)
-        # Convolutions of `around` on either side each see as many positions of what they make.
-        self.factor, self.around = config.subsampling_factor, around
 
     def forward(
         self,
@@ -74,25 +66,6 @@ class Subsampling(nn.Module):
         num_frames: Int[Tensor, " batch"] | None = None,
     ) -> Hidden:
         """Shorten features; of each row only `num_frames` are used, as if it were no longer."""
-        whole, length = features.shape[1], -(-features.shape[1] // self.factor)
-        if length <= _SHORTENED:
-            return self._shorten(features, num_frames)
-        shortened = []
-        for start in range(0, length, _SHORTENED):
-            # With what the convolutions see of positions outside of it, which are left out again.
-            first = max(0, start - self.around)
-            stop = min(length, start + _SHORTENED + self.around)
-            frames = features[:, first * self.factor : min(whole, stop * self.factor)]
-            own = None
-            if num_frames is not None:
-                own = (num_frames - first * self.factor).clamp(0, frames.shape[1])
-            part = self._shorten(frames, own)
-            shortened.append(part[:, start - first :][:, : min(length - start, _SHORTENED)])
-        return torch.cat(shortened, dim=1)
-
-    def _shorten(
-        self, features: Float[Tensor, "batch frame mel"], num_frames: Int[Tensor, " batch"] | None
-    ) -> Hidden:
         if num_frames is not None:
             valid = within(num_frames, features.shape[1])
             features = features.masked_fill(~valid[:, :, None], 0.0)
@@ -132,12 +105,8 @@ class RelativeAttention(nn.Module):
         *,
         positions: Float[Tensor, "1 distance width"],
         valid: Bool[Tensor, "batch pos"] | None,
-        context: Context | None = None,
     ) -> Hidden:
-        """Let each position see those `valid`, or those of them in its `context`.
-
-        `positions` are the sinusoids of all `distances` that there are.
-        """
+        """Let each position see those `valid`; `positions` are sinusoids of all `distances`."""
         query, key, value = (
             split_heads(projection(hidden), self.heads)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
@@ -147,61 +116,15 @@ class RelativeAttention(nn.Module):
         # The queries are scaled, not the scores: these are many times as many.
         by_place = (query + self.bias_v[:, None]) * scale
         query = query + self.bias_u[:, None]
-        if context is not None:
-            mixed = _limited(query, key, value, by_place, distances, valid, context)
-        else:
-            # One product for all rows of a batch, which meet the same distances.
-            placed = by_place.transpose(0, 1).flatten(1, 2) @ distances[0].transpose(-1, -2)
-            placed = placed.unflatten(1, by_place.shape[::2]).transpose(0, 1)
-            bias = by_distance(placed)  # (batch, head, pos, pos)
-            if valid is not None:
-                bias = bias.masked_fill(~valid[:, None, None], torch.finfo(bias.dtype).min)
-            mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+        # One product for all rows of a batch, which meet the same distances.
+        placed = by_place.transpose(0, 1).flatten(1, 2) @ distances[0].transpose(-1, -2)
+        placed = placed.unflatten(1, by_place.shape[::2]).transpose(0, 1)
+        bias = by_distance(placed)  # (batch, head, pos, pos)
+        if valid is not None:
+            bias = bias.masked_fill(~valid[:, None, None], torch.finfo(bias.dtype).min)
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
         projected: Tensor = self.o_proj(merge_heads(mixed))
         return projected
-
-
-def _limited(
-    query: Float[Tensor, "batch head pos head_dim"],
-    key: Float[Tensor, "batch head pos head_dim"],
-    value: Float[Tensor, "batch head pos head_dim"],
-    by_place: Float[Tensor, "batch head pos head_dim"],
-    distances: Float[Tensor, "1 head distance head_dim"],
-    valid: Bool[Tensor, "batch pos"] | None,
-    context: Context,
-) -> Float[Tensor, "batch head pos head_dim"]:
-    """Attend to a band of keys, some queries at a time: memory grows with the length alone.
-
-    Source: Beltagy et al. 2020, section 3.1; NeMo's `rel_pos_local_attn`.
-    """
-    before, after = context
-    length = query.shape[2]
-    # Finite after a score is added, in float16 too: a query that sees nothing valid is no NaN.
-    unseen = torch.finfo(query.dtype).min / 2
-    if valid is None:
-        valid = torch.ones(len(query), length, dtype=torch.bool, device=query.device)
-    key, value = (F.pad(each, (0, 0, before, after)) for each in (key, value))
-    valid = F.pad(valid, (before, after))[:, None, None]
-    distances = distances.transpose(-1, -2)
-    mixed = []
-    for start in range(0, length, _QUERIES):
-        rows = min(_QUERIES, length - start)
-        seen = rows + before + after
-        # The n-th query sees the keys from the n-th on: rows one longer than the keys, one after
-        # the other, begin one key later each where they are read as rows of the keys' length.
-        bias = by_place[:, :, start : start + rows] @ distances
-        bias = F.pad(bias, (0, rows), value=unseen).flatten(2)[..., : rows * seen]
-        bias = bias.view(*bias.shape[:2], rows, seen)
-        bias = bias.masked_fill(~valid[..., start : start + seen], unseen)
-        mixed.append(
-            F.scaled_dot_product_attention(
-                query[:, :, start : start + rows],
-                key[:, :, start : start + seen],
-                value[:, :, start : start + seen],
-                attn_mask=bias,
-            )
-        )
-    return torch.cat(mixed, dim=2)
 
 
 def by_distance(
@@ -220,12 +143,12 @@ def by_distance(
     return flat.view(*flat.shape[:2], length, shorter)[..., :length]
 
 
-def distances(first: int, last: int, *, like: Hidden) -> Float[Tensor, "1 distance width"]:
-    """Return sinusoids of the distances from `first` down to `last`, sines and cosines by turns."""
+def distances(length: int, *, like: Hidden) -> Float[Tensor, "1 distance width"]:
+    """Return sinusoids of the distances in a row, the largest first, sines and cosines by turns."""
     width = like.shape[2]
     steps = torch.arange(0, width, 2, device=like.device, dtype=torch.float32)
     rates = 1.0 / _LONGEST ** (steps / width)
-    places = torch.arange(first, last - 1, -1, device=like.device, dtype=torch.float32)
+    places = torch.arange(length - 1, -length, -1, device=like.device, dtype=torch.float32)
     angles = places[:, None] * rates  # (distance, wave)
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[None].to(like.dtype)
 
@@ -326,12 +249,11 @@ class ConformerBlock(nn.Module):
         *,
         positions: Float[Tensor, "1 distance width"],
         valid: Bool[Tensor, "batch pos"] | None,
-        context: Context | None,
     ) -> Hidden:
-        """Let every position see all that are `valid`, or those of them in its `context`."""
+        """Let every position see all that are `valid`."""
         hidden = hidden + 0.5 * self.feed_forward1(self.norm_feed_forward1(hidden))
         hidden = hidden + self.self_attn(
-            self.norm_self_att(hidden), positions=positions, valid=valid, context=context
+            self.norm_self_att(hidden), positions=positions, valid=valid
         )
         hidden = hidden + self.conv(self.norm_conv(hidden), valid=valid)
         hidden = hidden + 0.5 * self.feed_forward2(self.norm_feed_forward2(hidden))
@@ -358,45 +280,32 @@ class ParakeetEncoder(nn.Module):
         input_features: Float[Tensor, "batch frame mel"],
         *,
         num_frames: Sequence[int],
-        context: Context | None = None,
     ) -> tuple[Hidden, Int[Tensor, " batch"]]:
-        """Encode `num_frames` of each row; returns the states, and how many are the row's own.
-
-        With a `context` attention is limited, if it is not by the configuration; without either it
-        is not, and the length is.
-        """
+        """Encode `num_frames` of each row; returns the states, and how many are the row's own."""
         rows, longest, _ = input_features.shape
         check_heard(num_frames, windows=rows, whole=longest)
         (frames,) = upload(input_features.device, num_frames)
         # Rows that are all as long have nothing to hide.
         padded = min(num_frames) < longest
-        hidden = self._run(input_features, frames if padded else None, context)
+        hidden = self._run(input_features, frames if padded else None)
         return hidden, self._num_positions(frames)
 
-    def _run(
-        self,
-        features: Tensor,
-        num_frames: Int[Tensor, " batch"] | None,
-        context: Context | None,
-    ) -> Hidden:
-        if (own := self.config.att_context_size) is not None:
-            context = own[0], own[1]
-        self._check(features, limited=context is not None)
+    def _run(self, features: Tensor, num_frames: Int[Tensor, " batch"] | None) -> Hidden:
+        self._check(features)
         hidden: Tensor = self.subsampling(features, num_frames) * self.input_scale
         valid = None
         if num_frames is not None:
             valid = within(self._num_positions(num_frames), hidden.shape[1])
-        furthest = context or (hidden.shape[1] - 1, hidden.shape[1] - 1)
-        positions = distances(furthest[0], -furthest[1], like=hidden)
+        positions = distances(hidden.shape[1], like=hidden)
         for layer in self.layers:
-            hidden = layer(hidden, positions=positions, valid=valid, context=context)
+            hidden = layer(hidden, positions=positions, valid=valid)
         return hidden
 
     def _num_positions(self, num_frames: Any) -> Any:
         # Rounding up once is the same as rounding up after each convolution.
         return -(-num_frames // self.config.subsampling_factor)
 
-    def _check(self, features: Tensor, *, limited: bool) -> None:
+    def _check(self, features: Tensor) -> None:
         shape, bins = tuple(features.shape), self.config.num_mel_bins
         if len(shape) != 3 or shape[2] != bins or not features.numel():
             raise ValueError(
@@ -405,9 +314,9 @@ class ParakeetEncoder(nn.Module):
             )
         most = self.config.max_position_embeddings
         length = self._num_positions(shape[1])
-        if length > most and not limited:
+        if length > most:
             raise ValueError(
                 f"encoding features: found {shape[1]} frames, which make {length} positions, "
                 f"expected at most {most} (max_position_embeddings); cut the audio into shorter "
-                "windows, or limit what attention sees (att_context_size)"
+                "windows"
             )

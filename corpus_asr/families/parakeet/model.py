@@ -17,11 +17,7 @@ from corpus_asr.families.parakeet.config import (
     ParakeetRNNTConfig,
     ParakeetTDTConfig,
 )
-from corpus_asr.families.parakeet.encoder import (
-    Context,
-    ParakeetEncoder,
-    Pointwise,
-)
+from corpus_asr.families.parakeet.encoder import ParakeetEncoder, Pointwise
 from corpus_asr.families.pretrained import PreTrainedModel
 
 
@@ -58,12 +54,9 @@ class ParakeetCTC(_Recognizer):
         input_features: Float[Tensor, "batch frame mel"],
         *,
         num_frames: Sequence[int],
-        context: Context | None = None,
     ) -> tuple[Float[Tensor, "batch pos vocab"], Int[Tensor, " batch"]]:
         """Score every token at every position; returns how many of each row are its own, too."""
-        states, lengths = self.encoder.encode(
-            input_features, num_frames=num_frames, context=context
-        )
+        states, lengths = self.encoder.encode(input_features, num_frames=num_frames)
         return self.ctc_head(states), lengths
 
     @torch.inference_mode()
@@ -72,10 +65,9 @@ class ParakeetCTC(_Recognizer):
         input_features: Float[Tensor, "batch frame mel"],
         *,
         num_frames: Sequence[int],
-        context: Context | None = None,
     ) -> Emissions:
-        """Read the tokens off `num_frames` of each row; attention may be limited to a `context`."""
-        scores, lengths = self(input_features, num_frames=num_frames, context=context)
+        """Read the tokens off `num_frames` of each row."""
+        scores, lengths = self(input_features, num_frames=num_frames)
         return collapse(scores, lengths, blank=self.blank)
 
 
@@ -174,16 +166,10 @@ class ParakeetRNNT(_Recognizer):
         input_features: Float[Tensor, "batch frame mel"],
         *,
         num_frames: Sequence[int],
-        context: Context | None = None,
         search: GreedySearch | None = None,
     ) -> Emissions:
-        """Read the tokens off `num_frames` of each row, by a `search` of this network's.
-
-        Attention may be limited to a `context`.
-        """
-        states, lengths = self.encoder.encode(
-            input_features, num_frames=num_frames, context=context
-        )
+        """Read the tokens off `num_frames` of each row, by a `search` of this network's."""
+        states, lengths = self.encoder.encode(input_features, num_frames=num_frames)
         steps = (search or GreedySearch(self))(self.encoder_projector(states), lengths)
         return steps.emissions(blank=self.blank)
 

@@ -17,7 +17,6 @@ from corpus_asr.decoding.transducer import GreedySearch
 from corpus_asr.errors import CheckpointError, ConfigError
 from corpus_asr.families.loading import COMPUTE_DTYPES, resolve_dtype
 from corpus_asr.families.parakeet.config import ParakeetConfig, ParakeetEncoderConfig
-from corpus_asr.families.parakeet.encoder import Context
 from corpus_asr.families.parakeet.model import ParakeetCTC, ParakeetRNNT, ParakeetTDT
 from corpus_asr.families.parakeet.tokenizer import ParakeetTokenizer
 from corpus_asr.families.saved_files import read_json_object
@@ -29,11 +28,8 @@ _NETWORKS: dict[str, type[Any]] = {
     "parakeet_rnnt": ParakeetRNNT,
     "parakeet_tdt": ParakeetTDT,
 }
-# Windows of which attention sees all: memory grows with the square of their length.
-_USUAL_S = 120.0
-# What attention sees of windows longer than two minutes: 20 s on either side of each position, as
-# NVIDIA's model cards give it for recordings of hours.
-_CONTEXT = 256, 256
+# Memory grows with the square of a window's length.
+_LONGEST_S = 120.0
 # A GPU is kept busy by 16 windows of two minutes; a CPU by one, and more only take memory.
 _GPU_BATCH_S, _CPU_BATCH_S = 1920.0, 240.0
 
@@ -41,14 +37,13 @@ _GPU_BATCH_S, _CPU_BATCH_S = 1920.0, 240.0
 class ParakeetRecognizer(Recognizer):
     """An encoder with a CTC, RNN-T or TDT head, and the tokenizer that spells its tokens."""
 
-    longest_window_s = 3600.0
+    longest_window_s = _LONGEST_S
     overlap_s = 1.0
 
     def __init__(self, network: Any, tokenizer: ParakeetTokenizer) -> None:
         self._network = network.eval()
         self._tokenizer = tokenizer
         encoder: ParakeetEncoderConfig = network.config.encoder_config
-        self._whole_frames = round(_whole_s(encoder) * FRAMES_PER_SECOND)
         self._position_s = encoder.subsampling_factor / FRAMES_PER_SECOND
         on_gpu = network.device.type != "cpu"
         self.batch_s = _GPU_BATCH_S if on_gpu else _CPU_BATCH_S
@@ -75,39 +70,23 @@ class ParakeetRecognizer(Recognizer):
         return cls(network.from_pretrained(folder, dtype=dtype, device=where), tokenizer)
 
     @classmethod
-    def usual_window_s(cls, checkpoint: str | None) -> float:
-        """Two minutes, or as many positions as the checkpoint has."""
-        return _whole_s(_network_of(Path(checkpoint or "."))[1].encoder_config)
+    def window_limit_s(cls, checkpoint: str | None) -> float:
+        """Return two minutes, or as many positions as the checkpoint has."""
+        encoder = _network_of(Path(checkpoint or "."))[1].encoder_config
+        positions = encoder.max_position_embeddings * encoder.subsampling_factor
+        return min(_LONGEST_S, positions / FRAMES_PER_SECOND)
 
     def transcribe(
         self, windows: Sequence[Float32[np.ndarray, "_ mel"]], *, language: str | None
     ) -> list[Recognized]:
-        """Recognize windows of features; the language is not told to the network.
-
-        Of windows longer than the usual ones, attention sees what is near each position.
-        """
-        found: dict[int, Recognized] = {}
-        for context in (None, _CONTEXT):
-            alike = [
-                number
-                for number, window in enumerate(windows)
-                if (len(window) > self._whole_frames) == (context is not None)
-            ]
-            if alike:
-                rows = self._read([windows[number] for number in alike], context)
-                found |= zip(alike, rows, strict=True)
-        return [found[number] for number in range(len(windows))]
-
-    def _read(
-        self, windows: Sequence[Float32[np.ndarray, "_ mel"]], context: Context | None
-    ) -> list[Recognized]:
+        """Recognize windows of features; the language is not told to the network."""
         frames = [len(window) for window in windows]
         features = np.zeros((len(windows), max(frames), windows[0].shape[1]), dtype=np.float32)
         for row, window in zip(features, windows, strict=True):
             row[: len(window)] = window
         given = to_device(torch.from_numpy(features), self._network.device)
         given = given.to(self._network.dtype)
-        rows = self._transcribe(given, num_frames=frames, context=context).rows()
+        rows = self._transcribe(given, num_frames=frames).rows()
         return [
             self._recognized(row, num_frames / FRAMES_PER_SECOND)
             for row, num_frames in zip(rows, frames, strict=True)
@@ -155,12 +134,6 @@ class ParakeetRecognizer(Recognizer):
             else:
                 texts[-1] += piece
         return texts, firsts
-
-
-def _whole_s(encoder: ParakeetEncoderConfig) -> float:
-    """Return the longest window of which attention sees all at once."""
-    positions_s = encoder.max_position_embeddings * encoder.subsampling_factor / FRAMES_PER_SECOND
-    return min(_USUAL_S, positions_s)
 
 
 def _network_of(folder: Path) -> tuple[type[Any], ParakeetConfig]:
