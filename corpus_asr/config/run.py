@@ -25,7 +25,7 @@ from corpus_asr.config.settings import (
 from corpus_asr.config.storage_options import (
     NO_AUDIO_PATTERNS,
     NO_OPTIONS,
-    TABLE_SUFFIXES,
+    TABLE,
     TAR,
     StorageOptions,
 )
@@ -50,9 +50,8 @@ class SourceSettings(Settings):
     glob: `shard_id` of a row says which, `audio_filepath` which member; null: audio_N.tar in the
     manifest's folder or, of sharded_manifests/, above it."""
     audio_column: str | None = None
-    """Column with the audio of Parquet and Arrow files, whose rows are then recordings: structs of
-    `bytes` and `path`, as Hugging Face has them, or bytes; null: such files in folders are
-    ignored."""
+    """Column with the audio of Parquet files, whose rows are then recordings: structs of `bytes`
+    and `path`, as Hugging Face has them, or bytes; null: such files in folders are ignored."""
     storage_options: StoreSection = NO_OPTIONS
     """Options of the source's store in the names of fsspec and s3fs, such as endpoint_url (of an S3
     that is not Amazon's), key, secret, token, profile, anon, requester_pays, client_kwargs and
@@ -100,7 +99,7 @@ class SourceSettings(Settings):
     @property
     def has_columns(self) -> bool:
         """Whether it names what says more of recordings: manifests, tar files or tables."""
-        tables = () if self.audio_column is None else TABLE_SUFFIXES
+        tables = () if self.audio_column is None else (TABLE,)
         return bool(self.manifest) or any(
             uri.partition("?")[0].lower().endswith((TAR, *tables)) for uri in self.uri
         )

@@ -11,7 +11,7 @@ from typing import Any, Final
 MASK: Final = "***"
 S3: Final = "s3"
 TAR: Final = ".tar"
-TABLE_SUFFIXES: Final = (".parquet", ".arrow", ".feather")
+TABLE: Final = ".parquet"
 """Of files whose rows may be recordings, as members of a tar file are."""
 _S3_SCHEMES = {"s3", "s3a", "s3n"}
 _NO_OPTIONS_SCHEMES = {"", "file", "http", "https"}

@@ -111,57 +111,34 @@ def _title(schema: pa.Schema) -> str:
     return metadata.get(b"corpus_asr.table", b"a table").decode()
 
 
-_ARROW_MAGIC, _STREAM_MAGIC = b"ARROW1", b"\xff\xff\xff\xff"
-
-
 class AudioTable:
-    """A Parquet or Arrow file by its column of audio and its groups of rows.
+    """A Parquet file by its column of audio and its groups of rows.
 
-    Which it is, its first bytes tell. Reads raise `DAMAGED` where the file is.
+    Reads raise `DAMAGED` where the file is.
     """
 
     def __init__(self, file: io.BufferedReader, column: str | None) -> None:
         """Open a file; a `KeyError` says which columns it has where none is of audio."""
-        self._file, self._parquet = file, None
-        file.seek(0)
-        magic = file.read(len(_ARROW_MAGIC))
-        file.seek(0)
-        if magic.startswith(b"PAR"):  # PARE of an encrypted one: the library says so
-            self._parquet = pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20)
-            schema = self._parquet.schema_arrow
-            self.num_groups = self._parquet.metadata.num_row_groups
-        elif magic.startswith(_STREAM_MAGIC):
-            raise pa.ArrowInvalid("it is a stream of Arrow, which has no index of its rows")
-        elif magic != _ARROW_MAGIC:
-            raise pa.ArrowInvalid(f"it begins with {magic!r}")
-        else:
-            arrow = pa.ipc.open_file(file)
-            schema, self.num_groups = arrow.schema, arrow.num_record_batches
+        self._parquet = pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20)
+        schema = self._parquet.schema_arrow
+        self.num_groups = self._parquet.metadata.num_row_groups
         self.column = _audio_column(schema, column)
-        self._schema = schema
         kind = schema.field(self.column).type
-        # Of Arrow's formats a damaged batch is lost as a whole.
-        self.has_own_columns = self._parquet is not None
         self._is_struct = pa.types.is_struct(kind)
         self._others = [name for name in schema.names if name != self.column]
-        self._has_path = self._is_struct and kind.get_field_index("path") >= 0
+        if self._is_struct and kind.get_field_index("path") >= 0:
+            self._others.append(f"{self.column}.path")
 
     def close(self) -> None:
         """Forget the file, which stays open."""
-        if self._parquet is not None:
-            self._parquet.close()
+        self._parquet.close()
 
     def num_rows(self, group: int) -> int:
         """Return how many rows a group has."""
-        if self._parquet is not None:
-            return int(self._parquet.metadata.row_group(group).num_rows)
-        return int(self._batch(group, self._others[:1] or [self.column]).num_rows)
+        return int(self._parquet.metadata.row_group(group).num_rows)
 
     def group_bytes(self, group: int) -> int:
         """Return how many bytes of audio a group has, about."""
-        if self._parquet is None:
-            self._file.seek(0, io.SEEK_END)
-            return int(self._file.tell() // self.num_groups)
         meta = self._parquet.metadata.row_group(group)
         columns = map(meta.column, range(meta.num_columns))
         return sum(
@@ -176,13 +153,9 @@ class AudioTable:
 
     def cells(self, group: int) -> pa.Array:
         """Return the audio of a group, null where a row has none."""
-        if self._parquet is None:
-            column = self._batch(group, [self.column]).column(0)
-        else:
-            table = self._parquet.read_row_group(group, columns=[self._leaf], use_threads=False)
-            column = table.column(0).combine_chunks()
-            column = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
-        return self._bytes_of(column)
+        table = self._parquet.read_row_group(group, columns=[self._leaf], use_threads=False)
+        column = table.column(0).combine_chunks()
+        return self._bytes_of(column.chunk(0) if isinstance(column, pa.ChunkedArray) else column)
 
     def cell(self, group: int, index: int) -> bytes | None:
         """Return the audio of one row of a group that is too large for memory."""
@@ -190,27 +163,18 @@ class AudioTable:
 
     def each_cell(self, group: int) -> Iterator[bytes | None]:
         """Yield the audio of a group's rows, one at a time, null where a row has none."""
-        if self._parquet is None:
-            cells: Iterable[pa.Array] = [self.cells(group)]
-        else:
-            batches = self._parquet.iter_batches(
-                batch_size=1, row_groups=[group], columns=[self._leaf], use_threads=False
-            )
-            cells = (self._bytes_of(batch.column(0)) for batch in batches)
-        for each in itertools.chain.from_iterable(cells):
-            found = each.as_py()
-            yield None if found is None else bytes(found)
+        for batch in self._parquet.iter_batches(
+            batch_size=1, row_groups=[group], columns=[self._leaf], use_threads=False
+        ):
+            for cell in self._bytes_of(batch.column(0)):
+                data = cell.as_py()
+                yield None if data is None else bytes(data)
 
     def others(self, group: int) -> Iterator[list[dict[str, Any]]]:
         """Yield the other columns of a group's rows, with the path of their audio, some at once."""
-        wanted = [*self._others, *([f"{self.column}.path"] if self._has_path else [])]
-        if self._parquet is None:
-            batches: Iterable[pa.RecordBatch] = [self._batch(group, self._others)]
-        else:
-            batches = self._parquet.iter_batches(
-                batch_size=1_000, row_groups=[group], columns=wanted, use_threads=False
-            )
-        for batch in batches:
+        for batch in self._parquet.iter_batches(
+            batch_size=1_000, row_groups=[group], columns=self._others, use_threads=False
+        ):
             if not batch.num_columns:
                 yield [{} for _ in range(batch.num_rows)]
                 continue
@@ -228,18 +192,6 @@ class AudioTable:
     def _bytes_of(self, column: pa.Array) -> pa.Array:
         # Flattened: a null struct is a null cell, whatever is below it.
         return column.flatten()[column.type.get_field_index("bytes")] if self._is_struct else column
-
-    def _batch(self, group: int, names: Sequence[str]) -> pa.RecordBatch:
-        # Only these columns are read of it.
-        fields = [self._schema.get_field_index(name) for name in names]
-        if not fields:
-            rows = self._batch(group, [self.column]).num_rows
-            return pa.table({"": pa.nulls(rows)}).select([]).to_batches()[0]
-        self._file.seek(0)
-        options = pa.ipc.IpcReadOptions(included_fields=fields)
-        batch = pa.ipc.open_file(self._file, options=options).get_batch(group)
-        batch.validate(full=True)  # the library trusts offsets, which may be damaged
-        return batch
 
 
 def _audio_column(schema: pa.Schema, wanted: str | None) -> str:

@@ -242,9 +242,8 @@ def _others(
             yield rows
     except DAMAGED as error:
         damage.append(error)
-        if table.has_own_columns:  # their audio may be whole
-            for start in range(count, table.num_rows(group), _CHUNK_ROWS):
-                yield [{}] * min(_CHUNK_ROWS, table.num_rows(group) - start)
+        for start in range(count, table.num_rows(group), _CHUNK_ROWS):  # their audio may be whole
+            yield [{}] * min(_CHUNK_ROWS, table.num_rows(group) - start)
 
 
 def _checksums(table: "AudioTable", group: int) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Recordings in columns of Parquet and Arrow files."""
+"""Recordings in columns of Parquet files."""
 
 import importlib
 import json
@@ -40,22 +40,11 @@ def _nothing_kept() -> None:
     cells._GROUPS.clear()
 
 
-def write_arrow(rows: pa.Table, path: Path, new: Any = pa.ipc.new_file) -> None:
-    with new(path, rows.schema) as file:
-        file.write_table(rows, max_chunksize=3)
-
-
 @pytest.mark.parametrize("most", [0, 1 << 27])
-@pytest.mark.parametrize("suffix", ["parquet", "arrow", "feather"])
-def test_rows_are_recordings(
-    tmp_path: Path, suffix: str, most: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rows_are_recordings(tmp_path: Path, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cells, "_MOST_GROUP_BYTES", most)
-    path = tmp_path / f"clips.{suffix}"
-    if suffix == "parquet":
-        pq.write_table(table(7), path, row_group_size=3)
-    else:
-        write_arrow(table(7), path)
+    path = tmp_path / "clips.parquet"
+    pq.write_table(table(7), path, row_group_size=3)
     rows = listed(tmp_path)  # in a folder as well
     assert [row["uri"] for row in rows] == [f"{path}#{n}" for n in range(7)]
     assert json.loads(rows[4]["metadata"])["speaker"] == 4
@@ -71,13 +60,14 @@ def test_rows_are_recordings(
 
 
 @pytest.mark.long
-def test_a_stream_is_written_as_parquet_by_the_recipe(
+def test_files_of_arrow_are_written_as_parquet_by_the_recipe(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     guide = (Path(__file__).parents[2] / "docs" / "how-to" / "sources.md").read_text()
     [recipe] = re.findall(r"`(datasets[.]Dataset[.]from_file.*)`", guide)
     monkeypatch.chdir(tmp_path)
-    write_arrow(table(7), tmp_path / "clips.arrow", pa.ipc.new_stream)
+    with pa.ipc.new_stream(tmp_path / "clips.arrow", table(7).schema) as file:
+        file.write_table(table(7), max_chunksize=3)
     eval(recipe, {"datasets": importlib.import_module("datasets")})
     assert len(listed(tmp_path / "clips.parquet")) == 7
 
@@ -106,26 +96,18 @@ def test_what_is_no_such_table_is_one_failure(tmp_path: Path) -> None:
     whole = tmp_path / "whole.bin"
     pq.write_table(table(50, 1000), whole)
     (tmp_path / "c.parquet").write_bytes(whole.read_bytes()[:-300])
-    (tmp_path / "d.arrow").write_bytes(b"no table at all")
-    write_arrow(table(2), tmp_path / "e.arrow", pa.ipc.new_stream)
+    (tmp_path / "d.parquet").write_bytes(b"no table at all")
     for name, found in (
         ("a.parquet", "found columns sound, n, expected audio in audio.*source.audio_column"),
         ("b.parquet", "no readable table"),
         ("c.parquet", "no readable table"),
-        ("d.arrow", "it begins with b'no tab'.*a file of Arrow.*to_parquet"),
-        ("e.arrow", "it is a stream of Arrow, which has no index.*to_parquet"),
+        ("d.parquet", "no readable table .*expected Parquet.*to_parquet"),
     ):
         [row] = listed(tmp_path / name)
         assert row["uri"] == f"{tmp_path}/{name}#*"
         with pytest.raises(FetchError, match=found) as raised:
             open_binary(row["uri"], COLUMN)
         assert raised.value.kind == "bad_archive"
-
-
-def test_what_a_file_is_its_first_bytes_tell(tmp_path: Path) -> None:
-    write_arrow(table(2), tmp_path / "b.parquet")
-    pq.write_table(table(2), tmp_path / "c.arrow")
-    assert len(listed(tmp_path)) == 4
 
 
 @pytest.mark.parametrize("version", ["etag", "checksum"])

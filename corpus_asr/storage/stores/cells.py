@@ -1,4 +1,4 @@
-"""Recordings in columns of Parquet and Arrow files, as Hugging Face's datasets have them.
+"""Recordings in columns of Parquet files, as Hugging Face's datasets have them.
 
     clips.parquet#17                a row, counted from 0
 
@@ -51,7 +51,7 @@ _LOCK = threading.Lock()
 
 @contextmanager
 def audio_table(file: io.BufferedReader, column: str | None) -> "Iterator[AudioTable]":
-    """Open a Parquet or Arrow file by its column of audio; None: the only one it has.
+    """Open a Parquet file by its column of audio; None: the only one it has.
 
     Raises:
         StoreError: kind `bad_archive`; it is none, or has no such column, also of later reads.
@@ -70,7 +70,7 @@ def audio_table(file: io.BufferedReader, column: str | None) -> "Iterator[AudioT
     except DAMAGED as error:
         raise StoreError(
             BAD_ARCHIVE,
-            f"found no readable table ({error}), expected Parquet, or a file of Arrow",
+            f"found no readable table ({error}), expected Parquet",
             advice="write it again, such as with to_parquet of datasets",
         ) from error
 

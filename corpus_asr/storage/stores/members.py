@@ -18,14 +18,14 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import IO, NamedTuple, Protocol
 
-from corpus_asr.config.storage_options import TABLE_SUFFIXES, TAR
+from corpus_asr.config.storage_options import TABLE, TAR
 from corpus_asr.failure_kinds import BAD_ARCHIVE, CHANGED, NOT_FOUND
 from corpus_asr.storage.stores.store import ObjectInfo, Store, StoreError, kind_of
 from corpus_asr.storage.stores.uri import escaped_path
 from corpus_asr.units import MEBIBYTE
 
 _PACKED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
-_SUFFIXES = "|".join(re.escape(suffix) for suffix in (*_PACKED_TARS, TAR, *TABLE_SUFFIXES))
+_SUFFIXES = "|".join(re.escape(suffix) for suffix in (*_PACKED_TARS, TAR, TABLE))
 # A web address may have a query, such as a signature, in front of the member.
 _MEMBER = re.compile(
     rf"(.+?(?:{_SUFFIXES})(?:\?[^#]*)?)#(?:!([0-9+.~]+)!(~?)([0-9a-f]+)#)?(.+)",
@@ -98,7 +98,7 @@ def is_archive(uri: str) -> bool:
 
 def is_table(uri: str) -> bool:
     """Return whether a name is that of a table whose rows may be recordings."""
-    return _path_of(uri).lower().endswith(TABLE_SUFFIXES)
+    return _path_of(uri).lower().endswith(TABLE)
 
 
 def told_bytes(version: str | None) -> int | None:
