@@ -4,7 +4,6 @@ In: keywords of a call. Out: the same by our names. What is always done here, an
 is taken where it says just that; any other value, and every other name, is left to be refused.
 """
 
-import dataclasses
 import functools
 import logging
 import math
@@ -68,8 +67,6 @@ _VAD = {
     "min_silence_duration_ms": ("vad_min_silence_s", 1000),
     "speech_pad_ms": ("vad_pad_s", 1000),
 }
-_BELOW_THRESHOLD = 0.15
-"""By so much lower is the probability at which speech ends."""
 
 
 def translated(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -93,6 +90,8 @@ def _meant(name: str, value: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     if name in _SAME:
         # A length of None is that of the model.
         return {} if name == "chunk_length" and value is None else {_SAME[name]: value}
+    if name == "clip_timestamps" and value is None:
+        return {}
     if name in _TRANSLATED:
         return _TRANSLATED[name](name, value)
     if name == "language_detection_threshold":
@@ -128,61 +127,22 @@ def _multilingual(name: str, value: Any) -> dict[str, Any]:
     return {"language_mode": "window"} if value else {}
 
 
-def _clips(name: str, value: Any) -> dict[str, Any]:
-    if value is None:
-        return {}
-    if not isinstance(value, list | tuple) or not any(isinstance(one, Mapping) for one in value):
-        return {name: value}
-    edges: list[Any] = []
-    for clip in value:
-        if not isinstance(clip, Mapping) or set(clip) != {"start", "end"}:
-            raise ConfigError(
-                f"reading the options: clip_timestamps: found {clip!r}, expected start and end of "
-                "each clip in seconds"
-            )
-        edges += [clip["start"], clip["end"]]
-    return {name: edges}
-
-
 def _speech_detection(name: str, value: Any) -> dict[str, Any]:
     if value is None:
         return {}
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        value = dataclasses.asdict(value)
     if not isinstance(value, Mapping):
         return {name: value}
-    found: dict[str, Any] = {}
-    problems = []
-    for key, amount in value.items():
-        if key in _VAD:
-            own, units = _VAD[key]
-            found[own] = amount / units if isinstance(amount, int | float) else amount
-        elif not _is_done(key, amount, value):
-            known = f"expected {', '.join(_VAD)}"
-            problems.append(f"{name}.{key}: {_VAD_HINTS.get(key, known)}")
-    if problems:
-        raise ConfigError(f"reading the options: {'; '.join(problems)}")
-    return found
-
-
-_VAD_HINTS = {
-    "neg_threshold": f"speech ends at {_BELOW_THRESHOLD} below threshold; leave it out",
-    "offset": f"speech ends at {_BELOW_THRESHOLD} below threshold; leave it out",
-    "max_speech_duration_s": "speech is as long as it lasts; set chunk_length for shorter windows",
-}
-
-
-def _is_done(key: str, amount: Any, given: Mapping[str, Any]) -> bool:
-    if key == "max_speech_duration_s":
-        return amount is None or amount == math.inf
-    if key not in ("neg_threshold", "offset"):
-        return False
-    threshold = given.get("threshold", given.get("onset", 0.5))
-    return amount is None or math.isclose(amount, threshold - _BELOW_THRESHOLD)
+    if unknown := sorted(map(str, value.keys() - _VAD.keys())):
+        raise ConfigError(
+            f"reading the options: {name}.{unknown[0]}: expected {', '.join(_VAD)}; leave it out"
+        )
+    return {
+        _VAD[key][0]: amount / _VAD[key][1] if isinstance(amount, int | float) else amount
+        for key, amount in value.items()
+    }
 
 
 _TRANSLATED: dict[str, Callable[[str, Any], dict[str, Any]]] = {
     "multilingual": _multilingual,
-    "clip_timestamps": _clips,
     "vad_parameters": _speech_detection,
 }
