@@ -34,7 +34,6 @@ from corpus_asr.decoding.protocols import (
     WindowJob,
     WindowResult,
 )
-from corpus_asr.decoding.speculative import SpeculativeBatch
 from corpus_asr.decoding.tasks import Done, Running, Task, start
 from corpus_asr.errors import check_same_process
 
@@ -506,6 +505,8 @@ class SlotScheduler:
                 recorder=self._recorder,
                 whole=self.reproducible,
             )
+        from corpus_asr.decoding.speculative import SpeculativeBatch
+
         return SpeculativeBatch(self._model, search.assistant, places, search.num_draft_tokens)
 
 

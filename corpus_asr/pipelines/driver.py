@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import pyarrow as pa
 
@@ -26,13 +26,7 @@ from corpus_asr.runtime.checkpoints import (
     model_name,
 )
 from corpus_asr.runtime.commit import Committer, Tally
-from corpus_asr.runtime.complete_recordings import (
-    Spread,
-    find_speakers_of_run,
-    place_words_once,
-)
 from corpus_asr.runtime.estimate import surveying
-from corpus_asr.runtime.hooks import HookCounts, check_hooks, run_hook
 from corpus_asr.runtime.local import run_local
 from corpus_asr.runtime.progress import ENOUGH_ALIKE, Progress, ProgressWriter
 from corpus_asr.runtime.resources import (
@@ -45,14 +39,13 @@ from corpus_asr.runtime.resources import (
 from corpus_asr.runtime.terminal import Stream, line_writer
 from corpus_asr.stages.measures import check_measures
 from corpus_asr.stages.transcribe import load_engine
-from corpus_asr.storage.run_state.duplicates import find_duplicates
+from corpus_asr.storage.run_state.change_note import read_change
 from corpus_asr.storage.run_state.finish import OutcomeCounts, finish
-from corpus_asr.storage.run_state.forget import finish_killed
+from corpus_asr.storage.run_state.forgotten import Forgotten
 from corpus_asr.storage.run_state.lock import Lock
 from corpus_asr.storage.run_state.plan import Plan, make_plan, read_listing, read_packs
 from corpus_asr.storage.run_state.portions import Lost
 from corpus_asr.storage.run_state.redo import note_redo
-from corpus_asr.storage.run_state.rewriting import write_identities
 from corpus_asr.storage.run_state.run_files import (
     RUN_NAME,
     Run,
@@ -66,6 +59,10 @@ from corpus_asr.storage.run_state.source_listings import note_listing
 from corpus_asr.storage.run_state.tables import DUPLICATES_FOLDER, OutputStore
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.units import counted, shortened
+
+if TYPE_CHECKING:  # what only some jobs ask for is imported where they do
+    from corpus_asr.runtime.complete_recordings import Spread
+    from corpus_asr.runtime.hooks import HookCounts
 
 # Between looks at the tables of a store whose listing lags behind what was put.
 LISTING_WAITS_S = (2.0, 5.0, 15.0, 30.0)
@@ -115,7 +112,7 @@ class RunSummary:
     moved: int = 0
     """Recordings whose results followed them to another address."""
     made: Literal["segments", "labels"] = "segments"
-    hooks: Mapping[str, HookCounts] = field(default_factory=dict)
+    hooks: Mapping[str, "HookCounts"] = field(default_factory=dict)
     """What became of the recordings that hooks were given, by name."""
 
     @property
@@ -129,8 +126,15 @@ class RunSummary:
         return rtfx(self.processed_audio_s, self.wall_s)
 
 
+def _check_hooks(config: RunConfig) -> None:
+    if config.hooks:
+        from corpus_asr.runtime.hooks import check_hooks
+
+        check_hooks(config)
+
+
 # Whether what a job names can do what it asks: each refuses by ConfigError or CheckpointError.
-_CHECKS: tuple[Callable[[RunConfig], None], ...] = (check_hooks, check_model, check_measures)
+_CHECKS: tuple[Callable[[RunConfig], None], ...] = (_check_hooks, check_model, check_measures)
 
 
 def prepare(config: RunConfig) -> Checkpoint:
@@ -198,7 +202,7 @@ class CorpusRun:
     _gave_up: bool = False
     _committed: Tally = field(default_factory=Tally)
     _activity: Activity = field(default_factory=Activity)
-    _hooks: dict[str, HookCounts] = field(default_factory=dict)
+    _hooks: dict[str, "HookCounts"] = field(default_factory=dict)
     _started: datetime.datetime = field(default_factory=lambda: datetime.datetime.now(datetime.UTC))
     _started_s: float = field(default_factory=time.monotonic)
 
@@ -242,7 +246,10 @@ class CorpusRun:
             self._calibration = calibration_for(
                 config, store, model_revision=revision, family=self.checkpoint.family_name
             )
-        finish_killed(store)
+        if read_change(store) is not None or Forgotten.read(store).entries:
+            from corpus_asr.storage.run_state.forget import finish_killed
+
+            finish_killed(store)
         self.plan = make_plan(config, store, model_revision=name, options=self.options)
         say = line_writer(self.progress)
         for words in self.plan.notes():
@@ -262,7 +269,12 @@ class CorpusRun:
             family=self.checkpoint.family_name,
         )
         note_listing(store, self.plan.name, config.source)
-        write_identities(store, self.plan.identities)
+        if self.plan.identities.newcomers:
+            from corpus_asr.storage.run_state.rewriting import write_identities
+
+            write_identities(store, self.plan.identities)
+        else:
+            self.plan.identities.write(store)
         name_run(self._begun.run_id)
         # That of the folder is archived with results of other settings, and is then not ours.
         if calibrates and config.model.calibration is None:
@@ -442,18 +454,26 @@ class CorpusRun:
     def _place_words_once(self, complete_ids: pa.Array) -> int:
         if not self.config.decoding.align:
             return 0
+        from corpus_asr.runtime.complete_recordings import place_words_once
+
         return place_words_once(self.store, complete_ids, self._spread)
 
     def _compare_recordings(self) -> dict[str, Any]:
         """Make what needs whole recordings; return what `run.json` says of it."""
         if self.config.speakers.wanted:
+            from corpus_asr.runtime.complete_recordings import find_speakers_of_run
+
             find_speakers_of_run(self.store, self.config.speakers, self._spread)
         # What is there follows its recordings, also where no new fingerprints are made.
         if "fingerprint" in self.config.extract.measures or self.store.names(DUPLICATES_FOLDER):
+            from corpus_asr.storage.run_state.duplicates import find_duplicates
+
             find_duplicates(self.store)
         stop_at = self.options.stop_at
         ends_at_s = None if stop_at is None else time.time() + stop_at - time.monotonic()
         for hook in self.config.hooks:
+            from corpus_asr.runtime.hooks import HookCounts, run_hook
+
             found = run_hook(
                 self.store,
                 hook,
@@ -466,7 +486,7 @@ class CorpusRun:
         return {"hooks": hooks} if hooks else {}
 
     @property
-    def _spread(self) -> Spread | None:
+    def _spread(self) -> "Spread | None":
         return None if self.local else self._on_workers
 
     def _on_workers(self, work: Callable[[T], R], portions: Iterable[T]) -> Iterator[R]:

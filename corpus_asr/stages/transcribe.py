@@ -40,7 +40,6 @@ from corpus_asr.storage.manifest import AlignedText, aligned_text, hotwords_of
 from corpus_asr.storage.model_files import fetch_checkpoint
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.threads import spin_briefly
-from corpus_asr.transcription.joined_text import text_columns
 from corpus_asr.transcription.windows import KnownText, Listener, PartRequest
 from corpus_asr.units import HOP_SAMPLES, SAMPLE_RATE_HZ, TAIL_FRAMES
 
@@ -438,6 +437,8 @@ def _transcribed(transcript: PartTranscript) -> dict[str, Any]:
     if transcript.labels is not None:
         columns |= label_columns(transcript.labels)
     if (placed := transcript.placed) is not None:
+        from corpus_asr.transcription.joined_text import text_columns
+
         words = [word for segment in transcript.segments for word in segment.words or ()]
         indices = [index for own in placed.indices for index in own]
         found = zip(indices, (word.end_s for word in words), strict=True)

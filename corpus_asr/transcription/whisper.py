@@ -3,6 +3,7 @@
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,9 +18,7 @@ from corpus_asr.segments import PartTranscript, Segment, Word, speech_without_te
 from corpus_asr.text.words import AFTER_A_WORD, BEFORE_A_WORD
 from corpus_asr.transcription.fallback import Attempt, OpenAIRules, without_last_token
 from corpus_asr.transcription.hotwords import HotwordTries, as_prompt
-from corpus_asr.transcription.known_text import KnownTextAligner
 from corpus_asr.transcription.long_form import Clock, LongFormRules, TokenSpan, ends_closed
-from corpus_asr.transcription.text_places import TextWords
 from corpus_asr.transcription.whisper_prompt import (
     PromptFormat,
     ask_language,
@@ -50,6 +49,9 @@ from corpus_asr.units import (
     WINDOW_FRAMES,
     WINDOW_S,
 )
+
+if TYPE_CHECKING:  # imported where a text is to be aligned
+    from corpus_asr.transcription.text_places import TextWords
 
 
 class WhisperTranscriber:
@@ -97,6 +99,8 @@ class WhisperTranscriber:
         known = part.known_text
         if known is None:
             return (yield from self._recognize(part, settings))
+        from corpus_asr.transcription.known_text import KnownTextAligner
+
         words = self._words_of(known)
         settings = known.clipped(replace(settings, word_timestamps=True))
         # What is recognized is passed on to nobody, but how far it is.
@@ -106,7 +110,9 @@ class WhisperTranscriber:
         aligner = KnownTextAligner(part, known, words, settings, self._prompt_format)
         return (yield from aligner.run(recognized))
 
-    def _words_of(self, known: KnownText) -> TextWords:
+    def _words_of(self, known: KnownText) -> "TextWords":
+        from corpus_asr.transcription.text_places import TextWords
+
         # Parts of one recording come one after the other.
         if self._known is None or self._known[0] != known.text:
             self._known = known.text, TextWords.of(known, self._prompt_format)

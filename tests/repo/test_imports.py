@@ -124,6 +124,13 @@ def test_files_are_transcribed_without_what_only_jobs_keep():
     assert not [name for name in loaded if name.startswith("corpus_asr.storage.run_state.")]
 
 
+def test_a_run_loads_nothing_that_only_some_jobs_ask_for():
+    code = "import sys, corpus_asr.pipelines.driver; print(*sys.modules, end='')"
+    some = ("runtime.hooks", "runtime.complete_recordings", "storage.run_state.duplicates",
+            "storage.run_state.forget", "storage.run_state.rewriting")  # fmt: skip
+    assert not {f"corpus_asr.{name}" for name in some} & {*python(code).split()}
+
+
 def test_help_answers_at_once():
     command = [str(BINARIES / "corpus-asr"), "--help"]
     spent_s = []

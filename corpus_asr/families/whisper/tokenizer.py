@@ -42,11 +42,6 @@ from corpus_asr.families.whisper.vocabulary import (
     write_vocabulary,
 )
 from corpus_asr.languages import LANGUAGES, resolve_language
-from corpus_asr.text.normalize import (
-    BasicTextNormalizer,
-    EnglishTextNormalizer,
-    american_spellings,
-)
 from corpus_asr.units import TIMESTAMP_STEP_S
 
 NORMALIZER_NAME = "normalizer.json"
@@ -340,11 +335,15 @@ class WhisperTokenizer(LibraryTokenizer):
 
     def normalize(self, text: str) -> str:
         """Normalize English text, with the checkpoint's list of spellings if it has one."""
+        from corpus_asr.text.normalize import EnglishTextNormalizer
+
         return EnglishTextNormalizer(self.english_spelling_normalizer)(text)
 
     @staticmethod
     def basic_normalize(text: str, remove_diacritics: bool = False) -> str:
         """Normalize text of any language."""
+        from corpus_asr.text.normalize import BasicTextNormalizer
+
         return BasicTextNormalizer(remove_diacritics)(text)
 
     def _plain_text(self, ids: list[int], skip_special_tokens: bool, clean: bool) -> str:
@@ -441,6 +440,8 @@ class WhisperTokenizer(LibraryTokenizer):
         self, save_directory: str | PathLike[str], filename_prefix: str | None = None
     ) -> tuple[str, str, str]:
         """Write vocab.json, merges.txt and normalizer.json into a folder; returns their paths."""
+        from corpus_asr.text.normalize import american_spellings
+
         vocab, merges, normalizer = vocabulary_paths(
             save_directory, filename_prefix, VOCAB_NAME, MERGES_NAME, NORMALIZER_NAME
         )
