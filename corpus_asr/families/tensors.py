@@ -1,11 +1,12 @@
 """Rows of numbers as arrays or tensors, and batches of them; torch is imported only on request."""
 
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Self
+from collections.abc import Callable, Sequence
+from typing import Any, Self, TypeVar
 
 import numpy as np
+
+_Value = TypeVar("_Value")
 
 
 def as_tensors(rows: Any, kind: str | None) -> Any:
@@ -129,39 +130,6 @@ class BatchFeature(dict[str, Any]):
         return self
 
 
-@dataclass(frozen=True, slots=True)
-class Padded:
-    """An encoded row: of each token, the padding's among them, where it comes from.
-
-    None stands for special tokens and padding.
-    """
-
-    tokens: list[str]
-    word_ids: list[int | None]
-    sequence_ids: list[int | None]
-    offsets: list[tuple[int, int]]
-
-    @classmethod
-    def of(cls, encoding: Any, ids: list[int]) -> Self:
-        """Take what the tokenizers library knows of a row, which may have been padded since."""
-        missing = len(ids) - len(encoding)
-        is_left = bool(missing) and ids[missing:] == encoding.ids
-        before, after = (missing, 0) if is_left else (0, missing)
-        # Of a pair the library forgets this of the first text as it puts special tokens around.
-        kinds = zip(encoding.special_tokens_mask, encoding.type_ids, strict=True)
-        texts = [None if special else kind for special, kind in kinds]
-
-        def padded(values: Sequence[Any], filler: Any) -> list[Any]:
-            return [*[filler] * before, *values, *[filler] * after]
-
-        return cls(
-            tokens=padded(encoding.tokens, ""),
-            word_ids=padded(encoding.word_ids, None),
-            sequence_ids=padded(texts, None),
-            offsets=padded(encoding.offsets, (0, 0)),
-        )
-
-
 class BatchEncoding(BatchFeature):
     """Ids of texts and what goes with them: `input_ids`, `attention_mask`, `labels`."""
 
@@ -175,58 +143,35 @@ class BatchEncoding(BatchFeature):
         return self.encodings is not None
 
     def tokens(self, batch_index: int = 0) -> list[str]:
-        """Return the tokens of a row as the vocabulary spells them."""
-        return self._row(batch_index).tokens
-
-    def word_ids(self, batch_index: int = 0) -> list[int | None]:
-        """Return the number of the word that each token of a row is of."""
-        return self._row(batch_index).word_ids
+        """Return the tokens of a row as the vocabulary spells them, empty ones for padding."""
+        return self._padded(batch_index, lambda encoding: encoding.tokens, "")
 
     def sequence_ids(self, batch_index: int = 0) -> list[int | None]:
-        """Return which text of a pair each token of a row is of: 0 or 1."""
-        return self._row(batch_index).sequence_ids
+        """Return which text of a pair each token of a row is of: 0 or 1; None of what is added."""
 
-    def token_to_word(self, batch_or_token_index: int, token_index: int | None = None) -> Any:
-        """Return the number of the word that a token is of."""
-        row, token = _place(batch_or_token_index, token_index)
-        return self._row(row).word_ids[token]
+        # Of a pair the library forgets this of the first text as it puts special tokens around.
+        def texts(encoding: Any) -> list[int | None]:
+            kinds = zip(encoding.special_tokens_mask, encoding.type_ids, strict=True)
+            return [None if special else kind for special, kind in kinds]
 
-    def token_to_chars(
-        self, batch_or_token_index: int, token_index: int | None = None
-    ) -> tuple[int, int] | None:
-        """Return the first character of a token, and the one after its last."""
-        row, token = _place(batch_or_token_index, token_index)
-        held = self._row(row)
-        return None if held.sequence_ids[token] is None else held.offsets[token]
+        return self._padded(batch_index, texts, None)
 
-    def char_to_token(
-        self, batch_or_char_index: int, char_index: int | None = None, sequence_index: int = 0
-    ) -> int | None:
-        """Return the token that a character is in; None where there is none, as for blanks."""
-        row, char = _place(batch_or_char_index, char_index)
-        held = self._row(row)
-        of_text = enumerate(zip(held.sequence_ids, held.offsets, strict=True))
-        within = (
-            token
-            for token, (text, (first, end)) in of_text
-            if text == sequence_index and first <= char < end
-        )
-        return next(within, None)
-
-    def _row(self, number: int) -> Padded:
+    def _padded(
+        self, number: int, values_of: Callable[[Any], list[_Value]], filler: _Value
+    ) -> list[_Value]:
+        """Return what the tokenizers library knows of a row, which may have been padded since."""
         if self.encodings is None:
             raise ValueError(
                 "asking where tokens come from: found a batch of a tokenizer that cannot tell, "
                 "expected one whose is_fast is true"
             )
-        ids = as_lists(self["input_ids"])
-        several = bool(ids) and isinstance(ids[0], list)
-        return Padded.of(self.encodings[number], ids[number] if several else ids)
-
-
-def _place(first: int, second: int | None) -> tuple[int, int]:
-    # One number is a place in the only row.
-    return (0, first) if second is None else (first, second)
+        rows = as_lists(self["input_ids"])
+        row = rows[number] if rows and isinstance(rows[0], list) else rows
+        encoding = self.encodings[number]
+        fillers = [filler] * (len(row) - len(encoding))
+        is_left = bool(fillers) and row[len(fillers) :] == encoding.ids
+        values = values_of(encoding)
+        return [*fillers, *values] if is_left else [*values, *fillers]
 
 
 def _target(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
