@@ -1,8 +1,8 @@
 """Voices as vectors: windows of detected speech in, one embedding per window out.
 
-Any ONNX network does that takes (batch, frame, 40) mel power as the packaged GE2E encoder, (batch,
-frame, 80) filter banks as the models of WeSpeaker and 3D-Speaker, or (batch, sample) audio, and
-gives (batch, width). Imports no torch: it runs where audio is decoded.
+Any ONNX network does that takes (batch, frame, 40) mel power as the packaged GE2E encoder, or
+(batch, frame, 80) filter banks as the models of WeSpeaker and 3D-Speaker, and gives (batch, width).
+Imports no torch: it runs where audio is decoded.
 """
 
 from collections.abc import Callable, Sequence
@@ -60,7 +60,7 @@ class SpeakerEmbedder:
         path = fetch_onnx(model or PACKAGED_ENCODER)
         self._session = session_of(path, what="speaker model")
         given = self._session.get_inputs()
-        self._kind = _kind_of([(each.name, each.shape, each.type) for each in given], path)
+        self._num_mels = _mels_of([(each.name, each.shape, each.type) for each in given], path)
         self._input = given[0].name
         self._batch_is_fixed = isinstance(given[0].shape[0], int)
         self._batch = given[0].shape[0] if self._batch_is_fixed else BATCH_WINDOWS
@@ -92,7 +92,7 @@ class SpeakerEmbedder:
     ) -> Float32[np.ndarray, "window width"]:
         if not windows:
             return np.zeros((0, self.width), dtype=np.float32)
-        cut = _FRONT_ENDS[self._kind](samples, windows)
+        cut = _FRONT_ENDS[self._num_mels](samples)
         found = []
         for first in range(0, len(windows), self._batch):
             rows = [cut(start, end) for start, end in windows[first : first + self._batch]]
@@ -105,9 +105,8 @@ class SpeakerEmbedder:
         return values
 
     def _probe(self, path: Path) -> int:
-        shape = {_MEL: (WINDOW_FRAMES, GE2E_MELS), _FBANK: (WINDOW_FRAMES, FBANK_MELS)}
-        row = shape.get(self._kind, (WINDOW_SAMPLES,))
-        noise = np.random.default_rng(0).random((self._batch, *row), dtype=np.float32)
+        shape = (self._batch, WINDOW_FRAMES, self._num_mels)
+        noise = np.random.default_rng(0).random(shape, dtype=np.float32)
         try:
             values: Any = self._run(noise)
         except Exception as error:
@@ -118,25 +117,19 @@ class SpeakerEmbedder:
         return int(values.shape[1])
 
 
-_MEL, _FBANK, _AUDIO = "mel", "fbank", "audio"
-
-
-def _kind_of(inputs: Sequence[tuple[str, list[Any], str]], path: Path) -> str:
+def _mels_of(inputs: Sequence[tuple[str, list[Any], str]], path: Path) -> int:
     if len(inputs) == 1 and inputs[0][2] == "tensor(float)":
         shape = inputs[0][1]
-        free = not isinstance(shape[1], int) if len(shape) > 1 else False
-        if len(shape) == 3 and free and shape[2] in (GE2E_MELS, FBANK_MELS):
-            return _MEL if shape[2] == GE2E_MELS else _FBANK
-        if len(shape) == 2 and free:
-            return _AUDIO
+        if len(shape) == 3 and not isinstance(shape[1], int) and shape[2] in _FRONT_ENDS:
+            return int(shape[2])
     found = ", ".join(f"{name} {shape} of {kind}" for name, shape, kind in inputs) or "none"
     raise _unfit(path, f"the inputs {found}")
 
 
 def _unfit(path: Path, found: str) -> CheckpointError:
     expected = (
-        f"one input of floats, (batch, frame, {FBANK_MELS}), (batch, frame, {GE2E_MELS}) or "
-        "(batch, sample), of any length, and an output (batch, width)"
+        f"one input of floats, (batch, frame, {FBANK_MELS}) or (batch, frame, {GE2E_MELS}), of any "
+        "length, and an output (batch, width)"
     )
     return unfit(path, found, expected, "leave out the model: one is packaged")
 
@@ -146,15 +139,7 @@ def _repeated(values: np.ndarray, num_rows: int) -> np.ndarray:
     return values[np.arange(num_rows) % len(values)]
 
 
-def _of_audio(
-    samples: Samples, windows: Sequence[SampleSpan]
-) -> Callable[[int, int], Float32[np.ndarray, " sample"]]:
-    return lambda start, end: _repeated(samples[start:end], WINDOW_SAMPLES)
-
-
-def _of_fbank(
-    samples: Samples, windows: Sequence[SampleSpan]
-) -> Callable[[int, int], Float32[np.ndarray, "frame mel"]]:
+def _of_fbank(samples: Samples) -> Callable[[int, int], Float32[np.ndarray, "frame mel"]]:
     def cut(start: int, end: int) -> Float32[np.ndarray, "frame mel"]:
         values = kaldi_fbank(samples[start:end], num_mel_bins=FBANK_MELS)
         filled = _repeated(values, WINDOW_FRAMES)
@@ -164,9 +149,7 @@ def _of_fbank(
     return cut
 
 
-def _of_mel(
-    samples: Samples, windows: Sequence[SampleSpan]
-) -> Callable[[int, int], Float32[np.ndarray, "frame mel"]]:
+def _of_mel(samples: Samples) -> Callable[[int, int], Float32[np.ndarray, "frame mel"]]:
     """Source: Resemblyzer, `audio.py` wav_to_mel_spectrogram; the level is ours."""
     filters = mel_filters(GE2E_MELS).T  # (bin, mel)
     # What ends within a frame is still a frame.
@@ -183,7 +166,7 @@ def _of_mel(
     return cut
 
 
-_FRONT_ENDS: dict[str, Any] = {_MEL: _of_mel, _FBANK: _of_fbank, _AUDIO: _of_audio}
+_FRONT_ENDS = {GE2E_MELS: _of_mel, FBANK_MELS: _of_fbank}
 
 
 def windows_of(span: SampleSpan) -> list[SampleSpan]:
