@@ -3,25 +3,23 @@
 import copy
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
-from itertools import chain, islice
+from collections.abc import Mapping, Sequence
 from os import PathLike
-from typing import Any, Self
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
+from corpus_asr.array_types import Float32
 from corpus_asr.families.loading import resolve_device
 from corpus_asr.families.saved_files import take_source
-from corpus_asr.families.whisper.config import GenerationConfig
 from corpus_asr.models.auto import (
     AutoFeatureExtractor,
     AutoModelForSpeechSeq2Seq,
     AutoTokenizer,
 )
-from corpus_asr.models.speech_input import Chunk, Chunking, chunks_of, load_speech
+from corpus_asr.models.feature_extraction import speech_rows
 
 TASK = "automatic-speech-recognition"
 
@@ -31,20 +29,10 @@ logger = logging.getLogger(__name__)
 # Source: `transformers.AutomaticSpeechRecognitionPipeline._default_generation_config`.
 _DEFAULTS = {"max_new_tokens": 256, "num_beams": 5}
 
-# Keywords of `generate` itself, though settings may hold them too.
-_OWN_KEYWORDS = {"language", "task", "is_multilingual", "return_timestamps"}
-_SETTINGS = {field.name for field in fields(GenerationConfig)} - _OWN_KEYWORDS
-
-
-# What a pipeline takes itself; every other keyword is `generate`'s.
-_PIPELINE_KEYWORDS = (
-    "chunk_length_s",
-    "stride_length_s",
-    "ignore_warning",
-    "return_timestamps",
-    "return_language",
-    "generate_kwargs",
-)
+# What the pipeline of transformers alone takes: it cuts recordings, and merges their texts.
+_NOT_HERE = ("chunk_length_s", "stride_length_s", "ignore_warning", "return_language")
+_MAX_CHANNELS = 2
+_FULL_SCALE = 32_768  # of int16
 
 
 class AutomaticSpeechRecognitionPipeline:
@@ -103,31 +91,45 @@ class AutomaticSpeechRecognitionPipeline:
         num_workers: int | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Transcribe what `load_speech` takes, or a list, a data set or an iterator of such.
+        """Transcribe one recording, or a list of them.
 
-        Returns a dictionary of `text` and, with timestamps or languages, `chunks`; a list of such
-        for a list; an iterator of such for anything longer.
+        A recording is a path or URI (local, http(s), s3, ...); the bytes of a file; an array or
+        tensor of samples at 16 kHz, float in -1 to 1 or int16, one row per channel if it has two
+        dimensions; a row of a data set; or a dictionary with `raw` or `array` and `sampling_rate`.
+        Returns a dictionary of `text` and, with timestamps, `chunks`; a list of such for a list.
 
         Args:
-            batch_size: chunks decoded together, of whichever recordings.
-            num_workers: without effect; recordings are read as they are needed.
-            kwargs: `return_timestamps` (True for segments, `"word"` for words), `return_language`,
-                `chunk_length_s`, `stride_length_s`, `ignore_warning`, `generate_kwargs`; all others
-                are passed on to the model's `generate`, as are those of `generate_kwargs`.
+            inputs: one recording or a list.
+            batch_size: recordings of up to 30 s that are decoded together.
+            num_workers: without effect.
+            kwargs: `return_timestamps` (True for segments, `"word"` for words) and
+                `generate_kwargs`; all others are passed on to the model's `generate`, as are those
+                of `generate_kwargs`.
 
         Raises:
             ItemError: a recording cannot be read.
+            TypeError: an option is one of transformers' own pipeline alone.
+            ValueError: the samples are none, or an option has another value.
         """
-        # Those of the call come first, as in the reference.
         size = self._batch_size if batch_size is None else batch_size
         if size < 1:
             raise ValueError(f"transcribing: found batch_size {size}, expected at least 1")
-        call = _Call.of(self, kwargs)
-        if isinstance(inputs, list):
-            return list(call.results(inputs, batch_size=size))
-        if _is_stream(inputs):
-            return call.results(_items(inputs), batch_size=size)
-        return next(call.results([inputs], batch_size=size))
+        timestamps = {**self.defaults, **kwargs}.get("return_timestamps")
+        # Some checkpoints request timestamps themselves.
+        timestamps = timestamps or getattr(self.model.generation_config, "return_timestamps", None)
+        if timestamps not in (None, False, True, "word"):
+            raise ValueError(
+                f"transcribing: found return_timestamps={timestamps!r}, expected True for segments "
+                "or 'word' for words: Whisper times nothing else"
+            )
+        keywords = _generate_keywords(self.defaults) | _generate_keywords(kwargs)
+        several = inputs if isinstance(inputs, list) else [inputs]
+        texts = [
+            text
+            for start in range(0, len(several), size)
+            for text in self._texts(several[start : start + size], keywords, timestamps)
+        ]
+        return texts if isinstance(inputs, list) else texts[0]
 
     def save_pretrained(self, save_directory: str | PathLike[str], **kwargs: Any) -> None:
         """Save all parts into one folder; `kwargs` are those of the model's `save_pretrained`."""
@@ -140,6 +142,86 @@ class AutomaticSpeechRecognitionPipeline:
             f"{type(self).__name__}(model={type(self.model).__name__}, device={self.device}, "
             f"dtype={self.dtype})"
         )
+
+    def _texts(
+        self, recordings: Sequence[Any], keywords: Mapping[str, Any], timestamps: bool | str | None
+    ) -> list[dict[str, Any]]:
+        # Those of one length together: none is padded for another, which would change its text.
+        by_frames: dict[int, list[tuple[int, Any]]] = defaultdict(list)
+        for number, recording in enumerate(recordings):
+            inputs = self._features(samples_of(recording))
+            by_frames[inputs.input_features.shape[-1]].append((number, inputs))
+        texts: dict[int, dict[str, Any]] = {}
+        for numbered in by_frames.values():
+            numbers, rows = zip(*numbered, strict=True)
+            texts.update(zip(numbers, self._decoded(rows, keywords, timestamps), strict=True))
+        return [texts[number] for number in range(len(recordings))]
+
+    def _features(self, samples: Float32[np.ndarray, " sample"]) -> Any:
+        extractor, options = self.feature_extractor, {}
+        if samples.size > extractor.n_samples:
+            # All its frames, which `generate` decodes window by window.
+            options = {"truncation": False, "padding": "longest"}
+        return extractor(
+            samples,
+            sampling_rate=extractor.sampling_rate,
+            return_tensors="pt",
+            return_attention_mask=True,
+            **options,
+        )
+
+    def _decoded(
+        self, rows: Sequence[Any], keywords: Mapping[str, Any], timestamps: bool | str | None
+    ) -> list[dict[str, Any]]:
+        timed = {"return_timestamps": True} if timestamps else {}
+        if timestamps == "word":
+            timed |= {"return_token_timestamps": True, "return_segments": True}
+        features = torch.cat([row.input_features for row in rows])
+        with torch.no_grad():
+            generated = self.model.generate(
+                input_features=features.to(self.device, self.dtype),
+                attention_mask=torch.cat([row.attention_mask for row in rows]).to(self.device),
+                **self._with_defaults({**keywords, **timed}),
+            )
+        named = generated if isinstance(generated, Mapping) else {"sequences": generated}
+        sequences = named["sequences"].cpu()
+        # Several sequences of one recording are neighbors, the best first.
+        per_row = len(sequences) // len(rows)
+        return [self._text(named, sequences, row * per_row, timestamps) for row in range(len(rows))]
+
+    def _with_defaults(self, keywords: dict[str, Any]) -> dict[str, Any]:
+        # Source: `transformers.Pipeline._prepare_generate_kwargs`.
+        config = keywords.get("generation_config")
+        chosen = {*_set_names(self.model.generation_config), *_set_names(config), *keywords}
+        added: dict[str, Any] = {**_DEFAULTS, "pad_token_id": self.tokenizer.pad_token_id}
+        if "max_length" in chosen:  # a default would override it
+            del added["max_new_tokens"]
+        added = {
+            name: value for name, value in added.items() if name not in chosen and value is not None
+        }
+        if config is None:
+            return keywords | added
+        config = copy.deepcopy(config)
+        config.update(**added)
+        return keywords | {"generation_config": config}
+
+    def _text(
+        self, named: Mapping[str, Any], sequences: Tensor, row: int, timestamps: bool | str | None
+    ) -> dict[str, Any]:
+        output: dict[str, Any] = {"tokens": sequences[row : row + 1]}
+        if timestamps == "word":
+            spans = [segment["token_timestamps"] for segment in named["segments"][row]]
+            output["token_timestamps"] = [torch.cat(spans).cpu() if spans else torch.zeros(0)]
+        text, optional = self.tokenizer._decode_asr(
+            [output],
+            return_timestamps=timestamps or None,
+            return_language=None,
+            # Seconds of an encoder position, of which each timestamp token stands for one.
+            time_precision=(
+                self.feature_extractor.chunk_length / self.model.config.max_source_positions
+            ),
+        )
+        return {"text": text, **optional}
 
 
 def pipeline(
@@ -162,12 +244,15 @@ def pipeline(
     """Load what transcribes speech.
 
     Args:
+        task: `automatic-speech-recognition`, the only one.
         model: a folder, a URI or a Hugging Face Hub model ID; or a model that is loaded already.
         config: instead of the checkpoint's own.
         tokenizer: loaded, or a folder, URI or model ID; None takes the model's.
         feature_extractor: the same.
         processor: both at once, loaded.
+        revision: of the model on the hub.
         use_fast: without effect.
+        token: of the hub.
         trust_remote_code: without effect; code of a checkpoint is never run.
         device: `cpu`, `cuda`, `cuda:N`, or a GPU's number; -1 is the CPU. None takes the first GPU
             there is for a model that is loaded by name, and leaves other models where they are.
@@ -175,12 +260,13 @@ def pipeline(
             that is best there.
         device_map: an argument of the model's `from_pretrained`.
         model_kwargs: more of its arguments.
-        **kwargs: `batch_size`, `num_workers`, `assistant_model` (a model or where it is),
-            `torch_dtype` (the older name of `dtype`), and defaults of every call.
+        **kwargs: `batch_size`, `num_workers`, `torch_dtype` (the older name of `dtype`), and
+            defaults of every call.
 
     Raises:
         CheckpointError: something cannot be loaded.
         ConfigError: there is no such device.
+        ValueError: it is another task, or there is no model.
     """
     if task not in (None, TASK):
         raise ValueError(f"making a pipeline: found task {task!r}, expected {TASK!r}")
@@ -202,21 +288,55 @@ def pipeline(
         model = AutoModelForSpeechSeq2Seq.from_pretrained(name, **options)
         # The first GPU, or the CPU: transformers' default for models that it loads itself.
         device = 0 if device is None and device_map is None else device
-    if kwargs.get("assistant_model") is not None:
-        kwargs["assistant_model"] = _assistant(kwargs["assistant_model"], model, where)
     given = {"feature_extractor": feature_extractor, "tokenizer": tokenizer}
     parts = {
         role: _loaded(_part(part, processor, role), role, name, where)
         for role, part in given.items()
     }
     return AutomaticSpeechRecognitionPipeline(
-        model,
-        **parts,
-        processor=processor,
-        device=device,
-        task=TASK,
-        **kwargs,
+        model, **parts, processor=processor, device=device, task=TASK, **kwargs
     )
+
+
+def samples_of(recording: Any) -> Float32[np.ndarray, " sample"]:
+    """Return the samples of a recording, at 16 kHz, of all channels mixed.
+
+    Raises:
+        FetchError: a file cannot be read.
+        DecodeError: it holds no usable audio.
+        ValueError: the samples are none.
+    """
+    if hasattr(recording, "detach"):  # a tensor, wherever it lives
+        tensor = recording.detach().cpu()
+        recording = (tensor if tensor.dtype == torch.int16 else tensor.float()).numpy()
+    if isinstance(recording, np.ndarray):
+        return _mono(recording)
+    # Imported here, as the decoder is: a GPU image without them still takes arrays.
+    from corpus_asr.audio.decode import open_audio
+    from corpus_asr.audio.inputs import given_audio
+    from corpus_asr.storage.stores.filesystem import open_binary
+
+    audio = given_audio(recording, sampling_rate=None)
+    with (
+        audio.address() as address,
+        open_binary(address) as file,
+        open_audio(file, uri=audio.name) as decoder,
+    ):
+        samples: Float32[np.ndarray, " sample"] = np.concatenate(list(decoder), axis=1)[0]
+    return samples
+
+
+def _mono(values: np.ndarray) -> Float32[np.ndarray, " sample"]:
+    if values.ndim not in (1, 2) or (values.ndim == 2 and len(values) > _MAX_CHANNELS):
+        raise ValueError(
+            f"reading audio: found an array of shape {values.shape}, expected (samples,) or "
+            f"(channels, samples) of at most {_MAX_CHANNELS} channels; transpose samples of the "
+            "form (samples, channels), and mix more channels yourself"
+        )
+    if values.dtype == np.int16:
+        values = values.astype(np.float32) / _FULL_SCALE
+    mixed: Float32[np.ndarray, " sample"] = np.stack(speech_rows(values)).mean(axis=0)
+    return mixed
 
 
 _LOADERS = {"feature_extractor": AutoFeatureExtractor, "tokenizer": AutoTokenizer}
@@ -234,15 +354,6 @@ def _loaded(part: Any, role: str, model_name: Any, where: Mapping[str, Any]) -> 
     return part
 
 
-def _assistant(given: Any, model: Any, where: Mapping[str, Any]) -> Any:
-    if not isinstance(given, str | PathLike):
-        return given
-    access = {key: value for key, value in where.items() if key not in ("revision", "subfolder")}
-    assistant = AutoModelForSpeechSeq2Seq.from_pretrained(given, dtype=model.dtype, **access)
-    assistant.stored_dtype = getattr(model, "stored_dtype", None)  # computes in the same
-    return assistant.to(model.device)
-
-
 def _device(device: Any) -> torch.device:
     if isinstance(device, int):
         # Numbers fall back to the CPU, where names are errors: 0 is what pipelines default to.
@@ -254,178 +365,32 @@ def _device(device: Any) -> torch.device:
     return resolve_device(str(device))
 
 
-def _is_stream(inputs: Any) -> bool:
-    if hasattr(inputs, "__next__") or isinstance(inputs, Dataset):
-        return True
-    single = (str, bytes, bytearray, tuple, Mapping, PathLike)
-    if isinstance(inputs, single) or hasattr(inputs, "dtype") or hasattr(inputs, "get_all_samples"):
-        return False
-    return hasattr(inputs, "__getitem__") and hasattr(inputs, "__len__")
-
-
-def _items(inputs: Any) -> Iterator[Any]:
-    # Data sets need not end by an IndexError, by which a plain loop would stop.
-    if hasattr(inputs, "__getitem__") and hasattr(inputs, "__len__"):
-        return (inputs[i] for i in range(len(inputs)))
-    return iter(inputs)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Call:
-    pipe: AutomaticSpeechRecognitionPipeline
-    chunking: Chunking
-    timestamps: bool | str | None
-    """None for text alone, True for segments, `word` for words."""
-    languages: bool | None
-    generate: Mapping[str, Any]
-
-    @classmethod
-    def of(cls, pipe: AutomaticSpeechRecognitionPipeline, given: Mapping[str, Any]) -> Self:
-        defaults, own = pipe.defaults, {**pipe.defaults, **given}
-        timestamps = own.get("return_timestamps") or None
-        config = pipe.model.generation_config
-        # Some checkpoints request timestamps themselves.
-        timestamps = timestamps or getattr(config, "return_timestamps", None) or None
-        if timestamps not in (None, True, "word"):
-            raise ValueError(
-                f"transcribing: found return_timestamps={timestamps!r}, expected True for segments "
-                "or 'word' for words: Whisper times nothing else"
-            )
-        stride_s = own.get("stride_length_s")
-        earlier, now = _generate_keywords(defaults), _generate_keywords(given)
-        if now.get("generation_config") is not None:
-            # It replaces the settings that the pipeline was made with.
-            earlier = {name: value for name, value in earlier.items() if name not in _SETTINGS}
-        return cls(
-            pipe=pipe,
-            chunking=Chunking(
-                length_s=own.get("chunk_length_s"),
-                stride_s=tuple(stride_s) if isinstance(stride_s, Sequence) else stride_s,
-            ),
-            timestamps=timestamps,
-            languages=own.get("return_language"),
-            generate=earlier | now,
-        )
-
-    def results(self, inputs: Iterable[Any], *, batch_size: int) -> Iterator[dict[str, Any]]:
-        # Inputs are taken as needed, so there may be no end to them.
-        chunks: Iterator[Chunk] = chain.from_iterable(map(self._chunks_of, inputs))
-        outputs: list[dict[str, Any]] = []
-        while batch := list(islice(chunks, batch_size)):
-            for chunk, output in zip(batch, self._decode(batch), strict=True):
-                outputs.append(output)
-                if chunk.is_last:
-                    yield self._text(outputs, chunk.extra)
-                    outputs = []
-
-    def _chunks_of(self, recording: Any) -> Iterator[Chunk]:
-        speech, dtype = load_speech(recording), self.pipe.model.dtype
-        return chunks_of(speech, self.pipe.feature_extractor, chunking=self.chunking, dtype=dtype)
-
-    def _decode(self, batch: Sequence[Chunk]) -> list[dict[str, Any]]:
-        # Chunks of one length together: none is padded for another, which would change its text.
-        outputs: dict[int, dict[str, Any]] = {}
-        by_frames: dict[int, list[int]] = defaultdict(list)
-        for i, chunk in enumerate(batch):
-            by_frames[chunk.features.shape[-1]].append(i)
-        for indices in by_frames.values():
-            rows = self._generate([batch[i] for i in indices])
-            outputs.update(zip(indices, rows, strict=True))
-        return [outputs[i] for i in range(len(batch))]
-
-    def _generate(self, batch: Sequence[Chunk]) -> list[dict[str, Any]]:
-        keywords = dict(self.generate)
-        if self.timestamps:
-            keywords["return_timestamps"] = True
-        if self.timestamps == "word":
-            keywords |= {"return_token_timestamps": True, "return_segments": True}
-        if self.languages:
-            keywords["return_segments"] = True
-        device = self.pipe.model.device
-        with torch.no_grad():
-            generated = self.pipe.model.generate(
-                input_features=torch.cat([chunk.features for chunk in batch]).to(device),
-                attention_mask=torch.cat([chunk.mask for chunk in batch]).to(device),
-                **self._with_defaults(keywords),
-            )
-        return self._rows(generated, batch)
-
-    def _with_defaults(self, keywords: dict[str, Any]) -> dict[str, Any]:
-        # Source: `transformers.Pipeline._prepare_generate_kwargs`.
-        config = keywords.get("generation_config")
-        chosen = {*_set_names(self.pipe.model.generation_config), *_set_names(config), *keywords}
-        added: dict[str, Any] = {**_DEFAULTS, "pad_token_id": self.pipe.tokenizer.pad_token_id}
-        if "max_length" in chosen:  # a default would override it
-            del added["max_new_tokens"]
-        added = {
-            name: value for name, value in added.items() if name not in chosen and value is not None
-        }
-        if config is None:
-            return keywords | added
-        config = copy.deepcopy(config)
-        config.update(**added)
-        return keywords | {"generation_config": config}
-
-    def _rows(self, generated: Any, batch: Sequence[Chunk]) -> list[dict[str, Any]]:
-        named = generated if isinstance(generated, Mapping) else {"sequences": generated}
-        sequences, segments = named["sequences"].cpu(), named.get("segments")
-        # Several sequences of one chunk are neighbors, the best first.
-        each = len(sequences) // len(batch)
-        rows = []
-        for i, chunk in enumerate(batch):
-            row: dict[str, Any] = {"tokens": sequences[i * each : i * each + 1]}
-            if self.timestamps == "word":
-                row["token_timestamps"] = [self._token_times(named, segments, i * each)]
-            if self.languages and segments is not None and segments[i * each]:
-                row["tokens"] = self._with_language(row["tokens"], segments[i * each][0])
-            if chunk.stride is not None:
-                rate_hz = self.pipe.feature_extractor.sampling_rate
-                row["stride"] = tuple(samples / rate_hz for samples in chunk.stride)
-            rows.append(row)
-        return rows
-
-    def _token_times(self, named: Any, segments: Any, index: int) -> Tensor:
-        if segments is None:  # a forced unique call returns no segments
-            times: Tensor = named["token_timestamps"][index]
-            return times.cpu()
-        spans = [segment["token_timestamps"] for segment in segments[index]]
-        return torch.cat(spans).cpu() if spans else torch.zeros(0)
-
-    def _with_language(self, tokens: Tensor, segment: Mapping[str, Any]) -> Tensor:
-        # `generate` returns texts without prompts, in which the language is named.
-        result = segment["result"]
-        prompt_and_text = result["sequences"] if isinstance(result, Mapping) else result
-        config = self.generate.get("generation_config") or self.pipe.model.generation_config
-        languages = set((getattr(config, "lang_to_id", None) or {}).values())
-        named = [token for token in prompt_and_text.tolist() if token in languages]
-        language = torch.tensor([named[:1]], dtype=tokens.dtype)  # (1, 0 or 1)
-        return torch.cat([language, tokens], dim=-1)
-
-    def _text(self, outputs: list[dict[str, Any]], extra: Mapping[str, Any]) -> dict[str, Any]:
-        positions = self.pipe.model.config.max_source_positions
-        text, optional = self.pipe.tokenizer._decode_asr(
-            outputs,
-            return_timestamps=self.timestamps,
-            return_language=self.languages,
-            # Seconds of an encoder position, of which each timestamp token stands for one.
-            time_precision=self.pipe.feature_extractor.chunk_length / positions,
-        )
-        # A list of the value for every chunk, odd as it looks: that is what the reference returns.
-        more = {name: [value] * len(outputs) for name, value in extra.items()}
-        return {"text": text, **optional, **more}
-
-
 def _set_names(config: Any) -> set[str]:
     values = {} if config is None else config.to_dict()
     return {name for name, value in values.items() if value is not None}
 
 
-def _generate_keywords(given: Mapping[str, Any]) -> dict[str, Any]:
-    rest = {name: value for name, value in given.items() if name not in _PIPELINE_KEYWORDS}
-    named = given.get("generate_kwargs") or {}
+def _generate_keywords(options: Mapping[str, Any]) -> dict[str, Any]:
+    if elsewhere := [name for name in _NOT_HERE if options.get(name) is not None]:
+        raise TypeError(
+            f"transcribing: found {elsewhere[0]}, which transformers' own pipeline has; leave it "
+            "out, as recordings of any length are transcribed, or give model, tokenizer and "
+            "feature_extractor to transformers.pipeline"
+        )
+    named = options.get("generate_kwargs") or {}
     if not isinstance(named, Mapping):
         raise TypeError(
             f"transcribing: found generate_kwargs of type {type(named).__name__}, expected a "
             "dictionary of generate's keywords"
         )
+    if isinstance(options.get("assistant_model"), str | PathLike):
+        raise TypeError(
+            "transcribing: found the name of an assistant_model, expected a loaded model; load it "
+            "by AutoModelForSpeechSeq2Seq.from_pretrained"
+        )
+    rest = {
+        name: value
+        for name, value in options.items()
+        if name not in ("generate_kwargs", "return_timestamps", *_NOT_HERE)
+    }
     return {**named, **rest}

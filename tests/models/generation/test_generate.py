@@ -215,8 +215,3 @@ def test_who_chose_a_type_has_it(halved: Path, caplog: pytest.LogCaptureFixture)
     fresh = WhisperForConditionalGeneration(load(halved).config)
     assert slot_model(fresh.half()).dtype == torch.float16
     assert not caplog.records
-
-
-def test_an_assistant_computes_in_the_type_of_its_model(halved: Path) -> None:
-    made = pipeline(model=str(halved), device="cpu", assistant_model=str(halved))
-    assert slot_model(made.defaults["assistant_model"]).dtype == BEST
