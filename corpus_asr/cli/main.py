@@ -178,12 +178,8 @@ def convert(
             ".pt SRC also openai-whisper's .tiktoken file."
         ),
     ] = None,
-    adapter: Annotated[
-        Path | None,
-        typer.Option(help="For a folder SRC: a LoRA adapter in PEFT's layout to merge."),
-    ] = None,
 ) -> None:
-    """Convert checkpoints between OpenAI's and Hugging Face's layout; merge adapters."""
+    """Convert checkpoints between OpenAI's and Hugging Face's layout."""
     with readable_errors():
         from corpus_asr.models.convert import OPENAI_SUFFIX
         from corpus_asr.models.convert import convert as convert_checkpoint
@@ -199,7 +195,6 @@ def convert(
                 target,
                 dtype=dtype,
                 tokenizer=own,
-                adapter=adapter,
             )
         )
 

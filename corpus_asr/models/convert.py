@@ -43,7 +43,6 @@ from corpus_asr.families.whisper.model import WhisperSeq2SeqLM
 from corpus_asr.families.whisper.tokenizer import WhisperTokenizer
 from corpus_asr.families.whisper.vocabulary import bytes_by_letter
 from corpus_asr.languages import LANGUAGES
-from corpus_asr.models.lora import merge_adapter
 from corpus_asr.models.whisper.processor import WhisperFeatureExtractor
 from corpus_asr.storage.model_files import SMALL_FILES
 from corpus_asr.units import TIMESTAMP_STEP_S
@@ -94,14 +93,13 @@ def convert(
     *,
     dtype: str | None = None,
     tokenizer: Path | None = None,
-    adapter: Path | None = None,
 ) -> str:
     """Convert a checkpoint and return what was written, in words.
 
     The suffixes select the direction: `.pt` is OpenAI's, all else a folder. A `dtype` of None keeps
     the stored one, and makes float16 of INT8 weights. A .pt source needs a `tokenizer`, a folder of
     Whisper's or OpenAI's .tiktoken file; to a folder such a folder gives the small files that it
-    lacks, as those of trainers do. An `adapter` in PEFT's layout is merged into a folder's.
+    lacks, as those of trainers do.
     """
     if target.exists():
         raise ConfigError(f"converting to {target}: it exists already; give another name")
@@ -114,10 +112,6 @@ def convert(
             "folder's name as the target, or another --dtype"
         )
     if source.suffix == OPENAI_SUFFIX:
-        if adapter is not None:
-            raise ConfigError(
-                "--adapter is for checkpoint folders: convert the .pt file to a folder first"
-            )
         if target.suffix == OPENAI_SUFFIX:
             dimensions, tensors = read_openai(source)
             write_openai(target, dimensions, _typed(tensors, dtype))
@@ -133,9 +127,8 @@ def convert(
             raise ConfigError(
                 "--tokenizer is for folders and .pt sources: a .pt target holds no tokenizer"
             )
-        return _folder_to_openai(source, target, dtype, adapter)
-    small = _small_files(source, tokenizer)
-    return _folder_to_folder(source, target, dtype, adapter, small)
+        return _folder_to_openai(source, target, dtype)
+    return _folder_to_folder(source, target, dtype, _small_files(source, tokenizer))
 
 
 def _small_files(source: Path, tokenizer: Path | None) -> list[Path]:
@@ -199,7 +192,7 @@ def _openai_to_folder(
     return _words(tensors, target)
 
 
-def _folder_to_openai(source: Path, target: Path, dtype: str | None, adapter: Path | None) -> str:
+def _folder_to_openai(source: Path, target: Path, dtype: str | None) -> str:
     model_type = family_of(source).model_type
     if model_type != WhisperConfig.model_type:
         raise CheckpointError(
@@ -219,7 +212,7 @@ def _folder_to_openai(source: Path, target: Path, dtype: str | None, adapter: Pa
     bare = ("encoder.", "decoder.")
     stored = {
         f"model.{name}" if name.startswith(bare) else name: tensor
-        for name, tensor in _read_folder(source, dtype, adapter).items()
+        for name, tensor in _read_folder(source).items()
     }
     if _TIED in stored:
         if not torch.equal(stored[_TIED], stored[_EMBEDDING]):
@@ -245,14 +238,8 @@ def _folder_to_openai(source: Path, target: Path, dtype: str | None, adapter: Pa
     return _words(tensors, target)
 
 
-def _folder_to_folder(
-    source: Path,
-    target: Path,
-    dtype: str | None,
-    adapter: Path | None,
-    small: Iterable[Path],
-) -> str:
-    tensors = _read_folder(source, dtype, adapter)
+def _folder_to_folder(source: Path, target: Path, dtype: str | None, small: Iterable[Path]) -> str:
+    tensors = _read_folder(source)
     with _appearing(target) as folder:
         for path in small:
             shutil.copyfile(path, folder / path.name)
@@ -274,13 +261,8 @@ def _appearing(target: Path) -> Iterator[Path]:
         raise
 
 
-def _read_folder(source: Path, dtype: str | None, adapter: Path | None) -> dict[str, Tensor]:
-    stored = {name: tensor.read() for name, tensor in stored_tensors(source).items()}
-    if adapter is None:
-        return stored
-    merged = merge_adapter(stored, adapter)
-    # Merging computes in float32; without a dtype the folder keeps its own.
-    return {name: t if dtype else t.to(stored[name].dtype) for name, t in merged.items()}
+def _read_folder(source: Path) -> dict[str, Tensor]:
+    return {name: tensor.read() for name, tensor in stored_tensors(source).items()}
 
 
 def _check_shapes(tensors: Mapping[str, Tensor], config: WhisperConfig, source: Path) -> None:

@@ -283,8 +283,8 @@ def _missing(
     if _ADAPTER_NAME in names:
         base = _base_of(checkpoint)
         cure = (
-            f"that is an adapter of {base}: merge it, `corpus-asr convert {base} NEW_FOLDER "
-            f"--adapter {redact_uri(checkpoint)}`, and use the new folder"
+            f"that is an adapter of {base}: merge it by merge_and_unload of PEFT's PeftModel, save "
+            "the model in a new folder, and use that"
         )
     elif inside := _checkpoints_in(checkpoint):
         more_inside = f" (of {len(inside)})" if len(inside) > 1 else ""

@@ -19,7 +19,6 @@ from corpus_asr.errors import CheckpointError
 from corpus_asr.families.registry import family_of, resolve
 from corpus_asr.families.saved_files import MAX_SAVED_BYTES
 from corpus_asr.models.convert import read_openai
-from corpus_asr.models.lora import merge_adapter
 from corpus_asr.models.speech2text import Speech2TextFeatureExtractor
 from corpus_asr.models.whisper import WhisperFeatureExtractor
 from corpus_asr.units import MEBIBYTE
@@ -228,8 +227,6 @@ def test_other_files_are_held_to_the_same(checkpoints: Path, tmp_path: Path) -> 
     bins = tmp_path / "preprocessor_config.json"
     bins.write_text('{"num_mel_bins": 1000000000}')
     refused(lambda: Speech2TextFeatureExtractor.from_pretrained(tmp_path), match="1 to 1000 bins")
-    (tmp_path / "adapter_config.json").write_text(DEEP)
-    refused(lambda: merge_adapter({}, tmp_path), match="found no usable file")
     published = tmp_path / "tiny.pt"
     tiny = {name: 8 for name in DIMENSIONS}
     for name, value in {"n_audio_layer": 10**9, "n_vocab": 10**12}.items():

@@ -220,8 +220,16 @@ def test_adapters_are_pefts_and_the_model_has_them_merged(place: Path) -> None:
         torch.testing.assert_close(weight, theirs[name], rtol=0, atol=1e-6)
         is_adapted = name.endswith(("q_proj.weight", "fc1.weight"))
         assert torch.equal(weight, start[name]) != is_adapted, name
-    command = ["convert", str(place / "model"), str(place / "merged"), "--adapter", str(adapter)]
-    assert CliRunner().invoke(app, command).exit_code == 0
+    guide = (REPOSITORY / "docs/how-to/finetuning.md").read_text(encoding="utf-8")
+    code = guide.partition("## LoRA")[2].partition("```python")[2].partition("```")[0]
+    paths = {
+        "openai/whisper-tiny.en": "model",
+        "better/adapter": "lora/adapter",
+        "merged": "merged",
+    }
+    for name, path in paths.items():
+        code = code.replace(f'"{name}"', repr(str(place / path)))
+    exec(code, {})
     for name, weight in weights_in(place / "merged").items():
         torch.testing.assert_close(weight, ours[name], rtol=0, atol=1e-6)
     done_again = run(config)

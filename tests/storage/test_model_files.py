@@ -92,13 +92,13 @@ def test_an_adapter_says_of_what_and_how_it_is_merged(tmp_path: Path) -> None:
     config = {"adapter_config.json": b'{"base_model_name_or_path": "openai/whisper-small"}'}
     folder = local(tmp_path / "lora", config | {"adapter_model.safetensors": b""})
     message = (
-        "an adapter of openai/whisper-small: merge it, `corpus-asr convert openai/whisper-small "
-        f"NEW_FOLDER --adapter {folder}`, and use the new folder"
+        "an adapter of openai/whisper-small: merge it by merge_and_unload of PEFT's PeftModel, "
+        "save the model in a new folder, and use that"
     )
     with pytest.raises(CheckpointError, match=re.escape(message)):
         fetch_checkpoint(str(folder))
     (folder / "adapter_config.json").write_text("{}")
-    with pytest.raises(CheckpointError, match="convert BASE NEW_FOLDER"):
+    with pytest.raises(CheckpointError, match="an adapter of BASE"):
         fetch_checkpoint(str(folder))
 
 

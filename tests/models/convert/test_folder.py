@@ -172,8 +172,6 @@ def test_what_cannot_be_converted_says_why(folder: Path, tmp_path: Path) -> None
         convert(folder, tmp_path / "x.pt", tokenizer=folder)
     with pytest.raises(ConfigError, match="expected a checkpoint's folder or name"):
         convert(folder, tmp_path / "x", tokenizer=RANKS)
-    with pytest.raises(ConfigError, match=r"convert the \.pt file to a folder first"):
-        convert(tmp_path / "a.pt", tmp_path / "x", adapter=folder)
     small = tiny_whisper(tmp_path / "small")
     with pytest.raises(CheckpointError, match="found 1000 tokens, expected 51864, 51865, 51866"):
         convert(small, tmp_path / "x.pt")

@@ -1,9 +1,8 @@
-"""Parakeet's weights in 8 bits, and with adapters of PEFT."""
+"""Parakeet's weights in 8 bits."""
 
 from pathlib import Path
 from typing import Any
 
-import peft
 import pytest
 import torch
 from torch import Tensor
@@ -33,23 +32,3 @@ def test_int8_files_are_read_as_floats(pair: Pair, tmp_path: Path) -> None:
         torch.testing.assert_close(tensor, stored[name], rtol=0, atol=float(steps) + 1e-6)
     mean = (states(rounded) - states(pair.ours)).abs().mean()
     assert 0 < mean < 0.1 * states(pair.ours).abs().mean()
-
-
-@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated")
-def test_an_adapter_of_peft_is_merged(pair: Pair, tmp_path: Path) -> None:
-    settings = peft.LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj", "v_proj", "linear1"])
-    settings.init_lora_weights = False
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(3)
-        network = type(pair.theirs).from_pretrained(pair.folder)
-        adapted = peft.get_peft_model(network, settings).eval()
-    adapted.save_pretrained(str(tmp_path / "adapter"))
-    convert(pair.folder, tmp_path / "merged", adapter=tmp_path / "adapter")
-    found = states(type(pair.ours).from_pretrained(tmp_path / "merged"))
-    values, mask = features(90, 61)
-    with torch.no_grad():
-        merged: Any = adapted.base_model.model
-        encoded = merged.encoder(values, attention_mask=mask)
-    expected = encoded.last_hidden_state[encoded.attention_mask.bool()]
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
-    assert (found - states(pair.ours)).abs().max() > 1e-2
