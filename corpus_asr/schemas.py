@@ -458,8 +458,6 @@ EXAMPLES = _schema(
     _field("from_other", pa.float32(), f"{_FROM_OTHER}; greatest of its segments"),
     _field("wer", pa.float32(), f"{_WER}; greatest of its segments"),
     _field("corrected", pa.bool_(), "whether a person corrected or checked all its segments"),
-    _field("numbers_rewritten", pa.bool_(), "whether number words of the model's text are digits "
-           "by dataset.numbers"),
     _field("speaker", pa.string(), f"who says all of it, {_PERSON}; null where several do"),
     _field("reference", pa.string(), "existing transcript if the example covers the whole "
            "recording; else null"),

@@ -31,7 +31,7 @@ from corpus_asr.cli.options import (
 )
 from corpus_asr.errors import ConfigError
 from corpus_asr.formats.cue_rules import CUE_LIMITS
-from corpus_asr.formats.names import ExportFormat, NumberStyle, WordStyle
+from corpus_asr.formats.names import ExportFormat, WordStyle
 from corpus_asr.units import counted
 
 if TYPE_CHECKING:
@@ -114,12 +114,6 @@ def export(
             help="Style of the spoken word; needs word timestamps.", rich_help_panel=_SUBTITLES
         ),
     ] = WordStyle.plain,
-    numbers: Annotated[
-        NumberStyle | None,
-        typer.Option(
-            help="Write number words as digits, in eight languages; needs the extra numbers."
-        ),
-    ] = None,
     no_corrections: NoCorrections = False,
 ) -> None:
     """Write a run's transcripts as subtitles, text, tables, JSON or a manifest."""
@@ -137,7 +131,6 @@ def export(
             single=single,
             rules=rules_of(subtitle_preset, limits),
             words=words,
-            numbers=numbers,
             corrections=not no_corrections,
         )
         selection = Selection(
@@ -154,8 +147,6 @@ def export(
 
 
 def _words(summary: "ExportSummary") -> str:
-    from corpus_asr.text.numbers import LANGUAGES
-
     done = (
         f"{summary.to}: {counted(summary.recordings, 'recording')}, "
         f"{counted(summary.segments, 'segment')} in {counted(summary.files, 'file')}"
@@ -171,13 +162,6 @@ def _words(summary: "ExportSummary") -> str:
     ]
     if left:
         done += f"\nomitted: {', '.join(left)}"
-    if summary.numbers_as_words:
-        others = ", ".join(sorted(summary.numbers_as_words))
-        count = counted(summary.numbers_as_words.total(), "segment")
-        done += (
-            f"\nnumbers stay words in {count} of languages without rules: {others} "
-            f"(there are rules for {', '.join(sorted(LANGUAGES))})"
-        )
     if summary.stale_corrections:
         stale = counted(summary.stale_corrections, "correction")
         done += (

@@ -562,8 +562,6 @@ class DatasetSettings(Settings):
     """Seconds of audio kept before and after an example, without audio of neighboring segments."""
     audio_format: Literal["flac", "opus", "wav"] = "flac"
     """Audio codec: 16 kHz, mono, 16 bits."""
-    numbers: Literal["digits"] | None = None
-    """Number words of texts: `digits`, written as digits in eight languages; null, as they are."""
     shard_mb: Annotated[float, Field(gt=0, le=4096)] = 256.0
     """Audio per file in MiB, before encoding."""
     validation_fraction: Share = 0.01

@@ -12,10 +12,9 @@ from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import groupby
 from operator import itemgetter
-from statistics import fmean
 from typing import Any, TextIO
 from urllib.parse import quote
 
@@ -34,7 +33,7 @@ from corpus_asr.export.recordings import (
 )
 from corpus_asr.export.speakers import refuse_speakers, speakers_of
 from corpus_asr.formats.cue_rules import CueRules
-from corpus_asr.formats.names import ExportFormat, NumberStyle, WordStyle
+from corpus_asr.formats.names import ExportFormat, WordStyle
 from corpus_asr.formats.subtitles import SUBTITLES
 from corpus_asr.formats.writers import (
     SINGLE_FORMATS,
@@ -45,18 +44,16 @@ from corpus_asr.formats.writers import (
     file_suffix,
 )
 from corpus_asr.scratch import scratch_folder
-from corpus_asr.segments import MissingWord, Segment, Word
+from corpus_asr.segments import MissingWord
 from corpus_asr.storage.manifest import aligned_text
 from corpus_asr.storage.run_state.corrections import Corrections
 from corpus_asr.storage.run_state.run_files import CONFIG_NAME
 from corpus_asr.storage.run_state.run_tables import VERSION_COLUMNS, RunTables
 from corpus_asr.storage.run_state.seen_segments import SeenSegments
 from corpus_asr.storage.run_state.tables import OutputStore
-from corpus_asr.storage.run_state.timed_words import timed_words
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.filesystem import StoreOptions
 from corpus_asr.storage.stores.uri import normalize, redact_uri, scheme_of, within
-from corpus_asr.text.numbers import LANGUAGES, numbers_module, with_digits, written_language
 from corpus_asr.transcription.joined_text import missing_words, words_of_lengths
 
 MAX_NAME_BYTES = 240  # file systems allow 255; the local store's temporary names add to it
@@ -160,8 +157,6 @@ class ExportOptions:
     """One file for all recordings."""
     rules: CueRules = field(default_factory=CueRules)
     words: WordStyle = WordStyle.plain
-    numbers: NumberStyle | None = None
-    """How number words are written; None: as they are."""
     corrections: bool = True
     """Whether to write what people corrected in place of the model's text."""
 
@@ -174,8 +169,6 @@ class ExportOptions:
                 "--single, or the format"
             )
         check_formats(self.formats, self.words)
-        if self.numbers is not None:
-            numbers_module()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -196,8 +189,6 @@ class ExportSummary:
     """Exported segments that a person corrected or checked."""
     stale_corrections: int = 0
     """Of exported recordings, not applied: they do not fit the transcript."""
-    numbers_as_words: Counter[str] = field(default_factory=Counter)
-    """Segments by language whose number words were to be digits, but have no rules."""
 
 
 def export(
@@ -227,8 +218,6 @@ def export(
             turns=turns,
             missing=missing_words_of(store, tables.table(_WHOLE)),
         )
-        if options.numbers is not None:
-            rows = (_with_digits(each, summary.numbers_as_words) for each in rows)
         counted = _counted(rows, summary)
         if options.single:
             summary.files = _write_single(counted, to, options, store.options)
@@ -263,46 +252,6 @@ def _counted(rows: Iterator[Recording], summary: ExportSummary) -> Iterator[Reco
         summary.corrected += sum(segment.corrected for segment in recording.segments)
         summary.partly_failed += recording.failed
         yield recording
-
-
-def _with_digits(recording: Recording, without_rules: Counter[str]) -> Recording:
-    """Return it with numbers as digits; segments of other languages are counted."""
-    said = []
-    for segment, channel in recording.pairs:
-        language = written_language(segment.language, segment.task)
-        if segment.text and language not in LANGUAGES:
-            without_rules[language or "unknown"] += 1
-        # What people wrote is what they mean.
-        text = segment.text if segment.corrected else with_digits(segment.text, language)
-        said.append((segment if text == segment.text else _saying(segment, text), channel))
-    return recording.saying(said)
-
-
-def _saying(segment: Segment, text: str) -> Segment:
-    words = segment.words
-    if words:
-        rows = timed_words(
-            [asdict(word) for word in words], text, segment.start_s, segment.end_s, spaced=True
-        )
-        words = tuple(
-            replace(
-                words[0],
-                word=row["word"],
-                start_s=row["start_s"],
-                end_s=row["end_s"],
-                probability=_probability(words, row["start_s"], row["end_s"]),
-            )
-            for row in rows
-        )
-    # Tokens spell the model's own text.
-    return replace(segment, text=text, tokens=(), words=words)
-
-
-def _probability(words: Sequence[Word], start_s: float, end_s: float) -> float:
-    """Return the mean probability of the model's words in a time span, or of all."""
-    same = [each for each in words if (each.start_s, each.end_s) == (start_s, end_s)]
-    within = [each for each in words if start_s < (each.start_s + each.end_s) / 2 < end_s]
-    return fmean(each.probability for each in same or within or words)
 
 
 def _columns(formats: Sequence[ExportFormat], *, spoken: bool) -> Sequence[str]:

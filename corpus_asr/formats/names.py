@@ -43,12 +43,6 @@ class WordStyle(StrEnum):
     karaoke = "karaoke"  # times within the cue, of WebVTT and LRC
 
 
-class NumberStyle(StrEnum):
-    """How number words are written, other than as they are."""
-
-    digits = "digits"
-
-
 class SubtitlePreset(StrEnum):
     """Broadcasters whose published guides set the limits of subtitles, and `none` for none."""
 

@@ -18,7 +18,6 @@ from corpus_asr.config.run import WINDOWS, DatasetSettings
 from corpus_asr.labelling.splits import SPLITS
 from corpus_asr.report.accuracy.scoring import WITHOUT_BLANKS
 from corpus_asr.stages.messages import ClipRange, CutRequest
-from corpus_asr.text.numbers import with_digits, written_language
 from corpus_asr.units import MEBIBYTE, SAMPLE_RATE_HZ, TIMESTAMP_STEP_S, WINDOW_S
 
 Rows = Sequence[dict[str, Any]]
@@ -113,7 +112,7 @@ def _example(
     for row in window:
         row["example_id"] = name
     language = window[0]["language"]
-    texts = [_written(row, settings) for row in window]
+    texts = [row["text"] for row in window]
     text = joined(texts, language)
     speakers = {row["speaker"] for row in window}
     values = {
@@ -133,7 +132,6 @@ def _example(
         "corrected": all(row["corrected"] for row in window),
         "model": window[0]["model"],
         "model_revision": window[0]["model_revision"],
-        "numbers_rewritten": texts != [row["text"] for row in window],
     }
     values |= {name: _extreme(min, window, name) for name in _LEAST}
     values |= {name: _extreme(max, window, name) for name in _GREATEST}
@@ -155,14 +153,6 @@ def _bounds(
     lead_s = max(0.0, min(settings.pad_s, start_s - spoken_s, room_s))
     tail_s = max(0.0, min(settings.pad_s, after_s - end_s, room_s - lead_s))
     return start_s - lead_s, end_s + tail_s
-
-
-def _written(row: dict[str, Any], settings: DatasetSettings) -> str:
-    text: str = row["text"]
-    # What people wrote is what they mean.
-    if settings.numbers is None or row["corrected"]:
-        return text
-    return with_digits(text, written_language(row["language"], row["task"]))
 
 
 def _timestamped(window: Rows, texts: Sequence[str], start_s: float) -> str:

@@ -44,7 +44,6 @@ from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.filesystem import StoreOptions
 from corpus_asr.storage.stores.host_allowlist import FileRules
 from corpus_asr.storage.stores.uri import normalize, redact_uri
-from corpus_asr.text.numbers import numbers_module
 from corpus_asr.units import counted, joined_names
 
 _LOG = logging.getLogger(__name__)
@@ -110,8 +109,6 @@ def _check(config: PseudoLabelConfig) -> None:
 
 
 def _check_dataset(config: PseudoLabelConfig) -> None:
-    if config.dataset.numbers is not None:
-        numbers_module()
     dataset, output = (normalize(each.uri).rstrip("/") for each in (config.dataset, config.output))
     if dataset == output:
         raise ConfigError(

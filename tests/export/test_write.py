@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import sys
 import unicodedata
 from functools import partial
 from importlib.metadata import version
@@ -25,7 +24,7 @@ from corpus_asr.errors import ConfigError, CorpusAsrError, FetchError
 from corpus_asr.export.recordings import Selection, open_selection, recordings
 from corpus_asr.export.speakers import name_speaker, read_segments, register_segments
 from corpus_asr.export.write import ExportOptions, distinct_names, export
-from corpus_asr.formats.names import ExportFormat, NumberStyle, WordStyle
+from corpus_asr.formats.names import ExportFormat, WordStyle
 from corpus_asr.report.accuracy.scoring import read_references
 from corpus_asr.report.run import load_report
 from corpus_asr.runtime.complete_recordings import find_speakers_of_run
@@ -452,79 +451,6 @@ def test_what_people_corrected_is_written_unless_the_models_text_is_asked_for(
     done = CliRunner().invoke(cli.app, arguments)
     assert texts(to)["a.txt"] == "once\n"
     assert "not applied: 2 corrections that do not fit the transcript" in done.stdout
-
-
-def test_number_words_become_digits_where_their_language_has_rules(
-    store: OutputStore, to: Path
-) -> None:
-    pytest.importorskip("text_to_num")
-    said = [" Twenty", " three", " dogs", " and", " one hundred."]
-    words = [
-        {"word": word, "start_s": at / 10, "end_s": at / 10 + 0.1, "probability": 0.5 + at / 10}
-        for at, word in enumerate(said)
-    ]
-    segments: list[dict[str, Any]] = [
-        {"text": "".join(said), "words": words},
-        {"text": " Forty.", "language": "de", "task": "translate"},
-        {"text": " Es sind zwölf.", "language": "de"},
-        {"text": " двадцать два", "language": "ru"},
-        {"text": " thirty", "language": None},
-        {"text": " Fifty."},
-        {"text": " One of them."},
-    ]
-    usual = rows(0, *map(str, range(len(segments))))
-    add(store, part("a.wav", 0, texts=None, language="en", segments=[
-        row | each for row, each in zip(usual, segments, strict=True)
-    ]))  # fmt: skip
-    correct_segment(store, "Fifty.", "Fifty, fifty.")
-    command = ["export", store.uri, "--to", str(to), "--format", "txt", "--format", "json",
-               "--format", "srt"]  # fmt: skip
-    plain = CliRunner().invoke(cli.app, command)
-    assert "Twenty three dogs" in texts(to)["a.txt"]
-    assert "numbers stay" not in plain.stdout
-    done = CliRunner().invoke(cli.app, [*command, "--numbers", "digits"])
-    assert "\nnumbers stay words in 2 segments of languages without rules: ru, unknown (" in (
-        done.stdout
-    ), done.output
-    found = texts(to)
-    assert found["a.txt"].splitlines() == [
-        "23 dogs and 100.", "40.", "Es sind 12.", "двадцать два", "thirty", "Fifty, fifty.",
-        "One of them.",
-    ]  # fmt: skip
-    assert "23 dogs and 100." in found["a.srt"]
-    first, *_, last = json.loads(found["a.json"])["segments"]
-    assert [
-        (each["word"], each["start"], each["end"], round(each["probability"], 3))
-        for each in first["words"]
-    ] == [
-        (" 23", 0.0, 0.2, 0.55), (" dogs", 0.2, 0.3, 0.7), (" and", 0.3, 0.4, 0.8),
-        (" 100.", 0.4, 0.5, 0.9),
-    ]  # fmt: skip
-    assert (first["tokens"], last["tokens"]) == ([], [1])
-    assert json.loads(found["a.json"])["text"].startswith(" 23 dogs and 100. 40. Es sind 12.")
-
-
-def test_a_number_stays_one_word_where_no_blank_is_between_the_words(
-    store: OutputStore, to: Path
-) -> None:
-    pytest.importorskip("text_to_num")
-    words = [
-        {"word": word, "start_s": at / 2, "end_s": at / 2 + 0.5, "probability": 0.8}
-        for at, word in enumerate([" Twenty", "-five."])  # as Whisper divides it
-    ]
-    (row,) = rows(0, "Twenty-five.")
-    add(store, part("a.wav", 0, texts=None, language="en", segments=[row | {"words": words}]))
-    export(store, str(to), options("json", numbers=NumberStyle.digits), Selection())
-    (segment,) = json.loads(texts(to)["a.json"])["segments"]
-    assert [(each["word"], each["start"], each["end"]) for each in segment["words"]] == [
-        (" 25.", 0.0, 1.0)
-    ]
-
-
-def test_digits_without_their_library_are_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "text_to_num", None)
-    with pytest.raises(ConfigError, match=r"pip install text2num \(extra numbers\), or leave out"):
-        options("txt", numbers=NumberStyle.digits)
 
 
 def test_another_folder_is_not_read_as_a_run_without_segments(tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 import re
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,6 +15,7 @@ from corpus_asr.labelling.examples import Example, examples_of, joined, shards_o
 from corpus_asr.stages.messages import ClipRange
 from corpus_asr.units import MEBIBYTE, SAMPLE_RATE_HZ
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 TIMED = re.compile(r"<\|(\d+\.\d\d)\|>(.*?)<\|(\d+\.\d\d)\|>")
 HALF_A_STEP = 0.0101
 
@@ -182,22 +185,19 @@ def test_other_content_is_another_digest() -> None:
     assert one.digest() == same.digest() != other.digest()
 
 
-def test_numbers_are_written_as_digits_with_a_mark() -> None:
+def test_numbers_become_digits_by_the_recipe_of_the_guide(tmp_path: Path) -> None:
     pytest.importorskip("text_to_num")
-    rows = [
-        row(0, 2, " Twenty-three dogs."), row(2, 4, " One of them ran."),
-        row(40, 42, " Thirty-one.", corrected=True), row(80, 82, " Es sind zwölf.", language="de"),
-        row(120, 122, " Forty.", language="de", task="translate"), row(160, 162, " No."),
-    ]  # fmt: skip
-    found = examples_of(rows, settings(numbers="digits"))
-    assert texts(found) == [
-        "23 dogs. One of them ran.", "Thirty-one.", "Es sind 12.", "40.", "No.",
-    ]  # fmt: skip
-    first = found[0].row["whisper_transcript"]
-    assert first == "<|0.00|> 23 dogs.<|2.00|><|2.00|> One of them ran.<|4.00|>"
-    marks = [each.row["numbers_rewritten"] for each in found]
-    assert marks == [True, False, True, True, False]
-    assert rows[0]["text"] == " Twenty-three dogs."  # of the table of segments
-    plain = examples_of(rows, settings())
-    assert not any(each.row["numbers_rewritten"] for each in plain)
-    assert texts(plain)[0] == "Twenty-three dogs. One of them ran."
+    guide = (REPOSITORY / "docs/reference/label_rules.md").read_text(encoding="utf-8")
+    code = guide.partition("## Numbers as digits")[2].partition("```python")[2].partition("```")[0]
+    said = [row(0, 2, " Twenty-three dogs."), row(2, 4, " One of them ran.")]
+    rows = [each.row for each in examples_of(said, settings())]
+    columns = ("text", "whisper_transcript", "language")
+    table = datasets.Dataset.from_list([{name: each[name] for name in columns} for each in rows])
+    table.to_parquet(tmp_path / "mine/data/train-0.parquet")
+    names: dict[str, Any] = {}
+    exec(code.replace('"dataset"', repr(str(tmp_path / "mine"))), names)
+    [found] = names["written"]["train"]
+    assert found["text"] == "23 dogs. One of them ran."
+    assert found["whisper_transcript"] == (
+        "<|0.00|> 23 dogs.<|2.00|><|2.00|> One of them ran.<|4.00|>"
+    )

@@ -15,19 +15,14 @@ _SHORTEST_WORD_S = 0.02
 
 
 def timed_words(
-    words: Sequence[Mapping[str, Any]],
-    text: str,
-    start_s: float,
-    end_s: float,
-    *,
-    spaced: bool = False,
+    words: Sequence[Mapping[str, Any]], text: str, start_s: float, end_s: float
 ) -> list[dict[str, Any]]:
     """Return the words of a corrected text with times, which joined are the text.
 
     Words that were kept keep their times; others divide by their lengths the time between these.
-    Whether blanks are between words is seen from the model's, where it is not known.
+    Whether blanks are between words is seen from the model's.
     """
-    spaced = spaced or len(words) < 2 or any(word["word"][:1].isspace() for word in words[1:])
+    spaced = len(words) < 2 or any(word["word"][:1].isspace() for word in words[1:])
     pieces = re.findall(r"\s*\S+", text) if spaced else list(text)
     before = [bare_word(word["word"]) for word in words]
     after = [bare_word(piece) for piece in pieces]
