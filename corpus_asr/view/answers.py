@@ -53,9 +53,6 @@ from corpus_asr.view.search import (
     Page,
     State,
     find,
-    find_all,
-    hit_rows,
-    pieces_of,
     recordings_page,
 )
 from corpus_asr.view.sound import (
@@ -114,9 +111,6 @@ class Answers:
             "duration_s": duration_s,
             "states": {state.value: counts.get(state.value, 0) for state in State},
             "languages": _counted(tables, "language"),
-            "labels": _counted(tables, "label"),
-            "classified": view.catalogue.classified,
-            "dates_are": view.catalogue.dates_are,
             "corrections": len(view.corrections),
         }
 
@@ -141,14 +135,6 @@ class Answers:
             "ready": True, "recordings": page.recordings, "hits": hits,
         }  # fmt: skip
 
-    def hits(self, request: Request, kind: str) -> Iterator[bytes]:
-        """Return all hits of a query as a file, in pieces."""
-        view = self.library.current()
-        if not view.searchable:
-            raise ConflictError("the texts of the run are still being read; try again in a minute")
-        found = find_all(view.catalogue.tables, request.query, request, order=request.order)
-        return pieces_of(hit_rows(found), kind)
-
     def recording(self, request: Request) -> dict[str, Any]:
         """Return a recording, without its segments."""
         view, row = self._named(request.id)
@@ -169,12 +155,12 @@ class Answers:
             "apart_as": "track" if row["audio_tracks"] else "channel",
             "tracks": _tracks(row),
             **_turns(request.id, self.transcripts.turns(view, request.id), view),
-            "editable": self.editable and not catalogue.classified,
+            "editable": self.editable,
             "corrected": len(transcript.made),
             "stale": [_stale(each, transcript) for each in transcript.stale],
             # Another one after each save, here or elsewhere.
             "edition": view.corrections.edition(request.id),
-            "saved_as": [] if catalogue.classified else list(_SAVED),
+            "saved_as": list(_SAVED),
         }
         if row["error_kind"] is not None:
             answer["error"] = {
@@ -297,9 +283,7 @@ class Answers:
     ) -> dict[str, Any]:
         self._check_editable()
         change: Change | Undo = parse_change(kind, body, doing=doing)
-        view, row = self._to_change(change.id)
-        if view.catalogue.classified:
-            raise NotFoundError("this run has labels, which cannot be corrected")
+        _, row = self._to_change(change.id)
         try:
             made = save_change(self.library, self.transcripts, row, change)
         except ConflictError as error:
@@ -347,7 +331,7 @@ class Answers:
     def saved(self, request: Request) -> tuple[str, bytes]:
         """Return name and content of a file: a recording in one of the formats."""
         view, row = self._named(request.id)
-        if request.format not in _SAVED or view.catalogue.classified:
+        if request.format not in _SAVED:
             raise NotFoundError(f"no format {request.format!r}; there are {', '.join(_SAVED)}")
         recording = self.transcripts.recording(view, row)
         ((suffix, content),) = file_contents(recording, [ExportFormat(request.format)])
@@ -401,18 +385,8 @@ def _stale(stale: Stale, shown: Transcript) -> dict[str, Any]:
 
 
 def _page(page: Page[Any]) -> dict[str, Any]:
-    facets = {
-        name: {
-            "values": [
-                {"name": each.name, "label": visible(each.name), "count": each.count}
-                for each in facet.values
-            ],
-            "others": facet.others,
-        }
-        for name, facet in page.facets.items()
-    }
     pages = min(MAX_PAGE, -(-page.total // PAGE_ROWS))
-    return {"total": page.total, "pages": pages, "facets": facets}
+    return {"total": page.total, "pages": pages}
 
 
 _TOTALS = """
@@ -439,9 +413,7 @@ def _tracks(row: Mapping[str, Any]) -> str:
 
 
 def _row(row: Mapping[str, Any], catalogue: Catalogue) -> dict[str, Any]:
-    same = (
-        "state", "segments", "duration_s", "language", "label", "label_probability", "error_kind",
-    )  # fmt: skip
+    same = ("state", "segments", "duration_s", "language", "error_kind")
     named = {"id": row["recording_id"], "name": _name(row["uri"], catalogue)}
     return named | {name: row[name] for name in same}
 

@@ -14,9 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from corpus_asr.config.run import CLASSIFY_AUDIO
-from corpus_asr.errors import ConfigError, CorpusAsrError
-from corpus_asr.export.recordings import Recording
+from corpus_asr.errors import CorpusAsrError
+from corpus_asr.export.recordings import Recording, found_labels
 from corpus_asr.export.speakers import SpeakerNames, name_speaker, named, read_names, with_voices
 from corpus_asr.export.write import common_folder
 from corpus_asr.logs import event
@@ -33,17 +32,13 @@ from corpus_asr.storage.run_state.identities import version_of_identities
 from corpus_asr.storage.run_state.late_saves import is_there
 from corpus_asr.storage.run_state.placing import Block, Made, Stale, place
 from corpus_asr.storage.run_state.rewriting import rewrite_names
-from corpus_asr.storage.run_state.run_files import CONFIG_NAME, SUCCESS_NAME, outcomes_names
+from corpus_asr.storage.run_state.run_files import SUCCESS_NAME, outcomes_names
 from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.speaker_turns import read_turns, read_voices
 from corpus_asr.storage.run_state.tables import (
     LABEL_ROWS,
-    SEGMENT_ROWS,
     OutputStore,
-    PartRows,
-    table_of,
 )
-from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.view.sound import Pauses
 from corpus_asr.view.texts import (
     Edits,
@@ -51,7 +46,6 @@ from corpus_asr.view.texts import (
     add_shown,
     add_texts,
     read_edits,
-    rows_at,
     segments_at,
 )
 
@@ -60,8 +54,6 @@ REFRESH_S = 10.0
 # About eight minutes of speech; a day of audio has 17,280 segments, too many for one page.
 BLOCK_ROWS = 100
 KEPT = 4  # transcripts in memory
-SHOWN_LABELS = 3
-_OBJECTS = "select distinct segments_object from outcomes where segments_object is not null"
 _OUTCOMES = """
 select distinct name from parts join objects using (object) where recording_id = $id
 """
@@ -98,18 +90,9 @@ class Catalogue:
     """Another one for each."""
     tables: RunTables
     """With those of `texts`."""
-    rows: PartRows
-    """Segments, or labels in their place."""
     folder: str
     """The common one of all recordings, with a slash."""
-    dates_are: str
-    """`modified`, when the file was last modified; `transcribed`, when its run began."""
     finished: bool
-
-    @property
-    def classified(self) -> bool:
-        """Whether the run wrote labels."""
-        return self.rows is LABEL_ROWS
 
     def recording(self, recording_id: str) -> dict[str, Any] | None:
         """Return the row of a recording as `described` has it; None if there is none of this ID."""
@@ -129,22 +112,16 @@ def read_catalogue(store: OutputStore) -> Catalogue:
     """Read the outcomes of an output folder.
 
     Raises:
-        ConfigError: it is no output folder of a run, or not of the kind that its settings say.
+        ConfigError: it is no output folder of a run, or that of a classification.
     """
     names = outcomes_names(store)
-    classified = (store.read_json(CONFIG_NAME) or {}).get("pipeline") == CLASSIFY_AUDIO
-    rows = LABEL_ROWS if classified else SEGMENT_ROWS
+    if store.names(LABEL_ROWS.folder):
+        raise found_labels(store)
     tables = RunTables(store, names=names)
-    other = {table_of(name) for (name,) in tables.rows(_OBJECTS)} - {rows.folder}
-    if other:
-        raise ConfigError(
-            f"reading {redact_uri(store.uri)}: found {min(other)}/, expected {rows.folder}/, as "
-            f"{CONFIG_NAME} says; restore that file"
-        )
     folder = common_folder(tables.table("select uri from recordings")["uri"])
-    dates_are = add_shown(tables, folder)
+    add_shown(tables)
     finished = store.exists(SUCCESS_NAME)
-    return Catalogue(next(_numbers), tables, rows, folder, dates_are, finished)
+    return Catalogue(next(_numbers), tables, folder, finished)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -355,8 +332,8 @@ class Library:
             self._replace(rows_read=self._view.rows_read + count)
 
         before = view.catalogue
-        known = before.tables if view.searchable and before.rows is catalogue.rows else None
-        add_texts(self.store, catalogue.tables, catalogue.rows, known=known, on_rows=progress)
+        known = before.tables if view.searchable else None
+        add_texts(self.store, catalogue.tables, known=known, on_rows=progress)
 
     def _replace(self, **changes: object) -> None:
         with self._lock:
@@ -365,21 +342,6 @@ class Library:
 
 class _ClosingError(Exception):
     pass
-
-
-_LABEL_ORDER = [(name, "ascending") for name in ("start_s", "channel", "part", "window", "rank")]
-_LABEL_COLUMNS = ("part", "channel", "window", "start_s", "end_s", "rank", "label", "probability")
-_WINDOWS = pa.schema(
-    [
-        ("start_s", pa.float64()),
-        ("end_s", pa.float64()),
-        ("text", pa.string()),
-        ("language", pa.string()),
-        ("confidence", pa.float32()),
-        ("channel", pa.int32()),
-        ("words", pa.list_(pa.null())),
-    ]
-)
 
 
 @dataclass(frozen=True)
@@ -509,13 +471,13 @@ class Transcripts:
         catalogue = view.catalogue
         places = catalogue.places(row["recording_id"])
         corrections = view.corrections.of(row["recording_id"])
-        if catalogue.classified or not corrections:
-            return self._transcript(catalogue.classified, places)
+        if not corrections:
+            return self._transcript(places)
         edition = view.corrections.edition(row["recording_id"])
         with self._lock:
             known = self._corrected.get(row["recording_id"])
             if known is None or known[:2] != (places, edition):
-                transcript = self._transcript(False, places).corrected(corrections)
+                transcript = self._transcript(places).corrected(corrections)
                 self._corrected.pop(row["recording_id"], None)
                 self._corrected[row["recording_id"]] = known = (places, edition, transcript)
                 if len(self._corrected) > KEPT:
@@ -531,10 +493,8 @@ class Transcripts:
         found = read_turns(self._store, [recording_id]) or {}
         return tuple(found.get(recording_id, ()))
 
-    def _read(self, labels: bool, places: Places) -> Transcript:
-        if not labels:
-            return Transcript(segments_at(self._store, places))
-        return Transcript(_windows(rows_at(self._store, LABEL_ROWS, _LABEL_COLUMNS, places)))
+    def _read(self, places: Places) -> Transcript:
+        return Transcript(segments_at(self._store, places))
 
     def recording(self, view: View, row: Mapping[str, Any]) -> Recording:
         """Return a recording as it is exported, given its row."""
@@ -547,16 +507,3 @@ class Transcripts:
         if not turns:
             return recording
         return recording.spoken_by(named(turns, recording.recording_id, view.names))
-
-
-def _windows(labels: pa.Table) -> pa.Table:
-    # A row per window, whose text is its likeliest labels.
-    windows: list[dict[str, Any]] = []
-    rows = labels.filter(pc.less_equal(labels["rank"], SHOWN_LABELS)).sort_by(_LABEL_ORDER)
-    for row in rows.to_pylist():
-        text = f"{row['label']} {row['probability']:.0%}"
-        if row["rank"] == 1:
-            windows.append({**row, "text": text, "confidence": row["probability"]})
-        else:
-            windows[-1]["text"] += f" · {text}"
-    return pa.Table.from_pylist(windows, schema=_WINDOWS)

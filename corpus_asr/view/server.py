@@ -31,14 +31,13 @@ from corpus_asr.view.answers import Answers, NotFoundError
 from corpus_asr.view.catalogue import GoneError
 from corpus_asr.view.editing import ConflictError
 from corpus_asr.view.request import Request, parse_request
-from corpus_asr.view.search import MEDIA_TYPES
 from corpus_asr.view.sound import Playable
 
 _LOG = logging.getLogger(__name__)
 
 _PAGES = {"": "index.html", "recording": "recording.html"} | {
     name: name
-    for name in ("style.css", "view.css", "page.js", "search.js", "facets.js", "player.js",
+    for name in ("style.css", "view.css", "page.js", "search.js", "player.js",
                  "transcript.js", "waveform.js", "editor.js", "speakers.js", "recording.js")
 }  # fmt: skip
 _TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
@@ -100,7 +99,6 @@ class ViewServer:
             [
                 web.get(prefix + "/audio", self._audio),
                 web.get(prefix + "/saved", self._saved),
-                web.get(prefix + "/hits.{kind:csv|json}", self._hits),
                 web.get(prefix + "/api/clip", self._clip),
                 web.get(prefix + "/api/{name}", self._answer),
                 web.post(prefix + "/api/{what:correct|undo|name}", self._change),
@@ -216,19 +214,6 @@ class ViewServer:
         return web.Response(
             body=content, content_type=kind, charset=charset, headers=_as_file(name)
         )
-
-    async def _hits(self, request: web.Request) -> web.StreamResponse:
-        kind = request.match_info["kind"]
-        pieces = await asyncio.to_thread(self._answers.hits, parse_request(request.query), kind)
-        # Before the status is sent, so that an error is a response of its own.
-        first = await asyncio.to_thread(next, pieces, b"")
-        response = web.StreamResponse(
-            headers={"Content-Disposition": f'attachment; filename="hits.{kind}"'}
-        )
-        response.content_type, response.charset = MEDIA_TYPES[kind], "utf-8"
-        if request.method != "HEAD":
-            await _write(request, response, first, pieces)
-        return response
 
     async def _audio(self, request: web.Request) -> web.StreamResponse:
         audio = await asyncio.to_thread(self._answers.audio, parse_request(request.query))

@@ -2,10 +2,9 @@
 
 They lie beside those of `RunTables`:
 
-- `shown`: one row for each recording; `number` is its place by URI, `folder` lies below the common
-  one of all, and `month` is when the file was modified, or when its run began;
+- `shown`: one row for each recording; `number` is its place by URI;
 - `described`: the same with all else that is known of them;
-- `texts`: segments, or the likeliest labels, that count, by `place`: as their objects hold them;
+- `texts`: segments that count, by `place`: as their objects hold them;
 - `edits`: all texts of recordings of which people corrected or checked some, by places of their
   own, with the `edition` of what they said;
 - `said`: texts as people see them;
@@ -30,43 +29,25 @@ from corpus_asr.storage.run_state.duplicates import read_pairs
 from corpus_asr.storage.run_state.placing import Block, Made, place
 from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.tables import (
-    LABEL_ROWS,
     SEGMENT_ROWS,
     OutputStore,
-    PartRows,
     projected,
 )
 from corpus_asr.view.query import folded_lines
 
 _SEGMENT_COLUMNS = ("start_s", "end_s", "channel", "language", "confidence", "text")
-_LABEL_COLUMNS = ("start_s", "end_s", "channel", "rank", "probability", "label")
-_SEGMENT_VALUES = "language, confidence, coalesce(text, ''), folded from arriving"
-_LABEL_VALUES = "null, probability, label, folded from (from arriving where rank = 1)"
-# One meaning of months for all: only local files tell when they were modified. Their version is
-# size and modification time in nanoseconds.
-_ARE_LOCAL = r"""
-select count(*) > 0 and bool_and(coalesce(
-  regexp_full_match(etag, '\d{1,18}-(\d{1,18}|[1-8]\d{18})'), false)) from recordings
-"""
-_MODIFIED = "strftime(make_timestamp(split_part(etag, '-', 2)::bigint // 1000), '%Y-%m')"
-_TRANSCRIBED = r"""
-if(regexp_matches(run_id, '^\d{8}T'), substr(run_id, 1, 4) || '-' || substr(run_id, 5, 2), null)
-"""
-# A folder is what is before the last slash; a file in the common folder itself is in none.
 _SHOWN = """
 create table shown as
 select row_number() over (order by uri, recording_id) as number, recording_id, uri,
-  coalesce(end_s, 0.0) as duration_s, languages[1] as language, label,
+  coalesce(end_s, 0.0) as duration_s, languages[1] as language,
   case when status = 'failed' then status when not complete then 'unfinished'
-       when status = 'ok' then 'done' else status end as state,
-  if(contains(path, '/'), regexp_replace(path, '/[^/]*$', ''), '') as folder, {month} as month
-from (select *, substr(uri, length($common) + 1) as path from recordings)
+       when status = 'ok' then 'done' else status end as state
+from recordings
 """
 _DESCRIBED = """
 create view described as
-select shown.*, recordings.* exclude (recording_id, uri, duration_s, label)
-                    replace (segments::bigint as segments,
-                             label_probability::float as label_probability)
+select shown.*, recordings.* exclude (recording_id, uri, duration_s)
+                    replace (segments::bigint as segments)
 from shown join recordings using (recording_id)
 """
 _OWNERS = """
@@ -90,7 +71,9 @@ from arriving join taken on arriving.id = taken.before
 """
 _UNREAD = "(select * from parts anti join taken using (id))"
 _READ = """
-insert into texts select place, id, number, start_s, end_s, channel, {values} join owners using (id)
+insert into texts
+select place, id, number, start_s, end_s, channel, language, confidence, coalesce(text, ''), folded
+from arriving join owners using (id)
 """
 # Audio that other recordings have as well, from the side of each.
 _COPIED = """
@@ -127,37 +110,26 @@ Places = tuple[tuple[str, int, int], ...]
 _BY_TIME = [(name, "ascending") for name in ("start_s", "channel", "part", "segment")]
 
 
-def rows_at(store: OutputStore, kind: PartRows, columns: Sequence[str], places: Places) -> pa.Table:
-    """Return the rows of a recording."""
-    schema = projected(kind.schema, columns)
+def segments_at(store: OutputStore, places: Places) -> pa.Table:
+    """Return the segments of a recording, as the model has them, in order of time."""
+    schema = projected(SEGMENT_ROWS.schema, (*WORD_COLUMNS, "model"))
     ranges: dict[str, list[tuple[int, int]]] = {}
     for name, start, stop in places:
         ranges.setdefault(name, []).append((start, stop))
     tables = [store.rows(name, schema, some) for name, some in ranges.items()]
-    return pa.concat_tables([schema.empty_table(), *tables])
+    return pa.concat_tables([schema.empty_table(), *tables]).sort_by(_BY_TIME)
 
 
-def segments_at(store: OutputStore, places: Places) -> pa.Table:
-    """Return the segments of a recording, as the model has them, in order of time."""
-    return rows_at(store, SEGMENT_ROWS, (*WORD_COLUMNS, "model"), places).sort_by(_BY_TIME)
-
-
-def add_shown(tables: RunTables, common: str) -> str:
-    """Make the tables of recordings, given their common folder; return what their months are.
-
-    `modified`, when the file was last modified; `transcribed`, when its run began.
-    """
-    [(are_local,)] = tables.rows(_ARE_LOCAL)
-    tables.execute(_SHOWN.format(month=_MODIFIED if are_local else _TRANSCRIBED), common=common)
-    tables.execute(_DESCRIBED)
+def add_shown(tables: RunTables) -> None:
+    """Make the tables of recordings."""
+    for statement in (_SHOWN, _DESCRIBED):
+        tables.execute(statement)
     tables.execute("checkpoint")  # what is compressed takes a third of the memory
-    return "modified" if are_local else "transcribed"
 
 
 def add_texts(
     store: OutputStore,
     tables: RunTables,
-    kind: PartRows,
     *,
     known: RunTables | None,
     on_rows: Callable[[int], None],
@@ -179,14 +151,11 @@ def add_texts(
         tables.execute(_TAKE, pa.Table.from_batches([batch]))
         on_rows(0)
     [(first,)] = tables.rows("select coalesce(max(place) + 2, 0) from texts")
-    labels = kind is LABEL_ROWS
-    columns = _LABEL_COLUMNS if labels else _SEGMENT_COLUMNS
-    read = _READ.format(values=_LABEL_VALUES if labels else _SEGMENT_VALUES)
 
     def placed() -> Iterator[pa.Table]:
         place = first
-        for rows, ids in claimed_rows(store, tables, kind, columns, of=_UNREAD):
-            folded = _folded(pc.fill_null(rows[columns[-1]], "").to_pylist())
+        for rows, ids in claimed_rows(store, tables, SEGMENT_ROWS, _SEGMENT_COLUMNS, of=_UNREAD):
+            folded = _folded(pc.fill_null(rows["text"], "").to_pylist())
             places = pa.array(np.arange(place, place + rows.num_rows))
             place += rows.num_rows
             rows = rows.append_column("id", ids).append_column("place", places)
@@ -194,7 +163,7 @@ def add_texts(
             on_rows(rows.num_rows)
 
     for rows in gathered(placed()):
-        tables.execute(read, rows)
+        tables.execute(_READ, rows)
     for statement in ("drop table earlier", "drop table taken", "force checkpoint"):
         tables.execute(statement)
 

@@ -1,5 +1,6 @@
 """Exports of running, killed and finished outputs: complete, once, bounded, under their names."""
 
+import csv
 import json
 import os
 import re
@@ -451,6 +452,22 @@ def test_what_people_corrected_is_written_unless_the_models_text_is_asked_for(
     done = CliRunner().invoke(cli.app, arguments)
     assert texts(to)["a.txt"] == "once\n"
     assert "not applied: 2 corrections that do not fit the transcript" in done.stdout
+
+
+def test_hits_are_written_by_the_query_of_the_guide(
+    store: OutputStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    add(store, part("speeches/a.wav", 0, texts=[" My contry.", " No."], language="en"))
+    add(store, transcribed("songs/b.wav", 0, "My country."))
+    correct_segment(store, "My contry.", "My country.")
+    query = GUIDE.partition("-- hits of a search\n")[2].partition("```")[0]
+    with duckdb.connect() as database:
+        register_segments(store.uri, database)
+        database.sql(query)
+    [hit] = csv.DictReader(Path("hits.csv").read_text(encoding="utf-8").splitlines())
+    assert (hit["uri"].rpartition("/")[2], hit["text"].strip()) == ("a.wav", "My country.")
+    assert hit["corrected"] == "true"
 
 
 def test_another_folder_is_not_read_as_a_run_without_segments(tmp_path: Path) -> None:

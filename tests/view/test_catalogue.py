@@ -7,9 +7,11 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 import pytest
 
+from corpus_asr.errors import ConfigError
 from corpus_asr.storage import parquet
 from corpus_asr.storage.run_state.corrections import EditedSegment, correct
 from corpus_asr.storage.run_state.run_files import SUCCESS_NAME
@@ -20,6 +22,8 @@ from corpus_asr.view.search import Filters, recordings_page
 from tests.support.runs import correct_segment, finished, passage, run_of, says, spoken
 from tests.support.tables import part
 from tests.view.conftest import add, said, search
+
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def transcript_of(store: OutputStore) -> Transcript:
@@ -77,20 +81,24 @@ def test_channels_apart_are_named_and_in_the_order_of_time(tmp_path: Path) -> No
     assert found.channels == [0, 1]
 
 
-def test_windows_of_a_classification_are_told_by_their_likeliest_labels(tmp_path: Path) -> None:
+def test_a_classification_is_refused_and_its_windows_are_a_query(tmp_path: Path) -> None:
     labels = [
         {"window": window, "start_s": 30.0 * window, "end_s": 30.0 * window + 30, "weight_s": 1.0,
-         "rank": rank, "label": label, "probability": probability}
+         "rank": rank, "label": label, "probability": probability - 0.1 * window}
         for window in (1, 0)
-        for rank, label, probability in ((2, "nl", 0.2), (1, "de", 0.75), (3, "en", 0.04),
-                                         (4, "fr", 0.01))
+        for rank, label, probability in ((2, "nl", 0.2), (1, "de", 0.75), (3, "en", 0.14),
+                                         (4, "fr", 0.11))
     ]  # fmt: skip
     row = part("a.wav", 0, texts=None, labels=labels)
-    found = transcript_of(run_of(tmp_path, row, pipeline="classify_audio"))
-    rows = [(row["start_s"], row["text"], row["confidence"]) for row in found.block(0)]
-    text = "de 75% · nl 20% · en 4%"
-    assert rows == [(0.0, text, 0.75), (30.0, text, 0.75)]
-    assert found.low_confidence(0.0, below=0.8) == 30.0
+    store = run_of(tmp_path, row, pipeline="classify_audio")
+    with pytest.raises(ConfigError, match=r"found labels/, expected the segments"):
+        Library(store)
+    guide = (REPOSITORY / "docs/how-to/models.md").read_text(encoding="utf-8")
+    query = guide.partition("-- windows of a classification\n")[2].partition("```")[0]
+    found = duckdb.sql(query.replace("output/", f"{store.uri}/")).fetchall()
+    assert [(start_s, labels) for _, start_s, _, labels, _ in found] == [
+        (30.0, ["de", "nl", "en"]), (0.0, ["de", "nl", "en"])
+    ]  # fmt: skip
 
 
 @pytest.mark.long

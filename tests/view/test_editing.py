@@ -413,12 +413,3 @@ def test_where_nothing_may_be_written_nothing_is(store: OutputStore, tmp_path: P
         assert failed.status in (404, 502)
         assert b"no folder" in failed.body
         assert segments(server.url)[0]["text"] == "one to three"
-
-
-def test_labels_cannot_be_corrected(tmp_path: Path) -> None:
-    labels = [{"window": 0, "start_s": 0.0, "end_s": 30.0, "weight_s": 1.0, "rank": 1,
-               "label": "de", "probability": 0.75}]  # fmt: skip
-    row = part("", 0, uri="/c/a.wav", texts=None, labels=labels)
-    with serving(run_of(tmp_path, row, pipeline="classify_audio")) as server:
-        assert not get(server.url, "api/recording", id=ID)["editable"]
-        assert correct(server.url, 0, "nl").status == 404

@@ -326,7 +326,7 @@ function describe() {
     info.duration_s ? long(info.duration_s) : "",
     info.languages.length ? info.languages.map(language).join(", ") : "",
     STATES[info.state],
-    info.segments ? counted(info.segments, info.label ? "window" : "segment") : "",
+    info.segments ? counted(info.segments, "segment") : "",
     info.codec ? `${info.codec.replace(/float$/, "")}, ${info.sample_rate_hz.toLocaleString("en")} Hz, ${counted(info.channels, "channel")}` : "",
     info.tracks,
     info.decode_errors ? `${counted(info.decode_errors, "damaged packet")} skipped` : "",

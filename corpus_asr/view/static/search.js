@@ -1,11 +1,10 @@
 // The first page: what is asked for stands in the address, so that going back works; results come
 // from the server, a page at a time, and anew when a run has gone on.
 
-import { dateName, showFacets } from "./facets.js";
-import { STATES, ask, byId, clock, correctionBadge, counted, element, inField, language, link, long, parametersOf, percent, pieces, send } from "./page.js";
+import { STATES, ask, byId, clock, correctionBadge, counted, element, inField, language, link, long, percent, pieces, send } from "./page.js";
 import { Player } from "./player.js";
 
-const FIELDS = ["q", "show", "name", "state", "language", "label", "min_confidence", "max_confidence", "order", "recording_order"];
+const FIELDS = ["q", "show", "name", "state", "language", "min_confidence", "max_confidence", "order", "recording_order"];
 const BOXES = ["whole_words", "unchecked"];
 const EVERY_MS = 10_000;
 const SOON_MS = 500;
@@ -14,22 +13,18 @@ let run = null;
 let page = 0;
 let asking = null;
 let timer = 0;
-let place = { folder: "", date: "" }; // of the facets; the language is a field
-// Open where there is room: then it stands beside the results.
-byId("narrow").open = matchMedia("(min-width: 60rem)").matches;
 const player = new Player(byId("player"), {});
 
 function wanted() {
   const values = Object.fromEntries(FIELDS.map((name) => [name, byId(name).value.trim()]));
   for (const name of BOXES) values[name] = byId(name).checked;
-  return { ...values, ...place };
+  return values;
 }
 
 function readAddress() {
   const query = new URLSearchParams(location.search);
   for (const name of FIELDS) fill(name, query.get(name) ?? "");
   for (const name of BOXES) byId(name).checked = query.get(name) === "1";
-  place = { folder: query.get("folder") ?? "", date: query.get("date") ?? "" };
   page = Math.max(0, Number.parseInt(query.get("page") ?? "1", 10) - 1) || 0;
 }
 
@@ -62,7 +57,7 @@ async function showRun() {
   const parts = [
     counted(run.recordings, "recording"),
     long(run.duration_s),
-    counted(run.segments, run.classified ? "label" : "segment"),
+    counted(run.segments, "segment"),
   ];
   if (run.corrections) parts.push(`${run.corrections.toLocaleString("en")} corrected or checked`);
   for (const state of ["failed", "no_speech", "unfinished"]) {
@@ -72,10 +67,6 @@ async function showRun() {
   byId("summary").textContent = parts.join(" · ");
   choices("state", Object.entries(run.states).filter(([, count]) => count).map(([name, count]) => ({ name, count })), (name) => STATES[name]);
   choices("language", run.languages, language);
-  choices("label", run.labels, (name) => name);
-  byId("label-label").hidden = !run.classified;
-  byId("language-label").hidden = run.classified;
-  byId("unchecked").closest("label").hidden = run.classified;
   complain(run.problem);
 }
 
@@ -110,7 +101,6 @@ async function show() {
     if (error.name === "AbortError") return;
     results([], 0);
     byId("told").textContent = "";
-    byId("downloads").hidden = byId("narrow").hidden = true;
     complain(error.message);
   }
 }
@@ -120,12 +110,8 @@ async function showSegments(values, signal) {
   const found = await ask("search", { ...filters, page }, signal);
   if (!found.ready) return stillReading(found, signal);
   const where = found.total ? ` in ${counted(found.recordings, "recording")}` : "";
-  byId("told").textContent = `${counted(found.total, run.classified ? "label" : "segment")}${where}${narrowed()}`;
+  byId("told").textContent = `${counted(found.total, "segment")}${where}`;
   results(found.hits.map((hit) => segment(hit, values.q)), found.pages);
-  const query = parametersOf(filters);
-  for (const kind of ["csv", "json"]) byId(kind).href = `hits.${kind}?${query}`;
-  byId("downloads").hidden = !found.total;
-  facets(found);
 }
 
 function stillReading(found, signal) {
@@ -162,31 +148,15 @@ function segment(hit, query) {
 async function showRecordings(values, signal) {
   const { q: _, show: __, order: ___, whole_words: ____, unchecked: _____, ...filters } = values;
   const found = await ask("recordings", { ...filters, page }, signal);
-  byId("told").textContent = counted(found.total, "recording") + narrowed();
+  byId("told").textContent = counted(found.total, "recording");
   results(found.recordings.map(recording), found.pages);
-  byId("downloads").hidden = true;
-  facets(found);
-}
-
-function narrowed() {
-  return [place.folder, place.date && dateName(place.date)].filter(Boolean).map((one) => ` · ${one}`).join("");
-}
-
-function facets(found) {
-  const chosen = { ...place, language: byId("language").value };
-  showFacets(byId("facets"), found, chosen, run, (name, value) => {
-    if (name === "language") fill(name, value);
-    else place[name] = value;
-    changed();
-  });
 }
 
 function recording(row) {
   const facts = [
     row.duration_s ? long(row.duration_s) : "",
     row.language ? language(row.language) : "",
-    row.label ? `${row.label} ${percent(row.label_probability)}` : "",
-    row.segments ? counted(row.segments, run.classified ? "label" : "segment") : "",
+    row.segments ? counted(row.segments, "segment") : "",
   ].filter(Boolean);
   const state = STATES[row.state] + (row.error_kind ? `: ${row.error_kind}` : "");
   const kind = { failed: "bad", unfinished: "warn", no_speech: "quiet" }[row.state];
@@ -241,7 +211,6 @@ byId("more").addEventListener("change", changed);
 byId("q").addEventListener("search", changed); // the cross that empties the field
 byId("clear").addEventListener("click", () => {
   byId("form").reset();
-  place = { folder: "", date: "" };
   changed();
 });
 byId("before").addEventListener("click", () => turn(-1));
