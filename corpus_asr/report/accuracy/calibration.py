@@ -5,15 +5,13 @@ reference. A missing word counts as an error of the segment that holds the word 
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from corpus_asr.confidence import (
-    CONFIDENCE_EDGES,
     DEFAULT_MODEL,
     FEATURES,
     ConfidenceModel,
@@ -31,12 +29,10 @@ FOLDS = 5
 # Four weights and an offset are fitted; with fewer errors than this the folds differ widely.
 MIN_SEGMENTS = 200
 MIN_ERRORS = 20
-_EDGES = (0.0, *CONFIDENCE_EDGES, 1.0)
 _BINS = 10
 # How far a fit may leave the model it starts from: the weight of that model, in words.
 PRIOR_WORDS = 20.0
 _MAX_STEPS = 100
-_HEADER = ("confidence", "segments", "words", "mean", "right", "with errors")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,22 +70,6 @@ class Calibration:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Band:
-    """Segments of similar confidence."""
-
-    low: float
-    high: float
-    segments: int
-    words: int
-    confidence: float
-    """Mean over words."""
-    right: float
-    """Share of words."""
-    with_errors: float
-    """Share of segments."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Reliability:
     """How well confidences agree with outcomes."""
 
@@ -105,7 +85,6 @@ class Reliability:
     """Mean squared difference of confidence and each word's outcome."""
     auc: float
     """Probability that a segment with an error has the lower confidence of two; 0.5 is chance."""
-    bands: tuple[Band, ...]
 
 
 def word_outcomes(
@@ -258,26 +237,7 @@ def reliability(outcomes: Sequence[SegmentOutcome], confidences: Sequence[float]
         ece=math.fsum(gaps) / float(words.sum()),
         brier=float(squares.sum() / words.sum()),
         auc=area_under_curve(claimed, errors),
-        bands=tuple(_bands(claimed, words, right, errors)),
     )
-
-
-def _bands(
-    claimed: np.ndarray, words: np.ndarray, right: np.ndarray, errors: np.ndarray
-) -> Iterable[Band]:
-    for low, high in pairwise(_EDGES):
-        inside = (claimed >= low) & ((claimed < high) | (high == _EDGES[-1]))
-        if inside.any():
-            total = float(words[inside].sum())
-            yield Band(
-                low=low,
-                high=high,
-                segments=int(inside.sum()),
-                words=int(total),
-                confidence=float((claimed * words)[inside].sum() / total),
-                right=float(right[inside].sum() / total),
-                with_errors=float(errors[inside].mean()),
-            )
 
 
 def area_under_curve(confidences: np.ndarray, errors: np.ndarray) -> float:
@@ -301,20 +261,10 @@ def render_calibration(calibration: Calibration) -> str:
     text = text_template("corpus_asr.report", "calibration.txt.j2").render(
         calibration=calibration,
         after=after,
-        measured=[
-            (title, quality, [_HEADER, *map(_cells, quality.bands)])
-            for title, quality in (("before", before), ("held out", after))
-        ],
+        measured=(("before", before), ("held out", after)),
         address=redact_uri(calibration.address),
     )
     return text.rstrip("\n")
-
-
-def _cells(band: Band) -> tuple[str, ...]:
-    return (
-        f"{band.low:g} to {band.high:g}", f"{band.segments:,}", f"{band.words:,}",
-        f"{band.confidence:.3f}", f"{band.right:.3f}", f"{band.with_errors:.1%}",
-    )  # fmt: skip
 
 
 def calibration_data(calibration: Calibration) -> dict[str, Any]:

@@ -113,8 +113,6 @@ def test_figures_of_confidences() -> None:
     squares = 4 * 0.05**2 + 2 * 0.55**2 + 2 * 0.45**2 + 2 * 0.25**2
     assert found.brier == pytest.approx(squares / 10)
     assert found.auc == 1.0
-    assert [(band.low, band.segments) for band in found.bands] == [(0.3, 1), (0.7, 1), (0.95, 1)]
-    assert found.bands[0].with_errors == 1.0
 
 
 def test_auc_counts_pairs() -> None:
