@@ -201,8 +201,7 @@ def evaluate(
         str,
         typer.Option(
             metavar="MANIFEST",
-            help="Recordings with their text (docs/how-to/manifests.md); or `corrections`: the "
-            "segments that people have checked in `view`.",
+            help="Recordings or parts of them with their text (docs/how-to/manifests.md).",
         ),
     ],
     against: Annotated[

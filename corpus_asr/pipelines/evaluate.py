@@ -1,16 +1,15 @@
 """Compare a run's transcripts with references, and fit `confidence` to the comparison.
 
-References are a manifest, or the segments of the run that people have checked in `corpus-asr view`:
-then only these segments are compared, with the model's own text. The comparison stays in the run's
-output folder as `evaluation.json`. Nothing is transcribed, and rows already written keep their
+References are a manifest, of recordings or of parts of them: then these parts alone are compared,
+with the model's own text. The comparison stays in the run's output folder as `evaluation.json`.
+Nothing is transcribed, and rows already written keep their
 confidences; runs that come after a calibration use it.
 """
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from operator import mul
-from typing import Any
 
 import pyarrow as pa
 
@@ -19,7 +18,6 @@ from corpus_asr.config.decoding import PACKAGED_CHECKPOINT
 from corpus_asr.errors import ConfigError, FetchError
 from corpus_asr.export.recordings import (
     EVIDENCE_COLUMNS,
-    WANTED_PARTS,
     WORD_COLUMNS,
     Recording,
     Selection,
@@ -44,16 +42,13 @@ from corpus_asr.report.accuracy.scoring import (
     Reference,
     Score,
     TimedWord,
-    language_code,
     read_references,
     score,
 )
 from corpus_asr.report.accuracy.speaker_errors import SpokenSpan
 from corpus_asr.report.text import now, rounded
 from corpus_asr.segments import Segment, Word
-from corpus_asr.storage.run_state.corrections import CORRECTIONS_FOLDER, Corrections
 from corpus_asr.storage.run_state.identities import Identities
-from corpus_asr.storage.run_state.placing import Block, Placing
 from corpus_asr.storage.run_state.run_files import (
     EVALUATION_NAME,
     FINGERPRINT_NAME,
@@ -63,13 +58,10 @@ from corpus_asr.storage.run_state.run_files import (
 from corpus_asr.storage.run_state.seen_segments import SeenSegments
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.filesystem import DEFAULT_STORE, StoreOptions
-from corpus_asr.storage.stores.uri import normalize, public, redact_uri
+from corpus_asr.storage.stores.uri import public, redact_uri
 
 _LOG = logging.getLogger(__name__)
 Spans = Sequence[tuple[float, float]] | None
-
-CHECKED = CORRECTIONS_FOLDER
-"""In place of a manifest: the run's own segments that people have checked."""
 
 
 def evaluate(
@@ -80,33 +72,17 @@ def evaluate(
     language: str | None = None,
     options: StoreOptions = DEFAULT_STORE,
 ) -> Evaluation:
-    """Compare the transcripts of a run with references: a manifest, or `CHECKED`.
+    """Compare the transcripts of a run with the references of a manifest.
 
     Raises:
-        ConfigError: no such output, unusable references, none of which is of a recording here, no
-            checked segment, or jiwer is not installed.
+        ConfigError: no such output, unusable references, none of which is of a recording here, or
+            jiwer is not installed.
         CorpusAsrError: the tables do not hold what they say.
         FetchError: a store failed beyond its retries.
     """
     store = open_run(output_uri, options=options)
-    if _are_corrections(references, store):
-        checked = _checked(store, language)
-        scores = {each.recording.recording_id: each.score() for each in checked}
-        # Another run divides a recording otherwise: only whole ones can be compared.
-        expected = {
-            each.recording.recording_id: each.reference for each in checked if each.is_whole
-        }
-        missing = 0
-        if against is not None and not expected:
-            raise ConfigError(
-                f"comparing {redact_uri(store.uri)} with {redact_uri(against)}: found no recording "
-                "whose every segment is checked, expected one, since another run divides "
-                "recordings otherwise; check all segments of some, or leave out --against"
-            )
-    else:
-        expected = read_references(references, store.options, language=language)
-        scores = _scores(store, expected, references)
-        missing = len(expected) - len(scores)
+    expected = read_references(references, store.options, language=language)
+    scores = _scores(store, expected, references)
     comparison = None
     if against is not None:
         other = open_run(against, options=options)
@@ -118,17 +94,11 @@ def evaluate(
         list(scores.values()),
         output=redact_uri(output_uri),
         references=redact_uri(references),
-        missing=missing,
+        missing=len(expected) - len(scores),
         comparison=comparison,
     )
     _keep(store, evaluation)
     return evaluation
-
-
-def _are_corrections(references: str, store: OutputStore) -> bool:
-    """Tell whether references are the run's own corrections, by their name or their address."""
-    there = store.address(CORRECTIONS_FOLDER)
-    return references == CHECKED or normalize(references).rstrip("/") == there
 
 
 def _keep(store: OutputStore, evaluation: Evaluation) -> None:
@@ -141,70 +111,10 @@ def _keep(store: OutputStore, evaluation: Evaluation) -> None:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class _Checked:
-    recording: Recording
-    """With its checked segments alone."""
-    reference: Reference
-    """What people say is said in these."""
-    is_whole: bool
-    """Whether all its segments are checked."""
-
-    def score(self) -> Score:
-        return score(self.reference, _of(self.recording))
-
-
-def _checked(
-    store: OutputStore, language: str | None, columns: Sequence[str] = WORD_COLUMNS
-) -> list[_Checked]:
-    corrections, found = Corrections.load(store), list[_Checked]()
-    ids = [each for each in corrections.recording_ids
-           if any(segment.checked for correction in corrections.of(each)
-                  for segment in correction.segments)]  # fmt: skip
-    with open_selection(store, Selection(), among=pa.array(ids, pa.string())) as tables:
-        seen = SeenSegments(store, tables, corrections)
-        for recording_id, placing in seen.placings(columns, of=WANTED_PARTS):
-            blocks = [block for block in placing.blocks if block.checked and block.cut]
-            if blocks:
-                [row] = tables.table(_OF_WANTED, id=recording_id).to_pylist()
-                found.append(_with_checked_only(row, blocks, placing, language))
-    if not found:
-        raise ConfigError(
-            f"evaluating {redact_uri(store.uri)} by its {CORRECTIONS_FOLDER}: found no checked "
-            "segment of a finished recording, expected some; check segments in `corpus-asr view`, "
-            "or name a manifest with --references"
-        )
-    return sorted(found, key=lambda each: (each.recording.uri, each.recording.recording_id))
-
-
-_OF_WANTED = "select *, main_language as language from wanted where recording_id = $id"
-
-
 def _read(store: OutputStore, ids: Iterable[str], columns: Sequence[str]) -> Iterator[Recording]:
     selection = Selection()
     with open_selection(store, selection, among=pa.array(ids, pa.string())) as tables:
         yield from recordings(SeenSegments(store, tables), tables, selection, columns=columns)
-
-
-def _with_checked_only(
-    row: Mapping[str, Any], blocks: Sequence[Block], placing: Placing, language: str | None
-) -> _Checked:
-    """Return what the model has where people checked it, with their text as the reference."""
-    # In one order for both: channels may speak in turns.
-    blocks = sorted(blocks, key=lambda block: block.cut[0]["start_s"])
-    segments = [row for block in blocks for row in block.cut]
-    recording = Recording.of(row, segments)
-    checked = {made.key for block in blocks for made in block.made}
-    return _Checked(
-        recording=recording,
-        reference=Reference(
-            uri=public(recording.uri),
-            text=" ".join(block.text for block in blocks if block.text),
-            language=recording.language or language_code(language),
-        ),
-        is_whole=placing.rows.num_rows == len(placing.made)
-        and all(made.key in checked for made in placing.made.values()),
-    )
 
 
 def _scores(
@@ -351,19 +261,14 @@ def _start(store: OutputStore) -> ConfidenceModel:
 
 def _outcomes(store: OutputStore, references: str, language: str | None) -> list[SegmentOutcome]:
     outcomes: list[SegmentOutcome] = []
-    if _are_corrections(references, store):
-        for each in _checked(store, language, EVIDENCE_COLUMNS):
-            outcomes += _compared(each.recording, each.reference)
-        return outcomes
     expected = read_references(references, store.options, language=language)
     keys = _keys_by_id(store, expected)
     for recording in _read(store, keys, EVIDENCE_COLUMNS):
         reference = expected[keys[recording.recording_id]]
-        outcomes += _compared(_within(recording, reference.spans), reference)
+        outcomes += segment_outcomes(
+            _within(recording, reference.spans).segments,
+            reference.text,
+            reference.language,
+            group=recording.recording_id,
+        )
     return outcomes
-
-
-def _compared(recording: Recording, reference: Reference) -> list[SegmentOutcome]:
-    return segment_outcomes(
-        recording.segments, reference.text, reference.language, group=recording.recording_id
-    )

@@ -56,13 +56,6 @@ class SeenSegments:
         for _, placing in self._placings(groups, columns, of):
             yield placing.rows.select([*columns, *PLACED_COLUMNS.names])
 
-    def placings(self, columns: Sequence[str], *, of: str) -> Iterator[tuple[str, Placing]]:
-        """Yield ID and segments of each corrected recording."""
-        groups = self._groups(of)
-        ids = pa.array(groups, pa.string())
-        self._tables.add("corrected_ids", pa.table({"recording_id": ids}))
-        yield from self._placings(groups, columns, of)
-
     def _groups(self, of: str) -> Mapping[str, Sequence[Correction]]:
         ids = self._corrections.recording_ids
         known = self._tables.rows(
