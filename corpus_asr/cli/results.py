@@ -307,13 +307,6 @@ def report(
             help="Embed clips of the samples; default: report.embed_audio of the run.",
         ),
     ] = None,
-    viewer: Annotated[
-        str | None,
-        typer.Option(
-            metavar="URL",
-            help="A `corpus-asr view` that is always running, which links lead to.",
-        ),
-    ] = None,
     price: Annotated[
         float | None,
         typer.Option(
@@ -338,7 +331,6 @@ def report(
                 store,
                 page,
                 embed_audio=audio,
-                viewer_url=viewer,
                 price_per_hour=price,
                 audio_options=audio_options(audio_storage_option),
             )

@@ -3,7 +3,6 @@
 import datetime
 import os
 import re
-from collections.abc import Callable
 from functools import cache
 from importlib import resources
 from urllib.parse import quote
@@ -15,7 +14,6 @@ from corpus_asr.report.samples import Sample
 from corpus_asr.storage.stores.uri import (
     LOCAL,
     public,
-    recording_id,
     redact_uri,
     scheme_of,
     without_secrets,
@@ -66,23 +64,13 @@ def message(text: str, *, of: str = "", most: int = MOST_OF_A_MESSAGE) -> str:
     return cut(hide_secrets(without_secrets(rest if of and address else text)), most)
 
 
-def link(
-    uri: str,
-    *,
-    folder: str | None,
-    viewer: str | None = None,
-    id_of: Callable[[str], str] = recording_id,
-) -> tuple[str, str | None]:
+def link(uri: str, *, folder: str | None) -> tuple[str, str | None]:
     """Return a recording's address as text, and the target of a link to it; None for no link.
 
     `folder` is that of the page, if it lies on this machine: only then files can be linked to.
-    `viewer` is the address of a viewer of the run, which all links then lead to, by the IDs that
-    `id_of` returns.
     """
     target = None
-    if viewer is not None:
-        target = f"{viewer.rstrip('/')}/recording?id={id_of(uri)}"
-    elif scheme_of(uri) in ("http", "https"):
+    if scheme_of(uri) in ("http", "https"):
         # What is quoted already stays so.
         target = quote(public(uri), safe=f"%?{_LETTERS_OF_PATHS}", errors="replace")
     elif scheme_of(uri) == LOCAL and folder is not None:

@@ -18,7 +18,6 @@ from corpus_asr.confidence import HIGH_CONFIDENCE, LOW_CONFIDENCE
 from corpus_asr.config.document import hide_secrets
 from corpus_asr.config.run import CLASSIFY_AUDIO, ReportSettings
 from corpus_asr.config.storage_options import NO_OPTIONS, StorageOptions
-from corpus_asr.errors import ConfigError
 from corpus_asr.failure_kinds import failure_kind
 from corpus_asr.logs import event
 from corpus_asr.report.failures import failure_examples, failures_csv
@@ -83,25 +82,16 @@ def write_page(
     *,
     at_the_end: bool = False,
     embed_audio: bool | None = None,
-    viewer_url: str | None = None,
     price_per_hour: float | None = None,
     audio_options: StorageOptions = NO_OPTIONS,
 ) -> Report:
     """Write the page of an output folder to a path or URI, and return its counts.
 
     Next to it goes a CSV file of all failures, if there are any. Clips are embedded as
-    `embed_audio` or else the run's `report.embed_audio` says; recordings and samples link to a
-    viewer at `viewer_url`; with `price_per_hour`, of a transcribe worker, the page has costs;
-    recordings are read with `audio_options` beside those that the run recorded.
-
-    Raises:
-        ConfigError: `viewer_url` is no web address.
+    `embed_audio` or else the run's `report.embed_audio` says; with `price_per_hour`, of a
+    transcribe worker, the page has costs; recordings are read with `audio_options` beside those
+    that the run recorded.
     """
-    if viewer_url is not None and not viewer_url.startswith(("http://", "https://")):
-        raise ConfigError(
-            f"writing a report: found {viewer_url!r} as the address of a viewer, expected one that "
-            "begins with http:// or https://; correct it"
-        )
     uri = normalize(uri)
     sampler = Sampler(store)
     # All rows are read once, for counts and samples alike.
@@ -119,13 +109,7 @@ def write_page(
         **_last_runs(store, report, run, at_the_end=at_the_end),
         **_clips(store, details, config, audio_options, embed=embed_audio),
         # Files are linked to only from a page that lies on this machine.
-        "link": partial(
-            link,
-            folder=parent(uri) if scheme_of(uri) == LOCAL else None,
-            viewer=viewer_url,
-            id_of=tables.identities.id_of,
-        ),
-        "has_viewer": viewer_url is not None,
+        "link": partial(link, folder=parent(uri) if scheme_of(uri) == LOCAL else None),
         "failures": failures,
         # A colon in the first step would be taken for a scheme.
         "failures_file": f"./{quote(failures_name(uri.rpartition('/')[2]))}",
