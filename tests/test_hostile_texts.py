@@ -289,8 +289,3 @@ def test_the_viewer_gives_it_as_data(viewer: str, store: OutputStore, name: str)
     assert disposition.startswith("attachment; ")
     assert disposition.isascii()
     assert disposition.isprintable()
-    table = fetch(asked(viewer, "hits.csv", name=name)).body.decode("utf-8-sig")
-    usual = csv.field_size_limit(2_000_000)
-    rows = list(csv.DictReader(io.StringIO(table, newline="")))
-    csv.field_size_limit(usual)  # of the whole process
-    assert {row["uri"] for row in rows} == {uri}
