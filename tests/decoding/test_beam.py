@@ -21,7 +21,6 @@ from corpus_asr.decoding.protocols import (
     WindowJob,
     WindowResult,
     check_assistant,
-    check_job,
 )
 from corpus_asr.decoding.rules import RepetitionDetector
 from corpus_asr.decoding.slots import SlotScheduler
@@ -66,14 +65,6 @@ def check(model: SlotModel, jobs: list[WindowJob], found: list[WindowResult]) ->
         (alone,) = run(model, [one], places=1)
         assert result.tokens == alone.tokens
         assert result.sequence_score == pytest.approx(alone.sequence_score, abs=1e-5)
-
-
-def test_the_windows_end_in_every_way(models: list[WhisperSlotModel]) -> None:
-    """What the comparison above is worth: ends, limits, and the whole length of the decoder."""
-    jobs = [job(i, rules, num_beams=5) for i in range(4) for rules in (PLAIN, SUPPRESSING, GRAMMAR)]
-    found = [result for model in models[:2] for result in run(model, jobs, places=6)]
-    assert sum(result.end_logprob is not None for result in found) > 4
-    assert sum(result.end_logprob is None for result in found) > 4
 
 
 def test_a_text_may_fill_the_whole_decoder(models: list[WhisperSlotModel]) -> None:
@@ -126,16 +117,6 @@ def test_processors_and_criteria_are_asked_for_every_beam(models: list[WhisperSl
     assert 7 not in found[0].tokens
     assert len(found[1].tokens) == 10
     check(models[1], [replace(jobs[1], max_new_tokens=10), jobs[2]], found[1:])
-
-
-def test_a_moved_place_goes_on_as_it_was(models: list[WhisperSlotModel]) -> None:
-    options: dict[str, Any] = {"num_beams": 2, "keep_scores": True}
-    jobs = [job(0, limit=2, **options), job(1, GRAMMAR, limit=20, length_penalty=0.5, **options)]
-    found = run(models[2], jobs, places=2)
-    alone = [run(models[2], [each], places=1) for each in jobs]
-    assert_all_same([[result] for result in found], alone)
-    scores = [result.sequence_score for result in found]
-    assert scores == pytest.approx([result.sequence_score for (result,) in alone], abs=1e-5)
 
 
 def test_the_score_of_a_token_is_that_of_the_plain_lane(models: list[WhisperSlotModel]) -> None:
@@ -202,23 +183,6 @@ def test_a_model_that_gives_no_numbers_is_an_error(models: list[WhisperSlotModel
     assert "not a number" in str(spoilt_result)
     assert isinstance(result, WindowResult)
     check(models[0], [good], [result])
-
-
-def test_more_beams_than_there_is_to_say_are_refused_with_their_job(
-    models: list[WhisperSlotModel],
-) -> None:
-    model = models[0]
-    check_job(job(0, num_beams=VOCAB // 2), model)
-    with pytest.raises(ValueError, match="searching with 31 beams: a vocabulary of 60"):
-        check_job(job(0, num_beams=VOCAB // 2 + 1), model)
-
-
-def test_beams_and_plain_searches_share_a_scheduler(models: list[WhisperSlotModel]) -> None:
-    jobs = [job(0, num_beams=2), job(1), job(2, GRAMMAR, num_beams=5), job(0, GRAMMAR, num_beams=2)]
-    (found,) = run_jobs(SlotScheduler(models[0], 4), [jobs])
-    results = [cast("WindowResult", result) for result in found]
-    assert results.pop(1).sequence_score is None
-    check(models[0], [jobs[0], *jobs[2:]], results)
 
 
 def decoder_of(network: WhisperForConditionalGeneration) -> WhisperDecoderSlots:
@@ -377,20 +341,6 @@ def test_good_drafts_save_runs_of_the_model(
     found = run_drafted(counting, jobs)
     assert len(found[0].tokens) == 30
     assert runs[0] <= counting.runs <= runs[1]
-
-
-def test_a_window_again_is_not_heard_again(model: WhisperSlotModel, assistants: Assistants) -> None:
-    batch = SpeculativeBatch(model, assistants["another"], 2, 4)
-    alone = run_drafted(model, [job(0), job(1), job(0, GRAMMAR)])
-    jobs = [job(0), job(1)]
-    batch.fill([0, 1], jobs, encode_windows(model, jobs))
-    results: list[Any] = []
-    for admitted in (jobs, [job(0, GRAMMAR)]):
-        batch.admit(range(len(admitted)), admitted)
-        while len(batch.ended(len(admitted))) < len(admitted):
-            batch.step(len(admitted), sampled=False)
-        results += batch.collect(range(len(admitted)))
-    agree(results, alone)
 
 
 def test_a_spoilt_window_spoils_no_other(model: WhisperSlotModel, assistants: Assistants) -> None:

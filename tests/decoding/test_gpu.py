@@ -21,7 +21,6 @@ from corpus_asr.decoding import device
 from corpus_asr.decoding.batch import SlotBatch, encode_windows
 from corpus_asr.decoding.beam import BeamBatch
 from corpus_asr.decoding.device import CudaRecorder
-from corpus_asr.decoding.encoding import StreamEncoder
 from corpus_asr.decoding.protocols import (
     Job,
     Result,
@@ -34,11 +33,11 @@ from corpus_asr.families.layers import blocks
 from corpus_asr.models.whisper import WhisperForConditionalGeneration
 from tests.decoding.test_kernels import interpreted as interpreted
 from tests.support.device import pretended_gpu
-from tests.support.device_state import Gpu, RaceError
+from tests.support.device_state import Gpu
 from tests.support.device_tensors import run_as_one
 from tests.support.searches import END, KINDS, small_whisper
 from tests.support.searches import ask as ask_of_kind
-from tests.support.slots import assert_all_same, outcomes, run_jobs
+from tests.support.slots import assert_all_same, run_jobs
 
 # NumPy, by which kernels are interpreted, warns of what a GPU is silent about.
 pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore::RuntimeWarning")]
@@ -219,60 +218,6 @@ def test_steps_look_no_further_than_the_longest_text(
     assert max(reaches) <= 48
 
 
-def test_steps_recorded_before_the_first_short_window_are_recorded_anew(
-    folder: Path, alone: Any, gpu: Gpu
-) -> None:
-    short: list[Job] = [replace(ask(kind, 7), num_frames=100) for kind in ("greedy", "align")]
-    tasks: list[list[Job]] = [[ask("greedy", 3), *short]]
-    found, _ = run(load(folder, "cuda").slot_model(), tasks, slots=1)
-    assert_all_same(found, alone(tasks))
-    assert (gpu.captures, gpu.replays > 2) == (2, True)
-
-
-@pytest.fixture(scope="module")
-def sixty(alone: Any) -> tuple[list[list[Job]], list[list[Result]]]:
-    """Tasks of one window, and what they find on the CPU."""
-    kinds = ("greedy", "grammar", "watched", "kept", "sampled", "align")
-    tasks: list[list[Job]] = [[ask(kinds[0 if n < 40 else n % len(kinds)], n)] for n in range(60)]
-    return tasks, alone(tasks)
-
-
-@pytest.mark.parametrize(
-    ("slots", "most", "longest"),
-    [
-        pytest.param(4, 16, 256, id="all"),
-        pytest.param(6, 2, 256, id="few", marks=pytest.mark.slow),
-        pytest.param(6, 16, 2, id="short", marks=pytest.mark.slow),
-    ],
-)
-def test_windows_start_by_recordings(
-    folder: Path,
-    sixty: tuple[list[list[Job]], list[list[Result]]],
-    gpu: Gpu,
-    monkeypatch: pytest.MonkeyPatch,
-    slots: int,
-    most: int,
-    longest: int,
-) -> None:
-    # Prompts of one to four tokens, in groups of one to `slots`; slots move, and some hold others.
-    monkeypatch.setattr(batch_module, "MOST_RECORDED", most)
-    monkeypatch.setattr(batch_module, "_LONGEST_RECORDED", longest)
-    model = load(folder, "cuda").slot_model()
-    calls = Counter[str]()
-    for owner, name in (
-        (SlotBatch, "fill"), (SlotBatch, "admit"), (model, "fill"), (model, "prefill"),
-    ):  # fmt: skip
-        counted = _counting(calls, f"{type(owner).__name__} {name}", getattr(owner, name))
-        monkeypatch.setattr(owner, name, counted)
-    tasks, expected = sixty
-    found, scheduler = run(model, tasks, slots=slots)
-    assert_all_same(found, expected)
-    assert scheduler.statistics.refills > 40
-    assert calls["WhisperSlotModel fill"] < calls["type fill"]
-    by_itself = calls["WhisperSlotModel prefill"] / calls["type admit"]
-    assert by_itself < 0.8 if longest > 2 else by_itself < 1
-
-
 def test_windows_start_together_once_enough_slots_are_free(
     folder: Path, alone: Any, gpu: Gpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -324,7 +269,7 @@ def test_the_next_windows_are_encoded_while_slots_decode(
         method = getattr(place, name)
 
         def noted(*args: Any, name: str = name, do: Any = method, **more: Any) -> Any:
-            apart = gpu.streams.current(0) is not gpu.streams.default(0)
+            apart = gpu.current() is not gpu.default()
             done.append(f"{name} apart" if apart else name)
             return do(*args, **more)
 
@@ -338,23 +283,6 @@ def test_the_next_windows_are_encoded_while_slots_decode(
     # Half a batch at a time, when steps are queued: admissions find their windows encoded.
     assert [done[at - 1] for at in others] == ["step"] * len(others)
     assert "encode" not in done
-
-
-@pytest.mark.parametrize("name", ["wait_event", "wait_stream"])
-def test_a_wait_that_is_forgotten_is_an_error(
-    folder: Path, gpu: Gpu, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    make = StreamEncoder.__init__
-
-    def make_forgetful(self: Any, *args: Any, **options: Any) -> None:
-        make(self, *args, **options)
-        waiting = self._stream if name == "wait_stream" else self._current()
-        monkeypatch.setattr(waiting, name, lambda other: None)  # recorders wait on others
-
-    monkeypatch.setattr(StreamEncoder, "__init__", make_forgetful)
-    tasks: list[list[Job]] = [[ask("greedy", number)] for number in range(4)]
-    with pytest.raises(RaceError, match="reads what another wrote"):
-        run(load(folder, "cuda").slot_model(), tasks, slots=3)
 
 
 # Most waits of one call of each of a batch's methods, by what it does.
@@ -503,37 +431,3 @@ def test_two_engines_never_capture_at_once(folder: Path) -> None:
         assert errors == []
         assert gpu.captures >= 4
         assert gpu.overlaps == []
-
-
-@pytest.mark.parametrize(
-    "kind", ["greedy", pytest.param("sampled", marks=pytest.mark.slow), "align",
-             pytest.param("beams", marks=pytest.mark.slow)],
-)  # fmt: skip
-def test_a_window_that_is_not_a_number_fails_its_task_and_no_other(
-    folder: Path, alone: Any, gpu: Gpu, kind: str
-) -> None:
-    tasks: list[list[Job]] = [[ask(kind, number)] for number in range(4)]
-    expected = alone(tasks)
-    spoilt = tasks[2][0]
-    features = spoilt.features.copy()
-    features[3, 5] = np.nan
-    tasks[2] = [replace(spoilt, features=features)]
-    scheduler = SlotScheduler(load(folder, "cuda").slot_model(), 6, encode_batch=4, check_every=3)
-
-    def task(job: Job) -> Any:
-        return [(yield job)]
-
-    found: dict[int, Any] = dict(enumerate(outcomes(scheduler, [task(job) for (job,) in tasks])))
-    failed = found.pop(2)
-    del expected[2]
-    assert failed.kind == "not_a_number"
-    assert "set model.compute_type" in str(failed)
-    assert_all_same([*found.values()], expected)
-
-
-def test_a_capture_that_fails_is_counted(folder: Path, alone: Any, gpu: Gpu) -> None:
-    gpu.refuses_captures = True
-    tasks = tasks_of(("greedy", "sampled"), jobs=1)
-    found, scheduler = run(load(folder, "cuda").slot_model(), tasks, slots=4)
-    assert_all_same(found, alone(tasks))
-    assert scheduler.statistics.failed_captures == 1

@@ -172,14 +172,6 @@ def test_every_job_gets_what_it_gets_alone(
     check(found, tasks)
 
 
-def test_drafts_change_nothing_and_beams_do() -> None:
-    drafted, greedy, beams = (
-        [alone(kind, number) for number in range(4)] for kind in ("drafted", "greedy", "beams")
-    )
-    assert_all_same([drafted], [greedy])
-    assert any(ours.logprobs != theirs.logprobs for ours, theirs in zip(beams, greedy, strict=True))
-
-
 def test_aligning_what_was_decoded_uses_the_window_in_its_slot() -> None:
     model = MarkovModel()
     [[said, messages, again]] = run(model, [[ask("greedy", 1), align(1, 5, 6), ask("greedy", 1)]])
@@ -271,22 +263,6 @@ def test_every_lane_is_pending_and_failed() -> None:
     assert scheduler.pending == 0
 
 
-@pytest.mark.parametrize("rows", [0, 3])
-def test_slots_are_halved_until_a_lane_of_beams_fits(rows: int) -> None:
-    class Small(MarkovModel):
-        def new_state(self, slots: int, *, beams: int = 1) -> torch.Tensor:
-            if beams > 1 and slots > rows:
-                raise torch.OutOfMemoryError("tried to allocate 3 GiB")
-            return super().new_state(slots)
-
-    tasks = [[ask("beams", 0)]]
-    if rows == 0:
-        with pytest.raises(torch.OutOfMemoryError, match="3 GiB"):
-            run(Small(), tasks, slots=6)
-    else:
-        assert run(Small(), tasks, slots=6) == run(MarkovModel(), tasks, slots=3)
-
-
 def test_each_rung_is_recorded_once_and_replayed_from_then_on() -> None:
     recorder = Counting()
     tasks = [[ask("greedy", number) for number in range(8)] for _ in range(6)]
@@ -329,9 +305,10 @@ def test_where_nothing_can_be_recorded_steps_are_run_and_that_is_said_once(
 ) -> None:
     failing = Failing()
     tasks = [[ask("greedy", number), ask("sampled", number)] for number in range(5)]
+    scheduler = SlotScheduler(Steady(), 3, check_every=1, recorder=failing)
     with caplog.at_level(logging.WARNING):
-        found = run(Steady(), tasks, slots=3, recorder=failing)
-    assert failing.recorded == 1
+        found = run_jobs(scheduler, tasks)
+    assert failing.recorded == scheduler.statistics.failed_captures == 1
     assert [record.message for record in caplog.records] == [
         "recording a decoding step as a CUDA graph: operation not permitted when stream is "
         "capturing; continuing without"

@@ -4,25 +4,13 @@ What it says there, tests/gpu/test_parakeet.py compares.
 """
 
 from collections.abc import Iterator
-from functools import partial
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from corpus_asr.decoding.device import CudaRecorder
-from corpus_asr.decoding.one_pass import (
-    LoadedRecognizer,
-    OnePassScheduler,
-    Recognition,
-    WindowToRead,
-)
-from corpus_asr.decoding.recognizer import Recognized
 from corpus_asr.decoding.transducer import GreedySearch
-from corpus_asr.families.parakeet.recognizer import ParakeetRecognizer
-from corpus_asr.families.parakeet.tokenizer import ParakeetTokenizer
 from tests.support.device import pretended_gpu
 from tests.support.device_state import Gpu
 from tests.support.parakeet_networks import features, small_parakeet
@@ -83,29 +71,6 @@ def test_a_batch_waits_and_starts_kernels_no_more_often_than_its_budget(
             rows._round()
         found["round"] = sum(launches.values())
     assert found == BUDGETS[kind]
-
-
-def noise(frames: int) -> np.ndarray:
-    return np.random.default_rng(frames).standard_normal((frames, 80)).astype(np.float32)
-
-
-def task() -> Any:
-    windows = [
-        WindowToRead(num_frames=frames, read=partial(noise, frames)) for frames in (80, 30, 76)
-    ]
-    return (yield Recognition(windows=windows, language=None))
-
-
-def read(network: Any, folder: Path) -> tuple[list[list[Recognized]], int]:
-    recognizer = ParakeetRecognizer(network, ParakeetTokenizer.from_pretrained(folder))
-    loaded = LoadedRecognizer(recognizer=recognizer, device=network.device)
-    scheduler = OnePassScheduler(loaded)
-    found: list[Any] = []
-    for _ in range(2):
-        scheduler.add(task(), lambda result, error: found.append(error or result))
-    while scheduler.pending:
-        scheduler.advance()
-    return found, scheduler.statistics.halvings
 
 
 def test_a_capture_that_fails_changes_nothing(gpu: Gpu) -> None:

@@ -1,11 +1,11 @@
 """A pretended GPU: inside `pretended_gpu()` the CUDA path of the package runs as it is.
 
-Its tensors are `device_tensors`, what it holds and notes is `device_state`; here are what makes
+Its tensors are `device_tensors`, what it notes is `device_state`; here are what makes
 `torch.cuda` work with them: streams, events and graphs. A captured graph is a tape of
 operations at fixed addresses, whose intermediates are overwritten after each replay, as other
 graphs of its pool would.
 
-Of kernels, float16, timing and how much memory there is it knows nothing.
+Of kernels, float16, timing, memory and how streams wait for each other it knows nothing.
 """
 
 import threading
@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.support.device_state import Clock, Gpu, Stream, gpu_now
+from tests.support.device_state import Gpu, Stream, gpu_now
 from tests.support.device_tensors import (
     DeviceTensor,
     Host,
@@ -32,13 +32,11 @@ from tests.support.device_tensors import (
 class Tape:
     """Operations at fixed addresses; undone once recorded, as capturing has no effect."""
 
-    def __init__(self, *, shared: bool, index: int) -> None:
-        self._shared, self._index = shared, index
+    def __init__(self, *, shared: bool) -> None:
+        self._shared = shared
         self._steps: list[tuple[Any, Any, dict[str, Any], list[Tensor]]] = []
         self._before: dict[int, tuple[Tensor, Tensor]] = {}
         self._made: dict[int, Tensor] = {}
-        self._given: set[int] = set()
-        self._changed: set[int] = set()
 
     def save(self, tensor: Tensor) -> None:
         """Keep what a tensor that is about to be written holds."""
@@ -66,8 +64,6 @@ class Tape:
 
     def add(self, func: Any, args: Any, kwargs: dict[str, Any], made: list[Tensor]) -> None:
         """Record a call and the tensors that it made."""
-        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        self._given |= {tensor.untyped_storage().data_ptr() for tensor in given}
         for tensor in made:
             self._made[tensor.untyped_storage().data_ptr()] = tensor
         self._steps.append((func, args, kwargs, made))
@@ -76,19 +72,11 @@ class Tape:
         """Take back what recording did."""
         for whole, before in self._before.values():
             whole.copy_(before)
-        self._changed = {*self._before, *self._made}
         self._before.clear()
         self._overwrite()
 
     def play(self) -> None:
         """Do it all again, into the same tensors."""
-        gpu = gpu_now()
-        with gpu.lock:
-            read, written = (
-                [gpu.memory.held[address] for address in some if address in gpu.memory.held]
-                for some in (self._given, self._changed)
-            )
-            gpu.streams.use(self._index, read, written)
         with torch.inference_mode():
             for func, args, kwargs, made in self._steps:
                 result = func(*args, **kwargs)
@@ -121,8 +109,7 @@ class _Capture:
         self, graph: _Graph, pool: Any = None, stream: Stream | None = None, **_: Any
     ) -> None:
         self._graph = graph
-        index = 0 if stream is None else stream.device.index
-        self._tape = Tape(shared=pool is not None, index=index)
+        self._tape = Tape(shared=pool is not None)
 
     def __enter__(self) -> None:
         gpu = gpu_now()
@@ -150,17 +137,12 @@ class _Capture:
 class _Event:
     def __init__(self, **_: Any) -> None:
         self._at = 0.0
-        self.clock: Clock = {}
 
     def record(self, stream: Stream | None = None) -> None:
         self._at = time.perf_counter()
-        self.clock = (stream or gpu_now().streams.current(0)).clock()
-
-    def wait(self, stream: Stream | None = None) -> None:
-        (stream or gpu_now().streams.current(0)).wait_event(self)
 
     def synchronize(self) -> None:
-        gpu_now().wait("event", "Event.synchronize", self.clock)
+        gpu_now().wait("event", "Event.synchronize")
 
     def query(self) -> bool:
         return True
@@ -173,23 +155,13 @@ def _index(device: Any) -> int:
     return 0 if device is None else torch.device(device).index or 0
 
 
-def _type_of(new: Callable[..., Stream]) -> type[Stream]:
-    """Return what makes streams by `new` and may stand in an annotation of another library."""
-
-    def make(_: type, device: Any = None, priority: int = 0) -> Stream:
-        return new(device, priority)
-
-    return type("Stream", (Stream,), {"__new__": make})
-
-
 @contextmanager
 def _on_stream(stream: Stream) -> Iterator[None]:
-    streams, index = gpu_now().streams, stream.device.index or 0
-    before = streams.choose(index, stream)
+    before = gpu_now().choose(stream)
     try:
         yield
     finally:
-        streams.choose(index, before)
+        gpu_now().choose(before)
 
 
 def _empty_cache() -> None:
@@ -240,12 +212,12 @@ def pretended_gpu(*, devices: int = 1, capture_s: float = 0.0) -> Iterator[Gpu]:
         "max_memory_reserved": lambda device=None: 0,
         "empty_cache": _empty_cache,
         "synchronize": lambda device=None: gpu.wait("synchronize", "torch.cuda.synchronize"),
-        "current_stream": lambda device=None: gpu.streams.current(_index(device)),
+        "current_stream": lambda device=None: gpu.current(_index(device)),
         "stream": _on_stream,
         "device": lambda device: nullcontext(),
         "graph_pool_handle": lambda: (0, 1),
         "set_sync_debug_mode": _sync_debug_mode,
-        "Stream": _type_of(gpu.streams.new),
+        "Stream": Stream,
         "Event": _Event, "CUDAGraph": _Graph, "graph": _Capture,
     }  # fmt: skip
     with pytest.MonkeyPatch.context() as patch, as_gpu(gpu):

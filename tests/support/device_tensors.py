@@ -1,12 +1,11 @@
 """Tensors that say `cuda:N`, compute on the CPU, and tell what a GPU would mind.
 
-Every wait of the host is noted with its place, tensors of two devices do not meet, copies to pinned
-memory arrive when somebody waits, and allocations fail on demand. What makes a host wait is taken
+Every wait of the host is noted with its place, tensors of two devices do not meet, and copies to
+pinned memory arrive when somebody waits. What makes a host wait is taken
 from PyTorch's sources: `copy_to` in ATen/TensorIndexing.h, `_index_put_impl_` in
 native/TensorAdvancedIndexing.cpp.
 """
 
-import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from tests.support.device_state import Gpu, Stored, gpu_is, gpu_now
+from tests.support.device_state import Gpu, gpu_is, gpu_now
 
 CPU = torch.device("cpu")
 _FACTORIES = {
@@ -72,8 +71,6 @@ class DeviceTensor(Tensor):
     """Says that it is on a GPU, and holds a tensor of the CPU."""
 
     on_host: Tensor
-    stored: Stored | None
-    let_go: Callable[[], Any] = staticmethod(lambda: None)
     __torch_function__: Any = torch._C._disabled_torch_function_impl
 
     def __new__(cls, inner: Tensor, index: int = 0) -> "DeviceTensor":
@@ -81,22 +78,9 @@ class DeviceTensor(Tensor):
             cls, inner.shape, strides=inner.stride(), storage_offset=inner.storage_offset(),
             dtype=inner.dtype, device=torch.device("cuda", index), requires_grad=False,
         )  # fmt: skip
-        made.hold(inner)
+        made.on_host = inner
         found: DeviceTensor = made
         return found
-
-    def hold(self, inner: Tensor) -> None:
-        """Use the memory of `inner`, and that alone."""
-        gpu = gpu_now()
-        with gpu.lock:
-            taken = gpu.memory.take(inner)
-            self.let_go()
-            self.on_host, self.stored = inner, None
-            if taken is not None:
-                address, self.stored = taken
-                self.let_go = weakref.finalize(self, gpu.gave, address)
-                if self.stored.users == 1 and gpu.tape is None:
-                    gpu.streams.allocate(self.device.index, self.stored)
 
     def __repr__(self, **_: Any) -> str:  # type: ignore[override]
         return f"DeviceTensor({tuple(self.shape)}, {self.dtype}, {self.device})"
@@ -130,7 +114,6 @@ class DeviceTensor(Tensor):
         changed = _changed(func, args, kwargs)
         if not _is_view(func):
             gpu_now().launched(name)
-            gpu_now().used(ours, changed, index=index)
         if tape is not None:
             tape.after(func, inner_args, inner_kwargs, result)
         if changed and isinstance(result, Tensor):
@@ -196,18 +179,15 @@ def _copy(target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
     if isinstance(target, DeviceTensor):
         if not (non_blocking and gpu.is_pinned(source)):
             gpu.wait("upload", f"copy_ {tuple(source.shape)}")
-        gpu.used((), [target])
         target.on_host.copy_(source)
         return target
     values = _inner(source)
-    gpu.used([source])
     if not (non_blocking and gpu.is_pinned(target)):
         gpu.wait("read", f"copy_ {tuple(source.shape)}")
         return target.copy_(values)
     # Nonsense until somebody waits: what is read too early must show.
     with gpu.lock:
-        clock = gpu.streams.current(source.device.index).clock()
-        gpu.in_flight.append((target, values.clone(), clock))
+        gpu.in_flight.append((target, values.clone()))
         spoil(target)
     return target
 
@@ -220,7 +200,6 @@ def spoil(tensor: Tensor) -> None:
 
 
 def _to_host(tensor: DeviceTensor, dtype: torch.dtype | None = None) -> Tensor:
-    gpu_now().used([tensor])
     gpu_now().wait("read", f"cpu {tuple(tensor.shape)}")
     copied = tensor.on_host.clone()
     return copied if dtype is None else copied.to(dtype)
@@ -269,7 +248,6 @@ def run_as_one(
     result = func(*inner_args, **inner_kwargs)
     gpu = gpu_now()
     gpu.launched(name)
-    gpu.used(_ours(args, kwargs), index=index)
     if gpu.tape is not None:
         made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         gpu.tape.add(func, inner_args, inner_kwargs, made)
@@ -301,7 +279,6 @@ def _set(func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
         gpu_now().wait("upload", "setitem of a tensor of the host")
     gpu = gpu_now()
     gpu.launched("index_put" if by_tensors else "copy_")
-    gpu.used(_ours(key, value), [tensor])
     call: Any = Tensor.__setitem__
     if gpu.tape is not None:
         gpu.tape.save(tensor.on_host)
@@ -354,7 +331,6 @@ def _read(func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
         raise TypeError("can't convert cuda:0 device type tensor to numpy")
     if name == "cpu":
         return _to_host(args[0])
-    gpu_now().used(args[:1])
     gpu_now().wait("read", name)
     return getattr(args[0].on_host, name)(*args[1:])
 
@@ -371,7 +347,10 @@ def _pin(func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
 def _place(func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
     tensor = args[0]
     if name == "__set__":
-        return tensor.hold(args[1].on_host) if func == _SET_DATA else NotImplemented
+        if func != _SET_DATA:
+            return NotImplemented
+        tensor.on_host = args[1].on_host
+        return None
     return getattr(tensor.on_host, name)()
 
 
