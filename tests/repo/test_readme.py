@@ -4,11 +4,13 @@ import ast
 import importlib
 import re
 import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
+
+from corpus_asr.cli.main import app
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGES = sorted((REPOSITORY / "docs").rglob("*.md"))
@@ -35,14 +37,9 @@ def commands(program: str) -> list[str]:
 
 @cache
 def help_of(*arguments: str) -> str:
-    done = subprocess.run(
-        [str(Path(sys.executable).with_name("corpus-asr")), *arguments, "--help"],
-        capture_output=True,
-        text=True,
-        env={"COLUMNS": "200", "PATH": "", "TERM": "dumb", "NO_COLOR": "1"},
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    plain = {"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"}
+    done = CliRunner().invoke(app, [*arguments, "--help"], env=plain)
+    assert done.exit_code == 0, done.output
     return done.stdout
 
 
