@@ -154,7 +154,7 @@ def test_an_adapter_of_peft_says_what_it_says_merged(
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("use_dora", [False, True])
+@pytest.mark.parametrize("use_dora", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_lora_is_merged_into_a_copy(family: Family, usual: list[Any], use_dora: bool) -> None:
     network = adapted(family, dataclasses.replace(LORA, use_dora=use_dora))
     before = {name: weight.clone() for name, weight in network.state_dict().items()}
@@ -162,7 +162,7 @@ def test_lora_is_merged_into_a_copy(family: Family, usual: list[Any], use_dora: 
     first = family.say(network)
     assert first[0].tolist() != usual[0].tolist()
     with network.disable_adapter():
-        same(family.say(network), usual)
+        same(family.begin(network), usual[:1])
     network.add_adapter("second", dataclasses.replace(LORA, r=3))
     network.set_adapter("second")
     assert family.begin(network)[0].tolist() != first[0].tolist()
