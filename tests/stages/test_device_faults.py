@@ -1,7 +1,6 @@
 """What becomes of a worker whose GPU fails, on a pretended GPU: it is told from a bad recording."""
 
 import math
-import platform
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +19,6 @@ from corpus_asr.decoding import slots as slots_module
 from corpus_asr.decoding.batch import encode_windows
 from corpus_asr.errors import EngineError
 from corpus_asr.failure_kinds import NOT_A_NUMBER
-from corpus_asr.families.loading import check_cuda
 from corpus_asr.runtime.workers import STUCK_LOOKS, StuckWatch
 from corpus_asr.stages.transcribe import EngineSpec, TranscribeStage
 from corpus_asr.transcription.engine import Engine
@@ -121,15 +119,6 @@ def test_a_gpu_that_fails_of_silence_is_at_fault_whatever_the_recording(
         stage.transcribe_silence(part())
     assert words in str(caught.value)
     assert "Pretended" in str(caught.value)
-
-
-def test_a_gpu_without_a_driver_is_named_with_its_machine(
-    gpu: Gpu, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    check_cuda("cuda:0")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(EngineError, match=rf"on {platform.node()}: this worker is to use cuda:0"):
-        check_cuda("cuda:0")
 
 
 @pytest.mark.long
