@@ -95,8 +95,8 @@ def test_a_classification_is_refused_and_its_windows_are_a_query(tmp_path: Path)
         Library(store)
     guide = (REPOSITORY / "docs/how-to/models.md").read_text(encoding="utf-8")
     query = guide.partition("-- windows of a classification\n")[2].partition("```")[0]
-    found = duckdb.sql(query.replace("output/", f"{store.uri}/")).fetchall()
-    assert [(start_s, labels) for _, start_s, _, labels, _ in found] == [
+    windows = duckdb.execute(query.replace("output/", f"{store.uri}/")).fetchall()
+    assert [(start_s, labels) for _, start_s, _, labels, _ in windows] == [
         (30.0, ["de", "nl", "en"]), (0.0, ["de", "nl", "en"])
     ]  # fmt: skip
 
