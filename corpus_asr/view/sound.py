@@ -14,7 +14,6 @@ import math
 import os
 import struct
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -361,16 +360,13 @@ KEPT_TILES = 3_000
 # Shorter ones are within words and sentences.
 MIN_PAUSE_S = 0.3
 
-_TileKey = tuple[str, str | None, int | None, int]
-
 
 class Waveforms:
     """Decodes peaks and keeps them, up to 5 MB. Thread-safe."""
 
     def __init__(self, sounds: Sounds) -> None:
         self._sounds = sounds
-        self._tiles: OrderedDict[_TileKey, np.ndarray | None] = OrderedDict()
-        self._lock = threading.Lock()
+        self._tile = functools.lru_cache(KEPT_TILES)(self._decoded_tile)
 
     def peaks(
         self, sound: Sound, start_s: float, end_s: float, count: int, *, channel: int | None = None
@@ -399,20 +395,10 @@ class Waveforms:
         found: list[int] = np.maximum.reduceat(values[:last_edge], edges).tolist()
         return found
 
-    def _tile(self, sound: Sound, channel: int | None, number: int) -> np.ndarray | None:
-        key = (sound.uri, sound.etag, channel, number)
-        with self._lock:
-            if key in self._tiles:
-                self._tiles.move_to_end(key)
-                return self._tiles[key]
+    def _decoded_tile(self, sound: Sound, channel: int | None, number: int) -> np.ndarray | None:
         # One at a time, so that what is played is decoded in between.
         data = self._sounds.peaks(sound, number * TILE_S, TILE_S * PEAKS_PER_S, channel=channel)
-        tile = None if data is None else np.frombuffer(data, dtype=np.uint8)
-        with self._lock:
-            self._tiles[key] = tile
-            while len(self._tiles) > KEPT_TILES:
-                self._tiles.popitem(last=False)
-        return tile
+        return None if data is None else np.frombuffer(data, dtype=np.uint8)
 
 
 class Pauses:
