@@ -174,8 +174,7 @@ def convert(
     tokenizer: Annotated[
         str | None,
         typer.Option(
-            help="For a .pt SRC, or a folder without a tokenizer: a checkpoint that has one; for a "
-            ".pt SRC also openai-whisper's .tiktoken file."
+            help="For a .pt SRC: a checkpoint that has one, or openai-whisper's .tiktoken file."
         ),
     ] = None,
 ) -> None:

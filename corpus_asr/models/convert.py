@@ -8,7 +8,7 @@ import binascii
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from itertools import product
@@ -44,7 +44,6 @@ from corpus_asr.families.whisper.tokenizer import WhisperTokenizer
 from corpus_asr.families.whisper.vocabulary import bytes_by_letter
 from corpus_asr.languages import LANGUAGES
 from corpus_asr.models.whisper.processor import WhisperFeatureExtractor
-from corpus_asr.storage.model_files import SMALL_FILES
 from corpus_asr.units import TIMESTAMP_STEP_S
 
 OPENAI_SUFFIX = ".pt"
@@ -97,9 +96,8 @@ def convert(
     """Convert a checkpoint and return what was written, in words.
 
     The suffixes select the direction: `.pt` is OpenAI's, all else a folder. A `dtype` of None keeps
-    the stored one, and makes float16 of INT8 weights. A .pt source needs a `tokenizer`, a folder of
-    Whisper's or OpenAI's .tiktoken file; to a folder such a folder gives the small files that it
-    lacks, as those of trainers do.
+    the stored one, and makes float16 of INT8 weights. A .pt source alone has a `tokenizer`, to a
+    folder: a folder of Whisper's, or OpenAI's .tiktoken file.
     """
     if target.exists():
         raise ConfigError(f"converting to {target}: it exists already; give another name")
@@ -122,39 +120,11 @@ def convert(
             f"converting {source}: found a file, expected OpenAI's .pt or a checkpoint's folder; "
             "give one in the layout of transformers"
         )
+    if tokenizer is not None:
+        raise ConfigError("--tokenizer is for .pt sources: folders have their own; leave it out")
     if target.suffix == OPENAI_SUFFIX:
-        if tokenizer is not None:
-            raise ConfigError(
-                "--tokenizer is for folders and .pt sources: a .pt target holds no tokenizer"
-            )
         return _folder_to_openai(source, target, dtype)
-    return _folder_to_folder(source, target, dtype, _small_files(source, tokenizer))
-
-
-def _small_files(source: Path, tokenizer: Path | None) -> list[Path]:
-    """Return the files of a folder beside its weights, completed by those of another checkpoint."""
-    files = [
-        path
-        for path in source.iterdir()
-        if path.is_file() and not path.name.endswith(_WEIGHT_SUFFIXES)
-    ]
-    if tokenizer is None:
-        return files
-    if not tokenizer.is_dir():
-        raise ConfigError(
-            f"completing {source} with {tokenizer}: expected a checkpoint's folder or name, which "
-            "has other small files, too; correct --tokenizer"
-        )
-    needed = _tokens_of(WhisperTokenizer.from_pretrained(tokenizer))
-    found = WhisperConfig.from_pretrained(source).vocab_size
-    if found < needed or (found != needed and found in _OPENAI_VOCABULARIES):
-        raise CheckpointError(
-            f"completing {source} with {tokenizer}: found {found} tokens and {needed}, expected as "
-            "many; give the checkpoint that it was trained from with --tokenizer"
-        )
-    have = {path.name for path in files}
-    others = (tokenizer / name for name in SMALL_FILES)
-    return files + [path for path in others if path.name not in have and path.is_file()]
+    return _folder_to_folder(source, target, dtype)
 
 
 def _openai_to_folder(
@@ -238,11 +208,12 @@ def _folder_to_openai(source: Path, target: Path, dtype: str | None) -> str:
     return _words(tensors, target)
 
 
-def _folder_to_folder(source: Path, target: Path, dtype: str | None, small: Iterable[Path]) -> str:
+def _folder_to_folder(source: Path, target: Path, dtype: str | None) -> str:
     tensors = _read_folder(source)
     with _appearing(target) as folder:
-        for path in small:
-            shutil.copyfile(path, folder / path.name)
+        for path in source.iterdir():
+            if path.is_file() and not path.name.endswith(_WEIGHT_SUFFIXES):
+                shutil.copyfile(path, folder / path.name)
         save_weights(folder, _typed(tensors, dtype))
     return _words(tensors, target)
 

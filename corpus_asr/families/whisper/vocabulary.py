@@ -43,8 +43,8 @@ def load_vocabulary(folder: Path) -> Tokenizer:
     raise CheckpointError(
         f"loading a tokenizer from {folder}: found neither {TOKENIZER_NAME} nor both "
         f"{VOCAB_NAME} and {MERGES_NAME}; fetch the checkpoint's tokenizer files too. Trainers "
-        "save none: take those of the checkpoint it was trained from, `corpus-asr convert "
-        f"{folder} NEW_FOLDER --tokenizer {_trained_from(folder)}`"
+        "save none: save there that of the checkpoint it was trained from, "
+        f"AutoProcessor.from_pretrained({_trained_from(folder)!r}).save_pretrained({str(folder)!r})"
     )
 
 
