@@ -219,8 +219,7 @@ class _Attempt:
 
     def _with_findings(self, night: Night) -> Night:
         if self.summary is not None:
-            found, least_sure = findings_of(self.store, self.run_id)
-            night = replace(night, findings=found, least_sure=least_sure)
+            night = replace(night, findings=findings_of(self.store, self.run_id))
         else:
             found = findings_so_far(self.store, self.run_id)
             night = replace(

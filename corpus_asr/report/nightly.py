@@ -15,7 +15,6 @@ from itertools import chain, count, islice, pairwise
 from statistics import median
 from typing import Any
 
-from corpus_asr.confidence import LOW_CONFIDENCE
 from corpus_asr.errors import FetchError
 from corpus_asr.logs import event
 from corpus_asr.report.failures import FailureExample, FailureGroup
@@ -32,9 +31,8 @@ from corpus_asr.units import counted, shortened
 
 logger = logging.getLogger(__name__)
 
-# A summary, not a table: of languages and transcripts of low confidence it has the first.
+# A summary, not a table: of languages it has the first.
 MOST_LANGUAGES = 10
-MOST_UNSURE = 10
 MIN_PAST = 3  # runs it takes to say what is usual
 # Fewer failures, or transcripts of low confidence, warn of nothing in any number of files.
 _FEW = 3
@@ -68,15 +66,6 @@ _STATES = {
 
 
 _OF_NIGHT = ("date", "state", "listed", "new", "remaining", "audio_s", "wall_s", "rtfx")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Unsure:
-    """A recording whose text the model was not sure of."""
-
-    uri: str
-    confidence: float
-    audio_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,8 +119,6 @@ class Night:
     """What its recordings came to."""
     archive: Archive | None
     """None if the night was stopped or aborted."""
-    least_sure: tuple[Unsure, ...] = ()
-    """The first few recordings of low confidence."""
     skipped: int
     """Recordings that failed too often to be tried again."""
     no_longer_retried: tuple[str, ...]
@@ -174,28 +161,17 @@ def as_data(night: Night) -> dict[str, Any]:
         ],
         "confidence": found["mean_confidence"],
         "low_confidence": found["low_confidence"],
-        "least_sure": data.pop("least_sure"),
     }
     return data
 
 
-_LOW = f"""
-select uri, confidence, duration_s as audio_s
-from recordings join confidences using (recording_id)
-where {OF_RUN} and status = 'ok' and confidence < $low
-order by confidence, uri limit {MOST_UNSURE}
-"""
-
-
-def findings_of(store: OutputStore, run_id: str) -> tuple[RunNumbers, tuple[Unsure, ...]]:
-    """Return what recordings of a finished run came to, and the first whose text is unsure."""
+def findings_of(store: OutputStore, run_id: str) -> RunNumbers:
+    """Return what recordings of a finished run came to."""
     with RunTables(store) as tables:
         # Objects without parts of the run or its recordings need not be opened.
         counting = f"counts and (run_id = $run or {OF_RUN})"
         read_confidences(store, tables, SEGMENT_ROWS, which=counting, run=run_id)
-        findings = RunNumbers.of(tables, run=run_id)
-        low = tables.table(_LOW, run=run_id, low=LOW_CONFIDENCE).to_pylist()
-        return findings, tuple(Unsure(**row) for row in low)
+        return RunNumbers.of(tables, run=run_id)
 
 
 def findings_so_far(store: OutputStore, run_id: str) -> RunNumbers:
@@ -356,10 +332,6 @@ def markdown(night: Night) -> str:
         languages=[
             (share.name, f"{share.recordings:,}", duration(share.audio_s))
             for share in findings.languages[:MOST_LANGUAGES]
-        ],
-        least_sure=[
-            (_code(redact_uri(each.uri)), f"{each.confidence:.2f}", duration(each.audio_s))
-            for each in night.least_sure
         ],
         nights=[_night_cells(numbers) for numbers in (night.numbers, *night.past)],
     )

@@ -10,7 +10,7 @@ import pytest
 
 from corpus_asr.confidence import LOW_CONFIDENCE
 from corpus_asr.report.history import output_numbers
-from corpus_asr.report.nightly import Unsure, findings_of
+from corpus_asr.report.nightly import findings_of
 from corpus_asr.report.numbers import RunNumbers
 from corpus_asr.report.run import Report, counted_run
 from corpus_asr.report.samples import Details, Sampler
@@ -80,7 +80,7 @@ def commit(job: ManualRun, name: str, chance: random.Random) -> None:
         job.commit(name, segments=segments, language=chance.choice(["en", "de", "es"]), **common)
 
 
-Told = tuple[Report, Details, RunNumbers, tuple[Unsure, ...]]
+Told = tuple[Report, Details, RunNumbers]
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def told(job: ManualRun) -> Told:
     """What the report, the page and the night of the last run say."""
     with counted_run(job.store, sampler := Sampler(job.store)) as (report, tables):
         details = sampler.details(tables)
-    return report, details, *findings_of(job.store, job.run.run_id)
+    return report, details, findings_of(job.store, job.run.run_id)
 
 
 def ask(job: ManualRun, name: str, *, where: str | None = None) -> list[tuple[Any, ...]]:
@@ -107,7 +107,7 @@ def ask(job: ManualRun, name: str, *, where: str | None = None) -> list[tuple[An
 
 @pytest.mark.long
 def test_complete(job: ManualRun, told: Told) -> None:
-    report, details, findings, _ = told
+    report, details, findings = told
     by_status = dict(ask(job, "complete"))
     counts = report.statistics
     assert by_status == {"ok": counts.ok, "no_speech": counts.no_speech, "failed": counts.failed}
@@ -129,7 +129,7 @@ def test_the_language_of_a_recording(job: ManualRun, told: Told) -> None:
 
 
 def test_hours_of_a_language(job: ManualRun, told: Told) -> None:
-    report, _, findings, _ = told
+    report, _, findings = told
     expected = ask(job, "hours")
     shares = report.statistics.languages
     assert [(each.name, each.recordings) for each in shares] == [row[:2] for row in expected]
@@ -143,7 +143,7 @@ def test_hours_of_a_language(job: ManualRun, told: Told) -> None:
 
 
 def test_low_confidence(job: ManualRun, told: Told) -> None:
-    report, details, findings, least_sure = told
+    report, details, findings = told
     low = dict(ask(job, "low confidence"))
     numbers = output_numbers(report)
     assert numbers is not None
@@ -157,10 +157,6 @@ def test_low_confidence(job: ManualRun, told: Told) -> None:
     } == {uri: pytest.approx(confidence) for uri, confidence in low.items()}
     mine = ask(job, "low confidence", where=f"run_id = '{job.run.run_id}'")
     assert findings.low_confidence == len(mine) > 0
-    assert [each.uri for each in least_sure] == [uri for uri, _ in mine]
-    assert [each.confidence for each in least_sure] == pytest.approx(
-        [confidence for _, confidence in mine]
-    )
 
 
 def test_listed_done_and_gone(job: ManualRun, told: Told) -> None:
