@@ -383,11 +383,6 @@ def _generate_keywords(options: Mapping[str, Any]) -> dict[str, Any]:
             f"transcribing: found generate_kwargs of type {type(named).__name__}, expected a "
             "dictionary of generate's keywords"
         )
-    if isinstance(options.get("assistant_model"), str | PathLike):
-        raise TypeError(
-            "transcribing: found the name of an assistant_model, expected a loaded model; load it "
-            "by AutoModelForSpeechSeq2Seq.from_pretrained"
-        )
     rest = {
         name: value
         for name, value in options.items()
