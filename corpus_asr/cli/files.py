@@ -258,14 +258,9 @@ def _files_of(
 ) -> "OutputFiles | None":
     if chosen.output_dir is None:
         return None
-    from corpus_asr.cli.output_files import Existing, OutputFiles
+    from corpus_asr.cli.output_files import OutputFiles
     from corpus_asr.storage.model_files import checkpoint_version, full_name
 
-    if chosen.overwrite and chosen.skip_existing:
-        raise ConfigError(
-            "reading the options: found --overwrite and --skip-existing, expected one of them"
-        )
-    existing = Existing.skip if chosen.skip_existing else Existing.known
     checkpoint = model_or_default(chosen.model, quiet=True)
     model = {"model": full_name(checkpoint), "model_revision": checkpoint_version(checkpoint)}
     given = {name: value for name, value in keys.items() if name not in _OF_NO_TEXT}
@@ -274,7 +269,7 @@ def _files_of(
         chosen.output_dir,
         inputs.found,
         layout,
-        existing=Existing.overwrite if chosen.overwrite else existing,
+        overwrite=chosen.overwrite,
         apart="" if texts is not None else _apart(keys),
         made_by=made_by,
         texts=texts,

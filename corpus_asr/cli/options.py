@@ -288,10 +288,6 @@ class FileOptions:
         bool,
         _output("--overwrite", "Transcribe again, also what has its files in the folder already."),
     ] = False
-    skip_existing: Annotated[
-        bool,
-        _output("--skip-existing", "Skip what has files of its name, whatever they were made of."),
-    ] = False
     subtitle_preset: Preset = None
     timestamps: Annotated[bool, _output("Print times before the text.")] = True
     highlight_words: Annotated[

@@ -17,7 +17,6 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
-from enum import StrEnum
 from functools import cached_property
 from math import inf
 from typing import TYPE_CHECKING, Any, Literal
@@ -79,17 +78,6 @@ class Layout:
                 )
 
 
-class Existing(StrEnum):
-    """What is done where outputs exist."""
-
-    known = "known"
-    """Those of the same recording, model and options are kept; other files are not replaced."""
-    skip = "skip"
-    """A recording is skipped by the names of its files, whatever made them."""
-    overwrite = "overwrite"
-    """All is done again, and replaces what the record knows, also where a person changed it."""
-
-
 @dataclass(slots=True, kw_only=True)
 class _Record:
     """What was written for a recording; one object below `RECORDS_FOLDER`."""
@@ -132,7 +120,7 @@ class OutputFiles:
         inputs: Sequence[Input],
         layout: Layout,
         *,
-        existing: Existing,
+        overwrite: bool,
         apart: Literal["", "channel", "track"],
         made_by: Mapping[str, Any],
         texts: Mapping[str, str] | None = None,
@@ -144,7 +132,8 @@ class OutputFiles:
             folder: path or URI.
             inputs: recordings.
             layout: how files look.
-            existing: what is done where files exist.
+            overwrite: whether all is done again, and replaces what the record knows, also where a
+                person changed it; else files of the same recording, model and options are kept.
             apart: what has files of its own, if anything.
             made_by: model and options that change what is written.
             texts: known text of each recording, by its name.
@@ -153,7 +142,7 @@ class OutputFiles:
         self.folder = redact_uri(folder).rstrip("/") or "/"
         """As it is shown."""
         self._root = _checked_folder(folder)
-        self._layout, self._existing, self._apart = layout, existing, apart
+        self._layout, self._overwrite, self._apart = layout, overwrite, apart
         self._made_by, self._texts, self._store = made_by, texts or {}, store
         # Here and below, as it reads tables: for a text that is printed alone nothing of it is
         # needed, and to import it takes a tenth of a second.
@@ -192,9 +181,8 @@ class OutputFiles:
             for suffix, content in self._layout.contents(transcript, uri, output.missing)
         }
         self._claim(output, contents)
-        # Nothing is known of a folder by names alone. What came through a pipe cannot be played,
-        # and may have had another content each time.
-        has_run = self._existing is not Existing.skip and not output.recording.piped
+        # What came through a pipe cannot be played, and may have had another content each time.
+        has_run = not output.recording.piped
         earlier, stem = record.kept, self._run.stem() if has_run else ""
         record.kept = [*earlier, stem] if has_run else earlier
         # What a file may hold is known before it does: a call that is cut short finds its own.
@@ -259,7 +247,7 @@ class OutputFiles:
             record=_Record(source=public(recording.shown_uri), name=wanted),
         )
         address = self._record_address(output)
-        if self._existing is not Existing.skip and filesystem.exists(address):
+        if filesystem.exists(address):
             try:
                 record = _Record(**json.loads(filesystem.read_bytes(address)))
                 within(self._root, record.name)
@@ -275,17 +263,13 @@ class OutputFiles:
         return output
 
     def _is_done(self, output: _Output, suffix: str) -> bool:
-        if self._existing is Existing.overwrite:
-            return False
         record = output.record
-        current = record.files.get(suffix, {"of": None})["of"] == output.of
-        is_current = current or self._existing is Existing.skip
-        return is_current and filesystem.exists(within(self._root, record.name + suffix))
+        is_current = record.files.get(suffix, {"of": None})["of"] == output.of
+        written = is_current and filesystem.exists(within(self._root, record.name + suffix))
+        return written and not self._overwrite
 
     def _claim(self, output: _Output, contents: Mapping[str, bytes]) -> None:
         """Give a recording a name at which all its files may be written."""
-        if self._existing is Existing.skip:
-            return
         record, wanted = output.record, output.wanted
         others = (f"{wanted}-{number}" for number in itertools.count(2))
         for name in itertools.chain([record.name, wanted], others):
@@ -300,14 +284,13 @@ class OutputFiles:
         address = within(self._root, record.name + suffix)
         if not filesystem.exists(address):
             return True
-        if self._existing is Existing.overwrite or suffix not in record.files:
+        if self._overwrite or suffix not in record.files:
             return suffix in record.files
         return _hash_of(filesystem.read_bytes(address)) in record.files[suffix]["hashes"]
 
     def _note(self, output: _Output) -> None:
-        if self._existing is not Existing.skip:
-            text = json.dumps(asdict(output.record), indent=1, ensure_ascii=False)
-            filesystem.write_atomic(self._record_address(output), text.encode("utf-8", "replace"))
+        text = json.dumps(asdict(output.record), indent=1, ensure_ascii=False)
+        filesystem.write_atomic(self._record_address(output), text.encode("utf-8", "replace"))
 
     def _record_address(self, output: _Output) -> str:
         return within(self._root, f"{RECORDS_FOLDER}/{output.record_id}.json")

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from corpus_asr.cli import main as cli
 from corpus_asr.cli.inputs import inputs_of
-from corpus_asr.cli.output_files import Existing, Layout, OutputFiles
+from corpus_asr.cli.output_files import Layout, OutputFiles
 from corpus_asr.export.speakers import read_segments
 from corpus_asr.formats.cue_rules import CueRules
 from corpus_asr.formats.names import WordStyle
@@ -50,7 +50,7 @@ def written(transcript: Transcript, *, name: str = NAME, **values: Any) -> Outpu
     """Write a transcript's files as `transcribe -o out` does; return the run that is kept."""
     inputs = inputs_of([name]).found
     layout = Layout(formats=("txt",), rules=CueRules(), words=WordStyle.plain)
-    usual: dict[str, Any] = {"existing": Existing.known, "apart": "", "made_by": {"model": "m"}}
+    usual: dict[str, Any] = {"overwrite": False, "apart": "", "made_by": {"model": "m"}}
     output = OutputFiles("out", inputs, layout, **(usual | values))
     output.write(name, transcript, [transcript])
     return open_run("out/")
@@ -116,7 +116,7 @@ def test_prune_says_what_removes_a_recording_of_files() -> None:
 def test_settings_and_recordings_are_those_of_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
     made_by = {"model": "m", "model_revision": "r", "channels": 0, "log_prob_threshold": -2.0}
     store = written(SAID, made_by=made_by)
-    written(SAID, made_by=made_by, existing=Existing.overwrite)
+    written(SAID, made_by=made_by, overwrite=True)
     config, noted = (store.read_json(name) for name in (CONFIG_NAME, FINGERPRINT_NAME))
     assert (config["extract"]["channels"], config["decoding"]["logprob_threshold"]) == (0, -2.0)
     assert noted["fingerprint"].endswith("-r")
@@ -157,7 +157,7 @@ def test_the_model_is_a_name_and_its_revision_a_hash(tmp_path: Path) -> None:
 def test_what_is_transcribed_again_replaces_what_was_kept() -> None:
     written(SAID)
     other = replace(SAID, segments=(segment(" Other words.", 0.0, 4.0),), turns=())
-    store = written(other, existing=Existing.overwrite)
+    store = written(other, overwrite=True)
     recording, segments, _ = shown(store)
     assert ([each["text"] for each in segments], recording["turns"]) == (["Other words."], [])
     assert len(list(Path("out/.corpus-asr/run/outcomes").iterdir())) == 1
@@ -194,7 +194,7 @@ def test_two_calls_at_once_leave_each_others_speakers(monkeypatch: pytest.Monkey
     # Another call writes while this one does.
     monkeypatch.setattr(OutputStore, "write_table", meanwhile)
     written(SAID)
-    store = written(SAID, existing=Existing.overwrite)
+    store = written(SAID, overwrite=True)
     turns = read_turns(store)
     assert turns is not None
     assert sorted(map(len, turns.values())) == [2, 2]
@@ -224,7 +224,7 @@ def test_channels_and_silence_are_kept() -> None:
     assert recording["apart"] == [0, 1]
     assert [each["text"] for each in segments] == ["Channel 0.", "Channel 1."]
     silent = replace(SAID, segments=(), language=None, turns=None)
-    store = written(silent, existing=Existing.overwrite)
+    store = written(silent, overwrite=True)
     assert shown(store)[0]["state"] == "no_speech"
 
 
@@ -232,7 +232,3 @@ def test_a_run_in_the_folder_itself_is_what_is_shown() -> None:
     written(SAID)
     OutputStore("out").write_json(CONFIG_NAME, {})
     assert open_run("out").uri == OutputStore("out").uri
-
-
-def test_nothing_is_kept_of_files_that_are_skipped_by_their_names() -> None:
-    assert written(SAID, existing=Existing.skip).uri == OutputStore("out").uri

@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 
 from corpus_asr.cli import main as cli
 from corpus_asr.cli.inputs import inputs_of
-from corpus_asr.cli.output_files import Existing, Layout, OutputFiles
+from corpus_asr.cli.output_files import Layout, OutputFiles
 from corpus_asr.errors import CheckpointError, DecodeError, EngineError, ItemError
 from corpus_asr.formats.cue_rules import CueRules
 from corpus_asr.formats.names import WordStyle
@@ -325,9 +325,6 @@ def test_another_recording_of_the_same_name_gets_a_name_of_its_own_and_finds_it_
         assert len(outputs(*again)) == 3
     assert ScriptedTranscriber.read == ["one/a.mp3", "two/a.mp3", "two/a.wav"]
     assert outputs("two/a.mp3", "--overwrite")["a.txt"] == "of one"
-    # As it was done before, by the name alone.
-    assert len(outputs("a.wav", "b.wav", "--skip-existing")) == 4
-    assert ScriptedTranscriber.read[3:] == ["two/a.mp3", "b.wav"]
 
 
 @pytest.mark.parametrize(
@@ -379,7 +376,6 @@ def test_a_file_of_its_users_is_not_overwritten_on_request_either() -> None:
     assert outputs("a.wav", "--overwrite") == {"a.txt": "my notes", "a-2.txt": TEXT}
     Path("out/a-2.txt").write_text("Hello.")
     assert outputs("a.wav", "--overwrite") == {"a.txt": "my notes", "a-2.txt": TEXT}
-    assert outputs("a.wav", "--skip-existing") == {"a.txt": "my notes", "a-2.txt": TEXT}
     assert len(ScriptedTranscriber.read) == 2
 
 
@@ -404,7 +400,7 @@ def test_of_calls_at_once_each_recording_gets_a_name_of_its_own() -> None:
     for folder in folders:  # all have looked before the first one writes
         (found,) = inputs_of([f"{folder}/talk.wav"]).found
         layout = Layout(formats=("txt",), rules=CueRules(), words=WordStyle.plain)
-        output = OutputFiles("out", [found], layout, existing=Existing.known,
+        output = OutputFiles("out", [found], layout, overwrite=False,
                              apart="", made_by={})  # fmt: skip
         files.append((output, found.name))
 
