@@ -5,7 +5,6 @@ recording that is over is written at once, so that an interrupt costs those unde
 """
 
 import difflib
-import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
@@ -60,7 +59,7 @@ def transcribe(
     options: RecognitionOptions,
     overrides: FileOverrides = None,
 ) -> None:
-    """Transcribe files, or align a known text with them: print it, or write subtitles and JSON."""
+    """Transcribe files, or align a known text with one: print it, or write subtitles and JSON."""
     with readable_errors():
         language = options.language
         keys = keys_of(overrides, asdict(options) | {
@@ -92,11 +91,11 @@ def transcribe(
         if chosen.text is None:
             inputs, texts = checked_inputs(files or [], layout, chosen), None
         else:
-            inputs, texts = inputs_with_texts(files or [], chosen.text, layout, chosen)
+            inputs, texts = input_with_text(files or [], chosen.text, layout, chosen)
         if not inputs.total:
             raise ConfigError(
                 "transcribing: found no FILE, expected files, folders, globs or URIs, or - for "
-                "standard input; name one (with --text a manifest may name them)"
+                "standard input; name one"
             )
         work_on_files(inputs, layout, chosen, keys, texts)
 
@@ -469,75 +468,32 @@ def _of_file(transcript: "Transcript") -> str:
 _STDIN = "-"
 
 
-def inputs_with_texts(
+def input_with_text(
     files: Sequence[str], text: str, layout: "Layout", chosen: FileOptions
 ) -> "tuple[Inputs, Mapping[str, str]]":
-    """Return the recordings and the text of each by its name; what has none is a problem."""
-    from corpus_asr.storage.manifest import is_manifest
-    from corpus_asr.storage.stores.uri import LOCAL, local_path, normalize, scheme_of
+    """Return the recording and its text by its name; a text that cannot be read is a problem."""
+    from corpus_asr.storage.stores.uri import normalize
 
     if text == _STDIN and text in files:
         raise ConfigError(
             "reading -: found it for audio and text, expected it for one of them; name a file for "
             "the other"
         )
-    of_uri = _manifest_texts(text) if is_manifest(text) else None
-    inputs = checked_inputs(files or [*(of_uri or ())], layout, chosen)
-    place = text if text == _STDIN else normalize(text)
-    is_folder = text.endswith("/") or (
-        text != _STDIN and scheme_of(place) == LOCAL and os.path.isdir(local_path(place))
-    )
-    if of_uri is None and not is_folder and inputs.total > 1:
+    inputs = checked_inputs(files, layout, chosen)
+    if inputs.total > 1:
         raise ConfigError(
-            f"aligning {text}: found one text for {inputs.total:,} recordings, expected one each; "
-            "name a folder of texts named as they are, or a manifest with columns uri and text"
+            f"aligning {text}: found one text for {inputs.total:,} recordings, expected one "
+            "recording; align others by a job with decoding.align, or in Python"
         )
     texts: dict[str, str] = {}
     for recording in list(inputs.found):
         try:
-            if of_uri is None:
-                texts[recording.name] = _read(_below(place, recording) if is_folder else place)
-            else:
-                texts[recording.name] = _in_manifest(of_uri, recording, text)
+            texts[recording.name] = _read(text if text == _STDIN else normalize(text))
         except (ConfigError, FetchError) as error:
             say(str(error))
             inputs.problems.append(str(error))
             inputs.found.remove(recording)
     return inputs, texts
-
-
-def _manifest_texts(uri: str) -> dict[str, str]:
-    from corpus_asr.storage.manifest import read_manifest
-    from corpus_asr.storage.stores.uri import escaped_path, normalize
-
-    texts: dict[str, str] = {}
-    for row in read_manifest(uri, allow_local_files=True):
-        if row.span() != (0.0, None) and row.start_s() > 0:
-            raise row.wrong(
-                f"a start at {row.start_s():g} s", "texts of whole recordings", "cut them out first"
-            )
-        # As inputs are named.
-        name = normalize(escaped_path(row.uri))
-        if texts.setdefault(name, row.needed_text()) != row.needed_text():
-            raise row.wrong(f"another text for {row.uri}", "one text per recording")
-    return texts
-
-
-def _in_manifest(texts: Mapping[str, str], recording: "Input", manifest: str) -> str:
-    try:
-        return texts[recording.uri]
-    except KeyError:
-        raise ConfigError(
-            f"aligning {recording.name}: found no row for it in {manifest}, expected one with its "
-            "uri and text; add it"
-        ) from None
-
-
-def _below(folder: str, recording: "Input") -> str:
-    from corpus_asr.storage.stores.uri import within
-
-    below = recording.uri.removeprefix(recording.base)
-    return within(folder, below.rpartition(".")[0] + ".txt")
 
 
 def _read(place: str) -> str:

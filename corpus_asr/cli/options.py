@@ -315,9 +315,7 @@ class FileOptions:
     text: Annotated[
         str | None,
         _text(
-            "What is said, to find when: a file, - for standard input, a folder of .txt files "
-            "named as the recordings, or a manifest with columns uri and text, whose recordings "
-            "are the FILEs if none is given.",
+            "What is said in the one FILE, to find when: a text file, or - for standard input.",
             metavar="TEXT",
         ),
     ] = None

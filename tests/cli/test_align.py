@@ -18,6 +18,7 @@ from tests.support.pages import parsed
 from tests.support.spoken import spoken
 
 pytestmark = pytest.mark.long
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 INAUGURAL = spoken()["inaugural.flac"]
 CLIPS = INAUGURAL.path.parents[1] / "clips"
@@ -78,7 +79,6 @@ def test_every_format_is_written_once_and_kept(here: Path) -> None:
     [
         (["-", "--text", "-"], 2, "found it for audio and text"),
         ([], 2, "found no FILE, expected files"),
-        (["--text", "speech.txt"], 2, "with --text a manifest may name them"),
         ([INAUGURAL.path, "--text", "nothing.txt"], 1, "nothing.txt"),
         ([INAUGURAL.path, "--text", "bytes.txt"], 1, "found bytes that are no UTF-8 (at 3)"),
         ([*SPEECH, "-f", "rttm"], 2, "found a text without speakers"),
@@ -89,42 +89,25 @@ def test_every_format_is_written_once_and_kept(here: Path) -> None:
         ([INAUGURAL.path, "--text", "empty.txt"], 1, "expected words with letters or digits"),
         ([CLIPS / "silence.flac", *SPEECH[1:]], 1, "found 0 of its 24 words (0%)"),
         ([CLIPS / "english.wav", *SPEECH[1:]], 1, "check that text and recording belong together"),
-        (["--text", "twice.jsonl"], 2, "line 2: found another text"),
-        (["--text", "part.jsonl"], 2, "line 1: found a start at 2 s"),
-        ([CLIPS / "english.wav", "--text", "once.jsonl"], 1, "found no row for it in once.jsonl"),
     ],
 )
 def test_what_is_wrong_is_said(arguments: list[str | Path], code: int, message: str) -> None:
     Path("bytes.txt").write_bytes(b"abc\xff")
     Path("empty.txt").write_text(" \n")
-    row = {"uri": str(INAUGURAL.path), "text": "a"}
-    Path("twice.jsonl").write_text(f"{json.dumps(row)}\n{json.dumps(row | {'text': 'b'})}\n")
-    Path("once.jsonl").write_text(json.dumps(row))
-    Path("part.jsonl").write_text(json.dumps(row | {"start_s": 2}))
     result = call(*arguments)
     assert result.exit_code == code, result.output
     assert message in " ".join(result.stderr.split())
 
 
-def test_a_folder_of_recordings_has_a_folder_of_texts(here: Path) -> None:
-    (here / "talks").mkdir()
-    (here / "texts").mkdir()
+def test_a_folder_of_recordings_is_a_loop(here: Path) -> None:
+    for name in ("talks", "texts", "subtitles"):
+        (here / name).mkdir()
     (here / "talks" / "a.flac").write_bytes(INAUGURAL.path.read_bytes())
-    (here / "talks" / "b.flac").write_bytes(INAUGURAL.path.read_bytes())
     (here / "texts" / "a.txt").write_text(INAUGURAL.text)
-    result = call("talks", "--text", "texts", "-o", "out", "-f", "srt")
-    assert result.exit_code == 1
-    assert "texts/b.txt" in result.stderr
-    assert [path.name for path in (here / "out").glob("[!.]*")] == ["a.srt"]
-
-
-def test_a_manifest_names_recordings_and_texts(here: Path) -> None:
-    row = {"path": str(INAUGURAL.path), "text": INAUGURAL.text}
-    (here / "manifest.jsonl").write_text(json.dumps(row))
-    for files, folder in (([], "out"), ([INAUGURAL.path], "again")):
-        result = call(*files, "--text", "manifest.jsonl", "-o", folder, "-f", "txt", "-q")
-        assert result.exit_code == 0, result.output
-        assert (here / folder / "inaugural.txt").read_text() == f"{INAUGURAL.text}\n"
+    guide = (REPOSITORY / "docs/how-to/alignment.md").read_text(encoding="utf-8")
+    code = guide.partition("# a folder\n")[2].partition("```")[0]
+    exec(code.replace('Transcriber("small")', "Transcriber()").replace(".mp3", ".flac"), {})
+    assert INAUGURAL.text[:20] in (here / "subtitles" / "a.srt").read_text()
 
 
 def test_a_job_aligns_the_texts_of_its_manifest(here: Path) -> None:
