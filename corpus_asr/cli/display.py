@@ -5,7 +5,6 @@ The bar is on stderr, below whatever is printed meanwhile; stdout has the text a
 
 import itertools
 import math
-import re
 import sys
 import threading
 import time
@@ -14,9 +13,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 
 import typer
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, RenderableType
 from rich.live import Live
-from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -279,49 +277,17 @@ def _bar_line(meter: Meter) -> RenderableType:
     return line
 
 
-_BAR_WIDTH = 40
-_LABEL = re.compile(r"  (\S.{0,10}?)  ")
-_LABELS = {"failed": "bold red", "progress": "bold cyan", "ETA": "bold cyan"}
-_STATES = {
-    "finished": "bold green",
-    "running": "bold cyan",
-    "not ": "bold yellow",
-    "its ": "bold red",
-}
-
-
 @contextmanager
-def text_display(*, in_place: bool) -> Iterator[Callable[[str, float | None], None]]:
-    """Give what shows a text with a bar of a share, in place of the one before or below it.
+def text_display(*, in_place: bool) -> Iterator[Callable[[str], None]]:
+    """Give what shows a text, on a terminal perhaps in place of the one before; no word is broken.
 
-    On a terminal it has colors, and the bar; in a pipe or a file it is as it is.
+    In a pipe or a file it is as it is.
     """
     console = Console(highlight=False)
     if not sys.stdout.isatty():
-        yield lambda text, _: typer.echo(text)
+        yield typer.echo
     elif not in_place:
-        yield lambda text, share: console.print(_drawn(text, share))
+        yield lambda text: console.print(Text(text, overflow="fold"))
     else:
         with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
-            yield lambda text, share: live.update(_drawn(text, share), refresh=True)
-
-
-def _drawn(text: str, share: float | None) -> RenderableType:
-    # Lines are broken already; what is longer has no blank: an address, which is to be copied.
-    lines = text.splitlines()
-    head = list(itertools.takewhile(lambda line: not line.startswith(" "), lines))
-    title = "\n".join(head)
-    style = next((style for words, style in _STATES.items() if f"({words}" in title), "bold")
-    shown: list[RenderableType] = [Text(title, style=style, overflow="fold")]
-    if share is not None:
-        # Padded by nothing: that ends its line, which a bar by itself does not.
-        shown.append(Padding(ProgressBar(total=1.0, completed=share, width=_BAR_WIDTH), 0))
-    shown += [_labelled(line) for line in lines[len(head) :]]
-    return Group(*shown)
-
-
-def _labelled(line: str) -> Text:
-    text = Text(line, overflow="fold")
-    if (label := _LABEL.match(line)) is not None:
-        text.stylize(_LABELS.get(label[1], "cyan"), *label.span(1))
-    return text
+            yield lambda text: live.update(Text(text, overflow="fold"), refresh=True)

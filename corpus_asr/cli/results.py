@@ -69,8 +69,7 @@ def status(
                 if as_json:
                     typer.echo(json.dumps(as_data(found), ensure_ascii=False))
                 else:
-                    seen = found.snapshot
-                    show(render(found), None if seen is None else seen.share_done)
+                    show(render(found))
                 if not watch or not found.alive:
                     return
                 time.sleep(WATCH_EVERY_S)

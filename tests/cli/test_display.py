@@ -188,9 +188,6 @@ def test_a_run_is_drawn_in_place_and_no_word_is_broken(
     )
     on_screen = seen_lines(written, columns=columns)
     text = "\n".join(on_screen)
-    assert len(re.findall(r"\x1b\[[\d;]*m", written)) > 3  # colors
-    bar = [line for line in on_screen if set(line) & set("━╺╸")]
-    assert [len(line) for line in bar] == [40]
     assert text.count("this run") == text.count("bottleneck") == 1, "it scrolled"
     if options:
         assert len(re.findall(r"\x1b\[\d*A", written)) > 3  # up
@@ -201,12 +198,11 @@ def test_a_run_is_drawn_in_place_and_no_word_is_broken(
         capture_output=True, text=True, check=True, cwd=REPOSITORY,
     ).stdout  # fmt: skip
     assert "\x1b" not in plain
-    assert "━" not in plain
     lines = plain.splitlines()
     assert 80 < max(map(len, lines)) <= 100
     # All words are there: none was broken at the edge but the address. Times differ.
     seen, said = (
-        [word for word in " ".join(text).split() if not set(word) & set("━╺╸/") and word[0] > "9"]
+        [word for word in " ".join(text).split() if "/" not in word and word[0] > "9"]
         for text in (on_screen, lines)
     )
     if not options:
