@@ -9,8 +9,8 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import typer
 from rich.console import Console, RenderableType
@@ -19,7 +19,6 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from corpus_asr.config.extraction import ExtractSettings
 from corpus_asr.formats.cues import labelled
 from corpus_asr.formats.transcript import Transcript
 from corpus_asr.logs import speaks_json
@@ -30,23 +29,20 @@ from corpus_asr.report.text import (
     print_segment,
     printable,
 )
-from corpus_asr.runtime.terminal import LINE_EVERY_S, Display, is_terminal
+from corpus_asr.runtime.terminal import Display, is_terminal
 from corpus_asr.segments import Segment, channel_name
-from corpus_asr.stages.isolation import IsolatedGenerator
-from corpus_asr.storage.stores.filesystem import DEFAULT_STORE, StoreOptions
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.units import counted
 
 # Before that the first windows, which come in batches, say little about the rest.
 _ETA_AFTER_S = 2.0
 _LONGEST_NAME = 32
-_NO_LIMITS = ExtractSettings().model_copy(update={"max_duration_h": math.inf})
 
 
 class Meter:
     """How many seconds of audio are transcribed, of how many, and how fast; for any thread.
 
-    A recording counts with the length that its header claims until its end is known.
+    A recording that is under way counts with the length that its header claims.
     """
 
     def __init__(
@@ -66,7 +62,7 @@ class Meter:
     def update(
         self, name: str, *, done_s: float | None = None, length_s: float | None = None
     ) -> None:
-        """Note how much of a recording is transcribed, or how long its header says it is."""
+        """Note how much of a recording is transcribed, and how long its header says it is."""
         with self._lock:
             if name in self._finished:
                 return
@@ -86,6 +82,11 @@ class Meter:
     def num_finished(self) -> int:
         """Recordings that are over."""
         return len(self._finished)
+
+    @property
+    def num_files(self) -> int:
+        """Recordings in all."""
+        return len(self._done_s)
 
     @property
     def done_s(self) -> float:
@@ -152,35 +153,6 @@ def display_of(meter: Meter, *, shown: bool = True) -> Display:
         drawn=lambda: _bar_line(meter),
         stays=False,
     )
-
-
-def lengths_of(
-    meter: Meter, uris: Mapping[str, str], store: StoreOptions = DEFAULT_STORE
-) -> AbstractContextManager[None]:
-    """Read headers in the background, for the lengths of recordings whose turn has not come.
-
-    Without a terminal that waits until a first line is due, which short work never sees.
-    """
-    # Here, as it imports all that a job keeps in its output: a single file needs none of that.
-    from corpus_asr.runtime.estimate import READER, SILENCE_S, beside, read_headers
-
-    names, delay_s = [*uris], 0.0 if is_terminal(sys.stderr) else LINE_EVERY_S / 2
-
-    def read(ended: threading.Event) -> None:
-        if ended.wait(delay_s):
-            return
-        kwargs = {"settings": _NO_LIMITS, "store": store}
-        child = IsolatedGenerator(READER, init_kwargs=kwargs, timeout_s=SILENCE_S)
-        with closing(child), closing(read_headers(child, [*uris.values()])) as headers:
-            for index, header in headers:
-                if header.is_known:
-                    # Nothing can be read of what fails.
-                    length_s = 0.0 if header.failure else header.audio_s
-                    meter.update(names[index], length_s=length_s)
-                if ended.is_set():
-                    return
-
-    return beside(read)
 
 
 @contextmanager
@@ -271,8 +243,9 @@ def _bar_line(meter: Meter) -> RenderableType:
     line.add_column(ratio=1)
     line.add_column(no_wrap=True)
     total_s = meter.total_s
-    # Without a total it pulses.
-    bar = ProgressBar(total=total_s, completed=meter.done_s, pulse=total_s is None)
+    # Of recordings whose turn has not come nobody knows the length: then it shows their number.
+    total, done = (total_s, meter.done_s) if total_s else (meter.num_files, meter.num_finished)
+    bar = ProgressBar(total=total, completed=done, pulse=total == 1 and total_s is None)
     line.add_row(Text(meter.subject, style="bold"), bar, Text(meter.figures, style="dim"))
     return line
 

@@ -8,7 +8,6 @@ import difflib
 import signal
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -315,13 +314,12 @@ def work_on_files(
         arguments = {"device": chosen.device, "compute_type": chosen.compute_type,
                      "num_threads": chosen.threads, **keys}  # fmt: skip
         name = checkpoint or keys["recognizer"]
-        with results.counting(store):
-            with waiting(f"loading {name} ...", shown=not chosen.quiet):
-                from corpus_asr.runtime.transcriber import Transcriber
+        with waiting(f"loading {name} ...", shown=not chosen.quiet):
+            from corpus_asr.runtime.transcriber import Transcriber
 
-                loaded = Transcriber.from_pretrained(checkpoint, **arguments)
-            with loaded:
-                results.work(loaded, texts)
+            loaded = Transcriber.from_pretrained(checkpoint, **arguments)
+        with loaded:
+            results.work(loaded, texts)
     failed = len(inputs.problems) + results.num_failed
     if failed:
         say(f"{failed:,} of {counted(inputs.total, 'file')} failed")
@@ -350,16 +348,6 @@ class FileResults:
         self._printer = None
         if chosen.verbose if output else layout.formats == ("txt",):
             self._printer = TextPrinter([*self._inputs], self._display, times=chosen.timestamps)
-
-    def counting(self, store: "StoreOptions") -> AbstractContextManager[None]:
-        """Find out meanwhile how much audio there is."""
-        from corpus_asr.cli.display import lengths_of
-
-        uris = {name: each.uri for name, each in self._inputs.items() if not each.piped}
-        # A single one is opened at once.
-        if self._quiet or len(uris) < 2:
-            return nullcontext()
-        return lengths_of(self._meter, uris, store)
 
     def work(self, loaded: "Transcriber", texts: Mapping[str, str] | None) -> None:
         """Take the transcripts of all recordings; those that fail are counted."""

@@ -5,20 +5,17 @@ import re
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from corpus_asr.activity import Activity
-from corpus_asr.cli import display
-from corpus_asr.cli.display import Meter, display_of, lengths_of
+from corpus_asr.cli.display import Meter, display_of
 from corpus_asr.runtime import terminal
 from corpus_asr.storage.run_state.lock import LOCK_NAME, Holder, ProcessName
 from corpus_asr.storage.run_state.run_files import STOPPED, write_snapshot
 from corpus_asr.storage.run_state.tables import OutputStore
-from tests.support.corpora import CLIPS
 from tests.support.tables import snapshot
 from tests.support.terminal import REPOSITORY, on_terminal, run_on_terminal, seen_lines
 
@@ -54,24 +51,14 @@ def test_percentage_and_time_left_follow_seconds_of_audio() -> None:
     assert meter.subject == "1 of 2 files"
 
 
-def test_lengths_are_read_from_headers_while_something_else_is_done(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(display, "LINE_EVERY_S", 0.01)
-    broken = tmp_path / "broken.mp3"
-    broken.write_bytes(b"no sound")
-    uris = {"a": str(CLIPS / "longer.mp3"), "b": str(broken), "c": str(CLIPS / "english.wav")}
-    meter, _ = started(*uris)
-    with lengths_of(meter, uris):
-        for _ in range(600):
-            if meter.total_s is not None:
-                break
-            time.sleep(0.05)
-    assert meter.total_s == pytest.approx(44.8 + 9.5, abs=0.2)
-    nothing, _ = started("a")
-    with lengths_of(nothing, {"a": str(tmp_path / "missing.mp3")}):
-        pass  # ended before anything was read
-    assert nothing.total_s is None
+def test_of_several_files_the_bar_shows_how_many_are_done() -> None:
+    meter, _ = started("a.mp3", "b.mp3", "c.mp3", "d.mp3")
+    meter.update("a.mp3", length_s=100.0)
+    meter.finish("a.mp3", 100.0)
+    with on_terminal() as opened, display_of(meter):
+        [line] = opened.seen(lambda lines: "1 of 4 files" in "".join(lines))
+    shown = re.fullmatch(r"1 of 4 files (━+)[╸╺]?(━*) 1:40, RTFx [\d.]+", line)
+    assert shown is not None, line
 
 
 def test_text_and_messages_stay_above_the_bar() -> None:
