@@ -67,6 +67,16 @@ def check(model: SlotModel, jobs: list[WindowJob], found: list[WindowResult]) ->
         assert result.sequence_score == pytest.approx(alone.sequence_score, abs=1e-5)
 
 
+def test_a_moved_place_goes_on_as_it_was(models: list[WhisperSlotModel]) -> None:
+    options: dict[str, Any] = {"num_beams": 2, "keep_scores": True}
+    jobs = [job(0, limit=2, **options), job(1, GRAMMAR, limit=20, length_penalty=0.5, **options)]
+    found = run(models[2], jobs, places=2)
+    alone = [run(models[2], [each], places=1) for each in jobs]
+    assert_all_same([[result] for result in found], alone)
+    scores = [result.sequence_score for result in found]
+    assert scores == pytest.approx([result.sequence_score for (result,) in alone], abs=1e-5)
+
+
 def test_a_text_may_fill_the_whole_decoder(models: list[WhisperSlotModel]) -> None:
     endless = replace(SUPPRESSING, suppress=(END,))
     jobs = [job(0, endless, limit=99, num_beams=3), job(1, endless, prompt=(31,) * 47, num_beams=3)]

@@ -218,6 +218,16 @@ def test_steps_look_no_further_than_the_longest_text(
     assert max(reaches) <= 48
 
 
+def test_steps_recorded_before_the_first_short_window_are_recorded_anew(
+    folder: Path, alone: Any, gpu: Gpu
+) -> None:
+    short: list[Job] = [replace(ask(kind, 7), num_frames=100) for kind in ("greedy", "align")]
+    tasks: list[list[Job]] = [[ask("greedy", 3), *short]]
+    found, _ = run(load(folder, "cuda").slot_model(), tasks, slots=1)
+    assert_all_same(found, alone(tasks))
+    assert (gpu.captures, gpu.replays > 2) == (2, True)
+
+
 def test_windows_start_together_once_enough_slots_are_free(
     folder: Path, alone: Any, gpu: Gpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -229,7 +239,7 @@ def test_windows_start_together_once_enough_slots_are_free(
         admit(self, slots, jobs)
 
     monkeypatch.setattr(SlotBatch, "admit", noted)
-    lengths = np.random.default_rng(0).integers(5, 40, 96)
+    lengths = np.random.default_rng(0).integers(4, 16, 96)
     tasks: list[list[Job]] = [
         [replace(ask("greedy", n), rules=ENDLESS, max_new_tokens=int(length))]
         for n, length in enumerate(lengths)

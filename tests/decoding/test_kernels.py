@@ -319,6 +319,14 @@ def test_tokens_begin_where_they_do_alone(width: int) -> None:
         assert all(begins == tuple(sorted(begins)) for begins in expected)
 
 
+@pytest.mark.parametrize("value", [0.0, 0.25])
+def test_where_all_ways_cost_the_same_it_is_the_one_along_the_positions(value: float) -> None:
+    window = np.full((HEADS, 6, 20), value, dtype=np.float32)
+    timing = TokenTiming(first=1, count=4, positions=17, filter_width=3)
+    expected = alignment.token_begins(window, timing)
+    assert side_by_side([window, window], [timing, timing]) == [expected] * 2
+
+
 def test_steps_are_those_of_the_path() -> None:
     rng = np.random.default_rng(0)
     # Few values, so that many ways cost the same.

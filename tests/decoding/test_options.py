@@ -207,6 +207,21 @@ def test_processors_that_leave_nothing_the_rules_allow_are_named(num_beams: int)
         run(MarkovModel(), [job(early_processors=(no_times,), num_beams=num_beams)])
 
 
+@pytest.mark.parametrize("check_every", [1, 8])
+def test_a_window_that_loops_ends_early_where_asked_for(check_every: int) -> None:
+    model = MarkovModel(length=448)
+    model.table[:, :, END] = -50.0
+    rules = TokenRules(end=END)
+    jobs = [job(0, rules=rules, limit=400, stop_loops=stop) for stop in (True, False)]
+    early, whole = run(model, jobs, check_every=check_every)
+    assert early.looped
+    assert not whole.looped
+    assert early.end_logprob is None
+    assert len(whole.tokens) == 400
+    assert 48 < len(early.tokens) < 120
+    assert early.tokens == whole.tokens[: len(early.tokens)]
+
+
 @pytest.mark.parametrize(
     ("search", "message"),
     [

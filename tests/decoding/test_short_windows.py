@@ -2,10 +2,12 @@
 whatever is decoded beside them."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from corpus_asr.decoding.protocols import (
     AlignJob,
@@ -173,3 +175,19 @@ def test_parts_that_cannot_be_heard_are_refused(model: WhisperSlotModel, transcr
             ValueError, match=f"encoding {transcribed} frames .* of 100, at most 400"
         ):
             check_job(job, model)
+
+
+def test_a_model_in_bfloat16_hears_short_windows_too(tmp_path: Path) -> None:
+    folder = tiny_whisper(
+        tmp_path, d_model=32, vocab_size=VOCAB, max_source_positions=FRAMES // 2, spread=0.2
+    )
+    network = WhisperForConditionalGeneration.from_pretrained(folder, dtype=torch.bfloat16)
+    cut = cut_network(network, frames=100).slot_model()
+    jobs = [replace(ask("greedy", number), num_frames=100) for number in range(6)]
+    found = run(network.slot_model(), [[job] for job in jobs], slots=1)
+    for job, [result] in zip(jobs, found, strict=True):
+        own = replace(job, features=job.features[:, :100].copy(), num_frames=None)
+        [[expected]] = run(cut, [[own]], slots=1)
+        assert isinstance(result, WindowResult)
+        assert isinstance(expected, WindowResult)
+        assert (result.tokens, result.logprobs) == (expected.tokens, expected.logprobs)

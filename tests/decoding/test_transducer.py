@@ -1,5 +1,6 @@
 """Greedy search of transducers against transformers' `generate`, and by itself."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -174,3 +175,12 @@ def test_rows_without_positions_say_nothing() -> None:
     steps = GreedySearch(Scripted((), 2))(encoded, torch.tensor([0, 0]))
     rows = steps.emissions(blank=0).rows()
     assert [row.tokens for row in rows] == [(), ()]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_half_the_precision_is_enough(kind: str, tmp_path: Path) -> None:
+    pair = parakeet_pair(kind, tmp_path)
+    half = type(pair.ours).from_pretrained(pair.folder, dtype=torch.bfloat16)
+    values, _ = features(80, 40)
+    rows = half.transcribe(values.bfloat16(), num_frames=[80, 40]).rows()
+    assert all(len(row.tokens) == len(row.frames) for row in rows)
