@@ -2,7 +2,6 @@
 
 import tracemalloc
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +16,6 @@ from corpus_asr.audio.vad import (
     true_runs,
 )
 from corpus_asr.units import MEBIBYTE, SAMPLE_RATE_HZ
-from tests.support.audio import read_clip
 
 SPEECH_LEVEL = 0.1
 PART_S = 5.0
@@ -218,14 +216,3 @@ def test_the_border_is_inside_the_longest_quiet_run(
         )
     else:
         assert border == 1 or values[border] == values.min()
-
-
-def test_real_recordings_are_cut_between_words(speech: Path) -> None:
-    samples = read_clip(speech / "longform" / "ls_777-126732.ogg")
-    parts = cut(samples, part_s=30.0, detector=SileroDetector())
-    assert len(parts) >= 5
-    assert np.array_equal(np.concatenate([part.samples for part in parts]), samples)
-    loud = np.sqrt(np.square(samples).mean())
-    for part in parts[1:]:
-        around = samples[part.start_sample - 800 : part.start_sample + 800]
-        assert np.sqrt(np.square(around).mean()) < 0.2 * loud
