@@ -99,6 +99,17 @@ LIGHT = {
     "import corpus_asr.stages.extraction": {"fsspec", "torch", "ray"},
     "import corpus_asr.pipelines.driver": {"ray", "torch", "av", "onnxruntime", "fsspec"},
     "from corpus_asr.models.whisper import WhisperTokenizer": {"torch"},
+    "import corpus_asr.models.speech2text, corpus_asr.models.whisper": {
+        "numpy",
+        "sentencepiece",
+        "tokenizers",
+        "torch",
+    },
+    "from corpus_asr.audio.silero import SileroDetector; SileroDetector()": {
+        "onnxruntime",
+        "silero_vad",
+        "torch",
+    },
     LOAD: {"ray", "av", "sympy"},
     COMMAND.format(["--help"]): {*HEAVY, "pydantic"},
     COMMAND.format(["--version"]): {*HEAVY, "pydantic"},

@@ -220,14 +220,6 @@ def test_the_child_has_one_thread_for_linear_algebra_and_no_torch(run):
     assert not {"torch", "ray", "transformers", "__mp_main__"} & set(modules)
 
 
-def test_decoding_in_the_child_imports_no_torch(tmp_path):
-    decoder = fresh_child("tests.support.audio:make_measuring_decoder")
-    with decoder as generator, pytest.raises(FileNotFoundError):
-        list(generator.run(str(tmp_path / "missing.wav")))
-    code = "import sys, tests.support.audio; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=False).returncode == 0
-
-
 def test_a_child_that_cannot_start_is_no_items_fault_and_says_why(monkeypatch):
     for maker, error, words in (
         ("isolated:fail_to_start", EngineError, "ValueError: no such model folder"),
