@@ -3,13 +3,12 @@
 import math
 from collections.abc import Generator
 from dataclasses import replace
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import example, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from corpus_asr.config.decoding import DecodingSettings
@@ -169,21 +168,6 @@ def test_each_window_may_have_a_language_of_its_own() -> None:
     assert most.code == "de"
     assert most.probability == pytest.approx(1.0, abs=1e-3)
     assert spoken_most([]) is None
-
-
-def test_clips_are_the_recording_s_and_parts_take_their_share() -> None:
-    own = part(100, start_s=600.0)
-    assert clip_ranges(own, ()) == [(0, 10_000)]
-    assert clip_ranges(own, (0.0,)) == [(0, 10_000)]
-    assert clip_ranges(own, (10.0, 20.0)) == []
-    assert clip_ranges(own, (10.0, 610.0, 650.0, 655.5, 690.0, 2000.0)) == [
-        (0, 1000), (5000, 5550), (9000, 10_000)
-    ]  # fmt: skip
-    assert clip_ranges(own, (900.0,)) == []
-    assert not holds_the_beginning(own, ())
-    assert holds_the_beginning(own, (600.0,))
-    assert not holds_the_beginning(own, (700.0,))
-    assert holds_the_beginning(part(100), ())
 
 
 @given(
@@ -391,12 +375,6 @@ def test_chunks_are_decoded_independently_and_come_out_in_order() -> None:
     ]
 
 
-def test_a_window_of_blanks_is_not_asked_for_words() -> None:
-    segments, jobs = loop([said(BEGIN, BEGIN + 50)], seconds=20, word_timestamps=True)
-    assert segments == []
-    assert len(jobs) == 1
-
-
 CLOCK = Clock(
     timestamp_begin=100, input_stride=2, time_precision=0.02, time_precision_features=0.01
 )
@@ -415,23 +393,6 @@ def test_a_text_that_was_cut_short_lasts_to_the_end_of_its_audio() -> None:
     spans, advance = split([105, 1, 1, 1], 438, cut_short=True)
     assert [(span.start_s, span.end_s) for span in spans] == [(0.0, 4.38)]
     assert advance == 438
-
-
-def test_decoding_goes_on_at_the_last_timestamp_if_unfinished_text_follows_it() -> None:
-    first, last = CLOCK.timestamp_begin, CLOCK.timestamp_begin + 5
-    unfinished = [first, 1, last, last, 1]
-    assert split(unfinished, 60)[1] == 5 * CLOCK.input_stride
-    assert split([*unfinished, last + 5], 60)[1] == 60
-
-
-@given(st.lists(st.integers(80, 119), max_size=14))
-@example(tokens=[100, 100, 1])
-def test_spans_share_out_a_windows_tokens_in_order(tokens: list[int]) -> None:
-    spans, advance = split(tokens, 60)
-    assert spans[0].first == 0
-    assert all(one.stop == other.first for one, other in pairwise(spans))
-    assert spans[-1].stop <= len(tokens)
-    assert 0 <= advance <= 60
 
 
 LADDER = (0.0, 0.4, 0.8)
@@ -560,14 +521,3 @@ def test_silence_by_no_speech_alone_and_never_without_its_threshold() -> None:
     taken, _ = climb([result(-0.1, score=0.7)])
     assert rules(logprob_threshold=None).is_silence(taken)
     assert not rules(no_speech_threshold=None).is_silence(taken)
-
-
-def test_scores_follow_whisper_s_definitions() -> None:
-    for logprobs, end, mean in [((-1.0, -2.0), -3.0, -2.0), ((-1.0, -2.0), None, -1.0),
-                                ((), -0.5, -0.5)]:  # fmt: skip
-        found = WindowResult(tokens=(), logprobs=logprobs, end_logprob=end, score=None)
-        assert rules().mean_logprob(found) == pytest.approx(mean)
-    repeated, plain = (
-        rules(text).compression_ratio(found) for text in ("ab" * 100, "The quick brown fox jumps.")
-    )
-    assert repeated > 2.4 > plain

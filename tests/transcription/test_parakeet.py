@@ -113,27 +113,6 @@ def test_words_have_times_within_the_part_and_make_up_its_text(pair: Pair) -> No
         assert segment.confidence == DEFAULT_MODEL.confidence(evidence)
 
 
-@pytest.mark.long
-def test_what_a_part_says_depends_on_no_other(pair: Pair) -> None:
-    lengths = (2.0, 7.3, 0.4, 5.0)
-    parts = [
-        part_of(pair.folder, SPEECH[round(at * 9_000) :][: round(length * SAMPLE_RATE_HZ)])
-        for at, length in enumerate(lengths)
-    ]
-    together = said(pair.folder, *parts)
-    alone = [said(pair.folder, part)[0] for part in parts]
-    assert list(map(text_of, together)) == list(map(text_of, alone))
-
-
-@pytest.mark.long
-def test_long_parts_are_cut_into_windows(pair: Pair) -> None:
-    part = part_of(pair.folder, np.tile(SPEECH, 3))
-    (segments,) = said(pair.folder, part, window_s=5.0)
-    assert segments[-1].end_s > 20
-    (whole,) = said(pair.folder, part)
-    assert text_of(whole)
-
-
 def copied(folder: Path, target: Path, **encoder: Any) -> Path:
     """Copy a checkpoint, with other settings of its encoder."""
     shutil.copytree(folder, target)

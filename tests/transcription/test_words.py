@@ -167,31 +167,6 @@ def through_slots(checkpoint: Path, tasks: Sequence[Any]) -> list[Any]:
     return outcomes(SlotScheduler(model, 2), tasks)
 
 
-@pytest.mark.long
-def test_slots_give_the_words_that_the_whole_network_gives(
-    checkpoint: Path, network: whisper.Whisper, own: PromptFormat
-) -> None:
-    encode = get_tokenizer(True, num_languages=99).encode
-
-    def tasks() -> list[Any]:
-        return [
-            time_words(
-                [DraftSegment(tokens=tuple(encode(" ".join(texts))), start_s=0.0, end_s=6.0)],
-                window(mel(seed), 700, seek=seed),
-                start_s=0.0,
-                last_speech_s=0.0,
-                alignment=own.alignment(language, "transcribe"),
-            )
-            for seed, (language, texts) in enumerate(PARAGRAPH.items())
-        ]
-
-    for found, task in zip(through_slots(checkpoint, tasks()), tasks(), strict=True):
-        (stretch,), (wanted,) = found, run(task, network)
-        same_words(
-            stretch.words, [(w.word, w.start_s, w.end_s, w.probability) for w in wanted.words]
-        )
-
-
 def test_tokens_outside_the_choices_are_impossible_and_the_others_share_what_is_left(
     checkpoint: Path, network: whisper.Whisper
 ) -> None:
