@@ -37,10 +37,9 @@ def run(model: SlotModel, tasks: list[list[Job]]) -> list[list[Result]]:
 def test_loops_are_found_in_replays(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CudaRecorder, "warm_ups", 1)
     # Nothing but two tokens may be said, so that it cannot but go round in circles.
-    asked: dict[str, Any] = {"rules": TokenRules(end=END, only=(5, 6)), "limit": 150}
+    asked: dict[str, Any] = {"rules": TokenRules(end=END, only=(5, 6)), "limit": 120}
     tasks: list[list[Job]] = [
-        [job(n, prompt=(1,) * (n + 1), num_beams=3, stop_loops=n % 3 > 0, **asked)]
-        for n in range(7)
+        [job(n, prompt=(1,) * (n + 1), num_beams=3, stop_loops=n > 0, **asked)] for n in range(2)
     ]
     expected: list[list[Any]] = run(load(folder, "cpu"), tasks)
     assert {result.looped for (result,) in expected} == {True, False}
