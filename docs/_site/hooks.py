@@ -344,7 +344,7 @@ def metrics() -> str:
         for metric in found
     ]
     return "\n".join(["# Metrics", "", "Ray exports these to Prometheus when `ray[default]` is "
-                      "installed. See [monitoring](../how-to/watching.md).", "",
+                      "installed. See [alerts](../how-to/alerts.md).", "",
                       _table(("Metric", "Type", "Meaning"), rows)])  # fmt: skip
 
 

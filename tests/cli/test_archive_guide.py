@@ -1,4 +1,4 @@
-"""Every command of docs/how-to/archive.md runs, in its order, on a folder that the program made."""
+"""Every command of the guides to an archive runs, in their order, on a folder that a run made."""
 
 import datetime
 import json
@@ -27,7 +27,8 @@ pytestmark = pytest.mark.long
 
 REPOSITORY = Path(__file__).parents[2]
 SPEECH = REPOSITORY / "tests" / "data" / "speech" / "english_short"
-GUIDE = (REPOSITORY / "docs" / "how-to" / "archive.md").read_text()
+PAGES = ("archive.md", "removing.md", "forgetting.md")  # in docs/how-to
+GUIDE = "\n".join((REPOSITORY / "docs" / "how-to" / name).read_text() for name in PAGES)
 COMMANDS = [
     line.removeprefix("$ ")
     for block in re.findall(r"^```console\n(.*?)^```$", GUIDE, re.M | re.S)

@@ -1,4 +1,4 @@
-"""Every command of docs/how-to/switching.md runs, with a tiny multilingual checkpoint."""
+"""Every command of docs/reference/other_tools.md runs, with a tiny multilingual checkpoint."""
 
 import re
 import shlex
@@ -18,13 +18,14 @@ from tests.support.loaded import lend
 REPOSITORY = Path(__file__).parents[2]
 SPEECH = REPOSITORY / "tests" / "data" / "speech"
 GUIDE = (REPOSITORY / "docs" / "how-to" / "switching.md").read_text()
+REFERENCE = (REPOSITORY / "docs" / "reference" / "other_tools.md").read_text()
 ROW = re.compile(r"^\| `(.+?)` \| `(.+?)` \| (?:(.*) )?\|$", re.MULTILINE)
-ROWS = [tuple(cell.replace("\\|", "|").strip() for cell in row) for row in ROW.findall(GUIDE)]
+ROWS = [tuple(cell.replace("\\|", "|").strip() for cell in row) for row in ROW.findall(REFERENCE)]
 TOOLS = ("whisper", "whisper-ctranslate2", "whisperx", "whisper-cli", "ffmpeg")
 
 
 def test_the_table_has_rows_of_every_tool() -> None:
-    assert GUIDE.count("\n| `") == len(ROWS) > 30
+    assert REFERENCE.count("\n| `") == len(ROWS) > 30
     assert {used.split()[0] for used, *_ in ROWS} == set(TOOLS)
 
 

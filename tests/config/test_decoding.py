@@ -146,7 +146,7 @@ def test_text_that_utf8_cannot_write_is_refused_by_its_key() -> None:
 
 
 def test_the_guide_says_the_defaults_of_speech_detection() -> None:
-    guide = (Path(__file__).parents[2] / "docs" / "how-to" / "decoding.md").read_text()
+    guide = (Path(__file__).parents[2] / "docs" / "how-to" / "speech_detection.md").read_text()
     rows = re.findall(r"^\| `(vad_\w+)` \| (\S+) \|", guide, re.MULTILINE)
     assert rows == [
         (name, yaml_value(key.default)) for name, key in OPTIONS.items() if name.startswith("vad_")

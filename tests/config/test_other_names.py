@@ -15,7 +15,7 @@ from corpus_asr.errors import ConfigError
 from corpus_asr.text.words import AFTER_A_WORD, BEFORE_A_WORD
 
 FIXED = ("checkpoint", "device", "slots")
-GUIDE = (Path(__file__).parents[2] / "docs" / "how-to" / "switching.md").read_text()
+GUIDE = (Path(__file__).parents[2] / "docs" / "reference" / "other_tools.md").read_text()
 TABLE = GUIDE.partition("| Option | Here | What differs |\n|---|---|---|\n")[2].partition("\n\n")[0]
 ROWS = [[cell.strip() for cell in row.strip("|").split("|")] for row in TABLE.splitlines()]
 NAMES = {

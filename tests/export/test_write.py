@@ -461,7 +461,8 @@ def test_hits_are_written_by_the_query_of_the_guide(
     add(store, part("speeches/a.wav", 0, texts=[" My contry.", " No."], language="en"))
     add(store, transcribed("songs/b.wav", 0, "My country."))
     correct_segment(store, "My contry.", "My country.")
-    query = GUIDE.partition("-- hits of a search\n")[2].partition("```")[0]
+    guide = (GUIDES / "viewing.md").read_text(encoding="utf-8")
+    query = guide.partition("-- hits of a search\n")[2].partition("```")[0]
     with duckdb.connect() as database:
         register_segments(store.uri, database)
         database.sql(query)
@@ -504,18 +505,18 @@ def test_show_names_no_recording_of_which_nothing_is_asked_for(store: OutputStor
     assert shown("--language", "de") == ("", neither)
 
 
-GUIDE = (Path(__file__).parents[2] / "docs" / "how-to" / "reading.md").read_text()
+GUIDES = Path(__file__).parents[2] / "docs" / "how-to"
 EXAMPLES = [
     code
-    for code in re.findall(r"^```python\n(.*?)^```$", GUIDE, re.M | re.S)
-    if "duplicates" not in code  # tests of duplicates run this
+    for name in ("reading.md", "iceberg.md")
+    for code in re.findall(r"^```python\n(.*?)^```$", (GUIDES / name).read_text(), re.M | re.S)
 ]
 
 
 @pytest.mark.parametrize(
     "code", EXAMPLES, ids=["duckdb", "pandas", "join", "corrections", "speakers", "iceberg"]
 )
-def test_an_example_of_the_guide_to_reading_shows_every_recording(
+def test_an_example_of_the_guides_to_tables_shows_every_recording(
     code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -13,7 +13,8 @@ from corpus_asr.schemas import EXAMPLES
 from tests.labelling.test_selection import BAD
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-PAGES = ("how-to/pseudo_labels.md", "reference/label_rules.md", "how-to/two_runs.md")
+HOW_TO = ("pseudo_labels.md", "dataset_formats.md", "two_runs.md")
+PAGES = (*(f"how-to/{name}" for name in HOW_TO), "reference/label_rules.md")
 GUIDE = "\n".join((REPOSITORY / "docs" / name).read_text() for name in PAGES)
 EXAMPLE = REPOSITORY / "configs" / "pseudo_label.yaml"
 

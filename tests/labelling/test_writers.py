@@ -17,7 +17,7 @@ from corpus_asr.pipelines.pseudo_label import label
 from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.runs import InThisProcess, Transcribed, says, seconds_heard, write_tones
 
-GUIDE = Path(__file__).parents[2] / "docs" / "how-to" / "pseudo_labels.md"
+GUIDE = Path(__file__).parents[2] / "docs" / "how-to" / "dataset_formats.md"
 TEXTS = {
     "The old ship.": [0, 1, 2],
     "Nobody saw\u00a0her\tlights.": [5, 6, 7, 8],

@@ -21,7 +21,8 @@ from corpus_asr.runtime.shutdown import DRAIN_S, GRACE_S
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FOLDER = REPOSITORY / "configs" / "cluster"
-GUIDE = (REPOSITORY / "docs" / "how-to" / "kubernetes.md").read_text()
+GUIDES = [REPOSITORY / "docs" / "how-to" / f"kubernetes{name}.md" for name in ("", "_cluster")]
+GUIDE = "\n".join(page.read_text() for page in GUIDES)
 DOCKERFILE = (FOLDER / "Dockerfile").read_text()
 HOME = re.findall(r"--home-dir (\S+)", DOCKERFILE)[0]
 USER = int(re.findall(r"^USER (\d+)$", DOCKERFILE, re.MULTILINE)[0])

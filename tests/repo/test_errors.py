@@ -9,7 +9,7 @@ from corpus_asr import errors
 from corpus_asr.failure_kinds import FAILURE_KINDS, failure_kind
 from tests.repo.sources import REPOSITORY, parsed, python_files
 
-GUIDE = REPOSITORY / "docs" / "how-to" / "troubleshooting.md"
+GUIDE = REPOSITORY / "docs" / "reference" / "messages.md"
 # What the guide repeats of the table, by kind.
 QUOTED = {
     "access_denied": (

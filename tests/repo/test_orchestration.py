@@ -74,7 +74,7 @@ def test_alerts_name_metrics_that_are_exported_and_say_of_which_cluster(
         "PrometheusRule",
     )
     (group,) = found["spec"]["groups"]
-    guide = (REPOSITORY / "docs" / "how-to" / "watching.md").read_text()
+    guide = (REPOSITORY / "docs" / "how-to" / "alerts.md").read_text()
     exported = {f"ray_corpus_asr_{name}" for name in generator["NAMES"]} | OF_RAY
     for rule in group["rules"]:
         assert set(rule) <= {"alert", "expr", "for", "labels", "annotations"}

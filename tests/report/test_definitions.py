@@ -19,10 +19,10 @@ from tests.support.runs import ManualRun
 
 pytestmark = pytest.mark.long
 
-DOCS = Path(__file__).parents[2] / "docs" / "how-to"
+DOCS = Path(__file__).parents[2] / "docs"
 QUERIES = {
     name: query
-    for guide in ("alignment.md", "reading.md", "report.md")
+    for guide in ("how-to/alignment.md", "reference/definitions.md", "how-to/report.md")
     for name, query in re.findall(
         r"^```sql\n-- (.*?)\n(.*?)^```$", (DOCS / guide).read_text(), re.M | re.S
     )

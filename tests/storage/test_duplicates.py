@@ -99,10 +99,10 @@ def test_the_first_by_uri_is_the_original_in_whatever_order_they_come(tmp_path: 
     assert pairs(store) == []
 
 
-def test_the_example_of_the_guide_to_reading_shows_copies(
+def test_the_example_of_the_guide_shows_copies(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    guide = (Path(__file__).parents[2] / "docs" / "how-to" / "reading.md").read_text(
+    guide = (Path(__file__).parents[2] / "docs" / "how-to" / "duplicates.md").read_text(
         encoding="utf-8"
     )
     blocks = re.findall(r"^```python\n(.*?)^```$", guide, re.M | re.S)

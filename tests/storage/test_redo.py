@@ -204,7 +204,7 @@ def test_the_same_command_again_does_not_begin_what_waits_anew(folder: Folder) -
     assert folder.todo(plan) == {"c"}
 
 
-GUIDE = (Path(__file__).parents[2] / "docs" / "how-to" / "reading.md").read_text()
+GUIDE = (Path(__file__).parents[2] / "docs" / "how-to" / "redo.md").read_text()
 
 
 def test_the_newest_of_two_folders_wins(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ MAX_PLACES = 64
 MIN_DUPLICATE_S = 5.0
 # Originals kept of one span, the first by URI.
 MAX_OTHERS = 8
-# The likest 5 s of one reader's speech differ in 31 % of their bits (docs/how-to/reading.md).
+# The likest 5 s of one reader's speech differ in 31 % of their bits (docs/how-to/duplicates.md).
 MAX_DIFFERENT = 0.2
 _NEAR = 12  # words on both sides of a place that are compared first
 _MOST_NEAR, _LEAST_NEAR = 0.25, 8
