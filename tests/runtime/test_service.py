@@ -528,7 +528,6 @@ def test_what_the_page_calls_answers_as_it_says(
     """The shown commands of curl, and the shown Python."""
     clip = REPOSITORY / "tests" / "data" / "speech" / "english_short" / "cheetah_en.wav"
     shutil.copy(clip, tmp_path / "talk.wav")
-    (tmp_path / "notes.txt").write_text("what was said\n")
     monkeypatch.chdir(tmp_path)
     [calls_shown] = re.findall(r"^```console\n(\$ curl .*?)^```$", PAGE, re.M | re.S)
     with serving(loaded_example(num_threads=1)) as address:
