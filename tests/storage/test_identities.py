@@ -18,6 +18,7 @@ from corpus_asr.storage.run_state.identities import Identities
 from corpus_asr.storage.run_state.moved import Move
 from corpus_asr.storage.run_state.plan import make_plan
 from corpus_asr.storage.run_state.prune import prune
+from corpus_asr.storage.run_state.run_tables import REDO, REDO_NAME
 from corpus_asr.storage.run_state.source_listings import note_listing
 from corpus_asr.storage.run_state.tables import IDENTITIES_NAME, TABLES_NAME
 from corpus_asr.storage.stores import filesystem
@@ -56,6 +57,22 @@ def test_what_moved_and_is_touched_later_is_done_once_more(tmp_path: Path) -> No
     assert (job.plan.num_changed, job.plan.num_remaining) == (1, 1)
     run_over(job, "c.wav")
     assert said(job) == {"b.wav": "b.wav", "c.wav": "new c.wav"}
+    job.begin()
+    assert job.plan.num_remaining == 0
+
+
+def test_what_moved_is_touched_and_is_asked_for_again_is_done_once(tmp_path: Path) -> None:
+    """Before: it was not seen as changed, its new rows got the earlier version, no run ended."""
+    job = done(tmp_path, "a.wav", "b.wav")
+    again = [{"recording_id": name, "earlier_runs": [job.run.run_id]} for name in ids(job).values()]
+    move(job, "a.wav", "c.wav")
+    run_over(job)
+    put(job, "c.wav", "a.wav", mtime=5.0)
+    job.store.write_table(REDO_NAME, pa.Table.from_pylist(again, REDO))
+    job.begin()
+    assert (job.plan.num_redone, job.plan.num_remaining) == (2, 2)
+    run_over(job, "c.wav", "b.wav")
+    assert said(job) == {"b.wav": "new b.wav", "c.wav": "new c.wav"}
     job.begin()
     assert job.plan.num_remaining == 0
 

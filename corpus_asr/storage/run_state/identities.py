@@ -181,10 +181,15 @@ class Identities:
         new = _with_column(new, "content_digest", pa.array(contents, pa.string()))
         self._put(_with_column(new, "etag", pa.array(etags, pa.string())))
 
-    def leave_versions(self, ids: pa.Array | pa.ChunkedArray) -> None:
-        """Let outcomes of recordings have versions of their own: another one is there by now."""
+    def leave_versions(self, files: pa.Table) -> None:
+        """Let outcomes have versions of their own where FILES rows to be done are of another one.
+
+        Outcomes of the same content that such a run commits are of the version that is there now.
+        """
         rows = self.rows
-        is_left = pc.and_(pc.is_in(rows["recording_id"], value_set=ids), pc.is_valid(rows["etag"]))
+        places = pc.index_in(rows["recording_id"], value_set=files["recording_id"])
+        listed_etags = files["etag"].combine_chunks().take(places.combine_chunks())
+        is_left = pc.fill_null(pc.not_equal(rows["etag"], listed_etags), False)
         if pc.any(is_left).as_py():
             etags = pc.if_else(is_left, pa.scalar(None, pa.string()), rows["etag"])
             self.rows, self.is_changed = _with_column(rows, "etag", etags).combine_chunks(), True

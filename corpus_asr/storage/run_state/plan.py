@@ -437,8 +437,7 @@ def _left(
             )
             if arrivals is not None:
                 arrivals.add(files, remaining.filter(pc.field("reason") == int(Reason.new)))
-            changed = remaining.filter(pc.field("reason") == int(Reason.changed))
-            plan.identities.leave_versions(changed["recording_id"].combine_chunks())
+            plan.identities.leave_versions(remaining)
             remaining_file.write_table(remaining)
             reasons.update(remaining["reason"].to_pylist())
             plan.num_remaining_bytes += pc.sum(remaining["size_bytes"]).as_py() or 0
