@@ -38,6 +38,7 @@ from corpus_asr.schemas import RESULTS
 from corpus_asr.speakers.voices import find_voices
 from corpus_asr.storage.listing import FileListing
 from corpus_asr.storage.run_state.plan import make_plan, read_listing
+from corpus_asr.storage.run_state.result_rows import commit_rows
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.filesystem import list_pages
 from corpus_asr.storage.stores.local import LocalStore
@@ -191,10 +192,9 @@ class Archive:
             at += batch.num_rows
             some = some.take(chance.permutation(len(some)))
             for row in range(0, len(some), rows):
-                run.store.commit(
-                    stubbed_results(some.slice(row, rows), chance, segments=SEGMENTS),
-                    run_id=run.lock.run_id, model="m", model_revision="revision",
-                )  # fmt: skip
+                results = stubbed_results(some.slice(row, rows), chance, segments=SEGMENTS)
+                model = ("m", "revision")
+                run.store.put_commit(commit_rows(results, run_id=run.lock.run_id, model=model))
 
     # The steps, in their order.
 

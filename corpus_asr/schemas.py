@@ -311,8 +311,6 @@ OUTCOMES = _schema(
     "outcomes",
     _RUN_ID, _RECORDING_ID, _URI, _SIZE, _ETAG, _DIGEST, _METADATA,
     _PART, _LAST, _CHANNEL, _PART_START, _PART_END, *_PART_RESULT,
-    _field("segments_object", pa.string(),
-           "name of the object of segments or labels this commit covers; null when it has none"),
 )  # fmt: skip
 
 RECORDINGS = _schema(

@@ -463,10 +463,10 @@ def _drawn(
     from corpus_asr.config.run import RunOptions
     from corpus_asr.runtime.checkpoints import fetch_checkpoints
     from corpus_asr.storage.run_state.plan import make_plan
-    from corpus_asr.storage.run_state.tables import OUTCOMES_FOLDER, OutputStore
+    from corpus_asr.storage.run_state.tables import OutputStore
 
     # Weights are large, and matter where results of the same ones may lie.
-    started = bool(store.names(OUTCOMES_FOLDER))
+    started = bool(store.commit_names())
     checkpoint = fetch_checkpoints(settings, hashed=started)
     revision = checkpoint.fingerprint if started else None
     # Not into the output: others read it meanwhile, and take the newest plan for the last run's.

@@ -23,6 +23,7 @@ from corpus_asr.segments import Segment
 from corpus_asr.storage.run_state.finish import recordings_rows
 from corpus_asr.storage.run_state.own_sources import record_sources
 from corpus_asr.storage.run_state.recording_rows import put_rows
+from corpus_asr.storage.run_state.result_rows import commit_rows
 from corpus_asr.storage.run_state.run_files import (
     CONFIG_NAME,
     FINGERPRINT_NAME,
@@ -35,9 +36,8 @@ from corpus_asr.storage.run_state.run_files import (
 from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.speaker_turns import RecordingVoices, turn_rows
 from corpus_asr.storage.run_state.tables import (
-    OUTCOMES_FOLDER,
+    COMMITS_FOLDER,
     RECORDINGS_FOLDER,
-    SEGMENT_ROWS,
     SPEAKERS_FOLDER,
     SUFFIX,
     OutputStore,
@@ -48,7 +48,7 @@ Version = tuple[str | None, int | None]
 """ETag and size of a recording."""
 
 _RUN_ID = "transcribe"
-_FOLDERS = (OUTCOMES_FOLDER, SEGMENT_ROWS.folder, SPEAKERS_FOLDER, RECORDINGS_FOLDER)
+_FOLDERS = (COMMITS_FOLDER, SPEAKERS_FOLDER, RECORDINGS_FOLDER)
 _SEGMENT_NAMES = {each.name for each in SEGMENT_FIELDS} & {each.name for each in fields(Segment)}
 
 
@@ -99,18 +99,14 @@ class KeptRun:
             _row(own, uri, version, transcript, part, number, last=number == len(parts) - 1)
             for number, part in enumerate(parts)
         ]
-        done = self._store.commit(
-            pa.Table.from_pylist(rows, schema=RESULTS),
-            run_id=_RUN_ID,
-            model=transcript.model or self._model,
-            model_revision=self._revision,
-            stem=stem,
-        )
+        model = (transcript.model or self._model, self._revision)
+        results = pa.Table.from_pylist(rows, schema=RESULTS)
+        name = self._store.put_commit(commit_rows(results, run_id=_RUN_ID, model=model), stem=stem)
         if transcript.turns is not None:
-            voices = RecordingVoices(recording_id=own, uri=public(uri), made_of=done.outcomes_name)
+            voices = RecordingVoices(recording_id=own, uri=public(uri), made_of=name)
             rows = pa.Table.from_pylist(turn_rows(voices, transcript.turns), SPEAKERS)
             put_rows(self._store, SPEAKERS_FOLDER, rows, stem=stem)
-        with RunTables(self._store, names=[done.outcomes_name]) as tables:
+        with RunTables(self._store, names=[name]) as tables:
             now = datetime.datetime.now(datetime.UTC)
             for recording in recordings_rows(tables, now):
                 put_rows(self._store, RECORDINGS_FOLDER, recording, stem=stem)

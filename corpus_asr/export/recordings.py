@@ -17,24 +17,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from corpus_asr import confidence
-from corpus_asr.errors import ConfigError, FetchError
-from corpus_asr.failure_kinds import NOT_FOUND
+from corpus_asr.errors import ConfigError
 from corpus_asr.languages import resolve_language
 from corpus_asr.schemas import SEGMENTS, SOUND_COLUMNS
 from corpus_asr.segments import MissingWord, Segment, SpeakerTurn, Word
 from corpus_asr.speakers.turns import with_speakers
+from corpus_asr.storage.run_state.part_rows import kind_of
 from corpus_asr.storage.run_state.placing import PLACED_COLUMNS
+from corpus_asr.storage.run_state.result_rows import LABEL_ROWS
 from corpus_asr.storage.run_state.run_files import CONFIG_NAME, FINGERPRINT_NAME, outcomes_names
 from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.seen_segments import SeenSegments
-from corpus_asr.storage.run_state.tables import (
-    LABEL_ROWS,
-    OutputStore,
-    projected,
-    table_of,
-)
+from corpus_asr.storage.run_state.tables import OutputStore, projected
 from corpus_asr.storage.stores.uri import redact_uri
-from corpus_asr.units import counted, joined_names
+from corpus_asr.units import joined_names
 
 TEXT_COLUMNS = (
     "recording_id", "part", "channel", "segment", "start_s", "end_s", "text", "language",
@@ -278,11 +274,10 @@ def open_selection(
 
     Raises:
         ConfigError: no output folder of a run, or that of a classification.
-        FetchError: of what is asked for, segments are gone.
+        FetchError: an object of segments is gone.
     """
     with RunTables(store, names=outcomes_names(store)) as tables:
         _refuse_labels(store, tables)
-        _refuse_gaps(store, tables, selection, among)
         meant = tables.table("select recording_id, uri from recordings")
         if among is not None:
             meant = meant.filter(pc.is_in(meant["recording_id"], value_set=among))
@@ -303,44 +298,9 @@ where succeeded and (complete or $partial)
 """
 
 
-_GAPS = """
-select any_value(segments_object), any_value(uri), recording_id
-from outcomes join objects using (object)
-where objects.gone and segments_object is not null
-  and recording_id not in (select recording_id from recordings where complete)
-group by recording_id order by all
-"""
-
-
-def _refuse_gaps(
-    store: OutputStore, tables: RunTables, selection: Selection, among: pa.Array | None
-) -> None:
-    ids = None if among is None else {*among.to_pylist()}
-    gaps = [
-        (name, uri)
-        for name, uri, recording_id in tables.rows(_GAPS)
-        if (ids is None or recording_id in ids) and selection.matches(uri)
-    ]
-    if gaps:
-        names = ", ".join(dict.fromkeys(name for name, _ in gaps[:_GAPS_NAMED]))
-        uris = ", ".join(redact_uri(uri) for _, uri in gaps[:_GAPS_NAMED])
-        raise FetchError(
-            f"reading {redact_uri(store.uri)}: {names} is gone, expected it with segments of "
-            f"{counted(len(gaps), 'recording')}, such as {uris}; copy it back, or run the job "
-            "again, which transcribes these again",
-            uri=store.address(gaps[0][0]),
-            kind=NOT_FOUND,
-        )
-
-
-_GAPS_NAMED = 3
-
-
 def _refuse_labels(store: OutputStore, tables: RunTables) -> None:
-    names = tables.rows(
-        "select distinct segments_object from outcomes where segments_object is not null"
-    )
-    if any(table_of(name) == LABEL_ROWS.folder for (name,) in names):
+    names = tables.rows("select name from objects order by object")
+    if kind_of(store, (name for (name,) in names)) is LABEL_ROWS:
         raise found_labels(store)
 
 

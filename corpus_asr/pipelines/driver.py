@@ -10,8 +10,6 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-import pyarrow as pa
-
 from corpus_asr.activity import Activity, Strata, rtfx
 from corpus_asr.confidence import DEFAULT_MODEL, ConfidenceModel
 from corpus_asr.config.cluster import ray_address
@@ -55,6 +53,7 @@ from corpus_asr.storage.run_state.run_files import (
     new_run_id,
     speed_of,
 )
+from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.source_listings import note_listing
 from corpus_asr.storage.run_state.tables import DUPLICATES_FOLDER, OutputStore
 from corpus_asr.storage.stores.uri import redact_uri
@@ -447,16 +446,16 @@ class CorpusRun:
                 "activity": asdict(self._activity),
                 "calibration": (self._calibration or DEFAULT_MODEL).name,
             },
-            after_reconciling=self._place_words_once,
+            before_merging=self._place_words_once,
             before_success=self._compare_recordings,
         )
 
-    def _place_words_once(self, complete_ids: pa.Array) -> int:
+    def _place_words_once(self, tables: RunTables) -> int:
         if not self.config.decoding.align:
             return 0
         from corpus_asr.runtime.complete_recordings import place_words_once
 
-        return place_words_once(self.store, complete_ids, self._spread)
+        return place_words_once(self.store, tables, self._spread)
 
     def _compare_recordings(self) -> dict[str, Any]:
         """Make what needs whole recordings; return what `run.json` says of it."""

@@ -11,18 +11,21 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain, groupby
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from corpus_asr import failure_kinds
 from corpus_asr.errors import EngineError, ItemError
 from corpus_asr.logs import event
-from corpus_asr.schemas import LABELS, SEGMENTS
 from corpus_asr.segments import place_of
 from corpus_asr.stages.isolation import IsolatedGenerator
 from corpus_asr.stages.messages import ClipRange, CutRequest
 from corpus_asr.storage.run_state.confidences import read_confidences
+from corpus_asr.storage.run_state.part_rows import part_rows_at
+from corpus_asr.storage.run_state.result_rows import LABEL_ROWS, SEGMENT_ROWS, PartRows
 from corpus_asr.storage.run_state.run_tables import RunTables
-from corpus_asr.storage.run_state.tables import LABEL_ROWS, OutputStore, PartRows, projected
+from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.filesystem import StoreOptions
 from corpus_asr.storage.stores.store import RetryPolicy
 from corpus_asr.units import SAMPLE_RATE_HZ
@@ -112,22 +115,22 @@ _MOST_OF_A_RECORDING = 2
 _ALTERNATIVES = 3
 
 _PLACE = ("recording_id", "uri", "channel", "start_s", "end_s")
-_SAMPLE = projected(SEGMENTS, (*_PLACE, "text", "language", "confidence", "words"))
-_WINDOW = projected(LABELS, (*_PLACE, "part", "window", "rank", "label", "probability"))
+_SAMPLE = (*_PLACE, "text", "language", "confidence", "words")
+_WINDOW = (*_PLACE, "part", "window", "rank", "label", "probability")
 # Lists with the order of their rows: a draw that the same segments give again, wherever they lie.
 _KEYS = {"unsure": "confidence", "random": "hash(recording_id, part, start_s)"}
-_NONE = "create or replace table {list} (key double, source int, row bigint, recording_id varchar)"
+_NONE = "create or replace table {list} (key double, object int, row bigint, recording_id varchar)"
 # The first so far. Many more than are shown: most may be of one recording, of which two are taken.
 _FIRST = f"""
 create or replace table {{list}} as
-from (from {{list}} union all select {{key}}, source, row, recording_id from arrived
+from (from {{list}} union all select {{key}}, object, row, recording_id from arrived
       where counts and confidence is not null)
-order by key, source, row limit {50 * SAMPLES}
+order by key, object, row limit {50 * SAMPLES}
 """
 _CHOSEN = f"""
-select name, row from {{list}} join sources using (source)
-qualify row_number() over (partition by recording_id order by key, source, row) <= {{most}}
-order by key, source, row limit {SAMPLES}
+select name, row from {{list}} join objects using (object)
+qualify row_number() over (partition by recording_id order by key, object, row) <= {{most}}
+order by key, object, row limit {SAMPLES}
 """
 
 
@@ -183,10 +186,12 @@ class Sampler:
 
     def details(self, tables: RunTables) -> Details:
         """Read what was chosen."""
-        unsure, random = (
-            tuple(map(self._sample, tables.rows(_CHOSEN.format(list=name, most=most))))
+        chosen = [
+            tables.rows(_CHOSEN.format(list=name, most=most))
             for name, most in (("unsure", _MOST_OF_A_RECORDING), ("random", SAMPLES))
-        )
+        ]
+        samples = self._read({*chain(*chosen)})
+        unsure, random = (tuple(samples[place] for place in places) for places in chosen)
         shown = recordings_of(tables, {sample.recording_id for sample in (*unsure, *random)})
         unsure, random = (
             tuple(replace(sample, uri=shown[sample.recording_id].uri) for sample in samples)
@@ -200,14 +205,23 @@ class Sampler:
             random=random,
         )
 
-    def _sample(self, chosen: tuple[str, int]) -> Sample:
-        name, place = chosen
-        if self._labels:
-            rows = self._store.rows(name, _WINDOW, [(place, place + _ALTERNATIVES)]).to_pylist()
-            return _window(rows)
-        row = self._store.rows(name, _SAMPLE, [(place, place + 1)]).to_pylist()[0]
-        words = tuple((word["word"], word["probability"]) for word in row.pop("words") or ())
-        return Sample(**row, words=words)
+    def _read(self, chosen: Iterable[tuple[str, int]]) -> dict[tuple[str, int], Sample]:
+        kind, columns, width, made = (
+            (LABEL_ROWS, _WINDOW, _ALTERNATIVES, _window) if self._labels else
+            (SEGMENT_ROWS, _SAMPLE, 1, _segment)
+        )  # fmt: skip
+        samples = {}
+        for name, places in groupby(sorted(chosen), itemgetter(0)):
+            spans = [(row, row + width) for _, row in places]
+            tables = part_rows_at(self._store, name, kind, columns, spans)  # a commit as a whole
+            for (row, _), rows in zip(spans, tables, strict=True):
+                samples[name, row] = made(rows.to_pylist())
+        return samples
+
+
+def _segment(rows: Sequence[dict[str, Any]]) -> Sample:
+    words = tuple((word["word"], word["probability"]) for word in rows[0]["words"] or ())
+    return Sample(**rows[0] | {"words": words})
 
 
 def _window(rows: Sequence[dict[str, Any]]) -> Sample:

@@ -24,7 +24,7 @@ from corpus_asr.storage.run_state.run_files import (
     read_snapshot,
     speed_of,
 )
-from corpus_asr.storage.run_state.tables import OUTCOMES_FOLDER, OutputStore
+from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.units import counted
 
@@ -137,7 +137,7 @@ def _state(holder: Holder | None, snapshot: Snapshot | None, now: datetime.datet
 
 def _commit_times(store: OutputStore) -> list[datetime.datetime]:
     times = []
-    for name in store.names(OUTCOMES_FOLDER):
+    for name in store.commit_names():
         made_ns = name.rpartition("/")[2].partition("-")[0]
         if made_ns.isdecimal():  # another program's objects may have any name
             times.append(datetime.datetime.fromtimestamp(int(made_ns) / 1e9, datetime.UTC))

@@ -20,7 +20,8 @@ from corpus_asr.failure_kinds import NO_SPACE, Origin, failure_kind
 from corpus_asr.logs import event
 from corpus_asr.schemas import FILES, RESULTS
 from corpus_asr.stages.parts import FAILED, NOTHING_SAID, failure_fields
-from corpus_asr.storage.run_state.tables import ModelName, OutputStore
+from corpus_asr.storage.run_state.result_rows import ModelName, commit_rows
+from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.store import retries_so_far
 from corpus_asr.storage.stores.uri import public, redact_uri
 from corpus_asr.units import MEBIBYTE
@@ -109,7 +110,7 @@ class Committed(NamedTuple):
 
     tally: Tally
     names: tuple[str, ...]
-    """Outcomes objects."""
+    """Commits."""
     spent: Activity
     """What that took."""
 
@@ -133,7 +134,7 @@ class Committer:
     def __call__(
         self, results: pa.Table, *, leaving: Callable[[], bool] = lambda: False
     ) -> Committed:
-        """Commit RESULTS rows as one segments object and one outcomes object.
+        """Commit RESULTS rows as one object.
 
         A row that no table can take is committed as the failure of its part. Where the store fails,
         all is tried again as long as patience lasts and nobody is `leaving`; not where it is full,
@@ -167,14 +168,14 @@ class Committer:
 
     def _commit(self, results: pa.Table) -> list[str]:
         try:
-            done = self.store.commit(
+            rows = commit_rows(
                 results,
                 run_id=self.run_id,
-                model=self.model,
-                model_revision=self.model_revision,
+                model=(self.model, self.model_revision),
                 by_language=self.by_language,
                 calibration=self.calibration,
             )
+            return [self.store.put_commit(rows)]
         except CorpusAsrError:
             raise  # of the store: it concerns all rows
         except Exception as error:
@@ -184,11 +185,10 @@ class Committer:
             if results["status"][0].as_py() == FAILED:
                 raise  # not of what was transcribed
             return self._commit(_refused(results, error))
-        return [done.outcomes_name]
 
 
 class CommitBuffer(Generic[T]):
-    """Collects results, or what stands for them, so that a commit is worth its two objects."""
+    """Collects results, or what stands for them, so that a commit is worth its object."""
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
 """What needs all parts of a recording, once they are committed: its known text and its speakers.
 
 Parts find their words of a text independently of one another. Where two of them claim the same
-words, the part that fits worse is committed again without them, and its first commit removed. With
+words, the part that fits worse is committed again without them, in place of its first commit. With
 `speakers: corpus` the voices of recordings are then compared with one another.
 """
 
@@ -14,7 +14,6 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from corpus_asr.config.extraction import SpeakerSettings
 from corpus_asr.logs import event
@@ -26,11 +25,12 @@ from corpus_asr.speakers.turns import (
     likeness_of,
 )
 from corpus_asr.speakers.voices import find_voices
-from corpus_asr.storage.run_state.claims import rows_with_owners
-from corpus_asr.storage.run_state.finish import keep_only
+from corpus_asr.storage.run_state.finish import merge
+from corpus_asr.storage.run_state.part_rows import part_rows
 from corpus_asr.storage.run_state.portions import Portion, portions_of
 from corpus_asr.storage.run_state.recording_rows import tidy
-from corpus_asr.storage.run_state.run_tables import VERSION_COLUMNS, RunTables
+from corpus_asr.storage.run_state.result_rows import SEGMENT_ROWS, nested
+from corpus_asr.storage.run_state.run_tables import VERSION_COLUMNS, Place, RunTables
 from corpus_asr.storage.run_state.speaker_turns import (
     RecordingVoices,
     read_turns,
@@ -41,12 +41,7 @@ from corpus_asr.storage.run_state.speaker_turns import (
     write_turns,
     write_voices,
 )
-from corpus_asr.storage.run_state.tables import (
-    OUTCOMES_FOLDER,
-    SPEAKERS_FOLDER,
-    OutputStore,
-    projected,
-)
+from corpus_asr.storage.run_state.tables import SPEAKERS_FOLDER, OutputStore, projected
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.transcription.joined_text import Claim, placed_once, text_columns
 
@@ -79,8 +74,7 @@ with said as (
 select distinct recording_id, '' as made_of, parts from said where contested
 """
 _WORD_COLUMNS = ("recording_id", "part", "words")
-_CLAIM_COLUMNS = ("recording_id", "part", "segments_written", "segments_object", "text_found",
-                  "text_spans")  # fmt: skip
+_CLAIM_COLUMNS = ("recording_id", "part", "text_found", "text_spans")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,23 +86,21 @@ class LostWords:
     """Which of its words a part loses, counted from 0, by its row."""
 
 
-def place_words_once(
-    store: OutputStore, complete_ids: pa.Array, spread: Spread | None = None
-) -> int:
-    """Remove from parts the words of a text that another part has; return how many parts.
+def place_words_once(store: OutputStore, run: RunTables, spread: Spread | None = None) -> int:
+    """Put parts without the words of a text that another part has in place of these; count them.
 
-    May be repeated after being killed anywhere: until a first commit is removed it counts, and the
+    May be repeated after being killed anywhere: until a first commit is replaced it counts, and the
     second does not.
 
     Args:
         store: the output folder.
-        complete_ids: recordings whose parts are all committed, each once.
+        run: its tables; recordings are those whose parts are all committed.
         spread: has portions of recordings done elsewhere, where there are many.
     """
     columns = (*VERSION_COLUMNS, "text_found", "text_spans")
     lost: dict[str, dict[int, Collection[int]]] = {}
-    with RunTables(store, columns=columns, names=store.names(OUTCOMES_FOLDER)) as tables:
-        tables.add("complete", pa.table({"recording_id": complete_ids}))
+    with RunTables(store, columns=columns, listing=run.batches("from listing")) as tables:
+        tables.add("complete", pa.table({"recording_id": run.ids("complete")}))
         tables.add("contested", tables.table(_CONTESTED))
         [(number,)] = tables.rows("select count(*) from contested")
         do: Spread = map if spread is None or number < MANY_RECORDINGS else spread
@@ -117,7 +109,10 @@ def place_words_once(
                 lost.setdefault(own.name, {}).update(own.rows)
     # An object may have parts of several portions, and is written again once, after all of them.
     objects = [LostWords(name=name, rows=rows) for name, rows in sorted(lost.items())]
-    return sum(do(partial(_without_lost, store), objects))
+    written = [name for names in do(partial(_without_lost, store), objects) for name in names]
+    if lost:
+        store.replace([*lost], written)
+    return sum(map(len, lost.values()))
 
 
 def _lost_words(store: OutputStore, portion: Portion) -> list[LostWords]:
@@ -145,15 +140,12 @@ def _parts(
     With some `columns` of outcomes, segments have only their words.
     """
     outcomes = store.read_table(name, projected(OUTCOMES, columns))
-    numbers = np.flatnonzero(pc.fill_null(outcomes["segments_written"], 0).to_numpy())
-    claims = outcomes.take(pa.array(numbers))
-    schema = SEGMENTS if columns is None else projected(SEGMENTS, _WORD_COLUMNS)
     segments: dict[int, _Rows] = {}
-    for table, owners in rows_with_owners(store, claims, schema):
-        theirs = numbers[owners]
-        chosen = np.isin(theirs, rows)
+    wanted = None if columns is None else _WORD_COLUMNS
+    for _, table, owners in part_rows(store, [name], SEGMENT_ROWS, wanted):
+        chosen = np.isin(owners, rows)
         own = table.filter(pa.array(chosen)).to_pylist()
-        for at, segment in zip(theirs[chosen].tolist(), own, strict=True):
+        for at, segment in zip(owners[chosen].tolist(), own, strict=True):
             segments.setdefault(at, []).append(segment)
     for at, row in zip(rows, outcomes.take(pa.array(rows, pa.int64())).to_pylist(), strict=True):
         if row["text_found"]:
@@ -169,10 +161,8 @@ def _claims(row: Mapping[str, Any], segments: _Rows) -> list[Claim]:
     ]
 
 
-def _without_lost(store: OutputStore, lost: LostWords) -> int:
-    """Commit the parts of an object that lose words again, and remove them from it."""
-    if not store.exists(lost.name):  # done by a worker that died before it said so
-        return len(lost.rows)
+def _without_lost(store: OutputStore, lost: LostWords) -> list[str]:
+    """Write an object again whose parts lose words; return the new names."""
     outcomes: _Rows = []
     segments: _Rows = []
     for at, row, own in _parts(store, lost.name, sorted(lost.rows)):
@@ -191,13 +181,11 @@ def _without_lost(store: OutputStore, lost: LostWords) -> int:
             _LOG, logging.INFO, "words_claimed_twice", recording_id=row["recording_id"],
             part=row["part"], words=len(lost.rows[at]),
         )  # fmt: skip
-    store.write_commit(
-        pa.Table.from_pylist(outcomes, OUTCOMES), [pa.Table.from_pylist(segments, SEGMENTS)]
-    )
-    kept = np.ones(store.read_table(lost.name, projected(OUTCOMES, ("part",))).num_rows, dtype=bool)
-    kept[[*lost.rows]] = False
-    keep_only(store, {lost.name: kept})
-    return len(outcomes)
+    rows = pa.Table.from_pylist(segments, SEGMENTS)
+    again = store.put_commit(nested(pa.Table.from_pylist(outcomes, OUTCOMES), rows, SEGMENT_ROWS))
+    kept = np.ones(store.read_table(lost.name, projected(OUTCOMES, ("part",))).num_rows, dtype=int)
+    kept[[*lost.rows]] = Place.nowhere
+    return [again, *merge(store, [lost.name], {lost.name: kept})]
 
 
 def _with_words(segment: dict[str, Any], words: _Rows) -> dict[str, Any] | None:

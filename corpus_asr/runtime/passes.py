@@ -230,11 +230,11 @@ class Done:
         self._names: set[str] = set()
 
     def read(self, store: OutputStore, names: Iterable[str]) -> None:
-        """Add what is in these outcomes objects, of which some may be known."""
+        """Add what is in these commits, of which some may be known."""
         new = [name for name in names if name not in self._names]
         self._names.update(new)
-        found = [each.rows.cast(WRITTEN) for each in store.committed(WRITTEN.names, new)]
-        self.add(pa.Table.from_batches(found, WRITTEN))
+        found = [rows.cast(WRITTEN) for _, rows in store.committed(WRITTEN.names, new)]
+        self.add(pa.concat_tables([WRITTEN.empty_table(), *found]))
 
     def add(self, rows: pa.Table, *, earlier: bool = False) -> None:
         """Add rows of WRITTEN; where a part is there twice, the later one counts."""

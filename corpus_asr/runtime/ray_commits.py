@@ -1,7 +1,7 @@
 """The commits of a run on Ray, gathered by reference.
 
 In: references to blocks of RESULTS, as the last stage yields them. Out: counts, and the names of
-outcomes objects. The driver decides when what is committed together and never sees a row; a few
+commits. The driver decides when what is committed together and never sees a row; a few
 actors on any node fetch the blocks and commit them. One that dies is started again, and does again
 what it had not answered.
 """
@@ -67,7 +67,7 @@ class Commits:
         self.tally = Tally()
         """What was committed."""
         self.names: list[str] = []
-        """The outcomes objects of it."""
+        """The commits of it."""
         self.lost = False
         """Whether results were lost on their way, with the machine that had them."""
         self.failure: Exception | None = None

@@ -53,6 +53,7 @@ def parquet_batches(
 ) -> Iterator[pa.RecordBatch]:
     """Yield a Parquet file's rows, a bounded number at a time.
 
+    Some columns within a list are named by their paths, such as `segments.list.element.text`.
     Columns of texts named in `as_dictionaries`, by their paths, hold each text once.
     """
     with pq.ParquetFile(file, pre_buffer=False, read_dictionary=as_dictionaries) as parquet:
@@ -81,7 +82,7 @@ def parquet_rows(
 def _held(parquet: pq.ParquetFile, columns: Sequence[str] | None) -> list[str] | None:
     # Once: each look at a file's schema translates it again, which takes longer than its rows do.
     held = set(parquet.schema_arrow.names)
-    return None if columns is None else [name for name in columns if name in held]
+    return None if columns is None else [name for name in columns if name.partition(".")[0] in held]
 
 
 def conform(rows: pa.RecordBatch | pa.Table, schema: pa.Schema) -> pa.Table:

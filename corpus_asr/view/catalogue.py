@@ -30,15 +30,14 @@ from corpus_asr.storage.run_state.corrections import (
 )
 from corpus_asr.storage.run_state.identities import version_of_identities
 from corpus_asr.storage.run_state.late_saves import is_there
+from corpus_asr.storage.run_state.part_rows import kind_of
 from corpus_asr.storage.run_state.placing import Block, Made, Stale, place
+from corpus_asr.storage.run_state.result_rows import LABEL_ROWS
 from corpus_asr.storage.run_state.rewriting import rewrite_names
 from corpus_asr.storage.run_state.run_files import SUCCESS_NAME, outcomes_names
 from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.speaker_turns import read_turns, read_voices
-from corpus_asr.storage.run_state.tables import (
-    LABEL_ROWS,
-    OutputStore,
-)
+from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.view.sound import Pauses
 from corpus_asr.view.texts import (
     Edits,
@@ -60,11 +59,11 @@ select distinct name from parts join objects using (object) where recording_id =
 # Rows of an object lie in the order of its outcomes, whether these count or not.
 _PLACES = """
 with mine as (
-  select id, segments_object from parts where recording_id = $id and segments_written > 0)
-select segments_object, stop - segments_written, stop from (
-  select id, segments_object, segments_written,
-         sum(segments_written) over (partition by segments_object order by id) as stop
-  from outcomes where segments_object in (select segments_object from mine))
+  select id, object from parts where recording_id = $id and segments_written > 0)
+select name, stop - segments_written, stop from (
+  select id, object, segments_written,
+         sum(segments_written) over (partition by object order by id) as stop
+  from outcomes where object in (select object from mine)) join objects using (object)
 where id in (select id from mine) order by id
 """
 
@@ -104,7 +103,7 @@ class Catalogue:
         return [name for (name,) in self.tables.rows(_OUTCOMES, id=recording_id)]
 
     def places(self, recording_id: str) -> Places:
-        """Return where a recording's rows lie: objects, the first row, and the row after."""
+        """Return where a recording's rows lie."""
         return tuple(self.tables.rows(_PLACES, id=recording_id))
 
 
@@ -115,7 +114,7 @@ def read_catalogue(store: OutputStore) -> Catalogue:
         ConfigError: it is no output folder of a run, or that of a classification.
     """
     names = outcomes_names(store)
-    if store.names(LABEL_ROWS.folder):
+    if kind_of(store, names) is LABEL_ROWS:
         raise found_labels(store)
     tables = RunTables(store, names=names)
     folder = common_folder(tables.table("select uri from recordings")["uri"])

@@ -14,6 +14,7 @@ They lie beside those of `RunTables`:
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -22,17 +23,14 @@ import pyarrow.compute as pc
 
 from corpus_asr.export.recordings import WORD_COLUMNS
 from corpus_asr.report.html.formatting import visible
-from corpus_asr.storage.run_state.claims import claimed_rows
 from corpus_asr.storage.run_state.confidences import gathered
 from corpus_asr.storage.run_state.corrections import Corrections
 from corpus_asr.storage.run_state.duplicates import read_pairs
+from corpus_asr.storage.run_state.part_rows import counting_rows, part_rows_at
 from corpus_asr.storage.run_state.placing import Block, Made, place
+from corpus_asr.storage.run_state.result_rows import SEGMENT_ROWS
 from corpus_asr.storage.run_state.run_tables import RunTables
-from corpus_asr.storage.run_state.tables import (
-    SEGMENT_ROWS,
-    OutputStore,
-    projected,
-)
+from corpus_asr.storage.run_state.tables import OutputStore, projected
 from corpus_asr.view.query import folded_lines
 
 _SEGMENT_COLUMNS = ("start_s", "end_s", "channel", "language", "confidence", "text")
@@ -106,18 +104,21 @@ union all by name from arriving
 _FIRST_EDIT = 1 << 60
 
 Places = tuple[tuple[str, int, int], ...]
-"""Where a recording's rows lie: objects, the first row, and the row after."""
+"""Where a recording's rows lie: by object, the first of its segments and the one after."""
 _BY_TIME = [(name, "ascending") for name in ("start_s", "channel", "part", "segment")]
 
 
 def segments_at(store: OutputStore, places: Places) -> pa.Table:
     """Return the segments of a recording, as the model has them, in order of time."""
-    schema = projected(SEGMENT_ROWS.schema, (*WORD_COLUMNS, "model"))
-    ranges: dict[str, list[tuple[int, int]]] = {}
+    columns = (*WORD_COLUMNS, "model")
+    spans: dict[str, list[tuple[int, int]]] = {}
     for name, start, stop in places:
-        ranges.setdefault(name, []).append((start, stop))
-    tables = [store.rows(name, schema, some) for name, some in ranges.items()]
-    return pa.concat_tables([schema.empty_table(), *tables]).sort_by(_BY_TIME)
+        held = spans.setdefault(name, [])
+        # Parts one after the other are one span, whose rows are read once.
+        held.append((held.pop()[0] if held and held[-1][1] == start else start, stop))
+    read = (part_rows_at(store, name, SEGMENT_ROWS, columns, held) for name, held in spans.items())
+    empty = projected(SEGMENT_ROWS.schema, columns).empty_table()
+    return pa.concat_tables([empty, *chain.from_iterable(read)]).sort_by(_BY_TIME)
 
 
 def add_shown(tables: RunTables) -> None:
@@ -154,7 +155,7 @@ def add_texts(
 
     def placed() -> Iterator[pa.Table]:
         place = first
-        for rows, ids in claimed_rows(store, tables, SEGMENT_ROWS, _SEGMENT_COLUMNS, of=_UNREAD):
+        for rows, ids in counting_rows(store, tables, SEGMENT_ROWS, _SEGMENT_COLUMNS, of=_UNREAD):
             folded = _folded(pc.fill_null(rows["text"], "").to_pylist())
             places = pa.array(np.arange(place, place + rows.num_rows))
             place += rows.num_rows

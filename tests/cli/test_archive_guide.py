@@ -21,7 +21,7 @@ from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import recording_id
 from tests.support.runs import correct_segment
 from tests.support.stores import held_by
-from tests.support.tables import rows_of
+from tests.support.tables import rows_of, stored_segments
 
 pytestmark = pytest.mark.long
 
@@ -93,7 +93,9 @@ class Living:
         return done.output
 
     def segments(self, name: str) -> list[dict[str, Any]]:
-        return [row for row in rows_of(self.store.segments()) if row["uri"].endswith(f"/{name}")]
+        return [
+            row for row in rows_of(stored_segments(self.store)) if row["uri"].endswith(f"/{name}")
+        ]
 
 
 @pytest.fixture

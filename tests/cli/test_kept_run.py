@@ -34,7 +34,7 @@ from corpus_asr.view.request import Request
 from corpus_asr.view.sound import Sounds
 from tests.support.audio import tone, wav_bytes
 from tests.support.stores import life
-from tests.support.tables import rows_of, segment
+from tests.support.tables import rows_of, segment, stored_segments
 from tests.view.conftest import answers_of
 
 NAME = "talk {1}[a].wav"
@@ -147,7 +147,7 @@ def test_the_model_is_a_name_and_its_revision_a_hash(tmp_path: Path) -> None:
     assert re.fullmatch("[0-9a-f]{16}", revision)
     made_by = {"model": str(folder), "model_revision": revision}
     store = written(replace(SAID, model=None), made_by=made_by)
-    (segment_row, *_) = rows_of(store.segments())
+    (segment_row, *_) = rows_of(stored_segments(store))
     assert (segment_row["model"], segment_row["model_revision"]) == (str(folder), revision)
     assert store.read_json(CONFIG_NAME)["model"]["checkpoint"] == str(folder)
     (folder / "config.json").write_text("{ }")
@@ -160,7 +160,7 @@ def test_what_is_transcribed_again_replaces_what_was_kept() -> None:
     store = written(other, overwrite=True)
     recording, segments, _ = shown(store)
     assert ([each["text"] for each in segments], recording["turns"]) == (["Other words."], [])
-    assert len(list(Path("out/.corpus-asr/run/outcomes").iterdir())) == 1
+    assert len(list(Path("out/.corpus-asr/run/_run/commits").iterdir())) == 1
 
 
 def test_a_killed_call_leaves_one_commit_and_one_name_to_the_next() -> None:
@@ -174,7 +174,7 @@ def test_a_killed_call_leaves_one_commit_and_one_name_to_the_next() -> None:
                     made_by={"beam_size": 3})  # fmt: skip
         last = replace(SAID, segments=(segment(" The last.", 0.0, 4.0),), turns=None)
         store = written(last, made_by={"beam_size": 4})
-        texts = [row["text"] for rows in store.segments() for row in rows.to_pylist()]
+        texts = [row["text"] for rows in stored_segments(store) for row in rows.to_pylist()]
         files = {path.name: path.read_text() for path in Path("out").glob("*.txt")}
         assert (texts, files) == ([" The last."], {f"{Path(NAME).stem}.txt": "The last.\n"}), moment
         if not process.killed:

@@ -31,7 +31,7 @@ from tests.support.audio import read_clip
 from tests.support.cluster import ray_session
 from tests.support.logs import logging_put_back
 from tests.support.spoken import NAMES, REFERENCES, REPOSITORY, Sentence, error_rate, spoken
-from tests.support.tables import rows_of
+from tests.support.tables import rows_of, stored_segments
 
 pytestmark = pytest.mark.long
 
@@ -52,7 +52,7 @@ def run_demo(output: Path, *options: str) -> Heard:
         done = CliRunner().invoke(cli.app, command)
     assert done.exit_code == 0, done.output
     transcribed: Heard = {}
-    rows = rows_of(OutputStore(str(output)).segments())
+    rows = rows_of(stored_segments(OutputStore(str(output))))
     for row in sorted(rows, key=lambda row: row["start_s"]):
         said = Sentence(row["start_s"], row["end_s"], row["text"])
         transcribed.setdefault(Path(row["uri"]).name, []).append(said)

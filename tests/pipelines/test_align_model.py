@@ -19,7 +19,7 @@ from tests.support.audio import read_clip, wav_bytes
 from tests.support.checkpoints import tiny_speech2text, tiny_whisper
 from tests.support.corpora import CLIPS
 from tests.support.parakeet import parakeet_checkpoint
-from tests.support.tables import rows_of, run_config
+from tests.support.tables import rows_of, run_config, stored_segments
 from tests.support.tokenizers import tiny_speech2text_tokenizer, tiny_tokenizer
 
 SPEECH = read_clip(CLIPS / "english.wav")
@@ -143,7 +143,7 @@ def job(recordings: Path, models: dict[str, Path], **sections: Any) -> RunConfig
 
 def segments_of(config: RunConfig) -> dict[str, list[dict[str, Any]]]:
     found: dict[str, list[dict[str, Any]]] = {}
-    for row in rows_of(OutputStore(config.output.uri).segments()):
+    for row in rows_of(stored_segments(OutputStore(config.output.uri))):
         found.setdefault(Path(row["uri"]).stem, []).append(row)
     return found
 

@@ -26,7 +26,7 @@ from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
 from tests.support.nightly import Archive
 from tests.support.stores import held_by
-from tests.support.tables import rows_of
+from tests.support.tables import rows_of, stored_segments
 
 pytestmark = pytest.mark.long
 
@@ -54,7 +54,7 @@ class Typed(Archive):
 
     def made_by(self) -> dict[str, str]:
         """Return which run made the text of each recording."""
-        rows = rows_of(self.store.segments(["uri", "run_id"]))
+        rows = rows_of(stored_segments(self.store, ["uri", "run_id"]))
         return {Path(row["uri"]).stem: row["run_id"] for row in rows}
 
     def gone(self) -> str:

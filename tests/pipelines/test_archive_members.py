@@ -20,7 +20,7 @@ from tests.support.audio import decode, read_clip, wav_bytes
 from tests.support.killing import OWN_ENGINE, KillableJob
 from tests.support.pages import asked, fetch
 from tests.support.spoken import spoken
-from tests.support.tables import rows_of
+from tests.support.tables import rows_of, stored_segments
 from tests.view.conftest import serving
 
 pytestmark = pytest.mark.slow
@@ -172,7 +172,7 @@ def test_members_live_as_files_do(
     for each in filter(Path.is_file, output.rglob("*")):
         assert SECRET.encode() not in each.read_bytes(), each
         assert name.encode() not in each.read_bytes(), each
-    for rows in (job.store.outcomes(), job.store.recordings(), job.store.segments()):
+    for rows in (job.store.outcomes(), job.store.recordings(), stored_segments(job.store)):
         assert not [row for row in rows_of(rows) if SECRET in repr(row) or name in repr(row)]
     assert "nothing to do" in said("run", path, "--local")
 

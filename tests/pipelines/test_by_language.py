@@ -11,12 +11,13 @@ from corpus_asr.errors import ConfigError
 from corpus_asr.pipelines.driver import run
 from corpus_asr.stages.transcribe import EngineSpec, load_engine
 from corpus_asr.storage.model_files import model_revision
+from corpus_asr.storage.run_state.result_rows import LABEL_ROWS
 from corpus_asr.storage.run_state.run_files import write_calibration
-from corpus_asr.storage.run_state.tables import LABEL_ROWS, OutputStore
+from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.checkpoints import tiny_whisper
 from tests.support.corpora import CLIPS, job, redo
 from tests.support.parakeet import parakeet_checkpoint
-from tests.support.tables import rows_of, with_section
+from tests.support.tables import rows_of, stored_segments, with_section
 from tests.support.tokenizers import tiny_tokenizer
 
 pytestmark = pytest.mark.long
@@ -56,7 +57,7 @@ def codes(models: list[Path], tmp_path_factory: pytest.TempPathFactory) -> tuple
     config = with_section(config, "classification", windows="first_speech", top_k=1000)
     run(config, local=True, progress=None)
     found: dict[str, dict[str, float]] = {ENGLISH: {}, GERMAN: {}}
-    for row in rows_of(OutputStore(config.output.uri).segments(rows=LABEL_ROWS)):
+    for row in rows_of(stored_segments(OutputStore(config.output.uri), rows=LABEL_ROWS)):
         found[Path(row["uri"]).name][row["label"]] = row["probability"]
     lead = {code: found[ENGLISH][code] / found[GERMAN][code] for code in found[ENGLISH]}
     pairs = [
@@ -69,7 +70,7 @@ def codes(models: list[Path], tmp_path_factory: pytest.TempPathFactory) -> tuple
 
 def said_in(config: RunConfig, *columns: str) -> Said:
     found: Said = {}
-    for row in rows_of(OutputStore(config.output.uri).segments()):
+    for row in rows_of(stored_segments(OutputStore(config.output.uri))):
         key = Path(row["uri"]).name
         found.setdefault(key, []).append(tuple(row[name] for name in ("start_s", "text", *columns)))
     return {name: sorted(rows) for name, rows in found.items()}

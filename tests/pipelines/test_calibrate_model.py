@@ -15,7 +15,7 @@ from corpus_asr.confidence import DEFAULT_MODEL, evidence_of
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import ConfigError, CorpusAsrError
 from corpus_asr.storage.parquet import CALIBRATION_KEY
-from corpus_asr.storage.run_state.finish import compact
+from corpus_asr.storage.run_state.finish import settle
 from corpus_asr.storage.run_state.run_files import (
     CALIBRATION_NAME,
     begin_run,
@@ -24,9 +24,10 @@ from corpus_asr.storage.run_state.run_files import (
     read_calibration,
     write_calibration,
 )
+from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.units import MEBIBYTE
-from tests.support.tables import part, results, rows_of, run_config
+from tests.support.tables import commit, part, results, rows_of, run_config, stored_segments
 
 REVISION = "0123456789abcdef"
 SAID = "red green blue white"
@@ -62,7 +63,7 @@ def run(
     begin_run(store, config, fingerprint(config, REVISION), family=family)
     rng = random.Random(5)
     rows = [transcribed(f"{number}.wav", rng) for number in range(recordings)]
-    store.commit(results(*rows), run_id="run", model="some/model", model_revision=REVISION)
+    commit(store, results(*rows), run_id="run", model="some/model", model_revision=REVISION)
     lines = [{"uri": f"/{number}.wav", "text": " ".join([SAID] * 5), "language": "en"}
              for number in range(recordings)]  # fmt: skip
     (folder / "references.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -88,11 +89,11 @@ def test_a_run_is_calibrated_and_a_later_one_uses_it(tmp_path: Path) -> None:
     assert fitted["held_out"]["brier"] < fitted["before"]["brier"]
     calibration = calibration_for(job(tmp_path), store, model_revision=REVISION)
     assert calibration is not None
-    store.commit(
-        results(transcribed("later.wav", random.Random(1))), run_id="later", model="some/model",
-        model_revision=REVISION, calibration=calibration,
+    commit(
+        store, results(transcribed("later.wav", random.Random(1))), run_id="later",
+        model="some/model", model_revision=REVISION, calibration=calibration,
     )  # fmt: skip
-    rows = rows_of(store.segments())
+    rows = rows_of(stored_segments(store))
     earlier = [row for row in rows if row["run_id"] == "run"]
     later = [row for row in rows if row["run_id"] == "later"]
     assert {row["calibration"] for row in earlier} == {"default"}
@@ -108,14 +109,13 @@ def test_files_name_their_calibrations_even_when_they_are_merged(tmp_path: Path)
     store = run(tmp_path)
     assert evaluate(tmp_path).exit_code == 0
     calibration = read_calibration(store.uri)
-    done = store.commit(
-        results(transcribed("later.wav", random.Random(1))), run_id="later", model="some/model",
-        model_revision=REVISION, calibration=calibration,
+    commit(
+        store, results(transcribed("later.wav", random.Random(1))), run_id="later",
+        model="some/model", model_revision=REVISION, calibration=calibration,
     )  # fmt: skip
-    assert done.segments_name is not None
-    assert named(store, done.segments_name) == calibration.name
-    compact(store, 128 * MEBIBYTE)
-    (merged,) = store.named_segments()
+    with RunTables(store) as tables:
+        settle(store, tables, 128 * MEBIBYTE)
+    (merged,) = store.names("segments")
     assert named(store, merged) == f"default, {calibration.name}"
 
 
@@ -129,11 +129,10 @@ def test_rows_of_other_weights_and_without_evidence_keep_their_confidence(tmp_pa
     assert evaluate(tmp_path).exit_code == 0
     other = transcribed("other.wav", random.Random(1)) | {"language": "de"}
     bare = part("bare.wav", 0, texts=[" hi"], language="en")
-    store.commit(
-        results(other, bare), run_id="later", model="some/model", model_revision=REVISION,
+    commit(store, results(other, bare), run_id="later", model="some/model", model_revision=REVISION,
         by_language={"de": ("german", "other-weights")}, calibration=read_calibration(store.uri),
     )  # fmt: skip
-    rows = rows_of(store.segments())
+    rows = rows_of(stored_segments(store))
     later = [row for row in rows if row["run_id"] == "later"]
     assert {row["calibration"] for row in later} == {DEFAULT_MODEL.name}
 

@@ -16,11 +16,12 @@ from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import CheckpointError, ConfigError
 from corpus_asr.families.loading import load_classifier
 from corpus_asr.pipelines.driver import run
-from corpus_asr.storage.run_state.tables import LABEL_ROWS, OutputStore
+from corpus_asr.storage.run_state.result_rows import LABEL_ROWS
+from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.audio import read_clip
 from tests.support.checkpoints import CLASSES, tiny_classifier, tiny_whisper
 from tests.support.corpora import job, outcomes_in
-from tests.support.tables import rows_of, with_section
+from tests.support.tables import rows_of, stored_segments, with_section
 from tests.support.tokenizers import tiny_tokenizer
 
 # Float16 features, and a batch of one against the oracle's own: far below any use of the number.
@@ -69,7 +70,7 @@ def undetected(config: RunConfig) -> RunConfig:
 def labels_in(config: RunConfig) -> dict[tuple[str, int, int], list[dict[str, Any]]]:
     """Return the labels rows by file name, part and window."""
     found = defaultdict(list)
-    for row in rows_of(OutputStore(config.output.uri).segments(rows=LABEL_ROWS)):
+    for row in rows_of(stored_segments(OutputStore(config.output.uri), rows=LABEL_ROWS)):
         found[Path(row["uri"]).name, row["part"], row["window"]].append(row)
     return dict(found)
 

@@ -13,7 +13,7 @@ from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.corpora import CLIPS, outcomes_in, redo
 from tests.support.killing import COMMIT_EACH, KillableJob, into, kill_and_resume, tables_of
 from tests.support.parakeet import parakeet_checkpoint
-from tests.support.tables import rows_of, run_config, with_section
+from tests.support.tables import rows_of, run_config, stored_segments, with_section
 
 pytestmark = pytest.mark.long
 
@@ -46,7 +46,7 @@ def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 
 def segments(config: RunConfig) -> list[dict[str, Any]]:
-    rows = rows_of(OutputStore(config.output.uri).segments())
+    rows = rows_of(stored_segments(OutputStore(config.output.uri)))
     return sorted(rows, key=lambda row: (row["uri"], row["part"], row["segment"]))
 
 

@@ -19,7 +19,7 @@ from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.audio import wav_bytes
 from tests.support.corpora import outcomes_in
 from tests.support.recognizers import PLANTED
-from tests.support.tables import rows_of, run_config, with_section
+from tests.support.tables import rows_of, run_config, stored_segments, with_section
 
 RATE_HZ = 16_000
 
@@ -44,7 +44,7 @@ def job(recordings: Path, kind: str, **sections: Any) -> RunConfig:
 
 
 def texts(config: RunConfig) -> dict[str, str]:
-    rows = rows_of(OutputStore(config.output.uri).segments())
+    rows = rows_of(stored_segments(OutputStore(config.output.uri)))
     return {Path(row["uri"]).stem: row["text"].strip() for row in rows}
 
 
@@ -62,7 +62,7 @@ def test_a_job_writes_the_tables_of_any_model(recordings: Path) -> None:
     summary = run(config, local=True, progress=None)
     assert texts(config) == {"2": "2 s", "3": "3 s", "4": "4 s", "5": "5 s"}
     store = OutputStore(config.output.uri)
-    (found,) = {row["model"] for row in rows_of(store.segments())}
+    (found,) = {row["model"] for row in rows_of(stored_segments(store))}
     assert found == "tests.support.recognizers:Untimed my/weights"
     assert summary.files == 4
     assert run(config, local=True, progress=None).processed_files == 0
@@ -79,7 +79,7 @@ def test_its_confidence_is_calibrated_and_that_of_another_class_is_refused(tmp_p
     config = job(folder, "Planted")
     run(config, local=True, progress=None)
     store = OutputStore(config.output.uri)
-    rows = rows_of(store.segments())
+    rows = rows_of(stored_segments(store))
     windows = Counter(row["uri"] for row in rows)
     lines = [
         {"uri": uri, "text": " ".join([*PLANTED] * count), "language": "en"}

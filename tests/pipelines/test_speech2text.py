@@ -18,7 +18,7 @@ from corpus_asr.units import HOP_SAMPLES, SAMPLE_RATE_HZ
 from tests.support.checkpoints import tiny_speech2text
 from tests.support.corpora import CLIPS, job, outcomes_in
 from tests.support.references import read_audio
-from tests.support.tables import rows_of
+from tests.support.tables import rows_of, stored_segments
 from tests.support.tokenizers import TARGETS, tiny_speech2text_tokenizer
 
 # One greedy try per window, that says no two tokens twice: random weights else say one for ever.
@@ -100,7 +100,7 @@ def test_a_run_accounts_for_every_recording(
     assert outcomes["broken.mp3", 0]["status"] == "failed"
     assert {row["language"] for row in outcomes.values() if row["status"] == "ok"} == {"en"}
     assert max(part for name, part in outcomes if name == "longer.mp3") > 0
-    rows = rows_of(OutputStore(str(tmp_path / "output")).segments())
+    rows = rows_of(stored_segments(OutputStore(str(tmp_path / "output"))))
     assert len(rows) == summary.segments > 3
     for row in rows:
         assert (row["task"], row["language"]) == ("transcribe", "en")

@@ -20,7 +20,7 @@ from corpus_asr.view.sound import Sounds
 from tests.support.audio import read_clip
 from tests.support.corpora import CLIPS, job, tiny_model
 from tests.support.films import Track, film
-from tests.support.tables import rows_of
+from tests.support.tables import rows_of, stored_segments
 
 pytestmark = pytest.mark.long
 
@@ -67,7 +67,7 @@ def recordings(store: OutputStore) -> dict[str, dict[str, Any]]:
 
 def texts(store: OutputStore) -> dict[tuple[str, int | None], list[str]]:
     found: dict[tuple[str, int | None], list[str]] = {}
-    rows = sorted(rows_of(store.segments()), key=lambda row: (row["part"], row["segment"]))
+    rows = sorted(rows_of(stored_segments(store)), key=lambda row: (row["part"], row["segment"]))
     for row in rows:
         found.setdefault((Path(row["uri"]).stem, row["channel"]), []).append(row["text"])
     return found

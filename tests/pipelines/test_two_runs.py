@@ -58,7 +58,7 @@ def test_a_robbed_run_stops_committing_and_keeps_what_it_has(
     monkeypatch.setattr(driver, "run_local", robbed)
     with pytest.raises(EngineError, match="run thief"):
         driver.run(config, local=True, progress=None)
-    assert store.names("outcomes") == []
+    assert store.commit_names() == []
     assert not store.exists("_SUCCESS")
     assert store.exists(LOCK_NAME), "it is not ours to remove"
 

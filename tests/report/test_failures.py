@@ -19,10 +19,11 @@ from corpus_asr.report.failures import (
     failure_groups,
     failures_csv,
 )
-from corpus_asr.schemas import OUTCOMES
+from corpus_asr.schemas import OUTCOMES, SEGMENTS
 from corpus_asr.storage.listing import FileListing
 from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.tables import OutputStore
+from tests.support.tables import put_nested
 
 
 def failed(recording: str, kind: str | None = "not_audio", **values: Any) -> dict[str, Any]:
@@ -39,7 +40,7 @@ def collected(*rows: dict[str, Any], size: int = 3) -> Iterator[RunTables]:
     store = OutputStore(f"memory://{uuid.uuid4().hex}")
     table = pa.Table.from_pylist([{"part": at, **row} for at, row in enumerate(rows)], OUTCOMES)
     for batch in table.to_batches(max_chunksize=size):
-        store.write_commit(pa.Table.from_batches([batch]), [])
+        put_nested(store, pa.Table.from_batches([batch]), SEGMENTS.empty_table())
     with RunTables(store) as tables:
         collect_failures(tables)
         yield tables

@@ -25,18 +25,13 @@ from corpus_asr.report.run import Report, as_data, load_report, render
 from corpus_asr.report.text import duration, print_segment
 from corpus_asr.schemas import FILES, OUTCOMES, RECORDINGS
 from corpus_asr.storage.run_state.confidences import read_confidences
+from corpus_asr.storage.run_state.result_rows import LABEL_ROWS, SEGMENT_ROWS, PartRows
 from corpus_asr.storage.run_state.run_files import RUN_NAME, write_snapshot
 from corpus_asr.storage.run_state.run_tables import RunTables
-from corpus_asr.storage.run_state.tables import (
-    LABEL_ROWS,
-    SEGMENT_ROWS,
-    OutputStore,
-    PartRows,
-    projected,
-)
+from corpus_asr.storage.run_state.tables import OutputStore, projected
 from tests.support.pages import parsed
 from tests.support.runs import NAMES, REVISION, ManualRun
-from tests.support.tables import segment, snapshot
+from tests.support.tables import put_nested, segment, snapshot
 
 _SHARED = {"recording_id", "part", "confidence"}
 
@@ -82,9 +77,9 @@ def read(
     for start in range(0, len(rows), size):
         some = rows[start : start + size]
         theirs = segments_of(some) if segments is None else segments
-        store.write_commit(
-            pa.Table.from_pylist(some, OUTCOMES), [pa.Table.from_pylist(theirs, kind.schema)],
-            rows=kind,
+        put_nested(store,
+            pa.Table.from_pylist(some, OUTCOMES), pa.Table.from_pylist(theirs, kind.schema),
+            kind,
         )  # fmt: skip
     files = [{"recording_id": name, "uri": name} for name in listed or ()]
     listing = pa.Table.from_pylist(files, FILES).to_batches()

@@ -36,7 +36,7 @@ from corpus_asr.storage.stores.uri import recording_id
 from corpus_asr.units import SAMPLE_RATE_HZ
 from tests.support.audio import decode, share_of_tone
 from tests.support.runs import InThisProcess, seconds_heard, tone_hz, write_tones
-from tests.support.tables import commit, part, results
+from tests.support.tables import commit, part, put_nested, results
 
 
 def wide(schema: pa.Schema, columns: dict[str, pa.Array], rows: int) -> pa.Table:
@@ -73,7 +73,7 @@ def corpus(folder: Path, recordings: int, *, each: int = 2, objects: int = 3) ->
             "language": pa.repeat("en", total),
             "confidence": pa.array(np.repeat(numbers / recordings, each)),
         }  # fmt: skip
-        store.write_commit(wide(OUTCOMES, outcomes, count), [wide(SEGMENTS, segments, total)])
+        put_nested(store, wide(OUTCOMES, outcomes, count), wide(SEGMENTS, segments, total))
     return store
 
 
@@ -98,7 +98,7 @@ def test_the_least_confident_are_found_and_the_draw_stays(tmp_path: Path) -> Non
 def test_parts_committed_again_change_nothing(tmp_path: Path) -> None:
     found = gathered(corpus(tmp_path, 40))
     again = corpus(tmp_path, 40)
-    assert len(again.names("segments")) == 6
+    assert len(again.commit_names()) == 6
     assert gathered(again) == found
 
 
@@ -112,11 +112,11 @@ def test_each_object_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(OutputStore, "batches", counted)
     gathered(store)
-    assert read == dict.fromkeys((*store.names("outcomes"), *store.names("segments")), 1)
+    assert read == dict.fromkeys(store.commit_names(), 3), "parts, confidences, and what is shown"
     read.clear()
     findings, _ = findings_of(store, "run")
     assert (findings.done, findings.low_confidence) == (50, 36)  # 35 / 50 is less in 32 bits
-    assert set(read.values()) == {1}
+    assert set(read.values()) == {2}
 
 
 @pytest.mark.long

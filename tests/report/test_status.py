@@ -50,7 +50,7 @@ def look(
 
 
 def commit_at(store: OutputStore, when: datetime.datetime) -> None:
-    store.write_bytes(f"outcomes/{int(when.timestamp() * 1e9):020d}-abc.parquet", b"never read")
+    store.write_bytes(f"_run/commits/{int(when.timestamp() * 1e9):020d}-abc.parquet", b"never read")
 
 
 def test_a_running_run_says_how_far_it_is_and_what_failed(store: OutputStore) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import pickle
-from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from corpus_asr.config.extraction import SpeakerSettings
-from corpus_asr.errors import ConfigError, CorpusAsrError, EngineError
+from corpus_asr.errors import ConfigError, EngineError
 from corpus_asr.export.recordings import Selection
 from corpus_asr.export.speakers import (
     SPOKEN_SEGMENTS,
@@ -32,7 +31,7 @@ from corpus_asr.schemas import RECORDINGS, SPEAKERS
 from corpus_asr.speakers.voices import find_voices
 from corpus_asr.stages.measures import measured_columns
 from corpus_asr.storage.run_state import portions, recording_rows, speaker_turns
-from corpus_asr.storage.run_state.finish import compact, keep_only
+from corpus_asr.storage.run_state.finish import settle
 from corpus_asr.storage.run_state.run_files import CONFIG_NAME
 from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.speaker_turns import read_turns, read_voices
@@ -47,6 +46,7 @@ from tests.support.tables import (
     part,
     results,
     rows_of,
+    stored_segments,
 )
 
 pytestmark = pytest.mark.long
@@ -89,7 +89,7 @@ def contested(store: OutputStore) -> OutputStore:
 
 def said(store: OutputStore) -> dict[tuple[str, int], list[str]]:
     found: dict[tuple[str, int], list[str]] = {}
-    for row in rows_of(store.segments()):
+    for row in rows_of(stored_segments(store)):
         found.setdefault((row["uri"], row["part"]), []).append(row["text"])
     return found
 
@@ -127,36 +127,48 @@ def check(store: OutputStore) -> None:
     assert [w.index for w in words[recording_id("/b")]] == [5]
 
 
+def place_all(store: OutputStore, spread: Any = None) -> int:
+    """Place the words of all recordings as a finish does; return how many parts lost some."""
+    with RunTables(store) as tables:
+        num_parts = place_words_once(store, tables, spread)
+        if num_parts:
+            tables.reread(store)
+        settle(store, tables, None)
+    return num_parts
+
+
 def test_the_part_that_fits_better_has_the_words(contested: OutputStore) -> None:
-    assert place_words_once(contested, ALL) == 1
+    assert place_all(contested) == 1
     check(contested)
-    names = contested.names("outcomes")
-    assert place_words_once(contested, ALL) == 0  # nothing is left to do
-    assert contested.names("outcomes") == names
-    compact(contested, 1e9)
+    names = contested.commit_names()
+    assert place_all(contested) == 0  # nothing is left to do
+    assert contested.commit_names() == names
+    with RunTables(contested) as tables:
+        settle(contested, tables, 1e9)
     check(contested)
 
 
-def test_incomplete_recordings_are_left_alone(contested: OutputStore) -> None:
+def test_incomplete_recordings_are_left_alone(
+    contested: OutputStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = said(contested)
-    assert place_words_once(contested, ALL[1:]) == 0
+    monkeypatch.setattr(RunTables, "ids", lambda *_: ALL[1:])
+    assert place_all(contested) == 0
     assert said(contested) == before
 
 
-def test_killed_between_two_commits_it_is_done_by_the_next(
+def test_killed_before_the_first_commit_is_replaced_it_is_done_by_the_next(
     contested: OutputStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def killed(*_: object) -> None:
-        raise CorpusAsrError("killed")
+        raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(complete_recordings, "keep_only", killed)
-        with pytest.raises(CorpusAsrError, match="killed"):
-            place_words_once(contested, ALL)
-    assert len(rows_of(contested.outcomes())) == 5
-    with RunTables(contested) as tables:
-        keep_only(contested, tables.places())  # as a finish does first
-        assert place_words_once(contested, tables.ids("complete")) == 1
+        patched.setattr(OutputStore, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            place_all(contested)
+    assert len(rows_of(contested.outcomes())) > 4
+    assert place_all(contested) == 1
     check(contested)
 
 
@@ -182,17 +194,6 @@ def said_by_many(store: OutputStore) -> dict[tuple[str, int], list[str]]:
 ONCE = {(f"/{name}", at): SAID["/a", at] for name in MANY for at in range(2)}
 
 
-def place_all(store: OutputStore, spread: Any = None) -> int:
-    """Place the words of all recordings as a finish does."""
-    with RunTables(store) as tables:
-        keep_only(store, tables.places())
-        tables.reread(store)
-        found = place_words_once(store, tables.ids("complete"), spread)
-        tables.reread(store)
-        keep_only(store, tables.places())
-    return found
-
-
 @pytest.mark.parametrize("killed_after", [1, 3, 4])
 def test_many_texts_are_placed_in_portions_which_a_kill_does_not_lose(
     store: OutputStore, monkeypatch: pytest.MonkeyPatch, killed_after: int
@@ -200,13 +201,13 @@ def test_many_texts_are_placed_in_portions_which_a_kill_does_not_lose(
     monkeypatch.setattr(complete_recordings, "MANY_RECORDINGS", 2)
     monkeypatch.setattr(portions, "RECORDINGS_PER_PORTION", 2)
     contest(store, *MANY)
-    done: list[int] = []
+    done: list[Any] = []
 
     def spread(work: Any, given: Any) -> Any:
         for each in given:
             # As on another machine.
             found = pickle.loads(pickle.dumps(work))(pickle.loads(pickle.dumps(each)))
-            done.append(found if isinstance(found, int) else 0)
+            done.append(each)
             yield found
             if len(done) == killed_after:
                 raise KeyboardInterrupt
@@ -214,14 +215,13 @@ def test_many_texts_are_placed_in_portions_which_a_kill_does_not_lose(
     with pytest.raises(KeyboardInterrupt):
         place_all(store, spread)
     # Three portions of recordings, whose first parts lie in two objects.
-    before = sum(done)
-    assert before == {1: 0, 3: 0, 4: 3}[killed_after]
-    assert place_all(store, spread) == 5 - before
+    assert len(done) == killed_after
+    assert place_all(store, spread) == 5
     assert said_by_many(store) == ONCE
     assert place_all(store, spread) == 0
 
 
-def test_a_worker_that_died_before_its_first_commit_was_removed_leaves_nothing_twice(
+def test_what_two_workers_did_is_there_once(
     store: OutputStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(complete_recordings, "MANY_RECORDINGS", 2)
@@ -229,10 +229,7 @@ def test_a_worker_that_died_before_its_first_commit_was_removed_leaves_nothing_t
 
     def after_a_death(work: Any, given: Any) -> Any:
         for each in given:
-            with monkeypatch.context() as patched:
-                patched.setattr(complete_recordings, "keep_only", lambda *_: 1 / 0)
-                with suppress(ZeroDivisionError):
-                    work(each)
+            work(each)
             yield work(each)
 
     assert place_all(store, after_a_death) == 5
@@ -362,7 +359,7 @@ def test_two_have_a_turn_where_parts_say_that_two_speak(store: OutputStore):
 def test_a_recording_that_was_replaced_has_the_speakers_of_the_new_one(store: OutputStore):
     commit(store, results(spoken("a", 0), spoken("b", 0)))
     find_speakers_of_run(store, AUTO)
-    store.remove_all(store.names("outcomes"))
+    store.remove_all(store.commit_names())
     commit(store, results(spoken("a", 1, part=0, etag="v2")), run_id="second")
     assert find_speakers_of_run(store, AUTO) == 1
     assert names_of(store) == [(1.0, 2.0, "S1")]
@@ -547,7 +544,7 @@ def test_a_night_compares_new_speakers_with_the_voices_that_are_known(
     assert seen == [[-1, -1], [1, 2, -1]]
     assert voices_of(store) == {"a S1": "V1", "b S1": "V2", "c S1": "V1"}
     # Somebody who is gone may have been what held a voice together.
-    store.remove_all(store.names("outcomes"))
+    store.remove_all(store.commit_names())
     commit(store, results(spoken("b", 1, part=0), spoken("c", 0)))
     find_speakers_of_run(store, CORPUS)
     assert seen[-1] == [2, -1]

@@ -155,14 +155,14 @@ def test_a_committer_that_fails_ends_the_run(tmp_path: Path):
 def test_a_store_that_fails_once_makes_no_failure_of_a_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    commit, failures = OutputStore.commit, [FetchError("writing: no space")]
+    commit, failures = OutputStore.put_commit, [FetchError("writing: no space")]
 
     def commits(store: OutputStore, rows: pa.Table, **options: Any) -> Any:
         if failures:
             raise failures.pop()
         return commit(store, rows, **options)
 
-    monkeypatch.setattr(OutputStore, "commit", commits)
+    monkeypatch.setattr(OutputStore, "put_commit", commits)
     store = OutputStore(str(tmp_path))
     committer = Committer(store=store, run_id="r", model="m", model_revision="1")
     with pytest.raises(FetchError, match="no space"):
@@ -173,15 +173,15 @@ def test_a_store_that_fails_once_makes_no_failure_of_a_row(
 def test_a_row_that_cannot_be_committed_is_one_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    commit = OutputStore.commit
+    commit = OutputStore.put_commit
 
     def commits(store: OutputStore, rows: pa.Table, **options: Any) -> Any:
-        odd = [row for row in rows.to_pylist() if row["uri"] == "/odd" and row["segments"]]
+        odd = [row for row in rows.to_pylist() if row["uri"] == "/odd" and row.get("segments")]
         if odd:
             raise UnicodeEncodeError("utf-8", "\ud800", 0, 1, "surrogates not allowed")
         return commit(store, rows, **options)
 
-    monkeypatch.setattr(OutputStore, "commit", commits)
+    monkeypatch.setattr(OutputStore, "put_commit", commits)
     store = OutputStore(str(tmp_path))
     committer = Committer(store=store, run_id="r", model="m", model_revision="1")
     committer(results(*(part(name, 0, texts=[" x"]) for name in ("a", "b", "odd", "c"))))
@@ -257,7 +257,7 @@ def test_a_commit_waits_for_its_store_as_long_as_patience_lasts(
 
             clock.sleep = recover
             done = committer(rows)
-            assert done.names == tuple(store.names("outcomes"))
+            assert done.names == tuple(store.commit_names())
             assert waits_s[3:] == [10]
             assert done.spent.commit_s > 0.2
 

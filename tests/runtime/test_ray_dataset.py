@@ -122,7 +122,7 @@ def test_results_of_many_tasks_are_committed_together(ray_session: Cluster, tmp_
     assert len(outcomes_by_part(config)) == 120
     # The first at once, others after 1, 2, 4 ... seconds and the rest at the end.
     most = 3 + math.log2(1 + time.monotonic() - began_s)
-    assert 1 < len(OutputStore(config.output.uri).names("outcomes")) <= most
+    assert 1 < len(OutputStore(config.output.uri).commit_names()) <= most
 
 
 @pytest.mark.long
@@ -159,7 +159,7 @@ def test_a_signal_lets_workers_end_what_they_began(ray_session: Cluster, tmp_pat
     before = signal.getsignal(signal.SIGTERM)
 
     def interrupt() -> None:
-        while not list(Path(config.output.uri).glob("outcomes/*")):
+        while not list(Path(config.output.uri).glob("_run/commits/*")):
             time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGTERM)
 

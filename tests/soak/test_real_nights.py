@@ -16,7 +16,7 @@ from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.store import DEFAULT_POLICY
 from tests.support.killing import PAUSE, killable_job
 from tests.support.stores import SECRET, Webhook, WebServer, web_server, webhook
-from tests.support.tables import rows_of, with_section
+from tests.support.tables import rows_of, stored_segments, with_section
 
 pytestmark = pytest.mark.slow
 
@@ -65,7 +65,7 @@ class RealNights:
         return +Counter(counts | kinds)
 
     def said(self, name: str) -> str:
-        rows = rows_of(OutputStore(str(self.output)).segments())
+        rows = rows_of(stored_segments(OutputStore(str(self.output))))
         return "".join(row["text"] for row in rows if row["uri"].endswith(name))
 
 

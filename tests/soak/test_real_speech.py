@@ -11,7 +11,7 @@ from corpus_asr.pipelines.driver import run
 from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.corpora import outcomes_in
 from tests.support.stores import environment, s3_server
-from tests.support.tables import rows_of, run_config
+from tests.support.tables import rows_of, run_config, stored_segments
 
 pytestmark = pytest.mark.slow
 
@@ -75,7 +75,7 @@ def test_a_bucket_gives_the_rows_that_a_folder_gives(
 
 def said_in(store: OutputStore) -> list[tuple[Any, ...]]:
     """Return everything said, in order, without what names the run or the place."""
-    rows = rows_of(store.segments())
+    rows = rows_of(stored_segments(store))
     return sorted(
         (row["uri"].rpartition("/")[2], row["part"], row["segment"], row["start_s"], row["end_s"],
          row["text"], tuple(row["tokens"]), row["language"], round(row["confidence"], 3))

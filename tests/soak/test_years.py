@@ -9,7 +9,7 @@ import pytest
 
 from corpus_asr.storage.run_state.identities import Identities
 from corpus_asr.storage.run_state.run_tables import read_redo
-from corpus_asr.storage.run_state.tables import PENDING
+from corpus_asr.storage.run_state.tables import COMMITS_FOLDER
 from tests.support.clocks import WrongClock, wrong_clock
 from tests.support.living_archive import broken, plain
 from tests.support.years import DAYS, TROUBLES, UPGRADES, Year, spend
@@ -123,7 +123,7 @@ def end(year: Year) -> None:
     assert waiting <= {*Identities.read(store).ids_of([*bad])}, (
         "only what failed again waits to be done again"
     )
-    assert {row["uri"] for row in year.read(f"{PENDING}outcomes")} <= bad, "of what failed alone"
+    assert {row["uri"] for row in year.read(COMMITS_FOLDER)} <= bad, "of what failed alone"
     away = {uri for uri, content in year.files().items() if content in year.away}
     year.output_name, year.good, year.away, year.corrected = "fresh", {}, {}, {}
     year.asked = {}

@@ -9,7 +9,7 @@ from corpus_asr.storage.run_state.plan import make_plan, retire_plans
 from corpus_asr.storage.run_state.tables import PLANS_FOLDER, OutputStore
 from tests.storage.test_run_tables import done
 from tests.support.clocks import DAY_S, wrong_clock
-from tests.support.tables import commit, files, part, results, rows_of, run_config
+from tests.support.tables import commit, files, part, results, rows_of, run_config, stored_segments
 
 
 @pytest.mark.long
@@ -26,7 +26,7 @@ def test_of_a_recording_no_longer_listed_the_last_version_stays(
             commit(lock.store, rows, run_id=version)
             commit(lock.store, results(part("b", 0, texts=["b"], etag=version)), run_id=version)
             done(lock.store, files("b", etag=version))
-        assert [row["text"] for row in rows_of(store.segments(["text"]))] == [version, "b"]
+        assert [row["text"] for row in rows_of(stored_segments(store, ["text"]))] == [version, "b"]
 
 
 def test_plans_of_a_clock_that_was_ahead_are_retired_as_well(tmp_path: Path) -> None:

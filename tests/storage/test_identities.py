@@ -303,7 +303,7 @@ def test_nothing_is_written_where_nothing_moved(tmp_path: Path) -> None:
     job = done(tmp_path, "a.wav")
     run_over(job)
     assert not job.store.exists(IDENTITIES_NAME)
-    assert IDENTITIES_NAME not in job.store.read_json(TABLES_NAME)
+    assert IDENTITIES_NAME not in job.store.read_json(TABLES_NAME)["tables"]
 
 
 def test_a_large_folder_that_is_renamed_takes_little_time_and_memory() -> None:

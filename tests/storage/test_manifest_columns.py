@@ -14,7 +14,7 @@ from corpus_asr.storage.run_state.run_tables import REDO_NAME
 from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.runs import REVISION, complete_run
 from tests.support.stores import life
-from tests.support.tables import part, rows_of, run_config
+from tests.support.tables import part, rows_of, run_config, stored_segments
 
 pytestmark = pytest.mark.long
 
@@ -60,7 +60,7 @@ class Folder:
         return found
 
     def texts(self) -> list[str]:
-        return sorted(row["text"] for row in rows_of(self.store.segments(["text"])))
+        return sorted(row["text"] for row in rows_of(stored_segments(self.store, ["text"])))
 
 
 A, B, CORRECTED = {"show": "one"}, {"show": "two"}, {"show": "uno", "day": 3}

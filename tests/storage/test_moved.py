@@ -28,7 +28,7 @@ from corpus_asr.storage.stores.filesystem import DEFAULT_STORE, open_binary
 from corpus_asr.storage.stores.uri import recording_id
 from tests.support.runs import REVISION, ManualRun, correct_segment, says
 from tests.support.stores import life
-from tests.support.tables import commit, complete, files, part, results, rows_of
+from tests.support.tables import commit, complete, files, part, results, rows_of, stored_segments
 
 pytestmark = pytest.mark.long
 
@@ -65,7 +65,7 @@ def move(job: ManualRun, name: str, now: str) -> None:
 def said(job: ManualRun) -> dict[str, str]:
     """Return the text of each recording, by where it lies now."""
     uris = {row["recording_id"]: row["uri"] for row in complete(job.store)}
-    rows = rows_of(job.store.segments())
+    rows = rows_of(stored_segments(job.store))
     texts = {
         str(Path(uris[row["recording_id"]]).relative_to(job.source)): row["text"] for row in rows
     }
@@ -112,7 +112,7 @@ def test_a_file_that_was_moved_and_touched_keeps_its_text_and_its_correction(
 ) -> None:
     job = done(tmp_path, "a.wav", "b.wav")
     correct_segment(job.store, "a.wav", "corrected")
-    before = rows_of(job.store.segments())
+    before = rows_of(stored_segments(job.store))
     move(job, "a.wav", "sub/new.wav")
     os.utime(job.source / "sub/new.wav", (9, 9))
     for _ in range(2):  # also by the next run
@@ -120,7 +120,7 @@ def test_a_file_that_was_moved_and_touched_keeps_its_text_and_its_correction(
         assert job.plan.num_remaining == 0
         job.finish()
         assert said(job) == {"sub/new.wav": "a.wav", "b.wav": "b.wav"}
-    assert {row["run_id"] for row in rows_of(job.store.segments())} == {before[0]["run_id"]}
+    assert {row["run_id"] for row in rows_of(stored_segments(job.store))} == {before[0]["run_id"]}
     [own] = [row["recording_id"] for row in rows_of(job.store.recordings())
              if row["uri"] == str(job.source / "sub/new.wav")]  # fmt: skip
     assert own == recording_id(str(job.source / "a.wav")), "of where it was first seen"
@@ -244,7 +244,7 @@ def test_parts_that_are_left_are_done_at_the_new_place(tmp_path: Path) -> None:
     assert (job.plan.num_moved, job.plan.num_remaining, job.plan.num_new) == (1, 1, 0)
     job.commit("b.wav", part=1, segments=[text("second")])
     job.finish()
-    assert [row["text"] for row in rows_of(job.store.segments())] == ["first", "second"]
+    assert [row["text"] for row in rows_of(stored_segments(job.store))] == ["first", "second"]
     [recording] = complete(job.store)
     assert (recording["uri"], recording["parts"]) == (str(job.source / "b.wav"), 2)
 
@@ -302,7 +302,7 @@ def test_a_run_with_moves_killed_anywhere_loses_nothing(tmp_path: Path, step: in
         with life(moment) as process:
             job.begin()
             job.finish()
-        texts = {row["text"] for row in rows_of(job.store.segments())}
+        texts = {row["text"] for row in rows_of(stored_segments(job.store))}
         assert texts == {"a.wav", "b.wav", "d.wav"}, "nothing is lost at any moment"
         job.begin()
         assert (job.plan.num_remaining, job.plan.num_new) == (1, 1)

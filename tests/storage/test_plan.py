@@ -32,7 +32,15 @@ from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.filesystem import StoreOptions, write_atomic
 from corpus_asr.units import MEBIBYTE
-from tests.support.tables import commit, part, results, rows_of, run_config, same_schema
+from tests.support.tables import (
+    commit,
+    part,
+    results,
+    rows_of,
+    run_config,
+    same_schema,
+    stored_segments,
+)
 
 
 def config(source: Path | str, output: Path | str, **extract: float) -> RunConfig:
@@ -92,8 +100,8 @@ def test_keys_of_any_character_and_of_full_length_go_through_a_run(
             commit(store, results(part("", 0, texts=["x"], uri=file["uri"], **same)))
     finish(store, run, job, model_revision="revision", num_listed=plan.num_files,
            listing=read_listing(store, plan), plan_name=plan.name)  # fmt: skip
-    for table in (store.segments, store.outcomes, store.recordings):
-        assert sorted(row["uri"] for row in rows_of(table(["uri"]))) == uris
+    for rows in (stored_segments(store), store.outcomes(), store.recordings()):
+        assert sorted(row["uri"] for row in rows_of(rows)) == uris
     assert make_plan(job, store, model_revision="revision").num_remaining == 0
 
 

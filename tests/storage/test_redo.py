@@ -14,12 +14,13 @@ from corpus_asr.errors import ConfigError
 from corpus_asr.storage.run_state.finish import OutcomeCounts
 from corpus_asr.storage.run_state.plan import Plan, make_plan
 from corpus_asr.storage.run_state.redo import ALL, chosen
+from corpus_asr.storage.run_state.result_rows import LABEL_ROWS
 from corpus_asr.storage.run_state.run_tables import REDO_NAME, RunTables
-from corpus_asr.storage.run_state.tables import LABEL_ROWS, OutputStore
+from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import recording_id
 from tests.support.runs import REVISION, complete_run, planned_files
 from tests.support.stores import life
-from tests.support.tables import commit, part, results, rows_of, run_config
+from tests.support.tables import commit, part, results, rows_of, run_config, stored_segments
 
 pytestmark = pytest.mark.long
 
@@ -68,7 +69,7 @@ class Folder:
         raise AssertionError("killed")
 
     def texts(self) -> list[str]:
-        return sorted(row["text"] for row in rows_of(self.store.segments(["text"])))
+        return sorted(row["text"] for row in rows_of(stored_segments(self.store, ["text"])))
 
 
 def row_of(name: str, file: dict[str, Any], language: str, fails: bool) -> dict[str, Any]:

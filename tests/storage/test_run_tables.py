@@ -16,14 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from corpus_asr.config.run import Retry
-from corpus_asr.errors import ConfigError, CorpusAsrError
+from corpus_asr.errors import ConfigError, CorpusAsrError, FetchError
 from corpus_asr.pipelines.nightly import count_tries
 from corpus_asr.schemas import OUTCOMES, RECORDINGS, SEGMENTS
 from corpus_asr.storage.run_state import finish as recordings
 from corpus_asr.storage.run_state.finish import (
     OutcomeCounts,
     finish,
-    remove_leftovers,
 )
 from corpus_asr.storage.run_state.rewriting import FAILING_NAME
 from corpus_asr.storage.run_state.run_files import Run, begin_run
@@ -54,11 +53,11 @@ RUN = Run(run_id="run", fingerprint="f-r", started_at="2026-01-01T00:00:00+00:00
 
 
 def done(
-    store: OutputStore, *listing: pa.RecordBatch, target_mb: float | None = 128
+    store: OutputStore, *listing: pa.RecordBatch, target_mb: float | None = 128, **sections: Any
 ) -> OutcomeCounts:
     """Finish a run that was to cover the listing."""
     num_listed = sum(batch.num_rows for batch in listing)
-    job = config(output={"uri": "/out", "target_file_mb": target_mb})
+    job = config(output={"uri": "/out", "target_file_mb": target_mb}, **sections)
     return finish(store, RUN, job, model_revision="r", listing=listing, num_listed=num_listed)
 
 
@@ -171,22 +170,22 @@ def test_many_recordings_are_aggregated_slice_by_slice(
     assert sorted(uris) == sorted(f"/{name}" for name in names)
 
 
-def test_outcomes_whose_segments_are_gone_do_not_count(tmp_path: Path) -> None:
+def test_segments_that_are_gone_are_named_with_what_to_do(tmp_path: Path) -> None:
     store = OutputStore(str(tmp_path))
-    gone = commit(
-        store, results(part("a", 0, texts=["x"]), part("b", 0, texts=None, status="failed"))
-    )
+    commit(store, results(part("a", 0, texts=["x"]), part("b", 0, texts=["z"])))
+    assert done(store, files("a", "b")).ok == 2
     commit(store, results(part("c", 0, texts=["y"])))
-    commit(store, results(part("b", 0, texts=["z"])))
-    store.remove(str(gone.segments_name))
-    assert left(store, files("a", "b", "c")) == {"a": []}
-    counts = done(store, files("a", "b", "c"))
-    assert (counts.ok, counts.failed, counts.remaining, counts.segments) == (2, 0, 1, 2)
-    assert not store.exists("_SUCCESS")
-    assert not store.exists(gone.outcomes_name)
-    commit(store, results(part("a", 0, texts=["again"])))
+    [segments], [outcomes] = store.names("segments"), store.names("outcomes")
+    store.remove(segments)
+    with pytest.raises(FetchError, match=f"{segments} is gone.*; copy it back, or remove "):
+        left(store, files("a"))
+    with pytest.raises(FetchError, match="is gone"):
+        done(store, files("a", "b", "c"))
+    store.remove(outcomes)
+    assert left(store, files("a", "b", "c")) == {"a": [], "b": []}
+    commit(store, results(part("a", 0, texts=["again"]), part("b", 0, texts=["again"])))
     assert done(store, files("a", "b", "c")).remaining == 0
-    assert sorted(row["text"] for row in plain_read(tmp_path, "segments")) == ["again", "y", "z"]
+    assert [row["text"] for row in plain_read(tmp_path, "segments")] == ["again", "again", "y"]
 
 
 @pytest.mark.parametrize("hidden", ["segments", "outcomes"])
@@ -194,7 +193,9 @@ def test_what_a_listing_does_not_show_yet_is_neither_lost_nor_removed(
     memory: str, monkeypatch: pytest.MonkeyPatch, hidden: str
 ) -> None:
     store = OutputStore(memory)
-    made = commit(store, results(part("a", 0, texts=["x"])))
+    commit(store, results(part("a", 0, texts=["x"])))
+    done(store, files("a"))
+    names = [*store.names("outcomes"), *store.names("segments")]
     listed = OutputStore._listed
     with monkeypatch.context() as lagging:
         lagging.setattr(
@@ -204,9 +205,8 @@ def test_what_a_listing_does_not_show_yet_is_neither_lost_nor_removed(
         )
         if hidden == "segments":
             assert left(store, files("a")) == {}
-        remove_leftovers(store)
-    assert made.segments_name is not None
-    assert store.exists(made.segments_name)
+        store.remove_leftovers()
+    assert not store.missing(names)
     assert left(store, files("a")) == {}
 
 
@@ -273,7 +273,7 @@ def test_any_history_ends_exact(
     deaths: list[tuple[int, float | None]],
     seed: int,
 ) -> None:
-    """Commits that overlap, orphans, finishes killed anywhere, then a rerun of what is left."""
+    """Commits that overlap, leftovers, finishes killed anywhere, then a rerun of what is left."""
     folder = tmp_path_factory.getbasetemp() / uuid.uuid4().hex
     store = OutputStore(str(folder))
     order = random.Random(seed)

@@ -11,7 +11,6 @@ import pytest
 from corpus_asr.config.run import RunConfig, RunOptions
 from corpus_asr.errors import ConfigError
 from corpus_asr.report.run import load_report
-from corpus_asr.schemas import SEGMENTS
 from corpus_asr.storage.run_state.finish import OutcomeCounts, finish
 from corpus_asr.storage.run_state.plan import make_plan
 from corpus_asr.storage.run_state.run_files import (
@@ -31,6 +30,8 @@ from tests.support.tables import (
     part,
     remaining,
     results,
+    rows_of,
+    stored_segments,
 )
 
 
@@ -173,7 +174,7 @@ def complete(store: OutputStore, config: RunConfig, run: Run) -> OutcomeCounts:
 
 def texts(store: OutputStore) -> list[str]:
     return sorted(
-        text for batch in store.segments(["text"]) for text in batch.column(0).to_pylist()
+        text for batch in stored_segments(store, ["text"]) for text in batch.column(0).to_pylist()
     )
 
 
@@ -286,8 +287,12 @@ def test_a_new_run_killed_anywhere_loses_nothing_and_goes_on() -> None:
 
 
 def texts_anywhere(store: OutputStore) -> list[str]:
-    names = [name for name in store.all_names("") if name.split("/")[-2:-1] == ["segments"]]
-    return [text for name in names for text in store.read_table(name, SEGMENTS)["text"].to_pylist()]
+    folders = (store, *(store.below(f"_earlier/{name}") for name in earlier_of(store)))
+    return [row["text"] for folder in folders for row in rows_of(stored_segments(folder, ["text"]))]
+
+
+def earlier_of(store: OutputStore) -> list[str]:
+    return sorted({name.split("/")[1] for name in store.all_names("_earlier")})
 
 
 def test_a_killed_new_run_may_be_followed_by_another() -> None:

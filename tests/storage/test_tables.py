@@ -11,13 +11,11 @@ import pytest
 from corpus_asr.errors import CorpusAsrError
 from corpus_asr.schemas import LABELS, OUTCOMES, RESULTS, SEGMENTS
 from corpus_asr.storage.parquet import conform
-from corpus_asr.storage.run_state.tables import (
-    LABEL_ROWS,
-    OutputStore,
-    part_rows_named,
-    unique_stem,
-    without_credentials,
-)
+from corpus_asr.storage.run_state.lock import Lock
+from corpus_asr.storage.run_state.part_rows import part_rows
+from corpus_asr.storage.run_state.result_rows import LABEL_ROWS, SEGMENT_ROWS, without_credentials
+from corpus_asr.storage.run_state.tables import TABLES_NAME, OutputStore, unique_stem
+from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.filesystem import StoreOptions
 from corpus_asr.storage.stores.uri import without_secrets
 from tests.storage.test_run_tables import done
@@ -30,6 +28,7 @@ from tests.support.tables import (
     results,
     rows_of,
     same_schema,
+    stored_segments,
 )
 
 
@@ -49,14 +48,13 @@ def test_a_commit_is_read_back_exactly_in_each_kind_of_store(
         part("c", 0, texts=["three"]),
     )
     written = commit(store, table)
-    assert written.rows == 4
+    assert list(store.all_names("")) == [written], "one object"
     outcomes = rows_of(store.outcomes())
     keys = [(row["uri"], row["part"], row["segments_written"]) for row in outcomes]
     assert keys == [("/a", 0, 2), ("/a", 1, 0), ("/b", 0, 0), ("/c", 0, 1)]
-    assert {row["segments_object"] for row in outcomes} == {written.segments_name}
     assert outcomes[0]["run_id"] == "run"
     assert outcomes[2]["error_kind"] == "timeout"
-    segments = rows_of(store.segments())
+    segments = rows_of(stored_segments(store))
     assert [(row["uri"], row["part"], row["segment"], row["text"]) for row in segments] == [
         ("/a", 0, 0, "one"),
         ("/a", 0, 1, "two"),
@@ -79,36 +77,38 @@ def test_words_are_read_back_exactly_and_null_where_older_objects_have_no_such_c
     row["segments"][0]["words"] = words
     row["segments"][1]["words"] = []
     written = commit(store, results(row))
-    assert [row["words"] for row in rows_of(store.segments())] == [words, [], None]
-    (batch,) = store.segments()
+    assert [row["words"] for row in rows_of(stored_segments(store))] == [words, [], None]
+    (batch,) = stored_segments(store)
     older = pa.Table.from_batches([batch]).drop_columns(["words"])
-    store.write_table(str(written.segments_name), older)
-    assert [row["words"] for row in rows_of(store.segments())] == [None] * 3
+    store.write_table("outcomes/1.parquet", store.read_table(written, OUTCOMES))
+    store.write_table("segments/1.parquet", older)
+    store.remove(written)
+    assert [row["words"] for row in rows_of(stored_segments(store))] == [None] * 3
 
 
 def test_objects_hold_the_exact_schemas(tmp_path: Path) -> None:
     store = OutputStore(str(tmp_path))
-    written = commit(store, results(part("a", 0, texts=["one"])))
-    for name, schema in ((written.outcomes_name, OUTCOMES), (written.segments_name, SEGMENTS)):
+    commit(store, results(part("a", 0, texts=["one"])))
+    done(store, files("a"))
+    for folder, schema in (("outcomes", OUTCOMES), ("segments", SEGMENTS)):
+        [name] = store.names(folder)
         assert same_schema(pq.read_schema(tmp_path / str(name)), schema)
         metadata = pq.ParquetFile(tmp_path / str(name)).metadata
         assert metadata.row_group(0).column(0).compression == "ZSTD"
 
 
 def test_results_without_segments_are_outcomes_only(store: OutputStore) -> None:
-    written = commit(store, results(part("a", 0, texts=[], status="no_speech")))
-    assert written.segments_name is None
-    assert store.names("segments") == []
-    assert rows_of(store.outcomes(["segments_object"])) == [{"segments_object": None}]
-    written = commit(store, RESULTS.empty_table())
-    assert (written.rows, written.segments_name) == (0, None)
+    commit(store, results(part("a", 0, texts=[], status="no_speech")))
+    commit(store, RESULTS.empty_table())
+    assert rows_of(store.outcomes(["uri"])) == [{"uri": "/a"}]
+    assert rows_of(stored_segments(store)) == []
 
 
 def test_a_slice_of_results_commits_only_its_rows(store: OutputStore) -> None:
     table = results(*(part(name, 0, texts=[name]) for name in "abcd"))
-    orphan(store, part("b", 0, texts=["orphan"]))  # which no reader sees
+    orphan(store, part("b", 0, texts=["orphan"]))  # which no outcomes have
     commit(store, pa.concat_tables([table.slice(1, 1), table.slice(3, 1)]))
-    assert [row["text"] for row in rows_of(store.segments())] == ["b", "d"]
+    assert [row["text"] for row in rows_of(stored_segments(store))] == ["b", "d"]
 
 
 def test_names_sort_by_time_and_never_repeat() -> None:
@@ -118,8 +118,8 @@ def test_names_sort_by_time_and_never_repeat() -> None:
 
 
 def test_many_commits_are_read_in_order(store: OutputStore) -> None:
-    names = [commit(store, results(part(f"{i}", 0, texts=["x"]))).outcomes_name for i in range(30)]
-    assert [batch.name for batch in store.committed(["part"])] == names
+    names = [commit(store, results(part(f"{i}", 0, texts=["x"]))) for i in range(30)]
+    assert [name for name, _ in store.committed(["part"])] == names
 
 
 def test_no_column_keeps_credentials(store: OutputStore) -> None:
@@ -133,7 +133,7 @@ def test_no_column_keeps_credentials(store: OutputStore) -> None:
             part("b", 0, texts=None, status="failed", error_message=message, metadata=metadata),
         ),
     )
-    assert "s3cr3t" not in str(rows_of(store.segments()))
+    assert "s3cr3t" not in str(rows_of(stored_segments(store)))
     for row in rows_of(store.outcomes()):
         assert "s3cr3t" not in str(row)
         assert json.loads(row["metadata"]) == {
@@ -173,10 +173,55 @@ def test_json_is_kept_and_missing_json_is_none(store: OutputStore) -> None:
         store.read_json("_run/x.json")
 
 
-def test_a_broken_object_is_named(store: OutputStore) -> None:
-    store.write_bytes("outcomes/broken.parquet", b"not parquet")
-    with pytest.raises(CorpusAsrError, match=r"outcomes/broken\.parquet: no readable Parquet"):
-        rows_of(store.outcomes())
+@pytest.mark.parametrize("name", ["outcomes/broken.parquet", "_run/commits/broken.parquet"])
+def test_a_broken_object_is_named(store: OutputStore, name: str) -> None:
+    whole = filesystem.read_bytes(store.address(commit(store, results(part("a", 0, texts=["x"])))))
+    for data in (b"not parquet", whole[:-1], whole[: len(whole) // 2], b""):
+        store.write_bytes(name, data)
+        with pytest.raises(CorpusAsrError, match=rf"{name}: no readable Parquet.*; restore it, or"):
+            rows_of(store.outcomes())
+
+
+def test_what_a_finish_wrote_counts_once_it_is_named_and_in_one_step(store: OutputStore) -> None:
+    made = [commit(store, results(part(name, 0, texts=[name]))) for name in "ab"]
+    [(_, rows, _), *_] = part_rows(store, made[:1], SEGMENT_ROWS)
+    store.note_tables()
+    written = store.write_tables(store.read_table(made[0], OUTCOMES), [rows])
+    assert store.commit_names() == made
+    kept = filesystem.read_bytes(store.address(made[0]))
+    store.replace(made[:1], written)
+    assert sorted(row["text"] for row in rows_of(stored_segments(store))) == ["a", "b"]
+    store.write_bytes(made[0], kept)  # killed before it removed this
+    assert store.commit_names() == [made[1], written[0]]
+    assert store.leftovers() == made[:1]
+    store.replace(written[:1], ())
+    assert store.commit_names() == made[1:]
+    assert store.names("segments") == []
+
+
+@pytest.mark.parametrize(
+    "noted",
+    [
+        b"{", b"[]", b'{"tables": 1}',
+        b'{"tables": ["outcomes/x.parquet"], "merged": [], "taken_over": {}}',
+    ],
+)  # fmt: skip
+def test_a_note_of_tables_that_is_damaged_or_of_another_folder_is_named(
+    store: OutputStore, noted: bytes
+) -> None:
+    commit(store, results(part("a", 0, texts=["x"])))
+    done(store, files("a"))
+    store.write_bytes(TABLES_NAME, noted)
+    with (
+        pytest.raises(CorpusAsrError, match=r"_run/tables\.json: found .*; restore it, or remove"),
+        Lock(store, "next"),
+    ):
+        raise AssertionError
+    store.remove(TABLES_NAME)
+    assert [row["text"] for row in rows_of(stored_segments(store))] == ["x"]
+    commit(store, results(part("b", 0, texts=["y"])))
+    assert done(store, files("a", "b")).remaining == 0
+    assert sorted(row["text"] for row in rows_of(stored_segments(store))) == ["x", "y"]
 
 
 def test_leftovers_of_killed_writes_are_no_tables(tmp_path: Path) -> None:
@@ -212,16 +257,16 @@ def test_many_small_commits_of_labels_become_one(tmp_path: Path) -> None:
             commit(store, results(found))
     commit(store, results(labelled("a", 0, ("fr", 1.0), last=False)))  # a second one, which loses
     orphan(store, labelled("z", 0, ("fr", 1.0)), kind=LABEL_ROWS)
-    assert len(rows_of(store.segments(rows=LABEL_ROWS))) == 17
-    assert rows_of(store.segments()) == []
-    counts = done(store, files(*names))
+    assert len(rows_of(stored_segments(store, rows=LABEL_ROWS))) == 17
+    assert rows_of(stored_segments(store)) == []
+    counts = done(store, files(*names), pipeline="classify_audio")
     assert (counts.remaining, counts.ok, counts.segments) == (0, 4, 16)
     (name,) = store.names("labels")
     assert store.names("segments") == []
     assert same_schema(store.read_table(name, LABELS).schema, LABELS)
     messages = [
         (row["uri"], row["part"], row["rank"], row["label"])
-        for row in rows_of(store.segments(rows=LABEL_ROWS))
+        for row in rows_of(stored_segments(store, rows=LABEL_ROWS))
     ]
     assert messages == [
         (f"/{name}", index, rank, label)
@@ -253,8 +298,6 @@ def test_a_part_has_segments_or_labels(tmp_path: Path) -> None:
     both = results(labelled("a", 0, ("en", 1.0)), part("b", 0, texts=["text"]))
     with pytest.raises(ValueError, match="found segments and labels, expected one of them"):
         commit(OutputStore(str(tmp_path)), both)
-    with pytest.raises(ValueError, match="found segments and labels"):
-        part_rows_named(["labels/1.parquet", None, "segments/2.parquet"])
 
 
 def test_rows_name_the_model_for_their_language(tmp_path: Path) -> None:
@@ -262,8 +305,10 @@ def test_rows_name_the_model_for_their_language(tmp_path: Path) -> None:
     spoken = [("a", "de"), ("b", "en"), ("c", None), ("d", "fr")]
     table = results(*(part(name, 0, texts=["x"], language=code) for name, code in spoken))
     others = {"de": ("german", "1"), "fr": ("https://user:secret@host/french", "2")}
-    store.commit(table, run_id="run", model="main", model_revision="0", by_language=others)
-    named = {row["uri"]: (row["model"], row["model_revision"]) for row in rows_of(store.segments())}
+    commit(store, table, run_id="run", model="main", model_revision="0", by_language=others)
+    named = {
+        row["uri"]: (row["model"], row["model_revision"]) for row in rows_of(stored_segments(store))
+    }
     main, french = ("main", "0"), ("https://host/french", "2")
     assert named == {"/a": ("german", "1"), "/b": main, "/c": main, "/d": french}
 

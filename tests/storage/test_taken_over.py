@@ -16,8 +16,13 @@ from corpus_asr.errors import EngineError
 from corpus_asr.schemas import OUTCOMES
 from corpus_asr.storage.run_state import tables
 from corpus_asr.storage.run_state.lock import LOCK_NAME, Holder, Lock, LockKey, Timing
+from corpus_asr.storage.run_state.part_rows import part_rows
+from corpus_asr.storage.run_state.result_rows import SEGMENT_ROWS
 from corpus_asr.storage.run_state.run_files import SUCCESS_NAME
-from corpus_asr.storage.run_state.tables import TABLES_NAME, TAKEN_OVER_NAME, OutputStore
+from corpus_asr.storage.run_state.tables import (
+    TABLES_NAME,
+    OutputStore,
+)
 from corpus_asr.storage.stores import filesystem
 from tests.storage.test_lock import ELSEWHERE
 from tests.storage.test_run_tables import done
@@ -28,6 +33,7 @@ from tests.support.tables import (
     remaining,
     results,
     rows_of,
+    stored_segments,
 )
 
 CHECKS_OF_A_FINISH = 12
@@ -71,50 +77,41 @@ def taken_over(store: OutputStore, *listed: str) -> None:
 
 
 def texts(store: OutputStore) -> list[tuple[str, str]]:
-    return sorted((row["uri"], row["text"]) for row in rows_of(store.segments(["uri", "text"])))
+    return sorted(
+        (row["uri"], row["text"]) for row in rows_of(stored_segments(store, ["uri", "text"]))
+    )
 
 
-BEFORE_SEGMENTS, BEFORE_OUTCOMES, AFTER_OUTCOMES = 1, 2, 3
+BEFORE, AFTER = 1, 2  # the put
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(
-    ("place", "passes", "killed"),
-    [
-        ("local", BEFORE_SEGMENTS, False),
-        ("local", BEFORE_OUTCOMES, False),  # which are the commit
-        ("local", BEFORE_OUTCOMES, True),
-        ("local", AFTER_OUTCOMES, False),
-    ],
-    indirect=["place"],
-)
+@pytest.mark.parametrize("place", ["local"], indirect=True)
+@pytest.mark.parametrize("passes", [BEFORE, AFTER])
 def test_a_commit_counts_if_it_was_there_when_the_lock_was_taken(
-    store: OutputStore, passes: int, killed: bool, monkeypatch: pytest.MonkeyPatch
+    store: OutputStore, passes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    counts = passes == AFTER_OUTCOMES
+    counts = passes == AFTER
     monkeypatch.setattr(tables, "LOOK_EVERY_S", 0.0)
-    if killed:  # before it could see that it was late
-        monkeypatch.setattr(OutputStore, "_withdraw", lambda *_: None)
     old = frozen(store, passes, lambda: taken_over(store, "a", "b"))
+    made = commit(old, results(part("a", 0, texts=["by old"])), run_id="old")
     if counts:
         commit(old, results(part("a", 0, texts=["by old"])), run_id="old")
-    else:
-        with pytest.raises(EngineError, match="found no lock"):
-            commit(old, results(part("a", 0, texts=["by old"])), run_id="old")
+    with pytest.raises(EngineError, match="found no lock"):
+        commit(old, results(part("a", 0, texts=["by old"])), run_id="old")
     expected = [("/a", "by old" if counts else "by new"), ("/b", "by new")]
-    late = [name for name, _ in store._listed("outcomes") if "-old-" in name]
-    assert bool(late) is killed
+    assert store.exists(made) is not counts, "merged, or late"
     for _ in range(2):  # what readers see at once, and after the next run
         assert store.exists(SUCCESS_NAME)
         assert texts(store) == expected
         assert sorted(row["uri"] for row in rows_of(store.outcomes(["uri"]))) == ["/a", "/b"]
         assert sorted(row["uri"] for row in rows_of(store.recordings(["uri"]))) == ["/a", "/b"]
         taken_over(store, "a", "b")
-    assert not [name for name, _ in store._listed("outcomes") if "-old-" in name]
-    assert not {*store.names("segments")} - {*store.named_segments()}
+    assert not list(store.all_names("_run/commits"))
+    assert not store.leftovers()
 
 
-def test_the_lock_is_looked_at_now_and_then_and_what_came_late_is_withdrawn(
+def test_the_lock_is_looked_at_now_and_then_and_what_came_late_does_not_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now_s = [100.0]
@@ -128,12 +125,12 @@ def test_the_lock_is_looked_at_now_and_then_and_what_came_late_is_withdrawn(
         assert guard.checked == checked
         now_s[0] += 2.5
     # The third was put just after the second look, when it was too late.
-    late = [name for name, _ in store._listed("outcomes") if name not in store.names("outcomes")]
+    late = [name for name, _ in store._listed("_run/commits") if name not in store.commit_names()]
     assert len(late) == 2
     assert texts(store) == [("/a", "by old"), ("/b", "by new")]
     with pytest.raises(EngineError, match="found no lock"):
         commit(old, results(part("b", 0, texts=["by old"])), run_id="old")
-    assert not {*late} & {name for name, _ in store._listed("outcomes")}
+    assert sorted(store.leftovers()) == sorted(late)
     assert texts(store) == [("/a", "by old"), ("/b", "by new")]
 
 
@@ -191,9 +188,8 @@ def test_what_travels_to_workers_does_not_grow_with_the_tables(tmp_path: Path) -
     store = OutputStore(str(tmp_path))
     sizes = []
     for count in (1, 10_000):
-        store.write_json(
-            TABLES_NAME, [f"outcomes/{number:020d}.parquet" for number in range(count)]
-        )
+        tables = [f"outcomes/{number:020d}.parquet" for number in range(count)]
+        store.write_json(TABLES_NAME, {"tables": tables, "merged": [], "taken_over": {}})
         sizes.append(len(pickle.dumps(frozen(store, 1, print))))
     assert sizes[0] == sizes[1]
 
@@ -208,26 +204,44 @@ def test_what_is_noted_of_a_run_is_kept_when_the_next_is_taken_over(tmp_path: Pa
         commit(worker, results(part(run_id, 0, texts=["x"])), run_id=run_id)
         with Lock(store, "thief", steal=True, timing=QUICK):
             pass
-        name = f"outcomes/{worker.stem()}.parquet"
-        store.write_bytes(name, filesystem.read_bytes(store.address(store.names("outcomes")[0])))
-        assert name not in store.names("outcomes")
-    assert {*store.read_json(TAKEN_OVER_NAME)} == {"first", "second"}
-    assert len(store.names("outcomes")) == 2
-    assert len(store.late_tables()) == 2
+        name = f"_run/commits/{worker.stem()}.parquet"
+        store.write_bytes(name, filesystem.read_bytes(store.address(store.commit_names()[0])))
+        assert name not in store.commit_names()
+    assert {*store.read_json(TABLES_NAME)["taken_over"]} == {"first", "second"}
+    assert len(store.commit_names()) == 2
+    assert len(store.leftovers()) == 2
     # Names of other programs, and of runs that were never robbed, are read as before.
     for name in ("part-0.parquet", f"{tables.unique_stem(run_id='third')}.parquet"):
-        store.write_table(f"outcomes/{name}", OUTCOMES.empty_table())
-    assert len(store.names("outcomes")) == 4
+        store.write_table(f"_run/commits/{name}", OUTCOMES.empty_table())
+    assert len(store.commit_names()) == 4
+
+
+def test_a_finish_that_is_late_cannot_replace_what_counts(tmp_path: Path) -> None:
+    """Frozen just before it names its tables, it would put back what another run removed since."""
+    store = OutputStore(str(tmp_path))
+    old = frozen(store, 1 << 30, lambda: taken_over(store, "a", "b"))
+    guard = old._guard
+    assert isinstance(guard, Freezes)
+    made = [commit(old, results(part("a", 0, texts=["by old"])), run_id="old")]
+    [(_, rows, _)] = part_rows(old, made, SEGMENT_ROWS)
+    written = old.write_tables(old.read_table(made[0], OUTCOMES), [rows])
+    guard.passes = guard.checked + 1
+    with pytest.raises(EngineError, match="found no lock"):
+        old.replace(made, written)
+    assert texts(store) == [("/a", "by old"), ("/b", "by new")]
+    assert not {*written} & {*store.names("outcomes"), *store.names("segments")}
+    assert len(rows_of(store.outcomes(["uri"]))) == 2
 
 
 def test_a_listing_after_a_takeover_takes_time_in_proportion_to_its_tables() -> None:
     times_s = []
     for count in (2_000, 20_000):
-        names = [f"outcomes/{tables.unique_stem(run_id='old')}.parquet" for _ in range(count)]
+        names = [f"_run/commits/{tables.unique_stem(run_id='old')}.parquet" for _ in range(count)]
         store = OutputStore("memory://nowhere")
         store._listed = lambda _, names=names: ((name, 1) for name in names)  # type: ignore[method-assign, misc]
-        store.read_json = lambda _, names=names: {"old": names}  # type: ignore[method-assign, misc]
+        noted = tables._Names(taken_over={"old": frozenset(names)})
+        store._names = lambda noted=noted: noted  # type: ignore[method-assign, misc]
         began_s = time.process_time()
-        assert len(store.names("outcomes")) == count
+        assert len(store.names("_run/commits")) == count
         times_s.append(time.process_time() - began_s)
     assert times_s[1] < 30 * max(times_s[0], 0.005), "ten times the tables"

@@ -292,7 +292,7 @@ def check(
     assert [*folder.exported().values()] == ([said] if said else [])
     assert counts.listed == listing.num_rows == counts.ok + counts.failed + counts.remaining
     named = json.loads((folder.path / "_run" / "tables.json").read_text())
-    assert {name for name in named if name.startswith("outcomes")} == {
+    assert {name for name in named["tables"] if name.startswith("outcomes")} == {
         f"outcomes/{path.name}" for path in (folder.path / "outcomes").glob("*.parquet")
     }
     return complete

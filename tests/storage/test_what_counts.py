@@ -18,7 +18,8 @@ from corpus_asr.schemas import FILES, OUTCOMES, SEGMENTS
 from corpus_asr.storage.run_state import run_tables
 from corpus_asr.storage.run_state.redo import note_redo
 from corpus_asr.storage.run_state.run_tables import REDO, RunTables
-from corpus_asr.storage.run_state.tables import PENDING, OutputStore
+from corpus_asr.storage.run_state.tables import OutputStore
+from tests.support.tables import put_nested
 
 Row = dict[str, Any]
 Key = tuple[str | None, int | None]
@@ -141,15 +142,16 @@ def random_folder(
             {"run_id": "run", "recording_id": row["recording_id"], "part": row["part"]}
             for row in rows for _ in range(row["segments_written"])
         ]  # fmt: skip
-        done = store.write_commit(
-            pa.Table.from_pylist(rows, OUTCOMES), [pa.Table.from_pylist(segments, SEGMENTS)],
-            under=chance.choice(["", "", PENDING]),
-        )  # fmt: skip
-        numbered = [row | {"id": next(ids), "generation": generation_of(row, redo)} for row in rows]
-        if done.segments_name is not None and chance.random() < 0.1:
-            store.remove(done.segments_name)  # what it says is to be done again
+        outcomes, texts = (
+            pa.Table.from_pylist(rows, OUTCOMES),
+            pa.Table.from_pylist(segments, SEGMENTS),
+        )
+        if chance.random() < 0.5:
+            put_nested(store, outcomes, texts)
         else:
-            there += numbered
+            store.replace((), store.write_tables(outcomes, [texts]))
+        numbered = [row | {"id": next(ids), "generation": generation_of(row, redo)} for row in rows]
+        there += numbered
     return there, listing, redo
 
 

@@ -8,10 +8,10 @@ import numpy as np
 
 from corpus_asr.config.run import RunConfig
 from corpus_asr.schemas import OUTCOMES
-from corpus_asr.storage.run_state.finish import keep_only
+from corpus_asr.storage.run_state.finish import merge
 from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.checkpoints import tiny_whisper
-from tests.support.tables import rows_of, run_config, with_section
+from tests.support.tables import rows_of, run_config, stored_segments, with_section
 from tests.support.tokenizers import tiny_tokenizer
 
 CLIPS = Path(__file__).resolve().parents[1] / "data" / "clips"
@@ -59,14 +59,14 @@ def outcomes_in(output: Path) -> dict[tuple[str, int], dict[str, Any]]:
 def segments_in(output: Path) -> list[tuple[Any, ...]]:
     """Return what was said, in order, without what differs between runs."""
     columns = ("part", "segment", "start_s", "end_s", "text", "language")
-    rows = rows_of(OutputStore(str(output)).segments())
+    rows = rows_of(stored_segments(OutputStore(str(output))))
     return sorted((Path(row["uri"]).name, *(row[name] for name in columns)) for row in rows)
 
 
 def redo(config: RunConfig, name: str, part: int | None = None) -> None:
     """Forget that a file of a finished job was done, or one part of it."""
     store = OutputStore(config.output.uri)
-    for table in store.names("outcomes"):
+    for table in store.commit_names():
         rows = store.read_table(table, OUTCOMES).to_pylist()
         done = [not (row["uri"].endswith(name) and part in (None, row["part"])) for row in rows]
-        keep_only(store, {table: np.array(done)})
+        store.replace([table], merge(store, [table], {table: np.array(done)}))

@@ -32,16 +32,16 @@ from corpus_asr.config.storage_options import NO_OPTIONS
 from corpus_asr.pipelines import driver
 from corpus_asr.stages.transcribe import EngineSpec
 from corpus_asr.storage.run_state.speaker_turns import read_turns, read_voices
-from corpus_asr.storage.run_state.tables import OUTCOMES_FOLDER, OutputStore
+from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.engines import ScriptedEngine, script, scripted_engine, scripted_job
-from tests.support.tables import rows_of, with_section
+from tests.support.tables import rows_of, stored_segments, with_section
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 # Of `output`: commits are as small as they can be.
 COMMIT_EACH = {"commit_mb": 1e-6}
 # What differs between two runs that did the same.
 VARYING = {
-    "run_id", "decode_s", "transcribe_s", "attempts", "device", "segments_object", "listed_at",
+    "run_id", "decode_s", "transcribe_s", "attempts", "device", "listed_at",
 }  # fmt: skip
 PAUSE = "CORPUS_ASR_TEST_PAUSE_S"
 _COMMAND_LINE = "from corpus_asr.__main__ import main; main()"
@@ -123,7 +123,7 @@ class KillableJob:
         return OutputStore.of(output)
 
     def commits(self) -> int:
-        return len(list(self.store.names(OUTCOMES_FOLDER)))
+        return len(self.store.commit_names())
 
     @contextmanager
     def started(self, *options: str) -> Iterator["subprocess.Popen[str]"]:
@@ -309,8 +309,12 @@ def tables_of(config: RunConfig) -> dict[str, list[dict[str, Any]]]:
     """Return the rows of all tables, sorted, without what differs between runs."""
     store = OutputStore.of(config.output)
     tables: dict[str, list[dict[str, Any]]] = {}
-    for name in ("segments", "outcomes", "recordings"):
-        rows = rows_of(getattr(store, name)())
+    read = {
+        "segments": stored_segments(store), "outcomes": store.outcomes(),
+        "recordings": store.recordings(),
+    }  # fmt: skip
+    for name, batches in read.items():
+        rows = rows_of(batches)
         kept = [{k: v for k, v in row.items() if k not in VARYING} for row in rows]
         tables[name] = sorted(
             kept,

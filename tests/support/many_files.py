@@ -22,7 +22,7 @@ from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.units import MEBIBYTE
 from tests.support.engines import scripted_job
 from tests.support.killing import peak_bytes
-from tests.support.tables import part, results
+from tests.support.tables import commit, part, results
 from tests.support.tokenizers import tiny_tokenizer
 
 FILE_BYTES = 32_000  # one second of 16-bit audio; sparse, so that it takes no disk
@@ -92,7 +92,7 @@ def build(folder: Path, files: int, source: str) -> None:
         chance.shuffle(rows)  # recordings are done in any order
         for start in range(0, len(rows), ROWS_PER_COMMIT):
             some = [_result(row, chance) for row in rows[start : start + ROWS_PER_COMMIT]]
-            store.commit(results(*some), run_id=run.run_id, model="m", model_revision=revision)
+            commit(store, results(*some), run_id=run.run_id, model="m", model_revision=revision)
 
 
 def _result(file: dict, chance: random.Random) -> dict:

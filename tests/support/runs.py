@@ -39,7 +39,15 @@ from corpus_asr.storage.stores.filesystem import describe
 from corpus_asr.storage.stores.uri import recording_id
 from corpus_asr.units import SAMPLE_RATE_HZ
 from tests.support.audio import share_of_tone, tone, wav_bytes
-from tests.support.tables import commit, digest_of, files, part, results, run_config
+from tests.support.tables import (
+    commit,
+    digest_of,
+    files,
+    part,
+    results,
+    run_config,
+    stored_segments,
+)
 
 _USUAL = {
     "language": "en", "task": "transcribe", "confidence": 0.9, "avg_logprob": -0.25,
@@ -195,8 +203,12 @@ class ManualRun:
             "device": "cpu", "decode_errors": 0, "decode_s": 0.1, "transcribe_s": 1.0,
             "segments": [segment], **values,
         }  # fmt: skip
-        self.store.commit(
-            results(row), run_id=self.run.run_id, model="some/model", model_revision=REVISION
+        commit(
+            self.store,
+            results(row),
+            run_id=self.run.run_id,
+            model="some/model",
+            model_revision=REVISION,
         )
 
     def fail(self, name: str, **values: Any) -> None:
@@ -309,7 +321,7 @@ def correct_segment(
 
     Those of before are undone.
     """
-    rows = [row for batch in store.segments() for row in batch.to_pylist()]
+    rows = [row for batch in stored_segments(store) for row in batch.to_pylist()]
     (segment,) = (row for row in rows if row["text"].strip() == original)
     own = segment["recording_id"]
     saved = read_saved(store)

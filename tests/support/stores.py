@@ -32,13 +32,15 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from unittest import mock
 
 import pyarrow.parquet as pq
 
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.filesystem import StoreOptions
+
+T = TypeVar("T")
 
 START_LIMIT_S = 60.0
 # moto looks at the condition of a conditional put and then puts, in a thread per request: of two
@@ -615,15 +617,15 @@ class Life:
     changes: int = 0
     killed: bool = False
 
-    def mortal(self, change: Callable[..., None], guard: threading.Lock) -> Callable[..., None]:
+    def mortal(self, change: Callable[..., T], guard: threading.Lock) -> Callable[..., T]:
         """Return `change` that raises, in every thread, once the process is dead."""
 
-        def call(*args: Any, **options: Any) -> None:
+        def call(*args: Any, **options: Any) -> T:
             with guard:
                 if self.changes >= self.left:
                     raise Killed
                 self.changes += 1
-                change(*args, **options)
+                return change(*args, **options)
 
         return call
 
@@ -633,7 +635,7 @@ def life(changes: float = float("inf")) -> Iterator[Life]:
     """Let this process change stores so often; then it dies, and the context ends."""
     process, guard = Life(changes), threading.Lock()
     with contextlib.ExitStack() as patches:
-        for name in ("write_atomic", "remove", "move"):
+        for name in ("write_atomic", "create", "swap", "remove", "move"):
             mortal = process.mortal(getattr(filesystem, name), guard)
             patches.enter_context(mock.patch.object(filesystem, name, mortal))
         hook = threading.excepthook

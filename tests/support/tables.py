@@ -2,12 +2,13 @@
 
 import datetime
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from corpus_asr.activity import Activity, FailureCount
@@ -19,9 +20,11 @@ from corpus_asr.stages.parts import one_row
 from corpus_asr.storage.run_state import tables
 from corpus_asr.storage.run_state.finish import recordings_rows
 from corpus_asr.storage.run_state.moved import read_digests
+from corpus_asr.storage.run_state.part_rows import part_rows
+from corpus_asr.storage.run_state.result_rows import SEGMENT_ROWS, PartRows, commit_rows, nested
 from corpus_asr.storage.run_state.run_files import RUNNING, Snapshot
 from corpus_asr.storage.run_state.run_tables import VERSION_COLUMNS, RunTables
-from corpus_asr.storage.run_state.tables import SEGMENT_ROWS, Commit, OutputStore, PartRows
+from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.filesystem import DEFAULT_STORE
 from corpus_asr.storage.stores.uri import recording_id
 
@@ -83,6 +86,14 @@ def plan_of(*packs: pa.Table) -> pa.Table:
 def rows_of(batches: Iterable[pa.RecordBatch]) -> list[dict[str, Any]]:
     """Return the rows of a table that a store gives."""
     return [row for batch in batches for row in batch.to_pylist()]
+
+
+def stored_segments(
+    store: OutputStore, columns: Sequence[str] | None = None, *, rows: PartRows = SEGMENT_ROWS
+) -> Iterator[pa.RecordBatch]:
+    """Yield the segments, or labels, of all commits and tables of a store, with their columns."""
+    for _, table, _ in part_rows(store, store.commit_names(), rows, columns):
+        yield from table.to_batches()
 
 
 def plain_read(folder: Path, name: str) -> list[dict[str, Any]]:
@@ -149,16 +160,32 @@ def results(*rows: dict[str, Any]) -> pa.Table:
 
 
 def commit(
-    store: OutputStore, table: pa.Table, *, run_id: str = "run", model: str = "model"
-) -> Commit:
+    store: OutputStore,
+    table: pa.Table,
+    *,
+    run_id: str = "run",
+    model: str = "model",
+    model_revision: str = "revision",
+    **others: Any,
+) -> str:
     """Commit rows with fixed stamps."""
-    return store.commit(table, run_id=run_id, model=model, model_revision="revision")
+    rows = commit_rows(table, run_id=run_id, model=(model, model_revision), **others)
+    return store.put_commit(rows)
+
+
+def put_nested(
+    store: OutputStore, outcomes: pa.Table, part_rows: pa.Table, kind: PartRows = SEGMENT_ROWS
+) -> str:
+    """Commit outcomes with their segments or labels, as they are."""
+    return store.put_commit(nested(outcomes, part_rows, kind))
 
 
 def orphan(store: OutputStore, *rows: dict[str, Any], kind: PartRows = SEGMENT_ROWS) -> str:
-    """Put segments or labels that no outcomes name, as a killed commit does; return their name."""
+    """Put segments or labels that do not count, as a killed finish does; return their name."""
     name = f"{kind.folder}/{tables.unique_stem()}{tables.SUFFIX}"
-    held = tables.rows_of(results(*rows), kind, run_id="other", model=("model", "revision"))
+    made = commit_rows(results(*rows), run_id="other", model=("model", "revision"))
+    flat = pc.list_flatten(made[kind.folder].combine_chunks())
+    held = pa.Table.from_struct_array(flat).cast(kind.schema)
     store.write_table(name, held)
     return name
 

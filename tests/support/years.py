@@ -41,7 +41,7 @@ from tests.support.living_archive import Lines, LivingArchive, broken, lines_of,
 from tests.support.nightly import QUICK
 from tests.support.runs import correct_segment
 from tests.support.stores import life
-from tests.support.tables import digest_of, part, plain_read, results, run_config
+from tests.support.tables import digest_of, part, plain_read, results, run_config, stored_segments
 
 REDO_TONIGHT = "/s1"  # the folder whose recordings are done again
 
@@ -101,7 +101,7 @@ class Year(LivingArchive):
         contents = Counter(self.files().values())
         good = {text for said in self.good.values() for _, text in said}
         # A run that was killed since may have replaced some, and left their object.
-        rows = (row for batch in self.store.segments() for row in batch.to_pylist())
+        rows = (row for batch in stored_segments(self.store) for row in batch.to_pylist())
         texts = Counter(row["text"] for row in rows if row["text"] in good)
         known = sorted(
             text for text, count in texts.items()

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from corpus_asr.storage.run_state.tables import Commit, OutputStore
+from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import recording_id
 from corpus_asr.view.answers import Answers
 from corpus_asr.view.catalogue import Library, Transcripts, View
@@ -138,7 +138,7 @@ def get(url: str, what: str, **parameters: Any) -> Any:
     return json.loads(fetch(asked(url, what, **parameters)).body)
 
 
-def add(store: OutputStore, *rows: dict[str, Any]) -> Commit:
+def add(store: OutputStore, *rows: dict[str, Any]) -> str:
     return commit(store, results(*rows))
 
 

@@ -9,41 +9,29 @@ Tables, in addition to those of `RunTables`:
 - `scored`: by recording and run, rows by whether they count (`counts`) and their bin of confidence,
   with the sums of their `weight` in seconds and of confidence times weight;
 - `confidences`: recording_id and `confidence` of recordings with segments that count;
-- `arrived`: rows as they are read, with their place: `source`, an index into `sources`, and `row`.
+- `arrived`: rows as they are read, with their place: that of their `object` among `objects`, and
+  `row`, which it is of the segments of the object.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from corpus_asr.storage.run_state.part_rows import part_rows
+from corpus_asr.storage.run_state.result_rows import LABEL_ROWS, PartRows
 from corpus_asr.storage.run_state.run_tables import RunTables
-from corpus_asr.storage.run_state.tables import (
-    LABEL_ROWS,
-    OutputStore,
-    PartRows,
-    projected,
-    table_of,
-)
+from corpus_asr.storage.run_state.tables import OutputStore
 
 CONFIDENCE_BINS = 10  # of equal width over 0-1
 _READ_ROWS = 65_536  # at once; commits have some thousands
 _COLUMNS = ("recording_id", "part", "start_s", "end_s", "model", "model_revision")
-_SOURCES = pa.schema([("source", pa.int32()), ("name", pa.string())])
 _OBJECTS = """
-select segments_object from outcomes left join standing using (id)
-where segments_object is not null and segments_written > 0 and ({which})
-group by all order by min(outcomes.id)
-"""
-# By object, recording and part, not by position: of an object with other rows than its outcomes say
-# a report tells, and goes on. Of a part that is twice in one object, both count.
-_CLAIMS = """
-create or replace table claims as
-select source, recording_id, part, run_id, coalesce(counts, false) as counts
-from outcomes join sources on segments_object = name left join standing using (id)
-order by source
+select name, object from outcomes join objects using (object) left join standing using (id)
+where segments_written > 0 and ({which})
+group by all order by object
 """
 _SCORED = """
 create or replace table scored (recording_id varchar, run_id varchar, counts boolean, bin tinyint,
@@ -56,9 +44,9 @@ create or replace table arrived as
 select arriving.*, run_id, coalesce(counts, false) as counts,
        if(confidence is null, null, greatest(end_s - start_s, 0) + 1e-3) as weight
 from arriving
-left join (select source, recording_id, part, any_value(run_id) as run_id, bool_or(counts) as counts
-           from claims where source between $first and $last group by all)
-  using (source, recording_id, part)
+join (select object, row as owner, run_id, counts from outcomes left join standing using (id)
+      where object between $first and $last)
+  using (object, owner)
 """
 _SUMMED = f"""
 insert into scored
@@ -91,14 +79,11 @@ def read_confidences(
         which: a condition on outcomes, and whether they count; of theirs all rows are read.
         each: called for each of the tables `arrived`.
     """
-    objects = tables.rows(_OBJECTS.format(which=which), **parameters)
-    names = [name for (name,) in objects if table_of(name) == rows.folder]
-    numbers = range(len(names))
-    tables.add("sources", pa.table([numbers, names], schema=_SOURCES))
-    for statement in (_CLAIMS, _SCORED, _CONFIDENCES):
+    objects = dict(tables.rows(_OBJECTS.format(which=which), **parameters))
+    for statement in (_SCORED, _CONFIDENCES):
         tables.execute(statement)
-    for arriving in gathered(_placed(store, rows, names)):
-        first, last = (arriving["source"][place].as_py() for place in (0, -1))
+    for arriving in gathered(_placed(store, rows, objects)):
+        first, last = (arriving["object"][place].as_py() for place in (0, -1))
         tables.execute(_ARRIVED, arriving, first=first, last=last)
         tables.execute(_SUMMED)
         each()
@@ -118,11 +103,11 @@ def gathered(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
         yield pa.concat_tables(waiting)
 
 
-def _placed(store: OutputStore, rows: PartRows, names: Sequence[str]) -> Iterator[pa.Table]:
+def _placed(store: OutputStore, rows: PartRows, objects: Mapping[str, int]) -> Iterator[pa.Table]:
     labels = rows is LABEL_ROWS
     measures = ("rank", "probability") if labels else ("confidence",)
-    number, seen = {name: at for at, name in enumerate(names)}, dict.fromkeys(names, 0)
-    for name, table in store.read_tables(names, projected(rows.schema, (*_COLUMNS, *measures))):
+    seen = dict.fromkeys(objects, 0)
+    for name, table, owners in part_rows(store, objects, rows, (*_COLUMNS, *measures)):
         if labels:
             # A window has several rows, and is as sure as its first.
             first = pc.equal(table["rank"], 1)
@@ -130,5 +115,8 @@ def _placed(store: OutputStore, rows: PartRows, names: Sequence[str]) -> Iterato
             table = table.select(_COLUMNS).append_column("confidence", likeliest)
         places = np.arange(seen[name], seen[name] + table.num_rows)
         seen[name] += table.num_rows
-        source = pa.repeat(pa.scalar(number[name], pa.int32()), table.num_rows)
-        yield table.append_column("source", source).append_column("row", pa.array(places))
+        number = pa.repeat(pa.scalar(objects[name], pa.int32()), table.num_rows)
+        for column, values in (("object", number), ("owner", pa.array(owners, pa.int32())),
+                               ("row", pa.array(places))):  # fmt: skip
+            table = table.append_column(column, values)
+        yield table

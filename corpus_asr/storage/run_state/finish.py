@@ -1,14 +1,14 @@
-"""The end of a run: exact tables, merged commits, one row per recording, `run.json`, `_SUCCESS`.
+"""The end of a run: commits merged into tables, one row per recording, `run.json`, `_SUCCESS`.
 
-Safe to be killed anywhere: a replacement is put before what it replaces is removed. So for a while
-some rows are there twice, which the next finish resolves like any second commit of a part. A merged
-commit's name sorts before those of the commits it was made of, so its rows count.
+Safe to be killed anywhere: what was written counts once `OutputStore.replace` says so, in one step
+with which what it was made of does not count any more. A merged object's name sorts before those
+that it was made of, so it is read in their place.
 """
 
 import datetime
 import logging
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,10 +19,17 @@ import pyarrow.ipc
 
 from corpus_asr.config.run import CLASSIFY_AUDIO, RunConfig
 from corpus_asr.schemas import OUTCOMES, RECORDINGS, SCHEMA_VERSION
-from corpus_asr.storage.run_state.claims import rows_with_owners
 from corpus_asr.storage.run_state.manifest_columns import join_columns
+from corpus_asr.storage.run_state.part_rows import part_rows
 from corpus_asr.storage.run_state.plan import retire_plans
 from corpus_asr.storage.run_state.redo import forget_done
+from corpus_asr.storage.run_state.result_rows import (
+    LABEL_ROWS,
+    PART_ROWS_FOLDERS,
+    SEGMENT_ROWS,
+    PartRows,
+    nested,
+)
 from corpus_asr.storage.run_state.run_files import (
     RUN_NAME,
     SUCCESS_NAME,
@@ -33,20 +40,15 @@ from corpus_asr.storage.run_state.run_files import (
 from corpus_asr.storage.run_state.run_tables import NOTED, Place, RunTables
 from corpus_asr.storage.run_state.source_listings import other_listings
 from corpus_asr.storage.run_state.tables import (
-    ALL_PART_ROWS_FOLDERS,
-    LABEL_ROWS,
+    COMMITS_FOLDER,
     OUTCOMES_FOLDER,
-    PART_ROWS_FOLDERS,
-    PENDING,
     RECORDINGS_FOLDER,
-    SEGMENT_ROWS,
     SUFFIX,
-    TABLES_OF_RUNS,
     OutputStore,
-    part_rows_named,
+    beside,
+    is_commit,
     time_ns_of,
 )
-from corpus_asr.storage.stores.local import TEMPORARY_PREFIX
 from corpus_asr.storage.stores.store import may_be_same
 from corpus_asr.units import MEBIBYTE
 
@@ -54,11 +56,15 @@ logger = logging.getLogger(__name__)
 
 RECORDINGS_PER_OBJECT = 250_000  # with their parts, some hundred MiB of memory
 OUTCOMES_WEIGHT = 16  # sorted in memory, where they take so many times their bytes and more
+OUTCOME_BYTES = 2_400  # of a row in memory, as far as its bytes in a commit are not more
 # In a simulated year of nights, rows are written under five times and at most six files are small.
 GROWTH = 2
 SORTED_ROWS = 32_768  # of segments, sorted at once; a row group of what is written
 # Memory is bounded by one object as it is written, its outcomes, and this.
 CHUNK_BYTES = 32 * MEBIBYTE  # of segments, in memory, before they go to the scratch file
+
+
+_Places = Mapping[str, np.ndarray]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -124,7 +130,7 @@ def finish(
     plan_name: str | None = None,
     idle: bool = False,
     extra: dict[str, Any] | None = None,
-    after_reconciling: Callable[[pa.Array], int] = lambda _: 0,
+    before_merging: Callable[[RunTables], int] = lambda _: 0,
     before_success: Callable[[], Mapping[str, Any]] = dict,
 ) -> OutcomeCounts:
     """Make the output folder exact and complete; may be repeated after being killed anywhere.
@@ -134,8 +140,7 @@ def finish(
         num_listed: how many rows the listing had when it was made; those missing count as left.
         plan_name: the plan that was worked off; None if there was none.
         idle: whether there was nothing to do; `run.json` then keeps what the last run did.
-        after_reconciling: called with the IDs of complete recordings once each part counts once;
-            returns how many parts it committed again.
+        before_merging: puts parts in place of others; returns how many.
         before_success: called once the tables of outcomes, segments and recordings are exact;
             returns what else belongs in `run.json`.
         extra: whatever else belongs in `run.json` (numbers of the plan, hardware).
@@ -146,28 +151,24 @@ def finish(
         if tables.num_listed != num_listed:
             logger.warning("listing rows=%d, expected %d", tables.num_listed, num_listed)
         num_listed = max(num_listed, tables.num_listed)
-        # Second commits of a part, rows of replaced recordings, outcomes whose segments are gone.
-        places = tables.places()
-        keep_only(store, places)
-        forget_done(store, tables)
-        placed = after_reconciling(tables.ids("complete"))
-        if placed or places:  # rows are in other objects than the tables say
+        kind = LABEL_ROWS if config.pipeline == CLASSIFY_AUDIO else SEGMENT_ROWS
+        if before_merging(tables):
             tables.reread(store)
-        if placed and (places := tables.places()):  # a worker died, and another did it again
-            keep_only(store, places)
-            tables.reread(store)
-        if adopt_versions(store, tables):
-            tables.reread(store)
-        join_columns(store, tables, listed=config.source.has_columns)
-        counts = OutcomeCounts.of(tables, num_listed, run_id=run.run_id)
         # Also while something is left: each later run reads what this one leaves.
         target_mb = config.output.target_file_mb
-        if target_mb is not None:
-            compact(store, target_mb * MEBIBYTE)
+        merged = settle(store, tables, None if target_mb is None else target_mb * MEBIBYTE, kind)
+        if tables.rows(f"{_ADOPTED} limit 1"):
+            if merged:  # rows are in other objects than the tables say
+                tables.reread(store)
+            adopt_versions(store, tables)
+            tables.reread(store)
+        forget_done(store, tables)
+        join_columns(store, tables, listed=config.source.has_columns)
+        counts = OutcomeCounts.of(tables, num_listed, run_id=run.run_id)
         write_recordings(store, tables, datetime.datetime.fromisoformat(run.started_at))
         plans_elsewhere = tables.plans_elsewhere
-    remove_leftovers(store)
-    write_empty_tables(store, config.pipeline)
+    store.remove_leftovers()
+    write_empty_tables(store, kind)
     made = before_success()
     store.note_tables()
     store.write_json(
@@ -236,32 +237,49 @@ def recordings_rows(
         yield RECORDINGS.empty_table()  # without recordings, an empty table says so
 
 
-def write_empty_tables(store: OutputStore, pipeline: str | None) -> None:
+def write_empty_tables(store: OutputStore, kind: PartRows) -> None:
     """Give each table without an object one without rows, so that every reader finds its columns.
 
     The recordings table has one anyway.
     """
-    rows = LABEL_ROWS if pipeline == CLASSIFY_AUDIO else SEGMENT_ROWS
-    if not any(store.names(folder) for folder in PART_ROWS_FOLDERS):
-        store.write_table(f"{rows.folder}/{store.stem()}{SUFFIX}", rows.schema.empty_table())
     if not store.names(OUTCOMES_FOLDER):
-        store.write_table(f"{OUTCOMES_FOLDER}/{store.stem()}{SUFFIX}", OUTCOMES.empty_table())
+        store.replace((), store.write_tables(OUTCOMES.empty_table(), (), rows=kind))
 
 
-def compact(store: OutputStore, target_bytes: float) -> None:
-    """Merge commits of objects below half of `target_bytes`; every row counts."""
+def settle(
+    store: OutputStore, tables: RunTables, target_bytes: float | None, kind: PartRows = SEGMENT_ROWS
+) -> bool:
+    """Let the tables have the rows that count, each once; tell whether any object changed.
+
+    Commits are merged into tables, but for parts that wait; objects below half of `target_bytes`
+    are merged with one another, unless it is None.
+    """
+    places, merged = tables.places(), False
     # Rows that were spread over many objects take fewer bytes together: what came out small is
     # looked at again, until nothing is left to do and another finish would do nothing.
-    while groups := groups_to_merge(_weights(store), target_bytes):
+    while True:
+        groups = [[name] for name in sorted(places, key=_by_time)]
+        if target_bytes is not None:
+            groups = groups_to_merge(_weights(store, places), target_bytes, places)
         for names in groups:
-            merge(store, names)
+            store.replace(names, merge(store, names, places, kind))
+        if not groups:
+            return merged
+        places, merged = {}, True
 
 
-def groups_to_merge(weights: Mapping[str, float], target_bytes: float) -> list[list[str]]:
-    """Return groups to merge, of two and more names, neighbors in time, of at most the target.
+def _by_time(name: str) -> str:
+    return name.rpartition("/")[2]
 
-    Only commits below half the target are merged; of those, all up to the largest that is at most
-    `GROWTH` times as large as all smaller ones together. `weights` are bytes by name.
+
+def groups_to_merge(
+    weights: Mapping[str, float], target_bytes: float, stale: Collection[str] = ()
+) -> list[list[str]]:
+    """Return groups to merge, neighbors in time, of at most the target.
+
+    Of two and more names, but for those that are `stale`, which are in a group in any case. Others
+    only below half the target: all up to the largest that is at most `GROWTH` times as large as all
+    smaller ones together. `weights` are bytes by name.
     """
     # A night's commits are merged among themselves, and an older file joins in once what has
     # gathered since is of its own order of size: every row is rewritten about as often as the
@@ -274,43 +292,68 @@ def groups_to_merge(weights: Mapping[str, float], target_bytes: float) -> list[l
         total += weight
     groups: list[list[str]] = [[]]
     filled = 0.0
-    for name in sorted(name for _, name in small[:chosen]):
+    for name in sorted({*stale, *(name for _, name in small[:chosen])}, key=_by_time):
         if filled + weights[name] > target_bytes:
             groups.append([])
             filled = 0.0
         groups[-1].append(name)
         filled += weights[name]
-    return [names for names in groups if len(names) > 1]
+    return [names for names in groups if len(names) > 1 or {*names} & {*stale}]
 
 
-def _weights(store: OutputStore) -> dict[str, float]:
-    objects = [store.sizes(folder) for folder in PART_ROWS_FOLDERS]
-    rows = {name.partition("/")[2]: size for sizes in objects for name, size in sizes.items()}
-    return {
-        # A commit's two objects have one stem.
-        name: max(OUTCOMES_WEIGHT * size, rows.get(name.partition("/")[2], 0))
+def _weights(store: OutputStore, places: _Places) -> dict[str, float]:
+    """Return the bytes of objects of outcomes, and of those commits that are to be merged."""
+    sizes = [store.sizes(folder) for folder in PART_ROWS_FOLDERS]
+    rows = {beside(name, OUTCOMES_FOLDER): size for part in sizes for name, size in part.items()}
+    weights: dict[str, float] = {
+        name: max(OUTCOMES_WEIGHT * size, rows.get(name, 0))
         for name, size in store.sizes(OUTCOMES_FOLDER).items()
+    }
+    sizes_of_commits = store.sizes(COMMITS_FOLDER) if places else {}
+    return weights | {
+        name: max(OUTCOME_BYTES * len(place), sizes_of_commits.get(name, 0))
+        for name, place in places.items()
+        if is_commit(name)
     }
 
 
-def merge(store: OutputStore, names: list[str]) -> None:
-    """Replace commits by one that holds their rows, sorted by address, part and time."""
-    outcomes = pa.Table.from_batches(
-        [batch.rows for batch in store.committed(names=names)], OUTCOMES
-    ).combine_chunks()
-    order = pc.sort_indices(outcomes, [("uri", "ascending"), ("part", "ascending")]).to_numpy()
-    segments = claimed_segments(store, outcomes)
-    named = outcomes["segments_object"].unique().drop_null().to_pylist()
-    rows = part_rows_named(named)
-    places = _places(outcomes["segments_written"].to_numpy(), order)
-    done = store.write_commit(
-        outcomes.take(order),
-        sorted_rows(segments, places, rows.schema),
-        rows=rows,
-        stem=store.stem(max(0, time_ns_of(names[0]) - 1)),  # sorts before them
-    )
-    remove_commits(store, names, named)
-    logger.info("merged commits=%d rows=%d into=%s", len(names), done.rows, done.outcomes_name)
+def merge(
+    store: OutputStore, names: Sequence[str], places: _Places, kind: PartRows = SEGMENT_ROWS
+) -> list[str]:
+    """Write the rows of commits and objects of outcomes that count; return the new names.
+
+    Those of several are sorted by address, part and time. `places` has the `Place` of each row,
+    where not all of an object belong into the tables; what waits is a commit again.
+    """
+    tables = [store.read_table(name, OUTCOMES) for name in names]
+    outcomes = pa.concat_tables(tables).combine_chunks()
+    place = np.concatenate([
+        places.get(name, np.full(len(table), Place.tables))
+        for name, table in zip(names, tables, strict=True)
+    ])  # fmt: skip
+    starts = dict(zip(names, np.cumsum([0, *map(len, tables)]).tolist(), strict=False))
+    kept, waiting = place == Place.tables, place == Place.waiting
+
+    def rows_of(mask: np.ndarray) -> Iterator[pa.Table]:
+        for name, rows, owners in part_rows(store, names, kind):
+            chosen = mask[starts[name] + owners]
+            yield rows if chosen.all() else rows.filter(pa.array(chosen))
+
+    written = list[str]()
+    if kept.any():
+        chosen, segments = outcomes.filter(pa.array(kept)), rows_of(kept)
+        if len(names) > 1:
+            keys = [("uri", "ascending"), ("part", "ascending")]
+            order = pc.sort_indices(chosen, keys).to_numpy()
+            chosen, counts = chosen.take(order), chosen["segments_written"].to_numpy()
+            segments = sorted_rows(segments, _places(counts, order), kind.schema)
+        stem = store.stem(max(0, time_ns_of(names[0]) - 1))  # sorts before them
+        written += store.write_tables(chosen, segments, rows=kind, stem=stem)
+    if waiting.any():
+        rows = pa.concat_tables([kind.schema.empty_table(), *rows_of(waiting)])
+        written.append(store.put_commit(nested(outcomes.filter(pa.array(waiting)), rows, kind)))
+    logger.info("merged objects=%d rows=%d into=%s", len(names), int(kept.sum()), written)
+    return written
 
 
 def _places(written: np.ndarray, order: np.ndarray) -> np.ndarray:
@@ -366,33 +409,6 @@ def _chunks(segments: Iterable[pa.Table]) -> Iterator[pa.Table]:
         yield pa.concat_tables(waiting).combine_chunks()
 
 
-def keep_only(store: OutputStore, places: Mapping[str, np.ndarray]) -> None:
-    """Rewrite or remove outcomes objects, and the segments objects they name.
-
-    `places` has the `Place` of each of their rows, or whether it stays in the tables.
-    """
-    # One at a time: they may be large. Those that lost as a whole are not even read.
-    for name in sorted(name for name, place in places.items() if place.any()):
-        outcomes = store.read_table(name, OUTCOMES)
-        rows = part_rows_named(outcomes["segments_object"].unique().to_pylist())
-        for place, under in ((Place.tables, ""), (Place.pending, PENDING)):
-            mask = places[name] == place
-            if mask.any():
-                segments = _filtered(claimed_segments(store, outcomes), outcomes, mask)
-                store.write_commit(outcomes.filter(mask), segments, rows=rows, under=under)
-            logger.info("reconciled object=%s %s=%d", name, place.name, int(mask.sum()))
-    remove_commits(store, sorted(places), store.named_segments(sorted(places)))
-
-
-def remove_commits(
-    store: OutputStore, outcomes_names: Iterable[str], segments_names: Iterable[str]
-) -> None:
-    """Remove outcomes objects, and the segments objects they name."""
-    # First the commits, then what they named: in between there are orphans, no broken promises.
-    store.remove_all(outcomes_names)
-    store.remove_all(segments_names)
-
-
 # Rows without a version, or with one of another kind than the listing's, of recordings whose
 # listed version they are.
 _ADOPTED = """
@@ -404,13 +420,12 @@ group by name order by name
 """
 
 
-def adopt_versions(store: OutputStore, tables: RunTables) -> bool:
+def adopt_versions(store: OutputStore, tables: RunTables) -> None:
     """Give rows the listed version of their recordings where theirs is unknown or another kind.
 
-    Otherwise no later change of these recordings would be seen. Tells whether there were any.
+    Otherwise no later change of these recordings would be seen.
     """
-    found = tables.rows(_ADOPTED)
-    for name, own in found:
+    for name, own in tables.rows(_ADOPTED):
         listed = {each["id"]: each["etag"] for each in own}
         outcomes = store.read_table(name, OUTCOMES)
         ids, etags = (outcomes[column].to_pylist() for column in ("recording_id", "etag"))
@@ -422,49 +437,3 @@ def adopt_versions(store: OutputStore, tables: RunTables) -> bool:
         column = pa.array(now, pa.string())
         # In its place: no rows come or go, and those of segments have no version.
         store.write_table(name, outcomes.set_column(place, OUTCOMES.field(place), column))
-    return bool(found)
-
-
-def claimed_segments(store: OutputStore, outcomes: pa.Table) -> Iterator[pa.Table]:
-    """Yield the segments or labels of outcomes rows, in order, a bounded number at a time."""
-    claims = outcomes.filter(pc.greater(outcomes["segments_written"], 0))
-    kind = part_rows_named(claims["segments_object"].unique().to_pylist())
-    for rows, _ in rows_with_owners(store, claims, kind.schema):
-        yield rows
-
-
-def _filtered(
-    segments: Iterable[pa.Table], outcomes: pa.Table, mask: np.ndarray
-) -> Iterator[pa.Table]:
-    rows = np.repeat(mask, outcomes["segments_written"].to_numpy())
-    start = 0
-    for table in segments:
-        chosen = rows[start : start + table.num_rows]
-        start += table.num_rows
-        yield table.filter(chosen)
-
-
-def remove_leftovers(store: OutputStore) -> None:
-    """Remove segments objects that no outcomes object names, and files of killed local writes."""
-    # Another run's commit between its two puts loses its segments object: its outcomes then name
-    # an object that is gone, do not count, and their recordings are transcribed again.
-    leftovers = {name for folder in ALL_PART_ROWS_FOLDERS for name in store.names(folder)}
-    leftovers -= set(store.named_segments(store.commit_names()))
-    # Both objects of a commit have one stem: where a listing lags, the one that names these is
-    # there and not shown.
-    outcomes = {_outcomes_beside(name): name for name in leftovers}
-    leftovers = {outcomes[name] for name in store.missing(outcomes)}
-    leftovers |= {*store.late_tables()} | {
-        name
-        for folder in (*TABLES_OF_RUNS, *ALL_PART_ROWS_FOLDERS)
-        for name in store.all_names(folder)
-        if name.rpartition("/")[2].startswith(TEMPORARY_PREFIX)
-    }
-    for name in sorted(leftovers):
-        store.remove(name)
-        logger.info("removed orphan=%s", name)
-
-
-def _outcomes_beside(name: str) -> str:
-    under = PENDING if name.startswith(PENDING) else ""
-    return f"{under}{OUTCOMES_FOLDER}/{name.rpartition('/')[2]}"

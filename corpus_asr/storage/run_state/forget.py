@@ -20,7 +20,6 @@ from corpus_asr.errors import ConfigError
 from corpus_asr.schemas import FILES, PACKS
 from corpus_asr.storage.run_state.change_note import CHANGE_NAME, AtTheEnd, changing, read_change
 from corpus_asr.storage.run_state.corrections import CORRECTIONS_FOLDER
-from corpus_asr.storage.run_state.finish import remove_leftovers
 from corpus_asr.storage.run_state.forget_voices import FORGET_VOICES, forget_voices
 from corpus_asr.storage.run_state.forgotten import CONTENT, FORGOTTEN_NAME, Forgotten
 from corpus_asr.storage.run_state.identities import Identities, forget_addresses
@@ -32,6 +31,7 @@ from corpus_asr.storage.run_state.own_sources import (
     read_own_sources,
 )
 from corpus_asr.storage.run_state.prune import PRUNE, prune, recount, refusals_explained
+from corpus_asr.storage.run_state.result_rows import without_credentials
 from corpus_asr.storage.run_state.rewriting import (
     NAMES_NAME,
     folders_of,
@@ -49,11 +49,9 @@ from corpus_asr.storage.run_state.run_files import (
     failures_name,
 )
 from corpus_asr.storage.run_state.tables import (
-    ALL_PART_ROWS_FOLDERS,
     PLANS_FOLDER,
     TABLES_OF_RUNS,
     OutputStore,
-    without_credentials,
 )
 from corpus_asr.storage.stores.local import TEMPORARY_PREFIX
 from corpus_asr.storage.stores.store import content_version, plain_version
@@ -180,8 +178,8 @@ def _nearest(patterns: Sequence[str], uris: Sequence[str]) -> str:
 
 
 def _addresses_of(store: OutputStore) -> Iterator[tuple[str, str]]:
-    for batch in store.committed(_IDENTITY, store.commit_names()):
-        yield from _pairs_of(batch.rows)
+    for rows in store.outcomes(_IDENTITY):
+        yield from _pairs_of(rows)
     for rows in store.recordings(_IDENTITY):
         yield from _pairs_of(rows)
     for name in store.names(PLANS_FOLDER):
@@ -190,7 +188,7 @@ def _addresses_of(store: OutputStore) -> Iterator[tuple[str, str]]:
                 yield from _pairs_of(rows)
 
 
-def _pairs_of(rows: pa.RecordBatch) -> Iterator[tuple[str, str]]:
+def _pairs_of(rows: pa.RecordBatch | pa.Table) -> Iterator[tuple[str, str]]:
     return zip(*(rows.column(name).to_pylist() for name in _IDENTITY), strict=True)
 
 
@@ -243,7 +241,7 @@ def _forget(store: OutputStore, recordings: dict[str, str]) -> list[str]:
     foreign: dict[str, None] = {}
     for folder in folders_of(store):
         remove_recordings(folder, recordings)
-        remove_leftovers(folder)
+        folder.remove_leftovers()
         _rewrite_plans(folder, recordings)
         forget_sources(folder, spellings.named_in)
         foreign |= dict.fromkeys(_rewrite_files(folder, spellings))
@@ -288,8 +286,7 @@ def _versions(store: OutputStore, recordings: Mapping[str, str]) -> dict[str, li
         wanted = set().union(*versions.values())
         listed = (store.batches(name, columns=columns[:3]) for name in store.names(PLANS_FOLDER)
                   if "/listing/" in name)  # fmt: skip
-        committed = (batch.rows for batch in store.committed(columns, store.commit_names()))
-        for rows in itertools.chain(committed, itertools.chain.from_iterable(listed)):
+        for rows in itertools.chain(store.outcomes(columns), itertools.chain.from_iterable(listed)):
             values = [rows.column(name).to_pylist() for name in rows.schema.names]
             values += [[None] * len(rows)] * (len(columns) - len(values))  # of a listing
             for recording, etag, size_bytes, digest in zip(*values, strict=True):
@@ -363,7 +360,7 @@ def _rewrite_plans(store: OutputStore, recordings: Mapping[str, str]) -> None:
 
 def _rewrite_files(store: OutputStore, spellings: _Spellings) -> list[str]:
     """Rewrite or remove what is no table; return the files and folders at the top of others."""
-    tables = tuple(f"{folder}/" for folder in (*TABLES_OF_RUNS, *ALL_PART_ROWS_FOLDERS))
+    tables = tuple(f"{folder}/" for folder in TABLES_OF_RUNS)
     passed_over = (f"{EARLIER_FOLDER}/", f"{CORRECTIONS_FOLDER}/",
                    f"{PLANS_FOLDER}/", f"{OWN_SOURCES_FOLDER}/", f"{DATASETS_FOLDER}/",
                    *tables)  # fmt: skip

@@ -14,7 +14,6 @@ import pyarrow.compute as pc
 from corpus_asr.segments import SpeakerTurn
 from corpus_asr.storage.run_state.change_note import AtTheEnd, changing
 from corpus_asr.storage.run_state.corrections import SPEAKER_LABEL
-from corpus_asr.storage.run_state.finish import remove_leftovers
 from corpus_asr.storage.run_state.prune import refusals_explained
 from corpus_asr.storage.run_state.rewriting import (
     folders_of,
@@ -76,7 +75,7 @@ def _forget_voices(store: OutputStore, speakers: Collection[Speaker]) -> None:
         rewrite_commits(folder, ids, partial(_without_windows, turns))
         rewrite_table(folder, SPEAKERS_FOLDER, ids, partial(_without_embeddings, gone))
         rewrite_table(folder, VOICES_FOLDER, ids, partial(_others, gone))
-        remove_leftovers(folder)
+        folder.remove_leftovers()
 
 
 def _without_windows(turns: _Turns, rows: pa.Table) -> pa.Table:

@@ -14,13 +14,13 @@ import pyarrow.compute as pc
 
 from corpus_asr.errors import CorpusAsrError, FetchError
 from corpus_asr.failure_kinds import NOT_FOUND
+from corpus_asr.storage.run_state.result_rows import without_credentials
 from corpus_asr.storage.run_state.tables import (
     IDENTITIES_NAME,
     PLANS_FOLDER,
     RECORDINGS_FOLDER,
     TABLES_NAME,
     OutputStore,
-    without_credentials,
 )
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.uri import public, recording_id, redact_uri
@@ -73,7 +73,7 @@ class Identities:
         if self.is_changed:
             return self
         if not self.rows.num_rows:
-            is_noted = IDENTITIES_NAME in (store.read_json(TABLES_NAME) or ())
+            is_noted = IDENTITIES_NAME in (store.read_json(TABLES_NAME) or {}).get("tables", ())
             is_lost = is_noted and not store.exists(IDENTITIES_NAME)
             return self._made_again(store, "no such object") if is_lost else self
         rows, ids = self.rows, committed_ids()

@@ -182,7 +182,7 @@ def still_there(uris: Mapping[str, str], options: StoreOptions) -> list[str]:
 
 def addresses(store: OutputStore, ids: Collection[str]) -> Iterator[tuple[str, str]]:
     """Yield `recording_id` and address of those of some recordings that are committed."""
-    for batch in store.committed(["recording_id", "uri"], store.commit_names()):
-        for each, uri in zip(*(column.to_pylist() for column in batch.rows.columns), strict=True):
+    for rows in store.outcomes(["recording_id", "uri"]):
+        for each, uri in zip(*(column.to_pylist() for column in rows.columns), strict=True):
             if each in ids:
                 yield each, uri

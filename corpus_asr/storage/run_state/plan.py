@@ -35,6 +35,7 @@ from corpus_asr.storage.run_state.identities import Identities
 from corpus_asr.storage.run_state.manifest_columns import other_texts
 from corpus_asr.storage.run_state.moved import Arrivals, Moves
 from corpus_asr.storage.run_state.redo import chosen
+from corpus_asr.storage.run_state.result_rows import LABEL_ROWS, SEGMENT_ROWS, without_credentials
 from corpus_asr.storage.run_state.run_files import (
     RUN_NAME,
     Earlier,
@@ -55,13 +56,10 @@ from corpus_asr.storage.run_state.source_listings import (
     read_listings,
 )
 from corpus_asr.storage.run_state.tables import (
-    LABEL_ROWS,
     PLANS_FOLDER,
-    SEGMENT_ROWS,
     SUFFIX,
     OutputStore,
     time_ns_of,
-    without_credentials,
 )
 from corpus_asr.storage.stores.filesystem import StoreOptions
 from corpus_asr.storage.stores.members import located

@@ -12,7 +12,7 @@ import pyarrow as pa
 from corpus_asr.errors import ConfigError, FetchError
 from corpus_asr.storage.run_state.change_note import AtTheEnd, changing
 from corpus_asr.storage.run_state.corrections import CORRECTIONS_FOLDER
-from corpus_asr.storage.run_state.finish import OutcomeCounts, remove_leftovers
+from corpus_asr.storage.run_state.finish import OutcomeCounts
 from corpus_asr.storage.run_state.identities import forget_addresses
 from corpus_asr.storage.run_state.plan import SHARD_ROWS, latest_plan
 from corpus_asr.storage.run_state.rewriting import holding, remove_recordings
@@ -103,7 +103,7 @@ def prune(
         changing(store, PRUNE, at_the_end, recording_ids=ids),
     ):
         remove_recordings(store, ids)
-        remove_leftovers(store)
+        store.remove_leftovers()
         forget_addresses(store, ids)
         recount(store)
 

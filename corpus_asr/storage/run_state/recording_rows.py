@@ -72,10 +72,10 @@ def rows_at(
 ) -> Iterator[dict[str, Any]]:
     """Yield some rows of an object of outcomes, by their numbers."""
     wanted, start = pa.array(rows, pa.int64()), 0
-    for batch in store.committed(columns, [name]):
-        numbers = pa.array(range(start, start + len(batch.rows)), pa.int64())
-        start += len(batch.rows)
-        yield from batch.rows.filter(pc.is_in(numbers, value_set=wanted)).to_pylist()
+    for _, table in store.committed(columns, [name]):
+        numbers = pa.array(range(start, start + len(table)), pa.int64())
+        start += len(table)
+        yield from table.filter(pc.is_in(numbers, value_set=wanted)).to_pylist()
 
 
 def put_rows(store: OutputStore, folder: str, table: pa.Table, *, stem: str | None = None) -> None:

@@ -16,32 +16,32 @@ from typing import Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from corpus_asr.config.run import CLASSIFY_AUDIO
 from corpus_asr.errors import ConfigError
-from corpus_asr.schemas import DUPLICATES, HOOKS, OUTCOMES, RECORDINGS, SPEAKERS, VOICES
+from corpus_asr.schemas import DUPLICATES, HOOKS, OUTCOMES, RECORDINGS, SEGMENTS, SPEAKERS, VOICES
 from corpus_asr.storage.run_state.corrections import (
     CORRECTIONS_FOLDER,
     SPEAKER_LABEL,
     read_saved,
 )
 from corpus_asr.storage.run_state.duplicates import without_losers
-from corpus_asr.storage.run_state.finish import (
-    claimed_segments,
-    remove_commits,
-    write_empty_tables,
-)
+from corpus_asr.storage.run_state.finish import write_empty_tables
 from corpus_asr.storage.run_state.identities import Identities
+from corpus_asr.storage.run_state.part_rows import kind_of, part_rows
+from corpus_asr.storage.run_state.result_rows import LABEL_ROWS, SEGMENT_ROWS, nested
 from corpus_asr.storage.run_state.run_files import CONFIG_NAME, EARLIER_FOLDER
 from corpus_asr.storage.run_state.run_tables import REDO_NAME
 from corpus_asr.storage.run_state.tables import (
+    COMMITS_FOLDER,
     DUPLICATES_FOLDER,
+    FINISHED_FOLDERS,
     HOOKS_FOLDER,
-    PENDING,
     RECORDINGS_FOLDER,
     SPEAKERS_FOLDER,
     SUFFIX,
     VOICES_FOLDER,
     OutputStore,
-    part_rows_named,
+    is_commit,
     projected,
     time_ns_of,
 )
@@ -90,14 +90,18 @@ def remove_recordings(store: OutputStore, recording_ids: Collection[str]) -> Non
     remove_corrections(store, recording_ids)
     remove_names(store, lambda recording, _: recording in recording_ids)
     rewrite_commits(store, ids, without)
-    write_empty_tables(store, (store.read_json(CONFIG_NAME) or {}).get("pipeline"))
+    classified = (store.read_json(CONFIG_NAME) or {}).get("pipeline") == CLASSIFY_AUDIO
+    write_empty_tables(store, LABEL_ROWS if classified else SEGMENT_ROWS)
 
 
 def holding(store: OutputStore, ids: pa.Array) -> list[str]:
     """Return the objects that hold rows of recordings, or what people saved of them."""
     wanted, found = set(ids.to_pylist()), list[str]()
     for folder in folders_of(store):
-        own = _concerned(folder, folder.commit_names(), OUTCOMES, ids)
+        own = list[str]()  # also what does not count, and could not be removed
+        for name in (COMMITS_FOLDER, *FINISHED_FOLDERS):
+            held = filter(lambda name: name.endswith(SUFFIX), folder.all_names(name))
+            own += _concerned(folder, held, SEGMENTS, ids)
         for name, schema in _TABLES.items():
             own += _concerned(folder, folder.names(name), schema, ids)
         saves = folder.all_names(CORRECTIONS_FOLDER)
@@ -109,27 +113,26 @@ def holding(store: OutputStore, ids: pa.Array) -> list[str]:
 def rewrite_commits(
     store: OutputStore, ids: pa.Array, change: Callable[[pa.Table], pa.Table]
 ) -> None:
-    """Write the commits anew that have parts of recordings.
+    """Write the commits and tables anew that have parts of recordings.
 
     `change` is given rows of outcomes, and those of segments or labels, which go along.
     """
-    names = store.commit_names()
-    replaced = _replaced(names)
-    for name in _concerned(store, names, OUTCOMES, ids):
-        outcomes = store.read_table(name, OUTCOMES)
-        named = outcomes["segments_object"].unique().drop_null().to_pylist()
-        left = change(outcomes)
-        # Where segments are gone, what they were of is to be transcribed again.
-        if left.num_rows and name not in replaced and not store.missing(named):
-            store.write_commit(
-                left,
-                map(change, claimed_segments(store, outcomes)),
-                rows=part_rows_named(named),
-                stem=store.stem(time_ns_of(name), mark=_mark_of(name)),  # in its place among them
-                under=PENDING if name.startswith(PENDING) else "",
-            )
-        remove_commits(store, [name], named)
-        logger.info("rewritten object=%s rows=%d left=%d", name, outcomes.num_rows, left.num_rows)
+    new = list[str]()
+    old = _concerned(store, store.commit_names(), OUTCOMES, ids)
+    for name in old:
+        outcomes = change(store.read_table(name, OUTCOMES))
+        if outcomes.num_rows:
+            kind = kind_of(store, [name])
+            rows = (change(table) for _, table, _ in part_rows(store, [name], kind))
+            stem = store.stem(time_ns_of(name))  # in its place among them
+            if is_commit(name):
+                rows_left = pa.concat_tables([kind.schema.empty_table(), *rows])
+                new.append(store.put_commit(nested(outcomes, rows_left, kind), stem=stem))
+            else:
+                new += store.write_tables(outcomes, rows, rows=kind, stem=stem)
+        logger.info("rewritten object=%s rows=%d", name, outcomes.num_rows)
+    if old:
+        store.replace(old, new)
 
 
 def rewrite_table(

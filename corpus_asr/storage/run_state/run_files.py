@@ -30,12 +30,13 @@ from corpus_asr.storage.run_state.own_sources import (
 )
 from corpus_asr.storage.run_state.run_tables import REDO_NAME
 from corpus_asr.storage.run_state.tables import (
-    ALL_PART_ROWS_FOLDERS,
-    COMMIT_FOLDERS,
+    COMMITS_FOLDER,
     DUPLICATES_FOLDER,
+    FINISHED_FOLDERS,
     HOOKS_FOLDER,
     RECORDINGS_FOLDER,
     SPEAKERS_FOLDER,
+    TABLES_NAME,
     VOICES_FOLDER,
     OutputStore,
 )
@@ -257,7 +258,7 @@ def outcomes_names(
     *,
     advice: str = "check the URI, or transcribe into the folder again, with --overwrite",
 ) -> list[str]:
-    """Return the names of a run's outcomes objects; empty if it has just started.
+    """Return the names of a run's commits and objects of outcomes; empty if it has just started.
 
     Raises:
         ConfigError: no folder of a run, with advice.
@@ -405,12 +406,12 @@ ARCHIVE_NOTE_NAME = "_run/aside.json"
 EARLIER_FOLDER = "_earlier"  # readers of tables pass over it
 _ARCHIVED_NAMES = (
     RUN_NAME, PAGE_NAME, failures_name(PAGE_NAME), EVALUATION_NAME, CALIBRATION_NAME,
-    CONFIG_NAME, FINGERPRINT_NAME, REDO_NAME,
+    CONFIG_NAME, FINGERPRINT_NAME, REDO_NAME, TABLES_NAME,
 )  # fmt: skip
 _ARCHIVED_FOLDERS = (
     OWN_SOURCES_FOLDER, RECORDINGS_FOLDER, VOICES_FOLDER, SPEAKERS_FOLDER, DUPLICATES_FOLDER,
     HOOKS_FOLDER,
-    *ALL_PART_ROWS_FOLDERS, *COMMIT_FOLDERS,
+    *FINISHED_FOLDERS, COMMITS_FOLDER,
 )  # fmt: skip
 
 # How the work is spread and bounded, and tables besides; transcripts do not depend on it.

@@ -5,18 +5,16 @@ any. The generation is how often the recording was asked to be done again before
 (`REDO`); the listed version is of the newest one. One version of each recording counts: the listed
 one once it is complete without a failure, until then an earlier one that has more. Of several
 commits of one part the oldest that did not fail counts, else the newest failure, which knows most.
-Commits whose object of segments is gone are left out: what they transcribed is to be done again.
 
 Relations, for `RunTables.sql`:
 
 - `outcomes`: all committed rows, with `id` (their order), `object` and `row` (their place); `uri`
   and `etag` are those of the recording's present address;
-- `objects`: the objects of outcomes, with `pending` and `gone`;
+- `objects`: commits (`is_commit`) and objects of outcomes, by `name`;
 - `versions`: of recordings, with `rank` and whether they are `listed` and `fresh` (the listed one);
 - `redo`: REDO rows, and `generations`: the newest generation of the recordings that have any;
 - `winners`: of each version the rows that count if it does;
-- `standing`: of outcomes that are not gone, whether the row `counts`, is `failing`, and its `place`
-  after a finish;
+- `standing`: whether the row `counts`, is `failing`, and its `place` after a finish;
 - `parts`: the outcomes that count, one for each part of a recording;
 - `failing`: failures of a version in whose place an earlier one counts;
 - `recordings`: one row for each recording with any part, see `_RECORDINGS`; its `separate` channels
@@ -24,10 +22,9 @@ Relations, for `RunTables.sql`:
 """
 
 import datetime
-import logging
 import os
 import tempfile
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from enum import IntEnum
 from pathlib import Path
@@ -39,18 +36,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from corpus_asr.config.run import Retry
-from corpus_asr.errors import ConfigError, CorpusAsrError
-from corpus_asr.failure_kinds import Origin, failure_kind
+from corpus_asr.errors import ConfigError, CorpusAsrError, FetchError
+from corpus_asr.failure_kinds import NOT_FOUND, Origin, failure_kind
 from corpus_asr.schemas import FILES, OUTCOMES, RECORDINGS
 from corpus_asr.scratch import scratch_folder
 from corpus_asr.storage.parquet import BATCH_ROWS, conform
 from corpus_asr.storage.run_state.identities import Identities
+from corpus_asr.storage.run_state.result_rows import PART_ROWS_FOLDERS, without_credentials
 from corpus_asr.storage.run_state.tables import (
-    ALL_PART_ROWS_FOLDERS,
-    PENDING,
+    OUTCOMES_FOLDER,
     OutputStore,
+    beside,
+    is_commit,
     projected,
-    without_credentials,
 )
 from corpus_asr.storage.stores.members import REST
 from corpus_asr.storage.stores.store import KINDS
@@ -59,15 +57,13 @@ from corpus_asr.storage.stores.uri import redact_uri
 if TYPE_CHECKING:
     import duckdb
 
-logger = logging.getLogger(__name__)
-
 _DONE_PARTS = pa.field("done_parts", pa.list_(pa.int32()))
 _REASON = pa.field("reason", pa.int8())
 REMAINING = FILES.append(_DONE_PARTS).append(_REASON)
 # What tells which rows count; what else there is of a part, but what is large and seldom asked for.
 VERSION_COLUMNS = (
     "run_id", "recording_id", "size_bytes", "etag", "part", "last_part", "status", "error_kind",
-    "retryable", "segments_written", "segments_object", "content_digest",
+    "retryable", "segments_written", "content_digest",
 )  # fmt: skip
 _LARGE = (
     "fingerprint", "voice_spans", "voices", "overlap_spans", "text_lengths", "text_spans",
@@ -108,7 +104,7 @@ class Place(IntEnum):
 
     nowhere = 0
     tables = 1
-    pending = 2  # a part of a new version that is not complete, while an earlier one counts
+    waiting = 2  # a part of a new version that is not complete, while an earlier one counts
 
 
 # What is unknown fits any version, and so does what is of another kind: it cannot be compared.
@@ -128,7 +124,7 @@ create table unread (prefix varchar);
 create table elsewhere (recording_id varchar, plan varchar);
 """
 _SMALL_TABLES = """
-create or replace table objects (object integer, name varchar, pending boolean, gone boolean);
+create or replace table objects (object integer, name varchar, is_commit boolean);
 create or replace table origins (error_kind varchar, retryable boolean, origin varchar);
 """
 _VERSIONS = """
@@ -143,10 +139,9 @@ select id, recording_id, plain(etag) as etag, size_bytes, coalesce(generation, 0
        part, last_part,
        status = 'failed' as failed, coalesce(segments_written, 0) > 0 as written, origin,
        row_number() over (order by coalesce(generation, 0), run_id, id) as age
-from outcomes join objects using (object) left join later using (id)
+from outcomes left join later using (id)
 left join origins on outcomes.error_kind is not distinct from origins.error_kind
-  and outcomes.retryable is not distinct from origins.retryable
-where not gone;
+  and outcomes.retryable is not distinct from origins.retryable;
 
 create or replace table known as
 select min(age) as version, recording_id, etag, size_bytes, generation, max(age) as newest
@@ -324,7 +319,6 @@ order by position
 """.format(**{reason.name: int(reason) for reason in Reason})
 
 
-# Rows whose segments are gone are earlier, too: they may come back from a backup.
 _AGAIN = """
 insert into redo
 select recording_id, list(distinct run_id order by run_id)
@@ -398,35 +392,29 @@ class RunTables:
         number = {name: index for index, name in enumerate(names)}
         counts = dict.fromkeys(names, 0)
         placed = schema.append(_ID).append(_OBJECT).append(_ROW)
-        promised: dict[str, set[str]] = {}
         put = self.add  # the first ones make the table
-        waiting: list[pa.RecordBatch] = []
+        waiting: list[pa.Table] = []
         num_waiting = first = 0
         for name, rows in () if store is None else store.committed(schema.names, names):
-            promised.setdefault(name, set()).update(
-                rows["segments_object"].unique().drop_null().to_pylist()
-            )
             places = (
                 pa.array(np.arange(first, first + len(rows))),
                 pa.repeat(pa.scalar(number[name], pa.int32()), len(rows)),
                 pa.array(np.arange(counts[name], counts[name] + len(rows), dtype=np.int32)),
             )
-            waiting.append(pa.RecordBatch.from_arrays([*rows.columns, *places], schema=placed))
+            waiting.append(pa.table([*rows.columns, *places], schema=placed))
             counts[name] += len(rows)
             first += len(rows)
             num_waiting += len(rows)
             if num_waiting >= _INSERTED_ROWS:
-                put("outcomes", pa.Table.from_batches(waiting))
+                put("outcomes", pa.concat_tables(waiting))
                 put, waiting, num_waiting = self._insert, [], 0
-        put("outcomes", pa.Table.from_batches(waiting, placed))
-        gone = set() if store is None else _gone(store, promised)
-        for name in sorted(gone):
-            logger.warning("segments are gone: outcomes=%s", name)
+        put("outcomes", pa.concat_tables([placed.empty_table(), *waiting]))
+        if store is not None:
+            _check_whole(store, {name for name in names if not is_commit(name)})
         objects = [
-            {"object": index, "name": name, "pending": name.startswith(PENDING),
-             "gone": name in gone}
+            {"object": index, "name": name, "is_commit": is_commit(name)}
             for name, index in number.items()
-        ]  # fmt: skip
+        ]
         self.execute(_SMALL_TABLES)
         self._insert("objects", pa.Table.from_pylist(objects))
         # By kind: what `retryable` says is of the version of this program that wrote it.
@@ -632,8 +620,8 @@ class RunTables:
         found = self.rows(
             """select name, list(coalesce(place, 0) order by row)
                from outcomes join objects using (object) left join standing using (id)
-               group by name, pending
-               having bool_or(coalesce(place, 0) != if(pending, 2, 1)) order by name"""
+               group by name, is_commit
+               having bool_or(coalesce(place, 0) != if(is_commit, 2, 1)) order by name"""
         )
         return {name: np.array(places, dtype=np.int8) for name, places in found}
 
@@ -691,10 +679,16 @@ def _connect(scratch: Path) -> "duckdb.DuckDBPyConnection":
     return db
 
 
-def _gone(store: OutputStore, promised: Mapping[str, set[str]]) -> set[str]:
-    """Return the objects of outcomes that name objects of segments which are not there."""
-    # Listed after the outcomes were: each commit puts its segments first. Some stores' listings
-    # lag behind by minutes, what they do not show may be there.
-    present = {name for folder in ALL_PART_ROWS_FOLDERS for name in store.names(folder)}
-    missing = store.missing(set().union(*promised.values()) - present)
-    return {name for name, segments in promised.items() if segments & missing}
+def _check_whole(store: OutputStore, names: set[str]) -> None:
+    """See that objects of outcomes have those of segments or labels that were written with them."""
+    folders = PART_ROWS_FOLDERS if names else ()
+    present = {beside(name, OUTCOMES_FOLDER) for folder in folders for name in store.names(folder)}
+    for name in sorted(names - present):
+        lost = beside(name, PART_ROWS_FOLDERS[0])
+        raise FetchError(
+            f"reading {redact_uri(store.uri)}: {lost} is gone, expected it with the segments of "
+            f"{name}; copy it back, or remove {name} and run the job again, which transcribes its "
+            "recordings again",
+            uri=store.address(lost),
+            kind=NOT_FOUND,
+        )

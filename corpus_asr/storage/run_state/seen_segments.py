@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from corpus_asr.schemas import SEGMENTS
-from corpus_asr.storage.run_state.claims import claimed_rows
 from corpus_asr.storage.run_state.corrections import Correction, Corrections
+from corpus_asr.storage.run_state.part_rows import counting_rows
 from corpus_asr.storage.run_state.placing import (
     PLACED_COLUMNS,
     Placing,
@@ -20,8 +20,9 @@ from corpus_asr.storage.run_state.placing import (
     place,
     with_no_corrections,
 )
+from corpus_asr.storage.run_state.result_rows import SEGMENT_ROWS
 from corpus_asr.storage.run_state.run_tables import RunTables
-from corpus_asr.storage.run_state.tables import SEGMENT_ROWS, OutputStore, projected
+from corpus_asr.storage.run_state.tables import OutputStore, projected
 
 SEEN_SEGMENTS = pa.schema([*SEGMENTS, *PLACED_COLUMNS])
 """Columns of segments as people see them."""
@@ -51,7 +52,7 @@ class SeenSegments:
         tables = self._tables
         tables.add("corrected_ids", pa.table({"recording_id": pa.array(groups, pa.string())}))
         others = f"(from {of}) anti join corrected_ids using (recording_id)"
-        for rows, _ in claimed_rows(self._store, tables, SEGMENT_ROWS, columns, of=others):
+        for rows, _ in counting_rows(self._store, tables, SEGMENT_ROWS, columns, of=others):
             yield with_no_corrections(rows)
         for _, placing in self._placings(groups, columns, of):
             yield placing.rows.select([*columns, *PLACED_COLUMNS.names])
@@ -73,7 +74,7 @@ class SeenSegments:
         schema = projected(SEGMENTS, columns)
         self._tables.add("held", schema.empty_table())
         theirs = f"(from {of}) semi join corrected_ids using (recording_id)"
-        for rows, _ in claimed_rows(self._store, self._tables, SEGMENT_ROWS, columns, of=theirs):
+        for rows, _ in counting_rows(self._store, self._tables, SEGMENT_ROWS, columns, of=theirs):
             self._tables.execute("insert into held from arriving", rows)
         silent = dict(groups)
         for rows in _by_recording(self._tables.batches(f"from held {_ORDER}"), schema):

@@ -1,36 +1,39 @@
 """The tables of a run and their commit protocol.
 
-Each commit puts a segments object under a unique name, then an outcomes object that names it: the
-second put is the commit. A segments object that no outcomes object names is an orphan, unseen by
-these readers. Labels are written in the same way in place of segments; the same words mean them.
+A commit is one object below `COMMITS_FOLDER`, under a unique name: rows of outcomes, each with its
+segments in a list. A finish writes what counts of them as tables: an object of outcomes and, of the
+same name, one of segments in the order of these. `TABLES_NAME` says which of them count, and which
+commits they hold: replacing it is one step for every reader. Labels are written in the same way in
+place of segments; the same words mean them.
 
 A run writes through the folder that its lock gives it: the lock is looked at before each put, for
-commits once in `LOOK_EVERY_S`. What arrives all the same after another run took over is named in
-`TAKEN_OVER_NAME` by what it is not.
+commits once in `LOOK_EVERY_S`. Whoever takes over replaces `TABLES_NAME`, so that the run before
+cannot; there stands also what that run had put until then: what arrives later does not count.
 """
 
 import contextlib
 import copy
 import io
 import json
+import logging
 import re
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from itertools import chain, islice
 from types import MappingProxyType
-from typing import Any, Final, NamedTuple, Protocol, Self
+from typing import Any, Final, NamedTuple, Protocol, Self, TypeVar
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from corpus_asr.confidence import DEFAULT_MODEL, EVIDENCE_COLUMNS, ConfidenceModel, evidence_of
 from corpus_asr.config.run import DatasetSettings, OutputSettings
 from corpus_asr.errors import CorpusAsrError, EngineError
-from corpus_asr.schemas import LABELS, OUTCOMES, RECORDINGS, RESULTS, SEGMENTS
+from corpus_asr.json_values import load
+from corpus_asr.schemas import OUTCOMES, RECORDINGS
 from corpus_asr.storage.parquet import (
     BATCH_ROWS,
     conform,
@@ -38,27 +41,24 @@ from corpus_asr.storage.parquet import (
     parquet_batches,
     parquet_rows,
 )
+from corpus_asr.storage.run_state.result_rows import (
+    PART_ROWS_FOLDERS,
+    SEGMENT_ROWS,
+    PartRows,
+)
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.filesystem import StoreOptions
 from corpus_asr.storage.stores.local import TEMPORARY_PREFIX
-from corpus_asr.storage.stores.uri import (
-    LOCAL,
-    normalize,
-    public,
-    public_text,
-    redact_uri,
-    scheme_of,
-    within,
-    without_named_secrets,
-)
+from corpus_asr.storage.stores.uri import LOCAL, normalize, redact_uri, scheme_of, within
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 OUTCOMES_FOLDER, RECORDINGS_FOLDER = "outcomes", "recordings"
 SPEAKERS_FOLDER, VOICES_FOLDER, DUPLICATES_FOLDER = "speakers", "voices", "duplicates"
 HOOKS_FOLDER = "hooks"  # with a folder for the table of each
-PENDING: Final = "_run/pending/"
-"""Where a finish keeps the done parts of a new version of a recording while an earlier one counts:
-commits of their own, in folders named like the tables."""
-COMMIT_FOLDERS = (OUTCOMES_FOLDER, f"{PENDING}{OUTCOMES_FOLDER}")
+COMMITS_FOLDER: Final = "_run/commits"
+"""Commits since the last finish, and parts that wait until all of their version are there."""
 SUFFIX = ".parquet"
 # Of each object that is read ahead: a small commit as a whole, a merged one only at its beginning.
 READ_AHEAD_ROWS = 16_384
@@ -67,160 +67,14 @@ LOOK_EVERY_S = 5.0
 READERS = 8  # commits are many small objects: reading them is waiting for the store
 
 
-class Commit(NamedTuple):
-    """What a commit wrote: names of objects, relative to the output folder."""
-
-    outcomes_name: str
-    segments_name: str | None
-    rows: int
+def is_commit(name: str) -> bool:
+    """Tell whether an object is a commit; else it is one of the table of outcomes."""
+    return name.startswith(f"{COMMITS_FOLDER}/")
 
 
-class CommittedBatch(NamedTuple):
-    """Rows of one outcomes object."""
-
-    name: str
-    rows: pa.RecordBatch
-
-
-def without_credentials(rows: pa.Table) -> pa.Table:
-    """Return rows without credentials in URIs and texts; the same table if it has none."""
-    texts = {"uri": public, "error_message": _public_message, "metadata": public_text}
-    for name in texts.keys() & set(rows.schema.names):
-        # Few texts hold a URI with a password or a query; a message holds what a library said.
-        suspect = "." if name == "error_message" else r"(?s)://.*[?@]"
-        if not pc.any(pc.match_substring_regex(rows[name], suspect)).as_py():
-            continue
-        position, remove = rows.schema.get_field_index(name), texts[name]
-        safe = pa.array([text and remove(text) for text in rows[name].to_pylist()], pa.string())
-        rows = rows.set_column(position, rows.schema.field(position), safe)
-    return rows
-
-
-def _public_message(text: str) -> str:
-    return without_named_secrets(public_text(text))
-
-
-ModelName = tuple[str, str]
-"""A checkpoint as configured, and the revision of its weights."""
-NO_OTHERS: Final[Mapping[str, ModelName]] = MappingProxyType({})
-
-
-@dataclass(frozen=True, slots=True)
-class PartRows:
-    """A table whose rows belong to parts, written together with their outcomes."""
-
-    folder: str  # below the output folder; also the column of RESULTS that holds a part's rows
-    schema: pa.Schema
-
-
-SEGMENT_ROWS = PartRows("segments", SEGMENTS)
-LABEL_ROWS = PartRows("labels", LABELS)
-PART_ROWS = (SEGMENT_ROWS, LABEL_ROWS)
-PART_ROWS_FOLDERS = tuple(rows.folder for rows in PART_ROWS)
-ALL_PART_ROWS_FOLDERS = (*PART_ROWS_FOLDERS, *(PENDING + folder for folder in PART_ROWS_FOLDERS))
-
-
-def table_of(name: str) -> str:
-    """Return the table that an object belongs to, wherever it lies."""
-    return name.removeprefix(PENDING).partition("/")[0]
-
-
-def part_rows_named(names: Iterable[str | None]) -> PartRows:
-    """Tell by the names of their objects which rows some outcomes have."""
-    folders = {table_of(name) for name in names if name is not None}
-    return _only("rewriting commits", [rows for rows in PART_ROWS if rows.folder in folders])
-
-
-def _only(doing: str, kinds: list[PartRows]) -> PartRows:
-    if len(kinds) > 1:
-        raise ValueError(f"{doing}: found segments and labels, expected one of them")
-    return kinds[0] if kinds else SEGMENT_ROWS
-
-
-def _check_accountable(results: pa.Table) -> None:
-    # Each of these would break the balance of recordings.
-    for name in ("recording_id", "uri", "part", "last_part", "status"):
-        if results[name].null_count:
-            raise ValueError(f"committing results: {results[name].null_count} rows without {name}")
-    unknown = set(results["status"].unique().to_pylist()) - {"ok", "no_speech", "failed"}
-    if unknown:
-        raise ValueError(f"committing results: unknown status {sorted(unknown)}")
-
-
-def outcomes_of(results: pa.Table, *, run_id: str) -> pa.Table:
-    """Return the outcomes rows of results, not yet naming an object of theirs."""
-    columns = {name: results[name] for name in results.schema.names if name in OUTCOMES.names}
-    columns["run_id"] = pa.repeat(pa.scalar(run_id, pa.string()), results.num_rows)
-    # Counted, not believed: part rows are found by these counts when commits are rewritten.
-    segments, labels = (_counts(results, rows) for rows in PART_ROWS)
-    columns["segments_written"] = pc.add(segments, labels)
-    columns["segments_object"] = pa.nulls(results.num_rows, pa.string())
-    return pa.table([columns[name] for name in OUTCOMES.names], schema=OUTCOMES)
-
-
-def rows_of(
-    results: pa.Table,
-    rows: PartRows,
-    *,
-    run_id: str,
-    model: ModelName,
-    by_language: Mapping[str, ModelName] = NO_OTHERS,
-    calibration: ConfidenceModel | None = None,
-) -> pa.Table:
-    """Return the segments or labels rows of results, in the order of the results."""
-    lists = results[rows.folder].combine_chunks()
-    if isinstance(lists, pa.ChunkedArray):  # no chunk at all
-        return rows.schema.empty_table()
-    parents = pc.list_parent_indices(lists)
-    columns = {
-        name: results[name].take(parents)
-        for name in results.schema.names
-        if name in rows.schema.names
-    }
-    models = _models(results["language"], model, by_language)
-    # Parts in a language with a model of its own name that one.
-    columns |= {name: column.take(parents) for name, column in models.items()}
-    flat = pc.list_flatten(lists)
-    columns |= {field.name: pc.struct_field(flat, field.name) for field in flat.type}
-    columns["run_id"] = pa.repeat(pa.scalar(run_id, pa.string()), len(parents))
-    columns["calibration"] = pa.repeat(DEFAULT_MODEL.name, len(parents))
-    found = pa.table([columns[name] for name in rows.schema.names], schema=rows.schema)
-    if calibration is None or rows is not SEGMENT_ROWS:
-        return found
-    return calibrated(found, calibration, model_revision=model[1])
-
-
-def calibrated(
-    segments: pa.Table, calibration: ConfidenceModel, *, model_revision: str
-) -> pa.Table:
-    """Return SEGMENTS rows with the confidences of a calibration, and its name."""
-    # It was fitted for these weights alone: rows of other models keep what they have.
-    confidences, names = (segments[name].to_pylist() for name in ("confidence", "calibration"))
-    for at, row in enumerate(segments.select(["model_revision", *EVIDENCE_COLUMNS]).to_pylist()):
-        evidence = evidence_of(row)
-        if evidence is not None and row["model_revision"] == model_revision:
-            confidences[at], names[at] = calibration.confidence(evidence), calibration.name
-    for name, values in (("confidence", confidences), ("calibration", names)):
-        place = segments.schema.get_field_index(name)
-        field = segments.schema.field(place)
-        segments = segments.set_column(place, field, pa.array(values, field.type))
-    return segments
-
-
-def _models(
-    language: pa.ChunkedArray, model: ModelName, by_language: Mapping[str, ModelName]
-) -> dict[str, pa.Array]:
-    which = pc.index_in(language, value_set=pa.array(list(by_language), pa.string()))
-    which = pc.fill_null(which, len(by_language)).combine_chunks()
-    names = [*by_language.values(), model]
-    return {
-        column: pa.array([name[at] for name in names], pa.string()).take(which)
-        for at, column in enumerate(("model", "model_revision"))
-    }
-
-
-def _counts(results: pa.Table, rows: PartRows) -> pa.ChunkedArray:
-    return pc.fill_null(pc.list_value_length(results[rows.folder]), 0).cast(pa.int32())
+def beside(name: str, folder: str) -> str:
+    """Return the name of the object in another folder that belongs to one of outcomes."""
+    return f"{folder}/{name.rpartition('/')[2]}"
 
 
 class WriteGuard(Protocol):
@@ -234,22 +88,36 @@ class WriteGuard(Protocol):
         """Return while the run may write; else raise an `EngineError`."""
 
 
-TAKEN_OVER_NAME: Final = "_run/taken_over.json"
-"""Runs whose lock was taken over, each with the tables it had put until then; later ones, which
-were under way, do not count."""
 TABLES_NAME: Final = "_run/tables.json"
-"""Tables that the last finish left: listings that lag behind do not show them to the next run."""
 IDENTITIES_NAME: Final = "_run/identities.parquet"
 """Addresses of recordings that moved (`identities`)."""
 PLANS_FOLDER: Final = "_run/plan"
+FINISHED_FOLDERS = (OUTCOMES_FOLDER, *PART_ROWS_FOLDERS)
+"""Tables of which those objects count that `TABLES_NAME` names."""
 TABLES_OF_RUNS = (
-    *COMMIT_FOLDERS, RECORDINGS_FOLDER, SPEAKERS_FOLDER, VOICES_FOLDER, DUPLICATES_FOLDER,
-    HOOKS_FOLDER,
+    COMMITS_FOLDER, *FINISHED_FOLDERS, RECORDINGS_FOLDER, SPEAKERS_FOLDER, VOICES_FOLDER,
+    DUPLICATES_FOLDER, HOOKS_FOLDER,
 )  # fmt: skip
+_REMOVE = "restore it, or remove it to have all tables count that are there"
 _TIME_DIGITS = 20
-_BY_RUN = re.compile(
-    r"(_run/pending/|hooks/)?[a-z0-9_]+/\d+-(?P<run_id>.+)-[0-9a-f]{12}(-\d{5})?\.parquet"
-)
+_BY_RUN = re.compile(r"(_run/|hooks/)?[a-z0-9_]+/\d+-(?P<run_id>.+)-[0-9a-f]{12}(-\d{5})?\.parquet")
+
+
+class _Names(NamedTuple):
+    """What `TABLES_NAME` says of the objects of an output folder."""
+
+    content: bytes | None = None
+    tables: frozenset[str] = frozenset()
+    """Objects of tables; listings that lag behind do not show them to the next run."""
+    merged: frozenset[str] = frozenset()
+    """Commits whose rows these hold, so that they do not count any more."""
+    taken_over: Mapping[str, frozenset[str]] = MappingProxyType({})
+    """Runs whose lock was taken over, each with what it had put until then."""
+
+    def is_late(self, name: str) -> bool:
+        """Tell whether a run put an object after its lock was taken over."""
+        put = self.taken_over.get(_run_of(name) or "") if self.taken_over else None
+        return put is not None and name not in put
 
 
 class OutputStore:
@@ -264,20 +132,26 @@ class OutputStore:
         self._newest_ns = 0
         self._changed: dict[str, bool] = {}  # by name: whether it was put last, or removed
         self._looked_s = float("-inf")
-        self._unconfirmed: list[Commit] = []  # since the lock was looked at
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what is of this process, which grows with the tables: others only write."""
-        return self.__dict__ | {"_changed": {}, "_looked_s": float("-inf"), "_unconfirmed": []}
+        return self.__dict__ | {"_changed": {}, "_looked_s": float("-inf")}
 
     def held(self, guard: WriteGuard) -> Self:
         """Return the folder as a run writes it that holds its lock."""
-        held = copy.copy(self)
-        held._looked_s, held._unconfirmed = float("-inf"), []
-        held._guard, held._changed = guard, dict.fromkeys(self.read_json(TABLES_NAME) or (), True)
+        held, names = copy.copy(self), self._names()
+        held._looked_s, held._guard = float("-inf"), guard
+        held._changed = dict.fromkeys(names.tables, True)
         # A clock that was ahead before, or is behind now, must not turn around what came first.
-        known = (*self.commit_names(), *held._changed)
-        held._newest_ns = max(map(time_ns_of, known), default=0)
+        committed = self.commit_names()
+        held._newest_ns = max(map(time_ns_of, (*committed, *names.tables)), default=0)
+        named = {name for name in names.tables if name.startswith(f"{OUTCOMES_FOLDER}/")}
+        listed = (name for name, _ in self._in_store(OUTCOMES_FOLDER))
+        if named and not named.intersection(committed) and any(listed):
+            raise CorpusAsrError(
+                f"reading {redact_uri(self.address(TABLES_NAME))}: found it of another folder, "
+                f"expected the names of tables in this one; {_REMOVE}"
+            )
         return held
 
     def below(self, name: str) -> Self:
@@ -313,73 +187,105 @@ class OutputStore:
 
     def note_tables(self) -> None:
         """Tell later runs which tables there are."""
-        names = self._tables()
-        self.write_json(TABLES_NAME, [*names, *filter(self.exists, [IDENTITIES_NAME])])
+        names = self._names()
+        # A listing may lag behind, and show merged commits again.
+        listed = self._in_store(COMMITS_FOLDER) if names.merged else ()
+        merged = names.merged.intersection(name for name, _ in listed)
+        self._note(names._replace(tables=self._tables(names), merged=merged))
 
-    def _tables(self) -> list[str]:
-        return [name for folder in TABLES_OF_RUNS for name in self.names(folder)]
+    def _tables(self, names: _Names) -> frozenset[str]:
+        tables = {name for folder in TABLES_OF_RUNS for name in self._counting(folder, names)}
+        return frozenset((*tables, *filter(self.exists, [IDENTITIES_NAME])))
+
+    def replace(self, old: Collection[str], new: Collection[str]) -> None:
+        """Let tables and commits count in place of others, in one step; then remove these.
+
+        Args:
+            old: commits, and objects of outcomes, with which those beside them go.
+            new: what was written in their place.
+
+        Raises:
+            EngineError: the folder belongs to another run by now.
+        """
+        names = self._names()
+        tables = self._tables(names) if names.content is None else names.tables
+        commits = frozenset(filter(is_commit, old))
+        beside_old = {
+            beside(name, folder) for name in {*old} - commits for folder in FINISHED_FOLDERS
+        }
+        gone = tables & beside_old
+        self._note(names._replace(tables=(tables - gone).union(new), merged=names.merged | commits))
+        self.remove_all([*sorted(commits), *sorted(gone)])
+
+    def _names(self) -> _Names:
+        uri = self.address(TABLES_NAME)
+        if not self.exists(TABLES_NAME):
+            return _Names()
+        content = filesystem.read_bytes(uri, self.options)
+        try:
+            noted = load(content)
+            tables, merged = (frozenset(noted[name]) for name in ("tables", "merged"))
+            late = {run_id: frozenset(put) for run_id, put in noted["taken_over"].items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CorpusAsrError(
+                f"reading {redact_uri(uri)}: found it damaged ({error!r}); {_REMOVE}"
+            ) from error
+        return _Names(content, tables, merged, late)
+
+    def _note(self, names: _Names) -> None:
+        # Rows of parts without their outcomes are of a finish that was killed.
+        lost = {name for name in names.tables if name.partition("/")[0] in PART_ROWS_FOLDERS
+                and beside(name, OUTCOMES_FOLDER) not in names.tables}  # fmt: skip
+        late = {run_id: sorted(put) for run_id, put in names.taken_over.items()}
+        value = {"tables": sorted(names.tables - lost), "merged": sorted(names.merged),
+                 "taken_over": late}  # fmt: skip
+        data = (json.dumps(value, indent=2) + "\n").encode()
+        uri = self.address(TABLES_NAME)
+        self.check()
+        if names.content is None:
+            noted = filesystem.create(uri, data, self.options)
+        else:
+            noted = filesystem.swap(uri, data, names.content, self.options)
+        if not noted and self._names().content != data:  # the answer to the first try may be lost
+            self.check()
+            raise EngineError(
+                f"writing {redact_uri(uri)}: found it changed by another run, expected only "
+                "this one; run the same command again once it has ended"
+            )
 
     def close_run(self, run_id: str) -> None:
         """Let nothing count that this run has not put yet: its lock was taken over."""
-        put = [name for name in self._tables() if _run_of(name) == run_id]
-        known = {each: sorted(names) for each, names in self._taken_over().items()}
-        self.write_json(TAKEN_OVER_NAME, {**known, run_id: put})
+        names = self._names()
+        tables = self._tables(names)
+        # From here on its finish cannot replace what counts.
+        put = frozenset(name for name in tables if _run_of(name) == run_id)
+        self._note(names._replace(tables=tables, taken_over={**names.taken_over, run_id: put}))
 
-    def _taken_over(self) -> dict[str, frozenset[str]]:
-        return {
-            each: frozenset(put) for each, put in (self.read_json(TAKEN_OVER_NAME) or {}).items()
-        }
+    def remove_leftovers(self) -> None:
+        """Remove objects of tables that do not count, and files of killed local writes."""
+        for name in self.leftovers():
+            self.remove(name)
+            logger.info("removed leftover=%s", name)
 
-    def late_tables(self) -> list[str]:
-        """Return the tables that runs put after their lock was taken over."""
-        taken_over = self._taken_over()
-        return [
-            name
-            for folder in TABLES_OF_RUNS
-            for name, _ in (self._listed(folder) if taken_over else ())
-            if _is_late(name, taken_over)
-        ]
+    def leftovers(self) -> list[str]:
+        """Return the objects of tables that do not count, and files of killed local writes."""
+        names, found = self._names(), set[str]()
+        for folder in TABLES_OF_RUNS:
+            listed = {name for name, _ in self._listed(folder)}
+            found |= {name for name in listed if _is_table(name)} - {*self._counting(folder, names)}
+            found |= {name for name in listed if _is_temporary(name)}
+        return sorted(found)
 
     @classmethod
     def of(cls, output: OutputSettings | DatasetSettings) -> Self:
         """Return the folder that a job, or a data set, is written to."""
         return cls(output.uri, options=StoreOptions.of_output(output))
 
-    def commit(
-        self,
-        results: pa.Table,
-        *,
-        run_id: str,
-        model: str,
-        model_revision: str,
-        by_language: Mapping[str, ModelName] = NO_OTHERS,
-        calibration: ConfidenceModel | None = None,
-        stem: str | None = None,
-    ) -> Commit:
-        """Write results so that either all of them count or none."""
-        results = conform(results, RESULTS).combine_chunks()
-        _check_accountable(results)
-        results = without_credentials(results)
-        held = [rows for rows in PART_ROWS if pc.sum(_counts(results, rows)).as_py()]
-        kind = _only("committing results", held)
-        part_rows = rows_of(
-            results,
-            kind,
-            run_id=run_id,
-            model=(public(model), model_revision),
-            by_language={code: (public(name), made) for code, (name, made) in by_language.items()},
-            calibration=calibration,
-        )
-        outcomes = outcomes_of(results, run_id=run_id)
-        try:
-            done = self.write_commit(outcomes, [part_rows], rows=kind, stem=stem, check=self._look)
-            self._unconfirmed.append(done)
-            self._look()
-        except EngineError:
-            for late in self._unconfirmed:
-                self._withdraw(late)
-            raise
-        return done
+    def put_commit(self, rows: pa.Table, *, stem: str | None = None) -> str:
+        """Put `commit_rows` as one object, so that all of them count or none; return its name."""
+        name = f"{COMMITS_FOLDER}/{stem or self.stem()}{SUFFIX}"
+        self.write_bytes(name, encode_parquet(rows.schema, [rows]), check=self._look)
+        return name
 
     def _look(self) -> None:
         """Check the lock unless that was done of late."""
@@ -387,80 +293,34 @@ class OutputStore:
         if now_s - self._looked_s >= LOOK_EVERY_S:
             self.check()
             self._looked_s = now_s
-            self._unconfirmed.clear()
 
-    def _withdraw(self, commit: Commit) -> None:
-        # Readers other than this program would count it; what was there in time counts.
-        if _is_late(commit.outcomes_name, self._taken_over()):
-            for name in (commit.outcomes_name, commit.segments_name):
-                if name is not None:
-                    self._remove(name)
-
-    def write_commit(
+    def write_tables(
         self,
         outcomes: pa.Table,
-        segments: Iterable[pa.Table],
+        part_rows: Iterable[pa.Table],
         *,
         rows: PartRows = SEGMENT_ROWS,
         stem: str | None = None,
-        under: str = "",
-        check: Callable[[], object] | None = None,
-    ) -> Commit:
-        """Write outcomes rows and their segments or labels, which stand in the same order.
+    ) -> list[str]:
+        """Put outcomes, and their segments or labels in the same order, as objects of tables.
 
-        `under` is "", or `PENDING` to keep them out of the tables; `check` is as of `write_bytes`.
+        Return their names; they count once these are given to `replace`.
         """
-        stem = stem or self.stem()
-        segments_name = None
-        if pc.sum(outcomes["segments_written"]).as_py():
-            segments_name = f"{under}{rows.folder}/{stem}{SUFFIX}"
-            self.write_bytes(segments_name, encode_parquet(rows.schema, segments), check=check)
-        named = pa.repeat(pa.scalar(segments_name, pa.string()), outcomes.num_rows)
-        position = OUTCOMES.get_field_index("segments_object")
-        outcomes = outcomes.set_column(position, OUTCOMES.field(position), named)
-        outcomes_name = f"{under}{OUTCOMES_FOLDER}/{stem}{SUFFIX}"
-        # This put is the commit: killed before it, the rows above are an orphan that nobody reads.
-        data = encode_parquet(OUTCOMES, [outcomes.cast(OUTCOMES)])
-        self.write_bytes(outcomes_name, data, check=check)
-        return Commit(outcomes_name, segments_name, outcomes.num_rows)
+        name = f"{OUTCOMES_FOLDER}/{stem or self.stem()}{SUFFIX}"
+        self.write_bytes(beside(name, rows.folder), encode_parquet(rows.schema, part_rows))
+        self.write_bytes(name, encode_parquet(OUTCOMES, [outcomes.cast(OUTCOMES)]))
+        return [name, beside(name, rows.folder)]
 
-    def outcomes(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
-        """Yield committed outcomes rows in commit order."""
-        return (batch.rows for batch in self.committed(columns))
+    def outcomes(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """Yield committed outcomes rows in commit order, a bounded number at a time."""
+        return (rows for _, rows in self.committed(columns))
 
     def committed(
         self, columns: Sequence[str] | None = None, names: Iterable[str] | None = None
-    ) -> Iterator[CommittedBatch]:
+    ) -> Iterator[tuple[str, pa.Table]]:
         """Yield committed outcomes rows with the names of their objects, in commit order."""
-        names = self.names(OUTCOMES_FOLDER) if names is None else names
-        schema = projected(OUTCOMES, columns)
-        for name, table in self.read_tables(names, schema):
-            self._check_segments_names(name, table)
-            for rows in table.to_batches():
-                yield CommittedBatch(name, rows)
-
-    def _check_segments_names(self, name: str, table: pa.Table) -> None:
-        # What they name may be removed later, so it has to be segments or labels.
-        if "segments_object" not in table.schema.names:
-            return
-        for named in table["segments_object"].unique().drop_null().to_pylist():
-            self.address(named)
-            if not (table_of(named) in PART_ROWS_FOLDERS and _is_table(named)):
-                folders = " or ".join(f"{folder}/" for folder in PART_ROWS_FOLDERS)
-                raise CorpusAsrError(
-                    f"reading {redact_uri(self.address(name))}: found the segments object "
-                    f"{named!r}, expected a name in {folders}; restore the object, or remove it to "
-                    "have its recordings transcribed again"
-                )
-
-    def segments(
-        self, columns: Sequence[str] | None = None, *, rows: PartRows = SEGMENT_ROWS
-    ) -> Iterator[pa.RecordBatch]:
-        """Yield the segments rows, or labels, that outcomes objects name; orphans never."""
-        schema = projected(rows.schema, columns)
-        ours = [name for name in self.named_segments() if table_of(name) == rows.folder]
-        for _, table in self.read_tables(ours, schema):
-            yield from table.to_batches()
+        names = self.commit_names() if names is None else names
+        return self.read_tables(names, projected(OUTCOMES, columns))
 
     def recordings(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
         """Yield the rows of the recordings table; none before the first finish."""
@@ -468,66 +328,53 @@ class OutputStore:
         for _, table in self.read_tables(self.names(RECORDINGS_FOLDER), schema):
             yield from table.to_batches()
 
-    def named_segments(self, outcomes_names: Iterable[str] | None = None) -> list[str]:
-        """Return the names of the segments or labels objects of outcomes, in commit order."""
-        named: dict[str, None] = {}
-        for batch in self.committed(["segments_object"], outcomes_names):
-            named.update(dict.fromkeys(batch.rows.column(0).unique().drop_null().to_pylist()))
-        return list(named)
-
     def read_tables(
         self, names: Iterable[str], schema: pa.Schema
     ) -> Iterator[tuple[str, pa.Table]]:
         """Yield the rows of many objects, in the order given, a bounded number at a time."""
-        # Of the next few objects the beginning is read ahead: all of a small one.
-        waiting = iter(names)
-        with ThreadPoolExecutor(READERS, thread_name_prefix="read-tables") as pool:
-            started = deque((name, pool.submit(self._begin, name, schema))
-                          for name in islice(waiting, READERS))  # fmt: skip
-            try:
-                while started:
-                    name, beginning = started.popleft()
-                    following = next(waiting, None)
-                    if following is not None:
-                        started.append((following, pool.submit(self._begin, following, schema)))
-                    first, others = beginning.result()
-                    for rows in chain(first, others):
-                        yield name, conform(rows, schema)
-            finally:
-                pool.shutdown(wait=True, cancel_futures=True)
-
-    def _begin(
-        self, name: str, schema: pa.Schema
-    ) -> tuple[list[pa.RecordBatch], Iterator[pa.RecordBatch]]:
-        batches = self.batches(name, columns=schema.names, batch_rows=READ_AHEAD_ROWS)
-        return list(islice(batches, 1)), batches
+        read = partial(self.batches, columns=schema.names, batch_rows=READ_AHEAD_ROWS)
+        for name, rows in read_ahead(names, read):
+            yield name, conform(rows, schema)
 
     def address(self, name: str) -> str:
         """Return the address of an object of this folder."""
         return within(self.uri, name)
 
     def commit_names(self) -> list[str]:
-        """Return the names of all outcomes objects by time, those of pending parts among them."""
-        names = [name for folder in COMMIT_FOLDERS for name in self.names(folder)]
-        return sorted(names, key=lambda name: name.rpartition("/")[2])
+        """Return by time the names of commits and objects of outcomes that count at one moment."""
+        names = self._names()
+        while True:
+            counting = [*self._counting(OUTCOMES_FOLDER, names),
+                        *self._counting(COMMITS_FOLDER, names)]  # fmt: skip
+            before, names = names, self._names()
+            if names.content == before.content:
+                return sorted(counting, key=lambda name: name.rpartition("/")[2])
 
     def names(self, folder: str) -> list[str]:
-        """Return the names of a folder's Parquet objects, sorted."""
+        """Return the names of a folder's Parquet objects that count, sorted."""
         return sorted(self.sizes(folder))
 
     def sizes(self, folder: str) -> dict[str, int]:
-        """Return the bytes of a folder's Parquet objects, by name; 0 where not known."""
-        return {name: size or 0 for name, size in self._objects(folder) if _is_table(name)}
+        """Return the bytes of a folder's Parquet objects that count, by name; 0 where unknown."""
+        return self._counting(folder, self._names_in(folder))
+
+    def _names_in(self, folder: str) -> _Names:
+        of_runs = folder in TABLES_OF_RUNS or folder.startswith(f"{HOOKS_FOLDER}/")
+        return self._names() if of_runs else _Names()
+
+    def _counting(self, folder: str, names: _Names) -> dict[str, int]:
+        sizes = {name: size or 0 for name, size in self._listed(folder) if _is_table(name)}
+        if folder in FINISHED_FOLDERS and names.content is not None:
+            named = {name for name in names.tables if name.startswith(f"{folder}/")}
+            hidden = named - sizes.keys()
+            return {name: sizes.get(name, 0) for name in named - self.missing(hidden)}
+        counting = sizes.keys() - names.merged
+        return {name: sizes[name] for name in counting if not names.is_late(name)}
 
     def all_names(self, folder: str) -> Iterator[str]:
         """Yield the names of everything below a folder of the output but late tables."""
-        return (name for name, _ in self._objects(folder))
-
-    def _objects(self, folder: str) -> Iterator[tuple[str, int | None]]:
-        of_runs = folder in TABLES_OF_RUNS or folder.startswith(f"{HOOKS_FOLDER}/")
-        taken_over = self._taken_over() if of_runs else {}
-        listed = self._listed(folder)
-        return (each for each in listed if not _is_late(each[0], taken_over))
+        names = self._names_in(folder)
+        return (name for name, _ in self._listed(folder) if not names.is_late(name))
 
     def _listed(self, folder: str) -> Iterator[tuple[str, int | None]]:
         # A run knows what it put or removed itself, and what the one before left, also where
@@ -535,13 +382,16 @@ class OutputStore:
         changed = list(self._changed.items()) if self._guard is not None else []
         gone = {name for name, there in changed if not there}
         hidden = {name for name, there in changed if there and name.startswith(f"{folder}/")}
-        base = self.address("")
-        for uri, size, _ in filesystem.list_objects(self.address(folder), self.options):
-            name = uri.removeprefix(base)
+        for name, size in self._in_store(folder):
             hidden.discard(name)
             if name not in gone:
                 yield name, size
         yield from ((name, None) for name in sorted(hidden - self.missing(hidden)))
+
+    def _in_store(self, folder: str) -> Iterator[tuple[str, int | None]]:
+        base = self.address("")
+        for uri, size, _ in filesystem.list_objects(self.address(folder), self.options):
+            yield uri.removeprefix(base), size
 
     def write_table(self, name: str, table: pa.Table) -> None:
         """Put a table as one object."""
@@ -644,9 +494,36 @@ class OutputStore:
                 pass
 
 
+def read_ahead(names: Iterable[str], read: Callable[[str], Iterator[T]]) -> Iterator[tuple[str, T]]:
+    """Yield what is read of objects, in their order, with their names."""
+    # Of the next few objects the beginning is read ahead: all of a small one.
+    waiting = iter(names)
+
+    def begin(name: str) -> tuple[list[T], Iterator[T]]:
+        values = read(name)
+        return list(islice(values, 1)), values
+
+    with ThreadPoolExecutor(READERS, thread_name_prefix="read-tables") as pool:
+        started = deque((name, pool.submit(begin, name)) for name in islice(waiting, READERS))
+        try:
+            while started:
+                name, beginning = started.popleft()
+                following = next(waiting, None)
+                if following is not None:
+                    started.append((following, pool.submit(begin, following)))
+                first, others = beginning.result()
+                for value in chain(first, others):
+                    yield name, value
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _is_temporary(name: str) -> bool:
+    return name.rpartition("/")[2].startswith(TEMPORARY_PREFIX)
+
+
 def _is_table(name: str) -> bool:
-    base = name.rpartition("/")[2]
-    return base.endswith(SUFFIX) and not base.startswith(TEMPORARY_PREFIX)
+    return name.endswith(SUFFIX) and not _is_temporary(name)
 
 
 def projected(schema: pa.Schema, columns: Sequence[str] | None) -> pa.Schema:
@@ -672,10 +549,3 @@ def time_ns_of(name: str) -> int:
 def _run_of(name: str) -> str | None:
     match = _BY_RUN.fullmatch(name)
     return match and match["run_id"]
-
-
-def _is_late(name: str, taken_over: Mapping[str, frozenset[str]]) -> bool:
-    if not taken_over:
-        return False
-    put = taken_over.get(_run_of(name) or "")
-    return put is not None and name not in put

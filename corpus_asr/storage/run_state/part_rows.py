@@ -1,0 +1,144 @@
+"""Segments and labels of parts, wherever they lie: nested in commits, or in tables of a finish."""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from corpus_asr.errors import CorpusAsrError
+from corpus_asr.schemas import OUTCOMES
+from corpus_asr.storage.parquet import conform
+from corpus_asr.storage.run_state.result_rows import PART_ROWS, SEGMENT_ROWS, PartRows
+from corpus_asr.storage.run_state.run_tables import RunTables
+from corpus_asr.storage.run_state.tables import (
+    READ_AHEAD_ROWS,
+    OutputStore,
+    beside,
+    is_commit,
+    projected,
+    read_ahead,
+)
+from corpus_asr.storage.stores.uri import redact_uri
+
+_KEY = ("recording_id", "part")
+# Objects with the rows of their parts, both in the order of time.
+_PARTS = """
+select name, list(row order by row) as numbers, list(id order by row) as ids
+from (select object, row, id from {of} where segments_written > 0) join objects using (object)
+group by object, name order by object
+"""
+_Owned = tuple[pa.Table, np.ndarray]
+
+
+def counting_rows(
+    store: OutputStore,
+    tables: RunTables,
+    kind: PartRows,
+    columns: Sequence[str],
+    *,
+    of: str = "parts",
+) -> Iterator[tuple[pa.Table, pa.Array]]:
+    """Yield the segments or labels of parts that count, and the `id` of each one's outcome.
+
+    They come object by object, a bounded number at once.
+
+    Args:
+        of: in SQL the outcomes whose rows are wanted, some of `parts`.
+
+    Raises:
+        CorpusAsrError: an object has other rows than its outcomes say.
+    """
+    parts = {name: (np.array(numbers), pa.array(ids, pa.int64()))
+             for name, numbers, ids in tables.rows(_PARTS.format(of=of))}  # fmt: skip
+    for name, rows, owners in part_rows(store, parts, kind, columns):
+        numbers, ids = parts[name]
+        places = np.minimum(np.searchsorted(numbers, owners), len(numbers) - 1)
+        counts = numbers[places] == owners
+        counting = rows.filter(pa.array(counts))
+        if "uri" in columns:
+            counting = tables.identities.at_present(counting)
+        yield counting, ids.take(pa.array(places[counts]))
+
+
+def part_rows(
+    store: OutputStore, names: Iterable[str], kind: PartRows, columns: Sequence[str] | None = None
+) -> Iterator[tuple[str, pa.Table, np.ndarray]]:
+    """Yield segments or labels, a bounded number at a time, and whose they are.
+
+    That is the name of their commit, or object of outcomes, and the row of each one's part.
+
+    Raises:
+        CorpusAsrError: an object has other rows than its outcomes say.
+    """
+    schema = projected(kind.schema, columns)
+
+    def read(name: str) -> Iterator[_Owned]:
+        return (_nested if is_commit(name) else _finished)(store, kind, schema, name)
+
+    for name, (table, owners) in read_ahead(names, read):
+        yield name, table, owners
+
+
+def _nested(store: OutputStore, kind: PartRows, schema: pa.Schema, name: str) -> Iterator[_Owned]:
+    columns = [f"{kind.folder}.list.element.{column}" for column in schema.names]
+    start = 0
+    for batch in store.batches(name, columns=columns, batch_rows=READ_AHEAD_ROWS):
+        if batch.num_columns:
+            owners = pc.list_parent_indices(batch.column(0)).to_numpy()
+            flat = pa.RecordBatch.from_struct_array(pc.list_flatten(batch.column(0)))
+            yield conform(flat, schema), start + owners
+        start += batch.num_rows
+
+
+def _finished(store: OutputStore, kind: PartRows, schema: pa.Schema, name: str) -> Iterator[_Owned]:
+    outcomes = store.read_table(name, projected(OUTCOMES, (*_KEY, "segments_written")))
+    owners = np.repeat(np.arange(len(outcomes)), outcomes["segments_written"].fill_null(0))
+    keys, num_rows = outcomes.select(_KEY), 0
+    wanted = projected(kind.schema, tuple(dict.fromkeys((*_KEY, *schema.names))))
+    for batch in store.batches(
+        beside(name, kind.folder), columns=wanted.names, batch_rows=READ_AHEAD_ROWS
+    ):
+        table = conform(batch, wanted)
+        chosen = owners[num_rows : num_rows + len(batch)]
+        num_rows += len(batch)
+        if not keys.take(pa.array(chosen)).equals(table.select(_KEY)):
+            num_rows = -1
+            break
+        yield table.select(schema.names), chosen
+    if num_rows != len(owners):
+        raise CorpusAsrError(
+            f"reading {redact_uri(store.address(beside(name, kind.folder)))}: found other rows, "
+            f"expected the {len(owners)} that {name} says; restore it, or remove both to have "
+            "their recordings transcribed again"
+        )
+
+
+def part_rows_at(
+    store: OutputStore,
+    name: str,
+    kind: PartRows,
+    columns: Sequence[str],
+    ranges: Sequence[tuple[int, int]],
+) -> list[pa.Table]:
+    """Return ranges of the segments or labels of a commit, or object of outcomes."""
+    schema = projected(kind.schema, columns)
+    if not is_commit(name):
+        return [store.rows(beside(name, kind.folder), schema, [span]) for span in ranges]
+    tables = [table for table, _ in _nested(store, kind, schema, name)]
+    table = pa.concat_tables([schema.empty_table(), *tables])
+    return [table.slice(start, stop - start) for start, stop in ranges]
+
+
+def kind_of(store: OutputStore, names: Iterable[str]) -> PartRows:
+    """Tell whether commits and objects of outcomes have segments or labels."""
+    for name in names:
+        for kind in PART_ROWS:
+            column = f"{kind.folder}.list.element.part"
+            if (
+                any(batch.num_columns for batch in store.batches(name, columns=[column]))
+                if is_commit(name)
+                else store.exists(beside(name, kind.folder))
+            ):
+                return kind
+    return SEGMENT_ROWS
