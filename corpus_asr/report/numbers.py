@@ -200,18 +200,6 @@ _LISTED = "select count(distinct recording_id), count(*) from listed"
 _TWICE = "select count(*) - count(distinct (recording_id, part)) from parts"
 _WRITTEN_TWICE = "select count(*) - count(distinct recording_id) from written"
 _FIRST = "(list(recording_id order by recording_id))[:3]"
-# Outer: segments without outcomes, and outcomes without their segments, are wrong, too.
-_OTHER_SEGMENTS = f"""
-with claimed as (
-  select recording_id, sum(segments_written) as claim from outcomes group by all),
-found as (select recording_id, sum(rows) as num from scored group by all),
-joined as (
-  select recording_id, coalesce(claim, 0) as claim, coalesce(num, 0) as num
-  from claimed full join found using (recording_id))
-select count(*), {_FIRST}, (select sum(num) from joined)::bigint,
-  (select sum(claim) from joined)::bigint
-from joined where claim != num
-"""
 _OTHER_RECORDINGS = f"""
 select count(*), {_FIRST}
 from (select recording_id, status from recordings where complete) ended
@@ -235,12 +223,6 @@ def reconcile(
         problems.append(f"listed more than once: {counted(repeated, 'file')}")
     if repeated := tables.rows(_TWICE)[0][0]:
         problems.append(f"counted more than once: {counted(repeated, 'part')}")
-    [[num, first, found, claimed]] = tables.rows(_OTHER_SEGMENTS)
-    if num:
-        problems.append(
-            f"other segments than their outcomes claim: {counted(num, 'recording')}, such as "
-            f"{', '.join(first)} ({found:,} rows in all, {claimed:,} claimed)"
-        )
     if written is not None:
         problems += _recordings_problems(tables, written)
     return Accounting(

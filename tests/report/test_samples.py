@@ -114,7 +114,7 @@ def test_each_object_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     gathered(store)
     assert read == dict.fromkeys(store.commit_names(), 3), "parts, confidences, and what is shown"
     read.clear()
-    findings, _ = findings_of(store, "run")
+    findings = findings_of(store, "run")
     assert (findings.done, findings.low_confidence) == (50, 36)  # 35 / 50 is less in 32 bits
     assert set(read.values()) == {2}
 
