@@ -1,6 +1,6 @@
 """Runs of a simulated fleet that loses machines, GPUs and its coordinator, and what that costs.
 
-Ray, its nodes, actors, passes, commits and tables are real; the GPUs are numbers to Ray, and the
+Ray, its nodes, actors, commits and tables are real; the GPUs are numbers to Ray, and the
 engine takes its time and says what it was given. Faults strike once a quarter is committed.
 """
 

@@ -325,7 +325,7 @@ class CorpusRun:
                     resources=resources,
                     progress=progress,
                     engine_factory=load_engine,
-                    stop_at=self.options.stop_at,
+                    options=self.options,
                 )
         self._committed, self._activity = progress.tally, progress.read_activity()
         self._gave_up = progress.is_futile(progress.tally)
@@ -489,7 +489,7 @@ class CorpusRun:
         return None if self.local else self._on_workers
 
     def _on_workers(self, work: Callable[[T], R], portions: Iterable[T]) -> Iterator[R]:
-        from corpus_asr.runtime.ray_dataset import on_workers
+        from corpus_asr.runtime.ray_workers import on_workers
 
         with self._at_once() as at_once:
             yield from on_workers(work, portions, at_once=at_once)
@@ -500,7 +500,7 @@ class CorpusRun:
         waiting = iter(portions)
         first = [*itertools.islice(waiting, 1)]
         if first:  # Ray takes a while to start
-            from corpus_asr.runtime.ray_dataset import on_mortal_workers
+            from corpus_asr.runtime.ray_workers import on_mortal_workers
 
             with self._at_once() as at_once:
                 portions = itertools.chain(first, waiting)

@@ -82,6 +82,12 @@ def tally_of(results: pa.Table) -> Tally:
     )
 
 
+def parts_of(results: pa.Table) -> int:
+    """Return how many parts the recordings have whose last part is among RESULTS rows."""
+    ends = results.filter(results.column("last_part"))
+    return sum(part + 1 for part in ends.column("part").to_pylist())
+
+
 _IDENTITY = [*FILES.names, "content_digest", "part", "last_part"]
 _FAILURE = ["error_stage", "error_kind", "retryable", "uri", "error_message"]
 
@@ -113,6 +119,8 @@ class Committed(NamedTuple):
     """Commits."""
     spent: Activity
     """What that took."""
+    num_parts: int
+    """Parts that the recordings have whose last part is among the results."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,7 +172,7 @@ class Committer:
             _LOG, logging.INFO, "committed", run_id=self.run_id, parts=results.num_rows,
             commit_s=round(spent.commit_s, 3), retries=spent.commit_retries,
         )  # fmt: skip
-        return Committed(tally_of(results), tuple(names), spent)
+        return Committed(tally_of(results), tuple(names), spent, parts_of(results))
 
     def _commit(self, results: pa.Table) -> list[str]:
         try:

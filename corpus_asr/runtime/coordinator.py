@@ -17,10 +17,8 @@ import threading
 import time
 import uuid
 import weakref
-from collections import Counter as Counts
-from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from operator import itemgetter
 from typing import Any, NamedTuple, NoReturn
 
@@ -29,9 +27,9 @@ from ray.util.metrics import Counter, Gauge, Histogram
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from corpus_asr.activity import Activity
+from corpus_asr.errors import CorpusAsrError, EngineError
 from corpus_asr.logs import event
 from corpus_asr.runtime.commit import Tally
-from corpus_asr.runtime.passes import Device
 from corpus_asr.storage.run_state.lock import ProcessName
 
 _LOG = logging.getLogger(__name__)
@@ -47,8 +45,6 @@ MOST_REPORTS_PER_S = 300
 # A worker that reports nothing for so long is frozen, whatever it works on: reports have a thread
 # of their own.
 SILENT_S = 300.0
-# Where nothing moves for so long, nothing will: three reports of each worker.
-QUIET_S = 15.0
 # An answer that takes so long is not worth waiting for; work goes on without.
 ANSWER_S = 60.0
 NOTHING = Activity()
@@ -153,28 +149,25 @@ def _counts(tally: Tally, activity: Activity) -> dict[str, float]:
     }
 
 
-class WorkerPlace(NamedTuple):
-    """Where a worker runs."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """What a worker computes on: a GPU of a machine, or its CPUs."""
 
     node_id: str
-    process: ProcessName
+    host: str
+    gpus: tuple[str, ...] = ()
 
-    @classmethod
-    def mine(cls) -> "WorkerPlace":
-        """Return that of this process."""
-        return cls(ray.get_runtime_context().get_node_id(), ProcessName.mine())
+    def __str__(self) -> str:
+        return f"GPU {', '.join(self.gpus)} of {self.host}" if self.gpus else f"CPUs of {self.host}"
 
 
-class WorkerState(NamedTuple):
-    """A worker of a pass: all processes of one actor."""
+class TakenOut(NamedTuple):
+    """A worker that gets no more work: all processes of one actor."""
 
-    token: str
-    """Of the pass."""
     stage: str
     worker: str
     device: Device
-    out: str | None = None
-    """Why it was taken out of work; None for one that works."""
+    why: str
 
 
 def this_device() -> Device:
@@ -192,6 +185,12 @@ def this_worker() -> tuple[str, bool]:
     return str(context.get_actor_id()), bool(context.was_current_actor_reconstructed)
 
 
+def end_for_good() -> None:
+    """End this actor: Ray starts no other process for it."""
+    ray.kill(ray.get_runtime_context().current_actor)
+    time.sleep(ANSWER_S)  # until it is dead
+
+
 @ray.remote(num_cpus=0, max_retries=0)
 def _end_frozen(process: ProcessName) -> bool:
     """End a process of this machine, so that Ray starts another; return if it was there."""
@@ -205,11 +204,10 @@ class Report(NamedTuple):
     """What a process of a worker says from time to time."""
 
     worker: str
-    """Its own name; that of the actor is in `state`."""
     activity: Activity
     """What it did since its last report."""
-    place: WorkerPlace
-    state: WorkerState | None = None
+    node_id: str
+    process: ProcessName
 
 
 class Answer(NamedTuple):
@@ -219,6 +217,8 @@ class Answer(NamedTuple):
     """Whether nothing new is to be started."""
     pause_s: float = 0.0
     """It reports no more often than that."""
+    over: bool = False
+    """Whether all that workers have together is done."""
 
 
 class Look(NamedTuple):
@@ -230,44 +230,10 @@ class Look(NamedTuple):
     activity: Activity
     replaced: list[str]
     """Why workers were replaced since the last look."""
-    out: list[WorkerState]
-    """Workers of the pass that were taken out of work."""
-    idle_stages: list[str]
-    """Stages of the pass of which no known worker is in work."""
-    quiet_s: float
-    """How long no worker has done anything, as far as is known."""
-
-
-class _Roster:
-    """Which workers of each pass can work, counted as they report."""
-
-    def __init__(self) -> None:
-        self._states: dict[str, WorkerState] = {}
-        self._working: Counts[tuple[str, str]] = Counts()
-        self._out: dict[str, dict[str, WorkerState]] = defaultdict(dict)
-
-    def note(self, state: WorkerState) -> None:
-        if state == self._states.get(state.worker):
-            return
-        self.drop(state.worker)
-        self._states[state.worker] = state
-        self._working[state.token, state.stage] += state.out is None
-        if state.out is not None:
-            self._out[state.token][state.worker] = state
-
-    def drop(self, worker: str) -> None:
-        state = self._states.pop(worker, None)
-        if state is not None and self._out[state.token].pop(worker, None) is None:
-            self._working[state.token, state.stage] -= 1
-
-    def of(self, token: str) -> tuple[list[WorkerState], list[str]]:
-        """Return which workers of a pass are out of work, and the stages that have no other.
-
-        A stage without any worker is none of these: Ray Data ends workers that have nothing to do.
-        """
-        out = list(self._out[token].values())
-        idle = {state.stage for state in out if not self._working[token, state.stage]}
-        return out, sorted(idle)
+    out: list[TakenOut]
+    """Workers that were taken out of work."""
+    failure: CorpusAsrError | None
+    """What every recording would meet, as a worker did."""
 
 
 class RunCoordinator:
@@ -277,15 +243,16 @@ class RunCoordinator:
         self._life = uuid.uuid4().hex
         self._tally = Tally()
         self._silent_s = silent_s
-        self._stopping = False
+        self._stopping = self._over = False
         self._replaced: list[str] = []
         self._sum = Activity()
         # Of each process: slots, and audio left of its longest part. They do not add up.
         self._largest: dict[str, tuple[int, float]] = {}
         # By the time of the last report, the earliest first.
         self._heard: dict[str, tuple[float, Report]] = {}
-        self._roster = _Roster()
-        self._looked_s = self._moved_s = time.monotonic()
+        self._out: dict[str, TakenOut] = {}
+        self._failure: CorpusAsrError | None = None
+        self._looked_s = time.monotonic()
         self._ending: list[Any] = []
         self._metrics = Metrics()
 
@@ -293,22 +260,17 @@ class RunCoordinator:
         """Count committed results, and what committing them took."""
         self._tally += tally
         self._sum += spent
-        self._moved_s = time.monotonic()
         self._metrics.committed(spent.commit_s)
 
     def report(self, report: Report) -> Answer:
         """Add what a process did since its last report."""
         did = report.activity
-        if any(_work(did)):
-            self._moved_s = time.monotonic()
         if did.slots or did.longest_left_s or report.worker in self._largest:
             self._largest[report.worker] = did.slots, did.longest_left_s
         self._sum += replace(did, slots=0, longest_left_s=0.0)
-        if report.state is not None:
-            self._roster.note(report.state)
         self._heard.pop(report.worker, None)
         self._heard[report.worker] = time.monotonic(), report._replace(activity=NOTHING)
-        return Answer(self._stopping, len(self._heard) / MOST_REPORTS_PER_S)
+        return Answer(self._stopping, len(self._heard) / MOST_REPORTS_PER_S, self._over)
 
     def num_heard(self) -> int:
         """Return how many workers have reported of late."""
@@ -321,26 +283,26 @@ class RunCoordinator:
         left_s = max(map(itemgetter(1), largest), default=0.0)
         return replace(self._sum, slots=slots, longest_left_s=left_s)
 
-    def begin_pass(self) -> None:
-        """Note that workers are about to start: those that stand by wait for them."""
-        self._moved_s = time.monotonic()
+    def take_out(self, worker: TakenOut) -> None:
+        """Note that a worker is taken out of work."""
+        self._out[worker.worker] = worker
 
-    def quiet_s(self) -> float:
-        """Return for how long no worker has done anything, as far as is known."""
-        return time.monotonic() - self._moved_s
+    def fail(self, failure: CorpusAsrError) -> None:
+        """Note what every recording would meet."""
+        self._failure = self._failure or failure
 
-    def look(self, token: str, *, stop: bool = False) -> Look:
+    def look(self, *, stop: bool = False, over: bool = False) -> Look:
         """Return all that the driver shows and acts upon; for calls a second apart.
 
         A coordinator that took the place of another learns from it whether to stop.
         """
         self._stopping |= stop
+        self._over |= over
         activity = self.activity()
         self._metrics.update(self._tally, activity)
         replaced = self._take_replaced()
-        out, idle_stages = self._roster.of(token)
-        quiet_s = self.quiet_s()
-        return Look(self._life, self._tally, activity, replaced, out, idle_stages, quiet_s)
+        out = list(self._out.values())
+        return Look(self._life, self._tally, activity, replaced, out, self._failure)
 
     def replace(self, why: str) -> None:
         """Note that a worker is unusable, and that another process takes its place."""
@@ -348,50 +310,40 @@ class RunCoordinator:
         self._sum += Activity(workers_replaced=1)
 
     def _take_replaced(self) -> list[str]:
-        for place in self._silent(time.monotonic()):
-            there = NodeAffinitySchedulingStrategy(place.node_id, soft=False)
-            ended = _end_frozen.options(scheduling_strategy=there).remote(place.process)
-            self._ending.append((place, ended))
+        for silent in self._silent(time.monotonic()):
+            there = NodeAffinitySchedulingStrategy(silent.node_id, soft=False)
+            ended = _end_frozen.options(scheduling_strategy=there).remote(silent.process)
+            self._ending.append((silent.process, ended))
         self._note_ended()
         replaced, self._replaced = self._replaced, []
         return replaced
 
-    def _silent(self, now_s: float) -> list[WorkerPlace]:
+    def _silent(self, now_s: float) -> list[Report]:
         # After a pause of its own, what workers sent meanwhile is still to be read.
         if now_s - self._looked_s > self._silent_s / 2:
             self._heard = {worker: (now_s, last) for worker, (_, last) in self._heard.items()}
         self._looked_s = now_s
-        silent: list[WorkerPlace] = []
+        silent: list[Report] = []
         while self._heard and now_s - next(iter(self._heard.values()))[0] > self._silent_s:
             worker, (_, last) = next(iter(self._heard.items()))
             del self._heard[worker]
             self._largest.pop(worker, None)
-            if last.state is not None:
-                self._roster.drop(last.state.worker)
-            silent.append(last.place)
+            silent.append(last)
         return silent
 
     def _note_ended(self) -> None:
-        for place, ended in [each for each in self._ending if ray.wait([each[1]], timeout=0)[0]]:
-            self._ending.remove((place, ended))
+        for process, ended in [each for each in self._ending if ray.wait([each[1]], timeout=0)[0]]:
+            self._ending.remove((process, ended))
             try:
                 if not ray.get(ended):  # it had died, and was replaced, before
                     continue
             except ray.exceptions.RayError:  # its machine is gone
                 continue
             self._replaced.append(
-                f"process {place.process.pid} on {place.process.host} reported nothing for "
+                f"process {process.pid} on {process.host} reported nothing for "
                 f"{self._silent_s:g} s: it was frozen, and was killed"
             )
             self._sum += Activity(workers_replaced=1)
-
-
-def _work(activity: Activity) -> tuple[float, ...]:
-    """Return counts of which one grows as long as a process does something."""
-    return (
-        activity.extract_s, activity.decoded_s, activity.load_s, activity.windows, activity.steps,
-        activity.tokens, activity.parts_started, activity.parts_transcribed,
-    )  # fmt: skip
 
 
 def start_coordinator() -> Any:
@@ -447,14 +399,14 @@ class CoordinatorClient(threading.Thread):
         self,
         coordinator: Any,
         read: Callable[[], Activity],
-        state: Callable[[], WorkerState | None] = lambda: None,
         *,
         after: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__(name="report-activity", daemon=True)
-        self._coordinator, self._read, self._state = coordinator, read, state
+        self._coordinator, self._read = coordinator, read
         self._after = after
-        self._worker, self._place = uuid.uuid4().hex, WorkerPlace.mine()
+        self._worker, self._process = uuid.uuid4().hex, ProcessName.mine()
+        self._node_id = ray.get_runtime_context().get_node_id()
         self._sending, self._leaving = threading.Lock(), threading.Lock()
         self._before, self._sent_s = Activity(), float("-inf")
         self._reply: Any = None
@@ -478,7 +430,7 @@ class CoordinatorClient(threading.Thread):
             self._sent_s = time.monotonic()
             now = self._read()
             did, self._before = now.since(self._before), now
-            report = Report(self._worker, did, self._place, self._state())
+            report = Report(self._worker, did, self._node_id, self._process)
             before, self._reply = self._reply, self._coordinator.report.remote(report)
         if before is not None and ray.wait([before], timeout=0)[0]:
             self._take(before)
@@ -492,18 +444,26 @@ class CoordinatorClient(threading.Thread):
             self._take(self._reply)
         return self._answer.stopping
 
+    @property
+    def over(self) -> bool:
+        """Whether all that workers have together is done."""
+        return self._answer.over
+
     def _take(self, reply: Any) -> None:
         answer = self._answer_to("report", reply)
         if answer is not None:
             self._answer = answer
 
-    def stand_by(self) -> None:
-        """Return once the others have nothing left to do, or when nobody can say."""
-        while not self.stopping():
-            quiet_s = self._ask("quiet_s")
-            if quiet_s is None or quiet_s >= QUIET_S:
-                return
-            time.sleep(ASK_EVERY_S)
+    def take_out(self, worker: TakenOut) -> None:
+        """Say that this worker is taken out of work."""
+        self._ask("take_out", worker)
+
+    def fail(self, error: Exception) -> None:
+        """Say what every recording would meet: the run is to end with it."""
+        ours = isinstance(error, CorpusAsrError)
+        words = f"running the pipeline on Ray: {type(error).__name__}: {error}"
+        event(_LOG, logging.ERROR, "worker_failed", exc_info=error)
+        self._ask("fail", error if ours else EngineError(words))
 
     def leave(self, why: str) -> NoReturn:
         """End this process, so that Ray starts another."""

@@ -23,6 +23,7 @@ from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import ConfigError
 from corpus_asr.families.registry import resolve
 from corpus_asr.logs import event
+from corpus_asr.runtime.second_try import each_alone
 from corpus_asr.segments import SpeakerTurn
 from corpus_asr.speakers.turns import Timeline
 from corpus_asr.storage.run_state.corrections import Corrections
@@ -162,28 +163,26 @@ def run_hook(
     remove_other_columns(store, hook)
     corrections = Corrections.load(store)
     work = functools.partial(_do_portion, store, hook, corrections, ends_at_s)
-    done = failed = 0
-    lost: set[str] = set()
     do: Workers = map if workers is None else workers
     with left_of(store, hook, corrections) as (number, portions):
-        for found in do(work, itertools.takewhile(lambda _: not _ended(ends_at_s), portions)):
-            if isinstance(found, Lost):
-                lost |= found.portion.portion.recordings.keys()
-            else:
-                done, failed = done + found.recordings, failed + found.failed
-    if lost:
-        again = _one_by_one(store, hook, corrections, lost, lambda ones: do(work, ones))
-        done, failed = done + again.recordings, failed + again.failed
+        given = itertools.takewhile(lambda _: not _ended(ends_at_s), portions)
+        outcomes = [*do(work, given)]
+    counts = [outcome for outcome in outcomes if isinstance(outcome, HookCounts)]
+    portions_lost = [outcome.portion for outcome in outcomes if isinstance(outcome, Lost)]
+    if lost := {name for portion in portions_lost for name in portion.portion.recordings}:
+        counts += _one_by_one(store, hook, corrections, lost, lambda ones: do(work, ones))
+    done = sum(count.recordings for count in counts)
+    failed = sum(count.failed for count in counts)
     if not store.names(folder_of(hook.name)):  # every reader finds a table's columns
         put_rows(store, folder_of(hook.name), schema_of(hook).empty_table())
     ids = (batch["recording_id"] for batch in store.outcomes(("recording_id",)))
     rows = rows_per_object(hook)
     tidy(store, folder_of(hook.name), schema_of(hook), ids, rows_per_object=rows)
-    counts = HookCounts(recordings=done, failed=failed, left=number - done - failed)
+    total = HookCounts(recordings=done, failed=failed, left=number - done - failed)
     if number:
         event(_LOG, logging.WARNING if failed else logging.INFO, "hook_done", hook=hook.name,
-              recordings=done, failed=failed, left=counts.left)  # fmt: skip
-    return counts
+              recordings=done, failed=failed, left=total.left)  # fmt: skip
+    return total
 
 
 def _one_by_one(
@@ -192,18 +191,13 @@ def _one_by_one(
     corrections: Corrections,
     lost: Collection[str],
     do: Callable[[Iterable[HookPortion]], Iterable[HookCounts | Lost]],
-) -> HookCounts:
+) -> Iterator[HookCounts]:
     """Find which recordings of lost portions it was that processes ended with."""
     with left_of(store, hook, corrections) as (_, portions):
-        ones = [one for each in portions for one in each.recordings() if one.is_among(lost)]
-    done, failed, deaths = len(lost) - len(ones), 0, 0  # the others were put before
-    few = itertools.takewhile(lambda _: deaths < _MOST_DEATHS, ones)
-    for found in do(few):
-        deaths = deaths + 1 if isinstance(found, Lost) else 0
-        if isinstance(found, Lost):
-            found = _died(store, hook, found.portion)
-        done, failed = done + found.recordings, failed + found.failed
-    return HookCounts(recordings=done, failed=failed)
+        ones = [one for portion in portions for one in portion.recordings() if one.is_among(lost)]
+    yield HookCounts(recordings=len(lost) - len(ones))  # they were put before
+    for outcome in each_alone(do, ones, most_in_a_row=_MOST_DEATHS):
+        yield _died(store, hook, outcome.portion) if isinstance(outcome, Lost) else outcome
 
 
 def _ended(ends_at_s: float | None) -> bool:

@@ -15,7 +15,7 @@ from typing import Self
 import pyarrow as pa
 
 from corpus_asr.activity import Activity
-from corpus_asr.config.run import RunConfig
+from corpus_asr.config.run import DEFAULT_OPTIONS, RunConfig, RunOptions
 from corpus_asr.runtime.commit import CommitBuffer, Committer, Tally, tally_of
 from corpus_asr.runtime.feed import Feed
 from corpus_asr.runtime.progress import Progress
@@ -40,13 +40,13 @@ def run_local(
     progress: Progress,
     engine_factory: EngineFactory = load_engine,
     extractor: str = REPORTING_EXTRACTOR,
-    stop_at: float | None = None,
+    options: RunOptions = DEFAULT_OPTIONS,
 ) -> None:
     """Transcribe `packs` in this process and commit all results."""
     committed, seen = Activity(), Tally()
 
     with ExitStack() as stack:
-        stop = stack.enter_context(stoppable(lambda: progress.files_left, at=stop_at))
+        stop = stack.enter_context(stoppable(lambda: progress.files_left, at=options.stop_at))
         progress.read_left_s = lambda: stop.left_s
 
         def commit(results: list[pa.Table]) -> None:

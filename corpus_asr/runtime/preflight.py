@@ -22,8 +22,7 @@ from corpus_asr.runtime.resources import (
     Resources,
     feature_bytes_per_s,
     local_machine,
-    local_memory,
-    ray_memory,
+    memory_use,
     resolve_resources,
     store_bytes_for,
     this_machine,
@@ -204,8 +203,8 @@ def _resources(config: RunConfig, plan: Plan, ray_address: str) -> tuple[Resourc
 def _fitting(config: RunConfig, **needs: int) -> str:
     """Say what a run takes on this machine, with and without Ray."""
     here = this_machine()
-    with_ray = ray_memory(config, local_machine(), **needs)
-    local = local_memory(config, here, **needs)
+    with_ray = memory_use(config, local_machine(), with_ray=True, **needs)
+    local = memory_use(config, here, with_ray=False, **needs)
     if with_ray.total > here.memory_bytes:
         raise ConfigError(
             f"checking memory: found {_gib(here.memory_bytes)} GiB here, expected about "

@@ -68,10 +68,13 @@ class Commits:
         """What was committed."""
         self.names: list[str] = []
         """The commits of it."""
-        self.lost = False
-        """Whether results were lost on their way, with the machine that had them."""
+        self._num_parts = 0
         self.failure: Exception | None = None
         """What ended a commit for good."""
+
+    def has_all_of(self, num_files: int) -> bool:
+        """Return whether all parts of so many recordings were committed, none of them earlier."""
+        return (self.tally.files, self.tally.parts) == (num_files, self._num_parts)
 
     def add(self, block: Any, num_bytes: int) -> None:
         """Take a reference to results; wait while too many commits are under way.
@@ -121,12 +124,13 @@ class Commits:
                 try:
                     done: Committed = ray.get(each)
                 except ray.exceptions.ObjectLostError:
-                    self.lost = True  # what is not committed is for the next pass
+                    pass  # with a machine; what is not committed is tried again
                 except Exception as error:  # raised in the main thread
                     self.failure = error
                 else:
                     self.tally += done.tally
                     self.names += done.names
+                    self._num_parts += done.num_parts
 
     def _check(self) -> None:
         if self.failure is not None:

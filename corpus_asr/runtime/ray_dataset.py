@@ -6,47 +6,41 @@ the reason beside it. Workers commit, so a killed driver loses nothing that was 
 
 import logging
 import os
-import shutil
 import signal
-import tempfile
 import threading
+import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, Self, TypeVar
+from functools import partial
+from operator import attrgetter
+from typing import Any, Self
 
-import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset, ExecutionResources
 
 from corpus_asr.activity import Activity
-from corpus_asr.config.run import RunConfig
+from corpus_asr.config.run import DEFAULT_OPTIONS, RunConfig, RunOptions
 from corpus_asr.errors import CorpusAsrError, EngineError
 from corpus_asr.logs import LogSettings, event
 from corpus_asr.runtime.commit import Committer, Tally
-from corpus_asr.runtime.coordinator import Look, WorkerState, start_coordinator
-from corpus_asr.runtime.passes import (
-    EXTRACT,
-    FEW_PER_WORKER,
-    MAX_PASSES,
-    TRANSCRIBE,
-    Done,
-    Pass,
-    Suspects,
-    avoided,
-    next_pass,
-    packs_of,
-    read_deaths,
-    resources_for,
-)
+from corpus_asr.runtime.coordinator import Look, TakenOut, start_coordinator
 from corpus_asr.runtime.progress import Progress
 from corpus_asr.runtime.ray_cluster import RayWatch
 from corpus_asr.runtime.ray_commits import Commits
+from corpus_asr.runtime.ray_workers import RecordingWorkers, is_hopeless, own_error
 from corpus_asr.runtime.resources import STORE_SHARE_AHEAD, Resources
+from corpus_asr.runtime.second_try import RetriedRecording, each_alone, recordings_left
 from corpus_asr.runtime.shutdown import Stop, stoppable
-from corpus_asr.runtime.workers import ExtractWorker, TranscribeWorker
+from corpus_asr.runtime.workers import (
+    EXTRACT,
+    TRANSCRIBE,
+    ExtractWorker,
+    RecordingWorker,
+    TranscribeWorker,
+)
 from corpus_asr.stages.extract import REPORTING_EXTRACTOR
 from corpus_asr.stages.transcribe import EngineFactory, EngineSpec, load_engine
 from corpus_asr.storage.run_state.portions import Lost
@@ -59,15 +53,10 @@ _LOG = logging.getLogger(__name__)
 MAX_ACTOR_INIT_DEATHS = 3
 # How late the line is, and how soon a signal reaches the workers.
 POLL_S = 1.0
-T = TypeVar("T")
-R = TypeVar("R")
 # Questions to the coordinator, two seconds each, after which it is taken for frozen.
 MOST_UNANSWERED = 60
 # Looks, a second each, at a run that seems futile: what workers decode is known seconds later.
 FUTILE_LOOKS = 10
-# Where all known workers of a stage were taken out of work, another may report within that time
-# after the last sign of any work.
-NEWCOMER_S = 60.0
 # For Ray Data to take its things down when Ray has died.
 LEAVE_S = 15.0
 _STOPPED_BY_FAILURE = 3
@@ -79,14 +68,16 @@ _LOG_LEVELS = {
     "ray.data.exceptions": logging.CRITICAL,
     "ray.data._internal.execution.streaming_executor_state": logging.CRITICAL,
 }
-_RETRIES = 3  # of a task whose machine goes
-_DIED = (
-    ray.exceptions.WorkerCrashedError,
-    ray.exceptions.NodeDiedError,
-    ray.exceptions.OutOfMemoryError,
-)
-_FULL = (ray.exceptions.OutOfDiskError, ray.exceptions.ObjectStoreFullError)
-_RAY_ADVICE = "\nFailed to apply UDF transform"
+# Of a call whose worker or machine ended; then it is left out, and tried again by itself.
+_RETRIES = 1
+# Second tries of what is missing, where machines go that had results of the one before.
+_MOST_SECOND_TRIES = 3
+_PACKS_AT_ONCE = 1_024  # looked at for what is missing
+# Counts of which one grows as long as a worker of a stage lives, or does a stage after it.
+_SIGNS_OF_LIFE = {
+    EXTRACT: attrgetter("extract_alive_s", "windows", "steps", "parts_transcribed"),
+    TRANSCRIBE: attrgetter("load_s", "transcribe_alive_s"),
+}
 
 
 def run_on_ray(
@@ -98,146 +89,120 @@ def run_on_ray(
     progress: Progress,
     engine_factory: EngineFactory = load_engine,
     extractor: str = REPORTING_EXTRACTOR,
-    stop_at: float | None = None,
+    options: RunOptions = DEFAULT_OPTIONS,
 ) -> None:
     """Transcribe what a plan's objects of packs name on the connected Ray, and commit all of it.
 
     Raises:
-        EngineError: no worker can work, or something is not done after the last pass.
+        EngineError: no worker can work, or something is not done after all tries.
     """
     coordinator = start_coordinator()
-    total = Tally()
     with (
-        stoppable(lambda: progress.files_left, at=stop_at) as stop,
+        stoppable(lambda: progress.files_left, at=options.stop_at) as stop,
         DataContext.current(_context(config, resources)),
         warnings.catch_warnings(),
     ):
-        # Of a small run, or of what a pass left, there are fewer blocks than workers.
+        # Of a small run there are fewer blocks than workers.
         warnings.filterwarnings("ignore", "The minimum number of concurrent actors")
+        # Ray 2.60 names no other way to say how often an actor's calls are repeated.
+        warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
         progress.read_left_s = lambda: stop.left_s
         workers = resources.transcribe_workers
         commits = Commits(committer, config.output, coordinator, num_workers=workers)
-        with _Poll(coordinator, progress, stop, commits) as poll:
-            passes = _Passes(config, packs, committer, resources, coordinator, commits, poll)
+        num_files = progress.files_left
+        spec = EngineSpec(
+            config=config,
+            device=resources.device,
+            num_threads=resources.transcribe_threads,
+            gpu_fraction=resources.transcribe_gpus or 1.0,
+        )
+        shared = {"coordinator": coordinator, "logs": LogSettings.from_environment()}
+        extracting = shared | {"extractor": extractor}
+        transcribing = shared | {"spec": spec, "engine_factory": engine_factory}
+        planned = planned_packs(config, packs)
+        dataset = build(
+            config, planned, resources, extracting=extracting, transcribing=transcribing
+        )
+
+        def left() -> list[RetriedRecording]:
+            # Only now is it of interest which parts were committed.
+            return recordings_left(
+                committer.store,
+                planned.iter_batches(batch_format="pyarrow", batch_size=_PACKS_AT_ONCE),
+                run_id=committer.run_id,
+                names=commits.names,
+                options=options,
+            )
+
+        workers_alone = partial(
+            RecordingWorkers,
+            partial(_recording_worker, resources, **extracting | transcribing),
+            patience_s=resources.no_progress_timeout_s,
+            stopping=lambda: stop.requested,
+            replaced=coordinator.replace.remote,
+        )
+        with _Poll(coordinator, progress, stop, commits, resources) as poll:
             try:
-                total = passes.run(lambda: stop.requested, engine_factory, extractor)
+                _commit_all(dataset, commits)
+                poll.end_watch()
+                if not commits.has_all_of(num_files):
+                    _try_again(commits, stop, left, workers_alone, most_workers=workers)
             except Exception as error:
                 raise own_error(error) from error
         # The coordinator's count is of what it has seen: it may have died meanwhile.
-        progress.set(total)
+        progress.set(commits.tally)
 
 
-class _Passes:
-    """The passes of a run."""
+def _commit_all(dataset: Dataset, commits: Commits) -> None:
+    """Run a dataset and commit what it yields."""
+    results = dataset.iter_internal_ref_bundles()
+    try:
+        for bundle in results:
+            for block in bundle.blocks:
+                if block.metadata.num_rows:
+                    commits.add(block.ref, block.metadata.size_bytes or 0)
+    except ray.exceptions.RayActorError as error:
+        # Too many workers ended while they began: what is missing finds out which can work.
+        event(_LOG, logging.WARNING, "worker_replaced", why=str(error))
+    finally:
+        del results  # with its last reference Ray Data ends its work
+    commits.settle()
 
-    def __init__(
-        self,
-        config: RunConfig,
-        packs: Sequence[str],
-        committer: Committer,
-        resources: Resources,
-        coordinator: Any,
-        commits: Commits,
-        poll: "_Poll",
-    ) -> None:
-        self._config, self._committer = config, committer
-        self._resources, self._coordinator, self._poll = resources, coordinator, poll
-        self._packs, self._commits = packs, commits
-        self._done = Done()
-        self._suspects = Suspects()
-        self._poison = Tally()
 
-    def run(self, stopping: Callable[[], bool], engine: EngineFactory, extractor: str) -> Tally:
-        """Work until everything is committed; return the count of that."""
-        current, resources = Pass(), self._resources
-        planned = planned_packs(self._config, self._packs)
-        num_files = self._poll.files_left
-        while True:
-            self._poll.watch(current, resources, num_files)
-            dataset = build(
-                self._config,
-                planned,
-                resources=resources,
-                coordinator=self._coordinator,
-                engine=engine,
-                extractor=extractor,
-                of=current,
-            )
-            self._commit(dataset)
-            left = [] if stopping() else self._left(current)
-            if not left:
-                return self._commits.tally + self._poison
-            if current.number == MAX_PASSES:
-                raise _not_done(len(left), self._suspects)
-            num_files = len(left)
-            current, resources = self._next(current, num_files)
-            planned = ray.data.from_arrow(packs_of(left))
-
-    def _commit(self, dataset: Dataset) -> None:
-        """Run a pass and commit what it yields."""
-        results = dataset.iter_internal_ref_bundles()
-        try:
-            for bundle in results:
-                for block in bundle.blocks:
-                    if block.metadata.num_rows:
-                        self._commits.add(block.ref, block.metadata.size_bytes or 0)
-            self._poll.end_watch()
-            self._commits.settle()
-        except BaseException:
-            del results  # with its last reference Ray Data ends its work
-            raise
-
-    def _left(self, current: Pass) -> list[dict[str, Any]]:
-        """Return the files that are not complete, once what ended workers twice is given up."""
-        store = self._committer.store
-        deaths = read_deaths(store, current)
-        if not (deaths.num_rows or self._poll.disturbed or self._commits.lost):
-            return []
-        # Only now is it of interest which parts were committed.
-        self._done.read(store, self._commits.names)
-        self._suspects.add(deaths, current)
-        left = self._done.left(store, self._plan())
-        poison = self._suspects.take_poison(left)
-        if poison.num_rows:
-            committed = self._committer(poison)
-            self._poison += committed.tally
-            self._coordinator.add.remote(committed.tally, committed.spent)
-            self._done.read(store, committed.names)
-            left = list(self._done.remaining([packs_of(left)]))
-        return left
-
-    def _plan(self) -> Iterator[pa.Table]:
-        planned = planned_packs(self._config, self._packs)
-        for batch in planned.iter_batches(batch_format="pyarrow", batch_size=64):
-            assert isinstance(batch, pa.Table)
-            yield batch
-
-    def _next(self, current: Pass, num_left: int) -> tuple[Pass, Resources]:
-        resources = self._resources
-        alive: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-        nodes = [node for node in alive if node["Alive"]]
-        gpus = sum(int(node["Resources"].get("GPU", 0)) for node in nodes)
-        following = next_pass(
-            current,
-            self._suspects,
-            few=num_left <= FEW_PER_WORKER * resources.transcribe_workers,
-            bad=self._poll.bad_gpus,
-            devices={EXTRACT: len(nodes), TRANSCRIBE: gpus or len(nodes)},
+def _try_again(
+    commits: Commits,
+    stop: Stop,
+    left: Callable[[], list[RetriedRecording]],
+    start: Callable[..., RecordingWorkers],
+    *,
+    most_workers: int,
+) -> None:
+    """Do what is left, a recording at a time; commit what comes of it, or that it is poison."""
+    for _ in range(_MOST_SECOND_TRIES):
+        if stop.requested or not (recordings := left()):
+            return
+        event(_LOG, logging.WARNING, "second_try", recordings=len(recordings))
+        with closing(start(num_workers=min(most_workers, len(recordings)))) as workers:
+            for outcome in each_alone(workers, recordings):
+                if isinstance(outcome, Lost):
+                    commits.add(ray.put(outcome.portion.poison()), 0)
+                else:
+                    commits.add(outcome.block, outcome.num_bytes)
+            commits.settle()
+    if not stop.requested and (recordings := left()):
+        raise EngineError(
+            f"transcribing: {counted(len(recordings), 'recording')} not done after "
+            f"{_MOST_SECOND_TRIES} tries, expected none; see the workers' logs, and run again to "
+            "continue: what was committed is kept"
         )
-        less = resources_for(following, resources, num_files=num_left, num_nodes=max(1, len(nodes)))
-        event(
-            _LOG, logging.WARNING, "next_pass", number=following.number, recordings=num_left,
-            alone=following.alone, why=list(self._suspects.reasons)[-3:],
-        )  # fmt: skip
-        return following, less
 
 
-def _not_done(num_files: int, suspects: Suspects) -> EngineError:
-    return EngineError(
-        f"transcribing: {counted(num_files, 'recording')} not done after {MAX_PASSES} tries on "
-        f"different workers, expected none; workers failed: {'; '.join(suspects.reasons)}; see "
-        "their logs, and run again to continue: what was committed is kept"
+def _recording_worker(resources: Resources, **options: Any) -> Any:
+    """Start an actor with the share of a machine that an engine has."""
+    worker = ray.remote(num_cpus=resources.transcribe_cpus, num_gpus=resources.transcribe_gpus)(
+        RecordingWorker
     )
+    return worker.remote(**options)
 
 
 def _context(config: RunConfig, resources: Resources) -> DataContext:
@@ -255,7 +220,9 @@ def _context(config: RunConfig, resources: Resources) -> DataContext:
         context.execution_options.resource_limits = limits
     context.execution_no_progress_timeout_s = resources.no_progress_timeout_s
     context.use_datasource_v2 = False  # lists and reads footers in actors of its own: 4 s
-    context.max_errored_blocks = 0  # drops whole blocks of good rows
+    # What a worker had when it ended is left out, and then tried again. Errors that every recording
+    # would meet are told to the coordinator.
+    context.max_errored_blocks = -1
     context.actor_task_retry_on_errors = False
     context.retried_map_errors = False  # loses and doubles rows of generators
     context.max_consecutive_actor_init_deaths = MAX_ACTOR_INIT_DEATHS
@@ -282,25 +249,21 @@ def planned_packs(config: RunConfig, packs: Sequence[str]) -> Dataset:
 def build(
     config: RunConfig,
     planned: Dataset,
-    *,
     resources: Resources,
-    coordinator: Any,
-    engine: EngineFactory,
-    extractor: str,
-    of: Pass,
+    *,
+    extracting: Mapping[str, Any],
+    transcribing: Mapping[str, Any],
 ) -> Dataset:
-    """Return the lazy dataset of RESULTS rows; the current `DataContext` is baked into it."""
+    """Return the lazy dataset of RESULTS rows; the current `DataContext` is baked into it.
+
+    `extracting` and `transcribing` are what the constructors of workers take.
+    """
     # Packs are tasks of their own, so that idle workers find one as long as there are any.
     tasks = planned.repartition(target_num_rows_per_block=resources.packs_per_task)
     parts = tasks.map_batches(
         ExtractWorker,
         fn_constructor_args=(config,),
-        fn_constructor_kwargs={
-            "coordinator": coordinator,
-            "logs": LogSettings.from_environment(),
-            "of": of,
-            "extractor": extractor,
-        },
+        fn_constructor_kwargs=dict(extracting),
         compute=ActorPoolStrategy(
             min_size=1,
             max_size=resources.extract_workers,
@@ -312,21 +275,11 @@ def build(
         batch_format="pyarrow",
         num_cpus=resources.extract_cpus,
         memory=resources.extract_memory_bytes,
+        max_task_retries=_RETRIES,
     )
     return parts.map_batches(
         TranscribeWorker,
-        fn_constructor_kwargs={
-            "coordinator": coordinator,
-            "logs": LogSettings.from_environment(),
-            "of": of,
-            "spec": EngineSpec(
-                config=config,
-                device=resources.device,
-                num_threads=resources.transcribe_threads,
-                gpu_fraction=resources.transcribe_gpus or 1.0,
-            ),
-            "engine_factory": engine,
-        },
+        fn_constructor_kwargs=dict(transcribing),
         compute=ActorPoolStrategy(
             size=resources.transcribe_workers,
             # One more than can run, so that the next call's features are there when one ends.
@@ -338,93 +291,8 @@ def build(
         batch_format="pyarrow",
         num_cpus=resources.transcribe_cpus,
         num_gpus=resources.transcribe_gpus or None,
+        max_task_retries=_RETRIES,
     )
-
-
-def on_workers(work: Callable[[T], R], portions: Iterable[T], *, at_once: int) -> Iterator[R]:
-    """Yield what becomes of portions, in any order: tasks of one CPU each on the connected Ray."""
-    for found in on_mortal_workers(work, portions, at_once=at_once, retries=_RETRIES):
-        if isinstance(found, Lost):
-            raise found.error
-        yield found
-
-
-def on_mortal_workers(
-    work: Callable[[T], R], portions: Iterable[T], *, at_once: int, retries: int = 0
-) -> Iterator[R | Lost]:
-    """Do as `on_workers`; yield also those portions with which processes end."""
-    task: Any = ray.remote(num_cpus=1, max_retries=retries)(lambda work, portion: work(portion))
-    shared, waiting = ray.put(work), dict[Any, T]()
-    try:
-        for portion in portions:
-            waiting[task.remote(shared, portion)] = portion
-            if len(waiting) >= at_once:
-                yield _first_done(waiting)
-        while waiting:
-            yield _first_done(waiting)
-    except ray.exceptions.RayError as error:
-        raise own_error(error) from error
-
-
-def _first_done(waiting: dict[Any, T]) -> Any:
-    [done], _ = ray.wait([*waiting])
-    portion = waiting.pop(done)
-    try:
-        return ray.get(done)
-    except _DIED as error:
-        return Lost(portion, own_error(error))
-
-
-def own_error(error: BaseException) -> CorpusAsrError:
-    """Find this package's error in what Ray raised, or wrap the rest as an `EngineError`."""
-    seen: list[BaseException] = []
-    queue: list[BaseException | None] = [error]
-    # Breadth first: the outermost of our errors is the one with words for the user.
-    while queue:
-        cause = queue.pop(0)
-        if cause is None or cause in seen:
-            continue
-        seen.append(cause)
-        # By its module: Ray makes classes that are subclasses of ours and of its own.
-        if type(cause).__module__ == CorpusAsrError.__module__:
-            assert isinstance(cause, CorpusAsrError)
-            # Ray 2.60 appends advice about its own retries to the message.
-            return type(cause)(str(cause).split(_RAY_ADVICE)[0])
-        if isinstance(cause, _FULL):
-            return _no_room(cause)
-        queue += [getattr(cause, "cause", None), cause.__cause__, cause.__context__]
-    last_line = str(error).strip().splitlines()[-1] if str(error).strip() else ""
-    return EngineError(
-        f"running the pipeline on Ray: {type(error).__name__}: {last_line}; everything committed "
-        "so far is kept, and running again continues from there"
-    )
-
-
-def _no_room(error: BaseException) -> EngineError:
-    # On a cluster it may have been another machine; its places have the same names.
-    places = [place for place in ("/dev/shm", tempfile.gettempdir()) if Path(place).is_dir()]
-    free = ", ".join(f"{shutil.disk_usage(place).free:,} bytes in {place}" for place in places)
-    return EngineError(
-        f"keeping features for the next stage in Ray's object store: {type(error).__name__}, "
-        f"found {free} free on the driver's machine, expected room in shared memory and for what "
-        "is spilled; free some, start Ray with a larger object store or with its temporary folder "
-        "(RAY_TMPDIR) on a larger disk, or lower extract.part_s or transcribe.slots; what was "
-        "committed is kept, and running again continues from there"
-    )
-
-
-def hopeless_stages(look: Look, wanted: Mapping[str, int]) -> list[str]:
-    """Return the stages that need so many workers and cannot expect one to work.
-
-    All known ones were taken out of work. Another may be starting, on a machine that is still to
-    come, or has yet to tell a new coordinator that it works: there is time as long as others work.
-    """
-    num_out = Counter(state.stage for state in look.out)
-    return [
-        stage
-        for stage in look.idle_stages
-        if stage in wanted and (num_out[stage] >= wanted[stage] or look.quiet_s > NEWCOMER_S)
-    ]
 
 
 class _Poll(threading.Thread):
@@ -434,7 +302,14 @@ class _Poll(threading.Thread):
     its predecessor had counted is kept.
     """
 
-    def __init__(self, coordinator: Any, progress: Progress, stop: Stop, commits: Commits) -> None:
+    def __init__(
+        self,
+        coordinator: Any,
+        progress: Progress,
+        stop: Stop,
+        commits: Commits,
+        resources: Resources,
+    ) -> None:
         super().__init__(name="poll-coordinator", daemon=True)
         self._commits = commits
         self._coordinator = coordinator
@@ -447,38 +322,19 @@ class _Poll(threading.Thread):
         self._look: Look | None = None
         # What coordinators that died had counted.
         self._before, self._did = Tally(), Activity()
-        self._current = Pass()
-        # Workers that each stage needs; files that the passes so far gave to extraction.
-        self._wanted: dict[str, int] = {}
-        self._files_planned = 0
-        self.disturbed = False
-        """Whether a worker was replaced, or the coordinator, during the pass."""
-        self._out: dict[str, WorkerState] = {}
-        self._no_worker: EngineError | None = None
-
-    def watch(self, current: Pass, resources: Resources, num_files: int) -> None:
-        """Look after the workers of this pass over so many recordings from now on."""
-        self._current, self.disturbed = current, False
-        self._coordinator.begin_pass.remote()
-        self._files_planned += num_files
+        # Workers that each stage needs.
         self._wanted = {
             EXTRACT: resources.extract_workers, TRANSCRIBE: resources.transcribe_workers
         }  # fmt: skip
+        self._files_planned = progress.files_left
+        # Signs of life of stages, and since when they are the same.
+        self._lives: dict[str, tuple[Any, float]] = {}
+        self._out: dict[str, TakenOut] = {}
+        self._failure: CorpusAsrError | None = None
 
     def end_watch(self) -> None:
-        """Expect nothing more of the workers of this pass: all they had to do is done."""
+        """Expect nothing more of the workers so far: all they had to do is done."""
         self._wanted = {}
-
-    @property
-    def files_left(self) -> int:
-        """Recordings that are not committed yet."""
-        return self._progress.files_left
-
-    @property
-    def bad_gpus(self) -> frozenset[str]:
-        """The GPUs whose workers were taken out of work, as `Pass.avoided`."""
-        out = [state for state in self._out.values() if state.device.gpus]
-        return frozenset(avoided(state.stage, state.device.id) for state in out)
 
     def __enter__(self) -> Self:
         self.start()
@@ -487,11 +343,10 @@ class _Poll(threading.Thread):
     def __exit__(self, *_: object) -> None:
         self._finished.set()
         self.join()
-        self._watch.close()
 
     def run(self) -> None:
         while not self._finished.wait(POLL_S):
-            self._stop_asked.failure = self._watch.lost() or self._no_worker
+            self._stop_asked.failure = self._watch.lost() or self._failure
             if self._stop_asked.failure is None:
                 self._commits.poll(hurry=self._stop_asked.requested)
                 if self._commits.failure is not None:
@@ -512,14 +367,13 @@ class _Poll(threading.Thread):
     def _copy(self) -> None:
         try:
             stop = self._stop_asked.requested
-            looking = self._coordinator.look.remote(self._current.token, stop=stop)
+            looking = self._coordinator.look.remote(stop=stop, over=not self._wanted)
             self._show(ray.get(looking, timeout=POLL_S))
             self._unanswered = 0
         except ray.exceptions.RayError:
             # Only the line is late; if Ray is gone, the run itself says so.
             event(_LOG, logging.DEBUG, "board_not_read", exc_info=True)
             self._unanswered += 1
-            self.disturbed = True
         if self._unanswered == MOST_UNANSWERED:
             self._unanswered = 0
             event(_LOG, logging.WARNING, "worker_replaced", why="the coordinator does not answer")
@@ -530,7 +384,6 @@ class _Poll(threading.Thread):
             # What its predecessor had counted is kept.
             self._before += self._look.tally
             self._did += replace(self._look.activity, longest_left_s=0.0)
-            self.disturbed = True
         self._look = look
         self._progress.set(self._before + look.tally)
         activity = self._did + look.activity
@@ -541,26 +394,37 @@ class _Poll(threading.Thread):
             self._stop_asked.give_up()
         for why in look.replaced:
             event(_LOG, logging.WARNING, "worker_replaced", why=why)
-            self.disturbed = True
         if activity.files_extracted >= self._files_planned:
-            self._wanted = {s: number for s, number in self._wanted.items() if s != EXTRACT}
-        self._take_out(look)
+            self._wanted.pop(EXTRACT, None)
+        self._take_out(look, {stage: self._quiet_s(stage, activity) for stage in _SIGNS_OF_LIFE})
 
-    def _take_out(self, look: Look) -> None:
-        for state in look.out:
-            if state.worker not in self._out:
-                self._out[state.worker] = state
-                self.disturbed = True
+    def _quiet_s(self, stage: str, activity: Activity) -> float:
+        life, now_s = _SIGNS_OF_LIFE[stage](activity), time.monotonic()
+        if self._lives.get(stage, (None, 0.0))[0] != life:
+            self._lives[stage] = life, now_s
+        return now_s - self._lives[stage][1]
+
+    def _take_out(self, look: Look, quiet_s: Mapping[str, float]) -> None:
+        for worker in look.out:
+            if worker.worker not in self._out:
+                self._out[worker.worker] = worker
                 event(
-                    _LOG, logging.ERROR, "worker_taken_out", stage=state.stage,
-                    device=str(state.device), node=state.device.node_id, error=state.out,
+                    _LOG, logging.ERROR, "worker_taken_out", stage=worker.stage,
+                    device=str(worker.device), node=worker.device.node_id, error=worker.why,
                 )  # fmt: skip
-                self._progress.taken_out += (f"{state.device}: {state.out}",)
-        without = hopeless_stages(look, self._wanted)
+                self._progress.taken_out += (f"{worker.device}: {worker.why}",)
+        out = self._out.values()
+        num_out = Counter(worker.stage for worker in out)
+        without = [
+            stage
+            for stage, number in self._wanted.items()
+            if is_hopeless(num_out[stage], number, quiet_s[stage])
+        ]
         if without:
-            whys = dict.fromkeys(f"{s.device}: {s.out}" for s in look.out if s.stage in without)
-            self._no_worker = EngineError(
+            whys = dict.fromkeys(f"{w.device}: {w.why}" for w in out if w.stage in without)
+            self._failure = EngineError(
                 f"no {' and no '.join(without)} worker can work, expected at least one: "
                 f"{'; '.join(whys)}; what was committed is kept, and running again continues "
                 "from there"
             )
+        self._failure = look.failure or self._failure

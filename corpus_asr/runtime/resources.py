@@ -265,42 +265,35 @@ class MemoryUse:
         return self.models + self.extraction + self.features + self.ray
 
 
-def local_memory(
+def memory_use(
     config: RunConfig,
     machine: NodeShape,
     *,
+    with_ray: bool,
     num_packs: int,
     model_bytes: int,
     features_bytes: int,
 ) -> MemoryUse:
-    """Predict what a run takes at its peak without Ray.
+    """Predict what a run takes at its peak on one machine, without Ray or with one started there.
 
     `model_bytes` is of a process with the model, `features_bytes` of all features of the job.
     """
-    resources = resolve_resources(config, (machine,), num_packs=num_packs, in_process=True)
-    return MemoryUse(
-        models=model_bytes,
-        extraction=resources.extract_workers * _extract_bytes(config, EXTRACT_CHILD_BYTES),
-        features=min(features_bytes, resources.ahead_bytes),
+    resources = resolve_resources(
+        config,
+        (machine,),
+        num_packs=num_packs,
+        store_bytes=store_bytes_for(config, machine) if with_ray else None,
+        in_process=not with_ray,
     )
-
-
-def ray_memory(
-    config: RunConfig,
-    machine: NodeShape,
-    *,
-    num_packs: int,
-    model_bytes: int,
-    features_bytes: int,
-) -> MemoryUse:
-    """Predict the same of a run that starts Ray on this machine."""
-    store_bytes = store_bytes_for(config, machine)
-    resources = resolve_resources(config, (machine,), num_packs=num_packs, store_bytes=store_bytes)
-    worker = _extract_bytes(config, EXTRACT_CHILD_BYTES) + RAY_EXTRACT_ACTOR_BYTES
+    child_bytes = _extract_bytes(config, EXTRACT_CHILD_BYTES)
+    features = min(features_bytes, resources.ahead_bytes)
+    if not with_ray:
+        extraction = resources.extract_workers * child_bytes
+        return MemoryUse(models=model_bytes, extraction=extraction, features=features)
     return MemoryUse(
         models=resources.transcribe_workers * (model_bytes + RAY_MODEL_ACTOR_BYTES),
-        extraction=resources.extract_workers * worker,
-        features=min(features_bytes, resources.ahead_bytes),
+        extraction=resources.extract_workers * (child_bytes + RAY_EXTRACT_ACTOR_BYTES),
+        features=features,
         ray=RAY_BYTES + int(RAY_WORKER_BYTES * machine.cpus),
     )
 

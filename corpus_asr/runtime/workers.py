@@ -1,118 +1,112 @@
-"""The workers of a run on Ray: a stage each, which survives what becomes of its processes.
+"""The workers of a run on Ray: extraction and transcription of many, and of one recording alone.
 
-In: packs or parts of one pass. Out: their parts or results; none of a call in which an earlier
-process of this worker ended, since the driver decides who tries that again. A worker whose
-processes fail without a part to blame is taken out of work: it takes no calls as long as others
-work.
+In: packs, parts, or a recording. Out: their parts or results. A worker whose process cannot go on
+ends it: Ray starts another, and what it had in work is tried again. One that fails its test, or
+fails again, is taken out of work.
 """
 
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from corpus_asr.activity import Activity
 from corpus_asr.config.run import RunConfig
-from corpus_asr.errors import EngineError, ItemError
+from corpus_asr.errors import EngineError
 from corpus_asr.failure_kinds import NOT_A_NUMBER
+from corpus_asr.families.registry import part_features, resolve, users_family
 from corpus_asr.logs import LogSettings, configure
 from corpus_asr.runtime.coordinator import (
     REPORT_EVERY_S,
     SILENT_S,
     CoordinatorClient,
-    WorkerState,
+    Device,
+    TakenOut,
+    end_for_good,
     this_device,
     this_worker,
 )
-from corpus_asr.runtime.passes import (
-    DIED,
-    EXTRACT,
-    HANDED_BACK,
-    KILLED,
-    TRANSCRIBE,
-    PartKey,
-    Pass,
-    Trail,
-    in_call,
-    note_deaths,
-)
-from corpus_asr.schemas import FILES, RESULTS
-from corpus_asr.stages.extract import ExtractStage
-from corpus_asr.stages.parts import NOTHING_SAID, OK, failure_fields
-from corpus_asr.stages.transcribe import EngineFactory, EngineSpec, TranscribeStage, refuse
-from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.schemas import PARTS, RESULTS
+from corpus_asr.stages.extract import ExtractStage, further_features_of
+from corpus_asr.stages.parts import further_columns, one_row
+from corpus_asr.stages.transcribe import EngineFactory, EngineSpec, TranscribeStage
+from corpus_asr.storage.model_files import fetch_checkpoint
 from corpus_asr.storage.stores.uri import without_secrets
+from corpus_asr.units import SAMPLE_RATE_HZ
 
 # Five minutes of reports.
 STUCK_LOOKS = round(SILENT_S / REPORT_EVERY_S)
+# An engine that does not load, or fails its test: a process that ends may still have the memory.
+LOADS = 3
+LOAD_PAUSE_S = 5.0
+# Stages of a run, as the coordinator counts their workers.
+EXTRACT, TRANSCRIBE = "extract", "transcribe"
 
 
 class _Worker:
-    """What both kinds know of themselves, the pass and the run."""
+    """What all kinds know of themselves and the run."""
+
+    _has_company = True
 
     def __init__(
-        self, stage: str, config: RunConfig, *, coordinator: Any, logs: LogSettings, of: Pass
+        self, stage: str, config: RunConfig, *, coordinator: Any, logs: LogSettings
     ) -> None:
         configure(logs, redact=without_secrets)
-        self._pass = of
         self._device = this_device()
         self._worker, self._restarted = this_worker()
-        self._trail = Trail(of, self._device, self._worker)
-        self._output = OutputStore.of(config.output)
-        self._kind = stage
-        self.out = self._trail.failures()[1] if self._trail.is_out else None
-        self._coordinator = CoordinatorClient(
-            coordinator, self.activity, self._state, after=self._look_after
-        )
+        self._stage_name = stage
+        self._coordinator = CoordinatorClient(coordinator, self.activity, after=self._look_after)
         self._coordinator.start()
-        if self.out is not None or of.avoids(stage, self._device):
-            # Ray gives no calls to a worker that is starting.
-            self._coordinator.stand_by()
 
     def activity(self) -> Activity:
         """Return what this process did so far."""
         return Activity()
 
-    def _state(self) -> WorkerState:
-        token = self._pass.token
-        return WorkerState(token, self._kind, self._worker, self._device, self.out)
-
     def _look_after(self) -> None:
         """Act upon what happens meanwhile; called after each report."""
+        if self._has_company and self._coordinator.over:
+            end_for_good()  # whoever tries something again needs this device
 
     def _leave(self, error: EngineError) -> None:
-        self._trail.fail(str(error))
+        """End this process, so that another takes its place."""
         self._coordinator.leave(f"{self._device}: {error}")
 
-    def _not_done(self, rows: pa.Table) -> None:
-        note_deaths(self._output, self._pass, rows, self._device)
+    def _take_out(self, error: EngineError) -> None:
+        """Say that this worker is out of work."""
+        self._coordinator.take_out(
+            TakenOut(self._stage_name, self._worker, self._device, str(error))
+        )
 
-    def _error(self, kind: str, why: str) -> ItemError:
-        return ItemError(f"{self._device}: {why}", kind=kind, retryable=True)
+    @contextmanager
+    def _ending_the_run(self) -> Iterator[None]:
+        """Tell the driver of an error that every recording would meet."""
+        try:
+            yield
+        except EngineError:
+            raise  # of this worker
+        except Exception as error:
+            self._coordinator.fail(error)
+            raise
 
 
 class ExtractWorker(_Worker):
     """The extract stage of one actor, which begins nothing new once the run is to stop."""
 
     def __init__(
-        self,
-        config: RunConfig,
-        *,
-        coordinator: Any,
-        logs: LogSettings,
-        extractor: str,
-        of: Pass,
+        self, config: RunConfig, *, coordinator: Any, logs: LogSettings, extractor: str
     ) -> None:
         self._stage: ExtractStage | None = None
         self._files_extracted = 0
-        super().__init__(EXTRACT, config, coordinator=coordinator, logs=logs, of=of)
-        self._failed_before = self._trail.failures()[0] > 0
-        if self._failed_before and self.out is None:
-            self._trail.start()
-        self._stage = ExtractStage(config, extractor=extractor)
+        super().__init__(EXTRACT, config, coordinator=coordinator, logs=logs)
+        with self._ending_the_run():
+            self._stage = ExtractStage(config, extractor=extractor)
 
     def activity(self) -> Activity:
         """Return what this process did so far."""
@@ -120,51 +114,25 @@ class ExtractWorker(_Worker):
         return replace(activity, files_extracted=self._files_extracted)
 
     def __call__(self, packs: pa.Table) -> Iterator[pa.Table]:
-        """Yield PARTS tables; not all of a run that stops, none of what ended a process."""
-        files = pc.list_flatten(packs["files"]).to_pylist()
+        """Yield PARTS tables; not all of a run that stops."""
         try:
-            yield from self._extracted(packs, files)
+            if not self._coordinator.stopping():
+                with self._ending_the_run():
+                    yield from self._parts_of(packs)
+        except EngineError as error:
+            # It tried a few times to start a child: nobody here extracts anything.
+            self._take_out(error)
+            end_for_good()
         finally:
-            self._files_extracted += len(files)
+            self._files_extracted += pc.list_value_length(packs["files"]).to_pylist()[0]
             self._coordinator.send()
 
-    def _extracted(self, packs: pa.Table, files: list[dict[str, Any]]) -> Iterator[pa.Table]:
-        if self._coordinator.stopping():
-            return
-        call = f"packs {packs['pack_id'].to_pylist()}"
-        if self.out is not None:
-            self._not_done(self._rows(files, HANDED_BACK, self.out))
-            return
-        if (before := self._trail.before(call)) is not None:
-            # What it yielded may be on its way already: yielding other things would mix them up.
-            ended = [file for file in files if file["recording_id"] == before.doing]
-            # An error of this stage is no recording's, nor is what came between two of them.
-            kind = HANDED_BACK if before.why or not ended else DIED
-            if not before.noted:
-                self._not_done(self._rows(ended or files, kind, before.why or KILLED))
-                self._trail.note(call, before)
-            return
-        with in_call(self._trail, call):
-            yield from self._parts_of(packs, call)
-
-    def _parts_of(self, packs: pa.Table, call: str) -> Iterator[pa.Table]:
+    def _parts_of(self, packs: pa.Table) -> Iterator[pa.Table]:
         assert self._stage is not None, "made by the constructor"
-        try:
-            for parts in self._stage(packs, opening=lambda each: self._trail.begin(call, each)):
-                if self._failed_before:
-                    self._trail.works()
-                    self._failed_before = False
-                yield parts
-                if self._coordinator.stopping():
-                    return
-        except EngineError as error:
-            self._leave(error)
-
-    def _rows(self, files: list[dict[str, Any]], kind: str, why: str) -> pa.Table:
-        usual = NOTHING_SAID | {"part": 0, "last_part": True}
-        failure = failure_fields(self._error(kind, why), stage="extract") | usual
-        rows = [{name: file[name] for name in FILES.names} | failure for file in files]
-        return pa.Table.from_pylist(rows, schema=RESULTS)
+        for parts in self._stage(packs):
+            yield parts
+            if self._coordinator.stopping():
+                return
 
 
 class StuckWatch:
@@ -189,7 +157,90 @@ class StuckWatch:
         return self._looks >= STUCK_LOOKS
 
 
-class TranscribeWorker(_Worker):
+def silent_part(config: RunConfig) -> pa.Table:
+    """Return a PARTS row with the kinds of features that a job's engine takes, and none of them."""
+    model, silence = config.needed_model, np.zeros(SAMPLE_RATE_HZ, np.float32)
+    if model.recognizer is not None:
+        features = resolve(users_family(model.recognizer).part_features).from_folder(Path())
+    else:
+        folder = fetch_checkpoint(model.checkpoint, revision=model.revision, weights=False)
+        features = part_features(folder)
+    further = {
+        kind: part_features(folder)(silence) for kind, folder in further_features_of(config).items()
+    }
+    row = {"num_mel_bins": features.num_mel_bins, "pad_value": features(silence).pad_value}
+    return one_row(PARTS, row | further_columns(further))
+
+
+class _EngineWorker(_Worker):
+    """A worker with an engine, which it tests before anything is given to it."""
+
+    def __init__(
+        self,
+        spec: EngineSpec,
+        *,
+        coordinator: Any,
+        logs: LogSettings,
+        engine_factory: EngineFactory,
+    ) -> None:
+        self._spec, self._engine_factory = spec, engine_factory
+        self._stage: TranscribeStage | None = None
+        self._spent = Activity()  # by engines that failed
+        self._testing = threading.Lock()
+        self._watch = StuckWatch()
+        super().__init__(TRANSCRIBE, spec.config, coordinator=coordinator, logs=logs)
+
+    def activity(self) -> Activity:
+        """Return what this process did so far."""
+        return self._spent if self._stage is None else self._spent + self._stage.activity
+
+    def _look_after(self) -> None:
+        super()._look_after()
+        activity = self.activity()
+        if self._device.gpus and self._watch.is_stuck(activity, proving=self._testing.locked()):
+            self._leave(
+                EngineError(
+                    f"transcribing: no window, step or token in {STUCK_LOOKS} reports, with "
+                    f"{activity.parts_in_engines} parts in the engine, expected some in seconds: a "
+                    "kernel that does not end; look into the driver's messages (dmesg, Xid)"
+                )
+            )
+
+    def _load(self, *, test: bool) -> None:
+        """Load the engine, and have it transcribe silence, so that no part is blamed for it.
+
+        Raises:
+            EngineError: it failed a few times.
+        """
+        for load in range(1, LOADS + 1):
+            self._stage = TranscribeStage(self._spec, engine_factory=self._engine_factory)
+            try:
+                self._stage.wait_until_loaded()
+                if test:
+                    self._test()
+                return
+            except EngineError:
+                stage, self._stage = self._stage, None
+                self._spent += stage.activity
+                stage.close()
+                if load == LOADS:
+                    raise
+                time.sleep(LOAD_PAUSE_S)
+
+    def _test(self) -> None:
+        assert self._stage is not None, "loaded before"
+        with self._testing:
+            self._stage.transcribe_silence(silent_part(self._spec.config))
+
+    def _transcribed(self, parts: pa.Table) -> pa.Table:
+        assert self._stage is not None, "loaded before"
+        results = self._stage(parts)
+        if NOT_A_NUMBER in results["error_kind"].to_pylist():
+            self._test()
+        return results
+
+
+class TranscribeWorker(_EngineWorker):
     """The transcribe stage of one actor; called from several threads."""
 
     def __init__(
@@ -199,98 +250,75 @@ class TranscribeWorker(_Worker):
         coordinator: Any,
         logs: LogSettings,
         engine_factory: EngineFactory,
-        of: Pass,
     ) -> None:
-        self._stage: TranscribeStage | None = None
-        self._proving = threading.Lock()
-        self._watch = StuckWatch()
-        super().__init__(TRANSCRIBE, spec.config, coordinator=coordinator, logs=logs, of=of)
-        self._works = False
-        if self.out is None:
-            self._trail.start()
-            self._stage = TranscribeStage(spec, engine_factory=engine_factory)
-
-    def activity(self) -> Activity:
-        """Return what this process did so far."""
-        return Activity() if self._stage is None else self._stage.activity
-
-    def _look_after(self) -> None:
-        activity = self.activity()
-        if self._device.gpus and self._watch.is_stuck(activity, proving=self._proving.locked()):
-            self._leave(
-                EngineError(
-                    f"transcribing: no window, step or token in {STUCK_LOOKS} reports, with "
-                    f"{activity.parts_in_engines} parts in the engine, expected some in seconds: a "
-                    "kernel that does not end; look into the driver's messages (dmesg, Xid)"
-                )
-            )
+        super().__init__(spec, coordinator=coordinator, logs=logs, engine_factory=engine_factory)
+        try:
+            with self._ending_the_run():
+                self._load(test=bool(self._device.gpus) or self._restarted)
+        except EngineError as error:
+            # Ray gives no calls to a worker that is starting, and starts none in its place.
+            while not self._coordinator.stopping():
+                self._take_out(error)
+                if self._restarted:  # for what it was given it is not waited any longer
+                    end_for_good()
+                time.sleep(REPORT_EVERY_S)
 
     def __call__(self, parts: pa.Table) -> pa.Table:
-        """Return one RESULTS row per part, or none where they are left to others."""
+        """Return one RESULTS row per part, or none of a run that stops."""
         if self._coordinator.stopping():
             return RESULTS.empty_table()
         try:
-            return self._transcribed(parts)
+            with self._ending_the_run():
+                return self._transcribed(parts)
+        except EngineError as error:
+            self._leave(error)
+            raise
         finally:
             self._coordinator.send()
 
-    def _transcribed(self, parts: pa.Table) -> pa.Table:
-        keys = _keys(parts)
-        call = f"parts {keys}"
-        if self._stage is None:
-            return self._hand_back(parts, HANDED_BACK, self.out or KILLED)
-        if not keys:
-            return self._stage(parts)
-        if (before := self._trail.before(call)) is not None:
-            if not before.noted:
-                self._hand_back(parts, DIED, before.why or KILLED)
-                self._trail.note(call, before)
-            return RESULTS.empty_table()
-        with in_call(self._trail, call):
-            try:
-                self._prove(self._stage, parts)
-                self._trail.begin(call)
-                results = self._stage(parts)
-                if NOT_A_NUMBER in results["error_kind"].to_pylist():
-                    with self._proving:
-                        self._stage.transcribe_silence(_to_do(parts))
-                return self._with_attempts(results)
-            except EngineError as error:
-                self._leave(error)
-                raise
 
-    def _prove(self, stage: TranscribeStage, parts: pa.Table) -> None:
-        """Find out whether this process works, so that no part is blamed for what it does."""
-        with self._proving:
-            if self._works:
+class RecordingWorker(_EngineWorker):
+    """Both stages in one actor, for one recording at a time, a part after the other."""
+
+    _has_company = False
+
+    def __init__(
+        self,
+        spec: EngineSpec,
+        *,
+        coordinator: Any,
+        logs: LogSettings,
+        engine_factory: EngineFactory,
+        extractor: str,
+    ) -> None:
+        self._extract_stage = ExtractStage(spec.config, extractor=extractor)
+        super().__init__(spec, coordinator=coordinator, logs=logs, engine_factory=engine_factory)
+
+    def activity(self) -> Activity:
+        """Return what this process did so far."""
+        return super().activity() + self._extract_stage.activity
+
+    def device(self) -> Device:
+        """Return what it runs on."""
+        return self._device
+
+    def prepare(self) -> None:
+        """Load and test the engine.
+
+        Raises:
+            EngineError: it cannot work.
+        """
+        try:
+            self._load(test=True)
+        except EngineError as error:
+            raise EngineError(f"{self._device}: {error}") from error
+
+    def transcribe(self, pack: pa.Table, attempt: int) -> Iterator[pa.Table]:
+        """Yield the RESULTS rows of each part of a recording; not all of a run that stops."""
+        at = RESULTS.get_field_index("attempts")
+        for parts in self._extract_stage(pack):
+            results = self._transcribed(parts)
+            attempts = pa.array([attempt] * results.num_rows, pa.int32())
+            yield results.set_column(at, RESULTS.field(at), attempts)
+            if self._coordinator.stopping():
                 return
-            stage.wait_until_loaded()
-            if self._device.gpus or self._restarted or self._pass.number > 1:
-                stage.transcribe_silence(_to_do(parts))
-            self._trail.works()
-            self._works = True
-
-    def _hand_back(self, parts: pa.Table, kind: str, why: str) -> pa.Table:
-        """Leave parts to the passes to come: what is not committed is not done."""
-        left = _to_do(parts) if kind == DIED else parts
-        self._not_done(refuse(left, self._error(kind, why), attempts=1))
-        return RESULTS.empty_table()
-
-    def _with_attempts(self, results: pa.Table) -> pa.Table:
-        if not self._pass.tried:
-            return results
-        index = results.schema.get_field_index("attempts")
-        ids, parts = results["recording_id"].to_pylist(), results["part"].to_pylist()
-        attempts = [self._pass.attempts_of(key) for key in zip(ids, parts, strict=True)]
-        return results.set_column(
-            index, results.schema.field(index), pa.array(attempts, pa.int32())
-        )
-
-
-def _to_do(parts: pa.Table) -> pa.Table:
-    return parts.filter(pc.equal(parts["status"], OK))
-
-
-def _keys(parts: pa.Table) -> list[PartKey]:
-    columns = parts.select(["recording_id", "part", "status"]).to_pylist()
-    return [(row["recording_id"], row["part"]) for row in columns if row["status"] == OK]

@@ -8,7 +8,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -163,13 +163,8 @@ class ExtractStage:
             activity += file.activity(ended=False)
         return replace(activity, extract_alive_s=now_s - self._began_s)
 
-    def __call__(
-        self, packs: pa.Table, *, opening: Callable[[str], None] = lambda _: None
-    ) -> Iterator[pa.Table]:
-        """Yield one PARTS table per part, as soon as it is known whether it is the last.
-
-        `opening` is called with the `recording_id` of each recording before its extraction.
-        """
+    def __call__(self, packs: pa.Table) -> Iterator[pa.Table]:
+        """Yield one PARTS table per part, as soon as it is known whether it is the last."""
         for files in packs.column("files").to_pylist():
             # One after another: the workers are what runs in parallel, and memory stays bounded.
             pending = deque(files)
@@ -181,7 +176,6 @@ class ExtractStage:
                     stratum=stratum(file["uri"], size_bytes), size_bytes=size_bytes
                 )
                 following = list(islice(pending, PREFETCH_FILES))
-                opening(file["recording_id"])
                 with closing(self._extract(file, following)) as tables:
                     for parts in tables:
                         if file["uri"] not in postponed and _host_fails(parts, file, pending):

@@ -486,13 +486,6 @@ def _duration_s(row: dict[str, Any]) -> float | None:
     return None if start_s is None or end_s is None else end_s - start_s
 
 
-def refuse(parts: pa.Table, error: ItemError, *, attempts: int) -> pa.Table:
-    """Return RESULTS rows in which every one of `parts` failed with `error`."""
-    rows = parts.drop_columns(list(FEATURE_COLUMNS)).to_pylist()
-    failure = failure_fields(error, stage="transcribe") | {"attempts": attempts}
-    return _results([_carry(row) | failure for row in rows])
-
-
 def _results(rows: list[dict[str, Any]]) -> pa.Table:
     try:
         return pa.Table.from_pylist(rows, schema=RESULTS)

@@ -26,7 +26,7 @@ from corpus_asr.report.run import as_data, load_report, render
 from corpus_asr.runtime import complete_recordings
 from corpus_asr.runtime.complete_recordings import find_speakers_of_run, place_words_once
 from corpus_asr.runtime.ray_cluster import Cluster
-from corpus_asr.runtime.ray_dataset import on_workers
+from corpus_asr.runtime.ray_workers import on_workers
 from corpus_asr.schemas import RECORDINGS, SPEAKERS
 from corpus_asr.speakers.voices import find_voices
 from corpus_asr.stages.measures import measured_columns

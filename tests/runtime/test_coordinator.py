@@ -10,19 +10,19 @@ import pytest
 import ray
 
 from corpus_asr.activity import Activity, FileSums
+from corpus_asr.errors import ConfigError
 from corpus_asr.runtime import coordinator as exporting
 from corpus_asr.runtime.commit import Tally
 from corpus_asr.runtime.coordinator import (
     MOST_REPORTS_PER_S,
     CoordinatorClient,
+    Device,
     Metrics,
     Report,
     RunCoordinator,
-    WorkerPlace,
-    WorkerState,
+    TakenOut,
     start_coordinator,
 )
-from corpus_asr.runtime.passes import Device
 from corpus_asr.storage.run_state.lock import ProcessName
 
 
@@ -88,19 +88,19 @@ def test_gauges_show_now(exported: Exported) -> None:
     }
 
 
-PLACE = WorkerPlace(
-    "node", ProcessName(host="h", user="u", pid=1, machine=None, started_ticks=None)
-)
+PROCESS = ProcessName(host="h", user="u", pid=1, machine=None, started_ticks=None)
 
 
 def test_what_workers_did_since_they_last_said_so_adds_up(exported: Exported) -> None:
     coordinator = RunCoordinator()
-    coordinator.report(Report("one", Activity(tokens=3, longest_left_s=9.0), PLACE))
-    coordinator.report(Report("two", Activity(tokens=4, slots=8, longest_left_s=5.0), PLACE))
-    coordinator.report(Report("one", Activity(tokens=2, slots=4), PLACE))
+    coordinator.report(Report("one", Activity(tokens=3, longest_left_s=9.0), "node", PROCESS))
+    coordinator.report(
+        Report("two", Activity(tokens=4, slots=8, longest_left_s=5.0), "node", PROCESS)
+    )
+    coordinator.report(Report("one", Activity(tokens=2, slots=4), "node", PROCESS))
     coordinator.add(Tally(parts=1, files=1), Activity(commits=1, commit_s=0.25))
     coordinator.replace("no memory")
-    assert coordinator.look("").activity == Activity(
+    assert coordinator.look().activity == Activity(
         tokens=9, slots=8, longest_left_s=5.0, commits=1, commit_s=0.25, workers_replaced=1
     )
     assert exported.added["corpus_asr_tokens_total"] == 9
@@ -129,11 +129,10 @@ class Lines:
 
 def of_many(num_workers: int, kinds: int = 12) -> tuple[RunCoordinator, Report]:
     """Return a coordinator that has seen so many workers, and what the last of them reports."""
-    coordinator, gpu = RunCoordinator(), Device(node_id="node", host="host", gpus=("0",))
+    coordinator = RunCoordinator()
     files = {f"mp3:{number}": FileSums.of(100_000, 60.0) for number in range(kinds)}
     for number in range(num_workers):
-        state = WorkerState("pass", "transcribe", str(number), gpu)
-        report = Report(str(number), Activity(decoded_s=1.0, durations=files), PLACE, state)
+        report = Report(str(number), Activity(decoded_s=1.0, durations=files), "node", PROCESS)
         coordinator.report(report)
     return coordinator, report
 
@@ -146,7 +145,7 @@ def test_a_report_costs_the_same_whatever_the_number_of_workers() -> None:
         [
             Lines().of(coordinator.report, report),
             Lines().of(coordinator.add, *committed),
-            Lines().of(coordinator.look, "pass"),
+            Lines().of(coordinator.look),
         ]
         for coordinator, report in (few, many)
     ]
@@ -176,7 +175,7 @@ def test_metrics_cost_nothing_where_nobody_exports_them() -> None:
     for _ in range(2):  # what was said is not said again
         client.send()
     coordinator.add.remote(Tally(parts=1, files=1, audio_s=3.0), Activity(commits=1, commit_s=0.1))
-    look = ray.get(coordinator.look.remote(""))
+    look = ray.get(coordinator.look.remote())
     assert look.tally.audio_s == 3.0
     assert look.activity.tokens == 3
 
@@ -210,7 +209,7 @@ def test_a_frozen_worker_is_killed_so_that_another_takes_its_place(
     replaced: list[str] = []
     while not replaced:
         assert time.monotonic() < deadline
-        replaced += ray.get(coordinator.look.remote("")).replaced
+        replaced += ray.get(coordinator.look.remote()).replaced
         time.sleep(0.5)
     assert ray.get(frozen.pid.remote()) != pids[0]
     assert ray.get(well.pid.remote()) == pids[1]
@@ -223,87 +222,47 @@ def test_a_frozen_worker_is_killed_so_that_another_takes_its_place(
 def test_nobody_is_frozen_who_could_not_be_heard() -> None:
     coordinator = RunCoordinator(silent_s=10.0)
     start_s = time.monotonic()
-    gpu = Device(node_id="node", host="host", gpus=("0",))
     for worker in ("one", "two"):
-        state = WorkerState("pass", "transcribe", worker, gpu, "lost" if worker == "two" else None)
-        coordinator.report(Report(worker, Activity(longest_left_s=9.0), PLACE, state))
+        coordinator.report(Report(worker, Activity(longest_left_s=9.0), "node", PROCESS))
     # The coordinator was stopped itself, or its machine was: reports are waiting to be read.
     assert coordinator._silent(start_s + 1000.0) == []
     for passed_s in range(1001, 1009):
         assert coordinator._silent(start_s + passed_s) == []
     _, two = coordinator._heard.pop("two")
     coordinator._heard["two"] = (start_s + 1009.0, two._replace(activity=Activity()))
-    assert coordinator._roster.of("pass")[1] == []
-    assert coordinator._silent(start_s + 1011.0) == [PLACE]
+    assert [report.process for report in coordinator._silent(start_s + 1011.0)] == [PROCESS]
     assert coordinator._silent(start_s + 1012.0) == []  # not again
     assert coordinator.num_heard() == 1
-    # The silent one may have been of a machine that was lost.
-    assert coordinator._roster.of("pass")[1] == ["transcribe"]
 
 
 def test_a_coordinator_adds_up_and_passes_on_the_wish_to_stop() -> None:
     coordinator = RunCoordinator()
-    assert not coordinator.report(Report("one", Activity(), PLACE)).stopping
-    coordinator.look("", stop=True)
-    assert coordinator.report(Report("one", Activity(), PLACE)).stopping
+    assert not coordinator.report(Report("one", Activity(), "node", PROCESS)).stopping
+    coordinator.look(stop=True)
+    assert coordinator.report(Report("one", Activity(), "node", PROCESS)).stopping
     coordinator.add(Tally(parts=1, audio_s=2.0))
     coordinator.add(Tally(parts=2, audio_s=3.0))
+    assert not coordinator.report(Report("one", Activity(), "node", PROCESS)).over
+    coordinator.look(over=True)
+    assert coordinator.report(Report("one", Activity(), "node", PROCESS)).over
     coordinator.replace("device lost")
-    look = coordinator.look("")
+    look = coordinator.look()
     assert (look.tally, look.replaced) == (Tally(parts=3, audio_s=5.0), ["device lost"])
-    assert coordinator.look("").replaced == []
-    assert RunCoordinator().look("").life != look.life
+    assert coordinator.look().replaced == []
+    assert RunCoordinator().look().life != look.life
 
 
-def test_a_coordinator_knows_which_workers_of_a_pass_are_out_and_whether_any_is_left() -> None:
+def test_a_coordinator_knows_which_workers_are_out_and_what_all_would_meet() -> None:
     coordinator = RunCoordinator()
-
-    def report(worker: str, *, token: str = "now", out: str | None = None) -> None:
-        gpu = Device(node_id="node", host="host", gpus=(worker,))
-        state = WorkerState(token, "transcribe", worker, gpu, out)
-        coordinator.report(Report(worker, Activity(), PLACE, state))
-
-    report("0", token="before")
-    report("1")
-    report("2", out="device lost")
-    look = coordinator.look("now")
-    assert [(str(each.device), each.out) for each in look.out] == [("GPU 2 of host", "device lost")]
-    assert look.idle_stages == []
-    report("1", out="no memory")
-    look = coordinator.look("now")
-    assert (len(look.out), look.idle_stages) == (2, ["transcribe"])
-    report("3")
-    assert coordinator.look("now").idle_stages == []
-    # A coordinator that took its place learns it from the next reports.
-    coordinator = RunCoordinator()
-    look = coordinator.look("now")
-    assert (look.out, look.idle_stages) == ([], [])
-    report("2", out="device lost")
-    assert coordinator.look("now").idle_stages == ["transcribe"]
-
-
-def test_a_stage_whose_workers_ended_is_not_one_whose_workers_cannot_work() -> None:
-    coordinator = RunCoordinator(silent_s=10.0)
-    start_s = time.monotonic()
-    device = Device(node_id="node", host="host", gpus=())
-    for worker, stage in (("0", "extract"), ("1", "extract"), ("2", "transcribe")):
-        state = WorkerState("now", stage, worker, device)
-        coordinator.report(Report(worker, Activity(), PLACE, state))
-    # Ray Data ended those that had nothing more to extract.
-    coordinator._looked_s = start_s + 9.0
-    coordinator._heard["2"] = (start_s + 9.0, coordinator._heard["2"][1])
-    assert coordinator._silent(start_s + 11.0) == [PLACE, PLACE]
-    assert coordinator.look("now").idle_stages == []
-
-
-def test_a_run_is_quiet_once_no_worker_does_anything() -> None:
-    coordinator = RunCoordinator()
-    coordinator._moved_s -= 100
-    idle = Activity(transcribe_alive_s=5.0, backpressure_s=3.0)
-    coordinator.report(Report("idle", idle, PLACE))
-    assert coordinator.quiet_s() >= 100
-    coordinator.report(Report("busy", Activity(load_s=1.0), PLACE))
-    assert coordinator.quiet_s() < 100
-    coordinator._moved_s -= 100
-    coordinator.add(Tally(parts=1))
-    assert coordinator.quiet_s() < 100
+    assert (coordinator.look().out, coordinator.look().failure) == ([], None)
+    gpu = Device(node_id="node", host="host", gpus=("2",))
+    out = TakenOut("transcribe", "2", gpu, "device lost")
+    for _ in range(2):  # a worker that stands aside says so again
+        coordinator.take_out(out)
+    first, second = ConfigError("no such model"), ConfigError("another")
+    coordinator.fail(first)
+    coordinator.fail(second)
+    look = coordinator.look()
+    assert (look.out, look.failure) == ([out], first)
+    assert str(out.device) == "GPU 2 of host"
+    assert str(Device(node_id="node", host="host")) == "CPUs of host"

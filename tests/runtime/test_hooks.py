@@ -13,7 +13,7 @@ from corpus_asr.errors import ConfigError, EngineError
 from corpus_asr.runtime import hooks
 from corpus_asr.runtime.hooks import DIED, HookCounts, check_hooks, run_hook
 from corpus_asr.runtime.ray_cluster import Cluster
-from corpus_asr.runtime.ray_dataset import on_mortal_workers
+from corpus_asr.runtime.ray_workers import on_mortal_workers
 from corpus_asr.storage.run_state import hook_rows, recording_rows
 from corpus_asr.storage.run_state.hook_rows import hooks_of, read_rows
 from corpus_asr.storage.run_state.portions import Lost

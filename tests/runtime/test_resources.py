@@ -7,8 +7,7 @@ from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import ConfigError
 from corpus_asr.runtime.resources import (
     NodeShape,
-    local_memory,
-    ray_memory,
+    memory_use,
     resolve_resources,
     store_bytes_for,
 )
@@ -169,10 +168,10 @@ def test_a_store_started_here_holds_what_is_in_flight_twice_and_two_parts_per_ex
 
 def test_memory_is_the_model_extraction_features_and_what_ray_takes() -> None:
     needs = {"num_packs": 1, "model_bytes": GIBIBYTE, "features_bytes": 100 * MEBIBYTE}
-    local = local_memory(config(), TWO_CORES, **needs)
+    local = memory_use(config(), TWO_CORES, with_ray=False, **needs)
     assert (local.models, local.features, local.ray) == (GIBIBYTE, 100 * MEBIBYTE, 0)
     assert local.total == local.models + local.extraction + local.features
-    with_ray = ray_memory(config(), LAPTOP, **needs)
+    with_ray = memory_use(config(), LAPTOP, with_ray=True, **needs)
     assert with_ray.features == local.features
     assert with_ray.total == sum(
         (with_ray.models, with_ray.extraction, with_ray.features, with_ray.ray)

@@ -19,8 +19,7 @@ from corpus_asr.runtime.resources import (
     FEATURE_BYTES_PER_S,
     MAX_MEL_BINS,
     local_machine,
-    local_memory,
-    ray_memory,
+    memory_use,
     this_machine,
 )
 from corpus_asr.transcription.engine import predicted_cpu_bytes
@@ -97,12 +96,10 @@ def test_a_run_takes_what_is_predicted_of_it(way: str, dtype: str, tmp_path: Pat
     found = peaks_of([sys.executable, "-m", "corpus_asr", "run", str(job), *options])
     loaded: Any = load_slot_model(model, device="cpu", dtype=dtype)
     features = HOURS * 3600 * FEATURE_BYTES_PER_S * shape.num_mel_bins / MAX_MEL_BINS
-    predict, machine = (
-        (local_memory, this_machine()) if way == "local" else (ray_memory, local_machine())
-    )
-    use = predict(
+    use = memory_use(
         config,
-        machine,
+        this_machine() if way == "local" else local_machine(),
+        with_ray=way == "Ray",
         num_packs=1,
         model_bytes=predicted(loaded.size),
         features_bytes=int(features),

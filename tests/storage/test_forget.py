@@ -90,7 +90,6 @@ def job(tmp_path: Path) -> ManualRun:
     orphan(job.store, part("", 0, texts=[SECRET], uri=uri))
     named = pq.read_table(job.store.address(job.store.names("recordings")[0]))
     job.store.write_table(FAILING_NAME, named.select(["recording_id", "uri", "etag", "size_bytes"]))
-    job.store.write_table("_run/deaths/x.parquet", named.select(["recording_id", "uri"]))
     job.store.write_json("_run/datasets/x.json", {"uri": "s3://sets/one"})
     examples = [{"uri": uri, "message": f"reading {uri}"}, {"uri": "/b.wav", "message": ""}]
     job.store.write_json(

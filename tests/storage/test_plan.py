@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import ConfigError
-from corpus_asr.runtime.passes import DEATHS_FOLDER, Device, Pass, note_deaths
 from corpus_asr.schemas import PACKS
 from corpus_asr.storage.parquet import parquet_writer
 from corpus_asr.storage.run_state import plan as plan_module
@@ -323,10 +322,7 @@ def test_what_may_hold_signed_addresses_is_its_owner_s_alone_on_local_disks(
         store = lock.store
         plan = make_plan(job, store)
         run = begin_run(store, job, fingerprint(job, "weights"))
-        died = results(part("a", 0, texts=[], uri="https://host/a.mp3?X-Amz-Signature=s3cr3t"))
-        note_deaths(store, Pass(), died, Device(node_id="1", host="a"))
-        for private in (output / plan.name, output / DEATHS_FOLDER):
-            assert modes(private) == {0o600}
+        assert modes(output / plan.name) == {0o600}
         # What others need to look at a run or to continue it.
         assert modes(output / "_run") - modes(output / plan.name) == {0o644}
         assert (output / LOCK_NAME).stat().st_mode & 0o777 == 0o644

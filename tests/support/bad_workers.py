@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 
+from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import EngineError
 from corpus_asr.runtime.workers import ExtractWorker
 from corpus_asr.stages.parts import ExtractedPart, ExtractRequest
@@ -93,20 +94,20 @@ def late_engine(_: EngineSpec) -> ScriptedEngine:
 
 
 class DyingBetween(ExtractWorker):
-    """Ends once, after a recording whose address tells to; of `forgets`, without a trace of it."""
+    """Ends once, after a recording whose address tells to."""
 
-    def _parts_of(self, packs: pa.Table, call: str) -> Iterator[pa.Table]:
-        folder = Path(self._output.uri).parent
-        for parts in super()._parts_of(packs, call):
+    def __init__(self, config: RunConfig, **options: Any) -> None:
+        self._folder = Path(config.output.uri).parent
+        super().__init__(config, **options)
+
+    def _parts_of(self, packs: pa.Table) -> Iterator[pa.Table]:
+        for parts in super()._parts_of(packs):
             yield parts
             [row] = parts.select(["uri", "last_part"]).to_pylist()
-            if not row["last_part"] or not row["uri"].startswith(("dies", "forgets")):
-                continue
-            # What it yielded last may or may not have left the process: the next pass is spared.
-            if "extract worker killed" not in notes(folder):
-                if row["uri"].startswith("forgets"):
-                    self._trail.begin(call)
-                _note(folder, "extract worker killed")
+            ends = row["last_part"] and row["uri"].startswith("dies")
+            # What it yielded last may or may not have left the process: the next one is spared.
+            if ends and "extract worker killed" not in notes(self._folder):
+                _note(self._folder, "extract worker killed")
                 os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 
 from corpus_asr.activity import Activity
-from corpus_asr.config.run import RunConfig
+from corpus_asr.config.run import RunConfig, RunOptions
 from corpus_asr.errors import EngineError, ItemError
 from corpus_asr.pipelines import driver
 from corpus_asr.runtime import checkpoints
@@ -190,6 +190,6 @@ def run_scripted(
         progress=progress,
         engine_factory=engine,
         extractor=extractor,
-        stop_at=stop_at,
+        options=RunOptions(stop_at=stop_at),
     )
     return progress.tally

@@ -64,7 +64,6 @@ DATASETS_FOLDER: Final = "_run/datasets"
 _MADE_AGAIN = (PAGE_NAME, failures_name(PAGE_NAME))
 _OURS = (RUN_NAME, EVALUATION_NAME, CALIBRATION_NAME)
 _SUMMARY = re.compile(r"(\d{4}-\d\d-\d\d(?:-\d+)?)\.json")  # of a night
-_GONE_WITH_RUNS = "_run/deaths/"  # of a run that is over: whoever forgets has the lock
 _KEPT = (LOCK_NAME, CHANGE_NAME, FORGOTTEN_NAME, NAMES_NAME, SUCCESS_NAME)
 _PLACEHOLDER = "(forgotten)"
 _IDENTITY = ("recording_id", "uri")
@@ -370,11 +369,7 @@ def _rewrite_files(store: OutputStore, spellings: _Spellings) -> list[str]:
     summaries = {f"{SUMMARIES_FOLDER}/{night}.{end}" for night in nights for end in ("json", "md")}
     foreign: dict[str, None] = {}
     for name in names:
-        if (
-            name.rpartition("/")[2].startswith(TEMPORARY_PREFIX)
-            or name.startswith(_GONE_WITH_RUNS)
-            or name in _MADE_AGAIN
-        ):
+        if name.rpartition("/")[2].startswith(TEMPORARY_PREFIX) or name in _MADE_AGAIN:
             store.remove(name)
         elif name.startswith(passed_over) or name in _KEPT:
             continue

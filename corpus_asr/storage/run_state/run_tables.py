@@ -626,7 +626,7 @@ class RunTables:
         return {name: np.array(places, dtype=np.int8) for name, places in found}
 
     def remaining(
-        self, files: pa.RecordBatch, retry: Retry = Retry.environment,
+        self, files: pa.RecordBatch, retry: Retry | None = Retry.environment,
         *, leave_alone: Collection[str] = (),
     ) -> pa.Table:  # fmt: skip
         """Return the FILES rows that are not fully committed, with the parts that are, and why.
@@ -637,7 +637,7 @@ class RunTables:
         positions = pa.array(range(files.num_rows), pa.int64())
         db = self._db.cursor()
         db.register("files", files.append_column("position", positions))
-        tried = [str(origin) for origin in Origin if retry.includes(origin)]
+        tried = [str(origin) for origin in Origin if retry is not None and retry.includes(origin)]
         parameters = {"tried": tried, "spared": list(leave_alone)}
         with self._asking():
             return conform(db.sql(_REMAINING, params=parameters).to_arrow_table(), REMAINING)

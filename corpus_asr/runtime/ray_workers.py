@@ -1,0 +1,289 @@
+"""Work that is given to workers on Ray one by one, and what becomes of it when they end.
+
+Tasks for what needs nothing but a CPU; actors where a model has to be loaded first.
+"""
+
+import shutil
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import ray
+
+from corpus_asr.errors import CorpusAsrError, EngineError
+from corpus_asr.runtime.coordinator import Device
+from corpus_asr.runtime.second_try import RetriedRecording
+from corpus_asr.storage.run_state.portions import Lost
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_RETRIES = 3  # of a task whose machine goes
+_DIED = (
+    ray.exceptions.WorkerCrashedError,
+    ray.exceptions.NodeDiedError,
+    ray.exceptions.OutOfMemoryError,
+    ray.exceptions.RayActorError,
+)
+_FULL = (ray.exceptions.OutOfDiskError, ray.exceptions.ObjectStoreFullError)
+_RAY_ADVICE = "\nFailed to apply UDF transform"
+# Processes of one worker that may end in a row before one of them is known to work.
+MAX_FAILURES = 2
+KILLED = "its process was killed, or ran out of memory"
+POLL_S = 1.0
+# Where some workers were taken out of work and no other shows a sign of life for so long, none will
+# come: there is no room for it.
+NEWCOMER_S = 60.0
+
+
+def on_workers(work: Callable[[T], R], portions: Iterable[T], *, at_once: int) -> Iterator[R]:
+    """Yield what becomes of portions, in any order: tasks of one CPU each on the connected Ray."""
+    for found in on_mortal_workers(work, portions, at_once=at_once, retries=_RETRIES):
+        if isinstance(found, Lost):
+            raise found.error
+        yield found
+
+
+def on_mortal_workers(
+    work: Callable[[T], R], portions: Iterable[T], *, at_once: int, retries: int = 0
+) -> Iterator[R | Lost]:
+    """Do as `on_workers`; yield also those portions with which processes end."""
+    task: Any = ray.remote(num_cpus=1, max_retries=retries)(lambda work, portion: work(portion))
+    shared, waiting = ray.put(work), dict[Any, T]()
+    try:
+        for portion in portions:
+            waiting[task.remote(shared, portion)] = portion
+            if len(waiting) >= at_once:
+                yield _first_done(waiting)
+        while waiting:
+            yield _first_done(waiting)
+    except ray.exceptions.RayError as error:
+        raise own_error(error) from error
+
+
+def _first_done(waiting: dict[Any, T]) -> Any:
+    [done], _ = ray.wait([*waiting])
+    portion = waiting.pop(done)
+    try:
+        return ray.get(done)
+    except _DIED as error:
+        return Lost(portion, own_error(error))
+
+
+def own_error(error: BaseException) -> CorpusAsrError:
+    """Find this package's error in what Ray raised, or wrap the rest as an `EngineError`."""
+    seen: list[BaseException] = []
+    queue: list[BaseException | None] = [error]
+    # Breadth first: the outermost of our errors is the one with words for the user.
+    while queue:
+        cause = queue.pop(0)
+        if cause is None or cause in seen:
+            continue
+        seen.append(cause)
+        # By its module: Ray makes classes that are subclasses of ours and of its own.
+        if type(cause).__module__ == CorpusAsrError.__module__:
+            assert isinstance(cause, CorpusAsrError)
+            # Ray 2.60 appends advice about its own retries to the message.
+            return type(cause)(str(cause).split(_RAY_ADVICE)[0])
+        if isinstance(cause, _FULL):
+            return _no_room(cause)
+        queue += [getattr(cause, "cause", None), cause.__cause__, cause.__context__]
+    last_line = str(error).strip().splitlines()[-1] if str(error).strip() else ""
+    return EngineError(
+        f"running the pipeline on Ray: {type(error).__name__}: {last_line}; everything committed "
+        "so far is kept, and running again continues from there"
+    )
+
+
+def _no_room(error: BaseException) -> EngineError:
+    # On a cluster it may have been another machine; its places have the same names.
+    places = [place for place in ("/dev/shm", tempfile.gettempdir()) if Path(place).is_dir()]
+    free = ", ".join(f"{shutil.disk_usage(place).free:,} bytes in {place}" for place in places)
+    return EngineError(
+        f"keeping features for the next stage in Ray's object store: {type(error).__name__}, "
+        f"found {free} free on the driver's machine, expected room in shared memory and for what "
+        "is spilled; free some, start Ray with a larger object store or with its temporary folder "
+        "(RAY_TMPDIR) on a larger disk, or lower extract.part_s or transcribe.slots; what was "
+        "committed is kept, and running again continues from there"
+    )
+
+
+def is_hopeless(num_out: int, wanted: int, quiet_s: float) -> bool:
+    """Return whether no worker of those that are wanted can be expected to work.
+
+    Args:
+        num_out: those of them that were taken out of work.
+        wanted: how many there are to be.
+        quiet_s: how long no other has shown a sign of life.
+    """
+    return num_out >= wanted or (num_out > 0 and quiet_s > NEWCOMER_S)
+
+
+class Result(NamedTuple):
+    """What a worker made of a part of a recording."""
+
+    block: Any
+    """Reference to its RESULTS rows."""
+    num_bytes: int
+
+
+@dataclass(slots=True)
+class _Place:
+    """One of the workers: an actor, and those that took its place."""
+
+    actor: Any
+    pending: Any
+    """What is waited for of it; None while it has nothing to do."""
+    device: Device | None = None
+    """Once there is one for it."""
+    recording: RetriedRecording | None = None
+    failures: int = 0
+    """Processes that ended in a row before they were known to work."""
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it is known to work."""
+        return self.device is not None and (self.pending is None or self.recording is not None)
+
+    @property
+    def is_out(self) -> bool:
+        """Whether no other is tried there."""
+        return self.failures >= MAX_FAILURES
+
+
+class RecordingWorkers:
+    """Actors that transcribe a recording at a time; one that ends is followed by another."""
+
+    def __init__(
+        self,
+        start: Callable[[], Any],
+        *,
+        num_workers: int,
+        patience_s: float,
+        stopping: Callable[[], bool],
+        replaced: Callable[[str], object],
+    ) -> None:
+        """`start` makes an actor of `RecordingWorker`; `replaced` is told why one ended.
+
+        Nothing new is begun once `stopping` says so. It is an error if nothing happens for
+        `patience_s`.
+        """
+        self._start, self._patience_s = start, patience_s
+        self._stopping, self._replaced = stopping, replaced
+        self._places = [self._begun(_Place(None, None)) for _ in range(num_workers)]
+        self._reasons: dict[str, None] = {}
+
+    def __call__(self, recordings: Iterable[RetriedRecording]) -> Iterator[Result | Lost]:
+        """Yield results as they come, and `Lost` for recordings with which a worker ended.
+
+        Raises:
+            EngineError: no worker can work.
+            CorpusAsrError: what every recording would meet.
+        """
+        waiting = deque(recordings)
+        moved_s = time.monotonic()
+        while waiting or any(place.recording for place in self._places):
+            if self._stopping():
+                waiting.clear()
+            self._give(waiting)
+            pending = {place.pending: place for place in self._places if place.pending is not None}
+            ready, _ = ray.wait([*pending], timeout=POLL_S)
+            for reference in ready:
+                moved_s = time.monotonic()
+                yield from self._taken(pending[reference], waiting)
+            quiet_s = time.monotonic() - moved_s
+            if quiet_s > self._patience_s:
+                raise self._no_worker(f"nothing happened for {self._patience_s:g} s")
+            num_out = sum(place.is_out for place in self._places)
+            none_came = not any(place.device for place in self._places)
+            if none_came and is_hopeless(num_out, len(self._places), quiet_s):
+                raise self._no_worker("; ".join(self._reasons))
+
+    def close(self) -> None:
+        """End all of them."""
+        for place in self._places:
+            ray.kill(place.actor)
+
+    def _begun(self, place: _Place) -> _Place:
+        place.actor = self._start()
+        place.pending, place.device = place.actor.device.remote(), None
+        return place
+
+    def _give(self, waiting: deque[RetriedRecording]) -> None:
+        devices = {place.device for place in self._places if place.device is not None}
+        for place in self._places:
+            if not place.is_ready or place.pending is not None:
+                continue
+            for recording in waiting:
+                # Another device is to try what ended a worker here, where there is one.
+                if place.device not in recording.devices or devices <= recording.devices:
+                    waiting.remove(recording)
+                    place.recording = recording
+                    place.pending = place.actor.transcribe.options(num_returns="streaming").remote(
+                        recording.pack(), recording.attempt
+                    )
+                    break
+
+    def _taken(self, place: _Place, waiting: deque[RetriedRecording]) -> Iterator[Result | Lost]:
+        """Take what is ready of a worker."""
+        recording, reference = place.recording, place.pending
+        try:
+            if place.device is None:
+                place.device = ray.get(reference)
+                place.pending = place.actor.prepare.remote()
+                return
+            if recording is None:
+                ray.get(reference)
+                place.pending, place.failures = None, 0
+                return
+            block = next(reference)
+            results = ray.get(block)
+            recording.add_done(results["part"].to_pylist())
+            yield Result(block, results.nbytes)
+        except StopIteration:
+            place.recording = place.pending = None
+        except ray.exceptions.RayError as error:
+            lost = self._ended(place, error)
+            if lost is not None:
+                yield lost
+            elif recording is not None:
+                waiting.append(recording)  # a lost machine says nothing about it
+
+    def _ended(self, place: _Place, error: ray.exceptions.RayError) -> Lost | None:
+        """Follow a worker that ended by another, unless it cannot work."""
+        ours = own_error(error)
+        died = isinstance(error, _DIED)
+        if not died and type(ours) is not EngineError:
+            raise ours
+        reason = KILLED if died else str(ours)
+        recording, device = place.recording, place.device
+        place.recording = None
+        ray.kill(place.actor)
+        self._replaced(reason)
+        if recording is None:
+            place.failures += 1
+            self._reasons[reason] = None
+        if place.is_out:
+            place.pending = place.device = None
+        else:
+            self._begun(place)
+        if recording is None or device is None or (died and not _is_alive(device.node_id)):
+            return None
+        recording.devices.add(device)
+        recording.reasons.append(f"{device}: {reason}")
+        return Lost(recording, ours)
+
+    def _no_worker(self, why: str) -> EngineError:
+        return EngineError(
+            f"no transcribe worker can work, expected at least one: {why}; what was committed is "
+            "kept, and running again continues from there"
+        )
+
+
+def _is_alive(node_id: str) -> bool:
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return any(node["NodeID"] == node_id and node["Alive"] for node in nodes)
