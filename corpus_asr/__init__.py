@@ -1,6 +1,6 @@
 """Batch transcription of audio corpora: recordings in, tables of segments out.
 
-Importing this costs nothing: `Transcriber` and what it needs, torch among it, load on first use.
+Importing this package is fast: `Transcriber` and its dependencies, such as torch, load on use.
 
 >>> import corpus_asr
 >>> [name for name in dir(corpus_asr) if name.startswith("T")]
@@ -46,7 +46,7 @@ _MODULES = {
 
 def __getattr__(name: str) -> object:
     if name == "__version__":
-        # 0.03 s, which each child process would wait for.
+        # takes 0.03 s, which each child process would wait for
         from importlib.metadata import version
 
         return version("corpus-asr")

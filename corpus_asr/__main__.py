@@ -1,7 +1,7 @@
-"""Where the command begins, also as `python -m corpus_asr`.
+"""Entry point of the command, also as `python -m corpus_asr`.
 
-Reading the packages of the command line takes part of a second, in which people interrupt, too:
-nothing but Python's own is imported before they can be answered.
+Importing the command line takes a fraction of a second, in which users interrupt, too: only the
+standard library is imported before interrupts are handled.
 """
 
 import atexit
@@ -9,15 +9,15 @@ import gc
 import os
 import sys
 
-_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
-_OBJECTS_PER_COLLECTION = 10_000  # in place of 700; a few MiB
+_INTERRUPTED = 130  # 128 + SIGINT, as in shells
+_OBJECTS_PER_COLLECTION = 10_000  # default: 700; takes a few MiB
 
 
 def main() -> None:
-    """Run the command; an interrupt before it is loaded prints a line, no traceback."""
-    # Of 3.6 s for a clip of 11 s the collector took 0.1 looking through what is being imported.
+    """Run the command; an interrupt during imports prints a line instead of a traceback."""
+    # Of 3.6 s for an 11 s clip, garbage collection took 0.1 s during imports.
     gc.set_threshold(_OBJECTS_PER_COLLECTION, *gc.get_threshold()[1:])
-    end = _End()
+    end = _ProcessExit()
     atexit.register(end.now)  # registered first, called last
     try:
         try:
@@ -31,21 +31,21 @@ def main() -> None:
         end.code = error.code if isinstance(error.code, int) else int(error.code is not None)
         failures = sys.modules.get("corpus_asr.cli.failures")
         if failures is not None and end.code in failures.ENDS_AT_ONCE:
-            atexit._run_exitfuncs()  # the last of them ends the process
+            atexit._run_exitfuncs()  # the last of them exits the process
         raise
 
 
-class _End:
-    """The end of the process once threads have ended and all that is registered was called."""
+class _ProcessExit:
+    """Exit of the process after threads have ended and all exit functions were called."""
 
-    code = 1  # of an error that nobody caught
+    code = 1  # of an uncaught exception
 
     def now(self) -> None:
-        """End without looking for garbage in a process that is over: 0.3 s of those."""
+        """Exit without garbage collection, which takes 0.3 s."""
         try:
             for stream in (sys.stdout, sys.stderr):
                 stream.flush()
-        except OSError:  # nobody reads any more
+        except OSError:  # the reader has closed the pipe
             self.code = self.code or 1
         os._exit(self.code)
 

@@ -1,4 +1,4 @@
-"""What the workers of a run did, as sums that add up; its speed, and estimates of the rest."""
+"""Activity of a run's workers, as additive counts; its speed, and estimates."""
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -8,41 +8,43 @@ from typing import Any, Literal, Self
 
 EngineStage = Literal["encode_s", "fill_s", "prefill_s", "step_s", "wait_s"]
 
-# Of each kind of failure; all failed recordings are in the recordings table.
+# Per kind of failure; all failed recordings are in the recordings table.
 EXAMPLES = 3
 
 
-# What the seconds of a byte depend on. Other endings count as one, so that names such as part.0001
-# do not make every recording a type of its own.
+# Suffixes that determine the seconds per byte. Others count as one, so that names such as part.0001
+# do not make each recording a type of its own.
 _TYPES = """
     3gp aac aif aiff amr au avi caf flac flv gsm m4a m4b mka mkv mov mp3 mp4 mpeg mpg oga ogg opus
     spx ts wav webm wma wmv wv
 """
 _KNOWN_TYPES = frozenset(_TYPES.split())
-# A recording that a store says no size of, such as one of the web, counts as one of so many bytes.
+# Assumed size of a recording of unknown size, such as at a URL.
 USUAL_BYTES = 2**24  # 16 MiB
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A likely value, and the range that holds the true one about eight times in ten."""
+    """An estimated value, and a range that holds the true value in about 80 % of cases."""
 
     value: float
     low: float
     high: float
 
     def over(self, speed: float) -> "Estimate":
-        """Return it divided by a number."""
+        """Return the estimate divided by a number."""
         return Estimate(self.value / speed, self.low / speed, self.high / speed)
 
     def clock_words(self) -> str:
         """Write seconds as `0:12:30 (0:10:00-0:16:00)`, from ten minutes on a range of minutes."""
         step_s = 60 if self.high >= _MINUTES_FROM_S else 1
-        low, high = (clock_time(step_s * round(each / step_s)) for each in (self.low, self.high))
+        low, high = (
+            clock_time(step_s * round(bound_s / step_s)) for bound_s in (self.low, self.high)
+        )
         return f"{clock_time(self.value)} ({low}-{high})"
 
     def hours_words(self) -> str:
-        """Write seconds as `1.35 h (1.20-1.52)`, or in minutes where they are less than an hour."""
+        """Format seconds as `1.35 h (1.20-1.52)`, or in minutes if below an hour."""
         unit, (low, value, high) = in_hours(self.low, self.value, self.high)
         return f"{value} {unit}" if low == high else f"{value} {unit} ({low}-{high})"
 
@@ -51,13 +53,13 @@ _MINUTES_FROM_S = 600.0
 
 
 def in_hours(*seconds: float) -> tuple[str, list[str]]:
-    """Write lengths of time in one unit: hours, or minutes where all are less than an hour."""
+    """Format durations in one unit: hours, or minutes if all are below an hour."""
     unit, unit_s, digits = ("h", 3600.0, 2) if max(seconds) >= 3600 else ("min", 60.0, 1)
-    return unit, [f"{each / unit_s:,.{digits}f}" for each in seconds]
+    return unit, [f"{length_s / unit_s:,.{digits}f}" for length_s in seconds]
 
 
 def clock_time(seconds: float) -> str:
-    """Write a length of time as hours:minutes:seconds."""
+    """Format a duration as hours:minutes:seconds."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}"
@@ -69,7 +71,7 @@ def rtfx(audio_s: float, wall_s: float) -> float:
 
 
 def stratum(uri: str, size_bytes: int | None) -> str:
-    """Name the recordings of the same type and about the same size, within a factor of 4: `mp3:11`.
+    """Return a key for recordings of one type and similar size (factor of 4), such as `mp3:11`.
 
     A recording of unknown size counts as one of `USUAL_BYTES`.
     """
@@ -80,7 +82,7 @@ def stratum(uri: str, size_bytes: int | None) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileSums:
-    """Sums over recordings, from which a ratio of seconds to bytes follows."""
+    """Sums over recordings, which give a ratio of seconds to bytes."""
 
     files: int = 0
     size: float = 0.0
@@ -114,7 +116,7 @@ Strata = Mapping[str, FileSums]
 
 
 def added(*strata: Strata) -> dict[str, FileSums]:
-    """Add up sums, each stratum by itself."""
+    """Add sums by stratum."""
     totals: dict[str, FileSums] = {}
     for sums in strata:
         for name, of_stratum in sums.items():
@@ -124,71 +126,71 @@ def added(*strata: Strata) -> dict[str, FileSums]:
 
 @dataclass(slots=True, kw_only=True)
 class Activity:
-    """Counts of one engine or worker since it began, or their sums over workers; adds up."""
+    """Additive counts of an engine or worker since its start, or their sums over workers."""
 
     extract_alive_s: float = 0.0
-    """Time since an extract worker began."""
+    """Time since an extract worker started."""
     extract_s: float = 0.0
-    """Of it, waiting for its child process to read, decode and make features."""
+    """Time waiting for the child process to read, decode and make features."""
     extract_cpu_s: float = 0.0
-    """CPU time of that child; the rest of `extract_s` it waited, mostly for the store."""
+    """CPU time of the child; it spends the rest of `extract_s` waiting, mostly for the store."""
     backpressure_s: float = 0.0
-    """Time extracted parts waited for room in what comes next."""
+    """Time extracted parts were blocked by backpressure."""
     fetch_retries: int = 0
-    """Requests of recordings that a store had to be asked again."""
+    """Retried store requests for recordings."""
     parts_extracted: int = 0
     files_extracted: int = 0
-    """Recordings that Ray's extract workers are through with; some may be left to another pass."""
+    """Recordings processed by Ray's extract workers; some may be left to another pass."""
     durations: Strata = field(default_factory=dict)
-    """Recordings whose duration is known: from the header of one that is open, else as decoded."""
+    """Recordings of known duration: from the header while open, else as decoded."""
     decoded_s: float = 0.0
-    """Audio decoded, also of a part that is not complete."""
+    """Decoded audio, incomplete parts included."""
     transcribed_s: float = 0.0
-    """Audio that is through the engines, also of a part that is not complete."""
+    """Transcribed audio, incomplete parts included."""
     longest_left_s: float = 0.0
-    """Audio left of the part in an engine that has most; a part is decoded from start to end."""
+    """Longest remaining audio of a part in an engine; parts are decoded sequentially."""
     load_s: float = 0.0
-    """Loading the model."""
+    """Time to load the model."""
     transcribe_alive_s: float = 0.0
     """Time since a transcribe worker's model was loaded."""
-    # Seconds of an engine are the host's: on a CPU those of the work, on a GPU those of queueing
-    # it, where what the device takes beyond that shows as `wait_s`. Windows that a CPU encodes in
-    # a thread beside the one that decodes are not in `encode_s`.
+    # Engine times are the host's: on a CPU, of the computation; on a GPU, of queueing it, and
+    # additional device time is in `wait_s`. Windows that a CPU encodes in a separate thread are not
+    # in `encode_s`.
     encode_s: float = 0.0
     fill_s: float = 0.0
     prefill_s: float = 0.0
     step_s: float = 0.0
     wait_s: float = 0.0
-    """Looking for ended slots and reading results."""
+    """Time to detect finished slots and read results."""
     slots: int = 0
-    """Of one worker, the largest; does not add up."""
+    """Of one worker, the maximum; not additive."""
     halvings: int = 0
-    """How often memory did not suffice, so that slots or encoder batches were halved."""
+    """Out-of-memory events, after which slots or encoder batches were halved."""
     failed_captures: int = 0
-    """Decoding steps that could not be recorded as CUDA graphs, so that all run without."""
+    """Decoding steps that could not be captured as CUDA graphs, so that none is."""
     steps: int = 0
-    """Decoding steps of all kinds of search."""
+    """Decoding steps of all search methods."""
     slot_steps: int = 0
     """Occupied slots, summed over the steps."""
     slot_room: int = 0
-    """Slots there were, summed over the steps."""
+    """Available slots, summed over the steps."""
     windows: int = 0
-    """Windows encoded."""
+    """Encoded windows."""
     encoder_batches: int = 0
     refills: int = 0
-    """Jobs that took the place of one that ended."""
+    """Jobs that took over a finished one's slot."""
     tokens: int = 0
-    """Tokens decoded, end tokens left out."""
+    """Decoded tokens, excluding end tokens."""
     parts_started: int = 0
-    """Parts handed to an engine, those that were without speech included."""
+    """Parts submitted to an engine, including those without speech."""
     parts_transcribed: int = 0
-    """Of these, parts with a result."""
+    """Submitted parts with a result."""
     commits: int = 0
     commit_s: float = 0.0
     commit_retries: int = 0
-    """Requests of commits that the output's store had to be asked again."""
+    """Retried store requests of commits."""
     workers_replaced: int = 0
-    """Transcribe workers that were found unusable."""
+    """Unusable transcribe workers."""
 
     def __add__(self, other: "Activity") -> "Activity":
         sums: dict[str, Any] = {name: getattr(self, name) + getattr(other, name) for name in _ADDED}
@@ -200,33 +202,33 @@ class Activity:
         )
 
     def since(self, before: "Activity") -> "Activity":
-        """Return what was done after `before`, so that both add up to this.
+        """Return the activity after `before`, so that both sum to this.
 
-        `slots` and `longest_left_s`, which do not add up, are those of now.
+        `slots` and `longest_left_s`, which are not additive, keep their present values.
         """
         grown: dict[str, Any] = {n: getattr(self, n) - getattr(before, n) for n in _ADDED}
         kinds = self.durations.keys() | before.durations.keys()
         pairs = (
             (k, self.durations.get(k, _NO_FILES), before.durations.get(k, _NO_FILES)) for k in kinds
         )
-        durations = {kind: now - earlier for kind, now, earlier in pairs if now != earlier}
+        durations = {kind: later - earlier for kind, later, earlier in pairs if later != earlier}
         largest: dict[str, Any] = {"slots": self.slots, "longest_left_s": self.longest_left_s}
         return Activity(**grown, **largest, durations=durations)
 
     @classmethod
     def total(cls, activities: "Iterable[Activity]") -> "Activity":
-        """Add up any number of them."""
+        """Return the sum of any number of activities."""
         return sum(activities, cls())
 
     def count_steps(self, steps: int, *, active: int, places: int) -> None:
-        """Note that so many steps were run with `active` of `places` in use."""
+        """Count steps that were run with `active` of `places` slots in use."""
         self.steps += steps
         self.slot_steps += steps * active
         self.slot_room += steps * places
 
     @contextmanager
     def timing(self, stage: EngineStage) -> Iterator[None]:
-        """Add the time the block takes to a stage."""
+        """Add the duration of the context to a stage."""
         started_s = time.perf_counter()
         try:
             yield
@@ -235,32 +237,32 @@ class Activity:
 
     @property
     def engine_s(self) -> float:
-        """Time the engines worked."""
+        """Seconds during which the engines worked."""
         return self.encode_s + self.fill_s + self.prefill_s + self.step_s + self.wait_s
 
     @property
     def engine_share(self) -> float | None:
-        """Share of the time with a loaded model in which the engines worked; None before."""
+        """Fraction of the time with a loaded model in which the engines worked; None before."""
         return _share(self.engine_s, self.transcribe_alive_s)
 
     @property
     def extract_share(self) -> float | None:
-        """Share of the extract workers' time in which they extracted; None without any."""
+        """Fraction of the extract workers' time spent extracting; None without any."""
         return _share(self.extract_s, self.extract_alive_s)
 
     @property
     def backpressure_share(self) -> float | None:
-        """Share of the extract workers' time in which finished parts were not taken."""
+        """Fraction of the extract workers' time blocked by backpressure."""
         return _share(self.backpressure_s, self.extract_alive_s)
 
     @property
     def extract_cpu_share(self) -> float | None:
-        """Share of the time of extraction that was computing; the rest is mostly the store's."""
+        """Fraction of extraction time spent computing; the rest is mostly waiting for the store."""
         return _share(self.extract_cpu_s, self.extract_s)
 
     @property
     def occupancy(self) -> float | None:
-        """Mean share of the decoder slots in use; None before the first step."""
+        """Mean fraction of the decoder slots in use; None before the first step."""
         return _share(self.slot_steps, self.slot_room)
 
     @property
@@ -270,13 +272,13 @@ class Activity:
 
     @property
     def parts_ready(self) -> int:
-        """Extracted parts that wait for an engine."""
-        # A part whose worker died is handed over twice.
+        """Extracted parts queued for an engine."""
+        # A part whose worker died is submitted twice.
         return max(0, self.parts_extracted - self.parts_started)
 
     @property
     def parts_in_engines(self) -> int:
-        """Parts handed to an engine that have no result yet."""
+        """Parts submitted to an engine without a result."""
         return max(0, self.parts_started - self.parts_transcribed)
 
 
@@ -290,29 +292,29 @@ def _share(part: float, whole: float) -> float | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FailureCount:
-    """How many recordings failed in one way."""
+    """Number of recordings that failed in one way."""
 
     stage: str
     kind: str
     count: int
     retryable: bool
     examples: tuple[str, ...]
-    """Addresses of the first few, without credentials."""
+    """URIs of the first few, without credentials."""
     message: str = ""
-    """What the first of them failed with."""
+    """Error message of the first."""
 
 
 def merged(counts: Iterable[FailureCount]) -> tuple[FailureCount, ...]:
-    """Add up counts of the same stage and kind, the most frequent first."""
+    """Sum counts of the same stage and kind, most frequent first."""
     sums: dict[tuple[str, str], FailureCount] = {}
     for failures in counts:
         key = failures.stage, failures.kind
-        before = sums.setdefault(key, replace(failures, count=0))
+        previous = sums.setdefault(key, replace(failures, count=0))
         sums[key] = replace(
-            before,
-            count=before.count + failures.count,
-            # A retry pays as soon as one of them may succeed.
-            retryable=before.retryable or failures.retryable,
-            examples=tuple(dict.fromkeys((*before.examples, *failures.examples)))[:EXAMPLES],
+            previous,
+            count=previous.count + failures.count,
+            # Retryable if any of them may succeed.
+            retryable=previous.retryable or failures.retryable,
+            examples=tuple(dict.fromkeys((*previous.examples, *failures.examples)))[:EXAMPLES],
         )
     return tuple(sorted(sums.values(), key=lambda total: (-total.count, total.stage, total.kind)))

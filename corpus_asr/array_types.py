@@ -1,8 +1,8 @@
 """Arrays and tensors annotated with type and shape, such as `Float[Tensor, "batch frame mel"]`.
 
-Each name is `Annotated`: a type checker reads the array's class, and nothing is checked or
-installed for the rest. Tests put jaxtyping's classes in their place, before any other module of
-the package is imported, and check every call with them (tests/support/shapes.py).
+Each name is `Annotated`: type checkers see the array's class, and shapes are neither checked nor
+need a dependency. Tests replace the names by jaxtyping's classes before any other module of the
+package is imported, and check every call (tests/support/shapes.py).
 """
 
 from typing import Annotated as Bool

@@ -1,6 +1,6 @@
-"""Which share of a segment's words is right, estimated from what decoding knows of the segment.
+"""Estimates the fraction of correct words in a segment from decoding scores.
 
-Fitting is in `report/accuracy/calibration.py`.
+Fitted in `report/accuracy/calibration.py`.
 """
 
 import math
@@ -10,47 +10,47 @@ from typing import Any
 
 from corpus_asr.segments import Segment
 
-# Thresholds for reports, pages, summaries and examples; of segments and of words. What share of
-# segments has an error in each band is measured in corpus_asr/transcription/README.md.
+# Thresholds for reports, pages, summaries and examples; of segments and of words. The fraction of
+# segments with errors in each band is listed in corpus_asr/transcription/README.md.
 LOW_CONFIDENCE = 0.7
 HIGH_CONFIDENCE = 0.9
-# Where tables of recordings and segments by confidence are divided.
+# Edges of confidence bands in tables of recordings and segments.
 CONFIDENCE_EDGES = (0.3, 0.5, LOW_CONFIDENCE, 0.8, HIGH_CONFIDENCE, 0.95)
 
-# Certain tokens have a log-probability of 0, whose logarithm is not finite.
+# Certain tokens have a log-probability of 0, for which the feature would be infinite.
 _LOGPROB_FLOOR = 0.02
-# So that features are finite for any evidence.
+# Lower bound, so that features are finite.
 _LOWEST_LOGPROB = -20.0
-# Ordinary speech compresses by less than this; Whisper calls a window repetitive above 2.4.
+# Ordinary speech compresses by less than this; above 2.4 Whisper considers a window repetitive.
 _USUAL_COMPRESSION_RATIO = 2.0
-# Loops compress by ten and more, which says no more than this does.
+# Loops compress by ten and more; higher ratios add no information.
 _MOST_REPETITION = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SegmentEvidence:
-    """What the model uses of a segment; None is not known, and counts neither way."""
+    """Decoding scores of a segment; None is unknown, and has no effect."""
 
     text_logprob: float
-    """Mean log-probability of its text tokens, timestamps left out, before temperature."""
+    """Mean log-probability of its text tokens, excluding timestamps, before temperature."""
     compression_ratio: float | None = None
     no_speech_prob: float | None = None
     speech_fraction: float | None = None
 
 
 EVIDENCE_COLUMNS = tuple(field.name for field in fields(SegmentEvidence))
-# Each grows with the evidence that words are right; weights of a model are never negative.
+# Each increases with the evidence that words are correct; weights are never negative.
 FEATURES = ("likelihood", "repetition", "no_speech", "speech")
 
 
 def features_of(evidence: SegmentEvidence) -> tuple[float, ...]:
-    """Return the values of `FEATURES`: finite for any evidence, all of the order of 1."""
+    """Return the values of `FEATURES`: always finite, of the order of 1."""
     mean = max(_LOWEST_LOGPROB, min(0.0, evidence.text_logprob))
     ratio = evidence.compression_ratio
     excess = 0.0 if ratio is None else ratio - _USUAL_COMPRESSION_RATIO
     spoken = evidence.speech_fraction
     return (
-        # A logarithm: the odds of an error are about proportional to the mean surprise.
+        # Logarithmic: the odds of an error are roughly proportional to the mean surprisal.
         -math.log(_LOGPROB_FLOOR - mean),
         -min(_MOST_REPETITION, max(0.0, excess)),
         -(evidence.no_speech_prob or 0.0),
@@ -60,34 +60,34 @@ def features_of(evidence: SegmentEvidence) -> tuple[float, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConfidenceModel:
-    """A logistic regression of the share of right words on `FEATURES`."""
+    """A logistic regression of the fraction of correct words on `FEATURES`."""
 
     name: str
-    """What the tables say in `calibration`."""
+    """Value of `calibration` in the tables."""
     offset: float
     weights: tuple[float, ...]
     model_revision: str | None = None
-    """Weights it was fitted for; None where it is for any."""
+    """Revision of the weights it was fitted for; None: any."""
     family: str | None = None
-    """Family of these weights; None where it is for any."""
+    """Family of these weights; None: any."""
 
     def confidence(self, evidence: SegmentEvidence) -> float:
-        """Estimate which share of a segment's words is right, in 0-1."""
+        """Return the estimated fraction of correct words in a segment, 0 to 1."""
         terms = zip(self.weights, features_of(evidence), strict=True)
         logit = self.offset + math.fsum(weight * value for weight, value in terms)
         if logit >= 0:
             return 1.0 / (1.0 + math.exp(-logit))
-        # The same, for logits whose negative would overflow.
+        # The same function; the other form would overflow.
         odds = math.exp(logit)
         return odds / (1.0 + odds)
 
 
-# Fitted as corpus_asr/transcription/README.md says.
+# Fitted as described in corpus_asr/transcription/README.md.
 DEFAULT_MODEL = ConfidenceModel(name="default", offset=-0.19, weights=(1.72, 3.30, 0.75, 0.27))
 
 
 def mean_logprob_of(logprobs: Sequence[float]) -> float | None:
-    """Return the mean of a segment's log-probabilities; None for no tokens."""
+    """Return the mean of a segment's log-probabilities; None if there are no tokens."""
     return math.fsum(logprobs) / len(logprobs) if logprobs else None
 
 
@@ -95,8 +95,8 @@ def evidence_of(values: Mapping[str, Any]) -> SegmentEvidence | None:
     """Return the evidence in a row of the segments table; None without its log-probability."""
     if values.get("text_logprob") is None:
         return None
-    known: dict[str, Any] = {name: values.get(name) for name in EVIDENCE_COLUMNS}
-    return SegmentEvidence(**known)
+    evidence: dict[str, Any] = {name: values.get(name) for name in EVIDENCE_COLUMNS}
+    return SegmentEvidence(**evidence)
 
 
 def segment_evidence(segment: Segment) -> SegmentEvidence | None:
@@ -105,6 +105,6 @@ def segment_evidence(segment: Segment) -> SegmentEvidence | None:
 
 
 def with_confidence(segment: Segment, model: ConfidenceModel = DEFAULT_MODEL) -> Segment:
-    """Return a segment with the confidence that a model gives it; 0 for one without text."""
+    """Return a segment with the confidence computed by a model; 0 for one without text."""
     evidence = segment_evidence(segment)
     return replace(segment, confidence=0.0 if evidence is None else model.confidence(evidence))

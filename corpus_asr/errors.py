@@ -1,46 +1,46 @@
-"""The exception tree. Every class says when a caller would catch it.
+"""Exception hierarchy. Each class documents when to catch it.
 
     CorpusAsrError
-    ├─ ConfigError       the YAML or command line is wrong; exit code 2
-    │  └─ LockedError    another run is at work on the output folder
+    ├─ ConfigError       the YAML or command line is invalid; exit code 2
+    │  └─ LockedError    another run holds the output folder's lock
     ├─ CheckpointError   the model folder is unusable
     │  └─ WeightsError   missing, unexpected or wrongly shaped keys
-    ├─ ItemError         one recording failed: it becomes a failure row, the run goes on
-    │  ├─ AlignmentError  its given text cannot be placed in it
-    │  ├─ DecodeError    bad or empty audio; trying again would not help
-    │  └─ FetchError     the store failed; trying again may help
+    ├─ ItemError         one recording failed: it becomes a failure row, the run continues
+    │  ├─ AlignmentError  its given text cannot be aligned
+    │  ├─ DecodeError    bad or empty audio; a retry would not help
+    │  └─ FetchError     the store failed; a retry may help
     └─ EngineError       a worker is unusable: the run ends with exit code 3, commits are kept
        ├─ ClosedError    the object was closed, perhaps by another thread
-       └─ ForkedError    the object was made in the process of which this one is a fork
+       └─ ForkedError    the object belongs to the parent process of this fork
 
-A message says what was being done, to which thing, what was found against what was expected, and
-what to do. Attributes are keyword-only with defaults: Ray rebuilds exceptions from `args` alone,
-and a class that cannot be rebuilt so arrives without its type.
+A message states the action, its target, what was found and expected, and what to do. Attributes are
+keyword-only with defaults: Ray rebuilds exceptions from `args` alone, and a class for which that
+fails arrives without its type.
 """
 
 import os
 import re
 import shlex
 
-# A library's message may hold what it read: megabytes of it.
+# A library's message may contain megabytes of its input.
 MAX_MESSAGE_CHARACTERS = 4_000
 
 
 def encodable(text: str) -> str:
-    r"""Return a text that UTF-8 can write: lone surrogates become escapes such as `\udcff`.
+    r"""Return a text that is valid UTF-8: lone surrogates become escapes such as `\udcff`.
 
-    Names of files, headers of servers and JSON bring them; tables, logs and messages refuse them.
+    File names, server headers and JSON may contain them; tables, logs and messages reject them.
     """
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def install_words(extra: str) -> str:
-    """Say how to install the packages of an extra; no index has one named corpus-asr."""
+    """Return how to install the packages of an extra; no index has a package named corpus-asr."""
     from importlib.metadata import PackageNotFoundError, requires
 
     try:
         requirements = requires("corpus-asr") or ()
-    except PackageNotFoundError:  # the source alone
+    except PackageNotFoundError:  # run from source
         requirements = ()
     packages = [
         re.split(r"[\s<>=!~;]", requirement, maxsplit=1)[0]
@@ -52,14 +52,16 @@ def install_words(extra: str) -> str:
 
 
 class CorpusAsrError(Exception):
-    """Anything this package raises on purpose; its message is one that UTF-8 can write."""
+    """Base class of this package's exceptions; the message is valid UTF-8."""
 
     def __init__(self, *args: object) -> None:
-        super().__init__(*(encodable(each) if isinstance(each, str) else each for each in args))
+        super().__init__(
+            *(encodable(argument) if isinstance(argument, str) else argument for argument in args)
+        )
 
 
 class ConfigError(CorpusAsrError):
-    """The configuration or command line cannot be used; nothing has been done yet."""
+    """The configuration or command line is invalid; nothing has been done yet."""
 
 
 class LockedError(ConfigError):
@@ -69,18 +71,18 @@ class LockedError(ConfigError):
 class CheckpointError(CorpusAsrError, OSError):
     """A model folder cannot be loaded; the message names the file and the keys.
 
-    It is an OSError, too, by which programs for transformers catch a checkpoint that is not there.
+    Also an OSError, which programs for transformers catch for a missing checkpoint.
     """
 
 
 class WeightsError(CheckpointError, RuntimeError):
-    """Weights do not fit the network; a RuntimeError, too, as torch and transformers raise."""
+    """Weights do not fit the network; also a RuntimeError, as in torch and transformers."""
 
 
 class ItemError(CorpusAsrError):
     """One recording failed; becomes that recording's outcome row.
 
-    `kind` is a name in `failure_kinds`; `retryable` tells whether another try may succeed.
+    `kind` is a name in `failure_kinds`; `retryable` is whether a retry may succeed.
     """
 
     default_kind = "item"
@@ -94,7 +96,7 @@ class ItemError(CorpusAsrError):
         kind: str | None = None,
         retryable: bool | None = None,
     ) -> None:
-        message = encodable(message)  # which may make it longer
+        message = encodable(message)  # may become longer
         if len(message) > MAX_MESSAGE_CHARACTERS:
             message = f"{message[:MAX_MESSAGE_CHARACTERS]}..."
         super().__init__(message)
@@ -102,48 +104,48 @@ class ItemError(CorpusAsrError):
         self.kind = kind or self.default_kind
         self.retryable = self.default_retryable if retryable is None else retryable
 
-    # Exceptions are pickled by `args` alone, which has the message and no keyword.
+    # Exceptions are pickled by `args` alone, which holds the message but no keywords.
     def __reduce__(self) -> tuple[object, ...]:
         state = {"uri": self.uri, "kind": self.kind, "retryable": self.retryable}
         return (type(self), self.args, state)
 
 
 class DecodeError(ItemError):
-    """The bytes were read but hold no usable audio."""
+    """The data were read but contain no usable audio."""
 
     default_kind = "decode"
 
 
 class AlignmentError(ItemError):
-    """The text given for a recording is missing, or is not what is said in it."""
+    """A recording's given text is missing, or does not match the audio."""
 
     default_kind = "text_not_found"
 
 
 class FetchError(ItemError):
-    """The store did not give the bytes; retried inside storage before it gets here."""
+    """The store did not return the data, after its retries."""
 
     default_kind = "fetch"
     default_retryable = True
 
 
 class EngineError(CorpusAsrError):
-    """The run cannot go on: device lost, out of memory, a worker that will not start."""
+    """The run cannot continue: device lost, out of memory, a worker that does not start."""
 
 
 class ClosedError(EngineError):
-    """The object was closed, before the call or while it was at work."""
+    """The object was closed, before the call or during it."""
 
 
 class ForkedError(EngineError):
-    """The object has threads or child processes, which are in the process that made it alone."""
+    """The object has threads or child processes, which exist only in the process that made it."""
 
 
 def check_same_process(doing: str, thing: str, *, made_in: int) -> None:
-    """Refuse to work in a fork of the process that made `thing`, where it would wait forever.
+    """Raise an error in a fork of the process that made `thing`, where it would block forever.
 
     Raises:
-        ForkedError: this process is another one.
+        ForkedError: this is another process.
     """
     if os.getpid() != made_in:
         raise ForkedError(

@@ -1,11 +1,11 @@
-"""Every kind of failure that a recording can have: its title, who can change it, what to do."""
+"""All kinds of recording failures, with titles, origins and advice."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
 
-# Of the stores; the other kinds are named where they are raised.
+# Raised by stores; the other kinds are named where they are raised.
 NOT_FOUND = "not_found"
 NO_BUCKET = "no_bucket"
 ACCESS_DENIED = "access_denied"
@@ -19,22 +19,22 @@ REFUSED_FILE = "refused_file"
 REFUSED_HOST = "refused_host"
 NO_SPACE = "no_space"
 BAD_ARCHIVE = "bad_archive"
-# Of the engines.
+# Raised by engines.
 NOT_A_NUMBER = "not_a_number"
 RECOGNIZER = "recognizer"
 
 
 class Origin(StrEnum):
-    """Who can change a failure; from this follow its advice and which runs try again."""
+    """Origin of a failure, which determines its advice and which runs retry it."""
 
     file = "file"
     """The file itself: final until it is replaced."""
     environment = "environment"
-    """Store, permissions, network, machine, manifest: each later run tries again."""
+    """Store, permissions, network, machine or manifest: retried by each later run."""
     settings = "settings"
-    """A setting of the job: tried again with --retry-failed."""
+    """A setting of the job: retried with --retry-failed."""
     program = "program"
-    """This program or its host: tried again with --retry-failed, and in a few nights."""
+    """This program or its host: retried with --retry-failed, and in a few nightly runs."""
 
 
 _EACH_RUN = "then run again: each run tries these again"
@@ -42,28 +42,28 @@ _RETRY = "then run again with --retry-failed"
 _NO_RETRY = "running again will not help: replace or exclude them of the source"
 _CONVERT = "convert them (ffmpeg -i IN OUT.flac) and list those instead"
 _REPLACE = "they are damaged or of another format than their name: replace or exclude them"
-# These settings change results, so that a folder with results refuses others.
+# These settings change results, so that a folder with other results is refused.
 _NEW_RUN = "and transcribe all again with --new-run, or these alone into another output.uri"
 
 
 @dataclass(frozen=True, slots=True)
 class FailureKind:
-    """One kind of failure: its name, the heading of its recordings, what to do about them all."""
+    """A kind of failure: its name, heading and advice."""
 
     name: str
     title: str
     origin: Origin
     advice: str
     transient: bool = False
-    """Whether it may pass while nobody does anything, unless the error itself says otherwise."""
+    """Default for whether it may resolve without changes; the error itself takes precedence."""
     read_advice: str = ""
-    """What to do about one object that a store did not give; "" for kinds of no store."""
+    """Advice for a single object that a store failed to read; "" for kinds not from stores."""
     write_advice: str = ""
-    """The same for one that it did not take; "" for `read_advice`."""
+    """The same for writing; "": use `read_advice`."""
 
     @property
     def retryable(self) -> bool:
-        """Whether a later run may do better with the same file."""
+        """Whether a later run may succeed with the same file."""
         return self.origin is not Origin.file
 
 
@@ -258,7 +258,7 @@ FAILURE_KINDS: Mapping[str, FailureKind] = MappingProxyType({kind.name: kind for
 
 
 def failure_kind(name: str, *, retryable: bool = False) -> FailureKind:
-    """Return a kind by its name; one of another version of this program is made up."""
+    """Return a kind by its name; an unknown one, of another version, gets default texts."""
     kind = FAILURE_KINDS.get(name)
     if kind is not None:
         return kind

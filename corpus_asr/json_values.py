@@ -1,10 +1,10 @@
-"""Read values of types from JSON: checkpoints, saves of people, requests, and a run's own notes.
+"""Parses JSON into typed values: checkpoints, corrections, requests, and run files.
 
-In: bytes, or what `json.loads` made of them, and a type: a dataclass, or what a field of one is
-annotated with. A ValueError names the key, what was found and what was expected; whoever reads adds
-the file, and what to do. Nothing is coerced: a count that reads `"80"` or `80.0` is a broken one.
+Input: bytes, or a value from `json.loads`, and a type: a dataclass, or a field annotation. A
+ValueError names the key, the found and the expected value; the caller adds the file and advice.
+Nothing is coerced: `"80"` or `80.0` is not a valid count.
 
-pydantic would take 0.3 s of every start, and engines run where there is none.
+pydantic would add 0.3 s to every start, and engines run without it.
 """
 
 import contextlib
@@ -18,17 +18,17 @@ from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin, get_
 
 from corpus_asr.units import shortened
 
-# tokenizer.json has 6. Whatever walks through a value calls itself once a level.
+# tokenizer.json has 6. Recursive functions call themselves once per level.
 MAX_LEVELS = 50
 
 
 class Bounds(NamedTuple):
-    """What a number may be, in its annotation."""
+    """Limits of a number, in its annotation."""
 
     least: float
     most: float
     words: str = ""
-    """What it is, in place of its type and these."""
+    """Description used instead of the type and limits."""
 
     def __str__(self) -> str:
         return f"within {self.least} and {self.most:,}"
@@ -39,14 +39,14 @@ Seconds = Annotated[float, Bounds(-sys.float_info.max, sys.float_info.max, "seco
 
 
 def load(data: bytes) -> Any:
-    """Parse JSON; raises ValueError, also for what is nested too deep or holds half characters."""
+    """Parse JSON; raises ValueError, also for excessive nesting or lone surrogates."""
     text = data.decode("utf-8")
     try:
         content = json.loads(text)
     except RecursionError as error:
         raise ValueError(f"it is nested deeper than {MAX_LEVELS} levels") from error
     _check_depth(content)
-    if "\\ud" in text.lower():  # half a pair is no text that any table could hold
+    if "\\ud" in text.lower():  # a lone surrogate cannot be stored in tables
         json.dumps(content, ensure_ascii=False).encode("utf-8")
     return content
 
@@ -57,7 +57,7 @@ def _check_depth(content: Any) -> None:
         level = [
             inner
             for value in level
-            # No union, which would be made anew for each of a tokenizer's 150,000 values.
+            # Not a union type, which would be rebuilt for each of a tokenizer's 150,000 values.
             if isinstance(value, (dict, list))
             for inner in (value.values() if isinstance(value, dict) else value)
         ]
@@ -66,11 +66,11 @@ def _check_depth(content: Any) -> None:
 
 
 def parsed(hint: Any, value: Any, name: str = "") -> Any:
-    """Return a value as its type has it: lists become tuples, objects dataclasses.
+    """Return a value converted to its type: lists become tuples, objects dataclasses.
 
-    Keys that a dataclass has no field for are left out: newer versions may say more.
+    Keys without a field in a dataclass are ignored: newer versions may have more.
 
-    `name` is the key that it stands under; empty: it is the whole. Raises ValueError.
+    `name` is the key of the value; empty at the top level. Raises ValueError.
     """
     origin, arguments = get_origin(hint), get_args(hint)
     # bool is a subclass of int, so types are compared exactly.
@@ -85,7 +85,7 @@ def parsed(hint: Any, value: Any, name: str = "") -> Any:
         kinds = [kind for kind in arguments if kind is not type(None)]
         if value is None and len(kinds) < len(arguments):
             return None
-        if len(kinds) == 1:  # whose words are nearer than those of all
+        if len(kinds) == 1:  # its message is more specific
             return parsed(kinds[0], value, name)
         for kind in kinds:
             with contextlib.suppress(ValueError):

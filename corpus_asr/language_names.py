@@ -1,7 +1,7 @@
-"""What languages are called by those who speak them, and their codes in other standards.
+"""Native names of languages, and their codes in other standards.
 
-Knows the languages of Whisper alone, by its codes. Case, accents and apostrophes do not count.
-Source: CLDR 47 for the names, ISO 639-2 and 639-3 for the codes of three letters.
+Covers only the languages of Whisper, by its codes. Case, accents and apostrophes are ignored.
+Source: CLDR 47 for the names, ISO 639-2 and 639-3 for three-letter codes.
 """
 
 import functools
@@ -44,7 +44,7 @@ OWN_NAMES = {
     "ba": "башҡорт теле, башҡорт, башҡортса", "jw": "Jawa, basa Jawa, ꦧꦱꦗꦮ",
     "su": "Basa Sunda, Sunda", "yue": "粵語, 粤语, 廣東話, 广东话, 广州话, 廣州話",
 }  # fmt: skip
-"""Names of each language in its own words."""
+"""Native names of each language."""
 
 OTHER_CODES = {
     "en": "eng", "zh": "zho chi cmn", "de": "deu ger", "es": "spa", "ru": "rus", "ko": "kor",
@@ -65,10 +65,10 @@ OTHER_CODES = {
     "tl": "tgl fil", "mg": "mlg plt", "as": "asm", "tt": "tat", "ln": "lin", "ha": "hau",
     "ba": "bak", "jw": "jav jv", "su": "sun",
 }  # fmt: skip
-"""Codes of each language in ISO 639-2 and 639-3, and withdrawn ones of ISO 639-1."""
+"""ISO 639-2 and 639-3 codes of each language, and withdrawn ISO 639-1 codes."""
 
-# A language, the extended one of Chinese, a script, and a region, as in BCP 47; then what POSIX
-# adds to a locale. Of scripts those that these languages are written in: `no-such` is no tag.
+# A language, an extended language of Chinese, a script and a region, as in BCP 47; then POSIX
+# locale suffixes. Only scripts of these languages: `no-such` is not a tag.
 _TAG = re.compile(
     r"(?P<code>[a-z]{2,3})(?:[-_](?P<extended>cmn|yue))?"
     r"(?:[-_](?:latn|cyrl|arab|hans|hant|hebr|deva|beng|guru|gujr|jpan|kore|mong|tibt|thaa|mlym))?"
@@ -82,15 +82,17 @@ _APOSTROPHES = dict.fromkeys(map(ord, "'`\u2018\u2019\u02bb\u02bc"))
 @functools.cache
 def _codes() -> Mapping[str, str]:
     names = ((code, name) for code, all_of_it in OWN_NAMES.items() for name in all_of_it.split(","))
-    others = ((code, each) for code, all_of_it in OTHER_CODES.items() for each in all_of_it.split())
-    return {_plain(name): code for code, name in (*names, *others)}
+    other_names = (
+        (code, name) for code, all_of_it in OTHER_CODES.items() for name in all_of_it.split()
+    )
+    return {_plain(name): code for code, name in (*names, *other_names)}
 
 
 def code_of_name(text: str) -> str | None:
-    """Return Whisper's code of `Deutsch`, `deu`, `de-AT`, `Deutsch (Österreich)`, or None."""
+    """Return Whisper's code for `Deutsch`, `deu`, `de-AT` or `Deutsch (Österreich)`; else None."""
     name = _plain(text)
-    if found := _codes().get(name):
-        return found
+    if known_code := _codes().get(name):
+        return known_code
     if remark := _REMARK.fullmatch(name):
         return code_of_name(remark[1])
     tag = _TAG.fullmatch(name)
@@ -101,7 +103,7 @@ def code_of_name(text: str) -> str | None:
 
 
 def _plain(text: str) -> str:
-    # Accents as well: keyboards differ.
+    # Accents are ignored as well: keyboards differ.
     split = unicodedata.normalize("NFKD", text.casefold().translate(_APOSTROPHES))
-    letters = "".join(each for each in split if unicodedata.category(each) != "Mn")
+    letters = "".join(letter for letter in split if unicodedata.category(letter) != "Mn")
     return " ".join(letters.split())

@@ -1,4 +1,4 @@
-"""The languages Whisper knows, by codes and names, and where a recording's language is detected."""
+"""Whisper's languages by code and name, and the windows used for language detection."""
 
 import difflib
 from collections.abc import Collection, Iterable, Sequence
@@ -38,7 +38,7 @@ ALIASES = {
     "pushto": "ps", "panjabi": "pa", "moldavian": "ro", "moldovan": "ro", "sinhalese": "si",
     "castilian": "es", "mandarin": "zh",
 }  # fmt: skip
-"""Codes by the other names of their languages."""
+"""Codes by alternative names of languages."""
 
 CODES_BY_NAME = {name: code for code, name in LANGUAGES.items()} | ALIASES
 """Codes by every English name."""
@@ -49,13 +49,13 @@ _CODES_BY_OWN_NAME = {
 
 
 def code_of(text: str) -> str:
-    """Return the code of `en`, `English`, `<|en|>`, `en-US` or `eng`; other texts as they are."""
+    """Return the code for `en`, `English`, `<|en|>`, `en-US` or `eng`; other texts unchanged."""
     name = _plain(text)
     return "auto" if name == "auto" else _known_code(name) or text
 
 
 def resolve_language(text: str, *, known: Collection[str] = LANGUAGES.keys()) -> str:
-    """Return the code, among `known` ones, of `en`, `English`, `<|en|>`, `en-US` or `eng`."""
+    """Return the code, among `known` ones, for `en`, `English`, `<|en|>`, `en-US` or `eng`."""
     name = _plain(text)
     code = name if name in known else _known_code(name)
     if code is not None and code in known:
@@ -72,7 +72,7 @@ def resolve_language(text: str, *, known: Collection[str] = LANGUAGES.keys()) ->
 
 
 def check_known(wanted: Iterable[str], known: Collection[str]) -> None:
-    """Refuse codes that a checkpoint does not know; `auto` is no code."""
+    """Raise an error for codes that a checkpoint does not support; `auto` is not a code."""
     unknown = [code for code in wanted if code != "auto" and code not in known]
     if not unknown:
         return
@@ -86,19 +86,19 @@ def check_known(wanted: Iterable[str], known: Collection[str]) -> None:
     )
 
 
-# One window may hold a jingle, an advertisement or a quotation; with three the language wins that
-# is spoken most of the time.
+# One window may contain a jingle, an advertisement or a quotation; with three, the majority
+# language is chosen.
 _MOST_WINDOWS = 3
-# In a short span the first window is most of it.
+# In a short span the first window covers most of it.
 _S_PER_WINDOW = 90.0
 
 
 def language_window_starts(
     speech: Sequence[tuple[float, float]] | None, *, start_s: float, end_s: float
 ) -> list[float]:
-    """Spread up to three windows over a span, the first one where its decoding starts.
+    """Return up to three window starts in a span, the first where its decoding starts.
 
-    All but the first lie inside the span; none overlap. Features are cut and decoded there.
+    All but the first window lie inside the span; none overlap. Features are cut and decoded there.
     """
     first_s = _next_speech(speech, start_s)
     starts = [start_s if first_s is None else first_s]
@@ -114,7 +114,7 @@ def language_window_starts(
 
 
 def _next_speech(speech: Sequence[tuple[float, float]] | None, time_s: float) -> float | None:
-    # A short silence is not jumped over, as the seek loop does not either.
+    # A short silence is not skipped, as in the seek loop.
     if speech is None:
         return time_s
     for span_start_s, span_end_s in speech:
@@ -134,8 +134,8 @@ def _known_code(name: str) -> str | None:
 
 
 def _nearest(name: str, known: Collection[str]) -> str:
-    # A short word is a mistyped code, a long one a mistyped name.
-    names = {other: code for other, code in CODES_BY_NAME.items() if code in known}
+    # A short word is a misspelled code, a long one a misspelled name.
+    names = {language_name: code for language_name, code in CODES_BY_NAME.items() if code in known}
     candidates = list(known) if len(name) <= 3 else list(names)
     near = difflib.get_close_matches(name, candidates, n=1, cutoff=0.0)
     if not near:

@@ -1,4 +1,4 @@
-"""Log lines with fields: for people as `event=... key=value`, for machines as one JSON object."""
+"""Structured log lines: `event=... key=value` for people, or JSON objects for programs."""
 
 import datetime
 import json
@@ -17,21 +17,21 @@ RUN_VARIABLE = "CORPUS_ASR_RUN_ID"
 
 # Of a message, a value or a traceback: a library's exception may quote megabytes.
 MAX_TEXT_CHARACTERS = 20_000
-# The attribute of a record that holds what `event` was given.
+# Record attribute with the fields of `event`.
 _FIELDS = "fields"
 
 Redact = Callable[[str], str]
 
 
 class LogFormat(StrEnum):
-    """How lines look."""
+    """Format of log lines."""
 
     text = "text"
     json = "json"
 
 
 class LogLevel(StrEnum):
-    """The least important lines that are shown."""
+    """Minimum level of displayed lines."""
 
     debug = "debug"
     info = "info"
@@ -41,7 +41,7 @@ class LogLevel(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogSettings:
-    """How a process logs; picklable, for workers."""
+    """Log settings of a process; picklable, for workers."""
 
     format: LogFormat = LogFormat.text
     level: LogLevel = LogLevel.warning
@@ -49,7 +49,7 @@ class LogSettings:
 
     @classmethod
     def from_environment(cls) -> Self:
-        """Return what this process was started with; what it does not know is the usual."""
+        """Return the settings from the environment; defaults for unknown values."""
         format, level = os.environ.get(FORMAT_VARIABLE), os.environ.get(LEVEL_VARIABLE)
         return cls(
             format=LogFormat(format) if format in set(LogFormat) else LogFormat.text,
@@ -58,7 +58,7 @@ class LogSettings:
         )
 
     def export(self) -> None:
-        """Let processes that this one starts log alike."""
+        """Export the settings to the environment of child processes."""
         os.environ[FORMAT_VARIABLE] = self.format.value
         os.environ[LEVEL_VARIABLE] = self.level.value
         if self.run_id is not None:
@@ -74,35 +74,37 @@ def event(
     exc_info: BaseException | bool | None = None,
     **fields: object,
 ) -> None:
-    """Log that something happened, with what it happened to."""
+    """Log an event with its fields."""
     if not logger.isEnabledFor(level):
         return
     named = {"event": name, **fields}
     message = " ".join(f"{key}={_plain(value)}" for key, value in named.items())
-    # As an argument, not as the format: values may hold a percent sign.
+    # Passed as an argument, since values may contain percent signs.
     logger.log(level, "%s", message, exc_info=exc_info, extra={_FIELDS: named}, stacklevel=2)
 
 
 def configure(settings: LogSettings, *, redact: Redact) -> None:
-    """Send this process's log, each line through `redact`, to stderr; its children do the same."""
+    """Log to stderr, each line through `redact`, in this process and its children."""
     settings.export()
     root = logging.getLogger()
-    root.handlers = [each for each in root.handlers if not isinstance(each, _StderrHandler)]
+    root.handlers = [
+        handler for handler in root.handlers if not isinstance(handler, _StderrHandler)
+    ]
     handler = _StderrHandler()
     is_json = settings.format is LogFormat.json
     handler.setFormatter(_JsonFormatter(redact) if is_json else _TextFormatter(redact))
     root.addHandler(handler)
-    # Of libraries only warnings are of interest.
+    # Only warnings of libraries are displayed.
     logging.getLogger("corpus_asr").setLevel(settings.level.upper())
 
 
 def name_run(run_id: str) -> None:
-    """Put a run's identity into every later JSON line of this process and its children."""
+    """Add a run ID to all later JSON lines of this process and its children."""
     os.environ[RUN_VARIABLE] = run_id
 
 
 def speaks_json() -> bool:
-    """Tell whether stderr is to hold nothing but JSON."""
+    """Return whether stderr must contain only JSON."""
     return LogSettings.from_environment().format is LogFormat.json
 
 
@@ -116,16 +118,17 @@ def _cut(text: str) -> str:
 
 
 def _shown(text: str, *, lines: bool) -> str:
-    """Return a text without what moves a terminal's cursor; a traceback keeps its lines."""
+    """Return a text without terminal control characters; a traceback keeps its lines."""
     kept = "\n\t" if lines else ""
     if text.isprintable():
         return text
     return "".join(
-        each if each.isprintable() or each in kept else repr(each)[1:-1] for each in text
+        character if character.isprintable() or character in kept else repr(character)[1:-1]
+        for character in text
     )
 
 
-# Writes to what stderr is at the time: a progress display or a test may replace it.
+# Resolves stderr for each line: a progress display or a test may replace it.
 class _StderrHandler(logging.StreamHandler[TextIO]):
     def __init__(self) -> None:
         logging.Handler.__init__(self)
@@ -145,7 +148,7 @@ class _TextFormatter(logging.Formatter):
         self._redact = redact
 
     def format(self, record: logging.LogRecord) -> str:
-        record.exc_text = None  # another handler's, which would be taken as it is
+        record.exc_text = None  # cached by another handler, and would be reused
         return self._redact(super().format(record))
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
@@ -153,7 +156,7 @@ class _TextFormatter(logging.Formatter):
         return super().formatMessage(record)
 
     def formatException(self, ei: Any) -> str:  # noqa: N802
-        # The end of a traceback tells what happened.
+        # Long tracebacks keep their ends, which name the error.
         text = super().formatException(ei)
         if len(text) > 2 * MAX_TEXT_CHARACTERS:
             text = f"{text[:MAX_TEXT_CHARACTERS]}...\n...{text[-MAX_TEXT_CHARACTERS:]}"

@@ -1,9 +1,9 @@
-"""The Arrow schema of every table: the contract between stages, and with readers of the output.
+"""Arrow schemas of all tables: the interface between stages, and to readers of the output.
 
-Each field carries `doc` and, where it has one, `unit` in its metadata. Within one
-`SCHEMA_VERSION` columns are only added. FILES, PACKS, PARTS and RESULTS travel between stages;
-SEGMENTS (of a transcription) or LABELS (of a classification), OUTCOMES and RECORDINGS are what a
-run leaves behind; SELECTION and EXAMPLES are what a data set made of it holds.
+Each field has `doc` and, if applicable, `unit` in its metadata. Within one `SCHEMA_VERSION` columns
+are only added. FILES, PACKS, PARTS and RESULTS are exchanged between stages; SEGMENTS (of a
+transcription) or LABELS (of a classification), OUTCOMES and RECORDINGS are the output of a run;
+SELECTION and EXAMPLES are the contents of a dataset.
 """
 
 import pyarrow as pa

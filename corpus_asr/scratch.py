@@ -1,8 +1,8 @@
-"""Folders and files that a process keeps for a while; those of killed processes do not stay.
+"""Temporary files and folders, which are removed even if their process is killed.
 
-Each is locked as long as its process lives, and the system frees the locks of the dead: whoever
-makes the next one removes what nobody holds, also where processes of several containers share a
-disk and their numbers say nothing.
+Each is locked while its process lives, and the operating system releases the locks of dead
+processes: the next creator removes those without a lock, even if processes of several containers
+share a disk and process IDs are ambiguous.
 """
 
 import atexit
@@ -19,16 +19,16 @@ from pathlib import Path
 
 PREFIX = "corpus-asr-scratch-"
 _NAME = re.compile(rf"{PREFIX}\w+")
-# What is younger may not be locked yet.
+# Newer ones may not be locked yet.
 _MIN_AGE_S = 1.0
-# Not a function of `atexit` for each: it keeps a place for each that was ever registered.
+# A single `atexit` function: it would keep an entry for each folder ever registered.
 _FOLDERS: set[Path] = set()
 os.register_at_fork(after_in_child=_FOLDERS.clear)
 
 
 @contextlib.contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """Give an empty folder in `TMPDIR` that its owner alone can read, and remove it at the end."""
+    """Yield an empty folder in `TMPDIR`, accessible by its owner only, and remove it at the end."""
     remove_abandoned(tempfile.gettempdir(), _NAME)
     folder, descriptor = _held_folder()
     _FOLDERS.add(folder)
@@ -36,7 +36,7 @@ def scratch_folder() -> Iterator[Path]:
         yield folder
     finally:
         os.close(descriptor)
-        if folder in _FOLDERS:  # not in a fork, which ends with what its parent had open
+        if folder in _FOLDERS:  # not in a fork, which exits with its parent's contexts open
             shutil.rmtree(folder, ignore_errors=True)
             _FOLDERS.discard(folder)
 
@@ -53,28 +53,28 @@ def _held_folder() -> tuple[Path, int]:
 
 @atexit.register
 def _remove_folders() -> None:
-    # Where the process ends while a thread waits, for a pipe say.
+    # If the process exits while a thread is blocked, on a pipe for example.
     for folder in tuple(_FOLDERS):
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def hold(descriptor: int) -> bool:
-    """Keep an open file or folder from `remove_abandoned` until it is closed.
+    """Protect an open file or folder from `remove_abandoned` until it is closed.
 
-    False if another process took it for abandoned before: on a busy machine more than
-    `_MIN_AGE_S` may pass between making and holding it.
+    Returns False if another process has removed it already: on a busy machine more than
+    `_MIN_AGE_S` may pass between creation and this call.
     """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError:  # without locks it is not known what is abandoned
+    except OSError:  # without locks, abandoned files cannot be detected
         return True
     return os.fstat(descriptor).st_nlink > 0
 
 
 def remove_abandoned(folder: str, name: re.Pattern[str]) -> None:
-    """Remove this user's files, or scratch folders, of such names that no process holds."""
+    """Remove this user's files or scratch folders with matching names that no process holds."""
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             if name.fullmatch(entry.name):
@@ -84,7 +84,7 @@ def remove_abandoned(folder: str, name: re.Pattern[str]) -> None:
 
 def _remove_abandoned(path: str) -> None:
     is_folder = stat.S_ISDIR(os.lstat(path).st_mode)
-    # NFS locks only files that may be written.
+    # NFS locks only files that are open for writing.
     flags = os.O_DIRECTORY if is_folder else os.O_RDWR
     descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:

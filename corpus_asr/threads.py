@@ -1,4 +1,4 @@
-"""How many CPUs and threads this process may use, how torch's wait for one another, and numpy's."""
+"""Usable CPUs and threads of this process, and thread settings of torch and numpy."""
 
 import math
 import os
@@ -17,45 +17,45 @@ _MODEL_THREADS = "OMP_NUM_THREADS"
 
 
 def spin_briefly() -> None:
-    """Let torch's threads soon sleep while they wait for the others to end an operation."""
-    # A decoding step has some hundreds of small operations. Where several other processes want the
-    # cores, niced ones too, threads that spin make each of them wait for a turn: a step of
-    # whisper-base then took 155 to 310 ms on two cores, and 25 to 80 ms with threads that sleep at
-    # once. On an idle machine those took 33 ms where spinning threads took 23; this count took 26.
-    # A user who has set either variable has measured something else: both are left as they are.
+    """Make idle torch threads sleep soon instead of spinning."""
+    # A decoding step has some hundreds of small operations. If other processes compete for cores,
+    # even niced ones, each wait of spinning threads costs a time slice: a step of whisper-base then
+    # took 155 to 310 ms on two cores, and 25 to 80 ms with threads that sleep at once. On an idle
+    # machine those took 33 ms, spinning threads 23 ms, and this count 26 ms. If the user has set
+    # either variable, both are left unchanged.
     if _WAIT_POLICY not in os.environ:
         os.environ.setdefault(SPIN_COUNT, BRIEFLY)
 
 
 def one_thread_for_arrays() -> None:
-    """Limit numpy's matrix products to the calling thread; call this before numpy is imported."""
-    # A training forks processes that prepare its windows. With two threads of OpenBLAS, one of 14
-    # forked processes waited forever for a thread that only its parent has, so a value that the
-    # user has set is replaced. One thread is also faster: 0.40 s instead of 0.54 s per step of 22 s
-    # of speech on four cores.
+    """Limit numpy's matrix products to the calling thread; call before numpy is imported."""
+    # Training forks processes that prepare windows. With two threads of OpenBLAS, one of 14 forked
+    # processes waited forever for a thread that exists only in its parent, so a value set by the
+    # user is replaced. One thread is also faster: 0.40 s instead of 0.54 s per step of 22 s of
+    # speech on four cores.
     os.environ[_ARRAY_THREADS] = "1"
 
 
 def run_apart(function: Callable[[], Result]) -> Result:
-    """Run `function` in a thread that ends with it, and return or raise what it does."""
-    # The first large product in a thread gives it helpers of its own that stay as long as it does.
-    # With more helpers in a process than cores, none of them spins any more: once the main thread
-    # had loaded a model, every decoding step in the engine's thread took 13 to 19 ms where it takes
-    # 7 to 13 (two layers of whisper-base, two cores).
+    """Run `function` in a temporary thread, and return its result or raise its exception."""
+    # The first large product in a thread starts helper threads that live as long as it does. With
+    # more helpers in a process than cores, none of them spins any more: after the main thread had
+    # loaded a model, every decoding step in the engine's thread took 13 to 19 ms instead of 7 to 13
+    # (two layers of whisper-base, two cores).
     with ThreadPoolExecutor(1, thread_name_prefix="apart") as pool:
         return pool.submit(function).result()
 
 
 def usable_cpus() -> int:
-    """Return the CPUs that this process may use: of its affinity mask and its groups' quotas."""
-    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
-    here = here or os.cpu_count() or 1
-    return min(here, cpu_limit() or here)
+    """Return the number of usable CPUs: from the affinity mask and cgroup quotas."""
+    num_cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+    num_cpus = num_cpus or os.cpu_count() or 1
+    return min(num_cpus, cpu_limit() or num_cpus)
 
 
 def usable_threads() -> int:
-    """Return the threads that a model may have here: a CPU each, and at most OMP_NUM_THREADS."""
-    # A list is for nested regions, of which torch has none.
+    """Return the number of model threads: one per CPU, at most OMP_NUM_THREADS."""
+    # A list is for nested regions, which torch does not use.
     wished = os.environ.get(_MODEL_THREADS, "").partition(",")[0].strip()
     limit = int(wished) if wished.isdecimal() else 0
     return min(usable_cpus(), limit or usable_cpus())
@@ -66,7 +66,7 @@ _ROOT = Path("/sys/fs/cgroup")
 
 
 def cpu_limit() -> int | None:
-    """Return the smallest quota of CPUs of this process's groups, rounded up."""
+    """Return the smallest CPU quota of this process's cgroups, rounded up."""
     quotas = [
         math.ceil(int(quota) / int(period))
         for folder in (*group_folders(""), *group_folders("cpu"))
@@ -80,19 +80,19 @@ def cpu_limit() -> int | None:
 
 
 def group_folders(controller: str) -> list[Path]:
-    """Return the folders of this process's group and of those above it; "" is version 2."""
+    """Return the folders of this process's cgroup and its ancestors; "" is version 2."""
     for line in read_limit(_GROUPS).splitlines():
         _, controllers, path = line.split(":", 2)
         if controller in controllers.split(","):
             base = _ROOT / controller
             group = base / path.lstrip("/")
-            # Within a container only the top is there, whatever the path says.
-            return [base, group, *(each for each in group.parents if base in each.parents)]
+            # Within a container only the top exists, regardless of the path.
+            return [base, group, *(parent for parent in group.parents if base in parent.parents)]
     return []
 
 
 def read_limit(path: Path) -> str:
-    """Return what a file of a group says; nothing where it is missing."""
+    """Return the content of a cgroup file; "" if it is missing."""
     try:
         return path.read_text(encoding="ascii").strip()
     except OSError:

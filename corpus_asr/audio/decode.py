@@ -201,19 +201,20 @@ class AudioDecoder:
         frame = next(self._frames, None)
         if frame is None:
             raise self._empty()
-        found = frame.layout.nb_channels
-        if isinstance(self._channels, int) and self._channels >= found:
+        num_channels = frame.layout.nb_channels
+        if isinstance(self._channels, int) and self._channels >= num_channels:
             raise DecodeError(
-                f"decoding {self._uri}: no channel {self._channels} (found {found} channels, "
-                f"numbered from 0); set extract.channels to mix, each or at most {found - 1}",
+                f"decoding {self._uri}: no channel {self._channels} (found {num_channels} "
+                "channels, numbered from 0); set extract.channels to mix, each or at most "
+                f"{num_channels - 1}",
                 uri=self._uri,
                 kind="no_such_channel",
             )
-        self.num_channels = found if self._channels == "each" else 1
+        self.num_channels = num_channels if self._channels == "each" else 1
         self.info = AudioInfo(
             codec=self._stream.codec_context.name,
             sample_rate_hz=frame.sample_rate,
-            channels=found,
+            channels=num_channels,
             header_duration_s=header_duration_s(self._container, self._stream),
         )
         return frame

@@ -52,9 +52,9 @@ def fingerprint(samples: Float32[np.ndarray, " sample"]) -> UInt32[np.ndarray, "
     frames = np.lib.stride_tricks.sliding_window_view(samples, _FRAME)[::_HOP]
     energies = np.empty((num_frames, _BANDS), np.float32)
     for first in range(0, num_frames, _FRAMES_AT_ONCE):
-        some = slice(first, first + _FRAMES_AT_ONCE)
-        found = np.fft.rfft(frames[some] * _WINDOW, axis=1)
-        energies[some] = (found.real**2 + found.imag**2) @ _WEIGHTS
+        block = slice(first, first + _FRAMES_AT_ONCE)
+        spectrum = np.fft.rfft(frames[block] * _WINDOW, axis=1)
+        energies[block] = (spectrum.real**2 + spectrum.imag**2) @ _WEIGHTS
     windows = np.lib.stride_tricks.sliding_window_view(energies, _SMOOTHED, axis=0)[::_STEP]
     smooth = windows @ _WEIGHTS_OF_TIME  # (word, band)
     loud = smooth.sum(axis=1)

@@ -179,8 +179,8 @@ class _Reader:
                 f"reading {self.name}: found an open file at its end, {behind:,} bytes behind its "
                 "beginning, expected one at the beginning; rewind it with seek(0)"
             )
-        own = getattr(file, "name", None)  # of descriptors: a number
-        name = own if isinstance(own, str) else self.name
+        file_name = getattr(file, "name", None)  # of descriptors: a number
+        name = file_name if isinstance(file_name, str) else self.name
         return GivenAudio(name=name, write=lambda copy: shutil.copyfileobj(file, copy, _COPY_BYTES))
 
     def _from_samples(self, given: Any) -> GivenAudio:
@@ -258,28 +258,28 @@ def _bytes_behind(file: Any) -> int:
     try:
         if not file.seekable():
             return 0
-        here = file.tell()
+        position = file.tell()
         end = file.seek(0, io.SEEK_END)
-        file.seek(here)
+        file.seek(position)
     except (AttributeError, OSError, ValueError):
         return 0  # it says so itself once it is read
-    return int(here) if here and here >= end else 0
+    return int(position) if position and position >= end else 0
 
 
-def _array(given: Any) -> np.ndarray | None:
-    if isinstance(given, np.ma.MaskedArray):
-        if np.ma.is_masked(given):
-            count = int(np.ma.getmaskarray(given).sum())
+def _array(samples: Any) -> np.ndarray | None:
+    if isinstance(samples, np.ma.MaskedArray):
+        if np.ma.is_masked(samples):
+            count = int(np.ma.getmaskarray(samples).sum())
             raise ValueError(
                 f"reading samples: found {count} masked ones, expected none; fill them, such as "
                 "with samples.filled(0)"
             )
-        given = given.data
-    if hasattr(given, "detach") and hasattr(given, "cpu"):  # a tensor, wherever it lives
-        given = given.detach().cpu()
+        samples = samples.data
+    if hasattr(samples, "detach") and hasattr(samples, "cpu"):  # a tensor, wherever it lives
+        samples = samples.detach().cpu()
         # numpy has no bfloat16.
-        given = (given.float() if "bfloat16" in str(given.dtype) else given).numpy()
-    return given if isinstance(given, np.ndarray) else None
+        samples = (samples.float() if "bfloat16" in str(samples.dtype) else samples).numpy()
+    return samples if isinstance(samples, np.ndarray) else None
 
 
 def _write_wav(file: BinaryIO, rows: np.ndarray, rate_hz: int) -> None:

@@ -67,7 +67,7 @@ class PresentationClock:
         first_s = _stored_s(first) or 0.0
         origin_s = first_s if not self.is_stored or start is None else start / av.time_base
         # Without fragments, which begin at any time, its presentation begins at 0.
-        is_edited = name == _EDITED and any(each.frames for each in container.streams.audio)
+        is_edited = name == _EDITED and any(stream.frames for stream in container.streams.audio)
         if is_edited and 0 < origin_s <= _MAX_DELAY_S:
             origin_s = 0.0
         self._origin_s = origin_s

@@ -111,8 +111,8 @@ class GuardedFile:
                 self._file.seek(self._position)
             data = self._file.read(num_bytes)
             if not 0 < len(data) <= num_bytes:  # more than asked for would overrun libav's buffer
-                found = f"{len(data)} bytes came at {self._position} of {self.num_bytes}"
-                raise self._fetch_error(f"{found}, expected 1 to {num_bytes}")
+                description = f"{len(data)} bytes came at {self._position} of {self.num_bytes}"
+                raise self._fetch_error(f"{description}, expected 1 to {num_bytes}")
         except BaseException as error:  # kept, not swallowed: `check` raises it
             self._failure = error
             if isinstance(error, OSError):
@@ -131,8 +131,8 @@ class GuardedFile:
         first, stop = max(at, self._position), min(at + len(mended), self._position + len(data))
         if first >= stop:
             return data
-        own = mended[first - at : stop - at]
-        return data[: first - self._position] + own + data[stop - self._position :]
+        patch = mended[first - at : stop - at]
+        return data[: first - self._position] + patch + data[stop - self._position :]
 
     def seek(self, offset: int, whence: int = 0) -> int:
         """Move to `offset` from the start (0), here (1) or the end (2); -1 before the start."""
@@ -207,9 +207,9 @@ def select_stream(
     """
     tracks = audio_tracks(container)
     if not tracks:
-        found = ", ".join(f"{stream.type} stream" for stream in container.streams) or "no stream"
+        streams = ", ".join(f"{stream.type} stream" for stream in container.streams) or "no stream"
         raise DecodeError(
-            f"decoding {uri}: no audio stream (found {found} in {container.format.name}), "
+            f"decoding {uri}: no audio stream (found {streams} in {container.format.name}), "
             "expected at least one; leave it out",
             uri=uri,
             kind="no_audio_stream",

@@ -51,8 +51,10 @@ def mono_shares(names: Sequence[str]) -> Shares:
 
     Source: `build_matrix` of FFmpeg's libswresample/rematrix.c, mono output, normalized.
     """
-    known = all(name in _MONO_SHARES for name in names)
-    shares = np.array([_MONO_SHARES[name] if known else 1.0 for name in names], dtype=np.float32)
+    has_shares = all(name in _MONO_SHARES for name in names)
+    shares = np.array(
+        [_MONO_SHARES[name] if has_shares else 1.0 for name in names], dtype=np.float32
+    )
     if not shares.any():  # a lone subwoofer is still all there is
         shares[:] = 1.0
     total: np.float32 = shares.sum()

@@ -73,19 +73,19 @@ class _Chunks(NamedTuple):
     def all(self, file: _File, at: int) -> Iterator[tuple[bytes, int, int]]:
         """Yield name, start and length of the chunks from a place on."""
         for _ in range(_MAX_CHUNKS):
-            found = self.at(file, at)
-            if found is None:
+            chunk = self.at(file, at)
+            if chunk is None:
                 return
-            name, length = found
+            name, length = chunk
             yield name, at + self.size, length
             at += self.size + length + -length % self.rounded
 
     def is_chunk(self, file: _File, at: int) -> bool:
         """Tell whether a chunk begins there, or the file ends."""
-        found = self.at(file, at) if at < file.num_bytes else None
-        if found is None:
+        chunk = self.at(file, at) if at < file.num_bytes else None
+        if chunk is None:
             return True  # the end, or the rest of a chunk that was cut off
-        name, length = found
+        name, length = chunk
         if len(name) == 16:
             return name.endswith(_W64_TAIL[-8:])
         is_name = all(0x20 <= byte < 0x7F for byte in name)
@@ -227,11 +227,11 @@ def _is_sound(data: bytes, form: _Form) -> bool:
     if sum(0x20 <= byte < 0x7F or byte in b"\t\r\n" for byte in data[:4096]) > 0.9 * 4096:
         return False  # text
     frames = np.frombuffer(data[: len(data) // form.frame_bytes * form.frame_bytes], np.uint8)
-    own = frames.reshape(-1, form.frame_bytes)[:, : form.bits // 8]  # of the first channel
+    sample_bytes = frames.reshape(-1, form.frame_bytes)[:, : form.bits // 8]  # of the first channel
     if not form.is_float:  # its two highest bytes
-        own = own[:, -2:]
+        sample_bytes = sample_bytes[:, -2:]
     kind = f"<f{form.bits // 8}" if form.is_float else "<i2"
-    values = np.ascontiguousarray(own).view(kind).astype(np.float64).ravel()
+    values = np.ascontiguousarray(sample_bytes).view(kind).astype(np.float64).ravel()
     if len(values) < 2 or not np.isfinite(values).all() or np.abs(values).max() > 1e6:
         return False
     values -= values.mean()

@@ -270,8 +270,8 @@ def _network(path: Path) -> _Network:
     except (IndexError, ValueError) as error:  # of bytes that are no such file
         raise _unknown(path, f"no network in ONNX ({error})") from error
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
-    if other := [name for name in _SHAPES if shapes.get(name) != _SHAPES[name]]:
-        raise _unknown(path, f"{other[0]} of shape {shapes.get(other[0])}")
+    if misfits := [name for name in _SHAPES if shapes.get(name) != _SHAPES[name]]:
+        raise _unknown(path, f"{misfits[0]} of shape {shapes.get(misfits[0])}")
     if not _is_mirrored(tensors[_BASIS][:, 0]):
         raise _unknown(path, f"{_BASIS} that is not mirrored around its middle")
     return _Network(tensors)

@@ -69,7 +69,7 @@ class SoundQuality:
             groups.append(last)
             share[-1] = rest / _BLOCK
         measured = [_measured(blocks) for blocks in groups]
-        power, bands, loudest = (np.concatenate(each) for each in zip(*measured, strict=True))
+        power, bands, loudest = (np.concatenate(arrays) for arrays in zip(*measured, strict=True))
         least = _NEAR_PEAK * min(float(loudest.max()), 1.0)
         clipped = np.zeros(len(share))
         for number in np.flatnonzero(loudest >= max(least, np.finfo(np.float32).tiny)):
@@ -137,8 +137,8 @@ def _noise_db(power: Float32[np.ndarray, " frame"], blocks: int) -> Float32[np.n
     quiet = _db(np.percentile(windows, _NOISE_SHARE, axis=1))
     # The first window is of the first half of its blocks, too, the last of the last.
     places = (np.arange(blocks) - around // 2).clip(0, len(quiet) - 1)
-    found: np.ndarray = quiet[places]
-    return found
+    noise_db: np.ndarray = quiet[places]
+    return noise_db
 
 
 def _measured(blocks: Float32[np.ndarray, "block sample"]) -> tuple[np.ndarray, ...]:

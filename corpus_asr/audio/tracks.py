@@ -74,31 +74,35 @@ def in_order(
     """
     if track == ALL_TRACKS:
         return list(tracks)
-    found = tracks
+    matches = tracks
     if isinstance(track, int):
-        found = tracks[track - 1 : track] if track > 0 else ()
+        matches = tracks[track - 1 : track] if track > 0 else ()
     elif track != AUTO_TRACK:
-        found = [each for each in tracks if _language(each) == code_of(track).lower()]
-    if not found:
+        matches = [
+            audio_track
+            for audio_track in tracks
+            if _language(audio_track) == code_of(track).lower()
+        ]
+    if not matches:
         raise DecodeError(
             f"decoding {uri}: no audio track {track} (found {listed(tracks)}); set extract.track "
             "(--audio-track) to one of these numbers or languages, to auto or to all",
             uri=uri,
             kind="no_such_track",
         )
-    return sorted(found, key=lambda each: _rank(each, languages))
+    return sorted(matches, key=lambda match: _rank(match, languages))
 
 
 def listed(tracks: Sequence[AudioTrack]) -> str:
     """Name tracks in a message, such as `1 eng, 2 deu, 3`."""
-    return ", ".join(f"{each.number} {each.name}".rstrip() for each in tracks)
+    return ", ".join(f"{track.number} {track.name}".rstrip() for track in tracks)
 
 
 def read_only(container: av.container.InputContainer, stream: av.AudioStream) -> None:
     """Make the demuxer skip all streams but one."""
-    for other in container.streams:
-        if other.index != stream.index:
-            other.discard = Discard.all
+    for other_stream in container.streams:
+        if other_stream.index != stream.index:
+            other_stream.discard = Discard.all
 
 
 def _rank(track: AudioTrack, languages: Sequence[str]) -> tuple[bool | int, ...]:

@@ -165,11 +165,11 @@ def score_again(
     for first, last in true_runs(doubtful):
         for start in range(first, last, PIECE_STEPS):
             steps = slice(start, min(start + PIECE_STEPS, last))
-            before = min(WARM_UP_STEPS, start - first)
-            piece = samples[(start - before) * STEP_SAMPLES : steps.stop * STEP_SAMPLES]
-            mirrored = WARM_UP_STEPS if before == 0 and last - first >= LONG_STEPS else 0
+            num_before = min(WARM_UP_STEPS, start - first)
+            piece = samples[(start - num_before) * STEP_SAMPLES : steps.stop * STEP_SAMPLES]
+            mirrored = WARM_UP_STEPS if num_before == 0 and last - first >= LONG_STEPS else 0
             scores = _score_raised(detector, piece, mirrored_steps=mirrored)
-            raised[steps] = np.maximum(raised[steps], _sure(scores, criteria)[before:])
+            raised[steps] = np.maximum(raised[steps], _sure(scores, criteria)[num_before:])
     return raised
 
 

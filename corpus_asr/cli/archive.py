@@ -173,12 +173,12 @@ def _erase_recordings(
     for line in first_lines(sorted(matches.recordings.values())):
         typer.echo(line)
     number = counted(len(matches.recordings), "recording")
-    what = f"{number}, {counted(matches.segments, 'segment')}"
+    description = f"{number}, {counted(matches.segments, 'segment')}"
     if matches.corrections:
-        what += f", {counted(matches.corrections, 'correction')}"
+        description += f", {counted(matches.corrections, 'correction')}"
     foreign: list[str] = []
     if not yes:
-        typer.echo(f"{store.uri}: {what}; nothing was changed: --yes erases them")
+        typer.echo(f"{store.uri}: {description}; nothing was changed: --yes erases them")
     else:
         with _held(store, steal=steal) as held:
             # A run in between may have found one of them under another address.
@@ -187,7 +187,7 @@ def _erase_recordings(
             foreign = forgetting.forget(
                 held, {**shown, **held_now.recordings}, at_the_end=_write_page
             )
-        typer.echo(f"{store.uri}: erased {what}; later runs leave them out")
+        typer.echo(f"{store.uri}: erased {description}; later runs leave them out")
     for line in _to_be_made_again(matches.datasets):
         typer.echo(line)
     if store.uri.endswith(KEPT_RUN_FOLDER):
@@ -215,15 +215,17 @@ def _erase_speakers(store: "OutputStore", names: Sequence[str], *, yes: bool, st
 
     if {*names} <= {*_continue_killed(store, yes=yes, steal=steal).get("names", ())}:
         return
-    found = find_speakers(store, names)
-    what = f"{', '.join(names)}, in {counted(len({each for each, _ in found}), 'recording')}"
+    pairs = find_speakers(store, names)
+    description = (
+        f"{', '.join(names)}, in {counted(len({recording for recording, _ in pairs}), 'recording')}"
+    )
     if not yes:
-        typer.echo(f"{store.uri}: {what}; nothing was changed: --yes erases name and voice")
+        typer.echo(f"{store.uri}: {description}; nothing was changed: --yes erases name and voice")
     else:
         with _held(store, steal=steal) as held:
             # Of now: a run in between may have numbered the speakers of a recording otherwise.
             forget_voices(held, find_speakers(held, names), names)
-        typer.echo(f"{store.uri}: erased name and voice of {what}")
+        typer.echo(f"{store.uri}: erased name and voice of {description}")
     for line in _to_be_made_again(datasets_of(store)):
         typer.echo(line)
     typer.echo(

@@ -215,21 +215,23 @@ class TextPrinter:
         name = self._left.popleft()
         transcripts = self._ended.pop(name)
         apart = len(transcripts) > 1  # a transcript of each channel
-        for each in transcripts:
+        for transcript in transcripts:
             if apart:
-                part = channel_name(each.channel, each.audio_track, each.audio_tracks)
-                print_heading(f"{redact_uri(name)}, {part}", each)
-            elif not each.segments and self._headed:
-                print_heading(redact_uri(name), each)
-            self._said[name] = [*itertools.chain.from_iterable(labelled(each))]
+                part = channel_name(
+                    transcript.channel, transcript.audio_track, transcript.audio_tracks
+                )
+                print_heading(f"{redact_uri(name)}, {part}", transcript)
+            elif not transcript.segments and self._headed:
+                print_heading(redact_uri(name), transcript)
+            self._said[name] = [*itertools.chain.from_iterable(labelled(transcript))]
             self._print_said(name, headed=not apart)
             self._num_printed = 0
         del self._said[name]
         self._num_printed = 0  # of one that failed
 
     def _print_said(self, name: str, *, headed: bool = True) -> None:
-        said = self._said[name]
-        for segment in said[self._num_printed :]:
+        segments = self._said[name]
+        for segment in segments[self._num_printed :]:
             if self._num_printed == 0 and headed and self._headed:
                 print_heading(redact_uri(name), segment)
             print_segment(segment, times=self._times)

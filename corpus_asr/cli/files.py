@@ -146,30 +146,30 @@ _PRINTED_FOR_MANY = ("txt", JSON_LINES)
 
 def formats_of(chosen: FileOptions) -> tuple[str, ...]:
     """Read --format; to a folder the default is all of them."""
-    known = (*FORMATS, ALL)
+    choices = (*FORMATS, ALL)
     words = [word.strip().lower() for text in chosen.formats or () for word in text.split(",")]
     for word in words:
-        if word not in known:
-            near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+        if word not in choices:
+            near = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
             meant = f"; did you mean {near[0]}?" if near else "; correct it"
-            wanted = f"{', '.join(known[:-1])} or {known[-1]}"
+            wanted = f"{', '.join(choices[:-1])} or {choices[-1]}"
             raise ConfigError(f"reading --format: found {word}, expected {wanted}{meant}")
     to_folder = chosen.output_dir is not None
     names = words or ([ALL] if to_folder else ["txt"])
     if ALL in names:
         names = [*ALL_FORMATS, *(word for word in names if word != ALL)]
-    found = tuple(dict.fromkeys(names))
-    if not to_folder and len(found) > 1:
+    formats = tuple(dict.fromkeys(names))
+    if not to_folder and len(formats) > 1:
         raise ConfigError(
-            f"printing {', '.join(found)}: found {len(found)} formats, expected one for standard "
-            "output; name a folder with --output-dir, such as -o ."
+            f"printing {', '.join(formats)}: found {len(formats)} formats, expected one for "
+            "standard output; name a folder with --output-dir, such as -o ."
         )
-    if not to_folder and found == (ExportFormat.docx,):
+    if not to_folder and formats == (ExportFormat.docx,):
         raise ConfigError(
             "printing docx: found a format of bytes, expected one of text for standard output; "
             "name a folder with --output-dir, such as -o ."
         )
-    return found
+    return formats
 
 
 def layout_of(formats: tuple[str, ...], chosen: FileOptions, rules: CueRules) -> "Layout":
@@ -212,11 +212,11 @@ _NAMED = 12
 
 def _missing(transcript: "Transcript") -> str:
     missing = transcript.missing or ()
-    found = sum(len(segment.words or ()) for segment in transcript.segments)
-    words = [each.word.strip() for each in missing[:_NAMED]]
+    num_words = sum(len(segment.words or ()) for segment in transcript.segments)
+    words = [word.word.strip() for word in missing[:_NAMED]]
     more = ", ..." if len(missing) > _NAMED else ""
     return (
-        f"{len(missing):,} of {found + len(missing):,} words are not in the audio: "
+        f"{len(missing):,} of {num_words + len(missing):,} words are not in the audio: "
         f"{', '.join(words)}{more}"
     )
 
@@ -279,13 +279,13 @@ def _inputs_to_do(inputs: "Inputs", output: "OutputFiles | None", *, quiet: bool
     """Return the recordings whose files are not all there, or of something else."""
     if output is None:
         return inputs.found
-    left = [each for each in inputs.found if not output.is_done(each.name)]
-    kept = len(inputs.found) - len(left)
+    inputs_to_do = [recording for recording in inputs.found if not output.is_done(recording.name)]
+    kept = len(inputs.found) - len(inputs_to_do)
     if kept and not quiet:
         which = "all files" if kept == len(inputs.found) else f"{kept} of {len(inputs.found)} files"
         again = "--overwrite transcribes again"
         note(f"note: {which} have their outputs in {output.folder}; {again}")
-    return left
+    return inputs_to_do
 
 
 def work_on_files(
@@ -339,7 +339,7 @@ class FileResults:
         from corpus_asr.cli.display import Meter, TextPrinter, display_of
 
         self.num_failed = 0
-        self._inputs = {each.name: each for each in inputs}
+        self._inputs = {recording.name: recording for recording in inputs}
         self._layout = layout
         self._output = output
         self._quiet = chosen.quiet
@@ -407,18 +407,18 @@ class FileResults:
             with self._display.aside():
                 # Two files one after the other are no file, but for JSON Lines.
                 by_line = self._layout.formats == (JSON_LINES,)
-                for each in transcripts if by_line else (transcript,):
-                    for _, content in self._layout.contents(each, self._inputs[name].shown_uri):
+                for part in transcripts if by_line else (transcript,):
+                    for _, content in self._layout.contents(part, self._inputs[name].shown_uri):
                         sys.stdout.write(content.decode())
                 sys.stdout.flush()
-        if said := _of_file(transcript):
-            self._tell(f"note: {redact_uri(name)}: {said}")
+        if remark := _of_file(transcript):
+            self._tell(f"note: {redact_uri(name)}: {remark}")
         if transcript.missing:
             self._tell(f"note: {redact_uri(name)}: {_missing(transcript)}")
-        if without_s := sum(each.speech_without_text_s or 0.0 for each in transcripts):
+        if without_s := sum(part.speech_without_text_s or 0.0 for part in transcripts):
             seconds = duration(without_s)
             self._tell(f"note: {redact_uri(name)}: {seconds} of detected speech have no text")
-        elif not any(each.segments for each in transcripts):
+        elif not any(part.segments for part in transcripts):
             searched = duration(transcript.duration_s)
             self._tell(f"note: {redact_uri(name)}: no speech found in {searched}")
 
@@ -439,18 +439,18 @@ class FileResults:
 
 def _of_file(transcript: "Transcript") -> str:
     """Say what was unusual about a file; empty where nothing was."""
-    said = []
+    remarks = []
     if tracks := transcript.audio_tracks:
         named = ", ".join(f"{number} {name}".rstrip() for number, name in enumerate(tracks, 1))
         taken, silent = transcript.audio_track, transcript.silent_tracks
         took = "took all" if taken is None else f"took {taken}"
         if silent:
             took += f", since nobody speaks in {' and '.join(map(str, silent))}"
-        said.append(f"{len(tracks)} audio tracks ({named}): {took}")
+        remarks.append(f"{len(tracks)} audio tracks ({named}): {took}")
     if corrections := transcript.time_corrections:
         places = counted(corrections, "place")
-        said.append(f"its times or lengths were wrong in {places}, and are corrected")
-    return "; ".join(said)
+        remarks.append(f"its times or lengths were wrong in {places}, and are corrected")
+    return "; ".join(remarks)
 
 
 _STDIN = "-"

@@ -100,10 +100,10 @@ def inputs_of(words: Iterable[str]) -> Inputs:
     seen: set[str] = set()
     for word in words:
         try:
-            for each in _named(word, inputs):
-                if each.uri not in seen:
-                    seen.add(each.uri)
-                    inputs.found.append(each)
+            for recording in _named(word, inputs):
+                if recording.uri not in seen:
+                    seen.add(recording.uri)
+                    inputs.found.append(recording)
         except (ConfigError, FetchError) as error:
             inputs.problems.append(str(error))
     return inputs
@@ -130,8 +130,8 @@ def _named(word: str, inputs: Inputs) -> Iterator[Input]:
 def _standard_input() -> Input:
     if sys.stdin.isatty():
         raise _no_audio(STDIN)
-    here = normalize(".") + "/"
-    return Input(name=STDIN, uri=here + _STDIN_NAME, base=here, piped=True)
+    folder = normalize(".") + "/"
+    return Input(name=STDIN, uri=folder + _STDIN_NAME, base=folder, piped=True)
 
 
 def _no_audio(word: str) -> ConfigError:
@@ -160,9 +160,9 @@ def _listed(word: str, uri: str, inputs: Inputs) -> Iterator[Input]:
     base = _base_of(uri)
     try:
         for batch in listing:
-            for found in batch.column("uri").to_pylist():
-                own = base if found.startswith(base) else parent(found) + "/"
-                yield Input(name=_shown(word, found), uri=found, base=own)
+            for file_uri in batch.column("uri").to_pylist():
+                file_base = base if file_uri.startswith(base) else parent(file_uri) + "/"
+                yield Input(name=_shown(word, file_uri), uri=file_uri, base=file_base)
     except NothingFoundError as error:
         raise ConfigError(_nothing(word, uri, listing.num_ignored)) from error
     finally:

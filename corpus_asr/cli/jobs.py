@@ -135,8 +135,8 @@ def _audio_column(table: str) -> str | None:
     from corpus_asr.storage.stores.store import StoreError
 
     try:
-        with open(table, "rb") as file, audio_table(file, None) as found:
-            return found.column
+        with open(table, "rb") as file, audio_table(file, None) as audio:
+            return audio.column
     except (OSError, StoreError):  # elsewhere, or a manifest: its name alone says it
         return None
 
@@ -298,7 +298,7 @@ def summary_words(summary: "RunSummary") -> str:
         f"({summary.no_speech:,} without speech), {summary.failed:,} failed{earlier}; "
         f"{made} from {duration(summary.audio_s)} of audio\n{this_run}"
         + (f", {summary.moved:,} moved" if summary.moved else "")
-        + "".join(f"\nhook {name}: {found.words}" for name, found in summary.hooks.items())
+        + "".join(f"\nhook {name}: {outcome.words}" for name, outcome in summary.hooks.items())
     )
 
 
@@ -354,8 +354,8 @@ def label(
         from corpus_asr.labelling.summary import as_data, render
         from corpus_asr.pipelines.pseudo_label import label as select_and_write
 
-        found = select_and_write(settings, progress=progress_lines(), steal_lock=steal_lock)
-        print_result(as_data(found), render(found), as_json=as_json)
+        summary = select_and_write(settings, progress=progress_lines(), steal_lock=steal_lock)
+        print_result(as_data(summary), render(summary), as_json=as_json)
 
 
 def finetune(
@@ -418,36 +418,36 @@ def plan(
         note_model_of(settings)
         machines = [] if speed is None else [stated_machine(settings, speed)]
         store = OutputStore.of(settings.output)
-        with _drawn(settings, store, redo=redo) as (found, target):
-            headers = survey(found.unknown(), settings)
-            audio = estimate_audio(found.remaining.strata, found.known, headers.sums)
-            sides = balances(settings, store, machines) if found.num_remaining else []
+        with _drawn(settings, store, redo=redo) as (run_plan, target):
+            headers = survey(run_plan.unknown(), settings)
+            audio = estimate_audio(run_plan.remaining.strata, run_plan.known, headers.sums)
+            sides = balances(settings, store, machines) if run_plan.num_remaining else []
             machines += known_machines(settings, store)
-            lines = list(_counts(found, store.uri))
+            lines = list(_counts(run_plan, store.uri))
             if check:
                 from corpus_asr.pipelines.driver import prepare
                 from corpus_asr.runtime.preflight import ReadyCheck
 
                 prepare(settings)
                 audio_s = None if audio is None else audio.value
-                ready = ReadyCheck(settings, store, found, target, audio_s=audio_s)
+                ready = ReadyCheck(settings, store, run_plan, target, audio_s=audio_s)
                 checked = [*ready.lines(), "ready"]
                 if ready.rtfx is not None:
                     machines.append(Machine(name=HERE, rtfx=ready.rtfx))
             else:
                 checked = []
             unknown = "the length of the audio is"
-            if audio is not None and found.num_remaining and not machines:
-                mean_s = audio.value / found.num_remaining
-                machines, unknown = timed_machines(settings, found.num_packs, recording_s=mean_s)
+            if audio is not None and run_plan.num_remaining and not machines:
+                mean_s = audio.value / run_plan.num_remaining
+                machines, unknown = timed_machines(settings, run_plan.num_packs, recording_s=mean_s)
             likely = [] if audio is None else outlooks(audio, machines)
         if as_json:
-            data = _data(found, headers, audio, likely, checked, settings)
-            data["balances"] = rounded([each.as_data() for each in sides])
+            data = _data(run_plan, headers, audio, likely, checked, settings)
+            data["balances"] = rounded([balance.as_data() for balance in sides])
             typer.echo(json.dumps(data, indent=2, ensure_ascii=False))
             return
-        lines += [_audio_words(found, headers, audio), *headers.track_words()]
-        lines += _outlook_words(found, likely, unknown)
+        lines += [_audio_words(run_plan, headers, audio), *headers.track_words()]
+        lines += _outlook_words(run_plan, likely, unknown)
         lines += [*words_of(sides), *checked]
         for line in lines:
             typer.echo(f"# {line}")
@@ -512,11 +512,11 @@ def _counts(found: "Plan", output_uri: str) -> Iterator[str]:
 def _audio_words(found: "Plan", headers: "Survey", audio: "Estimate | None") -> str:
     from corpus_asr.units import counted
 
-    left = [
+    reasons = [
         (headers.without_duration, "without a duration"),
         *((count, kind) for kind, count in headers.failures.items()),
     ]
-    words = "".join(f"; {count:,} {what}" for count, what in left if count)
+    words = "".join(f"; {count:,} {reason}" for count, reason in reasons if count)
     of = f"of {counted(found.num_remaining, 'recording')}"
     if not found.num_remaining:
         return "audio      none to do"
@@ -535,10 +535,10 @@ def _outlook_words(found: "Plan", likely: "list[Outlook]", unknown: str) -> Iter
     if not likely:
         yield f"takes      unknown: {unknown}; --check measures it here, --speed RTFX states it"
     label = "takes"
-    for each in likely:
+    for outlook in likely:
         yield (
-            f"{label:<11}{each.duration_s.clock_words()} at {each.machine.speed_words()}: "
-            f"{each.machine.words()}"
+            f"{label:<11}{outlook.duration_s.clock_words()} at {outlook.machine.speed_words()}: "
+            f"{outlook.machine.words()}"
         )
         label = ""
 
@@ -573,7 +573,7 @@ def _data(
                 "failures": headers.failures,
                 "tracks": {redact_uri(uri): named for uri, named in headers.tracks.items()},
             },
-            "outlooks": [asdict(each) for each in likely],
+            "outlooks": [asdict(outlook) for outlook in likely],
             "checked": checked,
             "settings": safe_config(settings),
         }

@@ -137,7 +137,7 @@ def _row(
         "audio_track": whole.audio_track, "audio_tracks": list(whole.audio_tracks) or None,
         "time_corrections": whole.time_corrections,
         "language": part.language, "language_probability": part.language_probability,
-        "segments": [_segment(at, each) for at, each in enumerate(part.segments)] or None,
+        "segments": [_segment(at, segment) for at, segment in enumerate(part.segments)] or None,
     }  # fmt: skip
 
 

@@ -40,7 +40,7 @@ class Command(TyperCommand):
 
     def get_params(self, ctx: Any) -> list[Any]:
         """Return all parameters."""
-        return [_without_type(each) for each in super().get_params(ctx)]
+        return [_without_type(param) for param in super().get_params(ctx)]
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Read the words of a command line; an unknown option is answered with what is meant."""
@@ -73,7 +73,7 @@ class Group(TyperGroup):
 
     def get_params(self, ctx: Any) -> list[Any]:
         """Return all parameters."""
-        return [_without_type(each) for each in super().get_params(ctx)]
+        return [_without_type(param) for param in super().get_params(ctx)]
 
 
 def _with_hyphens(name: str) -> str:
@@ -98,15 +98,15 @@ def _meant(unknown: str, command: str | None, params: Sequence[Any]) -> str:
     from corpus_asr.config.load import name_hint
 
     spelled = (name for param in params for name in (*param.opts, *param.secondary_opts))
-    known = [name for name in spelled if name.startswith("--")]
+    options = [name for name in spelled if name.startswith("--")]
     # Keys without an option of their own.
     keys = list(CUE_LIMITS) if command in ("transcribe", "export") else []
     if command == "transcribe":
         from corpus_asr.config.options import OPTION_NAMES
 
-        own = {param.name for param in params}
-        keys += [key for key in OPTION_NAMES if key not in own]
-    hint = name_hint(unknown, [*known, *keys])
+        param_names = {param.name for param in params}
+        keys += [key for key in OPTION_NAMES if key not in param_names]
+    hint = name_hint(unknown, [*options, *keys])
     for key in keys:
         hint = hint.replace(f" {key}?", f" --set {key}=...?")
     return hint[:1].upper() + hint[1:] or "See --help for all of them."

@@ -403,23 +403,27 @@ def with_groups(command: Callable[..., None]) -> Callable[..., None]:
 
     `command` has a parameter for each such group of options.
     """
-    given = inspect.signature(command).parameters
+    command_parameters = inspect.signature(command).parameters
     groups: dict[str, Any] = {
-        name: each.annotation for name, each in given.items() if is_dataclass(each.annotation)
+        name: parameter.annotation
+        for name, parameter in command_parameters.items()
+        if is_dataclass(parameter.annotation)
     }
     parameters = []
-    for name, each in given.items():
-        flat = [each.replace(name=f.name, default=f.default, annotation=f.type)
-                for f in fields(groups[name])] if name in groups else [each]  # fmt: skip
-        parameters += [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in flat]
+    for name, parameter in command_parameters.items():
+        flat = [parameter.replace(name=f.name, default=f.default, annotation=f.type)
+                for f in fields(groups[name])] if name in groups else [parameter]  # fmt: skip
+        parameters += [option.replace(kind=inspect.Parameter.KEYWORD_ONLY) for option in flat]
 
     @functools.wraps(command)
     def called(**values: Any) -> None:
         for name, group in groups.items():
-            values[name] = group(**{each.name: values.pop(each.name) for each in fields(group)})
+            values[name] = group(
+                **{option.name: values.pop(option.name) for option in fields(group)}
+            )
         command(**values)
 
     # What Typer looks at.
     called.__dict__["__signature__"] = inspect.Signature(parameters)
-    called.__annotations__ = {each.name: each.annotation for each in parameters}
+    called.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return called

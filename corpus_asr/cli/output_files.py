@@ -187,8 +187,8 @@ class OutputFiles:
         record.kept = [*earlier, stem] if has_run else earlier
         # What a file may hold is known before it does: a call that is cut short finds its own.
         for suffix, content in contents.items():
-            before = record.files.get(suffix, {"hashes": []})["hashes"]
-            record.files[suffix] = {"of": None, "hashes": [*before, _hash_of(content)]}
+            hashes = record.files.get(suffix, {"hashes": []})["hashes"]
+            record.files[suffix] = {"of": None, "hashes": [*hashes, _hash_of(content)]}
         self._note(output)
         if has_run:
             self._run.keep(output.recording.uri, output.version, whole, stem=stem)
@@ -271,8 +271,8 @@ class OutputFiles:
     def _claim(self, output: _Output, contents: Mapping[str, bytes]) -> None:
         """Give a recording a name at which all its files may be written."""
         record, wanted = output.record, output.wanted
-        others = (f"{wanted}-{number}" for number in itertools.count(2))
-        for name in itertools.chain([record.name, wanted], others):
+        alternatives = (f"{wanted}-{number}" for number in itertools.count(2))
+        for name in itertools.chain([record.name, wanted], alternatives):
             if name != record.name:
                 record.name, record.files = name, {}
             claim = within(self._root, f"{RECORDS_FOLDER}/names/{_hash_of(name.encode())}")

@@ -272,8 +272,8 @@ def evaluate(
 def _above(what: str, rate: float | None, option: str, bar: float | None) -> str | None:
     if bar is None or (rate is not None and rate <= bar):
         return None
-    found = "unknown: the references have no words" if rate is None else f"{rate:.2%}"
-    return f"the {what} is {found}, more than {option} allows ({bar:.2%})"
+    description = "unknown: the references have no words" if rate is None else f"{rate:.2%}"
+    return f"the {what} is {description}, more than {option} allows ({bar:.2%})"
 
 
 def _worse(beside: "Comparison | None") -> str | None:
@@ -383,22 +383,26 @@ def show(
         with open_selection(store, selection) as tables:
             seen = SeenSegments(store, tables, corrections)
             none = True
-            for found in recordings(seen, tables, selection, columns=columns, turns=turns):
-                if selection.of_segments and not found.segments:
+            for recording in recordings(seen, tables, selection, columns=columns, turns=turns):
+                if selection.of_segments and not recording.segments:
                     continue
                 none = False
-                each = found.audio_tracks and found.audio_track is None
-                tracks = found.by_channel() if each else {found.audio_track: found.segments}
+                is_by_channel = recording.audio_tracks and recording.audio_track is None
+                tracks = (
+                    recording.by_channel()
+                    if is_by_channel
+                    else {recording.audio_track: recording.segments}
+                )
                 for number, segments in tracks.items():
-                    name = redact_uri(found.uri)
-                    if found.audio_tracks:
-                        name += f", {channel_name(number, None, found.audio_tracks)}"
+                    name = redact_uri(recording.uri)
+                    if recording.audio_tracks:
+                        name += f", {channel_name(number, None, recording.audio_tracks)}"
                     transcript = Transcript(
                         uri=name,
                         segments=tuple(segments),
-                        language=found.language,
+                        language=recording.language,
                         language_probability=None,
-                        duration_s=found.duration_s,
+                        duration_s=recording.duration_s,
                     )
                     print_transcript(transcript, heading=True)
             if none:
@@ -413,8 +417,8 @@ from recordings left join meant using (recording_id)
 
 
 def _why_nothing(tables: "RunTables") -> str:
-    [[matching, known, failed]] = tables.rows(_MATCHING)
-    words = f"nothing to show: {matching:,} of {counted(known, 'recording')} with results match"
+    [[matching, total, failed]] = tables.rows(_MATCHING)
+    words = f"nothing to show: {matching:,} of {counted(total, 'recording')} with results match"
     if failed:
         words += f"; {failed:,} failed, see corpus-asr report"
     return words if matching == failed else f"{words}; their segments do not"
@@ -520,16 +524,16 @@ def view(
 def _moved(pairs: "Sequence[str]") -> list[tuple[str, str]]:
     from corpus_asr.storage.stores.uri import normalize
 
-    found = []
+    moves = []
     for pair in pairs:
-        before, _, now = pair.partition("=")
-        if not before or not now:
+        source, _, target = pair.partition("=")
+        if not source or not target:
             raise ConfigError(
                 f"reading --audio {pair}: expected BEFORE=NOW, such as /mnt/corpus=/data/corpus"
             )
-        slash = "/" if before.endswith("/") else ""
-        found.append((normalize(before).rstrip("/") + slash, normalize(now).rstrip("/") + slash))
-    return found
+        slash = "/" if source.endswith("/") else ""
+        moves.append((normalize(source).rstrip("/") + slash, normalize(target).rstrip("/") + slash))
+    return moves
 
 
 def _listening(

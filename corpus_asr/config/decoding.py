@@ -187,10 +187,10 @@ def check_refused(settings: DecodingSettings, reasons: Mapping[str, str], *, mod
     """Refuse all but the default, or None, of settings; `model` says of it why, and `reasons`."""
     usual = DecodingSettings()
     for name, reason in reasons.items():
-        found = getattr(settings, name)
-        if found is not None and found != getattr(usual, name):
+        setting = getattr(settings, name)
+        if setting is not None and setting != getattr(usual, name):
             raise ConfigError(
-                f"decoding.{name}: found {found}, but {model}, and {reason}; leave it out"
+                f"decoding.{name}: found {setting}, but {model}, and {reason}; leave it out"
             )
 
 
@@ -199,10 +199,10 @@ ADVICE = "name a multilingual model, such as base, as the model"
 
 def check_english_only(decoding: DecodingSettings, *, checkpoint: str = "this checkpoint") -> None:
     """Refuse other languages than English, translation, and detection of languages."""
-    others = [code for code in expected_languages(decoding) if code != "en"]
-    if others:
+    codes = [code for code in expected_languages(decoding) if code != "en"]
+    if codes:
         raise ConfigError(
-            f"decoding.language: found {', '.join(others)}, but {checkpoint} is English-only; "
+            f"decoding.language: found {', '.join(codes)}, but {checkpoint} is English-only; "
             f"{ADVICE}"
         )
     if decoding.task == "translate":

@@ -232,13 +232,13 @@ class _Survey:
         for key_node, value_node in node.value:
             self._spend(key_node)
             # What is no text is refused later; to spell it out could fill the memory.
-            own = str(key_node.value) if isinstance(key_node, yaml.ScalarNode) else "?"
+            name = str(key_node.value) if isinstance(key_node, yaml.ScalarNode) else "?"
             line = key_node.start_mark.line + 1
-            path = (*key, own)
-            if own in seen:
-                message = f"written twice, on lines {seen[own]} and {line}; keep one"
+            path = (*key, name)
+            if name in seen:
+                message = f"written twice, on lines {seen[name]} and {line}; keep one"
                 self.document.problems.append(Problem(key=path, message=message))
-            seen.setdefault(own, line)
+            seen.setdefault(name, line)
             self.document.origins[path] = f"line {line}"
             self.visit(value_node, path, above)
 

@@ -155,21 +155,21 @@ class SpeakerSettings(Settings):
         Raises:
             ValueError: what was found is no number of speakers, or does not fit together.
         """
-        own = {
+        row_counts = {
             name: count
             for name in SPEAKER_COUNTS
             if (count := _count(name, columns.get(name))) is not None
         }
-        if not own:
+        if not row_counts:
             return self
         bounds = dict.fromkeys(SPEAKER_COUNTS)
-        if SPEAKER_COUNTS[0] not in own:
+        if SPEAKER_COUNTS[0] not in row_counts:
             bounds |= {name: getattr(self, name) for name in SPEAKER_COUNTS[1:]}
-        counts: dict[str, int | None] = bounds | own
+        counts: dict[str, int | None] = bounds | row_counts
         num, least, most = counts.values()
         if (num and (least or most)) or (least or 1) > (most or MOST_SPEAKERS):
-            given = (f"{name} {count}" for name, count in counts.items() if count)
-            raise ValueError(" and ".join(given))
+            descriptions = (f"{name} {count}" for name, count in counts.items() if count)
+            raise ValueError(" and ".join(descriptions))
         return self.model_copy(update=counts)
 
 

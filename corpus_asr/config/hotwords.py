@@ -35,19 +35,19 @@ def hotwords_from(value: object, *, files: bool = False) -> tuple[Hotword, ...]:
     if value is None:
         return ()
     if isinstance(value, str):
-        found = (
+        hotwords = (
             _of_file(value.strip()[1:]) if files and value.strip()[:1] == "@" else _of_text(value)
         )
     elif isinstance(value, Mapping):
-        found = [_hotword(phrase, weight) for phrase, weight in value.items()]
+        hotwords = [_hotword(phrase, weight) for phrase, weight in value.items()]
     elif isinstance(value, Sequence) and not isinstance(value, bytes):
-        found = [_of_entry(entry) for entry in value]
+        hotwords = [_of_entry(entry) for entry in value]
     else:
         raise ValueError(
             f"found {value!r}, expected phrases as text with commas between, a list, or weights by "
             "phrase; put it in quotes if it is text"
         )
-    return tuple({hotword.phrase: hotword for hotword in found}.values())
+    return tuple({hotword.phrase: hotword for hotword in hotwords}.values())
 
 
 def _of_file(name: str) -> list[Hotword]:

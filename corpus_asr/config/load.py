@@ -126,15 +126,15 @@ def checked_options(options: Mapping[str, Any], *models: type[Settings]) -> tupl
     shares: dict[Any, dict[str, Any]] = {model: {} for model in models}
     for key, value in values.items():
         shares[home.get(key, models[0])][key] = value
-    found = [_validated(share, model) for model, share in shares.items()]
-    problems = [problem for _, some in found for problem in some]
+    validations = [_validated(share, model) for model, share in shares.items()]
+    problems = [problem for _, model_problems in validations for problem in model_problems]
     if problems:
         messages = "; ".join(
             f"{problem.dotted}: {problem.message}" if problem.key else problem.message
             for problem in problems
         )
         raise ConfigError(f"reading the options: {messages}")
-    return tuple(settings for settings, _ in found)
+    return tuple(settings for settings, _ in validations)
 
 
 def options_of_store(pairs: Sequence[str], uris: Sequence[str], *, name: str) -> StorageOptions:
@@ -284,11 +284,11 @@ def problems_in(
 
 def unknown_key(model: type[Settings], key: KeyPath) -> str:
     """Name the known key nearest to an unknown one, or all that are known there."""
-    known = dict(keys_of(model))
-    level = (section_of(known[key[:-1]]) if key[:-1] else None) or model
-    here = [".".join((*key[:-1], name)) for name in level.model_fields]
+    known_keys = dict(keys_of(model))
+    level = (section_of(known_keys[key[:-1]]) if key[:-1] else None) or model
+    level_keys = [".".join((*key[:-1], name)) for name in level.model_fields]
     hint = _ELSEWHERE.get(".".join(key)) or name_hint(
-        key[-1], here, [".".join(path) for path in known]
+        key[-1], level_keys, [".".join(path) for path in known_keys]
     )
     return f"unknown key; {hint or 'known here: ' + ', '.join(level.model_fields)}"
 
@@ -321,13 +321,13 @@ def _bounds(annotation: Any, metadata: tuple[Any, ...]) -> str:
     if annotation not in (int, float):
         return ""
     words = (("ge", "at least"), ("gt", "above"), ("le", "at most"), ("lt", "below"))
-    found = [
+    bounds = [
         f"{word} {getattr(item, name):g}"
         for item in metadata
         for name, word in words
         if getattr(item, name, None) is not None
     ]
-    return f" {' and '.join(found)}" if found else ""
+    return f" {' and '.join(bounds)}" if bounds else ""
 
 
 def _locate(
@@ -375,8 +375,8 @@ def _mismatch(value: Any, field: FieldInfo | None, location: tuple[int | str, ..
 def _advice(value: Any, field: FieldInfo) -> str:
     if get_origin(field.annotation) is Literal and isinstance(value, str):
         # Below difflib's 0.6: there are few values, and `classify` is meant for `classify_audio`.
-        known = [str(argument) for argument in get_args(field.annotation)]
-        near = difflib.get_close_matches(value.lower(), known, n=1, cutoff=0.5)
+        choices = [str(argument) for argument in get_args(field.annotation)]
+        near = difflib.get_close_matches(value.lower(), choices, n=1, cutoff=0.5)
         return f"; did you mean {near[0]}?" if near else ""
     if value is None and not field.is_required():
         default = field.get_default(call_default_factory=True)
@@ -481,11 +481,11 @@ def name_hint(name: str, here: Collection[str], elsewhere: Collection[str] = ())
     wanted = _plain(name)
     places = [{_plain(key): key for key in reversed(list(keys))} for keys in (here, elsewhere)]
     tables = (*_FOREIGN_NAMES.items(), *_OPTIONS.items())
-    ours = [own for own, names in tables if wanted in names.split()]
-    for own in (wanted, *ours):
+    synonyms = [key for key, names in tables if wanted in names.split()]
+    for candidate in (wanted, *synonyms):
         for place in places:
-            if own in place:
-                return f"did you mean {place[own]}?"
+            if candidate in place:
+                return f"did you mean {place[candidate]}?"
     if wanted in _ABSENT:
         return f"there is none here: {_ABSENT[wanted]}"
     # 0.6 is difflib's own cutoff: a slip or two in a name of usual length.

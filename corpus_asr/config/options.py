@@ -128,9 +128,9 @@ def sections_from(
     if problems:
         raise ConfigError(f"reading the options: {'; '.join(problems)}")
     of_speakers = _of_speakers(options)
-    others = {name: value for name, value in options.items() if name not in SPEAKER_OPTIONS}
+    other_options = {name: value for name, value in options.items() if name not in SPEAKER_OPTIONS}
     section, extract, speakers = checked_options(
-        others | of_speakers, DecodingSection, ExtractSettings, SpeakerSettings
+        other_options | of_speakers, DecodingSection, ExtractSettings, SpeakerSettings
     )
     if problem := missing_speech(section, extract, speakers):
         raise ConfigError(f"reading the options: {problem}")
@@ -144,20 +144,21 @@ def _of_speakers(options: Mapping[str, Any]) -> dict[str, Any]:
             f"reading the options: diarize: found {diarize!r}, expected true or false"
         )
     names = {name: name for name in SPEAKER_COUNTS} | _NETWORKS
-    given = {name: options[name] for name in names if options.get(name) is not None}
-    if given and not diarize:
+    speaker_options = {name: options[name] for name in names if options.get(name) is not None}
+    if speaker_options and not diarize:
         raise ConfigError(
-            f"reading the options: {', '.join(given)}: nothing without speakers; set diarize"
+            f"reading the options: {', '.join(speaker_options)}: nothing without speakers; "
+            "set diarize"
         )
-    found = {names[name]: value for name, value in given.items()}
-    return found | {"mode": "auto" if diarize else "none"}
+    settings = {names[name]: value for name, value in speaker_options.items()}
+    return settings | {"mode": "auto" if diarize else "none"}
 
 
 def _unknown(name: str, fixed: Collection[str]) -> str:
     if name in fixed:
         return f"{name}: the loaded model has it; give it to Transcriber"
     hint = name_hint(name, OPTION_NAMES, fixed)
-    if hint in {f"did you mean {own}?" for own in fixed}:
+    if hint in {f"did you mean {fixed_name}?" for fixed_name in fixed}:
         hint += " It is an argument of Transcriber, and no call can change it"
     return f"{name}: unknown key; {hint or 'known here: ' + ', '.join(OPTION_NAMES)}"
 

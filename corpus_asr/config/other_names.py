@@ -75,15 +75,15 @@ def translated(options: Mapping[str, Any]) -> dict[str, Any]:
     Raises ConfigError where two names of one option are given, or what a name of others says cannot
     be had.
     """
-    found: dict[str, Any] = {}
+    translations: dict[str, Any] = {}
     for name, value in options.items():
-        for own, meant in _meant(name, value, options).items():
-            if own in found or (own != name and own in options):
+        for option, meant in _meant(name, value, options).items():
+            if option in translations or (option != name and option in options):
                 raise ConfigError(
-                    f"reading the options: {name}: found {own} too, which is the same; give one"
+                    f"reading the options: {name}: found {option} too, which is the same; give one"
                 )
-            found[own] = meant
-    return found
+            translations[option] = meant
+    return translations
 
 
 def _meant(name: str, value: Any, options: Mapping[str, Any]) -> dict[str, Any]:

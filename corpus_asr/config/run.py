@@ -333,8 +333,8 @@ class RunConfig(Settings):
     @model_validator(mode="after")
     def _of_texts(self) -> "RunConfig":
         if self.pipeline == CLASSIFY_AUDIO:
-            for name, found in (("speakers", self.speakers.wanted), ("hooks", self.hooks)):
-                if found:
+            for name, section in (("speakers", self.speakers.wanted), ("hooks", self.hooks)):
+                if section:
                     raise ValueError(
                         f"{name}: found a classification, expected a transcription; leave it out"
                     )
@@ -524,12 +524,12 @@ class SelectionSettings(Settings):
 
     @model_validator(mode="after")
     def _something_is_between(self) -> Self:
-        for what in ("duration_s", "words_per_s"):
-            least, most = getattr(self, f"min_{what}"), getattr(self, f"max_{what}")
+        for quantity in ("duration_s", "words_per_s"):
+            least, most = getattr(self, f"min_{quantity}"), getattr(self, f"max_{quantity}")
             if least is not None and most is not None and least > most:
                 raise ValueError(
-                    f"min_{what}: {least:g} is more than max_{what}: {most:g}, which drops every "
-                    "segment; change one of them"
+                    f"min_{quantity}: {least:g} is more than max_{quantity}: {most:g}, which drops "
+                    "every segment; change one of them"
                 )
         return self
 

@@ -72,7 +72,7 @@ def check_store(
 ) -> None:
     """Raise a `ValueError` if the stores of these addresses cannot take a section's options."""
     if problems := options.problems(uris, lists_others=lists_others):
-        raise ValueError("; ".join(f"{section}.storage_options: {each}" for each in problems))
+        raise ValueError("; ".join(f"{section}.storage_options: {problem}" for problem in problems))
 
 
 def admits_bool(annotation: Any) -> bool:
@@ -107,10 +107,11 @@ def keys_from(plain: Any, **types: Any) -> Any:
     words of pydantic's `Field`. `types` are those that say more than the field's own.
     """
     keys: dict[str, Any] = {
-        each.name: (
-            types.get(each.name, each.type), Field(default=each.default, **each.metadata)
+        plain_field.name: (
+            types.get(plain_field.name, plain_field.type),
+            Field(default=plain_field.default, **plain_field.metadata),
         )
-        for each in fields(plain)
+        for plain_field in fields(plain)
     }  # fmt: skip
     made = create_model(plain.__name__, **keys)
     _PLAIN[made] = plain
@@ -124,8 +125,8 @@ def described(model: type[Settings]) -> Mapping[str, FieldInfo]:
     Not as pydantic reads it, when a class is made: that takes 50 ms of every process's start.
     """
     texts: dict[str, str] = {}
-    for each in reversed(model.__mro__):
-        texts |= _texts_below(_PLAIN.get(each, each))
+    for base in reversed(model.__mro__):
+        texts |= _texts_below(_PLAIN.get(base, base))
     for name, field in model.model_fields.items():
         field.description = " ".join(texts.get(name, "").split()) or None
     return model.model_fields
@@ -145,7 +146,7 @@ def _texts_below(declared: type) -> dict[str, str]:
 @cache
 def _classes(module: str) -> dict[str, ast.ClassDef]:
     tree = ast.parse(inspect.getsource(sys.modules[module]))
-    return {each.name: each for each in tree.body if isinstance(each, ast.ClassDef)}
+    return {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
 
 
 if TYPE_CHECKING:
@@ -212,12 +213,12 @@ class DecodingSection(_DecodingKeys, Settings):  # type: ignore[misc]  # both ar
     @field_validator("clip_timestamps")
     @classmethod
     def _one_after_the_other(cls, value: tuple[float, ...]) -> tuple[float, ...]:
-        for number, (before, after) in enumerate(pairwise(value)):
+        for number, (earlier_s, later_s) in enumerate(pairwise(value)):
             starts = number % 2 == 1  # a clip may start where the one before ended
-            if after < before or (after == before and not starts):
+            if later_s < earlier_s or (later_s == earlier_s and not starts):
                 raise ValueError(
-                    f"found {after:g} after {before:g}, expected start, end, start, end ... of "
-                    "clips that follow one another"
+                    f"found {later_s:g} after {earlier_s:g}, expected start, end, start, end ... "
+                    "of clips that follow one another"
                 )
         return value
 
@@ -241,12 +242,12 @@ class DecodingSection(_DecodingKeys, Settings):  # type: ignore[misc]  # both ar
     def settings(self) -> DecodingSettings:
         """Return the values as the engine takes them."""
         return DecodingSettings(
-            **{each.name: getattr(self, each.name) for each in fields(DecodingSettings)}
+            **{setting.name: getattr(self, setting.name) for setting in fields(DecodingSettings)}
         )
 
     def _misfits(self) -> Iterator[str]:
-        given = isinstance(self.language, str) and self.language != "auto"
-        if given and self.language_mode != "recording":
+        has_language = isinstance(self.language, str) and self.language != "auto"
+        if has_language and self.language_mode != "recording":
             yield (
                 f"language_mode: {self.language_mode} detects languages, but language names a "
                 "single one; set language to auto or to a list"

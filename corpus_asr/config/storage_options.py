@@ -65,8 +65,8 @@ class StorageOptions:
 
     def values(self) -> dict[str, Any]:
         """Return the plain values, secrets included."""
-        found: dict[str, Any] = json.loads(self._text)
-        return found
+        options: dict[str, Any] = json.loads(self._text)
+        return options
 
     def shown(self) -> dict[str, Any]:
         """Return the values with all hidden that may be secret."""
@@ -79,10 +79,10 @@ class StorageOptions:
 
     def over(self, others: "StorageOptions") -> "StorageOptions":
         """Return these, and what others say beside; of credentials one side's alone."""
-        mine, beside = self.values(), others.values()
-        if mine.keys() & set(CREDENTIALS):
-            beside = {name: each for name, each in beside.items() if name not in CREDENTIALS}
-        return StorageOptions.of(beside | mine, self.scheme or others.scheme)
+        values, beside = self.values(), others.values()
+        if values.keys() & set(CREDENTIALS):
+            beside = {name: value for name, value in beside.items() if name not in CREDENTIALS}
+        return StorageOptions.of(beside | values, self.scheme or others.scheme)
 
     def bound(self, uris: Iterable[str]) -> "StorageOptions":
         """Return them for the stores of these addresses alone."""
@@ -155,37 +155,40 @@ def _typed(value: Any) -> Any:
 
 
 def _schemes(uris: Iterable[str]) -> list[str]:
-    found = (uri.partition("://")[0].lower() if "://" in uri else "" for uri in uris)
-    names = (S3 if name in _S3_SCHEMES else name for name in found)
+    schemes = (uri.partition("://")[0].lower() if "://" in uri else "" for uri in uris)
+    names = (S3 if name in _S3_SCHEMES else name for name in schemes)
     return list(dict.fromkeys(name for name in names if name not in _NO_OPTIONS_SCHEMES))
 
 
 def _without_nulls(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {str(name): _without_nulls(each) for name, each in value.items() if each is not None}
+        return {
+            str(name): _without_nulls(entry) for name, entry in value.items() if entry is not None
+        }
     return value
 
 
 def _masked(value: Any, name: str = "") -> Any:
     if isinstance(value, Mapping):
-        return {key: _masked(each, key) for key, each in value.items()}
+        return {key: _masked(entry, key) for key, entry in value.items()}
     return value if isinstance(value, bool) or name in _SHOWN else MASK
 
 
 def _unmasked(value: Mapping[str, Any]) -> dict[str, Any]:
     plain = {
-        name: _unmasked(each) if isinstance(each, Mapping) else each for name, each in value.items()
+        name: _unmasked(entry) if isinstance(entry, Mapping) else entry
+        for name, entry in value.items()
     }
-    return {name: each for name, each in plain.items() if each not in (MASK, {})}
+    return {name: entry for name, entry in plain.items() if entry not in (MASK, {})}
 
 
 def _secrets(value: Any, name: str = "") -> Iterator[str]:
     if isinstance(value, Mapping):
-        for key, each in value.items():
-            yield from _secrets(each, key)
+        for key, entry in value.items():
+            yield from _secrets(entry, key)
     elif isinstance(value, list):
-        for each in value:
-            yield from _secrets(each)
+        for entry in value:
+            yield from _secrets(entry)
     elif not isinstance(value, bool) and name not in _SHOWN and len(str(value)) >= _SHORTEST_SECRET:
         yield str(value)
 

@@ -52,15 +52,15 @@ class Alignments:
     ) -> AlignResult | ItemError:
         """Make the result of a row of what `logprobs` and `found` are on the host."""
         job = self.jobs[row]
-        known: list[float] = logprobs[row, : len(job.tokens) - 1].tolist()
-        if (error := no_numbers(known, model)) is not None:
+        row_logprobs: list[float] = logprobs[row, : len(job.tokens) - 1].tolist()
+        if (error := no_numbers(row_logprobs, model)) is not None:
             return error
         if job.timing is None:
             weights = found[row, :, : len(job.tokens)].numpy()
-            return AlignResult(logprobs=tuple(known), weights=weights)
+            return AlignResult(logprobs=tuple(row_logprobs), weights=weights)
         timing = job.timing
         begins = _begins_in(found[row].numpy(), count=timing.count, end=timing.positions)
-        return AlignResult(logprobs=tuple(known), begins=tuple(begins))
+        return AlignResult(logprobs=tuple(row_logprobs), begins=tuple(begins))
 
 
 @torch.inference_mode()
@@ -68,7 +68,7 @@ def align_windows(
     model: SlotModel, state: Any, slots: Sequence[int], jobs: Sequence[AlignJob]
 ) -> dict[int, tuple[Alignments, int]]:
     """Read the jobs' tokens over the windows in `slots`; gives the row of each slot."""
-    found: dict[int, tuple[Alignments, int]] = {}
+    alignments: dict[int, tuple[Alignments, int]] = {}
 
     def alike(at: int) -> tuple[Any, ...]:
         timing = jobs[at].timing
@@ -78,10 +78,10 @@ def align_windows(
         same = list(numbers)
         # One by one on a CPU: what a window gives there must not depend on others.
         most = 1 if model.device.type == "cpu" else _AT_ONCE
-        for some in (same[at : at + most] for at in range(0, len(same), most)):
-            aligned = _align(model, state, [slots[at] for at in some], [jobs[at] for at in some])
-            found |= {slots[at]: (aligned, row) for row, at in enumerate(some)}
-    return found
+        for chunk in (same[at : at + most] for at in range(0, len(same), most)):
+            aligned = _align(model, state, [slots[at] for at in chunk], [jobs[at] for at in chunk])
+            alignments |= {slots[at]: (aligned, row) for row, at in enumerate(chunk)}
+    return alignments
 
 
 def _align(
@@ -98,8 +98,8 @@ def _align(
         # A token outside of the choices has no column: any other is read, and its value replaced.
         wanted = tokens[row, 1 : last + 1]
         column = wanted.clamp(max=scores.shape[1] - 1)
-        known = scores.gather(1, column.unsqueeze(1)).squeeze(1)
-        logprobs[row, :last] = known.masked_fill(column != wanted, -torch.inf)
+        token_logprobs = scores.gather(1, column.unsqueeze(1)).squeeze(1)
+        logprobs[row, :last] = token_logprobs.masked_fill(column != wanted, -torch.inf)
     timings = [job.timing for job in jobs if job.timing is not None]
     if not timings:
         return Alignments(jobs, logprobs, weights.float())
@@ -197,12 +197,12 @@ def _steps_on_device(
     )
     heard = torch.arange(longest, device=weights.device) < positions.unsqueeze(1)  # (batch, pos)
     read = torch.arange(weights.shape[2], device=weights.device) < tokens.unsqueeze(1)
-    there = (heard.unsqueeze(1) & read.unsqueeze(2)).unsqueeze(1)  # (batch, 1, token, pos)
-    weights = weights.masked_fill(~there, 0.0)
+    is_inside = (heard.unsqueeze(1) & read.unsqueeze(2)).unsqueeze(1)  # (batch, 1, token, pos)
+    weights = weights.masked_fill(~is_inside, 0.0)
     weights = weights / _one_if_zero(weights.sum(dim=3, keepdim=True))
     count = tokens.view(-1, 1, 1, 1)
     mean = weights.sum(dim=2, keepdim=True) / count
-    apart = (weights - mean).masked_fill(~there, 0.0)
+    apart = (weights - mean).masked_fill(~is_inside, 0.0)
     spread = (apart.square().sum(dim=2, keepdim=True) / count).sqrt()
     smooth = _median_on_device(apart / _one_if_zero(spread), positions, timings[0].filter_width)
     # Rows past a window's last token, and positions past its audio, change no path to its corner.
@@ -231,9 +231,12 @@ def _median_on_device(
     around = values.gather(3, index.clamp(max=longest - 1))
     neighbors = [around[..., shift : shift + longest].clone() for shift in range(width)]
     for rank in range(half + 1):
-        for other in range(rank + 1, width):
-            low, high = neighbors[rank], neighbors[other]
-            neighbors[rank], neighbors[other] = torch.minimum(low, high), torch.maximum(low, high)
+        for later_rank in range(rank + 1, width):
+            low, high = neighbors[rank], neighbors[later_rank]
+            neighbors[rank], neighbors[later_rank] = (
+                torch.minimum(low, high),
+                torch.maximum(low, high),
+            )
     too_short = (positions <= half).view(-1, 1, 1, 1)
     return torch.where(too_short, values, neighbors[half])
 
@@ -267,16 +270,22 @@ def _sum_diagonals(
     sums = torch.full(costs.shape, torch.inf, device=costs.device)
     sums[0, :, 0].fill_(0.0)
     # Views made once: making them would take longer than the sums.
-    whole, left, right = (t.unbind(0) for t in (costs[:, :, 1:], sums[:, :, :-1], sums[:, :, 1:]))
-    cheapest = torch.empty_like(right[0])
+    whole, sums_left, sums_right = (
+        t.unbind(0) for t in (costs[:, :, 1:], sums[:, :, :-1], sums[:, :, 1:])
+    )
+    cheapest = torch.empty_like(sums_right[0])
     equal = torch.empty_like(cheapest, dtype=torch.bool)
     for diagonal in range(2, len(costs)):
-        both, text, along = left[diagonal - 2], left[diagonal - 1], right[diagonal - 1]
+        both, text, along = (
+            sums_left[diagonal - 2],
+            sums_left[diagonal - 1],
+            sums_right[diagonal - 1],
+        )
         # Where two ways cost the same, neither is taken: the one along the positions is.
         torch.eq(both, text, out=equal)
         torch.minimum(both, text, out=cheapest).masked_fill_(equal, torch.inf)
         torch.minimum(cheapest, along, out=cheapest)
-        torch.add(cheapest, whole[diagonal], out=right[diagonal])
+        torch.add(cheapest, whole[diagonal], out=sums_right[diagonal])
     return sums
 
 
@@ -317,10 +326,10 @@ def _medians(padded: Float[np.ndarray, "row _"], width: int, length: int) -> np.
     neighbors = [padded[:, at : at + length].copy() for at in range(width)]
     for rank in range(width // 2 + 1):
         smallest = neighbors[rank]
-        for other in neighbors[rank + 1 :]:
-            larger = np.maximum(smallest, other)
-            np.fmin(smallest, other, out=smallest)
-            other[...] = larger
+        for neighbor in neighbors[rank + 1 :]:
+            larger = np.maximum(smallest, neighbor)
+            np.fmin(smallest, neighbor, out=smallest)
+            neighbor[...] = larger
     return neighbors[width // 2]
 
 
@@ -331,20 +340,20 @@ def _trace(cost: Float[np.ndarray, "token pos"]) -> Int[np.ndarray, "_ _"]:
     trace[1:, 0] = _TEXT
     costs, steps = cost.reshape(-1), trace.reshape(-1)
     # Sums along the last two anti-diagonals and this one, by token; outside the matrix infinite.
-    before, last, now = (np.full(tokens + 1, np.inf, dtype=np.float32) for _ in range(3))
-    before[0] = 0.0
+    second_last, last, current = (np.full(tokens + 1, np.inf, dtype=np.float32) for _ in range(3))
+    second_last[0] = 0.0
     for diagonal in range(2, tokens + positions + 1):  # token + position, both from 1
         low, high = max(1, diagonal - positions), min(tokens, diagonal - 1)
-        both, text, time = before[low - 1 : high], last[low - 1 : high], last[low : high + 1]
+        both, text, time = second_last[low - 1 : high], last[low - 1 : high], last[low : high + 1]
         by_both = (both < text) & (both < time)
         by_text = (text < both) & (text < time)
         best = np.where(by_both, both, np.where(by_text, text, time))
         first = (low - 1) * positions + diagonal - low - 1
-        here = costs[first :: max(1, positions - 1)][: high - low + 1]
-        now[low : high + 1] = here + best
+        diagonal_costs = costs[first :: max(1, positions - 1)][: high - low + 1]
+        current[low : high + 1] = diagonal_costs + best
         cells = steps[low * positions + diagonal :: positions][: high - low + 1]
         cells[by_both] = _BOTH
         cells[by_text] = _TEXT
-        before, last, now = last, now, before
-        now[0] = np.inf
+        second_last, last, current = last, current, second_last
+        current[0] = np.inf
     return trace

@@ -128,15 +128,17 @@ class SlotBatch:
         if self._starts is None or self._heard_short:
             self.model.fill(self._state, slots, encoded, num_frames=num_frames)
             return
-        left = list(slots)
-        while left:
+        slots_to_fill = list(slots)
+        while slots_to_fill:
             # By powers of two, as few recordings fill any number, and no window in vain.
-            count = min(len(self._windows), 1 << (len(left).bit_length() - 1))
-            index = self._starts.hold(torch.tensor(left[:count]), self.model.device)
-            windows = self._windows[:count].copy_(encoded[len(slots) - len(left) :][:count])
+            count = min(len(self._windows), 1 << (len(slots_to_fill).bit_length() - 1))
+            index = self._starts.hold(torch.tensor(slots_to_fill[:count]), self.model.device)
+            windows = self._windows[:count].copy_(
+                encoded[len(slots) - len(slots_to_fill) :][:count]
+            )
             fill = partial(self.model.fill, self._state, index, windows)
             self._starts.run(("fill", count), fill)
-            left = left[count:]
+            slots_to_fill = slots_to_fill[count:]
 
     @torch.inference_mode()
     def admit(self, slots: Sequence[int], jobs: Sequence[Job]) -> None:
@@ -166,27 +168,27 @@ class SlotBatch:
         options = self._options.layout(range(active))
         phrases = self._phrases.layout(range(active))
         reach = self._look_no_further(active)
-        asked: dict[str, Any] = {
+        arguments: dict[str, Any] = {
             "sampled": sampled, "watched": watched, "options": options, "phrases": phrases,
             "reach": reach,
         }  # fmt: skip
         if self._graphs is None or self._options.exact:
-            self._advance(active, **asked)
+            self._advance(active, **arguments)
             return
         count = self._graphs.rung(active)
         self._graphs.run(
-            (count, *asked.values(), self._heard_short, *self._rules.layout),
-            partial(self._advance, count, **asked),
+            (count, *arguments.values(), self._heard_short, *self._rules.layout),
+            partial(self._advance, count, **arguments),
         )
 
     def _look_no_further(self, active: int) -> int:
         room = self.model.max_target_positions
         if self._whole:
             return room
-        found = reach_of(max(self._longest[:active]), room)
+        reach = reach_of(max(self._longest[:active]), room)
         for slot in range(active):
             self._longest[slot] += 1
-        return found
+        return reach
 
     def look(self) -> None:
         """Ask which slots have finished by now; does not wait."""
@@ -223,14 +225,14 @@ class SlotBatch:
         assert requested is not None, "just requested"
         copies = iter(requested.download.wait())
         read = {id(group): (next(copies), next(copies)) for group in requested.groups}
-        found: dict[int, Outcome] = {
+        outcomes: dict[int, Outcome] = {
             slot: group.result(row, *read[id(group)], self.model)
             for slot, (group, row) in requested.aligned.items()
         }
         rows = zip(requested.decoded, *copies, strict=True) if requested.decoded else ()
         for slot, *row in rows:
-            found[slot] = self._result(slot, row)
-        return [found[slot] for slot in slots]
+            outcomes[slot] = self._result(slot, row)
+        return [outcomes[slot] for slot in slots]
 
     @torch.inference_mode()
     def move(self, source: int, target: int) -> None:
@@ -276,7 +278,7 @@ class SlotBatch:
         self._repetition.admit(slots, jobs)
         self._options.admit(slots, index, [job.search for job in jobs])
         self._phrases.admit(slots, index, [job.search.phrases for job in jobs])
-        asked: dict[str, Any] = {
+        arguments: dict[str, Any] = {
             "recorded": graphs is not None,
             "scored": any(job.score_token is not None for job in jobs),
             "sampled": any(job.search.temperature > 0 for job in jobs),
@@ -284,11 +286,11 @@ class SlotBatch:
             "options": self._options.layout(slots),
             "phrases": self._phrases.layout(slots),
         }
-        begin = partial(self._begin, numbers, slots, jobs, **asked)
+        begin = partial(self._begin, numbers, slots, jobs, **arguments)
         if graphs is None:
             begin()
             return
-        key = (numbers.shape, *asked.values(), self._heard_short, *self._rules.layout)
+        key = (numbers.shape, *arguments.values(), self._heard_short, *self._rules.layout)
         graphs.run(("start", *key), begin)
 
     def _begin(
@@ -357,8 +359,8 @@ class SlotBatch:
             )
             return
         held = self._temperature[:count], self._seed[:count], self._length[:count]
-        said = self._rules.of_first(count)
-        token, logprob = CHOOSE_NEXT(logits, *said, *held, *self._rules.layout, sampled)
+        rule_state = self._rules.of_first(count)
+        token, logprob = CHOOSE_NEXT(logits, *rule_state, *held, *self._rules.layout, sampled)
         self._note(token, logprob, index, self._length[index], slots=slots, watched=watched)
 
     def _take(

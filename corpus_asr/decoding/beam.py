@@ -194,8 +194,8 @@ class BeamBatch:
         prefixes = [job.prefix for job in jobs for _ in range(self.num_beams)]
         self._rules.admit(slots, rules, prefixes)
         if any(job.score_token is not None for job in jobs):
-            found = token_scores(self.model, hidden, scored_at, score_tokens)
-            self._token_score.index_copy_(0, index, found)
+            job_scores = token_scores(self.model, hidden, scored_at, score_tokens)
+            self._token_score.index_copy_(0, index, job_scores)
         for place, job in zip(places, jobs, strict=True):
             self._jobs[place], self._counts[place] = job, 0
         searches = [job.search for job in jobs for _ in range(self.num_beams)]
@@ -220,19 +220,19 @@ class BeamBatch:
     def step(self, active: int, *, sampled: bool) -> None:
         """Advance the beams of the first `active` places by one token, as `SlotBatch.step`."""
         active = self.places if self._whole else active
-        asked: dict[str, Any] = {
+        arguments: dict[str, Any] = {
             "reach": self._look_no_further(active),
             "options": self._options.layout(range(active * self.num_beams)),
             "watched": self._watched(range(active)),
             "phrases": self._phrases.layout(range(active * self.num_beams)),
         }  # fmt: skip
         if self._graphs is None or self._options.exact:
-            self._advance(active, **asked)
+            self._advance(active, **arguments)
             return
         count = self._graphs.rung(active)
         self._graphs.run(
-            (count, *asked.values(), self._has_short, *self._rules.layout),
-            partial(self._advance, count, **asked),
+            (count, *arguments.values(), self._has_short, *self._rules.layout),
+            partial(self._advance, count, **arguments),
         )
 
     def _advance(self, count: int, *, reach: int, options: Layout, **asked: Any) -> None:
@@ -281,8 +281,8 @@ class BeamBatch:
     def request(self, places: Sequence[int]) -> None:
         """Ask for the results of finished places as they are now; `collect` waits for them."""
         (index,) = upload(self.model.device, list(places))
-        found = self._token_score[index], self._beams.rows[_FINISHED, index]
-        self._requested = tuple(places), Download(*found)
+        tensors = self._token_score[index], self._beams.rows[_FINISHED, index]
+        self._requested = tuple(places), Download(*tensors)
 
     def collect(self, places: Sequence[int]) -> list[WindowResult | ItemError]:
         """Read the results of finished places, of the best beam."""
@@ -296,12 +296,12 @@ class BeamBatch:
             job = self._jobs[place]
             assert job is not None, "collected from an empty place"
             scores = self._kept(place)
-            found = Beams(rows[row])
-            if (error := no_numbers(found.score.tolist(), self.model)) is not None:
+            beams = Beams(rows[row])
+            if (error := no_numbers(beams.score.tolist(), self.model)) is not None:
                 results.append(error)
                 continue
             token_score = float(token_scores[row])
-            results.append(result_of(found, job, token_score=token_score, scores=scores))
+            results.append(result_of(beams, job, token_score=token_score, scores=scores))
         return results
 
     @torch.inference_mode()
@@ -335,7 +335,9 @@ class BeamBatch:
         searches = [job.search for job in jobs]
         limits = [min(job.max_new_tokens, room - len(job.prompt)) for job in jobs]
         # As in transformers: what is penalised less for being long may yet become the best.
-        hopes = [one.early_stopping == "never" and one.length_penalty > 0 for one in searches]
+        hopes = [
+            search.early_stopping == "never" and search.length_penalty > 0 for search in searches
+        ]
         values = upload(
             self.model.device,
             [len(job.prompt) for job in jobs],
@@ -343,7 +345,7 @@ class BeamBatch:
             [job.rules.last for job in jobs],
             [float(search.length_penalty) for search in searches],
             [limit * hope for limit, hope in zip(limits, hopes, strict=True)],
-            torch.tensor([one.early_stopping not in (False, "never") for one in searches]),
+            torch.tensor([search.early_stopping not in (False, "never") for search in searches]),
         )
         held = (
             self._prompt, self._limit, self._end, self._length_penalty, self._hoped,
@@ -410,15 +412,18 @@ class BeamBatch:
         score = (reached / divisor[:, :1]).add(~ended, alpha=OUT)
         score = torch.cat([held.score[_FINISHED, at].float(), score], dim=1)
         ranked, finished = score.topk(beams)
-        left, running = best.add(stop, alpha=OUT).topk(beams)
+        running_scores, running = best.add(stop, alpha=OUT).topk(beams)
         how = ended.long() if looped is None else ended.long() + looped
-        choice, ranks = torch.stack([running + beams, finished]), torch.stack([left, ranked])
+        choice, ranks = (
+            torch.stack([running + beams, finished]),
+            torch.stack([running_scores, ranked]),
+        )
         token, row = self._pick(choice, ranks, flat, how, scores, length, at)
         self._go_on(token, row, places, at, phrases)
         # Whether a running beam can still beat the worst finished one.
         is_finished = held.end[_FINISHED, at] > 0
         worst = ranked.amin(dim=1, keepdim=True)
-        possible = left[:, :1] / divisor[:, 1:]
+        possible = running_scores[:, :1] / divisor[:, 1:]
         hopeless = ~(possible > worst.where(is_finished, OUT)).any(dim=1)
         full = is_finished.all(dim=1) & self._until_full[at]
         over = hopeless | full | stop.all(dim=1)
@@ -439,16 +444,16 @@ class BeamBatch:
         Returns the tokens of running ones, and the rows of the beams that these were appended to.
         """
         beams, vocab = self.num_beams, scores.shape[1]
-        own = self._own[:, at]
+        beam_rows = self._own[:, at]
         was_finished = choice < beams
         candidate = (choice - beams).clamp(min=0)
         picked = flat.expand(2, -1, -1).gather(2, candidate)
         source, token = picked // vocab, picked % vocab
         likely = scores.view(len(flat), -1).expand(2, -1, -1).gather(2, picked)
         all_likely = scores.logsumexp(dim=1).view(-1, beams).expand(2, -1, -1).gather(2, source)
-        row = torch.where(was_finished, own[1, :, :1] + choice, own[0, :, :1] + source)
+        row = torch.where(was_finished, beam_rows[1, :, :1] + choice, beam_rows[0, :, :1] + source)
         ended = self._ended[at]
-        row = torch.where(ended, own, row)
+        row = torch.where(ended, beam_rows, row)
         # Only candidates are written: their token, and how they are as a whole.
         columns = torch.stack([length - 1, torch.full_like(length, self._spare + 1)], dim=1)
         kept = (was_finished | ended).unsqueeze(3)
@@ -499,9 +504,9 @@ class BeamBatch:
         watched: Sequence[int] | None,
     ) -> Bool[Tensor, "place choice"] | None:
         if watched is None:
-            found = self._repetition.found_in(self._texts(source, token, at), length, at)
+            is_loop = self._repetition.found_in(self._texts(source, token, at), length, at)
             due = (length - self._prompt[at]) % _LOOK_FOR_LOOPS == 0
-            return found & due.unsqueeze(1)
+            return is_loop & due.unsqueeze(1)
         if not watched:
             return None
         rows = list(watched)

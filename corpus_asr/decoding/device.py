@@ -253,8 +253,8 @@ class FinishedFlags:
     def read(self, count: int) -> list[bool]:
         """The first `count` flags; all false where they were not asked for since the last read."""
         if not self.behind:
-            now: list[bool] = self._flags[:count].tolist()
-            return now
+            flags: list[bool] = self._flags[:count].tolist()
+            return flags
         if not self._asked:
             return [False] * count
         self._asked = False

@@ -140,10 +140,10 @@ class ThreadEncoder(Encoder):
 
     def share(self, batch: int) -> int:
         """Leave it its threads while it works; returns how many the calling thread has now."""
-        left = self._threads - (self._width if self.queued else 0)
-        if left != torch.get_num_threads():
-            torch.set_num_threads(left)
-        return min(batch, left)
+        num_threads = self._threads - (self._width if self.queued else 0)
+        if num_threads != torch.get_num_threads():
+            torch.set_num_threads(num_threads)
+        return min(batch, num_threads)
 
     def cancel(self) -> None:
         """Drop what has not begun."""

@@ -62,14 +62,14 @@ def align_tokens(
             kind=NOT_A_NUMBER,
         )
     way = _Way(logprobs, best, wanted, np.where(again, -np.inf, 0.0), blank).places()
-    said = np.flatnonzero(way >= 0)
-    spoken = way[said]
+    positions = np.flatnonzero(way >= 0)
+    spoken = way[positions]
     scores = np.where(
-        wanted[spoken] == WILDCARD, best[said], logprobs[said, wanted[spoken]]
+        wanted[spoken] == WILDCARD, best[positions], logprobs[positions, wanted[spoken]]
     ).astype(np.float64)
     durations = np.bincount(spoken, minlength=len(wanted))
     sums = np.bincount(spoken, weights=scores, minlength=len(wanted))
-    firsts = said[np.searchsorted(spoken, np.arange(len(wanted)))]
+    firsts = positions[np.searchsorted(spoken, np.arange(len(wanted)))]
     return EmittedRow(
         tokens=tuple(wanted.tolist()),
         frames=tuple(firsts.tolist()),
@@ -82,9 +82,9 @@ def _without_blank(
     logprobs: Float[np.ndarray, "pos vocab"], blank: int
 ) -> Float[np.ndarray, " pos"]:
     """Return the score of the likeliest token that is no blank."""
-    before = logprobs[:, :blank].max(axis=1, initial=-np.inf)
+    best_below = logprobs[:, :blank].max(axis=1, initial=-np.inf)
     best: Float[np.ndarray, " pos"] = logprobs[:, blank + 1 :].max(axis=1, initial=-np.inf)
-    np.maximum(before, best, out=best)
+    np.maximum(best_below, best, out=best)
     return best
 
 
@@ -137,14 +137,14 @@ class _Way:
         spoken = self._logprobs[block].take(tokens, axis=1).astype(np.float64)
         spoken[:, tokens == WILDCARD] = self._best[block, None]
         silence, token = scores
-        for here, blank in zip(spoken, self._logprobs[block, self._blank], strict=True):
-            said = np.maximum(token, silence[:-1])
-            said[1:] = np.maximum(said[1:], token[:-1] + skips)
-            said += here
+        for position_scores, blank in zip(spoken, self._logprobs[block, self._blank], strict=True):
+            next_token = np.maximum(token, silence[:-1])
+            next_token[1:] = np.maximum(next_token[1:], token[:-1] + skips)
+            next_token += position_scores
             silence = silence.copy()
             silence[1:] = np.maximum(silence[1:], token)
             silence += blank
-            token = said
+            token = next_token
             yield silence, token
 
     def _back(

@@ -57,12 +57,14 @@ class Checked:
         """Return what both give."""
         if not _HAS_TRITON:
             return self._plain(*arguments)
-        kind = tuple(one.dtype if isinstance(one, Tensor) else one for one in arguments)
+        kind = tuple(
+            argument.dtype if isinstance(argument, Tensor) else argument for argument in arguments
+        )
         if kind in self._right:
             return (self._kernel if self._right[kind] else self._plain)(*arguments)
-        found, why = self._tried(arguments)
+        output, why = self._tried(arguments)
         expected = self._plain(*arguments)
-        self._right[kind] = found is not None and self._close(found, expected, arguments)
+        self._right[kind] = output is not None and self._close(output, expected, arguments)
         if not self._right[kind]:
             why = why or "its result differs"
             name = self._kernel.__name__
@@ -96,31 +98,31 @@ if _HAS_TRITON:
         inside = tl.arange(0, BLOCK) + 1 < width
         infinite = float("inf")
         for diagonal in range(2, diagonals):
-            before = sums + (diagonal - 2) * stride + token
+            second_last = sums + (diagonal - 2) * stride + token
             last = sums + (diagonal - 1) * stride + token
-            both = tl.load(before - 1, mask=inside, other=infinite)
+            both = tl.load(second_last - 1, mask=inside, other=infinite)
             text = tl.load(last - 1, mask=inside, other=infinite)
             along = tl.load(last, mask=inside, other=infinite)
-            here = tl.load(costs + diagonal * stride + token, mask=inside, other=infinite)
+            cost = tl.load(costs + diagonal * stride + token, mask=inside, other=infinite)
             cheapest = tl.where(both == text, infinite, tl.minimum(both, text))
-            cheapest = tl.minimum(cheapest, along) + here
+            cheapest = tl.minimum(cheapest, along) + cost
             tl.store(sums + diagonal * stride + token, cheapest, mask=inside)
             # Other threads of the block read it in the next round.
             tl.debug_barrier()
 
     @triton.jit  # type: ignore[untyped-decorator]
     def _read(where, seen, FLOAT8: tl.constexpr, NATIVE: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
-        found = tl.load(where, mask=seen, other=0)
+        values = tl.load(where, mask=seen, other=0)
         if FLOAT8:
             if NATIVE:
-                found = found.to(tl.float8e4nv, bitcast=True).to(tl.float16)
+                values = values.to(tl.float8e4nv, bitcast=True).to(tl.float16)
             else:
                 # Sign, exponent and fraction where float16 has them, whose exponent counts from 8
                 # less: 256 times too little, which the scales make good.
-                bits = found.to(tl.uint16)
+                bits = values.to(tl.uint16)
                 half = ((bits & 0x80) << 8) | ((bits & 0x7F) << 7)
-                found = half.to(tl.float16, bitcast=True)
-        return found.to(tl.float32)
+                values = half.to(tl.float16, bitcast=True)
+        return values.to(tl.float32)
 
     @triton.jit  # type: ignore[untyped-decorator]
     def _attend_part(  # type: ignore[no-untyped-def]
@@ -135,9 +137,9 @@ if _HAS_TRITON:
         head = tl.program_id(0) % heads
         first = tl.program_id(1) * PART
         channel = tl.arange(0, WIDTH)
-        there = channel < width
+        in_width = channel < width
         query = queries + row * query_row + head * query_head + channel
-        query = tl.load(query, mask=there, other=0).to(tl.float32)
+        query = tl.load(query, mask=in_width, other=0).to(tl.float32)
         too_little: tl.constexpr = 256.0 if FLOAT8 and not NATIVE else 1.0
         if FLOAT8:
             query *= tl.load(scales + row * heads + head) * too_little
@@ -155,7 +157,7 @@ if _HAS_TRITON:
                 hidden = tl.load(unseen + row * unseen_row + pos * unseen_pos, mask=seen, other=1)
                 seen = seen & (hidden == 0)
             # What is unseen may hold anything, and is not read.
-            both = seen[:, None] & there[None, :]
+            both = seen[:, None] & in_width[None, :]
             key = _read(keys + pos[:, None] * key_pos + channel[None, :], both, FLOAT8, NATIVE)
             value = values + pos[:, None] * value_pos + channel[None, :]
             value = _read(value, both, FLOAT8, NATIVE)
@@ -174,7 +176,7 @@ if _HAS_TRITON:
         if FLOAT8:
             mean *= tl.load(scales + scale_side + row * heads + head) * too_little
         part = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
-        tl.store(attended + part * width + channel, mean, mask=there)
+        tl.store(attended + part * width + channel, mean, mask=in_width)
         tl.store(sums + 2 * part, highest)
         tl.store(sums + 2 * part + 1, tl.sum(total * share, axis=0))
 
@@ -186,16 +188,16 @@ if _HAS_TRITON:
         number = tl.arange(0, PARTS)
         inside = number < parts
         channel = tl.arange(0, WIDTH)
-        there = channel < width
+        in_width = channel < width
         part = tl.program_id(0).to(tl.int64) * parts + number
         most = tl.load(sums + 2 * part, mask=inside, other=float("-inf"))
         total = tl.load(sums + 2 * part + 1, mask=inside, other=0.0)
         mean = attended + part[:, None] * width + channel[None, :]
-        mean = tl.load(mean, mask=inside[:, None] & there[None, :], other=0.0)
+        mean = tl.load(mean, mask=inside[:, None] & in_width[None, :], other=0.0)
         weight = tl.exp(most - tl.max(most, axis=0))
         mean = tl.sum(weight[:, None] * mean, axis=0) / tl.sum(weight * total, axis=0)
         result += tl.program_id(0).to(tl.int64) * width + channel
-        tl.store(result, mean.to(result.dtype.element_ty), mask=there)
+        tl.store(result, mean.to(result.dtype.element_ty), mask=in_width)
 
     @triton.jit  # type: ignore[untyped-decorator]
     def _mix(values: tl.tensor):  # type: ignore[no-untyped-def]
@@ -222,8 +224,8 @@ if _HAS_TRITON:
         row = tl.program_id(0).to(tl.int64)
         rules = tl.load(grammar + row) != 0
         last = tl.load(last_is_timestamp + row) != 0
-        before = tl.load(before_is_timestamp + row) != 0
-        complete, is_open = rules & last & before, rules & last & (before == 0)
+        one_before = tl.load(before_is_timestamp + row) != 0
+        complete, is_open = rules & last & one_before, rules & last & (one_before == 0)
         lowest = tl.load(last_timestamp + row) + tl.where(is_open, 0, 1)
         if SAMPLED:
             temperature = tl.load(temperatures + row)

@@ -122,29 +122,31 @@ class OnePassScheduler:
             return
         batch = self._next_batch()
         try:
-            found = self._read_or_fail(batch)
+            results = self._read_or_fail(batch)
         except torch.OutOfMemoryError:
             free_cached_memory(self._device)
             if len(batch) == 1:
                 raise
-            longest = max(_frames(each) for each in batch)
+            longest = max(_frames(entry) for entry in batch)
             self._batch_frames = len(batch) // 2 * longest
             self.statistics.halvings += 1
             return
         taken = set(map(_name, batch))
-        self._waiting = [each for each in self._waiting if _name(each) not in taken]
-        for (asked, number), result in zip(batch, found, strict=True):
-            self._take(asked, number, result)
+        self._waiting = [entry for entry in self._waiting if _name(entry) not in taken]
+        for (asker, number), result in zip(batch, results, strict=True):
+            self._take(asker, number, result)
 
     def cancel(self, owner: object, error: Exception) -> None:
         """End an owner's tasks with `error`."""
-        for asked in {id(each): each for each, _ in self._waiting if each.owner is owner}.values():
-            self._end(asked, error)
+        for asker in {
+            id(asker): asker for asker, _ in self._waiting if asker.owner is owner
+        }.values():
+            self._end(asker, error)
 
     def fail(self, error: Exception) -> None:
         """End every task with `error`."""
-        for asked in {id(each): each for each, _ in self._waiting}.values():
-            self._end(asked, error)
+        for asker in {id(asker): asker for asker, _ in self._waiting}.values():
+            self._end(asker, error)
 
     def _send(self, task: Task, answer: Any, done: Done, owner: object) -> None:
         while True:
@@ -160,14 +162,14 @@ class OnePassScheduler:
             if request.windows:
                 break
             answer = []
-        asked = _Asked(task, request, done, owner)
-        self._waiting += ((asked, number) for number in range(asked.left))
+        asker = _Asked(task, request, done, owner)
+        self._waiting += ((asker, number) for number in range(asker.left))
 
     def _next_batch(self) -> list[_Waiting]:
         """Return the window that waits longest with those nearest in length, while they fit."""
         first = self._waiting[0]
         language = first[0].request.language
-        alike = [each for each in self._waiting if each[0].request.language == language]
+        alike = [entry for entry in self._waiting if entry[0].request.language == language]
         alike.sort(key=_frames)
         low = high = alike.index(first)
         while True:
@@ -187,18 +189,18 @@ class OnePassScheduler:
                 low -= 1
 
     def _read_or_fail(self, batch: Sequence[_Waiting]) -> list[Recognized | ItemError]:
-        windows = [asked.request.windows[number] for asked, number in batch]
-        given = [window.read() for window in windows]
+        windows = [asker.request.windows[number] for asker, number in batch]
+        inputs = [window.read() for window in windows]
         try:
             with self.statistics.timing("encode_s"), out_of_memory_by_name():
-                found = self._model.transcribe(given, language=batch[0][0].request.language)
-            results = checked(found, [window.duration_s for window in windows])
+                outputs = self._model.transcribe(inputs, language=batch[0][0].request.language)
+            results = checked(outputs, [window.duration_s for window in windows])
         except (torch.OutOfMemoryError, torch.AcceleratorError):
             raise
         except Exception as error:  # of the user's model: it may be one window's alone
             if len(batch) == 1:
                 return [_failure(error)]
-            return [result for each in batch for result in self._read_or_fail([each])]
+            return [result for entry in batch for result in self._read_or_fail([entry])]
         self.statistics.encoder_batches += 1
         self.statistics.windows += len(windows)
         return results
@@ -218,7 +220,7 @@ class OnePassScheduler:
             self._send(asked.task, asked.results, asked.done, asked.owner)
 
     def _end(self, asked: _Asked, error: Exception) -> None:
-        self._waiting = [each for each in self._waiting if each[0] is not asked]
+        self._waiting = [entry for entry in self._waiting if entry[0] is not asked]
         asked.left = -1
         asked.task.close()
         asked.done(None, error)

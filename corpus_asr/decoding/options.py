@@ -88,10 +88,10 @@ class SlotOptions:
             self._slots.pop(slot, None)
             if _changes_before_rules(search) or _narrows(search) or is_exact(search):
                 self._slots[slot] = _Options(search)
-        some = {slot for slot in slots if slot in self._slots}
-        if not some and self._changed.isdisjoint(slots):
+        slots_with_options = {slot for slot in slots if slot in self._slots}
+        if not slots_with_options and self._changed.isdisjoint(slots):
             return
-        self._changed = self._changed.difference(slots) | some
+        self._changed = self._changed.difference(slots) | slots_with_options
         penalty, ngram, top_k, top_p = upload(
             self._lengths.device,
             [float(search.repetition_penalty) for search in searches],
@@ -160,7 +160,7 @@ class SlotOptions:
         temperatures: Float[Tensor, " batch"],
     ) -> Float[Tensor, "batch vocab"]:
         """Forbid what `top_k` and `top_p` rule out; gives a copy where they do."""
-        narrowed, own = scores, self._top_k[index].unsqueeze(1)
+        narrowed, top_ks = scores, self._top_k[index].unsqueeze(1)
         # One `top_k` at a time: how many are sorted must not depend on a neighbor's.
         for top_k in layout.top_k:
             kept = keep_likeliest(
@@ -169,7 +169,7 @@ class SlotOptions:
                 top_k=None if top_k == _ALL else top_k,
                 top_p=self._top_p[index],
             )
-            narrowed = torch.where(own == top_k, kept, narrowed)
+            narrowed = torch.where(top_ks == top_k, kept, narrowed)
         return narrowed
 
     def keep(self, scores: Float[Tensor, "batch vocab"], slots: Sequence[int]) -> None:
@@ -180,13 +180,13 @@ class SlotOptions:
 
     def stopped(self, slots: Sequence[int]) -> list[int]:
         """The slots that a criterion of their job ends."""
-        found = []
+        stopped_slots = []
         for row in self._rows(slots, lambda search: bool(search.stopping)):
             slot, options = slots[row], self._slots[slots[row]]
             past = options.scores if options.search.keep_scores else None
             if should_stop(options.search.stopping, self._text(slot), past):
-                found.append(slot)
-        return found
+                stopped_slots.append(slot)
+        return stopped_slots
 
     def kept(self, slot: int) -> Tensor | None:
         """Hand over the scores kept of the slot's tokens, on the CPU."""
@@ -284,14 +284,14 @@ def run_processors(
     """Let processors change the scores of one row, one after the other."""
     row = scores.unsqueeze(0)
     for processor in processors:
-        given: Any = processor(text.unsqueeze(0).clone(), row.clone())
-        if not isinstance(given, Tensor) or given.shape != row.shape:
+        new_scores: Any = processor(text.unsqueeze(0).clone(), row.clone())
+        if not isinstance(new_scores, Tensor) or new_scores.shape != row.shape:
             raise ValueError(
-                f"applying the logits processor {_name(processor)}: it gave {_found(given)}, "
+                f"applying the logits processor {_name(processor)}: it gave {_found(new_scores)}, "
                 f"expected scores of shape {tuple(row.shape)}; return the scores it was given, "
                 "changed"
             )
-        row = given.to(scores)
+        row = new_scores.to(scores)
         if bool(row.isneginf().all()):
             raise ValueError(
                 f"applying the logits processor {_name(processor)}: it leaves none of "
@@ -373,8 +373,8 @@ def choose_next(
 
     May change the logits.
     """
-    said = grammar, last_is_timestamp, before_is_timestamp, last_timestamp
-    allowed = apply_rules(logits, bias, *said, begin, end)
+    rule_state = grammar, last_is_timestamp, before_is_timestamp, last_timestamp
+    allowed = apply_rules(logits, bias, *rule_state, begin, end)
     if sampled:
         tokens = choose(allowed, temperatures=temperatures, seeds=seeds, positions=lengths - 1)
     else:

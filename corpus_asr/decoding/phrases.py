@@ -56,13 +56,13 @@ class PhraseTrie:
         highest, whole = [0.0], [0.0]  # of the phrases through a node; of the one that ends there
         for tokens, bonus in phrases:
             node = 0
-            for said in tokens:
-                if said not in children[node]:
-                    children[node][said] = len(children)
+            for token_id in tokens:
+                if token_id not in children[node]:
+                    children[node][token_id] = len(children)
                     children.append({})
                     highest.append(0.0)
                     whole.append(0.0)
-                node = children[node][said]
+                node = children[node][token_id]
                 highest[node] = max(highest[node], bonus)
             whole[node] = max(whole[node], bonus * (len(tokens) - 1 + first_share))
         order, token, parent, fail, level = [0], [0], [0], [0], [0]
@@ -75,14 +75,14 @@ class PhraseTrie:
         for node, made in enumerate(order):  # which grows meanwhile
             first.append(len(order))
             count.append(len(children[made]))
-            for said, child in sorted(children[made].items()):
+            for token_id, child in sorted(children[made].items()):
                 suffix = fail[node]
-                while suffix and said not in children[order[suffix]]:
+                while suffix and token_id not in children[order[suffix]]:
                     suffix = fail[suffix]
-                suffix = number[children[order[suffix]].get(said, 0)] if node else 0
+                suffix = number[children[order[suffix]].get(token_id, 0)] if node else 0
                 number[child] = len(order)
                 order.append(child)
-                token.append(said)
+                token.append(token_id)
                 parent.append(node)
                 fail.append(suffix)
                 level.append(level[node] + 1)
@@ -225,14 +225,14 @@ class SlotPhrases:
         node: Int[Tensor, " batch"],
         layout: PhraseLayout,
     ) -> Int[Tensor, " batch"]:
-        found = torch.zeros_like(node)
+        next_node = torch.zeros_like(node)
         for _ in range(self._depth(root, node, layout) + 1):
             key = node * self._stride + tokens + 1
             place = torch.searchsorted(self._tables["key"], key)
-            is_child = (self._tables["key"][place] == key) & (found == 0)
-            found = torch.where(is_child, place - root, found)
+            is_child = (self._tables["key"][place] == key) & (next_node == 0)
+            next_node = torch.where(is_child, place - root, next_node)
             node = root + self._tables["fail"][node]
-        return found
+        return next_node
 
     def _add(
         self,
@@ -253,8 +253,10 @@ class SlotPhrases:
             if held is trie and (row == 0) == (trie is None):
                 return row
         size = 1 if trie is None else len(trie.token)
-        in_use = {id(own) for own in self._tries if own is not None}
-        unused = [row for row, own in enumerate(self._rows) if row and id(own) not in in_use]
+        in_use = {id(used_trie) for used_trie in self._tries if used_trie is not None}
+        unused = [
+            row for row, row_trie in enumerate(self._rows) if row and id(row_trie) not in in_use
+        ]
         if not unused or size >= self._nodes:
             unused = self._allocate(unused, size)
         if trie is None:

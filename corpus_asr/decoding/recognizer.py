@@ -99,10 +99,10 @@ def checked(found: Any, durations_s: Sequence[float]) -> list[Recognized | ItemE
     """
     results = list(found) if isinstance(found, Sequence) else None
     if results is None or len(results) != len(durations_s):
-        what = type(found).__name__ if results is None else f"{len(results)} results"
+        description = type(found).__name__ if results is None else f"{len(results)} results"
         raise ItemError(
-            f"recognizing {len(durations_s)} windows: the recognizer returned {what}, expected a "
-            "list with one Recognized for each; correct its method transcribe",
+            f"recognizing {len(durations_s)} windows: the recognizer returned {description}, "
+            "expected a list with one Recognized for each; correct its method transcribe",
             kind=RECOGNIZER,
         )
     pairs = zip(results, durations_s, strict=True)
@@ -111,10 +111,10 @@ def checked(found: Any, durations_s: Sequence[float]) -> list[Recognized | ItemE
 
 def _checked(result: Any, duration_s: float) -> Recognized | ItemError:
     if not isinstance(result, Recognized) or not isinstance(result.text, str):
-        found = f"a text of type {type(result.text).__name__}" if isinstance(
+        description = f"a text of type {type(result.text).__name__}" if isinstance(
             result, Recognized
         ) else f"a {type(result).__name__}"  # fmt: skip
-        return _wrong(found, "a Recognized with a text")
+        return _wrong(description, "a Recognized with a text")
     numbers = [result.logprob]
     for word in result.words:
         numbers += (word.start_s, word.end_s, word.probability)
@@ -129,7 +129,7 @@ def _checked(result: Any, duration_s: float) -> Recognized | ItemError:
         return result
     if "".join(word.word for word in result.words).split() != result.text.split():
         return _wrong("words that do not make up the text", "all of its words, with their blanks")
-    times = [each for word in result.words for each in (word.start_s, word.end_s)]
+    times = [time_s for word in result.words for time_s in (word.start_s, word.end_s)]
     if times != sorted(times) or times[0] < 0 or times[-1] > duration_s + _PAST_END_S:
         return _wrong(
             f"words from {min(times):.2f} to {max(times):.2f} s",

@@ -65,8 +65,7 @@ class SlotRules:
         if any(prefixes):
             rows = zip(rules, prefixes, always, first, strict=True)
             first = tuple(
-                after if prefix and not rule.resumes else begin
-                for rule, prefix, after, begin in rows
+                bias if prefix and not rule.resumes else begin for rule, prefix, bias, begin in rows
             )
         for held, values in (
             (self._bias, always), (self._first_bias, first), (self._grammar, grammar),
@@ -78,8 +77,8 @@ class SlotRules:
         self._last_timestamp.index_fill_(0, slots, -1)
         for row, prefix in enumerate(prefixes):
             for token in prefix:
-                (said,) = upload(self._device, [token])
-                self.update(said, slots[row : row + 1])
+                (tokens,) = upload(self._device, [token])
+                self.update(tokens, slots[row : row + 1])
 
     def apply_first(
         self,
@@ -88,14 +87,16 @@ class SlotRules:
         prefixes: Sequence[Sequence[int]] = (),
     ) -> Float[Tensor, "batch vocab"]:
         """Forbid, in place, what may not come directly after the prompt, or after a prefix."""
-        bias, own = self._first_bias[slots], self._grammar[slots]
+        bias, grammar = self._first_bias[slots], self._grammar[slots]
         if not any(prefixes):
             logits += bias
-            return _prefer_timestamps(logits, own, self._timestamp_begin)
+            return _prefer_timestamps(logits, grammar, self._timestamp_begin)
         (goes_on,) = upload(self._device, [int(bool(prefix)) for prefix in prefixes])
-        last, before, latest = (held[slots] for held in self._said())
-        logits = apply_rules(logits, bias, own & goes_on.bool(), last, before, latest, *self.layout)
-        return _prefer_timestamps(logits, own, self._timestamp_begin)
+        last, one_before, latest = (held[slots] for held in self._said())
+        logits = apply_rules(
+            logits, bias, grammar & goes_on.bool(), last, one_before, latest, *self.layout
+        )
+        return _prefer_timestamps(logits, grammar, self._timestamp_begin)
 
     def apply(self, logits: Float[Tensor, "slot vocab"]) -> Float[Tensor, "slot vocab"]:
         """Forbid, in place, what the first `len(logits)` slots may not say next."""
@@ -103,9 +104,9 @@ class SlotRules:
 
     def of_first(self, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """What `apply_rules` takes of the first `count` slots."""
-        last, before = self._last_is_timestamp[:count], self._one_before_is_timestamp[:count]
+        last, one_before = self._last_is_timestamp[:count], self._one_before_is_timestamp[:count]
         bias, grammar = self._bias[:count], self._grammar[:count]
-        return bias, grammar, last, before, self._last_timestamp[:count]
+        return bias, grammar, last, one_before, self._last_timestamp[:count]
 
     def update(
         self,
@@ -115,12 +116,14 @@ class SlotRules:
         sources: Int[Tensor, " batch"] | None = None,
     ) -> None:
         """Note what `slots` said, after what was said in `sources` where these are given."""
-        before = slots if sources is None else sources
+        previous_slots = slots if sources is None else sources
         step = tokens - self._timestamp_begin
         is_timestamp = step >= 0
-        self._one_before_is_timestamp[slots] = self._last_is_timestamp[before]
+        self._one_before_is_timestamp[slots] = self._last_is_timestamp[previous_slots]
         self._last_is_timestamp[slots] = is_timestamp
-        self._last_timestamp[slots] = torch.where(is_timestamp, step, self._last_timestamp[before])
+        self._last_timestamp[slots] = torch.where(
+            is_timestamp, step, self._last_timestamp[previous_slots]
+        )
 
     def move(self, source: int, target: int) -> None:
         """Make slot `target` what slot `source` is."""
@@ -133,8 +136,8 @@ class SlotRules:
 
     def restore(self, snapshot: tuple[Tensor, ...]) -> None:
         """Let every slot have said what it had at `snapshot`."""
-        for tensor, before in zip(self._said(), snapshot, strict=True):
-            tensor.copy_(before)
+        for tensor, values in zip(self._said(), snapshot, strict=True):
+            tensor.copy_(values)
 
     def _said(self) -> tuple[Tensor, ...]:
         return self._last_is_timestamp, self._one_before_is_timestamp, self._last_timestamp
@@ -286,11 +289,11 @@ class RepetitionDetector:
         going: Bool[Tensor, " batch"],
     ) -> Bool[Tensor, " batch"]:
         """Note what `slots` say, and tell which of them are caught in a loop."""
-        before = lengths.unsqueeze(1) - self._period  # (batch, period)
-        earlier = texts[slots.unsqueeze(1), before.clamp(min=0)]
+        positions = lengths.unsqueeze(1) - self._period  # (batch, period)
+        earlier = texts[slots.unsqueeze(1), positions.clamp(min=0)]
         alike_from = self._alike_from[slots].unsqueeze(1)
         same = earlier.minimum(alike_from) == tokens.unsqueeze(1).minimum(alike_from)
-        same &= before >= self._start[slots].unsqueeze(1)
+        same &= positions >= self._start[slots].unsqueeze(1)
         before_now = self._repeated[slots]
         repeated = torch.where(going.unsqueeze(1), (before_now + 1) * same, before_now)
         self._repeated[slots] = repeated
@@ -313,8 +316,8 @@ class RepetitionDetector:
         tail = tail.minimum(self._alike_from[slots].view(-1, 1, 1))
         early = at < self._start[slots].unsqueeze(1)
         # As long as the longest loop, once from each of the periods before it, the longest first.
-        before = tail.masked_fill(early.unsqueeze(1), -1).unfold(2, longest, 1)[:, :, :-1]
-        same = before == tail[:, :, LONGEST_PHRASE:].unsqueeze(2)  # (batch, choice, period, back)
+        periods = tail.masked_fill(early.unsqueeze(1), -1).unfold(2, longest, 1)[:, :, :-1]
+        same = periods == tail[:, :, LONGEST_PHRASE:].unsqueeze(2)  # (batch, choice, period, back)
         same |= back[LONGEST_PHRASE:] > self._needed.flip(0).unsqueeze(1)
         return same.all(dim=3).any(dim=2) & self._watched[slots].unsqueeze(1)
 

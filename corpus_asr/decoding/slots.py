@@ -93,8 +93,8 @@ class SearchQueue:
         sampled = any(isinstance(job, WindowJob) and job.search.temperature > 0 for job in jobs)
         self._encoder.share(self._encode_batch)  # steps take what threads are left
         with self._statistics.timing("step_s"):
-            for left in range(steps, 0, -1):
-                if left == 1:
+            for num_left in range(steps, 0, -1):
+                if num_left == 1:
                     self._batch.look()
                 self._batch.step(active, sampled=sampled)
         self._statistics.count_steps(steps, active=active, places=self._batch.places)
@@ -115,10 +115,10 @@ class SearchQueue:
 
     def empty(self) -> list[Running]:
         """Give up every task; those under way come first."""
-        found = [*self._active.values(), *self._encoded, *self._waiting]
+        all_running = [*self._active.values(), *self._encoded, *self._waiting]
         for tasks in (self._active, self._encoded, self._waiting):
             tasks.clear()
-        return found
+        return all_running
 
     def cancel(self, owner: object, error: Exception) -> list[Running]:
         """Give up the tasks of an owner that wait; those in a place end when their job has."""
@@ -130,10 +130,10 @@ class SearchQueue:
     @property
     def _num_startable(self) -> int:
         """Waiting tasks worth a place now: no window is waited for while there is other work."""
-        there = sum(not running.waits_for_encoder for running in self._encoded)
+        num_ready = sum(not running.waits_for_encoder for running in self._encoded)
         if not self._active:
-            return there + len(self._waiting) or len(self._encoded)
-        return there + (0 if self._encoder.takes_more else len(self._waiting))
+            return num_ready + len(self._waiting) or len(self._encoded)
+        return num_ready + (0 if self._encoder.takes_more else len(self._waiting))
 
     def _refill(self) -> None:
         while len(self._active) < self._batch.places and (startable := self._num_startable):
@@ -153,28 +153,30 @@ class SearchQueue:
 
     def _admit(self, places: Sequence[int]) -> None:
         starting = [self._active[place] for place in places]
-        self._encode([one for one in starting if not one.filled and not one.is_encoded])
+        self._encode(
+            [running for running in starting if not running.filled and not running.is_encoded]
+        )
         empty = [place for place in places if not self._active[place].filled]
         with self._statistics.timing("fill_s"):
             for first in range(0, len(empty), self._encode_batch):
-                some = empty[first : first + self._encode_batch]
-                jobs: list[Any] = [_with_encoding(self._active[place]) for place in some]
-                self._batch.fill(some, jobs, self._encoded_windows(jobs))
+                places_to_fill = empty[first : first + self._encode_batch]
+                jobs: list[Any] = [_with_encoding(self._active[place]) for place in places_to_fill]
+                self._batch.fill(places_to_fill, jobs, self._encoded_windows(jobs))
         with self._statistics.timing("prefill_s"):
             at_once = 1 if self._scheduler.reproducible else len(places)
             for first in range(0, len(places), at_once):
-                now = places[first : first + at_once]
-                started: list[Any] = [self._active[place].job for place in now]
-                self._batch.admit(now, started)
+                places_to_start = places[first : first + at_once]
+                started: list[Any] = [self._active[place].job for place in places_to_start]
+                self._batch.admit(places_to_start, started)
         for running in starting:
             running.filled = True
 
     def _encode(self, needed: Sequence[Running]) -> None:
         size = self._encoder.share(self._encode_batch)
         for first in range(0, len(needed), size):
-            some = list(needed[first : first + size])
-            some += self._take_to_encode(size - len(some))
-            self._encode_together(some, self._encoder.now)
+            group = list(needed[first : first + size])
+            group += self._take_to_encode(size - len(group))
+            self._encode_together(group, self._encoder.now)
 
     def _encode_ahead(self) -> None:
         size = self._encoder.num_ahead(
@@ -184,9 +186,9 @@ class SearchQueue:
             self._encode_together(self._take_to_encode(size), self._encoder.later)
 
     def _take_to_encode(self, most: int) -> list[Running]:
-        some = [self._waiting.popleft() for _ in range(min(most, len(self._waiting)))]
-        self._encoded += some
-        return some
+        group = [self._waiting.popleft() for _ in range(min(most, len(self._waiting)))]
+        self._encoded += group
+        return group
 
     def _encode_together(
         self, some: Sequence[Running], encode: Callable[[Work], Encodings]
@@ -233,11 +235,11 @@ class SearchQueue:
             # Wherever memory runs out from here on, all of these are in a place or a queue.
             running = self._active[place] = following[0]
             self._scheduler.queue(following[1:])
-            other = self._scheduler.queue_of(running.job)
-            if other is self and running.filled:
+            queue = self._scheduler.queue_of(running.job)
+            if queue is self and running.filled:
                 return True
             running.filled = False
-            other.add(running, first=True)
+            queue.add(running, first=True)
         del self._active[place]
         return False
 
@@ -261,10 +263,10 @@ class SearchQueue:
 
 
 def _taken_of(owner: object, tasks: deque[Running]) -> list[Running]:
-    found = [running for running in tasks if running.owner is owner]
-    for running in found:
+    owner_tasks = [running for running in tasks if running.owner is owner]
+    for running in owner_tasks:
         tasks.remove(running)
-    return found
+    return owner_tasks
 
 
 def _with_encoding(running: Running) -> Job:
@@ -402,10 +404,10 @@ class SlotScheduler:
 
     def cancel(self, owner: object, error: Exception) -> None:
         """End an owner's tasks with `error`: those that wait at once, others with their job."""
-        found = _taken_of(owner, self._stranded)
+        owner_tasks = _taken_of(owner, self._stranded)
         for queue in self._queues.values():
-            found += queue.cancel(owner, error)
-        for running in found:
+            owner_tasks += queue.cancel(owner, error)
+        for running in owner_tasks:
             running.fail(error)
 
     def fail(self, error: Exception) -> None:

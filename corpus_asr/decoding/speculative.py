@@ -93,7 +93,7 @@ class SpeculativeBatch(SlotBatch):
         # Drafts follow the slot's `TokenRules`: others could never be accepted.
         # Options beyond the rules do not guide drafts: these may be wrong, and are cheaper so.
         index = torch.arange(active, device=start.device)
-        said = self._rules.snapshot()
+        rule_snapshot = self._rules.snapshot()
         # It has not read the last draft that was right, so it reads the two newest tokens.
         newest = self._text[index.unsqueeze(1), torch.stack([start - 1, start], dim=1)]
         logits = self.assistant.extend(self._assistant_state, range(active), newest, start - 1)
@@ -109,7 +109,7 @@ class SpeculativeBatch(SlotBatch):
             )
             self._rules.update(token, index)
             drafts.append(token)
-        self._rules.restore(said)
+        self._rules.restore(rule_snapshot)
         return torch.stack(drafts, dim=1) if drafts else newest[:, :0]
 
     def _verify(
@@ -124,11 +124,13 @@ class SpeculativeBatch(SlotBatch):
         last = drafts.shape[1]
         for number in range(last + 1):
             (index,) = upload(logits.device, going)
-            here = logits[:, number].contiguous()
+            position_logits = logits[:, number].contiguous()
             options = self._options.layout(going)
-            here[index] = self._options.before_rules(here[index], going, index, options)
+            position_logits[index] = self._options.before_rules(
+                position_logits[index], going, index, options
+            )
             self._take(
-                self._rules.apply(here)[index],
+                self._rules.apply(position_logits)[index],
                 index,
                 slots=going,
                 sampled=sampled,

@@ -120,9 +120,9 @@ def _gather(
         return [] if waiting else start(task, ended, model, results, owner)
 
     running: list[Running] = []
-    for index, one in enumerate(gathered):
+    for index, subtask in enumerate(gathered):
         if waiting:
-            running += start(one, partial(collect, index), model, None, owner)
+            running += start(subtask, partial(collect, index), model, None, owner)
         else:
-            one.close()
+            subtask.close()
     return running

@@ -156,22 +156,22 @@ class _Rows:
         """Search a batch of so many rows or fewer."""
         rows, positions, _ = encoded.shape
         self._begin(encoded, lengths)
-        left = positions
+        positions_left = positions
         longest = 0
-        while left > 0:
+        while positions_left > 0:
             if self._on_host:
                 self._round()
-                left, longest = self._progress().tolist()
+                positions_left, longest = self._progress().tolist()
                 continue
             # As often as there is no need to ask.
-            for turn in range(max(1, left // (_ROUNDS * self._most)), 0, -1):
+            for turn in range(max(1, positions_left // (_ROUNDS * self._most)), 0, -1):
                 if turn == 1:
-                    asked = Download(self._progress())
+                    progress = Download(self._progress())
                 if graphs is None:
                     self._rounds()
                 else:
                     graphs.run(len(self.frame), self._rounds)
-            left, longest = asked.wait()[0].tolist()
+            positions_left, longest = progress.wait()[0].tolist()
         return self._steps(rows, positions * self._room.max_symbols, longest)
 
     def _begin(
@@ -214,13 +214,13 @@ class _Rows:
         stays = durations == 0
         durations = torch.where(stays & (symbols >= network.max_symbols), 1, durations)
         seen = inside & self._reached(blanks, durations)
-        said = seen & ~blanks
+        is_token = seen & ~blanks
         numbers = seen.cumsum(dim=1)
         self._note(seen, numbers, tokens, durations, logprobs)
         self._count += numbers[:, -1]
         self.frame += (durations * seen).sum(dim=1)
         self._symbols.copy_((symbols * (seen & (durations == 0))).sum(dim=1))
-        self._predict((tokens * said).sum(dim=1), said.any(dim=1))
+        self._predict((tokens * is_token).sum(dim=1), is_token.any(dim=1))
 
     def _reached(
         self, blanks: Bool[Tensor, "row ahead"], durations: Int[Tensor, "row ahead"]

@@ -1,8 +1,8 @@
-"""Corrections from files that `export` wrote and people edited.
+"""Corrections from exported files that people edited.
 
-A file is compared with what `export` writes of the same recording now. Its spans of text belong to
-the segments with which they share most of their time; where texts, speakers or times of a segment
-are others, one correction replaces it. What is the same makes none.
+A file is compared with the present export of the same recording. Its text spans are assigned to the
+segments with the most overlap in time; if texts, speakers or times of a segment differ, one
+correction replaces it. Equal segments get none.
 """
 
 import hashlib
@@ -43,7 +43,7 @@ from corpus_asr.storage.run_state.seen_segments import SeenSegments
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import redact_uri
 
-# Of cues and segments with nothing else between them.
+# Maximum time difference in seconds of equal cues and segments.
 _SAME_S = 0.05
 _MOST_OVERLAP_S = 1.0
 _CUES, _TIERED = (".srt", ".vtt"), ".eaf"
@@ -53,21 +53,21 @@ Row = dict[str, Any]
 
 @dataclass(slots=True)
 class CorrectSummary:
-    """Counts of edited files that were read."""
+    """Counts of edited files."""
 
     files: int = 0
     corrections: int = 0
     recording_ids: set[str] = field(default_factory=set)
-    """Of the corrected ones."""
+    """IDs of the corrected recordings."""
 
 
 def correct_from_files(store: OutputStore, edited: Sequence[str]) -> CorrectSummary:
-    """Save what people changed in exported files as corrections, none of them checked.
+    """Save changes in exported files as corrections, none of them checked.
 
-    Nothing is saved unless all files can be read.
+    Nothing is saved unless all files are readable.
 
     Raises:
-        ConfigError: a file belongs to no recording, or is not what `export` writes of it.
+        ConfigError: a file belongs to no recording, or is not an export of it.
     """
     paths = _paths_of(edited)
     summary = CorrectSummary(files=len(paths))
@@ -95,8 +95,8 @@ def correct_from_files(store: OutputStore, edited: Sequence[str]) -> CorrectSumm
             segments = sorted(
                 rows.get(recording_id, []), key=lambda row: (row["start_s"], row["end_s"])
             )
-            compared = _Compared(path, recordings[recording_id], segments, turns.get(recording_id))
-            # A file that was read before would take back what people did since.
+            compared = _FileDiff(path, recordings[recording_id], segments, turns.get(recording_id))
+            # A file applied before would revert later corrections.
             is_read = any(
                 correction.file_digest == compared.digest
                 for correction in counting.of(recording_id)
@@ -116,7 +116,7 @@ def _save(
     made: Sequence[Correction],
     summary: CorrectSummary,
 ) -> bool:
-    """Save corrections; False where somebody saved another meanwhile, to be looked at first."""
+    """Save corrections; return False if another one was saved meanwhile and must be read first."""
     for correction in made:
         name = save_correction(store, correction, saved)
         if name is None:
@@ -128,7 +128,7 @@ def _save(
 
 
 def _paths_of(edited: Sequence[str]) -> dict[Path, Path]:
-    """Return files, each with the part of its path that may be its recording's name."""
+    """Return files, each with the path part that may be its recording's name."""
     paths: dict[Path, Path] = {}
     for name in edited:
         path = Path(name)
@@ -143,16 +143,16 @@ def _paths_of(edited: Sequence[str]) -> dict[Path, Path]:
         elif path.suffix in READERS and path.is_file():
             paths[path] = path
         else:
-            what = "no such file" if not path.exists() else f"the format {path.suffix or 'none'}"
+            problem = "no such file" if not path.exists() else f"the format {path.suffix or 'none'}"
             raise ConfigError(
-                f"reading {name}: found {what}, expected one of {', '.join(READERS)} that "
+                f"reading {name}: found {problem}, expected one of {', '.join(READERS)} that "
                 "corpus-asr export wrote, or a folder of these; correct the path"
             )
     return paths
 
 
 def _paths_by_recording(store: OutputStore, paths: Mapping[Path, Path]) -> dict[str, Path]:
-    """Return the file of each recording, by its name."""
+    """Return the file of each recording, matched by name."""
     with open_selection(store, Selection(partial=True)) as tables:
         named = tables.table("select recording_id, uri from recordings order by uri, recording_id")
     ids = named["recording_id"].to_pylist()
@@ -185,16 +185,16 @@ def _paths_by_recording(store: OutputStore, paths: Mapping[Path, Path]) -> dict[
 
 
 @dataclass(slots=True)
-class _Group:
-    """Segments that share spans of text, in the file and in what `export` writes now."""
+class _Segments:
+    """Segments and cues that share text spans, in the edited file and the present export."""
 
     rows: list[Row] = field(default_factory=list)
     before: list[EditedCue] = field(default_factory=list)
     after: list[EditedCue] = field(default_factory=list)
 
 
-class _Compared:
-    """A file, and the recording of which it is."""
+class _FileDiff:
+    """An edited file and its recording."""
 
     def __init__(
         self, path: Path, row: Row, rows: Sequence[Row], turns: Sequence[SpeakerTurn] | None
@@ -219,7 +219,7 @@ class _Compared:
             raise ConfigError(
                 f"reading {path}: {error}; correct the file, or export it again"
             ) from error
-        # As it was cut into cues, by default or not at all.
+        # Split into cues with the default rules or not at all.
         choices = [self._written(CueRules())]
         if path.suffix in _CUES:
             choices.append(self._written(CueRules(preset=SubtitlePreset.none)))
@@ -243,17 +243,17 @@ class _Compared:
         """Yield a correction for all segments that share changed spans."""
         for channel in self._channels or [None]:
             rows = [row for row in self._rows if row["channel"] == channel]
-            before, after = (
+            old_cues, new_cues = (
                 [cue for cue in cues if self._channel_of(cue) == channel]
                 for cues in (self._before, self._after)
             )
-            self._check_times(after)
-            if after and not rows:
+            self._check_times(new_cues)
+            if new_cues and not rows:
                 raise ConfigError(
-                    f"reading {self._path}: found “{after[0].text:.30}” of a recording without "
+                    f"reading {self._path}: found “{new_cues[0].text:.30}” of a recording without "
                     "text, expected none: a correction replaces segments; transcribe it again"
                 )
-            groups = _groups(rows, before, after)
+            groups = _groups(rows, old_cues, new_cues)
             num_kept = sum(bool(group.after) for group in groups)
             if 2 * num_kept < len(groups):
                 raise ConfigError(
@@ -266,7 +266,7 @@ class _Compared:
                     yield correct(self._row["recording_id"], group.rows, segments)
 
     def _channel_of(self, cue: EditedCue) -> int | None:
-        """Return the channel of a cue, which in files with several only its label tells."""
+        """Return the channel of a cue, given by its label if the file has several."""
         if self._path.suffix == _TIERED:
             if self._channels in ([], [None]):
                 return None
@@ -307,39 +307,39 @@ class _Compared:
                     f"{_MOST_OVERLAP_S:g} s; correct these times"
                 )
 
-    def _segments(self, group: _Group, channel: int | None) -> list[EditedSegment] | None:
-        """Return what replaces the segments of a group; None where nothing changed."""
-        before, after, rows = group.before, group.after, group.rows
-        texts = [join_lines("\n".join(cue.text for cue in cues)) for cues in (before, after)]
+    def _segments(self, group: _Segments, channel: int | None) -> list[EditedSegment] | None:
+        """Return the replacement of a group's segments; None if nothing changed."""
+        old_cues, new_cues, rows = group.before, group.after, group.rows
+        texts = [join_lines("\n".join(cue.text for cue in cues)) for cues in (old_cues, new_cues)]
         originals = [row["original"] for row in rows if row["original"] is not None]
         if originals and texts[1] == join_lines("\n".join(originals)) != texts[0]:
-            return None  # exported before somebody corrected it, and left as it was
-        if self._is_same_layout(group) and _speakers(before) == _speakers(after):
+            return None  # exported before a correction was made, and not edited
+        if self._is_same_layout(group) and _speakers(old_cues) == _speakers(new_cues):
             if texts[0] == texts[1]:
                 return None
             if len(rows) == 1:
                 times = {name: rows[0][name] for name in ("start_s", "end_s", "speaker")}
                 return [EditedSegment(**times, text=texts[1])]
-        kept = {(cue.start_s, cue.end_s): cue.speaker for cue in before}
+        kept = {(cue.start_s, cue.end_s): cue.speaker for cue in old_cues}
         return [
             EditedSegment(
                 start_s=cue.start_s, end_s=cue.end_s, text=cue.text,
                 speaker=self._speaker(cue, channel, kept, rows),
             )
-            for cue in after
+            for cue in new_cues
         ]  # fmt: skip
 
-    def _is_same_layout(self, group: _Group) -> bool:
-        before, after = group.before, group.after
-        if [cue[:2] for cue in before] == [cue[:2] for cue in after]:
+    def _is_same_layout(self, group: _Segments) -> bool:
+        old_cues, new_cues = group.before, group.after
+        if [cue[:2] for cue in old_cues] == [cue[:2] for cue in new_cues]:
             return True
-        # What was corrected since is cut into other cues, of the same time as before.
+        # Text corrected since is split into other cues over the same time span.
         return (
             self._path.suffix in _CUES
             and all(row["corrected"] for row in group.rows)
-            and bool(before and after)
-            and abs(before[0].start_s - after[0].start_s) <= _SAME_S
-            and abs(before[-1].end_s - after[-1].end_s) <= _SAME_S
+            and bool(old_cues and new_cues)
+            and abs(old_cues[0].start_s - new_cues[0].start_s) <= _SAME_S
+            and abs(old_cues[-1].end_s - new_cues[-1].end_s) <= _SAME_S
         )
 
     def _speaker(
@@ -349,7 +349,7 @@ class _Compared:
         kept: Mapping[tuple[float, float], str | None],
         rows: Sequence[Row],
     ) -> str | None:
-        """Return who speaks, by label or name; None: by the turns."""
+        """Return the speaker by label or name; None: from the turns."""
         if (cue.start_s, cue.end_s) in kept and kept[cue.start_s, cue.end_s] == cue.speaker:
             return max(rows, key=lambda row: _shared_s(row, cue))["speaker"] if rows else None
         speaker = cue.speaker
@@ -375,7 +375,7 @@ def _shared_s(row: Row, cue: EditedCue) -> float:
 
 def _groups(
     rows: Sequence[Row], before: Sequence[EditedCue], after: Sequence[EditedCue]
-) -> list[_Group]:
+) -> list[_Segments]:
     """Return segments of a channel in groups that share no cue, each with its cues."""
     group_of = list(range(len(rows)))
     starts_s = [row["start_s"] for row in rows]
@@ -389,9 +389,9 @@ def _groups(
                 group_of = [new if group == old else group for group in group_of]
             if places:
                 cues_of.append((places[0], is_after, cue))
-    groups: dict[int, _Group] = {}
+    groups: dict[int, _Segments] = {}
     for at, row in enumerate(rows):
-        groups.setdefault(group_of[at], _Group()).rows.append(row)
+        groups.setdefault(group_of[at], _Segments()).rows.append(row)
     for at, is_after, cue in cues_of:
         group = groups[group_of[at]]
         (group.after if is_after else group.before).append(cue)
@@ -401,7 +401,7 @@ def _groups(
 def _rows_of(
     rows: Sequence[Row], starts_s: Sequence[float], longest_s: float, cue: EditedCue
 ) -> list[int]:
-    """Return the places of the segments of which a cue is; that next to it where it is of none."""
+    """Return the indices of a cue's segments, or of the nearest one if there are none."""
     middle_s = (cue.start_s + cue.end_s) / 2
     first = bisect_left(starts_s, cue.start_s - longest_s)
     near = range(max(0, first - 1), min(len(rows), bisect_right(starts_s, cue.end_s) + 1))

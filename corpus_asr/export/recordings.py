@@ -91,22 +91,22 @@ class Recording:
         row: Mapping[str, Any],
         segments: Sequence[Mapping[str, Any]],
     ) -> "Recording":
-        """Return a recording of its row and those of its segments."""
+        """Return a recording from its row and the rows of its segments."""
         return cls(
             model=joined_names(segment.get("model") for segment in segments),
             model_revision=joined_names(segment.get("model_revision") for segment in segments),
             **{name: row[name] for name in _OF_RECORDING},
-            segments=tuple(segment_from(each) for each in segments),
-            channels=tuple(each["channel"] for each in segments),
+            segments=tuple(segment_from(segment) for segment in segments),
+            channels=tuple(segment["channel"] for segment in segments),
         )
 
     def spoken_by(self, turns: Sequence[SpeakerTurn]) -> "Recording":
-        """Return it with the speakers of its segments and words, given the turns of all channels.
+        """Return the recording with speakers of segments and words, from the turns of all channels.
 
-        Segments with words are split where the speaker changes.
+        Segments with words are split at speaker changes.
         """
         names = {turn.label or turn.speaker: turn.speaker for turn in turns}
-        said = [
+        pairs = [
             (segment, channel)
             for channel, segments in self.by_channel().items()
             for segment in with_speakers(
@@ -114,22 +114,22 @@ class Recording:
                 [turn for turn in turns if turn.channel == channel],
             )
         ]
-        said.sort(key=lambda pair: pair[0].start_s)
-        return replace(self.saying(said), turns=tuple(turns))
+        pairs.sort(key=lambda pair: pair[0].start_s)
+        return replace(self.saying(pairs), turns=tuple(turns))
 
     def only(self, speakers: Collection[str]) -> "Recording":
-        """Return it with what these speakers say alone."""
-        said = [pair for pair in self.pairs if pair[0].speaker in speakers]
+        """Return the recording with only the speech of these speakers."""
+        pairs = [pair for pair in self.pairs if pair[0].speaker in speakers]
         turns = tuple(turn for turn in self.turns or () if turn.speaker in speakers)
-        return replace(self.saying(said), turns=turns)
+        return replace(self.saying(pairs), turns=turns)
 
     @property
     def pairs(self) -> list[tuple[Segment, int | None]]:
-        """Each segment with its channel."""
+        """Pairs of segment and channel."""
         return list(zip(self.segments, self.channels, strict=True))
 
     def saying(self, pairs: Sequence[tuple[Segment, int | None]]) -> "Recording":
-        """Return it with these segments and their channels."""
+        """Return the recording with these pairs of segment and channel."""
         return replace(
             self,
             segments=tuple(segment for segment, _ in pairs),
@@ -138,7 +138,7 @@ class Recording:
 
     @property
     def text(self) -> str:
-        """The segments' texts joined, outer spaces removed."""
+        """Texts of the segments joined and stripped."""
         return "".join(segment.text for segment in self.segments).strip()
 
     def by_channel(self) -> dict[int | None, list[Segment]]:
@@ -150,13 +150,13 @@ class Recording:
 
 
 def called(segment: Segment, names: Mapping[str, str]) -> Segment:
-    """Return a segment whose speaker, if a person set it, has the name of its label."""
+    """Return a segment with its speaker, if set by a person, renamed from label to name."""
     speaker = segment.speaker
     return segment if speaker is None else replace(segment, speaker=names.get(speaker, speaker))
 
 
 def segment_from(row: Mapping[str, Any]) -> Segment:
-    """Return a segment of a row of the table; columns that were not read are empty."""
+    """Return a segment from a table row; columns that were not read are empty."""
     words = row.get("words")
     optional = (
         "language", "language_probability", "no_speech_prob", "speech_fraction", "text_logprob",
@@ -189,10 +189,10 @@ def _word(row: Mapping[str, Any]) -> Word:
 
 
 def settings_of(store: OutputStore, *, doing: str, which: str) -> tuple[dict[str, Any], str]:
-    """Return a run's configuration and its fingerprint; `doing` and `which` are for messages.
+    """Return a run's configuration and fingerprint; `doing` and `which` are for messages.
 
     Raises:
-        ConfigError: one of them is gone.
+        ConfigError: one of them is missing.
     """
     config, fingerprint = (store.read_json(name) for name in (CONFIG_NAME, FINGERPRINT_NAME))
     if config is None or fingerprint is None:
@@ -236,12 +236,17 @@ class Selection:
 
     @property
     def of_segments(self) -> bool:
-        """Whether some segments of a recording may be left out."""
-        asked = (self.languages, self.min_confidence, self.drop_known_hallucinations, self.speakers)
-        return any(asked) or self.min_snr_db is not None
+        """Whether segments of a recording may be excluded."""
+        criteria = (
+            self.languages,
+            self.min_confidence,
+            self.drop_known_hallucinations,
+            self.speakers,
+        )
+        return any(criteria) or self.min_snr_db is not None
 
     def matches(self, uri: str) -> bool:
-        """Tell whether recordings of this URI are meant."""
+        """Return whether recordings of this URI are selected."""
         return not self.uris or any(fnmatchcase(uri, pattern) for pattern in self.uris)
 
     def segments(self, rows: pa.Table) -> np.ndarray:
@@ -255,7 +260,7 @@ class Selection:
             keep &= pc.fill_null(confident, False).to_numpy()
         if self.min_snr_db is not None:
             clear = pc.greater_equal(rows["snr_db"], self.min_snr_db)
-            keep &= pc.fill_null(clear, True).to_numpy()  # unknown, where it was not measured
+            keep &= pc.fill_null(clear, True).to_numpy()  # unmeasured segments are kept
         if self.drop_known_hallucinations:
             keep &= ~pc.fill_null(rows["known_hallucination"], False).to_numpy()
         if "corrected" in rows.schema.names and not self.removed:
@@ -305,7 +310,7 @@ def _refuse_labels(store: OutputStore, tables: RunTables) -> None:
 
 
 def found_labels(store: OutputStore) -> ConfigError:
-    """Return the error of reading segments where a run has labels."""
+    """Return the error for reading segments of a run with labels."""
     return ConfigError(
         f"reading {redact_uri(store.uri)}: found {LABEL_ROWS.folder}/, expected the segments "
         f"of a transcription: this run classified; read its table of {LABEL_ROWS.folder} as it "
@@ -322,11 +327,10 @@ def recordings(
     turns: Turns | None = None,
     missing: Mapping[str, tuple[MissingWord, ...]] | None = None,
 ) -> Iterator[Recording]:
-    """Yield the recordings of `open_selection` that are wanted, sorted by URI.
+    """Yield the recordings to export from `open_selection`, sorted by URI.
 
-    `columns` of the segments table include `TEXT_COLUMNS`. With the
-    turns of speakers by recording, segments have speakers; `missing` are words that a known text
-    has beyond them.
+    `columns` of the segments table must include `TEXT_COLUMNS`. `turns` of speakers by recording
+    set the speakers of segments; `missing` are words of a known text that are absent from them.
     """
     _add_segments(seen, tables, selection, columns)
     # Silent recordings have no segments.
@@ -356,7 +360,7 @@ WANTED_PARTS = "parts semi join wanted using (recording_id)"
 def _add_segments(
     seen: SeenSegments, tables: RunTables, selection: Selection, columns: Sequence[str]
 ) -> None:
-    """Make a table of the segments that are selected: DuckDB sorts more than memory holds."""
+    """Create a table of the selected segments: DuckDB sorts more than fits into memory."""
     columns = tuple(dict.fromkeys(columns))
     added = ("corrected", "speaker")
     schema = pa.schema([*projected(SEGMENTS, columns), *map(PLACED_COLUMNS.field, added)])

@@ -61,19 +61,19 @@ SpeakerNames = Mapping[tuple[str, str], str]
 
 
 def read_names(store: OutputStore) -> dict[tuple[str, str], str]:
-    """Return the names that people gave; of two for one speaker the last counts.
+    """Return the names given by people; the last one per speaker is used.
 
     Raises:
-        ConfigError: the file has no columns uri, speaker and name.
+        ConfigError: the file lacks one of the columns uri, speaker and name.
     """
     return _names(_rows(store, _read(store)), Identities.read(store))
 
 
 def with_voices(given: SpeakerNames, voices: SpeakerNames) -> SpeakerNames:
-    """Return the names of all speakers that have one: given, or of their voice.
+    """Return the names of speakers: given names, or those of their voice.
 
-    A name that was given to a speaker is that of the voice in all recordings, unless several were;
-    without any it is `V1` and so on. `voices` is empty where voices were not compared.
+    A given name applies to the voice in all recordings, unless it has several names; without any it
+    is `V1` and so on. `voices` is empty if voices were not compared.
     """
     of_voice: dict[str, set[str]] = {}
     for key, name in given.items():
@@ -84,14 +84,14 @@ def with_voices(given: SpeakerNames, voices: SpeakerNames) -> SpeakerNames:
 
 
 def name_speaker(store: OutputStore, uri: str, speaker: str, name: str, *, seen: str) -> str | None:
-    """Give a speaker a name, or none if it is empty, where the name is still `seen`.
+    """Set a speaker's name, or remove it if empty, provided that it is still `seen`.
 
     Returns:
-        None, or the name that somebody else gave meanwhile, and that was left.
+        None, or the different name that someone else set meanwhile, which is kept.
 
     Raises:
-        ConfigError: the name is too long or no text, or the file has other columns.
-        FetchError: the output folder cannot be written to.
+        ConfigError: the name is too long or invalid, or the file has other columns.
+        FetchError: the output folder is not writable.
     """
     name = plain_text("the name", name, MAX_NAME_CHARS)
     if name.startswith(_FORMULA):
@@ -103,11 +103,11 @@ def name_speaker(store: OutputStore, uri: str, speaker: str, name: str, *, seen:
     for _ in range(_ATTEMPTS):
         data = _read(store)
         rows, identities = _rows(store, data), Identities.read(store)
-        found = _names(rows, identities).get((identities.id_of(uri), speaker), "")
-        if found == name:
+        current_name = _names(rows, identities).get((identities.id_of(uri), speaker), "")
+        if current_name == name:
             return None
-        if found != seen:
-            return found
+        if current_name != seen:
+            return current_name
         text = _written(rows, uri, speaker, name, identities)
         if data is None:
             saved = filesystem.create(address, text, store.options)
@@ -128,7 +128,7 @@ def _read(store: OutputStore) -> bytes | None:
 
 
 def _rows(store: OutputStore, data: bytes | None) -> list[dict[str, str]]:
-    """Return the rows; the first one names every column, whatever is missing below it."""
+    """Return the rows; the first one has all columns."""
     address = redact_uri(store.address(NAMES_NAME))
     try:
         text = ",".join(_COLUMNS) if data is None else data.decode("utf-8-sig")
@@ -165,13 +165,13 @@ def _keys(rows: list[dict[str, str]], identities: Identities) -> list[tuple[str,
 def _written(
     rows: list[dict[str, str]], uri: str, speaker: str, name: str, identities: Identities
 ) -> bytes:
-    said = {"uri": public(uri), "speaker": speaker, "name": name}
+    new_row = {"uri": public(uri), "speaker": speaker, "name": name}
     named = (identities.id_of(uri), speaker)
     same = [at for at, key in enumerate(_keys(rows, identities), 1) if key == named]
     if same:
         rows[same[-1]]["name"] = name
     else:
-        rows.append(dict.fromkeys(rows[0], "") | said)
+        rows.append(dict.fromkeys(rows[0], "") | new_row)
     file = io.StringIO(newline="")
     csv.writer(file, lineterminator="\n").writerows([*row.values()] for row in rows)
     return file.getvalue().encode()
@@ -188,63 +188,69 @@ SPOKEN_SEGMENTS = _SEEN.set(
 
 
 def speakers_of(store: OutputStore, recording_ids: Collection[str] | None = None) -> Turns | None:
-    """Return the turns of all recordings, or of these, by recording; None without speakers.
+    """Return the turns of all or some recordings, by ID; None without diarization.
 
-    Speakers are called as people named them, else by their voice with `speakers: corpus`.
+    Speakers have their given names, else those of their voice with `speakers: corpus`.
 
     Raises:
-        ConfigError: `speakers.csv` has no columns uri, speaker and name.
+        ConfigError: `speakers.csv` lacks one of the columns uri, speaker and name.
     """
     turns = read_turns(store, recording_ids)
     if turns is None:
         return None
     names = with_voices(read_names(store), read_voices(store))
-    return {each: named(own, each, names) for each, own in turns.items()}
+    return {
+        recording_id: named(recording_turns, recording_id, names)
+        for recording_id, recording_turns in turns.items()
+    }
 
 
 def find_speakers(store: OutputStore, names: Collection[str]) -> set[tuple[str, str]]:
-    """Return `recording_id` and speaker of those who are called so, by a given name or a voice.
+    """Return `recording_id` and speaker of all speakers with a given or voice name.
 
-    Of those whom only corrections name so, the speaker is that name.
+    For names that occur only in corrections, the speaker is that name.
 
     Raises:
-        ConfigError: nobody is called so; the nearest names are in the message.
+        ConfigError: no speaker has the name; the message suggests similar names.
     """
-    known = {key: key[1] for key in _corrected_names(store)}
-    known |= with_voices(read_names(store), read_voices(store))
-    found = {key for key, name in known.items() if name in names}
-    missing = sorted({*names} - {*known.values()})
+    name_of = {key: key[1] for key in _corrected_names(store)}
+    name_of |= with_voices(read_names(store), read_voices(store))
+    keys = {key for key, name in name_of.items() if name in names}
+    missing = sorted({*names} - {*name_of.values()})
     if missing:
-        near = [each for name in missing
-                for each in difflib.get_close_matches(name, {*known.values()}, n=3)]  # fmt: skip
+        near = [match for name in missing
+                for match in difflib.get_close_matches(name, {*name_of.values()}, n=3)]  # fmt: skip
         meant = f"; did you mean {' or '.join(near)}?" if near else ""
         raise ConfigError(
             f"looking in {redact_uri(store.uri)} for speakers: found nobody called "
             f"{', '.join(missing)}, expected a name of {NAMES_NAME} or of a correction, "
             f"or a voice such as V1{meant}"
         )
-    return found
+    return keys
 
 
 def _corrected_names(store: OutputStore) -> set[tuple[str, str]]:
-    """Return `recording_id` and name of speakers in corrections, whether they stand or not."""
+    """Return `recording_id` and name of speakers in corrections, effective or not."""
     return {
-        (each.recording_id, one.speaker)
-        for each in read_saved(store).values() for one in each.segments
-        if one.speaker and not SPEAKER_LABEL.fullmatch(one.speaker)
+        (correction.recording_id, segment.speaker)
+        for correction in read_saved(store).values() for segment in correction.segments
+        if segment.speaker and not SPEAKER_LABEL.fullmatch(segment.speaker)
     }  # fmt: skip
 
 
 def persons_of(store: OutputStore) -> Turns | None:
-    """Return the same with names that are one person's in all recordings.
+    """Return the turns with names that are unique to a person in all recordings.
 
-    Without a name, speakers are called by the recording and their number in it.
+    Unnamed speakers are called by the recording and their label in it.
     """
     turns = read_turns(store)
     if turns is None:
         return None
     names = with_voices(read_names(store), read_voices(store))
-    return {each: named(own, each, names, unnamed=f"{each}-") for each, own in turns.items()}
+    return {
+        recording_id: named(recording_turns, recording_id, names, unnamed=f"{recording_id}-")
+        for recording_id, recording_turns in turns.items()
+    }
 
 
 def named(
@@ -252,7 +258,7 @@ def named(
 ) -> list[SpeakerTurn]:
     """Return the turns of a recording with these names.
 
-    `unnamed` stands before the number of those who have none.
+    `unnamed` is the prefix for labels of unnamed speakers.
     """
     return [
         replace(
@@ -270,28 +276,27 @@ def refuse_speakers(
     turns: Turns | None,
     corrections: Corrections | None = None,
 ) -> None:
-    """Refuse a selection of speakers where there are none of that name.
+    """Raise an error for a selection of speakers that do not exist.
 
     Raises:
-        ConfigError: neither the run nor a person says that somebody of a name that is asked for
-            speaks.
+        ConfigError: neither the run nor a person uses a selected speaker name.
     """
     if not selection.speakers:
         return
     turns, corrections = turns or {}, corrections or Corrections({})
-    known = {turn.speaker for own in turns.values() for turn in own}
-    for each in corrections.recording_ids:
-        names = {turn.label or turn.speaker: turn.speaker for turn in turns.get(each, ())}
-        known |= {
+    speakers = {turn.speaker for recording_turns in turns.values() for turn in recording_turns}
+    for recording_id in corrections.recording_ids:
+        names = {turn.label or turn.speaker: turn.speaker for turn in turns.get(recording_id, ())}
+        speakers |= {
             names.get(segment.speaker, segment.speaker)
-            for correction in corrections.of(each)
+            for correction in corrections.of(recording_id)
             for segment in correction.segments if segment.speaker
         }  # fmt: skip
-    missing = sorted({*selection.speakers} - known)
+    missing = sorted({*selection.speakers} - speakers)
     if missing:
-        found = f"{len(known)} others" if known else "no speakers"
+        problem = f"{len(speakers)} others" if speakers else "no speakers"
         raise ConfigError(
-            f"selecting speakers of {redact_uri(store.uri)}: found {found}, expected "
+            f"selecting speakers of {redact_uri(store.uri)}: found {problem}, expected "
             f"{', '.join(missing)}; correct --speaker, or transcribe with speakers: auto"
         )
 
@@ -299,20 +304,20 @@ def refuse_speakers(
 def read_segments(
     uri: str, *, corrected: bool = True, speakers: bool = False, endpoint_url: str | None = None
 ) -> pa.Table:
-    """Return the segments of a run as an Arrow table, those that people corrected last.
+    """Return the segments of a run as an Arrow table, corrected recordings last.
 
-    With `corrected`, segments are as people see them in the viewer, as in `show` and `export`:
-    with their texts, times and speakers, without those that they removed, and with the columns
-    `corrected`, `checked`, `original` and `speaker`. Without, they are the model's, as in the
-    Parquet tables. In both cases `metadata` has the newest columns of a manifest.
+    With `corrected`, segments are as in the viewer, `show` and `export`: with corrected texts,
+    times and speakers, without removed ones, and with the columns `corrected`, `checked`,
+    `original` and `speaker`. Otherwise they are the model's, as in the Parquet tables. In both
+    cases `metadata` has the latest columns of a manifest.
 
-    With `speakers`, `speaker` is known of all segments and words by the turns of the run, and
-    segments with words are split where the speaker changes; pieces have no token ids. All of it is
-    in memory: `register_segments` keeps it in a database.
+    With `speakers`, all segments and words have a `speaker` from the run's turns, and segments with
+    words are split at speaker changes, without token IDs. The result is held in memory;
+    `register_segments` stores it in a database.
 
     Raises:
-        ConfigError: that is no output folder of a transcription, or speakers are asked for, and
-            the run did not look for them.
+        ConfigError: it is not the output folder of a transcription, or `speakers` is set for a run
+            without diarization.
     """
     store = _run_at(uri, endpoint_url)
     table = pa.concat_tables([_SEEN.empty_table(), *_seen(store, corrected=corrected)])
@@ -326,11 +331,11 @@ def read_segments(
         )
     rows = []
     for row in table.to_pylist():
-        own = turns.get(row["recording_id"], ())
-        names = {turn.label or turn.speaker: turn.speaker for turn in own}
+        recording_turns = turns.get(row["recording_id"], ())
+        names = {turn.label or turn.speaker: turn.speaker for turn in recording_turns}
         segment = called(segment_from(row), names)
-        own = [turn for turn in own if turn.channel == row["channel"]]
-        rows += [row | _columns(piece) for piece in with_speakers([segment], own)]
+        recording_turns = [turn for turn in recording_turns if turn.channel == row["channel"]]
+        rows += [row | _columns(piece) for piece in with_speakers([segment], recording_turns)]
     return pa.Table.from_pylist(rows, SPOKEN_SEGMENTS)
 
 
@@ -341,12 +346,12 @@ def register_segments(
     table: str = "segments",
     endpoint_url: str | None = None,
 ) -> None:
-    """Make a table of a DuckDB database of a run's segments, as `read_segments` returns them.
+    """Create a DuckDB table of a run's segments, as returned by `read_segments`.
 
-    Some are in memory at once, however large the run is.
+    Memory use is bounded for runs of any size.
 
     Raises:
-        ConfigError: that is no output folder of a transcription.
+        ConfigError: it is not the output folder of a transcription.
     """
     store = _run_at(uri, endpoint_url)
     name = '"' + table.replace('"', '""') + '"'

@@ -66,12 +66,12 @@ _AUDIO_SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,10}")
 def distinct_names(
     recordings: pa.Table, suffixes: Sequence[str], bases: Sequence[str] | None = None
 ) -> list[str]:
-    """Return a name for the files of each recording, safe on any file system, all distinct.
+    """Return a distinct name for each recording's files, safe on any file system.
 
-    Folders below the common one are kept. A name is the recording's without its suffix; with it if
-    another recording has the same; with the recording's ID if that is not enough. Suffixes are
-    those of the files made of each. With `bases`, a folder of each recording that ends with a
-    slash, folders above these are kept only where names would be equal without them.
+    Folders below the common one are kept. The name is the recording's without its suffix; with it
+    if another recording has the same; with the recording's ID if necessary. `suffixes` are those of
+    the exported files. With `bases`, a folder of each recording with a trailing slash, folders
+    above these are kept only if names would collide.
     """
     uris, ids = (recordings[name].to_pylist() for name in ("uri", "recording_id"))
     room = MAX_NAME_BYTES - max(map(len, suffixes)) - _HASH_DIGITS - 1
@@ -90,7 +90,7 @@ def distinct_names(
 
     stages = [1 if bases is None else 0] * len(uris)
     names = list(map(name_at, range(len(uris))))
-    # All that are equal are lengthened, so that names do not depend on the order of recordings.
+    # All colliding names are extended, so that names do not depend on the order of recordings.
     while True:
         files = Counter(_key(name + suffix) for name in names for suffix in suffixes)
         folders = {
@@ -114,14 +114,14 @@ def common_folder(uris: pa.ChunkedArray) -> str:
     bounds = pc.min_max(uris).as_py()
     if bounds["min"] is None:
         return ""
-    # What the first and the last in order share is common to all.
+    # The common prefix of the first and the last in order is common to all.
     same: str = os.path.commonprefix([bounds["min"], bounds["max"]])  # noqa: RUF071 - by character
     return same[: same.rfind("/") + 1]
 
 
 def _steps(uri: str, prefix: str) -> list[str]:
     if scheme_of(uri) in ("http", "https"):
-        # A query is no part of a file's name; the common folder may end within it.
+        # A query is not part of a file's name; the common folder may end within it.
         path = uri.partition("?")[0].rstrip("/")
         prefix = prefix if path.startswith(prefix) else prefix[: path.rfind("/") + 1]
         uri = path if path.startswith(prefix) else uri
@@ -140,7 +140,7 @@ def _safe(step: str, max_bytes: int) -> str:
 
 
 def _key(name: str) -> int:
-    # Some file systems ignore case, and how accents are encoded. A hash: there may be millions.
+    # Some file systems ignore case and Unicode normalization. A hash, as there may be millions.
     return hash(unicodedata.normalize("NFKC", name.casefold()).encode("utf-8", "replace"))
 
 
@@ -284,12 +284,12 @@ def _write_each(
                         pool.submit(filesystem.write_atomic, address, data, store_options)
                     )
                     files += 1
-                    # Recordings are read faster than stores write: few may wait in memory.
+                    # Reading is faster than stores write: limits those held in memory.
                     if len(waiting) > 2 * WRITERS:
                         waiting.popleft().result()
             for written in waiting:
                 written.result()
-        # After an error, what is still waiting is not to be written.
+        # After an error, pending files are not written.
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
     return files
@@ -302,7 +302,7 @@ def _write_single(
     store_options: StoreOptions,
 ) -> int:
     kinds = {name: TRANSCRIPTS[name] for name in options.formats}
-    # On this machine first: stores take objects whole.
+    # Written locally first: stores take whole objects.
     with scratch_folder() as folder, ExitStack() as opened:
         files: dict[ExportFormat, TextIO] = {}
         for name, kind in kinds.items():
@@ -331,22 +331,22 @@ order by recording_id, part
 
 
 def missing_words_of(store: OutputStore, ids: pa.Table) -> MissingWords | None:
-    """Return the missing words of recordings; None where the run aligned no texts.
+    """Return the missing words of recordings; None if the run aligned no texts.
 
-    Of those without speech they are not known. In memory are the words found to be missing.
+    Unknown for recordings without speech. Memory: only the missing words.
 
     Args:
-        ids: recording_id of recordings of which all parts are committed and none failed.
+        ids: recording_id of recordings with all parts committed and none failed.
     """
     config = store.read_json(CONFIG_NAME) or {}
     if not config.get("decoding", {}).get("align"):
         return None
-    found: dict[str, tuple[MissingWord, ...]] = {}
+    words_by_id: dict[str, tuple[MissingWord, ...]] = {}
     with RunTables(store, columns=(*VERSION_COLUMNS, *_COLUMNS)) as tables:
         tables.add("wanted", ids)
         rows = (row for batch in tables.batches(_PARTS) for row in batch.to_pylist())
-        for recording_id, theirs in groupby(rows, key=itemgetter("recording_id")):
-            parts = list(theirs)
+        for recording_id, part_rows in groupby(rows, key=itemgetter("recording_id")):
+            parts = list(part_rows)
             lengths = next((row["text_lengths"] for row in parts if row["text_lengths"]), None)
             if lengths is None:
                 continue
@@ -357,5 +357,5 @@ def missing_words_of(store: OutputStore, ids: pa.Table) -> MissingWords | None:
                 for span in part["text_spans"] or ()
                 for at in range(span["first"], span["stop"])
             }
-            found[recording_id] = missing_words(words_of_lengths(text, lengths), ends_s)
-    return found
+            words_by_id[recording_id] = missing_words(words_of_lengths(text, lengths), ends_s)
+    return words_by_id

@@ -142,10 +142,10 @@ class GenerationConfig(OpenSettings):
                 "checkpoint folder"
             )
         # A null in the file leaves a setting to what the other files imply.
-        given = {k: v for k, v in content.items() if not (v is None and k in derived)}
-        known, unknown = typed_values(cls, derived | given, path=path)
-        nulls = frozenset(key for key, value in given.items() if value is None)
-        config_read = cls(**known, extra=unknown, nulls=nulls)
+        file_values = {k: v for k, v in content.items() if not (v is None and k in derived)}
+        values, unknown = typed_values(cls, derived | file_values, path=path)
+        nulls = frozenset(key for key, value in file_values.items() if value is None)
+        config_read = cls(**values, extra=unknown, nulls=nulls)
         try:
             config_read.validate()
         except ValueError as error:
@@ -156,8 +156,8 @@ class GenerationConfig(OpenSettings):
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Self:
         """Make one of the settings of a file; `kwargs` come before them."""
-        known, unknown = typed_values(cls, config_dict | kwargs, path=Path(GENERATION_NAME))
-        return cls(**known, extra=unknown)
+        values, unknown = typed_values(cls, config_dict | kwargs, path=Path(GENERATION_NAME))
+        return cls(**values, extra=unknown)
 
     @classmethod
     def from_model_config(cls, model_config: Any) -> Self:
@@ -201,9 +201,13 @@ class GenerationConfig(OpenSettings):
     def to_dict(self) -> dict[str, Any]:
         """Return what generation_config.json holds: all that is set, unknown names included."""
         # Nulls too: of Whisper's max_initial_timestamp_index null is no bound, absence a default.
-        own = {f.name: plain_values(getattr(self, f.name)) for f in fields(self)}
-        extra, nulls = own.pop("extra"), own.pop("nulls")
-        values = {name: value for name, value in own.items() if value is not None or name in nulls}
+        field_values = {f.name: plain_values(getattr(self, f.name)) for f in fields(self)}
+        extra, nulls = field_values.pop("extra"), field_values.pop("nulls")
+        values = {
+            name: value
+            for name, value in field_values.items()
+            if value is not None or name in nulls
+        }
         return deepcopy({**extra, **values})
 
     def to_diff_dict(self) -> dict[str, Any]:
@@ -229,37 +233,37 @@ class GenerationConfig(OpenSettings):
 
 
 def _problems(config: GenerationConfig) -> list[str]:
-    found = []
+    problems = []
     for name, least in _AT_LEAST.items():
         value = getattr(config, name)
         if value is not None and not (isinstance(value, int | float) and value >= least):
-            found.append(f"{name} is {value!r}, expected a number of at least {least}")
+            problems.append(f"{name} is {value!r}, expected a number of at least {least}")
     if config.top_p is not None and config.top_p > 1:
-        found.append(f"top_p is {config.top_p!r}, expected a number at most 1")
+        problems.append(f"top_p is {config.top_p!r}, expected a number at most 1")
     penalty = config.repetition_penalty
     if penalty is not None and not penalty > 0:
-        found.append(f"repetition_penalty is {penalty!r}, expected a number above 0")
+        problems.append(f"repetition_penalty is {penalty!r}, expected a number above 0")
     # What follows compares the values checked so far.
-    if found:
-        return found
+    if problems:
+        return problems
     if config.early_stopping not in (None, True, False, "never"):
-        found.append(f"early_stopping is {config.early_stopping!r}, expected a bool or 'never'")
+        problems.append(f"early_stopping is {config.early_stopping!r}, expected a bool or 'never'")
     if config.max_new_tokens is not None and config.max_new_tokens <= 0:
-        found.append(f"max_new_tokens is {config.max_new_tokens}, expected at least 1")
+        problems.append(f"max_new_tokens is {config.max_new_tokens}, expected at least 1")
     forced = config.forced_bos_token_id
     if forced is not None and forced in (config.suppress_tokens or ()):
-        found.append(
+        problems.append(
             f"forced_bos_token_id is {forced}, which suppress_tokens forbids; drop one of the two"
         )
-    return found
+    return problems
 
 
 def _idle_settings(config: GenerationConfig) -> list[str]:
-    found = []
+    idle_settings = []
     sampling = {} if config.do_sample else _SAMPLING_ONLY
     beams = _BEAMS_ONLY if (config.num_beams or 1) == 1 else {}
     for settings, reason in ((sampling, "do_sample is not True"), (beams, "num_beams is 1")):
         for name, neutral in settings.items():
             if getattr(config, name) not in (None, neutral):
-                found.append(f"{name} is set, but {reason}")
-    return found
+                idle_settings.append(f"{name} is set, but {reason}")
+    return idle_settings

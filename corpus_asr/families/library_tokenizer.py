@@ -71,15 +71,15 @@ def check_vocabulary(vocab: object, merges: object, *, path: Path, merges_path: 
             f"reading {merges_path}: found no merges, expected a list of pairs; "
             f"fetch the checkpoint again"
         )
-    known = vocab.keys()  # texts, as keys of JSON are
+    tokens = vocab.keys()  # texts, as keys of JSON are
     for number, pair in enumerate(merges):
-        left, right = pair if type(pair) is list and len(pair) == 2 else (None, None)
+        first, second = pair if type(pair) is list and len(pair) == 2 else (None, None)
         if not (
-            type(left) is str
-            and type(right) is str
-            and left in known
-            and right in known
-            and left + right in known
+            type(first) is str
+            and type(second) is str
+            and first in tokens
+            and second in tokens
+            and first + second in tokens
         ):
             raise CheckpointError(
                 f"reading {merges_path}: merge {number} is {str(pair)[:60]}, expected two tokens "
@@ -102,10 +102,10 @@ def fitting_tokenizer(
     fitting = Tokenizer(BPE())
     if around is not None:
         prefix, end = around
-        before = [f"{token}:0" for token in prefix]
+        prefix_tokens = [f"{token}:0" for token in prefix]
         fitting.post_processor = TemplateProcessing(
-            single=[*before, "$A:0", f"{end}:0"],
-            pair=[*before, "$A:0", "$B:1", f"{end}:1"],
+            single=[*prefix_tokens, "$A:0", f"{end}:0"],
+            pair=[*prefix_tokens, "$A:0", "$B:1", f"{end}:1"],
             special_tokens=[(str(token), token) for token in {*prefix, end}],
         )
     lengths = options.lengths

@@ -125,12 +125,12 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         return torch.float16 if device.type == "cuda" else _cpu_dtype()
     if name not in COMPUTE_DTYPES:
-        known = ", ".join(COMPUTE_DTYPES)
+        names = ", ".join(COMPUTE_DTYPES)
         meant = _OTHER_NAMES.get(name.lower())
         hint = f"; did you mean {meant}?" if meant else "; correct it"
         raise ConfigError(
             f"choosing a compute type: found {name!r}, expected auto, int8, {FLOAT8_NAME}, "
-            f"{known}{hint}"
+            f"{names}{hint}"
         )
     # GPUs before Ampere emulate bfloat16, where float16 is native.
     emulated = device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)
@@ -147,9 +147,9 @@ def _cpu_dtype() -> torch.dtype:
         return torch.float32
     # Two small matrices are multiplied: flags have been wrong, on emulated processors above all.
     generator = torch.Generator().manual_seed(0)
-    left, right = (torch.randn(64, 64, generator=generator) for _ in range(2))
-    exact = left @ right
-    product = (left.bfloat16() @ right.bfloat16()).float()
+    left_matrix, right_matrix = (torch.randn(64, 64, generator=generator) for _ in range(2))
+    exact = left_matrix @ right_matrix
+    product = (left_matrix.bfloat16() @ right_matrix.bfloat16()).float()
     # bfloat16 keeps 8 bits: right products differ by 0.3 %, wrong ones by far more.
     right_enough = bool((product - exact).norm() <= 0.02 * exact.norm())
     return torch.bfloat16 if right_enough else torch.float32
@@ -220,9 +220,9 @@ def load_classifier(folder: Path, *, device: str, dtype: str) -> SlotModel:
     weights_dtype, int8, float8_windows = resolve_precision(dtype, where)
     family = family_of(folder)
     if family.audio_classifier is None or int8 or float8_windows:
-        found = dtype if int8 or float8_windows else f"the family {family.model_type}"
+        description = dtype if int8 or float8_windows else f"the family {family.model_type}"
         raise ConfigError(
-            f"loading {folder.name} as a classifier: found {found}, expected a "
+            f"loading {folder.name} as a classifier: found {description}, expected a "
             "WhisperForAudioClassification in a floating-point type; set model.compute_type to "
             "auto, or use another checkpoint"
         )

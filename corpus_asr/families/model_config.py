@@ -139,7 +139,7 @@ class ModelConfig(OpenSettings):
                     f"saving"
                 )
         try:
-            known, unknown = typed_values(
+            field_values, unknown = typed_values(
                 type(self),
                 self._canonical(settings, num_labels),
                 path=Path(f"{type(self).__name__}(...)"),
@@ -147,7 +147,7 @@ class ModelConfig(OpenSettings):
         except CheckpointError as error:
             raise TypeError(str(error).replace("reading ", "making ", 1)) from error
         unknown.pop("model_type", None)
-        values = known | {"attn_implementation": attention, "extra": {**extra, **unknown}}
+        values = field_values | {"attn_implementation": attention, "extra": {**extra, **unknown}}
         if values.get("dtype") is not None:
             values["dtype"] = TypeName(values["dtype"])
         vars(self).update({f.name: _default(f) for f in fields(self)} | values)
@@ -167,8 +167,8 @@ class ModelConfig(OpenSettings):
         folder = fetch_checkpoint(name, weights=False, **take_source(kwargs))
         unused: dict[str, Any] = {}
         if returned := kwargs.pop("return_unused_kwargs", False):
-            known = cls.from_json_file(folder / CONFIG_NAME)
-            unused = {key: value for key, value in kwargs.items() if not hasattr(known, key)}
+            file_config = cls.from_json_file(folder / CONFIG_NAME)
+            unused = {key: value for key, value in kwargs.items() if not hasattr(file_config, key)}
             kwargs = {key: value for key, value in kwargs.items() if key not in unused}
         config = cls.from_json_file(folder / CONFIG_NAME, **kwargs)
         config._name_or_path = name
@@ -199,9 +199,9 @@ class ModelConfig(OpenSettings):
     @classmethod
     def _from_content(cls, content: dict[str, Any]) -> Self:
         # Unknown keys are kept whatever their spelling: a file may be newer than this class.
-        known = {f.name for f in fields(cls)} | cls.other_names.keys() | {"num_labels"}
-        extra = {k: v for k, v in content.items() if k not in known and k != "model_type"}
-        return cls(**{k: v for k, v in content.items() if k in known}, extra=extra)
+        known_keys = {f.name for f in fields(cls)} | cls.other_names.keys() | {"num_labels"}
+        extra = {k: v for k, v in content.items() if k not in known_keys and k != "model_type"}
+        return cls(**{k: v for k, v in content.items() if k in known_keys}, extra=extra)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "dtype" and value is not None:
@@ -218,15 +218,15 @@ class ModelConfig(OpenSettings):
         self.require(
             self.problem_type in _PROBLEM_TYPES, "problem_type", f"one of {_PROBLEM_TYPES}"
         )
-        known = self.attn_implementation in _ATTENTIONS
-        self.require(known, "attn_implementation", f"one of {_ATTENTIONS}")
+        is_supported = self.attn_implementation in _ATTENTIONS
+        self.require(is_supported, "attn_implementation", f"one of {_ATTENTIONS}")
 
     def require(self, right: bool, name: str, expected: str) -> None:
         """Refuse the value of a field with ValueError unless it is right."""
         if not right:
-            found = f"{name} is {shortened(repr(getattr(self, name)), 60)}"
+            description = f"{name} is {shortened(repr(getattr(self, name)), 60)}"
             raise ValueError(
-                f"making a {type(self).__name__}: {found}, expected {expected}; correct it"
+                f"making a {type(self).__name__}: {description}, expected {expected}; correct it"
             )
 
     @property
@@ -261,8 +261,8 @@ class ModelConfig(OpenSettings):
 
     def to_dict(self) -> dict[str, Any]:
         """Return what config.json holds: every field, the unknown keys and the model type."""
-        own = {f.name: plain_values(getattr(self, f.name)) for f in self._in_file()}
-        return {**plain_values(self.extra), **own, "model_type": self.model_type}
+        field_values = {f.name: plain_values(getattr(self, f.name)) for f in self._in_file()}
+        return {**plain_values(self.extra), **field_values, "model_type": self.model_type}
 
     def to_diff_dict(self) -> dict[str, Any]:
         """Return `to_dict` without the fields that hold their defaults."""

@@ -66,7 +66,7 @@ class ModelOutput(dict[str, Any], metaclass=_MadeOfPairs):
             super().__setitem__(name, value)
         else:
             # Keys are in the order of the fields, by which values have their positions.
-            held = {one: getattr(self, one) for one in names if one in self or one == name}
+            held = {key: getattr(self, key) for key in names if key in self or key == name}
             super().clear()
             super().update(held)
 
@@ -205,9 +205,9 @@ def given_encoding(
 ) -> BaseModelOutput | None:
     """Return `encoder_outputs` as an output; None where there are features to encode instead."""
     if (input_features is None) == (encoder_outputs is None):
-        found = "neither" if input_features is None else "both"
+        count = "neither" if input_features is None else "both"
         raise ValueError(
-            f"running {running}: found {found} of input_features and encoder_outputs, expected one "
+            f"running {running}: found {count} of input_features and encoder_outputs, expected one "
             f"of them"
         )
     return None if encoder_outputs is None else as_encoder_output(encoder_outputs)
@@ -221,8 +221,8 @@ def as_encoder_output(encoder_outputs: Any) -> BaseModelOutput:
         return BaseModelOutput(last_hidden_state=encoder_outputs)
     if isinstance(encoder_outputs, Mapping):
         encoder_outputs = tuple(encoder_outputs.get(f.name) for f in fields(BaseModelOutput))
-    known = isinstance(encoder_outputs, tuple | list) and 1 <= len(encoder_outputs) <= 3
-    if known and isinstance(encoder_outputs[0], Tensor):
+    is_sequence = isinstance(encoder_outputs, tuple | list) and 1 <= len(encoder_outputs) <= 3
+    if is_sequence and isinstance(encoder_outputs[0], Tensor):
         return BaseModelOutput(*encoder_outputs)
     raise ValueError(
         f"reading encoder_outputs: found a {type(encoder_outputs).__name__} without hidden states "

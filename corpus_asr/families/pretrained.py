@@ -119,8 +119,8 @@ class PreTrainedModel(nn.Module, TransformersMethods, Uploads):
         `SOURCE_OPTIONS`; all others replace what config.json says. Raises CheckpointError.
         """
         where = take_source(kwargs)
-        known = {*vars(cls.config_class()), "num_labels", "hidden_size"}
-        if unknown := sorted(kwargs.keys() - known):
+        known_keywords = {*vars(cls.config_class()), "num_labels", "hidden_size"}
+        if unknown := sorted(kwargs.keys() - known_keywords):
             raise TypeError(
                 f"{cls.__name__}.from_pretrained: found the unknown keyword {', '.join(unknown)}, "
                 f"expected an argument of from_pretrained or a key of {CONFIG_NAME}; correct or "
@@ -379,15 +379,15 @@ class PreTrainedModel(nn.Module, TransformersMethods, Uploads):
             parameter[self.config.pad_token_id] = 0.0
 
 
-def _dtype(given: torch.dtype | str | None, config: ModelConfig) -> torch.dtype | None:
-    if given == "auto":
-        given = config.dtype
-    if given is None or isinstance(given, torch.dtype):
-        return given
-    name = given.removeprefix("torch.")
+def _dtype(dtype: torch.dtype | str | None, config: ModelConfig) -> torch.dtype | None:
+    if dtype == "auto":
+        dtype = config.dtype
+    if dtype is None or isinstance(dtype, torch.dtype):
+        return dtype
+    name = dtype.removeprefix("torch.")
     if name not in DTYPES:
         raise ValueError(
-            f"loading weights: found dtype {given!r}, expected auto, {', '.join(DTYPES)}"
+            f"loading weights: found dtype {dtype!r}, expected auto, {', '.join(DTYPES)}"
         )
     return DTYPES[name]
 
@@ -522,9 +522,9 @@ class Vocabulary(TokenTables):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Seq2SeqLMOutput | tuple[Any, ...]:
         logits = self.get_output_embeddings()(outputs.last_hidden_state)
-        others = {name: outputs[name] for name in outputs if name != "last_hidden_state"}
+        other_outputs = {name: outputs[name] for name in outputs if name != "last_hidden_state"}
         loss = token_loss(logits, labels, num_items_in_batch)
-        output = Seq2SeqLMOutput(loss=loss, logits=logits, **others)
+        output = Seq2SeqLMOutput(loss=loss, logits=logits, **other_outputs)
         return output.as_asked(self.config, return_dict)
 
     def _check_labels(self, labels: Tensor) -> None:

@@ -162,9 +162,9 @@ def family_of(folder: Path) -> Family:
     model_type = read_json_object(path).get("model_type")
     family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
     if family is None:
-        known = ", ".join(sorted(FAMILIES))
+        families = ", ".join(sorted(FAMILIES))
         raise CheckpointError(
-            f"reading {path}: found model_type {model_type!r}, expected one of: {known}; "
+            f"reading {path}: found model_type {model_type!r}, expected one of: {families}; "
             f"choose a checkpoint of a supported family"
         )
     return family
@@ -205,7 +205,7 @@ def family_of_files(folder: Path) -> Family:
     """Find the family of saved files that need not be a whole checkpoint, or CheckpointError."""
     if (folder / "config.json").is_file():
         return family_of(folder)
-    found = []
+    names = []
     for name, keys in _CLASS_KEYS:
         content = optional_object(folder / name)
         for key in keys:
@@ -214,11 +214,11 @@ def family_of_files(folder: Path) -> Family:
                 if written in [f"{family.class_prefix}{kind}" for kind in _CLASS_KINDS]:
                     return family
             if written is not None:
-                found.append(f"{key} {written!r} in {name}")
-    known = ", ".join(sorted(FAMILIES))
+                names.append(f"{key} {written!r} in {name}")
+    families = ", ".join(sorted(FAMILIES))
     raise CheckpointError(
-        f"reading {folder}: found {', '.join(found) or 'no config.json and no class by name'}, "
-        f"expected files of one of: {known}; choose a checkpoint of a supported family"
+        f"reading {folder}: found {', '.join(names) or 'no config.json and no class by name'}, "
+        f"expected files of one of: {families}; choose a checkpoint of a supported family"
     )
 
 
@@ -261,23 +261,23 @@ def recognizer_class(family: Family) -> type[Recognizer]:
     """
     assert family.recognizer is not None, "the family's models read a window once"
     try:
-        found = resolve(family.recognizer)
+        kind = resolve(family.recognizer)
     except Exception as error:  # of a user's module
         raise ConfigError(
             f"importing the recognizer {family.recognizer}: {type(error).__name__}: {error}; "
             "install its package on every machine, or correct model.recognizer"
         ) from error
-    if not (isinstance(found, type) and issubclass(found, Recognizer)):
+    if not (isinstance(kind, type) and issubclass(kind, Recognizer)):
         raise ConfigError(
-            f"importing the recognizer {family.recognizer}: found {found!r}, expected a subclass "
+            f"importing the recognizer {family.recognizer}: found {kind!r}, expected a subclass "
             "of corpus_asr.Recognizer; correct model.recognizer"
         )
-    if missing := sorted(found.__abstractmethods__):
+    if missing := sorted(kind.__abstractmethods__):
         raise ConfigError(
             f"importing the recognizer {family.recognizer}: its class lacks {', '.join(missing)}, "
             "expected all methods of corpus_asr.Recognizer; write them"
         )
-    return found
+    return kind
 
 
 def resolve(reference: str | None) -> Any:

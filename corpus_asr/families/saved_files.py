@@ -73,13 +73,13 @@ def typed_values(
     names = [name for name in hints if name not in ("return", "kwargs")]
     if dataclasses.is_dataclass(of):
         names = [f.name for f in dataclasses.fields(of) if f.metadata.get("in_file", True)]
-    known = {
+    values = {
         name: checked(hints[name], content[name], name, path=path)
         for name in names
         if name in content
     }
     unknown = {key: value for key, value in content.items() if key not in names}
-    return known, unknown
+    return values, unknown
 
 
 def checked(hint: Any, value: Any, name: str, *, path: Path) -> Any:
@@ -136,9 +136,9 @@ def find_saved(
         wanted = content.get(key) if key else content
         if (folder / name).is_file() and isinstance(wanted, dict):
             return folder / name, wanted
-    found = ", ".join(sorted(path.name for path in folder.iterdir())[:10]) or "nothing"
+    listing = ", ".join(sorted(path.name for path in folder.iterdir())[:10]) or "nothing"
     raise CheckpointError(
-        f"reading {checkpoint}: found {found}, expected {' or '.join(names)}; give a folder that "
+        f"reading {checkpoint}: found {listing}, expected {' or '.join(names)}; give a folder that "
         "save_pretrained has written, or a Hugging Face checkpoint"
     )
 

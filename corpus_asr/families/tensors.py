@@ -77,9 +77,9 @@ def _has_type(rows: Sequence[Any]) -> bool:
 
 def _uneven(rows: Any) -> str:
     lengths = sorted({len(row) for row in rows if hasattr(row, "__len__")})
-    found = f"lengths from {lengths[0]} to {lengths[-1]}" if lengths else "rows and numbers mixed"
+    sizes = f"lengths from {lengths[0]} to {lengths[-1]}" if lengths else "rows and numbers mixed"
     return (
-        f"making one array of {len(rows)} rows: found {found}, expected the same in every row; "
+        f"making one array of {len(rows)} rows: found {sizes}, expected the same in every row; "
         f"pass padding=True, and truncation=True where rows may be cut"
     )
 

@@ -59,7 +59,7 @@ _PAD_TO_IT = ": pass padding='max_length' to pad to it"
 def token_text(token: Any) -> Any:
     """Return the text of a token object of tokenizers or transformers; of lists, of each in it."""
     if isinstance(token, list | tuple):
-        return [token_text(one) for one in token]
+        return [token_text(entry) for entry in token]
     return token if isinstance(token, str) else getattr(token, "content", token)
 
 
@@ -206,14 +206,14 @@ class PretrainedTokenizer(TokenRoles, Uploads):
         """
         del replace_extra_special_tokens
         count = 0
-        for role, given in special_tokens_dict.items():
-            value = token_text(given)
+        for role, tokens in special_tokens_dict.items():
+            value = token_text(tokens)
             if role not in (*ROLES, *OTHER_SPECIAL) or isinstance(value, str) != (role in ROLES):
                 raise ValueError(
                     f"adding special tokens: found {role}={value!r}, expected a token for one of "
                     f"{', '.join(ROLES)}, or a list for {OTHER_SPECIAL[0]}; correct it"
                 )
-            count += self.add_tokens(given, special_tokens=True)
+            count += self.add_tokens(tokens, special_tokens=True)
             if isinstance(value, str):
                 setattr(self, role, value)
         return count
@@ -466,9 +466,11 @@ class PretrainedTokenizer(TokenRoles, Uploads):
             )
         tokenizer = cls.__new__(cls)
         # None stands for the file's own, as in the reference.
-        given = {key: value for key, value in settings.items() if value is not None}
-        given |= {key: token_text(given[key]) for key in given.keys() & {*ROLES, *OTHER_SPECIAL}}
-        tokenizer._load(folder, given)
+        overrides = {key: value for key, value in settings.items() if value is not None}
+        overrides |= {
+            key: token_text(overrides[key]) for key in overrides.keys() & {*ROLES, *OTHER_SPECIAL}
+        }
+        tokenizer._load(folder, overrides)
         tokenizer.name_or_path = name
         return tokenizer
 

@@ -164,8 +164,8 @@ def text_pairs(text: Any, pair: Any, *, words: bool) -> tuple[bool, list[tuple[A
     if not several:
         return False, [(text, pair)]
     if pair is None:
-        return True, [_unpaired(each, words=words) for each in text]
-    seconds = [pair] if isinstance(pair, str) else [each for each in pair if each is not None]
+        return True, [_unpaired(entry, words=words) for entry in text]
+    seconds = [pair] if isinstance(pair, str) else [second for second in pair if second is not None]
     if isinstance(pair, str) or len(seconds) != len(text):
         raise ValueError(
             f"encoding pairs: found {len(text)} texts and {len(seconds)} second ones, expected "

@@ -62,7 +62,7 @@ def dequantized(values: Tensor, scales: Tensor) -> Tensor:
     rows = max(1, _VALUES_AT_ONCE * len(values) // values.numel())
     groups = (*scales.shape, -1)
     parts = [values.reshape(groups), scales.float().unsqueeze(-1), weights.view(groups)]
-    for steps, factors, part in zip(*(torch.split(each, rows) for each in parts), strict=True):
+    for steps, factors, part in zip(*(torch.split(tensor, rows) for tensor in parts), strict=True):
         part.copy_(steps.float().mul_(factors))
     return weights
 
@@ -224,8 +224,8 @@ class _MappedFile:
         """Return the shape and type of each tensor."""
         slices = {name: self._file.get_slice(name) for name in self._file.keys()}  # noqa: SIM118
         return {
-            name: (tuple(found.get_shape()), _STORED_DTYPES.get(found.get_dtype()))
-            for name, found in slices.items()
+            name: (tuple(tensor_slice.get_shape()), _STORED_DTYPES.get(tensor_slice.get_dtype()))
+            for name, tensor_slice in slices.items()
         }
 
     def read(self, name: str) -> Tensor:
@@ -476,9 +476,9 @@ def load_weights(
     absent = {bare for bare, name in full_names.items() if name.startswith(fresh)}
     stored = {_bare(name): tensor for name, tensor in found.items()}
     if redraw:
-        other = {n for n in wanted.keys() & stored.keys() if stored[n].shape != wanted[n]}
-        stored = {name: tensor for name, tensor in stored.items() if name not in other}
-        absent |= other
+        misfits = {n for n in wanted.keys() & stored.keys() if stored[n].shape != wanted[n]}
+        stored = {name: tensor for name, tensor in stored.items() if name not in misfits}
+        absent |= misfits
     for target, source in tied.items():
         if source not in stored and target in stored:  # of two equal tensors either may be kept
             stored[source] = stored.pop(target)

@@ -52,9 +52,9 @@ def kaldi_filters(
         )
     corners = np.linspace(_mel(LOWEST_HZ), _mel(sample_rate_hz // 2), num_mel_bins + 2)
     bins = 1127.0 * np.log1p(np.arange(FRAME_BINS) * (sample_rate_hz / PADDED_SAMPLES) / 700.0)
-    left, centre, right = (corners[k : k + num_mel_bins] for k in range(3))
-    rising = (bins[:, None] - left) / (centre - left)
-    falling = (right - bins[:, None]) / (right - centre)
+    lower, centre, upper = (corners[k : k + num_mel_bins] for k in range(3))
+    rising = (bins[:, None] - lower) / (centre - lower)
+    falling = (upper - bins[:, None]) / (upper - centre)
     filters: Float64[np.ndarray, "bin mel"] = np.maximum(0.0, np.minimum(rising, falling))
     filters.setflags(write=False)
     return filters

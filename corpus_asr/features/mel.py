@@ -152,11 +152,11 @@ def mel_filters(
         )
     corners_hz = mel_to_hz(np.linspace(0.0, TOP_MEL, num_mel_bins + 2))
     bins_hz = np.linspace(0.0, sample_rate_hz // 2, fft_samples // 2 + 1)
-    left, centre, right = (corners_hz[k : k + num_mel_bins, None] for k in range(3))
-    rising = (bins_hz - left) / (centre - left)
-    falling = (right - bins_hz) / (right - centre)
+    lower, centre, upper = (corners_hz[k : k + num_mel_bins, None] for k in range(3))
+    rising = (bins_hz - lower) / (centre - lower)
+    falling = (upper - bins_hz) / (upper - centre)
     triangles = np.maximum(0.0, np.minimum(rising, falling))  # (mel, bin)
-    filters: Float32[np.ndarray, "mel bin"] = (triangles * (2.0 / (right - left))).astype(
+    filters: Float32[np.ndarray, "mel bin"] = (triangles * (2.0 / (upper - lower))).astype(
         np.float32
     )
     filters.setflags(write=False)

@@ -50,9 +50,9 @@ class NemoAnalysis:
 @lru_cache(maxsize=8)
 def _window(analysis: NemoAnalysis) -> Float64[np.ndarray, " sample"]:
     # Symmetric, and in the middle of its transform.
-    before = (analysis.fft_samples - analysis.window_samples) // 2
-    after = analysis.fft_samples - analysis.window_samples - before
-    window = np.pad(np.hanning(analysis.window_samples), (before, after))
+    num_before = (analysis.fft_samples - analysis.window_samples) // 2
+    num_after = analysis.fft_samples - analysis.window_samples - num_before
+    window = np.pad(np.hanning(analysis.window_samples), (num_before, num_after))
     window.setflags(write=False)
     return window
 

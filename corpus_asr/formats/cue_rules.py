@@ -64,13 +64,13 @@ class CueRules:
                     f"reading the rules for subtitles: {name}: found {value!r}, expected {number} "
                     f"of at least {least}; correct it, or leave it out"
                 )
-        wrong, known = [], self.of("en")
-        if known.max_line_count is not None and known.max_line_width is None:
+        wrong, rules = [], self.of("en")
+        if rules.max_line_count is not None and rules.max_line_width is None:
             wrong.append("max_line_count without max_line_width")
-        if (known.min_duration_s or 0.0) > (known.max_duration_s or float("inf")):
+        if (rules.min_duration_s or 0.0) > (rules.max_duration_s or float("inf")):
             wrong.append(
-                f"min_duration_s {known.min_duration_s:g} above max_duration_s "
-                f"{known.max_duration_s:g}"
+                f"min_duration_s {rules.min_duration_s:g} above max_duration_s "
+                f"{rules.max_duration_s:g}"
             )
         if wrong:
             raise ConfigError(
@@ -88,9 +88,9 @@ class CueRules:
             if self.preset is not None:
                 children = self.preset is SubtitlePreset.netflix_children
                 values["max_cps"] = _NETFLIX_CPS[language][children]
-        given = {each.name: getattr(self, each.name) for each in fields(self)}
-        given |= {name: value for name, value in values.items() if given[name] is None}
-        return CueRules(**{**given, "preset": SubtitlePreset.none})
+        settings = {rule_field.name: getattr(self, rule_field.name) for rule_field in fields(self)}
+        settings |= {name: value for name, value in values.items() if settings[name] is None}
+        return CueRules(**{**settings, "preset": SubtitlePreset.none})
 
 
 _LEAST = {

@@ -97,15 +97,17 @@ def cues_of(recording: Transcribed, rules: CueRules) -> list[Cue]:
     """Return a recording's cues, sorted by start."""
     cues = []
     for segments in labelled(recording):
-        own = [
-            (cue, known)
+        pairs = [
+            (cue, language_rules)
             for segment in segments
-            for known in (rules.of(segment.language or recording.language),)
-            for cue in _cues_of_segment(segment, known)
+            for language_rules in (rules.of(segment.language or recording.language),)
+            for cue in _cues_of_segment(segment, language_rules)
         ]
-        own.sort(key=lambda pair: pair[0].start_s)
-        shown = _of_a_frame([cue for cue, _ in own], recording.duration_s)
-        spaced = _spaced(shown, [known for _, known in own], recording.duration_s)
+        pairs.sort(key=lambda pair: pair[0].start_s)
+        shown = _of_a_frame([cue for cue, _ in pairs], recording.duration_s)
+        spaced = _spaced(
+            shown, [language_rules for _, language_rules in pairs], recording.duration_s
+        )
         cues += _of_a_frame(spaced, recording.duration_s)
     return sorted(cues, key=lambda cue: cue.start_s)
 
@@ -122,13 +124,24 @@ def labelled(recording: Transcribed, *, least: int = 2) -> list[list[Segment]]:
         if channel is not None and len(channels) > 1
     }
     segments = [
-        [replace(segment, speaker=segment.speaker or names.get(channel)) for segment in said]
-        for channel, said in channels.items()
+        [
+            replace(segment, speaker=segment.speaker or names.get(channel))
+            for segment in channel_segments
+        ]
+        for channel, channel_segments in channels.items()
     ]
-    speakers = {each.speaker for said in segments for each in said if each.text.strip()} - {None}
+    speakers = {
+        segment.speaker
+        for channel_segments in segments
+        for segment in channel_segments
+        if segment.text.strip()
+    } - {None}
     if len(speakers) >= least:
         return segments
-    return [[replace(segment, speaker=None) for segment in said] for said in segments]
+    return [
+        [replace(segment, speaker=None) for segment in channel_segments]
+        for channel_segments in segments
+    ]
 
 
 class _Cost(NamedTuple):
@@ -159,8 +172,8 @@ def _best_breaks(
             if stop > start + 1 and not fits(start, stop):
                 break
             total = reached.plus(cost(start, stop))
-            known = best[stop]
-            if known is None or total < known:
+            stop_cost = best[stop]
+            if stop_cost is None or total < stop_cost:
                 best[stop], came_from[stop] = total, start
     spans, stop = [], count
     while stop:
@@ -190,13 +203,13 @@ def _cues_of_segment(segment: Segment, rules: CueRules) -> list[Cue]:
             f"writing subtitles: found the times {segment.start_s} to {segment.end_s} of "
             f"{segment.text.strip()[:40]!r}, expected seconds; correct the segment"
         )
-    said = TimedText(segment)
+    text = TimedText(segment)
     label = 0 if segment.speaker is None else columns(f"[{segment.speaker}] ")
-    pieces = said.whole()
+    pieces = text.whole()
     if not pieces:
         return []
     if not (_width(pieces, label) <= (rules.max_line_width or inf) and _fits(pieces, rules, label)):
-        pieces = said.pieces(rules.max_line_width)
+        pieces = text.pieces(rules.max_line_width)
 
     def fits(start: int, stop: int) -> bool:
         return _fits(pieces[start:stop], rules, label)
@@ -220,7 +233,7 @@ def _cues_of_segment(segment: Segment, rules: CueRules) -> list[Cue]:
             end = min(end, begin + rules.max_duration_s)
         lines = _lines(pieces[start:stop], rules, label)
         timed = bool(segment.words)
-        cues.append(Cue(begin, max(begin, end), lines, said, timed, segment.speaker))
+        cues.append(Cue(begin, max(begin, end), lines, text, timed, segment.speaker))
     return cues
 
 

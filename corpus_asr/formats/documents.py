@@ -56,8 +56,8 @@ def paragraphs_of(recording: Transcribed) -> list[Paragraph]:
 
 def _spoken(recording: Transcribed, *, least_speakers: int = 2) -> list[Segment]:
     segments = chain.from_iterable(labelled(recording, least=least_speakers))
-    said = [segment for segment in segments if segment.text.strip()]
-    return sorted(said, key=lambda segment: segment.start_s)
+    spoken_segments = [segment for segment in segments if segment.text.strip()]
+    return sorted(spoken_segments, key=lambda segment: segment.start_s)
 
 
 def _is_new(last: Paragraph, segment: Segment) -> bool:
@@ -72,11 +72,12 @@ def _is_new(last: Paragraph, segment: Segment) -> bool:
 def txt(recording: Transcribed) -> str:
     """Return a line per segment; of several speakers, one per paragraph behind their name."""
     if not any(segment.speaker for segment in _spoken(recording)):
-        lines = (one_line(each.text).strip() for each in recording.segments)
+        lines = (one_line(segment.text).strip() for segment in recording.segments)
         return "".join(f"{line}\n" for line in lines)
     return "".join(
-        f"{'' if each.speaker is None else f'[{one_line(each.speaker)}] '}{each.text}\n"
-        for each in paragraphs_of(recording)
+        f"{'' if paragraph.speaker is None else f'[{one_line(paragraph.speaker)}] '}"
+        f"{paragraph.text}\n"
+        for paragraph in paragraphs_of(recording)
     )
 
 
@@ -85,9 +86,9 @@ def markdown(recording: Transcribed) -> str:
     lines = [f"# {_escaped(_title(recording))}", ""]
     if facts := _facts(recording):
         lines += [_escaped(facts), ""]
-    for each in paragraphs_of(recording):
-        name = "" if each.speaker is None else f"**{_escaped(one_line(each.speaker))}** "
-        lines += [f"{name}({_clock(each.start_s)}) {_escaped(each.text)}", ""]
+    for paragraph in paragraphs_of(recording):
+        name = "" if paragraph.speaker is None else f"**{_escaped(one_line(paragraph.speaker))}** "
+        lines += [f"{name}({_clock(paragraph.start_s)}) {_escaped(paragraph.text)}", ""]
     return "\n".join(lines[:-1]) + "\n"
 
 
@@ -111,13 +112,13 @@ def docx(recording: Transcribed) -> bytes:
     document.add_heading(_in_xml(_title(recording)), level=1)
     if facts := _facts(recording):
         document.add_paragraph(_in_xml(facts))
-    for each in paragraphs_of(recording):
-        paragraph = document.add_paragraph()
-        if each.speaker is not None:
-            paragraph.add_run(_in_xml(one_line(each.speaker))).bold = True
-            paragraph.add_run(" ")
-        paragraph.add_run(f"({_clock(each.start_s)}) ").italic = True
-        paragraph.add_run(_in_xml(each.text))
+    for paragraph in paragraphs_of(recording):
+        docx_paragraph = document.add_paragraph()
+        if paragraph.speaker is not None:
+            docx_paragraph.add_run(_in_xml(one_line(paragraph.speaker))).bold = True
+            docx_paragraph.add_run(" ")
+        docx_paragraph.add_run(f"({_clock(paragraph.start_s)}) ").italic = True
+        docx_paragraph.add_run(_in_xml(paragraph.text))
     file = io.BytesIO()
     document.save(file)
     return file.getvalue()

@@ -51,7 +51,7 @@ class TimedText:
     """The text of a segment on one line, and the time of each of its characters."""
 
     def __init__(self, segment: Segment) -> None:
-        words = [(one_line(each.word), each) for each in segment.words or ()]
+        words = [(one_line(word.word), word) for word in segment.words or ()]
         self._language = segment.language
         self._words: list[Word] = []
         self._starts: list[int] = []
@@ -107,11 +107,11 @@ class TimedText:
                 yield from joined
                 continue
             lengths = np.subtract(self._stops, self._starts)[first:stop]
-            scores = [each.probability for each in joined]
+            scores = [word.probability for word in joined]
             yield Word(
-                word="".join(each.word for each in joined),
+                word="".join(word.word for word in joined),
                 start_s=joined[0].start_s,
-                end_s=max(each.end_s for each in joined),
+                end_s=max(word.end_s for word in joined),
                 probability=float(np.average(scores, weights=lengths)),
                 speaker=joined[0].speaker,
             )
@@ -123,8 +123,8 @@ class TimedText:
         return [at for at in timed_word_breaks(self.text, self._language) if at in starts]
 
     def _spaces_before(self, offset: int) -> int:
-        before = self.text[:offset]
-        return len(before) - len(before.rstrip())
+        prefix = self.text[:offset]
+        return len(prefix) - len(prefix.rstrip())
 
     def _divided(self, first: int, stop: int, max_columns: int) -> Iterator[tuple[int, int]]:
         # Where Unicode allows no break, a mark after a space, as in French, rather than a word.

@@ -38,13 +38,13 @@ def turns_of(saved: Sequence[Mapping[str, Any]] | None) -> tuple[SpeakerTurn, ..
         return None
     return tuple(
         SpeakerTurn(
-            start_s=float(_needed(each, "start")),
-            end_s=float(_needed(each, "end")),
-            speaker=str(_needed(each, "speaker")),
-            confidence=each.get("confidence", float("nan")),
-            channel=each.get("channel"),
+            start_s=float(_needed(turn, "start")),
+            end_s=float(_needed(turn, "end")),
+            speaker=str(_needed(turn, "speaker")),
+            confidence=turn.get("confidence", float("nan")),
+            channel=turn.get("channel"),
         )
-        for each in saved
+        for turn in saved
     )
 
 
@@ -54,9 +54,9 @@ def missing_of(saved: Sequence[Mapping[str, Any]] | None) -> tuple[MissingWord, 
         return None
     return tuple(
         MissingWord(
-            word=_needed(each, "word"), index=_needed(each, "index"), after_s=_needed(each, "after")
+            word=_needed(word, "word"), index=_needed(word, "index"), after_s=_needed(word, "after")
         )
-        for each in saved
+        for word in saved
     )
 
 
@@ -74,8 +74,8 @@ def _needed(saved: Any, name: str) -> Any:
     try:
         return saved[name]
     except (KeyError, TypeError) as error:
-        found = repr(saved) if isinstance(saved, str) else ", ".join(map(str, saved))
+        description = repr(saved) if isinstance(saved, str) else ", ".join(map(str, saved))
         raise ConfigError(
-            f"reading a transcript: found {found or 'nothing'}, expected {name}, as "
+            f"reading a transcript: found {description or 'nothing'}, expected {name}, as "
             "Transcript.to_dict and openai-whisper write it; correct the dictionary"
         ) from error

@@ -239,7 +239,7 @@ def _ass_karaoke(
     cue: Cue, pieces: Sequence[Piece], texts: Sequence[str], clock: Callable[[float], str]
 ) -> str:
     # `k` is how long a word lasts, in hundredths; the pause after it is counted with it.
-    starts = [round(100 * min(max(each.start_s, cue.start_s), cue.end_s)) for each in pieces]
+    starts = [round(100 * min(max(piece.start_s, cue.start_s), cue.end_s)) for piece in pieces]
     edges = [*starts, round(100 * cue.end_s)]
     lead = edges[0] - round(100 * cue.start_s)
     timed = [rf"{{\k{lead}}}"] if lead > 0 else []
@@ -326,11 +326,11 @@ _WORDS_ABSENT = {
 
 def check_words(formats: Sequence[ExportFormat], words: WordStyle) -> None:
     """Refuse a style of words that a format has not."""
-    for other in formats:
-        if other in _WORDS_ABSENT[words]:
-            expected = [style for style, absent in _WORDS_ABSENT.items() if other not in absent]
+    for name in formats:
+        if name in _WORDS_ABSENT[words]:
+            expected = [style for style, absent in _WORDS_ABSENT.items() if name not in absent]
             raise ConfigError(
-                f"exporting {other}: found --words {words}, expected {' or '.join(expected)}: srt "
+                f"exporting {name}: found --words {words}, expected {' or '.join(expected)}: srt "
                 "and ttml have no times within a line, and lrc no underlined words; choose one of "
                 "them, or leave out the format"
             )

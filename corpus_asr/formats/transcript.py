@@ -135,7 +135,7 @@ class Transcript:
 
     def by_channel(self) -> dict[int | None, Sequence[Segment]]:
         """Return the segments of each channel, sorted by time."""
-        return {each.channel: each.segments for each in self.channels or (self,)}
+        return {part.channel: part.segments for part in self.channels or (self,)}
 
     def to_srt(self, **options: Unpack[SubtitleOptions]) -> str:
         """Return it as a SubRip file."""
@@ -191,9 +191,9 @@ class Transcript:
             ConfigError: a segment has no text or times.
         """
         language, segments = saved.get("language"), saved.get("segments") or ()
-        said = tuple(segment_of(each, language=language) for each in segments)
-        numbers = sorted({each["channel"] for each in segments if "channel" in each})
-        last_s = max((each.end_s for each in said), default=0.0)
+        parsed_segments = tuple(segment_of(entry, language=language) for entry in segments)
+        numbers = sorted({entry["channel"] for entry in segments if "channel" in entry})
+        last_s = max((segment.end_s for segment in parsed_segments), default=0.0)
         of_all: dict[str, Any] = {
             "language": language, "duration_s": saved.get("duration", last_s),
             "uri": saved.get("uri"), "model": saved.get("model"),
@@ -202,9 +202,9 @@ class Transcript:
         channels = tuple(
             cls(
                 segments=tuple(
-                    found
-                    for found, each in zip(said, segments, strict=True)
-                    if each.get("channel") == number
+                    segment
+                    for segment, entry in zip(parsed_segments, segments, strict=True)
+                    if entry.get("channel") == number
                 ),
                 channel=number,
                 turns=None if turns is None else tuple(t for t in turns if t.channel == number),
@@ -213,7 +213,9 @@ class Transcript:
             for number in numbers
         )
         missing = missing_of(saved.get("missing"))
-        return cls(segments=said, channels=channels, turns=turns, missing=missing, **of_all)
+        return cls(
+            segments=parsed_segments, channels=channels, turns=turns, missing=missing, **of_all
+        )
 
     def to_dataframe(self) -> Any:
         """Return a pandas DataFrame with a row per segment, whose columns are `Segment`'s fields.
@@ -228,7 +230,7 @@ class Transcript:
                 "making a DataFrame: found no pandas, expected it next to corpus-asr; "
                 "pip install pandas"
             ) from error
-        names = [each.name for each in fields(Segment)]
+        names = [column.name for column in fields(Segment)]
         rows = [[getattr(segment, name) for name in names] for segment in self.segments]
         return pandas.DataFrame(rows, columns=names)
 
@@ -270,7 +272,7 @@ class Transcript:
                 dict.fromkeys(_member("the format", name, ExportFormat) for name in formats)
             )
             stem = within(target.rstrip("/"), self._stem())
-            addresses = {each: stem + file_suffix(each) for each in wanted}
+            addresses = {file_format: stem + file_suffix(file_format) for file_format in wanted}
         else:
             addresses = {_format_of(target): target}
         contents = self._contents(tuple(addresses), options)
@@ -288,12 +290,12 @@ class Transcript:
         return content.decode()
 
     def _contents(self, formats: Sequence[ExportFormat], options: SubtitleOptions) -> list[bytes]:
-        given = _named(options)
-        words = _member("words", given.pop("words", "plain"), WordStyle)
+        rules = _named(options)
+        words = _member("words", rules.pop("words", "plain"), WordStyle)
         check_formats(formats, words)
-        if given.get("preset") is not None:
-            given["preset"] = _member("preset", given["preset"], SubtitlePreset)
-        contents = file_contents(self, formats, rules=CueRules(**given), words=words)
+        if rules.get("preset") is not None:
+            rules["preset"] = _member("preset", rules["preset"], SubtitlePreset)
+        contents = file_contents(self, formats, rules=CueRules(**rules), words=words)
         return [content for _, content in contents]
 
 
@@ -302,19 +304,19 @@ _Member = TypeVar("_Member", bound=StrEnum)
 
 def _named(options: Mapping[str, Any]) -> dict[str, Any]:
     # By the names of `SubtitleOptions`.
-    known = SubtitleOptions.__annotations__
+    option_names = SubtitleOptions.__annotations__
     named: dict[str, Any] = {}
     for name, value in options.items():
         if name == "highlight_words" and isinstance(value, bool):
             name, value = "words", "highlight" if value else "plain"
-        elif name not in known:
+        elif name not in option_names:
             name = {"subtitle_preset": "preset"}.get(name, f"{name}_s")
-        if name not in known or name in named:
+        if name not in option_names or name in named:
             name = name.removesuffix("_s")
-            near = difflib.get_close_matches(name, known, n=1)
+            near = difflib.get_close_matches(name, option_names, n=1)
             raise ConfigError(
                 f"writing subtitles: found the option {name}, expected each once of "
-                f"{', '.join(known)}{f'; did you mean {near[0]}?' if near else ''}"
+                f"{', '.join(option_names)}{f'; did you mean {near[0]}?' if near else ''}"
             )
         named[name] = value
     return named
@@ -333,9 +335,9 @@ def _member(what: str, name: str, kind: type[_Member]) -> _Member:
 
 def _format_of(path: str) -> ExportFormat:
     # The longest suffix counts: `.whisperx.json` ends with `.json`.
-    for each in sorted(ExportFormat, key=lambda each: -len(file_suffix(each))):
-        if path.endswith(file_suffix(each)):
-            return each
+    for file_format in sorted(ExportFormat, key=lambda choice: -len(file_suffix(choice))):
+        if path.endswith(file_suffix(file_format)):
+            return file_format
     suffixes = ", ".join(map(file_suffix, ExportFormat))
     raise ConfigError(
         f"saving a transcript as {path}: its suffix names no format, expected one of {suffixes}; "

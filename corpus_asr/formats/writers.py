@@ -62,14 +62,14 @@ def whisper_json(recording: Transcribed) -> dict[str, Any]:
     }
     if recording.missing is not None:
         values["missing"] = [
-            {"word": each.word, "index": each.index, "after": _milliseconds(each.after_s)}
-            for each in recording.missing
+            {"word": word.word, "index": word.index, "after": _milliseconds(word.after_s)}
+            for word in recording.missing
         ]
     if recording.turns is not None:
         values["turns"] = [
-            {**_times(each), "speaker": each.speaker, "confidence": _rounded(each.confidence)}
-            | ({} if each.channel is None else {"channel": each.channel})
-            for each in recording.turns
+            {**_times(turn), "speaker": turn.speaker, "confidence": _rounded(turn.confidence)}
+            | ({} if turn.channel is None else {"channel": turn.channel})
+            for turn in recording.turns
         ]
     return values
 
@@ -83,12 +83,16 @@ def package_version() -> str:
 def _whisper_segments(recording: Transcribed) -> list[dict[str, Any]]:
     channels = recording.by_channel()
     if len(channels) < 2:
-        return [_whisper_segment(at, each) for at, each in enumerate(recording.segments)]
-    pairs = [(each, channel) for channel, said in channels.items() for each in said]
+        return [_whisper_segment(at, segment) for at, segment in enumerate(recording.segments)]
+    pairs = [
+        (segment, channel)
+        for channel, channel_segments in channels.items()
+        for segment in channel_segments
+    ]
     pairs.sort(key=lambda pair: pair[0].start_s)
     return [
-        _whisper_segment(at, each) | {"channel": channel}
-        for at, (each, channel) in enumerate(pairs)
+        _whisper_segment(at, segment) | {"channel": channel}
+        for at, (segment, channel) in enumerate(pairs)
     ]
 
 
@@ -115,7 +119,11 @@ def _whisper_segment(number: int, segment: Segment) -> dict[str, Any]:
 
 
 def _whisperx(recording: Transcribed) -> dict[str, Any]:
-    pairs = [(each, channel) for channel, said in recording.by_channel().items() for each in said]
+    pairs = [
+        (segment, channel)
+        for channel, channel_segments in recording.by_channel().items()
+        for segment in channel_segments
+    ]
     pairs.sort(key=lambda pair: pair[0].start_s)
     segments = [_whisperx_segment(segment, channel) for segment, channel in pairs]
     return {
@@ -326,8 +334,8 @@ def _tiers(recording: Transcribed) -> tuple[float, dict[str, list[_Interval]]]:
         for segment in segments:
             name = one_line(segment.speaker or _NO_SPEAKER)
             name = name if channel is None else f"{name} {channel}"
-            said = one_line(segment.text).strip()
-            tiers.setdefault(name, []).append((segment.start_s, segment.end_s, said))
+            text = one_line(segment.text).strip()
+            tiers.setdefault(name, []).append((segment.start_s, segment.end_s, text))
             if segment.words:
                 tiers.setdefault(f"{name}{_WORDS}", []).extend(
                     (word.start_s, word.end_s, one_line(word.word).strip())

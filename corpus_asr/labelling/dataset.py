@@ -1,10 +1,10 @@
-"""The folder of a dataset: its layouts, its shards, and what stands for the whole.
+"""Folder of a dataset: its layouts, shards and summary files.
 
 data/ or audio/        the examples
-selection/             every segment with its measures, and what dropped it
-README.md              the card; written last: a folder without one is not complete
+selection/             every segment with its measures, and the rules that dropped it
+README.md              the card, written last: a folder without it is incomplete
 labels.json            its numbers
-_run/                  settings, and a note of every shard
+_run/                  settings, and a note for every shard
 """
 
 import json
@@ -51,16 +51,16 @@ _EXAMPLES_KEPT = 5
 SETTINGS_NAME = "_run/dataset.json"
 SELECTION_FOLDER = "selection"
 CARD_NAME, NUMBERS_NAME = "README.md", "labels.json"
-# Rows wait as dictionaries up to the first number, and in Arrow up to the second.
+# Rows are buffered as dictionaries up to the first number, and as Arrow up to the second.
 _ROWS_OF_A_TABLE, _ROWS_OF_A_FILE = 5_000, 200_000
-# Where things are and how fast they go changes nothing in the files.
+# Settings of locations and speed, which do not change the files.
 _NOT_IN_FILES = {"uri", "storage_options", "workers"}
 
 
 def result_settings(
     selection: SelectionSettings, dataset: DatasetSettings, source: str
 ) -> dict[str, Any]:
-    """Return everything that the content of a data set depends on."""
+    """Return all settings that determine the content of a dataset."""
     sections = {
         "selection": selection.model_dump(mode="json"),
         "dataset": dataset.model_dump(mode="json", exclude=_NOT_IN_FILES),
@@ -74,10 +74,10 @@ def result_settings(
 
 
 def begin(store: OutputStore, settings: dict[str, Any]) -> None:
-    """Begin a data set in a folder, or go on with it."""
+    """Start a dataset in a folder, or resume it."""
     stored = store.read_json(SETTINGS_NAME)
     if stored is None:
-        # The last three are of a run and a training: a data set must not be written among them.
+        # The last three belong to runs and trainings: a dataset must not be mixed with them.
         for folder in (DATA_FOLDER, AUDIO_FOLDER, SELECTION_FOLDER,
                        "segments", "outcomes", "model"):  # fmt: skip
             for name in store.all_names(folder):
@@ -111,17 +111,17 @@ def _change(key: str, before: Any, now: Any) -> str:
 
 
 class SelectionTable:
-    """Writes the rows of all segments, some files of them."""
+    """Writes the rows of all segments to several files."""
 
     def __init__(self, store: OutputStore) -> None:
         self._store = store
         self._waiting: list[dict[str, Any]] = []
-        # As dictionaries, rows take many times the memory that they do in Arrow.
+        # As dictionaries, rows take many times the memory of Arrow.
         self._tables: list[pa.Table] = []
         self._files = 0
 
     def add(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Take the rows of a recording."""
+        """Add the rows of a recording."""
         self._waiting += rows
         if len(self._waiting) >= _ROWS_OF_A_TABLE:
             self._pack()
@@ -129,7 +129,7 @@ class SelectionTable:
                 self._write()
 
     def close(self) -> None:
-        """Write what is left; a table without rows is one, too."""
+        """Write the remaining rows, or an empty table."""
         self._pack()
         if self._files == 0 or any(table.num_rows for table in self._tables):
             self._write()
@@ -148,7 +148,7 @@ class SelectionTable:
 def complete(
     store: OutputStore, *, card: str, numbers: dict[str, Any], splits: Iterable[str], layout: str
 ) -> None:
-    """Write what stands for the whole: the files of each split, the numbers, the card."""
+    """Write the summary files: the files of each split, the numbers, the card."""
     manifest = WRITERS[layout].manifest
     for split in splits if manifest else ():
         _join(store, split, manifest.format(split=split))
@@ -158,7 +158,7 @@ def complete(
 
 def _join(store: OutputStore, split: str, target: str) -> None:
     of_split = re.compile(rf"(.*/)?{split}-[0-9]+\.jsonl")
-    # A file per shard until now: objects in a store cannot be appended to.
+    # Until now one file per shard: objects in a store cannot be appended to.
     names = sorted(filter(of_split.fullmatch, store.all_names(MANIFESTS_FOLDER)))
     if not names:
         return
@@ -172,7 +172,7 @@ def _join(store: OutputStore, split: str, target: str) -> None:
 
 @dataclass(slots=True)
 class Note:
-    """What a shard holds, and what it lost; saved beside it."""
+    """Contents and losses of a shard; saved next to it."""
 
     name: str
     split: str
@@ -180,11 +180,11 @@ class Note:
     examples: int = 0
     seconds: float = 0.0
     lost: dict[str, list[float]] = field(default_factory=dict)
-    """By reason: how many examples, and their seconds."""
+    """By reason: number of lost examples, and their seconds."""
     messages: list[str] = field(default_factory=list)
-    """Why, of some."""
+    """Messages of some losses."""
     shown: list[dict[str, Any]] = field(default_factory=list)
-    """Some examples, to be read."""
+    """Some examples for the card."""
 
     def lose(self, reason: str, rows: Iterable[dict[str, Any]], message: str) -> None:
         """Count examples that could not be cut."""
@@ -197,9 +197,9 @@ class Note:
 
 
 class ShardMaker:
-    """Writes the shards of a dataset, each whole or not at all, and none twice.
+    """Writes the shards of a dataset atomically, and each only once.
 
-    What cannot be decoded again, in child processes that may crash, is lost and counted.
+    Audio is decoded again in child processes that may crash; examples that fail are counted.
     """
 
     def __init__(
@@ -223,7 +223,7 @@ class ShardMaker:
             self._cutters.put(child)
 
     def write(self, shards: Iterable[Shard]) -> Iterator[Note]:
-        """Write what is not there yet; yield the note of every shard as it is done."""
+        """Write missing shards; yield the note of each shard when it is complete."""
         waiting: set[Future[Note]] = set()
         with ThreadPoolExecutor(len(self._all), thread_name_prefix="shards") as pool:
             try:
@@ -235,8 +235,8 @@ class ShardMaker:
                 yield from (future.result() for future in as_completed(waiting))
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
-                # Decoders that are killed now are no fault of what they decode: nothing of their
-                # shards is noted.
+                # Decoders killed now are not the fault of their recordings: no notes are written
+                # for their shards.
                 self._stopping.set()
                 for cutter in self._all:
                     cutter.close()
@@ -245,7 +245,7 @@ class ShardMaker:
         name = f"{NOTES_FOLDER}/{shard.name}.json"
         digest = shard.digest()
         stored = self._store.read_json(name)
-        # What could not be reached then may be now.
+        # Unreachable recordings are retried.
         if stored is not None and stored["digest"] == digest and UNREACHABLE not in stored["lost"]:
             return Note(**stored)
         note = Note(name=shard.name, split=shard.split, digest=digest)
@@ -253,11 +253,11 @@ class ShardMaker:
             writer = WRITERS[self._settings.format](folder, shard.name, self._settings.audio_format)
             self._fill(writer, shard, note)
             writer.close()
-            # A shard of which everything was lost is no file.
+            # A shard that lost everything has no file.
             if note.examples:
                 for file, path in writer.files.items():
                     filesystem.upload(str(path), self._store.address(file), self._store.options)
-        # After its files: the note says that they are whole.
+        # Written last: the note marks the files as complete.
         self._store.write_json(name, asdict(note))
         return note
 
@@ -265,18 +265,18 @@ class ShardMaker:
         cutter = self._cutters.get()
         try:
             for cuts in shard.cuts:
-                # Clips come in any order; what is left when a recording fails is lost.
-                left = dict(enumerate(cuts.rows))
+                # Clips arrive in any order; those missing when a recording fails are lost.
+                open_rows = dict(enumerate(cuts.rows))
                 try:
                     for clip in cutter.run(cuts.request):
-                        self._add(writer, left.pop(clip.number), clip, note)
-                # What is wrong with settings or the machine is so for all recordings.
+                        self._add(writer, open_rows.pop(clip.number), clip, note)
+                # Errors of settings or the machine affect all recordings.
                 except (CheckpointError, ConfigError, EngineError):
                     raise
-                except Exception as error:  # whatever one recording did costs its examples alone
+                except Exception as error:  # any other error costs only this recording's examples
                     if self._stopping.is_set():
                         raise
-                    note.lose(_reason(error), left.values(), str(error))
+                    note.lose(_reason(error), open_rows.values(), str(error))
         finally:
             self._cutters.put(cutter)
 

@@ -40,36 +40,36 @@ class Example:
 
 
 def examples_of(rows: Rows, settings: DatasetSettings) -> list[Example]:
-    """Make the examples of a recording, and note in its rows which one each is in."""
+    """Return the examples of a recording, and set `example_id` in its rows."""
     examples: list[Example] = []
     first = 0
     for _, group in groupby(rows, key=lambda row: row["channel"]):
         of_channel = list(group)
         examples += _of_channel(of_channel, first, settings)
         first += len(of_channel)
-    # A transcript is of the whole recording, and fits no part of it.
+    # The reference is for the whole recording: kept only for a single example of all segments.
     if len(examples) == 1 and all(row["example_id"] for row in rows):
         examples[0].row["reference"] = rows[0]["reference"]
     return examples
 
 
 def _of_channel(rows: Rows, first: int, settings: DatasetSettings) -> Iterator[Example]:
-    before: str | None = None
+    last_text: str | None = None
     ends_s = list(accumulate((row["end_s"] for row in rows), max))
     for start, stop in _windows(rows, settings):
-        # Segments may overlap: the one before need not be the last to end.
+        # Segments may overlap: the previous one does not necessarily end last.
         spoken_s = ends_s[start - 1] if start else 0.0
         pause_s = rows[start]["start_s"] - spoken_s
         if start == 0 or pause_s > WINDOW_S or not _goes_on(rows[start - 1], rows[start]):
-            before = None
+            last_text = None
         example = _example(rows, start, stop, first + start, spoken_s, settings)
-        example.row["condition_on_prev"] = before
-        before = example.row["text"]
+        example.row["condition_on_prev"] = last_text
+        last_text = example.row["text"]
         yield example
 
 
 def _goes_on(last: dict[str, Any], row: dict[str, Any]) -> bool:
-    # A text that was dropped is no prompt: decoding would continue its errors.
+    # A dropped text is not used as prompt, since decoding would continue its errors.
     same = (row["language"], row["task"]) == (last["language"], last["task"])
     return same and last["dropped_by"] is None
 
@@ -148,7 +148,7 @@ def _bounds(
     window: Rows, spoken_s: float, after_s: float, settings: DatasetSettings
 ) -> tuple[float, float]:
     start_s, end_s = window[0]["start_s"], max(row["end_s"] for row in window)
-    # Neighbors may overlap by rounding: no pad is shorter than nothing.
+    # Neighbors may overlap by rounding: padding is never negative.
     room_s = max(0.0, WINDOW_S - (end_s - start_s))
     lead_s = max(0.0, min(settings.pad_s, start_s - spoken_s, room_s))
     tail_s = max(0.0, min(settings.pad_s, after_s - end_s, room_s - lead_s))
@@ -161,7 +161,7 @@ def _timestamped(window: Rows, texts: Sequence[str], start_s: float) -> str:
     for row in window:
         for name in ("start_s", "end_s"):
             step = round((row[name] - start_s) / TIMESTAMP_STEP_S)
-            # Rounding and overlaps must not make times run backwards, which no training takes.
+            # Rounding and overlaps must not make times decrease, which training rejects.
             latest = max(latest, min(step, round(WINDOW_S / TIMESTAMP_STEP_S)))
             times.append(f"<|{latest * TIMESTAMP_STEP_S:.2f}|>")
     return "".join(
@@ -171,17 +171,17 @@ def _timestamped(window: Rows, texts: Sequence[str], start_s: float) -> str:
 
 
 def joined(texts: Sequence[str], language: str | None) -> str:
-    """Join the texts of segments; not every family of models puts a blank before them."""
+    """Join the texts of segments; not all model families start segments with a space."""
     parts = list(texts[:1])
-    for before, text in pairwise(texts):
-        apart = before[-1:].isspace() or text[:1].isspace() or language in WITHOUT_BLANKS
+    for last_text, text in pairwise(texts):
+        apart = last_text[-1:].isspace() or text[:1].isspace() or language in WITHOUT_BLANKS
         parts.append(text if apart else f" {text}")
     return "".join(parts).strip()
 
 
 def _extreme(choose: Any, window: Rows, name: str) -> float | None:
-    known = [row[name] for row in window if row[name] is not None]
-    return choose(known) if known else None
+    numbers = [row[name] for row in window if row[name] is not None]
+    return choose(numbers) if numbers else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,14 +209,14 @@ class Shard:
 
     def digest(self) -> str:
         """Return a hash of its content."""
-        content = json.dumps([[repr(each.request), each.rows] for each in self.cuts])
+        content = json.dumps([[repr(cuts.request), cuts.rows] for cuts in self.cuts])
         return hashlib.blake2b(content.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
 
 def shards_of(
     recordings: Iterable[tuple[dict[str, Any], list[Example]]], settings: DatasetSettings
 ) -> Iterator[Shard]:
-    """Yield shards as they are full; what is in memory is the text of one per split."""
+    """Yield full shards; memory holds the text of one per split."""
     opened = {split: Shard(split=split) for split in SPLITS}
     limit = settings.shard_mb * MEBIBYTE
     for row, examples in recordings:
@@ -242,7 +242,7 @@ def shards_of(
 
 
 def _that_fit(examples: list[Example], room: float, *, at_least: bool) -> int:
-    # An empty shard takes one even if that is too large: it has to be somewhere.
+    # An empty shard takes any example, however large.
     for taken, example in enumerate(examples):
         room -= _num_bytes(example)
         if room < 0:

@@ -1,6 +1,6 @@
-"""Rules: what a selection drops, why, and how much each of them drops.
+"""Selection rules: which segments are dropped, with reasons and counts.
 
-In come measured rows of the SELECTION table; how they were measured the rules do not know.
+Input: measured rows of the SELECTION table; independent of measuring.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,14 +17,14 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What is dropped, and why."""
+    """A rule that drops segments."""
 
     name: str
     says: str
-    """What is dropped, for people."""
+    """Description of the dropped segments."""
     drops: Callable[[Row], bool]
     measures: str | None = None
-    """Column that a run may leave empty; segments without it are not dropped."""
+    """Column that may be null in a run; segments without it are not dropped."""
 
 
 def _duration_s(row: Row) -> float:
@@ -32,7 +32,7 @@ def _duration_s(row: Row) -> float:
 
 
 def _measure(row: Row, name: str) -> float | None:
-    """Return the value of a column, or of `NAME per s`; None where it is not known."""
+    """Return the value of a column, or of `NAME per s`; None if unknown."""
     duration_s = _duration_s(row)
     if name == "duration_s":
         return duration_s
@@ -43,11 +43,11 @@ def _measure(row: Row, name: str) -> float | None:
     return value / duration_s if duration_s else None
 
 
-# Tables hold 32 bits: 0.9 there is a little less than 0.9 in the settings.
+# Tables store 32 bits: 0.9 there is slightly less than 0.9 in the settings.
 _ROUNDING = 1e-6
 
-# In the order of evaluation: name, setting (null turns the rule off; `min_...` drops what is below,
-# the others what is above), measure, and what is dropped.
+# In evaluation order: name, setting (null disables the rule; `min_...` is a lower bound, others are
+# upper bounds), measure, and description.
 _BOUNDS = (
     ("too_short", "min_duration_s", "duration_s", "shorter than {} s"),
     ("too_long", "max_duration_s", "duration_s", "longer than {} s"),
@@ -83,13 +83,13 @@ _BOUNDS = (
      "word error rate above {} against the existing transcript, or none there"),
 )  # fmt: skip
 _NEEDS = {"disagreement": "against", "wer": "references"}
-# What not every model gives and not every run measures.
+# Columns that some models or runs lack.
 _MAY_BE_UNKNOWN = {
     "language_probability", "no_speech_prob", "speech_fraction", "snr_db", "bandwidth_hz",
     "level_dbfs", "clipped_share", "confidence", "avg_logprob",
     "compression_ratio", "temperature", "duplicate_fraction",
 }  # fmt: skip
-# Rules that judge the model; a person who corrected or checked a segment knows better.
+# Rules about the model's text; corrected or checked segments are exempt.
 _JUDGE_THE_MODEL = {
     "known_hallucination", "language_probability", "no_speech", "outside_speech", "confidence",
     "avg_logprob", "compression_ratio", "temperature", "disagreement", "wer",
@@ -97,7 +97,7 @@ _JUDGE_THE_MODEL = {
 
 
 def rules_of(settings: SelectionSettings) -> tuple[Rule, ...]:
-    """Return the rules that settings turn on, in their order."""
+    """Return the enabled rules of the settings, in order."""
     rules = [
         Rule("no_letters", "no letter or digit", lambda row: not row["num_letters"]),
         _language(settings),
@@ -111,7 +111,7 @@ def rules_of(settings: SelectionSettings) -> tuple[Rule, ...]:
         )
     for name, setting, measure, says in _BOUNDS:
         bound = getattr(settings, setting)
-        # Without another run or transcripts there is nothing to compare with.
+        # Without a second run or transcripts there is no comparison.
         compared = name not in _NEEDS or getattr(settings, _NEEDS[name]) is not None
         if bound is not None and compared:
             drops = partial(
@@ -119,7 +119,7 @@ def rules_of(settings: SelectionSettings) -> tuple[Rule, ...]:
                 measure=measure,
                 bound=bound,
                 is_least=setting.startswith("min_"),
-                # What could not be compared is not confirmed by anything.
+                # Segments that could not be compared are dropped as unconfirmed.
                 if_unknown=name in _NEEDS,
             )
             measures = measure if measure in _MAY_BE_UNKNOWN else None
@@ -151,7 +151,7 @@ def _language(settings: SelectionSettings) -> Rule:
 
 
 def decide(row: dict[str, Any], rules: Sequence[Rule]) -> None:
-    """Note in a row which rules drop it, and the first."""
+    """Store in a row which rules drop it, and the first of these."""
     passed_over = _passed_over(row)
     row["rules"] = [rule.name for rule in rules if rule.name not in passed_over and rule.drops(row)]
     row["dropped_by"] = next(iter(row["rules"]), None)
@@ -166,55 +166,55 @@ SHOWN_EACH = 2
 
 @dataclass(slots=True)
 class Amount:
-    """So many, so long together."""
+    """A count and a total duration."""
 
     count: int = 0
     seconds: float = 0.0
 
     def add(self, seconds: float, count: int = 1) -> None:
-        """Take more into account."""
+        """Add a count and its seconds."""
         self.count += count
         self.seconds += seconds
 
 
 @dataclass(slots=True)
 class RuleTally:
-    """What one rule does."""
+    """Counts of one rule."""
 
     dropped: Amount = field(default_factory=Amount)
-    """Segments that count under it: no rule before it drops them."""
+    """Segments dropped by this rule first."""
     matching: Amount = field(default_factory=Amount)
-    """Segments that it would drop if it were the only rule."""
+    """Segments that match this rule."""
     alone: Amount = field(default_factory=Amount)
-    """Segments that no other rule drops: what turning it off would win."""
+    """Segments that match no other rule: gained if this rule is disabled."""
     unmeasured: Amount = field(default_factory=Amount)
-    """Segments without what it measures, which it does not drop."""
+    """Segments without the measured column, which this rule does not drop."""
     shown: list[tuple[str, str]] = field(default_factory=list)
-    """Text and address of some that count under it."""
+    """Text and URI of some segments dropped by it first."""
 
 
 @dataclass(slots=True)
 class SelectionTally:
-    """What a selection does."""
+    """Counts of a selection."""
 
     rules: dict[str, RuleTally]
     measures: dict[str, str]
-    """Column that a rule needs, by its name."""
+    """Required column by rule name."""
     everything: Amount = field(default_factory=Amount)
     kept: Amount = field(default_factory=Amount)
     corrected: Amount = field(default_factory=Amount)
-    """Of the kept, those that a person corrected or checked."""
+    """Selected segments that a person corrected or checked."""
     models: dict[tuple[str | None, str | None], None] = field(default_factory=dict)
-    """What wrote the texts, with its revision, in the order in which they come."""
+    """Models that wrote the texts, with revisions, in order of occurrence."""
 
     @classmethod
     def of(cls, rules: Sequence[Rule]) -> "SelectionTally":
-        """Begin to count for rules."""
+        """Return empty counts for rules."""
         measures = {rule.name: rule.measures for rule in rules if rule.measures is not None}
         return cls({rule.name: RuleTally() for rule in rules}, measures)
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Count a decided row."""
+        """Count a row after `decide`."""
         seconds = _duration_s(row)
         self.everything.add(seconds)
         self.models[row["model"], row["model_revision"]] = None

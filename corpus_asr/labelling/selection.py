@@ -1,7 +1,7 @@
-"""Selection: the segments of a run measured, and decided by rules, recording after recording.
+"""Selection: measures the segments of a run and applies rules, one recording at a time.
 
-There are two passes, since how often a text occurs is known at the end of the first only; between
-them rows wait on this machine's disk. In memory are one recording, some 30 bytes per segment, and
+Two passes are needed, since the number of copies of a text is known only after the first; in
+between, rows are stored on local disk. Memory holds one recording, some 30 bytes per segment, and
 the existing transcripts.
 """
 
@@ -54,43 +54,43 @@ from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import redact_uri
 
 MAX_REPEATED_WORDS = 5
-_MIN_WORDS = 10  # the share of different words among fewer says nothing
-# Two of a billion texts share a hash of 8 bytes with a probability of 3 %: one more copy counted.
+_MIN_WORDS = 10  # the fraction of distinct words is meaningless with fewer
+# The probability of any collision of 8-byte hashes among a billion texts is 3 %; harmless.
 _HASH_BYTES = 8
-_KINDS = ("equal", "substitute", "delete", "insert")  # as `Errors` counts them
+_KINDS = ("equal", "substitute", "delete", "insert")  # order of counts in `Errors`
 _COPIED = (
     "start_s", "end_s", "text", "language_probability", "task", "confidence", "avg_logprob",
     "no_speech_prob", "compression_ratio", "temperature", "speech_fraction", "known_hallucination",
     "corrected", "speaker", *SOUND_COLUMNS,
 )  # fmt: skip
-# Of the model's own text; unknown for a text that a person wrote or vouches for.
+# Scores of the model's own text; null for text that a person wrote or confirmed.
 _SCORES = ("avg_logprob", "no_speech_prob", "compression_ratio", "temperature")
 
 
 def errors_by_piece(pieces: Sequence[Sequence[str]], said: Sequence[str]) -> list[Errors]:
-    """Return the errors of each piece, taking the other text for what was said.
+    """Return the errors of each piece, with the other text as the reference.
 
-    What was said between two pieces and is in neither counts against both: either may be the one
-    that lacks it, and audio that reaches from one into the other holds it.
+    Words between two pieces that neither contains count as errors of both: either may lack them,
+    and audio that spans both contains them.
     """
-    found = [word for piece in pieces for word in piece]
+    words = [word for piece in pieces for word in piece]
     piece_of_word = np.repeat(np.arange(len(pieces)), [len(piece) for piece in pieces])
     counts = np.zeros((len(pieces), 4), dtype=np.int64)  # (piece, kind of `Errors`)
     if not said:
         counts[:, 3] = [len(piece) for piece in pieces]
-    elif found:
-        for chunk in aligned(said, found).alignments[0]:
-            theirs = piece_of_word[chunk.hyp_start_idx : chunk.hyp_end_idx]
+    elif words:
+        for chunk in aligned(said, words).alignments[0]:
+            owners = piece_of_word[chunk.hyp_start_idx : chunk.hyp_end_idx]
             if chunk.type == "delete":
                 beside = piece_of_word[max(0, chunk.hyp_start_idx - 1) : chunk.hyp_start_idx + 1]
                 counts[np.unique(beside), 2] += chunk.ref_end_idx - chunk.ref_start_idx
             else:
-                np.add.at(counts[:, _KINDS.index(chunk.type)], theirs, 1)
-    return [Errors(*each) for each in counts.tolist()]
+                np.add.at(counts[:, _KINDS.index(chunk.type)], owners, 1)
+    return [Errors(*row) for row in counts.tolist()]
 
 
 def rate(errors: Errors) -> float:
-    """Return errors per word said; where nothing was said, 1 for any error."""
+    """Return errors per reference word; with an empty reference, 1 for any error."""
     return float(errors.errors > 0) if errors.rate is None else errors.rate
 
 
@@ -103,23 +103,23 @@ def measured(
     select: Select = "own",
     copies: Sequence[Copy] | None = None,
 ) -> Iterator[tuple[dict[str, Any], int]]:
-    """Yield the row of each segment and a number of its text: equal for texts that say the same.
+    """Yield each segment's row, and a hash of its text, equal for equivalent texts.
 
-    `other` is what another run made of the recording, `reference` its existing transcript, `copies`
-    its audio that earlier ones have.
+    `other` is the transcript of another run, `reference` an existing transcript, `copies` the audio
+    that earlier recordings also have.
     """
-    # A model that does not detect languages may name none: that of the other run is the same.
+    # If the model did not report a language, that of the other run is used.
     spoken = recording.language or (other.language if other else None)
     language = (reference.language if reference else None) or spoken
-    others = other.by_channel() if other else {}
+    other_channels = other.by_channel() if other else {}
     reference_text = reference.text if reference else None
     for channel, choices in _choices(recording, other, select, spoken):
-        texts = [each.text for each in others.get(channel, [])] if other else None
-        # What only the other run has differs wholly; what is around it does not.
-        ours = [each.segment.text if each.own is None else each.own for each in choices]
+        texts = [segment.text for segment in other_channels.get(channel, [])] if other else None
+        # Text of the other run only differs completely; adjacent segments do not count it.
+        ours = [choice.segment.text if choice.own is None else choice.own for choice in choices]
         disagreements = _rates(ours, texts, spoken)
         texts = [reference.text] if reference else None
-        wers = _rates([each.segment.text for each in choices], texts, language)
+        wers = _rates([choice.segment.text for choice in choices], texts, language)
         for choice, disagreement, wer in zip(choices, disagreements, wers, strict=True):
             segment = choice.segment
             words = _words(segment.text, segment.language or spoken)
@@ -141,27 +141,30 @@ def measured(
                 "reference_language": reference.language if reference else None,
                 "reference": reference_text,
             }
-            reference_text = None  # in the first row of a recording only
+            reference_text = None  # only in the first row of a recording
             yield row, text_hash
 
 
 def _choices(
     recording: Recording, other: Recording | None, select: Select, language: str | None
 ) -> Iterator[tuple[int | None, list[Choice]]]:
-    """Yield the segments of each channel with the texts that are chosen."""
-    # That a run has no text where it failed does not speak against the other's.
+    """Yield the segments of each channel with the selected texts."""
+    # Missing text of a failed recording is no evidence against the other run's.
     if other is None or other.failed:
         select = "own"
-    ours, theirs = recording.by_channel(), other.by_channel() if other else {}
-    channels = ours if select == "own" else ours | theirs
-    # Channels in a fixed order, so that the same run gives the same data set.
+    ours, other_channels = recording.by_channel(), other.by_channel() if other else {}
+    channels = ours if select == "own" else ours | other_channels
+    # Fixed order of channels, so that datasets are reproducible.
     for channel in sorted(channels, key=lambda channel: -1 if channel is None else channel):
-        choices = chosen(ours.get(channel, []), theirs.get(channel, []), select, language)
-        yield channel, [piece for each in choices for piece in _spoken(each, recording, channel)]
+        choices = chosen(ours.get(channel, []), other_channels.get(channel, []), select, language)
+        yield (
+            channel,
+            [piece for choice in choices for piece in _spoken(choice, recording, channel)],
+        )
 
 
 def _spoken(choice: Choice, recording: Recording, channel: int | None) -> Iterator[Choice]:
-    """Divide by speakers what only the other run has: its own segments are divided already."""
+    """Split segments of the other run only by speaker; those of this run are split already."""
     if choice.own is not None or recording.turns is None:
         yield choice
         return
@@ -171,15 +174,15 @@ def _spoken(choice: Choice, recording: Recording, channel: int | None) -> Iterat
 
 
 def hash_of(words: str) -> int:
-    """Return a number for a normalized text."""
+    """Return a hash of a normalized text."""
     data = words.encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.blake2b(data, digest_size=_HASH_BYTES).digest())
 
 
 def listed_hashes(texts: Iterable[str]) -> frozenset[int]:
-    """Return the hashes of texts to be distinguished, whatever language they are found in."""
+    """Return the hashes of texts under all normalizations, for matching in any language."""
     return frozenset(
-        # Normalized as English, by characters, and as any other language.
+        # Normalized as English, by characters, and as other languages.
         hash_of(" ".join(_words(text, language)))
         for text in texts
         for language in ("en", "zh", "")
@@ -217,7 +220,7 @@ def _letters(text: str) -> int:
 
 
 def most_repeats(words: Sequence[str]) -> int:
-    """Return how often the same one to five words stand in a row, at most."""
+    """Return the maximum number of consecutive repetitions of one to five words."""
     most = 1 if words else 0
     for size in range(1, MAX_REPEATED_WORDS + 1):
         run = 0
@@ -230,7 +233,7 @@ def most_repeats(words: Sequence[str]) -> int:
 def _rates(
     found: Sequence[str], texts: Sequence[str] | None, language: str | None
 ) -> Sequence[float | None]:
-    # All as if in one language, so that both sides are normalized alike.
+    # Both sides are normalized as one language.
     if texts is None:
         return [None] * len(found)
     pieces = [_words(text, language) for text in found]
@@ -239,12 +242,12 @@ def _rates(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
-    """A run, as a data set made of it knows it."""
+    """Identity of the run from which a dataset is made."""
 
     transcripts: str
     """Its output folder."""
     fingerprint: str
-    """Of its settings and weights."""
+    """Fingerprint of its settings and weights."""
     checkpoint: str
     channels: Literal["mix", "each"] | int
     by_language: dict[str, str] = field(default_factory=dict)
@@ -252,12 +255,12 @@ class Origin:
 
     @property
     def revision(self) -> str:
-        """The weights' part of the fingerprint."""
+        """Weights part of the fingerprint."""
         return self.fingerprint.partition("-")[2]
 
     def as_data(self, model: str | None, revision: str | None) -> dict[str, Any]:
-        """Return what the card says of the run and of what wrote its texts, without nulls."""
-        found = {
+        """Return the card's data on the run and the model of its texts, without nulls."""
+        facts = {
             "checkpoint": model or self.checkpoint,
             "revision": revision or self.revision,
             "by_language": self.by_language or None,
@@ -265,11 +268,11 @@ class Origin:
             "extract.channels": self.channels,
             **{f"decoding.{key}": value for key, value in self.decoding.items()},
         }
-        return {key: value for key, value in found.items() if value is not None}
+        return {key: value for key, value in facts.items() if value is not None}
 
 
 def read_origin(store: OutputStore) -> Origin:
-    """Read what a run notes of itself."""
+    """Read a run's settings and fingerprint."""
     config, fingerprint = settings_of(
         store, doing="selecting from", which="says how its audio was read"
     )
@@ -283,26 +286,26 @@ def read_origin(store: OutputStore) -> Origin:
     )
 
 
-# Words and tokens are most of the bytes, and nothing here measures them; words say where a segment
-# that two speakers share is split, and which of two runs is likelier.
+# Words and tokens are most of the bytes, and are not measured; words are read only to split
+# segments between speakers and to choose between two runs.
 _COLUMNS = tuple(
     name
     for name in (*SCORE_COLUMNS, "language_probability", "model", "model_revision", *SOUND_COLUMNS)
     if name not in ("words", "tokens")
 )  # fmt: skip
-# What changes whenever a recording is transcribed again.
+# Values that change when a recording is transcribed again.
 _VERSIONS = """
 select recording_id, etag, segments::bigint as segments, complete, failed
 from recordings order by uri, recording_id
 """
 _ROWS_AT_A_TIME = 10_000
-# Removed texts are dropped by a rule: examples are named by the numbers of segments.
+# Removed texts are dropped by a rule, since examples are named by segment numbers.
 _EVERYTHING = Selection(removed=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sources:
-    """What a selection reads."""
+    """Inputs of a selection."""
 
     store: OutputStore
     tables: RunTables
@@ -310,14 +313,14 @@ class Sources:
     references: Mapping[str, Reference] | None = None
     corrections: Corrections | None = None
     turns: Turns | None = None
-    """Who speaks when, by names that are one person's alone; None where it is not known."""
+    """Speaker turns, with names unique to a person; None if unknown."""
     copies: Mapping[str, Sequence[Copy]] | None = None
-    """Audio of earlier recordings; None where recordings were not compared."""
+    """Audio shared with earlier recordings; None if recordings were not compared."""
     originals: Mapping[str, str] = field(default_factory=dict)
-    """Of recordings that are mostly a copy: the recording whose split is theirs, too."""
+    """Originals of recordings that are mostly copies; both are in the same split."""
 
     def digest(self) -> str:
-        """Name everything that is read: another digest, another data set."""
+        """Return a digest of all inputs, which determines the dataset."""
         digest = hashlib.blake2b(digest_size=8)
         for _, tables in filter(None, ((self.store, self.tables), self.other)):
             versions = tables.table(_VERSIONS).combine_chunks()
@@ -327,12 +330,12 @@ class Sources:
             digest.update(repr((identity, reference.text, reference.language)).encode())
         if self.corrections is not None:
             digest.update(self.corrections.digest().encode())
-        for each, turns in sorted((self.turns or {}).items()):
+        for recording_id, turns in sorted((self.turns or {}).items()):
             spans = [(turn.channel, turn.start_s, turn.end_s, turn.speaker) for turn in turns]
-            digest.update(repr((each, spans)).encode("utf-8", "surrogatepass"))
-        for each, copies in sorted((self.copies or {}).items()):
+            digest.update(repr((recording_id, spans)).encode("utf-8", "surrogatepass"))
+        for recording_id, copies in sorted((self.copies or {}).items()):
             copied = sorted((copy.start_s, copy.end_s) for copy in copies)
-            digest.update(repr((each, copied)).encode())
+            digest.update(repr((recording_id, copied)).encode())
         if self.originals:
             digest.update(repr(sorted(self.originals.items())).encode())
         return digest.hexdigest()
@@ -340,28 +343,30 @@ class Sources:
 
 @contextmanager
 def open_sources(store: OutputStore, settings: SelectionSettings) -> Iterator[Sources]:
-    """Open what is there to select from."""
+    """Open the inputs of a selection."""
     with ExitStack() as opened:
         tables = opened.enter_context(open_selection(store, _EVERYTHING))
-        other = references = None
+        other_run = references = None
         if settings.against is not None:
-            there = open_run(settings.against, options=store.options)
-            if there.uri == store.uri:
+            other_store = open_run(settings.against, options=store.options)
+            if other_store.uri == store.uri:
                 raise ConfigError(
-                    f"reading selection.against: found {redact_uri(there.uri)}, which is "
+                    f"reading selection.against: found {redact_uri(other_store.uri)}, which is "
                     "output.uri itself, expected another run over the same recordings; it always "
                     "agrees with itself"
                 )
             uris = tables.table("select uri from wanted")["uri"].to_pylist()
-            among = pa.array(Identities.read(there).ids_of(uris), pa.string())
-            other_tables = opened.enter_context(open_selection(there, _EVERYTHING, among=among))
-            other = (there, other_tables)
-            # A recording may have moved in one of them alone.
+            among = pa.array(Identities.read(other_store).ids_of(uris), pa.string())
+            other_tables = opened.enter_context(
+                open_selection(other_store, _EVERYTHING, among=among)
+            )
+            other_run = (other_store, other_tables)
+            # A recording may have moved in only one of the runs.
             uris = other_tables.table("select uri from wanted")["uri"].to_pylist()
             shared = pa.array(tables.identities.ids_of(uris), pa.string())
-            _check_shared(tables, shared, there.uri)
+            _check_shared(tables, shared, other_store.uri)
             if settings.select != "own":
-                _check_alike(store, there)
+                _check_alike(store, other_store)
         if settings.references is not None:
             by_address = read_references(settings.references, store.options).values()
             ids = tables.identities.ids_of([reference.uri for reference in by_address])
@@ -377,7 +382,7 @@ def open_sources(store: OutputStore, settings: SelectionSettings) -> Iterator[So
         yield Sources(
             store=store,
             tables=tables,
-            other=other,
+            other=other_run,
             references=references,
             corrections=Corrections.load(store) if settings.corrections else None,
             turns=persons_of(store),
@@ -389,7 +394,7 @@ def open_sources(store: OutputStore, settings: SelectionSettings) -> Iterator[So
 
 
 def check_words(decoding: Mapping[str, Any], where: str) -> None:
-    """Refuse to choose between the texts of two runs where words have no times."""
+    """Raise an error for selecting between texts of two runs without word times."""
     if not decoding.get("word_timestamps"):
         raise ConfigError(
             f"choosing between the texts of two runs: found decoding.word_timestamps: false in "
@@ -399,33 +404,35 @@ def check_words(decoding: Mapping[str, Any], where: str) -> None:
 
 
 def _check_alike(store: OutputStore, other: OutputStore) -> None:
-    """Refuse two runs whose words cannot be aligned."""
-    asked = []
-    for each in (store, other):
+    """Raise an error for two runs whose words cannot be aligned."""
+    run_settings = []
+    for run in (store, other):
         doing = "choosing between the texts of two runs in"
-        config, _ = settings_of(each, doing=doing, which="says whether words have times")
-        check_words(config["decoding"], redact_uri(each.uri))
-        asked.append(
+        config, _ = settings_of(run, doing=doing, which="says whether words have times")
+        check_words(config["decoding"], redact_uri(run.uri))
+        run_settings.append(
             {name: config[section].get(name)
              for section, name in (("extract", "channels"), ("extract", "track"),
                                    ("decoding", "task"))}
         )  # fmt: skip
-    if asked[0] != asked[1]:
+    if run_settings[0] != run_settings[1]:
         raise ConfigError(
-            f"choosing between the texts of two runs: found {asked[0]} in "
-            f"{redact_uri(store.uri)} and {asked[1]} in {redact_uri(other.uri)}, expected the same "
-            "channels, track and task in both; transcribe one of them again, or set "
+            f"choosing between the texts of two runs: found {run_settings[0]} in "
+            f"{redact_uri(store.uri)} and {run_settings[1]} in {redact_uri(other.uri)}, expected "
+            "the same channels, track and task in both; transcribe one of them again, or set "
             "selection.select: own"
         )
 
 
 def _check_timed(sources: Sources, *pair: Recording | None) -> None:
-    """Refuse to choose between texts that have no words."""
+    """Raise an error for selecting between texts without words."""
     stores = [sources.store, *(sources.other or ())[:1]]
     for store, recording in zip(stores, pair, strict=True):
         segments = () if recording is None else recording.segments
-        said = [each for each in segments if each.text.strip() and not each.corrected]
-        if said and not any(each.words for each in said):
+        spoken_segments = [
+            segment for segment in segments if segment.text.strip() and not segment.corrected
+        ]
+        if spoken_segments and not any(segment.words for segment in spoken_segments):
             raise ConfigError(
                 f"choosing between the texts of two runs: found segments without words in "
                 f"{redact_uri(store.uri)}, expected words with times; texts of a recognizer that "
@@ -445,26 +452,28 @@ def _check_shared(tables: RunTables, ids: pa.Array, uri: str) -> None:
 
 
 def measure(sources: Sources, settings: SelectionSettings, path: str) -> np.ndarray:
-    """Write the measured segments of all recordings that are done to a local file.
+    """Write the measured segments of all completed recordings to a local file.
 
     Returns:
-        The number of each segment's text, in the order of the file.
+        Hash of each segment's text, in the order of the file.
     """
     listed = listed_hashes(settings.drop_texts)
     references = sources.references or {}
-    # 8 bytes each, since those of all segments are in memory.
+    # 8 bytes each, since hashes of all segments are held in memory.
     hashes = array("Q")
     waiting: list[dict[str, Any]] = []
     file = parquet_writer(path, SELECTION)
     try:
-        for recording, other in _beside_the_other(sources, words=settings.select != "own"):
+        for recording, other_recording in _beside_the_other(
+            sources, words=settings.select != "own"
+        ):
             reference = references.get(recording.recording_id)
             copies = None
             if sources.copies is not None:
                 copies = sources.copies.get(recording.recording_id)
             for row, text_hash in measured(
-                recording, other=other, reference=reference, listed=listed, select=settings.select,
-                copies=copies,
+                recording, other=other_recording, reference=reference, listed=listed,
+                select=settings.select, copies=copies,
             ):  # fmt: skip
                 waiting.append(row)
                 hashes.append(text_hash)
@@ -475,27 +484,29 @@ def measure(sources: Sources, settings: SelectionSettings, path: str) -> np.ndar
             file.write_table(pa.Table.from_pylist(waiting, schema=SELECTION))
     finally:
         file.close()
-    # numpy reads no empty buffer.
+    # numpy rejects empty buffers.
     return np.frombuffer(hashes, dtype=np.uint64) if hashes else np.zeros(0, dtype=np.uint64)
 
 
 def _beside_the_other(
     sources: Sources, *, words: bool
 ) -> Iterator[tuple[Recording, Recording | None]]:
-    # Both are sorted by URI, so that one pass over each finds the pairs.
+    # Both are sorted by URI: one pass over each finds the pairs.
     columns = (*_COLUMNS, "words") if words else _COLUMNS
-    theirs: Iterator[Recording] = iter(())
+    other_recordings: Iterator[Recording] = iter(())
     if sources.other:
         store, tables = sources.other
-        theirs = recordings(SeenSegments(store, tables), tables, _EVERYTHING, columns=columns)
-    candidate = next(theirs, None)
+        other_recordings = recordings(
+            SeenSegments(store, tables), tables, _EVERYTHING, columns=columns
+        )
+    candidate = next(other_recordings, None)
     seen = SeenSegments(sources.store, sources.tables, sources.corrections)
     columns = (*_COLUMNS, "words") if words or sources.turns is not None else _COLUMNS
     for recording in recordings(
         seen, sources.tables, _EVERYTHING, columns=columns, turns=sources.turns
     ):
         while candidate is not None and _place(candidate) < _place(recording):
-            candidate = next(theirs, None)
+            candidate = next(other_recordings, None)
         same = candidate is not None and candidate.uri == recording.uri
         pair = recording, candidate if same else None
         if words:
@@ -508,7 +519,7 @@ def _place(recording: Recording) -> bytes:
 
 
 def decided(path: str, hashes: np.ndarray, rules: Sequence[Rule]) -> Iterator[list[dict[str, Any]]]:
-    """Yield the rows of one recording after the other, with what the rules say of each."""
+    """Yield the rows of each recording with the decisions of the rules."""
     _, number, counts = np.unique(hashes, return_inverse=True, return_counts=True)
     rows = _counted_rows(path, counts[number])
     for _, group in groupby(rows, key=lambda row: row["recording_id"]):

@@ -1,10 +1,10 @@
-"""Which split each recording of a data set is in: train, validation or test.
+"""Assigns each recording of a dataset to a split: train, validation or test.
 
-A recording is in one split alone. By recording its identity draws it, whatever else is selected.
-By speaker, recordings that share one are a group, and groups are dealt out whole: nobody who is
-learned is tested. What is known of a run's speakers decides, so names and voices across recordings
-(`speakers: corpus`) make groups; without them every recording has speakers of its own. Either way,
-recordings that are mostly a copy are where their original is.
+Each recording is in one split. When splitting by recording, a hash of its ID decides, whatever else
+is selected. When splitting by speaker, recordings with a common speaker form a group, assigned as a
+whole, so that no speaker is in both training and test. Speakers are identified by names and voices
+across recordings (`speakers: corpus`); without these, speakers of different recordings are
+different. In both cases, recordings that are mostly copies follow their original.
 """
 
 import hashlib
@@ -20,12 +20,12 @@ from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.units import counted
 
 TRAIN, VALIDATION, TEST = SPLITS = ("train", "validation", "test")
-_SHOWN = 3  # speakers, in a message
+_SHOWN = 3  # speakers in a message
 
 
 def split_of(recording_id: str, settings: DatasetSettings) -> str:
-    """Draw the split of a recording: uniform, and the same whenever it is asked for."""
-    # Of the recording alone: what else is selected moves none from training to a test set.
+    """Return the split of a recording: pseudo-random and reproducible."""
+    # Depends on the recording only: a changed selection never moves it between splits.
     drawn = _drawn(recording_id) / (1 << 32)
     if drawn < settings.test_fraction:
         return TEST
@@ -43,17 +43,20 @@ def splits_of(
     """Return the split of each recording.
 
     Args:
-        recordings: recording_id and duration_s of those that the data set is made of.
-        turns: who speaks when, by names that are one person's alone.
-        uri: the run, for messages.
-        originals: of recordings that are mostly a copy.
+        recordings: recording_id and duration_s of all recordings of the dataset.
+        turns: speaker turns, with names unique to a person.
+        uri: URI of the run, for messages.
+        originals: of recordings that are mostly copies, by ID.
 
     Raises:
-        ConfigError: splits by speaker are asked for, and cannot be made.
+        ConfigError: splits by speaker are requested but impossible.
     """
     ids = recordings["recording_id"].to_pylist()
     if settings.split_by == "recording":
-        return {each: split_of(originals.get(each, each), settings) for each in ids}
+        return {
+            recording_id: split_of(originals.get(recording_id, recording_id), settings)
+            for recording_id in ids
+        }
     if turns is None:
         raise ConfigError(
             f"splitting {redact_uri(uri)} by speaker: found a run that looked for no speakers, "
@@ -61,9 +64,13 @@ def splits_of(
             "recording"
         )
     seconds = dict(zip(ids, recordings["duration_s"].to_pylist(), strict=True))
-    found = _dealt(_groups(ids, turns, originals), seconds, turns, settings, uri)
-    quiet = {each: originals.get(each) for each in ids if not turns.get(each)}
-    return found | {each: found[at] for each, at in quiet.items() if at in found}
+    splits = _dealt(_groups(ids, turns, originals), seconds, turns, settings, uri)
+    quiet = {
+        recording_id: originals.get(recording_id)
+        for recording_id in ids
+        if not turns.get(recording_id)
+    }
+    return splits | {recording_id: splits[at] for recording_id, at in quiet.items() if at in splits}
 
 
 def _drawn(name: str) -> int:
@@ -71,31 +78,36 @@ def _drawn(name: str) -> int:
 
 
 def _groups(ids: list[str], turns: Turns, originals: Mapping[str, str]) -> list[list[str]]:
-    """Return the recordings in groups that share no speakers and copies, each sorted.
+    """Return groups of recordings that share speakers or copies, each sorted.
 
-    A group with a recording in which nobody is known to speak is none; one that is a copy itself
-    joins no others, and is in none.
+    Groups with a recording without known speakers are omitted; recordings that are copies neither
+    join groups nor appear in them.
     """
-    first = {originals.get(each) for each in ids if turns.get(each)}
-    ids = [each for each in ids if turns.get(each) or each in first]
+    first = {originals.get(recording_id) for recording_id in ids if turns.get(recording_id)}
+    ids = [recording_id for recording_id in ids if turns.get(recording_id) or recording_id in first]
     above = dict(zip(ids, ids, strict=True))
 
-    def root(each: str) -> str:
-        while above[each] != each:
-            above[each] = above[above[each]]
-            each = above[each]
-        return each
+    def root(node: str) -> str:
+        while above[node] != node:
+            above[node] = above[above[node]]
+            node = above[node]
+        return node
 
     first_of: dict[tuple[str, str], str] = {}
-    for each in sorted(ids):
-        shared = {("speaker", turn.speaker) for turn in turns.get(each, ())}
-        for what in shared | {("original", originals.get(each, each))}:
-            one, other = root(each), root(first_of.setdefault(what, each))
-            above[max(one, other)] = min(one, other)
+    for recording_id in sorted(ids):
+        shared = {("speaker", turn.speaker) for turn in turns.get(recording_id, ())}
+        for trait in shared | {("original", originals.get(recording_id, recording_id))}:
+            first_root, second_root = (
+                root(recording_id),
+                root(first_of.setdefault(trait, recording_id)),
+            )
+            above[max(first_root, second_root)] = min(first_root, second_root)
     groups: dict[str, list[str]] = {}
-    for each in sorted(ids):
-        groups.setdefault(root(each), []).append(each)
-    return [group for group in groups.values() if all(turns.get(each) for each in group)]
+    for recording_id in sorted(ids):
+        groups.setdefault(root(recording_id), []).append(recording_id)
+    return [
+        group for group in groups.values() if all(turns.get(recording_id) for recording_id in group)
+    ]
 
 
 def _dealt(
@@ -105,15 +117,15 @@ def _dealt(
     settings: DatasetSettings,
     uri: str,
 ) -> dict[str, str]:
-    """Deal out groups in an order drawn by their names, as long as one fits into a split's share.
+    """Assign groups in an order given by hashes of their names, while one fits a split's fraction.
 
-    A split that would stay empty gets the shortest group, so that it is there.
+    A split that would stay empty gets the shortest group.
     """
     shares = {TEST: settings.test_fraction, VALIDATION: settings.validation_fraction}
     wanted = [split for split, share in shares.items() if share > 0]
     if wanted and len(groups) <= len(wanted):
         raise ConfigError(_too_few(groups, turns, [*wanted, TRAIN], uri))
-    lengths = [sum(seconds[each] for each in group) for group in groups]
+    lengths = [sum(seconds[recording_id] for recording_id in group) for group in groups]
     total_s = sum(lengths)
     room = {split: shares[split] * total_s for split in wanted}
     dealt = [TRAIN] * len(groups)
@@ -124,13 +136,17 @@ def _dealt(
     for split in (*wanted, TRAIN) if groups else ():
         counts = Counter(dealt)
         if not counts[split]:
-            # Of several in one split: there are more groups than splits.
-            able = [at for at, other in enumerate(dealt) if counts[other] > 1]
+            # From a split with several groups: there are more groups than splits.
+            able = [at for at, dealt_split in enumerate(dealt) if counts[dealt_split] > 1]
             choose = max if split == TRAIN else min
             dealt[choose(able, key=lambda at: (lengths[at], groups[at][0]))] = split
-    found = {each: split for group, split in zip(groups, dealt, strict=True) for each in group}
-    # Where nobody is known anybody may speak: that is no test.
-    return dict.fromkeys(seconds, TRAIN) | found
+    splits = {
+        recording_id: split
+        for group, split in zip(groups, dealt, strict=True)
+        for recording_id in group
+    }
+    # A recording without known speakers is in the training split.
+    return dict.fromkeys(seconds, TRAIN) | splits
 
 
 def _too_few(groups: list[list[str]], turns: Turns, splits: list[str], uri: str) -> str:
@@ -140,12 +156,12 @@ def _too_few(groups: list[list[str]], turns: Turns, splits: list[str], uri: str)
     spoken = Counter(
         speaker
         for group in groups
-        for each in group
-        for speaker in {turn.speaker for turn in turns.get(each, ())}
+        for recording_id in group
+        for speaker in {turn.speaker for turn in turns.get(recording_id, ())}
     )
     if len(spoken) <= 1:
         return f"{doing}: found {'one speaker only' if spoken else 'nobody'}, {needs}; {advice}"
     most = sorted(spoken, key=lambda name: (-spoken[name], name))[:_SHOWN]
     shared = ", ".join(f"{name:.60} in {spoken[name]:,}" for name in most)
-    what = f"{counted(len(groups), 'group')} of recordings"
-    return f"{doing}: found {what} that share no speaker ({shared}), {needs}; {advice}"
+    shown_groups = f"{counted(len(groups), 'group')} of recordings"
+    return f"{doing}: found {shown_groups} that share no speaker ({shared}), {needs}; {advice}"

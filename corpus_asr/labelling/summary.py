@@ -1,4 +1,4 @@
-"""The numbers of a dataset: as JSON, on a terminal, and as its card.
+"""Numbers of a dataset: as JSON, console text, and its card.
 
 Source: the Hub's dataset cards (front matter `configs`, `language`, `task_categories`).
 """
@@ -28,7 +28,7 @@ from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.units import shortened
 
 MAX_SHOWN = 10
-# The size categories of the Hub.
+# Size categories of the Hub.
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 _LARGEST_SIZE = "n>1M"
 _MAX_TEXT = 300
@@ -47,7 +47,7 @@ class Split:
 
 @dataclass(slots=True, kw_only=True)
 class Written:
-    """What the shards hold together."""
+    """Totals over shards."""
 
     splits: dict[str, Split] = field(default_factory=dict)
     lost: dict[str, Amount] = field(default_factory=dict)
@@ -55,7 +55,7 @@ class Written:
     shown: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, note: Note) -> None:
-        """Take a shard into account; one of which everything was lost is no file."""
+        """Add a shard; one that lost everything has no file."""
         if note.examples:
             split = self.splits.setdefault(note.split, Split())
             split.examples += note.examples
@@ -64,9 +64,7 @@ class Written:
         for reason, (count, seconds) in note.lost.items():
             self.lost.setdefault(reason, Amount()).add(seconds, int(count))
         self.messages = (self.messages + note.messages)[:MAX_SHOWN]
-        self.shown = sorted(self.shown + note.shown, key=lambda each: each["example_id"])[
-            :MAX_SHOWN
-        ]
+        self.shown = sorted(self.shown + note.shown, key=lambda row: row["example_id"])[:MAX_SHOWN]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,17 +74,17 @@ class Labelled:
     uri: str
     output: str
     recordings: int
-    """Of the run, that are done and were not given up."""
+    """Completed recordings of the run that did not fail."""
     failed: int
     unfinished: int
     audio_s: float
-    """Of those recordings."""
+    """Audio of these recordings in seconds."""
     rules: Sequence[Rule]
     tally: SelectionTally
     written: Written
     settings: Mapping[str, Any]
     model: Mapping[str, Any]
-    """What made the transcripts, and how."""
+    """Model and settings of the transcripts."""
 
     @property
     def examples(self) -> int:
@@ -95,14 +93,14 @@ class Labelled:
 
     @property
     def seconds(self) -> float:
-        """Audio of all examples."""
+        """Audio of all examples in seconds."""
         return sum(split.seconds for split in self.written.splits.values())
 
 
 def summarize(
     tables: RunTables, rules: Sequence[Rule], tally: SelectionTally, written: Written, **named: Any
 ) -> Labelled:
-    """Put the numbers together."""
+    """Collect the numbers of a dataset."""
     [(recordings, failed, unfinished, audio_s)] = tables.rows(_COUNTS)
     return Labelled(
         recordings=recordings,
@@ -116,7 +114,7 @@ def summarize(
     )
 
 
-# A recording of which all parts failed is complete, too.
+# Recordings with only failed parts are complete, too.
 _COUNTS = """
 select count(*) filter (complete and succeeded), count(*) filter (complete and not succeeded),
        count(*) filter (not complete),
@@ -126,7 +124,7 @@ from recordings
 
 
 def as_data(labelled: Labelled) -> dict[str, Any]:
-    """Return a data set's numbers as JSON has them."""
+    """Return a dataset's numbers as JSON-compatible values."""
     tally, written = labelled.tally, labelled.written
     rules = {}
     for rule in labelled.rules:
@@ -163,13 +161,13 @@ def _amount(amount: Amount) -> dict[str, Any]:
 
 
 def render(labelled: Labelled) -> str:
-    """Return a data set's numbers as text."""
+    """Return a dataset's numbers as text."""
     dropped: list[tuple[str, ...]] = [
         ("rule", "dropped", "", "would drop", "", "no other does", "")
     ]
     for rule in labelled.rules:
         counts = labelled.tally.rules[rule.name]
-        # Rules that match nothing would only hide those that do.
+        # Rules without matches are omitted.
         if counts.matching.count:
             cells = map(_cells, (counts.dropped, counts.matching, counts.alone))
             dropped.append((rule.name, *chain.from_iterable(cells)))
@@ -186,14 +184,14 @@ def render(labelled: Labelled) -> str:
 
 
 def _unmeasured(tally: SelectionTally) -> list[tuple[str, str, int]]:
-    """Return name, column and number of segments of rules that could not look at all of them."""
+    """Return name, column and number of segments of rules without data for some segments."""
     counts = ((name, column, tally.rules[name].unmeasured.count)
               for name, column in tally.measures.items())  # fmt: skip
-    return [each for each in counts if each[2]]
+    return [row for row in counts if row[2]]
 
 
 def _empty_splits(labelled: Labelled) -> list[tuple[str, str]]:
-    """Return the splits that settings ask for and that no example is in, with their settings."""
+    """Return requested splits without examples, with their settings."""
     keys = ((name, f"dataset.{name}_fraction") for name in (VALIDATION, TEST))
     return [
         (name, key)
@@ -209,10 +207,10 @@ def _cells(amount: Amount) -> tuple[str, str]:
 
 
 def card_of(labelled: Labelled, settings: DatasetSettings, languages: Sequence[str]) -> str:
-    """Return the card: Markdown with the front matter that the Hub and `datasets` read."""
+    """Return the card: Markdown with front matter for the Hub and `datasets`."""
     in_order = {name: labelled.written.splits.get(name) for name in SPLITS}
     splits = {name: split for name, split in in_order.items() if split is not None}
-    # Without examples the card still shows how to read them.
+    # Without examples the card still shows how to load them.
     name, first = next(iter(splits.items()), ("train", Split(shards=1)))
     tars = f"{labelled.uri}/{DATA_FOLDER}/{name}-{{00000..{first.shards - 1:05d}}}.tar"
     template = text_template("corpus_asr.labelling", "card.md.j2", text=_escaped, json=_json)
@@ -240,7 +238,7 @@ def card_of(labelled: Labelled, settings: DatasetSettings, languages: Sequence[s
 
 def _title(labelled: Labelled) -> str:
     checkpoint = str(labelled.model["checkpoint"])
-    # Of a path the folder alone; a name on the Hub has its owner in it.
+    # Only the last folder of a path; a Hub model ID includes its owner.
     is_address = checkpoint.startswith(("/", ".", "~")) or "://" in checkpoint
     name = checkpoint.rstrip("/").rpartition("/")[2] if is_address else checkpoint
     return f"Pseudo-labels by {name}"
@@ -253,11 +251,11 @@ def _column(field: pa.Field) -> tuple[str, str, str]:
 
 
 def _json(value: Any) -> str:
-    # Addresses and titles stand in YAML and code as ASCII; settings are read by people.
+    # URIs and titles are written as ASCII in YAML and code; settings as they are.
     return json.dumps(value, ensure_ascii=isinstance(value, str))
 
 
 def _escaped(text: str) -> str:
-    """Return a text that Markdown and HTML show as it is, on one line."""
+    """Return a text escaped for Markdown and HTML, on one line."""
     plain = html.escape(shortened(printable(text), _MAX_TEXT), quote=False)
     return _MARKUP.sub(r"\\\1", plain)

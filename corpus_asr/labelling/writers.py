@@ -1,8 +1,8 @@
-"""Shards of a dataset in each format: the audio of examples, and the lines that describe them.
+"""Writers of dataset shards in each format: audio of examples, and lines that describe them.
 
 Source: the Hub's layout of Parquet with audio (`data/SPLIT-*.parquet`, the feature `Audio`);
 WebDataset's tar files, where names equal up to the first dot are one sample; NeMo's manifest of
-`audio_filepath`, `duration` and `text`, where relative paths count from the manifest's folder.
+`audio_filepath`, `duration` and `text`, with paths relative to the manifest's folder.
 """
 
 import io
@@ -20,7 +20,7 @@ from corpus_asr.units import MEBIBYTE, SAMPLE_RATE_HZ
 
 DATA_FOLDER, AUDIO_FOLDER, MANIFESTS_FOLDER = "data", "audio", "_run/manifests"
 _GROUP_BYTES = 32 * MEBIBYTE
-# What the Hub's viewer asks of files with audio: it reads whole groups of rows.
+# Limit of the Hub's viewer for files with audio, since it reads whole row groups.
 _GROUP_ROWS = 100
 _DIGITS = 6
 
@@ -29,24 +29,24 @@ class ShardWriter(ABC):
     """Writes the examples of one shard to local files."""
 
     manifest: ClassVar = ""
-    """The file of a split that is joined of those of its shards in `MANIFESTS_FOLDER`, if any."""
+    """File of a split to be joined from those of its shards in `MANIFESTS_FOLDER`, if any."""
 
     def __init__(self, folder: Path, name: str, audio_format: str) -> None:
         self._folder, self._name, self._suffix = folder, name, audio_format
         self.files: dict[str, Path] = {}
-        """Local files by their names in the dataset, in the order in which to upload them."""
+        """Local files by their names in the dataset, in upload order."""
 
     @abstractmethod
     def add(self, row: dict[str, Any], data: bytes) -> None:
-        """Take an example and its audio."""
+        """Add an example and its audio."""
 
     @abstractmethod
     def close(self) -> None:
-        """Complete the files."""
+        """Finish the files."""
 
 
 class HuggingFaceWriter(ShardWriter):
-    """A Parquet file with audio inside."""
+    """A Parquet file that contains the audio."""
 
     def __init__(self, folder: Path, name: str, audio_format: str) -> None:
         super().__init__(folder, name, audio_format)
@@ -73,7 +73,7 @@ class HuggingFaceWriter(ShardWriter):
 
 
 def huggingface_schema() -> pa.Schema:
-    """Return the EXAMPLES table with what tells `datasets` that a column is audio."""
+    """Return the EXAMPLES schema with the metadata that marks the audio column for `datasets`."""
     features = {field.name: _feature(field) for field in EXAMPLES}
     metadata = {**EXAMPLES.metadata, b"huggingface": json.dumps({"info": {"features": features}})}
     return EXAMPLES.with_metadata(metadata)
@@ -87,7 +87,7 @@ def _feature(field: pa.Field) -> dict[str, Any]:
 
 
 class WebDatasetWriter(ShardWriter):
-    """A tar file: of each example the audio, its text, and a JSON object with all the rest."""
+    """A tar file with three members per example: audio, text, and JSON of the other columns."""
 
     def __init__(self, folder: Path, name: str, audio_format: str) -> None:
         super().__init__(folder, name, audio_format)
@@ -105,13 +105,13 @@ class WebDatasetWriter(ShardWriter):
 
 
 def _add_member(file: tarfile.TarFile, name: str, content: bytes) -> None:
-    # No times and owners: the same examples are the same bytes.
+    # No times and owners, so that files are reproducible.
     member = tarfile.TarInfo(name)
     member.size = len(content)
     file.addfile(member, io.BytesIO(content))
 
 
-# Of the recording that an example was cut from: as `uri` and `start_s` they would be of its file.
+# Renamed columns of the source recording: `uri` and `start_s` would refer to the example's file.
 _OF_SOURCE = {name: f"recording_{name}" for name in ("uri", "start_s", "end_s")}
 
 
@@ -135,18 +135,18 @@ class NemoWriter(ShardWriter):
             "text": row["text"],
             "lang": row["language"],
         }
-        others = {_OF_SOURCE.get(name, name): value for name, value in row.items()}
-        del others["duration_s"]
-        self._lines.append(json.dumps(line | _rounded(others), ensure_ascii=False))
+        columns = {_OF_SOURCE.get(name, name): value for name, value in row.items()}
+        del columns["duration_s"]
+        self._lines.append(json.dumps(line | _rounded(columns), ensure_ascii=False))
 
     def close(self) -> None:
-        # Uploaded last: what its lines name is there.
+        # Uploaded last, after the files that its lines name.
         path = self.files[f"{MANIFESTS_FOLDER}/{self._name}.jsonl"] = self._folder / "jsonl"
         path.write_bytes("".join(f"{line}\n" for line in self._lines).encode("utf-8", "replace"))
 
 
 def _rounded(row: dict[str, Any]) -> dict[str, Any]:
-    # As they were before they had 32 bits: 0.1, not 0.10000000149011612.
+    # Decimal values from before rounding to 32 bits: 0.1, not 0.10000000149011612.
     return {
         name: round(value, _DIGITS) if isinstance(value, float) else value
         for name, value in row.items()

@@ -71,10 +71,10 @@ class _AutoFiles(_Auto):
         """
         options = dict(kwargs)
         source, config = take_source(options), options.pop("config", None)
-        given = Path(pretrained_model_name_or_path)
-        if given.is_file():
-            family = _family_of_config(config) or family_of_files(given.parent)
-            return cls._load(given, family, options)
+        path = Path(pretrained_model_name_or_path)
+        if path.is_file():
+            family = _family_of_config(config) or family_of_files(path.parent)
+            return cls._load(path, family, options)
         name = str(pretrained_model_name_or_path)
         folder = fetch_checkpoint(name, weights=False, expect=None, **source)
         return cls._load(folder, _family_of_config(config) or family_of_files(folder), options)

@@ -107,8 +107,8 @@ class Fit:
 
     def _padded(self, row: np.ndarray, target: int, value: float) -> np.ndarray:
         missing = max(0, target - len(row))
-        before, after = (missing, 0) if self.side == "left" else (0, missing)
-        widths = [(before, after), *[(0, 0)] * (row.ndim - 1)]
+        num_before, num_after = (missing, 0) if self.side == "left" else (0, missing)
+        widths = [(num_before, num_after), *[(0, 0)] * (row.ndim - 1)]
         return np.pad(row, widths, constant_values=value) if missing else row
 
 
@@ -159,14 +159,18 @@ class SpeechFeatureExtractor(Uploads):
             )
         if return_tensors is None and is_tensor(features[name][0]):
             return_tensors = "pt"
-        given = features.pop("attention_mask", None)
+        attention_masks = features.pop("attention_mask", None)
         rows, masks = fit.apply(
             [_float32(value) for value in features[name]],
-            None if given is None else [np.asarray(as_tensors(mask, "np")) for mask in given],
+            None
+            if attention_masks is None
+            else [np.asarray(as_tensors(mask, "np")) for mask in attention_masks],
         )
-        others = {key: joined([_float32(v) for v in values]) for key, values in features.items()}
-        batch = BatchFeature(others | {name: joined(rows)})
-        if wants_mask or given is not None:
+        other_features = {
+            key: joined([_float32(v) for v in values]) for key, values in features.items()
+        }
+        batch = BatchFeature(other_features | {name: joined(rows)})
+        if wants_mask or attention_masks is not None:
             batch["attention_mask"] = joined(masks)
         return as_asked(batch, return_tensors)
 
@@ -476,10 +480,10 @@ class SpeechProcessor(Uploads):
         tokenizer next to it; `kwargs` are `subfolder`, and settings of either.
         """
         returned = kwargs.pop("return_unused_kwargs", False)
-        given = Path(pretrained_model_name_or_path)
-        settings_file = given if given.is_file() else None
+        path = Path(pretrained_model_name_or_path)
+        settings_file = path if path.is_file() else None
         folder = fetch_checkpoint(
-            str(given.parent if settings_file else pretrained_model_name_or_path),
+            str(path.parent if settings_file else pretrained_model_name_or_path),
             weights=False,
             expect=None,
             subfolder=kwargs.pop("subfolder", ""),

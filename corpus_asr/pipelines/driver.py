@@ -116,12 +116,12 @@ class RunSummary:
 
     @property
     def failed_fraction(self) -> float:
-        """Share of failures in what this run processed; 0 where that is nothing."""
+        """Fraction of failures among recordings processed by this run; 0 if there are none."""
         return self.processed_failed / self.processed_files if self.processed_files else 0.0
 
     @property
     def rtfx(self) -> float:
-        """Seconds of audio this run committed per second of its wall time."""
+        """Seconds of audio committed by this run per second of its wall time."""
         return rtfx(self.processed_audio_s, self.wall_s)
 
 
@@ -137,11 +137,11 @@ _CHECKS: tuple[Callable[[RunConfig], None], ...] = (_check_hooks, check_model, c
 
 
 def prepare(config: RunConfig) -> Checkpoint:
-    """Fetch a job's checkpoints, and refuse what they, or the machine, cannot do.
+    """Fetch a job's checkpoints, and check what they and the machine support.
 
     Raises:
-        ConfigError: the job cannot be done as configured.
-        CheckpointError: a model cannot be had or loaded.
+        ConfigError: the configuration is unsupported.
+        CheckpointError: a model cannot be fetched or loaded.
     """
     for check in _CHECKS:  # before gigabytes of weights are fetched
         check(config)
@@ -156,16 +156,16 @@ def run(
     options: RunOptions = DEFAULT_OPTIONS,
     after_finish: AfterFinish | None = None,
 ) -> RunSummary:
-    """Do what is left of a job, and finish its output folder.
+    """Process the remaining recordings of a job, and finish its output folder.
 
-    `after_finish` is given the folder and how many recordings its tables have, once these are
-    finished, also where the run then raises since recordings are left.
+    `after_finish` is called with the folder and the number of recordings in its tables after these
+    are finished, even if the run then raises an error because recordings remain.
 
     Raises:
-        ConfigError: the job cannot be done as configured, or another run is at work in the output
-            folder; nothing was done.
-        CheckpointError: a model cannot be had or loaded.
-        EngineError: the work could not go on; what was committed is kept.
+        ConfigError: the configuration is unsupported, or another run holds the output folder;
+            nothing was done.
+        CheckpointError: a model cannot be fetched or loaded.
+        EngineError: the run was aborted; committed results are kept.
         FetchError: the output store or the listing failed.
     """
     checkpoint = prepare(config)
@@ -207,7 +207,7 @@ class CorpusRun:
 
     @property
     def store(self) -> OutputStore:
-        """The output folder, for this run to write."""
+        """The output folder, writable by this run."""
         return self.lock.store
 
     @classmethod
@@ -221,7 +221,7 @@ class CorpusRun:
         progress: Stream | None = None,
         options: RunOptions = DEFAULT_OPTIONS,
     ) -> Iterator["CorpusRun"]:
-        """Lock the output folder for a run, as long as the context is open."""
+        """Lock the output folder for a run while the context is open."""
         store = OutputStore.of(config.output)
         say = line_writer(progress)
         with Lock(store, new_run_id(), steal=options.steal_lock, say=say) as lock:
@@ -334,7 +334,7 @@ class CorpusRun:
 
     @contextmanager
     def _workers(self, plan: Plan) -> Iterator[tuple[Resources, Callable[..., None]]]:
-        """Give what there is to work with, and what does the plan's work with it."""
+        """Yield the resources, and the function that executes the plan with them."""
         config = self.config
         if self.local:
             resources = resolve_resources(
@@ -342,7 +342,7 @@ class CorpusRun:
             )
             yield resources, partial(run_local, config, read_packs(self.store, plan))
             return
-        # Ray takes seconds to import, and local runs do without it.
+        # Importing Ray takes seconds, and local runs do not need it.
         from corpus_asr.runtime.ray_cluster import connected
         from corpus_asr.runtime.ray_dataset import run_on_ray
 
@@ -356,7 +356,7 @@ class CorpusRun:
                 cluster.nodes,
                 num_packs=plan.num_packs,
                 store_bytes=cluster.store_bytes,
-                # Another cluster may start machines for what is asked of it.
+                # Other clusters may provision machines for the requested resources.
                 fixed=address == "local",
             )
             yield resources, partial(run_on_ray, config, packs)
@@ -369,7 +369,7 @@ class CorpusRun:
         out_of_time = self._out_of_time()
         counts = self._finish_tables(plan, self._begun)
         for wait_s in LISTING_WAITS_S:
-            # Every recording was committed: what is missing is not listed yet.
+            # Every recording was committed: missing ones are not listed yet.
             if not counts.remaining or self._committed.files < plan.num_remaining:
                 break
             event(_LOG, logging.WARNING, "listing_lags", missing=counts.remaining, wait_s=wait_s)
@@ -408,24 +408,24 @@ class CorpusRun:
         )
 
     def _futile(self, plan: Plan, remaining: int) -> EngineError | None:
-        """Return what tells that all recordings of the run failed for one reason outside them."""
+        """Return the error if all recordings of the run failed for a reason outside them."""
         alike = self._committed.alike
         if alike is None or alike.count < FEWEST_ALIKE:
             return None
         all_tried = alike.count >= plan.num_remaining
-        # A few that keep failing in an archive that is done otherwise say nothing of a run.
-        known = plan.num_retried == plan.num_remaining and plan.num_done > 0
-        if all_tried and known and alike.count < ENOUGH_ALIKE:
+        # Retries of a few in an otherwise complete archive are no evidence against a run.
+        is_retrying = plan.num_retried == plan.num_remaining and plan.num_done > 0
+        if all_tried and is_retrying and alike.count < ENOUGH_ALIKE:
             return None
         if not all_tried and not self._gave_up:
             return None
-        what = "recordings" if all_tried else "recordings that were tried"
+        subject = "recordings" if all_tried else "recordings that were tried"
         example = alike.message or ", ".join(alike.examples[:1])
         rest = "" if all_tried else (
             f"; no new work was started, and {counted(remaining, 'recording')} remain"
         )  # fmt: skip
         return EngineError(
-            f"running {redact_uri(self.store.uri)}: all {alike.count:,} {what} failed alike "
+            f"running {redact_uri(self.store.uri)}: all {alike.count:,} {subject} failed alike "
             f"({alike.kind}), expected some to be read; such as: {shortened(example, 500)}; "
             f"{failure_kind(alike.kind).advice}{rest}"
         )
@@ -508,7 +508,7 @@ class CorpusRun:
 
     @contextmanager
     def _at_once(self) -> Iterator[int]:
-        """Connect to Ray; give how many tasks there are to be at once."""
+        """Connect to Ray; yield the maximum number of concurrent tasks."""
         from corpus_asr.runtime.ray_cluster import connected
 
         address = ray_address()

@@ -102,10 +102,10 @@ def evaluate(
 
 
 def _keep(store: OutputStore, evaluation: Evaluation) -> None:
-    """Leave an evaluation in the output folder, where the run's page shows it."""
+    """Save an evaluation in the output folder for the run's report."""
     try:
         store.write_json(EVALUATION_NAME, {"evaluated_at": now(), **as_data(evaluation)})
-    except FetchError as error:  # the results of others may be read only
+    except FetchError as error:  # results of others may be read-only
         event(
             _LOG, logging.WARNING, "evaluation_not_kept", uri=redact_uri(store.uri), why=str(error)
         )
@@ -124,13 +124,13 @@ def _scores(
     with open_selection(store, selection, among=pa.array(keys, pa.string())) as tables:
         turns = speakers_of(store)
         seen = SeenSegments(store, tables)
-        found = recordings(seen, tables, selection, columns=WORD_COLUMNS, turns=turns)
+        run_recordings = recordings(seen, tables, selection, columns=WORD_COLUMNS, turns=turns)
         scores = {}
-        for recording in found:
+        for recording in run_recordings:
             key = keys[recording.recording_id]
             hypothesis = _of(_within(recording, expected[key].spans))
             scores[key] = score(expected[key], hypothesis)
-        # A failed recording counts as silence: a run must not look better for what it left out.
+        # A failed recording counts as silence: skipping it would improve the score.
         silence = Hypothesis(text="", language=None, duration_s=0.0, failed=True)
         for (identity,) in tables.rows(_FAILED):
             scores[keys[identity]] = score(expected[keys[identity]], silence)
@@ -147,7 +147,7 @@ def _scores(
 
 
 def _keys_by_id(store: OutputStore, expected: Mapping[str, Reference]) -> dict[str, str]:
-    """Return the keys of references by the ID that a run has for the recording of each."""
+    """Return the keys of references by recording ID in the run."""
     uris = [reference.uri for reference in expected.values()]
     return dict(zip(Identities.read(store).ids_of(uris), expected, strict=True))
 
@@ -159,12 +159,12 @@ where complete and not succeeded order by uri, recording_id
 
 
 def _within(recording: Recording, spans: Spans) -> Recording:
-    """Return what was recognized in some parts of a recording; None: all of it."""
+    """Return the transcript of some time spans of a recording; None: all of it."""
     if spans is None:
         return recording
 
     def is_within(one: Segment | Word) -> bool:
-        # By their middles: where a word begins and ends is known to a tenth of a second.
+        # By midpoints: word boundaries are accurate to a tenth of a second.
         middle_s = (one.start_s + one.end_s) / 2
         return any(start_s <= middle_s < end_s for start_s, end_s in spans)
 
@@ -182,15 +182,15 @@ def _within(recording: Recording, spans: Spans) -> Recording:
 
 
 def _of(recording: Recording) -> Hypothesis:
-    # By words, as the error rate counts: a long segment says more than a short one.
+    # Weighted by words, like the error rate: a long segment counts more.
     counts = [len(segment.text.split()) for segment in recording.segments]
     confidences = [segment.confidence for segment in recording.segments]
-    said: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for segment in recording.segments:
         name = segment.speaker or ""
-        said[name] = f"{said.get(name, '')} {segment.text}"
+        texts[name] = f"{texts.get(name, '')} {segment.text}"
     return Hypothesis(
-        # Not every family of models puts a blank before a segment.
+        # Not all model families start segments with a space.
         text=" ".join(segment.text.strip() for segment in recording.segments),
         language=recording.language,
         duration_s=recording.duration_s,
@@ -204,7 +204,7 @@ def _of(recording: Recording) -> Hypothesis:
         turns=None
         if recording.turns is None
         else tuple(SpokenSpan(turn.start_s, turn.end_s, turn.speaker) for turn in recording.turns),
-        said=said,
+        said=texts,
     )
 
 
@@ -215,15 +215,15 @@ def calibrate(
     language: str | None = None,
     options: StoreOptions = DEFAULT_STORE,
 ) -> Calibration:
-    """Fit confidence to a run's segments, and write the calibration into its output folder."""
+    """Fit confidences to a run's segments, and save the calibration in its output folder."""
     store = open_run(output_uri, options=options)
     start = _start(store)
     outcomes = _outcomes(store, references, language)
     check_enough(outcomes)
     model = fit(outcomes, start)
-    before = reliability(outcomes, [one.confidence for one in outcomes])
-    after = reliability(outcomes, cross_validated(outcomes))
-    groups = len({one.group for one in outcomes})
+    old_reliability = reliability(outcomes, [outcome.confidence for outcome in outcomes])
+    new_reliability = reliability(outcomes, cross_validated(outcomes))
+    groups = len({outcome.group for outcome in outcomes})
     address = write_calibration(
         store,
         model,
@@ -231,25 +231,31 @@ def calibrate(
             "date": now(),
             "references": redact_uri(references),
             "recordings": groups,
-            "before": rounded(asdict(before)),
-            "held_out": rounded(asdict(after)),
+            "before": rounded(asdict(old_reliability)),
+            "held_out": rounded(asdict(new_reliability)),
         },
     )
-    return Calibration(model=model, address=address, recordings=groups, before=before, after=after)
+    return Calibration(
+        model=model,
+        address=address,
+        recordings=groups,
+        before=old_reliability,
+        after=new_reliability,
+    )
 
 
 def _start(store: OutputStore) -> ConfidenceModel:
-    """Return what a fit departs from, named after the run's model and bound to it."""
+    """Return the initial model of a fit, with the name and revision of the run's model."""
     config, fingerprint = settings_of(store, doing="calibrating", which="names its model")
     if config["model"].get("by_language"):
         raise ConfigError(
             f"calibrating {redact_uri(store.uri)}: found a run of several models "
             "(model.by_language), expected one; calibrate each on a run of its own"
         )
-    # Of the weights' hashes the model's own comes first.
+    # The fingerprint lists the model's own weights first.
     model, revision = config["model"], fingerprint.partition("-")[2].partition(",")[0]
     names = [model.get("recognizer"), public(model["checkpoint"]), revision]
-    if names[0] and names[1] == PACKAGED_CHECKPOINT:  # the default, which it does not load
+    if names[0] and names[1] == PACKAGED_CHECKPOINT:  # the default, used without loading it
         del names[1]
     return replace(
         DEFAULT_MODEL,

@@ -1,8 +1,8 @@
-"""Train a checkpoint further: data sets of `label` in, checkpoints and the best model out.
+"""Fine-tunes a checkpoint on datasets of `label`; writes checkpoints and the best model.
 
-In: Parquet files with `audio` and `text`, and perhaps `whisper_transcript`, `condition_on_prev`,
-`language`, `task` and `speaker`. Out: in the output folder `checkpoint-N`, to resume from, `model`
-in Hugging Face layout, and with LoRA `adapter` in PEFT's. The loop, its precision, processes, logs
+Input: Parquet files with `audio` and `text`, optionally `whisper_transcript`, `condition_on_prev`,
+`language`, `task` and `speaker`. Output folder: `checkpoint-N` for resuming, `model` in Hugging
+Face layout, and with LoRA `adapter` in PEFT layout. The training loop, precision, processes, logs
 and trackers are those of transformers' `Seq2SeqTrainer`.
 """
 
@@ -52,8 +52,8 @@ except ImportError as error:
     ) from error
 
 MODEL_FOLDER, ADAPTER_FOLDER, SETTINGS_NAME = "model", "adapter", "finetune.json"
-_STATE_NAME = "trainer_state.json"  # written last: the checkpoint is whole
-# What follows from the data and the output folder.
+_STATE_NAME = "trainer_state.json"  # written last: marks a complete checkpoint
+# Arguments determined by the data and the output folder.
 _FIXED: dict[str, Any] = {"label_names": ["labels"], "remove_unused_columns": False}
 _USUAL: dict[str, Any] = {
     "adam_beta2": 0.98, "learning_rate": 1e-5, "logging_steps": 10, "predict_with_generate": True,
@@ -66,21 +66,21 @@ _TIMED = re.compile(r"<\|(\d+\.\d\d)\|>(.*?)<\|(\d+\.\d\d)\|>", re.DOTALL)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finetuned:
-    """The outcome of a training."""
+    """Outcome of a training."""
 
     model_path: str
     steps: int
     kept_step: int
-    """Step of the model that was written."""
+    """Step of the written model."""
     error_rates: tuple[tuple[int, float], ...]
     """Step and WER of each evaluation, from step 0; empty without validation data."""
 
 
 def run(config: FinetuneConfig, *, progress: Stream | None) -> Finetuned:
-    """Train what is left to train, and write the model of the lowest WER, else the last one.
+    """Run the remaining training steps, and write the model with the lowest WER, else the last one.
 
     Raises:
-        ConfigError: an argument, the data or the output folder cannot be used.
+        ConfigError: an argument, the data or the output folder is unusable.
     """
     output = Path(config.output)
     arguments = _training_arguments(config)
@@ -89,10 +89,10 @@ def run(config: FinetuneConfig, *, progress: Stream | None) -> Finetuned:
         checkpoint = _last_checkpoint(output)
         _check_output(config, output, checkpoint)
     if checkpoint is None or not _is_finished(arguments, _state(checkpoint)):
-        # Progress bars and logs are no result.
+        # Progress bars and logs go to stderr.
         with contextlib.redirect_stdout(sys.stderr):
             _train(config, arguments, lora, checkpoint, line_writer(progress))
-    with arguments.main_process_first():  # which may still write its last checkpoint
+    with arguments.main_process_first():  # which may still be writing its last checkpoint
         return _write_model(config, output, writes=arguments.process_index == 0)
 
 
@@ -100,7 +100,7 @@ def _training_arguments(config: FinetuneConfig) -> Any:
     kind = transformers.Seq2SeqTrainingArguments
     chosen = config.training or {}
     _check_arguments("training", chosen, kind, fixed={*_FIXED, "output_dir"})
-    # A checkpoint of each evaluation: the best one has to be there.
+    # A checkpoint per evaluation, since the best one must be saved.
     steps = chosen.get("eval_steps", chosen.get("save_steps", _USUAL_STEPS))
     evaluations = {
         "eval_strategy": "steps", "eval_steps": steps, "eval_on_start": True,
@@ -139,7 +139,7 @@ def _check_arguments(
             raise ConfigError(f"{section}.{name}: unknown key; {hint}")
         default = defaults[name]
         if isinstance(default, bool) or not isinstance(default, int | float):
-            continue  # transformers itself refuses a wrong choice
+            continue  # transformers itself rejects an invalid choice
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ConfigError(f"{section}.{name}: found {value!r}, expected a number; correct it")
 
@@ -161,7 +161,7 @@ def _check_output(config: FinetuneConfig, output: Path, checkpoint: Path | None)
 
 
 def _identity(config: FinetuneConfig) -> dict[str, Any]:
-    """Return what makes two trainings the same; how long it takes may change."""
+    """Return the settings that identify a training; its length may change."""
     return {name: resolved(config)[name] for name in ("model", "data", "lora")}
 
 
@@ -180,7 +180,7 @@ def _state(checkpoint: Path) -> dict[str, Any]:
 
 
 def _is_finished(arguments: Any, state: Mapping[str, Any]) -> bool:
-    # The Trainer takes a step too many where it resumes what has ended.
+    # The Trainer makes an extra step if it resumes a completed training.
     if arguments.max_steps > 0:
         return bool(state["global_step"] >= arguments.max_steps)
     has_epochs = state["num_train_epochs"] >= arguments.num_train_epochs
@@ -188,7 +188,7 @@ def _is_finished(arguments: Any, state: Mapping[str, Any]) -> bool:
 
 
 class _EvaluateLast(transformers.TrainerCallback):  # type: ignore[misc]
-    """Evaluates the last step, too, whatever `eval_steps` is."""
+    """Evaluates after the last step, regardless of `eval_steps`."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if args.eval_strategy == "steps" and state.global_step >= state.max_steps:
@@ -203,9 +203,9 @@ def _train(
     say: Callable[[str], None],
 ) -> None:
     set_threads()
-    transformers.set_seed(arguments.seed)  # adapters are drawn, too
+    transformers.set_seed(arguments.seed)  # for the initialization of adapters
     network, processor = _network(config), _processor(config)
-    with arguments.main_process_first():  # others find what it cached
+    with arguments.main_process_first():  # other processes use its cache
         train = Examples(config.data, "train", processor, network.config)
         validation = Examples(config.data, "validation", processor, network.config)
     say(f"{counted(len(train), 'example')} to train on, {len(validation):,} to evaluate")
@@ -216,7 +216,7 @@ def _train(
             network = peft.get_peft_model(network, lora)
         except ValueError as error:
             raise ConfigError(f"lora: {error}; correct lora.target_modules") from error
-    # A training that is resumed has evaluated its start.
+    # A resumed training has already evaluated its start.
     arguments.eval_on_start = arguments.eval_on_start and checkpoint is None
     trainer = transformers.Seq2SeqTrainer(
         args=arguments,
@@ -261,7 +261,7 @@ def _freeze(network: torch.nn.Module, patterns: Sequence[str]) -> None:
 
 
 class Examples(Dataset[dict[str, Any]]):
-    """The rows of a split, as features and as tokens; which form a text has is drawn each time."""
+    """Rows of a split as features and tokens; a text's form is sampled on each access."""
 
     def __init__(self, data: TrainingDataSettings, split: str, processor: Any, config: Any) -> None:
         sources = data.train if split == "train" else data.validation
@@ -305,7 +305,7 @@ class Examples(Dataset[dict[str, Any]]):
         }
 
     def references(self) -> list[Reference]:
-        """Return the texts that models are compared with."""
+        """Return the reference texts for evaluation."""
         usual = self._data.language
         return [
             Reference(
@@ -316,7 +316,7 @@ class Examples(Dataset[dict[str, Any]]):
         ]
 
     def generation(self) -> dict[str, Any]:
-        """Return the language of all rows, to generate in; where there are several, none."""
+        """Return the common language of all rows, for generation; empty if there are several."""
         tokenizer = self._processor.tokenizer
         languages = {reference.language for reference in self.references()} - {None}
         if len(languages) != 1:
@@ -339,14 +339,14 @@ class Examples(Dataset[dict[str, Any]]):
             if column:
                 self._tables[number] = table.select(kept)
         if sum(map(len, self._tables)) == num_rows:
-            # A misspelt name would train on the speakers of the test.
+            # A misspelled name would train on the test speakers.
             raise ConfigError(
                 f"reading data.train: found no speaker of data.held_out_speakers "
                 f"({', '.join(patterns)}), expected some to exclude; correct it, or remove it"
             )
 
     def _tokens(self, row: Mapping[str, Any]) -> tuple[list[int], int]:
-        """Return the decoder's tokens, and how many of them are a prompt without a loss."""
+        """Return the decoder's tokens, and the length of the prompt, which has no loss."""
         tokenizer, language = self._processor.tokenizer, row.get("language") or self._data.language
         most = self._config.max_target_positions
         if not isinstance(tokenizer, WhisperTokenizer):
@@ -359,12 +359,12 @@ class Examples(Dataset[dict[str, Any]]):
         ids = list(tokenizer.prompt(language, row.get("task") or "transcribe", bool(spans)))
         for start, text, end in spans or [(None, row["text"], None)]:
             ids += [*self._time(start), *self._encoded(text), *self._time(end)]
-        ids = [*ids, tokenizer.eot][: most + 1]  # the last one is no input
+        ids = [*ids, tokenizer.eot][: most + 1]  # the last one is not an input
         previous = self._drawn(row, "condition_on_prev", self._data.condition_on_prev_probability)
-        # At most half of the positions, as in decoding: the transcript needs the others.
+        # At most half of the positions, as in decoding: the transcript needs the rest.
         room = min(most // 2, most + 1 - len(ids)) - 1
-        before = self._encoded(previous)[-room:] if room > 0 else []
-        prompt = [tokenizer.start_of_prev, *before] if before else []
+        previous_ids = self._encoded(previous)[-room:] if room > 0 else []
+        prompt = [tokenizer.start_of_prev, *previous_ids] if previous_ids else []
         return [*prompt, *ids], len(prompt)
 
     def _drawn(self, row: Mapping[str, Any], column: str, probability: float) -> str:
@@ -372,7 +372,7 @@ class Examples(Dataset[dict[str, Any]]):
         return text if text and self._is_training and random.random() < probability else ""
 
     def _encoded(self, text: str) -> list[int]:
-        # Control tokens that a text spells out would end it.
+        # Control tokens spelled out in a text would end it.
         plain = text.strip().replace("<|", "< |")
         ids: list[int] = self._processor.tokenizer.encode(f" {plain}", add_special_tokens=False)
         return ids if plain else []
@@ -413,7 +413,7 @@ def _table(source: str, split: str) -> Any:
 def collate(
     examples: Sequence[Mapping[str, Any]], *, extractor: Any, padding: int
 ) -> dict[str, torch.Tensor]:
-    """Stack examples; neither padding nor the tokens of a prompt have a loss."""
+    """Stack examples to a batch; padding and prompt tokens are excluded from the loss."""
     features = [{"input_features": example["input_features"]} for example in examples]
     batch = dict(extractor.pad(features, return_tensors="pt"))
     width = max(len(example["tokens"]) for example in examples) - 1
@@ -427,7 +427,7 @@ def collate(
 
 
 def error_rates(prediction: Any, *, validation: Examples, processor: Any) -> dict[str, float]:
-    """Compare generated texts with a split, by the normalizers of `corpus-asr evaluate`."""
+    """Compare generated texts with a split, using the normalizers of `corpus-asr evaluate`."""
     tokenizer = processor.tokenizer
     ids = np.where(prediction.predictions < 0, tokenizer.pad_token_id, prediction.predictions)
     texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
@@ -449,7 +449,7 @@ def _write_model(config: FinetuneConfig, output: Path, *, writes: bool) -> Finet
     best = state["best_model_checkpoint"]
     kept = last if best is None else output / Path(best).name
     if writes:
-        network = _network(config)  # whose settings the Trainer has not changed
+        network = _network(config)  # the Trainer has not changed its settings
         if config.lora is None:
             trained = AutoModelForSpeechSeq2Seq.from_pretrained(kept, dtype=torch.float32)
             network.load_state_dict(trained.state_dict())

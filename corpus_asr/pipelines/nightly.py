@@ -72,13 +72,13 @@ def run(
     show: Callable[[Night], object] = lambda night: None,
     timing: Timing = USUAL,
 ) -> Night:
-    """Do what is left of the job, as far as the night's time goes, and tell what came of it.
+    """Process the remaining recordings within the time limit, and report the run.
 
-    `show` is given the night once it was reported, also one that broke off.
+    `show` is called with the run after it was reported, even if it was aborted.
 
     Raises:
-        LockedError: another run is at work on the output folder; nothing was done or reported.
-        CorpusAsrError: what `driver.run` raises, after it was reported.
+        LockedError: another run holds the output folder; nothing was done or reported.
+        CorpusAsrError: raised by `driver.run`, after it was reported.
     """
     if config.pipeline == PSEUDO_LABEL:
         raise ConfigError(
@@ -86,10 +86,10 @@ def run(
             "classify_audio; use `corpus-asr run` for this one"
         )
     store = OutputStore.of(config.output)
-    attempt = _Attempt(config=config, store=store)
+    attempt = _NightlyRun(config=config, store=store)
     say = line_writer(progress)
     try:
-        # A night that died with the lock must not keep later ones from working.
+        # The lock of a nightly run that died must not block later ones.
         with Lock(store, attempt.run_id, steal=True, say=say, timing=timing) as lock:
             attempt.work(lock, local=local, progress=progress)
             night = attempt.night(None)
@@ -103,7 +103,7 @@ def run(
 
 
 @dataclass(slots=True, kw_only=True)
-class _Attempt:
+class _NightlyRun:
     """A night as far as it came."""
 
     config: RunConfig
@@ -117,7 +117,7 @@ class _Attempt:
     summary: RunSummary | None = None
 
     def work(self, lock: Lock, *, local: bool, progress: Stream | None) -> None:
-        """Do what is left, without what failed too often."""
+        """Process the remaining recordings, except those that failed too often."""
         config = self.config
         failing = count_tries(lock.store)
         lock.store.write_table(FAILING_NAME, failing)
@@ -162,7 +162,7 @@ class _Attempt:
         except Exception as failure:
             if error is None:
                 raise
-            # The run broke off, perhaps with its store: what is known of it is still reported.
+            # The run was aborted, perhaps with its store: known numbers are still reported.
             event(_LOG, logging.WARNING, "night_not_counted", error=str(failure))
         return tell(
             night,
@@ -172,16 +172,16 @@ class _Attempt:
         )
 
     def _night(self, error: BaseException | None) -> Night:
-        """Return what is known without reading anything."""
+        """Return the known numbers without reading anything."""
         plan, summary = self.plan, self.summary
         wall_s = time.monotonic() - self.begun_s
         audio_s = summary.processed_audio_s if summary else 0.0
-        left = summary.remaining if summary else plan.num_remaining if plan else 0
+        num_remaining = summary.remaining if summary else plan.num_remaining if plan else 0
         return Night(
             date=self.started.date().isoformat(),
             output=redact_uri(self.store.uri),
             run_id=self.run_id,
-            state=_state(left, error),
+            state=_state(num_remaining, error),
             error=None if error is None else _words(error),
             started_at=self.started.isoformat(timespec="seconds"),
             ended_at=datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -199,8 +199,10 @@ class _Attempt:
             if plan
             else 0,
             moved=plan.num_moved if plan else 0,
-            hooks={name: asdict(found) for name, found in summary.hooks.items()} if summary else {},
-            remaining=left,
+            hooks={name: asdict(counts) for name, counts in summary.hooks.items()}
+            if summary
+            else {},
+            remaining=num_remaining,
             audio_s=audio_s,
             rtfx=rtfx(audio_s, wall_s),
             findings=RunNumbers(),
@@ -251,9 +253,9 @@ def _words(error: BaseException) -> str:
 
 
 def count_tries(store: OutputStore) -> pa.Table:
-    """Return the recordings that this program fails on now, by address, with the tries of each.
+    """Return the recordings that this version fails on, by URI, with their numbers of tries.
 
-    `FAILING_NAME` has those that were counted before.
+    `FAILING_NAME` holds the earlier counts.
     """
     noted = _FAILING.empty_table()
     if store.exists(FAILING_NAME):

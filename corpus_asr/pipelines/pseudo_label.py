@@ -57,13 +57,13 @@ def run(
     options: RunOptions = DEFAULT_OPTIONS,
     after_finish: AfterFinish | None = None,
 ) -> RunSummary:
-    """Transcribe what is left; if that is all, select and write."""
+    """Transcribe the remaining recordings; when complete, select and write the dataset."""
     assert isinstance(config, PseudoLabelConfig)
     _check(config)
     summary = driver.run(
         config, local=local, progress=progress, options=options, after_finish=after_finish
     )
-    if summary.remaining:  # what is selected now would be another data set when the rest is done
+    if summary.remaining:  # a selection now would differ from that of the complete run
         outcome = f"nothing selected yet: {counted(summary.remaining, 'recording')} remaining"
     else:
         outcome = render(label(config, progress=progress, steal_lock=options.steal_lock))
@@ -85,7 +85,7 @@ def _check(config: PseudoLabelConfig) -> None:
             "model and has no default: name one, such as large-v3"
         )
     rules_of(config.selection)
-    # Before hours of transcription, after which it would have to be done again.
+    # Checked before hours of transcription, which would have to be repeated.
     needed = {setting: f"{name} in extract.measures" for setting, name in _MEASURED_BY.items()
               if name not in config.extract.measures}  # fmt: skip
     if not config.extract.vad_filter:
@@ -120,7 +120,7 @@ def _check_dataset(config: PseudoLabelConfig) -> None:
 def label(
     config: PseudoLabelConfig, *, progress: Stream | None = None, steal_lock: bool = False
 ) -> Labelled:
-    """Select from what is transcribed, and write the data set, or what is missing of it."""
+    """Select from the transcripts, and write missing parts of the dataset."""
     store = OutputStore.of(config.dataset)
     _check_dataset(config)
     rules = rules_of(config.selection)
@@ -133,11 +133,11 @@ def label(
     ):
         store = lock.store
         origin = read_origin(output)
-        # A run that went on since is another data set: its digest is among the settings.
+        # If the run was continued, the dataset differs: its digest is part of the settings.
         state = f"{origin.fingerprint} {sources.digest()}"
-        found = sources.tables.table("select recording_id, duration_s from wanted")
+        recordings = sources.tables.table("select recording_id, duration_s from wanted")
         splits = splits_of(
-            found, sources.turns, config.dataset, output.uri, originals=sources.originals
+            recordings, sources.turns, config.dataset, output.uri, originals=sources.originals
         )
         settings = result_settings(config.selection, config.dataset, state)
         begin(store, settings)
@@ -181,7 +181,7 @@ def _write(
     *,
     say: Callable[[str], None],
 ) -> tuple[SelectionTally, Written, set[str]]:
-    """Write selection and shards; return what was dropped, what is there, in which languages."""
+    """Write selection and shards; return the counts of both, and the languages."""
     tally = SelectionTally.of(rules)
     table, written, languages = SelectionTable(store), Written(), set[str]()
     workers = config.dataset.workers
@@ -196,7 +196,7 @@ def _write(
         timeout_s=config.extract.item_timeout_s,
         workers=this_machine().cores if workers == "auto" else workers,
     )
-    # On disk: rules such as `copies` need every segment measured before the first is decided.
+    # On disk: rules such as `copies` need all segments measured before the first decision.
     with scratch_folder() as folder:
         path = str(folder / "segments.parquet")
         hashes = measure(sources, config.selection, path)
@@ -212,13 +212,16 @@ def _write(
 
 
 def _recordings(config: PseudoLabelConfig, output: OutputStore) -> StoreOptions:
-    """Return how recordings are read: tables from elsewhere may name any file and any host."""
-    own = read_own_sources(output)
-    # A manifest is read again only where no run of this user recorded its folders.
-    listing = FileListing(config.source) if own is None else ()
-    folders = (*source_folders(config.source, listing), *(own.folders if own is not None else ()))
+    """Return options for reading recordings; untrusted tables may name any file and host."""
+    record = read_own_sources(output)
+    # A manifest is listed again only if no run of this user recorded its folders.
+    listing = FileListing(config.source) if record is None else ()
+    folders = (
+        *source_folders(config.source, listing),
+        *(record.folders if record is not None else ()),
+    )
     options = StoreOptions.of(config.source)
-    trusted = own is not None and options.hosts.trusted_names
+    trusted = record is not None and options.hosts.trusted_names
     hosts = replace(options.hosts, trusted_names=trusted)
     return replace(options, hosts=hosts, files=FileRules(folders=folders))
 
@@ -237,5 +240,5 @@ def _with_examples(
             row["split"] = splits[row["recording_id"]]
             tally.add(row)
         table.add(rows)
-        languages.update(each.row["language"] for each in examples if each.row["language"])
+        languages.update(example.row["language"] for example in examples if example.row["language"])
         yield rows[0], examples

@@ -1,7 +1,7 @@
-"""Failures of a run: by kind with some examples, and each of them for a page and a CSV file.
+"""Failures of a run: examples by kind, and the full list for a page and a CSV file.
 
-All are queries of the table that `collect_failures` makes: a row for each recording and kind, also
-of failures of new versions while an earlier one counts.
+All queries use the table created by `collect_failures`: a row per recording and kind, including
+failures of new versions while an earlier one is current.
 """
 
 import csv
@@ -19,7 +19,7 @@ from corpus_asr.storage.stores.uri import public, without_secrets
 
 EXAMPLES = 3
 CSV_COLUMNS = ("uri", "recording_id", "stage", "kind", "retryable", "message", "advice")
-# Addresses and messages are looked up of those that are shown: groups of text take memory.
+# URIs and messages are looked up only for displayed rows: text in groups takes memory.
 _FAILURES = """
 create or replace table failures as
 with failed as (
@@ -36,7 +36,7 @@ select row_number() over (order by count(*) desc, stage, kind) - 1 as number,
   stage, kind, count(*) as recordings, bool_or(retryable) as retryable
 from failures group by stage, kind
 """
-# Of each group the first by address; what a recording's first part says stands for it.
+# First rows by URI of each group; the recording's first part provides the message.
 _SHOWN = """
 with places as (
   select number, id, failures.retryable,
@@ -69,13 +69,13 @@ class FailureGroup:
 
 
 def collect_failures(tables: RunTables, which: str = "true", **parameters: Any) -> None:
-    """Make the tables of failures; `which` is a condition on outcomes and whether they count."""
+    """Create the failure tables; `which` is an SQL condition on outcomes and `counts`."""
     tables.execute(_FAILURES.format(which=which), **parameters)
     tables.execute(_KINDS)
 
 
 def failure_groups(tables: RunTables) -> tuple[FailureGroup, ...]:
-    """Return the groups, the most frequent first, with the first examples by address."""
+    """Return the groups, most frequent first, with the first examples by URI."""
     groups = tables.table("select * exclude (number) from failure_groups order by number")
     examples = failure_examples(tables, EXAMPLES)
     return tuple(
@@ -89,7 +89,7 @@ def failure_groups(tables: RunTables) -> tuple[FailureGroup, ...]:
 def failure_examples(
     tables: RunTables, most: int, *, of_groups: int | None = None
 ) -> dict[int, list[FailureExample]]:
-    """Return so many failures of each group, or of the first groups, by the group's place."""
+    """Return up to `most` failures of each group, or of the first groups, by group index."""
     limit = str(most) if of_groups is None else f"if(number < {of_groups}, {most}, 0)"
     examples = defaultdict(list)
     for failure in _each(tables, limit):
@@ -99,7 +99,7 @@ def failure_examples(
 
 
 def failures_csv(tables: RunTables) -> bytes:
-    """Return all failures with what to do about them; column `uri` makes it a manifest."""
+    """Return all failures with advice; column `uri` makes the file a manifest."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)
@@ -115,12 +115,12 @@ def failures_csv(tables: RunTables) -> bytes:
 
 
 def _each(tables: RunTables, most: str) -> Iterator[dict[str, Any]]:
-    """Yield so many failures of each group."""
+    """Yield up to `most` failures of each group."""
     for batch in tables.batches(_SHOWN.format(most=most)):
         for row in batch.to_pylist():
             yield row | {"retryable": _is_retryable(row)}
 
 
 def _is_retryable(failure: dict[str, Any]) -> bool:
-    # By kind: an earlier version of this program may have stored something else.
+    # By kind: an earlier version of this program may have stored another value.
     return failure_kind(failure["kind"], retryable=failure["retryable"]).retryable

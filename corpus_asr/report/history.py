@@ -1,7 +1,7 @@
-"""What runs came to, kept for later ones: one object per run, `_run/history/RUN_ID.json`.
+"""Numbers of past runs: one object per run, `_run/history/RUN_ID.json`.
 
-A run that committed something leaves the numbers of its output folder, whose tables hold the
-archive as it is now; a night leaves its own. Both stay whatever the settings of later runs.
+A run that committed results saves the numbers of its output folder, whose tables show only the
+present state; a nightly run saves its own. Both are kept regardless of later settings.
 """
 
 import logging
@@ -19,12 +19,12 @@ from corpus_asr.storage.stores.uri import redact_uri
 _LOG = logging.getLogger(__name__)
 
 HISTORY_FOLDER = "_run/history"
-MOST_RUNS = 30  # a month of nights
+MOST_RUNS = 30  # a month of nightly runs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputNumbers:
-    """An output folder after a run; of the run itself are speed and time only."""
+    """Numbers of an output folder after a run; speed and time are of the run itself."""
 
     ok: int
     no_speech: int
@@ -34,14 +34,14 @@ class OutputNumbers:
     """Or labels."""
     mean_confidence: float | None
     low_confidence: float | None
-    """Share of the recordings with text, or labels, whose confidence is below `LOW_CONFIDENCE`."""
+    """Fraction of recordings with text or labels whose confidence is below `LOW_CONFIDENCE`."""
     rtfx: float | None
     wall_s: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NightNumbers:
-    """A night; its fields are the `numbers` of its summary's JSON."""
+    """Numbers of a nightly run, as in `numbers` of its JSON summary."""
 
     date: str
     state: str
@@ -57,13 +57,13 @@ class NightNumbers:
 
     @property
     def processed(self) -> int:
-        """Recordings that were done or failed."""
+        """Number of recordings that were completed or failed."""
         return self.done + self.failed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """What a run came to."""
+    """Saved numbers of a run."""
 
     run_id: str
     finished_at: str
@@ -71,7 +71,7 @@ class Entry:
     output: OutputNumbers | None = None
     """None if the run committed nothing."""
     night: NightNumbers | None = None
-    """None of other runs than nights."""
+    """None if it was not a nightly run."""
 
 
 def output_numbers(report: Report) -> OutputNumbers | None:
@@ -93,18 +93,18 @@ def output_numbers(report: Report) -> OutputNumbers | None:
 
 
 def run_entry(store: OutputStore, run_id: str, *, finished_at: str) -> Entry:
-    """Return what is kept of a run, or the entry of one that has nothing yet."""
+    """Return the saved entry of a run, or a new one."""
     return _read(store, _name(run_id)) or Entry(run_id=run_id, finished_at=finished_at)
 
 
 def write_entry(store: OutputStore, entry: Entry) -> None:
-    """Keep what a run came to for later runs of the output folder."""
+    """Save the numbers of a run for later runs of the output folder."""
     store.write_json(_name(entry.run_id), asdict(entry))
 
 
 def last_runs(store: OutputStore) -> list[Entry]:
-    """Return the last `MOST_RUNS` runs of an output folder, the latest first."""
-    # Identities begin with the time of their run; runs of one second follow each other as they end.
+    """Return the last `MOST_RUNS` runs of an output folder, latest first."""
+    # IDs start with the time of their run; within a second, runs are in order of their ends.
     names = sorted(store.all_names(HISTORY_FOLDER))[-MOST_RUNS:]
     with ThreadPoolExecutor(READERS, thread_name_prefix="history") as pool:
         entries = [entry for entry in pool.map(partial(_read, store), names) if entry is not None]
@@ -120,7 +120,7 @@ def _read(store: OutputStore, name: str) -> Entry | None:
         data = store.read_json(name)
         entry: Entry | None = None if data is None else parsed(Entry, data)
     except (CorpusAsrError, ValueError) as error:
-        # Of another version, or damaged: the table and the nights do without.
+        # Of another version, or damaged: it is skipped.
         why = f"{name}: {type(error).__name__}"
         event(_LOG, logging.WARNING, "history_not_read", uri=redact_uri(store.uri), why=why)
         return None

@@ -132,21 +132,21 @@ class Night:
 
     @property
     def planned(self) -> int:
-        """Recordings to be processed."""
+        """Number of recordings to process."""
         return self.new + self.changed + self.retried + self.redone + self.continued
 
     @property
     def processed(self) -> int:
-        """Recordings that were done or failed."""
+        """Number of recordings that were completed or failed."""
         return self.findings.done + self.findings.failed
 
     @property
     def numbers(self) -> NightNumbers:
-        """Return the numbers of this night."""
-        found = self.findings
+        """Return the numbers of this run."""
+        findings = self.findings
         return NightNumbers(
             **{name: getattr(self, name) for name in _OF_NIGHT},
-            **{name: getattr(found, name) for name in ("done", "failed", "low_confidence")},
+            **{name: getattr(findings, name) for name in ("done", "failed", "low_confidence")},
         )
 
 
@@ -176,7 +176,7 @@ def findings_of(store: OutputStore, run_id: str) -> RunNumbers:
 
 
 def findings_so_far(store: OutputStore, run_id: str) -> RunNumbers:
-    """Return what a run that was stopped or aborted had counted, with the audio it committed."""
+    """Return the counts of a stopped or aborted run, with its committed audio."""
     snapshot = read_snapshot(store)
     if snapshot is None or snapshot.run_id != run_id:
         return RunNumbers()
@@ -200,9 +200,9 @@ def findings_so_far(store: OutputStore, run_id: str) -> RunNumbers:
 
 
 def over_limit(night: Night, limit: float) -> str | None:
-    """Say how far failures of the night exceed `output.max_failed_fraction`; None if they do not.
+    """Return a message if failures exceed `output.max_failed_fraction`; else None.
 
-    What a hook failed on counts alike, for each hook by itself.
+    The limit applies to each hook separately as well.
     """
     counts = [("recordings failed", night.findings.failed, night.processed)]
     for name, hook in night.hooks.items():
@@ -212,7 +212,7 @@ def over_limit(night: Night, limit: float) -> str | None:
 
 
 def _over_limit(words: str, failed: int, ended: int, limit: float) -> str | None:
-    # One bad file in a night of five is no reason to wake somebody.
+    # One bad file in a run of five is no reason for an alarm.
     allowed = max(1, int(limit * ended)) if limit > 0 else 0
     if failed <= allowed:
         return None
@@ -221,17 +221,17 @@ def _over_limit(words: str, failed: int, ended: int, limit: float) -> str | None
 
 
 def warnings_of(night: Night, past: Sequence[NightNumbers]) -> tuple[str, ...]:
-    """Say what is unusual about a night compared with the past ones, the last one first."""
-    # What was stopped or aborted neither warns nor counts: its numbers are of a part of its work.
+    """Return warnings about unusual numbers, compared with past runs, latest first."""
+    # Stopped or aborted runs are excluded: their numbers cover only part of their work.
     at_their_end = (NightState.done, NightState.time_limit)
-    comparable = [each for each in past if each.state in at_their_end]
+    comparable = [past_night for past_night in past if past_night.state in at_their_end]
     return tuple(_unusual(night, comparable)) if night.state in at_their_end else ()
 
 
 def _unusual(night: Night, past: Sequence[NightNumbers]) -> Iterator[str]:
     findings, enough = night.findings, len(past) >= MIN_PAST
-    if enough and not night.new and all(each.new for each in past):
-        usual = median(each.new for each in past)
+    if enough and not night.new and all(past_night.new for past_night in past):
+        usual = median(past_night.new for past_night in past)
         yield (
             f"no new recordings, for the first time in {len(past) + 1} nightly runs (usually "
             f"{usual:,.0f}); does whatever delivers them still run?"
@@ -242,7 +242,7 @@ def _unusual(night: Night, past: Sequence[NightNumbers]) -> Iterator[str]:
             "run; were they moved, or can they no longer be seen?"
         )
     failed, done, ended, unsure = (
-        sum(getattr(each, name) for each in past)
+        sum(getattr(past_night, name) for past_night in past)
         for name in ("failed", "done", "processed", "low_confidence")
     )
     if enough and _is_higher(findings.failed, night.processed, failed, ended, _FAILED_POINTS):
@@ -251,14 +251,18 @@ def _unusual(night: Night, past: Sequence[NightNumbers]) -> Iterator[str]:
     if enough and _is_higher(findings.low_confidence, findings.done, unsure, done, _UNSURE_POINTS):
         share, usual = findings.low_confidence / findings.done, unsure / done
         yield f"{share:.1%} of the transcripts have low confidence, usually {usual:.1%}"
-    # Of a short night loading the model takes most of the time.
-    busy = [each for each in past if each.audio_s > 0]
-    if len(busy) >= MIN_PAST and night.audio_s >= _SLOWER * median(each.audio_s for each in busy):
-        usual = median(each.rtfx for each in busy)
+    # Loading the model dominates short runs.
+    busy = [past_night for past_night in past if past_night.audio_s > 0]
+    if len(busy) >= MIN_PAST and night.audio_s >= _SLOWER * median(
+        past_night.audio_s for past_night in busy
+    ):
+        usual = median(past_night.rtfx for past_night in busy)
         if night.rtfx < _SLOWER * usual:
             yield f"RTFx {night.rtfx:,.1f}, usually {usual:,.1f}"
-    left = [night.remaining, *(each.remaining for each in past[: MIN_PAST - 1])]
-    if len(left) == MIN_PAST and all(later > earlier > 0 for later, earlier in pairwise(left)):
+    backlog = [night.remaining, *(past_night.remaining for past_night in past[: MIN_PAST - 1])]
+    if len(backlog) == MIN_PAST and all(
+        later > earlier > 0 for later, earlier in pairwise(backlog)
+    ):
         yield (
             f"the backlog grows with every run, now {night.remaining:,} recordings: the archive "
             "grows faster than it is transcribed; raise nightly.stop_after_h, or add nodes"
@@ -273,7 +277,7 @@ def _is_higher(count: int, of: int, past_count: int, past_of: int, points: float
 
 
 def headline(night: Night) -> str:
-    """Return the night in a sentence."""
+    """Return the run as one sentence."""
     work = (
         f"{counted(night.findings.done, 'recording')} done, {night.findings.failed:,} failed, "
         f"{night.remaining:,} remaining; "
@@ -283,23 +287,23 @@ def headline(night: Night) -> str:
 
 
 def alarms(night: Night) -> list[str]:
-    """Return what somebody should look at, the worst first."""
+    """Return messages that need attention, worst first."""
     hooks = [
-        f"hook {name}: {counted(found['failed'], 'recording')} failed; the log says why"
-        for name, found in night.hooks.items() if found["failed"]
+        f"hook {name}: {counted(hook_counts['failed'], 'recording')} failed; the log says why"
+        for name, hook_counts in night.hooks.items() if hook_counts["failed"]
     ]  # fmt: skip
     messages = [night.error, night.over_limit, *night.warnings, *hooks, night.webhook_error]
     return [message for message in messages if message is not None]
 
 
 def chat(night: Night, summary: str) -> str:
-    """Return a message in Slack's markup that names the address of the summary."""
+    """Return a message in Slack's markup with the URI of the summary."""
     lines = [headline(night), *(f"• {words}" for words in alarms(night))]
     for group in night.findings.failures[:_SHORT_FAILURES]:
         first = redact_uri(group.examples[0].uri) if group.examples else "none that is known"
         lines.append(f"• {group.recordings:,} {group.kind}, such as {first}")
     lines.append(f"{redact_uri(night.output)}, see {redact_uri(summary)}")
-    # Slack's only markup are &, < and >.
+    # Slack reserves only &, < and >.
     return html.escape("\n".join(printable(line) for line in lines), quote=False)
 
 
@@ -347,9 +351,9 @@ def _night_cells(night: NightNumbers) -> tuple[str, ...]:
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    # Aligned, so that it can be read as it stands. Even within code a bar would end the cell.
+    # Aligned, so that the source is readable. Even within code a bar would end the cell.
     rows = [[text.replace("|", "\\|") for text in row] for row in (header, *rows)]
-    head, *body = aligned(rows, least=3)  # Markdown's rule takes three dashes
+    head, *body = aligned(rows, least=3)  # Markdown requires three dashes
     rule = ["-" * len(head[0]), *("-" * (len(cell) - 1) + ":" for cell in head[1:])]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *body))
 
@@ -365,7 +369,7 @@ def tell(
     webhook_env: str | None,
     allow_hosts: Sequence[str] | None,
 ) -> Night:
-    """Write the summary, post it to the webhook a variable names, and note if that failed."""
+    """Write the summary, post it to the webhook named by a variable, and record a failure."""
     name = _write(summaries, None, night)
     if webhook_env is None:
         return night
@@ -374,7 +378,7 @@ def tell(
     try:
         post_json(os.environ.get(webhook_env, ""), message, allow_hosts=allow_hosts)
     except FetchError as error:
-        # The night's work is worth more than the message about it.
+        # A failed message must not fail the run.
         event(logger, logging.WARNING, "webhook_error", variable=webhook_env, error=str(error))
         night = replace(night, webhook_error=f"{error} ({webhook_env})")
         if name is not None:
@@ -385,14 +389,14 @@ def tell(
 def _write(summaries: OutputStore, name: str | None, night: Night) -> str | None:
     try:
         if name is None:
-            # Several nights may begin on a day.
+            # Several runs may start on one day.
             taken, numbered = set(summaries.all_names("")), (f"-{at}" for at in count(2))
             names = (f"{night.date}{number}" for number in chain([""], numbered))
             name = next(name for name in names if f"{name}.json" not in taken)
         summaries.write_bytes(f"{name}.md", markdown(night).encode("utf-8", "replace"))
         summaries.write_json(f"{name}.json", as_data(night))
     except FetchError as error:
-        # A night is often aborted because its store is down: the webhook is to say so all the same.
+        # Runs are often aborted because the store is down: the webhook must still report it.
         if night.error is None:
             raise
         event(logger, logging.WARNING, "summary_not_written", error=str(error))
@@ -401,6 +405,6 @@ def _write(summaries: OutputStore, name: str | None, night: Night) -> str | None
 
 
 def past_nights(store: OutputStore) -> tuple[NightNumbers, ...]:
-    """Return the latest nights of an output folder, the last one first."""
+    """Return the latest nightly runs of an output folder, latest first."""
     nights = (entry.night for entry in last_runs(store))
     return tuple(islice((night for night in nights if night is not None), _PAST_NIGHTS))

@@ -80,9 +80,9 @@ class RunNumbers:
         run: str | None = None,
         low_confidence: float = LOW_CONFIDENCE,
     ) -> "RunNumbers":
-        """Count recordings whose confidences were read: all, or those of the last run of theirs.
+        """Count recordings whose confidences were read: all, or those last committed by a run.
 
-        Those of a run that failed include new versions in whose place an earlier one counts.
+        Failures of a run include new versions while an earlier one is current.
         """
         collect_failures(tables, _FAILED, run=run)
         [sums] = tables.table(_TOTALS, run=run, low=low_confidence).to_pylist()
@@ -174,7 +174,7 @@ class Accounting:
 
 
 def balance_problems(accounting: Accounting, *, finished: bool) -> list[str]:
-    """Return what is wrong with an accounting, in words."""
+    """Return the errors of an accounting as messages."""
     problems = list(accounting.problems)
     waiting = accounting.waiting + accounting.outdated
     if finished and accounting.unfinished + waiting:

@@ -1,4 +1,4 @@
-"""A run's report: what its output folder holds, counted, and shown as text or plain data."""
+"""Report of a run: counts of its output folder, as text or plain data."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,51 +34,51 @@ from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.units import counted, joined_names
 
 _LISTING_COLUMNS = ("recording_id", "uri", "etag", "size_bytes")
-_MOST_LABELS = 20  # a classifier may know thousands
+_MOST_LABELS = 20  # a classifier may have thousands
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpeakerGroup:
-    """Recordings in which as many speak."""
+    """Recordings with an equal number of speakers."""
 
     number: int
     recordings: int
     speech_s: float
-    """Of all their turns."""
+    """Speech of all turns in seconds."""
     most_s: float
-    """Of those who speak most, one in each recording."""
+    """Speech of the main speaker of each recording in seconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """A run's counts, together with what the run itself recorded."""
+    """Counts of an output folder, and the records of its run."""
 
     uri: str
     finished: bool
-    """False while it runs and after it was stopped."""
+    """False while it is running and after it was stopped."""
     run_id: str | None
-    """The last run that had something to do."""
+    """ID of the last run that had work."""
     model: str | None
     model_revision: str | None
     wall_s: float | None
-    """From its start to its end, or to its last snapshot so far."""
+    """From its start to its end, or to its last snapshot."""
     rtfx: float | None
     statistics: RunNumbers
     accounting: Accounting
     snapshot: Snapshot | None = None
-    """The last one of that run."""
+    """Last snapshot of that run."""
     nothing_to_do_at: str | None = None
-    """When a later run found nothing to do."""
+    """Time of a later run without work."""
     speakers: tuple[SpeakerGroup, ...] = ()
-    """By number of speakers; empty where they were not looked for."""
+    """By number of speakers; empty without diarization."""
     workers: int | None = None
-    """Transcribe workers of the last run; None where it left no snapshot."""
+    """Transcribe workers of the last run; None without a snapshot."""
     price_per_hour: float | None = None
-    """Of one of them."""
+    """Price per hour of one worker."""
 
     @property
     def cost(self) -> tuple[float, float | None] | None:
-        """What the last run cost, and an hour of its audio; None without a price."""
+        """Cost of the last run, and per hour of audio; None without a price."""
         if self.price_per_hour is None or self.workers is None or self.wall_s is None:
             return None
         per_hour = self.price_per_hour * self.workers
@@ -86,7 +86,7 @@ class Report:
 
     @property
     def outcomes(self) -> list[tuple[str, int]]:
-        """Recordings by outcome, in words."""
+        """Recordings by outcome name."""
         counts = self.statistics
         return [
             ("with labels" if counts.labels else "with text", counts.ok),
@@ -98,17 +98,17 @@ class Report:
 
     @property
     def total(self) -> int:
-        """Recordings of all outcomes: those that are listed, and those that are gone."""
+        """Recordings of all outcomes: listed ones, and those missing from the source."""
         return sum(count for _, count in self.outcomes)
 
     @property
     def num_speakers(self) -> int:
-        """Speakers of all recordings, each counted in each recording."""
+        """Sum of the numbers of speakers of all recordings."""
         return sum(group.number * group.recordings for group in self.speakers)
 
     @property
     def most_share(self) -> float | None:
-        """Share of speech of those who speak most, where several speak; None where nobody does."""
+        """Fraction of speech by main speakers, if there are several; None without speech."""
         several = [group for group in self.speakers if group.number > 1]
         speech_s = sum(group.speech_s for group in several)
         return sum(group.most_s for group in several) / speech_s if speech_s else None
@@ -122,9 +122,9 @@ from speaking group by all order by all
 
 
 def load_report(store: OutputStore, *, price_per_hour: float | None = None) -> Report:
-    """Count what an output folder holds so far, and what it cost at a price.
+    """Count the present contents of an output folder, and the cost at a price.
 
-    Raises `FetchError` also while a run is merging tables here: try again.
+    Raises `FetchError` also while a run is merging tables: retry.
     """
     with counted_run(store) as (report, _):
         return replace(report, price_per_hour=price_per_hour)
@@ -134,22 +134,22 @@ def load_report(store: OutputStore, *, price_per_hour: float | None = None) -> R
 def counted_run(
     store: OutputStore, sampler: Sampler | None = None
 ) -> Iterator[tuple[Report, RunTables]]:
-    """Give the report of an output folder and the tables that it was counted from.
+    """Yield the report of an output folder, and the tables from which it was counted.
 
-    A sampler is shown the segments as they are read.
+    A sampler gets the segments as they are read.
     """
-    # Names first: what is committed while the tables are read belongs to the next report.
+    # Names first: later commits belong to the next report.
     names = outcomes_names(store)
     config = store.read_json(CONFIG_NAME) or {}
     finished = store.exists(SUCCESS_NAME)
-    run = store.read_json(RUN_NAME)  # `transcribe -o` keeps none
+    run = store.read_json(RUN_NAME)  # missing after `transcribe -o`
     plan = latest_plan(store)
     listing = () if plan is None else store.names(f"{plan}/listing")
     files = map(partial(store.batches, columns=_LISTING_COLUMNS), listing)
     rows = LABEL_ROWS if config.get("pipeline") == CLASSIFY_AUDIO else SEGMENT_ROWS
-    others = other_listings(store, plan)
+    listings = other_listings(store, plan)
     with RunTables(
-        store, names=names, listing=chain.from_iterable(files), elsewhere=others
+        store, names=names, listing=chain.from_iterable(files), elsewhere=listings
     ) as tables:
         if sampler is None:
             read_confidences(store, tables, rows)
@@ -176,9 +176,9 @@ def counted_run(
 def _models(
     store: OutputStore, tables: RunTables, run: dict[str, Any] | None, config: dict[str, Any]
 ) -> tuple[str | None, str | None]:
-    """Return the models that wrote what counts, most rows first, and their revisions.
+    """Return the models of current rows, most rows first, and their revisions.
 
-    Settings name the last one alone; they say it where there is no text yet.
+    Settings only name the last model; used if there is no text yet.
     """
     models = tables.rows(
         "select model, model_revision from scored where counts group by all "
@@ -208,13 +208,13 @@ def _report(
         run_id = work["run_id"]
         speed: Speed | None = speed_of(work)
     else:
-        run_id = max(dict(statistics.audio_by_run_s), default=None)  # IDs begin with their time
+        run_id = max(dict(statistics.audio_by_run_s), default=None)  # IDs start with the time
         speed = None
     snapshot = read_snapshot(store)
     if snapshot is not None and snapshot.run_id != run_id:
         snapshot = None
     if snapshot is not None:
-        # What a run that goes on says of itself; after its end, its figures from beginning to end.
+        # Of a running run; after its end, with totals of the whole run.
         snapshot = snapshot if speed is None else snapshot.after(speed)
         speed = speed or Speed(snapshot.audio_s, snapshot.elapsed_s)
     return Report(
@@ -234,16 +234,18 @@ def _report(
 
 
 def as_data(report: Report) -> dict[str, Any]:
-    """Return the report as plain data for JSON."""
+    """Return the report as JSON-compatible values."""
     data = asdict(report)
     counts = data["statistics"]
     counts["accounting"] = data.pop("accounting")
     data["cost"], data["cost_per_audio_hour"] = report.cost or (None, None)
     counts["devices"] = dict(counts["devices"])
-    counts["languages"] = [{"language": each.pop("name"), **each} for each in counts["languages"]]
+    counts["languages"] = [
+        {"language": share.pop("name"), **share} for share in counts["languages"]
+    ]
     counts["labels"] = [
-        {"label": each["name"], "recordings": each["recordings"], "audio_s": each["audio_s"]}
-        for each in counts["labels"]
+        {"label": label["name"], "recordings": label["recordings"], "audio_s": label["audio_s"]}
+        for label in counts["labels"]
     ]
     return data
 
@@ -266,13 +268,15 @@ def render(report: Report) -> str:
         classes=classes,
         other_labels=shares[most:],
         failures=[
-            # A message names its recording; one that does not is given the address.
+            # A message usually names its recording; otherwise the URI is added.
             (
                 group,
                 group.recordings,
                 [
-                    each.message if each.uri in each.message else f"{each.uri}: {each.message}"
-                    for each in group.examples
+                    example.message
+                    if example.uri in example.message
+                    else f"{example.uri}: {example.message}"
+                    for example in group.examples
                 ],
             )
             for group in counts.failures

@@ -67,7 +67,7 @@ class RecordingRow:
 
     @property
     def needs_decoding(self) -> bool:
-        """Whether its times are known only by decoding it: a jump would land elsewhere."""
+        """Whether times are exact only if it is decoded from the start: a seek would be off."""
         return bool(self.decode_errors or self.clock_restarts)
 
 
@@ -89,14 +89,14 @@ order by {_ORDER}
 
 
 def list_recordings(tables: RunTables) -> list[RecordingRow]:
-    """Return the least confident and the longest recordings, by confidence; all if they are few."""
+    """Return the recordings of lowest confidence and the longest, by confidence; all if few."""
     tables.execute(_SHOWN)
     most = 2 * LISTED if num_recordings(tables) <= 2 * LISTED else LISTED
     return [RecordingRow(**row) for row in tables.table(_LISTED, most=most).to_pylist()]
 
 
 def recordings_of(tables: RunTables, identities: Iterable[str]) -> dict[str, RecordingRow]:
-    """Return recordings by their identities."""
+    """Return recordings by ID."""
     tables.execute(_SHOWN)
     query = "select * from shown where recording_id in (select unnest($ids))"
     rows = tables.table(query, ids=list(identities)).to_pylist()
@@ -104,7 +104,7 @@ def recordings_of(tables: RunTables, identities: Iterable[str]) -> dict[str, Rec
 
 
 def num_recordings(tables: RunTables) -> int:
-    """Return how many recordings have any outcome."""
+    """Return the number of recordings with any outcome."""
     [(number,)] = tables.rows("select count(*) from recordings")
     return int(number)
 
@@ -174,7 +174,7 @@ class Sampler:
         self._labels = False
 
     def read(self, tables: RunTables, rows: PartRows) -> None:
-        """Read the confidences of all segments or labels, and choose."""
+        """Read the confidences of all segments or labels, and select samples."""
         self._labels = rows is LABEL_ROWS
         for name in _KEYS:
             tables.execute(_NONE.format(list=name))
@@ -292,10 +292,10 @@ def cut_clips(
     """Return the clip of each sample.
 
     Args:
-        recordings: those of the samples, by recording_id; samples of others have no clip.
-        store: how the recordings are reached; its retries are cut down to `PATIENCE`.
-        channels: which channels were transcribed, `extract.channels` of the run.
-        budget_s: after so many seconds no further clip is started.
+        recordings: by recording_id; samples of other recordings get no clip.
+        store: access options; retries are limited to `PATIENCE`.
+        channels: transcribed channels, `extract.channels` of the run.
+        budget_s: time after which no further clip is started, in seconds.
     """
     deadline = time.monotonic() + budget_s
     cutter = IsolatedGenerator(
@@ -311,7 +311,7 @@ def cut_clips(
     clips: dict[Sample, SampleClip] = {}
     num_bytes, stopped = 0, ""
     try:
-        for sample in dict.fromkeys(samples):  # one may be of both kinds
+        for sample in dict.fromkeys(samples):  # a sample may be of both kinds
             if num_bytes + MAX_CLIP_S * BIT_RATE / 8 > MAX_BYTES:
                 stopped = f"the clips before it fill {MAX_BYTES / 1e6:.1f} MB"
             elif time.monotonic() >= deadline:
@@ -322,7 +322,7 @@ def cut_clips(
             try:
                 clips[sample] = _clip(cutter, sample, recordings.get(sample.recording_id))
                 num_bytes += len(clips[sample].data or b"")
-            except EngineError as error:  # no fault of this recording: others have none, either
+            except EngineError as error:  # affects all recordings alike
                 stopped = "no process for decoding could be started"
                 clips[sample] = _none(sample, error, stopped)
     finally:
@@ -349,7 +349,7 @@ def _clip(cutter: IsolatedGenerator, sample: Sample, recording: RecordingRow | N
         raise
     except ItemError as error:
         return _none(sample, error, _WHY.get(error.kind, "it cannot be read or decoded now"))
-    except Exception as error:  # whatever one recording did costs its clip alone
+    except Exception as error:  # any error costs only this clip
         return _none(sample, error, "it cannot be decoded")
     return SampleClip(
         data=clip.data,
@@ -360,7 +360,7 @@ def _clip(cutter: IsolatedGenerator, sample: Sample, recording: RecordingRow | N
 def _range(sample: Sample, duration_s: float) -> tuple[int, int]:
     start_s = max(0.0, sample.start_s - _PAD_S)
     end_s = min(sample.end_s, sample.start_s + MAX_CLIP_S) + _PAD_S
-    # The last segment of a recording may end behind it.
+    # The last segment of a recording may extend beyond its end.
     end_s = min(end_s, max(duration_s, start_s + _PAD_S))
     return round(start_s * SAMPLE_RATE_HZ), round(end_s * SAMPLE_RATE_HZ)
 

@@ -1,7 +1,7 @@
-"""How far a run is, whether its driver is alive, and its bottleneck, in a handful of requests.
+"""Status of a run: progress, whether its driver is alive, and its bottleneck, in a few requests.
 
-Reads the driver's snapshot, the lock and the names of commits, no table: as quick for a million
-recordings as for ten, and as old as the snapshot.
+Reads only the driver's snapshot, the lock and the names of commits: as fast for a million
+recordings as for ten, and as current as the snapshot.
 """
 
 import datetime
@@ -28,17 +28,17 @@ from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.units import counted
 
-# Without a heartbeat for this long, by the driver's clock against ours, a driver is taken for dead.
+# Seconds without a heartbeat, comparing the driver's clock with ours, after which it is dead.
 SILENT_S = USUAL.heartbeat_s * USUAL.looks
 
-# Rules of thumb: the shares they apply to are always shown beside the verdict. A stage that is at
-# work for this share of its time is what the others wait for.
+# Rules of thumb: their fractions are always displayed with the verdict. A stage that works for this
+# fraction of its time is the bottleneck.
 BUSY = 0.75
-# Less than this of extraction is computing: the rest of its time is the store's.
+# If less than this fraction of extraction is computing, the store is the bottleneck.
 COMPUTING = 0.5
-# Slots that are emptier than this while the engine works waste what a step costs.
+# With fewer slots in use than this while the engine works, decoding steps are wasted.
 FULL = 0.6
-# Loading that took more than this of a run says nothing about the rest of it.
+# If loading took more than this fraction, a run has no meaningful bottleneck yet.
 SHORT = 0.5
 
 FINISHED = "finished"
@@ -63,32 +63,32 @@ STATE_WORDS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
-    """A run as its output folder shows it."""
+    """State of a run, as visible in its output folder."""
 
     uri: str
     state: str
-    """A key of `STATE_WORDS`."""
+    """Key of `STATE_WORDS`."""
     now: datetime.datetime
     holder: Holder | None
     snapshot: Snapshot | None
-    """Of the last run; None before it began to transcribe."""
+    """Snapshot of the last run; None before it starts to transcribe."""
     counts: dict[str, int] | None
     """From run.json of a finished run."""
     last_commit_at: datetime.datetime | None
     commits_since: int
     """Commits made after the snapshot."""
     classifies: bool = False
-    """Whether a finished run wrote labels in place of text."""
+    """Whether a finished run wrote labels instead of text."""
 
     @property
     def alive(self) -> bool:
-        """Whether a driver is at work, as far as can be seen from outside."""
+        """Whether a driver is working, as far as visible from outside."""
         return self.state in (BEGINNING, RUNNING, FINISHING)
 
 
 def load_status(store: OutputStore, *, now: datetime.datetime | None = None) -> Status:
     """Read the status of the run in an output folder; `now` is for tests."""
-    now = now or datetime.datetime.now(datetime.UTC)
+    read_at = now or datetime.datetime.now(datetime.UTC)
     holder, snapshot = read_holder(store), read_snapshot(store)
     if holder is None and snapshot is None and store.read_json(CONFIG_NAME) is None:
         raise ConfigError(
@@ -99,8 +99,8 @@ def load_status(store: OutputStore, *, now: datetime.datetime | None = None) -> 
     run = store.read_json(RUN_NAME) if is_complete else None
     if snapshot is not None and holder is not None and snapshot.run_id != holder.run_id:
         snapshot = None  # of an earlier run
-    # A run that has finished still holds the lock while it writes its page; `transcribe -o` has no
-    # lock, and keeps no run.json.
+    # A finished run still holds the lock while writing its report; `transcribe -o` has neither a
+    # lock nor a run.json.
     ended = holder is None or (run is not None and holder.run_id == run["run_id"])
     finished = is_complete and ended
     times = [] if finished else _commit_times(store)
@@ -112,8 +112,8 @@ def load_status(store: OutputStore, *, now: datetime.datetime | None = None) -> 
         last = _time(snapshot.last_commit_at)
     return Status(
         uri=redact_uri(store.uri),
-        state=FINISHED if finished else _state(holder, snapshot, now),
-        now=now,
+        state=FINISHED if finished else _state(holder, snapshot, read_at),
+        now=read_at,
         holder=holder,
         snapshot=snapshot,
         counts=run["counts"] if finished and run is not None else None,
@@ -139,7 +139,7 @@ def _commit_times(store: OutputStore) -> list[datetime.datetime]:
     times = []
     for name in store.commit_names():
         made_ns = name.rpartition("/")[2].partition("-")[0]
-        if made_ns.isdecimal():  # another program's objects may have any name
+        if made_ns.isdecimal():  # other programs' objects may have any name
             times.append(datetime.datetime.fromtimestamp(int(made_ns) / 1e9, datetime.UTC))
     return times
 
@@ -149,7 +149,7 @@ def _time(text: str) -> datetime.datetime:
 
 
 def as_data(status: Status) -> dict[str, Any]:
-    """Return the status as plain data for JSON."""
+    """Return the status as JSON-compatible values."""
     holder, seen, last = status.holder, status.snapshot, status.last_commit_at
     verdict = seen and bottleneck_of(seen)
     driver = holder and {
@@ -171,8 +171,9 @@ def as_data(status: Status) -> dict[str, Any]:
         "snapshot": seen and asdict(seen),
         "bottleneck": verdict and asdict(verdict),
         "failures": [
-            asdict(each) | {"advice": failure_kind(each.kind, retryable=each.retryable).advice}
-            for each in (() if seen is None else seen.failures)
+            asdict(failure)
+            | {"advice": failure_kind(failure.kind, retryable=failure.retryable).advice}
+            for failure in (() if seen is None else seen.failures)
         ],
     }
 
@@ -218,12 +219,12 @@ class Verdict:
 
 
 def bottleneck_of(seen: Snapshot) -> Verdict | None:
-    """Return the bottleneck of a run; None where too little was counted."""
+    """Return the bottleneck of a run; None if too little was counted."""
     activity, elapsed_s = seen.activity, seen.elapsed_s
     if not activity.steps and not activity.parts_extracted:
         return None
     workers = max(1, seen.transcribe_workers)
-    # Summed over workers, which load side by side.
+    # Summed over workers, which load in parallel.
     load_s = activity.load_s / workers
     if load_s > SHORT * elapsed_s:
         why = f"loading the model took {duration(load_s)} of {duration(elapsed_s)}"
@@ -249,7 +250,7 @@ def bottleneck_of(seen: Snapshot) -> Verdict | None:
 def _transcription(activity: Activity, share: float) -> Verdict:
     why = f"the engines were busy {share:.0%} of the time"
     full = activity.occupancy
-    # Where parts are waiting for the engine, more of them would fill no slot.
+    # If parts are queued for the engine, more parts would fill no slots.
     if full is not None and full < FULL and activity.parts_ready == 0:
         return Verdict(
             "slots",
@@ -281,7 +282,7 @@ def _extraction(activity: Activity, share: float) -> Verdict:
 
 
 def activity_facts(seen: Snapshot) -> list[tuple[str, str]]:
-    """Return what each stage did with its time, by its name, if it was counted."""
+    """Return each stage's use of time by stage name, if it was counted."""
     activity, facts = seen.activity, []
     if activity.extract_share is not None:
         facts.append(("Extraction", _extract_words(activity, seen.extract_workers)))
@@ -316,7 +317,7 @@ def _extract_words(activity: Activity, workers: int) -> str:
     words = f"{working:.0%} busy"
     if (computing := activity.extract_cpu_share) is not None:
         words += f" ({computing:.0%} of it CPU)"
-    # Each share is counted by itself: they may add up to a little more than one.
+    # Fractions are counted separately, and may sum to slightly more than one.
     idle = max(0.0, 1 - working - waiting)
     words += f", {waiting:.0%} blocked by backpressure, {idle:.0%} idle"
     return f"{words}; {counted(workers, 'worker')}"

@@ -1,4 +1,4 @@
-"""Text on a console: labelled rows, wrapped lines and columns of reports; transcripts of files."""
+"""Console text: labeled rows, wrapped lines and columns of reports; transcripts."""
 
 import datetime
 import math
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
     from corpus_asr.formats.transcript import Transcript
 
-# Of a log, a pipe or an issue; lines on a terminal are as wide as that, within these bounds.
+# Of logs, pipes and issues; terminals use their own width, within these bounds.
 WIDTH = 100
 _LEAST_WIDTH, _MOST_WIDTH = 30, 120
-_LABEL_WIDTH = 12  # of the longest, "last commit", and a blank
+_LABEL_WIDTH = 12  # longest label, "last commit", and a space
 
 
 def line_width() -> int:
-    """Return the width of lines: of a terminal its own, or `COLUMNS`; elsewhere `WIDTH`."""
+    """Return the line width: of the terminal, or `COLUMNS`; otherwise `WIDTH`."""
     if not sys.stdout.isatty():
         return WIDTH
     columns = shutil.get_terminal_size((WIDTH, 24)).columns
@@ -37,12 +37,12 @@ def line_width() -> int:
 
 
 def now() -> str:
-    """Return this moment as ISO 8601, UTC."""
+    """Return the present time as ISO 8601, UTC."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def duration(seconds: float) -> str:
-    """Write a length of time in seconds, minutes or hours."""
+    """Format a duration in seconds, minutes or hours."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     if seconds < 3600:
@@ -51,45 +51,43 @@ def duration(seconds: float) -> str:
 
 
 def clock(seconds: float) -> str:
-    """Write a time within a recording, or to its end, in whole seconds."""
+    """Format a time within a recording, or a remaining time, in whole seconds."""
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def row(label: str, text: str) -> str:
-    """Return a line with a label in front."""
+    """Return a line with a label."""
     return f"  {label:<{_LABEL_WIDTH}}{text}"
 
 
 def aligned(rows: Sequence[Sequence[str]], *, least: int = 0) -> list[list[str]]:
-    """Pad cells to columns at least so wide, the first to the left and the others to the right."""
+    """Pad cells to columns of at least `least`: the first left-aligned, others right-aligned."""
     widths = [max(least, *map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        [first.ljust(widths[0]), *map(str.rjust, others, widths[1:])] for first, *others in rows
-    ]
+    return [[first.ljust(widths[0]), *map(str.rjust, cells, widths[1:])] for first, *cells in rows]
 
 
 def table(label: str, rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Yield lines of aligned columns, the first of them labelled."""
+    """Yield lines of aligned columns, the first with a label."""
     for cells in aligned(rows):
         yield row(label, harmless("  ".join(cells))).rstrip()
         label = ""
 
 
 def printable(text: str) -> str:
-    """Return a text in one line, without control characters."""
+    """Return a text on one line, without control characters."""
     return " ".join(harmless(text).split())
 
 
 def harmless(text: str) -> str:
-    """Return a text with blanks for control characters."""
-    # A file name may hold escape sequences that rewrite what a terminal shows.
+    """Return a text with control characters replaced by spaces."""
+    # File names may contain escape sequences that rewrite the terminal.
     return text if text.isprintable() else "".join(c if c.isprintable() else " " for c in text)
 
 
 def cell(text: str) -> str:
-    """Return a text as a spreadsheet shows it, which takes some beginnings for formulas.
+    """Return a text safe for spreadsheets, which interpret some prefixes as formulas.
 
     Source: OWASP, CSV Injection.
     """
@@ -97,11 +95,11 @@ def cell(text: str) -> str:
 
 
 def rounded(value: Any) -> Any:
-    """Return data for JSON with numbers rounded to six digits, and null in place of NaN."""
+    """Return JSON data with numbers rounded to six digits, and NaN replaced by null."""
     if isinstance(value, dict):
-        return {name: rounded(each) for name, each in value.items()}
+        return {name: rounded(member) for name, member in value.items()}
     if isinstance(value, list | tuple):
-        return [rounded(each) for each in value]
+        return [rounded(member) for member in value]
     if isinstance(value, float):
         return None if math.isnan(value) else round(value, 6)
     return value
@@ -110,26 +108,26 @@ def rounded(value: Any) -> Any:
 def wrapped(
     text: str, *, bullet: str = "", label: str = "", indented: bool = True
 ) -> Iterator[str]:
-    """Break a long text into lines, the first behind its label."""
+    """Wrap a long text into lines, the first with its label."""
     indent = " " * (_LABEL_WIDTH + 2) if indented else ""
     yield from textwrap.wrap(
         harmless(text),
         line_width(),
         initial_indent=(row(label, "") if label else indent) + bullet,
         subsequent_indent=indent + " " * len(bullet),
-        break_long_words=False,  # a URI has to stay one word, to be copied
+        break_long_words=False,  # keeps URIs intact for copying
         break_on_hyphens=False,
     )
 
 
 def text_template(package: str, name: str, **filters: Callable[..., str]) -> "Template":
-    """Return a template of text or Markdown with these filters in addition to the common ones."""
-    # Here: `transcribe` prints through this module, and starts 45 ms sooner without Jinja.
+    """Return a text or Markdown template with these filters in addition to the common ones."""
+    # Imported here: `transcribe` prints through this module, and starts 45 ms faster without Jinja.
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     templates = Environment(
         loader=PackageLoader(package),
-        autoescape=False,  # text for a console; Markdown has filters of its own
+        autoescape=False,  # console text; Markdown has its own filters
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -141,7 +139,7 @@ def text_template(package: str, name: str, **filters: Callable[..., str]) -> "Te
         "counted": counted,
         "duration": duration,
         "percent": "{:.0%}".format,
-        # Of whole lines: templates take the line's end after a block away.
+        # Complete lines, since templates strip the newline after a block.
         "row": lambda text, label: "\n".join([*wrapped(text, label=label), ""]),
         "wrap": lambda text, **options: "\n".join([*wrapped(text, **options), ""]),
     }
@@ -155,7 +153,7 @@ def text_template(package: str, name: str, **filters: Callable[..., str]) -> "Te
 
 @cache
 def _compiled() -> "BytecodeCache":
-    """Return where code of templates is kept: compiling one takes 10 to 30 ms."""
+    """Return the cache of compiled templates: compiling one takes 10 to 30 ms."""
     from jinja2 import BytecodeCache
 
     class Kept(BytecodeCache):
@@ -172,7 +170,7 @@ def _compiled() -> "BytecodeCache":
 
 
 def print_transcript(transcript: "Transcript", *, heading: bool) -> None:
-    """Print a transcript, in color on a terminal; `heading` puts its name above it."""
+    """Print a transcript, in color on a terminal; `heading` adds its name above it."""
     if heading or sys.stdout.isatty():
         print_heading(transcript.uri or "", transcript)
     for segment in transcript.segments:
@@ -180,7 +178,7 @@ def print_transcript(transcript: "Transcript", *, heading: bool) -> None:
 
 
 def print_heading(name: str, found: "Transcript | Segment | None") -> None:
-    """Print the name above a transcript; on a terminal with the language of what was found."""
+    """Print a transcript's name; on a terminal with the language of `found`."""
     if not sys.stdout.isatty():
         typer.echo(f"{printable(name)}:")
         return
@@ -201,13 +199,13 @@ def print_segment(segment: Segment, *, times: bool = True) -> None:
     clocks = f"[{timestamp(segment.start_s)} --> {timestamp(segment.end_s)}] " if times else ""
     if segment.speaker is not None:
         clocks += f"[{printable(segment.speaker)}] "
-    # Rich would wrap and color what another program reads.
+    # Rich would wrap and color output for other programs.
     if not sys.stdout.isatty():
         typer.echo(f"{clocks}{printable(segment.text)}")
         return
     from rich.text import Text
 
-    # What the model was unsure of, or may have invented, is worth a second look.
+    # Low confidence or possible hallucinations are highlighted.
     doubtful = segment.confidence < LOW_CONFIDENCE or segment.known_hallucination
     line = Text(clocks, style="cyan")
     line.append(printable(segment.text), style="yellow" if doubtful else "default")

@@ -1,7 +1,7 @@
-"""Which side of a job will wait for the other: extraction on CPUs, or transcription.
+"""Predicts whether extraction on CPUs or transcription is the bottleneck of a job.
 
-In: the workers of the settings, speeds that are stated, and what the last run in the output folder
-counted. Out: the speeds of both sides, and which is the slower one.
+Input: worker counts from the settings, stated speeds, and statistics of the last run in the output
+folder. Output: throughput of both stages, and the slower one.
 """
 
 import math
@@ -17,35 +17,35 @@ from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.units import counted
 
 BENCHMARK = "the benchmark of one core"
-# Seconds of audio that one core extracts in a second: the slowest MP3 of benchmarks/README.md.
+# RTFx of extraction on one core: the slowest MP3 of benchmarks/README.md.
 EXTRACT_RTFX = 385.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Balance:
-    """How fast both sides of a job are with its workers."""
+    """Throughput of both stages of a job."""
 
     name: str
-    """Where the speed of transcription is from."""
+    """Source of the transcription speed."""
     transcribe_rtfx: float
-    """Of all workers."""
+    """RTFx of all workers."""
     extract_rtfx: float
-    """Of one worker."""
+    """RTFx of one worker."""
     extract_workers: int
-    """Those of the settings or the last run; those that are needed where neither says."""
+    """From the settings or the last run; else the number required."""
     measured: str
-    """Where the speed of extraction is from."""
+    """Source of the extraction speed."""
 
     @property
     def waits(self) -> str | None:
-        """The side that waits for the other; None where extraction is to be as fast."""
+        """The stage that waits for the other; None where the required extraction is calculated."""
         if self.extract_workers == math.ceil(self.transcribe_rtfx / self.extract_rtfx):
             return None
         slower = self.extract_workers * self.extract_rtfx < self.transcribe_rtfx
         return "transcription" if slower else "extraction"
 
     def words(self) -> str:
-        """Say which side waits, and why."""
+        """Return a line on which stage waits, and why."""
         waits = {
             None: "neither side",
             "transcription": "transcription, for extraction",
@@ -58,22 +58,22 @@ class Balance:
         )
 
     def as_data(self) -> dict[str, Any]:
-        """Return it for JSON."""
+        """Return the values for JSON."""
         return asdict(self) | {"waits": self.waits}
 
 
 def balances(config: RunConfig, store: OutputStore, machines: Sequence[Machine]) -> list[Balance]:
-    """Return both sides' speeds, for each stated speed and as they were in the last run here.
+    """Return the throughput of both stages, for each stated speed and for the last run.
 
     Args:
-        config: the job.
+        config: job settings.
         store: its output folder.
-        machines: those whose speed is stated.
+        machines: with stated speeds.
     """
     seen = read_snapshot(store)
     extract_rtfx, measured = EXTRACT_RTFX, BENCHMARK
     workers = None if config.extract.workers == "auto" else config.extract.workers
-    speeds = [(each.name, each.rtfx * each.count) for each in machines]
+    speeds = [(machine.name, machine.rtfx * machine.count) for machine in machines]
     if seen is not None:
         run = store.read_json(RUN_NAME)
         own_model = run is None or run["model"] == model_name(config.model)
@@ -84,7 +84,7 @@ def balances(config: RunConfig, store: OutputStore, machines: Sequence[Machine])
         if own_model and activity.engine_s > 0 and activity.transcribed_s >= LEAST_AUDIO_S:
             wanted = config.transcribe.workers
             engines = seen.transcribe_workers if wanted == "auto" else wanted
-            # A lower bound where slots were free, since more parts would have filled them.
+            # A lower bound if slots were free, since more parts would have filled them.
             speeds.append((day, engines * activity.transcribed_s / activity.engine_s))
     return [
         Balance(
@@ -99,6 +99,6 @@ def balances(config: RunConfig, store: OutputStore, machines: Sequence[Machine])
 
 
 def words_of(found: Sequence[Balance]) -> Iterator[str]:
-    """Yield a line for each, the first of them labelled."""
-    for number, each in enumerate(found):
-        yield f"{'' if number else 'waits':<11}{each.words()}"
+    """Yield a line per balance, the first with a label."""
+    for number, balance in enumerate(found):
+        yield f"{'' if number else 'waits':<11}{balance.words()}"

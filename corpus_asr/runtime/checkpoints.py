@@ -39,7 +39,7 @@ if TYPE_CHECKING:  # reads tables
 
 
 def model_name(model: ModelSettings) -> str:
-    """Return what the tables call a job's model: its checkpoint, after a recognizer's name."""
+    """Return the model name used in tables: its checkpoint, after a recognizer's name."""
     if model.recognizer is None:
         return full_name(model.checkpoint)
     return " ".join(filter(None, (model.recognizer, model.given_checkpoint)))
@@ -64,13 +64,13 @@ class Checkpoint:
 
     @classmethod
     def fetch(cls, name: str, *, revision: str | None = None) -> "Checkpoint":
-        """Fetch a checkpoint's small files, which show whether its weights are worth fetching."""
+        """Fetch a checkpoint's small files, which suffice to check it before fetching weights."""
         folder = fetch_checkpoint(name, revision=revision, weights=False)
         return cls(name=name, folder=folder, family=family_of(folder), hub_revision=revision)
 
     @classmethod
     def of(cls, model: ModelSettings) -> "Checkpoint":
-        """Fetch the small files of a job's model; of a user's recognizer there are none."""
+        """Fetch the small files of a job's model; a user's recognizer has none."""
         if model.recognizer is None:
             return cls.fetch(model.checkpoint, revision=model.revision)
         return cls(
@@ -81,22 +81,22 @@ class Checkpoint:
 
     @property
     def is_users(self) -> bool:
-        """Whether it belongs to a user's recognizer, which alone knows its files."""
+        """Whether it belongs to a user's recognizer, whose files only the recognizer knows."""
         return self.family.part_features == USERS_FEATURES
 
     @property
     def family_name(self) -> str:
-        """What its calibration is bound to: the family, or the class of a user's recognizer."""
+        """Key of its calibration: the family, or the class of a user's recognizer."""
         return str(self.family.recognizer) if self.is_users else self.family.model_type
 
     def with_weights(self) -> "Checkpoint":
-        """Fetch the weights as well; a user's recognizer has its own way to them."""
+        """Fetch the weights as well; a user's recognizer loads its own."""
         if self.is_users:
             return self
         return replace(self, folder=fetch_checkpoint(self.name, revision=self.hub_revision))
 
     def hashed(self) -> "Checkpoint":
-        """Fetch the weights and fill in `revision`, their hash."""
+        """Fetch the weights and set `revision`, their hash."""
         whole = self.with_weights()
         if whole.is_users:
             return replace(whole, revision=_users_revision(whole))
@@ -110,18 +110,18 @@ class Checkpoint:
     @property
     def fingerprint(self) -> str:
         """Revisions of all weights, of `by_language` and `aligner` too, for the fingerprint."""
-        others = [f"{code}={c.revision}" for code, c in sorted(self.by_language.items())]
-        others += [] if self.aligner is None else [f"align={self.aligner.revision}"]
-        return ",".join([self.revision, *others])
+        revisions = [f"{code}={c.revision}" for code, c in sorted(self.by_language.items())]
+        revisions += [] if self.aligner is None else [f"align={self.aligner.revision}"]
+        return ",".join([self.revision, *revisions])
 
     @cached_property
     def config(self) -> Any:
-        """The family's configuration object, read from config.json."""
+        """Configuration object of the family, from config.json."""
         return resolve(self.family.config).from_pretrained(self.folder)
 
     @cached_property
     def language_ids(self) -> Mapping[str, int] | None:
-        """Token of each language; empty if English-only, None if the family has none."""
+        """Token ID of each language; empty if English-only, None if the family has none."""
         if self.family.tokenizer is None:
             return None
         tokenizer = resolve(self.family.tokenizer).from_pretrained(self.folder)
@@ -129,79 +129,87 @@ class Checkpoint:
 
     @property
     def further_folders(self) -> dict[str, Path]:
-        """A folder for each kind of features that only `by_language` and `aligner` take."""
-        others = [*self.by_language.values(), *([] if self.aligner is None else [self.aligner])]
-        if not others:
+        """A folder for each kind of features used only by `by_language` and `aligner`."""
+        checkpoints = [
+            *self.by_language.values(),
+            *([] if self.aligner is None else [self.aligner]),
+        ]
+        if not checkpoints:
             return {}
-        return further_folders(self.folder, [other.folder for other in others], family=self.family)
+        return further_folders(
+            self.folder, [checkpoint.folder for checkpoint in checkpoints], family=self.family
+        )
 
     @cached_property
     def is_classifier(self) -> bool:
-        """Whether config.json names a class for audio classification."""
+        """Whether config.json names an audio classification class."""
         names = read_json_object(self.folder / "config.json").get("architectures") or ()
         return any(str(name).endswith("ForAudioClassification") for name in names)
 
 
 def _users_revision(checkpoint: Checkpoint) -> str:
-    """Return a short hash of a user's recognizer: class, version, checkpoint, names of its files.
+    """Return a short hash of a user's recognizer: class, version, checkpoint, file names.
 
-    Contents are not read, since only the recognizer knows what of a folder it uses: it changes its
-    `version` with its texts.
+    File contents are not read, since only the recognizer knows which files it uses: it must change
+    its `version` when its output changes.
     """
     version = recognizer_class(checkpoint.family).version
-    found = [checkpoint.family.recognizer, version, checkpoint.name]
+    parts = [checkpoint.family.recognizer, version, checkpoint.name]
     if checkpoint.folder != Path() and checkpoint.folder.is_dir():
         paths = sorted(path for path in checkpoint.folder.rglob("*") if path.is_file())
-        found += [f"{path.relative_to(checkpoint.folder)} {path.stat().st_size}" for path in paths]
-    return hashlib.sha256("\0".join(map(str, found)).encode()).hexdigest()[:16]
+        parts += [f"{path.relative_to(checkpoint.folder)} {path.stat().st_size}" for path in paths]
+    return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()[:16]
 
 
 def fetch_checkpoints(config: RunConfig, *, hashed: bool = True) -> Checkpoint:
-    """Fetch what a job needs to this machine; without `hashed` only small files."""
+    """Fetch a job's checkpoints; without `hashed`, only their small files."""
     main = Checkpoint.of(config.model)
     names = {} if config.pipeline == CLASSIFY_AUDIO else config.model.by_language
-    others = fetch_others(main, names)
+    by_language = fetch_others(main, names)
     aligner = fetch_aligner(config.align.model)
-    # Gigabytes are fetched once all the small files fit together.
+    # Gigabytes are fetched only after all small files passed the checks.
     if hashed:
         main = main.hashed()
-        others = {code: other.hashed() for code, other in others.items()}
+        by_language = {code: checkpoint.hashed() for code, checkpoint in by_language.items()}
         aligner = aligner and aligner.hashed()
-    return replace(main, by_language=others, aligner=aligner)
+    return replace(main, by_language=by_language, aligner=aligner)
 
 
 def fetch_aligner(name: str | None) -> Checkpoint | None:
-    """Fetch the small files of the checkpoint that times words, if one is named.
+    """Fetch the small files of the word alignment checkpoint, if one is named.
 
     Raises:
-        ConfigError: it is none of CTC.
+        ConfigError: it is not a CTC checkpoint.
     """
     if name is None:
         return None
-    found = Checkpoint.fetch(name)
-    if found.family.word_aligner is None:
-        known = sorted(each.model_type for each in FAMILIES.values() if each.word_aligner)
+    checkpoint = Checkpoint.fetch(name)
+    if checkpoint.family.word_aligner is None:
+        model_types = sorted(
+            family.model_type for family in FAMILIES.values() if family.word_aligner
+        )
         raise ConfigError(
             f"reading align.model: {redact_uri(name)} is a checkpoint of the family "
-            f"{found.family.model_type}, expected one of CTC ({', '.join(known)}), which scores "
-            "every token at every time; name one, such as nvidia/parakeet-ctc-0.6b, or leave it out"
+            f"{checkpoint.family.model_type}, expected one of CTC ({', '.join(model_types)}), "
+            "which scores every token at every time; name one, such as nvidia/parakeet-ctc-0.6b, "
+            "or leave it out"
         )
-    return found
+    return checkpoint
 
 
 def fetch_others(main: Checkpoint, others: Mapping[str, str]) -> dict[str, Checkpoint]:
-    """Fetch small files of the checkpoints for some languages, and check that they can be that."""
+    """Fetch the small files of per-language checkpoints, and check their compatibility."""
     if others:
         _check_detects(main, others)
     fetched = {}
     for code, name in others.items():
         try:
-            other = Checkpoint.fetch(name)
-            part_features(other.folder)  # what cannot be computed is refused
-            check_transcribes(other, DecodingSettings(language=code))
+            checkpoint = Checkpoint.fetch(name)
+            part_features(checkpoint.folder)  # raises for unsupported features
+            check_transcribes(checkpoint, DecodingSettings(language=code))
         except (CheckpointError, ConfigError) as error:
             raise type(error)(f"reading model.by_language.{code}: {error}") from error
-        fetched[code] = other
+        fetched[code] = checkpoint
     return fetched
 
 
@@ -224,12 +232,12 @@ _OF_TOKENIZERS = ("language", "language_mode", "task")
 
 
 def check_transcribes(checkpoint: Checkpoint, decoding: DecodingSettings) -> None:
-    """Refuse what a checkpoint cannot do, as far as its tokenizer shows."""
+    """Raise an error for options that a checkpoint does not support, judged by its tokenizer."""
     plain = DecodingSettings()
     if all(getattr(decoding, key) == getattr(plain, key) for key in _OF_TOKENIZERS):
-        return  # to read one takes a tenth of a second
+        return  # reading one takes 0.1 s
     if checkpoint.language_ids is None:
-        return  # a family without language tokens says what it knows when it is loaded
+        return  # a family without language tokens is checked on loading
     if not checkpoint.language_ids:
         check_english_only(decoding, checkpoint=redact_uri(checkpoint.name))
         return
@@ -238,11 +246,11 @@ def check_transcribes(checkpoint: Checkpoint, decoding: DecodingSettings) -> Non
 
 
 def check_model(config: RunConfig) -> None:
-    """Refuse a checkpoint that cannot do what a job asks, as far as its small files show.
+    """Raise an error if a checkpoint does not support a job, judged by its small files.
 
     Raises:
-        ConfigError: it cannot.
-        CheckpointError: it cannot be had.
+        ConfigError: unsupported settings.
+        CheckpointError: the checkpoint cannot be fetched.
     """
     checkpoint = Checkpoint.of(config.model)
     if config.pipeline == CLASSIFY_AUDIO:
@@ -255,17 +263,17 @@ def _check_classifies(checkpoint: Checkpoint, classification: ClassificationSett
     if classification.task == "classify":
         _check_classes(checkpoint)
         return
-    known = () if checkpoint.is_classifier else tuple(checkpoint.language_ids or ())
-    if not known:
+    known_codes = () if checkpoint.is_classifier else tuple(checkpoint.language_ids or ())
+    if not known_codes:
         raise ConfigError(
             f"reading classification.task: language needs a multilingual Whisper checkpoint that "
             f"transcribes, and {checkpoint.folder.name} does not distinguish languages; use one, "
             "or set task to classify for a checkpoint with classes of its own"
         )
-    if unknown := [code for code in classification.languages if code not in known]:
+    if unknown := [code for code in classification.languages if code not in known_codes]:
         raise ConfigError(
             f"reading classification.languages: this checkpoint does not know {', '.join(unknown)}"
-            f", expected some of {', '.join(sorted(known))}; correct them"
+            f", expected some of {', '.join(sorted(known_codes))}; correct them"
         )
 
 

@@ -53,8 +53,8 @@ class Tally:
 
     @property
     def alike(self) -> FailureCount | None:
-        """What all recordings so far failed with, where that is of the environment; else None."""
-        kinds = {each.kind for each in self.failures}
+        """The environment failure shared by all recordings so far, if any; else None."""
+        kinds = {failure.kind for failure in self.failures}
         if len(kinds) != 1 or self.failed < self.parts:
             return None
         first = self.failures[0]
@@ -105,7 +105,7 @@ def _failure_of(row: dict[str, Any]) -> FailureCount:
 
 
 def _refused(results: pa.Table, error: Exception) -> pa.Table:
-    """Return one row of RESULTS as a failure, without what was transcribed."""
+    """Return a failure row for one row of RESULTS, without its transcript."""
     row = {field.name: None for field in RESULTS} | results.select(_IDENTITY).to_pylist()[0]
     failure = failure_fields(error, stage="transcribe", of=row)
     return pa.Table.from_pylist([row | NOTHING_SAID | failure], schema=RESULTS)
@@ -213,26 +213,26 @@ class CommitBuffer(Generic[T]):
         self._waiting: list[T] = []
         self._num_bytes = 0
         self._age_s = FIRST_COMMIT_S
-        self._due_s = float("-inf")  # what comes first is shown at once
+        self._due_s = float("-inf")  # the first result is committed at once
 
     @classmethod
     def of(cls, output: OutputSettings, commit: Callable[[list[T]], object]) -> Self:
-        """Return the buffer that a job asks for."""
+        """Return the buffer configured for a job."""
         return cls(commit, max_bytes=output.commit_mb * MEBIBYTE, max_age_s=COMMIT_EVERY_S)
 
     def add(self, item: T, num_bytes: int) -> None:
-        """Take results, and commit if that is due."""
+        """Add results, and commit if due."""
         self._waiting.append(item)
         self._num_bytes += num_bytes
         self.poll()
 
     def poll(self) -> None:
-        """Commit if that is due."""
+        """Commit if due."""
         if self._num_bytes >= self._max_bytes or self._clock() >= self._due_s:
             self.flush()
 
     def flush(self) -> None:
-        """Commit everything that waits."""
+        """Commit everything buffered."""
         if self._waiting:
             waiting, self._waiting, self._num_bytes = self._waiting, [], 0
             self._commit(waiting)

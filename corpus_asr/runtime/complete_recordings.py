@@ -58,7 +58,7 @@ class Spread(Protocol):
     """Has portions of work done elsewhere, in any order."""
 
     def __call__(self, work: Callable[[T], R], portions: Iterable[T], /) -> Iterable[R]:
-        """Yield what becomes of them."""
+        """Yield the results."""
 
 
 _Rows = list[dict[str, Any]]
@@ -120,13 +120,15 @@ def _lost_words(store: OutputStore, portion: Portion) -> list[LostWords]:
     claims: dict[str, list[tuple[Claim, str, int, int]]] = {}
     for name, rows in portion.rows.items():
         for at, row, segments in _parts(store, name, rows, columns=_CLAIM_COLUMNS):
-            own = claims.setdefault(row["recording_id"], [])
-            own += ((claim, name, at, word) for word, claim in enumerate(_claims(row, segments)))
+            recording_claims = claims.setdefault(row["recording_id"], [])
+            recording_claims += (
+                (claim, name, at, word) for word, claim in enumerate(_claims(row, segments))
+            )
     lost: dict[str, dict[int, set[int]]] = {}
-    for own in claims.values():
-        own.sort(key=lambda each: (each[0].part, each[0].index))
-        kept = {*placed_once([claim for claim, *_ in own])}
-        for number, (_, name, at, word) in enumerate(own):
+    for recording_claims in claims.values():
+        recording_claims.sort(key=lambda row: (row[0].part, row[0].index))
+        kept = {*placed_once([claim for claim, *_ in recording_claims])}
+        for number, (_, name, at, word) in enumerate(recording_claims):
             if number not in kept:
                 lost.setdefault(name, {}).setdefault(at, set()).add(word)
     return [LostWords(name=name, rows=rows) for name, rows in lost.items()]
@@ -153,7 +155,7 @@ def _parts(
 
 
 def _claims(row: Mapping[str, Any], segments: _Rows) -> list[Claim]:
-    indices = [index for each in row["text_spans"] for index in range(each["first"], each["stop"])]
+    indices = [index for span in row["text_spans"] for index in range(span["first"], span["stop"])]
     words = [word for segment in segments for word in segment["words"]]
     return [
         Claim(part=row["part"], index=index, probability=word["probability"])
@@ -196,7 +198,7 @@ def _with_words(segment: dict[str, Any], words: _Rows) -> dict[str, Any] | None:
     return segment | {
         "words": words,
         "text": "".join(word["word"] for word in words),
-        "tokens": [],  # they are of all its words
+        "tokens": [],  # token IDs refer to all words
         "start_s": words[0]["start_s"],
         "end_s": max(words[0]["start_s"], words[-1]["end_s"]),
     }
@@ -205,24 +207,24 @@ def _with_words(segment: dict[str, Any], words: _Rows) -> dict[str, Any] | None:
 def find_speakers_of_run(
     store: OutputStore, settings: SpeakerSettings, spread: Spread | None = None
 ) -> int:
-    """Write the turns of complete recordings that have none yet; return how many they are.
+    """Write the missing turns of complete recordings; return the number of recordings.
 
-    May be repeated after being killed anywhere: voices are committed with their parts, and the same
-    voices and settings give the same turns.
+    Safe to repeat after a kill: voices are committed with their parts, and the same voices and
+    settings give the same turns.
 
     Args:
         store: the output folder.
-        settings: how speakers are found.
-        spread: has portions of recordings done elsewhere, where there are many.
+        settings: of diarization.
+        spread: distributes portions of many recordings.
     """
-    # Voices across recordings change no turns; networks are of what is extracted with them.
+    # Comparison across recordings does not change turns; networks only affect extraction.
     chosen = settings.model_dump(mode="json", exclude={"mode", "segmentation"})
-    with voices_left(store, chosen) as (left, portions):
-        if spread is not None and left >= MANY_RECORDINGS:
+    with voices_left(store, chosen) as (num_left, portions):
+        if spread is not None and num_left >= MANY_RECORDINGS:
             number = sum(spread(partial(_write_speakers, store, settings), portions))
         else:
-            found = (_rows_of(store, settings, portion) for portion in portions)
-            number = write_turns(store, chain.from_iterable(found))
+            recording_rows = (_rows_of(store, settings, portion) for portion in portions)
+            number = write_turns(store, chain.from_iterable(recording_rows))
     ids = (batch["recording_id"] for batch in store.outcomes(("recording_id",)))
     tidy(store, SPEAKERS_FOLDER, SPEAKERS, ids)
     if number:
@@ -250,12 +252,12 @@ def _write_speakers(store: OutputStore, settings: SpeakerSettings, portion: Port
 def _rows_of(
     store: OutputStore, settings: SpeakerSettings, portion: Portion
 ) -> Iterator[list[dict[str, Any]]]:
-    before = read_turns(store, portion.recordings, names=portion.earlier) or {}
+    earlier_turns = read_turns(store, portion.recordings, names=portion.earlier) or {}
     for recording in read_voices_of(store, portion):
-        found = _speakers_of(recording, settings)
-        if (turns := before.get(recording.recording_id)) is not None:
-            found = found.named_as(turns, number=portion.named.get(recording.recording_id, 0))
-        yield turn_rows(recording, found.turns, found.voices)
+        speakers = _speakers_of(recording, settings)
+        if (turns := earlier_turns.get(recording.recording_id)) is not None:
+            speakers = speakers.named_as(turns, number=portion.named.get(recording.recording_id, 0))
+        yield turn_rows(recording, speakers.turns, speakers.voices)
 
 
 def _speakers_of(recording: RecordingVoices, settings: SpeakerSettings) -> Diarization:
@@ -263,7 +265,7 @@ def _speakers_of(recording: RecordingVoices, settings: SpeakerSettings) -> Diari
     try:
         windows = ((row["channel"], SpeechWindows.of_columns(row)) for row in rows)
         return diarize_parts(windows, settings.of_recording(recording.numbers))
-    except Exception as error:  # one recording's; its transcript is written, the others continue
+    except Exception as error:  # fails one recording's speakers only
         event(
             _LOG, logging.ERROR, "speakers_not_found", recording_id=recording.recording_id,
             uri=redact_uri(recording.uri), exc_info=error,

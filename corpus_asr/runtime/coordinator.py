@@ -115,7 +115,7 @@ class Metrics:
         )
 
     def committed(self, seconds: float) -> None:
-        """Note how long one commit took."""
+        """Record the duration of one commit."""
         self._commits.observe(seconds)
 
     def update(self, tally: Tally, activity: Activity) -> None:
@@ -123,7 +123,7 @@ class Metrics:
         counts = _counts(tally, activity)
         growth = {name: count - self._counts[name] for name, count in counts.items()}
         self._counts = counts
-        # Ray's counters refuse to shrink; where counts were lost they wait for new ones.
+        # Ray counters cannot decrease; after lost counts they wait until counts exceed them.
         for metric, counter in self._counters.items():
             if growth[metric.shows] > 0:
                 counter.inc(growth[metric.shows])
@@ -132,19 +132,19 @@ class Metrics:
                 self._recordings.inc(growth[status], {"status": status})
         for metric, gauge in self._gauges.items():
             gauge.set(counts[metric.shows])
-        # Of the steps since the last report alone: a mean over the run would hide that it fell.
+        # Since the last report only: a mean over the run would hide a drop.
         if growth["slot_room"] > 0:
             self._occupancy.set(growth["slot_steps"] / growth["slot_room"])
 
 
 def _counts(tally: Tally, activity: Activity) -> dict[str, float]:
     names = {metric.shows for metric in COUNTERS} | {"slot_steps", "slot_room", "failed"}
-    own = {
+    part_counts = {
         "done": tally.files - tally.failed,
         "parts_ready": activity.parts_ready,
         "parts_in_engines": activity.parts_in_engines,
     }
-    return own | {
+    return part_counts | {
         name: getattr(tally if hasattr(tally, name) else activity, name) for name in names
     }
 
@@ -171,7 +171,7 @@ class TakenOut(NamedTuple):
 
 
 def this_device() -> Device:
-    """Return what this worker computes on."""
+    """Return the device of this worker."""
     context = ray.get_runtime_context()
     gpus = context.get_accelerator_ids().get("GPU", [])
     return Device(
@@ -180,7 +180,7 @@ def this_device() -> Device:
 
 
 def this_worker() -> tuple[str, bool]:
-    """Return the name of this actor, and whether an earlier process of it ended."""
+    """Return the name of this actor, and whether it was restarted."""
     context = ray.get_runtime_context()
     return str(context.get_actor_id()), bool(context.was_current_actor_reconstructed)
 
@@ -193,7 +193,7 @@ def end_for_good() -> None:
 
 @ray.remote(num_cpus=0, max_retries=0)
 def _end_frozen(process: ProcessName) -> bool:
-    """End a process of this machine, so that Ray starts another; return if it was there."""
+    """Kill a local process, so that Ray starts another; return whether it existed."""
     if process.machine != ProcessName.mine().machine or process.is_surely_dead():
         return False
     os.kill(process.pid, signal.SIGKILL)
@@ -273,11 +273,11 @@ class RunCoordinator:
         return Answer(self._stopping, len(self._heard) / MOST_REPORTS_PER_S, self._over)
 
     def num_heard(self) -> int:
-        """Return how many workers have reported of late."""
+        """Return the number of workers that reported recently."""
         return len(self._heard)
 
     def activity(self) -> Activity:
-        """Return what all workers did, dead ones included."""
+        """Return the activity of all workers, including dead ones."""
         largest = self._largest.values()
         slots = max(map(itemgetter(0), largest), default=0)
         left_s = max(map(itemgetter(1), largest), default=0.0)
@@ -305,7 +305,7 @@ class RunCoordinator:
         return Look(self._life, self._tally, activity, replaced, out, self._failure)
 
     def replace(self, why: str) -> None:
-        """Note that a worker is unusable, and that another process takes its place."""
+        """Record that a worker is unusable and will be replaced by another process."""
         self._replaced.append(why)
         self._sum += Activity(workers_replaced=1)
 
@@ -349,20 +349,20 @@ class RunCoordinator:
 def start_coordinator() -> Any:
     """Start the run's coordinator and return its handle; it ends with the last handle.
 
-    It lives on the driver's machine, whose end is the run's end anyway, and not on one that may be
-    taken away. Should it die all the same, an empty one takes its place.
+    It runs on the driver's machine, whose loss ends the run anyway, rather than on one that may be
+    preempted. If it dies, an empty one replaces it.
     """
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    strategy = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     coordinator = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(RunCoordinator)
-    # Ray warns of the first actor in a process that may be restarted and is given an object by
-    # reference, as Ray Data's workers are: were the object lost, a restart would fail. These live
-    # as long as the driver. This actor is the first one, and what Ray says of it is left out.
-    # https://github.com/ray-project/ray/issues/53727; may go once Ray Data's workers are exempt.
+    # Ray warns about the first restartable actor in a process that gets an object by reference, as
+    # Ray Data's workers do: if the object were lost, a restart would fail. Their objects live as
+    # long as the driver. This actor comes first, and its warning is suppressed.
+    # https://github.com/ray-project/ray/issues/53727; remove once Ray Data's workers are exempt.
     with _stderr_without(_RESTART_WARNING):
-        placed = coordinator.options(scheduling_strategy=here)
+        placed = coordinator.options(scheduling_strategy=strategy)
         argument = ray.put(None)
         handle = placed.remote(argument, silent_s=SILENT_S)
-    # A restart needs the object: it is kept for as long as the driver has the handle.
+    # A restart needs the object: it is kept as long as the driver holds the handle.
     weakref.finalize(handle, lambda _: None, argument)
     return handle
 
@@ -372,7 +372,7 @@ _RESTART_WARNING = b"the actor restart will fail"
 
 @contextlib.contextmanager
 def _stderr_without(words: bytes) -> Iterator[None]:
-    """Hold back what is written to stderr meanwhile, native code's too; drop lines with `words`."""
+    """Buffer stderr, including native code's, then write it without lines that contain `words`."""
     sys.stderr.flush()
     with tempfile.TemporaryFile() as held:
         stderr = os.dup(2)
@@ -414,7 +414,7 @@ class CoordinatorClient(threading.Thread):
         self._asked_s = float("-inf")
 
     def run(self) -> None:
-        """Report until the process ends."""
+        """Report until the process exits."""
         pause_s = FIRST_REPORT_S
         while True:
             time.sleep(max(pause_s, self._answer.pause_s))
@@ -436,7 +436,7 @@ class CoordinatorClient(threading.Thread):
             self._take(before)
 
     def stopping(self) -> bool:
-        """Return whether nothing new is to be started; asks once a second, or more seldom."""
+        """Return whether no new work may be started; asks at most once a second."""
         every_s = max(ASK_EVERY_S, self._answer.pause_s)
         if not self._answer.stopping and time.monotonic() - self._asked_s >= every_s:
             self._asked_s = time.monotonic()
@@ -466,8 +466,8 @@ class CoordinatorClient(threading.Thread):
         self._ask("fail", error if ours else EngineError(words))
 
     def leave(self, why: str) -> NoReturn:
-        """End this process, so that Ray starts another."""
-        # Every call in flight may come here with the same error; it is one worker all the same.
+        """Exit this process, so that Ray starts another."""
+        # Every call in flight may end here with the same error, but it is one worker.
         with self._leaving:
             self.send()
             self._ask("replace", why)
@@ -482,6 +482,6 @@ class CoordinatorClient(threading.Thread):
         try:
             return ray.get(question, timeout=ANSWER_S)
         except ray.exceptions.RayError as error:
-            # Only a count is late, and what the driver shows.
+            # Only counts and the display are delayed.
             event(_LOG, logging.WARNING, "board_lost", method=method, error=repr(error))
             return None

@@ -1,9 +1,9 @@
-"""How much audio a run has and how long its rest takes, with ranges.
+"""Estimates a run's audio duration and remaining time, with ranges.
 
-Headers of a few recordings are read by a child process, which what is broken in one may crash or
-hold up; what follows from them, from sums over recordings (`activity.FileSums`) and from moments of
-a run, knows neither files nor clocks. Of speeds none is assumed. A range holds the truth about
-eight times in ten (tests/runtime/test_estimate.py).
+Headers of a few recordings are read by a child process, which a broken file may crash or block; the
+estimates are pure functions of these, of sums over recordings (`activity.FileSums`) and of moments
+of a run. No speed is assumed. A range contains the true value with a probability of about 0.8
+(tests/runtime/test_estimate.py).
 """
 
 import logging
@@ -31,30 +31,30 @@ from corpus_asr.storage.stores.filesystem import StoreOptions
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.units import MEBIBYTE, WINDOW_S, counted
 
-# Of a normal distribution, eight tenths lie within so many standard deviations.
+# 80 % of a normal distribution is within this number of standard deviations.
 _DEVIATIONS = 1.2816
-# Of the seconds per byte among recordings of one type and about one size; and how much more they
-# may be off where they are those of other sizes, and again where of other types.
+# Relative spread of seconds per byte among recordings of one type and similar size; and the added
+# spread for other sizes, and again for other types.
 _FILE_SPREAD, _FALLBACK_SPREAD = 0.6, 0.5
-# Without headers of a sample nothing is said of recordings before so much is opened: plans put the
-# largest first, which are like no others.
+# Without a header sample, minimum fraction opened before an estimate: plans put the largest files
+# first, which are not representative.
 _LEAST_OPENED = 0.25
-# Seconds of audio in whose time a recording is opened, and its last window filled up. The one by
-# which speeds so far differ least is taken.
+# Fixed cost per recording (opening, filling its last window), in seconds of audio. The value with
+# the smallest spread of speeds so far is used.
 _FILE_COSTS_S = (0.0, 2.0, 5.0, 10.0, 20.0)
 _BLOCKS = 8
-# Of the speed between one eighth of a run and the next, before there is anything to measure.
+# Relative spread of speed between one eighth of a run and the next, before measurements.
 _SPEED_SPREAD = 0.5
-# Speed drifts: what was measured is never better known than this.
+# Minimum relative spread, since speed drifts.
 _LEAST_SPREAD = 0.1
-# Of the first moments nothing follows: so long, and until such a share of what is in progress is
-# done, which is about one window.
+# No estimate in the first seconds, and until this fraction of the work in progress is done, about
+# one window.
 _MIN_WORKING_S = 2.0
 _FIRST_SHARE = 0.125
-# How far the windows in progress are is not known: about half, give or take so much.
+# Progress of windows in flight is unknown: one half, plus or minus this.
 _PROGRESS_SPREAD = 0.3
-# In the end the longest part is decoded alone, faster than in company: on a CPU, where a step takes
-# as long as it has slots, by a factor of 3 to 4 (measured); on a GPU hardly.
+# At the end the longest part is decoded alone, and faster: by a factor of 3 to 4 on a CPU
+# (measured), where the time per step grows with the slots; hardly on a GPU.
 _ALONE_SPEED = 2.7
 _ALONE_SPREAD = 0.6
 
@@ -62,12 +62,12 @@ _ALONE_SPREAD = 0.6
 def estimate_audio(
     planned: Strata, opened: Strata, sampled: Strata | None = None
 ) -> Estimate | None:
-    """Estimate the seconds of all planned recordings; None without a ground for it.
+    """Estimate the audio seconds of all planned recordings; None without sufficient data.
 
     Args:
         planned: counts and sizes of all recordings.
-        opened: of those whose seconds are known; the first ones, which may be the largest.
-        sampled: of some that were drawn without regard to order, opened or not; None: of none.
+        opened: recordings of known duration; the first ones, which may be the largest.
+        sampled: recordings drawn at random, opened or not; None: no sample.
     """
     ratios = _ratios(opened, sampled or {})
     if not ratios or not (sampled or _size(opened) >= _LEAST_OPENED * _size(planned)):
@@ -79,7 +79,7 @@ def estimate_audio(
         drawn = (sampled or {}).get(name, FileSums())
         if unopened.files <= 0 or unopened.size <= 0:
             continue
-        if drawn.files >= plan.files:  # all there are
+        if drawn.files >= plan.files:  # the full set
             left_s += max(0.0, drawn.audio_s + unopened.audio_s)
             continue
         keys = [key for key in _keys(name) if key in ratios]
@@ -94,12 +94,12 @@ def estimate_audio(
 
 
 def _keys(name: str) -> tuple[str, str, str]:
-    """Return what the recordings of a stratum are like, the most alike first."""
+    """Return keys of similar recordings for a stratum, the most similar first."""
     return name, name.partition(":")[0], ""
 
 
 def _ratios(*strata: Strata) -> dict[str, FileSums]:
-    """Add up recordings by type and size, by type, and all; without what has no audio."""
+    """Sum recordings with audio by type and size, by type, and in all."""
     by_key = ({key: sums} for of in strata for name, sums in of.items() for key in _keys(name))
     return {key: sums for key, sums in added(*by_key).items() if sums.audio_s > 0}
 
@@ -123,19 +123,19 @@ def rest_s(
     slots_in_use: float = 0.0,
     longest_left_s: float = 0.0,
 ) -> Estimate | None:
-    """Estimate the time that is left, by the speed since the engines were loaded.
+    """Estimate the remaining seconds from the speed since the engines were loaded.
 
     Args:
-        moments: of the run so far in their order, about evenly spaced; the last is this one.
-        audio: seconds of the whole run.
-        workers: engines.
-        files: recordings that are left.
-        slots: windows that are in progress, of which nothing is counted as done.
-        slots_in_use: of these, how many were in use on the average.
-        longest_left_s: audio left of the part that has most; its windows follow each other.
+        moments: of the run so far, in order, about evenly spaced; the last is the present.
+        audio: of the whole run, in seconds.
+        workers: number of engines.
+        files: number of remaining recordings.
+        slots: number of windows in progress, not counted as done.
+        slots_in_use: average number of slots in use.
+        longest_left_s: remaining audio of the longest part, whose windows are sequential.
 
     Returns:
-        None as long as there is no ground for it.
+        None without sufficient data.
     """
     moment = moments[-1]
     working_s = moment.transcribe_alive_s / workers
@@ -146,13 +146,13 @@ def rest_s(
     if moment.audio_done_s < _FIRST_SHARE * in_progress_s:
         return None
     done_s, left_s = moment.audio_done_s + in_progress_s / 2, left_s - in_progress_s / 2
-    done = moment.files - moment.failed  # failed ones take no time
+    done = moment.files - moment.failed  # failed recordings take no time
     marks = _marks(moments) / np.array([workers, 1, 1])
     spreads = {cost_s: _spread(marks, cost_s) for cost_s in _FILE_COSTS_S}
     cost_s = min(spreads, key=spreads.__getitem__)
     value_s = (left_s + cost_s * files) * working_s / (done_s + cost_s * done)
-    # What is left will differ as much from the mean as blocks before it did; and blocks of one
-    # recording are alike.
+    # The rest will differ from the mean as much as earlier blocks; blocks of one recording are
+    # alike.
     blocks = len(marks) - 1
     blocks_left = max(0.5, min(value_s / working_s * blocks, files))
     blocks_done = min(blocks, max(1, done))
@@ -171,16 +171,16 @@ def rest_s(
 
 
 def _marks(moments: Sequence[Moment]) -> Float64[np.ndarray, "mark 3"]:
-    """Return seconds of engines, of audio and recordings at the ends of about equal blocks."""
+    """Return engine seconds, audio seconds and recordings at the ends of about equal blocks."""
     step = -(-len(moments) // _BLOCKS)
     ends = [(m.transcribe_alive_s, m.audio_done_s, m.files - m.failed) for m in moments[::-step]]
-    # A coordinator that died begins its counts again.
+    # A restarted coordinator counts from zero.
     marks = np.maximum.accumulate(np.array([*ends, (0.0, 0.0, 0.0)])[::-1])
     return marks[np.diff(marks[:, 0], append=np.inf) > 0]
 
 
 def _spread(marks: Float64[np.ndarray, "mark 3"], cost_s: float) -> float:
-    """Return how much the speeds of blocks differ, relatively, if a recording costs so much."""
+    """Return the relative spread of block speeds for a cost per recording in seconds."""
     times_s, work_s = marks[:, 0], marks[:, 1] + cost_s * marks[:, 2]
     speeds = np.diff(work_s) / np.diff(times_s) / (work_s[-1] / times_s[-1])
     squares = float(np.square(speeds - 1).sum())
@@ -190,35 +190,35 @@ def _spread(marks: Float64[np.ndarray, "mark 3"], cost_s: float) -> float:
 _LOG = logging.getLogger(__name__)
 
 READER = "corpus_asr.stages.headers:HeaderReader"
-# A store that keeps everything waiting has given an answer, too: there is no estimate.
+# Timeout for headers: if the store stalls, there is no estimate.
 SILENCE_S = 20.0
 TIME_S = 60.0
-# Recordings that may crash what reads headers before the rest of the sample is left alone.
+# Crashes of the header reader after which the rest of the sample is skipped.
 _CRASHES = 3
-# A run over less than this is over about as soon as it has opened everything.
+# A smaller run ends about as soon as all its files are opened.
 WORTH_BYTES = 32 * MEBIBYTE
-WORTH_FILES = 128  # of unknown size
+WORTH_FILES = 128  # if sizes are unknown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Survey:
-    """What the headers of a sample say."""
+    """Results of reading the headers of a sample."""
 
     asked: int
-    """Recordings of the sample."""
+    """Number of sampled recordings."""
     read: int
-    """Headers that say how long their recording is."""
+    """Number of headers with a duration."""
     sums: dict[str, FileSums]
-    """Of these and of unusable recordings, which have no seconds, by stratum."""
+    """Sums of these, and of unusable recordings (zero seconds), by stratum."""
     without_duration: int
-    """Headers that do not say how long the recording is."""
+    """Number of headers without a duration."""
     failures: dict[str, int]
-    """Numbers of recordings by what is wrong with them, or with their store."""
+    """Number of recordings by failure of the recording or its store."""
     tracks: dict[str, str]
-    """Names of the audio tracks where there are several, by address, and which is taken."""
+    """Names of audio tracks where there are several, by URI, and the selected one."""
 
     def track_words(self) -> Iterator[str]:
-        """Yield a line on recordings with several audio tracks, where there are any."""
+        """Yield a line on recordings with several audio tracks, if any."""
         if self.tracks:
             uri, named = min(self.tracks.items())
             yield (
@@ -234,7 +234,7 @@ def survey(
     reader: str = READER,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Survey:
-    """Read the headers of a sample; what fails is counted, and nothing is raised for it."""
+    """Read the headers of a sample; failures are counted, never raised."""
     headers: dict[int, Header] = {}
     ends_s = time.monotonic() + TIME_S
     child = IsolatedGenerator(
@@ -253,7 +253,7 @@ def survey(
                 headers[index] = header
                 if stopped() or time.monotonic() > ends_s:
                     break
-        except CorpusAsrError as error:  # no child could be started
+        except CorpusAsrError as error:  # no child process could be started
             event(_LOG, logging.WARNING, "headers_not_read", error=str(error))
     return _found(sample, headers)
 
@@ -261,40 +261,40 @@ def survey(
 def read_headers(
     child: IsolatedGenerator, uris: Sequence[str]
 ) -> Generator[tuple[int, Header], None, None]:
-    """Yield headers, read by a child with `READER`, and the places of their recordings.
+    """Yield headers, read by a child with `READER`, and the indices of their recordings.
 
-    All are asked for at once, but one at a time after a crash.
+    All are requested at once, but one at a time after a crash.
     """
-    left, crashes = list(range(len(uris))), 0
-    while left and crashes <= _CRASHES:
-        # The next crash then names its recording.
-        asked = left[:1] if crashes else list(left)
+    indices, crashes = list(range(len(uris))), 0
+    while indices and crashes <= _CRASHES:
+        # The next crash is then attributable to a recording.
+        batch = indices[:1] if crashes else list(indices)
         try:
-            for header in child.run([uris[index] for index in asked]):
-                left.remove(asked[header.index])
-                yield asked[header.index], header
+            for header in child.run([uris[index] for index in batch]):
+                indices.remove(batch[header.index])
+                yield batch[header.index], header
         except DecodeError as death:
-            if death.kind == "decoder_timeout":  # the store's silence, more likely
+            if death.kind == "decoder_timeout":  # more likely a stalled store
                 return
             crashes += 1
-            if len(asked) == 1:
-                left.remove(asked[0])
-                yield asked[0], Header(index=0, failure=death.kind)
+            if len(batch) == 1:
+                indices.remove(batch[0])
+                yield batch[0], Header(index=0, failure=death.kind)
 
 
 def _found(sample: Sequence[SampledFile], headers: dict[int, Header]) -> Survey:
-    known = [
+    lengths = [
         (sample[index].uri, sample[index].size_bytes, header.audio_s or 0.0)
         for index, header in headers.items()
         if header.is_known and (header.failure is not None or header.audio_s is not None)
     ]
-    failures = Counter(each.failure for each in headers.values() if each.failure is not None)
+    failures = Counter(header.failure for header in headers.values() if header.failure is not None)
     return Survey(
         asked=len(sample),
-        read=sum(each.audio_s is not None for each in headers.values()),
-        sums=sums_of(known),
+        read=sum(header.audio_s is not None for header in headers.values()),
+        sums=sums_of(lengths),
         without_duration=sum(
-            each.failure is None and each.audio_s is None for each in headers.values()
+            header.failure is None and header.audio_s is None for header in headers.values()
         ),
         failures=dict(failures.most_common()),
         tracks={
@@ -308,7 +308,7 @@ def _found(sample: Sequence[SampledFile], headers: dict[int, Header]) -> Survey:
 def surveying(
     plan: Plan, config: RunConfig, found: Callable[[dict[str, FileSums]], None]
 ) -> AbstractContextManager[None]:
-    """Read headers of a plan's recordings beside a run that is long enough for it."""
+    """Read headers of a plan's recordings in parallel with a run that is long enough."""
     long_enough = plan.num_remaining_bytes >= WORTH_BYTES or plan.num_remaining >= WORTH_FILES
 
     def read(ended: threading.Event) -> None:
@@ -319,16 +319,16 @@ def surveying(
 
 @contextmanager
 def beside(read: Callable[[threading.Event], None]) -> Iterator[None]:
-    """Read headers in a thread while the context is open, at whose end the event is set."""
+    """Call `read` in a thread while the context is open; its event is set at the exit."""
     ended = threading.Event()
 
     def run() -> None:
         try:
             read(ended)
-        except Exception as error:  # only an estimate is less sure
+        except Exception as error:  # only the estimate is less accurate
             event(_LOG, logging.WARNING, "headers_not_read", error=repr(error))
 
-    # A daemon: what is over does not wait for a store.
+    # A daemon: the end of a run does not wait for a store.
     threading.Thread(target=run, name="headers", daemon=True).start()
     try:
         yield

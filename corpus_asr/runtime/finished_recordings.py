@@ -1,4 +1,4 @@
-"""What recordings of a `Transcriber` come to: a transcript, or a language."""
+"""Results of a `Transcriber`'s recordings: a transcript, or a language."""
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
@@ -19,17 +19,17 @@ from corpus_asr.units import SAMPLE_RATE_HZ
 
 
 class DetectedLanguage(NamedTuple):
-    """The likeliest language of a recording."""
+    """The most probable language of a recording."""
 
     language: str
-    """Its code."""
+    """Language code."""
     probability: float
     all_language_probs: list[tuple[str, float]]
-    """Each language with its probability, the likeliest first."""
+    """Each language with its probability, highest first."""
 
 
 def detecting(settings: CallSettings, languages: Collection[str]) -> CallSettings:
-    """Return the settings that detect the language which transcribing with these would detect.
+    """Return settings that detect the same language as transcription with `settings`.
 
     Raises:
         ConfigError: the checkpoint distinguishes no languages, or several answers are asked for.
@@ -56,10 +56,10 @@ def transcript_of(
     model: str,
     calibrated: Callable[[Segment], Segment],
 ) -> Transcript:
-    """Return what a recording says, by which model, each segment with its calibrated confidence.
+    """Return a recording's transcript with the model name and calibrated segment confidences.
 
     Raises:
-        ItemError: it could not be extracted, or a part of it transcribed.
+        ItemError: extraction, or transcription of a part, failed.
     """
     if recording.error is not None:
         raise recording.error
@@ -81,7 +81,7 @@ def transcript_of(
             segments, missing = joined_parts(results, text=recording.text, name=name)
         segments = [calibrated(segment) for segment in segments]
         speech = [part.speech_s for part in chosen]
-        # Not detected in a part is not known of the whole.
+        # Unknown for the whole if unknown for a part.
         is_detected = None not in speech
         without_text = (result.speech_without_text_s or 0.0 for result in results)
         turns_of_channel = None
@@ -129,7 +129,7 @@ def _language(
     if not spoken:
         return None, None
     chosen = spoken[0]
-    # Where parts have languages of their own, the first one's may be that of a jingle.
+    # If parts differ in language, the first one may be that of a jingle.
     if any(result.language != chosen.language for result in spoken):
         from corpus_asr.transcription.whisper_prompt import spoken_most
 
@@ -141,7 +141,7 @@ def _language(
 
 
 def _voices(part: ExtractedPart) -> SpeechWindows | None:
-    """Return the windows of a part's speech; None where speakers are not looked for."""
+    """Return the speech windows of a part; None without diarization."""
     voices = [row for row in part.measured if row["name"] in ("voices", "overlaps")]
     start_s = part.start_sample / SAMPLE_RATE_HZ
     columns = {"overlap_spans": None} | measured_columns(voices, (), (), start_s=start_s)

@@ -68,21 +68,21 @@ class HookCounts:
 
     @property
     def failed_fraction(self) -> float:
-        """Share of failures in what it was given; 0 where that is nothing."""
+        """Fraction of failures among processed recordings; 0 if there are none."""
         return self.failed / (self.recordings + self.failed) if self.failed else 0.0
 
     def followed_by(self, later: "HookCounts") -> "HookCounts":
-        """Return the counts of two runs of a hook in a row."""
+        """Return the sum of two consecutive runs of a hook."""
         return replace(later, recordings=self.recordings + later.recordings)
 
     @property
     def words(self) -> str:
-        """The counts, for a person."""
+        """The counts as text."""
         if not (self.recordings or self.failed or self.left):
             return "nothing to do"
-        left = f", {self.left:,} left to the next run" if self.left else ""
+        remainder = f", {self.left:,} left to the next run" if self.left else ""
         failed = f", {self.failed:,} failed: see the log, and error_message" if self.failed else ""
-        return f"{counted(self.recordings, 'recording')}{left}{failed}"
+        return f"{counted(self.recordings, 'recording')}{remainder}{failed}"
 
 
 Workers = Callable[
@@ -93,21 +93,21 @@ that processes end with."""
 
 
 def check_hooks(config: RunConfig) -> None:
-    """See that the functions of a job's hooks can be imported, and take segments and the options.
+    """Check that a job's hook functions can be imported and accept segments and options.
 
     Raises:
-        ConfigError: one cannot, or does not.
+        ConfigError: one of them fails the check.
     """
     for hook in config.hooks:
         _check_function(hook)
 
 
 def _check_function(hook: HookSettings) -> None:
-    found = _found(hook.name, hook.function)
-    is_class = isinstance(found, type)
+    function = _found(hook.name, hook.function)
+    is_class = isinstance(function, type)
     try:
-        signature = inspect.signature(found)
-    except ValueError:  # native functions may have none
+        signature = inspect.signature(function)
+    except ValueError:  # native functions may lack a signature
         return
     try:
         signature.bind(*(() if is_class else (None,)), **hook.options)
@@ -117,7 +117,9 @@ def _check_function(hook: HookSettings) -> None:
             f"calling {hook.function} for the hook {hook.name}: it is defined with {signature}, "
             f"expected to take {takes} ({error}); correct it, or hooks.{hook.name}.options"
         ) from error
-    if isinstance(found, type) and not any("__call__" in vars(each) for each in found.__mro__):
+    if isinstance(function, type) and not any(
+        "__call__" in vars(base) for base in function.__mro__
+    ):
         raise ConfigError(
             f"calling {hook.function} for the hook {hook.name}: its objects have no __call__, "
             "expected it to take segments; write it"
@@ -126,26 +128,28 @@ def _check_function(hook: HookSettings) -> None:
 
 def _found(name: str, function: str) -> Callable[..., Any]:
     try:
-        found = resolve(function)
-    except Exception as error:  # of a user's module
+        target = resolve(function)
+    except Exception as error:  # raised by a user's module
         raise ConfigError(
             f"importing {function} for the hook {name}: {type(error).__name__}: {error}; install "
             f"its package on every machine, or correct hooks.{name}.function"
         ) from error
-    if not callable(found):
+    if not callable(target):
         raise ConfigError(
-            f"importing {function} for the hook {name}: found {found!r:.200}, expected a function, "
-            "or a class of callable objects; correct its name"
+            f"importing {function} for the hook {name}: found {target!r:.200}, expected a "
+            "function, or a class of callable objects; correct its name"
         )
-    own: Callable[..., Any] = found
-    return own
+    hook_function: Callable[..., Any] = target
+    return hook_function
 
 
 @functools.cache
 def _function(name: str, function: str, options: str) -> Function:
-    """Return what a hook calls; a class has one object per process, with what it loaded."""
-    found, arguments = _found(name, function), json.loads(options)
-    return found(**arguments) if isinstance(found, type) else functools.partial(found, **arguments)
+    """Return the callable of a hook; a class has one object per process, with what it loaded."""
+    target, arguments = _found(name, function), json.loads(options)
+    return (
+        target(**arguments) if isinstance(target, type) else functools.partial(target, **arguments)
+    )
 
 
 def run_hook(
@@ -211,27 +215,27 @@ def _do_portion(
     ends_at_s: float | None,
     work: HookPortion,
 ) -> HookCounts:
-    """Give a hook the recordings of a portion, and put what it returns."""
-    calls = _Calls(hook)
-    given = GivenSegments(store, work, corrections, words=hook.words)
-    rows = _Rows(store, hook, work)
+    """Pass a hook the recordings of a portion, and write its results."""
+    calls = _HookCaller(hook)
+    given_segments = GivenSegments(store, work, corrections, words=hook.words)
+    rows = _RowBuffer(store, hook, work)
     turns: Mapping[str, Sequence[SpeakerTurn]] | None = None
     silent = dict(work.portion.recordings)
     failed = 0
-    for segments in given.batches(rows=hook.batch_segments):
+    for segments in given_segments.batches(rows=hook.batch_segments):
         if _ended(ends_at_s):
             break
-        turns = given.turns() if turns is None else turns
-        for ids, found in calls.of(_spoken(segments, turns)):
-            for each in ids:
-                silent.pop(each)
-            if isinstance(found, pa.Table):
-                rows.add(ids, found, given.uris)
+        turns = given_segments.turns() if turns is None else turns
+        for ids, answer in calls.of(_spoken(segments, turns)):
+            for recording_id in ids:
+                silent.pop(recording_id)
+            if isinstance(answer, pa.Table):
+                rows.add(ids, answer, given_segments.uris)
             else:
                 failed += len(ids)
-                rows.add_failure(ids, type(found).__name__, str(found), given.uris)
+                rows.add_failure(ids, type(answer).__name__, str(answer), given_segments.uris)
     else:
-        rows.add([*silent], None, given.uris)
+        rows.add([*silent], None, given_segments.uris)
         silent = {}
     rows.put()
     done = len(work.portion.recordings) - failed - len(silent)
@@ -239,15 +243,15 @@ def _do_portion(
 
 
 def _died(store: OutputStore, hook: HookSettings, work: HookPortion) -> HookCounts:
-    """Note that a worker's process ended with a recording."""
-    rows = _Rows(store, hook, work)
+    """Record a failure of a recording whose worker process died."""
+    rows = _RowBuffer(store, hook, work)
     message = f"the process that ran {hook.function} for it ended; see Ray's logs of its workers"
     rows.add_failure([*work.portion.recordings], DIED, message, work.uris(store))
     rows.put()
     return HookCounts(failed=1)
 
 
-class _Calls:
+class _HookCaller:
     """Calls a hook's function, for recordings together, or one by one where that fails."""
 
     def __init__(self, hook: HookSettings) -> None:
@@ -255,71 +259,71 @@ class _Calls:
         self._failed = 0
 
     def of(self, segments: pa.Table) -> Iterator[tuple[list[str], pa.Table | BaseException]]:
-        """Yield recordings with what the function returns for them, or raises."""
+        """Yield recording IDs with the function's result or exception."""
         ids = segments["recording_id"].unique().to_pylist()
         if len(ids) > 1:
-            found = self._called(segments)
-            if isinstance(found, pa.Table):
-                yield ids, found
+            answer = self._called(segments)
+            if isinstance(answer, pa.Table):
+                yield ids, answer
                 return
-        for each in ids:
-            own = segments.filter(pc.equal(segments["recording_id"], each))
-            yield [each], self._tried(own)
+        for recording_id in ids:
+            recording_segments = segments.filter(pc.equal(segments["recording_id"], recording_id))
+            yield [recording_id], self._tried(recording_segments)
 
     def _tried(self, segments: pa.Table) -> pa.Table | BaseException:
         attempts = self._hook.attempts if self._failed < _PATIENCE else 1
         for attempt in range(attempts):
             if attempt:
                 time.sleep(_FIRST_WAIT_S * 2 ** (attempt - 1))
-            found = self._called(segments)
-            if isinstance(found, pa.Table):
+            answer = self._called(segments)
+            if isinstance(answer, pa.Table):
                 self._failed = 0
-                return found
+                return answer
         self._failed += 1
-        # Where all fail, where it was is said of the first few.
-        shown = without_secrets(repr(found))[:_MESSAGE_CHARS]
+        # Of consecutive failures, only the first few are logged with a traceback.
+        shown = without_secrets(repr(answer))[:_MESSAGE_CHARS]
         event(_LOG, logging.ERROR, "hook_failed", hook=self._hook.name,
               recording_id=segments["recording_id"][0].as_py(), error=shown,
-              exc_info=found if self._failed <= _PATIENCE else None)  # fmt: skip
-        return found
+              exc_info=answer if self._failed <= _PATIENCE else None)  # fmt: skip
+        return answer
 
     def _called(self, segments: pa.Table) -> pa.Table | BaseException:
         hook = self._hook
         try:
             function = _function(hook.name, hook.function, json.dumps(hook.options))
             return _checked(hook, segments, function(segments))
-        except (Exception, SystemExit) as error:  # of a user's function
+        except (Exception, SystemExit) as error:  # raised by a user's function
             return error
 
 
 def _checked(hook: HookSettings, segments: pa.Table, returned: Any) -> pa.Table:
-    """Return what a function returned with the keys of its rows, in the types of its columns."""
-    found = _as_table(hook, returned)
-    if missing := [name for name in hook.columns if name not in found.schema.names]:
+    """Return the result of a function with the row keys, cast to its columns."""
+    table = _as_table(hook, returned)
+    if missing := [name for name in hook.columns if name not in table.schema.names]:
         raise _wrong(hook, f"no column {', '.join(missing)}", f"{', '.join(hook.columns)}")
     if hook.per == "segment":
-        found = found.take(pa.array(_places(hook, segments, found), pa.int64()))
+        table = table.take(pa.array(_places(hook, segments, table), pa.int64()))
         keys = segments.select(KEYS["segment"])
     else:
-        if "recording_id" not in found.schema.names:
+        if "recording_id" not in table.schema.names:
             raise _wrong(hook, "no column recording_id", "one, since it is called per recording")
-        ids = found["recording_id"].cast(pa.string())
-        others = pc.invert(pc.is_in(ids, value_set=segments["recording_id"].unique()))
-        if found.num_rows and pc.any(pc.fill_null(others, True)).as_py():
+        ids = table["recording_id"].cast(pa.string())
+        is_foreign = pc.invert(pc.is_in(ids, value_set=segments["recording_id"].unique()))
+        if table.num_rows and pc.any(pc.fill_null(is_foreign, True)).as_py():
             raise _wrong(hook, "a recording_id that it was not given", "those of its segments")
         keys = pa.table({"recording_id": ids})
     columns = dict(zip(keys.schema.names, keys.columns, strict=True))
     schema = schema_of(hook)
     for name, kind in hook.columns.items():
         try:
-            columns[name] = found[name].cast(schema.field(name).type)
+            columns[name] = table[name].cast(schema.field(name).type)
         except pa.ArrowException as error:
-            raise _wrong(hook, f"{name} of type {found[name].type} ({error})", kind) from error
+            raise _wrong(hook, f"{name} of type {table[name].type} ({error})", kind) from error
     return pa.table(columns)
 
 
 def _places(hook: HookSettings, segments: pa.Table, rows: pa.Table) -> list[int]:
-    """Return which row of what a function returned is of each segment."""
+    """Return the row index of a function's result for each segment."""
     names = [name for name in ROW_KEYS if name in rows.schema.names]
     if not names:
         raise _wrong(hook, "no keys", f"the columns {', '.join(ROW_KEYS)} of its segments")
@@ -343,14 +347,14 @@ def _places(hook: HookSettings, segments: pa.Table, rows: pa.Table) -> list[int]
 
 def _as_table(hook: HookSettings, returned: Any) -> pa.Table:
     try:
-        if hasattr(returned, "__arrow_c_stream__"):  # of pyarrow, pandas, polars
+        if hasattr(returned, "__arrow_c_stream__"):  # pyarrow, pandas or polars
             return pa.table(returned)
         if isinstance(returned, Mapping):
             return pa.table({name: _values(column) for name, column in returned.items()})
         if isinstance(returned, list):
             names = {name: None for row in returned for name in row}
             rows = [{name: row.get(name) for name in names} for row in returned]
-            # Without rows it cannot say which columns it has.
+            # Without rows the columns are unknown.
             return pa.Table.from_pylist(rows) if rows else schema_of(hook).empty_table()
     except (pa.ArrowException, AttributeError, TypeError, ValueError) as error:
         raise _wrong(hook, f"what makes no table ({error})", _FORMS) from error
@@ -360,7 +364,7 @@ def _as_table(hook: HookSettings, returned: Any) -> pa.Table:
 def _values(column: Any) -> Any:
     if isinstance(column, str):
         raise TypeError(f"{column!r:.50} is no column")
-    # A matrix has a vector in each row.
+    # A matrix has one vector per row.
     return list(column) if getattr(column, "ndim", 1) == 2 else column
 
 
@@ -371,7 +375,7 @@ def _wrong(hook: HookSettings, found: str, expected: str) -> ValueError:
     return ValueError(f"{hook.function} returned {found}, expected {expected}")
 
 
-class _Rows:
+class _RowBuffer:
     """Rows of a hook's table, put in objects of whole recordings."""
 
     def __init__(self, store: OutputStore, hook: HookSettings, work: HookPortion) -> None:
@@ -382,11 +386,11 @@ class _Rows:
         self._put_s = time.monotonic()
 
     def add(self, ids: Sequence[str], found: pa.Table | None, uris: Mapping[str, str]) -> None:
-        """Take the rows of recordings; those of which there are none get one without values."""
+        """Add the rows of recordings; recordings without rows get one row of nulls."""
         told = {*()} if found is None else {*found["recording_id"].to_pylist()}
         if found is not None and found.num_rows:
             self._take(found, found["recording_id"].to_pylist(), uris)
-        if quiet := [each for each in ids if each not in told]:
+        if quiet := [recording_id for recording_id in ids if recording_id not in told]:
             self._take(pa.table({"recording_id": pa.array(quiet, pa.string())}), quiet, uris)
         if self._num_rows >= self._most or time.monotonic() - self._put_s >= _COMMIT_EVERY_S:
             self.put()
@@ -394,49 +398,53 @@ class _Rows:
     def add_failure(
         self, ids: Sequence[str], kind: str, message: str, uris: Mapping[str, str]
     ) -> None:
-        """Take a row for each recording that says why it has no others, unless it has some."""
+        """Add a failure row for each recording that has no other rows."""
         rows = [
-            {"recording_id": each, "uri": uris[each], "error_kind": kind,
+            {"recording_id": recording_id, "uri": uris[recording_id], "error_kind": kind,
              "error_message": without_secrets(message)[:_MESSAGE_CHARS]}
-            for each in ids if each not in self._work.known
+            for recording_id in ids if recording_id not in self._work.known
         ]  # fmt: skip
         if rows:
             self._waiting.append(pa.Table.from_pylist(rows, self._schema))
 
     def put(self) -> None:
-        """Put what was taken."""
+        """Write the buffered rows."""
         if self._waiting:
             put_rows(self._store, self._folder, pa.concat_tables(self._waiting))
         self._waiting, self._put_s = [], time.monotonic()
 
     @property
     def _num_rows(self) -> int:
-        return sum(each.num_rows for each in self._waiting)
+        return sum(table.num_rows for table in self._waiting)
 
     def _take(self, rows: pa.Table, ids: Sequence[str], uris: Mapping[str, str]) -> None:
         made = self._work.portion.recordings
         columns = dict(zip(rows.schema.names, rows.columns, strict=True)) | {
-            "uri": pa.array([uris[each] for each in ids], pa.string()),
-            "made_of": pa.array([made[each][0] for each in ids], pa.string()),
+            "uri": pa.array([uris[recording_id] for recording_id in ids], pa.string()),
+            "made_of": pa.array([made[recording_id][0] for recording_id in ids], pa.string()),
         }
         self._waiting.append(pa.table([
-            columns.get(each.name, pa.nulls(len(ids), each.type)) for each in self._schema
+            columns.get(field.name, pa.nulls(len(ids), field.type)) for field in self._schema
         ], schema=self._schema))  # fmt: skip
 
 
 def _spoken(segments: pa.Table, turns: Mapping[str, Sequence[SpeakerTurn]]) -> pa.Table:
-    """Return segments with the speaker who has most of each, where nobody said who it is."""
+    """Return segments with the main speaker of each, unless a person named one."""
     if not turns:
         return segments
     timelines: dict[tuple[str, int | None], Timeline] = {}
     speakers = []
     columns = ("recording_id", "channel", "start_s", "end_s", "speaker")
-    for each, channel, start_s, end_s, said in zip(
+    for recording_id, channel, start_s, end_s, speaker in zip(
         *(segments[name].to_pylist() for name in columns), strict=True
     ):
-        if (each, channel) not in timelines:
-            own = [turn for turn in turns.get(each, ()) if turn.channel == channel]
-            timelines[each, channel] = Timeline(own)
-        speakers.append(timelines[each, channel].speaker(start_s, end_s) if said is None else said)
+        if (recording_id, channel) not in timelines:
+            recording_turns = [
+                turn for turn in turns.get(recording_id, ()) if turn.channel == channel
+            ]
+            timelines[recording_id, channel] = Timeline(recording_turns)
+        speakers.append(
+            timelines[recording_id, channel].speaker(start_s, end_s) if speaker is None else speaker
+        )
     at = segments.schema.get_field_index("speaker")
     return segments.set_column(at, segments.schema.field(at), pa.array(speakers, pa.string()))

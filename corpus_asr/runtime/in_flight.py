@@ -1,8 +1,8 @@
-"""Recordings on their way through a `Transcriber`: extracted in a thread, transcribed, collected.
+"""Recordings in a `Transcriber`: extracted in a thread, transcribed by the engine, collected.
 
-A call has a child of the pool while one recording is extracted, which goes on whether or not its
-caller takes results: whoever waits for a child gets one, in the order in which they asked, also in
-a thread whose own iterators stand still.
+A call borrows a child process from the pool while one recording is extracted, whether or not its
+caller consumes results: waiting calls get children in the order of their requests, even in a thread
+whose own iterators are suspended.
 """
 
 import os
@@ -34,24 +34,24 @@ if TYPE_CHECKING:  # imports torch
     from corpus_asr.transcription.engine import Engine
     from corpus_asr.transcription.routing import RoutedEngine
 
-MAX_CHILDREN = 4  # of some 150 MiB each, and a core while they decode
-# Another child starts in a second or two. Short recordings are sooner extracted by the first.
+MAX_CHILDREN = 4  # of some 150 MiB each, and one core while decoding
+# Seconds before another child starts, which takes as long; short recordings reuse the first.
 PATIENCE_S = 1.0
 
 
 class ExtractorPool:
-    """Lends children to calls, first come, first served; starts more where they are long in use."""
+    """Lends child processes to calls in order of request; starts more under load."""
 
     def __init__(self, make: Callable[[], IsolatedGenerator]) -> None:
         self._make = make
         self._made_in = os.getpid()
         self.closed = False
-        """Whether no call can use it any more."""
+        """Whether the pool is closed."""
         self._idle: list[IsolatedGenerator] = []
         self._num_lent = 0
         self._queue: deque[object] = deque()
         self._calls: set[CallInFlight] = set()
-        # Reentrant: an iterator may be collected, and so end its call, wherever Python allocates.
+        # Reentrant: a collected iterator ends its call, possibly during any allocation.
         self._changed = threading.Condition(threading.RLock())
 
     def start(self) -> None:
@@ -62,45 +62,45 @@ class ExtractorPool:
 
     @property
     def is_here(self) -> bool:
-        """Whether this is the process that made it, and no fork."""
+        """Whether this process created the pool, rather than a fork of it."""
         return os.getpid() == self._made_in
 
     def check(self) -> None:
-        """Refuse a call that would wait forever.
+        """Raise an error for a call that could never proceed.
 
         Raises:
-            ForkedError: this is a fork of the process that made the pool.
-            ClosedError: it is closed.
+            ForkedError: this process is a fork of the pool's.
+            ClosedError: the pool is closed.
         """
         check_same_process("transcribing", "Transcriber", made_in=self._made_in)
         if self.closed:
             raise self.closed_error()
 
     def closed_error(self) -> ClosedError:
-        """Return what a call ends with that a closed pool keeps from going on."""
+        """Return the error with which calls end when the pool is closed."""
         return ClosedError(
             "transcribing: this Transcriber is closed, perhaps by another thread while this call "
             "was at work; make a new one, and close it after the last call"
         )
 
     def enter(self, call: "CallInFlight") -> None:
-        """Count a call among those that `close` ends.
+        """Register a call, so that `close` ends it.
 
         Raises:
-            EngineError: as of `check`.
+            EngineError: as raised by `check`.
         """
         with self._changed:
             self.check()
             self._calls.add(call)
 
     def leave(self, call: "CallInFlight") -> None:
-        """Forget a call that has ended, and let it no longer wait for a child."""
+        """Unregister a call and cancel its wait for a child."""
         with self._changed:
             self._calls.discard(call)
             self._changed.notify_all()
 
     def take(self, wanted: Callable[[], bool]) -> IsolatedGenerator | None:
-        """Wait for a child that nobody uses; None once it is not wanted any more."""
+        """Wait for an idle child; None when `wanted()` becomes false."""
         turn, since_s = object(), time.monotonic()
         with self._changed:
             self._queue.append(turn)
@@ -120,7 +120,7 @@ class ExtractorPool:
         return None
 
     def give_back(self, child: IsolatedGenerator) -> None:
-        """Let others use a child; in a closed pool it ends."""
+        """Return a child to the pool; a closed pool ends it."""
         with self._changed:
             self._num_lent -= 1
             if not self.closed:
@@ -130,7 +130,7 @@ class ExtractorPool:
             child.close()
 
     def close(self) -> None:
-        """End all calls and children. Does nothing in a fork, which has neither."""
+        """End all calls and children. No effect in a fork, which has neither."""
         if not self.is_here:
             return
         with self._changed:
@@ -150,83 +150,83 @@ class ExtractorPool:
         return None
 
 
-# Parts extracted ahead per slot: one in it and one to follow; about 10 MiB each at most.
+# Parts extracted ahead per slot: one in it and the next; about 10 MiB each at most.
 _PARTS_PER_SLOT = 2
-# A call that is left waits so long for its thread, which has temporary files to remove.
+# Timeout for the thread of an abandoned call, which has temporary files to remove.
 _LEAVE_S = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TranscriptionProgress:
-    """How far one recording is."""
+    """Progress of one recording."""
 
     uri: str
-    """What its transcript is called."""
+    """URI of its transcript."""
     decoded_s: float
     """Seconds of audio decoded and searched for speech."""
     transcribed_s: float
-    """Of them transcribed; grows window by window."""
+    """Seconds of these that are transcribed; grows by windows."""
     duration_s: float | None
-    """Seconds of audio in all, of the file's header until all is decoded; None: it says nothing."""
+    """Total seconds, from the file's header until all is decoded; None: unknown."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class PartInFlight:
-    """A part that was extracted."""
+    """An extracted part."""
 
     extracted: ExtractedPart
-    """Without its features."""
+    """The part without its features."""
     speech_s: float | None
-    """Detected speech; None where it was not looked for."""
+    """Detected speech; None without detection."""
     transcript: Future[PartTranscript] | None = None
-    """None for a part without speech."""
+    """Result of the engine; None for a part without speech."""
     segments: list[Segment] = field(default_factory=list)
-    """What is final of it so far."""
+    """Final segments so far."""
     reached_s: float = 0.0
 
     @property
     def duration_s(self) -> float:
-        """Seconds of its audio."""
+        """Duration of its audio in seconds."""
         return self.extracted.num_samples / SAMPLE_RATE_HZ
 
     @property
     def transcribed_s(self) -> float:
-        """Seconds of it that are transcribed."""
+        """Transcribed seconds."""
         return self.duration_s if self.done else min(self.reached_s, self.duration_s)
 
     @property
     def done(self) -> bool:
-        """Whether nothing is awaited any more."""
+        """Whether the part is complete."""
         return self.transcript is None or self.transcript.done()
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class RecordingInFlight:
-    """A recording that was begun."""
+    """A recording whose extraction has started."""
 
     audio: GivenAudio
     extract: ExtractSettings
     text: str | None = None
-    """What is said in it, to be aligned; None: not known."""
+    """Text to align; None: transcription."""
     parts: list[PartInFlight] = field(default_factory=list)
     is_file: bool = False
-    """Whether all that was given is in a file: nothing is read from the caller any more."""
+    """Whether the input is stored in a file, so that the caller's object is not read any more."""
     extracted: bool = False
-    """Whether no part follows."""
+    """Whether all parts were extracted."""
     error: Exception | None = None
-    """What ended its extraction."""
+    """Exception that ended its extraction."""
     parts_taken: int = 0
     segments_taken: int = 0
-    """Of the part behind those."""
+    """Segments taken of the part after the `parts_taken`."""
 
     @property
     def last(self) -> ExtractedPart | None:
-        """What was extracted last, which describes the file."""
+        """The last extracted part, which describes the file."""
         return self.parts[-1].extracted if self.parts else None
 
     @property
     def num_rows(self) -> int:
-        """Channels or tracks that are transcribed separately."""
+        """Number of channels or tracks that are transcribed separately."""
         last = self.last
         if last is not None and self.extract.channels == "each":
             return last.channels
@@ -236,18 +236,18 @@ class RecordingInFlight:
 
     @property
     def done(self) -> bool:
-        """Whether everything there is of it is transcribed."""
+        """Whether extraction and all parts are complete."""
         return self.extracted and all(part.done for part in self.parts)
 
     @property
     def decoded_s(self) -> float:
-        """Seconds of audio extracted so far, on average over channels."""
+        """Seconds of audio extracted so far, averaged over channels."""
         return sum(part.duration_s for part in list(self.parts)) / self.num_rows
 
     @property
     def progress(self) -> TranscriptionProgress:
-        """How far it is; parts without speech count as transcribed."""
-        # In this order: no figure is behind one that it bounds.
+        """Return the progress; parts without speech count as transcribed."""
+        # Read in this order, so that no value exceeds one that bounds it.
         is_extracted = self.extracted
         transcribed_s = sum(part.transcribed_s for part in [*self.parts]) / self.num_rows
         decoded_s, last = self.decoded_s, self.last
@@ -260,14 +260,14 @@ class RecordingInFlight:
         )
 
     def take_segments(self) -> Iterator[Segment]:
-        """Yield the segments that became final since the last call, in order of time.
+        """Yield the segments that became final since the last call, in time order.
 
         Raises:
-            ItemError: a part could not be transcribed.
+            ItemError: transcription of a part failed.
         """
         while self.parts_taken < len(self.parts):
             part = self.parts[self.parts_taken]
-            done = part.done  # before what is final is looked at
+            done = part.done  # read before the final segments
             final: Sequence[Segment] = part.segments
             if done:
                 final = part.transcript.result().segments if part.transcript else ()
@@ -283,13 +283,13 @@ OnProgress = Callable[[TranscriptionProgress], None]
 
 
 class CallCancelledError(Exception):
-    """Ends a cancelled call in its own thread."""
+    """Raised in the thread of a canceled call."""
 
 
 class Cancellation:
-    """Ends a call from another thread, which does not wait for it.
+    """Cancels a call from another thread, without waiting for it.
 
-    A window that is being decoded is decoded to its end; its call does not wait for that.
+    A window in progress is decoded to its end, but its call does not wait for that.
     """
 
     def __init__(self) -> None:
@@ -298,31 +298,31 @@ class Cancellation:
         self._interrupt: Callable[[], None] = lambda: None
 
     def cancel(self) -> None:
-        """Let the call end, whatever it waits for, or as soon as it begins."""
+        """Cancel the call at any point, or as soon as it starts."""
         with self._lock:
             self._is_cancelled = True
             interrupt = self._interrupt
         interrupt()
 
     def bind(self, interrupt: Callable[[], None]) -> None:
-        """Name what wakes the call, which then checks."""
+        """Set the function that wakes the call, which then checks."""
         with self._lock:
             self._interrupt = interrupt
 
     def check(self) -> None:
-        """Return if the call may go on.
+        """Return if the call is not canceled.
 
         Raises:
-            CallCancelledError: it is cancelled.
+            CallCancelledError: it is canceled.
         """
         if self._is_cancelled:
             raise CallCancelledError
 
 
 class CallInFlight:
-    """The work of one call; a context manager, whose end stops what is not done.
+    """Work of one call; a context manager that stops unfinished work at its exit.
 
-    Other calls, of this thread or of others, take turns at the pool and share the engine.
+    Concurrent calls, of this thread or others, share the pool and the engine.
     """
 
     def __init__(
@@ -338,12 +338,12 @@ class CallInFlight:
         self._detect_only = detect_only
         self._pool = pool
         self._cancellation = cancellation
-        # The child that works for this call, if any; it is interrupted only under the lock.
+        # Child process working for this call, if any; interrupted only while the lock is held.
         self._child: IsolatedGenerator | None = None
         self._lending = threading.RLock()
         self._engine = engine
         self._settings = settings
-        # In parts: one call's parts in the engine's queue keep others waiting.
+        # In parts: queued parts of one call delay other calls.
         self._feed = Feed(_PARTS_PER_SLOT * engine.slots)
         self._thread: threading.Thread | None = None
         self._begun: RecordingInFlight | None = None
@@ -352,11 +352,11 @@ class CallInFlight:
         self._reported: dict[str, TranscriptionProgress] = {}
 
     def check(self) -> None:
-        """Return if the call may go on.
+        """Return if the call may continue.
 
         Raises:
-            CallCancelledError: it is cancelled.
-            EngineError: as of `ExtractorPool.check`.
+            CallCancelledError: the call is canceled.
+            EngineError: as raised by `ExtractorPool.check`.
         """
         self._pool.check()
         if self._cancellation is not None:
@@ -367,14 +367,14 @@ class CallInFlight:
     def run(
         self, audios: Iterable[tuple[GivenAudio, str | None]], *, to_the_end: bool = False
     ) -> Iterator[tuple[RecordingInFlight, bool]]:
-        """Yield a recording whenever there may be news of it, and whether it has ended.
+        """Yield a recording whenever it may have changed, and whether it has ended.
 
-        Each of `audios` comes with its text, if that is known; they are taken as needed. One has
-        ended once all of it is transcribed or, without `to_the_end`, its extraction failed.
+        `audios` are pairs of audio and text (None: unknown), consumed on demand. A recording ends
+        once it is transcribed completely or, without `to_the_end`, when its extraction failed.
 
         Raises:
-            CallCancelledError: the call is cancelled.
-            EngineError: as of `ExtractorPool.check`.
+            CallCancelledError: the call is canceled.
+            EngineError: as raised by `ExtractorPool.check`.
         """
         audios = iter(audios)
         in_flight: list[RecordingInFlight] = []
@@ -387,24 +387,24 @@ class CallInFlight:
                 else:
                     in_flight.append(self.begin(*pair))
             self._report(in_flight)
-            # In the order in which they end: one of hours must not hold back a hundred clips.
+            # In order of completion: a recording of hours must not delay a hundred clips.
             ended = [
                 recording
                 for recording in in_flight
                 if recording.done or (recording.error is not None and not to_the_end)
             ]
-            self.check()  # what is cancelled has ended early
+            self.check()  # recordings of a canceled call end early
             self._report(ended)
             for recording in [*in_flight]:
                 if recording in ended:
                     in_flight.remove(recording)
                 yield recording, recording in ended
-                self.check()  # where it goes on may be a fork
+                self.check()  # may resume in a fork
             if in_flight and not ended:
                 self._feed.wait()
 
     def begin(self, audio: GivenAudio, text: str | None = None) -> RecordingInFlight:
-        """Extract a recording and submit its parts, in the background, with its text if known."""
+        """Extract a recording and submit its parts in the background, with its text if known."""
         recording = self._begun = RecordingInFlight(
             audio=audio, extract=self._settings.extract, text=text
         )
@@ -420,7 +420,7 @@ class CallInFlight:
                 self._on_progress(progress)
 
     def interrupt(self) -> None:
-        """Extract and submit nothing more, and wake the calling thread; from any thread."""
+        """Stop extraction and submission, and wake the calling thread; from any thread."""
         self._feed.close()
         with self._lending:
             if self._child is not None:
@@ -428,10 +428,10 @@ class CallInFlight:
         self._pool.leave(self)
 
     def stop(self) -> None:
-        """As `interrupt`, and wait for what is being extracted; from any thread."""
+        """Call `interrupt`, and wait for the extraction in progress; from any thread."""
         self.interrupt()
-        # What the caller gave may be a pipe that nobody writes to: a thread that reads it is left,
-        # and does nothing more. An iterator may be collected in any thread, this one included.
+        # The caller's input may be a pipe without a writer: a thread that reads it is abandoned and
+        # does nothing more. An iterator may be collected in any thread, even this one.
         thread, begun = self._thread, self._begun
         if begun is not None and begun.is_file and thread is not threading.current_thread():
             assert thread is not None, "a recording has a thread"
@@ -444,13 +444,13 @@ class CallInFlight:
         return self
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        if not self._pool.is_here:  # the thread, the child and the slots are another process's
+        if not self._pool.is_here:  # the thread, the child and the slots belong to another process
             return
         self.stop()
         for future in self._waiting:
             self._engine.cancel(future)
         if isinstance(error, CorpusAsrError):
-            self._pool.check()  # whatever broke when all was closed: that is why
+            self._pool.check()  # errors caused by closing the pool are reported as such
 
     def _extract_all(self, recording: RecordingInFlight) -> None:
         try:
@@ -460,7 +460,7 @@ class CallInFlight:
                     self._extract_parts(recording, uri)
         except Exception as error:  # raised in the calling thread
             recording.error = error
-        if self._pool.closed:  # not all of it may have come
+        if self._pool.closed:  # parts may be missing
             recording.error = self._pool.closed_error()
         recording.extracted = True
 
@@ -479,10 +479,10 @@ class CallInFlight:
         try:
             with self._lending:
                 self._child = child
-            # Closed in the middle of a recording, this ends the child.
+            # Closing it in the middle of a recording ends the child.
             with closing(child.run(request)) as parts:
                 for part in parts:
-                    # Of a text it matters which part is the last: that is known with the next one.
+                    # Alignment needs to know the last part, which shows only with the next one.
                     ready = part if recording.text is None else held
                     held = part
                     if ready is not None:
@@ -498,7 +498,7 @@ class CallInFlight:
         with self._lending:
             self._child = None
         if self._feed.closed:
-            child.close()  # it may have ended its work and be dying idle
+            child.close()  # may be idle but about to exit
         self._pool.give_back(child)
 
     def _take(

@@ -1,7 +1,7 @@
-"""The pipeline in this process, without Ray: the same stages, the same tables.
+"""The pipeline in one process, without Ray: the same stages and tables.
 
-Extraction runs in threads, each with a child process, so that it overlaps with transcription; what
-waits between them is bounded in bytes. One engine, on one GPU at most.
+Extraction runs in threads, each with a child process, in parallel with transcription; the buffer
+between them is bounded in bytes. One engine, on at most one GPU.
 """
 
 import threading
@@ -24,10 +24,10 @@ from corpus_asr.runtime.shutdown import Stop, stoppable
 from corpus_asr.stages.extract import REPORTING_EXTRACTOR, ExtractStage
 from corpus_asr.stages.transcribe import EngineFactory, EngineSpec, TranscribeStage, load_engine
 
-# How soon a signal, and the age of what waits to be committed, are noticed while nothing is ready.
+# Polling interval for signals and for due commits while no results arrive, in seconds.
 POLL_S = 1.0
-# How long extraction and the engine are waited for after a run broke off: extraction's processes
-# are then ended, the engine's thread ends after the windows that it is encoding.
+# How long an aborted run waits for extraction and the engine, in seconds; extraction processes are
+# then killed, and the engine's thread ends after the windows in progress.
 GRACE_S = 2.0
 
 
@@ -42,7 +42,7 @@ def run_local(
     extractor: str = REPORTING_EXTRACTOR,
     options: RunOptions = DEFAULT_OPTIONS,
 ) -> None:
-    """Transcribe `packs` in this process and commit all results."""
+    """Transcribe the recordings of `packs` in this process and commit all results."""
     committed, seen = Activity(), Tally()
 
     with ExitStack() as stack:
@@ -60,8 +60,8 @@ def run_local(
         extractors = [
             ExtractStage(config, extractor=extractor) for _ in range(resources.extract_workers)
         ]
-        # The first recordings are decoded while the model is loaded.
-        work = stack.enter_context(_Work(packs, extractors, ahead_bytes=resources.ahead_bytes))
+        # The first recordings are decoded while the model is loading.
+        work = stack.enter_context(_LocalFeed(packs, extractors, ahead_bytes=resources.ahead_bytes))
         spec = EngineSpec(
             config=config, device=resources.device, num_threads=resources.transcribe_threads
         )
@@ -76,21 +76,21 @@ def run_local(
                     buffer.poll()
                 else:
                     buffer.add(result, result.nbytes)
-                    if seen.failed == seen.parts:  # nothing succeeded so far
+                    if seen.failed == seen.parts:  # nothing has succeeded so far
                         seen += tally_of(result)
                         if progress.is_futile(seen):
                             stop.give_up()
         except Exception:
-            buffer.flush()  # what an engine did before it failed
+            buffer.flush()  # results before the engine failed
             raise
         buffer.flush()
         if stop.expired:
-            raise KeyboardInterrupt  # nobody waits for the engine
+            raise KeyboardInterrupt  # without waiting for the engine
 
 
 @contextmanager
 def _closed(stage: TranscribeStage) -> Iterator[None]:
-    """Close the stage at the end, without waiting long for it where a run broke off."""
+    """Close the stage at exit, with a short timeout after an abort."""
     try:
         yield
     except BaseException:
@@ -101,10 +101,10 @@ def _closed(stage: TranscribeStage) -> Iterator[None]:
     stage.close()
 
 
-class _Work(Feed):
-    """Packs in, results out: extractors in a thread each, and parts of them in the engine.
+class _LocalFeed(Feed):
+    """Feeds packs to extractor threads, and their parts to the engine.
 
-    What is extracted and not yet transcribed takes `ahead_bytes` at most.
+    Extracted parts not yet transcribed take at most `ahead_bytes`.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class _Work(Feed):
 
     def __exit__(self, *_: object) -> None:
         self.close()
-        # One deadline for all: who presses Ctrl-C waits this long and not this long for each.
+        # One deadline for all threads, rather than one for each.
         deadline_s = time.monotonic() + GRACE_S
         for thread in self._threads:
             thread.join(max(0.0, deadline_s - time.monotonic()))
@@ -138,9 +138,9 @@ class _Work(Feed):
     def results(
         self, stage: TranscribeStage, stop: Stop, *, at_once: int
     ) -> Iterator[pa.Table | None]:
-        """Yield results as they are ready, and None when a while passed without one.
+        """Yield results as they arrive, and None after a while without any.
 
-        The stage has `at_once` parts at most.
+        At most `at_once` parts are in the stage.
         """
         num_transcribing = 0
         while num_transcribing or (not stop.requested and (self._num_extracting or self._waiting)):

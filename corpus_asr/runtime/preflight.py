@@ -59,20 +59,20 @@ class ReadyCheck:
         *,
         audio_s: float | None = None,
     ) -> None:
-        """The plan lies in a folder of its own; `audio_s` of it are to do, None if not known."""
+        """`plan_store` holds the plan; `audio_s` is its remaining audio, None if unknown."""
         self._config, self._store, self._plan = config, store, plan
         self._plan_store = plan_store
         self._audio_s = math.inf if audio_s is None else audio_s
         self._ray_address = ray_address()
         self._part: pa.Table | None = None
         self.rtfx: float | None = None
-        """Of this machine alone, with its slots filled; None where nothing was transcribed."""
+        """RTFx of this machine with all slots filled; None if nothing was transcribed."""
 
     def lines(self) -> Iterator[str]:
-        """Try one thing after another, and yield a line on each.
+        """Run the checks, yielding a line on each.
 
         Raises:
-            CorpusAsrError: the first thing that does not work.
+            CorpusAsrError: of the first check that fails.
         """
         config = self._config
         check_removable(self._store)
@@ -90,19 +90,19 @@ class ReadyCheck:
                 yield f"speed      {self._measured(stage, self._part)}"
 
     def _decoded(self) -> str:
-        """Decode the beginning of a recording; one of the first few, since some may be broken."""
+        """Decode the start of one of the first recordings, since some may be broken."""
         stage = ExtractStage(self._config)
         failures: list[str] = []
         try:
             for pack in _single(self._plan_store, self._plan):
-                # Whatever follows the first part is given up with the stage.
+                # Parts after the first are discarded with the stage.
                 first = next(stage(pack)).slice(0, 1)
                 part = first.drop_columns(list(FEATURE_COLUMNS)).to_pylist()[0]
                 if part["error_kind"] is None:
                     self._part = first
                     length = f"{part['part_end_s'] - part['part_start_s']:.1f} s of audio decoded"
-                    before = f" (before it failed: {failures[0]})" if failures else ""
-                    return f"{redact_uri(part['uri'])}: {length}{before}"
+                    failure_note = f" (before it failed: {failures[0]})" if failures else ""
+                    return f"{redact_uri(part['uri'])}: {length}{failure_note}"
                 failures.append(part["error_message"])
         finally:
             stage.close()
@@ -116,7 +116,7 @@ class ReadyCheck:
         return TranscribeStage(
             EngineSpec(
                 config=self._config,
-                # The GPUs of a cluster are not those of the machine that drives it.
+                # A cluster's GPUs are not those of the driver.
                 device="auto" if remote else resources.device,
                 dtype="auto" if remote else None,
                 num_threads=resources.transcribe_threads,
@@ -131,7 +131,7 @@ class ReadyCheck:
         return f"{checkpoint} loaded in {spent_s:.1f} s on {stage.device_name}"
 
     def _memory(self, stage: TranscribeStage) -> str:
-        # Of a GPU's model nothing better is known than what this process came to need, in KiB.
+        # For a GPU model, the peak of this process, in KiB, is the best estimate.
         peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         model_bytes = stage.predicted_bytes or peak_bytes
         if self._ray_address != "local":
@@ -147,11 +147,11 @@ class ReadyCheck:
         )
 
     def _measured(self, stage: TranscribeStage, part: pa.Table) -> str:
-        """Transcribe pieces of a part: the first alone, then as many at once as time allows."""
+        """Transcribe pieces of a part: one alone, then as many at once as time allows."""
         pieces = cut_part(part, PIECE_S)
         if not pieces:
             return "not measured: nothing is said in what was decoded"
-        first_s = _timed(stage, pieces[:1])  # with all that is done but once
+        first_s = _timed(stage, pieces[:1])  # includes one-time initialization
         count = max(1, min(PIECES_AT_ONCE, int(MEASURED_S / first_s)))
         tried = [pieces[at % len(pieces)] for at in range(count)]
         audio_s = pa.concat_tables(tried)["num_samples"].to_numpy().sum() / SAMPLE_RATE_HZ
@@ -174,7 +174,7 @@ def _timed(stage: TranscribeStage, pieces: list[pa.Table]) -> float:
 
 
 def _single(store: OutputStore, plan: Plan) -> Iterator[pa.Table]:
-    """Yield the first recordings of the plan, each as a pack of its own."""
+    """Yield the first recordings of the plan, one per pack."""
     tried = 0
     for pack in read_packs(store, plan):
         row = pack.to_pylist()[0]
@@ -186,11 +186,11 @@ def _single(store: OutputStore, plan: Plan) -> Iterator[pa.Table]:
 
 
 def _resources(config: RunConfig, plan: Plan, ray_address: str) -> tuple[Resources, str | None]:
-    """Return what a run would have, and what the cluster is called that it would join."""
+    """Return the resources of a run, and the name of the cluster that it would join."""
     num_packs = max(1, plan.num_packs)
     if ray_address == "local":
         return resolve_resources(config, (this_machine(),), num_packs=num_packs), None
-    # Ray takes seconds to import, and jobs of one machine do without it here.
+    # Importing Ray takes seconds, and single-machine jobs do not need it here.
     from corpus_asr.runtime.ray_cluster import connected
 
     with connected(ray_address, store_bytes=0) as cluster:
@@ -226,7 +226,7 @@ def _gib(num_bytes: int) -> str:
 
 
 def _shared_memory(store_bytes: int) -> str:
-    """Tell where Ray's object store will not find its room; it then works in files, and slowly."""
+    """Return a warning if /dev/shm is too small for Ray's object store, which is then slow."""
     try:
         shared = os.statvfs("/dev/shm")
     except OSError:

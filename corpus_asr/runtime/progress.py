@@ -1,4 +1,4 @@
-"""How far a run is: a line on the terminal, snapshots in the output, a summary at the end."""
+"""Progress of a run: a line on the terminal, snapshots in the output folder, a final summary."""
 
 import datetime
 import logging
@@ -40,22 +40,22 @@ from corpus_asr.units import counted
 
 _LOG = logging.getLogger(__name__)
 
-# Recordings at the beginning of a run that fail alike before it is given up: one host or folder may
-# have a few such in a row, and a store that is down or denies costs no more requests than these.
+# Identical failures at the start after which a run is aborted: one host or folder may have a few in
+# a row, and a store that is down or denies access gets no more requests than these.
 ENOUGH_ALIKE = 20
-# More points than a chart has room for say nothing, and the file is written every few seconds.
+# More points than a chart can display are useless, and the file is rewritten every few seconds.
 MOST_MOMENTS = 120
 
 
 class Progress:
-    """How far a run is, and lines that say so.
+    """Progress of a run, and its display.
 
     Args:
-        total_files: recordings to do.
-        planned: the same, by type and size.
-        workers: engines there are to be.
-        stream: where the lines go; None for nowhere.
-        started_s: when the run began, by `clock`; now, where it is not given.
+        total_files: number of pending recordings.
+        planned: sums of these, by type and size.
+        workers: planned number of engines.
+        stream: output for lines; None: no output.
+        started_s: start of the run, by `clock`; default: now.
     """
 
     def __init__(
@@ -76,62 +76,62 @@ class Progress:
         self._history = History()
         self._stages = StageWatch()
         self.tally = Tally()
-        """What was committed so far; one thread writes it."""
+        """Counts of committed results; written by one thread."""
         self.committed_at: datetime.datetime | None = None
-        """When results were committed last."""
+        """Time of the last commit."""
         self.read_activity: Callable[[], Activity] = Activity
-        """Returns what the workers did so far, quickly and in any thread."""
+        """Returns the workers' activity so far; fast and thread-safe."""
         self.read_left_s: Callable[[], float | None] = lambda: None
-        """Returns seconds for what is in progress once the run is to end; None before."""
+        """Returns the seconds left for work in progress while the run is stopping; else None."""
         self.taken_out: tuple[str, ...] = ()
-        """Workers that no longer get work: device, machine and error of each."""
+        """Disabled workers: device, machine and error of each."""
         self.sampled: Strata = {}
-        """Seconds of recordings that were drawn by lot, once their headers are read."""
+        """Durations of randomly sampled recordings, once their headers are read."""
 
     @property
     def files_left(self) -> int:
-        """Recordings without a last part."""
+        """Number of recordings without a committed last part."""
         return max(0, self._total_files - self.tally.files)
 
     def set(self, tally: Tally) -> None:
-        """Replace the count of committed results."""
+        """Replace the counts of committed results."""
         if tally.parts != self.tally.parts:
             self.committed_at = datetime.datetime.now(datetime.UTC)
         self.tally = tally
 
     def is_futile(self, tally: Tally) -> bool:
-        """Tell whether so many recordings failed alike, and none was read, that all others would.
+        """Return whether all recordings so far failed alike, enough for the rest to fail as well.
 
-        `tally` is of the results so far, committed or not.
+        `tally` counts the results so far, committed or not.
         """
         alike = tally.alike
         if alike is None or alike.count < ENOUGH_ALIKE:
             return False
-        # Failures are committed sooner than what is decoded meanwhile; the sample is of all.
+        # Failures commit sooner than successes still being decoded; headers were sampled from all.
         read = self.read_activity().decoded_s > 0
         return not read and not any(sums.audio_s > 0 for sums in self.sampled.values())
 
     @property
     def elapsed_s(self) -> float:
-        """Wall time since the run began."""
+        """Wall time in seconds since the run started."""
         return self._clock() - self._started_s
 
     def standing(self) -> Standing:
-        """Return how far the run is now; from any thread."""
+        """Return the present progress; thread-safe."""
         return self.standing_and_history()[0]
 
     def standing_and_history(self) -> tuple[Standing, tuple[Moment, ...]]:
-        """Return how far the run is now, and how it came to this; from any thread."""
+        """Return the present progress and its history; thread-safe."""
         with self._lock:
             return self._standing(self.tally, self.read_activity(), self.elapsed_s)
 
     def _standing(
         self, tally: Tally, activity: Activity, elapsed_s: float
     ) -> tuple[Standing, tuple[Moment, ...]]:
-        # Parts whose worker died are decoded and transcribed twice.
+        # Parts of a dead worker are decoded and transcribed twice.
         done_s = max(tally.audio_s, min(activity.decoded_s, activity.transcribed_s))
         files = tally.files
-        # The last part of a recording may overtake others of it.
+        # The last part of a recording may be committed before others.
         if activity.parts_ready or activity.parts_in_engines:
             files = min(files, self._total_files - 1)
         moment = Moment(
@@ -169,7 +169,7 @@ class Progress:
     def _estimates(
         self, moments: Sequence[Moment], activity: Activity
     ) -> tuple[Estimate | None, Estimate | None]:
-        """Return the seconds of audio of the run, and the time that is left."""
+        """Return estimates of the run's audio and of the remaining time, in seconds."""
         done_s = moments[-1].audio_done_s
         files_left = max(0, self._total_files - moments[-1].files)
         if not files_left:
@@ -190,7 +190,7 @@ class Progress:
 
     @contextmanager
     def shown(self) -> Iterator[Self]:
-        """Keep the lines up to date while the context is open."""
+        """Keep the display up to date while the context is open."""
         with Display(
             self._stream,
             line=lambda: "; ".join(filter(None, (line_of(self.standing()), self._ending()))),
@@ -207,16 +207,16 @@ class Progress:
 
 
 def line_of(standing: Standing) -> str:
-    """Return one line for a log."""
+    """Return the progress as one log line."""
     return "; ".join(standing.words().values())
 
 
 def _panel(standing: Standing, ending: str) -> Group:
-    """Return what is shown on a terminal: a bar, and lines of it by their importance."""
+    """Return the terminal display: a bar, and lines by importance."""
     words = standing.words()
     done = standing.share_done
     return Group(
-        # Padded by nothing: that ends its line, which a bar by itself does not.
+        # Padding of zero ends the line, which a bar alone does not.
         Padding(ProgressBar(total=1.0, completed=done or 0.0, width=_BAR_WIDTH), 0),
         Text(f"{words['audio']}, {words['speed']}; {words['time']}"),
         Text(words["files"], style="red" if standing.failed else ""),
@@ -226,32 +226,34 @@ def _panel(standing: Standing, ending: str) -> Group:
 
 
 _BAR_WIDTH = 40
-# Over so long a stage is watched: a part's time, so that it is not idle between two of them.
+# Averaging window in seconds: about one part, so that short gaps do not count as idle.
 _WATCHED_S = 20.0
-# A stage that works for this share of its time is busy.
+# Minimum fraction of time spent working for a stage to count as busy.
 _BUSY = 0.5
 
 
 class StageWatch:
-    """What each stage did in the last seconds, in plain words."""
+    """Recent state of each stage, in plain words."""
 
     def __init__(self) -> None:
         self._seen: deque[tuple[float, Activity]] = deque()
 
     def words(self, now: Activity, at_s: float, *, all_open: bool) -> tuple[str, str]:
-        """Return what extraction and what the engines are doing; moments come in order."""
+        """Return the states of extraction and of the engines; call in time order."""
         while len(self._seen) > 1 and at_s - self._seen[1][0] >= _WATCHED_S:
             self._seen.popleft()
-        before = self._seen[0][1] if self._seen else Activity()
+        oldest_activity = self._seen[0][1] if self._seen else Activity()
         if not self._seen or at_s - self._seen[-1][0] >= 1.0:
             self._seen.append((at_s, now))
-        return _extract_words(before, now, all_open=all_open), _transcribe_words(before, now)
+        return _extract_words(oldest_activity, now, all_open=all_open), _transcribe_words(
+            oldest_activity, now
+        )
 
 
 def _extract_words(before: Activity, now: Activity, *, all_open: bool) -> str:
     if now.extract_alive_s <= 0:
         return "starting"
-    # Workers of Ray that have nothing left end, and report no more.
+    # Idle Ray workers exit and stop reporting.
     alive_s = now.extract_alive_s - before.extract_alive_s or float("inf")
     working = (now.extract_s - before.extract_s) / alive_s
     blocked = (now.backpressure_s - before.backpressure_s) / alive_s
@@ -270,27 +272,27 @@ def _transcribe_words(before: Activity, now: Activity) -> str:
 
 
 class History:
-    """Moments of a run, a second apart and more; beyond `most` every second one is forgotten."""
+    """Moments of a run, at least a second apart; above `most`, every other one is dropped."""
 
     def __init__(self, most: int = MOST_MOMENTS) -> None:
         self._every_s, self._most = 1.0, most
         self._kept: list[Moment] = []
 
     def with_now(self, now: Moment) -> tuple[Moment, ...]:
-        """Return all of them, this one the last; it is kept if it is far enough from the others."""
+        """Return all moments, ending with `now`, which is stored if far enough from the last."""
         if self._kept and now.elapsed_s - self._kept[-1].elapsed_s < self._every_s:
             return (*self._kept, now)
         self._kept.append(now)
         moments = tuple(self._kept)
         if len(moments) > self._most:
-            # Thinned out evenly: a chart of hours needs no quarter minutes.
+            # Thinned evenly: a chart of hours needs no 15 s resolution.
             self._kept = self._kept[::2]
             self._every_s *= 2
         return moments
 
 
 class ProgressWriter:
-    """Writes snapshots of a run into its output folder."""
+    """Writes snapshots of a run to its output folder."""
 
     def __init__(
         self,
@@ -308,12 +310,15 @@ class ProgressWriter:
         self._started_at = _iso(datetime.datetime.now(datetime.UTC))
 
     def snapshot(self, state: str) -> Snapshot:
-        """Return what is to be written now."""
+        """Return the present snapshot."""
         progress, plan = self._progress, self._plan
         activity, (standing, moments) = progress.read_activity(), progress.standing_and_history()
         tally, committed_at = progress.tally, progress.committed_at
         return Snapshot(
-            **{each.name: getattr(standing, each.name) for each in fields(Standing)},
+            **{
+                standing_field.name: getattr(standing, standing_field.name)
+                for standing_field in fields(Standing)
+            },
             run_id=self._run_id,
             state=state,
             started_at=self._started_at,
@@ -336,7 +341,7 @@ class ProgressWriter:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Write while the context is open, at its beginning, and how it ended."""
+        """Write snapshots while the context is open, first at entry and last at exit."""
         state = STOPPED
         try:
             with repeated(self._write, every_s=self._every_s, name="snapshots"):
@@ -356,8 +361,8 @@ class ProgressWriter:
         )  # fmt: skip
         try:
             write_snapshot(self._store, seen)
-        except (FetchError, EngineError) as failure:  # the store failed, or the lock is lost
-            # Only `status` and the page are late; the next one may succeed.
+        except (FetchError, EngineError) as failure:  # the store failed, or the lock was lost
+            # Only `status` and the report are outdated; the next write may succeed.
             event(_LOG, logging.WARNING, "snapshot_not_written", error=str(failure))
 
 

@@ -63,11 +63,11 @@ class Cluster:
 
 @contextlib.contextmanager
 def connected(address: str, *, store_bytes: int) -> Iterator[Cluster]:
-    """Connect to Ray for the length of the context; a connection that is there is used as it is.
+    """Connect to Ray while the context is open; an existing connection is reused.
 
     Raises:
-        ConfigError: no Ray is at the address, it refuses this process, or it is another version.
-        EngineError: the machine is too busy to start one.
+        ConfigError: no Ray at the address, access refused, or version mismatch.
+        EngineError: this machine is too busy to start Ray.
     """
     if ray.is_initialized():
         yield _describe()
@@ -88,7 +88,7 @@ def _leave() -> None:
     if not (_raylet_refuses() or _gcs_refuses()):
         ray.shutdown()
         return
-    # Taking leave of a Ray that has died ends this process with code 1, here or at its end.
+    # Shutting down a dead Ray exits this process with code 1, here or at exit.
     atexit.unregister(ray.shutdown)
     _node().kill_all_processes(check_alive=False)
 
@@ -98,15 +98,15 @@ def _node() -> Any:
 
 
 def _raylet_refuses() -> bool:
-    with socket.socket(socket.AF_UNIX) as asked:
-        return _refuses(asked, _node().raylet_socket_name)
+    with socket.socket(socket.AF_UNIX) as connection:
+        return _refuses(connection, _node().raylet_socket_name)
 
 
 def _gcs_refuses() -> bool:
     host, _, port = _node().gcs_address.rpartition(":")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as asked:
-        return _refuses(asked, (host.strip("[]"), int(port)))
+    with socket.socket(family) as connection:
+        return _refuses(connection, (host.strip("[]"), int(port)))
 
 
 def _refuses(asked: socket.socket, address: Any) -> bool:
@@ -115,7 +115,7 @@ def _refuses(asked: socket.socket, address: Any) -> bool:
         asked.connect(address)
     except (ConnectionRefusedError, FileNotFoundError):
         return True
-    except OSError:  # it may be busy, or its machine far away
+    except OSError:  # busy, or far away
         return False
     return False
 
@@ -152,13 +152,13 @@ def _died(what: str) -> EngineError:
 
 
 def start_ray(*, cpus: int, gpus: int, store_bytes: int) -> None:
-    """Start a Ray that nothing outside this machine reaches, and connect to it.
+    """Start a Ray instance reachable only from this machine, and connect to it.
 
     Raises:
-        EngineError: the machine is too busy.
+        EngineError: this machine is too busy.
     """
     if "RAY_AUTH_MODE" not in os.environ:
-        # A Ray started here protects itself with a token: no news to anybody.
+        # A local Ray uses token authentication, which needs no log line.
         logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     for starts_left in reversed(range(_RAY_STARTS)):
         try:
@@ -174,7 +174,7 @@ def start_ray(*, cpus: int, gpus: int, store_bytes: int) -> None:
                 )
             return
         except Exception as error:
-            # Ray 2.60 gives its own processes half a minute and has no setting for that either.
+            # Ray 2.60 limits the start of its own processes to 30 s, without a setting.
             if _TOO_SLOW not in str(error):
                 raise
             _end_half_started(error)
@@ -187,7 +187,7 @@ def start_ray(*, cpus: int, gpus: int, store_bytes: int) -> None:
 
 
 def _end_half_started(error: Exception) -> None:
-    """End the processes of a Ray whose start raised; only the traceback knows them."""
+    """Kill the processes of a Ray whose start failed; only the traceback refers to them."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
         started = frame.f_locals.get("self")
         if isinstance(started, Node):
@@ -197,9 +197,9 @@ def _end_half_started(error: Exception) -> None:
 
 @contextlib.contextmanager
 def _loopback_kept() -> Iterator[None]:
-    """Have Ray listen where it is told to; it replaces loopback by the machine's own address."""
-    # Ray 2.60 has no setting for it. Its own tools (`ray status`) replace loopback as well and do
-    # not find such a Ray: a run that others are to look at has a cluster of its own.
+    """Make Ray listen on loopback, which it otherwise replaces by the machine's address."""
+    # Ray 2.60 has no setting for it. Its tools (`ray status`) replace loopback as well and do not
+    # find such a Ray: runs to be inspected with them need a cluster of their own.
     resolve = getattr(services, _RESOLVE, None)
     if resolve is None:
         event(_LOG, logging.WARNING, "ray_may_listen_beyond_loopback", version=ray.__version__)
@@ -224,21 +224,21 @@ def _connect(address: str, *, store_bytes: int) -> None:
     except AuthenticationError as error:
         raise refused(address) from error
     except (ConnectionError, RuntimeError) as error:
-        if (other := other_versions(address, error)) is not None:
-            raise other from error
+        if (version_error := other_versions(address, error)) is not None:
+            raise version_error from error
         if isinstance(error, ConnectionError):
             raise unreachable(address, error) from error
         raise
     finally:
-        # Ray makes SIGTERM an exit with code 1 that stops its processes before results are
+        # Ray turns SIGTERM into an exit with code 1, which stops its processes before results are
         # committed.
         if signal.getsignal(signal.SIGTERM) is not handler:
             signal.signal(signal.SIGTERM, handler)
 
 
 def _join(address: str) -> None:
-    """Connect to a cluster, in a thread: Ray waits for minutes where something else listens."""
-    # Of SIGTERM, for which Ray sets no handler outside the main thread; a run has its own.
+    """Connect to a cluster in a thread: Ray waits for minutes if another service listens there."""
+    # Suppresses the warning on SIGTERM, for which Ray sets handlers in the main thread only.
     logging.getLogger("ray._private.worker").setLevel(logging.ERROR)
     joined: Future[None] = Future()
 
@@ -265,7 +265,7 @@ def _join(address: str) -> None:
 
 
 def _describe() -> Cluster:
-    here = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+    local_address = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
     nodes, store_bytes = [], 0
     for node in ray.nodes():  # type: ignore[no-untyped-call]
         resources = node["Resources"]
@@ -273,8 +273,8 @@ def _describe() -> Cluster:
             continue
         cpus = resources.get("CPU", 0.0)
         cores = int(cpus)
-        if node["NodeManagerAddress"] == here:
-            # A Ray started here counts more CPUs than there may be.
+        if node["NodeManagerAddress"] == local_address:
+            # A local Ray may be given more CPUs than exist.
             cores = min(cores, this_machine().cores)
         store_bytes += int(resources.get("object_store_memory", 0))
         nodes.append(
@@ -289,10 +289,10 @@ def _describe() -> Cluster:
 
 
 def check_reachable(address: str) -> None:
-    """Fail within seconds where nothing listens at an address.
+    """Raise an error within seconds if nothing listens at an address.
 
     Raises:
-        ConfigError: nothing does, or the address has no port.
+        ConfigError: nothing listens, or the address has no port.
     """
     if address in _ANYWHERE:
         return
@@ -304,7 +304,7 @@ def check_reachable(address: str) -> None:
 
 
 def unreachable(address: str, error: Exception) -> ConfigError:
-    """Return the error of an address that a job cannot use; of a refusal, with its cause."""
+    """Return the error for an unusable cluster address, with the cause of a refusal."""
     seen: BaseException | None = error
     while seen is not None:
         if _REFUSED in str(seen):
@@ -322,13 +322,13 @@ _PYTHON_MATCH = "RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL"
 
 
 def other_versions(address: str, error: BaseException) -> ConfigError | None:
-    """Return the error of a cluster of another Ray or Python; None for any other cause."""
+    """Return the error for a cluster with another Ray or Python version; None otherwise."""
     seen: BaseException | None = error
-    while seen is not None and not (found := _VERSIONS.search(str(seen))):
+    while seen is not None and not (match := _VERSIONS.search(str(seen))):
         seen = seen.__cause__
-    if seen is None or found is None:
+    if seen is None or match is None:
         return None
-    its_ray, its_python, our_ray, our_python = found.groups()
+    its_ray, its_python, our_ray, our_python = match.groups()
     advice = f"run in an environment with Ray {its_ray} and Python {its_python}"
     if its_ray == our_ray and its_python.split(".")[:2] == our_python.split(".")[:2]:
         advice += f", or set {_PYTHON_MATCH}=minor on every node and here"
@@ -341,7 +341,7 @@ def other_versions(address: str, error: BaseException) -> ConfigError | None:
 
 
 def refused(address: str) -> ConfigError:
-    """Return the error of a Ray whose authentication token this process does not send."""
+    """Return the error for a missing or wrong Ray authentication token."""
     mode = os.environ.get(TOKEN_MODE)
     return ConfigError(
         f"connecting to Ray at {address!r} ({RAY_ADDRESS}): the cluster requires its "

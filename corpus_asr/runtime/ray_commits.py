@@ -37,7 +37,7 @@ class CommitActor:
     def commit(self, *blocks: pa.Table) -> Committed:
         """Commit these RESULTS rows together."""
         done = self._committer(pa.concat_tables(blocks).cast(RESULTS).combine_chunks())
-        # Nobody waits for it: only progress is lost.
+        # Fire and forget: only progress would be lost.
         self._coordinator.add.remote(done.tally, done.spent)
         return done
 
@@ -77,10 +77,10 @@ class Commits:
         return (self.tally.files, self.tally.parts) == (num_files, self._num_parts)
 
     def add(self, block: Any, num_bytes: int) -> None:
-        """Take a reference to results; wait while too many commits are under way.
+        """Add a reference to results; wait while too many commits are pending.
 
         Raises:
-            Exception: of a commit that failed.
+            Exception: of a failed commit.
         """
         with self._turn:
             self._buffer.add(block, num_bytes)
@@ -90,7 +90,7 @@ class Commits:
         self._check()
 
     def poll(self, *, hurry: bool) -> None:
-        """Commit what is due, or all in a hurry, unless too many commits are under way."""
+        """Commit what is due, or all if `hurry`, unless too many commits are pending."""
         with self._turn:
             if len(self._open) <= self._most_open:
                 if hurry:
@@ -100,10 +100,10 @@ class Commits:
         self._take()
 
     def settle(self) -> None:
-        """Commit all, and return once that is done.
+        """Commit everything, and wait for completion.
 
         Raises:
-            Exception: of a commit that failed.
+            Exception: of a failed commit.
         """
         with self._turn:
             self._buffer.flush()

@@ -141,7 +141,7 @@ def run_on_ray(
             stopping=lambda: stop.requested,
             replaced=coordinator.replace.remote,
         )
-        with _Poll(coordinator, progress, stop, commits, resources) as poll:
+        with _CoordinatorPoll(coordinator, progress, stop, commits, resources) as poll:
             try:
                 _commit_all(dataset, commits)
                 poll.end_watch()
@@ -237,10 +237,10 @@ def _context(config: RunConfig, resources: Resources) -> DataContext:
 
 
 def planned_packs(config: RunConfig, packs: Sequence[str]) -> Dataset:
-    """Return the PACKS rows of a plan's objects."""
+    """Return a dataset of the plan's PACKS rows."""
     options = StoreOptions.of_output(config.output)
     filesystems, paths = zip(*(open_store(uri, options) for uri in packs), strict=True)
-    # Ray would cut each object into hundreds of blocks, and make a task for each to cut it again.
+    # Ray would split each object into hundreds of blocks, with a task for each.
     return ray.data.read_parquet(
         list(paths), filesystem=filesystems[0], override_num_blocks=len(paths)
     )
@@ -295,7 +295,7 @@ def build(
     )
 
 
-class _Poll(threading.Thread):
+class _CoordinatorPoll(threading.Thread):
     """Copies counts from the coordinator and requests to stop to it, and commits in time.
 
     A coordinator that died is followed by one that knows nothing: it is told each time, and what

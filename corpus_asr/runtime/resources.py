@@ -116,11 +116,11 @@ class Resources:
 
     @property
     def parts_in_flight(self) -> int:
-        """Parts one transcribe worker holds at once."""
+        """Number of parts held by one transcribe worker."""
         return self.rows_per_call * self.calls_in_flight
 
     def describe(self) -> str:
-        """Return the resources as one line per stage."""
+        """Return one line per stage."""
         threads = self.transcribe_threads
         model = "" if threads is None else f", {counted(threads, 'thread')}"
         memory = (
@@ -141,7 +141,7 @@ class Resources:
 
 
 def this_machine() -> NodeShape:
-    """Return the shape of this machine: what this process may use of it."""
+    """Return the shape of this machine, as usable by this process."""
     cpus = usable_cpus()
     memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     memory_bytes = min(memory_bytes, memory_limit_bytes() or memory_bytes)
@@ -151,13 +151,13 @@ def this_machine() -> NodeShape:
 
 
 def local_machine() -> NodeShape:
-    """Return this machine's shape as a Ray started here sees it."""
+    """Return the shape of this machine as seen by a local Ray."""
     machine = this_machine()
     return replace(machine, cpus=max(MIN_LOGICAL_CPUS, machine.cpus))
 
 
 def _visible_gpus() -> int:
-    """Count NVIDIA GPUs without loading anything of CUDA, which costs seconds and memory."""
+    """Count NVIDIA GPUs without loading CUDA, which costs seconds and memory."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     present = len(list(Path("/dev").glob("nvidia[0-9]*"))) or int(Path("/dev/dxg").exists())  # WSL
     if visible is None:
@@ -175,15 +175,15 @@ def resolve_resources(
     fixed: bool = False,
     in_process: bool = False,
 ) -> Resources:
-    """Resolve every `auto` for these machines; explicit numbers are taken as they are.
+    """Resolve every `auto` for these machines; explicit numbers are kept.
 
-    More extract workers than `num_packs` would idle. Without `store_bytes` the memory for tables
-    between the stages is sized to what is in flight. `fixed`: no other machines will come;
-    `in_process`: one engine in this process, which sees all GPUs, in place of Ray's workers.
+    At most `num_packs` extract workers are useful. Without `store_bytes`, memory for tables between
+    the stages is sized for the parts in flight. `fixed`: no machines will be added; `in_process`:
+    one engine in this process, which sees all GPUs, instead of Ray workers.
 
     Raises:
-        ConfigError: GPUs are asked for without a number of workers, and there are none; or with
-            `fixed`, what is asked for can never be placed.
+        ConfigError: GPUs are requested without a number of workers, and none exist; or with
+            `fixed`, the requested resources can never be scheduled.
     """
     gpus_each = _gpus_per_worker(config, nodes)
     if not in_process:
@@ -198,7 +198,7 @@ def resolve_resources(
     block_bytes = BLOCK_BYTES
     if gpus_each > 0:
         block_bytes = min(MAX_BLOCK_BYTES, max(1, workers) * BLOCK_BYTES_PER_GPU)
-    # A block is joined from its parts in memory.
+    # A block is concatenated from its parts in memory.
     memory = _extract_bytes(config, EXTRACT_BASE_BYTES) + 2 * (block_bytes - BLOCK_BYTES)
     fits = sum(node.memory_bytes // memory for node in nodes) >= extract_workers
     ahead_bytes = _ahead_bytes(config, store_bytes)
@@ -213,7 +213,7 @@ def resolve_resources(
     resources = Resources(
         extract_workers=extract_workers,
         extract_cpus=extract_cpus,
-        # A reservation nobody can meet would wait for ever.
+        # An unsatisfiable reservation would wait forever.
         extract_memory_bytes=memory if fits else None,
         packs_per_task=max(
             1, min(MAX_PACKS_PER_TASK, num_packs // (MIN_TASKS_PER_WORKER * extract_workers))
@@ -227,7 +227,7 @@ def resolve_resources(
         rows_per_call=rows,
         calls_in_flight=calls,
         ahead_bytes=ahead_bytes or AHEAD_BYTES_LOCAL + rows * calls * _part_bytes(config),
-        # A store that fails holds everything up for so long.
+        # A failing store blocks everything for this long.
         no_progress_timeout_s=config.output.patience_s
         + max(MIN_NO_PROGRESS_S, rows * calls * config.extract.part_s / speed),
     )
@@ -237,7 +237,7 @@ def resolve_resources(
 
 
 def store_bytes_for(config: RunConfig, node: NodeShape) -> int:
-    """Return how much object store a Ray started on this machine gets."""
+    """Return the object store bytes of a Ray started on this machine."""
     ahead_bytes = _ahead_bytes(config, None)
     if ahead_bytes is None:
         resources = resolve_resources(config, (node,), num_packs=sys.maxsize)
@@ -261,7 +261,7 @@ class MemoryUse:
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """Sum of all purposes."""
         return self.models + self.extraction + self.features + self.ray
 
 
@@ -299,7 +299,7 @@ def memory_use(
 
 
 def _check_fits(resources: Resources, nodes: tuple[NodeShape, ...]) -> None:
-    """Refuse what Ray would wait for without end."""
+    """Raise an error for requests that Ray could never schedule."""
     gpus_each, workers = resources.transcribe_gpus, resources.transcribe_workers
     if gpus_each > 0 and workers > (room := _room_on_gpus(nodes, gpus_each)):
         raise ConfigError(
@@ -391,11 +391,11 @@ def _cpus_per_worker(
 def _threads(
     config: RunConfig, node: NodeShape, gpus_each: float, *, workers_per_node: int
 ) -> int | None:
-    """Return the model's threads on a CPU."""
+    """Return the number of CPU threads of the model."""
     if gpus_each > 0:
         return None
     # All cores, though only half are reserved: extraction is many times faster than the model, so
-    # its processes wait for room most of the time.
+    # that its processes are mostly blocked.
     if config.transcribe.cpus_per_worker != "auto":
         return max(1, round(config.transcribe.cpus_per_worker))
     return max(1, node.cores // workers_per_node)
@@ -409,7 +409,7 @@ def _extract_workers(
     taken_cpus: float,
     num_packs: int,
 ) -> tuple[int, float]:
-    """Return how many extract workers and the CPUs each reserves."""
+    """Return the number of extract workers and the CPUs reserved for each."""
     free = sum(node.cpus for node in nodes) - taken_cpus - SPARE_CPUS
     if config.extract.workers != "auto":
         wanted = config.extract.workers
@@ -418,13 +418,13 @@ def _extract_workers(
     else:
         wanted = sum(node.cores for node in nodes) // CORES_PER_EXTRACT_WORKER_ON_CPU
     workers = max(1, min(wanted, num_packs))
-    # More workers than free CPUs were asked for, or the machine is tiny: share, never starve.
+    # More workers than free CPUs, or a tiny machine: share CPUs, so that none waits forever.
     share = 1.0 if workers <= free else _whole_steps(max(free, 0.0) / workers)
     return workers, share
 
 
 def _whole_steps(cpus: float) -> float:
-    # A hair more, since 0.043 / 0.001 is 42.999...
+    # A small margin, since 0.043 / 0.001 is 42.999...
     return max(CPU_STEP, math.floor(cpus / CPU_STEP + 1e-9) * CPU_STEP)
 
 
@@ -441,27 +441,27 @@ def _in_flight(
     if ahead_bytes is not None:
         room = ahead_bytes // AHEAD_SHARE_IN_FLIGHT // workers // _part_bytes(config)
         parts = max(2, min(parts, room))
-    # At least four calls, so that results come while others are decoded.
+    # At least four calls, so that results arrive while others are decoded.
     call_bytes = CALL_BYTES["gpu" if on_gpu else "cpu"]
     part_bytes = _part_bytes(config)
-    # A block that were more than a call would be decoded in two, one after the other.
+    # A block larger than a call would be decoded in two calls, sequentially.
     rows = max(call_bytes // part_bytes, math.ceil(block_bytes / part_bytes))
     rows = max(1, min(parts // 4, rows))
     return rows, math.ceil(parts / rows)
 
 
 def _ahead_bytes(config: RunConfig, store_bytes: int | None) -> int | None:
-    """Return the bound that is set or follows from the object stores; None where neither is."""
+    """Return the configured limit, or the one from object stores; None without either."""
     if config.extract.max_buffered_features_mb != "auto":
         return int(config.extract.max_buffered_features_mb * MEBIBYTE)
     return None if store_bytes is None else int(store_bytes * STORE_SHARE_AHEAD)
 
 
 def feature_bytes_per_s(config: RunConfig, *, values: int | None = None) -> int:
-    """Return what a second of audio takes between the stages: features of each kind of its parts.
+    """Return the feature bytes per second of audio, summed over kinds of features.
 
-    A frame of the first kind has so many `values`. Before a checkpoint is read they are taken to be
-    `MAX_MEL_BINS`, as those of further kinds are; a user's own recognizer is given the samples.
+    `values`: per frame of the first kind. Until a checkpoint is read, `MAX_MEL_BINS` is assumed, as
+    for further kinds; a user's own recognizer gets the samples.
     """
     if values is None:
         values = MAX_MEL_BINS if config.model.recognizer is None else HOP_SAMPLES
@@ -482,7 +482,7 @@ def _extract_bytes(config: RunConfig, base_bytes: int) -> int:
 
 
 def memory_limit_bytes() -> int | None:
-    """Return the smallest memory limit of this process's groups."""
+    """Return the smallest memory limit of this process's cgroups."""
     limits = [
         int(text)
         for folder in (*group_folders(""), *group_folders("memory"))

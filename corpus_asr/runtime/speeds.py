@@ -1,6 +1,6 @@
-"""How fast a machine does a job: as its run before, as it is stated, or calculated from times.
+"""Speed of a machine for a job: measured in its last run, stated, or calculated from timings.
 
-The speed of a model that was not run here is calculated for the settings, with a range.
+The speed of a model that has not run here is calculated for the settings, with a range.
 """
 
 import math
@@ -32,48 +32,48 @@ from corpus_asr.threads import spin_briefly
 from corpus_asr.transcription.pace import rtfx_range, searched_words, time_pace
 from corpus_asr.units import counted
 
-# A run over less than this is mostly its start.
+# Shorter runs are mostly startup.
 LEAST_AUDIO_S = 300.0
 _LEAST_WALL_S = 60.0
-# Another corpus or another day: a measured speed is known to about a tenth and a half.
+# Another corpus or day: relative range of a measured speed.
 _SPEED_RANGE = 1.15
 HERE = "this machine"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """What could do the work, and how fast."""
+    """A machine or cluster for the work, and its speed."""
 
     name: str
     rtfx: float
-    """Seconds of audio per second of one worker."""
+    """RTFx of one worker."""
     count: int = 1
-    """Workers at once."""
+    """Number of workers."""
     spread: float = _SPEED_RANGE
     """Factor by which the speed may be higher or lower."""
     source: str = ""
-    """Where the speed is from."""
+    """Source of the speed."""
 
     def words(self) -> str:
-        """Name it, and where its speed is from."""
+        """Return the name, and the source of the speed."""
         return f"{self.name}, {self.source}" if self.source else self.name
 
     def speed_words(self) -> str:
-        """Write the speed of all, and that of one where there are several."""
+        """Return the total speed as text, and that of one worker if there are several."""
         all_rtfx = f"RTFx {self.rtfx * self.count:,.1f}"
         return all_rtfx if self.count == 1 else f"{all_rtfx} ({self.count} x {self.rtfx:,.1f})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outlook:
-    """What a corpus takes on a machine."""
+    """Predicted time for a corpus on a machine."""
 
     machine: Machine
     duration_s: Estimate
 
 
 def outlooks(audio: Estimate, machines: Sequence[Machine]) -> list[Outlook]:
-    """Return what so many seconds of audio take on each machine, without the start of a run."""
+    """Return the time for an audio duration on each machine, without the start of a run."""
     results = []
     for machine in machines:
         likely = audio.over(machine.rtfx * machine.count)
@@ -85,10 +85,10 @@ def outlooks(audio: Estimate, machines: Sequence[Machine]) -> list[Outlook]:
 
 
 def stated_machine(config: RunConfig, rtfx: float) -> Machine:
-    """Return as many workers as a job names, or one, at a stated RTFx of each.
+    """Return the configured number of workers, or one, at a stated RTFx each.
 
     Raises:
-        ConfigError: the speed is no number above 0.
+        ConfigError: the speed is not a number above 0.
     """
     if not 0 < rtfx < math.inf:
         raise ConfigError(
@@ -100,7 +100,7 @@ def stated_machine(config: RunConfig, rtfx: float) -> Machine:
 
 
 def known_machines(config: RunConfig, store: OutputStore) -> list[Machine]:
-    """Return how fast the run in a job's folder was, of the same model with the same settings."""
+    """Return the speed of the last run in a job's folder, if model and settings are the same."""
     of_run = store.read_json(FINGERPRINT_NAME)
     if of_run is not None and of_run["settings"] != result_settings(config):
         return []
@@ -122,9 +122,9 @@ def known_machines(config: RunConfig, store: OutputStore) -> list[Machine]:
 def timed_machines(
     config: RunConfig, num_packs: int, *, recording_s: float
 ) -> tuple[list[Machine], str]:
-    """Time parts of the job's model on this machine, and calculate its speed for the settings.
+    """Time the job's model on this machine, and calculate its speed for the settings.
 
-    Returns no machine, and why, where that is not possible or not of use.
+    Returns no machine, and the reason, if that is impossible or useless.
     """
     try:
         if ray_address() != "local":
@@ -165,6 +165,6 @@ def timed_machines(
 
 
 def _as_before(started_at: str, rtfx: float, snapshot: Snapshot | None) -> Machine:
-    # Without a snapshot nobody knows how many workers there were.
+    # Without a snapshot the number of workers is unknown.
     workers = 1 if snapshot is None else max(1, snapshot.transcribe_workers)
     return Machine(name=f"as the run of {started_at[:10]} here", rtfx=rtfx / workers, count=workers)

@@ -1,6 +1,6 @@
-"""A line that says how far something is: drawn again on a terminal, elsewhere written at times.
+"""Progress display: redrawn in place on a terminal, otherwise a line written periodically.
 
-Knows neither runs nor files, so that showing them costs a command no more than this.
+Independent of runs and files, so that a command only imports this for its display.
 """
 
 import sys
@@ -14,25 +14,25 @@ from rich.live import Live
 
 
 class Stream(Protocol):
-    """Where a line can be written: any text file, captured ones of tests included."""
+    """Writable text file, including captured ones of tests."""
 
     def write(self, text: str, /) -> int:
-        """Write and return the number of characters."""
+        """Write text and return the number of characters."""
 
     def flush(self) -> None:
-        """Hand on what was written."""
+        """Flush the buffer."""
 
     def isatty(self) -> bool:
-        """Whether a person is looking."""
+        """Return whether the stream is a terminal."""
 
 
-# A log file keeps every line: two a minute of them. A terminal shows one, as fast as it is read.
+# Interval in seconds for log files, which keep every line; a terminal is redrawn.
 LINE_EVERY_S = 30.0
 REDRAWS_PER_S = 4.0
 
 
 def line_writer(stream: Stream | None) -> Callable[[str], None]:
-    """Return what writes a line to a stream, or nowhere if there is none."""
+    """Return a function that writes a line to a stream; without a stream it does nothing."""
 
     def write(line: str) -> None:
         if stream is not None:
@@ -42,7 +42,7 @@ def line_writer(stream: Stream | None) -> Callable[[str], None]:
 
 
 def is_terminal(stream: Any) -> bool:
-    """Return whether a person sees a text stream, on a terminal that can redraw a line."""
+    """Return whether a text stream is a terminal that can redraw a line."""
     return bool(stream.isatty()) and not Console(file=stream).is_dumb_terminal
 
 
@@ -50,7 +50,7 @@ def is_terminal(stream: Any) -> bool:
 def repeated(
     action: Callable[[], None], *, every_s: float, name: str, at_once: bool = True
 ) -> Iterator[None]:
-    """Call `action` in a thread, at once or not, and every so often while the context is open."""
+    """Call `action` in a thread while the context is open: periodically, and first if `at_once`."""
     ended = threading.Event()
 
     def repeat() -> None:
@@ -69,14 +69,14 @@ def repeated(
 
 
 class Display:
-    """Shows how far something is while it is open; what is printed meanwhile stays above it.
+    """Displays progress while open; text printed meanwhile stays above it.
 
     Args:
-        stream: a terminal, where it is drawn again in place, or what takes a line now and then;
-            None for nothing.
+        stream: a terminal, which is redrawn in place, or any other stream, which gets a line now
+            and then; None: no display.
         line: returns such a line.
-        drawn: returns what a terminal shows.
-        stays: whether there is something to see from the beginning on, and left at the end.
+        drawn: returns the content for a terminal.
+        stays: whether to display from the start, and to keep the last state at the end.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class Display:
             self._stack.enter_context(self._redrawn(cast("TextIO", self._stream)))
             return self
         if self._stays:
-            self._stack.callback(self._write)  # the last line is that of the end, however it ended
+            self._stack.callback(self._write)  # writes the final line in any case
         self._stack.enter_context(
             repeated(self._write, every_s=LINE_EVERY_S, name="progress", at_once=self._stays)
         )
@@ -112,7 +112,7 @@ class Display:
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """Take away what is drawn while something is written to stdout or stderr."""
+        """Hide the display while text is written to stdout or stderr."""
         with self._lock:
             nested = self._hidden
             self._hidden = True
@@ -133,22 +133,22 @@ class Display:
     @contextmanager
     def _redrawn(self, terminal: TextIO) -> Iterator[None]:
         live = Live(
-            console=Console(file=terminal),  # uses no more than Stream has
+            console=Console(file=terminal),  # needs only the methods of Stream
             get_renderable=lambda: "" if self._hidden else self._drawn(),
             refresh_per_second=REDRAWS_PER_S,
             transient=not self._stays,
-            # Rich would break lines of the log and of messages at the terminal's width.
+            # Rich would wrap lines of the log and of messages at the terminal's width.
             redirect_stdout=False,
             redirect_stderr=False,
         )
         is_stderr = terminal is sys.stderr
         if is_stderr:
-            sys.stderr = cast("TextIO", _Above(terminal, self))
+            sys.stderr = cast("TextIO", _DisplayStderr(terminal, self))
         try:
             with live:
                 self._live = live
                 yield
-                with self._lock:  # nobody draws after the last
+                with self._lock:  # no redraw after the last one
                     self._live = None
         finally:
             self._live = None
@@ -156,15 +156,15 @@ class Display:
                 sys.stderr = terminal
 
 
-class _Above:
-    """Stands in for stderr while something is drawn there."""
+class _DisplayStderr:
+    """Replaces stderr while the display is on it."""
 
     def __init__(self, stream: TextIO, display: Display) -> None:
         self._stream = stream
         self._display = display
 
-    # Not a subclass of a text stream: Click takes one without an encoding for broken, and writes to
-    # what is below it.
+    # Not a subclass of a text stream: Click considers one without an encoding broken, and writes to
+    # its underlying stream.
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 

@@ -60,7 +60,7 @@ ITEM_TIMEOUT_S: float = ExtractSettings.model_fields["item_timeout_s"].default
 
 
 class TranscriberOptions(TranscriptionOptions, total=False):
-    """Keywords of `Transcriber.from_pretrained`, those of the class, which describes them."""
+    """Keyword arguments of `Transcriber.from_pretrained`, documented in `Transcriber`."""
 
     revision: str | None
     device: str
@@ -75,7 +75,7 @@ class TranscriberOptions(TranscriptionOptions, total=False):
     allow_hosts: str | Sequence[str] | None
 
 
-# What no call can change.
+# Options that calls cannot change.
 _FIXED = ("checkpoint", *(TranscriberOptions.__annotations__.keys() - {*OPTION_NAMES}))
 
 
@@ -97,36 +97,36 @@ class Transcriber:
         'Today, only platforms 1 and 3 are used.'
 
     Args:
-        checkpoint: a folder, an fsspec address, a hub name, or a short name such as `small`,
-            `large-v3` or `turbo`. None takes whisper-tiny.en, the English model that comes with the
-            package, and logs so.
-        revision: hub branch, tag or commit.
+        checkpoint: a folder, an fsspec URI, a Hub model ID, or a short name such as `small`,
+            `large-v3` or `turbo`. None uses whisper-tiny.en, the English model included in the
+            package, and logs this.
+        revision: Hub branch, tag or commit.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        compute_type: `auto`, the best that the device computes in, or a data type.
-        slots: windows decoded side by side.
-        num_threads: CPU threads for the model; None leaves torch's own choice.
-        recognizer: a model of your own in place of Whisper, as package.module:Class or by the name
-            of one of an installed package; it is given `checkpoint` as it stands.
-        by_language: checkpoints for recordings in some languages, by code, of any family;
-            `checkpoint`, a multilingual Whisper, detects the language and transcribes all others.
-        align_model: Parakeet CTC checkpoint that times words in place of the model, of any family:
-            those of `word_timestamps`, and of texts to align.
-        calibration: output folder or .json file of `corpus-asr evaluate --calibrate`, which gives
-            `confidence`; None means the default.
+        compute_type: `auto`, the best data type of the device, or a data type.
+        slots: windows decoded in parallel.
+        num_threads: CPU threads for the model; None: torch's default.
+        recognizer: your own model in place of Whisper, as package.module:Class or the name of one
+            in an installed package; it gets `checkpoint` unchanged.
+        by_language: checkpoints of any family for some languages, by code; `checkpoint`, a
+            multilingual Whisper, detects the language and transcribes all others.
+        align_model: Parakeet CTC checkpoint that computes word times in place of the model, of any
+        family: for `word_timestamps`, and for texts to align.
+        calibration: output folder or .json file of `corpus-asr evaluate --calibrate`, used for
+            `confidence`; None: the default.
         item_timeout_s: seconds without a new part after which a recording fails.
-        allow_hosts: the only hosts that redirects of web addresses may lead to, in addition to the
-            addresses' own: names, *.wildcards or networks; None means public hosts.
+        allow_hosts: the only hosts to which URLs may redirect, in addition to their own: names,
+            *.wildcards or networks; None: public hosts.
         **options: defaults of every call; see `TranscriptionOptions`.
 
     Raises:
-        CheckpointError: the checkpoint cannot be had or loaded.
-        ConfigError: a wrong option, or the checkpoint is English-only and more is asked of it.
+        CheckpointError: the checkpoint cannot be fetched or loaded.
+        ConfigError: an invalid option, or one not supported by an English-only checkpoint.
     """
 
     _calibration: ConfidenceModel = DEFAULT_MODEL
     _engine: "Engine | RoutedEngine"
     _model: str
-    # Languages with checkpoints of their own, which the calibration was not fitted for.
+    # Languages with their own checkpoints, to which the calibration does not apply.
     _own_models: frozenset[str] = frozenset()
 
     def __init__(
@@ -151,7 +151,7 @@ class Transcriber:
         if checkpoint is None and recognizer is None:
             checkpoint = PACKAGED_CHECKPOINT
             _LOG.warning("%s", default_model_notice('Transcriber("small") or "large-v3"'))
-        # Its settings are checked as those of a job are.
+        # Its settings are validated like those of a job.
         named: dict[str, Any] = {} if checkpoint is None else {"checkpoint": checkpoint}
         model = ModelSettings(
             **named, revision=revision, recognizer=recognizer, by_language=dict(by_language or {})
@@ -164,11 +164,11 @@ class Transcriber:
         )
         fitted = DEFAULT_MODEL
         if calibration is not None:
-            # Imports all that a job keeps in its output, which else is not needed.
+            # Imports a job's output modules, which are not needed otherwise.
             from corpus_asr.storage.run_state.run_files import read_calibration
 
             fitted = read_calibration(calibration, family=main.family_name)
-        # Its process starts while this one imports torch.
+        # The child process starts while this one imports torch.
         self._set_up(
             str(main.folder),
             recognizer=recognizer,
@@ -200,7 +200,7 @@ class Transcriber:
     def from_pretrained(
         cls, checkpoint: str | None = None, **options: Unpack[TranscriberOptions]
     ) -> Self:
-        """Load a checkpoint, as the class itself does, whose arguments `options` are."""
+        """Load a checkpoint; `options` are the arguments of the class."""
         return cls(checkpoint, **options)
 
     @classmethod
@@ -226,9 +226,9 @@ class Transcriber:
         item_timeout_s: float,
         hosts: HostRules = ANY_NAMED_HOST,
     ) -> None:
-        # By our names, which a call may change under any.
+        # Under canonical names; calls may use any synonym.
         self._options = translated(options)
-        # The caller chose the files: nothing is too large or too long.
+        # The caller chose the files: no size or duration limits.
         no_limits = {"max_file_gb": math.inf, "max_duration_h": math.inf}
         extract = options_from(options).extract.model_copy(update=no_limits)
 
@@ -273,17 +273,17 @@ class Transcriber:
                 numpy array or torch tensor, float in -1 to 1 or int16, of shape (sample,) or
                 (channel, sample); a dictionary of Hugging Face datasets, with `array` and
                 `sampling_rate`, with `bytes`, or with `path`.
-            sampling_rate: of an array or tensor, in Hz.
-            on_progress: called in this thread, as decoding and transcription go on.
-            cancellation: ends the call where another thread calls its `cancel`.
-            **options: for this call alone.
+            sampling_rate: in Hz, of an array or tensor.
+            on_progress: called in this thread during decoding and transcription.
+            cancellation: ends the call when another thread calls its `cancel`.
+            **options: for this call only.
 
         Raises:
-            CallCancelledError: `cancellation` is cancelled.
-            FetchError: it cannot be read.
-            DecodeError: it holds no usable audio.
-            ValueError: it is none of these, or an array of another type, shape or rate.
-            ConfigError: a wrong option.
+            CallCancelledError: `cancellation` was canceled.
+            FetchError: the audio cannot be read.
+            DecodeError: it contains no usable audio.
+            ValueError: an unsupported object, or an array of another type, shape or rate.
+            ConfigError: an invalid option.
         """
         settings = self._checked(options)
         return next(
@@ -304,23 +304,22 @@ class Transcriber:
     ) -> Iterator[Transcript]:
         """Transcribe recordings, sharing the model's slots; yields transcripts as they finish.
 
-        Each of `audios` is as `transcribe` takes it. They are taken as needed, so they may be
-        endless. A transcript's `uri` is the address; what has none, is called `input-0` and so on
-        by its place. `on_error` is given each recording that failed, while the others go on.
-        `on_segment` is given the `uri` and each segment as it is final, in order of time of each
-        recording; not where each channel is transcribed, nor with speakers, known once all
-        of it is.
+        `audios` are as for `transcribe`, consumed on demand, so that they may be endless. A
+        transcript's `uri` is the URI; inputs without one are named `input-0` and so on by index.
+        `on_error` is called with each failed recording, while the others continue. `on_segment` is
+        called with the `uri` and each final segment, in time order of each recording; not if
+        channels are transcribed separately, nor with speakers, which are known only at the end.
 
         Raises:
             ItemError: a recording failed and `on_error` is None.
-            ValueError: an item is no audio; see `transcribe`.
-            ConfigError: a wrong option.
+            ValueError: an input is not audio; see `transcribe`.
+            ConfigError: an invalid option.
         """
         settings = self._checked(options)
         if settings.extract.separate or settings.speakers.wanted:
             on_segment = None
-        given = ((audio, None) for audio in several(audios))
-        return self._many(given, settings, sampling_rate, on_error, on_progress, on_segment)
+        inputs = ((audio, None) for audio in several(audios))
+        return self._many(inputs, settings, sampling_rate, on_error, on_progress, on_segment)
 
     def align(
         self,
@@ -331,11 +330,11 @@ class Transcriber:
         on_progress: OnProgress | None = None,
         **options: Unpack[TranscriptionOptions],
     ) -> Transcript:
-        """Find out when each word of a known text is said in a recording, both of any length.
+        """Align a known text with a recording, both of any length: start and end of each word.
 
-        The transcript has the text's words, with their times and the probability that the model
-        gives each; a segment is a sentence. Words that are not in the audio are in `missing`, and
-        in no segment. The recording is recognized first: the options are those of that.
+        The transcript has the text's words with times and the probabilities given by the model;
+        each segment is a sentence. Words absent from the audio are in `missing`, and in no segment.
+        The recording is transcribed first, with the given options.
 
         Examples:
             >>> transcript = transcriber.align("talk.wav", "Once more: today platform 1 is used.")
@@ -343,10 +342,10 @@ class Transcriber:
             [' Once', ' more:']
 
         Raises:
-            AlignmentError: the text has no words, or next to none of them are in the audio.
-            ItemError: the recording cannot be read, or holds no usable audio.
-            ValueError: it is no audio, or the text no string.
-            ConfigError: a wrong option, or the checkpoint is no Whisper and there is no
+            AlignmentError: the text has no words, or almost none of them are in the audio.
+            ItemError: the recording cannot be read, or contains no usable audio.
+            ValueError: the input is not audio, or the text not a string.
+            ConfigError: an invalid option, or the checkpoint is not a Whisper and there is no
                 `align_model`.
         """
         return next(
@@ -364,9 +363,9 @@ class Transcriber:
         on_progress: OnProgress | None = None,
         **options: Unpack[TranscriptionOptions],
     ) -> Iterator[Transcript]:
-        """Align recordings with their texts as `align` does, sharing the slots; see there.
+        """Align recordings with their texts as in `align`, sharing the model's slots.
 
-        `on_error` is given each recording that failed, while the others go on.
+        `on_error` is called with each failed recording, while the others continue.
         """
         settings = self._checked(options)
         if settings.extract.separate:
@@ -394,30 +393,30 @@ class Transcriber:
     ) -> DetectedLanguage:
         """Detect the language of a recording, with the probabilities of all languages.
 
-        It is that of `transcribe`: of up to three windows of speech in the first part. If nobody
-        speaks, it is what the model takes silence for. A `language` option with several codes
-        limits the choice; a single one does not. Fields may be unpacked, as in faster-whisper.
+        The same as in `transcribe`: from up to three windows of speech in the first part. Without
+        speech, it is the model's guess for silence. A `language` option with several codes limits
+        the choice; a single one does not. Fields may be unpacked, as in faster-whisper.
 
         Args:
-            audio: as of `transcribe`; so are `sampling_rate` and `options`.
+            audio: as for `transcribe`; likewise `sampling_rate` and `options`.
 
         Raises:
-            ItemError: the recording cannot be read, or holds no usable audio.
-            ValueError: it is no audio.
-            ConfigError: a wrong option, or the checkpoint is no multilingual Whisper.
+            ItemError: the recording cannot be read, or contains no usable audio.
+            ValueError: the input is not audio.
+            ConfigError: an invalid option, or the checkpoint is not a multilingual Whisper.
         """
         settings = detecting(self._checked(options), self._engine.languages)
-        given = given_audio(audio, sampling_rate=sampling_rate)
-        languages = self._languages(given, settings)
+        audio_input = given_audio(audio, sampling_rate=sampling_rate)
+        languages = self._languages(audio_input, settings)
         if not languages:
-            # The answer is the same for any length of silence, also for none.
+            # The result is the same for any length of silence, including zero.
             silence = given_audio(np.zeros(SAMPLE_RATE_HZ, np.int16), sampling_rate=SAMPLE_RATE_HZ)
             extract = settings.extract.model_copy(update={"vad_filter": False})
             languages = self._languages(silence, replace(settings, extract=extract))
         return DetectedLanguage(*languages[0], languages)
 
     def _languages(self, audio: GivenAudio, settings: CallSettings) -> list[tuple[str, float]]:
-        """Return the languages of the first part with speech; none where nobody speaks."""
+        """Return the languages of the first part with speech; empty without speech."""
         with CallInFlight(self._pool, self._engine, settings, detect_only=True) as call:
             for recording, has_ended in call.run([(audio, None)], to_the_end=True):
                 spoken = [part.transcript for part in recording.parts if part.transcript]
@@ -436,12 +435,12 @@ class Transcriber:
         cancellation: Cancellation | None = None,
         **options: Unpack[TranscriptionOptions],
     ) -> Iterator[Segment]:
-        """Transcribe one recording and yield its segments, in order of time, as they are final.
+        """Transcribe one recording and yield its segments in time order as they become final.
 
-        They are those of `transcribe`, window by window of at most 30 s. The first come once the
-        first part of the recording (`part_s`) is decoded and searched for speech. A recording that
-        is damaged raises after the segments before the damage. Closing the iterator, or leaving a
-        loop over it, stops the work; from another thread, `cancellation` does.
+        The same segments as from `transcribe`, in windows of at most 30 s. The first follow once
+        the first part of the recording (`part_s`) is decoded and searched for speech. A damaged
+        recording raises an error after the segments before the damage. Closing the iterator, or
+        leaving a loop over it, stops the work; from another thread, `cancellation` does.
 
         Examples:
             >>> for segment in transcriber.stream("talk.wav"):
@@ -449,10 +448,10 @@ class Transcriber:
             0.0 s:  Today, only platforms 1 and 3 are used.
 
         Raises:
-            CallCancelledError: `cancellation` is cancelled.
-            ItemError: it cannot be read, or holds no usable audio.
-            ValueError: it is no audio; see `transcribe`.
-            ConfigError: a wrong option.
+            CallCancelledError: `cancellation` was canceled.
+            ItemError: the recording cannot be read, or contains no usable audio.
+            ValueError: the input is not audio; see `transcribe`.
+            ConfigError: an invalid option.
         """
         settings = self._checked(options)
         if settings.extract.separate:
@@ -466,25 +465,25 @@ class Transcriber:
                 "streaming segments: found diarize: true, expected false, since speakers are known "
                 "once all of a recording is; leave it out, or use transcribe"
             )
-        given = given_audio(audio, sampling_rate=sampling_rate)
+        audio_input = given_audio(audio, sampling_rate=sampling_rate)
 
         def segments() -> Iterator[Segment]:
             with CallInFlight(
                 self._pool, self._engine, settings, on_progress, cancellation
             ) as call:
-                for recording, has_ended in call.run([(given, None)], to_the_end=True):
+                for recording, has_ended in call.run([(audio_input, None)], to_the_end=True):
                     for segment in recording.take_segments():
                         yield self._calibrated(segment)
-                        call.check()  # where it goes on may be a fork
+                        call.check()  # may resume in a fork
                     if has_ended and recording.error is not None:
                         raise recording.error
 
         return segments()
 
     def close(self) -> None:
-        """Stop the engine and the decoding processes; calls in other threads end with an error.
+        """Stop the engine and the decoding processes; calls in other threads raise an error.
 
-        Does nothing in a fork of the process that made this object, which has neither.
+        No effect in a fork of the process that made this object, which has neither.
         """
         self._pool.close()
         self._engine.close()
@@ -503,10 +502,10 @@ class Transcriber:
         )
 
     def _checked(self, options: TranscriptionOptions) -> CallSettings:
-        # Before anything is opened: a wrong option costs no decoding.
+        # Checked first: an invalid option costs no decoding.
         self._pool.check()
-        given = {**self._options, **translated(options)}
-        settings = options_from(given, fixed=_FIXED)
+        call_options = {**self._options, **translated(options)}
+        settings = options_from(call_options, fixed=_FIXED)
         self._engine.check(settings.decoding)
         return settings
 
@@ -524,7 +523,7 @@ class Transcriber:
         with CallInFlight(self._pool, self._engine, settings, on_progress, cancellation) as call:
             for recording, has_ended in call.run(recordings):
                 if on_segment is not None:
-                    # A part that failed ends what is passed on, and later the recording.
+                    # A failed part ends the segments passed on, and later the recording.
                     with suppress(ItemError):
                         for segment in recording.take_segments():
                             on_segment(recording.audio.name, self._calibrated(segment))
@@ -540,7 +539,7 @@ class Transcriber:
                 yield transcript
 
     def _calibrated(self, segment: Segment) -> Segment:
-        """Return a segment with the confidence of this object's calibration."""
+        """Return a segment with calibrated confidence."""
         if self._calibration is DEFAULT_MODEL or segment.language in self._own_models:
             return segment
         return with_confidence(segment, self._calibration)
@@ -550,17 +549,19 @@ def _load_engine(
     model: ModelSettings, main: Checkpoint, decoding: DecodingSettings, **options: Any
 ) -> "Engine | RoutedEngine":
     spin_briefly()
-    # Import torch.
+    # These import torch.
     from corpus_asr.transcription.engine import Engine
     from corpus_asr.transcription.routing import RoutedEngine
 
     if model.recognizer is not None:
-        del options["slots"]  # it has none
+        del options["slots"]  # a recognizer has no slots
         return Engine.from_recognizer(
             model.recognizer, model.given_checkpoint, decoding=decoding, **options
         )
     check_transcribes(main, decoding)
-    folders = {code: other.with_weights().folder for code, other in main.by_language.items()}
+    folders = {
+        code: checkpoint.with_weights().folder for code, checkpoint in main.by_language.items()
+    }
     folder = main.with_weights().folder
     if not folders:
         return Engine.from_folder(folder, decoding=decoding, **options)

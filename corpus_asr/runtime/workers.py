@@ -66,7 +66,7 @@ class _Worker:
         self._coordinator.start()
 
     def activity(self) -> Activity:
-        """Return what this process did so far."""
+        """Return the activity of this process so far."""
         return Activity()
 
     def _look_after(self) -> None:
@@ -109,7 +109,7 @@ class ExtractWorker(_Worker):
             self._stage = ExtractStage(config, extractor=extractor)
 
     def activity(self) -> Activity:
-        """Return what this process did so far."""
+        """Return the activity of this process so far."""
         activity = Activity() if self._stage is None else self._stage.activity
         return replace(activity, files_extracted=self._files_extracted)
 
@@ -143,9 +143,9 @@ class StuckWatch:
         self._looks = 0
 
     def is_stuck(self, activity: Activity, *, proving: bool = False) -> bool:
-        """Return whether nothing has changed in so many looks, a report's time from each other.
+        """Return whether nothing changed in `STUCK_LOOKS` checks, one report apart.
 
-        Looks and no clock: a machine that was paused looks once.
+        Counts checks rather than time: a machine that was suspended makes one check.
         """
         did: tuple[float, ...] = (
             activity.load_s, activity.encoder_batches, activity.windows, activity.steps,

@@ -122,7 +122,7 @@ def find_speakers(
     tries = 1 if len(vectors) < SHORT_WINDOWS else max(1, TRIED_WINDOWS // len(vectors))
     groupings = islice(_by_spectrum(unit(sums_of(vectors, nodes)), bounds), tries)
     settled = [_settled(vectors, labels[nodes], likeness, bounds) for labels in groupings]
-    labels, voices = max(settled, key=lambda each: _gain(vectors, each[0], each[1], likeness))
+    labels, voices = max(settled, key=lambda pair: _gain(vectors, pair[0], pair[1], likeness))
     scores = likeness.sharpness * (vectors @ voices.T)
     shares = np.exp(scores - scores.max(axis=1, keepdims=True))
     probabilities = shares[np.arange(len(labels)), labels] / shares.sum(axis=1)
@@ -163,9 +163,9 @@ def agglomerate(
         likeness[gone] = likeness[:, gone] = highest[gone] = -np.inf
         stale = alive & ((nearest == kept) | (nearest == gone))
         stale[kept] = True
-        for other in np.flatnonzero(stale):
-            nearest[other] = likeness[other].argmax()
-            highest[other] = likeness[other, nearest[other]]
+        for cluster in np.flatnonzero(stale):
+            nearest[cluster] = likeness[cluster].argmax()
+            highest[cluster] = likeness[cluster, nearest[cluster]]
         nearer = alive & (row > highest)
         nearest[nearer], highest[nearer] = kept, row[nearer]
     return np.unique(owner, return_inverse=True)[1].astype(np.int64)
@@ -201,7 +201,7 @@ def _by_spectrum(vectors: Embeddings, bounds: SpeakerBounds) -> Iterator[Labels]
         yield _split_evenly(size, least)
         return
     order = np.argsort(-(vectors @ vectors.T), axis=1, kind="stable")
-    found: list[tuple[float, int, Float64[np.ndarray, "node axis"]]] = []
+    groupings: list[tuple[float, int, Float64[np.ndarray, "node axis"]]] = []
     for neighbors in sorted({max(2, round(share * size)) for share in NEIGHBOR_SHARES}):
         values, axes = np.linalg.eigh(_laplacian(order[:, :neighbors]))
         gaps = np.diff(values[: most + 1])[least - 1 :]
@@ -209,9 +209,9 @@ def _by_spectrum(vectors: Embeddings, bounds: SpeakerBounds) -> Iterator[Labels]
             gaps = np.zeros(1)
         # Few neighbors and a wide gap: the graph falls apart as clearly as it can.
         cost = neighbors / size / (float(gaps.max()) / max(float(values[-1]), 1e-9) + 1e-9)
-        found.append((cost, least + int(gaps.argmax()), axes[:, :most]))
+        groupings.append((cost, least + int(gaps.argmax()), axes[:, :most]))
     seen: set[bytes] = set()
-    for _, clearest, axes in sorted(found, key=lambda each: each[0]):
+    for _, clearest, axes in sorted(groupings, key=lambda grouping: grouping[0]):
         for number in range(clearest, min(clearest + MORE_SPEAKERS, most) + 1):
             labels = _by_appearance(_grouped(axes[:, :number], number))
             if labels.tobytes() not in seen:
@@ -259,10 +259,10 @@ def _grouped(points: Float64[np.ndarray, "node axis"], number: int) -> Labels:
         centers = np.concatenate([centers, points[[int(away.argmax())]]])
     labels = np.full(len(points), -1)
     for _ in range(_ITERATIONS):
-        found = np.square(points[:, None] - centers).sum(axis=2).argmin(axis=1)
-        if np.array_equal(found, labels):
+        new_labels = np.square(points[:, None] - centers).sum(axis=2).argmin(axis=1)
+        if np.array_equal(new_labels, labels):
             break
-        labels = found
+        labels = new_labels
         for group in range(number):
             if (labels == group).any():
                 centers[group] = points[labels == group].mean(axis=0)
@@ -288,11 +288,11 @@ def _settled(
         least_counts = np.minimum(counts[:, None], counts)
         above = voices @ voices.T - likeness.merge_above + small_merge / least_counts
         np.fill_diagonal(above, -np.inf)
-        one, other = divmod(int(above.argmax()), len(voices))
+        first, second = divmod(int(above.argmax()), len(voices))
         brief = np.flatnonzero(_longest_runs(labels, len(voices)) < LEAST_RUN)
         too_many = bounds.most is not None and len(voices) > bounds.most
-        if above[one, other] >= 0.0:
-            labels, voices = _voices(vectors, np.where(labels == other, one, labels))
+        if above[first, second] >= 0.0:
+            labels, voices = _voices(vectors, np.where(labels == second, first, labels))
         elif len(brief):
             voices = np.delete(voices, brief[counts[brief].argmin()], axis=0)
         elif too_many:
@@ -330,10 +330,12 @@ def _longest_runs(labels: Labels, number: int) -> Int64[np.ndarray, " speaker"]:
 
 def _least_missed(scores: Float32[np.ndarray, "window speaker"], labels: Labels) -> int:
     """Return the speaker whose windows lose the least likeness if they are given to others."""
-    own = scores[np.arange(len(labels)), labels]
-    others = scores.copy()
-    others[np.arange(len(labels)), labels] = -np.inf
-    lost = np.bincount(labels, weights=own - others.max(axis=1), minlength=scores.shape[1])
+    own_scores = scores[np.arange(len(labels)), labels]
+    other_scores = scores.copy()
+    other_scores[np.arange(len(labels)), labels] = -np.inf
+    lost = np.bincount(
+        labels, weights=own_scores - other_scores.max(axis=1), minlength=scores.shape[1]
+    )
     return int(lost.argmin())
 
 

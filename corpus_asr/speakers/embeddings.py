@@ -79,12 +79,13 @@ class SpeakerEmbedder:
         ]
         values = self._embedded(samples, windows)
         lengths = np.linalg.norm(values, axis=1, keepdims=True)
-        known = np.isfinite(lengths[:, 0]) & (lengths[:, 0] > 0.0)  # digital silence has no voice
-        at = np.array(windows, dtype=np.float64).reshape(-1, 2)[known] / SAMPLE_RATE_HZ
+        # Digital silence has no voice.
+        has_voice = np.isfinite(lengths[:, 0]) & (lengths[:, 0] > 0.0)
+        at = np.array(windows, dtype=np.float64).reshape(-1, 2)[has_voice] / SAMPLE_RATE_HZ
         return SpeechWindows(
             start_s=at[:, 0],
             end_s=at[:, 1],
-            embeddings=(values[known] / lengths[known]).astype(np.float16),
+            embeddings=(values[has_voice] / lengths[has_voice]).astype(np.float16),
         )
 
     def _embedded(

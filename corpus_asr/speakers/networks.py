@@ -52,31 +52,33 @@ class OverlapDetector:
         path = fetch_onnx(model)
         self._session = session_of(path, what="speaker model")
         self._input = self._session.get_inputs()[0].name
-        num_classes, found = 3, ""
+        num_classes, problem = 3, ""
         for classes, window_s in _WINDOW_S.items():
             noise = np.random.default_rng(0).random((1, window_s * SAMPLE_RATE_HZ))
             try:
                 values = self._run(noise.astype(np.float32))
             except Exception as error:
-                found = f"an error for an input {noise.shape}: {str(error).partition(chr(10))[0]}"
+                problem = f"an error for an input {noise.shape}: {str(error).partition(chr(10))[0]}"
                 continue
             if values.ndim == 3 and values.shape[2] == classes:
-                num_classes, found = classes, ""
+                num_classes, problem = classes, ""
                 break
-            found = f"an output {values.shape}"
-        if found:
+            problem = f"an output {values.shape}"
+        if problem:
             expected = "an input (batch, 1, sample) and an output (batch, frame, 3 or 7)"
-            raise unfit(path, found, expected, "leave out speakers.segmentation")
+            raise unfit(path, problem, expected, "leave out speakers.segmentation")
         self._window_samples = _WINDOW_S[num_classes] * SAMPLE_RATE_HZ
 
     def __call__(
         self, samples: Samples, speech: Sequence[SampleSpan]
     ) -> Float64[np.ndarray, "span two"]:
         """Return the start and end of each span, in seconds from the part's start."""
-        found = np.concatenate(
+        is_overlapped = np.concatenate(
             [[False], self._chances(samples, speech) > OVERLAPPED_ABOVE, [False]]
         )
-        borders = np.flatnonzero(found[1:] != found[:-1]) * _STEP_SAMPLES / SAMPLE_RATE_HZ
+        borders = (
+            np.flatnonzero(is_overlapped[1:] != is_overlapped[:-1]) * _STEP_SAMPLES / SAMPLE_RATE_HZ
+        )
         spans: Float64[np.ndarray, "span two"] = borders.reshape(-1, 2)
         long: Float64[np.ndarray, "span two"] = spans[np.diff(spans)[:, 0] >= LEAST_OVERLAP_S]
         return long

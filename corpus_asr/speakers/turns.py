@@ -116,7 +116,7 @@ class Diarization:
             news.add(new)
             olds.add(old)
         number = max([number, *(int(turn.speaker[1:]) for turn in earlier)])
-        for place, new in enumerate((each for each in self.voices if each not in labels), 1):
+        for place, new in enumerate((name for name in self.voices if name not in labels), 1):
             labels[new] = f"S{number + place}"
         return Diarization(
             turns=tuple(replace(turn, speaker=labels[turn.speaker]) for turn in self.turns),
@@ -139,27 +139,28 @@ def diarize(
     Of channels that were transcribed separately each has speakers of its own, and `bounds` are
     those of each channel.
     """
-    found = []
+    clusterings = []
     for channel, windows in sorted(channels.items(), key=lambda pair: pair[0] or 0):
         if len(windows):
             clustering = find_speakers(windows.embeddings.astype(np.float32), likeness, bounds)
             turns = turns_of(windows, clustering.labels, clustering.confidences, channel=channel)
             turns = with_overlaps(turns, windows.overlaps)
-            found.append((clustering.voices, turns))
+            clusterings.append((clustering.voices, turns))
     order = sorted(
         (min(turn.start_s for turn in turns if turn.speaker == str(number)), at, str(number))
-        for at, (voices, turns) in enumerate(found)
+        for at, (voices, turns) in enumerate(clusterings)
         for number in range(len(voices))
     )
     names = {(at, number): f"S{place}" for place, (_, at, number) in enumerate(order, 1)}
     return Diarization(
         turns=tuple(
             replace(turn, speaker=names[at, turn.speaker])
-            for at, (_, turns) in enumerate(found)
+            for at, (_, turns) in enumerate(clusterings)
             for turn in turns
         ),
         voices={
-            name: tuple(found[at][0][int(number)].tolist()) for (at, number), name in names.items()
+            name: tuple(clusterings[at][0][int(number)].tolist())
+            for (at, number), name in names.items()
         },
     )
 
@@ -172,7 +173,10 @@ def diarize_parts(
     for channel, windows in parts:
         channels.setdefault(channel, []).append(windows)
     return diarize(
-        {channel: SpeechWindows.joined(own) for channel, own in channels.items()},
+        {
+            channel: SpeechWindows.joined(channel_windows)
+            for channel, channel_windows in channels.items()
+        },
         likeness_of(settings.model),
         SpeakerBounds.of(settings.num_speakers, settings.min_speakers, settings.max_speakers),
     )
@@ -184,8 +188,8 @@ def _shared_s(
     """Return how long each speaker of the one and of the other speak at the same time."""
     borders = sorted(
         (time_s, begins, which, turn.channel or 0, turn.speaker)
-        for which, each in enumerate((turns, others))
-        for turn in each
+        for which, side_turns in enumerate((turns, others))
+        for turn in side_turns
         if turn.start_s < turn.end_s
         for time_s, begins in ((turn.start_s, True), (turn.end_s, False))
     )
@@ -253,9 +257,9 @@ def with_overlaps(
                 for turn in turns[max(0, at - _LOOK) : at + _LOOK + 1]
                 if turn.speaker != turns[at].speaker
             ]
-            distance_s, other = min(near, key=lambda pair: pair[0], default=(NEAR_S, turns[at]))
+            distance_s, neighbor = min(near, key=lambda pair: pair[0], default=(NEAR_S, turns[at]))
             if distance_s < NEAR_S:
-                second.append(replace(other, start_s=from_s, end_s=to_s))
+                second.append(replace(neighbor, start_s=from_s, end_s=to_s))
     return _joined([*turns, *second]) if second else [*turns]
 
 
@@ -354,19 +358,21 @@ def _at_pauses(words: Sequence[Word], speakers: Sequence[str | None]) -> list[st
     """Move changes of speaker to the longest pause near them; nobody loses all of a turn."""
     moved = list(speakers)
     for at in [at for at in range(1, len(words)) if speakers[at] != speakers[at - 1]]:
-        before, after = moved[at - 1], moved[at]
-        if before == after:
+        previous, following = moved[at - 1], moved[at]
+        if previous == following:
             continue
         first, last = at, at
-        while first > 1 and moved[first - 2] == before and _is_near(words, first - 1, at):
+        while first > 1 and moved[first - 2] == previous and _is_near(words, first - 1, at):
             first -= 1
-        while last + 1 < len(words) and moved[last + 1] == after and _is_near(words, last + 1, at):
+        while (
+            last + 1 < len(words) and moved[last + 1] == following and _is_near(words, last + 1, at)
+        ):
             last += 1
         best = max(
             range(first, last + 1), key=lambda place: (_pause_s(words, place), -abs(place - at))
         )
-        moved[best:at] = [after] * (at - best)
-        moved[at:best] = [before] * (best - at)
+        moved[best:at] = [following] * (at - best)
+        moved[at:best] = [previous] * (best - at)
     return moved
 
 
@@ -375,7 +381,7 @@ def _is_near(words: Sequence[Word], place: int, other: int) -> bool:
 
 
 def _pause_s(words: Sequence[Word], place: int) -> float:
-    before = words[place - 1]
-    ends = before.word.rstrip(_CLOSING).endswith(_SENTENCE_ENDS)
+    previous = words[place - 1]
+    ends = previous.word.rstrip(_CLOSING).endswith(_SENTENCE_ENDS)
     # To 10 ms: what differs by rounding is as long.
-    return round(words[place].start_s - before.end_s, 2) + (SENTENCE_PAUSE_S if ends else 0.0)
+    return round(words[place].start_s - previous.end_s, 2) + (SENTENCE_PAUSE_S if ends else 0.0)

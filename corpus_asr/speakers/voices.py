@@ -64,14 +64,19 @@ def find_voices(
         moved[firsts[gone]] = firsts[kept]
         joined = moved[joined]
         # Who is not like anybody is not like those who are joined later, either.
-        left = highest >= same_above
-        left[kept], left[gone] = True, False
+        is_open = highest >= same_above
+        is_open[kept], is_open[gone] = True, False
         changed = np.zeros(len(firsts), dtype=bool)
         changed[kept] = changed[gone] = True
-        stale = changed | changed[nearest] | ~left[nearest]
-        place = np.cumsum(left) - 1
-        sums, counts, firsts, waiting = sums[left], counts[left], firsts[left], waiting[left]
-        nearest, highest, stale = place[nearest][left], highest[left], stale[left]
+        stale = changed | changed[nearest] | ~is_open[nearest]
+        place = np.cumsum(is_open) - 1
+        sums, counts, firsts, waiting = (
+            sums[is_open],
+            counts[is_open],
+            firsts[is_open],
+            waiting[is_open],
+        )
+        nearest, highest, stale = place[nearest][is_open], highest[is_open], stale[is_open]
     return np.unique(joined, return_inverse=True)[1].astype(np.int64)
 
 
@@ -80,9 +85,9 @@ def _pairs_within(recordings: Numbers) -> Int64[np.ndarray, "pair two"]:
     order = np.argsort(recordings, kind="stable")
     sizes = np.unique(recordings, return_counts=True)[1]
     pairs = [np.zeros((0, 2), dtype=np.int64)]
-    for own in np.split(order, np.cumsum(sizes)[:-1]) if len(order) else ():
-        one, other = np.nonzero(~np.eye(len(own), dtype=bool))
-        pairs.append(np.stack([own[one], own[other]], axis=1))
+    for members in np.split(order, np.cumsum(sizes)[:-1]) if len(order) else ():
+        first, second = np.nonzero(~np.eye(len(members), dtype=bool))
+        pairs.append(np.stack([members[first], members[second]], axis=1))
     return np.concatenate(pairs)
 
 
@@ -94,8 +99,8 @@ def _within(
     place[firsts] = np.arange(len(firsts))
     groups = place[joined[pairs]]
     groups = groups[(groups >= 0).all(axis=1)]
-    found: Int64[np.ndarray, "shared two"] = groups[np.argsort(groups[:, 0], kind="stable")]
-    return found
+    group_pairs: Int64[np.ndarray, "shared two"] = groups[np.argsort(groups[:, 0], kind="stable")]
+    return group_pairs
 
 
 def _look(
@@ -133,9 +138,9 @@ def _excluded(apart: Int64[np.ndarray, "pair two"], block: Rows) -> tuple[Exclud
     """Return places in the block, and groups that those are not to be joined with: themselves."""
     first, last = (np.searchsorted(apart[:, 0], block, side=side) for side in ("left", "right"))
     sizes = last - first
-    one = np.repeat(np.arange(len(block)), sizes)
-    other = apart[np.arange(len(one)) + np.repeat(first - np.cumsum(sizes) + sizes, sizes), 1]
-    return np.append(one, np.arange(len(block))), np.append(other, block)
+    places = np.repeat(np.arange(len(block)), sizes)
+    groups = apart[np.arange(len(places)) + np.repeat(first - np.cumsum(sizes) + sizes, sizes), 1]
+    return np.append(places, np.arange(len(block))), np.append(groups, block)
 
 
 def _mutual(
@@ -148,6 +153,6 @@ def _mutual(
     if not first.any() and alike.any():
         # Rounding can make three run in a circle: the most alike are joined then.
         best = int(highest.argmax())
-        one, other = sorted((best, int(nearest[best])))
-        return np.array([one]), np.array([other])
+        low, high = sorted((best, int(nearest[best])))
+        return np.array([low]), np.array([high])
     return places[first], nearest[first]

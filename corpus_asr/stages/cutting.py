@@ -71,7 +71,9 @@ class ClipCutter:
             self._started(file, request, track, first) as (decoder, held),
         ):
             for chunk in decoder:  # (row, sample)
-                held.append(chunk, wanted_from=min(each.start_sample for _, each in waiting))
+                held.append(
+                    chunk, wanted_from=min(clip_range.start_sample for _, clip_range in waiting)
+                )
                 ready = [item for item in waiting if item[1].end_sample <= held.end]
                 waiting = [item for item in waiting if item[1].end_sample > held.end]
                 for number, clip_range in ready:
@@ -120,15 +122,15 @@ class ClipCutter:
         # A store may know neither of them: what is unknown is not compared.
         sizes = (request.size_bytes, info.size_bytes)
         other_size = None not in sizes and sizes[0] != sizes[1]
-        for before, now, same in (
+        for expected, actual, same in (
             (*sizes, not other_size),
             (request.etag, info.etag, may_be_same(request.etag, info.etag)),
         ):
             if not same:
                 file.close()
                 raise DecodeError(
-                    f"cutting {redact_uri(request.uri)}: found version {now}, expected {before}, "
-                    "which was transcribed; transcribe it again",
+                    f"cutting {redact_uri(request.uri)}: found version {actual}, expected "
+                    f"{expected}, which was transcribed; transcribe it again",
                     uri=redact_uri(request.uri),
                     kind=CHANGED,
                 )

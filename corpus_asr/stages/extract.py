@@ -103,10 +103,10 @@ def further_features_of(config: RunConfig) -> dict[str, Path]:
     Parts carry the features of each of these kinds too.
     """
     model, aligner = config.needed_model, config.align.model
-    others = [*sorted(model.by_language.values()), *([] if aligner is None else [aligner])]
-    if not others:
+    checkpoints = [*sorted(model.by_language.values()), *([] if aligner is None else [aligner])]
+    if not checkpoints:
         return {}
-    return _further_folders(model.checkpoint, model.revision, model.recognizer, *others)
+    return _further_folders(model.checkpoint, model.revision, model.recognizer, *checkpoints)
 
 
 @lru_cache(maxsize=8)  # it is asked of a hub or a store
@@ -126,8 +126,10 @@ class ExtractStage:
         model, settings = config.needed_model, config.extract
         folder = ""
         if model.recognizer is None:
-            found = fetch_checkpoint(model.checkpoint, revision=model.revision, weights=False)
-            folder = str(found)
+            checkpoint_folder = fetch_checkpoint(
+                model.checkpoint, revision=model.revision, weights=False
+            )
+            folder = str(checkpoint_folder)
         store = StoreOptions.of(config.source)
         self._child = IsolatedGenerator(
             extractor,
@@ -257,11 +259,11 @@ class ExtractStage:
     def _upcoming(self, following: list[dict[str, Any]]) -> tuple[str, ...]:
         """Choose what may be opened ahead: a few, whose first blocks fit into memory."""
         uris: list[str] = []
-        left = PREFETCH_BYTES
+        bytes_left = PREFETCH_BYTES
         for file in following[:PREFETCH_FILES]:
             num_bytes = BLOCK_BYTES if file["size_bytes"] is None else file["size_bytes"]
-            left -= min(num_bytes, BLOCK_BYTES)
-            if left < 0:
+            bytes_left -= min(num_bytes, BLOCK_BYTES)
+            if bytes_left < 0:
                 break
             if num_bytes <= self._max_file_gb * GIGABYTE:  # others are refused unopened
                 uris.append(located(file["uri"], file["etag"]))
@@ -301,7 +303,7 @@ def _host_fails(parts: pa.Table, file: dict[str, Any], pending: Iterable[dict[st
         return False
     host = host_of(file["uri"])
     return row["error_kind"] in (TIMEOUT, FETCH) and any(
-        host_of(other["uri"]) != host for other in pending
+        host_of(pending_file["uri"]) != host for pending_file in pending
     )
 
 

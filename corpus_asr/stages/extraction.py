@@ -142,7 +142,10 @@ class PartExtractor:
         """`further_folders` are those of checkpoints that take other features, by their kind."""
         family = family_of(Path(folder)) if recognizer is None else users_family(recognizer)
         self._features = resolve(family.part_features).from_folder(Path(folder))
-        self._further = {kind: part_features(each) for kind, each in further_folders.items()}
+        self._further = {
+            kind: part_features(checkpoint_folder)
+            for kind, checkpoint_folder in further_folders.items()
+        }
         self._store = store
         self._settings = settings
         self._languages = languages
@@ -218,8 +221,8 @@ class PartExtractor:
     ) -> Iterator[ExtractedPart | DecodeProgress]:
         """Yield the parts of the best track; of the next one if nobody speaks in it."""
         with opened(track=work.settings.track) as decoder:
-            others = [each.number for each in decoder.wanted[1:]]
-            if not others or not work.settings.vad_filter:
+            other_numbers = [track.number for track in decoder.wanted[1:]]
+            if not other_numbers or not work.settings.vad_filter:
                 yield from self._track(decoder, work)
                 return
             silent: list[ExtractedPart] = []
@@ -232,7 +235,7 @@ class PartExtractor:
                 raise
         num_parts = work.part
         work.silent_tracks.append(decoder.wanted[0].number)
-        for number in others:
+        for number in other_numbers:
             work.part = -1
             try:
                 with opened(track=number) as decoder:
@@ -268,7 +271,7 @@ class PartExtractor:
     ) -> Iterator[ExtractedPart | DecodeProgress]:
         """Yield the parts of one track; `number` is that of a track among several transcribed."""
         several = len(decoder.tracks) > 1
-        names = tuple(each.name for each in decoder.tracks) if several else None
+        names = tuple(track.name for track in decoder.tracks) if several else None
         taken = decoder.wanted[0].number if several and number is None else None
         for piece in self._cut(decoder, work):
             if isinstance(piece, DecodeProgress):
@@ -281,20 +284,22 @@ class PartExtractor:
             # The first speech decides the language of all parts, so a done part that
             # holds it needs its features again.
             window_frames = self._features.language_window_frames
-            asked = work.window is None and window_frames is not None
+            needs_window = work.window is None and window_frames is not None
             features = None
-            if spoken and (wanted or asked):
+            if spoken and (wanted or needs_window):
                 features = self._features(audio.samples)
-            if asked and features is not None:
+            if needs_window and features is not None:
                 work.window = _language_window(work.part, audio, features, window_frames)
-            given, known = (features, work.window if spoken else None) if wanted else (None, None)
+            wanted_features, window = (
+                (features, work.window if spoken else None) if wanted else (None, None)
+            )
             # A part that holds the window has its features already.
-            carried = None if known is None or known.part == work.part else known.features
+            carried = None if window is None or window.part == work.part else window.features
             further = {}
             if wanted and spoken:
-                further = {kind: each(audio.samples) for kind, each in self._further.items()}
+                further = {kind: compute(audio.samples) for kind, compute in self._further.items()}
             measured = measure_part(work.measures, audio) if wanted else ()
-            now = _Clock.now()
+            clock = _Clock.now()
             yield ExtractedPart(
                 part=work.part,
                 wanted=wanted,
@@ -303,11 +308,11 @@ class PartExtractor:
                 start_sample=audio.start_sample,
                 num_samples=len(audio.samples),
                 speech=_in_seconds(audio.speech),
-                features=None if given is None else given.values,
+                features=None if wanted_features is None else wanted_features.values,
                 num_mel_bins=self._features.num_mel_bins,
-                pad_value=None if given is None else float(given.pad_value),
+                pad_value=None if wanted_features is None else float(wanted_features.pad_value),
                 language_features=carried,
-                language_window_start_s=None if known is None else known.start_s,
+                language_window_start_s=None if window is None else window.start_s,
                 codec=decoder.info.codec,
                 sample_rate_hz=decoder.info.sample_rate_hz,
                 channels=decoder.info.channels,
@@ -318,9 +323,9 @@ class PartExtractor:
                 audio_track=taken,
                 audio_tracks=names,
                 silent_tracks=tuple(work.silent_tracks),
-                decode_s=now.wall_s - work.started.wall_s,
-                cpu_s=now.cpu_s - work.started.cpu_s,
-                fetch_retries=now.fetch_retries - work.started.fetch_retries,
+                decode_s=clock.wall_s - work.started.wall_s,
+                cpu_s=clock.cpu_s - work.started.cpu_s,
+                fetch_retries=clock.fetch_retries - work.started.fetch_retries,
                 measured=measured,
                 further=further,
             )

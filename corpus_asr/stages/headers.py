@@ -42,7 +42,7 @@ class HeaderReader:
         pool = ThreadPoolExecutor(READERS, thread_name_prefix="header")
         try:
             for future in as_completed(
-                [pool.submit(self._read, *each) for each in enumerate(uris)]
+                [pool.submit(self._read, *numbered_uri) for numbered_uri in enumerate(uris)]
             ):
                 yield future.result()
         finally:
@@ -51,7 +51,7 @@ class HeaderReader:
     def _read(self, index: int, uri: str) -> Header:
         try:
             with open_binary(uri, self._store, block_bytes=_BLOCK_BYTES) as file:
-                found = read_header(
+                header = read_header(
                     _Bounded(file, uri),
                     uri=redact_uri(uri),
                     track=self._settings.track,
@@ -61,16 +61,16 @@ class HeaderReader:
             return Header(index=index, failure=error.kind, is_known=False)
         except ItemError as error:
             return Header(index=index, failure=error.kind)
-        audio_s, settings = found.duration_s, self._settings
+        audio_s, settings = header.duration_s, self._settings
         if audio_s is not None:
-            audio_s *= found.channels if settings.channels == "each" else 1
-            audio_s *= len(found.tracks) if settings.track == ALL_TRACKS else 1
+            audio_s *= header.channels if settings.channels == "each" else 1
+            audio_s *= len(header.tracks) if settings.track == ALL_TRACKS else 1
             audio_s = min(audio_s, settings.max_duration_h * 3600)
         tracks = None
-        if len(found.tracks) > 1:
-            tracks = listed(found.tracks)
+        if len(header.tracks) > 1:
+            tracks = listed(header.tracks)
             if settings.track != ALL_TRACKS:
-                tracks += f"; takes {found.wanted[0].number}"
+                tracks += f"; takes {header.wanted[0].number}"
         return Header(index=index, audio_s=audio_s, tracks=tracks)
 
 

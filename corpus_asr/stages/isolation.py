@@ -212,14 +212,14 @@ class IsolatedGenerator:
 
     def _start(self) -> "_Child":
         """Start a child; whatever goes wrong here is the machine's fault, never an item's."""
-        for left in reversed(range(_STARTS)):
+        for starts_left in reversed(range(_STARTS)):
             try:
                 return self._started()
             except (_DiedError, _SilentError) as failure:
                 # Memory that is short for a moment gets the youngest process killed.
-                if not left or not getattr(failure, "killed", False):
-                    what = str(failure) or f"it was silent for {_START_TIMEOUT_S:.0f} s"
-                    raise self._no_start(what) from None
+                if not starts_left or not getattr(failure, "killed", False):
+                    reason = str(failure) or f"it was silent for {_START_TIMEOUT_S:.0f} s"
+                    raise self._no_start(reason) from None
                 event(_LOG, logging.WARNING, "child_killed_at_start", why=str(failure))
         raise AssertionError("unreachable: the last start returns or raises")
 
@@ -264,23 +264,23 @@ class _Child:
         requests_read, requests_write = os.pipe()
         replies_read, replies_write = os.pipe()
         life_read, life_write = os.pipe()
-        theirs = (requests_read, replies_write, life_read)
+        child_fds = (requests_read, replies_write, life_read)
         try:
             self._process = subprocess.Popen(
                 # Unbuffered, and with a stack for a crash: what was said last is not lost.
                 [sys.executable, "-u", "-X", "faulthandler", "-c", _CHILD_CODE,
-                 *map(str, theirs), *sys.path],
+                 *map(str, child_fds), *sys.path],
                 stdin=subprocess.DEVNULL,
                 env=os.environ | _ONE_THREAD,
                 stdout=2,  # what libraries print belongs to the log; the protocol has its own pipe
-                pass_fds=theirs,
+                pass_fds=child_fds,
             )  # fmt: skip
         except BaseException:
             for fd in (requests_write, replies_read, life_write):
                 os.close(fd)
             raise
         finally:
-            for fd in theirs:
+            for fd in child_fds:
                 os.close(fd)
         self._requests = os.fdopen(requests_write, "wb")
         self._replies = replies_read
@@ -361,8 +361,8 @@ class _Child:
             return _DiedError(f"exit code {code}")
         if -code == signal.SIGKILL:  # no crash: the kernel for lack of memory, or a person
             return _DiedError("SIGKILL, perhaps for lack of memory", killed=True)
-        known = -code in list(signal.Signals)
-        return _DiedError(signal.Signals(-code).name if known else f"signal {-code}")
+        has_name = -code in list(signal.Signals)
+        return _DiedError(signal.Signals(-code).name if has_name else f"signal {-code}")
 
 
 def _end(
@@ -394,8 +394,8 @@ def _rebuild(sent: tuple[bytes | None, str, str]) -> BaseException:
 
 
 def _name(item: Any) -> str:
-    said = getattr(item, "name", None) or getattr(item, "uri", None)
-    text = without_secrets(said if isinstance(said, str) else repr(item))
+    name = getattr(item, "name", None) or getattr(item, "uri", None)
+    text = without_secrets(name if isinstance(name, str) else repr(item))
     return text if len(text) <= 300 else f"{text[:300]}..."
 
 

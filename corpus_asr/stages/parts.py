@@ -128,13 +128,13 @@ def further_columns(further: Mapping[str, PartFeatures]) -> dict[str, Any]:
     kinds = [
         {
             "kind": kind,
-            "num_frames": len(each.values),
-            "num_mel_bins": each.values.shape[1],
-            "pad_value": float(each.pad_value),
+            "num_frames": len(features.values),
+            "num_mel_bins": features.values.shape[1],
+            "pad_value": float(features.pad_value),
         }
-        for kind, each in further.items()
+        for kind, features in further.items()
     ]
-    flat = np.concatenate([each.values.reshape(-1) for each in further.values()])
+    flat = np.concatenate([features.values.reshape(-1) for features in further.values()])
     return {"further_kinds": kinds, "further_features": flat}
 
 
@@ -142,16 +142,16 @@ def further_features(
     kinds: Iterable[Mapping[str, Any]] | None, flat: Float16[np.ndarray, " value"] | None
 ) -> dict[str, PartFeatures]:
     """Return a part's features of further kinds, by kind, as views of their column."""
-    found: dict[str, PartFeatures] = {}
+    features_by_kind: dict[str, PartFeatures] = {}
     at = 0
-    for each in kinds or ():
+    for kind in kinds or ():
         assert flat is not None, "the kinds are of these features"
-        shape = each["num_frames"], each["num_mel_bins"]
+        shape = kind["num_frames"], kind["num_mel_bins"]
         size = shape[0] * shape[1]
         values = flat[at : at + size].reshape(shape)
-        found[each["kind"]] = PartFeatures(values=values, pad_value=each["pad_value"])
+        features_by_kind[kind["kind"]] = PartFeatures(values=values, pad_value=kind["pad_value"])
         at += size
-    return found
+    return features_by_kind
 
 
 def cut_part(part: pa.Table, piece_s: float) -> list[pa.Table]:
@@ -180,10 +180,13 @@ def cut_part(part: pa.Table, piece_s: float) -> list[pa.Table]:
             continue
         at = first // HOP_SAMPLES
         cut = slice(at, at + num_samples // HOP_SAMPLES + TAIL_FRAMES)
-        others = {kind: replace(each, values=each.values[cut]) for kind, each in further.items()}
+        further_pieces = {
+            kind: replace(kind_features, values=kind_features.values[cut])
+            for kind, kind_features in further.items()
+        }
         piece = {"part_start_s": start_s, "part_end_s": end_s, "num_samples": num_samples,
                  "speech_spans": spans, "features": frames[cut].reshape(-1), "measured": None,
-                 **further_columns(others)}  # fmt: skip
+                 **further_columns(further_pieces)}  # fmt: skip
         pieces.append(one_row(PARTS, row | piece))
     return pieces
 

@@ -121,9 +121,11 @@ def load_engine(spec: EngineSpec) -> TranscribingEngine:
     if classifies:
         load = partial(label_engine, folder, classification=config.classification)
     elif model.by_language:
-        others = {code: fetch_checkpoint(other) for code, other in model.by_language.items()}
+        language_folders = {
+            code: fetch_checkpoint(checkpoint) for code, checkpoint in model.by_language.items()
+        }
         load = partial(
-            RoutedEngine.from_folders, folder, others, decoding=decoding, aligner=aligner
+            RoutedEngine.from_folders, folder, language_folders, decoding=decoding, aligner=aligner
         )
     else:
         load = partial(Engine.from_folder, folder, decoding=decoding, aligner=aligner)
@@ -203,7 +205,9 @@ class TranscribeStage:
             pad_value=row["pad_value"],
             start_s=0.0,
             speech=None,
-            further={each["kind"]: constant(each) for each in row["further_kinds"] or ()},
+            further={
+                kind_row["kind"]: constant(kind_row) for kind_row in row["further_kinds"] or ()
+            },
         )
         try:
             transcript = self._engine.result().submit(silence).result()
@@ -219,11 +223,11 @@ class TranscribeStage:
             check_finite(_transcribed(transcript))
         except ValueError as error:
             raise self._wrong(str(error)) from error
-        found = [tuple(segment.tokens) for segment in transcript.segments]
+        tokens = [tuple(segment.tokens) for segment in transcript.segments]
         if self._silence is None:
-            self._silence = found
-        elif self._repeats and found != self._silence:
-            raise self._wrong(f"found tokens {found}, expected {self._silence} as before")
+            self._silence = tokens
+        elif self._repeats and tokens != self._silence:
+            raise self._wrong(f"found tokens {tokens}, expected {self._silence} as before")
 
     def _wrong(self, what: str) -> EngineError:
         return EngineError(
@@ -275,10 +279,10 @@ class TranscribeStage:
         views = {name: half_views(parts.column(name)) for name in FEATURE_COLUMNS}
         # All of them before the first is waited for: the engine fills its slots from many parts.
         submitted = [
-            _submitted(engine, row, own, language, more, part, aligns=self._aligns)
+            _submitted(engine, row, features, language, more, part, aligns=self._aligns)
             if row["status"] == OK
             else None
-            for row, own, language, more, part in zip(
+            for row, features, language, more, part in zip(
                 rows,
                 views["features"],
                 views["language_features"],
@@ -374,7 +378,7 @@ def part_request(
     The words of `text`, where it is known, are placed in the part.
     """
     spans, mel = row["speech_spans"], row["num_mel_bins"]
-    known = None if text is None else KnownText.of_part(
+    known_text = None if text is None else KnownText.of_part(
         text.text,
         name=redact_uri(row["uri"]),
         start_s=row["part_start_s"],
@@ -394,7 +398,7 @@ def part_request(
         speech=None if spans is None else tuple(SpeechSpan(**span) for span in spans),
         language_features=None if language_features is None else language_features.reshape(-1, mel),
         listener=listener,
-        known_text=known,
+        known_text=known_text,
         further=further,
     )
 
@@ -440,9 +444,9 @@ def _transcribed(transcript: PartTranscript) -> dict[str, Any]:
         from corpus_asr.transcription.joined_text import text_columns
 
         words = [word for segment in transcript.segments for word in segment.words or ()]
-        indices = [index for own in placed.indices for index in own]
-        found = zip(indices, (word.end_s for word in words), strict=True)
-        columns |= text_columns([len(word) for word in placed.words], found)
+        indices = [index for segment_indices in placed.indices for index in segment_indices]
+        places = zip(indices, (word.end_s for word in words), strict=True)
+        columns |= text_columns([len(word) for word in placed.words], places)
     return columns
 
 

@@ -1,7 +1,7 @@
-"""Addresses that stand for several: `train-{000..099}.tar`, `{a,b}.tar` and NeMo's `_OP_0..9_CL_`.
+"""Brace expansion in URIs: `train-{000..099}.tar`, `{a,b}.tar` and NeMo's `_OP_0..9_CL_`.
 
-In come addresses as settings have them. What other programs take there and this one does not, such
-as commands, is refused with what to write instead.
+Input: URIs from settings. Forms that only other programs accept, such as shell commands, are
+refused with advice on what to write instead.
 """
 
 import itertools
@@ -16,48 +16,51 @@ _MOST = 1_000_000
 _INNERMOST = re.compile(r"\{([^{}]*)\}")
 _NUMBERS = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.-?(\d+))?")
 _LETTERS = re.compile(r"([A-Za-z])\.\.([A-Za-z])(?:\.\.-?(\d+))?")
-# NeMo's names for braces, which job scripts leave alone.
+# NeMo's notation for braces, which shells do not expand.
 _TAGS = re.compile(r"_OP_(.*?)_CL_")
-# NeMo reads these as braces, too; here they are a glob, or part of a name.
+# NeMo also expands these as braces; here they are a glob, or part of a name.
 _OTHER_BRACKETS = re.compile(r"[\[(<](\w+\.\.\w+)[\])>]")
 _COMMAND = re.compile(r"pipe:", re.IGNORECASE)
 _SEVERAL = re.compile(r"\.(?:tar|jsonl?)::", re.IGNORECASE)
 
 
 def expanded(uris: Iterable[str], setting: str) -> Iterator[str]:
-    """Yield addresses with their ranges and lists in braces written out, in order.
+    """Yield URIs with ranges and lists in braces expanded, in order.
 
     Raises:
-        ConfigError: an address is written as other programs have it, or stands for too many.
+        ConfigError: a URI uses another program's notation, or expands to too many.
     """
     for uri in uris:
         if _is_there(uri):
             yield uri
             continue
         _check(uri, setting)
-        found = itertools.islice(_expanded(_TAGS.sub(r"{\1}", uri)), _MOST + 1)
-        written = dict.fromkeys(found)
+        addresses = itertools.islice(_expanded(_TAGS.sub(r"{\1}", uri)), _MOST + 1)
+        written = dict.fromkeys(addresses)
         if len(written) > _MOST:
             raise _refused(uri, setting, "more than a million addresses", "fewer", "use a glob")
         yield from written
 
 
 def _is_there(uri: str) -> bool:
-    # The literal reading first, as of a glob: names may hold any character.
+    # A literal reading takes precedence, as for globs: names may hold any character.
     named = bool(uri) and scheme_of(uri) == LOCAL and "\0" not in uri
     return named and os.path.lexists(local_path(normalize(uri)))
 
 
 def _check(uri: str, setting: str) -> None:
     if _COMMAND.match(uri):
-        found, advice = "a command", "name the files themselves, as in s3://bucket/shard-{0..9}.tar"
-        raise _refused(uri, setting, found, "addresses, since no command is run", advice)
+        problem, advice = (
+            "a command",
+            "name the files themselves, as in s3://bucket/shard-{0..9}.tar",
+        )
+        raise _refused(uri, setting, problem, "addresses, since no command is run", advice)
     if _SEVERAL.search(uri):
         raise _refused(uri, setting, "several addresses in one", "one", "write a list of them")
-    other = _OTHER_BRACKETS.search(uri)
-    if other:
-        found, advice = f"the range {other[0]}", f"write {{{other[1]}}}"
-        raise _refused(uri, setting, found, "braces around it", advice)
+    brackets = _OTHER_BRACKETS.search(uri)
+    if brackets:
+        problem, advice = f"the range {brackets[0]}", f"write {{{brackets[1]}}}"
+        raise _refused(uri, setting, problem, "braces around it", advice)
 
 
 def _refused(uri: str, setting: str, found: str, expected: str, advice: str) -> ConfigError:
@@ -77,12 +80,12 @@ def _expanded(uri: str) -> Iterator[str]:
 
 
 def _options(inside: str) -> Iterable[str] | None:
-    """Return what a pair of braces stands for; None if that is itself."""
+    """Return the alternatives of a pair of braces; None if it is literal."""
     if numbers := _NUMBERS.fullmatch(inside):
         first, last = numbers[1], numbers[2]
-        padded = any(re.match(r"-?0\d", each) for each in (first, last))
+        padded = any(re.match(r"-?0\d", bound) for bound in (first, last))
         width = max(map(len, (first, last))) if padded else 0
-        return (f"{each:0{width}d}" for each in _steps(int(first), int(last), numbers[3]))
+        return (f"{number:0{width}d}" for number in _steps(int(first), int(last), numbers[3]))
     if letters := _LETTERS.fullmatch(inside):
         return map(chr, _steps(ord(letters[1]), ord(letters[2]), letters[3]))
     return inside.split(",") if "," in inside else None

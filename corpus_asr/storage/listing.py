@@ -1,4 +1,4 @@
-"""Which recordings a source names: URIs, folders, globs or manifests, as FILES batches."""
+"""Recordings named by a source (URIs, folders, globs or manifests), as FILES batches."""
 
 import difflib
 import errno
@@ -47,11 +47,11 @@ CHUNK_ROWS, _CHUNK_CHARS = 5_000, 16 * MEBIBYTE  # of a manifest
 
 
 class NothingFoundError(ConfigError):
-    """An address names neither a file nor anything that is listed."""
+    """A URI names neither a file nor anything that can be listed."""
 
 
 RECORDS_FOLDER = ".corpus-asr"
-"""Of this program's own notes in a folder of transcripts, which may hold recordings as well."""
+"""Folder of this program's records among transcripts, whose folder may hold recordings."""
 
 
 class FileListing:
@@ -64,23 +64,23 @@ class FileListing:
         output_uri: str | None = None,
         speakers: SpeakerSettings = NO_SPEAKERS,
     ) -> None:
-        """List a source, without what a run's own output folder holds, where it lies inside.
+        """List a source, excluding the contents of the run's own output folder.
 
-        Rows must have numbers of speakers that fit `speakers`, if these are looked for.
+        Rows whose numbers of speakers do not fit `speakers` are an error if diarization is on.
         """
         self.num_excluded = 0
-        """Left out because their name matches `source.exclude`."""
+        """Number of files excluded by `source.exclude`."""
         self.num_ignored = 0
-        """Left out because they are no recordings, by `source.ignore`."""
+        """Number of files that are not recordings, by `source.ignore`."""
         self.num_dangling = 0
-        """Links of this machine that lead nowhere, left out as well."""
+        """Number of dangling local links, which are skipped."""
         self.odd: list[str] = []
-        """Addresses in manifests that are written as for another place; the first ones."""
+        """First URIs in manifests that look written for another system."""
         self.num_odd = 0
         self.empty: list[str] = []
-        """Addresses at which there is no recording."""
+        """URIs without any recording."""
         self.num_duplicates = 0
-        """Named again by another address or line."""
+        """Number of recordings named again by another URI or line."""
         self._source, self._speakers = source, speakers
         self._output = None if output_uri is None else output_uri.rstrip("/") + "/"
         self._store = StoreOptions(
@@ -90,7 +90,7 @@ class FileListing:
         self._excluded = _any_of(source.exclude)
         self._ignored = _any_of(source.ignore)
         self._ignored_folders = _any_of(
-            tuple(each.rstrip("/") for each in source.ignore if _is_of_folders(each))
+            tuple(pattern.rstrip("/") for pattern in source.ignore if _is_of_folders(pattern))
         )
         self._shards = ShardLister(
             store=self._store,
@@ -99,12 +99,12 @@ class FileListing:
             is_excluded=functools.partial(_matched, self._excluded),
         )
         if source.manifest:
-            # What manifests name is opened under the rules for what they name, and a failure of it
-            # is one of recordings.
+            # URIs in manifests follow stricter access rules, and an unreadable archive is a failed
+            # recording.
             self._shards = replace(self._shards, store=StoreOptions.of(source), is_strict=False)
 
     def __iter__(self) -> Iterator[pa.RecordBatch]:
-        seen = _Seen()
+        seen = _IdSet()
         for rows in self._named():
             ids = rows.column("recording_id").to_pylist()
             fresh = seen.add(np.array([int(name, 16) for name in ids], dtype=np.uint64))
@@ -116,46 +116,49 @@ class FileListing:
         source = self._source
         tars = expanded(source.tarred, "source.tarred")
         self._tars = TarFiles.of(
-            found for given in tars for found in self._files(given, "source.tarred")
+            uri for pattern in tars for uri in self._files(pattern, "source.tarred")
         )
-        for given in expanded(source.manifest, "source.manifest"):
-            for manifest in self._files(given, "source.manifest"):
+        for pattern in expanded(source.manifest, "source.manifest"):
+            for manifest in self._files(pattern, "source.manifest"):
                 yield from self._listed_in(manifest)
         for uri in expanded(source.uri, "source.uri"):
             for page in self._expand(uri):
                 yield from self._with_members(page, [None] * len(page.uris))
 
     def _with_members(self, page: Page, columns: Sequence[str | None]) -> Iterator[pa.RecordBatch]:
-        # An archive stands for the recordings in it.
-        others, archives = [], []
+        # An archive is listed as the recordings in it.
+        places, archives = [], []
         for at, uri in enumerate(page.uris):
             if is_archive(uri) or (self._source.audio_column is not None and is_table(uri)):
                 self._check_version(uri)
                 archives.append(uri)
             else:
-                others.append(at)
-        if others:
-            rest = Page._make([column[at] for at in others] for column in page)
+                places.append(at)
+        if places:
+            rest = Page._make([column[at] for at in places] for column in page)
             rest = rest if self._source.manifest else self._versioned(rest)
-            yield _rows(rest, [columns[at] for at in others])
+            yield _rows(rest, [columns[at] for at in places])
         empty = dict.fromkeys(archives)
         of_archives = dict(zip(page.uris, columns, strict=True)) if archives else {}
-        for found in self._shards.rows(archives):
-            self.num_ignored += found.num_ignored
-            self.num_excluded += found.num_excluded
-            if found.uris:
-                archive = member_address(found.uris[0]).container  # type: ignore[union-attr]
+        for shard_rows in self._shards.rows(archives):
+            self.num_ignored += shard_rows.num_ignored
+            self.num_excluded += shard_rows.num_excluded
+            if shard_rows.uris:
+                archive = member_address(shard_rows.uris[0]).container  # type: ignore[union-attr]
                 empty.pop(archive, None)
-                metadata = [with_columns(each, of_archives[archive]) for each in found.metadata]
-                yield _rows(Page(found.uris, found.sizes, found.etags), metadata)
+                metadata = [
+                    with_columns(row_metadata, of_archives[archive])
+                    for row_metadata in shard_rows.metadata
+                ]
+                yield _rows(Page(shard_rows.uris, shard_rows.sizes, shard_rows.etags), metadata)
         if empty and self._source.require_files:
             raise _nothing(next(iter(empty)), self.num_excluded + self.num_ignored)
         self.empty += empty
 
     def _listed_in(self, manifest: str) -> Iterator[pa.RecordBatch]:
-        # Whether its files exist is not asked here: a million requests would precede the first
+        # Whether the files exist is not checked here: a million requests would delay the first
         # transcript, and a missing file is that recording's failure. Headers of tar files are read:
-        # it is one member's place or that of thousands.
+        # an archive with one named member may hold thousands of others.
         rows = read_manifest(
             manifest,
             self._store,
@@ -176,7 +179,7 @@ class FileListing:
             self.empty.append(manifest)
 
     def _described(self, rows: Iterator[Row]) -> Iterator[tuple[str, str | None]]:
-        # Up to so many characters of text; a row is not held as the objects that it is read as.
+        # Chunks are bounded by characters of text; rows are not kept as Python objects.
         num_chars = 0
         for row in rows:
             if self._speakers.wanted:
@@ -188,19 +191,19 @@ class FileListing:
                 return
 
     def _files(self, uri: str, setting: str) -> Iterator[str]:
-        # What one address names: a file, else a glob's matches.
+        # A URI is a file if one exists, else a glob.
         uri = normalize(uri)
         if first_magic(uri) is None or scheme_of(uri) in WEB or exists(uri, self._store):
             yield uri
             return
-        found = False
+        has_matches = False
         for pattern in list(_patterns(uri))[1:]:
             for page in list_pages(pattern.prefix, self._store, depth=pattern.depth):
-                for each in page.uris:
-                    if pattern.regex is not None and pattern.regex.fullmatch(each):
-                        found = True
-                        yield each
-        if not found:
+                for address in page.uris:
+                    if pattern.regex is not None and pattern.regex.fullmatch(address):
+                        has_matches = True
+                        yield address
+        if not has_matches:
             files = "manifests" if setting == "source.manifest" else ".tar files"
             raise NothingFoundError(
                 f"listing {redact_uri(uri)}: found nothing, expected {files} that match the "
@@ -222,7 +225,7 @@ class FileListing:
 
     def _check_version(self, uri: str) -> None:
         kind = self._source.version
-        # Tar archives have the times of their members.
+        # Tar archives have modification times of their members.
         is_local = kind == "checksum" or (kind == "mtime" and not is_archive(uri))
         if is_local and scheme_of(uri) != LOCAL:
             raise ConfigError(
@@ -231,14 +234,14 @@ class FileListing:
             )
 
     def _expand(self, uri: str) -> Iterator[Page]:
-        # What one address names: an object, else what is in a folder, else a glob's matches.
+        # A URI is an object if one exists, else a folder, else a glob.
         uri = normalize(uri)
         denied: FetchError | None = None
         if not uri.endswith("/"):
             try:
                 info = describe(uri, self._store)
             except FetchError as error:
-                # Stores hide missing names from those who may not list: the listing decides.
+                # Stores hide missing names from users who may not list: the listing decides.
                 if error.kind not in (NOT_FOUND, ACCESS_DENIED):
                     raise
                 denied = error if error.kind == ACCESS_DENIED else None
@@ -246,12 +249,12 @@ class FileListing:
                 yield Page([uri], [info.size_bytes], [info.etag])
                 return
         passed_over = self.num_excluded + self.num_ignored
-        found = False
+        has_matches = False
         for pattern in _patterns(uri):
             for page in self._matches(pattern):
-                found = found or bool(page.uris)
+                has_matches = has_matches or bool(page.uris)
                 yield page
-            if found:
+            if has_matches:
                 return
         if denied is not None:
             raise denied
@@ -262,7 +265,7 @@ class FileListing:
 
     def _matches(self, pattern: "Pattern") -> Iterator[Page]:
         pages = list_pages(pattern.prefix, self._store, depth=pattern.depth)
-        # What the address names itself, such as a hidden folder, is meant.
+        # Hidden folders that the URI names explicitly are listed.
         named = pattern.prefix.rpartition("/")[0] + "/"
         for page in pages:
             kept = []
@@ -291,11 +294,11 @@ def _checksum(uri: str) -> str | None:
     try:
         with open(local_path(uri), "rb") as file:
             return f"{SHA256}:{hashlib.file_digest(file, 'sha256').hexdigest()}"
-    except OSError:  # its failure is that of this recording, and told when it is read
+    except OSError:  # reported when the recording is read
         return None
 
 
-# A path of Windows, a home folder, or blanks around an address; not an escaped byte.
+# A Windows path, a home folder, or spaces around a URI; not an escaped byte.
 _ODD = re.compile(r"\\(?!x[89a-f][0-9a-f])|/~/|/\s|\s$")
 _MOST_ODD = 3
 
@@ -310,18 +313,18 @@ def _leads_nowhere(uri: str) -> bool:
         return False
     try:
         os.stat(path)
-    except OSError as error:  # a link into a folder that may not be read is no such link
+    except OSError as error:  # a link into an unreadable folder is not dangling
         return error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
     return False
 
 
 def _may_be_empty(uri: str) -> bool:
-    """Return whether an address at which nothing is found names a place for recordings."""
+    """Return whether a URI without matches may name an empty place for recordings."""
     if scheme_of(uri) == LOCAL:
         folder = uri[: first_magic(uri)].rpartition("/")[0] if first_magic(uri) else uri
         return os.path.isdir(local_path(folder) or "/")
-    # A store does not tell an empty folder from one that is not there, unlike a file's name; the
-    # web has no folders.
+    # A store does not distinguish an empty folder from a missing one, unlike a file's name; http(s)
+    # has no folders.
     name = "" if first_magic(uri) is not None else uri.rpartition("/")[2]
     return scheme_of(uri) not in WEB and "." not in name
 
@@ -342,10 +345,10 @@ def _nothing(uri: str, passed_over: int) -> NothingFoundError:
 
 
 def probably_meant(uri: str) -> str:
-    """Return a question about the name that is like one that does not exist, or nothing."""
+    """Return a question that suggests the existing name most similar to a missing one, or ""."""
     if scheme_of(uri) != LOCAL:
         return ""
-    # A slash too few makes the address of a store a path below the current folder.
+    # With one slash missing, the URI of a store becomes a path below the current folder.
     store = re.search(r"/([a-z0-9]+):/([^/].*)", uri)
     if store:
         return f": did you mean {store[1]}://{store[2]}?"
@@ -353,13 +356,13 @@ def probably_meant(uri: str) -> str:
     while not os.path.isdir(os.path.dirname(path)):
         path = os.path.dirname(path)
     folder, name = os.path.split(path)
-    others = [other for other in os.listdir(folder) if other != name]
-    near = difflib.get_close_matches(name, others, n=1)
+    siblings = [sibling for sibling in os.listdir(folder) if sibling != name]
+    near = difflib.get_close_matches(name, siblings, n=1)
     return f": did you mean {os.path.join(folder, near[0])}?" if near else ""
 
 
 class Pattern(NamedTuple):
-    """What to list, and which of it to keep."""
+    """Prefix to list and the condition on its objects."""
 
     prefix: str
     depth: int | None
@@ -367,7 +370,7 @@ class Pattern(NamedTuple):
 
 
 def _patterns(uri: str) -> Iterator[Pattern]:
-    # The literal reading first: a folder's name may hold what else makes a glob.
+    # A literal reading takes precedence: a folder's name may hold glob characters.
     if scheme_of(uri) in WEB:
         return
     yield Pattern(uri.rstrip("/") + "/", None, None)
@@ -380,14 +383,14 @@ def _patterns(uri: str) -> Iterator[Pattern]:
 
 
 def first_magic(uri: str) -> int | None:
-    """Return where a URI has the first character that makes it a glob."""
+    """Return the index of a URI's first glob character; None without one."""
     start = 0 if scheme_of(uri) == LOCAL else uri.index("://") + 3
     match = re.compile(r"[*?\[]").search(uri, start)
     return match.start() if match else None
 
 
 def glob_regex(pattern: str) -> str:
-    """Translate a glob: `*`, `?` and `[..]` stay within a folder, a step `**` crosses them."""
+    """Translate a glob to a regex: `*`, `?`, `[..]` match within a folder, a step `**` across."""
     steps = pattern.split("/")
     out = ""
     for index, step in enumerate(steps):
@@ -409,7 +412,7 @@ def _step_regex(step: str) -> str:
         elif character == "?":
             out += "[^/]"
         elif end > 0:
-            # fnmatch knows what ranges such as `[b-a]` are: nothing. Around it: flags and an end.
+            # fnmatch translates invalid ranges such as `[b-a]`. Cut off: its flags and anchor.
             translated = fnmatch.translate(step[position : end + 1])
             out += "(?!/)" + translated[len("(?s:") : -len(")\\Z")]
             position = end
@@ -433,23 +436,23 @@ def _matched(pattern: re.Pattern[str] | None, name: str) -> bool:
     return pattern is not None and pattern.match(name) is not None
 
 
-class _Seen:
-    # Sorted arrays of doubling size, eight bytes an identity; a Python set takes ten times as many.
+class _IdSet:
+    # Sorted arrays of doubling size, eight bytes per ID; a Python set takes ten times as much.
 
     def __init__(self) -> None:
         self._sorted: list[np.ndarray] = []
 
     def add(self, ids: np.ndarray) -> np.ndarray:
-        """Remember identities; return which of them are new."""
+        """Add IDs; return a mask of those that are new."""
         unique, first = np.unique(ids, return_index=True)
         fresh = np.zeros(len(ids), dtype=bool)
         fresh[first] = True
-        known = np.zeros(len(unique), dtype=bool)
+        is_known = np.zeros(len(unique), dtype=bool)
         for block in self._sorted:
             places = np.minimum(np.searchsorted(block, unique), len(block) - 1)
-            known |= block[places] == unique
-        fresh[first[known]] = False
-        added = unique[~known]
+            is_known |= block[places] == unique
+        fresh[first[is_known]] = False
+        added = unique[~is_known]
         while self._sorted and len(self._sorted[-1]) <= len(added):
             added = np.union1d(self._sorted.pop(), added)
         if len(added):

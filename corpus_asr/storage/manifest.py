@@ -1,21 +1,21 @@
 """Manifests: one set of columns for recordings, their parts, texts, languages and speakers.
 
-Jobs list recordings from them, `evaluate` and `label` take references from them. A row is a
-recording, or a part of one:
+Jobs list recordings from them, `evaluate` and `label` read references from them. A row is a
+recording, or a segment of one:
 
-    uri | path | audio_filepath     where it is; relative to the manifest's folder, or in the tar
-                                    file that `shard_id` names
-    text                            what is said in it
-    start_s | offset | start        seconds from the recording's start; 0 if there is none
-    end_s | end                     or duration_s | duration; the recording's end if there is none
+    uri | path | audio_filepath     URI; relative to the manifest's folder, or to the tar
+                                    file given by `shard_id`
+    text                            transcript or reference
+    start_s | offset | start        seconds from the recording's start; default 0
+    end_s | end                     or duration_s | duration; default: the recording's end
     language | lang                 a name or a code
     speaker | speaker_id
-    segments                        parts of the recording: objects with these columns
-    size_bytes | size               of the file; with a duration, what to expect of it
-    hotwords                        phrases to prefer in the recording
-    num_speakers                    how many speak in it; or min_speakers, max_speakers
+    segments                        segments of the recording: objects with these columns
+    size_bytes | size               file size; with a duration, the expected size
+    hotwords                        phrases to favor in the recording
+    num_speakers                    number of speakers; or min_speakers, max_speakers
 
-Names of one line mean the same. What other columns mean is the reader's to know.
+Names on one line are synonyms. Readers interpret other columns.
 """
 
 import csv
@@ -61,25 +61,25 @@ SPEAKER = ("speaker", "speaker_id")
 SIZE = ("size_bytes", "size")
 HOTWORDS = "hotwords"
 _OF_ALL_PARTS = (*LANGUAGE, *SPEAKER, "set")
-# What others call the text; as good a hint as a misspelling.
+# Common names of the text column; suggested like a misspelling.
 _TEXT_ELSEWHERE = ("transcript", "transcription", "sentence", "normalized_text", "utterance")
-# Far above what is in use; a manifest may come from elsewhere and must not fill the memory.
+# Far above practical lengths; an untrusted manifest must not fill memory.
 MAX_LINE_BYTES = 4 * MEBIBYTE
 MAX_URI_CHARACTERS = 8_192
 MAX_METADATA_CHARACTERS = 65_536
-# Of any value: neither its length nor its depth is bounded.
+# For values of unbounded length and depth.
 _REPR = reprlib.Repr()
 _REPR.maxstring = 200
 _MOST_S = 1e9  # thirty years
 MAX_TOLD_BYTES = 1 << 50
-# An end and a duration of one row may be rounded differently.
+# The end and the duration of a row may be rounded differently.
 _SAME_END_S = 0.1
 _BATCH_ROWS = 1_000
-# A column chunk of a Parquet file that unfolds to so much and so many times its size is a bomb.
+# A Parquet column chunk that decodes to this many bytes and this many times its size is a bomb.
 _UNFOLDED_BYTES, _UNFOLDED_TIMES = 64 * MEBIBYTE, 200
-# Texts of which each may repeat the last one: few at a time.
+# Delta-encoded texts may each repeat the previous one: few rows at a time.
 _PREFIXED, _PREFIXED_ROWS = "DELTA_BYTE_ARRAY", 16
-# Of a recording whose size is not known, but its duration: 128 kbit/s.
+# For a recording of known duration but unknown size: 128 kbit/s.
 EXPECTED_BYTES_PER_S = 16_000
 _COMPRESSED = ".gz"
 _BROKEN_GZIP = (gzip.BadGzipFile, EOFError, zlib.error)
@@ -87,46 +87,46 @@ _BROKEN_GZIP = (gzip.BadGzipFile, EOFError, zlib.error)
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row of a manifest; a column is checked when it is asked for."""
+    """A row of a manifest; columns are validated on access."""
 
     manifest: "_Manifest"
     place: str
-    """Its line, or its number in a Parquet file."""
+    """Line number, or row number in a Parquet file."""
     uri: str
-    """In normal form."""
+    """Normalized URI."""
     columns: Mapping[str, Any]
-    """All but that of the URI."""
+    """All columns but the URI."""
 
     def wrong(self, found: str, expected: str, advice: str = "correct the manifest") -> ConfigError:
-        """Return the error of this row."""
+        """Return the error for this row."""
         return self.manifest.wrong(self.place, found, expected, advice)
 
     def text(self) -> str | None:
-        """Return what is said; None if the row does not say."""
+        """Return the text; None if the row has none."""
         value = self._first(TEXT)
         if value is not None and not isinstance(value, str):
             raise self.wrong(f"text {_REPR.repr(value)}", "what is said, as text")
         return value
 
     def needed_text(self) -> str:
-        """Return what is said, which may be nothing."""
+        """Return the text, which may be empty; raise a `ConfigError` if it is missing."""
         text = self.text()
         if text is not None:
             return text
         expected = 'a column text with what is said, "" for silence'
         if "text" in self.columns:
             raise self.wrong("no text", expected)
-        other = _nearest(("text", *_TEXT_ELSEWHERE), self.columns)
-        advice = f"rename {other} to text if that is it, or correct the manifest"
-        found = f"columns {', '.join(self.columns)}" if self.columns else "no other columns"
-        raise self.wrong(found, expected, advice if other else "correct the manifest")
+        column = _nearest(("text", *_TEXT_ELSEWHERE), self.columns)
+        advice = f"rename {column} to text if that is it, or correct the manifest"
+        problem = f"columns {', '.join(self.columns)}" if self.columns else "no other columns"
+        raise self.wrong(problem, expected, advice if column else "correct the manifest")
 
     def start_s(self) -> float:
-        """Return where the part begins in its recording."""
+        """Return the start of the segment in seconds."""
         return self._seconds(START) or 0.0
 
     def end_s(self) -> float | None:
-        """Return where the part ends in its recording; None: where that ends."""
+        """Return the end of the segment in seconds; None: the recording's end."""
         end_s, duration_s = self._seconds(END), self._seconds(DURATION)
         if duration_s is None:
             return end_s
@@ -140,28 +140,28 @@ class Row:
         return by_duration_s if end_s is None else end_s
 
     def span(self) -> tuple[float, float | None]:
-        """Return the part's start and end in seconds."""
+        """Return the segment's start and end in seconds."""
         start_s, end_s = self.start_s(), self.end_s()
         if end_s is not None and not start_s < end_s:
             raise self.wrong(f"the times {start_s:g} to {end_s:g} s", "an end after the start")
         return start_s, end_s
 
     def language(self) -> str | None:
-        """Return the language by the name that the row gives it."""
+        """Return the language, a name or code as written in the row."""
         value = self._first(LANGUAGE)
         if value is not None and not isinstance(value, str):
             raise self.wrong(f"language {_REPR.repr(value)}", "its name or code")
         return value or None
 
     def speaker(self) -> str | None:
-        """Return who speaks; speakers may be numbers."""
+        """Return the speaker; numbers are converted to text."""
         value = self._first(SPEAKER)
         if value is not None and not isinstance(value, str | int):
             raise self.wrong(f"speaker {_REPR.repr(value)}", "a name or a number")
         return None if value in (None, "") else str(value)
 
     def check_speakers(self, settings: "SpeakerSettings") -> None:
-        """Refuse a row whose numbers of speakers a job cannot use."""
+        """Raise an error if the row's numbers of speakers do not fit a job."""
         try:
             settings.of_recording(self.columns)
         except ValueError as error:
@@ -169,7 +169,7 @@ class Row:
             raise self.wrong(str(error), expected) from error
 
     def parts(self) -> "list[Row]":
-        """Return the row itself, or its `segments`, objects with the columns of one."""
+        """Return the row itself, or its `segments` as rows."""
         segments = self.nested("segments")
         if segments is None:
             return [self]
@@ -177,7 +177,7 @@ class Row:
         return [replace(part, columns={**common, **part.columns}) for part in segments]
 
     def nested(self, column: str) -> "list[Row] | None":
-        """Return the objects in a column, each as a row of the same recording; None without it."""
+        """Return the objects in a column as rows of the same recording; None without the column."""
         value = self.columns.get(column)
         if isinstance(value, str):  # in CSV
             try:
@@ -186,15 +186,15 @@ class Row:
                 raise self.wrong(f"{column} that are no JSON ({error})", "a list") from error
         if value is None:
             return None
-        if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
+        if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
             raise self.wrong(f"{column} of type {type(value).__name__}", "a list of objects")
         return [
-            Row(self.manifest, f"{self.place}, {number} of {column}", self.uri, each)
-            for number, each in enumerate(value, 1)
+            Row(self.manifest, f"{self.place}, {number} of {column}", self.uri, entry)
+            for number, entry in enumerate(value, 1)
         ]
 
     def metadata(self) -> str | None:
-        """Return all columns but that of the URI as JSON text; None if there are none."""
+        """Return all columns but the URI as JSON text; None if there are none."""
         if not self.columns:
             return None
         try:
@@ -206,10 +206,10 @@ class Row:
         return text
 
     def check_length(self, what: str, text: str, most: int) -> None:
-        """Refuse what would fill a table or the memory."""
+        """Raise an error if a text is too long for a table or memory."""
         if len(text) > most:
-            found, advice = f"{what} of {len(text)} characters", "leave out what is not needed"
-            raise self.wrong(found, f"at most {most}", advice)
+            problem, advice = f"{what} of {len(text)} characters", "leave out what is not needed"
+            raise self.wrong(problem, f"at most {most}", advice)
 
     def _first(self, names: Sequence[str]) -> Any:
         return self.manifest.value_of(self.columns, names, self.place)[1]
@@ -241,15 +241,15 @@ def read_manifest(
     """Yield the rows of a manifest in their order.
 
     Args:
-        uri: where it is.
-        options: how it is reached.
-        allow_local_files: whether a manifest in a remote store may name files of this machine.
-        tars: which the rows of NeMo's tarred manifests are in; None: where NeMo writes them.
+        uri: of the manifest.
+        options: how to access it.
+        allow_local_files: whether a manifest in a remote store may name local files.
+        tars: tar files of NeMo's tarred manifests; None: at NeMo's default paths.
 
     Raises:
-        NoRowsError: it has no rows.
-        ConfigError: its format is not known, or a row names no recording.
-        FetchError: it cannot be read.
+        NoRowsError: the manifest has no rows.
+        ConfigError: unknown format, or a row without a URI.
+        FetchError: the manifest cannot be read.
     """
     tars = TarFiles() if tars is None else tars
     return _Manifest(normalize(uri), allow_local_files, tars).rows(options)
@@ -257,31 +257,33 @@ def read_manifest(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AlignedText:
-    """What a job aligns with a recording."""
+    """The text to align with a recording."""
 
     text: str
     start_s: float = 0.0
-    """Where what it says begins in the recording."""
+    """Start of the text in the recording, in seconds."""
     end_s: float = math.inf
-    """Where it ends; infinite: where the recording ends."""
+    """End of the text in seconds; infinite: the recording's end."""
 
 
 def aligned_text(uri: str, metadata: str | None) -> AlignedText:
-    """Read the text of a recording from its columns, as tables keep them.
+    """Return the text of a recording from its metadata, as stored in tables.
 
     Raises:
-        AlignmentError: there is no text, or times that are none; a failure of this recording alone.
+        AlignmentError: the text is missing or its times are invalid; fails this recording only.
     """
     columns = json.loads(metadata) if metadata else {}
     shown = redact_uri(uri)
     text = columns.get(TEXT[0])
     if not isinstance(text, str) or not text.strip():
-        found = f"text {_REPR.repr(text)}" if TEXT[0] in columns else "no column text"
-        other = _nearest(("text", *_TEXT_ELSEWHERE), columns)
-        hint = f"rename {other} to text if that is it, or " if other and other not in TEXT else ""
+        problem = f"text {_REPR.repr(text)}" if TEXT[0] in columns else "no column text"
+        column = _nearest(("text", *_TEXT_ELSEWHERE), columns)
+        hint = (
+            f"rename {column} to text if that is it, or " if column and column not in TEXT else ""
+        )
         archive = "" if member_address(uri) is None else ", or in .txt or .json of its name there"
         raise AlignmentError(
-            f"aligning the text of {shown}: found {found} in its row of the manifest{archive}, "
+            f"aligning the text of {shown}: found {problem} in its row of the manifest{archive}, "
             f"expected what is said; {hint}give it there, or leave the recording out",
             kind="no_text",
             uri=shown,
@@ -295,10 +297,10 @@ def aligned_text(uri: str, metadata: str | None) -> AlignedText:
 
 
 def hotwords_of(uri: str, metadata: str | None) -> tuple[Hotword, ...]:
-    """Read the hotwords of a recording from its columns, as tables keep them.
+    """Return the hotwords of a recording from its metadata, as stored in tables.
 
     Raises:
-        ItemError: they are none; a failure of this recording alone.
+        ItemError: they are invalid; fails this recording only.
     """
     if not metadata or HOTWORDS not in metadata:
         return ()
@@ -314,20 +316,22 @@ def hotwords_of(uri: str, metadata: str | None) -> tuple[Hotword, ...]:
 
 
 def expected_bytes(size_bytes: int | None, etag: str | None, metadata: str | None) -> int | None:
-    """Return the size of a recording, or what its manifest's columns let expect; else None.
+    """Return the size of a recording in bytes, estimated from its metadata if unknown; else None.
 
-    What a manifest says is only expected: it orders work and estimates it, and identifies nothing.
+    Estimates order the work and predict its duration; they do not identify a version.
     """
     size_bytes = told_bytes(etag) if size_bytes is None else size_bytes
     if size_bytes is not None or not metadata:
         return size_bytes
     columns = json.loads(metadata)
     told = (_number(columns.get(name)) for name in SIZE)
-    size = next((each for each in told if each is not None and each < MAX_TOLD_BYTES), None)
+    size = next((number for number in told if number is not None and number < MAX_TOLD_BYTES), None)
     if size is not None:
         return int(size)
     lengths_s = (_number(columns.get(name)) for name in DURATION)
-    length_s = next((each for each in lengths_s if each is not None and each < _MOST_S), None)
+    length_s = next(
+        (seconds for seconds in lengths_s if seconds is not None and seconds < _MOST_S), None
+    )
     return None if length_s is None else int(length_s * EXPECTED_BYTES_PER_S)
 
 
@@ -341,16 +345,16 @@ def _number(value: Any) -> float | None:
 
 
 def metadata_text(columns: Mapping[str, Any]) -> str:
-    """Return columns as the JSON text that tables keep."""
+    """Return columns as the JSON text stored in tables."""
     return json.dumps(_json_safe(dict(columns)), ensure_ascii=False)
 
 
 def is_manifest(uri: str) -> bool:
-    """Return whether a name has the suffix of a format that `read_manifest` knows."""
+    """Return whether a name has the suffix of a format supported by `read_manifest`."""
     return uri.lower().endswith(tuple(_FORMATS))
 
 
-_Raw = tuple[str, dict[str, Any]]  # where it stands in the manifest, and its columns
+_Raw = tuple[str, dict[str, Any]]  # position in the manifest, and columns
 
 
 @dataclass(frozen=True, slots=True)
@@ -392,25 +396,25 @@ class _Manifest:
             with gzip.GzipFile(fileobj=file) as unpacked:
                 yield cast("io.BufferedReader", unpacked)
         except _BROKEN_GZIP as error:
-            found = f"broken gzip ({error})"
+            problem = f"broken gzip ({error})"
             advice = "compress or copy it again"
-            raise self.unusable("", f"found {found}", "a whole .gz file", advice) from error
+            raise self.unusable("", f"found {problem}", "a whole .gz file", advice) from error
 
     def value_of(
         self, columns: Mapping[str, Any], names: Sequence[str], place: str
     ) -> tuple[str, Any]:
-        """Return the column that says something, and what that is; None where none does."""
+        """Return the name and value of the first present synonym; None without one."""
         present = [(name, columns[name]) for name in names if name in columns]
-        # NaN, which differs from itself, is how pandas writes that there is no value.
-        given = [pair for pair in present if pair[1] not in (None, "") and pair[1] == pair[1]]
-        if any(value != given[0][1] for _, value in given):
-            both = " and ".join(f"{name} {_REPR.repr(value)}" for name, value in given)
-            one = f"one of {', '.join(names)}"
-            raise self.unusable(place, f"found {both}", one, "leave the others out")
-        if given:
-            return given[0]
+        # pandas writes missing values as NaN, which differs from itself.
+        pairs = [pair for pair in present if pair[1] not in (None, "") and pair[1] == pair[1]]
+        if any(value != pairs[0][1] for _, value in pairs):
+            both = " and ".join(f"{name} {_REPR.repr(value)}" for name, value in pairs)
+            expected = f"one of {', '.join(names)}"
+            raise self.unusable(place, f"found {both}", expected, "leave the others out")
+        if pairs:
+            return pairs[0]
         name, value = next(iter(present), (names[0], None))
-        return name, value if value == "" else None  # an empty text is one, too
+        return name, value if value == "" else None  # an empty text is valid
 
     def _ends_in(self, suffix: str) -> bool:
         return self.uri.lower().endswith(suffix)
@@ -419,23 +423,23 @@ class _Manifest:
         name, uri = self.value_of(columns, LOCATION, place)
         if not isinstance(uri, str) or not uri.strip() or "\0" in uri:
             raise self._no_uri(columns, name, place)
-        others = {other: columns[other] for other in columns if other != name}
+        extra_columns = {column: columns[column] for column in columns if column != name}
         member = self.tars.member(uri, columns, self.uri, options, partial(self.wrong, place))
-        row = Row(self, place, member or plain_member(resolve(uri, folder=folder)), others)
+        row = Row(self, place, member or plain_member(resolve(uri, folder=folder)), extra_columns)
         row.check_length("a uri", uri, MAX_URI_CHARACTERS)
-        if not (member and self.tars.named):  # which somebody named who may
+        if not (member and self.tars.named):  # a trusted setting names it
             self._check_trust(row)
         return row
 
     def _no_uri(self, columns: Mapping[str, Any], name: str, place: str) -> ConfigError:
         expected = f"a recording's URI in a column {', '.join(LOCATION[:-1])} or {LOCATION[-1]}"
         if name in columns:
-            found = f"found {name} {_REPR.repr(columns[name])}"
-            return self.unusable(place, found, expected, "correct the manifest")
-        other = _nearest(LOCATION, columns)
-        hint = f"rename {other} to uri if that is it, or " if other else ""
-        found = f"found columns {', '.join(map(str, columns))}"
-        return self.unusable(place, found, expected, f"{hint}correct the manifest")
+            problem = f"found {name} {_REPR.repr(columns[name])}"
+            return self.unusable(place, problem, expected, "correct the manifest")
+        column = _nearest(LOCATION, columns)
+        hint = f"rename {column} to uri if that is it, or " if column else ""
+        problem = f"found columns {', '.join(map(str, columns))}"
+        return self.unusable(place, problem, expected, f"{hint}correct the manifest")
 
     def check_columns(self, names: Iterable[str], place: str) -> None:
         columns = dict.fromkeys(names)
@@ -446,15 +450,15 @@ class _Manifest:
         if may_name(self.uri, row.uri, allow_local_files=self.allow_local_files):
             return
         if scheme_of(row.uri) == LOCAL:
-            what = "a file of this machine"
+            kind = "a file of this machine"
             advice = (
                 "set source.allow_local_files to true if that is meant, or correct the manifest"
             )
         else:
-            what = "a store of another kind"
+            kind = "a store of another kind"
             advice = "keep a local copy of the manifest if that is meant, or correct it"
         expected = "URIs of its own store, of object stores or of http servers"
-        raise row.wrong(f"{redact_uri(row.uri)}, {what}", expected, advice)
+        raise row.wrong(f"{redact_uri(row.uri)}, {kind}", expected, advice)
 
     def broken(self, line: int, found: str, expected: str) -> ConfigError:
         return self.unusable(f"line {line}", f"found {found}", expected, "correct the line")
@@ -473,11 +477,11 @@ def _jsonl(manifest: _Manifest, file: io.BufferedReader) -> Iterator[_Raw]:
             row = json.loads(line.decode("utf-8-sig"))
         except (ValueError, RecursionError) as error:
             deep = isinstance(error, RecursionError)
-            found = "JSON nested too deep" if deep else f"no valid JSON ({error})"
-            raise manifest.broken(number, found, "a JSON object") from error
+            problem = "JSON nested too deep" if deep else f"no valid JSON ({error})"
+            raise manifest.broken(number, problem, "a JSON object") from error
         if not isinstance(row, dict):
-            found = f"JSON of type {type(row).__name__}"
-            raise manifest.broken(number, found, "a JSON object, one a line")
+            problem = f"JSON of type {type(row).__name__}"
+            raise manifest.broken(number, problem, "a JSON object, one a line")
         yield f"line {number}", row
 
 
@@ -486,13 +490,13 @@ def _csv(manifest: _Manifest, file: io.BufferedReader) -> Iterator[_Raw]:
 
 
 def _tsv(manifest: _Manifest, file: io.BufferedReader) -> Iterator[_Raw]:
-    # A quote is a character like others there: https://www.iana.org/assignments/media-types/.
+    # Quotes are ordinary characters there: https://www.iana.org/assignments/media-types/.
     return _lines(manifest, file, delimiter="\t", quoting=csv.QUOTE_NONE)
 
 
 def _lines(manifest: _Manifest, file: io.BufferedReader, **dialect: Any) -> Iterator[_Raw]:
     text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
-    size = [0]  # of the lines of a row, so far
+    size = [0]  # of the current row's lines
     lines = csv.reader(_bounded_lines(manifest, text, size), **dialect)
     try:
         header = next(lines, [])
@@ -505,7 +509,7 @@ def _lines(manifest: _Manifest, file: io.BufferedReader, **dialect: Any) -> Iter
             if len(row) != len(header):
                 expected = f"{len(header)} as in the header"
                 raise manifest.broken(lines.line_num, f"{len(row)} fields", expected)
-            # An empty field says that nothing is known; of a text, that nothing is said.
+            # An empty field is a missing value, but an empty text is valid.
             named = zip(header, row, strict=True)
             values = {name: value if value or name in TEXT else None for name, value in named}
             yield f"line {lines.line_num}", values
@@ -516,7 +520,7 @@ def _lines(manifest: _Manifest, file: io.BufferedReader, **dialect: Any) -> Iter
 
 
 def _bounded_lines(manifest: _Manifest, text: io.TextIOWrapper, size: list[int]) -> Iterator[str]:
-    # Some kilobytes of gzip hold a line, or quoted lines of one row, of gigabytes.
+    # A few kilobytes of gzip may hold a line, or quoted lines of one row, of gigabytes.
     for number in itertools.count(1):
         line = text.readline(MAX_LINE_BYTES + 1)
         if not line:
@@ -534,7 +538,7 @@ def _parquet(manifest: _Manifest, file: io.BufferedReader) -> Iterator[_Raw]:
         repeated, batch_rows = _way_to_read(manifest, metadata)
         number = 0
         for batch in parquet_batches(file, batch_rows=batch_rows, as_dictionaries=repeated):
-            # Each row for itself only where it has to be: that takes time.
+            # Rows are converted one by one only where necessary: it is slow.
             is_small = _unfolded_bytes(batch) <= MAX_LINE_BYTES
             step = batch.num_rows if is_small else 1
             for start in range(0, batch.num_rows, step):
@@ -548,14 +552,14 @@ def _parquet(manifest: _Manifest, file: io.BufferedReader) -> Iterator[_Raw]:
                     number += 1
                     yield f"row {number}", row
     except pa.ArrowException as error:
-        found = f"no readable Parquet ({error})"
-        raise manifest.unusable("", found, "a Parquet file", "write it again") from error
+        problem = f"no readable Parquet ({error})"
+        raise manifest.unusable("", problem, "a Parquet file", "write it again") from error
 
 
 def _way_to_read(manifest: _Manifest, metadata: Any) -> tuple[list[str], int]:
-    """Return the columns whose texts are stored once each, and how many rows to read at a time.
+    """Return the dictionary-encoded text columns, and the number of rows to read at a time.
 
-    Bombs are refused.
+    Decompression bombs raise a `ConfigError`.
     """
     repeated: set[str] = set()
     batch_rows = _BATCH_ROWS
@@ -570,9 +574,9 @@ def _way_to_read(manifest: _Manifest, metadata: Any) -> tuple[list[str], int]:
                 repeated.add(column.path_in_schema)
             unfolded = max(column.total_uncompressed_size, 8 * column.num_values * is_list)
             if unfolded > max(most, _UNFOLDED_TIMES * stored):
-                found = f"{stored:,} bytes that stand for {unfolded:,}"
+                sizes = f"{stored:,} bytes that stand for {unfolded:,}"
                 raise manifest.wrong(
-                    f"column {column.path_in_schema}", found,
+                    f"column {column.path_in_schema}", sizes,
                     "those of a list of recordings", "leave out what is not needed",
                 )  # fmt: skip
     return sorted(repeated), batch_rows
@@ -587,7 +591,7 @@ def _unfolded(rows: pa.RecordBatch) -> pa.RecordBatch:
 
 
 def _unfolded_bytes(values: pa.RecordBatch | pa.Array) -> int:
-    """Return what values take once each stands for itself."""
+    """Return the decoded size of values in bytes."""
     if isinstance(values, pa.RecordBatch):
         return sum(map(_unfolded_bytes, values.columns))
     if pa.types.is_dictionary(values.type):
@@ -600,7 +604,7 @@ def _unfolded_bytes(values: pa.RecordBatch | pa.Array) -> int:
     return int(values.nbytes)
 
 
-# NeMo's manifests are JSON lines, and end in .json all the same.
+# NeMo's manifests are JSON lines although their names end in .json.
 _FORMATS: dict[str, Callable[[_Manifest, io.BufferedReader], Iterator[_Raw]]] = {
     ".jsonl": _jsonl,
     ".json": _jsonl,
@@ -624,7 +628,7 @@ def _open(manifest: str, options: StoreOptions) -> io.BufferedReader:
     try:
         return open_binary(manifest, options)
     except FetchError as error:
-        if error.kind == UNSUPPORTED_SCHEME:  # of the job as a whole, not of one recording
+        if error.kind == UNSUPPORTED_SCHEME:  # fails the whole job, not one recording
             raise ConfigError(str(error)) from error
         raise
 

@@ -1,4 +1,4 @@
-"""A checkpoint's files on this machine, from a folder, a URI or the Hugging Face Hub."""
+"""Local copies of a checkpoint's files, from a folder, a URI or the Hugging Face Hub."""
 
 import difflib
 import fcntl
@@ -37,11 +37,11 @@ SMALL_FILES = (
     "tokenizer_config.json", "tokenizer.json", "vocab.json", "vocab.txt", "merges.txt",
     "normalizer.json", "added_tokens.json", "special_tokens_map.json", "sentencepiece.bpe.model",
 )  # fmt: skip
-# In order of preference. Repositories also hold other precisions and other frameworks' files.
+# By preference. Repositories also hold other precisions and files of other frameworks.
 _WEIGHTS = (("model", "safetensors"), ("model.int8", "safetensors"), ("pytorch_model", "bin"))
 PACKAGED_FOLDER = Path(__file__).resolve().parent.parent / "pretrained"
 PACKAGED = tuple(sorted(path.parent.name for path in PACKAGED_FOLDER.glob("*/config.json")))
-"""Checkpoints that come with the package, by the names that they are asked for."""
+"""Checkpoints included in the package, by name."""
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9][\w.\-]*)?", re.ASCII)
 _EXAMPLES = ("base", "small", "large-v3")
 _ONNX = ".onnx"
@@ -50,10 +50,10 @@ _NAMES_SHOWN = 10
 
 
 def weight_files(variant: str | None = None) -> tuple[tuple[str, str, str], ...]:
-    """Return the names of a file, of its index and of shards, by preference; `fp16` is a variant.
+    """Return file, index and shard name patterns of weights, by preference, e.g. of variant `fp16`.
 
     Raises:
-        ValueError: the variant is no part of a file's name.
+        ValueError: the variant cannot be part of a file name.
     """
     if variant is not None and not re.fullmatch(r"[\w-]+", variant):
         raise ValueError(
@@ -89,9 +89,9 @@ def fetch_checkpoint(
 ) -> Path:
     """Return a local folder with a checkpoint's files; without `weights`, only the small ones.
 
-    A checkpoint is a folder (used as it is), an fsspec address of one, a name in `PACKAGED`, a hub
-    name, or a short name such as `large-v3`. `expect` is a file that must be there; `variant` is
-    that of the weights; `revision`, `cache_dir` and what follows it are the hub's.
+    A checkpoint is a folder (used in place), the fsspec URI of one, a name in `PACKAGED`, a Hub
+    model ID or a short name such as `large-v3`. `expect` is a file that must exist; `variant` is
+    that of the weights; `revision`, `cache_dir` and the following are Hub arguments.
     """
     checkpoint = full_name(checkpoint)
     local = Path(normalize(checkpoint)) if scheme_of(checkpoint) == LOCAL else None
@@ -131,13 +131,13 @@ def fetch_checkpoint(
 
 
 def fetch_onnx(model: str) -> Path:
-    """Return a local file of one ONNX network, as `speakers.model` names it.
+    """Return the local file of an ONNX network, as named by `speakers.model`.
 
-    A model is such a file, a folder that has one, an fsspec address of a file, the name of one that
-    is packaged, a repository of the hub that has one, or `OWNER/NAME/FILE.onnx` of a repository.
+    A model is such a file, a folder that has one, the fsspec URI of one, the name of a packaged
+    one, a Hub repository that has one, or `OWNER/NAME/FILE.onnx` in a Hub repository.
 
     Raises:
-        CheckpointError: there is none, there are several, or it cannot be had.
+        CheckpointError: no file, several files, or the download failed.
     """
     if (packaged := PACKAGED_FOLDER / model / "encoder.onnx").is_file():
         return packaged
@@ -197,7 +197,7 @@ def model_revision(folder: Path) -> str:
     if not weights:
         raise _missing(str(folder), _weights_wanted(), names)
     digest = hashlib.sha256()
-    # Not what else lies there: a README or another framework's weights change no result.
+    # Other files, such as a README or another framework's weights, do not change results.
     for name in sorted({*_matching(names, SMALL_FILES), *weights}):
         try:
             with open(folder / name, "rb") as file:
@@ -212,9 +212,9 @@ def model_revision(folder: Path) -> str:
 
 
 def checkpoint_version(checkpoint: str) -> str:
-    """Return a hash of a checkpoint's full name, and of the sizes and times of a folder's files.
+    """Return a hash of a checkpoint's full name and, for a folder, its files' sizes and times.
 
-    Unlike `model_revision` it reads none of them.
+    Unlike `model_revision`, it reads no file contents.
     """
     name = full_name(checkpoint)
     folder = Path(normalize(name)) if scheme_of(name) == LOCAL else Path()
@@ -222,13 +222,13 @@ def checkpoint_version(checkpoint: str) -> str:
         return hashlib.sha256(name.encode()).hexdigest()[:16]
     names = [path.name for path in folder.iterdir() if path.is_file()]
     files = sorted({*_matching(names, SMALL_FILES), *_weight_names(names)})
-    stats = [(each, (folder / each).stat()) for each in files]
+    stats = [(file, (folder / file).stat()) for file in files]
     version = [str(folder), *((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)]
     return hashlib.sha256(repr(version).encode()).hexdigest()[:16]
 
 
 def cache_folder() -> Path:
-    """Return where this node keeps copies: $CORPUS_ASR_CACHE, or the platform's place."""
+    """Return the folder of this node's copies: $CORPUS_ASR_CACHE, or the platform default."""
     if os.environ.get(CACHE_VARIABLE):
         return Path(os.environ[CACHE_VARIABLE]).expanduser()
     if sys.platform == "darwin":
@@ -237,7 +237,7 @@ def cache_folder() -> Path:
 
 
 def _check_spelling(name: str) -> None:
-    # Before the network is used: no model has a misspelt name without an owner.
+    # Checked before any request: no model has a misspelled name without an owner.
     meant = None if "/" in name else probably_meant(name)
     if meant is not None:
         raise CheckpointError(
@@ -260,8 +260,8 @@ def _weight_names(names: Sequence[str], variant: str | None = None) -> list[str]
 
 
 def _weights_wanted(variant: str | None = None) -> str:
-    *others, last = (name for name, _, _ in weight_files(variant))
-    return f"{', '.join(others)} or {last}"
+    *names, last = (name for name, _, _ in weight_files(variant))
+    return f"{', '.join(names)} or {last}"
 
 
 def _is_file(path: Path) -> CheckpointError:
@@ -277,7 +277,7 @@ def _is_file(path: Path) -> CheckpointError:
 def _missing(
     checkpoint: str, what: str, names: Sequence[str], *, hub: str | None = None
 ) -> CheckpointError:
-    found = ", ".join(names[:_NAMES_SHOWN]) or "nothing"
+    shown_names = ", ".join(names[:_NAMES_SHOWN]) or "nothing"
     more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
     cure = "point model.checkpoint at a folder with a Hugging Face checkpoint"
     if _ADAPTER_NAME in names:
@@ -295,8 +295,8 @@ def _missing(
     if hub is not None:
         cure = f"write {hub} for the hub's checkpoint: a folder of that short name lies here"
     return CheckpointError(
-        f"fetching the checkpoint {redact_uri(checkpoint)}: found {found}{more}, expected {what}; "
-        f"{cure}"
+        f"fetching the checkpoint {redact_uri(checkpoint)}: found {shown_names}{more}, "
+        f"expected {what}; {cure}"
     )
 
 
@@ -305,38 +305,38 @@ _LAST_NUMBER = re.compile(r"(\d+)\D*$")
 
 
 def _base_of(adapter: str) -> str:
-    """Return the checkpoint that an adapter in PEFT's layout was trained for."""
+    """Return the base checkpoint of a PEFT adapter."""
     return str(_json_of(Path(adapter) / _ADAPTER_NAME).get("base_model_name_or_path") or "BASE")
 
 
 def _checkpoints_in(folder: str) -> list[str]:
-    """Return the checkpoints in a folder of this machine, as trainers write them, oldest first."""
+    """Return the local checkpoints in a folder, as trainers write them, oldest first."""
     path = Path(folder)
     names = (_CONFIG_NAME, _ADAPTER_NAME)
-    found = [
-        each
-        for each in (path.iterdir() if path.is_dir() else ())
-        if any((each / name).is_file() for name in names)
+    checkpoints = [
+        entry
+        for entry in (path.iterdir() if path.is_dir() else ())
+        if any((entry / name).is_file() for name in names)
     ]
 
-    def order(each: Path) -> tuple[int, str]:
-        number = _LAST_NUMBER.search(each.name)
-        return (int(number[1]) if number else -1, each.name)
+    def order(checkpoint: Path) -> tuple[int, str]:
+        number = _LAST_NUMBER.search(checkpoint.name)
+        return (int(number[1]) if number else -1, checkpoint.name)
 
-    return [str(each) for each in sorted(found, key=order)]
+    return [str(checkpoint) for checkpoint in sorted(checkpoints, key=order)]
 
 
 def _best_of(checkpoints: Sequence[str]) -> str | None:
     best = _json_of(Path(checkpoints[-1]) / "trainer_state.json").get("best_model_checkpoint")
-    # As it was called from the folder of the training.
+    # The path is relative to the folder in which training ran.
     name = Path(str(best)).name
-    return next((each for each in checkpoints if Path(each).name == name), None)
+    return next((checkpoint for checkpoint in checkpoints if Path(checkpoint).name == name), None)
 
 
 def _json_of(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_bytes()) if path.is_file() else None
-    except (OSError, ValueError) as error:  # what it would add to a message is left out
+    except (OSError, ValueError) as error:  # its text adds nothing to the message
         event(_LOG, logging.DEBUG, "json_unreadable", path=str(path), why=str(error))
         value = None
     return value if isinstance(value, dict) else {}
@@ -350,11 +350,11 @@ def _fetch_address(uri: str, *, weights: bool, expect: str | None, variant: str 
         small = _matching(names, SMALL_FILES)
         if expect is not None and expect not in small:
             raise _missing(uri, expect, names)
-        found = _weight_names(names, variant)
-        if weights and not found:
+        weight_names = _weight_names(names, variant)
+        if weights and not weight_names:
             raise _missing(uri, _weights_wanted(variant), names)
         home = cache_folder() / "checkpoints" / hashlib.blake2b(uri.encode()).hexdigest()[:16]
-        whole = [file for file in files if file.name in {*small, *found}]
+        whole = [file for file in files if file.name in {*small, *weight_names}]
         complete = home / _version(whole)
         if complete.is_dir():
             return complete
@@ -381,7 +381,7 @@ def _list_checkpoint(uri: str) -> list[_RemoteFile]:
 
 
 def _version(files: Sequence[_RemoteFile]) -> str:
-    # By what the store says of them: another etag is another copy, beside the one in use.
+    # Keyed by ETags: a changed file makes another copy next to the one in use.
     described = repr(sorted(files, key=lambda file: file.name))
     return hashlib.blake2b(described.encode()).hexdigest()[:16]
 
@@ -390,9 +390,9 @@ def _copy_once(uri: str, files: Sequence[_RemoteFile], home: Path) -> Path:
     target = home / _version(files)
     home.mkdir(parents=True, exist_ok=True)
     with open(home / "lock", "a") as lock:
-        # Among the processes of this node; it ends with its holder.
+        # Lock between processes of this node; released when its holder exits.
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if target.is_dir():  # another process of this node was first
+        if target.is_dir():  # another process was faster
             return target
         temporary = Path(tempfile.mkdtemp(prefix="incoming-", dir=home))
         try:
@@ -414,7 +414,7 @@ def _copy(uri: str, path: Path) -> None:
 def _fetch_hub(
     name: str, access: dict[str, Any], *, weights: bool, subfolder: str, variant: str | None
 ) -> Path:
-    # `access` are arguments of the hub's.
+    # `access` holds arguments of the Hub client.
     def snapshot(patterns: Sequence[str]) -> Path:
         wanted = [f"{subfolder}/{pattern}" if subfolder else pattern for pattern in patterns]
         return _snapshot(name, access, wanted)
@@ -430,7 +430,7 @@ def _fetch_hub(
 
 
 def _snapshot(name: str, access: dict[str, Any], patterns: Sequence[str]) -> Path:
-    # Imported here: folders and URIs need none of it.
+    # Imported here: folders and URIs do not need it.
     import huggingface_hub
 
     try:
@@ -449,11 +449,11 @@ def _hub_error(name: str, revision: str | None, error: Exception) -> CheckpointE
     meant = f"did you mean {meant}? Otherwise " if meant else ""
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, errors.GatedRepoError):
-        found = "it is gated; accept its terms on the hub and set HF_TOKEN"
+        reason = "it is gated; accept its terms on the hub and set HF_TOKEN"
     elif isinstance(error, errors.RevisionNotFoundError):
-        found = "found no such revision, expected a branch, tag or commit; correct model.revision"
+        reason = "found no such revision, expected a branch, tag or commit; correct model.revision"
     elif isinstance(error, errors.RepositoryNotFoundError):
-        found = (
+        reason = (
             f"found no such folder here and no such repository there; {meant}correct "
             "model.checkpoint, or set HF_TOKEN if it is private"
         )
@@ -461,20 +461,20 @@ def _hub_error(name: str, revision: str | None, error: Exception) -> CheckpointE
         forbidden = "must not be contacted (HF_HUB_OFFLINE)"
         reached = forbidden if constants.HF_HUB_OFFLINE else "cannot be reached"
         freed = "unset HF_HUB_OFFLINE" if constants.HF_HUB_OFFLINE else "check network and proxy"
-        found = (
+        reason = (
             f"there is no such folder here, the hub {reached} and there is no copy here, expected "
             f"one of them; {meant}{freed}, or run `hf download {name} --local-dir FOLDER` on a "
             "machine that reaches it, copy the folder and set model.checkpoint to it; "
             f"{PACKAGED_CHECKPOINT} (English) comes with the package and needs no network"
         )
     elif status == 401:
-        found = (
+        reason = (
             f"the hub does not accept the token ({first_line}); renew HF_TOKEN or `hf auth login`, "
             "or remove both for a public checkpoint"
         )
     else:
-        found = f"{type(error).__name__}: {first_line}; check the name, the network and HF_TOKEN"
-    return CheckpointError(f"{doing}: {found}")
+        reason = f"{type(error).__name__}: {first_line}; check the name, the network and HF_TOKEN"
+    return CheckpointError(f"{doing}: {reason}")
 
 
 def _first_line(error: Exception) -> str:
@@ -482,7 +482,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _filesystem() -> Any:
-    # Only for a URI: a folder loads where pyarrow is not installed.
+    # Only for a URI: a folder loads without pyarrow.
     return importlib.import_module("corpus_asr.storage.stores.filesystem")
 
 
@@ -498,37 +498,39 @@ KNOWN_NAMES = (
     *(f"facebook/s2t-{size}-mustc-multilingual-st" for size in ("small", "medium")),
 )  # fmt: skip
 _BY_SIZE = {size: f"openai/whisper-{size}" for size in _WHISPER_SIZES} | {
-    # As in openai-whisper, where `large` is the latest; openai/whisper-large is the first.
+    # As in openai-whisper, where `large` is the latest; openai/whisper-large is the first version.
     "large": "openai/whisper-large-v3",
     "large-v1": "openai/whisper-large",
     "turbo": "openai/whisper-large-v3-turbo",
 }
 SHORT_NAMES = _BY_SIZE | {f"distil-{size}": f"distil-whisper/distil-{size}" for size in _DISTILLED}
-"""Hub names by the names that people know: `tiny.en`, `large-v3`, `turbo`, `distil-large-v3`."""
+"""Hub model IDs by short name: `tiny.en`, `large-v3`, `turbo`, `distil-large-v3`."""
 
 _PREFIXED = {f"whisper-{size}": name for size, name in _BY_SIZE.items()}
-# Below this, names that are merely similar would be taken for misspelt ones.
+# Minimum similarity, 0 to 1, for a name to count as misspelled.
 _ALIKE = 0.75
 
 
 def full_name(checkpoint: str) -> str:
-    """Return the hub's name for a short one, and everything else as it is."""
+    """Return the Hub model ID of a short name; anything else unchanged."""
     hub = hub_name(checkpoint)
     return checkpoint if hub is None or Path(checkpoint).is_dir() else hub
 
 
 def hub_name(name: str) -> str | None:
-    """Return the hub's name for a short one, whatever lies in the current folder."""
+    """Return the Hub model ID of a short name, ignoring folders of that name."""
     return None if name == PACKAGED_CHECKPOINT else (SHORT_NAMES | _PREFIXED).get(name)
 
 
 def probably_meant(name: str) -> str | None:
-    """Return the known name that another one resembles; None for known ones, and for others."""
+    """Return the known name most similar to a misspelled one; None for known or unrelated names."""
     typed = name.strip().lower().replace("_", "-")
     usable = (*KNOWN_NAMES, *SHORT_NAMES, *_PREFIXED, PACKAGED_CHECKPOINT)
-    spellings = {known.partition("/")[2]: known for known in KNOWN_NAMES}  # without the owner
-    spellings |= {known: known for known in usable}
-    started = [known for known in KNOWN_NAMES if known.startswith(typed)]
+    spellings = {
+        checkpoint.partition("/")[2]: checkpoint for checkpoint in KNOWN_NAMES
+    }  # without the owner
+    spellings |= {spelling: spelling for spelling in usable}
+    started = [checkpoint for checkpoint in KNOWN_NAMES if checkpoint.startswith(typed)]
     near = difflib.get_close_matches(typed, spellings, n=1, cutoff=_ALIKE) or started
     meant = spellings[near[0]] if near else None
     return None if meant == name else meant
@@ -545,8 +547,8 @@ def upload_files(
     commit_message: str | None = None,
     create_pr: bool = False,
 ) -> None:
-    """Put files of a folder into a repository of the Hub in one commit; it is made if needed."""
-    # Imported here: what never uploads needs none of it.
+    """Upload files of a folder to a Hub repository in one commit, creating it if needed."""
+    # Imported here: only uploads need it.
     import huggingface_hub
 
     api = huggingface_hub.HfApi(token=token)

@@ -20,7 +20,7 @@ DAMAGED = (pa.ArrowException, OSError, UnicodeDecodeError)
 
 
 def encode_parquet(schema: pa.Schema, tables: Iterable[pa.Table]) -> bytes:
-    """Return rows as one zstd Parquet object, which names the calibrations of its confidences."""
+    """Return rows as one zstd Parquet object, with the names of its confidence calibrations."""
     sink = io.BytesIO()
     calibrations: set[str] = set()
     with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
@@ -34,12 +34,12 @@ def encode_parquet(schema: pa.Schema, tables: Iterable[pa.Table]) -> bytes:
 
 
 def parquet_writer(path: str, schema: pa.Schema) -> pq.ParquetWriter:
-    """Open a local Parquet file to write table by table, for what is too large for memory."""
+    """Open a local Parquet file for writing table by table, for data larger than memory."""
     return pq.ParquetWriter(path, schema, compression="zstd")
 
 
 def parquet_metadata(file: io.BufferedReader) -> pq.FileMetaData:
-    """Return what a file says of its columns and groups of rows, and read none of these."""
+    """Return a file's metadata (columns and row groups) without reading rows."""
     with pq.ParquetFile(file, pre_buffer=False) as parquet:
         return parquet.metadata
 
@@ -63,20 +63,20 @@ def parquet_batches(
 def parquet_rows(
     file: io.BufferedReader, columns: Sequence[str], ranges: Sequence[tuple[int, int]]
 ) -> Iterator[pa.Table]:
-    """Yield ranges (first row, row after the last) of a Parquet file; each row group read once."""
+    """Yield row ranges (first row, row after the last) of a Parquet file, reading groups once."""
     with pq.ParquetFile(file, pre_buffer=False) as parquet:
         wanted = _held(parquet, columns)
         first = 0
         for group in range(parquet.metadata.num_row_groups):
-            after = first + parquet.metadata.row_group(group).num_rows
-            inside = [(max(start, first), min(stop, after)) for start, stop in ranges]
+            group_stop = first + parquet.metadata.row_group(group).num_rows
+            inside = [(max(start, first), min(stop, group_stop)) for start, stop in ranges]
             inside = [(start, stop) for start, stop in inside if start < stop]
             if inside:
                 rows = parquet.read_row_group(group, columns=wanted, use_threads=False)
                 for start, stop in inside:
-                    # Taken, not sliced: a slice would keep the whole group in memory.
+                    # Copied, not sliced: a slice would keep the whole group in memory.
                     yield rows.take(pa.array(range(start - first, stop - first), pa.int64()))
-            first = after
+            first = group_stop
 
 
 def _held(parquet: pq.ParquetFile, columns: Sequence[str] | None) -> list[str] | None:
@@ -86,7 +86,7 @@ def _held(parquet: pq.ParquetFile, columns: Sequence[str] | None) -> list[str] |
 
 
 def conform(rows: pa.RecordBatch | pa.Table, schema: pa.Schema) -> pa.Table:
-    """Return rows in exactly this schema; columns that are missing (older writers) become null."""
+    """Return rows cast to this schema; columns missing in older files become null."""
     names, expected = set(rows.schema.names), set(schema.names)
     unknown = [name for name in rows.schema.names if name not in expected]
     if unknown:
@@ -149,7 +149,7 @@ class AudioTable:
         )
 
     def expected_bytes(self, group: int) -> int:
-        """Return about how many bytes of audio each row of a group has."""
+        """Return the approximate audio bytes of each row of a group."""
         return self.group_bytes(group) // max(1, self.num_rows(group))
 
     def cells(self, group: int) -> pa.Array:
@@ -191,7 +191,7 @@ class AudioTable:
         return f"{self.column}.bytes" if self._is_struct else self.column
 
     def _bytes_of(self, column: pa.Array) -> pa.Array:
-        # Flattened: a null struct is a null cell, whatever is below it.
+        # Flattened: a null struct is a null cell, whatever its fields hold.
         return column.flatten()[column.type.get_field_index("bytes")] if self._is_struct else column
 
 
@@ -209,5 +209,7 @@ def _audio_column(schema: pa.Schema, wanted: str | None) -> str:
         return str(columns[0])
     if wanted is None and "audio" in columns:
         return "audio"
-    found = ", ".join(schema.names) or "none"
-    raise KeyError(f"found columns {found}, expected audio in {wanted or 'one of them alone'}")
+    column_names = ", ".join(schema.names) or "none"
+    raise KeyError(
+        f"found columns {column_names}, expected audio in {wanted or 'one of them alone'}"
+    )

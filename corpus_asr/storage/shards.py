@@ -68,7 +68,7 @@ class ShardRows:
     num_excluded: int = 0
 
     def add(self, uri: str, size: int | None, etag: str | None, metadata: str | None) -> None:
-        """Take in a recording."""
+        """Append a recording."""
         self.uris.append(uri)
         self.sizes.append(size)
         self.etags.append(etag)
@@ -96,12 +96,12 @@ class ShardLister:
     """Whether a store that does not answer ends the listing, instead of being one failure."""
 
     def rows(self, uris: Sequence[str]) -> Iterator[ShardRows]:
-        """Yield the recordings of archives in their order, some at a time.
+        """Yield the recordings of archives in their order, in batches.
 
-        What cannot be read of an archive is one recording, `ARCHIVE#*`, whose failure says why.
+        An archive's unreadable rest is one recording, `ARCHIVE#*`, whose failure gives the cause.
 
         Raises:
-            FetchError: a store does not answer, of a strict listing.
+            FetchError: a store is unavailable, if the listing is strict.
         """
         yield from _ahead(
             [_Rows(self, uri) if is_table(uri) else _Listing(self, uri) for uri in uris]
@@ -114,13 +114,13 @@ class _Listing:
     uri: str
 
     def __iter__(self) -> Iterator[ShardRows]:
-        found = ShardRows()
+        shard_rows = ShardRows()
         try:
             file = open_container(self.uri, self.lister.store)
         except FetchError as error:
             if self.lister.is_strict and failure_kind(error.kind).transient:
-                raise  # all of it would go missing
-            yield _rest(self.uri, found, None, error)
+                raise  # the whole archive would be missing
+            yield _rest(self.uri, shard_rows, None, error)
             return
         with closing(file):
             etag = file.info.etag
@@ -129,19 +129,19 @@ class _Listing:
                 for member in tar_members(file, self.uri):
                     key = _key_of(member.name)
                     if key != sample.key:
-                        self._add(sample, file, found)
+                        self._add(sample, file, shard_rows)
                         sample = _Sample(key)
-                        if len(found.uris) >= _CHUNK_ROWS:
-                            yield found
-                            found = ShardRows()
-                    self._take(member, sample, found, file)
-                self._add(sample, file, found)
+                        if len(shard_rows.uris) >= _CHUNK_ROWS:
+                            yield shard_rows
+                            shard_rows = ShardRows()
+                    self._take(member, sample, shard_rows, file)
+                self._add(sample, file, shard_rows)
             except (StoreError, FetchError) as error:
                 if error.kind != BAD_ARCHIVE and self.lister.is_strict:
                     raise
-                self._add(sample, file, found)
-                found = _rest(self.uri, found, etag, error)
-        yield found
+                self._add(sample, file, shard_rows)
+                shard_rows = _rest(self.uri, shard_rows, etag, error)
+        yield shard_rows
 
     def _take(self, member: TarMember, sample: _Sample, found: ShardRows, file: Any) -> None:
         name = member.name.rpartition("/")[2]
@@ -150,7 +150,7 @@ class _Listing:
             sample.num_columns += 1
             if not member.is_sparse and member.size_bytes <= MAX_METADATA_CHARACTERS:
                 columns = _columns(ending, b"".join(_pieces(file, member)))
-                # A file of its own says more than a key among others, whichever comes first.
+                # A member file takes precedence over a key of the JSON, in either order.
                 both = (
                     (sample.columns, columns) if ending in _COLUMNS else (columns, sample.columns)
                 )
@@ -163,7 +163,7 @@ class _Listing:
             sample.audio.append(member)
 
     def _told(self, member: TarMember, file: Any) -> str | None:
-        # What tells its version instead of where it lies in which archive.
+        # A version kind of the member itself, instead of its position in an archive.
         kind = self.lister.version
         if kind == "size":
             return f"{SIZE}:{member.size_bytes}"
@@ -189,7 +189,7 @@ class _Rows:
     uri: str
 
     def __iter__(self) -> Iterator[ShardRows]:
-        found, etag = ShardRows(), None
+        shard_rows, etag = ShardRows(), None
         store = self.lister.store
         damage: list[Exception] = []
         try:
@@ -207,17 +207,17 @@ class _Rows:
                                 version = member_version(etag, place, next(told))
                                 text = _short(metadata_text(row) if row else None)
                                 uri = member_uri(self.uri, str(first + index))
-                                found.add(uri, None, version, text)
+                                shard_rows.add(uri, None, version, text)
                                 index += 1
-                            yield found
-                            found = ShardRows()
+                            yield shard_rows
+                            shard_rows = ShardRows()
                         first += table.num_rows(group)
                     if damage:
                         raise damage[0]
         except (StoreError, FetchError) as error:
             if self.lister.is_strict and failure_kind(error.kind).transient:
                 raise
-            yield _rest(self.uri, found, etag, error)
+            yield _rest(self.uri, shard_rows, etag, error)
 
     def _told(self, info: ObjectInfo, table: "AudioTable", group: int) -> Iterator[str | None]:
         kind = self.lister.version
@@ -250,7 +250,7 @@ def _checksums(table: "AudioTable", group: int) -> Iterator[str]:
     try:
         for cell in table.each_cell(group):
             yield f"{SHA256}:{_hash([cell or b''])}"
-    except DAMAGED as error:  # of the audio of a row, whose failure says the same
+    except DAMAGED as error:  # damaged audio of a row, reported by that row's failure
         event(_LOG, logging.INFO, "checksum_unknown", why=str(error))
 
 
@@ -267,12 +267,18 @@ class MemberPlaces:
         self._places: OrderedDict[str, dict[str, tuple[int | None, str | None]]] = OrderedDict()
 
     def of(self, uris: list[str]) -> Page:
-        """Return recordings with sizes and versions of those that are members of tar files."""
+        """Return recordings with sizes and versions, where they are members of tar files."""
         containers = [_tar_of(uri) for uri in uris]
-        unread = [each for each in dict.fromkeys(containers) if each and each not in self._read]
+        unread = [
+            container
+            for container in dict.fromkeys(containers)
+            if container and container not in self._read
+        ]
         self._read.update(unread)
-        for found in self._lister.rows(unread):
-            for uri, size, etag in zip(found.uris, found.sizes, found.etags, strict=True):
+        for shard_rows in self._lister.rows(unread):
+            for uri, size, etag in zip(
+                shard_rows.uris, shard_rows.sizes, shard_rows.etags, strict=True
+            ):
                 container = str(_tar_of(uri))
                 self._places.setdefault(container, {})[uri] = (size, etag)
         places = [
@@ -291,7 +297,7 @@ def _tar_of(uri: str) -> str | None:
 
 
 def with_columns(metadata: str | None, columns: str | None) -> str | None:
-    """Return the metadata of a member with the columns of a row that names its archive."""
+    """Return the metadata of a member merged with the columns of the row that names its archive."""
     if metadata is None or columns is None:
         return columns if metadata is None else metadata
     both = metadata_text(json.loads(columns) | json.loads(metadata))
@@ -310,24 +316,24 @@ def _rest(uri: str, found: ShardRows, etag: str | None, error: Exception) -> Sha
 
 
 def _key_of(name: str) -> str:
-    # Source: webdataset, `base_plus_ext`: the first dot of the last step ends the key.
+    # Source: webdataset, `base_plus_ext`: the first dot of the last path step ends the key.
     folder, slash, last = name.rpartition("/")
     return f"{folder}{slash}{last.partition('.')[0]}"
 
 
 def _pieces(file: Any, member: TarMember) -> Iterator[bytes]:
     file.seek(member.offset)
-    left = member.size_bytes
-    while left and (piece := file.read(min(left, HEADER_BLOCK_BYTES))):
+    remaining_bytes = member.size_bytes
+    while remaining_bytes and (piece := file.read(min(remaining_bytes, HEADER_BLOCK_BYTES))):
         yield piece
-        left -= len(piece)
+        remaining_bytes -= len(piece)
 
 
 def _hash(pieces: Iterable[bytes]) -> str:
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for piece in pieces:
-        found.update(piece)
-    return found.hexdigest()
+        digest.update(piece)
+    return digest.hexdigest()
 
 
 def _columns(ending: str, content: bytes) -> dict[str, Any]:
@@ -342,7 +348,7 @@ def _columns(ending: str, content: bytes) -> dict[str, Any]:
 
 
 def _ahead(listings: Sequence[_Listing | _Rows]) -> Iterator[ShardRows]:
-    """Yield what listings yield, in their order, while the next ones are read in threads."""
+    """Yield the batches of listings in their order, reading the next listings in threads."""
     stopped = threading.Event()
     waiting: list[queue.Queue[ShardRows | BaseException | None]] = []
     try:
@@ -352,10 +358,10 @@ def _ahead(listings: Sequence[_Listing | _Rows]) -> Iterator[ShardRows]:
                 reading = (listings[len(waiting)], chunks, stopped)
                 threading.Thread(target=_read, args=reading, name="archive", daemon=True).start()
                 waiting.append(chunks)
-            while (found := waiting[at].get()) is not None:
-                if isinstance(found, BaseException):
-                    raise found
-                yield found
+            while (chunk := waiting[at].get()) is not None:
+                if isinstance(chunk, BaseException):
+                    raise chunk
+                yield chunk
     finally:
         stopped.set()
 
@@ -365,18 +371,18 @@ def _read(
     chunks: "queue.Queue[ShardRows | BaseException | None]",
     stopped: threading.Event,
 ) -> None:
-    def put(found: ShardRows | BaseException | None) -> None:
+    def put(chunk: ShardRows | BaseException | None) -> None:
         while not stopped.is_set():
             try:
-                return chunks.put(found, timeout=1.0)
+                return chunks.put(chunk, timeout=1.0)
             except queue.Full:
                 continue
 
     try:
-        for found in listing:
-            put(found)
+        for chunk in listing:
+            put(chunk)
             if stopped.is_set():
                 return
         put(None)
-    except BaseException as error:  # whatever it is, who waits must hear of it
+    except BaseException as error:  # any exception must reach the consumer
         put(error)

@@ -1,9 +1,9 @@
 """Members of tar files that NeMo's tarred manifests name by `shard_id` and `audio_filepath`.
 
-In come columns of rows; where the tar files lie is said by settings, or is where NeMo writes them.
+Input: columns of manifest rows. The tar files are set explicitly or found at NeMo's default paths.
 
-Source: NeMo, `LazyNeMoTarredIterator` and `convert_to_tarred_audio_dataset.py`: which number of a
-name is that of its shard, where files lie, and what parts of one file are called.
+Source: NeMo, `LazyNeMoTarredIterator` and `convert_to_tarred_audio_dataset.py`: shard number in a
+file name, default paths, and names of segments of one file.
 """
 
 import re
@@ -24,24 +24,24 @@ _NUMBER_OF_TAR = re.compile(r"audio[^/]*_(\d+)[^/]*\.tar")
 _PART = re.compile(r"(.+)-sub\d+(\.\w+)?", re.DOTALL)
 
 Unusable = Callable[[str, str, str], ConfigError]
-"""Makes an error of what was found, what was expected, and what to do."""
+"""Builds an error from what was found, what was expected, and the advice."""
 
 
 @dataclass(frozen=True, slots=True)
 class TarFiles:
-    """The tar files of manifests."""
+    """Tar files of tarred manifests."""
 
     named: tuple[str, ...] = ()
-    """By a setting; none: those that lie where NeMo writes them."""
+    """URIs from the setting; empty: the default paths of NeMo."""
     _by_number: dict[int, list[str]] = field(default_factory=lambda: defaultdict(list))
     _found: dict[tuple[str, int], str | None] = field(default_factory=dict)
 
     @classmethod
     def of(cls, uris: Iterable[str]) -> "TarFiles":
-        """Return those at some addresses.
+        """Return the tar files at some URIs.
 
         Raises:
-            ConfigError: one is no tar file.
+            ConfigError: a URI is not that of a tar file.
         """
         files = cls(tuple(map(normalize, uris)))
         for uri in files.named:
@@ -51,9 +51,9 @@ class TarFiles:
                     "correct it"
                 )
             name = uri.rpartition("/")[2]
-            found = _NUMBER_OF_TAR.findall(name) or re.findall(r"\d+", name.partition(".")[0])
-            if found:
-                files._by_number[int(found[-1])].append(uri)
+            numbers = _NUMBER_OF_TAR.findall(name) or re.findall(r"\d+", name.partition(".")[0])
+            if numbers:
+                files._by_number[int(numbers[-1])].append(uri)
         return files
 
     def member(
@@ -64,26 +64,26 @@ class TarFiles:
         options: StoreOptions,
         unusable: Unusable,
     ) -> str | None:
-        """Return the address of what a row names in these files; None if it names no such thing."""
+        """Return the URI of the tar member that a row names; None if it names none."""
         shard = columns.get(SHARD)
         if member_address(name) or "://" in name:
-            return None  # it says all by itself
+            return None  # an absolute URI
         if not self.named and (shard is None or name.startswith("/")):
             return None
         if shard is None and len(self.named) == 1:
             return _member(self.named[0], name)
         number = _number_of(manifest) if shard is None else _whole(shard)
         if number is None:
-            found = f"{SHARD} {shard!r}" if shard is not None else f"no column {SHARD}"
+            problem = f"{SHARD} {shard!r}" if shard is not None else f"no column {SHARD}"
             expected = "the number of the tar file that the row's audio is in"
-            raise unusable(found, expected, "correct the manifest")
+            raise unusable(problem, expected, "correct the manifest")
         if self.named:
             return _member(self._numbered(number, manifest, unusable), name)
         at_home = self._at_home(number, manifest, options)
         if at_home is not None:
             return _member(at_home, name)
         if "/" in name or exists(join(parent(manifest), name), options):
-            return None  # a column of this name means something else
+            return None  # a `shard_id` column of another meaning
         raise unusable(
             f"{SHARD} {number} and no file audio_{number}.tar in the manifest's folder or above",
             "the tar files of these rows", "name them in source.tarred, as in audio_{0..9}.tar",
@@ -91,15 +91,15 @@ class TarFiles:
 
     def _numbered(self, number: int, manifest: str, unusable: Unusable) -> str:
         uris = self._by_number.get(number, [])
-        # Buckets number their files alike, each in a folder of its own.
+        # Buckets reuse shard numbers, each in its own folder.
         near = [uri for uri in uris if parent(uri) in _folders(manifest)]
         if len(uris) == 1 or len(near) == 1:
             return (near or uris)[0]
         if uris:
             both = f"{SHARD} {number} of {' and '.join(map(redact_uri, uris[:2]))}"
             raise unusable(both, "one such file", "run a job for each of them")
-        known = sorted(self._by_number)
-        numbers = f"{known[0]} to {known[-1]}" if known else "names with numbers"
+        tar_numbers = sorted(self._by_number)
+        numbers = f"{tar_numbers[0]} to {tar_numbers[-1]}" if tar_numbers else "names with numbers"
         advice = "add its tar file to source.tarred"
         raise unusable(f"{SHARD} {number}", f"one of source.tarred, {numbers}", advice)
 
@@ -123,8 +123,8 @@ def _member(tar: str, name: str) -> str:
 
 
 def _number_of(manifest: str) -> int | None:
-    found = _NUMBER_OF_MANIFEST.search(manifest.rpartition("/")[2])
-    return int(found[1]) if found else None
+    match = _NUMBER_OF_MANIFEST.search(manifest.rpartition("/")[2])
+    return int(match[1]) if match else None
 
 
 def _whole(value: Any) -> int | None:

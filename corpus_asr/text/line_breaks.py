@@ -72,17 +72,17 @@ def word_breaks(text: str, language: str | None) -> list[int]:
         breaks = _offsets(
             icu.LineBreaker, text, "ja@lb=strict;lw=phrase" if _KANA.search(text) else locale
         )
-    found, words = [], None
+    places, words = [], None
     for at in _spaced_breaks(text, breaks):
         if text[at].isspace() or text[at - 1] == _EM_DASH:
-            found.append(at)
+            places.append(at)
         elif _is_without_spaces(text, at):
             if icu and _HAN_OR_KANA.match(text, at) and _HAN_OR_KANA.match(text, at - 1):
                 words = words or frozenset(_offsets(icu.WordBreaker, text, locale))
                 if at not in words:
                     continue
-            found.append(at)
-    return found
+            places.append(at)
+    return places
 
 
 def timed_word_breaks(text: str, language: str | None) -> list[int]:
@@ -148,9 +148,9 @@ def _clusters(text: str) -> list[int]:
 
 
 def _goes_on(text: str, at: int) -> bool:
-    before, character = text[at - 1], text[at]
+    previous, character = text[at - 1], text[at]
     if character < "\u0300":
-        return before + character == "\r\n"
+        return previous + character == "\r\n"
     if "\U0001f1e6" <= character <= "\U0001f1ff":
         flag = _FLAG_LETTERS.search(text, 0, at)
         return flag is not None and len(flag[0]) % 2 == 1
@@ -159,7 +159,7 @@ def _goes_on(text: str, at: int) -> bool:
         or character in "\u200d\u0e33\u0eb3"  # a joiner; vowels of Thai and Lao
         or "\u1160" <= character <= "\u11ff"  # Hangul in parts
         or "\U0001f3fb" <= character <= "\U0001f3ff"  # skin tones
-        or (before == "\u200d" and unicodedata.category(character) == "So")
+        or (previous == "\u200d" and unicodedata.category(character) == "So")
     )
 
 

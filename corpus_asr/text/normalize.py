@@ -86,8 +86,8 @@ class EnglishTextNormalizer:
     """
 
     def __init__(self, english_spelling_mapping: Mapping[str, str] | None = None) -> None:
-        given = english_spelling_mapping
-        self._spellings = american_spellings() if given is None else given
+        spellings = english_spelling_mapping
+        self._spellings = american_spellings() if spellings is None else spellings
 
     def __call__(self, text: str) -> str:
         """Return what was said, as comparable words."""
@@ -237,11 +237,11 @@ class _Reader:
 
     def read(self) -> list[str]:
         padded = ["", *self._words, ""]
-        for before, word, after in zip(padded, self._words, padded[2:], strict=False):
+        for previous, word, following in zip(padded, self._words, padded[2:], strict=False):
             if self._skip_next:
                 self._skip_next = False
             else:
-                self._read_word(word, before, after)
+                self._read_word(word, previous, following)
         self._end_number()
         return self._written
 

@@ -51,16 +51,16 @@ def ends_sentence(text: str, following: str = "") -> bool:
         return False
     if (match := _WITH_A_STOP.search(written)) is None:
         return True
-    word, after = match[1], _OUTER_MARKS.sub("", following)
+    word, next_text = match[1], _OUTER_MARKS.sub("", following)
     is_initials = max(map(len, word.split("."))) == 1
     if _TITLE.fullmatch(word) or (is_initials and word[-1].isupper()):
         return False
-    goes_on = after[:1].islower()
+    goes_on = next_text[:1].islower()
     if word.isdigit():
-        return not (len(word) < 3 and (goes_on or _MONTH.match(after)))
+        return not (len(word) < 3 and (goes_on or _MONTH.match(next_text)))
     if _DATE.fullmatch(word) or ("." in word and not word[0].isdigit()):
-        return not (goes_on or _NUMBER.match(after))
-    return not (_NUMBERED.fullmatch(word) and _NUMBER.match(after))
+        return not (goes_on or _NUMBER.match(next_text))
+    return not (_NUMBERED.fullmatch(word) and _NUMBER.match(next_text))
 
 
 def split_characters(tokens: Sequence[int], text: Callable[[Sequence[int]], str]) -> list[Spelled]:
@@ -70,14 +70,14 @@ def split_characters(tokens: Sequence[int], text: Callable[[Sequence[int]], str]
     pieces: list[Spelled] = []
     first = 0
     for stop in range(1, len(tokens) + 1):
-        own = text(tokens[first:stop])
-        if not rest.startswith(own):
+        spelling = text(tokens[first:stop])
+        if not rest.startswith(spelling):
             continue
         # The bytes may go on: those of a whole character, or of another broken one.
-        if own.endswith(_BROKEN) and text(tokens[stop:]) != rest[len(own) :]:
+        if spelling.endswith(_BROKEN) and text(tokens[stop:]) != rest[len(spelling) :]:
             continue
-        pieces.append((own, tuple(tokens[first:stop])))
-        rest = rest[len(own) :]
+        pieces.append((spelling, tuple(tokens[first:stop])))
+        rest = rest[len(spelling) :]
         first = stop
     return pieces
 

@@ -76,22 +76,22 @@ def find_pairs(
     Source: Sellers 1980 (the span of a text with the fewest edits), with substitutions priced by
     the letters that words share, and skipped spans at most at a fixed price.
     """
-    said = [folded(word) for word in said]
-    given = [folded(word) for word in given]
-    if not any(said) or not any(given):
+    spoken_words = [folded(word) for word in said]
+    text_words = [folded(word) for word in given]
+    if not any(spoken_words) or not any(text_words):
         return []
-    table = _Table(said, given, place)
+    table = _Table(spoken_words, text_words, place)
     steps = table.steps()
-    return _supported(steps, said, given)
+    return _supported(steps, spoken_words, text_words)
 
 
 def _similarities(
     said: Sequence[str], given: Sequence[str]
 ) -> Float[np.ndarray, "said_kind given_kind"]:
     # Sorensen-Dice of pairs of letters, the word's edges among them.
-    ours, theirs = _has_pairs(said), _has_pairs(given)
-    common = ours @ theirs.T
-    total = ours.sum(axis=1)[:, None] + theirs.sum(axis=1)[None, :]
+    recognized_pairs, text_pairs = _has_pairs(said), _has_pairs(given)
+    common = recognized_pairs @ text_pairs.T
+    total = recognized_pairs.sum(axis=1)[:, None] + text_pairs.sum(axis=1)[None, :]
     similarity = (2 * common / np.maximum(total, 1)).astype(np.float32)
     same = np.array(said)[:, None] == np.array(given)[None, :]
     # Words of other letters may have the same pairs; nothing is the same as nothing.
@@ -140,11 +140,11 @@ class _Table:
             if (row + 1) % _ROWS_KEPT == 0:
                 kept[row + 1] = costs
         at = int(np.argmin(costs + self._last))
-        found: list[tuple[int, int, float]] = []
+        steps: list[tuple[int, int, float]] = []
         for start in sorted(kept, reverse=True):
             # Made again from a kept row; the last block may be empty.
-            at = self._back(start, min(start + _ROWS_KEPT, rows), kept[start], at, found)
-        return found[::-1]
+            at = self._back(start, min(start + _ROWS_KEPT, rows), kept[start], at, steps)
+        return steps[::-1]
 
     def _row(self, row: int, costs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Give the costs after a recognized word, whence each comes along the text, and how."""
@@ -163,7 +163,7 @@ class _Table:
         return np.where(jumps, at_once, one_by_one), came, paired
 
     def _back(
-        self, start: int, stop: int, costs: np.ndarray, at: int, found: list[tuple[int, int, float]]
+        self, start: int, stop: int, costs: np.ndarray, at: int, steps: list[tuple[int, int, float]]
     ) -> int:
         made = []
         for row in range(start, stop):
@@ -171,14 +171,14 @@ class _Table:
             made.append((came.astype(np.int32), paired))
         for row in range(stop - 1, start - 1, -1):
             came, paired = made[row - start]
-            found += [(-1, given, 0.0) for given in range(at - 1, int(came[at]) - 1, -1)]
+            steps += [(-1, skipped, 0.0) for skipped in range(at - 1, int(came[at]) - 1, -1)]
             at = int(came[at])
             if paired[at]:
                 at -= 1
                 kinds = self._said[row], self._given[at]
-                found.append((row, at, float(self._similarity[kinds])))
+                steps.append((row, at, float(self._similarity[kinds])))
             else:
-                found.append((row, -1, 0.0))
+                steps.append((row, -1, 0.0))
         return at
 
 
@@ -211,13 +211,13 @@ def _supported(
     if given_at and steps[given_at[-1]][1] == len(given) - 1:
         weights[given_at[-1] + 1 :] = 0.0
     same = weights * np.array([step[2] if step[2] >= _NEAR else 0.0 for step in steps])
-    sums, hits = (np.concatenate([[0.0], np.cumsum(each)]) for each in (weights, same))
+    sums, hits = (np.concatenate([[0.0], np.cumsum(values)]) for values in (weights, same))
     pairs = []
-    for at, (ours, theirs, similarity) in enumerate(steps):
-        if ours < 0 or theirs < 0:
+    for at, (said_at, text_at, similarity) in enumerate(steps):
+        if said_at < 0 or text_at < 0:
             continue
         low, high = max(0, at - _AROUND), min(len(steps), at + _AROUND + 1)
         around = sums[high] - sums[low]
         supported = hits[high] - hits[low] >= _MIN_SUPPORT * around
-        pairs.append(Pair(ours, theirs, similarity, bool(supported)))
+        pairs.append(Pair(said_at, text_at, similarity, bool(supported)))
     return pairs

@@ -359,8 +359,8 @@ class Engine:
                 )
             )
 
-        given = (part, decoding) if self._placer is None else self._placer.given(part, decoding)
-        self._scheduler.add(self._transcriber.transcribe(*given), done, owner=future)
+        arguments = (part, decoding) if self._placer is None else self._placer.given(part, decoding)
+        self._scheduler.add(self._transcriber.transcribe(*arguments), done, owner=future)
 
     def _of_device(self, failure: Exception) -> Exception:
         """Return a failure to time words, as one of the engine if its device or memory failed."""
@@ -510,8 +510,8 @@ def _packed_bytes(size: ModelSize) -> int:
     # that make keys and values of windows are never in 8 bits.
     table = size.vocab_size * size.width
     window_maps = 2 * size.layers * size.width * size.width
-    others = size.weight_bytes // size.element_bytes - table - window_maps
-    return (table + window_maps) * size.element_bytes + (table + others) * size.linear_element_bytes
+    linear = size.weight_bytes // size.element_bytes - table - window_maps
+    return (table + window_maps) * size.element_bytes + (table + linear) * size.linear_element_bytes
 
 
 def fitting_slots(

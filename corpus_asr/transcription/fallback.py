@@ -89,19 +89,23 @@ class DecodingRules(ABC):
 
         It stays as it was where what follows fails a threshold.
         """
-        said, window = attempt.result, attempt.window
-        if len(window.prompt) + len(said.tokens) >= window.max_new_tokens:
+        result, window = attempt.result, attempt.window
+        if len(window.prompt) + len(result.tokens) >= window.max_new_tokens:
             return attempt  # the decoder holds no more
-        asked = window.prompt[: len(window.prompt) - window.num_prefix]
+        prompt = window.prompt[: len(window.prompt) - window.num_prefix]
         following = yield from self._searched(
-            replace(window, prompt=asked + said.tokens, num_prefix=len(said.tokens), resumes=True),
+            replace(
+                window, prompt=prompt + result.tokens, num_prefix=len(result.tokens), resumes=True
+            ),
             attempt.number,
             attempt.temperature,
         )
         more = following.result
         whole = self._judged(
             attempt,
-            replace(more, tokens=said.tokens + more.tokens, logprobs=said.logprobs + more.logprobs),
+            replace(
+                more, tokens=result.tokens + more.tokens, logprobs=result.logprobs + more.logprobs
+            ),
         )
         return attempt if self.fails(following) or self.fails(whole) else whole
 
@@ -111,9 +115,9 @@ class DecodingRules(ABC):
         wider = self.wider(attempt, search)
         if wider is None:
             return attempt
-        found = yield from self._attempt(window, number, temperature, wider)
+        wide_attempt = yield from self._attempt(window, number, temperature, wider)
         # A text that passes stays, if that of the beams does not.
-        return attempt if self.fails(found) and not self.fails(attempt) else found
+        return attempt if self.fails(wide_attempt) and not self.fails(attempt) else wide_attempt
 
     def _judged(self, attempt: Attempt, result: WindowResult) -> Attempt:
         return replace(
@@ -180,16 +184,16 @@ class DecodingRules(ABC):
 
 def without_last_token(attempt: Attempt) -> Attempt:
     """Take back the token that a text ends with; scores stay as they were."""
-    said = attempt.result
-    result = replace(said, tokens=said.tokens[:-1], logprobs=said.logprobs[:-1])
-    return replace(attempt, result=result)
+    result = attempt.result
+    shorter = replace(result, tokens=result.tokens[:-1], logprobs=result.logprobs[:-1])
+    return replace(attempt, result=shorter)
 
 
 def _with_prefix(result: WindowResult, window: Window) -> WindowResult:
     # As in faster-whisper: what was given is part of the text, and certain.
-    given = window.prompt[len(window.prompt) - window.num_prefix :]
+    prefix = window.prompt[len(window.prompt) - window.num_prefix :]
     return replace(
-        result, tokens=given + result.tokens, logprobs=(0.0,) * len(given) + result.logprobs
+        result, tokens=prefix + result.tokens, logprobs=(0.0,) * len(prefix) + result.logprobs
     )
 
 
@@ -326,8 +330,8 @@ def finished_segment(
     nonspeech = fraction is not None and fraction < _NONSPEECH_FRACTION
     if nonspeech and settings.drop_nonspeech:
         return None
-    known = is_known_hallucination(text)
-    if known and settings.drop_known_hallucinations:
+    is_hallucination = is_known_hallucination(text)
+    if is_hallucination and settings.drop_known_hallucinations:
         return None
     start_s, end_s = part.without_silence(draft.start_s, draft.end_s)
     words = _without_silence(part, draft.words, start_s, end_s)
@@ -347,7 +351,7 @@ def finished_segment(
             compression_ratio=compression_ratio,
             temperature=temperature,
             speech_fraction=fraction,
-            known_hallucination=known,
+            known_hallucination=is_hallucination,
             words=words if settings.word_timestamps else None,
         )
     )
@@ -405,4 +409,4 @@ def _folded_phrases() -> frozenset[str]:
 
 def _folded(text: str) -> str:
     letters = unicodedata.normalize("NFKC", text).casefold()
-    return "".join(each for each in letters if unicodedata.category(each)[0] in "LMN")
+    return "".join(letter for letter in letters if unicodedata.category(letter)[0] in "LMN")

@@ -45,9 +45,9 @@ def placed_once(claims: Sequence[Claim]) -> list[int]:
     keys = [(is_settled, claim.part) for is_settled, claim in zip(settled, claims, strict=True)]
     for (is_settled, _), run in groupby(range(len(claims)), key=keys.__getitem__):
         if not is_settled:
-            own = list(run)
-            mean = sum(claims[at].probability for at in own) / len(own)
-            for at in own:
+            positions = list(run)
+            mean = sum(claims[at].probability for at in positions) / len(positions)
+            for at in positions:
                 weights[at] = max(mean, 1e-6)  # any word is better than none
     return _heaviest_ascending(indices, weights)
 
@@ -61,21 +61,21 @@ def _heaviest_ascending(values: Sequence[int], weights: Sequence[float]) -> list
     lasts: list[int] = []
     sums: list[float] = []
     ends: list[int] = []
-    before: list[int] = []
+    predecessors: list[int] = []
     for at, (value, weight) in enumerate(zip(values, weights, strict=True)):
         place = bisect_left(lasts, value)
-        before.append(ends[place - 1] if place else -1)
+        predecessors.append(ends[place - 1] if place else -1)
         total = weight + (sums[place - 1] if place else 0.0)
         stop = place
         while stop < len(lasts) and sums[stop] <= total:
             stop += 1
         if stop > place or place == len(lasts) or lasts[place] > value:
             lasts[place:stop], sums[place:stop], ends[place:stop] = [value], [total], [at]
-    found, at = [], ends[-1] if ends else -1
+    positions, at = [], ends[-1] if ends else -1
     while at >= 0:
-        found.append(at)
-        at = before[at]
-    return found[::-1]
+        positions.append(at)
+        at = predecessors[at]
+    return positions[::-1]
 
 
 def missing_words(words: Sequence[str], ends_s: Mapping[int, float]) -> tuple[MissingWord, ...]:

@@ -88,7 +88,7 @@ class KnownTextAligner:
         # Nothing was recognized, and no language given: some language must be named.
         code = recognized.language or next(iter(self._prompt_format.languages), None)
         language = Language(code=code, probability=recognized.language_probability)
-        recognized_words = [word for one in recognized.segments for word in one.words or ()]
+        recognized_words = [word for segment in recognized.segments for word in segment.words or ()]
         windows = list(self._windows(self._places.find(recognized_words), language))
         before_s = [self._part.start_s, *(window[-1].end_s for window in windows)]
         placed: list[list[PlacedWord]] = yield Gather(
@@ -101,7 +101,7 @@ class KnownTextAligner:
             )
             for number, window in enumerate(windows)
         )
-        words = [word for some in placed for word in some]
+        words = [word for window_words in placed for word in window_words]
         return self._places.transcript(
             recognized,
             words,
@@ -117,8 +117,8 @@ class KnownTextAligner:
         longest_s = WINDOW_S - 2 * _MARGIN_S
         rest = list(places)
         while rest:
-            tokens = np.cumsum([len(self._text.spelled[each.index][1]) for each in rest])
-            length_s = np.array([each.end_s for each in rest]) - rest[0].start_s
+            tokens = np.cumsum([len(self._text.spelled[place.index][1]) for place in rest])
+            length_s = np.array([place.end_s for place in rest]) - rest[0].start_s
             fits = int(((length_s <= longest_s) & (tokens <= room)).sum())
             stop = max(1, fits)
             hole = next((at for at in range(1, stop) if _cut(rest[at - 1], rest[at]) > _HOLE_S), 0)
@@ -173,16 +173,16 @@ class KnownTextAligner:
             # Between saying nothing and saying what was recognized is every other text.
             every = [place.index for place in places]
             start_s, end_s = places[0].start_s, places[-1].end_s
-            here = (w for w in recognized if start_s <= (w.start_s + w.end_s) / 2 <= end_s)
-            said = "".join(word.word for word in here)
-            least = yield from reading.total_of(self._prompt_format.encode(said))
+            spoken_words = (w for w in recognized if start_s <= (w.start_s + w.end_s) / 2 <= end_s)
+            text = "".join(word.word for word in spoken_words)
+            least = yield from reading.total_of(self._prompt_format.encode(text))
             least -= _MAX_LOSSES[0] + _MAX_LOSS_PER_TOKEN * len(reading.tokens(every))
-            found = (yield from reading.total(every)) >= least
-            return (yield from reading.placed(every)) if found else []
+            is_said = (yield from reading.total(every)) >= least
+            return (yield from reading.placed(every)) if is_said else []
         runs = list(_runs(places, chosen))
         total = (yield from reading.total(chosen)) if runs else 0.0
         for loss in _MAX_LOSSES:
-            before = len(chosen)
+            num_chosen = len(chosen)
             while runs:
                 run = runs.pop(0)
                 with_run = yield from reading.total(chosen.union(run))
@@ -191,7 +191,7 @@ class KnownTextAligner:
                 elif len(run) > 1:
                     middle = len(run) // 2
                     runs = [run[:middle], run[middle:], *runs]
-            if len(chosen) == before:
+            if len(chosen) == num_chosen:
                 break
             # Beside words that are found, others may prove to be said, too.
             runs = list(_runs(places, chosen))
@@ -205,12 +205,12 @@ class KnownTextAligner:
 def _crowded(placed: Sequence[PlacedWord], places: Sequence[Place]) -> Iterator[list[int]]:
     """Runs of words that were not recognized, and have no time in which they can be said."""
     anchors = {place.index for place in places if place.anchor}
-    for is_anchor, group in groupby(placed, key=lambda each: each.index in anchors):
+    for is_anchor, group in groupby(placed, key=lambda placed_word: placed_word.index in anchors):
         run = list(group)
-        letters = sum(len(folded(each.word.word)) for each in run)
+        letters = sum(len(folded(placed_word.word.word)) for placed_word in run)
         time_s = run[-1].word.end_s - run[0].word.start_s
         if not is_anchor and letters > MAX_LETTERS_PER_S * (time_s + TIMESTAMP_STEP_S):
-            yield [each.index for each in run]
+            yield [placed_word.index for placed_word in run]
 
 
 def _cut(before: Place, after: Place) -> float:
@@ -315,12 +315,12 @@ class _Reading:
             last_letter, last_token = first_letter + len(text), first_token + len(tokens)
             first = timed[int(np.searchsorted(ends, first_letter, side="right"))]
             last = timed[int(np.searchsorted(ends, last_letter, side="left"))]
-            own = tuple(logprobs[first_token:last_token])
+            word_logprobs = tuple(logprobs[first_token:last_token])
             word = Word(
                 word=self.text.words[index],
                 start_s=first.start_s,
                 end_s=max(first.start_s, last.end_s),
-                probability=float(np.mean(np.exp(own))),
+                probability=float(np.mean(np.exp(word_logprobs))),
             )
-            yield PlacedWord(index=index, word=word, logprobs=own)
+            yield PlacedWord(index=index, word=word, logprobs=word_logprobs)
             first_letter, first_token = last_letter, last_token

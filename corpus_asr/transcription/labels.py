@@ -124,7 +124,9 @@ class PartLabeller:
             return [_Window(first, last, last) for first, last in ranges]
         if part.language_features is not None or not end:
             return []  # an earlier part holds the first speech
-        speech = None if part.speech is None else [(one.start_s, one.end_s) for one in part.speech]
+        speech = (
+            None if part.speech is None else [(span.start_s, span.end_s) for span in part.speech]
+        )
         starts_s = language_window_starts(speech, start_s=part.start_s, end_s=part.end_s)
         starts = [part.frame(start_s) for start_s in starts_s]
         return [_Window(start, min(start + WINDOW_FRAMES, end), end) for start in starts]

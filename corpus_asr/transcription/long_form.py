@@ -170,7 +170,7 @@ class LongFormRules(DecodingRules, Generic[S]):
             while seek is not None:
                 window = yield from self._window(number, seek, end)
                 attempt = yield from self.decode(window)
-                after = seek + window.content_frames
+                next_seek = seek + window.content_frames
                 if not self.is_silence(attempt):
                     spans, advance = split_at_timestamps(
                         attempt.result.tokens,
@@ -179,12 +179,12 @@ class LongFormRules(DecodingRules, Generic[S]):
                         content_s=self.content_s(window.content_frames),
                         cut_short=attempt.result.looped,
                     )
-                    found = yield from self.keep(attempt, spans, seek + advance)
+                    kept_seek = yield from self.keep(attempt, spans, seek + advance)
                     # Text that ends where its window starts would be decoded for ever.
-                    after = found if found > seek else after
-                after = yield from self.passed_over(window, after)
-                self.advanced(after)
-                seek = self.next_speech(after, end)
+                    next_seek = kept_seek if kept_seek > seek else next_seek
+                next_seek = yield from self.passed_over(window, next_seek)
+                self.advanced(next_seek)
+                seek = self.next_speech(next_seek, end)
                 number += 1
         return self.segments
 

@@ -107,12 +107,14 @@ class OnePassTranscriber:
                 f"decoding.language: found a choice of {len(settings.language)}, but {self._name} "
                 "does not detect languages; name one, or remove the setting"
             )
-        known = self._model.languages
-        unknown = [code for code in expected_languages(settings) if known and code not in known]
+        languages = self._model.languages
+        unknown = [
+            code for code in expected_languages(settings) if languages and code not in languages
+        ]
         if unknown:
             raise ConfigError(
                 f"decoding.language: found {unknown[0]}, but {self._name} knows "
-                f"{', '.join(sorted(known))}; name one of these"
+                f"{', '.join(sorted(languages))}; name one of these"
             )
         if settings.window_s is not None and settings.window_s > self._longest_s:
             raise ConfigError(
@@ -130,7 +132,7 @@ class OnePassTranscriber:
         code = None if settings.language == "auto" else str(settings.language)
         spans = None
         if part.listener is not None:
-            spans = SpansInOrder(part.listener, [(each.start, each.end) for each in windows])
+            spans = SpansInOrder(part.listener, [(window.start, window.end) for window in windows])
 
         def said(number: int, found: Recognized) -> list[Segment]:
             return list(_segments(part, settings, windows[number], found, Language(
@@ -145,15 +147,19 @@ class OnePassTranscriber:
         results = yield Recognition(
             windows=[
                 WindowToRead(
-                    num_frames=each.last - each.first,
-                    read=self._reader(part, each.first, each.last),
+                    num_frames=window.last - window.first,
+                    read=self._reader(part, window.first, window.last),
                 )
-                for each in windows
+                for window in windows
             ],
             language=code,
             told=None if spans is None else told,
         )
-        segments = [each for number, found in enumerate(results) for each in said(number, found)]
+        segments = [
+            segment
+            for number, recognized in enumerate(results)
+            for segment in said(number, recognized)
+        ]
         return PartTranscript(segments=tuple(segments), language=code if segments else None)
 
     def _windows(self, part: PartRequest, settings: DecodingSettings) -> list[_Window]:
@@ -168,7 +174,7 @@ class OnePassTranscriber:
             pause_frames=round(_LONGEST_PAUSE_S * FRAMES_PER_SECOND),
             loudness=self._features.loudness,
         )
-        touching = [False, *(one[1] == other[0] for one, other in pairwise(ranges)), False]
+        touching = [False, *(earlier[1] == later[0] for earlier, later in pairwise(ranges)), False]
         return [
             _Window(
                 first=max(0, start - overlap) if touching[number] else start,
@@ -194,30 +200,30 @@ def _segments(
 ) -> Generator[Segment, None, None]:
     """Yield the segments of a window: its sentences, or all of it where words are not timed."""
     first_s, begin_s, end_s = map(part.seconds, (window.first, window.start, window.end))
-    own = [each for each in found.words if _is_of(window, (each.start_s + each.end_s) / 2)]
+    read_words = [word for word in found.words if _is_of(window, (word.start_s + word.end_s) / 2)]
     words = [
         Word(
-            word=each.word,
-            start_s=min(max(first_s + each.start_s, begin_s), end_s),
-            end_s=min(first_s + each.end_s, end_s),
-            probability=each.probability,
+            word=word.word,
+            start_s=min(max(first_s + word.start_s, begin_s), end_s),
+            end_s=min(first_s + word.end_s, end_s),
+            probability=word.probability,
         )
-        for each in own
+        for word in read_words
     ]
     if found.words and not words:
         return
     groups = list(sentences(words)) if words else [slice(0, 0)]
     for group in groups:
-        some = words[group]
-        text = "".join(word.word for word in some) if some else found.text
+        sentence = words[group]
+        text = "".join(word.word for word in sentence) if sentence else found.text
         if not text.strip():
             continue
-        logs = [math.log(max(word.probability, _LEAST_PROBABILITY)) for word in some]
+        logs = [math.log(max(word.probability, _LEAST_PROBABILITY)) for word in sentence]
         draft = DraftSegment(
-            tokens=tuple(token for each in own[group] for token in each.tokens),
-            start_s=some[0].start_s if some else begin_s,
-            end_s=some[-1].end_s if some else end_s,
-            words=_after_a_blank(some),
+            tokens=tuple(token for word in read_words[group] for token in word.tokens),
+            start_s=sentence[0].start_s if sentence else begin_s,
+            end_s=sentence[-1].end_s if sentence else end_s,
+            words=_after_a_blank(sentence),
         )
         segment = finished_segment(
             part,

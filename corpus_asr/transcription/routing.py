@@ -98,14 +98,20 @@ class RoutedEngine:
         models = {path: load(path) for path in transcribers}
         engines: dict[Path, Engine] = {}
         with ExitStack() as stack:
-            for left, (path, model) in zip(count(len(models), -1), models.items(), strict=False):
-                codes = [code for code, other in others.items() if path == other != folder]
+            for num_unloaded, (path, model) in zip(
+                count(len(models), -1), models.items(), strict=False
+            ):
+                codes = [
+                    code
+                    for code, language_folder in others.items()
+                    if path == language_folder != folder
+                ]
                 engine = Engine(
                     model,
                     transcribers[path],
                     decoding=_in_language(decoding, codes[0]) if codes else decoding,
                     slots=slots,
-                    sharers=left,
+                    sharers=num_unloaded,
                     gpu_fraction=gpu_fraction,
                     reproducible=reproducible,
                     placer=placer,
@@ -126,11 +132,13 @@ class RoutedEngine:
     @property
     def predicted_bytes(self) -> int | None:
         """What this process is predicted to take at its peak, as of `Engine`."""
-        each = [engine.predicted_bytes for engine in self._engines]
-        if None in each:
+        predicted_bytes = [engine.predicted_bytes for engine in self._engines]
+        if None in predicted_bytes:
             return None
         shared = self._main.shared_bytes
-        return shared + sum(one - shared for one in each if one is not None)
+        return shared + sum(
+            engine_bytes - shared for engine_bytes in predicted_bytes if engine_bytes is not None
+        )
 
     @property
     def languages(self) -> Collection[str]:
@@ -192,17 +200,19 @@ class RoutedEngine:
 
     def cancel(self, future: "Future[PartTranscript]") -> None:
         """End a part that nobody waits for, as `Engine.cancel` does."""
-        work, now = self._under_way.get(future), future
+        work, running = self._under_way.get(future), future
         if work is not None:
             work.is_cancelled = True  # before it is looked at what is under way
-            now = work.now or future
+            running = work.now or future
         for engine in self._engines:  # it does nothing to the part of another
-            engine.cancel(now)
+            engine.cancel(running)
 
     def statistics(self) -> Activity:
         """What has been done since the engines began, all together."""
-        each = [engine.statistics() for engine in self._engines]
-        return replace(Activity.total(each), slots=sum(one.slots for one in each))
+        activities = [engine.statistics() for engine in self._engines]
+        return replace(
+            Activity.total(activities), slots=sum(activity.slots for activity in activities)
+        )
 
     def close(self) -> None:
         """Stop within a decoding step; what is not done yet fails with `ClosedError`."""
@@ -217,7 +227,7 @@ def _with_certainty(part: PartRequest, sure: float | None) -> PartRequest:
         return part
 
     def listen(transcribed_s: float, said: Sequence[Segment]) -> None:
-        listener(transcribed_s, [replace(one, language_probability=sure) for one in said])
+        listener(transcribed_s, [replace(segment, language_probability=sure) for segment in said])
 
     return replace(part, listener=listen)
 
@@ -226,18 +236,20 @@ def _pass_on(
     first: PartTranscript, done: "Future[PartTranscript]", future: "Future[PartTranscript]"
 ) -> None:
     try:
-        said = done.result()
+        transcript = done.result()
     except Exception as error:  # handed to whoever waits for the part
         future.set_exception(error)
         return
     sure = first.language_probability
     future.set_result(
         replace(
-            said,
-            segments=tuple(replace(one, language_probability=sure) for one in said.segments),
+            transcript,
+            segments=tuple(
+                replace(segment, language_probability=sure) for segment in transcript.segments
+            ),
             language=first.language,  # which names the model, whether or not it found a text
             language_probability=sure,
-            transcribe_s=first.transcribe_s + said.transcribe_s,
+            transcribe_s=first.transcribe_s + transcript.transcribe_s,
         )
     )
 
@@ -261,9 +273,9 @@ def _checked_transcribers(
         )
     transcribers: dict[Path, PartTranscriber] = {folder: main.leaving(elsewhere)}
     for code, path in elsewhere.items():
-        theirs = transcribers.setdefault(path, part_transcriber(path))
+        transcriber = transcribers.setdefault(path, part_transcriber(path))
         try:
-            check_decoding(theirs, placer, _in_language(decoding, code))
+            check_decoding(transcriber, placer, _in_language(decoding, code))
         except ConfigError as error:
             raise ConfigError(f"reading model.by_language.{code}: {error}") from error
     return transcribers

@@ -140,8 +140,8 @@ class Speech2TextPromptFormat:
         Raises:
             ValueError: these pieces cannot write it.
         """
-        found = list(dict.fromkeys(map(self.encode, forms(phrase))))
-        written = [tokens for tokens in found if self.special.isdisjoint(tokens)]
+        spellings = list(dict.fromkeys(map(self.encode, forms(phrase))))
+        written = [tokens for tokens in spellings if self.special.isdisjoint(tokens)]
         if not written or not all(written):
             raise ValueError(
                 f"found {phrase[:40]!r}, expected a phrase that the pieces of this checkpoint can "
@@ -150,7 +150,7 @@ class Speech2TextPromptFormat:
         return written
 
     def _check_target(self, settings: DecodingSettings) -> None:
-        wanted, known = settings.target_language, ", ".join(sorted(self.targets))
+        wanted, targets = settings.target_language, ", ".join(sorted(self.targets))
         if wanted is not None and not self.targets:
             raise ConfigError(
                 f"decoding.target_language: found {wanted}, but this checkpoint writes one "
@@ -159,12 +159,12 @@ class Speech2TextPromptFormat:
         if wanted is not None and wanted not in self.targets:
             raise ConfigError(
                 f"decoding.target_language: this checkpoint does not know {wanted}; it knows "
-                f"{known}"
+                f"{targets}"
             )
         if wanted is None and self.targets and self.forced is None:
             raise ConfigError(
-                f"decoding.target_language: missing, and this checkpoint writes {known}; name the "
-                "one to translate into"
+                f"decoding.target_language: missing, and this checkpoint writes {targets}; name "
+                "the one to translate into"
             )
 
     def prompt(self, target_language: str | None) -> tuple[int, ...]:
@@ -185,10 +185,10 @@ class Speech2TextPromptFormat:
 
         What is special is left out; the tokens of a text cut in two give its parts.
         """
-        said = [token for token in tokens if token not in self.special]
-        if not said:
+        text_tokens = [token for token in tokens if token not in self.special]
+        if not text_tokens:
             return ""
-        return (" " if self.begins_word(said[0]) else "") + self.spelling(said)
+        return (" " if self.begins_word(text_tokens[0]) else "") + self.spelling(text_tokens)
 
     def alignment(self, target_language: str | None) -> AlignmentSpec:
         """How it reads a text again, to tell when its words were said."""
@@ -264,7 +264,10 @@ class Speech2TextTranscriber:
             rules.run(ranges[index::WINDOWS_AT_ONCE])
             for index in range(min(WINDOWS_AT_ONCE, len(ranges)))
         )
-        segments = sorted((s for some in results for s in some), key=lambda s: s.start_s)
+        segments = sorted(
+            (segment for window_segments in results for segment in window_segments),
+            key=lambda s: s.start_s,
+        )
         return PartTranscript(segments=tuple(segments), language=language)
 
 
@@ -305,14 +308,14 @@ class _Rules(OpenAIRules):
         segments: list[Segment] = []
         for start, end in ranges:
             content = self._features.window(self.part.features, start, end)
-            said: list[Segment] = []
+            window_segments: list[Segment] = []
             if len(content):  # else it holds no whole frame
                 segment = yield from self._segment(self._window(content, start, end))
-                said = [] if segment is None else [segment]
-            segments += said
+                window_segments = [] if segment is None else [segment]
+            segments += window_segments
             if self._spans is not None:
                 index = self._numbers[start, end]
-                self._spans.add(index, said, frame=end)
+                self._spans.add(index, window_segments, frame=end)
                 self._spans.end(index)
         return segments
 
@@ -338,9 +341,9 @@ class _Rules(OpenAIRules):
         # None if the window holds no text, or none that is wanted.
         attempt = yield from self.decode(window)
         result, special = attempt.result, self._prompt_format.special
-        said = [at for at, token in enumerate(result.tokens) if token not in special]
+        positions = [at for at, token in enumerate(result.tokens) if token not in special]
         draft = DraftSegment(
-            tokens=tuple(result.tokens[at] for at in said),
+            tokens=tuple(result.tokens[at] for at in positions),
             start_s=self.part.seconds(window.seek),
             end_s=self.part.seconds(window.end),
         )
@@ -356,14 +359,14 @@ class _Rules(OpenAIRules):
                 alignment=self._prompt_format.alignment(self.settings.target_language),
             )
             # The segment keeps the times of its window.
-            first, *others = timed.words
-            words = (replace(first, word=_after_a_blank(first.word)), *others)
+            first, *rest = timed.words
+            words = (replace(first, word=_after_a_blank(first.word)), *rest)
             draft = replace(draft, words=words)
         return self.segment(
             attempt,
             draft,
             text=_after_a_blank(text),
-            logprobs=[result.logprobs[at] for at in said],
+            logprobs=[result.logprobs[at] for at in positions],
             task=self._prompt_format.task(self.settings),
             no_speech_prob=None,
         )

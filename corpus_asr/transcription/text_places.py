@@ -120,8 +120,8 @@ def _pieces(chunk: str, prompt_format: PromptFormat) -> Iterator[tuple[str, Spel
             text = piece[0].strip()
             is_read = not text or (_said(text) and (_has_letters(text) or text in AFTER_A_WORD))
             yield piece[0], piece if is_read else NOTHING
-    elif (said := _said(chunk)) and _has_letters(said):
-        yield f" {chunk}", (f" {said}", prompt_format.encode(said))
+    elif (spoken := _said(chunk)) and _has_letters(spoken):
+        yield f" {chunk}", (f" {spoken}", prompt_format.encode(spoken))
     else:
         yield f" {chunk}", NOTHING
 
@@ -161,8 +161,8 @@ def _with_marks(pieces: Iterable[tuple[str, Spelled]]) -> list[tuple[str, Spelle
         elif not words or opening or opens or _begins_speech(text, words[-1][0]):
             opening, opening_read = opening + written, joined(opening_read, read)
         else:
-            before, read_before = words[-1]
-            words[-1] = before + written, joined(read_before, read)
+            previous, read_before = words[-1]
+            words[-1] = previous + written, joined(read_before, read)
     if words:
         words[-1] = words[-1][0] + opening, words[-1][1]
     return words or ([(opening, NOTHING)] if opening else [])
@@ -235,44 +235,44 @@ class TextPlaces:
 
     def find(self, said: Sequence[Word]) -> list[Place]:
         """Find which words of the text may be said in the part, and about when."""
-        given = self._text.words
-        pairs = find_pairs([word.word for word in said], given, place=self._known.place)
+        text_words = self._text.words
+        pairs = find_pairs([word.word for word in said], text_words, place=self._known.place)
         anchors = [pair for pair in pairs if pair.is_anchor]
-        if len(anchors) < _MIN_FOUND * min(len(said), len(given)):
+        if len(anchors) < _MIN_FOUND * min(len(said), len(text_words)):
             anchors = []
         if not anchors and not (self._known.is_first and self._known.is_last):
             return []
         begin_s, end_s = self._speech()
-        first, last = -1, len(given)
+        first, last = -1, len(text_words)
         if not self._known.is_first:
             earlier = range(anchors[0].given - 1, -1, -1)
             first = anchors[0].given - 1 - self._fitting(earlier, said[: anchors[0].said])
         if not self._known.is_last:
-            later = range(anchors[-1].given + 1, len(given))
+            later = range(anchors[-1].given + 1, len(text_words))
             last = anchors[-1].given + 1 + self._fitting(later, said[anchors[-1].said + 1 :])
         edges = [Pair(-1, first, 0.0, True), *anchors, Pair(len(said), last, 0.0, True)]
         places: list[Place] = []
-        for before, after in pairwise(edges):
-            start_s = said[before.said].end_s if before.said >= 0 else begin_s
-            stop_s = said[after.said].start_s if after.said < len(said) else end_s
-            other = said[before.said + 1 : after.said]
-            between = self._between(before, after, pairs if anchors else [], other)
+        for start, end in pairwise(edges):
+            start_s = said[start.said].end_s if start.said >= 0 else begin_s
+            stop_s = said[end.said].start_s if end.said < len(said) else end_s
+            between_words = said[start.said + 1 : end.said]
+            between = self._between(start, end, pairs if anchors else [], between_words)
             places += self._spread(between, start_s, max(start_s, stop_s))
-            if after.said < len(said):
-                word = said[after.said]
+            if end.said < len(said):
+                word = said[end.said]
                 places.append(
-                    Place(index=after.given, start_s=word.start_s, end_s=word.end_s, anchor=True)
+                    Place(index=end.given, start_s=word.start_s, end_s=word.end_s, anchor=True)
                 )
         return places
 
     def _fitting(self, indices: Iterable[int], said: Sequence[Word]) -> int:
         """Count words of the text that other recognized words at a seam may stand for."""
         # As many as are usual in that time: the rest belongs to the part beyond the seam.
-        left = _USUAL_LETTERS_PER_S * (said[-1].end_s - said[0].start_s) if said else 0.0
+        num_letters = _USUAL_LETTERS_PER_S * (said[-1].end_s - said[0].start_s) if said else 0.0
         count = 0
         for index in indices:
-            left -= self._letters([index])
-            if left < 0:
+            num_letters -= self._letters([index])
+            if num_letters < 0:
                 break
             count += 1
         return count
@@ -339,11 +339,11 @@ class TextPlaces:
         if self._known.is_first and self._known.is_last:
             # The share is that of the text, or of what is said where that is less: a recording
             # may be a small excerpt of its text.
-            given = len(self._text.spelled)
-            if not placed or len(placed) < _MIN_FOUND * min(given, said):
+            num_words = len(self._text.spelled)
+            if not placed or len(placed) < _MIN_FOUND * min(num_words, said):
                 instead = f"{counted(said, 'word')} recognized in it"
-                raise text_not_found(self._known.name, len(placed), given, instead)
-        groups = [placed[some] for some in sentences([each.word for each in placed])]
+                raise text_not_found(self._known.name, len(placed), num_words, instead)
+        groups = [placed[sentence] for sentence in sentences([word.word for word in placed])]
         return replace(
             recognized,
             segments=tuple(self._segment(group, language, task) for group in groups),
@@ -354,8 +354,8 @@ class TextPlaces:
         )
 
     def _segment(self, group: Sequence[PlacedWord], language: Language, task: str) -> Segment:
-        text = "".join(each.word.word for each in group)
-        logprobs = [value for each in group for value in each.logprobs]
+        text = "".join(placed_word.word.word for placed_word in group)
+        logprobs = [value for placed_word in group for value in placed_word.logprobs]
         start_s, end_s = group[0].word.start_s, group[-1].word.end_s
         end_s = max(end_s, start_s + 1 / FRAMES_PER_SECOND)
         data = text.strip().encode()
@@ -365,7 +365,9 @@ class TextPlaces:
                 start_s=start_s,
                 end_s=end_s,
                 text=text,
-                tokens=tuple(t for each in group for t in self._text.spelled[each.index][1]),
+                tokens=tuple(
+                    t for placed_word in group for t in self._text.spelled[placed_word.index][1]
+                ),
                 language=language.code,
                 language_probability=language.probability,
                 task=task,
@@ -376,7 +378,7 @@ class TextPlaces:
                 compression_ratio=len(data) / len(zlib.compress(data)),
                 temperature=0.0,
                 speech_fraction=self._part.speech_fraction(start_s, end_s),
-                words=tuple(each.word for each in group),
+                words=tuple(placed_word.word for placed_word in group),
             )
         )
 

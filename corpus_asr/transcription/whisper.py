@@ -158,7 +158,7 @@ class WhisperTranscriber:
                 ).run(ranges)
                 for index, ranges in enumerate(sequences)
             )
-            segments = [segment for some in results for segment in some]
+            segments = [segment for sequence_segments in results for segment in sequence_segments]
         language = language or spoken_most(segments)
         return PartTranscript(
             segments=tuple(segments),
@@ -310,8 +310,8 @@ class WhisperLongForm(OpenAIRules, LongFormRules[Segment]):
         """Ask in the window where none was found for the part."""
         if self._language is not None:
             return self._language
-        here = [(name, features, num_frames)]
-        return (yield from ask_language(here, self._prompt_format, self.settings))
+        windows = [(name, features, num_frames)]
+        return (yield from ask_language(windows, self._prompt_format, self.settings))
 
     def prompt(self, language: Language) -> tuple[tuple[int, ...], int]:
         """Put what earlier windows said, or the hotwords, before the request."""
@@ -378,10 +378,12 @@ class WhisperLongForm(OpenAIRules, LongFormRules[Segment]):
             hotwords=self._hotwords,
             phrases=self.phrases,
         )
-        found = yield from loop.run([(first, stop)])
+        segments = yield from loop.run([(first, stop)])
         # Those of the windows before are passed on already.
-        own = [*self.segments[self._num_final :], *found]
-        self.segments[self._num_final :] = sorted(own, key=lambda segment: segment.start_s)
+        open_segments = [*self.segments[self._num_final :], *segments]
+        self.segments[self._num_final :] = sorted(
+            open_segments, key=lambda segment: segment.start_s
+        )
 
     def advanced(self, frame: int) -> None:
         """Pass on what the window added."""
@@ -392,11 +394,11 @@ class WhisperLongForm(OpenAIRules, LongFormRules[Segment]):
 
     def run(self, ranges: Sequence[tuple[int, int]]) -> Steps[list[Segment]]:
         """Transcribe ranges of frames, in this order."""
-        said = yield from super().run(ranges)
+        segments = yield from super().run(ranges)
         if self._passed is not None:
             spans, index = self._passed
             spans.end(index)
-        return said
+        return segments
 
     def keep(self, attempt: Attempt, spans: Sequence[TokenSpan], seek: int) -> Steps[int]:
         """Keep segments that say something, take time and are wanted, with words where asked."""
@@ -406,7 +408,9 @@ class WhisperLongForm(OpenAIRules, LongFormRules[Segment]):
             if timed is None:
                 return seek
             drafts = timed
-        self._texts = [(one.start_s, one.end_s) for one in drafts if self.text(one.tokens).strip()]
+        self._texts = [
+            (draft.start_s, draft.end_s) for draft in drafts if self.text(draft.tokens).strip()
+        ]
         tokens = attempt.result.tokens
         # Of the spans, the first ones may be all that is kept.
         for span, draft in zip(spans, drafts, strict=False):
@@ -538,8 +542,8 @@ def _without_hallucinations(
     for number, draft in enumerate(drafts):
         if not draft.words:
             continue
-        after = next((later for later in drafts[number + 1 :] if later.words), None)
-        if _is_anomalous(draft) and _is_surrounded(draft, after, place, last_speech_s):
+        following = next((later for later in drafts[number + 1 :] if later.words), None)
+        if _is_anomalous(draft) and _is_surrounded(draft, following, place, last_speech_s):
             # At least a second further, as in openai-whisper, so that the loop moves on.
             seek_s = max(place.start_s + 1.0, draft.start_s)
             if place.audio_end_s - draft.end_s < place.silence_s:
@@ -553,13 +557,13 @@ def _is_surrounded(
     draft: DraftSegment, after: DraftSegment | None, place: _Place, last_speech_s: float
 ) -> bool:
     # Silence, another anomalous segment or the window's edge must lie on both sides.
-    before = (
+    is_bounded_before = (
         draft.start_s - last_speech_s > place.silence_s
         or draft.start_s < place.silence_s
         or draft.start_s - place.start_s < _EDGE_S
     )
     next_s = place.content_end_s if after is None else after.words[0].start_s
-    return before and (
+    return is_bounded_before and (
         next_s - draft.end_s > place.silence_s
         or (after is not None and _is_anomalous(after))
         or place.end_s - draft.end_s < _EDGE_S

@@ -158,8 +158,8 @@ class PromptFormat:
         Source: faster-whisper 1.2, `get_prompt`.
         """
         # The text begins where its window does: without the timestamp the model would say so next.
-        said = (self.timestamp_begin, *prefix) if prefix else ()
-        start = (*self.request(language, task, True), *said)
+        timed_prefix = (self.timestamp_begin, *prefix) if prefix else ()
+        start = (*self.request(language, task, True), *timed_prefix)
         # A quarter of the decoder is left to what the window says.
         room = self.max_target_positions * 3 // 4 - 1 - len(hotwords) - len(start)
         kept = tuple(previous)[max(0, len(previous) - max(0, min(self.prompt_room, room))) :]
@@ -175,16 +175,16 @@ class PromptFormat:
         Raises:
             ValueError: it has control tokens, or more tokens than a text.
         """
-        found = [self.encode(form) for form in forms(phrase)]
+        spellings = [self.encode(form) for form in forms(phrase)]
         if phrase[0].lower() == phrase[0].upper():
-            found.append(self.spell(phrase))
-        longest = max(map(len, found))
+            spellings.append(self.spell(phrase))
+        longest = max(map(len, spellings))
         if longest > self.prompt_room:
             raise ValueError(
                 f"found {longest} tokens in {phrase[:40]!r}, expected at most {self.prompt_room}; "
                 "shorten it"
             )
-        return found
+        return spellings
 
     def alignment(self, language: str | None, task: str) -> AlignmentSpec:
         """How it reads text in a language again, to tell when its words were said."""
@@ -244,8 +244,8 @@ def given_language(prompt_format: PromptFormat, settings: DecodingSettings) -> L
         return None
     if among:
         return Language(code=among[0], probability=None)
-    given = settings.language if isinstance(settings.language, str) else None
-    return Language(code=given if prompt_format.languages else "en", probability=None)
+    code = settings.language if isinstance(settings.language, str) else None
+    return Language(code=code if prompt_format.languages else "en", probability=None)
 
 
 def find_language(
@@ -256,15 +256,15 @@ def find_language(
     A recording is judged by windows of its first part with speech, the same for all its parts, so
     that they agree whichever worker gets them.
     """
-    given = given_language(prompt_format, settings)
-    if given is not None:
-        return given
+    language = given_language(prompt_format, settings)
+    if language is not None:
+        return language
     windows: list[LanguageWindow]
     carried = part.language_features
     if settings.language_mode == "recording" and carried is not None:
         # Padded where they were cut, so they are encoded whole.
-        each = carried.reshape(-1, WINDOW_FRAMES, carried.shape[1])
-        windows = [((-1, number), window.T, None) for number, window in enumerate(each)]
+        clips = carried.reshape(-1, WINDOW_FRAMES, carried.shape[1])
+        windows = [((-1, number), window.T, None) for number, window in enumerate(clips)]
     else:
         windows = _own_windows(part, settings.padding_s)
     return (yield from ask_language(windows, prompt_format, settings))

@@ -169,18 +169,18 @@ class PartRequest:
         """Return the part for a model that takes features of a further kind; None: the first."""
         if kind is None:
             return self
-        other = self.further[kind]
+        features = self.further[kind]
         return replace(
             self,
-            features=other.values,
-            pad_value=other.pad_value,
+            features=features.values,
+            pad_value=features.pad_value,
             language_features=None,
         )
 
     def features_of(self, kind: str) -> Float16[np.ndarray, "frame mel"]:
         """Return the features of a kind: the first ones are of the kind that no further one is."""
-        other = self.further.get(kind)
-        return self.features if other is None else other.values
+        features = self.further.get(kind)
+        return self.features if features is None else features.values
 
     @property
     def num_frames(self) -> int:
@@ -257,14 +257,16 @@ class PartRequest:
         A span of no speech is not cut: where its text was said is not known. Of speech behind a
         silence that is another's for the most part, the span only touches the beginning or end.
         """
-        said = [span for span in self.speech or () if span.end_s > start_s and span.start_s < end_s]
-        while len(said) > 1 and self._touches(said[-1], said[-2].end_s, start_s, end_s):
-            said.pop()
-        while len(said) > 1 and self._touches(said[0], said[1].start_s, start_s, end_s):
-            del said[0]
-        if not said:
+        speech = [
+            span for span in self.speech or () if span.end_s > start_s and span.start_s < end_s
+        ]
+        while len(speech) > 1 and self._touches(speech[-1], speech[-2].end_s, start_s, end_s):
+            speech.pop()
+        while len(speech) > 1 and self._touches(speech[0], speech[1].start_s, start_s, end_s):
+            del speech[0]
+        if not speech:
             return start_s, end_s
-        first_s, last_s = said[0].start_s, said[-1].end_s
+        first_s, last_s = speech[0].start_s, speech[-1].end_s
         return (
             first_s if first_s - start_s >= _HELD_S else start_s,
             last_s if end_s - last_s >= _HELD_S else end_s,
@@ -326,15 +328,15 @@ def speech_without_text_s(
     """Seconds of detected speech without text in a part; None without detection."""
     if part.speech is None:
         return None
-    known = part.known_text
-    if known is not None and known.clip != (0.0, math.inf):
-        clip_timestamps = [edge_s for edge_s in known.clip if edge_s < math.inf]
+    known_text = part.known_text
+    if known_text is not None and known_text.clip != (0.0, math.inf):
+        clip_timestamps = [edge_s for edge_s in known_text.clip if edge_s < math.inf]
     texts = [(segment.start_s, segment.end_s) for segment in segments]
     gaps = (
         speech_without_text(part.speech, texts, part.seconds(start), part.seconds(end))
         for start, end in clip_ranges(part, clip_timestamps)
     )
-    return sum(seconds_of(gap) for some in gaps for gap in some)
+    return sum(seconds_of(gap) for part_gaps in gaps for gap in part_gaps)
 
 
 def holds_the_beginning(part: PartRequest, clip_timestamps: Sequence[float]) -> bool:
@@ -476,11 +478,11 @@ class SpansInOrder:
         self._pass_on()
 
     def _pass_on(self) -> None:
-        said: list[Segment] = []
+        segments: list[Segment] = []
         while self._first < len(self._ended):
-            said += self._waiting[self._first]
+            segments += self._waiting[self._first]
             self._waiting[self._first] = []
             if not self._ended[self._first]:
                 break
             self._first += 1
-        self._listener(sum(self._num_frames) / FRAMES_PER_SECOND, said)
+        self._listener(sum(self._num_frames) / FRAMES_PER_SECOND, segments)

@@ -81,8 +81,8 @@ class WordPlacer:
         """
         where = resolve_device(device)
         kind = resolve(family_of(folder).word_aligner)
-        own = resolve_dtype(dtype if dtype in COMPUTE_DTYPES else "auto", where)
-        return cls(kind.from_folder(folder, device=where, dtype=own))
+        compute_dtype = resolve_dtype(dtype if dtype in COMPUTE_DTYPES else "auto", where)
+        return cls(kind.from_folder(folder, device=where, dtype=compute_dtype))
 
     @property
     def num_bytes(self) -> int:
@@ -97,9 +97,9 @@ class WordPlacer:
         """
         translates = settings.task != "transcribe" or settings.target_language is not None
         if translates and (settings.word_timestamps or settings.align):
-            what = "target_language" if settings.task == "transcribe" else "task"
+            key = "target_language" if settings.task == "transcribe" else "task"
             raise ConfigError(
-                f"align.model: found decoding.{what} {getattr(settings, what)}, expected none, "
+                f"align.model: found decoding.{key} {getattr(settings, key)}, expected none, "
                 "since the words of a translation are not said; leave one of them out"
             )
 
@@ -110,12 +110,12 @@ class WordPlacer:
 
         What it says is final once its words are placed, so nobody is told of it before.
         """
-        known = part.known_text
+        known_text = part.known_text
         if part.detect_only or not _wanted(part, settings):
             return part, self.settings_given(settings)
         part = replace(part.silent(), known_text=None)
-        if known is not None:
-            settings = known.clipped(settings)
+        if known_text is not None:
+            settings = known_text.clipped(settings)
         return part, self.settings_given(settings)
 
     @staticmethod
@@ -148,17 +148,17 @@ class WordPlacer:
         recognized: PartTranscript,
         settings: DecodingSettings,
     ) -> PartTranscript:
-        known = part.known_text
-        clips = (settings if known is None else known.clipped(settings)).clip_timestamps
+        known_text = part.known_text
+        clips = (settings if known_text is None else known_text.clipped(settings)).clip_timestamps
         timed = tuple(self._timed(part, features, recognized.segments, clips))
-        if known is None:
+        if known_text is None:
             return replace(recognized, segments=timed)
-        said = [word for one in timed for word in one.words or ()]
-        places = TextPlaces(part, known, self._words_of(known))
-        placed = list(self._of_text(part, features, known, places, said))
+        words = [word for segment in timed for word in segment.words or ()]
+        places = TextPlaces(part, known_text, self._words_of(known_text))
+        placed = list(self._of_text(part, features, known_text, places, words))
         language = Language(code=recognized.language, probability=recognized.language_probability)
         return places.transcript(
-            recognized, placed, said=len(said), language=language, task=settings.task
+            recognized, placed, said=len(words), language=language, task=settings.task
         )
 
     def _words_of(self, known: KnownText) -> TextWords:
@@ -187,16 +187,23 @@ class WordPlacer:
         Those of which nothing can be spelled keep their times.
         """
         pieces = [
-            _Piece(start_s=one.start_s, end_s=one.end_s, words=tuple(words_of(one.text)))
-            for one in segments
+            _Piece(
+                start_s=segment.start_s, end_s=segment.end_s, words=tuple(words_of(segment.text))
+            )
+            for segment in segments
         ]
-        known = [piece for piece in pieces if self._aligner.knows(piece.words)]
+        spelled_pieces = [piece for piece in pieces if self._aligner.knows(piece.words)]
         placed: dict[int, list[Word]] = {}
         for first, last in clip_ranges(part, clips):
             bounds = part.seconds(first), part.seconds(last)
-            own = [one for one in known if bounds[0] <= (one.start_s + one.end_s) / 2 <= bounds[1]]
+            clip_pieces = [
+                piece
+                for piece in spelled_pieces
+                if bounds[0] <= (piece.start_s + piece.end_s) / 2 <= bounds[1]
+            ]
             placed |= {
-                id(piece): words for piece, words in self._placed(part, features, own, bounds)
+                id(piece): words
+                for piece, words in self._placed(part, features, clip_pieces, bounds)
             }
         for segment, piece in zip(segments, pieces, strict=True):
             words = placed.get(id(piece)) or _spread(piece)
@@ -221,16 +228,18 @@ class WordPlacer:
         said: Sequence[Word],
     ) -> Iterator[PlacedWord]:
         """Yield the words of a known text that are said."""
-        found = places.find(said)
-        given = self._words_of(known).words
+        text_places = places.find(said)
+        text_words = self._words_of(known).words
         pieces = [
             _Piece(
-                start_s=place.start_s, end_s=place.end_s, words=(given[place.index],),
+                start_s=place.start_s, end_s=place.end_s, words=(text_words[place.index],),
                 certain=place.anchor,
             )
-            for place in found
+            for place in text_places
         ]  # fmt: skip
-        index_of = {id(piece): place.index for piece, place in zip(pieces, found, strict=True)}
+        index_of = {
+            id(piece): place.index for piece, place in zip(pieces, text_places, strict=True)
+        }
         for piece, (word,) in self._placed(part, features, pieces, places.bounds()):
             logprob = math.log(max(word.probability, _FLOOR))
             yield PlacedWord(index=index_of[id(piece)], word=word, logprobs=(logprob,))
@@ -247,17 +256,17 @@ class WordPlacer:
         for span, (start_s, end_s) in _runs(pieces, _LONG_PAUSE_S, begin_s, stop_s):
             first = part.frame(start_s)
             scores = self._aligner.scores(features[first : part.frame(end_s)])
-            left = span
+            candidates = span
             for _ in range(_ROUNDS):
-                found = [
+                placed_pieces = [
                     placed
-                    for run, edges in _runs(left, _PAUSE_S, start_s, end_s)
+                    for run, edges in _runs(candidates, _PAUSE_S, start_s, end_s)
                     for placed in self._in_run(part.seconds(first), scores, run, edges)
                 ]
-                kept = [(piece, words) for piece, words in found if _is_said(piece, words)]
-                if len(kept) == len(found):
+                kept = [(piece, words) for piece, words in placed_pieces if _is_said(piece, words)]
+                if len(kept) == len(placed_pieces):
                     break
-                left = [piece for piece, _ in kept]
+                candidates = [piece for piece, _ in kept]
             yield from kept
 
     def _in_run(
@@ -272,23 +281,23 @@ class WordPlacer:
         low, high = (round((edge_s - first_s) / step_s) for edge_s in edges)
         words = [word for piece in run for word in piece.words]
         try:
-            found = iter(self._aligner.place(scores[low:high], words))
+            timed_words = iter(self._aligner.place(scores[low:high], words))
         except AlignmentError:
             yield from ((piece, _spread(piece)) for piece in run)
             return
         begin_s = first_s + low * step_s
         for piece in run:
-            own = [next(found) for _ in piece.words]
+            piece_words = [next(timed_words) for _ in piece.words]
             yield (
                 piece,
                 [
                     Word(
-                        word=each.word,
-                        start_s=min(begin_s + each.start_s, edges[1]),
-                        end_s=min(begin_s + each.end_s, edges[1]),
-                        probability=each.probability,
+                        word=timed_word.word,
+                        start_s=min(begin_s + timed_word.start_s, edges[1]),
+                        end_s=min(begin_s + timed_word.end_s, edges[1]),
+                        probability=timed_word.probability,
                     )
-                    for each in own
+                    for timed_word in piece_words
                 ],
             )
 

@@ -48,9 +48,9 @@ def sentences(words: Sequence[Word]) -> Iterator[slice]:
     """
     first = 0
     for at in range(1, len(words)):
-        before, word = words[at - 1], words[at]
+        previous, word = words[at - 1], words[at]
         stop = first
-        if ends_sentence(before.word, word.word) or word.start_s - before.end_s > _PAUSE_S:
+        if ends_sentence(previous.word, word.word) or word.start_s - previous.end_s > _PAUSE_S:
             stop = at
         elif word.end_s - words[first].start_s > WINDOW_S:
             stop = _longest_pause(words, first, at)
@@ -171,14 +171,14 @@ def time_words(
         spelled = alignment.spell(draft.tokens)
         words.append(list(_timed(spelled, times_s[at : stop + 1], probabilities[at:stop])))
         at = stop
-    every_word = [word for own in words for word in own]
+    every_word = [word for draft_words in words for word in draft_words]
     lengths_s = [word.end_s - word.start_s for word in every_word if word.end_s != word.start_s]
     usual_s = min(_LONGEST_USUAL_WORD_S, float(np.median(lengths_s))) if lengths_s else 0.0
     if lengths_s:
         _shorten_at_sentence_ends(every_word, 2 * usual_s)
     settled = []
-    for draft, own in zip(drafts, words, strict=True):
-        settled.append(_settle(draft, own, start_s, last_speech_s, usual_s))
+    for draft, draft_words in zip(drafts, words, strict=True):
+        settled.append(_settle(draft, draft_words, start_s, last_speech_s, usual_s))
         last_speech_s = settled[-1].end_s if settled[-1].words else last_speech_s
     return settled
 
@@ -186,7 +186,7 @@ def time_words(
 def last_word_end(drafts: Sequence[DraftSegment]) -> float | None:
     """Where the last word ends, or the last draft if none has words; None without drafts."""
     without_words = drafts[-1].end_s if drafts else None
-    return next((one.words[-1].end_s for one in reversed(drafts) if one.words), without_words)
+    return next((draft.words[-1].end_s for draft in reversed(drafts) if draft.words), without_words)
 
 
 def _timed(
@@ -202,11 +202,11 @@ def _timed(
 
 def _shorten_at_sentence_ends(words: Sequence[_Timed], longest_s: float) -> None:
     # Alignment gives a pause between sentences to the mark before it or the word after it.
-    for before, word in pairwise(words):
+    for previous, word in pairwise(words):
         if word.end_s - word.start_s > longest_s:
             if word.text in SENTENCE_ENDS:
                 word.end_s = word.start_s + longest_s
-            elif before.text in SENTENCE_ENDS:
+            elif previous.text in SENTENCE_ENDS:
                 word.start_s = word.end_s - longest_s
 
 

@@ -1,4 +1,4 @@
-"""Who may ask the server: those who know the token of its URL, which is new at each start.
+"""Access control: requests need the token in the server's URL, new at each start.
 
 Source: OWASP, Cross-Site Request Forgery.
 """
@@ -12,13 +12,13 @@ from aiohttp import web
 
 from corpus_asr.errors import ConfigError
 
-TOKEN_BYTES = 16  # as many as a UUID: other users of the machine cannot guess it
-# Browsers let no other site send this without asking first, and nothing here answers yes.
+TOKEN_BYTES = 16  # as long as a UUID: other users of the machine cannot guess it
+# Browsers send this header cross-site only after a preflight request, which always fails here.
 CHANGE_HEADER = "X-Corpus-ASR"
 
 
 class RefusedError(Exception):
-    """A request that is not answered, with its status."""
+    """A refused request, with its HTTP status."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -26,29 +26,29 @@ class RefusedError(Exception):
 
 
 class TokenAccess:
-    """The first step of each path is a secret."""
+    """Requires a secret as the first step of each path."""
 
     def __init__(self) -> None:
         self.token = secrets.token_urlsafe(TOKEN_BYTES)
 
     @property
     def prefix(self) -> str:
-        """What paths begin with."""
+        """Prefix of all paths."""
         return f"/{self.token}"
 
     def redacted(self, path: str) -> str:
-        """Return a path for the log."""
+        """Return a path with the token hidden, for the log."""
         return path.replace(self.token, "…")
 
     def allows(self, request: web.Request) -> bool:
-        """Tell whether a request may be answered."""
+        """Return whether a request has the token."""
         token, slash, _ = request.path.removeprefix("/").partition("/")
         return bool(slash) and compare_digest(token.encode(), self.token.encode())
 
 
 @dataclass(frozen=True, slots=True)
 class PublicUrl:
-    """Where people open the server, if not where it listens: behind a proxy, or by another name."""
+    """URL under which people open the server if it differs: behind a proxy, or another name."""
 
     url: str
     host: str
@@ -56,10 +56,10 @@ class PublicUrl:
 
     @classmethod
     def parse(cls, url: str) -> "PublicUrl":
-        """Read --public-url.
+        """Parse --public-url.
 
         Raises:
-            ConfigError: it is no URL of a server.
+            ConfigError: it is not the URL of a server.
         """
         try:
             parts = urlsplit(url)
@@ -77,16 +77,16 @@ class PublicUrl:
 
 
 def check_change(request: web.Request, public: PublicUrl | None) -> None:
-    """Refuse a request that changes something and may come from another site's page.
+    """Raise an error for a change request that may come from another site's page (CSRF).
 
     Raises:
-        RefusedError: the header is missing, or the browser says that another site sent it.
+        RefusedError: the header is missing, or the browser reports another site.
     """
-    own = {request.host.lower()} | ({public.netloc} if public is not None else set())
+    hosts = {request.host.lower()} | ({public.netloc} if public is not None else set())
     origin = request.headers.get("Origin")
     try:
-        foreign = origin is not None and urlsplit(origin).netloc.lower() not in own
-    except ValueError:  # a bracket that does not close
+        foreign = origin is not None and urlsplit(origin).netloc.lower() not in hosts
+    except ValueError:  # an unclosed bracket
         raise RefusedError(400, "expected the Origin of a page, such as http://localhost") from None
     site = request.headers.get("Sec-Fetch-Site", "same-origin")
     if foreign or site not in ("same-origin", "none"):

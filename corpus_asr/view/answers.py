@@ -123,7 +123,7 @@ class Answers:
         return _page(page) | {"recordings": [_row(row, catalogue) for row in page.rows]}
 
     def search(self, request: Request) -> dict[str, Any]:
-        """Find segments."""
+        """Search segments."""
         view = self.library.current()
         if not view.searchable:
             return {"ready": False, "rows_read": view.rows_read, "problem": view.problem}
@@ -178,13 +178,13 @@ class Answers:
         turns = self.transcripts.turns(view, request.id)
         return {
             "segments": [
-                _segment(each, request.query, turns, shown.blocks)
-                for each in shown.block(request.block)
+                _segment(segment, request.query, turns, shown.blocks)
+                for segment in shown.block(request.block)
             ]
         }
 
     def unsure(self, request: Request) -> dict[str, Any]:
-        """Find the next or previous word of low confidence, or the next unchecked segment."""
+        """Find the next or previous low-confidence word, or the next unchecked segment."""
         transcript = self.transcripts.read(*self._named(request.id))
         if request.unchecked:
             return {"at_s": transcript.next_unchecked(request.from_s)}
@@ -207,7 +207,7 @@ class Answers:
         try:
             changed = self.sounds.changed(sound)
             if request.decode:
-                # One sample after the header of the WAV: whether it can be decoded shows here.
+                # Decoding one sample after the WAV header shows whether the file is decodable.
                 next(self.sounds.decoded(sound, channel=request.channel).read(44, 46))
         except FetchError as error:
             hint = _HINTS.get(error.kind, _ELSEWHERE)
@@ -217,19 +217,19 @@ class Answers:
         return answer | {"state": "changed" if changed else "ok", "message": ""}
 
     def audio(self, request: Request) -> Playable:
-        """Return the audio of a recording, as it is or decoded."""
+        """Return the audio of a recording, original or decoded."""
         sound = self._sound(request)
         if request.decode:
             return self.sounds.decoded(sound, channel=request.channel)
         return self.sounds.as_it_is(sound)
 
     def clip(self, request: Request) -> tuple[str, Playable]:
-        """Return name and audio of a span of a recording."""
+        """Return the name and audio of a time span of a recording."""
         _, row = self._named(request.id)
         start_s, end_s = request.from_s, request.to_s or 0.0
         if not row["duration_s"]:
             raise NotFoundError("nothing of this recording could be decoded: it has no clips")
-        # Times of pages are rounded.
+        # Pages round times.
         if not 0 <= start_s < end_s <= row["duration_s"] + 0.01 or end_s - start_s > LONGEST_S:
             raise ConfigError(
                 f"cutting {start_s:g} to {end_s:g} s: expected a span within the "
@@ -239,7 +239,7 @@ class Answers:
         return f"{self._stem(row)}-{start_s:.2f}-{end_s:.2f}.wav", audio
 
     def waveform(self, request: Request) -> dict[str, Any]:
-        """Return the peaks of a span, if it is short enough, and the pauses in it."""
+        """Return the peaks of a span, if it is short enough, and its pauses."""
         view, row = self._named(request.id)
         start_s, end_s = request.from_s, request.to_s or row["duration_s"]
         if not 0 <= start_s < end_s <= row["duration_s"] or not 1 <= request.count <= MAX_PEAKS:
@@ -254,28 +254,28 @@ class Answers:
             peaks = self.waveforms.peaks(
                 self._sound(request), start_s, end_s, request.count, channel=request.channel
             )
-        except ItemError as error:  # the player says it, too
+        except ItemError as error:  # the player reports it, too
             message = visible(str(error))
         return {
             "peaks": peaks,
-            # In place of peaks, where there are none.
+            # Replaces missing peaks.
             "speech": pauses.speech(start_s, end_s, request.count) if peaks is None else None,
             "pauses": pauses.within(start_s, end_s, at_least_s=part_s),
             "message": message,
         }
 
     def correct(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """Save a correction; return the keys that are gone, and the segments that are new.
+        """Save a correction; return the keys of removed segments, and the new segments.
 
         Raises:
             RefusedError: the server was started with --read-only.
-            NotFoundError: there is no such recording.
+            NotFoundError: the recording does not exist.
             ConfigError, ConflictError, GoneError, FetchError: see `save_change`.
         """
         return self._change(Change, body, "saving a correction")
 
     def undo(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """Withdraw the correction that made a segment; return and raise as `correct` does."""
+        """Revert the correction that made a segment; return value and errors as in `correct`."""
         return self._change(Undo, body, "undoing a correction")
 
     def _change(
@@ -303,16 +303,16 @@ class Answers:
             rows = shown.between(*of.span)
         turns = self.transcripts.turns(view, recording_id)
         return {
-            "segments": [_segment(each, Query(), turns, shown.blocks) for each in rows],
+            "segments": [_segment(row, Query(), turns, shown.blocks) for row in rows],
             "edition": view.corrections.edition(recording_id),
         }
 
     def name(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """Give a speaker a name; return the speakers of the recording as they are called then.
+        """Name a speaker; return the speakers of the recording with their new names.
 
         Raises:
             RefusedError: the server was started with --read-only.
-            NotFoundError: there is no such recording, or no such speaker in it.
+            NotFoundError: the recording or the speaker does not exist.
             ConfigError, ConflictError, GoneError, FetchError: see `save_name`.
         """
         self._check_editable()
@@ -366,9 +366,9 @@ class Answers:
 
 
 def _stale(stale: Stale, shown: Transcript) -> dict[str, Any]:
-    """Return a correction that has no place, with the model's text then and what is there now."""
+    """Return a stale correction with the model's text at that time and the present text."""
     correction = stale.correction
-    now = shown.between(correction.channel, correction.start_s, correction.end_s)
+    rows = shown.between(correction.channel, correction.start_s, correction.end_s)
     return {
         "id": correction.id,
         "start_s": correction.start_s,
@@ -376,7 +376,7 @@ def _stale(stale: Stale, shown: Transcript) -> dict[str, Any]:
         "channel": correction.channel,
         "original": visible(correction.original),
         "text": visible(correction.text),
-        "now": visible(" ".join((row["text"] or "").strip() for row in now)),
+        "now": visible(" ".join((row["text"] or "").strip() for row in rows)),
         "changed": correction.text != correction.original,
         "checked": all(segment.checked for segment in correction.segments),
         "name": visible(correction.name),
@@ -441,7 +441,7 @@ def _visible(pieces: list[tuple[str, bool]]) -> list[list[Any]]:
 
 
 def _turns(recording_id: str, turns: Sequence[SpeakerTurn], view: View) -> dict[str, Any]:
-    """Return who speaks, by appearance, what share of all speech, and the numbers of who when."""
+    """Return speakers by first turn, with fractions of all speech, and turns by speaker number."""
     spoken_s: dict[str, float] = {}
     for turn in sorted(turns, key=lambda turn: turn.start_s):
         spoken_s[turn.speaker] = spoken_s.get(turn.speaker, 0.0) + turn.end_s - turn.start_s
@@ -451,7 +451,7 @@ def _turns(recording_id: str, turns: Sequence[SpeakerTurn], view: View) -> dict[
         "speakers": [
             {
                 "speaker": speaker,
-                # As it is, to be changed; the other is shown.
+                # Raw name, for editing; the other one is displayed.
                 "given": view.given.get((recording_id, speaker), ""),
                 "name": visible(view.names.get((recording_id, speaker), speaker)),
                 "share": lasts_s / total_s,
@@ -472,13 +472,13 @@ def _segment(
     same = ("key", "start_s", "end_s", "language", "confidence", "channel")
     values = {name: row[name] for name in same}
     pieces = query.pieces(text) if query.wanted else [(text, False)]
-    # As it is, to be edited; all else is shown.
+    # Raw text, for editing; all other values are displayed.
     values |= {"text": text.strip(), "pieces": _visible(pieces)}
     made = row["made"]
     values["version"] = version_of(made)
     values["correction"] = said_of(made, blocks[made.key]) if made else None
-    own = [turn for turn in turns if turn.channel == row["channel"]]
-    by_turns = Timeline(own).speaker(row["start_s"], row["end_s"])
+    channel_turns = [turn for turn in turns if turn.channel == row["channel"]]
+    by_turns = Timeline(channel_turns).speaker(row["start_s"], row["end_s"])
     values["by_turns"] = by_turns
     values["said_by"] = made.segment.speaker if made else None
     values["speaker"] = visible(values["said_by"] or "") or by_turns
@@ -490,7 +490,7 @@ def _segment(
 def _words(words: list[dict[str, Any]], pieces: list[tuple[str, bool]]) -> Iterator[list[Any]]:
     # Word, start, end, probability, and whether it is part of a match.
     marked = "".join(("x" if matches else " ") * len(piece) for piece, matches in pieces)
-    # Words joined are their segment; in tables where they are not, none of them is marked.
+    # Concatenated words equal the segment's text; in tables where they do not, none is marked.
     fits = sum(len(word["word"]) for word in words) == len(marked)
     at = 0
     for word in words:

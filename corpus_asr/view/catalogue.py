@@ -94,12 +94,12 @@ class Catalogue:
     finished: bool
 
     def recording(self, recording_id: str) -> dict[str, Any] | None:
-        """Return the row of a recording as `described` has it; None if there is none of this ID."""
-        found = self.tables.table("from described where recording_id = $id", id=recording_id)
-        return next(iter(found.to_pylist()), None)
+        """Return a recording's row of `described`; None if the ID does not exist."""
+        table = self.tables.table("from described where recording_id = $id", id=recording_id)
+        return next(iter(table.to_pylist()), None)
 
     def objects(self, recording_id: str) -> list[str]:
-        """Return the names of the outcomes objects that have a recording."""
+        """Return the names of the outcomes objects that contain a recording."""
         return [name for (name,) in self.tables.rows(_OUTCOMES, id=recording_id)]
 
     def places(self, recording_id: str) -> Places:
@@ -145,7 +145,7 @@ class View:
 
     @cached_property
     def names(self) -> SpeakerNames:
-        """Names of speakers: given, or of their voice."""
+        """Names of speakers: given names, or those of their voice."""
         return with_voices(self.given, self.voices)
 
 
@@ -155,10 +155,10 @@ class Library:
     def __init__(self, store: OutputStore, *, refresh_s: float = REFRESH_S) -> None:
         self.store = store
         self._refresh_s = refresh_s
-        # Listed before their contents are read: objects that come in between are a change later.
+        # Listed before their contents are read: objects added in between are a later change.
         self._names = outcomes_names(store)
         self._moved = version_of_identities(store)
-        # By object. Those are known here that were saved here, or seen in a listing.
+        # By object: those saved here, or seen in a listing.
         self._saved: Saved = read_saved(store)
         self._view = View(
             catalogue=read_catalogue(store),
@@ -174,15 +174,15 @@ class Library:
         self._closing = threading.Event()
 
     def close(self) -> None:
-        """Stop reading, and give back memory and disk."""
+        """Stop reading, and free memory and disk."""
         self._closing.set()
         if self._thread is not None:
             self._thread.join()
         self._view.catalogue.tables.close()
 
     def current(self) -> View:
-        """Return the last view, and start reading a new one if it is old."""
-        # Never waits: a large run takes minutes to read, and its last view is worth showing.
+        """Return the last view, and start a refresh if it is old."""
+        # Never blocks: a large run takes minutes to read, and an old view is still useful.
         with self._lock:
             due = time.monotonic() - self._checked_s >= self._refresh_s
             if due and (self._thread is None or not self._thread.is_alive()):
@@ -193,27 +193,27 @@ class Library:
             return self._view
 
     def wait(self) -> View:
-        """Return the view once reading is done."""
+        """Return the view after reading is complete."""
         self.current()
         if self._thread is not None:
             self._thread.join()
         return self._view
 
     def look_again(self) -> View:
-        """Return a view of now, once it is read: a run has replaced objects of the last one."""
+        """Return a new view once it is read, after a run replaced objects of the last one."""
         if self._thread is not None:
-            self._thread.join()  # may have listed them before
+            self._thread.join()  # it may have listed them before
         self._checked_s = -math.inf
         return self.wait()
 
     def save(self, recording: Mapping[str, Any], make: Callable[[View], Correction]) -> View:
-        """Write the correction that is made of the current view; return the view that has it.
+        """Save the correction that `make` returns for the current view; return the updated view.
 
-        No other is saved in between, so that `make` may check what it replaces: where another
-        server has saved one, it is read, and `make` is called again.
+        Saves are serialized, so that `make` may check what it replaces: if another server has saved
+        one, that is read, and `make` is called again.
 
         Raises:
-            GoneError: the recording was removed meanwhile; nothing is left of what was to be saved.
+            GoneError: the recording was removed meanwhile; the correction is not kept.
         """
         with self._saving:
             while (
@@ -230,45 +230,45 @@ class Library:
     def name(
         self, recording: Mapping[str, Any], speaker: str, name: str, *, seen: str
     ) -> str | None:
-        """Name a speaker as `name_speaker` does; the view has it when this returns.
+        """Name a speaker as `name_speaker` does, and update the view.
 
         Raises:
-            GoneError: as `save` does.
+            GoneError: as for `save`.
         """
         uri = recording["uri"]
-        other = name_speaker(self.store, uri, speaker, name, seen=seen)
+        other_name = name_speaker(self.store, uri, speaker, name, seen=seen)
         try:
             self.check_there(recording)
         except GoneError:
-            if other is None:  # else nothing was saved
+            if other_name is None:  # else nothing was saved
                 rewrite_names(
                     self.store, lambda at, who: None if (at, who) == (uri, speaker) else at
                 )
             raise
-        given = read_names(self.store)
+        speaker_names = read_names(self.store)
         with self._lock:
-            self._view = replace(self._view, given=given, version=self._view.version + 1)
-        return other
+            self._view = replace(self._view, given=speaker_names, version=self._view.version + 1)
+        return other_name
 
     def check_there(self, recording: Mapping[str, Any]) -> None:
-        """See that a recording, given its row, is still in the folder and stays there.
+        """Check that a recording, given its row, exists and is not being removed.
 
         Raises:
-            GoneError: it is not, or is about to go.
+            GoneError: it does not exist, or is being removed.
         """
-        own = recording["recording_id"]
-        if not is_there(self.store, own, self._view.catalogue.objects(own)):
+        recording_id = recording["recording_id"]
+        if not is_there(self.store, recording_id, self._view.catalogue.objects(recording_id)):
             raise GoneError
 
     def _correct(self, saved: Saved, **changes: Any) -> View:
-        # While nobody else saves. Pages need not wait for what is read.
+        # Serialized with saves. Pages are not blocked by reading.
         corrections = Corrections(saved)
-        after = replace(self._view, **changes)
-        edits = self._edits(after.catalogue, corrections) if after.searchable else None
+        new_view = replace(self._view, **changes)
+        edits = self._edits(new_view.catalogue, corrections) if new_view.searchable else None
         with self._lock:
             if edits is not None:
-                edits.put(after.catalogue.tables)
-            # Not before: what could not be read is tried again by the next look.
+                edits.put(new_view.catalogue.tables)
+            # Set last: unreadable objects are retried in the next refresh.
             self._saved = saved
             self._view = replace(
                 self._view, corrections=corrections, version=self._view.version + 1, **changes
@@ -280,7 +280,7 @@ class Library:
 
     def _refresh(self) -> None:
         try:
-            names, view, known = outcomes_names(self.store), self._view, self._saved
+            names, view, old_saves = outcomes_names(self.store), self._view, self._saved
             moved = version_of_identities(self.store)
             is_other = names != self._names or moved != self._moved
             catalogue = view.catalogue
@@ -291,18 +291,20 @@ class Library:
             unseen = is_other or not view.searchable
             if unseen:
                 self._read_texts(catalogue, view)
-            saved: Saved = read_saved(self.store, known)
-            given = read_names(self.store)
+            saved: Saved = read_saved(self.store, old_saves)
+            speaker_names = read_names(self.store)
             voices = view.voices
-            if catalogue is not view.catalogue:  # only a finish makes others
+            if catalogue is not view.catalogue:  # only a finish changes it
                 voices = read_voices(self.store)
-            if unseen:  # nobody who saves waits for most of what is to be read
+            if unseen:  # saves wait only for a small rest of the reading
                 edits = self._edits(catalogue, Corrections(saved))
                 if edits is not None:
                     edits.put(catalogue.tables)
             with self._saving:
-                # What was saved here meanwhile need not be in the listing.
-                meanwhile = {n: each for n, each in self._saved.items() if n not in known}
+                # Corrections saved here meanwhile may be missing from the listing.
+                meanwhile = {
+                    n: correction for n, correction in self._saved.items() if n not in old_saves
+                }
                 saved = {**saved, **meanwhile}
                 changed = unseen or catalogue is not view.catalogue
                 if changed or self._view.problem or saved.keys() != self._saved.keys():
@@ -310,9 +312,11 @@ class Library:
                         saved, catalogue=catalogue, searchable=True, voices=voices, problem=None
                     )
             with self._lock:
-                # Unless somebody was named here while the file was read.
-                if self._view.given is view.given and given != view.given:
-                    self._view = replace(self._view, given=given, version=self._view.version + 1)
+                # Unless a speaker was named here while the file was read.
+                if self._view.given is view.given and speaker_names != view.given:
+                    self._view = replace(
+                        self._view, given=speaker_names, version=self._view.version + 1
+                    )
             self._names, self._moved = names, moved
         except _ClosingError:
             event(_LOG, logging.DEBUG, "view_closed_while_reading")
@@ -357,19 +361,19 @@ class Transcript:
     """Corrections that have no place."""
 
     def corrected(self, corrections: Sequence[Correction]) -> "Transcript":
-        """Return the transcript with what people said of it."""
+        """Return the transcript with corrections applied."""
         placing = place(self.rows, corrections)
         return Transcript(placing.rows, placing.made, placing.by_key(), placing.stale)
 
     @property
     def block_starts_s(self) -> list[float]:
-        """Start of each block."""
+        """Start time of each block."""
         starts: list[float] = self.rows["start_s"].to_numpy()[::BLOCK_ROWS].tolist()
         return starts
 
     @cached_property
     def has_words(self) -> bool:
-        """Whether a segment has word times."""
+        """Whether any segment has word times."""
         return bool(self.rows["words"].null_count < self.rows.num_rows)
 
     @cached_property
@@ -378,11 +382,11 @@ class Transcript:
         return sorted(self.rows["channel"].unique().drop_null().to_pylist())
 
     def block(self, number: int) -> list[dict[str, Any]]:
-        """Return the segments of a block, each with its `key`, and what `made` it or None."""
+        """Return the segments of a block, each with its `key`, and `made` (correction or None)."""
         return self.segments(number * BLOCK_ROWS, BLOCK_ROWS)
 
     def segments(self, first: int, count: int) -> list[dict[str, Any]]:
-        """Return some segments as `block` does."""
+        """Return a range of segments, as `block` does."""
         rows = self.rows.slice(first, count).to_pylist()
         return [self._named(at, row) for at, row in enumerate(rows, first)]
 
@@ -391,7 +395,7 @@ class Transcript:
         return row | {"key": made.key if made else key_of(row), "made": made}
 
     def number_of(self, key: str) -> int | None:
-        """Return the number of the row with a key; None if there is none."""
+        """Return the row number of a key; None if it does not exist."""
         number = next((at for at, made in self.made.items() if made.key == key), None)
         start_ms = key.split(".")[1] if key.count(".") == 3 else ""
         if number is not None or not start_ms.isdecimal():
@@ -404,8 +408,8 @@ class Transcript:
         """Return the segments of a channel that overlap a time span."""
         starts, ends = (self.rows[name].to_numpy() for name in ("start_s", "end_s"))
         numbers = np.flatnonzero((starts < end_s) & (ends > start_s)).tolist()
-        found = [self.segments(at, 1)[0] for at in numbers]
-        return [row for row in found if row["channel"] == channel]
+        rows = [self.segments(at, 1)[0] for at in numbers]
+        return [row for row in rows if row["channel"] == channel]
 
     def neighbors(
         self, numbers: Sequence[int]
@@ -415,16 +419,16 @@ class Transcript:
         of_channel = [at for at, channel in enumerate(same) if channel == same[numbers[0]]]
         first, last = of_channel.index(numbers[0]), of_channel.index(numbers[-1])
         between = [at for at in of_channel[first : last + 1] if at not in numbers]
-        before, after = of_channel[max(0, first - 1) : first], of_channel[last + 1 : last + 2]
-        ends = [self.segments(at[0], 1)[0] if at else None for at in (before, after)]
+        previous, following = of_channel[max(0, first - 1) : first], of_channel[last + 1 : last + 2]
+        ends = [self.segments(at[0], 1)[0] if at else None for at in (previous, following)]
         return ends[0], between, ends[1]
 
     def pauses(self, duration_s: float) -> Pauses:
-        """Return where nothing is said in a recording of this length."""
+        """Return the pauses of a recording of this duration."""
         return Pauses(*self._by_start("end_s", "end_s"), duration_s=duration_s)
 
     def _by_start(self, of_word: str, of_segment: str) -> tuple[np.ndarray, np.ndarray]:
-        # Start and another value of each word, by time; of each segment, without word times.
+        # Start and another value of each word, by time; of each segment if there are no word times.
         if self.has_words:
             words = pc.list_flatten(self.rows["words"].combine_chunks())
             columns = [pc.struct_field(words, name) for name in ("start_s", of_word)]
@@ -439,7 +443,7 @@ class Transcript:
         return self._by_start("probability", "confidence")
 
     def low_confidence(self, from_s: float, *, below: float, forward: bool = True) -> float | None:
-        """Return the start of the first word after or before `from_s` that is below a threshold."""
+        """Return the start of the next or previous word from `from_s` that is below a threshold."""
         starts, scores = self._scores
         doubtful = starts[scores < below]
         later = int(np.searchsorted(doubtful, from_s, side="right" if forward else "left"))
@@ -447,7 +451,7 @@ class Transcript:
         return float(doubtful[at]) if 0 <= at < len(doubtful) else None
 
     def next_unchecked(self, from_s: float) -> float | None:
-        """Return the start of the first segment after `from_s` that nobody checked."""
+        """Return the start of the first unchecked segment after `from_s`."""
         starts = self.rows["start_s"].to_numpy()
         open_rows = starts > from_s
         for at, made in self.made.items():
@@ -484,22 +488,22 @@ class Transcripts:
             return known[2]
 
     def turns(self, view: View, recording_id: str) -> tuple[SpeakerTurn, ...]:
-        """Return who speaks when in a recording, as the run names them; nothing where unknown."""
+        """Return the speaker turns of a recording, with the run's labels; empty if unknown."""
         return self._turns(recording_id, view.catalogue.number)
 
     def _read_turns(self, recording_id: str, catalogue: int) -> tuple[SpeakerTurn, ...]:
-        # Another catalogue is read while a run continues: its turns may be others.
-        found = read_turns(self._store, [recording_id]) or {}
-        return tuple(found.get(recording_id, ()))
+        # A running run makes new catalogues, possibly with other turns.
+        turns = read_turns(self._store, [recording_id]) or {}
+        return tuple(turns.get(recording_id, ()))
 
     def _read(self, places: Places) -> Transcript:
         return Transcript(segments_at(self._store, places))
 
     def recording(self, view: View, row: Mapping[str, Any]) -> Recording:
-        """Return a recording as it is exported, given its row."""
+        """Return a recording for export, given its row."""
         transcript = self.read(view, row)
         rows = transcript.rows.to_pylist()
-        # Of a segment whose text a person removed nothing is exported.
+        # Segments whose text was removed by a person are not exported.
         kept = [row for at, row in enumerate(rows) if row["text"] or at not in transcript.made]
         recording = Recording.of(row, kept)
         turns = self.turns(view, recording.recording_id)

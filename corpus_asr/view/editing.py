@@ -1,8 +1,7 @@
-"""Corrections and names from the pages: what is asked for is checked, saved and shown.
+"""Corrections and speaker names from pages: validation, saving, and the changed segments.
 
-Segments are named by their keys, which none has that was not there before. So whoever saves
-something of a segment that somebody else has changed meanwhile is refused, and shown what is there
-now; nothing is written over what nobody has seen.
+Segments are identified by keys, which are never reused. Saving a segment that someone else has
+changed meanwhile is refused, and the present state displayed; nothing is overwritten unseen.
 """
 
 import math
@@ -22,58 +21,58 @@ from corpus_asr.storage.run_state.corrections import (
 from corpus_asr.storage.run_state.placing import MARGIN_S, Made, Stale, words_within
 from corpus_asr.view.catalogue import Library, Transcript, Transcripts, View
 
-# People overlap; more than this of a neighbor is a mistake.
+# Overlapping speech exists; a longer overlap with a neighbor is a mistake.
 MOST_OVERLAP_S = 1.0
 MOST_SEGMENTS = 100
 
 
 class ConflictError(Exception):
-    """What somebody is about to change is not there any more, or not as they saw it."""
+    """The target of a change no longer exists, or differs from what the person saw."""
 
     def __init__(
         self, message: str, *, seen: str = "", span: tuple[int | None, float, float] | None = None
     ) -> None:
         super().__init__(message)
         self.seen = seen
-        """The name that the message shows, where a speaker is named."""
+        """Speaker name for the message, when naming a speaker."""
         self.span = span
-        """Channel, start and end of what is to be shown."""
+        """Channel, start and end of the segments to display."""
         self.answer: dict[str, Any] = {}
-        """What the page is told besides the message."""
+        """Additional data for the page."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """Segments that a page puts in place of others."""
+    """Segments with which a page replaces others."""
 
     id: str
-    """Of the recording."""
+    """ID of the recording."""
     keys: list[Any] = field(default_factory=list)
-    """Of the segments that are replaced."""
+    """Keys of the replaced segments."""
     segments: list[EditedSegment] | None = None
-    """None: those that are there, to be marked."""
+    """New segments; None: mark the existing ones as checked."""
     checked: bool = False
     name: str = ""
-    """Of the person, if given."""
+    """Name of the author, if given."""
     seen: dict[str, Any] = field(default_factory=dict)
-    """The version of each segment, by its key."""
+    """Seen version of each segment, by key."""
     apply: str = ""
-    """A stale correction that is to stand at its place, in place of all above."""
+    """A stale correction to apply at its place, instead of all above."""
     dismiss: str = ""
-    """A stale correction to forget, in place of all above."""
+    """A stale correction to dismiss, instead of all above."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Undo:
-    """A segment whose correction a page takes back."""
+    """A segment whose correction a page reverts."""
 
     id: str
-    """Of the recording."""
+    """ID of the recording."""
     key: str = ""
     seen: str = ""
-    """Its version."""
+    """Seen version of the segment."""
     name: str = ""
-    """Of the person, if given."""
+    """Name of the author, if given."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,20 +80,20 @@ class Naming:
     """A name that a page gives to a speaker."""
 
     id: str
-    """Of the recording."""
+    """ID of the recording."""
     speaker: str = ""
-    """As the run names them, such as S1."""
+    """Label in the run, such as S1."""
     name: str = ""
-    """Empty: none again."""
+    """New name; empty: remove the name."""
     seen: str = ""
-    """The name that is replaced, or empty."""
+    """The replaced name, or empty."""
 
 
 C = TypeVar("C", bound=Change | Undo | Naming)
 
 
 def parse_change(kind: type[C], body: Mapping[str, Any], *, doing: str) -> C:
-    """Read a change; unknown names are ignored."""
+    """Parse a change; unknown fields are ignored."""
     try:
         change: C = parsed(kind, body)
     except ValueError as error:
@@ -103,30 +102,30 @@ def parse_change(kind: type[C], body: Mapping[str, Any], *, doing: str) -> C:
 
 
 def save_name(library: Library, recording: Mapping[str, Any], naming: Naming) -> None:
-    """Save the name of a speaker of a recording, given its row.
+    """Save the name of a speaker of a recording, given the recording's row.
 
     Raises:
-        ConfigError: it cannot be saved.
-        ConflictError: somebody else gave another name.
+        ConfigError: the name is invalid.
+        ConflictError: someone else gave another name.
         GoneError: see `Library.save`.
-        FetchError: the output folder cannot be written to.
+        FetchError: the output folder is not writable.
     """
-    other = library.name(recording, naming.speaker, naming.name, seen=naming.seen)
-    if other is not None:
-        given = f"called {naming.speaker} “{other}”" if other else "taken the name away"
+    other_name = library.name(recording, naming.speaker, naming.name, seen=naming.seen)
+    if other_name is not None:
+        action = f"called {naming.speaker} “{other_name}”" if other_name else "taken the name away"
         raise ConflictError(
-            f"somebody else has {given} meanwhile; save again to replace that", seen=other
+            f"somebody else has {action} meanwhile; save again to replace that", seen=other_name
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Differences:
-    """What a change made of a transcript."""
+    """Segments changed by a save."""
 
     removed: list[str]
-    """Keys."""
+    """Keys of removed segments."""
     rows: list[dict[str, Any]]
-    """New segments, as `Transcript.segments` has them."""
+    """New segments, as returned by `Transcript.segments`."""
 
 
 def save_change(
@@ -135,19 +134,19 @@ def save_change(
     recording: Mapping[str, Any],
     change: Change | Undo,
 ) -> Differences:
-    """Save a change of the transcript of a recording, given its row; return what became of it.
+    """Save a change of a recording's transcript, given its row; return the changed segments.
 
     Raises:
-        ConfigError: it cannot be saved.
-        ConflictError: segments have changed, or something else is saved there.
+        ConfigError: the change is invalid.
+        ConflictError: the segments have changed, or another change was saved.
         GoneError: see `Library.save`.
-        FetchError: the output folder cannot be written to.
+        FetchError: the output folder is not writable.
     """
-    before: list[Transcript] = []
+    old_transcripts: list[Transcript] = []
 
     def make(view: View) -> Correction:
         shown = transcripts.read(view, recording)
-        before.append(shown)
+        old_transcripts.append(shown)
         if isinstance(change, Undo):
             return _withdrawal(view, recording, shown, change)
         if change.dismiss:
@@ -159,11 +158,11 @@ def save_change(
         return _correction(view, recording, shown, change, speakers)
 
     view = library.save(recording, make)
-    return _differences(before[-1], transcripts.read(view, recording))
+    return _differences(old_transcripts[-1], transcripts.read(view, recording))
 
 
 def _differences(before: Transcript, after: Transcript) -> Differences:
-    # Only around what has come or gone.
+    # Only around removed and new segments.
     by_key = [{made.key: made for made in shown.made.values()} for shown in (before, after)]
     changed = [by_key[0].get(key) or by_key[1][key] for key in by_key[0].keys() ^ by_key[1].keys()]
     rows = [
@@ -185,7 +184,7 @@ def _reach(made: Made) -> tuple[float, float]:
 
 
 def version_of(made: Made | None) -> str:
-    """Return the version of a segment that a page sees."""
+    """Return the version of a segment as sent to pages."""
     return made.correction.id if made else ""
 
 
@@ -197,7 +196,7 @@ def _withdrawal(
     if made is None or change.seen not in ("", made.correction.id):
         raise _changed(view, shown, recording["recording_id"], [change.key])
     correction_id = made.correction.id
-    if any(correction_id in other.builds_on for other in shown.blocks[made.key].made):
+    if any(correction_id in piece.builds_on for piece in shown.blocks[made.key].made):
         raise ConflictError(
             "other changes build on this one; undo these first",
             span=(made.correction.channel, *_reach(made)),
@@ -220,8 +219,8 @@ def _changed(
         return ConflictError("this segment is not there any more; reload the page")
     channel, start_s, end_s = (
         spans[0][0],
-        min(each[1] for each in spans),
-        max(each[2] for each in spans),
+        min(span[1] for span in spans),
+        max(span[2] for span in spans),
     )
     names = [row["made"].correction.name for row in shown.between(channel, start_s, end_s)
              if row["made"]]  # fmt: skip
@@ -264,7 +263,7 @@ def _correction(
             "merging segments: found some of several channels, expected those of one; merge what "
             "is said in each"
         )
-    before, between, after = shown.neighbors(numbers)
+    previous_row, between, next_row = shown.neighbors(numbers)
     if between:
         raise ConfigError(
             "merging segments: found another one between them, expected segments that follow each "
@@ -280,30 +279,32 @@ def _correction(
             for row in rows
         ]  # fmt: skip
     else:
-        # Who was set before stays, also where a later run found fewer speakers.
+        # An assigned speaker is kept, even if a later run found fewer speakers.
         kept = {row["made"].segment.speaker for row in rows if row["made"]}
         segments = _segments(change, speakers | kept)
-        _check_times(recording, rows, segments, before, after)
+        _check_times(recording, rows, segments, previous_row, next_row)
     return correct(change.id, rows, segments, name=change.name)
 
 
 def _segments(change: Change, speakers: set[str]) -> list[EditedSegment]:
-    doing, asked = "saving a correction", change.segments or []
-    if len(asked) > MOST_SEGMENTS:
-        raise ConfigError(f"{doing}: found {len(asked)} segments, expected at most {MOST_SEGMENTS}")
-    for segment in asked:
-        if not segment.text.strip() and len(asked) > 1:
+    doing, segments = "saving a correction", change.segments or []
+    if len(segments) > MOST_SEGMENTS:
+        raise ConfigError(
+            f"{doing}: found {len(segments)} segments, expected at most {MOST_SEGMENTS}"
+        )
+    for segment in segments:
+        if not segment.text.strip() and len(segments) > 1:
             raise ConfigError(
                 f"{doing}: found a segment without text, expected some; leave it out to remove it"
             )
         speaker = segment.speaker
         if speaker and SPEAKER_LABEL.fullmatch(speaker) and speaker not in speakers:
-            known = ", ".join(sorted(speakers)) or "none"
+            labels = ", ".join(sorted(speakers)) or "none"
             raise ConfigError(
                 f"{doing}: found the speaker {speaker:.50}, expected one of the recording's "
-                f"({known}), or a name"
+                f"({labels}), or a name"
             )
-    return [replace(segment, checked=change.checked) for segment in asked]
+    return [replace(segment, checked=change.checked) for segment in segments]
 
 
 def _check_times(
@@ -316,27 +317,27 @@ def _check_times(
     doing = "moving times"
     if not segments:
         return
-    # What the model wrote stays possible, however odd.
+    # The model's own values are valid, however odd.
     least_s = min(0.0, *(row["start_s"] for row in rows))
     most_s = max(recording["duration_s"] or 0.0, *(row["end_s"] for row in rows))
-    for each in segments:
-        if each.end_s <= each.start_s and (each.start_s, each.end_s) not in {
+    for segment in segments:
+        if segment.end_s <= segment.start_s and (segment.start_s, segment.end_s) not in {
             (row["start_s"], row["end_s"]) for row in rows
         }:
             raise ConfigError(
-                f"{doing}: found an end at {each.end_s:.3f} s, expected it after the start at "
-                f"{each.start_s:.3f} s"
+                f"{doing}: found an end at {segment.end_s:.3f} s, expected it after the start at "
+                f"{segment.start_s:.3f} s"
             )
-        if each.start_s < least_s or each.end_s > most_s + 1e-3:
+        if segment.start_s < least_s or segment.end_s > most_s + 1e-3:
             raise ConfigError(
-                f"{doing}: found {each.start_s:.3f} to {each.end_s:.3f} s, expected times within "
-                f"the recording, which ends at {most_s:.3f} s"
+                f"{doing}: found {segment.start_s:.3f} to {segment.end_s:.3f} s, expected times "
+                f"within the recording, which ends at {most_s:.3f} s"
             )
-    for one, other in pairwise(segments):
-        if other.start_s < max(one.start_s, one.end_s - MOST_OVERLAP_S):
+    for first, second in pairwise(segments):
+        if second.start_s < max(first.start_s, first.end_s - MOST_OVERLAP_S):
             raise ConfigError(
-                f"{doing}: found a segment from {other.start_s:.3f} s after one until "
-                f"{one.end_s:.3f} s, expected segments in order of time that overlap by at most "
+                f"{doing}: found a segment from {second.start_s:.3f} s after one until "
+                f"{first.end_s:.3f} s, expected segments in order of time that overlap by at most "
                 f"{MOST_OVERLAP_S:g} s"
             )
     first_s = min(rows[0]["start_s"], before["end_s"] - MOST_OVERLAP_S if before else math.inf)
@@ -352,7 +353,7 @@ def _check_times(
 
 
 def _applied(shown: Transcript, change: Change) -> Correction:
-    """Return a correction that puts what people said where the model says something else."""
+    """Return a correction that puts a stale correction's segments over the model's text."""
     stale = _stale(shown, change.apply)
     span = stale.correction.start_s, stale.correction.end_s
     rows = shown.between(stale.correction.channel, *span)

@@ -1,6 +1,6 @@
-"""Time spans of recordings as 16-bit mono at 16 kHz, or as peaks of it; runs in a child process.
+"""Decodes time spans of recordings to 16-bit mono at 16 kHz, or peaks; runs in a child process.
 
-Native decoders may crash or hang here; the server never imports this.
+Native decoders may crash or hang; the server never imports this module.
 """
 
 import io
@@ -19,11 +19,11 @@ from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.units import SAMPLE_RATE_HZ
 from corpus_asr.view.sound import FULL_PEAK, ExcerptRequest, PeaksRequest
 
-# A player soon asks for the next span: decoders are kept open where they are.
+# A player soon requests the next span: open decoders keep their positions.
 OPEN_DECODERS = 4
-# A decoder needs some packets before what it gives is right, and a resampler some samples.
+# Decoders need some packets, and resamplers some samples, before their output is correct.
 _LEAD_S = 2.0
-# Up to this much is skipped by decoding it; beyond, by seeking.
+# Shorter gaps are skipped by decoding; longer ones by seeking.
 _SKIP_S = 60.0
 
 
@@ -32,17 +32,17 @@ class Excerpts:
 
     def __init__(self, *, store: StoreOptions) -> None:
         self._store = store
-        self._open: OrderedDict[tuple[type, str, int | None, int | None, bool], _Tape] = (
+        self._open: OrderedDict[tuple[type, str, int | None, int | None, bool], _ForwardDecoder] = (
             OrderedDict()
         )
 
     def __call__(self, request: ExcerptRequest) -> Iterator[bytes]:
-        """Yield what is asked for, with silence after the end, and empty pieces as heartbeats.
+        """Yield the requested audio, padded with silence, and empty pieces as heartbeats.
 
-        Of `PeaksRequest` nothing is yielded where the place cannot be reached without decoding more
-        than it allows.
+        For a `PeaksRequest`, yields nothing if its start cannot be reached without decoding more
+        than allowed.
         """
-        # The picture of the sound is another place of the recording than what is played.
+        # Peaks and playback are at different positions, with separate decoders.
         key = (type(request), request.uri, request.channel, request.track, request.exact)
         tape = self._open.pop(key, None)
         if tape is None or not tape.reaches(request.start_sample, exact=request.exact):
@@ -58,7 +58,7 @@ class Excerpts:
         while len(self._open) > OPEN_DECODERS:
             self._open.popitem(last=False)[1].close()
 
-    def _tape(self, request: ExcerptRequest) -> "_Tape":
+    def _tape(self, request: ExcerptRequest) -> "_ForwardDecoder":
         lead_s = request.start_sample / SAMPLE_RATE_HZ - _LEAD_S
         tape = self._opened(request)
         if not request.exact and lead_s > _SKIP_S:
@@ -69,19 +69,19 @@ class Excerpts:
             tape.position = round(reached_s * SAMPLE_RATE_HZ)
         return tape
 
-    def _opened(self, request: ExcerptRequest) -> "_Tape":
+    def _opened(self, request: ExcerptRequest) -> "_ForwardDecoder":
         file = open_binary(request.uri, self._store)
         try:
             channels: Channels = "mix" if request.channel is None else request.channel
             uri, track = redact_uri(request.uri), request.track or AUTO_TRACK
-            return _Tape(file, open_audio(file, uri=uri, channels=channels, track=track))
+            return _ForwardDecoder(file, open_audio(file, uri=uri, channels=channels, track=track))
         except BaseException:
             file.close()
             raise
 
 
-class _Tape:
-    # An open recording, which can only be decoded forward.
+class _ForwardDecoder:
+    # An open recording that can only be decoded forward.
     def __init__(self, file: io.BufferedReader, decoder: AudioDecoder) -> None:
         self.decoder = decoder
         self.position = 0  # of the next sample
@@ -100,12 +100,12 @@ class _Tape:
     def read(self, start: int, count: int) -> Iterator[bytes]:
         for samples in self.samples(start, count):
             count -= len(samples)
-            # Of nothing an empty piece: a heartbeat.
+            # An empty piece is a heartbeat.
             yield (np.clip(samples, -1.0, 1.0) * 32767.0).astype("<i2").tobytes()
         yield bytes(2 * count)
 
     def samples(self, start: int, count: int) -> Iterator[Float32[np.ndarray, " sample"]]:
-        # Nothing while what is before it is decoded, then at most `count`: less at the end.
+        # Yields nothing while decoding up to `start`, then up to `count` samples, fewer at the end.
         while self.position < start:
             skipped = self._next(start - self.position)
             if not len(skipped):
@@ -136,7 +136,7 @@ class _Tape:
         return samples
 
 
-def _peaks(tape: _Tape, request: PeaksRequest) -> Iterator[bytes]:
+def _peaks(tape: _ForwardDecoder, request: PeaksRequest) -> Iterator[bytes]:
     loudest = np.zeros(request.num_samples, dtype=np.float32)
     filled = 0
     for samples in tape.samples(request.start_sample, request.num_samples):

@@ -1,4 +1,4 @@
-"""What is searched for: words and phrases, folded: without case, accents and punctuation."""
+"""Search queries: words and phrases, folded (without case, accents and punctuation)."""
 
 import re
 import unicodedata
@@ -16,20 +16,20 @@ from corpus_asr.text.normalize import PLAIN_LETTERS
 MAX_QUERY_CHARS = 500
 _TERM = re.compile(r'(?<!\S)(-?)(?:"([^"]*)"?|(\S+))')
 _DOTLESS_I = "\u0131"
-# Marks that are left out: accents, and points of Hebrew and Arabic. Those of other scripts, such as
-# the vowels of Devanagari, make another word.
+# Ignored marks: accents, and points of Hebrew and Arabic. Marks of other scripts, such as vowels of
+# Devanagari, distinguish words.
 _ACCENTS = (
     (0x0300, 0x036F), (0x0591, 0x05BD), (0x05BF, 0x05C7), (0x0610, 0x061A), (0x0640, 0x0640),
     (0x064B, 0x065F), (0x0670, 0x0670), (0x1AB0, 0x1AFF), (0x1DC0, 0x1DFF), (0x20D0, 0x20FF),
     (0xFE00, 0xFE0F), (0xFE20, 0xFE2F),
 )  # fmt: skip
 _SPACES = re.compile(" {2,}")
-# Parts of Korean syllables, which belong to the letter before them.
+# Parts of Korean syllables, which belong to the previous letter.
 _FOLLOWING_JAMO = range(0x1160, 0x1200)
 
 
-class _Table(dict[int, str | int | None]):
-    # Filled as characters occur: Unicode has a million.
+class _FoldTable(dict[int, str | int | None]):
+    # Filled on demand: Unicode has a million characters.
     def __missing__(self, code: int) -> str | int | None:
         character = chr(code)
         self[code] = PLAIN_LETTERS.get(character, code)
@@ -40,24 +40,24 @@ class _Table(dict[int, str | int | None]):
         return self[code]
 
 
-_TABLE = _Table({ord("\n"): "\n", ord(_DOTLESS_I): "i"})
+_TABLE = _FoldTable({ord("\n"): "\n", ord(_DOTLESS_I): "i"})
 
 
 def folded(text: str) -> str:
-    """Return a text without case, accents and punctuation, its words between single spaces."""
+    """Return a text without case, accents and punctuation, with single spaces between words."""
     return folded_lines([text])[0]
 
 
 def folded_lines(texts: Sequence[str]) -> list[str]:
-    """Return the folded forms of many texts, at a cost of microseconds each."""
-    # Apart: one letter beyond ASCII would send all of a batch through Unicode's normal forms.
+    """Return the folded forms of many texts, in microseconds each."""
+    # Separately: one non-ASCII letter would send the whole batch through Unicode normalization.
     plain = iter(_folded([text for text in texts if text.isascii()]))
-    others = iter(_folded([text for text in texts if not text.isascii()]))
-    return [next(plain) if text.isascii() else next(others) for text in texts]
+    non_ascii = iter(_folded([text for text in texts if not text.isascii()]))
+    return [next(plain) if text.isascii() else next(non_ascii) for text in texts]
 
 
 def _folded(texts: Sequence[str]) -> list[str]:
-    # All at once: a call for each would take longer than the work.
+    # In one call: a call per text would take longer than the work.
     whole = _translated("\n".join(text.replace("\n", " ") for text in texts))
     return [line.strip(" ") for line in _SPACES.sub(" ", whole).split("\n")]
 
@@ -65,13 +65,13 @@ def _folded(texts: Sequence[str]) -> list[str]:
 def _translated(text: str) -> str:
     if text.isascii():
         return text.lower().translate(_TABLE)
-    # Letters are separated from their marks, and what is left is composed again.
+    # Letters are separated from marks, and the remaining marks composed again.
     decomposed = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", text).casefold())
     return unicodedata.normalize("NFC", decomposed.translate(_TABLE))
 
 
 def places(text: str) -> tuple[str, list[int]]:
-    """Return the folded form, and where in the text its characters, and its end, come from."""
+    """Return the folded form, and the index in the text of each character and of the end."""
     characters: list[str] = []
     sources: list[int] = []
     starts = [at for at in range(len(text)) if at == 0 or not _follows(text[at])]
@@ -86,7 +86,7 @@ def places(text: str) -> tuple[str, list[int]]:
 
 
 def _follows(character: str) -> bool:
-    # Whether a character belongs to the letter before it.
+    # Whether a character belongs to the previous letter.
     return ord(character) in _FOLLOWING_JAMO or unicodedata.category(character)[0] == "M"
 
 
@@ -97,12 +97,12 @@ class Query:
     wanted: tuple[str, ...] = ()
     excluded: tuple[str, ...] = ()
     whole_words: bool = False
-    """Whether a match begins and ends where words do."""
+    """Whether a match must start and end at word boundaries."""
 
     def condition(self) -> tuple[str, dict[str, Any]]:
-        """Return what `folded` texts, with a space at both ends, have to match, and its terms.
+        """Return the SQL condition on `folded` texts, padded with spaces, and its parameters.
 
-        In SQL, which names the terms.
+        The parameters are the terms.
         """
         contains = ["contains"] * len(self.wanted) + ["not contains"] * len(self.excluded)
         terms = {f"term_{at}": term for at, term in enumerate((*self.wanted, *self.excluded))}
@@ -113,7 +113,7 @@ class Query:
         return condition or "true", terms
 
     def pieces(self, text: str) -> list[tuple[str, bool]]:
-        """Split a text into pieces, with True for those that match."""
+        """Split a text into pieces, with True for matches."""
         plain, sources = places(text)
         marked = np.zeros(len(text), dtype=bool)
         for start, stop in self._spans(plain):
@@ -134,7 +134,7 @@ class Query:
 
 
 def parse_query(text: str, *, whole_words: bool = False) -> Query:
-    """Parse a query: words, "phrases", and what to exclude after a minus."""
+    """Parse a query: words, "phrases", and exclusions after a minus."""
     if len(text) > MAX_QUERY_CHARS:
         raise ConfigError(
             f"searching: found {len(text)} characters, expected {MAX_QUERY_CHARS} at most; search "

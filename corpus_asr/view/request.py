@@ -1,4 +1,4 @@
-"""The parameters of a request of the pages, from the text of its URL."""
+"""Parameters of a page's request, parsed from its URL."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -14,10 +14,10 @@ MAX_CHARS = 2_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request(Filters):
-    """The parameters of a request."""
+    """Parameters of a request."""
 
     q: str = ""
-    """A query, to search for or to mark."""
+    """A query, to search or to highlight."""
     whole_words: bool = False
     order: Order = Order.recording
     recording_order: RecordingOrder = RecordingOrder.name
@@ -26,10 +26,10 @@ class Request(Filters):
     from_s: float = 0.0
     to_s: float | None = None
     count: int = 1_000
-    """Of peaks."""
+    """Number of peaks."""
     back: bool = False
     decode: bool = False
-    """Also what browsers play."""
+    """Decode audio even if browsers support it."""
     channel: int | None = None
     format: str = ""
 
@@ -53,7 +53,7 @@ def _count(text: str) -> int:
     return value
 
 
-# Parsers of parameters that are no text, and what these have to be.
+# Parsers of non-text parameters, and descriptions of valid values.
 _READ: Mapping[str, tuple[Callable[[str], Any], str]] = {
     **dict.fromkeys(("whole_words", "back", "decode", "unchecked"), ("1".__eq__, "1")),
     **dict.fromkeys(("from_s", "to_s", "min_confidence", "max_confidence"), (_number, "a number")),

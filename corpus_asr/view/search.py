@@ -210,5 +210,5 @@ order by {{order}}
 
 
 def _hit(row: dict[str, Any]) -> Hit:
-    said = row.pop("correction")
-    return Hit(**row, correction=None if said is None else json.loads(said))
+    correction = row.pop("correction")
+    return Hit(**row, correction=None if correction is None else json.loads(correction))

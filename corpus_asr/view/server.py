@@ -108,7 +108,7 @@ class ViewServer:
 
     @property
     def url(self) -> str:
-        """The address of the first page."""
+        """URL of the first page."""
         if self._public is not None:
             return self._public.url.rstrip("/") + f"{self.access.prefix}/"
         host, port = self._socket.getsockname()[:2]
@@ -120,7 +120,7 @@ class ViewServer:
         self._socket.close()
 
     async def serve(self) -> None:
-        """Answer requests until cancelled."""
+        """Answer requests until canceled."""
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS))
         runner = web.AppRunner(self._app, access_log=None, shutdown_timeout=_SHUTDOWN_S)
         await runner.setup()
@@ -164,7 +164,7 @@ class ViewServer:
         check_change(request, self._public)
         try:
             body = await request.json()
-        except (ValueError, RecursionError, LookupError):  # nested too deep; an unknown charset
+        except (ValueError, RecursionError, LookupError):  # nested too deep; unknown charset
             body = None
         if not isinstance(body, dict):
             raise ConfigError("reading a request: found no JSON object, expected one")
@@ -175,7 +175,7 @@ class ViewServer:
         return _json(await asyncio.to_thread(change, await self._body(request)))
 
     def _is_known(self, host: str) -> bool:
-        # Another site can make its name point here (DNS rebinding), but not an address.
+        # Another site may point its own name here (DNS rebinding), but not use an IP address.
         with suppress(ValueError):
             name = (urlsplit(f"//{host}").hostname or "").lower()
             return name in self._names or bool(ipaddress.ip_address(name))
@@ -196,19 +196,19 @@ class ViewServer:
         return _json(await self._read(getattr(self._answers, name), request))
 
     async def _read(self, answer: Callable[[Request], Any], request: web.Request) -> Any:
-        asked = parse_request(request.query)
+        parsed_request = parse_request(request.query)
         try:
-            return await asyncio.to_thread(answer, asked)
+            return await asyncio.to_thread(answer, parsed_request)
         except FetchError as error:
             if error.kind != NOT_FOUND:
                 raise
-        # A run that finished, or did something again, has other objects than the last look saw.
+        # A run that finished, or reprocessed recordings, has other objects than the last view.
         await asyncio.to_thread(self._answers.library.look_again)
-        return await asyncio.to_thread(answer, asked)
+        return await asyncio.to_thread(answer, parsed_request)
 
     async def _saved(self, request: web.Request) -> web.Response:
         name, content = await self._read(self._answers.saved, request)
-        # As text a browser would show all but a document.
+        # Browsers display text, but not .docx.
         kind = "application/octet-stream" if name.endswith(".docx") else "text/plain"
         charset = None if name.endswith(".docx") else "utf-8"
         return web.Response(
@@ -221,7 +221,7 @@ class ViewServer:
         try:
             start, stop, _ = request.http_range.indices(size)
             status = 206 if "Range" in request.headers else 200
-        except ValueError:  # other units and several ranges may be ignored
+        except ValueError:  # other units and multiple ranges may be ignored
             start, stop, status = 0, size, 200
         if start >= stop and status == 206:
             return web.Response(status=416, headers={"Content-Range": f"bytes */{size}"})
@@ -239,20 +239,20 @@ class ViewServer:
 async def _play(
     request: web.Request, response: web.StreamResponse, audio: Playable, start: int, stop: int
 ) -> web.StreamResponse:
-    """Send some bytes of a recording."""
+    """Send a byte range of a recording."""
     response.content_type = audio.type
     response.content_length = stop - start
     if request.method != "HEAD":
         pieces = audio.read(start, stop)
-        # Before the status is sent, so that an error is a response of its own.
+        # Before the status is sent, so that an error gets its own response.
         piece = await asyncio.to_thread(next, pieces, b"")
         if await _write(request, response, piece, pieces) < stop - start:
-            response.force_close()  # so that the player does not wait for the rest
+            response.force_close()  # the player must not wait for the rest
     return response
 
 
 def _as_file(name: str) -> dict[str, str]:
-    """Return the headers with which browsers save a response under a name."""
+    """Return the headers that make browsers save a response under a name."""
     plain = re.sub(r"[^A-Za-z0-9._ -]", "_", name)
     names = f"filename=\"{plain}\"; filename*=UTF-8''{quote(name, safe='')}"
     return {"Content-Disposition": f"attachment; {names}"}
@@ -261,7 +261,7 @@ def _as_file(name: str) -> dict[str, str]:
 async def _write(
     request: web.Request, response: web.StreamResponse, piece: bytes, others: Iterator[bytes]
 ) -> int:
-    """Send pieces up to an empty one, or as long as somebody reads; return how many bytes."""
+    """Send pieces until an empty one, or until disconnected; return the number of bytes."""
     sent = 0
     try:
         await response.prepare(request)
@@ -272,7 +272,7 @@ async def _write(
     except CorpusAsrError as error:
         event(_LOG, logging.WARNING, "response_ended_early", why=str(error))
     except ConnectionError:
-        pass  # players go away all the time
+        pass  # players disconnect frequently
     return sent
 
 

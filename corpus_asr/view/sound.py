@@ -123,7 +123,7 @@ class Sound:
 
     @property
     def needs_decoding(self) -> bool:
-        """Whether its times are known only by decoding it: a jump would land elsewhere."""
+        """Whether times are exact only if it is decoded from the start: a seek would be off."""
         return bool(self.decode_errors or self.clock_restarts)
 
     def place_of(self, channel: int | None) -> dict[str, int | None]:
@@ -133,12 +133,12 @@ class Sound:
 
     @property
     def browser_type(self) -> str | None:
-        """The media type if browsers play the file as it is; else None."""
+        """Media type if browsers play the file unchanged; else None."""
         suffix = os.path.splitext(self.uri.partition("?")[0])[1].lower()
         kind, codecs = _PLAYED.get(suffix, ("", ()))
         codec = (self.codec or "").removeprefix("lib").removesuffix("float").removesuffix("_fixed")
-        # Where packets had to be skipped, a browser's clock and that of the transcript differ; of
-        # several tracks it may play another one.
+        # After skipped packets, a browser's clock differs from the transcript's; with several
+        # tracks it may play another one.
         is_same = not self.needs_decoding and not self.audio_tracks
         return kind if codec in codecs and is_same else None
 
@@ -176,11 +176,11 @@ class Sounds:
         folders: Sequence[str] = (),
     ) -> None:
         self._moved = tuple(moved)
-        allowed = (*folders, *(now for _, now in self._moved))
+        allowed = (*folders, *(new_prefix for _, new_prefix in self._moved))
         options = source_options(store, allowed=allowed, storage=storage)
         self._store = replace(options, policy=PATIENCE)
-        # A player asks for one range after the other. Files that fall out of the cache are closed
-        # when the last thread has read from them.
+        # A player requests consecutive ranges. Files evicted from the cache are closed after their
+        # last read.
         self._file = functools.lru_cache(OPEN_FILES)(self._opened_audio)
         self._decoding = threading.Lock()
         self._decoder = IsolatedGenerator(
@@ -188,16 +188,16 @@ class Sounds:
         )
 
     def close(self) -> None:
-        """End the decoder."""
+        """Stop the decoder."""
         with self._decoding:
             self._decoder.close()
 
     def of(self, row: Mapping[str, Any]) -> Sound:
-        """Return the sound of a row of the catalogue."""
+        """Return the sound of a catalogue row."""
         uri = row["uri"]
-        for before, now in self._moved:
-            if uri.startswith(before):
-                uri = now + uri.removeprefix(before)
+        for old_prefix, new_prefix in self._moved:
+            if uri.startswith(old_prefix):
+                uri = new_prefix + uri.removeprefix(old_prefix)
                 break
         same = {name: row[name] for name in _SAME}
         uri = located(uri, row["etag"])
@@ -214,38 +214,38 @@ class Sounds:
     def changed(self, sound: Sound) -> bool:
         """Return whether a recording has changed since it was transcribed.
 
-        Raises `FetchError` if it is gone, or its store does not answer.
+        Raises `FetchError` if it no longer exists, or its store is unavailable.
         """
-        # Stores without ETags, and tables of older runs, tell less: what is unknown is no change.
+        # Stores without ETags, and tables of older runs, have less data: unknown is unchanged.
         try:
             with self._open(sound.uri) as file:
-                now = cast(RangeFile, file.raw).info
+                info = cast(RangeFile, file.raw).info
         except FetchError as error:
-            if error.kind == CHANGED:  # the archive that it is a member of
+            if error.kind == CHANGED:  # the archive of a member
                 return True
             raise
-        sizes = {sound.size_bytes, now.size_bytes} - {None}
-        return len(sizes) > 1 or not may_be_same(sound.etag, now.etag)
+        sizes = {sound.size_bytes, info.size_bytes} - {None}
+        return len(sizes) > 1 or not may_be_same(sound.etag, info.etag)
 
     def as_it_is(self, sound: Sound) -> "Playable":
-        """Return a recording's own bytes.
+        """Return a recording's original bytes.
 
         Raises:
-            ItemError: it cannot be read, or holds no audio.
+            ItemError: it cannot be read, or contains no audio.
         """
-        kind = sound.browser_type or "application/octet-stream"  # browsers look into it themselves
+        kind = sound.browser_type or "application/octet-stream"  # browsers detect the type
         read = functools.partial(self._source_bytes, sound.uri)
         return Playable(kind, self._file(sound.uri).size_bytes, read)
 
     def decoded(self, sound: Sound, *, channel: int | None = None) -> "Playable":
-        """Return a recording as a WAV of 16-bit mono at 16 kHz, of one channel or of all mixed."""
+        """Return a recording as a WAV of 16-bit mono at 16 kHz, of one channel or all mixed."""
         num_samples = min(MAX_SAMPLES, round(sound.duration_s * SAMPLE_RATE_HZ))
         return self._wav(sound, channel, range(num_samples))
 
     def clip(
         self, sound: Sound, start_s: float, end_s: float, *, channel: int | None = None
     ) -> "Playable":
-        """Return a span of a recording as `decoded` does the whole."""
+        """Return a time span of a recording as `decoded` returns the whole."""
         samples = range(round(start_s * SAMPLE_RATE_HZ), round(end_s * SAMPLE_RATE_HZ))
         return self._wav(sound, channel, samples)
 
@@ -256,9 +256,9 @@ class Sounds:
     def peaks(
         self, sound: Sound, start_s: float, num_peaks: int, *, channel: int | None
     ) -> bytes | None:
-        """Return the loudest sample of each `1 / PEAKS_PER_S`, in bytes, from a place on.
+        """Return the peak of each `1 / PEAKS_PER_S`, as bytes, from `start_s` on.
 
-        None where the place cannot be reached without decoding what is before it.
+        None if the start cannot be reached without decoding everything before it.
 
         Raises:
             ItemError: it cannot be read or decoded.
@@ -277,7 +277,7 @@ class Sounds:
             return b"".join(self._decoder.run(request)) or None
 
     def _opened_audio(self, uri: str) -> _OpenFile:
-        # Tables may name any file: only of one that the decoder takes are the bytes handed out.
+        # Tables may name any file: its bytes are served only if it can be decoded.
         first = ExcerptRequest(
             uri=uri, channel=None, track=None, exact=True, start_sample=0, num_samples=1
         )
@@ -291,7 +291,7 @@ class Sounds:
             try:
                 piece = self._file(uri).read(start, min(PIECE_BYTES, stop - start))
             except Exception:
-                self._file.cache_clear()  # it may have changed: the next request opens it again
+                self._file.cache_clear()  # it may have changed: the next request reopens it
                 raise
             if not piece:
                 return
@@ -308,20 +308,20 @@ class Sounds:
         while start < stop:
             length_s = next(lengths, length_s)
             first, odd = divmod(start - _WAV_HEADER_BYTES, _SAMPLE_BYTES)
-            left = -(-(stop - _WAV_HEADER_BYTES) // _SAMPLE_BYTES) - first
+            remaining_samples = -(-(stop - _WAV_HEADER_BYTES) // _SAMPLE_BYTES) - first
             request = ExcerptRequest(
                 uri=sound.uri,
                 **sound.place_of(channel),
                 exact=sound.needs_decoding,
                 start_sample=samples.start + first,
-                num_samples=min(left, length_s * SAMPLE_RATE_HZ),
+                num_samples=min(remaining_samples, length_s * SAMPLE_RATE_HZ),
             )
             # One child process decodes for all listeners, a few seconds at a time.
             with self._decoding:
                 decoded = b"".join(self._decoder.run(request))
             piece = decoded[odd : odd + stop - start]
             start += len(piece)
-            # With the first sound: whoever has some bytes knows that it can be decoded.
+            # Sent with the first samples: a non-empty response shows that decoding works.
             yield header + piece
             header = b""
         if header:
@@ -371,9 +371,9 @@ class Waveforms:
     def peaks(
         self, sound: Sound, start_s: float, end_s: float, count: int, *, channel: int | None = None
     ) -> list[int] | None:
-        """Return the loudest sample in each of `count` equal parts of a span, from 0 to 255.
+        """Return the peak in each of `count` equal parts of a span, 0 to 255.
 
-        None for a span beyond `LONGEST_S`, or one that is not reached without decoding hours.
+        None for a span longer than `LONGEST_S`, or one that requires decoding hours to reach.
 
         Raises:
             ItemError: the recording cannot be read or decoded.
@@ -391,9 +391,9 @@ class Waveforms:
         edges_s = np.linspace(start_s, end_s, count + 1)[:-1] - first * TILE_S
         edges = np.floor(edges_s * PEAKS_PER_S).astype(np.int64)
         last_edge = max(edges[-1] + 1, math.ceil((end_s - first * TILE_S) * PEAKS_PER_S))
-        # Of parts shorter than a peak, several have the same one.
-        found: list[int] = np.maximum.reduceat(values[:last_edge], edges).tolist()
-        return found
+        # If parts are shorter than a peak, several share one.
+        peaks: list[int] = np.maximum.reduceat(values[:last_edge], edges).tolist()
+        return peaks
 
     def _decoded_tile(self, sound: Sound, channel: int | None, number: int) -> np.ndarray | None:
         # One at a time, so that what is played is decoded in between.
@@ -414,21 +414,21 @@ class Pauses:
         self._starts, self._ends = silent_from[are_pauses], silent_to[are_pauses]
 
     def speech(self, start_s: float, end_s: float, count: int) -> list[int]:
-        """Return how much of each of `count` equal parts of a span is no pause, from 0 to 255."""
+        """Return the fraction of speech in each of `count` equal parts of a span, 0 to 255."""
         bounds = np.stack([self._starts, self._ends], axis=1).ravel()
         lengths = self._ends - self._starts
         silent = np.stack([np.cumsum(lengths) - lengths, np.cumsum(lengths)], axis=1).ravel()
         edges = np.linspace(start_s, end_s, count + 1)
-        # Silence up to a moment is a line between the bounds of pauses.
+        # Cumulative silence is linear between the bounds of pauses.
         passed = np.interp(edges, bounds, silent) if len(bounds) else np.zeros(count + 1)
         share = 1.0 - np.diff(passed) / ((end_s - start_s) / count)
-        found: list[int] = np.rint(FULL_PEAK * np.clip(share, 0.0, 1.0)).astype(int).tolist()
-        return found
+        shares: list[int] = np.rint(FULL_PEAK * np.clip(share, 0.0, 1.0)).astype(int).tolist()
+        return shares
 
     def within(self, start_s: float, end_s: float, *, at_least_s: float) -> list[list[float]]:
-        """Return start and end of the pauses in a span that are so long, cut to it."""
+        """Return start and end of pauses of at least `at_least_s`, clipped to a span."""
         starts, ends = np.maximum(self._starts, start_s), np.minimum(self._ends, end_s)
         long = ends - starts >= max(at_least_s, 1e-9)
         pairs = np.stack([starts[long], ends[long]], axis=1)
-        found: list[list[float]] = np.round(pairs, 3).tolist()
-        return found
+        pauses: list[list[float]] = np.round(pairs, 3).tolist()
+        return pauses

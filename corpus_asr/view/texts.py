@@ -183,7 +183,7 @@ class Edits:
     """Numbers of recordings."""
 
     def put(self, tables: RunTables) -> None:
-        """Let whoever searches have these."""
+        """Make the edits visible to searches."""
         tables.execute(_EDIT, self.rows, kept=self.kept)
 
 
@@ -193,9 +193,9 @@ def read_edits(
     places_of: Callable[[str], Places],
     corrections: Corrections,
 ) -> Edits | None:
-    """Read what these corrections put over the texts; None if all of it is there.
+    """Read the texts changed by these corrections; None if they are up to date.
 
-    Only recordings that somebody corrected since are read.
+    Only recordings with new corrections are read.
     """
     numbers = dict(
         tables.rows(
@@ -204,11 +204,17 @@ def read_edits(
             ids=corrections.recording_ids,
         )
     )
-    known = dict(tables.rows("select distinct number, edition from edits"))
-    editions = {each: corrections.edition(each) for each in numbers}
-    kept = [at for each, at in numbers.items() if known.get(at) == editions[each]]
-    fresh = [each for each, at in numbers.items() if known.get(at) != editions[each]]
-    if not fresh and len(kept) == len(known):
+    edition_of = dict(tables.rows("select distinct number, edition from edits"))
+    editions = {recording_id: corrections.edition(recording_id) for recording_id in numbers}
+    kept = [
+        at for recording_id, at in numbers.items() if edition_of.get(at) == editions[recording_id]
+    ]
+    fresh = [
+        recording_id
+        for recording_id, at in numbers.items()
+        if edition_of.get(at) != editions[recording_id]
+    ]
+    if not fresh and len(kept) == len(edition_of):
         return None
     [(first,)] = tables.rows(f"select coalesce(max(place) + 2, {_FIRST_EDIT}) from edits")
     edits = [_EDITS.empty_table()]
@@ -216,17 +222,17 @@ def read_edits(
         placing = place(segments_at(store, places_of(recording_id)), corrections.of(recording_id))
         rows = placing.rows
         texts = pc.fill_null(rows["text"], "")
-        said: list[str | None] = [None] * rows.num_rows
+        json_texts: list[str | None] = [None] * rows.num_rows
         by_key = placing.by_key()
         for at, made in placing.made.items():
-            said[at] = json.dumps(said_of(made, by_key[made.key]))
+            json_texts[at] = json.dumps(said_of(made, by_key[made.key]))
         same = {"number": numbers[recording_id], "edition": editions[recording_id]}
         columns = {name: rows[name] for name in _SEGMENT_COLUMNS} | {
             "place": pa.array(np.arange(first, first + rows.num_rows)),
             "id": pa.nulls(rows.num_rows, pa.int64()),
             "text": texts,
             "folded": _folded(texts.to_pylist()),
-            "correction": pa.array(said, pa.string()),
+            "correction": pa.array(json_texts, pa.string()),
             **{
                 name: pa.array([value] * rows.num_rows, _EDITS.field(name).type)
                 for name, value in same.items()
@@ -234,13 +240,13 @@ def read_edits(
         }
         first += rows.num_rows + 1
         edits.append(pa.table(columns).select(_EDITS.names).cast(_EDITS))
-        if not rows.num_rows:  # known not to be read again
+        if not rows.num_rows:  # recorded as read
             edits.append(pa.Table.from_pylist([same], schema=_EDITS))
     return Edits(pa.concat_tables(edits), kept)
 
 
 def said_of(made: Made, block: Block) -> dict[str, Any]:
-    """Return what is known of the correction that made a segment, as values for JSON."""
+    """Return the correction that made a segment, as JSON values."""
     correction, segment = made.correction, made.segment
     return {
         "id": correction.id,

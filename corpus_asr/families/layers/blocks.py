@@ -235,7 +235,7 @@ def _is_same_attention(found: Tensor, expected: Tensor, arguments: tuple[Any, ..
     # In float32: in half precision, scores of 8 and more are rounded to multiples of a hundredth.
     # Of the first and the last row, as copies of all take gigabytes.
     for row in (slice(1), slice(len(found) - 1, None)):
-        query, key, value = (one[row] for one in arguments[:3])
+        query, key, value = (argument[row] for argument in arguments[:3])
         unseen, scales = arguments[3], arguments[4]
         if scales is None:
             key, value = key.float(), value.float()
@@ -287,10 +287,12 @@ def _scores(query: Heads, key: Keys) -> Float[Tensor, "batch head token pos"]:
     # With tiles (AMX) oneDNN copies transposed keys of bfloat16 first: with one query and 1,500
     # keys, the product the other way round takes 0.3 ms instead of 0.55 (8 slots of whisper-base,
     # two cores). Without them it uses one lane of sixteen and takes 1.0 ms instead of 0.54.
-    one = query.shape[2] == 1 and query.dtype == torch.bfloat16 and query.device.type == "cpu"
-    if one and torch.cpu._is_amx_tile_supported():
+    is_single_query = (
+        query.shape[2] == 1 and query.dtype == torch.bfloat16 and query.device.type == "cpu"
+    )
+    if is_single_query and torch.cpu._is_amx_tile_supported():
         return torch.matmul(key, query.transpose(-1, -2)).transpose(-1, -2)
-    if one:
+    if is_single_query:
         # oneDNN copies keys that are part of a longer cache, and slowly once transposed: with 128
         # of 448 tokens a step's six products take 1.9 ms, and 0.7 with this copy (one thread).
         key = key.contiguous()

@@ -40,25 +40,25 @@ class CachedDecoderBlock:
     """
 
     def __init__(self, block: DecoderBlock, *, int8: bool = False) -> None:
-        own, cross = block.self_attn, block.encoder_attn
-        self._heads = own.heads
+        self_attention, cross_attention = block.self_attn, block.encoder_attn
+        self._heads = self_attention.heads
         # Not the block itself: its linear maps need not stay in memory beside their copies.
         self._activate = block.activate
         # A power of two for Whisper's head_dim of 64: folding it in rounds nothing.
-        scale = own.head_dim**-0.5
+        scale = self_attention.head_dim**-0.5
         self._qkv = NormedProjection(
             block.self_attn_layer_norm,
-            [own.q_proj, own.k_proj, own.v_proj],
+            [self_attention.q_proj, self_attention.k_proj, self_attention.v_proj],
             scales=[scale],
             int8=int8,
         )
-        self._out = Projection([own.out_proj], int8=int8)
+        self._out = Projection([self_attention.out_proj], int8=int8)
         self._cross_query = NormedProjection(
-            block.encoder_attn_layer_norm, [cross.q_proj], scales=[scale], int8=int8
+            block.encoder_attn_layer_norm, [cross_attention.q_proj], scales=[scale], int8=int8
         )
         # Never in 8 bits: once per window, and every token reads what it gives.
-        self._cross_kv = Projection([cross.k_proj, cross.v_proj])
-        self._cross_out = Projection([cross.out_proj], int8=int8)
+        self._cross_kv = Projection([cross_attention.k_proj, cross_attention.v_proj])
+        self._cross_out = Projection([cross_attention.out_proj], int8=int8)
         self._fc1 = NormedProjection(block.final_layer_norm, [block.fc1], int8=int8)
         self._fc2 = Projection([block.fc2], int8=int8)
 
@@ -139,9 +139,9 @@ class CachedDecoderBlock:
     ) -> Hidden:
         query = split_heads(self._cross_query(hidden), self._heads)
         if windows.ends:
-            each = zip(torch.split(query, 1), windows.slots, windows.ends, strict=True)
+            rows = zip(torch.split(query, 1), windows.slots, windows.ends, strict=True)
             attended = torch.cat(
-                [attend_cached(part, *cache.packed_window(slot, end)) for part, slot, end in each]
+                [attend_cached(part, *cache.packed_window(slot, end)) for part, slot, end in rows]
             )
         else:
             attended = attend_cached(query, *cache.window(windows.rows), unseen=windows.unseen)
@@ -390,15 +390,15 @@ class DecoderSlots(ABC):
         windows = state.view_windows(slots)
         hidden = self._embed_whole(tokens)
         (index,) = upload(tokens.device, [head for _, head in heads])
-        found: list[Tensor] = []
+        layer_weights: list[Tensor] = []
         for number, (block, cache) in enumerate(zip(self._blocks, state.layers, strict=True)):
             rows = [row for row, (layer, _) in enumerate(heads) if layer == number]
             chosen = index[rows[0] : rows[-1] + 1] if rows else None
             hidden, weights = block.align(cache, hidden, chosen, windows)
             if weights is not None:
-                found.append(weights)
+                layer_weights.append(weights)
         normed: Tensor = self._layer_norm(hidden)
-        return torch.cat(found, dim=1).index_select(1, back), normed
+        return torch.cat(layer_weights, dim=1).index_select(1, back), normed
 
     @torch.inference_mode()
     def move(self, state: SlotCache, source: int, target: int) -> None:

@@ -139,8 +139,8 @@ class DecoderCache(Cache):
         return len(self.layers)
 
     def __getitem__(self, layer: int) -> tuple[Tensor, ...]:
-        own, cross = self.layers[layer].own.pair, self.layers[layer].cross.pair
-        return (*(own or ()), *(cross or ()))
+        self_pair, cross_pair = self.layers[layer].own.pair, self.layers[layer].cross.pair
+        return (*(self_pair or ()), *(cross_pair or ()))
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         return (self[i] for i in range(len(self)))
@@ -197,26 +197,26 @@ def taken(past_key_values: Any, *, num_layers: int) -> DecoderCache | None:
     """
     if past_key_values is None:
         return None
-    own = getattr(past_key_values, "self_attention_cache", past_key_values)
-    if type(own).__name__ == "DynamicCache":
-        cross = getattr(past_key_values, "cross_attention_cache", None)
-        return _converted(own, cross, num_layers=num_layers)
+    self_cache = getattr(past_key_values, "self_attention_cache", past_key_values)
+    if type(self_cache).__name__ == "DynamicCache":
+        cross_cache = getattr(past_key_values, "cross_attention_cache", None)
+        return _converted(self_cache, cross_cache, num_layers=num_layers)
     if isinstance(past_key_values, DecoderCache) and len(past_key_values) == num_layers:
         return past_key_values
-    found = f"a {type(past_key_values).__name__}"
+    description = f"a {type(past_key_values).__name__}"
     if isinstance(past_key_values, DecoderCache):
-        found += f" of {len(past_key_values)} layers"
+        description += f" of {len(past_key_values)} layers"
     raise ValueError(
-        f"continuing with past_key_values: found {found}, expected what a model of {num_layers} "
-        f"decoder layers returned"
+        f"continuing with past_key_values: found {description}, expected what a model of "
+        f"{num_layers} decoder layers returned"
     )
 
 
 def _converted(own: Any, cross: Any, *, num_layers: int) -> DecoderCache:
     cache = DecoderCache(num_layers)
     for number, layer in enumerate(cache.layers):
-        for kept, given in ((layer.own, own), (layer.cross, cross)):
-            layers = [] if given is None else given.layers
+        for kept, source in ((layer.own, own), (layer.cross, cross)):
+            layers = [] if source is None else source.layers
             # Before anything is kept there are fewer layers, or layers without tensors.
             if number < len(layers) and getattr(layers[number], "keys", None) is not None:
                 keys, values = layers[number].keys, layers[number].values
@@ -311,13 +311,13 @@ class LayerCache:
 
     def write_window(self, rows: slice | Tensor, keys: Keys, values: Keys) -> None:
         """Replace the cross-attention keys and values of windows."""
-        for number, (held, given) in enumerate(
+        for number, (held, tensor) in enumerate(
             ((self.cross_keys, keys), (self.cross_values, values))
         ):
             if self.cross_scales is None:
-                held[rows] = given
+                held[rows] = tensor
             else:
-                held[rows], self.cross_scales[number, rows] = to_float8(given)
+                held[rows], self.cross_scales[number, rows] = to_float8(tensor)
 
     def packed_window(self, slot: int, end: int) -> KeysAndValues:
         """Views of a slot's window of `end` positions, for writing and reading it."""
@@ -419,13 +419,13 @@ class SlotCache:
     def note_prompts(self, slots: Slots, length: int) -> None:
         """Note that `slots` hold new prompts of so many tokens, and nothing else."""
         if self._holder is not None:
-            own = torch.tensor([slot % self.beams for slot in slots]).unsqueeze(1)
-            self._holder[self.rows(slots)] = to_device(own, self._holder.device)
+            beam_indices = torch.tensor([slot % self.beams for slot in slots]).unsqueeze(1)
+            self._holder[self.rows(slots)] = to_device(beam_indices, self._holder.device)
             # As in `write_prompts`: these slots' values are read as soon as they go on.
             firsts = sorted({slot // self.beams * self.beams for slot in slots})
             all_slots = [slot for first in firsts for slot in range(first, first + self.beams)]
-            if others := sorted(set(all_slots) - set(slots)):
-                index = to_device(torch.tensor(others), self._holder.device)
+            if other_slots := sorted(set(all_slots) - set(slots)):
+                index = to_device(torch.tensor(other_slots), self._holder.device)
                 self._text[:, 1].index_fill_(1, index, 0)
         if self._written is not None:
             self._written[list(slots)] = 0
@@ -523,8 +523,8 @@ class SlotCache:
         changed = [(slot, source) for slot, source in pairs if slot != source]
         # Window by window where that is possible: beams of one differ in their last tokens alone.
         apart = all(slot // self.beams == source // self.beams for slot, source in changed)
-        for _, some in groupby(changed, key=lambda pair: apart and pair[0] // self.beams):
-            targets, givers = (list(numbers) for numbers in zip(*some, strict=True))
+        for _, window_pairs in groupby(changed, key=lambda pair: apart and pair[0] // self.beams):
+            targets, givers = (list(numbers) for numbers in zip(*window_pairs, strict=True))
             held = self._written[givers]
             differs = (self._written[targets] != held).any(dim=0).nonzero()
             if len(differs):

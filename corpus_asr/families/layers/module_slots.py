@@ -31,9 +31,9 @@ class _Slot:
 
     def copy(self) -> "_Slot":
         cache = DecoderCache(len(self.cache))
-        for own, other in zip(cache.layers, self.cache.layers, strict=True):
+        for target, source in zip(cache.layers, self.cache.layers, strict=True):
             # Pairs are replaced as they grow, never changed.
-            own.own.pair, own.cross.pair = other.own.pair, other.cross.pair
+            target.own.pair, target.cross.pair = source.own.pair, source.cross.pair
         return _Slot(cache, list(self.tokens))
 
 
@@ -67,7 +67,7 @@ class ModuleSlots(ABC):
     def device(self) -> torch.device:
         """Where inputs go: weights that were moved away have hooks that bring them back."""
         devices = (weight.device for weight in self._network.parameters())
-        return next((found for found in devices if found.type != "meta"), torch.device("cpu"))
+        return next((device for device in devices if device.type != "meta"), torch.device("cpu"))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -143,7 +143,9 @@ class ModuleSlots(ABC):
         positions: Int[Tensor, " batch"],
     ) -> Float[Tensor, "batch token vocab"]:
         rows = zip(slots, tokens.tolist(), positions.tolist(), strict=True)
-        return torch.stack([self._read(state, slot, some, start) for slot, some, start in rows])
+        return torch.stack(
+            [self._read(state, slot, token_ids, start) for slot, token_ids, start in rows]
+        )
 
     def logits(self, hidden: Float[Tensor, "*batch vocab"]) -> Float[Tensor, "*batch vocab"]:
         return hidden
@@ -164,23 +166,23 @@ class ModuleSlots(ABC):
             window = state.windows[slot // state.beams]
             assert window is not None, "aligned in an empty slot"
             output = self._called(window, text[:length], None, output_attentions=True)
-            found = self._weights(output.cross_attentions, heads)
+            slot_weights = self._weights(output.cross_attentions, heads)
             rest = longest - length
-            weights.append(F.pad(found, (0, positions - found.shape[2], 0, rest)))
+            weights.append(F.pad(slot_weights, (0, positions - slot_weights.shape[2], 0, rest)))
             scored.append(F.pad(output.logits[0].float(), (0, 0, 0, rest)))
         return torch.stack(weights), torch.stack(scored)
 
     def _weights(
         self, by_layer: Sequence[Tensor] | None, heads: Sequence[tuple[int, int]]
     ) -> Float[Tensor, "head token pos"]:
-        found = len(by_layer or ())
-        if by_layer is None or found != self._layers:
+        num_layers = len(by_layer or ())
+        if by_layer is None or num_layers != self._layers:
             raise ValueError(
-                f"aligning tokens: found the cross-attention weights of {found} decoder layers, "
-                f"expected those of {self._layers}; let replaced layers append theirs to "
+                f"aligning tokens: found the cross-attention weights of {num_layers} decoder "
+                f"layers, expected those of {self._layers}; let replaced layers append theirs to "
                 "`record.cross`, or generate without times of tokens"
             )
-        check_heads(heads, layers=found, num_heads=self._config.decoder_attention_heads)
+        check_heads(heads, layers=num_layers, num_heads=self._config.decoder_attention_heads)
         return torch.stack([by_layer[layer][0, head].float() for layer, head in heads])
 
     def move(self, state: ModuleState, source: int, target: int) -> None:

@@ -65,11 +65,11 @@ def run_per_sample(
     def compute(number: int) -> None:
         results[number] = function(items[number])
 
-    for some, workers in ((numbers[:alone], threads), (numbers[alone:], len(numbers) - alone)):
-        if some:
-            small = size is not None and size(items[some[-1]]) < WORTH_SEVERAL_THREADS
+    for group, workers in ((numbers[:alone], threads), (numbers[alone:], len(numbers) - alone)):
+        if group:
+            small = size is not None and size(items[group[-1]]) < WORTH_SEVERAL_THREADS
             threads_each = 1 if small else threads // workers
-            _run_in_threads(compute, some, workers, threads_each, inference=inference)
+            _run_in_threads(compute, group, workers, threads_each, inference=inference)
     return [results[number] for number in range(len(items))]
 
 
@@ -82,7 +82,7 @@ def _run_in_threads(
     inference: bool,
 ) -> None:
     # One list that all take from, not a task each: a task costs 20 us, and a window has hundreds.
-    left, lock = iter(numbers), threading.Lock()
+    queue, lock = iter(numbers), threading.Lock()
     errors: dict[int, Exception] = {}
     started = threading.Semaphore(0)
 
@@ -91,7 +91,7 @@ def _run_in_threads(
         with torch.inference_mode(inference):
             while not errors:
                 with lock:
-                    number = next(left, None)
+                    number = next(queue, None)
                 if number is None:
                     return
                 try:
@@ -303,7 +303,9 @@ def fused_encoder(encoder: Encoder) -> Encoder:
     What it is made of keeps its names and values, and becomes views of the fused weights.
     """
     fused = copy.copy(encoder)
-    blocks = [FusedEncoderBlock(one) for one in encoder.layers if isinstance(one, EncoderBlock)]
+    blocks = [
+        FusedEncoderBlock(layer) for layer in encoder.layers if isinstance(layer, EncoderBlock)
+    ]
     fused._modules = {**encoder._modules, "layers": nn.ModuleList(blocks)}
     return fused
 

@@ -33,8 +33,8 @@ _networks: dict[type, dict[str, Any]] = {}
 
 def plain(cls: Module) -> Module:
     """Note a class whose instances the fast decoder stands for, as long as all methods stay."""
-    own = [one for one in cls.__mro__ if one.__module__.startswith(_PACKAGE)]
-    names = {name for one in own for name, held in vars(one).items() if callable(held)}
+    classes = [base for base in cls.__mro__ if base.__module__.startswith(_PACKAGE)]
+    names = {name for base in classes for name, held in vars(base).items() if callable(held)}
     _modules[cls] = _held(cls, *_CALL, *(name for name in names if not name.startswith("__")))
     return cls
 
@@ -81,8 +81,8 @@ def called_modules(network: Any) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _noted(kind: type) -> dict[str, Any] | None:
-    known = (_networks[one] for one in kind.__mro__ if one in _networks)
-    return _modules.get(kind) or next(known, None)
+    entries = (_networks[base] for base in kind.__mro__ if base in _networks)
+    return _modules.get(kind) or next(entries, None)
 
 
 def _why_class(kind: type) -> str | None:

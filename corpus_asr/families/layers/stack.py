@@ -65,11 +65,11 @@ class Stack(nn.Module):
         **options: Any,
     ) -> Float[Tensor, "batch pos width"]:
         hidden = F.dropout(hidden, self.config.dropout, self.training)
-        for number, (layer, own) in enumerate(zip(self.layers, by_layer, strict=True)):
+        for number, (layer, layer_options) in enumerate(zip(self.layers, by_layer, strict=True)):
             if record.states is not None:
                 record.states.append(hidden)
             twice = self.gradient_checkpointing and number % self.checkpoint_every == 0
-            hidden = self._through(layer, hidden, twice, record=record, **options, **own)
+            hidden = self._through(layer, hidden, twice, record=record, **options, **layer_options)
         last: Tensor = self.layer_norm(hidden)
         if record.states is not None:
             record.states.append(last)
@@ -258,14 +258,14 @@ class TokenDecoder(Stack):
             embedded = embedded.expand(len(encoder_hidden_states), -1, -1)
         _check_encoded(encoder_hidden_states, embedded)
         hidden = self._placed(embedded, input_ids, start, **positions)
-        own = self._head_masks(head_mask, heads=self.heads, name="decoder_head_mask")
-        cross = self._head_masks(
+        self_masks = self._head_masks(head_mask, heads=self.heads, name="decoder_head_mask")
+        cross_masks = self._head_masks(
             cross_attn_head_mask, heads=self.heads, name="cross_attn_head_mask"
         )
         pasts = past.layers if past else [None] * len(self.layers)
         by_layer = [
             {"head_mask": own_mask, "cross_head_mask": cross_mask, "past": kept}
-            for own_mask, cross_mask, kept in zip(own, cross, pasts, strict=True)
+            for own_mask, cross_mask, kept in zip(self_masks, cross_masks, pasts, strict=True)
         ]
         record = Record.asked(self.config, output_attentions, output_hidden_states)
         last = self._run_blocks(
@@ -291,9 +291,9 @@ class TokenDecoder(Stack):
 
     def _embedded(self, input_ids: Tensor | None, embeds: Tensor | None) -> Tensor:
         if (input_ids is None) == (embeds is None):
-            found = "neither" if input_ids is None else "both"
+            count = "neither" if input_ids is None else "both"
             raise ValueError(
-                f"decoding: found {found} of decoder_input_ids and decoder_inputs_embeds, expected "
+                f"decoding: found {count} of decoder_input_ids and decoder_inputs_embeds, expected "
                 f"one of them; the first tokens of a transcript are its prompt"
             )
         if embeds is None:

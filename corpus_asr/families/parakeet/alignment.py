@@ -62,7 +62,9 @@ class WordAligner:
     @property
     def num_bytes(self) -> int:
         """What its weights take."""
-        return sum(each.numel() * each.element_size() for each in self._network.parameters())
+        return sum(
+            parameter.numel() * parameter.element_size() for parameter in self._network.parameters()
+        )
 
     def scores(
         self, part: Float16[np.ndarray, "frame mel"], *, window_s: float = _WINDOW_S
@@ -97,7 +99,7 @@ class WordAligner:
         row = align_tokens(
             scores, [token for tokens in spelled for token in tokens], blank=self._network.blank
         )
-        found: list[RecognizedWord] = []
+        placed_words: list[RecognizedWord] = []
         first, end_s = 0, 0.0
         for word, tokens in zip(words, spelled, strict=True):
             start_s, probability, stop = end_s, 1.0, first + len(tokens)
@@ -105,11 +107,11 @@ class WordAligner:
                 start_s = row.frames[first] * self.position_s
                 end_s = (row.frames[stop - 1] + row.durations[stop - 1]) * self.position_s
                 probability = math.fsum(map(math.exp, row.logprobs[first:stop])) / len(tokens)
-            found.append(
+            placed_words.append(
                 RecognizedWord(word=word, start_s=start_s, end_s=end_s, probability=probability)
             )
             first = stop
-        return found
+        return placed_words
 
 
 @torch.inference_mode()
@@ -134,8 +136,8 @@ def part_logprobs(
         end = min(start + most, count)
         stop = count if end == count else end - margin
         window = features.window(part, start * step, min(end * step, len(part)))
-        given = torch.from_numpy(window)[None].to(network.device, network.dtype)
-        scores, _ = network(given, num_frames=[len(window)])
+        inputs = torch.from_numpy(window)[None].to(network.device, network.dtype)
+        scores, _ = network(inputs, num_frames=[len(window)])
         kept = scores[0, done - start : stop - start].float().log_softmax(dim=1)
         logprobs[done:stop] = kept.cpu().numpy()
         done = stop
@@ -172,7 +174,7 @@ class Speller:
             if tokens and not after_blank:
                 bare = self._tokenizer.convert_ids_to_tokens(tokens[0]).removeprefix(_BLANK)
                 tokens[:1] = [self._vocabulary.get(bare, tokens[0])] if bare else []
-            spoken = (WILDCARD if one in self._missing else one for one in tokens)
+            spoken = (WILDCARD if token in self._missing else token for token in tokens)
             spelled.append(_joined(spoken, self._blank))
             after_blank = word[-1:].isspace() or (after_blank and not spelled[-1])
         return spelled
@@ -186,13 +188,13 @@ class Speller:
         if character.isspace():
             return " "
         bare = unicodedata.normalize("NFKD", character)[0]
-        others = [character, character.lower(), bare, bare.lower()]
+        spellings = [character, character.lower(), bare, bare.lower()]
         if character == _APOSTROPHE:
-            others.append("'")
-        for other in others:
-            tokens = self._tokenizer.encode(other, add_special_tokens=False)
+            spellings.append("'")
+        for spelling in spellings:
+            tokens = self._tokenizer.encode(spelling, add_special_tokens=False)
             if self._missing.isdisjoint(tokens):
-                return other
+                return spelling
         if _is_mark(character):
             return " " if unicodedata.category(character) == "Pd" or character == "/" else ""
         return character
@@ -211,12 +213,12 @@ def _is_mark(character: str) -> bool:
 
 def _joined(tokens: Iterable[int], blank: int | None) -> list[int]:
     """Join runs of wildcards, each with the blank before it where that is a token of its own."""
-    found: list[int] = []
+    joined_tokens: list[int] = []
     for token, run in groupby(tokens):
         if token == WILDCARD:
-            if found and found[-1] == blank:
-                found.pop()
-            found.append(token)
+            if joined_tokens and joined_tokens[-1] == blank:
+                joined_tokens.pop()
+            joined_tokens.append(token)
         else:
-            found += run
-    return found
+            joined_tokens += run
+    return joined_tokens

@@ -84,19 +84,21 @@ class ParakeetConfig(ModelConfig):
     @classmethod
     def _canonical(cls, content: dict[str, Any], num_labels: int | None) -> dict[str, Any]:
         content = super()._canonical(content, num_labels)
-        found = content.get("encoder_config", {})
-        if isinstance(found, ModelConfig) and not isinstance(found, ParakeetEncoderConfig):
-            found = shortened(repr(found), 60)
-        if isinstance(found, dict):
+        encoder_config = content.get("encoder_config", {})
+        if isinstance(encoder_config, ModelConfig) and not isinstance(
+            encoder_config, ParakeetEncoderConfig
+        ):
+            encoder_config = shortened(repr(encoder_config), 60)
+        if isinstance(encoder_config, dict):
             # With it files name a kind of encoder: others are refused, not taken for this one.
-            kind = found.get("model_type", ParakeetEncoderConfig.model_type)
+            kind = encoder_config.get("model_type", ParakeetEncoderConfig.model_type)
             if kind != ParakeetEncoderConfig.model_type:
                 raise ValueError(
                     f"making a {cls.__name__}: encoder_config has the model_type {kind!r}, "
                     f"expected {ParakeetEncoderConfig.model_type!r}; choose another checkpoint"
                 )
-            found = ParakeetEncoderConfig.from_dict(found)
-        return content | {"encoder_config": found}
+            encoder_config = ParakeetEncoderConfig.from_dict(encoder_config)
+        return content | {"encoder_config": encoder_config}
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -104,9 +106,9 @@ class ParakeetConfig(ModelConfig):
 
         An `encoder_config` among them replaces single values, too.
         """
-        given = kwargs.get("encoder_config")
-        if isinstance(given, dict) and isinstance(config_dict.get("encoder_config"), dict):
-            kwargs["encoder_config"] = config_dict["encoder_config"] | given
+        encoder_config = kwargs.get("encoder_config")
+        if isinstance(encoder_config, dict) and isinstance(config_dict.get("encoder_config"), dict):
+            kwargs["encoder_config"] = config_dict["encoder_config"] | encoder_config
         return super().from_dict(config_dict, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
@@ -177,5 +179,5 @@ class ParakeetTDTConfig(ParakeetRNNTConfig):
     def validate(self) -> None:
         """Check that a network can have these sizes and settings."""
         super().validate()
-        right = any(one > 0 for one in self.durations) and min(self.durations) >= 0
+        right = any(duration > 0 for duration in self.durations) and min(self.durations) >= 0
         self.require(right, "durations", "numbers from 0, one above 0 among them")

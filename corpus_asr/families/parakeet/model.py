@@ -98,12 +98,14 @@ class PredictionNetwork(nn.Module):
             state = zeros, zeros
         outputs: list[Tensor] = []
         cells: list[Tensor] = []
-        for layer, (before, cell) in enumerate(zip(*state, strict=True)):
-            given, kept, given_bias, kept_bias = (
+        for layer, (previous, cell) in enumerate(zip(*state, strict=True)):
+            input_weight, hidden_weight, input_bias, hidden_bias = (
                 getattr(self.lstm, f"{name}_l{layer}")
                 for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
             )
-            gates = F.linear(hidden, given, given_bias) + F.linear(before, kept, kept_bias)
+            gates = F.linear(hidden, input_weight, input_bias) + F.linear(
+                previous, hidden_weight, hidden_bias
+            )
             enter, stay, new, leave = gates.chunk(4, dim=1)
             cell = stay.sigmoid() * cell + enter.sigmoid() * new.tanh()
             hidden = leave.sigmoid() * cell.tanh()

@@ -95,7 +95,9 @@ class ParakeetRecognizer(Recognizer):
     def _recognized(self, row: EmittedRow, duration_s: float) -> Recognized:
         words = list(self._words(row, duration_s))
         mean = math.fsum(row.logprobs) / len(row.logprobs) if row.logprobs else 0.0
-        return Recognized(text="".join(one.word for one in words), logprob=mean, words=tuple(words))
+        return Recognized(
+            text="".join(word.word for word in words), logprob=mean, words=tuple(words)
+        )
 
     def _words(self, row: EmittedRow, duration_s: float) -> Iterator[RecognizedWord]:
         """Join tokens to words, each of which begins with a blank; it ends where the next begins.
@@ -147,7 +149,9 @@ def _check_vocabulary(folder: Path, tokenizer: ParakeetTokenizer, config: Parake
     """Refuse a tokenizer that cannot spell what the network says, or spells more."""
     blank = getattr(config, "blank_token_id", config.pad_token_id)
     spelled = set(tokenizer.get_vocab().values())
-    missing = [each for each in range(config.vocab_size) if each not in spelled and each != blank]
+    missing = [
+        token for token in range(config.vocab_size) if token not in spelled and token != blank
+    ]
     if missing or tokenizer.vocab_size > config.vocab_size:
         lacks = f", none of them for token {missing[0]}" if missing else ""
         raise CheckpointError(

@@ -271,14 +271,14 @@ def padding_row(config: Speech2TextConfig) -> int:
 
 def check_features(features: Tensor, *, num_mel_bins: int) -> None:
     """Check that these are features of this model."""
-    found = tuple(features.shape)
-    if len(found) != 3 or found[2] != num_mel_bins:
+    shape = tuple(features.shape)
+    if len(shape) != 3 or shape[2] != num_mel_bins:
         raise ValueError(
-            f"encoding features: found shape {found}, expected (batch, frame, {num_mel_bins}); "
+            f"encoding features: found shape {shape}, expected (batch, frame, {num_mel_bins}); "
             f"make them with the feature extractor of this checkpoint"
         )
     if not features.numel():
         raise ValueError(
-            f"encoding features: found none, their shape is {found}; expected one row or more of "
+            f"encoding features: found none, their shape is {shape}; expected one row or more of "
             f"one frame or more; leave the call out"
         )

@@ -66,8 +66,10 @@ class Speech2TextPartFeatures:
                 the checkpoint expects features that are not computed here.
         """
         config = Speech2TextConfig.from_pretrained(folder)
-        path, found = find_saved(folder, SETTINGS_FILES)
-        settings = _DEFAULTS | {name: found[name] for name in _DEFAULTS.keys() & found.keys()}
+        path, file_settings = find_saved(folder, SETTINGS_FILES)
+        settings = _DEFAULTS | {
+            name: file_settings[name] for name in _DEFAULTS.keys() & file_settings.keys()
+        }
         computed: dict[str, Any] = {
             "sampling_rate": SAMPLE_RATE_HZ,
             "num_mel_bins": config.input_feat_per_channel * config.input_channels,

@@ -302,22 +302,22 @@ class Speech2TextWindows:
         """Return this model for shorter windows and sequences; it shares all weights."""
         config = self._config
         max_tokens = self.max_target_positions if max_tokens is None else max_tokens
-        for found, name in (
+        for size, name in (
             (num_frames, "max_source_positions"),
             (max_tokens, "max_target_positions"),
         ):
-            if not 1 <= found <= getattr(config, name):
+            if not 1 <= size <= getattr(config, name):
                 raise ValueError(
                     f"making slots for windows of {num_frames} frames and {max_tokens} tokens: "
                     f"expected 1 to {name}, which is {getattr(config, name)}; cut the audio into "
                     f"shorter windows, or request fewer tokens"
                 )
         # Shallow: weights and their packed copies are shared.
-        other = copy.copy(self)
-        other.window_frames = num_frames
-        other._max_source_positions = shorter(num_frames, config.num_conv_layers)
-        other.max_target_positions = max_tokens
-        return other
+        model = copy.copy(self)
+        model.window_frames = num_frames
+        model._max_source_positions = shorter(num_frames, config.num_conv_layers)
+        model.max_target_positions = max_tokens
+        return model
 
     def positions_heard(self, num_frames: Sequence[int], *, windows: int) -> list[int]:
         check_heard(num_frames, windows=windows, whole=self.window_frames)
@@ -431,17 +431,17 @@ class Speech2TextSlotModel(Speech2TextWindows, DecoderSlots):
         encoded: list[tuple[int, Tensor]] = []
         for rows in _alike(lengths):
             cut = features[:, :, : lengths[rows[0]] + reach]
-            some = torch.stack([cut[row] for row in rows]).transpose(1, 2)
-            own = [lengths[row] for row in rows]
+            inputs = torch.stack([cut[row] for row in rows]).transpose(1, 2)
+            row_lengths = [lengths[row] for row in rows]
             if reach:
                 # The mask hides padding from attention, while the convolutions still see it.
-                frames = to_device(torch.tensor(own), self.device)
-                mask = within(frames, some.shape[1]).long()
-                states = self._encoder(some, mask, return_dict=True).last_hidden_state
+                frames = to_device(torch.tensor(row_lengths), self.device)
+                mask = within(frames, inputs.shape[1]).long()
+                states = self._encoder(inputs, mask, return_dict=True).last_hidden_state
                 valid = within(shorter(frames, self._config.num_conv_layers), states.shape[1])
                 states = states.masked_fill(~valid[:, :, None], 0.0)
             else:
-                states = self._encoder.encode(some, num_frames=own)
+                states = self._encoder.encode(inputs, num_frames=row_lengths)
             encoded += zip(rows, states, strict=True)
         return encoded
 
@@ -475,9 +475,9 @@ class Speech2TextModuleSlots(Speech2TextWindows, ModuleSlots):
     def _encode(
         self, features: Float[Tensor, "batch mel frame"], lengths: Sequence[int]
     ) -> Float[Tensor, "batch pos width"]:
-        given = features.to(self.device, self.dtype).transpose(1, 2)
-        frames = torch.tensor(list(lengths), device=given.device)
-        return self._encoded(given, within(frames, given.shape[1]).long())
+        inputs = features.to(self.device, self.dtype).transpose(1, 2)
+        frames = torch.tensor(list(lengths), device=inputs.device)
+        return self._encoded(inputs, within(frames, inputs.shape[1]).long())
 
 
 def _alike(lengths: Sequence[int]) -> Iterator[list[int]]:

@@ -116,7 +116,7 @@ class Speech2TextTokenizer(PretrainedTokenizer):
                 f"fetch the checkpoint again or give unk_token"
             )
         self.sp_model_kwargs = dict(settings.pop("sp_model_kwargs") or {})
-        others = settings.pop("additional_special_tokens") or ()
+        additional_tokens = settings.pop("additional_special_tokens") or ()
         language = settings.pop("tgt_lang")
         self._pieces = SentencePieces.from_file(spm_file, self.sp_model_kwargs)
         self.encoder = vocabulary
@@ -129,7 +129,7 @@ class Speech2TextTokenizer(PretrainedTokenizer):
         self._set_languages(language)
         # Control tokens are added ones: texts are split at them before SentencePiece sees them.
         roles = [token for role in ROLES if (token := settings[role]) is not None]
-        self.add_tokens([*roles, *self.lang_tokens, *others], special_tokens=True)
+        self.add_tokens([*roles, *self.lang_tokens, *additional_tokens], special_tokens=True)
 
     def _check_setting(self, name: str, value: Any) -> None:
         super()._check_setting(name, value)
@@ -202,9 +202,9 @@ class Speech2TextTokenizer(PretrainedTokenizer):
             if self.do_lower_case and token.normalized and not token.special:
                 content = content.lower()
                 token = AddedToken(**{**token_flags(token), "content": content})
-            known = self.encoder.get(content)
-            self._added.put(len(self) if known is None else known, token)
-            count += known is None
+            token_id = self.encoder.get(content)
+            self._added.put(len(self) if token_id is None else token_id, token)
+            count += token_id is None
         return count
 
     def _token_id(self, token: str) -> int | None:
@@ -243,9 +243,9 @@ class Speech2TextTokenizer(PretrainedTokenizer):
     def set_tgt_lang_special_tokens(self, tgt_lang: str) -> None:
         """Let labels start with the token of a language of the checkpoint."""
         unknown = self._pieces.unknown_id
-        known = [code for code, token in self.lang_code_to_id.items() if token != unknown]
-        if tgt_lang not in known:
-            expected = f"one of {', '.join(known)}" if known else "none: this model writes one"
+        codes = [code for code, token in self.lang_code_to_id.items() if token != unknown]
+        if tgt_lang not in codes:
+            expected = f"one of {', '.join(codes)}" if codes else "none: this model writes one"
             raise ValueError(
                 f"choosing the target language {tgt_lang!r}: expected {expected}; correct it"
             )
@@ -445,10 +445,10 @@ class Speech2TextTokenizer(PretrainedTokenizer):
     # Files
 
     def _load(self, folder: Path, given: dict[str, Any]) -> None:
-        saved, others = _saved_tokens(folder)
+        saved, other_tokens = _saved_tokens(folder)
         more = given.pop("additional_special_tokens", ())
         settings = self._defaults() | self._saved_settings(folder, given)
-        settings["additional_special_tokens"] = (*others, *more)
+        settings["additional_special_tokens"] = (*other_tokens, *more)
         self._set_up(_vocabulary(folder / VOCAB_NAME), folder / SPM_NAME, settings, saved)
 
     def _save(self, folder: Path, filename_prefix: str | None) -> tuple[str, ...]:
@@ -493,7 +493,7 @@ def _saved_tokens(folder: Path) -> tuple[dict[int, AddedToken], list[AddedToken]
     special = optional_object(folder / SPECIAL_NAME)
     try:
         # Either file may name them, under the older or the newer key.
-        others = [
+        other_tokens = [
             described_token(entry)
             for content in (settings, special)
             for name in OTHER_SPECIAL
@@ -501,10 +501,10 @@ def _saved_tokens(folder: Path) -> tuple[dict[int, AddedToken], list[AddedToken]
         ]
         if "added_tokens_decoder" in settings:
             described = settings["added_tokens_decoder"].items()
-            return {int(i): described_token(flags) for i, flags in described}, others
-        known = {token.content for token in others}
+            return {int(i): described_token(flags) for i, flags in described}, other_tokens
+        special_texts = {token.content for token in other_tokens}
         ids = {
-            int(i): described_token({"content": token, "special": token in known})
+            int(i): described_token({"content": token, "special": token in special_texts})
             for token, i in optional_object(folder / ADDED_NAME).items()
         }
     except (AttributeError, TypeError, ValueError) as error:
@@ -512,4 +512,4 @@ def _saved_tokens(folder: Path) -> tuple[dict[int, AddedToken], list[AddedToken]
             f"reading the added tokens of {folder}: found what cannot be used ({error}), expected "
             f"tokens and their ids; fetch the checkpoint's tokenizer files again"
         ) from error
-    return ids, others
+    return ids, other_tokens

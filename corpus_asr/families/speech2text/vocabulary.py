@@ -62,17 +62,17 @@ class AddedTokens:
 
     def _settle(self, parts: list[str], i: int) -> None:
         token = self.tokens[self.ids[parts[i]]]
-        left = parts[i - 1] if i > 0 else ""
-        right = parts[i + 1] if i + 1 < len(parts) else ""
-        if token.rstrip and right:
-            parts[i + 1] = right.lstrip()
-        if token.lstrip and left:
-            parts[i - 1] = left.rstrip()
+        left_part = parts[i - 1] if i > 0 else ""
+        right_part = parts[i + 1] if i + 1 < len(parts) else ""
+        if token.rstrip and right_part:
+            parts[i + 1] = right_part.lstrip()
+        if token.lstrip and left_part:
+            parts[i - 1] = left_part.rstrip()
         if not token.single_word:
             return
-        if left and left[-1] != " ":
+        if left_part and left_part[-1] != " ":
             parts[i - 1], parts[i] = parts[i - 1] + parts[i], ""
-        elif right and right[0] != " ":
+        elif right_part and right_part[0] != " ":
             parts[i + 1], parts[i] = parts[i] + parts[i + 1], ""
 
     def lower(self, text: str) -> str:

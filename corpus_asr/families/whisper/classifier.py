@@ -131,11 +131,11 @@ class WhisperForAudioClassification(WhisperPreTrainedModel):
                 f"set config.problem_type to regression for other numbers"
             )
         # Not on a GPU: the host would have to wait for it. -100 is left out of the loss.
-        known = (labels >= 0) & (labels < self.config.num_labels) | (labels == -100)
-        if labels.device.type == "cpu" and not bool(known.all()):
+        is_valid = (labels >= 0) & (labels < self.config.num_labels) | (labels == -100)
+        if labels.device.type == "cpu" and not bool(is_valid.all()):
             raise ValueError(
-                f"training a classifier: found labels {labels[~known][:5].tolist()}, expected 0 to "
-                f"{self.config.num_labels - 1}; set num_labels, or correct the labels"
+                f"training a classifier: found labels {labels[~is_valid][:5].tolist()}, expected 0 "
+                f"to {self.config.num_labels - 1}; set num_labels, or correct the labels"
             )
         return F.cross_entropy(logits, labels.long().flatten())
 
@@ -220,8 +220,8 @@ class WhisperClassifierSlots:
         tokens: Int[Tensor, "batch token"],
         lengths: Sequence[int],
     ) -> Float[Tensor, "batch token label"]:
-        said = state[rows_of(slots, device=self.device)]
-        return said.unsqueeze(1).expand(-1, tokens.shape[1], -1)
+        logits = state[rows_of(slots, device=self.device)]
+        return logits.unsqueeze(1).expand(-1, tokens.shape[1], -1)
 
     def step(
         self,

@@ -137,8 +137,8 @@ class WhisperEncoder(FeatureEncoder, WhisperPreTrainedModel):
         # Windows of one length together: padding would be encoded, and attended to.
         for length in sorted(set(num_frames)):
             rows = [row for row, frames in enumerate(num_frames) if frames == length]
-            some = torch.stack([input_features[row, :, :length] for row in rows])
-            encoded = self._encode(self._embedded(some, num_frames=length), NOTHING)
+            windows = torch.stack([input_features[row, :, :length] for row in rows])
+            encoded = self._encode(self._embedded(windows, num_frames=length), NOTHING)
             for row, states in zip(rows, encoded, strict=True):
                 whole[row, : len(states)] = states
         return whole
@@ -161,14 +161,14 @@ class WhisperEncoder(FeatureEncoder, WhisperPreTrainedModel):
 
 def check_windows(features: Tensor, *, num_mel_bins: int, num_frames: int) -> None:
     """Check that these are whole windows."""
-    found = tuple(features.shape)
-    if len(found) != 3 or found[1:] != (num_mel_bins, num_frames):
-        shown = f"{found[1]} mel bins x {found[2]} frames" if len(found) == 3 else f"{found}"
+    shape = tuple(features.shape)
+    if len(shape) != 3 or shape[1:] != (num_mel_bins, num_frames):
+        shown = f"{shape[1]} mel bins x {shape[2]} frames" if len(shape) == 3 else f"{shape}"
         raise ValueError(
             f"encoding a window: found {shown}, expected {num_mel_bins} x {num_frames} after the "
             f"batch; pad or cut the features to one window"
         )
-    if not found[0]:
+    if not shape[0]:
         raise ValueError(
             "encoding windows: found an empty batch, expected one window or more; leave the "
             "call out"

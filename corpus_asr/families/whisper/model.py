@@ -407,7 +407,7 @@ class PackedWhisperEncoder:
             windows = [window[:, :end] for window, end in zip(windows, num_frames, strict=True)]
         encoded = run_per_sample(self._encode, windows, size=lambda window: window.shape[1])
         whole = len(self._positions)
-        return torch.stack([F.pad(one, (0, 0, 0, whole - len(one))) for one in encoded])
+        return torch.stack([F.pad(states, (0, 0, 0, whole - len(states))) for states in encoded])
 
     def _encode(self, features: Float[Tensor, "mel frame"]) -> Float[Tensor, "pos width"]:
         # GELU whatever `activation_function` says: that is for the blocks.

@@ -319,7 +319,7 @@ def _best_overlap(
 ) -> tuple[int, int]:
     lefts, rights = np.array(left, np.int64), np.array(right, np.int64)
     # Without an overlap both are kept whole.
-    best, found = 0.0, (len(left), 0)
+    best, cut = 0.0, (len(left), 0)
     # The right sequence is moved over the left one, from an overlap of one token on.
     for shift in range(1, len(left) + len(right)):
         from_left = max(0, len(left) - shift)
@@ -331,8 +331,8 @@ def _best_overlap(
         score = matches / shift + shift * _EPSILON
         # A single equal token is chance: many words occur in both.
         if matches > 1 and score > best:
-            best, found = score, ((from_left + to_left) // 2, (from_right + to_right) // 2)
-    return found
+            best, cut = score, ((from_left + to_left) // 2, (from_right + to_right) // 2)
+    return cut
 
 
 def _matches(
@@ -343,10 +343,12 @@ def _matches(
 ) -> int:
     equal = left == right
     if left_times and equal.any():
-        before: Float64[np.ndarray, "token 2"] = np.array(left_times, np.float64)
-        after: Float64[np.ndarray, "token 2"] = np.array(right_times, np.float64)
-        same_start = before[:, 0] == after[:, 0]
-        in_order = (before[:, 0] < after[:, 0]) | (same_start & (before[:, 1] <= after[:, 1]))
+        left_bounds: Float64[np.ndarray, "token 2"] = np.array(left_times, np.float64)
+        right_bounds: Float64[np.ndarray, "token 2"] = np.array(right_times, np.float64)
+        same_start = left_bounds[:, 0] == right_bounds[:, 0]
+        in_order = (left_bounds[:, 0] < right_bounds[:, 0]) | (
+            same_start & (left_bounds[:, 1] <= right_bounds[:, 1])
+        )
         equal &= in_order
     return int(equal.sum())
 

@@ -433,8 +433,8 @@ class WhisperTokenizer(LibraryTokenizer):
         # Added tokens that the vocabulary has already keep their ids there.
         beside = {token: i for token, i in self.get_added_vocab().items() if token not in base}
         write_json_object(folder / ADDED_NAME, beside)
-        others = (SETTINGS_NAME, SPECIAL_NAME, TOKENIZER_NAME, ADDED_NAME)
-        return (*(str(folder / name) for name in others), *vocabulary)
+        names = (SETTINGS_NAME, SPECIAL_NAME, TOKENIZER_NAME, ADDED_NAME)
+        return (*(str(folder / name) for name in names), *vocabulary)
 
     def save_vocabulary(
         self, save_directory: str | PathLike[str], filename_prefix: str | None = None

@@ -78,17 +78,17 @@ def build_vocabulary(vocab_path: Path, merges_path: Path) -> Tokenizer:
     merges = [line.split(" ") for line in lines if not line.startswith("#version:")]
     check_vocabulary(vocab, merges, path=vocab_path, merges_path=merges_path)
     settings = optional_object(folder / SETTINGS_NAME)
-    tokenizer = Tokenizer(BPE(vocab=vocab, merges=[(left, right) for left, right in merges]))
+    tokenizer = Tokenizer(BPE(vocab=vocab, merges=[(first, second) for first, second in merges]))
     prefix_space = settings.get("add_prefix_space") is True
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)
     tokenizer.decoder = decoders.ByteLevel()
     added = _added_tokens(folder, settings)
     tokenizer.add_tokens([token for token, _ in added])
     for token, token_id in added:
-        found = tokenizer.token_to_id(token.content)
-        if token_id is not None and found != token_id:
+        actual_id = tokenizer.token_to_id(token.content)
+        if token_id is not None and actual_id != token_id:
             raise CheckpointError(
-                f"loading a tokenizer from {folder}: {token.content} got id {found}, expected "
+                f"loading a tokenizer from {folder}: {token.content} got id {actual_id}, expected "
                 f"{token_id} as its files say; ids must follow {VOCAB_NAME} without holes: fetch "
                 f"the checkpoint again"
             )
@@ -146,8 +146,8 @@ def write_vocabulary(tokenizer: Tokenizer, vocab_path: Path, merges_path: Path) 
 def token_bytes(token: str) -> bytes:
     """Return what a token stands for; one with other letters than bytes have is its own text."""
     values = [bytes_by_letter().get(letter) for letter in token]
-    known = [value for value in values if value is not None]
-    return bytes(known) if len(known) == len(token) else token.encode()
+    byte_values = [value for value in values if value is not None]
+    return bytes(byte_values) if len(byte_values) == len(token) else token.encode()
 
 
 @cache
@@ -155,6 +155,6 @@ def bytes_by_letter() -> Mapping[str, int]:
     """The byte of each letter that spells one; openai/gpt-2, encoder.py, bytes_to_unicode."""
     printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     # Bytes that cannot be printed are spelled by the letters from U+0100 on, in their order.
-    others = [value for value in range(256) if value not in printable]
+    unprintable_bytes = [value for value in range(256) if value not in printable]
     letters = {chr(value): value for value in printable}
-    return letters | {chr(256 + rank): value for rank, value in enumerate(others)}
+    return letters | {chr(256 + rank): value for rank, value in enumerate(unprintable_bytes)}

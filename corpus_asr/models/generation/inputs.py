@@ -153,15 +153,15 @@ class PaddedBatch:
                 "generating text: found neither `inputs` (`input_features`) nor `encoder_outputs`, "
                 "expected one of them; pass what the feature extractor returns"
             )
-        given = None if encoder_outputs is None else encoded_of(encoder_outputs)
+        encoded = None if encoder_outputs is None else encoded_of(encoder_outputs)
         config = model.config
-        if given is None:
+        if encoded is None:
             bins = config.input_feat_per_channel * config.input_channels
             features = features_of(features, bins, mel_axis=2)
             size, frames = features.shape[:2]
         else:
-            features, size = None, len(given)
-            frames = _frames_of(given, attention_mask, config)
+            features, size = None, len(encoded)
+            frames = _frames_of(encoded, attention_mask, config)
         if frames > config.max_source_positions:
             raise ValueError(
                 f"generating text: found {frames} frames, expected at most max_source_positions, "
@@ -178,13 +178,13 @@ class PaddedBatch:
                     "rows out"
                 )
         slots = slots.for_windows(frames)
-        if given is not None and tuple(given.shape[1:]) != slots.window_shape:
+        if encoded is not None and tuple(encoded.shape[1:]) != slots.window_shape:
             raise ValueError(
-                f"generating text: encoder_outputs have shape {tuple(given.shape)}, expected "
+                f"generating text: encoder_outputs have shape {tuple(encoded.shape)}, expected "
                 f"(batch, {slots.window_shape[0]}, {slots.window_shape[1]}) for {frames} frames; "
                 "pass the mask that the encoder was given"
             )
-        return cls(model=slots, features=features, given=given, num_frames=tuple(num_frames))
+        return cls(model=slots, features=features, given=encoded, num_frames=tuple(num_frames))
 
     @property
     def size(self) -> int:
@@ -220,14 +220,14 @@ class PaddedBatch:
         device = self.model.device
         kind = device.type
         # A CPU encodes each row by itself, and is kept busy best where it has all to choose from.
-        some = self.size if kind == "cpu" else encode_batch_on(kind)
+        batch_size = self.size if kind == "cpu" else encode_batch_on(kind)
         with in_own_type(device, plain=isinstance(self.model, Speech2TextSlotModel)):
             parts = [
                 self.model.encode_padded(
-                    self.features[first : first + some].transpose(1, 2),
-                    num_frames=self.num_frames[first : first + some],
+                    self.features[first : first + batch_size].transpose(1, 2),
+                    num_frames=self.num_frames[first : first + batch_size],
                 )
-                for first in range(0, self.size, some)
+                for first in range(0, self.size, batch_size)
             ]
         return torch.cat(parts)
 

@@ -104,15 +104,15 @@ def _languages(language: Any, batch_size: int) -> Sequence[str] | None:
 
 
 def _language_id(language: str, config: GenerationConfig) -> int:
-    known = config.lang_to_id or {}
+    language_ids = config.lang_to_id or {}
     name = language.lower()
-    token = name if name in known else f"<|{resolve_language(name)}|>"
-    if token not in known:
+    token = name if name in language_ids else f"<|{resolve_language(name)}|>"
+    if token not in language_ids:
         raise ValueError(
-            f"generating text: {token} is not among the {len(known)} languages of this checkpoint; "
-            "choose one of `generation_config.lang_to_id`, or add it there"
+            f"generating text: {token} is not among the {len(language_ids)} languages of this "
+            "checkpoint; choose one of `generation_config.lang_to_id`, or add it there"
         )
-    return known[token]
+    return language_ids[token]
 
 
 def _task_id(task: str, config: GenerationConfig) -> int:

@@ -91,13 +91,13 @@ class Batch:
     def first(self, name: str) -> Tensor:
         """A tensor of each row's first window, stacked."""
         outputs = [self.output(result.kept[0]) for result in self.results]
-        rows = [one[name] if isinstance(one, dict) else one for one in outputs]
+        rows = [output[name] if isinstance(output, dict) else output for output in outputs]
         return stacked(rows, self._settings.pad if name == "sequences" else None).to(self._device)
 
     def sequences(self) -> Int[Tensor, "batch token"]:
         """The text of each row, without prompts and end tokens."""
         rows = [
-            torch.tensor([token for one in result.segments for token in one.tokens]).long()
+            torch.tensor([token for segment in result.segments for token in segment.tokens]).long()
             for result in self.results
         ]
         return stacked(rows, self._settings.pad).to(self._device)
@@ -105,23 +105,23 @@ class Batch:
     def token_timestamps(self) -> Float[Tensor, "batch token"]:
         """Seconds of each token of `sequences`, from its own window's start."""
         rows = [
-            torch.cat([self._times(one) for one in result.segments] or [torch.zeros(0)])
+            torch.cat([self._times(segment) for segment in result.segments] or [torch.zeros(0)])
             for result in self.results
         ]
         return stacked(rows, None).to(self._device)
 
     def segments(self) -> list[list[dict[str, Any]]]:
         """The segments of each row."""
-        return [[self._segment(one) for one in result.segments] for result in self.results]
+        return [[self._segment(segment) for segment in result.segments] for result in self.results]
 
     def _segment(self, segment: RowSegment) -> dict[str, Any]:
         attempt, span = segment.attempt, segment.span
-        before = self.prompt_length(attempt)
-        found: dict[str, Any] = {
+        prompt_length = self.prompt_length(attempt)
+        output: dict[str, Any] = {
             "start": torch.tensor(span.start_s, dtype=torch.float64),
             "end": torch.tensor(span.end_s, dtype=torch.float64),
             "tokens": torch.tensor(segment.tokens).long().to(self._device),
-            "idxs": (before + span.first, before + span.stop),
+            "idxs": (prompt_length + span.first, prompt_length + span.stop),
             "result": self.output(attempt),
         }
         if attempt in self.token_times:
@@ -132,22 +132,24 @@ class Batch:
                 * clock.time_precision
                 / clock.input_stride
             )
-            found["token_timestamps"] = self._times(segment) + offset
-        return found
+            output["token_timestamps"] = self._times(segment) + offset
+        return output
 
     def _times(self, segment: RowSegment) -> Float[Tensor, " token"]:
         return self.token_times[segment.attempt][segment.span.first : segment.span.stop]
 
     def _output(self, attempt: Attempt) -> Any:
-        before = self.prompt_length(attempt)
+        prompt_length = self.prompt_length(attempt)
         prompt = attempt.window.prompt
-        prompt = (*[self._settings.pad] * (before - len(prompt)), *prompt)
+        prompt = (*[self._settings.pad] * (prompt_length - len(prompt)), *prompt)
         sequences = torch.tensor([*prompt, *self.said(attempt)])
         if not self._settings.config.return_dict_in_generate:
             return sequences.to(self._device)
         output = {"sequences": sequences}
         if attempt in self.token_times:
-            output["token_timestamps"] = torch.cat([torch.zeros(before), self.token_times[attempt]])
+            output["token_timestamps"] = torch.cat(
+                [torch.zeros(prompt_length), self.token_times[attempt]]
+            )
         return output
 
 

@@ -62,9 +62,12 @@ _FOR_THE_CALL = (
 
 
 def prepare(
-    kind: type[Config], own: GenerationConfig | None, given: Any, keywords: dict[str, Any]
+    kind: type[Config],
+    model_settings: GenerationConfig | None,
+    given: Any,
+    keywords: dict[str, Any],
 ) -> tuple[Config, dict[str, Any]]:
-    """Merge settings: keywords come before `given`, that before `own`, that before the defaults.
+    """Merge settings: of keywords, `given`, `model_settings` and the defaults the earlier win.
 
     Returns the settings, and the keywords that are none but are read.
     """
@@ -76,9 +79,15 @@ def prepare(
     config = kind()
     # A keyword of version 4 of transformers: what the caller's settings leave unset is then the
     # default, but for the special tokens.
-    if keywords.pop("use_model_defaults", None) is False and given is not None and own is not None:
-        tokens = {name: getattr(own, name) for name in _SPECIAL_TOKENS}
-        own = type(own).from_dict({name: token for name, token in tokens.items() if token})
+    if (
+        keywords.pop("use_model_defaults", None) is False
+        and given is not None
+        and model_settings is not None
+    ):
+        tokens = {name: getattr(model_settings, name) for name in _SPECIAL_TOKENS}
+        model_settings = type(model_settings).from_dict(
+            {name: token for name, token in tokens.items() if token}
+        )
     # Later updates fill in only what is still unset: that is transformers' order of precedence.
     if given is not None:
         config.update(**_values_set(given), allow_custom_entries=True)
@@ -88,8 +97,8 @@ def prepare(
                 "give one of the two",
                 ", ".join(clash),
             )
-    if own is not None:
-        config.update(defaults_only=True, allow_custom_entries=True, **_values_set(own))
+    if model_settings is not None:
+        config.update(defaults_only=True, allow_custom_entries=True, **_values_set(model_settings))
     config.update(defaults_only=True, **DEFAULTS)
     rest = config.update(**keywords)
     return config, _for_the_call(config, rest)

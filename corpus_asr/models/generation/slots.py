@@ -81,18 +81,18 @@ def slot_model(network: Any) -> SlotModel:
 
 def _slots_of(network: Any) -> _Slots:
     state = _state(network)
-    known = _slots.get(network)
-    if known is None or known.state != state:
+    entry = _slots.get(network)
+    if entry is None or entry.state != state:
         # Before there is another: both would take their memory.
-        known = None
+        entry = None
         _slots.pop(network, None)
         on_cpu = network.device.type == "cpu"
         if on_cpu:
             set_threads()
         model = _in_best_dtype(_replace_lora(network, _merged)).slot_model()
         # Elsewhere some weights have been put together, at another address.
-        known = _slots[network] = _Slots(state if on_cpu else _state(network), model)
-    return known
+        entry = _slots[network] = _Slots(state if on_cpu else _state(network), model)
+    return entry
 
 
 def _replace_lora(module: Any, replacement: Callable[[Any], nn.Module]) -> Any:

@@ -48,7 +48,7 @@ def generate(
         Token ids from the start token to the end token, padded; with `return_dict_in_generate`
         as `sequences`.
     """
-    own = getattr(model, "generation_config", None)
+    model_settings = getattr(model, "generation_config", None)
     mask = kwargs.pop("attention_mask", None)
     features = one_of(inputs=inputs, input_features=kwargs.pop("input_features", None))
     prompts = one_of(
@@ -56,9 +56,10 @@ def generate(
         input_ids=kwargs.pop("input_ids", None),
     )
     says_length = kwargs.get("max_length") is not None or any(
-        getattr(settings, "max_length", None) is not None for settings in (generation_config, own)
+        getattr(settings, "max_length", None) is not None
+        for settings in (generation_config, model_settings)
     )
-    config, rest = prepare(GenerationConfig, own, generation_config, kwargs)
+    config, rest = prepare(GenerationConfig, model_settings, generation_config, kwargs)
     batch = PaddedBatch.of(model, features, rest.get("encoder_outputs"), mask)
     begin = _prompts(config, prompts, batch.size)
     sequences = search_batch(

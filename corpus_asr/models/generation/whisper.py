@@ -104,8 +104,8 @@ def generate(
         `token_timestamps`; or with `return_dict_in_generate` and no timestamps, or a forced unique
         call, everything the last window gave.
     """
-    own = getattr(model, "generation_config", None)
-    config, rest = prepare(GenerationConfig, own, generation_config, kwargs)
+    model_settings = getattr(model, "generation_config", None)
+    config, rest = prepare(GenerationConfig, model_settings, generation_config, kwargs)
     features = rest.get("inputs") if input_features is None else input_features
     audio = Audio.of(model, features, rest.get("encoder_outputs"))
     mapping = _note_outputs(
@@ -200,8 +200,8 @@ def detect_language(
     if input_features is not None:
         input_features = features_of(input_features, model.config.num_mel_bins)
         input_features = input_features[:, :, :num_segment_frames]
-    own = getattr(model, "generation_config", None)
-    config, _ = prepare(GenerationConfig, own, generation_config, {})
+    model_settings = getattr(model, "generation_config", None)
+    config, _ = prepare(GenerationConfig, model_settings, generation_config, {})
     if not config.lang_to_id or config.decoder_start_token_id is None:
         raise ValueError(
             "detecting the language: the generation settings name no languages in lang_to_id, or "

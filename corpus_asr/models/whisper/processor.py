@@ -74,12 +74,12 @@ class WhisperFeatureExtractor(SpeechFeatureExtractor):
         for name, value in kwargs.items():
             if name not in (*_DERIVED, "processor_class"):
                 setattr(self, name, value)
-        for setting, found, most in (
+        for setting, size, most in (
             ("feature_size", feature_size, MOST_MEL_BINS),
             ("n_fft", n_fft, _MOST_FFT_SAMPLES),
             ("chunk_length", self.n_samples, _MOST_SAMPLES),
         ):
-            if not 1 <= found <= most:
+            if not 1 <= size <= most:
                 raise ValueError(
                     f"making a feature extractor: found {setting} {getattr(self, setting)} at "
                     f"{sampling_rate} Hz, expected 1 to {most} (of chunk_length, in samples); "

@@ -90,9 +90,9 @@ class Reliability:
 def word_outcomes(
     texts: Sequence[str], reference: str, language: str | None
 ) -> tuple[list[list[bool]], list[int]]:
-    """Return which normalized words of consecutive texts are right, and how many miss after each.
+    """Return which normalized words of consecutive texts are correct, and deletions after each.
 
-    The reference is that of all texts joined.
+    The reference is for all texts concatenated.
     """
     words_of = [units(normalized(text, language), language) for text in texts]
     owners = [index for index, words in enumerate(words_of) for _ in words]
@@ -105,8 +105,8 @@ def word_outcomes(
                 for at in range(chunk.hyp_start_idx, chunk.hyp_end_idx):
                     right[at] = True
             elif chunk.type == "delete":
-                before = owners[max(0, chunk.hyp_start_idx - 1)]
-                missed[before] += chunk.ref_end_idx - chunk.ref_start_idx
+                owner = owners[max(0, chunk.hyp_start_idx - 1)]
+                missed[owner] += chunk.ref_end_idx - chunk.ref_start_idx
     marks = iter(right)
     return [[next(marks) for _ in words] for words in words_of], missed
 
@@ -122,18 +122,18 @@ def segment_outcomes(
             evidence=evidence,
             words=len(right),
             right=sum(right),
-            missed=after,
+            missed=num_missed,
             confidence=segment.confidence,
         )
-        for segment, right, after in zip(segments, rights, missed, strict=True)
+        for segment, right, num_missed in zip(segments, rights, missed, strict=True)
         if right and (evidence := segment_evidence(segment)) is not None
     ]
 
 
 def check_enough(outcomes: Sequence[SegmentOutcome]) -> None:
-    """Refuse to fit to too few segments, errors or recordings."""
-    errors = sum(each.has_error for each in outcomes)
-    groups = len({each.group for each in outcomes})
+    """Raise a `ConfigError` for too few segments, errors or recordings."""
+    errors = sum(outcome.has_error for outcome in outcomes)
+    groups = len({outcome.group for outcome in outcomes})
     both_kinds = MIN_ERRORS <= errors <= len(outcomes) - MIN_ERRORS
     if len(outcomes) >= MIN_SEGMENTS and both_kinds and groups >= FOLDS:
         return
@@ -148,18 +148,18 @@ def check_enough(outcomes: Sequence[SegmentOutcome]) -> None:
 def fit(
     outcomes: Sequence[SegmentOutcome], start: ConfidenceModel = DEFAULT_MODEL
 ) -> ConfidenceModel:
-    """Fit a logistic regression to the share of right words in segments, by Newton's method.
+    """Fit a logistic regression to the fraction of correct words in segments, by Newton's method.
 
-    Its weights have a Gaussian prior around those of `start`; one that would be negative is 0.
+    Weights have a Gaussian prior around those of `start`; negative ones are set to 0.
     """
-    values = np.array([features_of(each.evidence) for each in outcomes])
+    values = np.array([features_of(outcome.evidence) for outcome in outcomes])
     design = np.hstack([np.ones((len(outcomes), 1)), values])
-    right = np.array([each.right for each in outcomes], dtype=np.float64)
-    words = np.array([each.words for each in outcomes], dtype=np.float64)
+    right = np.array([outcome.right for outcome in outcomes], dtype=np.float64)
+    words = np.array([outcome.words for outcome in outcomes], dtype=np.float64)
     prior = np.array([start.offset, *start.weights])
     stiffness = np.array([0.0, *[PRIOR_WORDS] * len(FEATURES)])
     free = np.ones(len(prior), dtype=bool)
-    # Each feature is higher where words are right: a negative weight is noise of few errors.
+    # Each feature increases with correctness: a negative weight is noise of few errors.
     while True:
         weights = np.zeros(len(prior))
         weights[free] = _newton(design[:, free], right, words, prior[free], stiffness[free])
@@ -167,7 +167,7 @@ def fit(
             break
         free[1 + int(weights[1:].argmin())] = False
     return replace(
-        start, offset=float(weights[0]), weights=tuple(float(each) for each in weights[1:])
+        start, offset=float(weights[0]), weights=tuple(float(weight) for weight in weights[1:])
     )
 
 
@@ -186,19 +186,19 @@ def _newton(
     weights = prior.copy()
     loss = loss_of(weights)
     for _ in range(_MAX_STEPS):
-        # Clipped: exp overflows in double precision from 710 on.
+        # Clipped: exp overflows in double precision above 709.
         probability = 1 / (1 + np.exp(-np.clip(design @ weights, -500, 500)))
         gradient = design.T @ (words * probability - right) + stiffness * (weights - prior)
         curvature = (design.T * (words * probability * (1 - probability))) @ design
-        # A little is added where neither words nor the prior say anything.
+        # A small term for directions without data or prior.
         step = np.linalg.solve(curvature + np.diag(stiffness + 1e-9), gradient)
-        # Far from the optimum a whole step may lead uphill.
+        # Far from the optimum a full step may increase the loss.
         while (trial := loss_of(weights - step)) > loss and np.abs(step).max() > 1e-9:
             step = step / 2
         if trial > loss:
             break
-        weights, before, loss = weights - step, loss, trial
-        if before - loss <= 1e-10 * (1 + abs(loss)):
+        weights, last_loss, loss = weights - step, loss, trial
+        if last_loss - loss <= 1e-10 * (1 + abs(loss)):
             break
     return weights
 
@@ -206,16 +206,24 @@ def _newton(
 def cross_validated(
     outcomes: Sequence[SegmentOutcome], start: ConfidenceModel = DEFAULT_MODEL
 ) -> list[float]:
-    """Return each segment's confidence by a model that was fitted to other groups."""
-    # Every fifth group in sorted order: the same output gives the same folds.
-    order = {group: at for at, group in enumerate(sorted({each.group for each in outcomes}))}
-    folds = [order[each.group] % FOLDS for each in outcomes]
+    """Return each segment's confidence from a model fitted to other groups."""
+    # Every fifth group in sorted order, so that folds are reproducible.
+    order = {group: at for at, group in enumerate(sorted({outcome.group for outcome in outcomes}))}
+    folds = [order[outcome.group] % FOLDS for outcome in outcomes]
     models = {
-        fold: fit([each for each, own in zip(outcomes, folds, strict=True) if own != fold], start)
+        fold: fit(
+            [
+                outcome
+                for outcome, outcome_fold in zip(outcomes, folds, strict=True)
+                if outcome_fold != fold
+            ],
+            start,
+        )
         for fold in set(folds)
     }
     return [
-        models[fold].confidence(each.evidence) for each, fold in zip(outcomes, folds, strict=True)
+        models[fold].confidence(outcome.evidence)
+        for outcome, fold in zip(outcomes, folds, strict=True)
     ]
 
 
@@ -241,11 +249,11 @@ def reliability(outcomes: Sequence[SegmentOutcome], confidences: Sequence[float]
 
 
 def area_under_curve(confidences: np.ndarray, errors: np.ndarray) -> float:
-    """Return the probability that of two items the one with an error has the lower confidence.
+    """Return the probability that of two items, the one with an error has lower confidence.
 
     Equal confidences count half; NaN without both kinds of items.
     """
-    # Mann-Whitney's statistic, by searching instead of comparing all pairs.
+    # Mann-Whitney U by binary search instead of comparing all pairs.
     wrong, fine = confidences[errors], confidences[~errors]
     if not len(wrong) or not len(fine):
         return math.nan
@@ -268,7 +276,7 @@ def render_calibration(calibration: Calibration) -> str:
 
 
 def calibration_data(calibration: Calibration) -> dict[str, Any]:
-    """Return a calibration as JSON has it."""
+    """Return a calibration as JSON-compatible values."""
     return {
         "name": calibration.model.name,
         "address": redact_uri(calibration.address),

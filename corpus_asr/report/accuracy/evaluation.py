@@ -1,4 +1,4 @@
-"""An evaluation: scores of many recordings added up, by group, and compared with another run's."""
+"""An evaluation: scores of recordings aggregated by group, and compared with another run's."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -24,14 +24,14 @@ _HEADER = ("", "recordings", "words", "WER", "95%", "CER", "sub", "del", "ins")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """Recordings that have something in common."""
+    """Recordings with a common property."""
 
     name: str
     recordings: int
     words: Errors
     characters: Errors
     interval: tuple[float, float] | None
-    """Of the WER, 95 %, by bootstrap; None for few recordings, or without errors."""
+    """95 % bootstrap interval of the WER; None for few recordings, or without errors."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,35 +40,35 @@ class WordTimes:
 
     compared: int
     of: int
-    """Words of the references with times."""
+    """Number of reference words with times."""
     start_median_s: float
     start_p95_s: float
     end_median_s: float
     end_p95_s: float
     close_share: float
-    """Words whose start and end are both within 0.2 s."""
+    """Fraction of words whose start and end are both within 0.2 s."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpeakerErrors:
-    """Speakers of recordings whose references name them."""
+    """Speaker errors of recordings with speakers in their references."""
 
     recordings: int
     number_right: int
-    """Recordings with as many speakers as the reference."""
+    """Recordings with the reference's number of speakers."""
     der: float | None
     """Diarization error rate, with a collar of 0.25 s."""
     missed: float
     false: float
     confused: float
-    """Shares of the speech of the references, which add up to the rate."""
+    """Fractions of the reference speech, which sum to the rate."""
     cpwer: float | None
-    """Word error rate of each speaker's words, speakers paired so that it is least."""
+    """Word error rate per speaker, with the speaker pairing that minimizes it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """Another run compared with this one, over the recordings that both have."""
+    """Comparison with another run, over the recordings in both."""
 
     other: str
     recordings: int
@@ -80,7 +80,7 @@ class Comparison:
     """Lower end of the 95% bootstrap interval of the difference."""
     high: float
     p_value: float
-    """Share of resampled test sets where the difference has the other sign, doubled."""
+    """Fraction of resampled test sets with the opposite sign, doubled (p-value)."""
 
     @property
     def clearly_better(self) -> bool:
@@ -100,23 +100,23 @@ class Evaluation:
     output: str
     references: str
     missing: int
-    """References whose recordings are not in the run, or not finished; they count nowhere."""
+    """References whose recordings are missing from the run or unfinished; excluded."""
     failed: int
-    """Recordings that failed, wholly or in part; their missing words count as deletions."""
+    """Recordings with failed parts; their missing words count as deletions."""
     everything: Group
     groups: Mapping[str, Sequence[Group]]
-    """By set, language, duration and confidence."""
+    """Groups by set, language, duration and confidence."""
     languages: Mapping[str, Mapping[str, int]]
-    """Recordings by the reference's and the detected language."""
+    """Number of recordings by reference language and detected language."""
     word_times: WordTimes | None
     worst: Sequence[Score]
     comparison: Comparison | None = None
     speakers: SpeakerErrors | None = None
-    """None where the references, or the run, have no speakers."""
+    """None without speakers in the references or the run."""
 
     @property
     def wer(self) -> float | None:
-        """Of all words; None if the references have none."""
+        """WER of all words; None if the references have none."""
         return self.everything.words.rate
 
 
@@ -128,12 +128,12 @@ def summarize(
     missing: int,
     comparison: Comparison | None = None,
 ) -> Evaluation:
-    """Add scores up."""
+    """Aggregate scores."""
     return Evaluation(
         output=output,
         references=references,
         missing=missing,
-        failed=sum(each.hypothesis.failed for each in scores),
+        failed=sum(score.hypothesis.failed for score in scores),
         everything=_group("all", scores),
         groups=_grouped(scores),
         languages=_confusion(scores),
@@ -145,31 +145,31 @@ def summarize(
 
 
 def _speaker_errors(scores: Sequence[Score]) -> SpeakerErrors | None:
-    compared = [each for each in scores if each.turns is not None]
-    turns = sum((each.turns for each in compared if each.turns), TurnErrors())
+    compared = [score for score in scores if score.turns is not None]
+    turns = sum((score.turns for score in compared if score.turns), TurnErrors())
     if not turns.speech_s:
         return None
     return SpeakerErrors(
         recordings=len(compared),
-        number_right=sum(each.speakers is not None and len({*each.speakers}) == 1
-                         for each in compared),
+        number_right=sum(score.speakers is not None and len({*score.speakers}) == 1
+                         for score in compared),
         der=turns.rate,
         missed=turns.missed_s / turns.speech_s,
         false=turns.false_s / turns.speech_s,
         confused=turns.confused_s / turns.speech_s,
-        cpwer=total(each.speaker_words for each in compared if each.speaker_words).rate,
+        cpwer=total(score.speaker_words for score in compared if score.speaker_words).rate,
     )  # fmt: skip
 
 
 def compare(
     scores: Mapping[str, Score], others: Mapping[str, Score], *, other: str
 ) -> Comparison | None:
-    """Compare two runs over the recordings both have; None if their references have no words."""
+    """Compare two runs over the recordings in both; None if their references have no words."""
     shared = sorted(scores.keys() & others.keys())
-    ours = [scores[each] for each in shared]
-    words = [each.words.reference_length for each in ours]
+    ours = [scores[key] for key in shared]
+    words = [score.words.reference_length for score in ours]
     errors, other_errors = (
-        np.array([run[each].words.errors for each in shared], dtype=np.int64)
+        np.array([run[key].words.errors for key in shared], dtype=np.int64)
         for run in (scores, others)
     )
     num_words = sum(words)
@@ -178,7 +178,7 @@ def compare(
     differences = resampled((errors - other_errors).tolist(), words, _speakers(ours))
     low, high = np.quantile(differences, (0.025, 0.975))
     tail = min((differences <= 0).mean(), (differences >= 0).mean())
-    wer, other_wer = (float(each.sum() / num_words) for each in (errors, other_errors))
+    wer, other_wer = (float(counts.sum() / num_words) for counts in (errors, other_errors))
     return Comparison(
         other=other,
         recordings=len(shared),
@@ -192,19 +192,19 @@ def compare(
 
 
 def _speakers(scores: Sequence[Score]) -> list[str | None]:
-    return [each.reference.speaker for each in scores]
+    return [score.reference.speaker for score in scores]
 
 
 def _group(name: str, scores: Sequence[Score]) -> Group:
-    words = [each.words for each in scores]
+    words = [score.words for score in scores]
     return Group(
         name=name,
         recordings=len(scores),
         words=total(words),
-        characters=total(each.characters for each in scores),
+        characters=total(score.characters for score in scores),
         interval=interval(
-            [each.errors for each in words],
-            [each.reference_length for each in words],
+            [word_errors.errors for word_errors in words],
+            [word_errors.reference_length for word_errors in words],
             _speakers(scores),
         ),
     )
@@ -225,12 +225,12 @@ def _named(value: str | None) -> tuple[int, str] | None:
     return None if value is None else (0, value)
 
 
-# The place of a group among those of its kind, and its name; None for a recording in none of them.
+# Sort key and name of a recording's group of each kind; None if it is in no group.
 _GROUPINGS: Mapping[str, Callable[[Score], tuple[int, str] | None]] = {
-    "set": lambda each: _named(each.reference.set),
-    "language": lambda each: _named(each.reference.language),
-    "duration": lambda each: _between(each.hypothesis.duration_s, _DURATIONS_S, " s"),
-    "confidence": lambda each: _between(each.hypothesis.confidence, CONFIDENCE_EDGES, ""),
+    "set": lambda score: _named(score.reference.set),
+    "language": lambda score: _named(score.reference.language),
+    "duration": lambda score: _between(score.hypothesis.duration_s, _DURATIONS_S, " s"),
+    "confidence": lambda score: _between(score.hypothesis.confidence, CONFIDENCE_EDGES, ""),
 }
 
 
@@ -238,9 +238,9 @@ def _grouped(scores: Sequence[Score]) -> dict[str, list[Group]]:
     groups = {}
     for title, key_of in _GROUPINGS.items():
         members: dict[tuple[int, str], list[Score]] = {}
-        for each in scores:
-            if (key := key_of(each)) is not None:
-                members.setdefault(key, []).append(each)
+        for score in scores:
+            if (key := key_of(score)) is not None:
+                members.setdefault(key, []).append(score)
         if members:
             groups[title] = [_group(key[1], members[key]) for key in sorted(members)]
     return groups
@@ -248,22 +248,22 @@ def _grouped(scores: Sequence[Score]) -> dict[str, list[Group]]:
 
 def _confusion(scores: Sequence[Score]) -> dict[str, dict[str, int]]:
     counts: dict[str, Counter[str]] = {}
-    for each in scores:
-        expected, detected = each.reference.language, each.hypothesis.language
+    for score in scores:
+        expected, detected = score.reference.language, score.hypothesis.language
         if expected and detected:
             counts.setdefault(expected, Counter())[detected] += 1
     return {expected: dict(detected.most_common()) for expected, detected in sorted(counts.items())}
 
 
 def _word_times(scores: Sequence[Score]) -> WordTimes | None:
-    errors = np.abs(np.array([pair for each in scores for pair in each.time_errors_s]))
+    errors = np.abs(np.array([pair for score in scores for pair in score.time_errors_s]))
     if not errors.size:
         return None
     start_median, end_median = np.median(errors, axis=0)
     start_p95, end_p95 = np.quantile(errors, 0.95, axis=0)
     return WordTimes(
         compared=len(errors),
-        of=sum(len(each.reference.words or ()) for each in scores),
+        of=sum(len(score.reference.words or ()) for score in scores),
         start_median_s=float(start_median),
         start_p95_s=float(start_p95),
         end_median_s=float(end_median),
@@ -272,14 +272,14 @@ def _word_times(scores: Sequence[Score]) -> WordTimes | None:
     )
 
 
-# Of two wholly wrong transcripts, the longer one is worse.
-def _badness(each: Score) -> tuple[float, int, str]:
-    words = each.words
-    return words.errors / max(1, words.reference_length), words.errors, each.reference.uri
+# Among transcripts that are all wrong, the longer one is worse.
+def _badness(score: Score) -> tuple[float, int, str]:
+    words = score.words
+    return words.errors / max(1, words.reference_length), words.errors, score.reference.uri
 
 
 def as_data(evaluation: Evaluation) -> dict[str, Any]:
-    """Return an evaluation as JSON has it."""
+    """Return an evaluation as JSON-compatible values."""
     times, comparison = evaluation.word_times, evaluation.comparison
     data: dict[str, Any] = rounded({
         "output": evaluation.output,
@@ -287,20 +287,20 @@ def as_data(evaluation: Evaluation) -> dict[str, Any]:
         "missing": evaluation.missing,
         "failed": evaluation.failed,
         **_group_data(evaluation.everything),
-        "by": {title: [_group_data(each) for each in groups]
+        "by": {title: [_group_data(group) for group in groups]
                for title, groups in evaluation.groups.items()},
         "languages": evaluation.languages,
         "word_times": times and asdict(times),
         "speakers": evaluation.speakers and asdict(evaluation.speakers),
         "worst": [
             {
-                "uri": each.reference.uri,
-                "wer": each.words.rate,
-                "errors": each.words.errors,
-                "ref": each.reference.text,
-                "hyp": each.hypothesis.text,
+                "uri": score.reference.uri,
+                "wer": score.words.rate,
+                "errors": score.words.errors,
+                "ref": score.reference.text,
+                "hyp": score.hypothesis.text,
             }
-            for each in evaluation.worst
+            for score in evaluation.worst
         ],
         "against": comparison and asdict(comparison),
     })  # fmt: skip

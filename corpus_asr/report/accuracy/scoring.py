@@ -1,8 +1,8 @@
-"""Transcripts compared with references: errors of words, characters, times and languages.
+"""Scores of transcripts against references: errors of words, characters, times and languages.
 
-References are a manifest; besides its columns, `set` names a part of the test set and `words` has
-objects of `word`, `start_s` and `end_s`. It is held in memory: a test set, not a corpus. In scripts
-without spaces each character is a word.
+References are a manifest; in addition to its columns, `set` names a subset of the test set and
+`words` has objects of `word`, `start_s` and `end_s`. References are held in memory. In scripts
+without spaces each character counts as a word.
 
 Source: Radford et al., "Robust Speech Recognition via Large-Scale Weak Supervision" (2022), section
 4.4 and appendix C (characters for Chinese, Japanese, Thai, Lao and Burmese).
@@ -35,7 +35,7 @@ _basic = BasicTextNormalizer()
 
 @dataclass(frozen=True, slots=True)
 class TimedWord:
-    """A word, from when to when it is said."""
+    """A word with its start and end in seconds."""
 
     word: str
     start_s: float
@@ -44,36 +44,36 @@ class TimedWord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reference:
-    """What is said in a recording, or in parts of it."""
+    """Reference text of a recording, or of segments of it."""
 
     uri: str
-    """Without credentials."""
+    """URI without credentials."""
     text: str
     language: str | None = None
     set: str | None = None
-    """The part of the test set it belongs to."""
+    """Subset of the test set."""
     speaker: str | None = None
-    """Who says all of it; None where that is unknown, or several do."""
+    """The only speaker; None if unknown or several."""
     spans: tuple[tuple[float, float], ...] | None = None
-    """From when to when the text is that of the recording; None: from its start to its end."""
+    """Time spans in seconds covered by the text; None: the whole recording."""
     words: tuple[TimedWord, ...] | None = None
     speech: tuple[SpokenSpan, ...] | None = None
-    """Who says what when; None where a part has no speaker or no times."""
+    """Text by speaker with times; None if a segment has no speaker or no times."""
 
 
 def read_references(
     manifest: str, options: StoreOptions = DEFAULT_STORE, *, language: str | None = None
 ) -> dict[str, Reference]:
-    """Return references by recording_id; `language` is that of references that name none.
+    """Return references by recording_id; `language` is the default.
 
-    Rows of several parts of a recording are one reference, joined in the order of their times.
+    Rows with segments of one recording are joined to one reference, in time order.
     """
     usual = language_code(language)
     by_recording: dict[str, list[tuple[Row, Reference]]] = {}
-    # Only names are compared: nothing is opened.
+    # Only names are compared: no file is opened.
     for row in read_manifest(manifest, options, allow_local_files=True):
         rows = by_recording.setdefault(recording_id(row.uri), [])
-        # A text of the whole says more than those of its segments: also what is between them.
+        # The text of a whole row takes precedence over its segments: it is more complete.
         parts = [row] if row.columns.get("text") is not None else row.parts()
         rows += [(part, _reference(part, usual)) for part in parts]
     return {identity: _joined(rows) for identity, rows in by_recording.items()}
@@ -82,13 +82,13 @@ def read_references(
 def _joined(rows: list[tuple[Row, Reference]]) -> Reference:
     if len(rows) == 1:
         [(_, reference)] = rows
-        # A clip as long as it is: it does not say when in it somebody speaks.
+        # A clip of the file's length does not locate speech in it.
         is_clip = reference.spans is not None and reference.spans[0][0] == 0
         return replace(reference, speech=None) if is_clip else reference
-    rows = sorted(rows, key=lambda each: each[1].spans[0] if each[1].spans else (0.0, math.inf))
+    rows = sorted(rows, key=lambda pair: pair[1].spans[0] if pair[1].spans else (0.0, math.inf))
     references = [reference for _, reference in rows]
-    for (_, before), (row, after) in pairwise(rows):
-        if not (before.spans and after.spans) or before.spans == after.spans:
+    for (_, first), (row, second) in pairwise(rows):
+        if not (first.spans and second.spans) or first.spans == second.spans:
             raise row.wrong(
                 f"{redact_uri(row.uri)} twice", "each recording once, or its parts by their times"
             )
@@ -101,21 +101,23 @@ def _joined(rows: list[tuple[Row, Reference]]) -> Reference:
         language=next(filter(None, (reference.language for reference in references)), None),
         speaker=speakers.pop() if len(speakers) == 1 else None,
         spans=tuple(chain.from_iterable(reference.spans or () for reference in references)),
-        words=None if None in words else tuple(chain.from_iterable(each or () for each in words)),
+        words=None
+        if None in words
+        else tuple(chain.from_iterable(timed_words or () for timed_words in words)),
         speech=None
         if None in speech
-        else tuple(chain.from_iterable(each or () for each in speech)),
+        else tuple(chain.from_iterable(spans or () for spans in speech)),
     )
 
 
 def language_code(language: str | None) -> str | None:
-    """Return the code of a language by any of its names; an unknown name in lower case."""
+    """Return the code of a language name; an unknown name in lower case."""
     if not language or not language.strip():
         return None
     try:
         return resolve_language(language)
     except ValueError:
-        # Test sets have more languages than Whisper, and `en_us` beside `en`.
+        # Test sets have more languages than Whisper, and `en_us` as well as `en`.
         return language.strip().lower()
 
 
@@ -140,14 +142,14 @@ def _reference(row: Row, usual: str | None) -> Reference:
 def _word(row: Row) -> TimedWord:
     word, end_s = row.columns.get("word"), row.end_s()
     if not isinstance(word, str) or end_s is None:
-        found = ", ".join(row.columns) or "nothing"
-        raise row.wrong(f"{found} of a word", "word, start_s and end_s")
+        names = ", ".join(row.columns) or "nothing"
+        raise row.wrong(f"{names} of a word", "word, start_s and end_s")
     return TimedWord(word, row.start_s(), end_s)
 
 
 @dataclass(frozen=True, slots=True)
 class Errors:
-    """Counts of an alignment."""
+    """Error counts of an alignment."""
 
     hits: int = 0
     substitutions: int = 0
@@ -169,7 +171,7 @@ class Errors:
 
     @property
     def rate(self) -> float | None:
-        """WER, or CER; None for an empty reference."""
+        """WER or CER; None for an empty reference."""
         return self.errors / self.reference_length if self.reference_length else None
 
 
@@ -181,36 +183,36 @@ class Hypothesis:
     language: str | None
     duration_s: float
     confidence: float | None = None
-    """Mean over its words; None without any."""
+    """Mean confidence over its words; None without words."""
     words: tuple[TimedWord, ...] = ()
     failed: bool = False
-    """Wholly or in part."""
+    """Whether any part failed."""
     turns: tuple[SpokenSpan, ...] | None = None
-    """Who speaks when; None where the run did not look for speakers."""
+    """Speech spans by speaker; None without diarization."""
     said: Mapping[str, str] = field(default_factory=dict)
     """Text by speaker."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    """A recording compared."""
+    """Scores of a recording."""
 
     reference: Reference
     hypothesis: Hypothesis
     words: Errors
     characters: Errors
     time_errors_s: tuple[tuple[float, float], ...] = ()
-    """Of correct words with times on both sides: start and end, hypothesis minus reference."""
+    """Errors of word times in seconds: start and end, hypothesis minus reference."""
     turns: TurnErrors | None = None
-    """None where one of the sides has no speakers."""
+    """None if either side has no speakers."""
     speaker_words: Errors | None = None
-    """Of the words of each speaker (cpWER); None where `turns` is."""
+    """Word errors per speaker (cpWER); None if `turns` is."""
     speakers: tuple[int, int] | None = None
-    """Number in the reference, and in the hypothesis."""
+    """Number of speakers in the reference, and in the hypothesis."""
 
 
 def score(reference: Reference, hypothesis: Hypothesis) -> Score:
-    """Compare a transcript with its reference."""
+    """Score a transcript against its reference."""
     expected, actual = (
         normalized(text, reference.language) for text in (reference.text, hypothesis.text)
     )
@@ -231,13 +233,13 @@ def _of_speakers(reference: Reference, hypothesis: Hypothesis) -> dict[str, Any]
     def words_of(text: str) -> list[str]:
         return units(normalized(text, reference.language), reference.language)
 
-    said: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for span in reference.speech:
-        said[span.speaker] = f"{said.get(span.speaker, '')} {span.text}"
+        texts[span.speaker] = f"{texts.get(span.speaker, '')} {span.text}"
     expected, actual = (
-        {name: words_of(text) for name, text in side.items()} for side in (said, hypothesis.said)
+        {name: words_of(text) for name, text in side.items()} for side in (texts, hypothesis.said)
     )
-    # Before and after what the reference annotates, nobody knows who speaks.
+    # Before and after the annotated time, speakers are unknown.
     first_s = min(span.start_s for span in reference.speech)
     last_s = max(span.end_s for span in reference.speech)
     turns = [
@@ -245,26 +247,28 @@ def _of_speakers(reference: Reference, hypothesis: Hypothesis) -> dict[str, Any]
         for turn in hypothesis.turns
         if turn.start_s < last_s and turn.end_s > first_s
     ]
-    pairs = paired_errors(expected, actual, lambda one, other: _errors(one, other).errors)
+    pairs = paired_errors(expected, actual, lambda spoken, heard: _errors(spoken, heard).errors)
     return {
         "turns": turn_errors(reference.speech, turns),
-        "speaker_words": total(_errors(one, other) for one, other in pairs),
-        "speakers": (len(said), len({turn.speaker for turn in turns})),
+        "speaker_words": total(
+            _errors(spoken_words, heard_words) for spoken_words, heard_words in pairs
+        ),
+        "speakers": (len(texts), len({turn.speaker for turn in turns})),
     }
 
 
 def total(scores: Iterable[Errors]) -> Errors:
-    """Add counts up."""
+    """Sum counts."""
     return sum(scores, Errors())
 
 
 def normalized(text: str, language: str | None) -> str:
-    """Return what is compared of a text."""
+    """Return a normalized text for comparison."""
     return (_english() if language == "en" else _basic)(text).strip()
 
 
 def units(text: str, language: str | None) -> list[str]:
-    """Return the words of a normalized text; its characters in scripts without spaces."""
+    """Return the words of a normalized text; the characters in scripts without spaces."""
     return list(text.replace(" ", "")) if language in WITHOUT_BLANKS else text.split()
 
 
@@ -285,16 +289,16 @@ def _jiwer() -> Any:
 
 
 def aligned(reference: Sequence[str], hypothesis: Sequence[str]) -> Any:
-    """Return jiwer's comparison of words, which both sides have some of."""
-    # As numbers: letters may be of a kind that jiwer would take for blanks.
-    numbers = {each: str(number) for number, each in enumerate({*reference, *hypothesis})}
-    as_text = (" ".join(numbers[each] for each in side) for side in (reference, hypothesis))
+    """Return jiwer's alignment of two non-empty word sequences."""
+    # As numbers: jiwer may treat some letters as whitespace.
+    numbers = {word: str(number) for number, word in enumerate({*reference, *hypothesis})}
+    as_text = (" ".join(numbers[word] for word in side) for side in (reference, hypothesis))
     return _jiwer().process_words(*as_text)
 
 
 def _errors(reference: Sequence[str], hypothesis: Sequence[str]) -> Errors:
     if not reference or not hypothesis:
-        _jiwer()  # its absence is to show at the first recording, silent or not
+        _jiwer()  # a missing jiwer must raise an error at the first recording, even if silent
         return Errors(deletions=len(reference), insertions=len(hypothesis))
     result = aligned(reference, hypothesis)
     return Errors(result.hits, result.substitutions, result.deletions, result.insertions)
@@ -303,22 +307,22 @@ def _errors(reference: Sequence[str], hypothesis: Sequence[str]) -> Errors:
 def _time_errors(
     reference: Sequence[TimedWord], hypothesis: Sequence[TimedWord]
 ) -> tuple[tuple[float, float], ...]:
-    words, others = _comparable(reference), _comparable(hypothesis)
-    if not words or not others:
+    words, other_words = _comparable(reference), _comparable(hypothesis)
+    if not words or not other_words:
         return ()
-    result = aligned([word for word, _ in words], [word for word, _ in others])
+    result = aligned([word for word, _ in words], [word for word, _ in other_words])
     errors = []
     for chunk in result.alignments[0]:
         if chunk.type != "equal":
             continue
         for at in range(chunk.ref_end_idx - chunk.ref_start_idx):
             right = words[chunk.ref_start_idx + at][1]
-            ours = others[chunk.hyp_start_idx + at][1]
+            ours = other_words[chunk.hyp_start_idx + at][1]
             errors.append((ours.start_s - right.start_s, ours.end_s - right.end_s))
     return tuple(errors)
 
 
-# By the basic normalizer alone: the English one turns several words into one, which has no time.
+# Basic normalizer only: the English one merges words, which then have no times.
 def _comparable(words: Iterable[TimedWord]) -> list[tuple[str, TimedWord]]:
     plain = ((_basic(word.word).replace(" ", ""), word) for word in words)
     return [(text, word) for text, word in plain if text]

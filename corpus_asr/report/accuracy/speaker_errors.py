@@ -1,8 +1,8 @@
-"""Speakers compared with references: diarization error rate, and word errors per speaker.
+"""Speaker errors: diarization error rate, and word errors per speaker.
 
 Source: NIST, 2009 RT evaluation plan, section 6 (DER, a collar of 0.25 s); Watanabe et al. 2020,
-CHiME-6 challenge, section 4.3 (cpWER: speakers are paired so that word errors are fewest). Seconds
-are those of pyannote.metrics 4.2, whose collar is the whole width, within 1e-13 on 40 random talks.
+CHiME-6 challenge, section 4.3 (cpWER: speaker pairing with the fewest word errors). Times match
+pyannote.metrics 4.2, whose collar is the full width, within 1e-13 on 40 random dialogs.
 """
 
 from bisect import bisect_right
@@ -13,13 +13,13 @@ import numpy as np
 
 from corpus_asr.array_types import Float64
 
-# Around borders of the reference: people do not place them better.
+# Around reference boundaries, whose manual accuracy is no better.
 COLLAR_S = 0.25
 
 
 @dataclass(frozen=True, slots=True)
 class SpokenSpan:
-    """Somebody speaks."""
+    """A time span of one speaker."""
 
     start_s: float
     end_s: float
@@ -29,13 +29,13 @@ class SpokenSpan:
 
 @dataclass(frozen=True, slots=True)
 class TurnErrors:
-    """Seconds of speech; where two speak at once, a second counts for both."""
+    """Seconds of speech; overlapping speech counts once per speaker."""
 
     missed_s: float = 0.0
     false_s: float = 0.0
     confused_s: float = 0.0
     speech_s: float = 0.0
-    """Of the reference."""
+    """Speech in the reference."""
 
     def __add__(self, other: "TurnErrors") -> "TurnErrors":
         return TurnErrors(*map(sum, zip(astuple(self), astuple(other), strict=True)))
@@ -50,7 +50,7 @@ class TurnErrors:
 def turn_errors(
     reference: Sequence[SpokenSpan], found: Sequence[SpokenSpan], *, collar_s: float = COLLAR_S
 ) -> TurnErrors:
-    """Compare who speaks when, exactly; speakers are paired so that most of the speech is right."""
+    """Compare speech spans exactly; speakers are paired to maximize correct speech."""
     borders_s = {border for span in (*reference, *found) for border in (span.start_s, span.end_s)}
     ours = {border for span in reference for border in (span.start_s, span.end_s)}
     near_s = {border + side for border in ours for side in (-collar_s, collar_s)}
@@ -60,10 +60,10 @@ def turn_errors(
     middles, lasts_s = (edges[1:] + edges[:-1]) / 2, np.diff(edges)
     if collar_s:
         lasts_s = lasts_s * ~_near(middles, np.array(sorted(ours), dtype=np.float64), collar_s)
-    said, heard = _active(reference, middles), _active(found, middles)
-    together_s = (said * lasts_s) @ heard.T  # (speaker, speaker)
+    spoken, heard = _active(reference, middles), _active(found, middles)
+    together_s = (spoken * lasts_s) @ heard.T  # (speaker, speaker)
     right_s = float(sum(together_s[pair] for pair in assignment(-together_s)))
-    num_said, num_heard = said.sum(axis=0), heard.sum(axis=0)
+    num_said, num_heard = spoken.sum(axis=0), heard.sum(axis=0)
     both_s = float((np.minimum(num_said, num_heard) * lasts_s).sum())
     return TurnErrors(
         missed_s=float((np.maximum(num_said - num_heard, 0) * lasts_s).sum()),
@@ -76,9 +76,9 @@ def turn_errors(
 def _near(
     times_s: Float64[np.ndarray, " time"], borders_s: Float64[np.ndarray, " border"], reach_s: float
 ) -> np.ndarray:
-    after = np.searchsorted(borders_s, times_s)
+    places = np.searchsorted(borders_s, times_s)
     padded = np.concatenate([[-np.inf], borders_s, [np.inf]])
-    near: np.ndarray = np.minimum(times_s - padded[after], padded[after + 1] - times_s) < reach_s
+    near: np.ndarray = np.minimum(times_s - padded[places], padded[places + 1] - times_s) < reach_s
     return near
 
 
@@ -99,39 +99,44 @@ def paired_errors(
     found: Mapping[str, Sequence[str]],
     errors_of: Callable[[Sequence[str], Sequence[str]], int],
 ) -> list[tuple[Sequence[str], Sequence[str]]]:
-    """Return the words of speakers in the pairs with the fewest errors.
+    """Return the words of speakers in the pairing with the fewest errors.
 
-    Of more speakers on one side, some are paired with nobody: their words are all missing, or all
-    too many.
+    Surplus speakers on one side are unpaired: all their words are deletions, or all insertions.
     """
     size = max(len(reference), len(found))
     nothing: Sequence[str] = ()
-    said = [*reference.values(), *[nothing] * (size - len(reference))]
+    spoken = [*reference.values(), *[nothing] * (size - len(reference))]
     heard = [*found.values(), *[nothing] * (size - len(found))]
-    costs = np.array([[errors_of(one, other) for other in heard] for one in said], dtype=np.float64)
-    return [(said[row], heard[column]) for row, column in assignment(costs.reshape(size, size))]
+    costs = np.array(
+        [
+            [errors_of(spoken_words, heard_words) for heard_words in heard]
+            for spoken_words in spoken
+        ],
+        dtype=np.float64,
+    )
+    return [(spoken[row], heard[column]) for row, column in assignment(costs.reshape(size, size))]
 
 
 def assignment(costs: Float64[np.ndarray, "row column"]) -> list[tuple[int, int]]:
-    """Return the pairs of rows and columns whose costs are least in sum, each used at most once.
+    """Return the pairs of rows and columns with minimum total cost, each used at most once.
 
-    Source: Kuhn 1955, The Hungarian method; with potentials, as in Jonker and Volgenant 1987.
+    Source: Kuhn 1955, the Hungarian method; with potentials, as in Jonker and Volgenant 1987.
     """
     if costs.shape[0] > costs.shape[1]:
         return sorted((row, column) for column, row in assignment(costs.T))
     rows, columns = costs.shape
     row_price, column_price = np.zeros(rows + 1), np.zeros(columns + 1)
-    owner = np.zeros(columns + 1, dtype=np.int64)  # row of each column, from 1; 0 is none
+    owner = np.zeros(columns + 1, dtype=np.int64)  # row of each column, from 1; 0: unassigned
     for row in range(1, rows + 1):
         owner[0], column = row, 0
         slack = np.full(columns + 1, np.inf)
-        before = np.zeros(columns + 1, dtype=np.int64)
+        parent_columns = np.zeros(columns + 1, dtype=np.int64)
         used = np.zeros(columns + 1, dtype=bool)
         while owner[column]:
             used[column] = True
             reduced = costs[owner[column] - 1] - row_price[owner[column]] - column_price[1:]
             nearer = ~used[1:] & (reduced < slack[1:])
-            slack[1:][nearer], before[1:][nearer] = reduced[nearer], column
+            slack[1:][nearer], parent_columns[1:][nearer] = reduced[nearer], column
             open_slack = np.where(used, np.inf, slack)
             open_slack[0] = np.inf
             following = int(open_slack.argmin())
@@ -141,7 +146,7 @@ def assignment(costs: Float64[np.ndarray, "row column"]) -> list[tuple[int, int]
             slack[~used] -= step
             column = following
         while column:
-            owner[column] = owner[before[column]]
-            column = int(before[column])
+            owner[column] = owner[parent_columns[column]]
+            column = int(parent_columns[column])
     pairs = [(int(owner[at]) - 1, at - 1) for at in range(1, columns + 1) if owner[at]]
     return sorted(pairs)

@@ -1,6 +1,6 @@
-"""Charts of a run: speed over its time, histograms; positions for the templates.
+"""Charts of a run (speed over time, histograms) as coordinates for the templates.
 
-A plot is 100 wide and 100 high, so that all but its letters scale; heights outside are pixels.
+A plot is 100 wide and 100 high, so that all but text scales; outer heights are in pixels.
 """
 
 import itertools
@@ -12,12 +12,12 @@ from corpus_asr.report.html.formatting import coordinate
 from corpus_asr.report.text import duration
 from corpus_asr.storage.run_state.run_files import Moment
 
-TOP, HEIGHT = 8, 160  # pixels above and of the plot
+TOP, HEIGHT = 8, 160  # pixels above the plot, and its height
 _MOST_TICKS = 5
 _TIMES = "\N{MULTIPLICATION SIGN}"
-# Without a commit for less than this at the end, nothing is wrong.
+# A shorter time without commits at the end is normal.
 _QUIET_S = 60.0
-# With less than this, a line over time shows how a run began and ended, not how it went.
+# Minimum steps and seconds: a shorter line shows only the start and end of a run.
 LEAST_STEPS, LEAST_S = 4, 60.0
 
 
@@ -32,10 +32,10 @@ class Step:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chart:
-    """Positions of what is drawn; x from 0 to 100 across the plot, y from 0, its top, to 100."""
+    """Coordinates; x from 0 to 100 across the plot, y from 0, its top, to 100."""
 
     label: str
-    """For screen readers."""
+    """Text for screen readers."""
     levels: Sequence[tuple[float, str]]
     """Grid lines: y in pixels, and text."""
     marks: Sequence[tuple[float, str]]
@@ -51,7 +51,7 @@ class Chart:
 def histogram(
     counts: Sequence[int], *, label: str, edges: Sequence[str], titles: Sequence[str]
 ) -> Chart:
-    """Draw a bar for each count, of bins of one width; `edges` are the texts between them."""
+    """Return a bar chart of counts of bins of equal width; `edges` are the labels between bins."""
     ticks = number_ticks(max([*counts, 1]), whole=True)
     width = 100 / len(counts)
     heights = [100 * count / ticks[-1] for count in counts]
@@ -60,7 +60,7 @@ def histogram(
         levels=_levels(ticks, "{:,.0f}".format),
         marks=[(number * width, words) for number, words in enumerate(edges) if words],
         targets=[(number * width, width, title) for number, title in enumerate(titles)],
-        # Bars leave 6 % of their bin free on either side.
+        # A gap of 6 % of the bin on either side of a bar.
         bars=[
             ((number + 0.06) * width, 100 - height, 0.88 * width, height)
             for number, height in enumerate(heights)
@@ -69,7 +69,7 @@ def histogram(
 
 
 def number_ticks(highest: float, *, whole: bool = False) -> list[float]:
-    """Return round numbers from 0 to the first that is not below the highest value."""
+    """Return round numbers from 0 to the first at or above the highest value."""
     if not highest > 0 or not math.isfinite(highest):
         return [0.0, 1.0]
     # 1e-9: in binary, 0.3 / 3 is not quite 0.1.
@@ -85,13 +85,13 @@ def _levels(ticks: Sequence[float], say: Callable[[float], str]) -> list[tuple[f
 
 
 def speed_chart(moments: Sequence[Moment]) -> Chart | None:
-    """Return the chart of speed between commits; None of a run too short for one."""
+    """Return the chart of speed between commits; None if the run is too short."""
     steps = speed_steps(moments)
     return timeline(steps) if len(steps) >= LEAST_STEPS and steps[-1].stop_s >= LEAST_S else None
 
 
 def timeline(steps: Sequence[Step]) -> Chart:
-    """Draw speeds over time from 0."""
+    """Return a chart of speeds over time, with y starting at 0."""
     end_s = steps[-1].stop_s
     ticks = number_ticks(max(step.value for step in steps))
     points = [
@@ -116,26 +116,26 @@ def timeline(steps: Sequence[Step]) -> Chart:
 
 
 def speed_steps(moments: Sequence[Moment]) -> list[Step]:
-    """Return the speed between commits, one step from each to the next."""
+    """Return the speed between consecutive commits."""
     return [
         Step(
-            start_s=before.elapsed_s,
-            stop_s=after.elapsed_s,
-            value=(after.audio_s - before.audio_s) / (after.elapsed_s - before.elapsed_s),
+            start_s=start.elapsed_s,
+            stop_s=end.elapsed_s,
+            value=(end.audio_s - start.audio_s) / (end.elapsed_s - start.elapsed_s),
         )
-        for before, after in itertools.pairwise(_with_commits(moments))
+        for start, end in itertools.pairwise(_with_commits(moments))
     ]
 
 
 def _with_commits(moments: Sequence[Moment]) -> list[Moment]:
     kept = list(moments[:1])
-    # A commit brings minutes of audio at once: from one moment to the next, speed would jump.
-    for now in moments[1:]:
-        if now.audio_s > kept[-1].audio_s and now.elapsed_s > kept[-1].elapsed_s:
-            kept.append(now)
+    # A commit adds minutes of audio at once: between single moments, speed would jump.
+    for moment in moments[1:]:
+        if moment.audio_s > kept[-1].audio_s and moment.elapsed_s > kept[-1].elapsed_s:
+            kept.append(moment)
     if kept and moments[-1].elapsed_s - kept[-1].elapsed_s >= _QUIET_S:
         kept.append(moments[-1])
-    times_s = [each.elapsed_s for each in kept[-3:]]
+    times_s = [moment.elapsed_s for moment in kept[-3:]]
     if len(times_s) == 3 and 2 * (times_s[2] - times_s[1]) < times_s[1] - times_s[0]:
-        del kept[-2]  # what the end flushes in a moment was transcribed in the time before it
+        del kept[-2]  # the final flush belongs to the time before it
     return kept

@@ -40,26 +40,26 @@ _LETTERS_OF_PATHS = "/~!$&'()*+,;=:@"
 
 @cache
 def shared(name: str) -> str:
-    """Return a file of this folder: a style sheet or a script."""
+    """Return the content of a style sheet or script in this folder."""
     return resources.files(__package__).joinpath(name).read_text("utf-8")
 
 
 def visible(text: str) -> str:
-    """Write control characters, and those that reorder text, as visible signs or codes."""
+    """Replace control characters, and those that reorder text, by visible signs or codes."""
     return text if text.isprintable() else text.translate(_SIGNS)
 
 
 def cut(text: str, most: int = MOST_CHARACTERS) -> str:
-    """Return a text, without its middle if it is long."""
+    """Return a text, with its middle elided if it is long."""
     if len(text) <= most:
         return text
-    # Names differ at their ends, as often as at their beginnings.
+    # Names differ at their ends as often as at their starts.
     return f"{text[: 2 * most // 3]} … {text[-most // 3 :]}"
 
 
 def message(text: str, *, of: str = "", most: int = MOST_OF_A_MESSAGE) -> str:
-    """Return a failure's message without the address `of` its recording, and without secrets."""
-    # The address stands above it on the page; most messages begin with what was done to it.
+    """Return a failure message without secrets and without the URI `of` its recording."""
+    # The page shows the URI above it; most messages start with the action and URI.
     _, address, rest = text.partition(f"{redact_uri(public(of))}: ")
     return cut(hide_secrets(without_secrets(rest if of and address else text)), most)
 
@@ -82,7 +82,7 @@ def link(uri: str, *, folder: str | None) -> tuple[str, str | None]:
 
 
 def sample_words(sample: Sample) -> tuple[list[tuple[str, float]], int]:
-    """Return the first words of a sample with their probabilities, and how many are left out."""
+    """Return the first words of a sample with probabilities, and the number omitted."""
     words: list[tuple[str, float]] = []
     length = 0
     for word, probability in sample.words:
@@ -94,7 +94,7 @@ def sample_words(sample: Sample) -> tuple[list[tuple[str, float]], int]:
 
 
 def confidence_class(confidence: float) -> str:
-    """Return the style of a segment's confidence."""
+    """Return the CSS class of a segment's confidence."""
     if confidence < LOW_CONFIDENCE:
         return "bad"
     return "warn" if confidence < HIGH_CONFIDENCE else "good"
@@ -108,33 +108,33 @@ def language_attributes(code: str | None) -> dict[str, str]:
 
 
 def language_name(code: str) -> str:
-    """Return the English name of a language with its code; an unknown code as it is."""
+    """Return the English name of a language with its code; an unknown code unchanged."""
     name = LANGUAGES.get(code)
     return f"{name.title()} ({code})" if name else cut(code, 60)
 
 
 def hours(seconds: float) -> str:
-    """Write a length of audio, in hours where there are some."""
+    """Format an audio duration in seconds, in hours if it is long enough."""
     return f"{seconds / 3600:,.1f} h" if seconds >= 3600 else f"{seconds / 60:,.1f} min"
 
 
 def fraction(value: float) -> str:
-    """Write a fraction as a percentage, a small one as <1%."""
+    """Format a fraction as a percentage; small values as <1%."""
     return f"{value:.0%}" if value >= 0.01 or not value else "<1%"
 
 
 def confidence_words(value: float) -> str:
-    """Write a confidence; a small one is not rounded to none at all."""
+    """Format a confidence; small values are not rounded to zero."""
     return f"confidence {value:.0%}" if value >= 0.01 else "confidence below 1%"
 
 
 def name_of(uri: str) -> str:
-    """Return the last step of an output's address, which people call it by."""
+    """Return the last step of an output URI, its usual name."""
     return redact_uri(uri).rstrip("/").rpartition("/")[2] or redact_uri(uri)
 
 
 def moment(text: str) -> str:
-    """Write an ISO 8601 time to the minute; another text as it is."""
+    """Format an ISO 8601 time to the minute; other text unchanged."""
     try:
         when = datetime.datetime.fromisoformat(text).astimezone(datetime.UTC)
     except ValueError:
@@ -143,5 +143,5 @@ def moment(text: str) -> str:
 
 
 def coordinate(value: float) -> str:
-    """Write a number of an SVG."""
+    """Format an SVG coordinate."""
     return f"{value:.2f}".rstrip("0").rstrip(".")

@@ -127,7 +127,7 @@ def write_page(
 def write_page_at_the_end(
     store: OutputStore, num_recordings: int, *, audio_options: StorageOptions = NO_OPTIONS
 ) -> None:
-    """Write the page of a run that has just ended into its output folder, or log why not."""
+    """Write the report of a finished run to its output folder, or log the error."""
     why = None
     if num_recordings > MOST_AT_THE_END:
         why = f"{num_recordings:,} recordings: write it with `corpus-asr report --html`"
@@ -135,16 +135,16 @@ def write_page_at_the_end(
         try:
             page = store.address(PAGE_NAME)
             write_page(store, page, at_the_end=True, audio_options=audio_options)
-        except Exception as error:  # a page is no reason for a run to fail
+        except Exception as error:  # a report must not fail a run
             why = f"{type(error).__name__}: {error}"
     if why is not None:
         event(_LOG, logging.WARNING, "page_not_written", uri=redact_uri(store.uri), why=why)
 
 
 def render_document(template: Template, **values: Any) -> str:
-    """Return a template that extends `document.html.j2`, with its style, script and policy."""
-    # The policy lets nothing in or out but these very styles and scripts: no style attributes, no
-    # handlers in attributes, no requests. Source: https://www.w3.org/TR/CSP3/.
+    """Return a rendered template based on `document.html.j2`, with its style, script and policy."""
+    # The policy allows only these styles and scripts: no style attributes, no handlers in
+    # attributes, no requests. Source: https://www.w3.org/TR/CSP3/.
     style, script = shared("style.css") + "\n" + shared("page.css"), shared("page.js")
     policy = (
         f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; "
@@ -159,12 +159,12 @@ def _hash(text: str) -> str:
 
 @cache
 def environment() -> Environment:
-    """Return the templates: all values are escaped, and a name without a value is an error."""
+    """Return the template environment: values are escaped, and undefined names are errors."""
     templates = Environment(
         loader=PackageLoader(__package__, "templates"),
         autoescape=True,
         undefined=StrictUndefined,
-        # Of every value: no template can forget it.
+        # Applied to every value, so that no template can omit it.
         finalize=_shown,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -191,9 +191,9 @@ def environment() -> Environment:
         "LISTED": LISTED,
         "MAX_CLIP_S": MAX_CLIP_S,
         "MOST_KINDS": MOST_KINDS,
-        "MOST_OF_A_ROW": 240,  # of a message, where there may be thousands
+        "MOST_OF_A_ROW": 240,  # characters of a message in long tables
         "MOST_OF_A_TEXT": formatting.MOST_OF_A_TEXT,
-        "MOST_ROWS": 30,  # Whisper knows a hundred languages, a classifier thousands of labels
+        "MOST_ROWS": 30,  # Whisper has a hundred languages, a classifier thousands of labels
         "MOST_SETTINGS": 400,
         "PLOT_HEIGHT": charts.HEIGHT,
         "PLOT_TOP": charts.TOP,
@@ -218,7 +218,7 @@ def _shown(value: Any) -> Any:
 def _report_settings(config: dict[str, Any]) -> ReportSettings:
     try:
         return ReportSettings.model_validate(config.get("report") or {})
-    except ValueError as error:  # of another version, or written by somebody else
+    except ValueError as error:  # of another version or program
         event(_LOG, logging.WARNING, "report_settings_not_read", why=str(error))
         return ReportSettings()
 
@@ -231,7 +231,7 @@ def _clips(
     *,
     embed: bool,
 ) -> dict[str, Any]:
-    """Return the clips of samples, and why there is none at all."""
+    """Return the clips of samples, and the reason if there are none."""
     samples = (*details.unsure, *details.random)
     if not embed:
         return {"clips": {}, "no_clips": "audio is switched off for this report"}
@@ -249,7 +249,7 @@ def _clips(
 def _last_runs(
     store: OutputStore, report: Report, run: dict[str, Any], *, at_the_end: bool
 ) -> dict[str, Any]:
-    """Return what the last runs came to, and keep it for the next one."""
+    """Return the numbers of the last runs, and store those of this one."""
     entries = last_runs(store)
     output = output_numbers(report)
     if output is not None and report.run_id is not None:
@@ -262,26 +262,27 @@ def _last_runs(
 
 
 def _accuracy(store: OutputStore, *, started_at: str | None) -> dict[str, Any] | None:
-    """Return the last evaluation of the output, as `evaluate` left it."""
-    found = store.read_json(EVALUATION_NAME)
+    """Return the last evaluation of the output folder, as written by `evaluate`."""
+    evaluation = store.read_json(EVALUATION_NAME)
     try:
-        others = [found["by"].get(name, ()) for name in ("set", "language")]
+        group_rows = [evaluation["by"].get(name, ()) for name in ("set", "language")]
         groups = [
             {"name": str(row["name"])}
             | {name: int(row[name]) for name in ("recordings", "words")}
             | {name: None if row[name] is None else float(row[name]) for name in ("wer", "cer")}
-            # Older evaluations have none.
+            # Older evaluations have no interval.
             | {"interval": row.get("wer_interval") and [float(x) for x in row["wer_interval"]]}
-            for row in itertools.islice(itertools.chain([found], *others), MOST_GROUPS)
+            for row in itertools.islice(itertools.chain([evaluation], *group_rows), MOST_GROUPS)
         ]
         return {
             "groups": groups,
-            "before": started_at is not None and _time(found["evaluated_at"]) < _time(started_at),
-            **{name: str(found[name]) for name in ("evaluated_at", "references")},
-            **{name: int(found[name]) for name in ("missing", "failed")},
+            "before": started_at is not None
+            and _time(evaluation["evaluated_at"]) < _time(started_at),
+            **{name: str(evaluation[name]) for name in ("evaluated_at", "references")},
+            **{name: int(evaluation[name]) for name in ("missing", "failed")},
         }
     except (AttributeError, KeyError, TypeError, ValueError):
-        return None  # none was made, or by another version
+        return None  # missing, or of another version
 
 
 def _values(
@@ -295,7 +296,7 @@ def _values(
 ) -> dict[str, Any]:
     status, counts = load_status(store), report.statistics
     classifies = config.get("pipeline") == CLASSIFY_AUDIO
-    # To the lock, a command that writes the page as it ends still runs.
+    # A command that writes the report at its end still holds the lock.
     state = status.state
     if at_the_end:
         state = FINISHED if report.finished else STOPPED
@@ -337,13 +338,13 @@ def _sentence(words: str) -> str:
 
 
 def _outcome_bars(outcomes: Sequence[tuple[str, int]]) -> list[tuple[str, str, int, float]]:
-    # Style, words, number of recordings, and where the bar of an outcome starts.
+    # Style, name, number of recordings, and start of the bar of each outcome.
     numbers = [count for _, count in outcomes]
-    before = itertools.accumulate(numbers, initial=0)
+    starts = itertools.accumulate(numbers, initial=0)
     styles = ("ok", "none", "failed", "started", "waiting")
     return [
         (style, *outcome, at / (sum(numbers) or 1))
-        for style, outcome, at in zip(styles, outcomes, before, strict=False)
+        for style, outcome, at in zip(styles, outcomes, starts, strict=False)
     ]
 
 

@@ -1,6 +1,6 @@
-"""Which command is changing the tables of a run that is over, so that what was killed is continued.
+"""Note of the command that is changing a finished run's tables, to resume it if it was killed.
 
-The note is there before the first change and goes after the last; `_SUCCESS` is away meanwhile.
+The note is written before the first change and removed last; `_SUCCESS` is absent meanwhile.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,29 +14,29 @@ from corpus_asr.storage.run_state.tables import OutputStore
 CHANGE_NAME: Final = "_run/change.json"
 
 AtTheEnd = Callable[[OutputStore], object]
-"""What is done with the folder once its tables are changed."""
+"""Called with the folder after its tables were changed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChangeNote:
-    """What a command does to a folder."""
+    """A command that changes a folder."""
 
     command: str
-    """As in `corpus-asr remove --gone`."""
+    """Command name and option, as in `corpus-asr remove --gone`."""
     finished: bool
     """Whether a run had finished the folder."""
     arguments: dict[str, Any]
-    """What the function that does it takes, as JSON has it."""
+    """Arguments of the function that makes the change, as JSON."""
 
 
 def read_change(store: OutputStore) -> ChangeNote | None:
-    """Return what a command is doing, or began and was killed; None where there is none."""
+    """Return the note of a running or killed command; None without one."""
     noted = store.read_json(CHANGE_NAME)
     return None if noted is None else ChangeNote(**noted)
 
 
 def is_finished(store: OutputStore) -> bool:
-    """Tell whether a run has finished the folder, also while a command changes it."""
+    """Return whether a run has finished the folder, also while a command changes it."""
     noted = read_change(store)
     return store.exists(SUCCESS_NAME) or (noted is not None and noted.finished)
 
@@ -45,7 +45,7 @@ def is_finished(store: OutputStore) -> bool:
 def changing(
     store: OutputStore, command: str, at_the_end: AtTheEnd | None, **arguments: Any
 ) -> Iterator[None]:
-    """Note what is being done in the context; the folder is locked by the caller."""
+    """Keep a change note while the context is open; the caller holds the folder's lock."""
     note = ChangeNote(command=command, finished=is_finished(store), arguments=arguments)
     store.write_json(CHANGE_NAME, asdict(note))
     store.remove(SUCCESS_NAME)

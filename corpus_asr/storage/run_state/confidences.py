@@ -90,7 +90,7 @@ def read_confidences(
 
 
 def gathered(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """Join tables, so that each statement over them has many rows."""
+    """Concatenate tables, so that each statement over them processes many rows."""
     waiting: list[pa.Table] = []
     num_rows = 0
     for table in tables:

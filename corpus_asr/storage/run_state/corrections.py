@@ -1,14 +1,14 @@
-"""Corrections that people make to segments: one small object per save, apart from the tables.
+"""Manual corrections of segments: one small object per save, separate from the tables.
 
     corrections/RECORDING_ID/NUMBER.json
 
-A correction replaces the segments of one channel between two times by others: texts, speakers,
+A correction replaces the segments of one channel in a time span by new segments: texts, speakers,
 times, checks, splits, merges and removals are all of this form. Corrections are numbered, and a
-save creates the number after the last one that its author saw. So of two servers one is refused,
-reads what the other saved, and tries again where that concerns other segments; nothing is written
-over what nobody has seen. An undo is a save as well: it names corrections that count no more.
+save creates the number after the last one its author saw. With two servers, one save is therefore
+refused; that server reads the new corrections and retries if they concern other segments, so
+nothing is overwritten unseen. An undo is a save that lists revoked corrections.
 
-Where they belong in a transcript, also in one of another model, is in `placing`.
+`placing` determines their position in a transcript, also in one of another model.
 """
 
 import datetime
@@ -31,22 +31,22 @@ from corpus_asr.storage.stores.uri import redact_uri
 CORRECTIONS_FOLDER = "corrections"
 _SUFFIX = ".json"
 _DIGITS = 6
-# A segment of 30 s has some 500 characters; a page of text in one is a mistake.
+# A 30 s segment has some 500 characters; a page of text in one is a mistake.
 MAX_TEXT_CHARS = 4_000
 MAX_NAME_CHARS = 100
 _HASH_BYTES = 8
 SPEAKER_LABEL = re.compile(r"S\d+")
-"""Of a speaker whom turns number; any other is a name that a person gave."""
+"""Label of a speaker numbered by diarization; other labels are names given by people."""
 
 
 def hash_of(text: str) -> str:
-    """Return the hash by which a segment's text is compared."""
+    """Return the hash used to compare texts of segments."""
     data = text.encode("utf-8", "surrogatepass")
     return hashlib.blake2b(data, digest_size=_HASH_BYTES).hexdigest()
 
 
 def key_of(row: Mapping[str, Any]) -> str:
-    """Return what a segment of the model is called within its recording."""
+    """Return the key of a model's segment within its recording."""
     channel = "" if row["channel"] is None else row["channel"]
     start_ms, end_ms = (round(1000 * row[name]) for name in ("start_s", "end_s"))
     return f"{channel}.{start_ms}.{end_ms}.{hash_of(row['text'] or '')}"
@@ -54,21 +54,21 @@ def key_of(row: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EditedSegment:
-    """A segment as a person has it."""
+    """A segment as edited by a person."""
 
     start_s: Seconds
     end_s: Seconds
     text: str
-    """Without outer spaces; empty where the segment is removed."""
+    """Text without outer spaces; empty: the segment is removed."""
     speaker: str | None = None
-    """A label such as S1, or a name; None: whoever speaks then by the turns."""
+    """A label such as S1, or a name; None: the speaker of the turn at that time."""
     checked: bool = False
-    """Whether the text was compared with the audio."""
+    """Whether a person compared the text with the audio."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Correction:
-    """What a person put in place of the segments of a channel between two times."""
+    """Segments that replace those of a channel in a time span."""
 
     id: str
     recording_id: str
@@ -76,21 +76,21 @@ class Correction:
     start_s: Seconds
     end_s: Seconds
     original: str
-    """The text that its author saw there, with single spaces."""
+    """The replaced text as its author saw it, with single spaces."""
     segments: tuple[EditedSegment, ...]
-    """None where it only undoes others."""
+    """New segments; None: this correction only revokes others."""
     name: str
-    """Of the person, if given."""
+    """Name of the author, if given."""
     saved_at: str
-    """ISO 8601, UTC."""
+    """Time of the save in ISO 8601, UTC."""
     undoes: tuple[str, ...] = ()
-    """IDs of corrections that count no more."""
+    """IDs of corrections that it revokes."""
     file_digest: str = ""
-    """Of the edited file of which it is the last correction; empty: it is of none."""
+    """Edited file of which this is the last correction; empty: none."""
 
     @property
     def text(self) -> str:
-        """What people have in its place."""
+        """The corrected text."""
         return joined_text(segment.text for segment in self.segments)
 
 
@@ -102,14 +102,14 @@ def correct(
     name: str = "",
     undoes: Sequence[str] = (),
 ) -> Correction:
-    """Return a correction, its texts with single spaces; without segments the replaced are removed.
+    """Return a correction, its texts with single spaces; no segments means removal.
 
     Args:
-        replaced: channel, start_s, end_s and text of segments of one channel, in order of time;
-            none: it only undoes others.
+        replaced: channel, start_s, end_s and text of segments of one channel, in time order; empty:
+            it only revokes others.
 
     Raises:
-        ConfigError: a text or name is too long, or has characters that are no text.
+        ConfigError: a text or name is too long or has invalid characters.
     """
     start_s = min((row["start_s"] for row in replaced), default=0.0)
     end_s = max((row["end_s"] for row in replaced), default=0.0)
@@ -137,10 +137,10 @@ def correct(
 
 
 def plain_text(what: str, text: str, max_chars: int) -> str:
-    """Return text that a person entered, with single spaces.
+    """Return a text entered by a person, with single spaces.
 
     Raises:
-        ConfigError: it is too long, or has characters that are no text.
+        ConfigError: it is too long or has invalid characters.
     """
     if len(text) > max_chars:
         raise ConfigError(
@@ -158,23 +158,23 @@ def plain_text(what: str, text: str, max_chars: int) -> str:
 
 
 def joined_text(texts: Iterable[str]) -> str:
-    """Return texts as one, with single spaces."""
+    """Return texts joined to one, with single spaces."""
     return spaced_once(" ".join(texts))
 
 
 def spaced_once(text: str) -> str:
-    """Return a text with single spaces, none of them outside."""
+    """Return a text with single spaces, stripped."""
     return " ".join(text.split())
 
 
 Saved = Mapping[str, Correction]
-"""Corrections by the names of their objects."""
+"""Corrections by object name."""
 
 
 def save_correction(store: OutputStore, correction: Correction, saved: Saved) -> str | None:
-    """Put a correction after those that are known; return its name.
+    """Save a correction under the number after the known ones; return its object name.
 
-    None: there is another one that is not known yet, and nothing was saved.
+    None: another correction was saved first, and nothing was written.
     """
     folder = f"{CORRECTIONS_FOLDER}/{correction.recording_id}/"
     last = max((name for name in saved if name.startswith(folder)), default="")
@@ -186,17 +186,17 @@ def save_correction(store: OutputStore, correction: Correction, saved: Saved) ->
 
 
 def read_saved(store: OutputStore, known: Saved | None = None) -> dict[str, Correction]:
-    """Return every save in an output folder; `known` ones, which never change, are not read.
+    """Return all saves of an output folder; `known` ones, which are immutable, are not reread.
 
     Raises:
-        CorpusAsrError: an object is no correction, or one of an older version.
+        CorpusAsrError: an object is not a correction, or of an older version.
     """
     names = sorted(name for name in store.all_names(CORRECTIONS_FOLDER) if _is_save(name))
-    known = known or {}
-    fresh = [name for name in names if name not in known]
+    saved = known or {}
+    fresh = [name for name in names if name not in saved]
     with ThreadPoolExecutor(READERS, thread_name_prefix="read-corrections") as pool:
         read = dict(zip(fresh, pool.map(lambda name: _read(store, name), fresh), strict=True))
-    return {name: known[name] if name in known else read[name] for name in names}
+    return {name: saved[name] if name in saved else read[name] for name in names}
 
 
 def _is_save(name: str) -> bool:
@@ -225,7 +225,7 @@ def _read(store: OutputStore, name: str) -> Correction:
 
 
 class Corrections:
-    """The corrections of each recording that count, in the order in which they were saved."""
+    """Effective (not revoked) corrections of each recording, in the order of their saves."""
 
     def __init__(self, saved: Saved) -> None:
         self._saves: dict[str, dict[str, Correction]] = {}
@@ -240,29 +240,29 @@ class Corrections:
         return cls(read_saved(store))
 
     def __len__(self) -> int:
-        """Return how many segments people have made, checked or removed, placed or not."""
+        """Return the number of segments that people edited, checked or removed, placed or not."""
         return sum(map(_count_segments, self._counting.values()))
 
     @property
     def recording_ids(self) -> list[str]:
-        """Recordings with a correction that counts."""
+        """Recordings with an effective correction."""
         return list(self._counting)
 
     def of(self, recording_id: str) -> tuple[Correction, ...]:
-        """Return those of a recording, of any of its versions."""
+        """Return the effective corrections of a recording, of any of its versions."""
         return self._counting.get(recording_id, ())
 
     def edition(self, recording_id: str) -> str:
-        """Return another text after each save of a recording."""
+        """Return a text that changes with each save of a recording."""
         return max(self._saves.get(recording_id, {}), default="")
 
     def get(self, recording_id: str, identity: str) -> Correction | None:
-        """Return a save, whether it counts or not."""
+        """Return a save, effective or revoked; None without one."""
         saves = self._saves.get(recording_id, {}).values()
         return next((save for save in saves if save.id == identity), None)
 
     def digest(self) -> str:
-        """Name everything that they say: another digest, other texts."""
+        """Return a digest of all effective corrections."""
         content = [
             [recording_id, correction.channel, correction.start_s, correction.end_s,
              correction.original, [asdict(segment) for segment in correction.segments]]
@@ -273,7 +273,7 @@ class Corrections:
 
 
 def _counting(saves: Sequence[Correction]) -> tuple[Correction, ...]:
-    # What a save undid is there again once that is undone itself.
+    # Revoking an undo restores what it had revoked.
     undone: set[str] = set()
     counting = []
     for save in reversed(saves):
@@ -284,13 +284,13 @@ def _counting(saves: Sequence[Correction]) -> tuple[Correction, ...]:
 
 
 def _count_segments(corrections: Sequence[Correction]) -> int:
-    there: list[tuple[int | None, float]] = []
+    middles: list[tuple[int | None, float]] = []
     for correction in corrections:
-        there = [
-            (channel, middle_s) for channel, middle_s in there
+        middles = [
+            (channel, middle_s) for channel, middle_s in middles
             if channel != correction.channel
             or not correction.start_s <= middle_s <= correction.end_s
         ]  # fmt: skip
-        there += [(correction.channel, (segment.start_s + segment.end_s) / 2)
-                  for segment in correction.segments]  # fmt: skip
-    return len(there)
+        middles += [(correction.channel, (segment.start_s + segment.end_s) / 2)
+                    for segment in correction.segments]  # fmt: skip
+    return len(middles)

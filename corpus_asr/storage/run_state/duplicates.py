@@ -94,27 +94,31 @@ class Copy:
 
 
 def find_duplicates(store: OutputStore, *, min_s: float = MIN_DUPLICATE_S) -> int | None:
-    """Compare what was not compared yet; return how many recordings, or None if nothing is new.
+    """Compare new recordings; return their number, or None if there are none.
 
-    In memory are the words of new recordings, those of one object, the table, and a number for
-    each part of the archive.
+    Held in memory: words of new recordings and of one object, the table, and a number per part of
+    the archive.
     """
     names = store.names(DUPLICATES_FOLDER)
-    before = store.read_table(names[-1], DUPLICATES) if names else DUPLICATES.empty_table()
+    duplicates = store.read_table(names[-1], DUPLICATES) if names else DUPLICATES.empty_table()
     with RunTables(store, columns=VERSION_COLUMNS) as tables:
         whole = tables.table(_WHOLE)
         tables.add("whole", whole)
-        here = pc.is_in(
-            before["other_recording_id"], value_set=whole["recording_id"].combine_chunks()
+        is_whole = pc.is_in(
+            duplicates["other_recording_id"], value_set=whole["recording_id"].combine_chunks()
         )
-        before = without_losers(before, pc.or_(here, pc.is_null(before["other_uri"])))
-        made = before.filter(pc.is_null(before["other_uri"])).select(["recording_id", "made_of"])
+        duplicates = without_losers(
+            duplicates, pc.or_(is_whole, pc.is_null(duplicates["other_uri"]))
+        )
+        made = duplicates.filter(pc.is_null(duplicates["other_uri"])).select(
+            ["recording_id", "made_of"]
+        )
         zeros = pa.repeat(pa.scalar(0, pa.int32()), made.num_rows)
         tables.add("made", made.append_column("number", zeros).cast(MADE))
         wanted = tables.table(not_made(), settings=json.dumps({"min_s": min_s}))
         tables.add("wanted", wanted)
-        kept = _among(before, whole["recording_id"], but=wanted["recording_id"])
-        if not wanted.num_rows and kept.num_rows == before.num_rows and names:
+        kept = _among(duplicates, whole["recording_id"], but=wanted["recording_id"])
+        if not wanted.num_rows and kept.num_rows == duplicates.num_rows and names:
             store.remove_all(names[:-1])
             return None
         objects: list[tuple[str, Sequence[int]]] = [*tables.rows(_OBJECTS)]
@@ -123,23 +127,25 @@ def find_duplicates(store: OutputStore, *, min_s: float = MIN_DUPLICATE_S) -> in
         portions = portions_of(tables, "wanted")
         portion = next(portions, None)
         while portion is not None:
-            made_of |= {each: made for each, (made, _) in portion.recordings.items()}
+            made_of |= {
+                recording_id: made for recording_id, (made, _) in portion.recordings.items()
+            }
             addresses = dict[str, str]()
             for name, rows in sorted(portion.rows.items()):
                 for row in rows_at(store, name, rows, _COLUMNS):
                     addresses[row["recording_id"]] = row["uri"]
                     parts += _prints([row])
             portion = next(portions, None)
-            known = {part.recording_id for part in parts}
-            kept = pa.concat_tables([kept, _state_rows(addresses, made_of, known)])
+            printed_ids = {part.recording_id for part in parts}
+            kept = pa.concat_tables([kept, _state_rows(addresses, made_of, printed_ids)])
             if portion is None or sum(len(part.words) for part in parts) >= WORDS_AT_ONCE:
                 index = _Index(parts)
-                found = list[dict[str, Any]]()
+                pairs = list[dict[str, Any]]()
                 for name, rows in objects:
-                    for other in _prints(rows_at(store, name, rows, _COLUMNS)):
-                        if other.recording_id not in compared:
-                            found += index.copies(other, min_s=min_s)
-                kept = _with_pairs(kept, found)
+                    for part_print in _prints(rows_at(store, name, rows, _COLUMNS)):
+                        if part_print.recording_id not in compared:
+                            pairs += index.copies(part_print, min_s=min_s)
+                kept = _with_pairs(kept, pairs)
                 _replace(store, kept)
                 compared |= index.recording_ids
                 parts = []
@@ -152,9 +158,9 @@ def find_duplicates(store: OutputStore, *, min_s: float = MIN_DUPLICATE_S) -> in
 
 
 def without_losers(table: pa.Table, kept: pa.Array | pa.ChunkedArray) -> pa.Table:
-    """Return the rows that are kept, without the state of recordings that lose a pair.
+    """Return the selected rows, without the compared state of recordings that lose a pair.
 
-    Of a span the first originals are kept alone: where one goes, others are found by comparing.
+    Only the first originals of a span are kept: if one goes, others are found by comparing.
     """
     losers = table.filter(pc.invert(kept))["recording_id"]
     loses = pc.is_in(table["recording_id"], value_set=losers.combine_chunks())
@@ -162,11 +168,11 @@ def without_losers(table: pa.Table, kept: pa.Array | pa.ChunkedArray) -> pa.Tabl
 
 
 def _among(table: pa.Table, ids: pa.ChunkedArray, *, but: pa.ChunkedArray) -> pa.Table:
-    """Return the rows of recordings that are among some, and not among others."""
+    """Return the rows of recordings that are in `ids` and not in `but`."""
     for name in ("recording_id", "other_recording_id"):
-        here = pc.is_in(table[name], value_set=ids.combine_chunks())
+        is_among = pc.is_in(table[name], value_set=ids.combine_chunks())
         gone = pc.is_in(table[name], value_set=but.combine_chunks())
-        kept = pc.and_(here, pc.invert(gone))
+        kept = pc.and_(is_among, pc.invert(gone))
         table = table.filter(pc.or_(kept, pc.is_null(table[name])))
     return table
 
@@ -179,7 +185,7 @@ def _replace(store: OutputStore, table: pa.Table) -> None:
 
 def _prints(rows: Iterable[Mapping[str, Any]]) -> Iterator[PartPrint]:
     for row in rows:
-        # Objects of earlier versions lack the column.
+        # Older objects lack the column.
         if row.get("fingerprint") is not None:
             yield PartPrint(
                 recording_id=row["recording_id"],
@@ -194,8 +200,13 @@ def _state_rows(
     addresses: Mapping[str, str], made_of: Mapping[str, str], known: set[str]
 ) -> pa.Table:
     rows = [
-        {"recording_id": each, "uri": uri, "made_of": made_of[each], "compared": each in known}
-        for each, uri in addresses.items()
+        {
+            "recording_id": recording_id,
+            "uri": uri,
+            "made_of": made_of[recording_id],
+            "compared": recording_id in known,
+        }
+        for recording_id, uri in addresses.items()
     ]
     return pa.Table.from_pylist(rows, DUPLICATES)
 
@@ -203,10 +214,10 @@ def _state_rows(
 def _different(
     one: UInt32[np.ndarray, "..."], other: UInt32[np.ndarray, "..."]
 ) -> Int64[np.ndarray, "..."]:
-    """Return how many bits differ."""
+    """Return the number of different bits."""
     bits = one ^ other
-    found: np.ndarray = _BITS[bits & 0xFFFF].astype(np.int64) + _BITS[bits >> 16]
-    return found
+    num_bits: np.ndarray = _BITS[bits & 0xFFFF].astype(np.int64) + _BITS[bits >> 16]
+    return num_bits
 
 
 class _Index:
@@ -216,7 +227,7 @@ class _Index:
         self._parts = sorted(parts, key=_order)
         self.recording_ids = {part.recording_id for part in self._parts}
         lengths = [len(part.words) + 2 * _NEAR for part in self._parts]
-        # Zeros between parts: what is near a word is never of another part.
+        # Zeros separate parts: the neighborhood of a word never reaches into another part.
         self._words = np.concatenate(
             [np.zeros(0, np.uint32), *(np.pad(part.words, _NEAR) for part in self._parts)]
         )
@@ -233,7 +244,7 @@ class _Index:
         self._there[_hashes(self._keys)] = True
 
     def copies(self, other: PartPrint, *, min_s: float) -> Iterator[dict[str, Any]]:
-        """Yield spans that a part shares with these: of recordings before it, if it is one."""
+        """Yield spans shared with a part; only those of earlier recordings, if it is indexed."""
         at, places = self._hits(other)
         if not len(at):
             return
@@ -241,53 +252,53 @@ class _Index:
         spans: dict[int, list[tuple[int, int, int, float]]] = defaultdict(list)
         shifts = places - self._starts[numbers] - _NEAR - at
         for number, shift, hit in sorted(
-            {*zip(*(each.tolist() for each in (numbers, shifts, at)), strict=True)}
+            {*zip(*(array.tolist() for array in (numbers, shifts, at)), strict=True)}
         ):
-            mine = spans[number]
-            if any(abs(s - shift) <= 2 and first <= hit < stop for s, first, stop, _ in mine):
+            part_spans = spans[number]
+            if any(abs(s - shift) <= 2 and first <= hit < stop for s, first, stop, _ in part_spans):
                 continue
             part = self._parts[number]
-            found = _span(part.words, other.words, shift, hit)
-            if found is not None:
-                mine.append((shift, *found))
-        for number, mine in spans.items():
-            for shift, first, stop, alike in _best(mine):
+            span = _span(part.words, other.words, shift, hit)
+            if span is not None:
+                part_spans.append((shift, *span))
+        for number, part_spans in spans.items():
+            for shift, first, stop, alike in _best(part_spans):
                 row = _row(self._parts[number], other, shift, first, stop, alike)
                 if row["end_s"] - row["start_s"] >= min_s:
                     yield row
 
     def _hits(self, other: PartPrint) -> tuple[Numbers, Numbers]:
-        """Return words of a part and where they are here, as far as both are alike around them."""
+        """Return words of a part and their positions here, where the neighborhoods match."""
         words = other.words
-        some = np.flatnonzero((words != 0) & self._there[_hashes(words)])
-        if not len(some) or not len(self._keys):
-            return some[:0], some[:0]
-        found = np.minimum(np.searchsorted(self._keys, words[some]), len(self._keys) - 1)
-        equal = self._keys[found] == words[some]
-        some, found = some[equal], found[equal]
-        counts = self._counts[found]
-        at = np.repeat(some, counts)
+        hits = np.flatnonzero((words != 0) & self._there[_hashes(words)])
+        if not len(hits) or not len(self._keys):
+            return hits[:0], hits[:0]
+        key_places = np.minimum(np.searchsorted(self._keys, words[hits]), len(self._keys) - 1)
+        equal = self._keys[key_places] == words[hits]
+        hits, key_places = hits[equal], key_places[equal]
+        counts = self._counts[key_places]
+        at = np.repeat(hits, counts)
         within = np.arange(len(at)) - np.repeat(np.cumsum(counts) - counts, counts)
-        places = self._places[np.repeat(self._first[found], counts) + within].astype(np.int64)
+        places = self._places[np.repeat(self._first[key_places], counts) + within].astype(np.int64)
         padded = np.pad(words, _NEAR)
         around = np.arange(-_NEAR, _NEAR + 1)
         alike = np.zeros(len(at), bool)
         for start in range(0, len(at), _HITS_AT_ONCE):
             part = slice(start, start + _HITS_AT_ONCE)
-            theirs = padded[at[part, None] + _NEAR + around]
+            other_words = padded[at[part, None] + _NEAR + around]
             ours = self._words[places[part, None] + around]
-            both = (theirs != 0) & (ours != 0)
+            both = (other_words != 0) & (ours != 0)
             number = both.sum(axis=1)
-            errors = np.where(both, _different(theirs, ours), 0).sum(axis=1)
+            errors = np.where(both, _different(other_words, ours), 0).sum(axis=1)
             alike[part] = (number >= _LEAST_NEAR) & (errors <= 32 * _MOST_NEAR * number)
         at, places = at[alike], places[alike]
         of = np.searchsorted(self._starts, places, "right") - 1
-        mine = _order(other)
+        other_order = _order(other)
         allowed = np.zeros(len(self._parts), bool)
         for number in np.unique(of).tolist():
-            each = self._parts[number]
-            allowed[number] = each.recording_id != other.recording_id and (
-                other.recording_id not in self.recording_ids or _order(each) < mine
+            part_print = self._parts[number]
+            allowed[number] = part_print.recording_id != other.recording_id and (
+                other.recording_id not in self.recording_ids or _order(part_print) < other_order
             )
         return at[allowed[of]], places[allowed[of]]
 
@@ -304,11 +315,11 @@ def _hashes(words: Words) -> Words:
 def _span(
     ours: Words, theirs: UInt32[np.ndarray, " other"], shift: int, hit: int
 ) -> tuple[int, int, float] | None:
-    """Return first word, the one after the last, and likeness of the copy around an equal word."""
+    """Return first word, end word and similarity of the copy around an equal word."""
     low, high = max(0, -shift), min(len(theirs), len(ours) - shift)
-    one, other = ours[low + shift : high + shift], theirs[low:high]
-    both = (one != 0) & (other != 0)
-    errors = np.where(both, _different(one, other), 0) / 32
+    our_words, other_words = ours[low + shift : high + shift], theirs[low:high]
+    both = (our_words != 0) & (other_words != 0)
+    errors = np.where(both, _different(our_words, other_words), 0) / 32
     scores = np.where(both, _BREAK_EVEN - errors, 0.0)
     first = hit - low - _grown(scores[: hit - low + 1][::-1]) + 1
     stop = hit - low + _grown(scores[hit - low :])
@@ -320,7 +331,7 @@ def _span(
 
 
 def _grown(scores: np.ndarray) -> int:
-    """Return how many scores sum to most, before the sum falls by too much."""
+    """Return the number of scores with the largest sum, before the sum drops too far."""
     sums = np.cumsum(scores)
     fallen = np.maximum.accumulate(sums) - sums > _DROP
     until = int(np.argmax(fallen)) if fallen.any() else len(sums)
@@ -330,7 +341,7 @@ def _grown(scores: np.ndarray) -> int:
 def _best(
     spans: Iterable[tuple[int, int, int, float]],
 ) -> Iterator[tuple[int, int, int, float]]:
-    """Yield of spans that overlap at nearly the same shift the likest."""
+    """Yield the most similar of spans that overlap at nearly the same shift."""
     chosen: list[tuple[int, int, int, float]] = []
     for span in sorted(spans, key=lambda span: (-(span[2] - span[1]) * (span[3] - 0.5), span)):
         shift, first, stop, _ = span
@@ -344,13 +355,13 @@ def _row(
 ) -> dict[str, Any]:
     row: dict[str, Any] = {"likeness": alike, "compared": True}
     sides = sorted([(part, first + shift), (other, first)], key=lambda side: _order(side[0]))
-    # That of which the URI sorts first is the other one of the row.
-    for prefix, (each, at) in zip(("other_", ""), sides, strict=True):
-        start_s = each.start_s + at / WORDS_PER_SECOND + _EDGE_S
+    # The recording whose URI sorts first is the other one of the row.
+    for prefix, (part_print, at) in zip(("other_", ""), sides, strict=True):
+        start_s = part_print.start_s + at / WORDS_PER_SECOND + _EDGE_S
         row |= {
-            f"{prefix}recording_id": each.recording_id,
-            f"{prefix}uri": each.uri,
-            f"{prefix}channel": each.channel,
+            f"{prefix}recording_id": part_print.recording_id,
+            f"{prefix}uri": part_print.uri,
+            f"{prefix}channel": part_print.channel,
             f"{prefix}start_s": start_s,
             f"{prefix}end_s": start_s
             + (stop - first - 1) / WORDS_PER_SECOND
@@ -361,18 +372,18 @@ def _row(
 
 
 def _with_pairs(table: pa.Table, found: Iterable[dict[str, Any]]) -> pa.Table:
-    """Add pairs of spans; of a recording's spans that many have, keep the first originals."""
+    """Add pairs of spans; of spans in many recordings, keep the first originals."""
     pairs = pc.is_valid(table["other_uri"])
-    own: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    rows_by_id: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in found:
-        own[row["recording_id"]].append(row)
-    ids = pa.array(own, pa.string())
+        rows_by_id[row["recording_id"]].append(row)
+    ids = pa.array(rows_by_id, pa.string())
     changed = pc.and_(pairs, pc.is_in(table["recording_id"], value_set=ids))
     for row in table.filter(changed).to_pylist():
-        own[row["recording_id"]].append(row)
-    kept = [row for rows in own.values() for row in _first_originals(_joined(rows))]
-    left = table.filter(pc.invert(changed))
-    return pa.concat_tables([left, pa.Table.from_pylist(kept, DUPLICATES)])
+        rows_by_id[row["recording_id"]].append(row)
+    kept = [row for rows in rows_by_id.values() for row in _first_originals(_joined(rows))]
+    unchanged_rows = table.filter(pc.invert(changed))
+    return pa.concat_tables([unchanged_rows, pa.Table.from_pylist(kept, DUPLICATES)])
 
 
 def _place(row: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -381,14 +392,14 @@ def _place(row: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def _joined(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Join pieces of one copy."""
+    """Merge spans of one copy."""
     joined: list[dict[str, Any]] = []
     for row in sorted(rows, key=_place):
         last = joined[-1] if joined else row
-        shifts = (each["other_start_s"] - each["start_s"] for each in (row, last))
+        shifts = (span["other_start_s"] - span["start_s"] for span in (row, last))
         near = row["start_s"] - last["end_s"] <= _GAP_S and abs(np.subtract(*shifts)) <= _SHIFT_S
         if joined and _place(row)[:-1] == _place(last)[:-1] and near:
-            lengths = [each["end_s"] - each["start_s"] for each in (last, row)]
+            lengths = [span["end_s"] - span["start_s"] for span in (last, row)]
             alike = np.average([last["likeness"], row["likeness"]], weights=lengths)
             ends = {name: max(last[name], row[name]) for name in ("end_s", "other_end_s")}
             joined[-1] = last | ends | {"likeness": float(alike)}
@@ -399,12 +410,12 @@ def _joined(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _first_originals(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     kept: list[dict[str, Any]] = []
-    for row in rows:  # by URI of the other
+    for row in rows:  # sorted by URI of the other recording
         holding = [
-            each for each in kept
-            if each["channel"] == row["channel"]
-            and each["start_s"] <= row["start_s"] + _SLACK_S
-            and each["end_s"] >= row["end_s"] - _SLACK_S
+            span for span in kept
+            if span["channel"] == row["channel"]
+            and span["start_s"] <= row["start_s"] + _SLACK_S
+            and span["end_s"] >= row["end_s"] - _SLACK_S
         ]  # fmt: skip
         if len(holding) < MAX_OTHERS:
             kept.append(row)
@@ -412,23 +423,23 @@ def _first_originals(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def read_pairs(store: OutputStore) -> pa.Table:
-    """Return the pairs of spans; none where no run looked for them."""
+    """Return the pairs of spans; empty if no run searched for them."""
     names = store.names(DUPLICATES_FOLDER)
     table = store.read_table(names[-1], DUPLICATES) if names else DUPLICATES.empty_table()
     return table.filter(pc.is_valid(table["other_uri"]))
 
 
 def read_copies(store: OutputStore) -> dict[str, list[Copy]] | None:
-    """Return the spans of each compared recording that earlier ones have.
+    """Return the spans of each compared recording that also occur in earlier ones.
 
-    None where no run compared any.
+    None: no run compared any.
     """
     names = store.names(DUPLICATES_FOLDER)
     if not names:
         return None
     table = store.read_table(names[-1], DUPLICATES)
     compared = table.filter(pc.fill_null(table["compared"], False))["recording_id"]
-    copies: dict[str, list[Copy]] = {each: [] for each in compared.to_pylist()}
+    copies: dict[str, list[Copy]] = {recording_id: [] for recording_id in compared.to_pylist()}
     columns = ["recording_id", "channel", "start_s", "end_s", "other_recording_id"]
     for row in read_pairs(store).select(columns).to_pylist():
         copies.setdefault(row.pop("recording_id"), []).append(Copy(**row))
@@ -438,46 +449,52 @@ def read_copies(store: OutputStore) -> dict[str, list[Copy]] | None:
 def originals(store: OutputStore, seconds: Mapping[str, float | None]) -> dict[str, str]:
     """Return the original of each recording that is mostly a copy.
 
-    Such a recording follows the first by URI of those that have at least `MOSTLY` of it, this one
-    may follow another, and the last is the original. Of some that follow each other it is the first
-    by URI. What is in many recordings, such as a jingle, follows one and joins no two.
+    A copy points to the first recording by URI that has at least `MOSTLY` of it, which may point to
+    another; the end of this chain is the original. In a cycle it is the first by URI. Audio of many
+    recordings, such as a jingle, links a recording to one other and never joins two groups.
     """
     follows: dict[str, str] = {}
     address = dict[str, str]()
-    for (each, uri, _, other), spans in groupby(_both_ways(read_pairs(store)), key=_ENDS):
-        address[each] = uri
-        lasts_s = seconds.get(each)
-        if each not in follows and lasts_s:
-            # On whatever channel.
+    for (recording_id, uri, _, other_id), spans in groupby(
+        _both_ways(read_pairs(store)), key=_ENDS
+    ):
+        address[recording_id] = uri
+        lasts_s = seconds.get(recording_id)
+        if recording_id not in follows and lasts_s:
+            # On any channel.
             copies = [Copy(channel=None, start_s=span["start_s"], end_s=span["end_s"],
-                           other_recording_id=other) for span in spans]  # fmt: skip
+                           other_recording_id=other_id) for span in spans]  # fmt: skip
             if copied_fraction(copies, channel=None, start_s=0.0, end_s=lasts_s) >= MOSTLY:
-                follows[each] = other
-    for each in [*follows]:
-        path, after = {each: None}, follows[each]
-        while after not in path:
-            path[after] = None
-            after = follows.get(after, after)
-        # What is followed twice: the last, which follows itself or none, or the first of a circle.
-        around = [*path][[*path].index(after) :]
+                follows[recording_id] = other_id
+    for recording_id in [*follows]:
+        path, next_id = {recording_id: None}, follows[recording_id]
+        while next_id not in path:
+            path[next_id] = None
+            next_id = follows.get(next_id, next_id)
+        # The end of the chain, which points to itself or nothing, or the first of a cycle.
+        around = [*path][[*path].index(next_id) :]
         original = min(around, key=lambda name: (address[name], name))
         follows |= dict.fromkeys(path, original)
-    return {each: original for each, original in follows.items() if each != original}
+    return {
+        recording_id: original
+        for recording_id, original in follows.items()
+        if recording_id != original
+    }
 
 
 _ENDS = itemgetter("recording_id", "uri", "other_uri", "other_recording_id")
 
 
 def _both_ways(pairs: pa.Table) -> Iterator[dict[str, Any]]:
-    """Yield spans of both recordings of each pair, by recording and then by URI of the other."""
+    """Yield the spans of both recordings of each pair, by recording and then by other URI."""
     names = ["recording_id", "uri", "start_s", "end_s", "other_recording_id", "other_uri"]
     turned = [
-        each.removeprefix("other_") if each.startswith("other_") else f"other_{each}"
-        for each in names
+        name.removeprefix("other_") if name.startswith("other_") else f"other_{name}"
+        for name in names
     ]
     both = pa.concat_tables([pairs.select(names), pairs.select(turned).rename_columns(names)])
     keys = [(name, "ascending") for name in ("recording_id", "other_uri", "other_recording_id")]
-    # Not a sorted table, which would be a copy of both.
+    # Indices only: a sorted table would be a copy.
     order = pc.sort_indices(both, sort_keys=keys)
     for start in range(0, len(order), BATCH_ROWS):
         yield from both.take(order[start : start + BATCH_ROWS]).to_pylist()
@@ -486,7 +503,7 @@ def _both_ways(pairs: pa.Table) -> Iterator[dict[str, Any]]:
 def copied_fraction(
     copies: Iterable[Copy], *, channel: int | None, start_s: float, end_s: float
 ) -> float:
-    """Return how much of a span earlier recordings have, 0 to 1."""
+    """Return the fraction of a span, 0 to 1, that earlier recordings also have."""
     covered_s, until = 0.0, start_s
     for copy in sorted(copies, key=lambda copy: copy.start_s):
         if copy.channel == channel:

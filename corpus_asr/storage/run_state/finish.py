@@ -91,7 +91,7 @@ class OutcomeCounts:
 
     @classmethod
     def of(cls, tables: RunTables, num_listed: int, *, run_id: str) -> "OutcomeCounts":
-        """Count the recordings of a folder, those of a run on their own."""
+        """Count the recordings of a folder, and separately those of a run."""
         (ok, no_speech, failed, earlier, processed, processed_failed, recordings, gone, segments,
          audio_s, speech_s), *_ = tables.rows(_COUNTS, run_id=run_id)  # fmt: skip
         return cls(
@@ -198,43 +198,43 @@ def finish(
 
 
 def _last_work(store: OutputStore, run: Run) -> dict[str, Any] | None:
-    """Return what `run.json` says of the last run that had something to do."""
-    before = store.read_json(RUN_NAME)
-    if before is None or before.get("fingerprint") != run.fingerprint:
+    """Return the `run.json` entry of the last run that had work."""
+    last_run = store.read_json(RUN_NAME)
+    if last_run is None or last_run.get("fingerprint") != run.fingerprint:
         return None
-    if "last_work" in before:
-        earlier: dict[str, Any] | None = before["last_work"]
+    if "last_work" in last_run:
+        earlier: dict[str, Any] | None = last_run["last_work"]
         return earlier
     names = ("run_id", "started_at", "finished_at", "plan", "committed", "activity")
-    return {name: before[name] for name in names if name in before}
+    return {name: last_run[name] for name in names if name in last_run}
 
 
 def write_recordings(store: OutputStore, tables: RunTables, listed_at: datetime.datetime) -> None:
-    """Replace the recordings table by one row for each complete recording, sorted by identity."""
+    """Replace the recordings table: one row per complete recording, sorted by ID."""
     old = store.names(RECORDINGS_FOLDER)
     stem = store.stem()
     noted = (rows for _, rows in store.read_tables(old, NOTED))
     for number, rows in enumerate(recordings_rows(tables, listed_at, noted)):
         store.write_table(f"{RECORDINGS_FOLDER}/{stem}-{number:05d}{SUFFIX}", rows)
-    # Last: a reader sees rows twice for a moment, and never misses one.
+    # Last: readers briefly see rows twice, but never miss one.
     store.remove_all(old)
 
 
 def recordings_rows(
     tables: RunTables, listed_at: datetime.datetime, noted: Iterable[pa.Table] = ()
 ) -> Iterator[pa.Table]:
-    """Yield the RECORDINGS rows of complete recordings, sorted, an object's at a time.
+    """Yield the RECORDINGS rows of complete recordings, sorted, one object's at a time.
 
     Args:
-        listed_at: when what is listed was.
-        noted: `NOTED` rows of the table so far.
+        listed_at: time of the listing.
+        noted: `NOTED` rows of the existing table.
     """
-    found = False
+    has_rows = False
     for rows in tables.complete(listed_at, noted, rows=RECORDINGS_PER_OBJECT):
-        found = True
+        has_rows = True
         yield rows
-    if not found:
-        yield RECORDINGS.empty_table()  # without recordings, an empty table says so
+    if not has_rows:
+        yield RECORDINGS.empty_table()  # an empty table if there are no recordings
 
 
 def write_empty_tables(store: OutputStore, kind: PartRows) -> None:
@@ -368,9 +368,9 @@ def _places(written: np.ndarray, order: np.ndarray) -> np.ndarray:
 def sorted_rows(
     segments: Iterable[pa.Table], places: np.ndarray, schema: pa.Schema
 ) -> Iterator[pa.Table]:
-    """Sort more rows than should be in memory to their `places`; yield `SORTED_ROWS` at a time."""
-    # What arrives is sorted chunk by chunk into a scratch file, cut where the tables to be yielded
-    # begin and end; each of these then gathers its pieces.
+    """Sort rows larger than memory by `places`; yield `SORTED_ROWS` at a time."""
+    # Input is sorted in chunks into a scratch file, cut at the boundaries of the output tables;
+    # each output table then gathers its slices.
     edges = np.arange(0, len(places), SORTED_ROWS)
     pieces: list[list[tuple[int, np.ndarray]]] = [[] for _ in edges]
     with tempfile.TemporaryFile(prefix="corpus-asr-sort-") as scratch:
@@ -378,21 +378,21 @@ def sorted_rows(
         with pa.ipc.new_file(scratch, schema, options=options) as writer:
             number = start = 0
             for chunk in _chunks(segments):
-                theirs = places[start : start + chunk.num_rows]
+                chunk_places = places[start : start + chunk.num_rows]
                 start += chunk.num_rows
-                order = np.argsort(theirs)
-                chunk, theirs = chunk.take(order).combine_chunks(), theirs[order]
-                cuts = np.searchsorted(theirs, [*edges, len(places)])
+                order = np.argsort(chunk_places)
+                chunk, chunk_places = chunk.take(order).combine_chunks(), chunk_places[order]
+                cuts = np.searchsorted(chunk_places, [*edges, len(places)])
                 for index in np.flatnonzero(np.diff(cuts)).tolist():
                     length = int(cuts[index + 1] - cuts[index])
                     writer.write_table(chunk.slice(int(cuts[index]), length))
-                    pieces[index].append((number, theirs[cuts[index] : cuts[index + 1]]))
+                    pieces[index].append((number, chunk_places[cuts[index] : cuts[index + 1]]))
                     number += 1
         scratch.seek(0)
         reader = pa.ipc.open_file(scratch)
-        for own in pieces:
-            table = pa.Table.from_batches([reader.get_batch(index) for index, _ in own])
-            order = np.argsort(np.concatenate([theirs for _, theirs in own]))
+        for table_pieces in pieces:
+            table = pa.Table.from_batches([reader.get_batch(index) for index, _ in table_pieces])
+            order = np.argsort(np.concatenate([row_places for _, row_places in table_pieces]))
             yield table.combine_chunks().take(order)
 
 

@@ -85,14 +85,14 @@ class Found:
 def find_recordings(
     store: OutputStore, patterns: Sequence[str], *, begun: Iterable[str] = ()
 ) -> Found:
-    """Return the recordings whose addresses match a pattern, listed or with results.
+    """Return the recordings whose URIs match a pattern, listed or with results.
 
-    Addresses are those of now and before, unless another recording has come to them since. A
-    pattern that is an address means that one alone, also where it is a glob of others. Those of
-    `begun`, addresses that are being removed already, need not be there.
+    Present and earlier URIs match, unless an earlier one belongs to another recording now. A
+    pattern equal to a URI matches only that URI, even if it is a glob. URIs in `begun`, whose
+    removal was interrupted, may be missing.
 
     Raises:
-        ConfigError: there is none for one of the patterns; the nearest are named.
+        ConfigError: a pattern matches nothing; the message names similar URIs.
     """
     addresses = {pattern: public(normalize(pattern)) for pattern in patterns if pattern}
     identities = Identities.read(store)
@@ -119,10 +119,10 @@ def find_recordings(
         }
     begun = list(begun)
     missing = [
-        each
-        for each in patterns
-        if not matches.get(each)
-        and not any(addresses.get(each) == uri or fnmatchcase(uri, each) for uri in begun)
+        pattern
+        for pattern in patterns
+        if not matches.get(pattern)
+        and not any(addresses.get(pattern) == uri or fnmatchcase(uri, pattern) for uri in begun)
     ]
     if missing:
         raise ConfigError(
@@ -130,21 +130,21 @@ def find_recordings(
             f"{', '.join(map(redact_uri, missing))}, expected an address or a glob of whole "
             f"addresses, such as '*/talk.mp3'{_nearest(missing, list(seen))}"
         )
-    found: dict[str, str] = {}
+    recordings: dict[str, str] = {}
     for by_recording in matches.values():
-        found |= by_recording
-    found |= identities.addresses_of(found)
-    found_ids = pa.array(found, pa.string())
+        recordings |= by_recording
+    recordings |= identities.addresses_of(recordings)
+    found_ids = pa.array(recordings, pa.string())
     segments = 0
     for folder in folders_of(store):
         for rows in folder.outcomes(["recording_id", "segments_written"]):
-            mine = rows.filter(pc.is_in(rows["recording_id"], value_set=found_ids))
-            segments += pc.sum(mine["segments_written"]).as_py() or 0
+            recording_rows = rows.filter(pc.is_in(rows["recording_id"], value_set=found_ids))
+            segments += pc.sum(recording_rows["segments_written"]).as_py() or 0
     corrections = [
-        name for name in store.all_names(CORRECTIONS_FOLDER) if name.split("/")[1] in found
+        name for name in store.all_names(CORRECTIONS_FOLDER) if name.split("/")[1] in recordings
     ]
     return Found(
-        recordings=found,
+        recordings=recordings,
         segments=segments,
         corrections=len(corrections),
         datasets=datasets_of(store),
@@ -152,14 +152,14 @@ def find_recordings(
 
 
 def datasets_of(store: OutputStore) -> list[str]:
-    """Return the addresses of data sets that were made of an output folder."""
+    """Return the URIs of datasets built from an output folder."""
     return [store.read_json(name)["uri"] for name in store.all_names(DATASETS_FOLDER)]
 
 
 def summaries_of(store: OutputStore) -> OutputStore:
-    """Return the folder of the summaries of an output folder's nights.
+    """Return the folder of the nightly run summaries of an output folder.
 
-    Settings from elsewhere lead to none but that in the output folder.
+    With untrusted settings, only a folder within the output folder is used.
     """
     config = store.read_json(CONFIG_NAME) if read_own_sources(store) is not None else None
     elsewhere = ((config or {}).get("nightly") or {}).get("summaries")
@@ -170,10 +170,10 @@ def summaries_of(store: OutputStore) -> OutputStore:
 def _nearest(patterns: Sequence[str], uris: Sequence[str]) -> str:
     names = {uri.rpartition("/")[2]: uri for uri in uris}
     wanted = [pattern.rstrip("/").rpartition("/")[2].strip("*") for pattern in patterns]
-    near = [each for name in wanted for each in difflib.get_close_matches(name, names, n=3)]
+    near = [match for name in wanted for match in difflib.get_close_matches(name, names, n=3)]
     if not near:
         return f"; it has {len(uris):,} others"
-    return f"; did you mean {' or '.join(redact_uri(names[each]) for each in near[:3])}?"
+    return f"; did you mean {' or '.join(redact_uri(names[name]) for name in near[:3])}?"
 
 
 def _addresses_of(store: OutputStore) -> Iterator[tuple[str, str]]:
@@ -192,7 +192,7 @@ def _pairs_of(rows: pa.RecordBatch | pa.Table) -> Iterator[tuple[str, str]]:
 
 
 def finish_killed(store: OutputStore, *, at_the_end: AtTheEnd | None = None) -> None:
-    """Continue what commands began in a folder and did not end, as they were killed."""
+    """Resume commands that were killed in a folder."""
     noted = read_change(store)
     if noted is not None:
         by_command: dict[str, Callable[..., object]] = {
@@ -205,16 +205,16 @@ def finish_killed(store: OutputStore, *, at_the_end: AtTheEnd | None = None) -> 
 def forget(
     store: OutputStore, recordings: Mapping[str, str], *, at_the_end: AtTheEnd | None = None
 ) -> list[str]:
-    """Remove all that the folder holds of recordings, and let them stay away.
+    """Remove everything the folder holds of recordings, and block them in later runs.
 
-    The folder is locked by the caller.
+    The caller holds the folder's lock.
 
     Args:
-        recordings: address by `recording_id`.
-        at_the_end: done with what is left.
+        recordings: URI by `recording_id`.
+        at_the_end: called with the changed folder.
 
     Returns:
-        Addresses of what others put into the folder, which may name one of them; it is left.
+        URIs of files added by others, which may name a recording; they are kept.
     """
     with (
         refusals_explained(store, "erasing recordings from", set(recordings)),
@@ -253,10 +253,10 @@ def _forget(store: OutputStore, recordings: dict[str, str]) -> list[str]:
 
 
 def allow_again(store: OutputStore, uris: Sequence[str]) -> None:
-    """Let later runs do recordings again.
+    """Allow later runs to process recordings again.
 
     Raises:
-        ConfigError: some were not to stay away; nothing is changed.
+        ConfigError: some are not blocked; nothing is changed.
     """
     forgotten = Forgotten.read(store)
     missing = [uri for uri in uris if not forgotten.allow(normalize(uri))]
@@ -312,7 +312,7 @@ class _Spellings:
 
     def __init__(self, ids: Iterable[str], uris: Iterable[str]) -> None:
         self._uris = set(uris)
-        # Messages have them, too, as `redact_uri` and `repr` write them.
+        # Messages contain them as `redact_uri` and `repr` write them.
         spellings = {*ids, *self._uris, *map(redact_uri, self._uris)}
         spellings |= {repr(uri)[1:-1] for uri in self._uris}
         longest_first = sorted(spellings, key=len, reverse=True)
@@ -320,19 +320,19 @@ class _Spellings:
         self._pattern = re.compile(rf"(?<![\w.-])(?:{pattern})(?![\w-]|\.\w)")
 
     def named_in(self, text: str) -> bool:
-        """Tell whether a text has one of them, or is a setting that stands for one."""
+        """Return whether a text contains a spelling, or is a setting equal to a URI."""
         if self._pattern.search(text):
             return True
-        # As the user gave it, relative to the folder that the command runs in.
+        # As given by the user, relative to the working directory of the command.
         return "." in text and "\0" not in text and public(normalize(text)) in self._uris
 
     def without(self, value: Any) -> Any:
-        """Return a value of JSON without what names one of them."""
+        """Return a JSON value without parts that name a recording."""
         if isinstance(value, str):
             return _PLACEHOLDER if self.named_in(value) else value
         if isinstance(value, list):
             kept = [self.without(item) for item in value if not self._is_of(item)]
-            # A list of addresses that has none would be another setting.
+            # An empty list of URIs would be a different setting.
             return [_PLACEHOLDER] if value and not kept and isinstance(value[0], str) else kept
         if isinstance(value, dict):
             items = value.items()
@@ -347,14 +347,14 @@ class _Spellings:
 def _rewrite_plans(store: OutputStore, recordings: Mapping[str, str]) -> None:
     ids = pa.array(recordings, pa.string())
     for name in store.names(PLANS_FOLDER):
-        if "/packs/" in name:  # of a run that is over
+        if "/packs/" in name:  # of a finished run
             store.write_table(name, PACKS.empty_table())
             continue
         files = store.read_table(name, FILES)
-        left = files.filter(pc.invert(pc.is_in(files["recording_id"], value_set=ids)))
-        if left.num_rows < files.num_rows:
-            # Of a run that is over: nobody needs addresses as they were given.
-            store.write_table(name, without_credentials(left))
+        kept_files = files.filter(pc.invert(pc.is_in(files["recording_id"], value_set=ids)))
+        if kept_files.num_rows < files.num_rows:
+            # Of a finished run: original URIs are no longer needed.
+            store.write_table(name, without_credentials(kept_files))
 
 
 def _rewrite_files(store: OutputStore, spellings: _Spellings) -> list[str]:
@@ -383,24 +383,24 @@ def _rewrite_files(store: OutputStore, spellings: _Spellings) -> list[str]:
 
 
 def _rewrite_json(store: OutputStore, name: str, spellings: _Spellings) -> None:
-    before = store.read_json(name)
-    after = spellings.without(before)
-    if after != before:
-        store.write_json(name, after)
+    content = store.read_json(name)
+    new_content = spellings.without(content)
+    if new_content != content:
+        store.write_json(name, new_content)
 
 
 def _rewrite_summaries(summaries: OutputStore, spellings: _Spellings) -> None:
-    """Rewrite the JSON of nights; a page in Markdown that says the same is removed before it."""
+    """Rewrite JSON summaries of nightly runs, after removing the Markdown copies."""
     names = set(summaries.all_names(""))
     for night in filter(None, map(_SUMMARY.fullmatch, sorted(names))):
-        before = summaries.read_json(night[0])
-        if spellings.without(before) != before:
+        summary = summaries.read_json(night[0])
+        if spellings.without(summary) != summary:
             if f"{night[1]}.md" in names:
                 summaries.remove(f"{night[1]}.md")
             _rewrite_json(summaries, night[0], spellings)
 
 
 def note_dataset(store: OutputStore, uri: str) -> None:
-    """Note in an output folder that a data set was made of it."""
+    """Record in an output folder that a dataset was built from it."""
     stem = re.sub(r"\W+", "-", uri).strip("-")[-100:]
     store.write_json(f"{DATASETS_FOLDER}/{stem}.json", {"uri": uri})

@@ -1,7 +1,7 @@
-"""What an output folder knows of how a speaker sounds and is called, removed; the text stays.
+"""Removes voices, embeddings and names of speakers from an output folder; the text stays.
 
-In come speakers, each a recording and S1, S2 ... in it. Their turns stay as well: that somebody
-spoke then is in the text. Names, by which speakers are found, go last.
+Input: speakers, each as recording and S1, S2 ... Their turns stay as well, since the text implies
+them. Names, by which speakers are selected, are removed last.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -27,7 +27,7 @@ from corpus_asr.storage.run_state.tables import SPEAKERS_FOLDER, VOICES_FOLDER, 
 from corpus_asr.storage.stores.local import TEMPORARY_PREFIX
 
 Speaker = tuple[str, str]
-"""`recording_id`, and S1, S2 ... in it; or a name that corrections have there."""
+"""`recording_id`, and S1, S2 ... in it, or a name given in corrections."""
 FORGET_VOICES: Final = "remove --speaker"
 _Turns = Mapping[str, Sequence[SpeakerTurn]]
 
@@ -39,21 +39,23 @@ def forget_voices(
     *,
     at_the_end: AtTheEnd | None = None,
 ) -> None:
-    """Remove the embeddings, voices and names of speakers; the folder is locked by the caller.
+    """Remove the embeddings, voices and names of speakers; the caller holds the folder's lock.
 
-    `names` are what they were asked for by.
+    `names` are the names by which the user selected them.
     """
-    speakers = {(recording, speaker) for recording, speaker in speakers}  # a note has lists
+    speakers = {(recording, speaker) for recording, speaker in speakers}  # JSON notes hold lists
     noted = {"speakers": sorted(speakers), "names": sorted(names)}
     with (
         refusals_explained(store, "erasing voices from", {recording for recording, _ in speakers}),
         changing(store, FORGET_VOICES, at_the_end, **noted),
     ):
-        said = {(each, who) for each, who in speakers if not SPEAKER_LABEL.fullmatch(who)}
-        if voiced := {*speakers} - said:
+        named_speakers = {
+            (recording, who) for recording, who in speakers if not SPEAKER_LABEL.fullmatch(who)
+        }
+        if voiced := {*speakers} - named_speakers:
             _forget_voices(store, voiced)
-        rewrite_said_speakers(store, said)
-        # Of writes that were killed: one may be of the names.
+        rewrite_said_speakers(store, named_speakers)
+        # Leftovers of killed writes may hold names.
         for name in list(store.all_names("")):
             if name.rpartition("/")[2].startswith(TEMPORARY_PREFIX):
                 store.remove(name)
@@ -62,16 +64,24 @@ def forget_voices(
 
 
 def _forget_voices(store: OutputStore, speakers: Collection[Speaker]) -> None:
-    recordings = {each for each, _ in speakers}
+    recordings = {recording for recording, _ in speakers}
     ids = pa.array(sorted(recordings), pa.string())
     for folder in folders_of(store):
-        found = read_turns(folder, recordings) or {}
-        # In earlier results the same person may have another number: there nobody is known.
+        folder_turns = read_turns(folder, recordings) or {}
+        # Earlier results may number the same person differently: all their speakers are removed.
         turns = {
-            each: [turn for turn in own if folder is not store or (each, turn.speaker) in speakers]
-            for each, own in found.items()
+            recording: [
+                turn
+                for turn in recording_turns
+                if folder is not store or (recording, turn.speaker) in speakers
+            ]
+            for recording, recording_turns in folder_turns.items()
         }
-        gone = {(each, turn.speaker) for each, own in turns.items() for turn in own}
+        gone = {
+            (recording, turn.speaker)
+            for recording, recording_turns in turns.items()
+            for turn in recording_turns
+        }
         rewrite_commits(folder, ids, partial(_without_windows, turns))
         rewrite_table(folder, SPEAKERS_FOLDER, ids, partial(_without_embeddings, gone))
         rewrite_table(folder, VOICES_FOLDER, ids, partial(_others, gone))
@@ -79,22 +89,24 @@ def _forget_voices(store: OutputStore, speakers: Collection[Speaker]) -> None:
 
 
 def _without_windows(turns: _Turns, rows: pa.Table) -> pa.Table:
-    """Return outcomes without the windows of speech in these turns; other rows as they are."""
+    """Return outcomes without the voice windows in these turns; other rows unchanged."""
     if "voice_spans" not in rows.schema.names:
         return rows
     spans, data = rows["voice_spans"].to_pylist(), rows["voices"].to_pylist()
     keys = rows.select(["recording_id", "channel"]).to_pylist()
     for at, key in enumerate(keys):
-        own = [turn for turn in turns.get(key["recording_id"], ())
-               if turn.channel == key["channel"]]  # fmt: skip
-        if not own or not spans[at]:
+        channel_turns = [turn for turn in turns.get(key["recording_id"], ())
+                         if turn.channel == key["channel"]]  # fmt: skip
+        if not channel_turns or not spans[at]:
             continue
         width = len(data[at]) // len(spans[at])
-        left = [number for number, span in enumerate(spans[at])
-                if not any(turn.start_s < span["end_s"] and turn.end_s > span["start_s"]
-                           for turn in own)]  # fmt: skip
-        data[at] = b"".join(data[at][number * width : (number + 1) * width] for number in left)
-        spans[at] = [spans[at][number] for number in left]
+        kept_numbers = [number for number, span in enumerate(spans[at])
+                        if not any(turn.start_s < span["end_s"] and turn.end_s > span["start_s"]
+                                   for turn in channel_turns)]  # fmt: skip
+        data[at] = b"".join(
+            data[at][number * width : (number + 1) * width] for number in kept_numbers
+        )
+        spans[at] = [spans[at][number] for number in kept_numbers]
     for name, values in (("voice_spans", spans), ("voices", data)):
         place = rows.schema.get_field_index(name)
         field = rows.schema.field(place)

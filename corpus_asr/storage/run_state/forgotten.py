@@ -1,8 +1,8 @@
-"""Which recordings are to stay away: salted hashes of their addresses, contents and sizes.
+"""Blocked recordings: salted hashes of their URIs, contents and sizes.
 
-The file names nobody; who knows an address can ask whether it is in it, which is what a run does.
-A content is kept where it was one recording's alone: so a file that was renamed stays away, too. To
-see that, new files of its size are read. A version stands for a content that was not known.
+The file reveals no URIs; a run checks whether a known URI is in it. A content is stored if only one
+recording had it, so that a renamed file stays blocked, too. To check this, new files of equal size
+are read. A version replaces an unknown content.
 """
 
 import hashlib
@@ -23,9 +23,9 @@ from corpus_asr.storage.stores.uri import public, redact_uri
 
 FORGOTTEN_NAME: Final = "_run/forgotten.json"
 CONTENT: Final = "content:"
-"""What a version begins with that is the digest of a content."""
+"""Prefix of a version that is a content digest."""
 _SALT_BYTES = _HASH_BYTES = 16
-# Of files that may be forgotten ones, those that are new at their address.
+# Possibly blocked files that are new at their URI.
 _NEW = """
 select position, uri, etag, size_bytes from doubtful anti join known
 on doubtful.recording_id = known.recording_id and fits(known.etag, doubtful.etag)
@@ -35,63 +35,67 @@ on doubtful.recording_id = known.recording_id and fits(known.etag, doubtful.etag
 
 @dataclass(slots=True, kw_only=True)
 class Forgotten:
-    """Recordings that no run of an output folder is to do."""
+    """Recordings that no run of an output folder may process."""
 
     salt: str
     entries: list[tuple[str, ...]] = field(default_factory=list)
-    """Hashes of each one's address and ID, and of its contents and versions."""
+    """Hashes of each one's URI and ID, and of its contents and versions."""
     num_left_out: int = 0
     _hashes: set[str] = field(default_factory=set)
 
     @classmethod
     def read(cls, store: OutputStore) -> Self:
-        """Return those of an output folder.
+        """Return the blocked recordings of an output folder.
 
         Raises:
-            CorpusAsrError: the file is there, and not what this program wrote.
+            CorpusAsrError: the file exists but was not written by this program.
         """
-        found = store.read_json(FORGOTTEN_NAME)
-        if found is None:
+        content = store.read_json(FORGOTTEN_NAME)
+        if content is None:
             return cls(salt=secrets.token_hex(_SALT_BYTES))
         try:
-            entries = [tuple(map(str, each)) for each in found["recordings"]]
-            forgotten = cls(salt=bytes.fromhex(found["salt"]).hex(), entries=entries)
+            entries = [tuple(map(str, entry)) for entry in content["recordings"]]
+            forgotten = cls(salt=bytes.fromhex(content["salt"]).hex(), entries=entries)
         except (KeyError, TypeError, ValueError) as error:
             raise CorpusAsrError(
                 f"reading {redact_uri(store.address(FORGOTTEN_NAME))}: found {error!r}, expected "
                 "what `corpus-asr remove --uri` writes, which recordings stay away; restore it"
             ) from error
-        forgotten._hashes = {each for entry in entries for each in entry}
+        forgotten._hashes = {digest for entry in entries for digest in entry}
         return forgotten
 
     def write(self, store: OutputStore) -> None:
-        """Replace those of an output folder."""
+        """Write the blocked recordings to an output folder."""
         entries = [list(entry) for entry in sorted(self.entries)]
         store.write_json(FORGOTTEN_NAME, {"salt": self.salt, "recordings": entries})
 
     def add(
         self, uri: str, recording_id: str, versions: Iterable[tuple[str | None, int | None]]
     ) -> None:
-        """Let a recording stay away, and any other file of one of its contents or versions."""
-        known = [(etag, size) for etag, size in versions if etag is not None and size is not None]
-        versions_of = [self._of_version(*version) for version in known]
-        versions_of += [self._of_size(size) for etag, size in known if etag.startswith(CONTENT)]
+        """Block a recording, and any other file with one of its contents or versions."""
+        known_versions = [
+            (etag, size) for etag, size in versions if etag is not None and size is not None
+        ]
+        versions_of = [self._of_version(*version) for version in known_versions]
+        versions_of += [
+            self._of_size(size) for etag, size in known_versions if etag.startswith(CONTENT)
+        ]
         entry = (self._of_uri(uri), self._of_id(recording_id), *versions_of)
         if not {*entry} <= self._hashes:
             self.entries.append(entry)
             self._hashes |= {*entry}
 
     def allow(self, uri: str) -> bool:
-        """Let a recording be done again; tell whether it was to stay away."""
-        mine = [entry for entry in self.entries if self._of_uri(uri) in entry]
-        self.entries = [entry for entry in self.entries if entry not in mine]
-        self._hashes = {each for entry in self.entries for each in entry}
-        return bool(mine)
+        """Unblock a recording; return whether it was blocked."""
+        recording_entries = [entry for entry in self.entries if self._of_uri(uri) in entry]
+        self.entries = [entry for entry in self.entries if entry not in recording_entries]
+        self._hashes = {digest for entry in self.entries for digest in entry}
+        return bool(recording_entries)
 
     def without(self, files: pa.Table, tables: RunTables, options: StoreOptions) -> pa.Table:
-        """Return FILES rows without those that are to stay away, and count these.
+        """Return FILES rows without blocked ones, and count those.
 
-        `tables` tell which files are new; these are read, by the `options` of the source.
+        `tables` determine which files are new; these are read with the source's `options`.
         """
         if not self._hashes:
             return files
@@ -110,14 +114,14 @@ class Forgotten:
         return files if all(stays) else files.filter(pa.array(stays, pa.bool_()))
 
     def has(self, uri: str, etag: str | None = None, size_bytes: int | None = None) -> bool:
-        """Tell whether a recording is to stay away, by its address or version."""
+        """Return whether a recording is blocked, by its URI or version."""
         if self._of_uri(uri) in self._hashes:
             return True
-        known = etag is not None and size_bytes is not None
-        return known and self._of_version(etag, size_bytes) in self._hashes
+        has_version = etag is not None and size_bytes is not None
+        return has_version and self._of_version(etag, size_bytes) in self._hashes
 
     def has_id(self, own: str) -> bool:
-        """Tell whether a recording is to stay away, by its ID."""
+        """Return whether a recording is blocked, by its ID."""
         return self._of_id(own) in self._hashes
 
     def _of_id(self, own: str) -> str:

@@ -1,9 +1,9 @@
-"""Tables of hooks, `hooks/NAME/`: what users' functions made of committed transcripts.
+"""Hook tables, `hooks/NAME/`: results of user functions on committed transcripts.
 
-Rows are known by recording, or by recording and segment, and have the columns that the function
-returns; objects are as in `recording_rows`. A recording of which there is nothing to tell has one
-row without values. One for which the function failed has one that says why; rows of it from before
-stay in place of that. In both cases it is given to the function again by the next run.
+Rows are keyed by recording, or by recording and segment, and have the columns that the function
+returns; objects are as in `recording_rows`. A recording without results has one row of nulls. One
+for which the function failed has one row with the error; its earlier rows are kept instead if there
+are any. The next run passes failed recordings to the function again.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -34,15 +34,15 @@ from corpus_asr.storage.run_state.speaker_turns import read_turns
 from corpus_asr.storage.run_state.tables import HOOKS_FOLDER, SPEAKERS_FOLDER, OutputStore
 from corpus_asr.storage.stores.uri import redact_uri
 
-# What a worker is given at once, and does again if its machine goes: seconds of most functions.
+# Recordings per task, repeated if its machine is lost: seconds of work for most functions.
 RECORDINGS_PER_PORTION = 200
-# What an object holds at most; of lists, such as vectors of 1,024 numbers, some 80 MB.
+# Maximum rows per object; lists, such as vectors of 1,024 numbers, take some 80 MB.
 ROWS_OF_LISTS = 20_000
 GIVEN = (
     "recording_id", "uri", "channel", "part", "segment", "start_s", "end_s", "language", "text",
     "confidence", "words",
 )  # fmt: skip
-"""Columns of segments that functions are given, with those that say what people did."""
+"""Segment columns passed to functions, including those of manual corrections."""
 
 
 def folder_of(name: str) -> str:
@@ -51,55 +51,57 @@ def folder_of(name: str) -> str:
 
 
 def schema_of(hook: HookSettings) -> pa.Schema:
-    """Return the columns of a hook's table: its keys, what the function returns, and the state."""
+    """Return the schema of a hook's table: its keys, the function's columns, and the state."""
     keys = [SEGMENTS.field(name) for name in KEYS[hook.per]]
-    own = [pa.field(name, column_type(kind)) for name, kind in sorted(hook.columns.items())]
-    state = [each for each in HOOKS if each.name not in KEYS[hook.per]]
-    return pa.schema([*keys, *own, *state], metadata=HOOKS.metadata)
+    result_fields = [
+        pa.field(name, column_type(kind)) for name, kind in sorted(hook.columns.items())
+    ]
+    state = [field for field in HOOKS if field.name not in KEYS[hook.per]]
+    return pa.schema([*keys, *result_fields, *state], metadata=HOOKS.metadata)
 
 
 def rows_per_object(hook: HookSettings) -> int:
-    """Return how many rows an object of a hook's table holds at most."""
+    """Return the maximum number of rows per object of a hook's table."""
     has_lists = any(kind.startswith("list<") for kind in hook.columns.values())
     return ROWS_OF_LISTS if has_lists else ROWS_PER_OBJECT
 
 
 def column_type(kind: str) -> pa.DataType:
-    """Return the Arrow type that a job names."""
+    """Return the Arrow type of a type name in a job's settings."""
     of_list = kind.removeprefix("list<").removesuffix(">")
-    found = pa.type_for_alias(of_list)
-    return found if of_list == kind else pa.list_(found)
+    value_type = pa.type_for_alias(of_list)
+    return value_type if of_list == kind else pa.list_(value_type)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HookPortion:
-    """Recordings that a hook is to be given, for one task."""
+    """Recordings passed to a hook in one task."""
 
     portion: Portion
     turns: Sequence[str]
     """Objects that hold their speakers' turns."""
     known: frozenset[str]
-    """Those of which there are rows already, that tell more than a failure."""
+    """IDs of recordings with existing rows other than a failure."""
 
     def recordings(self) -> Iterator["HookPortion"]:
-        """Yield each recording alone."""
-        for each, made in self.portion.recordings.items():
-            yield replace(self, portion=replace(self.portion, recordings={each: made}))
+        """Yield each recording as its own portion."""
+        for recording_id, made in self.portion.recordings.items():
+            yield replace(self, portion=replace(self.portion, recordings={recording_id: made}))
 
     def is_among(self, ids: Collection[str]) -> bool:
-        """Tell whether all of its recordings are some of these."""
-        return all(each in ids for each in self.portion.recordings)
+        """Return whether `ids` contain all of its recordings."""
+        return all(recording_id in ids for recording_id in self.portion.recordings)
 
     def uris(self, store: OutputStore) -> dict[str, str]:
-        """Return the address of each recording."""
-        columns, found = ("recording_id", "uri"), dict[str, str]()
+        """Return the URI of each recording by ID."""
+        columns, addresses = ("recording_id", "uri"), dict[str, str]()
         for name, rows in self.portion.rows.items():
             for row in rows_at(store, name, rows, columns):
-                found[row["recording_id"]] = row["uri"]
-        return {each: found[each] for each in self.portion.recordings}
+                addresses[row["recording_id"]] = row["uri"]
+        return {recording_id: addresses[recording_id] for recording_id in self.portion.recordings}
 
 
-# The newest turns of each recording, and what people made of its text.
+# Newest turns and corrections of each recording.
 _EDITIONS = """
 create or replace table editions as
 select recording_id, string_agg(edition, '/' order by edition) as edition
@@ -115,9 +117,9 @@ _EDITION = "coalesce('/' || any_value(edition), '')"
 def left_of(
     store: OutputStore, hook: HookSettings, corrections: Corrections
 ) -> Iterator[tuple[int, Iterator[HookPortion]]]:
-    """Give how many complete recordings have no rows made of the same, and these in portions."""
+    """Yield the number of complete recordings with missing or outdated rows, and their portions."""
     ids = corrections.recording_ids
-    editions = [corrections.edition(each) for each in ids]
+    editions = [corrections.edition(recording_id) for recording_id in ids]
     turns = store.names(SPEAKERS_FOLDER)
     with RunTables(store, columns=VERSION_COLUMNS) as tables:
         tables.add("made", made_so_far(store, store.names(folder_of(hook.name))))
@@ -138,13 +140,13 @@ def _portions(tables: RunTables, turns: Sequence[str]) -> Iterator[HookPortion]:
             f"select distinct last_value from (select max(number) as last_value from turns {where} "
             "group by recording_id) order by all", ids=ids,
         )  # fmt: skip
-        known = tables.rows(
+        made_rows = tables.rows(
             f"select distinct recording_id from made {where} and made_of is not null", ids=ids
         )
         yield HookPortion(
             portion=portion,
             turns=[turns[number] for (number,) in numbers],
-            known=frozenset(each for (each,) in known),
+            known=frozenset(recording_id for (recording_id,) in made_rows),
         )
 
 
@@ -157,7 +159,7 @@ _BY_PEOPLE = ("corrected", "checked", "speaker")
 
 
 class GivenSegments:
-    """Segments of a portion's recordings, as people see them, and who speaks in these."""
+    """Segments of a portion's recordings with corrections applied, and their speakers."""
 
     def __init__(
         self, store: OutputStore, work: HookPortion, corrections: Corrections, *, words: bool
@@ -169,15 +171,15 @@ class GivenSegments:
             *(SEEN_SEGMENTS.field(name) for name in _BY_PEOPLE),
         ])  # fmt: skip
         self.uris: dict[str, str] = {}
-        """Address of each recording, once `batches` has begun."""
+        """URI of each recording, available once `batches` has started."""
 
     def turns(self) -> Mapping[str, Sequence[SpeakerTurn]]:
-        """Return the turns of the recordings' speakers; none where nobody looked for them."""
+        """Return the turns of the recordings' speakers; empty without diarization."""
         ids = self._work.portion.recordings
         return read_turns(self._store, ids, names=self._work.turns) or {}
 
     def batches(self, *, rows: int) -> Iterator[pa.Table]:
-        """Yield tables of whole recordings, with so many segments together or some more."""
+        """Yield tables of whole recordings with at least `rows` segments in all."""
         work = self._work.portion
         names, columns = [*work.rows], (*VERSION_COLUMNS, "uri")
         with RunTables(self._store, columns=columns, names=names) as tables:
@@ -189,22 +191,22 @@ class GivenSegments:
             self.uris |= dict(tables.rows(uris))
             seen = SeenSegments(self._store, tables, self._corrections)
             tables.add("gathered", self.schema.empty_table())
-            for found in seen.batches(self._columns, of=_GIVEN_ROWS):
-                own = found.select(self.schema.names).filter(_SAID)
-                tables.execute("insert into gathered from arriving", own)
+            for batch in seen.batches(self._columns, of=_GIVEN_ROWS):
+                segments = batch.select(self.schema.names).filter(_SAID)
+                tables.execute("insert into gathered from arriving", segments)
             waiting, count = list[pa.Table](), 0
-            for own in self._recordings(tables, at_once=max(rows, _LEAST_AT_ONCE)):
-                begins = waiting and own["recording_id"][0] != waiting[-1]["recording_id"][0]
+            for segments in self._recordings(tables, at_once=max(rows, _LEAST_AT_ONCE)):
+                begins = waiting and segments["recording_id"][0] != waiting[-1]["recording_id"][0]
                 if begins and count >= rows:
                     yield pa.concat_tables(waiting).combine_chunks()
                     waiting, count = [], 0
-                waiting.append(own)
-                count += own.num_rows
+                waiting.append(segments)
+                count += segments.num_rows
             if waiting:
                 yield pa.concat_tables(waiting).combine_chunks()
 
     def _recordings(self, tables: RunTables, *, at_once: int) -> Iterator[pa.Table]:
-        """Yield segments of one recording each; those of a long one in several tables."""
+        """Yield segments of one recording per table; long recordings take several tables."""
         for batch in tables.batches(_IN_ORDER, rows=at_once):
             table = pa.table(batch).cast(self.schema)
             runs = pc.run_end_encode(table["recording_id"].combine_chunks()).run_ends.to_pylist()
@@ -212,15 +214,15 @@ class GivenSegments:
                 yield table.slice(start, end - start)
 
 
-_LEAST_AT_ONCE = 2_000  # segments that are read, however few are given in a call
-# What a person removed is not given, as readers do not see it.
+_LEAST_AT_ONCE = 2_000  # minimum number of segments read, even if fewer are passed per call
+# Segments removed by a person are not passed, as readers do not see them either.
 _SAID = ~(pc.field("corrected") & (pc.utf8_trim_whitespace(pc.field("text")) == ""))
 _PLACE = pa.schema([("name", pa.string()), ("row", pa.int32())])
 _IN_ORDER = "from gathered order by recording_id, start_s, channel, part, segment"
 
 
 def remove_other_columns(store: OutputStore, hook: HookSettings) -> None:
-    """Remove what a hook of this name made with other columns: nothing can be added to it."""
+    """Remove a hook's table with other columns, since no rows can be added to it."""
     schema = schema_of(hook)
     for name in store.names(folder_of(hook.name)):
         for batch in store.batches(name, batch_rows=1):
@@ -230,43 +232,43 @@ def remove_other_columns(store: OutputStore, hook: HookSettings) -> None:
 
 
 def hooks_of(store: OutputStore) -> list[str]:
-    """Return the hooks that have a table."""
+    """Return the names of hooks with a table."""
     return sorted({name.split("/")[1] for name in store.names(HOOKS_FOLDER)})
 
 
 def read_rows(
     store: OutputStore, name: str, columns: Sequence[str] | None = None
 ) -> Iterator[pa.Table]:
-    """Yield what a hook made of recordings, each once; those that say why it failed as well.
+    """Yield a hook's rows, each recording once, including failure rows.
 
-    In memory are some rows, and some 50 bytes of every recording.
+    Memory: some rows, and about 50 bytes per recording.
 
     Raises:
-        ConfigError: there is no such table.
+        ConfigError: the table does not exist.
     """
     names = store.names(folder_of(name))
     if not names:
-        others = ", ".join(hooks_of(store)) or "none"
+        hook_names = ", ".join(hooks_of(store)) or "none"
         raise ConfigError(
-            f"reading the hook {name!r} of {redact_uri(store.uri)}: found the tables of {others}, "
-            "expected one of that name; correct it, or run a job with such a hook"
+            f"reading the hook {name!r} of {redact_uri(store.uri)}: found the tables of "
+            f"{hook_names}, expected one of that name; correct it, or run a job with such a hook"
         )
     newest = newest_of(made_so_far(store, names))
-    for number, each in enumerate(names):
-        for batch in store.batches(each, columns=columns):
+    for number, object_name in enumerate(names):
+        for batch in store.batches(object_name, columns=columns):
             counts = pc.is_in(batch["recording_id"], value_set=newest.get(number, _NONE))
             rows = pa.table(batch)
             yield rows if pc.all(counts).as_py() else rows.filter(counts)  # vectors are large
 
 
 def read_hook(uri: str, name: str, *, endpoint_url: str | None = None) -> pa.Table:
-    """Return what a hook of a run made of its recordings, as an Arrow table.
+    """Return a hook's results of a run as an Arrow table.
 
-    Rows are known by `recording_id`, and by `part` and `segment` if the hook is one per segment:
-    those of `read_segments`. Recordings for which the function failed or had nothing have none.
+    Rows are keyed by `recording_id`, for a hook per segment also by `part` and `segment` of
+    `read_segments`. Recordings with a failure or without results have no rows.
 
     Raises:
-        ConfigError: there is no such table.
+        ConfigError: the table does not exist.
     """
     store = open_run(uri, endpoint_url=endpoint_url)
     rows = pa.concat_tables([*read_rows(store, name)] or [HOOKS.empty_table()])

@@ -45,16 +45,16 @@ class Identities:
     """The recordings of addresses in an output folder."""
 
     def __init__(self, rows: pa.Table | None = None, *, is_changed: bool = False) -> None:
-        """Hold IDENTITIES rows; `is_changed` tells whether they are to be written."""
+        """Initialize from IDENTITIES rows; `is_changed`: they have not been saved."""
         self.rows = IDENTITIES.empty_table() if rows is None else rows.combine_chunks()
         self.is_changed = is_changed
         self.newcomers: dict[str, str] = {}
-        """IDs of recordings that were at an address, where another file has come to it now."""
+        """IDs of recordings at whose earlier URI there is another file now."""
         self._new_ids: dict[str, str] = {}
 
     @classmethod
     def read(cls, store: OutputStore) -> Self:
-        """Return those of an output folder; made again of its tables where they are unreadable."""
+        """Read the mapping of an output folder; rebuilt from its tables if unreadable."""
         if not store.exists(IDENTITIES_NAME):
             return cls()
         try:
@@ -87,7 +87,7 @@ class Identities:
 
     @classmethod
     def _made_again(cls, store: OutputStore, reason: str) -> Self:
-        """Return what the tables of recordings and the listings say, the newest last."""
+        """Return the mapping from the recordings tables and the listings, the newest last."""
         present: dict[str, str] = {}
         listings = [name for name in store.names(PLANS_FOLDER) if "/listing/" in name]
         for name in (*store.names(RECORDINGS_FOLDER), *listings):
@@ -103,7 +103,7 @@ class Identities:
         return cls(rows, is_changed=True)
 
     def write(self, store: OutputStore) -> None:
-        """Replace those of an output folder, if they have changed."""
+        """Write the mapping to an output folder, if changed."""
         if self.is_changed:
             store.write_table(IDENTITIES_NAME, self.rows)
         self.is_changed = False
@@ -111,10 +111,10 @@ class Identities:
     def name_files(
         self, files: pa.Table, is_forgotten: Callable[[str], bool] | None = None
     ) -> pa.Table:
-        """Return FILES rows with the IDs of their recordings.
+        """Return FILES rows with recording IDs.
 
-        Who comes to an address that another recording left gets an ID that nobody had, also where
-        `is_forgotten` says that the recording of an ID was erased.
+        A file at a URI that another recording left gets a new ID, also if `is_forgotten` returns
+        that the recording of an ID was erased.
         """
         if not self.rows.num_rows and is_forgotten is None:
             return files
@@ -144,7 +144,7 @@ class Identities:
         return _with_column(files, "recording_id", ids)
 
     def without_left(self, files: pa.Table) -> pa.Table:
-        """Return rows of an earlier listing whose recordings are still at their addresses."""
+        """Return rows of an earlier listing whose recordings are still at their URIs."""
         if not self.rows.num_rows:
             return files
         places = pc.index_in(_public_uris(files), value_set=self.rows["uri"])
@@ -153,7 +153,7 @@ class Identities:
         return files.filter(pc.or_(pc.is_null(places), pc.fill_null(is_there, False)))
 
     def keep(self, files: pa.Table) -> None:
-        """Remember the IDs that `name_files` gave to those who came late, of files that stay."""
+        """Store the IDs that `name_files` assigned to new files at reused URIs, of `files`."""
         if not self._new_ids:
             return
         uris = [uri for uri in _public_uris(files).to_pylist() if uri in self._new_ids]
@@ -163,7 +163,7 @@ class Identities:
         self._new_ids.clear()
 
     def move(self, moves: Mapping[str, tuple[str, str, str | None, str | None]]) -> None:
-        """Let recordings, by ID, be at other addresses: old and new, content digest and version."""
+        """Set the old and new URI, content digest and version of moved recordings, by ID."""
         ids = pa.array(moves, pa.string())
         rows = self.rows
         is_moved = pc.is_in(rows["recording_id"], value_set=ids)
@@ -199,7 +199,7 @@ class Identities:
         self.rows, self.is_changed = pa.concat_tables([kept, new]).combine_chunks(), True
 
     def ids_of(self, uris: Sequence[str]) -> list[str]:
-        """Return the ID of the recording that is or was last at each address."""
+        """Return the ID of the present or last recording at each URI."""
         hashes = [recording_id(uri) for uri in uris]
         if not self.rows.num_rows:
             return hashes
@@ -210,28 +210,28 @@ class Identities:
         return ids
 
     def id_of(self, uri: str) -> str:
-        """Return the ID of the recording that is or was last at an address."""
-        place = pc.index(self.rows["uri"], public(uri)).as_py()  # of few this is faster
+        """Return the ID of the present or last recording at a URI."""
+        place = pc.index(self.rows["uri"], public(uri)).as_py()  # faster for a few
         return recording_id(uri) if place < 0 else str(self.rows["recording_id"][place])
 
     def pairs(self) -> Iterator[tuple[str, str]]:
-        """Return ID and address of recordings that moved, for each address that they had."""
+        """Return ID and URI of moved recordings, for each URI that they had."""
         return zip(*(self.rows[name].to_pylist() for name in _PAIR), strict=True)
 
     def present(self, ids: pa.Array | pa.ChunkedArray | None = None) -> pa.Table:
-        """Return the rows of present addresses, of these recordings or all."""
+        """Return the rows of present URIs, of these recordings or all."""
         rows = self.rows.filter(self.rows["is_present"])
         if ids is None or not rows.num_rows:
             return rows
         return rows.filter(pc.is_in(rows["recording_id"], value_set=pc.unique(ids)))
 
     def addresses_of(self, ids: Iterable[str]) -> dict[str, str]:
-        """Return the present addresses of those recordings that are not where they were first."""
+        """Return the present URIs of recordings that are not at their first one."""
         rows = self.present(pa.array(ids, pa.string()))
         return dict(zip(*(rows[name].to_pylist() for name in _PAIR), strict=True))
 
     def at_present(self, rows: pa.Table) -> pa.Table:
-        """Return rows with the present addresses of their recordings in place of their `uri`."""
+        """Return rows with `uri` replaced by the present URI of their recording."""
         moved = self.present(rows["recording_id"]) if self.rows.num_rows else self.rows
         if not moved.num_rows:
             return rows
@@ -240,7 +240,7 @@ class Identities:
 
 
 def version_of_identities(store: OutputStore) -> str | None:
-    """Return what changes with those of an output folder; None where no recording moved."""
+    """Return a value that changes with the mapping; None if no recording moved."""
     try:
         return filesystem.describe(store.address(IDENTITIES_NAME), store.options).etag
     except FetchError as error:
@@ -250,7 +250,7 @@ def version_of_identities(store: OutputStore) -> str | None:
 
 
 def forget_addresses(store: OutputStore, ids: Iterable[str]) -> None:
-    """Remove the addresses of recordings from those that an output folder holds."""
+    """Remove the URIs of recordings from the mapping of an output folder."""
     rows = Identities.read(store).rows
     is_gone = pc.is_in(rows["recording_id"], value_set=pa.array(ids, pa.string()))
     if pc.any(is_gone).as_py():

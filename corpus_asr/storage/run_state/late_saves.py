@@ -1,8 +1,8 @@
-"""What people save of a recording that is removed meanwhile.
+"""Corrections saved while their recording is being removed.
 
-A page shows an output folder as it was some time ago. Whoever saves what a page sends looks here
-before and after: a command that begins in between either leaves a note that the second look finds,
-or finds what was saved. What a viewer that is killed in between leaves is swept by the next run.
+A page shows an outdated state of an output folder. The viewer checks for the recording before and
+after it saves: a removal that starts in between either leaves a note, which the second check sees,
+or sees the save. The next run removes saves of a viewer that was killed in between.
 """
 
 from collections.abc import Collection
@@ -19,9 +19,9 @@ from corpus_asr.storage.run_state.tables import OutputStore
 
 
 def is_there(store: OutputStore, recording_id: str, outcomes_names: Collection[str]) -> bool:
-    """Tell whether a recording is still in the folder, and is to stay.
+    """Return whether a recording is still in the folder and not being removed.
 
-    `outcomes_names` are objects that had its outcomes; others are read only where these are gone.
+    `outcomes_names` are objects that held its outcomes; others are read only if these are gone.
     """
     if Forgotten.read(store).has_id(recording_id):
         return False
@@ -31,7 +31,7 @@ def is_there(store: OutputStore, recording_id: str, outcomes_names: Collection[s
 
 
 def sweep_late_saves(store: OutputStore) -> None:
-    """Remove what was saved of recordings once they were forgotten."""
+    """Remove corrections of recordings that were forgotten."""
     forgotten = Forgotten.read(store)
     if not forgotten.entries:
         return

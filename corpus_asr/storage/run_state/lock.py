@@ -1,9 +1,8 @@
 """One run at a time on an output folder: a lock object with a heartbeat.
 
-Whether a holder still lives is never read from its clock: a process of this machine is looked up,
-any other is watched for whether its lock changes. Losing the lock loses no results (the tables
-distinguishes commits of two runs): it keeps two runs from doing the same work, and from deleting
-each other's files.
+Liveness is never judged by the holder's clock: a process of this machine is looked up, any other is
+watched for changes of its lock. A lost lock loses no results (tables distinguish the commits of two
+runs): the lock keeps two runs from duplicating work and deleting each other's files.
 """
 
 import datetime
@@ -31,11 +30,11 @@ from corpus_asr.storage.stores.uri import LOCAL, redact_uri, scheme_of
 logger = logging.getLogger(__name__)
 
 LOCK_NAME = "_run/lock.json"
-# A heartbeat that is left out is better than one that is stuck, and so is the end of a run.
+# A skipped heartbeat is better than a blocked one, also when the run ends.
 BEAT_POLICY = RetryPolicy(attempts=6, patience_s=10.0, longest_wait_s=2.0, request_timeout_s=10.0)
-_ATTEMPTS = 5  # to get hold of a lock that changes hands while we look
+_ATTEMPTS = 5  # to acquire a lock that changes hands meanwhile
 
-# A process number says nothing after a reboot or in another container; these two do.
+# A process ID is ambiguous after a reboot or in another container; these two are not.
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 _NAMESPACE = "/proc/self/ns/pid"
 _DEAD_STATES = {"Z", "X"}
@@ -43,17 +42,17 @@ _DEAD_STATES = {"Z", "X"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessName:
-    """What tells a process from all others."""
+    """Unique identity of a process."""
 
     host: str
     user: str
     pid: int
-    machine: str | None = None  # boot and process namespace; None where the system does not tell
-    started_ticks: str | None = None  # when the process started, in the kernel's ticks since boot
+    machine: str | None = None  # boot ID and process namespace; None if unknown
+    started_ticks: str | None = None  # start time in kernel ticks since boot
 
     @classmethod
     def mine(cls) -> "ProcessName":
-        """Name this process."""
+        """Return the identity of this process."""
         return cls(
             host=socket.gethostname(),
             user=_user(),
@@ -63,7 +62,7 @@ class ProcessName:
         )
 
     def is_surely_dead(self) -> bool:
-        """Tell whether it ran where we can see it, and is no more."""
+        """Return whether it ran on this machine, visible to us, and has exited."""
         if self.machine is None or self.started_ticks is None or self.machine != _machine():
             return False
         try:
@@ -71,14 +70,14 @@ class ProcessName:
         except ProcessLookupError:
             return True
         except PermissionError:
-            return False  # alive, of another user; or its number is used again by one
+            return False  # alive, of another user; or the ID was reused
         return _started_ticks(self.pid) != self.started_ticks
 
 
 def _user() -> str:
     try:
         return getpass.getuser()
-    except (KeyError, OSError):  # a container may run under a number without a name
+    except (KeyError, OSError):  # a container may run under a user ID without a name
         return str(os.getuid())
 
 
@@ -94,23 +93,23 @@ def _started_ticks(pid: int) -> str | None:
         text = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return None
-    # The name in parentheses may hold anything; what follows are numbers.
+    # The name in parentheses may hold anything; the following fields are numbers.
     fields = text.rpartition(")")[2].split()
-    # A process that has ended and was not waited for yet still has its number, but holds nothing.
+    # A zombie process still has its ID, but holds nothing.
     return None if fields[0] in _DEAD_STATES else fields[19]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
-    """How often the holder shows that it lives, and how long others wait for that."""
+    """Heartbeat interval, and how long other runs wait for a heartbeat."""
 
     heartbeat_s: float = 15.0
     looks: int = 6
-    """A lock is stale when so many looks, a heartbeat apart, find it unchanged. Counted in looks:
-    a watcher that was itself stopped for long does not take that for the holder's silence."""
+    """Number of consecutive checks, one heartbeat apart, without a change after which a lock is
+    stale. Counted in checks, so that a suspended watcher does not see a dead holder."""
     settle_s: float = 1.0
-    """Stores that ignore conditions let the last of several writers win: so much later it is
-    known who that was. Local disks need none."""
+    """Delay in seconds before re-reading a new lock: stores that ignore conditions let the last of
+    several writers win. Local disks need none."""
 
 
 USUAL = Timing()
@@ -118,22 +117,22 @@ USUAL = Timing()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holder:
-    """Who holds a lock."""
+    """Holder of a lock."""
 
     token: str
     run_id: str
     process: ProcessName
     started_at: str
-    heartbeat_at: str  # by the holder's clock: for people
+    heartbeat_at: str  # by the holder's clock; for display only
     beats: int = 0
 
     def encoded(self) -> bytes:
-        """Return the lock object's content."""
+        """Return the content of the lock object."""
         return (json.dumps(asdict(self), indent=2) + "\n").encode()
 
     @classmethod
     def decoded(cls, content: bytes | None) -> "Holder | None":
-        """Return the holder; None where there is no lock, or none we know."""
+        """Return the holder; None without a lock or in an unknown format."""
         try:
             holder: Holder = parsed(cls, load(content or b""))
         except ValueError:
@@ -150,7 +149,7 @@ class Holder:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LockKey:
-    """What a worker needs to see whether its run still holds the lock; picklable."""
+    """Lets a worker check whether its run still holds the lock; picklable."""
 
     uri: str
     options: StoreOptions
@@ -158,33 +157,33 @@ class LockKey:
     run_id: str
 
     def is_of(self, content: bytes | None) -> bool:
-        """Tell whether that is the content of the run's lock."""
+        """Return whether the content is that of the run's lock."""
         holder = Holder.decoded(content)
         return holder is not None and holder.token == self.token
 
     def check(self) -> None:
-        """Return if the run holds its lock; raise an `EngineError` if it was taken over."""
+        """Return if the run holds its lock; raise an `EngineError` if another run took it over."""
         content = filesystem.peek(self.uri, self.options)
         if self.is_of(content):
             return
-        found = "no lock" if content is None else f"the lock of {_called(content)}"
+        current_lock = "no lock" if content is None else f"the lock of {_called(content)}"
         raise EngineError(
-            f"committing below {redact_uri(self.uri.removesuffix(LOCK_NAME))}: found {found}, "
-            "expected that of this run; it was taken over or removed, so this run stops; what it "
-            "committed is kept"
+            f"committing below {redact_uri(self.uri.removesuffix(LOCK_NAME))}: found "
+            f"{current_lock}, expected that of this run; it was taken over or removed, so this run "
+            "stops; what it committed is kept"
         )
 
 
 def read_holder(store: OutputStore) -> Holder | None:
-    """Return who holds an output folder's lock; None if nobody does, or nobody we know."""
+    """Return the holder of an output folder's lock; None without one or in an unknown format."""
     return Holder.decoded(filesystem.peek(store.address(LOCK_NAME), store.options))
 
 
 class Lock:
     """The lock of an output folder, held while the context is open.
 
-    Entering raises a `LockedError` if another run holds it; with `steal`, one whose heartbeat does
-    not change is taken over after watching it.
+    Entering raises a `LockedError` if another run holds it; with `steal`, a lock is taken over if
+    its heartbeat does not change while it is watched.
     """
 
     def __init__(
@@ -199,21 +198,21 @@ class Lock:
         self._store, self._steal, self._say, self._timing = store, steal, say, timing
         self._uri = store.address(LOCK_NAME)
         self._beat_options = replace(store.options, policy=BEAT_POLICY)
-        now = _now()
+        started_at = _now()
         self._holder = Holder(
             token=uuid.uuid4().hex,
             run_id=run_id,
             process=ProcessName.mine(),
-            started_at=now,
-            heartbeat_at=now,
+            started_at=started_at,
+            heartbeat_at=started_at,
         )
         self.run_id = run_id
         self.key = LockKey(
             uri=self._uri, options=store.options, token=self._holder.token, run_id=run_id
         )
-        """What workers check."""
+        """Lock check for workers."""
         self.store = store
-        """The folder; once the lock is held, for this run to write."""
+        """The folder; writable by this run once the lock is held."""
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._beat_on, name="heartbeat", daemon=True)
 
@@ -240,13 +239,13 @@ class Lock:
             if self.key.is_of(filesystem.peek(self._uri, self._beat_options)):
                 filesystem.remove(self._uri, self._beat_options)
         except FetchError as failure:
-            # Not worth hiding how the run ended; the next one says what to do. One that never
-            # began has said as much itself.
+            # A failed release must not hide how the run ended; the next run says what to do. A run
+            # that never started has logged its own error.
             level = logging.WARNING if self._thread.ident is not None else logging.DEBUG
             logger.log(level, "lock not released: %s", failure)
 
     def _acquire(self) -> Holder | None:
-        # Returns whose lock this was, if it was anybody's.
+        # Returns the previous holder, if any.
         for _ in range(_ATTEMPTS):
             content = self._peek()
             if self._take(content) and self._is_settled():
@@ -257,21 +256,21 @@ class Lock:
         )
 
     def _take(self, content: bytes | None) -> bool:
-        # `content` is what the lock was seen to hold, None where there is none.
-        mine, options = self._holder.encoded(), self._store.options
+        # `content` is the lock content as read, None without a lock.
+        new_content, options = self._holder.encoded(), self._store.options
         if content is None:
-            return filesystem.create(self._uri, mine, options)
+            return filesystem.create(self._uri, new_content, options)
         holder = Holder.decoded(content)
         if holder is None or not holder.process.is_surely_dead():
             if not self._steal:
                 raise self._held(content, "")
             self._watch(content)
-        if filesystem.swap(self._uri, mine, content, options):
+        if filesystem.swap(self._uri, new_content, content, options):
             self._say(f"took over the lock of {_called(content)}, which is dead")
             return True
-        found = self._peek()
-        if holder is not None and replace(self.key, token=holder.token).is_of(found):
-            raise self._held(content, " that is alive")  # a heartbeat came meanwhile
+        current_content = self._peek()
+        if holder is not None and replace(self.key, token=holder.token).is_of(current_content):
+            raise self._held(content, " that is alive")  # a heartbeat arrived meanwhile
         return False
 
     def _watch(self, content: bytes) -> None:
@@ -282,11 +281,11 @@ class Lock:
         )
         for _ in range(looks):
             time.sleep(heartbeat_s)
-            found = self._peek()
-            if found is None:
+            current_content = self._peek()
+            if current_content is None:
                 return
-            if found != content:
-                raise self._held(found, " that is alive")
+            if current_content != content:
+                raise self._held(current_content, " that is alive")
 
     def _held(self, content: bytes, alive: str) -> LockedError:
         advice = "wait for it to end"
@@ -325,7 +324,7 @@ class Lock:
             return False
         self._holder = replace(self._holder, beats=self._holder.beats + 1, heartbeat_at=_now())
         filesystem.swap(self._uri, self._holder.encoded(), content, self._beat_options)
-        # Where that did not work another run was quicker: the next look tells.
+        # If that failed, another run was faster: the next check shows it.
         return True
 
 

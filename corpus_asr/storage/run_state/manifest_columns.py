@@ -1,7 +1,7 @@
-"""Columns of a manifest: outcomes keep those of their own run, the table of recordings the newest.
+"""Manifest columns: outcomes keep those of their run, the recordings table has the latest.
 
-Nothing else is written when a manifest changes; readers join the table. Where a text is aligned,
-another text, or other times of it, are another result: such a recording is done again.
+A changed manifest rewrites nothing else; readers join the recordings table. For alignment, a
+changed text or time changes the result: such a recording is reprocessed.
 """
 
 import pyarrow as pa
@@ -31,7 +31,7 @@ where outcomes.metadata is distinct from shard.metadata
 def join_columns(
     store: OutputStore, tables: RunTables, table: str = "recordings", *, listed: bool = False
 ) -> None:
-    """Let a table have the columns of the last finish; if `listed`, those of the listing."""
+    """Replace a table's metadata by that of the last finish; if `listed`, by the listing's."""
     for batch in store.recordings(("recording_id", "metadata")):
         tables.execute(_NEWEST.format(table=table, newest="arriving"), pa.table(batch))
     if listed:
@@ -39,13 +39,13 @@ def join_columns(
 
 
 def columns_of(tables: RunTables, ids: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return the columns of recordings, as JSON text, for each of these IDs."""
+    """Return the metadata of recordings as JSON text, for each of these IDs."""
     rows = tables.table(_OF, ids=ids.unique().to_pylist())
     return rows["metadata"].take(pc.index_in(ids, value_set=rows["recording_id"]))
 
 
 def other_texts(tables: RunTables, files: pa.Table) -> pa.Array:
-    """Return the IDs of FILES rows with other texts, or times of them, than were aligned."""
+    """Return the IDs of FILES rows whose text or its times differ from the aligned ones."""
     tables.add("shard", without_credentials(files))
     rows = (row for batch in tables.batches(_OTHERS) for row in batch.to_pylist())
     ids = {row["recording_id"] for row in rows if _aligned(row["before"]) != _aligned(row["now"])}
@@ -55,5 +55,5 @@ def other_texts(tables: RunTables, files: pa.Table) -> pa.Array:
 def _aligned(metadata: str | None) -> AlignedText | None:
     try:
         return aligned_text("", metadata)
-    except AlignmentError:  # it failed, or will
+    except AlignmentError:  # it failed, or will fail
         return None

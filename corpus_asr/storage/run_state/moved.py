@@ -45,7 +45,7 @@ class Move(NamedTuple):
     """... and its version there, as which rows of this content count."""
 
     def __str__(self) -> str:
-        """Return both addresses."""
+        """Return both URIs."""
         return f"{self.old_uri} -> {self.uri}"
 
 
@@ -83,7 +83,7 @@ class Arrivals:
         tables.add("arrived", _ARRIVED.empty_table())
 
     def add(self, files: pa.Table, new: pa.Table) -> None:
-        """Take listed FILES rows; `new` are those of which nothing seems to be committed."""
+        """Add listed FILES rows; `new` are those that seem to have no commits."""
         self._tables.list_also(files)
         self._tables.execute(
             "insert into arrived from arriving anti join known using (recording_id) "
@@ -94,10 +94,10 @@ class Arrivals:
     def moves(
         self, store: OutputStore, options: StoreOptions, elsewhere: Iterable[pa.Table] = ()
     ) -> Moves:
-        """Return which committed recordings moved, once all of the listing has come.
+        """Return the committed recordings that moved, once the listing is complete.
 
-        `options` are those of the source, from which new files are read. What other sources list
-        (`source_listings.other_listings`) moved only if nothing is at its address.
+        `options` are the source's, to read new files. Recordings of other sources
+        (`source_listings.other_listings`) moved only if nothing is at their URI.
         """
         arrived = self._arrived(options)
         contents = [{"size_bytes": size_bytes, "content": name} for size_bytes, name in arrived]
@@ -118,19 +118,19 @@ class Arrivals:
         gone = defaultdict[_Content, dict[str, str]](dict)
         for size_bytes, content, recording in ids:
             uri = old_uris.get(recording)
-            if uri is not None and not (unread and uri.startswith(unread)):  # it may be there still
+            if uri is not None and not (unread and uri.startswith(unread)):  # may still be there
                 gone[size_bytes, content][uri] = recording
         moves: dict[str, Move] = {}
         for content, old in gone.items():
             new = arrived[content]
             unmoved = [uri for uri, recording in old.items() if recording not in moves]
-            # Where several are of one content, all pairs are right: names tell whose work is whose.
+            # Recordings of equal content may be paired in any way; names give the likeliest.
             for old_uri, uri in zip(_by_name(unmoved, new), _by_name(new, unmoved), strict=False):
                 moves[old[old_uri]] = Move(old_uri, public(uri), *new[uri])
         return moves
 
     def _arrived(self, options: StoreOptions) -> dict[_Content, dict[str, _Version]]:
-        """Return the new files of each content that may be known, with digest and version."""
+        """Return the new files of each candidate content, with digest and version."""
         self._tables.execute(_GONE)
         files = self._tables.rows(_CANDIDATES)
         versions = [has_etag and content_version(uri, etag) for uri, etag, _, has_etag in files]
@@ -145,7 +145,7 @@ class Arrivals:
 
 
 def _by_name(uris: Iterable[str], others: Iterable[str]) -> list[str]:
-    """Return addresses by their names, those first that others have as well."""
+    """Return URIs sorted by name, those first whose names are also in `others`."""
     names = {uri.rpartition("/")[2] for uri in others}
     last_steps = {uri: uri.rpartition("/")[2] for uri in uris}
     return sorted(last_steps, key=lambda uri: (last_steps[uri] not in names, last_steps[uri], uri))
@@ -154,13 +154,13 @@ def _by_name(uris: Iterable[str], others: Iterable[str]) -> list[str]:
 def read_digests(
     files: Iterable[tuple[str, str | None]], options: StoreOptions
 ) -> list[str | None]:
-    """Return the digests of files' contents, by address and version; None if unreadable."""
+    """Return content digests of files given by URI and version; None if unreadable."""
 
     def read(file: tuple[str, str | None]) -> str | None:
         try:
             with open_binary(located(*file), options, block_bytes=SAMPLE_BYTES) as opened:
                 return digest_content(opened)
-        except FetchError:  # a failure of this recording, if it is to be done
+        except FetchError:  # a failure of this recording, if it is processed
             return None
 
     with ThreadPoolExecutor(_READERS, thread_name_prefix="read-digests") as pool:
@@ -168,12 +168,12 @@ def read_digests(
 
 
 def still_there(uris: Mapping[str, str], options: StoreOptions) -> list[str]:
-    """Return the names of those addresses at which there is something, or may be."""
+    """Return the keys of those URIs where an object exists or may exist."""
 
     def look_up(uri: str) -> bool:
         try:
             return exists(uri, options)
-        except CorpusAsrError:  # of another source, whose options are not known
+        except CorpusAsrError:  # of another source with unknown options
             return True
 
     with ThreadPoolExecutor(_READERS, thread_name_prefix="look-up") as pool:

@@ -1,8 +1,8 @@
-"""Which folders this user's own runs read recordings in, signed, in the output folder.
+"""Signed record, in the output folder, of the folders from which this user's runs read recordings.
 
-An output folder may come from elsewhere, its settings and tables with it: what these say must not
-make files of this machine readable. So each run leaves a record there, signed with a key that does
-not leave the user's own state folder.
+An output folder may be untrusted, including its settings and tables: they must not make local files
+readable. So each run leaves a record there, signed with a key that stays in the user's own state
+folder.
 """
 
 import contextlib
@@ -33,57 +33,59 @@ _LOG = logging.getLogger(__name__)
 
 OWN_SOURCES_FOLDER = "_run/sources"
 MOST_FOLDERS = 10_000
-"""Beyond so many, the folders above them are recorded."""
+"""Above this number, parent folders are recorded."""
 _KEY_BYTES = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OwnSources:
-    """What this user's runs on this machine recorded in an output folder."""
+    """Sources that this user's runs on this machine recorded in an output folder."""
 
     source: SourceSettings
-    """That of the last run."""
+    """Source of the last run."""
     folders: tuple[str, ...]
-    """Of all runs: folders and single files, in normal form."""
+    """Folders and single files of all runs, normalized."""
 
 
 def record_sources(
     store: OutputStore, source: SourceSettings, listing: Iterable[pa.RecordBatch]
 ) -> None:
-    """Add the folders of a run's recordings to the record of this user.
+    """Add the folders of a run's recordings to this user's record.
 
     Args:
-        source: without secrets.
-        listing: FILES batches of the run, read for the folders of a manifest.
+        source: settings without secrets.
+        listing: FILES batches of the run, to find the folders of a manifest.
     """
     try:
         key = _key() or _new_key()
-    except OSError as error:  # no home, or one that cannot be written to: `view` says what to do
+    except OSError as error:  # no writable home; `view` says what to do
         event(_LOG, logging.INFO, "sources_not_recorded", why=str(error))
         return
-    known = _recorded(store, key)
-    folders = {*source_folders(source, listing), *(known.folders if known else ())}
+    record = _recorded(store, key)
+    folders = {*source_folders(source, listing), *(record.folders if record else ())}
     while len(folders) > MOST_FOLDERS:
         folders = {parent(folder) or "/" for folder in folders}
     _record(store, key, source, folders)
 
 
 def forget_sources(store: OutputStore, named: Callable[[str], bool]) -> None:
-    """Remove addresses from this user's record, and the records of others that name some.
+    """Remove URIs from this user's record, and records of other users that contain some.
 
-    `named` tells whether a text names one of them.
+    `named` returns whether a text contains one of the URIs.
     """
     with contextlib.suppress(OSError):
         key = _key()
-        known = None if key is None else _recorded(store, key)
-        if key is not None and known is not None:
-            # A file that is a source by itself: settings without any would be none.
-            uris = tuple(uri for uri in known.source.uri if not named(uri))
-            if uris or known.source.manifest:
-                source = known.source.model_copy(update={"uri": uris})
-                _record(store, key, source, {each for each in known.folders if not named(each)})
+        record = None if key is None else _recorded(store, key)
+        if key is not None and record is not None:
+            # If the file was the only source, the record is dropped.
+            uris = tuple(uri for uri in record.source.uri if not named(uri))
+            if uris or record.source.manifest:
+                source = record.source.model_copy(update={"uri": uris})
+                _record(
+                    store, key, source, {folder for folder in record.folders if not named(folder)}
+                )
     for name in list(store.all_names(OWN_SOURCES_FOLDER)):
-        # Signed by others, it cannot be changed; their next run records them again.
+        # Signed by others, it cannot be edited; their next run writes it again.
         if named(json.dumps(store.read_json(name), ensure_ascii=False)):
             store.remove(name)
 
@@ -100,7 +102,7 @@ def _record(
 
 
 def read_own_sources(store: OutputStore) -> OwnSources | None:
-    """Return what this user's runs recorded here; None if another user or machine made it."""
+    """Return this user's record; None if another user or machine made it."""
     try:
         key = _key()
     except OSError as error:
@@ -110,29 +112,29 @@ def read_own_sources(store: OutputStore) -> OwnSources | None:
 
 
 def source_folders(source: SourceSettings, listing: Iterable[pa.RecordBatch]) -> Iterator[str]:
-    """Yield the folders and files that a source names, and those of a manifest's local rows.
+    """Yield the folders and files of a source, and the folders of a manifest's local rows.
 
-    As tables name them, without credentials.
+    Spelled as in tables, without credentials.
     """
     for uri in map(public, map(normalize, expanded(source.uri, "source.uri"))):
         first = first_magic(uri)
-        # The literal reading first, as in a listing: a name may hold what else makes a glob.
+        # A literal reading takes precedence, as in a listing: a name may hold glob characters.
         literal = first is None or (scheme_of(uri) == LOCAL and os.path.lexists(uri))
         yield from _container(uri)
         yield uri if literal else uri[: uri.rindex("/", 0, first)] or "/"
     if source.manifest:
         for batch in listing:
-            found = pc.unique(pc.replace_substring_regex(batch.column("uri"), "/[^/]*$", ""))
+            row_folders = pc.unique(pc.replace_substring_regex(batch.column("uri"), "/[^/]*$", ""))
             folders = (
-                each
-                for folder in found.to_pylist()
-                for each in (folder or "/", *_container(folder))
+                address
+                for folder in row_folders.to_pylist()
+                for address in (folder or "/", *_container(folder))
             )
             yield from map(public, itertools.filterfalse(FileRules(folders=()).admits, folders))
 
 
 def _container(uri: str) -> Iterator[str]:
-    # The file of a member, whose name may have slashes as well.
+    # The member's file; member names may contain slashes.
     member = member_address(uri)
     if member is not None:
         yield member.container
@@ -148,7 +150,7 @@ def _recorded(store: OutputStore, key: bytes) -> OwnSources | None:
     content = json.loads(signed)
     try:
         source = SourceSettings.model_validate_json(json.dumps(content["source"]))
-    except ValueError as error:  # signed, but by another version of this program
+    except ValueError as error:  # signed by another version of this program
         event(_LOG, logging.INFO, "own_sources_unknown", why=str(error))
         return None
     return OwnSources(source=source, folders=tuple(content["folders"]))
@@ -159,12 +161,12 @@ def _signature(key: bytes, signed: str) -> str:
 
 
 def _name(key: bytes) -> str:
-    # One record of each user: those who share an output folder keep theirs.
+    # One record per user, so that users sharing an output folder keep theirs.
     return f"{OWN_SOURCES_FOLDER}/{hashlib.sha256(key).hexdigest()[:16]}.json"
 
 
 def _key_path() -> Path:
-    # Source: XDG Base Directory Specification 0.8; relative values are to be ignored.
+    # Source: XDG Base Directory Specification 0.8; relative values must be ignored.
     state = os.environ.get("XDG_STATE_HOME", "")
     base = Path(state) if os.path.isabs(state) else Path(os.path.expanduser("~/.local/state"))
     return base / "corpus-asr" / "sources.key"

@@ -1,22 +1,21 @@
-"""Corrections on the segments of a transcript: where they belong, and what is read there.
+"""Places corrections on the segments of a transcript.
 
-Corrections are applied one after the other, in the order in which they were saved. Each replaces
-segments of the transcript as those before it left it, which may be another model's, cut otherwise:
+Corrections are applied in the order of their saves. Each replaces segments of the transcript as
+left by earlier corrections, which may be another model's with other boundaries:
 
-1. Where the text that its author saw is there at the same times, it replaces these segments.
-2. Else its words are those within its times, and those next to them, up to `MARGIN_S` away, that
-   are the next of the words that it replaced or says. Others at its edges are its own only where
-   they are surely within its times. Case and punctuation are ignored.
-3. It fits if at least half of these words are the same (`LEAST_SHARED`): two models that transcribe
-   one span share most words, two spans that have nothing in common share hardly any, so that the
-   exact number matters little. Then what people said stands for exactly these words. A segment of
-   which only some are replaced is cut between words, and the rest keeps the model's words, each
-   once. A removal also fits where the model now has no words.
-4. Else, and where another correction has its words, nothing is changed, and the correction is
-   listed as stale: to be shown with the model's text then and now, until somebody applies or
-   dismisses it, or replaces what is there.
+1. If the text that its author saw is found at the same times, it replaces these segments.
+2. Else its words are those within its time span, plus adjacent ones up to `MARGIN_S` away that
+   continue the text it replaced or contains. Other words at its edges are included only if they are
+   certainly within the span. Case and punctuation are ignored.
+3. It fits if at least half of these words match (`LEAST_SHARED`): two models share most words of a
+   span, unrelated spans hardly any, so that the exact threshold matters little. Its text then
+   replaces exactly these words. A segment that is replaced in part is cut between words, and the
+   rest keeps the model's words, each once. A removal also fits if the model now has no words.
+4. Otherwise, or if another correction owns its words, nothing changes and the correction is listed
+   as stale: displayed with the model's old and new text until someone applies or dismisses it, or
+   edits that span.
 
-A checked text is placed like any other: that somebody checked the model's words makes them theirs.
+Checked text is placed like any other: checking turns the model's words into a correction.
 """
 
 import re
@@ -56,10 +55,10 @@ PLACED_COLUMNS = pa.schema([
 ])  # fmt: skip
 _SCORES = ("tokens", "text_logprob", "avg_logprob", "no_speech_prob", "compression_ratio",
            "temperature")  # fmt: skip
-# Scripts without spaces between words are compared by characters.
+# Scripts without spaces between words are compared character by character.
 _SPACELESS = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
 _TOKEN = re.compile(rf"\s*(?:[{_SPACELESS}]|[^\s{_SPACELESS}]+)")
-# Models place the ends of a segment to about this.
+# Accuracy of segment boundaries of models, in seconds.
 _ROUNDED_S = 0.3
 _SAME_S = 1e-3
 
@@ -76,45 +75,45 @@ class _Token(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Made:
-    """A segment that a correction made."""
+    """A segment made by a correction."""
 
     correction: Correction
     index: int
     rewritten: bool
-    """Whether a correction that it stems from has other words than it replaced."""
+    """Whether one of its corrections has other words than it replaced."""
     builds_on: frozenset[str] = frozenset()
-    """IDs of corrections whose segments it stems from."""
+    """IDs of the corrections from which it stems."""
 
     @property
     def segment(self) -> EditedSegment:
-        """What the person said."""
+        """The segment as the person edited it."""
         return self.correction.segments[self.index]
 
     @property
     def key(self) -> str:
-        """What it is called; no other segment is, at any time."""
+        """Key of the segment, never reused by another one."""
         return f"{self.correction.id}.{self.index}"
 
 
 @dataclass(slots=True, eq=False)
 class Block:
-    """Segments that people have, in the place of some of the model's."""
+    """Edited segments that replace some of the model's."""
 
     made: list[Made]
-    """In order of time; a removal is one without text."""
+    """In time order; a removed segment has no text."""
     cut: list[dict[str, Any]] = field(default_factory=list)
-    """The model's segments, or their pieces."""
+    """The model's segments, or parts of them."""
     tokens: list[int] = field(default_factory=list)
-    """Of the model's, by their places in the channel."""
+    """Indices of the model's words in the channel."""
 
     @property
     def text(self) -> str:
-        """What people have there."""
+        """Text of the edited segments."""
         return joined_text(made.segment.text for made in self.made)
 
     @property
     def original(self) -> str:
-        """The model's text."""
+        """Text of the model."""
         return "".join(row["text"] or "" for row in self.cut)
 
     @property
@@ -124,49 +123,49 @@ class Block:
 
     @property
     def rewritten(self) -> bool:
-        """Whether people have another text."""
+        """Whether the text differs from the model's."""
         model = joined_text(row["text"] or "" for row in self.cut)
         if len(self.cut) == len(self.made) == 1:
             return self.text != model
-        # Where pieces are joined there are blanks, which some scripts do not write.
+        # Parts are joined with spaces, which some scripts do not use.
         return self.text.replace(" ", "") != model.replace(" ", "")
 
     def has_changed(self, made: Made) -> bool:
-        """Tell whether a segment has a person's words, which the model does not have."""
+        """Return whether a segment has words that the model does not have."""
         return made.rewritten and self.rewritten
 
 
 @dataclass(frozen=True, slots=True)
 class Stale:
-    """A correction that could not be placed, and those before it whose segments it replaced."""
+    """A correction that could not be placed, and earlier ones whose segments it replaced."""
 
     correction: Correction
     others: tuple[str, ...] = ()
 
     @property
     def ids(self) -> tuple[str, ...]:
-        """IDs of all of them."""
+        """IDs of all of these corrections."""
         return (*self.others, self.correction.id)
 
 
 @dataclass(slots=True)
 class Placing:
-    """The segments of a recording as people see them."""
+    """Segments of a recording with corrections applied."""
 
     rows: pa.Table
-    """With `PLACED_COLUMNS`, in order of time; a removed segment is one without text."""
+    """With `PLACED_COLUMNS`, in time order; a removed segment has no text."""
     made: dict[int, Made] = field(default_factory=dict)
-    """By row."""
+    """Edited segments by row."""
     blocks: list[Block] = field(default_factory=list)
     stale: list[Stale] = field(default_factory=list)
 
     def by_key(self) -> dict[str, Block]:
-        """Return the block of each segment that a correction made."""
+        """Return the block of each segment made by a correction."""
         return {made.key: block for block in self.blocks for made in block.made}
 
 
 def with_no_corrections(rows: pa.Table) -> pa.Table:
-    """Return rows that nobody corrected, with `PLACED_COLUMNS`."""
+    """Return uncorrected rows with `PLACED_COLUMNS`."""
     no = pa.array(np.zeros(rows.num_rows, dtype=bool))
     for name in PLACED_COLUMNS.names:
         of = PLACED_COLUMNS.field(name)
@@ -176,18 +175,20 @@ def with_no_corrections(rows: pa.Table) -> pa.Table:
 
 
 def place(rows: pa.Table, corrections: Sequence[Correction]) -> Placing:
-    """Return one recording's segments of the model with corrections in their places.
+    """Return the model's segments of one recording with corrections applied.
 
     Args:
-        rows: of the segments table, all of a recording, in order of time.
-        corrections: in the order in which they were saved.
+        rows: all rows of a recording from the segments table, in time order.
+        corrections: in the order of their saves.
     """
     numbers = _concerned(rows, corrections)
-    some = list(zip(numbers.tolist(), rows.take(pa.array(numbers)).to_pylist(), strict=True))
+    numbered_rows = list(
+        zip(numbers.tolist(), rows.take(pa.array(numbers)).to_pylist(), strict=True)
+    )
     placing = Placing(with_no_corrections(rows))
     changes: _Changes = {}
     for number in dict.fromkeys(correction.channel for correction in corrections):
-        channel = _Channel([(at, row) for at, row in some if row["channel"] == number])
+        channel = _Channel([(at, row) for at, row in numbered_rows if row["channel"] == number])
         for correction in corrections:
             if correction.channel == number:
                 channel.apply(correction)
@@ -200,7 +201,7 @@ def place(rows: pa.Table, corrections: Sequence[Correction]) -> Placing:
 
 
 _Changes = dict[int, list[tuple[dict[str, Any], Made | None]]]
-"""What stands in the place of rows, by their numbers."""
+"""Replacements of rows, by row number."""
 
 
 def _concerned(rows: pa.Table, corrections: Sequence[Correction]) -> np.ndarray:
@@ -215,14 +216,14 @@ def _put(placing: Placing, changes: _Changes) -> None:
     rows, names = placing.rows, placing.rows.schema.names
     new = [(number, *change) for number, pieces in changes.items() for change in pieces]
     kept = np.setdiff1d(np.arange(rows.num_rows), list(changes))
-    # What is left of a segment of which only some words were replaced, nobody corrected.
+    # The rest of a partly replaced segment counts as uncorrected.
     nobody = {"corrected": False, "checked": False}
-    others = [{name: (nobody | row).get(name) for name in names} for _, row, _ in new]
+    new_rows = [{name: (nobody | row).get(name) for name in names} for _, row, _ in new]
     joined = pa.concat_tables(
-        [rows.take(pa.array(kept)), pa.Table.from_pylist(others, schema=rows.schema)]
+        [rows.take(pa.array(kept)), pa.Table.from_pylist(new_rows, schema=rows.schema)]
     )
     places = np.concatenate([kept, [number for number, _, _ in new]]).astype(np.int64)
-    # By time, as all readers sort; what begins at one time stays in order.
+    # Sorted by time, as all readers do; equal start times keep their order.
     order = np.lexsort([places, joined["start_s"].to_numpy()])
     made_by = [*[None] * len(kept), *[made for _, _, made in new]]
     placing.made = {
@@ -234,7 +235,7 @@ def _put(placing: Placing, changes: _Changes) -> None:
 
 
 def _numbered(rows: pa.Table) -> pa.Table:
-    # Data sets name segments by part and number.
+    # Datasets name segments by part and number.
     counts: dict[Any, int] = {}
     numbers = []
     for part in rows["part"].to_pylist():
@@ -246,27 +247,27 @@ def _numbered(rows: pa.Table) -> pa.Table:
 
 
 class _Piece(NamedTuple):
-    """A segment as the corrections so far left it: of the model, or one that people made."""
+    """A segment at this stage of corrections: of the model, or edited."""
 
     start_s: float
     end_s: float
     text: str
     tokens: Sequence[int]
     key: str = ""
-    """Of one that people made."""
+    """Set for an edited segment."""
 
 
 class _Word(NamedTuple):
     token: int
     bare: str
     inside: bool
-    """Whether its middle is within the times of a correction."""
+    """Whether its middle is within the time span of a correction."""
     surely: bool
-    """Whether all of it is, as far as its times or those of its segment tell."""
+    """Whether it is entirely within, judged by its times or those of its segment."""
 
 
 class _Channel:
-    """Segments of one channel, whose words belong to blocks or to nobody."""
+    """Segments of one channel, whose words belong to blocks or to none."""
 
     def __init__(self, rows: Sequence[tuple[int, dict[str, Any]]]) -> None:
         self._rows = [row for _, row in rows]
@@ -286,11 +287,11 @@ class _Channel:
 
     @property
     def blocks(self) -> list[Block]:
-        """What people have, in no order."""
+        """Edited segments, unordered."""
         return list({id(block): block for _, block in self._made.values()}.values())
 
     def apply(self, correction: Correction) -> None:
-        """Let a correction replace what is there, or list it."""
+        """Apply a correction, or list it as stale."""
         within = [stale for stale in self.stale if _is_within(stale.correction, correction)]
         self.stale = [stale for stale in self.stale if stale not in within]
         pieces = self._as_it_was(correction)
@@ -321,20 +322,20 @@ class _Channel:
             if made.key not in self._made:
                 insort(self._made_starts, (made.segment.start_s, made.key))
             self._made[made.key] = made, block
-        block.tokens = [at for other in touched for at in other.tokens]
+        block.tokens = [at for old_block in touched for at in old_block.tokens]
         block.tokens += [at for piece in pieces for at in piece.tokens]
         for at in block.tokens:
             self._owners[at] = block
 
     def _near(self, start_s: float, end_s: float) -> Iterator[int]:
-        """Yield the places of rows that a span touches."""
+        """Yield indices of rows that overlap a span."""
         first = bisect_left(self._starts_s, start_s - self._longest_s)
         for at in range(first, bisect_right(self._starts_s, end_s)):
             if self._rows[at]["end_s"] >= start_s:
                 yield at
 
     def _as_it_was(self, correction: Correction) -> list[_Piece] | None:
-        """Return the segments that a correction replaced, if all are there."""
+        """Return the segments that a correction replaced, if all still exist."""
         start_s, end_s = correction.start_s - _SAME_S, correction.end_s + _SAME_S
         near = [piece for piece in self._pieces(start_s, end_s)
                 if piece.start_s >= start_s and piece.end_s <= end_s]  # fmt: skip
@@ -365,9 +366,9 @@ class _Channel:
                     yield _Piece(piece["start_s"], piece["end_s"], piece["text"] or "", tokens)
 
     def _by_words(self, correction: Correction) -> list[int] | None:
-        """Return the words of a correction; None if it does not fit."""
+        """Return the words that a correction replaces; None if it does not fit."""
         words = list(self._words(correction))
-        # Words of others are between those of two runs.
+        # Words of other corrections lie between two runs.
         runs = [
             [word for _, word in run]
             for _, run in groupby(enumerate(words), key=lambda pair: pair[1].token - pair[0])
@@ -398,7 +399,7 @@ class _Channel:
                 yield _Word(at, token.bare, inside, rounded or timed)
 
     def changes(self) -> _Changes:
-        """Return what stands in the places of rows."""
+        """Return the replacements of rows."""
         changes: _Changes = {}
         first: dict[int, int] = {}
         for at, number in enumerate(self._numbers):
@@ -424,19 +425,19 @@ class _Channel:
         return row if whole else _piece(row, [self._tokens[token] for token in run])
 
     def _cleared(self, at: int, run: Sequence[int]) -> dict[str, Any]:
-        """Return what is left of a row, which does not overlap what people have next to it."""
+        """Return the rest of a row, trimmed to not overlap adjacent edited segments."""
         piece, tokens = self._cut(at, run), self._of_row[at]
         start_s, end_s = piece["start_s"], piece["end_s"]
-        if run[0] > tokens.start and (before := self._owners[run[0] - 1]):
-            start_s = max(start_s, min(end_s, before.made[-1].segment.end_s))
-        if run[-1] + 1 < tokens.stop and (after := self._owners[run[-1] + 1]):
-            end_s = min(end_s, max(start_s, after.made[0].segment.start_s))
+        if run[0] > tokens.start and (earlier_block := self._owners[run[0] - 1]):
+            start_s = max(start_s, min(end_s, earlier_block.made[-1].segment.end_s))
+        if run[-1] + 1 < tokens.stop and (later_block := self._owners[run[-1] + 1]):
+            end_s = min(end_s, max(start_s, later_block.made[0].segment.start_s))
         words = _within(piece.get("words"), start_s, end_s)
         return piece | {"start_s": start_s, "end_s": end_s, "words": words}
 
 
 def _is_within(earlier: Correction, later: Correction) -> bool:
-    """Tell whether a later correction is of all that an earlier one says."""
+    """Return whether a later correction covers the whole span of an earlier one."""
     return all(
         later.start_s - _SAME_S <= segment.start_s and segment.end_s <= later.end_s + _SAME_S
         for segment in earlier.segments
@@ -444,7 +445,7 @@ def _is_within(earlier: Correction, later: Correction) -> bool:
 
 
 def _fit(words: Sequence[_Word], text: Sequence[str]) -> tuple[float, Sequence[_Word]]:
-    """Return what share of the words of a text there is among words, and which words are its."""
+    """Return the fraction of a text's words found among `words`, and the matching words."""
     inside = [at for at, word in enumerate(words) if word.inside]
     if not inside:
         return 0.0, []
@@ -455,22 +456,24 @@ def _fit(words: Sequence[_Word], text: Sequence[str]) -> tuple[float, Sequence[_
     if not pairs:
         return 0.0, []
     count = len(pairs)
-    (at, before), (last, after) = pairs[0], pairs[-1]
+    (at, text_first), (last, text_last) = pairs[0], pairs[-1]
     while first < at and not words[first].surely:
         first += 1
     while stop - 1 > last and not words[stop - 1].surely:
         stop -= 1
-    while first == at > 0 < before and words[at - 1].bare == text[before - 1]:
-        first, at, before, count = first - 1, at - 1, before - 1, count + 1
+    while first == at > 0 < text_first and words[at - 1].bare == text[text_first - 1]:
+        first, at, text_first, count = first - 1, at - 1, text_first - 1, count + 1
     while (
-        stop < len(words) and stop - 1 == last and text[after + 1 : after + 2] == [words[stop].bare]
+        stop < len(words)
+        and stop - 1 == last
+        and text[text_last + 1 : text_last + 2] == [words[stop].bare]
     ):
-        stop, last, after, count = stop + 1, last + 1, after + 1, count + 1
+        stop, last, text_last, count = stop + 1, last + 1, text_last + 1, count + 1
     return count / max(len(text), stop - first), words[first:stop]
 
 
 def words_within(rows: Sequence[dict[str, Any]], start_s: float, end_s: float) -> str:
-    """Return the words of segments that are within a span, as a text."""
+    """Return the words of segments within a time span, as text."""
     tokens = (token for row in rows for token in _tokens(0, row))
     return spaced_once(
         "".join(
@@ -480,7 +483,7 @@ def words_within(rows: Sequence[dict[str, Any]], start_s: float, end_s: float) -
 
 
 def _pieces_of(text: str) -> list[str]:
-    """Divide a text into words, which joined are the text."""
+    """Split a text into words, which concatenated are the text."""
     pieces: list[str] = []
     for piece in _TOKEN.findall(text):
         if pieces and not any(map(str.isalnum, piece)):
@@ -505,17 +508,17 @@ def _tokens(at: int, row: dict[str, Any]) -> Iterator[_Token]:
     ends = np.cumsum([len(word["word"]) for word in words])
     place = 0
     for piece in pieces:
-        # The words of its first character that is no space, and of its last one.
+        # The word of its first character other than a space, and of its last one.
         first = place + len(piece) - len(piece.lstrip())
         place += len(piece)
-        one, last = (words[int(np.searchsorted(ends, where, side="right"))]
-                     for where in (first, place - 1))  # fmt: skip
-        yield _Token(at, piece, bare_word(piece), one["start_s"], last["end_s"],
-                     last["probability"], timed=True)  # fmt: skip
+        first_word, last_word = (words[int(np.searchsorted(ends, where, side="right"))]
+                                 for where in (first, place - 1))  # fmt: skip
+        yield _Token(at, piece, bare_word(piece), first_word["start_s"], last_word["end_s"],
+                     last_word["probability"], timed=True)  # fmt: skip
 
 
 def _piece(row: dict[str, Any], tokens: Sequence[_Token]) -> dict[str, Any]:
-    """Return a part of a segment, which has no token ids: these cannot be divided."""
+    """Return part of a segment, without token IDs, which cannot be split."""
     values = {
         "text": "".join(token.text for token in tokens),
         "start_s": tokens[0].start_s,
@@ -541,7 +544,7 @@ def _within(words: Any, start_s: float, end_s: float) -> Any:
 
 
 def _people_rows(block: Block) -> Iterator[tuple[dict[str, Any], Made]]:
-    """Yield rows of what people have in place of the model's segments."""
+    """Yield rows of edited segments."""
     cut = block.cut
     same = not block.rewritten and len(cut) == len(block.made) == 1
     original = cut[0]["text"] or ""
@@ -558,31 +561,34 @@ def _people_rows(block: Block) -> Iterator[tuple[dict[str, Any], Made]]:
         values = dict(max(cut, key=lambda row: min(row["end_s"], segment.end_s)
                           - max(row["start_s"], segment.start_s)))  # fmt: skip
         vouched = segment.checked or block.has_changed(made)
-        own: dict[str, Any] = {
+        people_columns: dict[str, Any] = {
             "start_s": segment.start_s, "end_s": segment.end_s, "speaker": segment.speaker,
             "corrected": vouched, "checked": segment.checked,
             "original": block.original if at == 0 else None,
         }  # fmt: skip
         if vouched:
-            own |= {"confidence": CORRECTED_CONFIDENCE, "known_hallucination": False}
+            people_columns |= {"confidence": CORRECTED_CONFIDENCE, "known_hallucination": False}
         if not same:
-            own |= {"text": texts[at]} | dict.fromkeys(_SCORES)
+            people_columns |= {"text": texts[at]} | dict.fromkeys(_SCORES)
         if words is not None:
-            theirs = values["words"] if same else words[at]
-            own["words"] = _within(theirs, segment.start_s, segment.end_s)
+            segment_words = values["words"] if same else words[at]
+            people_columns["words"] = _within(segment_words, segment.start_s, segment.end_s)
             if vouched:
-                own["words"] = [
-                    {**word, "probability": CORRECTED_CONFIDENCE} for word in own["words"] or ()
+                people_columns["words"] = [
+                    {**word, "probability": CORRECTED_CONFIDENCE}
+                    for word in people_columns["words"] or ()
                 ]
         added = PLACED_COLUMNS.names
-        values |= {name: value for name, value in own.items() if name in values or name in added}
+        values |= {
+            name: value for name, value in people_columns.items() if name in values or name in added
+        }
         yield values, made
 
 
 def _divided_among(
     segments: Sequence[EditedSegment], texts: Sequence[str], words: Sequence[dict[str, Any]]
 ) -> list[list[dict[str, Any]]]:
-    """Return the words of each text with times."""
+    """Return each text's words with times."""
     start_s = min(segment.start_s for segment in segments)
     end_s = max(segment.end_s for segment in segments)
     timed = timed_words(words, "".join(texts), start_s, end_s)
@@ -590,12 +596,12 @@ def _divided_among(
     ends = np.cumsum([len(text) for text in texts])
     place = 0
     for word in timed:
-        # A word that spans two texts, in scripts without spaces, is the first one's.
+        # In scripts without spaces, a word that spans two texts belongs to the first.
         at = int(np.searchsorted(ends, place, side="right"))
         shares[at].append(word)
         place += len(word["word"])
     return [
-        own if "".join(word["word"] for word in own) == text
+        share if "".join(word["word"] for word in share) == text
         else list(divided_words(_pieces_of(text), segment.start_s, segment.end_s))
-        for own, text, segment in zip(shares, texts, segments, strict=True)
+        for share, text, segment in zip(shares, texts, segments, strict=True)
     ]  # fmt: skip

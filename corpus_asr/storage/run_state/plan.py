@@ -1,7 +1,7 @@
-"""What a run has to do: the listing without what is committed, packed, largest first.
+"""Work of a run: the listing without committed files, packed, largest first.
 
-Only sizes and identities are held for all files; rows pass through in bounded batches. Packs and
-listing hold URIs as they were given, signatures included, until the run is finished.
+Only sizes and IDs of all files are held in memory; rows pass through in bounded batches. Packs and
+listing hold original URIs, including signatures, until the run is finished.
 """
 
 import heapq
@@ -66,21 +66,21 @@ from corpus_asr.storage.stores.members import located
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.units import MEBIBYTE, counted
 
-# Tiny files: seconds of work, behind which opening the first of them from afar does not count ...
+# Tiny files: seconds of work, so that the latency of opening the first file is negligible ...
 MAX_FILES_PER_PACK = 256
-# ... but a small corpus is spread over at least this many packs, so that every worker gets some.
+# ... but a small corpus is split into at least this many packs, so that every worker gets some.
 MIN_PACKS = 64
-MIN_FULL_PACK = 64  # files that are never too many for one pack
+MIN_FULL_PACK = 64  # a pack of this many files is never split
 MIN_PACK_BYTES = MEBIBYTE
-# A file of unknown size counts as this share of a pack.
+# Fraction of a pack that a file of unknown size counts as.
 UNKNOWN_SHARE = 1 / 8
 SHARD_ROWS = 100_000  # rows sorted, packed and written at a time
-# Headers of so many recordings tell the hours of a corpus to about a tenth.
+# Headers of this many recordings predict a corpus's hours to about 10 %.
 SAMPLE_FILES = 64
 
 
 class SampledFile(NamedTuple):
-    """A recording that stands for others."""
+    """A sampled recording that represents others."""
 
     recording_id: str
     uri: str
@@ -88,13 +88,13 @@ class SampledFile(NamedTuple):
 
 
 class FileSample:
-    """Sums over recordings by type and size, and a few of them: the same ones in any order.
+    """Sums over recordings by type and size, and a sample independent of their order.
 
-    It takes in recordings as they are listed; bounded memory, whatever their number. It holds
-    addresses as they were given, signatures included, and never leaves the process.
+    Recordings are added as they are listed; memory is bounded. It holds original URIs, including
+    signatures, and never leaves the process.
 
-    Source: Efraimidis and Spirakis 2006, "Weighted random sampling with a reservoir": those with
-    the largest u ** (1 / weight) are a sample by weights.
+    Source: Efraimidis and Spirakis 2006, "Weighted random sampling with a reservoir": the largest u
+    ** (1 / weight) are a weighted sample.
     """
 
     def __init__(self) -> None:
@@ -104,13 +104,13 @@ class FileSample:
     def add(
         self, ids: Sequence[str], uris: Sequence[str], sizes_bytes: Sequence[int | None]
     ) -> None:
-        """Count recordings, and keep those of them that are drawn."""
+        """Count recordings, and keep those that are sampled."""
         for recording_id, uri, size_bytes in zip(ids, uris, sizes_bytes, strict=True):
             size = USUAL_BYTES if size_bytes is None else max(1, size_bytes)
             sums = self._sums.setdefault(stratum(uri, size_bytes), [0, 0])
             sums[0] += 1
             sums[1] += size
-            # Not by bytes alone: small ones may have most of the audio.
+            # The square root of the size: small recordings may hold most of the audio.
             lot = math.log((crc32(recording_id.encode()) + 1) / 2**32) / math.sqrt(size)
             drawn = lot, SampledFile(recording_id, uri, size_bytes)
             if len(self._drawn) < SAMPLE_FILES:
@@ -120,7 +120,7 @@ class FileSample:
 
     @property
     def strata(self) -> dict[str, FileSums]:
-        """Numbers and sizes of all recordings, by stratum; their seconds are not known."""
+        """Numbers and sizes of all recordings, by stratum, without their durations."""
         return {
             name: FileSums(files=files, size=float(size))
             for name, (files, size) in self._sums.items()
@@ -132,7 +132,7 @@ class FileSample:
 
 
 def sums_of(files: Iterable[tuple[str, int | None, float]]) -> dict[str, FileSums]:
-    """Add up recordings by stratum: address, bytes and seconds of each."""
+    """Sum recordings, given as URI, bytes and seconds, by stratum."""
     return added(
         *(
             {stratum(uri, size_bytes): FileSums.of(size_bytes, audio_s)}
@@ -143,82 +143,82 @@ def sums_of(files: Iterable[tuple[str, int | None, float]]) -> dict[str, FileSum
 
 @dataclass(slots=True, kw_only=True)
 class Plan:
-    """The numbers of a plan, and where its packs lie."""
+    """The numbers of a plan, and the location of its packs."""
 
     uri: str
-    """Address of the folder of PACKS Parquet files; one without rows if there is nothing to do."""
+    """URI of the folder of PACKS Parquet files; without any rows if there is no work."""
     name: str  # the plan's folder, relative to the output folder
     num_files: int = 0  # listed recordings
-    num_bytes: int = 0  # their size, as far as known
+    num_bytes: int = 0  # their total size, where known
     num_unknown_sizes: int = 0
-    num_done: int = 0  # listed recordings that are fully committed already
+    num_done: int = 0  # listed recordings already committed completely
     num_remaining: int = 0
     num_remaining_bytes: int = 0
-    num_new: int = 0  # of the remaining, those of which nothing is known yet, ...
-    num_changed: int = 0  # ... those known with other content, ...
-    num_retried: int = 0  # ... those that failed, ...
-    num_redone: int = 0  # ... and those that are done again; the rest were started
-    num_realigned: int = 0  # of the remaining, those whose text of the manifest is another now
-    num_matched: int | None = None  # recordings that --redo means, listed or not
+    num_new: int = 0  # of the remaining, recordings without any results, ...
+    num_changed: int = 0  # ... with results of other content, ...
+    num_retried: int = 0  # ... that failed, ...
+    num_redone: int = 0  # ... and that are reprocessed; the rest is incomplete
+    num_realigned: int = 0  # of the remaining, those with changed manifest text to align
+    num_matched: int | None = None  # recordings selected by --redo, listed or not
     num_packs: int = 0
-    num_excluded: int = 0  # left out by `source.exclude`
-    num_ignored: int = 0  # no recordings, by `source.ignore`
-    num_dangling: int = 0  # links that lead nowhere
-    num_odd: int = 0  # addresses in manifests that are written as for another place
+    num_excluded: int = 0  # excluded by `source.exclude`
+    num_ignored: int = 0  # not recordings, by `source.ignore`
+    num_dangling: int = 0  # dangling links
+    num_odd: int = 0  # URIs in manifests that look written for another system
     odd: list[str] = field(default_factory=list)  # the first of them
-    had_results: bool = False  # whether something was committed before
+    had_results: bool = False  # whether results existed before
     num_duplicates: int = 0  # named more than once; listed once
-    num_forgotten: int = 0  # left out, as they are to be forgotten
-    num_moved: int = 0  # recordings of other addresses until now; done with these
+    num_forgotten: int = 0  # blocked by `forget`
+    num_moved: int = 0  # recordings moved to another URI; results are kept
     num_unlisted: int = 0  # recordings with results that the source does not list
-    source_change: str | None = None  # in words, from the source of the last run
-    empty: list[str] = field(default_factory=list)  # addresses at which there is no recording
+    source_change: str | None = None  # description of changes to the last run's source
+    empty: list[str] = field(default_factory=list)  # URIs without any recording
     remaining: FileSample = field(default_factory=FileSample, repr=False, compare=False)
-    """The remaining recordings by type and size; of no use in a file, as are the next four."""
+    """The remaining recordings by type and size; not saved, nor are the next four fields."""
     known: dict[str, FileSums] = field(default_factory=dict, repr=False, compare=False)
-    """Sums over those of them whose seconds are known: they were done before."""
+    """Sums over remaining recordings of known duration: they were processed before."""
     redo: pa.Table | None = field(default=None, repr=False, compare=False)
-    """REDO rows to be noted before anything is done; None: as they are."""
+    """REDO rows to save before any work; None: unchanged."""
     moves: Moves = field(default_factory=dict, repr=False, compare=False)
-    """Those that moved since the last run."""
+    """Recordings moved since the last run."""
     identities: Identities = field(default_factory=Identities, repr=False, compare=False)
-    """Of its recordings, to be written before anything is done."""
+    """Recording IDs to be saved before any work."""
 
     @property
     def pack_names(self) -> list[str]:
-        """The objects of its packs; known, as a store's listing may show them late."""
+        """Object names of its packs; stored, as a store's listing may lag behind."""
         shards = range(0, max(1, self.num_remaining), SHARD_ROWS)
         return [f"{self.name}/packs/{shard:05d}{SUFFIX}" for shard in range(len(shards))]
 
     def unknown(self) -> list[SampledFile]:
-        """Return recordings whose headers tell how much audio there is; none where it is known."""
-        known = sum(sums.files for sums in self.known.values())
-        return self.remaining.draw() if known < self.num_remaining else []
+        """Return recordings whose headers predict the audio duration; empty if that is known."""
+        num_known = sum(sums.files for sums in self.known.values())
+        return self.remaining.draw() if num_known < self.num_remaining else []
 
     def notes(self) -> list[str]:
-        """Return what there is to say of a source besides its recordings."""
-        found = [f"found no recordings: {uri}" for uri in self.empty]
-        found += [f"WARNING: {words}" for words in self.warnings()]
+        """Return messages about the source, other than about its recordings."""
+        lines = [f"found no recordings: {uri}" for uri in self.empty]
+        lines += [f"WARNING: {words}" for words in self.warnings()]
         if self.num_matched is not None:
-            found.append(f"--redo: {self.redo_words()}")
+            lines.append(f"--redo: {self.redo_words()}")
         if self.num_realigned:
             texts = counted(self.num_realigned, "recording")
-            found.append(f"{texts} to be aligned again: another text in the manifest")
+            lines.append(f"{texts} to be aligned again: another text in the manifest")
         if self.num_ignored:
-            found.append(f"{counted(self.num_ignored, 'other file')} ignored (source.ignore)")
+            lines.append(f"{counted(self.num_ignored, 'other file')} ignored (source.ignore)")
         if self.num_moved:
-            found.append(f"{counted(self.num_moved, 'recording')} moved: their results follow them")
+            lines.append(f"{counted(self.num_moved, 'recording')} moved: their results follow them")
         if self.source_change:
-            found.append(self.source_words())
-        return found
+            lines.append(self.source_words())
+        return lines
 
     def source_words(self) -> str:
-        """Return how the source differs from that of the last run, and what it does not list."""
+        """Return how the source differs from that of the last run, and what it no longer lists."""
         unlisted = counted(self.num_unlisted, "recording")
         return f"{self.source_change}; {unlisted} of before not listed, whose results stay"
 
     def warnings(self) -> list[str]:
-        """Return what of the source is probably not meant."""
+        """Return warnings about probable mistakes in the source."""
         lines = []
         if self.had_results and not self.num_files:
             lines.append(
@@ -236,7 +236,7 @@ class Plan:
         return lines
 
     def redo_words(self) -> str:
-        """Return how many recordings are done again, of those that --redo means."""
+        """Return the number of recordings reprocessed, of those that --redo selects."""
         if not self.num_matched:
             return "no recording matches; nothing is done again"
         words = f"{counted(self.num_matched, 'recording')} to be done again"
@@ -244,8 +244,12 @@ class Plan:
         return f"{words}, {missing:,} of them once they are listed" if missing > 0 else words
 
     def as_data(self) -> dict[str, Any]:
-        """Return the numbers for JSON."""
-        return {each.name: getattr(self, each.name) for each in fields(self) if each.repr}
+        """Return the numbers as JSON-compatible values."""
+        return {
+            plan_field.name: getattr(self, plan_field.name)
+            for plan_field in fields(self)
+            if plan_field.repr
+        }
 
 
 def make_plan(
@@ -256,10 +260,10 @@ def make_plan(
     options: RunOptions = DEFAULT_OPTIONS,
     target: OutputStore | None = None,
 ) -> Plan:
-    """List the source, drop what is done, pack the rest and write the packs.
+    """List the source, drop committed files, pack the rest and write the packs.
 
-    With a `model_revision`, the folder is checked to hold nothing made otherwise. The plan is
-    written into the folder, or the `target` where nobody is to work it off.
+    With a `model_revision`, the folder must not hold results made otherwise. The plan is written to
+    the folder, or to `target` if it is not to be executed.
     """
     target = target or store
     earlier = Earlier.same
@@ -268,9 +272,9 @@ def make_plan(
         earlier = check_fingerprint(
             store, config, name, new_run=options.new_run, redo=options.redo is not None
         )
-    # A new run moves results that were made otherwise away before it begins.
+    # A new run archives results made with other settings before it starts.
     committed = None if earlier is Earlier.other else store
-    # The newest plan is the one in use, whatever clocks say.
+    # The newest plan must sort last, even if the clock was set back.
     newest_ns = max(map(time_ns_of, plans_of(store)), default=0)
     name = f"{PLANS_FOLDER}/{store.stem(max(time.time_ns(), newest_ns + 1))}"
     plan = Plan(uri=target.address(f"{name}/packs"), name=name)
@@ -284,10 +288,10 @@ def make_plan(
         if options.redo is not None:
             rows = LABEL_ROWS if config.pipeline == CLASSIFY_AUDIO else SEGMENT_ROWS
             mixed = earlier is Earlier.mixed
-            asked = chosen(store, tables, options.redo, rows, other_settings=mixed)
-            plan.num_matched = len(asked)
-            if len(asked):
-                plan.redo = tables.do_again(asked)
+            redo_rows = chosen(store, tables, options.redo, rows, other_settings=mixed)
+            plan.num_matched = len(redo_rows)
+            if len(redo_rows):
+                plan.redo = tables.do_again(redo_rows)
         scratch = str(folder / "remaining.parquet")
         identities = Identities.read(store) if committed is None else tables.identities
         committed_ids = "select distinct recording_id from known"
@@ -322,7 +326,7 @@ def make_plan(
 
 
 def read_packs(store: OutputStore, plan: Plan) -> Iterator[pa.Table]:
-    """Yield the plan's packs, one row a time, largest first."""
+    """Yield the plan's packs, one row at a time, largest first."""
     for name in plan.pack_names:
         for batch in store.batches(name, batch_rows=256):
             table = pa.Table.from_batches([batch]).cast(PACKS)
@@ -331,31 +335,31 @@ def read_packs(store: OutputStore, plan: Plan) -> Iterator[pa.Table]:
 
 
 def read_listing(store: OutputStore, plan: Plan) -> Iterator[pa.RecordBatch]:
-    """Yield the FILES rows the plan was made from, in listing order."""
+    """Yield the FILES rows from which the plan was made, in listing order."""
     for name in store.names(f"{plan.name}/listing"):
         yield from store.batches(name, batch_rows=SHARD_ROWS)
 
 
 def latest_plan(store: OutputStore) -> str | None:
-    """Return the folder of the last run's plan whose listing is whole; None without one."""
+    """Return the folder of the last run's plan with a complete listing; None without one."""
     if is_finished(store):
-        # A later one may be of a run that was killed before it began.
+        # A later plan may be of a run that was killed before it started.
         name = ((store.read_json(RUN_NAME) or {}).get("plan") or {}).get("name")
         if name and store.names(f"{name}/packs"):
             return str(name)
-    # Packs are written after a listing is complete: a plan without any may have half of one.
+    # Packs are written after the listing: without packs the listing may be incomplete.
     return max((_plan_of(name) for name in store.names(PLANS_FOLDER)
                 if name.startswith(f"{_plan_of(name)}/packs/")), default=None)  # fmt: skip
 
 
 def retire_plans(store: OutputStore, finished: str, others: Collection[str] = ()) -> None:
-    """Remove the plans before that of a run at its end, and the raw URIs that one holds.
+    """Remove plans older than a finished run's, and the original URIs in that one.
 
-    `others` are plans of other sources whose listings stay.
+    `others` are plans of other sources whose listings are kept.
     """
     for name in list(store.all_names(PLANS_FOLDER)):
         plan = _plan_of(name)
-        # Names begin with the time they were made; younger plans may be in use.
+        # Names begin with their creation time; newer plans may be in use.
         if plan < finished and plan not in others:
             store.remove(name)
     noted = read_listings(store)
@@ -370,11 +374,11 @@ def retire_plans(store: OutputStore, finished: str, others: Collection[str] = ()
 
 def _retire(store: OutputStore, plan: str) -> None:
     for index, name in enumerate(store.names(f"{plan}/packs")):
-        if index == 0:  # an empty one: that there are packs marks the listing as complete
+        if index == 0:  # empty: the presence of packs marks the listing as complete
             store.write_table(name, PACKS.empty_table())
         else:
             store.remove(name)
-    # The listing stays, since reports count against it, with public URIs only.
+    # The listing stays for reports, with public URIs only.
     for name in store.names(f"{plan}/listing"):
         files = store.read_table(name, FILES)
         safe = without_credentials(files)
@@ -383,17 +387,17 @@ def _retire(store: OutputStore, plan: str) -> None:
 
 
 def plans_of(store: OutputStore) -> set[str]:
-    """Return the folders of the plans in an output folder."""
+    """Return the plan folders of an output folder."""
     return {_plan_of(name) for name in store.all_names(PLANS_FOLDER)}
 
 
 def _plan_of(name: str) -> str:
-    """Return the folder of the plan that an object below `PLANS_FOLDER` belongs to."""
+    """Return the folder of the plan that an object in `PLANS_FOLDER` belongs to."""
     return "/".join(name.split("/")[:3])
 
 
 def _list_source(plan: Plan, store: OutputStore, shards: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """Yield what a source names, as it is written down."""
+    """Yield a source's listing while writing it."""
     for shard, files in enumerate(shards):
         store.private().write_table(f"{plan.name}/listing/{shard:05d}{SUFFIX}", files)
         plan.num_files += files.num_rows
@@ -403,7 +407,7 @@ def _list_source(plan: Plan, store: OutputStore, shards: Iterable[pa.Table]) -> 
 
 
 def _listed_again(plan: Plan, store: OutputStore) -> Iterator[pa.Table]:
-    """Yield the listing, once it is known what moved."""
+    """Yield the listing, once moves are known."""
     for name in store.names(f"{plan.name}/listing"):
         files = plan.identities.name_files(store.read_table(name, FILES).combine_chunks())
         store.private().write_table(name, files)
@@ -419,8 +423,8 @@ def _left(
     scratch: str,
     arrivals: Arrivals | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    # Sizes, known or expected (else -1), and identities of the remaining files, and whether they
-    # failed before: all that is held of them.
+    # Sizes (known or expected, else -1) and IDs of the remaining files, and whether they failed
+    # before: all that is held in memory of them.
     sizes, ids, retried = [np.empty(0, np.int64)], [np.empty(0, "S16")], [np.empty(0, bool)]
     reasons: Counter[int] = Counter()
     plan.remaining, plan.known = FileSample(), {}
@@ -442,13 +446,13 @@ def _left(
             if options.redo is not None:
                 _add_known(plan, tables, remaining)
             columns = (remaining[name].to_pylist() for name in ("size_bytes", "etag", "metadata"))
-            expected = [expected_bytes(*each) for each in zip(*columns, strict=True)]
-            sizes.append(np.array([-1 if each is None else each for each in expected], np.int64))
+            expected = [expected_bytes(*row) for row in zip(*columns, strict=True)]
+            sizes.append(np.array([-1 if size is None else size for size in expected], np.int64))
             names = remaining["recording_id"].to_pylist()
             ids.append(np.array(names, "S16"))
             retried.append(remaining["reason"].to_numpy() == Reason.retried)
-            versions = zip(*(remaining[each].to_pylist() for each in ("uri", "etag")), strict=True)
-            plan.remaining.add(names, [located(*each) for each in versions], expected)
+            versions = zip(*(remaining[name].to_pylist() for name in ("uri", "etag")), strict=True)
+            plan.remaining.add(names, [located(*version) for version in versions], expected)
     plan.num_new = reasons[Reason.new]
     plan.num_changed = reasons[Reason.changed]
     plan.num_retried = reasons[Reason.retried]
@@ -491,7 +495,7 @@ def _shards(
 
 
 def _tables_of(listing: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
-    """Yield what is listed in tables of `SHARD_ROWS` or some more."""
+    """Yield the listing in tables of at least `SHARD_ROWS`."""
     waiting: list[pa.RecordBatch] = []
     for batch in listing:
         waiting.append(batch)
@@ -516,8 +520,8 @@ def _write_packs(
     weights = np.where(unknown, int(pack_bytes * UNKNOWN_SHARE), sizes)
     fair_share = max(MIN_PACK_BYTES, float(weights.sum()) / MIN_PACKS)
     max_files = min(MAX_FILES_PER_PACK, max(MIN_FULL_PACK, count // MIN_PACKS))
-    # Unknown sizes first, since any of them may be the longest; identities for a stable order.
-    # What failed before comes last: the first recordings of a run tell whether it can do any.
+    # Unknown sizes first, since they may be the longest; IDs for a stable order. Earlier failures
+    # last: the first recordings of a run show whether it works at all.
     order = np.lexsort((ids, -sizes, ~unknown, retried))
     rank = np.empty(count, np.int64)
     rank[order] = np.arange(count)
@@ -535,7 +539,7 @@ def _write_packs(
 
 
 def _rows(scratch: str, rank: np.ndarray, start: int) -> pa.Table:
-    # Read again for each shard: a pass over a file on disk is cheaper than all rows in memory.
+    # Read again for each shard: a pass over a local file is cheaper than all rows in memory.
     tables, ranks, seen = [REMAINING.empty_table()], [rank[:0]], 0
     for batch in parquet_batches(scratch):
         ours = rank[seen : seen + batch.num_rows]
@@ -552,7 +556,7 @@ def pack(
 ) -> pa.Table:
     """Group REMAINING rows, in order, into PACKS rows of at most `max_files` each.
 
-    `weights` say what each file counts against `pack_bytes`; one that reaches it is packed alone.
+    `weights` are each file's size against `pack_bytes`; one that reaches it is packed alone.
     """
     offsets = [0]
     filled = 0.0

@@ -1,7 +1,7 @@
-"""Recordings in portions: some that lie in few objects, with all their parts, for one task.
+"""Portions: batches of complete recordings, stored in few objects, as work for one task.
 
-In: a table of the recordings that are wanted, in the run tables. Out: portions, which any node can
-be given; what is done with them is not known here.
+Input: a table of requested recordings in the run tables. Output: portions that any node can
+process; independent of the processing.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,28 +10,28 @@ from typing import Any
 
 from corpus_asr.storage.run_state.run_tables import RunTables
 
-RECORDINGS_PER_PORTION = 1_000  # their speakers take a core a minute, their texts a few seconds
+RECORDINGS_PER_PORTION = 1_000  # speaker clustering takes a core a minute, texts a few seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Portion:
-    """Some recordings, with all their parts: work for one task."""
+    """Complete recordings as work for one task."""
 
     recordings: Mapping[str, tuple[str, int]]
-    """What the result of a recording is made of, and how many parts it has, by ID."""
+    """Source key (`made_of`) and number of parts of each recording, by ID."""
     rows: Mapping[str, Sequence[int]]
-    """Where the parts lie: rows, by name of their object."""
+    """Row numbers of the parts, by object name."""
     earlier: Sequence[str] = ()
-    """Objects that hold what was made of these recordings before, as far as it is asked for."""
+    """Objects with earlier results of these recordings, if requested."""
     named: Mapping[str, int] = field(default_factory=dict)
-    """The highest number of a speaker that people named in them, as far as it is asked for."""
+    """Highest speaker number that people named in each recording, if requested."""
     numbers: Mapping[str, Mapping[str, str | None]] = field(default_factory=dict)
-    """Numbers of speakers of their rows of the manifest, as far as they are asked for."""
+    """Numbers of speakers from the manifest, if requested."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """A portion with which a worker's process, or its machine, ended."""
+    """A portion during which the worker process, or its machine, died."""
 
     portion: Any
     error: Exception
@@ -46,15 +46,17 @@ group by all order by min(id)
 
 
 def portions_of(tables: RunTables, wanted: str, *, at_once: int | None = None) -> Iterator[Portion]:
-    """Yield the recordings of a table, which has `recording_id`, `made_of` and `parts`."""
-    found = tables.batches(_PLACES.format(wanted=wanted), rows=at_once or RECORDINGS_PER_PORTION)
-    return (_portion(batch.to_pylist()) for batch in found)
+    """Yield portions of a table that has `recording_id`, `made_of` and `parts`."""
+    batches = tables.batches(_PLACES.format(wanted=wanted), rows=at_once or RECORDINGS_PER_PORTION)
+    return (_portion(batch.to_pylist()) for batch in batches)
 
 
-def _portion(found: Sequence[Mapping[str, Any]]) -> Portion:
+def _portion(batch: Sequence[Mapping[str, Any]]) -> Portion:
     rows: dict[str, list[int]] = {}
-    for each in found:
-        for place in each["places"]:
+    for recording in batch:
+        for place in recording["places"]:
             rows.setdefault(place["name"], []).append(place["row"])
-    recordings = {each["recording_id"]: (each["made_of"], each["parts"]) for each in found}
+    recordings = {
+        recording["recording_id"]: (recording["made_of"], recording["parts"]) for recording in batch
+    }
     return Portion(recordings=recordings, rows=rows)

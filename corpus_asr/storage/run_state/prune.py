@@ -1,4 +1,4 @@
-"""Recordings that are gone from their source, and how their rows are removed."""
+"""Recordings missing from their source, and removal of their rows."""
 
 import datetime
 from collections import Counter
@@ -29,7 +29,7 @@ _BELOW = """
 select count(*) from recordings
 where starts_with(uri, $root || '/') or starts_with(uri, $root || '#')
 """
-_MOST_NAMED = 3  # objects, in a message
+_MOST_NAMED = 3  # objects listed in a message
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,26 +39,26 @@ class Gone:
     recording_id: str
     uri: str
     segments: int
-    """Or labels."""
+    """Or of labels."""
     audio_s: float
     listed_at: datetime.datetime | None
-    """Start of the last run that listed it, in UTC."""
+    """Start time of the last run that listed it, in UTC."""
     corrections: int
-    """Saves of people."""
+    """Number of corrections saved by people."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Archive:
-    """What an output folder has, and which of it is gone."""
+    """Recordings of an output folder and those missing from the source."""
 
     recordings: int
     gone: Sequence[Gone]
-    """Those gone for long enough, by address."""
+    """Recordings missing for long enough, by URI."""
     sources: Mapping[str, int]
-    """Recordings below each folder or file in which some run looked for them."""
+    """Number of recordings below each folder or file that any run listed."""
 
     def most_gone(self) -> str | None:
-        """Return in words of what it is more than half that is gone; None if of nothing."""
+        """Return a description if over half of all recordings, or of a source, are missing."""
         shares = [("", len(self.gone), self.recordings)]
         for root, number in self.sources.items():
             within = (f"{root}/", f"{root}#")
@@ -70,7 +70,7 @@ class Archive:
 
 
 def find_gone(store: OutputStore, *, older_than: datetime.timedelta) -> Archive:
-    """Return the recordings that the last run did not list, nor any in the time before now.
+    """Return the recordings listed by no run within `older_than`, the last run included.
 
     Raises:
         ConfigError: no run has listed the source of this folder.
@@ -84,10 +84,10 @@ def find_gone(store: OutputStore, *, older_than: datetime.timedelta) -> Archive:
     corrections = Counter(name.split("/")[1] for name in store.all_names(CORRECTIONS_FOLDER))
     gone = []
     for row in rows:
-        # What another source listed at last is gone once that source was not listed for so long.
+        # Recordings of another source are missing once that source was not listed for so long.
         if row.pop("elsewhere") and not older_than:
             continue
-        # Of a row without a time nothing says that it was there lately.
+        # A row without a time has no evidence of a recent listing.
         if row["listed_at"] is None or row["listed_at"] <= latest:
             gone.append(Gone(**row, corrections=corrections[row["recording_id"]]))
     return Archive(recordings=recordings, gone=gone, sources=sources)
@@ -96,7 +96,7 @@ def find_gone(store: OutputStore, *, older_than: datetime.timedelta) -> Archive:
 def prune(
     store: OutputStore, recording_ids: Collection[str], *, at_the_end: AtTheEnd | None = None
 ) -> None:
-    """Remove the rows of recordings; the folder is locked by the caller."""
+    """Remove the rows of recordings; the caller holds the folder's lock."""
     ids = sorted(recording_ids)
     with (
         refusals_explained(store, "removing recordings from", ids),
@@ -110,31 +110,33 @@ def prune(
 
 @contextmanager
 def refusals_explained(store: OutputStore, doing: str, ids: Collection[str]) -> Iterator[None]:
-    """Say what is left where a store refuses in the middle of removing recordings.
+    """Explain the remaining state if a store refuses to remove objects.
 
     Raises:
-        FetchError: of the store, with what it means here.
+        FetchError: of the store, with this explanation.
     """
     try:
         yield
     except FetchError as error:
-        left = holding(store, pa.array(sorted(ids), pa.string()))
-        names = ", ".join(left[:_MOST_NAMED]) + (", ..." if len(left) > _MOST_NAMED else "")
-        still = f"{counted(len(left), 'object')} with their rows: {names}" if left else "no rows"
+        objects = holding(store, pa.array(sorted(ids), pa.string()))
+        names = ", ".join(objects[:_MOST_NAMED]) + (", ..." if len(objects) > _MOST_NAMED else "")
+        still = (
+            f"{counted(len(objects), 'object')} with their rows: {names}" if objects else "no rows"
+        )
         raise FetchError(
             f"{doing} {redact_uri(store.uri)}: found {error}, expected a store that removes and "
-            f"replaces objects; left {'is' if len(left) < 2 else 'are'} {still}; nothing else was "
-            "changed after that. Have the permission given and run the same command again, which "
-            "continues",
+            f"replaces objects; left {'is' if len(objects) < 2 else 'are'} {still}; "
+            "nothing else was changed after that. Have the permission given and run the same "
+            "command again, which continues",
             uri=error.uri, kind=error.kind, retryable=error.retryable,
         ) from error  # fmt: skip
 
 
 def check_removable(store: OutputStore) -> None:
-    """See that objects can be removed, before anything is changed.
+    """Check that objects can be removed before anything is changed.
 
     Raises:
-        ConfigError: they cannot.
+        ConfigError: they cannot be removed.
     """
     store.write_json(_PROBE_NAME, {})
     try:
@@ -148,7 +150,7 @@ def check_removable(store: OutputStore) -> None:
 
 
 def recount(store: OutputStore) -> None:
-    """Let `run.json` say what the tables have now, if a run has finished."""
+    """Update `run.json` to the counts of the tables, if a run has finished."""
     run = store.read_json(RUN_NAME)
     if run is not None and latest_plan(store) is not None:
         with _listed_tables(store) as tables:

@@ -1,8 +1,8 @@
-"""Tables whose rows are made of whole recordings once these are committed.
+"""Tables with rows per recording, derived from complete recordings after commits.
 
-In: what rows are made of, and a folder of objects, each with all rows of its recordings. `made_of`
-of a row names what it was made of: what is there already is not made again. Of a recording that two
-objects hold, after a finish that was killed, the newest counts.
+Input: sources of rows, and a folder of objects, each with all rows of its recordings. `made_of`
+identifies the inputs of a row: existing rows are not recomputed. If two objects hold a recording,
+after a finish that was killed, the newest is current.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,16 +16,16 @@ import pyarrow.compute as pc
 from corpus_asr.schemas import SPEAKERS
 from corpus_asr.storage.run_state.tables import SUFFIX, OutputStore, projected
 
-# What an object holds at most: of turns some ten MB.
+# Maximum rows per object: about ten MB of turns.
 ROWS_PER_OBJECT = 250_000
-# More objects than this of less than half of that are merged.
+# More objects than this below half that size are merged.
 MAX_OBJECTS = 8
 
 Ids = npt.NDArray[np.uint64]
 _NO_IDS: Ids = np.zeros(0, dtype=np.uint64)
 _STATE = projected(SPEAKERS, ("recording_id", "made_of"))
 MADE = _STATE.append(pa.field("number", pa.int32()))
-"""What recordings in an object were made of; of several objects the last counts."""
+"""Inputs (`made_of`) of recordings in an object; of several objects the last is current."""
 _WANTED = """
 with keys as (
   select recording_id, count(*) as parts, md5($settings || string_agg(concat_ws('|', part, run_id,
@@ -42,35 +42,35 @@ where latest.made_of is distinct from keys.made_of
 
 
 def wanted(*, also: str = "''", joined: str = "") -> str:
-    """Return what finds complete recordings whose rows were not made of the same with $settings.
+    """Return SQL that selects complete recordings without current rows for $settings.
 
-    `also` is what else of their parts counts, in SQL, and of what is `joined` to them.
+    `also` is an SQL expression for further inputs, of their parts and of what is `joined`.
     """
     return _WANTED.format(also=also, joined=joined)
 
 
 def made_so_far(store: OutputStore, names: Sequence[str]) -> pa.Table:
-    """Return as `MADE` what the recordings in some objects were made of, given in order of time."""
-    found = [MADE.empty_table()]
+    """Return as `MADE` the inputs of recordings in some objects, given in time order."""
+    tables = [MADE.empty_table()]
     for number, name in enumerate(names):
         made = store.read_table(name, _STATE).group_by(_STATE.names).aggregate([])
         numbers = pa.repeat(pa.scalar(number, pa.int32()), made.num_rows)
-        found.append(made.append_column("number", numbers).cast(MADE))
-    return pa.concat_tables(found)
+        tables.append(made.append_column("number", numbers).cast(MADE))
+    return pa.concat_tables(tables)
 
 
 def newest_of(made: pa.Table) -> dict[int, pa.Array]:
-    """Return, by the number of its object, the recordings whose rows in it count."""
+    """Return recordings whose rows are current, by object number."""
     last = made.group_by("recording_id").aggregate([("number", "max")])
     numbers = last["number_max"].unique().to_pylist()
-    ids = {each: last.filter(pc.equal(last["number_max"], each)) for each in numbers}
-    return {each: rows["recording_id"].combine_chunks() for each, rows in ids.items()}
+    ids = {number: last.filter(pc.equal(last["number_max"], number)) for number in numbers}
+    return {number: rows["recording_id"].combine_chunks() for number, rows in ids.items()}
 
 
 def rows_at(
     store: OutputStore, name: str, rows: Sequence[int], columns: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
-    """Yield some rows of an object of outcomes, by their numbers."""
+    """Yield some rows of an outcomes object, by row number."""
     wanted, start = pa.array(rows, pa.int64()), 0
     for _, table in store.committed(columns, [name]):
         numbers = pa.array(range(start, start + len(table)), pa.int64())
@@ -79,7 +79,7 @@ def rows_at(
 
 
 def put_rows(store: OutputStore, folder: str, table: pa.Table, *, stem: str | None = None) -> None:
-    """Put all rows of some recordings as an object, of a stem that the caller knows if given."""
+    """Write all rows of some recordings as one object, under `stem` if given."""
     store.write_table(f"{folder}/{stem or store.stem()}{SUFFIX}", table)
 
 
@@ -91,9 +91,9 @@ def tidy(
     *,
     rows_per_object: int | None = None,
 ) -> None:
-    """Keep of each of these recordings the newest rows, and of others none, in few small objects.
+    """Keep only the newest rows of these recordings, in few small objects; drop other recordings.
 
-    In memory are the rows of an object or two, and some 40 bytes of every recording.
+    Memory: the rows of one or two objects, and about 40 bytes per recording.
     """
     most = rows_per_object or ROWS_PER_OBJECT
     names = store.names(folder)
@@ -113,26 +113,26 @@ def tidy(
 
     def kept(number: int, ids: Ids) -> np.ndarray:
         newest = at[np.searchsorted(every, ids)] == number
-        found: np.ndarray = newest & np.isin(ids, wanted)
-        return found
+        is_kept: np.ndarray = newest & np.isin(ids, wanted)
+        return is_kept
 
     stale = {name for at, name in enumerate(names) if not kept(at, owners[at]).all()}
     rewritten = stale | {*small} if len(small) > MAX_OBJECTS else stale
     if not rewritten:
         return
     waiting: list[pa.Table] = []
-    # First what replaces, then what is replaced: a reader sees rows twice, and never misses one.
+    # Replacements are written before removals: readers see rows twice, but never miss one.
     for number, name in enumerate(names):
         if name in rewritten:
             table = store.read_table(name, schema)
             waiting.append(table.filter(pa.array(kept(number, _numbers(table["recording_id"])))))
-            if sum(len(each) for each in waiting) >= most:
+            if sum(len(rows) for rows in waiting) >= most:
                 put_rows(store, folder, pa.concat_tables(waiting))
                 waiting = []
-    if any(len(each) for each in waiting):
+    if any(len(rows) for rows in waiting):
         put_rows(store, folder, pa.concat_tables(waiting))
     store.remove_all(name for name in names if name in rewritten)
 
 
 def _numbers(ids: pa.Array | pa.ChunkedArray) -> Ids:
-    return np.array([int(each, 16) for each in ids.to_pylist()], dtype=np.uint64)
+    return np.array([int(recording_id, 16) for recording_id in ids.to_pylist()], dtype=np.uint64)

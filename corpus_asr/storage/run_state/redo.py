@@ -1,7 +1,7 @@
-"""Which recordings are done again, by a condition in SQL on what they came to, and their notes.
+"""Recordings selected for reprocessing by an SQL condition on their results, and their notes.
 
-What is asked for is noted in `REDO_NAME` before anything else is done; which rows then count is
-`run_tables`'s to say. A note goes once no row is left of what its recording came to before.
+The selection is saved in `REDO_NAME` before any work; `run_tables` decides which rows are current.
+A note is removed once no row of the recording's earlier results is left.
 """
 
 import difflib
@@ -19,10 +19,10 @@ from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.units import shortened
 
 ALL = "all"
-# What a listing says is not known before there is one.
+# These columns of a listing are unknown before there is one.
 _RECORDINGS = tuple(name for name in RECORDINGS.names if name not in ("listed_at", "gone"))
 _MODEL_COLUMNS = ("model", "model_revision")
-# Of a recording whose newer version failed, the text is of an earlier one and the error of this.
+# If a recording's newer version failed, the text is of an earlier one, the error of the newer.
 _ERROR = ("error_stage", "error_kind", "error_message", "retryable")
 _ASKED = f"""
 create or replace table asked as
@@ -44,7 +44,7 @@ left join (select recording_id, any_value(model) as model,
            from scored where counts group by all) named using (recording_id)
 """
 COLUMNS = (*_RECORDINGS, "complete", "language", "confidence", *_MODEL_COLUMNS)
-"""What a condition may name."""
+"""Columns available to a condition."""
 _WAITING = """
 select recording_id from generations anti join versions using (recording_id, generation)
 """
@@ -62,14 +62,13 @@ where status = 'failed' or not complete or failed_since
 def chosen(
     store: OutputStore, tables: RunTables, where: str, rows: PartRows, *, other_settings: bool
 ) -> pa.Array:
-    """Return the IDs of recordings that a condition is true of, or of `all` of them.
+    """Return the IDs of recordings that match a condition, or of `all` of them.
 
-    Those that wait to be done again already are left out, since they are done anyway. With
-    `other_settings` than those of the folder, they are not, and all that is unfinished or failed
-    comes in addition.
+    Recordings already waiting to be reprocessed are excluded. With `other_settings` than the
+    folder's they are included, as are all incomplete or failed recordings.
 
     Raises:
-        ConfigError: it is no condition on the columns of `COLUMNS`.
+        ConfigError: it is not a valid condition on `COLUMNS`.
     """
     if where.strip().lower() == ALL:
         ids = "select recording_id from recordings"
@@ -85,7 +84,7 @@ def chosen(
 
 
 def _make_asked(store: OutputStore, tables: RunTables, where: str, rows: PartRows) -> None:
-    # Segments are read where they are asked about alone: there may be a billion.
+    # Segments are read only if the condition needs them: there may be a billion.
     named = any(name in where.lower() for name in ("confidence", "model"))
     read_confidences(store, tables, rows, which="counts" if named else "false")
     if "metadata" in where.lower():
@@ -102,15 +101,15 @@ def _matching(tables: RunTables, where: str) -> pa.Table:
         [kind] = relation.select(condition).types
         if str(kind) != "BOOLEAN":
             raise _wrong(where, f"a value of type {kind}", "compare it with something")
-        found: pa.Table = relation.filter(condition).select("recording_id").to_arrow_table()
+        rows: pa.Table = relation.filter(condition).select("recording_id").to_arrow_table()
     except duckdb.Error as error:
         lines = str(error).splitlines() or [type(error).__name__]
         raise _wrong(where, lines[0], _hint(str(error))) from error
-    return found
+    return rows
 
 
 def _hint(message: str) -> str:
-    """Return what to do about an error of the database."""
+    """Return advice about a database error."""
     match = re.search(r'Referenced (?:column|table) "([^"]+)"', message)
     if match is None:
         return "correct it"
@@ -130,14 +129,14 @@ def _wrong(where: str, found: str, advice: str) -> ConfigError:
 
 
 def note_redo(store: OutputStore, redo: pa.Table) -> None:
-    """Replace the REDO rows of a folder."""
+    """Write the REDO rows of a folder."""
     if redo.num_rows:
         store.write_table(REDO_NAME, redo)
     elif store.exists(REDO_NAME):
         store.remove(REDO_NAME)
 
 
-# Rows that a finish keeps, by where they lie afterwards.
+# Rows that a finish keeps, by their future location.
 _OPEN = """
 select redo.* from redo semi join (
   select recording_id, run_id from outcomes join standing using (id) where place != 0) kept
@@ -146,9 +145,9 @@ on redo.recording_id = kept.recording_id and list_contains(redo.earlier_runs, ke
 
 
 def forget_done(store: OutputStore, tables: RunTables) -> None:
-    """Remove the notes of recordings of which nothing earlier is left, after a finish."""
-    before = read_redo(store)
-    if before.num_rows:
-        left = tables.table(_OPEN).cast(REDO)
-        if left.num_rows < before.num_rows:
-            note_redo(store, left)
+    """After a finish, remove the notes of recordings without earlier results."""
+    notes = read_redo(store)
+    if notes.num_rows:
+        open_notes = tables.table(_OPEN).cast(REDO)
+        if open_notes.num_rows < notes.num_rows:
+            note_redo(store, open_notes)

@@ -62,14 +62,14 @@ _ATTEMPTS = 8
 
 
 def _without(ids: pa.Array, rows: pa.Table) -> pa.Table:
-    """Return the rows that are left without recordings, and without pairs with one of them."""
+    """Return rows without those of recordings, and without pairs that include one."""
     if _IDS[1] in rows.schema.names:
         rows = without_losers(rows, pc.invert(pc.is_in(rows[_IDS[1]], value_set=ids)))
     return rows.filter(pc.invert(pc.is_in(rows["recording_id"], value_set=ids)))
 
 
 def folders_of(store: OutputStore) -> Iterator[OutputStore]:
-    """Yield an output folder, and those of earlier results within it."""
+    """Yield an output folder, and the folders of earlier results in it."""
     yield store
     names = {name.split("/")[1] for name in store.all_names(EARLIER_FOLDER)}
     yield from (store.below(f"{EARLIER_FOLDER}/{name}") for name in sorted(names))
@@ -138,18 +138,18 @@ def rewrite_commits(
 def rewrite_table(
     store: OutputStore, folder: str, ids: pa.Array, change: Callable[[pa.Table], pa.Table]
 ) -> None:
-    """Write the objects anew of recordings, speakers or voices that have rows of recordings."""
+    """Rewrite objects of a folder other than commits that hold rows of recordings."""
     schema = _TABLES[folder]
     names = store.names(folder)
     replaced = _replaced(names)
     for name in _concerned(store, names, schema, ids):
         if name not in replaced:
-            # Tables of hooks have columns of their own.
-            found = pa.Table.from_batches(store.batches(name)) if folder == HOOKS_FOLDER else (
+            # Hook tables have columns of their own.
+            rows = pa.Table.from_batches(store.batches(name)) if folder == HOOKS_FOLDER else (
                 store.read_table(name, schema)
             )  # fmt: skip
             stem = store.stem(time_ns_of(name), mark=_mark_of(name))
-            store.write_table(f"{name.rpartition('/')[0]}/{stem}{SUFFIX}", change(found))
+            store.write_table(f"{name.rpartition('/')[0]}/{stem}{SUFFIX}", change(rows))
         store.remove(name)
 
 
@@ -158,7 +158,7 @@ def _mark_of(name: str) -> str:
 
 
 def _replaced(names: Collection[str]) -> set[str]:
-    """Return the objects whose replacement is there: a command was killed in between."""
+    """Return the objects that already have a replacement: a command was killed in between."""
     marks = {name.removesuffix(SUFFIX).rpartition("-")[2] for name in names}
     return {name for name in names if _mark_of(name) in marks}
 
@@ -167,8 +167,8 @@ def _concerned(
     store: OutputStore, names: Iterable[str], schema: pa.Schema, ids: pa.Array
 ) -> list[str]:
     named = tuple(name for name in _IDS if name in schema.names)
-    found = store.read_tables(names, projected(schema, named))
-    return list(dict.fromkeys(name for name, rows in found if _any_of(rows, ids)))
+    tables = store.read_tables(names, projected(schema, named))
+    return list(dict.fromkeys(name for name, rows in tables if _any_of(rows, ids)))
 
 
 def _any_of(rows: pa.Table, ids: pa.Array) -> bool:
@@ -188,7 +188,7 @@ def _remove_notes(store: OutputStore, name: str, ids: pa.Array) -> None:
 
 
 def remove_corrections(store: OutputStore, recording_ids: Collection[str]) -> None:
-    """Remove what people saved of recordings."""
+    """Remove the corrections of recordings."""
     for name in list(store.all_names(CORRECTIONS_FOLDER)):
         recording = name.split("/")[1]
         if recording in recording_ids:
@@ -197,44 +197,45 @@ def remove_corrections(store: OutputStore, recording_ids: Collection[str]) -> No
 
 
 def rewrite_said_speakers(store: OutputStore, speakers: Collection[tuple[str, str]]) -> None:
-    """Take names, each of a recording, out of corrections; who speaks is then as turns say."""
+    """Remove speaker names of recordings from corrections; turns then determine speakers."""
     for name, saved in read_saved(store).items():
-        if any((saved.recording_id, each.speaker) in speakers for each in saved.segments):
-            said = store.read_json(name)
-            for each in said["segments"]:
-                if (saved.recording_id, each["speaker"]) in speakers:
-                    each["speaker"] = None
-            store.write_json(name, said)
+        if any((saved.recording_id, segment.speaker) in speakers for segment in saved.segments):
+            correction = store.read_json(name)
+            for segment in correction["segments"]:
+                if (saved.recording_id, segment["speaker"]) in speakers:
+                    segment["speaker"] = None
+            store.write_json(name, correction)
 
 
 def named_numbers(store: OutputStore) -> dict[str, int]:
-    """Return the highest number of a speaker S1, S2 ... in names and corrections, by recording."""
-    said = [(each.recording_id, one.speaker or "")
-            for each in read_saved(store).values() for one in each.segments]  # fmt: skip
+    """Return the highest speaker number (S1, S2 ...) in names and corrections, by recording."""
+    labels = [(correction.recording_id, segment.speaker or "")
+              for correction in read_saved(store).values()
+              for segment in correction.segments]  # fmt: skip
     if store.exists(NAMES_NAME):
         data = filesystem.read_bytes(store.address(NAMES_NAME), store.options)
         lines, at, who = _named_lines(data)
         lines = [line for line in lines[1:] if len(line) > max(at, who)]
         ids = Identities.read(store).ids_of([line[at] for line in lines])
-        said += zip(ids, (line[who].strip() for line in lines), strict=True)
+        labels += zip(ids, (line[who].strip() for line in lines), strict=True)
     highest: dict[str, int] = {}
-    for own, label in said:
+    for recording_id, label in labels:
         if SPEAKER_LABEL.fullmatch(label):
-            highest[own] = max(highest.get(own, 0), int(label[1:]))
+            highest[recording_id] = max(highest.get(recording_id, 0), int(label[1:]))
     return highest
 
 
 def _named_lines(data: bytes) -> tuple[list[list[str]], int, int]:
-    """Return the lines of a file of names, and the places of address and speaker in them."""
+    """Return the lines of a names file, and the column indices of address and speaker."""
     text = data.decode("utf-8-sig", "surrogateescape")
     lines = [line for line in csv.reader(io.StringIO(text, newline="")) if line]
     if not lines or not {"uri", "speaker"} <= {*lines[0]}:
-        return [], 0, 0  # not a file that names anybody
+        return [], 0, 0  # not a names file
     return lines, lines[0].index("uri"), lines[0].index("speaker")
 
 
 def remove_names(store: OutputStore, is_gone: Callable[[str, str], bool]) -> None:
-    """Remove those rows of the file of speakers' names that are gone: by ID and speaker."""
+    """Remove rows of the names file for which `is_gone` is true, by ID and speaker."""
     identities = Identities.read(store)
 
     def kept(uri: str, speaker: str) -> str | None:
@@ -244,20 +245,20 @@ def remove_names(store: OutputStore, is_gone: Callable[[str, str], bool]) -> Non
 
 
 def write_identities(store: OutputStore, identities: Identities) -> None:
-    """Write what has changed of the recordings of addresses, before rows are committed by it."""
+    """Save changed recording IDs of URIs, before rows are committed that use them."""
     newcomers = identities.newcomers
     if newcomers:
-        # Names stay with whom they were given to. Later, nothing would tell whose an address was.
+        # Names stay with their recordings; later the former recording of a URI would be unknown.
         addresses = identities.addresses_of(newcomers.values())
         rewrite_names(store, lambda uri, _: addresses.get(newcomers.get(public(uri), ""), uri))
     identities.write(store)
 
 
 def rewrite_names(store: OutputStore, change: Callable[[str, str], str | None]) -> None:
-    """Change rows of the file of speakers' names.
+    """Change rows of the names file.
 
-    `change` is given address and speaker of a row, and returns the address that it is to have, or
-    None where it is to go.
+    `change` is given the URI and speaker of a row, and returns its new URI, or None to remove the
+    row.
     """
     address = store.address(NAMES_NAME)
     for _ in range(_ATTEMPTS):
@@ -269,7 +270,7 @@ def rewrite_names(store: OutputStore, change: Callable[[str, str], str | None]) 
             return
         changed = [lines[0]]
         for line in lines[1:]:
-            if len(line) > max(at, who):  # else it names nobody
+            if len(line) > max(at, who):  # else it names no speaker
                 uri = change(line[at], line[who].strip())
                 line = [] if uri is None else [*line[:at], uri, *line[at + 1 :]]
             if line:

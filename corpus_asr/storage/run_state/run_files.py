@@ -1,4 +1,4 @@
-"""The JSON files of a run, and how it begins: progress, calibration, settings, fingerprint."""
+"""JSON files of a run and its start: progress, calibration, settings, fingerprint."""
 
 import datetime
 import hashlib
@@ -61,7 +61,7 @@ RUNNING, TRANSCRIBED, STOPPED = "running", "transcribed", "stopped"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moment:
-    """What was done by one moment of a run; all of it counted from the run's beginning."""
+    """Cumulative progress at one moment of a run, counted from its start."""
 
     elapsed_s: float
     audio_s: float
@@ -76,59 +76,59 @@ class Moment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Standing:
-    """How far a run is; `_s` are seconds, other counts are recordings that were left to do."""
+    """Progress of a run; `_s` are seconds, other counts are recordings that were pending."""
 
     elapsed_s: float
-    """Wall time since the run began, listing and the start of Ray included."""
+    """Wall time since the run started, including listing and the start of Ray."""
     planned: int
     files: int
-    """Of the planned, those whose last part is committed."""
+    """Planned recordings whose last part is committed."""
     failed: int
     audio_s: float
-    """Audio committed."""
+    """Committed audio."""
     rtfx: float
-    """`audio_s` per second of `elapsed_s`."""
+    """Audio seconds committed per second of `elapsed_s`."""
     audio_done_s: float = 0.0
-    """Audio that is through the engines, committed or not: what the estimates go by."""
+    """Transcribed audio, committed or not; used for estimates."""
     audio_expected_s: float | None = None
-    """Estimate of the audio of all planned recordings; null without a ground for one."""
+    """Estimated audio of all planned recordings; null if it cannot be estimated."""
     audio_expected_range_s: tuple[float, float] | None = None
-    """What holds it about eight times in ten; so for `eta_range_s`."""
+    """Range with a probability of about 0.8; likewise `eta_range_s`."""
     eta_s: float | None
-    """Estimate of the time until all is transcribed; null without a ground for one."""
+    """Estimated time until all is transcribed; null if it cannot be estimated."""
     eta_range_s: tuple[float, float] | None = None
     extract: str = ""
-    """What extraction did in the last seconds: busy, blocked, idle ..."""
+    """State of extraction in the last seconds: busy, blocked, idle ..."""
     transcribe: str = ""
-    """What the engines did in the last seconds."""
+    """State of the engines in the last seconds."""
 
     @property
     def remaining(self) -> int:
-        """Recordings that are neither done nor failed."""
+        """Recordings that are neither completed nor failed."""
         return max(0, self.planned - self.files)
 
     @property
     def audio_expected(self) -> Estimate | None:
-        """The audio of all planned recordings, in seconds."""
+        """Audio of all planned recordings, in seconds."""
         return _estimate(self.audio_expected_s, self.audio_expected_range_s)
 
     @property
     def eta(self) -> Estimate | None:
-        """The time that is left, in seconds."""
+        """Remaining time, in seconds."""
         return _estimate(self.eta_s, self.eta_range_s)
 
     @property
     def share_done(self) -> float | None:
-        """Of the expected audio, what is through the engines; None without an estimate."""
+        """Fraction of the expected audio that is transcribed; None without an estimate."""
         if not self.remaining:
             return 1.0
         if not self.audio_expected_s:
             return None
-        # All of it is through before the last of it is committed.
+        # Transcription ends before the last commit.
         return min(0.99, self.audio_done_s / self.audio_expected_s)
 
     def words(self) -> dict[str, str]:
-        """Return what there is to say of it, by what it is about."""
+        """Return the parts of a progress line, by topic."""
         share, eta, expected_s = self.share_done, self.eta, self.audio_expected_s
         unit, (done, expected) = in_hours(self.audio_done_s, expected_s or 0.0)
         audio = f"{done} {unit} of audio"
@@ -137,7 +137,7 @@ class Standing:
         return {
             "files": f"{self.files:,} of {counted(self.planned, 'file')}, {self.failed:,} failed",
             "audio": audio,
-            # Before the first commit it would look as if nothing went on.
+            # Before the first commit it would display as zero.
             "speed": f"RTFx {self.rtfx:,.1f}" if self.audio_s else "RTFx unknown",
             "time": f"elapsed {clock_time(self.elapsed_s)}, "
             f"ETA {'unknown' if eta is None else eta.clock_words()}",
@@ -147,40 +147,40 @@ class Standing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot(Standing):
-    """A run at one moment: `_run/progress.json`; times of day are the driver's, in ISO 8601."""
+    """State of a run: `_run/progress.json`; times of day are the driver's, in ISO 8601."""
 
     run_id: str
     state: str
-    """`transcribed`: the tables are being finished; `stopped`: it ended before all is committed."""
+    """`transcribed`: tables are being finished; `stopped`: it ended before all was committed."""
     started_at: str
     written_at: str
     host: str
     pid: int
     listed: int
     done_before: int
-    """Of the listed recordings, those that earlier runs had committed."""
+    """Listed recordings that earlier runs had committed."""
     planned_bytes: int
     parts: int
-    """Parts committed."""
+    """Committed parts."""
     parts_retried: int
-    """Parts that were tried more than once because a worker died."""
+    """Parts retried because a worker died."""
     last_commit_at: str | None
     extract_workers: int
     transcribe_workers: int
     failures: tuple[FailureCount, ...]
     activity: Activity
     workers_out: tuple[str, ...] = ()
-    """Workers that were taken out of work: device, machine and error of each."""
+    """Disabled workers: device, machine and error of each."""
     history: tuple[Moment, ...] = ()
-    """How it came to this: moments about evenly spaced, the last of them this one."""
+    """Progress over time, evenly spaced; the last entry is this one."""
 
     @property
     def parts_uncommitted(self) -> int:
-        """Parts with a result that wait to be committed; those without speech are not seen."""
+        """Parts with results that are not committed yet, excluding those without speech."""
         return max(0, self.activity.parts_transcribed - self.parts)
 
     def after(self, speed: "Speed") -> "Snapshot":
-        """Return it with the figures of the whole run, once that has finished."""
+        """Return the snapshot with the totals of the finished run."""
         return replace(self, audio_s=speed.audio_s, elapsed_s=speed.wall_s, rtfx=speed.rtfx)
 
 
@@ -189,12 +189,12 @@ def _estimate(value: float | None, between: tuple[float, float] | None) -> Estim
 
 
 def write_snapshot(store: OutputStore, snapshot: Snapshot) -> None:
-    """Replace the output folder's snapshot."""
+    """Write the snapshot to the output folder."""
     store.write_json(PROGRESS_NAME, asdict(snapshot))
 
 
 def read_snapshot(store: OutputStore) -> Snapshot | None:
-    """Return the last snapshot; None where there is none, or one of another version."""
+    """Return the last snapshot; None without one, or for another format version."""
     try:
         snapshot: Snapshot = parsed(Snapshot, store.read_json(PROGRESS_NAME))
     except ValueError:
@@ -204,12 +204,12 @@ def read_snapshot(store: OutputStore) -> Snapshot | None:
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """What a finished run did in which time; the one place that every figure of it comes from."""
+    """Throughput of a finished run; the single source of all such figures."""
 
     audio_s: float
-    """Audio that it committed."""
+    """Audio committed by the run."""
     wall_s: float
-    """From before it listed anything until its tables were finished."""
+    """From before the listing until the tables were finished."""
 
     @property
     def rtfx(self) -> float:
@@ -218,12 +218,12 @@ class Speed:
 
 
 def speed_of(run: Mapping[str, Any]) -> Speed:
-    """Return the speed of the run that a run.json is of."""
+    """Return the throughput of the run in a `run.json`."""
     started, finished = (
         datetime.datetime.fromisoformat(run[key]) for key in ("started_at", "finished_at")
     )
     audio_s = run.get("committed", {}).get("audio_s", 0.0)
-    # A clock that was set back in between would make it negative.
+    # If the clock was set back in between, it would be negative.
     return Speed(audio_s, max(0.0, (finished - started).total_seconds()))
 
 
@@ -233,7 +233,7 @@ CALIBRATION_NAME: Final = "calibration.json"
 def write_calibration(
     store: OutputStore, model: ConfidenceModel, *, fitted: Mapping[str, Any]
 ) -> str:
-    """Write a calibration into a run's output folder, for later runs there; return its address."""
+    """Save a calibration in an output folder for its later runs; return its URI."""
     weights = dict(zip(FEATURES, model.weights, strict=True))
     values = asdict(model) | {"weights": weights, "fitted": dict(fitted)}
     store.write_json(CALIBRATION_NAME, values)
@@ -241,7 +241,7 @@ def write_calibration(
 
 
 KEPT_RUN_FOLDER: Final = f"{RECORDS_FOLDER}/run"
-"""Where `transcribe -o` keeps what it wrote as a run, in the folder of its files."""
+"""Folder in which `transcribe -o` keeps its results as a run, next to its output files."""
 
 
 def open_run(
@@ -261,7 +261,7 @@ def outcomes_names(
     """Return the names of a run's commits and objects of outcomes; empty if it has just started.
 
     Raises:
-        ConfigError: no folder of a run, with advice.
+        ConfigError: not the folder of a run; with advice.
     """
     names = store.commit_names()
     if not names and not store.exists(CONFIG_NAME):
@@ -275,27 +275,27 @@ def outcomes_names(
 def read_calibration(
     address: str, options: StoreOptions = DEFAULT_STORE, *, family: str | None = None
 ) -> ConfidenceModel:
-    """Return the calibration at a URI, for models of a family; None: of any.
+    """Return the calibration at a URI, for models of a family; None: any family.
 
     Raises:
-        ConfigError: there is none, or it was fitted to another family.
+        ConfigError: it is missing, or was fitted to another family.
     """
     folder, _, name = address.rpartition("/")
     if not name.endswith(".json"):
         folder, name = address, CALIBRATION_NAME
     store = OutputStore(folder or ".", options=options)
-    found = store.read_json(name)
-    if found is None:
+    content = store.read_json(name)
+    if content is None:
         raise ConfigError(
             f"reading the calibration {redact_uri(store.address(name))}: found no such file; write "
             "it with `corpus-asr evaluate OUTPUT_URI --references MANIFEST --calibrate`, or "
             "correct model.calibration"
         )
     try:
-        if set(found["weights"]) != set(FEATURES):
-            raise ValueError(f"weights of {', '.join(found['weights'])}")
-        weights = [found["weights"][name] for name in FEATURES]
-        calibration: ConfidenceModel = parsed(ConfidenceModel, found | {"weights": weights})
+        if set(content["weights"]) != set(FEATURES):
+            raise ValueError(f"weights of {', '.join(content['weights'])}")
+        weights = [content["weights"][name] for name in FEATURES]
+        calibration: ConfidenceModel = parsed(ConfidenceModel, content | {"weights": weights})
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(
             f"reading the calibration {redact_uri(store.address(name))}: found {error!r}, expected "
@@ -315,18 +315,18 @@ def read_calibration(
 def calibration_for(
     config: RunConfig, store: OutputStore, *, model_revision: str, family: str | None = None
 ) -> ConfidenceModel | None:
-    """Return the calibration of a job: the one that it names, else that of its output folder."""
+    """Return a job's calibration: the configured one, else that of its output folder."""
     address = config.model.calibration
     if address is None and not store.exists(CALIBRATION_NAME):
         return None
-    found = read_calibration(address or store.uri, store.options, family=family)
-    # Used all the same, since it may be meant; the log says for which weights it was fitted.
-    if found.model_revision not in (None, model_revision):
+    calibration = read_calibration(address or store.uri, store.options, family=family)
+    # Used anyway, as it may be intended; the log names the weights it was fitted to.
+    if calibration.model_revision not in (None, model_revision):
         event(
-            logger, logging.WARNING, "calibration_of_another_model", calibration=found.name,
-            fitted_for=found.model_revision, used_for=model_revision,
+            logger, logging.WARNING, "calibration_of_another_model", calibration=calibration.name,
+            fitted_for=calibration.model_revision, used_for=model_revision,
         )  # fmt: skip
-    return found
+    return calibration
 
 
 PACKAGES = (
@@ -336,7 +336,7 @@ PACKAGES = (
 
 
 def safe_config(config: RunConfig) -> dict[str, Any]:
-    """Return the resolved configuration: models by their full names, addresses without secrets."""
+    """Return the resolved configuration, with full model names and URIs without secrets."""
     safe: dict[str, Any] = _safe(config.model_dump(mode="json"))
     model = safe["model"]
     model["checkpoint"] = full_name(model["checkpoint"])
@@ -359,26 +359,28 @@ def _safe(value: Any) -> Any:
 def source_options(
     store: OutputStore, *, allowed: Iterable[str] = (), storage: StorageOptions = NO_OPTIONS
 ) -> StoreOptions:
-    """Return how a run reached its recordings, which its tables name.
+    """Return the options with which a run accessed the recordings in its tables.
 
-    Of this machine and the hosts that only it reaches, what this user's own runs recorded may be
-    read, and what lies below the `allowed` URIs: settings and tables may come from elsewhere. So
-    only this user's own record says at which endpoint and with which options; those that are
-    secret are in none, and stand in `storage`.
+    Local files and hosts reachable only from here are readable if this user's own runs recorded
+    them, or below the `allowed` URIs: settings and tables may be untrusted. So only this user's
+    record provides the endpoint and options; secret options are never stored and come from
+    `storage`.
     """
     allowed = tuple(map(normalize, allowed))
-    own = read_own_sources(store)
-    hosts = HostRules(trusted_names=False) if own is None else HostRules.of(own.source)
+    record = read_own_sources(store)
+    hosts = HostRules(trusted_names=False) if record is None else HostRules.of(record.source)
     named = tuple(host_of(uri) for uri in allowed if scheme_of(uri) in WEB)
     return StoreOptions(
-        storage=storage.over(NO_OPTIONS if own is None else own.source.bound_options.public()),
+        storage=storage.over(
+            NO_OPTIONS if record is None else record.source.bound_options.public()
+        ),
         hosts=replace(hosts, own_hosts=(*hosts.own_hosts, *named)),
-        files=FileRules(folders=(*allowed, *(own.folders if own is not None else ()))),
+        files=FileRules(folders=(*allowed, *(record.folders if record is not None else ()))),
     )
 
 
 def code_versions() -> dict[str, str]:
-    """Return the versions of everything that takes part in a run and is installed."""
+    """Return the versions of this program and of installed dependencies."""
     versions = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -398,12 +400,12 @@ SUMMARIES_FOLDER = "nights"
 
 
 def failures_name(page: str) -> str:
-    """Return the name of the CSV file of all failures that lies next to a page."""
+    """Return the name of the CSV file of all failures next to a report page."""
     return f"{page.removesuffix('.html')}.failures.csv"
 
 
 ARCHIVE_NOTE_NAME = "_run/aside.json"
-EARLIER_FOLDER = "_earlier"  # readers of tables pass over it
+EARLIER_FOLDER = "_earlier"  # ignored by readers of tables
 _ARCHIVED_NAMES = (
     RUN_NAME, PAGE_NAME, failures_name(PAGE_NAME), EVALUATION_NAME, CALIBRATION_NAME,
     CONFIG_NAME, FINGERPRINT_NAME, REDO_NAME, TABLES_NAME,
@@ -414,38 +416,38 @@ _ARCHIVED_FOLDERS = (
     *FINISHED_FOLDERS, COMMITS_FOLDER,
 )  # fmt: skip
 
-# How the work is spread and bounded, and tables besides; transcripts do not depend on it.
+# Resource limits and extra tables, which do not change transcripts.
 _RESOURCE_KEYS = {
     "extract.workers", "extract.max_buffered_features_mb", "extract.pack_mb",
     "extract.item_timeout_s", "extract.max_file_gb", "extract.max_duration_h",
-    # Columns next to texts that are the same.
+    # Extra columns; texts are the same.
     "extract.measures",
 }  # fmt: skip
-# What `result_settings` reads; each has a default in every key.
+# Sections read by `result_settings`; each key has a default.
 _RESULT_SECTIONS = ("model", "extract", "decoding", "align", "classification", "speakers")
 
 
 class Earlier(StrEnum):
-    """What an output folder holds when a run begins."""
+    """Contents of an output folder when a run starts."""
 
     nothing = "nothing"
     same = "same"  # results of this run's fingerprint
-    other = "other"  # results of another one, to be put aside
-    mixed = "mixed"  # results of another one, to which those of this run are added
+    other = "other"  # results of another fingerprint, to be archived
+    mixed = "mixed"  # results of another fingerprint, to which this run adds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """A run that has started."""
+    """A started run."""
 
     run_id: str
     fingerprint: str
-    started_at: str  # before it listed anything
-    continues: bool  # whether earlier runs with the same fingerprint left results in this folder
+    started_at: str  # before the listing
+    continues: bool  # whether earlier runs with this fingerprint left results
 
 
 def result_settings(config: RunConfig) -> dict[str, Any]:
-    """Return the settings that change results, flat and by their names in the YAML."""
+    """Return the settings that change results, flat, by their names in the YAML."""
     classifies = config.pipeline == CLASSIFY_AUDIO
     flat: dict[str, Any] = {"model.compute_type": config.model.compute_type}
     for section in ("extract", "classification" if classifies else "decoding"):
@@ -455,14 +457,14 @@ def result_settings(config: RunConfig) -> dict[str, Any]:
         flat["pipeline"] = config.pipeline
     aligner = config.align.model
     flat["align.model"] = None if aligner is None else full_name(aligner)
-    # Their bounds are none of these: turns are made again of the same voices.
+    # Excluding limits: turns are recomputed from the same voices.
     wanted = config.speakers.wanted
     flat |= {"speakers": wanted, "speakers.model": config.speakers.model if wanted else None}
     return {key: flat[key] for key in sorted(flat) if key not in _RESOURCE_KEYS}
 
 
 def fingerprint(config: RunConfig, model_revision: str) -> str:
-    """Name everything that changes results: settings, then weights; not source or resources."""
+    """Return a hash of all that changes results: settings and weights; not source or resources."""
     settings = json.dumps(result_settings(config), sort_keys=True)
     return f"{hashlib.sha256(settings.encode()).hexdigest()[:16]}-{model_revision}"
 
@@ -475,9 +477,9 @@ def check_fingerprint(
     new_run: bool = False,
     redo: bool = False,
 ) -> Earlier:
-    """Tell what results the folder holds.
+    """Return which results the folder holds.
 
-    Those of another fingerprint may be there for a new run, or where some are done again.
+    Results of another fingerprint are allowed for a new run, or for reprocessing.
     """
     stored = store.read_json(FINGERPRINT_NAME)
     moving = store.read_json(ARCHIVE_NOTE_NAME)
@@ -506,9 +508,9 @@ def check_fingerprint(
         return Earlier.same
     if new_run:
         return Earlier.other
-    # One folder has segments or labels, and compares voices of one network.
-    apart = [each for each in changes if each.startswith(("pipeline: ", "speakers.model: "))]
-    apart = [each for each in apart if "null" not in each]
+    # A folder holds either segments or labels, and compares voices of one network.
+    apart = [change for change in changes if change.startswith(("pipeline: ", "speakers.model: "))]
+    apart = [change for change in apart if "null" not in change]
     if redo and not apart:
         return Earlier.mixed
     advice = "use these, "
@@ -523,12 +525,14 @@ def check_fingerprint(
 
 
 def _changes(stored: dict[str, Any], config: RunConfig, fingerprint: str) -> list[str]:
-    """Return the settings and weights that are not what the results of a folder were made with."""
-    # A version that did not have a setting did what its default does now.
+    """Return the settings and weights that differ from those of a folder's results."""
+    # A version without a setting behaved like the setting's default.
     sections = {name: type(getattr(config, name))() for name in _RESULT_SECTIONS}
     usual = result_settings(config.model_copy(update=sections))
     new = result_settings(config)
-    pipelines = [each.get("pipeline", "transcribe_corpus") for each in (stored["settings"], new)]
+    pipelines = [
+        settings.get("pipeline", "transcribe_corpus") for settings in (stored["settings"], new)
+    ]
     if pipelines[0] != pipelines[1]:
         return [f"pipeline: was {pipelines[0]}, now {pipelines[1]}"]
     old: dict[str, Any] = usual | stored["settings"]
@@ -545,7 +549,7 @@ def _changes(stored: dict[str, Any], config: RunConfig, fingerprint: str) -> lis
 
 
 def new_run_id() -> str:
-    """Return an identity no other run has; identities sort by the time runs began."""
+    """Return a unique run ID; IDs sort by start time."""
     return f"{datetime.datetime.now(datetime.UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}"
 
 
@@ -561,13 +565,13 @@ def begin_run(
     listing: Iterable[pa.RecordBatch] = (),
     family: str | None = None,
 ) -> Run:
-    """Begin a run in an output folder, or continue the ones before it; no `_SUCCESS` meanwhile.
+    """Start or continue a run in an output folder, removing `_SUCCESS`.
 
-    It `started` now, if it did not list and plan before; `listing` are FILES batches of what it
-    listed, by which the folders of a manifest's recordings are known; `family` is the model's.
+    `started` defaults to now; it is earlier if the run listed and planned before. `listing`: FILES
+    batches, to find the folders of a manifest's recordings; `family` is the model's.
     """
     earlier = check_fingerprint(store, config, fingerprint, new_run=new_run, redo=redo)
-    if earlier is Earlier.same:  # named as it began, also by a version with fewer settings
+    if earlier is Earlier.same:  # fingerprint as stored, possibly by a version with fewer settings
         fingerprint = (store.read_json(FINGERPRINT_NAME) or {})["fingerprint"]
     started = started or datetime.datetime.now(datetime.UTC)
     run = Run(
@@ -591,15 +595,15 @@ def begin_run(
 
 
 def archive_previous_results(store: OutputStore, run: Run) -> None:
-    """Move an output folder's results below `_earlier/`, or go on with a move that was started."""
-    # What is to be moved is noted before anything is, and the note goes last: killed in between,
-    # the next call goes on. Nothing is ever removed.
+    """Move an output folder's results to `_earlier/`, or resume an interrupted move."""
+    # The note of objects to move is written first and removed last: after a kill the next call
+    # resumes. Nothing is ever deleted.
     note = store.read_json(ARCHIVE_NOTE_NAME) or {
         "folder": f"{EARLIER_FOLDER}/before-{run.run_id}",
         "finished": store.exists(SUCCESS_NAME),
     }
     store.write_json(ARCHIVE_NOTE_NAME, {**note, "fingerprint": run.fingerprint})
-    # The mark of a finished run is the first to go here and the last to come there.
+    # The mark of a finished run is moved away first and arrives last.
     store.remove(SUCCESS_NAME)
     for folder in _ARCHIVED_FOLDERS:
         store.move_all(list(store.all_names(folder)), note["folder"])

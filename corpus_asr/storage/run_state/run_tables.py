@@ -338,13 +338,13 @@ class RunTables:
         listing: Iterable[pa.RecordBatch] = (),
         elsewhere: Iterable[pa.Table] = (),
     ) -> None:
-        """Read the committed outcomes of a folder; without one, there are none.
+        """Read the committed outcomes of a folder; empty without one.
 
         Args:
-            columns: those of OUTCOMES that are asked for, `VERSION_COLUMNS` among them.
-            names: objects of outcomes, all by default; others do not count.
-            listing: FILES batches of what there is now.
-            elsewhere: what other sources list (`source_listings.other_listings`).
+            columns: of OUTCOMES, including `VERSION_COLUMNS`.
+            names: outcomes objects to read; default: all.
+            listing: FILES batches of the present listing.
+            elsewhere: listings of other sources (`source_listings.other_listings`).
         """
         self._uri = "nothing" if store is None else redact_uri(store.uri)
         self._schema = projected(OUTCOMES, columns)
@@ -366,7 +366,7 @@ class RunTables:
             raise
 
     def __enter__(self) -> Self:
-        """Return the tables, to be closed at the end."""
+        """Return the tables, which close at exit."""
         return self
 
     def __exit__(
@@ -379,12 +379,12 @@ class RunTables:
         self.close()
 
     def close(self) -> None:
-        """Give back memory and disk."""
+        """Free memory and disk."""
         self._db.close()
         self._scratch.close()
 
     def reread(self, store: OutputStore) -> None:
-        """Read the committed outcomes again, with the listing as it is."""
+        """Reread the committed outcomes; the listing stays."""
         self._read(store, store.commit_names())
 
     def _read(self, store: OutputStore | None, names: list[str]) -> None:
@@ -442,17 +442,17 @@ class RunTables:
             self.execute(statements)
 
     def redo(self) -> pa.Table:
-        """Return the REDO rows as they stand here."""
+        """Return the present REDO rows."""
         return self.table("from redo").cast(REDO)
 
     def do_again(self, ids: pa.Array) -> pa.Table:
-        """Ask for recordings to be done again; return all REDO rows, which stand here alone."""
+        """Request reprocessing of recordings; return all REDO rows, which are not saved yet."""
         self.execute(_AGAIN, pa.table({"recording_id": ids}))
         self._count()
         return self.redo()
 
     def place(self, identities: Identities) -> None:
-        """Let rows of recordings that moved have their present addresses, and versions there."""
+        """Set the present URIs and versions of rows of moved recordings."""
         self.identities = identities
         present = identities.present()
         if present.num_rows:
@@ -466,12 +466,12 @@ class RunTables:
         self._count()
 
     def list_also(self, files: pa.RecordBatch | pa.Table) -> None:
-        """Add FILES rows to `listed`, which has no bearing on what counts."""
+        """Add FILES rows to `listed` without changing which rows are current."""
         schema = projected(FILES, ("recording_id", "etag", "size_bytes", "metadata"))
         names = [name for name in schema.names if name in files.schema.names]
         self._insert("listed", without_credentials(conform(files.select(names), schema)))
         if "uri" in files.schema.names:
-            # Of an archive that could not be read, nothing tells which recordings are in it.
+            # Recordings in the unreadable rest of an archive are unknown.
             rest = files["uri"].filter(pc.ends_with(files["uri"], f"#{REST}"))
             prefixes = pc.utf8_slice_codeunits(rest, 0, -len(REST))
             self._insert("unread", pa.table({"prefix": prefixes}))
@@ -487,12 +487,12 @@ class RunTables:
         )
 
     def sort_on_disk(self) -> None:
-        """Take little more memory than the tables hold so far, since sorting takes all it may."""
+        """Limit memory to little more than the tables so far, since sorting takes all it may."""
         [(held_mb,)] = self.rows("select sum(memory_usage_bytes) // 1000000 from duckdb_memory()")
         self.execute(f"set memory_limit = '{min(_memory_mb(), int(held_mb) + _SORTING_MB)}MB'")
 
     def add(self, table: str, rows: pa.Table) -> None:
-        """Make a table that queries may name."""
+        """Create a table for use in queries."""
         self.execute(f"create or replace table {table} as from arriving", rows)
 
     def _insert(self, table: str, rows: pa.Table) -> None:
@@ -500,7 +500,7 @@ class RunTables:
             self.execute(f"insert into {table} from arriving", rows)
 
     def execute(self, statement: str, rows: pa.Table | None = None, **parameters: Any) -> None:
-        """Run a statement that makes or changes tables; in it `rows` are the table `arriving`."""
+        """Run a statement that creates or changes tables; `rows` is its table `arriving`."""
         if rows is not None:
             self._db.register("arriving", rows)
         try:
@@ -517,58 +517,58 @@ class RunTables:
         try:
             yield
         except (duckdb.OutOfMemoryException, duckdb.IOException) as error:
-            reason = str(error).partition("\n")[0]  # advice of its own follows
+            reason = str(error).partition("\n")[0]  # its own advice follows
             raise CorpusAsrError(
                 f"asking the tables of {self._uri}: {reason}; give them more memory "
                 f"({MEMORY_VARIABLE}, in MB) or more room in {tempfile.gettempdir()} (TMPDIR)"
             ) from error
 
     def rows(self, query: str, **parameters: Any) -> list[tuple[Any, ...]]:
-        """Return what a query gives, as values; `$name` stands for a parameter."""
+        """Return the rows of a query as tuples; `$name` stands for a parameter."""
         with self._asking():
             return self._db.cursor().execute(query, parameters or None).fetchall()
 
     def batches(
         self, query: str, *, rows: int = BATCH_ROWS, **parameters: Any
     ) -> Iterator[pa.RecordBatch]:
-        """Yield what a query gives, at most so many rows at a time."""
+        """Yield the rows of a query in batches of at most `rows`."""
         with self._asking():
             relation = self._db.cursor().sql(query, params=parameters or None)
             yield from relation.to_arrow_reader(rows)
 
     def table(self, query: str, **parameters: Any) -> pa.Table:
-        """Return what a query gives."""
+        """Return the rows of a query as a table."""
         with self._asking():
             relation = self._db.cursor().sql(query, params=parameters or None)
             return relation.to_arrow_table()
 
     def relation(self, name: str) -> "duckdb.DuckDBPyRelation":
-        """Return a table, to be asked by expressions of others."""
+        """Return a table as a relation for queries with untrusted expressions."""
         return self._db.cursor().table(name)
 
     def ids(self, condition: str) -> pa.Array:
-        """Return the recordings that a condition on `recordings` holds for, sorted."""
+        """Return sorted IDs of recordings that match a condition on `recordings`."""
         query = f"select recording_id from recordings where {condition} order by all"
         return self.table(query)["recording_id"].combine_chunks()
 
     def complete(
         self, listed_at: datetime.datetime, noted: Iterable[pa.Table], *, rows: int
     ) -> Iterator[pa.Table]:
-        """Yield the RECORDINGS rows of complete recordings, sorted, at most so many at a time.
+        """Yield the RECORDINGS rows of complete recordings, sorted, at most `rows` at a time.
 
         Args:
-            listed_at: when what is listed was.
-            noted: `NOTED` rows of the recordings table so far.
+            listed_at: time of the listing.
+            noted: `NOTED` rows of the existing recordings table.
         """
         self._note(noted)
         columns = ", ".join(name for name in RECORDINGS.names if name != "listed_at")
         query = _LISTED_AT.format(columns=columns, which="complete", order="recording_id")
-        now = listed_at.astimezone(datetime.UTC).replace(tzinfo=None)
-        for batch in self.batches(query, rows=rows, now=now):
+        listed_utc = listed_at.astimezone(datetime.UTC).replace(tzinfo=None)
+        for batch in self.batches(query, rows=rows, now=listed_utc):
             yield conform(batch, RECORDINGS)
 
     def gone(self, noted: Iterable[pa.Table]) -> list[dict[str, Any]]:
-        """Return what has results and is not listed, or elsewhere, complete or not, by address.
+        """Return recordings with results that no source lists, complete or not, by URI.
 
         `noted` are `NOTED` rows of the recordings table.
         """
@@ -596,7 +596,7 @@ class RunTables:
 
     @property
     def plans_elsewhere(self) -> set[str]:
-        """Plans of other sources that have results which nothing else lists."""
+        """Plans of other sources with results that nothing else lists."""
         query = (
             "select distinct plan from elsewhere semi join (select recording_id from recordings "
             "where elsewhere) using (recording_id)"
@@ -605,13 +605,13 @@ class RunTables:
 
     @property
     def num_versions(self) -> int:
-        """Versions of recordings of which something is committed."""
+        """Number of versions of recordings with commits."""
         [(number,)] = self.rows("select count(*) from versions")
         return int(number)
 
     @property
     def num_listed(self) -> int:
-        """Rows of the listing."""
+        """Number of rows of the listing."""
         [(number,)] = self.rows("select count(*) from listed")
         return int(number)
 
@@ -659,18 +659,18 @@ def _memory_mb() -> int:
 
 
 def _connect(scratch: Path) -> "duckdb.DuckDBPyConnection":
-    import duckdb  # here: most commands ask no tables, and reading it takes 0.1 s
+    import duckdb  # most commands need no tables, and importing takes 0.1 s
 
     db = duckdb.connect(
         ":memory:",
         config={
             "memory_limit": f"{_memory_mb()}MB",
             "threads": min(_MOST_THREADS, os.cpu_count() or 1),
-            "temp_directory": str(scratch / "tables"),  # made when it is needed
+            "temp_directory": str(scratch / "tables"),  # created on demand
             "autoinstall_known_extensions": False,
             "autoload_known_extensions": False,
-            "python_enable_replacements": False,  # a misspelled table is no variable of ours
-            "preserve_insertion_order": False,  # where order matters, queries name it
+            "python_enable_replacements": False,  # table names are not variables
+            "preserve_insertion_order": False,  # queries that need an order specify it
         },
     )
     db.execute("set enable_external_access = false")

@@ -39,7 +39,7 @@ class SeenSegments:
         self._store, self._tables = store, tables
         self._corrections = corrections or Corrections({})
         self.stale: list[Stale] = []
-        """Known once all segments were read."""
+        """Complete once all segments were read."""
 
     def batches(self, columns: Sequence[str], *, of: str = "parts") -> Iterator[pa.Table]:
         """Yield segments with `PLACED_COLUMNS`; those of a corrected recording at once, last.
@@ -59,11 +59,11 @@ class SeenSegments:
 
     def _groups(self, of: str) -> Mapping[str, Sequence[Correction]]:
         ids = self._corrections.recording_ids
-        known = self._tables.rows(
+        id_rows = self._tables.rows(
             f"select distinct recording_id from (from {of}) "
             "where recording_id in (select unnest($ids::varchar[])) order by all", ids=ids,
         ) if ids else []  # fmt: skip
-        return {recording_id: self._corrections.of(recording_id) for (recording_id,) in known}
+        return {recording_id: self._corrections.of(recording_id) for (recording_id,) in id_rows}
 
     def _placings(
         self, groups: Mapping[str, Sequence[Correction]], columns: Sequence[str], of: str

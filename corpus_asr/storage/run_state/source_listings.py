@@ -1,8 +1,8 @@
-"""The last listing of each source that an output folder has had.
+"""Last listing of each source of an output folder.
 
-What another source lists is not gone because this one does not: another job may write into the
-folder as well, or the source may be narrower than it was. So the plan in which a source was listed
-at last stays while it names recordings that no other listing has.
+Recordings of another source are not missing because this source does not list them: another job may
+write to the folder, or the source was narrowed. So a source's last plan is kept while it names
+recordings that no other listing has.
 """
 
 import re
@@ -18,14 +18,14 @@ from corpus_asr.storage.stores.uri import normalize, public
 from corpus_asr.units import shortened
 
 LISTINGS_NAME: Final = "_run/listings.json"
-"""By the plan in which it was listed: what a source lists, and whether the plan is retired."""
+"""Source settings and whether the plan is retired, by the plan of the listing."""
 _ADDRESSES = ("uri", "manifest", "tarred")
 _MAGIC = re.compile(r"[*?\[{]")
 _MOST_CHARS = 200  # of a source, in a message
 
 
 def listing_settings(source: SourceSettings) -> dict[str, list[str]]:
-    """Return what decides which recordings a source lists, however its addresses are spelled."""
+    """Return the settings that determine a source's listing, with URIs normalized."""
     settings = {
         name: [public(normalize(uri)).rstrip("/") for uri in getattr(source, name)]
         for name in _ADDRESSES
@@ -36,19 +36,19 @@ def listing_settings(source: SourceSettings) -> dict[str, list[str]]:
 
 
 def read_listings(store: OutputStore) -> dict[str, Any]:
-    """Return what an output folder notes of its sources."""
+    """Return the notes on sources in an output folder."""
     return store.read_json(LISTINGS_NAME) or {}
 
 
 def read_roots(store: OutputStore) -> set[str]:
-    """Return the folders and files within which sources that are noted look for recordings."""
+    """Return the folders and files in which noted sources look for recordings."""
     uris = {uri for entry in read_listings(store).values() for uri in entry["source"]["uri"]}
     return {uri if (at := _MAGIC.search(uri)) is None else uri[: at.start()].rpartition("/")[0]
             for uri in uris}  # fmt: skip
 
 
 def note_listing(store: OutputStore, plan_name: str, source: SourceSettings) -> None:
-    """Note a plan as the last listing of its source."""
+    """Record a plan as the last listing of its source."""
     settings = listing_settings(source)
     noted = {name: entry for name, entry in read_listings(store).items()
              if entry["source"] != settings}  # fmt: skip
@@ -56,7 +56,7 @@ def note_listing(store: OutputStore, plan_name: str, source: SourceSettings) -> 
 
 
 def describe_change(store: OutputStore, source: SourceSettings) -> str | None:
-    """Return in words how a source differs from the one that was listed last; None if not."""
+    """Describe how a source differs from the last one listed; None if it does not."""
     noted = read_listings(store)
     if not noted:
         return None
@@ -76,9 +76,9 @@ def _words(settings: Mapping[str, list[str]], names: list[str]) -> str:
 def other_listings(
     store: OutputStore, plan_name: str | None, source: SourceSettings | None = None
 ) -> Iterator[pa.Table]:
-    """Yield `recording_id` and `plan` of what other sources than that of a plan listed at last.
+    """Yield `recording_id` and `plan` of the last listings of other sources than a plan's.
 
-    `source` is that of a plan that is not noted yet.
+    `source` is that of a plan without a note.
     """
     noted, identities = read_listings(store), Identities.read(store)
     settings = noted.get(plan_name or "", {}).get("source")

@@ -82,10 +82,10 @@ class WriteGuard(Protocol):
 
     @property
     def run_id(self) -> str:
-        """The run that may write."""
+        """ID of the run that may write."""
 
     def check(self) -> None:
-        """Return while the run may write; else raise an `EngineError`."""
+        """Return if the run may still write; else raise an `EngineError`."""
 
 
 TABLES_NAME: Final = "_run/tables.json"
@@ -155,19 +155,19 @@ class OutputStore:
         return held
 
     def below(self, name: str) -> Self:
-        """Return a folder within this one, written by whoever holds the lock of this one."""
-        found = type(self)(self.address(name), options=self.options)
-        return found if self._guard is None else found.held(self._guard)
+        """Return a folder within this one, written under the same lock."""
+        folder = type(self)(self.address(name), options=self.options)
+        return folder if self._guard is None else folder.held(self._guard)
 
     @property
     def is_local(self) -> bool:
-        """Whether it is a folder of this machine, where files have owners and modes."""
+        """Whether the folder is local, where files have owners and modes."""
         return scheme_of(self.uri) == LOCAL
 
     def private(self) -> Self:
-        """Return the folder as it is written with what other users of this machine must not read.
+        """Return the folder for writing files that other local users must not read.
 
-        That is addresses as they were given, which may be signed. Of a store, its rules decide.
+        These contain original URIs, which may be signed. In other stores access rules apply.
         """
         private = copy.copy(self)
         if self.is_local:
@@ -175,12 +175,12 @@ class OutputStore:
         return private
 
     def check(self) -> None:
-        """Raise an `EngineError` if the folder belongs to another run by now."""
+        """Raise an `EngineError` if another run has taken over the folder."""
         if self._guard is not None:
             self._guard.check()
 
     def stem(self, time_ns: int | None = None, *, mark: str = "") -> str:
-        """Return a unique stem, of this run, that sorts after all there were when it began."""
+        """Return a unique stem that sorts after all objects that existed when the run started."""
         newest_ns = max(time.time_ns(), self._newest_ns + 1)
         run_id = None if self._guard is None else self._guard.run_id
         return unique_stem(newest_ns if time_ns is None else time_ns, run_id=run_id, mark=mark)
@@ -278,7 +278,7 @@ class OutputStore:
 
     @classmethod
     def of(cls, output: OutputSettings | DatasetSettings) -> Self:
-        """Return the folder that a job, or a data set, is written to."""
+        """Return the output folder of a job or dataset."""
         return cls(output.uri, options=StoreOptions.of_output(output))
 
     def put_commit(self, rows: pa.Table, *, stem: str | None = None) -> str:
@@ -337,7 +337,7 @@ class OutputStore:
             yield name, conform(rows, schema)
 
     def address(self, name: str) -> str:
-        """Return the address of an object of this folder."""
+        """Return the URI of an object in this folder."""
         return within(self.uri, name)
 
     def commit_names(self) -> list[str]:
@@ -394,11 +394,11 @@ class OutputStore:
             yield uri.removeprefix(base), size
 
     def write_table(self, name: str, table: pa.Table) -> None:
-        """Put a table as one object."""
+        """Write a table as one object."""
         self.write_bytes(name, encode_parquet(table.schema, [table]))
 
     def read_table(self, name: str, schema: pa.Schema) -> pa.Table:
-        """Return an object's columns of `schema`, in exactly that schema."""
+        """Return an object's rows cast to `schema`."""
         batches = [conform(rows, schema) for rows in self.batches(name, columns=schema.names)]
         return pa.concat_tables(batches) if batches else schema.empty_table()
 
@@ -410,9 +410,9 @@ class OutputStore:
             yield from parquet_batches(file, columns=columns, batch_rows=batch_rows)
 
     def rows(self, name: str, schema: pa.Schema, ranges: Sequence[tuple[int, int]]) -> pa.Table:
-        """Return some rows of an object, in its order and in exactly the columns of `schema`."""
+        """Return row ranges of an object, in its order, cast to `schema`."""
         with self._parquet(name) as file:
-            rows = [conform(some, schema) for some in parquet_rows(file, schema.names, ranges)]
+            rows = [conform(table, schema) for table in parquet_rows(file, schema.names, ranges)]
         return pa.concat_tables([schema.empty_table(), *rows])
 
     @contextlib.contextmanager
@@ -430,18 +430,18 @@ class OutputStore:
     def write_bytes(
         self, name: str, data: bytes, *, check: Callable[[], object] | None = None
     ) -> None:
-        """Put an object; before each attempt the lock is looked at, unless `check` is to do so."""
-        before = check or self.check
-        filesystem.write_atomic(self.address(name), data, self.options, before=before)
+        """Write an object; the lock, or `check` if given, is checked before each attempt."""
+        guard = check or self.check
+        filesystem.write_atomic(self.address(name), data, self.options, before=guard)
         self._changed[name] = True
 
     def write_json(self, name: str, value: Any) -> None:
-        """Put a value as a JSON object, readable by people."""
+        """Write a value as indented JSON."""
         text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
         self.write_bytes(name, (text + "\n").encode())
 
     def read_json(self, name: str) -> Any:
-        """Return what a JSON object holds; None if there is no such object."""
+        """Return the value of a JSON object; None if it does not exist."""
         if not self.exists(name):
             return None
         data = filesystem.read_bytes(self.address(name), self.options)
@@ -454,18 +454,18 @@ class OutputStore:
             ) from error
 
     def exists(self, name: str) -> bool:
-        """Tell whether there is such an object."""
+        """Return whether an object exists."""
         return filesystem.exists(self.address(name), self.options)
 
     def missing(self, names: Iterable[str]) -> set[str]:
-        """Return those of some names that stand for no object, by asking for each."""
+        """Return the names without an object, with one request each."""
         names = list(names)
         with ThreadPoolExecutor(READERS, thread_name_prefix="look-up") as pool:
-            there = list(pool.map(self.exists, names))
-        return {name for name, exists in zip(names, there, strict=True) if not exists}
+            existence = list(pool.map(self.exists, names))
+        return {name for name, exists in zip(names, existence, strict=True) if not exists}
 
     def remove(self, name: str) -> None:
-        """Remove an object; one that is gone already is as good."""
+        """Remove an object; succeeds if it does not exist."""
         self.check()
         self._remove(name)
 
@@ -474,14 +474,14 @@ class OutputStore:
         self._changed[name] = False
 
     def remove_all(self, names: Iterable[str]) -> None:
-        """Remove objects, several at a time: each is a request that waits for the store."""
+        """Remove objects in parallel: each request waits for the store."""
         self.check()
         with ThreadPoolExecutor(READERS, thread_name_prefix="remove-tables") as pool:
             for _ in pool.map(self._remove, names):
                 pass
 
     def move_all(self, names: Iterable[str], folder: str) -> None:
-        """Move objects below a folder, several at a time; one that is there already is as good."""
+        """Move objects to a folder in parallel; succeeds if they were moved already."""
 
         def move(name: str) -> None:
             target = f"{folder}/{name}"
@@ -527,21 +527,21 @@ def _is_table(name: str) -> bool:
 
 
 def projected(schema: pa.Schema, columns: Sequence[str] | None) -> pa.Schema:
-    """Return the schema of some columns, in their order; None stands for all."""
+    """Return the schema of some columns, in their order; None: all."""
     if columns is None:
         return schema
     return pa.schema([schema.field(name) for name in columns], metadata=schema.metadata)
 
 
 def unique_stem(time_ns: int | None = None, *, run_id: str | None = None, mark: str = "") -> str:
-    """Return a name no other commit has; names sort by the time they were made, or by this one."""
+    """Return a unique commit name; names sort by `time_ns`, by default the present time."""
     by = "" if run_id is None else f"{run_id}-"
     time_ns = time.time_ns() if time_ns is None else time_ns
     return f"{time_ns:0{_TIME_DIGITS}d}-{by}{mark or uuid.uuid4().hex[:12]}"
 
 
 def time_ns_of(name: str) -> int:
-    """Return the time that an object's name stands for; 0 for a name that is none of ours."""
+    """Return the time in a name, in nanoseconds; 0 for names of another form."""
     time_ns = name.rpartition("/")[2].partition("-")[0]
     return int(time_ns) if time_ns.isdecimal() and len(time_ns) == _TIME_DIGITS else 0
 

@@ -48,8 +48,8 @@ def timed_words(
 
 
 def bare_word(word: str) -> str:
-    """Return a word as it is compared: without case and punctuation."""
-    letters = "".join(each for each in word.casefold() if each.isalnum())
+    """Return a word in its compared form: without case and punctuation."""
+    letters = "".join(character for character in word.casefold() if character.isalnum())
     return letters or word.strip()
 
 

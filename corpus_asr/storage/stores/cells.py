@@ -76,7 +76,7 @@ def audio_table(file: io.BufferedReader, column: str | None) -> "Iterator[AudioT
 
 
 def place_of(group: int, index: int, expected_bytes: int) -> str:
-    """Return where a row lies: its group, its place there, and about how large its audio is."""
+    """Return the position of a row: group, index in the group, approximate audio bytes."""
     return f"{group}.{index}~{expected_bytes}"
 
 
@@ -105,14 +105,14 @@ class CellStore(Store):
         return data[start:end], info
 
     def _loaded(self) -> tuple[bytes, ObjectInfo]:
-        # One at a time: several that are opened ahead are mostly of one group.
+        # One reader at a time: rows that are opened ahead are mostly in one group.
         with _LOCK:
             if self._cell is None:
                 self._cell = self._kept() or self._read()
         return self._cell
 
     def _kept(self) -> tuple[bytes, ObjectInfo] | None:
-        # Without a request: of the version that was listed, whatever is there now.
+        # No request: returns the listed version, even if the object has changed since.
         address = self._address
         if address.place is None:
             return None
@@ -127,8 +127,8 @@ class CellStore(Store):
             digest = version_digest(container.etag)
             is_listed = address.place is not None and digest == address.of
             if address.place is not None and not (is_listed or address.may_move):
-                found = "the table was replaced since it was listed"
-                raise StoreError(CHANGED, f"{found}, expected the version that was listed")
+                problem = "the table was replaced since it was listed"
+                raise StoreError(CHANGED, f"{problem}, expected the version that was listed")
             with audio_table(file, self._column) as table:
                 group, index = self._row(table, address.place if is_listed else None)
                 place = place_of(group, index, table.expected_bytes(group))
@@ -155,7 +155,7 @@ class CellStore(Store):
             row -= num_rows
         if name == REST:
             for group in range(table.num_groups):
-                collections.deque(table.others(group), maxlen=0)  # what a listing could not read
+                collections.deque(table.others(group), maxlen=0)  # what listings skipped
         raise StoreError(NOT_FOUND, "not found, expected the number of a row, from 0")
 
     def _found(self, kept: "_Group", index: int, place: str) -> tuple[bytes, ObjectInfo]:

@@ -1,7 +1,7 @@
 """The single entry point to every store: local paths, s3://, http(s):// and any fsspec scheme.
 
-Every function raises a `FetchError` where a store fails beyond its retries, and all but
-`open_binary` a `ConfigError` where no library knows the address.
+Every function raises a `FetchError` when a store fails after all retries, and all but `open_binary`
+a `ConfigError` when no library supports the URI's scheme.
 """
 
 import contextlib
@@ -51,7 +51,7 @@ from corpus_asr.storage.stores.store import (
 from corpus_asr.storage.stores.uri import LOCAL, normalize, scheme_of
 from corpus_asr.units import MEBIBYTE
 
-if TYPE_CHECKING:  # 0.1 s in each process that reads audio
+if TYPE_CHECKING:  # importing takes 0.1 s in each process that reads audio
     from fsspec import AbstractFileSystem
 
     from corpus_asr.config.run import DatasetSettings, OutputSettings, SourceSettings
@@ -59,26 +59,26 @@ if TYPE_CHECKING:  # 0.1 s in each process that reads audio
 T = TypeVar("T")
 
 BLOCK_BYTES = 4 * MEBIBYTE  # about four minutes of mp3: few requests, little waste after a seek
-KEPT_BLOCKS = 4  # containers jump between their index and two or three places
-READ_BUFFER_BYTES = 128 * 1024  # what a demuxer's many small reads are served from
+KEPT_BLOCKS = 4  # containers jump between their index and two or three positions
+READ_BUFFER_BYTES = 128 * 1024  # serves a demuxer's many small reads
 PEEK_BYTES = MEBIBYTE // 16
 SAMPLE_BYTES = MEBIBYTE // 16  # at the head, in the middle and at the tail of a file
-_MOST_WHOLE_BYTES = MEBIBYTE  # of files up to this size all is read
-# Packed, every fourth byte of the middle takes more unless it is silence, alike in many files.
+_MOST_WHOLE_BYTES = MEBIBYTE  # files up to this size are read in full
+# The middle sample is almost silent if every fourth byte of it compresses below this size.
 _LEAST_PACKED_BYTES = SAMPLE_BYTES // 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreOptions:
-    """How stores are reached; picklable, and the same for all objects of a job's source."""
+    """Store access options; picklable, and the same for all objects of a job's source."""
 
-    endpoint_url: str | None = None  # the S3 endpoint, where it is not Amazon's
+    endpoint_url: str | None = None  # S3 endpoint, if not Amazon's
     storage: StorageOptions = NO_OPTIONS
     policy: RetryPolicy = DEFAULT_POLICY
-    hosts: HostRules = ANY_NAMED_HOST  # which hosts a web address may lead to
-    files: FileRules | None = None  # which files of this machine may be read; None: any
-    audio_column: str | None = None  # of tables; None: the only one of audio
-    private: bool = False  # whether local files that are written are for their owner alone
+    hosts: HostRules = ANY_NAMED_HOST  # hosts that http(s) URLs may point to
+    files: FileRules | None = None  # local files that may be read; None: any
+    audio_column: str | None = None  # audio column of tables; None: the only one
+    private: bool = False  # write local files with permissions for the owner only
 
     @classmethod
     def of(cls, source: "SourceSettings") -> "StoreOptions":
@@ -91,7 +91,7 @@ class StoreOptions:
 
     @classmethod
     def of_output(cls, output: "OutputSettings | DatasetSettings") -> "StoreOptions":
-        """Return the options for what a job writes."""
+        """Return the options for a job's output."""
         storage = output.storage_options.bound((output.uri,))
         return cls(storage=storage)
 
@@ -102,12 +102,12 @@ DEFAULT_STORE = StoreOptions()
 def store_for(uri: str, options: StoreOptions = DEFAULT_STORE) -> Store:
     """Return the store a URI belongs to."""
     if options.files is not None and not options.files.admits(uri):
-        found = "refused to read it: no run of this user on this machine read recordings there"
-        raise fetch_error("opening", uri, StoreError(REFUSED_FILE, found))
+        reason = "refused to read it: no run of this user on this machine read recordings there"
+        raise fetch_error("opening", uri, StoreError(REFUSED_FILE, reason))
     scheme = scheme_of(uri)
     if scheme == LOCAL:
         return LocalStore(private=options.private)
-    # Connections of a parent process cannot be used after a fork: the process is part of the key.
+    # Connections of a parent process are unusable after a fork: the process ID is part of the key.
     place = "" if scheme in ("s3", "http", "https") else uri
     return _connected(os.getpid(), scheme, place, options)
 
@@ -142,7 +142,7 @@ def open_store(uri: str, options: StoreOptions = DEFAULT_STORE) -> tuple["Abstra
     """Return an fsspec filesystem and the path in it, for libraries that ask for one."""
     uri = normalize(uri)
     if scheme_of(uri) == LOCAL:
-        import fsspec  # with asyncio 0.06 s, which nothing else of a local run needs
+        import fsspec  # with asyncio 0.06 s, not needed for local runs
 
         return fsspec.filesystem("file"), uri
     store = store_for(uri, options)
@@ -157,12 +157,12 @@ def open_binary(
     try:
         return _open(uri, options, block_bytes=block_bytes)
     except ConfigError as error:
-        # One bad address among many is that recording's failure.
+        # One invalid URI fails its own recording, not the run.
         raise FetchError(str(error), uri=uri, kind=UNSUPPORTED_SCHEME, retryable=False) from error
 
 
 def digest_content(file: io.BufferedIOBase) -> str | None:
-    """Return the `RangeFile.content_digest` of what `open_binary` opened; None of other files."""
+    """Return the `RangeFile.content_digest` of a file from `open_binary`; None for other files."""
     raw = getattr(file, "raw", None)
     return raw.content_digest if isinstance(raw, RangeFile) else None
 
@@ -175,14 +175,14 @@ def _open(uri: str, options: StoreOptions, *, block_bytes: int | None = None) ->
 
 
 def open_container(uri: str, options: StoreOptions = DEFAULT_STORE) -> "RangeFile":
-    """Open an archive for reading headers here and there in it."""
+    """Open an archive for reading headers at scattered offsets."""
     uri = normalize(uri)
     store = store_for(uri, options)
     return RangeFile(store, uri, policy=options.policy, block_bytes=HEADER_BLOCK_BYTES)
 
 
 def _read_from(uri: str, options: StoreOptions) -> tuple[Store, str]:
-    """Return the store of an address, which may be that of a member, and what to call it there."""
+    """Return the store of a URI, possibly of an archive member, and the URI within that store."""
     member = member_address(uri)
     if member is None or (member.place is None and _is_object(uri, options)):
         return store_for(uri, options), uri
@@ -198,7 +198,7 @@ def _read_from(uri: str, options: StoreOptions) -> tuple[Store, str]:
 
 
 def _is_object(uri: str, options: StoreOptions) -> bool:
-    # `#` is legal in the names of objects, but not in those of the web.
+    # `#` is legal in object keys, but not in URLs.
     if scheme_of(uri) in WEB:
         return False
     try:
@@ -223,9 +223,9 @@ def write_atomic(
     *,
     before: Callable[[], object] = lambda: None,
 ) -> None:
-    """Put an object so that readers see all of it or none, whatever happens meanwhile.
+    """Write an object atomically: readers see all of it or nothing.
 
-    `before` is called before each attempt; what it raises ends them.
+    `before` is called before each attempt; an exception that it raises ends the retries.
     """
 
     def attempt(store: Store, uri: str) -> None:
@@ -236,36 +236,36 @@ def write_atomic(
 
 
 def upload(path: str, uri: str, options: StoreOptions = DEFAULT_STORE) -> None:
-    """Put a local file as an object, piece by piece; readers see all of it or what was before."""
+    """Upload a local file in parts; readers see the whole new object or the previous one."""
     _request("writing", uri, options, lambda store, uri: store.upload(path, uri))
 
 
 def remove(uri: str, options: StoreOptions = DEFAULT_STORE) -> None:
-    """Remove an object; one that is not there is as good."""
+    """Remove an object; succeeds if it does not exist."""
     _request("removing", uri, options, lambda store, uri: store.remove(uri))
 
 
 def remove_folder(uri: str) -> None:
-    """Remove a local folder if nothing is in it; stores of objects have no folders."""
+    """Remove a local folder if it is empty; object stores have no folders."""
     uri = normalize(uri)
     if scheme_of(uri) == LOCAL:
-        with contextlib.suppress(OSError):  # not there, or something is in it
+        with contextlib.suppress(OSError):  # missing, or not empty
             os.rmdir(uri)
 
 
 def move(uri: str, target: str, options: StoreOptions = DEFAULT_STORE) -> None:
-    """Give an object another name in the same store; one that was moved already is as good."""
+    """Rename an object within its store; succeeds if it was renamed already."""
     target = normalize(target)
     try:
         _request("moving", uri, options, lambda store, uri: store.move(uri, target))
     except FetchError as error:
-        # A request whose answer was lost has done its work, and so had a run that was killed.
+        # A lost response, or an earlier run that was killed, may have completed the move.
         if error.kind != NOT_FOUND or not exists(target, options):
             raise
 
 
 def describe(uri: str, options: StoreOptions = DEFAULT_STORE) -> ObjectInfo:
-    """Return size and version of an object."""
+    """Return the size and version of an object."""
     store, uri = _read_from(normalize(uri), options)
     return with_retries(
         "looking up", uri, lambda: store.info(uri), policy=options.policy, store=store
@@ -273,7 +273,7 @@ def describe(uri: str, options: StoreOptions = DEFAULT_STORE) -> ObjectInfo:
 
 
 def exists(uri: str, options: StoreOptions = DEFAULT_STORE) -> bool:
-    """Tell whether there is an object (not a folder) of this name."""
+    """Return whether an object (not a folder) of this name exists."""
     try:
         describe(uri, options)
     except FetchError as error:
@@ -286,10 +286,10 @@ def exists(uri: str, options: StoreOptions = DEFAULT_STORE) -> bool:
 def list_pages(
     prefix: str, options: StoreOptions = DEFAULT_STORE, *, depth: int | None = None
 ) -> Iterator[Page]:
-    """List objects page by page in stable order; a folder that is not there has none.
+    """List objects page by page in stable order; a missing folder is empty.
 
-    `prefix` is a folder with a trailing slash, or that and the first letters of names; `depth`
-    bounds the levels below the folder that are of interest.
+    `prefix` is a folder with a trailing slash, or that plus the first characters of names; `depth`
+    is the number of levels below the folder to list.
     """
     store = store_for(prefix, options)
     try:
@@ -306,20 +306,20 @@ def list_pages(
 def list_objects(
     prefix: str, options: StoreOptions = DEFAULT_STORE
 ) -> Iterator[tuple[str, int | None, str | None]]:
-    """List address, size and version of every object below a folder, in stable order."""
+    """Yield the URI, size and version of every object below a folder, in stable order."""
     folder = normalize(prefix).rstrip("/") + "/"
     for page in list_pages(folder, options):
         yield from zip(page.uris, page.sizes, page.etags, strict=True)
 
 
-# Conditional writes, for one writer among many to win. On S3, Google Cloud Storage, Azure and
-# local disks exactly one wins. Some stores do not enforce conditions: there the last writer has
-# won, and a caller that must know reads back after a while. `data` is what nobody else would put.
+# Conditional writes: one concurrent writer wins. On S3, Google Cloud Storage, Azure and local disks
+# exactly one wins. Some stores do not enforce conditions: there the last writer wins, and a caller
+# that must know re-reads later. `data` must be unique to the writer.
 
 
 def peek(uri: str, options: StoreOptions = DEFAULT_STORE) -> bytes | None:
-    """Return a small object, or the first `PEEK_BYTES` of a large one; None if there is none."""
-    # One request, so that an object that is replaced meanwhile is seen as it was or as it is.
+    """Return a small object, or the first `PEEK_BYTES` of a large one; None if it is missing."""
+    # A single request, so that an object replaced meanwhile is never read as a mix of both.
     try:
         return _request(
             "reading", uri, options, lambda store, uri: store.read_range(uri, 0, PEEK_BYTES)[0]
@@ -331,14 +331,14 @@ def peek(uri: str, options: StoreOptions = DEFAULT_STORE) -> bytes | None:
 
 
 def create(uri: str, data: bytes, options: StoreOptions = DEFAULT_STORE) -> bool:
-    """Put a small object if there is none of this name; tell whether it holds `data` now."""
+    """Create a small object if the name is free; return whether the object now holds `data`."""
     written = _request("creating", uri, options, lambda store, uri: store.create(uri, data))
-    # The first of two attempts may have done it, its answer lost.
+    # A first attempt may have succeeded and its response been lost.
     return written or peek(uri, options) == data
 
 
 def swap(uri: str, data: bytes, expected: bytes, options: StoreOptions = DEFAULT_STORE) -> bool:
-    """Replace a small object if it holds exactly `expected`; tell whether it holds `data` now."""
+    """Replace a small object that equals `expected`; return whether it now holds `data`."""
     written = _request(
         "replacing", uri, options, lambda store, uri: store.swap(uri, data, expected)
     )
@@ -348,7 +348,7 @@ def swap(uri: str, data: bytes, expected: bytes, options: StoreOptions = DEFAULT
 class RangeFile(io.RawIOBase):
     """A seekable file over range reads of at most `KEPT_BLOCKS + 1` blocks in memory.
 
-    Opening and reading raise a `FetchError`, of kind `changed` where the object was replaced.
+    Opening and reading raise a `FetchError`, of kind `changed` if the object was replaced.
     """
 
     def __init__(
@@ -372,7 +372,7 @@ class RangeFile(io.RawIOBase):
         return with_retries("reading", self._uri, operation, policy=self._policy, store=self._store)
 
     def _first_block(self) -> ObjectInfo:
-        # It also tells size and version: one request, not two.
+        # The response also holds size and version: one request instead of two.
         block, info = self._store.read_range(self._uri, 0, self._block_bytes)
         if info.size_bytes is None:
             raise RangesUnsupportedError
@@ -392,18 +392,20 @@ class RangeFile(io.RawIOBase):
 
     def _check_length(self, start: int, block: bytes, expected: int) -> None:
         if len(block) != expected:
-            found = f"short read: {len(block)} bytes from {start}, expected {expected}"
-            raise StoreError(FETCH, found, transient=True)
+            problem = f"short read: {len(block)} bytes from {start}, expected {expected}"
+            raise StoreError(FETCH, problem, transient=True)
 
     def _check_unchanged(self, info: ObjectInfo) -> None:
-        for name, before, now in (
+        for name, old_value, new_value in (
             ("size", self.info.size_bytes, info.size_bytes),
             ("version", self.info.etag, info.etag),
         ):
-            if before is not None and now is not None and before != now:
-                found = f"the object changed while it was read ({name} {before}, now {now})"
-                # A replica that lags behind answers like this, too: asked again, another may not.
-                raise StoreError(CHANGED, found, transient=True, attempts=FEW_ATTEMPTS)
+            if old_value is not None and new_value is not None and old_value != new_value:
+                problem = (
+                    f"the object changed while it was read ({name} {old_value}, now {new_value})"
+                )
+                # A replica that lags behind responds like this, too; a retry may reach another one.
+                raise StoreError(CHANGED, problem, transient=True, attempts=FEW_ATTEMPTS)
 
     def _fetch(self, index: int) -> bytes:
         start = index * self._block_bytes
@@ -420,9 +422,9 @@ class RangeFile(io.RawIOBase):
 
     @functools.cached_property
     def content_digest(self) -> str | None:
-        """Hash of size and content, by which files are taken for the same; None if unreadable.
+        """Hash of size and content, used to detect identical files; None if unreadable.
 
-        Of a large file three samples are read, unless the middle one is almost silence.
+        Three samples of a large file are read; all of it if the middle one is almost silent.
         """
         size, digest = self.size_bytes, hashlib.blake2b(b"%d\n" % self.size_bytes, digest_size=16)
         starts, step = list(range(0, size, BLOCK_BYTES)), BLOCK_BYTES
@@ -439,7 +441,7 @@ class RangeFile(io.RawIOBase):
         return digest.hexdigest()
 
     def _at(self, start: int, count: int) -> bytes:
-        """Return bytes without moving; they are not kept."""
+        """Return `count` bytes from `start` without seeking; they are not cached."""
         end = min(start + count, self.size_bytes)
         if self._whole is not None:
             self._whole.seek(start)
@@ -457,7 +459,7 @@ class RangeFile(io.RawIOBase):
                 self._blocks[index] = self._fetch(index)
             while len(self._blocks) > KEPT_BLOCKS:
                 self._blocks.popitem(last=False)
-            # Only behind another block: after a jump nobody knows what is read next.
+            # Read ahead only in sequential reads: after a jump the next position is unknown.
             if index - 1 in self._blocks:
                 self._read_ahead(index + 1)
         self._blocks.move_to_end(index)
@@ -471,7 +473,7 @@ class RangeFile(io.RawIOBase):
         self._ahead = (index, self._executor.submit(self._fetch, index))
 
     def readinto(self, buffer: Any) -> int:
-        """Fill `buffer` from the present position; 0 at the end."""
+        """Read into `buffer` from the current position; return 0 at the end."""
         wanted = min(len(buffer), self.size_bytes - self._position)
         if wanted <= 0:
             return 0
@@ -486,7 +488,7 @@ class RangeFile(io.RawIOBase):
         return len(data)
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Move; nothing is fetched before the next read."""
+        """Set the position; nothing is fetched before the next read."""
         start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.size_bytes}[whence]
         if start + offset < 0:
             raise ValueError(f"seeking to {start + offset}: before the start of the file")
@@ -503,8 +505,8 @@ class RangeFile(io.RawIOBase):
         return True
 
     def close(self) -> None:
-        """Drop blocks and temporary files; a block being read ahead is not waited for."""
-        if not self.closed and hasattr(self, "_whole"):  # else it was not even started
+        """Free blocks and temporary files, without waiting for a block that is being read ahead."""
+        if not self.closed and hasattr(self, "_whole"):  # else construction failed
             if self._executor is not None:
                 self._executor.shutdown(wait=False, cancel_futures=True)
             if self._whole is not None:

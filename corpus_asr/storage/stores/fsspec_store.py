@@ -1,4 +1,4 @@
-"""Every other fsspec scheme as a store: gs://, az://, memory://, sftp:// and so on."""
+"""Store for all other fsspec schemes: gs://, az://, memory://, sftp:// and so on."""
 
 import contextlib
 import datetime
@@ -56,36 +56,36 @@ def _info(details: dict[str, Any]) -> ObjectInfo:
     for key in _TIME_KEYS:
         time = details.get(key)
         if time:
-            # Some libraries answer a lookup with a number and a listing with a date.
+            # Some libraries return a number from a lookup and a date from a listing.
             seconds = time.timestamp() if isinstance(time, datetime.datetime) else time
             return ObjectInfo(size_bytes=size, etag=f"{size}-{seconds}")
     return ObjectInfo(size_bytes=size, etag=None)
 
 
 class FsspecStore(Store):
-    """Objects of the place a URI names: a scheme, and where it has one, a host."""
+    """Store of one scheme and, where the scheme has one, one host."""
 
     def __init__(self, uri: str, storage: StorageOptions = NO_OPTIONS) -> None:
         self._uri, self._storage = uri, storage
         self._scheme = scheme_of(uri)
         with self._usable():
             self._class = fsspec.get_filesystem_class(self._scheme)
-            # Not `url_to_fs`: it would take "::" within a name for a chain of stores.
+            # Not `url_to_fs`, which parses "::" within a name as chained stores.
             self._options = storage.values() | self._class._get_kwargs_from_urls(uri)
             if self._scheme in _GOOGLE | _AZURE:
                 self._check_names(storage.values())
 
     def _check_names(self, names: Iterable[str]) -> None:
-        # These take any name, and leave out what they do not know.
-        known = {
+        # These classes accept any option name and ignore unknown ones.
+        option_names = {
             name
-            for each in self._class.__mro__
-            for name, parameter in inspect.signature(each.__init__).parameters.items()
+            for base in self._class.__mro__
+            for name, parameter in inspect.signature(base.__init__).parameters.items()
             if parameter.kind is not parameter.VAR_KEYWORD
         }
         for name in names:
-            if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
+            if name not in option_names:
+                near = difflib.get_close_matches(name, option_names, n=1)
                 hint = f"did you mean {near[0]}?" if near else "leave it out"
                 raise ConfigError(
                     f"opening {redact_uri(self._uri)}: storage_options: {self._scheme}:// has no "
@@ -94,10 +94,10 @@ class FsspecStore(Store):
 
     @functools.cached_property
     def filesystem(self) -> AbstractFileSystem:
-        """The library's own object; making it may connect, so this may fail like any request."""
+        """The library's file system; creating it may connect, so this may fail like any request."""
         with self._usable():
             filesystem: AbstractFileSystem = self._class(**self._options)
-        # Not as an option: some libraries hand those they do not know to their server.
+        # Not an option: some libraries pass unknown options on to their server.
         filesystem.dircache.use_listings_cache = False
         return filesystem
 
@@ -108,7 +108,7 @@ class FsspecStore(Store):
                 yield
         except ImportError as error:
             missing = getattr(error.__cause__ or error, "name", None)
-            named = missing is not None and missing in str(error)  # so it is no module of another
+            named = missing is not None and missing in str(error)  # not the import of another one
             cure = f"pip install {missing}" if named else "install the package it names"
             raise ConfigError(
                 f"opening {redact_uri(self._uri)}: the library for {self._scheme}:// is not "
@@ -127,7 +127,7 @@ class FsspecStore(Store):
         status = _status_of(error)
         if status >= 400:
             return from_status(status, type(error).__name__)
-        # Each library has errors of its own; an unknown one may well be a passing one.
+        # Each library has its own errors; an unknown one may be transient.
         return StoreError(FETCH, f"{type(error).__name__}: {error}", transient=True)
 
     def _path(self, uri: str) -> str:
@@ -170,12 +170,12 @@ class FsspecStore(Store):
         return True
 
     def swap(self, uri: str, data: bytes, expected: bytes) -> bool:
-        # Google and Azure put it under the condition that its version is still the one looked at;
-        # fsspec has no condition for other stores, which are looked at and then written to.
+        # Google and Azure enforce the condition that the version is unchanged. fsspec has no
+        # condition for other stores, which are read and then written.
         path = self._path(uri)
         try:
-            # The version is looked up before the content is read. If the object changes in
-            # between, the content may be as expected, but the condition does not hold.
+            # The version is read before the content. If the object changes in between, the content
+            # may match `expected`, but the condition fails.
             details = self.filesystem.info(path)
             if self._read(uri, 0, len(expected) + 1, _info(details)) != expected:
                 return False
@@ -190,8 +190,8 @@ class FsspecStore(Store):
         return True
 
     def _put_google(self, path: str, data: bytes, generation: str | None) -> None:
-        # gcsfs's own methods know only the condition that there is no object, so this is a media
-        # upload of Google's JSON API; gcsfs raises FileExistsError where the condition fails.
+        # gcsfs methods support only the condition that no object exists, so this is a media upload
+        # of Google's JSON API; gcsfs raises FileExistsError if the condition fails.
         filesystem = self.filesystem
         if generation is None or not hasattr(filesystem, "call"):
             raise _no_conditions("gcsfs")
@@ -205,7 +205,7 @@ class FsspecStore(Store):
     def _put_azure(self, path: str, data: bytes, etag: str | None) -> None:
         if etag is None:
             raise _no_conditions("adlfs")
-        # A dependency of adlfs, and no dependency of this package.
+        # A dependency of adlfs, not of this package.
         unmodified = importlib.import_module("azure.core").MatchConditions.IfNotModified
         try:
             self.filesystem.pipe_file(
@@ -225,8 +225,8 @@ class FsspecStore(Store):
             self.filesystem.rm_file(self._path(uri))
 
     def pages(self, prefix: str, *, depth: int | None = None) -> Iterator[Page]:
-        # Of Google and Azure page by page, sorted by key, as on S3. fsspec itself returns folders
-        # as a whole: of other stores one folder is in memory, and they come sorted by name.
+        # Google and Azure are listed page by page, sorted by key, as on S3. For other stores fsspec
+        # returns whole folders: one folder is in memory, sorted by name.
         folder = prefix.rpartition("/")[0]
         if folder.endswith(":/"):  # scheme:// itself
             folder += "/"
@@ -234,16 +234,16 @@ class FsspecStore(Store):
         bucket, slash, key = root.partition("/")
         key += slash + prefix[len(folder) :].removeprefix("/")
         delimiter = "/" if depth == 1 else None
-        found: Iterator[list[dict[str, Any]]]
+        listings: Iterator[list[dict[str, Any]]]
         if bucket and self._scheme in _GOOGLE and hasattr(self.filesystem, "call"):
-            found = self._google_pages(bucket, key, delimiter)
+            listings = self._google_pages(bucket, key, delimiter)
         elif bucket and self._scheme in _AZURE and hasattr(self.filesystem, "service_client"):
-            found = self._azure_pages(bucket, key, delimiter)
+            listings = self._azure_pages(bucket, key, delimiter)
         else:
-            found = self._folders(root, depth)
-        for some in found:
-            infos = [_info(details) for details in some]
-            names = (details["name"].removeprefix(root).lstrip("/") for details in some)
+            listings = self._folders(root, depth)
+        for listing in listings:
+            infos = [_info(details) for details in listing]
+            names = (details["name"].removeprefix(root).lstrip("/") for details in listing)
             uris = [f"{folder.rstrip('/')}/{name}" for name in names]
             yield Page(uris, [info.size_bytes for info in infos], [info.etag for info in infos])
 
@@ -261,38 +261,38 @@ class FsspecStore(Store):
     def _google_pages(
         self, bucket: str, key: str, delimiter: str | None
     ) -> Iterator[list[dict[str, Any]]]:
-        asked = {"prefix": key, "delimiter": delimiter, "maxResults": _PAGE_KEYS,
+        query = {"prefix": key, "delimiter": delimiter, "maxResults": _PAGE_KEYS,
                  "fields": "nextPageToken,items(name,size,etag,md5Hash)"}  # fmt: skip
         while True:
-            answer = self.filesystem.call("GET", "b/{}/o", bucket, json_out=True, **asked)
+            answer = self.filesystem.call("GET", "b/{}/o", bucket, json_out=True, **query)
             yield [
-                each | {"name": f"{bucket}/{each['name']}", "size": int(each["size"])}
-                for each in answer.get("items", ())
+                blob | {"name": f"{bucket}/{blob['name']}", "size": int(blob["size"])}
+                for blob in answer.get("items", ())
                 # A key that ends in a slash and holds nothing stands for a folder.
-                if int(each["size"]) or not each["name"].endswith("/")
+                if int(blob["size"]) or not blob["name"].endswith("/")
             ]
             if not answer.get("nextPageToken"):
                 return
-            asked["pageToken"] = answer["nextPageToken"]
+            query["pageToken"] = answer["nextPageToken"]
 
     def _azure_pages(
         self, container: str, key: str, delimiter: str | None
     ) -> Iterator[list[dict[str, Any]]]:
-        # adlfs tells folders of hierarchical accounts, and its own, by their metadata.
-        asked = {"name_starts_with": key, "include": ["metadata"], "results_per_page": _PAGE_KEYS}
+        # adlfs identifies folders of hierarchical accounts, and its own, by their metadata.
+        query = {"name_starts_with": key, "include": ["metadata"], "results_per_page": _PAGE_KEYS}
 
         async def page(token: str | None) -> tuple[list[dict[str, Any]], str | None]:
             service = self.filesystem.service_client
             async with service.get_container_client(container=container) as client:
                 blobs = client.walk_blobs if delimiter else client.list_blobs
-                pages = blobs(**asked).by_page(continuation_token=token)
-                some = [blob async for blob in await anext(pages)]
-                return await self.filesystem._details(some), pages.continuation_token
+                pages = blobs(**query).by_page(continuation_token=token)
+                batch = [blob async for blob in await anext(pages)]
+                return await self.filesystem._details(batch), pages.continuation_token
 
         token = None
         while True:
-            found, token = fsspec.asyn.sync(self.filesystem.loop, page, token)
-            yield [details for details in found if details["type"] != "directory"]
+            entries, token = fsspec.asyn.sync(self.filesystem.loop, page, token)
+            yield [details for details in entries if details["type"] != "directory"]
             if not token:
                 return
 

@@ -1,8 +1,8 @@
-"""What may be read on untrusted input: a manifest or tables from elsewhere, a redirect on the way.
+"""Access rules for URIs from untrusted input: remote manifests and tables, HTTP redirects.
 
-The URIs in `source.uri`, and those in a manifest on this machine, are the user's own. A
-manifest read from a remote store is not, nor are the tables of an output folder: they must not make
-this machine read its own files, nor ask hosts that only this machine can reach.
+URIs in `source.uri`, and in a manifest on this machine, are trusted. Those of a remote manifest or
+of an output folder's tables are not: they must not make this machine read its own files, nor send
+requests to hosts that only it can reach.
 """
 
 import fnmatch
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from corpus_asr.config.run import SourceSettings
 
 WEB = frozenset({"http", "https"})
-# Their URIs name buckets of one service each, never a file here or a host of choice.
+# Their URIs name buckets of one service each, never a local file or an arbitrary host.
 _OBJECT_STORES = frozenset(
     {"s3", "gs", "gcs", "az", "abfs", "abfss", "adl", "oci", "oss", "hf"}
 )  # fmt: skip
@@ -32,12 +32,12 @@ _OBJECT_STORES = frozenset(
 _NUMERIC = re.compile(r"(?:(?:0x[0-9a-f]*|[0-9]+)(?:\.|$))+")
 
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
-# Source: IANA, IPv6 Address Space: all else is reserved, deprecated, or for one network's own use,
-# such as site-local addresses, NAT64 prefixes of one's own, and forms that carry an IPv4 address.
+# Source: IANA, IPv6 Address Space: the rest is reserved, deprecated or for private use, such as
+# site-local addresses, local NAT64 prefixes, and forms that embed an IPv4 address.
 _GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
-# Of which `is_global` says too much, depending on Python's version. Source: IANA, Special-Purpose
-# Address Registries: protocols of the IETF, with the metadata service of Oracle's cloud; relays of
-# 6to4; protocols, with Teredo; documentation. And the platform server of machines in Azure.
+# Ranges that `is_global` accepts in some Python versions. Source: IANA, Special-Purpose Address
+# Registries: IETF protocols (with the metadata service of Oracle's cloud), 6to4 relays, Teredo,
+# documentation; and the platform server of Azure virtual machines.
 _RESERVED = tuple(
     ipaddress.ip_network(text)
     for text in ("192.0.0.0/24", "192.88.99.0/24", "2001::/23", "3fff::/20", "168.63.129.16/32")
@@ -47,23 +47,23 @@ IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 class Verdict(Enum):
-    """What to make of a host."""
+    """Whether requests to a host are allowed."""
 
     ADMITTED = "admitted"
-    IF_PUBLIC = "if public"  # admitted where all its addresses are public ones
+    IF_PUBLIC = "if public"  # allowed if all its addresses are public
     REFUSED = "refused"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostRules:
-    """Which hosts http(s) URLs may lead to."""
+    """Hosts that http(s) URLs may point to."""
 
     trusted_names: bool = True
-    """Whether the URIs that are read are the user's own word; redirects never are."""
-    own_hosts: tuple[str, ...] = ()  # hosts that the settings themselves name
+    """Whether the URIs that are read are trusted input; redirects never are."""
+    own_hosts: tuple[str, ...] = ()  # hosts named in the settings
     listed: tuple[str, ...] | None = None  # `source.allow_hosts`
     named_by_caller: bool = False
-    """Whether the URIs that are read are themselves what a call was given, as `own_hosts` are."""
+    """Whether the URIs that are read were given by the caller, like `own_hosts`."""
 
     @classmethod
     def of(cls, source: "SourceSettings") -> "HostRules":
@@ -77,15 +77,15 @@ class HostRules:
 
     @classmethod
     def of_call(cls, allow_hosts: Any) -> "HostRules":
-        """Return the rules for what a call was given, whose hosts are admitted in any case.
+        """Return the rules for URIs passed to a call, whose hosts are always allowed.
 
         Raises:
-            ConfigError: these are no names of hosts.
+            ConfigError: `allow_hosts` holds something that is no host name.
         """
         hosts = (allow_hosts,) if isinstance(allow_hosts, str) else allow_hosts
         if hosts is None:
             return ANY_NAMED_HOST
-        if not isinstance(hosts, Sequence) or not all(isinstance(each, str) for each in hosts):
+        if not isinstance(hosts, Sequence) or not all(isinstance(host, str) for host in hosts):
             raise ConfigError(
                 f"reading allow_hosts: found {allow_hosts!r}, expected names, *.wildcards or "
                 "networks, such as media.example.org or 10.1.0.0/16; correct it"
@@ -93,7 +93,7 @@ class HostRules:
         return cls(named_by_caller=True, listed=tuple(hosts))
 
     def verdict(self, host: str, *, redirected: bool) -> Verdict:
-        """Say whether a host may be asked; a redirect to the host that was asked first is none."""
+        """Return whether a host may be requested; `redirected`: another than the first one."""
         host = host.lower().rstrip(".")
         if host in self.own_hosts or (self.named_by_caller and not redirected):
             return Verdict.ADMITTED
@@ -111,26 +111,28 @@ class HostRules:
 
 
 ANY_NAMED_HOST = HostRules(named_by_caller=True)
-"""The host that an address names, and from there public ones."""
+"""Allows the host in the URI, and redirects to public hosts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileRules:
-    """Which URIs may be opened that lead to neither an object store nor a web server."""
+    """URIs that may be opened, of schemes other than object stores and http(s)."""
 
     folders: tuple[str, ...]
-    """Folders, or single files, in normal form: what lies below them may be opened."""
+    """Folders or single files, normalized; anything below them may be opened."""
 
     def admits(self, uri: str) -> bool:
-        """Tell whether a URI in normal form may be opened; the web has rules of its own."""
+        """Return whether a normalized URI may be opened; http(s) URLs follow `HostRules`."""
         scheme = scheme_of(uri)
         if scheme in WEB or scheme in _OBJECT_STORES:
             return True
         if scheme == LOCAL:
-            # Where a link leads is what counts; a path was made absolute without "..".
+            # The target of a link decides; the path was made absolute without "..".
             path = PurePosixPath(os.path.realpath(local_path(uri)))
             return not _real_paths(self.folders).isdisjoint((path, *path.parents))
-        below = any(uri == each or uri.startswith(each.rstrip("/") + "/") for each in self.folders)
+        below = any(
+            uri == folder or uri.startswith(folder.rstrip("/") + "/") for folder in self.folders
+        )
         return below and ".." not in uri.split("/")
 
 
@@ -141,15 +143,15 @@ def _real_paths(uris: tuple[str, ...]) -> frozenset[PurePosixPath]:
 
 
 def comes_from_elsewhere(manifest: str) -> bool:
-    """Tell whether a manifest is read from a remote store."""
+    """Return whether a manifest is read from a remote store."""
     return scheme_of(manifest) != LOCAL
 
 
 def may_name(manifest: str, uri: str, *, allow_local_files: bool) -> bool:
-    """Tell whether a manifest may name a URI (in normal form), as far as its scheme tells."""
-    # From elsewhere it may name objects of object stores, URLs, and what lies in its own
-    # store; everything else (this machine's files, archives and caches, any host over FTP or SSH)
-    # could reach what its writer cannot.
+    """Return whether a manifest may name a normalized URI, judged by the scheme."""
+    # A remote manifest may name objects of object stores, URLs and objects of its own store.
+    # Everything else (local files, archives and caches, any host over FTP or SSH) could give access
+    # to what its author cannot reach.
     scheme = scheme_of(uri)
     if not comes_from_elsewhere(manifest) or scheme in WEB or scheme in _OBJECT_STORES:
         return True
@@ -159,21 +161,23 @@ def may_name(manifest: str, uri: str, *, allow_local_files: bool) -> bool:
 
 
 def host_of(uri: str) -> str:
-    """Return the host of a URI in lower case, without user and port; "" without one."""
+    """Return the host of a URI in lower case, without user and port; "" if it has none."""
     try:
         return (urllib.parse.urlsplit(uri).hostname or "").rstrip(".")
-    except ValueError:  # a bracket that does not close
+    except ValueError:  # an unclosed bracket
         return ""
 
 
 def is_public(address: IPAddress) -> bool:
-    """Tell whether an address is of the public Internet, inner ones of IPv6 forms included."""
+    """Return whether an IP address is public, including IPv4 addresses embedded in IPv6."""
     if isinstance(address, ipaddress.IPv6Address):
-        # Forms that carry an IPv4 address: mapped, 6to4, NAT64.
+        # Forms that embed an IPv4 address: mapped, 6to4, NAT64.
         inner = [address.ipv4_mapped, address.sixtofour]
         if address in _NAT64:
             inner.append(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
-        if any(found is not None and not is_public(found) for found in inner):
+        if any(
+            inner_address is not None and not is_public(inner_address) for inner_address in inner
+        ):
             return False
         if address.ipv4_mapped is not None or address in _NAT64:
             return True
@@ -201,7 +205,7 @@ def _ip_address(host: str) -> IPAddress | None:
 
 
 def _is_odd_number(host: str) -> bool:
-    # As none is written today, but as resolvers still take it: 2130706433, 127.1, 0x7f.
+    # Legacy forms that resolvers still accept: 2130706433, 127.1, 0x7f.
     return _ip_address(host) is None and _NUMERIC.fullmatch(host) is not None
 
 

@@ -1,7 +1,7 @@
-"""Objects behind http(s) URLs as a read-only store, and JSON posted to a webhook.
+"""Read-only store of objects behind http(s) URLs, and JSON posts to a webhook.
 
-Hosts are left alone for a while: some asked for it, some only cost time. Without this a host that
-throttles, or sends a byte every few seconds, would hold a worker for minutes with each file of it.
+Requests to a host pause if it throttles or keeps failing. Without this, a host that throttles, or
+sends a byte every few seconds, would block a worker for minutes with each of its files.
 """
 
 import asyncio
@@ -49,66 +49,66 @@ _LOG = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 10
 CONNECT_ATTEMPTS = 5  # about four seconds
-READ_TIMEOUT_S = 30  # silence on an open connection
-# A compressed answer would have other offsets than the object.
+READ_TIMEOUT_S = 30  # maximum silence on an open connection
+# Byte offsets of a compressed response differ from those of the object.
 _IDENTITY = {"Accept-Encoding": "identity"}
 _RANGES_MISSING = 200
 _REDIRECTS = {301, 302, 303, 307, 308}
 MAX_REDIRECTS = 10
-# Slower than speech at 64 kbit/s is played.
+# Lower than the bit rate of speech at 64 kbit/s.
 LEAST_BYTES_PER_S = 8_000
-# As long as one file is tried by default: a host that gave nothing for so long has had its chance.
+# The default time limit of one file: after this long without success a host counts as down.
 HOST_PATIENCE_S = 180.0
-# How often such a host is tried again, with one request.
+# Interval between single probe requests to such a host.
 PROBE_EVERY_S = 60.0
-# Failures further apart than this have nothing to do with each other.
+# Failures further apart than this are unrelated.
 FORGET_S = 300.0
 
 
 @dataclass(slots=True)
-class _Failing:
+class _FailureSpan:
     since_s: float
     last_s: float
     not_before_s: float = 0.0
 
 
 class HostHealth:
-    """What the requests of this process found about each host; safe to share between threads."""
+    """Consecutive failures of each host, as seen by this process; thread-safe."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        self._failing: dict[str, _Failing] = {}
+        self._failing: dict[str, _FailureSpan] = {}
 
     def check(self, host: str) -> None:
-        """Raise a `StoreError` before a request to a host that is to be left alone."""
+        """Raise a `StoreError` before a request to a host that is paused."""
         with self._lock:
             failing = self._failing.get(host)
             if failing is None:
                 return
             wait_s = failing.not_before_s - self._clock()
             given_up = self._given_up(failing)
-            if given_up and wait_s <= 0:  # this request is the probe, and the only one for a while
+            if given_up and wait_s <= 0:  # this request is the only probe for a while
                 failing.not_before_s = self._clock() + PROBE_EVERY_S
                 return
         if given_up:
             raise StoreError(TIMEOUT, f"no request of its host succeeded for {_since(failing)}")
         if wait_s > 0:
-            found = f"its host asked for no request within the next {wait_s:.0f} s"
-            raise StoreError(TIMEOUT, found, transient=True, retry_after_s=wait_s)
+            reason = f"its host asked for no request within the next {wait_s:.0f} s"
+            raise StoreError(TIMEOUT, reason, transient=True, retry_after_s=wait_s)
 
     def succeeded(self, host: str) -> None:
-        """Forget the failures of a host that answers."""
+        """Clear the failures of a host that responds."""
         with self._lock:
             self._failing.pop(host, None)
 
     def failed(self, host: str, error: StoreError, *, started_s: float) -> StoreError:
-        """Note a transient failure; return it, final if the host had its chance."""
+        """Record a transient failure and return it, made final if the host counts as down."""
         now_s = self._clock()
         with self._lock:
             failing = self._failing.get(host)
             if failing is None or now_s - failing.last_s > FORGET_S:
-                failing = self._failing[host] = _Failing(since_s=started_s, last_s=now_s)
+                failing = self._failing[host] = _FailureSpan(since_s=started_s, last_s=now_s)
             failing.last_s = now_s
             failing.not_before_s = max(failing.not_before_s, now_s + error.retry_after_s)
             if self._given_up(failing):
@@ -118,31 +118,31 @@ class HostHealth:
         return error
 
     @staticmethod
-    def _given_up(failing: _Failing) -> bool:
+    def _given_up(failing: _FailureSpan) -> bool:
         return failing.last_s - failing.since_s >= HOST_PATIENCE_S
 
 
-def _since(failing: _Failing) -> str:
+def _since(failing: _FailureSpan) -> str:
     return f"{failing.last_s - failing.since_s:.0f} s"
 
 
-_HEALTH = HostHealth()  # of the process: what one worker's files found spares the next ones
+_HEALTH = HostHealth()  # per process: later files skip hosts that failed for earlier ones
 
 
 def web_failure(error: Exception) -> StoreError:
-    """Translate what a connection raised; no text holds the address."""
+    """Translate a connection error; no message contains the URL."""
     if isinstance(error, TimeoutError | asyncio.TimeoutError):
         return StoreError(TIMEOUT, "no answer within the time limit", transient=True)
-    if isinstance(error, aiohttp.InvalidURL | UnicodeError):  # also of a redirect
+    if isinstance(error, aiohttp.InvalidURL | UnicodeError):  # also from a redirect
         return StoreError(FETCH, "no valid http URL")
     if isinstance(error, aiohttp.ClientSSLError):
         return StoreError(FETCH, f"no trusted connection ({type(error).__name__})")
     if isinstance(error, aiohttp.ClientConnectorError):
-        # URLs expire: a host that is gone must not hold a run up for minutes.
+        # URLs expire: a host that no longer exists must not block a run for minutes.
         return StoreError(FETCH, f"the host cannot be reached ({type(error).__name__})",
                           transient=True, attempts=CONNECT_ATTEMPTS)  # fmt: skip
     if isinstance(error, aiohttp.ClientError):
-        # Their texts hold the whole address, signature included.
+        # Their messages contain the full URL, signature included.
         return StoreError(FETCH, f"the connection failed ({type(error).__name__})", transient=True)
     if isinstance(error, OSError):
         return from_os_error(error)
@@ -158,27 +158,27 @@ def _info(headers: Mapping[str, str], size_bytes: int | None) -> ObjectInfo:
 
 def _decimal(text: str | None) -> int | None:
     size = int(text) if text and text.isdecimal() and len(text) <= 19 else None
-    return size if size is not None and size < 2**63 else None  # what a column of sizes can hold
+    return size if size is not None and size < 2**63 else None  # fits the size column
 
 
 class _PublicResolver(AbstractResolver):
-    # At the lookup, not before it: a second lookup might lead elsewhere.
+    # Checked at the lookup, not before it: a second lookup might return another address.
 
     def __init__(self) -> None:
         self._inner = ThreadedResolver()
-        # A proxy of the user's is asked for public hosts; where it leads is its own affair.
+        # The user's proxy may serve public hosts; it decides where it connects.
         self._proxies = _proxy_hosts()
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
-        found = await self._inner.resolve(host, port, family)
+        addresses = await self._inner.resolve(host, port, family)
         if host.lower() not in self._proxies:
-            for entry in found:
+            for entry in addresses:
                 address = ipaddress.ip_address(entry["host"].partition("%")[0])
                 if not is_public(address):
                     raise _refused(host, str(address))
-        return found
+        return addresses
 
     async def close(self) -> None:
         await self._inner.close()
@@ -204,7 +204,7 @@ async def _public_client(**options: Any) -> aiohttp.ClientSession:
 
 
 class WebStore(Store):
-    """Objects of any web server that the rules admit."""
+    """Objects of any web server that the rules allow."""
 
     def __init__(self, policy: RetryPolicy, hosts: HostRules) -> None:
         self._policy = policy
@@ -214,7 +214,7 @@ class WebStore(Store):
         )
         options = {"timeout": limits, "trust_env": True, "auto_decompress": False}
         self.filesystem = HTTPFileSystem(client_kwargs=options, skip_instance_cache=True)
-        # Connections of its own: none that was made without looking at the address is used again.
+        # Separate connections: none made without checking the address is reused.
         self._public = HTTPFileSystem(
             client_kwargs=options, get_client=_public_client, skip_instance_cache=True
         )
@@ -226,7 +226,7 @@ class WebStore(Store):
         host = address.host or ""
         verdict = self._hosts.verdict(host, redirected=redirected)
         public_only = verdict is Verdict.IF_PUBLIC
-        # The resolver lets the proxy's host pass, so it is not to be asked for as a target.
+        # The resolver accepts the proxy's host, so it must not be requested as a target.
         proxied = public_only and host in _proxy_hosts()
         if address.scheme not in WEB or verdict is Verdict.REFUSED or proxied:
             raise _refused(host)
@@ -247,9 +247,9 @@ class WebStore(Store):
             address = _address(uri)
             first_host = address.host
             for _ in range(MAX_REDIRECTS + 1):
-                # Such as one to https, or to a signed address: who may ask a host may ask it twice.
+                # Redirects to https or signed URLs, for example; the host may be requested twice.
                 session = await self._session(address, redirected=address.host != first_host)
-                # Followed here, so that every host on the way is looked at before it is asked.
+                # Redirects are followed here, so that every host is checked before the request.
                 async with session.request(
                     method, address, headers={**_IDENTITY, **headers}, allow_redirects=False
                 ) as response:
@@ -276,7 +276,7 @@ class WebStore(Store):
             raise
         except Exception as raised:
             error = failure_of(raised, self)
-            if not error.transient:  # an answer, if not the wanted one
+            if not error.transient:  # a valid response, though an error
                 _HEALTH.succeeded(host)
                 raise error from raised
             raise _HEALTH.failed(host, error, started_s=started_s) from raised
@@ -293,7 +293,7 @@ class WebStore(Store):
         try:
             return self._request("HEAD", uri, {}, use, limit_s=limit_s)
         except StoreError as error:
-            # Addresses signed for GET answer 403 to HEAD; simple servers 405 or 501.
+            # URLs signed for GET return 403 for HEAD; simple servers 405 or 501.
             if error.kind not in (ACCESS_DENIED, FETCH, REFUSED) or (
                 error.transient and "501" not in str(error)
             ):
@@ -304,12 +304,12 @@ class WebStore(Store):
             return ObjectInfo(size_bytes=None, etag=None)
 
     def read_range(self, uri: str, start: int, end: int) -> tuple[bytes, ObjectInfo]:
-        """Return bytes of the object; raise a `RangesUnsupportedError` without its size."""
+        """Return a byte range of the object; raise a `RangesUnsupportedError` without a size."""
 
         async def use(response: aiohttp.ClientResponse) -> tuple[bytes, ObjectInfo]:
             content_range = response.headers.get("Content-Range", "")
             total = _decimal(content_range.rpartition("/")[2])
-            if _coding_of(response):  # its ranges are of what is compressed
+            if _coding_of(response):  # ranges refer to the compressed data
                 raise RangesUnsupportedError
             if response.status == 416:
                 return b"", _info(response.headers, total or 0)
@@ -321,35 +321,35 @@ class WebStore(Store):
         return self._request("GET", uri, headers, use, limit_s=self._policy.request_timeout_s)
 
     def download(self, uri: str, target: IO[bytes]) -> None:
-        """Write the whole object to `target`; silence and slowness are limited, not the time."""
+        """Write the whole object to `target`; limits silence and slowness, not the total time."""
 
         async def use(response: aiohttp.ClientResponse) -> None:
             expected = _decimal(response.headers.get("Content-Length"))
             started_s = time.monotonic()
-            unpack = _Unpacker(_coding_of(response))
+            unpack = _Decompressor(_coding_of(response))
             received = 0
             async for piece in response.content.iter_chunked(MEBIBYTE):
                 received += len(piece)
                 target.write(unpack(piece))
                 took_s = time.monotonic() - started_s
                 if received < (took_s - self._policy.request_timeout_s) * LEAST_BYTES_PER_S:
-                    found = f"too slow: {received:,} bytes in {took_s:.0f} s"
-                    raise StoreError(TIMEOUT, found, transient=True, attempts=1)
+                    problem = f"too slow: {received:,} bytes in {took_s:.0f} s"
+                    raise StoreError(TIMEOUT, problem, transient=True, attempts=1)
             if (expected is not None and received != expected) or not unpack.ended:
-                found = f"short read: {received} bytes, expected {expected or 'more'}"
-                raise StoreError(FETCH, found, transient=True)
+                problem = f"short read: {received} bytes, expected {expected or 'more'}"
+                raise StoreError(FETCH, problem, transient=True)
 
         self._request("GET", uri, {}, use, limit_s=None)
 
 
-# What zlib reads, and how it begins. Some servers send it though `identity` was asked for; others
-# only say so of a file that is as it was.
+# Codings that zlib reads, and their magic bytes. Some servers compress although `identity` was
+# requested; others only declare the coding of a file that is stored compressed.
 _CODINGS = {"gzip": b"\x1f\x8b", "x-gzip": b"\x1f\x8b", "deflate": b"\x78"}
 _OTHER_CODINGS = ("br", "zstd", "compress")
 
 
 def _coding_of(response: aiohttp.ClientResponse) -> str:
-    """Return how an answer is compressed; "" for none."""
+    """Return the content coding of a response; "" for none."""
     coding = response.headers.get("Content-Encoding", "").strip().lower()
     if coding in _OTHER_CODINGS:
         raise StoreError(
@@ -358,8 +358,8 @@ def _coding_of(response: aiohttp.ClientResponse) -> str:
     return coding if coding in _CODINGS else ""
 
 
-class _Unpacker:
-    """Unpacks an answer piece by piece, if it is what its header says."""
+class _Decompressor:
+    """Decompresses a response incrementally, if it starts as its header declares."""
 
     def __init__(self, coding: str) -> None:
         self._beginning = _CODINGS.get(coding)
@@ -367,7 +367,7 @@ class _Unpacker:
 
     @property
     def ended(self) -> bool:
-        """Whether nothing is missing, as far as the coding tells."""
+        """Whether the stream is complete, as far as the coding shows."""
         return self._stream is None or self._stream.eof
 
     def __call__(self, piece: bytes) -> bytes:
@@ -383,14 +383,14 @@ class _Unpacker:
             raise StoreError(FETCH, f"what it sent cannot be unpacked ({error})") from error
 
 
-# A page of HTML says nothing in a message; what APIs say is short.
+# A page of HTML is no use in a message; API errors are short.
 _MOST_ANSWER_BYTES = 4096
 _WORDS = re.compile(r"<Message>([^<]*)</Message>|\"(?:message|detail|error)\"\s*:\s*\"([^\"]*)\"")
 
 
 async def _words_of(response: aiohttp.ClientResponse) -> str:
-    """Return what a refusal says of itself: plain text, or a message in XML or JSON."""
-    if response.status >= 500:  # it is asked again, and its words are of no use
+    """Return the error text of a response: plain text, or a message in XML or JSON."""
+    if response.status >= 500:  # retried, so the text is not needed
         return ""
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
@@ -399,17 +399,17 @@ async def _words_of(response: aiohttp.ClientResponse) -> str:
         event(_LOG, logging.DEBUG, "no_words", why=repr(error))
         return ""
     text = body.decode("utf-8", "replace").strip()
-    if found := _WORDS.search(text):
-        return html.unescape(found[1] or found[2])
+    if match := _WORDS.search(text):
+        return html.unescape(match[1] or match[2])
     return text if response.content_type == "text/plain" and "<" not in text else ""
 
 
 def _address(uri: str) -> yarl.URL:
-    # Requoting would break signatures; what is ASCII already is sent as it stands.
+    # Requoting would break signatures; ASCII URLs are sent unchanged.
     return yarl.URL(uri, encoded=uri.isascii() and uri.isprintable() and " " not in uri)
 
 
-# Nobody waits for a message longer than for about a minute.
+# Retries of a message are limited to about a minute.
 PATIENCE = RetryPolicy(attempts=3, patience_s=30.0, longest_wait_s=10.0, request_timeout_s=15.0)
 
 
@@ -420,7 +420,7 @@ def post_json(
     allow_hosts: Sequence[str] | None = None,
     policy: RetryPolicy = PATIENCE,
 ) -> None:
-    """Post a value, again after transient failures; raise a `FetchError` if it is not taken."""
+    """Post a value as JSON, retrying transient failures; raise a `FetchError` if it is refused."""
     host = host_of(url)
     body = json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace")
 
@@ -431,14 +431,14 @@ def post_json(
         except Exception as error:
             failure = error if isinstance(error, StoreError) else web_failure(error)
             failure.advice = "check its URL and its server"
-            raise failure from None  # the text of a library's error holds the address
+            raise failure from None  # the library's message contains the URL
 
     with_retries("telling the webhook at", host or "?", post, policy=policy)
 
 
 def _check(url: str, host: str, allow_hosts: Sequence[str] | None) -> None:
-    # The address is itself a secret and the user's own, so its host may be any; plain http, which
-    # shows it to whoever listens, goes only to hosts that `source.allow_hosts` admits.
+    # The URL is itself a secret given by the user, so any host is allowed; plain http, which is
+    # unencrypted, is limited to hosts in `source.allow_hosts`.
     scheme = urllib.parse.urlsplit(url).scheme if host else ""
     if scheme not in ("http", "https"):
         raise StoreError(FETCH, "found no https URL with a host")
@@ -458,9 +458,9 @@ async def _post(url: str, body: bytes, limit_s: float) -> None:
         aiohttp.ClientSession(timeout=limits, trust_env=True) as session,
         session.post(url, data=body, headers=headers, allow_redirects=False) as response,
     ):
-        if 300 <= response.status < 400:  # another's word, so not followed
-            found = f"the server answered {response.status}, a redirect, which is not followed"
-            raise StoreError(FETCH, found)
+        if 300 <= response.status < 400:  # redirects are untrusted and not followed
+            problem = f"the server answered {response.status}, a redirect, which is not followed"
+            raise StoreError(FETCH, problem)
         if response.status >= 400:
             retry_after = response.headers.get("Retry-After")
             failure = from_status(response.status, "", retry_after=retry_after)

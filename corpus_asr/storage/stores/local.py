@@ -1,4 +1,4 @@
-"""Local files as a store: absolute paths, taken literally."""
+"""Store of local files: absolute paths, taken literally."""
 
 import contextlib
 import errno
@@ -31,8 +31,8 @@ logger = logging.getLogger(__name__)
 
 TEMPORARY_PREFIX = ".tmp-"  # hidden from Parquet readers
 TEMPORARY_NAME = re.compile(r"\.tmp-[0-9a-f]{32}")
-PAGE_ROWS = 10_000  # as Python objects at a time, of folders that may hold millions
-# What mounts without hard links, or without file locks, answer.
+PAGE_ROWS = 10_000  # rows held as Python objects; folders may hold millions
+# Errors of mounts without hard links or file locks.
 _NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EMLINK, errno.EINVAL}
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.EBADF}
 
@@ -45,7 +45,7 @@ def _require_regular(status: os.stat_result) -> None:
     if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError
     if not stat.S_ISREG(status.st_mode):
-        # Opening a pipe would wait for a writer that may never come.
+        # Opening a pipe would wait for a writer.
         raise StoreError(
             FETCH,
             "found a pipe, socket or device, which can be read only once, expected a regular file",
@@ -54,9 +54,9 @@ def _require_regular(status: os.stat_result) -> None:
 
 
 class LocalStore(Store):
-    """Files of this machine, or of a folder mounted on it.
+    """Files of this machine or of a mounted folder.
 
-    With `private`, what is written can be read by its owner alone; else the umask decides.
+    With `private`, files are written readable by their owner only; otherwise by the umask.
     """
 
     def __init__(self, *, private: bool = False) -> None:
@@ -114,7 +114,7 @@ class LocalStore(Store):
 
     @contextlib.contextmanager
     def _whole(self, path: Path, source: io.BufferedIOBase, num_bytes: int) -> Iterator[Path]:
-        # On disk before it gets its name: after a power cut a renamed file could be empty.
+        # Synced before the rename: after a power failure a renamed file could be empty.
         temporary = path.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
         _make_folder(path.parent)
         try:
@@ -146,9 +146,9 @@ class LocalStore(Store):
         Path(uri).unlink(missing_ok=True)
 
     def pages(self, prefix: str, *, depth: int | None = None) -> Iterator[Page]:
-        # Links are followed; a folder that contains itself through a link is entered once. What
-        # cannot be looked at (a dangling link, a loop of links, a folder without permission) is
-        # listed without size: reading it then fails as that recording's failure.
+        # Links are followed; a folder that contains itself through a link is entered once.
+        # Unreadable entries (dangling links, link loops, folders without permission) are listed
+        # without size: reading them later fails as that recording's failure.
         folder = local_path(prefix.rpartition("/")[0] or "/")
         yield from _walk(folder, _scan(folder), depth, frozenset([_identity(folder)]))
 
@@ -179,7 +179,7 @@ def _no_space(folder: Path, num_bytes: int, error: OSError) -> StoreError:
 
 
 def _create_in_place(path: Path, data: bytes) -> bool:
-    # On a mount without hard links; for a moment readers see it empty.
+    # On a mount without hard links; readers briefly see an empty file.
     try:
         with open(path, "xb") as file:
             file.write(data)
@@ -193,7 +193,7 @@ def _create_in_place(path: Path, data: bytes) -> bool:
 @contextlib.contextmanager
 def _sole_writer(uri: str) -> Iterator[int | None]:
     try:
-        descriptor = os.open(uri, os.O_RDWR | os.O_CLOEXEC)  # NFS locks only what may be written
+        descriptor = os.open(uri, os.O_RDWR | os.O_CLOEXEC)  # NFS locks only files open for writing
     except FileNotFoundError:
         yield None
         return
@@ -205,14 +205,14 @@ def _sole_writer(uri: str) -> Iterator[int | None]:
 
 def _locked(descriptor: int) -> bool:
     try:
-        # Not waiting: who holds it may have been stopped.
+        # Does not block: the holder may be suspended.
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
-        # Two writers at the same moment are then distinguished by reading back who was last.
+        # Two simultaneous writers then re-read to see which one was last.
     return True
 
 
@@ -251,26 +251,26 @@ def _walk(
         path = os.path.join(folder, name)
         try:
             identity = _identity(path)
-            found = None if identity in above else _scan(path)
+            listing = None if identity in above else _scan(path)
         except FileNotFoundError:  # removed meanwhile
             continue
         except OSError as error:
-            if from_os_error(error).transient:  # a whole folder would go missing
+            if from_os_error(error).transient:  # the whole folder would be missing
                 raise
             logger.warning("listing: cannot enter folder=%s (%s)", path, error.strerror)
             yield Page([escaped_path(path)], [None], [None])
             continue
-        if found is not None:
-            yield from _walk(path, found, below, above | {identity})
+        if listing is not None:
+            yield from _walk(path, listing, below, above | {identity})
 
 
-# Names travel as bytes: Arrow's texts hold none that is no UTF-8.
+# Names are stored as bytes: Arrow strings must be UTF-8.
 _FOLDER = pa.schema([("name", pa.binary()), ("size", pa.int64()), ("etag", pa.string())])
 _Row = tuple[bytes, int | None, str | None]
 
 
 def _scan(folder: str) -> tuple[pa.Table, list[str]]:
-    # As Arrow columns, never a million names as Python objects.
+    # Arrow columns instead of a million Python strings.
     tables: list[pa.Table] = []
     subfolders: list[str] = []
     rows: list[_Row] = []
@@ -295,7 +295,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
     except OSError:
-        return False  # a loop of links, say; it is listed as what fails when read
+        return False  # a link loop, for example; listed, and fails when read
 
 
 def _row_of(entry: os.DirEntry[str]) -> _Row | None:
@@ -303,7 +303,7 @@ def _row_of(entry: os.DirEntry[str]) -> _Row | None:
     try:
         status = entry.stat()
     except OSError as error:
-        # Listed, it fails later, by name; a file removed meanwhile is gone.
+        # It is listed and fails later by name; a file removed meanwhile is skipped.
         gone = isinstance(error, FileNotFoundError) and not entry.is_symlink()
         return None if gone else (name, None, None)
     if not stat.S_ISREG(status.st_mode):

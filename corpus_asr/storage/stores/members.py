@@ -54,7 +54,7 @@ class MemberAddress(NamedTuple):
 
     @property
     def uri(self) -> str:
-        """The address as tables have it."""
+        """The URI as stored in tables."""
         return f"{self.container}#{self.name}"
 
 
@@ -71,7 +71,7 @@ class TarMember(NamedTuple):
 
     @property
     def place(self) -> str | None:
-        """Where its bytes lie; None where they do not lie in one piece."""
+        """Position of the bytes; None if they are not contiguous."""
         return None if self.is_sparse else f"{self.offset}+{self.size_bytes}"
 
 
@@ -85,14 +85,14 @@ class ContainerFile(Protocol):
         """Return the next bytes, or fewer."""
 
     def seek(self, offset: int, whence: int = 0, /) -> int:
-        """Move."""
+        """Set the position."""
 
     def close(self) -> None:
         """Close it."""
 
 
 def is_archive(uri: str) -> bool:
-    """Return whether a name is that of an archive whose members are recordings."""
+    """Return whether a name is that of an archive with recordings as members."""
     return _path_of(uri).lower().endswith((TAR, *_PACKED_TARS))
 
 
@@ -102,14 +102,14 @@ def is_table(uri: str) -> bool:
 
 
 def told_bytes(version: str | None) -> int | None:
-    """Return about how large a row's audio is, as its version says; None for other versions."""
+    """Return the approximate audio size of a row in bytes, from its version; None for others."""
     match = _VERSION.fullmatch(version) if version and "~" in version else None
     return int(match[3]) if match and match[3] else None
 
 
 def member_address(uri: str) -> MemberAddress | None:
-    """Return what the address of a member consists of; None for another address."""
-    match = _MEMBER.fullmatch(uri) if "#" in uri else None  # of millions of addresses, most
+    """Return the components of a member's URI; None for other URIs."""
+    match = _MEMBER.fullmatch(uri) if "#" in uri else None  # skips most of millions of URIs
     if match is None:
         return None
     container, place, may_move, of, name = match.groups()
@@ -117,38 +117,38 @@ def member_address(uri: str) -> MemberAddress | None:
 
 
 def member_uri(container: str, name: str) -> str:
-    """Return the address of a member as tables have it."""
+    """Return the URI of a member as stored in tables."""
     return f"{container}#{name}"
 
 
 def member_version(container: str | None, place: str | None, told: str | None = None) -> str | None:
-    """Return the version of a member: that of its container, and where it lies in it.
+    """Return the version of a member: that of its container, and its position there.
 
     Args:
-        told: a version of another kind, of the member alone.
+        told: a version of the member itself, of another kind.
     """
-    here = f"{container}@{place}" if container and place else container
-    return f"{told}@{here}" if told and here else told or here
+    place_version = f"{container}@{place}" if container and place else container
+    return f"{told}@{place_version}" if told and place_version else told or place_version
 
 
 def located(uri: str, version: str | None) -> str:
-    """Return an address at which a listed member is opened without looking for it.
+    """Return a URI that opens a listed member without searching for it.
 
-    Other addresses are returned as they are. Of use in one process, never in a table.
+    Other URIs are returned unchanged. Valid within one process; never stored in a table.
     """
     match = _VERSION.fullmatch(version) if version and "#" in uri else None
     member = member_address(uri) if match else None
     if match is None or member is None or member.place is not None:
         return uri
     listed = match[1]
-    # What tells its version by itself may lie elsewhere meanwhile: then it is looked for.
+    # A member with a version of its own may have moved: then it is located by name.
     may_move = bool(kind_of(listed))
     digest = version_digest(listed.partition("@")[2] if may_move else listed)
     return f"{member.container}#!{match[2]}!{'~' if may_move else ''}{digest}#{member.name}"
 
 
 def version_digest(version: str | None) -> str:
-    """Return a short name of a version, as addresses of members have it."""
+    """Return a short digest of a version, as used in URIs of members."""
     return hashlib.blake2b((version or "").encode(), digest_size=8).hexdigest()
 
 
@@ -157,10 +157,10 @@ def _path_of(uri: str) -> str:
 
 
 def tar_members(file: ContainerFile, container: str) -> Iterator[TarMember]:
-    """Yield the regular files of an open tar archive in their order, by its headers alone.
+    """Yield the regular files of an open tar archive in order, reading only headers.
 
     Raises:
-        StoreError: kind `bad_archive`; what was yielded before is whole.
+        StoreError: kind `bad_archive`; members yielded before it are complete.
     """
     if not _path_of(container).lower().endswith(TAR):
         raise _bad(
@@ -170,19 +170,19 @@ def tar_members(file: ContainerFile, container: str) -> Iterator[TarMember]:
         )
     taken: set[str] = set()
     try:
-        headers = _Headers(file)
+        headers = _HeaderReader(file)
         with tarfile.open(fileobj=headers, mode="r:") as tar:  # type: ignore[call-overload]
             while (member := tar.next()) is not None:
-                tar.members.clear()  # else it keeps all of them
+                tar.members.clear()  # otherwise tarfile keeps all of them
                 if not member.isreg():
-                    continue  # links and devices are names of something else
+                    continue  # links and devices are not recordings
                 is_sparse = member.sparse is not None
                 name = _unique(member.name, taken)
                 if not is_sparse and member.offset_data + member.size > file.size_bytes:
                     raise tarfile.ReadError(f"it ends within {name}")
                 place = (member.offset_data, member.size)
                 yield TarMember(name, *place, is_sparse, float(member.mtime))
-            # What is no header ends an archive for tarfile, as its end of zeros does.
+            # tarfile treats an invalid header as the end of the archive, like the zero blocks.
             headers.seek(tar.offset)
             if any(headers.read(tarfile.BLOCKSIZE)):
                 raise tarfile.ReadError(f"no header at byte {tar.offset}")
@@ -191,19 +191,19 @@ def tar_members(file: ContainerFile, container: str) -> Iterator[TarMember]:
         raise _bad(f"found a broken tar archive ({error})", "a whole one", advice) from error
 
 
-def _bad(found: str, expected: str, advice: str) -> StoreError:
-    return StoreError(BAD_ARCHIVE, f"{found}, expected {expected}", advice=advice)
+def _bad(problem: str, expected: str, advice: str) -> StoreError:
+    return StoreError(BAD_ARCHIVE, f"{problem}, expected {expected}", advice=advice)
 
 
 def plain_name(name: str) -> str:
-    """Return the name of a member as its address has it: `./a`, `/a` and `../a` are `a`."""
-    # Else it would change where an address is split at slashes.
+    """Return the member name used in its URI: `./a`, `/a` and `../a` become `a`."""
+    # Otherwise splitting the URI at slashes would differ.
     steps = [step for step in name.split("/") if step not in ("", ".", "..")]
     return escaped_path("/".join(steps).replace("\0", "")) or "unnamed"
 
 
 def plain_member(uri: str) -> str:
-    """Return an address as listings have it, where it is that of a member of a tar archive."""
+    """Return the URI of a tar member as listings write it; other URIs unchanged."""
     member = member_address(uri)
     if member is None or member.place is not None or is_table(member.container):
         return uri
@@ -211,17 +211,17 @@ def plain_member(uri: str) -> str:
 
 
 def _unique(name: str, taken: set[str]) -> str:
-    plain = found = plain_name(name)
+    plain = unique_name = plain_name(name)
     head, dot, suffix = plain.rpartition(".")
     number = 1
-    while found in taken:  # a tar archive may hold one name several times
+    while unique_name in taken:  # a tar archive may hold a name several times
         number += 1
-        found = f"{head}~{number}.{suffix}" if dot else f"{plain}~{number}"
-    taken.add(found)
-    return found
+        unique_name = f"{head}~{number}.{suffix}" if dot else f"{plain}~{number}"
+    taken.add(unique_name)
+    return unique_name
 
 
-class _Headers:
+class _HeaderReader:
     # What tarfile reads from: whole reads, of no more than a header has.
 
     def __init__(self, file: ContainerFile) -> None:
@@ -248,7 +248,7 @@ class _Headers:
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
+class _MemberPosition:
     offset: int
     size_bytes: int
     container: str | None  # its version, or a digest of it
@@ -260,7 +260,7 @@ class _Place:
 
 
 # Where members lie that were found or passed on the way, of archives that were looked through.
-_PLACES: OrderedDict[str, _Place] = OrderedDict()
+_PLACES: OrderedDict[str, _MemberPosition] = OrderedDict()
 _PLACES_LOCK = threading.Lock()
 
 
@@ -284,7 +284,7 @@ class MemberStore(Store):
         place = self._place()
         data, container = self._read(place, start, end)
         same = self._same(place, container)
-        if same is None:  # replaced since it was looked through
+        if same is None:  # replaced since it was scanned
             same = self._look_for()
             data, container = self._read(same, start, end)
         return data, self._info(same, container)
@@ -296,39 +296,39 @@ class MemberStore(Store):
             advice="unpack the archive, or copy it to another store",
         )
 
-    def _read(self, place: _Place, start: int, end: int) -> tuple[bytes, ObjectInfo]:
+    def _read(self, place: _MemberPosition, start: int, end: int) -> tuple[bytes, ObjectInfo]:
         first, stop = place.offset + start, place.offset + min(end, place.size_bytes)
         if first >= stop:
             return b"", self._store.info(self._address.container)
         return self._store.read_range(self._address.container, first, stop)
 
-    def _info(self, place: _Place, container: ObjectInfo) -> ObjectInfo:
+    def _info(self, place: _MemberPosition, container: ObjectInfo) -> ObjectInfo:
         version = member_version(container.etag, place.text)
         return ObjectInfo(size_bytes=place.size_bytes, etag=version)
 
-    def _same(self, place: _Place, container: ObjectInfo) -> _Place | None:
-        now = version_digest(container.etag) if place.located else container.etag
-        if now == place.container:
+    def _same(self, place: _MemberPosition, container: ObjectInfo) -> _MemberPosition | None:
+        version = version_digest(container.etag) if place.located else container.etag
+        if version == place.container:
             return place
         if place.located and not self._address.may_move:
-            found = "the archive was replaced since it was listed"
-            raise StoreError(CHANGED, f"{found}, expected the version that was listed")
+            problem = "the archive was replaced since it was listed"
+            raise StoreError(CHANGED, f"{problem}, expected the version that was listed")
         return None
 
-    def _place(self) -> _Place:
+    def _place(self) -> _MemberPosition:
         address = self._address
         with _PLACES_LOCK:
-            known = _PLACES.get(address.uri)
-        if address.place is None or (known and address.may_move):
-            return known or self._look_for()
+            place = _PLACES.get(address.uri)
+        if address.place is None or (place and address.may_move):
+            return place or self._look_for()
         offset, size_bytes = map(int, address.place.split("+"))
-        return _Place(offset, size_bytes, address.of, located=True)
+        return _MemberPosition(offset, size_bytes, address.of, located=True)
 
-    def _look_for(self) -> _Place:
+    def _look_for(self) -> _MemberPosition:
         container, name = self._address.container, self._address.name
         with closing(self._open()) as file:
             for member in tar_members(file, container):
-                place = _Place(member.offset, member.size_bytes, file.info.etag)
+                place = _MemberPosition(member.offset, member.size_bytes, file.info.etag)
                 if not member.is_sparse:
                     _remember(member_uri(container, member.name), place)
                 if member.name == name:
@@ -341,7 +341,7 @@ class MemberStore(Store):
         raise StoreError(NOT_FOUND, "not found, expected a member of this name in the archive")
 
 
-def _remember(uri: str, place: _Place) -> None:
+def _remember(uri: str, place: _MemberPosition) -> None:
     with _PLACES_LOCK:
         _PLACES[uri] = place
         _PLACES.move_to_end(uri)

@@ -1,4 +1,4 @@
-"""S3 and its relatives as a store: s3://bucket/key, the key taken literally."""
+"""Store of S3-compatible services: s3://bucket/key, the key taken literally."""
 
 import asyncio
 import base64
@@ -57,12 +57,12 @@ T = TypeVar("T")
 
 CONNECT_TIMEOUT_S = 10
 PAGE_KEYS = 1000  # the protocol's limit
-READ_TIMEOUT_S = 30  # silence on an open connection
+READ_TIMEOUT_S = 30  # maximum silence on an open connection
 SLOWEST_UPLOAD_BYTES_PER_S = 256 * 1024  # merged tables are large, and some uplinks slow
 PART_BYTES = 32 * MEBIBYTE
 MOST_PARTS = 10_000  # the protocol's limit
 PARTS_AT_ONCE = 4
-# The client's own retries are off: `with_retries` knows which failures are worth another try.
+# The client's own retries are off: `with_retries` classifies transient failures.
 CLIENT_OPTIONS = {
     "connect_timeout": CONNECT_TIMEOUT_S,
     "read_timeout": READ_TIMEOUT_S,
@@ -71,9 +71,9 @@ CLIENT_OPTIONS = {
     "response_checksum_validation": "when_required",
 }
 # Stores other than Amazon's refuse the checksum trailers that newer clients send by default. All
-# take the older header, without which buckets with Object Lock refuse every write.
+# accept the older header, without which buckets with Object Lock refuse every write.
 _TRAILERS = "request_checksum_calculation"
-_SAID_ONCE = {"Metadata", "Tagging", "CacheControl", "ContentType"}  # a copy has its original's
+_SAID_ONCE = {"Metadata", "Tagging", "CacheControl", "ContentType"}  # a copy inherits these
 _CUSTOMER_KEY = ("SSECustomerAlgorithm", "SSECustomerKey")
 _PUTS = {"PutObject", "CopyObject", "CreateMultipartUpload", "UploadPart"}
 _DELETES = {"DeleteObject", "DeleteObjects"}
@@ -90,7 +90,7 @@ def split(uri: str) -> tuple[str, str]:
 
 
 class S3Store(Store):
-    """Objects of one side's endpoint. Safe for threads; not shared across processes."""
+    """Objects of one endpoint. Thread-safe; not shared across processes."""
 
     def __init__(
         self, endpoint_url: str | None, policy: RetryPolicy, storage: StorageOptions = NO_OPTIONS
@@ -116,7 +116,7 @@ class S3Store(Store):
         return failure
 
     def _advice(self, error: Exception) -> str | None:
-        """Say which options a bucket may want that refuses those who have the right."""
+        """Return which request options a bucket may require although access is granted."""
         usual = FAILURE_KINDS[ACCESS_DENIED]
         if getattr(error, "operation_name", None) in _PUTS:
             return (
@@ -139,7 +139,7 @@ class S3Store(Store):
         )
 
     def _ask(self, client: Any, method: str, **own: Any) -> Awaitable[Any]:
-        """Call a method of the client with what the options add to it."""
+        """Call a client method with the parameters that the options add to it."""
         operation = client.meta.method_to_api_mapping[method]
         taken = client.meta.service_model.operation_model(operation).input_shape.members
         added = {name: value for name, value in self._added.items() if name in taken}
@@ -153,7 +153,7 @@ class S3Store(Store):
         limit_s = self._policy.request_timeout_s + sent_bytes / SLOWEST_UPLOAD_BYTES_PER_S
 
         async def limited() -> T:
-            # Making a client reads files and asks for credentials: not part of a request's time.
+            # Creating a client reads files and credentials: not counted in the time limit.
             return await asyncio.wait_for(call(await self._client()), limit_s)
 
         result: T = sync(self.filesystem.loop, limited)
@@ -191,7 +191,7 @@ class S3Store(Store):
         except exceptions.ClientError as error:
             if "InvalidRange" not in str(error):
                 raise
-            # An empty object has no range; a shorter one than expected shows in its size.
+            # An empty object has no range; a shorter object shows in its size.
             return b"", self.info(uri)
 
     def write(self, uri: str, data: bytes) -> None:
@@ -203,7 +203,7 @@ class S3Store(Store):
             with open(path, "rb") as file:
                 self._put(uri, file.read())
             return
-        # Not by s3fs: Amazon wants the checksums of the parts again at the end.
+        # Not through s3fs: Amazon requires the checksums of the parts again at completion.
         bucket, key = split(uri)
         place = {"Bucket": bucket, "Key": key}
         started = self._run(lambda client: self._ask(client, "create_multipart_upload", **place))
@@ -222,9 +222,9 @@ class S3Store(Store):
     def _abort(self, uri: str, place: Mapping[str, str]) -> None:
         try:
             self._run(lambda client: self._ask(client, "abort_multipart_upload", **place))
-        except Exception as error:  # what ended the upload is the failure to tell
-            found = without_secrets(str(failure_of(error, self)))
-            event(logger, logging.INFO, "parts_left", uri=redact_uri(uri), found=found)
+        except Exception as error:  # report the error that ended the upload
+            failure = without_secrets(str(failure_of(error, self)))
+            event(logger, logging.INFO, "parts_left", uri=redact_uri(uri), found=failure)
 
     def _upload_parts(
         self, path: str, size_bytes: int, uri: str, place: Mapping[str, str]
@@ -259,24 +259,24 @@ class S3Store(Store):
     def create(self, uri: str, data: bytes) -> bool:
         try:
             return self._put_if(uri, data, IfNoneMatch="*")
-        except _NoConditionsError:  # so this is a look and then a put
+        except _NoConditionsError:  # fall back to a read followed by a write
             if self._content(uri, 1) is not None:
                 return False
             self._put(uri, data)
             return True
 
     def swap(self, uri: str, data: bytes, expected: bytes) -> bool:
-        found = self._content(uri, len(expected) + 1)
-        if found is None or found[0] != expected:
+        content = self._content(uri, len(expected) + 1)
+        if content is None or content[0] != expected:
             return False
         try:
-            return self._put_if(uri, data, IfMatch=f'"{found[1].etag}"')
+            return self._put_if(uri, data, IfMatch=f'"{content[1].etag}"')
         except _NoConditionsError:
             self._put(uri, data)
             return True
 
     def move(self, uri: str, target: str) -> None:
-        # One request copies 5 GB at most; no table of ours comes near that.
+        # One request copies at most 5 GB; no table comes near that.
         bucket, key = split(uri)
         target_bucket, target_key = split(target)
         source = {"Bucket": bucket, "Key": key}
@@ -305,9 +305,9 @@ class S3Store(Store):
                 raise _NoConditionsError from error
             if status == 412 or (status == 404 and "IfMatch" in condition):
                 return False
-            if status == 409:  # another conditional put at the same moment
-                found = str(self.translate(error))
-                raise StoreError(FETCH, found, transient=True) from error
+            if status == 409:  # a concurrent conditional write
+                reason = str(self.translate(error))
+                raise StoreError(FETCH, reason, transient=True) from error
             raise
         return True
 
@@ -336,7 +336,7 @@ class S3Store(Store):
                 policy=self._policy,
                 store=self,
             )
-            # A key that ends in a slash and holds nothing stands for a folder.
+            # An empty object whose key ends in a slash stands for a folder.
             objects = [
                 entry
                 for entry in answer.get("Contents", ())
@@ -357,7 +357,7 @@ class S3Store(Store):
 
 
 def _check_parameters(parameters: Iterable[str]) -> None:
-    """Refuse what no request takes: it would be left out, and encryption with it."""
+    """Reject parameters unknown to every request: they would be ignored, encryption included."""
     model = Session().get_service_model("s3")
     shapes = (model.operation_model(name).input_shape for name in model.operation_names)
     unknown = set(parameters)
@@ -367,42 +367,42 @@ def _check_parameters(parameters: Iterable[str]) -> None:
         raise ValueError(f"s3_additional_kwargs: no request has {', '.join(sorted(unknown))}")
 
 
-def _client_options(given: dict[str, Any], endpoint_url: str | None) -> dict[str, Any]:
-    """Return what s3fs is made with: these options, and where none is, FSSPEC_S3_ variables."""
-    # Those, and its files: `fsspec` fills in the names that are missing here.
+def _client_options(options: dict[str, Any], endpoint_url: str | None) -> dict[str, Any]:
+    """Return the s3fs options: these, with defaults from FSSPEC_S3_ variables."""
+    # Variables and config files; `fsspec` fills in options missing here.
     usual: dict[str, Any] = fsspec.config.conf.get("s3", {})
     client = dict(usual.get("client_kwargs", {}))
-    endpoint_url = given.get("endpoint_url") or endpoint_url
+    endpoint_url = options.get("endpoint_url") or endpoint_url
     if endpoint_url is not None:
-        given["endpoint_url"] = endpoint_url
+        options["endpoint_url"] = endpoint_url
         client.pop("endpoint_url", None)
-    if given.keys() & set(CREDENTIALS):  # of one account: not half of another's
-        given = {**dict.fromkeys(CREDENTIALS), "anon": False} | given
-        client = {name: each for name, each in client.items() if not name.startswith("aws_")}
-    config = {**usual.get("config_kwargs", {}), **given.get("config_kwargs", {})}
+    if options.keys() & set(CREDENTIALS):  # never mix credentials of two accounts
+        options = {**dict.fromkeys(CREDENTIALS), "anon": False} | options
+        client = {name: setting for name, setting in client.items() if not name.startswith("aws_")}
+    config = {**usual.get("config_kwargs", {}), **options.get("config_kwargs", {})}
     config.pop("retries", None)
-    # Whoever sets it wants these trailers, or none: the client reads the setting itself.
+    # An explicit setting of trailers is respected: the client reads it itself.
     chosen = f"AWS_{_TRAILERS.upper()}" in os.environ or _TRAILERS in _aws_settings(
-        given.get("profile")
+        options.get("profile")
     )
-    return given | {
-        "client_kwargs": client | given.get("client_kwargs", {}),
+    return options | {
+        "client_kwargs": client | options.get("client_kwargs", {}),
         "config_kwargs": CLIENT_OPTIONS | ({} if chosen else {_TRAILERS: "when_required"}) | config,
     }
 
 
 def _aws_settings(profile: str | None) -> dict[str, Any]:
     try:
-        found: dict[str, Any] = Session(profile=profile).get_scoped_config()
-    except exceptions.BotoCoreError:  # such as a profile that is not there: said at a request
+        settings: dict[str, Any] = Session(profile=profile).get_scoped_config()
+    except exceptions.BotoCoreError:  # a missing profile, for example; reported at a request
         return {}
-    return found
+    return settings
 
 
 def _add_checksum(params: dict[str, Any], **_: Any) -> None:
-    """Add the MD5 of what is sent, unless another checksum goes with it."""
+    """Add the MD5 of the request body, unless another checksum is sent."""
     headers, body = params["headers"], params["body"]
-    # The client adds its own later, over TLS as a trailer in a body of another form.
+    # The client adds its own later; over TLS as a trailer, which changes the body.
     if params["context"].get("checksum", {}).get("request_algorithm"):
         return
     digest = hashlib.md5(usedforsecurity=False)
@@ -436,7 +436,7 @@ _DENIED = {"AccessDenied", "AllAccessDisabled", "403"}
 _EXPIRED = {"ExpiredToken", "ExpiredTokenException", "InvalidToken", "RequestExpired"}
 _BUSY = {"SlowDown", "RequestLimitExceeded", "Throttling", "ThrottlingException", "InternalError",
          "ServiceUnavailable", "RequestTimeout", "RequestTimeTooSkewed"}  # fmt: skip
-# What was sent did not arrive as it was.
+# The body was corrupted in transit.
 _GARBLED = {"BadDigest", "IncompleteBody", "XAmzContentChecksumMismatch",
             "XAmzContentSHA256Mismatch"}  # fmt: skip
 _ELSEWHERE = {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraint",
@@ -465,7 +465,7 @@ _TIMED_OUT = (
 
 
 def from_exception(error: Exception) -> StoreError:
-    """Translate whatever the client raised."""
+    """Translate any exception of the client."""
     if isinstance(error, exceptions.ClientError):
         return _from_answer(error)
     if isinstance(error, exceptions.NoCredentialsError | exceptions.PartialCredentialsError):
@@ -494,17 +494,17 @@ def from_exception(error: Exception) -> StoreError:
             "certificate in AWS_CA_BUNDLE",
         )
     if isinstance(error, exceptions.EndpointConnectionError):
-        # A store that starts again is back soon; where there is none, nobody wants to wait.
+        # A restarting store is back soon; if there is none, waiting is pointless.
         return StoreError(FETCH, f"no server answers ({error})", transient=True,
                           attempts=FEW_ATTEMPTS, advice=_ENDPOINT_ADVICE)  # fmt: skip
     if isinstance(error, exceptions.HTTPClientError | exceptions.IncompleteReadError):
         return StoreError(FETCH, f"the connection failed ({error})", transient=True)
-    if isinstance(error, ResponseParserError):  # the page of a proxy, or half an answer
+    if isinstance(error, ResponseParserError):  # a proxy's page, or a truncated response
         return StoreError(FETCH, "the store's answer is no valid XML", transient=True)
     if isinstance(error, exceptions.ParamValidationError):
         return StoreError(NOT_FOUND, f"no possible name of an object ({error})")
     if isinstance(error, OSError):
-        # An upload's has the client's own error behind it.
+        # An upload error is caused by the client's own error.
         if isinstance(error.__cause__, exceptions.ClientError):
             return _from_answer(error.__cause__)
         return from_os_error(error)
@@ -514,7 +514,7 @@ def from_exception(error: Exception) -> StoreError:
             f"{error}, expected a URL such as http://127.0.0.1:9000",
             advice="correct endpoint_url or AWS_ENDPOINT_URL",
         )
-    # Body reads fail with the HTTP library's own errors (payload cut short, disconnects).
+    # Body reads fail with the HTTP library's errors (truncated payload, disconnects).
     transient = "aiohttp" in type(error).__module__ or "aiobotocore" in type(error).__module__
     return StoreError(FETCH, f"{type(error).__name__}: {error}", transient=transient)
 
@@ -527,14 +527,14 @@ def _from_answer(error: exceptions.ClientError) -> StoreError:
         return StoreError(NO_BUCKET, "there is no such bucket (NoSuchBucket)")
     if code in _NO_SUCH:
         return StoreError(NOT_FOUND, f"not found ({answer_of(code, message)})")
-    # Presigned requests and other stores say it in words only.
+    # Presigned requests and other stores report it only in the message.
     if code in _EXPIRED or (status in (401, 403) and "expired" in message.lower()):
         return _expired(f"{status} {code}")
     if code in _WRONG_KEYS:
         meaning, advice = _WRONG_KEYS[code]
-        found = f"access denied ({answer_of(code, message)}): {meaning}"
-        return StoreError(ACCESS_DENIED, found, advice=advice)
-    if code == "InvalidObjectState":  # such as in Glacier
+        problem = f"access denied ({answer_of(code, message)}): {meaning}"
+        return StoreError(ACCESS_DENIED, problem, advice=advice)
+    if code == "InvalidObjectState":  # Glacier, for example
         return StoreError(ARCHIVED, f"the object is in the store's archive ({code}: {message})")
     if code in _DENIED:
         return StoreError(ACCESS_DENIED, f"access denied ({answer_of(code, message)})")
@@ -547,8 +547,8 @@ def _from_answer(error: exceptions.ClientError) -> StoreError:
             advice=f"set AWS_DEFAULT_REGION to the bucket's region{f', {region}' * bool(region)}",
         )
     if code in _GARBLED:
-        found = f"the store answered {status} {answer_of(code, message)}"
-        return StoreError(FETCH, found, transient=True, attempts=FEW_ATTEMPTS)
+        problem = f"the store answered {status} {answer_of(code, message)}"
+        return StoreError(FETCH, problem, transient=True, attempts=FEW_ATTEMPTS)
     asked_for = headers.get("retry-after")
     if code in _BUSY:
         return StoreError(FETCH, f"the store answered {status} {code}", transient=True,
@@ -557,6 +557,6 @@ def _from_answer(error: exceptions.ClientError) -> StoreError:
 
 
 def _expired(reason: str) -> StoreError:
-    # Asked again with what profile, role or environment hold by then.
+    # Retried with the current credentials of the profile, role or environment.
     return StoreError(ACCESS_DENIED, f"access denied ({reason})", expired=True, transient=True,
                       attempts=FEW_ATTEMPTS)  # fmt: skip

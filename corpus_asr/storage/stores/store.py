@@ -1,4 +1,4 @@
-"""What every store offers, how often it is asked again, and what its failures become."""
+"""The store interface, retries, and the classification of store failures."""
 
 import contextlib
 import email.utils
@@ -30,10 +30,10 @@ from corpus_asr.storage.stores.uri import redact_uri, scheme_of, without_secrets
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-FEW_ATTEMPTS = 3  # where the next answer is another at once, or not for a long time
+FEW_ATTEMPTS = 3  # for failures that clear at once or last long
 _WRITING = {"writing", "creating", "replacing", "removing", "moving"}
 _EXPIRED_ADVICE = "the credentials expired: renew the credentials, then try again"
-# The disk, what this user or process may have of it, or the largest file.
+# Disk full, quota exceeded or file too large.
 FULL_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _TRANSIENT_ERRNO = {
     errno.EAGAIN, errno.EBUSY, errno.ECONNABORTED, errno.ECONNREFUSED, errno.ECONNRESET,
@@ -44,68 +44,68 @@ _TRANSIENT_ERRNO = {
 
 @dataclass(eq=False)
 class StoreError(Exception):
-    """What a store found instead of doing its work; becomes a `FetchError` at the room's door."""
+    """Failure of a store; `with_retries` turns it into a `FetchError`."""
 
     kind: str  # a name in `FAILURE_KINDS`
-    found: str  # what was found against what was expected, without secrets
+    found: str  # what was found and expected, without secrets
     _: KW_ONLY
-    transient: bool = False  # whether trying again at once may help
+    transient: bool = False  # whether an immediate retry may succeed
     retry_after_s: float = 0.0
-    expired: bool = False  # whether access is denied only because credentials are too old
+    expired: bool = False  # access is denied because credentials expired
     attempts: int | None = None
-    """If given, no more than so many failures of such kinds are worth bearing."""
-    advice: str | None = None  # what to do; None for what the kind says
+    """Maximum number of failures of such kinds before giving up; None: no limit."""
+    advice: str | None = None  # what to do; None: the default of the kind
 
     def __str__(self) -> str:
         return self.found
 
 
 class RangesUnsupportedError(Exception):
-    """The store can only give this object as a whole, from its start."""
+    """The store can return this object only as a whole, from its start."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ObjectInfo:
-    """What a store says of an object's present version."""
+    """Size and version of an object as reported by its store."""
 
     size_bytes: int | None
-    etag: str | None  # names the version; of local files made of size and modification time
+    etag: str | None  # version; for local files made of size and modification time
 
     def __post_init__(self) -> None:
-        """Keep a header's bytes that are no UTF-8 as escapes: the version goes into tables."""
+        """Escape header bytes that are not UTF-8: the version is stored in tables."""
         if self.etag is not None:
             object.__setattr__(self, "etag", encodable(self.etag))
 
 
-# Of an object put at once, or of its parts; some servers give zeros to all that they did not hash.
+# MD5 ETag of a single or multipart upload; some servers return zeros for objects not hashed.
 _MD5 = re.compile(r"(?!0{32})[0-9a-f]{32}(-\d+)?", re.IGNORECASE)
 MTIME, SHA256, SIZE = KINDS = ("mtime", "sha256", "size")
-"""Kinds of versions other than ETags, by which they begin, with a colon.
+"""Prefixes, before a colon, of versions that are not ETags.
 
-Of a member of an archive, `@` and the version and place that it was listed at follow.
+The version of an archive member ends in `@`, the listed version and its position.
 """
 
 
 def may_be_same(one: str | None, other: str | None) -> bool:
-    """Tell whether two versions may be one: what is unknown, or of another kind, may be any."""
+    """Return whether two versions may be equal; unknown or of different kinds counts as equal."""
     if one is None or other is None or plain_version(one) == plain_version(other):
         return True
     return kind_of(one) != kind_of(other)
 
 
 def kind_of(version: str) -> str:
-    """Return one of `KINDS`, or nothing for an ETag."""
+    """Return one of `KINDS`; "" for an ETag."""
     kind = version.partition(":")[0]
     return kind if kind in KINDS else ""
 
 
 def plain_version(version: str) -> str:
-    """Return a version without where a member lies, unless that is what tells versions apart."""
+    """Return a version without the member's position, unless that distinguishes versions."""
     return version.partition("@")[0] if kind_of(version) else version
 
 
 def content_version(uri: str, version: str | None) -> str | None:
-    """Return the plain version if it is made of content; None for time stamps and the like."""
+    """Return the plain version if derived from the content; None for time stamps and the like."""
     if version is None:
         return None
     made_of_it = kind_of(version) == SHA256 or (
@@ -115,7 +115,7 @@ def content_version(uri: str, version: str | None) -> str | None:
 
 
 class Page(NamedTuple):
-    """Some objects of a listing, column by column."""
+    """Some objects of a listing, as columns."""
 
     uris: list[str]
     sizes: list[int | None]
@@ -123,51 +123,51 @@ class Page(NamedTuple):
 
 
 class Store:
-    """What each kind of store offers; `translate` says what the errors of its library mean."""
+    """Interface of all stores; `translate` maps the errors of a store's library."""
 
     def translate(self, error: Exception) -> StoreError | None:
-        """Say what an exception means; None for one that is no failure of the store."""
+        """Return the `StoreError` of an exception; None if the store did not fail."""
         return from_os_error(error) if isinstance(error, OSError) else None
 
     def info(self, uri: str) -> ObjectInfo:
-        """Return size and version of the object."""
+        """Return the size and version of the object."""
         raise NotImplementedError
 
     def read_range(self, uri: str, start: int, end: int) -> tuple[bytes, ObjectInfo]:
-        """Return bytes `start` to `end` (less at the object's end) and the version they are of."""
+        """Return bytes `start` to `end` (fewer at the object's end) and their version."""
         raise NotImplementedError
 
     def download(self, uri: str, target: IO[bytes]) -> None:
-        """Write the whole object to `target`, where `read_range` cannot serve it."""
+        """Write the whole object to `target`, for stores without `read_range`."""
         raise NotImplementedError
 
     def write(self, uri: str, data: bytes) -> None:
-        """Put the whole object, or leave things as they were."""
+        """Write the whole object atomically."""
         raise _read_only(f"write {len(data)} bytes")
 
     def upload(self, path: str, uri: str) -> None:
-        """Put a local file, piece by piece, or leave things as they were."""
+        """Upload a local file in parts, atomically."""
         raise _read_only(f"write {path}")
 
     def create(self, uri: str, data: bytes) -> bool:
-        """Put the whole object where there is none; tell whether there was none."""
+        """Write the whole object if none exists; return whether it was written."""
         raise _read_only(f"write {len(data)} bytes")
 
     def swap(self, uri: str, data: bytes, expected: bytes) -> bool:
-        """Replace the object if it holds exactly `expected`; tell whether it did."""
+        """Replace the object if it equals `expected`; return whether it was replaced."""
         raise _read_only(f"write {len(data)} bytes")
 
     def move(self, uri: str, target: str) -> None:
-        """Give the object another name in the same store, replacing what has it."""
+        """Rename the object within its store, replacing an existing one."""
         raise _read_only("move")
 
     def remove(self, uri: str) -> None:
-        """Remove the object if it is there."""
+        """Remove the object if it exists."""
         raise _read_only("remove")
 
     def pages(self, prefix: str, *, depth: int | None = None) -> Iterator[Page]:
         """List objects below a folder (`prefix` ends with a slash) or with a common prefix."""
-        # More levels than `depth` may come: not every store can leave them out.
+        # More levels than `depth` may be listed: not every store can limit them.
         raise StoreError(FETCH, "cannot list: http files must be named in full")
 
 
@@ -177,29 +177,29 @@ def _read_only(doing: str) -> StoreError:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
-    """How many requests, and for how long, one operation may take."""
+    """Number of requests and time that one operation may take."""
 
     attempts: int = 10
-    """Of requests that a store refuses one in five of, one in ten million fails so often."""
-    patience_s: float = 180.0  # once so much time has passed, a few attempts are enough
+    """If a store refuses one request in five, one operation in ten million fails this often."""
+    patience_s: float = 180.0  # after this time, only a few attempts are made
     first_wait_s: float = 0.25
-    """Doubled after each attempt, then shortened at random so that workers do not march in step."""
+    """Doubled after each attempt, then shortened at random so that workers do not retry in step."""
     longest_wait_s: float = 20.0
     request_timeout_s: float = 60.0
-    """Limit of one request as a whole; stores that stall are given up and asked again."""
+    """Time limit of one request; stalled requests are canceled and retried."""
 
     def wait_s(self, failures: int, *, at_least_s: float = 0.0) -> float:
-        """Return the pause after the `failures`-th failure (from 1)."""
+        """Return the pause in seconds after the `failures`-th failure (from 1)."""
         longest = min(self.longest_wait_s, self.first_wait_s * 2.0 ** (failures - 1))
         return max(at_least_s, random.uniform(0.5, 1.0) * longest)
 
 
 DEFAULT_POLICY = RetryPolicy()
-_retries_of_threads: dict[int, int] = {}  # each thread counts in a place of its own: no lock
+_retries_of_threads: dict[int, int] = {}  # by thread ID, so that no lock is needed
 
 
 def retries_so_far() -> int:
-    """Return how often this process has asked a store again."""
+    """Return how many requests this process has retried."""
     return sum(_retries_of_threads.copy().values())
 
 
@@ -211,7 +211,7 @@ def with_retries(
     policy: RetryPolicy = DEFAULT_POLICY,
     store: Store = Store(),  # noqa: B008 - it has no state
 ) -> T:
-    """Run an operation of a store, again while its failure is transient; else a `FetchError`."""
+    """Run a store operation, retrying transient failures; else raise a `FetchError`."""
     started, few = time.monotonic(), 0
     for failures in range(1, policy.attempts + 1):
         try:
@@ -222,7 +222,7 @@ def with_retries(
             late = time.monotonic() + wait_s - started > policy.patience_s
             few += error.attempts is not None
             enough = failures == policy.attempts or few == error.attempts
-            # Sooner than a store asks for would be no use, later than patience lasts neither.
+            # Do not retry earlier than the store asks, nor wait longer than the policy allows.
             asked_too_long = late and error.retry_after_s > policy.longest_wait_s
             few_left = late and failures >= FEW_ATTEMPTS
             if not error.transient or enough or few_left or asked_too_long:
@@ -238,7 +238,7 @@ def with_retries(
 
 
 def failure_of(raised: Exception, store: Store) -> StoreError:
-    """Return what a store's exception means; raise it again if it is no failure of the store."""
+    """Return the `StoreError` of an exception; raise the exception again if there is none."""
     if isinstance(raised, StoreError):
         return raised
     final = isinstance(raised, CorpusAsrError | RangesUnsupportedError)
@@ -250,7 +250,7 @@ def failure_of(raised: Exception, store: Store) -> StoreError:
 
 
 def fetch_error(doing: str, uri: str, error: StoreError, *, attempts: int = 1) -> FetchError:
-    """Return the public form of a store's failure."""
+    """Return the public exception for a store's failure."""
     tries = f" ({attempts} attempts)" if attempts > 1 else ""
     kind = FAILURE_KINDS[error.kind]
     usual = (kind.write_advice if doing in _WRITING else "") or kind.read_advice
@@ -261,11 +261,11 @@ def fetch_error(doing: str, uri: str, error: StoreError, *, attempts: int = 1) -
 
 @contextlib.contextmanager
 def usable_options(uri: str, storage: StorageOptions) -> Iterator[None]:
-    """Turn what a store's library raises of its options or address into a `ConfigError`."""
+    """Turn a library's errors about options or the URI into a `ConfigError`."""
     try:
         yield
     except (AttributeError, LookupError, TypeError, ValueError) as error:
-        if str(error).startswith("Invalid endpoint"):  # its store says what is expected
+        if str(error).startswith("Invalid endpoint"):  # the library's message states the fix
             raise
         raise ConfigError(
             f"opening {redact_uri(uri)}: {scheme_of(uri)}:// cannot be used like this "
@@ -276,9 +276,9 @@ def usable_options(uri: str, storage: StorageOptions) -> Iterator[None]:
 
 
 def from_os_error(error: OSError) -> StoreError:
-    """Translate what the operating system, or a library in its style, raised."""
+    """Translate an error of the operating system, or of a library with the same error numbers."""
     reason = without_secrets(error.strerror or str(error) or type(error).__name__)
-    reason = reason.splitlines()[0]  # libhdfs names every place where Java is not
+    reason = reason.splitlines()[0]  # libhdfs lists every folder without Java
     if isinstance(error, FileNotFoundError):
         return StoreError(NOT_FOUND, "not found, expected an object of this name")
     if isinstance(error, NotADirectoryError):
@@ -296,21 +296,21 @@ def from_os_error(error: OSError) -> StoreError:
 
 
 def asked_wait_s(retry_after: str | None) -> float:
-    """Return the seconds of a Retry-After header, a number or a date; 0 without a valid one."""
+    """Return the seconds of a Retry-After header, a number or a date; 0 if missing or invalid."""
     if not retry_after:
         return 0.0
     if retry_after.isdecimal():
         return float(retry_after)
     try:
         when_s = email.utils.parsedate_to_datetime(retry_after).timestamp()
-    except (ValueError, OverflowError):  # years and hours of twenty digits
+    except (ValueError, OverflowError):  # numbers of twenty digits
         return 0.0
     return max(0.0, when_s - time.time())
 
 
-# Long enough for any sentence of a store, short enough for a message and a table.
+# Long enough for any sentence of a store, short enough for a message or a table.
 _MOST_WORDS_CHARS = 300
-# Further parameters of signed URLs that a store repeats, and what is as long as a token.
+# Further signature parameters that a store repeats, and anything as long as a token.
 _SECRET_WORDS = re.compile(
     r"(\b(?:credential|signature|sig|(?:\w+[_-])?key)=)[^\s&,;\"']+|\b[A-Za-z0-9+/=]{80,}",
     re.IGNORECASE,
@@ -318,25 +318,25 @@ _SECRET_WORDS = re.compile(
 
 
 def answer_of(code: str, words: str) -> str:
-    """Return a store's code with its own words: one line, bounded, without secrets."""
-    said = " ".join("".join(c if c.isprintable() else " " for c in words).split())
-    said = _SECRET_WORDS.sub(lambda match: f"{match[1] or ''}[hidden]", without_secrets(said))
-    said = said if len(said) <= _MOST_WORDS_CHARS else f"{said[:_MOST_WORDS_CHARS]}..."
-    # Some stores repeat the code in place of words.
-    return f"{code}: {said}" if said and said != code else code
+    """Return a store's error code and message: one line, bounded, without secrets."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in words).split())
+    line = _SECRET_WORDS.sub(lambda match: f"{match[1] or ''}[hidden]", without_secrets(line))
+    line = line if len(line) <= _MOST_WORDS_CHARS else f"{line[:_MOST_WORDS_CHARS]}..."
+    # Some stores repeat the code as the message.
+    return f"{code}: {line}" if line and line != code else code
 
 
 def from_status(status: int, reason: str, *, retry_after: str | None = None) -> StoreError:
-    """Translate an HTTP status that is no success."""
-    found = f"the store answered {status} {reason}".rstrip()
+    """Translate an HTTP error status."""
+    answer = f"the store answered {status} {reason}".rstrip()
     if status in (404, 410):
         return StoreError(NOT_FOUND, f"not found ({status} {reason})")
     if status in (401, 403):
         return StoreError(ACCESS_DENIED, f"access denied ({status} {reason})")
     if status in (408, 504):
-        return StoreError(TIMEOUT, found, transient=True)
+        return StoreError(TIMEOUT, answer, transient=True)
     if status == 412:
-        return StoreError(CHANGED, f"{found}: the object changed while it was read")
+        return StoreError(CHANGED, f"{answer}: the object changed while it was read")
     transient = status in (425, 429) or status >= 500
-    return StoreError(FETCH if transient else REFUSED, found, transient=transient,
+    return StoreError(FETCH if transient else REFUSED, answer, transient=transient,
                       retry_after_s=asked_wait_s(retry_after))  # fmt: skip

@@ -1,4 +1,4 @@
-"""Addresses of objects: normal form, identity, and the form that is safe to show."""
+"""URIs of objects: normal form, identity, and the form that is safe to display."""
 
 import hashlib
 import itertools
@@ -9,26 +9,26 @@ from corpus_asr.errors import ConfigError, CorpusAsrError, encodable
 
 LOCAL = "file"
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*)://", re.ASCII)
-_NO_UTF8 = re.compile("[\udc80-\udcff]")  # what `os.fsdecode` makes of such a byte
+_NO_UTF8 = re.compile("[\udc80-\udcff]")  # `os.fsdecode` of a byte that is not UTF-8
 _ESCAPED_BYTE = re.compile(r"\\x([89a-f][0-9a-f])")
 _ALIASES = {"s3a": "s3", "s3n": "s3", "local": LOCAL}
 _HTTP = ("http://", "https://")
 
-# Query parameters that carry a signature, not the identity of the object (AWS, Google, Azure and
-# CloudFront presigned URLs, plain tokens).
+# Query parameters that carry a signature rather than the object's identity (presigned URLs of AWS,
+# Google, Azure and CloudFront; plain tokens).
 _SECRET_PARAMETER = re.compile(
     r"(x-amz-.*|x-goog-.*|awsaccesskeyid|googleaccessid|signature|sig|expires|policy|key-pair-id"
     r"|(access_|auth_|id_)?token|api_?key|password|secret)",
     re.IGNORECASE,
 )
-_AZURE_SIGNED = re.compile(r"s[a-z]{1,4}", re.ASCII)  # sv, sp, se, ..., beside `sig`
-# Bounded, and up to the first colon: else a word of a megabyte takes an hour to look through.
+_AZURE_SIGNED = re.compile(r"s[a-z]{1,4}", re.ASCII)  # sv, sp, se, ..., together with `sig`
+# Bounded, up to the first colon: otherwise a word of a megabyte takes an hour to search.
 _SCHEME_IN_TEXT = r"[a-z][a-z0-9+.\-]{0,30}://"
 _PASSWORD = re.compile(r"^([A-Za-z][A-Za-z0-9+.\-]*://)[^/@:]*:[^/]*@", re.ASCII)
 _ADDRESS = re.compile(rf"(?i:{_SCHEME_IN_TEXT})[^\s'\"<>\\]+", re.ASCII)
 _AFTER_ADDRESS = ".,;:!)]}"
 _ADDRESS_IN_TEXT = re.compile(rf"({_SCHEME_IN_TEXT})([^\s/'\"@]*@)?([^\s'\"?]*)(\?[^\s'\")]*)?")
-# By its name: in queries without an address, assignments, dictionaries and headers. By its form: of
+# By name: in queries without a URI, assignments, dictionaries and headers. By form: tokens of
 # OpenAI, Hugging Face, GitHub, GitLab, Slack and AWS, and JSON Web Tokens.
 _SECRET_IN_TEXT = re.compile(
     r"""(
@@ -56,10 +56,10 @@ def scheme_of(uri: str) -> str:
 
 
 def normalize(uri: str) -> str:
-    r"""Return the one spelling of a URI that identities are made from.
+    r"""Return the normalized URI that IDs are computed from.
 
-    UTF-8 can write it: a byte of a local name that is no UTF-8 becomes an escape such as `\xff`,
-    by which `local_path` finds the file again.
+    The result is valid UTF-8: a byte of a local name that is not UTF-8 becomes an escape such as
+    `\xff`, which `local_path` reverses.
     """
     if not uri or "\0" in uri:
         raise ConfigError(
@@ -73,19 +73,19 @@ def normalize(uri: str) -> str:
             rest = rest.removeprefix("localhost")
         path = os.path.abspath(os.path.expanduser(rest) if rest.startswith("~/") else rest)
         return escaped_path(path)
-    # What follows stays as written: keys are case-sensitive and may hold "..", "//" and "%20".
+    # The rest stays as written: keys are case-sensitive and may hold "..", "//" and "%20".
     return encodable(f"{scheme}://{rest}")
 
 
 def escaped_path(path: str) -> str:
-    r"""Return a local path as UTF-8 can write it: U+DCFF, which stands for byte 0xFF, as `\xff`."""
+    r"""Return a local path as valid UTF-8: U+DCFF, which stands for byte 0xFF, becomes `\xff`."""
     return encodable(_NO_UTF8.sub(lambda byte: f"\\x{ord(byte[0]) - 0xDC00:x}", path))
 
 
 def local_path(uri: str) -> str:
-    """Return the path of a local URI, escapes of bytes that are no UTF-8 undone.
+    """Return the path of a local URI, with escapes of non-UTF-8 bytes reversed.
 
-    A file whose name has such a text literally is found first.
+    A file whose name contains such an escape literally takes precedence.
     """
     if not _ESCAPED_BYTE.search(uri) or os.path.lexists(uri):
         return uri
@@ -93,48 +93,48 @@ def local_path(uri: str) -> str:
 
 
 def join(folder: str, name: str) -> str:
-    """Return the address of `name` in `folder`, both taken literally."""
+    """Return the URI of `name` in `folder`, both taken literally."""
     return f"{folder.rstrip('/')}/{name}"
 
 
 def within(folder: str, name: str) -> str:
-    """Return the address of `name` in `folder`, wherever the name was read.
+    """Return the URI of an untrusted `name` in `folder`.
 
     Raises:
-        CorpusAsrError: it leads out of the folder, by itself or by a link of the local disk.
+        CorpusAsrError: it points outside the folder, directly or through a local link.
     """
     address = join(folder, name)
-    found = ""
+    culprit = ""
     if name.startswith("/") or "\0" in name or ".." in name.split("/") or _SCHEME.match(name):
-        found = "the name leads"
+        culprit = "the name leads"
     elif scheme_of(folder) == LOCAL:
-        # Looked at each time, as others may write to the folder, which may be a link itself.
+        # Checked each time: other processes may write to the folder, which may be a link itself.
         steps = itertools.accumulate(name.split("/"), join, initial=folder)
         if any(map(os.path.islink, map(local_path, itertools.islice(steps, 1, None)))):
-            root, path = (os.path.realpath(local_path(each)) for each in (folder, address))
+            root, path = (os.path.realpath(local_path(uri)) for uri in (folder, address))
             if not f"{path}/".startswith(f"{root.rstrip('/')}/"):
-                found = "a symbolic link leads"
-    if found:
+                culprit = "a symbolic link leads"
+    if culprit:
         raise CorpusAsrError(
-            f"looking for {name!r} in {redact_uri(folder)}: {found} out of the folder, expected an "
-            "object in it; somebody else wrote to it: restore it, or choose another output.uri"
+            f"looking for {name!r} in {redact_uri(folder)}: {culprit} out of the folder, expected "
+            "an object in it; somebody else wrote to it: restore it, or choose another output.uri"
         )
     return address
 
 
 def parent(uri: str) -> str:
-    """Return the address of the folder that holds `uri`, without a trailing slash."""
+    """Return the URI of the folder that contains `uri`, without a trailing slash."""
     head, _, tail = uri.rpartition("/")
     return head if tail or head else uri
 
 
 def resolve(uri: str, *, folder: str) -> str:
-    """Return `uri` in normal form; a relative one is taken to start at `folder`."""
+    """Return `uri` in normal form; a relative one is resolved against `folder`."""
     if not uri or _SCHEME.match(uri) or uri.startswith("/"):
         return normalize(uri)
     if scheme_of(folder) == LOCAL:
         return escaped_path(os.path.abspath(os.path.join(folder, uri)))
-    # A key may hold "..", so only leading steps are walked.
+    # A key may hold "..", so only leading steps are resolved.
     base = folder.rstrip("/")
     root = re.match(_SCHEME.pattern + "[^/]*", base)
     top = len(root.group()) if root else 0
@@ -151,15 +151,15 @@ def resolve(uri: str, *, folder: str) -> str:
 
 
 def public(uri: str) -> str:
-    """Return a URI without credentials: what identities and tables use."""
+    """Return a URI without credentials, as used for IDs and in tables."""
     if not uri.startswith(_HTTP):
-        # Elsewhere a question mark is part of the name, and a lone user can be one, too.
+        # In other schemes a question mark is part of the name, and so may be a lone user.
         return _PASSWORD.sub(r"\1", uri)
     scheme, rest = uri.split("://", 1)
     authority, slash, path = rest.partition("/")
     authority = authority.rpartition("@")[2]
-    # Presigned URIs change with every signature; without it they name the object.
-    # What follows `#` is no parameter: it names a member of an archive.
+    # Presigned URLs change with every signature; without it they name the object. The part after
+    # `#` is no parameter: it names an archive member.
     path, number, member = path.partition("#")
     path, question, query = path.partition("?")
     if question:
@@ -169,7 +169,7 @@ def public(uri: str) -> str:
 
 
 def public_text(text: str) -> str:
-    """Return a text, JSON included, with every address in it as `public` has it."""
+    """Return a text, JSON included, with `public` applied to every URI in it."""
 
     def replace(match: re.Match[str]) -> str:
         uri = match.group().rstrip(_AFTER_ADDRESS)
@@ -189,13 +189,13 @@ def _public_parameters(parameters: list[str]) -> list[str]:
 
 
 def redact_uri(uri: str) -> str:
-    """Return a URI fit for a message on one line: no credentials, no control characters."""
+    """Return a URI for a one-line message: no credentials, no control characters."""
     visible = uri if scheme_of(uri) == LOCAL else without_secrets(uri)
     return visible if visible.isprintable() else repr(visible)
 
 
 def without_secrets(text: str) -> str:
-    """Hide user names, passwords and query strings of URIs, and other secrets, within a text."""
+    """Hide user names, passwords and query strings of URIs, and other secrets, in a text."""
 
     def hide(match: re.Match[str]) -> str:
         scheme, _, rest, query = match.groups()
@@ -207,11 +207,11 @@ def without_secrets(text: str) -> str:
 
 
 def without_named_secrets(text: str) -> str:
-    """Hide what is secret by its name or its form, such as `api_key=...`, and leave addresses."""
+    """Hide secrets recognized by name or form, such as `api_key=...`; URIs are kept."""
     return _SECRET_IN_TEXT.sub(lambda match: f"{match[1] or ''}[hidden]", text)
 
 
 def recording_id(uri: str) -> str:
-    """Return the 16-digit name of a recording that was first seen at an address in normal form."""
+    """Return the 16-digit ID of a recording first seen at a normalized URI."""
     identity = public(uri).encode("utf-8", "surrogatepass")
     return hashlib.blake2b(identity, digest_size=8).hexdigest()
