@@ -1,9 +1,9 @@
-"""Any recording FFmpeg reads, as a stream of 16 kHz samples; and clips written as files.
+"""Decodes any recording FFmpeg reads to a stream of 16 kHz samples; encodes clips as files.
 
-Native decoders can crash and hang: where that must not matter, run this in a child process.
+Native decoders can crash and hang: run this in a child process to contain that.
 
     packets -> frames -> runs of equal rate, format and channels -> blocks of one second
-            -> rows asked for -> 16 kHz (resample.py) -> chunks
+            -> requested rows -> 16 kHz (resample.py) -> chunks
 """
 
 import io
@@ -42,12 +42,12 @@ if TYPE_CHECKING:
 else:
     _Packet = av.Packet  # generic in its stubs only
 
-# The kind of a recording that could be decoded up to a point.
+# Failure kind of a partially decoded recording.
 DAMAGED = "damaged"
 
 _CHUNK_SAMPLES = 10 * SAMPLE_RATE_HZ
 _MAX_CHUNK_VALUES = 1 << 22
-# libav's demuxers usually resume behind damage; one that fails this often in a row never will.
+# libav's demuxers usually resume after damage; after this many consecutive errors they never do.
 _MAX_DEMUX_ERRORS = 100
 
 AudioFormat = Literal["flac", "opus", "wav"]
@@ -55,12 +55,12 @@ AudioFormat = Literal["flac", "opus", "wav"]
 _CONTAINERS = {"flac": "flac", "opus": "ogg", "wav": "wav"}
 _CODECS = {"flac": "flac", "opus": "libopus", "wav": "pcm_s16le"}
 _BIT_EXACT = {"fflags": "+bitexact"}  # no serial numbers or versions, which differ each time
-_FRAME_SAMPLES = 4096  # where the codec takes any number
+_FRAME_SAMPLES = 4096  # for codecs that accept any number
 _FULL_SCALE = 32_767
 
 
 class AudioDecoder:
-    """One open recording: iterate once for its samples. Made by `open_audio`."""
+    """One open recording: iterate once for its samples. Created by `open_audio`."""
 
     info: AudioInfo
     num_channels: int
@@ -68,7 +68,7 @@ class AudioDecoder:
     tracks: tuple[AudioTrack, ...]
     """All audio tracks of the container."""
     wanted: tuple[AudioTrack, ...]
-    """The track that is decoded, and those that could be instead, best first."""
+    """The decoded track, followed by alternatives, best first."""
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class AudioDecoder:
         languages: Sequence[str],
     ) -> None:
         self.decode_errors = 0
-        """Damaged packets and unreadable spans skipped so far."""
+        """Number of damaged packets and unreadable spans skipped so far."""
         self._uri = uri
         self._channels = channels
         self._last_error: Exception | None = None
@@ -107,9 +107,9 @@ class AudioDecoder:
         """Yield the recording from its start, in chunks of about 10 s (shorter for many channels).
 
         Raises:
-            DecodeError: kind `empty_audio`; what was decoded is less than one sample at 16 kHz.
-                Kind `damaged`; the rest cannot be decoded, all before it was yielded.
-            FetchError: reading failed; what was yielded before is not the whole recording.
+            DecodeError: kind `empty_audio`; less than one sample at 16 kHz was decoded.
+                Kind `damaged`; the rest cannot be decoded, everything before it was yielded.
+            FetchError: reading failed; the chunks yielded before are incomplete.
         """
         if self._started:
             raise RuntimeError(f"decoding {self._uri}: iterated twice; open it again instead")
@@ -123,24 +123,24 @@ class AudioDecoder:
         self.close()
 
     def close(self) -> None:
-        """Free the decoder. The file object stays open: whoever opened it closes it."""
+        """Free the decoder. The caller closes the file object."""
         self._container.close()
 
     @property
     def time_corrections(self) -> int:
-        """Gaps filled, overlaps cut, damaged times and wrong lengths found so far."""
+        """Number of filled gaps, cut overlaps, damaged times and wrong lengths so far."""
         return self._clock.corrections + self._file.is_mended
 
     @property
     def clock_restarts(self) -> int:
-        """Of these, clocks that began again: behind them no jump lands where it should."""
+        """Number of clock restarts among these: seeking beyond one is unreliable."""
         return self._clock.restarts
 
     def seek(self, start_s: float) -> float | None:
-        """Move on to a moment before iterating; what is decoded first after a jump may be damaged.
+        """Seek to a time before iterating; the first audio decoded after it may be damaged.
 
-        Returns when the first sample will be, at `start_s` or before; None where the format has no
-        way to tell: this decoder is of no use then, open another one.
+        Returns the time of the first sample, at `start_s` or before; None if the format has no
+        index: this decoder is unusable then, open another one.
         """
         if self._clock.time_s(self._first) is None or self._stream.time_base is None:
             return None
@@ -183,7 +183,7 @@ class AudioDecoder:
         frames = self._clock.placed(chain([self._first], self._frames))
         run = self._start_run(next(frames))
         for frame in frames:
-            if not run.fits(frame):  # the rate or the channels changed in mid-stream
+            if not run.fits(frame):  # the rate or the channels changed within the stream
                 yield from run.finish()
                 run = self._start_run(frame)
             else:
@@ -197,7 +197,7 @@ class AudioDecoder:
         return run
 
     def _decode_first(self) -> AudioFrame:
-        # Only once samples come is it known what the audio is.
+        # The audio format is only known once samples arrive.
         frame = next(self._frames, None)
         if frame is None:
             raise self._empty()
@@ -233,14 +233,14 @@ class AudioDecoder:
     def _peek(self) -> "av.Packet[Any] | None":
         try:
             return first_packet(self._container)
-        except IndexError:  # of a stream that began in mid-file, as below
+        except IndexError:  # for a stream that starts within the file, as below
             return None
         except av.error.FFmpegError as error:
             self._count(error)
             return None
 
     def _packets(self) -> Iterator[_Packet | None]:
-        # After damage the demuxer is asked again; None at the end flushes the decoder.
+        # After damage the demuxer is called again; None at the end flushes the decoder.
         peeked, self._peeked = self._peeked, None
         if peeked is not None and peeked.stream_index == self._stream.index and peeked.size:
             yield cast("_Packet", peeked)
@@ -248,14 +248,14 @@ class AudioDecoder:
         while failures < _MAX_DEMUX_ERRORS:
             try:
                 for packet in self._container.demux(self._stream):
-                    # Empty packets would end the decoder's stream, wherever they stand.
+                    # Empty packets would end the decoder's stream at any position.
                     if packet.size:
                         failures = 0
                         yield packet
                 break
             except IndexError:
-                # A stream began in mid-file (broadcasts, Flash); PyAV looks it up among those of
-                # the start. It is another one than ours, and asked again PyAV passes it over.
+                # A stream started within the file (broadcasts, Flash), which PyAV does not find
+                # among the initial ones. It is not the selected one, and the next call skips it.
                 self._file.check()
                 failures += 1
             except av.error.FFmpegError as error:
@@ -272,7 +272,7 @@ class AudioDecoder:
         try:
             return context.decode(packet)
         except (av.error.BlockingIOError, av.error.EOFError):
-            # After some errors the decoder waits to be emptied, or believes its stream ended.
+            # After some errors the decoder must be flushed, or considers its stream ended.
             context.flush_buffers()
         except av.error.FFmpegError as error:
             self._count(error)
@@ -327,12 +327,11 @@ def open_audio(
     """Open a recording and decode until its first samples.
 
     Args:
-        file: seekable; read in ranges, from the calling thread; stays open.
-        uri: names the recording in messages; its suffix helps with headerless formats.
+        file: seekable; read in ranges, from the calling thread; not closed.
+        uri: names the recording in messages; its suffix identifies headerless formats.
         channels: `mix` for one row, `each` for a row per channel, or one channel's number from 0.
-        track: which of several audio tracks: `auto`, a number from 1, or a language; of `all` the
-            first one.
-        languages: codes that the speech is expected in, for `auto`.
+        track: audio track: `auto`, a number from 1, or a language; `all` means the first one.
+        languages: codes of the expected languages, for `auto`.
 
     Raises:
         DecodeError: kinds `empty_file`, `not_audio`, `refused_format`, `no_audio_stream`,
@@ -352,8 +351,8 @@ def encode_audio(
 ) -> bytes:
     """Return a clip as an audio file of 16 kHz, mono; FLAC and WAV with 16 bits.
 
-    Samples lie in [-1, 1]; what is louder is clipped. `bit_rate` is that of Opus, in bits per
-    second; None leaves it to the encoder.
+    Samples are in [-1, 1]; louder ones are clipped. `bit_rate` is that of Opus, in bits per
+    second; None is the encoder's default.
     """
     if not len(samples):
         raise ValueError("found no samples, expected those of a clip")
@@ -367,7 +366,7 @@ def encode_audio(
         assert isinstance(context, AudioCodecContext)
         context.format = "s16"
         if bit_rate is not None:
-            # Constrained: what pure tones take would otherwise be nearly twice as much.
+            # Constrained: pure tones would otherwise need nearly twice the rate.
             context.bit_rate, context.options = bit_rate, {"vbr": "constrained"}
         context.open()
         step = context.frame_size or _FRAME_SAMPLES

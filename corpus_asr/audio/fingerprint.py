@@ -1,10 +1,10 @@
-"""Acoustic fingerprints: 32 bits for each eighth of a second, alike in copies of the same audio.
+"""Acoustic fingerprints: 32 bits per eighth of a second, similar for copies of the same audio.
 
-The idea is that of Haitsma and Kalker, A Highly Robust Audio Fingerprinting System (ISMIR 2002): a
-bit is the sign of how the difference between two neighboring bands changes over time. Here energies
-are smoothed over a second, so that few words suffice: copies whose frames are offset against one
-another, encoded again or sent over a telephone keep most bits. 0 stands for silence and for sounds
-that do not change, which are alike everywhere.
+Based on Haitsma and Kalker, A Highly Robust Audio Fingerprinting System (ISMIR 2002): a bit is the
+sign of the change over time of the difference between two adjacent bands. Here energies are
+smoothed over a second, so that few words suffice: copies with offset frames, other encodings or
+telephone bandwidth have mostly equal bits. 0 stands for silence and stationary sounds, which are
+similar everywhere.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,14 +18,14 @@ from corpus_asr.units import FINGERPRINT_WORDS_PER_SECOND, SAMPLE_RATE_HZ
 _FRAME, _HOP = 1_024, 500
 _STEP = SAMPLE_RATE_HZ // FINGERPRINT_WORDS_PER_SECOND // _HOP  # frames between words
 _SMOOTHED = 32  # frames, one second
-_GAPS = (3, 6)  # words between which a change is looked for
+_GAPS = (3, 6)  # words between which the change is measured
 _BANDS = 17
-_LOW_HZ, _HIGH_HZ = 300.0, 3_000.0  # what a telephone sends
+_LOW_HZ, _HIGH_HZ = 300.0, 3_000.0  # telephone band
 _FRAMES_AT_ONCE = 4_096
-# Of energies of samples between -1 and 1; 16 bits of dithered silence have 1e-6.
+# Of energies of samples between -1 and 1; 16-bit dithered silence has 1e-6.
 _SILENCE = 1e-5
 _BELOW_LOUD = 1e-4  # 40 dB
-# Mean change of the logarithms; 0.1 in noise that does not change, 1 in speech.
+# Mean change of the logarithms; 0.1 in stationary noise, 1 in speech.
 _UNCHANGED = 0.25
 
 
@@ -44,7 +44,7 @@ _WEIGHTS_OF_TIME = (np.hanning(_SMOOTHED + 2)[1:-1] / np.hanning(_SMOOTHED + 2).
 
 
 def fingerprint(samples: Float32[np.ndarray, " sample"]) -> UInt32[np.ndarray, " word"]:
-    """Return the words of 16 kHz audio; the first is of its first `FINGERPRINT_SPAN_S`."""
+    """Return the words of 16 kHz audio; the first one covers its first `FINGERPRINT_SPAN_S`."""
     num_frames = (len(samples) - _FRAME) // _HOP + 1
     num_words = (num_frames - _SMOOTHED) // _STEP + 1 - max(_GAPS)
     if num_words < 1:
@@ -72,7 +72,7 @@ def fingerprint(samples: Float32[np.ndarray, " sample"]) -> UInt32[np.ndarray, "
 
 
 class Fingerprint:
-    """The measure `fingerprint`, of whole parts."""
+    """The measure `fingerprint` of whole parts."""
 
     name: ClassVar[str] = "fingerprint"
     columns: ClassVar[Sequence[str]] = ("fingerprint",)

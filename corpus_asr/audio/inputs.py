@@ -1,7 +1,7 @@
-"""Audio as callers of Python give it: an address, or something to write to a file beforehand.
+"""Audio arguments of the Python API: a URI, or data that is first written to a file.
 
-Samples are written as WAV, so that they are decoded, cut and transcribed as the file would be whose
-samples they are. Free of torch: a tensor is turned into an array here.
+Samples are written as WAV, so that they are decoded, cut and transcribed like a file of these
+samples. Does not import torch: tensors are converted to arrays here.
 """
 
 import errno
@@ -24,16 +24,16 @@ from corpus_asr.scratch import scratch_folder
 
 AudioInput = Any
 """A path, URL or URI; the bytes of a file, or a file opened for reading in binary mode; an array or
-tensor of samples; a dictionary of Hugging Face datasets; or what has `get_all_samples`, as decoders
-of torchcodec do."""
+tensor of samples; a dictionary of Hugging Face datasets; or an object with `get_all_samples`, like
+decoders of torchcodec."""
 
 _ARRAY_KEYS = ("array", "raw")  # of datasets, and of transformers' pipelines
-# As many as `stages.extraction` cuts; an array with more rows has samples there.
+# Maximum channels, as in `stages.extraction`; more rows mean swapped axes.
 _MAX_CHANNELS = 64
-# Float samples lie in -1 to 1. Loud mixes reach 10; from 100 on they are integers in disguise.
+# Float samples are in -1 to 1. Loud mixes reach 10; from 100 on they are unscaled integers.
 _MAX_PEAK = 100.0
 _FORMATS = {"f": 3, "i": 1}  # WAVE_FORMAT_IEEE_FLOAT, WAVE_FORMAT_PCM
-# RIFF counts 32 bits; libav reads on to the end of the file behind the largest of them.
+# RIFF has 32-bit lengths; with the maximum, libav reads to the end of the file.
 _LARGEST_SIZE = 2**32 - 1
 _COPY_BYTES = 1 << 20
 _WRITE_SAMPLES = 1 << 18
@@ -46,22 +46,22 @@ _EXPECTED = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GivenAudio:
-    """One recording that a caller gave."""
+    """One recording given by a caller."""
 
     name: str
-    """What results and messages call it: the address, if it has one."""
+    """Name in results and messages: the URI, if it has one."""
     write: Callable[[BinaryIO], object] | None = None
-    """Writes it as a file; None for an address."""
+    """Writes it as a file; None for a URI."""
 
     @contextmanager
     def address(self) -> Iterator[str]:
-        """Give where it can be opened; a file made for that is deleted afterwards.
+        """Yield its URI or path; a temporary file is deleted afterwards.
 
         Raises:
             FetchError: it cannot be read, or its file cannot be written.
         """
         if self.write is None:
-            # The process that opens it may have been started in another folder.
+            # The process that opens it may have another working directory.
             is_relative = "://" not in self.name and not self.name.startswith("~")
             yield os.path.abspath(self.name) if is_relative else self.name
             return
@@ -87,24 +87,24 @@ class GivenAudio:
 
 
 def given_audio(audio: AudioInput, *, sampling_rate: float | None, number: int = 0) -> GivenAudio:
-    """Tell what a caller gave.
+    """Convert a caller's audio argument.
 
     Arrays and tensors are float, in -1 to 1, or int16; of shape (sample,) or (channel, sample),
-    with at most 64 channels and no fewer samples than channels. What has no name is called
+    with at most 64 channels and no fewer samples than channels. Unnamed audio is called
     `input-N` by its `number`.
 
     Raises:
-        ValueError: it is no audio, or says of its samples too little or too much.
+        ValueError: it is not audio, or its sampling rate is missing or contradictory.
         DecodeError: kind `bad_samples`; samples are not finite.
     """
-    return _Reader(sampling_rate, f"input-{number}").read(audio)
+    return _AudioReader(sampling_rate, f"input-{number}").read(audio)
 
 
 def several(audios: Iterable[AudioInput]) -> Iterable[AudioInput]:
-    """Return recordings as they are, and refuse one in their place.
+    """Return recordings unchanged; reject a single one.
 
     Raises:
-        ValueError: it is a single recording, whose characters, bytes or samples are none.
+        ValueError: it is a single recording, whose items are characters, bytes or samples.
     """
     single = (str, os.PathLike, bytes, bytearray, memoryview, Mapping, np.ndarray)
     if isinstance(audios, single) or hasattr(audios, "detach") or hasattr(audios, "read"):
@@ -117,11 +117,11 @@ def several(audios: Iterable[AudioInput]) -> Iterable[AudioInput]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Reader:
+class _AudioReader:
     rate: float | None
-    """As given beside the audio."""
+    """Sampling rate given separately."""
     name: str
-    """For what has none of its own."""
+    """Name for audio without its own."""
 
     def read(self, audio: AudioInput) -> GivenAudio:
         if isinstance(audio, str | os.PathLike):
@@ -135,7 +135,7 @@ class _Reader:
         if hasattr(audio, "get_all_samples"):
             self._refuse_rate("a decoder")
             decoded = audio.get_all_samples()
-            return _Reader(decoded.sample_rate, self.name)._from_samples(decoded.data)
+            return _AudioReader(decoded.sample_rate, self.name)._from_samples(decoded.data)
         if hasattr(audio, "read"):
             return self._from_file(audio)
         return self._from_samples(audio)
@@ -159,13 +159,13 @@ class _Reader:
                     f"reading {name}: found sampling_rate={self.rate} and a dictionary with "
                     f"{rate}, expected one of them; leave the argument out"
                 )
-            return _Reader(self.rate if rate is None else rate, name)._from_samples(samples)
+            return _AudioReader(self.rate if rate is None else rate, name)._from_samples(samples)
         if data is None and path is None:
             raise ValueError(
                 f"reading {self.name}: found a dictionary with {', '.join(map(str, given))}"
                 f"{'' if given else 'nothing'}, expected array and sampling_rate, bytes, or path"
             )
-        return _Reader(self.rate, name).read(path if data is None else data)
+        return _AudioReader(self.rate, name).read(path if data is None else data)
 
     def _from_file(self, file: Any) -> GivenAudio:
         if isinstance(file, io.TextIOBase):
@@ -179,7 +179,7 @@ class _Reader:
                 f"reading {self.name}: found an open file at its end, {behind:,} bytes behind its "
                 "beginning, expected one at the beginning; rewind it with seek(0)"
             )
-        file_name = getattr(file, "name", None)  # of descriptors: a number
+        file_name = getattr(file, "name", None)  # a number for descriptors
         name = file_name if isinstance(file_name, str) else self.name
         return GivenAudio(name=name, write=lambda copy: shutil.copyfileobj(file, copy, _COPY_BYTES))
 
@@ -202,7 +202,7 @@ class _Reader:
                 "pass sampling_rate=16000, or whatever it was recorded at"
             )
         is_number = isinstance(rate, numbers.Real) and not isinstance(rate, bool)
-        # In this order: of NaN and infinity there is no whole number.
+        # In this order, as NaN and infinity cannot be converted to integers.
         if (
             not is_number
             or not MIN_SAMPLE_RATE_HZ <= rate <= MAX_SAMPLE_RATE_HZ
@@ -225,7 +225,7 @@ class _Reader:
                 f"at most {_MAX_CHANNELS} channels{turn}"
             )
         if not rows.size:
-            # A file without samples is a broken one; a caller who has none has heard nothing.
+            # An empty file is an error; an empty array is silence.
             return np.zeros((len(rows), 1), dtype=np.float32)
         if samples.dtype.kind == "i" and samples.dtype.itemsize == 2:
             return rows
@@ -254,7 +254,7 @@ class _Reader:
 
 
 def _bytes_behind(file: Any) -> int:
-    """Return what was read already of a file of which nothing is left; 0 of others."""
+    """Return the bytes already read of a file that is at its end; 0 otherwise."""
     try:
         if not file.seekable():
             return 0
@@ -262,7 +262,7 @@ def _bytes_behind(file: Any) -> int:
         end = file.seek(0, io.SEEK_END)
         file.seek(position)
     except (AttributeError, OSError, ValueError):
-        return 0  # it says so itself once it is read
+        return 0  # reading it raises its own error
     return int(position) if position and position >= end else 0
 
 
@@ -275,7 +275,7 @@ def _array(samples: Any) -> np.ndarray | None:
                 "with samples.filled(0)"
             )
         samples = samples.data
-    if hasattr(samples, "detach") and hasattr(samples, "cpu"):  # a tensor, wherever it lives
+    if hasattr(samples, "detach") and hasattr(samples, "cpu"):  # a tensor on any device
         samples = samples.detach().cpu()
         # numpy has no bfloat16.
         samples = (samples.float() if "bfloat16" in str(samples.dtype) else samples).numpy()
@@ -293,7 +293,7 @@ def _write_wav(file: BinaryIO, rows: np.ndarray, rate_hz: int) -> None:
     )  # fmt: skip
     head = b"WAVEfmt " + struct.pack("<I", len(layout)) + layout + b"data" + struct.pack("<I", size)
     file.write(b"RIFF" + struct.pack("<I", min(len(head) + size, _LARGEST_SIZE)) + head)
-    # Piece by piece: a recording of hours is not copied as a whole.
+    # In chunks, to avoid a copy of hours of audio.
     for start in range(0, num_samples, _WRITE_SAMPLES):
         piece = rows[:, start : start + _WRITE_SAMPLES].T
         file.write(np.ascontiguousarray(piece, dtype=kind).tobytes())

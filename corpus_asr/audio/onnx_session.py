@@ -1,4 +1,4 @@
-"""Networks in ONNX, loaded for one thread; what they take and give their callers know."""
+"""Loads ONNX networks for one thread; callers know their inputs and outputs."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from corpus_asr.errors import CheckpointError
 
 
 def session_of(path: Path, *, what: str) -> onnxruntime.InferenceSession:
-    """Load a network, for one thread; `what` is what errors call it.
+    """Load a network for one thread; `what` is its name in errors.
 
     Raises:
         CheckpointError: it cannot be read.
@@ -20,7 +20,7 @@ def session_of(path: Path, *, what: str) -> onnxruntime.InferenceSession:
         return onnxruntime.InferenceSession(
             str(path), sess_options=options, providers=["CPUExecutionProvider"]
         )
-    except Exception as error:  # onnxruntime has a class for each status, none of them public
+    except Exception as error:  # onnxruntime's exception classes are not public
         first_line = str(error).strip().partition("\n")[0]
         raise CheckpointError(
             f"loading the {what} {path}: {first_line}; expected a network in ONNX"

@@ -1,4 +1,4 @@
-"""Cut a recording that streams by into parts."""
+"""Splits a streamed recording into parts."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,15 +22,15 @@ from corpus_asr.audio.vad import (
 )
 from corpus_asr.units import SAMPLE_RATE_HZ
 
-# The cut is looked for in this much of a part's end.
+# Fraction of a part's end in which the cut is searched.
 MAX_SEARCH_S = 60.0
 SEARCH_FRACTION = 0.25
 
-# Without a detector, silence is where the power is within 3 dB of the least, over about 0.3 s.
+# Without a detector, silence is where power is within 3 dB of the minimum, over about 0.3 s.
 POWER_STEPS = 9
 QUIET_POWER_RATIO = 2.0
 
-# Larger than any PCM sample, in whatever scale: beyond are broken floats, which would overflow.
+# Above any PCM sample in any scale: larger values are broken floats, which would overflow.
 MAX_MAGNITUDE = np.float32(2**31)
 
 
@@ -39,19 +39,19 @@ class AudioPart:
     """A span of one recording."""
 
     start_sample: int
-    """Where the part starts in the recording."""
+    """Start of the part in the recording, in samples."""
     samples: Samples
     speech: tuple[tuple[int, int], ...] | None
-    """Spans of speech, padding included, as sample positions in the recording; in order, apart,
+    """Spans of speech, padding included, as sample positions in the recording; in order, disjoint,
     inside the part. None without detection."""
 
 
 class PartCutter:
-    """Collect one recording's samples and cut parts of at most `part_s` as they are complete.
+    """Collects one recording's samples and yields parts of at most `part_s` when they are complete.
 
-    Where the parts fall depends on the samples alone, not on how they were chunked. Samples that
-    are no numbers, infinite or absurdly large count as zeros. Padding of speech ends at a cut. The
-    detector is started afresh here, and not to be shared until `finish` is over.
+    Cut positions depend only on the samples, not on chunk boundaries. Samples that are NaN,
+    infinite or extremely large count as zeros. Padding of speech ends at a cut. The detector is
+    reset here, and must not be shared until `finish` has ended.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class PartCutter:
         self._running = False  # speech at the end of the last part
 
     def feed(self, samples: Samples) -> Iterator[AudioPart]:
-        """Take the next samples at once; the iterator yields the parts they complete."""
+        """Add the next samples immediately; the iterator yields the parts they complete."""
         if samples.size and not max(-samples.min(), samples.max()) <= MAX_MAGNITUDE:
             samples = np.where(np.abs(samples) <= MAX_MAGNITUDE, samples, np.float32(0.0))
         self._chunks.append(samples)
@@ -87,7 +87,7 @@ class PartCutter:
         return self._complete_parts()
 
     def finish(self) -> Iterator[AudioPart]:
-        """Declare the recording over; the iterator yields the rest, nothing if it was empty."""
+        """End the recording; the iterator yields the remaining parts, none if it was empty."""
         if self._detector is not None:
             added = self._detector.finish()
             self._probabilities = np.concatenate([self._probabilities, added])
@@ -150,7 +150,7 @@ class PartCutter:
             )
             speech = tuple((first + start, first + end) for start, end in spans)
             _, self._running = speech_runs(probabilities, self._criteria, running=self._running)
-        # Copies, so that neither the part nor the rest keeps the whole buffer in memory.
+        # Copies, so that neither the part nor the rest references the whole buffer.
         part = AudioPart(start_sample=first, samples=buffer[:num_samples].copy(), speech=speech)
         self._chunks = [buffer[num_samples:].copy()]
         self._num_buffered -= num_samples
@@ -160,10 +160,10 @@ class PartCutter:
 
 
 def quietest_border(scores: Probabilities, *, quiet_below: float) -> int:
-    """Return the step border to cut at: 1 to `len(scores)`, where the former is after step 0.
+    """Return the step border to cut at: 1 to `len(scores)`, where 1 is after step 0.
 
-    It is the middle of the longest run of steps below `quiet_below`; if there is none, the border
-    before the lowest step. The later one wins a tie, so that parts are as long as they can be.
+    It is the middle of the longest run of steps below `quiet_below`; without any, the border before
+    the minimum. The last one wins a tie, which makes parts as long as possible.
     """
     runs = true_runs(scores < quiet_below)
     if not runs:

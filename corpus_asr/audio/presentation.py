@@ -1,7 +1,7 @@
-"""Decoded frames on the clock that players show: silence where nothing is presented.
+"""Places decoded frames on the container's clock, with silence in gaps.
 
-Containers for video give each packet a time. A track may begin later than the others, packets may
-be lost, recordings cut and joined: counting samples alone, all that follows would be early.
+Video containers have a timestamp per packet. A track may start later than others, packets may be
+lost, recordings cut and joined: with sample counts alone, all later audio would be early.
 """
 
 import math
@@ -14,31 +14,31 @@ import av.container
 from av.audio.fifo import AudioFifo
 from av.audio.frame import AudioFrame
 
-# Formats that store times, as libav names them. Of others libav counts samples or guesses from
-# bytes, and what was decoded is the better clock.
+# Formats with stored times, by libav name. For others libav counts samples or estimates from bytes,
+# and the number of decoded samples is more accurate.
 _TIMED = frozenset(
     {"asf", "flv", "live_flv", "matroska,webm", "mov,mp4,m4a,3gp,3g2,mj2", "mpeg", "mpegts", "mxf",
      "nut", "ogg", "rm", "wtv"}
 )  # fmt: skip
 _EDITED = "mov,mp4,m4a,3gp,3g2,mj2"
-# Its pages are sent once: a clock that goes back is that of the next link of a chain.
+# Its pages are never repeated: a clock that goes back belongs to the next link of a chain.
 _CHAINED = "ogg"
 _MATROSKA = "matroska,webm"
-# Times are rounded to milliseconds, and encoders' delays are written or not: less means nothing.
+# Times are rounded to milliseconds, and encoder delays may be missing: smaller gaps are ignored.
 _TOLERANCE_S = 0.1
-_START_TOLERANCE_S = 0.03  # nothing was rounded or lost before the first frame
-# Of packets sent twice. What goes back further is a clock that began again, and new sound.
+_START_TOLERANCE_S = 0.03  # no rounding or loss before the first frame
+# For repeated packets. A larger step back is a clock restart with new audio.
 _MAX_OVERLAP_S = 1.0
-# A gap that is longer is a damaged time. So are gaps behind the end that the header claims, once
-# they are longer in all: live recordings claim none or a guess, and damage shall not make days.
+# A longer gap is a damaged time. So are gaps after the end in the header, once their sum exceeds
+# this: live recordings have none or an estimate, and damage must not add days.
 _MAX_GAP_S = 3600.0
-# An edit list delays a track by less.
+# Maximum delay of a track by an edit list.
 _MAX_DELAY_S = 60.0
-_SILENT_SAMPLES = 1 << 16  # of a silent frame: memory does not depend on the length of a gap
+_SILENT_SAMPLES = 1 << 16  # per silent frame, so that memory does not depend on the gap
 
 
 class PresentationClock:
-    """Tells when frames are presented, from the start of their container."""
+    """Computes presentation times of frames, from the start of their container."""
 
     def __init__(
         self,
@@ -51,13 +51,13 @@ class PresentationClock:
 
         Args:
             container: open.
-            first: its first frame of sound.
-            start_s: when the first packet of all streams is presented; None: the header knows.
+            first: its first audio frame.
+            start_s: time of the first packet of all streams; None: from the header.
         """
         self.corrections = 0
-        """Gaps filled, overlaps cut and times not believed so far, behind the first frame."""
+        """Number of filled gaps, cut overlaps and rejected times so far, after the first frame."""
         self.restarts = 0
-        """Of these, clocks that began again: no jump behind them lands where it should."""
+        """Number of clock restarts among these: seeking beyond one is unreliable."""
         name = container.format.name
         start: int | None = container.start_time
         if start is not None and start_s is not None:
@@ -66,7 +66,7 @@ class PresentationClock:
         """Whether the container stores times; otherwise samples are counted."""
         first_s = _stored_s(first) or 0.0
         origin_s = first_s if not self.is_stored or start is None else start / av.time_base
-        # Without fragments, which begin at any time, its presentation begins at 0.
+        # Without fragments, which may start at any time, its presentation starts at 0.
         is_edited = name == _EDITED and any(stream.frames for stream in container.streams.audio)
         if is_edited and 0 < origin_s <= _MAX_DELAY_S:
             origin_s = 0.0
@@ -81,20 +81,20 @@ class PresentationClock:
 
     @property
     def origin_s(self) -> float:
-        """The stored time at which the recording begins."""
+        """Stored time of the recording's start."""
         return self._origin_s
 
     def time_s(self, frame: AudioFrame) -> float | None:
-        """Return when a frame is presented, in seconds of the recording."""
+        """Return the presentation time of a frame, in seconds of the recording."""
         stored_s = _stored_s(frame)
         return None if stored_s is None else stored_s - self._origin_s
 
     def begin_at(self, start_s: float) -> None:
-        """Go on from a moment, after a jump to it."""
+        """Continue from a time after seeking to it."""
         self._now_s, self._began = start_s, True
 
     def placed(self, frames: Iterator[AudioFrame]) -> Iterator[AudioFrame]:
-        """Yield frames one right after the other, silent ones where there is a gap."""
+        """Yield consecutive frames, with silent ones in gaps."""
         if not self.is_stored:
             yield from frames
             return
@@ -120,12 +120,12 @@ class PresentationClock:
         yield frame
 
     def _ahead_s(self, frame: AudioFrame, following: AudioFrame | None) -> float:
-        """Return the seconds between what was yielded and a frame; 0 where they follow."""
+        """Return the seconds between the frames yielded so far and a frame; 0 if consecutive."""
         stored_s = _stored_s(frame)
         if stored_s is None:
             return 0.0
         ahead_s = stored_s - self._origin_s - self._now_s
-        # What was sent twice is cut to its end.
+        # A repeated packet is cut to its new part.
         most_s = _TOLERANCE_S if self._began else _START_TOLERANCE_S
         if -_TOLERANCE_S * (not self._is_cutting) <= ahead_s <= most_s:
             return 0.0
@@ -133,7 +133,7 @@ class PresentationClock:
         if next_s is not None and (self._began or ahead_s > _TOLERANCE_S):
             next_ahead_s = next_s - self._origin_s - self._now_s
             if abs(next_ahead_s - frame.samples / frame.sample_rate) <= _TOLERANCE_S:
-                self.corrections += 1  # this one time is damaged
+                self.corrections += 1  # a single damaged time
                 return 0.0
         if -self._max_overlap_s <= ahead_s < 0 or self._is_gap(ahead_s):
             return ahead_s
@@ -153,13 +153,13 @@ class PresentationClock:
 
 
 def first_packet(container: av.container.InputContainer) -> "av.Packet[Any] | None":
-    """Read the first packet of Matroska, of whatever stream; None of other containers.
+    """Read the first packet of a Matroska file, of any stream; None for other containers.
 
-    libav tells when its streams begin once it has decoded some: a picture that it may not decode
-    seems to begin with the sound.
+    libav determines the start of streams while decoding: the start of a picture it may not decode
+    appears equal to that of the audio.
 
     Raises:
-        av.error.FFmpegError: it is damaged; what follows may be whole.
+        av.error.FFmpegError: it is damaged; later packets may be intact.
     """
     if container.format.name != _MATROSKA or len(container.streams) < 2:
         return None
@@ -167,7 +167,7 @@ def first_packet(container: av.container.InputContainer) -> "av.Packet[Any] | No
 
 
 def _stored_s(frame: AudioFrame) -> float | None:
-    # What comes when the decoder is emptied may have a time that is no number.
+    # Frames flushed from the decoder may have invalid times.
     return None if frame.time is None or math.isnan(frame.time) else frame.time
 
 
@@ -183,7 +183,7 @@ def _silence(like: AudioFrame, num_samples: int) -> Iterator[AudioFrame]:
 
 
 def _without_first(frame: AudioFrame, num_samples: int) -> AudioFrame:
-    # Not through an array: libav's planes of eight channels and more lie elsewhere.
+    # Not through an array: libav's planes of eight and more channels are at other addresses.
     frame.pts = None
     queue = AudioFifo()
     queue.write(frame)

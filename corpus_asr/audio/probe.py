@@ -1,4 +1,4 @@
-"""Open a recording with allowed containers and codecs only, and find its audio stream."""
+"""Opens a recording with allowed containers and codecs only, and selects its audio stream."""
 
 import functools
 import re
@@ -18,8 +18,8 @@ from corpus_asr.audio.tracks import AudioTrack, audio_tracks, in_order, read_onl
 from corpus_asr.config.decoding import AUTO_TRACK
 from corpus_asr.errors import DecodeError, FetchError
 
-# Outside of these no recording of speech is meant: a header of 1 Hz or 4 GHz is damaged. Ultrasonic
-# and 1-bit recordings reach megahertz.
+# Speech recordings are within these rates: a header with 1 Hz or 4 GHz is damaged. Ultrasonic and
+# 1-bit recordings reach megahertz.
 MIN_SAMPLE_RATE_HZ = 1_000
 MAX_SAMPLE_RATE_HZ = 4_000_000
 
@@ -27,40 +27,40 @@ _DESCRIBED_BYTES = 4096
 
 
 class BinarySource(Protocol):
-    """What decoding needs of a binary file object."""
+    """Interface of a binary file object for decoding."""
 
     def read(self, size: int, /) -> bytes:
-        """Read up to `size` bytes; nothing at the end."""
+        """Read up to `size` bytes; empty at the end."""
 
     def seek(self, offset: int, whence: int = 0, /) -> int:
-        """Move, and return the position from the start."""
+        """Seek and return the position from the start."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AudioInfo:
-    """What a recording's audio is, once its first samples were decoded."""
+    """Audio format of a recording, known after its first samples were decoded."""
 
     codec: str
     sample_rate_hz: int
-    """Before resampling."""
+    """Sample rate before resampling, in Hz."""
     channels: int
     header_duration_s: float | None
-    """What the header claims; wrong in damaged and in streamed files."""
+    """Duration in the header in seconds; wrong in damaged and in streamed files."""
 
 
 class GuardedFile:
-    """A file object for libav that remembers the failure libav would turn into an end of file.
+    """A file object for libav that stores read errors, which libav would treat as end of file.
 
-    libav calls `read` from C, where an exception has no way out: it would end the recording early,
-    and a broken store would look like a short recording. So a failure is kept, libav sees the end
-    of the file, and `check` raises the failure.
+    libav calls `read` from C, where exceptions cannot propagate: the recording would end early, and
+    a failing store would look like a short recording. The error is stored, libav sees the end of
+    the file, and `check` raises the error.
     """
 
     def __init__(self, file: BinarySource, *, uri: str) -> None:
         self._file = file
         self._uri = uri
-        self._position = 0  # where libav believes to be
-        self._file_position = 0  # moves only to read: damaged headers point anywhere
+        self._position = 0  # position assumed by libav
+        self._file_position = 0  # updated only by reads: damaged headers seek anywhere
         self._failure: BaseException | None = None
         self._mended: tuple[int, bytes] | None = None
         try:
@@ -68,22 +68,22 @@ class GuardedFile:
             file.seek(0)
         except OSError as error:
             raise self._fetch_error(f"its size cannot be found ({error})") from error
-        # Headerless formats (g722, sbc, ...) are known by their suffix only. The rest of a name is
-        # of no use to libav, and hostile ones cannot hurt it this way. A query may follow it.
+        # Headerless formats (g722, sbc, ...) are recognized by suffix. libav does not need the rest
+        # of the name, which may be malicious. A query may follow it.
         suffix = re.search(r"(\.[A-Za-z0-9]{1,8})(\?\S*)?$", uri)
         self.name = f"recording{suffix.group(1) if suffix else ''}"
 
     def check(self) -> None:
-        """Raise what reading raised; FetchError for an `OSError` or an end before the size."""
+        """Raise a stored read error; FetchError for an `OSError` or a premature end."""
         if self._failure is not None:
             raise self._failure
 
     def head(self, num_bytes: int) -> bytes:
-        """Read the first bytes, for messages, and return to the position."""
+        """Read the first bytes, for messages; the position is unchanged."""
         return self.span(0, num_bytes)
 
     def span(self, start: int, num_bytes: int) -> bytes:
-        """Read bytes from anywhere, and return to the position."""
+        """Read bytes at any position; the current position is unchanged."""
         position = self._position
         self.seek(start)
         pieces = []
@@ -95,25 +95,25 @@ class GuardedFile:
 
     @property
     def is_mended(self) -> bool:
-        """Whether its header was wrong."""
+        """Whether its header was corrected."""
         return self._mended is not None
 
     def mend(self, at: int, data: bytes, *, end: int) -> None:
-        """Let `data` stand at a place of the file, and the file end, in all reads from now on."""
+        """Replace bytes at a position and the end of the file in all later reads."""
         self._mended, self.num_bytes = (at, data), end
 
     def read(self, num_bytes: int) -> bytes:
-        """Read up to `num_bytes`; nothing at the end and after a failure."""
+        """Read up to `num_bytes`; empty at the end and after an error."""
         if self._failure is not None or self._position >= self.num_bytes:
             return b""
         try:
             if self._file_position != self._position:
                 self._file.seek(self._position)
             data = self._file.read(num_bytes)
-            if not 0 < len(data) <= num_bytes:  # more than asked for would overrun libav's buffer
+            if not 0 < len(data) <= num_bytes:  # more would overrun libav's buffer
                 description = f"{len(data)} bytes came at {self._position} of {self.num_bytes}"
                 raise self._fetch_error(f"{description}, expected 1 to {num_bytes}")
-        except BaseException as error:  # kept, not swallowed: `check` raises it
+        except BaseException as error:  # stored, not swallowed: `check` raises it
             self._failure = error
             if isinstance(error, OSError):
                 self._failure = self._fetch_error(f"{type(error).__name__}: {error}")
@@ -135,7 +135,7 @@ class GuardedFile:
         return data[: first - self._position] + patch + data[stop - self._position :]
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        """Move to `offset` from the start (0), here (1) or the end (2); -1 before the start."""
+        """Seek to `offset` from the start (0), here (1) or the end (2); -1 before the start."""
         target = (0, self._position, self.num_bytes)[whence] + offset
         if target < 0:
             return -1
@@ -147,7 +147,7 @@ class GuardedFile:
         return self._position
 
     def seekable(self) -> bool:
-        """Return true: range reads are what makes hour-long files bearable."""
+        """Return true: long files need range reads."""
         return True
 
     def _fetch_error(self, found: str) -> FetchError:
@@ -157,7 +157,7 @@ class GuardedFile:
 
 
 def open_container(file: GuardedFile, *, uri: str) -> av.container.InputContainer:
-    """Recognize the container and read its headers."""
+    """Detect the container format and read its headers."""
     if file.num_bytes == 0:
         raise DecodeError(
             f"decoding {uri}: the file is empty (0 bytes), expected a media file; upload it again "
@@ -200,10 +200,10 @@ def select_stream(
     track: str | int = AUTO_TRACK,
     languages: Sequence[str] = (),
 ) -> tuple[av.AudioStream, list[AudioTrack]]:
-    """Open the best audio track's decoder, make the demuxer skip all else, and name its likes.
+    """Open the best audio track's decoder, make the demuxer skip all others.
 
-    `track` and `languages` are those of `tracks.in_order`, whose answer is the second value: the
-    first of them was opened.
+    `track` and `languages` are as in `tracks.in_order`, whose result is the second value; its first
+    track was opened.
     """
     tracks = audio_tracks(container)
     if not tracks:
@@ -224,7 +224,7 @@ def select_stream(
 def header_duration_s(
     container: av.container.InputContainer, stream: av.AudioStream
 ) -> float | None:
-    """Read the duration the header claims, of the stream or else of the container."""
+    """Return the duration in the header, of the stream or else of the container."""
     if stream.duration is not None and stream.time_base is not None:
         seconds = float(stream.duration * stream.time_base)
     elif container.duration is not None:
@@ -236,24 +236,24 @@ def header_duration_s(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeaderInfo:
-    """What a recording's header claims."""
+    """Header data of a recording."""
 
     duration_s: float | None
     channels: int
-    """Of the track that is transcribed."""
+    """Number of channels of the transcribed track."""
     tracks: tuple[AudioTrack, ...]
     """All audio tracks."""
     wanted: tuple[AudioTrack, ...]
-    """Those that may be transcribed, best first."""
+    """The tracks that may be transcribed, best first."""
 
 
 def read_header(
     file: BinarySource, *, uri: str, track: str | int = AUTO_TRACK, languages: Sequence[str] = ()
 ) -> HeaderInfo:
-    """Read what a recording's header claims; decodes nothing.
+    """Read a recording's header without decoding.
 
     Raises:
-        DecodeError: it holds no audio that can be decoded, or not the track.
+        DecodeError: it has no audio that can be decoded, or lacks the track.
         FetchError: reading failed.
     """
     guarded = GuardedFile(file, uri=uri)
@@ -314,14 +314,14 @@ def _reason(error: Exception) -> str:
 
 
 def _describe(file: GuardedFile) -> str:
-    # How it begins: an HTML error page shows itself so.
+    # The first bytes, which identify an HTML error page.
     head = file.head(_DESCRIBED_BYTES)
-    file.check()  # a store that fails now is the news, not what was found before
+    file.check()  # a read error takes precedence over the earlier one
     return f"{file.num_bytes} bytes, begins with {head[:16]!r}{_wav_claims(head)}"
 
 
 def _wav_claims(head: bytes) -> str:
-    # libav forgets absurd values before anyone can ask for them.
+    # libav drops absurd values before they can be read.
     chunk = head.find(b"fmt ")
     if head[8:12] != b"WAVE" or not 0 < chunk <= len(head) - 24:
         return ""
@@ -329,16 +329,16 @@ def _wav_claims(head: bytes) -> str:
     return f", a WAV header of {rate_hz} Hz, {channels} channels, {bits} bits, format {tag}"
 
 
-# An object of the corpus must never make a worker open another file, a host or a device, nor render
-# pictures or text: libav does all of that for a file that looks the part, whatever its name.
-# These name other files, hosts or devices.
+# A corpus file must never make a worker open another file, a host or a device, or render pictures
+# or text, all of which libav does for suitable content, regardless of the name.
+# These reference other files, hosts or devices.
 _LEAD_ELSEWHERE = """
     concat hls hds dash smoothstreaming webm_dash_manifest imf image2 image2pipe lavfi avisynth
     vapoursynth sdp rtp rtp_mpegts rtsp sap whip fifo tee segment stream_segment,ssegment
     alsa fbdev kmsgrab oss pulse sndio jack openal v4l2 video4linux2,v4l2 x11grab xcbgrab
     iec61883 libcdio libdc1394 decklink dshow gdigrab vfwcap avfoundation android_camera
 """
-# These are texts, subtitles, pictures and other data: no sound, but much code that bytes can upset.
+# These are text, subtitles, pictures and other data: not audio, but a large attack surface.
 _HOLD_NO_SOUND = """
     aqtitle ass jacosub lrc mcc microdvd mpl2 mpsub pjs realtext sami scc srt stl subviewer
     subviewer1 sup tedcaptions ttml vobsub vplayer webvtt dvbsub dvbtxt rcwt ffmetadata
@@ -347,13 +347,13 @@ _HOLD_NO_SOUND = """
 """
 _REFUSED = frozenset((_LEAD_ELSEWHERE + _HOLD_NO_SOUND).split())
 _READ_BYTES = 1 << 16
-# For the decoders libav opens while it looks at the streams; the machine's cores belong to others.
+# For decoders opened while probing; other cores are used by other processes.
 _ONE_THREAD = {"threads": "1"}
 
 
 @functools.cache
 def allowed_containers() -> tuple[str, ...]:
-    """Name the containers that may be read, of those this build of libav knows."""
+    """Return the allowed containers that this build of libav supports."""
     return tuple(
         sorted(
             name
@@ -365,24 +365,24 @@ def allowed_containers() -> tuple[str, ...]:
 
 @functools.cache
 def audio_codecs() -> tuple[str, ...]:
-    """Name the codecs that decode audio."""
+    """Return the codecs that decode audio."""
     return tuple(sorted(name for name in av.codecs_available if _decodes_audio(name)))
 
 
 def _decodes_audio(name: str) -> bool:
     try:
         return av.Codec(name, "r").type == "audio"
-    except av.codec.codec.UnknownCodecError:  # it only encodes
+    except av.codec.codec.UnknownCodecError:  # encoder only
         return False
 
 
 @functools.cache
 def _limits() -> dict[str, str]:
     return {
-        # No protocol, as the name matches none: a playlist or a reference opens nothing.
+        # No protocol matches this name: playlists and references open nothing.
         "protocol_whitelist": "none",
         "format_whitelist": ",".join(allowed_containers()),
-        # To find out what a stream is, libav decodes its beginning: of cover art all of it.
+        # To probe a stream, libav decodes its beginning; cover art is decoded completely.
         "codec_whitelist": ",".join(audio_codecs()),
     }
 
@@ -394,26 +394,26 @@ def open_limited(file: Any) -> av.container.InputContainer:
         mode="r",
         options=_ONE_THREAD,
         container_options=_limits(),
-        metadata_errors="replace",  # a tag in another alphabet is no reason to lose the audio
+        metadata_errors="replace",  # tags in another encoding are no reason to reject the audio
         buffer_size=_READ_BYTES,
     )
     return container
 
 
 def refused_container(file: Any) -> str | None:
-    """Name the container for which `open_limited` refused a file; None if it had another reason.
+    """Return the container for which `open_limited` rejected a file; None for other reasons.
 
-    libav tells in its log only. That is off else, as Python must not be called from its threads.
+    libav reports it in its log only, which is otherwise off: its threads must not call Python.
     """
     level, skipping = av.logging.get_level(), av.logging.get_skip_repeated()
     file.seek(0)
     try:
         av.logging.set_level(av.logging.ERROR)
-        av.logging.set_skip_repeated(False)  # else refusals of earlier files are logged here
+        av.logging.set_skip_repeated(False)  # otherwise rejections of earlier files are logged here
         with av.logging.Capture(local=True) as messages:
             open_limited(file).close()
     except (av.error.FFmpegError, ValueError):
-        pass  # as before; what matters is what it said
+        pass  # expected; only the log messages matter
     finally:
         av.logging.set_level(level)
         av.logging.set_skip_repeated(skipping)

@@ -1,4 +1,4 @@
-"""Decoded frames to rows at 16 kHz: channels are mixed, runs of equal frames resampled."""
+"""Converts decoded frames to rows at 16 kHz: mixes channels, resamples runs of equal frames."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +25,7 @@ Block = Float32[np.ndarray, "channel sample"]
 Rows = Float32[np.ndarray, "row sample"]
 RowMaker = Callable[[Block], Rows]
 
-# Share of a loudspeaker in mono, as libswresample folds layouts down. Dialogue sits in the centre.
+# Weight of a loudspeaker in mono, as in libswresample. Dialogue is in the center.
 _FRONT = 0.5**0.5
 _MONO_SHARES = {
     "FC": 1.0,
@@ -35,19 +35,19 @@ _MONO_SHARES = {
     "LFE2": 0.0,
 }
 
-# The mix counts as cancelled when it is 30 dB below what unrelated channels would add up to, and
-# as healthy again at 20 dB: two limits, so that a borderline recording does not flip every block.
+# The mix counts as cancelled if it is 30 dB below the sum of unrelated channels, and as valid again
+# at 20 dB: two thresholds, so that a borderline recording does not alternate.
 _CANCELLED = 10.0 ** (-30 / 10)
 _HEALTHY = 10.0 ** (-20 / 10)
-# While cancelled, stay on the chosen channel unless another is 6 dB louder: antiphase channels
-# differ in sign, and each change of channel would be a click.
+# While cancelled, keep the chosen channel unless another is 6 dB louder: antiphase channels differ
+# in sign, so each switch is a click.
 _STAY = 10.0 ** (-6 / 10)
 
 
 def mono_shares(names: Sequence[str]) -> Shares:
-    """Give each channel's share of the mono mix; the shares add up to one, so nothing clips.
+    """Return each channel's weight in the mono mix; the sum is one, so nothing clips.
 
-    Names are the loudspeakers' of libav's channel layouts; unknown names share equally.
+    Names are the loudspeakers' of libav's channel layouts; unknown names have equal weights.
 
     Source: `build_matrix` of FFmpeg's libswresample/rematrix.c, mono output, normalized.
     """
@@ -55,21 +55,21 @@ def mono_shares(names: Sequence[str]) -> Shares:
     shares = np.array(
         [_MONO_SHARES[name] if has_shares else 1.0 for name in names], dtype=np.float32
     )
-    if not shares.any():  # a lone subwoofer is still all there is
+    if not shares.any():  # a single subwoofer is the only channel
         shares[:] = 1.0
     total: np.float32 = shares.sum()
     normalized: Shares = shares / total
     return normalized
 
 
-# What is chosen depends on the blocks' limits: callers cut blocks by count, never by how the bytes
-# happened to arrive.
+# The choice depends on block boundaries, which depend on sample counts only, not on how the bytes
+# arrived.
 class MonoMixer:
-    """Mix blocks to one row; where the channels cancel each other, take the loudest instead."""
+    """Mixes blocks to one row; if the channels cancel each other, uses the loudest instead."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self._shares = mono_shares(names)
-        self._chosen: int | None = None  # the channel standing in for a cancelled mix
+        self._chosen: int | None = None  # channel used in place of a cancelled mix
 
     def __call__(self, block: Block) -> Rows:
         """Mix one block, in order."""
@@ -87,10 +87,10 @@ class MonoMixer:
 
 
 class EachChannel:
-    """Keep every channel in its row, with as many rows as the recording began with.
+    """Keeps every channel in its row, with as many rows as the recording had initially.
 
-    A later span may have other channels: missing ones are silent, and those beyond the last row
-    are mixed into it.
+    A later span may have other channels: missing ones are silent, and additional ones are mixed
+    into the last row.
     """
 
     def __init__(self, num_rows: int, names: Sequence[str]) -> None:
@@ -109,17 +109,17 @@ class EachChannel:
 
 
 def row_maker(channels: Channels, names: Sequence[str], *, num_rows: int) -> RowMaker:
-    """Choose how blocks with these channels become the rows asked for."""
+    """Return the conversion of blocks with these channels to the requested rows."""
     if channels == "each":
         return EachChannel(num_rows, names)
-    # A span of audio that lacks the one channel asked for is mixed, so that nothing is lost.
+    # A span without the requested channel is mixed, so that nothing is lost.
     if channels == "mix" or channels >= len(names):
         return MonoMixer(names)
     return lambda block: block[channels : channels + 1]
 
 
 def _power(row: Samples) -> float:
-    # About the mean: a constant offset is inaudible.
+    # Relative to the mean: a constant offset is inaudible.
     if not row.size:
         return 0.0
     mean = float(row.mean(dtype=np.float64))
@@ -127,15 +127,15 @@ def _power(row: Samples) -> float:
         return max(0.0, float(row @ row) / row.size - mean * mean)
 
 
-# One block is mixed and resampled at a time: long enough that Python costs nothing beside the
-# codec, short enough that the channel chosen for cancelled channels follows the recording.
+# One block is mixed and resampled at a time: long enough for negligible Python overhead, short
+# enough for the channel chosen on cancellation to follow the recording.
 _BLOCK_S = 1
-_MAX_BLOCK_VALUES = 1 << 22  # 16 MiB over all channels, whatever rate and channels a header claims
+_MAX_BLOCK_VALUES = 1 << 22  # 16 MiB over all channels, for any rate and channels in a header
 
-# Twice the taps of libswresample's filter, counted at the lower of the two rates.
+# Twice the taps of libswresample's filter, at the lower of the two rates.
 _SHORT_SAMPLES = 2 * 32
 
-# libav's packed sample formats; planar ones have a "p" behind. Integers are scaled to [-1, 1).
+# libav's packed sample formats; planar ones have the suffix "p". Integers are scaled to [-1, 1).
 _SAMPLE_TYPES: dict[str, tuple[type[np.generic], float]] = {
     "u8": (np.uint8, 2.0**-7),
     "s16": (np.int16, 2.0**-15),
@@ -147,10 +147,10 @@ _SAMPLE_TYPES: dict[str, tuple[type[np.generic], float]] = {
 
 
 class Run:
-    """A span of frames with the same rate, sample format and channels, on its way to rows.
+    """A span of frames with equal rate, sample format and channels, converted to rows.
 
-    The first frame, with which later ones must agree, is not fed yet. `num_rows` is how many rows
-    the whole recording has.
+    The first frame, which later ones must match, is not fed yet. `num_rows` is the number of rows
+    of the whole recording.
     """
 
     def __init__(self, frame: AudioFrame, *, channels: Channels, num_rows: int) -> None:
@@ -165,22 +165,22 @@ class Run:
         self._fifo = AudioFifo()
 
     def fits(self, frame: AudioFrame) -> bool:
-        """Say whether the frame may be fed; if not, finish this run and start another."""
+        """Whether the frame may be fed; if not, finish this run and start another."""
         same_format = frame.format.name == self._format and frame.layout == self._layout
         return same_format and frame.sample_rate == self._rate_hz
 
     def feed(self, frame: AudioFrame) -> None:
-        """Queue a frame that fits; writing others would read wild memory."""
-        frame.pts = None  # the queue would insist on gapless timestamps
+        """Queue a matching frame; other frames would cause invalid memory reads."""
+        frame.pts = None  # the queue would require gapless timestamps
         self._fifo.write(frame)
 
     def full_blocks(self) -> Iterator[Rows]:
-        """Convert what is queued, in whole blocks."""
+        """Convert the queued frames, in whole blocks."""
         while self._fifo.samples >= self._block:
             yield from self._convert(self._fifo.read(self._block))
 
     def finish(self) -> Iterator[Rows]:
-        """Convert all the rest, with what the resamplers hold back."""
+        """Convert the remaining frames, with the samples buffered by resamplers."""
         yield from self.full_blocks()
         yield from self._convert(self._fifo.read())
         tails = [resampler.finish() for resampler in self._resamplers]
@@ -198,7 +198,7 @@ class Run:
 
 
 def resample(samples: Samples, *, rate_hz: int) -> Resampled:
-    """Bring samples that were decoded elsewhere to 16 kHz, as recordings are."""
+    """Resample samples to 16 kHz, as recordings are."""
     if not MIN_SAMPLE_RATE_HZ <= rate_hz <= MAX_SAMPLE_RATE_HZ:
         raise ValueError(
             f"resampling {samples.size} samples: found a sample rate of {rate_hz} Hz, expected "
@@ -211,7 +211,7 @@ def resample(samples: Samples, *, rate_hz: int) -> Resampled:
 
 
 class _Resampler:
-    # What the filter of libswresample holds back comes with `finish`.
+    # `finish` returns the samples buffered in libswresample's filter.
     def __init__(self, rate_hz: int) -> None:
         self._rate_hz = rate_hz
         self._num_fed = 0
@@ -236,7 +236,7 @@ class _Resampler:
         if self._num_fed >= short:
             self._graph.push(None)
             return self._pull(self._graph)
-        # The filter makes nothing of less than its length: lengthen with silence, then cut.
+        # The filter has no output for inputs shorter than itself: pad with silence, then cut.
         self._push(self._graph, np.zeros(short, dtype=np.float32))
         self._graph.push(None)
         expected = math.ceil(self._num_fed * SAMPLE_RATE_HZ / self._rate_hz)
@@ -259,7 +259,7 @@ class _Resampler:
 
 
 def _resampling_graph(rate_hz: int) -> Graph:
-    # av.AudioResampler makes the same graph, but with a thread pool of the machine's size.
+    # av.AudioResampler builds the same graph, but with a thread pool for all cores.
     graph = Graph()
     graph.threads = 1
     graph.link_nodes(
@@ -272,8 +272,8 @@ def _resampling_graph(rate_hz: int) -> Graph:
 
 
 def _to_array(frame: AudioFrame, *, num_channels: int) -> Block:
-    # `AudioFrame.to_ndarray` reads past the planes of 8-channel planar frames and kills the process
-    # (PyAV 18.1): it looks for their end by a null pointer that is not there.
+    # `AudioFrame.to_ndarray` reads past the planes of 8-channel planar frames and crashes the
+    # process (PyAV 18.1): it expects a terminating null pointer, which is missing.
     packed = frame.format.name.removesuffix("p")
     sample_type, scale = _SAMPLE_TYPES[packed]
     if packed != frame.format.name:
@@ -288,18 +288,18 @@ def _to_array(frame: AudioFrame, *, num_channels: int) -> Block:
         if packed in ("flt", "dbl"):
             return _finite(samples)
     if packed == "u8":
-        samples -= 128.0  # silence in the middle of the unsigned range
+        samples -= 128.0  # silence is the middle of the unsigned range
     samples *= np.float32(scale)
     return samples
 
 
 def _plane(frame: AudioFrame, index: int, sample_type: type[np.generic], count: int) -> np.ndarray:
-    plane: Any = AudioPlane(frame, index)  # a buffer, which its type stubs do not say
+    plane: Any = AudioPlane(frame, index)  # a buffer, which its type stubs omit
     return np.frombuffer(plane, sample_type, count)
 
 
 def _finite(samples: Block) -> Block:
     # One NaN would spread over the whole recording through the filter.
-    if np.isfinite(samples.sum()):  # false also when finite samples overflow: then it costs a copy
+    if np.isfinite(samples.sum()):  # also false if finite samples overflow, which only costs a copy
         return samples
     return np.where(np.isfinite(samples), samples, np.float32(0.0))

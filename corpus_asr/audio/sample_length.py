@@ -1,8 +1,8 @@
-"""Files of plain samples whose header tells another length than they have, as recorders leave them.
+"""Repairs wrong lengths in headers of uncompressed audio files, as recorders leave them.
 
-A header is written when recording begins, and again when it ends: of one that was killed it claims
-an early length, none, or what 32 bits hold of it; of one that takes its room beforehand, also the
-zeros that were never recorded over.
+A header is written when recording starts, and again when it ends: if the recorder was killed, it
+has an early length, none, or one truncated to 32 bits; if space was preallocated, the length
+includes trailing zeros.
 
 Sources: Microsoft and IBM, "Multimedia Programming Interface and Data Specifications 1.0" (RIFF);
 EBU Tech 3306 (RF64); Sony, "Sony Wave64".
@@ -15,18 +15,18 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 _HEAD_BYTES = 4096
-_MAX_CHUNKS = 64  # before the samples; there are three or four
+_MAX_CHUNKS = 64  # before the samples; usually three or four
 _BLOCK_BYTES = 1 << 20
-_LOOK_BYTES = 4096  # most files end with sound: nothing more of them is read
-# Less of zeros is decoded in a second; it may be silence at the end of a recording.
+_LOOK_BYTES = 4096  # most files end with non-zero samples, so no more is read
+# Shorter runs of zeros decode within a second, and may be silence at the end of a recording.
 _LEAST_ZEROS = 64 << 20
-_LOOKED_AT_BYTES = 256 << 10  # at the beginning and the end of what may be sound
-_LEAST_LIKENESS = 0.1  # of 65,000 values by chance 0.004
-# Chunks that programs write behind the samples.
+_LOOKED_AT_BYTES = 256 << 10  # at the start and the end of possible samples
+_LEAST_LIKENESS = 0.1  # random 16-bit values have 0.004
+# Chunks that programs write after the samples.
 _LATER_CHUNKS = (b"LIST", b"bext", b"iXML", b"cue ", b"smpl", b"inst", b"plst", b"id3 ", b"ID3 ",
                  b"_PMX", b"JUNK", b"PAD ")  # fmt: skip
 _TAIL_BYTES = 1 << 20
-_W64_TAIL = bytes.fromhex("f3acd3118cd100c04f8edb8a")  # of the names of its chunks
+_W64_TAIL = bytes.fromhex("f3acd3118cd100c04f8edb8a")  # common part of its chunk names
 
 
 class _File(Protocol):
@@ -36,34 +36,34 @@ class _File(Protocol):
 
 
 class Correction(NamedTuple):
-    """What is to be read of a file whose header is wrong."""
+    """Correction of a file with a wrong header."""
 
     at: int
-    """Where the length of its samples stands."""
+    """Position of the length field."""
     length: bytes
-    """What should stand there."""
+    """Corrected content of the length field."""
     end: int
-    """Where its samples end: zeros behind, libav would look through for chunks."""
+    """End of the samples: libav would search zeros after it for chunks."""
 
 
-class _Chunks(NamedTuple):
-    """How a container writes its chunks."""
+class _Layout(NamedTuple):
+    """Chunk layout of a container format."""
 
     first: int
-    """Where they begin."""
+    """Position of the first chunk."""
     header: str
-    """Name and length, as `struct` has them."""
+    """Name and length, as a `struct` format."""
     counted: int
-    """Bytes of the header that the length counts."""
+    """Bytes of the header included in the length."""
     rounded: int
-    """Each begins at a multiple of it."""
+    """Alignment of chunks in bytes."""
 
     @property
     def size(self) -> int:
         return struct.calcsize(self.header)
 
     def at(self, file: _File, at: int) -> tuple[bytes, int] | None:
-        """Return name and length of a chunk; None where no whole header is left."""
+        """Return name and length of a chunk; None without a complete header."""
         header = file.span(at, self.size)
         if len(header) < self.size:
             return None
@@ -71,7 +71,7 @@ class _Chunks(NamedTuple):
         return name, max(0, length - self.counted)
 
     def all(self, file: _File, at: int) -> Iterator[tuple[bytes, int, int]]:
-        """Yield name, start and length of the chunks from a place on."""
+        """Yield name, start and length of the chunks from a position."""
         for _ in range(_MAX_CHUNKS):
             chunk = self.at(file, at)
             if chunk is None:
@@ -81,10 +81,10 @@ class _Chunks(NamedTuple):
             at += self.size + length + -length % self.rounded
 
     def is_chunk(self, file: _File, at: int) -> bool:
-        """Tell whether a chunk begins there, or the file ends."""
+        """Whether a chunk starts at a position, or the file ends."""
         chunk = self.at(file, at) if at < file.num_bytes else None
         if chunk is None:
-            return True  # the end, or the rest of a chunk that was cut off
+            return True  # the end, or an incomplete chunk
         name, length = chunk
         if len(name) == 16:
             return name.endswith(_W64_TAIL[-8:])
@@ -92,48 +92,48 @@ class _Chunks(NamedTuple):
         return is_name and at + self.size + length <= file.num_bytes + 1
 
 
-_RIFF = _Chunks(12, "<4sI", 0, 2)
-_W64 = _Chunks(40, "<16sQ", 24, 8)
+_RIFF = _Layout(12, "<4sI", 0, 2)
+_W64 = _Layout(40, "<16sQ", 24, 8)
 
 
-class _Form(NamedTuple):
-    """How samples are written."""
+class _SampleFormat(NamedTuple):
+    """Format of the samples."""
 
     frame_bytes: int
-    """Of all channels."""
+    """Bytes per sample of all channels."""
     bits: int
     is_float: bool = False
 
 
-class _Samples(NamedTuple):
-    """The samples of a file, as its header describes them."""
+class _PcmData(NamedTuple):
+    """The samples of a file according to its header."""
 
-    chunks: _Chunks
+    chunks: _Layout
     start: int
     length: int
-    """In bytes; 0 where the header does not know."""
+    """Length in bytes; 0 if unknown."""
     field: int
-    """Where the length stands."""
+    """Position of the length field."""
     written: str
-    """As `struct` has it."""
+    """Length field as a `struct` format."""
     counted: int
-    """What it counts beyond the samples."""
-    form: _Form | None
-    """None of codecs, and of what nobody records in."""
+    """Bytes included in the length in addition to the samples."""
+    form: _SampleFormat | None
+    """None for codecs and unusual formats."""
 
     @property
     def most(self) -> int:
-        """The largest length that is no other word for unknown."""
+        """Maximum length that does not mean unknown."""
         return 2**63 - 2 if self.written == "<Q" else 2**32 - 2
 
 
 def corrected_length(file: _File) -> Correction | None:
-    """Return what is right for a file whose header is wrong, and None for all others."""
+    """Return the correction of a file with a wrong header, else None."""
     samples = _samples_of(file)
     return None if samples is None else _corrected(file, samples)
 
 
-def _samples_of(file: _File) -> _Samples | None:
+def _samples_of(file: _File) -> _PcmData | None:
     head = file.span(0, _HEAD_BYTES)
     kind, form = head[:4], head[8:12]
     if kind == b"RIFF" and form == b"WAVE":
@@ -145,7 +145,7 @@ def _samples_of(file: _File) -> _Samples | None:
     return None
 
 
-def _of_riff(file: _File, *, chunks: _Chunks = _RIFF, is_long: bool = False) -> _Samples | None:
+def _of_riff(file: _File, *, chunks: _Layout = _RIFF, is_long: bool = False) -> _PcmData | None:
     form, long_at, long_length = None, None, 0
     for name, start, length in chunks.all(file, chunks.first):
         if name[:4] == b"ds64" and is_long:
@@ -155,27 +155,27 @@ def _of_riff(file: _File, *, chunks: _Chunks = _RIFF, is_long: bool = False) -> 
             form = _riff_form(file.span(start, 16))
         elif name[:4] == b"data":
             if long_at is not None:
-                return _Samples(chunks, start, long_length, long_at, "<Q", 0, form)
+                return _PcmData(chunks, start, long_length, long_at, "<Q", 0, form)
             if chunks is _W64:
-                return _Samples(chunks, start, length, start - 8, "<Q", chunks.counted, form)
-            return _Samples(chunks, start, length, start - 4, "<I", 0, form)
+                return _PcmData(chunks, start, length, start - 8, "<Q", chunks.counted, form)
+            return _PcmData(chunks, start, length, start - 4, "<I", 0, form)
     return None
 
 
-def _riff_form(data: bytes) -> _Form | None:
+def _riff_form(data: bytes) -> _SampleFormat | None:
     if len(data) < 16:
         return None
     tag, channels, _, _, frame_bytes, bits = struct.unpack("<HHIIHH", data)
     if tag not in (1, 3, 0xFFFE) or frame_bytes != channels * bits // 8:
         return None
-    return _known(_Form(frame_bytes, bits, tag == 3))
+    return _known(_SampleFormat(frame_bytes, bits, tag == 3))
 
 
-def _known(form: _Form) -> _Form | None:
+def _known(form: _SampleFormat) -> _SampleFormat | None:
     return form if form.bits in (16, 24, 32) and form.frame_bytes else None
 
 
-def _corrected(file: _File, samples: _Samples) -> Correction | None:
+def _corrected(file: _File, samples: _PcmData) -> Correction | None:
     start, length, file_end = samples.start, samples.length, file.num_bytes
     is_known = 0 < length <= samples.most
     claimed = start + length if is_known else file_end
@@ -193,8 +193,8 @@ def _corrected(file: _File, samples: _Samples) -> Correction | None:
     end = min(claimed, file_end) if is_whole else _before_chunks(file, samples)
     sound_end = _without_zeros(file, start, end)
     if is_whole and sound_end == end < file_end and _without_zeros(file, end, file_end) == file_end:
-        return None  # chunks, or what is no sound: libav stops before it
-    # Of one that claims too much libav takes what there is; of zero or no length not always.
+        return None  # chunks, or no audio: libav stops before it
+    # libav handles lengths that are too large, but not always a length of zero or none.
     reads_on = is_known or samples.written == "<I"
     if sound_end == start or (sound_end == file_end and reads_on and claimed >= file_end):
         return None
@@ -206,29 +206,29 @@ def _corrected(file: _File, samples: _Samples) -> Correction | None:
     )
 
 
-def _goes_on(file: _File, samples: _Samples, claimed: int) -> bool:
-    """Whether samples follow those that a header claims: not text, nor bytes by chance."""
+def _goes_on(file: _File, samples: _PcmData, claimed: int) -> bool:
+    """Whether more audio follows the length in the header, neither text nor random bytes."""
     start, form = samples.start, samples.form
     length = file.num_bytes - start
     if length >> 32 and length % 2**32 == claimed - start:
-        return True  # all that 32 bits hold of it
+        return True  # the maximum in 32 bits
     if form is None:
         return False
     frame_bytes = form.frame_bytes
     behind = (file.num_bytes - claimed) // frame_bytes * frame_bytes
     size = min(behind, _LOOKED_AT_BYTES // frame_bytes * frame_bytes)
-    # As far from the first sample as whole frames are.
+    # At a whole number of frames from the first sample.
     first = start + -(-(claimed - start) // frame_bytes) * frame_bytes
     last = start + (file.num_bytes - size - start) // frame_bytes * frame_bytes
     return any(_is_sound(file.span(at, size), form) for at in (first, last))
 
 
-def _is_sound(data: bytes, form: _Form) -> bool:
+def _is_sound(data: bytes, form: _SampleFormat) -> bool:
     if sum(0x20 <= byte < 0x7F or byte in b"\t\r\n" for byte in data[:4096]) > 0.9 * 4096:
         return False  # text
     frames = np.frombuffer(data[: len(data) // form.frame_bytes * form.frame_bytes], np.uint8)
     sample_bytes = frames.reshape(-1, form.frame_bytes)[:, : form.bits // 8]  # of the first channel
-    if not form.is_float:  # its two highest bytes
+    if not form.is_float:  # its two most significant bytes
         sample_bytes = sample_bytes[:, -2:]
     kind = f"<f{form.bits // 8}" if form.is_float else "<i2"
     values = np.ascontiguousarray(sample_bytes).view(kind).astype(np.float64).ravel()
@@ -236,12 +236,12 @@ def _is_sound(data: bytes, form: _Form) -> bool:
         return False
     values -= values.mean()
     power = float(values @ values)
-    # Neighbors in sound are alike, or in whispered sounds opposite; of bytes by chance, neither.
+    # Neighboring audio samples correlate, in whispered sounds negatively; random bytes do not.
     return power > 0 and abs(float(values[1:] @ values[:-1])) > _LEAST_LIKENESS * power
 
 
-def _before_chunks(file: _File, samples: _Samples) -> int:
-    """Return where samples end whose length is unknown: before chunks that fill up the file."""
+def _before_chunks(file: _File, samples: _PcmData) -> int:
+    """Return the end of samples of unknown length: before chunks that extend to the file's end."""
     chunks, end = samples.chunks, file.num_bytes
     first = max(samples.start, end - _TAIL_BYTES)
     tail = file.span(first, end - first)
@@ -265,7 +265,7 @@ def _places(data: bytes, name: bytes) -> Iterator[int]:
 
 
 def _without_zeros(file: _File, start: int, end: int) -> int:
-    """Return where samples end behind which there are many zeros and nothing else."""
+    """Return the end of samples before a long run of trailing zeros."""
     if end - start < _LEAST_ZEROS or any(file.span(end - _LOOK_BYTES, _LOOK_BYTES)):
         return end
     at = end
@@ -278,6 +278,6 @@ def _without_zeros(file: _File, start: int, end: int) -> int:
         at = first
     else:
         last = start
-    # Whole frames of samples, whatever their size.
+    # A multiple of all frame sizes.
     last = min(end, start + -(-(last - start) // 64) * 64)
     return last if end - last >= _LEAST_ZEROS else end

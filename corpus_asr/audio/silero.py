@@ -1,9 +1,9 @@
-"""How probable speech is in each 32 ms of a recording, by Silero's network, in numpy.
+"""Silero's speech probabilities per 32 ms of a recording, computed in numpy.
 
-Only the network's file is taken from silero-vad. ONNX Runtime multiplies the convolutions of each
-step on their own, with matrices of one to four columns; here the steps of a block are the rows of
-one product, which is three times as fast. Several recordings at once would speed up only the
-recurrent layer, a third of the time that is left: each of its steps reads all of its weights.
+Only the network's file is taken from silero-vad. ONNX Runtime computes the convolutions of each
+step separately, with matrices of one to four columns; here the steps of a block are the rows of one
+product, which is three times as fast. Batches of recordings would speed up only the recurrent
+layer, a third of the remaining time: each of its steps reads all of its weights.
 """
 
 from collections.abc import Iterator
@@ -17,22 +17,22 @@ import numpy as np
 from corpus_asr.array_types import Float32
 from corpus_asr.errors import EngineError
 
-# Silero at 16 kHz (`silero_vad/sequence_vad.py`): a step is scored with the end of the one before.
+# Silero at 16 kHz (`silero_vad/sequence_vad.py`): a step's input includes the previous one's end.
 STEP_SAMPLES = 512  # 32 ms
 CONTEXT_SAMPLES = 64
 
-# Steps per call of the network. Always the same spans of the recording, so that probabilities
-# do not depend on how it was chunked; from 64 steps on the speed does not change.
+# Steps per call of the network. Blocks have fixed positions, so that probabilities do not depend on
+# chunk boundaries; from 64 steps on the speed is constant.
 BLOCK_STEPS = 64  # 2 s
 BLOCK_SAMPLES = BLOCK_STEPS * STEP_SAMPLES
 
 _FFT_SAMPLES = 256
-_HALF_FRAME = _FFT_SAMPLES // 2  # also the samples from one frame to the next
+_HALF_FRAME = _FFT_SAMPLES // 2  # also the hop between frames
 _BINS = _FFT_SAMPLES // 2 + 1
 _WIDTH = 128  # of the recurrent state
 _TAPS = 3  # of each convolution
 
-# Tensors of the network's file.
+# Tensor names in the network's file.
 _BASIS = "stft.forward_basis_buffer"
 _STRIDES = {"encoder.0": 1, "encoder.1": 2, "encoder.2": 2, "encoder.3": 1}
 _INPUT_WEIGHTS, _STATE_WEIGHTS, _BIASES = (f"onnx::LSTM_{number}" for number in (209, 210, 211))
@@ -65,8 +65,8 @@ def _silence() -> _State:
 
 
 @dataclass(slots=True)
-class _Memory:
-    """What the network keeps of the steps before; the hidden state is held doubled."""
+class _NetworkState:
+    """State of the network after earlier steps; the hidden state is doubled."""
 
     hidden: _State = field(default_factory=_silence)
     cell: _State = field(default_factory=_silence)
@@ -74,10 +74,10 @@ class _Memory:
 
 
 class SileroDetector:
-    """Speech probabilities of one recording at a time, as it streams by.
+    """Speech probabilities of one streamed recording at a time.
 
-    Samples must be finite. Feeding chunks of any size gives the same probabilities as `score` gives
-    for the whole recording. About 1,900 times real time on one core.
+    Samples must be finite. Chunks of any size give the same probabilities as `score` on the whole
+    recording. RTFx about 1,900 on one core.
     Source: `silero_vad/sequence_vad.py` (silero-vad 6.2); equal to it within 1e-4.
     """
 
@@ -86,14 +86,14 @@ class SileroDetector:
         self.reset()
 
     def reset(self) -> None:
-        """Forget the recording; the next samples begin another."""
-        self._memory = _Memory()
+        """Reset the state for another recording."""
+        self._memory = _NetworkState()
         self._pending = np.zeros(0, dtype=np.float32)
 
     def feed(self, samples: Samples) -> Probabilities:
         """Return the probabilities of the steps completed since the last call.
 
-        They come in whole blocks of `BLOCK_STEPS`, so up to 2 s late.
+        They come in whole blocks of `BLOCK_STEPS`, so with a delay of up to 2 s.
         """
         pending = np.concatenate([self._pending, samples])
         complete = pending.size // BLOCK_SAMPLES * BLOCK_SAMPLES
@@ -101,16 +101,16 @@ class SileroDetector:
         return self._score(pending[:complete], self._memory)
 
     def finish(self) -> Probabilities:
-        """Return the probabilities still owed, the last step filled up with zeros, and reset."""
+        """Return the remaining probabilities, with the last step zero-padded, and reset."""
         probabilities = self._score(self._pending, self._memory)
         self.reset()
         return probabilities
 
     def score(self, samples: Samples) -> Probabilities:
-        """Return all probabilities of one array; does not touch the recording being fed."""
-        return self._score(samples, _Memory())
+        """Return all probabilities of one array; the streamed recording is unaffected."""
+        return self._score(samples, _NetworkState())
 
-    def _score(self, samples: Samples, memory: _Memory) -> Probabilities:
+    def _score(self, samples: Samples, memory: _NetworkState) -> Probabilities:
         probabilities = [np.zeros(0, dtype=np.float32)]
         for start in range(0, samples.size, BLOCK_SAMPLES):
             steps = in_steps(samples[start : start + BLOCK_SAMPLES])
@@ -119,7 +119,7 @@ class SileroDetector:
 
 
 def in_steps(samples: Samples) -> _Steps:
-    """Copy samples into whole steps, the last one filled up with zeros."""
+    """Copy samples into whole steps, with the last one zero-padded."""
     num_steps = -(-samples.size // STEP_SAMPLES)
     steps = np.zeros((num_steps, STEP_SAMPLES), dtype=np.float32)
     steps.reshape(-1)[: samples.size] = samples
@@ -130,24 +130,24 @@ class _Network:
     """Spectrum, four convolutions, a recurrent layer and one output.
 
     Sigmoids are computed as tanh: s(x) = (1 + tanh(x / 2)) / 2. Weights are halved for it, and for
-    the hidden state, which is twice the original's; halving changes no digit.
+    the doubled hidden state; halving is exact.
     """
 
     def __init__(self, tensors: dict[str, Float32[np.ndarray, "..."]]) -> None:
-        # Windowed cosines are mirrored around a frame's middle, sines with a minus: for the former
-        # a frame's halves are added, for the latter subtracted, which leaves half the products.
+        # Windowed cosines are symmetric around a frame's middle, sines antisymmetric: sums of a
+        # frame's halves are used for the former, differences for the latter, for half the products.
         half = tensors[_BASIS][:, 0, 1 : _HALF_FRAME + 1].T.copy()  # (sample, bin)
         half[-1] *= 0.5  # the middle is added to itself
         self._cosines = half[:, :_BINS].copy()
-        self._sines = half[:, _BINS + 1 : -1].copy()  # of the lowest and highest bin all are zero
-        # Kernels are (tap x width, width), as the frames under them lie in memory.
+        self._sines = half[:, _BINS + 1 : -1].copy()  # zero for the lowest and highest bin
+        # Kernels are (tap x width, width), matching the memory layout of frames.
         self._convolutions = [
             (weight.transpose(2, 1, 0).reshape(-1, len(weight)), tensors[f"{name}.bias"], stride)
             for name, stride in _STRIDES.items()
             for weight in [tensors[f"{name}.weight"]]
         ]
-        # ONNX has the gates of input, output, forgetting and, without a sigmoid, the new value;
-        # here output is first.
+        # ONNX's gate order is input, output, forget and, without a sigmoid, cell; here output is
+        # first.
         order = np.arange(4 * _WIDTH).reshape(4, _WIDTH)[[1, 0, 2, 3]].reshape(-1)
         halves = np.ones((4 * _WIDTH, 1), dtype=np.float32)
         halves[: 3 * _WIDTH] = 0.5
@@ -161,8 +161,8 @@ class _Network:
         self._output_weights = tensors["output.weight"].reshape(-1) * np.float32(0.25)
         self._output_bias = tensors["output.bias"] * np.float32(0.5)
 
-    def __call__(self, steps: _Steps, memory: _Memory) -> Probabilities:
-        """Score the steps that follow what `memory` holds, which moves on to their end."""
+    def __call__(self, steps: _Steps, memory: _NetworkState) -> Probabilities:
+        """Score the steps that follow `memory`, which is advanced to their end."""
         frames = self._spectra(steps, memory.context)
         for kernel, bias, stride in self._convolutions:
             frames = _convolved(frames, kernel, bias, stride=stride)
@@ -173,19 +173,19 @@ class _Network:
         return probabilities
 
     def _spectra(self, steps: _Steps, context: Samples) -> _Frames:
-        """Return the magnitudes of four frames for each step, mirrored at its end."""
+        """Return the magnitudes of four frames per step, with reflection at its end."""
         num_steps, end = len(steps), CONTEXT_SAMPLES + STEP_SAMPLES
         samples = np.empty((num_steps, end + CONTEXT_SAMPLES), dtype=np.float32)
         samples[0, :CONTEXT_SAMPLES] = context
         samples[1:, :CONTEXT_SAMPLES] = steps[:-1, -CONTEXT_SAMPLES:]
         samples[:, CONTEXT_SAMPLES:end] = steps
         samples[:, end:] = steps[:, -2 : -CONTEXT_SAMPLES - 2 : -1]
-        # The first halves of frames, without the first sample, which the window makes zero, and the
-        # second halves backward.
+        # The first halves of frames, without the first sample, which has zero weight, and the
+        # reversed second halves.
         halves = (num_steps, -1, _HALF_FRAME)
         first = samples[:, 1 : 1 - _HALF_FRAME].reshape(halves)
         second = samples[:, : _HALF_FRAME - 1 : -1].reshape(halves)[:, ::-1].copy()
-        # As products, as in the file: numpy's Fourier transform takes longer.
+        # As matrix products, as in the file: numpy's Fourier transform is slower.
         power = (first + second).reshape(-1, _HALF_FRAME) @ self._cosines
         np.square(power, out=power)
         sines = (first - second).reshape(-1, _HALF_FRAME) @ self._sines
@@ -194,19 +194,19 @@ class _Network:
         return magnitudes
 
     def _recurrent(
-        self, gates: Float32[np.ndarray, "step gate"], memory: _Memory
+        self, gates: Float32[np.ndarray, "step gate"], memory: _NetworkState
     ) -> Float32[np.ndarray, "step width"]:
-        """Return the doubled hidden states; `gates` holds what the input adds to the gates."""
+        """Return the doubled hidden states; `gates` has the input's contribution to the gates."""
         states = np.empty((len(gates), _WIDTH), dtype=np.float32)
-        # Gates and the cell's state side by side, so that both products of a step are one.
+        # Gates and cell state are concatenated, so that both products of a step are one.
         row = np.empty(5 * _WIDTH, dtype=np.float32)
         sums, sigmoids = row[: 4 * _WIDTH], row[: 3 * _WIDTH]
         let_out, shares, values = row[:_WIDTH], row[_WIDTH : 3 * _WIDTH], row[3 * _WIDTH :]
         new, cell = values.reshape(2, _WIDTH)
         hidden, squashed = memory.hidden, _silence()
         cell[:] = memory.cell
-        # Each operation into memory that is there, and of arrays alone: they are so short that
-        # making memory would double their time, and a number in place of an array adds a third.
+        # All operations use existing buffers and array operands: they are so short that allocation
+        # would double their time, and a scalar operand adds a third.
         for added, state in zip(gates, states, strict=True):
             np.dot(self._state_weights, hidden, sums)
             np.add(sums, added, sums)
@@ -233,7 +233,7 @@ def _convolved(
     *,
     stride: int,
 ) -> Float32[np.ndarray, "step place out"]:
-    """Convolve each step's frames with silence around them, and take away what is negative."""
+    """Convolve each step's frames with zero padding, followed by ReLU."""
     num_steps, num_frames, width = frames.shape
     flat = frames.reshape(num_steps, -1)
     result = np.empty((num_steps, -(-num_frames // stride), bias.size), dtype=np.float32)
@@ -267,7 +267,7 @@ def _network(path: Path) -> _Network:
     """Load a network; the detectors of all channels share its weights."""
     try:
         tensors = dict(_tensors(memoryview(path.read_bytes())))
-    except (IndexError, ValueError) as error:  # of bytes that are no such file
+    except (IndexError, ValueError) as error:  # the file is not such a network
         raise _unknown(path, f"no network in ONNX ({error})") from error
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     if misfits := [name for name in _SHAPES if shapes.get(name) != _SHAPES[name]]:
@@ -291,13 +291,13 @@ def _unknown(path: Path, found: str) -> EngineError:
     )
 
 
-# Fields of `onnx/onnx.proto3`: the graph of a model, the tensors of a graph, what is in a tensor.
+# Field numbers of `onnx/onnx.proto3`: graph of a model, tensors of a graph, content of a tensor.
 _GRAPH, _INITIALIZER = 7, 5
 _DIMENSION, _NAME, _VALUES = 1, 8, 9
 
 
 def _tensors(model: memoryview) -> Iterator[tuple[str, Float32[np.ndarray, "..."]]]:
-    """Yield the names and values of an ONNX file's tensors, all of float32."""
+    """Yield the names and values of an ONNX file's float32 tensors."""
     graphs = [value for number, value in _fields(model) if number == _GRAPH]
     for graph in graphs:
         for number, tensor in _fields(graph):
@@ -305,7 +305,7 @@ def _tensors(model: memoryview) -> Iterator[tuple[str, Float32[np.ndarray, "..."
                 fields = list(_fields(tensor))
                 shape = [_number(value)[0] for number, value in fields if number == _DIMENSION]
                 named = {number: value for number, value in fields if number in (_NAME, _VALUES)}
-                # Copied: in the file they lie at addresses that arithmetic is slow with.
+                # Copied: unaligned addresses in the file are slow.
                 values = np.frombuffer(named[_VALUES], dtype="<f4").astype(np.float32)
                 yield bytes(named[_NAME]).decode(), values.reshape(shape)
 
@@ -332,7 +332,7 @@ def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
 
 
 def _number(message: memoryview, place: int = 0) -> tuple[int, int]:
-    """Read a number of seven bits a byte; return it with the place behind it."""
+    """Parse a varint; return it with the position after it."""
     value = shift = 0
     while message[place] & 0x80:
         value |= (message[place] & 0x7F) << shift

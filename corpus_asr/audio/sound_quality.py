@@ -1,7 +1,7 @@
-"""How good the sound of a part is: level, noise, bandwidth, clipping, for each half second.
+"""Sound quality of a part: level, noise, bandwidth and clipping per half second.
 
-Measured on the samples that features are computed from (16 kHz mono), once for a part. What a
-segment or a part is worth follows from the blocks that it covers.
+Measured once per part, on the samples from which features are computed (16 kHz mono). Values of a
+segment or part are aggregated from its blocks.
 """
 
 from collections.abc import Iterable, Sequence
@@ -13,23 +13,23 @@ from numpy.lib.stride_tricks import sliding_window_view
 from corpus_asr.array_types import Float16, Float32, Int64
 from corpus_asr.units import SAMPLE_RATE_HZ
 
-# 32 ms: as long as speech is steady, and a power of two. A block has 16 of them.
+# 32 ms: speech is stationary for this long, and a power of two. A block has 16 of them.
 _FRAME = 512
 _BLOCK = 16 * _FRAME
 BLOCK_S = _BLOCK / SAMPLE_RATE_HZ
-# Below 16-bit audio's own noise: digital silence is taken for this much.
+# Below 16-bit quantization noise: replaces digital silence.
 _FLOOR_DBFS = -96.0
-# No sound is louder; squares of much larger values are no numbers in 32 bits.
+# Above any level; squares of much larger values would overflow float32.
 _MOST = 1e4
-# Noise is what the quietest tenth of the frames of about 20 s has: between words, or in pauses.
+# Noise is the quietest tenth of frames within about 20 s: between words, or in pauses.
 _NOISE_BLOCKS, _NOISE_SHARE = 41, 10
-# Bands of 250 Hz. One is used where it is at most so much below the part's strongest sounds.
+# Bands of 250 Hz. One is used if it is at most this much below the part's strongest bands.
 _BINS, _USED_DB = 8, 60.0
-# Waves cut off stay within 2 % of the loudest sample for several samples on end, others for few.
+# Clipped waves stay within 2 % of the maximum for several consecutive samples, others for few.
 _NEAR_PEAK, _RUN = 0.98, 3
 _BAND_HZ = _BINS * SAMPLE_RATE_HZ / _FRAME
-# One frame of four is looked at for its bands, by a window under which a sound's bands have its
-# power together. So many samples are measured together: 2 MiB, which stay near the processor.
+# One of four frames is used for the bands, with a window whose overlaps sum to constant power. This
+# many samples are processed together: 2 MiB, which fit the cache.
 _EVERY, _TOGETHER = 4, 64 * _BLOCK
 _WINDOW = np.hanning(_FRAME).astype(np.float32)
 _WINDOW /= np.sqrt(np.sum(_WINDOW**2) * _FRAME / 2)
@@ -38,7 +38,7 @@ _KEPT = 4
 
 
 class SoundQuality:
-    """The measure `sound`: power, noise, bandwidth and clipped samples of each block of a part."""
+    """The measure `sound`: power, noise, bandwidth and clipped samples per block of a part."""
 
     name: ClassVar[str] = "sound"
     columns: ClassVar[Sequence[str]] = ("level_dbfs", "snr_db", "bandwidth_hz", "clipped_share")
@@ -46,9 +46,9 @@ class SoundQuality:
     def measure(
         self, samples: Float32[np.ndarray, " sample"], speech: object = None
     ) -> Float16[np.ndarray, "block kept"]:
-        """Return level and noise in dB of full scale, bands of 250 Hz used, and share clipped.
+        """Return level and noise in dBFS, number of used 250 Hz bands, and clipped fraction.
 
-        Samples are between -1 and 1; what is not a number counts as silence.
+        Samples are between -1 and 1; NaN counts as silence.
         """
         if not len(samples):
             return np.empty((0, _KEPT), dtype=np.float16)
@@ -63,7 +63,7 @@ class SoundQuality:
         ]
         share = np.ones(whole + (rest > 0))
         if rest:
-            # Ended as it ends: a step down to zero would be a sound.
+            # Padded with its last value: a step to zero would be a sound.
             last = np.full((1, _BLOCK), samples[-1], dtype=np.float32)
             last[0, :rest] = samples[-rest:]
             groups.append(last)
@@ -92,7 +92,7 @@ class SoundQuality:
     ) -> dict[str, float | None]:
         """Return the columns of spans in seconds from the part's start; None without any.
 
-        `snr_db` compares what is louder than the noise with the noise: -20 dB and less is -20 dB.
+        `snr_db` compares the power above the noise with the noise; its minimum is -20 dB.
         """
         level, noise, bands, clipped = values.astype(np.float64).T
         weights = _seconds_in(spans, np.arange(len(values)) * BLOCK_S, BLOCK_S)
@@ -111,7 +111,7 @@ class SoundQuality:
 def _seconds_in(
     spans: Iterable[tuple[float, float]], starts: np.ndarray, length_s: float
 ) -> np.ndarray:
-    """Return how many seconds of the spans each window from `starts` on has."""
+    """Return the seconds of the spans within each window in `starts`."""
     seconds = np.zeros(len(starts))
     for start_s, end_s in spans:
         inside = np.minimum(end_s, starts + length_s) - np.maximum(start_s, starts)
@@ -135,28 +135,28 @@ def _noise_db(power: Float32[np.ndarray, " frame"], blocks: int) -> Float32[np.n
     size = min(len(power), around * per_block)
     windows = sliding_window_view(power, size)[::per_block]
     quiet = _db(np.percentile(windows, _NOISE_SHARE, axis=1))
-    # The first window is of the first half of its blocks, too, the last of the last.
+    # The first window also applies to the first half of its blocks, the last to the last half.
     places = (np.arange(blocks) - around // 2).clip(0, len(quiet) - 1)
     noise_db: np.ndarray = quiet[places]
     return noise_db
 
 
 def _measured(blocks: Float32[np.ndarray, "block sample"]) -> tuple[np.ndarray, ...]:
-    """Return the power of each frame, that of each block's bands at its strongest, and its peak."""
+    """Return the power of frames, the maximum power of blocks' bands, and the peak."""
     frames = blocks.reshape(-1, _FRAME)
-    # Around its mean: a constant offset is no sound.
+    # Without its mean: a constant offset is not sound.
     power = np.einsum("ij,ij->i", frames, frames) / _FRAME - frames.mean(axis=1) ** 2
     spectra = np.fft.rfft(frames[_EVERY // 2 :: _EVERY] * _WINDOW, axis=1)[:, :-1]
-    spectra[:, :2] = 0.0  # of an offset
+    spectra[:, :2] = 0.0  # remainder of an offset
     bands = (spectra.real**2 + spectra.imag**2).reshape(len(spectra), -1, _BINS).sum(axis=2)
     strongest = bands.reshape(len(blocks), -1, bands.shape[1]).max(axis=1)
     return power, strongest, np.maximum(blocks.max(axis=1), -blocks.min(axis=1))
 
 
 def _bands_used(strongest: Float32[np.ndarray, "block band"]) -> Int64[np.ndarray, " block"]:
-    """Return how many bands each block uses, up to the highest; 0 in silence."""
+    """Return the number of bands used by each block, up to the highest; 0 in silence."""
     bands = _db(strongest)
-    # Not of the loudest block, which may be a click.
+    # Not relative to the loudest block, which may be a click.
     reference = np.percentile(bands.max(axis=1), 90)
     used = bands > max(reference - _USED_DB, _FLOOR_DBFS)
     top: np.ndarray = bands.shape[1] - np.argmax(used[:, ::-1], axis=1)
@@ -164,7 +164,7 @@ def _bands_used(strongest: Float32[np.ndarray, "block band"]) -> Int64[np.ndarra
 
 
 def _num_clipped(samples: Float32[np.ndarray, " sample"], least: float) -> int:
-    """Count the samples that are cut off: of at least so much, several on end."""
+    """Return the number of clipped samples: at least `least`, several consecutive ones."""
     places = np.flatnonzero(np.abs(samples) >= least)
     runs = np.split(places, np.flatnonzero(np.diff(places) != 1) + 1)
     return sum(len(run) for run in runs if len(run) >= _RUN)

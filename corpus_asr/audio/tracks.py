@@ -1,7 +1,7 @@
-"""The audio tracks of a container, and the one that is transcribed.
+"""Audio tracks of a container, and selection of the track to transcribe.
 
-Films and broadcasts hold several: languages, commentaries, descriptions for the blind, a camera's
-second microphone. Players show one at a time, numbered from 1.
+Films and broadcasts have several: languages, commentaries, audio descriptions, a camera's second
+microphone. Players play one at a time, numbered from 1.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from corpus_asr.config.decoding import ALL_TRACKS, AUTO_TRACK
 from corpus_asr.errors import DecodeError
 from corpus_asr.languages import code_of
 
-# For some viewers, or about the film: players take them when they are asked to.
+# For special audiences, or about the film: players only play them on request.
 _SPECIAL = (
     Disposition.comment
     | Disposition.descriptions
@@ -26,7 +26,7 @@ _SPECIAL = (
     | Disposition.karaoke
 )
 _TITLE_CHARACTERS = 80
-# ISO 639-2: undetermined, several, none, and what some muxers write for "other".
+# ISO 639-2 codes: undetermined, several, none, and "other" as written by some muxers.
 _UNKNOWN_LANGUAGES = ("", "und", "mul", "zxx", "qaa")
 
 
@@ -35,24 +35,24 @@ class AudioTrack:
     """One audio track of a recording, as its header describes it."""
 
     number: int
-    """Among the audio tracks, from 1."""
+    """Number among the audio tracks, from 1."""
     language: str | None
-    """As the container writes it, such as `eng`; None where it tells none."""
+    """Language code in the container, such as `eng`; None without one."""
     title: str | None
     is_default: bool
     is_special: bool
-    """Whether it is a commentary, a description or made for some viewers."""
+    """Whether it is a commentary, a description or for a special audience."""
     is_readable: bool
-    """Whether libav knows its codec, rate and channels."""
+    """Whether libav supports its codec, rate and channels."""
 
     @property
     def name(self) -> str:
-        """Its language and title; empty where the container tells neither."""
+        """Language and title; empty if the container has neither."""
         return ": ".join(filter(None, (self.language, self.title)))
 
 
 def audio_tracks(container: av.container.InputContainer) -> tuple[AudioTrack, ...]:
-    """Describe the audio tracks of an open container, in its order."""
+    """Return the audio tracks of an open container, in its order."""
     return tuple(
         _described(number, stream) for number, stream in enumerate(container.streams.audio, 1)
     )
@@ -61,12 +61,12 @@ def audio_tracks(container: av.container.InputContainer) -> tuple[AudioTrack, ..
 def in_order(
     tracks: Sequence[AudioTrack], *, track: str | int, languages: Sequence[str], uri: str
 ) -> list[AudioTrack]:
-    """Return the tracks that may be transcribed, best first; of `all` each one.
+    """Return the tracks that may be transcribed, best first; all of them for `all`.
 
     Args:
         tracks: at least one.
         track: `auto`, `all`, a number from 1, or a language by code, tag or name.
-        languages: codes that the speech is expected in, likeliest first; empty: any.
+        languages: codes of the expected languages, most likely first; empty: any.
         uri: names the recording in messages.
 
     Raises:
@@ -94,20 +94,20 @@ def in_order(
 
 
 def listed(tracks: Sequence[AudioTrack]) -> str:
-    """Name tracks in a message, such as `1 eng, 2 deu, 3`."""
+    """Return a list of tracks for a message, such as `1 eng, 2 deu, 3`."""
     return ", ".join(f"{track.number} {track.name}".rstrip() for track in tracks)
 
 
 def read_only(container: av.container.InputContainer, stream: av.AudioStream) -> None:
-    """Make the demuxer skip all streams but one."""
+    """Make the demuxer skip all other streams."""
     for other_stream in container.streams:
         if other_stream.index != stream.index:
             other_stream.discard = Discard.all
 
 
 def _rank(track: AudioTrack, languages: Sequence[str]) -> tuple[bool | int, ...]:
-    # What is spoken there counts before the default: with another language asked for, a film's
-    # default track is the wrong one. A track that tells no language may hold any.
+    # The language has precedence over the default: if another language is expected, a film's
+    # default track is the wrong one. A track without a language may have any.
     language = _language(track)
     expected = len(languages)
     if language in languages:

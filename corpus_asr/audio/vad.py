@@ -1,4 +1,4 @@
-"""Where somebody speaks."""
+"""Voice activity detection: probabilities to spans of speech."""
 
 import math
 from dataclasses import dataclass
@@ -17,29 +17,29 @@ from corpus_asr.audio.silero import (
 from corpus_asr.config.decoding import AudioSettings
 from corpus_asr.units import SAMPLE_RATE_HZ
 
-# Speech may have ended this far below the probability at which it begins, but never at 0, which no
-# step is below (`silero_vad/utils_vad.py` get_speech_timestamps).
+# Difference between start and end thresholds; the latter is above 0, which no probability is below
+# (`silero_vad/utils_vad.py` get_speech_timestamps).
 HYSTERESIS = 0.15
 LEAST_NEGATIVE_THRESHOLD = 0.01
-# A run that the recording's end cuts off would have been longer: 250 ms here would lose one spoken
-# digit in ten that fills its file. What is below 100 ms holds no word.
+# A run truncated by the recording's end would have been longer: with 250 ms here, one in ten spoken
+# digits that fill their file would be lost. Runs below 100 ms contain no word.
 MIN_SPEECH_AT_END_S = 0.1
 
-# Scored a second time: pauses at least this long, and of all that is quieter than this peak.
+# Scored again: pauses of at least this length, and audio with a lower peak.
 PAUSE_S = 1.0
 QUIET_PEAK = 0.06
-LEVEL_REACH_S = 3.0  # a click brings the level down no further than this
+LEVEL_REACH_S = 3.0  # range in which a click reduces the gain
 LEVEL_TARGET = 0.5  # peak
-# Nothing is speech below this peak: a third of the smallest step of 16 bits.
+# Minimum peak of speech: a third of the smallest 16-bit step.
 QUIETEST_PEAK = 1e-5
 PIECE_STEPS = 15 * BLOCK_STEPS  # 30.72 s at a time; bounds memory
-# Silence before and after a piece: a word that fills its file is missed without it.
+# Silence around a piece: without it, a word that fills its file is missed.
 LEAD_STEPS = 16  # 0.5 s
-# Before longer audio, silence would be wrong: noise or hum that sets in sounds like speech for a
-# third of a second. What precedes is scored instead, or the piece's own beginning backwards.
+# Not used within longer audio, where an onset of noise or hum looks like speech for a third of a
+# second. The preceding audio is scored instead, or the reversed beginning of the piece.
 LONG_STEPS = 5 * SAMPLE_RATE_HZ // STEP_SAMPLES
 WARM_UP_STEPS = 32  # 1 s
-# A run that is found only at an even level must get here: a crowd's murmur reaches 0.74.
+# Minimum probability of runs found only at an even level: crowd noise reaches 0.74.
 SURE_AT_EVEN_LEVEL = 0.8
 
 StepRun = tuple[int, int]
@@ -50,19 +50,19 @@ _DEFAULTS = AudioSettings()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpeechCriteria:
-    """What counts as speech, given the probabilities of steps: `extract.vad_...`."""
+    """Criteria for speech, applied to the probabilities of steps: `extract.vad_...`."""
 
     threshold: float = _DEFAULTS.vad_threshold
-    """Probability at which speech begins; it may have ended below `negative_threshold`."""
+    """Probability at which speech starts; it may end below `negative_threshold`."""
     min_speech_s: float = _DEFAULTS.vad_min_speech_s
-    """Longest run that is dropped as no speech: a tone's onset may look like it for 160 ms."""
+    """Maximum length of dropped runs: a tone's onset may look like speech for 160 ms."""
     min_silence_s: float = _DEFAULTS.vad_min_silence_s
-    """Runs closer than this are one. Hesitant probabilities are the rule in quiet speech, and with
-    0.4 s of padding on both sides such runs would become one span anyway."""
+    """Maximum gap between merged runs. In quiet speech, probabilities fluctuate, and with 0.4 s of
+    padding on both sides such runs would become one span anyway."""
     pad_s: float = _DEFAULTS.vad_pad_s
-    """Audio kept before and after a run."""
+    """Seconds of audio kept before and after a run."""
     min_speech_at_end_s: float = MIN_SPEECH_AT_END_S
-    """As `min_speech_s`, if that is not less, for a run that reaches the recording's end."""
+    """`min_speech_s` for a run that reaches the recording's end; the smaller one applies."""
 
     @property
     def negative_threshold(self) -> float:
@@ -76,9 +76,9 @@ DEFAULT_CRITERIA = SpeechCriteria()
 def speech_runs(
     probabilities: Probabilities, criteria: SpeechCriteria, *, running: bool = False
 ) -> tuple[list[StepRun], bool]:
-    """Find runs of speech, in steps, and whether speech is still running after the last step.
+    """Return runs of speech, in steps, and whether speech continues after the last step.
 
-    Speech begins at a step that reaches the threshold, and ends with the last step before
+    Speech starts at a step that reaches the threshold, and ends with the last step before
     `min_silence_s` without reaching it, counted from the first step below the negative threshold.
 
     Source: the state machine of `silero_vad/utils_vad.py` get_speech_timestamps_from_probs.
@@ -111,9 +111,9 @@ def speech_spans(
     running: bool = False,
     goes_on: bool = False,
 ) -> list[SampleSpan]:
-    """Turn probabilities into padded spans of speech, in samples, apart from each other.
+    """Convert probabilities to padded, disjoint spans of speech, in samples.
 
-    Each run is padded by `pad_s` on both sides; spans that then meet are one. Runs no longer than
+    Each run is padded by `pad_s` on both sides; overlapping spans are merged. Runs no longer than
     `min_speech_s` are dropped (`min_speech_at_end_s` for one that reaches the end), unless samples
     follow it (`goes_on`) or speech was running before the first step. See also `speech_runs`.
     """
@@ -125,7 +125,7 @@ def speech_spans(
         start, end = first * STEP_SAMPLES, min(last * STEP_SAMPLES, num_samples)
         at_end = still_running and index == len(runs) - 1
         if (running and first == 0) or (goes_on and at_end):
-            min_s = 0.0  # only a piece of a run
+            min_s = 0.0  # a fragment of a run
         else:
             min_s = min_at_end_s if at_end else criteria.min_speech_s
         if end - start <= min_s * SAMPLE_RATE_HZ:
@@ -149,8 +149,8 @@ def score_again(
 ) -> Probabilities:
     """Raise the probabilities of quiet speech.
 
-    The network needs speech within about 20 dB of full scale. What is quieter, and pauses without
-    a span (everything, if there is no span), are scored again at an even level; the larger
+    The network requires speech within about 20 dB of full scale. Quieter audio, and pauses without
+    a span (everything, if there is no span), are scored again at an even level; the maximum
     probability counts. In recordings of ordinary level this is a few percent of the audio.
     """
     spans = speech_spans(
@@ -182,7 +182,7 @@ def _sure(probabilities: Probabilities, criteria: SpeechCriteria) -> Probabiliti
 
 
 def true_runs(mask: Bool[np.ndarray, " step"]) -> list[StepRun]:
-    """Return where the mask is true, as half-open runs."""
+    """Return the true runs of a mask, as half-open intervals."""
     bounded = np.concatenate([[False], mask, [False]])
     borders = np.flatnonzero(bounded[1:] != bounded[:-1]).tolist()  # start, end, next start...
     return list(zip(borders[::2], borders[1::2], strict=True))
@@ -221,10 +221,10 @@ def _loudest_near(samples: Samples) -> Probabilities:
 def even_level(samples: Samples) -> Samples:
     """Scale so that the peak within `LEVEL_REACH_S` of any step is `LEVEL_TARGET`.
 
-    The gain is bounded by `QUIETEST_PEAK`, and never lifts a sample above `LEVEL_TARGET`.
+    The gain is limited by `QUIETEST_PEAK`, and no sample exceeds `LEVEL_TARGET`.
     """
     gains = np.float32(LEVEL_TARGET) / np.maximum(_loudest_near(samples), np.float32(QUIETEST_PEAK))
-    # Gains change along straight lines between step borders, where the smaller neighbor holds.
+    # Gains are interpolated between step borders, which have the smaller neighboring gain.
     borders = np.minimum(np.append(gains, gains[-1:]), np.append(gains[:1], gains))
     ramp = np.linspace(0.0, 1.0, STEP_SAMPLES, endpoint=False, dtype=np.float32)
     steps = in_steps(samples)

@@ -1,6 +1,6 @@
-"""`corpus-asr remove`: recordings that are gone, or what somebody wants erased, leave the output.
+"""The command `remove`: deletes recordings that are gone from the source, or erases recordings.
 
-Imports nothing that `--help` would have to wait for.
+No slow imports at the top, for a fast `--help`.
 """
 
 import re
@@ -135,7 +135,7 @@ def _remove_gone(
             "--more-than-half"
         )
     with _held(store, steal=steal) as held:
-        # What was shown, unless a run in between has found some of it again.
+        # Only the recordings shown, minus those that reappeared in a concurrent run.
         shown = {recording.recording_id for recording in removable}
         still_gone = find_gone(held, older_than=older_than).gone
         gone = {recording.recording_id for recording in still_gone
@@ -181,7 +181,7 @@ def _erase_recordings(
         typer.echo(f"{store.uri}: {description}; nothing was changed: --yes erases them")
     else:
         with _held(store, steal=steal) as held:
-            # A run in between may have found one of them under another address.
+            # A concurrent run may have found one of them under another URI.
             shown = matches.recordings
             held_now = forgetting.find_recordings(held, patterns, begun=shown.values())
             foreign = forgetting.forget(
@@ -223,7 +223,7 @@ def _erase_speakers(store: "OutputStore", names: Sequence[str], *, yes: bool, st
         typer.echo(f"{store.uri}: {description}; nothing was changed: --yes erases name and voice")
     else:
         with _held(store, steal=steal) as held:
-            # Of now: a run in between may have numbered the speakers of a recording otherwise.
+            # Reread, as a concurrent run may have renumbered the speakers of a recording.
             forget_voices(held, find_speakers(held, names), names)
         typer.echo(f"{store.uri}: erased name and voice of {description}")
     for line in _to_be_made_again(datasets_of(store)):
@@ -235,7 +235,7 @@ def _erase_speakers(store: "OutputStore", names: Sequence[str], *, yes: bool, st
 
 
 def _continue_killed(store: "OutputStore", *, yes: bool, steal: bool) -> dict[str, Any]:
-    """Continue what a killed command had begun, or say so; return what that was called with."""
+    """Continue what a killed command had begun, or report it; return its arguments."""
     from corpus_asr.storage.run_state.change_note import read_change
 
     noted = read_change(store)
@@ -245,7 +245,7 @@ def _continue_killed(store: "OutputStore", *, yes: bool, steal: bool) -> dict[st
         typer.echo(f"{store.uri}: {noted.command} was killed in between: --yes continues it first")
     else:
         with _held(store, steal=steal):
-            pass  # which continues it
+            pass  # continues on entry
         typer.echo(f"{store.uri}: continued what a killed {noted.command} had begun")
     return noted.arguments
 
@@ -261,7 +261,7 @@ def _to_be_made_again(datasets: Sequence[str]) -> Iterator[str]:
 
 
 def first_lines(lines: Sequence[str]) -> Iterator[str]:
-    """Yield some lines of addresses as they may be shown, and how many more there are."""
+    """Yield the first URIs in displayable form, and the number of others."""
     from corpus_asr.storage.stores.uri import redact_uri
 
     yield from map(redact_uri, lines[:_MOST_SHOWN])
@@ -271,7 +271,7 @@ def first_lines(lines: Sequence[str]) -> Iterator[str]:
 
 @contextmanager
 def _held(store: "OutputStore", *, steal: bool) -> "Iterator[OutputStore]":
-    """Lock an output folder from which objects can be removed."""
+    """Lock an output folder whose objects can be removed."""
     from corpus_asr.cli.options import progress_lines
     from corpus_asr.runtime.terminal import line_writer
     from corpus_asr.storage.run_state.forget import finish_killed
@@ -279,15 +279,15 @@ def _held(store: "OutputStore", *, steal: bool) -> "Iterator[OutputStore]":
     from corpus_asr.storage.run_state.prune import check_removable
     from corpus_asr.storage.run_state.run_files import new_run_id
 
-    check_removable(store)  # before there is a lock that could not be removed again
+    check_removable(store)  # before a lock exists that could not be removed
     say = line_writer(progress_lines())
     with Lock(store, new_run_id(), steal=steal, say=say) as lock:
-        finish_killed(lock.store, at_the_end=_write_page)  # as a run would
+        finish_killed(lock.store, at_the_end=_write_page)  # as a run does
         yield lock.store
 
 
 def _write_page(store: "OutputStore") -> None:
-    """Write the page of what is left."""
+    """Write the report of what remains."""
     from corpus_asr.report.html.page import write_page_at_the_end
     from corpus_asr.storage.run_state.run_files import RUN_NAME
 

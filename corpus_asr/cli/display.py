@@ -56,7 +56,7 @@ class Meter:
         self._finished: set[str] = set()
 
     def begin(self) -> None:
-        """Start the clock; loading a model says nothing about the speed."""
+        """Start the clock, after loading the model."""
         self._began_s = self._clock()
 
     def update(
@@ -72,7 +72,7 @@ class Meter:
                 self._length_s[name] = length_s
 
     def finish(self, name: str, length_s: float | None) -> None:
-        """Note the end of a recording and its true length; None of one that failed."""
+        """Mark a recording as finished, with its actual duration; None if it failed."""
         with self._lock:
             self._finished.add(name)
             end_s = self._done_s[name] if length_s is None else length_s
@@ -80,7 +80,7 @@ class Meter:
 
     @property
     def num_finished(self) -> int:
-        """Recordings that are over."""
+        """Number of finished recordings."""
         return len(self._finished)
 
     @property
@@ -90,30 +90,30 @@ class Meter:
 
     @property
     def done_s(self) -> float:
-        """Audio transcribed."""
+        """Seconds of audio transcribed."""
         with self._lock:
             return sum(self._done_s.values())
 
     @property
     def total_s(self) -> float | None:
-        """Audio in all; None while a recording's length is unknown."""
+        """Total seconds of audio; None while a recording's duration is unknown."""
         with self._lock:
             total_s = sum(map(max, self._length_s.values(), self._done_s.values()))
         return total_s if math.isfinite(total_s) else None
 
     @property
     def elapsed_s(self) -> float:
-        """Time since the start."""
+        """Seconds since the start."""
         return 0.0 if self._began_s is None else self._clock() - self._began_s
 
     @property
     def rtfx(self) -> float:
-        """Seconds of audio per second."""
+        """Throughput in seconds of audio per second."""
         return self.done_s / self.elapsed_s if self.elapsed_s > 0 else 0.0
 
     @property
     def eta_s(self) -> float | None:
-        """Time left at the speed so far; None while nothing says it."""
+        """Remaining seconds at the speed so far; None if unknown."""
         total_s, rtfx = self.total_s, self.rtfx
         if total_s is None or not rtfx or self.elapsed_s < _ETA_AFTER_S:
             return None
@@ -121,17 +121,17 @@ class Meter:
 
     @property
     def subject(self) -> str:
-        """What is transcribed: the name of one recording, or how many are done."""
+        """Return the name of a single recording, or the number finished."""
         names = [*self._done_s]
         if len(names) != 1:
             return f"{self.num_finished} of {len(names)} files"
         name = printable(redact_uri(names[0]))
-        # The end of a long name says more than the folders before it.
+        # The end of a long name is more informative than its folders.
         return name if len(name) <= _LONGEST_NAME else f"...{name[3 - _LONGEST_NAME :]}"
 
     @property
     def figures(self) -> str:
-        """Percentage, seconds, speed and time left, as far as they are known."""
+        """Return percentage, seconds, speed and remaining time, as far as known."""
         total_s, eta_s = self.total_s, self.eta_s
         words = [f"{self.done_s / total_s:.0%}"] if total_s else []
         words.append(clock(self.done_s) + (f" of {clock(total_s)}" if total_s else ""))
@@ -140,13 +140,13 @@ class Meter:
         return ", ".join(words)
 
     def summary(self, num_done: int) -> str:
-        """Return one line about all that was done."""
+        """Return a line that summarizes the work."""
         took = f"{duration(self.done_s)} of audio in {duration(self.elapsed_s)}"
         return f"{counted(num_done, 'file')}: {took} (RTFx {self.rtfx:.1f})"
 
 
 def display_of(meter: Meter, *, shown: bool = True) -> Display:
-    """Return what shows a meter below what is printed."""
+    """Return the display of a meter."""
     return Display(
         sys.stderr if shown and not speaks_json() else None,
         line=lambda: f"{meter.subject}: {meter.figures}",
@@ -157,12 +157,12 @@ def display_of(meter: Meter, *, shown: bool = True) -> Display:
 
 @contextmanager
 def waiting(words: str, *, shown: bool) -> Iterator[None]:
-    """Show on a terminal what is waited for."""
+    """Show a status message on a terminal while waiting."""
     terminal = sys.stderr
     if not shown or speaks_json() or not is_terminal(terminal):
         yield
         return
-    # No live display: what is fetched from a hub shows bars of its own, which overwrite this.
+    # Not a live display: hub downloads show their own bars, which would conflict.
     terminal.write(words)
     terminal.flush()
     try:
@@ -182,17 +182,17 @@ class TextPrinter:
         self._left = deque(names)
         self._said: dict[str, list[Segment]] = {name: [] for name in names}
         self._ended: dict[str, tuple[Transcript, ...]] = {}
-        self._num_printed = 0  # segments of the first that is left
+        self._num_printed = 0  # segments of the first pending recording
 
     def add(self, name: str, segment: Segment) -> None:
-        """Take the next segment of a recording."""
+        """Add the next segment of a recording."""
         self._said[name].append(segment)
         if name == self._left[0]:
             with self._display.aside():
                 self._print_said(name)
 
     def end(self, name: str, transcripts: Sequence[Transcript] = ()) -> None:
-        """Take the end of a recording: a transcript, one per channel, or none if it failed."""
+        """Mark a recording's end with its transcripts, one per channel, or none if it failed."""
         self._ended[name] = tuple(transcripts)
         if name == self._left[0]:
             with self._display.aside():
@@ -202,7 +202,7 @@ class TextPrinter:
                     self._print_said(self._left[0])
 
     def end_early(self) -> None:
-        """Print the recordings that are over, although others before them are not."""
+        """Print finished recordings even if others before them are unfinished."""
         with self._display.aside():
             while self._left:
                 if self._left[0] in self._ended:
@@ -214,7 +214,7 @@ class TextPrinter:
     def _print_first(self) -> None:
         name = self._left.popleft()
         transcripts = self._ended.pop(name)
-        apart = len(transcripts) > 1  # a transcript of each channel
+        apart = len(transcripts) > 1  # one transcript per channel
         for transcript in transcripts:
             if apart:
                 part = channel_name(
@@ -227,7 +227,7 @@ class TextPrinter:
             self._print_said(name, headed=not apart)
             self._num_printed = 0
         del self._said[name]
-        self._num_printed = 0  # of one that failed
+        self._num_printed = 0  # for a failed one
 
     def _print_said(self, name: str, *, headed: bool = True) -> None:
         segments = self._said[name]

@@ -1,4 +1,4 @@
-"""How commands and scripts begin and end: logging, one message on stderr, and an exit code."""
+"""Process setup and exit of commands and scripts: logging, one error message, and an exit code."""
 
 import atexit
 import logging
@@ -19,19 +19,19 @@ from corpus_asr.threads import spin_briefly
 EXIT_SOME_FAILED = 1
 EXIT_UNUSABLE = 2
 EXIT_STOPPED_BY_FAILURE = 3
-EXIT_LOCKED = 75  # EX_TEMPFAIL of sysexits.h: try again later
-EXITS_BY_SIGNAL = tuple(128 + number for number in SIGNALS)  # as shells have it
+EXIT_LOCKED = 75  # EX_TEMPFAIL of sysexits.h: retry later
+EXITS_BY_SIGNAL = tuple(128 + number for number in SIGNALS)  # shell convention
 ENDS_AT_ONCE = frozenset({EXIT_STOPPED_BY_FAILURE, *EXITS_BY_SIGNAL})
-"""Exit codes of a process whose threads may be in the middle of the network: an orderly end would
-wait for them. What Ray and others have registered is done all the same."""
+"""Exit codes after which threads may be blocked in network calls, for which a regular exit would
+wait. Exit handlers of Ray and others run nevertheless."""
 
 _LOG = logging.getLogger(__name__)
 
 
 @contextmanager
 def readable_errors(*, on_interrupt: str = "") -> Iterator[None]:
-    """Turn what went wrong into one message on stderr and an exit code."""
-    # BrokenPipeError passes: Click ends a command whose reader has gone quietly, with code 1.
+    """Convert an exception to one message on stderr and an exit code."""
+    # BrokenPipeError passes: Click ends a command whose reader has closed the pipe, with code 1.
     try:
         yield
     except RunStoppedError as stop:
@@ -46,14 +46,14 @@ def readable_errors(*, on_interrupt: str = "") -> Iterator[None]:
     except CorpusAsrError as error:
         _debug_traceback()
         say(str(error))
-        # A store that refuses, as one that is not there, does so the next time as well.
+        # A store that rejects requests, or does not exist, will do so again.
         refused = isinstance(error, FetchError) and not error.retryable
         unusable = refused or isinstance(error, ConfigError | CheckpointError)
         raise SystemExit(EXIT_UNUSABLE if unusable else EXIT_STOPPED_BY_FAILURE) from None
     except (typer.Exit, typer.Abort, BrokenPipeError):
         raise
     except Exception as error:
-        # Not raised on purpose: its message was not written for users, so the type is named too.
+        # Unexpected errors have no message for users, so the type is included.
         _debug_traceback()
         hint = "" if _debugging() else "; CORPUS_ASR_DEBUG=1 shows where"
         say(f"unexpected {type(error).__name__}: {error}{hint}")
@@ -62,9 +62,9 @@ def readable_errors(*, on_interrupt: str = "") -> Iterator[None]:
 
 @contextmanager
 def as_process() -> Iterator[None]:
-    """Set up what a process of this program needs; signals end it in order, whatever it does."""
+    """Set up a process of this program; signals shut it down gracefully."""
     for stream in (sys.stdout, sys.stderr):
-        # File names need not be UTF-8, nor need the terminal be: show the byte, never fail on it.
+        # File names and terminals need not be UTF-8: escape invalid bytes.
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     spin_briefly()
     with ended_by_signals():
@@ -73,7 +73,7 @@ def as_process() -> Iterator[None]:
 
 @contextmanager
 def script(*, on_interrupt: str = "") -> Iterator[None]:
-    """Let a script of `pipelines/` log, stop and fail as the command does, exit codes included."""
+    """Give a script of `pipelines/` the command's logging, signal handling and exit codes."""
     try:
         with as_process(), readable_errors(on_interrupt=on_interrupt):
             configure_logging()
@@ -90,7 +90,7 @@ def script(*, on_interrupt: str = "") -> Iterator[None]:
 def configure_logging(
     log_format: LogFormat | None = None, log_level: LogLevel | None = None
 ) -> None:
-    """Set up logging as asked for, else as the environment says."""
+    """Set up logging by the arguments, else by the environment."""
     from corpus_asr.storage.stores.uri import without_secrets
 
     usual = LogSettings.from_environment()
@@ -108,7 +108,7 @@ def _debug_traceback() -> None:
 
 
 def note(message: str) -> None:
-    """Print on stderr what a user may want to know; where lines are JSON, as one of them."""
+    """Print a note on stderr, as a JSON line if logs are JSON."""
     if speaks_json():
         event(_LOG, logging.INFO, "note", message=message)
         return
@@ -116,7 +116,7 @@ def note(message: str) -> None:
 
 
 def say(message: str) -> None:
-    """Print on stderr what went wrong; where lines are JSON, as one of them."""
+    """Print an error on stderr, as a JSON line if logs are JSON."""
     from corpus_asr.config.document import hide_secrets
 
     if speaks_json():

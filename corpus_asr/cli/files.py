@@ -145,7 +145,7 @@ _PRINTED_FOR_MANY = ("txt", JSON_LINES)
 
 
 def formats_of(chosen: FileOptions) -> tuple[str, ...]:
-    """Read --format; to a folder the default is all of them."""
+    """Return the formats of --format; the default for a folder is all."""
     choices = (*FORMATS, ALL)
     words = [word.strip().lower() for text in chosen.formats or () for word in text.split(",")]
     for word in words:
@@ -173,12 +173,12 @@ def formats_of(chosen: FileOptions) -> tuple[str, ...]:
 
 
 def layout_of(formats: tuple[str, ...], chosen: FileOptions, rules: CueRules) -> "Layout":
-    """Return how files look."""
+    """Return the text layout of files."""
     from corpus_asr.cli.output_files import Layout
     from corpus_asr.formats.writers import check_formats
 
     exported = [ExportFormat(name) for name in formats if name != JSON_LINES]
-    check_formats(exported, WordStyle.plain)  # that of words goes with any of them here
+    check_formats(exported, WordStyle.plain)  # styles of words are independent of these formats
     return Layout(
         formats=formats,
         rules=rules,
@@ -187,7 +187,7 @@ def layout_of(formats: tuple[str, ...], chosen: FileOptions, rules: CueRules) ->
 
 
 def checked_inputs(files: Sequence[str], layout: "Layout", chosen: FileOptions) -> "Inputs":
-    """Return the recordings that arguments name; say what is wrong with the others."""
+    """Return the recordings named by arguments; print errors for others."""
     from corpus_asr.cli.inputs import inputs_of
 
     inputs = inputs_of(files)
@@ -222,7 +222,7 @@ def _missing(transcript: "Transcript") -> str:
 
 
 def keys_of(overrides: Sequence[str] | None, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the keys of --set and of options of their own, those without a value left out."""
+    """Return the keys of --set and of options, without those not given."""
     from corpus_asr.config.hotwords import hotwords_from
     from corpus_asr.config.options import option_overrides
 
@@ -238,7 +238,7 @@ def keys_of(overrides: Sequence[str] | None, given: Mapping[str, Any]) -> dict[s
 
 
 def check_keys(keys: Mapping[str, Any]) -> None:
-    """Refuse wrong keys and values before anything is opened."""
+    """Reject invalid keys and values before anything is opened."""
     from corpus_asr.config.options import OPTION_NAMES, options_from
     from corpus_asr.config.other_names import translated
 
@@ -276,7 +276,7 @@ def _files_of(
 
 
 def _inputs_to_do(inputs: "Inputs", output: "OutputFiles | None", *, quiet: bool) -> "list[Input]":
-    """Return the recordings whose files are not all there, or of something else."""
+    """Return the recordings whose files are missing or outdated."""
     if output is None:
         return inputs.found
     inputs_to_do = [recording for recording in inputs.found if not output.is_done(recording.name)]
@@ -350,7 +350,7 @@ class FileResults:
             self._printer = TextPrinter([*self._inputs], self._display, times=chosen.timestamps)
 
     def work(self, loaded: "Transcriber", texts: Mapping[str, str] | None) -> None:
-        """Take the transcripts of all recordings; those that fail are counted."""
+        """Process the transcripts of all recordings; failures are counted."""
         from corpus_asr.runtime.terminal import is_terminal
 
         calls: dict[str, Any] = {"on_error": self._failed, "on_progress": self._progressed}
@@ -396,8 +396,8 @@ class FileResults:
         self._meter.finish(name, transcript.duration_s)
         transcripts = transcript.channels or (transcript,)
         if self._output is not None:
-            # One file of all channels is a dialogue; each has one of its own as well. Tracks say
-            # the same in other languages.
+            # Channels are one file as a dialogue, and one file each. Tracks have the same content
+            # in different languages.
             of_tracks = bool(transcript.channels and transcript.audio_tracks)
             files = [*transcript.channels] if of_tracks else [transcript, *transcript.channels]
             self._tell(f"{redact_uri(name)}: {self._output.write(name, transcript, files)}")
@@ -405,7 +405,7 @@ class FileResults:
             self._printer.end(name, transcripts)
         elif self._output is None:
             with self._display.aside():
-                # Two files one after the other are no file, but for JSON Lines.
+                # Files cannot be concatenated, except JSON Lines.
                 by_line = self._layout.formats == (JSON_LINES,)
                 for part in transcripts if by_line else (transcript,):
                     for _, content in self._layout.contents(part, self._inputs[name].shown_uri):
@@ -438,7 +438,7 @@ class FileResults:
 
 
 def _of_file(transcript: "Transcript") -> str:
-    """Say what was unusual about a file; empty where nothing was."""
+    """Return remarks about unusual properties of a file; empty without any."""
     remarks = []
     if tracks := transcript.audio_tracks:
         named = ", ".join(f"{number} {name}".rstrip() for number, name in enumerate(tracks, 1))

@@ -1,4 +1,4 @@
-"""What the arguments of `transcribe` name: files, folders, globs, URIs, pipes, standard input."""
+"""Inputs of `transcribe`: files, folders, globs, URIs, pipes and standard input."""
 
 import io
 import os
@@ -38,27 +38,27 @@ class Input:
     """One recording to transcribe."""
 
     name: str
-    """As it is read and shown: what was typed, or for a listed file the path from there."""
+    """Name as read and displayed: the argument, or a listed file's path based on it."""
     uri: str
-    """In normal form; what the names of its outputs are made of."""
+    """Normalized URI; determines the names of its outputs."""
     base: str
-    """The folder, with a slash at its end, below which its outputs have the same places."""
+    """Folder, with a trailing slash, whose structure the outputs replicate."""
     piped: bool = False
-    """Whether its bytes come from a pipe: once, from their start to their end."""
+    """Whether its bytes come from a pipe, readable once and sequentially."""
 
     @property
     def shown_uri(self) -> str:
-        """What results say where it comes from."""
+        """Return its source as stated in results."""
         return self.name if self.piped else self.uri
 
     @property
     def audio(self) -> "str | Pipe":
-        """What a transcriber is given."""
+        """Return the argument for a transcriber."""
         return Pipe(self.name, self.uri) if self.piped else self.name
 
 
 class Pipe:
-    """Standard input or a named pipe, opened when it is read: that waits for who writes to it."""
+    """Standard input or a named pipe, opened on first read, which waits for a writer."""
 
     def __init__(self, name: str, path: str) -> None:
         self.name = name
@@ -66,7 +66,7 @@ class Pipe:
         self._file: io.BufferedIOBase | None = None
 
     def read(self, size: int = -1, /) -> bytes:
-        """Read up to `size` bytes; nothing at the end."""
+        """Read up to `size` bytes; empty at the end."""
         if self._file is None:
             stdin = cast("io.BufferedIOBase", sys.stdin.buffer)
             self._file = stdin if self.name == STDIN else open(local_path(self._path), "rb")  # noqa: SIM115
@@ -78,24 +78,24 @@ class Pipe:
 
 @dataclass(slots=True, kw_only=True)
 class Inputs:
-    """All recordings, each once, and what is to be said about the rest."""
+    """All distinct recordings, and messages about other arguments and files."""
 
     found: list[Input] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
-    """Why an argument names no recording; one message each."""
+    """One message per argument that names no recording."""
     num_ignored: int = 0
-    """Files in folders and globs whose names say that they are no recordings."""
+    """Number of files in folders and globs ignored for their names."""
     num_dangling: int = 0
-    """Links there that lead nowhere."""
+    """Number of dangling links there."""
 
     @property
     def total(self) -> int:
-        """Count of recordings, an argument that names none counted as one."""
+        """Number of recordings plus invalid arguments."""
         return len(self.found) + len(self.problems)
 
 
 def inputs_of(words: Iterable[str]) -> Inputs:
-    """Return the recordings that the arguments name; a missing one does not stop the others."""
+    """Return the recordings named by arguments; a missing one does not affect the others."""
     inputs = Inputs()
     seen: set[str] = set()
     for word in words:
@@ -113,9 +113,9 @@ def _named(word: str, inputs: Inputs) -> Iterator[Input]:
     if word == STDIN:
         yield _standard_input()
         return
-    word = escaped_path(word)  # as settings, tables and messages hold it
+    word = escaped_path(word)  # as in settings, tables and messages
     uri, scheme = normalize(word), scheme_of(word)
-    if scheme in ("http", "https"):  # the web has no folders: it is asked when it is read
+    if scheme in ("http", "https"):  # the web has no folders: opened when it is read
         yield Input(name=word, uri=uri, base=parent(uri.partition("?")[0]) + "/")
     elif (
         scheme == LOCAL
@@ -145,7 +145,7 @@ def _local_file(word: str, path: str) -> Input:
     mode = os.stat(local_path(path)).st_mode
     if stat.S_ISCHR(mode) and _is_terminal(path):
         raise _no_audio(word)
-    # A shell's <(command) or a named pipe; and what is another file in the process that decodes.
+    # A shell's <(command), a named pipe, or a file descriptor that differs in the decoding process.
     piped = stat.S_ISFIFO(mode) or stat.S_ISCHR(mode) or path.startswith(_OF_THIS_PROCESS)
     return Input(name=word, uri=path, base=parent(path) + "/", piped=piped)
 
@@ -171,13 +171,13 @@ def _listed(word: str, uri: str, inputs: Inputs) -> Iterator[Input]:
 
 
 def _base_of(uri: str) -> str:
-    # Of a folder itself; of a glob the folder in front of its first sign.
+    # A folder itself; for a glob the folder before its first wildcard.
     magic = None if scheme_of(uri) == LOCAL and os.path.isdir(uri) else first_magic(uri)
     return uri.rstrip("/") + "/" if magic is None else uri[: uri.rfind("/", 0, magic) + 1]
 
 
 def _shown(word: str, uri: str) -> str:
-    # A relative argument names relative paths, which are what its user knows.
+    # Relative arguments give relative paths, as displayed to the user.
     if scheme_of(uri) != LOCAL or os.path.isabs(word) or word.startswith(("~/", "file://")):
         return uri
     return os.path.relpath(uri)

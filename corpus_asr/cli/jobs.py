@@ -130,14 +130,14 @@ def _source_keys(source: str) -> dict[str, str]:
 
 
 def _audio_column(table: str) -> str | None:
-    """Return the column with audio of a table of this machine; None for a manifest."""
+    """Return the audio column of a local table; None for a manifest."""
     from corpus_asr.storage.stores.cells import audio_table
     from corpus_asr.storage.stores.store import StoreError
 
     try:
         with open(table, "rb") as file, audio_table(file, None) as audio:
             return audio.column
-    except (OSError, StoreError):  # elsewhere, or a manifest: its name alone says it
+    except (OSError, StoreError):  # on another machine, or a manifest: judged by its name
         return None
 
 
@@ -150,7 +150,7 @@ def _write(file: Path, pipeline: str, chosen: dict[str, str], *, full: bool) -> 
         "\n# the environment, a profile or the machine's role has them.\n\n"
     ) + written(pipeline, chosen, full=full)
     try:
-        # Loaded before it is written: a file that is there is replaced by a valid one only.
+        # Validated before writing: an existing file is only replaced by a valid one.
         with scratch_folder() as folder:
             draft = folder / file.name
             draft.write_text(text, encoding="utf-8")
@@ -201,7 +201,7 @@ def run(
     steal_lock: StealLock = False,
 ) -> None:
     """Transcribe or classify a corpus, or continue where an earlier run stopped."""
-    # What --redo asked for is noted: with it again, all of that would begin anew.
+    # --redo is recorded: repeating it would restart from scratch.
     advice = "run the same command again" + ("" if redo is None else ", without --redo,")
     advice += " to continue"
     with readable_errors(on_interrupt=advice):
@@ -241,7 +241,7 @@ def run(
 
 
 def print_summary(config: "RunConfig", summary: "RunSummary") -> None:
-    """Print what a run did, and exit with 1 if more of its recordings failed, or of a hook's."""
+    """Print the run's summary; exit with 1 if too many recordings or hook calls failed."""
     from corpus_asr.units import counted
 
     typer.echo(summary_words(summary))
@@ -278,7 +278,7 @@ def _mostly(config: "RunConfig") -> str:
 
 
 def summary_words(summary: "RunSummary") -> str:
-    """Return what became of the recordings, and what this run did."""
+    """Return the status counts of the recordings, and what this run processed."""
     from corpus_asr.report.text import duration
     from corpus_asr.units import counted
 

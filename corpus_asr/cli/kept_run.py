@@ -56,7 +56,7 @@ class KeptRun:
     """Writes the run of a folder."""
 
     def __init__(self, folder: str, uris: Iterable[str], made_by: Mapping[str, Any]) -> None:
-        """Begin, or continue where there is one.
+        """Start a new run, or continue the existing one.
 
         `uris` are the recordings of this call, `made_by` its model and options.
         """
@@ -64,7 +64,7 @@ class KeptRun:
         self._model, self._revision = (
             str(made_by.get(name, "")) for name in ("model", "model_revision")
         )
-        # Settings say where recordings are reached; those of this call are added to the record.
+        # Settings tell where recordings are; those of this call are added to the record.
         source = SourceSettings(uri=tuple(map(public, uris)))
         named = translated(made_by).items()
         decoding, extract, speakers = sections_from(
@@ -75,7 +75,7 @@ class KeptRun:
             output=OutputSettings(uri=folder), decoding=decoding, extract=extract,
             speakers=speakers,
         )  # fmt: skip
-        # No later run goes on with it, so it names no pipeline.
+        # Never continued by a run, so it names no pipeline.
         sections = ("source", "model", "extract", "decoding", "speakers")
         safe = safe_config(config)
         self._store.write_json(CONFIG_NAME, {name: safe[name] for name in sections})
@@ -87,7 +87,7 @@ class KeptRun:
         self._store.write_bytes(SUCCESS_NAME, b"")
 
     def stem(self) -> str:
-        """Return the stem of a commit to come, by which a later call finds it."""
+        """Return a new commit's stem, by which a later call finds it."""
         return self._store.stem()
 
     def keep(self, uri: str, version: Version, transcript: Transcript, *, stem: str) -> None:
@@ -112,7 +112,7 @@ class KeptRun:
                 put_rows(self._store, RECORDINGS_FOLDER, recording, stem=stem)
 
     def forget(self, stems: Sequence[str]) -> None:
-        """Remove what was kept of a recording before."""
+        """Remove earlier commits of a recording."""
         names = [f"{folder}/{stem}{SUFFIX}" for stem in stems for folder in _FOLDERS]
         self._store.remove_all(names)
 

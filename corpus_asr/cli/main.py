@@ -1,13 +1,13 @@
-"""The command line: arguments in, one call below, text and an exit code out.
+"""Command-line interface: parses arguments, calls one function, prints text, sets the exit code.
 
-Knows how things are shown and nothing of how they are done. Only what `--help` needs is imported
-at the top: a shell completes and a user reads without waiting for torch, Ray or Arrow. As other
-programs have it, underscores in an option are hyphens.
+Contains no business logic. Only modules needed for `--help` are imported at the top, so that shell
+completion and help do not wait for torch, Ray or Arrow. Underscores in an option are equivalent to
+hyphens.
 
-Exit codes: 0 done; 1 done, but more recordings failed than the configuration allows (for
-`transcribe`: a file failed); 2 the configuration, the command line or the model is unusable, or a
-store refuses; 3 the work could not go on; 128 and the number of a signal that ended it, such as
-130 of Ctrl-C and 143 of SIGTERM. `CORPUS_ASR_DEBUG=1` shows the traceback of an error.
+Exit codes: 0 success; 1 completed, but more recordings failed than the configuration allows (for
+`transcribe`: a file failed); 2 invalid configuration, command line or model, or a permanent store
+error; 3 the work could not continue; 128 plus the signal number if a signal ended it, such as
+130 for Ctrl-C and 143 for SIGTERM. `CORPUS_ASR_DEBUG=1` shows the traceback of an error.
 """
 
 from collections.abc import Callable, Sequence
@@ -43,14 +43,14 @@ class Command(TyperCommand):
         return [_without_type(param) for param in super().get_params(ctx)]
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Read the words of a command line; an unknown option is answered with what is meant."""
+        """Parse a command line; the error for an unknown option suggests a known one."""
         if ctx.resilient_parsing or ctx.ignore_unknown_options:
             return super().parse_args(ctx, args)
         params = self.get_params(ctx)
         try:
             return super().parse_args(ctx, list(args))
         except Exception as error:
-            # By its attributes: of which package the class is changes with Typer's version.
+            # By its attributes: the class's package depends on Typer's version.
             refused: Any = error
             if hasattr(refused, "option_name") and hasattr(refused, "possibilities"):
                 unknown = _as_typed(refused.option_name, args)
@@ -64,7 +64,7 @@ class Group(TyperGroup):
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
-        # Commands take it over from the group.
+        # Commands inherit it from the group.
         self.context_settings.setdefault("token_normalize_func", _with_hyphens)
 
     def get_help_option(self, ctx: Any) -> Any:
@@ -81,7 +81,7 @@ def _with_hyphens(name: str) -> str:
 
 
 def _without_type(param: Any) -> Any:
-    # Typer shows `<bool>` behind a flag, which takes no value, and `<list[str]>` behind FILE.
+    # Typer shows `<bool>` after a flag, which takes no value, and `<list[str]>` after FILE.
     if getattr(param, "is_flag", False):
         param.metavar = ""
     elif getattr(param, "param_type_name", None) == "argument":
@@ -99,7 +99,7 @@ def _meant(unknown: str, command: str | None, params: Sequence[Any]) -> str:
 
     spelled = (name for param in params for name in (*param.opts, *param.secondary_opts))
     options = [name for name in spelled if name.startswith("--")]
-    # Keys without an option of their own.
+    # Keys without a command-line option.
     keys = list(CUE_LIMITS) if command in ("transcribe", "export") else []
     if command == "transcribe":
         from corpus_asr.config.options import OPTION_NAMES
@@ -198,7 +198,7 @@ def convert(
         )
 
 
-# By panels of the help, with an example of each.
+# By help panel, each with an example.
 _COMMANDS: dict[str, dict[Callable[..., None], str]] = {
     "Files": {
         transcribe: "corpus-asr transcribe talk.mp3 -o subtitles -f srt",

@@ -1,8 +1,7 @@
-"""The options of commands, and the keys that shells offer behind `--set` when Tab is pressed.
+"""Command options, and shell completion of keys after `--set`.
 
-Those of `transcribe` are in groups, by the panels of its help. Typer makes the name of an option
-from that of its field, unless one is given here. Those that set a key have its name, with hyphens
-and without its unit.
+Options of `transcribe` are grouped by help panel. Typer derives an option's name from its field,
+unless one is given here. Options that set a key have its name, with hyphens and without its unit.
 """
 
 import functools
@@ -36,7 +35,7 @@ if TYPE_CHECKING:
 
 
 def store_options(output_uri: str, context: typer.Context) -> "StoreOptions":
-    """Return how an output folder is reached, by the program's own `--storage-option`."""
+    """Return the store options of an output folder, from the global `--storage-option`."""
     from corpus_asr.config.load import options_of_store
     from corpus_asr.storage.stores.filesystem import StoreOptions
 
@@ -45,28 +44,28 @@ def store_options(output_uri: str, context: typer.Context) -> "StoreOptions":
 
 
 def audio_options(storage_option: list[str] | None) -> "StorageOptions":
-    """Return options for the store of a run's recordings, wherever that is."""
+    """Return options for the store of a run's recordings."""
     from corpus_asr.config.load import options_of_store
 
     return options_of_store(storage_option or (), [], name="--audio-storage-option")
 
 
 def complete_override(incomplete: str) -> list[str]:
-    """Complete a key of a job."""
+    """Complete a key of a job configuration."""
     from corpus_asr.config.run import PseudoLabelConfig, RunConfig
 
     return _keys(incomplete, PseudoLabelConfig, RunConfig)
 
 
 def complete_training_override(incomplete: str) -> list[str]:
-    """Complete a key of a training."""
+    """Complete a key of a fine-tuning configuration."""
     from corpus_asr.config.finetune import FinetuneConfig
 
     return _keys(incomplete, FinetuneConfig)
 
 
 def complete_option_override(incomplete: str) -> list[str]:
-    """Complete a key of one transcription."""
+    """Complete a transcription option."""
     from corpus_asr.config.options import OPTIONS
 
     return [f"{name}=" for name in OPTIONS if name.startswith(incomplete)]
@@ -154,12 +153,12 @@ MinSnr = Annotated[
 
 
 def progress_lines() -> TextIO | None:
-    """Return where lines about progress go; None where stderr holds nothing but JSON."""
+    """Return the stream of progress lines; None if stderr is JSON only."""
     return None if speaks_json() else sys.stderr
 
 
 def print_result(data: object, words: str, *, as_json: bool) -> None:
-    """Print what a command found, for people or as JSON."""
+    """Print a command's result, for people or as JSON."""
     typer.echo(json.dumps(data, indent=2, ensure_ascii=False) if as_json else words)
 
 
@@ -175,19 +174,19 @@ Model = Annotated[
 
 
 def model_or_default(model: str | None, *, quiet: bool = False) -> str:
-    """Return the model that a command was given, or the packaged one, saying so."""
+    """Return the given model, or the packaged one with a note."""
     if model is None and not quiet:
         note(default_model_notice(LARGER_OPTION))
     return model or PACKAGED_CHECKPOINT
 
 
 def note_model_of(config: "RunConfig") -> None:
-    """Say which model transcribes where a job names none."""
+    """Print a note about the default model of a job without one."""
     if not config.model.is_named and config.model.recognizer is None:
         note(default_model_notice("model.checkpoint: small or large-v3"))
 
 
-# What `all` stands for; jsonl alone is no format of exports.
+# Formats of `all`; jsonl is not an export format.
 ALL_FORMATS = ("txt", "srt", "vtt", "tsv", "json", "jsonl", "lrc")
 FORMATS = (*ALL_FORMATS, *(name.value for name in ExportFormat if name not in ALL_FORMATS))
 ALL = "all"
@@ -209,7 +208,7 @@ _speech = _in_panel("Speech and channels")
 _speakers = _in_panel("Speakers")
 _model = _in_panel("Model and machine")
 _SECONDS = {"metavar": "SECONDS"}
-# Three values: yes, no, and as the settings have it.
+# Yes, no, or the default of the settings.
 _UNSET = {"show_default": False}
 
 Files = Annotated[
@@ -239,7 +238,7 @@ Preset = Annotated[
 
 
 def rules_of(preset: SubtitlePreset | None, keys: dict[str, Any]) -> CueRules:
-    """Take the limits of subtitles out of the keys of --set, and return them as rules.
+    """Remove subtitle limits from the keys of --set, and return them as rules.
 
     Raises:
         ConfigError: they leave no room for text.
@@ -248,10 +247,10 @@ def rules_of(preset: SubtitlePreset | None, keys: dict[str, Any]) -> CueRules:
 
 
 def check_names(keys: Mapping[str, Any], names: Sequence[str]) -> None:
-    """Refuse keys of --set that are not among `names`.
+    """Reject keys of --set that are not in `names`.
 
     Raises:
-        ConfigError: there is one; it says which key may be meant.
+        ConfigError: a key is unknown; suggests a known one.
     """
     from corpus_asr.config.load import name_hint
 
@@ -263,7 +262,7 @@ def check_names(keys: Mapping[str, Any], names: Sequence[str]) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileOptions:
-    """Options of `transcribe` that are no keys of settings."""
+    """Options of `transcribe` that are not setting keys."""
 
     output_dir: Annotated[
         str | None,
@@ -323,7 +322,7 @@ class FileOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecognitionOptions:
-    """Options of `transcribe` that set a key, by its name; None is the default of the settings."""
+    """Options of `transcribe` that set a key of the same name; None means the default."""
 
     language: Annotated[
         str | None,
@@ -399,9 +398,9 @@ class RecognitionOptions:
 
 
 def with_groups(command: Callable[..., None]) -> Callable[..., None]:
-    """Return a command for Typer, to which each field of a dataclass is a parameter of its own.
+    """Return a Typer command in which each field of a dataclass is a parameter.
 
-    `command` has a parameter for each such group of options.
+    `command` has one parameter per group of options.
     """
     command_parameters = inspect.signature(command).parameters
     groups: dict[str, Any] = {
@@ -423,7 +422,7 @@ def with_groups(command: Callable[..., None]) -> Callable[..., None]:
             )
         command(**values)
 
-    # What Typer looks at.
+    # Typer reads these attributes.
     called.__dict__["__signature__"] = inspect.Signature(parameters)
     called.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return called

@@ -92,7 +92,7 @@ class _Record:
 
 
 @dataclass(slots=True, kw_only=True)
-class _Output:
+class _OutputFile:
     """A recording of this call and its files."""
 
     recording: Input
@@ -160,7 +160,7 @@ class OutputFiles:
             self._outputs = {output.recording.name: output for output in outputs}
 
     def is_done(self, name: str) -> bool:
-        """Return whether all files of a recording were there at first, and are current."""
+        """Return whether all files of a recording existed initially and are current."""
         return not self._outputs[name].missing
 
     def write(self, name: str, whole: Transcript, transcripts: Sequence[Transcript]) -> str:
@@ -204,7 +204,7 @@ class OutputFiles:
 
     @cached_property
     def _run(self) -> "KeptRun":
-        """The run by which `view` shows the recordings."""
+        """The run that `view` opens."""
         from corpus_asr.cli.kept_run import KeptRun
 
         recordings = [output.recording for output in self._outputs.values()]
@@ -227,17 +227,17 @@ class OutputFiles:
 
     @property
     def _first_parts(self) -> tuple[str, ...]:
-        # What is written last: where it is, all is. Tracks count from 1, and one has no number.
+        # The last file written: if it exists, all do. Tracks count from 1; a single one has none.
         return ("", self._part(1)) if self._apart == "track" else (self._part(0),)
 
-    def _look_up(self, recording: Input, wanted: str) -> _Output:
+    def _look_up(self, recording: Input, wanted: str) -> _OutputFile:
         """Read the record of a recording, and what there is of its files."""
         version = _version_of(recording, self._store)
         # Not by the model's name: the revision is of that, too, however it is spelled.
         changing = sorted((key, value) for key, value in self._made_by.items() if key != "model")
         made_by = repr((changing, self._layout.rules, self._layout.words))
         of = repr((made_by, version, self._texts.get(recording.name)))
-        output = _Output(
+        output = _OutputFile(
             recording=recording,
             wanted=wanted,
             # What comes through a pipe is another recording each time.
@@ -262,13 +262,13 @@ class OutputFiles:
         )
         return output
 
-    def _is_done(self, output: _Output, suffix: str) -> bool:
+    def _is_done(self, output: _OutputFile, suffix: str) -> bool:
         record = output.record
         is_current = record.files.get(suffix, {"of": None})["of"] == output.of
         written = is_current and filesystem.exists(within(self._root, record.name + suffix))
         return written and not self._overwrite
 
-    def _claim(self, output: _Output, contents: Mapping[str, bytes]) -> None:
+    def _claim(self, output: _OutputFile, contents: Mapping[str, bytes]) -> None:
         """Give a recording a name at which all its files may be written."""
         record, wanted = output.record, output.wanted
         alternatives = (f"{wanted}-{number}" for number in itertools.count(2))
@@ -288,11 +288,11 @@ class OutputFiles:
             return suffix in record.files
         return _hash_of(filesystem.read_bytes(address)) in record.files[suffix]["hashes"]
 
-    def _note(self, output: _Output) -> None:
+    def _note(self, output: _OutputFile) -> None:
         text = json.dumps(asdict(output.record), indent=1, ensure_ascii=False)
         filesystem.write_atomic(self._record_address(output), text.encode("utf-8", "replace"))
 
-    def _record_address(self, output: _Output) -> str:
+    def _record_address(self, output: _OutputFile) -> str:
         return within(self._root, f"{RECORDS_FOLDER}/{output.record_id}.json")
 
 
@@ -305,7 +305,7 @@ def _version_of(each: Input, store: StoreOptions) -> "Version":
         return (None, None)
     try:
         info = filesystem.describe(each.uri, store)
-    except FetchError as error:  # it is told when the recording is read
+    except FetchError as error:  # reported when the recording is read
         event(_LOG, logging.DEBUG, "version_unknown", uri=redact_uri(each.uri), why=str(error))
         return (None, None)
     return (info.etag, info.size_bytes)
@@ -316,7 +316,7 @@ def _hash_of(content: bytes) -> str:
 
 
 def _checked_folder(folder: str) -> str:
-    # Before any work, of which nothing could be kept.
+    # Before any work, which would be lost.
     root = normalize(folder)
     if scheme_of(root) in ("http", "https"):
         raise ConfigError(

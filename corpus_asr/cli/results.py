@@ -1,6 +1,6 @@
-"""`corpus-asr status`, `report`, `show`, `export`, `correct`, `evaluate`, `view`: a run's results.
+"""Commands for results: `status`, `report`, `show`, `export`, `correct`, `evaluate`, `view`.
 
-Imports nothing that `--help` would have to wait for.
+No slow imports at the top, for a fast `--help`.
 """
 
 import ipaddress
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from corpus_asr.storage.run_state.run_tables import RunTables
     from corpus_asr.view.server import ViewServer
 
-# A run writes its state every 15 s; each look is one small read of the store.
+# A run writes its state every 15 s; each poll is one small read from the store.
 WATCH_EVERY_S = 5.0
 _SUBTITLES, _COLLEAGUES = "Subtitles", "For colleagues"
 USUAL_PORT = 8765
@@ -510,7 +510,7 @@ def view(
 
             server = _listening(listen, host, (USUAL_PORT, 0) if port is None else (port,))
             opened.enter_context(closing(server))
-            # Reading begins while the browser starts.
+            # Start reading while the browser starts.
             library.current()
             _tell(server.url, host=host, editable=answers.editable)
             if not no_browser:

@@ -1,4 +1,4 @@
-"""Where Ray is, by the environment."""
+"""Ray address from the environment."""
 
 import os
 import re
@@ -8,14 +8,14 @@ from corpus_asr.config.document import hide_secrets
 from corpus_asr.errors import ConfigError
 
 RAY_ADDRESS: Final = "RAY_ADDRESS"
-"""The environment variable by which Ray's own programs find their cluster."""
+"""Environment variable with the cluster address, as used by Ray's own programs."""
 
 
 def ray_address() -> str:
-    """Return where Ray is by RAY_ADDRESS: `local`, the default, `auto` or host:port.
+    """Return the Ray address in RAY_ADDRESS: `local` (default), `auto` or host:port.
 
     Raises:
-        ConfigError: it names nothing that a run can join.
+        ConfigError: a run cannot join this address.
     """
     named = os.environ.get(RAY_ADDRESS, "").strip()
     if not named or re.fullmatch(r"local|auto|[^:/\s]+:\d+", named):

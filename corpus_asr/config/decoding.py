@@ -1,9 +1,9 @@
-"""Options of a transcription as plain values: what engines take, without pydantic.
+"""Transcription options as plain dataclasses, as engines take them, without pydantic.
 
-Each is declared here once: name, type, default, bounds (`metadata`) and text. They are the keys of
-the section `decoding` and the first ones of `extract`, of which `settings.keys_from` makes
-models that check them. The model that transcribes where none is named has its name here, too, so
-that a command line has it for its help.
+Each option is declared here once: name, type, default, bounds (`metadata`) and description. They
+are the keys of the section `decoding` and the first ones of `extract`, which `settings.keys_from`
+turns into validating models. The default model's name is defined here as well, so that the command
+line can show it in its help.
 """
 
 from collections.abc import Mapping
@@ -17,13 +17,13 @@ ComputeType = Literal["auto", "float32", "float16", "bfloat16", "int8", "float16
 
 AUTO_TRACK: Final = "auto"
 ALL_TRACKS: Final = "all"
-"""The audio track that players take, and each."""
-# Comes with the package, in int8.
+"""Value of `track`: the default track of players, and each track."""
+# Included in the package, in int8.
 PACKAGED_CHECKPOINT: Final = "whisper-tiny.en"
 
 
 def default_model_notice(larger: str) -> str:
-    """Say in one line which model transcribes, and how to choose a larger one."""
+    """Return a line that names the model in use, and how to choose a larger one."""
     return (
         f"model: {PACKAGED_CHECKPOINT}, the English model that comes with the package (39M "
         f"parameters); {larger} is more accurate, and multilingual"
@@ -47,11 +47,11 @@ class AudioSettings:
     vad_filter: bool = True
     """Detect speech (Silero VAD): parts are cut at silences and long silence is skipped; false
     transcribes all audio."""
-    # A probability: at 0 all would be speech, which is `vad_filter: false`, and at 1 nothing.
+    # A probability: 0 would detect speech everywhere, like `vad_filter: false`, and 1 nowhere.
     vad_threshold: float = field(default=0.5, metadata={"gt": 0.0, "lt": 1.0})
     """Probability at which speech begins; it ends below this less 0.15. Higher: less noise counts
     as speech; lower: fewer quiet words are lost."""
-    # What lasts 5 s and more is a sentence, and a pause of more than 10 s a third of a window.
+    # 5 s and more are a sentence; a pause of more than 10 s is a third of a window.
     vad_min_speech_s: float = field(default=0.25, metadata={"ge": 0.0, "le": 5.0})
     """Seconds up to which a sound is too short to be speech; at the end of a recording, at most
     0.1."""
@@ -66,9 +66,9 @@ QUALITIES: Mapping[str, Mapping[str, Any]] = {
     "balanced": {},
     "accurate": {"beam_size": 5},
 }
-"""What each `quality` sets of the keys of `decoding`; measured in docs/how-to/decoding.md."""
+"""Values of `decoding` keys set by each `quality`; measured in docs/how-to/decoding.md."""
 AUTO_BEAMS = 5
-"""Beams of `beam_size` auto, as many as openai-whisper and faster-whisper follow by default."""
+"""Number of beams of `beam_size` auto, the default of openai-whisper and faster-whisper."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,31 +160,31 @@ class DecodingSettings:
 
     @property
     def in_chunks(self) -> bool:
-        """Whether windows of Whisper are decoded independently."""
+        """Whether Whisper windows are decoded independently."""
         if self.strategy == "auto":
             return not self.condition_on_prev_tokens
         return self.strategy == "chunked"
 
     @property
     def most_beams(self) -> int:
-        """How many beams are followed at most."""
+        """Return the maximum number of beams."""
         return AUTO_BEAMS if self.beam_size == "auto" else self.beam_size
 
 
 def expected_languages(decoding: DecodingSettings) -> tuple[str, ...]:
-    """Return the codes of the languages that are spoken as the settings say; of `auto` none."""
+    """Return the codes of the configured languages; empty for `auto`."""
     wanted = (decoding.language,) if isinstance(decoding.language, str) else decoding.language
     return tuple(code for code in wanted if code != "auto")
 
 
 def only_language(decoding: DecodingSettings) -> str | None:
-    """Return the language where there is nothing to detect."""
+    """Return the language if there is nothing to detect, else None."""
     codes = expected_languages(decoding)
     return codes[0] if len(codes) == 1 else None
 
 
 def check_refused(settings: DecodingSettings, reasons: Mapping[str, str], *, model: str) -> None:
-    """Refuse all but the default, or None, of settings; `model` says of it why, and `reasons`."""
+    """Raise ConfigError for settings that are neither default nor None, with their `reasons`."""
     usual = DecodingSettings()
     for name, reason in reasons.items():
         setting = getattr(settings, name)
@@ -198,7 +198,7 @@ ADVICE = "name a multilingual model, such as base, as the model"
 
 
 def check_english_only(decoding: DecodingSettings, *, checkpoint: str = "this checkpoint") -> None:
-    """Refuse other languages than English, translation, and detection of languages."""
+    """Raise ConfigError for other languages than English, translation and language detection."""
     codes = [code for code in expected_languages(decoding) if code != "en"]
     if codes:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""A YAML file as plain values, before anything is known about which keys exist."""
+"""Parses a YAML file to plain values, independent of the known keys."""
 
 import difflib
 import os
@@ -15,7 +15,7 @@ from corpus_asr.errors import ConfigError
 
 KeyPath = tuple[str, ...]
 
-# Far above any job written by hand; what aliases stand for counts each time.
+# Far above any handwritten job; expanded aliases count each time.
 MAX_FILE_BYTES = 1_000_000
 MAX_NODES = 10_000
 MAX_CHARACTERS = 2_000_000
@@ -30,29 +30,29 @@ _INTERPOLATION = re.compile(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """One thing that is wrong with the configuration."""
+    """One error in the configuration."""
 
     key: KeyPath
     message: str
 
     @property
     def dotted(self) -> str:
-        """The key as it is written in messages and in `--set`."""
+        """Return the key in dotted form, as in messages and `--set`."""
         return ".".join(self.key)
 
 
 @dataclass(slots=True, kw_only=True)
 class Document:
-    """What was written, by the user's own hand."""
+    """The parsed content of a configuration file and overrides."""
 
     name: str
     values: dict[str, Any]
     origins: dict[KeyPath, str] = field(default_factory=dict)
-    """Where a key was set: `line 4`, or the `--set` that did."""
+    """Origin of each key: `line 4`, or a `--set` option."""
     problems: list[Problem] = field(default_factory=list)
 
     def error(self, problems: Sequence[Problem]) -> ConfigError:
-        """Put every problem into one message, each with its place."""
+        """Return an error with one message for all problems and their origins."""
         lines = []
         for problem in sorted(problems, key=lambda problem: self._line_number(problem.key)):
             origin = self.origins.get(problem.key)
@@ -63,13 +63,13 @@ class Document:
         return ConfigError(f"reading {self.name}: {count}\n" + "\n".join(lines))
 
     def _line_number(self, key: KeyPath) -> tuple[int, KeyPath]:
-        # Keys that no line sets, those of --set and those that are missing, come last.
+        # Keys without a line, from --set or missing, come last.
         digits = re.fullmatch(r"line (\d+)", self.origins.get(key, ""))
         return (int(digits[1]) if digits else 1_000_000, key)
 
 
 # The plain scalars of YAML 1.2's core schema: only `true` and `false` are booleans and dates are
-# text. Version 1.1, PyYAML's own choice, reads the language code `no` as false.
+# text. PyYAML's default, version 1.1, parses the language code `no` as false.
 class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - PyYAML's own declaration
 
@@ -95,9 +95,9 @@ for _tag, _pattern, _first in _SCALARS:
 
 
 def read_document(path: str | Path, overrides: Sequence[str] = ()) -> Document:
-    """Read a YAML file, apply overrides, fill in environment variables.
+    """Read a YAML file, apply overrides, substitute environment variables.
 
-    Wrong keys and variables are left in `Document.problems`, so that all are reported at once.
+    Invalid keys and variables are stored in `Document.problems`, so that all are reported at once.
     """
     name = os.fspath(path)
     document = _parse(_read_text(Path(path), name), name)
@@ -113,7 +113,7 @@ def read_document(path: str | Path, overrides: Sequence[str] = ()) -> Document:
 
 
 def read_pairs(pairs: Sequence[str], name: str) -> Document:
-    """Read `key=value` of a command line as values, with environment variables filled in."""
+    """Parse `key=value` pairs of a command line, substituting environment variables."""
     document = Document(name=name, values={})
     for pair in pairs:
         if "=" not in pair:
@@ -177,23 +177,23 @@ def _parse(text: str, name: str) -> Document:
 
 
 def _composed(text: str, document: Document) -> tuple[yaml.Node | None, Any]:
-    # Depth first, sizes next, values last: each is bounded before the next step builds anything.
+    # Depth first, then sizes, then values: each is bounded before the next step builds objects.
     _check_depth(text, document.name)
     loader = _Loader(text)
     node = loader.get_single_node()
     if node is None:
         return None, None
-    _Survey(document).visit(node)
+    _NodeChecker(document).visit(node)
     try:
         return node, _text_keys(loader.construct_document(node))
-    except ValueError as error:  # Python reads no number of thousands of digits
+    except ValueError as error:  # Python does not parse numbers of thousands of digits
         raise ConfigError(
             f"reading {document.name}: found a value that is none ({error})"
         ) from error
 
 
 def _check_depth(text: str, name: str) -> None:
-    # Building the tree recurses and would exhaust the stack; events come one by one.
+    # Building the tree recurses and could exhaust the stack; events do not.
     depth = 0
     for event in yaml.parse(text, Loader=_Loader):
         depth += isinstance(event, yaml.CollectionStartEvent)
@@ -208,8 +208,8 @@ def _check_depth(text: str, name: str) -> None:
 
 
 @dataclass(slots=True)
-class _Survey:
-    """Notes the line of every key and keys written twice; bounds what aliases unfold to."""
+class _NodeChecker:
+    """Records key lines and duplicate keys; limits the expansion of aliases."""
 
     document: Document
     nodes: int = MAX_NODES
@@ -231,7 +231,7 @@ class _Survey:
         seen: dict[str, int] = {}
         for key_node, value_node in node.value:
             self._spend(key_node)
-            # What is no text is refused later; to spell it out could fill the memory.
+            # Non-text keys are rejected later; formatting one here could exhaust memory.
             name = str(key_node.value) if isinstance(key_node, yaml.ScalarNode) else "?"
             line = key_node.start_mark.line + 1
             path = (*key, name)
@@ -254,7 +254,7 @@ class _Survey:
 
 
 def _text_keys(value: Any) -> Any:
-    # As a setting's name is text, `1:` and `true:` are unknown keys like any other.
+    # Names of settings are text: `1:` and `true:` are unknown keys.
     if isinstance(value, dict):
         return {str(key): _text_keys(child) for key, child in value.items()}
     if isinstance(value, list):
@@ -274,7 +274,7 @@ def _yaml_words(error: yaml.YAMLError, text: str) -> str:
 
 
 SHORT_SECTIONS = {"speakers": "mode"}
-"""Sections that may be a single word, and the key that it is."""
+"""Sections that may be given as a single value, with the key it sets."""
 
 
 def _write_out_sections(document: Document) -> None:
@@ -311,9 +311,9 @@ def _apply_override(document: Document, override: str) -> None:
 
 
 def override_value(text: str, where: str) -> Any:
-    """Read the right side of `key=value`: YAML, or text that needs no quotes."""
-    # Text without quotes is taken as it stands, so that a URI may hold `#`, or begin with `*`,
-    # which mean something else in YAML.
+    """Parse the right side of `key=value`: YAML, or unquoted text."""
+    # Unquoted text is taken literally, so that a URI may contain `#`, or begin with `*`, which have
+    # another meaning in YAML.
     stripped = text.strip()
     quoted = stripped.startswith(('"', "'", "[", "{"))
     if len(text) > MAX_FILE_BYTES:
@@ -336,7 +336,7 @@ def _interpolate(value: Any, key: KeyPath, problems: list[Problem]) -> Any:
     if not isinstance(value, str) or "${" not in value:
         return value
     text = _INTERPOLATION.sub(lambda match: _variable(match, key, problems), value)
-    # An option such as endpoint_url can so be left to the environment: ${env:NAME:-}.
+    # Allows an option such as endpoint_url to depend on the environment: ${env:NAME:-}.
     return text or None
 
 
@@ -351,7 +351,7 @@ def _variable(match: re.Match[str], key: KeyPath, problems: list[Problem]) -> st
     name = match["name"]
     value = os.environ.get(name)
     if match["has_default"]:
-        return value or match["default"]  # as in a shell, :- also covers the empty value
+        return value or match["default"]  # as in a shell, :- also replaces an empty value
     if value is None:
         message = (
             f"the environment variable {name} is not set; export it, or give a default with "
@@ -362,17 +362,17 @@ def _variable(match: re.Match[str], key: KeyPath, problems: list[Problem]) -> st
     return value
 
 
-# Of keys whose value may be secret: its name in dots, and a line of YAML.
+# For keys with possibly secret values: the dotted name, and a line of YAML.
 _SECRET_KEY = re.compile(r"storage|option|secret|token|passw|credential|key\b", re.IGNORECASE)
 _SECRET_LINE = re.compile(
     r"([\w.\-]*(?:secret|token|passw|credential|key)[\w.\-]*[\"']?\s*[:=]).*", re.IGNORECASE
 )
 
-# user:password@ (or token@) between a scheme and a host. The last @ before the first slash ends
-# it, because a password may hold an @ of its own; an @ in an object's key is left alone.
+# user:password@ (or token@) after a scheme, up to the last @ before the first slash, because a
+# password may contain an @; an @ in an object's key is ignored.
 _USER_INFO = re.compile(r"(?<=://)[^/\s?#]*@")
 
-# Signed links carry their credentials in the query: X-Amz-Signature, sig, AWSAccessKeyId, token...
+# Signed URLs have credentials in the query: X-Amz-Signature, sig, AWSAccessKeyId, token...
 _QUERY_SECRET = re.compile(
     r"(?P<name>[?&][^=&\s]*(?:sig|token|key|secret|credential|passw|auth|policy)[^=&\s]*=)[^&#\s]+",
     re.IGNORECASE,
@@ -380,6 +380,6 @@ _QUERY_SECRET = re.compile(
 
 
 def hide_secrets(text: str) -> str:
-    """Mask user names, passwords and signatures in the URIs that `text` holds."""
+    """Mask user names, passwords and signatures in URIs within `text`."""
     without_user = _USER_INFO.sub(f"{MASK}@", text)
     return _QUERY_SECRET.sub(rf"\g<name>{MASK}", without_user)

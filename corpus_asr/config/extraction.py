@@ -1,4 +1,4 @@
-"""Sections of a job that extraction reads: audio and its tracks, detected speech, and speakers."""
+"""Job sections for extraction: audio tracks, speech detection and speakers."""
 
 import math
 import re
@@ -14,7 +14,7 @@ from corpus_asr.languages import LANGUAGES, code_of
 
 _CODE = re.compile(r"[A-Za-z]{2,3}")
 MEASURES: Final = ("sound", "fingerprint")
-"""Packaged measures that are asked for by name; those of voices follow from `speakers`."""
+"""Packaged measures selectable by name; voice measures follow from `speakers`."""
 _REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
@@ -58,7 +58,7 @@ class ExtractSettings(_AudioKeys, Settings):  # type: ignore[misc]  # both are f
         if not isinstance(value, str) or value in (AUTO_TRACK, ALL_TRACKS):
             return value
         code = code_of(value)
-        # Films have languages that no recognizer knows.
+        # Films have languages that no recognizer supports.
         if code not in LANGUAGES and not _CODE.fullmatch(code):
             raise ValueError(
                 f"found {value}, expected auto, all, a number from 1, or a language by code, tag "
@@ -90,7 +90,7 @@ class ExtractSettings(_AudioKeys, Settings):  # type: ignore[misc]  # both are f
 
     @property
     def separate(self) -> str:
-        """The setting by which a recording has several transcripts; empty where it has one."""
+        """Setting that gives a recording several transcripts; empty if it has one."""
         if self.channels == "each":
             return "channels: each"
         return "track: all" if self.track == ALL_TRACKS else ""
@@ -125,7 +125,7 @@ class SpeakerSettings(Settings):
 
     @property
     def wanted(self) -> bool:
-        """Whether speakers are looked for."""
+        """Whether speakers are identified."""
         return self.mode != "none"
 
     @model_validator(mode="before")
@@ -148,12 +148,12 @@ class SpeakerSettings(Settings):
         return self
 
     def of_recording(self, columns: Mapping[str, Any]) -> "SpeakerSettings":
-        """Return these settings with the numbers of speakers in a recording's row of a manifest.
+        """Return these settings with the speaker counts of a recording's manifest row.
 
-        A row with an exact number needs no bounds of the job, nor one with bounds its number.
+        A row with an exact count overrides the job's bounds, and bounds override its count.
 
         Raises:
-            ValueError: what was found is no number of speakers, or does not fit together.
+            ValueError: a value is not a speaker count, or the values are inconsistent.
         """
         row_counts = {
             name: count
@@ -174,7 +174,7 @@ class SpeakerSettings(Settings):
 
 
 def _count(name: str, value: Any) -> int | None:
-    # NaN, which differs from itself, is how pandas writes that there is no value.
+    # NaN, which is not equal to itself, is pandas' missing value.
     if value in (None, "") or value != value:
         return None
     try:
@@ -192,7 +192,7 @@ NO_SPEAKERS = SpeakerSettings()
 def missing_speech(
     decoding: DecodingSection, extract: ExtractSettings, speakers: SpeakerSettings
 ) -> str:
-    """Say what needs detected speech where none is looked for; else an empty text."""
+    """Return the setting that requires speech detection if it is off; else an empty text."""
     needing = "decoding.drop_nonspeech needs" if decoding.drop_nonspeech else ""
     needing = "speakers need" if speakers.wanted else needing
     if not needing or extract.vad_filter:

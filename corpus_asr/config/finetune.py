@@ -1,4 +1,4 @@
-"""The configuration of `corpus-asr finetune`: one YAML file, whose trainer is transformers'."""
+"""Configuration of `corpus-asr finetune`: one YAML file for the transformers Trainer."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Functions of users that are given committed transcripts: the list `hooks` of a job."""
+"""Hooks: custom functions that process committed transcripts, configured in the list `hooks`."""
 
 import json
 import re
@@ -10,16 +10,16 @@ from pydantic import Field, PositiveInt, field_validator, model_validator
 from corpus_asr.config.settings import Settings
 
 VALUES: Final = ("string", "bool", "int32", "int64", "float32", "float64")
-"""Types of values in columns of hooks, as Arrow names them."""
+"""Arrow names of the value types of hook columns."""
 _TYPE = re.compile(rf"({'|'.join(VALUES)})|list<({'|'.join(VALUES)})>")
 _COLUMN = re.compile(r"[a-z][a-z0-9_]{0,62}")
 KEYS: Final[Mapping[str, tuple[str, ...]]] = {
     "segment": ("recording_id", "uri", "channel", "part", "segment", "start_s", "end_s"),
     "recording": ("recording_id", "uri"),
 }
-"""What a hook's rows are known by."""
+"""Key columns of a hook's rows."""
 ROW_KEYS: Final = ("recording_id", "part", "segment")
-"""What tells a function's rows per segment apart."""
+"""Key columns of a function's rows per segment."""
 STATE: Final = ("error_kind", "error_message", "made_of")
 
 
@@ -78,6 +78,6 @@ class HookSettings(Settings):
 
     @property
     def fingerprint(self) -> str:
-        """Settings that change what the function returns, as text."""
+        """Return the settings that affect the function's results, as text."""
         settings = self.model_dump(mode="json", exclude={"batch_segments", "attempts"})
         return json.dumps(settings, sort_keys=True)

@@ -1,7 +1,7 @@
-"""Hotwords as people write them: phrases to prefer, with weights.
+"""Parsing of hotwords: phrases to prefer, with weights.
 
 In: text, lists or tables from settings, command lines and manifests. Out: `Hotword`s. Independent
-of tokenizers: whether a phrase can be spelled is the checkpoint's to say.
+of tokenizers: the checkpoint determines whether a phrase can be spelled.
 """
 
 import math
@@ -19,18 +19,18 @@ class Hotword:
 
     phrase: str
     weight: float = 1.0
-    """Multiplies the usual bonus of each of its tokens."""
+    """Factor of the default bonus of each of its tokens."""
 
 
 def hotwords_from(value: object, *, files: bool = False) -> tuple[Hotword, ...]:
-    """Read phrases, each once, in their order.
+    """Parse phrases, without duplicates, in order.
 
-    Text has commas or line ends between phrases, and may have a tab and a weight after one; with
-    `files`, `@` and a path name a text file of one phrase per line. A list has phrases, or objects
-    of `phrase` and `weight`; a table has weights by phrase.
+    Text has phrases separated by commas or line ends, each optionally followed by a tab and a
+    weight; with `files`, `@` and a path name a text file with one phrase per line. A list has
+    phrases, or objects with `phrase` and `weight`; a table has weights by phrase.
 
     Raises:
-        ValueError: something is no phrase, or no weight.
+        ValueError: an item is not a phrase or a weight.
     """
     if value is None:
         return ()

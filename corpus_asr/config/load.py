@@ -1,7 +1,7 @@
-"""From a YAML file, overrides and the environment to settings, or to one message with all problems.
+"""Loads settings from a YAML file, overrides and the environment; reports all errors at once.
 
-The way back, from a pipeline and chosen values to commented YAML, is `written`. Which of our names
-is meant by an unknown one, such as another program's, says `name_hint`.
+`written` does the reverse, from a pipeline and chosen values to commented YAML. `name_hint`
+suggests the known name for an unknown one, such as another program's.
 """
 
 import difflib
@@ -59,9 +59,9 @@ class Setting:
 def load_config(
     path: str | Path, overrides: Sequence[str] = (), *, lists_source: bool = True
 ) -> RunConfig:
-    """Read and check a job, with overrides `a.b=c` whose values are YAML.
+    """Read and validate a job, with overrides `a.b=c` whose values are YAML.
 
-    Where `source` is not listed it may be left out.
+    `source` is optional unless it is listed.
     """
     document = read_document(path, overrides)
     if not lists_source:
@@ -71,15 +71,15 @@ def load_config(
 
 
 def load_finetune(path: str | Path, overrides: Sequence[str] = ()) -> "FinetuneConfig":
-    """Read and check a fine-tuning configuration; see `load_config`."""
-    # 0.03 s, for which all other commands would wait.
+    """Read and validate a fine-tuning configuration; see `load_config`."""
+    # Local import, which takes 0.03 s.
     from corpus_asr.config.finetune import FinetuneConfig
 
     return _checked(read_document(path, overrides), FinetuneConfig)
 
 
 def _checked(document: Document, model: type[_Config]) -> _Config:
-    # A section whose keys are all commented out is null in YAML.
+    # A section with only commented keys is null in YAML.
     sections = {name for name, field in model.model_fields.items() if section_of(field)}
     values = {
         name: {} if value is None and name in sections else value
@@ -101,13 +101,13 @@ def _validated(
 
 
 def decoding_from(options: Mapping[str, Any]) -> DecodingSettings:
-    """Turn keywords into decoding settings."""
+    """Convert keywords to decoding settings."""
     section: DecodingSection = checked_options(options, DecodingSection)[0]
     return section.settings()
 
 
 def checked_options(options: Mapping[str, Any], *models: type[Settings]) -> tuple[Any, ...]:
-    """Turn keywords into one value of each model, whose keys they are.
+    """Validate keywords and return one instance of each model, by its keys.
 
     Raises:
         ConfigError: names each wrong key or value.
@@ -115,13 +115,13 @@ def checked_options(options: Mapping[str, Any], *models: type[Settings]) -> tupl
     values = {
         key: list(value) if isinstance(value, tuple) else value for key, value in options.items()
     }
-    # transformers and openai-whisper take None for detection.
+    # transformers and openai-whisper use None for detection.
     if values.get("language", "") is None:
         values["language"] = "auto"
     if isinstance(values.get("hotwords"), str):
-        # A caller's text, perhaps of a request, must not name a file of this machine, as `@` does.
+        # A caller's text, possibly from a request, must not read a local file by `@`.
         values["hotwords"] = f",{values['hotwords']}"
-    # What no model knows goes to the first, which refuses it.
+    # Unknown keywords go to the first model, which rejects them.
     home = {key: model for model in models for key in model.model_fields}
     shares: dict[Any, dict[str, Any]] = {model: {} for model in models}
     for key, value in values.items():
@@ -138,12 +138,12 @@ def checked_options(options: Mapping[str, Any], *models: type[Settings]) -> tupl
 
 
 def options_of_store(pairs: Sequence[str], uris: Sequence[str], *, name: str) -> StorageOptions:
-    """Return the options of a store that a command line names.
+    """Return the storage options of a command line.
 
     Args:
-        pairs: NAME=VALUE, as below `storage_options`.
-        uris: addresses of the store; none if they are not known yet.
-        name: the option of the command line that gives them.
+        pairs: NAME=VALUE, as in `storage_options`.
+        uris: URIs of the store; empty if they are not known yet.
+        name: command-line option of the pairs.
 
     Raises:
         ConfigError: names each wrong option.
@@ -158,14 +158,14 @@ def options_of_store(pairs: Sequence[str], uris: Sequence[str], *, name: str) ->
 
 
 def resolved(config: Settings) -> dict[str, Any]:
-    """Return every value, defaults included, as plain data with secrets hidden."""
+    """Return all values, including defaults, as plain data with secrets hidden."""
     return {name: _hidden(value) for name, value in config.model_dump(mode="json").items()}
 
 
 def settings_of(settings: Settings, above: KeyPath = ()) -> Iterator[Setting]:
-    """Yield every value in the order of the file, saying which the user left out."""
+    """Yield all values in file order, marking those that are defaults."""
     plain = resolved(settings)
-    for name in plain:  # a preset is shown by the keys that it sets
+    for name in plain:  # a preset is shown as the keys it sets
         value = getattr(settings, name)
         if isinstance(value, Settings):
             yield from settings_of(value, (*above, name))
@@ -186,7 +186,7 @@ def _hidden(value: Any) -> Any:
 
 
 WIDTH = 88
-# What most people set; a file has these, or all keys.
+# Common keys, written by default.
 USUAL_KEYS = frozenset(
     {
         "source.uri", "source.storage_options", "model.checkpoint", "decoding.language",
@@ -197,7 +197,7 @@ USUAL_KEYS = frozenset(
 )  # fmt: skip
 
 _UNREAD = {CLASSIFY_AUDIO: {"decoding", "align"}}
-# ASCII and no leading digit, sign or mark: what YAML 1.1 and 1.2 both read as this text.
+# ASCII without leading digit or sign, which YAML 1.1 and 1.2 both parse as text.
 _PLAIN_WORD = re.compile(r"[A-Za-z/][\w/.@+-]*(?::[\w/.@+-]+)*", re.ASCII)
 _NOT_TEXT = {"true", "false", "null"}
 
@@ -205,8 +205,8 @@ _NOT_TEXT = {"true", "false", "null"}
 def written(pipeline: str, chosen: Mapping[str, Any], *, full: bool) -> str:
     """Return the YAML of a job.
 
-    Keys in `chosen`, such as `source.uri`, have those values. Others are comments that show their
-    defaults: all that there are if `full`, else those that most people set.
+    Keys in `chosen`, such as `source.uri`, have these values. Others are comments with their
+    defaults: all keys if `full`, else the common ones.
     """
     model = PseudoLabelConfig if pipeline == PSEUDO_LABEL else RunConfig
     unread = _UNREAD.get(pipeline, {"classification"})
@@ -222,7 +222,7 @@ def written(pipeline: str, chosen: Mapping[str, Any], *, full: bool) -> str:
 
 
 def yaml_value(value: object) -> str:
-    """Write a value in YAML: JSON, which YAML includes, but plain words without quotes."""
+    """Return a value in YAML: JSON, a subset of YAML, with plain words unquoted."""
     if isinstance(value, str) and _PLAIN_WORD.fullmatch(value) and value.lower() not in _NOT_TEXT:
         return value
     return json.dumps(value, ensure_ascii=False)
@@ -254,18 +254,18 @@ def _comment(text: str, indent: str) -> Iterator[str]:
     return iter(textwrap.wrap(text, WIDTH, initial_indent=start, subsequent_indent=start))
 
 
-# A line of a terminal; a signed URL or a list pasted into the wrong key is far longer.
+# Length of a terminal line; a signed URL or a list in the wrong key is far longer.
 _LONGEST_VALUE = 80
 
 
 def problems_in(
     error: ValidationError, *, model: type[Settings], values: Mapping[str, Any]
 ) -> list[Problem]:
-    """Return what pydantic found, one problem per key."""
+    """Convert pydantic's errors to one problem per key."""
     problems: dict[KeyPath, Problem] = {}
     for detail in error.errors(include_url=False):
         key, field = _locate(model, detail["loc"])
-        # A union complains once for each of its types.
+        # A union has an error for each of its types.
         if key in problems:
             continue
         kind = detail["type"]
@@ -283,7 +283,7 @@ def problems_in(
 
 
 def unknown_key(model: type[Settings], key: KeyPath) -> str:
-    """Name the known key nearest to an unknown one, or all that are known there."""
+    """Return the known key most similar to an unknown one, or all known keys."""
     known_keys = dict(keys_of(model))
     level = (section_of(known_keys[key[:-1]]) if key[:-1] else None) or model
     level_keys = [".".join((*key[:-1], name)) for name in level.model_fields]
@@ -294,11 +294,11 @@ def unknown_key(model: type[Settings], key: KeyPath) -> str:
 
 
 def expected(annotation: Any, metadata: tuple[Any, ...] = ()) -> str:
-    """Say in plain words which values a type admits."""
+    """Return a description of the values that a type accepts."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         base, *extra = arguments
-        # A Field within Annotated keeps its bounds one level further down.
+        # A Field within Annotated has its bounds one level deeper.
         lists = [item.metadata if isinstance(item, FieldInfo) else [item] for item in extra]
         return expected(base, (*metadata, *itertools.chain.from_iterable(lists)))
     if origin is Literal:
@@ -306,7 +306,7 @@ def expected(annotation: Any, metadata: tuple[Any, ...] = ()) -> str:
     if origin in (Union, types.UnionType):
         return " or ".join(expected(argument, metadata) for argument in arguments)
     if origin is tuple:
-        # Every list in the settings also takes a single value.
+        # Every list setting also accepts a single value.
         item = expected(arguments[0])
         return "text or a list of text" if item.startswith("text") else f"{item}, or a list of such"
     if origin is dict:
@@ -333,7 +333,7 @@ def _bounds(annotation: Any, metadata: tuple[Any, ...]) -> str:
 def _locate(
     model: type[Settings], location: tuple[int | str, ...]
 ) -> tuple[KeyPath, FieldInfo | None]:
-    # Pydantic's location also holds branches of unions and indices: it ends where no key follows.
+    # Pydantic's location includes union branches and indices: cut where no key follows.
     key: KeyPath = ()
     level: type[Settings] | None = model
     field: FieldInfo | None = None
@@ -374,7 +374,7 @@ def _mismatch(value: Any, field: FieldInfo | None, location: tuple[int | str, ..
 
 def _advice(value: Any, field: FieldInfo) -> str:
     if get_origin(field.annotation) is Literal and isinstance(value, str):
-        # Below difflib's 0.6: there are few values, and `classify` is meant for `classify_audio`.
+        # Below difflib's 0.6, as there are few values: `classify` means `classify_audio`.
         choices = [str(argument) for argument in get_args(field.annotation)]
         near = difflib.get_close_matches(value.lower(), choices, n=1, cutoff=0.5)
         return f"; did you mean {near[0]}?" if near else ""
@@ -404,8 +404,8 @@ def _found(value: Any) -> str:
     return f'the text "{short}"'
 
 
-# Our names, and those of openai-whisper, faster-whisper, whisperX, whisper.cpp,
-# whisper-ctranslate2, NeMo and transformers for the same.
+# Our names for those of openai-whisper, faster-whisper, whisperX, whisper.cpp, whisper-ctranslate2,
+# NeMo and transformers.
 _FOREIGN_NAMES = {
     "beam_size": "num_beams beams beam_width beamsize",
     "channels": "channel audio_channels",
@@ -437,14 +437,14 @@ _FOREIGN_NAMES = {
     "word_timestamps": "word_level word_timestamp return_timestamps return_token_timestamps "
     "token_timestamps split_on_word",
 }
-# The same for options and keys of `corpus-asr` that are no settings, or have another name there.
+# The same for options and keys of `corpus-asr` that are no settings, or differ there.
 _OPTIONS = {
     "format": "output_format",
     "max_line_width": "max_len",
     "model": f"checkpoint {_FOREIGN_NAMES['checkpoint']}",
     "threads": f"num_threads {_FOREIGN_NAMES['num_threads']}",
 }
-# What others have and we have not: why, or what to do.
+# Options of other programs without a counterpart, with the reason or an alternative.
 _ABSENT = {
     "append_punctuations": "the marks that belong to a word are fixed; leave it out",
     "best_of": "one sample is drawn at each temperature; leave it out",
@@ -464,7 +464,7 @@ _ABSENT = {
     "without_timestamps": "segments always have times; leave it out",
 }
 
-# Names of ours where they would mean something else.
+# Our names in places where they would have another meaning.
 _ELSEWHERE = {
     "extract.device": "there is none here: features and speech detection are computed on CPUs "
     "alone; where the GPUs wait for them, raise extract.workers or add CPU nodes",
@@ -472,11 +472,11 @@ _ELSEWHERE = {
 
 
 def name_hint(name: str, here: Collection[str], elsewhere: Collection[str] = ()) -> str:
-    """Return what to write instead of an unknown name, or an empty string.
+    """Return the suggested name for an unknown one, or an empty string.
 
-    `here` are our names where `name` was found, with sections before a dot or without, and
-    `elsewhere` those of other places, which are meant only by their exact name or by a foreign one.
-    A dash is an underscore, and capitals do not count.
+    `here` are known names in this place, with or without sections, and `elsewhere` those of other
+    places, which match only exactly or by a foreign name. Dashes equal underscores, and case is
+    ignored.
     """
     wanted = _plain(name)
     places = [{_plain(key): key for key in reversed(list(keys))} for keys in (here, elsewhere)]
@@ -488,7 +488,7 @@ def name_hint(name: str, here: Collection[str], elsewhere: Collection[str] = ())
                 return f"did you mean {place[candidate]}?"
     if wanted in _ABSENT:
         return f"there is none here: {_ABSENT[wanted]}"
-    # 0.6 is difflib's own cutoff: a slip or two in a name of usual length.
+    # 0.6 is difflib's default cutoff: one or two typos in a name of usual length.
     near = difflib.get_close_matches(wanted, places[0], n=1, cutoff=0.6)
     return f"did you mean {places[0][near[0]]}?" if near else ""
 

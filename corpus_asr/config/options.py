@@ -1,6 +1,6 @@
-"""Options of one transcription: what `Transcriber` takes as keywords, and `--set` of `transcribe`.
+"""Options of one transcription: keywords of `Transcriber`, and `--set` of `transcribe`.
 
-They are the keys of the section `decoding`, those of `extract` that change results, and speakers.
+These are the keys of the section `decoding`, those of `extract` that affect results, and speakers.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -27,7 +27,7 @@ from corpus_asr.errors import ConfigError
 
 
 class TranscriptionOptions(TypedDict, total=False):
-    """Keywords of `Transcriber` and its methods; `OPTIONS` describes them."""
+    """Keywords of `Transcriber` and its methods; described in `OPTIONS`."""
 
     language: str | Sequence[str] | None
     language_mode: Literal["recording", "part", "window"]
@@ -75,7 +75,7 @@ class TranscriptionOptions(TypedDict, total=False):
 
 _NETWORKS = {"speaker_model": "model", "speaker_segmentation": "segmentation"}
 SPEAKER_OPTIONS = ("diarize", *SPEAKER_COUNTS, *_NETWORKS)
-# Of `speakers.mode` a single call has two values.
+# A single call supports two values of `speakers.mode`.
 _DIARIZE = Field(
     default=False,
     description="Find the speakers: segments and words name them, and segments are split where "
@@ -84,7 +84,7 @@ _DIARIZE = Field(
 _OF_AUDIO = {name: ExtractSettings.model_fields[name] for name in get_type_hints(AudioSettings)}
 _OF_SPEAKERS = SpeakerSettings.model_fields
 OPTIONS: Mapping[str, FieldInfo] = {
-    # Whose text it is that is aligned, a call says by its method.
+    # The text to align is selected by the method instead.
     **{name: key for name, key in DecodingSection.model_fields.items() if name != "align"},
     "channels": _OF_AUDIO["channels"],
     "track": _OF_AUDIO["track"],
@@ -94,13 +94,13 @@ OPTIONS: Mapping[str, FieldInfo] = {
     **{name: _OF_SPEAKERS[key] for name, key in _NETWORKS.items()},
 }
 OPTION_NAMES = tuple(OPTIONS)
-# Those of its options, and those of arguments of `Transcriber`.
+# Sections of the options, and those of arguments of `Transcriber`.
 _SECTIONS = ("decoding.", "extract.", "speakers.", "source.", "model.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallSettings:
-    """How one recording is transcribed, and whether its speakers are found."""
+    """Decoding settings of one recording, and whether speakers are identified."""
 
     decoding: DecodingSettings
     extract: ExtractSettings
@@ -108,9 +108,9 @@ class CallSettings:
 
 
 def options_from(options: Mapping[str, Any], *, fixed: Collection[str] = ()) -> CallSettings:
-    """Check the options of a transcription, which may have the names of `other_names`.
+    """Validate the options of a transcription, which may be named as in `other_names`.
 
-    `fixed` names the arguments of `Transcriber` itself, which no call can change.
+    `fixed` names arguments of `Transcriber` itself, which calls cannot change.
 
     Raises:
         ConfigError: names each wrong key or value.
@@ -122,7 +122,7 @@ def options_from(options: Mapping[str, Any], *, fixed: Collection[str] = ()) -> 
 def sections_from(
     options: Mapping[str, Any], *, fixed: Collection[str] = ()
 ) -> tuple[DecodingSection, ExtractSettings, SpeakerSettings]:
-    """Return the sections of a job that the options of a transcription are; as `options_from`."""
+    """Return transcription options as sections of a job; as `options_from`."""
     options = translated(options)
     problems = [_unknown(name, fixed) for name in options if name not in OPTION_NAMES]
     if problems:
@@ -164,7 +164,7 @@ def _unknown(name: str, fixed: Collection[str]) -> str:
 
 
 def option_overrides(overrides: Iterable[str]) -> dict[str, Any]:
-    """Read `key=value` options of a command line, with `decoding.` or `extract.` or without."""
+    """Parse `key=value` command-line options, with or without `decoding.` or `extract.`."""
     options: dict[str, Any] = {}
     for override in overrides:
         key, equals, text = override.partition("=")

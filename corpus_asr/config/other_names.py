@@ -70,10 +70,9 @@ _VAD = {
 
 
 def translated(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return options by our names, those that are unknown unchanged.
+    """Return options under our names; unknown ones are unchanged.
 
-    Raises ConfigError where two names of one option are given, or what a name of others says cannot
-    be had.
+    Raises ConfigError if an option is given under two names, or has an unsupported value.
     """
     translations: dict[str, Any] = {}
     for name, value in options.items():
@@ -116,7 +115,7 @@ def _changes_nothing(name: str, value: Any) -> bool:
     return True
 
 
-@functools.cache  # once is enough
+@functools.cache  # logged once
 def _note(name: str, reason: str) -> None:
     _LOG.warning("the option %s changes nothing here: %s", name, reason)
 

@@ -106,12 +106,12 @@ class SourceSettings(Settings):
 
     @property
     def uris(self) -> tuple[str, ...]:
-        """The addresses that the section itself names."""
+        """The URIs given in the section itself."""
         return self.uri or (*self.manifest, *self.tarred)
 
     @property
     def bound_options(self) -> StorageOptions:
-        """The options, for the store of those addresses alone."""
+        """The options, restricted to the stores of these URIs."""
         return self.storage_options.bound(self.uris)
 
 
@@ -148,12 +148,12 @@ class ModelSettings(Settings):
 
     @property
     def is_named(self) -> bool:
-        """Whether the user chose the checkpoint; else it is `PACKAGED_CHECKPOINT`."""
+        """Whether the checkpoint was configured; otherwise it is `PACKAGED_CHECKPOINT`."""
         return "checkpoint" in self.model_fields_set
 
     @property
     def given_checkpoint(self) -> str | None:
-        """What a `recognizer` is given: None where the user named none."""
+        """Checkpoint argument of a `recognizer`: None if not configured."""
         return self.checkpoint if self.is_named else None
 
     @model_validator(mode="after")
@@ -249,7 +249,7 @@ class ClassificationSettings(Settings):
     @field_validator("languages")
     @classmethod
     def _something_to_choose(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        codes = tuple(dict.fromkeys(value))  # twice the same would share its probability
+        codes = tuple(dict.fromkeys(value))  # duplicates would share its probability
         if len(codes) == 1:
             raise ValueError(
                 f"found {codes[0]} alone, expected two codes or more to choose among, or none"
@@ -301,7 +301,7 @@ class RunConfig(Settings):
 
     @model_validator(mode="after")
     def _other_jobs_name_their_model(self) -> "RunConfig":
-        # `label` loads no model: `run` asks for one.
+        # `label` loads no model; `run` needs one.
         if self.model.is_named or self.pipeline in ("transcribe_corpus", PSEUDO_LABEL):
             return self
         raise ValueError(
@@ -317,9 +317,9 @@ class RunConfig(Settings):
 
     @property
     def needed_model(self) -> ModelSettings:
-        """Return `model` as far as recordings of this job can need it.
+        """Return `model`, reduced to the checkpoints that this job may use.
 
-        In a language that is given its own checkpoint is the only one.
+        For a fixed language with its own checkpoint, that is the only one.
         """
         model = self.model
         by_language = {} if self.pipeline == CLASSIFY_AUDIO else model.by_language
@@ -407,7 +407,7 @@ class Retry(StrEnum):
     all = "all"
 
     def includes(self, origin: Origin) -> bool:
-        """Tell whether failures of this origin are done again."""
+        """Return whether failures of this origin are retried."""
         return origin in _RETRIED[self]
 
 

@@ -1,7 +1,7 @@
-"""What all settings share, and how text is searched for: the `decoding` section.
+"""Base of all settings, and the `decoding` section.
 
-What is checked here goes on as plain values (`config.decoding`), so that engines run where pydantic
-is not installed.
+Validated values are passed on as plain dataclasses (`config.decoding`), so that engines run without
+pydantic.
 """
 
 import ast
@@ -36,11 +36,11 @@ from corpus_asr.languages import code_of
 Auto = Literal["auto"]
 ONE_OR_MANY = BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
 Texts = Annotated[tuple[str, ...], ONE_OR_MANY]
-"""Texts, of which one alone need not be in a list."""
+"""List of texts; a single one need not be a list."""
 StoreSection = Annotated[
     StorageOptions, PlainValidator(parsed), PlainSerializer(StorageOptions.shown)
 ]
-"""Options of a store by name; a dump of them hides what may be secret."""
+"""Options of a store by name; possibly secret values are hidden in dumps."""
 NONE_OR_MANY = BeforeValidator(lambda value: () if value is None else value)
 
 
@@ -57,9 +57,9 @@ class Settings(BaseModel):
         for text in (item for item in items if isinstance(item, str)):
             if encodable(text) != text:  # "\ud800" in YAML
                 raise ValueError(f"found {text[:80]!r}, expected text that UTF-8 can write")
-        # pydantic reads true and false as 1 and 0.
+        # pydantic accepts true and false as 1 and 0.
         if any(isinstance(item, bool) for item in items) and not admits_bool(field.annotation):
-            raise AssertionError("found a boolean")  # reported as a value of the wrong type
+            raise AssertionError("found a boolean")  # reported as a wrong type
         return value
 
 
@@ -70,13 +70,13 @@ def check_store(
     *,
     lists_others: bool = False,
 ) -> None:
-    """Raise a `ValueError` if the stores of these addresses cannot take a section's options."""
+    """Raise ValueError if the stores of these URIs do not support a section's options."""
     if problems := options.problems(uris, lists_others=lists_others):
         raise ValueError("; ".join(f"{section}.storage_options: {problem}" for problem in problems))
 
 
 def admits_bool(annotation: Any) -> bool:
-    """Return whether a type admits true and false."""
+    """Return whether a type includes booleans."""
     return annotation is bool or any(admits_bool(part) for part in get_args(annotation))
 
 
@@ -89,7 +89,7 @@ def section_of(field: FieldInfo) -> type[Settings] | None:
 def keys_of(
     model: type[Settings], above: tuple[str, ...] = ()
 ) -> Iterator[tuple[tuple[str, ...], FieldInfo]]:
-    """Yield every key of a model in the order of the file, sections before what is below them."""
+    """Yield every key of a model in file order, sections before their keys."""
     for name, field in described(model).items():
         yield (*above, name), field
         section = section_of(field)
@@ -97,14 +97,14 @@ def keys_of(
             yield from keys_of(section, (*above, name))
 
 
-_PLAIN: dict[type, type] = {}  # of what models were made
+_PLAIN: dict[type, type] = {}  # by the dataclass they are made from
 
 
 def keys_from(plain: Any, **types: Any) -> Any:
-    """Return a model for a section to inherit, whose keys are the fields of a plain dataclass.
+    """Return a base model for a section, whose keys are the fields of a plain dataclass.
 
-    The text below a field describes its key, and the field's `metadata` are the bounds, in the
-    words of pydantic's `Field`. `types` are those that say more than the field's own.
+    The docstring below a field is its key's description, and `metadata` its bounds, named as in
+    pydantic's `Field`. `types` override field types.
     """
     keys: dict[str, Any] = {
         plain_field.name: (
@@ -120,9 +120,9 @@ def keys_from(plain: Any, **types: Any) -> Any:
 
 @cache
 def described(model: type[Settings]) -> Mapping[str, FieldInfo]:
-    """Return the keys of a model, each with the text below it as its description.
+    """Return the keys of a model, with the docstrings below them as descriptions.
 
-    Not as pydantic reads it, when a class is made: that takes 50 ms of every process's start.
+    Not by pydantic when classes are created, which takes 50 ms at every process start.
     """
     texts: dict[str, str] = {}
     for base in reversed(model.__mro__):
@@ -162,7 +162,7 @@ else:
 
 
 def _code_of(text: str) -> str:
-    # Forms and clients of other libraries send an empty text where none is chosen.
+    # Forms and clients of other libraries send an empty text for no choice.
     return code_of(text) if text.strip() else "auto"
 
 
@@ -176,7 +176,7 @@ class DecodingSection(_DecodingKeys, Settings):  # type: ignore[misc]  # both ar
     @model_validator(mode="before")
     @classmethod
     def _keys_of_quality(cls, data: Any) -> Any:
-        # In the run's own copy of the settings stand the keys, and not the name of the preset.
+        # A run's copy of the settings has the resolved keys, not the name of the preset.
         name = data.get("quality") if isinstance(data, Mapping) else None
         return {**QUALITIES.get(name, {}), **data} if isinstance(name, str) else data
 
@@ -188,8 +188,8 @@ class DecodingSection(_DecodingKeys, Settings):  # type: ignore[misc]  # both ar
         codes = tuple(map(_code_of, value))
         if "auto" in codes:
             raise ValueError("auto means every language; leave it out of the list")
-        choice = tuple(dict.fromkeys(codes))  # twice the same would share its probability
-        return choice if len(choice) > 1 else choice[0]  # there is nothing to detect
+        choice = tuple(dict.fromkeys(codes))  # duplicates would share its probability
+        return choice if len(choice) > 1 else choice[0]  # a single one needs no detection
 
     @field_validator("temperature", mode="before")
     @classmethod
@@ -214,7 +214,7 @@ class DecodingSection(_DecodingKeys, Settings):  # type: ignore[misc]  # both ar
     @classmethod
     def _one_after_the_other(cls, value: tuple[float, ...]) -> tuple[float, ...]:
         for number, (earlier_s, later_s) in enumerate(pairwise(value)):
-            starts = number % 2 == 1  # a clip may start where the one before ended
+            starts = number % 2 == 1  # a clip may start where the previous one ended
             if later_s < earlier_s or (later_s == earlier_s and not starts):
                 raise ValueError(
                     f"found {later_s:g} after {earlier_s:g}, expected start, end, start, end ... "
@@ -240,7 +240,7 @@ class DecodingSection(_DecodingKeys, Settings):  # type: ignore[misc]  # both ar
         return self
 
     def settings(self) -> DecodingSettings:
-        """Return the values as the engine takes them."""
+        """Return the settings as the engine's dataclass."""
         return DecodingSettings(
             **{setting.name: getattr(self, setting.name) for setting in fields(DecodingSettings)}
         )

@@ -40,12 +40,12 @@ class StorageOptions:
     __slots__ = ("_text", "scheme")
 
     def __init__(self, text: str = "{}", scheme: str | None = None) -> None:
-        self._text = text  # JSON with sorted keys: equal options are equal
+        self._text = text  # JSON with sorted keys, so that equal options are equal
         self.scheme = scheme
 
     @classmethod
     def of(cls, values: Mapping[str, Any], scheme: str | None = None) -> "StorageOptions":
-        """Return options of plain values; those that are null are left out."""
+        """Return options from plain values, without null ones."""
         return cls(json.dumps(_without_nulls(values), sort_keys=True), scheme)
 
     def __bool__(self) -> bool:
@@ -69,40 +69,40 @@ class StorageOptions:
         return options
 
     def shown(self) -> dict[str, Any]:
-        """Return the values with all hidden that may be secret."""
+        """Return the values, with possibly secret ones hidden."""
         shown: dict[str, Any] = _masked(self.values())
         return shown
 
     def public(self) -> "StorageOptions":
-        """Return the options that `shown` names with their values."""
+        """Return only the options whose values `shown` does not hide."""
         return StorageOptions.of(_unmasked(self.shown()), self.scheme)
 
     def over(self, others: "StorageOptions") -> "StorageOptions":
-        """Return these, and what others say beside; of credentials one side's alone."""
+        """Return these options merged over `others`; credentials are taken from one side only."""
         values, beside = self.values(), others.values()
         if values.keys() & set(CREDENTIALS):
             beside = {name: value for name, value in beside.items() if name not in CREDENTIALS}
         return StorageOptions.of(beside | values, self.scheme or others.scheme)
 
     def bound(self, uris: Iterable[str]) -> "StorageOptions":
-        """Return them for the stores of these addresses alone."""
+        """Return the options, restricted to the stores of these URIs."""
         return StorageOptions(self._text, next(iter(_schemes(uris)), None))
 
     def for_scheme(self, scheme: str) -> "StorageOptions":
-        """Return what of them a store of this scheme takes."""
+        """Return the options applicable to a store of this scheme."""
         wanted = self.scheme in (None, scheme) and scheme not in _NO_OPTIONS_SCHEMES
         return self if wanted else NO_OPTIONS
 
     def hide(self, text: str) -> str:
-        """Return a text without the values that may be secret."""
+        """Return a text with possibly secret values masked."""
         for secret in sorted(set(_secrets(self.values())), key=len, reverse=True):
             text = text.replace(secret, MASK)
         return text
 
     def problems(self, uris: Iterable[str], *, lists_others: bool = False) -> list[str]:
-        """Return what stores of these addresses could not take, without values.
+        """Return errors for stores of these URIs, without values.
 
-        Whatever they are, they may be a list that names objects of other stores.
+        With `lists_others`, the URIs may be lists of objects in other stores.
         """
         if not self:
             return []
@@ -133,10 +133,10 @@ NO_OPTIONS: Final = StorageOptions()
 
 
 def parsed(value: object) -> StorageOptions:
-    """Return the options that a value of YAML names.
+    """Return the options in a YAML value.
 
     Raises:
-        ValueError: it is no mapping; the message holds no value.
+        ValueError: it is not a mapping; the message contains no value.
     """
     if isinstance(value, StorageOptions):
         return value
@@ -148,7 +148,7 @@ def parsed(value: object) -> StorageOptions:
 
 
 def _typed(value: Any) -> Any:
-    """Read switches that come as text, such as from the environment."""
+    """Convert boolean text, such as from the environment, to booleans."""
     if isinstance(value, Mapping):
         return {name: _typed(inner) for name, inner in value.items()}
     return {"true": True, "false": False}.get(value, value) if isinstance(value, str) else value

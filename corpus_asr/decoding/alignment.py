@@ -1,7 +1,7 @@
-"""When each token of some windows is said: cross-attention while they are read, and the path in it.
+"""Token times of windows: cross-attention while tokens are read, and the cheapest path through it.
 
-On a CPU windows are aligned one by one, in NumPy. On a GPU those of an admission are aligned side
-by side, where they are, and the host waits for nothing until results are collected.
+On a CPU windows are aligned one by one, in NumPy. On a GPU the windows of an admission are aligned
+in a batch on the device, and the host does not wait until results are collected.
 """
 
 from collections.abc import Sequence
@@ -26,31 +26,31 @@ from corpus_asr.decoding.protocols import (
 )
 from corpus_asr.errors import ItemError
 
-# Windows aligned side by side on a GPU: attention of 10 heads to 1,500 positions while 200 tokens
-# are read takes 12 MB a window, and as much again a few times.
+# Windows aligned in parallel on a GPU: attention of 10 heads to 1,500 positions for 200 tokens
+# takes 12 MB a window, and several copies of it exist.
 _AT_ONCE = 16
 
-# Steps of a path, as the trace keeps them.
+# Steps of a path, as encoded in the trace.
 _BOTH, _TEXT, _TIME = 0, 1, 2
 
-# Values filtered at once: their working copies stay within a core's cache.
+# Values filtered at once: their working copies fit into a core's cache.
 _BLOCK = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
 class Alignments:
-    """Windows that were aligned side by side, on the device until they are collected."""
+    """Windows aligned in parallel, on the device until they are collected."""
 
     jobs: Sequence[AlignJob]
     logprobs: Float[Tensor, "batch token"]
-    """Of the tokens after each row's first."""
+    """Log-probabilities of the tokens after each row's first."""
     found: Tensor
-    """Weights (batch, head, token, pos); or with a timing of the jobs what `_begins_in` reads."""
+    """Weights (batch, head, token, pos); if the jobs have a timing, the input of `_begins_in`."""
 
     def result(
         self, row: int, logprobs: Tensor, found: Tensor, model: SlotModel
     ) -> AlignResult | ItemError:
-        """Make the result of a row of what `logprobs` and `found` are on the host."""
+        """Return the result of a row from host copies of `logprobs` and `found`."""
         job = self.jobs[row]
         row_logprobs: list[float] = logprobs[row, : len(job.tokens) - 1].tolist()
         if (error := no_numbers(row_logprobs, model)) is not None:
@@ -67,7 +67,7 @@ class Alignments:
 def align_windows(
     model: SlotModel, state: Any, slots: Sequence[int], jobs: Sequence[AlignJob]
 ) -> dict[int, tuple[Alignments, int]]:
-    """Read the jobs' tokens over the windows in `slots`; gives the row of each slot."""
+    """Read the jobs' tokens with the windows in `slots`; return each slot's row."""
     alignments: dict[int, tuple[Alignments, int]] = {}
 
     def alike(at: int) -> tuple[Any, ...]:
@@ -76,7 +76,7 @@ def align_windows(
 
     for _, numbers in groupby(sorted(range(len(jobs)), key=alike), key=alike):
         same = list(numbers)
-        # One by one on a CPU: what a window gives there must not depend on others.
+        # One by one on a CPU: the result of a window must not depend on others.
         most = 1 if model.device.type == "cpu" else _AT_ONCE
         for chunk in (same[at : at + most] for at in range(0, len(same), most)):
             aligned = _align(model, state, [slots[at] for at in chunk], [jobs[at] for at in chunk])
@@ -92,10 +92,10 @@ def _align(
     (tokens,) = upload(model.device, padded)
     weights, hidden = model.align(state, slots, tokens, lengths, jobs[0].heads)
     logprobs = torch.zeros(tokens.shape[0], tokens.shape[1] - 1, device=model.device)
-    for row, job in enumerate(jobs):  # each by itself, as logits of all would take gigabytes
+    for row, job in enumerate(jobs):  # one by one, as all logits would take gigabytes
         last = lengths[row] - 1
         scores = model.logits(hidden[row, : lengths[row]])[:-1, : job.choices].log_softmax(dim=1)
-        # A token outside of the choices has no column: any other is read, and its value replaced.
+        # A token outside of the choices has no column: another is read and its value replaced.
         wanted = tokens[row, 1 : last + 1]
         column = wanted.clamp(max=scores.shape[1] - 1)
         token_logprobs = scores.gather(1, column.unsqueeze(1)).squeeze(1)
@@ -112,7 +112,7 @@ def _align(
 def token_begins(
     weights: Float[np.ndarray, "head token pos"], timing: TokenTiming
 ) -> tuple[int, ...]:
-    """The position at which each of the timed tokens begins."""
+    """Return the position at which each of the timed tokens begins."""
     steps = path_steps(weights, timing)
     return tuple(_begins_in(steps, count=timing.count, end=timing.positions))
 
@@ -120,10 +120,10 @@ def token_begins(
 def path_steps(
     weights: Float[np.ndarray, "head token pos"], timing: TokenTiming
 ) -> Int[np.ndarray, "_ _"]:
-    """Tell for every timed token and position by which steps a path comes there.
+    """Return the step by which a path reaches each timed token and position.
 
-    Attention to the padding is left out. What counts is where a token is attended to more than
-    other tokens are, so each position is normalized over the tokens, prompt included.
+    Attention to padding is excluded. Each position is normalized over the tokens, prompt included,
+    to measure attention relative to other tokens.
     """
     weights = weights[:, :, : timing.positions].astype(np.float32)
     weights /= _not_zero(weights.sum(axis=-1, keepdims=True))
@@ -136,15 +136,14 @@ def path_steps(
 
 
 def begins_on_path(cost: Float[np.ndarray, "token pos"]) -> list[int]:
-    """Find where each token begins on the cheapest way from the first to the last corner.
+    """Return where each token begins on the cheapest path from the first to the last corner.
 
-    The way moves on by one token, one position or both. Where ways cost the same, the one that
-    moves along `pos` is taken. Sums are kept in float32, as in the references, so that the way is
-    theirs even where the sums are close.
+    A path advances by one token, one position or both. On ties it advances along `pos`. Sums are
+    float32, as in the references, so that paths are equal to theirs even for close sums.
 
-    Source: Sakoe and Chiba 1978; the way is that of `_dynamic_time_warping` in transformers'
+    Source: Sakoe and Chiba 1978; the path is that of `_dynamic_time_warping` in transformers'
     generation_whisper.py and of `dtw_cpu` in openai-whisper's timing.py, which go cell by cell.
-    Here a whole anti-diagonal is done at a time: its cells do not depend on one another.
+    Here a whole anti-diagonal is computed at a time: its cells are independent.
     """
     if cost.size == 0:
         raise ValueError(
@@ -155,8 +154,8 @@ def begins_on_path(cost: Float[np.ndarray, "token pos"]) -> list[int]:
 
 
 def _last_steps(cost: Float[np.ndarray, "timed pos"]) -> Int[np.ndarray, "timed pos"]:
-    # Of each row and position, going back along the row: the last position that is not reached
-    # along it, counted from 1 and doubled, and one more where both indices move on there.
+    # For each row and position, backward along the row: the last position that is not reached along
+    # it, counted from 1 and doubled, plus one if both indices advance there.
     trace = _trace(np.ascontiguousarray(cost, dtype=np.float64))[1:, 1:]
     position = 2 * np.arange(1, trace.shape[1] + 1, dtype=np.int16)
     steps = np.where(trace == _TIME, 0, position + (trace == _BOTH)).astype(np.int16)
@@ -164,8 +163,8 @@ def _last_steps(cost: Float[np.ndarray, "timed pos"]) -> Int[np.ndarray, "timed 
 
 
 def _begins_in(steps: Int[np.ndarray, "_ _"], *, count: int, end: int) -> list[int]:
-    # Back from the last token and position: where a token's row is entered, it begins. Nowhere, at
-    # -1, where costs are no numbers.
+    # Backtrace from the last token and position: a token begins where its row is entered; -1 if
+    # costs are NaN.
     position, begins = min(end, steps.shape[1]), []
     for token in range(count - 1, -1, -1):
         step = int(steps[token, position - 1]) if position else 0
@@ -176,7 +175,7 @@ def _begins_in(steps: Int[np.ndarray, "_ _"], *, count: int, end: int) -> list[i
 
 
 def _not_zero(divisors: Float[np.ndarray, "*_"]) -> Float[np.ndarray, "*_"]:
-    # A sum is 0 only where everything it divides is 0 too, and stays 0.
+    # A sum is 0 only if all its terms are 0, which stay 0.
     return np.where(divisors == 0, np.float32(1), divisors)
 
 
@@ -185,7 +184,7 @@ def _steps_on_device(
     lengths: Sequence[int],
     timings: Sequence[TokenTiming],
 ) -> Int[Tensor, "batch _ _"]:
-    """Do what `path_steps` does, for several windows on a GPU."""
+    """Compute `path_steps` for several windows on a GPU."""
     ends = [min(timing.positions, weights.shape[3]) for timing in timings]
     longest = max(ends)
     weights = weights[:, :, :, :longest].float()
@@ -205,7 +204,7 @@ def _steps_on_device(
     apart = (weights - mean).masked_fill(~is_inside, 0.0)
     spread = (apart.square().sum(dim=2, keepdim=True) / count).sqrt()
     smooth = _median_on_device(apart / _one_if_zero(spread), positions, timings[0].filter_width)
-    # Rows past a window's last token, and positions past its audio, change no path to its corner.
+    # Rows after a window's last token, and positions after its audio, do not affect its path.
     rows = torch.arange(max(timing.count for timing in timings), device=weights.device)
     at = (first.unsqueeze(1) + rows).clamp(max=weights.shape[2] - 1)
     matrix = smooth.mean(dim=1).gather(1, at.unsqueeze(2).expand(-1, -1, longest))
@@ -219,7 +218,7 @@ def _one_if_zero(divisors: Tensor) -> Tensor:
 def _median_on_device(
     values: Float[Tensor, "batch head token pos"], positions: Int[Tensor, " batch"], width: int
 ) -> Float[Tensor, "batch head token pos"]:
-    """Do what `median_filter` does; of each window as if there were only so many positions."""
+    """Compute `median_filter`, for each window as if it had only its own positions."""
     half = width // 2
     if half == 0:
         return values
@@ -242,10 +241,10 @@ def _median_on_device(
 
 
 def _warp_on_device(cost: Float[Tensor, "batch token pos"]) -> Int[Tensor, "batch token pos"]:
-    """Do what `_trace` and `_last_steps` do, an anti-diagonal of all windows at a time."""
+    """Compute `_trace` and `_last_steps`, one anti-diagonal of all windows at a time."""
     batch, tokens, longest = cost.shape
     width = tokens + 1
-    # Row d holds the cells whose token and position, counted from 1, add up to d; by token.
+    # Row d has the cells whose token and position, counted from 1, add up to d; by token.
     shape = (tokens + longest + 1, batch, width)
     strides = (width, batch * width + 1, batch * width)  # of (batch, token, pos) in it
     costs = torch.full(shape, torch.inf, device=cost.device)
@@ -266,10 +265,10 @@ def _warp_on_device(cost: Float[Tensor, "batch token pos"]) -> Int[Tensor, "batc
 def _sum_diagonals(
     costs: Float[Tensor, "diagonal batch token_1"],
 ) -> Float[Tensor, "diagonal batch token_1"]:
-    """Add up the cheapest ways."""
+    """Add up the cheapest paths."""
     sums = torch.full(costs.shape, torch.inf, device=costs.device)
     sums[0, :, 0].fill_(0.0)
-    # Views made once: making them would take longer than the sums.
+    # Views are created once: creating them would take longer than the sums.
     whole, sums_left, sums_right = (
         t.unbind(0) for t in (costs[:, :, 1:], sums[:, :, :-1], sums[:, :, 1:])
     )
@@ -281,7 +280,7 @@ def _sum_diagonals(
             sums_left[diagonal - 1],
             sums_right[diagonal - 1],
         )
-        # Where two ways cost the same, neither is taken: the one along the positions is.
+        # On ties neither is taken: the path advances along the positions.
         torch.eq(both, text, out=equal)
         torch.minimum(both, text, out=cheapest).masked_fill_(equal, torch.inf)
         torch.minimum(cheapest, along, out=cheapest)
@@ -289,7 +288,7 @@ def _sum_diagonals(
     return sums
 
 
-# In torch it is five launches an anti-diagonal, of which a window has 1,600.
+# In torch this takes five launches per anti-diagonal, of which a window has 1,600.
 _SUM_DIAGONALS = Checked(sum_diagonals, _sum_diagonals)
 
 
@@ -299,7 +298,7 @@ def median_filter(
     """Replace every value by the median of the `width` values around it along the last axis.
 
     The ends are reflected, without their outermost value. A last axis too short to reflect (at
-    most half the width) comes back as it is. NaN counts as larger than any number.
+    most half the width) is returned unchanged. NaN counts as larger than any number.
 
     Source: openai-whisper `timing.py`, `median_filter`.
     """
@@ -319,7 +318,7 @@ def median_filter(
 
 
 def _medians(padded: Float[np.ndarray, "row _"], width: int, length: int) -> np.ndarray:
-    """Take the median of `width` neighbors by selection: few passes, each over whole rows.
+    """Return the median of `width` neighbors by selection: few passes, each over whole rows.
 
     Sorting every window of 7 takes five times as long.
     """
@@ -334,12 +333,12 @@ def _medians(padded: Float[np.ndarray, "row _"], width: int, length: int) -> np.
 
 
 def _trace(cost: Float[np.ndarray, "token pos"]) -> Int[np.ndarray, "_ _"]:
-    """Tell for every cell (1-based) by which step the cheapest way reaches it."""
+    """Return for every cell (1-based) the step by which the cheapest path reaches it."""
     tokens, positions = cost.shape
     trace = np.full((tokens + 1, positions + 1), _TIME, dtype=np.int8)
     trace[1:, 0] = _TEXT
     costs, steps = cost.reshape(-1), trace.reshape(-1)
-    # Sums along the last two anti-diagonals and this one, by token; outside the matrix infinite.
+    # Sums along the last two anti-diagonals and this one, by token; infinite outside the matrix.
     second_last, last, current = (np.full(tokens + 1, np.inf, dtype=np.float32) for _ in range(3))
     second_last[0] = 0.0
     for diagonal in range(2, tokens + positions + 1):  # token + position, both from 1

@@ -1,4 +1,4 @@
-"""The decoder's slots on the device: admit windows, advance all by one token, collect what ended.
+"""Decoder slots on the device: admit windows, advance all by one token, collect finished ones.
 
 The occupied slots are always the first ones, so a step computes nothing for empty ones.
 """
@@ -45,15 +45,15 @@ from corpus_asr.decoding.protocols import (
 from corpus_asr.decoding.rules import RepetitionDetector, SlotRules
 from corpus_asr.errors import ItemError
 
-# Of windows that start together, and of their prompts, as recordings take them: others keep a GPU
-# busy for about as long as the host starts kernels.
+# Limits of recorded starts, in windows and prompt tokens: larger ones keep a GPU busy for about as
+# long as the host needs to launch kernels.
 MOST_RECORDED = 16
 _SHORTEST_RECORDED, _LONGEST_RECORDED = 4, 256
 
 
 @dataclass(frozen=True, slots=True)
-class _Requested:
-    """Results on their way to the host."""
+class _InFlight:
+    """Results being copied to the host."""
 
     slots: tuple[int, ...]
     decoded: list[int]
@@ -63,11 +63,11 @@ class _Requested:
 
 
 class SlotBatch:
-    """Per-slot state as tensors; what changes it runs under inference mode.
+    """Per-slot state as tensors; methods that change it run under inference mode.
 
-    A step reads and writes tensors that stay where they are, never waits for the device, and
-    depends on nothing else but what names it in `step`: so it can be recorded and replayed. So can
-    what fills and starts a few slots, which are then numbers on the device.
+    A step uses tensors at fixed addresses, never synchronizes with the device, and depends only on
+    these and on its key in `step`, so it can be recorded and replayed. Filling and starting a few
+    slots can be recorded as well, with slot numbers in a device tensor.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class SlotBatch:
         recorder: CudaRecorder | None = None,
         whole: bool = False,
     ) -> None:
-        """Allocate the slots; with `whole` every step takes all of them along."""
+        """Allocate the slots; with `whole` every step computes all of them."""
         self.model = model
         self.places = slots
         self._whole = whole
@@ -88,15 +88,15 @@ class SlotBatch:
         self._rules = SlotRules(slots, model.vocab_size, device, by_row=by_row)
         self._repetition = RepetitionDetector(slots, model.vocab_size, device)
         self._phrases = SlotPhrases(slots, model.vocab_size, device)
-        # Prompt and text; a column to spare, for what finished slots say until they are collected.
+        # Prompt and text; the spare column takes tokens of finished slots until they are collected.
         self._text = torch.zeros(slots, length + 1, dtype=torch.long, device=device)
         self._logprob = torch.zeros(slots, length + 1, device=device)
         self._token = torch.zeros(slots, dtype=torch.long, device=device)
-        # Not 0, so that a slot that has only been aligned in has a last token as others do.
+        # Not 0, so that slots used only for alignment have a last token.
         self._numbers = torch.ones(4, slots, dtype=torch.long, device=device)
         self._length, self._limit, self._end, self._seed = self._numbers.unbind()
         self._temperature = torch.zeros(slots, device=device)
-        # Also where nothing is: a replayed step takes some free slots along.
+        # Also for empty slots: a replayed step computes some free slots.
         self._ended = torch.ones(slots, dtype=torch.bool, device=device)
         self._looped = torch.zeros(slots, dtype=torch.bool, device=device)
         self._score = torch.zeros(slots, device=device)
@@ -106,23 +106,23 @@ class SlotBatch:
             self._ended, behind=recorder is not None or device.type == "cuda"
         )
         self._graphs = StepGraphs(slots, recorder) if recorder else None
-        # A CPU starts windows as they are: it has no kernels that would have to be started.
+        # A CPU does not record starts: it has no kernel launch overhead.
         self._starts = self._graphs if device.type != "cpu" else None
         if self._starts is not None:
             windows = (min(MOST_RECORDED, slots), *model.window_shape)
             self._windows = torch.zeros(windows, dtype=model.dtype, device=device)
-        self._heard_short = False  # whether a step has to tell windows of several lengths apart
-        # What the host knows of each text without asking the device: its length is no more.
+        self._heard_short = False  # whether steps must handle windows of several lengths
+        # Upper bound of each text's length, known to the host without a device read.
         self._longest = [1] * slots
         self._jobs: list[WindowJob | None] = [None] * slots
         self._aligned: dict[int, tuple[Alignments, int]] = {}
-        self._requested: _Requested | None = None
+        self._requested: _InFlight | None = None
 
     @torch.inference_mode()
     def fill(
         self, slots: Sequence[int], jobs: Sequence[Job], encoded: Float[Tensor, "batch pos width"]
     ) -> None:
-        """Put the jobs' encoded windows into `slots`; they stay until the next fill."""
+        """Store the jobs' encoded windows in `slots` until the next fill."""
         num_frames = frames_encoded(jobs)
         self._heard_short |= num_frames is not None
         if self._starts is None or self._heard_short:
@@ -130,7 +130,7 @@ class SlotBatch:
             return
         slots_to_fill = list(slots)
         while slots_to_fill:
-            # By powers of two, as few recordings fill any number, and no window in vain.
+            # In groups of powers of two, to limit the number of recordings without padding.
             count = min(len(self._windows), 1 << (len(slots_to_fill).bit_length() - 1))
             index = self._starts.hold(torch.tensor(slots_to_fill[:count]), self.model.device)
             windows = self._windows[:count].copy_(
@@ -144,8 +144,8 @@ class SlotBatch:
     def admit(self, slots: Sequence[int], jobs: Sequence[Job]) -> None:
         """Start the jobs in `slots`, whose windows are filled.
 
-        Prompts are run and first tokens chosen; alignments are done at once. The jobs must have
-        passed `check_job`.
+        Prompts are run and first tokens chosen; alignments are completed. The jobs must have passed
+        `check_job`.
         """
         windows = {s: job for s, job in zip(slots, jobs, strict=True) if isinstance(job, WindowJob)}
         texts = {s: job for s, job in zip(slots, jobs, strict=True) if isinstance(job, AlignJob)}
@@ -160,7 +160,7 @@ class SlotBatch:
     def step(self, active: int, *, sampled: bool) -> None:
         """Advance the first `active` slots by one token.
 
-        Slots that ended since the last `collect` go round on their last position; what they say is
+        Slots that ended since the last `collect` repeat their last position; their tokens are
         dropped.
         """
         active = self.places if self._whole else active
@@ -191,21 +191,21 @@ class SlotBatch:
         return reach
 
     def look(self) -> None:
-        """Ask which slots have finished by now; does not wait."""
+        """Request the finished flags of the slots without waiting."""
         self._flags.ask()
 
     def ended(self, active: int) -> list[int]:
-        """The slots among the first `active` that are known to have finished."""
+        """Return the slots among the first `active` that are known to have finished."""
         flags = self._flags.read(active)
         return [slot for slot, flag in enumerate(flags) if flag or slot in self._aligned]
 
     @property
     def works_behind(self) -> bool:
-        """Whether the device works behind the host, and can have more to do while it reads."""
+        """Whether the device runs asynchronously and can have steps queued while the host reads."""
         return self._flags.behind
 
     def request(self, slots: Sequence[int]) -> None:
-        """Ask for the results of finished slots as they are now; `collect` waits for them."""
+        """Request the current results of finished slots; `collect` waits for them."""
         decoded = [slot for slot in slots if slot not in self._aligned]
         aligned = {slot: self._aligned.pop(slot) for slot in slots if slot in self._aligned}
         groups = list({id(group): group for group, _ in aligned.values()}.values())
@@ -214,11 +214,11 @@ class SlotBatch:
             (index,) = upload(self.model.device, decoded)
             held = (self._text, self._logprob, self._length, self._looped, self._score)
             tensors += [tensor[index] for tensor in held]
-        # All at once, as each time the host waits for the device.
-        self._requested = _Requested(tuple(slots), decoded, aligned, groups, Download(*tensors))
+        # One transfer, as each is a synchronization.
+        self._requested = _InFlight(tuple(slots), decoded, aligned, groups, Download(*tensors))
 
     def collect(self, slots: Sequence[int]) -> list[Outcome]:
-        """Read the results of finished slots, which may have been requested before."""
+        """Return the results of finished slots, requested before or not."""
         if self._requested is None or self._requested.slots != tuple(slots):
             self.request(slots)
         requested, self._requested = self._requested, None
@@ -236,7 +236,7 @@ class SlotBatch:
 
     @torch.inference_mode()
     def move(self, source: int, target: int) -> None:
-        """Make slot `target` what slot `source` is; `source` is free afterwards."""
+        """Copy slot `source` to slot `target` and free `source`."""
         self.model.move(self._state, source, target)
         self._rules.move(source, target)
         self._repetition.move(source, target)
@@ -247,7 +247,7 @@ class SlotBatch:
             self._seed, self._temperature, self._ended, self._looped, self._score,
         ):  # fmt: skip
             tensor[target] = tensor[source]
-        # Not assigned: the host would wait until a number has been copied into one place.
+        # Not assigned: assignment of a number would synchronize with the device.
         self._ended[source].fill_(True)
         self._jobs[target] = self._jobs[source]
         self._longest[target] = self._longest[source]
@@ -256,7 +256,7 @@ class SlotBatch:
 
     @property
     def _position(self) -> Int[Tensor, " slot"]:
-        """Where the newest token of each slot, not read by the model yet, goes."""
+        """Return the position of each slot's newest token, which the model has not read yet."""
         return self._length - 1
 
     def _start(self, slots: list[int], jobs: list[WindowJob]) -> None:
@@ -265,7 +265,7 @@ class SlotBatch:
         width = max(len(job.prompt) for job in jobs)
         if graphs is not None:
             width = min(room, max(_SHORTEST_RECORDED, 1 << (width - 1).bit_length()))
-            # The last one again and again: that writes the same into the same slot.
+            # Padded with the last one, which writes the same values again.
             more = graphs.rung(len(jobs)) - len(jobs)
             slots, jobs = slots + slots[-1:] * more, jobs + jobs[-1:] * more
         numbers = _numbers_of(slots, jobs, width=width, room=room)
@@ -381,7 +381,7 @@ class SlotBatch:
             allowed = self._options.narrow(allowed, index, options, temperatures)
         self._options.keep(allowed, slots)
         scores = allowed
-        if phrases is not None:  # what a token is worth to the search changes no log-probability
+        if phrases is not None:  # the bonus is not part of log-probabilities
             allowed = scores.clone()
             self._phrases.boost(allowed, index, phrases)
         # `max`, as `argmax` takes three times as long on CPUs.
@@ -413,7 +413,7 @@ class SlotBatch:
             looped = self._repetition.update(token, index, self._text, length, going) & ~ended
             self._looped[index] |= looped
             ended |= looped
-        # In place, as the options look at the very same tensor.
+        # In place, as the options share this tensor.
         self._ended[index] |= ended
         for slot in self._options.stopped(slots):
             self._ended[slot] = True
@@ -451,10 +451,10 @@ class SlotBatch:
 def encode_windows(
     model: SlotModel, jobs: Sequence[Job], *, batch_size: int | None = None
 ) -> Float[Tensor, "batch pos width"]:
-    """Encode the jobs' features; a job that brings its encoding is not encoded again.
+    """Encode the jobs' features; a job with an encoding is not encoded again.
 
-    With a `batch_size` whole windows are encoded in batches of just that size, filled up with some
-    twice, and short ones alone.
+    With a `batch_size` whole windows are encoded in batches of exactly that size, padded with
+    repeated windows, and short ones individually.
     """
     with torch.inference_mode():
         rows: dict[int, Tensor] = {
@@ -485,13 +485,13 @@ def _encode(
         return torch.cat([_encode(model, [job], None) for job in jobs])
     wanted = batch_size or len(jobs)
     features = [torch.from_numpy(job.features) for job in jobs]
-    # In their own type, mostly half as wide, until they are there.
+    # In the original type, usually half as wide, until they are on the device.
     stacked = upload_stack(features + features[:1] * (wanted - len(jobs)), model.device)
     return model.encode(stacked.to(model.dtype), num_frames=num_frames)[: len(jobs)]
 
 
 def frames_encoded(jobs: Sequence[Job]) -> list[int] | None:
-    """The frames of each job's window that are encoded; None where all are."""
+    """Return the number of encoded frames of each job; None if all jobs encode all frames."""
     whole = [job.features.shape[1] for job in jobs]
     frames = [job.num_frames or all_frames for job, all_frames in zip(jobs, whole, strict=True)]
     return None if frames == whole else frames
@@ -503,14 +503,14 @@ def _can_be_recorded(jobs: Sequence[WindowJob]) -> bool:
     return len(jobs) <= MOST_RECORDED and short and not by_host
 
 
-# Of a window that starts, before its prompt.
+# Integers per starting window, before its prompt tokens.
 _NUMBERS = 8
 
 
 def _numbers_of(
     slots: Sequence[int], jobs: Sequence[WindowJob], *, width: int, room: int
 ) -> Int[Tensor, "number batch"]:
-    # All in one tensor, as each copy to a GPU takes the host as long as to start a kernel or two.
+    # One tensor, as each copy to a GPU costs the host as much as one or two kernel launches.
     temperatures = torch.tensor([job.search.temperature for job in jobs], dtype=torch.float64)
     rows = [
         list(slots),
@@ -526,12 +526,12 @@ def _numbers_of(
 
 
 def pad_prompts(jobs: Sequence[WindowJob]) -> Int[Tensor, "batch token"]:
-    """The jobs' prompts as rows, padded on the right."""
+    """Return the jobs' prompts as rows, padded on the right."""
     return pad_sequence([torch.tensor(job.prompt) for job in jobs], batch_first=True)
 
 
 def scores_wanted(jobs: Sequence[WindowJob]) -> tuple[list[int], list[int]]:
-    """Where in its prompt each job wants a score, and of which token; 0 where it wants none."""
+    """Return the prompt position and token of each job's requested score; 0 if none."""
     return [job.score_position for job in jobs], [job.score_token or 0 for job in jobs]
 
 
@@ -541,7 +541,7 @@ def token_scores(
     positions: Int[Tensor, " batch"],
     tokens: Int[Tensor, " batch"],
 ) -> Float[Tensor, " batch"]:
-    """The probability of a token after a position of each row."""
+    """Return the probability of a token after a position of each row."""
     rows = torch.arange(len(hidden), device=hidden.device)
     probabilities = model.logits(hidden[rows, positions]).softmax(dim=1)  # (batch, vocab)
     return probabilities.gather(1, tokens.unsqueeze(1)).squeeze(1)

@@ -1,7 +1,7 @@
-"""Beam search over many windows side by side.
+"""Beam search over many windows in parallel.
 
-A place is one window with `num_beams` neighboring slots of the model; the occupied places are
-always the first ones.
+A place is one window with `num_beams` adjacent slots of the model; the occupied places are always
+the first ones.
 """
 
 from collections.abc import Sequence
@@ -33,14 +33,14 @@ from corpus_asr.decoding.rules import RepetitionDetector, SlotRules
 from corpus_asr.errors import ItemError
 
 Rows = slice | Tensor
-"""Places as tensors are indexed by them: the first ones, which copies nothing, or some."""
+"""Index of places in tensors: a slice of the first ones, which copies nothing, or a tensor."""
 
 _LOOK_FOR_LOOPS = 8
-"""Tokens between looks, which cost more here than where nothing takes another's place."""
+"""Tokens between checks for loops, which cost more here, as beams replace each other."""
 
 
-# A score nothing real has, where minus infinity would make 0 * score not a number. The value of
-# transformers, so that ties fall alike.
+# Score below any real one, as minus infinity would make 0 * score NaN. Equal to that of
+# transformers, so that ties are resolved alike.
 OUT = -1e9
 
 _RUNNING, _FINISHED = 0, 1
@@ -48,24 +48,24 @@ _LOOPED = 2
 
 
 class Beams:
-    """Sequences, each of which is three rows of one tensor, so that all of it is copied at once."""
+    """Sequences, each stored as three rows of one tensor, so that a single copy transfers all."""
 
     def __init__(self, rows: Int[Tensor, "*some 3 column"]) -> None:
         self.rows = rows
-        # Of the same width, so that these hold numbers as well; what is float32 stays so exactly.
+        # A float view of equal width; float32 values are preserved exactly.
         numbers = rows.view(torch.float64)
         self.text: Int[Tensor, "*some token"] = rows[..., 0, :-1]
         """Prompt and text."""
         self.logprob: Float[Tensor, "*some token"] = numbers[..., 1, :-1]
-        """Of each token under the rules."""
+        """Log-probability of each token under the rules."""
         self.parent: Int[Tensor, "*some token"] = rows[..., 2, :-1]
-        """The beam each token was appended to."""
+        """Index of the beam that each token was appended to."""
         self.length: Int[Tensor, "*some"] = rows[..., 0, -1]
-        """Tokens of prompt and text."""
+        """Number of tokens of prompt and text."""
         self.score: Float[Tensor, "*some"] = numbers[..., 1, -1]
-        """Sum of log-probabilities; of finished ones with their length penalty."""
+        """Sum of log-probabilities; of finished sequences with length penalty."""
         self.end: Int[Tensor, "*some"] = rows[..., 2, -1]
-        """Of finished ones 1, or 2 for those that repeat themselves; 0 where nothing is yet."""
+        """1 if finished, 2 if finished by a repetition loop; 0 if empty."""
 
 
 def result_of(
@@ -75,11 +75,11 @@ def result_of(
     token_score: float,
     scores: Tensor | None,
 ) -> WindowResult:
-    """Make a result of the best finished sequence of one window."""
+    """Return the best finished sequence of one window as a result."""
     new = slice(len(job.prompt), int(found.length[0]))
     tokens: list[int] = found.text[0, new].tolist()
     logprobs: list[float] = found.logprob[0, new].tolist()
-    # What a token was chosen from is what the beam saw that it was appended to.
+    # A token's scores are those of the beam it was appended to.
     parents = found.parent[0, new]
     end_logprob = logprobs.pop() if tokens and tokens[-1] == job.rules.last else None
     return WindowResult(
@@ -98,7 +98,7 @@ class BeamBatch:
     """Beams as tensors; every method runs under inference mode, and steps as in `SlotBatch`.
 
     Equal token for token to transformers' beam search: the rules are applied to the
-    log-probabilities of the raw logits, which are added to a beam's score as they are; of twice
+    log-probabilities of the raw logits, which are added to a beam's score unchanged; of twice
     `num_beams` candidates those that end among the first `num_beams` are finished; and a window
     ends when no running beam can beat its worst finished one (tests/parity/test_generate.py).
 
@@ -114,7 +114,7 @@ class BeamBatch:
         recorder: CudaRecorder | None = None,
         whole: bool = False,
     ) -> None:
-        """Allocate the places; with `whole` every step takes all of them along."""
+        """Allocate the places; with `whole` every step computes all of them."""
         self.model = model
         self._whole = whole
         self.places = places
@@ -125,24 +125,24 @@ class BeamBatch:
         self._by_row = device.type == "cpu" and recorder is None
         self._rules = SlotRules(slots, model.vocab_size, device, by_row=self._by_row)
         self._repetition = RepetitionDetector(places, model.vocab_size, device)
-        # A column to spare for what is not to be written, and one about the whole text.
+        # A spare column for discarded values, and one for values of the whole text.
         self._spare = model.max_target_positions
         rows = (2, places, num_beams, 3, self._spare + 2)
         self._beams = Beams(torch.zeros(rows, dtype=torch.long, device=device))
-        self._beams.length.fill_(1)  # also where nothing is: a step may take these along
+        self._beams.length.fill_(1)  # also if empty: a step may compute these
         self._rows = self._beams.rows.flatten(0, 2)
-        self._numbers = torch.arange(2 * slots, device=device)  # of these rows
+        self._numbers = torch.arange(2 * slots, device=device)  # row indices
         self._own = self._numbers.view(2, places, num_beams)
         self._token = torch.zeros(places, num_beams, dtype=torch.long, device=device)
         self._prompt = torch.zeros(places, dtype=torch.long, device=device)
         self._limit = torch.zeros(places, dtype=torch.long, device=device)
         self._end = torch.zeros(places, dtype=torch.long, device=device)
-        # In float64, as transformers computes the divisor in Python.
+        # float64, as transformers computes the divisor in Python
         self._length_penalty = torch.zeros(places, dtype=torch.float64, device=device)
-        # The length, if more than the present one, for which running beams hope to be the best.
+        # Length assumed for running beams' best possible score, if more than the current one.
         self._hoped = torch.zeros(places, dtype=torch.long, device=device)
         self._until_full = torch.zeros(places, dtype=torch.bool, device=device)
-        # Also where nothing is: a replayed step takes some free places along.
+        # Also for empty places: a replayed step computes some free places.
         self._ended = torch.ones(places, num_beams, dtype=torch.bool, device=device)
         self._options = SlotOptions(
             self._beams.text[_RUNNING].flatten(0, 1),
@@ -154,7 +154,7 @@ class BeamBatch:
             self._ended[:, 0], behind=recorder is not None or device.type == "cuda"
         )
         self._graphs = StepGraphs(places, recorder) if recorder else None
-        self._has_short = False  # whether a step has to tell windows of several lengths apart
+        self._has_short = False  # whether steps must handle windows of several lengths
         self._requested: tuple[tuple[int, ...], Download] | None = None
         self._jobs: list[WindowJob | None] = [None] * places
         self._token_score = torch.zeros(places, device=device)
@@ -167,7 +167,7 @@ class BeamBatch:
         jobs: Sequence[WindowJob],
         encoded: Float[Tensor, "batch pos width"],
     ) -> None:
-        """Put the jobs' encoded windows into `places`; they stay until the next fill."""
+        """Store the jobs' encoded windows in `places` until the next fill."""
         firsts = [place * self.num_beams for place in places]
         num_frames = frames_encoded(jobs)
         self._has_short |= num_frames is not None
@@ -186,7 +186,7 @@ class BeamBatch:
         )  # fmt: skip
         firsts = [place * self.num_beams for place in places]
         hidden = self.model.prefill(self._state, firsts, prompts, lengths)  # (batch, token, width)
-        # All beams of a place go on from its prompt.
+        # All beams of a place continue from its prompt.
         sources = (index * self.num_beams).repeat_interleave(self.num_beams)
         self.model.reorder(self._state, self._slots(places), sources)
         self._begin(index, prompts, jobs)
@@ -238,7 +238,7 @@ class BeamBatch:
     def _advance(self, count: int, *, reach: int, options: Layout, **asked: Any) -> None:
         slots = range(count * self.num_beams)
         tokens = self._token[:count].flatten()
-        # The length of a finished place stands still, so that it stays inside the cache.
+        # The length of a finished place is constant, so that it stays within the cache.
         positions = (self._beams.length[_RUNNING, :count] - 1).flatten()
         logits = self.model.step(self._state, tokens, positions, reach=reach)
         scores = self._options.before_rules(
@@ -247,7 +247,7 @@ class BeamBatch:
         self._take(self._rules.apply(scores), slice(count), places=range(count), **asked)
 
     def _watched(self, places: Sequence[int]) -> Sequence[int] | None:
-        """Count a token of each place; returns the rows to look for loops in, None for all."""
+        """Count a token per place; return the rows to check for loops, None for all."""
         for place in places:
             self._counts[place] += 1
         if not self._by_row:
@@ -265,27 +265,27 @@ class BeamBatch:
         return room if self._whole else reach_of(longest, room)
 
     def look(self) -> None:
-        """Ask which places have finished by now; does not wait."""
+        """Request the finished flags of the places without waiting."""
         self._flags.ask()
 
     def ended(self, active: int) -> list[int]:
-        """The places among the first `active` that are known to have finished."""
+        """Return the places among the first `active` that are known to have finished."""
         flags = self._flags.read(active)
         return [place for place, flag in enumerate(flags) if flag]
 
     @property
     def works_behind(self) -> bool:
-        """As of `SlotBatch`."""
+        """As in `SlotBatch`."""
         return self._flags.behind
 
     def request(self, places: Sequence[int]) -> None:
-        """Ask for the results of finished places as they are now; `collect` waits for them."""
+        """Request the current results of finished places; `collect` waits for them."""
         (index,) = upload(self.model.device, list(places))
         tensors = self._token_score[index], self._beams.rows[_FINISHED, index]
         self._requested = tuple(places), Download(*tensors)
 
     def collect(self, places: Sequence[int]) -> list[WindowResult | ItemError]:
-        """Read the results of finished places, of the best beam."""
+        """Return the results of finished places, each from the best beam."""
         if self._requested is None or self._requested[0] != tuple(places):
             self.request(places)
         assert self._requested is not None, "just requested"
@@ -306,7 +306,7 @@ class BeamBatch:
 
     @torch.inference_mode()
     def move(self, source: int, target: int) -> None:
-        """Make place `target` what place `source` is; `source` is free afterwards."""
+        """Copy place `source` to place `target` and free `source`."""
         beams = self.num_beams
         for beam in range(beams):
             self.model.move(self._state, source * beams + beam, target * beams + beam)
@@ -334,7 +334,7 @@ class BeamBatch:
         room = self.model.max_target_positions
         searches = [job.search for job in jobs]
         limits = [min(job.max_new_tokens, room - len(job.prompt)) for job in jobs]
-        # As in transformers: what is penalised less for being long may yet become the best.
+        # As in transformers: a longer sequence with a smaller penalty may still become the best.
         hopes = [
             search.early_stopping == "never" and search.length_penalty > 0 for search in searches
         ]
@@ -353,11 +353,11 @@ class BeamBatch:
         )  # fmt: skip
         for tensor, new in zip(held, values, strict=True):
             tensor.index_copy_(0, index, new)
-        # Filled, not assigned: by an index a number comes from the host, which waits for that.
+        # Filled, not assigned: assignment of a number would synchronize with the device.
         self._ended.index_fill_(0, index, False)
         beams = self._beams
         beams.end.index_fill_(1, index, 0)
-        # All beams are one so far: only the first may go on, or all would say the same.
+        # All beams are still equal: only the first continues, or all would be the same.
         beams.score.index_fill_(1, index, OUT)
         beams.score[_RUNNING, :, 0].index_fill_(0, index, 0.0)
         beams.length[:, index] = self._prompt[index].unsqueeze(1)
@@ -372,9 +372,9 @@ class BeamBatch:
         watched: Sequence[int] | None,
         phrases: PhraseLayout | None,
     ) -> None:
-        """Let the places that `at` names go on with the likeliest candidates.
+        """Continue the places at `at` with their best candidates.
 
-        Those that have ended pick the beams that they hold.
+        Finished places keep their beams.
         """
         numbers = self._slots(places)
         self._options.after_rules(scores, numbers)
@@ -387,7 +387,7 @@ class BeamBatch:
         if phrases is not None:
             total -= self._phrases.advance(slots.flatten()).view(-1, beams, 1)
             self._phrases.boost(total.view(-1, vocab), slots.flatten(), phrases)
-        # As in transformers: so many that enough are left to go on with if all others end.
+        # As in transformers: enough candidates to continue if all others end.
         considered = min(2, vocab) * beams
         best, flat = total.flatten(1).topk(considered)
         source, token = flat // vocab, flat % vocab
@@ -399,12 +399,12 @@ class BeamBatch:
         if looped is not None:
             looped &= ~stop
             stop |= looped
-        # As in transformers: a candidate beyond the first half that ends is dropped.
+        # As in transformers: ended candidates after the first half are dropped.
         ended = stop & (torch.arange(considered, device=stop.device) < beams)
         lengths = torch.stack([count, torch.maximum(count, self._hoped[at])], dim=1)
         divisor = (lengths.double() ** self._length_penalty[at].unsqueeze(1)).float()
         reached = best
-        if phrases is not None:  # a text that ends has said no more than it has
+        if phrases is not None:  # an ended text gets no advance bonus
             unsaid = self._phrases.advance_after(
                 token.flatten(), slots.gather(1, source).flatten(), phrases
             )
@@ -439,9 +439,9 @@ class BeamBatch:
         length: Int[Tensor, " place"],
         at: Rows,
     ) -> tuple[Int[Tensor, "place beam"], Int[Tensor, "place beam"]]:
-        """Let beams be what is chosen of those that are finished and, after them, of candidates.
+        """Replace beams by the chosen ones among finished beams followed by candidates.
 
-        Returns the tokens of running ones, and the rows of the beams that these were appended to.
+        Returns the tokens of running beams, and the rows of the beams they were appended to.
         """
         beams, vocab = self.num_beams, scores.shape[1]
         beam_rows = self._own[:, at]
@@ -454,7 +454,7 @@ class BeamBatch:
         row = torch.where(was_finished, beam_rows[1, :, :1] + choice, beam_rows[0, :, :1] + source)
         ended = self._ended[at]
         row = torch.where(ended, beam_rows, row)
-        # Only candidates are written: their token, and how they are as a whole.
+        # Only candidates are written: their token and their sequence values.
         columns = torch.stack([length - 1, torch.full_like(length, self._spare + 1)], dim=1)
         kept = (was_finished | ended).unsqueeze(3)
         columns = columns.view(-1, 1, 2).masked_fill(kept, self._spare)
@@ -523,7 +523,7 @@ class BeamBatch:
         token: Int[Tensor, "place choice"],
         places: Sequence[int],
     ) -> None:
-        if not self._options.exact:  # else the place of such a job may be free by now
+        if not self._options.exact:  # else the place of such a job may be free already
             return
         for row, place in enumerate(places):
             job = self._jobs[place]

@@ -1,8 +1,8 @@
-"""What keeps a device busy: work replayed as CUDA graphs, copies that seldom make the host wait.
+"""Device utilization: work replayed as CUDA graphs, and copies that rarely block the host.
 
-On a CPU windows are encoded in some threads while others decode. On a GPU a plain copy of pageable
-memory waits for everything the device still has to do. Here uploads are pinned, and what comes back
-is read after more work is queued.
+On a CPU some threads encode windows while others decode. On a GPU a plain copy of pageable memory
+waits for all queued work. Here uploads use pinned memory, and downloads are read after more work
+was queued.
 """
 
 import ctypes
@@ -24,20 +24,20 @@ logger = logging.getLogger(__name__)
 
 Step = Callable[[], None]
 
-# Engines work in threads of their own, and CUDA captures one graph at a time in a process: while
-# one does, no other thread may wait for the whole device or give back memory.
-# Source: the note on `torch.cuda.graph`; CUDA C++ Programming Guide, "Prohibited and Unhandled
-# Operations" of stream capture.
+# Engines run in threads of their own, and CUDA captures one graph at a time in a process: during a
+# capture no other thread may synchronize with the device or free memory. Source: the note on
+# `torch.cuda.graph`; CUDA C++ Programming Guide, "Prohibited and Unhandled Operations" of stream
+# capture.
 _CAPTURING = threading.Lock()
 
 
-# What cuBLAS, cuDNN and the instantiation of graphs say of it, as plain RuntimeErrors.
+# Messages of plain RuntimeErrors from cuBLAS, cuDNN and graph instantiation when memory runs out.
 _OUT_OF_MEMORY = re.compile(r"CUBLAS_STATUS_ALLOC_FAILED|CUDNN_STATUS_ALLOC_FAILED|out of memory")
 
 
 @contextmanager
 def out_of_memory_by_name() -> Iterator[None]:
-    """Raise `torch.OutOfMemoryError` whatever the library that lacks memory calls it."""
+    """Raise `torch.OutOfMemoryError` for every library's error about missing memory."""
     try:
         yield
     except torch.OutOfMemoryError:
@@ -49,23 +49,23 @@ def out_of_memory_by_name() -> Iterator[None]:
 
 
 def return_freed_memory() -> None:
-    """Return to the system what the C library keeps of freed memory, if it is glibc."""
-    # It keeps what lies between others that are in use, at worst all weights that were let go of.
+    """Return memory that the C library caches to the system, if it is glibc."""
+    # It keeps freed blocks between others in use, at worst all released weights.
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def free_cached_memory(device: torch.device) -> None:
-    """Give back what torch holds of a GPU's memory and nobody uses."""
+    """Release the unused GPU memory that torch caches."""
     if device.type == "cuda":
         with _CAPTURING:
             torch.cuda.empty_cache()
 
 
 def set_threads(number: int | None = None) -> None:
-    """Give torch so many threads; None leaves its choice, but for those without a CPU to run on.
+    """Set the number of torch threads; None keeps its default, limited to the usable CPUs.
 
-    Torch counts the cores of the machine, and knows nothing of a container's quota.
+    Torch counts the cores of the machine and ignores a container's quota.
     """
     wanted = min(torch.get_num_threads(), usable_threads()) if number is None else number
     if wanted != torch.get_num_threads():
@@ -73,15 +73,15 @@ def set_threads(number: int | None = None) -> None:
 
 
 class CudaRecorder:
-    """Records CUDA graphs that share one memory pool, as none needs what another left there."""
+    """Records CUDA graphs that share one memory pool, as none needs another's leftovers."""
 
-    # Runs before a step is worth recording, at least one. Capturing waits for the device and gives
-    # back cached memory: too much for counts of slots that are passed through at the end of a run.
-    # A guess, not measured.
+    # Runs before a step is recorded, at least one. Capturing synchronizes and frees cached memory,
+    # too expensive for slot counts that occur only briefly at the end of a run. An estimate, not
+    # measured.
     warm_ups = 8
 
     failures = 0
-    """Captures that failed."""
+    """Number of failed captures."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -89,7 +89,7 @@ class CudaRecorder:
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def warm_up(self, step: Step) -> None:
-        """Run the step on the stream it will be recorded on."""
+        """Run the step on the stream used for recording."""
         current = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
         try:
@@ -99,15 +99,15 @@ class CudaRecorder:
             current.wait_stream(self._stream)
 
     def record(self, step: Step) -> Step:
-        """Capture the step without any effect; returns what replays it.
+        """Capture the step without executing it; returns a function that replays it.
 
-        That must not hold on to `step`, which holds on to the slots' memory. Other threads may use
-        the device meanwhile.
+        The function must not reference `step`, which references the slots' memory. Other threads
+        may use the device meanwhile.
         """
         graph = torch.cuda.CUDAGraph()
         with (
             torch.cuda.device(self._device),
-            # A capture that fails leaves its own stream the current one.
+            # A failed capture leaves its own stream as the current one.
             torch.cuda.stream(torch.cuda.current_stream(self._device)),
             torch.cuda.graph(
                 graph,
@@ -121,11 +121,11 @@ class CudaRecorder:
 
 
 class StepGraphs:
-    """The recordings of one batch, for a few counts of slots.
+    """The recordings of one batch, for a few slot counts.
 
-    The first steps of each key are run as they are, which warms up; the next is recorded, and it
-    and later ones are replayed. Where recording fails, every step from then on is run as it is.
-    What starts windows is recorded likewise.
+    The first steps of each key run directly, as a warm-up; the next is recorded, and it and later
+    ones are replayed. If recording fails, all further steps run directly. Window starts are
+    recorded in the same way.
     """
 
     def __init__(self, places: int, recorder: CudaRecorder) -> None:
@@ -137,18 +137,18 @@ class StepGraphs:
         self._works = True
 
     def rung(self, active: int) -> int:
-        """The count of slots to step with for `active`: a power of two, or all places."""
-        # Few counts, as each has to warm up and takes memory for its recording.
+        """Return the slot count of a step for `active` slots: a power of two, or all places."""
+        # Few counts, as each needs a warm-up and memory for its recording.
         return min(self._places, 1 << (active - 1).bit_length())
 
     def hold(self, numbers: Int[Tensor, "*shape"], device: torch.device) -> Int[Tensor, "*shape"]:
-        """Copy numbers to where recordings look for those of this shape."""
+        """Copy numbers to the address that recordings use for this shape."""
         if numbers.shape not in self._held:
             self._held[numbers.shape] = torch.empty_like(numbers, device=device)
         return self._held[numbers.shape].copy_(numbers.pin_memory(), non_blocking=True)
 
     def run(self, key: Hashable, step: Step) -> None:
-        """Run a step, by a recording where there is one."""
+        """Run a step, by its recording if there is one."""
         if key in self._replays:
             self._replays[key]()
         elif not self._works:
@@ -175,29 +175,29 @@ class StepGraphs:
             self._replays[key]()
 
 
-# Few lengths, as steps are recorded for each; between them as much is looked at in vain as seen.
+# Few lengths, as steps are recorded for each; at most half of the work is unnecessary.
 _SHORTEST_REACH = 64
 
 
 def reach_of(length: int, longest: int) -> int:
-    """How far to look in caches where the longest text has `length` tokens: a few powers of two."""
+    """Return how far to read in caches for a longest text of `length` tokens: a power of two."""
     return min(longest, max(_SHORTEST_REACH, 1 << (length - 1).bit_length()))
 
 
 def to_device(host: Tensor, device: torch.device) -> Tensor:
-    """Copy a tensor to the device; the host goes on at once."""
+    """Copy a tensor to the device without blocking the host."""
     if device.type != "cuda":
         return host.to(device)
     return host.pin_memory().to(device, non_blocking=True)
 
 
 def upload(device: torch.device, *parts: Sequence[int] | Sequence[float] | Tensor) -> list[Tensor]:
-    """Copy numbers or tensors to the device; floats arrive as float64."""
+    """Copy numbers or tensors to the device; floats become float64."""
     return [to_device(torch.as_tensor(part, dtype=_dtype(part)), device) for part in parts]
 
 
 def upload_stack(rows: Sequence[Tensor], device: torch.device) -> Tensor:
-    """Stack tensors of one shape and type on the device; the host goes on at once."""
+    """Stack tensors of one shape and type on the device without blocking the host."""
     if device.type != "cuda":
         return torch.stack(list(rows)).to(device)
     staged = torch.empty(len(rows), *rows[0].shape, dtype=rows[0].dtype, pin_memory=True)
@@ -205,7 +205,7 @@ def upload_stack(rows: Sequence[Tensor], device: torch.device) -> Tensor:
 
 
 class Download:
-    """Copies of tensors of one device, on their way to the host while more work is queued."""
+    """Copies of tensors of one device to the host, in progress while more work is queued."""
 
     def __init__(self, *tensors: Tensor) -> None:
         device = tensors[0].device
@@ -219,18 +219,18 @@ class Download:
         self._arrived.record(torch.cuda.current_stream(device))
 
     def wait(self) -> list[Tensor]:
-        """Wait, once for all of them, and return the copies."""
+        """Wait once for all copies, and return them."""
         if self._arrived is not None:
             self._arrived.synchronize()
         return self._copies
 
 
 class FinishedFlags:
-    """Flags on the device, looked at from the host.
+    """Flags on the device that the host reads.
 
-    Where the device works behind the host, flags are asked for before the last step is queued and
-    read after it: so the device has a step to do while the host reads. What comes true in between
-    is seen the next time.
+    On an asynchronous device, flags are requested before the last step is queued and read after it,
+    so that the device has a step to run while the host reads. Flags set in between are seen the
+    next time.
     """
 
     def __init__(self, flags: Bool[Tensor, " slot"], *, behind: bool) -> None:
@@ -242,7 +242,7 @@ class FinishedFlags:
         self._copied = torch.cuda.Event() if on_gpu else None  # type: ignore[no-untyped-call]
 
     def ask(self) -> None:
-        """Ask for the flags as they are when all work queued so far is done."""
+        """Request the flags as of all work queued so far."""
         if not self.behind:
             return
         self._copy.copy_(self._flags, non_blocking=True)
@@ -251,7 +251,7 @@ class FinishedFlags:
         self._asked = True
 
     def read(self, count: int) -> list[bool]:
-        """The first `count` flags; all false where they were not asked for since the last read."""
+        """Return the first `count` flags; all false if not requested since the last read."""
         if not self.behind:
             flags: list[bool] = self._flags[:count].tolist()
             return flags
@@ -267,5 +267,5 @@ class FinishedFlags:
 def _dtype(values: Sequence[int] | Sequence[float] | Tensor) -> torch.dtype:
     if isinstance(values, Tensor):
         return values.dtype
-    # As Python has them; what is wanted in float32 is converted on the device.
+    # Python types; float32 values are converted on the device.
     return torch.float64 if any(isinstance(value, float) for value in values) else torch.long

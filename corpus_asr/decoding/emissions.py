@@ -1,6 +1,6 @@
-"""What is read off an encoder's positions: tokens, where each begins, how long it lasts, how sure.
+"""Tokens emitted along an encoder's positions, with start, duration and log-probability.
 
-Of transducers a search finds it (`transducer`); of CTC it is what remains of the likeliest tokens.
+Produced by a search for transducers (`transducer`), or by collapsing the best tokens for CTC.
 """
 
 from dataclasses import dataclass
@@ -14,19 +14,19 @@ from corpus_asr.decoding.device import Download
 
 @dataclass(frozen=True, slots=True)
 class EmittedRow:
-    """The tokens of one row, blanks left out."""
+    """The tokens of one row, without blanks."""
 
     tokens: tuple[int, ...]
     frames: tuple[int, ...]
-    """Encoder position at which each token begins."""
+    """Encoder position of each token's start."""
     durations: tuple[int, ...]
-    """Positions that each token lasts."""
+    """Duration of each token in positions."""
     logprobs: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Emissions:
-    """The tokens of every row; places from a row's count on hold zeros."""
+    """The tokens of every row, padded with zeros."""
 
     tokens: Int[Tensor, "batch token"]
     frames: Int[Tensor, "batch token"]
@@ -35,7 +35,7 @@ class Emissions:
     counts: Int[Tensor, " batch"]
 
     def rows(self) -> list[EmittedRow]:
-        """Return the rows without padding; the host waits once for the device."""
+        """Return the rows without padding, with a single device synchronization."""
         copies = Download(self.tokens, self.frames, self.durations, self.logprobs, self.counts)
         *copied, counted = copies.wait()
         counts = counted.tolist()
@@ -55,9 +55,9 @@ def gathered(
     durations: Int[Tensor, "batch step"],
     logprobs: Float[Tensor, "batch step"],
 ) -> Emissions:
-    """Move the steps that are `kept` to the front of each row; leave out the others."""
+    """Compact each row to the steps that are `kept`."""
     places = kept.cumsum(dim=1) - 1
-    # One place more takes what is left out.
+    # One spare column takes the dropped steps.
     places = places.masked_fill(~kept, kept.shape[1])
     counts = kept.sum(dim=1)
 
@@ -75,14 +75,14 @@ def gathered(
 
 
 def positions_of(values: Tensor) -> Int[Tensor, "batch step"]:
-    """Return the number of each place along the second axis, as a view."""
+    """Return the indices along the second axis, as a view."""
     return torch.arange(values.shape[1], device=values.device).expand(values.shape[:2])
 
 
 def collapse(
     logits: Float[Tensor, "batch pos vocab"], lengths: Int[Tensor, " batch"], *, blank: int
 ) -> Emissions:
-    """Read the tokens off the first `lengths` positions of each row.
+    """Collapse the first `lengths` positions of each row to tokens.
 
     A token's log-probability is the mean over the positions of its run, its duration their number.
 
@@ -95,7 +95,7 @@ def collapse(
     spoken = (tokens != blank) & (frames < lengths[:, None])
     begins = spoken.clone()
     begins[:, 1:] &= tokens[:, 1:] != tokens[:, :-1]
-    # Every position of a run is counted where the run begins; all others in one place more.
+    # Positions of a run are added up at its first one; all others in a spare column.
     runs = (begins.cumsum(dim=1) - 1).masked_fill(~spoken, tokens.shape[1])
     room = (len(tokens), tokens.shape[1] + 1)
     durations = tokens.new_zeros(room).scatter_add_(1, runs, torch.ones_like(tokens))

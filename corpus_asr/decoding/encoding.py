@@ -1,4 +1,4 @@
-"""Where windows are encoded: at once, on a GPU's second stream, or in one of a CPU's threads."""
+"""Encoder scheduling: synchronous, on a GPU's second stream, or in a CPU thread."""
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -9,24 +9,24 @@ from torch import Tensor
 from corpus_asr.array_types import Float
 
 Work = Callable[[], list[Tensor]]
-"""Encodes some windows; returns the hidden states (pos, width) of each."""
+"""Encodes a batch of windows; returns the hidden states (pos, width) of each."""
 
 
 class Encodings:
-    """Windows encoded together, which a stream or thread may still work on."""
+    """Windows encoded together, possibly still in progress on a stream or thread."""
 
     def __init__(
         self,
         rows: "list[Tensor] | Future[list[Tensor]]",
         wait: Callable[[], None] | None = None,
     ) -> None:
-        """Take what comes of some work; `wait` lets what is queued next begin after it."""
+        """Take the result of some work; `wait` makes work queued later start after it."""
         self._rows = rows
         self._wait = wait
 
     @property
     def is_there(self) -> bool:
-        """Whether the host need not wait for it."""
+        """Whether the result is available without waiting."""
         return not isinstance(self._rows, Future) or self._rows.done()
 
     def row(self, index: int) -> Float[Tensor, "pos width"]:
@@ -38,31 +38,31 @@ class Encodings:
 
 
 class Encoder:
-    """Encodes windows at once, and none ahead of need."""
+    """Encodes windows synchronously, and none ahead of time."""
 
     @property
     def takes_more(self) -> bool:
-        """Whether the next window that waits is better left to it than encoded at once."""
+        """Whether the next waiting window should be left to it instead of encoded now."""
         return False
 
     def now(self, work: Work) -> Encodings:
-        """Encode windows that are needed."""
+        """Encode windows that are needed immediately."""
         return Encodings(work())
 
     def later(self, work: Work) -> Encodings:
-        """Encode windows ahead of need."""
+        """Encode windows ahead of time."""
         return self.now(work)
 
     def num_ahead(self, *, waiting: int, encoded: int, batch: int) -> int:
-        """How many of the waiting windows to encode ahead of need now, of at most a batch."""
+        """Return how many waiting windows to encode ahead of time, at most a batch."""
         return 0
 
     def share(self, batch: int) -> int:
-        """Leave it what it works with; returns how many of a batch to encode `now` at once."""
+        """Reserve its threads; return how many windows of a batch to encode per `now` call."""
         return batch
 
     def cancel(self) -> None:
-        """Drop what has not begun: nobody wants it any more."""
+        """Drop work that has not started."""
 
 
 class StreamEncoder(Encoder):
@@ -74,9 +74,9 @@ class StreamEncoder(Encoder):
         self._whole_batches = whole_batches
 
     def now(self, work: Work) -> Encodings:
-        """Queue work here, to begin after what is queued on the current stream by now."""
-        # What the host lets go of is given to the next work here, though the current stream, which
-        # was to read it, may not have come so far.
+        """Queue work on this stream, to start after the work queued on the current stream."""
+        # Memory that the host frees is reused by the next work here, possibly before the current
+        # stream has read it.
         self._stream.wait_stream(self._current())
         with torch.cuda.stream(self._stream):
             rows = work()
@@ -85,8 +85,8 @@ class StreamEncoder(Encoder):
         return Encodings(rows, lambda: self._current().wait_event(written))
 
     def num_ahead(self, *, waiting: int, encoded: int, batch: int) -> int:
-        """Half of what may lie encoded; the other half is used up meanwhile."""
-        # A window that is ready late holds up all slots.
+        """Half of the encoded windows allowed; the other half is consumed meanwhile."""
+        # A window that is ready late delays all slots.
         size = batch if self._whole_batches else max(1, batch // 2)
         if encoded + size > batch or (waiting < size and encoded):
             return 0
@@ -99,9 +99,9 @@ class StreamEncoder(Encoder):
 class ThreadEncoder(Encoder):
     """Encodes in half of a CPU's threads, while slots decode in the others.
 
-    A decoding step on several threads ends each of its hundreds of small operations when the last
-    thread does. With 8 slots of whisper-base on two cores it takes 17 to 19 ms of both cores, on
-    one alone 24 ms, also while the other encodes (a window: 0.54 s, two at a time 0.56 s).
+    With several threads, each of a decoding step's hundreds of small operations ends with the
+    slowest thread. With 8 slots of whisper-base on two cores it takes 17 to 19 ms of both cores, on
+    one core 24 ms, also while the other encodes (a window: 0.54 s, two at a time 0.56 s).
     """
 
     def __init__(self) -> None:
@@ -111,20 +111,20 @@ class ThreadEncoder(Encoder):
 
     @property
     def queued(self) -> int:
-        """How many works wait here or go on."""
+        """Number of works waiting or in progress."""
         self._begun = [work for work in self._begun if not work.done()]
         return len(self._begun)
 
     @property
     def takes_more(self) -> bool:
-        """Whether it has nothing to do: the slots go on while it encodes."""
+        """Whether it is idle, so that slots can continue while it encodes."""
         return not self.queued
 
     def later(self, work: Work) -> Encodings:
-        """Queue work; to be called from the thread that goes on."""
+        """Queue work; called from the decoding thread."""
 
         def apart() -> list[Tensor]:
-            # Asked for once, as the first product would: after that, what is set here stays.
+            # Initialized here, before the thread's own setting, as the first product would do.
             torch.get_num_threads()
             torch.set_num_threads(self._width)
             return work()
@@ -135,18 +135,18 @@ class ThreadEncoder(Encoder):
 
     def num_ahead(self, *, waiting: int, encoded: int, batch: int) -> int:
         """As many as it has threads, one each."""
-        # One work waits for another to end: the thread must not wait for the next look.
+        # One work is queued behind another, so that the thread need not wait for the next check.
         return min(self._width, waiting) if self.queued < 2 and encoded < 2 * batch else 0
 
     def share(self, batch: int) -> int:
-        """Leave it its threads while it works; returns how many the calling thread has now."""
+        """Leave its threads to it while it works; return the calling thread's number."""
         num_threads = self._threads - (self._width if self.queued else 0)
         if num_threads != torch.get_num_threads():
             torch.set_num_threads(num_threads)
         return min(batch, num_threads)
 
     def cancel(self) -> None:
-        """Drop what has not begun."""
+        """Drop work that has not started."""
         for work in self._begun:
             work.cancel()
 
@@ -156,7 +156,7 @@ class ThreadEncoder(Encoder):
 
 
 def encoder_on(device: torch.device, *, beside: bool, whole_batches: bool) -> Encoder:
-    """Return what encodes on a device; `beside` lets a CPU encode while it decodes."""
+    """Return the encoder for a device; `beside` lets a CPU encode while it decodes."""
     if device.type == "cuda":
         return StreamEncoder(device, whole_batches=whole_batches)
     if beside and torch.get_num_threads() > 1:

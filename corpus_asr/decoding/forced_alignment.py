@@ -1,8 +1,8 @@
-"""When each token of a known text is said, from CTC's scores: the likeliest way to say them all.
+"""CTC forced alignment: the most likely position of each token of a known text.
 
-Of a way only its scores are kept, of the positions at which blocks begin: an hour of 45,000
-positions and 4,000 tokens takes 25 MB instead of 3 GB. Blocks are then computed a second time from
-the last to the first, and of these only the tokens that the way can have passed in them.
+Scores are stored only at the first position of each block: an hour of 45,000 positions and 4,000
+tokens takes 25 MB instead of 3 GB. The backtrace recomputes blocks from the last to the first, for
+the tokens that can occur in them.
 """
 
 import math
@@ -17,26 +17,26 @@ from corpus_asr.errors import AlignmentError, ItemError
 from corpus_asr.failure_kinds import NOT_A_NUMBER
 
 WILDCARD = -1
-"""Stands for what the vocabulary lacks: at each position as likely as the likeliest token."""
+"""Token for characters outside the vocabulary: at each position as likely as the best token."""
 
 _Scores = tuple[Float64[np.ndarray, " silence"], Float64[np.ndarray, " token"]]
-"""Of the likeliest way to be silent before, between and after the tokens, and to say each."""
+"""Scores of the best path that is in each silence, and at each token."""
 
 
 def align_tokens(
     logprobs: Float[np.ndarray, "pos vocab"], tokens: Sequence[int], *, blank: int
 ) -> EmittedRow:
-    """Find the likeliest way to say `tokens`, and nothing else, in these positions.
+    """Align `tokens`, and nothing else, with these positions.
 
-    Between two tokens that are the same, or two wildcards, is a blank. A token's log-probability
-    is the mean over its positions.
+    A blank separates two equal tokens, or two wildcards. A token's log-probability is the mean
+    over its positions.
 
     Raises:
-        AlignmentError: the tokens do not fit, or cannot be said.
-        ItemError: scores are not numbers.
+        AlignmentError: the tokens do not fit, or have zero probability.
+        ItemError: scores are not finite numbers.
         ValueError: a token is the blank, or not in the vocabulary.
 
-    Source: Graves et al. 2006, section 4.1, the likeliest way instead of the sum.
+    Source: Graves et al. 2006, section 4.1, with the best path instead of the sum.
     """
     wanted = np.asarray(tokens, dtype=np.int64)
     wrong = (wanted < WILDCARD) | (wanted >= logprobs.shape[1]) | (wanted == blank)
@@ -54,14 +54,14 @@ def align_tokens(
             f"expected at least {needed}; check that the text is of this recording"
         )
     best = _without_blank(logprobs, blank)
-    # -inf is the logarithm of no probability; NaN is not less than anything.
+    # -inf is a probability of zero; NaN is not less than anything.
     if not ((best < np.inf).all() and (logprobs[:, blank] < np.inf).all()):
         raise ItemError(
             f"aligning a text of {len(wanted)} tokens: found scores that are not numbers, expected "
             "log-probabilities; set model.compute_type to float32",
             kind=NOT_A_NUMBER,
         )
-    way = _Way(logprobs, best, wanted, np.where(again, -np.inf, 0.0), blank).places()
+    way = _AlignmentPath(logprobs, best, wanted, np.where(again, -np.inf, 0.0), blank).places()
     positions = np.flatnonzero(way >= 0)
     spoken = way[positions]
     scores = np.where(
@@ -81,17 +81,17 @@ def align_tokens(
 def _without_blank(
     logprobs: Float[np.ndarray, "pos vocab"], blank: int
 ) -> Float[np.ndarray, " pos"]:
-    """Return the score of the likeliest token that is no blank."""
+    """Return the score of the most likely non-blank token at each position."""
     best_below = logprobs[:, :blank].max(axis=1, initial=-np.inf)
     best: Float[np.ndarray, " pos"] = logprobs[:, blank + 1 :].max(axis=1, initial=-np.inf)
     np.maximum(best_below, best, out=best)
     return best
 
 
-class _Way:
-    """The likeliest way through positions: at each it is silent or says a token.
+class _AlignmentPath:
+    """The most likely path: a silence or a token at each position.
 
-    Silence `i` comes before token `i`; the last one after all tokens.
+    Silence `i` precedes token `i`; the last one follows all tokens.
     """
 
     def __init__(
@@ -102,13 +102,13 @@ class _Way:
         skips: Float64[np.ndarray, " between"],
         blank: int,
     ) -> None:
-        """`skips` are 0 between tokens that need no silence between them, else -inf."""
+        """`skips` are 0 between tokens that need no blank between them, else -inf."""
         self._logprobs, self._best = logprobs, best
         self._tokens, self._skips, self._blank = tokens, skips, blank
         self._block = max(1, math.isqrt(len(logprobs)))
 
     def places(self) -> Int[np.ndarray, " pos"]:
-        """Return the number of the token that is said at each position, -1 for silence."""
+        """Return the index of the token at each position, -1 for silence."""
         count = len(self._tokens)
         edges = range(0, len(self._logprobs), self._block)
         scores = (np.full(count + 1, -np.inf), np.full(count, -np.inf))
@@ -131,7 +131,7 @@ class _Way:
         return places
 
     def _steps(self, first: int, scores: _Scores, low: int, high: int) -> Iterator[_Scores]:
-        """Yield the scores after each position of a block, of tokens from `low` to `high`."""
+        """Yield the scores after each position of a block, for tokens `low` to `high`."""
         block = slice(first, first + self._block)
         tokens, skips = self._tokens[low:high], self._skips[low : max(low, high - 1)]
         spoken = self._logprobs[block].take(tokens, axis=1).astype(np.float64)
@@ -150,8 +150,8 @@ class _Way:
     def _back(
         self, first: int, start: _Scores, token: int, silent: bool, places: Int[np.ndarray, " pos"]
     ) -> tuple[int, bool]:
-        """Follow the way from the end of a block to its beginning; fills in `places`."""
-        # Each position goes back by one token at most.
+        """Backtrace through one block from its end, filling in `places`."""
+        # The token index decreases by at most one per position.
         low, high = max(0, token - self._block), min(len(self._tokens), token + 1)
         start = (start[0][low : high + 1], start[1][low:high])
         passed = [start, *self._steps(first, start, low, high)]

@@ -1,7 +1,7 @@
-"""Triton kernels for a GPU; each has a plain equal in torch, which is used where it cannot be had.
+"""Triton kernels for a GPU, each with an equivalent torch function as its fallback.
 
-A kernel is compared with its equal at its first use in a process: one that cannot be compiled, or
-gives something else, is never used again. Triton's interpreter runs them in tests.
+A kernel is compared with its fallback at its first use in a process: one that fails to compile, or
+returns other values, is not used again. Triton's interpreter runs the kernels in tests.
 """
 
 import importlib.util
@@ -18,18 +18,17 @@ from corpus_asr.array_types import Bool, Float, Int, Num
 
 logger = logging.getLogger(__name__)
 
-# Builds of torch for CUDA come with Triton; elsewhere importing it would be in vain.
+# CUDA builds of torch include Triton; other builds cannot import it.
 _IS_OF_USE = torch.version.cuda is not None or os.environ.get("TRITON_INTERPRET") == "1"
 _HAS_TRITON = _IS_OF_USE and importlib.util.find_spec("triton") is not None
-# A block has the token indices of one window; a decoder holds no more.
+# A block has the token indices of one window; the decoder's maximum length fits.
 _MOST_TOKENS = 1024
-# Positions that one program attends to, so that a window's make three, whatever the number of rows,
-# on which no result must depend; those it reads at a time; its warps; and the reads under way. On
-# an H200 this takes 121 us for 64 rows of 20 heads and 1,500 positions in float16, 4.05 TB/s where
-# a copy has 4.19. With one maximum of all positions in each round, four warps wait for one
-# another, and it takes 212 us.
+# Positions per program, three programs per window whatever the number of rows, since results must
+# not depend on it; positions per read; warps; pipelined reads. On an H200 this takes 121 us for 64
+# rows of 20 heads and 1,500 positions in float16, 4.05 TB/s where a copy has 4.19. With a common
+# maximum of all positions in each round, four warps wait for each other and it takes 212 us.
 _PART, _AT_ONCE, _WARPS, _STAGES = 512, 32, 2, 3
-# From here on (8.9: Ada and Hopper) a GPU reads numbers of 8 bits by itself, in 72 us, not in 108.
+# From compute capability 8.9 (Ada, Hopper), GPUs read 8-bit floats natively: 72 instead of 108 us.
 _READS_FLOAT8 = (8, 9)
 _VOCAB_AT_ONCE = 1024
 
@@ -41,10 +40,10 @@ def _equal(found: Tensor, expected: Tensor, arguments: tuple[Any, ...]) -> bool:
 
 
 class Checked:
-    """A kernel, and the plain function that gives the same, and may change its arguments.
+    """A kernel with its equivalent function, which may modify its arguments.
 
-    Compared anew for other types of arguments, by `close(found, expected, arguments)`: by default
-    results must be equal.
+    They are compared for each combination of argument types by `close(found, expected, arguments)`;
+    by default results must be equal.
     """
 
     def __init__(
@@ -54,7 +53,7 @@ class Checked:
         self._right: dict[Hashable, bool] = {}
 
     def __call__(self, *arguments: Any) -> Any:
-        """Return what both give."""
+        """Return the result of the kernel, or of the equivalent function."""
         if not _HAS_TRITON:
             return self._plain(*arguments)
         kind = tuple(
@@ -75,8 +74,8 @@ class Checked:
         try:
             return self._kernel(*arguments), ""
         except torch.OutOfMemoryError:
-            raise  # says nothing of the kernel: with fewer slots it may fit
-        except Exception as error:  # whatever a compiler or a driver may raise
+            raise  # not a kernel error: it may fit with fewer slots
+        except Exception as error:  # compilers and drivers raise many types
             return None, repr(error)
 
 
@@ -93,7 +92,7 @@ if _HAS_TRITON:
         width,
         BLOCK: tl.constexpr,  # noqa: N803
     ):
-        # One program per window, as no two windows meet.
+        # One program per window, as windows are independent.
         token = tl.program_id(0) * width + tl.arange(0, BLOCK) + 1
         inside = tl.arange(0, BLOCK) + 1 < width
         infinite = float("inf")
@@ -117,8 +116,8 @@ if _HAS_TRITON:
             if NATIVE:
                 values = values.to(tl.float8e4nv, bitcast=True).to(tl.float16)
             else:
-                # Sign, exponent and fraction where float16 has them, whose exponent counts from 8
-                # less: 256 times too little, which the scales make good.
+                # Sign, exponent and fraction in the bits of float16, whose exponent bias is larger
+                # by 8: the values are 256 times too small, which the scales correct.
                 bits = values.to(tl.uint16)
                 half = ((bits & 0x80) << 8) | ((bits & 0x7F) << 7)
                 values = half.to(tl.float16, bitcast=True)
@@ -132,7 +131,7 @@ if _HAS_TRITON:
         MASKED: tl.constexpr, FLOAT8: tl.constexpr, NATIVE: tl.constexpr,  # noqa: N803
         PART: tl.constexpr, AT_ONCE: tl.constexpr, WIDTH: tl.constexpr, STAGES: tl.constexpr,  # noqa: N803
     ):  # fmt: skip
-        # One program per row, head and part of the positions; what they give is summed up later.
+        # One program per row, head and range of positions; partial results are added up later.
         row = (tl.program_id(0) // heads).to(tl.int64)
         head = tl.program_id(0) % heads
         first = tl.program_id(1) * PART
@@ -145,7 +144,7 @@ if _HAS_TRITON:
             query *= tl.load(scales + row * heads + head) * too_little
         keys += row * key_row + head * key_head
         values += row * value_row + head * value_head
-        # One of each per place in a round, so that no round waits for what others of it found.
+        # One accumulator per place in a round, so that rounds need no reduction.
         most = tl.full([AT_ONCE], float("-inf"), dtype=tl.float32)
         total = tl.full([AT_ONCE], 0, dtype=tl.float32)
         mean = tl.full([AT_ONCE, WIDTH], 0, dtype=tl.float32)
@@ -156,14 +155,14 @@ if _HAS_TRITON:
             if MASKED:
                 hidden = tl.load(unseen + row * unseen_row + pos * unseen_pos, mask=seen, other=1)
                 seen = seen & (hidden == 0)
-            # What is unseen may hold anything, and is not read.
+            # Masked positions may contain anything and are not read.
             both = seen[:, None] & in_width[None, :]
             key = _read(keys + pos[:, None] * key_pos + channel[None, :], both, FLOAT8, NATIVE)
             value = values + pos[:, None] * value_pos + channel[None, :]
             value = _read(value, both, FLOAT8, NATIVE)
             score = tl.where(seen, tl.sum(query[None, :] * key, axis=1), float("-inf"))
             highest = tl.maximum(most, score)
-            # Of numbers that are all minus infinity none is to be subtracted.
+            # If all values are minus infinity, subtract 0 instead of the maximum.
             finite = tl.where(highest == float("-inf"), 0.0, highest)
             weight = tl.exp(score - finite)
             shrunk = tl.exp(most - finite)
@@ -201,7 +200,7 @@ if _HAS_TRITON:
 
     @triton.jit  # type: ignore[untyped-decorator]
     def _mix(values: tl.tensor):  # type: ignore[no-untyped-def]
-        # As `options.gumbel_noise` does it.
+        # As in `options.gumbel_noise`.
         values = values * -7046029254386353131
         values = (values ^ ((values >> 30) & 0x3FFFFFFFF)) * -4658895280553007687
         values = (values ^ ((values >> 27) & 0x1FFFFFFFFF)) * -7723592293110705685
@@ -209,7 +208,7 @@ if _HAS_TRITON:
 
     @triton.jit  # type: ignore[untyped-decorator]
     def _exp_from(value: tl.tensor, highest: tl.tensor):  # type: ignore[no-untyped-def]
-        # 0 for minus infinity, also where that is the highest.
+        # 0 for minus infinity, also if that is the maximum.
         return tl.where(value == float("-inf"), 0.0, tl.exp(value - highest))
 
     @triton.jit  # type: ignore[untyped-decorator]
@@ -219,8 +218,8 @@ if _HAS_TRITON:
         logits_row, bias_row, vocab, begin, end,
         SAMPLED: tl.constexpr, BLOCK: tl.constexpr,  # noqa: N803
     ):  # fmt: skip
-        # One program per row, which reads it once. Text and timestamps are kept apart until all
-        # are read: together, timestamps may turn out likelier than any text.
+        # One program per row, which reads it once. Text and timestamps are kept separate until all
+        # are read: the timestamps together may be more likely than any text token.
         row = tl.program_id(0).to(tl.int64)
         rules = tl.load(grammar + row) != 0
         last = tl.load(last_is_timestamp + row) != 0
@@ -232,8 +231,8 @@ if _HAS_TRITON:
             stream = _mix(tl.load(seeds + row) + _mix(tl.load(lengths + row)))
         infinite = float("-inf")
         nothing = tl.full([BLOCK], infinite, dtype=tl.float32)
-        # Of text and of timestamps: the highest value under the noise, its token and its score;
-        # the highest score and the sum of all, as exponentials of it.
+        # For text and timestamps each: the highest noisy value, its token and its score; the
+        # highest score and the sum of exponentials relative to it.
         text_best, text_token, text_score = nothing, tl.full([BLOCK], 0, dtype=tl.int32), nothing
         time_best, time_token, time_score = nothing, tl.full([BLOCK], 0, dtype=tl.int32), nothing
         text_most, text_sum = nothing, tl.full([BLOCK], 0, dtype=tl.float32)
@@ -249,7 +248,7 @@ if _HAS_TRITON:
             score = tl.where(forbidden, infinite, score)
             value = score
             if SAMPLED:  # noqa: SIM102
-                # Not for the other rows: it takes longer than all the rest.
+                # Skipped for other rows: it takes longer than everything else.
                 if temperature > 0:
                     bits = _mix(stream + token)
                     uniform = (((bits >> 41) & 0x7FFFFF).to(tl.float32) + 0.5) / 8388608.0
@@ -277,7 +276,7 @@ if _HAS_TRITON:
         most = tl.where(prefer_time, most_time, tl.maximum(most_text, most_time))
         total = tl.where(prefer_time, 0.0, all_text * _exp_from(most_text, most))
         total += all_time * _exp_from(most_time, most)
-        # Of equal ones the first, as torch has it.
+        # Of equal values the first, as in torch.
         text_best = tl.where(prefer_time, infinite, text_best)
         best = tl.maximum(tl.max(text_best, axis=0), tl.max(time_best, axis=0))
         text_token = tl.where(text_best == best, text_token, vocab)
@@ -287,7 +286,7 @@ if _HAS_TRITON:
             tl.max(tl.where(text_token == chosen, text_score, infinite), axis=0),
             tl.max(tl.where(time_token == chosen, time_score, infinite), axis=0),
         )
-        # Where nothing is a number, any token will do: its probability tells.
+        # For NaN scores any token will do: its probability shows the error.
         tl.store(tokens + row, tl.minimum(chosen, vocab - 1))
         tl.store(logprobs + row, score - most - tl.log(total))
 
@@ -295,7 +294,7 @@ if _HAS_TRITON:
 def sum_diagonals(
     costs: Float[Tensor, "diagonal batch token_1"],
 ) -> Float[Tensor, "diagonal batch token_1"]:
-    """Add up the cheapest ways in one launch; see `alignment`."""
+    """Add up the cheapest paths in one launch; see `alignment`."""
     diagonals, batch, width = costs.shape
     if width > _MOST_TOKENS:
         raise ValueError(f"aligning {width - 1} tokens: a block has {_MOST_TOKENS}; align fewer")
@@ -313,9 +312,9 @@ def attend_one(
     unseen: Bool[Tensor, "batch 1 1 pos"] | None,
     scales: Float[Tensor, "2 batch head"] | None = None,
 ) -> Float[Tensor, "batch head 1 head_dim"]:
-    """Attend with one query per row, reading keys and values once, in float32.
+    """Compute attention for one query per row, reading keys and values once, in float32.
 
-    With `scales` of keys and values these are bytes, numbers of type `torch.float8_e4m3fn`.
+    With `scales`, keys and values are bytes that represent `torch.float8_e4m3fn`.
     """
     batch, heads, _, width = query.shape
     positions = key.shape[2]
@@ -361,9 +360,9 @@ def choose_next(
     end: int,
     sampled: bool,
 ) -> tuple[Int[Tensor, " slot"], Float[Tensor, " slot"]]:
-    """Apply rules and noise, and return the tokens and their log-probabilities; see `options`.
+    """Apply rules and noise; return tokens and their log-probabilities (see `options`).
 
-    Reads the logits once; what there is one of per slot lies in one piece.
+    Reads the logits once; per-slot tensors are contiguous.
     """
     rows, vocab = logits.shape
     tokens = torch.empty(rows, dtype=torch.long, device=logits.device)

@@ -1,4 +1,4 @@
-"""Windows of many parts in batches of similar length, for models that read a window once."""
+"""Batches windows of many parts by length, for models that process a window once."""
 
 import os
 from collections.abc import Callable, Generator, Sequence
@@ -19,21 +19,21 @@ from corpus_asr.units import FRAMES_PER_SECOND
 
 
 class OnePassModel(Protocol):
-    """What the scheduler needs of a `Recognizer`."""
+    """Interface that the scheduler requires of a `Recognizer`."""
 
     @property
     def batch_s(self) -> float:
-        """Seconds of windows in one call at most, each counted as the longest of them."""
+        """Maximum seconds of audio per call, each window counted as long as the longest one."""
 
     def transcribe(
         self, windows: Sequence[Float[np.ndarray, "..."]], *, language: str | None
     ) -> Sequence[Recognized]:
-        """Recognize windows, each as the family's features cut it."""
+        """Recognize windows, as cut by the family's features."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedRecognizer:
-    """A recognizer, and the device that it was told to use."""
+    """A recognizer with its device."""
 
     recognizer: OnePassModel
     device: torch.device
@@ -44,55 +44,55 @@ class WindowToRead:
     """One window of a part."""
 
     num_frames: int
-    """Hops of 10 ms in it."""
+    """Number of hops of 10 ms."""
     read: Callable[[], Float[np.ndarray, "..."]]
-    """Cuts it out; called when it is its turn, so that few are in memory."""
+    """Returns the window's features; called when it is processed, to save memory."""
 
     @property
     def duration_s(self) -> float:
-        """Its length in seconds."""
+        """Duration in seconds."""
         return self.num_frames / FRAMES_PER_SECOND
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recognition:
-    """Windows that a task asks for at once; it is sent a `Recognized` for each, in order."""
+    """Request for the recognition of windows; returns a list of `Recognized` in order."""
 
     windows: Sequence[WindowToRead]
     language: str | None
     told: Callable[[int, Recognized], None] | None = None
-    """Told of each window as soon as it is read, by its number."""
+    """Called for each recognized window with its index."""
 
 
 Task = Generator[Recognition, Any, Any]
 
 
 @dataclass(slots=True, eq=False)
-class _Asked:
-    """A task and what came of its windows so far."""
+class _PendingTask:
+    """A task with the results of its windows so far."""
 
     task: Task
     request: Recognition
     done: Done
     owner: object
     results: list[Recognized | None] = field(default_factory=list)
-    left: int = 0
+    num_pending: int = 0
 
     def __post_init__(self) -> None:
-        self.left = len(self.request.windows)
-        self.results = [None] * self.left
+        self.num_pending = len(self.request.windows)
+        self.results = [None] * self.num_pending
 
 
-_Waiting = tuple[_Asked, int]
-"""A request, and the number of one of its windows."""
+_Waiting = tuple[_PendingTask, int]
+"""A request, and the index of one of its windows."""
 
 
 class OnePassScheduler:
-    """Reads the windows of all tasks, the longest waiting first, with those nearest in length.
+    """Batches the longest-waiting window with those of most similar length, over all tasks.
 
-    When memory runs out, batches are halved and their windows read again. A window whose reading
-    raises is read alone; if that raises too, its task ends with `ItemError`. Errors of the device
-    leave `advance` and make the scheduler unusable.
+    When memory runs out, the batch size is halved and the batch is repeated. A window that raises
+    is processed individually; if it raises again, its task ends with `ItemError`. Errors of the
+    device are raised by `advance` and make the scheduler unusable.
     """
 
     slots = 1
@@ -107,7 +107,7 @@ class OnePassScheduler:
 
     @property
     def pending(self) -> int:
-        """Windows that nobody has read yet."""
+        """Number of windows not processed yet."""
         return len(self._waiting)
 
     def add(self, task: Task, done: Done, *, owner: object = None) -> None:
@@ -116,7 +116,7 @@ class OnePassScheduler:
         self._send(task, None, done, owner)
 
     def advance(self) -> None:
-        """Read one batch, and go on with the tasks that have all their windows."""
+        """Process one batch, and continue the tasks whose windows are all finished."""
         check_same_process("recognizing", "scheduler", made_in=self._made_in)
         if not self._waiting:
             return
@@ -155,18 +155,18 @@ class OnePassScheduler:
             except StopIteration as stop:
                 done(stop.value, None)
                 return
-            except Exception as error:  # a task's failure is its owner's to handle
+            except Exception as error:  # a task's failure is handled by its owner
                 task.close()
                 done(None, error)
                 return
             if request.windows:
                 break
             answer = []
-        asker = _Asked(task, request, done, owner)
-        self._waiting += ((asker, number) for number in range(asker.left))
+        asker = _PendingTask(task, request, done, owner)
+        self._waiting += ((asker, number) for number in range(asker.num_pending))
 
     def _next_batch(self) -> list[_Waiting]:
-        """Return the window that waits longest with those nearest in length, while they fit."""
+        """Return the longest-waiting window with those of most similar length, within `batch_s`."""
         first = self._waiting[0]
         language = first[0].request.language
         alike = [entry for entry in self._waiting if entry[0].request.language == language]
@@ -197,7 +197,7 @@ class OnePassScheduler:
             results = checked(outputs, [window.duration_s for window in windows])
         except (torch.OutOfMemoryError, torch.AcceleratorError):
             raise
-        except Exception as error:  # of the user's model: it may be one window's alone
+        except Exception as error:  # of a custom model; possibly for one window only
             if len(batch) == 1:
                 return [_failure(error)]
             return [result for entry in batch for result in self._read_or_fail([entry])]
@@ -205,23 +205,23 @@ class OnePassScheduler:
         self.statistics.windows += len(windows)
         return results
 
-    def _take(self, asked: _Asked, number: int, result: Recognized | ItemError) -> None:
-        if asked.left <= 0:
-            return  # another window of it has failed
+    def _take(self, asked: _PendingTask, number: int, result: Recognized | ItemError) -> None:
+        if asked.num_pending <= 0:
+            return  # another window of the task has failed
         if isinstance(result, ItemError):
             self._end(asked, result)
             return
         self.statistics.tokens += len(result.words)
         asked.results[number] = result
-        asked.left -= 1
+        asked.num_pending -= 1
         if asked.request.told is not None:
             asked.request.told(number, result)
-        if asked.left == 0:
+        if asked.num_pending == 0:
             self._send(asked.task, asked.results, asked.done, asked.owner)
 
-    def _end(self, asked: _Asked, error: Exception) -> None:
+    def _end(self, asked: _PendingTask, error: Exception) -> None:
         self._waiting = [entry for entry in self._waiting if entry[0] is not asked]
-        asked.left = -1
+        asked.num_pending = -1
         asked.task.close()
         asked.done(None, error)
 

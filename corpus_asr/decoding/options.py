@@ -1,9 +1,9 @@
-"""What a search asks for beyond the likeliest token: processors, sampling, kept scores.
+"""Search options beyond greedy decoding: logits processors, sampling and kept scores.
 
-Keeps no state but the texts, and noise is a pure function of (seed, position, token): so no choice
-depends on a slot's neighbors, the batch size or the device.
+Stateless except for the texts; noise is a pure function of (seed, position, token), so that choices
+do not depend on a slot's neighbors, the batch size or the device.
 
-Source of order and meaning: `transformers`' logits processors; equal to them
+Order and semantics are those of `transformers`' logits processors; equal to them
 (tests/decoding/test_options.py).
 """
 
@@ -21,33 +21,33 @@ from corpus_asr.decoding.kernels import Checked
 from corpus_asr.decoding.protocols import LogitsProcessor, Search, StoppingCriterion
 from corpus_asr.decoding.rules import FORBIDDEN, apply_rules
 
-_NOISE_BITS = 23  # plus one half stays exact in float32, so that 1.0 is never reached
+_NOISE_BITS = 23  # plus one half is exact in float32, so 1.0 is never reached
 
 
 @dataclass(frozen=True, slots=True)
-class _Options:
+class _SlotSearch:
     search: Search
     scores: list[Tensor] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What of the options some slots need: a recorded step has no other."""
+    """Option parameters of the slots besides tensors; a recorded step has fixed ones."""
 
     penalised: bool = False
     longest_ngram: int = 0
-    """No repeated sequence of so many tokens, or of fewer; 0 for no such rule."""
+    """Largest size of n-grams that may not repeat; 0 for no such rule."""
     top_k: tuple[int, ...] = ()
-    """The different ones by which slots are narrowed; `_ALL` where `top_p` alone narrows."""
+    """Distinct `top_k` values of the slots; `_ALL` for `top_p` only."""
 
 
-_ALL, _NOTHING = 0, -1  # as `top_k` of a slot: sampled from all tokens by `top_p`; not narrowed
+_ALL, _NOTHING = 0, -1  # `top_k` of a slot: `top_p` over all tokens; no narrowing
 
 
 class SlotOptions:
-    """The options of the slots that have any; looks at the batch's own tensors.
+    """The options of slots that have any; reads the batch's own tensors.
 
-    What needs no function of the caller's is kept on the device, so that steps can be recorded.
+    Options without a caller's function are tensors on the device, so that steps can be recorded.
     """
 
     def __init__(
@@ -57,20 +57,20 @@ class SlotOptions:
         ended: Bool[Tensor, " slot"],
     ) -> None:
         self._tokens, self._lengths, self._ended = tokens, lengths, ended
-        self._slots: dict[int, _Options] = {}
+        self._slots: dict[int, _SlotSearch] = {}
         self._penalty = torch.ones_like(lengths, dtype=torch.float)
         self._ngram = torch.zeros_like(lengths)
         self._top_k = torch.full_like(lengths, _NOTHING)
         self._top_p = torch.ones_like(lengths, dtype=torch.float)
-        self._changed: set[int] = set()  # slots for which these may not be as they are here
+        self._changed: set[int] = set()  # slots whose tensors may be outdated
 
     @property
     def exact(self) -> bool:
-        """Whether the host has a part in the steps of any slot."""
+        """Whether the host takes part in the steps of any slot."""
         return any(is_exact(options.search) for options in self._slots.values())
 
     def layout(self, slots: Sequence[int]) -> Layout:
-        """What `slots` need."""
+        """Return the parameters for `slots`."""
         if not self._slots:
             return Layout()
         searches = [self._slots[slot].search for slot in slots if slot in self._slots]
@@ -83,11 +83,11 @@ class SlotOptions:
     def admit(
         self, slots: Sequence[int], index: Int[Tensor, " batch"], searches: Sequence[Search]
     ) -> None:
-        """Give `slots`, which `index` names on the device, new searches."""
+        """Set new searches for `slots`, with `index` on the device."""
         for slot, search in zip(slots, searches, strict=True):
             self._slots.pop(slot, None)
             if _changes_before_rules(search) or _narrows(search) or is_exact(search):
-                self._slots[slot] = _Options(search)
+                self._slots[slot] = _SlotSearch(search)
         slots_with_options = {slot for slot in slots if slot in self._slots}
         if not slots_with_options and self._changed.isdisjoint(slots):
             return
@@ -106,7 +106,7 @@ class SlotOptions:
             held.index_copy_(0, index, values)
 
     def move(self, source: int, target: int) -> None:
-        """Make slot `target` what slot `source` is; `source` is free afterwards."""
+        """Copy slot `source` to slot `target` and free `source`."""
         self._slots.pop(target, None)
         if source in self._slots:
             self._slots[target] = self._slots.pop(source)
@@ -123,7 +123,7 @@ class SlotOptions:
         index: Int[Tensor, " batch"],
         layout: Layout,
     ) -> Float[Tensor, "batch vocab"]:
-        """Apply what comes before the token rules, in the order of transformers."""
+        """Apply the options before the token rules, in the order of transformers."""
         if layout.penalised or layout.longest_ngram:
             texts, lengths = self._tokens[index], self._lengths[index]
             if layout.penalised:
@@ -138,7 +138,7 @@ class SlotOptions:
         return scores
 
     def after_rules(self, scores: Float[Tensor, "batch vocab"], slots: Sequence[int]) -> None:
-        """Apply, in place, what comes after the token rules."""
+        """Apply, in place, the options after the token rules."""
         for row in self._rows(slots, lambda search: bool(search.early_processors)):
             if bool(scores[row].isneginf().all()):
                 length = int(self._lengths[slots[row]])
@@ -159,9 +159,9 @@ class SlotOptions:
         layout: Layout,
         temperatures: Float[Tensor, " batch"],
     ) -> Float[Tensor, "batch vocab"]:
-        """Forbid what `top_k` and `top_p` rule out; gives a copy where they do."""
+        """Mask tokens excluded by `top_k` and `top_p`, in a copy if any are."""
         narrowed, top_ks = scores, self._top_k[index].unsqueeze(1)
-        # One `top_k` at a time: how many are sorted must not depend on a neighbor's.
+        # Separately for each `top_k`: the number of sorted tokens must not depend on neighbors.
         for top_k in layout.top_k:
             kept = keep_likeliest(
                 scores,
@@ -173,13 +173,13 @@ class SlotOptions:
         return narrowed
 
     def keep(self, scores: Float[Tensor, "batch vocab"], slots: Sequence[int]) -> None:
-        """Keep, where asked for, what the next tokens are chosen from."""
+        """Keep the scores that the next tokens are chosen from, if requested."""
         for row in self._rows(slots, lambda search: search.keep_scores):
             options = self._slots[slots[row]]
             options.scores.append(scores[row] / (options.search.temperature or 1.0))
 
     def stopped(self, slots: Sequence[int]) -> list[int]:
-        """The slots that a criterion of their job ends."""
+        """Return the slots that a stopping criterion of their job ends."""
         stopped_slots = []
         for row in self._rows(slots, lambda search: bool(search.stopping)):
             slot, options = slots[row], self._slots[slots[row]]
@@ -189,8 +189,8 @@ class SlotOptions:
         return stopped_slots
 
     def kept(self, slot: int) -> Tensor | None:
-        """Hand over the scores kept of the slot's tokens, on the CPU."""
-        # At 200 kB a token, nothing must stay in a slot that nobody needs for now.
+        """Move the kept scores of the slot's tokens to the caller, on the CPU."""
+        # At 200 kB a token, a slot must not keep scores that are no longer needed.
         options = self._slots.pop(slot, None)
         return torch.stack(options.scores).cpu() if options and options.scores else None
 
@@ -202,7 +202,7 @@ class SlotOptions:
             for row, slot in enumerate(slots)
             if slot in self._slots
             and wanted(self._slots[slot].search)
-            # Nothing is kept of, and no caller's function sees, what follows a text's end.
+            # Steps after the end of a text are not kept or passed to a caller's function.
             and not (is_exact(self._slots[slot].search) and bool(self._ended[slot]))
         ]
 
@@ -224,7 +224,7 @@ def _narrows(search: Search) -> bool:
 
 
 def is_exact(search: Search) -> bool:
-    """Whether each step counts: the caller's functions are called, or scores are kept."""
+    """Whether every step requires the host: for a caller's functions or kept scores."""
     calls = search.early_processors or search.processors or search.stopping
     return bool(calls) or search.keep_scores
 
@@ -235,12 +235,12 @@ def penalise_repeats(
     lengths: Int[Tensor, " slot"],
     penalties: Float[Tensor, " slot"],
 ) -> Float[Tensor, "slot vocab"]:
-    """Make tokens that occurred less likely, whatever the sign of their score.
+    """Lower the scores of tokens that occurred, whatever their sign.
 
     Source: Keskar et al. 2019, section 4.1; `transformers` RepetitionPenaltyLogitsProcessor.
     """
     vocab = scores.shape[1]
-    # A column to spare takes what lies behind the texts.
+    # A spare column takes positions after the end of texts.
     occurred = torch.zeros(len(scores), vocab + 1, dtype=torch.bool, device=scores.device)
     columns = torch.arange(texts.shape[1], device=scores.device)
     occurred.scatter_(1, texts.masked_fill(columns >= lengths.unsqueeze(1), vocab), True)
@@ -257,16 +257,16 @@ def forbid_repeated_ngrams(
     *,
     longest: int,
 ) -> Float[Tensor, "slot vocab"]:
-    """Forbid tokens that would end a sequence of so many tokens that the text has already.
+    """Mask tokens that would complete an n-gram that the text already contains.
 
-    Each slot has its own size, 0 for no rule and `longest` at most.
+    Each slot has its own size n, 0 for no rule and `longest` at most.
 
     Source: `transformers` NoRepeatNGramLogitsProcessor.
     """
     vocab, device = scores.shape[1], scores.device
     at = torch.arange(texts.shape[1], device=device)
     size, length = sizes.unsqueeze(1), lengths.unsqueeze(1)
-    # Whether the text's last tokens, one less than the size, stand before each place too.
+    # Whether the text's last n - 1 tokens also precede each position.
     repeats = (at < length) & (at >= size - 1) & (size > 0)
     for back in range(1, longest):
         last = texts.gather(1, (length - back).clamp(min=0))
@@ -281,7 +281,7 @@ def run_processors(
     text: Int[Tensor, " token"],
     scores: Float[Tensor, " vocab"],
 ) -> Float[Tensor, " vocab"]:
-    """Let processors change the scores of one row, one after the other."""
+    """Apply processors to the scores of one row, in order."""
     row = scores.unsqueeze(0)
     for processor in processors:
         new_scores: Any = processor(text.unsqueeze(0).clone(), row.clone())
@@ -306,7 +306,7 @@ def should_stop(
     text: Int[Tensor, " token"],
     scores: Sequence[Float[Tensor, " vocab"]] | None,
 ) -> bool:
-    """Ask the criteria whether a text is long enough; each is asked, as it may keep count."""
+    """Whether a criterion ends the text; each one is called, as it may be stateful."""
     past = None if scores is None else tuple(step.unsqueeze(0) for step in scores)
     answers: list[Any] = [criterion(text.unsqueeze(0).clone(), past) for criterion in criteria]
     for criterion, answer in zip(criteria, answers, strict=True):
@@ -336,21 +336,21 @@ def choose(
     seeds: Int[Tensor, " slot"],
     positions: Int[Tensor, " slot"],
 ) -> Int[Tensor, " slot"]:
-    """Take the likeliest token, or sample from softmax(logits / temperature) where it is above 0.
+    """Return the most likely token, or sample from softmax(logits / temperature) if above 0.
 
     Sampling is the maximum of logits plus Gumbel noise, which needs no normalized distribution.
 
     Source: Maddison et al. 2014, "A* Sampling", section 2.
     """
     noise = gumbel_noise(seeds, positions, logits.shape[1])
-    # At temperature 0 the noise is multiplied away; forbidden tokens stay at minus infinity.
+    # At temperature 0 the noise is multiplied by 0; masked tokens stay at minus infinity.
     return (logits + temperatures.unsqueeze(1) * noise).argmax(dim=1)
 
 
 def log_probability(
     allowed: Float[Tensor, "slot vocab"], tokens: Int[Tensor, " slot"]
 ) -> Float[Tensor, " slot"]:
-    """The log-probability of each slot's token among what is allowed."""
+    """Return the log-probability of each slot's token among the allowed ones."""
     # `log_softmax`, as `logsumexp` takes three times as long on CPUs.
     return allowed.log_softmax(dim=1).gather(1, tokens.unsqueeze(1)).squeeze(1)
 
@@ -369,9 +369,9 @@ def choose_next(
     end: int,
     sampled: bool,
 ) -> tuple[Int[Tensor, " slot"], Float[Tensor, " slot"]]:
-    """Apply `apply_rules` and `choose`; returns tokens and their log-probabilities.
+    """Apply `apply_rules` and `choose`; return tokens and their log-probabilities.
 
-    May change the logits.
+    May modify the logits.
     """
     rule_state = grammar, last_is_timestamp, before_is_timestamp, last_timestamp
     allowed = apply_rules(logits, bias, *rule_state, begin, end)
@@ -382,14 +382,14 @@ def choose_next(
     return tokens, log_probability(allowed, tokens)
 
 
-# Of sums of exponentials in another order; a rule that is broken gives minus infinity.
+# Tolerance for another summation order; a violated rule gives minus infinity.
 _LOGPROB_TOLERANCE = 1e-4
 
 
 def _is_same_choice(
     found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor], arguments: tuple[Any, ...]
 ) -> bool:
-    # A slot whose scores are no numbers may say anything.
+    # Slots with NaN scores may choose any token.
     counts = ~expected[1].isnan()
     return torch.equal(found[0][counts], expected[0][counts]) and torch.allclose(
         found[1], expected[1], rtol=0, atol=_LOGPROB_TOLERANCE, equal_nan=True
@@ -397,7 +397,7 @@ def _is_same_choice(
 
 
 CHOOSE_NEXT = Checked(kernels.choose_next, choose_next, close=_is_same_choice)
-"""`choose_next`, on a GPU in one launch that reads the logits once."""
+"""`choose_next`; on a GPU one kernel that reads the logits once."""
 
 
 def keep_likeliest(
@@ -407,7 +407,7 @@ def keep_likeliest(
     top_k: int | None,
     top_p: Float[Tensor, " slot"],
 ) -> Float[Tensor, "slot vocab"]:
-    """Forbid all but the likeliest tokens; those as likely as the last one kept are kept too.
+    """Mask all but the most likely tokens; ties with the last one kept are kept too.
 
     Source: Fan et al. 2018, section 5.1; Holtzman et al. 2020, section 3.1. Equal to
     `transformers`' TopKLogitsWarper, then TopPLogitsWarper (tests/decoding/test_options.py).
@@ -417,7 +417,7 @@ def keep_likeliest(
         rising = scaled.sort(dim=1).values
     else:
         rising = scaled.topk(top_k, dim=1).values.flip(1)
-    # What lies at or below a token, with it, is what would be lost by leaving it out.
+    # Probability mass up to and including a token, lost if it is masked.
     lost = rising.softmax(dim=1).cumsum(dim=1)
     kept = (lost > 1 - top_p.unsqueeze(1)) | (top_p == 1).unsqueeze(1)
     kept[:, -1].fill_(True)
@@ -428,7 +428,7 @@ def keep_likeliest(
 def gumbel_noise(
     seeds: Int[Tensor, " slot"], positions: Int[Tensor, " slot"], vocab_size: int
 ) -> Float[Tensor, "slot vocab"]:
-    """Standard Gumbel noise, equal for equal (seed, position, token) everywhere."""
+    """Return standard Gumbel noise, equal for equal (seed, position, token) on all devices."""
     stream = _mix(seeds + _mix(positions + 1)).unsqueeze(1)
     bits = _mix(stream + torch.arange(vocab_size, device=seeds.device))  # (slot, vocab)
     uniform = (_shift(bits, 64 - _NOISE_BITS).float() + 0.5) / (1 << _NOISE_BITS)
@@ -436,7 +436,7 @@ def gumbel_noise(
 
 
 def _mix(values: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
-    # The finalizer of SplitMix64 (Steele et al. 2014): scrambles 64-bit integers.
+    # The finalizer of SplitMix64 (Steele et al. 2014), which scrambles 64-bit integers.
     values = values * -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed integer
     values = (values ^ _shift(values, 30)) * -4658895280553007687  # 0xBF58476D1CE4E5B9
     values = (values ^ _shift(values, 27)) * -7723592293110705685  # 0x94D049BB133111EB
@@ -444,5 +444,5 @@ def _mix(values: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
 
 
 def _shift(values: Int[Tensor, "*shape"], bits: int) -> Int[Tensor, "*shape"]:
-    # Fills with zeros, which torch's signed shift does not.
+    # Logical shift; torch's shift of signed integers is arithmetic.
     return (values >> bits) & ((1 << (64 - bits)) - 1)

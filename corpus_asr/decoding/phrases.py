@@ -1,10 +1,10 @@
-"""Phrases that a search prefers (shallow fusion): an Aho-Corasick automaton, and where slots are.
+"""Phrase boosting (shallow fusion): an Aho-Corasick automaton, and the state of each slot in it.
 
-In: phrases as tokens with a bonus. Out: what the tokens that may follow gain; log-probabilities are
-without it. A slot's gains depend on its own phrases and text alone.
+In: phrases as tokens with a bonus. Out: score bonuses of possible next tokens; log-probabilities
+exclude them. A slot's bonuses depend on its own phrases and text only.
 
-The bonus of a text is the sum, over its positions, of the bonus of the best phrase that begins
-there: so much for each token. It is given in advance, token by token, and taken back where the text
+The bonus of a text is the sum, over its positions, of the bonus of the best phrase that starts
+there, proportional to its tokens. It is granted in advance, token by token, and revoked if the text
 leaves the phrase before its end.
 
 Source: Aho and Corasick 1975; Zhao et al. 2019, "Shallow-Fusion End-to-End Contextual Biasing".
@@ -22,38 +22,38 @@ from corpus_asr.decoding.device import upload
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PhraseTrie:
-    """Phrases as nodes in breadth-first order, so that a node's children follow one another.
+    """An automaton with nodes in breadth-first order, so that a node's children are adjacent.
 
-    At node 0 no phrase has begun. The lists have an entry per node.
+    Node 0 is the state outside of phrases. The lists have an entry per node.
     """
 
     token: list[int]
-    """The token that leads to the node."""
+    """Token of the edge into the node."""
     parent: list[int]
     first: list[int]
-    """The first child."""
+    """Index of the first child."""
     count: list[int]
-    """How many children."""
+    """Number of children."""
     fail: list[int]
-    """The node of the longest suffix with which a phrase begins."""
+    """Failure link: the node of the longest suffix that is a phrase prefix."""
     gain: list[float]
-    """What the token to the node gains beyond what it gains at `fail` of the parent."""
+    """Bonus of the node's token in addition to its bonus at `fail` of the parent."""
     advance: list[float]
-    """What was given for phrases that may still be left; taken back by every token that follows,
-    of which those that continue a phrase gain more than that."""
+    """Bonus granted in advance for unfinished phrases. Every next token revokes it; tokens that
+    continue a phrase have a larger gain."""
     depth: int
-    """The longest way from a node to node 0 by `fail`."""
+    """Maximum number of failure links from a node to node 0."""
 
     @classmethod
     def of(
         cls, phrases: Iterable[tuple[Sequence[int], float]], *, first_share: float = 1.0
     ) -> "PhraseTrie":
-        """Build the automaton of phrases, each with the bonus of one of its tokens.
+        """Build the automaton of phrases, each with the bonus per token.
 
-        The first token has `first_share` of that.
+        The first token has `first_share` of it.
         """
         children: list[dict[int, int]] = [{}]
-        highest, whole = [0.0], [0.0]  # of the phrases through a node; of the one that ends there
+        highest, whole = [0.0], [0.0]  # highest bonus through a node; bonus of its own phrase
         for tokens, bonus in phrases:
             node = 0
             for token_id in tokens:
@@ -69,10 +69,10 @@ class PhraseTrie:
         first: list[int] = []
         count: list[int] = []
         gain, advance, chain = [0.0], [0.0], [0]
-        # Of phrases that have ended: on the way here from node 0; by coming here, with suffixes.
+        # Bonuses of completed phrases: on the path from node 0; at this node, including suffixes.
         kept, ended = [0.0], [0.0]
         number = {0: 0}
-        for node, made in enumerate(order):  # which grows meanwhile
+        for node, made in enumerate(order):  # grows during the loop
             first.append(len(order))
             count.append(len(children[made]))
             for token_id, child in sorted(children[made].items()):
@@ -99,14 +99,14 @@ class PhraseTrie:
 
 @dataclass(frozen=True, slots=True)
 class PhraseLayout:
-    """What a step with phrases depends on beside tensors: a recorded step has no other."""
+    """Parameters besides tensors of a step with phrases; a recorded step has fixed ones."""
 
     allocations: int
-    """How often the tables were allocated."""
+    """Number of allocations of the tables."""
     begins: int
-    """Children of a node 0, at most."""
+    """Maximum number of children of a node 0."""
     children: int
-    """Children of any other node, at most."""
+    """Maximum number of children of any other node."""
     depth: int
 
 
@@ -116,9 +116,9 @@ _COLUMNS = ("token", "first", "count", "fail", "gain", "advance")
 class SlotPhrases:
     """The phrases of every slot, and the node that its text has reached.
 
-    The automata that slots have lie in rows of tables, of which the first has no phrases. On the
-    device a node is numbered through all rows, so that keys of parent and token ascend, and a key's
-    place is its node.
+    Tables have one row per automaton in use; the first row is without phrases. On the device, node
+    numbers continue across rows, so that keys of parent and token ascend, and the position of a key
+    is its node.
     """
 
     def __init__(self, slots: int, vocab_size: int, device: torch.device) -> None:
@@ -126,15 +126,15 @@ class SlotPhrases:
         self._stride = vocab_size + 1
         self._tries: list[PhraseTrie | None] = [None] * slots  # by slot
         self._rows: list[PhraseTrie | None] = []
-        self._nodes = 1  # of a row; the last one is never used
+        self._nodes = 1  # per row; the last one is unused
         self._allocations = 0
-        self._layout: PhraseLayout | None = None  # until rows change
+        self._layout: PhraseLayout | None = None  # None after rows have changed
         self._tables: dict[str, Tensor] = {}
         self._row = torch.zeros(slots, dtype=torch.long, device=device)
         self._node = torch.zeros(slots, dtype=torch.long, device=device)  # in the row
 
     def layout(self, slots: Sequence[int]) -> PhraseLayout | None:
-        """What `slots` need; None where none has phrases."""
+        """Return the parameters for `slots`; None if none has phrases."""
         if not self._rows or all(self._tries[slot] is None for slot in slots):
             return None
         if self._layout is None:
@@ -153,7 +153,7 @@ class SlotPhrases:
         index: Int[Tensor, " batch"],
         tries: Sequence[PhraseTrie | None],
     ) -> None:
-        """Give `slots`, which `index` names on the device, phrases, of which none has begun."""
+        """Set phrases of `slots`, with `index` on the device, and reset their state to node 0."""
         for slot, trie in zip(slots, tries, strict=True):
             self._tries[slot] = trie
         if not self._rows and all(trie is None for trie in tries):
@@ -163,14 +163,14 @@ class SlotPhrases:
         self._node.index_fill_(0, index, 0)
 
     def move(self, source: int, target: int) -> None:
-        """Make slot `target` what slot `source` is; `source` is free afterwards."""
+        """Copy slot `source` to slot `target` and free `source`."""
         self._tries[target], self._tries[source] = self._tries[source], None
         if self._rows:
             for held in (self._row, self._node):
                 held[target] = held[source]
 
     def reorder(self, slots: Int[Tensor, " batch"], sources: Int[Tensor, " batch"]) -> None:
-        """Let `slots` have said what `sources` said, all at once; their phrases stay."""
+        """Copy the states of `sources` to `slots` at once; phrases are unchanged."""
         self._node[slots] = self._node[sources]
 
     def boost(
@@ -179,7 +179,7 @@ class SlotPhrases:
         index: Int[Tensor, " batch"],
         layout: PhraseLayout,
     ) -> None:
-        """Add, in place, what tokens gain; all of them lose the `advance` of their slot."""
+        """Add, in place, the gains of tokens, and subtract the `advance` of each slot."""
         root, node = self._reached(index)
         for _ in range(self._depth(root, node, layout)):
             count = self._tables["count"][node] * (node != root)
@@ -189,20 +189,20 @@ class SlotPhrases:
         self._add(scores, root, torch.ones_like(root), count, layout.begins)
 
     def advance(self, index: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
-        """What slots were given in advance so far."""
+        """Return the bonus granted to slots in advance so far."""
         return self._tables["advance"][self._reached(index)[1]]
 
     def advance_after(
         self, tokens: Int[Tensor, " batch"], index: Int[Tensor, " batch"], layout: PhraseLayout
     ) -> Float[Tensor, " batch"]:
-        """What slots will have been given in advance once they say `tokens`."""
+        """Return the bonus granted to slots in advance after `tokens`."""
         root, node = self._reached(index)
         return self._tables["advance"][root + self._after(tokens, root, node, layout)]
 
     def update(
         self, tokens: Int[Tensor, " batch"], index: Int[Tensor, " batch"], layout: PhraseLayout
     ) -> None:
-        """Note what slots said."""
+        """Advance the states of slots by their tokens."""
         self._node[index] = self._after(tokens, *self._reached(index), layout)
 
     def _reached(
@@ -214,7 +214,7 @@ class SlotPhrases:
     def _depth(
         self, root: Int[Tensor, " batch"], node: Int[Tensor, " batch"], layout: PhraseLayout
     ) -> int:
-        # Mostly no phrase has begun; of a GPU the host would have to wait for that.
+        # Usually no phrase has begun; on a GPU the check would synchronize.
         nothing_begun = self._device.type == "cpu" and bool((node == root).all())
         return 0 if nothing_begun else layout.depth
 
@@ -244,7 +244,7 @@ class SlotPhrases:
     ) -> None:
         places = torch.arange(most, device=self._device)
         child = (root + first).unsqueeze(1) + places  # (batch, child)
-        # Node 0 stands for what is none: its token gains nothing.
+        # Node 0 stands for a missing child: its token gains nothing.
         child = torch.where(places < count.unsqueeze(1), child, root.unsqueeze(1))
         scores.scatter_add_(1, self._tables["token"][child], self._tables["gain"][child])
 
@@ -290,8 +290,8 @@ class SlotPhrases:
         self._layout = None
         trie, start = self._rows[row], row * self._nodes
         key = self._tables["key"][start : start + self._nodes]
-        key.fill_((start + self._nodes) * self._stride - 1)  # after those of all nodes
-        key[:1].fill_(start * self._stride)  # before those of its children
+        key.fill_((start + self._nodes) * self._stride - 1)  # after the keys of all nodes
+        key[:1].fill_(start * self._stride)  # before the keys of its children
         for name in _COLUMNS:
             self._tables[name][start : start + self._nodes].fill_(0)
         if trie is None:
@@ -306,5 +306,5 @@ class SlotPhrases:
 
 
 def _power_of_two(number: int) -> int:
-    # Few sizes, as steps are recorded for each.
+    # Rounded to few sizes, as steps are recorded for each.
     return 1 << max(0, number - 1).bit_length()

@@ -1,4 +1,4 @@
-"""What search needs from a network, its jobs and results, and which jobs fit a network."""
+"""Interfaces between search and network: slot models, jobs, results and their validation."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -15,20 +15,20 @@ from corpus_asr.errors import ItemError
 from corpus_asr.failure_kinds import NOT_A_NUMBER
 
 Slots = Sequence[int] | Int[Tensor, " batch"]
-"""Slots by number; on a GPU also as a tensor there, so that a recorded call finds others in it."""
+"""Slot numbers; on a GPU also as a device tensor, so that recorded calls can use other slots."""
 
 
 class SlotModel(Protocol):
     """An encoder-decoder whose decoder keeps its caches in numbered slots.
 
-    `state` is whatever `new_state` returned: preallocated caches for self-attention
+    `state` is the return value of `new_state`: preallocated caches for self-attention
     (slot, head, max_target_positions, head_dim) and cross-attention (slot, head, pos, head_dim).
-    Nothing grows and no slot's content depends on another's.
+    Sizes are constant and slots are independent.
     """
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -36,11 +36,11 @@ class SlotModel(Protocol):
 
     @property
     def vocab_size(self) -> int:
-        """Width of the logits."""
+        """Vocabulary size of the logits."""
 
     @property
     def max_target_positions(self) -> int:
-        """Longest token sequence a slot can hold."""
+        """Maximum number of tokens in a slot."""
 
     @property
     def window_shape(self) -> tuple[int, int]:
@@ -48,14 +48,14 @@ class SlotModel(Protocol):
 
     @property
     def frame_step(self) -> int:
-        """Windows are encoded up to any multiple of so many frames: 1 for all lengths."""
+        """Encoded lengths are multiples of this number of frames; 1 for any length."""
 
     @property
     def has_encoder(self) -> bool:
-        """False for a decoder that reads what its main model has encoded."""
+        """False for a decoder that uses its main model's encoder output."""
 
     def new_state(self, slots: int, *, beams: int = 1) -> Any:
-        """Allocate caches for `slots` sequences, of which each `beams` adjacent share a window.
+        """Allocate caches for `slots` sequences; each `beams` adjacent ones share a window.
 
         `step` then takes all slots of a window or none.
         """
@@ -66,9 +66,9 @@ class SlotModel(Protocol):
         *,
         num_frames: Sequence[int] | None = None,
     ) -> Float[Tensor, "batch pos width"]:
-        """Encode whole windows; of each the first `num_frames` are used, as if there were no more.
+        """Encode whole windows; of each only the first `num_frames` are used.
 
-        None uses them all. What is returned has the shape of whole windows either way.
+        None uses all frames. The result has the shape of whole windows in both cases.
         """
 
     def fill(
@@ -81,8 +81,8 @@ class SlotModel(Protocol):
     ) -> None:
         """Write the cross-attention keys and values of `encoded` into `slots`, one per window.
 
-        `num_frames` are those that it was encoded with. What was recorded before they were first
-        given to a state must not be replayed afterwards.
+        `num_frames` are those used for encoding. Recordings made before a state first had
+        `num_frames` must not be replayed.
         """
 
     def prefill(
@@ -92,9 +92,9 @@ class SlotModel(Protocol):
         tokens: Int[Tensor, "batch token"],
         lengths: Sequence[int],
     ) -> Float[Tensor, "batch token width"]:
-        """Run prompts, padded on the right, from position 0; `slots` hold nothing else then.
+        """Run prompts, padded on the right, from position 0; `slots` must be empty.
 
-        Hidden states past a row's length are meaningless.
+        Hidden states after a row's length are undefined.
         """
 
     def step(
@@ -107,8 +107,8 @@ class SlotModel(Protocol):
     ) -> Float[Tensor, "slot vocab"]:
         """Advance the first `len(tokens)` slots by one token each, at its own position.
 
-        On a GPU positions are not checked, as the host would have to wait for it; and only what
-        lies before `reach` is looked at, where the caller knows that nobody is further.
+        On a GPU positions are not validated, which would synchronize; with `reach` only cache
+        positions before it are read, which must include all slots.
         """
 
     def extend(
@@ -120,8 +120,8 @@ class SlotModel(Protocol):
     ) -> Float[Tensor, "batch token vocab"]:
         """Run several tokens of each of `slots`, the first at `positions`; all are cached.
 
-        A later call may start at an earlier position again: what lies after it is overwritten
-        before it can be seen.
+        A later call may start at an earlier position again: entries after it are overwritten
+        before they are read.
         """
 
     def align(
@@ -132,52 +132,52 @@ class SlotModel(Protocol):
         lengths: Sequence[int],
         heads: Sequence[tuple[int, int]],
     ) -> tuple[Float[Tensor, "batch head token pos"], Float[Tensor, "batch token width"]]:
-        """Cross-attention, after the softmax, of these (layer, head) while `tokens` are read.
+        """Return cross-attention weights of these (layer, head) while `tokens` are read.
 
-        In float32; also returns the hidden states. Tokens are padded on the right; what lies past a
-        row's length is meaningless. Uses the windows in `slots`; leaves the slots' self-attention
-        caches as they are.
+        In float32 after the softmax; also returns the hidden states. Tokens are padded on the
+        right; values after a row's length are undefined. Uses the windows in `slots`; their
+        self-attention caches are unchanged.
         """
 
     def reorder(self, state: Any, slots: Sequence[int], sources: Int[Tensor, " slot"]) -> None:
-        """Give `slots` the self-attention caches of `sources`; windows stay (beam search)."""
+        """Copy the self-attention caches of `sources` to `slots`, not the windows (beam search)."""
 
     def logits(self, hidden: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch vocab"]:
         """Project hidden states to the vocabulary, in float32."""
 
     def move(self, state: Any, source: int, target: int) -> None:
-        """Copy everything slot `source` holds into slot `target`."""
+        """Copy all caches of slot `source` to slot `target`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenRules:
-    """What a window may say; ids and positions only.
+    """Constraints on a window's tokens, by IDs and positions.
 
     Sampling positions are counted from the first token after the prompt.
     """
 
     end: int
-    """The token that ends a sequence; under the grammar, the first that is no text."""
+    """The token that ends a sequence; under the grammar, the first non-text token."""
     is_endless: bool = False
-    """Whether `end`, too, is a token as others: only the length ends a sequence."""
+    """Whether `end` is an ordinary token: only the length limit ends a sequence."""
     suppress: tuple[int, ...] = ()
-    """Never sampled."""
+    """Tokens never sampled."""
     suppress_first: tuple[int, ...] = ()
-    """Not sampled at the first position."""
+    """Tokens not sampled at the first position."""
     only: tuple[int, ...] = ()
     """If not empty, the only tokens allowed (language detection)."""
     timestamp_begin: int | None = None
-    """First timestamp token; None switches the timestamp grammar off."""
+    """First timestamp token; None disables the timestamp grammar."""
     no_timestamps: int | None = None
-    """The token that asks for text without timestamps; never sampled under the grammar."""
+    """The token that requests text without timestamps; never sampled under the grammar."""
     max_initial_timestamp: int | None = None
     """Largest first timestamp, in steps after `timestamp_begin`."""
     resumes: bool = False
-    """Whether a text that the prompt begins has more to say: `end` may not follow at once."""
+    """Whether the prompt ends with an unfinished text, so that `end` may not come first."""
 
     @property
     def last(self) -> int:
-        """The token that ends a sequence; -1, which none is, where nothing does."""
+        """The token that ends a sequence; -1 if there is none."""
         return -1 if self.is_endless else self.end
 
 
@@ -185,43 +185,43 @@ LogitsProcessor = Callable[[Int[Tensor, "1 token"], Float[Tensor, "1 vocab"]], T
 """Changes the scores of the next token, given prompt and text so far; as in `transformers`."""
 
 StoppingCriterion = Callable[..., Any]
-"""Tells, given prompt and text so far and the scores, whether to stop; as in `transformers`."""
+"""Returns, given prompt and text so far and scores, whether to stop; as in `transformers`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Search:
-    """How one window is searched; the default is greedy."""
+    """Search settings of one window; the default is greedy."""
 
     temperature: float = 0.0
-    """Above 0 tokens are sampled."""
+    """Tokens are sampled if above 0."""
     top_k: int | None = None
-    """Sample among this many likeliest tokens."""
+    """Sample from this many most likely tokens."""
     top_p: float | None = None
-    """Sample among the likeliest tokens that together reach this probability."""
+    """Sample from the most likely tokens with this total probability."""
     repetition_penalty: float = 1.0
     """Divides positive and multiplies negative scores of tokens that occurred, prompt included."""
     no_repeat_ngram_size: int = 0
-    """No sequence of so many tokens occurs twice, prompt included; 0 for no such rule."""
+    """Size of n-grams that may not repeat, prompt included; 0 for no such rule."""
     phrases: PhraseTrie | None = None
-    """Preferred, by a bonus that counts in no log-probability."""
+    """Preferred phrases; their bonus does not count in log-probabilities."""
     stop_loops: bool = False
-    """End a window early once it repeats itself for good; `WindowResult.looped` tells."""
+    """End a window early in a repetition loop; sets `WindowResult.looped`."""
     num_beams: int = 1
-    """Beams kept side by side, at temperature 0."""
+    """Number of parallel beams at temperature 0."""
     length_penalty: float = 1.0
     """Finished beams are ranked by the sum of log-probabilities over length to this power."""
     early_stopping: bool | Literal["never"] = False
-    """As in `transformers`: stop at `num_beams` finished beams, or when none can get better."""
+    """As in `transformers`: stop at `num_beams` finished beams, or when none can improve."""
     assistant: SlotModel | None = None
-    """A smaller model that drafts tokens for the large one to check; the text stays the same."""
+    """A smaller model that drafts tokens for the large one to check; the text is the same."""
     num_draft_tokens: int = 5
     """Tokens the assistant drafts before each check."""
     early_processors: tuple[LogitsProcessor, ...] = ()
-    """Applied in turn after the two rules against repetition, before the `TokenRules`."""
+    """Applied in order after the two rules against repetition, before the `TokenRules`."""
     processors: tuple[LogitsProcessor, ...] = ()
-    """Applied in turn after every other rule."""
+    """Applied in order after every other rule."""
     stopping: tuple[StoppingCriterion, ...] = ()
-    """The window ends when one of them says so."""
+    """Criteria of which any ends the window."""
     keep_scores: bool = False
     """Keep the scores of every step in the result: (token, vocab) in float32."""
 
@@ -254,20 +254,20 @@ class Search:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _HeardWindow:
+class _WindowInput:
     features: Float[np.ndarray, "mel frame"]
     """A whole window, padded; any float type."""
     window: tuple[int, ...]
-    """Names the window among its task's jobs; a job like the one before reuses its encoding."""
+    """Key of the window among its task's jobs; successive equal keys share an encoding."""
     num_frames: int | None = None
-    """Frames of the window that are encoded, a multiple of `SlotModel.frame_step`; None for all."""
+    """Number of encoded frames, a multiple of `SlotModel.frame_step`; None for all."""
     encoded: Float[Tensor, "pos width"] | None = None
-    """The encoder's output, where the caller has it already; `features` are then read only by an
-    assistant that listens for itself."""
+    """The encoder output, if the caller has it; `features` are then read only by an assistant with
+    an encoder of its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WindowJob(_HeardWindow):
+class WindowJob(_WindowInput):
     """One window to decode."""
 
     prompt: tuple[int, ...]
@@ -275,122 +275,120 @@ class WindowJob(_HeardWindow):
     max_new_tokens: int
     search: Search = Search()
     seed: int = 0
-    """Seeds the noise when sampling; must name recording, window and temperature."""
+    """Seed of the sampling noise; must be derived from recording, window and temperature."""
     score_token: int | None = None
-    """A token (no-speech) whose raw probability is wanted, as said after `score_position`."""
+    """A token (no-speech) whose raw probability after `score_position` is returned."""
     score_position: int = 0
     num_prefix: int = 0
-    """Last tokens of the prompt that count as the text's first; results do not repeat them."""
+    """Number of last prompt tokens that count as the text's first; results exclude them."""
 
     @property
     def prefix(self) -> tuple[int, ...]:
-        """These tokens."""
+        """The prompt's last `num_prefix` tokens."""
         return self.prompt[len(self.prompt) - self.num_prefix :]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenTiming:
-    """Which tokens of an alignment begin where."""
+    """Selection of an alignment's tokens whose start positions are computed."""
 
     first: int
-    """The first of them among the job's tokens."""
+    """Index of the first selected token among the job's tokens."""
     count: int
     positions: int
-    """Encoder positions that hold audio: attention to what follows is left out."""
+    """Encoder positions with audio: attention to later ones is excluded."""
     filter_width: int
-    """Positions of the median filter over attention; an odd number."""
+    """Width of the median filter over attention in positions; odd."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AlignJob(_HeardWindow):
-    """Ask how the tokens of a window lie in time: cross-attention while they are read."""
+class AlignJob(_WindowInput):
+    """Align the tokens of a window in time by cross-attention."""
 
     tokens: tuple[int, ...]
     """Prompt and text."""
     heads: tuple[tuple[int, int], ...]
     """(decoder layer, head) pairs."""
     choices: int | None = None
-    """Log-probabilities are among the ids below this, the text; None for the whole vocabulary."""
+    """Log-probabilities are over the IDs below this (text); None for the whole vocabulary."""
     timing: TokenTiming | None = None
-    """Asks where tokens begin, in place of the weights."""
+    """Requests start positions of tokens in place of weights."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WindowResult:
-    """What was found."""
+    """Result of a `WindowJob`."""
 
     tokens: tuple[int, ...]
-    """New tokens, end token left out."""
+    """New tokens, without end token."""
     logprobs: tuple[float, ...]
     """Log-probability of each new token under the rules, before temperature.
 
-    Where `top_k` or `top_p` rule out others, it is that among the tokens they leave.
-    """
+    With `top_k` or `top_p`, it is normalized over the tokens they keep."""
     end_logprob: float | None
-    """That of the end token; None when the length limit came first."""
+    """Log-probability of the end token; None if the length limit came first."""
     score: float | None
-    """Probability of `score_token`, where asked for."""
+    """Probability of `score_token`, if requested."""
     looped: bool = False
-    """Whether it was ended because it repeated itself."""
+    """Whether a repetition loop ended it."""
     scores: Float[Tensor, "token vocab"] | None = None
-    """What each token was chosen from (end token included), where `keep_scores` asks for it.
+    """Scores that each token was chosen from, end token included, if `keep_scores` is set.
 
-    Under the rules and, where it was sampled, divided by the temperature and narrowed by `top_k`
-    and `top_p`.
+    After the rules and, if sampled, divided by the temperature and masked by `top_k` and `top_p`.
     """
     sequence_score: float | None = None
     """The beam's log-probability with its length penalty."""
     parents: tuple[int, ...] = ()
-    """Of beams: which of them each token (end token included) was appended to."""
+    """Beam search: index of the beam each token (end token included) was appended to."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AlignResult:
-    """How the tokens of a window lie in time."""
+    """Result of an `AlignJob`."""
 
     logprobs: tuple[float, ...]
     """Log-probability of each token but the first, given those before it, over the raw logits of
-    the job's `choices`; minus infinity for a token that is none of them."""
+    the job's `choices`; minus infinity for a token outside of them."""
     weights: Float[np.ndarray, "head token pos"] | None = None
-    """Cross-attention, after the softmax, in float32; None where the job has a `timing`."""
+    """Cross-attention weights in float32; None if the job has a `timing`."""
     begins: tuple[int, ...] = ()
-    """The position at which each token of the job's `timing` begins."""
+    """Start position of each token of the job's `timing`."""
 
 
 Job = WindowJob | AlignJob
 Result = WindowResult | AlignResult
 Outcome = Result | ItemError
-"""What came of a job: of windows side by side one may fail, and no other with it."""
+"""Result of a job; windows decoded in parallel fail independently."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSize:
-    """The shape of an encoder-decoder, and the bytes of its weights."""
+    """Dimensions of an encoder-decoder, and the bytes of its weights."""
 
     layers: int
-    """Of the decoder."""
+    """Number of decoder layers."""
     width: int
-    """Of hidden states, in both towers."""
+    """Size of hidden states, in encoder and decoder."""
     inner_width: int
-    """Of the encoder's feed-forward layers."""
+    """Inner size of the encoder's feed-forward layers."""
     vocab_size: int
     tokens: int
-    """Longest sequence of the decoder."""
+    """Maximum sequence length of the decoder."""
     positions: int
     """Encoder positions of a window."""
     window_values: int
-    """Values of a window's features."""
+    """Number of values of a window's features."""
     element_bytes: int
-    """Of a weight, a hidden state, a cached key of a text."""
+    """Bytes of a weight, a hidden state or a self-attention cache value."""
     linear_element_bytes: int
-    """Of a weight of a linear map, as packed: 1 with int8."""
+    """Bytes of a packed linear weight: 1 with int8."""
     window_element_bytes: int
-    """Of a cached key of a window."""
+    """Bytes of a cross-attention cache value."""
     weight_bytes: int
 
 
 def check_job(job: Job, model: SlotModel) -> None:
-    """Raise ValueError for a job that the model cannot do."""
+    """Raise ValueError for a job that the model does not support."""
     if job.encoded is not None and tuple(job.encoded.shape) != model.window_shape:
         raise ValueError(
             f"decoding an encoded window: found shape {tuple(job.encoded.shape)}, expected "
@@ -409,8 +407,8 @@ def check_job(job: Job, model: SlotModel) -> None:
 
 
 def no_numbers(logprobs: Sequence[float], model: SlotModel) -> ItemError | None:
-    """Return what is wrong with a window of which the model's output is not a number."""
-    # Minus infinity is no error: it is the log-probability of what may not be said.
+    """Return the error of a window with NaN model output; None if there is none."""
+    # Minus infinity is valid: it is the log-probability of masked tokens.
     if not any(math.isnan(logprob) for logprob in logprobs):
         return None
     return ItemError(
@@ -440,7 +438,7 @@ def _check_window(job: WindowJob, model: SlotModel) -> None:
     _check_ids(job.prompt, model, what="prompt")
     if job.search.assistant is not None:
         check_assistant(model, job.search.assistant)
-    # The first step takes twice `num_beams` candidates, all of one beam.
+    # The first step takes twice `num_beams` candidates, all from one beam.
     if job.search.num_beams > model.vocab_size // 2:
         raise ValueError(
             f"searching with {job.search.num_beams} beams: a vocabulary of {model.vocab_size} "
@@ -479,7 +477,7 @@ def _check_ids(tokens: Sequence[int], model: SlotModel, *, what: str) -> None:
 
 
 def check_assistant(model: SlotModel, assistant: SlotModel) -> None:
-    """Make sure that one model can draft for another."""
+    """Raise ValueError if the assistant cannot draft for the model."""
     if assistant.vocab_size != model.vocab_size:
         raise ValueError(
             f"drafting with an assistant of {assistant.vocab_size} tokens for a model of "

@@ -75,7 +75,7 @@ class Recognizer(ABC):
     def load(cls, checkpoint: str | None, *, device: str, compute_type: str) -> Self:
         """Load the model in the process that uses it.
 
-        `checkpoint` is `model.checkpoint` as it stands, or None; `device` is `cpu`, `cuda` or
+        `checkpoint` is `model.checkpoint` verbatim, or None; `device` is `cpu`, `cuda` or
         `cuda:N`; `compute_type` is `auto` or a data type.
         """
 
@@ -83,19 +83,19 @@ class Recognizer(ABC):
     def transcribe(
         self, windows: Sequence[Float[np.ndarray, " sample"]], *, language: str | None
     ) -> Sequence[Recognized]:
-        """Recognize windows of 16 kHz samples in float32, mono, in [-1, 1]; one result for each.
+        """Recognize windows of 16 kHz mono samples in float32, in [-1, 1]; one result per window.
 
         A result should not depend on the other windows of a call. `language` is a code, or None
-        where it is to be detected. An exception is the failure of one recording: windows of a call
-        that raises are given again one by one.
+        to detect it. An exception counts for one recording: after a call that raises, its windows
+        are passed again one by one.
         """
 
 
 def checked(found: Any, durations_s: Sequence[float]) -> list[Recognized | ItemError]:
-    """Return what a recognizer gave for windows, each wrong result as the error that it is.
+    """Return a recognizer's results, with invalid ones replaced by their error.
 
     Raises:
-        ItemError: it is not one result for each window.
+        ItemError: the number of results differs from the number of windows.
     """
     results = list(found) if isinstance(found, Sequence) else None
     if results is None or len(results) != len(durations_s):

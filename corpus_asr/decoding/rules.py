@@ -1,4 +1,4 @@
-"""What each slot may say next, on the device: suppression, the timestamp grammar, and no loops."""
+"""Token rules of each slot, on the device: suppression, timestamp grammar, repetition detection."""
 
 from collections.abc import Sequence
 
@@ -12,19 +12,19 @@ from corpus_asr.decoding.protocols import TokenRules, WindowJob
 FORBIDDEN = float("-inf")
 
 LONGEST_PHRASE = 64
-"""Tokens; a fifth of a window's text could hold no longer one five times."""
+"""Maximum phrase length in tokens; a longer one could not occur five times in a window's text."""
 MIN_REPEATS = 4
-"""How often a phrase is said again before it counts."""
+"""Minimum number of consecutive repetitions of a phrase."""
 MIN_REPEATED_TOKENS = 48
-"""A short phrase must go on for so long: people do say "no, no, no, no", but not for 50 tokens."""
+"""Minimum length of a repetition in tokens: people do say "no, no, no, no", but not for 50."""
 
 
 class SlotRules:
-    """The rules and grammar state of every slot.
+    """Token rules and grammar state of every slot.
 
     The grammar: timestamps come in pairs, except directly before the end; they never decrease, and
     a segment is never empty; the first token is a timestamp; and when the timestamps together are
-    likelier than any single text token, a timestamp it is.
+    more likely than any single text token, a timestamp is sampled.
 
     Source: Radford et al. 2022, section 2.3; openai-whisper `ApplyTimestampRules`. Equal to it
     token for token (tests/decoding/test_rules.py).
@@ -33,11 +33,11 @@ class SlotRules:
     def __init__(
         self, slots: int, vocab_size: int, device: torch.device, *, by_row: bool = False
     ) -> None:
-        """Hold rules for `slots`; `by_row` is that of `apply_rules`."""
+        """Allocate rules for `slots`; `by_row` is as in `apply_rules`."""
         self._vocab_size = vocab_size
         self._device = device
         self._by_row = by_row
-        self._timestamp_begin = vocab_size  # no grammar seen yet: an empty range of timestamps
+        self._timestamp_begin = vocab_size  # no grammar yet: an empty range of timestamps
         self._end = 0
         self._masks: dict[TokenRules, tuple[Tensor, Tensor, Tensor]] = {}
         self._bias = torch.zeros(slots, vocab_size, device=device)
@@ -49,7 +49,7 @@ class SlotRules:
 
     @property
     def layout(self) -> tuple[int, int]:
-        """What `apply` and `update` depend on beside tensors; changes with `admit` alone."""
+        """Values besides tensors that `apply` and `update` depend on; only `admit` changes them."""
         return self._timestamp_begin, self._end
 
     def admit(
@@ -58,7 +58,7 @@ class SlotRules:
         rules: Sequence[TokenRules],
         prefixes: Sequence[Sequence[int]] = (),
     ) -> None:
-        """Give `slots` new rules and forget what they said before; their texts begin so."""
+        """Set new rules for `slots` and clear their state; their texts begin with `prefixes`."""
         for rule in rules:
             self._note_layout(rule)
         always, first, grammar = zip(*map(self._mask, rules), strict=True)
@@ -71,7 +71,7 @@ class SlotRules:
             (self._bias, always), (self._first_bias, first), (self._grammar, grammar),
         ):  # fmt: skip
             held.index_copy_(0, slots, torch.stack(values))
-        # With nothing said yet the grammar treats both tokens before as timestamps.
+        # Before the first token, the grammar treats both preceding tokens as timestamps.
         self._last_is_timestamp.index_fill_(0, slots, True)
         self._one_before_is_timestamp.index_fill_(0, slots, True)
         self._last_timestamp.index_fill_(0, slots, -1)
@@ -86,7 +86,7 @@ class SlotRules:
         slots: Int[Tensor, " batch"],
         prefixes: Sequence[Sequence[int]] = (),
     ) -> Float[Tensor, "batch vocab"]:
-        """Forbid, in place, what may not come directly after the prompt, or after a prefix."""
+        """Mask, in place, tokens that may not follow the prompt or a prefix."""
         bias, grammar = self._first_bias[slots], self._grammar[slots]
         if not any(prefixes):
             logits += bias
@@ -99,11 +99,11 @@ class SlotRules:
         return _prefer_timestamps(logits, grammar, self._timestamp_begin)
 
     def apply(self, logits: Float[Tensor, "slot vocab"]) -> Float[Tensor, "slot vocab"]:
-        """Forbid, in place, what the first `len(logits)` slots may not say next."""
+        """Mask, in place, tokens that the first `len(logits)` slots may not choose next."""
         return apply_rules(logits, *self.of_first(len(logits)), *self.layout, by_row=self._by_row)
 
     def of_first(self, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """What `apply_rules` takes of the first `count` slots."""
+        """Return the `apply_rules` arguments of the first `count` slots."""
         last, one_before = self._last_is_timestamp[:count], self._one_before_is_timestamp[:count]
         bias, grammar = self._bias[:count], self._grammar[:count]
         return bias, grammar, last, one_before, self._last_timestamp[:count]
@@ -115,7 +115,7 @@ class SlotRules:
         *,
         sources: Int[Tensor, " batch"] | None = None,
     ) -> None:
-        """Note what `slots` said, after what was said in `sources` where these are given."""
+        """Record the tokens of `slots`, whose earlier tokens are those of `sources` if given."""
         previous_slots = slots if sources is None else sources
         step = tokens - self._timestamp_begin
         is_timestamp = step >= 0
@@ -126,16 +126,16 @@ class SlotRules:
         )
 
     def move(self, source: int, target: int) -> None:
-        """Make slot `target` what slot `source` is."""
+        """Copy slot `source` to slot `target`."""
         for tensor in (self._bias, self._grammar, *self._said()):
             tensor[target] = tensor[source]
 
     def snapshot(self) -> tuple[Tensor, ...]:
-        """Copy what every slot said, for `restore`."""
+        """Copy the grammar state of every slot, for `restore`."""
         return tuple(tensor.clone() for tensor in self._said())
 
     def restore(self, snapshot: tuple[Tensor, ...]) -> None:
-        """Let every slot have said what it had at `snapshot`."""
+        """Reset the grammar state of every slot to a `snapshot`."""
         for tensor, values in zip(self._said(), snapshot, strict=True):
             tensor.copy_(values)
 
@@ -155,9 +155,8 @@ class SlotRules:
     def _mask(
         self, rules: TokenRules
     ) -> tuple[Float[Tensor, " vocab"], Float[Tensor, " vocab"], Bool[Tensor, ""]]:
-        # What is added to the logits of any position and of the first, and whether there is a
-        # grammar.
-        # Made once: masks are as wide as the vocabulary, and most jobs have the same rules.
+        # Bias of the logits at any position and at the first one, and whether a grammar applies.
+        # Cached: masks are as wide as the vocabulary, and most jobs have the same rules.
         if rules not in self._masks:
             always = torch.zeros(self._vocab_size)
             if rules.only:
@@ -195,10 +194,10 @@ def apply_rules(
     *,
     by_row: bool = False,
 ) -> Float[Tensor, "slot vocab"]:
-    """Forbid, in place, what slots with such rules and grammar states may not say next.
+    """Mask, in place, tokens that slots with these rules and grammar states may not choose next.
 
-    Timestamps are the tokens from `begin` on; `last_timestamp` counts from there. With `by_row` the
-    host asks which slots are concerned: faster on a CPU, but no step to be recorded.
+    Timestamps are the tokens from `begin`; `last_timestamp` is relative to it. With `by_row` the
+    host reads which slots are affected: faster on a CPU, but the step cannot be recorded.
     """
     logits += bias
     pair_complete = (grammar & last_is_timestamp & before_is_timestamp).unsqueeze(1)
@@ -231,8 +230,8 @@ def _forbid(
     if not by_row:
         tokens.masked_fill_(slots.unsqueeze(1), FORBIDDEN)
         return
-    # A masked fill goes through the whole vocabulary even where it changes nothing: twice 0.3 ms of
-    # a step's 29 (8 slots of whisper-base, one thread).
+    # A masked fill traverses the whole vocabulary even without masked values: twice 0.3 ms of a
+    # step's 29 (8 slots of whisper-base, one thread).
     for slot in slots.nonzero().flatten().tolist():
         tokens[slot].fill_(FORBIDDEN)
 
@@ -240,13 +239,13 @@ def _forbid(
 class RepetitionDetector:
     """Counts, for every slot and every phrase length, how long the text has repeated itself.
 
-    A slot is caught in a loop when its last tokens are one phrase of at most `LONGEST_PHRASE`
-    tokens, said once and then at least `MIN_REPEATS` times again, over at least
-    `MIN_REPEATED_TOKENS` tokens. All timestamps count as the same token.
+    A slot is in a loop when its last tokens are one phrase of at most `LONGEST_PHRASE` tokens,
+    followed by at least `MIN_REPEATS` repetitions, over at least `MIN_REPEATED_TOKENS` tokens. All
+    timestamps count as the same token.
     """
 
-    # Such a text compresses far better than the 2.4 times above which Whisper's own rules decode a
-    # window again, so nothing is lost that would have been kept.
+    # Such a text compresses far better than 2.4, the ratio above which Whisper's own rules decode a
+    # window again, so no text is lost that would have been kept.
 
     def __init__(self, slots: int, vocab_size: int, device: torch.device) -> None:
         self._vocab_size = vocab_size
@@ -260,7 +259,7 @@ class RepetitionDetector:
         self._watches = [False] * slots
 
     def admit(self, slots: Sequence[int], jobs: Sequence[WindowJob]) -> None:
-        """Watch the slots whose jobs ask for it, from the end of their prompts on."""
+        """Start detection in slots whose jobs request it, after their prompts."""
         for slot, job in zip(slots, jobs, strict=True):
             self._watches[slot] = job.search.stop_loops
         begins = [job.rules.timestamp_begin for job in jobs]
@@ -277,7 +276,7 @@ class RepetitionDetector:
         self._repeated.index_fill_(0, index, 0)
 
     def watches(self, slots: Sequence[int]) -> bool:
-        """Tell whether any of `slots` is watched; if none is, `update` can be left out."""
+        """Whether detection is active in any of `slots`; if not, `update` can be skipped."""
         return any(self._watches[slot] for slot in slots)
 
     def update(
@@ -288,7 +287,7 @@ class RepetitionDetector:
         lengths: Int[Tensor, " batch"],
         going: Bool[Tensor, " batch"],
     ) -> Bool[Tensor, " batch"]:
-        """Note what `slots` say, and tell which of them are caught in a loop."""
+        """Record the tokens of `slots`; return which of them are in a loop."""
         positions = lengths.unsqueeze(1) - self._period  # (batch, period)
         earlier = texts[slots.unsqueeze(1), positions.clamp(min=0)]
         alike_from = self._alike_from[slots].unsqueeze(1)
@@ -305,9 +304,9 @@ class RepetitionDetector:
         lengths: Int[Tensor, " batch"],
         slots: slice | Int[Tensor, " batch"],
     ) -> Bool[Tensor, "batch choice"]:
-        """Tell which of several texts of each slot, all of one length, end in a loop.
+        """Return which of several texts of each slot, all of one length, end in a loop.
 
-        Looks at the texts alone, where beams that take each other's place could keep no count.
+        Stateless, since beams replace each other and could keep no count.
         """
         longest = MIN_REPEATS * LONGEST_PHRASE
         back = torch.arange(longest + LONGEST_PHRASE, 0, -1, device=texts.device)
@@ -315,14 +314,14 @@ class RepetitionDetector:
         tail = texts.gather(2, at.clamp(min=0).unsqueeze(1).expand(-1, texts.shape[1], -1))
         tail = tail.minimum(self._alike_from[slots].view(-1, 1, 1))
         early = at < self._start[slots].unsqueeze(1)
-        # As long as the longest loop, once from each of the periods before it, the longest first.
+        # The length of the longest loop, compared with each shift by a period, longest first.
         periods = tail.masked_fill(early.unsqueeze(1), -1).unfold(2, longest, 1)[:, :, :-1]
         same = periods == tail[:, :, LONGEST_PHRASE:].unsqueeze(2)  # (batch, choice, period, back)
         same |= back[LONGEST_PHRASE:] > self._needed.flip(0).unsqueeze(1)
         return same.all(dim=3).any(dim=2) & self._watched[slots].unsqueeze(1)
 
     def move(self, source: int, target: int) -> None:
-        """Make slot `target` what slot `source` is."""
+        """Copy slot `source` to slot `target`."""
         for tensor in (self._repeated, self._start, self._alike_from, self._watched):
             tensor[target] = tensor[source]
         self._watches[target] = self._watches[source]

@@ -1,4 +1,4 @@
-"""Continuous batching: many tasks share the decoder's slots, and a freed slot is refilled at once.
+"""Continuous batching: tasks share the decoder's slots; a freed slot is refilled immediately.
 
 Recordings, fallback retries, language detection and alignment mix freely; each kind of search has a
 queue of its own.
@@ -41,37 +41,36 @@ logger = logging.getLogger(__name__)
 
 
 class SearchQueue:
-    """Keeps the places of one batch full.
+    """Keeps the places of one batch filled with waiting tasks.
 
-    Windows are encoded in batches of `encode_batch`: with those that are needed now go some of jobs
-    that still wait. A job whose window is encoded goes before one whose window is not. A GPU
-    encodes what waits next, half a batch at a time, while it decodes. So does a CPU with a thread
-    for it; a window that is needed meanwhile is encoded at once by the thread that decodes.
+    Windows are encoded in batches of `encode_batch`, which waiting jobs fill up. Jobs with an
+    encoded window start first. A GPU encodes waiting windows while it decodes, half a batch at a
+    time, as does a CPU with an encoder thread; if a window is needed meanwhile, the decoding thread
+    encodes it.
 
-    Whatever leaves a method for want of memory, every task is in exactly one place or queue, and
-    has not been sent the result of its present job: `empty` then gives all that are to be started
-    again.
+    If a method raises for lack of memory, every task is in exactly one place or queue, and has not
+    received the result of its current job: `empty` then returns all tasks to be restarted.
     """
 
     def __init__(self, batch: SlotBatch | BeamBatch, scheduler: "SlotScheduler") -> None:
         self._batch = batch
-        # Not a circle: a GPU's memory must come back at once, not with the next collection.
+        # No reference cycle, so that GPU memory is freed without garbage collection.
         self._scheduler: SlotScheduler = weakref.proxy(scheduler)
         self._encode_batch = scheduler.encode_batch
         self._encoder = scheduler.encoder
         self._statistics = scheduler.statistics
         self._waiting: deque[Running] = deque()
-        self._encoded: deque[Running] = deque()  # these wait too, and need no encoder
+        self._encoded: deque[Running] = deque()  # waiting tasks with an encoded window
         self._active: dict[int, Running] = {}  # by place
-        self._step_s: float | None = None  # what a step takes lately, waiting for it included
+        self._step_s: float | None = None  # moving average of a step's duration, waiting included
 
     @property
     def pending(self) -> int:
-        """Tasks whose present job is here."""
+        """Number of tasks whose current job is in this queue."""
         return len(self._active) + len(self._waiting) + len(self._encoded)
 
     def add(self, running: Running, *, first: bool = False) -> None:
-        """Queue a task; `first` lets one that is under way already overtake the others."""
+        """Queue a task; with `first` it precedes the others, as a task already in progress."""
         waiting = self._encoded if running.is_encoded else self._waiting
         if first:
             waiting.appendleft(running)
@@ -79,9 +78,9 @@ class SearchQueue:
             waiting.append(running)
 
     def advance(self, steps: int | None) -> None:
-        """Refill free places, decode for so many steps and deal with what ended.
+        """Refill free places, decode for `steps` steps and process finished jobs.
 
-        None takes as many steps as are worth a look.
+        None is the number of steps between two checks for finished slots.
         """
         self._refill()
         if not self._active:
@@ -91,22 +90,22 @@ class SearchQueue:
         active = len(self._active)
         jobs = [running.job for running in self._active.values()]
         sampled = any(isinstance(job, WindowJob) and job.search.temperature > 0 for job in jobs)
-        self._encoder.share(self._encode_batch)  # steps take what threads are left
+        self._encoder.share(self._encode_batch)  # steps use the remaining threads
         with self._statistics.timing("step_s"):
             for num_left in range(steps, 0, -1):
                 if num_left == 1:
                     self._batch.look()
                 self._batch.step(active, sampled=sampled)
         self._statistics.count_steps(steps, active=active, places=self._batch.places)
-        self._encode_ahead()  # the device has steps to do while the host queues this
+        self._encode_ahead()  # the device is busy with steps while the host queues this
         ended = self._ended()
         taken_s = (time.perf_counter() - began_s) / steps
         self._step_s = taken_s if self._step_s is None else (self._step_s + taken_s) / 2
         if self._batch.works_behind and len(ended) < active // _ACTIVE_PER_START:
             return
         if ended and self._batch.works_behind:
-            # One step more, so that the device has work while the host deals with these results:
-            # it costs a step of the slots that ended, where idling would cost one of all.
+            # One more step keeps the device busy while the host processes these results: it wastes
+            # a step of the ended slots, where idling would waste a step of all.
             with self._statistics.timing("step_s"):
                 self._batch.request(ended)
                 self._batch.step(active, sampled=sampled)
@@ -114,14 +113,14 @@ class SearchQueue:
         self._finish(ended)
 
     def empty(self) -> list[Running]:
-        """Give up every task; those under way come first."""
+        """Remove and return every task, those in progress first."""
         all_running = [*self._active.values(), *self._encoded, *self._waiting]
         for tasks in (self._active, self._encoded, self._waiting):
             tasks.clear()
         return all_running
 
     def cancel(self, owner: object, error: Exception) -> list[Running]:
-        """Give up the tasks of an owner that wait; those in a place end when their job has."""
+        """Remove and return an owner's waiting tasks; tasks in a place end with their job."""
         for running in self._active.values():
             if running.owner is owner:
                 running.cancelled = error
@@ -129,7 +128,7 @@ class SearchQueue:
 
     @property
     def _num_startable(self) -> int:
-        """Waiting tasks worth a place now: no window is waited for while there is other work."""
+        """Waiting tasks to start now; tasks whose window is being encoded only if no other work."""
         num_ready = sum(not running.waits_for_encoder for running in self._encoded)
         if not self._active:
             return num_ready + len(self._waiting) or len(self._encoded)
@@ -209,7 +208,7 @@ class SearchQueue:
         return encode_windows(self._batch.model, jobs, batch_size=size)
 
     def _finish(self, ended: list[int]) -> None:
-        # A task that asks for the same window again keeps its place: nothing is filled again.
+        # A task that requests the same window again keeps its place, which need not be refilled.
         while ended:
             with self._statistics.timing("wait_s"):
                 results = self._batch.collect(ended)
@@ -232,7 +231,7 @@ class SearchQueue:
     def _stays(self, place: int, result: Outcome) -> bool:
         following = self._active[place].resume(result, self._batch.model)
         if following:
-            # Wherever memory runs out from here on, all of these are in a place or a queue.
+            # If memory runs out after this point, each task is in a place or a queue.
             running = self._active[place] = following[0]
             self._scheduler.queue(following[1:])
             queue = self._scheduler.queue_of(running.job)
@@ -251,7 +250,7 @@ class SearchQueue:
         return refilled
 
     def _close_gaps(self, starting: list[int]) -> None:
-        # Occupied places must be the first ones: a step computes no others.
+        # Occupied places must come first: a step computes only those.
         count = len(self._active)
         gaps = [place for place in range(count) if place not in self._active]
         beyond = [place for place in self._active if place >= count]
@@ -276,52 +275,52 @@ def _with_encoding(running: Running) -> Job:
     return replace(running.job, encoded=batch.row(row))
 
 
-# Plain searches, or a number of beams, or an assistant by its id with its number of drafts: what
-# the tensors of a queue's batch are shaped by.
+# Parameters that determine tensor shapes of a queue's batch: plain search, or a number of beams, or
+# an assistant by ID with its number of drafts.
 _Kind = tuple[str, int, int]
 _PLAIN: _Kind = ("plain", 1, 0)
 
 
 def encode_batch_on(device_type: str) -> int:
-    """How many windows to encode at once on `cpu`, or on an accelerator."""
+    """Return the encoding batch size for `cpu` or an accelerator, in windows."""
     if device_type == "cpu":
-        # Windows run side by side, one per thread; more of them would only take memory.
+        # One window per thread; larger batches would only take memory.
         return max(2, torch.get_num_threads())
     return 16
 
 
 def check_every_on(device_type: str) -> int | None:
-    """How many steps to take between looks on `cpu`; None on an accelerator: by their time."""
+    """Return the steps between checks on `cpu`; None on an accelerator, to derive them."""
     return 1 if device_type == "cpu" else None
 
 
-# On an accelerator, windows start together once this share of the slots is free: prompts of one
-# window or of several keep it busy for as long. Half as many of the slots are idle on average.
+# Reciprocal of the fraction of slots that must be free before windows start on an accelerator,
+# since one prompt takes as long as several. On average half as many slots are idle.
 _ACTIVE_PER_START = 16
 
-# A window that ends waits for the next look, and one that ended is computed until then. A look
-# itself does not hold up the device, but what the host does after it must not outlast the steps
-# that are queued meanwhile: about 2 ms for an admission (reckoned, not measured).
+# Finished slots are computed until the next check. The check does not block the device, but the
+# host's work after it must not take longer than the queued steps: about 2 ms for an admission
+# (estimated, not measured).
 _BETWEEN_LOOKS_S = 0.004
 _MOST_STEPS = 8
 
 
 def steps_between_looks(step_s: float | None) -> int:
-    """How many steps of so many seconds to take between looks for ended slots on an accelerator."""
+    """Return the steps between checks for finished slots on an accelerator, from their duration."""
     if not step_s:
         return _MOST_STEPS
     return max(1, min(_MOST_STEPS, round(_BETWEEN_LOOKS_S / step_s)))
 
 
 class SlotScheduler:
-    """Keeps up to `slots` jobs of each kind of search decoding side by side.
+    """Decodes up to `slots` jobs of each kind of search in parallel.
 
-    A job's result does not depend on its neighbors. A task that raises, or asks for what no model
-    could do, ends with that exception; an exception of the model itself, or of a caller's own
-    processor, leaves `advance` (or `add`) and makes the scheduler unusable.
+    A job's result does not depend on its neighbors. A task that raises, or yields an invalid job,
+    ends with that exception; an exception of the model itself, or of a caller's own processor, is
+    raised by `advance` (or `add`) and makes the scheduler unusable.
 
-    When memory runs out, the slots are halved, or with one slot left the encoder's batches, and the
-    jobs under way are decoded again, to the same results.
+    When memory runs out, the slots are halved, or with one slot the encoder's batches, and the
+    jobs in progress are decoded again, to the same results.
     """
 
     def __init__(
@@ -337,56 +336,55 @@ class SlotScheduler:
         reproducible: bool = False,
         encode_beside: bool = False,
     ) -> None:
-        """Allocate `slots` for the queue of searches with `num_beams`; others come with their jobs.
+        """Allocate `slots` for searches with `num_beams`; other queues are allocated on demand.
 
-        `check_every` steps lie between looks for finished slots, None: as many as take some
-        milliseconds. Without a `recorder` steps are recorded on GPUs alone, as CUDA graphs, and
-        without `record` nowhere: of a model whose steps run Python that counts. With
-        `encode_beside` a CPU of several threads encodes in half of them while it decodes.
+        `check_every` is the number of steps between checks for finished slots; None adapts it to
+        the steps' duration. Without a `recorder`, steps are recorded on GPUs only, as CUDA graphs,
+        and without `record` never, for models whose steps have Python side effects. With
+        `encode_beside` a CPU with several threads encodes in half of them while it decodes.
 
-        A GPU has other kernels for other sizes of a batch, which round otherwise. With
-        `reproducible` sizes do not depend on what else there is: steps take all slots along,
-        windows are encoded in full batches, short ones alone, and prompts and alignments are run
-        one by one.
+        GPU kernels differ with the batch size and round differently. With `reproducible`, sizes are
+        constant: steps compute all slots, windows are encoded in full batches, short ones
+        individually, and prompts and alignments are run one by one.
         """
         self._made_in = os.getpid()
         self._model = model
         self._slots = slots
         self.encode_batch = encode_batch
-        """Windows encoded at once."""
+        """Number of windows per encoder batch."""
         self._check_every = check_every
         if recorder is None and record and model.device.type == "cuda":
             recorder = CudaRecorder(model.device)
         self._recorder = recorder
         self._search = Search(num_beams=num_beams)
-        # The CPU's kernels are chosen, and threads divided, so that rows are independent.
+        # CPU kernels and threads are configured so that rows are independent.
         self.reproducible = reproducible and model.device.type != "cpu"
         self.encoder = encoder_on(
             model.device, beside=encode_beside, whole_batches=self.reproducible
         )
         self.statistics = Activity(slots=slots)
         self._queues: dict[_Kind, SearchQueue] = {}
-        self._stranded: deque[Running] = deque()  # tasks whose queue is to be made again
-        # The first queue is allocated now, so that too little memory shows before any work.
+        self._stranded: deque[Running] = deque()  # tasks whose queue must be reallocated
+        # The first queue is allocated now, so that insufficient memory is detected before any work.
         self._halve_while_needed(self._settle)
 
     @property
     def slots(self) -> int:
-        """Windows decoded side by side at present."""
+        """Current number of windows decoded in parallel."""
         return self._slots
 
     @property
     def pending(self) -> int:
-        """Tasks not finished yet."""
+        """Number of unfinished tasks."""
         return len(self._stranded) + sum(queue.pending for queue in self._queues.values())
 
     def add(self, task: Task, done: Done, *, owner: object = None) -> None:
         """Start `task`; `done(result, error)` is called from within `add` or `advance`.
 
-        `owner` is what `cancel` knows it by.
+        `owner` identifies the task for `cancel`.
 
         Raises:
-            ForkedError: this is a fork of the process that made the scheduler; so for `advance`.
+            ForkedError: the process is a fork of the scheduler's; also raised by `advance`.
         """
         check_same_process("decoding", "scheduler", made_in=self._made_in)
 
@@ -398,12 +396,12 @@ class SlotScheduler:
         self._halve_while_needed(self._settle)
 
     def advance(self) -> None:
-        """Refill free slots, then decode until the next look and deal with what ended."""
+        """Refill free slots, decode until the next check and process finished jobs."""
         check_same_process("decoding", "scheduler", made_in=self._made_in)
         self._halve_while_needed(self._advance_queues)
 
     def cancel(self, owner: object, error: Exception) -> None:
-        """End an owner's tasks with `error`: those that wait at once, others with their job."""
+        """End an owner's tasks with `error`: waiting ones at once, others after their job."""
         owner_tasks = _taken_of(owner, self._stranded)
         for queue in self._queues.values():
             owner_tasks += queue.cancel(owner, error)
@@ -424,12 +422,12 @@ class SlotScheduler:
             self.statistics.failed_captures = self._recorder.failures
 
     def queue(self, tasks: Iterable[Running]) -> None:
-        """Add tasks, such as others gather, to the queues of their searches."""
+        """Add tasks, such as those of a `Gather`, to the queues of their searches."""
         self._stranded.extend(tasks)
         self._settle()
 
     def _settle(self) -> None:
-        # The queues that were given up are allocated again, and get their tasks back.
+        # Released queues are allocated again and get their tasks back.
         self._search_queue(self._search)
         while self._stranded:
             running = self._stranded[0]
@@ -437,27 +435,27 @@ class SlotScheduler:
             self._stranded.popleft()
 
     def _halve_while_needed(self, action: Callable[[], None]) -> None:
-        # Not in the handler, whose exception would keep the old slots in memory.
+        # Outside the handler, whose exception would keep the old slots in memory.
         while (problem := self._memory_problem(action)) is not None:
             self._halve(problem)
 
     def _memory_problem(self, action: Callable[[], None]) -> str | None:
-        # Raised where memory does not suffice for one slot and one window either.
+        # Also raised if memory is insufficient for one slot and one window.
         try:
             with out_of_memory_by_name():
                 action()
         except torch.OutOfMemoryError as error:
             if self._slots == 1 and self.encode_batch == 1:
                 raise
-            # After a capture that failed torch gives no memory back: its allocator takes it for
-            # still going on (pytorch/pytorch#190308, open in July 2026). A new worker can.
+            # A failed capture makes torch's allocator keep all memory (pytorch/pytorch#190308, open
+            # in July 2026). A new worker process is not affected.
             if self._recorder is not None and self._recorder.failures:
                 raise
             return str(error)
         return None
 
     def _halve(self, problem: str) -> None:
-        # All queues go: the caches of the smaller ones need their memory.
+        # All queues are released: the smaller ones need the memory of their caches.
         self._strand()
         for running in self._stranded:
             running.filled, running.encoded = False, None
@@ -478,12 +476,12 @@ class SlotScheduler:
         )
 
     def _strand(self) -> None:
-        self.encoder.cancel()  # else a process that ends would wait for it
+        self.encoder.cancel()  # else the process would wait for it at exit
         for queue in self._queues.values():
             self._stranded.extend(queue.empty())
 
     def queue_of(self, job: Job) -> SearchQueue:
-        """Return the queue of a job's search, made again if need be."""
+        """Return the queue of a job's search, allocating it if needed."""
         return self._search_queue(job.search if isinstance(job, WindowJob) else Search())
 
     def _search_queue(self, search: Search) -> SearchQueue:
@@ -493,7 +491,7 @@ class SlotScheduler:
         return self._queues[kind]
 
     def _batch(self, search: Search) -> SlotBatch | BeamBatch:
-        # The rows of a queue, not its places, are what costs memory and time.
+        # Memory and time depend on a queue's rows, not on its places.
         places = max(1, self._slots // search.num_beams)
         if _kind(search) == _PLAIN:
             return SlotBatch(

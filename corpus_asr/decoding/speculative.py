@@ -1,4 +1,4 @@
-"""Slots whose tokens an assistant drafts: a step checks several at once."""
+"""Speculative decoding: slots whose tokens an assistant model drafts and one step verifies."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,16 +14,16 @@ from corpus_asr.decoding.protocols import Job, SlotModel, WindowJob
 
 
 class SpeculativeBatch(SlotBatch):
-    """A `SlotBatch` whose steps take up to `num_draft_tokens` + 1 tokens.
+    """A `SlotBatch` whose steps accept up to `num_draft_tokens` + 1 tokens.
 
     Every token is the main model's own choice, by the same rules and the same noise, given the
-    tokens before it; the drafts only tell which tokens to look at in one go. So the text is the
-    one without an assistant, greedy or sampled, but where two tokens are as likely within rounding
-    (tests/decoding/test_beam.py).
+    tokens before it; drafts only determine which tokens are verified together. The text is
+    therefore the one without an assistant, greedy or sampled, except for tokens of equal
+    probability within rounding (tests/decoding/test_beam.py).
 
     Source: Leviathan et al. 2022, "Fast Inference from Transformers via Speculative Decoding", with
     equality in place of rejection sampling: here noise is a function of seed, position and token,
-    so a sampled choice is as certain as a greedy one.
+    so a sampled choice is as deterministic as a greedy one.
     """
 
     def __init__(
@@ -36,14 +36,14 @@ class SpeculativeBatch(SlotBatch):
 
     @property
     def works_behind(self) -> bool:
-        """A step looks at what the one before it found."""
+        """False: each step reads the result of the one before."""
         return False
 
     @torch.inference_mode()
     def fill(
         self, places: Sequence[int], jobs: Sequence[Job], encoded: Float[Tensor, "batch pos width"]
     ) -> None:
-        """Put the jobs' windows into `places`, as each model encodes them; they stay until then."""
+        """Store the jobs' windows in `places`, encoded by each model, until the next fill."""
         super().fill(places, jobs, encoded)
         if self.assistant.has_encoder:
             encoded = encode_windows(self.assistant, [replace(job, encoded=None) for job in jobs])
@@ -52,17 +52,17 @@ class SpeculativeBatch(SlotBatch):
 
     @torch.inference_mode()
     def step(self, active: int, *, sampled: bool) -> None:
-        """Advance the first `active` slots by what the assistant guessed right, and one token more.
+        """Advance the first `active` slots by their accepted draft tokens and one more token.
 
-        Slots that have ended stay as they are.
+        Slots that have ended are unchanged.
         """
-        # Ended slots run along; their caches are free, and have room at the front.
+        # Ended slots are computed too; their caches are free, with room at the front.
         start = self._position[:active].masked_fill(self._ended[:active], 1)
         ended, starts = torch.stack([self._ended[:active].long(), start]).tolist()
         going = [slot for slot in range(active) if not ended[slot]]
         if not going:
             return
-        # What the longest text leaves: all slots draft as many tokens, in one call.
+        # Limited by the longest text: all slots draft the same number of tokens in one call.
         room = self.model.max_target_positions - 1 - max(starts)
         drafts = self._draft(active, start, min(self.num_draft_tokens, room), sampled=sampled)
         tokens = torch.cat([self._token[:active].unsqueeze(1), drafts], dim=1)
@@ -71,7 +71,7 @@ class SpeculativeBatch(SlotBatch):
 
     @torch.inference_mode()
     def move(self, source: int, target: int) -> None:
-        """Make slot `target` what slot `source` is; `source` is free afterwards."""
+        """Copy slot `source` to slot `target` and free `source`."""
         super().move(source, target)
         self.assistant.move(self._assistant_state, source, target)
 
@@ -90,11 +90,11 @@ class SpeculativeBatch(SlotBatch):
         *,
         sampled: bool,
     ) -> Int[Tensor, "slot draft"]:
-        # Drafts follow the slot's `TokenRules`: others could never be accepted.
-        # Options beyond the rules do not guide drafts: these may be wrong, and are cheaper so.
+        # Drafts follow the slot's `TokenRules`: others would never be accepted.
+        # Other options do not apply to drafts: wrong drafts are allowed and cheaper.
         index = torch.arange(active, device=start.device)
         rule_snapshot = self._rules.snapshot()
-        # It has not read the last draft that was right, so it reads the two newest tokens.
+        # The assistant has not read the last accepted draft, so it reads the two newest tokens.
         newest = self._text[index.unsqueeze(1), torch.stack([start - 1, start], dim=1)]
         logits = self.assistant.extend(self._assistant_state, range(active), newest, start - 1)
         logits = logits[:, 1]
@@ -103,7 +103,7 @@ class SpeculativeBatch(SlotBatch):
             if drafts:
                 logits = self.assistant.step(self._assistant_state, drafts[-1], start + number)
             allowed = self._rules.apply(logits)
-            # As the main model will, with the same noise.
+            # With the main model's noise.
             token = (
                 self._choose(allowed, index, start + number) if sampled else allowed.argmax(dim=1)
             )
@@ -120,7 +120,7 @@ class SpeculativeBatch(SlotBatch):
         *,
         sampled: bool,
     ) -> None:
-        # The model's own choices count as long as what it read was what it had chosen.
+        # The model's choices are valid as long as its input equals its own earlier choices.
         last = drafts.shape[1]
         for number in range(last + 1):
             (index,) = upload(logits.device, going)

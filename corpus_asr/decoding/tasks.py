@@ -1,4 +1,4 @@
-"""Tasks: generators that yield jobs for the decoder's slots and are sent what came of them.
+"""Tasks: generators that yield jobs for the decoder's slots and receive their results.
 
 A task yields one job at a time, or a `Gather` of other tasks; an `ItemError` is raised in it.
 """
@@ -14,17 +14,17 @@ from corpus_asr.errors import ItemError
 
 T = TypeVar("T")
 Steps = Generator["Job | Gather[Any]", Any, T]
-"""Yields jobs, is sent the result of each, and returns something in the end."""
+"""Yields jobs, receives the result of each, and finally returns a value."""
 Task = Steps[Any]
 Done = Callable[[Any, Exception | None], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Gather(Generic[T]):
-    """Tasks to run side by side; the task that yields it is sent what they return, in order.
+    """Tasks to run in parallel; the yielding task receives their return values in order.
 
-    The first task continues in the slot of the one that yields, so that a window of both is encoded
-    once. The first error of a task ends the one that yields with it.
+    The first task continues in the slot of the yielding one, so that a window of both is encoded
+    once. The first error of a task ends the yielding task with it.
     """
 
     tasks: Iterable[Steps[T]]
@@ -32,33 +32,33 @@ class Gather(Generic[T]):
 
 @dataclass(slots=True)
 class Running:
-    """A task, the job it waits for, and what follows its end."""
+    """A task, the job it waits for, and its completion callback."""
 
     task: Task
     ended: "Ended"
-    """Told what the task returned or raised; returns what can run because of that."""
+    """Called with the task's return value or exception; returns the tasks to run next."""
     job: Job
     filled: bool = False
-    """Whether the place it sits in already holds the job's window."""
+    """Whether its place already has the job's window."""
     encoded: tuple[Encodings, int] | None = None
-    """Where the job's window is, once encoded: ahead of need, or for a search that follows."""
+    """Encoding of the job's window, if encoded ahead of time or for a following search."""
     owner: object = None
-    """What the task was added for; so for those that it gathers."""
+    """Owner passed to `add`, also for gathered tasks."""
     cancelled: Exception | None = None
-    """What the task ends with in place of its job's result."""
+    """Exception that ends the task in place of its job's result."""
 
     @property
     def is_encoded(self) -> bool:
-        """Whether the encoder has nothing to do for the job."""
+        """Whether the job needs no encoder."""
         return self.encoded is not None or self.job.encoded is not None
 
     @property
     def waits_for_encoder(self) -> bool:
-        """Whether the job's window is still being encoded, and not where a device does so."""
+        """Whether the job's window is still being encoded by a thread."""
         return self.encoded is not None and not self.encoded[0].is_there
 
     def resume(self, result: Outcome, model: SlotModel) -> "list[Running]":
-        """Send a result; returns what runs next, of which the first may take this one's place."""
+        """Send a result; return the tasks to run next, the first of which may take its place."""
         if self.cancelled is not None:
             self.task.close()
             return self.ended(None, self.cancelled)
@@ -83,7 +83,7 @@ def _window_of(running: Running) -> tuple[object, ...]:
 def start(
     task: Task, ended: Ended, model: SlotModel, answer: Any = None, owner: object = None
 ) -> list[Running]:
-    """Send something to a task; returns what runs next: it, those it gathers, or what waited."""
+    """Send a value to a task; return the tasks to run next."""
     try:
         request = task.throw(answer) if isinstance(answer, ItemError) else task.send(answer)
         if isinstance(request, Gather):
@@ -92,7 +92,7 @@ def start(
             check_job(request, model)
     except StopIteration as stop:
         return ended(stop.value, None)
-    except Exception as error:  # a task's failure is its owner's to handle
+    except Exception as error:  # a task's failure is handled by its owner
         task.close()
         return ended(None, error)
     if isinstance(request, Gather):

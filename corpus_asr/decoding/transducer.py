@@ -1,10 +1,10 @@
 """Greedy search of transducers (RNN-T and TDT), for all rows of a batch in one loop.
 
-A row stands at a position of the encoder. A round scores some positions from there on after the
-tokens so far, follows the blanks among them to the first token, and runs the prediction network
-once for every row that found one. Rows meet nowhere but in matrices, so that none depends on the
-others. On a GPU rounds are replayed as CUDA graphs, and read nothing back: the host waits a few
-times in a batch, while more rounds are queued, to know the end.
+Each row has a current encoder position. A round scores several positions from there, given the
+tokens so far, follows blanks to the first token, and runs the prediction network once for every row
+with a token. Rows are independent except in matrix products, whose rows are independent too. On a
+GPU rounds are replayed as CUDA graphs without device reads: the host checks for the end only a few
+times per batch, while more rounds are queued.
 """
 
 from dataclasses import dataclass, field
@@ -18,49 +18,49 @@ from corpus_asr.decoding.device import CudaRecorder, Download, StepGraphs, uploa
 from corpus_asr.decoding.emissions import Emissions, gathered, positions_of
 
 State = tuple[Tensor, ...]
-"""What the prediction network keeps of a row's tokens; rows are the second axis of each."""
+"""State of the prediction network after a row's tokens; rows are the second axis of each tensor."""
 
-# Positions that a round looks at from where a row stands: a power of two. A GPU, and a CPU in half
-# precision, take hardly longer for eight times as many rows of a product; in float32 for twice.
+# Positions scored per round, a power of two. On a GPU, and on a CPU in half precision, a product of
+# eight times as many rows takes hardly longer; in float32 one of twice as many.
 _AHEAD, _AHEAD_IN_FLOAT32_ON_CPU = 8, 2
-# Rounds in a recording.
+# Rounds per recording.
 _ROUNDS = 8
 
 
 class Transducer(Protocol):
-    """The parts of a network that greedy search calls."""
+    """Components of a network that greedy search calls."""
 
     blank: int
     vocab_size: int
-    """Tokens, blank among them: scores after these are of durations."""
+    """Number of tokens including blank; the scores after these are for durations."""
     durations: tuple[int, ...]
-    """What a token or blank may last; empty for RNN-T, where only blanks move on, by one."""
+    """Possible durations; empty for RNN-T, where only blanks advance, by one position."""
     max_symbols: int
-    """Most tokens from one position."""
+    """Maximum number of tokens at one position."""
 
     def predict(
         self, tokens: Int[Tensor, " batch"], state: State | None
     ) -> tuple[Float[Tensor, "batch width"], State]:
-        """Run one token of each row after what `state` keeps."""
+        """Run one token of each row, continuing from `state`."""
 
     def join(
         self, encoded: Float[Tensor, "*_ width"], predicted: Float[Tensor, "*_ width"]
     ) -> Float[Tensor, "*_ score"]:
-        """Score tokens, and durations after them; shapes are broadcast."""
+        """Return scores of tokens, then of durations; input shapes are broadcast."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Steps:
-    """All that a search decided, blanks included; places from a row's count on hold zeros."""
+    """All decisions of a search including blanks, padded with zeros."""
 
     tokens: Int[Tensor, "batch step"]
     durations: Int[Tensor, "batch step"]
-    """Positions that the row moved on by."""
+    """Positions by which the row advanced."""
     logprobs: Float[Tensor, "batch step"]
     counts: Int[Tensor, " batch"]
 
     def emissions(self, *, blank: int) -> Emissions:
-        """Leave out the blanks; a token begins where the durations before it end."""
+        """Remove the blanks; a token starts at the sum of the durations before it."""
         kept = (self.tokens != blank) & (positions_of(self.tokens) < self.counts[:, None])
         return gathered(
             kept,
@@ -72,54 +72,54 @@ class Steps:
 
 
 class GreedySearch:
-    """Searches batches of one network; with a `recorder`, by recordings that it keeps.
+    """Searches batches of one network; with a `recorder`, by recorded CUDA graphs.
 
-    These look for weights where they were: the network must stay on its device.
+    Recordings contain the addresses of weights: the network must stay on its device.
     """
 
     def __init__(self, network: Transducer, *, recorder: CudaRecorder | None = None) -> None:
         self._network, self._recorder = network, recorder
-        self._kept: _Kept | None = None
+        self._kept: _CachedSearch | None = None
 
     @torch.inference_mode()
     def __call__(
         self, encoded: Float[Tensor, "batch pos width"], lengths: Int[Tensor, " batch"]
     ) -> Steps:
-        """Search the first `lengths` positions of each row, until each has moved past its last.
+        """Search the first `lengths` positions of each row, until each has passed its last.
 
-        A token that moves nowhere may be followed by others, `max_symbols` in all at one position;
-        after the last of them the row moves on by one.
+        A token with duration 0 may be followed by others, up to `max_symbols` at one position;
+        after the last of them the row advances by one.
 
         Source: Graves 2012, section 2; Xu et al. 2023, section 3.3, for durations; Bataev et al.
-        2024 for rounds by label. Equal to transformers' `generate`, which does not bound TDT's
+        2024 for rounds by label. Equal to transformers' `generate`, which does not limit TDT's
         tokens at one position.
         """
         rows, positions = len(encoded), encoded.shape[1] * len(encoded)
         if self._recorder is None:
-            room = _Room(encoded, positions, self._network.max_symbols)
-            return _Rows(self._network, room, rows).search(encoded, lengths)
-        # Few sizes, as rounds are recorded for each.
+            room = _SearchBuffers(encoded, positions, self._network.max_symbols)
+            return _SearchRows(self._network, room, rows).search(encoded, lengths)
+        # Rounded to few sizes, as rounds are recorded for each.
         rows = 1 << (rows - 1).bit_length()
         if self._kept is None or self._kept.room.positions < positions:
-            self._kept = None  # before what takes its place
+            self._kept = None  # released before its replacement is allocated
             size = 1 << (positions - 1).bit_length()
-            room = _Room(encoded, size, self._network.max_symbols)
-            self._kept = _Kept(room=room, graphs=StepGraphs(rows, self._recorder))
+            room = _SearchBuffers(encoded, size, self._network.max_symbols)
+            self._kept = _CachedSearch(room=room, graphs=StepGraphs(rows, self._recorder))
         kept = self._kept
         if rows not in kept.by_rows:
-            kept.by_rows[rows] = _Rows(self._network, kept.room, rows)
+            kept.by_rows[rows] = _SearchRows(self._network, kept.room, rows)
         return kept.by_rows[rows].search(encoded, lengths, kept.graphs)
 
 
-class _Room:
-    """Memory for the positions of a batch, and for all that may be decided there."""
+class _SearchBuffers:
+    """Buffers for the positions of a batch and for all decisions of its search."""
 
     def __init__(
         self, like: Float[Tensor, "batch pos width"], positions: int, max_symbols: int
     ) -> None:
         self.positions, self.max_symbols = positions, max_symbols
         self.encoded = like.new_empty(positions, like.shape[2])
-        # The last place is for what no row does.
+        # The last column takes the steps of inactive rows.
         steps = positions * max_symbols + 1
         self.tokens, self.durations = (
             torch.zeros(steps, dtype=torch.long, device=like.device) for _ in range(2)
@@ -127,10 +127,10 @@ class _Room:
         self.logprobs = torch.zeros(steps, device=like.device)
 
 
-class _Rows:
-    """So many rows under way: what a round reads and writes stays where it is in memory."""
+class _SearchRows:
+    """Search state of a number of rows, at fixed memory addresses for recorded rounds."""
 
-    def __init__(self, network: Transducer, room: _Room, rows: int) -> None:
+    def __init__(self, network: Transducer, room: _SearchBuffers, rows: int) -> None:
         self._network, self._room = network, room
         device = room.encoded.device
         self._on_host = device.type == "cpu"
@@ -139,7 +139,7 @@ class _Rows:
         self._places = torch.arange(ahead, device=device)
         self._stays = torch.eye(ahead, dtype=torch.bool, device=device)
         (self._values,) = upload(device, network.durations)
-        # Positions that a round moves on by at most.
+        # Maximum advance of a round in positions.
         self._most = ahead - 1 + max((1, *network.durations))
         self.lengths, self.frame, self._first, self._symbols, self._count = (
             torch.zeros(rows, dtype=torch.long, device=device) for _ in range(5)
@@ -153,7 +153,7 @@ class _Rows:
         lengths: Int[Tensor, " batch"],
         graphs: StepGraphs | None = None,
     ) -> Steps:
-        """Search a batch of so many rows or fewer."""
+        """Search a batch of at most this number of rows."""
         rows, positions, _ = encoded.shape
         self._begin(encoded, lengths)
         positions_left = positions
@@ -163,7 +163,7 @@ class _Rows:
                 self._round()
                 positions_left, longest = self._progress().tolist()
                 continue
-            # As often as there is no need to ask.
+            # The minimum number of rounds, which needs no check for the end.
             for turn in range(max(1, positions_left // (_ROUNDS * self._most)), 0, -1):
                 if turn == 1:
                     progress = Download(self._progress())
@@ -195,7 +195,7 @@ class _Rows:
             self._round()
 
     def _round(self) -> None:
-        """Follow each row's blanks to the next token, and run those that were found."""
+        """Follow each row's blanks to the next token, and run the tokens."""
         network, room = self._network, self._room
         frames = self.frame[:, None] + self._places  # (row, ahead)
         inside = frames < self.lengths[:, None]
@@ -203,11 +203,11 @@ class _Rows:
         scores = network.join(room.encoded[where], self._predicted[:, None]).float()
         tokens, logprobs = best_of(scores[..., : network.vocab_size])
         blanks = tokens == network.blank
-        # Where the row stands, tokens may have been said before.
+        # There may already be tokens at the row's position.
         symbols = torch.where(self._places == 0, self._symbols[:, None], 0) + 1
         if network.durations:
             durations = self._values[scores[..., network.vocab_size :].argmax(dim=-1)]
-            # Two blanks at one position would be followed by blanks for ever.
+            # A second blank at one position would be followed by blanks forever.
             durations = torch.where(blanks, durations.clamp(min=1), durations)
         else:
             durations = blanks.long()
@@ -225,10 +225,10 @@ class _Rows:
     def _reached(
         self, blanks: Bool[Tensor, "row ahead"], durations: Int[Tensor, "row ahead"]
     ) -> Bool[Tensor, "row ahead"]:
-        """Tell which positions a row gets to from its own by blanks alone."""
+        """Return which positions a row can reach from its own by blanks alone."""
         leads = blanks[:, :, None] & ((self._places + durations)[:, :, None] == self._places)
         ways = (leads | self._stays).float()  # (row, from, to)
-        # Each product doubles how many blanks may follow one another.
+        # Each product doubles the number of consecutive blanks.
         for _ in range(len(self._places).bit_length() - 1):
             ways = ways @ ways
         return ways[:, 0] > 0
@@ -246,7 +246,7 @@ class _Rows:
             kept.scatter_(0, places, values.flatten())
 
     def _predict(self, tokens: Int[Tensor, " row"], found: Bool[Tensor, " row"]) -> None:
-        # A host that waits for nothing knows when there is nothing to do.
+        # Without asynchronous execution the host can check for the end at no cost.
         if self._on_host and not bool(found.any()):
             return
         predicted, state = self._network.predict(tokens, self._state)
@@ -270,15 +270,15 @@ class _Rows:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Kept:
-    room: _Room
+class _CachedSearch:
+    room: _SearchBuffers
     graphs: StepGraphs
-    by_rows: dict[int, _Rows] = field(default_factory=dict)
+    by_rows: dict[int, _SearchRows] = field(default_factory=dict)
 
 
 def best_of(
     scores: Float[Tensor, "row ahead vocab"],
 ) -> tuple[Int[Tensor, "row ahead"], Float[Tensor, "row ahead"]]:
-    """Return the likeliest tokens and their log-probabilities."""
+    """Return the most likely tokens and their log-probabilities."""
     best, tokens = scores.max(dim=-1)
     return tokens, best - scores.logsumexp(dim=-1)

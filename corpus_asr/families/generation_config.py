@@ -1,7 +1,7 @@
-"""How a checkpoint wants to be decoded: generation_config.json.
+"""Generation settings of a checkpoint: generation_config.json.
 
-Attributes may be read and set as those of `transformers.GenerationConfig`; None stands for what no
-file sets. Names are those of the file; where it is missing, config.json is read.
+Attributes correspond to those of `transformers.GenerationConfig`; None means unset. Names are those
+of the file; if it is missing, config.json is read.
 """
 
 import json
@@ -28,8 +28,8 @@ from corpus_asr.storage.model_files import fetch_checkpoint
 
 GENERATION_NAME = "generation_config.json"
 
-# transformers' own, from its GenerationConfig of version 5.23: they hold where neither call nor
-# checkpoint sets a value. Ours are None, so that a file's own values can be told from these.
+# Defaults of transformers' GenerationConfig, version 5.23: they apply if neither call nor
+# checkpoint sets a value. Ours are None, to distinguish a file's own values.
 DEFAULTS: dict[str, Any] = {
     "max_length": 20,
     "do_sample": False,
@@ -48,16 +48,16 @@ DEFAULTS: dict[str, Any] = {
 _AT_LEAST = {
     "num_beams": 1, "top_k": 0, "no_repeat_ngram_size": 0, "temperature": 0, "top_p": 0,
 }  # fmt: skip
-# Defaults of transformers, which files often repeat: they change nothing.
+# Defaults of transformers, which files often repeat without effect.
 _SAMPLING_ONLY = {"temperature": 1.0, "top_p": 1.0, "top_k": 50}
 _BEAMS_ONLY = {"early_stopping": False, "length_penalty": 1.0}
 
 
 @dataclass(kw_only=True)
 class GenerationConfig(OpenSettings):
-    """Settings of decoding; names this class does not know are kept as attributes too."""
+    """Generation settings; unknown names are kept as attributes."""
 
-    # The Trainer of transformers looks whether it has to make them again; never here.
+    # The Trainer of transformers tests this for migration, which is never needed here.
     _from_model_config: ClassVar[bool] = False
 
     from_config: ClassVar[tuple[str, ...]] = (
@@ -67,9 +67,9 @@ class GenerationConfig(OpenSettings):
         "forced_bos_token_id", "forced_eos_token_id", "decoder_start_token_id", "bos_token_id",
         "eos_token_id", "pad_token_id",
     )  # fmt: skip
-    """What early checkpoints kept in config.json."""
+    """Settings that early checkpoints have in config.json."""
     other_sources: ClassVar[tuple[str, ...]] = ()
-    """Files beside the two that a family's settings may be taken from."""
+    """Additional files with settings of a family."""
 
     decoder_start_token_id: int | None = None
     eos_token_id: int | tuple[int, ...] | None = None
@@ -81,9 +81,9 @@ class GenerationConfig(OpenSettings):
     """Tokens not sampled first."""
 
     max_length: int | None = None
-    """Longest token sequence, prompt included."""
+    """Maximum number of tokens, prompt included."""
     max_new_tokens: int | None = None
-    """Longest text; comes before `max_length`."""
+    """Maximum number of new tokens; takes precedence over `max_length`."""
 
     do_sample: bool | None = None
     num_beams: int | None = None
@@ -96,7 +96,7 @@ class GenerationConfig(OpenSettings):
     no_repeat_ngram_size: int | None = None
     forced_bos_token_id: int | None = None
     num_assistant_tokens: int | None = None
-    """Tokens a draft model proposes at a time."""
+    """Number of tokens that a draft model proposes per step."""
 
     use_cache: bool | None = None
     cache_implementation: str | None = None
@@ -104,11 +104,11 @@ class GenerationConfig(OpenSettings):
     transformers_version: str | None = None
 
     extra: dict[str, Any] = field(default_factory=dict, repr=False, metadata={"in_file": False})
-    """Settings this class does not know; each is an attribute too."""
+    """Unknown settings; each is an attribute too."""
     nulls: frozenset[str] = field(
         default=frozenset(), repr=False, compare=False, metadata={"in_file": False}
     )
-    """Names for which the file says null."""
+    """Names that are null in the file."""
 
     @classmethod
     def from_pretrained(
@@ -117,12 +117,11 @@ class GenerationConfig(OpenSettings):
         config_file_name: str | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Read generation_config.json; where it is missing, take what config.json says.
+        """Read generation_config.json; if it is missing, config.json.
 
-        `kwargs` are `SOURCE_OPTIONS`, and settings that win over those of the file, unknown ones
-        among them; with `return_unused_kwargs=True` an empty dictionary comes with it, as in
-        transformers. Raises CheckpointError, and ValueError where a keyword's value cannot be
-        meant.
+        `kwargs` are `SOURCE_OPTIONS`, and settings that override those of the file, including
+        unknown ones; with `return_unused_kwargs=True` an empty dictionary is returned with it, as
+        in transformers. Raises CheckpointError, and ValueError for an invalid value of a keyword.
         """
         returned = kwargs.pop("return_unused_kwargs", False)
         source = take_source(kwargs)
@@ -141,7 +140,7 @@ class GenerationConfig(OpenSettings):
                 f"reading {folder}: found neither {sources}, expected one of them; point at a "
                 "checkpoint folder"
             )
-        # A null in the file leaves a setting to what the other files imply.
+        # A null in the file leaves a setting to the other files.
         file_values = {k: v for k, v in content.items() if not (v is None and k in derived)}
         values, unknown = typed_values(cls, derived | file_values, path=path)
         nulls = frozenset(key for key, value in file_values.items() if value is None)
@@ -155,33 +154,33 @@ class GenerationConfig(OpenSettings):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Self:
-        """Make one of the settings of a file; `kwargs` come before them."""
+        """Create settings from a file's content; `kwargs` override it."""
         values, unknown = typed_values(cls, config_dict | kwargs, path=Path(GENERATION_NAME))
         return cls(**values, extra=unknown)
 
     @classmethod
     def from_model_config(cls, model_config: Any) -> Self:
-        """Make one of what a model's configuration says of decoding: tokens, in early files."""
+        """Create settings from a model configuration: tokens, in early files."""
         values = {name: getattr(model_config, name, None) for name in cls.from_config}
         return cls.from_dict({name: value for name, value in values.items() if value is not None})
 
     @classmethod
     def _derived(cls, folder: Path, content: dict[str, Any]) -> dict[str, Any]:
-        """Return settings that a checkpoint's other files imply, where `content` lacks them."""
+        """Return settings implied by a checkpoint's other files and missing in `content`."""
         return {}
 
     @staticmethod
     def _get_default_generation_params() -> dict[str, Any]:
-        # Under this name the Trainer of transformers asks how long the rows of a batch may be.
+        # The Trainer of transformers reads the maximum row length under this name.
         return dict(DEFAULTS)
 
     def update(
         self, defaults_only: bool = False, allow_custom_entries: bool = False, **kwargs: Any
     ) -> dict[str, Any]:
-        """Set what `kwargs` name; returns those that are no settings.
+        """Set the settings in `kwargs`; return the other keywords.
 
-        `defaults_only` sets only what was not set before; `allow_custom_entries` takes names that
-        are not known here as settings too.
+        `defaults_only` sets only unset ones; `allow_custom_entries` accepts unknown names as
+        settings too.
         """
         unused = {}
         for name, value in kwargs.items():
@@ -194,13 +193,13 @@ class GenerationConfig(OpenSettings):
         return unused
 
     def validate(self, strict: bool = False) -> None:
-        """Raise ValueError for settings that cannot be meant; `strict`: or have no effect."""
+        """Raise ValueError for invalid settings; with `strict` also for ineffective ones."""
         if problems := _problems(self) + (_idle_settings(self) if strict else []):
             raise ValueError(f"checking generation settings: {'; '.join(problems)}")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what generation_config.json holds: all that is set, unknown names included."""
-        # Nulls too: of Whisper's max_initial_timestamp_index null is no bound, absence a default.
+        """Return the content of generation_config.json: all set values, unknown names included."""
+        # With nulls: null for Whisper's max_initial_timestamp_index is no limit, absence a default.
         field_values = {f.name: plain_values(getattr(self, f.name)) for f in fields(self)}
         extra, nulls = field_values.pop("extra"), field_values.pop("nulls")
         values = {
@@ -211,7 +210,7 @@ class GenerationConfig(OpenSettings):
         return deepcopy({**extra, **values})
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """Return what is set: `to_dict` without nulls, which are the defaults."""
+        """Return `to_dict()` without nulls, which are the defaults."""
         return {name: value for name, value in self.to_dict().items() if value is not None}
 
     def to_json_string(self) -> str:
@@ -243,7 +242,7 @@ def _problems(config: GenerationConfig) -> list[str]:
     penalty = config.repetition_penalty
     if penalty is not None and not penalty > 0:
         problems.append(f"repetition_penalty is {penalty!r}, expected a number above 0")
-    # What follows compares the values checked so far.
+    # The following checks compare values validated so far.
     if problems:
         return problems
     if config.early_stopping not in (None, True, False, "never"):

@@ -1,6 +1,6 @@
-"""Tokenizers that the tokenizers library runs: their files, and what all of them do alike.
+"""Base of tokenizers that use the tokenizers library: their files and common methods.
 
-The files are checked here before the library sees them: it ignores a vocabulary that is no object
+Files are validated before the library reads them: it ignores a vocabulary that is not an object
 and panics, past `except Exception`, on a merge whose parts are not in the vocabulary.
 """
 
@@ -19,7 +19,7 @@ from corpus_asr.families.tensors import BatchEncoding
 from corpus_asr.families.tokenizer import PretrainedTokenizer, added_token
 from corpus_asr.families.truncation_padding import NO_LIMIT, EncodeOptions, text_pairs
 
-_MAX_ID = 2**32 - 1  # of the library
+_MAX_ID = 2**32 - 1  # limit of the library
 
 
 def read_tokenizer_file(path: Path) -> Tokenizer:
@@ -28,18 +28,18 @@ def read_tokenizer_file(path: Path) -> Tokenizer:
     _check_tokenizer_file(path, about and (about.st_mtime_ns, about.st_size))
     try:
         tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises nothing more precise
+    except Exception as error:  # the library raises no specific exception
         raise CheckpointError(
             f"reading {path}: found no usable tokenizer ({error}); fetch the checkpoint again"
         ) from error
-    # A file may ask for truncated or padded texts; calls alone decide that here.
+    # A file may enable truncation or padding; only calls decide that here.
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
 
 
-# Loading a model reads its tokenizer before its weights are fetched and again with them; the check
-# is most of a reading's time.
+# A model's tokenizer is read before its weights are fetched and again with them; the check takes
+# most of that time.
 @lru_cache(maxsize=64)
 def _check_tokenizer_file(path: Path, _version: tuple[int, int] | None) -> None:
     model = read_json_object(path).get("model")
@@ -51,14 +51,14 @@ def _check_tokenizer_file(path: Path, _version: tuple[int, int] | None) -> None:
         )
     merges = model.get("merges")
     if isinstance(merges, list):
-        # Older files write a pair as one string.
+        # Older files have pairs as one string.
         merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in merges]
     check_vocabulary(model.get("vocab"), merges, path=path, merges_path=path)
 
 
 def check_vocabulary(vocab: object, merges: object, *, path: Path, merges_path: Path) -> None:
-    """Raise CheckpointError for a vocabulary or merges that the library would not bear."""
-    # Not `isinstance` for ids: true is an int for Python, but no id.
+    """Raise CheckpointError for a vocabulary or merges on which the library would fail."""
+    # Not `isinstance` for IDs: true is an int in Python, but no ID.
     if not isinstance(vocab, dict) or not all(
         type(i) is int and 0 <= i <= _MAX_ID for i in vocab.values()
     ):
@@ -71,7 +71,7 @@ def check_vocabulary(vocab: object, merges: object, *, path: Path, merges_path: 
             f"reading {merges_path}: found no merges, expected a list of pairs; "
             f"fetch the checkpoint again"
         )
-    tokens = vocab.keys()  # texts, as keys of JSON are
+    tokens = vocab.keys()  # strings, as keys of JSON
     for number, pair in enumerate(merges):
         first, second = pair if type(pair) is list and len(pair) == 2 else (None, None)
         if not (
@@ -90,15 +90,15 @@ def check_vocabulary(vocab: object, merges: object, *, path: Path, merges_path: 
 def fitting_tokenizer(
     options: EncodeOptions, *, around: tuple[Sequence[int], int] | None, truncation_side: str
 ) -> Tokenizer:
-    """Return what truncates encodings and puts special tokens around them, and does no more.
+    """Return a tokenizer that only truncates encodings and adds special tokens around them.
 
-    `around` are the ids before a text and the one after it.
+    `around` has the IDs before a text and the one after it.
 
     Raises:
         ValueError: the stride does not fit the length.
     """
-    # Truncation set on the vocabulary's own tokenizer would be seen by threads that encode with it
-    # at the same time; making this one takes 25 us.
+    # Truncation set on the vocabulary's own tokenizer would affect threads that encode with it
+    # concurrently; creating this one takes 25 us.
     fitting = Tokenizer(BPE())
     if around is not None:
         prefix, end = around
@@ -131,7 +131,7 @@ def encoding_of(tokenizer: Tokenizer, text: Any, *, words: bool) -> Encoding:
     """Encode a text, or a list of words, without special tokens.
 
     Raises:
-        ValueError: it is no such thing, or no valid Unicode.
+        ValueError: the input has another type, or is not valid Unicode.
     """
     of_words = isinstance(text, list | tuple) and all(isinstance(word, str) for word in text)
     if not (of_words if words else isinstance(text, str)):
@@ -152,12 +152,12 @@ def encoding_of(tokenizer: Tokenizer, text: Any, *, words: bool) -> Encoding:
 
 
 class LibraryTokenizer(PretrainedTokenizer):
-    """A tokenizer whose vocabulary the library holds; a family adds its files and its decoding."""
+    """A tokenizer whose vocabulary is a library object; a family adds its files and decoding."""
 
     is_fast = True
     backend = "tokenizers"
     _tokenizer: Tokenizer
-    # Kept, since listing the added tokens copies some 1,600 of Whisper's.
+    # Cached, since listing the added tokens copies some 1,600 of Whisper's.
     _special_ids: tuple[int, ...] | None = None
 
     def __len__(self) -> int:
@@ -169,17 +169,17 @@ class LibraryTokenizer(PretrainedTokenizer):
         return self._tokenizer.get_vocab_size(with_added_tokens=False)
 
     def get_vocab(self) -> dict[str, int]:
-        """Return the id of every token."""
+        """Return the ID of every token."""
         return self._tokenizer.get_vocab(with_added_tokens=True)
 
     @property
     def added_tokens_decoder(self) -> dict[int, AddedToken]:
-        """The tokens next to the vocabulary by id, ascending."""
+        """Tokens added to the vocabulary by ID, ascending."""
         return dict(sorted(self._tokenizer.get_added_tokens_decoder().items()))
 
     @property
     def all_special_ids(self) -> list[int]:
-        """Ids of the control tokens, ascending; timestamps are not among them."""
+        """IDs of the control tokens, ascending, without timestamps."""
         if self._special_ids is None:
             added = self.added_tokens_decoder.items()
             self._special_ids = tuple(i for i, token in added if token.special)
@@ -187,12 +187,12 @@ class LibraryTokenizer(PretrainedTokenizer):
 
     @property
     def all_special_tokens(self) -> list[str]:
-        """The control tokens, in the order of their ids."""
+        """The control tokens, ordered by ID."""
         return [token for i in self.all_special_ids if (token := self._id_token(i))]
 
     @property
     def additional_special_tokens(self) -> list[str]:
-        """The control tokens that play no named role, in the order of their ids."""
+        """The control tokens without a named role, ordered by ID."""
         named = set(self.special_tokens_map.values())
         return [token for token in self.all_special_tokens if token not in named]
 
@@ -201,9 +201,9 @@ class LibraryTokenizer(PretrainedTokenizer):
         new_tokens: str | AddedToken | Iterable[str | AddedToken],
         special_tokens: bool = False,
     ) -> int:
-        """Add tokens after the last id; returns how many were new.
+        """Add tokens after the last ID; return the number of new ones.
 
-        A model needs a row per token: resize its embeddings to `len()` of this afterwards.
+        A model needs a row per token: resize its embeddings to this tokenizer's `len()`.
         """
         tokens = [new_tokens] if isinstance(new_tokens, str | AddedToken) else new_tokens
         size = len(self)
@@ -215,7 +215,7 @@ class LibraryTokenizer(PretrainedTokenizer):
         return self._tokenizer.token_to_id(token)
 
     def _id_token(self, token_id: int) -> str | None:
-        # The library's ids are unsigned: a negative one would raise OverflowError.
+        # The library's IDs are unsigned: a negative one would raise OverflowError.
         return self._tokenizer.id_to_token(token_id) if token_id >= 0 else None
 
     def tokenize(
@@ -228,7 +228,7 @@ class LibraryTokenizer(PretrainedTokenizer):
     def create_token_type_ids_from_sequences(
         self, token_ids_0: list[int], token_ids_1: list[int] | None = None
     ) -> list[int]:
-        """Return 0 for every id of the first sequence and 1 for every id of the second."""
+        """Return 0 for every ID of the first sequence and 1 for every ID of the second."""
         return [0] * len(token_ids_0) + [1] * len(token_ids_1 or [])
 
     def _text_ids(self, text: str) -> list[int]:
@@ -245,7 +245,7 @@ class LibraryTokenizer(PretrainedTokenizer):
         rows, sources, kept = [], [], []
         for number, (first, second) in enumerate(pairs):
             if options.overflow and second is not None:
-                # The library loses which of the two texts an overflowing token is of.
+                # The library does not track the text of an overflowing token.
                 raise ValueError(
                     "encoding pairs: found return_overflowing_tokens=True, expected it for single "
                     "texts only; encode the texts one by one"
@@ -254,7 +254,7 @@ class LibraryTokenizer(PretrainedTokenizer):
             pair = None if second is None else encoded(second)
             try:
                 whole = fitting.post_process(text, pair, options.special)
-            except Exception as error:  # the library raises nothing more precise
+            except Exception as error:  # the library raises no specific exception
                 raise ValueError(
                     f"truncating a pair of {len(text)} and {len(pair or ())} tokens to "
                     f"{options.lengths.max_length}: found too few to cut by "

@@ -1,6 +1,6 @@
-"""Choose a device and a number type, and load a checkpoint in the form that search runs.
+"""Selects device and data type, and loads a checkpoint in its form for decoding.
 
-Nothing is timed: the choice must not differ between two runs on one machine.
+No benchmark is run: the choice must be the same for all runs on a machine.
 """
 
 import logging
@@ -26,13 +26,13 @@ FLOAT8_NAME = "float16_fp8"
 COMPUTE_DTYPES = {
     "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16,
 }  # fmt: skip
-# With what files may hold, and nothing is decoded in.
+# Types that files may have, but that are not used for decoding.
 DTYPES = {**COMPUTE_DTYPES, "float64": torch.float64}
 _OTHER_NAMES = {"fp32": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16"}
 
 
 def resolve_device(name: str) -> torch.device:
-    """Turn `auto`, `cpu`, `cuda` or `cuda:N` into a device, or raise ConfigError."""
+    """Convert `auto`, `cpu`, `cuda` or `cuda:N` to a device; raises ConfigError."""
     if name == "cpu":
         return torch.device("cpu")
     match = re.fullmatch(r"auto|cuda(?::(\d+))?", name)
@@ -41,7 +41,7 @@ def resolve_device(name: str) -> torch.device:
             f"choosing a device: found {name!r}, expected auto, cpu, cuda or cuda:N; correct it"
         )
     available, why = _cuda()
-    # A CUDA build that falls back is logged: hours on a CPU are seldom what was meant.
+    # The fallback of a CUDA build is logged, as it is rarely intended.
     if name == "auto" and not available:
         if why and torch.version.cuda is not None:
             logger.warning("the model works on the CPU, since CUDA cannot be used%s", why)
@@ -58,10 +58,10 @@ def resolve_device(name: str) -> torch.device:
 
 
 def check_cuda(name: str) -> None:
-    """Make sure that this machine's GPU can be used, for a worker that was given one.
+    """Check that this machine's GPU is usable, for a worker with an assigned GPU.
 
     Raises:
-        EngineError: names the machine, and what torch says.
+        EngineError: names the machine and torch's reason.
     """
     available, why = _cuda()
     if not available:
@@ -73,8 +73,8 @@ def check_cuda(name: str) -> None:
 
 
 def _cuda() -> tuple[bool, str]:
-    """Tell whether CUDA can be used, and what torch says of why not."""
-    # torch names an old driver only in a warning, which would miss the error's message.
+    """Return whether CUDA is usable, and torch's reason if not."""
+    # torch reports an old driver only in a warning, which the error's message would lack.
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         available = torch.cuda.is_available()
@@ -84,17 +84,17 @@ def _cuda() -> tuple[bool, str]:
 
 
 class Precision(NamedTuple):
-    """What numbers a model computes in."""
+    """Numeric precision of a model."""
 
     dtype: torch.dtype
     int8: bool = False
-    """Whether products are in 8 bits."""
+    """Whether products use 8-bit integers."""
     float8_windows: bool = False
-    """Whether keys and values of windows are kept in 8 bits."""
+    """Whether keys and values of windows are stored in 8 bits."""
 
 
 def resolve_precision(name: str, device: torch.device) -> Precision:
-    """Return what `auto`, `int8`, `float16_fp8` or a type's name means on a device."""
+    """Return the precision for `auto`, `int8`, `float16_fp8` or a type's name on a device."""
     if name == FLOAT8_NAME:
         if device.type != "cuda":
             raise ConfigError(
@@ -118,9 +118,9 @@ def resolve_precision(name: str, device: torch.device) -> Precision:
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Turn `auto`, `float32`, `float16` or `bfloat16` into a type for `device`.
+    """Convert `auto`, `float32`, `float16` or `bfloat16` to a type for `device`.
 
-    `auto` is float16 on CUDA; on CPUs bfloat16 where they compute in it and float32 elsewhere.
+    `auto` is float16 on CUDA; on CPUs bfloat16 if they support it natively and float32 otherwise.
     """
     if name == "auto":
         return torch.float16 if device.type == "cuda" else _cpu_dtype()
@@ -132,7 +132,7 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
             f"choosing a compute type: found {name!r}, expected auto, int8, {FLOAT8_NAME}, "
             f"{names}{hint}"
         )
-    # GPUs before Ampere emulate bfloat16, where float16 is native.
+    # GPUs before Ampere emulate bfloat16, but support float16.
     emulated = device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)
     if name == "bfloat16" and emulated:
         raise ConfigError(
@@ -145,28 +145,28 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
 def _cpu_dtype() -> torch.dtype:
     if not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
         return torch.float32
-    # Two small matrices are multiplied: flags have been wrong, on emulated processors above all.
+    # Tests a product of two small matrices: CPU flags can be wrong, mainly in emulators.
     generator = torch.Generator().manual_seed(0)
     left_matrix, right_matrix = (torch.randn(64, 64, generator=generator) for _ in range(2))
     exact = left_matrix @ right_matrix
     product = (left_matrix.bfloat16() @ right_matrix.bfloat16()).float()
-    # bfloat16 keeps 8 bits: right products differ by 0.3 %, wrong ones by far more.
+    # bfloat16 has 8 bits: correct products differ by 0.3 %, wrong ones by far more.
     right_enough = bool((product - exact).norm() <= 0.02 * exact.norm())
     return torch.bfloat16 if right_enough else torch.float32
 
 
 def device_name(device: torch.device) -> str:
-    """Name the device as tables do: `cpu`, or `cuda:NVIDIA H200`."""
+    """Return the device's name for tables: `cpu`, or `cuda:NVIDIA H200`."""
     return f"cuda:{torch.cuda.get_device_name(device)}" if device.type == "cuda" else device.type
 
 
 def load_recognizer(
     family: Family, checkpoint: str | None, *, device: str, dtype: str
 ) -> LoadedRecognizer:
-    """Load a model that reads a window once; `checkpoint` is what its `load` is given.
+    """Load a model that processes a window once; `checkpoint` is passed to its `load`.
 
     Raises:
-        ConfigError: its class cannot be had.
+        ConfigError: its class cannot be imported.
         EngineError: it cannot be loaded.
     """
     where = resolve_device(device)
@@ -175,7 +175,7 @@ def load_recognizer(
         loaded = model.load(checkpoint, device=str(where), compute_type=dtype)
     except CorpusAsrError:
         raise
-    except Exception as error:  # of a user's model
+    except Exception as error:  # of a custom model
         raise EngineError(
             f"loading the recognizer {family.recognizer} with {checkpoint!r} on {where}: "
             f"{type(error).__name__}: {error}; correct its method load, or model.checkpoint"
@@ -185,7 +185,7 @@ def load_recognizer(
 
 
 def load_model(folder: Path, *, device: str, dtype: str) -> SlotModel | LoadedRecognizer:
-    """Load a checkpoint folder in the form that its family's windows are read with."""
+    """Load a checkpoint folder as a slot model or recognizer, depending on its family."""
     family = family_of(folder)
     if family.recognizer is None:
         return load_slot_model(folder, device=device, dtype=dtype)
@@ -193,13 +193,13 @@ def load_model(folder: Path, *, device: str, dtype: str) -> SlotModel | LoadedRe
 
 
 def load_slot_model(folder: Path, *, device: str, dtype: str) -> SlotModel:
-    """Load a checkpoint folder, for windows of 30 s or of the model's length, if less."""
+    """Load a checkpoint folder for windows of 30 s, or less if the model's are shorter."""
     where = resolve_device(device)
     weights_dtype, int8, float8_windows = resolve_precision(dtype, where)
     family = family_of(folder)
     assert family.slot_model is not None, "others are loaded as recognizers"
     network = resolve(family.slot_model)
-    # Nobody else has the network: what the slot model does not share with it is let go of at once.
+    # No other reference to the network exists: parts that are not shared are freed immediately.
     slot_model: Any = network.from_pretrained(folder, dtype=weights_dtype, device=where).slot_model(
         int8=int8, consume=True
     )
@@ -208,14 +208,14 @@ def load_slot_model(folder: Path, *, device: str, dtype: str) -> SlotModel:
     logger.info(
         "model=%s device=%s dtype=%s weights=%s", folder.name, where, dtype, slot_model.dtype
     )
-    if hasattr(slot_model, "for_windows"):  # shorter ones take less memory
+    if hasattr(slot_model, "for_windows"):  # shorter windows take less memory
         slot_model = slot_model.for_windows(min(WINDOW_FRAMES, slot_model.window_frames))
     fitted: SlotModel = slot_model
     return fitted
 
 
 def load_classifier(folder: Path, *, device: str, dtype: str) -> SlotModel:
-    """Load a checkpoint folder with classes of audio, in the form that gives a class as a token."""
+    """Load an audio classifier's checkpoint folder as a slot model that predicts a class."""
     where = resolve_device(device)
     weights_dtype, int8, float8_windows = resolve_precision(dtype, where)
     family = family_of(folder)

@@ -1,4 +1,4 @@
-"""Read, check and write config.json of any family, without torch.
+"""Base of all families' config.json: reading, validation and writing, without torch.
 
 Names and defaults are those of `transformers.PreTrainedConfig`, version 5.23.
 """
@@ -32,13 +32,13 @@ _PROBLEM_TYPES = (
     None, "regression", "single_label_classification", "multi_label_classification",
 )  # fmt: skip
 _ATTENTIONS = ("eager", "sdpa", "flash_attention_2")
-# How like a field's name a keyword must be to be refused as misspelt: it would otherwise be kept
-# for saving and change nothing.
+# Minimum similarity of a keyword to a field's name to be rejected as a typo: otherwise it would be
+# saved without effect.
 _ALIKE = 0.85
 
 
 class TypeName(str):
-    """Name of a type of numbers, such as `float16`; equal to torch's type of that name, too.
+    """Name of a data type, such as `float16`, that equals torch's type of that name.
 
     Programs for transformers compare with torch's; configurations are read without torch.
     """
@@ -62,10 +62,10 @@ def _inverse(labels: dict[Any, Any]) -> dict[Any, Any]:
     return {value: key for key, value in labels.items()}
 
 
-# Far above any network in use. A config.json is believed before its weights are looked at, and must
-# not take hours or all memory by then.
+# Far above any network in use. A config.json is read before its weights are validated, and must not
+# cost hours or all memory by then.
 Size = Annotated[int, Bounds(1, 1_000_000)]
-Positions = Annotated[int, Bounds(1, 100_000)]  # with the width, a table that may be computed
+Positions = Annotated[int, Bounds(1, 100_000)]  # with the width, bounds a computed table
 Count = Annotated[int, Bounds(0, 1_000)]
 MelBins = Annotated[int, Bounds(1, MOST_MEL_BINS)]
 MAX_LABELS = 100_000
@@ -84,50 +84,50 @@ def _other_name(name: str) -> Any:
 
 @dataclass(kw_only=True, init=False)
 class ModelConfig(OpenSettings):
-    """The fields that every family's config has; a family adds its own in a dataclass like this.
+    """The fields of every family's configuration; a family adds its own in a dataclass.
 
-    `num_labels` makes that many unnamed classes; keywords that are no fields are kept in `extra`.
+    `num_labels` creates that many unnamed classes; unknown keywords are kept in `extra`.
     """
 
     model_type: ClassVar[str]
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
-    """Outputs that loops of evaluation do not collect."""
+    """Outputs that evaluation loops do not collect."""
     other_names: ClassVar[dict[str, str]] = {
         "torch_dtype": "dtype",
         "_attn_implementation": "attn_implementation",
     }
-    """Names that config.json and callers may use for a field."""
-    # No field, since it is not of the file: what the checkpoint was loaded from.
+    """Aliases of fields in config.json and arguments."""
+    # Not a field, since it is not in the file: the source of the checkpoint.
     _name_or_path = ""
 
     tie_word_embeddings: bool = True
     """Whether the output projection shares the token embedding's weights."""
     id2label: dict[int, str] = field(default_factory=lambda: _numbered_labels(2))
-    """Names of the classes of audio classification."""
+    """Class names of an audio classifier."""
     label2id: dict[str, int] | dict[str, str] = field(
         default_factory=lambda: _inverse(_numbered_labels(2))
     )
     problem_type: str | None = None
     """Loss of audio classification; None means regression for one class, else single label."""
     return_dict: bool = True
-    """Whether networks return values by name, not plain tuples, by default."""
+    """Whether networks return named outputs instead of plain tuples by default."""
     output_attentions: bool = False
-    """Whether they return attention weights by default."""
+    """Whether networks return attention weights by default."""
     output_hidden_states: bool = False
-    """Whether they return the states after every layer by default."""
+    """Whether networks return the states after every layer by default."""
     architectures: list[str] | None = None
     """Class that saved the checkpoint."""
     dtype: str | None = None
-    """Type of the stored weights, such as `float16`."""
+    """Data type of the stored weights, such as `float16`."""
     attn_implementation: str = field(default="sdpa", metadata={"in_file": False})
-    """`sdpa`, `eager` (plain products), or `flash_attention_2`, which is `sdpa`: torch takes its
-    flash kernel by itself where device and type allow it."""
+    """`sdpa`, `eager` (plain products), or `flash_attention_2`, an alias of `sdpa`, for which torch
+    selects its flash kernel if device and type allow it."""
     extra: dict[str, Any] = field(default_factory=dict, repr=False, metadata={"in_file": False})
-    """Keys that this class does not know, kept for saving."""
+    """Unknown keys, kept for saving."""
 
     def __init__(self, *, num_labels: int | None = None, **settings: Any) -> None:
         extra = settings.pop("extra", {})
-        # Not part of the file: how attention is computed is the caller's affair.
+        # Not in the file: the attention implementation is the caller's choice.
         attention = settings.pop("attn_implementation", None)
         attention = settings.pop("_attn_implementation", None) or attention or "sdpa"
         names = [f.name for f in fields(self)]
@@ -157,11 +157,11 @@ class ModelConfig(OpenSettings):
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | PathLike[str], **kwargs: Any
     ) -> Any:
-        """Read config.json of a folder, a URI or a name on the hub.
+        """Read config.json of a folder, a URI or a hub ID.
 
-        Keywords are `SOURCE_OPTIONS`; all others replace what the file says. With
-        `return_unused_kwargs=True`, those that are no settings are returned together with the
-        configuration. Raises CheckpointError, also for values that no network can have.
+        Keywords are `SOURCE_OPTIONS`; all others override the file. With
+        `return_unused_kwargs=True`, keywords that are no settings are returned as well. Raises
+        CheckpointError, also for values that no network can have.
         """
         name = str(pretrained_model_name_or_path)
         folder = fetch_checkpoint(name, weights=False, **take_source(kwargs))
@@ -176,7 +176,7 @@ class ModelConfig(OpenSettings):
 
     @classmethod
     def from_json_file(cls, json_file: str | PathLike[str], **kwargs: Any) -> Self:
-        """Read a file like config.json; keywords replace what it says."""
+        """Read a file like config.json; keywords override it."""
         path = Path(json_file)
         content = read_json_object(path)
         model_type = content.get("model_type", cls.model_type)
@@ -193,12 +193,12 @@ class ModelConfig(OpenSettings):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Self:
-        """Make a configuration of what `to_dict` returns; keywords replace what it says."""
+        """Create a configuration from `to_dict()`; keywords override it."""
         return cls._from_content(cls._replaced(config_dict, kwargs))
 
     @classmethod
     def _from_content(cls, content: dict[str, Any]) -> Self:
-        # Unknown keys are kept whatever their spelling: a file may be newer than this class.
+        # Unknown keys are not checked for typos: a file may be newer than this class.
         known_keys = {f.name for f in fields(cls)} | cls.other_names.keys() | {"num_labels"}
         extra = {k: v for k, v in content.items() if k not in known_keys and k != "model_type"}
         return cls(**{k: v for k, v in content.items() if k in known_keys}, extra=extra)
@@ -209,8 +209,8 @@ class ModelConfig(OpenSettings):
         super().__setattr__(name, value)
 
     def validate(self) -> None:
-        """Check that a network can have these sizes and settings."""
-        # Bounds are read off the annotations, so that a field's type says all about it.
+        """Raise for sizes and settings that a network cannot have."""
+        # Bounds are taken from the annotations of the fields.
         for name, hint in get_type_hints(type(self), include_extras=True).items():
             for bound in getattr(hint, "__metadata__", ()):
                 value = getattr(self, name)
@@ -222,7 +222,7 @@ class ModelConfig(OpenSettings):
         self.require(is_supported, "attn_implementation", f"one of {_ATTENTIONS}")
 
     def require(self, right: bool, name: str, expected: str) -> None:
-        """Refuse the value of a field with ValueError unless it is right."""
+        """Raise ValueError with the `expected` value of a field unless `right`."""
         if not right:
             description = f"{name} is {shortened(repr(getattr(self, name)), 60)}"
             raise ValueError(
@@ -231,7 +231,7 @@ class ModelConfig(OpenSettings):
 
     @property
     def num_labels(self) -> int:
-        """Classes of audio classification."""
+        """Number of audio classes."""
         return len(self.id2label)
 
     @num_labels.setter
@@ -246,11 +246,11 @@ class ModelConfig(OpenSettings):
     _attn_implementation = _other_name("attn_implementation")
 
     def __iter__(self) -> Iterator[str]:
-        """Yield the names of the settings, those that this class does not know among them."""
+        """Yield the names of the settings, including unknown ones."""
         return iter(self.to_dict())
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> Self:
-        """Return this configuration: text has none of its own here."""
+        """Return this configuration, as there is no separate one for text."""
         return self
 
     def update(self, config_dict: dict[str, Any]) -> None:
@@ -260,28 +260,28 @@ class ModelConfig(OpenSettings):
         vars(self).update(vars(changed))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what config.json holds: every field, the unknown keys and the model type."""
+        """Return the content of config.json: every field, unknown keys and the model type."""
         field_values = {f.name: plain_values(getattr(self, f.name)) for f in self._in_file()}
         return {**plain_values(self.extra), **field_values, "model_type": self.model_type}
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """Return `to_dict` without the fields that hold their defaults."""
+        """Return `to_dict()` without fields that have their defaults."""
         plain = {f.name: plain_values(_default(f)) for f in self._in_file()}
         return {k: v for k, v in self.to_dict().items() if k not in plain or v != plain[k]}
 
     def to_json_string(self, use_diff: bool = True) -> str:
-        """Return `to_diff_dict`, or everything, as JSON."""
+        """Return `to_diff_dict()`, or all fields, as JSON."""
         content = self.to_diff_dict() if use_diff else self.to_dict()
         return json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
     def to_json_file(self, json_file_path: str | PathLike[str], use_diff: bool = True) -> None:
-        """Write `to_json_string` into a file."""
+        """Write `to_json_string()` to a file."""
         Path(json_file_path).write_text(self.to_json_string(use_diff), encoding="utf-8")
 
     def save_pretrained(
         self, save_directory: str | PathLike[str], push_to_hub: bool = False, **kwargs: Any
     ) -> None:
-        """Write config.json to a folder, made if needed; keywords are those of `push_to_hub`."""
+        """Write config.json to a folder; keywords are those of `push_to_hub`."""
         folder = made_folder(save_directory)
         write_json_object(folder / CONFIG_NAME, self.to_dict())
         finish_saving(folder, [CONFIG_NAME], push_to_hub=push_to_hub, **kwargs)
@@ -292,7 +292,7 @@ class ModelConfig(OpenSettings):
 
     @classmethod
     def _canonical(cls, content: dict[str, Any], num_labels: int | None) -> dict[str, Any]:
-        # Names, labels and the dtype may come in several forms; the fields have one.
+        # Names, labels and the data type may have several forms; fields have one.
         content = cls._renamed(content)
         if content.get("dtype") is not None:
             content["dtype"] = str(content["dtype"]).removeprefix("torch.")
@@ -330,14 +330,14 @@ class ModelConfig(OpenSettings):
 
     @classmethod
     def _renamed(cls, content: dict[str, Any]) -> dict[str, Any]:
-        # Of two names for one field its own wins.
+        # If a field is given under two names, its own takes precedence.
         renamed = {cls.other_names.get(key, key): value for key, value in content.items()}
         return renamed | {key: content[key] for key in content.keys() - cls.other_names.keys()}
 
     @classmethod
     def _replaced(cls, content: dict[str, Any], by: dict[str, Any]) -> dict[str, Any]:
         content, by = cls._renamed(content), cls._renamed(by)
-        # Labels in any form replace those in any other: together they could contradict.
+        # Labels in any form replace those in all forms: together they could conflict.
         labels = {"num_labels", "id2label", "label2id"}
         if labels & by.keys():
             content = {key: value for key, value in content.items() if key not in labels}
@@ -346,7 +346,7 @@ class ModelConfig(OpenSettings):
 
 @dataclass(kw_only=True, init=False)
 class EncoderDecoderConfig(ModelConfig):
-    """The fields that configs of two towers have in common."""
+    """The fields shared by configurations of encoder-decoders."""
 
     other_names: ClassVar[dict[str, str]] = {
         **ModelConfig.other_names,
@@ -357,22 +357,22 @@ class EncoderDecoderConfig(ModelConfig):
     }
 
     encoder_layerdrop: Probability = 0.0
-    """Probability of leaving out an encoder layer in training."""
+    """Probability of skipping an encoder layer in training."""
     decoder_layerdrop: Probability = 0.0
     use_cache: bool = True
-    """Whether the decoder returns its keys and values by default."""
+    """Whether the decoder returns keys and values by default."""
     is_encoder_decoder: bool = True
     attention_dropout: Probability = 0.0
     activation_dropout: Probability = 0.0
     init_std: float = 0.02
-    """Standard deviation of freshly drawn weights."""
+    """Standard deviation of randomly initialized weights."""
 
     hidden_size = _other_name("d_model")
     num_attention_heads = _other_name("encoder_attention_heads")
     num_hidden_layers = _other_name("encoder_layers")
 
     def validate(self) -> None:
-        """Check that a network can have these sizes and settings."""
+        """Raise for sizes and settings that a network cannot have."""
         super().validate()
         for name in ("encoder_attention_heads", "decoder_attention_heads"):
             heads = getattr(self, name)

@@ -1,12 +1,12 @@
-"""Keywords of `from_pretrained` and `save_pretrained` of transformers that mean nothing here.
+"""Keywords of transformers' `from_pretrained` and `save_pretrained` without effect here.
 
-One list for networks, configurations, tokenizers, feature extractors, processors and the classes
-that find them. What would mean something is refused with what to use instead.
+One list for networks, configurations, tokenizers, feature extractors, processors and auto classes.
+A keyword that would have an effect is rejected with a suggested replacement.
 """
 
 from typing import Any
 
-# They say how the reference loads and saves, not what: any value.
+# Control how the reference loads and saves, not the result: any value.
 _OF_LOADING = (
     "use_fast", "trust_remote_code", "code_revision", "resume_download", "mirror", "tqdm_class",
     "low_cpu_mem_usage", "max_memory", "offload_folder", "offload_state_dict", "offload_buffers",
@@ -19,7 +19,7 @@ _OF_SAVING = (
     "use_diff",
 )  # fmt: skip
 
-# Neutral as None, False or empty alone; any other value is answered with this.
+# Accepted only as None, False or empty; other values are rejected with this message.
 _QUANTIZED = (
     "load the model, then call torch.ao.quantization.quantize_dynamic; or transcribe with "
     'corpus_asr.Transcriber(..., compute_type="int8")'
@@ -50,7 +50,7 @@ _NOTHING: tuple[Any, ...] = (None, False, "", {}, [])
 
 
 def drop_neutral(options: dict[str, Any], *, saving: bool = False) -> None:
-    """Take out of `options` the keywords that mean nothing here; raises TypeError for others."""
+    """Remove the keywords without effect from `options`; raises TypeError for others."""
     problems = []
     for name in [*options]:
         value = options[name]

@@ -1,4 +1,4 @@
-"""Outputs of the networks: values by name, key or position, named as in transformers."""
+"""Outputs of the networks, accessible by name, key or position, named as in transformers."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -12,16 +12,16 @@ from corpus_asr.array_types import Float
 from corpus_asr.families.layers.kv_cache import DecoderCache
 
 States = tuple[Float[Tensor, "batch _ width"], ...]
-"""After the embeddings and after every layer; the last one normed."""
+"""Hidden states after the embeddings and after every layer; the last one normalized."""
 Weights = tuple[Float[Tensor, "batch head _ _"], ...]
-"""Attention weights after the softmax, one tensor per layer that ran."""
+"""Attention weights after the softmax, one tensor per computed layer."""
 
 
 _Output = TypeVar("_Output", bound="ModelOutput")
 
 
-class _MadeOfPairs(type):
-    """Lets a dataclass be made of a dictionary or of pairs, too: `Output({"loss": loss})`."""
+class _PairConstructible(type):
+    """Lets a dataclass be created from a dictionary or pairs: `Output({"loss": loss})`."""
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         if len(args) == 1 and not kwargs and isinstance(args[0], Mapping | Iterator):
@@ -29,16 +29,16 @@ class _MadeOfPairs(type):
         return super().__call__(*args, **kwargs)
 
 
-class ModelOutput(dict[str, Any], metaclass=_MadeOfPairs):
-    """Base of all outputs, which are dataclasses; fields are keys as far as they are not None.
+class ModelOutput(dict[str, Any], metaclass=_PairConstructible):
+    """Base of all outputs, which are dataclasses; fields that are not None are keys.
 
-    A dictionary, as loops of training and wrappers of several devices expect, which make it again
-    of one or of pairs.
+    A dictionary, as training loops and multi-device wrappers expect, which recreate it from one or
+    from pairs.
     """
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        # Else `torch.export` and `DistributedDataParallel` would not find the tensors inside.
+        # Otherwise `torch.export` and `DistributedDataParallel` would not find the tensors inside.
         pytree.register_pytree_node(
             cls,
             _flattened,
@@ -65,7 +65,7 @@ class ModelOutput(dict[str, Any], metaclass=_MadeOfPairs):
         elif name in self or not any(later in self for later in names[names.index(name) :]):
             super().__setitem__(name, value)
         else:
-            # Keys are in the order of the fields, by which values have their positions.
+            # Keys are in the order of the fields, which defines positions.
             held = {key: getattr(self, key) for key in names if key in self or key == name}
             super().clear()
             super().update(held)
@@ -74,7 +74,7 @@ class ModelOutput(dict[str, Any], metaclass=_MadeOfPairs):
         raise TypeError(_FIXED.format(doing="deleting a key", kind=type(self).__name__))
 
     def pop(self, *args: Any) -> Any:
-        """Refuse: fields stay."""
+        """Raise an error: fields cannot be removed."""
         raise TypeError(_FIXED.format(doing="popping a key", kind=type(self).__name__))
 
     def update(self, *args: Any, **kwargs: Any) -> None:
@@ -83,7 +83,7 @@ class ModelOutput(dict[str, Any], metaclass=_MadeOfPairs):
             self[name] = value
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # As fields, since a dictionary's items would be set before there are any.
+        # As fields, since the dictionary's items would be set before fields exist.
         return _unpickled, (type(self), {f.name: getattr(self, f.name) for f in fields(self)})  # type: ignore[arg-type]
 
     def to_tuple(self) -> tuple[Any, ...]:
@@ -91,7 +91,7 @@ class ModelOutput(dict[str, Any], metaclass=_MadeOfPairs):
         return tuple(self.values())
 
     def as_asked(self: _Output, config: Any, return_dict: bool | None) -> _Output | tuple[Any, ...]:
-        """Return this output or a plain tuple; None takes what the configuration says."""
+        """Return this output or a plain tuple; None means the configuration's value."""
         return_dict = config.return_dict if return_dict is None else return_dict
         return self if return_dict else self.to_tuple()
 
@@ -111,10 +111,10 @@ def _unflattened(kind: type[Any], values: Iterable[Any], names: Sequence[str]) -
     return kind(**dict(zip(names, values, strict=True)))
 
 
-# eq=False: comparing tensors gives tensors, which are neither true nor false.
+# eq=False: comparing tensors gives tensors, which have no truth value.
 @dataclass(eq=False)
 class BaseModelOutput(ModelOutput):
-    """What the encoder computes."""
+    """Output of an encoder."""
 
     last_hidden_state: Float[Tensor, "batch pos width"] | None = None
     hidden_states: States | None = None
@@ -123,7 +123,7 @@ class BaseModelOutput(ModelOutput):
 
 @dataclass(eq=False)
 class BaseModelOutputWithPastAndCrossAttentions(ModelOutput):
-    """What the decoder computes."""
+    """Output of a decoder."""
 
     last_hidden_state: Float[Tensor, "batch token width"] | None = None
     past_key_values: DecoderCache | None = None
@@ -134,7 +134,7 @@ class BaseModelOutputWithPastAndCrossAttentions(ModelOutput):
 
 @dataclass(eq=False)
 class Seq2SeqModelOutput(ModelOutput):
-    """What a model without a projection to the vocabulary computes."""
+    """Output of a model without output projection."""
 
     last_hidden_state: Float[Tensor, "batch token width"] | None = None
     past_key_values: DecoderCache | None = None
@@ -148,9 +148,9 @@ class Seq2SeqModelOutput(ModelOutput):
 
 @dataclass(eq=False)
 class Seq2SeqLMOutput(ModelOutput):
-    """What a model that turns audio into text computes."""
+    """Output of a speech recognition model."""
 
-    # One number, or that of each device where outputs of several were gathered.
+    # A scalar, or one value per device if outputs of several were gathered.
     loss: Float[Tensor, "*_"] | None = None
     logits: Float[Tensor, "batch token vocab"] | None = None
     past_key_values: DecoderCache | None = None
@@ -164,7 +164,7 @@ class Seq2SeqLMOutput(ModelOutput):
 
 @dataclass(eq=False)
 class CausalLMOutputWithCrossAttentions(ModelOutput):
-    """What a decoder alone computes."""
+    """Output of a decoder-only model."""
 
     loss: Float[Tensor, "*_"] | None = None
     logits: Float[Tensor, "batch token vocab"] | None = None
@@ -176,7 +176,7 @@ class CausalLMOutputWithCrossAttentions(ModelOutput):
 
 @dataclass(eq=False)
 class SequenceClassifierOutput(ModelOutput):
-    """What a model that classifies audio computes."""
+    """Output of an audio classifier."""
 
     loss: Float[Tensor, "*_"] | None = None
     logits: Float[Tensor, "batch label"] | None = None
@@ -187,7 +187,7 @@ class SequenceClassifierOutput(ModelOutput):
 def seq2seq_output(
     encoded: BaseModelOutput, decoded: BaseModelOutputWithPastAndCrossAttentions
 ) -> Seq2SeqModelOutput:
-    """Join what encoder and decoder computed."""
+    """Combine the outputs of encoder and decoder."""
     return Seq2SeqModelOutput(
         last_hidden_state=decoded.last_hidden_state,
         past_key_values=decoded.past_key_values,
@@ -203,7 +203,7 @@ def seq2seq_output(
 def given_encoding(
     input_features: Tensor | None, encoder_outputs: Any, *, running: str
 ) -> BaseModelOutput | None:
-    """Return `encoder_outputs` as an output; None where there are features to encode instead."""
+    """Return `encoder_outputs` as an output; None if there are features to encode."""
     if (input_features is None) == (encoder_outputs is None):
         count = "neither" if input_features is None else "both"
         raise ValueError(

@@ -42,30 +42,30 @@ class PreTrainedModel(nn.Module, TransformersMethods, Uploads):
     main_input_name = "input_features"
     config_class: ClassVar[type[ModelConfig]]
 
-    # Under this name PEFT, accelerate and the Trainer of transformers look for it.
+    # PEFT, accelerate and the Trainer of transformers require this name.
     _tied_weights_keys: ClassVar[dict[str, str]] = {}
     """Parameters that share another's weights."""
     _left_over: ClassVar[tuple[str, ...]] = ()
-    """How stored names begin that this class has no use for."""
+    """Prefixes of stored names that this class does not use."""
     _fresh: ClassVar[tuple[str, ...]] = ()
-    """How names begin that checkpoints of other classes lack: they are drawn."""
+    """Prefixes of names missing in checkpoints of other classes: initialized randomly."""
     _fixed: ClassVar[tuple[str, ...]] = ()
-    """Parameters that need not be stored, since they are computed."""
+    """Computed parameters, which need not be stored."""
     _generation: ClassVar[Any] = None
-    """Class of what a checkpoint says of decoding; None for networks that do not decode."""
+    """Class of a checkpoint's generation settings; None for networks without decoding."""
 
     config: Any
     stored_dtype: torch.dtype | None = None
-    """Type of the weights in a checkpoint whose loader chose none; else None."""
-    # Where `device_map` put the network; only then, since loops of training look whether it is set.
+    """Data type of the checkpoint's weights if the caller chose none; else None."""
+    # Set only with `device_map`, since training loops test whether it exists.
     hf_device_map: dict[str, torch.device]
 
     def __init__(self, config: Any) -> None:
         super().__init__()
         config.validate()
         self.name_or_path = config.name_or_path
-        """What the checkpoint was loaded from, by which adapters name their base."""
-        self.config = config  # not copied: changes of either are seen in both, as in transformers
+        """Source of the checkpoint, which adapters record as their base."""
+        self.config = config  # not copied: changes are shared, as in transformers
         self.generation_config: Any = None
         if self._generation is not None:
             self.generation_config = self._generation.from_model_config(config)
@@ -79,14 +79,14 @@ class PreTrainedModel(nn.Module, TransformersMethods, Uploads):
         torch_dtype: torch.dtype | str | None = None,
         attn_implementation: str | None = None,
     ) -> Self:
-        """Make a network with fresh weights, ready to be trained."""
+        """Create a network with randomly initialized weights for training."""
         if attn_implementation is not None:
             config.attn_implementation = attn_implementation
         model = cls(config)
         dtype = torch_dtype if dtype is None else dtype
         return model if dtype is None else model.to(_dtype(dtype, config))
 
-    # Under this name classes of transformers have it.
+    # Name used by classes of transformers.
     _from_config = from_config
 
     @classmethod
@@ -108,15 +108,15 @@ class PreTrainedModel(nn.Module, TransformersMethods, Uploads):
         variant: str | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Load a checkpoint, a folder, URI or name on the hub, ready for inference.
+        """Load a checkpoint, a folder, URI or hub ID, ready for inference.
 
-        Arguments are those of transformers, and `device`, where the weights go: the CPU by default.
-        `dtype` None keeps the stored type; `generate` on a CPU then computes in the type that is
-        best there. With None as name, `state_dict` has the weights and `config` the sizes.
-        `generation_config` takes the place of the checkpoint's; `output_loading_info` returns the
-        model and a dictionary of its missing, unexpected and mismatched keys. Of the weights a
-        `variant` such as fp16 is read, if given: model.fp16.safetensors. Keywords are
-        `SOURCE_OPTIONS`; all others replace what config.json says. Raises CheckpointError.
+        Arguments are those of transformers, and `device` for the weights, by default the CPU.
+        `dtype` None keeps the stored type; `generate` on a CPU then computes in the best type
+        there. Without a name, `state_dict` has the weights and `config` the sizes.
+        `generation_config` replaces the checkpoint's; `output_loading_info` returns the model and a
+        dictionary of its missing, unexpected and mismatched keys. A `variant` such as fp16 selects
+        the weights model.fp16.safetensors. Keywords are `SOURCE_OPTIONS`; all others override
+        config.json. Raises CheckpointError.
         """
         where = take_source(kwargs)
         known_keywords = {*vars(cls.config_class()), "num_labels", "hidden_size"}
@@ -166,7 +166,7 @@ class PreTrainedModel(nn.Module, TransformersMethods, Uploads):
             ignored=cls._left_over,
             redraw=ignore_mismatched_sizes,
         )
-        # Fixed ones are computed, not drawn: they need no training.
+        # Computed, not random: they need no training.
         untrained = [name for name in drawn if name not in cls._fixed]
         if untrained:
             warnings.warn(
@@ -179,7 +179,7 @@ class PreTrainedModel(nn.Module, TransformersMethods, Uploads):
         if device_map is not None:
             model.hf_device_map = {"": model.device}
         if cls._generation is not None and generation_config is not None:
-            # Of transformers, too.
+            # Also in transformers.
             model.generation_config = cls._generation.from_dict(generation_config.to_dict())
         elif cls._generation is not None and state_dict is None:
             model.generation_config = cls._generation.from_pretrained(folder)
@@ -198,15 +198,15 @@ class PreTrainedModel(nn.Module, TransformersMethods, Uploads):
         variant: str | None = None,
         **kwargs: Any,
     ) -> None:
-        """Write weights, config.json and generation_config.json as transformers loads them.
+        """Write weights, config.json and generation_config.json in the format of transformers.
 
-        Of a `variant` such as fp16 they are model.fp16.safetensors; those of others stay.
+        A `variant` such as fp16 is written as model.fp16.safetensors; other variants are kept.
         """
         if not is_main_process:
             return
         folder = made_folder(save_directory)
         state = self.state_dict() if state_dict is None else state_dict
-        # safetensors takes no two names for one memory.
+        # safetensors does not allow shared memory.
         tied = self._keys_to_ignore_on_save or ()
         weights = {name: tensor for name, tensor in state.items() if name not in tied}
         names = save_weights(
@@ -227,10 +227,10 @@ class PreTrainedModel(nn.Module, TransformersMethods, Uploads):
         finish_saving(folder, names, push_to_hub=push_to_hub, **kwargs)
 
     def train(self, mode: bool = True) -> Self:
-        """Choose whether it is trained, as of any module."""
-        # Checkpoints of the Trainer of transformers are written by `save_pretrained` for its own
-        # class alone, and without config.json or not at all for others: each trains or evaluates
-        # before it saves.
+        """Set training mode, as in any module."""
+        # The Trainer of transformers writes checkpoints by `save_pretrained` for its own class
+        # only, and otherwise without config.json or not at all: every training or evaluation
+        # precedes a save.
         module: Any = sys.modules.get("transformers.trainer")
         if module is not None and not isinstance(module.PreTrainedModel, tuple):
             module.PreTrainedModel = (module.PreTrainedModel, PreTrainedModel)
@@ -238,7 +238,7 @@ class PreTrainedModel(nn.Module, TransformersMethods, Uploads):
 
     @property
     def _keys_to_ignore_on_save(self) -> list[str] | None:
-        # Under this name the Trainer of transformers ties what a file lacks.
+        # The Trainer of transformers calls this name to tie missing weights.
         tied = [
             name for name, source in self._tied_weights_keys.items() if self._shares(name, source)
         ]
@@ -246,7 +246,7 @@ class PreTrainedModel(nn.Module, TransformersMethods, Uploads):
 
     @classmethod
     def can_generate(cls) -> bool:
-        """Tell whether there is a `generate`."""
+        """Whether the class has a `generate` method."""
         return cls._generation is not None and hasattr(cls, "generate")
 
     def add_adapter(self, adapter_config: Any, adapter_name: str | None = None) -> NoReturn:
@@ -265,19 +265,19 @@ class PreTrainedModel(nn.Module, TransformersMethods, Uploads):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are; the CPU for those that hooks bring from elsewhere."""
+        """Device of the weights; the CPU for weights that hooks load on demand."""
         device = next(self.parameters()).device
-        # accelerate leaves a hook and weights on meta; inputs and results may be anywhere.
+        # accelerate uses a hook and weights on meta; inputs and results may be on any device.
         is_offloaded = device.type == "meta" and hasattr(self, "_hf_hook")
         return torch.device("cpu") if is_offloaded else device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of the weights."""
+        """Data type of the weights."""
         return next(self.parameters()).dtype
 
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
-        """Count parameters; those shared count once."""
+        """Return the number of parameters; shared ones count once."""
         counted = {p for p in self.parameters() if p.requires_grad or not only_trainable}
         if exclude_embeddings:
             tables = [module for module in self.modules() if isinstance(module, nn.Embedding)]
@@ -285,8 +285,8 @@ class PreTrainedModel(nn.Module, TransformersMethods, Uploads):
         return sum(p.numel() for p in counted)
 
     def set_attn_implementation(self, attn_implementation: str) -> None:
-        """Choose `sdpa`, `eager` or `flash_attention_2` from now on."""
-        # A copy is checked first, so that a wrong name changes nothing.
+        """Set the attention implementation: `sdpa`, `eager` or `flash_attention_2`."""
+        # A copy is validated first, so that a wrong name changes nothing.
         changed = copy.copy(self.config)
         changed.attn_implementation = attn_implementation
         changed.validate()
@@ -296,7 +296,7 @@ class PreTrainedModel(nn.Module, TransformersMethods, Uploads):
                 module.eager = attn_implementation == "eager"
 
     def tie_weights(self) -> None:
-        """Let tied parameters be one, if the configuration has `tie_word_embeddings`."""
+        """Tie the parameters that share weights, if the configuration has `tie_word_embeddings`."""
         if self.config.tie_word_embeddings:
             for target, source in self._tied_weights_keys.items():
                 share_parameter(self, target, source)
@@ -307,13 +307,13 @@ class PreTrainedModel(nn.Module, TransformersMethods, Uploads):
         every_n_layers: int = 1,
         offload: bool = False,
     ) -> None:
-        """Let training compute the states inside blocks twice instead of keeping them.
+        """Recompute activations inside blocks during training instead of storing them.
 
-        With `every_n_layers`, those of one block of so many; with `offload`, a GPU's states between
-        blocks are kept in the CPU's memory.
+        With `every_n_layers`, only those of every n-th block; with `offload`, a GPU's activations
+        between blocks are stored in CPU memory.
         """
         options = activation_checkpointing_kwargs or {}
-        # Either kind computes the same: torch's two ways to do so differ in what they can be given.
+        # Both implementations of torch give the same results; they differ in allowed arguments.
         if options.keys() - {"use_reentrant"}:
             raise ValueError(
                 f"enabling activation checkpointing: found {options}, expected nothing or "
@@ -329,28 +329,28 @@ class PreTrainedModel(nn.Module, TransformersMethods, Uploads):
             stack.checkpoint_every, stack.offload = every_n_layers, offload
 
     def activation_checkpointing_disable(self) -> None:
-        """Keep all states again."""
+        """Store all activations again."""
         for stack in self._stacks():
             stack.gradient_checkpointing = False
 
     def gradient_checkpointing_enable(
         self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any
     ) -> None:
-        """Do what `activation_checkpointing_enable` does, under the name of version 4."""
+        """Alias of `activation_checkpointing_enable`, named as in version 4."""
         self.activation_checkpointing_enable(gradient_checkpointing_kwargs, **kwargs)
 
     def gradient_checkpointing_disable(self) -> None:
-        """Keep all states again."""
+        """Store all activations again."""
         self.activation_checkpointing_disable()
 
     @property
     def is_activation_checkpointing(self) -> bool:
-        """Whether training computes states twice."""
+        """Whether training recomputes activations."""
         return self.is_gradient_checkpointing
 
     @property
     def is_gradient_checkpointing(self) -> bool:
-        """Whether training computes states twice."""
+        """Whether training recomputes activations."""
         return any(stack.gradient_checkpointing for stack in self._stacks())
 
     def _stacks(self) -> list[Stack]:
@@ -360,13 +360,13 @@ class PreTrainedModel(nn.Module, TransformersMethods, Uploads):
         return self.get_parameter(target) is self.get_parameter(source)
 
     def _draw_weights(self) -> None:
-        # As transformers does: normal, norms one, biases zero.
+        # As in transformers: normal distribution, norms one, biases zero.
         for name, parameter in self.named_parameters():
             self._draw(name, parameter)
 
     @torch.no_grad()
     def _draw(self, name: str, parameter: Tensor) -> None:
-        if parameter.is_meta:  # of `without_weights`
+        if parameter.is_meta:  # within `without_weights`
             return
         if name.endswith("bias"):
             nn.init.zeros_(parameter)
@@ -374,7 +374,7 @@ class PreTrainedModel(nn.Module, TransformersMethods, Uploads):
             nn.init.ones_(parameter)
         else:
             nn.init.normal_(parameter, std=self.config.init_std)
-        # As nn.Embedding draws its padding.
+        # As nn.Embedding initializes its padding.
         if name.endswith("embed_tokens.weight") and self.config.pad_token_id is not None:
             parameter[self.config.pad_token_id] = 0.0
 
@@ -412,11 +412,11 @@ def _device(device: torch.device | str | None, device_map: Any) -> torch.device:
 
 
 IGNORED_LABEL = -100
-"""Label of a token that the loss leaves out."""
+"""Label of tokens that the loss ignores."""
 
 
 class TokenTables(PreTrainedModel):
-    """An encoder and a decoder with its table of token embeddings, here or in `model`."""
+    """An encoder and a decoder with its token embedding, in this module or in `model`."""
 
     def get_encoder(self) -> Any:
         """Return the encoder."""
@@ -427,16 +427,16 @@ class TokenTables(PreTrainedModel):
         return getattr(self, "model", self).decoder
 
     def freeze_encoder(self) -> None:
-        """Keep training from changing the encoder."""
+        """Freeze the encoder."""
         self.get_encoder().requires_grad_(False)
 
     def get_input_embeddings(self) -> nn.Embedding:
-        """Return the table of token embeddings."""
+        """Return the token embedding."""
         table: nn.Embedding = self.get_decoder().embed_tokens
         return table
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:
-        """Replace the table of token embeddings."""
+        """Replace the token embedding."""
         self.get_decoder().embed_tokens = value
 
     def resize_token_embeddings(
@@ -445,10 +445,10 @@ class TokenTables(PreTrainedModel):
         pad_to_multiple_of: int | None = None,
         mean_resizing: bool = True,
     ) -> nn.Embedding:
-        """Change how many tokens there are; rows of tokens that stay are kept.
+        """Resize the token embedding; existing rows are kept.
 
-        The number is rounded up to `pad_to_multiple_of`; new rows are the mean of the old, or
-        drawn.
+        The number is rounded up to `pad_to_multiple_of`; new rows are the mean of the old ones, or
+        random.
         """
         size = self.config.vocab_size if new_num_tokens is None else new_num_tokens
         if pad_to_multiple_of is not None:
@@ -470,7 +470,7 @@ class TokenTables(PreTrainedModel):
         self, table: Float[Tensor, "vocab width"], size: int, *, mean: bool
     ) -> Float[Tensor, "_ width"]:
         more = max(0, size - len(table))
-        # The mean gives new tokens usual logits: drawn ones can take over what is decoded.
+        # The mean gives new tokens average logits: random ones can dominate decoding.
         if mean:
             rows = table.mean(dim=0, keepdim=True).expand(more, -1)
         else:
@@ -479,29 +479,29 @@ class TokenTables(PreTrainedModel):
 
 
 class Vocabulary(TokenTables):
-    """A network that also projects to the vocabulary, tied to the token embedding or not."""
+    """A network with an output projection, tied to the token embedding or not."""
 
     accepts_loss_kwargs = False
-    """Whether `forward` takes `num_items_in_batch`, as the Trainer of transformers asks."""
+    """Whether `forward` takes `num_items_in_batch`; read by the Trainer of transformers."""
 
     _projection: ClassVar[str]
-    """Where the projection is in the network."""
+    """Attribute path of the output projection in the network."""
 
     def get_output_embeddings(self) -> nn.Linear:
-        """Return the projection to the vocabulary."""
+        """Return the output projection."""
         projection: nn.Linear = getattr(self, self._projection)
         return projection
 
     def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
-        """Replace the projection to the vocabulary."""
+        """Replace the output projection."""
         setattr(self, self._projection, new_embeddings)
 
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, past_key_values: DecoderCache | None = None, **kwargs: Any
     ) -> dict[str, Any]:
-        """Return the arguments of `forward` for the next tokens: those that are not kept yet.
+        """Return the arguments of `forward` for the next tokens: those not yet in the cache.
 
-        `generate` calls it where a class overrides it, or where modules are not the family's own.
+        `generate` calls it if a class overrides it, or if modules are not the family's own.
         """
         start = 0 if past_key_values is None else past_key_values.get_seq_length()
         tokens = input_ids[:, start:]
@@ -534,7 +534,7 @@ class Vocabulary(TokenTables):
     def _decoder_inputs(
         self, labels: Tensor | None, ids: Tensor | None, embeds: Tensor | None
     ) -> Tensor | None:
-        # Without ids the decoder is given the labels, one place later.
+        # Without IDs the decoder input is the labels shifted by one.
         if labels is None:
             return ids
         self._check_labels(labels)
@@ -564,7 +564,7 @@ def token_loss(
     if labels is None:
         return None
     if len(labels) == 1:
-        # Of every window, where one prompt is read with all.
+        # For every window, if one prompt is used for all.
         labels = labels.expand(len(logits), -1)
     if labels.shape != logits.shape[:2]:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Model families, and the family of a checkpoint folder."""
+"""Registry of model families, and detection of a checkpoint folder's family."""
 
 import importlib
 from collections.abc import Iterable, Mapping
@@ -19,51 +19,50 @@ from corpus_asr.units import HOP_SAMPLES
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
-    """Where the parts of one model family are; each reference reads `"module:Name"`."""
+    """References to the classes of one model family, each in the form `"module:Name"`."""
 
     model_type: str
-    """As in a checkpoint's config.json."""
+    """`model_type` in a checkpoint's config.json."""
     class_prefix: str
-    """How the names of its classes begin in files that `transformers` wrote."""
+    """Prefix of its class names in files written by `transformers`."""
     config: str | None = None
     """Class with `from_pretrained(folder)`: the fields of config.json."""
     generation: str | None = None
-    """Class with `from_pretrained(folder)`: what the checkpoint says of decoding."""
+    """Class with `from_pretrained(folder)`: a checkpoint's generation settings."""
     tokenizer: str | None = None
-    """Class with `from_pretrained(folder)`: text to ids and back."""
+    """Class with `from_pretrained(folder)`: the tokenizer."""
     part_features: str
     """Class with `from_folder(folder)`: samples of one part to `PartFeatures`; torch-free.
 
-    Its `kind` names what it computes, the same for checkpoints that can share it; its
-    `num_mel_bins` is the width of its rows; its `language_window_frames` the length of the windows
-    in which languages are detected, None where they are not. For a `recognizer` it also has
-    `window(features, start, end)`, what that is given, and `loudness(features)`.
-    """
+    Its `kind` names its features, equal for checkpoints that can share them; `num_mel_bins` is the
+    number of values per row; `language_window_frames` the length of windows for language detection,
+    None without it. For a `recognizer` it also has `window(features, start, end)`, the model input,
+    and `loudness(features)`."""
     slot_model: str | None = None
     """Class with `from_pretrained(folder, dtype=, device=)`, `slot_model(int8=, consume=)` and
-    `module_slots()`; it imports torch. None for models that read a window once."""
+    `module_slots()`; imports torch. None for models that process a window once."""
     recognizer: str | None = None
-    """The `Recognizer` of models that read a window once; may import torch."""
+    """`Recognizer` class of models that process a window once; may import torch."""
     word_aligner: str | None = None
-    """Class with `from_folder(folder, device=, dtype=)` that places the words of a text by CTC.
-    None where checkpoints give no score for every token at every position; imports torch."""
+    """Class with `from_folder(folder, device=, dtype=)` that aligns the words of a text by CTC.
+    None for checkpoints without frame-level token scores; imports torch."""
     audio_classifier: str | None = None
-    """Class with `from_pretrained(folder, dtype=, device=)` that meets `SlotModel`: it says a
-    window's class as one token. None where there is none; imports torch."""
+    """Class with `from_pretrained(folder, dtype=, device=)` that implements `SlotModel` and
+    predicts a window's class as one token; None if there is none; imports torch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartFeatures:
-    """What the model gets of one part of a recording."""
+    """Model features of one part of a recording."""
 
     values: Float16[np.ndarray, "frame mel"]
-    """One row per 10 ms; the rows that hold `pad_value` throughout are left out at the end."""
+    """One row per 10 ms; trailing rows that are constantly `pad_value` are omitted."""
     pad_value: float
     """The value of every frame after the last one."""
 
 
 class SamplePartFeatures:
-    """The samples themselves, 10 ms in a row: float16 errs by 66 dB less than each sample."""
+    """Raw samples, 10 ms per row, in float16, whose rounding error is 66 dB below each sample."""
 
     kind = "samples"
     num_mel_bins = HOP_SAMPLES
@@ -71,11 +70,11 @@ class SamplePartFeatures:
 
     @classmethod
     def from_folder(cls, folder: Path) -> "SamplePartFeatures":
-        """There is nothing to read."""
+        """Return the features; no file is read."""
         return cls()
 
     def __call__(self, samples: Float32[np.ndarray, " sample"]) -> PartFeatures:
-        """Cut samples into rows; the last one is filled up with silence."""
+        """Reshape samples to rows; the last one is padded with silence."""
         rows = -(-samples.size // HOP_SAMPLES)
         values = np.zeros(rows * HOP_SAMPLES, dtype=np.float16)
         values[: samples.size] = samples
@@ -84,23 +83,23 @@ class SamplePartFeatures:
     def window(
         self, features: Float16[np.ndarray, "frame hop"], start: int, end: int
     ) -> Float32[np.ndarray, " sample"]:
-        """Return the samples from one hop to another, one after the other."""
+        """Return the concatenated samples between two hops."""
         return features[start:end].astype(np.float32).reshape(-1)
 
     def loudness(self, features: Float16[np.ndarray, "frame hop"]) -> Float32[np.ndarray, " frame"]:
-        """Return a number for each row that is larger the louder it is."""
+        """Return a loudness measure per row; larger is louder."""
         means: Float32[np.ndarray, " frame"] = np.abs(features.astype(np.float32)).mean(axis=1)
         return means
 
 
 SETTINGS_FILES = {"preprocessor_config.json": None, "processor_config.json": "feature_extractor"}
-"""Files that say how features are extracted, and under which key."""
+"""Files with settings of feature extraction, and the key in each."""
 
 
 def check_computed(
     settings: Mapping[str, Any], computed: Mapping[str, Any], *, path: Path, front_end: str
 ) -> None:
-    """Refuse settings of a feature extractor that are not as computed here; absent ones are."""
+    """Raise CheckpointError for feature settings that differ from `computed`; absent ones match."""
     wrong = [
         f"{name} {settings[name]!r} (expected {value!r})"
         for name, value in computed.items()
@@ -149,7 +148,7 @@ _PARAKEET = tuple(
     for head in ("CTC", "RNNT", "TDT")
 )
 
-# Names, not classes: a worker that extracts features must not import torch with the networks.
+# Names, not classes: workers that extract features must not import torch.
 FAMILIES: Mapping[str, Family] = MappingProxyType(
     {family.model_type: family for family in (_SPEECH2TEXT, _WHISPER, *_PARAKEET)}
 )
@@ -157,7 +156,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
 
 
 def family_of(folder: Path) -> Family:
-    """Find a checkpoint's family by the `model_type` in its config.json, or CheckpointError."""
+    """Return a checkpoint's family by `model_type` in its config.json; raises CheckpointError."""
     path = folder / "config.json"
     model_type = read_json_object(path).get("model_type")
     family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
@@ -171,19 +170,19 @@ def family_of(folder: Path) -> Family:
 
 
 def part_features(folder: Path) -> Any:
-    """Return what computes the features of parts for a checkpoint, or CheckpointError."""
+    """Return the feature extractor of parts for a checkpoint; raises CheckpointError."""
     return resolve(family_of(folder).part_features).from_folder(folder)
 
 
 def further_folders(
     main: Path, others: Iterable[Path], *, family: Family | None = None
 ) -> dict[str, Path]:
-    """Return a folder for each kind of features that others take and the main checkpoint does not.
+    """Return a folder for each kind of features that others need and the main checkpoint does not.
 
-    `family` is the main one's, if its folder does not say.
+    `family` is that of the main checkpoint, if its folder does not define it.
 
     Raises:
-        CheckpointError: a folder is of no known family, or takes features that none computes.
+        CheckpointError: a folder is of no known family, or needs unsupported features.
     """
     family = family or family_of(main)
     usual = resolve(family.part_features).from_folder(main).kind
@@ -191,8 +190,8 @@ def further_folders(
     return {kind: folder for kind, folder in kinds if kind != usual}
 
 
-# Where a folder without config.json says which classes wrote it. transformers writes its tokenizers
-# under two names.
+# Files of a folder without config.json that name its classes. transformers uses two names for
+# tokenizers.
 _CLASS_KEYS = (
     ("preprocessor_config.json", ("processor_class", "feature_extractor_type")),
     ("processor_config.json", ("processor_class",)),
@@ -202,7 +201,7 @@ _CLASS_KINDS = ("Processor", "FeatureExtractor", "Tokenizer", "TokenizerFast")
 
 
 def family_of_files(folder: Path) -> Family:
-    """Find the family of saved files that need not be a whole checkpoint, or CheckpointError."""
+    """Return the family of saved files that may be incomplete; raises CheckpointError."""
     if (folder / "config.json").is_file():
         return family_of(folder)
     names = []
@@ -223,14 +222,14 @@ def family_of_files(folder: Path) -> Family:
 
 
 RECOGNIZERS = "corpus_asr.recognizers"
-"""The group of entry points by which installed packages offer recognizers."""
+"""Entry point group of recognizers in installed packages."""
 
 
 USERS_FEATURES = "corpus_asr.families.registry:SamplePartFeatures"
 
 
 def users_family(recognizer: str) -> Family:
-    """Return the family of a user's own model, by its class or the name of an entry point.
+    """Return the family of a custom model, by its class or the name of an entry point.
 
     Raises:
         ConfigError: neither of the form `package.module:Class` nor an installed name.
@@ -254,15 +253,15 @@ def users_family(recognizer: str) -> Family:
 
 
 def recognizer_class(family: Family) -> type[Recognizer]:
-    """Import the class that a family's models are loaded with.
+    """Import the class that loads a family's models.
 
     Raises:
-        ConfigError: it cannot be imported, or is no `Recognizer`.
+        ConfigError: it cannot be imported, or is not a `Recognizer`.
     """
     assert family.recognizer is not None, "the family's models read a window once"
     try:
         kind = resolve(family.recognizer)
-    except Exception as error:  # of a user's module
+    except Exception as error:  # of a custom module
         raise ConfigError(
             f"importing the recognizer {family.recognizer}: {type(error).__name__}: {error}; "
             "install its package on every machine, or correct model.recognizer"
@@ -281,7 +280,7 @@ def recognizer_class(family: Family) -> type[Recognizer]:
 
 
 def resolve(reference: str | None) -> Any:
-    """Import what a `Family` reference names; None names nothing that could be imported."""
+    """Import a `Family` reference; None raises ValueError."""
     module_name, separator, name = (reference or "").partition(":")
     if not (module_name and separator and name.isidentifier()):
         raise ValueError(f'resolving {reference!r}: expected the form "module:Name"')

@@ -1,4 +1,4 @@
-"""Read, check and save a checkpoint's small JSON files."""
+"""Reading, validation and saving of a checkpoint's small JSON files."""
 
 import dataclasses
 import json
@@ -16,18 +16,18 @@ from corpus_asr.scratch import scratch_folder
 from corpus_asr.storage.model_files import fetch_checkpoint, upload_files
 from corpus_asr.units import MEBIBYTE
 
-# Whisper's largest, tokenizer.json, has 4 MB. JSON takes up to 20 times its bytes in memory.
+# Whisper's largest, tokenizer.json, has 4 MB. Parsed JSON takes up to 20 times its bytes.
 MAX_SAVED_BYTES = 16 * MEBIBYTE
 
 
 def read_saved_bytes(path: Path) -> bytes:
-    """Read one of a checkpoint's small files, all but its weights.
+    """Read one of a checkpoint's small files, any except its weights.
 
     Raises:
         OSError: it cannot be read, or is larger than any such file.
     """
     status = path.stat()
-    if not stat.S_ISREG(status.st_mode):  # a device without end, or a pipe that nobody writes to
+    if not stat.S_ISREG(status.st_mode):  # an endless device, or a pipe without a writer
         raise OSError("no plain file")
     if status.st_size > MAX_SAVED_BYTES:
         raise OSError(f"{status.st_size:,} bytes, more than {MAX_SAVED_BYTES:,}")
@@ -35,7 +35,7 @@ def read_saved_bytes(path: Path) -> bytes:
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """Read a file that holds one JSON object, or raise CheckpointError."""
+    """Read a file with one JSON object; raises CheckpointError."""
     try:
         content: dict[str, Any] = parsed(dict, load(read_saved_bytes(path)))
     except FileNotFoundError as error:
@@ -50,12 +50,12 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 
 def optional_object(path: Path) -> dict[str, Any]:
-    """Read a file that holds a JSON object and may be missing."""
+    """Read a file with one JSON object; an empty one if it is missing."""
     return read_json_object(path) if path.is_file() else {}
 
 
 def write_json_object(path: Path, content: dict[str, Any]) -> None:
-    """Write one JSON object, keys sorted, as Hugging Face does; makes the folder."""
+    """Write one JSON object with sorted keys, as Hugging Face does; creates the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False)
     path.write_text(text + "\n", encoding="utf-8")
@@ -64,10 +64,10 @@ def write_json_object(path: Path, content: dict[str, Any]) -> None:
 def typed_values(
     of: Callable[..., Any], content: dict[str, Any], *, path: Path
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Split a JSON object into checked values for a dataclass or function, and all other keys.
+    """Split a JSON object into validated values for a dataclass or function, and other keys.
 
-    The keys are its fields, but for those with metadata `{"in_file": False}`, or its annotated
-    parameters; lists become tuples. Another type is a CheckpointError.
+    The keys are its fields, except those with metadata `{"in_file": False}`, or its annotated
+    parameters; lists become tuples. A value of another type raises CheckpointError.
     """
     hints = typing.get_type_hints(of)
     names = [name for name in hints if name not in ("return", "kwargs")]
@@ -83,7 +83,7 @@ def typed_values(
 
 
 def checked(hint: Any, value: Any, name: str, *, path: Path) -> Any:
-    """Return what a file says under a key as its type has it; raises CheckpointError."""
+    """Return a file's value converted to its type; raises CheckpointError."""
     try:
         return parsed(hint, value, name)
     except ValueError as error:
@@ -93,7 +93,7 @@ def checked(hint: Any, value: Any, name: str, *, path: Path) -> Any:
 
 
 def plain_values(value: object) -> Any:
-    """Turn tuples and mappings back into the lists and objects that JSON has."""
+    """Convert tuples and mappings to the lists and objects of JSON."""
     if isinstance(value, tuple):
         return [plain_values(item) for item in value]
     if isinstance(value, dict):
@@ -104,13 +104,13 @@ def plain_values(value: object) -> Any:
 SOURCE_OPTIONS = (
     "subfolder", "cache_dir", "force_download", "local_files_only", "token", "revision",
 )  # fmt: skip
-"""What a `from_pretrained` may say of where to look, as `fetch_checkpoint` names it."""
+"""Keywords of `from_pretrained` that select the source, as named by `fetch_checkpoint`."""
 
 
 def take_source(options: dict[str, Any]) -> dict[str, Any]:
-    """Take out of `options` what says where to look; None is as good as not given.
+    """Remove and return the source keywords in `options`; None counts as not given.
 
-    What means nothing here is taken out, too: see `neutral_keywords`.
+    Keywords without effect here are removed too: see `neutral_keywords`.
     """
     drop_neutral(options)
     source = {name: options.pop(name, None) for name in SOURCE_OPTIONS}
@@ -120,11 +120,11 @@ def take_source(options: dict[str, Any]) -> dict[str, Any]:
 def find_saved(
     checkpoint: str | PathLike[str], names: Mapping[str, str | None], **source: Any
 ) -> tuple[Path, dict[str, Any]]:
-    """Find the first of several files that holds what is looked for, and the object in it.
+    """Find the first of several files that has the object, and return both.
 
     `names` are in order of preference; with a key, the object under that key is meant, and a file
-    without it is passed over. `checkpoint` may be such a file itself; `source` is what
-    `take_source` returns. Raises CheckpointError.
+    without it is skipped. `checkpoint` may be such a file itself; `source` is the result of
+    `take_source`. Raises CheckpointError.
     """
     if Path(checkpoint).is_file():
         content = read_json_object(Path(checkpoint))
@@ -144,7 +144,7 @@ def find_saved(
 
 
 def made_folder(save_directory: str | PathLike[str]) -> Path:
-    """Make the folder that something is saved to; raises CheckpointError where a file stands."""
+    """Create the folder to save to; raises CheckpointError if a file exists there."""
     folder = Path(save_directory)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -157,12 +157,12 @@ def made_folder(save_directory: str | PathLike[str]) -> Path:
 
 
 class Uploads:
-    """What can be saved to a folder can be uploaded."""
+    """Mixin: uploads what `save_pretrained` writes."""
 
     save_pretrained: Callable[..., Any]
 
     def push_to_hub(self, repo_id: str, **options: Any) -> None:
-        """Upload what `save_pretrained` writes, in one commit; makes the repository if needed.
+        """Upload the files of `save_pretrained` in one commit; creates the repository if needed.
 
         `options` are those of `upload_files`, named as in transformers. Raises CheckpointError.
         """
@@ -173,13 +173,13 @@ class Uploads:
 
 
 class OpenSettings(Uploads):
-    """Settings in a dataclass; names that are no fields are kept in `extra`, as attributes too."""
+    """Settings in a dataclass; other names are kept in `extra`, and are attributes too."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
     extra: dict[str, Any]
 
     def __getattr__(self, name: str) -> Any:
-        # By vars: a copy is asked for attributes before it has any, and would ask for ever.
+        # By vars: copying reads attributes before any exist, which would recurse forever.
         extra = vars(self).get("extra", {})
         if name not in extra:
             raise AttributeError(f"a {type(self).__name__} has no {name!r}, nor had its file")
@@ -195,12 +195,12 @@ class OpenSettings(Uploads):
 def finish_saving(
     folder: Path, names: list[str], *, push_to_hub: bool, repo_id: str | None = None, **options: Any
 ) -> None:
-    """Upload what was just saved if asked for, into `repo_id` or the repository of its name."""
+    """Upload saved files if requested, into `repo_id` or the repository of the folder's name."""
     drop_neutral(options, saving=True)
     if push_to_hub:
         upload_files(folder, names, repo_id=repo_id or folder.name, **options)
         return
-    # Not passed over in silence: who names a repository means to upload.
+    # An error, as a repository name implies an upload.
     if unused := [*options, *(["repo_id"] if repo_id is not None else [])]:
         raise TypeError(
             f"saving to {folder}: found {', '.join(unused)}, expected options of an upload only "

@@ -10,10 +10,10 @@ _Value = TypeVar("_Value")
 
 
 def as_tensors(rows: Any, kind: str | None) -> Any:
-    """Make one numpy array (`np`) or torch tensor (`pt`) of nested rows; None keeps them.
+    """Convert nested rows to one numpy array (`np`) or torch tensor (`pt`); None keeps them.
 
-    Integers become int64; floats float64 in numpy and torch's default type in tensors; what already
-    has a type keeps it.
+    Integers become int64; floats become float64 in numpy and torch's default type in tensors; typed
+    values keep their type.
     """
     if kind is None:
         return rows
@@ -33,21 +33,21 @@ def as_tensors(rows: Any, kind: str | None) -> Any:
             raise ValueError(_uneven(rows))
         return torch.stack(list(rows))
     array = _array(rows)
-    # Plain floats take torch's default type, not numpy's, as torch.tensor gives them.
+    # Plain floats take torch's default type, as in torch.tensor, not numpy's.
     if array.dtype == np.float64 and isinstance(rows, list) and not _has_type(rows):
         return torch.tensor(rows)
     return torch.from_numpy(np.ascontiguousarray(array)).reshape(array.shape)
 
 
 def is_tensor(value: object) -> bool:
-    """Tell whether `value` is a torch tensor."""
-    # Where nobody imported torch there are none, and workers that extract features never do.
+    """Whether `value` is a torch tensor."""
+    # Without torch imported there are none; workers that extract features do not import it.
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(value, torch.Tensor)
 
 
 def as_lists(values: Any) -> Any:
-    """Return arrays and tensors as nested lists of Python numbers; anything else as it is."""
+    """Return arrays and tensors as nested lists of Python numbers; other values unchanged."""
     return values.tolist() if hasattr(values, "tolist") else values
 
 
@@ -64,13 +64,13 @@ def _array(rows: Any) -> np.ndarray:
             f"making one array: found a row of {type(first).__name__}, expected numbers only; "
             f"remove what is not a number, or omit return_tensors"
         )
-    # numpy takes an empty list for floats; here it stands for a text without tokens.
+    # numpy makes an empty list float; here it stands for a text without tokens.
     empty_list = array.size == 0 and isinstance(rows, list) and not _has_type(rows)
     return array.astype(np.int64) if empty_list else array
 
 
 def _has_type(rows: Sequence[Any]) -> bool:
-    # Arrays at any depth: then their type is meant.
+    # Arrays at any depth determine the type.
     first = rows[0] if rows else None
     return _has_type(first) if isinstance(first, list) else hasattr(first, "dtype")
 
@@ -105,11 +105,11 @@ class BatchFeature(dict[str, Any]):
 
     @property
     def data(self) -> dict[str, Any]:
-        """The values by name."""
+        """Return the values by name."""
         return self
 
     def convert_to_tensors(self, tensor_type: str | None = None) -> Self:
-        """Make arrays (`np`) or tensors (`pt`) of all values; None keeps them."""
+        """Convert all values to arrays (`np`) or tensors (`pt`); None keeps them."""
         for key, value in self.items():
             try:
                 self[key] = as_tensors(value, tensor_type)
@@ -139,7 +139,7 @@ class BatchEncoding(BatchFeature):
 
     @property
     def is_fast(self) -> bool:
-        """Whether rows know where their tokens come from."""
+        """Whether the origins of tokens are known."""
         return self.encodings is not None
 
     def tokens(self, batch_index: int = 0) -> list[str]:
@@ -183,7 +183,7 @@ def _target(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         )
     named = dict(kwargs)
     for value in args:
-        # By the name of its class, so that torch need not be imported to ask.
+        # By class name, to avoid importing torch.
         name = "dtype" if type(value).__name__ == "dtype" else "device"
         if name in named:
             raise TypeError(f"moving a batch: found two values for the {name}, expected one")

@@ -1,4 +1,4 @@
-"""Roles of tokens, and names by which programs for transformers ask a tokenizer about itself."""
+"""Token roles, and the attributes of tokenizers that programs for transformers read."""
 
 import inspect
 from abc import abstractmethod
@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
 """Settings that name a token."""
 UNUSED_ROLES = ("sep_token", "cls_token", "mask_token")
-"""Roles of other tokenizers, which nothing here asks for; None until somebody names a token."""
+"""Roles of other tokenizers, unused here; None until set."""
 
 
 def role_id(role: str) -> Any:
-    """Make the property of the id of the token with a role; None where no token has it."""
+    """Return a property for the ID of a role's token; None without such a token."""
 
     def get(tokenizer: Any) -> int | None:
         token = getattr(tokenizer, role)
@@ -31,7 +31,7 @@ def role_id(role: str) -> Any:
 
 
 class TokenRoles:
-    """The tokens that play a role, and the settings a tokenizer was made with."""
+    """The role tokens of a tokenizer, and the settings it was created with."""
 
     bos_token: str | None
     eos_token: str | None
@@ -49,7 +49,7 @@ class TokenRoles:
     mask_token_id: int | None = role_id("mask_token")
 
     backend: ClassVar[str]
-    """Library that holds the vocabulary."""
+    """Name of the library with the vocabulary."""
     init_inputs: tuple[Any, ...] = ()
     """Always empty: settings are given by name."""
     convert_tokens_to_ids: Callable[[Any], Any]
@@ -63,13 +63,13 @@ class TokenRoles:
 
     @property
     def init_kwargs(self) -> dict[str, Any]:
-        """The arguments of the class by name, as they are now; None for the files' names."""
+        """The current arguments of the class by name; None for file names."""
         names = [*inspect.signature(type(self)).parameters, "name_or_path"]
         return {name: getattr(self, name, None) for name in names}
 
     @property
     def extra_special_tokens(self) -> list[str]:
-        """The control tokens without a role, or those of them that were named as such."""
+        """The control tokens without a role, or the subset named as such."""
         named = self._named_extra
         return list(self.additional_special_tokens if named is None else named)
 
@@ -79,7 +79,7 @@ class TokenRoles:
 
     @property
     def extra_special_tokens_ids(self) -> list[int]:
-        """Their ids."""
+        """IDs of the extra special tokens."""
         ids: list[int] = self.convert_tokens_to_ids(self.extra_special_tokens)
         return ids
 

@@ -1,4 +1,4 @@
-"""What the tokenizers of all families share: settings, special tokens, rows of ids, files."""
+"""Base class of the tokenizers: settings, special tokens, rows of IDs, files."""
 
 import inspect
 import warnings
@@ -40,11 +40,11 @@ SETTINGS_NAME = "tokenizer_config.json"
 
 OTHER_SPECIAL = ("additional_special_tokens", "extra_special_tokens")
 
-# Files often ask for the clean-up, which would lose text: only the caller can. The tokens are read
-# together with their descriptions.
+# Files often enable the clean-up, which would lose text: only the caller can enable it. Token
+# objects are read together with their descriptions.
 _NOT_IN_FILE = ("clean_up_tokenization_spaces", "additional_special_tokens")
 
-# In this order: a later pair sees what the earlier ones left.
+# In this order: each pair applies to the result of the previous ones.
 # Source: transformers 5.23, `PreTrainedTokenizerBase.clean_up_tokenization`.
 _TIGHT = {
     " .": ".", " ?": "?", " !": "!", " ,": ",", " ' ": "'",
@@ -57,14 +57,14 @@ _PAD_TO_IT = ": pass padding='max_length' to pad to it"
 
 
 def token_text(token: Any) -> Any:
-    """Return the text of a token object of tokenizers or transformers; of lists, of each in it."""
+    """Return the text of a token object of tokenizers or transformers, or of each in a list."""
     if isinstance(token, list | tuple):
         return [token_text(entry) for entry in token]
     return token if isinstance(token, str) else getattr(token, "content", token)
 
 
 class PretrainedTokenizer(TokenRoles, Uploads):
-    """A tokenizer of any family; its settings are attributes, checked when they are set."""
+    """A tokenizer of any family; its settings are attributes, validated on assignment."""
 
     padding_side: str
     truncation_side: str
@@ -72,14 +72,14 @@ class PretrainedTokenizer(TokenRoles, Uploads):
     clean_up_tokenization_spaces: bool
 
     model_input_names = ("input_ids", "attention_mask")
-    """What a model takes of the result of a call."""
+    """Fields of a call's result that models take."""
     pad_token_type_id = 0
     _without_effect: tuple[str, ...] = ()
-    """Settings of other tokenizers that are taken and change nothing."""
+    """Settings of other tokenizers that are accepted without effect."""
     name_or_path = ""
-    """What the tokenizer was loaded from."""
+    """Folder, URI or hub ID that the tokenizer was loaded from."""
 
-    # What a family brings
+    # Defined by each family
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -87,43 +87,43 @@ class PretrainedTokenizer(TokenRoles, Uploads):
     @property
     @abstractmethod
     def all_special_ids(self) -> list[int]:
-        """Ids of the control tokens."""
+        """IDs of the control tokens."""
 
     @property
     @abstractmethod
     def prefix_tokens(self) -> list[int]:
-        """Ids that labels start with."""
+        """IDs at the start of labels."""
 
     @property
     @abstractmethod
     def added_tokens_decoder(self) -> Mapping[int, AddedToken]:
-        """The tokens next to the vocabulary, control tokens among them, by id."""
+        """Tokens added to the vocabulary, control tokens included, by ID."""
 
     @property
     @abstractmethod
     def _end(self) -> int | None:
-        """The id that labels end with; None where nothing is put around them."""
+        """ID of the last token of labels; None without special tokens around labels."""
 
     add_tokens: Callable[..., int]
-    """Adds tokens after the last id; returns how many were new."""
+    """Adds tokens after the last ID; returns the number of new ones."""
     get_vocab: Callable[[], dict[str, int]]
-    """Returns the id of every token."""
+    """Returns the ID of every token."""
     decode: Callable[..., Any]
-    """Turns one sequence of ids into text, or several into a list of texts."""
+    """Decodes one sequence of IDs to text, or several to a list of texts."""
     _token_id: Callable[[str], int | None]
     _id_token: Callable[[int], str | None]
     _text_ids: Callable[[str], list[int]]
     _batch: Callable[[Any, Any, EncodeOptions], BatchEncoding]
-    """Encodes a text or several, and as many second ones unless there are none."""
+    """Encodes one or several texts, optionally with second texts."""
     _load: Callable[[Path, dict[str, Any]], None]
-    """Sets up a tokenizer that was not made yet from a folder; given settings win."""
+    """Initializes a new tokenizer from a folder; given settings take precedence."""
     _save: Callable[[Path, str | None], tuple[str, ...]]
-    """Writes all files into a folder, with a prefix of their names, and returns their paths."""
+    """Writes all files to a folder, with a prefix of their names, and returns their paths."""
 
     # Settings
 
     def __bool__(self) -> bool:
-        # Without this an empty vocabulary, which has a length of 0, would make a tokenizer false.
+        # Otherwise a tokenizer with an empty vocabulary, of length 0, would be false.
         return True
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -146,22 +146,22 @@ class PretrainedTokenizer(TokenRoles, Uploads):
 
     @classmethod
     def _defaults(cls) -> dict[str, Any]:
-        """Return the arguments of the class except files, which are its settings, by name."""
+        """Return the class's arguments except files, which are its settings, by name."""
         parameters = inspect.signature(cls).parameters
         return {n: p.default for n, p in parameters.items() if not n.endswith("_file")}
 
     @classmethod
     def _saved_settings(cls, folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Read the settings that a folder's files name; `given` ones win."""
+        """Read the settings in a folder's files; `given` ones take precedence."""
         path = folder / SETTINGS_NAME
-        # Of special_tokens_map.json only the roles; tokenizer_config.json, the newer file, wins.
+        # Only roles are taken from special_tokens_map.json; tokenizer_config.json takes precedence.
         special = optional_object(folder / SPECIAL_NAME)
         content = {name: special[name] for name in ROLES if name in special}
         content |= optional_object(path)
         for name in content.keys() & set(ROLES):
-            if isinstance(content[name], dict):  # a token described at length
+            if isinstance(content[name], dict):  # a token object
                 content[name] = content[name].get("content")
-        # Written as 1e30 it is a float, and means no limit.
+        # 1e30 as a float means no limit.
         if not isinstance(content.get("model_max_length", 0), int):
             del content["model_max_length"]
         names = cls._defaults().keys() - set(_NOT_IN_FILE)
@@ -170,7 +170,7 @@ class PretrainedTokenizer(TokenRoles, Uploads):
 
     def _take_settings(self, settings: Mapping[str, Any]) -> None:
         for name, value in settings.items():
-            # Tokens of roles are not checked: they may still have to be added to the vocabulary.
+            # Role tokens are not checked: they may yet be added to the vocabulary.
             if name not in ROLES:
                 self._check_setting(name, value)
             self.__dict__[name] = value
@@ -179,30 +179,30 @@ class PretrainedTokenizer(TokenRoles, Uploads):
 
     @property
     def vocab(self) -> dict[str, int]:
-        """The id of every token."""
+        """ID of every token."""
         return self.get_vocab()
 
     def get_added_vocab(self) -> dict[str, int]:
-        """Return the ids of the tokens next to the vocabulary."""
+        """Return the IDs of the tokens added to the vocabulary."""
         return {token.content: i for i, token in self.added_tokens_decoder.items()}
 
     @property
     def added_tokens_encoder(self) -> dict[str, int]:
-        """The same, by its other name."""
+        """Alias of `get_added_vocab()`."""
         return self.get_added_vocab()
 
     @property
     def special_tokens_map(self) -> dict[str, str]:
-        """Tokens by their roles."""
+        """Tokens by role."""
         return {role: token for role in ROLES if (token := getattr(self, role)) is not None}
 
     def add_special_tokens(
         self, special_tokens_dict: Mapping[str, Any], replace_extra_special_tokens: bool = True
     ) -> int:
-        """Add control tokens such as `{"pad_token": "<|pad|>"}`; returns how many were new.
+        """Add control tokens such as `{"pad_token": "<|pad|>"}`; return the number of new ones.
 
-        Tokens without a role are `additional_special_tokens`. Those that there are stay control
-        tokens whatever `replace_extra_special_tokens` says.
+        Tokens without a role are `additional_special_tokens`. Existing ones remain control tokens
+        whatever `replace_extra_special_tokens` is.
         """
         del replace_extra_special_tokens
         count = 0
@@ -219,7 +219,7 @@ class PretrainedTokenizer(TokenRoles, Uploads):
         return count
 
     def convert_tokens_to_ids(self, tokens: str | Iterable[str]) -> Any:
-        """Look up ids; a token the vocabulary lacks gives the id of the unknown token, if any."""
+        """Return IDs; tokens outside the vocabulary have the unknown token's ID, if any."""
         if not isinstance(tokens, str):
             return [self.convert_tokens_to_ids(token) for token in tokens]
         token_id = self._token_id(tokens)
@@ -234,7 +234,7 @@ class PretrainedTokenizer(TokenRoles, Uploads):
     def convert_ids_to_tokens(
         self, ids: int | Iterable[int], skip_special_tokens: bool = False
     ) -> Any:
-        """Look up tokens; an id without one gives the unknown token, None in Whisper."""
+        """Return tokens; an ID without one gives the unknown token, None in Whisper."""
         if isinstance(ids, int):
             token = self._id_token(ids)
             return self._unknown() if token is None else token
@@ -244,7 +244,7 @@ class PretrainedTokenizer(TokenRoles, Uploads):
     def _unknown(self) -> str | None:
         return None
 
-    # Texts to ids
+    # Texts to IDs
 
     def __call__(
         self,
@@ -272,9 +272,9 @@ class PretrainedTokenizer(TokenRoles, Uploads):
         """Encode one text or several, or words with `is_split_into_words`, as labels.
 
         Options are those of transformers. Texts of `text_target` become `labels`. Rows are
-        truncated where `truncation` says so, or `max_length` is given and nothing is padded;
-        `max_length` counts special tokens and is the tokenizer's own where it is None. A single
-        text gives one row, unless tensors or overflowing rows are asked for.
+        truncated if `truncation` is set, or if `max_length` is given without padding;
+        `max_length` counts special tokens, and None means the tokenizer's own. A single text gives
+        one row, unless tensors or overflowing rows are requested.
         """
         if text is None and text_target is None:
             raise ValueError(
@@ -284,7 +284,7 @@ class PretrainedTokenizer(TokenRoles, Uploads):
             warnings.warn(f"{_IDLE_LENGTH} and no truncation{_PAD_TO_IT}", stacklevel=2)
         outputs = {
             "token_type_ids": return_token_type_ids,
-            # None is the reference's default, and means the mask.
+            # None is the reference's default, which includes the mask.
             "attention_mask": return_attention_mask is not False,
             "special_tokens_mask": return_special_tokens_mask,
             "offset_mapping": return_offsets_mapping,
@@ -316,8 +316,8 @@ class PretrainedTokenizer(TokenRoles, Uploads):
         add_special_tokens: bool = True,
         **options: Any,
     ) -> Any:
-        """Encode one text as a label; `options` and errors are those of a call."""
-        # What training calls once per label: without options there is nothing to truncate or pad.
+        """Encode one text as a label; `options` and errors are as in a call."""
+        # Training calls this once per label: without options nothing is truncated or padded.
         if text_pair is None and not options and isinstance(text, str):
             ids = self._text_ids(text)
             return self.build_inputs_with_special_tokens(ids) if add_special_tokens else ids
@@ -336,7 +336,7 @@ class PretrainedTokenizer(TokenRoles, Uploads):
     ) -> BatchEncoding:
         """Pad rows that calls returned: one, a list of them, or rows by name.
 
-        Options are those of a call; `return_tensors` of None keeps the kind that was passed in.
+        Options are as in a call; `return_tensors` of None keeps the type of the input.
         """
         rows, kind = collate(encoded_inputs)
         if padding is True and max_length is not None and verbose:
@@ -356,7 +356,7 @@ class PretrainedTokenizer(TokenRoles, Uploads):
     def build_inputs_with_special_tokens(
         self, token_ids_0: list[int], token_ids_1: list[int] | None = None
     ) -> list[int]:
-        """Put the prefix before ids, and the end token after them."""
+        """Add the prefix before IDs, and the end token after them."""
         return [*self.prefix_tokens, *token_ids_0, *(token_ids_1 or []), *self._suffix_tokens]
 
     def get_special_tokens_mask(
@@ -365,7 +365,7 @@ class PretrainedTokenizer(TokenRoles, Uploads):
         token_ids_1: list[int] | None = None,
         already_has_special_tokens: bool = False,
     ) -> list[int]:
-        """Return 1 for each special token, 0 for each other one, of the row made of these ids.
+        """Return 1 for each special token and 0 for each other one of the row made of these IDs.
 
         With `already_has_special_tokens`, `token_ids_0` is that row, without a second text.
         """
@@ -381,7 +381,7 @@ class PretrainedTokenizer(TokenRoles, Uploads):
         return [int(int(token) in special) for token in token_ids_0]
 
     def num_special_tokens_to_add(self, pair: bool = False) -> int:
-        """Return how many tokens stand around a text, or around a pair."""
+        """Return the number of special tokens added to a text, or to a pair."""
         return len(self.prefix_tokens) + len(self._suffix_tokens)
 
     @property
@@ -389,7 +389,7 @@ class PretrainedTokenizer(TokenRoles, Uploads):
         return [] if self._end is None else [self._end]
 
     def _text_limit(self, options: EncodeOptions) -> int:
-        """Return how many tokens of text a row may have."""
+        """Return the maximum number of text tokens of a row."""
         special = self.num_special_tokens_to_add() if options.special else 0
         if options.lengths.limit < special:
             raise ValueError(
@@ -413,7 +413,7 @@ class PretrainedTokenizer(TokenRoles, Uploads):
             "special_tokens_mask": 1,
         }
 
-    # Ids to texts
+    # IDs to texts
 
     def batch_decode(
         self,
@@ -444,10 +444,10 @@ class PretrainedTokenizer(TokenRoles, Uploads):
         pretrained_model_name_or_path: str | PathLike[str],
         **settings: Any,
     ) -> Self:
-        """Load the tokenizer of a checkpoint: a folder, a URI such as s3://..., or a hub name.
+        """Load the tokenizer of a checkpoint: a folder, a URI such as s3://..., or a hub ID.
 
-        `settings` are `SOURCE_OPTIONS`, and the class's arguments except files, which win over
-        tokenizer_config.json; a token with a role that the vocabulary lacks is added to it. Raises
+        `settings` are `SOURCE_OPTIONS`, and the class's arguments except files, which override
+        tokenizer_config.json; a role token outside the vocabulary is added to it. Raises
         CheckpointError.
         """
         name = str(pretrained_model_name_or_path)
@@ -465,7 +465,7 @@ class PretrainedTokenizer(TokenRoles, Uploads):
                 f"expected some of {', '.join(names)}; correct them"
             )
         tokenizer = cls.__new__(cls)
-        # None stands for the file's own, as in the reference.
+        # None means the file's value, as in the reference.
         overrides = {key: value for key, value in settings.items() if value is not None}
         overrides |= {
             key: token_text(overrides[key]) for key in overrides.keys() & {*ROLES, *OTHER_SPECIAL}
@@ -481,10 +481,10 @@ class PretrainedTokenizer(TokenRoles, Uploads):
         push_to_hub: bool = False,
         **kwargs: Any,
     ) -> tuple[str, ...]:
-        """Write all files of the tokenizer, those of older readers among them; returns their paths.
+        """Write all files of the tokenizer, also for older readers; return their paths.
 
-        `filename_prefix` stands before the names of the vocabulary's files. `kwargs` and errors are
-        those of `push_to_hub`.
+        `filename_prefix` is prepended to the names of the vocabulary's files. `kwargs` and errors
+        are those of `push_to_hub`.
         """
         folder = made_folder(save_directory)
         paths = self._save(folder, filename_prefix)
@@ -493,14 +493,14 @@ class PretrainedTokenizer(TokenRoles, Uploads):
         return paths
 
     def _save_settings(self, folder: Path, *, special_tokens: list[str], **others: Any) -> None:
-        """Write tokenizer_config.json, `others` in it, and special_tokens_map.json."""
+        """Write tokenizer_config.json including `others`, and special_tokens_map.json."""
         special = {**self.special_tokens_map, "additional_special_tokens": special_tokens}
         names = self._defaults().keys() - {*ROLES, *_NOT_IN_FILE}
         settings = {name: getattr(self, name) for name in names}
         content = {
             **special,
             **{name: value for name, value in settings.items() if value is not None},
-            # Without this line the reference's version 4 would remove spaces before punctuation.
+            # Otherwise the reference's version 4 would remove spaces before punctuation.
             "clean_up_tokenization_spaces": False,
             **others,
             "tokenizer_class": type(self).__name__,
@@ -512,7 +512,7 @@ class PretrainedTokenizer(TokenRoles, Uploads):
 def vocabulary_paths(
     save_directory: str | PathLike[str], filename_prefix: str | None, *names: str
 ) -> tuple[Path, ...]:
-    """Return where the files of a vocabulary go, in a folder that must exist."""
+    """Return the paths of a vocabulary's files, in a folder that must exist."""
     folder = Path(save_directory)
     if not folder.is_dir():
         raise NotADirectoryError(
@@ -523,7 +523,7 @@ def vocabulary_paths(
 
 
 def added_token(token: str | AddedToken, *, special: bool) -> AddedToken:
-    """Make a token of its text; one that is described already keeps its description."""
+    """Return a token object for a text; an existing token object is unchanged."""
     if isinstance(token, AddedToken):
         flags = ("single_word", "lstrip", "rstrip", "normalized")
         described = {name: getattr(token, name) for name in flags}

@@ -1,4 +1,4 @@
-"""What programs for transformers ask any of its networks, beyond loading, saving and running."""
+"""Additional methods of transformers' networks, beyond loading, saving and running."""
 
 from collections.abc import Iterable
 from typing import Any, ClassVar
@@ -9,22 +9,22 @@ from torch.utils.hooks import RemovableHandle
 
 
 class TransformersMethods:
-    """Methods of transformers' networks that say something of a network, or prepare it."""
+    """Methods of transformers' networks for inspection and preparation."""
 
     base_model_prefix: ClassVar[str]
     config: Any
     model_tags: list[str] | None = None
-    """What a page about the network on a hub is found by."""
+    """Tags of the network's page on a hub."""
     _input_gradients: RemovableHandle | None = None
 
     @property
     def base_model(self) -> Any:
-        """The network without what stands on top of it; itself where nothing does."""
+        """The network without its head; itself if it has none."""
         return getattr(self, self.base_model_prefix, self)
 
     @property
     def dummy_inputs(self) -> dict[str, Tensor]:
-        """The smallest inputs that the network runs with: silence, and the first token."""
+        """Minimal valid inputs: silence, and the first token."""
         weight = next(self.parameters())  # type: ignore[attr-defined]
         start = [[self.config.decoder_start_token_id]]
         return {
@@ -34,29 +34,29 @@ class TransformersMethods:
 
     @property
     def _smallest_features(self) -> tuple[int, int, int]:
-        raise NotImplementedError  # a family's
+        raise NotImplementedError  # defined by a family
 
     def get_memory_footprint(self, return_buffers: bool = True) -> int:
-        """Return how many bytes the weights take, and the buffers if asked for."""
+        """Return the bytes of the weights, optionally with buffers."""
         tensors = list(self.parameters())  # type: ignore[attr-defined]
         tensors += list(self.buffers()) if return_buffers else []  # type: ignore[attr-defined]
         return sum(tensor.nelement() * tensor.element_size() for tensor in tensors)
 
     def get_input_embeddings(self) -> nn.Module:
-        """Return the module that the inputs meet first."""
+        """Return the input module."""
         raise NotImplementedError(
             f"a {type(self).__name__} names no module that its inputs meet first; look at its "
             f"submodules"
         )
 
     def get_output_embeddings(self) -> nn.Linear | None:
-        """Return the projection to the vocabulary; None where there is none."""
+        """Return the output projection; None if there is none."""
         return None
 
     def enable_input_require_grads(self) -> None:
-        """Let what the first module returns require gradients, though its weights are frozen.
+        """Make the input module's output require gradients although its weights are frozen.
 
-        Reentrant checkpointing around adapters needs that; what is here does not.
+        Needed for reentrant checkpointing around adapters, which is not used here.
         """
         self.disable_input_require_grads()
         self._input_gradients = self.get_input_embeddings().register_forward_hook(
@@ -70,12 +70,12 @@ class TransformersMethods:
             self._input_gradients = None
 
     def init_weights(self) -> None:
-        """Draw all weights, as a new network has them; those of `to_empty` among them."""
+        """Initialize all weights randomly, including those of `to_empty`."""
         self._draw_weights()  # type: ignore[attr-defined]
         self.post_init()
 
     def post_init(self) -> None:
-        """Finish a network of a subclass: nothing is left to do but to tie its weights."""
+        """Finish a subclass's initialization: tie its weights."""
         self.tie_weights()  # type: ignore[attr-defined]
 
     def add_model_tags(self, tags: str | Iterable[str]) -> None:

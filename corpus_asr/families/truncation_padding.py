@@ -1,4 +1,4 @@
-"""Rows of token ids: their forms, how long they may be, and their padding to one width."""
+"""Rows of token IDs: input forms, truncation lengths and padding."""
 
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -8,13 +8,13 @@ from typing import Any, Self
 from corpus_asr.families.tensors import BatchEncoding, as_lists, is_tensor
 
 NO_LIMIT = int(1e30)
-"""What files say where texts may have any length."""
+"""Value in files for unlimited length."""
 
-# Lengths above this are no lengths but a file's way to say that there is none.
+# Larger lengths in files mean that there is no limit.
 # Source: transformers 5.23, tokenization_utils_base.py, LARGE_INTEGER.
 _LARGE = int(1e20)
 
-# The first of each stands for True, the last for False.
+# The first of each is that of True, the last that of False.
 _PADDINGS = ("longest", "max_length", "do_not_pad")
 _TRUNCATIONS = ("longest_first", "only_first", "only_second", "do_not_truncate")
 _SIDES = ("left", "right")
@@ -22,14 +22,14 @@ _SIDES = ("left", "right")
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """Lengths that rows may have, and the width that they are padded to."""
+    """Row lengths for truncation, and the width for padding."""
 
     max_length: int | None
-    """Tokens of a row that is truncated, or of every row that is padded to the maximum."""
+    """Tokens of a truncated row, or of every row padded to the maximum."""
     padding: str
     truncation: str
     multiple: int | None
-    """What the width of padded rows is to be a multiple of."""
+    """The width of padded rows is a multiple of this."""
 
     @classmethod
     def chosen(
@@ -40,9 +40,9 @@ class Lengths:
         pad_to_multiple_of: int | None,
         model_max_length: int,
     ) -> Self:
-        """Resolve a caller's options, as transformers does."""
-        # `max_length` alone truncates. Without one, the tokenizer's own length is taken, and where
-        # it has none nothing is truncated, nor padded to the maximum.
+        """Resolve a caller's options as transformers does."""
+        # `max_length` alone implies truncation. Without it, the tokenizer's own length applies;
+        # without that either, nothing is truncated or padded to the maximum.
         if max_length is not None and padding is False and truncation is None:
             truncation = "longest_first"
         pad = _word("padding", padding, _PADDINGS)
@@ -68,7 +68,7 @@ class Lengths:
 
     @property
     def limit(self) -> int:
-        """Tokens that a row may have."""
+        """Maximum number of tokens of a row."""
         if self.max_length is None or self.truncation == "do_not_truncate":
             return NO_LIMIT
         return self.max_length
@@ -79,14 +79,14 @@ class EncodeOptions:
     """Arguments of a call except its texts."""
 
     words: bool
-    """Whether texts come as lists of words."""
+    """Whether texts are lists of words."""
     special: bool
-    """Whether to put special tokens around each."""
+    """Whether to add special tokens around each."""
     lengths: Lengths
     stride: int
     overflow: bool
     outputs: tuple[str, ...]
-    """What is returned together with ids, by name."""
+    """Names of the values returned in addition to IDs."""
     padding_side: str
     tensors: str | None
 
@@ -94,9 +94,9 @@ class EncodeOptions:
 def pad_batch(
     batch: Mapping[str, Any], lengths: Lengths, fillers: Mapping[str, Any], *, side: str
 ) -> BatchEncoding:
-    """Pad one row, or the rows of a list, to one width, each by the filler of its name.
+    """Pad one row, or a list of rows, to one width, with the filler of each name.
 
-    Rows without a filler, and longer ones, stay as they are.
+    Rows without a filler, and longer ones, are unchanged.
     """
     check_side("padding_side", side)
     ids = batch["input_ids"]
@@ -126,7 +126,7 @@ def pad_batch(
 
 
 def collate(encoded: Any) -> tuple[dict[str, Any], str | None]:
-    """Return rows by name as lists, and the kind of tensor they were, of what calls returned."""
+    """Return call results as rows by name, as lists, and their kind of tensor."""
     if isinstance(encoded, Sequence) and encoded and isinstance(encoded[0], Mapping):
         if len({frozenset(row) for row in encoded}) > 1:
             raise ValueError(
@@ -154,13 +154,13 @@ def collate(encoded: Any) -> tuple[dict[str, Any], str | None]:
 
 
 def text_pairs(text: Any, pair: Any, *, words: bool) -> tuple[bool, list[tuple[Any, Any]]]:
-    """Tell whether `text` holds several texts, and return each with its second one or None."""
-    # Words of one text come as a list, as several texts do: what the list holds tells them apart.
+    """Return whether `text` has several texts, and each with its second text or None."""
+    # A text as words and several texts are both lists: their items distinguish them.
     several = isinstance(text, list | tuple)
     if several and words:
         several = bool(text) and isinstance(text[0], list | tuple)
     elif several:
-        several = not (text and isinstance(text[0], int))  # ids are one text
+        several = not (text and isinstance(text[0], int))  # IDs are one text
     if not several:
         return False, [(text, pair)]
     if pair is None:
@@ -175,7 +175,7 @@ def text_pairs(text: Any, pair: Any, *, words: bool) -> tuple[bool, list[tuple[A
 
 
 def _unpaired(text: Any, *, words: bool) -> tuple[Any, Any]:
-    # A text and its second one may also come as a pair within the list.
+    # A text and its second one may also be a pair within the list.
     together = isinstance(text, tuple) or (isinstance(text, list) and not words)
     if together and len(text) == 2 and not isinstance(text[0], int):
         return text[0], text[1]
@@ -183,13 +183,13 @@ def _unpaired(text: Any, *, words: bool) -> tuple[Any, Any]:
 
 
 def check_side(name: str, side: str) -> None:
-    """Refuse a side that is neither left nor right."""
+    """Raise ValueError unless the side is left or right."""
     if side not in _SIDES:
         raise ValueError(f"choosing {name}: found {side!r}, expected 'left' or 'right'; correct it")
 
 
 def decode_each(token_ids: Any, decode: Callable[[list[int]], Any]) -> Any:
-    """Decode one sequence of ids, or several into a list."""
+    """Decode one sequence of IDs, or several into a list."""
     ids = id_lists(token_ids)
     if ids and isinstance(ids[0], list):
         return [decode_each(row, decode) for row in ids]
@@ -197,7 +197,7 @@ def decode_each(token_ids: Any, decode: Callable[[list[int]], Any]) -> Any:
 
 
 def id_lists(token_ids: Any) -> list[Any]:
-    """Return ids as a list of numbers, or of such lists."""
+    """Return IDs as a list of numbers, or of such lists."""
     values = as_lists(token_ids["input_ids"] if isinstance(token_ids, dict) else token_ids)
     if isinstance(values, int):
         return [values]
@@ -208,7 +208,7 @@ def id_lists(token_ids: Any) -> list[Any]:
 
 
 def _as_id(value: Any) -> int:
-    # Integers of numpy and torch are ids, floats are not, even whole ones.
+    # Integers of numpy and torch are IDs; floats are not, even whole ones.
     try:
         return operator.index(value)
     except TypeError as error:

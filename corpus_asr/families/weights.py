@@ -1,8 +1,8 @@
-"""Read the weights of a checkpoint folder into a network, and save them; no code of a file is run.
+"""Loading of a checkpoint folder's weights into a network, and saving; never executes file content.
 
 INT8 layout, as `corpus-asr convert --dtype int8` writes model.int8.safetensors: a matrix `NAME` of
 shape (rows, ...) is stored as int8 under its own name, and its scales as `NAME_scale` of shape
-(rows, groups) in float16. The values of a row, flattened, are cut into groups of equal size; a
+(rows, groups) in float16. The values of a row, flattened, are split into groups of equal size; a
 weight is its integer times the scale of its group. Everything else is float16.
 """
 
@@ -30,18 +30,18 @@ from corpus_asr.units import MEBIBYTE
 
 SCALE_SUFFIX = "_scale"
 
-# With whisper-tiny.en, groups of 64 bring the divergence of next-token distributions from float16's
+# With whisper-tiny.en, groups of 64 reduce the divergence of next-token distributions from float16
 # (mean KL over 24 clips) from 0.0012 with one scale per row to 0.0004, for 3 % more bytes.
 _LARGEST_GROUP = 64
-_SMALLEST_GROUP = 16  # below it scales take more room than they save: one scale per row instead
+_SMALLEST_GROUP = 16  # for smaller groups scales cost more than they save: one scale per row
 _STEPS = 127
-_ROUNDED_UP = 1 + 2.0**-11  # float16 rounds normal numbers by at most this factor
-_SUBNORMAL_HALF_STEP = 2.0**-25  # and those below 6e-5 by at most this much
-# They stay in a core's own cache, in one thread. For whisper-tiny.en that takes 0.04 CPU seconds,
-# whole matrices 0.2.
+_ROUNDED_UP = 1 + 2.0**-11  # maximum factor of float16 rounding for normal numbers
+_SUBNORMAL_HALF_STEP = 2.0**-25  # maximum error below 6e-5
+# Rows per block, which fits a core's own cache, in one thread. For whisper-tiny.en that takes 0.04
+# CPU seconds, whole matrices 0.2.
 _VALUES_AT_ONCE = 1 << 15
 
-# Position tables are added to every state, hold few values and are no factor of a product.
+# Position tables are added to every state, have few values and are not multiplied.
 _KEPT = "embed_positions"
 
 
@@ -88,7 +88,7 @@ def _quantize(tensor: Tensor) -> tuple[Tensor, Tensor]:
     return steps.to(torch.int8).reshape(tensor.shape), scales
 
 
-# By the names of safetensors' header.
+# By type names of safetensors' header.
 _STORED_DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -98,11 +98,11 @@ _STORED_DTYPES = {
     "I64": torch.int64,  # counters of norms
 }
 _NAMES_SHOWN = 8
-# whisper-large's has 150 KB. The library allows 100 MB, which take it a minute and gigabytes.
+# whisper-large's is 150 KB. The library allows 100 MB, which take a minute and gigabytes to parse.
 _MAX_HEADER_BYTES = 16 * MEBIBYTE
 
-# How torch's restricted unpickler names what it will not call, and where its own words begin:
-# before them it suggests to load the file all the same.
+# Messages of torch's restricted unpickler for forbidden calls, and the start of its advice, which
+# is to load the file anyway.
 _CALLED = re.compile(r"GLOBAL (\S+)")
 _UNPICKLER = "WeightsUnpickler error:"
 _GIT_LFS_POINTER = b"version https://git-lfs"
@@ -110,23 +110,23 @@ _GIT_LFS_POINTER = b"version https://git-lfs"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredTensor:
-    """One tensor of a checkpoint, not read yet."""
+    """One unread tensor of a checkpoint."""
 
     path: Path
     shape: tuple[int, ...]
     dtype: torch.dtype | None
-    """None if it is no type a network can use; of INT8 weights that of their scales."""
+    """None for a type that networks cannot use; for INT8 weights the type of their scales."""
     read: Callable[[], Tensor]
 
 
 def stored_tensors(
     folder: Path, *, safetensors: bool | None = None, variant: str | None = None
 ) -> dict[str, StoredTensor]:
-    """List the tensors of a checkpoint folder by name, reading none; raises CheckpointError.
+    """Return the tensors of a checkpoint folder by name, unread; raises CheckpointError.
 
     Looks for model.safetensors, model.int8.safetensors and pytorch_model.bin, each also sharded, in
-    this order; with `safetensors` given, only for the first two or only for the third. Of a
-    `variant` they are model.VARIANT.safetensors and so on.
+    this order; with `safetensors` given, only for the first two or only for the third. For a
+    `variant` the names are model.VARIANT.safetensors and so on.
     """
     return _with_scales(_all_tensors(folder, safetensors, variant))
 
@@ -154,7 +154,7 @@ def _all_tensors(
 
 
 def _with_scales(tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
-    # After all shards are listed: weights and their scales may lie in different ones.
+    # After all shards are listed: weights and their scales may be in different ones.
     joined = dict(tensors)
     for name, values in tensors.items():
         if values.dtype is not torch.int8:
@@ -173,7 +173,7 @@ def _with_scales(tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
 
 def _dequantized(name: str, values: StoredTensor, scales: StoredTensor) -> Tensor:
     factors = scales.read()
-    # A wrong scale spoils a whole group, and what it makes may still be finite.
+    # A wrong scale corrupts a whole group, possibly with finite values.
     if not bool((factors.isfinite() & (factors > 0)).all()):
         raise _unusable(scales.path, f"{name}{SCALE_SUFFIX} with values that are not above zero")
     return dequantized(values.read(), factors)
@@ -201,15 +201,15 @@ def _safetensors(path: Path) -> dict[str, StoredTensor]:
     }
 
 
-# Opening a file again takes about a millisecond.
+# Reopening a file takes about a millisecond.
 _MAX_MAPPED_BYTES = 256 * MEBIBYTE
 
 
 class _MappedFile:
-    """A safetensors file, mapped again after some reading.
+    """A safetensors file that is mapped again after some reading.
 
-    What was read of a mapping counts as this process's memory until it is closed: in the end all
-    weights once more.
+    Pages read from a mapping count as this process's memory until it is closed: in the end all
+    weights a second time.
     """
 
     def __init__(self, path: Path) -> None:
@@ -238,7 +238,7 @@ class _MappedFile:
 
 
 def check_header(path: Path) -> None:
-    """Raise ValueError if a safetensors file claims a header larger than any such file has."""
+    """Raise ValueError if a safetensors file declares an implausibly large header."""
     with path.open("rb") as file:
         size_bytes = int.from_bytes(file.read(8), "little")
     if size_bytes > _MAX_HEADER_BYTES:
@@ -246,10 +246,10 @@ def check_header(path: Path) -> None:
 
 
 def check_archive(path: Path) -> bool:
-    """Return whether a file is the zip archive that torch.save makes today, safe to be unpacked.
+    """Return whether a file is a zip archive as written by torch.save, safe to be unpacked.
 
     Raises:
-        ValueError: its members are compressed, which torch.save never does, and may unfold to any
+        ValueError: its members are compressed, which torch.save never does, and may expand to any
             size.
     """
     if not zipfile.is_zipfile(path):
@@ -261,7 +261,7 @@ def check_archive(path: Path) -> bool:
 
 
 def check_extent(path: Path, tensors: Iterable[Tensor]) -> None:
-    """Raise CheckpointError if a file's tensors, views of what it stores, unfold to far more."""
+    """Raise CheckpointError if a file's tensors, views of its storage, expand to far more."""
     size_bytes, claimed = path.stat().st_size, sum(t.numel() * t.element_size() for t in tensors)
     if claimed > 2 * size_bytes:  # a tied matrix has two names
         raise CheckpointError(
@@ -272,16 +272,16 @@ def check_extent(path: Path, tensors: Iterable[Tensor]) -> None:
 
 
 def read_pickled(path: Path) -> dict[str, StoredTensor]:
-    """Describe the tensors of a file of torch.save, of which nothing is run.
+    """Return the tensors of a torch.save file without executing any of its content.
 
     Raises:
-        CheckpointError: it cannot be read, or holds more than tensors by name.
+        CheckpointError: it cannot be read, or has other content than named tensors.
     """
     try:
-        # Files from before PyTorch 1.6 are no zip archives and cannot be mapped.
+        # Files from before PyTorch 1.6 are not zip archives and cannot be mapped.
         mapped = check_archive(path)
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except Exception as error:  # an unpickler fed garbage raises nearly anything
+    except Exception as error:  # unpickling invalid data may raise any exception
         if called := _CALLED.search(str(error)):
             raise CheckpointError(
                 f"reading {path}: found a call of {called[1]}, expected nothing but tensors. "
@@ -300,7 +300,7 @@ def read_pickled(path: Path) -> dict[str, StoredTensor]:
 
 
 def given_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, StoredTensor]:
-    """Describe tensors that are in memory as if `path` had them."""
+    """Return tensors in memory as stored tensors of `path`."""
     return {
         name: StoredTensor(
             path=path,
@@ -342,8 +342,8 @@ def _sharded(
 
 
 def broken(path: Path, error: Exception) -> CheckpointError:
-    """Return the error for a file of weights that cannot be read, with what to do about it."""
-    # Cloned without Git LFS, a repository holds small text files in the place of its weights.
+    """Return the error for an unreadable weights file, with a suggested fix."""
+    # A repository cloned without Git LFS has small text files in place of its weights.
     remedy, size = "copy or download it again", "no file"
     if path.is_file():
         size = f"{path.stat().st_size} bytes"
@@ -358,7 +358,7 @@ def broken(path: Path, error: Exception) -> CheckpointError:
 
 
 def listed(names: Iterable[str], *, separator: str = ", ") -> str:
-    """Join the first eight names, and count the others."""
+    """Join the first eight names, followed by the number of others."""
     shown = list(names)
     more = f" and {len(shown) - _NAMES_SHOWN} more" if len(shown) > _NAMES_SHOWN else ""
     return separator.join(shown[:_NAMES_SHOWN]) + more
@@ -377,7 +377,7 @@ def save_weights(
     No two tensors may share memory. A file has at most `max_shard_size` bytes, such as `5GB`,
     unless a tensor is larger.
     """
-    # Here, since older hub clients load all of their own dependencies with it.
+    # Local import, since older hub clients load all of their own dependencies with it.
     from huggingface_hub import split_torch_state_dict_into_shards
 
     plain, quantized, pickled = weight_files(variant)
@@ -403,7 +403,7 @@ def save_weights(
 
 
 def _write(path: Path, shard: dict[str, Tensor], *, safe_serialization: bool) -> None:
-    # Renamed when whole: a run that is killed leaves no file that looks complete.
+    # Renamed when complete, so that a killed run leaves no incomplete file under this name.
     unfinished = path.with_name(f".{path.name}.unfinished")
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in shard.items()}
     if safe_serialization:
@@ -411,14 +411,14 @@ def _write(path: Path, shard: dict[str, Tensor], *, safe_serialization: bool) ->
         unfinished.touch()
         usual = unfinished.stat().st_mode
         save_file(plain, unfinished, metadata={"format": "pt"})
-        unfinished.chmod(usual)  # it would be the owner's alone
+        unfinished.chmod(usual)  # otherwise readable by the owner only
     else:
         torch.save(plain, unfinished)
     unfinished.replace(path)
 
 
 def _remove_others(folder: Path, kept: set[str], variant: str | None) -> None:
-    # A reader would find them beside, or before, those just written.
+    # A reader would load them in addition to, or in place of, the new ones.
     patterns = [pattern for patterns in weight_files(variant) for pattern in patterns]
     for path in folder.iterdir():
         is_ours = any(fnmatch.fnmatchcase(path.name, pattern) for pattern in patterns)
@@ -426,12 +426,12 @@ def _remove_others(folder: Path, kept: set[str], variant: str | None) -> None:
             path.unlink()
 
 
-# Heads around the same networks store them under this prefix; the bare network stores none.
+# Prefix of a network's weights when stored with a head; bare networks have none.
 _BASE_PREFIX = "model."
 
 
-class _Undrawn(TorchFunctionMode):
-    """Leaves out random numbers: for those of the meta device torch loads its compiler, for 1 s."""
+class _SkipRandomInit(TorchFunctionMode):
+    """Skips random numbers: on the meta device torch would load its compiler for 1 s."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -442,8 +442,8 @@ class _Undrawn(TorchFunctionMode):
 
 @contextmanager
 def without_weights() -> Iterator[None]:
-    """Build networks that have names and shapes, and neither memory nor random numbers."""
-    with torch.device("meta"), _Undrawn():
+    """Context in which networks are built with names and shapes only, without memory."""
+    with torch.device("meta"), _SkipRandomInit():
         yield
 
 
@@ -463,10 +463,10 @@ def load_weights(
     """Replace every parameter of `module` by the one stored in `folder`, strictly.
 
     `dtype` None means the stored one (the widest, if they differ). Names match with and without the
-    prefix `model.`. `tied` parameters share another's weights, unless the file holds different
-    ones. Those whose names begin as `fresh` may be absent, with `redraw` any may be stored in
-    another shape: these are drawn, and their names returned. Stored names that begin as `ignored`
-    may be left over. Raises CheckpointError.
+    prefix `model.`. `tied` parameters share another's weights, unless the file has different
+    ones. Parameters with a prefix in `fresh` may be absent, with `redraw` any may be stored in
+    another shape: these are initialized, and their names returned. Stored names with a prefix in
+    `ignored` are skipped. Raises CheckpointError.
     """
     # Files are memory-mapped and tensors converted one at a time: the peak is one copy in `dtype`.
     full_names = {_bare(name): name for name in module.state_dict()}
@@ -480,7 +480,7 @@ def load_weights(
         stored = {name: tensor for name, tensor in stored.items() if name not in misfits}
         absent |= misfits
     for target, source in tied.items():
-        if source not in stored and target in stored:  # of two equal tensors either may be kept
+        if source not in stored and target in stored:  # either of two equal tensors may be stored
             stored[source] = stored.pop(target)
     _check_tensors(folder, stored, wanted, absent={*tied, *absent}, ignored=ignored, whole=whole)
     present = [name for name in wanted if name in stored]
@@ -501,7 +501,7 @@ def load_weights(
         for target, source in tied.items()
         if target not in weights or torch.equal(weights[target], weights[source])
     }
-    # load_state_dict is strict, and gives each of two names an object of its own.
+    # load_state_dict is strict, and would give tied names separate objects.
     weights |= {target: weights[source] for target, source in shared.items()}
     module.load_state_dict({full_names[name]: t for name, t in weights.items()}, assign=True)
     for target, source in shared.items():
@@ -512,9 +512,9 @@ def load_weights(
 def loading_info(
     module: nn.Module, found: Mapping[str, StoredTensor], drawn: Collection[str]
 ) -> dict[str, Any]:
-    """Return which keys were missing, unexpected or of another shape, named as in transformers.
+    """Return the missing, unexpected and mismatched keys, named as in transformers.
 
-    `drawn` are those that `load_weights` drew.
+    `drawn` are the names that `load_weights` returned.
     """
     wanted = {_bare(name): tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     stored = {_bare(name): tensor.shape for name, tensor in found.items()}
@@ -528,7 +528,7 @@ def loading_info(
 
 
 def share_parameter(module: nn.Module, target: str, source: str) -> None:
-    """Make the parameter named `target` the same object as the one named `source`."""
+    """Make the parameter `target` the same object as `source`."""
     owner, _, name = target.rpartition(".")
     setattr(module.get_submodule(owner), name, module.get_parameter(source))
 
@@ -575,7 +575,7 @@ def _read(name: str, tensor: StoredTensor, *, dtype: torch.dtype, device: torch.
         read = tensor.read().to(device, dtype, copy=True).contiguous()
     except (SafetensorError, OSError) as error:
         raise broken(tensor.path, error) from error
-    # The lowest and highest number carry every NaN and infinity, and take no memory to find.
+    # Minimum and maximum propagate NaN and infinity, and need no memory.
     if read.numel() and not bool(torch.stack(torch.aminmax(read)).isfinite().all()):
         raise CheckpointError(
             f"reading {tensor.path}: found NaN or infinity in {name} as {dtype}, expected finite "

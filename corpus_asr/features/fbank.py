@@ -1,4 +1,4 @@
-"""Kaldi's log mel filter bank, which Speech2Text was trained on."""
+"""Kaldi's log mel filter bank, the features of Speech2Text."""
 
 import math
 from functools import lru_cache
@@ -9,10 +9,10 @@ from corpus_asr.array_types import Float32, Float64
 from corpus_asr.units import HOP_SAMPLES, MOST_MEL_BINS, SAMPLE_RATE_HZ
 
 FRAME_SAMPLES = SAMPLE_RATE_HZ // 40  # 400: 25 ms
-PADDED_SAMPLES = 512  # the next power of two: Kaldi fills frames up with zeros
+PADDED_SAMPLES = 512  # the next power of two: Kaldi zero-pads frames
 FRAME_BINS = PADDED_SAMPLES // 2 + 1  # 257, from 0 Hz to 8 kHz
 
-FULL_SCALE = 2**15  # Kaldi reads 16-bit samples as they are
+FULL_SCALE = 2**15  # Kaldi uses unscaled 16-bit samples
 PREEMPHASIS = 0.97
 LOWEST_HZ = 20.0
 ENERGY_FLOOR = float(np.finfo(np.float32).eps)  # 1.19e-7
@@ -22,7 +22,7 @@ _BLOCK_FRAMES = 256
 
 
 def num_frames(num_samples: int) -> int:
-    """Count the frames that lie wholly within an array."""
+    """Return the number of frames that lie completely within an array."""
     return max(0, 1 + (num_samples - FRAME_SAMPLES) // HOP_SAMPLES)
 
 
@@ -38,9 +38,9 @@ def povey_window() -> Float64[np.ndarray, " sample"]:
 def kaldi_filters(
     num_mel_bins: int, *, sample_rate_hz: int = SAMPLE_RATE_HZ
 ) -> Float64[np.ndarray, "bin mel"]:
-    """Return the weights that sum power spectra into mel bins (shared; not to be written to).
+    """Return the weights that sum power spectra into mel bins (shared, read-only).
 
-    Triangles of height 1, evenly spaced and straight in mels, from 20 Hz to half the sample rate.
+    Triangles of height 1, evenly spaced and linear in mels, from 20 Hz to half the sample rate.
 
     Source: Kaldi `feat/mel-computations.cc`; equal to `transformers.audio_utils.mel_filter_bank`
     with `mel_scale="kaldi"` and `triangularize_in_mel_space=True` within 1e-12.
@@ -71,9 +71,9 @@ def kaldi_fbank(
     sample_rate_hz: int = SAMPLE_RATE_HZ,
     dither: float = 0.0,
 ) -> Float32[np.ndarray, "frame mel"]:
-    """Compute the natural logarithm of mel energy, not below that of `ENERGY_FLOOR`.
+    """Compute the natural logarithm of mel energy, at least that of `ENERGY_FLOOR`.
 
-    Samples are mono in [-1, 1]; frames are 400 long, 160 apart, whatever the sample rate. `dither`
+    Samples are mono in [-1, 1]; frames have 400 samples, 160 apart, at any sample rate. `dither`
     is the standard deviation, in 16-bit steps, of the noise added to every frame, from numpy's
     global generator. Memory beyond the samples and the result is that of one block of frames.
 
@@ -96,8 +96,8 @@ def kaldi_fbank(
         seen = samples[first * HOP_SAMPLES :][: (len(rows) - 1) * HOP_SAMPLES + FRAME_SAMPLES]
         work = padded[: len(rows)]
         work[:, :FRAME_SAMPLES] = _conditioned(seen, dither)
-        # In float32 the transform's rounding shows in quiet bins beside loud ones (6e-3 in the
-        # logarithm); sums of what is positive and their logarithm lose nothing.
+        # In float32 the transform's rounding affects quiet bins next to loud ones (6e-3 in the
+        # logarithm); sums of positive values and their logarithm are accurate.
         spectra = np.fft.rfft(work, axis=-1)  # (frame, bin)
         power = np.square(spectra.real) + np.square(spectra.imag)
         np.matmul(power.astype(np.float32), weights, out=rows)
@@ -109,8 +109,8 @@ def kaldi_fbank(
 def _conditioned(
     seen: Float32[np.ndarray, " seen"], dither: float
 ) -> Float64[np.ndarray, "frame sample"]:
-    # Kaldi takes a frame's first sample as the one before it, too. Here it may hold anything: the
-    # window multiplies it by zero.
+    # In Kaldi a frame's first sample also precedes it. Here it may be any value: the window
+    # multiplies it by zero.
     scaled = seen.astype(np.float64) * FULL_SCALE
     frames = _framed(scaled)
     if dither:
@@ -121,7 +121,7 @@ def _conditioned(
         once = scaled.copy()  # not once per frame: each sample is in two or three of them
         once[1:] -= PREEMPHASIS * scaled[:-1]
         raised = _framed(once)
-    # What raising leaves of a constant offset.
+    # Value of a constant offset after pre-emphasis.
     offsets = (1 - PREEMPHASIS) * frames.mean(axis=1, keepdims=True)
     conditioned: Float64[np.ndarray, "frame sample"] = raised - offsets
     conditioned *= povey_window()
@@ -135,14 +135,13 @@ def _framed(samples: Float64[np.ndarray, " seen"]) -> Float64[np.ndarray, "frame
 def mean_variance_normalized(
     values: Float32[np.ndarray, "frame mel"], *, means: bool = True, variances: bool = True
 ) -> Float32[np.ndarray, "frame mel"]:
-    """Shift each mel bin to mean 0 and scale it to variance 1, over all frames.
+    """Normalize each mel bin to mean 0 and variance 1, over all frames.
 
-    A bin of one value throughout, as in digital silence, becomes 0 where `transformers` divides by
-    zero.
+    A constant bin, as in digital silence, becomes 0 where `transformers` divides by zero.
 
     Source: `transformers` Speech2TextFeatureExtractor.utterance_cmvn.
     """
-    # Asked of the values: the rounding of a mean leaves a little variance where there is none.
+    # Tested on the values: rounding of the mean leaves a small variance for constant bins.
     constant = values.max(axis=0) == values.min(axis=0)
     if means:
         values = values - values.mean(axis=0)

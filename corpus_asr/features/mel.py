@@ -1,4 +1,4 @@
-"""Whisper's log-mel features, from power spectra that are computed a block at a time."""
+"""Whisper's log-mel features, from power spectra computed in blocks."""
 
 import math
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ BLOCK_FRAMES = 256
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Analysis:
-    """How samples are cut into frames and transformed."""
+    """Framing and transform of samples."""
 
     fft_samples: int = FFT_SAMPLES
     hop_samples: int = HOP_SAMPLES
@@ -24,7 +24,7 @@ class Analysis:
     dither: float = 0.0
     """Standard deviation of the noise added to every frame, from numpy's global generator."""
     dtype: type[np.float32] | type[np.float64] = np.float32
-    """What is computed in: float64 takes twice the time for ten more digits."""
+    """Type of the computation: float64 takes twice the time for ten more digits."""
 
     def __post_init__(self) -> None:
         for name in ("fft_samples", "hop_samples", "sample_rate_hz"):
@@ -37,8 +37,8 @@ class Analysis:
             )
 
     def num_frames(self, num_samples: int) -> int:
-        """Count the frames of an array: one per whole hop, the last centred frame left out."""
-        # An odd transform is not mirrored far enough for the sample in its middle.
+        """Return the number of frames: one per whole hop, without the last centered frame."""
+        # With an odd transform, reflection does not reach the sample in its middle.
         return max(0, num_samples - self.fft_samples % 2) // self.hop_samples
 
 
@@ -49,7 +49,7 @@ WHISPER = Analysis()
 def hann(fft_samples: int) -> np.ndarray:
     """Return the periodic Hann window in float64, as torch.hann_window and transformers use it.
 
-    Periodic is one full period in `fft_samples` points.
+    Periodic means one full period in `fft_samples` points.
     """
     window: np.ndarray = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(fft_samples) / fft_samples)
     window.setflags(write=False)
@@ -61,7 +61,7 @@ def power_spectra(
 ) -> Iterator[Float[np.ndarray, "frame bin"]]:
     """Yield squared STFT magnitudes in blocks of at most `BLOCK_FRAMES` frames.
 
-    Frame k is centred on sample `k * hop_samples`; the array is mirrored at both ends. Memory
+    Frame k is centered on sample `k * hop_samples`; the array is reflected at both ends. Memory
     beyond `samples` does not depend on their number.
 
     Source: `whisper/audio.py` log_mel_spectrogram (torch.stft with center=True, last frame
@@ -88,8 +88,8 @@ def power_spectra(
         spectra = np.fft.rfft(windows * window, axis=-1)  # (frame, bin)
         yield spectra.real**2 + spectra.imag**2
     if analysis.dither:
-        # The frame that is left out takes its share too, so that a seed means the same noise for
-        # the next array as in transformers.
+        # The dropped frame draws noise too, so that a seed gives the same noise for the next array
+        # as in transformers.
         _noise(1, analysis)
 
 
@@ -103,7 +103,7 @@ def _mirrored(
 ) -> Float32[np.ndarray, " seen"]:
     if start >= 0 and stop <= samples.size:
         return samples[start:stop]
-    # More than once where the array is shorter than half a transform.
+    # Repeated if the array is shorter than half a transform.
     period = max(1, 2 * (samples.size - 1))
     places = np.abs(np.arange(start, stop)) % period
     seen: Float32[np.ndarray, " seen"] = samples[np.minimum(places, period - places)]
@@ -115,12 +115,12 @@ LINEAR_HZ_PER_MEL = 200 / 3
 LOG_START_HZ = 1000.0
 LOG_START_MEL = LOG_START_HZ / LINEAR_HZ_PER_MEL  # 15
 MELS_PER_LOG_HZ = 27 / math.log(6.4)
-TOP_HZ = 8000.0  # of the highest filter, whatever the sample rate
+TOP_HZ = 8000.0  # of the highest filter, at any sample rate
 TOP_MEL = LOG_START_MEL + MELS_PER_LOG_HZ * math.log(TOP_HZ / LOG_START_HZ)
 
 POWER_FLOOR = 1e-10
 LOG10_FLOOR = -10.0  # log10(POWER_FLOOR)
-DYNAMIC_RANGE = 8.0  # decades kept below the loudest value: 80 dB
+DYNAMIC_RANGE = 8.0  # decades kept below the maximum: 80 dB
 LOG10_E = 1 / math.log(10)
 
 
@@ -139,7 +139,7 @@ def mel_to_hz(mel: Float64[np.ndarray, " mel"]) -> Float64[np.ndarray, " mel"]:
 def mel_filters(
     num_mel_bins: int, *, fft_samples: int = FFT_SAMPLES, sample_rate_hz: int = SAMPLE_RATE_HZ
 ) -> Float32[np.ndarray, "mel bin"]:
-    """Return the weights that sum power spectra into mel bins (shared; not to be written to).
+    """Return the weights that sum power spectra into mel bins (shared, read-only).
 
     Triangles evenly spaced in mels from 0 Hz to `TOP_HZ`, each of unit area.
 
@@ -166,7 +166,7 @@ def mel_filters(
 def log10_mel(
     samples: Float32[np.ndarray, " sample"], *, num_mel_bins: int, analysis: Analysis = WHISPER
 ) -> Float32[np.ndarray, "frame mel"]:
-    """Compute log10 mel power, not below `LOG10_FLOOR`, frame by frame.
+    """Compute log10 mel power, at least `LOG10_FLOOR`, per frame.
 
     Memory beyond the result is that of one block of frames.
     """
@@ -185,7 +185,7 @@ def log10_mel(
 
 
 def scale_log10_mel(values: Float32[np.ndarray, "frame mel"]) -> float:
-    """Scale log10 mel power in place to Whisper's range; return the value that silence has then.
+    """Scale log10 mel power in place to Whisper's range; return the scaled value of silence.
 
     Source: Radford et al. 2022, section 2.2; `whisper/audio.py` log_mel_spectrogram.
     """
@@ -199,9 +199,9 @@ def scale_log10_mel(values: Float32[np.ndarray, "frame mel"]) -> float:
 def log_mel(
     samples: Float32[np.ndarray, " sample"], *, num_mel_bins: int, analysis: Analysis = WHISPER
 ) -> Float32[np.ndarray, "mel frame"]:
-    """Compute Whisper's log-mel features of mono samples in [-1, 1], mirrored at both ends.
+    """Compute Whisper's log-mel features of mono samples in [-1, 1], reflected at both ends.
 
-    `num_mel_bins` is 80, or 128 for large-v3; the default `analysis` is as Whisper was trained.
+    `num_mel_bins` is 80, or 128 for large-v3; the default `analysis` is that of Whisper's training.
 
     Source: Radford et al. 2022, section 2.2. Equal to openai-whisper's `log_mel_spectrogram` and to
     `transformers.WhisperFeatureExtractor` within 1e-4; in float64 to the latter within 1e-5.

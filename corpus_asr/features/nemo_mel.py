@@ -1,7 +1,7 @@
-"""NeMo's log-mel features, which Parakeet was trained on, and their normalization.
+"""NeMo's log-mel features, used by Parakeet, and their normalization.
 
-The logarithms of a recording and the normalization of a window are two steps: what is cut from a
-recording is normalized over itself.
+The logarithms of a recording and the normalization of a window are two steps: each window is
+normalized separately.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from corpus_asr.features.mel import mel_filters
 from corpus_asr.units import HOP_SAMPLES, SAMPLE_RATE_HZ
 
 POWER_GUARD = 2.0**-24
-"""Added to mel power, so that silence has a logarithm: -16.6."""
+"""Added to mel power, so that silence has a finite logarithm: -16.6."""
 LOG_OF_SILENCE = float(np.log(POWER_GUARD))
 _DEVIATION_GUARD = 1e-5
 
@@ -24,14 +24,14 @@ _BLOCK_FRAMES = 256
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NemoAnalysis:
-    """How samples of 16 kHz are cut into frames and transformed."""
+    """Framing and transform of samples at 16 kHz."""
 
     num_mel_bins: int = 80
     fft_samples: int = 512
     window_samples: int = 400
     hop_samples: int = HOP_SAMPLES
     preemphasis: float = 0.97
-    """Share of a sample that is subtracted from the next one."""
+    """Fraction of a sample that is subtracted from the next one."""
 
     def __post_init__(self) -> None:
         fits = 1 <= self.window_samples <= self.fft_samples and self.hop_samples >= 1
@@ -43,13 +43,13 @@ class NemoAnalysis:
             )
 
     def num_frames(self, num_samples: int) -> int:
-        """Count the frames of a recording: one per whole hop."""
+        """Return the number of frames of a recording: one per whole hop."""
         return num_samples // self.hop_samples
 
 
 @lru_cache(maxsize=8)
 def _window(analysis: NemoAnalysis) -> Float64[np.ndarray, " sample"]:
-    # Symmetric, and in the middle of its transform.
+    # Symmetric, and centered in its transform.
     num_before = (analysis.fft_samples - analysis.window_samples) // 2
     num_after = analysis.fft_samples - analysis.window_samples - num_before
     window = np.pad(np.hanning(analysis.window_samples), (num_before, num_after))
@@ -79,7 +79,7 @@ def log_mel(
         start = first * hop - reach
         block = _emphasized(samples, start, start + (len(rows) - 1) * hop + 2 * reach, analysis)
         cut = np.lib.stride_tricks.sliding_window_view(block, analysis.fft_samples)[::hop]
-        # In float32 the transform's rounding shows in quiet bins next to loud ones.
+        # In float32 the transform's rounding affects quiet bins next to loud ones.
         spectra = np.fft.rfft(cut * window, axis=-1)  # (frame, bin)
         power = np.square(spectra.real) + np.square(spectra.imag)
         np.matmul(power.astype(np.float32), weights, out=rows)
@@ -91,22 +91,22 @@ def log_mel(
 def _emphasized(
     samples: Float32[np.ndarray, " sample"], start: int, stop: int, analysis: NemoAnalysis
 ) -> Float64[np.ndarray, " seen"]:
-    """Return samples `start` to `stop` after pre-emphasis, zeros where there are none."""
+    """Return samples `start` to `stop` after pre-emphasis, zero-padded."""
     seen = np.zeros(stop - start)
     first, last = max(0, start), min(stop, samples.size)
     inside = seen[first - start : last - start]
     inside[:] = samples[first:last]
     inside[1:] -= analysis.preemphasis * samples[first : last - 1]
-    if first > 0:  # the first sample of all has none before it
+    if first > 0:  # the very first sample has no predecessor
         inside[0] -= analysis.preemphasis * samples[first - 1]
     return seen
 
 
 def normalized(values: Float32[np.ndarray, "frame mel"]) -> Float32[np.ndarray, "frame mel"]:
-    """Shift each mel bin to mean 0 and scale it to variance 1, over all frames.
+    """Normalize each mel bin to mean 0 and variance 1, over all frames.
 
-    The variance is that of a sample: divided by one less than the frames. A single frame becomes
-    zeros, as in NeMo, where transformers divides by zero.
+    The variance is the sample variance: divided by the number of frames minus one. A single frame
+    becomes zeros, as in NeMo, where transformers divides by zero.
 
     Source: NeMo's `normalize_batch`, of `per_feature`.
     """

@@ -1,4 +1,4 @@
-"""Limits of subtitle cues, given one by one or by the name of a broadcaster's guide.
+"""Limits of subtitle cues, set individually or by a broadcaster's preset.
 
 Source: Netflix, Timed Text Style Guide: General Requirements, Subtitle Timing Guidelines, and the
 guides of languages; BBC Subtitle Guidelines, 3.1 (line length), 4.1 (minimum timing), 4.5 (gaps).
@@ -13,7 +13,7 @@ from corpus_asr.errors import ConfigError
 from corpus_asr.formats.names import SubtitlePreset
 
 FRAME_S = 1 / 24
-"""No cue is shorter."""
+"""Minimum duration of a cue in seconds."""
 
 _NETFLIX = {
     "max_line_width": 42, "max_line_count": 2, "min_duration_s": 5 / 6, "max_duration_s": 7.0,
@@ -23,21 +23,21 @@ _PRESETS: Mapping[SubtitlePreset | None, Mapping[str, Any]] = {
     None: {"max_line_width": 42, "max_line_count": 2, "max_duration_s": 7.0},
     SubtitlePreset.netflix: _NETFLIX | {"max_cps": 20.0},
     SubtitlePreset.netflix_children: _NETFLIX | {"max_cps": 17.0},
-    # 37 characters are what fits 68 % of the picture; a shorter pause than a second flickers.
+    # 37 characters fit 68 % of the picture; pauses shorter than a second flicker.
     SubtitlePreset.bbc: {
         "max_line_width": 37, "max_line_count": 2, "max_wpm": 180.0, "close_gaps_s": 1.0,
     },
 }  # fmt: skip
-# Languages whose characters say more; the second number is for children.
+# Languages with denser characters; the second number is for children.
 _NETFLIX_WIDTHS = {"ja": 13, "zh": 16, "yue": 16, "ko": 16}
 _NETFLIX_CPS = {"ja": (4.0, 4.0), "zh": (9.0, 7.0), "yue": (9.0, 7.0), "ko": (12.0, 9.0)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CueRules:
-    """Limits of a cue; None is that of the preset, without one two lines of 42 columns and 7 s.
+    """Limits of a cue; None means the preset's value, by default two lines of 42 columns and 7 s.
 
-    A cue is prolonged for reading speed and duration, at most until the next one.
+    A cue is extended for reading speed and minimum duration, at most until the next one.
     """
 
     preset: SubtitlePreset | None = None
@@ -46,13 +46,13 @@ class CueRules:
     max_duration_s: float | None = None
     min_duration_s: float | None = None
     max_cps: float | None = None
-    """Characters per second, spaces included."""
+    """Maximum characters per second, spaces included."""
     max_wpm: float | None = None
-    """Words per minute."""
+    """Maximum words per minute."""
     min_gap_s: float | None = None
-    """From the end of a cue to the next one."""
+    """Minimum seconds between cues."""
     close_gaps_s: float | None = None
-    """A cue lasts until the next one, less `min_gap_s`, where that begins sooner than this."""
+    """Gaps shorter than this are closed, down to `min_gap_s`."""
 
     def __post_init__(self) -> None:
         for name, least in _LEAST.items():
@@ -79,7 +79,7 @@ class CueRules:
             )
 
     def of(self, language: str | None) -> "CueRules":
-        """Return the rules in a language, those of the preset filled in."""
+        """Return the rules for a language, with the preset's values filled in."""
         if self.preset is SubtitlePreset.none:
             return self
         values = dict(_PRESETS[self.preset])
@@ -98,4 +98,4 @@ _LEAST = {
     "max_cps": 0.1, "max_wpm": 1.0, "min_gap_s": 0.0, "close_gaps_s": 0.0,
 }  # fmt: skip
 CUE_LIMITS = tuple(_LEAST)
-"""What `CueRules` takes beside a preset."""
+"""Fields of `CueRules` except the preset."""

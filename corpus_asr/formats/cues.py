@@ -1,7 +1,7 @@
 """Subtitle cues: a recording's segments as timed lines that fit a screen.
 
-A segment too long for one cue is broken at the ends of sentences, then of clauses, then between
-words, into spans of similar length; within a word only where it is too long for a line.
+A segment too long for one cue is split at sentence ends, then at clause ends, then between words,
+into spans of similar length; within a word only if it exceeds a line.
 """
 
 import re
@@ -23,19 +23,19 @@ _CLAUSE_END = re.compile(r"[,;:，、；：،؛–—]+[\"'”’»)\]」』]*$"
 
 
 class Transcribed(Protocol):
-    """A recording's segments, and what files say of it."""
+    """Interface of a transcribed recording for file formats."""
 
     @property
     def uri(self) -> str | None:
-        """Its address, or what it is called."""
+        """URI or name."""
 
     @property
     def language(self) -> str | None:
-        """Of most of it."""
+        """Language of most of the recording."""
 
     @property
     def duration_s(self) -> float:
-        """Seconds of audio."""
+        """Duration in seconds."""
 
     @property
     def model(self) -> str | None:
@@ -43,27 +43,27 @@ class Transcribed(Protocol):
 
     @property
     def text(self) -> str:
-        """All of it."""
+        """Complete text."""
 
     @property
     def segments(self) -> tuple[Segment, ...]:
-        """Sorted by time."""
+        """Segments sorted by time."""
 
     @property
     def turns(self) -> Sequence[SpeakerTurn] | None:
-        """Who speaks when; None where speakers were not looked for."""
+        """Speaker turns; None without speaker identification."""
 
     @property
     def missing(self) -> Sequence[MissingWord] | None:
-        """Words of a given text that are not in the audio; None without such a text."""
+        """Words of a known text missing in the audio; None without such a text."""
 
     @property
     def audio_track(self) -> int | None:
-        """The audio track that was transcribed, from 1; None of one, or of each."""
+        """Number of the transcribed audio track, from 1; None for a single one, or for all."""
 
     @property
     def audio_tracks(self) -> Sequence[str] | None:
-        """Languages and titles of its audio tracks, where there are several."""
+        """Languages and titles of its audio tracks, if there are several."""
 
     def by_channel(self) -> Mapping[int | None, Sequence[Segment]]:
         """Return the segments of each channel, sorted by time."""
@@ -77,19 +77,19 @@ class Cue:
     end_s: float
     lines: tuple[tuple[Piece, ...], ...]
     said: TimedText
-    """Of which these are lines."""
+    """Text that the lines are part of."""
     words_timed: bool
-    """Whether its words have times of the model; else time is divided by characters."""
+    """Whether its words have times from the model; otherwise time is divided by characters."""
     speaker: str | None = None
-    """Who speaks; None where it is not known."""
+    """Speaker; None if unknown."""
 
     @property
     def texts(self) -> list[str]:
-        """The lines as they are shown."""
+        """Return the lines as displayed."""
         return ["".join(piece.text for piece in line).strip() for line in self.lines]
 
     def timed_lines(self) -> list[tuple[Piece, ...]]:
-        """Return the lines as words, as far as these have times."""
+        """Return the lines as words, for words with times."""
         return [self.said.timed_words(line) for line in self.lines]
 
 
@@ -115,7 +115,7 @@ def cues_of(recording: Transcribed, rules: CueRules) -> list[Cue]:
 def labelled(recording: Transcribed, *, least: int = 2) -> list[list[Segment]]:
     """Return the segments of each channel, with the speakers to be named.
 
-    Of separate channels those are speakers; where there are fewer than `least`, none is named.
+    Separate channels count as speakers; with fewer than `least` speakers none is named.
     """
     channels = recording.by_channel()
     names: dict[int | None, str] = {
@@ -145,7 +145,7 @@ def labelled(recording: Transcribed, *, least: int = 2) -> list[list[Segment]]:
 
 
 class _Cost(NamedTuple):
-    # The worst first: as tuples are compared, one of it outweighs any number of the next.
+    # In order of severity: by tuple comparison, one outweighs any number of the next.
     lines: int = 0
     in_words: int = 0
     too_short: int = 0
@@ -161,8 +161,8 @@ class _Cost(NamedTuple):
 def _best_breaks(
     count: int, fits: Callable[[int, int], bool], cost: Callable[[int, int], _Cost]
 ) -> list[tuple[int, int]]:
-    # Dynamic programming over the places of breaks, as TeX breaks paragraphs into lines.
-    # A single item always fits. Where a span does not, no longer one from the same start does.
+    # Dynamic programming over break positions, as TeX breaks paragraphs into lines.
+    # A single item always fits. If a span does not fit, no longer span from its start does.
     best: list[_Cost | None] = [_Cost(), *[None] * count]
     came_from = [0] * (count + 1)
     for start in range(count):
@@ -192,7 +192,7 @@ def _break_cost(pieces: Sequence[Piece], stop: int) -> _Cost:
         return _Cost(breaks=1)
     if _CLAUSE_END.search(text):
         return _Cost(after_clauses=1, breaks=1)
-    if text.rstrip().endswith("."):  # an abbreviation, which belongs to what it is of
+    if text.rstrip().endswith("."):  # an abbreviation, which belongs to the next word
         return _Cost(in_clauses=2, breaks=1)
     return _Cost(in_clauses=1, breaks=1)
 
@@ -224,7 +224,7 @@ def _cues_of_segment(segment: Segment, rules: CueRules) -> list[Cue]:
     spans = [(0, len(pieces))] if whole else _best_breaks(len(pieces), fits, cost)
     times = [(pieces[start].start_s, pieces[stop - 1].end_s) for start, stop in spans]
     if whole and not segment.words:
-        # An unbroken segment keeps its own times; its pieces' are estimates.
+        # An unsplit segment keeps its own times; those of pieces are estimates.
         times = [(segment.start_s, segment.end_s)]
     lengths = [sum(len(piece.text) for piece in pieces[start:stop]) for start, stop in spans]
     cues = []
@@ -240,7 +240,7 @@ def _cues_of_segment(segment: Segment, rules: CueRules) -> list[Cue]:
 def _shared(
     times: Sequence[tuple[float, float]], lengths: Sequence[int]
 ) -> list[tuple[float, float]]:
-    # What lasts no frame shares the time of what comes before it, or after the first, by length.
+    # Pieces shorter than a frame share the time of the previous or first one, by length.
     shared = list(times)
     for at, (start_s, end_s) in enumerate(times):
         if len(shared) == 1 or end_s - start_s >= FRAME_S:
@@ -255,7 +255,7 @@ def _shared(
 
 def _fits(pieces: Sequence[Piece], rules: CueRules, label: int) -> bool:
     lasts_s = pieces[-1].end_s - pieces[0].start_s
-    # Subtitle files resolve milliseconds: half of one is rounding.
+    # Subtitle files have a resolution of milliseconds: half of one is rounding.
     if rules.max_duration_s is not None and lasts_s > rules.max_duration_s + 0.0005:
         return False
     if rules.max_line_width is None or rules.max_line_count is None:
@@ -264,7 +264,7 @@ def _fits(pieces: Sequence[Piece], rules: CueRules, label: int) -> bool:
 
 
 def _num_lines(pieces: Sequence[Piece], max_columns: int, label: int) -> int:
-    # Filling each line before the next begins gives the least number of lines.
+    # Greedy filling gives the minimum number of lines.
     lines, used, is_empty = 1, label, True
     for piece in pieces:
         if not is_empty and used + columns(piece.text.rstrip()) > max_columns:
@@ -275,7 +275,7 @@ def _num_lines(pieces: Sequence[Piece], max_columns: int, label: int) -> int:
 
 
 def _lines(pieces: Sequence[Piece], rules: CueRules, label: int) -> tuple[tuple[Piece, ...], ...]:
-    # As few lines as possible, of similar length. The name of the speaker stands in the first.
+    # The minimum number of lines, of similar length. The speaker's name is in the first.
     limit = rules.max_line_width
     if limit is None or _width(pieces, label) <= limit:
         return (tuple(pieces),)
@@ -284,7 +284,7 @@ def _lines(pieces: Sequence[Piece], rules: CueRules, label: int) -> tuple[tuple[
         return _width(pieces[start:stop], 0 if start else label)
 
     def cost(start: int, stop: int) -> _Cost:
-        # Ends of sentences do not matter here.
+        # Sentence ends are irrelevant here.
         in_word = pieces[stop].in_word if stop < len(pieces) else 0
         return _Cost(lines=1, in_words=in_word, unevenness=width(start, stop) ** 2)
 
@@ -299,7 +299,7 @@ def _width(pieces: Sequence[Piece], label: int) -> int:
 
 
 def _spaced(cues: Sequence[Cue], cue_rules: Sequence[CueRules], duration_s: float) -> list[Cue]:
-    # Sorted by start, each with its rules. None is prolonged beyond the recording.
+    # Sorted by start, each with its rules. Cues are not extended beyond the recording.
     spaced = []
     for cue, rules, following in zip_longest(cues, cue_rules, cues[1:]):
         end_s = max(cue.end_s, min(cue.start_s + _needed_s(cue, rules), duration_s))
@@ -307,7 +307,7 @@ def _spaced(cues: Sequence[Cue], cue_rules: Sequence[CueRules], duration_s: floa
         if following is not None and (
             end_s > cue.end_s or gap_s or close_s or rules.min_duration_s
         ):
-            # Where there is no room for a gap, one follows the other at once.
+            # Without room for a gap, cues are adjacent.
             latest_s = following.start_s - gap_s
             if latest_s - cue.start_s < FRAME_S:
                 latest_s = following.start_s
@@ -320,26 +320,26 @@ def _spaced(cues: Sequence[Cue], cue_rules: Sequence[CueRules], duration_s: floa
 
 
 def _needed_s(cue: Cue, rules: CueRules) -> float:
-    """Return how long a cue should be shown, to be read."""
+    """Return the seconds that a cue needs to be read."""
     text = " ".join([*([] if cue.speaker is None else [f"[{cue.speaker}]"]), *cue.texts])
     by_speed_s = max(
         columns(text) / rules.max_cps if rules.max_cps else 0.0,
         60.0 * len(text.split()) / rules.max_wpm if rules.max_wpm else 0.0,
     )
-    # To whole milliseconds, as files have them: never faster by rounding.
+    # Rounded up to whole milliseconds, as in files, so that rounding never shortens it.
     by_speed_s = ceil(1000.0 * by_speed_s + 1.0) / 1000.0 if by_speed_s else 0.0
     return min(max(by_speed_s, rules.min_duration_s or 0.0), rules.max_duration_s or inf)
 
 
 def _of_a_frame(cues: Sequence[Cue], duration_s: float) -> list[Cue]:
-    # A cue that lasts no frame is not seen: it takes what it lacks from the pause after it, or else
-    # from the next cue; in the end, from those before it.
+    # A cue shorter than a frame is invisible: it takes the missing time from the pause after it, or
+    # else from the next cue; finally, from those before it.
     if all(cue.end_s - cue.start_s >= FRAME_S for cue in cues):
         return [*cues]
     shown, before_s = [], 0.0
     for cue in cues:
         start_s, end_s = cue.start_s, cue.end_s
-        if start_s < before_s:  # overlaps what was prolonged
+        if start_s < before_s:  # overlaps an extended cue
             start_s = before_s
         if end_s - start_s < FRAME_S:
             end_s = before_s = start_s + FRAME_S

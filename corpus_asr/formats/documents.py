@@ -1,4 +1,4 @@
-"""Transcripts for readers: paragraphs by speaker and pause, as text, Markdown and Word.
+"""Transcripts as documents: paragraphs by speaker and pause, in text, Markdown and Word.
 
 Source: CommonMark 0.31, 2.4 (backslash escapes); OWASP, "CSV Injection".
 """
@@ -20,29 +20,29 @@ from corpus_asr.segments import Segment
 from corpus_asr.text.line_breaks import join_texts
 from corpus_asr.text.words import ends_sentence
 
-# A pause this long begins a paragraph, and the end of a sentence where one is longer than this.
+# A pause of this length starts a paragraph, and a sentence end after a paragraph of this length.
 PAUSE_S = 2.0
 LONGEST_CHARS = 800
 
 
 @dataclass(slots=True)
 class Paragraph:
-    """What one speaker says without a long pause."""
+    """Consecutive text of one speaker without a long pause."""
 
     start_s: float
     end_s: float
     speaker: str | None
-    """None where not several speakers or channels are known."""
+    """None unless several speakers or channels are known."""
     texts: list[str] = field(default_factory=list)
 
     @property
     def text(self) -> str:
-        """All of it, on one line."""
+        """Return the text on one line."""
         return one_line(join_texts(self.texts))
 
 
 def paragraphs_of(recording: Transcribed) -> list[Paragraph]:
-    """Return the paragraphs of a recording, by time; channels are speakers where there are none."""
+    """Return a recording's paragraphs by time; without speakers, channels take their place."""
     paragraphs: list[Paragraph] = []
     for segment in _spoken(recording):
         last = paragraphs[-1] if paragraphs else None
@@ -70,7 +70,7 @@ def _is_new(last: Paragraph, segment: Segment) -> bool:
 
 
 def txt(recording: Transcribed) -> str:
-    """Return a line per segment; of several speakers, one per paragraph behind their name."""
+    """Return a line per segment; with several speakers, a paragraph per speaker with the name."""
     if not any(segment.speaker for segment in _spoken(recording)):
         lines = (one_line(segment.text).strip() for segment in recording.segments)
         return "".join(f"{line}\n" for line in lines)
@@ -92,7 +92,7 @@ def markdown(recording: Transcribed) -> str:
     return "\n".join(lines[:-1]) + "\n"
 
 
-# Whatever may be markup within a line; a line begins with none of them.
+# Characters that may be inline markup; none of them may start a line.
 _MARKUP = re.compile(r"([\\`*_{}\[\]<>#|~$&])")
 
 
@@ -101,7 +101,7 @@ def _escaped(text: str) -> str:
 
 
 def docx(recording: Transcribed) -> bytes:
-    """Return a document of Word.
+    """Return a Word document.
 
     Raises:
         ConfigError: python-docx is not installed.
@@ -125,7 +125,7 @@ def docx(recording: Transcribed) -> bytes:
 
 
 def docx_module() -> ModuleType:
-    """Return python-docx.
+    """Import python-docx.
 
     Raises:
         ConfigError: it is not installed.
@@ -160,12 +160,12 @@ def _clock(seconds: float) -> str:
 
 
 CSV_COLUMNS = ("start", "end", "speaker", "text")
-# What a spreadsheet takes for a formula, also in full width.
+# Characters that spreadsheets interpret as a formula, including full-width forms.
 _FORMULA = re.compile("^[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
 
 
 def csv_rows(recording: Transcribed, *, with_uri: bool = False) -> str:
-    """Return a row per segment: seconds, the speaker, and text that no spreadsheet executes."""
+    """Return a row per segment: seconds, speaker, and text safe from formula execution."""
     rows = (
         (
             *((recording.uri or "",) if with_uri else ()),
@@ -180,7 +180,7 @@ def csv_rows(recording: Transcribed, *, with_uri: bool = False) -> str:
 
 
 def csv_text(rows: Iterable[Sequence[str]]) -> str:
-    """Return rows as RFC 4180 has them, an apostrophe before what may be a formula."""
+    """Return rows in RFC 4180 format, with an apostrophe before possible formulas."""
     file = io.StringIO(newline="")
     writer = csv.writer(file)
     writer.writerows([_FORMULA.sub(r"'\g<0>", one_line(cell)) for cell in row] for row in rows)

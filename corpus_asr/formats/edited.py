@@ -1,4 +1,4 @@
-"""Files of `export` that people edited elsewhere, read again: SubRip, WebVTT, ELAN's EAF and CSV.
+"""Parses exported files after editing in other programs: SubRip, WebVTT, ELAN's EAF and CSV.
 
 Source: W3C, WebVTT, section 4; MPI, "ELAN Annotation Format", EAF 3.0; RFC 4180.
 """
@@ -19,7 +19,7 @@ _TIMES = re.compile(rf"\s*{_CLOCK}\s*-->\s*{_CLOCK}(?:\s.*)?")
 _LABEL = re.compile(r"\[([^\]\n]+)\] ")
 _VOICE = re.compile(r"<v(?:\.[^ >]*)? ([^>]*)>")
 _TAG = re.compile(r"</?[a-zA-Z][^>]*>")
-# One cue per word, or times within a cue: no text for an editor.
+# One cue per word, or times within a cue: not an editable text.
 _WORD_STYLE = re.compile(r"<u>|<\d+:\d\d")
 _SPACELESS = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
 _NO_BLANK = re.compile(rf"(?<=[{_SPACELESS}\u3000-\u303f\uff00-\uffef])\n(?=[{_SPACELESS}])")
@@ -32,22 +32,22 @@ class EditedCue(NamedTuple):
     end_s: float
     text: str
     speaker: str | None
-    """As the file names it; None where it names none."""
+    """Name in the file; None without one."""
 
 
 def join_lines(lines: str) -> str:
-    """Return lines as one, without blanks where scripts have none."""
+    """Join lines, without spaces in scripts that have none."""
     return " ".join(_NO_BLANK.sub("", lines).split())
 
 
 def read_edited(text: str, suffix: str, *, labelled: bool) -> list[EditedCue]:
-    """Return what a file holds, in order of time, without empty texts.
+    """Return the cues of a file, in order of time, without empty texts.
 
     Args:
-        labelled: whether `[S1]` before a text in SubRip names who speaks.
+        labelled: whether `[S1]` before a text in SubRip names the speaker.
 
     Raises:
-        ValueError: it is no such file, in words that say what was found and expected.
+        ValueError: the file is invalid; states what was found and expected.
     """
     if suffix in (".srt", ".vtt") and _WORD_STYLE.search(text):
         raise ValueError("found marks of single words, expected a file of export --words plain")

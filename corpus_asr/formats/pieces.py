@@ -1,7 +1,7 @@
-"""A segment's text with its times: what lines are made of, and the words that files give times of.
+"""A segment's text with times: units for line breaking, and words with times for files.
 
-Tokens of a model are no words of people: it may time `$1,250` and `.75`, or a Thai vowel without
-its consonant. Here a word is what a line may be broken at, with or without times of words.
+Tokens of a model are not linguistic words: it may time `$1,250` and `.75`, or a Thai vowel without
+its consonant. Here a word is a unit between line break opportunities, with or without times.
 """
 
 import re
@@ -29,26 +29,26 @@ _CONTROLS = re.compile(r"[\x00-\x08\x0e-\x1b\x1f\x7f]")
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Text that a line may begin with, with the spaces before it."""
+    """Text that may start a line, with the spaces before it."""
 
     text: str
     start_s: float
     end_s: float
     in_word: int = 0
-    """1 where it goes on with a word that is too long for a line, 2 where between two letters."""
+    """1 if it continues a word that exceeds a line, 2 if the break is between two letters."""
     offset: int = 0
-    """Characters of the segment before it."""
+    """Number of characters of the segment before it."""
 
 
 def one_line(text: str) -> str:
     """Return a text without line breaks and control characters."""
-    if text.isprintable():  # most are
+    if text.isprintable():  # true for most texts
         return text
     return _CONTROLS.sub("", _LINE_BREAKS.sub(" ", text))
 
 
 class TimedText:
-    """The text of a segment on one line, and the time of each of its characters."""
+    """The text of a segment on one line, with the time of each character."""
 
     def __init__(self, segment: Segment) -> None:
         words = [(one_line(word.word), word) for word in segment.words or ()]
@@ -58,7 +58,7 @@ class TimedText:
         self._stops: list[int] = []
         self.text = "" if words else one_line(segment.text)
         for text, word in words:
-            if self.text[-1:].isspace():  # a word may be blank
+            if self.text[-1:].isspace():  # a word may consist of spaces
                 text = text.lstrip()
             if text.strip():
                 self._words.append(word)
@@ -66,12 +66,12 @@ class TimedText:
                 self._stops.append(len(self.text) + len(text.rstrip()))
             self.text += text
         self._times = [(word.start_s, word.end_s) for word in self._words]
-        if not self._words:  # its time is divided by characters
+        if not self._words:  # time is divided by characters
             self._starts, self._stops = [0], [max(1, len(self.text))]
             self._times = [(segment.start_s, segment.end_s)]
 
     def pieces(self, max_columns: int | None) -> list[Piece]:
-        """Return the words; those wider than `max_columns` are divided."""
+        """Return the words, with those wider than `max_columns` divided."""
         if not self.text.strip():
             return []
         pieces = []
@@ -87,11 +87,11 @@ class TimedText:
         return pieces
 
     def whole(self) -> list[Piece]:
-        """Return the text as one piece, an empty one left out."""
+        """Return the text as one piece; none if it is empty."""
         return [self._piece(0, len(self.text))] if self.text.strip() else []
 
     def timed_words(self, line: Sequence[Piece]) -> tuple[Piece, ...]:
-        """Return the pieces of a line as the words of which times are known."""
+        """Return the pieces of a line as words with known times."""
         if not self._words:
             return tuple(line)
         first, stop = line[0].offset, line[-1].offset + len(line[-1].text)
@@ -99,7 +99,7 @@ class TimedText:
         return tuple(self._piece(first + a, first + b) for a, b in _spans(within, stop - first))
 
     def words(self) -> Iterator[Word]:
-        """Yield the words with times, joined where one of people was divided."""
+        """Yield the words with times, merging parts of one linguistic word."""
         numbers = [bisect_left(self._starts, at) for at in self._word_starts]
         for first, stop in _spans(numbers, len(self._words)):
             joined = self._words[first:stop]
@@ -118,7 +118,7 @@ class TimedText:
 
     @cached_property
     def _word_starts(self) -> list[int]:
-        # Before the spaces of each word that has times, but for the first.
+        # Before the spaces of each word with times, except the first.
         starts = {start - self._spaces_before(start) for start in self._starts[1:]}
         return [at for at in timed_word_breaks(self.text, self._language) if at in starts]
 
@@ -127,7 +127,7 @@ class TimedText:
         return len(prefix) - len(prefix.rstrip())
 
     def _divided(self, first: int, stop: int, max_columns: int) -> Iterator[tuple[int, int]]:
-        # Where Unicode allows no break, a mark after a space, as in French, rather than a word.
+        # Where Unicode allows no break: a mark after a space, as in French, rather than a word.
         text = self.text[first:stop]
         spaces = [match.start() for match in _SPACES.finditer(text)]
         ways: list[Callable[[str], list[int]]] = [
@@ -160,7 +160,7 @@ class TimedText:
         return Piece(text, start_s, max(start_s, self._time(end, end - 1)), in_word, first)
 
     def _time(self, offset: int, character: int) -> float:
-        # Of an edge of a character.
+        # Time of a character boundary.
         at = max(0, bisect_right(self._starts, character) - 1)
         (start_s, end_s), first, stop = self._times[at], self._starts[at], self._stops[at]
         if offset >= stop:
@@ -169,7 +169,7 @@ class TimedText:
 
 
 def shown_words(segment: Segment) -> list[Word]:
-    """Return a segment's words as people divide them, those without text left out."""
+    """Return a segment's linguistic words, without empty ones."""
     return [*TimedText(segment).words()] if segment.words else []
 
 

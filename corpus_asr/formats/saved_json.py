@@ -1,4 +1,4 @@
-"""Segments of the dictionaries that `Transcript.to_dict` and openai-whisper return, read again."""
+"""Parses segments from the dictionaries of `Transcript.to_dict` and openai-whisper."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from corpus_asr.segments import MissingWord, Segment, SpeakerTurn, Word
 
 
 def segment_of(saved: Mapping[str, Any], *, language: str | None) -> Segment:
-    """Return a segment; what openai-whisper does not say of one is unknown."""
+    """Return a segment; fields that openai-whisper lacks are unknown."""
     start_s = float(_needed(saved, "start"))
     words = saved.get("words")
     return Segment(
@@ -33,7 +33,7 @@ def segment_of(saved: Mapping[str, Any], *, language: str | None) -> Segment:
 
 
 def turns_of(saved: Sequence[Mapping[str, Any]] | None) -> tuple[SpeakerTurn, ...] | None:
-    """Return who speaks when."""
+    """Return the speaker turns."""
     if saved is None:
         return None
     return tuple(
@@ -49,7 +49,7 @@ def turns_of(saved: Sequence[Mapping[str, Any]] | None) -> tuple[SpeakerTurn, ..
 
 
 def missing_of(saved: Sequence[Mapping[str, Any]] | None) -> tuple[MissingWord, ...] | None:
-    """Return the words of a given text that are not in the audio."""
+    """Return the words of a known text that are missing in the audio."""
     if saved is None:
         return None
     return tuple(

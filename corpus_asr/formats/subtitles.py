@@ -1,10 +1,10 @@
-"""Cues as the text of subtitle files: SubRip, WebVTT, LRC, SubStation Alpha and TTML.
+"""Subtitle files from cues: SubRip, WebVTT, LRC, SubStation Alpha and TTML.
 
-What players would take for markup is escaped or replaced. Where several speakers are known, `[S1]`
-stands before their text, in WebVTT `<v S1>`; SubStation Alpha and TTML have a place for it.
+Possible markup is escaped or replaced. With several known speakers, `[S1]` precedes their text, in
+WebVTT `<v S1>`; SubStation Alpha and TTML have a field for it.
 
 Source: openai/whisper, utils.py; W3C, WebVTT: The Web Video Text Tracks Format, section 4; LRC, as
-players read it, with the times of words of its A2 extension; Advanced SubStation Alpha v4.00+, as
+players read it, with the word times of its A2 extension; Advanced SubStation Alpha v4.00+, as
 libass reads it; W3C, TTML2 and TTML Profiles for Internet Media Subtitles and Captions 1.2 (IMSC).
 """
 
@@ -19,9 +19,9 @@ from corpus_asr.formats.names import ExportFormat, WordStyle
 from corpus_asr.formats.pieces import Piece, one_line
 from corpus_asr.segments import timestamp
 
-# SubRip has no escapes: a sign that a player could take for a tag becomes one that looks like it.
+# SubRip has no escapes: characters of possible tags are replaced by similar ones.
 _TAG_IN_SRT = re.compile(r"<(?=\s*[A-Za-z/])")
-# LRC has no escapes either: a time within a text becomes none.
+# LRC has no escapes either: times within a text are changed.
 _TIME_IN_LRC = re.compile(r"[\[<](?=\s*\d+\s*:)")
 _OUTER_SPACES = re.compile(r"^(\s*)(.*)$", re.DOTALL)
 
@@ -36,7 +36,7 @@ def srt_text(cues: Iterable[Cue], style: WordStyle = WordStyle.plain) -> str:
         for start, end, text in _blocks(cue, style, _srt_clock, _srt_escape)
     )
     return "".join(
-        # An arrow may also come about where two words meet.
+        # An arrow may also result from joined words.
         f"{number}\n{start} --> {end}\n{text.replace('-->', '->')}\n\n"
         for number, (start, end, text) in enumerate(blocks, 1)
     )
@@ -94,7 +94,7 @@ def _lrc_escape(text: str) -> str:
 
 
 def _lrc_clock(seconds: float) -> str:
-    # Of hours LRC knows nothing: minutes go on.
+    # LRC has no hours: minutes exceed 59.
     minutes, rest = divmod(max(0, round(seconds * 100)), 6_000)
     return f"{minutes:02d}:{rest // 100:02d}.{rest % 100:02d}"
 
@@ -118,7 +118,7 @@ def _blocks(
     marks: tuple[str, str] = ("<u>", "</u>"),
     karaoke: _Karaoke | None = None,
 ) -> Iterator[tuple[str, str, str]]:
-    # Start, end and text: one of each cue, or of each word.
+    # Start, end and text, per cue or per word.
     start, end = clock(cue.start_s), clock(cue.end_s)
     if style is WordStyle.plain or not cue.words_timed:
         yield start, end, line_break.join(escape(text) for text in cue.texts)
@@ -143,7 +143,7 @@ def _highlighted(
     clock: Callable[[float], str],
     marks: tuple[str, str],
 ) -> Iterator[tuple[str, str, str]]:
-    spans: list[tuple[float, float, list[int]]] = []  # and the words that are underlined
+    spans: list[tuple[float, float, list[int]]] = []  # with the indices of underlined words
     last_s = cue.start_s
     for at, piece in enumerate(pieces):
         start_s = max(last_s, min(piece.start_s, cue.end_s))
@@ -154,7 +154,7 @@ def _highlighted(
     shown: list[tuple[float, float, list[int]]] = []
     for start_s, end_s, words in spans:
         if shown and (end_s - start_s < FRAME_S or shown[-1][1] - shown[-1][0] < FRAME_S):
-            # What lasts no frame is not seen: it is shown with what is beside it.
+            # Words shorter than a frame are invisible: shown together with their neighbors.
             start_s, _, earlier = shown.pop()
             words = earlier + words
         shown.append((start_s, end_s, words))
@@ -169,10 +169,10 @@ def _highlighted(
 def _karaoke(
     cue: Cue, pieces: Sequence[Piece], texts: Sequence[str], clock: Callable[[float], str]
 ) -> str:
-    # The cue's own start needs no mark.
+    # The cue's own start needs no timestamp.
     timed, last_s = [], cue.start_s
     for text, piece in zip(texts, pieces, strict=True):
-        # WebVTT allows only times within the cue, each after the one before.
+        # WebVTT only allows ascending times within the cue.
         if last_s < piece.start_s < cue.end_s and clock(piece.start_s) != clock(last_s):
             spaces, word = _OUTER_SPACES.findall(text)[0]
             text, last_s = f"{spaces}<{clock(piece.start_s)}>{word}", piece.start_s
@@ -181,7 +181,7 @@ def _karaoke(
 
 
 def ass_text(cues: Iterable[Cue], style: WordStyle = WordStyle.plain) -> str:
-    """Return cues as a file of Advanced SubStation Alpha; speakers are the names of its actors."""
+    """Return cues as an Advanced SubStation Alpha file; speakers are the names of its actors."""
     lines = (
         f"Dialogue: 0,{start},{end},Default,{_ass_name(cue.speaker)},0,0,0,,{text}\n"
         for cue in cues
@@ -193,7 +193,7 @@ def ass_text(cues: Iterable[Cue], style: WordStyle = WordStyle.plain) -> str:
     return _ASS_HEADER + "".join(lines)
 
 
-# White with a black outline, in the middle at the bottom, in pixels of the picture below.
+# White with a black outline, centered at the bottom, in pixels of the resolution below.
 _ASS_STYLE = {
     "Name": "Default", "Fontname": "Arial", "Fontsize": "64", "PrimaryColour": "&H00FFFFFF",
     "SecondaryColour": "&H0000FFFF", "OutlineColour": "&H00000000", "BackColour": "&H80000000",
@@ -225,20 +225,20 @@ def _ass_clock(seconds: float) -> str:
 
 
 def _ass_escape(text: str) -> str:
-    # Tags of SubStation Alpha, which players know in SubRip and WebVTT, too. Not all know `\{`:
-    # braces of full width, and a word joiner behind a backslash.
+    # Tags of SubStation Alpha, which players also interpret in SubRip and WebVTT. Not all support
+    # `\{`: full-width braces, and a word joiner after a backslash.
     return text.translate({ord("{"): "\uff5b", ord("}"): "\uff5d", ord("\\"): "\\\u2060"})
 
 
 def _ass_name(speaker: str | None) -> str:
-    # Commas divide fields.
+    # Commas separate fields.
     return _ass_escape(one_line(speaker or "")).replace(",", ";").strip()
 
 
 def _ass_karaoke(
     cue: Cue, pieces: Sequence[Piece], texts: Sequence[str], clock: Callable[[float], str]
 ) -> str:
-    # `k` is how long a word lasts, in hundredths; the pause after it is counted with it.
+    # `k` is a word's duration in hundredths of a second, including the pause after it.
     starts = [round(100 * min(max(piece.start_s, cue.start_s), cue.end_s)) for piece in pieces]
     edges = [*starts, round(100 * cue.end_s)]
     lead = edges[0] - round(100 * cue.start_s)
@@ -250,7 +250,7 @@ def _ass_karaoke(
     return "".join(timed)
 
 
-# What XML 1.0 cannot hold.
+# Characters not allowed in XML 1.0.
 NOT_IN_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _TTML_HEAD = """<?xml version="1.0" encoding="UTF-8"?>
 <tt xmlns="http://www.w3.org/ns/ttml" xmlns:ttm="http://www.w3.org/ns/ttml#metadata" \
@@ -276,7 +276,7 @@ tts:showBackground="whenActive"/>
 def ttml_text(
     cues: Sequence[Cue], style: WordStyle = WordStyle.plain, language: str | None = None
 ) -> str:
-    """Return cues as a TTML file that fits the text profile of IMSC; speakers are its agents."""
+    """Return cues as a TTML file in IMSC's text profile; speakers are its agents."""
     names = dict.fromkeys(cue.speaker for cue in cues if cue.speaker is not None)
     ids = {name: f"speaker{number}" for number, name in enumerate(names, 1)}
     agents = (
@@ -299,7 +299,7 @@ def ttml_text(
 
 
 def xml_escape(text: str) -> str:
-    """Return a text on one line as XML and HTML hold it, also between quotation marks."""
+    """Return a text on one line, escaped for XML and HTML, also within quotes."""
     return html.escape(NOT_IN_XML.sub("\ufffd", one_line(text)))
 
 
@@ -315,7 +315,7 @@ SUBTITLES: Mapping[ExportFormat, Callable[[Sequence[Cue], WordStyle, str | None]
     ExportFormat.ass: lambda cues, words, _: ass_text(cues, words),
     ExportFormat.ttml: ttml_text,
 }
-"""Of cues, a style of words and a language the text of a file."""
+"""Returns a file's text for cues, a word style and a language."""
 
 _WORDS_ABSENT = {
     WordStyle.plain: frozenset(),
@@ -325,7 +325,7 @@ _WORDS_ABSENT = {
 
 
 def check_words(formats: Sequence[ExportFormat], words: WordStyle) -> None:
-    """Refuse a style of words that a format has not."""
+    """Raise ConfigError for a word style that a format lacks."""
     for name in formats:
         if name in _WORDS_ABSENT[words]:
             expected = [style for style, absent in _WORDS_ABSENT.items() if name not in absent]

@@ -1,4 +1,4 @@
-"""`Transcript`: what a recording says, and its way to text, files and other libraries."""
+"""`Transcript`: the result for a recording, with conversion to text, files and other libraries."""
 
 import difflib
 import importlib
@@ -23,16 +23,16 @@ _AUDIO_SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,10}$")
 
 
 class SubtitleOptions(TypedDict, total=False):
-    """How subtitles are cut; by default into two lines of 42 characters, shown for 7 s at most.
+    """Subtitle limits; by default two lines of 42 characters, shown for at most 7 s.
 
-    The names of the command line, such as max_duration, are taken too.
+    Names of the command line, such as max_duration, are accepted too.
     """
 
     preset: Literal["none", "netflix", "netflix-children", "bbc"] | None
-    """Limits of a broadcaster's guide, which options beside it replace; with `none` a segment is
-    one cue on one line."""
+    """Limits of a broadcaster's guide, overridden by other options; with `none` a segment is one
+    cue on one line."""
     max_line_width: int | None
-    """Maximum characters per line, as they are seen."""
+    """Maximum characters per line, as displayed."""
     max_line_count: int | None
     """Maximum lines per cue; needs max_line_width."""
     max_duration_s: float | None
@@ -40,9 +40,9 @@ class SubtitleOptions(TypedDict, total=False):
     min_duration_s: float | None
     """Minimum duration of a cue in seconds, if there is time."""
     max_cps: float | None
-    """Maximum characters per second; a cue is shown longer, if there is time."""
+    """Maximum characters per second; a cue is extended if there is time."""
     max_wpm: float | None
-    """Maximum words per minute; a cue is shown longer, if there is time."""
+    """Maximum words per minute; a cue is extended if there is time."""
     min_gap_s: float | None
     """Pause in seconds before the next cue."""
     close_gaps_s: float | None
@@ -54,7 +54,7 @@ class SubtitleOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Transcript:
-    """What one recording says.
+    """Transcript of one recording.
 
     Examples:
         >>> transcript = transcriber.transcribe("talk.wav")
@@ -72,48 +72,48 @@ class Transcript:
     """
 
     segments: tuple[Segment, ...]
-    """Sorted by time."""
+    """Segments sorted by time."""
     language: str | None
-    """Code of the language of most of it; None without speech, or where the model tells none."""
+    """Code of the main language; None without speech, or if the model does not detect languages."""
     language_probability: float | None = None
-    """Probability of `language`; None where it was given."""
+    """Probability of `language`; None if it was configured."""
     duration_s: float
     """Seconds of audio decoded."""
     speech_s: float | None = None
-    """Of them detected speech; None without detection."""
+    """Seconds of detected speech; None without detection."""
     speech_without_text_s: float | None = None
-    """Of that, what lies in gaps between segments with 2 s or more; None without detection."""
+    """Seconds of detected speech in text gaps with at least 2 s of it; None without detection."""
     uri: str | None = None
-    """Its address, or what it is called."""
+    """URI or name."""
     metadata: dict[str, str] = field(default_factory=dict)
     channel: int | None = None
-    """Number of the channel, from 0, or of the track, from 1, whose transcript it is; None of the
-    whole recording's."""
+    """Number of the channel, from 0, or of the track, from 1, of this transcript; None for the
+    whole recording."""
     channels: tuple["Transcript", ...] = ()
-    """One of each channel or audio track, where they were transcribed separately; `segments` are
-    all theirs, by time."""
+    """Transcripts of separately transcribed channels or audio tracks; `segments` has the segments
+    of all of them, by time."""
     audio_track: int | None = None
-    """Number of the audio track that was transcribed, from 1; None where there is one, or where
-    each was: then it is the `channel`."""
+    """Number of the transcribed audio track, from 1; None if there is only one, or if each was
+    transcribed: then it is the `channel`."""
     audio_tracks: tuple[str, ...] = ()
-    """Language and title of each audio track, as far as the file says; empty where there is one."""
+    """Language and title of each audio track, as far as known; empty if there is only one."""
     silent_tracks: tuple[int, ...] = ()
-    """Tracks that come before it and were passed over, since nobody speaks in them."""
+    """Tracks before it that were skipped for lack of speech."""
     time_corrections: int = 0
-    """Gaps filled, overlaps cut, damaged time stamps and wrong lengths in the file."""
+    """Number of filled gaps, cut overlaps, damaged timestamps and wrong lengths in the file."""
     model: str | None = None
     """Checkpoint that transcribed it, as configured."""
     turns: tuple[SpeakerTurn, ...] | None = None
-    """Who speaks when, by channel, then by time; None where speakers were not looked for."""
+    """Speaker turns, by channel, then by time; None without speaker identification."""
     missing: tuple[MissingWord, ...] | None = None
-    """Words of the text that was given which are not in the audio; None without such a text."""
+    """Words of the known text missing in the audio; None without such a text."""
 
     def __iter__(self) -> Iterator[Segment]:
         """Yield the segments."""
         return iter(self.segments)
 
     def __repr__(self) -> str:
-        """Return one line: where it comes from, its language and length, and how it begins."""
+        """Return one line: source, language, duration, and the start of the text."""
         return (
             f"Transcript(uri={self.uri!r}, language={self.language!r}, "
             f"duration_s={self.duration_s:g}, segments={len(self.segments)}, "
@@ -125,12 +125,12 @@ class Transcript:
         return len(self.segments)
 
     def __bool__(self) -> bool:
-        """Return true, also of silence: it is a transcript."""
+        """Return true, even without segments."""
         return True
 
     @property
     def text(self) -> str:
-        """The segments' texts joined, outer blanks removed."""
+        """The joined texts of the segments, stripped."""
         return "".join(segment.text for segment in self.segments).strip()
 
     def by_channel(self) -> dict[int | None, Sequence[Segment]]:
@@ -138,31 +138,31 @@ class Transcript:
         return {part.channel: part.segments for part in self.channels or (self,)}
 
     def to_srt(self, **options: Unpack[SubtitleOptions]) -> str:
-        """Return it as a SubRip file."""
+        """Return the transcript as a SubRip file."""
         return self._file("srt", options)
 
     def to_vtt(self, **options: Unpack[SubtitleOptions]) -> str:
-        """Return it as a WebVTT file."""
+        """Return the transcript as a WebVTT file."""
         return self._file("vtt", options)
 
     def to_lrc(self, **options: Unpack[SubtitleOptions]) -> str:
-        """Return it as an LRC file: `[mm:ss.xx]` before each line, and before each word."""
+        """Return the transcript as an LRC file: `[mm:ss.xx]` before each line, and each word."""
         return self._file("lrc", options)
 
     def to_ass(self, **options: Unpack[SubtitleOptions]) -> str:
-        """Return it as a file of Advanced SubStation Alpha."""
+        """Return the transcript as an Advanced SubStation Alpha file."""
         return self._file("ass", options)
 
     def to_ttml(self, **options: Unpack[SubtitleOptions]) -> str:
-        """Return it as a TTML file."""
+        """Return the transcript as a TTML file."""
         return self._file("ttml", options)
 
     def to_txt(self) -> str:
-        """Return it as plain text: one line per segment, with speakers one per paragraph."""
+        """Return plain text: one line per segment, with speakers one paragraph per turn."""
         return self._file("txt", {})
 
     def to_tsv(self) -> str:
-        """Return it as start and end in milliseconds and text, between tabs, below a heading."""
+        """Return tab-separated start and end in milliseconds and text, with a header."""
         return self._file("tsv", {})
 
     def to_json(self) -> str:
@@ -170,17 +170,17 @@ class Transcript:
         return self._file("json", {})
 
     def to_dict(self) -> dict[str, Any]:
-        """Return openai-whisper's `text`, `segments` and `language`, and where they come from.
+        """Return openai-whisper's `text`, `segments` and `language`, with their source.
 
-        Times are in seconds, rounded to milliseconds; `model` and `version` say what wrote it.
+        Times are in seconds, rounded to milliseconds; `model` and `version` identify the origin.
         """
         return whisper_json(self)
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> "Transcript":
-        """Return the transcript that `to_dict` or openai-whisper made a dictionary of.
+        """Create a transcript from a dictionary of `to_dict` or openai-whisper.
 
-        Times are those in milliseconds; scores that it does not hold are NaN or None.
+        Times are rounded to milliseconds; missing scores are NaN or None.
 
         Examples:
             >>> again = Transcript.from_dict(transcript.to_dict())
@@ -303,7 +303,7 @@ _Member = TypeVar("_Member", bound=StrEnum)
 
 
 def _named(options: Mapping[str, Any]) -> dict[str, Any]:
-    # By the names of `SubtitleOptions`.
+    # By names in `SubtitleOptions`.
     option_names = SubtitleOptions.__annotations__
     named: dict[str, Any] = {}
     for name, value in options.items():
@@ -334,7 +334,7 @@ def _member(what: str, name: str, kind: type[_Member]) -> _Member:
 
 
 def _format_of(path: str) -> ExportFormat:
-    # The longest suffix counts: `.whisperx.json` ends with `.json`.
+    # The longest suffix matches: `.whisperx.json` also ends with `.json`.
     for file_format in sorted(ExportFormat, key=lambda choice: -len(file_suffix(choice))):
         if path.endswith(file_suffix(file_format)):
             return file_format

@@ -1,8 +1,8 @@
-"""Recordings as files of each format: subtitles, documents, tables, JSON, NeMo and others.
+"""Writes recordings in each format: subtitles, documents, tables, JSON, NeMo and others.
 
 srt, vtt, txt and tsv equal openai-whisper's files, and json adds to its keys; whisperx has the
-shape of WhisperX's, nemo that of NeMo's manifests. Who says what when is also in RTTM, CTM,
-Praat's TextGrid and ELAN's EAF.
+structure of WhisperX's, nemo that of NeMo's manifests. Speakers with times are also available in
+RTTM, CTM, Praat's TextGrid and ELAN's EAF.
 
 Source: openai/whisper, utils.py; m-bain/whisperX, schema.py, AlignedTranscriptionResult; NVIDIA
 NeMo, documentation of ASR datasets, "Preparing Custom ASR Data"; NIST, 2009 RT evaluation plan,
@@ -48,10 +48,10 @@ def _tsv(recording: Transcribed, before: str = "") -> str:
 
 
 def whisper_json(recording: Transcribed) -> dict[str, Any]:
-    """Return what openai-whisper writes as JSON, and where it comes from; times in milliseconds."""
+    """Return openai-whisper's JSON with the source of the transcript; times in milliseconds."""
     segments = _whisper_segments(recording)
     values: dict[str, Any] = {
-        # With the blank that the first begins with, as openai-whisper.
+        # With the leading space, as openai-whisper.
         "text": "".join(segment["text"] for segment in segments),
         "segments": segments,
         "language": recording.language,
@@ -97,7 +97,7 @@ def _whisper_segments(recording: Transcribed) -> list[dict[str, Any]]:
 
 
 def _whisper_segment(number: int, segment: Segment) -> dict[str, Any]:
-    # Without `seek`, which the table does not hold.
+    # Without `seek`, which is not in the table.
     scores = ("temperature", "avg_logprob", "compression_ratio", "no_speech_prob")
     values: dict[str, Any] = {
         "id": number, **_times(segment), "text": segment.text, "tokens": list(segment.tokens),
@@ -182,7 +182,7 @@ def _milliseconds(seconds: float) -> float:
 
 
 def _rounded(value: float | None) -> float | None:
-    # As tables hold them, in single precision, which tells no more digits.
+    # In single precision, as in tables.
     return None if value is None else round(float(np.float32(value)), 6)
 
 
@@ -196,17 +196,17 @@ def _tsv_with_uri(recording: Transcribed) -> str:
 
 _BLANKS = re.compile(r"\s+")
 _NO_SPEAKER, _WORDS = "text", " words"
-# Praat refuses intervals without duration.
+# Praat rejects intervals without duration.
 _SHORTEST_S = 0.001
 
 _Interval = tuple[float, float, str]
 
 
 def rttm_text(recording: Transcribed) -> str:
-    """Return a line per turn of a speaker.
+    """Return a line per speaker turn.
 
     Raises:
-        ConfigError: speakers were not looked for.
+        ConfigError: the recording has no speakers.
     """
     if recording.turns is None:
         raise ConfigError(
@@ -242,7 +242,7 @@ def ctm_text(recording: Transcribed) -> str:
 
 
 def textgrid_text(recording: Transcribed) -> str:
-    """Return an interval tier of each speaker's segments, and where words have times, of those."""
+    """Return an interval tier per speaker for segments and, if timed, another one for words."""
     end_s, tiers = _tiers(recording)
     if not tiers:
         tiers[_NO_SPEAKER] = []
@@ -291,7 +291,7 @@ TIME_SLOT_REF2="ts{end}">
 def eaf_text(recording: Transcribed) -> str:
     """Return ELAN's XML with the tiers of a TextGrid.
 
-    The date is no true one, so that the same transcript is the same file.
+    The date is constant, so that files of equal transcripts are equal.
     """
     end_s, tiers = _tiers(recording)
     times: list[float] = []
@@ -310,7 +310,7 @@ def eaf_text(recording: Transcribed) -> str:
         parts.append("  </TIER>\n")
     uri = recording.uri or ""
     base = uri.partition("?")[0].rstrip("/").rpartition("/")[2]
-    # ELAN looks for the file at the first address, then next to its own.
+    # ELAN looks for the file at the first URL, then next to its own file.
     return _EAF.format(
         url=xml_escape(f"file://{uri}" if uri.startswith("/") else uri),
         kind="audio/x-wav" if base.lower().endswith(".wav") else "unknown",
@@ -325,7 +325,7 @@ def eaf_text(recording: Transcribed) -> str:
 
 
 def _tiers(recording: Transcribed) -> tuple[float, dict[str, list[_Interval]]]:
-    """Return the end, and of each speaker the segments and the words that have times."""
+    """Return the end time, and the intervals of each speaker's segments and timed words."""
     end_s = max(
         [recording.duration_s, *(segment.end_s for segment in recording.segments)], default=0.0
     )
@@ -345,7 +345,7 @@ def _tiers(recording: Transcribed) -> tuple[float, dict[str, list[_Interval]]]:
 
 
 def _without_gaps(intervals: Sequence[_Interval], end_s: float) -> Iterator[_Interval]:
-    # A tier covers all of the time, and no two of its intervals overlap.
+    # A tier covers the whole time without overlaps.
     last_s = 0.0
     for start_s, stop_s, text in sorted(intervals):
         start_s, stop_s = round(max(start_s, last_s), 3), round(min(stop_s, end_s), 3)
@@ -377,7 +377,7 @@ def _name(recording: Transcribed) -> str:
 
 
 def _token(text: str) -> str:
-    # Blanks divide fields.
+    # Spaces separate fields.
     return _BLANKS.sub("_", one_line(text).strip()) or "_"
 
 
@@ -392,7 +392,7 @@ def _quoted(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class TranscriptFormat:
-    """A format of which a file holds one recording, or (`single`) all of them with their URIs."""
+    """A format whose files have one recording, or (`single`) all of them with their URIs."""
 
     suffix: str
     text: Callable[[Transcribed], str]
@@ -437,11 +437,11 @@ TRANSCRIPTS: Mapping[ExportFormat, TranscriptFormat] = {
 TIERED = (ExportFormat.textgrid, ExportFormat.eaf)
 _OF_ONE_RECORDING = frozenset({ExportFormat.md, ExportFormat.docx, *TIERED})
 SINGLE_FORMATS = tuple(name for name in TRANSCRIPTS if name not in _OF_ONE_RECORDING)
-"""Formats of which one file may hold all recordings."""
+"""Formats whose files may have all recordings."""
 
 
 def check_formats(formats: Sequence[ExportFormat], words: WordStyle) -> None:
-    """Refuse a style of words that a format has not, and a format whose package is missing."""
+    """Raise ConfigError for a word style that a format lacks, or a missing package."""
     check_words(formats, words)
     if ExportFormat.docx in formats:
         docx_module()
@@ -460,7 +460,7 @@ def file_contents(
     words: WordStyle = WordStyle.plain,
 ) -> Iterator[tuple[str, bytes]]:
     """Yield suffix and content of a recording's file in each format."""
-    # Breaking lines takes longer than writing them: done once for all subtitles.
+    # Line breaking takes longer than writing: done once for all subtitles.
     subtitled = not SUBTITLES.keys().isdisjoint(formats)
     cues = cues_of(recording, rules or CueRules()) if subtitled else []
     for name in formats:

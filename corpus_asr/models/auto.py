@@ -1,4 +1,4 @@
-"""Classes that find a checkpoint's family and hand over to its own, under transformers' names."""
+"""Auto classes that load a checkpoint by its family, with transformers' names."""
 
 from os import PathLike
 from pathlib import Path
@@ -9,8 +9,8 @@ from corpus_asr.families.registry import FAMILIES, Family, family_of, family_of_
 from corpus_asr.families.saved_files import SOURCE_OPTIONS, take_source
 from corpus_asr.storage.model_files import fetch_checkpoint
 
-# The classes of this layer by what they load and by family; all others are in `Family`. Names
-# import nothing, so what needs no torch is loaded without it.
+# Classes of this layer by role and family; all others are in `Family`. They are referenced by name,
+# so that classes without torch load without it.
 _WHISPER, _SPEECH2TEXT = "corpus_asr.models.whisper", "corpus_asr.models.speech2text"
 _GENERATION = "corpus_asr.models.generation"
 
@@ -37,8 +37,8 @@ def _class_of(family: Family, role: str) -> str | None:
     return reference
 
 
-class _Auto:
-    """A class that is never made, only asked to load."""
+class _AutoClass:
+    """Base of classes that only load and are never instantiated."""
 
     _role: ClassVar[str]  # a key of `_CLASSES` or a field of `Family`
 
@@ -57,16 +57,16 @@ class _Auto:
         return resolve(reference).from_pretrained(name, **options)
 
 
-class _AutoFiles(_Auto):
-    """Loads what needs no weights; the folder need not be a whole checkpoint."""
+class _AutoFiles(_AutoClass):
+    """Loads classes without weights; the folder need not be a complete checkpoint."""
 
     @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | PathLike[str], **kwargs: Any
     ) -> Any:
-        """Load from a folder, a URI, a hub name, or a saved file.
+        """Load from a folder, a URI, a hub ID, or a saved file.
 
-        `SOURCE_OPTIONS` say where to look, a `config` of which family the files are; all other
+        `SOURCE_OPTIONS` select the source, and a `config` the family of the files; all other
         keywords are passed on.
         """
         options = dict(kwargs)
@@ -81,13 +81,13 @@ class _AutoFiles(_Auto):
 
 
 class AutoConfig(_AutoFiles):
-    """Loads a checkpoint's config."""
+    """Loads a checkpoint's configuration."""
 
     _role = "config"
 
     @classmethod
     def for_model(cls, model_type: str, **kwargs: Any) -> Any:
-        """Make a family's config with its defaults, some of them replaced."""
+        """Return a family's configuration with its defaults and given values."""
         family = FAMILIES.get(model_type)
         if family is None:
             raise ValueError(
@@ -115,14 +115,14 @@ class AutoProcessor(_AutoFiles):
     _role = "processor"
 
 
-class _AutoModel(_Auto):
-    """Loads a checkpoint's model of one kind."""
+class _AutoModel(_AutoClass):
+    """Loads a checkpoint's model with one kind of head."""
 
     @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | PathLike[str], **kwargs: Any
     ) -> Any:
-        """Load the model from a folder, a URI or a hub name by the class of its family."""
+        """Load the model from a folder, a URI or a hub ID with the class of its family."""
         options = dict(kwargs)
         source = take_source({name: options[name] for name in SOURCE_OPTIONS if name in options})
         folder = fetch_checkpoint(str(pretrained_model_name_or_path), weights=False, **source)
@@ -131,7 +131,7 @@ class _AutoModel(_Auto):
 
     @classmethod
     def from_config(cls, config: Any, **kwargs: Any) -> Any:
-        """Make a model of random weights."""
+        """Create a randomly initialized model."""
         family = _family_of_config(config)
         reference = _class_of(family, cls._role) if family is not None else None
         if reference is None:
@@ -144,7 +144,7 @@ class _AutoModel(_Auto):
 
 
 class AutoModelForSpeechSeq2Seq(_AutoModel):
-    """Loads a checkpoint's encoder and decoder that turn audio into text."""
+    """Loads a checkpoint's speech recognition encoder-decoder."""
 
     _role = "speech_seq2seq"
 

@@ -225,7 +225,7 @@ def _appearing(target: Path) -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         yield folder
-        folder.chmod(0o755)  # mkdtemp makes folders that others cannot read
+        folder.chmod(0o755)  # mkdtemp creates folders that are private
         folder.rename(target)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
@@ -255,7 +255,7 @@ def _check_shapes(tensors: Mapping[str, Tensor], config: WhisperConfig, source: 
 
 def _typed(tensors: Mapping[str, Tensor], dtype: str | None) -> dict[str, Tensor]:
     if dtype == INT8:
-        # The encoder's fixed positions are computed when absent, and 8 bits would round them.
+        # The encoder's fixed positions are computed if absent, and 8 bits would round them.
         return quantized({n: t for n, t in tensors.items() if not _is_sinusoids(n, t)})
     wanted = COMPUTE_DTYPES[dtype] if dtype else None
     return {
@@ -315,7 +315,7 @@ def _generation_for(
 
 
 def _begin_suppressed(tokenizer: WhisperTokenizer) -> tuple[int, ...]:
-    # No text begins with a space or ends before it began.
+    # No text starts with a space, or ends before its start.
     return (*tokenizer.encode(" ", add_special_tokens=False), tokenizer.eot)
 
 
@@ -324,7 +324,7 @@ def _suppressed(tokenizer: WhisperTokenizer) -> tuple[int, ...]:
     tokens = {encode(f" {joiner}")[0] for joiner in _JOINERS}
     for mark in (*_MARKS, *_MUSIC):
         for ids in (encode(mark), encode(f" {mark}")):
-            # The musical signs share their first bytes with nothing but other signs.
+            # The musical symbols share their first bytes only with other symbols.
             if len(ids) == 1 or mark in _MUSIC:
                 tokens.add(ids[0])
     start_of_lm = tokenizer.start_of_prev - 1
@@ -338,7 +338,7 @@ def _suppressed(tokenizer: WhisperTokenizer) -> tuple[int, ...]:
 
 
 def dimensions_of(config: WhisperConfig, *, where: str) -> Dimensions:
-    """Read the sizes off a configuration; raises CheckpointError for one of other networks."""
+    """Return the sizes in a configuration; raises CheckpointError for other networks."""
     values = {openai: getattr(config, name) for openai, name in _CONFIG_NAMES.items()}
     for name, expected in config_values(values).items():
         value = getattr(config, name)
@@ -352,7 +352,7 @@ def dimensions_of(config: WhisperConfig, *, where: str) -> Dimensions:
 
 
 def config_values(dimensions: Dimensions) -> dict[str, Any]:
-    """Return the fields of `WhisperConfig` that follow from the sizes."""
+    """Return the fields of `WhisperConfig` implied by the sizes."""
     return {
         **{name: dimensions[openai] for openai, name in _CONFIG_NAMES.items()},
         "encoder_ffn_dim": _HIDDEN_PER_WIDTH * dimensions["n_audio_state"],
@@ -362,12 +362,12 @@ def config_values(dimensions: Dimensions) -> dict[str, Any]:
 
 
 def read_openai(path: Path) -> tuple[Dimensions, dict[str, Tensor]]:
-    """Read a .pt file without running its code."""
+    """Read a .pt file without executing its code."""
     try:
         check_archive(path)
-        # Mapped: a large model is 6 GB, and is copied tensor by tensor as it is written.
+        # Mapped: a large model is 6 GB, and is copied tensor by tensor.
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # an unpickler fed garbage raises nearly anything
+    except Exception as error:  # unpickling invalid data may raise any exception
         raise CheckpointError(
             f"reading {path}: found no readable PyTorch file ({type(error).__name__}: "
             f"{str(error).strip().splitlines()[0] if str(error).strip() else ''}); expected "
@@ -387,9 +387,9 @@ def read_openai(path: Path) -> tuple[Dimensions, dict[str, Tensor]]:
 
 
 def write_openai(path: Path, dimensions: Dimensions, tensors: Mapping[str, Tensor]) -> None:
-    """Write a .pt file that openai-whisper loads; complete or not at all."""
+    """Write a .pt file that openai-whisper loads, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Renamed when whole, so that a full disk leaves no file that looks like a checkpoint.
+    # Renamed when complete, so that a full disk leaves no incomplete checkpoint.
     unfinished = path.with_name(f".{path.name}.unfinished")
     torch.save({"dims": dimensions, "model_state_dict": dict(tensors)}, unfinished)
     unfinished.replace(path)
@@ -443,10 +443,10 @@ _WHOLE = {
 
 
 def tensor_names(dimensions: Dimensions) -> dict[str, str]:
-    """Return what Hugging Face calls each tensor that OpenAI's network of these sizes may have."""
+    """Return Hugging Face's name of each tensor of OpenAI's network of these sizes."""
     names = dict(_WHOLE)
-    # Of every block the same names: keys without biases and encoders without `cross_attn` are
-    # the network's affair, which checks shapes afterwards.
+    # The same names for every block: the network checks later that keys have no biases and encoders
+    # no `cross_attn`.
     for stack, size in (("encoder", "n_audio_layer"), ("decoder", "n_text_layer")):
         for layer, kind in product(range(dimensions[size]), ("weight", "bias")):
             for openai, name in _BLOCK.items():
@@ -496,14 +496,14 @@ _V3_VOCABULARY = 51_866
 def alignment_heads(file_name: str, dimensions: Dimensions) -> Heads | None:
     """Return the heads of the published model of these sizes; None if there is none.
 
-    A fine-tuned model keeps its parent's heads.
+    A fine-tuned model keeps its base model's heads.
     """
     layers, heads = dimensions["n_text_layer"], dimensions["n_text_head"]
     vocabulary = dimensions["n_vocab"]
     if vocabulary == _V3_VOCABULARY:
         name = {(32, 20): "large-v3", (4, 20): "large-v3-turbo"}.get((layers, heads))
     elif (layers, heads) == (32, 20):
-        # large-v1 and large-v2 are alike in every size, so the file's name decides.
+        # large-v1 and large-v2 have equal sizes, so the file's name decides.
         match = re.search(r"large-v[12]", file_name)
         name = match[0] if match else None
     else:
@@ -573,16 +573,16 @@ def _read_ranks(path: Path) -> dict[bytes, int]:
 
 
 def _controls(num_languages: int) -> list[str]:
-    # In the order of their ids, which follow the end token's without a gap.
-    # LANGUAGES is in openai-whisper's order; older vocabularies lack only the last, Cantonese.
+    # Ordered by ID, directly after the end token.
+    # LANGUAGES is in openai-whisper's order; older vocabularies only lack the last, Cantonese.
     languages = [f"<|{code}|>" for code in list(LANGUAGES)[:num_languages]]
     names = ("translate", "transcribe", "startoflm", "startofprev", "nospeech", "notimestamps")
     return ["<|startoftranscript|>", *languages, *(f"<|{name}|>" for name in names)]
 
 
 def _merges(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
-    # .tiktoken files rank tokens but name no merges: a token's last merge joins the two parts that
-    # merging by lower ranks alone leaves of it.
+    # .tiktoken files rank tokens but list no merges: a token's last merge joins the two parts that
+    # remain after merging by lower ranks only.
     merges = []
     for token, rank in ranks.items():
         if len(token) > 1:

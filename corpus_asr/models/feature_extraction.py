@@ -1,4 +1,4 @@
-"""What feature extractors and processors of all families share, under transformers' names."""
+"""Base classes of feature extractors and processors, with transformers' interface."""
 
 import copy
 import inspect
@@ -29,10 +29,10 @@ from corpus_asr.families.tensors import BatchFeature, as_tensors, is_tensor
 from corpus_asr.storage.model_files import SMALL_FILES, fetch_checkpoint
 
 FILE_NAME = "preprocessor_config.json"
-# transformers 5 keeps the same settings in the processor's file, which comes first.
+# transformers 5 stores the same settings in the processor's file, which takes precedence.
 _FILES = dict(reversed(SETTINGS_FILES.items()))
 
-# More columns than this are samples; so few beside more rows are the channels of one recording.
+# More columns than this are samples; fewer, with more rows, are the channels of one recording.
 _MAX_CHANNELS = 8
 
 Row = Float32[np.ndarray, " sample"]
@@ -50,8 +50,8 @@ logger = logging.getLogger(__name__)
 
 
 def padding_word(padding: object) -> Padding:
-    """Return the word for a `padding` argument."""
-    # An enum of transformers carries its word as a value.
+    """Return the string for a `padding` argument."""
+    # An enum of transformers has its string as a value.
     word = getattr(padding, "value", padding)
     if not isinstance(word, bool | str) or word not in PADDINGS:
         raise ValueError(
@@ -63,13 +63,13 @@ def padding_word(padding: object) -> Padding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fit:
-    """To which length rows are brought, and how."""
+    """Target length of rows, for padding and truncation."""
 
     padding: Padding
     max_length: int | None = None
     truncation: bool = False
     multiple_of: int | None = None
-    """Lengths are rounded up to a multiple of this, also before cutting."""
+    """Lengths are rounded up to a multiple of this, also before truncation."""
     side: str = "right"
     value: float = 0.0
 
@@ -89,7 +89,7 @@ class Fit:
     def apply(
         self, rows: Sequence[np.ndarray], masks: Sequence[np.ndarray] | None = None
     ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Cut and pad the rows and their masks; without masks, every step is content."""
+        """Truncate and pad rows and their masks; without masks, every step is content."""
         masks = masks or [np.ones(len(row), dtype=np.int32) for row in rows]
         if self.truncation:
             limit = self._rounded(self.max_length)
@@ -113,10 +113,10 @@ class Fit:
 
 
 class SpeechFeatureExtractor(Uploads):
-    """Pads features, and reads and writes its settings, which are its attributes."""
+    """Pads features; its settings are attributes, which can be loaded and saved."""
 
     model_input_names: ClassVar[list[str]]
-    """What a call returns; the first are the features."""
+    """Names of a call's results; the first is the features."""
     sampling_rate: int
     padding_value: float
     padding_side: str
@@ -132,11 +132,11 @@ class SpeechFeatureExtractor(Uploads):
         return_attention_mask: bool | None = None,
         return_tensors: str | None = None,
     ) -> BatchFeature:
-        """Bring features that are there already to one length, along their first axis.
+        """Pad existing features to one length, along their first axis.
 
         `processed_features` are values of several examples by name, or a list of examples;
-        `return_tensors` of None keeps the kind that was passed. Rows that stay of unlike length
-        are an array of objects with `np`.
+        `return_tensors` of None keeps the kind that was passed. Rows of different lengths are an
+        array of objects with `np`.
         """
         fit = self._fit(padding, max_length, truncation, pad_to_multiple_of)
         name, wants_mask = self.model_input_names[0], self._wants_mask(return_attention_mask)
@@ -185,10 +185,10 @@ class SpeechFeatureExtractor(Uploads):
         revision: str = "main",
         **kwargs: Any,
     ) -> Any:
-        """Read the settings of a checkpoint: a folder, a URI of one, a hub name, or a JSON file.
+        """Read the settings of a checkpoint: a folder, a URI, a hub ID, or a JSON file.
 
-        `kwargs` override settings, or name a `subfolder`; with `return_unused_kwargs=True`, what is
-        no setting is returned together with the extractor.
+        `kwargs` override settings, or name a `subfolder`; with `return_unused_kwargs=True`, other
+        keywords are returned together with the extractor.
         """
         source = take_source(kwargs) | {
             "cache_dir": cache_dir,
@@ -206,7 +206,7 @@ class SpeechFeatureExtractor(Uploads):
 
     @classmethod
     def from_json_file(cls, json_file: str | PathLike[str]) -> Self:
-        """Make an extractor of the settings in a JSON file; raises CheckpointError."""
+        """Create an extractor from the settings in a JSON file; raises CheckpointError."""
         made: Self = cls.from_dict(read_json_object(Path(json_file)))
         return made
 
@@ -218,7 +218,7 @@ class SpeechFeatureExtractor(Uploads):
         return_unused_kwargs: bool = False,
         **kwargs: Any,
     ) -> Any:
-        """Make an extractor of saved settings; `kwargs` as in `from_pretrained`."""
+        """Create an extractor from saved settings; `kwargs` as in `from_pretrained`."""
         settable = inspect.signature(cls).parameters.keys() | feature_extractor_dict.keys()
         unused = {name: value for name, value in kwargs.items() if name not in settable}
         used = {name: value for name, value in kwargs.items() if name in settable}
@@ -230,7 +230,7 @@ class SpeechFeatureExtractor(Uploads):
         return extractor
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all settings, as they are saved."""
+        """Return all settings in their saved form."""
         return {**copy.deepcopy(vars(self)), "feature_extractor_type": type(self).__name__}
 
     def to_json_string(self) -> str:
@@ -244,7 +244,7 @@ class SpeechFeatureExtractor(Uploads):
     def save_pretrained(
         self, save_directory: str | PathLike[str], push_to_hub: bool = False, **kwargs: Any
     ) -> list[str]:
-        """Write the settings where `from_pretrained` finds them; returns the file's path."""
+        """Write the settings where `from_pretrained` reads them; return the file's path."""
         folder = made_folder(save_directory)
         self.to_json_file(folder / FILE_NAME)
         finish_saving(folder, [FILE_NAME], push_to_hub=push_to_hub, **kwargs)
@@ -287,12 +287,12 @@ class SpeechFeatureExtractor(Uploads):
 
 
 def joined(rows: Sequence[np.ndarray]) -> Any:
-    """Stack rows of one shape; others stay a list."""
+    """Stack rows of equal shape; others remain a list."""
     return np.stack(rows) if len({row.shape for row in rows}) == 1 else list(rows)
 
 
 def as_asked(batch: BatchFeature, return_tensors: str | None) -> BatchFeature:
-    """Make arrays or tensors of all values; with `np`, objects of rows of unlike length."""
+    """Convert all values to arrays or tensors; with `np`, unequal rows to object arrays."""
     ragged: dict[str, Any] = {}
     if return_tensors == "np":
         for key, rows in batch.items():
@@ -310,15 +310,15 @@ def _objects(rows: Sequence[np.ndarray]) -> np.ndarray:
 
 def _float32(value: Any) -> np.ndarray:
     array = np.asarray(as_tensors(value, "np"))
-    # numpy's own default type; other types are the caller's choice.
+    # numpy's default type; other types are the caller's choice.
     return array.astype(np.float32) if array.dtype == np.float64 else array
 
 
 def speech_rows(raw_speech: Any) -> list[Row]:
-    """Turn one recording, or several, into checked rows of samples.
+    """Convert one or several recordings to validated rows of samples.
 
     `raw_speech` is a list of numbers, an array of one dimension, or a list of either; an array of
-    two dimensions holds one recording per row.
+    two dimensions has one recording per row.
     """
     rows = raw_speech
     if isinstance(rows, list | tuple):
@@ -355,7 +355,7 @@ def _row(speech: Any, *, name: str) -> Row:
             f"extracting features of {name}: found no samples, expected at least one; leave out "
             "what has no audio"
         )
-    # Whole numbers from -1 to 1 are silence or made up: any real 16-bit recording goes beyond.
+    # Integers from -1 to 1 are silence or synthetic: real 16-bit recordings exceed them.
     if values.dtype.kind in "iu" and not (values.min() >= -1 and values.max() <= 1):
         raise ValueError(
             f"extracting features of {name}: found {values.dtype} samples from {values.min()} to "
@@ -380,7 +380,7 @@ def _array(speech: Any, *, name: str) -> np.ndarray:
             f"list of samples; {hint}"
         )
     values = speech
-    if hasattr(values, "detach"):  # a tensor, wherever it lives
+    if hasattr(values, "detach"):  # a tensor on any device
         values = values.detach().cpu()
     try:
         array = np.asarray(values)
@@ -398,14 +398,14 @@ def _array(speech: Any, *, name: str) -> np.ndarray:
 
 
 class SpeechProcessor(Uploads):
-    """Passes audio to its feature extractor, and text and ids to its tokenizer."""
+    """Passes audio to its feature extractor, and text and IDs to its tokenizer."""
 
     attributes: ClassVar[list[str]] = ["feature_extractor", "tokenizer"]
 
     feature_extractor_class: ClassVar[type]
     tokenizer_class: ClassVar[type]
     _for_audio_alone: ClassVar[tuple[str, ...]] = ()
-    """Keywords of a call that mean nothing for text; all others are for both."""
+    """Keywords of a call for audio only; all others are for both."""
 
     def __init__(self, feature_extractor: Any, tokenizer: Any) -> None:
         for name, value, expected in (
@@ -422,12 +422,12 @@ class SpeechProcessor(Uploads):
 
     @property
     def model_input_names(self) -> list[str]:
-        """What a call returns that a model takes."""
+        """Names of a call's results that models take."""
         halves = (self.feature_extractor, self.tokenizer)
         return list(dict.fromkeys(name for half in halves for name in half.model_input_names))
 
     def __call__(self, *args: Any, **kwargs: Any) -> BatchFeature:
-        """Prepare audio, text or both: features, ids, or features with the ids as `labels`.
+        """Prepare audio, text or both: features, IDs, or features with the IDs as `labels`.
 
         `args` are the audio and further arguments of the feature extractor's call. Keywords except
         `audio`, `sampling_rate` and `text` are passed on to whichever of the two is called.
@@ -456,11 +456,11 @@ class SpeechProcessor(Uploads):
         return inputs
 
     def batch_decode(self, *args: Any, **kwargs: Any) -> Any:
-        """Turn ids into texts, as the tokenizer's `batch_decode` does."""
+        """Decode several sequences of IDs, as the tokenizer's `batch_decode` does."""
         return self.tokenizer.batch_decode(*args, **kwargs)
 
     def decode(self, *args: Any, **kwargs: Any) -> Any:
-        """Turn ids into text, as the tokenizer's `decode` does."""
+        """Decode IDs, as the tokenizer's `decode` does."""
         return self.tokenizer.decode(*args, **kwargs)
 
     @classmethod
@@ -476,8 +476,8 @@ class SpeechProcessor(Uploads):
     ) -> Any:
         """Read the feature extractor and the tokenizer of a checkpoint.
 
-        That is a folder, a URI of one, a hub name, or a feature extractor's JSON file with the
-        tokenizer next to it; `kwargs` are `subfolder`, and settings of either.
+        It is a folder, a URI, a hub ID, or a feature extractor's JSON file with the tokenizer next
+        to it; `kwargs` are `subfolder`, and settings of either.
         """
         returned = kwargs.pop("return_unused_kwargs", False)
         path = Path(pretrained_model_name_or_path)
@@ -500,7 +500,7 @@ class SpeechProcessor(Uploads):
         )
         tokenizer = tokenizer_class.from_pretrained(folder, **for_tokenizer)
         processor = cls(extractor, tokenizer)
-        return (processor, {}) if returned else processor  # what is unused was refused
+        return (processor, {}) if returned else processor  # unused keywords were rejected
 
     def to_dict(self) -> dict[str, Any]:
         """Return the feature extractor's settings and the names of the classes."""
@@ -512,10 +512,10 @@ class SpeechProcessor(Uploads):
     def save_pretrained(
         self, save_directory: str | PathLike[str], push_to_hub: bool = False, **kwargs: Any
     ) -> list[str]:
-        """Write the files that `from_pretrained` reads, here and in transformers; returns paths."""
+        """Write the files that `from_pretrained` reads, also in transformers; return paths."""
         folder = made_folder(save_directory)
         self.tokenizer.save_pretrained(folder)
-        # The class's name leads transformers' AutoProcessor here where there is no config.json.
+        # Without config.json, transformers' AutoProcessor uses the class's name.
         name = {"processor_class": type(self).__name__}
         write_json_object(folder / FILE_NAME, {**self.feature_extractor.to_dict(), **name})
         write_json_object(folder / "processor_config.json", name)

@@ -1,4 +1,4 @@
-"""The classes of `transformers` for these families; their names are imported on first use."""
+"""Lazy import of the classes of `transformers` for these families."""
 
 import importlib
 import sys
@@ -14,7 +14,7 @@ def lazy_names(
 
     def find(name: str) -> Any:
         if name in names:
-            # In order: those that import torch come last, and names without it are found before.
+            # In order: modules that import torch come last, after names that do not need it.
             for module in map(importlib.import_module, modules):
                 if hasattr(module, name):
                     held[name] = getattr(module, name)

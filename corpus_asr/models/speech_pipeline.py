@@ -55,7 +55,7 @@ class AutomaticSpeechRecognitionPipeline:
         **kwargs: Any,
     ) -> None:
         self.model = model
-        # A tokenizer has a length, so it is asked for None, not for truth.
+        # A tokenizer has a length, so it is compared with None.
         self.feature_extractor: Any = _part(feature_extractor, processor, "feature_extractor")
         self.tokenizer: Any = _part(tokenizer, processor, "tokenizer")
         for name in ("feature_extractor", "tokenizer"):
@@ -73,13 +73,13 @@ class AutomaticSpeechRecognitionPipeline:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """Device of the model."""
         device: torch.device = self.model.device
         return device
 
     @property
     def dtype(self) -> torch.dtype:
-        """The model's number type."""
+        """Data type of the model."""
         dtype: torch.dtype = self.model.dtype
         return dtype
 
@@ -349,14 +349,14 @@ def _part(given: Any, processor: Any, role: str) -> Any:
 def _loaded(part: Any, role: str, model_name: Any, where: Mapping[str, Any]) -> Any:
     part = model_name if part is None else part
     if isinstance(part, str | PathLike):
-        # Revision, token and subfolder are the model's: they mean nothing for another checkpoint.
+        # Revision, token and subfolder are for the model, not for other checkpoints.
         return _LOADERS[role].from_pretrained(part, **(where if part == model_name else {}))
     return part
 
 
 def _device(device: Any) -> torch.device:
     if isinstance(device, int):
-        # Numbers fall back to the CPU, where names are errors: 0 is what pipelines default to.
+        # Numbers fall back to the CPU, names raise errors: 0 is the usual default of pipelines.
         if device >= 0 and torch.cuda.is_available():
             return resolve_device(f"cuda:{device}")
         if device > 0:

@@ -1,10 +1,10 @@
-"""Who is the same: embeddings of one recording's windows in, a speaker's number for each out.
+"""Speaker clustering of one recording: embeddings of windows in, speaker labels out.
 
-Windows that are nearest neighbors of one another form a graph; the gaps between its smallest
-eigenvalues tell about how many speakers there are. Speakers whose voices then prove to be one are
-merged, and everybody who never speaks for long is dropped. Several graphs and numbers are tried,
-and the speakers that explain the windows best, for how many they are, are taken. Of long
-recordings, blocks are condensed first, and less is tried.
+Windows that are mutual nearest neighbors form a graph; the gaps between its smallest eigenvalues
+estimate the number of speakers. Clusters with similar voices are then merged, and speakers without
+a longer turn are dropped. Several graphs and numbers are tried, and the best explanation of the
+windows, with a penalty per speaker, is selected. Windows of long recordings are first condensed per
+block, with fewer trials.
 """
 
 from collections.abc import Iterator
@@ -15,27 +15,27 @@ import numpy as np
 
 from corpus_asr.array_types import Float32, Float64, Int64
 
-# Eigenvalues cost the third power: the graph of ten hours, and of each block of them, has no more.
+# Maximum nodes of the graph of ten hours or of a block, as eigenvalues are O(n^3).
 MAX_NODES = 600
-# Below, a block's clusters would mix speakers.
+# In smaller blocks, clusters would mix speakers.
 LEAST_NODES_PER_BLOCK = 8
-# Shares of the nodes that count as neighbors: a graph of each.
+# Fractions of the nodes that count as neighbors: one graph each.
 NEIGHBOR_SHARES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.25)
-# Numbers above that of the clearest gap that are tried with each graph.
+# Numbers of speakers tried with each graph, above that of the largest gap.
 MORE_SPEAKERS = 2
-# As how many speakers more two count that are one voice by their likeness.
+# Penalty for two speakers that are similar enough to be merged, in numbers of speakers.
 ALIKE_COUNT = 1.5
-# Windows of all tries together: all are tried in 55 minutes of speech, one in more than 8 hours.
+# Total windows of all trials: all are tried for 55 minutes of speech, one for more than 8 hours.
 TRIED_WINDOWS = 80_000
-# Of speakers that are looked for where no bound is given.
+# Default maximum number of speakers.
 MAX_SPEAKERS = 12
-# Consecutive windows (3.1 s) that somebody must speak for at least once: mixtures of two voices,
-# where one follows the other, look like a third.
+# Consecutive windows (3.1 s) that each speaker must have at least once: alternating voices mix to
+# an apparent third one.
 LEAST_RUN = 3
-# About a minute of speech: below, means of few windows make one voice look like two.
+# About a minute of speech: with less, means of few windows make one voice look like two.
 SHORT_WINDOWS = 90
 ROUNDS = 2
-# Lloyd's iterations: far more than were ever needed.
+# Lloyd's iterations: far above any number needed.
 _ITERATIONS = 50
 
 Embeddings = Float32[np.ndarray, "window width"]
@@ -45,33 +45,33 @@ Labels = Int64[np.ndarray, " window"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Likeness:
-    """What cosines of a model's embeddings mean."""
+    """Thresholds for cosine similarities of a model's embeddings."""
 
     merge_above: float
-    """Two speakers are one if their mean embeddings are more alike."""
+    """Speakers are merged if the cosine of their mean embeddings is higher."""
     small_merge: float
-    """By how much less alike if one of them has a single window; half of it with two windows."""
+    """Reduction of `merge_above` if one has a single window; half of it for two windows."""
     short_small_merge: float
     """`small_merge` in recordings with less than `SHORT_WINDOWS`."""
     switch_cost: float
-    """What the likeness must gain in one window for the speaker to change."""
+    """Minimum gain in similarity in one window for a speaker change."""
     speaker_cost: float
-    """Of a speaker, times the logarithm of the number of windows: the likeness that all windows
-    together must gain by one more."""
+    """Cost of a speaker, times the logarithm of the number of windows: the minimum total gain in
+    similarity from one more speaker."""
     same_above: float
-    """Speakers of two recordings are one person if their mean embeddings are more alike."""
+    """Speakers of two recordings are identical if the cosine of their mean embeddings is higher."""
     sharpness: float
-    """Of probabilities: their logarithms are cosines times this."""
+    """Factor of cosines to give log probabilities."""
 
 
-# Fitted on conversations of 41 speakers, and on 32 short ones; those reported are of others
-# (docs/background/speaker_accuracy.md). The sharpness is a choice: confidences are not calibrated.
+# Fitted on conversations of 41 speakers, and on 32 short ones; reported results are on others
+# (docs/background/speaker_accuracy.md). The sharpness is arbitrary: confidences are not calibrated.
 GE2E_LIKENESS = Likeness(
     merge_above=0.84, small_merge=0.2, short_small_merge=0.6,
     switch_cost=0.1, speaker_cost=0.27, same_above=0.87, sharpness=20.0,
 )  # fmt: skip
-# Of networks that users name: fitted with CAM++, in which the middle cosine of two speakers is 0.6
-# here. Of what is as above, only another `switch_cost` was tried, and was no better.
+# For custom networks: fitted with CAM++, where the median cosine of two speakers is 0.6 here. Of
+# the other values only another `switch_cost` was tried, without gain.
 NAMED_LIKENESS = Likeness(
     merge_above=0.82, small_merge=0.2, short_small_merge=0.6,
     switch_cost=0.1, speaker_cost=0.35, same_above=0.86, sharpness=20.0,
@@ -80,34 +80,34 @@ NAMED_LIKENESS = Likeness(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpeakerBounds:
-    """How many speakers there may be."""
+    """Bounds on the number of speakers."""
 
     least: int = 1
     most: int | None = None
-    """None: at most `MAX_SPEAKERS` are looked for."""
+    """None: at most `MAX_SPEAKERS`."""
 
     @classmethod
     def of(cls, num: int | None, least: int | None, most: int | None) -> "SpeakerBounds":
-        """Return the bounds of settings, of which `num` is both."""
+        """Return the bounds of settings; `num` sets both."""
         return cls(least=num or least or 1, most=num or most)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Clustering:
-    """Who speaks in each window."""
+    """Speaker labels of windows."""
 
     labels: Labels
-    """From 0, in order of first appearance."""
+    """Speaker indices from 0, in order of first appearance."""
     confidences: Float64[np.ndarray, " window"]
-    """Probability that the label is right, as far as likeness tells."""
+    """Probability of each label, from similarities only."""
     voices: Voices
-    """Mean embedding of each speaker, of length 1."""
+    """Mean embedding of each speaker, normalized."""
 
 
 def find_speakers(
     embeddings: Embeddings, likeness: Likeness, bounds: SpeakerBounds | None = None
 ) -> Clustering:
-    """Find the speakers of a recording's windows, given in order of time.
+    """Cluster a recording's windows, given in order of time.
 
     Source: the graph and the choice of neighbors as in Park et al. 2020, Auto-tuning spectral
     clustering for speaker diarization using normalized maximum eigengap.
@@ -118,7 +118,7 @@ def find_speakers(
         nobody = np.zeros((0, vectors.shape[1]), dtype=np.float32)
         return Clustering(labels=np.zeros(0, np.int64), confidences=np.zeros(0), voices=nobody)
     nodes = _condensed(vectors)
-    # More were worse for short recordings in which nobody overlaps.
+    # More were worse for short recordings without overlaps.
     tries = 1 if len(vectors) < SHORT_WINDOWS else max(1, TRIED_WINDOWS // len(vectors))
     groupings = islice(_by_spectrum(unit(sums_of(vectors, nodes)), bounds), tries)
     settled = [_settled(vectors, labels[nodes], likeness, bounds) for labels in groupings]
@@ -137,11 +137,11 @@ def find_speakers(
 def agglomerate(
     sums: Embeddings, counts: Float32[np.ndarray, " window"], *, most: int
 ) -> Int64[np.ndarray, " window"]:
-    """Merge the two most alike until `most` clusters are left; return a number for each row.
+    """Merge the most similar pair until `most` clusters are left; return a label per row.
 
-    A row is the sum of `counts` embeddings of length 1. The likeness of two clusters is the mean
-    cosine over all their pairs, so that clusters of clusters are what they were found to be in one
-    go (average linkage).
+    A row is the sum of `counts` normalized embeddings. The similarity of two clusters is the mean
+    cosine over all their pairs (average linkage), so that clustering in stages is equal to
+    clustering at once.
     """
     sums, counts = sums.copy(), counts.astype(np.float32)
     owner = np.arange(len(sums))
@@ -172,7 +172,7 @@ def agglomerate(
 
 
 def _condensed(vectors: Embeddings) -> Labels:
-    """Return a node for each window: its own, or in long recordings a cluster of its block."""
+    """Return a node per window: its own, or in long recordings a cluster of its block."""
     if len(vectors) <= MAX_NODES:
         return np.arange(len(vectors))
     num_blocks = -(-len(vectors) // MAX_NODES)
@@ -192,9 +192,9 @@ def _condensed(vectors: Embeddings) -> Labels:
 
 
 def _by_spectrum(vectors: Embeddings, bounds: SpeakerBounds) -> Iterator[Labels]:
-    """Yield groupings, each once; first that of the clearest gap."""
+    """Yield distinct clusterings, starting with that of the largest gap."""
     size = len(vectors)
-    # More than the bound may be found: what is most alike is merged afterwards, which mixes fewer.
+    # May exceed the bound: the most similar clusters are merged later, which mixes speakers less.
     most = min(size, max(MAX_SPEAKERS, bounds.least))
     least = min(bounds.least, most)
     if bounds.most == 1 or size < 2 * LEAST_RUN:
@@ -207,7 +207,7 @@ def _by_spectrum(vectors: Embeddings, bounds: SpeakerBounds) -> Iterator[Labels]
         gaps = np.diff(values[: most + 1])[least - 1 :]
         if not len(gaps):
             gaps = np.zeros(1)
-        # Few neighbors and a wide gap: the graph falls apart as clearly as it can.
+        # Few neighbors and a large gap: the graph is as clearly separated as possible.
         cost = neighbors / size / (float(gaps.max()) / max(float(values[-1]), 1e-9) + 1e-9)
         groupings.append((cost, least + int(gaps.argmax()), axes[:, :most]))
     seen: set[bytes] = set()
@@ -220,12 +220,12 @@ def _by_spectrum(vectors: Embeddings, bounds: SpeakerBounds) -> Iterator[Labels]
 
 
 def _gain(vectors: Embeddings, labels: Labels, voices: Voices, likeness: Likeness) -> float:
-    """Return how well speakers explain the windows, less what as many cost (as BIC counts it)."""
+    """Return the total similarity of windows to their speakers minus the penalty (as BIC)."""
     lengths = np.linalg.norm(sums_of(vectors, labels), axis=1)
-    # A voice varies in a long recording: more windows are no more reason for another speaker.
+    # A voice varies in a long recording: more windows do not justify more speakers.
     size = min(len(vectors), MAX_NODES)
     explained = size * float(lengths.sum()) / len(vectors)
-    # Where that many were asked for, one voice may be two speakers, and then two voices are one.
+    # With a required number, one voice may be split into two speakers.
     alike = float(np.triu(voices @ voices.T, 1).max()) > likeness.merge_above
     number = len(voices) + ALIKE_COUNT * alike
     return explained - likeness.speaker_cost * number * float(np.log(size))
@@ -239,7 +239,7 @@ def _by_appearance(labels: Labels) -> Labels:
 
 
 def _split_evenly(size: int, number: int) -> Labels:
-    # Too little to tell anybody apart: asked for two, they take turns.
+    # Too few to distinguish: two required speakers alternate.
     return np.arange(size) * number // max(1, size)
 
 
@@ -252,7 +252,7 @@ def _laplacian(neighbors: Int64[np.ndarray, "node neighbor"]) -> Float64[np.ndar
 
 
 def _grouped(points: Float64[np.ndarray, "node axis"], number: int) -> Labels:
-    """Return k-means' groups; it begins with points far from one another, without chance."""
+    """Return k-means' clusters, deterministically initialized with distant points."""
     centers = points[[int(np.argmax(np.square(points - points.mean(axis=0)).sum(axis=1)))]]
     while len(centers) < number:
         away = np.square(points[:, None] - centers).sum(axis=2).min(axis=1)
@@ -272,7 +272,7 @@ def _grouped(points: Float64[np.ndarray, "node axis"], number: int) -> Labels:
 def _settled(
     vectors: Embeddings, labels: Labels, likeness: Likeness, bounds: SpeakerBounds
 ) -> tuple[Labels, Voices]:
-    """Merge, drop and smooth until nothing changes any more."""
+    """Merge, drop and smooth until nothing changes."""
     labels, voices = _voices(vectors, labels)
     is_short = len(vectors) < SHORT_WINDOWS
     small_merge = likeness.short_small_merge if is_short else likeness.small_merge
@@ -280,7 +280,7 @@ def _settled(
         for _ in range(ROUNDS):
             smooth = _smoothed(vectors @ voices.T, likeness.switch_cost)
             if len(np.unique(smooth)) < min(len(voices), bounds.least):
-                break  # that many were asked for
+                break  # the required number is reached
             labels, voices = _voices(vectors, smooth)
         if len(voices) <= bounds.least:
             return labels, voices
@@ -314,7 +314,7 @@ def sums_of(vectors: Embeddings, labels: Labels) -> Voices:
 
 
 def unit(vectors: Embeddings) -> Embeddings:
-    """Return embeddings in lengths of 1."""
+    """Normalize embeddings to length 1."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     unit: Embeddings = vectors / np.maximum(lengths, np.float32(1e-9))
     return unit
@@ -329,7 +329,7 @@ def _longest_runs(labels: Labels, number: int) -> Int64[np.ndarray, " speaker"]:
 
 
 def _least_missed(scores: Float32[np.ndarray, "window speaker"], labels: Labels) -> int:
-    """Return the speaker whose windows lose the least likeness if they are given to others."""
+    """Return the speaker whose reassignment reduces the total similarity least."""
     own_scores = scores[np.arange(len(labels)), labels]
     other_scores = scores.copy()
     other_scores[np.arange(len(labels)), labels] = -np.inf
@@ -340,7 +340,7 @@ def _least_missed(scores: Float32[np.ndarray, "window speaker"], labels: Labels)
 
 
 def _smoothed(scores: Float32[np.ndarray, "window speaker"], switch_cost: float) -> Labels:
-    """Return the best sequence of speakers, of which each change costs (Viterbi)."""
+    """Return the best sequence of speakers with a cost per change (Viterbi)."""
     reached = scores[0].copy()
     came_from = np.zeros(scores.shape, dtype=np.int64)
     stayed = np.arange(scores.shape[1])

@@ -69,9 +69,9 @@ class SpeakerEmbedder:
     def __call__(
         self, samples: Samples, speech: Sequence[SampleSpan] | None, *, pad_s: float = 0.0
     ) -> SpeechWindows:
-        """Return the windows of a part, whose times are in seconds from its start.
+        """Return the windows of a part with embeddings; times are in seconds from its start.
 
-        `speech` holds spans within `samples`, padded by `pad_s`; None is all of it.
+        `speech` has spans of `samples`, padded by `pad_s`; None means all samples.
         """
         spans = [(0, samples.size)] if speech is None else speech
         windows = [
@@ -136,7 +136,7 @@ def _unfit(path: Path, found: str) -> CheckpointError:
 
 
 def _repeated(values: np.ndarray, num_rows: int) -> np.ndarray:
-    # The states of a recurrent network know no padding, and silence is no voice.
+    # Recurrent networks do not support padding, and silence has no voice.
     return values[np.arange(num_rows) % len(values)]
 
 
@@ -171,7 +171,7 @@ _FRONT_ENDS = {GE2E_MELS: _of_mel, FBANK_MELS: _of_fbank}
 
 
 def windows_of(span: SampleSpan) -> list[SampleSpan]:
-    """Cut a span into windows; the last ends with it, and a short one is one window."""
+    """Split a span into windows; the last one ends with it, and a short span is one window."""
     first, last = span
     if last - first < LEAST_FRAMES * HOP_SAMPLES:
         return []
@@ -186,9 +186,9 @@ def windows_of(span: SampleSpan) -> list[SampleSpan]:
 
 
 def unpadded(span: SampleSpan, pad_s: float, num_samples: int) -> SampleSpan:
-    """Return a span of speech without most of its padding, which ends at a part's borders."""
+    """Return a span of speech without most of its padding, which is cut at part boundaries."""
     removed = round(max(0.0, pad_s - KEPT_PAD_S) * SAMPLE_RATE_HZ)
     start = span[0] + removed if span[0] > 0 else 0
     end = span[1] - removed if span[1] < num_samples else num_samples
-    # A part begins in silence, as a rule: then its first span is padded as far as that goes.
+    # Parts usually start in silence: the first span's padding is as long as that allows.
     return (start, end) if end - start >= LEAST_FRAMES * HOP_SAMPLES else span

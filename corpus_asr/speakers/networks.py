@@ -1,10 +1,10 @@
-"""Networks of the user's choice, and one kind of them: where two speak at once.
+"""Configurable speaker networks, and detection of overlapping speech.
 
-Samples of a part in, spans of time out. A segmentation network tells of each frame of a window
-which of three people speak; who they are is not asked, since their numbers differ by window. Any
-ONNX network does that takes (batch, 1, sample) and gives (batch, frame, 3), a probability for each
-speaker, as pyannote/segmentation, or (batch, frame, 7), a log probability for each set of at most
-two of them, as pyannote/segmentation-3.0. Imports no torch: it runs where audio is decoded.
+In: samples of a part. Out: time spans. A segmentation network labels each frame of a window with
+the active ones of three speakers; identities are ignored, since numbering differs by window.
+Supported are ONNX networks that take (batch, 1, sample) and return (batch, frame, 3), a probability
+per speaker, like pyannote/segmentation, or (batch, frame, 7), a log probability per set of at most
+two speakers, like pyannote/segmentation-3.0. Does not import torch.
 """
 
 from collections.abc import Sequence
@@ -21,20 +21,20 @@ from corpus_asr.units import SAMPLE_RATE_HZ
 Samples = Float32[np.ndarray, " sample"]
 SampleSpan = tuple[int, int]
 
-# Probability that two speak: fitted on conversations of 41 speakers. Below, more is found
-# rightly than wrongly, but not by as much.
+# Threshold of the probability of overlap: fitted on conversations of 41 speakers. Lower values
+# detect more, but with decreasing precision.
 OVERLAPPED_ABOVE = 0.35
-# Shorter ones are within what borders of turns are wrong by.
+# Shorter overlaps are within the error of turn boundaries.
 LEAST_OVERLAP_S = 0.1
-# A window of each kind, by how many classes it has: what they were trained on.
+# Window length by number of classes, as in training.
 _WINDOW_S = {3: 5, 7: 10}
-_SETS_OF_TWO = slice(4, 7)  # nobody, three of one, three of two
-_STEP_SAMPLES = SAMPLE_RATE_HZ // 50  # of the grid on which windows are averaged
+_SETS_OF_TWO = slice(4, 7)  # silence, three of one speaker, three of two
+_STEP_SAMPLES = SAMPLE_RATE_HZ // 50  # resolution at which windows are averaged
 _BATCH_WINDOWS = 8
 
 
 def unfit(path: Path, found: str, expected: str, advice: str) -> CheckpointError:
-    """Return the error of a network that takes or gives something else."""
+    """Return the error for a network with unsupported inputs or outputs."""
     return CheckpointError(
         f"loading the speaker model {path}: found {found}, expected {expected}; export such a "
         f"network, or {advice}"
@@ -42,10 +42,10 @@ def unfit(path: Path, found: str, expected: str, advice: str) -> CheckpointError
 
 
 class OverlapDetector:
-    """Finds where two speak at once; about 170 times real time on one core.
+    """Detects overlapping speech; RTFx about 170 on one core.
 
     Raises:
-        CheckpointError: the network cannot be had or read, or takes or gives something else.
+        CheckpointError: the network cannot be fetched or read, or has unsupported tensors.
     """
 
     def __init__(self, model: str) -> None:
@@ -86,7 +86,7 @@ class OverlapDetector:
     def _chances(
         self, samples: Samples, speech: Sequence[SampleSpan]
     ) -> Float32[np.ndarray, " step"]:
-        """Return the probability that two speak, every 20 ms: the mean of two windows."""
+        """Return the probability of overlap every 20 ms, the mean of two windows."""
         size, hop = self._window_samples, self._window_samples // 2
         padded = np.pad(samples, (0, -len(samples) % hop + hop))
         starts = [

@@ -1,4 +1,4 @@
-"""Who speaks when: from windows of speech to turns, and from turns to segments and words."""
+"""Speaker diarization: windows of speech to turns, and turns to segments and words."""
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,15 +21,15 @@ from corpus_asr.speakers.clustering import (
 if TYPE_CHECKING:  # imports pydantic
     from corpus_asr.config.extraction import SpeakerSettings
 
-# Windows of one span touch; between spans lies at least the silence that ends speech.
+# Windows of a span touch; spans are separated by at least the silence that ends speech.
 _APART_S = 1e-3
-# Turns before and after one among which another speaker is looked for.
+# Turns before and after in which the second speaker of an overlap is searched.
 _LOOK = 4
-# Text without a turn this near has no speaker: it stands where no speech was found.
+# Text further than this from any turn has no speaker, as no speech was detected there.
 NEAR_S = 2.0
-# Windows place a change of speaker to about this; within it, a pause or a sentence's end decides.
+# Accuracy of speaker changes from windows; within it, pauses and sentence ends decide.
 CHANGE_S = 0.8
-# A sentence's end counts as this much of a pause.
+# A sentence end counts as a pause of this length.
 SENTENCE_PAUSE_S = 0.5
 _CLOSING = "\"')]\u2019\u201d\u00bb "
 _SENTENCE_ENDS = (".", "?", "!", "…", "。", "？", "！", "؟", "।")  # noqa: RUF001
@@ -37,25 +37,25 @@ _SENTENCE_ENDS = (".", "?", "!", "…", "。", "？", "！", "؟", "।")  # noq
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpeechWindows:
-    """Windows of speech and what they sound like; those of one span touch or overlap."""
+    """Windows of speech with embeddings; those of one span touch or overlap."""
 
     start_s: Float64[np.ndarray, " window"]
-    """From the start of the recording."""
+    """Seconds from the start of the recording."""
     end_s: Float64[np.ndarray, " window"]
     embeddings: Float16[np.ndarray, "window width"]
-    """Of length 1."""
+    """Normalized to length 1."""
     overlaps: Sequence[tuple[float, float]] = ()
-    """Start and end of each span in which two speak at once, as far as it was looked for."""
+    """Start and end in seconds of overlapping speech, if detected."""
 
     def __len__(self) -> int:
         return len(self.start_s)
 
     @classmethod
     def of_columns(cls, columns: Mapping[str, Any]) -> "SpeechWindows":
-        """Return the windows of a part, given its columns of voices in a table.
+        """Return the windows of a part from its voice columns in a table.
 
         Raises:
-            ValueError: what is stored are not as many embeddings as windows.
+            ValueError: the numbers of embeddings and windows differ.
         """
         spans, overlaps = (
             [(span["start_s"], span["end_s"]) for span in columns[name] or ()]
@@ -89,27 +89,27 @@ class SpeechWindows:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Diarization:
-    """Who speaks when in one recording."""
+    """Speakers of one recording with times."""
 
     turns: tuple[SpeakerTurn, ...]
-    """By channel, then by time; of one channel they overlap where two speak at once."""
+    """Sorted by channel, then by time; within a channel, turns overlap for overlapping speech."""
     voices: Mapping[str, tuple[float, ...]]
     """Mean embedding of each speaker."""
 
     def named_as(self, earlier: Sequence[SpeakerTurn], *, number: int = 0) -> "Diarization":
-        """Return it with the labels of earlier turns, each for who shares most time with them.
+        """Return the diarization with labels of earlier turns, matched by shared time.
 
-        Others get numbers that nobody had, so that no name that people gave moves to them: higher
-        ones than in earlier turns, and than `number`, the highest that people named.
+        Unmatched speakers get new numbers, so that assigned names do not move to them: above
+        those of earlier turns and above `number`, the highest with an assigned name.
         """
         shared_s = _shared_s(self.turns, earlier)
-        if not shared_s and not number:  # nobody known speaks in it, and nobody has a name
+        if not shared_s and not number:  # no earlier speaker, and no assigned name
             return self
         labels: dict[str, str] = {}
         olds: set[str] = set()
         news: set[str] = set()
         for new, old in sorted(shared_s, key=lambda pair: (-shared_s[pair], pair)):
-            # Where both share more with others, what they share is how borders were moved.
+            # If both share more with others, their shared time is due to moved boundaries.
             likely = new not in news or old not in olds
             if likely and new not in labels and old not in labels.values():
                 labels[new] = old
@@ -125,7 +125,7 @@ class Diarization:
 
 
 def likeness_of(model: str | None) -> Likeness:
-    """Return what cosines of a model's embeddings mean; None is the packaged encoder."""
+    """Return the similarity thresholds of a model; None is the packaged encoder."""
     return GE2E_LIKENESS if model is None else NAMED_LIKENESS
 
 
@@ -134,10 +134,9 @@ def diarize(
     likeness: Likeness,
     bounds: SpeakerBounds | None = None,
 ) -> Diarization:
-    """Find a recording's speakers, `S1` and so on in order of appearance.
+    """Return a recording's speakers, `S1` and so on in order of appearance.
 
-    Of channels that were transcribed separately each has speakers of its own, and `bounds` are
-    those of each channel.
+    Separately transcribed channels have separate speakers, and `bounds` apply to each channel.
     """
     clusterings = []
     for channel, windows in sorted(channels.items(), key=lambda pair: pair[0] or 0):
@@ -168,7 +167,7 @@ def diarize(
 def diarize_parts(
     parts: Iterable[tuple[int | None, SpeechWindows]], settings: "SpeakerSettings"
 ) -> Diarization:
-    """Find the speakers of a recording by the channel and the windows of each part, in order."""
+    """Return a recording's speakers from the channel and windows of each part, in order."""
     channels: dict[int | None, list[SpeechWindows]] = {}
     for channel, windows in parts:
         channels.setdefault(channel, []).append(windows)
@@ -185,7 +184,7 @@ def diarize_parts(
 def _shared_s(
     turns: Sequence[SpeakerTurn], others: Sequence[SpeakerTurn]
 ) -> Mapping[tuple[str, str], float]:
-    """Return how long each speaker of the one and of the other speak at the same time."""
+    """Return the seconds that each pair of an earlier and a new speaker speak simultaneously."""
     borders = sorted(
         (time_s, begins, which, turn.channel or 0, turn.speaker)
         for which, side_turns in enumerate((turns, others))
@@ -213,9 +212,9 @@ def turns_of(
     *,
     channel: int | None = None,
 ) -> list[SpeakerTurn]:
-    """Return the turns of labelled windows, whose speakers are the numbers of the labels.
+    """Return the turns of labeled windows; speakers are numbered by label.
 
-    Where two windows of a span differ, the speaker changes halfway between their centers.
+    If two adjacent windows differ, the speaker changes halfway between their centers.
     """
     if not len(windows):
         return []
@@ -242,9 +241,9 @@ def turns_of(
 def with_overlaps(
     turns: Sequence[SpeakerTurn], overlaps: Sequence[tuple[float, float]]
 ) -> list[SpeakerTurn]:
-    """Return turns of one channel, in which two speak where they overlap.
+    """Return the turns of one channel with a second speaker added in overlaps.
 
-    The second is who else speaks nearest to it. Each turn of `turns` follows the one before.
+    The second is the nearest other speaker. The given turns must be consecutive.
     """
     second: list[SpeakerTurn] = []
     ends_s = [turn.end_s for turn in turns]
@@ -264,7 +263,7 @@ def with_overlaps(
 
 
 def _joined(turns: Sequence[SpeakerTurn]) -> list[SpeakerTurn]:
-    """Make one turn of those of a speaker that touch or overlap; return them by start."""
+    """Merge touching or overlapping turns of a speaker; return them by start."""
     latest: dict[str, int] = {}
     joined: list[SpeakerTurn] = []
     for turn in sorted(turns, key=lambda turn: turn.start_s):
@@ -278,25 +277,25 @@ def _joined(turns: Sequence[SpeakerTurn]) -> list[SpeakerTurn]:
 
 
 def with_speakers(segments: Sequence[Segment], turns: Sequence[SpeakerTurn]) -> tuple[Segment, ...]:
-    """Return segments and words with their speakers, given the turns of their channel.
+    """Return segments and words with speakers, given the turns of their channel.
 
-    A segment with words is split where the speaker changes; its pieces have no token ids, which
-    cannot be divided. One without words is whose most of it is.
+    A segment with words is split where the speaker changes; its pieces have no token IDs, which
+    cannot be divided. A segment without words gets the speaker of most of its time.
     """
     timeline = Timeline(turns)
     return tuple(piece for segment in segments for piece in _pieces(segment, timeline))
 
 
 class Timeline:
-    """Turns of one channel, found by time."""
+    """Turns of one channel, searchable by time."""
 
     def __init__(self, turns: Sequence[SpeakerTurn]) -> None:
         self._turns = sorted(turns, key=lambda turn: turn.start_s)
-        # A short turn within a long one ends before it: where all before have ended is asked for.
+        # A short turn within a long one ends before it: search by the running maximum of ends.
         self._ends = [*accumulate((turn.end_s for turn in self._turns), max)]
 
     def speaker(self, start_s: float, end_s: float) -> str | None:
-        """Return whose most of a time span is; else who is next to it."""
+        """Return the speaker of most of a time span; else the nearest speaker."""
         first = bisect_left(self._ends, start_s)
         shares: dict[str, float] = {}
         for turn in self._turns[first:]:
@@ -315,7 +314,7 @@ class Timeline:
 
 
 def _pieces(segment: Segment, timeline: Timeline) -> Iterator[Segment]:
-    if segment.speaker is not None:  # a person said who it is
+    if segment.speaker is not None:  # assigned manually
         words = [replace(word, speaker=segment.speaker) for word in segment.words or ()]
         yield replace(segment, words=None if segment.words is None else tuple(words))
         return
@@ -346,7 +345,7 @@ def _pieces(segment: Segment, timeline: Timeline) -> Iterator[Segment]:
 
 
 def _filled(speakers: Sequence[str | None]) -> list[str | None]:
-    """Give words that stand in silence to who speaks before them, or else after them."""
+    """Assign words in silence to the previous speaker, or else to the next one."""
     filled: list[str | None] = []
     for speaker in speakers:
         filled.append(speaker or (filled[-1] if filled else None))
@@ -355,7 +354,7 @@ def _filled(speakers: Sequence[str | None]) -> list[str | None]:
 
 
 def _at_pauses(words: Sequence[Word], speakers: Sequence[str | None]) -> list[str | None]:
-    """Move changes of speaker to the longest pause near them; nobody loses all of a turn."""
+    """Move speaker changes to the longest pause nearby, without removing any turn."""
     moved = list(speakers)
     for at in [at for at in range(1, len(words)) if speakers[at] != speakers[at - 1]]:
         previous, following = moved[at - 1], moved[at]
@@ -383,5 +382,5 @@ def _is_near(words: Sequence[Word], place: int, other: int) -> bool:
 def _pause_s(words: Sequence[Word], place: int) -> float:
     previous = words[place - 1]
     ends = previous.word.rstrip(_CLOSING).endswith(_SENTENCE_ENDS)
-    # To 10 ms: what differs by rounding is as long.
+    # Rounded to 10 ms, so that nearly equal pauses tie.
     return round(words[place].start_s - previous.end_s, 2) + (SENTENCE_PAUSE_S if ends else 0.0)

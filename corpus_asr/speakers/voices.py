@@ -1,10 +1,9 @@
-"""Who is the same in several recordings: mean embeddings of speakers in, a voice for each out.
+"""Speaker identification across recordings: mean embeddings of speakers in, voice labels out.
 
-The two most alike are joined, as long as they are alike enough (average linkage). Whoever is the
-nearest neighbor of their nearest neighbor would be joined in any order, so that many pairs are
-joined at a time, and rows of the matrix of likenesses are looked at in blocks and not kept: a
-hundred thousand speakers need their embeddings and some bytes each. Two speakers of one recording
-are two, as they were found to be.
+Agglomerative clustering with average linkage above a minimum similarity. Mutual nearest neighbors
+would be merged in any order, so many pairs are merged at a time. Rows of the similarity matrix are
+computed in blocks and not stored: a hundred thousand speakers need their embeddings and some bytes
+each. Speakers of one recording are never merged.
 
 Source: Murtagh 1983, A survey of recent advances in hierarchical clustering algorithms, section
 4.3 (reciprocal nearest neighbors; average linkage is reducible).
@@ -15,7 +14,7 @@ import numpy as np
 from corpus_asr.array_types import Float32, Int64
 from corpus_asr.speakers.clustering import sums_of
 
-# Likenesses in memory at a time: 64 MB, and as much again while they are made.
+# Similarities in memory at a time: 64 MB, and the same again while they are computed.
 _BLOCK_VALUES = 16_000_000
 
 Centroids = Float32[np.ndarray, "speaker width"]
@@ -28,29 +27,29 @@ Excluded = Int64[np.ndarray, " excluded"]
 def find_voices(
     centroids: Centroids, recordings: Numbers, *, same_above: float, known: Numbers | None = None
 ) -> Numbers:
-    """Return a voice for each speaker, from 0 in the order of the speakers.
+    """Return a voice index for each speaker, from 0 in the order of the speakers.
 
-    The same speakers in another order have the same voices, but for exact ties.
+    Independent of the order of speakers, except for exact ties.
 
     Args:
         centroids: mean embeddings of length 1.
-        recordings: a number for each speaker's recording.
-        same_above: least mean cosine over the pairs of two that are joined.
-        known: voices of an earlier call, any number for each; -1 where there is none. Those are
-            not compared with one another again, unless somebody joins them.
+        recordings: recording index of each speaker.
+        same_above: minimum mean cosine over the pairs of merged speakers.
+        known: voice of each speaker from an earlier call, as any number; -1 for new speakers.
+            Known voices are not compared with each other, unless new speakers join them.
     """
     size = len(centroids)
-    joined = np.arange(size)  # the first speaker that each one is joined with
+    joined = np.arange(size)  # the first speaker that each one is merged with
     if known is not None:
         _, first, which = np.unique(known, return_index=True, return_inverse=True)
         joined = np.where(known < 0, joined, first[which])
     apart = _pairs_within(recordings)
-    firsts, groups = np.unique(joined, return_inverse=True)  # groups that may still be joined
+    firsts, groups = np.unique(joined, return_inverse=True)  # groups that may still be merged
     counts = np.bincount(groups, minlength=len(firsts)).astype(np.float32)
     sums = sums_of(centroids, groups) if size else centroids
     nearest = np.zeros(len(firsts), dtype=np.int64)
     highest = np.full(len(firsts), -np.inf, dtype=np.float32)
-    # Two known voices are not alike enough, so of each only likenesses to new ones are of interest.
+    # Known voices are not similar enough, so only similarities with new speakers matter.
     waiting = np.zeros(len(firsts), dtype=bool) if known is None else known[firsts] >= 0
     stale = ~waiting
     while len(firsts):
@@ -63,7 +62,7 @@ def find_voices(
         moved = np.arange(size)
         moved[firsts[gone]] = firsts[kept]
         joined = moved[joined]
-        # Who is not like anybody is not like those who are joined later, either.
+        # A speaker without similar ones is not similar to later merged ones either.
         is_open = highest >= same_above
         is_open[kept], is_open[gone] = True, False
         changed = np.zeros(len(firsts), dtype=bool)
@@ -81,7 +80,7 @@ def find_voices(
 
 
 def _pairs_within(recordings: Numbers) -> Int64[np.ndarray, "pair two"]:
-    """Return every two speakers of one recording, both ways."""
+    """Return all pairs of speakers in one recording, in both orders."""
     order = np.argsort(recordings, kind="stable")
     sizes = np.unique(recordings, return_counts=True)[1]
     pairs = [np.zeros((0, 2), dtype=np.int64)]
@@ -112,9 +111,9 @@ def _look(
     nearest: Numbers,
     highest: Float32[np.ndarray, " speaker"],
 ) -> None:
-    """Find the nearest neighbors of stale groups again; of equally near ones the first.
+    """Recompute the nearest neighbors of stale groups; the first one on ties.
 
-    Those of waiting groups are found among the stale ones.
+    Neighbors of waiting groups are searched among the stale ones.
     """
     rows = np.flatnonzero(stale)
     highest[rows] = -np.inf
@@ -135,7 +134,7 @@ def _look(
 
 
 def _excluded(apart: Int64[np.ndarray, "pair two"], block: Rows) -> tuple[Excluded, Excluded]:
-    """Return places in the block, and groups that those are not to be joined with: themselves."""
+    """Return rows of the block, and the groups they must not merge with, including themselves."""
     first, last = (np.searchsorted(apart[:, 0], block, side=side) for side in ("left", "right"))
     sizes = last - first
     places = np.repeat(np.arange(len(block)), sizes)
@@ -146,12 +145,12 @@ def _excluded(apart: Int64[np.ndarray, "pair two"], block: Rows) -> tuple[Exclud
 def _mutual(
     nearest: Numbers, highest: Float32[np.ndarray, " speaker"], same_above: float
 ) -> tuple[Pairs, Pairs]:
-    """Return the pairs to join; none where nobody is alike enough."""
+    """Return the pairs to merge; empty if none is similar enough."""
     places = np.arange(len(nearest))
     alike = highest >= same_above
     first = alike & (nearest[nearest] == places) & (places < nearest)
     if not first.any() and alike.any():
-        # Rounding can make three run in a circle: the most alike are joined then.
+        # Rounding can produce cycles of three: the most similar pair is merged then.
         best = int(highest.argmax())
         low, high = sorted((best, int(nearest[best])))
         return np.array([low]), np.array([high])

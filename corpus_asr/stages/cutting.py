@@ -1,8 +1,8 @@
-"""Clips of one recording, decoded again and encoded, in a child process.
+"""Cuts and encodes clips of a recording, in a child process.
 
-The recording is decoded as a stream from its start, as when it was transcribed, unless asked to
-seek: in many formats that is a little less exact. In memory are the longest clip and some ten
-seconds.
+The recording is decoded as a stream from its start, as for transcription, unless seeking is
+requested: seeking is slightly less precise in many formats. Memory holds the longest clip and about
+ten seconds.
 """
 
 import functools
@@ -25,16 +25,16 @@ from corpus_asr.storage.stores.store import may_be_same
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.units import SAMPLE_RATE_HZ
 
-# Timestamps are in steps of 20 ms and may point a little behind the end.
+# Timestamps are in steps of 20 ms and may lie slightly after the end.
 _MAX_MISSING_SAMPLES = SAMPLE_RATE_HZ // 2
-# A decoder needs some packets before what it gives is right, and a resampler some samples.
+# A decoder needs some packets before its output is valid, and a resampler some samples.
 _LEAD_S = 2.0
-# Up to this much is skipped by decoding it, which takes 0.1 s; beyond, by seeking.
+# Shorter distances are decoded and skipped, which takes 0.1 s; longer ones are seeked.
 _SKIP_S = 60.0
 
 
 class ClipCutter:
-    """Cut clips out of recordings; `bit_rate` is that of Opus, in bits per second."""
+    """Cuts clips out of recordings; `bit_rate` is that of Opus, in bits per second."""
 
     def __init__(
         self,
@@ -50,12 +50,12 @@ class ClipCutter:
         self._bit_rate = bit_rate
 
     def __call__(self, request: CutRequest) -> Iterator[Clip]:
-        """Yield the clips in the order in which the recording has them complete.
+        """Yield the clips in the order in which they are completely decoded.
 
         Raises:
             FetchError: the store failed.
-            DecodeError: kind `source_changed`, it is not what was transcribed; kind `cut_short`, it
-                ends before a range does; or the bytes hold no usable audio.
+            DecodeError: kind `source_changed`, the file differs from the transcribed one; kind
+                `cut_short`, it ends before a range does; or it has no usable audio.
         """
         numbered = sorted(enumerate(request.ranges), key=_by_track)
         for track, of_track in groupby(numbered, key=lambda item: item[1].track):
@@ -64,7 +64,7 @@ class ClipCutter:
     def _of_track(
         self, request: CutRequest, track: int | None, waiting: list[tuple[int, ClipRange]]
     ) -> Iterator[Clip]:
-        # By start: what lies before the next one that is incomplete can be forgotten.
+        # By start: samples before the next incomplete range can be released.
         first = waiting[0][1].start_sample / SAMPLE_RATE_HZ - _LEAD_S
         with (
             self._open(request) as file,
@@ -81,7 +81,7 @@ class ClipCutter:
                 if not waiting:
                     return
         for number, clip_range in waiting:
-            # Decoded to the end: clips that point a little behind it are taken as they are.
+            # At the end of the recording, clips that exceed it slightly are shortened.
             missing = clip_range.end_sample - held.end
             if missing > _MAX_MISSING_SAMPLES or clip_range.start_sample >= held.end:
                 uri = redact_uri(request.uri)
@@ -97,8 +97,8 @@ class ClipCutter:
     @contextmanager
     def _started(
         self, file: io.BufferedReader, request: CutRequest, track: int | None, first: float
-    ) -> Iterator[tuple[AudioDecoder, "_Held"]]:
-        """Open a recording where decoding starts: at its start, or before the first range."""
+    ) -> Iterator[tuple[AudioDecoder, "_Buffer"]]:
+        """Open a recording and seek or start decoding before the first range."""
         opened = functools.partial(
             open_audio,
             file,
@@ -110,16 +110,16 @@ class ClipCutter:
             with opened() as decoder:
                 reached_s = decoder.seek(first)
                 if reached_s is not None:
-                    yield decoder, _Held(decoder.num_channels, round(reached_s * SAMPLE_RATE_HZ))
+                    yield decoder, _Buffer(decoder.num_channels, round(reached_s * SAMPLE_RATE_HZ))
                     return
         with opened() as decoder:
-            yield decoder, _Held(decoder.num_channels, 0)
+            yield decoder, _Buffer(decoder.num_channels, 0)
 
     def _open(self, request: CutRequest) -> io.BufferedReader:
         file = open_binary(located(request.uri, request.etag), self._store)
         assert isinstance(file.raw, RangeFile)
         info = file.raw.info
-        # A store may know neither of them: what is unknown is not compared.
+        # A store may report neither; unknown values are not compared.
         sizes = (request.size_bytes, info.size_bytes)
         other_size = None not in sizes and sizes[0] != sizes[1]
         for expected, actual, same in (
@@ -136,8 +136,8 @@ class ClipCutter:
                 )
         return file
 
-    def _clip(self, number: int, clip_range: ClipRange, held: "_Held") -> Clip:
-        # A recording that was mixed has one row.
+    def _clip(self, number: int, clip_range: ClipRange, held: "_Buffer") -> Clip:
+        # A mixed recording has one row.
         row = clip_range.channel if self._channels == "each" and clip_range.channel else 0
         samples = held.between(row, clip_range.start_sample, clip_range.end_sample)
         data = encode_audio(samples, self._audio_format, bit_rate=self._bit_rate)
@@ -149,13 +149,13 @@ def _by_track(item: tuple[int, ClipRange]) -> tuple[int, int, int]:
     return clip_range.track or 0, clip_range.start_sample, number
 
 
-class _Held:
-    """The most recent samples, as far back as a range still needs them."""
+class _Buffer:
+    """The most recent samples, from the earliest one that a range still needs."""
 
     def __init__(self, num_rows: int, start: int) -> None:
         self._samples: Float32[np.ndarray, "row sample"] = np.zeros((num_rows, 0), np.float32)
         self.end = start
-        """Where in the recording decoding is, in samples."""
+        """Decoding position in the recording, in samples."""
 
     def append(self, chunk: Float32[np.ndarray, "row sample"], *, wanted_from: int) -> None:
         samples = np.concatenate([self._samples, chunk], axis=1)

@@ -60,7 +60,7 @@ _LOGGED = ["recording_id", "part", "uri", "status", "error_kind", "decode_s"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _OpenFile:
+class _RecordingProgress:
     """What is known of the recording that is decoded; channels apart count each."""
 
     stratum: str
@@ -72,8 +72,8 @@ class _OpenFile:
     done_before_s: float = 0.0
     """Of `parts_s`, those that are not wanted again."""
 
-    def after(self, message: DecodeProgress | ExtractedPart) -> "_OpenFile":
-        """Return what is known after a message of the extractor."""
+    def after(self, message: DecodeProgress | ExtractedPart) -> "_RecordingProgress":
+        """Return the progress after a message of the extractor."""
         if isinstance(message, DecodeProgress):
             decoded_s = max(self.decoded_s, message.decoded_s)
             return replace(self, decoded_s=decoded_s, expected_s=message.expected_s)
@@ -87,7 +87,7 @@ class _OpenFile:
         )
 
     def activity(self, *, ended: bool) -> Activity:
-        """Return its share of the counts; a duration is the header's until it has ended."""
+        """Return its counters; a duration is the header's until decoding has ended."""
         decoded_s = self.parts_s if ended else self.decoded_s
         known_s = decoded_s if ended else self.expected_s
         wanted_s = max(0.0, decoded_s - self.done_before_s)
@@ -98,9 +98,9 @@ class _OpenFile:
 
 
 def further_features_of(config: RunConfig) -> dict[str, Path]:
-    """Return the folders of checkpoints that take other features than the first, by their kind.
+    """Return the folders of checkpoints with additional kinds of features, by kind.
 
-    Parts carry the features of each of these kinds too.
+    Parts have features of each of these kinds as well.
     """
     model, aligner = config.needed_model, config.align.model
     checkpoints = [*sorted(model.by_language.values()), *([] if aligner is None else [aligner])]
@@ -109,7 +109,7 @@ def further_features_of(config: RunConfig) -> dict[str, Path]:
     return _further_folders(model.checkpoint, model.revision, model.recognizer, *checkpoints)
 
 
-@lru_cache(maxsize=8)  # it is asked of a hub or a store
+@lru_cache(maxsize=8)  # queries a hub or store
 def _further_folders(
     main: str, revision: str | None, recognizer: str | None, *others: str
 ) -> dict[str, Path]:
@@ -148,14 +148,14 @@ class ExtractStage:
         self._aligns = config.decoding.align
         self._began_s = time.monotonic()
         self._activity = Activity()
-        # Which seconds are growing, since when, and what is decoded: read in another thread.
+        # Fields of the current recording and time, read by another thread.
         self._doing = ("", 0.0)
-        self._file: _OpenFile | None = None
+        self._file: _RecordingProgress | None = None
         self._lock = threading.Lock()
 
     @property
     def activity(self) -> Activity:
-        """What was done so far; from any thread."""
+        """Return the activity so far; thread-safe."""
         with self._lock:
             now_s = time.monotonic()
             (count, since_s), file, activity = self._doing, self._file, self._activity
@@ -174,7 +174,7 @@ class ExtractStage:
             while pending:
                 file = pending.popleft()
                 size_bytes = expected_bytes(*(file[name] for name in _OF_SIZE))
-                self._file = _OpenFile(
+                self._file = _RecordingProgress(
                     stratum=stratum(file["uri"], size_bytes), size_bytes=size_bytes
                 )
                 following = list(islice(pending, PREFETCH_FILES))
@@ -200,7 +200,7 @@ class ExtractStage:
     def _extract(
         self, file: dict[str, Any], following: list[dict[str, Any]]
     ) -> Generator[pa.Table, None, None]:
-        """Yield the parts of one file, held back by one so that the last is known as such."""
+        """Yield the parts of one file, one part late, so that the last is marked."""
         identity = {name: file[name] for name in FILES.names} | {"content_digest": None}
         done = frozenset(file["done_parts"] or ())
         request = ExtractRequest(
@@ -209,7 +209,7 @@ class ExtractStage:
             done_parts=done,
             upcoming=self._upcoming(following),
         )
-        # `last_part` is known with the next part or the end: a row waits for that.
+        # `last_part` is known only with the next part or at the end.
         next_part, emitted = 0, False
         held: ExtractedPart | None = None
         failure: dict[str, Any] | None = None
@@ -220,7 +220,7 @@ class ExtractStage:
                 extracted = next(messages, None)
             except (CheckpointError, ConfigError, EngineError):
                 raise  # every recording would fail in this way
-            except Exception as error:  # whatever one recording did, it is that recording's row
+            except Exception as error:  # failures of a recording become its row
                 failure = failure_fields(error, stage="extract", of=identity | {"part": next_part})
                 extracted = None
             self._end()
@@ -238,10 +238,10 @@ class ExtractStage:
             held = extracted
             next_part = extracted.part + 1
         if failure is None and not emitted:
-            # All there is was done, yet did not complete it: without a row no run would end.
+            # All parts were already processed, yet the recording is incomplete: it needs a row.
             failure = failure_fields(_changed(file["uri"], next_part, done), stage="extract")
         if failure is not None:
-            # A done part keeps its outcome: the failure takes the first index still open.
+            # A transcribed part keeps its outcome: the failure takes the first free index.
             while next_part in done:
                 next_part += 1
             yield one_row(PARTS, identity | failure | {"part": next_part, "last_part": True})
@@ -249,15 +249,15 @@ class ExtractStage:
     def _messages(
         self, file: dict[str, Any], request: ExtractRequest
     ) -> Iterator[ExtractedPart | DecodeProgress]:
-        # As listed: a store without ranges would be asked for the whole object to tell its size.
+        # Size from the listing: a store without range requests would send the whole object.
         num_bytes, uri = file["size_bytes"] or 0, redact_uri(file["uri"])
         check_size(num_bytes, uri=uri, max_file_gb=self._max_file_gb)
         if self._aligns:
-            aligned_text(file["uri"], file["metadata"])  # before anything is decoded
+            aligned_text(file["uri"], file["metadata"])  # fails before decoding
         yield from self._child.run(request)
 
     def _upcoming(self, following: list[dict[str, Any]]) -> tuple[str, ...]:
-        """Choose what may be opened ahead: a few, whose first blocks fit into memory."""
+        """Return URIs to open ahead: a few, whose first blocks fit into memory."""
         uris: list[str] = []
         bytes_left = PREFETCH_BYTES
         for file in following[:PREFETCH_FILES]:
@@ -265,7 +265,7 @@ class ExtractStage:
             bytes_left -= min(num_bytes, BLOCK_BYTES)
             if bytes_left < 0:
                 break
-            if num_bytes <= self._max_file_gb * GIGABYTE:  # others are refused unopened
+            if num_bytes <= self._max_file_gb * GIGABYTE:  # others are rejected unopened
                 uris.append(located(file["uri"], file["etag"]))
         return tuple(uris)
 
@@ -295,7 +295,7 @@ def _spent(count: str, seconds: float) -> Activity:
 
 
 def _host_fails(parts: pa.Table, file: dict[str, Any], pending: Iterable[dict[str, Any]]) -> bool:
-    """Return whether a web host gave nothing of a file while files of others wait."""
+    """Whether a web host returned no part of a file while files of other hosts are waiting."""
     if scheme_of(file["uri"]) not in WEB:
         return False
     row = parts.select(["part", "status", "error_kind"]).to_pylist()[0]
@@ -332,5 +332,5 @@ def _part_row(part: ExtractedPart, *, identity: dict[str, Any], last: bool) -> p
         columns = part.columns()
         check_finite(columns)
         return one_row(PARTS, of | columns)
-    except Exception as error:  # values that do not fit the table are that recording's failure
+    except Exception as error:  # a row that does not fit the schema is its recording's failure
         return one_row(PARTS, of | failure_fields(error, stage="extract", of=of))

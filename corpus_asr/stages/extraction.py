@@ -1,7 +1,7 @@
-"""One recording in, its parts out: speech spans, features and times. Runs in a child process.
+"""Extracts one recording's parts: speech spans, features and times. Runs in a child process.
 
-Bytes are read in ranges, decoded as a stream, cut in silence and turned into log-mel features; at
-no time is more than about two parts' audio in memory.
+Bytes are read in ranges, decoded as a stream, cut at silences and converted to log-mel features;
+memory holds at most about two parts' audio.
 """
 
 import functools
@@ -52,13 +52,13 @@ from corpus_asr.storage.stores.store import retries_so_far
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.units import FRAMES_PER_SECOND, SAMPLE_RATE_HZ
 
-# Every channel keeps a part's audio and a detector; beyond this memory is no longer bounded.
+# Every channel has a part's audio and a detector; more channels would need too much memory.
 MAX_CHANNELS_APART = 64
-# Audio buffered over all channels; with more channels parts get shorter, never below 30 s.
+# Audio buffered over all channels; with more channels parts are shorter, but at least 30 s.
 MAX_BUFFERED_S = 3600.0
 MIN_PART_S = 30.0
-PREFETCH_THREADS = 16  # as many as may be expected at once
-# How often it is said how far a recording is decoded, beside its parts.
+PREFETCH_THREADS = 16  # maximum number of expected files
+# Interval of progress messages between parts, in seconds.
 PROGRESS_EVERY_S = 1.0
 NO_FOLDERS: Mapping[str, Path] = MappingProxyType({})
 
@@ -72,7 +72,7 @@ class _LanguageWindow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Clock:
-    """What this process has spent so far; a part's share is a difference."""
+    """Resources used by this process so far; a part's usage is a difference."""
 
     wall_s: float
     cpu_s: float
@@ -85,8 +85,8 @@ class _Clock:
         )
 
 
-class _Recording:
-    """One recording while it is extracted."""
+class _ExtractionState:
+    """Extraction state of one recording."""
 
     def __init__(
         self,
@@ -99,20 +99,20 @@ class _Recording:
         self.settings, self.done_parts, self.measures = settings, done_parts, measures
         self.uri = uri
         self.part = -1
-        """Number of the last part."""
+        """Index of the last part."""
         self.spoke = False
-        """Whether parts are handed over as they come: none has to wait for speech."""
+        """Whether parts are yielded immediately, without waiting for speech."""
         self.window: _LanguageWindow | None = None
         self.started = _Clock.now()
         self.silent_tracks: list[int] = []
-        """Passed over, since nobody speaks in them."""
+        """Tracks skipped for lack of speech."""
         self.num_tracks = 1
-        """Tracks that are transcribed."""
+        """Number of transcribed tracks."""
         self.decoded_before_s = self.decoded_s = 0.0
-        """Decoded of the tracks before this one, and in all."""
+        """Seconds decoded of the tracks before this one, and in total."""
 
     def progress(self, decoder: AudioDecoder, num_samples: int) -> DecodeProgress:
-        """Say how far it is decoded, after so many samples of a track."""
+        """Return the progress after a number of samples of a track."""
         header_s, rows = decoder.info.header_duration_s, decoder.num_channels
         self.decoded_s = self.decoded_before_s + num_samples / SAMPLE_RATE_HZ * rows
         return DecodeProgress(
@@ -122,9 +122,9 @@ class _Recording:
 
 
 class PartExtractor:
-    """Extract parts of recordings with one model family's features.
+    """Extracts parts of recordings with one model family's features.
 
-    Of the checkpoint in `folder` only configuration files are read, and nothing where a user's
+    Only configuration files of the checkpoint in `folder` are read, and none if a custom
     `recognizer` computes its own features.
     """
 
@@ -139,7 +139,7 @@ class PartExtractor:
         recognizer: str | None = None,
         further_folders: Mapping[str, Path] = NO_FOLDERS,
     ) -> None:
-        """`further_folders` are those of checkpoints that take other features, by their kind."""
+        """`further_folders` are checkpoints with additional kinds of features, by kind."""
         family = family_of(Path(folder)) if recognizer is None else users_family(recognizer)
         self._features = resolve(family.part_features).from_folder(Path(folder))
         self._further = {
@@ -149,27 +149,27 @@ class PartExtractor:
         self._store = store
         self._settings = settings
         self._languages = languages
-        # One per channel, kept from recording to recording. The first is made here, so that a
-        # machine without the network says so before it takes a recording.
+        # One per channel, reused across recordings. The first is created here, so that a missing
+        # network is reported before any recording is taken.
         self._detectors = [SileroDetector()] if settings.vad_filter else []
         self._speakers = speakers
-        # By class, each with its options; made here for the same reason.
+        # By class, with options; created here for the same reason.
         self._measures: dict[str, tuple[Mapping[str, Any], Measure]] = {}
         self._measures_for(settings, speakers)
         self._prefetcher = FilePrefetcher(self._open, threads=PREFETCH_THREADS)
 
     def __call__(self, request: ExtractRequest) -> Iterator[ExtractedPart]:
-        """Yield the recording's parts in order; done parts come without their features."""
+        """Yield the recording's parts in order; already processed ones without features."""
         for message in self.messages(request):
             if isinstance(message, ExtractedPart):
                 yield message
 
     def messages(self, request: ExtractRequest) -> Iterator[ExtractedPart | DecodeProgress]:
-        """Yield the same, and first and then every second how far the recording is decoded."""
+        """Yield the parts, and decoding progress at the start and then every second."""
         settings = request.settings or self._settings
-        uri = redact_uri(request.name or request.uri)  # from here on it is only said
+        uri = redact_uri(request.name or request.uri)  # used only in messages from here on
         measures = self._measures_for(settings, request.speakers or self._speakers)
-        work = _Recording(settings, request.done_parts, measures, uri=uri)
+        work = _ExtractionState(settings, request.done_parts, measures, uri=uri)
         if request.upcoming:
             self._prefetcher.expect((request.uri, *request.upcoming))
         with self._prefetcher.take(request.uri) as file:
@@ -195,9 +195,9 @@ class PartExtractor:
             )
 
     def _each_track(
-        self, opened: Callable[..., AudioDecoder], work: "_Recording"
+        self, opened: Callable[..., AudioDecoder], work: "_ExtractionState"
     ) -> Iterator[ExtractedPart | DecodeProgress]:
-        """Yield the parts of one track after the other: decoded together they would take memory."""
+        """Yield the parts of the tracks one after the other, to bound memory."""
         with opened(track=ALL_TRACKS) as decoder:
             tracks = decoder.tracks
             if len(tracks) == 1:
@@ -212,14 +212,14 @@ class PartExtractor:
                 with opened(track=track.number) as decoder:
                     yield from self._track(decoder, work, number=track.number)
             except DecodeError as error:
-                failure = failure or error  # raised after what is good of the others
+                failure = failure or error  # raised after the good parts of other tracks
         if failure is not None:
             raise failure
 
     def _spoken_track(
-        self, opened: Callable[..., AudioDecoder], work: "_Recording"
+        self, opened: Callable[..., AudioDecoder], work: "_ExtractionState"
     ) -> Iterator[ExtractedPart | DecodeProgress]:
-        """Yield the parts of the best track; of the next one if nobody speaks in it."""
+        """Yield the parts of the best track; of the next one if it has no speech."""
         with opened(track=work.settings.track) as decoder:
             other_numbers = [track.number for track in decoder.wanted[1:]]
             if not other_numbers or not work.settings.vad_filter:
@@ -244,17 +244,17 @@ class PartExtractor:
             except DecodeError:
                 if work.spoke:
                     raise
-                continue  # the best one was decoded: that this one cannot be is no failure
+                continue  # the best track was decoded: failure of this one is ignored
             work.silent_tracks.append(number)
         work.part = num_parts
         yield from silent
 
     def _if_spoken(
-        self, decoder: AudioDecoder, work: "_Recording", *, held: list[ExtractedPart]
+        self, decoder: AudioDecoder, work: "_ExtractionState", *, held: list[ExtractedPart]
     ) -> Generator[ExtractedPart | DecodeProgress, None, bool]:
-        """Yield the parts of a track from its first speech on, those before it included.
+        """Yield a track's parts, including those before speech, once speech occurs.
 
-        Returns whether there was speech; else all parts are in `held`.
+        Returns whether there was speech; if not, all parts are in `held`.
         """
         for message in self._track(decoder, work):
             if isinstance(message, ExtractedPart) and not work.spoke:
@@ -267,9 +267,9 @@ class PartExtractor:
         return work.spoke
 
     def _track(
-        self, decoder: AudioDecoder, work: "_Recording", *, number: int | None = None
+        self, decoder: AudioDecoder, work: "_ExtractionState", *, number: int | None = None
     ) -> Iterator[ExtractedPart | DecodeProgress]:
-        """Yield the parts of one track; `number` is that of a track among several transcribed."""
+        """Yield the parts of one track; `number` is set if several tracks are transcribed."""
         several = len(decoder.tracks) > 1
         names = tuple(track.name for track in decoder.tracks) if several else None
         taken = decoder.wanted[0].number if several and number is None else None
@@ -281,8 +281,8 @@ class PartExtractor:
             work.part += 1
             wanted = work.part not in work.done_parts
             spoken = audio.speech is None or bool(audio.speech)
-            # The first speech decides the language of all parts, so a done part that
-            # holds it needs its features again.
+            # The first speech determines the language of all parts, so a transcribed part that
+            # contains it is extracted again.
             window_frames = self._features.language_window_frames
             needs_window = work.window is None and window_frames is not None
             features = None
@@ -293,7 +293,7 @@ class PartExtractor:
             wanted_features, window = (
                 (features, work.window if spoken else None) if wanted else (None, None)
             )
-            # A part that holds the window has its features already.
+            # The part with the window has its features already.
             carried = None if window is None or window.part == work.part else window.features
             further = {}
             if wanted and spoken:
@@ -329,7 +329,7 @@ class PartExtractor:
                 measured=measured,
                 further=further,
             )
-            work.started = _Clock.now()  # not what the reader took for the part
+            work.started = _Clock.now()  # excludes the consumer's time for the part
 
     def _measures_for(
         self, settings: ExtractSettings, speakers: SpeakerSettings
@@ -343,20 +343,20 @@ class PartExtractor:
     def _open(self, uri: str) -> io.BufferedIOBase:
         file = open_binary(uri, self._store)
         try:
-            # Not only as listed: a manifest may name no sizes.
+            # Checked again, as a manifest may have no sizes.
             num_bytes = file.seek(0, io.SEEK_END)
             file.seek(0)
             check_size(num_bytes, uri=redact_uri(uri), max_file_gb=self._settings.max_file_gb)
-            digest_content(file)  # read ahead as well
+            digest_content(file)  # prefetches too
         except BaseException:
             file.close()
             raise
         return file
 
     def _cut(
-        self, decoder: AudioDecoder, work: "_Recording"
+        self, decoder: AudioDecoder, work: "_ExtractionState"
     ) -> Iterator[tuple[int | None, AudioPart] | DecodeProgress]:
-        """Yield (channel, part) in the order in which parts are complete, channel by channel."""
+        """Yield (channel, part) as parts are complete, ordered by channel."""
         settings, uri = work.settings, work.uri
         channels = settings.channels
         cutters = self._cutters(decoder.num_channels, settings, uri=uri)
@@ -364,7 +364,7 @@ class PartExtractor:
         if isinstance(channels, int):
             names = [channels]
         damage: DecodeError | None = None
-        # Counted in samples: a header may claim any duration, and some kilobytes decode to years.
+        # Counted in samples: headers are unreliable, and some kilobytes can decode to years.
         most = self._settings.max_duration_h * 3600 * SAMPLE_RATE_HZ
         num_samples, said_s = 0, time.monotonic()
         yield work.progress(decoder, num_samples)
@@ -383,7 +383,7 @@ class PartExtractor:
         except DecodeError as error:
             if error.kind != DAMAGED:
                 raise
-            damage = error  # raised after what is good of the recording
+            damage = error  # raised after the recording's good parts
         work.progress(decoder, num_samples)
         for name, cutter in zip(names, cutters, strict=True):
             for audio in cutter.finish():
@@ -412,7 +412,7 @@ class PartExtractor:
             )
         part_s = max(MIN_PART_S, min(settings.part_s, MAX_BUFFERED_S / count))
         detectors: Sequence[SileroDetector | None] = [None] * count
-        if settings.vad_filter:  # a cutter resets what it is given
+        if settings.vad_filter:  # a cutter resets its detector
             self._detectors += [SileroDetector() for _ in range(count - len(self._detectors))]
             detectors = self._detectors[:count]
         criteria = SpeechCriteria(
@@ -430,21 +430,21 @@ class PartExtractor:
 def reporting_extractor(
     **options: Any,
 ) -> Callable[[ExtractRequest], Iterator[ExtractedPart | DecodeProgress]]:
-    """Return an extractor that also yields how far it is, made of `PartExtractor`'s options."""
+    """Return an extractor that also yields progress, with `PartExtractor`'s options."""
     return PartExtractor(**options).messages
 
 
 def _language_window(
     part: int, audio: AudioPart, features: PartFeatures, window_frames: int
 ) -> _LanguageWindow:
-    """Cut the windows that this part's own language is asked for in."""
+    """Cut the windows used to detect this part's language."""
     start_s = audio.start_sample / SAMPLE_RATE_HZ
     starts_s = language_window_starts(
         _in_seconds(audio.speech),
         start_s=start_s,
         end_s=(audio.start_sample + len(audio.samples)) / SAMPLE_RATE_HZ,
     )
-    # Padded here, with this part's silence: the parts that carry them have another floor.
+    # Padded here with this part's silence: the parts that receive them have another floor.
     shape = (len(starts_s), window_frames, features.values.shape[1])
     padded = np.full(shape, features.pad_value, dtype=np.float16)
     for window, window_start_s in zip(padded, starts_s, strict=True):
@@ -466,7 +466,7 @@ Opener = Callable[[str], io.BufferedIOBase]
 
 
 class FilePrefetcher:
-    """Open files before they are asked for. For use by one thread."""
+    """Opens files in advance. For use by one thread."""
 
     def __init__(self, opener: Opener, *, threads: int) -> None:
         self._opener = opener
@@ -475,7 +475,7 @@ class FilePrefetcher:
         self._files: dict[str, Future[io.BufferedIOBase]] = {}
 
     def expect(self, uris: Iterable[str]) -> None:
-        """Begin to open these, and close what was opened before and is not among them."""
+        """Start opening these files, and close those opened before that are not among them."""
         wanted = dict.fromkeys(uris)
         for uri in [uri for uri in self._files if uri not in wanted]:
             file = self._files.pop(uri)
@@ -488,7 +488,7 @@ class FilePrefetcher:
                 self._files[uri] = self._executor.submit(self._opener, uri)
 
     def take(self, uri: str) -> io.BufferedIOBase:
-        """Hand over a file, opened now if it was not expected; the caller closes it."""
+        """Return a file, opened now if it was not expected; the caller closes it."""
         file = self._files.pop(uri, None)
         return self._opener(uri) if file is None else file.result()
 

@@ -1,7 +1,7 @@
-"""Seconds of recordings from their headers, several at a time. Runs in a child process.
+"""Reads durations of recordings from their headers, in parallel, in a child process.
 
-A header is read in small ranges and nothing is decoded, so that those of a sample tell the hours of
-a corpus before it is worked on.
+A header is read in small ranges without decoding, so that a sample of headers gives the hours of a
+corpus before a run.
 """
 
 import io
@@ -21,7 +21,7 @@ from corpus_asr.units import MEBIBYTE
 READERS = 8
 # A header is a few kilobytes, at the start or at the end ...
 _BLOCK_BYTES = 256 * 1024
-# ... or an index of some megabytes; libav looks at five of them to find out what it has.
+# ... or an index of some megabytes; libav probes up to five of them.
 _MOST_BYTES = 16 * MEBIBYTE
 
 
@@ -52,7 +52,7 @@ class HeaderReader:
         try:
             with open_binary(uri, self._store, block_bytes=_BLOCK_BYTES) as file:
                 header = read_header(
-                    _Bounded(file, uri),
+                    _LimitedFile(file, uri),
                     uri=redact_uri(uri),
                     track=self._settings.track,
                     languages=self._languages,
@@ -74,8 +74,8 @@ class HeaderReader:
         return Header(index=index, audio_s=audio_s, tracks=tracks)
 
 
-class _Bounded:
-    """A file of which no more than a header's worth can be read."""
+class _LimitedFile:
+    """A file that limits the bytes read to the size of a header."""
 
     def __init__(self, file: io.BufferedReader, uri: str) -> None:
         self._file, self._uri = file, uri

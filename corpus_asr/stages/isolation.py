@@ -1,11 +1,11 @@
-"""A generator run in one warm child process, so that what crashes or hangs there costs one item.
+"""Runs a generator in a persistent child process, so that a crash or hang costs one item only.
 
     parent  -- item -->  requests pipe  -->  child: function(item)
             <- message, message, ..., end or error --  replies pipe
 
-Both pipes carry pickles behind their length. The replies pipe holds 64 KiB, so a child that is
-ahead of its reader waits. Through a third pipe nothing is ever sent: when the parent ends, however
-it ends, the kernel ends the child, whatever native code that is in.
+Both pipes carry length-prefixed pickles. The replies pipe holds 64 KiB, so that a child ahead of
+its reader blocks. Nothing is sent through a third pipe: when the parent ends for any reason, the
+kernel ends the child, whatever native code is running.
 """
 
 import enum
@@ -41,20 +41,20 @@ _LOG = logging.getLogger(__name__)
 _HEADER = struct.Struct("<BQ")  # kind of reply, bytes of pickle that follow
 _PICKLE_PROTOCOL = 5
 _READ_BYTES = 1 << 20
-# Importing the libraries of a stage from a cold network disk takes its time; no item is at fault.
+# Includes imports from a slow network disk, which are no item's fault.
 _START_TIMEOUT_S = 300.0
-_STARTS = 3  # of a child that is killed meanwhile
-_EXIT_TIMEOUT_S = 5.0  # a child closes its pipe a moment before it ends
-_POLL_S = 1.0  # how soon a death is noticed when a grandchild keeps the pipe open
+_STARTS = 3  # attempts, if the child is killed while starting
+_EXIT_TIMEOUT_S = 5.0  # a child closes its pipe shortly before it exits
+_POLL_S = 1.0  # delay in noticing a death while a grandchild keeps the pipe open
 
-# A child has one core, whatever the machine has: threads of numpy's linear algebra that wait for
-# each other took twice the processor's time for features.
+# One thread per child, on any machine: threads of numpy's linear algebra that wait for each other
+# took twice the CPU time for features.
 _ONE_THREAD = dict.fromkeys(
     ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"), "1"
 )
 
-# Not `-m`: that would import this module twice. Not multiprocessing: its children import the
-# parent's `__main__` again, which in a Ray worker or an unguarded script starts everything again.
+# Not `-m`, which would import this module twice. Not multiprocessing: its children import the
+# parent's `__main__` again, which in a Ray worker or an unguarded script repeats everything.
 _CHILD_CODE = (
     "import sys; sys.path[:] = sys.argv[4:]; "
     "from corpus_asr.stages.isolation import serve; serve(*map(int, sys.argv[1:4]))"
@@ -69,7 +69,7 @@ class _Reply(enum.IntEnum):
 
 
 class _DiedError(Exception):
-    """The child's end of the replies pipe is closed, or the child is gone."""
+    """The child's end of the replies pipe is closed, or the child has exited."""
 
     def __init__(self, how: str, *, killed: bool = False) -> None:
         super().__init__(how)
@@ -77,18 +77,18 @@ class _DiedError(Exception):
 
 
 class _SilentError(Exception):
-    """No reply came in time."""
+    """No reply arrived in time."""
 
 
 class IsolatedGenerator:
-    """A function that yields, kept in a child process. For use by one thread at a time.
+    """A generator function in a child process. For use by one thread at a time.
 
     Args:
-        target: `module:callable`; in the child, `callable(**init_kwargs)` makes the function that
+        target: `module:callable`; in the child, `callable(**init_kwargs)` returns the function that
             takes an item and yields messages.
         init_kwargs: picklable.
-        timeout_s: the longest silence while a message is awaited. Time in which the consumer works
-            on a message does not count.
+        timeout_s: maximum seconds without a message. Time in which the consumer processes a
+            message does not count.
     """
 
     def __init__(self, target: str, *, init_kwargs: dict[str, Any], timeout_s: float) -> None:
@@ -109,26 +109,26 @@ class IsolatedGenerator:
         """Start the child without waiting for it, so that it is ready when `run` is called.
 
         Raises:
-            EngineError: there can be no other process.
+            EngineError: no process can be started.
         """
         check_same_process("decoding", "decoder", made_in=self._made_in)
         if self._child is None and self._starting is None:
-            with suppress(_DiedError):  # `run` tries again, and says what is wrong
+            with suppress(_DiedError):  # `run` retries and reports the error
                 self._starting = self._spawned()
 
     def run(self, item: Any) -> Generator[Any, None, None]:
-        """Yield the function's messages for one item, starting the child if there is none.
+        """Yield the function's messages for one item, starting the child if necessary.
 
-        A generator closed before its end replaces the child: it may be in the middle of anything.
+        Closing the generator early replaces the child, whose state is unknown.
 
         Raises:
             DecodeError: kind `decoder_crashed`, the child died; kind `decoder_killed`, retryable,
-                somebody killed or froze it; kind `decoder_timeout`, no message came for `timeout_s`
-                and the child was killed for that.
-            EngineError: the child could not be started: no item is at fault.
-            ForkedError: this is a fork of the process that made this object.
-            CheckpointError: the function's maker raised it; so for ConfigError.
-            Exception: whatever the function raised, with the child's traceback as a note.
+                it was killed or stopped externally; kind `decoder_timeout`, no message arrived for
+                `timeout_s` and the child was killed.
+            EngineError: the child could not be started, for no fault of an item.
+            ForkedError: the process is a fork of the one that created this object.
+            CheckpointError: raised when creating the function; so for ConfigError.
+            Exception: any exception of the function, with the child's traceback as a note.
             RuntimeError: the previous item's generator is neither finished nor closed.
         """
         name = _name(item)
@@ -147,7 +147,7 @@ class IsolatedGenerator:
                 if kind is not _Reply.MESSAGE:
                     break
                 yield value
-            finished = True  # in step again, whether the function ended or raised
+            finished = True  # in sync again, whether the function ended or raised
             if kind is _Reply.ERROR:
                 raise value
         except _DiedError as death:
@@ -155,7 +155,7 @@ class IsolatedGenerator:
                 f"decoding {name}: its child process died ({death}), expected it to finish; the "
                 "recording fails, others continue in a new child process",
                 kind="decoder_killed" if death.killed else "decoder_crashed",
-                # Memory that ran out once may suffice the next time; a crash repeats itself.
+                # Memory may suffice next time; a crash would repeat.
                 retryable=death.killed,
             ) from None
         except _SilentError:
@@ -170,9 +170,9 @@ class IsolatedGenerator:
                 self.close()
 
     def interrupt(self) -> None:
-        """End the child; `run`, begun or about to be in another thread, raises `DecodeError`.
+        """End the child; `run`, also in another thread, raises `DecodeError`.
 
-        `close` makes it forget that.
+        `close` resets this.
         """
         self._interrupted = True
         child = self._child
@@ -191,7 +191,7 @@ class IsolatedGenerator:
         self._child = self._starting = None
 
     def _handed_over(self, item: Any) -> "_Child":
-        """Send an item to the child, to a new one if there is none or it died without an item."""
+        """Send an item to the child, or a new one if there is none or it died while idle."""
         if self._child is not None:
             try:
                 self._child.check_alive()
@@ -211,12 +211,12 @@ class IsolatedGenerator:
             raise _DiedError("it was interrupted", killed=True)
 
     def _start(self) -> "_Child":
-        """Start a child; whatever goes wrong here is the machine's fault, never an item's."""
+        """Start a child; errors here are never an item's fault."""
         for starts_left in reversed(range(_STARTS)):
             try:
                 return self._started()
             except (_DiedError, _SilentError) as failure:
-                # Memory that is short for a moment gets the youngest process killed.
+                # When memory is short, the kernel kills the youngest process.
                 if not starts_left or not getattr(failure, "killed", False):
                     reason = str(failure) or f"it was silent for {_START_TIMEOUT_S:.0f} s"
                     raise self._no_start(reason) from None
@@ -258,7 +258,7 @@ class IsolatedGenerator:
 
 
 class _Child:
-    """The parent's view of one child process: three pipes and a process to reap."""
+    """The parent's handle of one child process: three pipes and a process to reap."""
 
     def __init__(self) -> None:
         requests_read, requests_write = os.pipe()
@@ -267,12 +267,12 @@ class _Child:
         child_fds = (requests_read, replies_write, life_read)
         try:
             self._process = subprocess.Popen(
-                # Unbuffered, and with a stack for a crash: what was said last is not lost.
+                # Unbuffered, and with a stack trace on a crash, so that no output is lost.
                 [sys.executable, "-u", "-X", "faulthandler", "-c", _CHILD_CODE,
                  *map(str, child_fds), *sys.path],
                 stdin=subprocess.DEVNULL,
                 env=os.environ | _ONE_THREAD,
-                stdout=2,  # what libraries print belongs to the log; the protocol has its own pipe
+                stdout=2,  # library output goes to the log; the protocol has its own pipe
                 pass_fds=child_fds,
             )  # fmt: skip
         except BaseException:
@@ -286,17 +286,17 @@ class _Child:
         self._replies = replies_read
         self._poll = select.poll()
         self._poll.register(replies_read, select.POLLIN)
-        # Also when the owner is dropped without `close`, and at the interpreter's exit.
+        # Also if the owner is dropped without `close`, and at interpreter exit.
         self.kill = weakref.finalize(
             self, _end, self._process, self._requests, (replies_read, life_write), os.getpid()
         )
 
     def interrupt(self) -> None:
-        """Kill it and leave the pipes, which a thread may be reading, to `kill`."""
+        """Kill the child, but keep the pipes, which a thread may be reading, for `kill`."""
         self._process.kill()
 
     def check_alive(self) -> None:
-        """Return if the child runs."""
+        """Raise if the child does not run."""
         if self._process.poll() is not None:
             raise self._death()
 
@@ -310,7 +310,7 @@ class _Child:
             raise self._death() from None
 
     def receive(self, timeout_s: float) -> tuple[_Reply, Any]:
-        """Wait for the next reply; an exception comes as a value."""
+        """Wait for the next reply; an exception is returned as a value."""
         deadline = time.monotonic() + timeout_s
         kind, num_bytes = _HEADER.unpack(self._read(_HEADER.size, deadline))
         data = self._read(num_bytes, deadline) if num_bytes else b""
@@ -342,7 +342,7 @@ class _Child:
                 raise _SilentError
 
     def _is_stopped(self) -> bool:
-        """Tell whether somebody froze it (SIGSTOP): its item is not what made it silent."""
+        """Whether the child was stopped externally (SIGSTOP), not by its item."""
         if not hasattr(os, "waitid"):
             return False
         stopped = os.WSTOPPED | os.WNOHANG | os.WNOWAIT
@@ -352,14 +352,14 @@ class _Child:
             return False
 
     def _death(self) -> _DiedError:
-        """Say how the child ended; it has closed its pipe, so it is about to."""
+        """Return how the child ended; it has closed its pipe, so it is about to exit."""
         try:
             code = self._process.wait(_EXIT_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             return _DiedError("it closed its pipe without ending")
         if code >= 0:
             return _DiedError(f"exit code {code}")
-        if -code == signal.SIGKILL:  # no crash: the kernel for lack of memory, or a person
+        if -code == signal.SIGKILL:  # not a crash: the kernel's OOM killer or a user
             return _DiedError("SIGKILL, perhaps for lack of memory", killed=True)
         has_name = -code in list(signal.Signals)
         return _DiedError(signal.Signals(-code).name if has_name else f"signal {-code}")
@@ -368,8 +368,8 @@ class _Child:
 def _end(
     process: "subprocess.Popen[bytes]", requests: BinaryIO, fds: tuple[int, ...], owner_pid: int
 ) -> None:
-    """Kill and reap a child: it holds nothing that would need saving."""
-    if os.getpid() != owner_pid:  # a fork of the owner that ends must not take the child along
+    """Kill and reap a child, which has no state to save."""
+    if os.getpid() != owner_pid:  # an exiting fork of the owner must keep the child
         return
     process.kill()
     process.wait()
@@ -386,7 +386,7 @@ def _rebuild(sent: tuple[bytes | None, str, str]) -> BaseException:
     error: BaseException
     try:
         error = pickle.loads(pickled) if pickled is not None else RuntimeError(summary)
-    except Exception as cause:  # its class cannot be built here; what it said still arrives
+    except Exception as cause:  # its class cannot be built here; its message is kept
         error = RuntimeError(summary)
         error.__cause__ = cause
     error.add_note(f"In the child process:\n{child_traceback}")
@@ -400,13 +400,13 @@ def _name(item: Any) -> str:
 
 
 def serve(requests_fd: int, replies_fd: int, life_fd: int) -> None:
-    """Be the child: make the function, then answer items until the parent ends."""
+    """Run the child: create the function, then process items until the parent ends."""
     for fd in (requests_fd, replies_fd, life_fd):
         os.set_inheritable(fd, False)
     _end_with_parent(life_fd)
     configure(LogSettings.from_environment(), redact=without_secrets)
-    # Ctrl-C reaches the whole process group, as signals of schedulers do; the parent decides
-    # what they mean, and a child that ended by itself would look like a crash of its recording.
+    # Ctrl-C and scheduler signals reach the whole process group; the parent handles them, and a
+    # child that ended by itself would look like a crash of its recording.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     requests, replies = os.fdopen(requests_fd, "rb"), os.fdopen(replies_fd, "wb")
@@ -417,20 +417,20 @@ def serve(requests_fd: int, replies_fd: int, life_fd: int) -> None:
         _reply(replies, _Reply.READY)
     except Exception as error:
         _reply_error(replies, error)
-        os._exit(1)  # an orderly end would wait for threads of what was loaded
+        os._exit(1)  # a regular exit would wait for library threads
     while True:
         _answer(replies, function, _next_request(requests))
 
 
 def _end_with_parent(life_fd: int) -> None:
     """Have the kernel end this process when the parent's end of a pipe is closed."""
-    # Not from a thread that reads: native code that hangs with Python's lock held would stop that,
-    # too. Not PR_SET_PDEATHSIG: a child would end with the thread that started it.
+    # Not by a reader thread: native code that hangs with the GIL held would block it. Not
+    # PR_SET_PDEATHSIG: a child would end with the thread that started it.
     signal.signal(signal.SIGIO, signal.SIG_DFL)
     fcntl.fcntl(life_fd, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(life_fd, fcntl.F_SETFL, fcntl.fcntl(life_fd, fcntl.F_GETFL) | os.O_ASYNC)
     if select.select([life_fd], [], [], 0)[0]:
-        os._exit(0)  # it ended before we asked to be told
+        os._exit(0)  # it ended before the request
 
 
 def _next_request(requests: BinaryIO) -> bytes:
@@ -462,7 +462,7 @@ def _reply_error(replies: BinaryIO, error: Exception) -> None:
     summary = f"{type(error).__module__}.{type(error).__qualname__}: {error}"
     try:
         pickled = pickle.dumps(error, protocol=_PICKLE_PROTOCOL)
-    except Exception as obstacle:  # a class or an attribute that cannot travel; its text can
+    except Exception as obstacle:  # its class or attributes cannot be pickled; its text can
         summary += f" (sent as text: {obstacle})"
     trace = "".join(traceback.format_exception(error))
     _reply(replies, _Reply.ERROR, pickle.dumps((pickled, summary, trace)))

@@ -1,8 +1,8 @@
-"""Measures of a part: values of its samples in, columns of the part and of its segments out.
+"""Measures of a part: arrays computed from its samples, and columns derived for part and segments.
 
-Values are an array. A measure makes it where audio is decoded, once for a part, and it travels as
-the bytes of an .npy file; columns are made of it in another process, once segments are known. What
-a measure fails of concerns no other and no text: its columns are null, and `measures` says why.
+The array of a measure is computed once per part where audio is decoded, and is sent as the bytes of
+an .npy file; its columns are computed in another process, once segments are known. A failed measure
+affects neither other measures nor the text: its columns are null, and `measures` has the error.
 """
 
 import functools
@@ -32,7 +32,7 @@ _LOG = logging.getLogger(__name__)
 
 SampleSpan = tuple[int, int]
 
-# Imported where they are used: encoders of voices load ONNX Runtime, which no driver needs.
+# Imported on use: voice encoders load ONNX Runtime, which the driver does not need.
 _REFERENCES: Mapping[str, str] = {
     "sound": "corpus_asr.audio.sound_quality:SoundQuality",
     "fingerprint": "corpus_asr.audio.fingerprint:Fingerprint",
@@ -40,57 +40,57 @@ _REFERENCES: Mapping[str, str] = {
     "overlaps": "corpus_asr.stages.measures:Overlaps",
 }
 _ERROR = "error"
-"""The column of a measure that failed, in `measures`."""
+"""Field in `measures` with the error of a failed measure."""
 _MESSAGE_CHARS = 500
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 _OF_SEGMENTS = {field.name for field in SEGMENT_FIELDS}
 
 
 class Measure(Protocol):
-    """What is measured of parts. Further classes are named in `extract.measures`.
+    """Interface of a measure of parts. Custom classes are listed in `extract.measures`.
 
-    A class may state `memory_bytes`, what an object of it takes, for the number of workers.
+    A class may define `memory_bytes`, the memory of an object, to limit the number of workers.
     """
 
     name: ClassVar[str]
     columns: ClassVar[Sequence[str]]
-    """Names of what `over` returns."""
+    """Names of the columns that `over` returns."""
 
     def measure(self, samples: Samples, speech: Sequence[SampleSpan] | None) -> np.ndarray:
-        """Return values of a part: any array of numbers.
+        """Return the values of a part: an array of numbers of any shape.
 
         Args:
             samples: 16 kHz mono, between -1 and 1; read-only.
-            speech: spans of detected speech in samples; None where it was not looked for.
+            speech: spans of detected speech in samples; None without speech detection.
         """
 
     @staticmethod
     def over(
         values: Any, spans: Sequence[tuple[float, float]], *, start_s: float
     ) -> Mapping[str, Any]:
-        """Return the columns of spans: a segment, or a part's speech.
+        """Return the columns for spans: a segment, or a part's speech.
 
         Args:
             values: what `measure` returned for the part.
             spans: seconds from the start of the part.
-            start_s: where the part starts in the recording.
+            start_s: start of the part in the recording, in seconds.
         """
 
 
 class Voices:
-    """The measure `voices`, of whole parts: windows of speech and their embeddings."""
+    """The measure `voices` of whole parts: windows of speech and their speaker embeddings."""
 
     name: ClassVar[str] = "voices"
     columns: ClassVar[Sequence[str]] = ("voice_spans", "voices")
 
     def __init__(self, *, model: str | None, pad_s: float) -> None:
-        """`model` is that of `SpeakerEmbedder`; speech is padded by `pad_s`."""
+        """`model` is as in `SpeakerEmbedder`; speech is padded by `pad_s` seconds."""
         from corpus_asr.speakers.embeddings import SpeakerEmbedder
 
         self._embedder, self._pad_s = SpeakerEmbedder(model), pad_s
 
     def measure(self, samples: Samples, speech: Sequence[SampleSpan] | None) -> np.ndarray:
-        """Return the start and end of each window in seconds, and its embedding in halves."""
+        """Return the start and end of each window in seconds, and its float16 embedding."""
         windows = self._embedder(samples, speech, pad_s=self._pad_s)
         width = windows.embeddings.shape[1:]
         row = [("start_s", "<f8"), ("end_s", "<f8"), ("embedding", "<f2", width)]
@@ -110,13 +110,13 @@ class Voices:
 
 
 class Overlaps:
-    """The measure `overlaps`, of whole parts: spans in which two speak at once."""
+    """The measure `overlaps` of whole parts: spans of overlapping speech."""
 
     name: ClassVar[str] = "overlaps"
     columns: ClassVar[Sequence[str]] = ("overlap_spans",)
 
     def __init__(self, *, model: str) -> None:
-        """`model` is that of `OverlapDetector`."""
+        """`model` is as in `OverlapDetector`."""
         from corpus_asr.speakers.networks import OverlapDetector
 
         self._detector = OverlapDetector(model)
@@ -131,14 +131,14 @@ class Overlaps:
     def over(
         values: Float64[np.ndarray, "span two"], spans: object, *, start_s: float
     ) -> Mapping[str, Any]:
-        """Return the spans in recording time; None where there are none."""
+        """Return the spans in recording time; None without any."""
         return {"overlap_spans": span_rows((values + start_s).tolist()) or None}
 
 
 def wanted_measures(
     extract: ExtractSettings, speakers: SpeakerSettings
 ) -> dict[str, dict[str, Any]]:
-    """Return the classes of a job's measures by reference, with options for each."""
+    """Return the references of a job's measure classes, with their options."""
     wanted: dict[str, dict[str, Any]] = {
         _REFERENCES.get(name, name): {} for name in extract.measures
     }
@@ -150,11 +150,11 @@ def wanted_measures(
 
 
 def check_measures(config: RunConfig) -> None:
-    """See that a job's measures can be made.
+    """Check that a job's measures can be created.
 
     Raises:
-        ConfigError: a class cannot be imported or made, or is no measure, or two have one name.
-        CheckpointError: a network of voices cannot be had or read.
+        ConfigError: a class cannot be imported or created, is no measure, or has a duplicate name.
+        CheckpointError: a speaker network cannot be fetched or read.
     """
     references: dict[str, str] = {}
     for reference, options in wanted_measures(config.extract, config.speakers).items():
@@ -169,28 +169,28 @@ def check_measures(config: RunConfig) -> None:
 
 
 def memory_bytes(extract: ExtractSettings) -> int:
-    """Return what the measures of users take in a process that extracts.
+    """Return the memory of custom measures in an extracting process, in bytes.
 
     Raises:
-        ConfigError: a class cannot be imported, or is no measure.
+        ConfigError: a class cannot be imported, or is not a measure.
     """
     references = (name for name in extract.measures if name not in _REFERENCES)
     return sum(getattr(_measure_class(name), "memory_bytes", 0) for name in references)
 
 
 def new_measure(reference: str, options: Mapping[str, Any]) -> Measure:
-    """Make a measure of a class, with these options.
+    """Create a measure of a class with these options.
 
     Raises:
-        ConfigError: it cannot be imported or made, or is no measure.
-        CheckpointError: a network cannot be had or read.
+        ConfigError: the class cannot be imported or created, or is not a measure.
+        CheckpointError: a network cannot be fetched or read.
     """
     kind = _measure_class(reference)
     try:
         return kind(**options)
     except CorpusAsrError:
         raise
-    except Exception as error:  # of a user's class
+    except Exception as error:  # of a custom class
         raise ConfigError(
             f"making the measure {reference}: {type(error).__name__}: {error}; correct it, or "
             "leave it out of extract.measures"
@@ -201,7 +201,7 @@ def new_measure(reference: str, options: Mapping[str, Any]) -> Measure:
 def _measure_class(reference: str) -> type[Measure]:
     try:
         resolved = resolve(reference)
-    except Exception as error:  # of a user's module
+    except Exception as error:  # of a custom module
         raise ConfigError(
             f"importing the measure {reference}: {type(error).__name__}: {error}; install its "
             "package on every machine, or correct extract.measures"
@@ -225,9 +225,9 @@ def _measure_class(reference: str) -> type[Measure]:
 
 
 def measure_part(measures: Mapping[str, Measure], audio: AudioPart) -> list[dict[str, Any]]:
-    """Return what PARTS says of measures, each by its reference, of one part."""
+    """Return a part's measures as in the PARTS column, each with its reference."""
     samples = audio.samples.view()
-    samples.flags.writeable = False  # what follows, and other measures, get the same
+    samples.flags.writeable = False  # shared with later steps and other measures
     speech = None if audio.speech is None else [
         (start - audio.start_sample, end - audio.start_sample) for start, end in audio.speech
     ]  # fmt: skip
@@ -243,7 +243,7 @@ def _measured(
     file = io.BytesIO()
     try:
         np.save(file, measure.measure(samples, speech), allow_pickle=False)
-    except Exception as error:  # whatever it is, the part has a text
+    except Exception as error:  # the part is transcribed without the measure
         return row | {_ERROR: _noted(measure.name, error)}
     return row | {"values": file.getvalue()}
 
@@ -255,13 +255,13 @@ def measured_columns(
     *,
     start_s: float,
 ) -> dict[str, Any]:
-    """Return the columns of a part's measures over spans of it, and add those of its segments.
+    """Return the columns of a part's measures over its speech, and add those of its segments.
 
     Args:
-        measured: what PARTS says of the measures.
+        measured: the measures as in the PARTS column.
         spans: speech of the part, in seconds of the recording, as `segments` are.
-        segments: rows, to which columns are added.
-        start_s: where the part starts in the recording.
+        segments: rows to which columns are added.
+        start_s: start of the part in the recording, in seconds.
     """
     columns: dict[str, Any] = {}
     users: list[dict[str, Any]] = [{} for _ in range(1 + len(segments))]
@@ -290,7 +290,7 @@ def measured_columns(
 def _over(
     row: Mapping[str, Any], pieces: Sequence[Sequence[Mapping[str, float]]], *, start_s: float
 ) -> list[dict[str, Any]]:
-    """Return the columns of each piece; of the first alone where segments have no such columns."""
+    """Return the columns of each piece; only of the first if segments have no such columns."""
     measure, values = _measure_class(row["reference"]), _values(row)
     packaged = row["name"] in _REFERENCES
     if packaged and not _OF_SEGMENTS.issuperset(measure.columns):
@@ -316,7 +316,7 @@ def _values(row: Mapping[str, Any]) -> np.ndarray:
 
 
 def _noted(name: str, error: Exception) -> str:
-    """Return what an error said, for the tables; the log has the first of each measure."""
+    """Return an error's message for the tables, and log the first one of each measure."""
     words = without_secrets(f"{type(error).__name__}: {error}")[:_MESSAGE_CHARS]
     _warn_once(name, words)
     return words
@@ -326,7 +326,7 @@ _warned: set[str] = set()
 
 
 def _warn_once(name: str, words: str) -> None:
-    """Log the first failure of a measure in this process: all parts may have the same."""
+    """Log the first failure of a measure in this process, as all parts may have the same."""
     if name not in _warned:
         _warned.add(name)
         event(_LOG, logging.WARNING, "measure_failed", measure=name, error=words)

@@ -1,30 +1,30 @@
-"""Requests to the children that read headers and cut clips, and their replies.
+"""Messages to and from the child processes that read headers and cut clips.
 
-Free of native decoders, of Arrow and of pydantic: their parents have no use for the first, and the
-children start sooner without the others.
+Imports no native decoders, Arrow or pydantic: the parents do not need the first, and the children
+start faster without the others.
 """
 
 from dataclasses import dataclass
 
 CHANGED = "source_changed"
 CUT_SHORT = "cut_short"
-"""Kinds of failure of a recording that is not what was transcribed."""
+"""Failure kinds of a recording that differs from the transcribed one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Header:
-    """What the header of one recording says."""
+    """Header data of one recording."""
 
     index: int
-    """Its place among those that were asked for."""
+    """Index among the requested recordings."""
     audio_s: float | None = None
-    """Seconds to transcribe, of each channel where they are apart; None where it does not say."""
+    """Seconds to transcribe, summed over separate channels; None if the header has none."""
     tracks: str | None = None
-    """Names its audio tracks where there are several, and the one that is taken."""
+    """Names of its audio tracks if there are several, and the selected one."""
     failure: str | None = None
-    """The kind of failure that the recording will have."""
+    """Failure kind that the recording will have."""
     is_known: bool = True
-    """False where the store failed: the recording itself may be in order."""
+    """False if the store failed, so that nothing is known about the recording."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,31 +32,31 @@ class ClipRange:
     """A part of a recording, in samples at 16 kHz."""
 
     channel: int | None
-    """None: all of them mixed."""
+    """Channel index; None: all channels mixed."""
     track: int | None = None
-    """Number of the audio track, from 1; None where there is one."""
+    """Number of the audio track, from 1; None if there is only one."""
     start_sample: int
     end_sample: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CutRequest:
-    """A recording as it was transcribed, and the ranges to cut out."""
+    """A transcribed recording, and the ranges to cut out."""
 
     uri: str
     size_bytes: int | None
     etag: str | None
     ranges: tuple[ClipRange, ...]
     seek: bool = False
-    """Jump to the first range. Not in a damaged recording, whose times are those of what could be
-    decoded."""
+    """Seek to the first range. Not for a damaged recording, whose times count only audio that could
+    be decoded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Clip:
-    """One range, encoded."""
+    """The encoded clip of one range."""
 
     number: int
-    """Of its range in the request."""
+    """Index of its range in the request."""
     data: bytes
     num_samples: int

@@ -1,4 +1,4 @@
-"""Parts of recordings on their way: messages of the extracting child, rows of tables, failures."""
+"""Parts of recordings between stages: messages of the extractor, table rows and failures."""
 
 import logging
 import math
@@ -25,11 +25,11 @@ _LOG = logging.getLogger(__name__)
 OK = "ok"
 NO_SPEECH = "no_speech"
 FAILED = "failed"
-# A failure that is our own mistake or the machine's, not the recording's.
+# Failures caused by a bug or the machine, not by the recording.
 INTERNAL = "internal"
-# Large columns of PARTS, which never become Python objects.
+# Large columns of PARTS, never converted to Python objects.
 FEATURE_COLUMNS = ("features", "language_features", "further_features")
-# What a RESULTS row has of a part without a text.
+# Fields of a RESULTS row without text.
 NOTHING_SAID: dict[str, Any] = {"attempts": 1, "segments_written": 0, "segments": []}
 
 
@@ -41,7 +41,7 @@ def failure_fields(
 ) -> dict[str, Any]:
     """Return the status columns that record `error` for one row, `of` this recording.
 
-    What was not expected goes into the log with its traceback.
+    Unexpected errors are logged with a traceback.
     """
     if isinstance(error, ItemError):
         kind, words, retryable = error.kind, str(error), error.retryable
@@ -55,14 +55,14 @@ def failure_fields(
         "status": FAILED,
         "error_stage": stage,
         "error_kind": kind,
-        # Words of a library, or of a recognizer: they may hold the address as it was given.
+        # A library's or recognizer's message may contain the original URI.
         "error_message": str(ItemError(without_secrets(words))),
         "retryable": failure_kind(kind, retryable=retryable).retryable,
     }
 
 
 def one_row(schema: pa.Schema, row: Mapping[str, Any]) -> pa.Table:
-    """Build a table of one row; arrays in list columns of halves are taken without a copy.
+    """Build a table of one row; float16 arrays for list columns are not copied.
 
     Columns that `row` does not name are null.
     """
@@ -79,7 +79,7 @@ def one_row(schema: pa.Schema, row: Mapping[str, Any]) -> pa.Table:
 def check_finite(value: Any, name: str = "row") -> None:
     """Raise a ValueError for a number, at any depth, that is not finite.
 
-    Sums over all recordings would be lost to it, and JSON cannot hold it.
+    It would invalidate sums over all recordings, and JSON cannot represent it.
     """
     if isinstance(value, float | np.floating):
         if not math.isfinite(value):
@@ -102,7 +102,7 @@ def half_list(arrays: Sequence[Float16[np.ndarray, "..."]]) -> pa.ListArray:
 
 
 def half_views(column: pa.ChunkedArray) -> list[Float16[np.ndarray, " value"] | None]:
-    """Return each row's halves as a read-only view of the column's memory, null as None."""
+    """Return each row's float16 values as a read-only view of the column's memory, null as None."""
     views: list[np.ndarray | None] = []
     for chunk in column.chunks:
         values = chunk.values
@@ -122,7 +122,7 @@ def half_views(column: pa.ChunkedArray) -> list[Float16[np.ndarray, " value"] | 
 
 
 def further_columns(further: Mapping[str, PartFeatures]) -> dict[str, Any]:
-    """Return the columns of PARTS for features of further kinds, by kind."""
+    """Return the PARTS columns for features of additional kinds, by kind."""
     if not further:
         return {}
     kinds = [
@@ -141,7 +141,7 @@ def further_columns(further: Mapping[str, PartFeatures]) -> dict[str, Any]:
 def further_features(
     kinds: Iterable[Mapping[str, Any]] | None, flat: Float16[np.ndarray, " value"] | None
 ) -> dict[str, PartFeatures]:
-    """Return a part's features of further kinds, by kind, as views of their column."""
+    """Return a part's features of additional kinds, by kind, as views of their column."""
     features_by_kind: dict[str, PartFeatures] = {}
     at = 0
     for kind in kinds or ():
@@ -155,9 +155,9 @@ def further_features(
 
 
 def cut_part(part: pa.Table, piece_s: float) -> list[pa.Table]:
-    """Cut one PARTS row with speech into rows of whole pieces, or one of all of it if it is short.
+    """Split one PARTS row with speech into rows of whole pieces; a short one is a single piece.
 
-    Pieces in which nobody speaks are left out.
+    Pieces without speech are dropped.
     """
     row = part.drop_columns(list(FEATURE_COLUMNS)).to_pylist()[0]
     if row["status"] != OK:
@@ -196,42 +196,42 @@ GIGABYTE = 1_000_000_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExtractRequest:
-    """A recording, and the parts of it that are not wanted again."""
+    """A recording to extract, and the indices of its parts that are not needed."""
 
     uri: str
     name: str | None = None
-    """What messages call it; None: its URI."""
+    """Name in messages; None: its URI."""
     done_parts: frozenset[int] = frozenset()
     upcoming: tuple[str, ...] = ()
-    """Addresses of the next requests, as many as may be opened ahead."""
+    """URIs of the next requests that may be opened ahead."""
     settings: ExtractSettings | None = field(default=None, repr=False)
-    """For this recording alone; None: those of the extractor. Limits on files are its own."""
+    """Settings for this recording only; None: the extractor's. File limits are the extractor's."""
     speakers: SpeakerSettings | None = None
-    """For this recording alone; None: those of the extractor."""
+    """Speaker settings for this recording only; None: the extractor's."""
     languages: tuple[str, ...] | None = None
-    """Codes that its speech is expected in; None: those of the extractor."""
+    """Codes of the expected languages; None: the extractor's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExtractedPart:
-    """One part; `wanted` is False for done parts, which only carry their index."""
+    """One part; `wanted` is False for already processed parts, which have only an index."""
 
     part: int
     wanted: bool
     spoken: bool
-    """Whether there is speech in it, or none was looked for."""
+    """Whether the part has speech, or speech detection is off."""
     channel: int | None
-    """Number of the channel that it is of, from 0, or of the track, from 1; None: of all of it."""
+    """Number of its channel, from 0, or of its track, from 1; None: all channels mixed."""
     start_sample: int
     num_samples: int
     speech: tuple[tuple[float, float], ...] | None
-    """Speech in seconds of the recording; empty: none was found; None: it was not looked for."""
+    """Speech spans in seconds of the recording; empty without speech, None without detection."""
     features: Float16[np.ndarray, "frame mel"] | None
     """None for a part without speech."""
     num_mel_bins: int
     pad_value: float | None
     language_features: Float16[np.ndarray, "_ mel"] | None
-    """Whole windows, one after the other; None when they lie in this part."""
+    """Whole windows, concatenated; None if they lie in this part."""
     language_window_start_s: float | None
     codec: str
     sample_rate_hz: int
@@ -241,23 +241,23 @@ class ExtractedPart:
     time_corrections: int
     clock_restarts: int
     audio_track: int | None
-    """Number of its track, from 1; None where there is one."""
+    """Number of its track, from 1; None if there is only one."""
     audio_tracks: tuple[str, ...] | None
-    """Languages and titles of all tracks; None where there is one."""
+    """Languages and titles of all tracks; None if there is only one."""
     silent_tracks: tuple[int, ...]
-    """Tracks that were passed over, since nobody speaks in them."""
+    """Tracks skipped for lack of speech."""
     decode_s: float
     cpu_s: float = 0.0
-    """CPU time of the process that extracted; `decode_s` beyond it was waiting."""
+    """CPU seconds of the extracting process; the rest of `decode_s` was waiting."""
     fetch_retries: int = 0
-    """Requests that its store had to be asked again."""
+    """Number of retried requests to its store."""
     measured: Sequence[Mapping[str, Any]] = ()
     """Values of its measures, as in PARTS."""
     further: Mapping[str, PartFeatures] = field(default_factory=dict)
-    """Features of further kinds, by kind; none for a part without speech."""
+    """Features of additional kinds, by kind; empty for a part without speech."""
 
     def columns(self) -> dict[str, Any]:
-        """Return what a PARTS row says of it, but for its recording and whether it is the last."""
+        """Return its PARTS columns, except those of the recording and `last_part`."""
         speech = self.speech
         columns = {name: getattr(self, name) for name in _SAME_COLUMNS} | {
             "part_start_s": self.start_sample / SAMPLE_RATE_HZ,
@@ -275,23 +275,23 @@ _SAME_COLUMNS = [field.name for field in fields(ExtractedPart) if field.name in 
 
 
 def span_rows(spans: Iterable[tuple[float, float]]) -> list[dict[str, float]]:
-    """Return spans as tables have them."""
+    """Return spans as table rows."""
     return [{"start_s": start_s, "end_s": end_s} for start_s, end_s in spans]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecodeProgress:
-    """How far a recording is decoded, between its parts; channels apart count each."""
+    """Decoding progress of a recording between its parts; separate channels count each."""
 
     decoded_s: float
     expected_s: float | None
-    """What its header claims; None where it claims nothing."""
+    """Duration in the header in seconds; None if missing."""
     content_digest: str | None = None
-    """Of the file, before anything is decoded; None in later messages."""
+    """Digest of the file's content, before decoding starts; None in later messages."""
 
 
 def check_size(num_bytes: int, *, uri: str, max_file_gb: float) -> None:
-    """Refuse a file by its size, before anything is read of it."""
+    """Reject a file by its size, before any of it is read."""
     if num_bytes > max_file_gb * GIGABYTE:
         raise DecodeError(
             f"decoding {uri}: {num_bytes / GIGABYTE:.3g} GB, expected at most "

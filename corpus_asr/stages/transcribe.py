@@ -1,8 +1,8 @@
-"""PARTS in, RESULTS out: parts with speech are handed to the engine, the rest passes through.
+"""Transcription stage: PARTS in, RESULTS out; parts with speech go to the engine.
 
-The engine finds segments or labels and decodes many parts at once in a thread of its own, so this
-stage is called from several threads: while one call waits for its last part, others keep the
-engine's slots full. The engine loads in the background, so that extraction begins meanwhile.
+The engine finds segments or labels and decodes many parts in parallel in a thread of its own, so
+this stage is called from several threads: while one call waits for its last part, others keep the
+engine's slots full. The engine loads in the background, so that extraction can start.
 """
 
 import logging
@@ -49,52 +49,52 @@ _CARRIED = [name for name in PARTS.names if name in set(RESULTS.names)]
 
 
 class TranscribingEngine(Protocol):
-    """The part of `transcription.engine.Engine` that this stage uses."""
+    """The methods of `transcription.engine.Engine` that this stage uses."""
 
     @property
     def device_name(self) -> str:
-        """What the outcome's `device` column says."""
+        """Value of the outcome's `device` column."""
 
     @property
     def predicted_bytes(self) -> int | None:
-        """What its process is predicted to take at its peak, where that is known."""
+        """Predicted peak memory of its process in bytes; None if unknown."""
 
     def submit(self, request: PartRequest) -> Future[PartTranscript]:
         """Queue one part; thread-safe."""
 
     def statistics(self) -> Activity:
-        """What was done since the engine began."""
+        """Return the activity since the engine started."""
 
     def close(self) -> None:
-        """Give the device back."""
+        """Release the device."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSpec:
-    """The engine of one worker: what a job asks for, on one device."""
+    """Engine settings of one worker: a job's configuration on one device."""
 
     config: RunConfig
     device: str
     num_threads: int | None = None
-    """CPU threads of the model; None leaves torch's own choice."""
+    """CPU threads of the model; None for torch's default."""
     dtype: str | None = None
-    """In place of the job's."""
+    """Data type in place of the job's."""
     gpu_fraction: float = 1.0
-    """What this worker may take of its GPU's memory."""
+    """Fraction of its GPU's memory that this worker may use."""
 
 
 EngineFactory = Callable[[EngineSpec], TranscribingEngine]
-"""Loads the engine of one worker; pickled by reference, so a function of a module."""
+"""Loads the engine of one worker; pickled by reference, hence a module-level function."""
 
 
 def load_engine(spec: EngineSpec) -> TranscribingEngine:
-    """Fetch the weights to this machine, once, and load the engine.
+    """Download the weights to this machine, once, and load the engine.
 
     Raises:
-        EngineError: the worker is to use a GPU, and cannot.
+        EngineError: the worker requires a GPU that is not available.
     """
     spin_briefly()
-    # Import torch: in the worker only.
+    # Import torch in the worker only.
     from corpus_asr.families.loading import check_cuda
     from corpus_asr.transcription.engine import Engine
     from corpus_asr.transcription.labels import label_engine
@@ -140,13 +140,13 @@ def load_engine(spec: EngineSpec) -> TranscribingEngine:
 
 
 class TranscribeStage:
-    """Transcribe batches of parts on one engine, which loads while other calls may wait."""
+    """Transcribes batches of parts with one engine, which loads while calls wait."""
 
     def __init__(self, spec: EngineSpec, *, engine_factory: EngineFactory = load_engine) -> None:
         self._aligns = spec.config.decoding.align
         self._repeats = spec.config.model.reproducible or not spec.device.startswith("cuda")
         self._silence: list[tuple[int, ...]] | None = None
-        # Loaded in the background: a failure to load surfaces in the first call with its own
+        # Loaded in the background: a loading error is raised by the first call with its own
         # type, which an exception raised here would lose on its way out of a Ray actor.
         loader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="load-engine")
         self._engine = loader.submit(engine_factory, spec)
@@ -156,11 +156,11 @@ class TranscribeStage:
         self._lock = threading.Lock()
         self._begun = self._transcribed = 0
         self._transcribed_s = 0.0
-        self._parts: set[_Through] = set()
+        self._parts: set[_PartProgress] = set()
 
     @property
     def activity(self) -> Activity:
-        """What was done so far; from any thread."""
+        """Return the activity so far; thread-safe."""
         with self._lock:
             parts = Activity(
                 parts_started=self._begun,
@@ -181,14 +181,14 @@ class TranscribeStage:
         self._loaded_s = time.monotonic()
 
     def wait_until_loaded(self) -> None:
-        """Return once the engine is there, so that no part is blamed for what loading does."""
+        """Wait for the engine, so that loading errors are not attributed to a part."""
         self._engine.result()
 
     def transcribe_silence(self, parts: pa.Table) -> None:
-        """Have the engine transcribe a second of silence, with the features' shape of `parts`.
+        """Transcribe a second of silence, with the features' shape of `parts`, as a check.
 
         Raises:
-            EngineError: the engine fails, computes no numbers, or other tokens than the first time.
+            EngineError: the engine fails, returns NaN, or other tokens than the first time.
         """
         row = parts.select(["num_mel_bins", "pad_value", "further_kinds"]).to_pylist()[0]
         frames = SAMPLE_RATE_HZ // HOP_SAMPLES + TAIL_FRAMES
@@ -216,7 +216,7 @@ class TranscribeStage:
         except Exception as error:
             if isinstance(error, ItemError) and error.kind == NOT_A_NUMBER:
                 raise self._wrong(f"found {error}, expected numbers") from error
-            # The engine answered, whatever it makes of silence.
+            # The engine responded; the text is irrelevant.
             event(_LOG, logging.INFO, "silence_not_transcribed", error=repr(error))
             return
         try:
@@ -238,23 +238,23 @@ class TranscribeStage:
 
     @property
     def device_name(self) -> str:
-        """What the engine runs on, once it is loaded."""
+        """Device of the engine, after loading."""
         return self._engine.result().device_name
 
     @property
     def predicted_bytes(self) -> int | None:
-        """What the engine's process is predicted to take, once it is loaded; None if unknown."""
+        """Predicted peak memory of the engine's process in bytes; None if unknown."""
         return self._engine.result().predicted_bytes
 
     def __call__(self, parts: pa.Table) -> pa.Table:
         """Return one RESULTS row per row of `parts`, in the same order.
 
-        Safe to call from several threads at once.
+        Thread-safe.
         """
         with self._lock:
             self._begun += parts.num_rows
         rows = parts.drop_columns(list(FEATURE_COLUMNS)).to_pylist()
-        through = [_Through(self._count, audio_s=_duration_s(row) or 0.0) for row in rows]
+        through = [_PartProgress(self._count, audio_s=_duration_s(row) or 0.0) for row in rows]
         with self._lock:
             self._parts.update(through)
         try:
@@ -267,17 +267,17 @@ class TranscribeStage:
         return results
 
     def _transcribe(
-        self, parts: pa.Table, rows: list[dict[str, Any]], through: "list[_Through]"
+        self, parts: pa.Table, rows: list[dict[str, Any]], through: "list[_PartProgress]"
     ) -> pa.Table:
         for row, part in zip(rows, through, strict=True):
             if row["status"] != OK:
                 part.end()
-        # Without the engine: what has no speech need not wait until it is loaded.
+        # Parts without speech need not wait for the engine to load.
         if not any(row["status"] == OK for row in rows):
             return _results([_carry(row) for row in rows])
         engine = self._engine.result()
         views = {name: half_views(parts.column(name)) for name in FEATURE_COLUMNS}
-        # All of them before the first is waited for: the engine fills its slots from many parts.
+        # Submit all before waiting for the first: the engine fills its slots from many parts.
         submitted = [
             _submitted(engine, row, features, language, more, part, aligns=self._aligns)
             if row["status"] == OK
@@ -305,22 +305,22 @@ class TranscribeStage:
             self._transcribed_s += audio_s
 
     def close(self) -> None:
-        """Close the engine, if it was ever loaded."""
-        # `exception` waits for a model that is loading: it cannot be stopped halfway.
+        """Close the engine, if it was loaded."""
+        # `exception` waits for a model being loaded, which cannot be interrupted.
         if self._engine.cancel() or self._engine.exception() is not None:
             return
         self._engine.result().close()
 
 
-class _Through:
-    """Counts the seconds of a part that the engine is through with: in the end, all of them."""
+class _PartProgress:
+    """Counts the processed seconds of a part, up to its whole duration."""
 
     def __init__(self, count: Callable[[float], None], *, audio_s: float) -> None:
         self._count, self._audio_s = count, audio_s
         self.left_s = audio_s
 
     def reach(self, audio_s: float, _: object = None) -> None:
-        """Count up to there; a part that is decoded again, or by two models, counts once."""
+        """Count up to `audio_s`; repeated decoding or a second model counts once."""
         further_s = audio_s - (self._audio_s - self.left_s)
         if further_s > 0:
             further_s = min(further_s, self.left_s)
@@ -328,7 +328,7 @@ class _Through:
             self._count(further_s)
 
     def end(self, _: object = None) -> None:
-        """Count what is left."""
+        """Count the remaining seconds."""
         self.reach(self._audio_s)
 
 
@@ -338,11 +338,11 @@ def _submitted(
     features: Float16[np.ndarray, " _"] | None,
     language_features: Float16[np.ndarray, " _"] | None,
     more_features: Float16[np.ndarray, " _"] | None,
-    through: _Through,
+    through: _PartProgress,
     *,
     aligns: bool,
 ) -> Future[PartTranscript]:
-    """Hand a part to the engine; what it fails of at once is its result."""
+    """Submit a part to the engine; an immediate error becomes its result."""
     try:
         assert features is not None, "a part with status ok has features"
         text = aligned_text(row["uri"], row["metadata"]) if aligns else None
@@ -373,9 +373,9 @@ def part_request(
     listener: Listener,
     text: AlignedText | None = None,
 ) -> PartRequest:
-    """Return what the engine is given of a PARTS row, whose features may be flattened.
+    """Return the engine's request for a PARTS row, whose features may be flattened.
 
-    The words of `text`, where it is known, are placed in the part.
+    If `text` is given, its words are aligned with the part.
     """
     spans, mel = row["speech_spans"], row["num_mel_bins"]
     known_text = None if text is None else KnownText.of_part(
@@ -413,7 +413,7 @@ def _finish(
         check_finite(result)
     except (CheckpointError, ConfigError, EngineError):
         raise
-    except Exception as error:  # whatever one part did, it is that part's row
+    except Exception as error:  # a part's failure becomes its row
         failure = failure_fields(error, stage="transcribe", of=row)
         return _carry(row) | {"device": device_name} | failure
     event(
@@ -425,7 +425,7 @@ def _finish(
 
 
 def _transcribed(transcript: PartTranscript) -> dict[str, Any]:
-    """Return the columns of RESULTS that say what a part's text or labels are."""
+    """Return the RESULTS columns with a part's text or labels."""
     segments = [
         asdict(segment) | {"segment": index, "tokens": list(segment.tokens)}
         for index, segment in enumerate(transcript.segments)
@@ -451,7 +451,7 @@ def _transcribed(transcript: PartTranscript) -> dict[str, Any]:
 
 
 def label_columns(labels: PartLabels) -> dict[str, Any]:
-    """Return the columns of RESULTS that say what a part was classified as."""
+    """Return the RESULTS columns with a part's classification."""
     rows = [
         {"window": number, "start_s": window.start_s, "end_s": window.end_s,
          "weight_s": window.weight_s, "rank": rank, "label": label, "probability": probability}
@@ -471,9 +471,9 @@ def label_columns(labels: PartLabels) -> dict[str, Any]:
 
 
 def _carry(row: dict[str, Any], segments: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
-    """Return what a part's result says whether or not it was transcribed.
+    """Return the RESULTS columns that do not depend on transcription.
 
-    `segments` are given the columns of measures.
+    Columns of measures are added to `segments`.
     """
     carried = {name: row[name] for name in _CARRIED}
     spoken = row["speech_spans"]
@@ -493,13 +493,13 @@ def _duration_s(row: dict[str, Any]) -> float | None:
 def _results(rows: list[dict[str, Any]]) -> pa.Table:
     try:
         return pa.Table.from_pylist(rows, schema=RESULTS)
-    except Exception as error:  # Arrow does not say of which row
+    except Exception as error:  # Arrow does not report the row
         event(_LOG, logging.DEBUG, "results_not_stored", error=repr(error))
     return pa.Table.from_pylist([_storable(row) for row in rows], schema=RESULTS)
 
 
 def _storable(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a row, or its failure if its values do not fit the table."""
+    """Return a row, or its failure if its values do not fit the schema."""
     try:
         pa.Table.from_pylist([row], schema=RESULTS)
     except Exception as error:

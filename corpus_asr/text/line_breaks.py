@@ -1,10 +1,10 @@
-"""Where a line of text may be broken: between words as people read them.
+"""Line break opportunities of a text: between linguistic words.
 
-Scripts without spaces have the dictionaries of ICU for Thai, Lao, Khmer, Burmese and Chinese, and
-its phrases of Japanese, where icu4py is installed. Without it, lines of Chinese and Japanese are
-broken between any two signs that may be parted; those of the others at spaces, then anywhere.
+Scripts without spaces use the dictionaries of ICU for Thai, Lao, Khmer, Burmese and Chinese, and
+its phrases for Japanese, if icu4py is installed. Without it, Chinese and Japanese are broken
+between any characters that Unicode allows; the others at spaces, then anywhere.
 
-Source: what Unicode Standard Annex 14 (line breaking) and 29 (grapheme clusters) say of subtitles.
+Source: Unicode Standard Annex 14 (line breaking) and 29 (grapheme clusters), as for subtitles.
 """
 
 import functools
@@ -19,8 +19,8 @@ from corpus_asr.errors import install_words
 from corpus_asr.logs import event
 
 _LOG = logging.getLogger(__name__)
-# Scripts whose words have no spaces between: Han, kana, Yi, Thai, Lao, Tibetan, Burmese, Khmer and
-# their neighbours, with their punctuation. Hangul has spaces.
+# Scripts without spaces between words: Han, kana, Yi, Thai, Lao, Tibetan, Burmese, Khmer and
+# related ones, with their punctuation. Hangul has spaces.
 _WITHOUT_SPACES = re.compile(
     "[\u0e00-\u109f\u1780-\u17ff\u1950-\u19ff\u1a20-\u1aaf\u1b00-\u1b7f\u2e80-\u312f\u3190-\ua4cf"
     "\ua980-\ua9ff\uaa60-\uaadf\uf900-\ufaff\ufe30-\ufe4f\uff01-\uff9f"
@@ -35,7 +35,7 @@ _EM_DASH = "\u2014"
 _IDEOGRAPHS = (
     "\u2e80-\u2fdf\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 )
-# What begins no line: closing and small signs; and what ends none.
+# Characters that may not start a line: closing and small ones; and those that may not end it.
 _NOT_FIRST = (
     r"\s!?:;,.%)\]}\u00bb\u2019\u201d\u2026\u3001-\u3003\u3005\u3009\u300b\u300d\u300f\u3011\u3015"
     "\u3041\u3043\u3045\u3047\u3049\u3063\u3083\u3085\u3087\u308e\u309b-\u309e\u30a1\u30a3\u30a5\u30a7"
@@ -59,10 +59,10 @@ _BEYOND_LATIN = re.compile("[^\n\x20-\u02ff]")
 
 
 def word_breaks(text: str, language: str | None) -> list[int]:
-    """Return where a line may be broken without dividing a word, before the spaces there.
+    """Return break opportunities that do not divide a word, before the spaces there.
 
-    In scripts without spaces, words are those of a dictionary; of Japanese, phrases. A hyphen
-    divides no word.
+    In scripts without spaces, words are those of a dictionary; in Japanese, phrases. Hyphens do
+    not separate words.
     """
     locale = language or "en"
     icu = _icu_of(text)
@@ -86,9 +86,9 @@ def word_breaks(text: str, language: str | None) -> list[int]:
 
 
 def timed_word_breaks(text: str, language: str | None) -> list[int]:
-    """Return where a word that has times of its own may begin, before the spaces there.
+    """Return possible starts of words with times, before the spaces there.
 
-    As `word_breaks`, but in scripts without spaces wherever a line may be broken at all.
+    As `word_breaks`, but in scripts without spaces at every line break opportunity.
     """
     return [
         at
@@ -98,17 +98,17 @@ def timed_word_breaks(text: str, language: str | None) -> list[int]:
 
 
 def line_breaks(text: str, language: str | None) -> list[int]:
-    """Return where Unicode lets a line be broken, such as after a hyphen; behind spaces."""
+    """Return Unicode's line break opportunities, such as after a hyphen; after spaces."""
     if (icu := _icu_of(text)) is not None:
         return _offsets(icu.LineBreaker, text, f"{language or 'en'}@lb=strict")
     return [match.start() for match in _PLAIN_BREAKS.finditer(text) if match.start()]
 
 
 def character_breaks(text: str) -> list[int]:
-    """Return where a word too long for a line may be divided.
+    """Return positions where a word too long for a line may be divided.
 
-    These are between letters and digits as people see them (grapheme clusters), so that signs stay
-    with the character beside them; of signs alone, anywhere.
+    These are between letters and digits as grapheme clusters, so that symbols stay with adjacent
+    characters; words of symbols may be divided anywhere.
     """
     signs_alone = not any(map(_is_letter, text))
     return [
@@ -119,9 +119,9 @@ def character_breaks(text: str) -> list[int]:
 
 
 def columns(text: str) -> int:
-    """Return how many characters people see: grapheme clusters, invisible signs left out."""
+    """Return the number of visible characters: grapheme clusters without invisible ones."""
     text = _INVISIBLE.sub("", text)
-    if not _BEYOND_LATIN.search(text):  # each is one; most texts
+    if not _BEYOND_LATIN.search(text):  # one column each; most texts
         return len(text)
     return len(_clusters(text)) + 1
 
@@ -143,7 +143,7 @@ def _spaced_breaks(text: str, breaks: list[int]) -> Iterator[int]:
 
 
 def _clusters(text: str) -> list[int]:
-    # Where a character as people see it begins, but for the first.
+    # Starts of grapheme clusters, except the first.
     return [at for at in range(1, len(text)) if not _goes_on(text, at)]
 
 
@@ -164,13 +164,13 @@ def _goes_on(text: str, at: int) -> bool:
 
 
 def _icu_of(text: str) -> Any:
-    """Return ICU's breakers for a text whose words have no spaces between; None without them."""
+    """Return ICU's breakers for a text in scripts without spaces; None if not installed."""
     if not _WITHOUT_SPACES.search(text):
         return None
     return _icu(bool(_OF_DICTIONARIES.search(text)))
 
 
-@functools.cache  # so that what is missing is said once
+@functools.cache  # so that a missing package is logged once
 def _icu(is_needed: bool) -> Any:
     try:
         from icu4py import breakers
@@ -182,13 +182,13 @@ def _icu(is_needed: bool) -> Any:
 
 
 def _offsets(breaker: Any, text: str, locale: str) -> list[int]:
-    # ICU counts UTF-16 units and refuses lone surrogates: pieces are counted in their place.
+    # ICU counts UTF-16 units and rejects lone surrogates: pieces are counted instead.
     pieces = breaker(_SURROGATES.sub("\ufffd", text), locale)
     return [*accumulate(map(len, pieces))][:-1]
 
 
 def join_texts(texts: Iterable[str]) -> str:
-    """Return texts as one, with a space between where the script has spaces and none is there."""
+    """Join texts, with a space between them if the script has spaces and none is present."""
     joined = ""
     for text in texts:
         if joined and text and not joined[-1].isspace() and not text[0].isspace():

@@ -1,7 +1,7 @@
-"""Whisper's text normalizers: what is left of a text when only its words are compared.
+"""Whisper's text normalizers, which reduce a text to comparable words.
 
-Every published word error rate of Whisper was computed on such texts, so results equal those of
-openai-whisper and `transformers` character for character.
+Published word error rates of Whisper use such texts, so results equal those of openai-whisper and
+`transformers` character for character.
 """
 
 import re
@@ -11,7 +11,7 @@ from fractions import Fraction
 from functools import cache
 from importlib.resources import files
 
-# Letters that the compatibility decomposition leaves whole.
+# Letters without a compatibility decomposition.
 PLAIN_LETTERS = {
     "œ": "oe", "Œ": "OE", "ø": "o", "Ø": "O", "æ": "ae", "Æ": "AE", "ß": "ss", "ẞ": "SS",
     "đ": "d", "Đ": "D", "ð": "d", "Ð": "D", "þ": "th", "Þ": "th", "ł": "l", "Ł": "L",
@@ -37,14 +37,14 @@ _TITLES = {
     "asst": "assistant", "assoc": "associate", "lt": "lieutenant", "col": "colonel",
     "jr": "junior", "sr": "senior", "esq": "esquire",
 }  # fmt: skip
-# Perfect tenses come first: `'d` and `'s` mean something else before other words.
+# Perfect tenses come first: `'d` and `'s` have another meaning before other words.
 _ENDINGS = {
     "'d been": " had been", "'s been": " has been", "'d gone": " had gone",
     "'s gone": " has gone", "'d done": " had done", "'s got": " has got", "n't": " not",
     "'re": " are", "'s": " is", "'d": " would", "'ll": " will", "'t": " not", "'ve": " have",
     "'m": " am",
 }  # fmt: skip
-# One after the other: a later one sees what the earlier ones left.
+# Applied in order: each pattern sees the result of the previous ones.
 _REPLACEMENTS = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
@@ -61,7 +61,7 @@ _NUMBER_SYMBOLS = ".%$¢€£"
 
 
 class BasicTextNormalizer:
-    """Normalizes text of any language; without diacritics, many have other words.
+    """Normalizes text of any language; removing diacritics changes words in many languages.
 
     Source: openai/whisper, normalizers/basic.py, BasicTextNormalizer.
     """
@@ -90,7 +90,7 @@ class EnglishTextNormalizer:
         self._spellings = american_spellings() if spellings is None else spellings
 
     def __call__(self, text: str) -> str:
-        """Return what was said, as comparable words."""
+        """Return the text as comparable words."""
         text = _without_remarks(text.lower())
         text = _FILLERS.sub("", text)
         text = _BLANK_APOSTROPHE.sub("'", text)
@@ -101,7 +101,7 @@ class EnglishTextNormalizer:
         text = unicodedata.normalize("NFKD", text).translate(_PLAIN_WITH_NUMBER_SYMBOLS)
         text = numbers_in_figures(text)
         text = " ".join(self._spellings.get(word, word) for word in text.split())
-        # What stood by no number was kept in vain.
+        # Symbols kept for numbers are removed if no number follows.
         text = _LOOSE_PREFIX.sub(r" \1", text)
         text = _LOOSE_PERCENT.sub(r"\1 ", text)
         return _BLANKS.sub(" ", text)
@@ -120,7 +120,7 @@ def _without_remarks(text: str) -> str:
 
 
 class _Letters(dict[int, str]):
-    # A table for `str.translate` that is filled as characters are met.
+    # A table for `str.translate` that is filled on demand.
     def __init__(self, rule: Callable[[str], str]) -> None:
         super().__init__()
         self._rule = rule
@@ -137,7 +137,7 @@ def _spaced(character: str) -> str:
 def _plain(character: str) -> str:
     if character in PLAIN_LETTERS:
         return PLAIN_LETTERS[character]
-    # Decomposition has parted diacritics from their letters.
+    # Decomposition has separated diacritics from their letters.
     return "" if unicodedata.category(character) == "Mn" else _spaced(character)
 
 
@@ -174,7 +174,7 @@ _IRREGULAR_ORDINALS = {
     "twelfth": (12, "th"),
 }
 
-# Words that end a number, with its last value and what is written after the figures.
+# Words that end a number, with its last value and the suffix after the digits.
 _SUFFIXED = {
     **{("sixes" if name == "six" else f"{name}s"): (n, "s") for name, n in _ONES.items()},
     **_IRREGULAR_ORDINALS,
@@ -206,7 +206,7 @@ _NUMERIC: frozenset[str] = frozenset().union(
     *(_DIGITS, _SUFFIXED, _MULTIPLIERS, _SUFFIXED_MULTIPLIERS),
     *(_SIGNS, _CURRENCIES, _PERCENT, _SPECIAL),
 )
-"""Every word that may be part of a number."""
+"""All words that may be part of a number."""
 
 _FIGURES = re.compile(r"\d+(\.\d+)?")
 _HALF = re.compile(r"\band\s+a\s+half\b")
@@ -217,16 +217,16 @@ _CENTS_AFTER = re.compile(r"([€£$])([0-9]+) (?:and )?¢([0-9]{1,2})\b")
 _ONLY_CENTS = re.compile(r"[€£$]0.([0-9]{1,2})\b")
 _ONE = re.compile(r"\b1(s?)\b")
 
-# Figures of a number in the making: a str where their places matter, as in `007` or `2.`.
+# Digits of an incomplete number: a str if leading zeros or a point matter, as in `007` or `2.`.
 Figures = int | str
 
 
 def numbers_in_figures(text: str) -> str:
-    """Write the spelled-out numbers of a lower-case text in figures."""
-    return _with_cents(" ".join(_Reader(_separated(text).split()).read()))
+    """Replace spelled-out numbers in a lower-case text by digits."""
+    return _with_cents(" ".join(_NumberReader(_separated(text).split()).read()))
 
 
-class _Reader:
+class _NumberReader:
     # A number is held back until it has ended: later words may scale or extend it.
     def __init__(self, words: list[str]) -> None:
         self._words = words
@@ -301,7 +301,7 @@ class _Reader:
         if not _may_be_number(after):
             self._end_number(word)
         elif word == "and":
-            # `two hundred and one` goes on; `two and one` are two numbers.
+            # `two hundred and one` is one number; `two and one` are two numbers.
             if before not in _MULTIPLIERS:
                 self._end_number(word)
         elif word == "point":
@@ -314,7 +314,7 @@ class _Reader:
             self._end_number(word)
 
     def _scaled(self, multiplier: int) -> int:
-        # A number that is no integer after scaling is written first.
+        # A number that is not an integer after scaling is written first.
         if self._value is None:
             return multiplier
         if isinstance(self._value, int):
@@ -337,7 +337,7 @@ class _Reader:
 
 
 def _joined(value: Figures | None, number: int, before: str) -> Figures:
-    # Added where its places are free (`twenty one`), else put behind (`twenty ten`).
+    # Added if its digits are free (`twenty one`), else appended (`twenty ten`).
     if value is None:
         return number
     if isinstance(value, str) and before in _TENS and number < 10:
@@ -356,7 +356,7 @@ def _fraction(text: str) -> Fraction | None:
     try:
         return Fraction(text)
     except ValueError:
-        # `1.2.3`, or more figures than Python makes an integer of.
+        # `1.2.3`, or more digits than Python converts to an integer.
         return None
 
 
@@ -376,5 +376,5 @@ def _separated(text: str) -> str:
 def _with_cents(text: str) -> str:
     text = _CENTS_AFTER.sub(lambda m: f"{m[1]}{m[2]}.{int(m[3]):02d}", text)
     text = _ONLY_CENTS.sub(lambda m: f"¢{int(m[1])}", text)
-    # A lone 1 reads better as a word.
+    # A single 1 is more readable as a word.
     return _ONE.sub(r"one\1", text)

@@ -1,4 +1,4 @@
-"""The words of a text that tokens spell: where they begin, and which marks belong to them."""
+"""Words spelled by tokens: word boundaries, and attachment of punctuation."""
 
 import re
 import string
@@ -9,23 +9,23 @@ BEFORE_A_WORD = "\"'“¿([{-"
 AFTER_A_WORD = "\"'.。,，!！?？:：”)]}、"  # noqa: RUF001
 SENTENCE_ENDS = ".。!！?？"  # noqa: RUF001
 
-# Codes of languages written without blanks between words: every character counts as a word.
+# Codes of languages without spaces between words: every character counts as a word.
 WITHOUT_BLANKS = frozenset({"zh", "ja", "th", "lo", "my", "yue"})
 
 _SENTENCE_END = re.compile(r"[.!?…。！？؟।။]+[\"'”’»)\]}」』]*$")  # noqa: RUF001
 _WITH_A_STOP = re.compile(r"([^\W_](?:[^\W_]|\.(?=\w))*)\.$")
-# Abbreviations that end no sentence: titles, and with them initials such as U.S.
+# Abbreviations that do not end a sentence: titles, and initials such as U.S.
 _TITLE = re.compile(
     "Mrs?|Ms|Messrs|Dra?|Drs|Ste?|Prof|Rev|Hon|Gen|Col|Capt|Lt|Sgt|Gov|Sen|Rep|Mme|Mlle|Mgr|Sra?|"
     "Srta|Sig|Dott|Ing|Hr|Fr|vs|etc|cf|ca|approx|bzw|evtl|ggf|usw|vgl|проф|акад"
 )
-# Those that end none where a number comes next, or a small letter: months and days.
+# Abbreviations that do not end a sentence before a number or a small letter: months and days.
 _DATE = re.compile(
     "Jan|Feb|Mar|Apr|Jun|Jul|Aug|Sept?|Oct|Nov|Dec|Mon|Tues?|Wed|Thu|Thurs?|Fri|Sat|Sun|Mär|Okt|"
     "Dez|Mo|Di|Mi|Do|Sa|So|janv|févr|avr|juil|sept|oct|nov|déc|ene|feb|abr|ago|dic|gen|apr|giu|"
     "lug|ott|fev|янв|февр?|апр|авг|сент|окт|нояб|дек"
 )
-# Those that end none where a number comes next.
+# Abbreviations that do not end a sentence before a number.
 _NUMBERED = re.compile(
     "nos?|nr|núm|num|vols?|pp?|pgs?|ch|chap|figs?|sect?|arts?|para?|pt|op|cap|págs?|bd|kap|abb|"
     "tab|abs|ziff|стр|гл|рис|ст|табл",
@@ -33,19 +33,19 @@ _NUMBERED = re.compile(
 )
 _OUTER_MARKS = re.compile(r"^\W+")
 _NUMBER = re.compile(r"\d|(?:[IVXLC]{2,}|[VX])\b")
-# In German a day of the month has a stop: 5. November.
+# In German, a day of the month has a period: 5. November.
 _MONTH = re.compile("Jan|Jän|Feb|März|Apr|Mai|Jun|Jul|Aug|Sep|Okt|Nov|Dez")
 
-_BROKEN = "\ufffd"  # what bytes that are no whole character decode to
+_BROKEN = "\ufffd"  # decoded form of incomplete characters
 
 Spelled = tuple[str, tuple[int, ...]]
-"""A piece of text and the tokens that spell it, or where these stand among others."""
+"""A piece of text with its token IDs, or their indices."""
 
 NOTHING: Spelled = ("", ())
 
 
 def ends_sentence(text: str, following: str = "") -> bool:
-    """Whether a word, or the last one of a text, ends a sentence, given the text after it."""
+    """Whether a word, or the last one of a text, ends a sentence, given the following text."""
     written = text.rstrip()
     if _SENTENCE_END.search(written) is None:
         return False
@@ -65,7 +65,7 @@ def ends_sentence(text: str, following: str = "") -> bool:
 
 def split_characters(tokens: Sequence[int], text: Callable[[Sequence[int]], str]) -> list[Spelled]:
     """Split text tokens into the shortest runs that spell whole characters."""
-    # Cut wherever the tokens before and after decode by themselves as they do together.
+    # Split where the tokens before and after decode separately as they do together.
     rest = text(tokens)
     pieces: list[Spelled] = []
     first = 0
@@ -73,7 +73,7 @@ def split_characters(tokens: Sequence[int], text: Callable[[Sequence[int]], str]
         spelling = text(tokens[first:stop])
         if not rest.startswith(spelling):
             continue
-        # The bytes may go on: those of a whole character, or of another broken one.
+        # The bytes may continue: those of a whole character, or of another incomplete one.
         if spelling.endswith(_BROKEN) and text(tokens[stop:]) != rest[len(spelling) :]:
             continue
         pieces.append((spelling, tuple(tokens[first:stop])))
@@ -83,10 +83,10 @@ def split_characters(tokens: Sequence[int], text: Callable[[Sequence[int]], str]
 
 
 def join_to_words(pieces: Sequence[Spelled]) -> list[Spelled]:
-    """Join pieces to words, each of which begins with a blank or is punctuation."""
+    """Join pieces to words, which start with a space or are punctuation."""
     words: list[Spelled] = []
     for piece in pieces:
-        # A run of marks is one where it stands in this order in the list of all.
+        # A run of marks counts if it occurs in this order in the list of all marks.
         punctuation = piece[0].strip() in string.punctuation
         if piece[0].startswith(" ") or punctuation or not words:
             words.append(piece)
@@ -98,7 +98,7 @@ def join_to_words(pieces: Sequence[Spelled]) -> list[Spelled]:
 def merge_punctuation(
     words: Sequence[Spelled], *, before: str = BEFORE_A_WORD, after: str = AFTER_A_WORD
 ) -> list[Spelled]:
-    """Move marks to the words they are written beside; where they stood is an empty text.
+    """Attach punctuation to adjacent words, leaving empty texts in its place.
 
     Source: openai-whisper `merge_punctuations`; transformers `_merge_punctuations`.
     """
@@ -122,5 +122,5 @@ def merge_punctuation(
 
 
 def joined(first: Spelled, second: Spelled) -> Spelled:
-    """Put one piece after another."""
+    """Concatenate two pieces."""
     return first[0] + second[0], first[1] + second[1]

@@ -1,8 +1,8 @@
-"""Where recognized words stand in a given text, by dynamic programming over words.
+"""Aligns recognized words with a given text, by dynamic programming over words.
 
-Knows words alone, nothing of audio. The recognized words are those of one part; the given ones are
-of the whole recording, of which the part may say any span. Memory grows with the words of both, not
-with their product.
+Uses words only, no audio. The recognized words are those of one part; the given ones are those of
+the whole recording, of which the part may contain any span. Memory is linear in both lengths, not
+in their product.
 """
 
 import unicodedata
@@ -14,48 +14,48 @@ import numpy as np
 
 from corpus_asr.array_types import Float
 
-# Costs in words: one that only one side has costs 1, two that have nothing in common 2.
+# Costs in words: an insertion or deletion costs 1, a pair without common letters 2.
 _DIFFERENT = 2.0
-# Words of the text that are skipped in a row cost this at most: a page that was not read is as good
-# as a sentence, and must not make the words after it give way.
+# Maximum cost of skipping consecutive words of the text: a page that was not read costs no more
+# than a sentence, so that the words after it still align.
 _MAX_SKIP = 8.0
-# Where a text says the same twice, what the part's place in the recording counts at most.
+# Maximum cost of deviating from the part's expected place, to choose between repeated passages.
 _PLACE = 2.0
-# Recognized words before the first of the text, and after the last, cost so much less than those
-# between: of equal ways the one is taken that has the text in one piece.
+# Discount for recognized words before the first and after the last word of the text: among equal
+# alignments, the one with contiguous text wins.
 _OUTSIDE = 0.005
-# Rows of the table that are kept while the way back is looked for; between them it is made again.
+# Checkpoint interval in rows; the backtrace recomputes the rows between.
 _ROWS_KEPT = 64
-# Hashed pairs of letters; few collide among a word's ten.
+# Number of hash values of letter pairs; the roughly ten pairs of a word rarely collide.
 _PAIR_KINDS = 512
-# Words that share fewer of their pairs of letters are not taken for one another.
+# Minimum similarity of words that may be paired.
 _SIMILAR = 0.3
 _SAME = 0.999
-# Forms of one word, such as jump and jumped, speak for a place as well, by what they share.
+# Minimum similarity that supports neighboring pairs, as between jump and jumped.
 _NEAR = 0.6
 
-# A pair of words is believed where at least this share of the words around it are the same: in an
-# unrelated text it is about a quarter, where every third recognized word is wrong 0.6.
+# A pair is supported if at least this fraction of the words around it match: for an unrelated text
+# it is about 0.25, with every third recognized word wrong 0.6.
 _AROUND = 5
 _MIN_SUPPORT = 0.5
-# Short words are the same by chance.
+# Short words match by chance.
 _SHORT_LETTERS, _SHORT_WEIGHT = 3, 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A recognized word and the given one that stands in its place."""
+    """A recognized word and the word of the text aligned with it."""
 
     said: int
     given: int
     similarity: float
-    """1 for the same word, in 0-1."""
+    """Similarity in 0-1; 1 for equal words."""
     supported: bool
-    """Whether the words around it fit as well: it marks a place of the text in the audio."""
+    """Whether the surrounding words match too, so that the pair locates the text in the audio."""
 
     @property
     def is_anchor(self) -> bool:
-        """Whether the given word is certainly said here."""
+        """Whether the word of the text is certainly spoken at this point."""
         return self.supported and self.similarity > _SAME
 
 
@@ -68,10 +68,10 @@ def folded(word: str) -> str:
 def find_pairs(
     said: Sequence[str], given: Sequence[str], *, place: tuple[float, float] | None = None
 ) -> list[Pair]:
-    """Pair recognized words with those of a text, of which they may be any span, in order.
+    """Pair recognized words with words of a text, of which they may be any span, in order.
 
-    `place` is the span of the text in which they are expected, as fractions of it; it decides only
-    between spans that fit about equally well.
+    `place` is the expected span as fractions of the text; it only decides between spans that fit
+    almost equally well.
 
     Source: Sellers 1980 (the span of a text with the fewest edits), with substitutions priced by
     the letters that words share, and skipped spans at most at a fixed price.
@@ -80,7 +80,7 @@ def find_pairs(
     text_words = [folded(word) for word in given]
     if not any(spoken_words) or not any(text_words):
         return []
-    table = _Table(spoken_words, text_words, place)
+    table = _AlignmentTable(spoken_words, text_words, place)
     steps = table.steps()
     return _supported(steps, spoken_words, text_words)
 
@@ -88,13 +88,13 @@ def find_pairs(
 def _similarities(
     said: Sequence[str], given: Sequence[str]
 ) -> Float[np.ndarray, "said_kind given_kind"]:
-    # Sorensen-Dice of pairs of letters, the word's edges among them.
+    # Sorensen-Dice coefficient of letter pairs, including word edges.
     recognized_pairs, text_pairs = _has_pairs(said), _has_pairs(given)
     common = recognized_pairs @ text_pairs.T
     total = recognized_pairs.sum(axis=1)[:, None] + text_pairs.sum(axis=1)[None, :]
     similarity = (2 * common / np.maximum(total, 1)).astype(np.float32)
     same = np.array(said)[:, None] == np.array(given)[None, :]
-    # Words of other letters may have the same pairs; nothing is the same as nothing.
+    # Different words may have the same pairs; empty words match nothing.
     similarity = np.where(same, np.float32(1), np.minimum(similarity, np.float32(0.99)))
     empty = (np.array(said) == "")[:, None] | (np.array(given) == "")[None, :]
     return np.where(empty, np.float32(0), similarity)
@@ -109,8 +109,8 @@ def _has_pairs(words: Sequence[str]) -> Float[np.ndarray, "word pair"]:
     return has
 
 
-class _Table:
-    """The cheapest ways of each row of recognized words to each place of the text."""
+class _AlignmentTable:
+    """Minimum alignment costs; rows are recognized words, columns are positions in the text."""
 
     def __init__(
         self, said: Sequence[str], given: Sequence[str], place: tuple[float, float] | None
@@ -124,7 +124,7 @@ class _Table:
         self._alone[[0, -1]] -= _OUTSIDE
 
     def _edges(self, place: tuple[float, float] | None) -> tuple[np.ndarray, np.ndarray]:
-        # What a way costs that begins or ends at each place of the text.
+        # Cost of starting or ending an alignment at each text position.
         if place is None:
             return np.zeros_like(self._at), np.zeros_like(self._at)
         fraction = self._at / max(1, len(self._given))
@@ -132,7 +132,7 @@ class _Table:
         return first, last
 
     def steps(self) -> list[tuple[int, int, float]]:
-        """Return the cheapest way: (said, given, similarity), -1 for a word without the other."""
+        """Return the cheapest alignment as (said, given, similarity), with -1 if unpaired."""
         kept, costs = {0: self._first}, self._first
         rows = len(self._said)
         for row in range(rows):
@@ -142,12 +142,12 @@ class _Table:
         at = int(np.argmin(costs + self._last))
         steps: list[tuple[int, int, float]] = []
         for start in sorted(kept, reverse=True):
-            # Made again from a kept row; the last block may be empty.
+            # Recomputed from a kept row; the last block may be empty.
             at = self._back(start, min(start + _ROWS_KEPT, rows), kept[start], at, steps)
         return steps[::-1]
 
     def _row(self, row: int, costs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Give the costs after a recognized word, whence each comes along the text, and how."""
+        """Return costs after a recognized word, the columns they come from, and which are pairs."""
         similarity = self._similarity[self._said[row]][self._given]
         price = np.where(similarity >= _SIMILAR, _DIFFERENT * (1 - similarity), np.inf)
         both, alone = costs[:-1] + price, costs + self._alone
@@ -183,7 +183,7 @@ class _Table:
 
 
 def _running_minimum(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    # Also where it stands: of equal ones the last, so that no step is made for nothing.
+    # Also its position: of equal values the last one, to avoid needless steps.
     least = np.minimum.accumulate(values)
     at = np.where(values <= least, np.arange(len(values)), 0)
     return least, np.maximum.accumulate(at)
@@ -197,14 +197,14 @@ def _supported(
         return _SHORT_WEIGHT if len(word) <= _SHORT_LETTERS else 1.0
 
     weights = np.array([weight(step) for step in steps])
-    # A run of skipped text beyond a few words tells no more than the few do.
+    # In a run of skipped text only the first few words count.
     skipped = np.array([step[0] < 0 for step in steps])
     run = 0
     for at in range(len(steps)):
         run = run + 1 if skipped[at] else 0
         if run > _AROUND:
             weights[at] = 0.0
-    # Nor does what is said before the first word of the text and after its last: it is not of it.
+    # Recognized words before the first and after the last word of the text do not count.
     given_at = [at for at, step in enumerate(steps) if step[1] >= 0]
     if given_at and steps[given_at[0]][1] == 0:
         weights[: given_at[0]] = 0.0

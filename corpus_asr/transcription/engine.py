@@ -1,4 +1,4 @@
-"""The engine: one model, its slots, and a thread that keeps them full; a future for each part."""
+"""Inference engine: one model, its slots and a thread that fills them; one future per part."""
 
 import atexit
 import logging
@@ -36,12 +36,12 @@ from corpus_asr.transcription.transcribers import (
 )
 from corpus_asr.transcription.windows import PartRequest, speech_without_text_s
 
-if TYPE_CHECKING:  # loads the networks of Parakeet
+if TYPE_CHECKING:  # imports the networks of Parakeet
     from corpus_asr.transcription.word_placer import WordPlacer
 
 logger = logging.getLogger(__name__)
 
-# At the end of the process, for a decoding step of a large model on a CPU.
+# Timeout at process exit: one decoding step of a large model on a CPU.
 LEAVE_S = 5.0
 
 _Order = tuple[PartRequest, Future[PartTranscript]]
@@ -64,20 +64,20 @@ class Engine:
     ) -> None:
         """Allocate the slots and start the thread.
 
-        `auto` slots are as many as there is memory for: with several `sharers`, engines on this
-        device that have no slots yet, this one included, each gets its share of what is free. This
+        With `auto`, the number of slots is as large as memory allows: `sharers` counts the engines
+        on this device without slots, this one included, which split the free memory equally. This
         process may take `gpu_fraction` of the device's memory. `placer` times words in place of the
         model.
 
         Raises:
-            ConfigError: the checkpoint cannot do what `decoding` asks.
+            ConfigError: the checkpoint does not support `decoding`.
             EngineError: not even one slot fits into the device's memory.
         """
         check_decoding(transcriber, placer, decoding)
         self._placer = placer
         self._device = model.device
         self.device_name = device_name(model.device)
-        self._model_size: ModelSize | None = getattr(model, "size", None)  # a classifier has none
+        self._model_size: ModelSize | None = getattr(model, "size", None)  # None for a classifier
         self._transcriber = transcriber
         self._decoding = decoding
         self._scheduler: SlotScheduler | OnePassScheduler
@@ -91,13 +91,13 @@ class Engine:
                 gpu_fraction=gpu_fraction,
                 reproducible=reproducible,
             )
-        self._activity = self._scheduler.statistics  # there also when it is closed
-        # Parts, futures of parts that nobody waits for any more, and None at the end.
+        self._activity = self._scheduler.statistics  # readable also after close
+        # Parts, futures of cancelled parts, and None at the end.
         self._inbox: queue.SimpleQueue[_Order | Future[PartTranscript] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._stopped: EngineError | None = None
         self._made_in = os.getpid()
-        # Daemon, so that an engine that was not closed does not keep the process alive.
+        # Daemon, so that an unclosed engine does not keep the process alive.
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
         atexit.register(self._leave)
@@ -150,12 +150,12 @@ class Engine:
         num_threads: int | None = None,
         aligner: Path | None = None,
     ) -> "Engine":
-        """Load a user's own model, by its class or the name of an entry point.
+        """Load a custom model by its class or the name of its entry point.
 
-        `aligner` is that of `from_folder`.
+        `aligner` is as in `from_folder`.
 
         Raises:
-            ConfigError: its class cannot be had, or it cannot do what `decoding` asks.
+            ConfigError: its class cannot be imported, or it does not support `decoding`.
             EngineError: it cannot be loaded.
         """
         set_threads(num_threads)
@@ -183,14 +183,14 @@ class Engine:
         """Load a checkpoint folder in Hugging Face layout.
 
         `device` is `auto`, `cpu`, `cuda` or `cuda:N`; `dtype` is `auto`, `float32`, `float16`,
-        `bfloat16` or `int8`; `num_threads` of None leaves the number to torch, within what this
-        process may use (`threads.usable_threads`); it may take `gpu_fraction` of the device's
-        memory; `reproducible` is that of `SlotScheduler`; `aligner` is the folder of a checkpoint
-        that times words in place of the model.
+        `bfloat16` or `int8`; `num_threads` of None is torch's default, limited to the CPUs of this
+        process (`threads.usable_threads`); `gpu_fraction` is the fraction of the device's memory
+        for this process; `reproducible` is as in `SlotScheduler`; `aligner` is the folder of a
+        checkpoint that times words in place of the model.
 
         Raises:
             CheckpointError: the folder cannot be loaded.
-            ConfigError: no such device, or the checkpoint cannot do what `decoding` asks.
+            ConfigError: the device does not exist, or the checkpoint does not support `decoding`.
         """
         set_threads(num_threads)
         transcriber = part_transcriber(folder)
@@ -208,49 +208,49 @@ class Engine:
         )
 
     def check(self, decoding: DecodingSettings) -> None:
-        """Refuse by `ConfigError` what the checkpoint cannot do."""
+        """Raise `ConfigError` for settings that the checkpoint does not support."""
         check_decoding(self._transcriber, self._placer, decoding)
 
     @property
     def languages(self) -> Collection[str]:
-        """Codes of the languages that the checkpoint can detect; empty where it detects none."""
+        """Codes of the languages that the checkpoint can detect; empty without detection."""
         return self._transcriber.languages
 
     def submit(self, part: PartRequest) -> Future[PartTranscript]:
-        """Queue a part; the future gives its transcript or the exception that ended it.
+        """Queue a part; the future returns its transcript or raises its exception.
 
         Raises:
-            ConfigError: the checkpoint cannot do what the part's `decoding` asks.
-            EngineError: the engine is closed, or broke down earlier.
-            ForkedError: this is a fork of the process that made it.
+            ConfigError: the checkpoint does not support the part's `decoding`.
+            EngineError: the engine is closed or has failed.
+            ForkedError: the process is a fork of the one that created the engine.
         """
         check_same_process(f"transcribing {part.recording_id}", "engine", made_in=self._made_in)
         if part.decoding is not None:
             self.check(part.decoding)
         future: Future[PartTranscript] = Future()
         with self._lock:
-            # Under the lock: nothing may be queued once a broken engine has emptied its inbox.
+            # Under the lock: nothing may be queued after a failed engine has emptied its inbox.
             if self._stopped is not None:
                 raise type(self._stopped)(str(self._stopped)) from self._stopped
             self._inbox.put((part, future))
         return future
 
     def cancel(self, future: Future[PartTranscript]) -> None:
-        """End a part that nobody waits for: at once before it has a slot, else with its window.
+        """Cancel a part: immediately before it has a slot, else after its current window.
 
-        From any thread; its future is cancelled, or ends with `CancelledError`.
+        Thread-safe; its future is cancelled, or raises `CancelledError`.
         """
         if not future.cancel() and not future.done():
             self._inbox.put(future)
 
     @property
     def slots(self) -> int:
-        """Windows decoded side by side; fewer than at first where memory did not suffice."""
+        """Number of windows decoded in parallel; reduced if memory was insufficient."""
         return self._activity.slots
 
     @property
     def predicted_bytes(self) -> int | None:
-        """What this process is predicted to take at its peak; None but for decoders on CPUs."""
+        """Predicted peak memory of this process in bytes; None except for decoders on CPUs."""
         if self._model_size is None or self.device_name != "cpu":
             return None
         alone = predicted_cpu_bytes(
@@ -263,18 +263,18 @@ class Engine:
 
     @property
     def shared_bytes(self) -> int:
-        """What of it engines of one process share: the libraries, and what times words."""
+        """Bytes of it that engines of one process share: libraries and the word aligner."""
         return PROCESS_BYTES + (0 if self._placer is None else self._placer.num_bytes)
 
     def statistics(self) -> Activity:
-        """What has been done since the engine began, as of now; at any time, from any thread."""
-        # A copy, as the thread goes on counting.
+        """Snapshot of the activity since the engine started; thread-safe."""
+        # A copy, as the thread continues to count.
         return replace(self._activity)
 
     def close(self) -> None:
-        """Stop within a decoding step and release the model; what is not done yet fails.
+        """Stop within a decoding step and release the model; unfinished parts fail.
 
-        Its futures raise `ClosedError`. Does nothing in a fork, where nothing runs.
+        Their futures raise `ClosedError`. Does nothing in a fork, which has no thread.
         """
         atexit.unregister(self._leave)
         self._end(None)
@@ -283,7 +283,7 @@ class Engine:
         with self._lock:
             is_open = hasattr(self, "_scheduler")
             if is_open:
-                del self._scheduler  # with the network, of which nothing else knows
+                del self._scheduler  # releases the network, which has no other reference
                 self._placer = None
         if is_open:
             free_cached_memory(self._device)
@@ -296,7 +296,7 @@ class Engine:
         self.close()
 
     def _leave(self) -> None:
-        # At its end Python unwinds daemon threads where they stand; inside torch that is an abort.
+        # At exit Python unwinds daemon threads anywhere; inside torch that aborts the process.
         self._end(LEAVE_S)
 
     def _end(self, timeout_s: float | None) -> None:
@@ -330,7 +330,7 @@ class Engine:
                 self._start(*order)
 
     def _start(self, part: PartRequest, future: Future[PartTranscript]) -> None:
-        # From here on the future is running: `cancel` asks the scheduler.
+        # From here on the future is running: `cancel` goes to the scheduler.
         if not future.set_running_or_notify_cancel():
             return
         decoding = part.decoding or self._decoding
@@ -341,7 +341,7 @@ class Engine:
                 try:
                     with self._activity.timing("encode_s"):
                         transcript = self._placer.place(part, transcript, decoding)
-                except Exception as failure:  # of this part, unless it is the device's
+                except Exception as failure:  # of this part, unless the device failed
                     error = self._of_device(failure)
             if error is not None:
                 future.set_exception(error)
@@ -363,7 +363,7 @@ class Engine:
         self._scheduler.add(self._transcriber.transcribe(*arguments), done, owner=future)
 
     def _of_device(self, failure: Exception) -> Exception:
-        """Return a failure to time words, as one of the engine if its device or memory failed."""
+        """Return an alignment failure, as `EngineError` if the device or its memory failed."""
         if not isinstance(failure, torch.OutOfMemoryError | torch.AcceleratorError):
             return failure
         broken = EngineError(
@@ -375,7 +375,7 @@ class Engine:
         return broken
 
     def _break_down(self, error: Exception) -> None:
-        # After an error of the model no result in flight can be trusted.
+        # After an error of the model, results in flight are unreliable.
         broken = EngineError(
             f"decoding on {self.device_name}: {type(error).__name__}: {error}; the worker must be "
             "replaced"
@@ -393,80 +393,79 @@ class Engine:
 
 _CPU_SLOTS = 8
 _MAX_CUDA_SLOTS = 64
-# Of free memory: workspaces of cuBLAS and cuDNN, fragments.
+# Fraction of free memory reserved for cuBLAS and cuDNN workspaces and fragmentation.
 _RESERVED_SHARE = 0.2
 
-# The interpreter, torch and the other libraries. Measured with Python 3.11 and torch 2.13.
+# Interpreter, torch and other libraries. Measured with Python 3.11 and torch 2.13.
 PROCESS_BYTES = 370_000_000
 
 _FLOAT, _LONG = 4, 8
-# At the peak of a sampled step, beside the logits: integers that the noise is mixed of, three or
-# four at a time.
+# At the peak of a sampling step, in addition to the logits: three or four integers per token, from
+# which the noise is mixed.
 _STEP_BYTES_PER_TOKEN = _FLOAT + 4 * _LONG
-# At the peak of a step of beams: logits, log-probabilities, these under the rules, and totals.
+# At the peak of a beam search step: logits, log-probabilities, masked ones, and totals.
 _BEAM_BYTES_PER_TOKEN = 5 * _FLOAT
-# Of a text of `Beams`, each place of it: token, log-probability and parent.
+# Per position of a text in `Beams`: token, log-probability and parent.
 _TEXT_BYTES = 3 * _LONG
-# A running and a finished one, and those that are picked in their place.
+# One running and one finished text, and their replacements.
 _TEXTS_OF_A_BEAM = 2 + 2
-# Recorded steps keep a pool of their own beside that of admissions.
+# Recorded steps have a memory pool separate from that of admissions.
 _STEP_POOLS = 2
-# Of each window that recordings start together, as many times its encoding: where they look for it,
-# keys and values of a layer, and, where these are kept in 8 bits, wider copies of them.
+# Memory of each window in a recorded start, in multiples of its encoding: the lookup buffer, keys
+# and values of a layer, and, for an 8-bit cache, their wider copies.
 _STARTING_ENCODINGS, _STARTING_8_BITS = 3, 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryParts:
-    """Bytes by what they are for."""
+    """Memory in bytes, by purpose."""
 
     weights: int
     fused_copies: int
-    """The decoder's linear maps once more, as `CachedDecoderBlock` stacks and scales them.
+    """Fused copies of the decoder's linear maps, stacked and scaled by `CachedDecoderBlock`.
 
-    Both are there while loading; later only the copies are.
-    """
+    Both versions exist while loading; afterwards only the copies."""
     self_cache: int
     cross_cache: int
     slot_rows: int
-    """Rules, texts and counts of `SlotBatch`."""
+    """Rules, texts and counters of `SlotBatch`."""
     step_buffers: int
-    """What a step works with at its peak."""
+    """Temporary buffers at the peak of a step."""
     kept_encodings: int
-    """Of the windows in the slots, and of a batch encoded ahead."""
+    """Encodings of the windows in the slots, and of a batch encoded ahead."""
     encoder_activations: int
     starting: int
-    """What recordings that fill slots and read prompts work with; nothing on a CPU."""
+    """Temporary buffers of recorded slot filling and prompt reading; 0 on a CPU."""
     beam_lane: int = 0
-    """Caches, texts and a step of the beams that are followed beside the slots."""
+    """Caches, texts and step buffers of the beam search lane."""
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """Sum of all purposes."""
         return sum(getattr(self, field.name) for field in fields(self))
 
 
 def predicted_bytes(
     size: ModelSize, *, slots: int, encode_batch: int, num_beams: int = 1
 ) -> MemoryParts:
-    """Bytes that decoding in `slots` takes on a GPU, with `encode_batch` windows encoded at once.
+    """Predict the bytes for decoding in `slots` on a GPU, with `encode_batch` windows per encoding.
 
-    Several beams take a lane of their own, of about as many slots, whose recorded steps share the
-    pool of the others.
+    Beam search has a lane of its own, with about as many slots, whose recorded steps share the
+    memory pool of greedy search.
 
-    The caches and rows are what is allocated; the encoder's and the step's are peaks, reckoned
-    from the order in which their tensors come and go (tests/transcription/test_engine.py).
+    Caches and rows are actual allocations; encoder and step values are peaks, calculated from the
+    lifetimes of their tensors (tests/transcription/test_engine.py).
     """
-    layer_row = 2 * size.layers * size.width * size.element_bytes  # a key and a value
+    layer_row = 2 * size.layers * size.width * size.element_bytes  # key and value
     window_row = 2 * size.layers * size.width * size.window_element_bytes
     encoding = size.positions * size.width * size.element_bytes
-    # Queries, keys and values; the window's queries; the window's keys and values. With biases.
+    # Queries, keys and values; cross-attention queries, keys and values. With biases.
     fused = size.layers * 6 * size.width * (size.width + 1) * size.element_bytes
-    scalars = 9 * _LONG + 2 * _FLOAT + 6  # of a slot; flags are bytes
+    scalars = 9 * _LONG + 2 * _FLOAT + 6  # per slot; flags take one byte
     row = 2 * size.vocab_size * _FLOAT + (size.tokens + 1) * (_LONG + _FLOAT)
     in_8_bits = size.window_element_bytes < size.element_bytes
     started = _STARTING_ENCODINGS + in_8_bits * _STARTING_8_BITS
-    # In a block: hidden states before and after attention, the same normed, and the wide ones
+    # Per block: hidden states before and after attention, the normalized ones, and the inner ones
     # before and after activation.
     block = size.positions * (3 * size.width + 2 * size.inner_width) * size.element_bytes
     return MemoryParts(
@@ -496,9 +495,9 @@ def _beam_lane(size: ModelSize, slots: int, num_beams: int) -> int:
 def predicted_cpu_bytes(
     size: ModelSize, *, slots: int, encode_batch: int, num_beams: int = 1
 ) -> int:
-    """Bytes that a process takes at its peak that decodes in `slots` on a CPU.
+    """Predict the peak memory in bytes of a process that decodes in `slots` on a CPU.
 
-    That is while it loads, or later: of the weights that it reads it then has packed copies alone.
+    The peak is while loading or later: afterwards only packed copies of the weights remain.
     """
     parts = predicted_bytes(size, slots=slots, encode_batch=encode_batch, num_beams=num_beams)
     working = parts.total - parts.weights - parts.fused_copies - parts.starting
@@ -506,8 +505,8 @@ def predicted_cpu_bytes(
 
 
 def _packed_bytes(size: ModelSize) -> int:
-    # The tokens' table is read by row, and is the projection to the vocabulary as well. The maps
-    # that make keys and values of windows are never in 8 bits.
+    # The token embedding is read by row and is also the output projection. The maps that compute
+    # cross-attention keys and values are never 8-bit.
     table = size.vocab_size * size.width
     window_maps = 2 * size.layers * size.width * size.width
     linear = size.weight_bytes // size.element_bytes - table - window_maps
@@ -517,9 +516,9 @@ def _packed_bytes(size: ModelSize) -> int:
 def fitting_slots(
     size: ModelSize, *, free_bytes: int, encode_batch: int, num_beams: int = 1
 ) -> int:
-    """As many slots as `free_bytes` hold beside weights that are there already; 1 at least.
+    """Return how many slots fit `free_bytes`, after the weights were loaded; at least 1.
 
-    Where not even one fits, the engine finds out, and halves what it encodes at once.
+    If not even one fits, the engine detects it and halves the encoding batch.
     """
     there_already = size.weight_bytes + predicted_bytes(size, slots=0, encode_batch=0).fused_copies
     usable = int(free_bytes * (1 - _RESERVED_SHARE)) + there_already
@@ -539,14 +538,14 @@ def auto_slots(
     gpu_fraction: float = 1.0,
     num_beams: int = 1,
 ) -> int:
-    """As many slots as are useful on the model's device and fit into a share of what is free.
+    """Return the useful number of slots that fit a share of the device's free memory.
 
-    Other processes may come: of all memory this one takes `gpu_fraction`.
+    This process may take `gpu_fraction` of all memory, to leave room for other processes.
     """
-    size: ModelSize | None = getattr(model, "size", None)  # a classifier has no decoder to size
+    size: ModelSize | None = getattr(model, "size", None)  # classifiers have none
     if model.device.type != "cuda" or size is None:
         return _CPU_SLOTS
-    # Loading leaves unused memory with torch, which would count as taken.
+    # Loading leaves unused memory in torch's allocator, which would count as used.
     free_cached_memory(model.device)
     free_bytes, all_bytes = torch.cuda.mem_get_info(model.device)
     ours = int(all_bytes * gpu_fraction) - torch.cuda.memory_reserved(model.device)

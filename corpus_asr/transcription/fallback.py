@@ -1,4 +1,4 @@
-"""How one window is decoded, again at a higher temperature while it fails a threshold, and kept."""
+"""Temperature fallback: decodes a window at rising temperatures until it passes all thresholds."""
 
 import math
 import unicodedata
@@ -27,11 +27,11 @@ from corpus_asr.units import FRAMES_PER_SECOND
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Attempt:
-    """A window decoded once, with what the thresholds look at."""
+    """Result of one decoding pass of a window, with the values that thresholds test."""
 
     window: Window
     number: int
-    """How many temperatures were tried before."""
+    """Number of temperatures tried before."""
     temperature: float | None
     result: WindowResult
     mean_logprob: float
@@ -39,41 +39,41 @@ class Attempt:
 
 
 class DecodingRules(ABC):
-    """How one window is decoded, and again at the next temperature while it fails a threshold."""
+    """Search settings of a window, its temperature fallback and the thresholds."""
 
     temperatures: Sequence[float | None]
-    """Tried in turn; None and 0 take the likeliest tokens."""
+    """Temperatures in order; None and 0 select the most likely tokens."""
     thresholds: DecodingSettings | GenerationConfig
-    """When a window is decoded again, and when it is silence; None switches a threshold off."""
+    """Thresholds for fallback and silence; None disables a threshold."""
     token_rules: TokenRules
     no_speech: int | None = None
-    """The token whose probability tells silence."""
+    """Token whose probability indicates silence."""
     phrases: PhraseTrie | None = None
-    """Preferred in every window."""
+    """Phrases preferred in every window."""
     encoded: Float[Tensor, "pos width"] | None = None
-    """What the encoder made of every window, where the caller has it already."""
+    """Encoder output of every window, if the caller has it."""
 
     @abstractmethod
     def search(self, window: Window, temperature: float | None) -> Search:
-        """How a window is searched."""
+        """Return the search settings of a window."""
 
     @abstractmethod
     def seed(self, window: Window, temperature: float | None) -> int:
-        """Return the seed of the noise by which tokens are sampled."""
+        """Return the random seed for sampling."""
 
     @abstractmethod
     def mean_logprob(self, result: WindowResult) -> float:
-        """Return what `logprob_threshold` is compared with."""
+        """Return the value compared with `logprob_threshold`."""
 
     @abstractmethod
     def compression_ratio(self, result: WindowResult) -> float:
-        """Return what `compression_ratio_threshold` is compared with."""
+        """Return the value compared with `compression_ratio_threshold`."""
 
     def note(self, attempt: Attempt) -> None:  # noqa: B027 (most rules note nothing)
-        """Take note of an attempt before anything else is decoded."""
+        """Called with each attempt before the next window is decoded."""
 
     def decode(self, window: Window) -> Steps[Attempt]:
-        """Climb the temperatures until a result is good enough.
+        """Decode at rising temperatures until a result passes all thresholds.
 
         Source: Radford et al. 2022, section 4.5; openai-whisper `decode_with_fallback`.
         """
@@ -85,13 +85,13 @@ class DecodingRules(ABC):
         return attempt
 
     def resume(self, attempt: Attempt) -> Steps[Attempt]:
-        """Let a text that was left unfinished say more of its window, which is encoded already.
+        """Continue an unfinished text in its window, whose encoding is reused.
 
-        It stays as it was where what follows fails a threshold.
+        The attempt is returned unchanged if the continuation fails a threshold.
         """
         result, window = attempt.result, attempt.window
         if len(window.prompt) + len(result.tokens) >= window.max_new_tokens:
-            return attempt  # the decoder holds no more
+            return attempt  # no decoder positions remain
         prompt = window.prompt[: len(window.prompt) - window.num_prefix]
         following = yield from self._searched(
             replace(
@@ -116,7 +116,7 @@ class DecodingRules(ABC):
         if wider is None:
             return attempt
         wide_attempt = yield from self._attempt(window, number, temperature, wider)
-        # A text that passes stays, if that of the beams does not.
+        # Keep a text that passes if that of the beam search fails.
         return attempt if self.fails(wide_attempt) and not self.fails(attempt) else wide_attempt
 
     def _judged(self, attempt: Attempt, result: WindowResult) -> Attempt:
@@ -128,7 +128,7 @@ class DecodingRules(ABC):
         )
 
     def wider(self, attempt: Attempt, search: Search) -> Search | None:
-        """How a window is searched once more before the next temperature; None: not at all."""
+        """Return a second search before the next temperature; None for no second search."""
         return None
 
     def _attempt(
@@ -160,14 +160,14 @@ class DecodingRules(ABC):
         )
 
     def fails(self, attempt: Attempt) -> bool:
-        """Whether a threshold asks for the next temperature."""
+        """Whether a threshold requires the next temperature."""
         limits = self.thresholds
         improbable = (
             limits.logprob_threshold is not None and attempt.mean_logprob < limits.logprob_threshold
         )
         if improbable and self.lacks_speech(attempt):
-            return False  # silence: an improbable text is expected, and is dropped later
-        # A loop that was cut short no longer compresses so well; it is repetition all the same.
+            return False  # silence: a low probability is expected; the text is dropped later
+        # A loop that was stopped early compresses less, but is still repetition.
         return improbable or (
             limits.compression_ratio_threshold is not None
             and (
@@ -177,36 +177,36 @@ class DecodingRules(ABC):
         )
 
     def lacks_speech(self, attempt: Attempt) -> bool:
-        """Whether the window probably holds no speech, whatever its text."""
+        """Whether the window probably contains no speech, regardless of its text."""
         limit, score = self.thresholds.no_speech_threshold, attempt.result.score
         return limit is not None and score is not None and score > limit
 
 
 def without_last_token(attempt: Attempt) -> Attempt:
-    """Take back the token that a text ends with; scores stay as they were."""
+    """Remove the last token of a text; scores are unchanged."""
     result = attempt.result
     shorter = replace(result, tokens=result.tokens[:-1], logprobs=result.logprobs[:-1])
     return replace(attempt, result=shorter)
 
 
 def _with_prefix(result: WindowResult, window: Window) -> WindowResult:
-    # As in faster-whisper: what was given is part of the text, and certain.
+    # As in faster-whisper: the prefix is part of the text, with probability 1.
     prefix = window.prompt[len(window.prompt) - window.num_prefix :]
     return replace(
         result, tokens=prefix + result.tokens, logprobs=(0.0,) * len(prefix) + result.logprobs
     )
 
 
-# Detected speech is padded, so that what was invented beside it may touch it.
+# Detected speech is padded, so hallucinated text next to it may overlap it.
 _NONSPEECH_FRACTION = 0.1
 
 
 UNCERTAIN_LOGPROB = -0.3
-"""Mean log-probability below which `beam_size` auto follows beams."""
+"""Mean log-probability below which `beam_size` auto uses beam search."""
 
 
 class OpenAIRules(DecodingRules):
-    """openai-whisper's scores and temperatures, and the segments made of a part's windows."""
+    """openai-whisper's scores and temperatures, and construction of a part's segments."""
 
     def __init__(
         self,
@@ -221,7 +221,7 @@ class OpenAIRules(DecodingRules):
         self.thresholds = settings
 
     def search(self, window: Window, temperature: float | None) -> Search:
-        """Follow beams at temperature 0 alone: above it, sampling takes their place."""
+        """Use beam search at temperature 0 only; higher temperatures sample."""
         settings = self.settings
         beams = settings.beam_size if settings.beam_size != "auto" and not temperature else 1
         return Search(
@@ -235,9 +235,9 @@ class OpenAIRules(DecodingRules):
         )
 
     def wider(self, attempt: Attempt, search: Search) -> Search | None:
-        """Follow beams where the likeliest text is uncertain, if the number of beams is left to us.
+        """Search uncertain windows with beams if `beam_size` is auto.
 
-        The window is encoded already, and what fails a threshold seldom has to be sampled then.
+        The encoding is reused, and windows that fail a threshold then rarely need sampling.
         """
         settings = self.settings
         if settings.beam_size != "auto" or attempt.temperature:
@@ -250,8 +250,8 @@ class OpenAIRules(DecodingRules):
         )
 
     def seed(self, window: Window, temperature: float | None) -> int:
-        """Name recording or `seed`, window and temperature, and nothing about this run."""
-        # Rounded to a frame, so that the name does not depend on how the seconds were summed.
+        """Derive the seed from the recording or `seed`, the window and the temperature only."""
+        # Rounded to a frame, so that the seed does not depend on floating-point summation.
         start_s = round(self.part.seconds(window.seek), 2)
         chosen = self.settings.seed
         of = self.part.recording_id if chosen is None else chosen
@@ -260,7 +260,7 @@ class OpenAIRules(DecodingRules):
         return int.from_bytes(blake2b(repr(name).encode(), digest_size=7).digest(), "big")
 
     def mean_logprob(self, result: WindowResult) -> float:
-        """Average over the text and the end token, which counts even when cut off.
+        """Return the mean over text and end token, which counts even if the text was cut off.
 
         Source: openai-whisper `decoding.py`, `sum_logprobs / (len(tokens) + 1)`.
         """
@@ -268,7 +268,7 @@ class OpenAIRules(DecodingRules):
         return total / (len(result.logprobs) + 1)
 
     def compression_ratio(self, result: WindowResult) -> float:
-        """Return that of the text."""
+        """Return the compression ratio of the text."""
         return compression_ratio(self.text(result.tokens))
 
     def segment(
@@ -281,7 +281,7 @@ class OpenAIRules(DecodingRules):
         task: str,
         no_speech_prob: float | None,
     ) -> Segment | None:
-        """Make a segment of a draft whose text tokens have `logprobs`; None if it is to go."""
+        """Build a segment from a draft whose text tokens have `logprobs`; None if it is dropped."""
         return finished_segment(
             self.part,
             self.settings,
@@ -298,7 +298,7 @@ class OpenAIRules(DecodingRules):
 
 
 def compression_ratio(text: str) -> float:
-    """Bytes of a text over bytes of its zlib form: repetition compresses well.
+    """Return the ratio of a text's bytes to its zlib-compressed bytes; high for repetition.
 
     Source: openai-whisper `utils.py`.
     """
@@ -306,8 +306,8 @@ def compression_ratio(text: str) -> float:
     return len(data) / len(zlib.compress(data))
 
 
-# Text of less than a second of audio that is less sure is invented: of 17 cuts what is said has
-# 0.35 and more in whisper-tiny.en, an invented sentence 0.04 and less.
+# Text on less than a second of audio with lower confidence is a hallucination: on 17 cuts with
+# whisper-tiny.en, spoken text has at least 0.35, hallucinated text at most 0.04.
 _LEAST_CONFIDENCE = 0.05
 
 
@@ -325,7 +325,7 @@ def finished_segment(
     temperature: float = 0.0,
     no_speech_prob: float | None = None,
 ) -> Segment | None:
-    """Make a segment of a draft; None if the settings drop what it says."""
+    """Build a segment from a draft; None if the settings drop it."""
     fraction = part.speech_fraction(draft.start_s, draft.end_s)
     nonspeech = fraction is not None and fraction < _NONSPEECH_FRACTION
     if nonspeech and settings.drop_nonspeech:
@@ -364,7 +364,7 @@ def _without_silence(
 ) -> tuple[Word, ...]:
     spans = [part.without_silence(word.start_s, word.end_s) for word in words]
     return tuple(
-        # They lie within their segment.
+        # Words lie within their segment.
         replace(
             word,
             start_s=min(max(first_s, start_s), end_s),
@@ -374,10 +374,10 @@ def _without_silence(
     )
 
 
-# What Whisper writes where nobody speaks: credits and farewells of subtitles. `Thank you.`,
-# `you` and `Bye.` are reported as often and are not listed: people say them.
-# Source: sentences that users report again and again, above all in the discussions of
-# github.com/openai/whisper; written down from common knowledge, neither complete nor measured here.
+# Texts that Whisper produces without speech: subtitle credits and farewells. `Thank you.`, `you`
+# and `Bye.` are reported as often but not listed, since people say them. Source: sentences that
+# users report repeatedly, mainly in the discussions of github.com/openai/whisper; compiled from
+# common knowledge, neither complete nor measured here.
 HALLUCINATION_PHRASES = files("corpus_asr.text").joinpath("hallucination_phrases")
 HALLUCINATION_LANGUAGES = (
     "de", "en", "es", "fr", "it", "ja", "ko", "nl", "pl", "pt", "ru", "tr", "zh",
@@ -385,9 +385,9 @@ HALLUCINATION_LANGUAGES = (
 
 
 def is_known_hallucination(text: str) -> bool:
-    """Whether the whole text is a listed sentence, in any language: on noise that is a guess, too.
+    """Whether the whole text is a listed sentence of any language, as detection fails on noise.
 
-    Case, punctuation and spacing do not count.
+    Case, punctuation and spacing are ignored.
     """
     return _folded(text) in _folded_phrases()
 

@@ -1,4 +1,4 @@
-"""Hotwords as tokens: the automaton of a list, in the ways that a checkpoint may write it."""
+"""Hotword lists as token automata, in every spelling that a checkpoint may produce."""
 
 from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache
@@ -8,25 +8,25 @@ from corpus_asr.decoding.phrases import PhraseTrie
 from corpus_asr.errors import ConfigError, ItemError
 
 Spellings = Callable[[str], Collection[tuple[int, ...]]]
-"""The tokens of each way to write a phrase; raises ValueError where there is none."""
+"""Returns the token sequences of each spelling of a phrase; raises ValueError without any."""
 
 BONUS = 3.0
-"""Of each token but the first of a hotword of weight 1, in nats."""
+"""Bonus in nats of each token after the first, for a hotword of weight 1."""
 FIRST_SHARE = 0.5
-"""Of that for the first token, after which a greedy search cannot go back. Of the pairs that were
-tried with whisper-tiny.en the one with the fewest errors."""
+"""Fraction of the bonus for the first token, after which greedy search cannot backtrack. Of the
+tested pairs with whisper-tiny.en, this one had the fewest errors."""
 
-# Lists of recordings that are transcribed side by side.
+# Number of cached lists, for recordings transcribed in parallel.
 _LISTS_KEPT = 64
 
 
 def forms(phrase: str) -> tuple[str, ...]:
-    """A phrase as given, in lower case, and as at the beginning of a sentence."""
+    """Return a phrase as given, in lower case and capitalized."""
     return tuple(dict.fromkeys((phrase, phrase.lower(), phrase[:1].upper() + phrase[1:])))
 
 
 class HotwordTries:
-    """Builds the automata of lists of hotwords, and keeps those of the latest."""
+    """Builds the automata of hotword lists and caches the most recent ones."""
 
     def __init__(self, spellings: Spellings) -> None:
         self._spellings = spellings
@@ -36,8 +36,8 @@ class HotwordTries:
         """Return the automaton; None without hotwords.
 
         Raises:
-            ItemError: a phrase cannot be written, which must be one of this recording: those of the
-                settings were checked.
+            ItemError: a phrase of this recording cannot be spelled; those of the settings were
+                checked before.
         """
         try:
             return self._latest(hotwords) if hotwords else None
@@ -56,12 +56,12 @@ class HotwordTries:
 
 
 def as_prompt(hotwords: Sequence[Hotword] | None) -> str | None:
-    """The text of a prompt that names them, whatever their weights."""
+    """Return the prompt text that lists the hotwords, ignoring their weights."""
     return ", ".join(hotword.phrase for hotword in hotwords) if hotwords else None
 
 
 def check_hotwords(hotwords: Sequence[Hotword] | None, spellings: Spellings) -> None:
-    """Refuse, by its key, a phrase that a checkpoint cannot write."""
+    """Raise `ConfigError`, naming the key, for a phrase that a checkpoint cannot spell."""
     for hotword in hotwords or ():
         try:
             spellings(hotword.phrase)

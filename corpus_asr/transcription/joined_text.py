@@ -1,8 +1,8 @@
-"""A known text over the parts of its recording: each word placed once, in order, or missing.
+"""Joins the aligned parts of a recording, so that each word of its known text occurs at most once.
 
-Every part finds its words of the text by itself. Where the text repeats itself at the edge of two
-parts, both may claim the same words, or a later part earlier ones. Of such claims those are kept
-that fit the audio best. Does not import torch: runs whose parts are committed use it as well.
+Each part is aligned with the text independently. Where text repeats near a part boundary, two parts
+may claim the same words, or a later part earlier ones. Conflicts are resolved in favor of the
+claims that fit the audio best. Does not import torch: it is also used for committed parts.
 """
 
 from bisect import bisect_left
@@ -17,22 +17,22 @@ from corpus_asr.units import counted
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """A part says that it has a word of the text."""
+    """A part's claim to a word of the text."""
 
     part: int
-    """Number of the part, in the order of the recording."""
+    """Index of the part, in the order of the recording."""
     index: int
-    """Number of the word in the text."""
+    """Index of the word in the text."""
     probability: float
-    """What the model gives to the word there, in 0-1."""
+    """The model's probability of the word, in 0-1."""
 
 
 def placed_once(claims: Sequence[Claim]) -> list[int]:
-    """Choose claims, in the order of the recording, whose words ascend; return their positions.
+    """Return the positions of claims to keep, in the order of the recording, with ascending words.
 
-    Claims that no other contradicts are all kept. Of the others, those are kept that have the
-    largest sum of probabilities, each with the mean of its part in that place: of two parts with
-    the same words, the one that fits better has them all.
+    Claims without conflict are all kept. Of conflicting claims, the subset with the largest sum of
+    probabilities is kept. Each claim counts with the mean of its part in that place, so that of two
+    parts with the same words the better one gets them all.
     """
     indices = [claim.index for claim in claims]
     reached = [-1, *accumulate(indices, max)]
@@ -53,11 +53,11 @@ def placed_once(claims: Sequence[Claim]) -> list[int]:
 
 
 def _heaviest_ascending(values: Sequence[int], weights: Sequence[float]) -> list[int]:
-    """Positions of the strictly ascending choice of values with the largest sum of weights.
+    """Return the positions of the strictly ascending subsequence with the largest sum of weights.
 
     Source: the longest ascending subsequence of Fredman 1975, with weights in place of counts.
     """
-    # Choices that no other beats: by ascending last value, each heavier than those before it.
+    # Non-dominated subsequences by ascending last value, each heavier than those before.
     lasts: list[int] = []
     sums: list[float] = []
     ends: list[int] = []
@@ -79,7 +79,7 @@ def _heaviest_ascending(values: Sequence[int], weights: Sequence[float]) -> list
 
 
 def missing_words(words: Sequence[str], ends_s: Mapping[int, float]) -> tuple[MissingWord, ...]:
-    """Return the words of a text that are not among those found, given where these end."""
+    """Return the words of a text that were not aligned, given the end times of those aligned."""
     missing, after_s = [], 0.0
     for index, word in enumerate(words):
         if index in ends_s:
@@ -90,10 +90,10 @@ def missing_words(words: Sequence[str], ends_s: Mapping[int, float]) -> tuple[Mi
 
 
 def words_of_lengths(text: str, lengths: Sequence[int]) -> list[str]:
-    """Cut a text into its words again, given how many characters each has.
+    """Split a text into words, given their lengths in characters.
 
     Raises:
-        ValueError: they are the lengths of another text.
+        ValueError: the lengths do not match the text.
     """
     spelled = "".join(f" {chunk}" for chunk in text.split())
     if sum(lengths) != len(spelled):
@@ -105,7 +105,7 @@ def words_of_lengths(text: str, lengths: Sequence[int]) -> list[str]:
 
 
 def text_not_found(name: str, found: int, given: int, instead: str) -> AlignmentError:
-    """Return the error of a text of which a recording says too little."""
+    """Return the error for a recording that contains too little of its text."""
     return AlignmentError(
         f"aligning the text of {name}: found {found} of its {counted(given, 'word')} "
         f"({found / max(1, given):.0%}) in the audio, with {instead}, expected most of them; check "
@@ -116,10 +116,10 @@ def text_not_found(name: str, found: int, given: int, instead: str) -> Alignment
 def joined_parts(
     parts: Sequence[PartTranscript], *, text: str, name: str
 ) -> tuple[list[Segment], tuple[MissingWord, ...]]:
-    """Join the parts of a recording: their segments, and the words of its text that none says.
+    """Join the parts of a recording: return their segments and the missing words of its text.
 
     Raises:
-        AlignmentError: no part says anything of the text.
+        AlignmentError: no part contains any of the text.
     """
     claimed = [
         (word, Claim(part=number, index=index, probability=word.probability))
@@ -149,7 +149,7 @@ def _with_words(parts: Sequence[PartTranscript], kept: Collection[int]) -> Itera
                 segment,
                 words=words,
                 text="".join(word.word for word in words),
-                tokens=(),  # they are of all its words
+                tokens=(),  # tokens of the parts include dropped words
                 start_s=words[0].start_s,
                 end_s=max(words[0].start_s, words[-1].end_s),
             )
@@ -158,10 +158,10 @@ def _with_words(parts: Sequence[PartTranscript], kept: Collection[int]) -> Itera
 def text_columns(
     lengths: Sequence[int] | None, found: Iterable[tuple[int, float]]
 ) -> dict[str, object]:
-    """Return the columns of outcomes that say which words of the text a part has.
+    """Return the outcome columns with the words of the text that a part contains.
 
-    `found` are the numbers of these words in the text, ascending, and where each ends; `lengths`
-    are the characters of all words of the text.
+    `found` has the index of each word in the text, ascending, and its end in seconds; `lengths` has
+    the number of characters of each word of the text.
     """
     spans: list[dict[str, float]] = []
     for index, end_s in found:

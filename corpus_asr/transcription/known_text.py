@@ -1,11 +1,10 @@
-"""Where the words of a known text are said in a part: its seams, its windows, what is not said.
+"""Aligns a known text with a part: span of the text, windows, and which of its words are spoken.
 
-The part is recognized first, as any other, with word times. Recognized words that are the text's
-are anchors (`text_places`): they tell which span of the text the part says, and where that can be
-cut into windows. In each window the model then reads the given words in place of its own, and its
-cross-attention times them, as it times recognized ones (`words`). Words between anchors that were
-not recognized are kept only where the audio bears them out: reading them must not cost more than
-passing over them.
+The part is first recognized as usual, with word times. Recognized words that match the text are
+anchors (`text_places`): they determine the span of the text and where it can be cut into windows.
+In each window the decoder is then forced to the given words, and its cross-attention times them as
+it times recognized ones (`words`). Unrecognized words between anchors are kept only if the audio
+supports them: including them must not lower the log-probability by more than a limit.
 """
 
 import math
@@ -45,25 +44,25 @@ from corpus_asr.transcription.words import (
 )
 from corpus_asr.units import FRAMES_PER_SECOND, TIMESTAMP_STEP_S, WINDOW_S
 
-# Audio before the first word of a window and after its last one, where there is silence.
+# Audio before the first word of a window and after its last one, if it is silent.
 _MARGIN_S = 0.5
-# A window ends at the longest pause in its last third: later than this part of it.
+# A window ends at the longest pause after this fraction of its length.
 _EARLIEST_CUT = 0.6
-# A pause of so many seconds between words that are no anchors counts as none between two anchors.
+# Shortest pause that counts between words that are not anchors; it ranks as zero between anchors.
 _UNSURE_CUT_S = 1.0
-# What lies between words further apart is silence or other words: no window reaches over it.
+# No window spans a gap of this length, which contains silence or speech outside the text.
 _HOLE_S = 2.0
-# Reading words that were not recognized may cost this much log-probability, in all. On LJ Speech
-# one that is not said costs whisper-tiny.en 14 to 27 and two and more 21 and more; of 43 runs of
-# words that are said, though not recognized, 40 cost less than 9. Words that were not found are
-# tried again, by a stricter measure, once others beside them are.
+# Maximum log-probability loss of including an unrecognized run of words, by round. On LJ Speech
+# with whisper-tiny.en, one word that is not spoken costs 14 to 27, two or more cost at least 21; of
+# 43 unrecognized runs that are spoken, 40 cost less than 9. Rejected words are tested again, with a
+# lower limit, after neighboring words were accepted.
 _MAX_LOSSES = (10.0, 4.0, 4.0)
-# Where nothing was recognized rightly, the text may cost this much more than what was, per token.
+# Maximum loss per token relative to the recognized text, in windows without any anchor.
 _MAX_LOSS_PER_TOKEN = 1.5
 
 
 class KnownTextAligner:
-    """Places a known text in a part that was recognized."""
+    """Aligns a known text with a part that has been recognized."""
 
     def __init__(
         self,
@@ -80,12 +79,12 @@ class KnownTextAligner:
         self._prompt_format = prompt_format
 
     def run(self, recognized: PartTranscript) -> Steps[PartTranscript]:
-        """Give the part's segments with the words of the text, and which words they are.
+        """Return the part's segments with words of the text, and the indices of these words.
 
         Raises:
-            AlignmentError: the part is the whole recording and says next to nothing of the text.
+            AlignmentError: the part is the whole recording and contains hardly any of the text.
         """
-        # Nothing was recognized, and no language given: some language must be named.
+        # Without recognized text and a configured language, any language serves.
         code = recognized.language or next(iter(self._prompt_format.languages), None)
         language = Language(code=code, probability=recognized.language_probability)
         recognized_words = [word for segment in recognized.segments for word in segment.words or ()]
@@ -111,9 +110,9 @@ class KnownTextAligner:
         )
 
     def _windows(self, places: Sequence[Place], language: Language) -> Iterator[list[Place]]:
-        """Cut the words into windows, at pauses between anchors where there are any."""
+        """Split the words into windows, preferably at pauses between anchors."""
         alignment = self._prompt_format.alignment(language.code, self._settings.task)
-        room = alignment.room - len(alignment.prompt) - 1  # the end
+        room = alignment.room - len(alignment.prompt) - 1  # minus the end token
         longest_s = WINDOW_S - 2 * _MARGIN_S
         rest = list(places)
         while rest:
@@ -135,11 +134,11 @@ class KnownTextAligner:
     def _edges(
         self, windows: Sequence[Sequence[Place]], number: int, recognized: Sequence[Word]
     ) -> tuple[int, int]:
-        """Give the frames of a window: its words, and up to a margin of what lies around them."""
+        """Return the frames of a window: its words, with a margin up to the surrounding words."""
         part, window = self._part, windows[number]
         begin_s, stop_s = self._places.bounds()
         start_s, end_s = window[0].start_s, window[-1].end_s
-        # What is recognized there is not of the text, and would draw its words.
+        # Recognized words beyond the edges are outside the text and would attract its words.
         others_before = [word.end_s for word in recognized if word.end_s <= start_s]
         others_after = [word.start_s for word in recognized if word.start_s >= end_s]
         alone = len(windows) == 1 and not others_before and not others_after
@@ -163,14 +162,14 @@ class KnownTextAligner:
         last_speech_s: float,
         recognized: Sequence[Word],
     ) -> Steps[list[PlacedWord]]:
-        """Read the words of a window that are said in it."""
-        reading = _Reading(
+        """Return the window's words that are spoken, with times."""
+        reading = _ForcedWindow(
             self._part, self._prompt_format, self._settings, self._text, edges, language,
             last_speech_s,
         )  # fmt: skip
         chosen = {place.index for place in places if place.anchor}
         if not chosen:
-            # Between saying nothing and saying what was recognized is every other text.
+            # The probabilities of empty and of recognized text bound those of all other texts.
             every = [place.index for place in places]
             start_s, end_s = places[0].start_s, places[-1].end_s
             spoken_words = (w for w in recognized if start_s <= (w.start_s + w.end_s) / 2 <= end_s)
@@ -193,7 +192,7 @@ class KnownTextAligner:
                     runs = [run[:middle], run[middle:], *runs]
             if len(chosen) == num_chosen:
                 break
-            # Beside words that are found, others may prove to be said, too.
+            # Next to accepted words, further words may be accepted.
             runs = list(_runs(places, chosen))
         placed = yield from reading.placed(sorted(chosen))
         crowded = {index for run in _crowded(placed, places) for index in run}
@@ -203,7 +202,7 @@ class KnownTextAligner:
 
 
 def _crowded(placed: Sequence[PlacedWord], places: Sequence[Place]) -> Iterator[list[int]]:
-    """Runs of words that were not recognized, and have no time in which they can be said."""
+    """Yield runs of unrecognized words that are too long for their time."""
     anchors = {place.index for place in places if place.anchor}
     for is_anchor, group in groupby(placed, key=lambda placed_word: placed_word.index in anchors):
         run = list(group)
@@ -219,15 +218,15 @@ def _cut(before: Place, after: Place) -> float:
 
 
 def _runs(places: Sequence[Place], chosen: Collection[int]) -> Iterator[list[int]]:
-    # Of words in a row that are not chosen.
+    # Runs of consecutive words that are not chosen.
     for is_chosen, run in groupby(places, key=lambda place: place.index in chosen):
         if not is_chosen:
             yield [place.index for place in run]
 
 
 @dataclass(frozen=True, slots=True)
-class _Reading:
-    """A window, in which words of the text are read."""
+class _ForcedWindow:
+    """A window in which the decoder is forced to words of the text."""
 
     part: PartRequest
     prompt_format: PromptFormat
@@ -238,11 +237,11 @@ class _Reading:
     last_speech_s: float
 
     def total(self, indices: Collection[int]) -> Steps[float]:
-        """The log-probability of these words and the end after them."""
+        """Return the log-probability of these words and the following end token."""
         return (yield from self.total_of(self.tokens(sorted(indices))))
 
     def total_of(self, tokens: Sequence[int]) -> Steps[float]:
-        """The log-probability of a text and the end after it."""
+        """Return the log-probability of a text and the following end token."""
         alignment, window = self._alignment(), self._window()
         read = (*alignment.prompt, *tokens, alignment.end)[: alignment.room]
         result: AlignResult = yield AlignJob(
@@ -256,7 +255,7 @@ class _Reading:
         return math.fsum(result.logprobs[len(alignment.prompt) - 1 :])
 
     def placed(self, indices: Sequence[int]) -> Steps[list[PlacedWord]]:
-        """These words with their times."""
+        """Return these words with their times."""
         if not indices:
             return []
         alignment, window = self._alignment(), self._window()
@@ -278,12 +277,12 @@ class _Reading:
         return list(self._words(indices, draft.words, logprobs))
 
     def tokens(self, indices: Iterable[int]) -> tuple[int, ...]:
-        """The tokens of these words."""
+        """Return the tokens of these words."""
         return tuple(t for index in indices for t in self.text.spelled[index][1])
 
     def _alignment(self) -> AlignmentSpec:
         alignment = self.prompt_format.alignment(self.language.code, self.settings.task)
-        # The end is among the choices, as it may come in place of words that are left out.
+        # Include the end token, which may come in place of omitted words.
         alignment = replace(alignment, choices=alignment.end + 1)
         if not self.text.has_blanks:
             alignment = replace(
@@ -307,7 +306,7 @@ class _Reading:
     def _words(
         self, indices: Sequence[int], timed: Sequence[Word], logprobs: Sequence[float]
     ) -> Iterator[PlacedWord]:
-        """Join the words that cross-attention times to those of the text: both spell the same."""
+        """Map words timed by cross-attention to those of the text; both spell the same text."""
         ends = np.cumsum([len(word.word) for word in timed])
         first_letter = first_token = 0
         for index in indices:

@@ -1,7 +1,7 @@
-"""Which of some labels fits each window of a part: a language, or a class of a classifier.
+"""Labels the windows of a part: language identification, or the classes of a classifier.
 
-A label is asked for as a language is: as a window's first token, among those that stand for labels.
-So windows of many recordings share the slots and the encoder's batches of the one scheduler.
+A label is predicted as the first token of a window, restricted to the tokens of the labels. Windows
+of many recordings therefore share the slots and encoder batches of one scheduler.
 """
 
 from dataclasses import dataclass
@@ -27,12 +27,11 @@ from corpus_asr.transcription.whisper_prompt import PromptFormat
 from corpus_asr.transcription.windows import PartRequest, chunk_ranges
 from corpus_asr.units import FRAMES_PER_SECOND, WINDOW_FRAMES
 
-# Of a part's mean so many labels are kept: beyond them all share what is left, and another part
-# of the recording hardly makes one of them the likeliest.
+# Labels kept of a part's mean probabilities. The rest of the mass is split among the other labels,
+# which other parts of the recording are unlikely to make the top one.
 MAX_PART_LABELS = 32
 
-# A classifier's slot holds some scores: as many windows as an accelerator encodes at once, and as
-# many again.
+# A classifier's slot holds only scores: two encoder batches of an accelerator.
 CLASSIFIER_SLOTS = 32
 
 Probabilities = Float[Tensor, " label"]
@@ -43,24 +42,24 @@ class _Window:
     start: int
     end: int
     content_end: int
-    """Audio goes on after `end` to here, and is encoded too where it fits."""
+    """End of the audio that is encoded after `end`, as far as the window has room."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartLabeller:
-    """Labels parts with one checkpoint; meets `PartTranscriber`."""
+    """Labels parts with one checkpoint; implements `PartTranscriber`."""
 
     settings: ClassificationSettings
     names: tuple[str, ...]
     rules: TokenRules
-    """`only` allows the tokens that stand for the names."""
+    """Rules whose `only` is the tokens of the labels."""
     prompt: tuple[int, ...]
     exclusive: bool = True
-    """Whether one label excludes the others; else each may be there or not."""
+    """Whether exactly one label applies (softmax); else each may apply (sigmoid)."""
 
     @classmethod
     def from_folder(cls, folder: Path, settings: ClassificationSettings) -> "PartLabeller":
-        """Read what the checkpoint can tell apart: languages, or the classes of a classifier.
+        """Load a checkpoint's labels: languages, or the classes of a classifier.
 
         Source: Radford et al. 2022, section 2.3; openai-whisper `detect_language`.
         """
@@ -85,14 +84,14 @@ class PartLabeller:
 
     @property
     def languages(self) -> tuple[str, ...]:
-        """None by themselves: they are among the labels."""
+        """Empty: languages are among the labels instead."""
         return ()
 
     def check(self, settings: DecodingSettings) -> None:
-        """Accept: nothing is decoded."""
+        """Accept any settings: nothing is decoded."""
 
     def transcribe(self, part: PartRequest, settings: DecodingSettings) -> Steps[PartTranscript]:
-        """Label every window; none depends on another."""
+        """Label every window independently."""
         windows = self._windows(part)
         probabilities = yield Gather(self._ask(part, window) for window in windows)
         weights = [_weight_s(part, window) for window in windows]
@@ -123,7 +122,7 @@ class PartLabeller:
             ranges = chunk_ranges(part, [(0, end)] if end else [])
             return [_Window(first, last, last) for first, last in ranges]
         if part.language_features is not None or not end:
-            return []  # an earlier part holds the first speech
+            return []  # an earlier part has the first speech
         speech = (
             None if part.speech is None else [(span.start_s, span.end_s) for span in part.speech]
         )
@@ -145,13 +144,13 @@ class PartLabeller:
         return scores.softmax(dim=0) if self.exclusive else scores.sigmoid()
 
     def _likeliest(self, probabilities: Probabilities, count: int) -> tuple[Label, ...]:
-        # Stable: of two that are as likely, the first named comes first, on every machine.
+        # Stable sort: equal probabilities keep the order of names on every machine.
         order = probabilities.argsort(descending=True, stable=True)[:count].tolist()
         return tuple((self.names[at], float(probabilities[at])) for at in order)
 
 
 def _weight_s(part: PartRequest, window: _Window) -> float:
-    # Never 0: a window without detected speech still counts a little, or the mean would be 0/0.
+    # Positive: windows without detected speech keep a small weight, to avoid 0/0.
     start_s, end_s = part.seconds(window.start), part.seconds(window.end)
     length_s = max(end_s - start_s, 1 / FRAMES_PER_SECOND)
     fraction = part.speech_fraction(start_s, start_s + length_s)

@@ -1,8 +1,8 @@
-"""The one loop over a long recording: each window starts where the text of the last one ended.
+"""Sequential long-form decoding: each window starts where the text of the previous one ended.
 
-openai-whisper and transformers disagree about such windows. What they disagree about are the
-methods of `LongFormRules`; the table in models/whisper/README.md names one for each question.
-All of it is written as generators that yield jobs, so that many loops advance side by side.
+openai-whisper and transformers differ in details of these windows. Each difference is a method of
+`LongFormRules`; the table in models/whisper/README.md lists them. All loops are generators that
+yield jobs, so that many of them advance in parallel.
 """
 
 from abc import abstractmethod
@@ -20,29 +20,29 @@ from corpus_asr.transcription.windows import Language, Window
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Clock:
-    """How tokens and frames are turned into seconds."""
+    """Converts tokens and frames to seconds."""
 
     timestamp_begin: int
-    """The token of 0.00 s."""
+    """Token ID of 0.00 s."""
     input_stride: int
-    """Feature frames of a timestamp step."""
+    """Feature frames per timestamp step."""
     time_precision: float
-    """Seconds of a timestamp step."""
+    """Seconds per timestamp step."""
     time_precision_features: float
-    """Seconds of a feature frame."""
+    """Seconds per feature frame."""
 
     def is_timestamp(self, token: int) -> bool:
-        """Tell timestamps from text."""
+        """Whether a token is a timestamp."""
         return token >= self.timestamp_begin
 
     def seconds(self, token: int) -> float:
-        """Seconds from the window's start that a timestamp stands for."""
+        """Return a timestamp's seconds from the window's start."""
         return (token - self.timestamp_begin) * self.time_precision
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenSpan:
-    """A span of a window's tokens, by position, with times from the window's start."""
+    """A span of a window's tokens, by position, with times in seconds from the window's start."""
 
     first: int
     stop: int
@@ -58,12 +58,11 @@ def split_at_timestamps(
     content_s: float,
     cut_short: bool = False,
 ) -> tuple[list[TokenSpan], int]:
-    """Cut a window's tokens, end token left out, where one timestamp follows another.
+    """Split a window's tokens, without the end token, at consecutive timestamps.
 
-    A text that does not say where it ends lasts until `content_s`; so does one that was `cut_short`
-    before the model closed it, whose last timestamp tells nothing of its end. Returns the spans,
-    and the frames to advance: to the last timestamp if text follows it unfinished, else past the
-    `content_frames` of audio in the window.
+    A text without an end time lasts until `content_s`, as does one that was `cut_short` before its
+    closing timestamp. Returns the spans and the frames to advance: to the last timestamp if
+    unfinished text follows it, else past the `content_frames` of audio in the window.
 
     Source: openai-whisper `transcribe.py`, the part after `decode_with_fallback`; transformers
     `_retrieve_segment`.
@@ -94,7 +93,7 @@ def split_at_timestamps(
 
 
 def ends_closed(tokens: Sequence[int], clock: Clock) -> bool:
-    """Whether text and then one timestamp end the window: nothing is said after it."""
+    """Whether the window ends with text and a single timestamp, so that no speech follows."""
     return [clock.is_timestamp(token) for token in tokens[-2:]] == [False, True]
 
 
@@ -102,24 +101,24 @@ S = TypeVar("S")
 
 
 class LongFormRules(DecodingRules, Generic[S]):
-    """Where windows lie, what each is prompted with and what is kept of it: S, in `segments`."""
+    """Rules for window positions, prompts and kept segments; S is the type of `segments`."""
 
     clock: Clock
     window_frames: int
     segments: list[S]
     num_prefix: int = 0
-    """Last tokens of the newest prompt with which its window's text begins."""
+    """Number of last tokens of the newest prompt that are the beginning of its window's text."""
 
     @abstractmethod
     def next_speech(self, frame: int, end: int) -> int | None:
-        """Where decoding goes on from a frame; None where nothing follows up to `end`."""
+        """Return the frame at which decoding continues; None if no speech follows before `end`."""
 
     @abstractmethod
     def features(self, seek: int, end: int) -> Float[np.ndarray, "mel frame"]:
-        """Cut a whole window, filled up after its content."""
+        """Cut a whole window, padded after its content."""
 
     def frames_encoded(self, content_frames: int) -> int | None:
-        """Frames of a window that are encoded; None for all."""
+        """Number of encoded frames of a window; None for all."""
         return None
 
     @abstractmethod
@@ -129,38 +128,38 @@ class LongFormRules(DecodingRules, Generic[S]):
         features: Float[np.ndarray, "mel frame"],
         num_frames: int | None,
     ) -> Steps[Language]:
-        """The language of the next window, asked for in it or before."""
+        """Return the next window's language, detected in it or before."""
 
     @abstractmethod
     def prompt(self, language: Language) -> tuple[tuple[int, ...], int]:
-        """The next window's prompt, and the position of its start token."""
+        """Return the next window's prompt and the position of its start token."""
 
     @abstractmethod
     def max_new_tokens(self, prompt: Sequence[int]) -> int:
-        """The longest text of a window after this prompt."""
+        """Return the maximum number of text tokens after this prompt."""
 
     @abstractmethod
     def content_s(self, frames: int) -> float:
-        """Where the text of a window with so many frames of audio ends that does not say so."""
+        """Return where a text without an end time ends, in a window with `frames` of audio."""
 
     @abstractmethod
     def is_silence(self, attempt: Attempt) -> bool:
-        """Whether nothing is kept of a window since nobody speaks in it."""
+        """Whether a window is dropped as silence."""
 
     @abstractmethod
     def keep(self, attempt: Attempt, spans: Sequence[TokenSpan], seek: int) -> Steps[int]:
-        """Add what a window said to `segments`; returns the frame to go on at, `seek` or other."""
+        """Append a window's segments to `segments`; return the frame to continue at."""
 
     def passed_over(self, window: Window, after: int) -> Steps[int]:
-        """Look at what a window's text leaves out; returns the frame to go on at, `after` or other.
+        """Process speech that a window's text omits; return the frame to continue at.
 
-        Called after each window, whether anything is kept of it or not.
+        Called after each window, whether or not any of it is kept.
         """
         yield from ()
         return after
 
     def advanced(self, frame: int) -> None:
-        """Called after each window, with the frame up to which `segments` are final."""
+        """Called after each window with the frame up to which `segments` are final."""
 
     def run(self, ranges: Sequence[tuple[int, int]]) -> Steps[list[S]]:
         """Transcribe ranges of frames, in this order."""
@@ -180,7 +179,7 @@ class LongFormRules(DecodingRules, Generic[S]):
                         cut_short=attempt.result.looped,
                     )
                     kept_seek = yield from self.keep(attempt, spans, seek + advance)
-                    # Text that ends where its window starts would be decoded for ever.
+                    # A text that ends where its window starts would be decoded forever.
                     next_seek = kept_seek if kept_seek > seek else next_seek
                 next_seek = yield from self.passed_over(window, next_seek)
                 self.advanced(next_seek)

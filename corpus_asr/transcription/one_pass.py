@@ -55,10 +55,10 @@ class WindowCutter(Protocol):
     """Features of a family, as far as windows need them."""
 
     def window(self, features: Any, start: int, end: int) -> Float[np.ndarray, "..."]:
-        """Return what the model is given of these hops of 10 ms."""
+        """Return the model input for hops `start` to `end` of 10 ms."""
 
     def loudness(self, features: Float16[np.ndarray, "frame _"]) -> Float[np.ndarray, " frame"]:
-        """Return a number for each row that is larger the louder it is."""
+        """Return a loudness measure per feature row; larger is louder."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,11 +91,11 @@ class OnePassTranscriber:
 
     @property
     def languages(self) -> tuple[str, ...]:
-        """None: it does not detect them."""
+        """Empty: languages are not detected."""
         return ()
 
     def check(self, settings: DecodingSettings) -> None:
-        """Refuse what it cannot do, before any audio is read."""
+        """Reject unsupported settings before any audio is read."""
         check_refused(settings, _REFUSED, model=f"{self._name} reads each window once")
         if settings.beam_size not in ("auto", 1):
             raise ConfigError(
@@ -125,7 +125,7 @@ class OnePassTranscriber:
     def transcribe(
         self, part: PartRequest, settings: DecodingSettings
     ) -> Generator[Recognition, Sequence[Recognized], PartTranscript]:
-        """Have all windows read, and make segments of what they say."""
+        """Transcribe all windows and build segments from the results."""
         if part.detect_only:
             return PartTranscript()
         windows = self._windows(part, settings)
@@ -198,7 +198,7 @@ def _segments(
     found: Recognized,
     language: Language,
 ) -> Generator[Segment, None, None]:
-    """Yield the segments of a window: its sentences, or all of it where words are not timed."""
+    """Yield the segments of a window: its sentences, or the whole window without word times."""
     first_s, begin_s, end_s = map(part.seconds, (window.first, window.start, window.end))
     read_words = [word for word in found.words if _is_of(window, (word.start_s + word.end_s) / 2)]
     words = [
@@ -241,14 +241,14 @@ def _segments(
 
 
 def _is_of(window: _Window, middle_s: float) -> bool:
-    """Whether a word is a window's own, by its middle in seconds from where the window is read."""
+    """Whether the window keeps a word, by its middle in seconds from the window's first frame."""
     middle = window.first + middle_s * FRAMES_PER_SECOND
     after_cut = window.first == window.start or middle >= window.start
     return after_cut and (window.last == window.end or middle < window.end)
 
 
 def _after_a_blank(words: Sequence[Word]) -> tuple[Word, ...]:
-    # Segments are joined as they are: a sentence must not stick to the one before.
+    # Segments are concatenated, so each sentence starts with a space.
     if not words or words[0].word[:1].isspace():
         return tuple(words)
     return (replace(words[0], word=f" {words[0].word}"), *words[1:])

@@ -1,6 +1,6 @@
-"""How fast one engine transcribes: times of its parts, and what the settings make of them.
+"""Throughput estimate of one engine: timings of its operations, combined for given settings.
 
-Torch is imported only where something is timed.
+Torch is imported only where operations are timed.
 """
 
 import math
@@ -17,37 +17,37 @@ from corpus_asr.units import WINDOW_FRAMES, WINDOW_S, counted
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pace:
-    """Seconds of work of an engine whose slots are full; 0 is what the settings do not do."""
+    """Seconds per operation of an engine with full slots; 0 for operations that are not used."""
 
     window_s: float
-    """Of a window of 30 s: its encoding, prompt, keys and values."""
+    """One window of 30 s: encoding, prompt, cross-attention keys and values."""
     token_s: float
-    """Of a token of one window, greedy."""
+    """One token of one window, greedy search."""
     beam_token_s: float = 0.0
-    """The same with as many beams as the settings follow at most."""
+    """One token with the largest number of beams of the settings."""
     words_s: float = 0.0
-    """Of the times of a window's words."""
+    """Word times of one window."""
 
 
-class _Speech(NamedTuple):
-    """What depends on the recordings: assumed, from what English ones of several kinds had."""
+class _AudioStats(NamedTuple):
+    """Recording-dependent quantities, assumed from measurements of English recordings."""
 
     chunk_s: float
-    """Speech in a window that is cut at a pause."""
+    """Seconds of speech in a window that is cut at a pause."""
     step_s: float
-    """Speech that a window of `sequential` moves on by."""
+    """Seconds of speech per window in the `sequential` strategy."""
     tokens_per_s: float
     speech_share: float
-    """Of the audio, where speech is detected."""
+    """Fraction of the audio that is detected speech."""
     uncertain: float
-    """Share of windows that `beam_size` auto searches again."""
+    """Fraction of windows that `beam_size` auto decodes with beams."""
     failed: float
-    """Further searches for each window, at higher temperatures."""
+    """Additional decoding passes per window at higher temperatures."""
 
 
-# Shares that are searched again: those of clear reading, and of clips of 39 languages.
-_QUICK = _Speech(25.0, 29.0, 3.0, 0.8, 0.2, 0.0)
-_SLOW = _Speech(18.0, 22.0, 5.0, 1.0, 0.7, 0.3)
+# Fractions `uncertain`: of clear read speech, and of clips in 39 languages.
+_QUICK = _AudioStats(25.0, 29.0, 3.0, 0.8, 0.2, 0.0)
+_SLOW = _AudioStats(18.0, 22.0, 5.0, 1.0, 0.7, 0.3)
 _STEPS = 8
 _WORDS_TOKENS = 100
 
@@ -55,9 +55,9 @@ _WORDS_TOKENS = 100
 def rtfx_range(
     pace: Pace, decoding: DecodingSettings, *, vad: bool = True, recording_s: float
 ) -> tuple[float, float]:
-    """Return the least and the greatest RTFx of one engine.
+    """Return the minimum and maximum RTFx of one engine.
 
-    `recording_s` is the mean length of the recordings: short ones leave windows empty.
+    `recording_s` is the mean recording length in seconds: short recordings do not fill windows.
     """
     slow, quick = (
         _rtfx(pace, decoding, speech, vad=vad, recording_s=recording_s)
@@ -67,7 +67,7 @@ def rtfx_range(
 
 
 def _rtfx(
-    pace: Pace, decoding: DecodingSettings, speech: _Speech, *, vad: bool, recording_s: float
+    pace: Pace, decoding: DecodingSettings, speech: _AudioStats, *, vad: bool, recording_s: float
 ) -> float:
     share = speech.speech_share if vad else 1.0
     said_s = speech.chunk_s if decoding.in_chunks else speech.step_s
@@ -109,11 +109,11 @@ def time_pace(
 ) -> Pace | None:
     """Time an engine of a checkpoint's sizes, without its weights; None if it is no Whisper.
 
-    How long a network takes depends on its sizes and types, not on the values of its weights.
-    Layers are alike: one and two of them are timed, whose difference is that of each further one.
+    Timings depend on a network's sizes and data types, not on its weights. Networks of one and of
+    two layers are timed; the difference is the cost of each additional layer.
 
     Raises:
-        ImportError: there is no torch here.
+        ImportError: torch is not installed.
     """
     from corpus_asr.decoding.device import set_threads
 
@@ -154,7 +154,7 @@ def _time_layers(
     dtype: str,
     slots: int,
 ) -> tuple[float, ...]:
-    """Return the seconds of encoding, prompt, token, token of beams and words of a window."""
+    """Return the seconds per window of encoding, prompt, token, beam token and word times."""
     import torch
 
     from corpus_asr.decoding.batch import SlotBatch
@@ -173,15 +173,15 @@ def _time_layers(
     built.to(precision.dtype).to_empty(device=where)
     with torch.no_grad():
         for weights in built.parameters():
-            weights.fill_(0.01)  # memory as it is found may hold what is no number
-    built.proj_out.weight = built.model.decoder.embed_tokens.weight  # `to_empty` parts them
+            weights.fill_(0.01)  # uninitialized memory may hold NaN
+    built.proj_out.weight = built.model.decoder.embed_tokens.weight  # `to_empty` unties them
     model = built.eval().slot_model(int8=precision.int8, consume=True)
     model.float8_windows = precision.float8_windows
 
     def timed(work: Callable[[], object], *, warm_ups: int = 0) -> float:
         for _ in range(warm_ups):
             work()
-        # Of this thread on a CPU, as if nobody else worked there; it takes part in each operation.
+        # CPU time of this thread, which takes part in each operation, to exclude other processes.
         clock = time.thread_time if recorder is None else time.perf_counter
         began_s = clock()
         work()
@@ -191,7 +191,7 @@ def _time_layers(
 
     at_once = 1 if recorder is None else encode_batch_on(where.type)
     noise = torch.rand(at_once, config.num_mel_bins, WINDOW_FRAMES).to(where, precision.dtype)
-    # On a GPU kernels are chosen, and steps recorded, when they run first.
+    # On a GPU the first run selects kernels and records graphs.
     encode_s = timed(lambda: model.encode(noise), warm_ups=recorder is not None) / at_once
     encoded = torch.zeros((1, *model.window_shape), device=where, dtype=precision.dtype)
     end = config.eos_token_id

@@ -1,8 +1,8 @@
-"""Several models behind one: each part goes to the model for its language.
+"""Routes each part to the model for its language.
 
-The main model detects the language, in the same windows as always, and transcribes what no other is
-for. Others may be of other families: parts carry the features of each. All models are loaded at the
-start: one that cannot be loaded says so before hours of work.
+The main model detects the language, in the same windows as without routing, and transcribes parts
+in languages without a model of their own. Models may belong to different families: parts carry the
+features of each. All models are loaded at the start, so that loading errors appear immediately.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -42,8 +42,8 @@ NO_KINDS: Mapping[str, str] = MappingProxyType({})
 
 @dataclass(slots=True)
 class _RoutedPart:
-    now: "Future[PartTranscript] | None" = None
-    """Of the engine that has it."""
+    engine_future: "Future[PartTranscript] | None" = None
+    """Future of the engine that processes the part."""
     is_cancelled: bool = False
 
 
@@ -58,7 +58,7 @@ class RoutedEngine:
         decoding: DecodingSettings,
         kinds: Mapping[str, str] = NO_KINDS,
     ) -> None:
-        """`kinds` of features by language, where its model takes others than the main one."""
+        """`kinds` maps languages to feature kinds, for models whose features differ."""
         self._main = main
         self._others = dict(others)
         self._kinds = kinds
@@ -83,10 +83,10 @@ class RoutedEngine:
         reproducible: bool = False,
         aligner: Path | None = None,
     ) -> "RoutedEngine":
-        """Load the main checkpoint's folder and one per language code, the same one once.
+        """Load the main checkpoint folder and one per language; shared folders are loaded once.
 
-        The rest is as of `Engine.from_folder`, for each model; with `auto` slots they share the
-        device's memory.
+        Other arguments apply to each model as in `Engine.from_folder`; with `auto` slots the models
+        share the device's memory.
         """
         set_threads(num_threads)
         placer = word_placer(aligner, device=device, dtype=dtype)
@@ -117,7 +117,7 @@ class RoutedEngine:
                     placer=placer,
                 )
                 engines[path] = stack.enter_context(engine)
-            stack.pop_all()  # they go on; were one refused, the others would be closed
+            stack.pop_all()  # the engines stay open; after an error the stack closes them
         chosen = {code: engines[path] for code, path in others.items() if path != folder}
         further = further_folders(folder, transcribers)
         kinds = {code: part_features(path).kind for code, path in others.items()}
@@ -126,12 +126,12 @@ class RoutedEngine:
 
     @property
     def slots(self) -> int:
-        """Windows decoded side by side, of all models."""
+        """Number of windows decoded in parallel, over all models."""
         return sum(engine.slots for engine in self._engines)
 
     @property
     def predicted_bytes(self) -> int | None:
-        """What this process is predicted to take at its peak, as of `Engine`."""
+        """Predicted peak memory of this process in bytes, as in `Engine`."""
         predicted_bytes = [engine.predicted_bytes for engine in self._engines]
         if None in predicted_bytes:
             return None
@@ -146,7 +146,7 @@ class RoutedEngine:
         return self._main.languages
 
     def check(self, decoding: DecodingSettings) -> None:
-        """Refuse what the checkpoints cannot do."""
+        """Raise `ConfigError` for settings that the checkpoints do not support."""
         _check_mode(decoding)
         only = only_language(decoding)
         if only not in self._others:
@@ -156,7 +156,7 @@ class RoutedEngine:
                 engine.check(_in_language(decoding, code))
 
     def submit(self, part: PartRequest) -> "Future[PartTranscript]":
-        """Queue a part, as `Engine.submit` does; the main model comes first."""
+        """Queue a part as `Engine.submit` does, first for the main model."""
         if part.decoding is not None:
             _check_mode(part.decoding)
         settings = part.decoding or self._decoding
@@ -166,7 +166,7 @@ class RoutedEngine:
         if only is not None:
             return self._submit(part, only, settings)
         future: Future[PartTranscript] = Future()
-        future.set_running_or_notify_cancel()  # `cancel` asks the engines
+        future.set_running_or_notify_cancel()  # `cancel` acts on the engines
         work = _RoutedPart()
 
         def detected(done: "Future[PartTranscript]") -> None:
@@ -178,15 +178,15 @@ class RoutedEngine:
                     return
                 certain = _with_certainty(part, first.language_probability)
                 second = self._submit(certain, code, _in_language(settings, code))
-                work.now = second
+                work.engine_future = second
                 if work.is_cancelled:
                     self._others[code].cancel(second)
-            except Exception as error:  # handed to whoever waits for the part
+            except Exception as error:  # set on the caller's future
                 future.set_exception(error)
                 return
             second.add_done_callback(lambda done: _pass_on(first, done, future))
 
-        first_pass = work.now = self._main.submit(replace(part, decoding=settings))
+        first_pass = work.engine_future = self._main.submit(replace(part, decoding=settings))
         self._under_way[future] = work
         future.add_done_callback(self._under_way.pop)
         first_pass.add_done_callback(detected)
@@ -199,29 +199,29 @@ class RoutedEngine:
         return engine.submit(replace(part.with_kind(self._kinds.get(code)), decoding=decoding))
 
     def cancel(self, future: "Future[PartTranscript]") -> None:
-        """End a part that nobody waits for, as `Engine.cancel` does."""
+        """Cancel a part as `Engine.cancel` does."""
         work, running = self._under_way.get(future), future
         if work is not None:
-            work.is_cancelled = True  # before it is looked at what is under way
-            running = work.now or future
-        for engine in self._engines:  # it does nothing to the part of another
+            work.is_cancelled = True  # set before the current future is read
+            running = work.engine_future or future
+        for engine in self._engines:  # no effect on parts of other engines
             engine.cancel(running)
 
     def statistics(self) -> Activity:
-        """What has been done since the engines began, all together."""
+        """Combined activity since the engines started."""
         activities = [engine.statistics() for engine in self._engines]
         return replace(
             Activity.total(activities), slots=sum(activity.slots for activity in activities)
         )
 
     def close(self) -> None:
-        """Stop within a decoding step; what is not done yet fails with `ClosedError`."""
+        """Stop within a decoding step; unfinished parts fail with `ClosedError`."""
         for engine in self._engines:
             engine.close()
 
 
 def _with_certainty(part: PartRequest, sure: float | None) -> PartRequest:
-    """Return the part with its listener given how sure the main model is of the language."""
+    """Return the part with the language probability passed to its listener."""
     listener = part.listener
     if listener is None:
         return part
@@ -237,7 +237,7 @@ def _pass_on(
 ) -> None:
     try:
         transcript = done.result()
-    except Exception as error:  # handed to whoever waits for the part
+    except Exception as error:  # set on the caller's future
         future.set_exception(error)
         return
     sure = first.language_probability
@@ -247,7 +247,7 @@ def _pass_on(
             segments=tuple(
                 replace(segment, language_probability=sure) for segment in transcript.segments
             ),
-            language=first.language,  # which names the model, whether or not it found a text
+            language=first.language,  # the routed model's language, even without text
             language_probability=sure,
             transcribe_s=first.transcribe_s + transcript.transcribe_s,
         )
@@ -260,7 +260,7 @@ def _checked_transcribers(
     decoding: DecodingSettings,
     placer: "WordPlacer | None",
 ) -> dict[Path, PartTranscriber]:
-    # The main checkpoint comes first: it is loaded, and given its slots, before the others.
+    # Load the main checkpoint and allocate its slots before the others.
     _check_mode(decoding)
     elsewhere = {code: path for code, path in others.items() if path != folder}
     main = part_transcriber(folder)

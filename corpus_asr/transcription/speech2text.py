@@ -1,8 +1,8 @@
-"""How Speech2Text transcribes one part: a window per span of speech, all side by side.
+"""Transcription of a part with Speech2Text: one window per speech span, decoded in parallel.
 
-It has no timestamps, no no-speech token, and neither takes text before a window nor tells languages
-apart: settings that ask for such things are refused. A segment has the times of the speech detected
-in its window, since the model knows none; words' times come from its cross-attention.
+The model has no timestamps, no no-speech token, no text prompts and no language detection: settings
+that require these are rejected. A segment has the times of the speech detected in its window, since
+the model predicts none; word times come from its cross-attention.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -38,15 +38,15 @@ from corpus_asr.transcription.words import (
 )
 from corpus_asr.units import FRAMES_PER_SECOND, WINDOW_FRAMES
 
-# Two convolutions halve the frames each: a position is 40 ms.
+# Two convolutions of stride 2: one position is 40 ms.
 FRAMES_PER_POSITION = 4
-# As Whisper's 7 positions of 20 ms, about an eighth of a second.
+# About an eighth of a second, like Whisper's 7 positions of 20 ms.
 _FILTER_WIDTH = 3
 
-# SentencePiece's mark for a blank.
+# SentencePiece's symbol for a space.
 _BLANK = "▁"
 
-# Settings of which only the default can be had, or null; and why.
+# Settings that must keep their default or null, with the reason.
 _REFUSED = {
     "language_mode": "these checkpoints cannot distinguish languages",
     "no_speech_threshold": "these checkpoints have no token for silence; only null, or the "
@@ -63,31 +63,31 @@ _REFUSED = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Speech2TextPromptFormat:
-    """Token ids and what to do with them."""
+    """Token IDs of a checkpoint, and the prompts and rules built from them."""
 
     spelling: Callable[[Sequence[int]], str]
-    """Text tokens to text, as `transformers` decodes them."""
+    """Converts text tokens to text, as `transformers` decodes them."""
     encode: Callable[[str], tuple[int, ...]]
-    """Text to text tokens."""
+    """Converts text to tokens."""
     begins_word: Callable[[int], bool]
-    """Whether a text token has a blank before it."""
+    """Whether a text token starts with a space."""
     special: frozenset[int]
-    """Tokens that are no text."""
+    """Tokens that are not text."""
     start: int
     end: int
     targets: Mapping[str, int]
-    """Language code to the token that asks for it; empty for checkpoints of one target."""
+    """Target language token by language code; empty for checkpoints with one target."""
     forced: int | None
-    """The first token where the user names no target language."""
+    """First token if no target language is configured."""
     suppress: tuple[int, ...]
     max_target_positions: int
     alignment_heads: tuple[tuple[int, int], ...]
     window_frames: int = WINDOW_FRAMES
-    """Of the windows that the network is made for."""
+    """Length of the network's windows in frames."""
 
     @classmethod
     def from_folder(cls, folder: Path) -> "Speech2TextPromptFormat":
-        """Read a checkpoint's tokenizer and generation settings."""
+        """Load a checkpoint's tokenizer and generation settings."""
         family = family_of(folder)
         config = resolve(family.config).from_pretrained(folder)
         generation = resolve(family.generation).from_pretrained(folder)
@@ -116,7 +116,7 @@ class Speech2TextPromptFormat:
         )
 
     def check(self, settings: DecodingSettings) -> None:
-        """Refuse what this checkpoint cannot do, before any audio is read."""
+        """Reject settings that this checkpoint does not support, before any audio is read."""
         model = "the checkpoint is of the family speech_to_text"
         check_refused(settings, _REFUSED, model=model)
         if not isinstance(settings.language, str):
@@ -135,10 +135,10 @@ class Speech2TextPromptFormat:
         check_hotwords(settings.hotwords, self.spellings)
 
     def spellings(self, phrase: str) -> list[tuple[int, ...]]:
-        """Return the tokens of each way in which a text may have a phrase.
+        """Return the token sequences of each spelling of a phrase in a text.
 
         Raises:
-            ValueError: these pieces cannot write it.
+            ValueError: the vocabulary cannot spell it.
         """
         spellings = list(dict.fromkeys(map(self.encode, forms(phrase))))
         written = [tokens for tokens in spellings if self.special.isdisjoint(tokens)]
@@ -170,20 +170,20 @@ class Speech2TextPromptFormat:
     def prompt(self, target_language: str | None) -> tuple[int, ...]:
         """Build a window's prompt.
 
-        The target language, which `transformers` forces as the first token it generates, is the
-        last of the prompt here: it is given, not said, and counts in no score.
+        The target language, which `transformers` forces as the first generated token, is the last
+        token of the prompt here: it is not generated and counts in no score.
         """
         target = self.forced if target_language is None else self.targets[target_language]
         return (self.start,) if target is None else (self.start, target)
 
     def task(self, settings: DecodingSettings) -> str:
-        """What the tables call it: a target language means translation."""
+        """Return the task in result tables: a target language means translation."""
         return settings.task if settings.target_language is None else "translate"
 
     def text(self, tokens: Sequence[int]) -> str:
-        """Text tokens to text, with a blank before every word, the first one too.
+        """Convert text tokens to text, with a space before every word including the first.
 
-        What is special is left out; the tokens of a text cut in two give its parts.
+        Special tokens are omitted; the tokens of a text cut in two give its parts.
         """
         text_tokens = [token for token in tokens if token not in self.special]
         if not text_tokens:
@@ -191,7 +191,7 @@ class Speech2TextPromptFormat:
         return (" " if self.begins_word(text_tokens[0]) else "") + self.spelling(text_tokens)
 
     def alignment(self, target_language: str | None) -> AlignmentSpec:
-        """How it reads a text again, to tell when its words were said."""
+        """Return how a text is aligned to time its words."""
         return AlignmentSpec(
             prompt=self.prompt(target_language),
             end=self.end,
@@ -205,21 +205,21 @@ class Speech2TextPromptFormat:
 
     @property
     def rules(self) -> TokenRules:
-        """Rules for text."""
+        """Return the rules for text."""
         return TokenRules(end=self.end, suppress=self.suppress)
 
 
-# The utterances these models were trained on last 6 s (MuST-C) to 12 s (LibriSpeech) on average,
-# 30 s at most; a segment's times are those of its window, so shorter ones say more exactly when.
+# Training utterances average 6 s (MuST-C) to 12 s (LibriSpeech), 30 s at most; a segment has the
+# times of its window, so shorter windows give more precise times.
 DEFAULT_WINDOW_S = 15.0
-# Detected speech is padded: the silence is longer than this by that on both sides.
+# Excludes the padding of detected speech, by which the silence is longer on both sides.
 _LONGEST_PAUSE_S = 1.0
-# A window that waits for a slot holds its features, 0.5 MB: of one part no more than this wait.
+# Limit of a part's windows that wait for a slot; each holds 0.5 MB of features.
 WINDOWS_AT_ONCE = 32
 
 
 class Speech2TextTranscriber:
-    """Transcribes parts with one Speech2Text checkpoint; meets `PartTranscriber`."""
+    """Transcribes parts with one Speech2Text checkpoint; implements `PartTranscriber`."""
 
     def __init__(
         self, prompt_format: Speech2TextPromptFormat, features: Speech2TextPartFeatures
@@ -230,25 +230,25 @@ class Speech2TextTranscriber:
 
     @classmethod
     def from_folder(cls, folder: Path) -> "Speech2TextTranscriber":
-        """Read what the checkpoint says of its vocabulary, its limits and its features."""
+        """Load the checkpoint's vocabulary, limits and feature settings."""
         return cls(
             Speech2TextPromptFormat.from_folder(folder), Speech2TextPartFeatures.from_folder(folder)
         )
 
     @property
     def languages(self) -> tuple[str, ...]:
-        """None: these checkpoints cannot distinguish languages."""
+        """Empty: these checkpoints cannot distinguish languages."""
         return ()
 
     def check(self, settings: DecodingSettings) -> None:
-        """Refuse what this checkpoint cannot do."""
+        """Reject settings that this checkpoint does not support."""
         self._prompt_format.check(settings)
 
     def transcribe(self, part: PartRequest, settings: DecodingSettings) -> Steps[PartTranscript]:
-        """Decode all windows side by side.
+        """Decode all windows in parallel.
 
-        The longest come first: windows of one length are then encoded together, and nothing long
-        is started last.
+        The longest windows are first, so that windows of similar length are encoded together and no
+        long window starts last.
         """
         ranges = window_ranges(part, settings, longest_frames=self._prompt_format.window_frames)
         if not ranges:
@@ -259,7 +259,7 @@ class Speech2TextTranscriber:
         if part.listener is not None:
             rules.pass_on(SpansInOrder(part.listener, ranges), ranges)
         ranges = sorted(ranges, key=lambda window: window[0] - window[1])
-        # Dealt out in turn: each list holds long windows and short ones.
+        # Distributed round-robin: each list has long and short windows.
         results = yield Gather(
             rules.run(ranges[index::WINDOWS_AT_ONCE])
             for index in range(min(WINDOWS_AT_ONCE, len(ranges)))
@@ -274,7 +274,7 @@ class Speech2TextTranscriber:
 def window_ranges(
     part: PartRequest, settings: DecodingSettings, *, longest_frames: int = WINDOW_FRAMES
 ) -> list[tuple[int, int]]:
-    """Cut what is asked for of a part into windows, in hops of 10 ms."""
+    """Cut the requested clips of a part into windows, in hops of 10 ms."""
     window_s = DEFAULT_WINDOW_S if settings.window_s is None else settings.window_s
     return chunk_ranges(
         part,
@@ -300,16 +300,16 @@ class _Rules(OpenAIRules):
         self._numbers: dict[tuple[int, int], int] = {}
 
     def pass_on(self, spans: SpansInOrder, ranges: Sequence[tuple[int, int]]) -> None:
-        """Tell `spans` of each of its ranges that is done."""
+        """Report each finished range to `spans`."""
         self._spans, self._numbers = spans, {span: index for index, span in enumerate(ranges)}
 
     def run(self, ranges: Sequence[tuple[int, int]]) -> Steps[list[Segment]]:
-        """Give the segments of ranges, one after the other."""
+        """Return the segments of ranges, in order."""
         segments: list[Segment] = []
         for start, end in ranges:
             content = self._features.window(self.part.features, start, end)
             window_segments: list[Segment] = []
-            if len(content):  # else it holds no whole frame
+            if len(content):  # else no whole frame
                 segment = yield from self._segment(self._window(content, start, end))
                 window_segments = [] if segment is None else [segment]
             segments += window_segments
@@ -326,7 +326,7 @@ class _Rules(OpenAIRules):
             seek=start,
             end=end,
             content_frames=end - start,
-            # Normalized values need no more than float16, which a part's windows wait in.
+            # float16 is sufficient for normalized values and halves the memory of waiting windows.
             features=np.pad(
                 content.astype(np.float16),
                 ((0, prompt_format.window_frames - len(content)), (0, 0)),
@@ -338,7 +338,7 @@ class _Rules(OpenAIRules):
         )
 
     def _segment(self, window: Window) -> Steps[Segment | None]:
-        # None if the window holds no text, or none that is wanted.
+        # None if the window has no text, or only unwanted text.
         attempt = yield from self.decode(window)
         result, special = attempt.result, self._prompt_format.special
         positions = [at for at, token in enumerate(result.tokens) if token not in special]
@@ -358,7 +358,7 @@ class _Rules(OpenAIRules):
                 last_speech_s=draft.start_s,
                 alignment=self._prompt_format.alignment(self.settings.target_language),
             )
-            # The segment keeps the times of its window.
+            # The segment has the times of its window.
             first, *rest = timed.words
             words = (replace(first, word=_after_a_blank(first.word)), *rest)
             draft = replace(draft, words=words)
@@ -373,5 +373,5 @@ class _Rules(OpenAIRules):
 
 
 def _after_a_blank(text: str) -> str:
-    # Segments are joined as they are: a window's text must not stick to the one before.
+    # Segments are concatenated, so each window's text starts with a space.
     return text if text.startswith(" ") else f" {text}"

@@ -1,7 +1,7 @@
-"""Which words of a known text a part may say and about when, from the words recognized in it.
+"""Candidate words of a known text for a part, with approximate times, from its recognized words.
 
-Recognized words that are the text's are anchors (`anchors`): they tell which span of the text the
-part says. What is said of the words between them is for the audio to decide (`known_text`,
+Recognized words that match the text are anchors (`anchors`) and determine the span of the text that
+the part contains. Words between anchors are accepted or rejected by the audio (`known_text`,
 `word_placer`).
 """
 
@@ -33,21 +33,21 @@ from corpus_asr.transcription.words import sentences
 from corpus_asr.units import FRAMES_PER_SECOND, counted
 
 MAX_LETTERS_PER_S = 30.0
-"""Nobody speaks faster for long: what would have to be is not all said. Fast speech is 25."""
+"""Maximum speaking rate: words that would exceed it are not all spoken. Fast speech is 25."""
 _USUAL_LETTERS_PER_S = 18.0
-# Times of recognized words are off by a few tenths of a second.
+# Recognized word times are accurate to a few tenths of a second.
 _SLACK_S = 0.5
-# Where words of the text stand for others that were recognized, they have at least so many of their
-# letters, give or take a word.
+# Words of the text that replace other recognized words need at least this fraction of the
+# recognized characters, within a tolerance of about one word.
 _MIN_OF_SAID, _FEW_LETTERS = 0.5, 10
-# What a few common words find of an unrelated text is less.
+# Minimum fraction of matched words; common words of an unrelated text match less.
 _MIN_FOUND = 0.1
 
 
 def words_of(text: str) -> list[str]:
-    """Split a text at blanks; where a script has none, at characters. Joined, they are the text.
+    """Split a text at spaces, or into characters in scripts without; joined, they are the text.
 
-    Marks that stand alone belong to the word before them, opening ones to that after.
+    Standalone punctuation is attached to the word before it, opening marks to the word after it.
     """
     pieces = (
         (piece, NOTHING)
@@ -59,22 +59,22 @@ def words_of(text: str) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class TextWords:
-    """A text in words that can be found one by one: each has a letter or digit, and its tokens."""
+    """A text as words that each have a letter or digit, with their tokens."""
 
     words: tuple[str, ...]
-    """With their blanks and marks; joined, they are the text."""
+    """Words with their spaces and punctuation; joined, they are the text."""
     spelled: tuple[Spelled, ...]
-    """As they are read: without quotation marks, brackets, dashes and signs that stand alone, which
-    nobody says, and which would take the time of the words beside them."""
+    """Words as they are tokenized: without quotation marks, brackets, dashes and standalone
+    symbols, which are not spoken and would take time from neighboring words."""
     has_blanks: bool
-    """Between its words; false if any of it is of a script without."""
+    """Whether spaces separate words; false if any of the text is in a script without spaces."""
 
     @classmethod
     def of(cls, known: KnownText, prompt_format: PromptFormat) -> "TextWords":
-        """Split a text at blanks; where a script has none, by the characters that tokens spell.
+        """Split a text at spaces, or by the characters that tokens spell in scripts without spaces.
 
         Raises:
-            AlignmentError: it has no letter or digit, or control tokens in it.
+            AlignmentError: the text has no letter or digit, or contains control tokens.
         """
         pieces: list[tuple[str, Spelled]] = []
         spelled: dict[str, list[tuple[str, Spelled]]] = {}
@@ -91,10 +91,10 @@ class TextWords:
 
     @classmethod
     def without_tokens(cls, known: KnownText) -> "TextWords":
-        """Split a text as `words_of` does, for a model that has no tokens in common with ours.
+        """Split a text as `words_of` does, for a model that does not share this tokenizer.
 
         Raises:
-            AlignmentError: it has no letter or digit.
+            AlignmentError: the text has no letter or digit.
         """
         words = words_of("".join(f" {chunk}" for chunk in known.text.split()))
         return cls._of_words([(word, (word, ())) for word in words], known)
@@ -112,11 +112,11 @@ class TextWords:
 
 
 def _pieces(chunk: str, prompt_format: PromptFormat) -> Iterator[tuple[str, Spelled]]:
-    """Yield what is written, and what is read of it."""
+    """Yield text pieces as written, each with its spoken form and tokens."""
     tokens = prompt_format.encode(chunk)
     if _has_no_blanks(chunk):
         for piece in split_characters(tokens, prompt_format.text):
-            # Where there are no blanks, each mark of a sentence stands alone; it is read.
+            # Without spaces, each punctuation mark is a piece of its own; it is tokenized.
             text = piece[0].strip()
             is_read = not text or (_said(text) and (_has_letters(text) or text in AFTER_A_WORD))
             yield piece[0], piece if is_read else NOTHING
@@ -127,7 +127,7 @@ def _pieces(chunk: str, prompt_format: PromptFormat) -> Iterator[tuple[str, Spel
 
 
 def _said(chunk: str) -> str:
-    """Return it without quotation marks, brackets and dashes, those within words excepted."""
+    """Return the chunk without quotation marks, brackets and dashes, except within words."""
     return "".join(
         sign
         for at, sign in enumerate(chunk)
@@ -148,9 +148,9 @@ def _has_letters(text: str) -> bool:
 
 
 def _with_marks(pieces: Iterable[tuple[str, Spelled]]) -> list[tuple[str, Spelled]]:
-    """Join pieces so that each has a letter or digit, if any has one: as written, and as read."""
+    """Join pieces so that each has a letter or digit, if any piece has one."""
     words: list[tuple[str, Spelled]] = []
-    quotes: list[str] = []  # that are open
+    quotes: list[str] = []  # open ones
     opening, opening_read = "", NOTHING
     for written, read in pieces:
         text = written.strip()
@@ -169,11 +169,11 @@ def _with_marks(pieces: Iterable[tuple[str, Spelled]]) -> list[tuple[str, Spelle
 
 
 def _begins_speech(sign: str, before: str) -> bool:
-    # A dash, as of a dialogue.
+    # A dash, as in dialogue.
     return unicodedata.category(sign[0]) == "Pd" and ends_sentence(before)
 
 
-# Quotation marks that close others; of one that stands here and closes none, each opens.
+# Quotation marks that close another one; one without an open counterpart opens.
 _CLOSING = {
     "\u201e": "\u201c\u201d", "\u201a": "\u2018\u2019", "\u201c": "\u201d", "\u2018": "\u2019",
     "\u201d": "\u201d", "\xab": "\xbb", "\xbb": "\xab\xbb", "\u2039": "\u203a",
@@ -182,7 +182,7 @@ _CLOSING = {
 
 
 def _opens(text: str, quotes: list[str]) -> bool:
-    """Whether signs belong to the word after them, given the `quotes` that are open."""
+    """Whether symbols belong to the word after them, given the open `quotes`."""
     opens = False
     for sign in text:
         if quotes and sign in _CLOSING[quotes[-1]]:
@@ -195,7 +195,7 @@ def _opens(text: str, quotes: list[str]) -> bool:
     return opens
 
 
-# Scripts written without blanks: Thai and Lao, Burmese, Khmer, kana and Chinese characters.
+# Scripts written without spaces: Thai, Lao, Burmese, Khmer, kana and Chinese characters.
 _RANGES = (
     (0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x3400, 0x9FFF),
     (0x20000, 0x3FFFF),
@@ -208,7 +208,7 @@ def _has_no_blanks(text: str) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """A word of the text that may be said, and about when."""
+    """A word of the text that the part may contain, with approximate times in seconds."""
 
     index: int
     start_s: float
@@ -218,7 +218,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlacedWord:
-    """A word of the text that is said."""
+    """A word of the text that the part contains."""
 
     index: int
     word: Word
@@ -226,7 +226,7 @@ class PlacedWord:
 
 
 class TextPlaces:
-    """Finds the words of a known text that a part may say, and makes segments of those it says."""
+    """Finds candidate words of a known text in a part; builds segments of those accepted."""
 
     def __init__(self, part: PartRequest, known: KnownText, words: TextWords) -> None:
         self._part = part
@@ -234,7 +234,7 @@ class TextPlaces:
         self._text = words
 
     def find(self, said: Sequence[Word]) -> list[Place]:
-        """Find which words of the text may be said in the part, and about when."""
+        """Return the words of the text that the part may contain, with approximate times."""
         text_words = self._text.words
         pairs = find_pairs([word.word for word in said], text_words, place=self._known.place)
         anchors = [pair for pair in pairs if pair.is_anchor]
@@ -266,8 +266,8 @@ class TextPlaces:
         return places
 
     def _fitting(self, indices: Iterable[int], said: Sequence[Word]) -> int:
-        """Count words of the text that other recognized words at a seam may stand for."""
-        # As many as are usual in that time: the rest belongs to the part beyond the seam.
+        """Count words of the text that unmatched words at a part boundary may correspond to."""
+        # As many as a usual speaking rate allows: the rest belongs to the adjacent part.
         num_letters = _USUAL_LETTERS_PER_S * (said[-1].end_s - said[0].start_s) if said else 0.0
         count = 0
         for index in indices:
@@ -285,17 +285,17 @@ class TextPlaces:
         return max(begin_s, spans[0].start_s), min(end_s, spans[-1].end_s)
 
     def bounds(self) -> tuple[float, float]:
-        """Return the span of the part that the text is of."""
+        """Return the span of the part that the text covers, in seconds."""
         first_s, last_s = self._known.clip
         return max(self._part.start_s, first_s), min(self._part.end_s, last_s)
 
     def _between(
         self, before: Pair, after: Pair, pairs: Sequence[Pair], said: Sequence[Word]
     ) -> list[list[int]]:
-        """The words of the text between two anchors; and those of them that resemble what is said.
+        """Return the text's words between two anchors, and those that resemble recognized words.
 
-        The second are for where the time does not suffice for the first, and alone where so much
-        more is said that the first cannot be all of it.
+        The second list is used if the first does not fit the time. It is the only one if the
+        recognized words are much longer than the first list.
         """
         every = list(range(before.given + 1, after.given))
         alike = [pair.given for pair in pairs if before.said < pair.said < after.said]
@@ -331,14 +331,14 @@ class TextPlaces:
         language: Language,
         task: str,
     ) -> PartTranscript:
-        """Give the part's segments with the words of the text, in place of `said` others.
+        """Return the part's segments with words of the text in place of `said` recognized words.
 
         Raises:
-            AlignmentError: the part is the whole recording and says next to nothing of the text.
+            AlignmentError: the part is the whole recording and contains hardly any of the text.
         """
         if self._known.is_first and self._known.is_last:
-            # The share is that of the text, or of what is said where that is less: a recording
-            # may be a small excerpt of its text.
+            # A fraction of the text, or of the recognized words if these are fewer: a recording may
+            # contain a small excerpt of its text.
             num_words = len(self._text.spelled)
             if not placed or len(placed) < _MIN_FOUND * min(num_words, said):
                 instead = f"{counted(said, 'word')} recognized in it"
@@ -386,6 +386,6 @@ class TextPlaces:
 def spread_evenly(
     lengths: Sequence[int], start_s: float, end_s: float
 ) -> Iterator[tuple[float, float]]:
-    """Yield spans one after the other that fill the time, as long as `lengths` are."""
+    """Yield consecutive spans that fill the time, in proportion to `lengths`."""
     edges = np.cumsum([0, *lengths]) / max(1, sum(lengths)) * (end_s - start_s) + start_s
     yield from pairwise(edges.tolist())

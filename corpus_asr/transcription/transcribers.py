@@ -1,4 +1,4 @@
-"""How the family of a checkpoint transcribes parts, and what times words in its place."""
+"""Selects the transcriber of a checkpoint's family, and the optional word aligner."""
 
 from collections.abc import Collection, Generator
 from pathlib import Path
@@ -15,23 +15,23 @@ from corpus_asr.segments import PartTranscript
 from corpus_asr.threads import run_apart
 from corpus_asr.transcription.windows import PartRequest
 
-if TYPE_CHECKING:  # loads the networks of Parakeet
+if TYPE_CHECKING:  # imports the networks of Parakeet
     from corpus_asr.transcription.word_placer import WordPlacer
 
 
 class PartTranscriber(Protocol):
-    """One checkpoint, as its family transcribes parts with it; used from one thread at a time.
+    """Transcribes parts with one checkpoint of a family; used from one thread at a time.
 
-    Those in `TRANSCRIBERS` have a class method `from_folder(folder)`. It yields what the scheduler
-    of its models takes: jobs for slots, or a `Recognition`.
+    Those in `TRANSCRIBERS` have a class method `from_folder(folder)`. They yield the jobs of their
+    models' scheduler: slot jobs, or a `Recognition`.
     """
 
     @property
     def languages(self) -> Collection[str]:
-        """Codes of the languages that it can detect; empty where it detects none."""
+        """Codes of the languages that it can detect; empty without language detection."""
 
     def check(self, settings: DecodingSettings) -> None:
-        """Refuse what this checkpoint cannot do, before any audio is read.
+        """Reject settings that this checkpoint does not support, before any audio is read.
 
         Raises:
             ConfigError: names the key.
@@ -42,7 +42,7 @@ class PartTranscriber(Protocol):
     ) -> Generator[Any, Any, PartTranscript]:
         """Transcribe one part, as a task of the scheduler.
 
-        What a part says must depend neither on other parts nor on the order of tasks.
+        The result must not depend on other parts or on the order of tasks.
         """
 
 
@@ -54,7 +54,7 @@ TRANSCRIBERS: dict[str, str] = {
 
 
 def part_transcriber(folder: Path) -> PartTranscriber:
-    """Read how the family of a checkpoint transcribes with it."""
+    """Load the transcriber of a checkpoint's family."""
     family = family_of(folder)
     if family.recognizer is not None:
         return one_pass_transcriber(family, str(folder))
@@ -63,7 +63,7 @@ def part_transcriber(folder: Path) -> PartTranscriber:
 
 
 def one_pass_transcriber(family: Family, checkpoint: str | None) -> PartTranscriber:
-    """Return how parts are transcribed by the recognizer of a family."""
+    """Return the transcriber for the recognizer of a family."""
     model = recognizer_class(family)
     features = resolve(family.part_features).from_folder(Path(checkpoint or ""))
     kind = resolve("corpus_asr.transcription.one_pass:OnePassTranscriber")
@@ -77,7 +77,7 @@ def one_pass_transcriber(family: Family, checkpoint: str | None) -> PartTranscri
 
 
 def word_placer(aligner: Path | None, *, device: str, dtype: str) -> "WordPlacer | None":
-    """Load the checkpoint that times words, if there is one; before the model takes its memory."""
+    """Load the configured word aligner, if any, before the model allocates its memory."""
     if aligner is None:
         return None
     kind = resolve("corpus_asr.transcription.word_placer:WordPlacer")
@@ -88,7 +88,7 @@ def word_placer(aligner: Path | None, *, device: str, dtype: str) -> "WordPlacer
 def check_decoding(
     transcriber: PartTranscriber, placer: "WordPlacer | None", decoding: DecodingSettings
 ) -> None:
-    """Refuse by `ConfigError` what a checkpoint, or the one that times its words, cannot do."""
+    """Raise `ConfigError` for settings that a checkpoint, or its word aligner, does not support."""
     if placer is not None:
         placer.check(decoding)
         decoding = placer.settings_given(decoding)

@@ -65,20 +65,20 @@ class WhisperTranscriber:
 
     @classmethod
     def from_folder(cls, folder: Path) -> "WhisperTranscriber":
-        """Read what the checkpoint says of its vocabulary and limits."""
+        """Load the checkpoint's vocabulary and limits."""
         return cls(PromptFormat.from_folder(folder))
 
     def leaving(self, languages: Collection[str]) -> "WhisperTranscriber":
-        """Return the same, but that parts in these languages are only detected: no segments."""
+        """Return a transcriber that only detects parts in these languages, without segments."""
         return WhisperTranscriber(self._prompt_format, elsewhere=languages)
 
     @property
     def languages(self) -> Collection[str]:
-        """Those of a multilingual checkpoint."""
+        """Languages of a multilingual checkpoint."""
         return self._prompt_format.languages
 
     def check(self, settings: DecodingSettings) -> None:
-        """Refuse what this checkpoint cannot do."""
+        """Reject settings that this checkpoint does not support."""
         self._prompt_format.check(settings)
 
     def transcribe(self, part: PartRequest, settings: DecodingSettings) -> Steps[PartTranscript]:
@@ -121,13 +121,13 @@ class WhisperTranscriber:
     def _hotwords_of(
         self, part: PartRequest, settings: DecodingSettings
     ) -> tuple[tuple[Hotword, ...], PhraseTrie | None]:
-        """Return those of the prompt, and the automaton of those to prefer."""
+        """Return the hotwords for the prompt, and the automaton of those the search prefers."""
         hotwords = (*(settings.hotwords or ()), *part.hotwords)
         if settings.hotwords_mode != "prompt":
             return (), self._tries.of(hotwords)
         try:
             self._prompt_format.check_prompt("hotwords", as_prompt(hotwords))
-        except ConfigError as error:  # those of the settings alone were checked
+        except ConfigError as error:  # only those of the settings were checked before
             raise ItemError(str(error), kind="bad_hotwords") from error
         return hotwords, None
 
@@ -169,7 +169,7 @@ class WhisperTranscriber:
 
 
 def _strategy_of(part: PartRequest, settings: DecodingSettings) -> DecodingSettings:
-    # Without detection no pause is known to cut at, and shorter windows of noise invent more text.
+    # Without speech detection no pauses are known, and short noise windows hallucinate more.
     if settings.strategy == "auto" and settings.window_s is None and part.speech is None:
         return replace(settings, strategy="sequential")
     return settings
@@ -221,11 +221,11 @@ class WhisperLongForm(OpenAIRules, LongFormRules[Segment]):
         hotwords: tuple[Hotword, ...] = (),
         phrases: PhraseTrie | None = None,
     ) -> None:
-        """Begin before the first window; `language` of None is asked for in every window.
+        """Start before the first window; with `language` None, every window detects its language.
 
-        Only the first window that is asked for of the recording, `at_beginning`, has the prefix.
-        What is said is `passed` on window by window, as the span of that index. With `again` the
-        range was decoded before, in a window whose text leaves it out.
+        The prefix applies only to the recording's first requested window (`at_beginning`). `passed`
+        is the receiver of final segments and the index of this span. With `again`, the range was
+        decoded before in a window whose text omits it.
         """
         super().__init__(part, settings, prompt_format.text)
         self.token_rules = prompt_format.text_rules
@@ -240,7 +240,7 @@ class WhisperLongForm(OpenAIRules, LongFormRules[Segment]):
         self.segments = []
         self._prompt_format = prompt_format
         self._language = language
-        # The initial prompt counts as said before the first window, and is forgotten as text is.
+        # The initial prompt counts as earlier text and is cleared like it.
         self._previous = list(self._encoded(settings.initial_prompt))
         self._hotwords = hotwords
         self._hotword_tokens = self._encoded(as_prompt(hotwords))
@@ -249,22 +249,22 @@ class WhisperLongForm(OpenAIRules, LongFormRules[Segment]):
         self._last_speech_s = part.start_s
         self._passed = passed
         self._num_final = 0
-        self._texts: list[tuple[float, float]] = []  # where those of the newest window lie
+        self._texts: list[tuple[float, float]] = []  # time spans of the newest window's texts
         self._again = again
         self._try_again(or_else=part.num_frames if again else None)
 
     def _try_again(self, *, or_else: int | None) -> None:
-        # What was decoded before is decoded once more, without fallback: `or_else` is where to go
-        # on if that fails. None: what comes next was not decoded before.
+        # A repeated window is decoded without fallback; `or_else` is the frame to continue at if it
+        # fails. None: the next window is not a repetition.
         self._or_else = or_else
         self.temperatures = self.settings.temperature[: None if or_else is None else 1]
 
     def wider(self, attempt: Attempt, search: Search) -> Search | None:
-        """As of the base, but for what was decoded before: a doubtful text is not wanted there."""
+        """As in the base class, but without a second search of repeated windows."""
         return None if self._or_else is not None else super().wider(attempt, search)
 
     def decode(self, window: Window) -> Steps[Attempt]:
-        """As of the base; a chunk, which ends in silence, is decoded up to its end."""
+        """As in the base class, but chunks, which end in silence, are decoded to their end."""
         attempt = yield from super().decode(window)
         if not self.settings.in_chunks or self.fails(attempt):
             return attempt
@@ -278,7 +278,7 @@ class WhisperLongForm(OpenAIRules, LongFormRules[Segment]):
         return attempt
 
     def _rest_s(self, attempt: Attempt) -> float | None:
-        """Seconds of a window after a text that says where more begins; None if none is said to."""
+        """Seconds of audio after a text that ends with two timestamps; None for other texts."""
         tokens = attempt.result.tokens
         if len(tokens) < 2 or not all(map(self.clock.is_timestamp, tokens[-2:])):
             return None
@@ -288,17 +288,17 @@ class WhisperLongForm(OpenAIRules, LongFormRules[Segment]):
         return () if text is None else self._prompt_format.encode(text)
 
     def next_speech(self, frame: int, end: int) -> int | None:
-        """Jump over long silence."""
+        """Skip long silence."""
         return self.part.next_speech(frame, end)
 
     def features(self, seek: int, end: int) -> Float16[np.ndarray, "mel frame"]:
-        """Fill up as the part says; a chunk as a clip, as in the references' chunked pipelines."""
+        """Pad as the part specifies; pad chunks as clips, like the references' pipelines."""
         in_chunks = self.settings.in_chunks
         cut = self.part.window_in_silence if in_chunks else self.part.window
         return cut(seek, end)
 
     def frames_encoded(self, content_frames: int) -> int | None:
-        """Encode the content and `padding_s` more."""
+        """Encode the content and `padding_s` of padding."""
         return frames_to_encode(content_frames, self.settings.padding_s)
 
     def language(
@@ -307,14 +307,14 @@ class WhisperLongForm(OpenAIRules, LongFormRules[Segment]):
         features: Float16[np.ndarray, "mel frame"],
         num_frames: int | None,
     ) -> Steps[Language]:
-        """Ask in the window where none was found for the part."""
+        """Detect the language in the window if the part has none."""
         if self._language is not None:
             return self._language
         windows = [(name, features, num_frames)]
         return (yield from ask_language(windows, self._prompt_format, self.settings))
 
     def prompt(self, language: Language) -> tuple[tuple[int, ...], int]:
-        """Put what earlier windows said, or the hotwords, before the request."""
+        """Build a prompt from earlier text or hotwords, followed by the request tokens."""
         prefix, self._prefix = self._prefix, ()
         self.num_prefix = 1 + len(prefix) if prefix else 0
         return self._prompt_format.prompt(
@@ -326,26 +326,26 @@ class WhisperLongForm(OpenAIRules, LongFormRules[Segment]):
         )
 
     def max_new_tokens(self, prompt: Sequence[int]) -> int:
-        """As many as the decoder holds, prompt included, which search sees to."""
+        """Return the decoder's maximum length including the prompt, which the search enforces."""
         return self._prompt_format.max_target_positions
 
     def content_s(self, frames: int) -> float:
-        """The end of the audio."""
+        """Return the end of the audio."""
         return frames / FRAMES_PER_SECOND
 
     def is_silence(self, attempt: Attempt) -> bool:
-        """Whether there is probably no speech and the text is improbable, if that counts."""
+        """Whether the window is probably silent and its text improbable, if thresholds are set."""
         limit = self.thresholds.logprob_threshold
         silence = self.lacks_speech(attempt) and (limit is None or attempt.mean_logprob <= limit)
-        # Where a first try found no text, a doubtful one is more often invented than said.
+        # In a repeated window a doubtful text is usually a hallucination.
         doubtful = self.lacks_speech(attempt) or self.fails(attempt)
         return silence or (self._or_else is not None and doubtful)
 
     def passed_over(self, window: Window, after: int) -> Steps[int]:
-        """Decode again, once, where detected speech has no text.
+        """Decode detected speech without text again, once.
 
-        What lies before text is a range of its own; what lies after all of it begins the next
-        window, and if nothing is found there, decoding goes on where it would have without.
+        Speech before a text is decoded as a range of its own. Speech after the last text starts the
+        next window; if no text results, decoding continues at `after`.
         """
         texts, self._texts = self._texts, []
         or_else = self._or_else
@@ -360,10 +360,10 @@ class WhisperLongForm(OpenAIRules, LongFormRules[Segment]):
             first, stop = self.part.frame(gap[0].start_s), self.part.frame(gap[-1].end_s)
             if gap[0].start_s >= last_s:
                 if first - window.seek < _LEAST_ADVANCE_FRAMES:
-                    return after  # the same window once more
+                    return after  # this would repeat the same window
                 self._try_again(or_else=after)
                 return first
-            if not self._again:  # a range within a range could be the same one
+            if not self._again:  # a nested range could be the same range
                 yield from self._decode_again(first, stop)
         return after
 
@@ -379,14 +379,14 @@ class WhisperLongForm(OpenAIRules, LongFormRules[Segment]):
             phrases=self.phrases,
         )
         segments = yield from loop.run([(first, stop)])
-        # Those of the windows before are passed on already.
+        # Segments of earlier windows were already reported.
         open_segments = [*self.segments[self._num_final :], *segments]
         self.segments[self._num_final :] = sorted(
             open_segments, key=lambda segment: segment.start_s
         )
 
     def advanced(self, frame: int) -> None:
-        """Pass on what the window added."""
+        """Report the segments that the window added."""
         if self._passed is not None:
             spans, index = self._passed
             spans.add(index, self.segments[self._num_final :], frame=frame)
@@ -401,7 +401,7 @@ class WhisperLongForm(OpenAIRules, LongFormRules[Segment]):
         return segments
 
     def keep(self, attempt: Attempt, spans: Sequence[TokenSpan], seek: int) -> Steps[int]:
-        """Keep segments that say something, take time and are wanted, with words where asked."""
+        """Keep segments with text, duration and requested content, with words if enabled."""
         drafts: Sequence[DraftSegment] = [self._draft(attempt, span) for span in spans]
         if self.settings.word_timestamps:
             timed, seek = yield from self._time_words(attempt, drafts, seek)
@@ -412,13 +412,13 @@ class WhisperLongForm(OpenAIRules, LongFormRules[Segment]):
             (draft.start_s, draft.end_s) for draft in drafts if self.text(draft.tokens).strip()
         ]
         tokens = attempt.result.tokens
-        # Of the spans, the first ones may be all that is kept.
+        # Only the first spans may be kept.
         for span, draft in zip(spans, drafts, strict=False):
             segment = self._segment(attempt, span, draft)
             if segment is not None:
                 self.segments.append(segment)
                 self._previous.extend(tokens[span.first : span.stop])
-        # As in openai-whisper: after an uncertain window the prompt starts again.
+        # As in openai-whisper: the prompt is reset after an uncertain window.
         uncertain = (attempt.temperature or 0.0) > _MAX_TEMPERATURE
         if uncertain or not self.settings.condition_on_prev_tokens:
             self._previous.clear()
@@ -427,10 +427,10 @@ class WhisperLongForm(OpenAIRules, LongFormRules[Segment]):
     def _time_words(
         self, attempt: Attempt, drafts: Sequence[DraftSegment], seek: int
     ) -> Steps[tuple[list[DraftSegment] | None, int]]:
-        """Find the words of a window's drafts, and go on where the last one ended.
+        """Time the words of a window's drafts, and continue where the last word ends.
 
-        Returns the drafts to keep, or None to keep nothing of the window and its prompt; and the
-        frame to go on at.
+        Returns the drafts to keep and the frame to continue at; None drops the window, which then
+        is not used as a prompt.
         """
         part, window, settings = self.part, attempt.window, self.settings
         start_s = part.seconds(window.seek)
@@ -447,7 +447,7 @@ class WhisperLongForm(OpenAIRules, LongFormRules[Segment]):
             seek = part.frame(end_s)
         kept: list[DraftSegment] | None = timed
         if settings.hallucination_silence_threshold is not None:
-            place = _Place(
+            place = _WindowTimes(
                 start_s=start_s,
                 content_end_s=part.seconds(window.seek + window.content_frames),
                 audio_end_s=part.seconds(part.num_frames),
@@ -475,7 +475,7 @@ class WhisperLongForm(OpenAIRules, LongFormRules[Segment]):
     def _segment(self, attempt: Attempt, span: TokenSpan, draft: DraftSegment) -> Segment | None:
         result = attempt.result
         text = self.text(draft.tokens)
-        # What lies in the padding after the end of the span was never said.
+        # Text in the padding after the end of the span is not speech.
         draft = replace(draft, end_s=min(draft.end_s, self.part.seconds(attempt.window.end)))
         if not text.strip() or draft.start_s >= draft.end_s:
             return None
@@ -501,7 +501,7 @@ _EDGE_S = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Place:
+class _WindowTimes:
     start_s: float
     content_end_s: float
     """Where its audio ends; the window itself may reach further."""
@@ -514,17 +514,17 @@ class _Place:
 
     @property
     def end_s(self) -> float:
-        """Where the window ends, padding included."""
+        """Return the end of the window in seconds, padding included."""
         return self.start_s + WINDOW_S
 
 
 def _without_hallucinations(
-    drafts: Sequence[DraftSegment], place: _Place, last_speech_s: float
+    drafts: Sequence[DraftSegment], place: _WindowTimes, last_speech_s: float
 ) -> tuple[list[DraftSegment] | None, float | None]:
-    """Leave out what looks invented and is surrounded by silence.
+    """Drop segments that look like hallucinations and are surrounded by silence.
 
-    Returns the drafts to keep, or None where the whole window is to be decoded again from after its
-    silent beginning; and the recording time to go on at, None where the text decides that.
+    Returns the drafts to keep, or None if the whole window must be decoded again from after its
+    leading silence; and the recording time to continue at, None if the text determines it.
 
     Source: openai-whisper `transcribe`, `hallucination_silence_threshold`.
     """
@@ -544,7 +544,7 @@ def _without_hallucinations(
             continue
         following = next((later for later in drafts[number + 1 :] if later.words), None)
         if _is_anomalous(draft) and _is_surrounded(draft, following, place, last_speech_s):
-            # At least a second further, as in openai-whisper, so that the loop moves on.
+            # At least one second further, as in openai-whisper, to guarantee progress.
             seek_s = max(place.start_s + 1.0, draft.start_s)
             if place.audio_end_s - draft.end_s < place.silence_s:
                 seek_s = place.audio_end_s
@@ -554,9 +554,9 @@ def _without_hallucinations(
 
 
 def _is_surrounded(
-    draft: DraftSegment, after: DraftSegment | None, place: _Place, last_speech_s: float
+    draft: DraftSegment, after: DraftSegment | None, place: _WindowTimes, last_speech_s: float
 ) -> bool:
-    # Silence, another anomalous segment or the window's edge must lie on both sides.
+    # Silence, another anomalous segment or the window's edge must be on both sides.
     is_bounded_before = (
         draft.start_s - last_speech_s > place.silence_s
         or draft.start_s < place.silence_s
@@ -573,7 +573,7 @@ def _is_surrounded(
 def _is_anomalous(draft: DraftSegment) -> bool:
     words = [word for word in draft.words if word.word not in _PUNCTUATION][:_WORDS_LOOKED_AT]
     score = sum(_anomaly(word) for word in words)
-    # Of few words all must be anomalous; 0.01 allows for rounding.
+    # With few words, all must be anomalous; 0.01 is for rounding.
     return score >= _ANOMALOUS_SCORE or score + 0.01 >= len(words)
 
 

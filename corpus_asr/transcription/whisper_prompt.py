@@ -1,4 +1,4 @@
-"""How a Whisper checkpoint is spoken to: tokens, limits, prompts; and which language it hears."""
+"""Prompt format of a Whisper checkpoint: tokens, limits, prompts and language detection."""
 
 from collections import defaultdict
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -24,16 +24,16 @@ from corpus_asr.units import FRAMES_PER_POSITION, WINDOW_FRAMES, WINDOW_S
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptFormat:
-    """Token ids and what to do with them."""
+    """Token IDs of a checkpoint, and the prompts and rules built from them."""
 
     text: Callable[[Sequence[int]], str]
-    """Token ids to text; timestamps and special tokens are left out."""
+    """Converts token IDs to text, without timestamps and special tokens."""
     encode: Callable[[str], tuple[int, ...]]
-    """Text after a blank to token ids; raises `ValueError` for control tokens in it."""
+    """Converts text after a space to token IDs; raises `ValueError` for control tokens."""
     spell: Callable[[str], tuple[int, ...]]
-    """Text without a blank before it to token ids."""
+    """Converts text without a leading space to token IDs."""
     request: Callable[[str | None, str, bool], tuple[int, ...]]
-    """Language, task and whether timestamps are wanted, to the tokens that ask for it."""
+    """Returns the prompt tokens for a language, a task and whether to produce timestamps."""
     end: int
     start: int
     start_of_previous: int
@@ -41,19 +41,19 @@ class PromptFormat:
     no_timestamps: int
     timestamp_begin: int
     languages: Mapping[str, int]
-    """Language code to token; empty for English-only checkpoints."""
+    """Token ID by language code; empty for English-only checkpoints."""
     suppress: tuple[int, ...]
     suppress_first: tuple[int, ...]
     max_initial_timestamp: int | None
     max_target_positions: int
     alignment_heads: tuple[tuple[int, int], ...] = ()
-    """Decoder layers and heads whose cross-attention follows the words in time."""
+    """Decoder layers and heads whose cross-attention follows the audio in time."""
     alignment_filter_width: int = 7
-    """Positions of the median filter over that cross-attention."""
+    """Width of the median filter over that cross-attention, in positions."""
 
     @classmethod
     def from_folder(cls, folder: Path) -> "PromptFormat":
-        """Read a checkpoint's tokenizer and generation settings."""
+        """Load a checkpoint's tokenizer and generation settings."""
         family = family_of(folder)
         config = resolve(family.config).from_pretrained(folder)
         generation = resolve(family.generation).from_pretrained(folder)
@@ -65,7 +65,7 @@ class PromptFormat:
             )
         return cls(
             text=tokenizer.decode_text,
-            # After a blank, as text within a transcript is; without the token that announces it.
+            # After a space, as within a transcript; without the start-of-previous token.
             encode=lambda text: tuple(tokenizer.get_prompt_ids(text, return_tensors=None)[1:]),
             spell=lambda text: tuple(tokenizer(text, add_special_tokens=False).input_ids),
             request=tokenizer.prompt,
@@ -85,7 +85,7 @@ class PromptFormat:
         )
 
     def check(self, settings: DecodingSettings) -> None:
-        """Refuse what this checkpoint cannot do, before any audio is read."""
+        """Reject settings that this checkpoint does not support, before any audio is read."""
         if self.languages:
             language = settings.language
             wanted = [language] if isinstance(language, str) else list(language)
@@ -121,14 +121,14 @@ class PromptFormat:
             check_hotwords(settings.hotwords, self.spellings)
 
     def check_prompt(self, name: str, text: str | None) -> None:
-        """Refuse a text that no prompt can hold, by its key."""
+        """Reject a text that exceeds the prompt, naming its key."""
         if text is None:
             return
         try:
             count = len(self.encode(text))
         except ValueError as error:
             raise ConfigError(f"decoding.{name}: {error}") from error
-        # Of earlier text the latest is kept; of names and beginnings nothing may be lost.
+        # Earlier text may lose its oldest tokens; hotwords and prefixes must fit completely.
         if name != "initial_prompt" and count > self.prompt_room:
             raise ConfigError(
                 f"decoding.{name}: found {count} tokens, but this checkpoint has room for "
@@ -137,8 +137,8 @@ class PromptFormat:
 
     @property
     def prompt_room(self) -> int:
-        """Tokens of earlier text, of names or of a beginning that a window is shown at most."""
-        # As in openai-whisper: half of the decoder, less the token that announces the text.
+        """Maximum number of prompt tokens for earlier text, hotwords or a prefix."""
+        # As in openai-whisper: half of the decoder, minus the start-of-previous token.
         return self.max_target_positions // 2 - 1
 
     def prompt(
@@ -150,17 +150,17 @@ class PromptFormat:
         hotwords: Sequence[int] = (),
         prefix: Sequence[int] = (),
     ) -> tuple[tuple[int, ...], int]:
-        """Build a window's prompt; returns it and the position of the start token.
+        """Return a window's prompt and the position of its start token.
 
-        Of the tokens said before the latest fit, fewer where there are many hotwords. The prompt
-        ends with the prefix.
+        The newest tokens of earlier text are used, fewer with many hotwords. The prompt ends with
+        the prefix.
 
         Source: faster-whisper 1.2, `get_prompt`.
         """
-        # The text begins where its window does: without the timestamp the model would say so next.
+        # The prefix starts at 0.00 s: without this timestamp the model would generate one after it.
         timed_prefix = (self.timestamp_begin, *prefix) if prefix else ()
         start = (*self.request(language, task, True), *timed_prefix)
-        # A quarter of the decoder is left to what the window says.
+        # A quarter of the decoder is reserved for the window's text.
         room = self.max_target_positions * 3 // 4 - 1 - len(hotwords) - len(start)
         kept = tuple(previous)[max(0, len(previous) - max(0, min(self.prompt_room, room))) :]
         if not kept and not hotwords:
@@ -168,12 +168,12 @@ class PromptFormat:
         return (self.start_of_previous, *hotwords, *kept, *start), 1 + len(hotwords) + len(kept)
 
     def spellings(self, phrase: str) -> list[tuple[int, ...]]:
-        """Return the tokens of each way in which a text may have a phrase.
+        """Return the token sequences of each spelling of a phrase in a text.
 
-        Words follow a blank, but where a script has no letter cases it may have no blanks either.
+        Words follow a space; in scripts without letter case also without one.
 
         Raises:
-            ValueError: it has control tokens, or more tokens than a text.
+            ValueError: the phrase has control tokens, or more tokens than a text.
         """
         spellings = [self.encode(form) for form in forms(phrase)]
         if phrase[0].lower() == phrase[0].upper():
@@ -187,7 +187,7 @@ class PromptFormat:
         return spellings
 
     def alignment(self, language: str | None, task: str) -> AlignmentSpec:
-        """How it reads text in a language again, to tell when its words were said."""
+        """Return how text in a language is aligned to time its words."""
         return AlignmentSpec(
             prompt=self.request(language, task, False),
             end=self.end,
@@ -201,7 +201,7 @@ class PromptFormat:
 
     @property
     def text_rules(self) -> TokenRules:
-        """Rules for text with timestamps."""
+        """Return the rules for text with timestamps."""
         return TokenRules(
             end=self.end,
             suppress=self.suppress,
@@ -212,7 +212,7 @@ class PromptFormat:
         )
 
     def language_rules(self, among: Sequence[str]) -> TokenRules:
-        """Rules under which the first token is one of these languages."""
+        """Return rules that restrict the first token to these languages."""
         return TokenRules(end=self.end, only=tuple(self.languages[code] for code in among))
 
 
@@ -234,11 +234,11 @@ def _alignment_heads(
 
 
 LanguageWindow = tuple[tuple[int, ...], Float16[np.ndarray, "mel frame"], int | None]
-"""A window to ask in: its name among its task's, its features, and frames to encode or None."""
+"""A window for detection: its key within the task, features, and frames to encode or None."""
 
 
 def given_language(prompt_format: PromptFormat, settings: DecodingSettings) -> Language | None:
-    """The language where there is nothing to ask; None where it must be detected."""
+    """Return the language if it is configured or the only one; None if it must be detected."""
     among = _choices(prompt_format, settings)
     if len(among) > 1:
         return None
@@ -251,10 +251,10 @@ def given_language(prompt_format: PromptFormat, settings: DecodingSettings) -> L
 def find_language(
     part: PartRequest, prompt_format: PromptFormat, settings: DecodingSettings
 ) -> Generator[WindowJob, WindowResult, Language]:
-    """Detect the language of the recording, or of this part of it, unless it is given.
+    """Detect the language of the recording, or of this part of it, unless it is configured.
 
-    A recording is judged by windows of its first part with speech, the same for all its parts, so
-    that they agree whichever worker gets them.
+    Detection uses windows of the first part with speech for all parts of a recording, so that the
+    parts agree on any worker.
     """
     language = given_language(prompt_format, settings)
     if language is not None:
@@ -262,7 +262,7 @@ def find_language(
     windows: list[LanguageWindow]
     carried = part.language_features
     if settings.language_mode == "recording" and carried is not None:
-        # Padded where they were cut, so they are encoded whole.
+        # Padded where they were cut, so they are encoded completely.
         clips = carried.reshape(-1, WINDOW_FRAMES, carried.shape[1])
         windows = [((-1, number), window.T, None) for number, window in enumerate(clips)]
     else:
@@ -273,9 +273,9 @@ def find_language(
 def ask_language(
     windows: Sequence[LanguageWindow], prompt_format: PromptFormat, settings: DecodingSettings
 ) -> Generator[WindowJob, WindowResult, Language]:
-    """Choose the language that is likeliest on average over windows.
+    """Return the language with the highest mean probability over windows.
 
-    Asking is decoding with only language tokens allowed.
+    Detection decodes one token, restricted to language tokens.
 
     Source: Radford et al. 2022, section 2.3; openai-whisper `detect_language`, for one window.
     """
@@ -300,7 +300,7 @@ def ask_language(
 
 
 def spoken_most(segments: Sequence[Segment]) -> Language | None:
-    """The language of most of the time, where segments have their own; None without segments."""
+    """Return the language with the longest total duration; None without segments."""
     seconds: defaultdict[str | None, float] = defaultdict(float)
     weighted: defaultdict[str | None, float] = defaultdict(float)
     for segment in segments:
@@ -315,7 +315,7 @@ def spoken_most(segments: Sequence[Segment]) -> Language | None:
 
 
 def _choices(prompt_format: PromptFormat, settings: DecodingSettings) -> Sequence[str]:
-    # Empty where there is nothing to detect.
+    # Empty if no language is detected.
     if not prompt_format.languages:
         return ()
     if settings.language == "auto":
@@ -329,9 +329,9 @@ def _own_windows(part: PartRequest, padding_s: float | None) -> list[LanguageWin
     windows: list[LanguageWindow] = []
     for start_s in language_window_starts(speech, start_s=part.start_s, end_s=part.end_s):
         start = part.frame(start_s)
-        # The seek loop's first window is the same one unless it is filled up otherwise.
+        # Equal to the first window of sequential decoding unless padded differently.
         same = part.fits_one_window or start + WINDOW_FRAMES <= end
-        # What other parts are to agree on is encoded whole: they do not know where its audio ends.
+        # Windows shared by all parts are encoded completely, as their audio length is not known.
         frames = frames_to_encode(end - start, padding_s) if part.fits_one_window else None
         name = start, end if same else -1
         windows.append((name, part.window_in_silence(start, end), frames))

@@ -1,10 +1,10 @@
-"""What is decoded of a part: its windows, the spans asked for, and where cuts lie.
+"""Windows of a part: frame ranges to decode, requested spans and cut positions.
 
 Positions are frames of 10 ms from the start of the part; times in results are recording times.
 
-What fills a window after its content follows the references, since texts hang on it. A recording
-that fits one window is encoded as a clip with digital silence after it. The last window of a longer
-one is cut at its last whole frame and filled with 0.0, which no silence looks like.
+Window padding follows the reference implementations, since transcripts depend on it. A recording
+that fits one window is encoded as a clip followed by digital silence. The last window of a longer
+one is cut at its last whole frame and padded with 0.0, a value that digital silence does not have.
 """
 
 import math
@@ -29,19 +29,19 @@ from corpus_asr.units import (
     WINDOW_SAMPLES,
 )
 
-# Times of Whisper reach into silence by this and more before that is a fault to be mended.
+# Minimum overlap of Whisper's times with silence that is corrected.
 _HELD_S = 0.5
-_TOUCHED_S = 1.0  # detected speech begins and ends up to half a second outside of its sound
+_TOUCHED_S = 1.0  # detected speech is padded by up to half a second at both ends
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Language:
-    """A language and how sure the model is; no probability where it was given."""
+    """A language and its detection probability; None where the language was configured."""
 
     code: str | None
     probability: float | None
     candidates: tuple[tuple[str, float], ...] = ()
-    """Each language it was chosen among, with its probability, the likeliest first."""
+    """Candidate languages with their probabilities, most likely first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -49,52 +49,52 @@ class Window:
     """One window to decode."""
 
     number: int = 0
-    """How many came before it."""
+    """Number of windows before it."""
     seek: int
-    """Its first frame."""
+    """First frame."""
     end: int
-    """Where the span it belongs to ends."""
+    """Frame at which its span ends."""
     content_frames: int
-    """Frames of audio in it, padding left out."""
+    """Audio frames, padding excluded."""
     features: Float[np.ndarray, "mel frame"]
     num_frames: int | None
-    """Those that are encoded; None for all."""
+    """Encoded frames; None for all."""
     language: Language
     prompt: tuple[int, ...]
     start_position: int = 0
-    """Of the start token in the prompt."""
+    """Position of the start token in the prompt."""
     num_prefix: int = 0
-    """Last tokens of the prompt with which the text begins."""
+    """Number of last prompt tokens that are the beginning of the text."""
     resumes: bool = False
-    """Whether these are a text of this window that has more to say."""
+    """Whether these prompt tokens are an unfinished text of this window."""
     max_new_tokens: int
 
     @property
     def name(self) -> tuple[int, int]:
-        """What it is called among its task's jobs: what is called the same is encoded once."""
+        """Key of the window among its task's jobs: windows with equal keys are encoded once."""
         return self.seek, self.end
 
 
 Listener = Callable[[float, Sequence[Segment]], None]
-"""Takes how many seconds of the part are transcribed, and the segments that became final."""
+"""Called with the seconds of the part transcribed so far and the segments that became final."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KnownText:
-    """What is said in a recording, to be placed in its parts in place of what is recognized."""
+    """Transcript of a recording, to be aligned with its parts instead of recognition."""
 
     text: str
-    """Of the whole recording."""
+    """Text of the whole recording."""
     name: str
-    """What messages call the recording."""
+    """Name of the recording in messages."""
     is_first: bool = True
-    """Whether nothing of the text can lie before this part."""
+    """Whether no words of the text precede this part."""
     is_last: bool = True
-    """Whether nothing of the text can lie after this part."""
+    """Whether no words of the text follow this part."""
     place: tuple[float, float] | None = None
-    """Where the part lies in the recording, as fractions of it; None: not known."""
+    """Position of the part in the recording, as fractions of its duration; None if unknown."""
     clip: tuple[float, float] = (0.0, math.inf)
-    """Seconds of the recording that the text is of."""
+    """Start and end of the span that the text covers, in seconds of the recording."""
 
     @classmethod
     def of_part(
@@ -109,7 +109,7 @@ class KnownText:
         is_last: bool,
         clip: tuple[float, float] = (0.0, math.inf),
     ) -> "KnownText":
-        """Return the text for a part of a recording that lasts as long as its header says."""
+        """Return the text for a part of a recording, given the duration from its header."""
         place = None
         first_s, last_s = clip
         if duration_s or last_s < math.inf:
@@ -129,7 +129,7 @@ class KnownText:
         )
 
     def clipped(self, settings: DecodingSettings) -> DecodingSettings:
-        """Return settings for no more of the recording than the text is of."""
+        """Return settings restricted to the span of the recording that the text covers."""
         if self.clip == (0.0, math.inf):
             return settings
         return replace(
@@ -146,27 +146,27 @@ class PartRequest:
     features: Float16[np.ndarray, "frame mel"]
     num_samples: int
     pad_value: float
-    """What the features hold where there is digital silence."""
+    """Feature value of digital silence."""
     start_s: float
     speech: tuple[SpeechSpan, ...] | None
     """Detected speech in recording time, in order; None without speech detection."""
     language_features: Float16[np.ndarray, "_ mel"] | None = None
-    """Whole windows to detect the language in, one after the other, if they lie in another part."""
+    """Whole windows for language detection, concatenated, if they lie in another part."""
     listener: "Listener | None" = None
-    """Told of each window, from the engine's thread."""
+    """Called after each window, on the engine's thread."""
     hotwords: tuple[Hotword, ...] = ()
-    """Of this recording, besides those of the settings."""
+    """Hotwords of this recording, in addition to those of the settings."""
     known_text: KnownText | None = None
-    """In place of recognition; None for recordings of which the text is not known."""
+    """Transcript to align instead of recognition; None if it is unknown."""
     detect_only: bool = False
-    """Whether its language is all that is wanted."""
+    """Whether only the language is detected."""
     further: Mapping[str, PartFeatures] = field(default_factory=dict)
-    """Features of further kinds, by kind, for models that take others."""
+    """Features of additional kinds, by kind, for models with different inputs."""
     decoding: DecodingSettings | None = None
-    """How it is decoded; None: by the engine's settings."""
+    """Decoding settings of this part; None for those of the engine."""
 
     def with_kind(self, kind: str | None) -> "PartRequest":
-        """Return the part for a model that takes features of a further kind; None: the first."""
+        """Return the part for a model with another kind of features; None is the primary kind."""
         if kind is None:
             return self
         features = self.further[kind]
@@ -178,31 +178,31 @@ class PartRequest:
         )
 
     def features_of(self, kind: str) -> Float16[np.ndarray, "frame mel"]:
-        """Return the features of a kind: the first ones are of the kind that no further one is."""
+        """Return the features of a kind; an unknown kind returns the primary ones."""
         features = self.further.get(kind)
         return self.features if features is None else features.values
 
     @property
     def num_frames(self) -> int:
-        """Whole frames of content."""
+        """Number of whole content frames."""
         return self.num_samples // HOP_SAMPLES
 
     @property
     def end_s(self) -> float:
-        """Recording time of the last sample's end."""
+        """End of the last sample, in recording time (seconds)."""
         return self.start_s + self.num_samples / SAMPLE_RATE_HZ
 
     def seconds(self, frame: int) -> float:
-        """Recording time of a frame."""
+        """Convert a frame to recording time in seconds."""
         return self.start_s + frame / FRAMES_PER_SECOND
 
     def frame(self, time_s: float) -> int:
-        """The frame at a recording time, kept inside the part."""
+        """Convert a recording time to a frame within the part."""
         frame = round((time_s - self.start_s) * FRAMES_PER_SECOND)
         return min(max(frame, 0), self.num_frames)
 
     def silent(self) -> "PartRequest":
-        """Return it with a listener that is told how far it is, and nothing of what it says."""
+        """Return the part with a listener that receives progress but no segments."""
         listener = self.listener
         if listener is None:
             return self
@@ -210,10 +210,10 @@ class PartRequest:
 
     @property
     def fits_one_window(self) -> bool:
-        """Whether this is all of a recording of at most one window.
+        """Whether the part is a whole recording of at most one window.
 
-        A part that starts later belongs to a longer one. (Where parts are cut as short as windows,
-        a first part counts as all there is.)
+        A part that starts later belongs to a longer recording. A first part that is cut as short as
+        a window counts as a whole recording.
         """
         return self.start_s == 0 and self.num_samples <= WINDOW_SAMPLES
 
@@ -228,9 +228,9 @@ class PartRequest:
         return pad_window(self.features[start : min(start + WINDOW_FRAMES, end)], 0.0)
 
     def window_in_silence(self, start: int, end: int) -> Float16[np.ndarray, "mel frame"]:
-        """Cut one whole window from frame `start`; from `end` on it holds digital silence.
+        """Cut one whole window from frame `start`, with digital silence from frame `end`.
 
-        The first frames of that silence still touch the content, so those are kept.
+        The first frames of the silence still overlap the content, so they are kept.
 
         Source: openai-whisper `detect_language`; `transformers`' chunked pipeline.
         """
@@ -238,7 +238,7 @@ class PartRequest:
         return pad_window(self.features[start:stop], self.pad_value)
 
     def next_speech(self, frame: int, end: int) -> int | None:
-        """Where decoding goes on from `frame`: past long silence; None if no speech follows."""
+        """Return the frame to continue at after long silence; None if no speech follows."""
         if frame >= end:  # even if a span reaches into the last, incomplete frame
             return None
         if self.speech is None:
@@ -252,10 +252,10 @@ class PartRequest:
         return None
 
     def without_silence(self, start_s: float, end_s: float) -> tuple[float, float]:
-        """Cut off the long silence in which a span begins or ends.
+        """Remove long silence at the start or end of a span.
 
-        A span of no speech is not cut: where its text was said is not known. Of speech behind a
-        silence that is another's for the most part, the span only touches the beginning or end.
+        A span without speech is unchanged, since the position of its text is unknown. Speech beyond
+        a silence that mostly belongs to another span is only touched at its edge.
         """
         speech = [
             span for span in self.speech or () if span.end_s > start_s and span.start_s < end_s
@@ -280,7 +280,7 @@ class PartRequest:
         return is_short and silence_s >= _HELD_S
 
     def speech_fraction(self, start_s: float, end_s: float) -> float | None:
-        """Share of a span that lies in detected speech; None without detection."""
+        """Fraction of a span that is detected speech; None without speech detection."""
         if self.speech is None:
             return None
         overlaps = (min(end_s, span.end_s) - max(start_s, span.start_s) for span in self.speech)
@@ -288,9 +288,9 @@ class PartRequest:
 
 
 def frames_to_encode(content_frames: int, padding_s: float | None) -> int | None:
-    """Frames of a window that are encoded: content and padding; None for all.
+    """Number of encoded frames of a window, content and padding; None for all.
 
-    They are whole seconds, so that windows come in few lengths.
+    Rounded up to whole seconds to limit the number of distinct lengths.
     """
     if padding_s is None:
         return None  # as in training: every window of the references is 30 s
@@ -302,17 +302,17 @@ def frames_to_encode(content_frames: int, padding_s: float | None) -> int | None
 def pad_window(
     features: Float16[np.ndarray, "content mel"], pad_value: float
 ) -> Float16[np.ndarray, "mel frame"]:
-    """Fill up to one window with `pad_value` and put the mel axis first."""
+    """Pad to one window with `pad_value` and return it with the mel axis first."""
     window = np.full((WINDOW_FRAMES, features.shape[1]), pad_value, dtype=np.float16)
     window[: len(features)] = features
     return window.T
 
 
 def clip_ranges(part: PartRequest, clip_timestamps: Sequence[float]) -> list[tuple[int, int]]:
-    """Cut the clips at the part's edges; without clips the part is all one range.
+    """Restrict the clips to the part; without clips the result is the whole part.
 
-    Clips are start, end, start, end ... in seconds of the recording, ascending; without a last end
-    the last one goes on to the end.
+    Clips are start, end, start, end ... in seconds of the recording, ascending; a missing last end
+    means the end of the recording.
 
     Source: openai-whisper `transcribe`, `clip_timestamps`.
     """
@@ -340,15 +340,15 @@ def speech_without_text_s(
 
 
 def holds_the_beginning(part: PartRequest, clip_timestamps: Sequence[float]) -> bool:
-    """Whether the first moment that is asked for lies in this part."""
+    """Whether the start of the first requested clip lies in this part."""
     first_s = clip_timestamps[0] if clip_timestamps else 0.0
     return part.start_s <= first_s < part.end_s
 
 
-# How far before a window's end a cut may lie, if that is no third of it. With 5 s whisper-base had
-# 0.2 points more of WER on 12 and 39 min of English than with 10 s.
+# Maximum distance of a cut from a window's end, at most a third of the window. With 5 s, the WER of
+# whisper-base was 0.2 points higher on 12 and 39 min of English than with 10 s.
 _SEARCH_FRAMES = 10 * FRAMES_PER_SECOND
-# Loudness is averaged over so many: a stop consonant is quiet too, but shorter than a pause.
+# Frames over which loudness is averaged: longer than the closure of a stop consonant.
 _PAUSE_FRAMES = 30
 
 
@@ -358,7 +358,7 @@ Loudness = Callable[[Float16[np.ndarray, "frame mel"]], Float[np.ndarray, " fram
 def mean_loudness(
     features: Float16[np.ndarray, "frame mel"],
 ) -> Float[np.ndarray, " frame"]:
-    """Return the mean log-mel of each frame, which follows its loudness."""
+    """Return the mean log-mel value of each frame as a measure of loudness."""
     means: Float[np.ndarray, " frame"] = features.mean(axis=1, dtype="float32")
     return means
 
@@ -372,11 +372,11 @@ def chunk_ranges(
     silence_frames: int = 0,
     loudness: Loudness = mean_loudness,
 ) -> list[tuple[int, int]]:
-    """Cut frame ranges of a part into ranges of at most a window, without long pauses.
+    """Split frame ranges of a part into ranges of at most one window, without long pauses.
 
-    What does not fit into a window is cut near the window's end: between spans of speech, or else
-    where it is least loud. Without speech detection all that was given is one span. The first and
-    the last range of a clip keep up to `silence_frames` of silence, if the window has room.
+    Longer ranges are cut near the window's end: between speech spans, else at minimum loudness.
+    Without speech detection each range is one span. The first and the last range of a clip keep up
+    to `silence_frames` of silence if they fit the window.
 
     Source: WhisperX's "cut and merge" (Bain et al. 2023, section 3), which however leaves a window
     half empty rather than cut a span that would fit into the next one.
@@ -415,7 +415,7 @@ def _full_windows(
         if chunks and start - chunks[-1][1] <= pause_frames:
             first = chunks[-1][0]
             fits = end - first <= window_frames
-            # A pause that lies near the window's end is where to cut.
+            # Prefer to cut at a pause near the window's end.
             if fits or start - first < window_frames - search_frames:
                 start, _ = chunks.pop()
         while end - start > window_frames:
@@ -433,7 +433,7 @@ def _with_silence(
     window_frames: int,
     silence_frames: int,
 ) -> list[tuple[int, int]]:
-    """Let the first chunk of a clip begin, and the last one end, in its silence."""
+    """Extend the first chunk of a clip backward and the last one forward into silence."""
     widened = list(chunks)
     if widened:
         start, end = widened[0]
@@ -450,10 +450,10 @@ def _least_loud(part: PartRequest, first: int, last: int, loudness: Loudness) ->
 
 
 class SpansInOrder:
-    """Passes on what is said in spans of a part as it becomes final, in order of time.
+    """Reports segments of a part's spans as they become final, in order of time.
 
-    The spans, given in that order, may be decoded side by side: what a later one says waits for the
-    end of those before.
+    Spans, numbered in that order, may be decoded in parallel: segments of a later span are held
+    until the preceding spans have ended.
     """
 
     def __init__(self, listener: Listener, spans: Sequence[tuple[int, int]]) -> None:
@@ -462,18 +462,18 @@ class SpansInOrder:
         self._waiting: list[list[Segment]] = [[] for _ in spans]
         self._num_frames = [0] * len(spans)
         self._ended = [False] * len(spans)
-        self._first = 0  # of the spans that have not ended
+        self._first = 0  # first span that has not ended
 
     def add(self, index: int, segments: Sequence[Segment], *, frame: int) -> None:
-        """Take what a span said since the last call; it is transcribed up to `frame`."""
+        """Add a span's new segments; the span is transcribed up to `frame`."""
         start, end = self._spans[index]
-        # A window's last timestamp may lie in the padding behind the span.
+        # A window's last timestamp may lie in the padding after the span.
         self._num_frames[index] = min(frame, end) - start
         self._waiting[index].extend(segments)
         self._pass_on()
 
     def end(self, index: int) -> None:
-        """Take the end of a span."""
+        """Mark a span as ended."""
         self._ended[index] = True
         self._pass_on()
 

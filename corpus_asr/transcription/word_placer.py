@@ -1,8 +1,8 @@
-"""When words are said in a part, by a CTC checkpoint, whatever model recognized them.
+"""Word times of a part by forced alignment with a CTC checkpoint, for any recognition model.
 
-Of recognized segments, or of a known text, runs without a long pause are aligned with all audio up
-to the middle of the pauses around them: their times need only be right to within a pause. Words of
-a known text that were not recognized are kept where the audio bears them out.
+Words of recognized segments or of a known text are grouped into runs without a long pause. Each run
+is aligned with its audio up to the middle of the surrounding pauses, so initial times need only be
+accurate to within a pause. Unrecognized words of a known text are kept if the audio supports them.
 """
 
 import math
@@ -32,36 +32,36 @@ from corpus_asr.transcription.text_places import (
 from corpus_asr.transcription.windows import KnownText, Language, PartRequest, clip_ranges
 from corpus_asr.units import FRAMES_PER_SECOND
 
-if TYPE_CHECKING:  # of a family, which is loaded by its name
+if TYPE_CHECKING:  # loaded by the family's name
     from corpus_asr.families.parakeet.alignment import WordAligner
 
-# Between words further apart lies silence, or what has no text: no run reaches over it.
+# Words further apart are separated by silence or by speech outside the text: no run spans the gap.
 _PAUSE_S = 2.0
-# Of silence that is longer, nothing is scored but the margins.
+# Within longer silence only the margins are scored.
 _LONG_PAUSE_S = 10.0
-# Before the first word of a run and after its last one: at most this, and half of the pause.
+# Maximum margin before the first word of a run and after its last one; at most half of the pause.
 _MARGIN_S = 2.0
-# Of words of a known text that were not recognized, and are said all the same. Tokens that are not
-# said have a thousandth and less each. Not measured: no trained checkpoint was at hand.
+# Least probability of an unrecognized word of a known text that is kept. Tokens that are not spoken
+# have 0.001 or less each. Not measured: no trained checkpoint was available.
 _LEAST_PROBABILITY = 0.05
-# Where words were left out, the others are placed again, in their time, as often as this.
+# Maximum alignment passes; each pass aligns the words that the previous one kept.
 _ROUNDS = 3
-# Below it a probability counts as this, whose logarithm is finite.
+# Floor of a probability, so that its logarithm is finite.
 _FLOOR = 1e-9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Piece:
-    """Words that belong together, and about when they are said."""
+class _TextSpan:
+    """Words that are aligned together, with an approximate time span."""
 
     start_s: float
     end_s: float
     words: tuple[str, ...]
     certain: bool = True
-    """Whether they are said, however improbable they are."""
+    """Whether the words are kept regardless of their probability."""
 
 
-_Placed = tuple[_Piece, list[Word]]
+_Placed = tuple[_TextSpan, list[Word]]
 
 
 class WordPlacer:
@@ -74,10 +74,10 @@ class WordPlacer:
 
     @classmethod
     def from_folder(cls, folder: Path, *, device: str, dtype: str) -> "WordPlacer":
-        """Load a checkpoint folder; data types that its family lacks count as `auto`.
+        """Load a checkpoint folder; data types that its family does not support become `auto`.
 
         Raises:
-            ConfigError: the checkpoint is none of CTC.
+            ConfigError: the checkpoint is not a CTC model.
         """
         where = resolve_device(device)
         kind = resolve(family_of(folder).word_aligner)
@@ -86,11 +86,11 @@ class WordPlacer:
 
     @property
     def num_bytes(self) -> int:
-        """What its weights take."""
+        """Bytes of the checkpoint's weights."""
         return self._aligner.num_bytes
 
     def check(self, settings: DecodingSettings) -> None:
-        """Refuse words that are not said: those of a translation.
+        """Reject word times of a translation, whose words are not spoken.
 
         Raises:
             ConfigError: names the key.
@@ -106,9 +106,9 @@ class WordPlacer:
     def given(
         self, part: PartRequest, settings: DecodingSettings
     ) -> tuple[PartRequest, DecodingSettings]:
-        """Return what the model is given: it recognizes a part, and need not time words.
+        """Return the part and settings for the recognition model, which need not time words.
 
-        What it says is final once its words are placed, so nobody is told of it before.
+        Segments are final only after alignment, so the model does not report them to the listener.
         """
         known_text = part.known_text
         if part.detect_only or not _wanted(part, settings):
@@ -120,7 +120,7 @@ class WordPlacer:
 
     @staticmethod
     def settings_given(settings: DecodingSettings) -> DecodingSettings:
-        """Return the settings for the model; hallucinations are found by its own word times."""
+        """Return the model's settings; hallucination detection uses the model's own word times."""
         own_words = (
             settings.word_timestamps and settings.hallucination_silence_threshold is not None
         )
@@ -129,11 +129,11 @@ class WordPlacer:
     def place(
         self, part: PartRequest, recognized: PartTranscript, settings: DecodingSettings
     ) -> PartTranscript:
-        """Give the words of a part their times, or those of its known text.
+        """Return the part with aligned words, recognized or of its known text.
 
         Raises:
-            AlignmentError: the text has no words that can be spelled, or is not what is said.
-            ItemError: the network's scores are not numbers.
+            AlignmentError: no word of the text can be spelled, or the part does not contain it.
+            ItemError: the network returned non-finite scores.
         """
         if recognized.elsewhere or not _wanted(part, settings):
             return recognized
@@ -162,7 +162,7 @@ class WordPlacer:
         )
 
     def _words_of(self, known: KnownText) -> TextWords:
-        # Parts of one recording come one after the other.
+        # Parts of one recording arrive consecutively.
         if self._known is None or self._known[0] != known.text:
             words = TextWords.without_tokens(known)
             if not self._aligner.knows(words.words):
@@ -182,12 +182,12 @@ class WordPlacer:
         segments: Sequence[Segment],
         clips: Sequence[float],
     ) -> Iterator[Segment]:
-        """Yield segments with words, which stay within their clip of the recording.
+        """Yield segments with timed words, each kept within its clip of the recording.
 
-        Those of which nothing can be spelled keep their times.
+        Segments that the checkpoint cannot spell keep their times.
         """
         pieces = [
-            _Piece(
+            _TextSpan(
                 start_s=segment.start_s, end_s=segment.end_s, words=tuple(words_of(segment.text))
             )
             for segment in segments
@@ -227,11 +227,11 @@ class WordPlacer:
         places: TextPlaces,
         said: Sequence[Word],
     ) -> Iterator[PlacedWord]:
-        """Yield the words of a known text that are said."""
+        """Yield the words of a known text that the part contains."""
         text_places = places.find(said)
         text_words = self._words_of(known).words
         pieces = [
-            _Piece(
+            _TextSpan(
                 start_s=place.start_s, end_s=place.end_s, words=(text_words[place.index],),
                 certain=place.anchor,
             )
@@ -248,10 +248,10 @@ class WordPlacer:
         self,
         part: PartRequest,
         features: Float16[np.ndarray, "frame mel"],
-        pieces: Sequence[_Piece],
+        pieces: Sequence[_TextSpan],
         bounds: tuple[float, float],
     ) -> Iterator[_Placed]:
-        """Yield the pieces that are said between these times, with their words, in order."""
+        """Yield the spans kept between `bounds` (seconds) with their timed words, in order."""
         begin_s, stop_s = bounds
         for span, (start_s, end_s) in _runs(pieces, _LONG_PAUSE_S, begin_s, stop_s):
             first = part.frame(start_s)
@@ -273,10 +273,10 @@ class WordPlacer:
         self,
         first_s: float,
         scores: Float32[np.ndarray, "pos vocab"],
-        run: Sequence[_Piece],
+        run: Sequence[_TextSpan],
         edges: tuple[float, float],
     ) -> Iterator[_Placed]:
-        """Place the words of a run between its edges; spread those that do not fit."""
+        """Align the words of a run between its edges; distribute them evenly if they do not fit."""
         step_s = self._aligner.position_s
         low, high = (round((edge_s - first_s) / step_s) for edge_s in edges)
         words = [word for piece in run for word in piece.words]
@@ -307,9 +307,9 @@ def _wanted(part: PartRequest, settings: DecodingSettings) -> bool:
 
 
 def _runs(
-    pieces: Sequence[_Piece], pause_s: float, begin_s: float, stop_s: float
-) -> Iterator[tuple[list[_Piece], tuple[float, float]]]:
-    """Yield runs without a pause of so many seconds, each with the edges of its audio."""
+    pieces: Sequence[_TextSpan], pause_s: float, begin_s: float, stop_s: float
+) -> Iterator[tuple[list[_TextSpan], tuple[float, float]]]:
+    """Yield runs separated by pauses of at least `pause_s`, with the edges of their audio."""
     ends_s = np.maximum.accumulate([piece.end_s for piece in pieces]).tolist() if pieces else []
     firsts = [
         at for at, piece in enumerate(pieces)
@@ -324,12 +324,12 @@ def _runs(
         yield list(pieces[first:stop]), (low_s, max(low_s, high_s))
 
 
-def _is_said(piece: _Piece, words: Sequence[Word]) -> bool:
+def _is_said(piece: _TextSpan, words: Sequence[Word]) -> bool:
     return piece.certain or all(word.probability >= _LEAST_PROBABILITY for word in words)
 
 
-def _spread(piece: _Piece) -> list[Word]:
-    """Spread words over their time, as long as they are written: nothing is known of them."""
+def _spread(piece: _TextSpan) -> list[Word]:
+    """Distribute words over their span in proportion to their length in characters."""
     lengths = [len(word.strip()) for word in piece.words]
     spans = spread_evenly(lengths, piece.start_s, piece.end_s)
     return [

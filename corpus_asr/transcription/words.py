@@ -1,4 +1,4 @@
-"""When each word of a window was said, from the decoder's cross-attention by alignment."""
+"""Word timestamps of a window, by dynamic time warping of the decoder's cross-attention."""
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -27,24 +27,24 @@ def split_words(
 ) -> list[Spelled]:
     """Split text tokens into words.
 
-    A word begins with a blank, or is punctuation; in languages written without blanks it is the
-    shortest run of tokens that spells whole characters.
+    A word starts with a space or is punctuation; in languages without spaces it is the shortest run
+    of tokens that spells whole characters.
 
-    Source: openai-whisper `Tokenizer.split_to_word_tokens`. Differs where bytes are no UTF-8: there
-    it loses tokens, or stops with an error.
+    Source: openai-whisper `Tokenizer.split_to_word_tokens`. Differs for invalid UTF-8, where the
+    original loses tokens or raises an error.
     """
     pieces = split_characters(tokens, text)
     return pieces if language in WITHOUT_BLANKS else join_to_words(pieces)
 
 
-# A segment ends at a pause longer than this.
+# Pauses longer than this end a segment.
 _PAUSE_S = 1.5
 
 
 def sentences(words: Sequence[Word]) -> Iterator[slice]:
-    """Cut words at the ends of sentences, at pauses, and before they last longer than a window.
+    """Split words at sentence ends, at pauses, and before a segment exceeds one window.
 
-    Of what would last longer, the cut is the longest pause of its second half.
+    A segment that would exceed it is cut at the longest pause of its second half.
     """
     first = 0
     for at in range(1, len(words)):
@@ -62,7 +62,7 @@ def sentences(words: Sequence[Word]) -> Iterator[slice]:
 
 
 def _longest_pause(words: Sequence[Word], first: int, last: int) -> int:
-    """Return the word up to `last` after the longest pause, half a window or more from `first`."""
+    """Return the index up to `last` after the longest pause, half a window or more from `first`."""
     half_s = words[first].start_s + WINDOW_S / 2
     places = [at for at in range(first + 1, last + 1) if words[at].start_s >= half_s] or [last]
     return max(places, key=lambda at: (words[at].start_s - words[at - 1].end_s, at))
@@ -70,53 +70,53 @@ def _longest_pause(words: Sequence[Word], first: int, last: int) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AlignmentSpec:
-    """What a checkpoint reads around text in one language, and by what its words are timed."""
+    """Decoder input around a text in one language, and the attention heads that time its words."""
 
     prompt: tuple[int, ...]
-    """Before the text."""
+    """Tokens before the text."""
     end: int
-    """The token after it."""
+    """Token after the text."""
     room: int
-    """Tokens that the decoder holds."""
+    """Maximum number of tokens of the decoder."""
     heads: tuple[tuple[int, int], ...]
-    """Decoder layers and heads whose cross-attention follows the words in time."""
+    """Decoder layers and heads whose cross-attention follows the audio in time."""
     filter_width: int
-    """Positions of the median filter over that cross-attention."""
+    """Width of the median filter over that cross-attention, in positions."""
     frames_per_position: int
-    """Feature frames that one position of the encoder stands for."""
+    """Feature frames per encoder position."""
     choices: int | None
-    """Words' probabilities are among the ids below this; None for the whole vocabulary."""
+    """Probabilities are normalized over the IDs below this; None for the whole vocabulary."""
     spell: Callable[[Sequence[int]], list[Spelled]]
-    """Text tokens to words with their tokens, nothing lost."""
+    """Splits text tokens into words with their tokens, lossless."""
 
 
 def upper_half(layers: int, heads: int) -> tuple[tuple[int, int], ...]:
-    """Return all heads of the upper half of the decoder's layers, where none are known to follow.
+    """Return all heads of the decoder's upper half, for checkpoints without known alignment heads.
 
     Source: openai-whisper's `Whisper.alignment_heads`.
     """
     return tuple((at, head) for at in range(layers // 2, layers) for head in range(heads))
 
 
-# The median length of a window's words counts as at most this much. Source: openai-whisper.
+# Upper limit of the median word duration of a window. Source: openai-whisper.
 _LONGEST_USUAL_WORD_S = 0.7
-# A segment's own time is believed where a word at its edge goes further beyond it than this.
+# The segment's own time is used where an edge word deviates from it by more than this.
 _SEGMENT_EDGE_S = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DraftSegment:
-    """Text tokens between two times of the recording: a segment on its way."""
+    """Text tokens between two times of the recording: an unfinished segment."""
 
     tokens: tuple[int, ...]
-    """Of text alone; may be empty."""
+    """Text tokens only; may be empty."""
     start_s: float
     end_s: float
     words: tuple[Word, ...] = ()
 
 
 @dataclass(slots=True)
-class _Timed:
+class _TimedWord:
     text: str
     start_s: float
     end_s: float
@@ -131,14 +131,14 @@ def time_words(
     last_speech_s: float,
     alignment: AlignmentSpec,
 ) -> Generator[AlignJob, AlignResult, list[DraftSegment]]:
-    """Split the segments of one window into words with times, and set their own times by them.
+    """Split the segments of one window into timed words, and set segment times from them.
 
-    All times are of the recording. `drafts` are all of the window's, `last_speech_s` is where the
-    last word before it ended, 0.0 if there was none; `last_word_end` of the result is the next.
-    Nothing is asked for when the window says nothing.
+    All times are seconds of the recording. `drafts` are all segments of the window; `last_speech_s`
+    is the end of the last word before it, 0.0 if none (`last_word_end` of the previous result). No
+    job is yielded for a window without text.
 
-    Source: openai-whisper `timing.py`, `add_word_timestamps`. Differs where a word would reach over
-    the edge of a segment: here each segment keeps its text, and its words lie within it.
+    Source: openai-whisper `timing.py`, `add_word_timestamps`. Differs where a word would cross a
+    segment's edge: each segment keeps its text, and its words lie within it.
     """
     tokens = [token for draft in drafts for token in draft.tokens]
     if not tokens:
@@ -146,7 +146,7 @@ def time_words(
     prompt = alignment.prompt
     read = (*prompt, *tokens, alignment.end)[: alignment.room]
     assert len(read) >= len(prompt) + len(tokens), "what was decoded fits the decoder"
-    first = len(prompt) - 1  # where the first text token is foretold
+    first = len(prompt) - 1  # position that predicts the first text token
     result = yield AlignJob(
         features=window.features,
         window=window.name,
@@ -165,7 +165,7 @@ def time_words(
     times_s = [position / per_second for position in result.begins]
     probabilities = np.exp(result.logprobs[first : first + len(tokens)])
     at = 0
-    words: list[list[_Timed]] = []
+    words: list[list[_TimedWord]] = []
     for draft in drafts:
         stop = at + len(draft.tokens)
         spelled = alignment.spell(draft.tokens)
@@ -184,7 +184,7 @@ def time_words(
 
 
 def last_word_end(drafts: Sequence[DraftSegment]) -> float | None:
-    """Where the last word ends, or the last draft if none has words; None without drafts."""
+    """Return the end of the last word, or of the last draft without words; None without drafts."""
     without_words = drafts[-1].end_s if drafts else None
     return next((draft.words[-1].end_s for draft in reversed(drafts) if draft.words), without_words)
 
@@ -193,15 +193,15 @@ def _timed(
     spelled: Sequence[Spelled],
     times_s: Sequence[float],
     probabilities: Float[np.ndarray, " token"],
-) -> Iterator[_Timed]:
+) -> Iterator[_TimedWord]:
     edges = np.cumsum([0] + [len(tokens) for _, tokens in spelled]).tolist()
     for (text, _), (first, stop) in zip(spelled, pairwise(edges), strict=True):
         mean = float(np.mean(probabilities[first:stop]))
-        yield _Timed(text, times_s[first], times_s[stop], mean)
+        yield _TimedWord(text, times_s[first], times_s[stop], mean)
 
 
-def _shorten_at_sentence_ends(words: Sequence[_Timed], longest_s: float) -> None:
-    # Alignment gives a pause between sentences to the mark before it or the word after it.
+def _shorten_at_sentence_ends(words: Sequence[_TimedWord], longest_s: float) -> None:
+    # Alignment assigns a pause between sentences to the adjacent punctuation or word.
     for previous, word in pairwise(words):
         if word.end_s - word.start_s > longest_s:
             if word.text in SENTENCE_ENDS:
@@ -212,19 +212,19 @@ def _shorten_at_sentence_ends(words: Sequence[_Timed], longest_s: float) -> None
 
 def _settle(
     draft: DraftSegment,
-    words: Sequence[_Timed],
+    words: Sequence[_TimedWord],
     begin_s: float,
     last_speech_s: float,
     usual_s: float,
 ) -> DraftSegment:
-    # The times of the segment and of its first and last word are made to agree.
+    # Reconcile the segment's times with those of its first and last word.
     merged = merge_punctuation([(word.text, ()) for word in words])
     for word, (text, _) in zip(words, merged, strict=True):
         word.text = text
-        # To 10 ms, as openai-whisper rounds: edges are compared with the rounded times.
+        # Round to 10 ms as openai-whisper does: edges are compared with the rounded times.
         word.start_s = round(begin_s + word.start_s, 2)
         word.end_s = round(begin_s + word.end_s, 2)
-    # Marks that were merged into a word have left an empty text.
+    # Punctuation merged into a word leaves an empty text.
     words = [word for word in words if word.text]
     if not words:
         return draft
@@ -247,7 +247,7 @@ def _settle(
 
 
 def _shorten_after_a_pause(
-    words: Sequence[_Timed], audio_start_s: float, last_speech_s: float, usual_s: float
+    words: Sequence[_TimedWord], audio_start_s: float, last_speech_s: float, usual_s: float
 ) -> None:
     longest_s = 2 * usual_s
     first = words[0]
@@ -258,6 +258,6 @@ def _shorten_after_a_pause(
     if first.end_s - first.start_s <= longest_s and not both_long:
         return
     if second is not None and second.end_s - second.start_s > longest_s:
-        # Half the time is openai-whisper's; it matters only in a recording's first seconds.
+        # openai-whisper halves the time; relevant only in a recording's first seconds.
         first.end_s = second.start_s = max(second.end_s / 2, second.end_s - longest_s)
     first.start_s = max(audio_start_s, first.end_s - longest_s)

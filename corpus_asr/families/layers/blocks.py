@@ -31,11 +31,11 @@ _gelu_tanh = partial(F.gelu, approximate="tanh")
 
 
 def _quick_gelu(hidden: Tensor) -> Tensor:
-    # The constant brings the sigmoid nearest to the normal distribution (Hendrycks, Gimpel 2016).
+    # The constant best approximates the normal distribution (Hendrycks, Gimpel 2016).
     return hidden * torch.sigmoid(1.702 * hidden)
 
 
-# By the names config.json uses (transformers/activations.py, ACT2CLS).
+# By their names in config.json (transformers/activations.py, ACT2CLS).
 _ACTIVATIONS: dict[str, Activation] = {
     "gelu": F.gelu,
     "gelu_new": _gelu_tanh,
@@ -48,7 +48,7 @@ _ACTIVATIONS: dict[str, Activation] = {
 
 
 def activation(name: str) -> Activation:
-    """Return the activation function config.json calls `name`."""
+    """Return the activation function with this name in config.json."""
     if name not in _ACTIVATIONS:
         raise ValueError(
             f"choosing activation_function {name!r}: not known; expected one of "
@@ -59,7 +59,7 @@ def activation(name: str) -> Activation:
 
 @plain
 class Attention(nn.Module):
-    """Self-attention, or cross-attention to a `context`; `eager` uses plain products always."""
+    """Self-attention, or cross-attention to a `context`; `eager` always uses plain products."""
 
     def __init__(
         self, width: int, heads: int, *, key_bias: bool, dropout: float = 0.0, eager: bool = False
@@ -87,17 +87,17 @@ class Attention(nn.Module):
         head_mask: Float[Tensor, " head"] | None = None,
         weights: list[Tensor] | None = None,
     ) -> Hidden:
-        """Let each token attend to `context`, or to the tokens themselves.
+        """Attend to `context`, or to the tokens themselves.
 
-        `mask` is added to the scores; where given, it must include `causal` itself. Keys and values
+        `mask` is added to the scores; if given, it must include `causal` itself. Keys and values
         of `hidden` are added to `kept`, those of `context` computed once; `head_mask` multiplies
         each head's weights, which are appended to `weights`, (batch, head, token, pos).
         """
         query = _heads_apart(self.q_proj(hidden), self.heads)
         key, value = self._keys_and_values(hidden, context, kept)
-        # Fused kernels keep no score matrix to return or to mask.
+        # Fused kernels do not return or mask the score matrix.
         plain = self.eager or weights is not None or head_mask is not None
-        # The fused kernel takes the first query for the first key's, also where keys were kept.
+        # The fused kernel aligns the first query with the first key, even with cached keys.
         if causal and mask is None and (plain or key.shape[2] > query.shape[2]):
             mask = causal_mask(query.shape[2], key.shape[2], like=query)
         if plain:
@@ -117,7 +117,7 @@ class Attention(nn.Module):
     def _keys_and_values(
         self, hidden: Tensor, context: Tensor | None, kept: KeyValues | None
     ) -> KeysAndValues:
-        # A window does not change while its text is written.
+        # A window does not change while its text is decoded.
         if context is not None and kept is not None and kept.pair is not None:
             return kept.pair
         source = hidden if context is None else context
@@ -134,7 +134,7 @@ class Attention(nn.Module):
         head_mask: Float[Tensor, " head"] | None,
         weights: list[Tensor] | None,
     ) -> Heads:
-        # The queries are scaled, not the scores: these are many times as many.
+        # The queries are scaled, not the scores, which are many times as many.
         scores = torch.matmul(query * self.head_dim**-0.5, key.transpose(-1, -2))
         if mask is not None:
             scores = scores + mask
@@ -147,22 +147,22 @@ class Attention(nn.Module):
 
 
 def causal_mask(tokens: int, keys: int, *, like: Tensor) -> Float[Tensor, "1 1 token pos"]:
-    """Return what is added to scores so that the last `tokens` of `keys` see none after them."""
-    # The lowest finite number, not -inf: a row that sees nothing at all then stays finite.
+    """Return the additive mask by which the last `tokens` of `keys` see none after them."""
+    # The lowest finite number, not -inf: a fully masked row then stays finite.
     lowest = torch.finfo(like.dtype).min
     mask = torch.full((tokens, keys), lowest, dtype=like.dtype, device=like.device)
     return mask.triu(diagonal=keys - tokens + 1)[None, None]
 
 
 def _heads_apart(hidden: Hidden, heads: int) -> Heads:
-    # Contiguous heads cost a copy and save more: 3 to 5 % of a window's attention on a CPU. A GPU's
-    # fused kernels read them where they are.
+    # Contiguous heads cost a copy and save 3 to 5 % of a window's attention on a CPU. A GPU's fused
+    # kernels need no copy.
     split = split_heads(hidden, heads)
     return split.contiguous() if hidden.device.type == "cpu" else split
 
 
 def bounded(hidden: Hidden) -> Hidden:
-    """Keep what an encoder block gives within float16, in which large checkpoints overflow."""
+    """Clamp an encoder block's output to float16's range, which large checkpoints exceed."""
     if hidden.dtype != torch.float16:
         return hidden
     limit = torch.finfo(torch.float16).max - 1000  # transformers' margin
@@ -175,12 +175,12 @@ def split_heads(hidden: Hidden, heads: int) -> Heads:
 
 
 def merge_heads(hidden: Heads) -> Hidden:
-    """Undo `split_heads`."""
+    """Inverse of `split_heads`."""
     return hidden.transpose(1, 2).flatten(2)
 
 
-# Up to about here plain products beat the fused kernel, which keeps no score matrix: measured on
-# CPUs with 1,500 keys, even at 8 queries in float32 and at 128 in bfloat16.
+# Up to about this many queries, plain products are faster than the fused kernel: measured on CPUs
+# with 1,500 keys, even at 8 queries in float32 and at 128 in bfloat16.
 _FEW_QUERIES = 16
 
 
@@ -194,9 +194,9 @@ def attend_cached(
 ) -> Heads:
     """Attend with queries, scaled by 1 / sqrt(head_dim), to many cached keys.
 
-    With `scales`, keys and values are those of `to_float8`. Keys are contiguous along `pos` and
-    `head_dim`; values are finite at unseen keys too, since 0 * nan is nan. Where `unseen` is the
-    same for all queries, these keys must be finite too. Every query must see at least one.
+    With `scales`, keys and values are results of `to_float8`. Keys are contiguous along `pos` and
+    `head_dim`; values must be finite at masked keys too, since 0 * nan is nan. If `unseen` is the
+    same for all queries, masked keys must be finite too. Every query must see at least one key.
     """
     if query.shape[2] == 1 and query.device.type == "cuda":
         attended: Tensor = _ATTEND_ONE(query, key, value, unseen, scales)
@@ -214,26 +214,26 @@ def _attend_plainly(
     if scales is not None:
         key = from_float8(key, scales[0], query.dtype)
         value = from_float8(value, scales[1], query.dtype)
-    # With one query over 1,500 keys, two plain batched products take 0.7 ms where the fused kernel
-    # takes 5.6 (8 slots of whisper-base, bfloat16, two cores).
+    # With one query over 1,500 keys, two plain batched products take 0.7 ms, the fused kernel 5.6
+    # (8 slots of whisper-base, bfloat16, two cores).
     alike = unseen is None or unseen.shape[2] == 1
     if alike and query.shape[2] > _FEW_QUERIES:
         seen = None if unseen is None else ~unseen
         return F.scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=1.0)
     scores = _scores(query, key)
     if unseen is not None:
-        # Filled, not added: an unseen key may hold anything, and nan + -inf is nan.
+        # Filled, not added: a masked key may contain NaN, and nan + -inf is nan.
         scores = scores.masked_fill(unseen, -torch.inf)
     return torch.matmul(scores.softmax(dim=-1), value)
 
 
-# Of the largest value: rounded once in half precision, and summed in another order in float32.
+# Relative to the largest value: one rounding in half precision, or another summation order.
 _ATTENTION_TOLERANCE = 2
 
 
 def _is_same_attention(found: Tensor, expected: Tensor, arguments: tuple[Any, ...]) -> bool:
-    # In float32: in half precision, scores of 8 and more are rounded to multiples of a hundredth.
-    # Of the first and the last row, as copies of all take gigabytes.
+    # In float32: in half precision, scores of 8 and more have a resolution of 0.01.
+    # Only the first and last row, as copies of all take gigabytes.
     for row in (slice(1), slice(len(found) - 1, None)):
         query, key, value = (argument[row] for argument in arguments[:3])
         unseen, scales = arguments[3], arguments[4]
@@ -263,17 +263,17 @@ def attend_as_beams(
     *,
     unseen: Bool[Tensor, "window beam beam pos"],
 ) -> Heads:
-    """Attend with one query per beam to what all beams of its window hold.
+    """Attend with one query per beam to the keys of all beams of its window.
 
-    Reads every key and value once; `unseen` tells what of them is no part of a beam. Values are
-    finite at unseen keys too, and every query must see at least one.
+    Reads every key and value once; `unseen` masks those that are not part of a beam. Values must be
+    finite at masked keys too, and every query must see at least one key.
     """
     windows, beams = unseen.shape[:2]
 
     def by_window(heads: Tensor) -> Float[Tensor, "window beam head token head_dim"]:
         return heads.view(windows, beams, *heads.shape[1:])
 
-    # (window, beam that holds, head, beam that asks, pos), of which pos is by far the longest.
+    # (window, beam of the key, head, beam of the query, pos), where pos is the longest.
     queries = by_window(query).squeeze(3).transpose(1, 2).unsqueeze(1)
     scores = torch.matmul(queries, by_window(key).transpose(-1, -2))
     scores = scores.masked_fill(unseen.transpose(1, 2).unsqueeze(2), -torch.inf)
@@ -284,35 +284,35 @@ def attend_as_beams(
 
 
 def _scores(query: Heads, key: Keys) -> Float[Tensor, "batch head token pos"]:
-    # With tiles (AMX) oneDNN copies transposed keys of bfloat16 first: with one query and 1,500
-    # keys, the product the other way round takes 0.3 ms instead of 0.55 (8 slots of whisper-base,
-    # two cores). Without them it uses one lane of sixteen and takes 1.0 ms instead of 0.54.
+    # With tiles (AMX) oneDNN copies transposed keys of bfloat16 first: for one query and 1,500
+    # keys, the transposed product takes 0.3 ms instead of 0.55 (8 slots of whisper-base, two
+    # cores). Without AMX it is not vectorized and takes 1.0 ms instead of 0.54.
     is_single_query = (
         query.shape[2] == 1 and query.dtype == torch.bfloat16 and query.device.type == "cpu"
     )
     if is_single_query and torch.cpu._is_amx_tile_supported():
         return torch.matmul(key, query.transpose(-1, -2)).transpose(-1, -2)
     if is_single_query:
-        # oneDNN copies keys that are part of a longer cache, and slowly once transposed: with 128
-        # of 448 tokens a step's six products take 1.9 ms, and 0.7 with this copy (one thread).
+        # oneDNN copies keys that are part of a longer cache, slowly if transposed: with 128 of 448
+        # tokens a step's six products take 1.9 ms, and 0.7 with this copy (one thread).
         key = key.contiguous()
     return torch.matmul(query, key.transpose(-1, -2))
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What a call returns beside the last states: a tensor per block, None where nobody asks."""
+    """Optional outputs of a call: a tensor per block; None if not requested."""
 
     states: list[Tensor] | None = None
-    """Before every block and after the last norm."""
+    """Hidden states before every block and after the final norm."""
     own: list[Tensor] | None = None
     """Weights of self-attention, each (batch, head, token, pos)."""
     cross: list[Tensor] | None = None
-    """The same of cross-attention."""
+    """Weights of cross-attention, each (batch, head, token, pos)."""
 
     @classmethod
     def asked(cls, config: Any, attentions: bool | None, states: bool | None) -> Self:
-        """Make an empty one; None takes what the configuration says."""
+        """Create an empty record; None means the configuration's value."""
         attentions = config.output_attentions if attentions is None else attentions
         states = config.output_hidden_states if states is None else states
         return cls(
@@ -326,7 +326,7 @@ NOTHING = Record()
 
 
 class _Block(nn.Module):
-    """Attention, then two linear layers; each normed before and added to its input."""
+    """Attention, then two linear layers; each with pre-norm and a residual connection."""
 
     _tower: ClassVar[str]
     _attentions: ClassVar[tuple[str, ...]]
@@ -336,7 +336,7 @@ class _Block(nn.Module):
         width, ffn_dim = config.d_model, getattr(config, f"{self._tower}_ffn_dim")
         self.dropout: float = config.dropout
         self.activation_dropout: float = config.activation_dropout
-        # In transformers' order, in which parameters are listed, drawn and optimized.
+        # In transformers' order, which determines listing, initialization and optimization.
         for name in self._attentions:
             attention = Attention(
                 width,
@@ -378,7 +378,7 @@ class EncoderBlock(_Block):
         head_mask: Float[Tensor, " head"] | None = None,
         record: Record = NOTHING,
     ) -> Float[Tensor, "batch pos width"]:
-        """Let every position see every other, as far as `mask`, added to the scores, lets it."""
+        """Attend to every position, with `mask` added to the scores."""
         attended = self.self_attn(
             self.self_attn_layer_norm(hidden), mask=mask, head_mask=head_mask, weights=record.own
         )
@@ -408,7 +408,7 @@ class DecoderBlock(_Block):
         cross_head_mask: Float[Tensor, " head"] | None = None,
         record: Record = NOTHING,
     ) -> Hidden:
-        """Let each token see itself, those before it, and the whole window, if there is one.
+        """Attend to each token itself, those before it, and the whole window, if any.
 
         The masks are those of `Attention.forward`; this call adds to `past` and to `record`.
         """

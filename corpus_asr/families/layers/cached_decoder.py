@@ -1,4 +1,4 @@
-"""A decoder of pre-norm blocks with caches in numbered slots, as search runs it."""
+"""A decoder of pre-norm blocks with caches in numbered slots, used for decoding."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -33,18 +33,18 @@ Tokens = Int[Tensor, "batch token"]
 
 
 class CachedDecoderBlock:
-    """A `DecoderBlock` that keeps the keys and values of many sequences in slots.
+    """A `DecoderBlock` that stores the keys and values of many sequences in slots.
 
-    Equal to the block it is made from within rounding; shares its norms, and holds its linear
-    maps fused, with `int8` rounded to 8 bits.
+    Equal to the original block within rounding; shares its norms, and has fused copies of its
+    linear maps, with `int8` rounded to 8 bits.
     """
 
     def __init__(self, block: DecoderBlock, *, int8: bool = False) -> None:
         self_attention, cross_attention = block.self_attn, block.encoder_attn
         self._heads = self_attention.heads
-        # Not the block itself: its linear maps need not stay in memory beside their copies.
+        # Not a reference to the block, whose linear maps need not stay in memory.
         self._activate = block.activate
-        # A power of two for Whisper's head_dim of 64: folding it in rounds nothing.
+        # A power of two for Whisper's head_dim of 64: folding it in is exact.
         scale = self_attention.head_dim**-0.5
         self._qkv = NormedProjection(
             block.self_attn_layer_norm,
@@ -56,7 +56,7 @@ class CachedDecoderBlock:
         self._cross_query = NormedProjection(
             block.encoder_attn_layer_norm, [cross_attention.q_proj], scales=[scale], int8=int8
         )
-        # Never in 8 bits: once per window, and every token reads what it gives.
+        # Never in 8 bits: computed once per window and read by every token.
         self._cross_kv = Projection([cross_attention.k_proj, cross_attention.v_proj])
         self._cross_out = Projection([cross_attention.out_proj], int8=int8)
         self._fc1 = NormedProjection(block.final_layer_norm, [block.fc1], int8=int8)
@@ -69,7 +69,7 @@ class CachedDecoderBlock:
         cache.write_window(rows, split_heads(keys, self._heads), split_heads(values, self._heads))
 
     def fill_one(self, cache: LayerCache, slot: int, window: Float[Tensor, "pos width"]) -> None:
-        # The window may be short; on a CPU it is then looked at no further.
+        # The window may be short; on a CPU only its own positions are read.
         blocks = [self._cross_kv.by_block(rows) for rows in blocks_of(window)]
         computed = torch.cat(blocks).unsqueeze(0).chunk(2, dim=-1)
         held = cache.packed_window(slot, len(window))
@@ -98,7 +98,7 @@ class CachedDecoderBlock:
         else:
             attended = attend_as_beams(query, *cache.read(view), unseen=view.not_ours)
         hidden = hidden + self._out(merge_heads(attended))
-        # Slots that share a window ask it together: that reads it once.
+        # Slots that share a window are batched, so that it is read once.
         together = hidden.view(len(windows.slots), -1, hidden.shape[2])
         return self._attend_window_and_feed_forward(cache, together, windows).view(hidden.shape)
 
@@ -109,8 +109,8 @@ class CachedDecoderBlock:
         heads: Int[Tensor, " head"] | None,
         windows: WindowView,
     ) -> tuple[Hidden, Float[Tensor, "batch head token pos"] | None]:
-        """Read whole texts; also gives the cross-attention of `heads`, in float32."""
-        # The whole text at once: caches hold no queries, and weights need them.
+        """Read whole texts; also return the cross-attention of `heads`, in float32."""
+        # The whole text at once: caches have no queries, which weights require.
         hidden, _, _ = self._attend_causally(hidden)
         weights = None
         if heads is not None:
@@ -124,7 +124,7 @@ class CachedDecoderBlock:
             scores = torch.matmul(query, keys.index_select(1, heads).transpose(-1, -2))
             if windows.unseen is not None:
                 scores = scores.masked_fill(windows.unseen, -torch.inf)
-            # In float32: the times of words are read off these weights.
+            # In float32: word times are derived from these weights.
             weights = scores.float().softmax(dim=-1)
         return self._attend_window_and_feed_forward(cache, hidden, windows), weights
 
@@ -150,19 +150,19 @@ class CachedDecoderBlock:
 
 
 class DecoderSlots(ABC):
-    """A `decoding.protocols.SlotModel` but for the encoder, which each family adds.
+    """A `decoding.protocols.SlotModel` except for the encoder, which each family adds.
 
     Shares the decoder's embeddings and norms; its linear maps are fused copies, with `int8` rounded
-    to 8 bits: training the network further, or moving it, needs new slots.
+    to 8 bits: training the network further, or moving it, requires new slots.
     """
 
     has_encoder = True
 
     float8_windows = False
-    """Whether a GPU keeps the keys and values of windows in 8 bits."""
+    """Whether a GPU stores the keys and values of windows in 8 bits."""
 
     _weight_bytes: int
-    """Of encoder and decoder."""
+    """Bytes of the weights of encoder and decoder."""
 
     def __init__(
         self,
@@ -173,7 +173,7 @@ class DecoderSlots(ABC):
         int8: bool = False,
         consume: bool = False,
     ) -> None:
-        # Not the decoder itself: its linear maps need not stay in memory beside their copies.
+        # Not a reference to the decoder, whose linear maps need not stay in memory.
         self._config = decoder.config
         self._tokens = decoder.embed_tokens
         self._layer_norm = decoder.layer_norm
@@ -184,7 +184,7 @@ class DecoderSlots(ABC):
             for block in copied_layers(decoder.layers, consume=consume)
             if isinstance(block, DecoderBlock)
         ]
-        # Its inputs stand out in a few channels: unevened, most of the error of int8 is from here.
+        # Its inputs have outlier channels: without smoothing, most of int8's error is from here.
         factors = smoothed(self._layer_norm, [projection])[1] if int8 else None
         self._vocabulary_factors = factors
         self._vocabulary = Projection([projection], int8=int8, input_factors=factors)
@@ -224,11 +224,11 @@ class DecoderSlots(ABC):
     @property
     @abstractmethod
     def window_values(self) -> int:
-        """Numbers in the features of a window."""
+        """Number of values of a window's features."""
 
     @abstractmethod
     def positions_heard(self, num_frames: Sequence[int], *, windows: int) -> list[int]:
-        """Return how many encoder positions so many frames of each of some windows make."""
+        """Return the number of encoder positions for `num_frames` of each window."""
 
     @abstractmethod
     def _embed(self, tokens: Tokens, positions: Tokens) -> Hidden:
@@ -363,13 +363,13 @@ class DecoderSlots(ABC):
         heads: Sequence[tuple[int, int]],
     ) -> tuple[Float[Tensor, "batch head token pos"], Hidden]:
         check_heads(heads, layers=len(self._blocks), num_heads=self._heads)
-        # By layer, as they are found, and back into the order they were given in.
+        # By layer, and then back into the given order.
         order = sorted(range(len(heads)), key=lambda row: heads[row][0])
         (back,) = upload(tokens.device, sorted(range(len(order)), key=order.__getitem__))
         chosen = [heads[row] for row in order]
         if not state.on_cpu:
             return self._align(state, slots, tokens, chosen, back)
-        # One by one: no text is padded there, and short windows are read up to their ends.
+        # One by one: texts are not padded there, and short windows are read up to their ends.
         rows = [
             self._align(state, [slot], tokens[row : row + 1, :length], chosen, back)
             for row, (slot, length) in enumerate(zip(slots, lengths, strict=True))

@@ -1,4 +1,4 @@
-"""Caches of keys and values: growing ones for whole-sequence calls, fixed slots for decoding."""
+"""Key and value caches: growing ones for whole-sequence calls, fixed slots for decoding."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -28,8 +28,8 @@ _TINY = torch.finfo(torch.float32).tiny
 def to_float8(
     given: Keys,
 ) -> tuple[UInt8[Tensor, "batch head pos head_dim"], Float[Tensor, "batch head"]]:
-    """Round to 8 bits, and say what each head's numbers are to be multiplied by."""
-    # Kept as bytes: torch neither indexes nor assigns numbers of this type.
+    """Round to 8 bits; return the bytes and the scale of each head."""
+    # Stored as bytes: torch neither indexes nor assigns values of this type.
     scales = (given.abs().amax(dim=(2, 3)).float() / _MOST).clamp(min=_TINY)
     return (given / scales[:, :, None, None]).to(_FLOAT8).view(torch.uint8), scales
 
@@ -39,33 +39,33 @@ def from_float8(
     scales: Float[Tensor, "batch head"],
     dtype: torch.dtype,
 ) -> Keys:
-    """Return what `to_float8` rounded."""
+    """Invert `to_float8`, up to rounding."""
     return (held.view(_FLOAT8).to(torch.float32) * scales[:, :, None, None]).to(dtype)
 
 
 class KeyValues:
-    """Keys and values of one attention, of every token so far; empty at first."""
+    """Keys and values of one attention for all tokens so far; initially empty."""
 
     def __init__(self) -> None:
         self.pair: KeysAndValues | None = None
 
     @property
     def length(self) -> int:
-        """Tokens so far."""
+        """Number of tokens so far."""
         return 0 if self.pair is None else self.pair[0].shape[2]
 
     @property
     def keys(self) -> Keys | None:
-        """Of every token so far."""
+        """Keys of all tokens so far."""
         return None if self.pair is None else self.pair[0]
 
     @property
     def values(self) -> Keys | None:
-        """Of every token so far."""
+        """Values of all tokens so far."""
         return None if self.pair is None else self.pair[1]
 
     def append(self, keys: Heads, values: Heads) -> KeysAndValues:
-        """Add the keys and values of further tokens and return all."""
+        """Append the keys and values of further tokens; return all."""
         if self.pair is not None:
             kept, new = self.pair[0].shape, keys.shape
             if (*kept[:2], kept[3]) != (*new[:2], new[3]):
@@ -80,40 +80,40 @@ class KeyValues:
         return self.pair
 
     def change(self, function: Callable[[Tensor], Tensor]) -> None:
-        """Replace keys and values by what `function` makes of them."""
+        """Replace keys and values by the result of `function`."""
         if self.pair is not None:
             self.pair = function(self.pair[0]), function(self.pair[1])
 
 
 class LayerPast:
-    """What one decoder block keeps."""
+    """Cache of one decoder block."""
 
     def __init__(self) -> None:
         self.own = KeyValues()
-        """Of the tokens so far."""
+        """Keys and values of the tokens so far."""
         self.cross = KeyValues()
-        """Of the window, computed once."""
+        """Keys and values of the window, computed once."""
 
     @property
     def keys(self) -> Keys | None:
-        """Of the tokens."""
+        """Keys of the tokens."""
         return self.own.keys
 
     @property
     def values(self) -> Keys | None:
-        """Of the tokens."""
+        """Values of the tokens."""
         return self.own.values
 
 
 class Cache:
-    """What keeps keys and values by layer."""
+    """Base of caches with keys and values by layer."""
 
     layers: Sequence[Any]
 
 
 @dataclass(frozen=True, slots=True)
 class AttentionCache(Cache):
-    """What either kind of attention keeps in every layer, as transformers' caches show it."""
+    """The cache of one kind of attention for all layers, with transformers' interface."""
 
     layers: Sequence[KeyValues]
 
@@ -121,7 +121,7 @@ class AttentionCache(Cache):
         return len(self.layers)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Return how many tokens, or positions of the window, are kept."""
+        """Return the number of cached tokens, or positions of the window."""
         return self.layers[layer_idx].length if self.layers else 0
 
 
@@ -146,7 +146,7 @@ class DecoderCache(Cache):
         return (self[i] for i in range(len(self)))
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Return how many tokens are kept."""
+        """Return the number of cached tokens."""
         return self.layers[layer_idx].own.length if self.layers else 0
 
     @property
@@ -165,15 +165,15 @@ class DecoderCache(Cache):
         return {number: layer.cross.pair is not None for number, layer in enumerate(self.layers)}
 
     def reorder_cache(self, beam_idx: Int[Tensor, " batch"]) -> None:
-        """Let row i continue what row `beam_idx[i]` was."""
+        """Replace row i by row `beam_idx[i]`."""
         self._change(lambda tensor: tensor.index_select(0, beam_idx.to(tensor.device)))
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep these rows."""
+        """Select these rows."""
         self._change(lambda tensor: tensor[indices])
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        """Make so many rows of each."""
+        """Repeat each row `repeats` times."""
         self._change(lambda tensor: tensor.repeat_interleave(repeats, dim=0))
 
     def _change(self, function: Callable[[Tensor], Tensor]) -> None:
@@ -182,7 +182,7 @@ class DecoderCache(Cache):
                 kept.change(function)
 
     def crop(self, max_length: int) -> None:
-        """Forget all tokens from `max_length` on; negative: that many of the last."""
+        """Drop all tokens from `max_length`; if negative, that many last ones."""
         length = self.get_seq_length()
         keep = max(0, length + max_length) if max_length < 0 else min(max_length, length)
         for layer in self.layers:
@@ -190,10 +190,10 @@ class DecoderCache(Cache):
 
 
 def taken(past_key_values: Any, *, num_layers: int) -> DecoderCache | None:
-    """Take what a caller gives as `past_key_values`; None stays None.
+    """Convert a caller's `past_key_values`; None stays None.
 
-    Of transformers' DynamicCache and EncoderDecoderCache keys and values are taken over; they do
-    not grow, but the cache that is returned.
+    Keys and values of transformers' DynamicCache and EncoderDecoderCache are reused; only the
+    returned cache grows.
     """
     if past_key_values is None:
         return None
@@ -217,34 +217,34 @@ def _converted(own: Any, cross: Any, *, num_layers: int) -> DecoderCache:
     for number, layer in enumerate(cache.layers):
         for kept, source in ((layer.own, own), (layer.cross, cross)):
             layers = [] if source is None else source.layers
-            # Before anything is kept there are fewer layers, or layers without tensors.
+            # Before its first use it has fewer layers, or layers without tensors.
             if number < len(layers) and getattr(layers[number], "keys", None) is not None:
                 keys, values = layers[number].keys, layers[number].values
                 kept.pair = (keys, values) if keys.numel() else None
     return cache
 
 
-# oneDNN compiles a bfloat16 product for every shape it meets and keeps a thousand of them: with a
-# length of its own for every step these came to a gigabyte.
+# oneDNN compiles a bfloat16 product for every shape and caches a thousand of them: with a separate
+# length for every step these took a gigabyte.
 _LENGTH_STEP = 32
 
 
 @dataclass(frozen=True, slots=True)
 class TokenView:
-    """What the next tokens of some slots may see: the same for every layer."""
+    """The cache entries visible to the next tokens of some slots, equal for all layers."""
 
     slots: Sequence[int]
     rows: slice | Tensor
-    """The slots; a slice where they are adjacent."""
+    """Slot indices; a slice if they are adjacent."""
     slot: Int[Tensor, "batch 1"]
     positions: Int[Tensor, "batch token"]
-    """Where the new tokens go; each sees the tokens up to and including its own."""
+    """Positions of the new tokens; each sees the tokens up to and including its own."""
     length: int
-    """Cached positions looked at."""
+    """Number of cached positions that are read."""
     unseen: Bool[Tensor, "batch 1 token pos"]
-    """The looked-at positions a new token must not see."""
+    """Positions that are read but masked for a new token."""
     not_ours: Bool[Tensor, "window beam beam pos"] | None = None
-    """For beams off the CPU: of all slots of its window, what each beam must not see."""
+    """For beams off the CPU: the mask of each beam over all slots of its window."""
 
     @classmethod
     def at(
@@ -255,14 +255,14 @@ class TokenView:
         max_positions: int,
         reach: int | None = None,
     ) -> "TokenView":
-        """Look a little past the furthest position on a CPU, and up to `reach` elsewhere.
+        """Read up to the furthest position, rounded up, on a CPU, and up to `reach` elsewhere.
 
         A reach of None is the whole cache.
         """
         device = positions.device
         rows = rows_of(slots, device=device)
         if isinstance(rows, slice):
-            # Made where it is needed: a captured step cannot copy from the host.
+            # Created on the device: a captured step cannot copy from the host.
             slot = torch.arange(rows.start, rows.stop, device=device)
         else:
             slot = rows
@@ -275,34 +275,34 @@ class TokenView:
 
 @dataclass(frozen=True, slots=True)
 class WindowView:
-    """What some slots may see of their windows, which may be short: the same for every layer.
+    """The window positions visible to some slots, equal for all layers; windows may be short.
 
-    On a CPU each short window is looked at by itself, up to its end. A GPU keeps one shape for all.
+    On a CPU each short window is read separately, up to its end. A GPU uses one shape for all.
     """
 
     slots: Slots
-    """Of adjacent slots that share a window one is enough."""
+    """Slots; one is enough for adjacent slots that share a window."""
     rows: slice | Tensor
-    """Their windows; a slice where they are adjacent."""
+    """Indices of their windows; a slice if they are adjacent."""
     ends: Sequence[int] = ()
-    """On a CPU, the positions that each slot's window has; none if all are whole."""
+    """On a CPU, the number of positions of each slot's window; empty if all are whole."""
     unseen: Bool[Tensor, "window 1 1 pos"] | None = None
-    """Elsewhere, the positions past each window's end."""
+    """On other devices, the mask of positions after each window's end."""
 
 
 @dataclass(frozen=True, slots=True)
 class LayerCache:
-    """One layer's part of a `SlotCache`."""
+    """The caches of one layer in a `SlotCache`."""
 
     text: Float[Tensor, "2 slot head token head_dim"]
-    """Keys, then values of self-attention: written in one go, as every step writes both."""
+    """Keys and values of self-attention in one tensor, as every step writes both."""
     cross_keys: Num[Tensor, "window head pos head_dim"]
-    """With scales, bytes that stand for numbers of type `torch.float8_e4m3fn`."""
+    """With scales, bytes that represent `torch.float8_e4m3fn`."""
     cross_values: Num[Tensor, "window head pos head_dim"]
     cross_scales: Float[Tensor, "2 window head"] | None = None
-    """Of keys and values: what these are to be multiplied by."""
+    """Factors of keys and values."""
     beams: int = 1
-    """Adjacent slots that share a window."""
+    """Number of adjacent slots that share a window."""
 
     def window(self, rows: slice | Tensor) -> Window:
         """Return the cross-attention keys and values of windows; views if they are adjacent."""
@@ -320,9 +320,9 @@ class LayerCache:
                 held[rows], self.cross_scales[number, rows] = to_float8(tensor)
 
     def packed_window(self, slot: int, end: int) -> KeysAndValues:
-        """Views of a slot's window of `end` positions, for writing and reading it."""
-        # Heads follow one another without gaps: bfloat16 products would copy them otherwise, which
-        # takes several times as long as they do.
+        """Return views of a slot's window of `end` positions, for writing and reading."""
+        # Heads are contiguous: bfloat16 products would copy them otherwise, which takes several
+        # times as long as the products.
         heads, _, head_dim = self.cross_keys.shape[1:]
         size = heads * end * head_dim
         keys, values = (
@@ -332,15 +332,15 @@ class LayerCache:
         return keys, values
 
     def write_prompts(self, rows: slice | Tensor, keys: Heads, values: Heads) -> None:
-        """Start slots again with what their prompts give."""
+        """Restart slots with the keys and values of their prompts."""
         length = keys.shape[2]
         own_keys, own_values = self.text
-        # Values at unseen positions are multiplied by 0: a nan left by the slot's last sequence
-        # would get through.
+        # Values at masked positions are multiplied by 0, which a NaN of the slot's last sequence
+        # would survive.
         if isinstance(rows, slice):
             own_values[rows, :, length:] = 0
         else:
-            # A number that is assigned by an index comes from the host, which waits for that.
+            # Assignment of a number by index would synchronize with the device.
             own_values.index_fill_(0, rows, 0)
         own_keys[rows, :, :length] = keys
         own_values[rows, :, :length] = values
@@ -348,11 +348,11 @@ class LayerCache:
     def write(
         self, view: TokenView, keys_and_values: Float[Tensor, "batch token 2 head head_dim"]
     ) -> None:
-        """Add the next tokens of the view's slots."""
+        """Append the next tokens of the view's slots."""
         self.text[:, view.slot, :, view.positions] = keys_and_values
 
     def read(self, view: TokenView) -> KeysAndValues:
-        """Return the self-attention keys and values that the view's slots look at."""
+        """Return the self-attention keys and values visible to the view's slots."""
         rows, seen = view.rows, slice(view.length)
         return self.text[0, rows, :, seen], self.text[1, rows, :, seen]
 
@@ -383,25 +383,25 @@ class SlotCache:
                 f"allocating {slots} slots of which {beams} share a window: expected a number "
                 "that divides them; allocate a multiple of the beams"
             )
-        # One tensor over all layers each, so that moving a slot is three copies.
+        # One tensor over all layers each, so that moving a slot takes three copies.
         text = (layers, 2, slots, heads, tokens, head_dim)
         self._text = torch.zeros(text, dtype=dtype, device=device)
         window = (layers, slots // beams, heads, positions, head_dim)
         held = torch.uint8 if float8_windows else dtype
         self._windows = tuple(torch.zeros(window, dtype=held, device=device) for _ in range(2))
-        # Of an empty window, too: what stands in it is zero, whatever it is multiplied by.
+        # Empty windows are zero, and remain so with any scale.
         scales = torch.ones(layers, 2, slots // beams, heads, device=device)
         self._scales = scales if float8_windows else None
         self.beams = beams
         self.slots = slots
         self.on_cpu = device.type == "cpu"
-        # A number for every token of every slot; equal ones stand for the same keys and values.
-        # Beams of a window mostly differ in their last few tokens: only these are then copied.
-        # Of no use off the CPU: there a captured step advances without changing this.
+        # A number for every token of every slot; equal numbers mean equal keys and values. Beams of
+        # a window mostly differ in their last few tokens: only these are then copied. Unused off
+        # the CPU, where a captured step does not change it.
         self._written = torch.zeros(slots, tokens, dtype=torch.long) if self.on_cpu else None
         self._next = 1
-        # Elsewhere nothing is copied: which of its window's slots holds each position of a beam.
-        # As beams go on in step, what is held there stays until the place is given to another
+        # On other devices nothing is copied: the slot of its window that has each position of a
+        # beam. Beams advance in lockstep, so entries stay until the place is assigned to another
         # window. Source: the cache indirection of TensorRT-LLM.
         shared = beams > 1 and not self.on_cpu
         self._holder = (
@@ -417,11 +417,11 @@ class SlotCache:
         )
 
     def note_prompts(self, slots: Slots, length: int) -> None:
-        """Note that `slots` hold new prompts of so many tokens, and nothing else."""
+        """Record that `slots` have only new prompts of this many tokens."""
         if self._holder is not None:
             beam_indices = torch.tensor([slot % self.beams for slot in slots]).unsqueeze(1)
             self._holder[self.rows(slots)] = to_device(beam_indices, self._holder.device)
-            # As in `write_prompts`: these slots' values are read as soon as they go on.
+            # As in `write_prompts`: these slots' values are read by the next step.
             firsts = sorted({slot // self.beams * self.beams for slot in slots})
             all_slots = [slot for first in firsts for slot in range(first, first + self.beams)]
             if other_slots := sorted(set(all_slots) - set(slots)):
@@ -438,7 +438,7 @@ class SlotCache:
         *,
         reach: int | None = None,
     ) -> TokenView:
-        """Tell what the next tokens of `slots`, at `positions` before `reach`, may see."""
+        """Return the view for the next tokens of `slots`, at `positions` before `reach`."""
         view = TokenView.at(slots, positions, max_positions=self._text.shape[4], reach=reach)
         if self._holder is None:
             return view
@@ -449,7 +449,7 @@ class SlotCache:
         return replace(view, not_ours=(holder.unsqueeze(2) != beam.view(-1, 1)) | late)
 
     def note_tokens(self, view: TokenView) -> None:
-        """Note that the view's slots hold its new tokens."""
+        """Record that the view's slots have its new tokens."""
         if self._written is not None:
             self._written[view.slot, view.positions] = self._new(view.positions.shape)
 
@@ -459,10 +459,10 @@ class SlotCache:
         return torch.arange(first, self._next).view(*shape)
 
     def note_windows(self, slots: Slots, num_positions: Sequence[int] | None) -> None:
-        """Note how many positions the windows of `slots` have; None means that they are whole.
+        """Record the number of positions of the windows of `slots`; None means whole windows.
 
-        Once numbers were given, windows off the CPU are masked for good: steps that were captured
-        before do not.
+        Once numbers were given, windows off the CPU are always masked; steps captured before are
+        not.
         """
         if num_positions is None:
             if not self._any_short:
@@ -472,15 +472,15 @@ class SlotCache:
         self._ends[self.windows(slots)] = to_device(torch.tensor(num_positions), self._ends.device)
 
     def rows(self, slots: Slots) -> slice | Tensor:
-        """Index `slots`: by a slice, which copies nothing, where they are adjacent numbers."""
+        """Return an index of `slots`: a slice, which copies nothing, if they are adjacent."""
         return rows_of(slots, device=self._ends.device)
 
     def windows(self, slots: Slots) -> slice | Tensor:
-        """Index the windows of `slots` likewise."""
+        """Return an index of the windows of `slots`; a slice if they are adjacent."""
         return self.rows(slots if self.beams == 1 else [slot // self.beams for slot in slots])
 
     def view_windows(self, slots: Slots) -> WindowView:
-        """Tell what `slots` may see of their windows."""
+        """Return the view of `slots` on their windows."""
         rows = self.windows(slots)
         if not self._any_short:
             return WindowView(slots, rows)
@@ -493,7 +493,7 @@ class SlotCache:
         return WindowView(slots, rows, unseen=unseen[:, None, None, :])
 
     def move(self, source: int, target: int) -> None:
-        """Copy everything slot `source` holds into slot `target`."""
+        """Copy slot `source` to slot `target`."""
         self._text[:, :, target].copy_(self._text[:, :, source])
         for tensor in (*self._windows, self._ends.unsqueeze(0)):
             tensor[:, target // self.beams].copy_(tensor[:, source // self.beams])
@@ -504,9 +504,9 @@ class SlotCache:
                 held[target] = held[source]
 
     def reorder(self, slots: Sequence[int], sources: Int[Tensor, " slot"]) -> None:
-        """Give `slots` the self-attention keys and values of `sources`, all at once.
+        """Copy the self-attention keys and values of `sources` to `slots` simultaneously.
 
-        Off the CPU, where slots share windows, these must be of the same window each.
+        Off the CPU, if slots share windows, source and slot must have the same window.
         """
         if len(slots) != len(sources):
             raise ValueError(
@@ -521,7 +521,7 @@ class SlotCache:
             return
         pairs = zip(slots, sources.tolist(), strict=True)
         changed = [(slot, source) for slot, source in pairs if slot != source]
-        # Window by window where that is possible: beams of one differ in their last tokens alone.
+        # Per window if possible: beams of one differ only in their last tokens.
         apart = all(slot // self.beams == source // self.beams for slot, source in changed)
         for _, window_pairs in groupby(changed, key=lambda pair: apart and pair[0] // self.beams):
             targets, givers = (list(numbers) for numbers in zip(*window_pairs, strict=True))
@@ -534,8 +534,8 @@ class SlotCache:
 
 
 def _looked_at(positions: Int[Tensor, "*batch"], *, max_positions: int) -> int:
-    # A GPU keeps one shape for every step: so the step can be captured in a CUDA graph, and the
-    # host never waits to learn a length. Positions are therefore checked on CPUs only.
+    # A GPU uses one shape for every step, so that the step can be captured in a CUDA graph and no
+    # length must be read. Positions are therefore checked on CPUs only.
     if positions.device.type != "cpu":
         return max_positions
     first, last = int(positions.min()), int(positions.max())
@@ -548,7 +548,7 @@ def _looked_at(positions: Int[Tensor, "*batch"], *, max_positions: int) -> int:
 
 
 def rows_of(slots: Slots, *, device: torch.device) -> slice | Tensor:
-    """Index `slots` by a slice, which copies nothing, where they are adjacent and ascending."""
+    """Return an index of `slots`: a slice, which copies nothing, if adjacent and ascending."""
     if isinstance(slots, Tensor):
         return slots
     first = slots[0]

@@ -1,7 +1,7 @@
-"""A network as search runs it whose modules are not the family's own: the network itself is called.
+"""Slots for networks with modified modules: the network itself is called for each slot.
 
-In and out as `DecoderSlots`, to which it is equal within rounding where modules are plain; slower,
-since every slot is called for by itself. Hooks, adapters and overridden methods have their effect.
+Inputs and outputs are as in `DecoderSlots`, equal within rounding for unmodified modules; slower,
+since slots are not batched. Hooks, adapters and overridden methods are effective.
 """
 
 from abc import ABC, abstractmethod
@@ -27,19 +27,19 @@ Window = Float[Tensor, "pos width"]
 class _Slot:
     cache: DecoderCache
     tokens: list[int] = field(default_factory=list)
-    """Those that were read; the cache holds the keys and values of them, or is not used."""
+    """Tokens read so far; the cache has their keys and values, or is unused."""
 
     def copy(self) -> "_Slot":
         cache = DecoderCache(len(self.cache))
         for target, source in zip(cache.layers, self.cache.layers, strict=True):
-            # Pairs are replaced as they grow, never changed.
+            # Pairs are replaced as they grow, never modified.
             target.own.pair, target.cross.pair = source.own.pair, source.cross.pair
         return _Slot(cache, list(self.tokens))
 
 
 @dataclass(slots=True)
 class ModuleState:
-    """What the slots hold; each `beams` adjacent ones share a window."""
+    """The content of the slots; each `beams` adjacent ones share a window."""
 
     slots: list[_Slot]
     windows: list[Window | None]
@@ -49,7 +49,7 @@ class ModuleState:
 class ModuleSlots(ABC):
     """A `decoding.protocols.SlotModel` that calls `network`; each family adds its encoder.
 
-    Its hidden states are the logits already: the network's `forward` gives nothing before.
+    Its hidden states are already logits: the network's `forward` returns nothing earlier.
     """
 
     has_encoder = True
@@ -65,7 +65,7 @@ class ModuleSlots(ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where inputs go: weights that were moved away have hooks that bring them back."""
+        """Device of inputs: hooks load weights that were moved elsewhere."""
         devices = (weight.device for weight in self._network.parameters())
         return next((device for device in devices if device.type != "meta"), torch.device("cpu"))
 
@@ -80,7 +80,7 @@ class ModuleSlots(ABC):
 
     @abstractmethod
     def positions_heard(self, num_frames: Sequence[int], *, windows: int) -> list[int]:
-        """Return how many encoder positions so many frames of each of some windows make."""
+        """Return the number of encoder positions for `num_frames` of each window."""
 
     @torch.inference_mode()
     def _encoded(self, *features: Tensor) -> Float[Tensor, "batch pos width"]:
@@ -201,7 +201,7 @@ class ModuleSlots(ABC):
     ) -> Float[Tensor, "token vocab"]:
         slot, window = state.slots[number], state.windows[number // state.beams]
         if window is None or start > len(slot.tokens):
-            # A free slot that a step takes along: nobody looks at what it gives.
+            # A free slot included in the step: its result is ignored.
             return torch.zeros(len(tokens), self.vocab_size, device=self.device)
         slot.tokens = slot.tokens[:start] + tokens
         output = self._next(window, slot, start)
@@ -215,7 +215,7 @@ class ModuleSlots(ABC):
             kept = {layer.own.length for layer in slot.cache.layers}
             if kept == {len(slot.tokens)}:
                 return output
-            # A replaced layer that keeps nothing would see the newest tokens alone.
+            # A replaced layer without cache would only see the newest tokens.
             self._keeps = False
         return self._called(window, slot.tokens, None)
 
@@ -235,7 +235,7 @@ class ModuleSlots(ABC):
 
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
-    """Run modules as plain ones are: without dropout, whatever a training loop has set."""
+    """Run modules in evaluation mode, without dropout, and restore their modes."""
     training = [module for module in network.modules() if module.training]
     for module in training:
         module.training = False

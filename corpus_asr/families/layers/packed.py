@@ -1,7 +1,7 @@
-"""Encoders made ready: packed for CPUs, one window per thread, and fused for GPUs.
+"""Encoders optimized for inference: packed for CPUs, one window per thread, and fused for GPUs.
 
-Threads that each compute a whole window never wait for one another, where those that share every
-product of one window do so thousands of times: on busy machines the difference is large.
+Threads that each compute a whole window need no synchronization, whereas threads that share every
+product of one window synchronize thousands of times: on busy machines the difference is large.
 """
 
 import copy
@@ -32,8 +32,8 @@ from corpus_asr.families.layers.projection import (
 )
 from corpus_asr.families.layers.stack import FeatureEncoder
 
-# Frames or positions of a window below which several threads round otherwise than one (seen with
-# three and more on AVX2, up to 50), while they gain nothing.
+# Frames or positions of a window below which several threads round differently from one (seen with
+# three and more on AVX2, up to 50), and are not faster.
 WORTH_SEVERAL_THREADS = 400
 
 Item = TypeVar("Item")
@@ -49,11 +49,11 @@ def run_per_sample(
 ) -> list[Result]:
     """Apply `function` to each of `items`, on torch's number of threads; return results in order.
 
-    Where fewer items than threads remain, each gets several threads, if it is worth them. The
+    If fewer items than threads remain, each gets several threads, if these are useful. The
     largest by `size` (frames or positions) start first, so that threads end together.
 
     Raises:
-        Exception: the one of the first item that has any, once all threads are done.
+        Exception: that of the first item that failed, once all threads have ended.
     """
     threads = torch.get_num_threads()
     numbers = list(range(len(items)))
@@ -81,13 +81,13 @@ def _run_in_threads(
     *,
     inference: bool,
 ) -> None:
-    # One list that all take from, not a task each: a task costs 20 us, and a window has hundreds.
+    # A shared list, not a task each: a task costs 20 us, and a window has hundreds.
     queue, lock = iter(numbers), threading.Lock()
     errors: dict[int, Exception] = {}
     started = threading.Semaphore(0)
 
     def work() -> None:
-        # Inference mode is a thread's own affair, as is the number of threads.
+        # Inference mode and number of threads are per thread.
         with torch.inference_mode(inference):
             while not errors:
                 with lock:
@@ -96,11 +96,11 @@ def _run_in_threads(
                     return
                 try:
                     compute(number)
-                except Exception as error:  # it is the caller's, who waits in another thread
+                except Exception as error:  # raised in the caller's thread
                     errors[number] = error
 
     def begin() -> None:
-        # Asked for once, as the first product would: after that, what is set here stays.
+        # Initialized here, before the thread's own setting, as the first product would do.
         torch.get_num_threads()
         torch.set_num_threads(threads_each)
         started.release()
@@ -115,18 +115,18 @@ def _run_in_threads(
                 pool.submit(begin)
             for _ in range(workers):
                 started.acquire()
-            # Threads that others start begin with what was set last anywhere: not with a share.
+            # Threads started by others inherit the last setting: it must not be a fraction.
             torch.set_num_threads(threads)
-        torch.set_num_threads(threads)  # an item may have run others side by side
+        torch.set_num_threads(threads)  # an item may have started parallel ones
     if errors:
         raise errors[min(errors)]
 
 
-# Rows whose inner states stay in a core's own cache. They share a scale where they are rounded to
-# 8 bits, so this is part of the result.
+# Rows whose inner states fit a core's own cache. They share a scale in 8 bits, so the number
+# affects results.
 _BLOCK_ROWS = 125
-# Queries at a time, of one head. Measured with 1,500 keys on two Zen 4 cores, bfloat16, two windows
-# side by side: 290 ms for the 6 layers of whisper-base, 355 with 100 queries at a time.
+# Queries per block, of one head. Measured with 1,500 keys on two Zen 4 cores, bfloat16, two windows
+# in parallel: 290 ms for the 6 layers of whisper-base, 355 with blocks of 100 queries.
 _ATTENTION_ROWS = 500
 
 Heads = Float[Tensor, "head pos head_dim"]
@@ -135,8 +135,8 @@ Heads = Float[Tensor, "head pos head_dim"]
 class PackedEncoderBlock:
     """An `EncoderBlock` for one window at a time, equal to it within rounding.
 
-    Hidden states between the parts are float32; products are in the weights' type, with `int8` in
-    8-bit integers but for attention.
+    Hidden states between the layers are float32; products are in the weights' type, with `int8` in
+    8-bit integers except attention.
     """
 
     def __init__(self, block: EncoderBlock, *, int8: bool) -> None:
@@ -159,9 +159,9 @@ class PackedEncoderBlock:
         self._fc2 = Projection([block.fc2], int8=int8)
 
     def __call__(self, hidden: Float[Tensor, "pos width"], *, valid: int | None = None) -> None:
-        """Let every position see the first `valid`; changes `hidden`, which is float32."""
+        """Attend to the first `valid` positions; modifies `hidden`, which is float32."""
         attended = self._attend(hidden, len(hidden) if valid is None else valid)
-        # Each thread takes blocks of rows: those that share a product may round otherwise than one.
+        # Each thread takes blocks of rows: threads that share a product may round differently.
         blocks = list(zip(blocks_of(hidden), blocks_of(attended), strict=True))
         run_per_sample(self._finish, blocks, size=lambda block: len(block[0]))
 
@@ -179,7 +179,7 @@ class PackedEncoderBlock:
         if self._by_head:
             attended = _attend_by_head(query, key, value, valid)
         else:
-            # As a batch of one: without a batch the fused kernel is not chosen, 3 times as slow.
+            # As a batch of one: otherwise the fused kernel is not used, 3 times slower.
             batch = query[None], key[None, :, :valid], value[None, :, :valid]
             attended = F.scaled_dot_product_attention(*batch, scale=1.0)[0]
         return attended.transpose(0, 1).reshape(positions, width)
@@ -194,7 +194,7 @@ def _attend_by_head(query: Heads, key: Heads, value: Heads, valid: int) -> Heads
             rows = slice(first, first + _ATTENTION_ROWS)
             scores = torch.mm(query[head, rows], keys)
             if valid < scores.shape[1]:
-                # Hidden, not cut off: oneDNN compiles a product for every shape it meets.
+                # Masked, not sliced: oneDNN compiles a product for every shape.
                 scores[:, valid:] = -torch.inf
             torch.mm(scores.softmax(dim=1), values, out=attended[head, rows])
 
@@ -203,9 +203,9 @@ def _attend_by_head(query: Heads, key: Heads, value: Heads, valid: int) -> Heads
 
 
 def copied_layers(layers: nn.ModuleList, *, consume: bool) -> Iterator[nn.Module]:
-    """Yield the layers of a network to be copied; with `consume` it loses each on the way.
+    """Yield the layers of a network to be copied; with `consume` each is deleted after that.
 
-    Else all originals are in memory beside all copies, at the peak of loading.
+    Otherwise all originals and copies are in memory at the peak of loading.
     """
     if not consume:
         yield from layers
@@ -221,7 +221,7 @@ def blocks_of(rows: Float[Tensor, "pos width"]) -> tuple[Tensor, ...]:
 
 
 class PackedConvolution:
-    """An `nn.Conv1d` of odd size, padded by half of it, and `after`: as products of rows."""
+    """An `nn.Conv1d` of odd size with same padding, followed by `after`, as products of rows."""
 
     # With AMX the two of whisper-base take 5 ms instead of 22 by oneDNN's convolutions (one core);
     # without, they were not measured. Never in 8 bits.
@@ -231,7 +231,7 @@ class PackedConvolution:
         self._stride = conv.stride[0]
         self._after = after
         assert conv.bias is not None
-        # No numbers are drawn: that would change what is sampled after.
+        # Without random initialization, which would affect later sampling.
         linear = nn.Linear(1, 1, device="meta")
         weight = conv.weight.detach().transpose(1, 2).reshape(channels, -1)
         linear.weight = nn.Parameter(weight, requires_grad=False)
@@ -239,10 +239,10 @@ class PackedConvolution:
         self._map = Projection([linear])
 
     def __call__(self, frames: Float[Tensor, "frame channel"]) -> Float[Tensor, "pos out"]:
-        """Apply it to the frames of a window, before and after which are zeros."""
+        """Apply the convolution to the frames of a window, zero-padded at both ends."""
         around = self._size // 2
         padded = F.pad(frames, (0, 0, around, around)).contiguous()
-        # Each row of the product reads `size` frames, `stride` after those of the row before.
+        # Each row of the product reads `size` frames, `stride` after those of the previous row.
         positions = -(-len(frames) // self._stride)
         seen = padded.as_strided(
             (positions, self._size * self._inputs), (self._stride * self._inputs, 1)
@@ -259,9 +259,8 @@ Encoder = TypeVar("Encoder", bound=FeatureEncoder)
 class FusedEncoderBlock(nn.Module):
     """An `EncoderBlock` for inference on a GPU, equal to it within rounding; shares all modules.
 
-    Queries, keys and values are one product, and nothing is copied: a block of a batch of windows
-    is three products fewer long, and weights take no more memory. Training the block further needs
-    a new one.
+    Queries, keys and values are one product without copies: a block needs three products less per
+    batch, and no additional memory for weights. Training the block further requires a new one.
     """
 
     def __init__(self, block: EncoderBlock) -> None:
@@ -284,11 +283,11 @@ class FusedEncoderBlock(nn.Module):
         head_mask: Tensor | None = None,
         record: Record = NOTHING,
     ) -> Float[Tensor, "batch pos width"]:
-        """Let every position see every other, as far as `mask` lets it; changes `hidden`."""
+        """Attend to every position that `mask` allows; modifies `hidden`."""
         assert head_mask is None, "fused attention has no weights to mask"
         assert record.own is None, "fused attention has no weights to record"
         qkv = F.linear(self.self_attn_layer_norm(hidden), self._weight, self._bias)
-        # Views that skip over one another: fused kernels read them where they are.
+        # Strided views: fused kernels read them without a copy.
         apart = qkv.view(*hidden.shape[:2], 3, self._heads, -1)
         query, key, value = apart.permute(2, 0, 3, 1, 4).unbind(0)
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
@@ -300,7 +299,7 @@ class FusedEncoderBlock(nn.Module):
 def fused_encoder(encoder: Encoder) -> Encoder:
     """Return an encoder of fused blocks that shares everything else with `encoder`.
 
-    What it is made of keeps its names and values, and becomes views of the fused weights.
+    The fused modules keep their names and values, as views of the fused weights.
     """
     fused = copy.copy(encoder)
     blocks = [
@@ -311,7 +310,7 @@ def fused_encoder(encoder: Encoder) -> Encoder:
 
 
 def stack_in_place(linears: Sequence[nn.Linear]) -> Float[Tensor, "out width"]:
-    """Stack the weights of maps of one input, which become views of the stack."""
+    """Stack the weights of maps with one input, which become views of the stack."""
     weights = [linear.weight for linear in linears]
     sizes = [len(weight) for weight in weights]
     whole = weights[0].detach()
@@ -325,7 +324,7 @@ def stack_in_place(linears: Sequence[nn.Linear]) -> Float[Tensor, "out width"]:
 
 
 def _lie_together(weights: Sequence[Tensor]) -> bool:
-    # What was stacked before needs no second stack.
+    # Weights that are already stacked are not stacked again.
     offset = weights[0].storage_offset()
     for weight in weights:
         same = weight.untyped_storage().data_ptr() == weights[0].untyped_storage().data_ptr()

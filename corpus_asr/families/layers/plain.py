@@ -1,7 +1,7 @@
-"""Whether the modules of a network compute what its fast decoder was written after.
+"""Detects modules that differ from those the fast decoder reimplements.
 
-Classes say by `plain` that they do. A module that somebody wrapped, replaced, hooked or patched is
-found by `first_changed`. Knows neither families nor what is done about it.
+Classes register with `plain`. `first_changed` finds a module that was wrapped, replaced, hooked or
+patched. Independent of families.
 """
 
 from collections.abc import Iterator
@@ -14,9 +14,9 @@ from torch.nn.modules import module as torch_module
 Module = TypeVar("Module", bound=type[nn.Module])
 
 _PACKAGE = __name__.partition(".")[0] + "."
-# What calling a module goes through before its `forward`.
+# Attributes that affect calling a module before its `forward`.
 _CALL = ("__call__", "_call_impl", "__getattr__", "forward")
-# What `generate` needs of a whole network; others may be overridden.
+# Methods of a complete network that `generate` uses; others may be overridden.
 _NETWORK = (
     *_CALL,
     "get_encoder",
@@ -26,13 +26,13 @@ _NETWORK = (
     "_scored",
 )
 
-# By class, what its methods were when it was defined.
+# The methods of each class when it was defined.
 _modules: dict[type, dict[str, Any]] = {}
 _networks: dict[type, dict[str, Any]] = {}
 
 
 def plain(cls: Module) -> Module:
-    """Note a class whose instances the fast decoder stands for, as long as all methods stay."""
+    """Register a class that the fast decoder reimplements, if its methods are unmodified."""
     classes = [base for base in cls.__mro__ if base.__module__.startswith(_PACKAGE)]
     names = {name for base in classes for name, held in vars(base).items() if callable(held)}
     _modules[cls] = _held(cls, *_CALL, *(name for name in names if not name.startswith("__")))
@@ -40,7 +40,7 @@ def plain(cls: Module) -> Module:
 
 
 def plain_network(cls: Module) -> Module:
-    """Note a class of whole networks, of which users make subclasses: few methods have to stay."""
+    """Register a class of complete networks, of which few methods must be unmodified."""
     _networks[cls] = _held(cls, *_NETWORK)
     return cls
 
@@ -56,7 +56,7 @@ _modules[nn.ModuleList] = _held(nn.ModuleList, "__iter__", "__getitem__", "__len
 
 
 def first_changed(network: Any) -> str | None:
-    """Name the first module of an encoder-decoder or decoder that is not plain, and say why."""
+    """Return the name of the first modified module of a network, with a reason."""
     for kind in ("forward_hooks", "forward_pre_hooks"):
         if getattr(torch_module, f"_global_{kind}"):
             return f"every module has hooks (register_module_{kind[:-1]})"
@@ -68,7 +68,7 @@ def first_changed(network: Any) -> str | None:
 
 
 def called_modules(network: Any) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the modules that a text is generated with, and their names in the network."""
+    """Yield the modules used for generation, with their names in the network."""
     yield "", network
     inner = getattr(network, "model", network)
     yield "model", inner

@@ -1,8 +1,8 @@
 """Linear maps for decoding: fused, packed in oneDNN's blocked layout, or in 8-bit integers.
 
-In 8 bits weights have a scale per output, inputs a scale per row, or per block of rows. A row's
-result depends on its block alone, never on the rest of the batch: the sums are exact integers.
-Processors with AVX-512 VNNI multiply by oneDNN, others by FBGEMM with weights in 7 bits.
+In 8 bits weights have a scale per output, inputs a scale per row or per block of rows. A row's
+result depends only on its block, not on the rest of the batch, since integer sums are exact.
+Processors with AVX-512 VNNI use oneDNN, others FBGEMM with weights in 7 bits.
 """
 
 import copy
@@ -18,25 +18,25 @@ from torch import Tensor, nn
 
 from corpus_asr.array_types import Float, Int8, UInt8
 
-# Rows the packed layouts are chosen for: of 1 to 256 measured, never far from the best.
+# Number of rows that packed layouts are optimized for: near the best for all of 1 to 256.
 _PACKED_ROWS = 16
-_TINY = 1e-12  # keeps the scale of all-zero numbers above zero
-_SMALLEST = 1e-4  # of what is raised to a power
-_SPREAD = 3.0  # standard deviations that a normed channel is taken to reach
+_TINY = 1e-12  # keeps the scale of all-zero rows positive
+_SMALLEST = 1e-4  # lower bound of values raised to a power
+_SPREAD = 3.0  # assumed range of a normalized channel in standard deviations
 _WEIGHT_STEPS = 127
 # Without VNNI two products are added up in 16 bits: 2 * 255 * 63 fits, 2 * 255 * 127 does not.
-# Inputs in 7 bits instead would err twice as much (whisper-base: 2.1 % of a product, not 1.1).
+# Inputs in 7 bits instead would double the error (whisper-base: 2.1 % of a product, not 1.1).
 _PAIRED_WEIGHT_STEPS = 63
 _ROUNDED_ROWS = 4096
 _ROW_STEPS = 127
-_BLOCK_STEPS = 254  # one less than fits, so that rounding the zero point cannot overflow
+_BLOCK_STEPS = 254  # one less than the maximum, so that rounding the zero point cannot overflow
 
 Fused = Literal["none", "gelu", "relu"]
-"""What a product can apply to its outcome by itself."""
+"""Activations that a product can apply to its result."""
 
 _FUSED: dict[Fused, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu}
 
-# The operators that TorchInductor emits on x86 CPUs: for quantized layers, and for linear ones.
+# Operators used by TorchInductor on x86 CPUs, for quantized and for linear layers.
 _ONEDNN: Any = torch.ops.onednn
 _MKLDNN: Any = torch.ops.mkldnn
 _FBGEMM: Any = torch.ops.quantized
@@ -44,7 +44,7 @@ _SHIFT = torch.tensor(128.5)
 
 
 def fused_activation(function: Callable[[Tensor], Tensor]) -> Fused:
-    """Return the name under which a product applies an activation itself; `none` if it cannot."""
+    """Return the name of an activation that can be fused into a product; `none` otherwise."""
     return next((name for name, fused in _FUSED.items() if fused is function), "none")
 
 
@@ -61,7 +61,7 @@ class Int8Weights:
         input_factors: Float[Tensor, " width"] | None = None,
     ) -> None:
         scales, values = [], []
-        # Some rows after others: a vocabulary in float32 is the largest of all while a model loads.
+        # In groups of rows: a vocabulary in float32 is the largest tensor while a model loads.
         for part in torch.split(weight, _ROUNDED_ROWS):
             wide = part.float() if input_factors is None else part.float() * input_factors
             scales.append((wide.abs().amax(dim=1) / self._steps).clamp(min=_TINY))
@@ -76,7 +76,7 @@ class Int8Weights:
         self._packed: Any = _ONEDNN.qlinear_prepack(rounded, [_PACKED_ROWS, rounded.shape[1]])
 
     def by_row(self, hidden: Float[Tensor, "row width"]) -> Float[Tensor, "row out"]:
-        """Apply the map with a scale for every row: rows may be of different sequences."""
+        """Apply the map with a scale per row: rows may be of different sequences."""
         product, scale = self._by_row(hidden)
         if self._bias is None:
             return product.mul_(scale).to(hidden.dtype)
@@ -85,7 +85,7 @@ class Int8Weights:
     def add_by_row(
         self, hidden: Float[Tensor, "row width"], target: Float[Tensor, "row out"]
     ) -> None:
-        """Apply the map with a scale for every row, and add the outcome to float32 `target`."""
+        """Apply the map with a scale per row, and add the result to float32 `target`."""
         target.addcmul_(*self._by_row(hidden))
         if self._bias is not None:
             target.add_(self._bias)
@@ -93,12 +93,12 @@ class Int8Weights:
     def _by_row(
         self, hidden: Float[Tensor, "row width"]
     ) -> tuple[Float[Tensor, "row out"], Float[Tensor, "row 1"]]:
-        # The product without bias, and its factor, in float32. As few operations as can be: with a
-        # row per slot each costs more to call than to compute.
+        # The product without bias, and its factor, in float32. With a row per slot each operation
+        # costs more to call than to compute, so there are few.
         wide = hidden.float()
-        # Anything but 0 will do for rows of zeros.
+        # Any value but 0 works for rows of zeros.
         largest = wide.abs().amax(dim=1, keepdim=True).clamp_(min=_TINY)
-        # Shifted into what 8 bits without a sign hold; the half makes cutting off rounding.
+        # Shifted to the range of unsigned 8 bits; the half makes truncation round.
         values = torch.addcdiv(_SHIFT, wide, largest, value=_ROW_STEPS).to(torch.uint8)
         product: Tensor = _ONEDNN.qlinear_pointwise(
             values, 1.0, 128, self._packed, self._row_scales, self._zeros,
@@ -109,7 +109,7 @@ class Int8Weights:
     def by_block(
         self, hidden: Float[Tensor, "row width"], *, after: Fused = "none"
     ) -> Float[Tensor, "row out"]:
-        """Apply the map, and what is fused to it, with one scale for all rows."""
+        """Apply the map and the fused activation, with one scale for all rows."""
         values, scale, zero_point = _quantized(hidden)
         product: Tensor = _ONEDNN.qlinear_pointwise(
             values, scale, zero_point, self._packed, self._scales, self._zeros,
@@ -124,13 +124,13 @@ class PairedInt8Weights(Int8Weights):
     _steps = _PAIRED_WEIGHT_STEPS
 
     def _pack(self, rounded: Int8[Tensor, "out width"]) -> None:
-        # The engine counts only here: what is packed knows which one it is packed for.
+        # The engine matters only here: packed weights record the one they are for.
         engine = torch.backends.quantized.engine
         torch.backends.quantized.engine = "fbgemm"
         try:
             with warnings.catch_warnings():
-                # Tensors that carry their scales will go one day, and FBGEMM is reached by nothing
-                # else that takes a scale per output: `can_use_int8` looks whether they are there.
+                # Quantized tensors are deprecated, but FBGEMM has no other interface with a scale
+                # per output: `can_use_int8` checks that they exist.
                 warnings.simplefilter("ignore")
                 weight = torch._make_per_channel_quantized_tensor(
                     rounded, self._scales, self._zeros, 0
@@ -152,7 +152,7 @@ class PairedInt8Weights(Int8Weights):
     def by_block(
         self, hidden: Float[Tensor, "row width"], *, after: Fused = "none"
     ) -> Float[Tensor, "row out"]:
-        """Apply the map with a scale for every row, and `after` in a pass of its own."""
+        """Apply the map with a scale per row, and `after` in a separate pass."""
         product = self.by_row(hidden)
         return product if after == "none" else _FUSED[after](product)
 
@@ -161,10 +161,10 @@ def _quantized(
     hidden: Float[Tensor, "row width"],
 ) -> tuple[UInt8[Tensor, "row width"], float, int]:
     low, high = (float(edge) for edge in torch.aminmax(hidden))
-    # Zero must be among what the steps can say, or the zero point would not fit.
+    # Zero must be representable, or the zero point would not fit.
     low, high = min(low, 0.0), max(high, 0.0)
     if not math.isfinite(high - low):
-        # What is not a number must not become one.
+        # NaN must remain NaN.
         return torch.zeros_like(hidden, dtype=torch.uint8), math.nan, 1
     scale = max((high - low) / _BLOCK_STEPS, _TINY)
     zero_point = round(-low / scale)
@@ -175,20 +175,20 @@ def _quantized(
 def smoothed(
     norm: nn.LayerNorm, linears: Sequence[nn.Linear]
 ) -> tuple[nn.LayerNorm, Float[Tensor, " width"]]:
-    """Even out the channels between a norm and the maps that read it, before rounding to 8 bits.
+    """Equalize the channels between a norm and the maps that read it, before rounding to 8 bits.
 
     Returns the norm with every channel divided by a factor, and the factors, by which the maps'
-    weights are to be multiplied. Source: Xiao et al. 2022, "SmoothQuant", section 4.
+    weights must be multiplied. Source: Xiao et al. 2022, "SmoothQuant", section 4.
     """
-    # A few channels are many times as large as the others, and would take most of the steps. How
-    # large each gets is judged by the norm's own weights: no recordings are needed.
+    # A few channels are many times larger than the others, and would use most of the range. Their
+    # sizes are estimated from the norm's own weights, without recordings.
     with torch.inference_mode():
         gain, shift = norm.weight.float(), norm.bias.float()
         inputs = (_SPREAD * gain.abs() + shift.abs()).clamp(min=_SMALLEST)
         # Without a copy: one of the maps is a vocabulary.
         edges = [linear.weight.aminmax(dim=0) for linear in linears]
         weights = torch.stack([torch.maximum(high, -low).float() for low, high in edges])
-        # The paper takes 0.5, and 0.75 for GLM-130B, of which more channels stand out.
+        # The paper uses 0.5, and 0.75 for GLM-130B, which has more outlier channels.
         factors = inputs.pow(0.7) / weights.amax(dim=0).clamp(min=_SMALLEST).pow(0.3)
         even = nn.LayerNorm(len(gain), eps=norm.eps, device=gain.device, dtype=norm.weight.dtype)
         even.weight.copy_(gain / factors)
@@ -202,17 +202,17 @@ def _has_onednn() -> bool:
 
 
 def has_vnni() -> bool:
-    """Tell whether oneDNN multiplies 8-bit integers here without adding them up in 16 bits."""
+    """Whether oneDNN multiplies 8-bit integers here without 16-bit sums."""
     return _has_onednn() and bool(torch.cpu._is_vnni_supported())
 
 
 def can_use_int8() -> bool:
-    """Tell whether this machine multiplies 8-bit integers fast: with VNNI, or by FBGEMM."""
+    """Whether this machine multiplies 8-bit integers fast: with VNNI, or by FBGEMM."""
     return has_vnni() or has_fbgemm()
 
 
 def has_fbgemm() -> bool:
-    """Tell whether FBGEMM multiplies 8-bit integers here; it needs AVX2."""
+    """Whether FBGEMM multiplies 8-bit integers here; it needs AVX2."""
     needed = (
         (torch, "_make_per_channel_quantized_tensor"),
         (_FBGEMM, "linear_with_input_q_dq_qweight_dq_output_fp32"),
@@ -223,11 +223,11 @@ def has_fbgemm() -> bool:
 
 
 class Projection:
-    """One product for one or several linear maps that read the same input.
+    """One product for one or several linear maps with the same input.
 
     The outputs are concatenated in the order of `linears`, each times its scale (default 1), with
-    `int8` for inputs that were divided by `input_factors`. Training the model later does not change
-    it.
+    `int8` for inputs that were divided by `input_factors`. Later training of the model has no
+    effect on it.
     """
 
     def __init__(
@@ -249,11 +249,11 @@ class Projection:
             self._packed = not int8 and _can_pack(weight)
             if self._packed:
                 weight = _MKLDNN._reorder_linear_weight(weight, _PACKED_ROWS)
-            # Not beside the integers: they are there to take less memory.
+            # Not in addition to the integers, which are meant to save memory.
             self._weight = torch.empty(0) if int8 else weight
 
     def __call__(self, hidden: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch out"]:
-        """Apply the maps to tokens of many sequences: no row's result depends on another row."""
+        """Apply the maps to tokens of many sequences: rows are independent."""
         if self._int8 is not None:
             rows = self._int8.by_row(hidden.reshape(-1, hidden.shape[-1]))
             return rows.view(*hidden.shape[:-1], -1)
@@ -262,13 +262,13 @@ class Projection:
     def by_block(
         self, hidden: Float[Tensor, "row width"], *, after: Fused = "none"
     ) -> Float[Tensor, "row out"]:
-        """Apply the maps, and what is fused to them, to neighboring rows of one window."""
+        """Apply the maps and the fused activation to neighboring rows of one window."""
         if self._int8 is not None:
             return self._int8.by_block(hidden, after=after)
         return self._multiply(hidden, after)
 
     def add_to(self, target: Float[Tensor, "row out"], hidden: Float[Tensor, "row width"]) -> None:
-        """Add what the maps make of `hidden` to `target`, in float32."""
+        """Add the result of the maps for `hidden` to `target`, in float32."""
         if self._int8 is not None:
             self._int8.add_by_row(hidden, target)
         else:
@@ -279,8 +279,8 @@ class Projection:
             product = F.linear(hidden, self._weight, self._bias)
             return product if after == "none" else _FUSED[after](product)
         if hidden.numel() == hidden.shape[-1]:
-            # oneDNN adds up a single row in another order than the rows of a batch, and what a
-            # row gives must not depend on the others.
+            # oneDNN adds up a single row in another order than the rows of a batch, but a row's
+            # result must not depend on the others.
             two = hidden.reshape(1, -1).expand(2, -1)
             return self._multiply(two, after)[:1].view(*hidden.shape[:-1], -1)
         fused: Tensor = _MKLDNN._linear_pointwise(
@@ -290,7 +290,7 @@ class Projection:
 
 
 class NormedProjection:
-    """A layer norm and the `Projection` that reads it; with `wide` the norm is in float32."""
+    """A layer norm followed by a `Projection`; with `wide` the norm is in float32."""
 
     def __init__(
         self,
@@ -305,18 +305,18 @@ class NormedProjection:
         factors: Tensor | None = None
         if int8:
             norm, factors = smoothed(norm, linears)
-        # Shared with the network, unless it has to be changed.
+        # Shared with the network, unless it must be modified.
         self._norm = copy.deepcopy(norm).float() if wide else norm
         self._maps = Projection(linears, scales=scales, int8=int8, input_factors=factors)
 
     def __call__(self, hidden: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch out"]:
-        """Norm and apply the maps; no row's result depends on another row."""
+        """Apply norm and maps; rows are independent."""
         return self._maps(self._norm(hidden).to(self._dtype))
 
     def by_block(
         self, hidden: Float[Tensor, "row width"], *, after: Fused = "none"
     ) -> Float[Tensor, "row out"]:
-        """Norm and apply the maps to neighboring rows of one window, as `Projection.by_block`."""
+        """Apply norm and maps to neighboring rows of one window, as `Projection.by_block`."""
         return self._maps.by_block(self._norm(hidden).to(self._dtype), after=after)
 
 
@@ -326,11 +326,11 @@ def _stacked(tensors: Sequence[Tensor], factors: Sequence[float]) -> Tensor:
 
 
 def stacked_bias(linears: Sequence[nn.Linear], factors: Sequence[float]) -> Tensor | None:
-    """Return the biases of maps of one input, each times its factor; None if none has one."""
+    """Return the concatenated biases of maps, each times its factor; None if none has one."""
     biases: list[Tensor | None] = [linear.bias for linear in linears]
     if all(bias is None for bias in biases):
         return None
-    # Whisper's keys have no bias, the queries and values that they are fused with have one.
+    # Whisper's keys have no bias, the fused queries and values have one.
     zeros = [linear.weight.new_zeros(linear.out_features) for linear in linears]
     return _stacked([z if b is None else b for z, b in zip(zeros, biases, strict=True)], factors)
 

@@ -1,4 +1,4 @@
-"""Stacks of blocks that the encoders and decoders of all families share."""
+"""Stacks of blocks shared by the encoders and decoders of all families."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -33,9 +33,9 @@ def sinusoids(length: int, width: int) -> Float[Tensor, "pos width"]:
 
 
 class Stack(nn.Module):
-    """Blocks and a last norm; training may leave blocks out, or compute them twice.
+    """Blocks and a final norm; training may drop blocks, or recompute activations.
 
-    A family makes it a network of its own, which is saved and loaded by itself, too.
+    A family subclasses it as a network that is saved and loaded by itself, too.
     """
 
     layers: nn.ModuleList
@@ -45,15 +45,15 @@ class Stack(nn.Module):
         super().__init__(config)
         self.config = config
         self.layerdrop = layerdrop  # LayerDrop (Fan et al. 2019)
-        # transformers' configurations of version 4 could say it, too.
+        # also in transformers' configurations of version 4
         self.gradient_checkpointing = bool(getattr(config, "gradient_checkpointing", False))
         self.checkpoint_every = 1
-        """Of so many blocks, one is computed twice, where `gradient_checkpointing` is true."""
+        """One of this many blocks is recomputed if `gradient_checkpointing` is true."""
         self.offload = False
-        """Whether the states that are kept to compute blocks twice are in the CPU's memory."""
+        """Whether the stored states for recomputation are in CPU memory."""
 
     def _add_blocks(self, block: type[nn.Module], number: int, *, key_bias: bool) -> None:
-        # Called last by each family, since parameters are listed in this order.
+        # Called last by each family, which determines the order of parameters.
         self.layers = nn.ModuleList(block(self.config, key_bias=key_bias) for _ in range(number))
         self.layer_norm = nn.LayerNorm(self.config.d_model)
 
@@ -76,16 +76,16 @@ class Stack(nn.Module):
         return last
 
     def _through(self, block: nn.Module, hidden: Hidden, twice: bool, **options: Any) -> Hidden:
-        # Drawn on the CPU, so that no host waits for a device to know what to run.
+        # Drawn on the CPU, so that the host need not synchronize.
         if self.training and self.layerdrop > 0 and float(torch.rand([])) < self.layerdrop:
             return hidden
         if not (self.training and twice):
             computed: Tensor = block(hidden, **options)
             return computed
-        # Of states that are on a CPU already nothing is to be moved.
+        # States that are on a CPU need not be moved.
         away = self.offload and hidden.device.type != "cpu"
         with save_on_cpu(pin_memory=True) if away else nullcontext():
-            # The reentrant kind takes no keywords, and needs inputs that require gradients.
+            # The reentrant kind takes no keywords, and requires inputs with gradients.
             computed = checkpoint(block, hidden, use_reentrant=False, **options)
         return computed
 
@@ -106,20 +106,20 @@ def _tuple(tensors: list[Tensor] | None) -> tuple[Tensor, ...] | None:
 
 
 def within(lengths: Int[Tensor, " batch"], longest: int) -> Bool[Tensor, "batch pos"]:
-    """Return which of `longest` places lie within each length."""
+    """Return which of `longest` positions lie within each length."""
     return torch.arange(longest, device=lengths.device)[None] < lengths[:, None]
 
 
 def hiding_mask(
     valid: Bool[Tensor, "batch pos"], *, like: Tensor
 ) -> Float[Tensor, "batch 1 1 pos"]:
-    """Return what is added to the scores so that nothing but `valid` is seen."""
+    """Return the addend of scores that masks all positions except `valid`."""
     mask = torch.zeros(valid.shape, dtype=like.dtype, device=like.device)
     return mask.masked_fill(~valid, torch.finfo(like.dtype).min)[:, None, None, :]
 
 
 class FeatureEncoder(Stack):
-    """Pre-norm blocks and a last norm; a family adds what comes before."""
+    """Pre-norm blocks and a final norm; a family adds the layers before."""
 
     def __init__(self, config: Any) -> None:
         super().__init__(config, layerdrop=config.encoder_layerdrop)
@@ -148,7 +148,7 @@ class FeatureEncoder(Stack):
 
 
 def check_values(features: Tensor, wanted: torch.dtype) -> None:
-    """Check what convolutions would say badly or not at all."""
+    """Raise errors that convolutions would report unclearly or not at all."""
     if features.dtype != wanted and not torch.is_autocast_enabled(features.device.type):
         raise ValueError(
             f"encoding a window: found features of {features.dtype}, expected {wanted} as the "
@@ -163,23 +163,23 @@ def check_values(features: Tensor, wanted: torch.dtype) -> None:
 
 
 def rows_of(table: nn.Embedding, start: int, end: int) -> Float[Tensor, "row width"]:
-    """Return rows of a table; of one whose weights are kept elsewhere, by calling it."""
+    """Return rows of a table; of one with offloaded weights, by calling it."""
     if not table.weight.is_meta:
         return table.weight[start:end]
-    # Hooks of `accelerate.cpu_offload` bring weights only where a module is called.
+    # Hooks of `accelerate.cpu_offload` load weights only when a module is called.
     rows: Tensor = table(torch.arange(start, end))
     return rows
 
 
 def can_check(values: Tensor) -> bool:
-    """Tell whether values can be looked at: not on a GPU, nor in a graph that is traced."""
-    # For a GPU the host would have to wait; a graph of torch.compile or torch.export would depend
-    # on the values it was traced with.
+    """Whether values can be read: not on a GPU, nor in a traced graph."""
+    # A GPU would synchronize; a graph of torch.compile or torch.export would depend on the traced
+    # values.
     return values.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def check_heard(num_frames: Sequence[int], *, windows: int, whole: int, step: int = 1) -> None:
-    """Check that so many frames of each of some windows can be encoded: multiples of `step`."""
+    """Raise ValueError unless `num_frames` of each window are multiples of `step` up to `whole`."""
     fitting = all(step <= number <= whole and not number % step for number in num_frames)
     if len(num_frames) != windows or not fitting:
         raise ValueError(
@@ -189,7 +189,7 @@ def check_heard(num_frames: Sequence[int], *, windows: int, whole: int, step: in
 
 
 def check_heads(heads: Sequence[tuple[int, int]], *, layers: int, num_heads: int) -> None:
-    """Check that a decoder of so many layers has these heads, each (layer, head)."""
+    """Raise ValueError unless a decoder of this size has these heads, each (layer, head)."""
     for layer, head in heads:
         if not (0 <= layer < layers and 0 <= head < num_heads):
             raise ValueError(
@@ -199,13 +199,13 @@ def check_heads(heads: Sequence[tuple[int, int]], *, layers: int, num_heads: int
 
 
 class TokenDecoder(Stack):
-    """Token embeddings, pre-norm blocks and a last norm; a family adds the positions.
+    """Token embeddings, pre-norm blocks and a final norm; a family adds the positions.
 
-    `positions` is what the family keeps as `embed_positions`.
+    `positions` is the family's `embed_positions`.
     """
 
     _placed: Callable[..., Hidden]
-    """Adds positions to embedded tokens, of these ids or None, that follow so many others."""
+    """Adds positions to embedded tokens, given their IDs or None, after a number of tokens."""
 
     def __init__(self, config: Any, positions: nn.Module, *, key_bias: bool) -> None:
         super().__init__(config, layerdrop=config.decoder_layerdrop)
@@ -218,7 +218,7 @@ class TokenDecoder(Stack):
         self.heads: int = config.decoder_attention_heads
         self.max_source_positions: int = config.max_source_positions
         self.max_target_positions: int = config.max_target_positions
-        # What comes after padding does not train its embedding.
+        # The gradient of positions after padding does not affect its embedding.
         self.embed_tokens = nn.Embedding(config.vocab_size, config.d_model, padding_idx=padding)
         self.embed_positions = positions
         self._add_blocks(DecoderBlock, config.decoder_layers, key_bias=key_bias)
@@ -240,21 +240,21 @@ class TokenDecoder(Stack):
         return_dict: bool | None = None,
         **positions: Any,
     ) -> BaseModelOutputWithPastAndCrossAttentions | tuple[Any, ...]:
-        """Run tokens; each sees itself, those before it and the window.
+        """Decode tokens; each attends to itself, those before it and the window.
 
-        Arguments are those of transformers; None asks the configuration. Without
+        Arguments are those of transformers; None means the configuration's value. Without
         `encoder_hidden_states` there is no cross-attention.
         """
         past = taken(past_key_values, num_layers=len(self.layers))
         use_cache = self.config.use_cache if use_cache is None else use_cache
-        # States that are computed twice would be kept twice.
+        # With recomputation the cache would be filled twice.
         caches = bool(use_cache) and not (self.training and self.gradient_checkpointing)
         if past is None and caches:
             past = DecoderCache(len(self.layers))
         start = past.get_seq_length() if past else 0
         embedded = self._embedded(input_ids, inputs_embeds)
         if encoder_hidden_states is not None and len(embedded) == 1 < len(encoder_hidden_states):
-            # One prompt is read with every window.
+            # One prompt is used for every window.
             embedded = embedded.expand(len(encoder_hidden_states), -1, -1)
         _check_encoded(encoder_hidden_states, embedded)
         hidden = self._placed(embedded, input_ids, start, **positions)
@@ -286,7 +286,7 @@ class TokenDecoder(Stack):
         return output.as_asked(self.config, return_dict)
 
     def get_decoder(self) -> "TokenDecoder":
-        """Return itself: a decoder is no part of another here."""
+        """Return itself, as it is not part of another decoder here."""
         return self
 
     def _embedded(self, input_ids: Tensor | None, embeds: Tensor | None) -> Tensor:
@@ -312,7 +312,7 @@ class TokenDecoder(Stack):
 def check_tokens(
     ids: Tensor, size: int, *, doing: str, what: str = "token ids", ignored: int | None = None
 ) -> None:
-    """Check that ids are integers and, on a CPU, that each is below `size` or is `ignored`."""
+    """Raise unless IDs are integers and, on a CPU, below `size` or equal to `ignored`."""
     if ids.ndim != 2 or ids.is_floating_point() or ids.dtype == torch.bool:
         raise ValueError(
             f"{doing}: found {what} of shape {tuple(ids.shape)} and {ids.dtype}, expected integers "
@@ -348,7 +348,7 @@ def _check_encoded(encoded: Tensor | None, embedded: Tensor) -> None:
 def _mask(
     attention_mask: Tensor | None, start: int, embedded: Hidden
 ) -> Float[Tensor, "#batch 1 token pos"] | None:
-    # Without a mask the tokens' order alone hides some, which needs no tensor of scores.
+    # Without a mask only causality applies, which needs no score tensor.
     if attention_mask is None:
         return None
     batch, tokens, _ = embedded.shape
@@ -361,14 +361,14 @@ def _mask(
         )
     mask = causal_mask(tokens, start + tokens, like=embedded)
     hidden = attention_mask.to(embedded.device)[:, None, None, :] == 0
-    # Replaced, not added: two of the lowest numbers would make -inf, and a row of those NaN.
+    # Replaced, not added: the sum of two lowest numbers would be -inf, and a row of those NaN.
     return mask.masked_fill(hidden, torch.finfo(embedded.dtype).min)
 
 
 def _whole_mask(
     mask: Tensor, shape: tuple[int, int, int, int], *, like: Hidden
 ) -> Float[Tensor, "#batch 1 token pos"]:
-    """Take a mask that says of each token what it sees: true, or what is added to the scores."""
+    """Return a mask over tokens and positions, boolean or additive, as an additive one."""
     if mask.shape[1:] != shape[1:] or len(mask) not in (1, shape[0]):
         raise ValueError(
             f"decoding: found a decoder_attention_mask of shape {tuple(mask.shape)}, expected "

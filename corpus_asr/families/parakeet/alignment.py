@@ -1,7 +1,7 @@
-"""When each word of a known text is said, by a CTC checkpoint: its text spelled, scored and placed.
+"""Word alignment of a known text with a CTC checkpoint: tokenization, scores and word times.
 
-Of a long part windows are scored one by one, which overlap: only a window's inner positions count,
-where it knows what comes before and after.
+A long part is scored in overlapping windows, of which only the inner positions, with context on
+both sides, are used.
 """
 
 import math
@@ -24,21 +24,21 @@ from corpus_asr.families.parakeet.model import ParakeetCTC
 from corpus_asr.families.parakeet.tokenizer import ParakeetTokenizer
 from corpus_asr.units import FRAMES_PER_SECOND
 
-# As the recognizer's windows.
+# Same as the recognizer's windows.
 _WINDOW_S, _SHORT_WINDOW_S = 120.0, 30.0
-# Positions at the ends of a window that are taken from its neighbors: 5 s, at most a quarter of it.
+# Positions at the ends of a window that its neighbors provide: 5 s, at most a quarter of it.
 _MARGIN = 62
 
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
-# What SentencePiece writes for the blank before a word.
+# SentencePiece's symbol for the space before a word.
 _BLANK = "\u2581"
-# Punctuation to Unicode, but words to speakers.
+# Punctuation in Unicode, but spoken as words.
 _SPOKEN_MARKS = "%‰&@#§"
 _APOSTROPHE = "\u2019"
 
 
 class WordAligner:
-    """A CTC checkpoint that finds when the words of a text are said."""
+    """A CTC checkpoint that aligns the words of a text with audio."""
 
     def __init__(
         self, network: ParakeetCTC, tokenizer: ParakeetTokenizer, features: ParakeetPartFeatures
@@ -48,7 +48,7 @@ class WordAligner:
         self._speller = Speller(tokenizer)
         self.feature_kind = features.kind
         self.position_s = network.config.encoder_config.subsampling_factor / FRAMES_PER_SECOND
-        """Seconds that a position stands for."""
+        """Duration of a position in seconds."""
 
     @classmethod
     def from_folder(cls, folder: Path, *, device: torch.device, dtype: torch.dtype) -> Self:
@@ -61,7 +61,7 @@ class WordAligner:
 
     @property
     def num_bytes(self) -> int:
-        """What its weights take."""
+        """Bytes of its weights."""
         return sum(
             parameter.numel() * parameter.element_size() for parameter in self._network.parameters()
         )
@@ -69,7 +69,7 @@ class WordAligner:
     def scores(
         self, part: Float16[np.ndarray, "frame mel"], *, window_s: float = _WINDOW_S
     ) -> Float32[np.ndarray, "pos vocab"]:
-        """Score every token at every position of a part, in shorter windows if memory runs out."""
+        """Return scores of every token and position; uses shorter windows if memory runs out."""
         try:
             with out_of_memory_by_name():
                 return part_logprobs(self._network, self._features, part, window_s=window_s)
@@ -80,20 +80,20 @@ class WordAligner:
         return self.scores(part, window_s=_SHORT_WINDOW_S)
 
     def knows(self, words: Sequence[str]) -> bool:
-        """Whether anything of these words can be spelled in the vocabulary."""
+        """Whether any part of these words can be spelled in the vocabulary."""
         return any(token != WILDCARD for tokens in self._speller.spell(words) for token in tokens)
 
     def place(
         self, scores: Float32[np.ndarray, "pos vocab"], words: Sequence[str]
     ) -> list[RecognizedWord]:
-        """Place words that are all that is said in these positions, in seconds from the first.
+        """Align words with positions that contain only these; times in seconds from the first.
 
-        Words have the blanks next to them. A word without anything to be said, such as a dash,
-        lasts no time at the end of the word before it, with a probability of 1.
+        Words include adjacent spaces. A word without spoken characters, such as a dash, has zero
+        duration at the end of the previous word, with a probability of 1.
 
         Raises:
             AlignmentError: there are too few positions for the text.
-            ItemError: the scores are not numbers.
+            ItemError: the scores are not finite numbers.
         """
         spelled = self._speller.spell(words)
         row = align_tokens(
@@ -122,7 +122,7 @@ def part_logprobs(
     *,
     window_s: float = _WINDOW_S,
 ) -> Float32[np.ndarray, "pos vocab"]:
-    """Score every token at every position of a part, in windows of at most `window_s`."""
+    """Return scores of every token at every position, in windows of at most `window_s`."""
     encoder = network.config.encoder_config
     step = encoder.subsampling_factor
     most = int(window_s * FRAMES_PER_SECOND) // step
@@ -145,7 +145,7 @@ def part_logprobs(
 
 
 class Speller:
-    """Spells words in the tokens of a CTC checkpoint, as it says them."""
+    """Converts words to tokens of a CTC checkpoint, in the form that it predicts."""
 
     def __init__(self, tokenizer: ParakeetTokenizer) -> None:
         self._tokenizer = tokenizer
@@ -160,10 +160,10 @@ class Speller:
     def spell(self, words: Sequence[str]) -> list[list[int]]:
         """Return the tokens of each word.
 
-        Punctuation around words is left out, and within them where the vocabulary lacks it; dashes
-        then become blanks. Other characters that it lacks are written small, or without their
-        accents, where it has these; else one wildcard stands for a run of them. A word that is
-        written next to another has no blank in its first token, where there is such a token.
+        Punctuation around words is dropped, and within them if the vocabulary lacks it; dashes
+        then become spaces. Other unknown characters are replaced by lower case or by their base
+        character without accents if known; a run of others becomes one wildcard. A word without a
+        preceding space starts with a token without a space, if there is one.
         """
         spelled: list[list[int]] = []
         after_blank = True
@@ -212,7 +212,7 @@ def _is_mark(character: str) -> bool:
 
 
 def _joined(tokens: Iterable[int], blank: int | None) -> list[int]:
-    """Join runs of wildcards, each with the blank before it where that is a token of its own."""
+    """Collapse runs of wildcards, including a separate space token before each."""
     joined_tokens: list[int] = []
     for token, run in groupby(tokens):
         if token == WILDCARD:

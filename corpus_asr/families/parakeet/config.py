@@ -68,7 +68,7 @@ class ParakeetEncoderConfig(ModelConfig):
 
     @property
     def num_convolutions(self) -> int:
-        """Convolutions before the blocks, each of which halves the number of frames."""
+        """Number of convolutions before the blocks, each of which halves the number of frames."""
         return self.subsampling_factor.bit_length() - 1
 
 
@@ -90,7 +90,7 @@ class ParakeetConfig(ModelConfig):
         ):
             encoder_config = shortened(repr(encoder_config), 60)
         if isinstance(encoder_config, dict):
-            # With it files name a kind of encoder: others are refused, not taken for this one.
+            # If given, it names a kind of encoder: other kinds are rejected.
             kind = encoder_config.get("model_type", ParakeetEncoderConfig.model_type)
             if kind != ParakeetEncoderConfig.model_type:
                 raise ValueError(
@@ -102,9 +102,9 @@ class ParakeetConfig(ModelConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """Make a configuration of what `to_dict` returns; keywords replace what it says.
+        """Create a configuration from `to_dict()`; keywords override it.
 
-        An `encoder_config` among them replaces single values, too.
+        A keyword `encoder_config` may override single values.
         """
         encoder_config = kwargs.get("encoder_config")
         if isinstance(encoder_config, dict) and isinstance(config_dict.get("encoder_config"), dict):
@@ -112,14 +112,14 @@ class ParakeetConfig(ModelConfig):
         return super().from_dict(config_dict, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what config.json holds: every field, the unknown keys and the model type."""
+        """Return the content of config.json: every field, unknown keys and the model type."""
         encoder = self.encoder_config.to_dict()
-        # Here older readers look for it.
+        # Older readers look for it here.
         held = {"initializer_range": self.encoder_config.initializer_range}
         return {**held, **super().to_dict(), "encoder_config": encoder}
 
     def validate(self) -> None:
-        """Check that a network can have these sizes and settings."""
+        """Raise for sizes and settings that a network cannot have."""
         super().validate()
         self._require_token("pad_token_id", optional=True)
 
@@ -139,7 +139,7 @@ class ParakeetCTCConfig(ParakeetConfig):
     pad_token_id: int | None = 1024
 
     def validate(self) -> None:
-        """Check that a network can have these sizes and settings."""
+        """Raise for sizes and settings that a network cannot have."""
         super().validate()
         self._require_token("pad_token_id")
 
@@ -162,7 +162,7 @@ class ParakeetRNNTConfig(ParakeetConfig):
     """Most tokens that greedy search takes from one position."""
 
     def validate(self) -> None:
-        """Check that a network can have these sizes and settings."""
+        """Raise for sizes and settings that a network cannot have."""
         super().validate()
         self._require_token("blank_token_id")
 
@@ -177,7 +177,7 @@ class ParakeetTDTConfig(ParakeetRNNTConfig):
     """Positions that a token or blank may last, by the number of its score."""
 
     def validate(self) -> None:
-        """Check that a network can have these sizes and settings."""
+        """Raise for sizes and settings that a network cannot have."""
         super().validate()
         right = any(duration > 0 for duration in self.durations) and min(self.durations) >= 0
         self.require(right, "durations", "numbers from 0, one above 0 among them")

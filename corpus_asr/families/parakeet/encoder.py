@@ -130,14 +130,14 @@ class RelativeAttention(nn.Module):
 def by_distance(
     scores: Float[Tensor, "batch head pos distance"],
 ) -> Float[Tensor, "batch head pos pos"]:
-    """Turn scores by distance, the largest one first, into scores by key, without a copy.
+    """Convert scores by distance, the largest one first, to scores by key, without a copy.
 
-    A position's own distance is the middle one: each next row begins one place further left.
+    A position's own distance is the middle one: each row starts one element further left.
     """
     length = scores.shape[2]
     if length == 1:
         return scores
-    # Rows that are one value shorter than stored begin one place earlier each.
+    # With rows one element shorter than stored, each starts one element earlier.
     shorter = 2 * length - 2
     flat = scores.flatten(2)[..., length - 1 : length - 1 + length * shorter]
     return flat.view(*flat.shape[:2], length, shorter)[..., :length]
@@ -163,7 +163,7 @@ class Pointwise(nn.Conv1d):
         super().__init__(inputs, outputs, kernel_size=1, bias=bias)
 
     def forward(self, hidden: Hidden) -> Float[Tensor, "batch pos _"]:
-        """Transform each position by itself."""
+        """Transform each position separately."""
         return F.linear(hidden, self.weight[:, :, 0], self.bias)
 
 
@@ -176,7 +176,7 @@ class _Depthwise(nn.Conv1d):
     """
 
     def forward(self, hidden: Hidden) -> Hidden:
-        """Convolve positions."""
+        """Convolve along positions."""
         around = (self.kernel_size[0] // 2, 0)
         rows = hidden.transpose(1, 2)[..., None]  # (batch, width, pos, 1)
         weight = self.weight[..., None]
@@ -202,7 +202,7 @@ class Convolution(nn.Module):
         self.activate = activation(config.hidden_act)
 
     def forward(self, hidden: Hidden, *, valid: Bool[Tensor, "batch pos"] | None) -> Hidden:
-        """Mix each position with its neighbors that are `valid`."""
+        """Convolve each position with its neighbors that are `valid`."""
         gated = F.glu(self.pointwise_conv1(hidden), dim=2)
         if valid is not None:
             gated = gated.masked_fill(~valid[:, :, None], 0.0)
@@ -222,7 +222,7 @@ class FeedForward(nn.Module):
         self.activate = activation(config.hidden_act)
 
     def forward(self, hidden: Hidden) -> Hidden:
-        """Transform each position by itself."""
+        """Transform each position separately."""
         outer: Tensor = self.linear2(self.activate(self.linear1(hidden)))
         return outer
 
@@ -302,7 +302,7 @@ class ParakeetEncoder(nn.Module):
         return hidden
 
     def _num_positions(self, num_frames: Any) -> Any:
-        # Rounding up once is the same as rounding up after each convolution.
+        # Rounding up once is equal to rounding up after each convolution.
         return -(-num_frames // self.config.subsampling_factor)
 
     def _check(self, features: Tensor) -> None:

@@ -1,7 +1,7 @@
-"""Log-mel features of one part of a recording, without torch, in two steps.
+"""Log-mel features of one part of a recording, in two steps, without torch.
 
-A CPU worker computes the logarithms of a whole part, which are passed on as float16. Where a window
-is cut from it, each mel bin is normalized over that window, as the checkpoint's own extractor does.
+A CPU worker computes the logarithms of a whole part, which are sent as float16. When a window is
+cut from it, each mel bin is normalized over that window, as the checkpoint's own extractor does.
 """
 
 from dataclasses import dataclass
@@ -17,8 +17,8 @@ from corpus_asr.families.saved_files import checked, find_saved, read_json_objec
 from corpus_asr.features.nemo_mel import LOG_OF_SILENCE, NemoAnalysis, log_mel, normalized
 from corpus_asr.units import HOP_SAMPLES, SAMPLE_RATE_HZ
 
-# Logarithms of speech lie at about -16 to 2: subtracted before they are stored, which halves what
-# float16 rounds off.
+# Logarithms of speech are about -16 to 2: subtracting the center halves the rounding error of
+# float16.
 OFFSET = np.float32(-8.0)
 
 
@@ -33,10 +33,10 @@ class _Config:
 
 
 class ParakeetPartFeatures:
-    """Compute a part's log-mel, and the windows that are cut from it."""
+    """Computes a part's log-mel features, and cuts windows from them."""
 
     language_window_frames: ClassVar[int | None] = None
-    """Nobody asks these checkpoints for the language: they do not tell."""
+    """None: these checkpoints do not detect languages."""
 
     def __init__(self, *, num_mel_bins: int = 80, preemphasis: float = 0.97) -> None:
         self.num_mel_bins = num_mel_bins
@@ -45,11 +45,11 @@ class ParakeetPartFeatures:
 
     @classmethod
     def from_folder(cls, folder: Path) -> "ParakeetPartFeatures":
-        """Read what a checkpoint was trained on.
+        """Read the feature settings of a checkpoint.
 
         Raises:
             CheckpointError: config.json or the extractor's settings are missing or unreadable, or
-                the checkpoint expects features that are not computed here.
+                require features that are not computed here.
         """
         path = folder / CONFIG_NAME
         content: _Config = checked(_Config, read_json_object(path), "", path=path)
@@ -71,7 +71,7 @@ class ParakeetPartFeatures:
 
     def __call__(self, samples: Float32[np.ndarray, " sample"]) -> PartFeatures:
         """Compute the features of one part, one frame per whole hop."""
-        # Before float16, whose steps are finer near 0.
+        # Before the conversion to float16, which is more precise near 0.
         values = log_mel(samples, self._analysis) - OFFSET
         return PartFeatures(
             values=values.astype(np.float16), pad_value=LOG_OF_SILENCE - float(OFFSET)
@@ -80,13 +80,13 @@ class ParakeetPartFeatures:
     def window(
         self, features: Float16[np.ndarray, "frame mel"], start: int, end: int
     ) -> Float32[np.ndarray, "valid mel"]:
-        """Cut the frames from one 10 ms hop to another, normalized over themselves.
+        """Cut the frames between two 10 ms hops, normalized over this window.
 
         Source: equal to `transformers.ParakeetFeatureExtractor` on the same samples within 0.01,
-        but for the first and last frame, which hold the audio around the window, and for a single
+        except for the first and last frame, which include audio around the window, and for a single
         frame, where that divides by zero.
         """
-        # The mean takes the offset with it.
+        # The mean includes the offset.
         return normalized(features[start:end].astype(np.float32))
 
     def loudness(self, features: Float16[np.ndarray, "frame mel"]) -> Float32[np.ndarray, " frame"]:

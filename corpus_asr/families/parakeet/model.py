@@ -21,7 +21,7 @@ from corpus_asr.families.parakeet.encoder import ParakeetEncoder, Pointwise
 from corpus_asr.families.pretrained import PreTrainedModel
 
 
-class _Recognizer(PreTrainedModel):
+class _ParakeetModel(PreTrainedModel):
     """An encoder, and what a family member has on top of it."""
 
     base_model_prefix = "encoder"
@@ -32,7 +32,7 @@ class _Recognizer(PreTrainedModel):
         self.encoder = ParakeetEncoder(config.encoder_config)
 
 
-class ParakeetCTC(_Recognizer):
+class ParakeetCTC(_ParakeetModel):
     """The encoder, and a score of every token at every position."""
 
     config_class: ClassVar[type[ModelConfig]] = ParakeetCTCConfig
@@ -45,8 +45,8 @@ class ParakeetCTC(_Recognizer):
 
     @property
     def blank(self) -> int:
-        """The token that stands for no token."""
-        assert self.config.pad_token_id is not None  # of `validate`
+        """ID of the blank token."""
+        assert self.config.pad_token_id is not None  # ensured by `validate`
         return self.config.pad_token_id
 
     def forward(
@@ -87,10 +87,10 @@ class PredictionNetwork(nn.Module):
     def step(
         self, tokens: Int[Tensor, " batch"], state: State | None
     ) -> tuple[Float[Tensor, "batch width"], State]:
-        """Run one token of each row after what `state` keeps.
+        """Run one token of each row, continuing from `state`.
 
-        By two products a layer: of two rows and two layers nn.LSTM takes 7.6 ms on a CPU in float32
-        and 3.0 ms in bfloat16, this 1.4 ms in both (640 wide, one thread).
+        With two products per layer: for two rows and two layers nn.LSTM takes 7.6 ms on a CPU in
+        float32 and 3.0 ms in bfloat16, this 1.4 ms in both (640 wide, one thread).
         """
         hidden = self.embedding(tokens)
         if state is None:
@@ -126,12 +126,12 @@ class JointNetwork(nn.Module):
     def forward(
         self, encoded: Float[Tensor, "*_ width"], predicted: Float[Tensor, "*_ width"]
     ) -> Float[Tensor, "*_ score"]:
-        """Score what follows a text at a position; shapes are broadcast."""
+        """Return the scores of the next token at a position; input shapes are broadcast."""
         scores: Tensor = self.head(self.activate(encoded + predicted))
         return scores
 
 
-class ParakeetRNNT(_Recognizer):
+class ParakeetRNNT(_ParakeetModel):
     """The encoder, the prediction network, and the joint network of both."""
 
     config_class: ClassVar[type[ModelConfig]] = ParakeetRNNTConfig
@@ -152,13 +152,13 @@ class ParakeetRNNT(_Recognizer):
     def predict(
         self, tokens: Int[Tensor, " batch"], state: State | None
     ) -> tuple[Float[Tensor, "batch width"], State]:
-        """Run one token of each row after what `state` keeps."""
+        """Run one token of each row, continuing from `state`."""
         return self.decoder.step(tokens, state)
 
     def join(
         self, encoded: Float[Tensor, "*_ width"], predicted: Float[Tensor, "*_ width"]
     ) -> Float[Tensor, "*_ score"]:
-        """Score tokens, and durations after them; shapes are broadcast."""
+        """Return scores of tokens, then of durations; input shapes are broadcast."""
         scores: Tensor = self.joint(encoded, predicted)
         return scores
 

@@ -100,9 +100,9 @@ class ParakeetRecognizer(Recognizer):
         )
 
     def _words(self, row: EmittedRow, duration_s: float) -> Iterator[RecognizedWord]:
-        """Join tokens to words, each of which begins with a blank; it ends where the next begins.
+        """Join tokens to words, which start with a space and end where the next word begins.
 
-        A token that moves on by no position is there for one.
+        A token with duration 0 counts as one position.
         """
         texts, firsts = self._spelled(row)
         edges_s = [frame * self._position_s for frame in row.frames]
@@ -121,10 +121,10 @@ class ParakeetRecognizer(Recognizer):
             )
 
     def _spelled(self, row: EmittedRow) -> tuple[list[str], list[int]]:
-        """Return the words' texts, and the number of the first token of each."""
+        """Return the words' texts, and the index of the first token of each."""
         texts: list[str] = []
         firsts: list[int] = []
-        pending: int | None = None  # tokens that spell a character only with the next ones
+        pending: int | None = None  # tokens of an incomplete character
         for number, piece in enumerate(self._tokenizer.pieces(row.tokens)):
             first = number if pending is None else pending
             pending = first if piece is None else None
@@ -146,7 +146,7 @@ def _network_of(folder: Path) -> tuple[type[Any], ParakeetConfig]:
 
 
 def _check_vocabulary(folder: Path, tokenizer: ParakeetTokenizer, config: ParakeetConfig) -> None:
-    """Refuse a tokenizer that cannot spell what the network says, or spells more."""
+    """Reject a tokenizer whose vocabulary differs from the network's."""
     blank = getattr(config, "blank_token_id", config.pad_token_id)
     spelled = set(tokenizer.get_vocab().values())
     missing = [

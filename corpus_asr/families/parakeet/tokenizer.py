@@ -1,4 +1,4 @@
-"""Parakeet's tokenizer: text to ids and back; of CTC, runs of one token joined.
+"""Parakeet's tokenizer: converts between text and IDs; for CTC it collapses repeated tokens.
 
 Method and parameter names, defaults and results are those of `transformers.ParakeetTokenizer`,
 version 5.23.
@@ -25,11 +25,11 @@ from corpus_asr.families.truncation_padding import NO_LIMIT, decode_each
 
 
 class ParakeetTokenizer(LibraryTokenizer):
-    """A vocabulary of tokenizer.json, without control tokens around texts.
+    """A vocabulary from tokenizer.json, without control tokens around texts.
 
     Args:
-        tokenizer_file: tokenizer.json, as transformers makes it of NeMo's SentencePiece model.
-        pad_token: fills up rows; CTC's blank. Decoding leaves it out.
+        tokenizer_file: tokenizer.json, as transformers converts it from NeMo's SentencePiece.
+        pad_token: padding, and CTC's blank. Decoding omits it.
 
     Raises:
         CheckpointError: the file is missing or broken.
@@ -49,7 +49,7 @@ class ParakeetTokenizer(LibraryTokenizer):
         model_max_length: int = NO_LIMIT,
         clean_up_tokenization_spaces: bool = False,
     ) -> None:
-        # Before other names are bound: all settings by name.
+        # Before other local names are bound: all settings by name.
         arguments = locals()
         self._tokenizer = read_tokenizer_file(Path(tokenizer_file))
         self._set_up({name: arguments[name] for name in self._defaults()})
@@ -65,7 +65,7 @@ class ParakeetTokenizer(LibraryTokenizer):
 
     @property
     def prefix_tokens(self) -> list[int]:
-        """Ids that labels start with: none."""
+        """IDs at the start of labels: none."""
         return []
 
     @property
@@ -75,7 +75,7 @@ class ParakeetTokenizer(LibraryTokenizer):
     def _unknown(self) -> str | None:
         return self.unk_token
 
-    # Ids to text
+    # IDs to text
 
     def decode(
         self,
@@ -84,17 +84,17 @@ class ParakeetTokenizer(LibraryTokenizer):
         clean_up_tokenization_spaces: bool | None = None,
         group_tokens: bool = True,
     ) -> Any:
-        """Turn one sequence of ids into text, or several into a list of texts.
+        """Decode one sequence of IDs to text, or several to a list of texts.
 
         Args:
-            skip_special_tokens: leave out control tokens, such as a transducer's blank.
-            clean_up_tokenization_spaces: remove spaces before punctuation, those that were meant
-                too; None for the tokenizer's setting.
-            group_tokens: join runs of one token, as CTC's blanks between them ask for; false for
-                texts and for what transducers say.
+            skip_special_tokens: omit control tokens, such as a transducer's blank.
+            clean_up_tokenization_spaces: remove spaces before punctuation, including intended
+                ones; None for the tokenizer's setting.
+            group_tokens: collapse repeated tokens, as for CTC outputs; false for texts and for
+                transducer outputs.
 
         Raises:
-            ValueError: an id is negative, such as a label's padding.
+            ValueError: an ID is negative, such as a label's padding.
         """
         clean = self._clean(clean_up_tokenization_spaces)
 
@@ -113,17 +113,17 @@ class ParakeetTokenizer(LibraryTokenizer):
         return decode_each(token_ids, decode_one)
 
     def decode_text(self, token_ids: Iterable[int]) -> str:
-        """Return what was said: control tokens left out, no tokens joined."""
+        """Return the text without control tokens; repeated tokens are not collapsed."""
         text: str = self.decode(list(token_ids), skip_special_tokens=True, group_tokens=False)
         return text
 
     def pieces(self, token_ids: Iterable[int]) -> list[str | None]:
-        """Return what each token adds to the text of those before it; None where nothing yet."""
+        """Return the text added by each token; None for an incomplete character."""
         stream = DecodeStream(skip_special_tokens=True)
         return [stream.step(self._tokenizer, int(token)) for token in token_ids]
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
-        """Join tokens as the vocabulary spells them to text."""
+        """Join tokens to text."""
         decoder = self._tokenizer.decoder
         return decoder.decode(tokens) if decoder is not None else " ".join(tokens)
 
@@ -137,7 +137,7 @@ class ParakeetTokenizer(LibraryTokenizer):
                 "checkpoint's tokenizer file, too"
             )
         self._tokenizer = read_tokenizer_file(path)
-        # Roles of the caller's are added where they are new; those of files have to be there.
+        # The caller's role tokens are added if they are new; those of files must exist.
         tokens = [given[role] for role in ROLES if given.get(role) is not None]
         new = [token for token in tokens if self._tokenizer.token_to_id(token) is None]
         self._tokenizer.add_special_tokens([added_token(token, special=True) for token in new])

@@ -1,4 +1,4 @@
-"""Read, check and write config.json of Speech2Text checkpoints, without torch.
+"""Speech2Text's config.json: reading, validation and writing, without torch.
 
 Names, defaults and meanings are those of `transformers.Speech2TextConfig`, version 5.23.
 """
@@ -19,7 +19,7 @@ from corpus_asr.json_values import Bounds
 
 @dataclass(kw_only=True, init=False)
 class Speech2TextConfig(EncoderDecoderConfig):
-    """Sizes and settings of a Speech2Text network; the defaults are s2t-small-librispeech-asr's."""
+    """Dimensions and settings of a Speech2Text network; defaults of s2t-small-librispeech-asr."""
 
     model_type: ClassVar[str] = "speech_to_text"
 
@@ -42,24 +42,24 @@ class Speech2TextConfig(EncoderDecoderConfig):
     bos_token_id: int | None = 0
     eos_token_id: int | None = 2
     num_conv_layers: Annotated[int, Bounds(1, 20)] = 2
-    """Convolutions before the encoder; each halves the number of frames."""
+    """Number of convolutions before the encoder; each halves the number of frames."""
     conv_kernel_sizes: tuple[int, ...] = (5, 5)
-    """Frames that each convolution sees."""
+    """Kernel size of each convolution in frames."""
     conv_channels: Size = 1024
     """Channels of every convolution but the last, before its gate halves them."""
     input_feat_per_channel: MelBins = 80
     """Mel bins of the features."""
     input_channels: MelBins = 1
-    """Channels of the features, one after the other in each frame."""
+    """Channels of the features, concatenated in each frame."""
 
     def validate(self) -> None:
-        """Check that a network can have these sizes and settings."""
+        """Raise for sizes and settings that a network cannot have."""
         super().validate()
-        self.require(self.d_model > 3, "d_model", "at least 4")  # sines of two or more rates
+        self.require(self.d_model > 3, "d_model", "at least 4")  # sinusoids with at least two rates
         right = len(self.conv_kernel_sizes) == self.num_conv_layers
         expected = f"as many sizes as num_conv_layers: {self.num_conv_layers}"
         self.require(right, "conv_kernel_sizes", expected)
-        # An even kernel, centred on no frame, makes one position too many.
+        # An even kernel, not centered on a frame, gives one position too many.
         odd = all(size > 0 and size % 2 == 1 for size in self.conv_kernel_sizes)
         self.require(odd, "conv_kernel_sizes", "odd numbers")
         halves = self.num_conv_layers == 1 or self.conv_channels % 2 == 0

@@ -30,9 +30,9 @@ _Length = TypeVar("_Length", int, Tensor)
 
 @plain
 class Speech2TextPositions(nn.Module):
-    """Sinusoids, counted over what is no padding from `padding_row` + 1 on; that row holds zeros.
+    """Sinusoids, counted over non-padding positions from `padding_row` + 1; that row is zero.
 
-    An odd width ends in a zero. Nothing is stored in checkpoints, and there is no greatest length.
+    An odd width ends with a zero. They are not stored in checkpoints, and any length is possible.
 
     Source: transformers/models/speech_to_text/modeling_speech_to_text.py, which follows fairseq's
     `SinusoidalPositionalEmbedding`; equal to it exactly.
@@ -51,23 +51,23 @@ class Speech2TextPositions(nn.Module):
         start: int = 0,
         like: Tensor,
     ) -> Float[Tensor, "batch pos width"]:
-        """Return a row for each place; those `counted` are no padding, after `start` others."""
+        """Return a row per position; only `counted` ones are not padding, after `start` others."""
         places = (counted.cumsum(dim=1) + start) * counted + self.padding_row
         return self.rows(start + counted.shape[1], like=like)[places]
 
     def rows(self, length: int, *, like: Tensor) -> Float[Tensor, "row width"]:
-        """Return the table, long enough for `length` places.
+        """Return the table for at least `length` positions.
 
-        A place that is no padding, counted from 0, has the row `padding_row` + 1 + place.
+        The non-padding position with index i, from 0, has the row `padding_row` + 1 + i.
         """
         needed = self.padding_row + 1 + length
         table = self._table
         alike = table is not None and (table.dtype, table.device) == (like.dtype, like.device)
         if table is None or not alike or len(table) < needed:
-            # Twice as long each time: a transcript grows by one token at a time.
+            # Doubled each time, as a transcript grows by one token at a time.
             table = self._made(max(needed, 2 * len(table) if table is not None else 0))
             table = table.to(like.device, like.dtype)
-            # What a graph is traced with has no values, and must not stay behind.
+            # Tensors of a traced graph have no values and must not be cached.
             if not torch.compiler.is_compiling():
                 self._table = table
         return table
@@ -83,7 +83,7 @@ class Speech2TextPositions(nn.Module):
 
 @plain
 class Conv1dSubsampler(nn.Module):
-    """Convolutions over time, each of which halves the frames and gates its channels.
+    """Convolutions over time, each of which halves the frames, with gated channels.
 
     Source: Synnaeve et al. 2019, for gated linear units; Wang et al. 2020, section 2.1.
     """
@@ -108,11 +108,11 @@ class Conv1dSubsampler(nn.Module):
         features: Float[Tensor, "batch frame mel"],
         num_frames: Int[Tensor, " batch"] | None = None,
     ) -> Float[Tensor, "batch pos width"]:
-        """Shorten features; of each row only `num_frames` are used, as if it were no longer."""
+        """Subsample features; of each row only `num_frames` are used, as if there were no more."""
         hidden = features.transpose(1, 2)
         for conv in self.conv_layers:
             if num_frames is not None:
-                # What a convolution makes of the zeros behind a row is no zero to the next one.
+                # A convolution turns the zeros after a row into other values.
                 hidden = hidden.masked_fill(~within(num_frames, hidden.shape[2])[:, None], 0.0)
                 num_frames = shorter(num_frames, 1)
             hidden = F.glu(conv(hidden), dim=1)
@@ -130,19 +130,19 @@ class Speech2TextPreTrainedModel(PreTrainedModel):
         return 1, 1, self.config.input_feat_per_channel * self.config.input_channels
 
     def _get_feat_extract_output_lengths(self, input_lengths: Any) -> Any:
-        """Return how many positions so many frames become, one number or a tensor of them."""
+        """Return the positions for a number of frames, as an integer or a tensor."""
         return shorter(input_lengths, self.config.num_conv_layers)
 
     def _get_feature_vector_attention_mask(
         self, feature_vector_length: int, attention_mask: Tensor
     ) -> Int[Tensor, "batch pos"]:
-        """Return 1 for each position that the frames of a mask (batch, frame) become, else 0."""
+        """Return 1 for each position within the frames of a mask (batch, frame), else 0."""
         return valid_positions(attention_mask, feature_vector_length, config=self.config).long()
 
 
 @plain
 class Speech2TextEncoder(FeatureEncoder, Speech2TextPreTrainedModel):
-    """Gated convolutions, sinusoidal positions, pre-norm blocks and a last norm.
+    """Gated convolutions, sinusoidal positions, pre-norm blocks and a final norm.
 
     Source: Wang et al. 2020, section 2.1; parameter names of
     transformers/models/speech_to_text/modeling_speech_to_text.py, equal to it within 1e-5 in
@@ -157,7 +157,7 @@ class Speech2TextEncoder(FeatureEncoder, Speech2TextPreTrainedModel):
         self.conv = Conv1dSubsampler(config)
         self.embed_positions = Speech2TextPositions(config.d_model, padding_row(config))
         self._add_blocks(EncoderBlock, config.encoder_layers, key_bias=True)
-        # The whole network that it is a part of draws its weights together with the others.
+        # Weights are initialized by the enclosing network.
         if drawn:
             self._draw_weights()
 
@@ -172,8 +172,8 @@ class Speech2TextEncoder(FeatureEncoder, Speech2TextPreTrainedModel):
     ) -> BaseModelOutput | tuple[Any, ...]:
         """Encode features (batch, frame, mel) in the weights' type.
 
-        Arguments are those of transformers; None asks the configuration. Frames that
-        `attention_mask` (batch, frame) hides are not attended to, but the convolutions see them.
+        Arguments are those of transformers; None means the configuration's value. Frames masked by
+        `attention_mask` (batch, frame) are not attended to, but the convolutions see them.
         """
         check_features(input_features, num_mel_bins=self.num_mel_bins)
         check_values(input_features, self.dtype)
@@ -191,10 +191,10 @@ class Speech2TextEncoder(FeatureEncoder, Speech2TextPreTrainedModel):
         *,
         num_frames: Sequence[int] | None = None,
     ) -> Float[Tensor, "batch pos width"]:
-        """Encode features, and return the last hidden states only.
+        """Encode features, and return only the last hidden states.
 
-        Of each row only `num_frames` are encoded, as if there were no more: a row gives what it
-        would give alone, with zeros after that. None encodes all.
+        Only `num_frames` of each row are encoded, as if there were no more: results equal those of
+        the row alone, followed by zeros. None encodes all.
         """
         check_features(input_features, num_mel_bins=self.num_mel_bins)
         if num_frames is None:
@@ -217,14 +217,14 @@ class Speech2TextEncoder(FeatureEncoder, Speech2TextPreTrainedModel):
         mask = None if valid is None else hiding_mask(valid, like=hidden)
         if valid is None:
             valid = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
-        # transformers takes a mask of 0 and 1 for tokens, and the padding token for padding.
+        # transformers uses a mask of 0 and 1 as token IDs, where the padding token is padding.
         counted = (~valid).long() != self.embed_positions.padding_row
         hidden = self.embed_scale * hidden + self.embed_positions(counted, like=hidden)
         return self._encode(hidden, record, mask=mask, head_mask=head_mask)
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of the weights."""
+        """Data type of the weights."""
         weight: Tensor = self.layer_norm.weight
         return weight.dtype
 
@@ -232,9 +232,9 @@ class Speech2TextEncoder(FeatureEncoder, Speech2TextPreTrainedModel):
 def valid_positions(
     attention_mask: Tensor, positions: int, *, config: Speech2TextConfig
 ) -> Bool[Tensor, "batch pos"]:
-    """Return which positions the frames of an attention mask become.
+    """Return which positions correspond to unmasked frames.
 
-    Only how many ones a row of the mask (batch, frame) has counts, as in transformers.
+    Only the number of ones in a row of the mask (batch, frame) counts, as in transformers.
     """
     layers = config.num_conv_layers
     shape = tuple(attention_mask.shape)
@@ -254,13 +254,13 @@ def valid_positions(
 
 
 def shorter(length: _Length, num_layers: int) -> _Length:
-    """Return what so many convolutions leave of lengths: each halves, rounding up."""
+    """Return lengths after this number of convolutions: each halves, rounding up."""
     # Rounding up once is the same as rounding up after each layer.
     return -(-length // (1 << num_layers))
 
 
 def padding_row(config: Speech2TextConfig) -> int:
-    """Return the padding token: positions are counted from it."""
+    """Return the padding token ID, from which positions are counted."""
     if config.pad_token_id is None or config.pad_token_id < 0:
         raise ValueError(
             f"making a Speech2Text network: pad_token_id is {config.pad_token_id}, expected 0 or "
@@ -270,7 +270,7 @@ def padding_row(config: Speech2TextConfig) -> int:
 
 
 def check_features(features: Tensor, *, num_mel_bins: int) -> None:
-    """Check that these are features of this model."""
+    """Raise ValueError for features of another model."""
     shape = tuple(features.shape)
     if len(shape) != 3 or shape[2] != num_mel_bins:
         raise ValueError(

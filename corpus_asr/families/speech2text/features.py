@@ -1,7 +1,7 @@
-"""Filter bank features of one part of a recording, without torch, in two steps.
+"""Filter bank features of one part of a recording, in two steps, without torch.
 
-A CPU worker computes the filter bank of a whole part, which is passed on as float16. Where a window
-is cut from it, each mel bin is normalized over that window, as the checkpoint's own extractor does.
+A CPU worker computes the filter bank of a whole part, which is sent as float16. When a window is
+cut from it, each mel bin is normalized over that window, as the checkpoint's own extractor does.
 """
 
 from pathlib import Path
@@ -22,15 +22,15 @@ from corpus_asr.features.fbank import (
 )
 from corpus_asr.units import HOP_SAMPLES, SAMPLE_RATE_HZ
 
-# Logarithms of speech lie at about 5 to 24: subtracted before they are stored, which halves what
-# float16 rounds off. After normalization a value is off by 2e-3 at most, 3e-4 on average (read
-# English and German; without it 3e-3 and 1e-3).
+# Logarithms of speech are about 5 to 24: subtracting the center halves the rounding error of
+# float16. After normalization values are off by at most 2e-3, on average 3e-4 (read English and
+# German; without it 3e-3 and 1e-3).
 OFFSET = np.float32(12.0)
 
-# Whole hops by which a frame reaches beyond its own start.
+# Number of whole hops by which a frame extends beyond its start.
 _REACH = (FRAME_SAMPLES - 1) // HOP_SAMPLES  # 2
 
-# What transformers takes where the file says nothing.
+# Defaults of transformers for missing keys.
 _DEFAULTS = {
     "sampling_rate": SAMPLE_RATE_HZ,
     "num_mel_bins": 80,
@@ -42,13 +42,13 @@ _DEFAULTS = {
 
 
 class Speech2TextPartFeatures:
-    """Compute a part's filter bank, and the windows that are cut from it.
+    """Computes a part's filter bank, and cuts windows from it.
 
-    `means` and `variances` say whether a window's mel bins are brought to mean 0 and variance 1.
+    `means` and `variances`: whether a window's mel bins are normalized to mean 0 and variance 1.
     """
 
     language_window_frames: ClassVar[int | None] = None
-    """Nobody asks these checkpoints for the language: they cannot tell."""
+    """None: these checkpoints do not detect languages."""
 
     def __init__(self, *, num_mel_bins: int = 80, means: bool = True, variances: bool = True):
         self.num_mel_bins = num_mel_bins
@@ -59,11 +59,11 @@ class Speech2TextPartFeatures:
 
     @classmethod
     def from_folder(cls, folder: Path) -> "Speech2TextPartFeatures":
-        """Read what a checkpoint was trained on.
+        """Read the feature settings of a checkpoint.
 
         Raises:
             CheckpointError: config.json or the extractor's settings are missing or unreadable, or
-                the checkpoint expects features that are not computed here.
+                require features that are not computed here.
         """
         config = Speech2TextConfig.from_pretrained(folder)
         path, file_settings = find_saved(folder, SETTINGS_FILES)
@@ -73,7 +73,7 @@ class Speech2TextPartFeatures:
         computed: dict[str, Any] = {
             "sampling_rate": SAMPLE_RATE_HZ,
             "num_mel_bins": config.input_feat_per_channel * config.input_channels,
-            "dither": 0.0,  # noise would make every run another
+            "dither": 0.0,  # noise would make runs differ
         }
         check_computed(settings, computed, path=path, front_end="Kaldi's filter bank of 16 kHz")
         for name in ("do_ceptral_normalize", "normalize_means", "normalize_vars"):
@@ -86,27 +86,27 @@ class Speech2TextPartFeatures:
         )
 
     def __call__(self, samples: Float32[np.ndarray, " sample"]) -> PartFeatures:
-        """Compute the features of one part, those of frames that lie wholly within it."""
+        """Compute the features of one part, for frames that lie completely within it."""
         pad_value = float(np.log(np.float32(ENERGY_FLOOR)) - OFFSET)
         if num_frames(samples.size) == 0:
             nothing = np.empty((0, self.num_mel_bins), dtype=np.float16)
             return PartFeatures(values=nothing, pad_value=pad_value)
         values = kaldi_fbank(samples, num_mel_bins=self.num_mel_bins)
-        # Before float16, whose steps are finer near 0.
+        # Before the conversion to float16, which is more precise near 0.
         values -= OFFSET
         return PartFeatures(values=values.astype(np.float16), pad_value=pad_value)
 
     def window(
         self, features: Float16[np.ndarray, "frame mel"], start: int, end: int
     ) -> Float32[np.ndarray, "valid mel"]:
-        """Cut the frames from one 10 ms hop to another, normalized over themselves.
+        """Cut the frames between two 10 ms hops, normalized over this window.
 
-        Source: equal to `transformers.Speech2TextFeatureExtractor` on the same samples, but for the
-        rounding to float16, and for silence of one value throughout, where that divides by 0.
+        Source: equal to `transformers.Speech2TextFeatureExtractor` on the same samples, except for
+        float16 rounding and for constant silence, where that divides by 0.
         """
-        # Frames whose samples reach beyond the window are not of its audio alone.
+        # Frames that extend beyond the window contain other audio.
         cut = features[start : max(start, end - _REACH)].astype(np.float32)
-        # The mean takes the offset with it; without one it has to be put back.
+        # The mean includes the offset; without it the offset must be added back.
         if not self._means:
             cut += OFFSET
         if not len(cut):

@@ -1,4 +1,4 @@
-"""Speech2Text's networks, without and with the projection, and the forms that search runs."""
+"""Speech2Text networks, with and without output projection, and their forms for decoding."""
 
 import copy
 import math
@@ -40,7 +40,7 @@ from corpus_asr.families.speech2text.encoder import (
     valid_positions,
 )
 
-# Old checkpoints store what is computed here.
+# Older checkpoints store values that are computed here.
 _COMPUTED = (
     "encoder.embed_positions.weights",
     "decoder.embed_positions.weights",
@@ -51,9 +51,9 @@ _COMPUTED = (
 
 @plain
 class Speech2TextDecoder(TokenDecoder, Speech2TextPreTrainedModel, TokenTables):
-    """Scaled token embeddings, sinusoidal positions, pre-norm blocks and a last norm.
+    """Scaled token embeddings, sinusoidal positions, pre-norm blocks and a final norm.
 
-    Padding takes no position. Embeddings that are given are scaled already, and none is padding.
+    Padding has no position. Embeddings passed in must be scaled already and contain no padding.
 
     Source: Wang et al. 2020, section 2.1; parameter names of
     transformers/models/speech_to_text/modeling_speech_to_text.py, equal to it within 1e-5 in
@@ -67,7 +67,7 @@ class Speech2TextDecoder(TokenDecoder, Speech2TextPreTrainedModel, TokenTables):
         positions = Speech2TextPositions(config.d_model, padding_row(config))
         super().__init__(config, positions, key_bias=True)
         self.embed_scale = math.sqrt(config.d_model) if config.scale_embedding else 1.0
-        # The whole network that it is a part of draws its weights together with the others.
+        # Weights are initialized by the enclosing network.
         if drawn:
             self._draw_weights()
 
@@ -78,7 +78,7 @@ class Speech2TextDecoder(TokenDecoder, Speech2TextPreTrainedModel, TokenTables):
         start: int,
     ) -> Float[Tensor, "batch token width"]:
         if input_ids is None:
-            # Embeddings do not tell which of them are padding.
+            # Padding cannot be recognized in embeddings.
             counted = torch.ones(embedded.shape[:2], dtype=torch.bool, device=embedded.device)
         else:
             embedded = embedded * self.embed_scale
@@ -89,7 +89,7 @@ class Speech2TextDecoder(TokenDecoder, Speech2TextPreTrainedModel, TokenTables):
 
 @plain_network
 class Speech2TextModel(Speech2TextPreTrainedModel, TokenTables):
-    """Encoder and decoder, without the projection to the vocabulary."""
+    """Encoder and decoder, without output projection."""
 
     _left_over: ClassVar[tuple[str, ...]] = ("lm_head.", *_COMPUTED)
 
@@ -116,11 +116,11 @@ class Speech2TextModel(Speech2TextPreTrainedModel, TokenTables):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> Seq2SeqModelOutput | tuple[Any, ...]:
-        """Encode features (batch, frame, mel) of any length and run tokens over them.
+        """Encode features (batch, frame, mel) of any length and decode tokens.
 
-        Arguments are those of transformers; None asks the configuration. Nothing attends to frames
-        that `attention_mask` hides; `decoder_inputs_embeds` are scaled already, and none of them is
-        padding.
+        Arguments are those of transformers; None means the configuration's value. Frames masked by
+        `attention_mask` are not attended to; `decoder_inputs_embeds` must be scaled already and
+        contain no padding.
         """
         wanted = {
             "output_attentions": output_attentions,
@@ -152,7 +152,7 @@ class Speech2TextModel(Speech2TextPreTrainedModel, TokenTables):
 
 @plain_network
 class Speech2TextSeq2SeqLM(Speech2TextPreTrainedModel, Vocabulary):
-    """Encoder, decoder and the projection to the vocabulary, tied to the token embedding or not."""
+    """Encoder, decoder and output projection, tied to the token embedding or not."""
 
     lm_head: nn.Linear
 
@@ -189,11 +189,11 @@ class Speech2TextSeq2SeqLM(Speech2TextPreTrainedModel, Vocabulary):
         *,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Seq2SeqLMOutput | tuple[Any, ...]:
-        """Score every token after each given one, and compute the loss of `labels`.
+        """Return the logits after every token, and the loss of `labels`.
 
-        Arguments are those of `Speech2TextModel.forward`. Where only `labels` (batch, token) are
-        given, the decoder reads these, each one place later, after `decoder_start_token_id`; the
-        loss leaves out -100, and is the mean over the others, or their sum by `num_items_in_batch`.
+        Arguments are those of `Speech2TextModel.forward`. If only `labels` (batch, token) are
+        given, the decoder reads them shifted by one after `decoder_start_token_id`; the loss
+        ignores -100 and is the mean over the others, or their sum over `num_items_in_batch`.
         """
         outputs = self.model(
             input_features,
@@ -214,7 +214,7 @@ class Speech2TextSeq2SeqLM(Speech2TextPreTrainedModel, Vocabulary):
         return self._scored(outputs, labels, return_dict, num_items_in_batch)
 
     def slot_model(self, *, int8: bool = False, consume: bool = False) -> "Speech2TextSlotModel":
-        """Return the form of this model that search runs; see `Speech2TextSlotModel`."""
+        """Return the form of this model for decoding; see `Speech2TextSlotModel`."""
         return Speech2TextSlotModel(self, int8=int8, consume=consume)
 
     def module_slots(self) -> "Speech2TextModuleSlots":
@@ -222,13 +222,13 @@ class Speech2TextSeq2SeqLM(Speech2TextPreTrainedModel, Vocabulary):
         return Speech2TextModuleSlots(self)
 
 
-# Positions that rows are filled up to multiples of: oneDNN compiles its products for every shape
-# it meets and keeps a thousand of them. Divides the rows of a block.
+# Positions are padded to multiples of this: oneDNN compiles its products for every shape and caches
+# a thousand of them. Divides the number of rows of a block.
 _STEP = 25
 
 
 class PackedSpeech2TextEncoder:
-    """A `Speech2TextEncoder` that holds packed copies of its linear maps, with `int8` in 8 bits.
+    """A `Speech2TextEncoder` with packed copies of its linear maps, in 8 bits with `int8`.
 
     Convolutions are products over overlapping frames, never in 8 bits. Equal to the encoder within
     the rounding of its type.
@@ -240,7 +240,7 @@ class PackedSpeech2TextEncoder:
         layers = [conv for conv in encoder.conv.conv_layers if isinstance(conv, nn.Conv1d)]
         self._convolutions = [PackedConvolution(conv) for conv in layers]
         width, padding = encoder.embed_positions.width, encoder.embed_positions.padding_row
-        # Of its own: in float32, whatever the type of the weights.
+        # A separate one: in float32, whatever the type of the weights.
         self._embed_positions = Speech2TextPositions(width, padding)
         self._blocks = [
             PackedEncoderBlock(block, int8=int8)
@@ -252,11 +252,11 @@ class PackedSpeech2TextEncoder:
     def encode(
         self, rows: Sequence[Float[Tensor, "_ mel"]], num_frames: Sequence[int]
     ) -> list[Float[Tensor, "_ width"]]:
-        """Encode rows, of which `num_frames` are attended to; convolutions see all frames."""
+        """Encode rows, attending to `num_frames` of each; convolutions see all frames."""
         layers = len(self._convolutions)
         valid = [shorter(number, layers) for number in num_frames]
         counted = torch.ones(1, max(valid), dtype=torch.bool)
-        # As the encoder does: 0 stands for what is no padding, and may be the padding token.
+        # As in the encoder: 0 marks padding or may be the padding token.
         counted &= self._embed_positions.padding_row != 0
         positions = self._embed_positions(counted, like=torch.empty(0))[0]
         items = [(row, positions[:end]) for row, end in zip(rows, valid, strict=True)]
@@ -265,7 +265,7 @@ class PackedSpeech2TextEncoder:
     def _encode(
         self, row: tuple[Float[Tensor, "frame mel"], Float[Tensor, "pos width"]]
     ) -> Float[Tensor, "pos width"]:
-        # Behind the features convolutions see zeros; only `positions` are attended to.
+        # Convolutions see zeros after the features; only `positions` are attended to.
         features, positions = row
         length, valid = len(features), len(positions)
         step = 2 ** len(self._convolutions)
@@ -274,7 +274,7 @@ class PackedSpeech2TextEncoder:
         for convolution in self._convolutions:
             hidden = F.glu(convolution(hidden), dim=1)
             length = (length + 1) // 2
-            # What a convolution makes of the zeros behind a row is no zero to the next one.
+            # A convolution turns the zeros after a row into other values.
             hidden[length:] = 0.0
         states = hidden.float().mul_(self._scale)
         states[:valid] += positions
@@ -284,13 +284,13 @@ class PackedSpeech2TextEncoder:
         return normed
 
 
-# On a GPU rows are encoded together that are at least this share of the longest: the others of a
-# batch are padded to it.
+# Minimum length of rows encoded together on a GPU, as a fraction of the longest, to which the batch
+# is padded.
 _ALIKE = 0.8
 
 
 class Speech2TextWindows:
-    """Windows of `window_frames`, which may be fewer than the model takes."""
+    """Windows of `window_frames`, at most the model's maximum."""
 
     _config: Any
     _max_source_positions: int
@@ -299,7 +299,7 @@ class Speech2TextWindows:
     frame_step = 1
 
     def for_windows(self, num_frames: int, *, max_tokens: int | None = None) -> Self:
-        """Return this model for shorter windows and sequences; it shares all weights."""
+        """Return this model for shorter windows and sequences; all weights are shared."""
         config = self._config
         max_tokens = self.max_target_positions if max_tokens is None else max_tokens
         for size, name in (
@@ -312,7 +312,7 @@ class Speech2TextWindows:
                     f"expected 1 to {name}, which is {getattr(config, name)}; cut the audio into "
                     f"shorter windows, or request fewer tokens"
                 )
-        # Shallow: weights and their packed copies are shared.
+        # Shallow copy: weights and their packed copies are shared.
         model = copy.copy(self)
         model.window_frames = num_frames
         model._max_source_positions = shorter(num_frames, config.num_conv_layers)
@@ -340,9 +340,9 @@ class Speech2TextWindows:
 class Speech2TextSlotModel(Speech2TextWindows, DecoderSlots):
     """A `Speech2TextSeq2SeqLM` as a `SlotModel`; on CPUs its encoder is a packed copy.
 
-    On GPUs it shares the encoder of `model`, with fused queries, keys and values. Windows are of
-    `window_frames`, at first `max_source_positions`. With `consume` the decoder of `model` loses
-    every block as soon as it is copied.
+    On GPUs it shares the encoder of `model`, with fused queries, keys and values. Windows have
+    `window_frames`, initially `max_source_positions`. With `consume` each decoder block of `model`
+    is deleted as soon as it is copied.
     """
 
     def __init__(
@@ -379,7 +379,7 @@ class Speech2TextSlotModel(Speech2TextWindows, DecoderSlots):
         )
 
     def _whole_positions(self, tokens: Int[Tensor, "batch token"]) -> Int[Tensor, "batch token"]:
-        # Padding is not counted, as in transformers; of single tokens it is, there as well.
+        # Padding is not counted, as in transformers; single padding tokens are, as there.
         return (tokens != self._padding_row).cumsum(dim=1) - 1
 
     @property
@@ -399,11 +399,11 @@ class Speech2TextSlotModel(Speech2TextWindows, DecoderSlots):
     def encode_padded(
         self, features: Float[Tensor, "batch mel frame"], *, num_frames: Sequence[int]
     ) -> Float[Tensor, "batch pos width"]:
-        """Encode windows as `transformers` does a padded batch: convolutions see the padding.
+        """Encode windows as `transformers` encodes a padded batch: convolutions see the padding.
 
-        Equal to `encode` but for the last positions of each window with fewer frames than it holds.
+        Equal to `encode` except for the last positions of each padded window.
         """
-        # What is further off than the convolutions reach makes no difference.
+        # Positions beyond the reach of the convolutions are unaffected.
         sizes = self._config.conv_kernel_sizes
         reach = sum(size // 2 * 2**layer for layer, size in enumerate(sizes)) + 2 ** len(sizes)
         return self._encode_windows(features, self._lengths(features, num_frames), reach=reach)
@@ -418,8 +418,7 @@ class Speech2TextSlotModel(Speech2TextWindows, DecoderSlots):
         else:
             encoded = self._encode_alike(features, lengths, reach=reach)
         for row, states in encoded:
-            # Rows with what convolutions reach beyond them may give more positions than a window
-            # has.
+            # Rows extended by the convolutions' reach may give more positions than a window has.
             kept = min(len(states), whole.shape[1])
             whole[row, :kept] = states[:kept]
         return whole
@@ -434,7 +433,7 @@ class Speech2TextSlotModel(Speech2TextWindows, DecoderSlots):
             inputs = torch.stack([cut[row] for row in rows]).transpose(1, 2)
             row_lengths = [lengths[row] for row in rows]
             if reach:
-                # The mask hides padding from attention, while the convolutions still see it.
+                # The mask hides padding from attention, but not from the convolutions.
                 frames = to_device(torch.tensor(row_lengths), self.device)
                 mask = within(frames, inputs.shape[1]).long()
                 states = self._encoder(inputs, mask, return_dict=True).last_hidden_state
@@ -447,7 +446,7 @@ class Speech2TextSlotModel(Speech2TextWindows, DecoderSlots):
 
 
 class Speech2TextModuleSlots(Speech2TextWindows, ModuleSlots):
-    """A `Speech2TextSeq2SeqLM` whose modules are called as they are."""
+    """A `Speech2TextSeq2SeqLM` whose modules are called directly."""
 
     def __init__(self, network: Any) -> None:
         self.window_frames = network.config.max_source_positions
@@ -461,7 +460,7 @@ class Speech2TextModuleSlots(Speech2TextWindows, ModuleSlots):
         num_frames: Sequence[int] | None = None,
     ) -> Float[Tensor, "batch pos width"]:
         rows = zip(features, self._lengths(features, num_frames), strict=True)
-        # One by one: convolutions see no padding.
+        # One by one, so that convolutions see no padding.
         encoded = [self._encode(row[None, :, :end], [end])[0] for row, end in rows]
         whole = self.window_shape[0]
         return torch.stack([F.pad(states, (0, 0, 0, whole - len(states))) for states in encoded])
@@ -469,7 +468,7 @@ class Speech2TextModuleSlots(Speech2TextWindows, ModuleSlots):
     def encode_padded(
         self, features: Float[Tensor, "batch mel frame"], *, num_frames: Sequence[int]
     ) -> Float[Tensor, "batch pos width"]:
-        """Encode windows as `transformers` does a padded batch: convolutions see the padding."""
+        """Encode windows as `transformers` encodes a padded batch: convolutions see padding."""
         return self._encode(features, self._lengths(features, num_frames))
 
     def _encode(
@@ -481,7 +480,7 @@ class Speech2TextModuleSlots(Speech2TextWindows, ModuleSlots):
 
 
 def _alike(lengths: Sequence[int]) -> Iterator[list[int]]:
-    # The longest first: it is the one that the others of its batch are padded to.
+    # Longest first: the others of its batch are padded to it.
     group: list[int] = []
     for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
         if group and lengths[row] < _ALIKE * lengths[group[0]]:

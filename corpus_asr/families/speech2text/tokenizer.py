@@ -1,8 +1,8 @@
-"""Speech2Text's tokenizer: text to ids and back, with target languages.
+"""Speech2Text's tokenizer: converts between text and IDs, with target languages.
 
 Method and parameter names, defaults and results are those of `transformers.Speech2TextTokenizer`,
-version 5.23, and of its documents since 4.34. The ids are vocab.json's; those of the SentencePiece
-model are its own.
+version 5.23, and of its documents since 4.34. IDs are those of vocab.json, not those of the
+SentencePiece model.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -40,29 +40,28 @@ SPM_NAME = "sentencepiece.bpe.model"
 LANGUAGES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {"mustc": ("pt", "fr", "ru", "nl", "ro", "it", "es", "de")}
 )
-"""Target languages by the name of the data that multilingual models were trained on.
+"""Target languages by the name of the training data of multilingual models.
 
-Source: MuST-C; transformers 5.23, tokenization_speech_to_text.py.
-"""
+Source: MuST-C; transformers 5.23, tokenization_speech_to_text.py."""
 
 _OVERFLOW = ("overflowing_tokens", "num_truncated_tokens")
 
 
 class Speech2TextTokenizer(PretrainedTokenizer):
-    """SentencePiece with the ids of vocab.json, control tokens and target languages.
+    """SentencePiece with the IDs of vocab.json, control tokens and target languages.
 
     Args:
-        do_upper_case: turn text into upper case when decoding.
-        do_lower_case: turn text into lower case before encoding, but for control tokens written
-            out in it. The reference documents this and did it until version 4; 5.23 no longer does.
-        tgt_lang: code of the language that labels are in; None for the first one.
-        lang_codes: which target languages there are: `mustc`, or None for one language alone.
+        do_upper_case: convert decoded text to upper case.
+        do_lower_case: convert text to lower case before encoding, except control tokens in it. The
+            reference documents this and did it until version 4; 5.23 no longer does.
+        tgt_lang: code of the labels' language; None for the first one.
+        lang_codes: set of target languages: `mustc`, or None for a single language.
         sp_model_kwargs: keywords of `sentencepiece.SentencePieceProcessor`.
 
     Raises:
         CheckpointError: a file is missing or broken, or the vocabulary lacks the unknown token.
-        ValueError: there is no such language, or a setting has a value that cannot be used.
-        TypeError: `sp_model_kwargs` are not known.
+        ValueError: the language does not exist, or a setting has an invalid value.
+        TypeError: `sp_model_kwargs` has an unknown keyword.
     """
 
     is_fast = False
@@ -72,11 +71,11 @@ class Speech2TextTokenizer(PretrainedTokenizer):
     lang_codes: str | None
     sp_model_kwargs: dict[str, Any]
     encoder: dict[str, int]
-    """Ids by piece, as vocab.json has them."""
+    """IDs by piece, as in vocab.json."""
     decoder: dict[int, str]
     """Pieces by id."""
     lang_code_to_id: dict[str, int]
-    """Token of each target language; empty for a model of one language."""
+    """Token of each target language; empty for a single-language model."""
 
     def __init__(
         self,
@@ -127,7 +126,7 @@ class Speech2TextTokenizer(PretrainedTokenizer):
             self._added.put(token_id, token)
         self._take_settings(settings)
         self._set_languages(language)
-        # Control tokens are added ones: texts are split at them before SentencePiece sees them.
+        # Control tokens are added tokens: texts are split at them before SentencePiece.
         roles = [token for role in ROLES if (token := settings[role]) is not None]
         self.add_tokens([*roles, *self.lang_tokens, *additional_tokens], special_tokens=True)
 
@@ -153,28 +152,28 @@ class Speech2TextTokenizer(PretrainedTokenizer):
         return len(self.encoder)
 
     def get_vocab(self) -> dict[str, int]:
-        """Return the id of every token."""
+        """Return the ID of every token."""
         return {**self.encoder, **self._added.ids}
 
     @property
     def added_tokens_decoder(self) -> dict[int, AddedToken]:
-        """Control tokens and added ones by id, each with its flags."""
+        """Control tokens and added ones by ID, with their flags."""
         return dict(sorted(self._added.tokens.items()))
 
     @property
     def all_special_tokens(self) -> list[str]:
-        """The control tokens: those that play a role, then the others."""
+        """The control tokens: those with a role first."""
         return list(dict.fromkeys([*self.special_tokens_map.values(), *self._others]))
 
     @property
     def all_special_ids(self) -> list[int]:
-        """Ids of the control tokens."""
+        """IDs of the control tokens."""
         ids: list[int] = self.convert_tokens_to_ids(self.all_special_tokens)
         return ids
 
     @property
     def additional_special_tokens(self) -> list[str]:
-        """The control tokens that play no named role, those of languages among them."""
+        """The control tokens without a named role, including those of languages."""
         return list(self._others)
 
     def add_tokens(
@@ -182,10 +181,10 @@ class Speech2TextTokenizer(PretrainedTokenizer):
         new_tokens: str | AddedToken | Iterable[str | AddedToken],
         special_tokens: bool = False,
     ) -> int:
-        """Add tokens after the last id; returns how many were new.
+        """Add tokens after the last ID; return the number of new ones.
 
-        One that the vocabulary has keeps its id, and is no longer cut in pieces. A model needs a
-        row per token: resize its embeddings to `len()` of this afterwards.
+        An existing token keeps its ID and is no longer split. A model needs a row per token: resize
+        its embeddings to `len()` of this tokenizer afterwards.
         """
         if isinstance(new_tokens, str | AddedToken):
             new_tokens = [new_tokens]
@@ -196,7 +195,7 @@ class Speech2TextTokenizer(PretrainedTokenizer):
             content = token.content
             if special_tokens and content not in {*named, *self._others}:
                 self._others.append(content)
-            # A token that has an id keeps it: the model has a row for it.
+            # An existing token keeps its ID: the model has a row for it.
             if not content or content in self._added.ids:
                 continue
             if self.do_lower_case and token.normalized and not token.special:
@@ -232,7 +231,7 @@ class Speech2TextTokenizer(PretrainedTokenizer):
 
     @property
     def tgt_lang(self) -> str | None:
-        """Code of the language that labels are in; None for a model of one language."""
+        """Code of the labels' language; None for a single-language model."""
         return self._tgt_lang
 
     @tgt_lang.setter
@@ -241,7 +240,7 @@ class Speech2TextTokenizer(PretrainedTokenizer):
         self._tgt_lang: str | None = new_tgt_lang
 
     def set_tgt_lang_special_tokens(self, tgt_lang: str) -> None:
-        """Let labels start with the token of a language of the checkpoint."""
+        """Set the language token at the start of labels."""
         unknown = self._pieces.unknown_id
         codes = [code for code, token in self.lang_code_to_id.items() if token != unknown]
         if tgt_lang not in codes:
@@ -253,7 +252,7 @@ class Speech2TextTokenizer(PretrainedTokenizer):
 
     @property
     def prefix_tokens(self) -> list[int]:
-        """Ids that labels start with: the target language, if there are several."""
+        """IDs at the start of labels: the target language, if there are several."""
         return list(self._prefix)
 
     @prefix_tokens.setter
@@ -262,17 +261,17 @@ class Speech2TextTokenizer(PretrainedTokenizer):
 
     def _set_languages(self, tgt_lang: str | None) -> None:
         codes = LANGUAGES[self.lang_codes] if self.lang_codes is not None else ()
-        # As in the reference, these are the SentencePiece model's own ids, which vocab.json of
-        # every published checkpoint repeats.
+        # As in the reference, these are the SentencePiece model's own IDs, which equal vocab.json's
+        # in every published checkpoint.
         self.lang_code_to_id = {code: self._pieces.piece_id(f"<lang:{code}>") for code in codes}
         if tgt_lang is not None and codes:
             self.tgt_lang = tgt_lang
             return
-        # The first language may be one that this model lacks: labels have to choose another then.
+        # The model may lack the first language: labels must set another one.
         self.prefix_tokens = [self.lang_code_to_id[code] for code in codes[:1]]
         self._tgt_lang = codes[0] if codes else None
 
-    # Texts to ids
+    # Texts to IDs
 
     def tokenize(self, text: str) -> list[str]:
         """Return the tokens of a text as the vocabulary spells them."""
@@ -286,7 +285,7 @@ class Speech2TextTokenizer(PretrainedTokenizer):
     def create_token_type_ids_from_sequences(
         self, token_ids_0: list[int], token_ids_1: list[int] | None = None
     ) -> list[int]:
-        """Return 0 for every id of the first label and 1 for what a second text adds to it."""
+        """Return 0 for every ID of the first label and 1 for those added by a second text."""
         first = len(self.build_inputs_with_special_tokens(token_ids_0))
         return [0] * first + [1] * len(token_ids_1 or [])
 
@@ -355,11 +354,11 @@ class Speech2TextTokenizer(PretrainedTokenizer):
         truncation_strategy: str = "longest_first",
         stride: int = 0,
     ) -> tuple[list[int], list[int] | None, list[int]]:
-        """Truncate ids, or a pair of such, at the side that the tokenizer is set to.
+        """Truncate IDs, or a pair of ID lists, on the tokenizer's truncation side.
 
-        Returns both and what was cut off, with the `stride` kept ids next to it: nothing where a
-        pair is truncated `longest_first`. The reference's tokenizers in Python, which this follows,
-        differ in pairs from those in Rust.
+        Returns both and the removed IDs with the `stride` kept ones next to them; none are returned
+        if a pair is truncated `longest_first`. The reference's tokenizers in Python, which this
+        follows, treat pairs differently from those in Rust.
         """
         if num_tokens_to_remove <= 0:
             return ids, pair_ids, []
@@ -371,7 +370,7 @@ class Speech2TextTokenizer(PretrainedTokenizer):
         if truncation_strategy == "only_first" or pair_ids is None:
             first, overflowing = self._cut(ids, num_tokens_to_remove, stride)
             return first, pair_ids, overflowing
-        # First the longer text is cut to the length of the other, then both alike.
+        # The longer text is first cut to the length of the other, then both equally.
         difference = min(abs(len(pair_ids) - len(ids)), num_tokens_to_remove)
         half = (num_tokens_to_remove - difference) // 2
         of_first = difference + half if len(ids) > len(pair_ids) else half
@@ -389,7 +388,7 @@ class Speech2TextTokenizer(PretrainedTokenizer):
         if isinstance(text, str) and not words:
             return self._text_ids(text)
         if isinstance(text, list | tuple):
-            # Ids instead of texts, as the tokenizers in Python of the reference take them.
+            # IDs instead of texts, as in the reference's tokenizers in Python.
             if text and all(isinstance(token, int) for token in text):
                 return list(text)
             if words and all(isinstance(word, str) for word in text):
@@ -400,7 +399,7 @@ class Speech2TextTokenizer(PretrainedTokenizer):
             f"{expected}; correct it or is_split_into_words"
         )
 
-    # Ids to text
+    # IDs to text
 
     def decode(
         self,
@@ -408,9 +407,9 @@ class Speech2TextTokenizer(PretrainedTokenizer):
         skip_special_tokens: bool = False,
         clean_up_tokenization_spaces: bool | None = None,
     ) -> Any:
-        """Turn one sequence of ids into text, or several into a list of texts.
+        """Decode one sequence of IDs to text, or several to a list of texts.
 
-        An id that the vocabulary lacks becomes the unknown token; what is no id is a TypeError.
+        An ID outside the vocabulary gives the unknown token; a non-integer raises TypeError.
         """
 
         def decode_one(ids: list[int]) -> str:
@@ -422,12 +421,12 @@ class Speech2TextTokenizer(PretrainedTokenizer):
         return decode_each(token_ids, decode_one)
 
     def decode_text(self, token_ids: Iterable[int]) -> str:
-        """Return what was said: control tokens left out, wherever they stand."""
+        """Return the text without any control tokens."""
         text: str = self.decode(list(token_ids), skip_special_tokens=True)
         return text
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
-        """Join tokens as the vocabulary spells them to text, control tokens between spaces."""
+        """Join tokens to text, with spaces around control tokens."""
         special = set(self.all_special_tokens)
         text, pending = "", list[str]()
         for token in tokens:
@@ -483,16 +482,16 @@ def _vocabulary(path: Path) -> dict[str, int]:
             f"reading {path}: found no vocabulary, expected tokens and their ids, each once; fetch "
             f"the checkpoint again"
         )
-    # In the order of the ids, as the reference lists it; files are written in another.
+    # In the order of the IDs, as in the reference; files are written in another order.
     return dict(sorted(content.items(), key=lambda pair: pair[1]))
 
 
 def _saved_tokens(folder: Path) -> tuple[dict[int, AddedToken], list[AddedToken]]:
-    # Tokens by id, as far as files give ids, and control tokens that have no role.
+    # Tokens by ID, if files have IDs, and control tokens without a role.
     settings = optional_object(folder / SETTINGS_NAME)
     special = optional_object(folder / SPECIAL_NAME)
     try:
-        # Either file may name them, under the older or the newer key.
+        # Either file may list them, under the older or the newer key.
         other_tokens = [
             described_token(entry)
             for content in (settings, special)

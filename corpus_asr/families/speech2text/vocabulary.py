@@ -1,4 +1,4 @@
-"""Speech2Text's vocabulary: SentencePiece, and added tokens, at which texts are split first."""
+"""Speech2Text's vocabulary: SentencePiece, after texts were split at added tokens."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
 def described_token(description: Any) -> AddedToken:
-    """Make a token of what a checkpoint's file says of it: its text, or an object with flags."""
+    """Convert a file's token description, a text or an object with flags, to a token."""
     if isinstance(description, str):
         return added_token(description, special=True)
     if isinstance(description, Mapping) and isinstance(description.get("content"), str):
@@ -30,7 +30,7 @@ def described_token(description: Any) -> AddedToken:
 
 
 def token_flags(token: AddedToken) -> dict[str, Any]:
-    """Return what a file says of a token."""
+    """Return the description of a token for a file."""
     return {"content": token.content} | {name: getattr(token, name) for name in _FLAGS}
 
 
@@ -42,7 +42,7 @@ class AddedTokens:
         self.ids: dict[str, int] = {}
 
     def put(self, token_id: int, token: AddedToken) -> None:
-        """Let a token have an id, in place of the one that had it."""
+        """Assign an ID to a token, replacing its previous token."""
         former = self.tokens.get(token_id)
         if former is not None:
             self.ids.pop(former.content, None)
@@ -50,9 +50,9 @@ class AddedTokens:
         self.ids[token.content] = token_id
 
     def split(self, text: str) -> list[str]:
-        """Cut a text into these tokens and what lies between, leaving out what is empty.
+        """Split a text at these tokens, keeping them and omitting empty strings.
 
-        A token may swallow the blanks beside it, or count only as a word of its own.
+        A token may absorb adjacent spaces, or match whole words only.
         """
         parts = [part for part in _pattern(frozenset(self.ids)).split(text) if part]
         for i, part in enumerate(parts):
@@ -76,29 +76,29 @@ class AddedTokens:
             parts[i + 1], parts[i] = parts[i] + parts[i + 1], ""
 
     def lower(self, text: str) -> str:
-        """Turn a text into lower case, but for tokens that are found in it as they are."""
+        """Convert a text to lower case, except these tokens in it."""
         kept = {t.content for t in self.tokens.values() if t.special or not t.normalized}
         parts = _pattern(frozenset(kept)).split(text)
         return "".join(part if i % 2 else part.lower() for i, part in enumerate(parts))
 
 
-# Adding tokens one by one makes a pattern each, so that not all of them are kept.
+# Adding tokens one by one creates a pattern each, so the cache is bounded.
 @lru_cache(maxsize=16)
 def _pattern(tokens: frozenset[str]) -> re.Pattern[str]:
-    # Alternatives are tried in order: `<a>` has to come before `<a`.
+    # Alternatives are tried in order: `<a>` must precede `<a`.
     longest_first = sorted(tokens, key=len, reverse=True)
-    # Without tokens, what is never found.
+    # Without tokens, a pattern that never matches.
     return re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
 
 
 class SentencePieces:
-    """A SentencePiece model, unigram or byte-pair encoding, of the content of its file.
+    """A SentencePiece model, unigram or byte-pair encoding, from the content of its file.
 
     `options` are keywords of `sentencepiece.SentencePieceProcessor`, such as `enable_sampling`.
 
     Raises:
-        ValueError: the content is no SentencePiece model.
-        TypeError: there is no such option, or it has a value that cannot be used.
+        ValueError: the content is not a SentencePiece model.
+        TypeError: an option is unknown, or has an invalid value.
     """
 
     def __init__(self, model: bytes, options: Mapping[str, Any] | None = None) -> None:
@@ -118,7 +118,7 @@ class SentencePieces:
                 f"({error}); fetch the checkpoint again"
             ) from error
         try:
-            # The values of options are looked at only here.
+            # Values of options are only validated here.
             self._processor.encode("a", out_type=str)
         except (TypeError, RuntimeError) as error:
             raise self._unusable(error) from error
@@ -143,12 +143,12 @@ class SentencePieces:
             ) from error
 
     def piece_id(self, piece: str) -> int:
-        """Return the model's own id of a piece, the unknown one where it has none."""
+        """Return the model's own ID of a piece; the unknown one if it has none."""
         piece_id: int = self._processor.PieceToId(piece)
         return piece_id
 
     def pieces(self, text: str) -> list[str]:
-        """Cut a text into pieces; letters that the model lacks stay as they are."""
+        """Split a text into pieces; unknown characters are unchanged."""
         try:
             text.encode()
         except UnicodeEncodeError as error:

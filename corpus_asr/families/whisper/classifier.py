@@ -1,4 +1,4 @@
-"""Audio classification with Whisper's encoder, also in the form that search runs."""
+"""Audio classification with Whisper's encoder, also in the form for decoding."""
 
 from collections.abc import Sequence
 from os import PathLike
@@ -25,7 +25,7 @@ from corpus_asr.units import FRAMES_PER_SECOND
 class WhisperForAudioClassification(WhisperPreTrainedModel):
     """Encoder, projection, mean over the window, and a linear map to the classes.
 
-    Loads from a checkpoint for transcription too: what that lacks is drawn, with a warning.
+    Also loads from a transcription checkpoint: missing weights are initialized with a warning.
     """
 
     _left_over: ClassVar[tuple[str, ...]] = ("decoder.", "proj_out.")
@@ -45,15 +45,15 @@ class WhisperForAudioClassification(WhisperPreTrainedModel):
         return self.encoder
 
     def get_input_embeddings(self) -> nn.Conv1d:
-        """Return the first layer that the features meet."""
+        """Return the input layer."""
         return self.encoder.conv1
 
     def set_input_embeddings(self, value: nn.Conv1d) -> None:
-        """Replace the first layer that the features meet."""
+        """Replace the input layer."""
         self.encoder.conv1 = value
 
     def freeze_encoder(self) -> None:
-        """Keep training from changing the encoder."""
+        """Freeze the encoder."""
         self.encoder.requires_grad_(False)
 
     def forward(
@@ -67,10 +67,10 @@ class WhisperForAudioClassification(WhisperPreTrainedModel):
         *,
         head_mask: Tensor | None = None,
     ) -> SequenceClassifierOutput | tuple[Any, ...]:
-        """Score the classes of each whole window (batch, mel, frame).
+        """Return the logits of the classes for each whole window (batch, mel, frame).
 
-        Arguments are those of transformers; None asks the configuration. `labels` are (batch,)
-        class numbers; numbers to come close to, where there is one class; (batch, label) of 0 and 1
+        Arguments are those of transformers; None means the configuration's value. `labels` are
+        (batch,) class numbers; regression targets if there is one class; (batch, label) of 0 and 1
         for `multi_label_classification`.
         """
         encoded = given_encoding(input_features, encoder_outputs, running=type(self).__name__)
@@ -80,7 +80,7 @@ class WhisperForAudioClassification(WhisperPreTrainedModel):
                 input_features,
                 head_mask=head_mask,
                 output_attentions=output_attentions,
-                # The average needs the states of all layers.
+                # The weighted mean needs the states of all layers.
                 output_hidden_states=True if weighted else output_hidden_states,
                 return_dict=True,
             )
@@ -108,7 +108,7 @@ class WhisperForAudioClassification(WhisperPreTrainedModel):
         return (torch.stack(states) * weights).sum(dim=0)
 
     def _loss(self, logits: Float[Tensor, "batch label"], labels: Tensor) -> Float[Tensor, ""]:
-        # A regression for a single class, as the reference's text says; transformers 5 takes the
+        # Regression for a single class, as the reference documents; transformers 5 computes the
         # cross entropy, which is zero then.
         labels = labels.to(logits.device)
         classes = logits.shape[1]
@@ -130,7 +130,7 @@ class WhisperForAudioClassification(WhisperPreTrainedModel):
                 f"training a classifier: found labels of {labels.dtype}, expected class numbers; "
                 f"set config.problem_type to regression for other numbers"
             )
-        # Not on a GPU: the host would have to wait for it. -100 is left out of the loss.
+        # Not on a GPU, where the check would synchronize. The loss ignores -100.
         is_valid = (labels >= 0) & (labels < self.config.num_labels) | (labels == -100)
         if labels.device.type == "cpu" and not bool(is_valid.all()):
             raise ValueError(
@@ -146,20 +146,20 @@ class WhisperForAudioClassification(WhisperPreTrainedModel):
             super()._draw(name, parameter)
 
 
-class _Trained(WhisperForAudioClassification):
-    # The head must have been stored: a drawn one would give labels at random.
+class _StoredClassifier(WhisperForAudioClassification):
+    # The head must be stored: a random one would give random labels.
     _fresh: ClassVar[tuple[str, ...]] = ()
 
 
 class WhisperClassifierSlots:
-    """A `WhisperForAudioClassification` that says a window's class after any prompt of one token.
+    """A `WhisperForAudioClassification` that predicts a class as a token after a one-token prompt.
 
-    Tokens 0 to n - 1 are the classes; n, which is never likely, is the end that rules ask for.
-    What a slot keeps of its window are the classes' scores, in float32 whatever the weights are.
+    Tokens 0 to n - 1 are the classes; n, never the most likely, is the end token for rules. A slot
+    stores the scores of the classes, in float32 whatever the type of the weights.
     """
 
     dtype = torch.float32
-    # A prompt of one token, and the class.
+    # One prompt token, and the class.
     max_target_positions = 2
     has_encoder = True
     frame_step = FRAMES_PER_SECOND
@@ -178,9 +178,9 @@ class WhisperClassifierSlots:
         """Load a checkpoint folder.
 
         Raises:
-            CheckpointError: it cannot be loaded, or has no head of a classifier.
+            CheckpointError: it cannot be loaded, or has no classification head.
         """
-        return cls(_Trained.from_pretrained(folder, dtype=dtype, device=device))
+        return cls(_StoredClassifier.from_pretrained(folder, dtype=dtype, device=device))
 
     def new_state(self, slots: int, *, beams: int = 1) -> Float[Tensor, "slot label"]:
         return torch.zeros(slots, self.num_labels, device=self.device)
@@ -200,7 +200,7 @@ class WhisperClassifierSlots:
         features = features.to(self.device, self._model.dtype)
         if self.device.type != "cpu":
             return self._scores(features)
-        # One per thread, which also makes each independent of the others to the last bit.
+        # One per thread, which also makes each exactly independent of the others.
         return torch.cat(run_per_sample(self._scores, [row.unsqueeze(0) for row in features]))
 
     def fill(
@@ -231,7 +231,7 @@ class WhisperClassifierSlots:
         *,
         reach: int | None = None,
     ) -> Float[Tensor, "batch vocab"]:
-        # Only what was said first is read.
+        # Only the first token is read.
         return self.logits(state[: len(tokens)])
 
     def extend(
@@ -265,7 +265,7 @@ class WhisperClassifierSlots:
         state[list(slots)] = state[sources]
 
     def logits(self, hidden: Float[Tensor, "*batch label"]) -> Float[Tensor, "*batch vocab"]:
-        # The last column is the end token, which must never win.
+        # The last column is the end token, which is never chosen.
         return torch.cat([hidden, hidden.new_full((*hidden.shape[:-1], 1), -torch.inf)], dim=-1)
 
     def move(self, state: Float[Tensor, "slot label"], source: int, target: int) -> None:

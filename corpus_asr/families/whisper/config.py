@@ -1,8 +1,8 @@
-"""Read, check and write what a Whisper checkpoint says of its network and of decoding, torch-free.
+"""Whisper's config.json and generation_config.json: reading, validation and writing, without torch.
 
 Names, defaults and meanings are those of `transformers.WhisperConfig`, version 5.23. Generation
-settings written before 2023, and by tools that know nothing of Whisper, lack token ids: these are
-taken from the tokenizer, and suppressed tokens from config.json.
+settings written before 2023, or by tools without Whisper support, lack token IDs: these are taken
+from the tokenizer, and suppressed tokens from config.json.
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from corpus_asr.units import FRAMES_PER_POSITION, FRAMES_PER_SECOND
 
 @dataclass(kw_only=True, init=False)
 class WhisperConfig(EncoderDecoderConfig):
-    """Sizes and settings of a Whisper network; the defaults are those of whisper-tiny."""
+    """Dimensions and settings of a Whisper network; defaults of whisper-tiny."""
 
     model_type: ClassVar[str] = "whisper"
 
@@ -51,15 +51,15 @@ class WhisperConfig(EncoderDecoderConfig):
     bos_token_id: int | None = 50256
     eos_token_id: int | None = 50256
     suppress_tokens: tuple[int, ...] | None = None
-    """Tokens never sampled; generation_config.json wins where it has them."""
+    """Tokens never sampled; generation_config.json takes precedence."""
     begin_suppress_tokens: tuple[int, ...] | None = (220, 50256)
-    """Tokens not sampled first: the blank and the end."""
+    """Tokens not sampled first: the space and the end."""
     use_weighted_layer_sum: bool = False
-    """Whether audio classification averages all layers with learned weights."""
+    """Whether audio classification uses a learned weighted mean of all layers."""
     classifier_proj_size: Size = 256
     """Width of the projection before pooling in audio classification."""
     apply_spec_augment: bool = False
-    """Whether training masks the features; the six values below say how."""
+    """Whether training masks the features, by the six settings below."""
     mask_time_prob: Probability = 0.05
     mask_time_length: Size = 10
     mask_time_min_masks: Count = 2
@@ -70,19 +70,19 @@ class WhisperConfig(EncoderDecoderConfig):
     """Positions of the median filter over cross-attention in word timing; odd."""
 
     def validate(self) -> None:
-        """Check that a network can have these sizes and settings."""
+        """Raise for sizes and settings that a network cannot have."""
         super().validate()
-        # Half of the position's values are sines, half cosines, of two or more rates.
+        # Half sines, half cosines, with at least two rates.
         halves = self.d_model % 2 == 0 and self.d_model > 2
         self.require(halves, "d_model", "an even number above 2")
-        # An even window has no middle position, and would move words in time.
+        # An even window has no middle position, and would shift words in time.
         odd = self.median_filter_width % 2 == 1
         self.require(odd, "median_filter_width", "an odd number")
 
 
 _POSITIONS_PER_SECOND = FRAMES_PER_SECOND // FRAMES_PER_POSITION  # 50
 
-# Without them a transcript can be neither prompted nor read; None and absence are the same here.
+# Required for prompts and for parsing transcripts; None equals absence here.
 _NEEDED = (
     "decoder_start_token_id",
     "eos_token_id",
@@ -95,7 +95,7 @@ _NEEDED_MULTILINGUAL = ("lang_to_id", "task_to_id")
 
 @dataclass(kw_only=True)
 class GenerationConfig(generation_config.GenerationConfig):
-    """Settings of decoding; names this class does not know are kept as attributes too."""
+    """Generation settings; unknown names are kept as attributes."""
 
     from_config: ClassVar[tuple[str, ...]] = (
         "suppress_tokens", "begin_suppress_tokens", "forced_decoder_ids", "max_length",
@@ -104,30 +104,30 @@ class GenerationConfig(generation_config.GenerationConfig):
     other_sources: ClassVar[tuple[str, ...]] = ("tokenizer.json",)
 
     no_timestamps_token_id: int | None = None
-    """The token that asks for text without timestamps; timestamps follow it in the vocabulary."""
+    """Token that requests text without timestamps; timestamps follow it in the vocabulary."""
     prev_sot_token_id: int | None = None
     """The token before the text of earlier windows."""
     is_multilingual: bool | None = None
-    """Whether prompts name language and task."""
+    """Whether prompts include language and task."""
     lang_to_id: dict[str, int] | None = None
-    """Token of each language by its spelling, `<|en|>`; None for an English-only model."""
+    """Token of each language by its text, `<|en|>`; None for an English-only model."""
     task_to_id: dict[str, int] | None = None
     """Token of `transcribe` and `translate`; None for an English-only model."""
     language: str | tuple[str, ...] | None = None
-    """Language of the speech, or one of each recording; None to detect it."""
+    """Language of the speech, or one per recording; None to detect it."""
     task: str | None = None
     """`transcribe` or `translate`."""
     return_timestamps: bool | None = None
     """Whether `generate` predicts timestamps by default."""
     max_initial_timestamp_index: int | None = None
-    """Largest first timestamp in steps of 0.02 s; None for no bound."""
+    """Largest first timestamp in steps of 0.02 s; None for no limit."""
     alignment_heads: tuple[tuple[int, int], ...] | None = None
-    """Decoder layers and heads whose cross-attention follows the words in time."""
+    """Decoder layers and heads whose cross-attention follows the audio in time."""
     forced_decoder_ids: tuple[tuple[int, int | None], ...] | None = None
-    """Tokens forced at positions, in old files; language and task replace them."""
+    """Tokens forced at positions, in old files; replaced by language and task."""
 
     condition_on_prev_tokens: bool | None = None
-    """Whether a window's prompt holds the text before it."""
+    """Whether a window's prompt includes the text before it."""
     compression_ratio_threshold: float | None = None
     logprob_threshold: float | None = None
     no_speech_threshold: float | None = None
@@ -135,7 +135,7 @@ class GenerationConfig(generation_config.GenerationConfig):
 
     @property
     def initial_timestamp_bound(self) -> int | None:
-        """`max_initial_timestamp_index`, or 1 s where the file says nothing, as openai-whisper."""
+        """`max_initial_timestamp_index`; 1 s if the file lacks it, as in openai-whisper."""
         bound = self.max_initial_timestamp_index
         if bound is None and "max_initial_timestamp_index" not in self.nulls:
             return _POSITIONS_PER_SECOND
@@ -147,14 +147,14 @@ class GenerationConfig(generation_config.GenerationConfig):
         needed = _NEEDED if english else _NEEDED + _NEEDED_MULTILINGUAL
         if all(content.get(key) is not None for key in needed):
             return {}
-        # Weights alone may be loaded too: what their folder lacks stays unknown.
+        # If only weights are loaded, files missing in their folder are ignored.
         if not any((folder / name).is_file() for name in (TOKENIZER_NAME, VOCAB_NAME)):
             return {}
         return tokens_to_decode(WhisperTokenizer.from_pretrained(folder))
 
 
 def tokens_to_decode(tokenizer: WhisperTokenizer) -> dict[str, Any]:
-    """Return the settings that follow from a tokenizer: control tokens, languages and tasks."""
+    """Return the settings implied by a tokenizer: control tokens, languages and tasks."""
     ids: dict[str, Any] = {
         "decoder_start_token_id": tokenizer.sot,
         "eos_token_id": tokenizer.eot,

@@ -1,4 +1,4 @@
-"""Whisper's encoder; and its features, computed on a GPU, and masked in training (SpecAugment)."""
+"""Whisper's encoder, its features on a GPU, and their masking in training (SpecAugment)."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -29,12 +29,12 @@ _POSITIONS = "encoder.embed_positions.weight"
 
 
 class WhisperPreTrainedModel(PreTrainedModel):
-    """Base of the Whisper networks; the positions of their encoder are fixed sinusoids."""
+    """Base of the Whisper networks; their encoder positions are fixed sinusoids."""
 
     config_class: ClassVar[type[ModelConfig]] = WhisperConfig
     config: WhisperConfig
 
-    # Files of the whole model may store the projection, which is the token embedding.
+    # Files of the complete model may store the projection, which is the token embedding.
     _left_over: ClassVar[tuple[str, ...]] = ("proj_out.weight",)
     _fixed: ClassVar[tuple[str, ...]] = (_POSITIONS, f"model.{_POSITIONS}")
 
@@ -53,13 +53,13 @@ class WhisperPreTrainedModel(PreTrainedModel):
             super()._draw(name, parameter)
 
     def _get_feat_extract_output_lengths(self, input_lengths: Any) -> Any:
-        """Return how many positions so many frames become, one number or a tensor of them."""
+        """Return the positions for a number of frames, as an integer or a tensor."""
         return (input_lengths - 1) // FRAMES_PER_POSITION + 1
 
 
 @plain
 class WhisperEncoder(FeatureEncoder, WhisperPreTrainedModel):
-    """Two convolutions, sinusoidal positions, pre-norm blocks and a last norm.
+    """Two convolutions, sinusoidal positions, pre-norm blocks and a final norm.
 
     Source: Radford et al. 2022, section 2.2; parameter names of
     transformers/models/whisper/modeling_whisper.py, equal to it within 1e-5 in float32.
@@ -76,18 +76,18 @@ class WhisperEncoder(FeatureEncoder, WhisperPreTrainedModel):
         self.conv1 = nn.Conv1d(config.num_mel_bins, width, kernel_size=3, padding=1)
         self.conv2 = nn.Conv1d(width, width, kernel_size=3, stride=FRAMES_PER_POSITION, padding=1)
         self.embed_positions = nn.Embedding(config.max_source_positions, width)
-        # A bias of keys adds the same to all scores of a query, which no softmax sees.
+        # A bias of keys adds a constant to all scores of a query, which the softmax removes.
         self._add_blocks(EncoderBlock, config.encoder_layers, key_bias=False)
-        # The whole network that it is a part of draws its weights together with the others.
+        # Weights are initialized by the enclosing network.
         if drawn:
             self._draw_weights()
 
     def get_input_embeddings(self) -> nn.Conv1d:
-        """Return the first layer that the features meet."""
+        """Return the input layer."""
         return self.conv1
 
     def set_input_embeddings(self, value: nn.Conv1d) -> None:
-        """Replace the first layer that the features meet."""
+        """Replace the input layer."""
         self.conv1 = value
 
     def _draw(self, name: str, parameter: Tensor) -> None:
@@ -104,12 +104,12 @@ class WhisperEncoder(FeatureEncoder, WhisperPreTrainedModel):
     ) -> BaseModelOutput | tuple[Any, ...]:
         """Encode whole windows (batch, mel, frame) in the weights' type.
 
-        Arguments are those of transformers; None asks the configuration. `attention_mask` has no
-        effect: silence is encoded like everything else.
+        Arguments are those of transformers; None means the configuration's value. `attention_mask`
+        has no effect: silence is encoded as well.
         """
         check_values(input_features, self.conv1.weight.dtype)
         record = Record.asked(self.config, output_attentions, output_hidden_states)
-        # Embedded features are held by nobody but the blocks, so that the first of them frees them.
+        # Only the blocks reference the embedded features, so that the first block frees them.
         last = self._encode(self._embedded(input_features), record, head_mask=head_mask)
         return self._output(last, record, return_dict)
 
@@ -119,10 +119,10 @@ class WhisperEncoder(FeatureEncoder, WhisperPreTrainedModel):
         *,
         num_frames: Sequence[int] | None = None,
     ) -> Float[Tensor, "batch pos width"]:
-        """Encode whole windows, and return the last hidden states only.
+        """Encode whole windows, and return only the last hidden states.
 
-        Of each window only `num_frames` are encoded, as if there were no more, and what is returned
-        holds zeros after them; None encodes whole windows.
+        Only `num_frames` of each window are encoded, as if there were no more, and the result is
+        zero after them; None encodes whole windows.
         """
         if num_frames is None:
             return self._encode(self._embedded(input_features), NOTHING)
@@ -134,7 +134,7 @@ class WhisperEncoder(FeatureEncoder, WhisperPreTrainedModel):
             step=FRAMES_PER_POSITION,
         )
         whole = input_features.new_zeros(len(input_features), *self.embed_positions.weight.shape)
-        # Windows of one length together: padding would be encoded, and attended to.
+        # Windows of equal length together: padding would be encoded and attended to.
         for length in sorted(set(num_frames)):
             rows = [row for row, frames in enumerate(num_frames) if frames == length]
             windows = torch.stack([input_features[row, :, :length] for row in rows])
@@ -148,19 +148,19 @@ class WhisperEncoder(FeatureEncoder, WhisperPreTrainedModel):
     ) -> Float[Tensor, "batch pos width"]:
         num_frames = num_frames or self.num_frames
         check_windows(features, num_mel_bins=self.num_mel_bins, num_frames=num_frames)
-        # GELU whatever `activation_function` says: that is for the blocks.
+        # Always GELU: `activation_function` is for the blocks.
         hidden = F.gelu(self.conv1(features))
         hidden = F.gelu(self.conv2(hidden))
         embedded: Tensor = hidden.transpose(1, 2) + rows_of(
             self.embed_positions, 0, hidden.shape[2]
         )
-        # Sums keep the layout of what is added to: each norm of each block would copy it. Dropout
-        # draws by layout, as in transformers.
+        # Sums keep the layout of their first operand, which saves a copy per norm. Dropout masks
+        # depend on the layout, as in transformers.
         return embedded if self.training else embedded.contiguous()
 
 
 def check_windows(features: Tensor, *, num_mel_bins: int, num_frames: int) -> None:
-    """Check that these are whole windows."""
+    """Raise ValueError unless these are whole windows."""
     shape = tuple(features.shape)
     if len(shape) != 3 or shape[1:] != (num_mel_bins, num_frames):
         shown = f"{shape[1]} mel bins x {shape[2]} frames" if len(shape) == 3 else f"{shape}"
@@ -189,7 +189,7 @@ def log_mel_on_device(
     """
     samples = torch.from_numpy(rows).to(device, torch.float32)
     if analysis.dither:
-        # Once per sample, where the CPU draws for every frame: frames overlap here.
+        # Once per sample; the CPU version draws per frame, and frames overlap.
         samples = samples + analysis.dither * torch.randn(samples.shape, device=samples.device)
     window = torch.hann_window(analysis.fft_samples, device=samples.device)
     spectra = torch.stft(
@@ -202,7 +202,7 @@ def log_mel_on_device(
     )
     weights = torch.tensor(filters, device=samples.device)  # (mel, bin)
     logs = (weights @ power).clamp(min=POWER_FLOOR).log10()
-    # Each row by its own peak, so that no recording depends on its neighbors.
+    # Each row by its own maximum, so that recordings are independent.
     peaks = logs.amax(dim=(1, 2), keepdim=True)
     scaled = (torch.maximum(logs, peaks - DYNAMIC_RANGE) + 4.0) / 4.0
     features: Float32[np.ndarray, "batch mel frame"] = scaled.cpu().numpy()
@@ -214,12 +214,12 @@ def mask_features(
     config: WhisperConfig,
     attention_mask: Tensor | None = None,
 ) -> Float[Tensor, "batch mel frame"]:
-    """Return a copy with masked spans, as `config.mask_*` say.
+    """Return a copy with masked spans, according to `config.mask_*`.
 
-    Spans of time lie within `attention_mask` (batch, frame), 1 where there is sound, at the start
-    of each row.
+    Time spans lie within `attention_mask` (batch, frame), which is 1 for audio, at the start of
+    each row.
     """
-    # Time first, then features: numpy's generator is drawn from in the order of transformers.
+    # Time first, then features, to draw from numpy's generator in the order of transformers.
     for axis, name in ((2, "time"), (1, "feature")):
         probability = getattr(config, f"mask_{name}_prob")
         if probability > 0:
@@ -244,11 +244,11 @@ def mask_spans(
     min_spans: int,
     lengths: list[int] | None = None,
 ) -> Bool[np.ndarray, "batch pos"]:
-    """Draw spans of `length` to mask in (rows, places); they may overlap.
+    """Draw spans of `length` to mask in (rows, positions); they may overlap.
 
-    `probability` is the share of the places that they would cover if none overlapped. They lie in
-    the first `lengths` places of each row; None means all. numpy's global generator is drawn from
-    call for call as transformers does: `np.random.seed` gives the same masks.
+    `probability` is the fraction of positions that they would cover without overlaps. They lie in
+    the first `lengths` positions of each row; None means all. Draws from numpy's global generator
+    are those of transformers: `np.random.seed` gives the same masks.
 
     Source: Park et al. 2019, section 2; transformers/models/whisper/modeling_whisper.py,
     `_compute_mask_indices`.
@@ -259,7 +259,7 @@ def mask_spans(
             f"masking features: found spans of {length} in rows of {places}, expected 1 to "
             f"{places}; correct mask_time_length or mask_feature_length"
         )
-    # One draw for all rows decides which way a fraction of a span is rounded.
+    # One draw for all rows determines how a fractional number of spans is rounded.
     rounding = np.random.rand(1).item()
 
     def num_spans(available: int) -> int:
@@ -275,7 +275,7 @@ def mask_spans(
         for start in starts:
             row[start : start + length] = True
         if not len(starts):
-            # A row too short for a span: its last place is padding. The reference marks it too.
+            # In a row shorter than a span the last position is padding; the reference masks it too.
             row[-1] = True
     return masked
 

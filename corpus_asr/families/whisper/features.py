@@ -18,18 +18,18 @@ from corpus_asr.units import (
     WINDOW_FRAMES,
 )
 
-# What a config.json without the key means in transformers.
+# Defaults of transformers for missing keys of config.json.
 DEFAULT_NUM_MEL_BINS = 80
 
-# What this front end computes; a checkpoint that was trained on anything else must be refused.
+# Settings of this front end; checkpoints with other settings are rejected.
 COMPUTED = {"n_fft": FFT_SAMPLES, "hop_length": HOP_SAMPLES, "sampling_rate": SAMPLE_RATE_HZ}
 
 
 class WhisperPartFeatures:
-    """Compute a part's log-mel as openai-whisper does for a whole recording.
+    """Computes a part's log-mel features as openai-whisper does for a whole recording.
 
-    The part counts as followed by silence without end. Frames that hold nothing but that silence
-    all have one value, so they are left out and the value is passed on instead.
+    The part counts as followed by infinite silence. Frames of that silence only all have one value,
+    so they are dropped and the value is returned separately.
 
     Source: `whisper/transcribe.py` (`log_mel_spectrogram(audio, padding=N_SAMPLES)`).
     """
@@ -42,13 +42,13 @@ class WhisperPartFeatures:
 
     @classmethod
     def from_folder(cls, folder: Path) -> "WhisperPartFeatures":
-        """Read what a checkpoint was trained on.
+        """Read the feature settings of a checkpoint.
 
-        A folder without preprocessor_config.json is taken to use Whisper's own front end.
+        A folder without preprocessor_config.json is assumed to use Whisper's own front end.
 
         Raises:
-            CheckpointError: config.json is missing, a file is no JSON object, or the checkpoint
-                expects features that are not computed here.
+            CheckpointError: config.json is missing, a file is not a JSON object, or the
+                features required are not computed here.
         """
         path = folder / CONFIG_NAME
         num_mel_bins = read_json_object(path).get("num_mel_bins", DEFAULT_NUM_MEL_BINS)
@@ -66,11 +66,11 @@ class WhisperPartFeatures:
     def __call__(self, samples: Float32[np.ndarray, " sample"]) -> PartFeatures:
         """Compute the features of one part, `len(samples) // HOP_SAMPLES + TAIL_FRAMES` frames."""
         frames = samples.size // HOP_SAMPLES + TAIL_FRAMES
-        # As much silence as the last kept frame reaches, one sample more than its mirror needs.
+        # Silence up to the end of the last kept frame, plus one sample for its reflection.
         num_padded = (frames - 1) * HOP_SAMPLES + FFT_SAMPLES
         padded = np.zeros(num_padded, dtype=np.float32)
         padded[: samples.size] = samples
         values = log10_mel(padded, num_mel_bins=self.num_mel_bins)[:frames]  # (frame, mel)
         pad_value = scale_log10_mel(values)
-        # Half the memory between workers and GPU; values of -1.5 to 2 lose 1e-3 at most.
+        # Halves the memory of queues and GPU; values of -1.5 to 2 lose at most 1e-3.
         return PartFeatures(values=values.astype(np.float16), pad_value=pad_value)

@@ -1,4 +1,4 @@
-"""Whisper's networks, whole and the decoder alone, and the forms of them that search runs."""
+"""Whisper networks, complete and decoder-only, and their forms for decoding."""
 
 import copy
 from collections.abc import Sequence
@@ -48,7 +48,7 @@ from corpus_asr.units import FRAMES_PER_POSITION, FRAMES_PER_SECOND
 
 @plain
 class WhisperDecoder(TokenDecoder, WhisperPreTrainedModel, TokenTables):
-    """Token and learned position embeddings, pre-norm blocks and a last norm.
+    """Token and learned position embeddings, pre-norm blocks and a final norm.
 
     Token embeddings are never scaled: transformers reads `scale_embedding` but does not apply it,
     and every released checkpoint has it false.
@@ -62,9 +62,9 @@ class WhisperDecoder(TokenDecoder, WhisperPreTrainedModel, TokenTables):
 
     def __init__(self, config: WhisperConfig, *, drawn: bool = True) -> None:
         positions = nn.Embedding(config.max_target_positions, config.d_model)
-        # A bias of keys adds the same to all scores of a query, which no softmax sees.
+        # A bias of keys adds a constant to all scores of a query, which the softmax removes.
         super().__init__(config, positions, key_bias=False)
-        # The whole network that it is a part of draws its weights together with the others.
+        # Weights are initialized by the enclosing network.
         if drawn:
             self._draw_weights()
 
@@ -91,7 +91,7 @@ class WhisperDecoder(TokenDecoder, WhisperPreTrainedModel, TokenTables):
                     f"cut the prompt or the sequence"
                 )
             return embedded + rows_of(self.embed_positions, start, start + tokens)
-        # Positions that are given need not follow each other, as in batches padded on the left.
+        # Given positions need not be consecutive, as in batches padded on the left.
         if position_ids.ndim != 2 or position_ids.shape[1] != tokens:
             raise ValueError(
                 f"decoding: found decoder_position_ids of shape {tuple(position_ids.shape)}, "
@@ -103,7 +103,7 @@ class WhisperDecoder(TokenDecoder, WhisperPreTrainedModel, TokenTables):
 
 
 class WhisperWithVocabulary(WhisperPreTrainedModel, Vocabulary):
-    """A decoder, and the projection to the vocabulary, tied to the token embedding."""
+    """A decoder with output projection, tied to the token embedding."""
 
     proj_out: nn.Linear
 
@@ -128,7 +128,7 @@ class WhisperWithVocabulary(WhisperPreTrainedModel, Vocabulary):
 
 @plain_network
 class WhisperModel(WhisperPreTrainedModel, TokenTables):
-    """Encoder and decoder, without the projection to the vocabulary."""
+    """Encoder and decoder, without output projection."""
 
     def __init__(self, config: WhisperConfig) -> None:
         super().__init__(config)
@@ -164,11 +164,11 @@ class WhisperModel(WhisperPreTrainedModel, TokenTables):
         decoder_head_mask: Tensor | None = None,
         cross_attn_head_mask: Tensor | None = None,
     ) -> Seq2SeqModelOutput | tuple[Any, ...]:
-        """Encode whole windows (batch, mel, frame) and run tokens over them.
+        """Encode whole windows (batch, mel, frame) and decode tokens.
 
-        Arguments are those of transformers; None asks the configuration. `attention_mask` (batch,
-        frame) only limits the masking of features in training; `cache_position` has to follow
-        `past_key_values`.
+        Arguments are those of transformers; None means the configuration's value. `attention_mask`
+        (batch, frame) only limits the masking of features in training; `cache_position` must
+        continue `past_key_values`.
         """
         wanted = {
             "output_attentions": output_attentions,
@@ -178,7 +178,7 @@ class WhisperModel(WhisperPreTrainedModel, TokenTables):
         encoded = given_encoding(input_features, encoder_outputs, running=type(self).__name__)
         if encoded is None:
             assert input_features is not None
-            # As in transformers, of features only: an encoding that is given is never masked.
+            # As in transformers, only features: a given encoding is never masked.
             masked = self._mask_input_features(input_features, attention_mask)
             encoded = self.encoder(masked, head_mask=head_mask, **wanted)
         decoded = self.decoder(
@@ -199,7 +199,7 @@ class WhisperModel(WhisperPreTrainedModel, TokenTables):
 
 @plain_network
 class WhisperSeq2SeqLM(WhisperWithVocabulary):
-    """Encoder, decoder and the projection to the vocabulary, tied to the token embedding."""
+    """Encoder, decoder and output projection, tied to the token embedding."""
 
     accepts_loss_kwargs = True
     _left_over: ClassVar[tuple[str, ...]] = ()
@@ -231,11 +231,11 @@ class WhisperSeq2SeqLM(WhisperWithVocabulary):
         cross_attn_head_mask: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Seq2SeqLMOutput | tuple[Any, ...]:
-        """Score every token after each given one, and compute the loss of `labels`.
+        """Return the logits after every token, and the loss of `labels`.
 
-        Arguments are those of `WhisperModel.forward`. Where only `labels` (batch, token) are given,
-        the decoder reads these, each one place later, after `decoder_start_token_id`; the loss
-        leaves out -100, and is the mean over the others, or their sum by `num_items_in_batch`.
+        Arguments are those of `WhisperModel.forward`. If only `labels` (batch, token) are given,
+        the decoder reads them shifted by one after `decoder_start_token_id`; the loss ignores -100
+        and is the mean over the others, or their sum over `num_items_in_batch`.
         """
         outputs = self.model(
             input_features,
@@ -258,7 +258,7 @@ class WhisperSeq2SeqLM(WhisperWithVocabulary):
         return self._scored(outputs, labels, return_dict, num_items_in_batch)
 
     def slot_model(self, *, int8: bool = False, consume: bool = False) -> "WhisperSlotModel":
-        """Return the form of this model that search runs; see `WhisperSlotModel`."""
+        """Return the form of this model for decoding; see `WhisperSlotModel`."""
         return WhisperSlotModel(self, int8=int8, consume=consume)
 
     def module_slots(self) -> "WhisperModuleSlots":
@@ -276,16 +276,16 @@ class _DecoderOnly(nn.Module):
 
 @plain_network
 class WhisperForCausalLM(WhisperWithVocabulary):
-    """Decoder and projection; loads from a whole checkpoint too, whose encoder it leaves out.
+    """Decoder and projection; also loads from a complete checkpoint, ignoring its encoder.
 
-    Keeps a copy of the configuration, in which `is_encoder_decoder` is false.
+    Has a copy of the configuration, in which `is_encoder_decoder` is false.
     """
 
     main_input_name = "input_ids"
     _left_over: ClassVar[tuple[str, ...]] = ("encoder.",)
 
     def __init__(self, config: WhisperConfig) -> None:
-        # The caller's own is of the whole model, and stays so.
+        # The caller's configuration is of the complete model and is not modified.
         config = copy.copy(config)
         config.is_encoder_decoder = False
         super().__init__(config)
@@ -314,11 +314,11 @@ class WhisperForCausalLM(WhisperWithVocabulary):
         head_mask: Tensor | None = None,
         cross_attn_head_mask: Tensor | None = None,
     ) -> CausalLMOutputWithCrossAttentions | tuple[Any, ...]:
-        """Score every token after each given one.
+        """Return the logits after every token.
 
-        Arguments are those of transformers; None asks the configuration. Without `encoder_outputs`
-        there is no cross-attention. `labels` (batch, token) are what should follow each token:
-        already one place earlier than `input_ids`; the loss leaves out -100.
+        Arguments are those of transformers; None means the configuration's value. Without
+        `encoder_outputs` there is no cross-attention. `labels` (batch, token) are the expected next
+        tokens, already shifted relative to `input_ids`; the loss ignores -100.
         """
         if labels is not None:
             self._check_labels(labels)
@@ -351,7 +351,7 @@ class WhisperForCausalLM(WhisperWithVocabulary):
         return output.as_asked(self.config, return_dict)
 
     def slot_model(self) -> "WhisperDecoderSlots":
-        """Return the form of this model that search drafts with; see `WhisperDecoderSlots`."""
+        """Return the form of this model for drafting; see `WhisperDecoderSlots`."""
         return WhisperDecoderSlots(self.model.decoder, self.proj_out)
 
     def module_slots(self) -> "WhisperModuleSlots":
@@ -366,7 +366,7 @@ class WhisperForCausalLM(WhisperWithVocabulary):
         return {"input_ids": inputs.pop("decoder_input_ids"), **inputs}
 
     def generate(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refuse: a decoder alone has no encoder."""
+        """Raise an error: a decoder-only model has no encoder."""
         raise ValueError(
             "generating with WhisperForCausalLM: found a decoder without an encoder, expected a "
             "whole model; call WhisperForConditionalGeneration.generate(..., assistant_model=this)"
@@ -374,9 +374,9 @@ class WhisperForCausalLM(WhisperWithVocabulary):
 
 
 class PackedWhisperEncoder:
-    """A `WhisperEncoder` that holds packed copies of its linear maps, with `int8` in 8 bits.
+    """A `WhisperEncoder` with packed copies of its linear maps, in 8 bits with `int8`.
 
-    Convolutions are products over neighboring frames, never in 8 bits. Shares the last norm with
+    Convolutions are products over neighboring frames, never in 8 bits. Shares the final norm with
     `encoder`. Equal to it within the rounding of its type.
     """
 
@@ -410,7 +410,7 @@ class PackedWhisperEncoder:
         return torch.stack([F.pad(states, (0, 0, 0, whole - len(states))) for states in encoded])
 
     def _encode(self, features: Float[Tensor, "mel frame"]) -> Float[Tensor, "pos width"]:
-        # GELU whatever `activation_function` says: that is for the blocks.
+        # Always GELU: `activation_function` is for the blocks.
         hidden = self._conv2(self._conv1(features.t()))
         states = hidden + self._positions[: len(hidden)]  # (pos, width) in float32
         for block in self._blocks:
@@ -420,7 +420,7 @@ class PackedWhisperEncoder:
 
 
 class WhisperWindows:
-    """Windows of the length that the model was made for."""
+    """Windows of the model's length."""
 
     _config: Any
     frame_step = FRAMES_PER_SECOND
@@ -436,7 +436,7 @@ class WhisperWindows:
 
 
 class WhisperDecoderSlots(WhisperWindows, DecoderSlots):
-    """A Whisper decoder alone: its slots are filled with windows that another model has encoded."""
+    """A decoder-only Whisper model; its windows are encoded by another model."""
 
     has_encoder = False
 
@@ -483,9 +483,9 @@ class WhisperDecoderSlots(WhisperWindows, DecoderSlots):
 class WhisperSlotModel(WhisperDecoderSlots):
     """A `WhisperSeq2SeqLM` as a `SlotModel`.
 
-    Shares the encoder of `model` too, on GPUs with fused queries, keys and values; but on CPUs, in
-    bfloat16 and with `int8`, it is a packed copy. With `consume`, `model` loses every block that is
-    copied, as soon as it is, and cannot be used after.
+    Shares the encoder of `model`, on GPUs with fused queries, keys and values; on CPUs in bfloat16
+    and with `int8` it is a packed copy. With `consume`, each block of `model` is deleted as soon as
+    it is copied, and `model` cannot be used afterwards.
     """
 
     has_encoder = True
@@ -515,7 +515,7 @@ class WhisperSlotModel(WhisperDecoderSlots):
 
 
 class WhisperModuleSlots(WhisperWindows, ModuleSlots):
-    """A Whisper network, whole or a decoder alone, whose modules are called as they are."""
+    """A Whisper network, complete or decoder-only, whose modules are called directly."""
 
     def __init__(self, network: Any) -> None:
         super().__init__(network, max_source_positions=network.config.max_source_positions)

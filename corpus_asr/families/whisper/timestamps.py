@@ -1,4 +1,4 @@
-"""Timestamps among tokens: written out, between segments, and in merged chunks of a recording."""
+"""Timestamp tokens: as text, as segment boundaries, and in merged chunks of a recording."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,13 +14,13 @@ from corpus_asr.languages import LANGUAGES, resolve_language
 from corpus_asr.text.words import WITHOUT_BLANKS, Spelled, join_to_words, merge_punctuation
 from corpus_asr.units import WINDOW_POSITIONS
 
-# What a longer overlap gains on a shorter one per token, so that long matches win.
+# Bonus of a longer overlap per token, so that long matches win.
 _EPSILON = 1e-4
 
 _WRITTEN = re.compile(r"<\|(\d+\.\d+)\|>")
-# What decoding makes of the bytes of half a character.
+# Decoded form of incomplete character bytes.
 _CUT_CHARACTER = "\ufffd"
-# With the opening exclamation mark, which openai-whisper leaves alone.
+# With the inverted exclamation mark, which openai-whisper lacks.
 _OPENING = "\"'“¡¿([{-"
 
 Times = tuple[float, float]
@@ -34,15 +34,15 @@ def without_timestamps(text: str) -> str:
 def written_timestamps(
     token_ids: list[int], *, timestamp_begin: int, time_precision: float
 ) -> list[str | list[int]]:
-    """Cut ids into timestamps, written out, and the runs between them.
+    """Split IDs into timestamps, as text, and the runs between them.
 
-    Times of a later window go on from the earlier one's end.
+    Times of a later window continue from the end of the earlier one.
 
     Source: transformers 5.23, `WhisperTokenizer._decode_with_timestamps`.
     """
     run: list[int] = []
     pieces: list[str | list[int]] = [run]
-    windows = _Windows(token_ids, timestamp_begin, time_precision)
+    windows = _WindowOffsets(token_ids, timestamp_begin, time_precision)
     for position, token in enumerate(token_ids):
         if token < timestamp_begin:
             run.append(token)
@@ -60,19 +60,19 @@ def written_timestamps(
 def timed_segments(
     token_ids: Sequence[int], *, timestamp_begin: int, time_precision: float
 ) -> Iterator[tuple[Sequence[int], tuple[float, float]]]:
-    """Yield the segments that a pair of timestamps closes, timestamps included, with their times.
+    """Yield the segments closed by a pair of timestamps, timestamps included, with their times.
 
-    Text before the first timestamp is left out, and so is text after the last one. Times of a
-    later window go on from the earlier one's end.
+    Text before the first and after the last timestamp is dropped. Times of a later window continue
+    from the end of the earlier one.
 
     Source: transformers 5.23, `WhisperTokenizer._compute_offsets`.
     """
-    # Two timestamps in a row close a segment and open the next.
+    # Two consecutive timestamps close a segment and open the next.
     stamps = [k for k, token in enumerate(token_ids) if token >= timestamp_begin]
     ends = [k + 1 for k, following in pairwise(stamps) if following == k + 1]
     if len(stamps) < 2:
         return
-    # The last timestamp closes a segment even if nothing follows.
+    # The last timestamp closes a segment even without a following one.
     if stamps[-1] + 1 not in ends:
         ends.append(stamps[-1] + 1)
     start, latest, windows = stamps[0], 0, 0
@@ -81,8 +81,8 @@ def timed_segments(
         if len(segment) > 1:
             first, last = segment[0] - timestamp_begin, segment[-1] - timestamp_begin
             if first < latest:
-                # Times start again: the next window. One that ended on a pair of timestamps was
-                # left at that time, any other one at its end.
+                # Times restart in the next window, which starts at the pair of timestamps that
+                # ended this one, or at this one's end.
                 single = start >= 2 and min(token_ids[start - 2 : start]) < timestamp_begin
                 windows += WINDOW_POSITIONS if single else latest
             latest = last
@@ -91,8 +91,8 @@ def timed_segments(
         start = end
 
 
-class _Windows:
-    """Counts the seconds of earlier windows before each timestamp of one long sequence."""
+class _WindowOffsets:
+    """Sums up the seconds of earlier windows before each timestamp of one long sequence."""
 
     def __init__(self, ids: list[int], begin: int, precision_s: float) -> None:
         self._ids = ids
@@ -105,7 +105,7 @@ class _Windows:
         time_s = (self._ids[position] - self._begin) * self._precision_s
         self.left_at_pair = False
         if time_s < self._latest_s:
-            # Times start again. A window that ended on a pair of timestamps was left at the first.
+            # Times restart. After a window that ended with a pair, the next starts at the first.
             two = self._ids[max(position - 2, 0) : position]
             self.left_at_pair = all(i >= self._begin for i in two)
             if self.left_at_pair:
@@ -139,11 +139,11 @@ def merged_chunks(
 ) -> tuple[str, dict[str, Any]]:
     """Merge the transcripts of overlapping chunks, joined where their tokens agree best.
 
-    Each of `model_outputs` holds `tokens`, of shape `(1, token)`; `stride`, which is the length of
-    the chunk and how much of it overlaps the chunks before and after it, in seconds; and for words
+    Each of `model_outputs` has `tokens`, of shape `(1, token)`; `stride`, the length of the chunk
+    and its overlaps with the previous and the next one, in seconds; and for words
     `token_timestamps`, the end of each token in seconds, of shape `(1, token)`. Returns the text,
-    and `{"chunks": [...]}` where segments (`return_timestamps=True`), words (`"word"`) or languages
-    were asked for; `time_precision` is in seconds per timestamp step.
+    and `{"chunks": [...]}` if segments (`return_timestamps=True`), words (`"word"`) or languages
+    are requested; `time_precision` is in seconds per timestamp step.
 
     Source: transformers 5.23, tokenization_whisper.py, `_decode_asr`.
     """
@@ -178,7 +178,7 @@ class _Merger:
     chunks: list[_Chunk] = field(default_factory=list)
     chunk: _Chunk = field(default_factory=lambda: _Chunk(None))
     offset_s: float = 0.0
-    # A segment may extend over several chunks: the tokens of the earlier ones, then of this one.
+    # A segment may span several chunks: the tokens of earlier ones, then of this one.
     earlier: list[list[int]] = field(default_factory=list)
     earlier_times: list[list[Times]] = field(default_factory=list)
     current: list[int] = field(default_factory=list)
@@ -189,16 +189,16 @@ class _Merger:
         self.special = set(self.tokenizer.all_special_ids)
 
     def add(self, output: Mapping[str, Any]) -> None:
-        # The prompt of earlier text is no part of the chunk.
+        # The prompt with earlier text is not part of the chunk.
         ids = self.tokenizer.without_previous(as_lists(output["tokens"][0]))
         ends_s = as_lists(output["token_timestamps"][0]) if self.words else []
         length_s, left_s, right_s = output.get("stride", (0.0, 0.0, 0.0))
-        # Chunks overlap: this one starts before the end of what the last one had to itself.
+        # Chunks overlap: this one starts before the previous one's exclusive range ends.
         self.offset_s -= left_s
         begin = self.tokenizer.timestamp_begin
         first = left_s / self.precision_s + begin if left_s else begin
         last = self._last_timestamp(ids, length_s - right_s) if right_s else None
-        windows = _Windows(ids, begin, self.precision_s)
+        windows = _WindowOffsets(ids, begin, self.precision_s)
         self.current, self.current_times = [], []
         for position, token in enumerate(ids):
             if token in self.special:
@@ -233,7 +233,7 @@ class _Merger:
         }
 
     def _last_timestamp(self, ids: list[int], right_start_s: float) -> int | None:
-        # The first timestamp that belongs to the next chunk, the last one at least.
+        # The first timestamp that belongs to the next chunk, at least the last one.
         begin, last = self.tokenizer.timestamp_begin, None
         for token in reversed(ids):
             if token >= begin:
@@ -246,7 +246,7 @@ class _Merger:
         language = LANGUAGES.get(self.tokenizer.decode([token])[2:-2])
         if language is None:
             return
-        # Without timestamps nothing else separates texts of different languages.
+        # Without timestamps only this separates texts of different languages.
         if self.language and language != self.language and not self.timestamps:
             self._keep_current()
             self._close_chunk()
@@ -255,7 +255,7 @@ class _Merger:
 
     def _read_timestamp(self, token: int, time_s: float, first: float, last: int | None) -> None:
         if last and token >= last:
-            # It lies where the next chunk knows better, and so does its twin, which would start
+            # It lies where the next chunk is more reliable, as does its pair, which would start
             # another segment.
             self.skip = True
         elif self.skip or (self.earlier and token < first):
@@ -298,13 +298,13 @@ class _Merger:
 def joined_sequences(
     sequences: Sequence[list[int]], times: Sequence[list[Times]] = ()
 ) -> tuple[list[int], list[Times]]:
-    """Join token sequences whose ends overlap.
+    """Join token sequences with overlapping ends.
 
-    Of what two neighbors share, the first half is taken from the left one and the second half from
-    the right one: each is more reliable away from its end.
+    The first half of an overlap is taken from the left sequence and the second half from the right
+    one, as each is more reliable away from its end.
     """
     tokens, spans = list(sequences[0]), list(times[0]) if times else []
-    start = 0  # of the part of `tokens` that the next sequence may overlap
+    start = 0  # of the part of `tokens` that may overlap the next sequence
     for number, right in enumerate(sequences[1:], start=1):
         right_times = times[number] if times else []
         left_mid, right_mid = _best_overlap(tokens[start:], right, spans[start:], right_times)
@@ -318,9 +318,9 @@ def _best_overlap(
     left: list[int], right: list[int], left_times: list[Times], right_times: list[Times]
 ) -> tuple[int, int]:
     lefts, rights = np.array(left, np.int64), np.array(right, np.int64)
-    # Without an overlap both are kept whole.
+    # Without overlap both are kept completely.
     best, cut = 0.0, (len(left), 0)
-    # The right sequence is moved over the left one, from an overlap of one token on.
+    # The right sequence is shifted over the left one, starting with an overlap of one token.
     for shift in range(1, len(left) + len(right)):
         from_left = max(0, len(left) - shift)
         to_left = min(len(left), len(left) + len(right) - shift)
@@ -356,9 +356,9 @@ def _matches(
 def grouped_words(
     tokens: Sequence[int], language: str, decode: Callable[[list[int]], str]
 ) -> list[Spelled]:
-    """Group text tokens into words, punctuation with the word it belongs to.
+    """Group text tokens into words, with adjacent punctuation.
 
-    Returns each with the places of its tokens; `language` is a name such as `english`.
+    Returns each with the indices of its tokens; `language` is a name such as `english`.
 
     Source: transformers 5.23, tokenization_whisper.py, `_combine_tokens_into_words`.
     """
@@ -377,7 +377,7 @@ def _characters(tokens: Sequence[int], decode: Callable[[list[int]], str]) -> li
         positions.append(position)
         text = decode([tokens[k] for k in positions])
         cut = text.find(_CUT_CHARACTER)
-        # The mark of a cut character may also be what was written.
+        # The replacement character may also be part of the text.
         if cut < 0 or length + cut >= len(whole) or whole[length + cut] == _CUT_CHARACTER:
             words.append((text, tuple(positions)))
             length += len(text)

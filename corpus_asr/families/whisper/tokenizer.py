@@ -106,7 +106,7 @@ class WhisperTokenizer(LibraryTokenizer):
         model_max_length: int = NO_LIMIT,
         clean_up_tokenization_spaces: bool = False,
     ) -> None:
-        # Before other names are bound: all settings by name.
+        # Before other local names are bound: all settings by name.
         arguments = locals()
         if tokenizer_file is not None:
             tokenizer = read_tokenizer_file(Path(tokenizer_file))
@@ -184,7 +184,7 @@ class WhisperTokenizer(LibraryTokenizer):
         task: str | None = None,
         predict_timestamps: bool | None = None,
     ) -> None:
-        """Change what labels start with, or nothing and a ValueError; None keeps what was set."""
+        """Set the start of labels; None keeps a value, and a ValueError changes nothing."""
         if language is not None:
             self._language_id(language)
         if task is not None:
@@ -196,7 +196,7 @@ class WhisperTokenizer(LibraryTokenizer):
 
     @property
     def prefix_tokens(self) -> list[int]:
-        """Ids that labels start with: start, language, task, no timestamps."""
+        """IDs at the start of labels: start, language, task, no timestamps."""
         prefix = [self.sot]
         if self.language is not None:
             prefix.append(self._language_id(self.language))
@@ -227,17 +227,17 @@ class WhisperTokenizer(LibraryTokenizer):
         language: str | None = None,
         no_timestamps: bool = True,
     ) -> list[tuple[int, int]]:
-        """Set the prefix and return its tokens after the first, each with its position."""
+        """Set the prefix; return its tokens after the first one, each with its position."""
         self.set_prefix_tokens(language, task, predict_timestamps=not no_timestamps)
         return list(enumerate(self.prefix_tokens))[1:]
 
     def get_prompt_ids(self, text: str, return_tensors: str | None = "np") -> Any:
         """Encode plain text before the transcript: earlier words, or names to expect."""
-        # As within a text, where words begin with a space.
+        # As within a text, where words start with a space.
         ids = self._text_ids(" " + text.strip())
         special = next((i for i in ids if i >= self.eot), None)
         if special is not None:
-            # It would end the prompt, or be taken for the transcript's own start.
+            # It would end the prompt, or be mistaken for the start of the transcript.
             raise ValueError(
                 f"encoding a prompt: found the special token {self._id_token(special)} in "
                 f"{text[:60]!r}, expected plain text; remove it"
@@ -287,23 +287,23 @@ class WhisperTokenizer(LibraryTokenizer):
         basic_normalize: bool = False,
         remove_diacritics: bool = False,
     ) -> Any:
-        """Turn one sequence of ids into text, or several into a list of texts.
+        """Decode one sequence of IDs to text, or several to a list of texts.
 
-        A character that the end of a sequence cuts short becomes U+FFFD.
+        An incomplete character at the end of a sequence becomes U+FFFD.
 
         Args:
-            skip_special_tokens: leave out control tokens, and the text of earlier windows in the
+            skip_special_tokens: omit control tokens, and the text of earlier windows in the
                 prompt.
-            clean_up_tokenization_spaces: remove spaces before punctuation, those that were meant
-                too; None for the tokenizer's setting.
+            clean_up_tokenization_spaces: remove spaces before punctuation, including intended
+                ones; None for the tokenizer's setting.
             output_offsets: return `{"text": ..., "offsets": [{"text": ..., "timestamp": (start_s,
                 end_s)}]}` with the segments between timestamps.
-            decode_with_timestamps: write timestamps as `<|1.08|>`, later windows continuing the
-                times of earlier ones; otherwise they are left out, and `normalize` may apply.
+            decode_with_timestamps: write timestamps as `<|1.08|>`, continuing the times of
+                earlier windows; otherwise they are omitted, and `normalize` may apply.
 
         Raises:
-            ValueError: an id is negative, such as a label's padding.
-            TypeError: these are no ids.
+            ValueError: an ID is negative, such as a label's padding.
+            TypeError: the input is not a sequence of IDs.
         """
         clean = self._clean(clean_up_tokenization_spaces)
 
@@ -325,12 +325,12 @@ class WhisperTokenizer(LibraryTokenizer):
         return decode_each(token_ids, decode_one)
 
     def decode_text(self, token_ids: Iterable[int]) -> str:
-        """Return what was said: control tokens and timestamps left out, wherever they stand."""
-        # From the end token on there are control tokens and timestamps only.
+        """Return the text without any control tokens and timestamps."""
+        # From the end token on there are only control tokens and timestamps.
         return self._tokenizer.decode([i for i in token_ids if i < self.eot])
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
-        """Join tokens as the vocabulary spells them to text."""
+        """Join tokens to text."""
         return b"".join(map(token_bytes, tokens)).decode("utf-8", "replace")
 
     def normalize(self, text: str) -> str:
@@ -352,7 +352,7 @@ class WhisperTokenizer(LibraryTokenizer):
                 f"decoding {len(ids)} token ids: found {min(ids)}, expected ids from 0; replace "
                 f"the padding of labels by the end token first"
             )
-        # The library replaces broken bytes, and knows no other way.
+        # The library always replaces invalid bytes.
         if self.errors == "replace":
             text = self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
         else:
@@ -384,7 +384,7 @@ class WhisperTokenizer(LibraryTokenizer):
         ]
 
     def without_previous(self, ids: list[int]) -> list[int]:
-        """Drop the previous text: everything before the start token, or all without one."""
+        """Drop the previous text: tokens before the start token, or all without one."""
         if not ids or ids[0] != self.start_of_prev:
             return ids
         return ids[ids.index(self.sot) :] if self.sot in ids else []
@@ -408,13 +408,13 @@ class WhisperTokenizer(LibraryTokenizer):
     # Files
 
     def _load(self, folder: Path, given: dict[str, Any]) -> None:
-        # The vocabulary alone does not tell: English-only models may have one with languages.
+        # The vocabulary does not tell: that of English-only models may have language tokens.
         stated = optional_object(folder / "generation_config.json").get("is_multilingual")
         normalizer = folder / NORMALIZER_NAME
-        # No prefix space means what the vocabulary's own file says.
+        # Without a prefix space setting, the one of the vocabulary's file applies.
         defaults = self._defaults() | {"add_prefix_space": None}
         tokenizer = load_vocabulary(folder)
-        # Roles of the caller's are added where they are new; those of files have to be there.
+        # The caller's role tokens are added if they are new; those of files must exist.
         tokens = [given[role] for role in ROLES if role in given]
         new = [token for token in tokens if tokenizer.token_to_id(token) is None]
         tokenizer.add_special_tokens([added_token(token, special=True) for token in new])
@@ -430,7 +430,7 @@ class WhisperTokenizer(LibraryTokenizer):
         self._tokenizer.save(str(folder / TOKENIZER_NAME))
         vocabulary = self.save_vocabulary(folder, filename_prefix)
         base = self._tokenizer.get_vocab(with_added_tokens=False)
-        # Added tokens that the vocabulary has already keep their ids there.
+        # Added tokens that the vocabulary already has keep their IDs.
         beside = {token: i for token, i in self.get_added_vocab().items() if token not in base}
         write_json_object(folder / ADDED_NAME, beside)
         names = (SETTINGS_NAME, SPECIAL_NAME, TOKENIZER_NAME, ADDED_NAME)

@@ -1,4 +1,4 @@
-"""Whisper's byte-level BPE vocabulary as a `tokenizers.Tokenizer`: read and written."""
+"""Reading and writing of Whisper's byte-level BPE vocabulary as a `tokenizers.Tokenizer`."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -31,10 +31,10 @@ from corpus_asr.families.tokenizer import (
 
 
 def load_vocabulary(folder: Path) -> Tokenizer:
-    """Load tokenizer.json, or build the same from vocab.json and merges.txt.
+    """Load tokenizer.json, or build an equal tokenizer from vocab.json and merges.txt.
 
     Raises:
-        CheckpointError: neither is there, or a file is broken or contradicts another.
+        CheckpointError: all files are missing, or one is broken or contradicts another.
     """
     if (folder / TOKENIZER_NAME).is_file():
         return read_tokenizer_file(folder / TOKENIZER_NAME)
@@ -48,7 +48,7 @@ def load_vocabulary(folder: Path) -> Tokenizer:
     )
 
 
-# Those of Whisper's checkpoints with as many tokens are equal; the first one is packaged.
+# Equal for all Whisper checkpoints with this number of tokens; the first one is packaged.
 _BY_VOCABULARY = {
     51_864: "whisper-tiny.en", 51_865: "openai/whisper-tiny", 51_866: "openai/whisper-large-v3",
 }  # fmt: skip
@@ -61,7 +61,7 @@ def _trained_from(folder: Path) -> str:
 
 
 def build_vocabulary(vocab_path: Path, merges_path: Path) -> Tokenizer:
-    """Build a tokenizer from its vocabulary and merges, whatever the names of these files.
+    """Build a tokenizer from its vocabulary and merges, with any file names.
 
     Files next to the vocabulary, such as added_tokens.json, are read too; raises CheckpointError.
     """
@@ -73,7 +73,7 @@ def build_vocabulary(vocab_path: Path, merges_path: Path) -> Tokenizer:
         raise CheckpointError(
             f"reading {merges_path}: found no readable text ({error}); fetch the checkpoint again"
         ) from error
-    # Only the version line is a comment: `#` itself is a token, and may be merged.
+    # Only the version line is a comment: `#` is a token and may be merged.
     lines = [line for line in text.replace("\r\n", "\n").split("\n") if line]
     merges = [line.split(" ") for line in lines if not line.startswith("#version:")]
     check_vocabulary(vocab, merges, path=vocab_path, merges_path=merges_path)
@@ -96,16 +96,16 @@ def build_vocabulary(vocab_path: Path, merges_path: Path) -> Tokenizer:
 
 
 def _added_tokens(folder: Path, settings: Mapping[str, Any]) -> list[tuple[AddedToken, int | None]]:
-    # Those with ids by id, then the rest in order: the library numbers them as they come.
+    # Tokens with IDs by ID, then the others in order, as the library assigns IDs in sequence.
     special = dict.fromkeys(
         [*_special_tokens(optional_object(folder / SPECIAL_NAME)), *_special_tokens(settings)]
     )
     ids: dict[str, int | None] = dict.fromkeys(special)
-    # Roles name special tokens without ids; those are listed in a file of their own.
+    # Role files name special tokens without IDs; a separate file has the IDs.
     path = folder / ADDED_NAME
     ids.update(checked(dict[str, int], optional_object(path), "", path=path))
     for token, token_id, is_special in _described_tokens(settings, folder / SETTINGS_NAME):
-        # tokenizer_config.json says more than the older files: it wins.
+        # tokenizer_config.json takes precedence over the older files.
         ids[token] = token_id
         if is_special:
             special[token] = None
@@ -125,7 +125,7 @@ def _described_tokens(settings: Mapping[str, Any], path: Path) -> Iterator[tuple
 
 
 def _special_tokens(content: Mapping[str, Any]) -> Iterator[str]:
-    # Files name a token for a role under keys `..._token`, as its text or with flags.
+    # Files name role tokens under keys `..._token`, as text or with flags.
     for key, value in content.items():
         if key in OTHER_SPECIAL or key.endswith("_token"):
             for entry in value if isinstance(value, list) else [value]:
@@ -135,16 +135,16 @@ def _special_tokens(content: Mapping[str, Any]) -> Iterator[str]:
 
 
 def write_vocabulary(tokenizer: Tokenizer, vocab_path: Path, merges_path: Path) -> None:
-    """Write a tokenizer's vocabulary and merges, without the tokens added to them."""
+    """Write a tokenizer's vocabulary and merges, without added tokens."""
     write_json_object(vocab_path, tokenizer.get_vocab(with_added_tokens=False))
-    # The library's model has no attribute for its merges.
+    # The library's model does not expose its merges.
     pairs = json.loads(tokenizer.to_str())["model"]["merges"]
     lines = [pair if isinstance(pair, str) else " ".join(pair) for pair in pairs]
     merges_path.write_text("\n".join(["#version: 0.2", *lines]) + "\n", encoding="utf-8")
 
 
 def token_bytes(token: str) -> bytes:
-    """Return what a token stands for; one with other letters than bytes have is its own text."""
+    """Return the bytes of a token; a token with other characters is encoded as text."""
     values = [bytes_by_letter().get(letter) for letter in token]
     byte_values = [value for value in values if value is not None]
     return bytes(byte_values) if len(byte_values) == len(token) else token.encode()
@@ -152,9 +152,9 @@ def token_bytes(token: str) -> bytes:
 
 @cache
 def bytes_by_letter() -> Mapping[str, int]:
-    """The byte of each letter that spells one; openai/gpt-2, encoder.py, bytes_to_unicode."""
+    """Return the byte of each byte-level character; openai/gpt-2, encoder.py, bytes_to_unicode."""
     printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    # Bytes that cannot be printed are spelled by the letters from U+0100 on, in their order.
+    # Non-printable bytes are represented by characters from U+0100, in order.
     unprintable_bytes = [value for value in range(256) if value not in printable]
     letters = {chr(value): value for value in printable}
     return letters | {chr(256 + rank): value for rank, value in enumerate(unprintable_bytes)}

@@ -1,7 +1,7 @@
-"""Search of a padded batch: a task for each row, and the texts that were found.
+"""Search of a padded batch: one task per row, and the resulting texts.
 
-In: settings that are merged, a batch and its prompts. Out: the tokens, prompts among them. Rows
-neither wait for one another nor change one another's text.
+In: merged settings, a batch and its prompts. Out: the tokens, prompts included. Rows are
+independent in time and result.
 """
 
 from collections.abc import Callable, Generator, Sequence
@@ -36,12 +36,12 @@ _DEFAULT_NEW_TOKENS = DEFAULTS["max_length"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Settings(CallSettings):
-    """What every row needs to know; `begin` holds all prompts."""
+class _BatchSettings(CallSettings):
+    """Settings common to all rows; `begin` has all prompts."""
 
     begin: Int[Tensor, "batch token"]
     temperature: float | None
-    """None to take the likeliest tokens."""
+    """None to select the most likely tokens."""
     max_new_tokens: int
 
 
@@ -56,9 +56,9 @@ def search_batch(
     stopping_criteria: Sequence[Any] | None,
     prefix_allowed_tokens_fn: Callable[[int, Tensor], Sequence[int]] | None,
 ) -> Int[Tensor, "batch length"]:
-    """Return the texts, padded; `begin` are the prompts, which they begin with.
+    """Return the padded texts, starting with their prompts `begin`.
 
-    `says_length` tells whether anybody but the defaults says how long a sequence may be.
+    `says_length` is whether the length limit is other than the default.
     """
     _check_mode(config)
     temperature = config.temperature if config.do_sample else None
@@ -70,14 +70,14 @@ def search_batch(
         stopping_criteria=stopping_criteria,
     )
     first = allowed_tokens(config.begin_suppress_tokens, common["vocab_size"])
-    # A forced first token is none to suppress: what is meant is then the one after it.
+    # A forced first token cannot be suppressed: the suppression applies to the next one.
     forced = begin.shape[1] == 1 and config.forced_bos_token_id is not None
     beams = config.num_beams or 1
     ends = end_rules(config)
     if beams > 1 and not ends["is_endless"]:
-        # transformers then takes a padding token of 0 for none.
+        # transformers then treats a padding token of 0 as none.
         common["pad"] = common["pad"] or ends["end"]
-    settings = _Settings(
+    settings = _BatchSettings(
         **common,
         rules=TokenRules(
             **ends,
@@ -92,7 +92,7 @@ def search_batch(
     )
     encoded = batch.encoded()
     tasks = [_row(batch, encoded, row, settings) for row in range(batch.size)]
-    # No longer than needed: with many beams these caches are what takes memory.
+    # As short as possible: with many beams these caches dominate memory.
     slots = batch.slots(max_tokens=begin.shape[1] + settings.max_new_tokens)
     results: list[WindowResult] = run(model, tasks, model=slots, beams=beams)
     texts = [
@@ -138,7 +138,7 @@ def _row(
     batch: PaddedBatch,
     encoded: Float[Tensor, "batch pos width"],
     row: int,
-    settings: _Settings,
+    settings: _BatchSettings,
 ) -> Generator[Job, Result, WindowResult]:
     prompt = tuple(settings.begin[row].tolist())
     temperature = settings.temperature

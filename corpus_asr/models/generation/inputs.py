@@ -1,4 +1,4 @@
-"""What `generate` is given: rows of windows for Whisper, a padded batch for Speech2Text."""
+"""Inputs of `generate`: rows of windows for Whisper, a padded batch for Speech2Text."""
 
 import hashlib
 from dataclasses import dataclass
@@ -17,8 +17,8 @@ from corpus_asr.models.generation.slots import in_own_type, slot_model
 
 
 def seed_of(sound: Float[np.ndarray, "*_"], name: str) -> int:
-    """Make a seed for sampling from the audio and a name: draw, place and temperature."""
-    # Not from the row's place in the batch: neighbors must not change what is sampled.
+    """Return a sampling seed from the audio and a name: draw, position and temperature."""
+    # Independent of the row's index in the batch: neighbors must not affect sampling.
     digest = hashlib.blake2b(np.ascontiguousarray(sound).data, digest_size=8)
     digest.update(name.encode())
     return int.from_bytes(digest.digest(), "little", signed=True)
@@ -29,15 +29,15 @@ class Row:
     """One recording of a batch."""
 
     index: int
-    """Its place in the batch."""
+    """Index in the batch."""
     features: Float[np.ndarray, "mel frame"] | None
     encoded: Float[Tensor, "pos width"] | None
-    """The encoder's output, where the caller has it already; then every window is this one."""
+    """The encoder output, if the caller has it; then every window is this one."""
     frames: int
-    """Valid frames; the features after them are padding."""
+    """Number of valid frames; later features are padding."""
 
     def window(self, seek: int, count: int, width: int) -> Float[np.ndarray, "mel frame"]:
-        """Cut `count` frames from `seek` and fill up with 0.0 to `width` of them."""
+        """Cut `count` frames from `seek`, padded with 0.0 to `width` frames."""
         if self.features is None:
             return np.zeros((1, width), dtype=np.float32)
         cut = self.features[:, seek : seek + count]
@@ -47,8 +47,8 @@ class Row:
     def seed(
         self, base: int, seek: int, temperature: float, window: Float[np.ndarray, "mel frame"]
     ) -> int:
-        """Seed a window that begins at frame `seek`; `base` is drawn once for the whole call."""
-        # The window's features: to digest a whole recording for every window would take long.
+        """Return the seed of a window at frame `seek`; `base` is drawn once per call."""
+        # From the window's features: hashing a whole recording for every window would be slow.
         if self.features is None:
             assert self.encoded is not None
             window = self.encoded.detach().cpu().float().numpy()
@@ -62,16 +62,16 @@ class Audio:
     features: Float[Tensor, "batch mel frame"] | None
     encoded: Float[Tensor, "batch pos width"] | None
     input_stride: int
-    """Feature frames of an encoder position."""
+    """Feature frames per encoder position."""
     window_frames: int
-    """Feature frames of a window."""
+    """Feature frames per window."""
 
     @classmethod
     def of(cls, model: Any, input_features: Any, encoder_outputs: Any) -> "Audio":
-        """Check the arguments."""
+        """Validate the arguments."""
         config = model.config
         encoder = model.get_encoder()
-        # 2 in every published checkpoint, but nothing in the config says so.
+        # 2 in every published checkpoint, but not in the configuration.
         stride = encoder.conv1.stride[0] * encoder.conv2.stride[0]
         if input_features is None and encoder_outputs is None:
             raise ValueError(
@@ -86,14 +86,14 @@ class Audio:
 
     @property
     def batch_size(self) -> int:
-        """Rows of the batch."""
+        """Number of rows."""
         held = self.encoded if self.features is None else self.features
         assert held is not None
         return int(held.shape[0])
 
     @property
     def total_frames(self) -> int:
-        """Feature frames of the longest row."""
+        """Number of feature frames."""
         if self.features is not None:
             return int(self.features.shape[2])
         assert self.encoded is not None
@@ -101,7 +101,7 @@ class Audio:
 
     @property
     def is_short(self) -> bool:
-        """Whether every row fits one window."""
+        """Whether all rows fit one window."""
         return self.total_frames <= self.window_frames
 
     def rows(self, attention_mask: Any) -> list[Row]:
@@ -134,18 +134,18 @@ class PaddedBatch:
     """A batch of recordings, padded at the end."""
 
     model: Speech2TextSlotModel | Speech2TextModuleSlots
-    """For windows as long as the batch."""
+    """Slot model for windows as long as the batch."""
     features: Float[Tensor, "batch frame mel"] | None
     given: Float[Tensor, "batch pos width"] | None
-    """The encoder's output, where the caller has it already."""
+    """The encoder output, if the caller has it."""
     num_frames: tuple[int, ...]
-    """Valid frames of each row."""
+    """Number of valid frames of each row."""
 
     @classmethod
     def of(
         cls, model: Any, features: Any, encoder_outputs: Any, attention_mask: Any
     ) -> "PaddedBatch":
-        """Check the arguments."""
+        """Validate the arguments."""
         slots = slot_model(model)
         assert isinstance(slots, Speech2TextSlotModel | Speech2TextModuleSlots)
         if features is None and encoder_outputs is None:
@@ -188,16 +188,16 @@ class PaddedBatch:
 
     @property
     def size(self) -> int:
-        """Rows."""
+        """Number of rows."""
         return len(self.num_frames)
 
     @property
     def placeholder(self) -> np.ndarray:
-        """Stands for the features of a row that is encoded already."""
+        """Return placeholder features for rows that are already encoded."""
         return np.broadcast_to(np.float32(0.0), (1, self.model.window_frames))
 
     def sound(self, row: int) -> np.ndarray:
-        """Return the valid features of a row, or what the encoder made of them."""
+        """Return the valid features of a row, or its encoder output."""
         if self.features is not None:
             valid = self.features[row, : self.num_frames[row]]
         else:
@@ -207,19 +207,19 @@ class PaddedBatch:
         return valid.detach().float().cpu().numpy()
 
     def slots(self, *, max_tokens: int) -> SlotModel:
-        """Return the slot model for so many tokens."""
+        """Return the slot model for this number of tokens."""
         model: SlotModel = self.model.for_windows(self.model.window_frames, max_tokens=max_tokens)
         return model
 
     @torch.inference_mode()
     def encoded(self) -> Float[Tensor, "batch pos width"]:
-        """Encode all rows; on a GPU a few at a time."""
+        """Encode all rows; on a GPU in small batches."""
         if self.given is not None:
             return self.given.to(self.model.device, self.model.dtype)
         assert self.features is not None
         device = self.model.device
         kind = device.type
-        # A CPU encodes each row by itself, and is kept busy best where it has all to choose from.
+        # A CPU encodes each row separately, and balances best over all rows.
         batch_size = self.size if kind == "cpu" else encode_batch_on(kind)
         with in_own_type(device, plain=isinstance(self.model, Speech2TextSlotModel)):
             parts = [
@@ -233,8 +233,8 @@ class PaddedBatch:
 
 
 def _frames_of(given: Tensor, attention_mask: Any, config: Any) -> int:
-    # Strided convolutions round up, so several numbers of frames give these positions: the mask
-    # decides, and without one the most frames that do and that the model takes.
+    # Strided convolutions round up, so several frame counts give these positions: the mask decides,
+    # and without one the maximum allowed by the model.
     shape = tuple(getattr(attention_mask, "shape", ()))
     if len(shape) == 2:
         return int(shape[1])

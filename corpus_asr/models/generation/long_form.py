@@ -1,4 +1,4 @@
-"""One recording, window after window: transformers' rules for the one loop over windows."""
+"""Long-form decoding of one recording by transformers' rules, window by window."""
 
 import math
 import zlib
@@ -23,13 +23,13 @@ from corpus_asr.transcription.long_form import LongFormRules, TokenSpan
 from corpus_asr.transcription.windows import Language, Window
 
 DETECT = -1
-"""Stands for the language in a start, where it is to be detected."""
+"""Placeholder for a language token to be detected."""
 
 
 def starts(
     config: GenerationConfig, model_config: Any, *, batch_size: int, timestamps: bool
 ) -> list[tuple[int, ...]]:
-    """Return the tokens each row's text starts with; `DETECT` stands for its language."""
+    """Return the start tokens of each row's text; `DETECT` is the placeholder of its language."""
     if config.decoder_start_token_id is None:
         raise ValueError(
             "generating text: the generation settings have no decoder_start_token_id; set it to "
@@ -70,7 +70,7 @@ def _start(
 
 
 def _forced(config: GenerationConfig, model_config: Any) -> list[int | None]:
-    # Early versions of transformers wrote language and task into files like this.
+    # Early versions of transformers wrote language and task to files in this form.
     forced = config.forced_decoder_ids
     if forced is None:
         forced = getattr(model_config, "forced_decoder_ids", None)
@@ -124,11 +124,11 @@ def _task_id(task: str, config: GenerationConfig) -> int:
 
 
 def detect(row: Row, config: GenerationConfig, *, window_frames: int) -> Steps[int]:
-    """Find the likeliest language token after the start token."""
+    """Return the most likely language token after the start token."""
     assert config.decoder_start_token_id is not None
     assert config.lang_to_id is not None
     rules = TokenRules(**end_rules(config), only=tuple(sorted(set(config.lang_to_id.values()))))
-    # What a mask leaves out of the row is encoded all the same, as there.
+    # Masked frames of the row are encoded too, as in the reference.
     frames = window_frames
     if row.features is not None:
         frames = min(row.features.shape[1], window_frames)
@@ -140,36 +140,35 @@ def detect(row: Row, config: GenerationConfig, *, window_frames: int) -> Steps[i
         max_new_tokens=1,
         encoded=row.encoded,
     )
-    # Among the languages the end token may be one by mistake of the settings.
+    # Incorrect settings may list the end token among the languages.
     return result.tokens[0] if result.tokens else rules.end
 
 
 def with_end(result: WindowResult, end: int) -> tuple[int, ...]:
-    """Return the new tokens, the end token included where it was chosen."""
+    """Return the new tokens, including the end token if it was chosen."""
     return result.tokens if result.end_logprob is None else (*result.tokens, end)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowSegment:
-    """A segment, and the window it is of."""
+    """A segment with its window."""
 
     span: TokenSpan
-    """Its tokens among the window's, and its times from the start of the recording."""
+    """Its token range in the window, and its times from the start of the recording."""
     attempt: Attempt
 
     @property
     def tokens(self) -> tuple[int, ...]:
-        """Text and timestamps."""
+        """Tokens of text and timestamps."""
         return self.attempt.result.tokens[self.span.first : self.span.stop]
 
 
-# The text of a window decoded at such a temperature or warmer is too doubtful to prompt the next;
-# the reference's own constant.
+# Text decoded at this temperature or above is not used as a prompt; a constant of the reference.
 _TOO_WARM_TO_CONDITION = 0.5
 
 
 class TransformersLongForm(LongFormRules[RowSegment]):
-    """transformers' rules for the windows of a row, to the letter; and all that came of it."""
+    """Exactly transformers' rules for the windows of a row, with all attempts."""
 
     def __init__(
         self,
@@ -178,11 +177,11 @@ class TransformersLongForm(LongFormRules[RowSegment]):
         settings: Settings,
         report: Callable[[Row, int], None],
     ) -> None:
-        """Begin before the first window; `report` is called with each frame to be decoded next."""
+        """Start before the first window; `report` is called with the next frame to decode."""
         config = settings.config
         self.row = row
         self.attempts: list[Attempt] = []
-        """Every window decoded, those thrown away included."""
+        """All attempts at windows, rejected ones included."""
         self.kept: list[Attempt] = []
         """The last attempt at each window."""
         self.segments = []
@@ -209,14 +208,14 @@ class TransformersLongForm(LongFormRules[RowSegment]):
         return self
 
     def next_speech(self, frame: int, end: int) -> int | None:
-        """Jump over nothing; where one window is asked for, stop after it."""
+        """Skip nothing; if a single window is requested, stop after it."""
         if frame >= end or (self._settings.once and self.kept):
             return None
         self._report(self.row, frame)
         return frame
 
     def features(self, seek: int, end: int) -> Float[np.ndarray, "mel frame"]:
-        """Fill up with 0.0; what a short recording has after its end, its features hold."""
+        """Pad with 0.0; features of a short recording include its padding."""
         width = self.window_frames
         return self.row.window(seek, min(width, end - seek), width)
 
@@ -236,7 +235,7 @@ class TransformersLongForm(LongFormRules[RowSegment]):
         return Language(code=None, probability=None)
 
     def prompt(self, language: Language) -> tuple[tuple[int, ...], int]:
-        """Put the caller's prompt, the text so far or both before the start tokens."""
+        """Return the caller's prompt, the text so far or both, before the start tokens."""
         prompt = self._prompt()
         # A caller's own prompt may be shorter: the reference then counts from its end.
         return prompt, (len(prompt) - len(self._start)) % len(prompt)
@@ -250,16 +249,16 @@ class TransformersLongForm(LongFormRules[RowSegment]):
             return (*(settings.prompt or ()), *self._start)
         text: list[int] = []
         for tokens in self._previous:
-            # Two timestamps at the end of a window only say that it was cut there.
+            # Two timestamps at the end of a window only mean that it was cut there.
             paired = len(tokens) > 2 and self.clock.is_timestamp(tokens[-2])
             text += tokens[:-1] if paired else tokens
-        # Half of the positions are left to the new text, and one to the marker before this.
+        # Half of the positions are reserved for the new text, and one for the marker before this.
         kept = text[-(settings.max_target_positions // 2 - 1) :]
         if settings.prompt is not None and settings.repeat_prompt:
             return (*settings.prompt, *kept, *self._start)
         marker = config.prev_sot_token_id
         if marker is None and config.suppress_tokens and len(config.suppress_tokens) >= 2:
-            marker = config.suppress_tokens[-2]  # where alone old files name it
+            marker = config.suppress_tokens[-2]  # its only position in old files
         return (*(() if marker is None else (marker,)), *kept, *self._start)
 
     def _is_conditioned(self) -> bool:
@@ -271,7 +270,7 @@ class TransformersLongForm(LongFormRules[RowSegment]):
         )
 
     def max_new_tokens(self, prompt: Sequence[int]) -> int:
-        """As many as the call says, or as the decoder has room for."""
+        """Return the call's limit, or the remaining positions of the decoder."""
         length, room = len(prompt), self._settings.max_target_positions
         wanted = self._settings.config.max_new_tokens
         if (wanted or 0) + length > room:
@@ -284,7 +283,7 @@ class TransformersLongForm(LongFormRules[RowSegment]):
         if wanted is not None:
             return wanted
         assert self._max_length is not None
-        # The reference raises the limit window by window, by what each is prompted with.
+        # The reference raises the limit per window, by the length of its prompt.
         self._max_length = min(self._max_length + min(room // 2 - 1, length), room)
         if self._max_length <= length:
             raise ValueError(
@@ -294,7 +293,7 @@ class TransformersLongForm(LongFormRules[RowSegment]):
         return self._max_length - length
 
     def search(self, window: Window, temperature: float | None) -> Search:
-        """Follow beams until a window is sampled, and from then on no more."""
+        """Use beam search until a window is sampled, and never afterwards."""
         settings = self._settings
         if temperature:
             self._num_beams = 1
@@ -309,19 +308,19 @@ class TransformersLongForm(LongFormRules[RowSegment]):
         )
 
     def seed(self, window: Window, temperature: float | None) -> int:
-        """Name a window's sound, its place and the temperature."""
+        """Derive the seed from a window's features, its position and the temperature."""
         if not temperature:
             return 0
         return self.row.seed(self._settings.seed, window.seek, temperature, window.features)
 
     def mean_logprob(self, result: WindowResult) -> float:
-        """Average over the new tokens, the end token included."""
+        """Return the mean over the new tokens, the end token included."""
         total = sum(result.logprobs) + (result.end_logprob or 0.0)
         return total / len(with_end(result, self._settings.end))
 
     def compression_ratio(self, result: WindowResult) -> float:
-        """Bytes of the token ids over bytes of the same compressed."""
-        # As many bytes a token as the reference writes, which decides the ratio.
+        """Return the ratio of the bytes of token IDs to their compressed bytes."""
+        # The same number of bytes per token as in the reference, which affects the ratio.
         width = int(math.log2(self._settings.vocab_size) / 8) + 1
         tokens = with_end(result, self._settings.end)
         raw = b"".join(token.to_bytes(width, "little") for token in tokens)
@@ -335,24 +334,24 @@ class TransformersLongForm(LongFormRules[RowSegment]):
         self.kept.append(attempt)
 
     def content_s(self, frames: int) -> float:
-        """The last whole step of the sound."""
+        """Return the end of the last whole step of the audio."""
         clock = self.clock
-        # A whole number times a fraction is a float32 there, which decides what it is rounded to.
+        # The reference multiplies an integer and a fraction in float32, which affects rounding.
         steps = int(torch.tensor(frames) * clock.time_precision_features / clock.time_precision)
         return steps * clock.time_precision
 
     def is_silence(self, attempt: Attempt) -> bool:
-        """Whether there is probably no speech and the text is improbable."""
+        """Whether speech and the text are both improbable."""
         limit = self.thresholds.logprob_threshold
         return limit is not None and attempt.mean_logprob < limit and self.lacks_speech(attempt)
 
     def keep(self, attempt: Attempt, spans: Sequence[TokenSpan], seek: int) -> Steps[int]:
-        """Keep every segment, whatever it says."""
-        yield from ()  # times of tokens are looked for when all rows are done
+        """Keep every segment, whatever its text."""
+        yield from ()  # token times are computed when all rows are finished
         clock, tokens = self.clock, attempt.result.tokens
         offset_s = attempt.window.seek * clock.time_precision / clock.input_stride
         for span in spans:
-            # Where text is cut off after a pair of timestamps, both tell later readers so.
+            # If text is cut off after a pair of timestamps, both mark it for later readers.
             last = span.stop + 1 if span is spans[-1] else span.stop
             moved = replace(
                 span,

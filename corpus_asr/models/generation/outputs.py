@@ -1,7 +1,7 @@
-"""What `generate` returns: tensors padded as a batch, segments, and times of tokens.
+"""Return values of `generate`: tensors padded as a batch, segments, and token times.
 
-Windows that the reference decodes in the same round of a batch are padded to the longest of them
-there, and so here, though nothing here runs in rounds.
+Windows that the reference decodes in the same round of a batch are padded to the longest of them,
+and so here, though rows are decoded independently.
 """
 
 from collections.abc import Generator, Sequence
@@ -30,7 +30,7 @@ from corpus_asr.transcription.fallback import Attempt
 
 @dataclass(eq=False)
 class GenerateEncoderDecoderOutput(ModelOutput):
-    """The results of `generate` by name."""
+    """Named results of `generate`."""
 
     sequences: Int[Tensor, "batch token"] | None = None
     """Prompts, text and end tokens."""
@@ -44,7 +44,7 @@ class Batch:
     ) -> None:
         self.results = results
         self.token_times: dict[Attempt, Float[Tensor, " token"]] = {}
-        """Seconds of the tokens of windows, prompts left out; filled by who knows them."""
+        """Seconds of the tokens of windows, without prompts; set by `time_tokens`."""
         self._settings = settings
         self._device = device
         # The longest prompt of each round, and the longest text of each batch within it.
@@ -57,11 +57,11 @@ class Batch:
             self._lengths[group] = max(len(self._text(attempt)), self._lengths.get(group, 0))
 
     def prompt_length(self, attempt: Attempt) -> int:
-        """Tokens before the text of the windows of this round."""
+        """Return the length of the padded prompt in this window's round."""
         return self._prompts[attempt.window.number]
 
     def said(self, attempt: Attempt) -> tuple[int, ...]:
-        """New tokens, padded to the longest of the same round."""
+        """Return the new tokens, padded to the longest of the same batch."""
         text = self._text(attempt)
         return (*text, *[self._settings.pad] * (self._lengths[_group(attempt)] - len(text)))
 
@@ -69,13 +69,13 @@ class Batch:
         return with_end(attempt.result, self._settings.end)
 
     def output(self, attempt: Attempt) -> Any:
-        """Return what a call of the reference's search returns for a window."""
+        """Return the result of the reference's search for a window."""
         if attempt not in self._outputs:
             self._outputs[attempt] = self._output(attempt)
         return self._outputs[attempt]
 
     def unique(self) -> ModelOutput | dict[str, Any]:
-        """Return the texts of all windows of the last round, with their times if these are known.
+        """Return the texts of all windows of the last round, with token times if available.
 
         Windows decoded at different temperatures may differ in length.
         """
@@ -89,13 +89,13 @@ class Batch:
         return GenerateEncoderDecoderOutput(sequences=sequences)
 
     def first(self, name: str) -> Tensor:
-        """A tensor of each row's first window, stacked."""
+        """Return a tensor of each row's first window, stacked."""
         outputs = [self.output(result.kept[0]) for result in self.results]
         rows = [output[name] if isinstance(output, dict) else output for output in outputs]
         return stacked(rows, self._settings.pad if name == "sequences" else None).to(self._device)
 
     def sequences(self) -> Int[Tensor, "batch token"]:
-        """The text of each row, without prompts and end tokens."""
+        """Return the text of each row, without prompts and end tokens."""
         rows = [
             torch.tensor([token for segment in result.segments for token in segment.tokens]).long()
             for result in self.results
@@ -103,7 +103,7 @@ class Batch:
         return stacked(rows, self._settings.pad).to(self._device)
 
     def token_timestamps(self) -> Float[Tensor, "batch token"]:
-        """Seconds of each token of `sequences`, from its own window's start."""
+        """Return seconds of each token of `sequences`, from its own window's start."""
         rows = [
             torch.cat([self._times(segment) for segment in result.segments] or [torch.zeros(0)])
             for result in self.results
@@ -111,7 +111,7 @@ class Batch:
         return stacked(rows, None).to(self._device)
 
     def segments(self) -> list[list[dict[str, Any]]]:
-        """The segments of each row."""
+        """Return the segments of each row."""
         return [[self._segment(segment) for segment in result.segments] for result in self.results]
 
     def _segment(self, segment: RowSegment) -> dict[str, Any]:
@@ -126,7 +126,7 @@ class Batch:
         }
         if attempt in self.token_times:
             clock = self._settings.clock
-            # float64, as there: float32 has steps of 0.5 ms after two hours.
+            # float64, as in the reference: float32 has steps of 0.5 ms after two hours.
             offset = (
                 torch.tensor(attempt.window.seek).double()
                 * clock.time_precision
@@ -154,12 +154,12 @@ class Batch:
 
 
 def _group(attempt: Attempt) -> tuple[int, int]:
-    # The reference decodes in one batch the windows of one number at one temperature.
+    # The reference decodes windows of equal number and temperature in one batch.
     return attempt.window.number, attempt.number
 
 
 def stacked(rows: Sequence[Tensor], pad: float | None) -> Tensor:
-    """Stack rows of unlike length, filled up with `pad`, or with their own last value."""
+    """Stack rows of different lengths, padded with `pad`, or with their own last value."""
     longest = max(len(row) for row in rows)
     filled = []
     for row in rows:
@@ -168,12 +168,12 @@ def stacked(rows: Sequence[Tensor], pad: float | None) -> Tensor:
     return torch.stack(filled)
 
 
-# Of the encoder: the reference, too, has this number here, whatever `time_precision` is.
+# Encoder position in seconds: constant here in the reference too, whatever `time_precision` is.
 _SECONDS_PER_POSITION = 0.02
 
 
 def time_tokens(model: Any, batch: Batch, settings: Settings, attention_mask: Any) -> None:
-    """Set the times of the tokens of all windows that were kept, in `batch`."""
+    """Set the token times of all kept windows in `batch`."""
     ends = None if attention_mask is None else torch.as_tensor(attention_mask).sum(-1).tolist()
     windows = [(result.row, attempt) for result in batch.results for attempt in result.kept]
     tasks = [
@@ -208,7 +208,7 @@ def _align(
     assert isinstance(result, AlignResult)
     weights = torch.from_numpy(np.asarray(result.weights))[:, len(attempt.window.prompt) :]
     if frames is not None:
-        # Padding gets attention too, and the path through it would move the last words.
+        # Padding is attended to as well, and a path through it would move the last words.
         weights = weights[..., : max(1, frames // settings.clock.input_stride)]
     return _token_seconds(weights, width=settings.median_filter_width)
 
@@ -216,11 +216,11 @@ def _align(
 def _token_seconds(
     weights: Float[Tensor, "head token pos"], *, width: int
 ) -> Float[Tensor, " token_1"]:
-    # Every head counts alike, however sharp its attention is.
+    # Every head has equal weight, however sharp its attention is.
     deviation = weights.std(dim=-2, keepdim=True, unbiased=False)
     weights = (weights - weights.mean(dim=-2, keepdim=True)) / deviation
     smooth = torch.from_numpy(median_filter(weights.numpy(), width)).mean(dim=0)
     begins = begins_on_path(-smooth.double().numpy())
     seconds = [begin * _SECONDS_PER_POSITION for begin in begins]
-    # The last token is never read: it has the time of the one before, as there.
+    # The last token is never read: it has the time of the previous one, as in the reference.
     return torch.tensor([*seconds, seconds[-1]], dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""How one text is searched: rules on the text so far, and the caller's functions."""
+"""Search options of one text: rules on the text so far, and the caller's functions."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from corpus_asr.models.generation.settings import CallSettings
 
 _FORBIDDEN = float("-inf")
 
-# Search calls a processor for one row at a time, with copies that it may change.
+# Search calls a processor for one row at a time, with copies that it may modify.
 Tokens = Int[Tensor, "1 token"]
 Scores = Float[Tensor, "1 vocab"]
 
@@ -26,9 +26,9 @@ def search_of(
     num_beams: int,
     **more: Any,
 ) -> Search:
-    """Return how one text of the call is searched.
+    """Return the search settings of one text of the call.
 
-    `row` is its place among all texts; a temperature of None takes the likeliest tokens.
+    `row` is its index among all texts; a temperature of None selects the most likely tokens.
     """
     config, begin = settings.config, len(prompt)
     sampled = temperature is not None
@@ -41,7 +41,7 @@ def search_of(
         num_beams=num_beams,
         length_penalty=1.0 if config.length_penalty is None else config.length_penalty,
         early_stopping=config.early_stopping or False,  # type: ignore[arg-type]
-        # The order decides the text, and is that of transformers: what settings name, then
+        # The order affects the text, and is that of transformers: processors of settings, then
         # Whisper's own rules, which search applies itself, then the caller's.
         early_processors=_early_processors(settings, row, begin),
         processors=tuple(_with_begin(processor, begin) for processor in settings.processors),
@@ -56,7 +56,7 @@ def _early_processors(settings: CallSettings, row: int, begin: int) -> tuple[Log
     if settings.allowed is not None:
         processors.append(_allowed(settings.allowed, row))
     if forced is not None:
-        # Only where a text begins with its start token alone, as in the reference.
+        # Only if a text starts with its start token alone, as in the reference.
         processors.append(_forced(forced))
     if settings.suppressed_second:
         processors.append(_forbidden(settings.suppressed_second, length=begin + 1))
@@ -64,19 +64,19 @@ def _early_processors(settings: CallSettings, row: int, begin: int) -> tuple[Log
 
 
 def _with_begin(processor: LogitsProcessor, begin: int) -> LogitsProcessor:
-    # transformers has it for processors whose rule begins with the text, not with the prompt.
+    # transformers calls it for processors whose rule applies from the text, not the prompt.
     set_begin = getattr(processor, "set_begin_index", None)
     if set_begin is None:
         return processor
 
     def process(tokens: Tensor, scores: Tensor) -> Tensor:
-        set_begin(begin)  # again at every step: windows of other rows are scored in between
+        set_begin(begin)  # set at every step: windows of other rows are scored in between
         return processor(tokens, scores)
 
     return process
 
 
-# Lengths are those of the whole sequence, prompt included.
+# Lengths are of the whole sequence, prompt included.
 def _forbidden(ids: Sequence[int], *, length: int) -> LogitsProcessor:
     def process(tokens: Tokens, scores: Scores) -> Scores:
         if tokens.shape[1] == length:

@@ -1,6 +1,6 @@
-"""Rare settings of `generate`: transformers searches with them, on the modules of this package.
+"""Rare settings of `generate`, for which transformers' search runs on this package's modules.
 
-transformers is imported where such a setting is given, and only there.
+transformers is only imported if such a setting is given.
 """
 
 import functools
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from corpus_asr.array_types import Float, Int
 
-# By name the values, beside None, at which search here does the same.
+# Values, besides None, for which the search here is equivalent, by name.
 RARE: dict[str, tuple[Any, ...]] = {
     "bad_words_ids": ((), []),
     "constraints": (),
@@ -50,18 +50,18 @@ RARE: dict[str, tuple[Any, ...]] = {
     "use_mtp": (False,),
     "watermarking_config": (),
 }
-# Kept by search in transformers alone, where results are returned by name.
+# Returned only by transformers' search, in named results.
 KEPT = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
-# Code of others is not run; drafts and caches change no text.
+# Custom code is not executed; drafts and caches do not change the text.
 _NOT_PASSED = (
     "trust_remote_code", "assistant_model", "prompt_lookup_num_tokens", "past_key_values",
 )  # fmt: skip
 
 
 def or_transformers(search: Callable[..., Any]) -> Callable[..., Any]:
-    """Let transformers search where a setting is given that `search` does not have.
+    """Delegate to transformers if a setting is given that `search` does not support.
 
-    The function returned raises ImportError where transformers is not installed.
+    The returned function raises ImportError if transformers is not installed.
     """
     signature = inspect.signature(search)
 
@@ -79,7 +79,7 @@ def or_transformers(search: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def transformers_generate(model: Any, setting: str, /, **options: Any) -> Any:
-    """Generate with transformers' own search; `setting` says in an error what takes it."""
+    """Generate with transformers' search; errors name the `setting` that requires it."""
     if options.get("custom_generate") is not None:
         raise ValueError(
             "generating text: found custom_generate, expected none: code of others is not run; "
@@ -102,8 +102,8 @@ def compute_transition_scores(
     """Return the score of each generated token; 0 after the end of a beam.
 
     Args:
-        sequences, scores, beam_indices: what `generate` returned by name.
-        normalize_logits: whether scores become log-probabilities first.
+        sequences, scores, beam_indices: named results of `generate`.
+        normalize_logits: whether to convert scores to log-probabilities first.
     """
     view = _view(self, "compute_transition_scores")
     transition_scores: Tensor = view.compute_transition_scores(
@@ -132,7 +132,7 @@ def _rare_setting(model: Any, options: dict[str, Any]) -> str | None:
     ends = value("eos_token_id")
     if isinstance(ends, list | tuple | Tensor) and len(ends) > 1:
         return "eos_token_id"
-    # Whisper samples one text whatever `num_beams` is.
+    # Whisper samples one text for any `num_beams`.
     if not _is_whisper(model) and value("do_sample") and (value("num_beams") or 1) > 1:
         return "do_sample"
     return "adapter_names" if _mixes_adapters(model) else None
@@ -143,7 +143,7 @@ def _is_whisper(model: Any) -> bool:
 
 
 def _mixes_adapters(model: nn.Module) -> bool:
-    # PEFT names the adapter of each row by hooks of its layers.
+    # PEFT selects the adapter of each row by hooks of its layers.
     return any(
         "adapter_names" in getattr(hook, "keywords", {})
         for module in model.modules()
@@ -152,7 +152,7 @@ def _mixes_adapters(model: nn.Module) -> bool:
 
 
 def _view(model: Any, setting: str) -> Any:
-    """Return an object of transformers' methods on the model's own modules, which it shares."""
+    """Return an object with transformers' methods that shares the model's modules."""
     try:
         transformers = importlib.import_module("transformers")
     except ImportError as error:
@@ -163,7 +163,7 @@ def _view(model: Any, setting: str) -> Any:
     kind: Any = type(model)
     view: Any = object.__new__(_view_class(kind, _is_whisper(model)))
     config = transformers.AutoConfig.for_model(**model.config.to_dict())
-    config._attn_implementation = "eager"  # which alone returns weights
+    config._attn_implementation = "eager"  # required to return weights
     settings = _converted(model.generation_config)
     view.__dict__ = {**vars(model), "config": config, "generation_config": settings}
     return view

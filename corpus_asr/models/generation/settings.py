@@ -1,4 +1,4 @@
-"""What one call of `generate` shall do: its arguments checked, merged with the checkpoint's."""
+"""Settings of one `generate` call: arguments validated and merged with the checkpoint's."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 Config = TypeVar("Config", bound=GenerationConfig)
 
-# They say how the reference computes, or change its text in no way.
+# Performance settings of the reference, without effect on the text.
 _WITHOUT_EFFECT = (
     "cache_config",
     "max_cache_len",
@@ -39,20 +39,20 @@ _WITHOUT_EFFECT = (
     "assistant_lookbehind",
     "target_lookbehind",
     "max_matching_ngram_size",
-    # Drafts change no token, and what is said is hardly ever in the text before it.
+    # Prompt lookup drafts change no token, and speech rarely repeats the text before it.
     "prompt_lookup_num_tokens",
     "trust_remote_code",
     "cache_position",
-    # Computed again from all tokens.
+    # Would be recomputed from all tokens.
     "past_key_values",
     "tokenizer",
-    # Loops of evaluation pass a whole batch.
+    # Evaluation loops pass a whole batch.
     "labels",
 )
 
 _SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 
-# Keywords that are no settings and are read.
+# Keywords that are read but are not settings.
 _FOR_THE_CALL = (
     "assistant_model",
     "decoder_input_ids",
@@ -67,9 +67,9 @@ def prepare(
     given: Any,
     keywords: dict[str, Any],
 ) -> tuple[Config, dict[str, Any]]:
-    """Merge settings: of keywords, `given`, `model_settings` and the defaults the earlier win.
+    """Merge settings; precedence: keywords, `given`, `model_settings`, defaults.
 
-    Returns the settings, and the keywords that are none but are read.
+    Returns the settings, and the other known keywords.
     """
     if given is not None and not hasattr(given, "to_dict"):
         raise TypeError(
@@ -77,8 +77,8 @@ def prepare(
             "GenerationConfig; make one by GenerationConfig.from_dict(...)"
         )
     config = kind()
-    # A keyword of version 4 of transformers: what the caller's settings leave unset is then the
-    # default, but for the special tokens.
+    # A keyword of transformers 4: values unset in the caller's settings are then the defaults,
+    # except for special tokens.
     if (
         keywords.pop("use_model_defaults", None) is False
         and given is not None
@@ -88,7 +88,7 @@ def prepare(
         model_settings = type(model_settings).from_dict(
             {name: token for name, token in tokens.items() if token}
         )
-    # Later updates fill in only what is still unset: that is transformers' order of precedence.
+    # Later updates only set unset values: that is transformers' order of precedence.
     if given is not None:
         config.update(**_values_set(given), allow_custom_entries=True)
         if clash := sorted(name for name in keywords if hasattr(config, name)):
@@ -127,7 +127,7 @@ def _for_the_call(config: GenerationConfig, rest: dict[str, Any]) -> dict[str, A
 
 
 def one_tensor(given: Any, *, what: str, hint: str) -> Tensor:
-    """Make a tensor of arrays, lists or a tensor."""
+    """Convert arrays, lists or a tensor to a tensor."""
     try:
         return torch.as_tensor(given)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -138,7 +138,7 @@ def one_tensor(given: Any, *, what: str, hint: str) -> Tensor:
 
 
 def one_of(**given: Any) -> Any:
-    """Return the one of several arguments that was given; None where none was."""
+    """Return the only given argument; None if none was given."""
     values = {name: value for name, value in given.items() if value is not None}
     if len(values) > 1:
         raise ValueError(
@@ -148,7 +148,7 @@ def one_of(**given: Any) -> Any:
 
 
 def features_of(given: Any, mel_bins: int, *, mel_axis: int = 1) -> Tensor:
-    """Check features, (batch, mel, frame), or (batch, frame, mel) where `mel_axis` is 2."""
+    """Validate features, (batch, mel, frame), or (batch, frame, mel) if `mel_axis` is 2."""
     features = one_tensor(
         given,
         what="input_features",
@@ -161,7 +161,7 @@ def features_of(given: Any, mel_bins: int, *, mel_axis: int = 1) -> Tensor:
             f"generating text: input_features have shape {shape}, expected (batch, {expected}), "
             "one row or more; pass what this checkpoint's feature extractor returns"
         )
-    # Waits for a GPU, once a call: it would otherwise say so much later and not why.
+    # Synchronizes with a GPU once a call: later errors would be unclear.
     finite = features.isfinite()
     if not bool(finite.all()):
         rows = (~finite).flatten(1).any(dim=1).nonzero().flatten().tolist()
@@ -173,7 +173,7 @@ def features_of(given: Any, mel_bins: int, *, mel_axis: int = 1) -> Tensor:
 
 
 def encoded_of(given: Any) -> Tensor:
-    """Take the hidden states out of what an encoder returned."""
+    """Return the hidden states of an encoder's output."""
     states = getattr(given, "last_hidden_state", given)
     if isinstance(states, list | tuple) and states:
         states = states[0]
@@ -187,7 +187,7 @@ def encoded_of(given: Any) -> Tensor:
 
 
 def lengths_of(attention_mask: Any, batch_size: int) -> list[int]:
-    """Return the frames of each row."""
+    """Return the number of frames of each row."""
     mask = one_tensor(
         attention_mask,
         what="attention_mask",
@@ -218,7 +218,7 @@ def prompt_of(prompt_ids: Any) -> tuple[int, ...] | None:
 
 
 def temperatures_of(temperature: Any) -> tuple[float | None, ...]:
-    """Return the temperatures to try in turn; None where nothing was said."""
+    """Return the temperatures in order; (None,) if not given."""
     several = isinstance(temperature, Sequence) and not isinstance(temperature, str)
     temperatures = tuple(temperature) if several else (temperature,)
     if not temperatures:
@@ -231,7 +231,7 @@ def temperatures_of(temperature: Any) -> tuple[float | None, ...]:
                 f"generating text: found the temperature {value!r}, expected a number or several; "
                 "correct it"
             )
-        if value is not None and not value >= 0:  # NaN is refused too
+        if value is not None and not value >= 0:  # NaN is rejected too
             raise ValueError(
                 f"generating text: found the temperature {value!r}, expected 0 or more; correct it"
             )
@@ -239,7 +239,7 @@ def temperatures_of(temperature: Any) -> tuple[float | None, ...]:
 
 
 def functions_of(given: Any, *, what: str) -> tuple[Any, ...]:
-    """Return functions that a caller passed as a list."""
+    """Return a caller's list of functions."""
     if given is None:
         return ()
     wrong = given
@@ -255,12 +255,12 @@ def functions_of(given: Any, *, what: str) -> tuple[Any, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallSettings:
-    """What every row needs to know."""
+    """Settings common to all rows."""
 
     config: GenerationConfig
     rules: TokenRules
     begin: Int[Tensor, "batch token"] | None
-    """Whole prompts, where the caller gave them."""
+    """Complete prompts, if given by the caller."""
     pad: int
     vocab_size: int
     max_target_positions: int
@@ -268,13 +268,13 @@ class CallSettings:
     processors: tuple[LogitsProcessor, ...]
     stopping: tuple[StoppingCriterion, ...]
     allowed: Callable[[int, Tensor], Sequence[int]] | None
-    """Row and tokens so far, to the tokens that may come next."""
+    """Returns the allowed next tokens for a row and its tokens so far."""
     suppressed_second: tuple[int, ...] = ()
-    """Not chosen right after a forced first token."""
+    """Tokens suppressed directly after a forced first token."""
 
     @property
     def end(self) -> int:
-        """The token that search takes as the end, and leaves out of what it found."""
+        """End token of the search, excluded from its results."""
         return -1 if self.rules.is_endless else self.rules.end
 
 
@@ -286,15 +286,15 @@ def common_settings(
     logits_processor: Sequence[Any] | None,
     stopping_criteria: Sequence[Any] | None,
 ) -> dict[str, Any]:
-    """Return the fields of `CallSettings` that are decided alike in every family."""
+    """Return the fields of `CallSettings` that are equal for all families."""
     end = end_token(config)
     return {
         "config": config,
         "pad": (end or 0) if config.pad_token_id is None else config.pad_token_id,
         "vocab_size": model.config.vocab_size,
         "max_target_positions": model.config.max_target_positions,
-        # Drawn from torch's generator, so that `torch.manual_seed` repeats a call that samples;
-        # calls that do not sample leave the generator alone.
+        # Drawn from torch's generator, so that `torch.manual_seed` makes sampling reproducible;
+        # calls without sampling do not change the generator.
         "seed": int(torch.randint(2**62, (1,))) if any(temperatures) else 0,
         "processors": functions_of(logits_processor, what="logits_processor"),
         "stopping": functions_of(stopping_criteria, what="stopping_criteria"),
@@ -302,12 +302,12 @@ def common_settings(
 
 
 def allowed_tokens(tokens: Sequence[int] | None, vocab_size: int) -> tuple[int, ...]:
-    """Return those of some tokens that the model has; the others need no rule."""
+    """Return the tokens within the vocabulary; others need no rule."""
     return tuple(token for token in tokens or () if 0 <= token < vocab_size)
 
 
 def end_token(config: GenerationConfig) -> int | None:
-    """Return the token that ends a text; None where its length alone does."""
+    """Return the end token of a text; None if only the length ends it."""
     end: Any = config.eos_token_id
     if isinstance(end, Tensor):
         end = end.flatten().tolist()
@@ -318,14 +318,14 @@ def end_token(config: GenerationConfig) -> int | None:
             f"generating text: eos_token_id is {end!r}, expected a token id, several or None; set "
             "it to the tokenizer's end token"
         )
-    # By a negative one programs for transformers say that no token ends a text.
+    # In programs for transformers, a negative one means that no token ends a text.
     return None if end is None or end < 0 else end
 
 
 def end_rules(config: GenerationConfig) -> dict[str, Any]:
-    """Return the fields of `TokenRules` that say how a text ends."""
+    """Return the fields of `TokenRules` for the end of a text."""
     end = end_token(config)
-    # What is no text begins there, even where no token ends it.
+    # Non-text tokens start there, even if no token ends a text.
     start = config.bos_token_id or 0
     return {"end": start if end is None else end, "is_endless": end is None}
 
@@ -335,23 +335,23 @@ _CONDITION_TYPES = ("first-segment", "all-segments")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings(CallSettings):
-    """Everything a row needs to know; `begin` holds the prompts of first windows."""
+    """All settings of a row; `begin` has the prompts of first windows."""
 
     config: WhisperGenerationConfig
     clock: Clock
     temperatures: tuple[float | None, ...]
-    """Tried in turn; None and 0 search greedily or with beams."""
+    """Tried in order; None and 0 select greedy or beam search."""
     prompt: tuple[int, ...] | None
-    """Text from the caller that comes before that of the first window."""
+    """The caller's text before that of the first window."""
     repeat_prompt: bool
-    """Whether it comes before that of every window."""
+    """Whether it precedes the text of every window."""
     condition_first: bool
-    """Whether the first window is prompted as the later ones are."""
+    """Whether the first window is prompted like later ones."""
     no_speech_token: int | None
     median_filter_width: int
     window_frames: int
     once: bool
-    """Whether one window is decoded and no more."""
+    """Whether only one window is decoded."""
     assistant: SlotModel | None = None
 
 
@@ -362,7 +362,7 @@ def resolve_timestamps(
     if wanted is None:
         wanted = config.return_timestamps
     if not is_short:
-        # Where the next window begins is read off the timestamps of the last.
+        # The next window's start is derived from the timestamps of the last one.
         if wanted is False:
             raise ValueError(
                 "generating text: the features are longer than a window of 30 s, which takes "
@@ -381,7 +381,7 @@ def resolve_timestamps(
 def check_language_and_task(
     config: WhisperGenerationConfig, language: Any, task: str | None, is_multilingual: bool | None
 ) -> None:
-    """Put the call's language and task into `config`."""
+    """Store the call's language and task in `config`."""
     if is_multilingual is not None:
         if config.is_multilingual is None:
             raise _outdated("is_multilingual", "is_multilingual")
@@ -402,7 +402,7 @@ def check_language_and_task(
 
 
 def note_thresholds(config: WhisperGenerationConfig, **given: Any) -> None:
-    """Put the values of the call into `config`, where it gave any, and check the thresholds."""
+    """Store the call's values in `config`, if given, and validate the thresholds."""
     for name, value in given.items():
         if value is not None:
             setattr(config, name, value)
@@ -415,7 +415,7 @@ def note_thresholds(config: WhisperGenerationConfig, **given: Any) -> None:
 
 
 def check_condition_type(config: WhisperGenerationConfig, wanted: str | None) -> bool:
-    """Whether the caller's prompt is repeated before every window."""
+    """Return whether the caller's prompt is repeated before every window."""
     kind = wanted or _CONDITION_TYPES[0]
     if kind not in _CONDITION_TYPES:
         raise ValueError(
@@ -433,11 +433,11 @@ def check_condition_type(config: WhisperGenerationConfig, wanted: str | None) ->
 def token_rules(
     config: WhisperGenerationConfig, *, vocab_size: int, timestamps: bool, drafted: bool
 ) -> TokenRules:
-    """Return which tokens windows may hold."""
+    """Return the token rules of windows."""
     return TokenRules(
         **end_rules(config),
         suppress=allowed_tokens(config.suppress_tokens, vocab_size),
-        # The reference leaves the first token free where a smaller model drafts.
+        # The reference leaves the first token unrestricted with a draft model.
         suppress_first=(
             () if drafted else allowed_tokens(config.begin_suppress_tokens, vocab_size)
         ),

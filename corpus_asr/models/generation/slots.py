@@ -1,6 +1,6 @@
-"""The slot model of a network, made once for each state of its weights, and tasks run on it.
+"""Slot models of networks, cached for each state of their weights, and execution of tasks.
 
-Where modules of a network are not the family's own, the slot model calls the modules themselves.
+If modules of a network are modified, the slot model calls the modules themselves.
 """
 
 import copy
@@ -26,12 +26,12 @@ from corpus_asr.decoding.tasks import Task
 from corpus_asr.families.layers.plain import first_changed
 from corpus_asr.families.loading import resolve_dtype
 
-# A slot holds keys and values of a whole text: this bounds what a large batch takes.
+# Maximum slots; a slot has keys and values of a whole text.
 _MAX_SLOTS = {"cpu": 8, "cuda": 64}
 _HALVES = (torch.float16, torch.bfloat16)
-# Elements of each weight that are compared: 6 ms for whisper-base on a busy CPU, all took 52.
+# Number of elements compared per weight: 6 ms for whisper-base on a busy CPU; all take 52.
 _SAMPLE = 64
-# PEFT is not imported: a network without adapters needs none.
+# PEFT is not imported: a network without adapters does not need it.
 _PEFT_LAYERS = "peft.tuners.lora.layer"
 logger = logging.getLogger(__name__)
 
@@ -40,27 +40,27 @@ _Shape = tuple[int, tuple[int, int], int]
 
 
 @dataclass(slots=True)
-class _Slots:
-    """What search needs of a network in one state of its weights."""
+class _CachedSlotModel:
+    """Slot model of a network in one state of its weights."""
 
     state: Any
     model: SlotModel
-    kept: dict[_Shape, SlotScheduler] = field(default_factory=dict)
-    """On a GPU the last scheduler, by its beams, windows and tokens: to make its caches and to
-    record its steps again would take several tenths of a second in each call."""
+    schedulers: dict[_Shape, SlotScheduler] = field(default_factory=dict)
+    """On a GPU the last scheduler, by its beams, windows and tokens: to allocate its caches and to
+    record its steps again would take several tenths of a second per call."""
 
 
-# Beside the networks, not in them: copies and pickles of a network leave its slots behind.
-_slots: WeakKeyDictionary[nn.Module, _Slots] = WeakKeyDictionary()
-# By network, the module that was warned of last.
+# Not attributes of the networks: copies and pickles of a network exclude its slots.
+_slots: WeakKeyDictionary[nn.Module, _CachedSlotModel] = WeakKeyDictionary()
+# The module of the last warning, by network.
 _warned: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
 
 
 def slot_model(network: Any) -> SlotModel:
-    """Return the slot model of a network, made again where its weights have changed.
+    """Return the slot model of a network, rebuilt if its weights have changed.
 
-    Where nobody chose the type of the weights, it computes in the one that is best on a CPU: in
-    float16, in which most large checkpoints are stored, CPUs are several times slower.
+    If the caller chose no data type, it computes in the best one on a CPU: in float16, in which
+    most large checkpoints are stored, CPUs are several times slower.
     """
     changed = first_changed(_replace_lora(network, attrgetter("base_layer")))
     if changed is None:
@@ -74,29 +74,29 @@ def slot_model(network: Any) -> SlotModel:
             "long. Merge adapters (merge_and_unload) and remove hooks to generate fast",
             stacklevel=2,
         )
-    # Not kept: it holds the network, and is made at once.
+    # Not cached: it references the network, and is created fast.
     model: SlotModel = network.module_slots()
     return model
 
 
-def _slots_of(network: Any) -> _Slots:
+def _slots_of(network: Any) -> _CachedSlotModel:
     state = _state(network)
     entry = _slots.get(network)
     if entry is None or entry.state != state:
-        # Before there is another: both would take their memory.
+        # Before another one is created: both would need memory.
         entry = None
         _slots.pop(network, None)
         on_cpu = network.device.type == "cpu"
         if on_cpu:
             set_threads()
         model = _in_best_dtype(_replace_lora(network, _merged)).slot_model()
-        # Elsewhere some weights have been put together, at another address.
-        entry = _slots[network] = _Slots(state if on_cpu else _state(network), model)
+        # Off the CPU some weights were fused, at another address.
+        entry = _slots[network] = _CachedSlotModel(state if on_cpu else _state(network), model)
     return entry
 
 
 def _replace_lora(module: Any, replacement: Callable[[Any], nn.Module]) -> Any:
-    """Return a copy of a module that has others for its LoRA layers, and shares all else."""
+    """Return a copy of a module with replaced LoRA layers that shares everything else."""
     if _is_lora(module):
         return replacement(module)
     children = {
@@ -110,14 +110,14 @@ def _replace_lora(module: Any, replacement: Callable[[Any], nn.Module]) -> Any:
 
 
 def _lora_state(network: nn.Module) -> str:
-    """Tell what decides the text beside the weights: active adapters and their scale."""
+    """Return the state besides weights that affects the text: active adapters and their scale."""
     layers: list[Any] = [module for module in network.modules() if _is_lora(module)]
     names = ("disable_adapters", "merged_adapters", "active_adapters", "scaling")
     return repr([[getattr(layer, name) for name in names] for layer in layers])
 
 
 def _is_lora(layer: Any) -> bool:
-    # An adapter for each row of a batch is a hook of PEFT.
+    # Adapters per row of a batch are hooks of PEFT.
     return (
         type(layer) is getattr(sys.modules.get(_PEFT_LAYERS), "Linear", None)
         and type(layer.base_layer) is nn.Linear
@@ -128,8 +128,8 @@ def _is_lora(layer: Any) -> bool:
 
 def _merged(layer: Any) -> nn.Module:
     if layer.disable_adapters == layer.merged:
-        # A copy: to merge and unmerge a layer that is trained would round its weights each time,
-        # and change what is tied to them.
+        # A copy: merging and unmerging a trained layer would round its weights each time, and
+        # change tied weights.
         layer = copy.deepcopy(layer)
         layer.unmerge() if layer.merged else layer.merge()
     base: nn.Module = layer.base_layer
@@ -158,8 +158,8 @@ def _tell_once(stored: str, best: str) -> None:
 
 @torch.no_grad()
 def _state(network: nn.Module) -> tuple[Any, ...]:
-    # Torch counts changes made in place, and new storage has another address. What `.data` changes,
-    # as merging adapters does, is not counted: some of each weight is compared too.
+    # Torch counts in-place changes, and new storage has another address. Changes through `.data`,
+    # as by merging adapters, are not counted, so some elements of each weight are compared too.
     weights = list(network.parameters())
     marks = [(w.data_ptr(), w._version, w.dtype, w.device, w.shape) for w in weights]
     samples = [w.flatten()[:: w.numel() // _SAMPLE + 1].float() for w in weights]
@@ -169,12 +169,12 @@ def _state(network: nn.Module) -> tuple[Any, ...]:
 def run(
     network: Any, tasks: Sequence[Task], *, model: SlotModel | None = None, beams: int = 1
 ) -> list[Any]:
-    """Run tasks, one per text, on `beams` slots each; returns what each returns.
+    """Run tasks, one per text, on `beams` slots each; return their results.
 
-    `model` is the network's slot model for other windows, where it is not the usual one.
+    `model` is the network's slot model for other windows, if it is not the usual one.
     """
     model = slot_model(network) if model is None else model
-    # None where modules are called.
+    # None if modules are called directly.
     slots = _slots.get(network)
     shape = beams, model.window_shape, model.max_target_positions
     results: list[Any] = [None] * len(tasks)
@@ -185,12 +185,12 @@ def run(
             errors.append(error)
         results[number] = result
 
-    # Taken away while it is used: threads never share one, nor is one kept that broke down.
-    scheduler = slots.kept.pop(shape, None) if slots else None
+    # Removed while in use: threads never share one, and a failed one is not kept.
+    scheduler = slots.schedulers.pop(shape, None) if slots else None
     if slots:
-        slots.kept.clear()
+        slots.schedulers.clear()
     if scheduler is None or scheduler.slots < _num_slots(model, len(tasks), beams):
-        scheduler = None  # before there is another
+        scheduler = None  # released before another is created
         scheduler = _scheduler(model, len(tasks), beams, record=slots is not None)
     for number, task in enumerate(tasks):
         scheduler.add(task, partial(done, number))
@@ -201,15 +201,15 @@ def run(
         scheduler.fail(errors[0])
         raise errors[0]
     if slots and model.device.type == "cuda":
-        slots.kept[shape] = scheduler
+        slots.schedulers[shape] = scheduler
     return results
 
 
 @contextmanager
 def in_own_type(device: torch.device, *, plain: bool) -> Iterator[None]:
-    """Compute in the type of the weights under `torch.autocast` too, but where modules are called.
+    """Compute in the type of the weights under `torch.autocast` too, unless modules are called.
 
-    Packed weights have one type, and threads that compute single rows know of no autocast.
+    Packed weights have one type, and threads that compute single rows are not under autocast.
     """
     with torch.autocast(device.type, enabled=False) if plain else nullcontext():
         yield

@@ -1,4 +1,4 @@
-"""`Speech2TextForConditionalGeneration`, whose `generate` is as transformers 5.23 has it."""
+"""`Speech2TextForConditionalGeneration`, with the interface of `generate` in transformers 5.23."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -32,20 +32,20 @@ def generate(
     """Transcribe or translate a batch of recordings.
 
     Args:
-        inputs: filter bank features (batch, frame, mel); `input_features` says the same.
+        inputs: filter bank features (batch, frame, mel); alias of `input_features`.
         logits_processor, stopping_criteria: called with the tokens so far and the scores of the
             next; change the scores, or end a text.
-        prefix_allowed_tokens_fn: row and tokens so far, to the tokens that may come next.
+        prefix_allowed_tokens_fn: returns the allowed next tokens for a row and its tokens so far.
         synced_gpus: without effect here.
-        assistant_model: without effect: drafts change no text.
-        streamer: gets every token of one recording by `put`, and then `end`.
+        assistant_model: without effect: drafts do not change the text.
+        streamer: receives every token of one recording by `put`, and then `end`.
         kwargs: settings of a `GenerationConfig` (`num_beams`, `max_new_tokens`,
             `forced_bos_token_id`, ...), and `input_features`, `attention_mask` (batch, frame),
-            `encoder_outputs`, `decoder_input_ids`. Those of `rare_settings` take transformers, as
-            a streamer does.
+            `encoder_outputs`, `decoder_input_ids`. Those of `rare_settings` need transformers, as
+            does a streamer.
 
     Returns:
-        Token ids from the start token to the end token, padded; with `return_dict_in_generate`
+        Token IDs from the start token to the end token, padded; with `return_dict_in_generate`
         as `sequences`.
     """
     model_settings = getattr(model, "generation_config", None)
@@ -108,7 +108,7 @@ def _prompts(config: GenerationConfig, given: Any, batch_size: int) -> Int[Tenso
             f"generating text: decoder_input_ids have shape {tuple(prompts.shape)} and type "
             f"{prompts.dtype}, expected whole numbers ({batch_size}, token); {hint}"
         )
-    # The reference puts the start token in front of prompts that lack it.
+    # The reference prepends the start token to prompts that lack it.
     if not prompts.shape[1] or bool((prompts[:, :1] != starts).all()):
         prompts = torch.cat([starts, prompts], dim=1)
     return prompts

@@ -1,7 +1,6 @@
-"""`WhisperForConditionalGeneration`, whose `generate` takes and gives what transformers 5.23 does.
+"""`WhisperForConditionalGeneration`, with the interface of `generate` in transformers 5.23.
 
-Every row is a task on the package's own scheduler: rows neither wait for one another nor change one
-another's text.
+Every row is a task of the package's own scheduler: rows are independent in time and result.
 """
 
 import logging
@@ -80,29 +79,29 @@ def generate(
         input_features: log-mel features; more than 3,000 frames are decoded window by window.
         logits_processor, stopping_criteria: called with the tokens so far and the scores of the
             next; change the scores, or end a window.
-        prefix_allowed_tokens_fn: row and tokens so far, to the tokens that may come next.
+        prefix_allowed_tokens_fn: returns the allowed next tokens for a row and its tokens so far.
         synced_gpus, num_segment_frames: without effect here.
-        return_timestamps: always for long recordings.
-        language: of all rows, or one of each; None to detect it where prompts name it.
+        return_timestamps: always true for long recordings.
+        language: of all rows, or one per row; None to detect it if prompts include it.
         prompt_ids: text before the first window (`prompt_condition_type` of `first-segment`) or
             before every window (`all-segments`).
-        temperature: 0 or None to take the likeliest token; several are tried in turn until a
+        temperature: 0 or None selects the most likely token; several are tried in order until a
             window passes the thresholds.
-        compression_ratio_threshold: a window whose token ids compress better is tried again.
-        logprob_threshold: a window less likely on average is tried again.
-        no_speech_threshold: an unlikely window with more probability of no speech is skipped.
+        compression_ratio_threshold: a window with a higher ratio of token IDs is repeated.
+        logprob_threshold: a window with a lower mean log-probability is repeated.
+        no_speech_threshold: such a window with a higher no-speech probability is skipped.
         attention_mask: 1 for the frames of each row, (batch, frame).
-        time_precision, time_precision_features: seconds of a timestamp step, of a feature frame.
-        force_unique_generate_call: whether to decode one window of each row, and return it with
+        time_precision, time_precision_features: seconds per timestamp step, per feature frame.
+        force_unique_generate_call: whether to decode one window per row, and return it with
             prompt and end token.
-        monitor_progress: called with (batch, 2): the frame each row has come to, of how many.
+        monitor_progress: called with (batch, 2): the current frame of each row, and its total.
         kwargs: further settings of a `GenerationConfig`, and `encoder_outputs`,
-            `assistant_model`, `decoder_input_ids`. Those of `rare_settings` take transformers.
+            `assistant_model`, `decoder_input_ids`. Those of `rare_settings` need transformers.
 
     Returns:
-        Token ids without prompt and end token, padded; or a dictionary of `sequences`, `segments`,
+        Token IDs without prompt and end token, padded; or a dictionary of `sequences`, `segments`,
         `token_timestamps`; or with `return_dict_in_generate` and no timestamps, or a forced unique
-        call, everything the last window gave.
+        call, all results of the last window.
     """
     model_settings = getattr(model, "generation_config", None)
     config, rest = prepare(GenerationConfig, model_settings, generation_config, kwargs)
@@ -140,7 +139,7 @@ def generate(
             drafted="assistant_model" in rest,
         ),
         clock=Clock(
-            # Without timestamps in the vocabulary no token is one.
+            # Without timestamps in the vocabulary, no token is one.
             timestamp_begin=model.config.vocab_size + 1 if no_times is None else no_times + 1,
             input_stride=audio.input_stride,
             time_precision=time_precision,
@@ -151,7 +150,7 @@ def generate(
         repeat_prompt=check_condition_type(config, prompt_condition_type),
         condition_first=bool(condition_on_prev_tokens),
         begin=rest.get("decoder_input_ids"),
-        # <|nospeech|> has the id before <|notimestamps|> in every published vocabulary.
+        # <|nospeech|> has the ID before <|notimestamps|> in every published vocabulary.
         no_speech_token=(
             None if config.no_speech_threshold is None or no_times is None else no_times - 1
         ),
@@ -191,7 +190,7 @@ def detect_language(
     generation_config: Any = None,
     num_segment_frames: int = 3000,
 ) -> Int[Tensor, " batch"]:
-    """Return the likeliest language token of each recording, from its first window."""
+    """Return the most likely language token of each recording, from its first window."""
     if (input_features is None) == (encoder_outputs is None):
         raise ValueError(
             "detecting the language: pass either `input_features` or `encoder_outputs`, one of the "
@@ -208,7 +207,7 @@ def detect_language(
             "no decoder_start_token_id; use a multilingual checkpoint"
         )
     audio = Audio.of(model, input_features, encoder_outputs)
-    # The language is detected in all of a first window, whatever a mask would leave of it.
+    # The language is detected in a complete first window, ignoring any mask.
     rows = audio.rows(torch.ones(audio.batch_size, 1))
     tasks = [detect(row, config, window_frames=audio.window_frames) for row in rows]
     return torch.tensor(run(model, tasks), device=model.device)
@@ -223,12 +222,12 @@ class WhisperForConditionalGeneration(WhisperSeq2SeqLM):
 
 
 class WhisperForCausalLM(WhisperDecoderLM):
-    """Whisper's decoder, for which transformers searches; as an assistant it needs none."""
+    """Whisper's decoder, generating by transformers' search; as an assistant it needs none."""
 
     def generate(self, inputs: Any = None, **kwargs: Any) -> Any:
-        """Continue token ids as `transformers.GenerationMixin.generate` does.
+        """Continue token IDs as `transformers.GenerationMixin.generate` does.
 
-        Raises ImportError where transformers is not installed.
+        Raises ImportError if transformers is not installed.
         """
         return transformers_generate(self, "WhisperForCausalLM.generate", inputs=inputs, **kwargs)
 
@@ -243,7 +242,7 @@ def _note_outputs(
 ) -> bool:
     if wanted is None:
         wanted = bool(config.return_dict_in_generate)
-    # Windows of which a threshold or a time is wanted give more than their tokens, as there.
+    # Windows with thresholds or times return more than tokens, as in the reference.
     config.return_dict_in_generate = wanted or token_times or logprob_threshold is not None
     return wanted
 
@@ -268,7 +267,7 @@ def _assistant(audio: Audio, rest: dict[str, Any], config: GenerationConfig) -> 
     if assistant is None:
         return None
     if (config.num_beams or 1) > 1:
-        # The reference drops the assistant, too: it drafts for one hypothesis alone.
+        # The reference drops the assistant too: it drafts for one hypothesis only.
         logger.warning("assistant_model drafts nothing for beams: num_beams is not 1")
         return None
     if not hasattr(assistant, "slot_model"):

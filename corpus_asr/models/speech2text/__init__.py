@@ -37,7 +37,7 @@ __all__ = [
     "Speech2TextTokenizer",
 ]
 
-# Those that import torch come last.
+# Modules that import torch come last.
 _MODULES = (
     "corpus_asr.families.generation_config",
     "corpus_asr.families.speech2text.config",

@@ -1,6 +1,6 @@
-"""Speech2Text's feature extractor, and its processor: that and the tokenizer as one.
+"""Speech2Text's feature extractor, and its processor, which combines it with the tokenizer.
 
-Parameters, defaults and results are those of transformers 5.23, features within 1e-4 of its route
+Parameters, defaults and results are those of transformers 5.23, features within 1e-4 of its code
 without torchaudio. Works without torch unless tensors are requested.
 """
 
@@ -28,16 +28,16 @@ from corpus_asr.models.feature_extraction import (
     speech_rows,
 )
 
-# They follow from the other settings or the class: files have them, but they are never set.
+# Derived from other settings or the class: in files, but never set.
 _DERIVED = ("mel_filters", "window", "feature_extractor_type", "processor_class")
 
 
 class Speech2TextFeatureExtractor(SpeechFeatureExtractor):
-    """Turns samples into filter banks, each mel bin normalized over its recording.
+    """Converts samples to filter banks, with each mel bin normalized over its recording.
 
     Args:
-        feature_size: kept and saved; `num_mel_bins` counts.
-        padding_value: what frames are filled up with, after they are normalized.
+        feature_size: stored and saved only; `num_mel_bins` is used.
+        padding_value: value of padded frames, added after normalization.
         dither: standard deviation, in 16-bit steps, of noise added to every frame, from numpy's
             global generator.
         do_ceptral_normalize: normalize each mel bin over the recording.
@@ -76,7 +76,7 @@ class Speech2TextFeatureExtractor(SpeechFeatureExtractor):
         self.normalize_vars = normalize_vars
         self.padding_side = padding_side
         self.return_attention_mask = True  # the reference overrides the argument as well
-        kaldi_filters(num_mel_bins, sample_rate_hz=sampling_rate)  # refuses sizes that cannot be
+        kaldi_filters(num_mel_bins, sample_rate_hz=sampling_rate)  # validates the sizes
         if not dither >= 0.0:
             raise ValueError(
                 f"making a feature extractor: found dither {dither}, expected 0 (none) or more; "
@@ -100,9 +100,9 @@ class Speech2TextFeatureExtractor(SpeechFeatureExtractor):
         Args:
             raw_speech: samples in [-1, 1]: a list or array of one dimension, or several of them.
             padding: `longest` or True, `max_length`, `do_not_pad` or False.
-            max_length, pad_to_multiple_of: in frames; truncation comes before normalization.
-            sampling_rate: of `raw_speech`, to be checked against the extractor's.
-            kwargs: ignored, so that a processor may pass what is meant for its tokenizer.
+            max_length, pad_to_multiple_of: in frames; truncation precedes normalization.
+            sampling_rate: of `raw_speech`, compared with the extractor's.
+            kwargs: ignored, so that a processor may pass its tokenizer's keywords.
 
         Returns:
             `input_features` of shape (batch, frame, mel), in float32, and `attention_mask` with 1
@@ -126,7 +126,7 @@ class Speech2TextFeatureExtractor(SpeechFeatureExtractor):
         normalize_vars: bool | None = True,
         padding_value: float = 0.0,
     ) -> Float32[np.ndarray, "frame mel"]:
-        """Normalize the first `input_length` frames of an array, and fill up the others."""
+        """Normalize the first `input_length` frames of an array, and pad the others."""
         normed = np.full(x.shape, padding_value, dtype=np.float32)
         normed[:input_length] = mean_variance_normalized(
             x[:input_length].astype(np.float32, copy=False),
@@ -140,13 +140,13 @@ class Speech2TextFeatureExtractor(SpeechFeatureExtractor):
         input_features: Sequence[np.ndarray],
         attention_mask: Sequence[np.ndarray] | np.ndarray | None = None,
     ) -> list[np.ndarray]:
-        """Normalize the frames of every recording that its mask calls content."""
+        """Normalize each recording over the frames in its mask."""
         if attention_mask is None:
             attention_mask = [np.ones(len(values), dtype=np.int32) for values in input_features]
         recordings = []
         for values, mask in zip(input_features, attention_mask, strict=True):
-            # Content may stand at either end: the reference takes it to stand at the start, and
-            # normalizes padding where `padding_side` is `left`.
+            # Content may be at either end: the reference assumes the start, and normalizes padding
+            # if `padding_side` is `left`.
             content = np.asarray(mask) == 1
             normed = np.full(values.shape, self.padding_value, dtype=np.float32)
             normed[content] = self.utterance_cmvn(
@@ -174,7 +174,7 @@ class Speech2TextFeatureExtractor(SpeechFeatureExtractor):
 
 
 class Speech2TextProcessor(SpeechProcessor):
-    """Passes audio to its feature extractor, and text and ids to its tokenizer."""
+    """Passes audio to its feature extractor, and text and IDs to its tokenizer."""
 
     feature_extractor_class: ClassVar[type] = Speech2TextFeatureExtractor
     tokenizer_class: ClassVar[type] = Speech2TextTokenizer
@@ -189,7 +189,7 @@ class Speech2TextProcessor(SpeechProcessor):
     def __call__(self, *args: Any, **kwargs: Any) -> BatchFeature:
         """Prepare audio (`raw_speech` is its older name), text or both.
 
-        Within `as_target_processor` it takes text alone.
+        Within `as_target_processor` it only takes text.
         """
         if self.current_processor is self.tokenizer:
             encode: Callable[..., BatchFeature] = self.tokenizer
@@ -200,9 +200,9 @@ class Speech2TextProcessor(SpeechProcessor):
 
     @contextmanager
     def as_target_processor(self) -> Iterator[None]:
-        """Within it, a call encodes labels; outside, text= says the same.
+        """Context in which a call encodes labels; elsewhere use text=.
 
-        Source: transformers 4.34; version 5 has it no longer.
+        Source: transformers 4.34; removed in version 5.
         """
         self.current_processor = self.tokenizer
         try:

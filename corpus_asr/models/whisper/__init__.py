@@ -42,7 +42,7 @@ __all__ = [
     "pipeline",
 ]
 
-# Those that import torch come last.
+# Modules that import torch come last.
 _MODULES = (
     "corpus_asr.families.whisper.config",
     "corpus_asr.families.whisper.config",

@@ -1,7 +1,7 @@
-"""Whisper's feature extractor, and its processor: that and the tokenizer as one.
+"""Whisper's feature extractor, and its processor, which combines it with the tokenizer.
 
 Parameters, defaults and results are those of transformers 5.23, features within 1e-5 of its numpy
-route. Works without torch unless tensors or a GPU are requested.
+code. Works without torch unless tensors or a GPU are requested.
 """
 
 from collections.abc import Sequence
@@ -23,21 +23,21 @@ from corpus_asr.models.feature_extraction import (
 )
 from corpus_asr.units import MOST_MEL_BINS
 
-# They follow from the other settings or the class: files have them, but they are never set.
+# Derived from other settings or the class: in files, but never set.
 _DERIVED = ("mel_filters", "n_samples", "nb_max_frames", "feature_extractor_type")
 
-# Far above what is in use: a file must not ask for filters or padding that fill memory.
+# Far above values in use, so that a file's filters or padding cannot exhaust memory.
 _MOST_FFT_SAMPLES, _MOST_SAMPLES = 20_000, 100_000_000
 
 _ON_DEVICE = "corpus_asr.families.whisper.encoder:log_mel_on_device"
 
 
 class WhisperFeatureExtractor(SpeechFeatureExtractor):
-    """Turns samples into padded log-mel features.
+    """Converts samples to padded log-mel features.
 
     Args:
         feature_size: mel bins: 80, or 128 for large-v3.
-        hop_length, n_fft: samples between frames, and of a frame.
+        hop_length, n_fft: samples between frames, and per frame.
         chunk_length: seconds of the window that shorter recordings are padded to.
         dither: standard deviation of noise added to every frame, from numpy's global generator.
         kwargs: kept as attributes and saved with the others.
@@ -68,7 +68,7 @@ class WhisperFeatureExtractor(SpeechFeatureExtractor):
         self.hop_length = hop_length
         self.chunk_length = chunk_length
         self.dither = dither
-        self._analysis()  # refuses sizes that cannot be
+        self._analysis()  # validates the sizes
         self.n_samples = chunk_length * sampling_rate
         self.nb_max_frames = self.n_samples // hop_length
         for name, value in kwargs.items():
@@ -115,15 +115,15 @@ class WhisperFeatureExtractor(SpeechFeatureExtractor):
             raw_speech: samples in [-1, 1]: a list or array of one dimension, or several of them.
             pad_to_multiple_of, max_length: in samples; no length means the window.
             padding: `max_length`, `longest` or True, `do_not_pad` or False.
-            sampling_rate: of `raw_speech`, to be checked against the extractor's.
-            do_normalize: bring every recording to zero mean and unit variance first.
+            sampling_rate: of `raw_speech`, compared with the extractor's.
+            do_normalize: scale every recording to zero mean and unit variance first.
             device: `cpu`, or the GPU to compute on.
             return_token_timestamps: also return `num_frames`, frames before truncation.
-            kwargs: ignored, so that a processor may pass what is meant for its tokenizer.
+            kwargs: ignored, so that a processor may pass its tokenizer's keywords.
 
         Returns:
-            `input_features` of shape (batch, mel, frame), in float32, a list of arrays where
-            recordings keep different lengths; `attention_mask` has 1 for every frame with content.
+            `input_features` of shape (batch, mel, frame), in float32, a list of arrays if
+            recordings have different lengths; `attention_mask` has 1 for every frame with content.
         """
         self._check_rate(sampling_rate)
         rows = speech_rows(raw_speech)
@@ -135,7 +135,7 @@ class WhisperFeatureExtractor(SpeechFeatureExtractor):
             padded = self.zero_mean_unit_var_norm(padded, masks, self.padding_value)
         batch = BatchFeature({"input_features": self._features(padded, device)})
         if self._wants_mask(return_attention_mask):
-            # Content are the frames that start in it.
+            # Frames that start within it are content.
             starts, frames = slice(None, None, self.hop_length), self._analysis().num_frames
             batch["attention_mask"] = joined([mask[starts][: frames(mask.size)] for mask in masks])
         if return_token_timestamps:
@@ -148,12 +148,12 @@ class WhisperFeatureExtractor(SpeechFeatureExtractor):
         attention_mask: Sequence[np.ndarray] | None,
         padding_value: float = 0.0,
     ) -> list[np.ndarray]:
-        """Bring every row to zero mean and unit variance, measured where its mask is 1."""
+        """Scale every row to zero mean and unit variance, computed where its mask is 1."""
         if attention_mask is None:
             return [(row - row.mean()) / np.sqrt(row.var() + 1e-7) for row in input_values]
         normed = []
         for row, mask in zip(input_values, attention_mask, strict=True):
-            # As in the reference, the content is taken to stand at the start of the row.
+            # As in the reference, content is assumed at the start of the row.
             content = row[: int(np.sum(mask))]
             scaled = (row - content.mean()) / np.sqrt(content.var() + 1e-7)
             scaled[len(content) :] = padding_value
@@ -166,7 +166,7 @@ class WhisperFeatureExtractor(SpeechFeatureExtractor):
             hop_samples=self.hop_length,
             sample_rate_hz=self.sampling_rate,
             dither=self.dither,
-            dtype=np.float64,  # as the reference's numpy route; float32 differs by up to 1e-4
+            dtype=np.float64,  # as in the reference's numpy code; float32 differs by up to 1e-4
         )
 
     def _features(self, rows: Sequence[np.ndarray], device: Any) -> Any:
@@ -175,7 +175,7 @@ class WhisperFeatureExtractor(SpeechFeatureExtractor):
             mels = (log_mel(r, num_mel_bins=self.feature_size, analysis=analysis) for r in rows)
             return joined([np.ascontiguousarray(mel) for mel in mels])
         on_device = resolve(_ON_DEVICE)
-        # One transform for all rows, where padding made them alike.
+        # One transform for all rows, if padding made their lengths equal.
         alike = len({len(row) for row in rows}) == 1
         batches = [np.stack(rows)] if alike else [row[np.newaxis] for row in rows]
         features = [
@@ -186,7 +186,7 @@ class WhisperFeatureExtractor(SpeechFeatureExtractor):
 
 
 class WhisperProcessor(SpeechProcessor):
-    """Passes audio to its feature extractor, and text and ids to its tokenizer."""
+    """Passes audio to its feature extractor, and text and IDs to its tokenizer."""
 
     feature_extractor_class: ClassVar[type] = WhisperFeatureExtractor
     tokenizer_class: ClassVar[type] = WhisperTokenizer
@@ -202,11 +202,11 @@ class WhisperProcessor(SpeechProcessor):
     def get_decoder_prompt_ids(
         self, task: str | None = None, language: str | None = None, no_timestamps: bool = True
     ) -> Any:
-        """Return the positions and ids that a decoder begins with, as the tokenizer does."""
+        """Return the positions and IDs of a decoder's start, as the tokenizer does."""
         return self.tokenizer.get_decoder_prompt_ids(
             task=task, language=language, no_timestamps=no_timestamps
         )
 
     def get_prompt_ids(self, text: str, return_tensors: Any = "np") -> Any:
-        """Return the ids of a text to continue from, as the tokenizer does."""
+        """Return the IDs of a text to continue from, as the tokenizer does."""
         return self.tokenizer.get_prompt_ids(text, return_tensors=return_tensors)
