@@ -31,7 +31,7 @@ from corpus_asr.audio.probe import (
     open_container,
     select_stream,
 )
-from corpus_asr.audio.resample import Channels, Rows, Run
+from corpus_asr.audio.resample import Channels, FrameSpan, Rows
 from corpus_asr.audio.tracks import AudioTrack, audio_tracks
 from corpus_asr.config.decoding import AUTO_TRACK
 from corpus_asr.errors import DecodeError
@@ -191,8 +191,8 @@ class AudioDecoder:
                 yield from run.full_blocks()
         yield from run.finish()
 
-    def _start_run(self, frame: AudioFrame) -> Run:
-        run = Run(frame, channels=self._channels, num_rows=self.num_channels)
+    def _start_run(self, frame: AudioFrame) -> FrameSpan:
+        run = FrameSpan(frame, channels=self._channels, num_rows=self.num_channels)
         run.feed(frame)
         return run
 

@@ -146,7 +146,7 @@ _SAMPLE_TYPES: dict[str, tuple[type[np.generic], float]] = {
 }
 
 
-class Run:
+class FrameSpan:
     """A span of frames with equal rate, sample format and channels, converted to rows.
 
     The first frame, which later ones must match, is not fed yet. `num_rows` is the number of rows

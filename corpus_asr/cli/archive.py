@@ -21,7 +21,7 @@ from corpus_asr.errors import ConfigError
 if TYPE_CHECKING:
     import datetime
 
-    from corpus_asr.storage.run_state.prune import Gone
+    from corpus_asr.storage.run_state.prune import GoneRecordings
     from corpus_asr.storage.run_state.tables import OutputStore
 
 _MOST_SHOWN = 20
@@ -144,7 +144,7 @@ def _remove_gone(
     typer.echo(f"{store.uri}: removed {counted(len(gone), 'recording')}")
 
 
-def _gone_words(gone: "Gone") -> str:
+def _gone_words(gone: "GoneRecordings") -> str:
     from corpus_asr.units import counted
 
     corrections = f", {counted(gone.corrections, 'correction')}" if gone.corrections else ""

@@ -261,8 +261,8 @@ def _files_of(
 
     checkpoint = model_or_default(chosen.model, quiet=True)
     model = {"model": full_name(checkpoint), "model_revision": checkpoint_version(checkpoint)}
-    given = {name: value for name, value in keys.items() if name not in _OF_NO_TEXT}
-    made_by = {**model, "compute_type": chosen.compute_type, **given}
+    named_settings = {name: value for name, value in keys.items() if name not in _OF_NO_TEXT}
+    made_by = {**model, "compute_type": chosen.compute_type, **named_settings}
     return OutputFiles(
         chosen.output_dir,
         inputs.found,

@@ -107,8 +107,8 @@ class KeptRun:
             rows = pa.Table.from_pylist(turn_rows(voices, transcript.turns), SPEAKERS)
             put_rows(self._store, SPEAKERS_FOLDER, rows, stem=stem)
         with RunTables(self._store, names=[name]) as tables:
-            now = datetime.datetime.now(datetime.UTC)
-            for recording in recordings_rows(tables, now):
+            now_utc = datetime.datetime.now(datetime.UTC)
+            for recording in recordings_rows(tables, now_utc):
                 put_rows(self._store, RECORDINGS_FOLDER, recording, stem=stem)
 
     def forget(self, stems: Sequence[str]) -> None:

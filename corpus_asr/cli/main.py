@@ -184,16 +184,16 @@ def convert(
         from corpus_asr.models.convert import convert as convert_checkpoint
         from corpus_asr.storage.model_files import fetch_checkpoint
 
-        own = None if tokenizer is None else Path(tokenizer)
-        if own is not None and not own.exists():
-            own = fetch_checkpoint(str(tokenizer), weights=False)
+        tokenizer_folder = None if tokenizer is None else Path(tokenizer)
+        if tokenizer_folder is not None and not tokenizer_folder.exists():
+            tokenizer_folder = fetch_checkpoint(str(tokenizer), weights=False)
         is_file = source.endswith(OPENAI_SUFFIX) or Path(source).exists()
         typer.echo(
             convert_checkpoint(
                 Path(source) if is_file else fetch_checkpoint(source),
                 target,
                 dtype=dtype,
-                tokenizer=own,
+                tokenizer=tokenizer_folder,
             )
         )
 

@@ -65,12 +65,12 @@ def status(
         store = open_run(output_uri, options=store_options(output_uri, context))
         with text_display(in_place=watch and not as_json) as show:
             while True:
-                found = load_status(store)
+                status = load_status(store)
                 if as_json:
-                    typer.echo(json.dumps(as_data(found), ensure_ascii=False))
+                    typer.echo(json.dumps(as_data(status), ensure_ascii=False))
                 else:
-                    show(render(found))
-                if not watch or not found.alive:
+                    show(render(status))
+                if not watch or not status.alive:
                     return
                 time.sleep(WATCH_EVERY_S)
 
@@ -154,13 +154,13 @@ def _words(summary: "ExportSummary") -> str:
         done += f"; {counted(summary.corrected, 'segment')} corrected or checked by people"
     if summary.partly_failed:
         done += f"; {summary.partly_failed:,} with parts that failed"
-    left = [
-        f"{count:,} {what}"
-        for count, what in ((summary.failed, "failed"), (summary.unfinished, "not done yet"))
+    counts_left = [
+        f"{count:,} {outcome}"
+        for count, outcome in ((summary.failed, "failed"), (summary.unfinished, "not done yet"))
         if count
     ]
-    if left:
-        done += f"\nomitted: {', '.join(left)}"
+    if counts_left:
+        done += f"\nomitted: {', '.join(counts_left)}"
     if summary.stale_corrections:
         stale = counted(summary.stale_corrections, "correction")
         done += (
@@ -242,12 +242,12 @@ def evaluate(
         from corpus_asr.report.accuracy.evaluation import as_data, render
 
         options = store_options(output_uri, context)
-        found = evaluate_run(
+        evaluation = evaluate_run(
             output_uri, references, against=against, language=language, options=options
         )
-        data = as_data(found)
+        data = as_data(evaluation)
         if not as_json:
-            typer.echo(render(found))
+            typer.echo(render(evaluation))
         if calibrate:
             calibration = fit_calibration(
                 output_uri, references, language=language, options=options
@@ -258,9 +258,11 @@ def evaluate(
         if as_json:
             typer.echo(json.dumps(data, indent=2, ensure_ascii=False))
         missed = [
-            _above("word error rate", found.everything.words.rate, "--max-wer", max_wer),
-            _above("character error rate", found.everything.characters.rate, "--max-cer", max_cer),
-            _worse(found.comparison) if not_worse else None,
+            _above("word error rate", evaluation.everything.words.rate, "--max-wer", max_wer),
+            _above(
+                "character error rate", evaluation.everything.characters.rate, "--max-cer", max_cer
+            ),
+            _worse(evaluation.comparison) if not_worse else None,
         ]
         for words in missed:
             if words is not None:
@@ -323,7 +325,7 @@ def report(
 
     with readable_errors():
         store = open_run(output_uri, options=store_options(output_uri, context))
-        found = (
+        report_path = (
             load_report(store, price_per_hour=price)
             if page is None
             else write_page(
@@ -334,7 +336,7 @@ def report(
                 audio_options=audio_options(audio_storage_option),
             )
         )
-        print_result(as_data(found), render(found), as_json=as_json)
+        print_result(as_data(report_path), render(report_path), as_json=as_json)
 
 
 def show(

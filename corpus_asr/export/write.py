@@ -161,12 +161,12 @@ class ExportOptions:
     """Whether to write what people corrected in place of the model's text."""
 
     def __post_init__(self) -> None:
-        others = [name for name in self.formats if name not in SINGLE_FORMATS]
-        if self.single and others:
+        other_formats = [name for name in self.formats if name not in SINGLE_FORMATS]
+        if self.single and other_formats:
             raise ConfigError(
-                f"exporting all recordings to one file: found the format {others[0]}, expected "
-                f"one of {', '.join(SINGLE_FORMATS)}: its files belong to one recording; leave out "
-                "--single, or the format"
+                f"exporting all recordings to one file: found the format {other_formats[0]}, "
+                f"expected one of {', '.join(SINGLE_FORMATS)}: its files belong to one recording; "
+                "leave out --single, or the format"
             )
         check_formats(self.formats, self.words)
 

@@ -102,8 +102,8 @@ def convert(
     if target.exists():
         raise ConfigError(f"converting to {target}: it exists already; give another name")
     if dtype is not None and dtype not in (*COMPUTE_DTYPES, INT8):
-        known = ", ".join((*COMPUTE_DTYPES, INT8))
-        raise ConfigError(f"converting to dtype {dtype}: expected one of {known}; correct --dtype")
+        dtypes = ", ".join((*COMPUTE_DTYPES, INT8))
+        raise ConfigError(f"converting to dtype {dtype}: expected one of {dtypes}; correct --dtype")
     if dtype == INT8 and target.suffix == OPENAI_SUFFIX:
         raise ConfigError(
             f"converting to {target} in int8: OpenAI's layout holds float weights only; give a "

@@ -288,10 +288,10 @@ def pipeline(
         model = AutoModelForSpeechSeq2Seq.from_pretrained(name, **options)
         # The first GPU, or the CPU: transformers' default for models that it loads itself.
         device = 0 if device is None and device_map is None else device
-    given = {"feature_extractor": feature_extractor, "tokenizer": tokenizer}
+    given_parts = {"feature_extractor": feature_extractor, "tokenizer": tokenizer}
     parts = {
         role: _loaded(_part(part, processor, role), role, name, where)
-        for role, part in given.items()
+        for role, part in given_parts.items()
     }
     return AutomaticSpeechRecognitionPipeline(
         model, **parts, processor=processor, device=device, task=TASK, **kwargs

@@ -42,11 +42,11 @@ from corpus_asr.storage.run_state.finish import OutcomeCounts, finish
 from corpus_asr.storage.run_state.forgotten import Forgotten
 from corpus_asr.storage.run_state.lock import Lock
 from corpus_asr.storage.run_state.plan import Plan, make_plan, read_listing, read_packs
-from corpus_asr.storage.run_state.portions import Lost
+from corpus_asr.storage.run_state.portions import LostPortion
 from corpus_asr.storage.run_state.redo import note_redo
 from corpus_asr.storage.run_state.run_files import (
     RUN_NAME,
-    Run,
+    RunRecord,
     begin_run,
     calibration_for,
     fingerprint,
@@ -196,7 +196,7 @@ class CorpusRun:
     after_finish: AfterFinish | None = None
     plan: Plan | None = None
     """What there is to do, once the source is listed."""
-    _begun: Run | None = None
+    _begun: RunRecord | None = None
     _calibration: ConfidenceModel | None = None
     _gave_up: bool = False
     _committed: Tally = field(default_factory=Tally)
@@ -430,7 +430,7 @@ class CorpusRun:
             f"{failure_kind(alike.kind).advice}{rest}"
         )
 
-    def _finish_tables(self, plan: Plan, begun: Run) -> OutcomeCounts:
+    def _finish_tables(self, plan: Plan, begun: RunRecord) -> OutcomeCounts:
         return finish(
             self.store,
             begun,
@@ -496,7 +496,7 @@ class CorpusRun:
 
     def _on_mortal_workers(
         self, work: Callable[[T], R], portions: Iterable[T]
-    ) -> Iterator[R | Lost]:
+    ) -> Iterator[R | LostPortion]:
         waiting = iter(portions)
         first = [*itertools.islice(waiting, 1)]
         if first:  # Ray takes a while to start

@@ -85,10 +85,10 @@ def evaluate(
     scores = _scores(store, expected, references)
     comparison = None
     if against is not None:
-        other = open_run(against, options=options)
+        other_store = open_run(against, options=options)
         shared = {identity: scores[identity] for identity in expected.keys() & scores.keys()}
         comparison = compare(
-            shared, _scores(other, expected, references), other=redact_uri(other.uri)
+            shared, _scores(other_store, expected, references), other=redact_uri(other_store.uri)
         )
     evaluation = summarize(
         list(scores.values()),

@@ -223,18 +223,18 @@ class _NightlyRun:
         if self.summary is not None:
             night = replace(night, findings=findings_of(self.store, self.run_id))
         else:
-            found = findings_so_far(self.store, self.run_id)
+            findings = findings_so_far(self.store, self.run_id)
             night = replace(
                 night,
-                findings=found,
-                remaining=max(0, night.remaining - found.done - found.failed),
-                audio_s=found.audio_s,
-                rtfx=rtfx(found.audio_s, night.wall_s),
+                findings=findings,
+                remaining=max(0, night.remaining - findings.done - findings.failed),
+                audio_s=findings.audio_s,
+                rtfx=rtfx(findings.audio_s, night.wall_s),
             )
         # Counted again: tonight's failures may have been a recording's last try.
         spent = self._spent(count_tries(self.store))
-        before = pc.is_in(spent["recording_id"], value_set=pa.array(self.alone, pa.string()))
-        given_up = spent.filter(pc.invert(before))["uri"].to_pylist()
+        was_alone = pc.is_in(spent["recording_id"], value_set=pa.array(self.alone, pa.string()))
+        given_up = spent.filter(pc.invert(was_alone))["uri"].to_pylist()
         return replace(
             night, skipped=len(spent), no_longer_retried=tuple(given_up[:_MOST_GIVEN_UP])
         )

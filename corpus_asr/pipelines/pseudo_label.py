@@ -109,7 +109,9 @@ def _check(config: PseudoLabelConfig) -> None:
 
 
 def _check_dataset(config: PseudoLabelConfig) -> None:
-    dataset, output = (normalize(each.uri).rstrip("/") for each in (config.dataset, config.output))
+    dataset, output = (
+        normalize(section.uri).rstrip("/") for section in (config.dataset, config.output)
+    )
     if dataset == output:
         raise ConfigError(
             f"beginning a data set in {redact_uri(dataset)}: found the output folder of the run, "

@@ -153,15 +153,15 @@ class Night:
 def as_data(night: Night) -> dict[str, Any]:
     """Return a night as JSON has it."""
     data = {**asdict(night), "planned": night.planned, "numbers": asdict(night.numbers)}
-    found = data["findings"]
+    findings = data["findings"]
     data["findings"] = {
         "done": night.findings.done,
-        **{name: found[name] for name in ("no_speech", "failed", "failures")},
-        "languages": [{"language": share.pop("name"), **share} for share in found["languages"]][
+        **{name: findings[name] for name in ("no_speech", "failed", "failures")},
+        "languages": [{"language": share.pop("name"), **share} for share in findings["languages"]][
             :MOST_LANGUAGES
         ],
-        "confidence": found["mean_confidence"],
-        "low_confidence": found["low_confidence"],
+        "confidence": findings["mean_confidence"],
+        "low_confidence": findings["low_confidence"],
     }
     return data
 
@@ -316,7 +316,7 @@ def markdown(night: Night) -> str:
         ("- resumed", night.continued), *((("moved", night.moved),) if night.moved else ()),
         ("done", findings.done), ("- without speech", findings.no_speech),
         ("failed", findings.failed), ("remaining", night.remaining),
-        *((f"hook {name}", found["recordings"]) for name, found in night.hooks.items()),
+        *((f"hook {name}", hook_counts["recordings"]) for name, hook_counts in night.hooks.items()),
     ]  # fmt: skip
     template = text_template(
         "corpus_asr.report",

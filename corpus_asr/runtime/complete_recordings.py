@@ -30,7 +30,7 @@ from corpus_asr.storage.run_state.part_rows import part_rows
 from corpus_asr.storage.run_state.portions import Portion, portions_of
 from corpus_asr.storage.run_state.recording_rows import tidy
 from corpus_asr.storage.run_state.result_rows import SEGMENT_ROWS, nested
-from corpus_asr.storage.run_state.run_tables import VERSION_COLUMNS, Place, RunTables
+from corpus_asr.storage.run_state.run_tables import VERSION_COLUMNS, RowPlace, RunTables
 from corpus_asr.storage.run_state.speaker_turns import (
     RecordingVoices,
     read_turns,
@@ -104,9 +104,9 @@ def place_words_once(store: OutputStore, run: RunTables, spread: Spread | None =
         tables.add("contested", tables.table(_CONTESTED))
         [(number,)] = tables.rows("select count(*) from contested")
         do: Spread = map if spread is None or number < MANY_RECORDINGS else spread
-        for each in do(partial(_lost_words, store), portions_of(tables, "contested")):
-            for own in each:
-                lost.setdefault(own.name, {}).update(own.rows)
+        for portions_lost in do(partial(_lost_words, store), portions_of(tables, "contested")):
+            for lost_words in portions_lost:
+                lost.setdefault(lost_words.name, {}).update(lost_words.rows)
     # An object may have parts of several portions, and is written again once, after all of them.
     objects = [LostWords(name=name, rows=rows) for name, rows in sorted(lost.items())]
     written = [name for names in do(partial(_without_lost, store), objects) for name in names]
@@ -146,8 +146,8 @@ def _parts(
     wanted = None if columns is None else _WORD_COLUMNS
     for _, table, owners in part_rows(store, [name], SEGMENT_ROWS, wanted):
         chosen = np.isin(owners, rows)
-        own = table.filter(pa.array(chosen)).to_pylist()
-        for at, segment in zip(owners[chosen].tolist(), own, strict=True):
+        part_segments = table.filter(pa.array(chosen)).to_pylist()
+        for at, segment in zip(owners[chosen].tolist(), part_segments, strict=True):
             segments.setdefault(at, []).append(segment)
     for at, row in zip(rows, outcomes.take(pa.array(rows, pa.int64())).to_pylist(), strict=True):
         if row["text_found"]:
@@ -167,18 +167,23 @@ def _without_lost(store: OutputStore, lost: LostWords) -> list[str]:
     """Write an object again whose parts lose words; return the new names."""
     outcomes: _Rows = []
     segments: _Rows = []
-    for at, row, own in _parts(store, lost.name, sorted(lost.rows)):
-        claims = _claims(row, own)
+    for at, row, segments_of_part in _parts(store, lost.name, sorted(lost.rows)):
+        claims = _claims(row, segments_of_part)
         keep = [word not in lost.rows[at] for word in range(len(claims))]
         marks = iter(keep)
-        pieces = (_with_words(each, [w for w in each["words"] if next(marks)]) for each in own)
-        left = [each | {"segment": place} for place, each in enumerate(filter(None, pieces))]
-        ends_s = [word["end_s"] for each in left for word in each["words"]]
+        pieces = (
+            _with_words(segment, [w for w in segment["words"] if next(marks)])
+            for segment in segments_of_part
+        )
+        pieces_left = [
+            piece | {"segment": place} for place, piece in enumerate(filter(None, pieces))
+        ]
+        ends_s = [word["end_s"] for piece in pieces_left for word in piece["words"]]
         indices = [claim.index for claim, is_kept in zip(claims, keep, strict=True) if is_kept]
-        found = zip(indices, ends_s, strict=True)
-        columns = text_columns(row["text_lengths"], found)
-        outcomes.append(row | columns | {"segments_written": len(left)})
-        segments += left
+        places = zip(indices, ends_s, strict=True)
+        columns = text_columns(row["text_lengths"], places)
+        outcomes.append(row | columns | {"segments_written": len(pieces_left)})
+        segments += pieces_left
         event(
             _LOG, logging.INFO, "words_claimed_twice", recording_id=row["recording_id"],
             part=row["part"], words=len(lost.rows[at]),
@@ -186,7 +191,7 @@ def _without_lost(store: OutputStore, lost: LostWords) -> list[str]:
     rows = pa.Table.from_pylist(segments, SEGMENTS)
     again = store.put_commit(nested(pa.Table.from_pylist(outcomes, OUTCOMES), rows, SEGMENT_ROWS))
     kept = np.ones(store.read_table(lost.name, projected(OUTCOMES, ("part",))).num_rows, dtype=int)
-    kept[[*lost.rows]] = Place.nowhere
+    kept[[*lost.rows]] = RowPlace.nowhere
     return [again, *merge(store, [lost.name], {lost.name: kept})]
 
 

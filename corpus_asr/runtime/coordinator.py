@@ -210,7 +210,7 @@ class Report(NamedTuple):
     process: ProcessName
 
 
-class Answer(NamedTuple):
+class ReportReply(NamedTuple):
     """What it is answered."""
 
     stopping: bool = False
@@ -221,7 +221,7 @@ class Answer(NamedTuple):
     """Whether all that workers have together is done."""
 
 
-class Look(NamedTuple):
+class RunStatus(NamedTuple):
     """What the driver sees each second."""
 
     life: str
@@ -262,7 +262,7 @@ class RunCoordinator:
         self._sum += spent
         self._metrics.committed(spent.commit_s)
 
-    def report(self, report: Report) -> Answer:
+    def report(self, report: Report) -> ReportReply:
         """Add what a process did since its last report."""
         did = report.activity
         if did.slots or did.longest_left_s or report.worker in self._largest:
@@ -270,7 +270,7 @@ class RunCoordinator:
         self._sum += replace(did, slots=0, longest_left_s=0.0)
         self._heard.pop(report.worker, None)
         self._heard[report.worker] = time.monotonic(), report._replace(activity=NOTHING)
-        return Answer(self._stopping, len(self._heard) / MOST_REPORTS_PER_S, self._over)
+        return ReportReply(self._stopping, len(self._heard) / MOST_REPORTS_PER_S, self._over)
 
     def num_heard(self) -> int:
         """Return the number of workers that reported recently."""
@@ -291,7 +291,7 @@ class RunCoordinator:
         """Note what every recording would meet."""
         self._failure = self._failure or failure
 
-    def look(self, *, stop: bool = False, over: bool = False) -> Look:
+    def look(self, *, stop: bool = False, over: bool = False) -> RunStatus:
         """Return all that the driver shows and acts upon; for calls a second apart.
 
         A coordinator that took the place of another learns from it whether to stop.
@@ -302,7 +302,7 @@ class RunCoordinator:
         self._metrics.update(self._tally, activity)
         replaced = self._take_replaced()
         out = list(self._out.values())
-        return Look(self._life, self._tally, activity, replaced, out, self._failure)
+        return RunStatus(self._life, self._tally, activity, replaced, out, self._failure)
 
     def replace(self, why: str) -> None:
         """Record that a worker is unusable and will be replaced by another process."""
@@ -311,8 +311,8 @@ class RunCoordinator:
 
     def _take_replaced(self) -> list[str]:
         for silent in self._silent(time.monotonic()):
-            there = NodeAffinitySchedulingStrategy(silent.node_id, soft=False)
-            ended = _end_frozen.options(scheduling_strategy=there).remote(silent.process)
+            on_node = NodeAffinitySchedulingStrategy(silent.node_id, soft=False)
+            ended = _end_frozen.options(scheduling_strategy=on_node).remote(silent.process)
             self._ending.append((silent.process, ended))
         self._note_ended()
         replaced, self._replaced = self._replaced, []
@@ -332,7 +332,9 @@ class RunCoordinator:
         return silent
 
     def _note_ended(self) -> None:
-        for process, ended in [each for each in self._ending if ray.wait([each[1]], timeout=0)[0]]:
+        for process, ended in [
+            ending for ending in self._ending if ray.wait([ending[1]], timeout=0)[0]
+        ]:
             self._ending.remove((process, ended))
             try:
                 if not ray.get(ended):  # it had died, and was replaced, before
@@ -410,7 +412,7 @@ class CoordinatorClient(threading.Thread):
         self._sending, self._leaving = threading.Lock(), threading.Lock()
         self._before, self._sent_s = Activity(), float("-inf")
         self._reply: Any = None
-        self._answer = Answer()
+        self._answer = ReportReply()
         self._asked_s = float("-inf")
 
     def run(self) -> None:
@@ -428,12 +430,12 @@ class CoordinatorClient(threading.Thread):
             if time.monotonic() - self._sent_s < self._answer.pause_s:
                 return
             self._sent_s = time.monotonic()
-            now = self._read()
-            did, self._before = now.since(self._before), now
+            activity = self._read()
+            did, self._before = activity.since(self._before), activity
             report = Report(self._worker, did, self._node_id, self._process)
-            before, self._reply = self._reply, self._coordinator.report.remote(report)
-        if before is not None and ray.wait([before], timeout=0)[0]:
-            self._take(before)
+            reply, self._reply = self._reply, self._coordinator.report.remote(report)
+        if reply is not None and ray.wait([reply], timeout=0)[0]:
+            self._take(reply)
 
     def stopping(self) -> bool:
         """Return whether no new work may be started; asks at most once a second."""

@@ -26,7 +26,7 @@ from corpus_asr.logs import event
 from corpus_asr.stages.isolation import IsolatedGenerator
 from corpus_asr.stages.messages import Header
 from corpus_asr.storage.run_state.plan import Plan, SampledFile, sums_of
-from corpus_asr.storage.run_state.run_files import Moment
+from corpus_asr.storage.run_state.run_files import ProgressSample
 from corpus_asr.storage.stores.filesystem import StoreOptions
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.units import MEBIBYTE, WINDOW_S, counted
@@ -114,7 +114,7 @@ def _estimate(value: float, spread: float) -> Estimate:
 
 
 def rest_s(
-    moments: Sequence[Moment],
+    moments: Sequence[ProgressSample],
     audio: Estimate | None,
     *,
     workers: int,
@@ -170,7 +170,7 @@ def rest_s(
     return Estimate(*(max(pair) for pair in zip(astuple(rest), astuple(last), strict=True)))
 
 
-def _marks(moments: Sequence[Moment]) -> Float64[np.ndarray, "mark 3"]:
+def _marks(moments: Sequence[ProgressSample]) -> Float64[np.ndarray, "mark 3"]:
     """Return engine seconds, audio seconds and recordings at the ends of about equal blocks."""
     step = -(-len(moments) // _BLOCKS)
     ends = [(m.transcribe_alive_s, m.audio_done_s, m.files - m.failed) for m in moments[::-step]]

@@ -36,7 +36,7 @@ from corpus_asr.storage.run_state.hook_rows import (
     rows_per_object,
     schema_of,
 )
-from corpus_asr.storage.run_state.portions import Lost
+from corpus_asr.storage.run_state.portions import LostPortion
 from corpus_asr.storage.run_state.recording_rows import put_rows, tidy
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import without_secrets
@@ -86,7 +86,7 @@ class HookCounts:
 
 
 Workers = Callable[
-    [Callable[[HookPortion], HookCounts], Iterable[HookPortion]], Iterable[HookCounts | Lost]
+    [Callable[[HookPortion], HookCounts], Iterable[HookPortion]], Iterable[HookCounts | LostPortion]
 ]
 """Have portions of work done elsewhere, in any order, and yield what becomes of them; also of those
 that processes end with."""
@@ -169,10 +169,10 @@ def run_hook(
     work = functools.partial(_do_portion, store, hook, corrections, ends_at_s)
     do: Workers = map if workers is None else workers
     with left_of(store, hook, corrections) as (number, portions):
-        given = itertools.takewhile(lambda _: not _ended(ends_at_s), portions)
-        outcomes = [*do(work, given)]
+        portions_in_time = itertools.takewhile(lambda _: not _ended(ends_at_s), portions)
+        outcomes = [*do(work, portions_in_time)]
     counts = [outcome for outcome in outcomes if isinstance(outcome, HookCounts)]
-    portions_lost = [outcome.portion for outcome in outcomes if isinstance(outcome, Lost)]
+    portions_lost = [outcome.portion for outcome in outcomes if isinstance(outcome, LostPortion)]
     if lost := {name for portion in portions_lost for name in portion.portion.recordings}:
         counts += _one_by_one(store, hook, corrections, lost, lambda ones: do(work, ones))
     done = sum(count.recordings for count in counts)
@@ -194,14 +194,19 @@ def _one_by_one(
     hook: HookSettings,
     corrections: Corrections,
     lost: Collection[str],
-    do: Callable[[Iterable[HookPortion]], Iterable[HookCounts | Lost]],
+    do: Callable[[Iterable[HookPortion]], Iterable[HookCounts | LostPortion]],
 ) -> Iterator[HookCounts]:
     """Find which recordings of lost portions it was that processes ended with."""
     with left_of(store, hook, corrections) as (_, portions):
-        ones = [one for portion in portions for one in portion.recordings() if one.is_among(lost)]
+        ones = [
+            recording
+            for portion in portions
+            for recording in portion.recordings()
+            if recording.is_among(lost)
+        ]
     yield HookCounts(recordings=len(lost) - len(ones))  # they were put before
     for outcome in each_alone(do, ones, most_in_a_row=_MOST_DEATHS):
-        yield _died(store, hook, outcome.portion) if isinstance(outcome, Lost) else outcome
+        yield _died(store, hook, outcome.portion) if isinstance(outcome, LostPortion) else outcome
 
 
 def _ended(ends_at_s: float | None) -> bool:

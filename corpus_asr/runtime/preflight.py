@@ -202,12 +202,12 @@ def _resources(config: RunConfig, plan: Plan, ray_address: str) -> tuple[Resourc
 
 def _fitting(config: RunConfig, **needs: int) -> str:
     """Say what a run takes on this machine, with and without Ray."""
-    here = this_machine()
+    machine = this_machine()
     with_ray = memory_use(config, local_machine(), with_ray=True, **needs)
-    local = memory_use(config, here, with_ray=False, **needs)
-    if with_ray.total > here.memory_bytes:
+    local = memory_use(config, machine, with_ray=False, **needs)
+    if with_ray.total > machine.memory_bytes:
         raise ConfigError(
-            f"checking memory: found {_gib(here.memory_bytes)} GiB here, expected about "
+            f"checking memory: found {_gib(machine.memory_bytes)} GiB here, expected about "
             f"{_gib(with_ray.total)} (models {_gib(with_ray.models)}, extraction "
             f"{_gib(with_ray.extraction)}, features {_gib(with_ray.features)}, Ray "
             f"{_gib(with_ray.ray)}), or {_gib(local.total)} for run --local; use a smaller "
@@ -215,7 +215,7 @@ def _fitting(config: RunConfig, **needs: int) -> str:
             "transcribe.workers, or give the container more"
         )
     line = (
-        f"about {_gib(with_ray.total)} of {_gib(here.memory_bytes)} GiB are needed, "
+        f"about {_gib(with_ray.total)} of {_gib(machine.memory_bytes)} GiB are needed, "
         f"{_gib(local.total)} with --local"
     )
     return line + _shared_memory(store_bytes_for(config, local_machine()))

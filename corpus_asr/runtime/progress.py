@@ -30,9 +30,9 @@ from corpus_asr.storage.run_state.run_files import (
     RUNNING,
     STOPPED,
     TRANSCRIBED,
-    Moment,
+    ProgressSample,
+    RunProgress,
     Snapshot,
-    Standing,
     write_snapshot,
 )
 from corpus_asr.storage.run_state.tables import OutputStore
@@ -116,25 +116,25 @@ class Progress:
         """Wall time in seconds since the run started."""
         return self._clock() - self._started_s
 
-    def standing(self) -> Standing:
+    def standing(self) -> RunProgress:
         """Return the present progress; thread-safe."""
         return self.standing_and_history()[0]
 
-    def standing_and_history(self) -> tuple[Standing, tuple[Moment, ...]]:
+    def standing_and_history(self) -> tuple[RunProgress, tuple[ProgressSample, ...]]:
         """Return the present progress and its history; thread-safe."""
         with self._lock:
             return self._standing(self.tally, self.read_activity(), self.elapsed_s)
 
     def _standing(
         self, tally: Tally, activity: Activity, elapsed_s: float
-    ) -> tuple[Standing, tuple[Moment, ...]]:
+    ) -> tuple[RunProgress, tuple[ProgressSample, ...]]:
         # Parts of a dead worker are decoded and transcribed twice.
         done_s = max(tally.audio_s, min(activity.decoded_s, activity.transcribed_s))
         files = tally.files
         # The last part of a recording may be committed before others.
         if activity.parts_ready or activity.parts_in_engines:
             files = min(files, self._total_files - 1)
-        moment = Moment(
+        moment = ProgressSample(
             elapsed_s=round(elapsed_s, 2),
             audio_s=round(tally.audio_s, 2),
             audio_done_s=round(done_s, 2),
@@ -149,7 +149,7 @@ class Progress:
         audio, rest = self._estimates(moments, activity)
         all_open = sum(sums.files for sums in activity.durations.values()) >= self._total_files
         extract, transcribe = self._stages.words(activity, elapsed_s, all_open=all_open)
-        standing = Standing(
+        standing = RunProgress(
             elapsed_s=elapsed_s,
             planned=self._total_files,
             files=files,
@@ -167,7 +167,7 @@ class Progress:
         return standing, moments
 
     def _estimates(
-        self, moments: Sequence[Moment], activity: Activity
+        self, moments: Sequence[ProgressSample], activity: Activity
     ) -> tuple[Estimate | None, Estimate | None]:
         """Return estimates of the run's audio and of the remaining time, in seconds."""
         done_s = moments[-1].audio_done_s
@@ -206,12 +206,12 @@ class Progress:
         return f"stopping: {clock_time(left_s)} for what is in progress"
 
 
-def line_of(standing: Standing) -> str:
+def line_of(standing: RunProgress) -> str:
     """Return the progress as one log line."""
     return "; ".join(standing.words().values())
 
 
-def _panel(standing: Standing, ending: str) -> Group:
+def _panel(standing: RunProgress, ending: str) -> Group:
     """Return the terminal display: a bar, and lines by importance."""
     words = standing.words()
     done = standing.share_done
@@ -276,9 +276,9 @@ class History:
 
     def __init__(self, most: int = MOST_MOMENTS) -> None:
         self._every_s, self._most = 1.0, most
-        self._kept: list[Moment] = []
+        self._kept: list[ProgressSample] = []
 
-    def with_now(self, now: Moment) -> tuple[Moment, ...]:
+    def with_now(self, now: ProgressSample) -> tuple[ProgressSample, ...]:
         """Return all moments, ending with `now`, which is stored if far enough from the last."""
         if self._kept and now.elapsed_s - self._kept[-1].elapsed_s < self._every_s:
             return (*self._kept, now)
@@ -317,7 +317,7 @@ class ProgressWriter:
         return Snapshot(
             **{
                 standing_field.name: getattr(standing, standing_field.name)
-                for standing_field in fields(Standing)
+                for standing_field in fields(RunProgress)
             },
             run_id=self._run_id,
             state=state,

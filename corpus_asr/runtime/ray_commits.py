@@ -120,9 +120,9 @@ class Commits:
             if not self._open:
                 return
             ready, self._open = ray.wait(self._open, num_returns=len(self._open), timeout=0)
-            for each in ready:
+            for reference in ready:
                 try:
-                    done: Committed = ray.get(each)
+                    done: Committed = ray.get(reference)
                 except ray.exceptions.ObjectLostError:
                     pass  # with a machine; what is not committed is tried again
                 except Exception as error:  # raised in the main thread

@@ -26,7 +26,7 @@ from corpus_asr.config.run import DEFAULT_OPTIONS, RunConfig, RunOptions
 from corpus_asr.errors import CorpusAsrError, EngineError
 from corpus_asr.logs import LogSettings, event
 from corpus_asr.runtime.commit import Committer, Tally
-from corpus_asr.runtime.coordinator import Look, TakenOut, start_coordinator
+from corpus_asr.runtime.coordinator import RunStatus, TakenOut, start_coordinator
 from corpus_asr.runtime.progress import Progress
 from corpus_asr.runtime.ray_cluster import RayWatch
 from corpus_asr.runtime.ray_commits import Commits
@@ -43,7 +43,7 @@ from corpus_asr.runtime.workers import (
 )
 from corpus_asr.stages.extract import REPORTING_EXTRACTOR
 from corpus_asr.stages.transcribe import EngineFactory, EngineSpec, load_engine
-from corpus_asr.storage.run_state.portions import Lost
+from corpus_asr.storage.run_state.portions import LostPortion
 from corpus_asr.storage.stores.filesystem import StoreOptions, open_store
 from corpus_asr.units import counted
 
@@ -184,7 +184,7 @@ def _try_again(
         event(_LOG, logging.WARNING, "second_try", recordings=len(recordings))
         with closing(start(num_workers=min(most_workers, len(recordings)))) as workers:
             for outcome in each_alone(workers, recordings):
-                if isinstance(outcome, Lost):
+                if isinstance(outcome, LostPortion):
                     commits.add(ray.put(outcome.portion.poison()), 0)
                 else:
                     commits.add(outcome.block, outcome.num_bytes)
@@ -319,7 +319,7 @@ class _CoordinatorPoll(threading.Thread):
         self._unanswered = 0
         self._futile = 0
         self._finished = threading.Event()
-        self._look: Look | None = None
+        self._look: RunStatus | None = None
         # What coordinators that died had counted.
         self._before, self._did = Tally(), Activity()
         # Workers that each stage needs.
@@ -379,7 +379,7 @@ class _CoordinatorPoll(threading.Thread):
             event(_LOG, logging.WARNING, "worker_replaced", why="the coordinator does not answer")
             ray.kill(self._coordinator, no_restart=False)
 
-    def _show(self, look: Look) -> None:
+    def _show(self, look: RunStatus) -> None:
         if self._look is not None and look.life != self._look.life:
             # What its predecessor had counted is kept.
             self._before += self._look.tally
@@ -404,7 +404,7 @@ class _CoordinatorPoll(threading.Thread):
             self._lives[stage] = life, now_s
         return now_s - self._lives[stage][1]
 
-    def _take_out(self, look: Look, quiet_s: Mapping[str, float]) -> None:
+    def _take_out(self, look: RunStatus, quiet_s: Mapping[str, float]) -> None:
         for worker in look.out:
             if worker.worker not in self._out:
                 self._out[worker.worker] = worker

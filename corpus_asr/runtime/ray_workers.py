@@ -17,7 +17,7 @@ import ray
 from corpus_asr.errors import CorpusAsrError, EngineError
 from corpus_asr.runtime.coordinator import Device
 from corpus_asr.runtime.second_try import RetriedRecording
-from corpus_asr.storage.run_state.portions import Lost
+from corpus_asr.storage.run_state.portions import LostPortion
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -42,15 +42,15 @@ NEWCOMER_S = 60.0
 
 def on_workers(work: Callable[[T], R], portions: Iterable[T], *, at_once: int) -> Iterator[R]:
     """Yield what becomes of portions, in any order: tasks of one CPU each on the connected Ray."""
-    for found in on_mortal_workers(work, portions, at_once=at_once, retries=_RETRIES):
-        if isinstance(found, Lost):
-            raise found.error
-        yield found
+    for result in on_mortal_workers(work, portions, at_once=at_once, retries=_RETRIES):
+        if isinstance(result, LostPortion):
+            raise result.error
+        yield result
 
 
 def on_mortal_workers(
     work: Callable[[T], R], portions: Iterable[T], *, at_once: int, retries: int = 0
-) -> Iterator[R | Lost]:
+) -> Iterator[R | LostPortion]:
     """Do as `on_workers`; yield also those portions with which processes end."""
     task: Any = ray.remote(num_cpus=1, max_retries=retries)(lambda work, portion: work(portion))
     shared, waiting = ray.put(work), dict[Any, T]()
@@ -71,7 +71,7 @@ def _first_done(waiting: dict[Any, T]) -> Any:
     try:
         return ray.get(done)
     except _DIED as error:
-        return Lost(portion, own_error(error))
+        return LostPortion(portion, own_error(error))
 
 
 def own_error(error: BaseException) -> CorpusAsrError:
@@ -177,8 +177,8 @@ class RecordingWorkers:
         self._places = [self._begun(_Place(None, None)) for _ in range(num_workers)]
         self._reasons: dict[str, None] = {}
 
-    def __call__(self, recordings: Iterable[RetriedRecording]) -> Iterator[Result | Lost]:
-        """Yield results as they come, and `Lost` for recordings with which a worker ended.
+    def __call__(self, recordings: Iterable[RetriedRecording]) -> Iterator[Result | LostPortion]:
+        """Yield results as they come, and `LostPortion` for recordings with which a worker ended.
 
         Raises:
             EngineError: no worker can work.
@@ -228,7 +228,9 @@ class RecordingWorkers:
                     )
                     break
 
-    def _taken(self, place: _Place, waiting: deque[RetriedRecording]) -> Iterator[Result | Lost]:
+    def _taken(
+        self, place: _Place, waiting: deque[RetriedRecording]
+    ) -> Iterator[Result | LostPortion]:
         """Take what is ready of a worker."""
         recording, reference = place.recording, place.pending
         try:
@@ -253,7 +255,7 @@ class RecordingWorkers:
             elif recording is not None:
                 waiting.append(recording)  # a lost machine says nothing about it
 
-    def _ended(self, place: _Place, error: ray.exceptions.RayError) -> Lost | None:
+    def _ended(self, place: _Place, error: ray.exceptions.RayError) -> LostPortion | None:
         """Follow a worker that ended by another, unless it cannot work."""
         ours = own_error(error)
         died = isinstance(error, _DIED)
@@ -275,7 +277,7 @@ class RecordingWorkers:
             return None
         recording.devices.add(device)
         recording.reasons.append(f"{device}: {reason}")
-        return Lost(recording, ours)
+        return LostPortion(recording, ours)
 
     def _no_worker(self, why: str) -> EngineError:
         return EngineError(

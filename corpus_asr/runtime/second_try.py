@@ -18,7 +18,7 @@ from corpus_asr.config.run import DEFAULT_OPTIONS, RunOptions
 from corpus_asr.errors import ItemError
 from corpus_asr.schemas import FILES, PACK_FILE, PACKS, RESULTS
 from corpus_asr.stages.parts import NOTHING_SAID, failure_fields
-from corpus_asr.storage.run_state.portions import Lost
+from corpus_asr.storage.run_state.portions import LostPortion
 from corpus_asr.storage.run_state.run_tables import VERSION_COLUMNS, RunTables
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import redact_uri
@@ -30,12 +30,12 @@ POISON = "poison"
 
 
 def each_alone(
-    do: Callable[[Iterable[T]], Iterable[R | Lost]],
+    do: Callable[[Iterable[T]], Iterable[R | LostPortion]],
     items: Iterable[T],
     *,
     most_in_a_row: float = float("inf"),
-) -> Iterator[R | Lost]:
-    """Yield what becomes of items with which processes may end; `Lost` of those that do it again.
+) -> Iterator[R | LostPortion]:
+    """Yield what becomes of items with which processes may end, or their second `LostPortion`.
 
     Args:
         do: gives each to a process that has nothing else to do, and yields what comes of it.
@@ -52,8 +52,8 @@ def each_alone(
 
     for is_last, waiting in ((False, items), (True, lost)):
         for outcome in do(given(waiting)):
-            in_a_row = in_a_row + 1 if isinstance(outcome, Lost) else 0
-            if isinstance(outcome, Lost) and not is_last:
+            in_a_row = in_a_row + 1 if isinstance(outcome, LostPortion) else 0
+            if isinstance(outcome, LostPortion) and not is_last:
                 lost.append(outcome.portion)
             else:
                 yield outcome
@@ -119,7 +119,7 @@ def recordings_left(
         options: those that it was planned with.
     """
     names = dict.fromkeys([*store.commit_names(), *names])
-    left: list[RetriedRecording] = []
+    recordings: list[RetriedRecording] = []
     with RunTables(store, columns=VERSION_COLUMNS, names=names) as tables:
         failed = tables.table(_FAILED_NOW, run_id=run_id)["recording_id"].combine_chunks()
         for pack in packs:
@@ -128,9 +128,9 @@ def recordings_left(
             for chosen, retry in ((is_failed, None), (pc.invert(is_failed), options.retry)):
                 for batch in files.filter(chosen).to_batches():
                     remaining = tables.remaining(batch, retry, leave_alone=options.leave_alone)
-                    rows = remaining.select([each.name for each in PACK_FILE]).to_pylist()
-                    left += (RetriedRecording(file=row) for row in rows)
-    return left
+                    rows = remaining.select([field.name for field in PACK_FILE]).to_pylist()
+                    recordings += (RetriedRecording(file=row) for row in rows)
+    return recordings
 
 
 _FAILED_NOW = """

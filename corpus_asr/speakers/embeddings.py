@@ -59,11 +59,14 @@ class SpeakerEmbedder:
     def __init__(self, model: str | None = None) -> None:
         path = fetch_onnx(model or PACKAGED_ENCODER)
         self._session = session_of(path, what="speaker model")
-        given = self._session.get_inputs()
-        self._num_mels = _mels_of([(each.name, each.shape, each.type) for each in given], path)
-        self._input = given[0].name
-        self._batch_is_fixed = isinstance(given[0].shape[0], int)
-        self._batch = given[0].shape[0] if self._batch_is_fixed else BATCH_WINDOWS
+        inputs = self._session.get_inputs()
+        self._num_mels = _mels_of(
+            [(model_input.name, model_input.shape, model_input.type) for model_input in inputs],
+            path,
+        )
+        self._input = inputs[0].name
+        self._batch_is_fixed = isinstance(inputs[0].shape[0], int)
+        self._batch = inputs[0].shape[0] if self._batch_is_fixed else BATCH_WINDOWS
         self.width = self._probe(path)
 
     def __call__(
@@ -94,12 +97,12 @@ class SpeakerEmbedder:
         if not windows:
             return np.zeros((0, self.width), dtype=np.float32)
         cut = _FRONT_ENDS[self._num_mels](samples)
-        found = []
+        embeddings = []
         for first in range(0, len(windows), self._batch):
             rows = [cut(start, end) for start, end in windows[first : first + self._batch]]
             filled = rows + rows[-1:] * (self._batch - len(rows) if self._batch_is_fixed else 0)
-            found.append(self._run(np.stack(filled))[: len(rows)])
-        return np.concatenate(found)
+            embeddings.append(self._run(np.stack(filled))[: len(rows)])
+        return np.concatenate(embeddings)
 
     def _run(self, batch: np.ndarray) -> np.ndarray:
         values: np.ndarray = self._session.run(None, {self._input: batch})[0]
@@ -123,8 +126,8 @@ def _mels_of(inputs: Sequence[tuple[str, list[Any], str]], path: Path) -> int:
         shape = inputs[0][1]
         if len(shape) == 3 and not isinstance(shape[1], int) and shape[2] in _FRONT_ENDS:
             return int(shape[2])
-    found = ", ".join(f"{name} {shape} of {kind}" for name, shape, kind in inputs) or "none"
-    raise _unfit(path, f"the inputs {found}")
+    shapes = ", ".join(f"{name} {shape} of {kind}" for name, shape, kind in inputs) or "none"
+    raise _unfit(path, f"the inputs {shapes}")
 
 
 def _unfit(path: Path, found: str) -> CheckpointError:

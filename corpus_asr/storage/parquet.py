@@ -143,9 +143,9 @@ class AudioTable:
         meta = self._parquet.metadata.row_group(group)
         columns = map(meta.column, range(meta.num_columns))
         return sum(
-            int(each.total_uncompressed_size)
-            for each in columns
-            if each.path_in_schema == self._leaf
+            int(column.total_uncompressed_size)
+            for column in columns
+            if column.path_in_schema == self._leaf
         )
 
     def expected_bytes(self, group: int) -> int:

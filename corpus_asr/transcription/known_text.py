@@ -24,9 +24,9 @@ from corpus_asr.text.words import (
 from corpus_asr.transcription.anchors import folded
 from corpus_asr.transcription.text_places import (
     MAX_LETTERS_PER_S,
-    Place,
     PlacedWord,
     TextPlaces,
+    TextPosition,
     TextWords,
 )
 from corpus_asr.transcription.whisper_prompt import PromptFormat
@@ -109,7 +109,9 @@ class KnownTextAligner:
             task=self._settings.task,
         )
 
-    def _windows(self, places: Sequence[Place], language: Language) -> Iterator[list[Place]]:
+    def _windows(
+        self, places: Sequence[TextPosition], language: Language
+    ) -> Iterator[list[TextPosition]]:
         """Split the words into windows, preferably at pauses between anchors."""
         alignment = self._prompt_format.alignment(language.code, self._settings.task)
         room = alignment.room - len(alignment.prompt) - 1  # minus the end token
@@ -132,7 +134,7 @@ class KnownTextAligner:
             rest = rest[stop:]
 
     def _edges(
-        self, windows: Sequence[Sequence[Place]], number: int, recognized: Sequence[Word]
+        self, windows: Sequence[Sequence[TextPosition]], number: int, recognized: Sequence[Word]
     ) -> tuple[int, int]:
         """Return the frames of a window: its words, with a margin up to the surrounding words."""
         part, window = self._part, windows[number]
@@ -157,7 +159,7 @@ class KnownTextAligner:
     def _align(
         self,
         edges: tuple[int, int],
-        places: Sequence[Place],
+        places: Sequence[TextPosition],
         language: Language,
         last_speech_s: float,
         recognized: Sequence[Word],
@@ -201,7 +203,7 @@ class KnownTextAligner:
         return placed
 
 
-def _crowded(placed: Sequence[PlacedWord], places: Sequence[Place]) -> Iterator[list[int]]:
+def _crowded(placed: Sequence[PlacedWord], places: Sequence[TextPosition]) -> Iterator[list[int]]:
     """Yield runs of unrecognized words that are too long for their time."""
     anchors = {place.index for place in places if place.anchor}
     for is_anchor, group in groupby(placed, key=lambda placed_word: placed_word.index in anchors):
@@ -212,12 +214,12 @@ def _crowded(placed: Sequence[PlacedWord], places: Sequence[Place]) -> Iterator[
             yield [placed_word.index for placed_word in run]
 
 
-def _cut(before: Place, after: Place) -> float:
+def _cut(before: TextPosition, after: TextPosition) -> float:
     pause_s = after.start_s - before.end_s
     return pause_s if before.anchor and after.anchor else pause_s - _UNSURE_CUT_S
 
 
-def _runs(places: Sequence[Place], chosen: Collection[int]) -> Iterator[list[int]]:
+def _runs(places: Sequence[TextPosition], chosen: Collection[int]) -> Iterator[list[int]]:
     # Runs of consecutive words that are not chosen.
     for is_chosen, run in groupby(places, key=lambda place: place.index in chosen):
         if not is_chosen:

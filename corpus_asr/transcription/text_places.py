@@ -207,7 +207,7 @@ def _has_no_blanks(text: str) -> bool:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
+class TextPosition:
     """A word of the text that the part may contain, with approximate times in seconds."""
 
     index: int
@@ -233,7 +233,7 @@ class TextPlaces:
         self._known = known
         self._text = words
 
-    def find(self, said: Sequence[Word]) -> list[Place]:
+    def find(self, said: Sequence[Word]) -> list[TextPosition]:
         """Return the words of the text that the part may contain, with approximate times."""
         text_words = self._text.words
         pairs = find_pairs([word.word for word in said], text_words, place=self._known.place)
@@ -251,7 +251,7 @@ class TextPlaces:
             later = range(anchors[-1].given + 1, len(text_words))
             last = anchors[-1].given + 1 + self._fitting(later, said[anchors[-1].said + 1 :])
         edges = [Pair(-1, first, 0.0, True), *anchors, Pair(len(said), last, 0.0, True)]
-        places: list[Place] = []
+        places: list[TextPosition] = []
         for start, end in pairwise(edges):
             start_s = said[start.said].end_s if start.said >= 0 else begin_s
             stop_s = said[end.said].start_s if end.said < len(said) else end_s
@@ -261,7 +261,9 @@ class TextPlaces:
             if end.said < len(said):
                 word = said[end.said]
                 places.append(
-                    Place(index=end.given, start_s=word.start_s, end_s=word.end_s, anchor=True)
+                    TextPosition(
+                        index=end.given, start_s=word.start_s, end_s=word.end_s, anchor=True
+                    )
                 )
         return places
 
@@ -310,7 +312,7 @@ class TextPlaces:
 
     def _spread(
         self, choices: Sequence[Sequence[int]], start_s: float, end_s: float
-    ) -> Iterator[Place]:
+    ) -> Iterator[TextPosition]:
         for indices in choices:
             letters = [self._letters([index]) for index in indices]
             if sum(letters) <= MAX_LETTERS_PER_S * (end_s - start_s + _SLACK_S):
@@ -320,7 +322,7 @@ class TextPlaces:
         for index, (first_s, last_s) in zip(
             indices, spread_evenly(letters, start_s, end_s), strict=True
         ):
-            yield Place(index=index, start_s=first_s, end_s=last_s, anchor=False)
+            yield TextPosition(index=index, start_s=first_s, end_s=last_s, anchor=False)
 
     def transcript(
         self,

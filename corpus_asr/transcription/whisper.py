@@ -96,18 +96,18 @@ class WhisperTranscriber:
                 language_probability=language.probability,
                 languages=language.candidates,
             )
-        known = part.known_text
-        if known is None:
+        known_text = part.known_text
+        if known_text is None:
             return (yield from self._recognize(part, settings))
         from corpus_asr.transcription.known_text import KnownTextAligner
 
-        words = self._words_of(known)
-        settings = known.clipped(replace(settings, word_timestamps=True))
+        words = self._words_of(known_text)
+        settings = known_text.clipped(replace(settings, word_timestamps=True))
         # What is recognized is passed on to nobody, but how far it is.
         recognized = yield from self._recognize(part.silent(), settings)
         if recognized.elsewhere:
             return recognized
-        aligner = KnownTextAligner(part, known, words, settings, self._prompt_format)
+        aligner = KnownTextAligner(part, known_text, words, settings, self._prompt_format)
         return (yield from aligner.run(recognized))
 
     def _words_of(self, known: KnownText) -> "TextWords":

@@ -97,7 +97,7 @@ class Answers:
         """Return the state and counts of the output folder."""
         view = self.library.current()
         tables = view.catalogue.tables
-        counts = {each["name"]: each["count"] for each in _counted(tables, "state")}
+        counts = {state["name"]: state["count"] for state in _counted(tables, "state")}
         [(recordings, segments, duration_s)] = tables.rows(_TOTALS)
         return {
             "address": visible(without_secrets(self.library.store.uri)),
@@ -157,7 +157,7 @@ class Answers:
             **_turns(request.id, self.transcripts.turns(view, request.id), view),
             "editable": self.editable,
             "corrected": len(transcript.made),
-            "stale": [_stale(each, transcript) for each in transcript.stale],
+            "stale": [_stale(correction, transcript) for correction in transcript.stale],
             # Another one after each save, here or elsewhere.
             "edition": view.corrections.edition(request.id),
             "saved_as": list(_SAVED),

@@ -334,9 +334,9 @@ class Library:
                 raise _ClosingError
             self._replace(rows_read=self._view.rows_read + count)
 
-        before = view.catalogue
-        known = before.tables if view.searchable else None
-        add_texts(self.store, catalogue.tables, known=known, on_rows=progress)
+        catalogue_before = view.catalogue
+        known_tables = catalogue_before.tables if view.searchable else None
+        add_texts(self.store, catalogue.tables, known=known_tables, on_rows=progress)
 
     def _replace(self, **changes: object) -> None:
         with self._lock:
@@ -478,14 +478,14 @@ class Transcripts:
             return self._transcript(places)
         edition = view.corrections.edition(row["recording_id"])
         with self._lock:
-            known = self._corrected.get(row["recording_id"])
-            if known is None or known[:2] != (places, edition):
+            cached = self._corrected.get(row["recording_id"])
+            if cached is None or cached[:2] != (places, edition):
                 transcript = self._transcript(places).corrected(corrections)
                 self._corrected.pop(row["recording_id"], None)
-                self._corrected[row["recording_id"]] = known = (places, edition, transcript)
+                self._corrected[row["recording_id"]] = cached = (places, edition, transcript)
                 if len(self._corrected) > KEPT:
                     del self._corrected[next(iter(self._corrected))]
-            return known[2]
+            return cached[2]
 
     def turns(self, view: View, recording_id: str) -> tuple[SpeakerTurn, ...]:
         """Return the speaker turns of a recording, with the run's labels; empty if unknown."""

@@ -144,9 +144,9 @@ def find(
     _check_page(page)
     terms, values = query.condition()
     values |= _values(filters)
-    found = _SEGMENTS.format(terms=terms)
-    [(total, recordings)] = tables.rows(_COUNT.format(found=found), **values)
-    query_of_page = _PAGE.format(found=found, order=_ORDERS[order])
+    segments_query = _SEGMENTS.format(terms=terms)
+    [(total, recordings)] = tables.rows(_COUNT.format(found=segments_query), **values)
+    query_of_page = _PAGE.format(found=segments_query, order=_ORDERS[order])
     rows = tables.table(query_of_page, most=PAGE_ROWS, skipped=page * PAGE_ROWS, **values)
     hits = [_hit(row) for row in rows.to_pylist()]
     return Page(total=total, recordings=recordings, rows=hits)

@@ -4,7 +4,14 @@ import av
 import numpy as np
 import pytest
 
-from corpus_asr.audio.resample import EachChannel, MonoMixer, Run, mono_shares, resample, row_maker
+from corpus_asr.audio.resample import (
+    EachChannel,
+    FrameSpan,
+    MonoMixer,
+    mono_shares,
+    resample,
+    row_maker,
+)
 from tests.support.audio import frame_of, level, noise, share_of_tone, tone
 
 # libswresample works in float32 either way; the oracle converts and resamples in one call.
@@ -14,7 +21,7 @@ LAST_BIT = {"u8": 2**-7, "s16": 2**-15, "s32": 1e-7, "s64": 1e-7, "flt": 1e-7, "
 
 
 def converted(frames, *, channels="each", num_rows=None) -> np.ndarray:
-    run = Run(frames[0], channels=channels, num_rows=num_rows or frames[0].layout.nb_channels)
+    run = FrameSpan(frames[0], channels=channels, num_rows=num_rows or frames[0].layout.nb_channels)
     pieces = []
     for frame in frames:
         assert run.fits(frame)
@@ -76,7 +83,7 @@ def test_the_result_does_not_depend_on_the_frames_sizes(size):
 def test_other_rates_formats_and_channels_do_not_fit():
     samples = noise(0.1, num_channels=2)
     frame = frame_of(samples, rate_hz=16000, layout="stereo")
-    run = Run(frame, channels="mix", num_rows=1)
+    run = FrameSpan(frame, channels="mix", num_rows=1)
     assert run.fits(frame_of(samples, rate_hz=16000, layout="stereo"))
     assert not run.fits(frame_of(samples, rate_hz=8000, layout="stereo"))
     assert not run.fits(frame_of(samples[:1], rate_hz=16000, layout="mono"))

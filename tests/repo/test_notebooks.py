@@ -14,7 +14,7 @@ from nbclient import NotebookClient
 from corpus_asr.pipelines.evaluate import evaluate
 from corpus_asr.schemas import FILES
 from corpus_asr.storage.run_state.finish import finish
-from corpus_asr.storage.run_state.run_files import Run
+from corpus_asr.storage.run_state.run_files import RunRecord
 from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.corpora import demo_corpus, job
 from tests.support.tables import commit, part, results
@@ -113,7 +113,7 @@ def listened(
     )  # fmt: skip
     config = job(corpus, folder, folder, decoding={"beam_size": mishears})
     begun = "2026-01-01T00:00:00+00:00"
-    beginning = Run(run_id="run", fingerprint="f-r", started_at=begun, continues=False)
+    beginning = RunRecord(run_id="run", fingerprint="f-r", started_at=begun, continues=False)
     spent = {"extract_s": 1.0, "encode_s": 4.0, "prefill_s": 1.0, "step_s": float(mishears)}
     finish(
         store, beginning, config, model_revision="r", listing=[listing], num_listed=5,

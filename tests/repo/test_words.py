@@ -105,3 +105,22 @@ def test_every_setting_is_described_by_a_full_phrase() -> None:
         assert not UNWANTED.search(text), f"{key}: {text}"
         assert re.match(r"[A-Z`]", text), f"{key}: {text}"
         assert text.endswith("."), f"{key}: {text}"
+
+
+# Pronouns, participles and adverbs say nothing of what a variable holds.
+VAGUE_NAMES = {
+    "each", "own", "found", "one", "mine", "theirs", "other", "others", "some", "said", "left",
+    "asked", "given", "known", "here", "there", "what", "now", "before", "after",
+}  # fmt: skip
+MAX_SHARE_OF_VAGUE_NAMES = 0.003
+
+
+def test_variables_are_named_after_what_they_are() -> None:
+    names = [
+        (node.id, f"{relative(path)}:{node.lineno}")
+        for path in python_files("corpus_asr")
+        for node in ast.walk(parsed(path))
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+    ]
+    vague = [f"{place}: {name}" for name, place in names if name in VAGUE_NAMES]
+    assert len(vague) <= MAX_SHARE_OF_VAGUE_NAMES * len(names), "\n".join(vague)

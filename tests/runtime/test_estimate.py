@@ -23,7 +23,7 @@ from corpus_asr.stages.headers import HeaderReader
 from corpus_asr.stages.messages import Header
 from corpus_asr.stages.transcribe import TranscribeStage
 from corpus_asr.storage.run_state.plan import FileSample, SampledFile, make_plan, sums_of
-from corpus_asr.storage.run_state.run_files import Moment, result_settings, write_snapshot
+from corpus_asr.storage.run_state.run_files import ProgressSample, result_settings, write_snapshot
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.units import SAMPLE_RATE_HZ
 from tests.support.audio import noise, wav_bytes
@@ -70,9 +70,9 @@ def corpus(rng: np.random.Generator) -> list[Drawn]:
     return sorted(files, key=lambda file: -file.size_bytes)  # as plans have them
 
 
-def moment(working_s: float, done_s: float, *, files: int, failed: int = 0) -> Moment:
+def moment(working_s: float, done_s: float, *, files: int, failed: int = 0) -> ProgressSample:
     """Return a moment of a run whose engine works all the time."""
-    return Moment(
+    return ProgressSample(
         elapsed_s=working_s, audio_s=done_s, audio_done_s=done_s, files=files, failed=failed,
         extract_s=0.0, extract_alive_s=0.0, engine_s=working_s, transcribe_alive_s=working_s,
     )  # fmt: skip

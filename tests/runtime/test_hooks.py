@@ -16,7 +16,7 @@ from corpus_asr.runtime.ray_cluster import Cluster
 from corpus_asr.runtime.ray_workers import on_mortal_workers
 from corpus_asr.storage.run_state import hook_rows, recording_rows
 from corpus_asr.storage.run_state.hook_rows import hooks_of, read_rows
-from corpus_asr.storage.run_state.portions import Lost
+from corpus_asr.storage.run_state.portions import LostPortion
 from corpus_asr.storage.run_state.tables import HOOKS_FOLDER, OutputStore
 from corpus_asr.storage.stores.uri import recording_id
 from tests.support import hooks as functions
@@ -359,7 +359,7 @@ def test_of_a_lost_portion_what_was_put_is_not_given_again(
             with monkeypatch.context() as patched:  # ends after the first recording was put
                 patched.setattr(hooks, "_ended", partial(next, iter([False, True])))
                 work(portion)
-            yield Lost(portion, EngineError("gone"))
+            yield LostPortion(portion, EngineError("gone"))
 
     assert run_hook(store, hook, workers=workers) == HookCounts(recordings=3)
     assert len(calls(tmp_path)) == 2  # each once
@@ -372,7 +372,7 @@ def test_a_function_that_ends_all_processes_is_given_up(
     monkeypatch.setattr(hooks, "_MOST_DEATHS", 2)
 
     def workers(_: Any, given: Any) -> Any:
-        return (Lost(portion, EngineError("gone")) for portion in given)
+        return (LostPortion(portion, EngineError("gone")) for portion in given)
 
     assert run_hook(store, REDACT, workers=workers) == HookCounts(failed=2, left=1)
     assert [row["error_kind"] for row in rows(store, "redact")] == [DIED, DIED]

@@ -22,9 +22,9 @@ from corpus_asr.runtime.resources import resolve_resources, this_machine
 from corpus_asr.storage.run_state.plan import Plan
 from corpus_asr.storage.run_state.run_files import (
     PROGRESS_NAME,
-    Moment,
+    ProgressSample,
+    RunProgress,
     Snapshot,
-    Standing,
     read_snapshot,
 )
 from corpus_asr.storage.run_state.tables import OutputStore
@@ -73,7 +73,7 @@ def at_work(**values: Any) -> Activity:
     return Activity(**(usual | values))
 
 
-def standing_at(elapsed_s: float, tally: Tally, activity: Activity) -> Standing:
+def standing_at(elapsed_s: float, tally: Tally, activity: Activity) -> RunProgress:
     now_s = iter([0.0, *[elapsed_s] * 9])
     progress = Progress(total_files=4, planned=PLANNED, stream=None, clock=lambda: next(now_s))
     progress.read_activity = lambda: activity
@@ -238,11 +238,11 @@ def test_a_snapshot_that_cannot_be_written_is_logged_and_no_more(
     assert "event=snapshot_not_written error='writing: no space'" in caplog.text
 
 
-def moment(elapsed_s: float) -> Moment:
+def moment(elapsed_s: float) -> ProgressSample:
     busy = dict.fromkeys(
         ("audio_done_s", "extract_s", "extract_alive_s", "engine_s", "transcribe_alive_s"), 0.0
     )
-    return Moment(elapsed_s=elapsed_s, audio_s=10 * elapsed_s, files=0, failed=0, **busy)
+    return ProgressSample(elapsed_s=elapsed_s, audio_s=10 * elapsed_s, files=0, failed=0, **busy)
 
 
 def test_a_history_of_any_length_is_evenly_thinned_and_ends_with_this_moment() -> None:

@@ -14,7 +14,7 @@ from corpus_asr.runtime import ray_workers
 from corpus_asr.runtime.coordinator import Device
 from corpus_asr.runtime.ray_workers import NEWCOMER_S, RecordingWorkers, is_hopeless
 from corpus_asr.runtime.second_try import RetriedRecording, each_alone
-from corpus_asr.storage.run_state.portions import Lost
+from corpus_asr.storage.run_state.portions import LostPortion
 from tests.support import tables
 
 DIED = ray.exceptions.RayActorError()
@@ -135,7 +135,7 @@ def test_what_ends_a_worker_is_tried_on_another_device_without_its_done_parts() 
 
     waiting = recordings("deadly", *map(str, range(6)))
     *_, lost = each_alone(workers(gpu(0), gpu(1), told=told), waiting)
-    assert isinstance(lost, Lost)
+    assert isinstance(lost, LostPortion)
     assert lost.portion is waiting[0]
     assert {device for device, uri in tried if uri == "/deadly"} == {gpu(0), gpu(1)}
     assert len(tried) == len(waiting) + 1
@@ -147,7 +147,7 @@ def test_what_ends_a_worker_is_tried_on_another_device_without_its_done_parts() 
 def test_one_device_alone_tries_twice() -> None:
     waiting = recordings("deadly")
     (lost,) = each_alone(workers(gpu(0), told=lambda *_: [DIED]), waiting)
-    assert isinstance(lost, Lost)
+    assert isinstance(lost, LostPortion)
     assert len(waiting[0].reasons) == 2
 
 

@@ -14,7 +14,7 @@ from corpus_asr.runtime.second_try import (
     recordings_left,
 )
 from corpus_asr.schemas import PACKS, RESULTS
-from corpus_asr.storage.run_state.portions import Lost
+from corpus_asr.storage.run_state.portions import LostPortion
 from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support import tables
 from tests.support.corpora import tiny_model
@@ -83,11 +83,11 @@ def deadly(*names: str, again: bool = True) -> Any:
     """Return what loses these items, the first time alone or each time."""
     seen: list[str] = []
 
-    def do(items: Iterable[str]) -> Iterator[str | Lost]:
+    def do(items: Iterable[str]) -> Iterator[str | LostPortion]:
         for item in items:
             dies = item in names and (again or item not in seen)
             seen.append(item)
-            yield Lost(item, EngineError("gone")) if dies else item
+            yield LostPortion(item, EngineError("gone")) if dies else item
 
     return do, seen
 

@@ -25,8 +25,8 @@ from corpus_asr.storage.run_state.finish import (
     finish,
 )
 from corpus_asr.storage.run_state.rewriting import FAILING_NAME
-from corpus_asr.storage.run_state.run_files import Run, begin_run
-from corpus_asr.storage.run_state.run_tables import MEMORY_VARIABLE, Reason, RunTables
+from corpus_asr.storage.run_state.run_files import RunRecord, begin_run
+from corpus_asr.storage.run_state.run_tables import MEMORY_VARIABLE, RemainingReason, RunTables
 from corpus_asr.storage.run_state.tables import (
     OutputStore,
 )
@@ -49,7 +49,9 @@ from tests.support.tables import (
 pytestmark = pytest.mark.long
 
 config = functools.partial(run_config, "/in", "/out", model="tiny")
-RUN = Run(run_id="run", fingerprint="f-r", started_at="2026-01-01T00:00:00+00:00", continues=False)
+RUN = RunRecord(
+    run_id="run", fingerprint="f-r", started_at="2026-01-01T00:00:00+00:00", continues=False
+)
 
 
 def done(
@@ -318,9 +320,9 @@ def failed(name: str, index: int = 0, *, retryable: bool = True, **values: Any) 
 
 def reasons(
     store: OutputStore, batch: pa.RecordBatch, *, leave_alone: Iterable[str] = ()
-) -> dict[str, Reason]:
+) -> dict[str, RemainingReason]:
     rows = remaining(store, batch, Retry.failed, leave_alone=leave_alone)
-    return {row["uri"].lstrip("/"): Reason(row["reason"]) for row in rows}
+    return {row["uri"].lstrip("/"): RemainingReason(row["reason"]) for row in rows}
 
 
 def test_each_recording_is_left_for_a_reason(memory: str) -> None:
@@ -330,11 +332,11 @@ def test_each_recording_is_left_for_a_reason(memory: str) -> None:
     commit(store, results(part("other", 0, texts=["x"], etag="v0"), failed("was", etag="v0")))
     batch = files("good", "down", "bad", "half", "other", "was", "fresh")
     assert reasons(store, batch) == {
-        "down": Reason.retried,
-        "half": Reason.continued,
-        "other": Reason.changed,
-        "was": Reason.changed,
-        "fresh": Reason.new,
+        "down": RemainingReason.retried,
+        "half": RemainingReason.continued,
+        "other": RemainingReason.changed,
+        "was": RemainingReason.changed,
+        "fresh": RemainingReason.new,
     }
 
 
@@ -343,8 +345,8 @@ def test_what_is_to_be_left_alone_is_retried_with_new_content_only(memory: str) 
     commit(store, results(failed("down"), failed("hopeless"), failed("was", etag="v0")))
     alone = {recording_id(f"/{name}") for name in ("hopeless", "was", "absent")}
     assert reasons(store, files("down", "hopeless", "was"), leave_alone=alone) == {
-        "down": Reason.retried,
-        "was": Reason.changed,
+        "down": RemainingReason.retried,
+        "was": RemainingReason.changed,
     }
 
 

@@ -16,7 +16,7 @@ from corpus_asr.storage.run_state.plan import make_plan
 from corpus_asr.storage.run_state.run_files import (
     ARCHIVE_NOTE_NAME,
     FINGERPRINT_NAME,
-    Run,
+    RunRecord,
     begin_run,
     fingerprint,
     result_settings,
@@ -158,11 +158,11 @@ OLD, OTHER, THIRD = (config(decoding={"language": code}) for code in ("en", "de"
 NAMES = ("a", "b", "c")
 
 
-def begin(store: OutputStore, config: RunConfig, *, new_run: bool = False) -> Run:
+def begin(store: OutputStore, config: RunConfig, *, new_run: bool = False) -> RunRecord:
     return begin_run(store, config, fingerprint(config, "w"), new_run=new_run)
 
 
-def complete(store: OutputStore, config: RunConfig, run: Run) -> OutcomeCounts:
+def complete(store: OutputStore, config: RunConfig, run: RunRecord) -> OutcomeCounts:
     """Do what is left, in the language of the settings, and finish."""
     language = str(config.decoding.language)
     for row in remaining(store, files(*NAMES)):

@@ -19,7 +19,7 @@ from corpus_asr.storage.run_state.identities import Identities
 from corpus_asr.storage.run_state.moved import Move
 from corpus_asr.storage.run_state.redo import note_redo
 from corpus_asr.storage.run_state.rewriting import write_identities
-from corpus_asr.storage.run_state.run_files import Run, begin_run
+from corpus_asr.storage.run_state.run_files import RunRecord, begin_run
 from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.seen_segments import SeenSegments
 from corpus_asr.storage.run_state.tables import OutputStore
@@ -81,11 +81,11 @@ class Folder:
             commit(self.store, results(row), run_id=run.run_id)
         return self.finish(run, listing)
 
-    def begin(self) -> Run:
+    def begin(self) -> RunRecord:
         self.number += 1
         return begin_run(self.store, self.config, "f-r", run_id=f"run-{self.number:03d}")
 
-    def finish(self, run: Run, listing: pa.RecordBatch) -> OutcomeCounts:
+    def finish(self, run: RunRecord, listing: pa.RecordBatch) -> OutcomeCounts:
         return finish(
             self.store, run, self.config, model_revision="r", listing=[listing],
             num_listed=listing.num_rows,

@@ -32,7 +32,7 @@ from corpus_asr.storage.run_state.own_sources import record_sources
 from corpus_asr.storage.run_state.plan import Plan, make_plan, read_listing, read_packs
 from corpus_asr.storage.run_state.redo import note_redo
 from corpus_asr.storage.run_state.rewriting import write_identities
-from corpus_asr.storage.run_state.run_files import CONFIG_NAME, Run, begin_run, fingerprint
+from corpus_asr.storage.run_state.run_files import CONFIG_NAME, RunRecord, begin_run, fingerprint
 from corpus_asr.storage.run_state.speaker_turns import RecordingVoices, turn_rows, write_turns
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.filesystem import describe
@@ -172,7 +172,7 @@ NAMES = ("a.wav", "b.wav", "c.wav")
 class ManualRun:
     """A job over some files, done step by step."""
 
-    run: Run
+    run: RunRecord
     plan: Plan
 
     def __init__(self, folder: Path, names: Sequence[str] = NAMES, **sections: Any) -> None:
@@ -223,7 +223,7 @@ class ManualRun:
         finish_plan(self.store, self.run, self.config, self.plan)
 
 
-def finish_plan(store: OutputStore, run: Run, config: RunConfig, plan: Plan) -> OutcomeCounts:
+def finish_plan(store: OutputStore, run: RunRecord, config: RunConfig, plan: Plan) -> OutcomeCounts:
     """End a run that was to do a plan."""
     return finish_run(
         store, run, config, model_revision=REVISION, listing=read_listing(store, plan),
@@ -338,7 +338,7 @@ def finished(store: OutputStore, *names: str) -> None:
     """End a run as one that listed these recordings."""
     config = run_config("/", store.uri, model="m")
     started = "2026-01-01T00:00:00+00:00"
-    run = Run(run_id="run", fingerprint="f-r", started_at=started, continues=False)
+    run = RunRecord(run_id="run", fingerprint="f-r", started_at=started, continues=False)
     listing = [files(*names)]
     finish_run(store, run, config, model_revision="r", listing=listing, num_listed=len(names))
 

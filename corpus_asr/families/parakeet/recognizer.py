@@ -84,9 +84,9 @@ class ParakeetRecognizer(Recognizer):
         features = np.zeros((len(windows), max(frames), windows[0].shape[1]), dtype=np.float32)
         for row, window in zip(features, windows, strict=True):
             row[: len(window)] = window
-        given = to_device(torch.from_numpy(features), self._network.device)
-        given = given.to(self._network.dtype)
-        rows = self._transcribe(given, num_frames=frames).rows()
+        batch = to_device(torch.from_numpy(features), self._network.device)
+        batch = batch.to(self._network.dtype)
+        rows = self._transcribe(batch, num_frames=frames).rows()
         return [
             self._recognized(row, num_frames / FRAMES_PER_SECOND)
             for row, num_frames in zip(rows, frames, strict=True)

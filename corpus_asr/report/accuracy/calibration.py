@@ -230,9 +230,9 @@ def cross_validated(
 def reliability(outcomes: Sequence[SegmentOutcome], confidences: Sequence[float]) -> Reliability:
     """Compare confidences with the outcomes of their segments, of which there are some."""
     claimed = np.array(confidences)
-    words = np.array([each.words for each in outcomes])
-    right = np.array([each.right for each in outcomes])
-    errors = np.array([each.has_error for each in outcomes])
+    words = np.array([outcome.words for outcome in outcomes])
+    right = np.array([outcome.right for outcome in outcomes])
+    errors = np.array([outcome.has_error for outcome in outcomes])
     # A confidence of 1 belongs to the last bin.
     bins = np.minimum(_BINS - 1, (claimed * _BINS).astype(int))
     gaps = [abs(float((claimed * words - right)[bins == at].sum())) for at in range(_BINS)]
@@ -265,11 +265,11 @@ def area_under_curve(confidences: np.ndarray, errors: np.ndarray) -> float:
 
 def render_calibration(calibration: Calibration) -> str:
     """Return a calibration as text."""
-    before, after = calibration.before, calibration.after
+    reliability_before, reliability_after = calibration.before, calibration.after
     text = text_template("corpus_asr.report", "calibration.txt.j2").render(
         calibration=calibration,
-        after=after,
-        measured=(("before", before), ("held out", after)),
+        after=reliability_after,
+        measured=(("before", reliability_before), ("held out", reliability_after)),
         address=redact_uri(calibration.address),
     )
     return text.rstrip("\n")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from corpus_asr.report.html.formatting import coordinate
 from corpus_asr.report.text import duration
-from corpus_asr.storage.run_state.run_files import Moment
+from corpus_asr.storage.run_state.run_files import ProgressSample
 
 TOP, HEIGHT = 8, 160  # pixels above the plot, and its height
 _MOST_TICKS = 5
@@ -84,7 +84,7 @@ def _levels(ticks: Sequence[float], say: Callable[[float], str]) -> list[tuple[f
     return [(TOP + HEIGHT * (1 - value / ticks[-1]), say(value)) for value in ticks]
 
 
-def speed_chart(moments: Sequence[Moment]) -> Chart | None:
+def speed_chart(moments: Sequence[ProgressSample]) -> Chart | None:
     """Return the chart of speed between commits; None if the run is too short."""
     steps = speed_steps(moments)
     return timeline(steps) if len(steps) >= LEAST_STEPS and steps[-1].stop_s >= LEAST_S else None
@@ -115,7 +115,7 @@ def timeline(steps: Sequence[Step]) -> Chart:
     )
 
 
-def speed_steps(moments: Sequence[Moment]) -> list[Step]:
+def speed_steps(moments: Sequence[ProgressSample]) -> list[Step]:
     """Return the speed between consecutive commits."""
     return [
         Step(
@@ -127,7 +127,7 @@ def speed_steps(moments: Sequence[Moment]) -> list[Step]:
     ]
 
 
-def _with_commits(moments: Sequence[Moment]) -> list[Moment]:
+def _with_commits(moments: Sequence[ProgressSample]) -> list[ProgressSample]:
     kept = list(moments[:1])
     # A commit adds minutes of audio at once: between single moments, speed would jump.
     for moment in moments[1:]:

@@ -33,11 +33,11 @@ from corpus_asr.storage.run_state.result_rows import (
 from corpus_asr.storage.run_state.run_files import (
     RUN_NAME,
     SUCCESS_NAME,
-    Run,
+    RunRecord,
     code_versions,
     safe_config,
 )
-from corpus_asr.storage.run_state.run_tables import NOTED, Place, RunTables
+from corpus_asr.storage.run_state.run_tables import NOTED, RowPlace, RunTables
 from corpus_asr.storage.run_state.source_listings import other_listings
 from corpus_asr.storage.run_state.tables import (
     COMMITS_FOLDER,
@@ -121,7 +121,7 @@ from tried
 
 def finish(
     store: OutputStore,
-    run: Run,
+    run: RunRecord,
     config: RunConfig,
     *,
     model_revision: str,
@@ -146,8 +146,8 @@ def finish(
         extra: whatever else belongs in `run.json` (numbers of the plan, hardware).
     """
     store.remove(SUCCESS_NAME)
-    others = other_listings(store, plan_name)
-    with RunTables(store, listing=listing, elsewhere=others) as tables:
+    listings_elsewhere = other_listings(store, plan_name)
+    with RunTables(store, listing=listing, elsewhere=listings_elsewhere) as tables:
         if tables.num_listed != num_listed:
             logger.warning("listing rows=%d, expected %d", tables.num_listed, num_listed)
         num_listed = max(num_listed, tables.num_listed)
@@ -197,7 +197,7 @@ def finish(
     return counts
 
 
-def _last_work(store: OutputStore, run: Run) -> dict[str, Any] | None:
+def _last_work(store: OutputStore, run: RunRecord) -> dict[str, Any] | None:
     """Return the `run.json` entry of the last run that had work."""
     last_run = store.read_json(RUN_NAME)
     if last_run is None or last_run.get("fingerprint") != run.fingerprint:
@@ -322,17 +322,17 @@ def merge(
 ) -> list[str]:
     """Write the rows of commits and objects of outcomes that count; return the new names.
 
-    Those of several are sorted by address, part and time. `places` has the `Place` of each row,
+    Those of several are sorted by address, part and time. `places` has the `RowPlace` of each row,
     where not all of an object belong into the tables; what waits is a commit again.
     """
     tables = [store.read_table(name, OUTCOMES) for name in names]
     outcomes = pa.concat_tables(tables).combine_chunks()
     place = np.concatenate([
-        places.get(name, np.full(len(table), Place.tables))
+        places.get(name, np.full(len(table), RowPlace.tables))
         for name, table in zip(names, tables, strict=True)
     ])  # fmt: skip
     starts = dict(zip(names, np.cumsum([0, *map(len, tables)]).tolist(), strict=False))
-    kept, waiting = place == Place.tables, place == Place.waiting
+    kept, waiting = place == RowPlace.tables, place == RowPlace.waiting
 
     def rows_of(mask: np.ndarray) -> Iterator[pa.Table]:
         for name, rows, owners in part_rows(store, names, kind):
@@ -425,15 +425,15 @@ def adopt_versions(store: OutputStore, tables: RunTables) -> None:
 
     Otherwise no later change of these recordings would be seen.
     """
-    for name, own in tables.rows(_ADOPTED):
-        listed = {each["id"]: each["etag"] for each in own}
+    for name, adopted_rows in tables.rows(_ADOPTED):
+        listed = {adopted_row["id"]: adopted_row["etag"] for adopted_row in adopted_rows}
         outcomes = store.read_table(name, OUTCOMES)
         ids, etags = (outcomes[column].to_pylist() for column in ("recording_id", "etag"))
-        now = [
-            listed[each] if each in listed and may_be_same(etag, listed[each]) else etag
-            for each, etag in zip(ids, etags, strict=True)
+        adopted_etags = [
+            listed[row_id] if row_id in listed and may_be_same(etag, listed[row_id]) else etag
+            for row_id, etag in zip(ids, etags, strict=True)
         ]
         place = OUTCOMES.get_field_index("etag")
-        column = pa.array(now, pa.string())
+        column = pa.array(adopted_etags, pa.string())
         # In its place: no rows come or go, and those of segments have no version.
         store.write_table(name, outcomes.set_column(place, OUTCOMES.field(place), column))

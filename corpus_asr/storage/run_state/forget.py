@@ -71,7 +71,7 @@ _MOST_COMPARED = 100_000  # addresses, for the nearest to one that is not there
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
+class ForgottenContents:
     """What an output folder holds of recordings that are to be forgotten."""
 
     recordings: Mapping[str, str]
@@ -84,7 +84,7 @@ class Found:
 
 def find_recordings(
     store: OutputStore, patterns: Sequence[str], *, begun: Iterable[str] = ()
-) -> Found:
+) -> ForgottenContents:
     """Return the recordings whose URIs match a pattern, listed or with results.
 
     Present and earlier URIs match, unless an earlier one belongs to another recording now. A
@@ -143,7 +143,7 @@ def find_recordings(
     corrections = [
         name for name in store.all_names(CORRECTIONS_FOLDER) if name.split("/")[1] in recordings
     ]
-    return Found(
+    return ForgottenContents(
         recordings=recordings,
         segments=segments,
         corrections=len(corrections),
@@ -225,8 +225,8 @@ def forget(
 
 def _forget(store: OutputStore, recordings: dict[str, str]) -> list[str]:
     forgotten = Forgotten.read(store)
-    for each, versions in _versions(store, recordings).items():
-        forgotten.add(recordings[each], each, versions)
+    for name, versions in _versions(store, recordings).items():
+        forgotten.add(recordings[name], name, versions)
     forgotten.write(store)
     identities = Identities.read(store)
     pairs = itertools.chain(_addresses_of(store), identities.pairs())
@@ -279,7 +279,7 @@ def _versions(store: OutputStore, recordings: Mapping[str, str]) -> dict[str, li
     """
     columns = ("recording_id", "etag", "size_bytes", "content_digest")
     versions: dict[str, set[_Version]] = {recording: set() for recording in recordings}
-    others: set[_Version] = set()
+    versions_of_others: set[_Version] = set()
     replaced: set[tuple[str, _Version]] = set()
     for _ in range(2):  # which versions there are of them; who else has one
         wanted = set().union(*versions.values())
@@ -293,14 +293,18 @@ def _versions(store: OutputStore, recordings: Mapping[str, str]) -> dict[str, li
                 version = (etag and plain_version(etag), size_bytes)
                 content = (digest and f"{CONTENT}{digest}", size_bytes)
                 if recording not in versions:
-                    others |= {version, content} & wanted
+                    versions_of_others |= {version, content} & wanted
                     continue
                 versions[recording] |= {version, content}
                 if digest and content_version(recordings[recording], etag) is None:
                     replaced.add((recording, version))
     return {
         recording: sorted(
-            (version for version in of_recording - others if (recording, version) not in replaced),
+            (
+                version
+                for version in of_recording - versions_of_others
+                if (recording, version) not in replaced
+            ),
             key=str,
         )
         for recording, of_recording in versions.items()

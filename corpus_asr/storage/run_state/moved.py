@@ -183,6 +183,6 @@ def still_there(uris: Mapping[str, str], options: StoreOptions) -> list[str]:
 def addresses(store: OutputStore, ids: Collection[str]) -> Iterator[tuple[str, str]]:
     """Yield `recording_id` and address of those of some recordings that are committed."""
     for rows in store.outcomes(["recording_id", "uri"]):
-        for each, uri in zip(*(column.to_pylist() for column in rows.columns), strict=True):
-            if each in ids:
-                yield each, uri
+        for name, uri in zip(*(column.to_pylist() for column in rows.columns), strict=True):
+            if name in ids:
+                yield name, uri

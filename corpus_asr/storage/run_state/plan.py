@@ -38,7 +38,7 @@ from corpus_asr.storage.run_state.redo import chosen
 from corpus_asr.storage.run_state.result_rows import LABEL_ROWS, SEGMENT_ROWS, without_credentials
 from corpus_asr.storage.run_state.run_files import (
     RUN_NAME,
-    Earlier,
+    FolderContents,
     check_fingerprint,
     fingerprint,
 )
@@ -46,7 +46,7 @@ from corpus_asr.storage.run_state.run_tables import (
     PART_COLUMNS,
     REMAINING,
     VERSION_COLUMNS,
-    Reason,
+    RemainingReason,
     RunTables,
 )
 from corpus_asr.storage.run_state.source_listings import (
@@ -266,14 +266,14 @@ def make_plan(
     the folder, or to `target` if it is not to be executed.
     """
     target = target or store
-    earlier = Earlier.same
+    earlier = FolderContents.same
     if model_revision is not None:
         name = fingerprint(config, model_revision)
         earlier = check_fingerprint(
             store, config, name, new_run=options.new_run, redo=options.redo is not None
         )
     # A new run archives results made with other settings before it starts.
-    committed = None if earlier is Earlier.other else store
+    committed = None if earlier is FolderContents.other else store
     # The newest plan must sort last, even if the clock was set back.
     newest_ns = max(map(time_ns_of, plans_of(store)), default=0)
     name = f"{PLANS_FOLDER}/{store.stem(max(time.time_ns(), newest_ns + 1))}"
@@ -287,7 +287,7 @@ def make_plan(
     ):
         if options.redo is not None:
             rows = LABEL_ROWS if config.pipeline == CLASSIFY_AUDIO else SEGMENT_ROWS
-            mixed = earlier is Earlier.mixed
+            mixed = earlier is FolderContents.mixed
             redo_rows = chosen(store, tables, options.redo, rows, other_settings=mixed)
             plan.num_matched = len(redo_rows)
             if len(redo_rows):
@@ -438,7 +438,9 @@ def _left(
                 files.to_batches()[0], options.retry, leave_alone=options.leave_alone
             )
             if arrivals is not None:
-                arrivals.add(files, remaining.filter(pc.field("reason") == int(Reason.new)))
+                arrivals.add(
+                    files, remaining.filter(pc.field("reason") == int(RemainingReason.new))
+                )
             plan.identities.leave_versions(remaining)
             remaining_file.write_table(remaining)
             reasons.update(remaining["reason"].to_pylist())
@@ -450,13 +452,13 @@ def _left(
             sizes.append(np.array([-1 if size is None else size for size in expected], np.int64))
             names = remaining["recording_id"].to_pylist()
             ids.append(np.array(names, "S16"))
-            retried.append(remaining["reason"].to_numpy() == Reason.retried)
+            retried.append(remaining["reason"].to_numpy() == RemainingReason.retried)
             versions = zip(*(remaining[name].to_pylist() for name in ("uri", "etag")), strict=True)
             plan.remaining.add(names, [located(*version) for version in versions], expected)
-    plan.num_new = reasons[Reason.new]
-    plan.num_changed = reasons[Reason.changed]
-    plan.num_retried = reasons[Reason.retried]
-    plan.num_redone = reasons[Reason.redone]
+    plan.num_new = reasons[RemainingReason.new]
+    plan.num_changed = reasons[RemainingReason.changed]
+    plan.num_retried = reasons[RemainingReason.retried]
+    plan.num_redone = reasons[RemainingReason.redone]
     return np.concatenate(sizes), np.concatenate(ids), np.concatenate(retried)
 
 
@@ -468,7 +470,7 @@ where complete and status != 'failed' and recordings.duration_s is not null
 
 
 def _add_known(plan: Plan, tables: RunTables, remaining: pa.Table) -> None:
-    again = remaining.filter(pc.equal(remaining["reason"], Reason.redone))
+    again = remaining.filter(pc.equal(remaining["reason"], RemainingReason.redone))
     tables.add("arrived_files", again.select(["recording_id"]))
     plan.known = added(plan.known, sums_of(tables.rows(_KNOWN)))
 

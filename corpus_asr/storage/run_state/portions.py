@@ -30,7 +30,7 @@ class Portion:
 
 
 @dataclass(frozen=True, slots=True)
-class Lost:
+class LostPortion:
     """A portion during which the worker process, or its machine, died."""
 
     portion: Any

@@ -33,7 +33,7 @@ _MOST_NAMED = 3  # objects listed in a message
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Gone:
+class GoneRecordings:
     """A recording that the last run did not list."""
 
     recording_id: str
@@ -52,7 +52,7 @@ class Archive:
     """Recordings of an output folder and those missing from the source."""
 
     recordings: int
-    gone: Sequence[Gone]
+    gone: Sequence[GoneRecordings]
     """Recordings missing for long enough, by URI."""
     sources: Mapping[str, int]
     """Number of recordings below each folder or file that any run listed."""
@@ -89,7 +89,7 @@ def find_gone(store: OutputStore, *, older_than: datetime.timedelta) -> Archive:
             continue
         # A row without a time has no evidence of a recent listing.
         if row["listed_at"] is None or row["listed_at"] <= latest:
-            gone.append(Gone(**row, corrections=corrections[row["recording_id"]]))
+            gone.append(GoneRecordings(**row, corrections=corrections[row["recording_id"]]))
     return Archive(recordings=recordings, gone=gone, sources=sources)
 
 

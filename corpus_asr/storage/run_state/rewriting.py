@@ -96,18 +96,20 @@ def remove_recordings(store: OutputStore, recording_ids: Collection[str]) -> Non
 
 def holding(store: OutputStore, ids: pa.Array) -> list[str]:
     """Return the objects that hold rows of recordings, or what people saved of them."""
-    wanted, found = set(ids.to_pylist()), list[str]()
+    wanted, holding_names = set(ids.to_pylist()), list[str]()
     for folder in folders_of(store):
-        own = list[str]()  # also what does not count, and could not be removed
+        folder_names = list[str]()  # also what does not count, and could not be removed
         for name in (COMMITS_FOLDER, *FINISHED_FOLDERS):
             held = filter(lambda name: name.endswith(SUFFIX), folder.all_names(name))
-            own += _concerned(folder, held, SEGMENTS, ids)
+            folder_names += _concerned(folder, held, SEGMENTS, ids)
         for name, schema in _TABLES.items():
-            own += _concerned(folder, folder.names(name), schema, ids)
+            folder_names += _concerned(folder, folder.names(name), schema, ids)
         saves = folder.all_names(CORRECTIONS_FOLDER)
-        own += [name for name in saves if name.split("/")[1] in wanted]
-        found += [folder.address(name).removeprefix(store.address("")) for name in own]
-    return found
+        folder_names += [name for name in saves if name.split("/")[1] in wanted]
+        holding_names += [
+            folder.address(name).removeprefix(store.address("")) for name in folder_names
+        ]
+    return holding_names
 
 
 def rewrite_commits(

@@ -60,14 +60,14 @@ RUNNING, TRANSCRIBED, STOPPED = "running", "transcribed", "stopped"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Moment:
+class ProgressSample:
     """Cumulative progress at one moment of a run, counted from its start."""
 
     elapsed_s: float
     audio_s: float
     audio_done_s: float
     files: int
-    failed: int  # these four: as in `Standing`
+    failed: int  # these four: as in `RunProgress`
     extract_s: float
     extract_alive_s: float
     engine_s: float
@@ -75,7 +75,7 @@ class Moment:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
+class RunProgress:
     """Progress of a run; `_s` are seconds, other counts are recordings that were pending."""
 
     elapsed_s: float
@@ -146,7 +146,7 @@ class Standing:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Snapshot(Standing):
+class Snapshot(RunProgress):
     """State of a run: `_run/progress.json`; times of day are the driver's, in ISO 8601."""
 
     run_id: str
@@ -171,7 +171,7 @@ class Snapshot(Standing):
     activity: Activity
     workers_out: tuple[str, ...] = ()
     """Disabled workers: device, machine and error of each."""
-    history: tuple[Moment, ...] = ()
+    history: tuple[ProgressSample, ...] = ()
     """Progress over time, evenly spaced; the last entry is this one."""
 
     @property
@@ -427,7 +427,7 @@ _RESOURCE_KEYS = {
 _RESULT_SECTIONS = ("model", "extract", "decoding", "align", "classification", "speakers")
 
 
-class Earlier(StrEnum):
+class FolderContents(StrEnum):
     """Contents of an output folder when a run starts."""
 
     nothing = "nothing"
@@ -437,7 +437,7 @@ class Earlier(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
+class RunRecord:
     """A started run."""
 
     run_id: str
@@ -476,7 +476,7 @@ def check_fingerprint(
     *,
     new_run: bool = False,
     redo: bool = False,
-) -> Earlier:
+) -> FolderContents:
     """Return which results the folder holds.
 
     Results of another fingerprint are allowed for a new run, or for reprocessing.
@@ -485,7 +485,7 @@ def check_fingerprint(
     moving = store.read_json(ARCHIVE_NOTE_NAME)
     if moving is not None:
         if new_run or moving["fingerprint"] == fingerprint:
-            return Earlier.other
+            return FolderContents.other
         raise ConfigError(
             f"beginning a run in {redact_uri(store.uri)}: found {ARCHIVE_NOTE_NAME}, expected "
             "none: a --new-run with other settings was stopped while it moved the earlier results "
@@ -500,19 +500,19 @@ def check_fingerprint(
                 f"{FINGERPRINT_NAME}, expected an empty folder or one of this program; choose "
                 "another output.uri"
             )
-        return Earlier.nothing
+        return FolderContents.nothing
     if not has_results:
-        return Earlier.nothing
+        return FolderContents.nothing
     changes = _changes(stored, config, fingerprint)
     if not changes:
-        return Earlier.same
+        return FolderContents.same
     if new_run:
-        return Earlier.other
+        return FolderContents.other
     # A folder holds either segments or labels, and compares voices of one network.
     apart = [change for change in changes if change.startswith(("pipeline: ", "speakers.model: "))]
     apart = [change for change in apart if "null" not in change]
     if redo and not apart:
-        return Earlier.mixed
+        return FolderContents.mixed
     advice = "use these, "
     if not apart:
         advice += "do all again here with --redo all, by which each result stays until its new "
@@ -564,23 +564,25 @@ def begin_run(
     started: datetime.datetime | None = None,
     listing: Iterable[pa.RecordBatch] = (),
     family: str | None = None,
-) -> Run:
+) -> RunRecord:
     """Start or continue a run in an output folder, removing `_SUCCESS`.
 
     `started` defaults to now; it is earlier if the run listed and planned before. `listing`: FILES
     batches, to find the folders of a manifest's recordings; `family` is the model's.
     """
     earlier = check_fingerprint(store, config, fingerprint, new_run=new_run, redo=redo)
-    if earlier is Earlier.same:  # fingerprint as stored, possibly by a version with fewer settings
+    if (
+        earlier is FolderContents.same
+    ):  # fingerprint as stored, possibly by a version with fewer settings
         fingerprint = (store.read_json(FINGERPRINT_NAME) or {})["fingerprint"]
     started = started or datetime.datetime.now(datetime.UTC)
-    run = Run(
+    run = RunRecord(
         run_id=run_id or new_run_id(),
         fingerprint=fingerprint,
         started_at=started.isoformat(timespec="milliseconds"),
-        continues=earlier in (Earlier.same, Earlier.mixed),
+        continues=earlier in (FolderContents.same, FolderContents.mixed),
     )
-    if earlier is Earlier.other:
+    if earlier is FolderContents.other:
         archive_previous_results(store, run)
     store.remove(SUCCESS_NAME)
     safe = safe_config(config)
@@ -594,7 +596,7 @@ def begin_run(
     return run
 
 
-def archive_previous_results(store: OutputStore, run: Run) -> None:
+def archive_previous_results(store: OutputStore, run: RunRecord) -> None:
     """Move an output folder's results to `_earlier/`, or resume an interrupted move."""
     # The note of objects to move is written first and removed last: after a kill the next call
     # resumes. Nothing is ever deleted.

@@ -89,7 +89,7 @@ _SORTING_MB = 128
 _MOST_THREADS = 4  # each takes memory of its own for what it sorts
 
 
-class Reason(IntEnum):
+class RemainingReason(IntEnum):
     """Why a listed recording is left to be done."""
 
     new = 0
@@ -99,7 +99,7 @@ class Reason(IntEnum):
     redone = 4  # it is done, and is to be done again
 
 
-class Place(IntEnum):
+class RowPlace(IntEnum):
     """Where a committed row belongs once a run has finished."""
 
     nowhere = 0
@@ -316,7 +316,7 @@ select files.* exclude (position), coalesce(kept, []) as done_parts,
 from files left join state using (position)
 where state.position is null or due or not whole
 order by position
-""".format(**{reason.name: int(reason) for reason in Reason})
+""".format(**{reason.name: int(reason) for reason in RemainingReason})
 
 
 _AGAIN = """
@@ -616,14 +616,14 @@ class RunTables:
         return int(number)
 
     def places(self) -> dict[str, np.ndarray]:
-        """Return the `Place` of each row of the objects in which some lie elsewhere, by name."""
-        found = self.rows(
+        """Return the `RowPlace` of each row of the objects in which some lie elsewhere, by name."""
+        places_of_objects = self.rows(
             """select name, list(coalesce(place, 0) order by row)
                from outcomes join objects using (object) left join standing using (id)
                group by name, is_commit
                having bool_or(coalesce(place, 0) != if(is_commit, 2, 1)) order by name"""
         )
-        return {name: np.array(places, dtype=np.int8) for name, places in found}
+        return {name: np.array(places, dtype=np.int8) for name, places in places_of_objects}
 
     def remaining(
         self, files: pa.RecordBatch, retry: Retry | None = Retry.environment,

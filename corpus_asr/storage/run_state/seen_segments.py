@@ -51,8 +51,8 @@ class SeenSegments:
         groups = self._groups(of)
         tables = self._tables
         tables.add("corrected_ids", pa.table({"recording_id": pa.array(groups, pa.string())}))
-        others = f"(from {of}) anti join corrected_ids using (recording_id)"
-        for rows, _ in counting_rows(self._store, tables, SEGMENT_ROWS, columns, of=others):
+        uncorrected = f"(from {of}) anti join corrected_ids using (recording_id)"
+        for rows, _ in counting_rows(self._store, tables, SEGMENT_ROWS, columns, of=uncorrected):
             yield with_no_corrections(rows)
         for _, placing in self._placings(groups, columns, of):
             yield placing.rows.select([*columns, *PLACED_COLUMNS.names])
@@ -73,16 +73,18 @@ class SeenSegments:
         columns = tuple(dict.fromkeys((*columns, *_NEEDED)))
         schema = projected(SEGMENTS, columns)
         self._tables.add("held", schema.empty_table())
-        theirs = f"(from {of}) semi join corrected_ids using (recording_id)"
-        for rows, _ in counting_rows(self._store, self._tables, SEGMENT_ROWS, columns, of=theirs):
+        corrected = f"(from {of}) semi join corrected_ids using (recording_id)"
+        for rows, _ in counting_rows(
+            self._store, self._tables, SEGMENT_ROWS, columns, of=corrected
+        ):
             self._tables.execute("insert into held from arriving", rows)
         silent = dict(groups)
         for rows in _by_recording(self._tables.batches(f"from held {_ORDER}"), schema):
             recording_id = rows["recording_id"][0].as_py()
             yield recording_id, self._placed(rows, silent.pop(recording_id))
         self._tables.execute("drop table held")
-        for recording_id, own in silent.items():
-            yield recording_id, self._placed(schema.empty_table(), own)
+        for recording_id, recording_corrections in silent.items():
+            yield recording_id, self._placed(schema.empty_table(), recording_corrections)
 
     def _placed(self, rows: pa.Table, corrections: Sequence[Correction]) -> Placing:
         placing = place(rows, corrections)

@@ -269,12 +269,14 @@ class OutputStore:
 
     def leftovers(self) -> list[str]:
         """Return the objects of tables that do not count, and files of killed local writes."""
-        names, found = self._names(), set[str]()
+        names, leftovers = self._names(), set[str]()
         for folder in TABLES_OF_RUNS:
             listed = {name for name, _ in self._listed(folder)}
-            found |= {name for name in listed if _is_table(name)} - {*self._counting(folder, names)}
-            found |= {name for name in listed if _is_temporary(name)}
-        return sorted(found)
+            leftovers |= {name for name in listed if _is_table(name)} - {
+                *self._counting(folder, names)
+            }
+            leftovers |= {name for name in listed if _is_temporary(name)}
+        return sorted(leftovers)
 
     @classmethod
     def of(cls, output: OutputSettings | DatasetSettings) -> Self:
@@ -346,8 +348,8 @@ class OutputStore:
         while True:
             counting = [*self._counting(OUTCOMES_FOLDER, names),
                         *self._counting(COMMITS_FOLDER, names)]  # fmt: skip
-            before, names = names, self._names()
-            if names.content == before.content:
+            names_before, names = names, self._names()
+            if names.content == names_before.content:
                 return sorted(counting, key=lambda name: name.rpartition("/")[2])
 
     def names(self, folder: str) -> list[str]:
@@ -380,8 +382,10 @@ class OutputStore:
         # A run knows what it put or removed itself, and what the one before left, also where
         # listings lag behind by minutes.
         changed = list(self._changed.items()) if self._guard is not None else []
-        gone = {name for name, there in changed if not there}
-        hidden = {name for name, there in changed if there and name.startswith(f"{folder}/")}
+        gone = {name for name, is_present in changed if not is_present}
+        hidden = {
+            name for name, is_present in changed if is_present and name.startswith(f"{folder}/")
+        }
         for name, size in self._in_store(folder):
             hidden.discard(name)
             if name not in gone:
@@ -511,8 +515,8 @@ def read_ahead(names: Iterable[str], read: Callable[[str], Iterator[T]]) -> Iter
                 following = next(waiting, None)
                 if following is not None:
                     started.append((following, pool.submit(begin, following)))
-                first, others = beginning.result()
-                for value in chain(first, others):
+                first, following_rows = beginning.result()
+                for value in chain(first, following_rows):
                     yield name, value
         finally:
             pool.shutdown(wait=True, cancel_futures=True)

@@ -24,9 +24,9 @@ def timed_words(
     """
     spaced = len(words) < 2 or any(word["word"][:1].isspace() for word in words[1:])
     pieces = re.findall(r"\s*\S+", text) if spaced else list(text)
-    before = [bare_word(word["word"]) for word in words]
-    after = [bare_word(piece) for piece in pieces]
-    matcher = SequenceMatcher(None, before, after, autojunk=False)
+    words_before = [bare_word(word["word"]) for word in words]
+    words_after = [bare_word(piece) for piece in pieces]
+    matcher = SequenceMatcher(None, words_before, words_after, autojunk=False)
     timed: list[dict[str, Any]] = []
     for tag, first, stop, start, end in matcher.get_opcodes():
         if tag == "equal":

@@ -14,7 +14,7 @@ from corpus_asr.report.html.charts import (
     timeline,
 )
 from corpus_asr.report.html.page import environment
-from corpus_asr.storage.run_state.run_files import Moment
+from corpus_asr.storage.run_state.run_files import ProgressSample
 
 HOSTILE = '"><script>alert(1)</script>&'
 
@@ -44,11 +44,11 @@ def test_steps_are_to_scale() -> None:
     assert chart.get("aria-label") == HOSTILE
 
 
-def moment(elapsed_s: float, audio_s: float) -> Moment:
+def moment(elapsed_s: float, audio_s: float) -> ProgressSample:
     busy = dict.fromkeys(
         ("audio_done_s", "extract_s", "extract_alive_s", "engine_s", "transcribe_alive_s"), 0.0
     )
-    return Moment(elapsed_s=elapsed_s, audio_s=audio_s, files=0, failed=0, **busy)
+    return ProgressSample(elapsed_s=elapsed_s, audio_s=audio_s, files=0, failed=0, **busy)
 
 
 def speeds(*moments: tuple[float, float]) -> list[tuple[float, float, float]]:

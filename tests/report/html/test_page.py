@@ -23,7 +23,7 @@ from corpus_asr.storage.run_state.run_files import (
     PAGE_NAME,
     RUN_NAME,
     STOPPED,
-    Moment,
+    ProgressSample,
     write_snapshot,
 )
 from corpus_asr.storage.run_state.tables import OutputStore
@@ -47,8 +47,8 @@ def segment(text: str, confidence: float, **values: Any) -> dict[str, Any]:
     return usual | values
 
 
-def moment(elapsed_s: float, audio_s: float) -> Moment:
-    return Moment(
+def moment(elapsed_s: float, audio_s: float) -> ProgressSample:
+    return ProgressSample(
         elapsed_s=elapsed_s, audio_s=audio_s, audio_done_s=audio_s, files=0, failed=0,
         extract_s=elapsed_s / 2, extract_alive_s=elapsed_s, engine_s=elapsed_s,
         transcribe_alive_s=elapsed_s,
