@@ -44,12 +44,12 @@ def test_a_ray_that_is_there_is_used_and_left_running(ray_session: Cluster):
         assert cluster == ray_session
         coordinator = start_coordinator()
         ray.get(coordinator.add.remote(Tally(parts=1)))
-        assert ray.get(coordinator.look.remote("")).tally == Tally(parts=1)
+        assert ray.get(coordinator.look.remote()).tally == Tally(parts=1)
         # One that died is replaced by an empty one, also long after it was made.
         time.sleep(6)
         ray.kill(coordinator, no_restart=False)
         deadline = time.monotonic() + 60
-        while ray.get(coordinator.look.remote(""), timeout=60).tally != Tally():
+        while ray.get(coordinator.look.remote(), timeout=60).tally != Tally():
             assert time.monotonic() < deadline
             time.sleep(0.1)
     assert ray.is_initialized()
