@@ -53,7 +53,7 @@ def test_steps_are_measured_one_after_the_other(
 ) -> None:
     for name in (*REQUESTS, "pages"):  # they are as before afterwards
         monkeypatch.setattr(LocalStore, name, getattr(LocalStore, name))
-    monkeypatch.setattr(growth, "ROWS_PER_COMMIT", 20)
+    monkeypatch.setattr(growth, "ROWS_PER_COMMIT", 8)
     monkeypatch.setattr(growth, "NIGHTS", 3)
     Archive(tmp_path, 80).make()
     found = {}
