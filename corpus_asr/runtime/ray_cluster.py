@@ -5,8 +5,10 @@ import contextlib
 import logging
 import os
 import re
+import select
 import signal
 import socket
+import struct
 import threading
 import time
 import traceback
@@ -45,6 +47,7 @@ REACH_TIMEOUT_S = 10.0
 JOIN_TIMEOUT_S = 60.0
 _ANYWHERE = ("local", "auto")  # no address yet: Ray looks for one, or starts
 TOKEN_MODE, _REFUSED = "RAY_AUTH_MODE", "InvalidAuthToken"
+_CREDENTIALS = "3i"  # process, user, group
 _RESOLVE = "resolve_ip_for_localhost"
 _QUIET: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
 
@@ -127,10 +130,14 @@ class RayWatch:
         # A GCS that others started may come back, and Ray waits a minute for that.
         self._gcs_patience_s = 0.0 if _node().is_head() else _GCS_PATIENCE_S
         self._gcs_refuses_since_s: float | None = None
+        self._raylet = select.poll()
+        self._descriptor = _raylet_descriptor()
+        if self._descriptor is not None:
+            self._raylet.register(self._descriptor, select.POLLIN)
 
     def lost(self) -> EngineError | None:
         """Return the error to end a run with; None while Ray lives. For calls a second apart."""
-        if _raylet_refuses():
+        if self._raylet.poll(0):
             return _died("its raylet on this machine")
         if not _gcs_refuses():
             self._gcs_refuses_since_s = None
@@ -141,6 +148,28 @@ class RayWatch:
         if now_s - self._gcs_refuses_since_s < self._gcs_patience_s:
             return None
         return _died("its GCS on the head node")
+
+    def close(self) -> None:
+        """Watch no more."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+
+
+def _raylet_descriptor() -> int | None:
+    """Return what is readable once the raylet has ended; None where the system has no such thing.
+
+    It is asked once who it is: it writes a line to its log for each connection.
+    """
+    if not (hasattr(os, "pidfd_open") and hasattr(socket, "SO_PEERCRED")):
+        return None
+    size = struct.calcsize(_CREDENTIALS)
+    try:
+        with socket.socket(socket.AF_UNIX) as asked:
+            asked.connect(_node().raylet_socket_name)
+            credentials = asked.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
+        return os.pidfd_open(struct.unpack(_CREDENTIALS, credentials)[0])
+    except OSError:  # it is in another container, or gone: its work will say so
+        return None
 
 
 def _died(what: str) -> EngineError:

@@ -343,6 +343,7 @@ class _CoordinatorPoll(threading.Thread):
     def __exit__(self, *_: object) -> None:
         self._finished.set()
         self.join()
+        self._watch.close()
 
     def run(self) -> None:
         while not self._finished.wait(POLL_S):
