@@ -162,7 +162,9 @@ def _commit_all(dataset: Dataset, commits: Commits) -> None:
                 if block.metadata.num_rows:
                     commits.add(block.ref, block.metadata.size_bytes or 0)
     except ray.exceptions.RayActorError as error:
-        # Too many workers ended while they began: what is missing finds out which can work.
+        # Too many workers ended while they began: what is missing finds out which can work. Where
+        # Ray itself has died, the watch ends the run meanwhile: another call ends the process.
+        time.sleep(3 * POLL_S)
         event(_LOG, logging.WARNING, "worker_replaced", why=str(error))
     finally:
         del results  # with its last reference Ray Data ends its work
