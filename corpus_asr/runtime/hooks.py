@@ -174,7 +174,9 @@ def run_hook(
     counts = [outcome for outcome in outcomes if isinstance(outcome, HookCounts)]
     portions_lost = [outcome.portion for outcome in outcomes if isinstance(outcome, LostPortion)]
     if lost := {name for portion in portions_lost for name in portion.portion.recordings}:
-        counts += _one_by_one(store, hook, corrections, lost, lambda ones: do(work, ones))
+        counts += _one_by_one(
+            store, hook, corrections, lost, lambda single_portions: do(work, single_portions)
+        )
     done = sum(count.recordings for count in counts)
     failed = sum(count.failed for count in counts)
     if not store.names(folder_of(hook.name)):  # every reader finds a table's columns
@@ -198,14 +200,14 @@ def _one_by_one(
 ) -> Iterator[HookCounts]:
     """Find which recordings of lost portions it was that processes ended with."""
     with left_of(store, hook, corrections) as (_, portions):
-        ones = [
+        single_portions = [
             recording
             for portion in portions
             for recording in portion.recordings()
             if recording.is_among(lost)
         ]
-    yield HookCounts(recordings=len(lost) - len(ones))  # they were put before
-    for outcome in each_alone(do, ones, most_in_a_row=_MOST_DEATHS):
+    yield HookCounts(recordings=len(lost) - len(single_portions))  # they were put before
+    for outcome in each_alone(do, single_portions, most_in_a_row=_MOST_DEATHS):
         yield _died(store, hook, outcome.portion) if isinstance(outcome, LostPortion) else outcome
 
 

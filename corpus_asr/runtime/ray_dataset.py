@@ -124,7 +124,7 @@ def run_on_ray(
             config, planned, resources, extracting=extracting, transcribing=transcribing
         )
 
-        def left() -> list[RetriedRecording]:
+        def read_uncommitted() -> list[RetriedRecording]:
             # Only now is it of interest which parts were committed.
             return recordings_left(
                 committer.store,
@@ -143,18 +143,18 @@ def run_on_ray(
         )
         with _CoordinatorPoll(coordinator, progress, stop, commits, resources) as poll:
             try:
-                _commit_all(dataset, commits)
+                _commit_all(dataset, commits, poll.check_ray)
                 poll.end_watch()
                 if not commits.has_all_of(num_files):
-                    _try_again(commits, stop, left, workers_alone, most_workers=workers)
+                    _try_again(commits, stop, read_uncommitted, workers_alone, most_workers=workers)
             except Exception as error:
                 raise own_error(error) from error
         # The coordinator's count is of what it has seen: it may have died meanwhile.
         progress.set(commits.tally)
 
 
-def _commit_all(dataset: Dataset, commits: Commits) -> None:
-    """Run a dataset and commit what it yields."""
+def _commit_all(dataset: Dataset, commits: Commits, check_ray: Callable[[], object]) -> None:
+    """Run a dataset and commit what it yields; `check_ray` raises if Ray has died."""
     results = dataset.iter_internal_ref_bundles()
     try:
         for bundle in results:
@@ -163,8 +163,8 @@ def _commit_all(dataset: Dataset, commits: Commits) -> None:
                     commits.add(block.ref, block.metadata.size_bytes or 0)
     except ray.exceptions.RayActorError as error:
         # Too many workers ended while they began: what is missing finds out which can work. Where
-        # Ray itself has died, the watch ends the run meanwhile: another call ends the process.
-        time.sleep(3 * POLL_S)
+        # it was Ray itself that died, another call of it would end this process.
+        check_ray()
         event(_LOG, logging.WARNING, "worker_replaced", why=str(error))
     finally:
         del results  # with its last reference Ray Data ends its work
@@ -174,14 +174,14 @@ def _commit_all(dataset: Dataset, commits: Commits) -> None:
 def _try_again(
     commits: Commits,
     stop: Stop,
-    left: Callable[[], list[RetriedRecording]],
+    read_uncommitted: Callable[[], list[RetriedRecording]],
     start: Callable[..., RecordingWorkers],
     *,
     most_workers: int,
 ) -> None:
     """Do what is left, a recording at a time; commit what comes of it, or that it is poison."""
     for _ in range(_MOST_SECOND_TRIES):
-        if stop.requested or not (recordings := left()):
+        if stop.requested or not (recordings := read_uncommitted()):
             return
         event(_LOG, logging.WARNING, "second_try", recordings=len(recordings))
         with closing(start(num_workers=min(most_workers, len(recordings)))) as workers:
@@ -191,7 +191,7 @@ def _try_again(
                 else:
                     commits.add(outcome.block, outcome.num_bytes)
             commits.settle()
-    if not stop.requested and (recordings := left()):
+    if not stop.requested and (recordings := read_uncommitted()):
         raise EngineError(
             f"transcribing: {counted(len(recordings), 'recording')} not done after "
             f"{_MOST_SECOND_TRIES} tries, expected none; see the workers' logs, and run again to "
@@ -337,6 +337,11 @@ class _CoordinatorPoll(threading.Thread):
     def end_watch(self) -> None:
         """Expect nothing more of the workers so far: all they had to do is done."""
         self._wanted = {}
+
+    def check_ray(self) -> None:
+        """Raise the `EngineError` to end a run with if Ray has died."""
+        if failure := self._watch.lost():
+            raise failure
 
     def __enter__(self) -> Self:
         self.start()

@@ -45,13 +45,13 @@ def each_alone(
     lost: list[T] = []
     in_a_row = 0
 
-    def given(waiting: Iterable[T]) -> Iterator[T]:
+    def until_many_are_lost(waiting: Iterable[T]) -> Iterator[T]:
         nonlocal in_a_row
         in_a_row = 0
         yield from itertools.takewhile(lambda _: in_a_row < most_in_a_row, waiting)
 
     for is_last, waiting in ((False, items), (True, lost)):
-        for outcome in do(given(waiting)):
+        for outcome in do(until_many_are_lost(waiting)):
             in_a_row = in_a_row + 1 if isinstance(outcome, LostPortion) else 0
             if isinstance(outcome, LostPortion) and not is_last:
                 lost.append(outcome.portion)

@@ -243,15 +243,8 @@ class _EngineWorker(_Worker):
 class TranscribeWorker(_EngineWorker):
     """The transcribe stage of one actor; called from several threads."""
 
-    def __init__(
-        self,
-        spec: EngineSpec,
-        *,
-        coordinator: Any,
-        logs: LogSettings,
-        engine_factory: EngineFactory,
-    ) -> None:
-        super().__init__(spec, coordinator=coordinator, logs=logs, engine_factory=engine_factory)
+    def __init__(self, spec: EngineSpec, **options: Any) -> None:
+        super().__init__(spec, **options)
         try:
             with self._ending_the_run():
                 self._load(test=bool(self._device.gpus) or self._restarted)
@@ -282,17 +275,9 @@ class RecordingWorker(_EngineWorker):
 
     _has_company = False
 
-    def __init__(
-        self,
-        spec: EngineSpec,
-        *,
-        coordinator: Any,
-        logs: LogSettings,
-        engine_factory: EngineFactory,
-        extractor: str,
-    ) -> None:
+    def __init__(self, spec: EngineSpec, *, extractor: str, **options: Any) -> None:
         self._extract_stage = ExtractStage(spec.config, extractor=extractor)
-        super().__init__(spec, coordinator=coordinator, logs=logs, engine_factory=engine_factory)
+        super().__init__(spec, **options)
 
     def activity(self) -> Activity:
         """Return what this process did so far."""
