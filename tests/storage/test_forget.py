@@ -21,18 +21,17 @@ from corpus_asr.report.html.page import write_page_at_the_end
 from corpus_asr.report.run import load_report
 from corpus_asr.schemas import DUPLICATES, SPEAKERS, VOICES
 from corpus_asr.storage.run_state import forget as forgetting
-from corpus_asr.storage.run_state.change_note import CHANGE_NAME
 from corpus_asr.storage.run_state.corrections import read_saved
 from corpus_asr.storage.run_state.forget_voices import forget_voices
 from corpus_asr.storage.run_state.forgotten import FORGOTTEN_NAME, Forgotten
-from corpus_asr.storage.run_state.lock import LOCK_NAME, Lock
+from corpus_asr.storage.run_state.lock import CHANGE_NAME, LOCK_NAME, SUCCESS_NAME, Lock
 from corpus_asr.storage.run_state.plan import make_plan
 from corpus_asr.storage.run_state.redo import note_redo
 from corpus_asr.storage.run_state.rewriting import (
     FAILING_NAME,
     NAMES_NAME,
 )
-from corpus_asr.storage.run_state.run_files import PAGE_NAME, SUCCESS_NAME
+from corpus_asr.storage.run_state.run_files import PAGE_NAME
 from corpus_asr.storage.run_state.run_tables import REDO
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
