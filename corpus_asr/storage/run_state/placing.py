@@ -18,11 +18,9 @@ left by earlier corrections, which may be another model's with other boundaries:
 Checked text is placed like any other: checking turns the model's words into a correction.
 """
 
-import re
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from difflib import SequenceMatcher
 from itertools import groupby
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -34,13 +32,17 @@ from corpus_asr.storage.run_state.corrections import (
     Correction,
     EditedSegment,
     joined_text,
-    spaced_once,
 )
-from corpus_asr.storage.run_state.timed_words import (
+from corpus_asr.storage.run_state.transcript_words import (
     CORRECTED_CONFIDENCE,
+    Token,
     bare_word,
-    divided_words,
-    timed_words,
+    clamped,
+    divided_among,
+    part_of,
+    pieces_of,
+    same_words,
+    tokens_of,
 )
 
 MARGIN_S = 1.0
@@ -55,22 +57,9 @@ PLACED_COLUMNS = pa.schema([
 ])  # fmt: skip
 _SCORES = ("tokens", "text_logprob", "avg_logprob", "no_speech_prob", "compression_ratio",
            "temperature")  # fmt: skip
-# Scripts without spaces between words are compared character by character.
-_SPACELESS = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
-_TOKEN = re.compile(rf"\s*(?:[{_SPACELESS}]|[^\s{_SPACELESS}]+)")
 # Accuracy of segment boundaries of models, in seconds.
 _ROUNDED_S = 0.3
 _SAME_S = 1e-3
-
-
-class _Token(NamedTuple):
-    row: int
-    text: str
-    bare: str
-    start_s: float
-    end_s: float
-    probability: float | None
-    timed: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -274,11 +263,11 @@ class _Channel:
         self._numbers = [number for number, _ in rows]
         self._starts_s = [row["start_s"] for row in self._rows]
         self._longest_s = max((row["end_s"] - row["start_s"] for row in self._rows), default=0.0)
-        self._tokens: list[_Token] = []
+        self._tokens: list[Token] = []
         self._of_row: list[range] = []
         for at, row in enumerate(self._rows):
             first = len(self._tokens)
-            self._tokens += _tokens(at, row)
+            self._tokens += tokens_of(at, row)
             self._of_row.append(range(first, len(self._tokens)))
         self._owners: list[Block | None] = [None] * len(self._tokens)
         self._made: dict[str, tuple[Made, Block]] = {}
@@ -374,7 +363,7 @@ class _Channel:
             for _, run in groupby(enumerate(words), key=lambda pair: pair[1].token - pair[0])
         ]
         fits = [
-            _fit(run, [bare_word(word) for word in _pieces_of(text)])
+            _fit(run, [bare_word(word) for word in pieces_of(text)])
             for run in runs for text in (correction.original, correction.text) if text
         ]  # fmt: skip
         shared, replaced = max(fits, key=itemgetter(0), default=(0.0, []))
@@ -422,7 +411,7 @@ class _Channel:
     def _cut(self, at: int, run: Sequence[int]) -> dict[str, Any]:
         row = self._rows[at]
         whole = len(run) == len(self._of_row[at])
-        return row if whole else _piece(row, [self._tokens[token] for token in run])
+        return row if whole else part_of(row, [self._tokens[token] for token in run])
 
     def _cleared(self, at: int, run: Sequence[int]) -> dict[str, Any]:
         """Return the rest of a row, trimmed to not overlap adjacent edited segments."""
@@ -432,7 +421,7 @@ class _Channel:
             start_s = max(start_s, min(end_s, earlier_block.made[-1].segment.end_s))
         if run[-1] + 1 < tokens.stop and (later_block := self._owners[run[-1] + 1]):
             end_s = min(end_s, max(start_s, later_block.made[0].segment.start_s))
-        words = _within(piece.get("words"), start_s, end_s)
+        words = clamped(piece.get("words"), start_s, end_s)
         return piece | {"start_s": start_s, "end_s": end_s, "words": words}
 
 
@@ -450,9 +439,8 @@ def _fit(words: Sequence[_Word], text: Sequence[str]) -> tuple[float, Sequence[_
     if not inside:
         return 0.0, []
     first, stop = inside[0], inside[-1] + 1
-    matcher = SequenceMatcher(None, [word.bare for word in words[first:stop]], text, autojunk=False)
-    pairs = [(first + match.a + at, match.b + at)
-             for match in matcher.get_matching_blocks() for at in range(match.size)]  # fmt: skip
+    runs = same_words([word.bare for word in words[first:stop]], text)
+    pairs = [(first + place + at, other + at) for place, other, size in runs for at in range(size)]
     if not pairs:
         return 0.0, []
     count = len(pairs)
@@ -472,77 +460,6 @@ def _fit(words: Sequence[_Word], text: Sequence[str]) -> tuple[float, Sequence[_
     return count / max(len(text), stop - first), words[first:stop]
 
 
-def words_within(rows: Sequence[dict[str, Any]], start_s: float, end_s: float) -> str:
-    """Return the words of segments within a time span, as text."""
-    tokens = (token for row in rows for token in _tokens(0, row))
-    return spaced_once(
-        "".join(
-            token.text for token in tokens if start_s <= (token.start_s + token.end_s) / 2 < end_s
-        )
-    )
-
-
-def _pieces_of(text: str) -> list[str]:
-    """Split a text into words, which concatenated are the text."""
-    pieces: list[str] = []
-    for piece in _TOKEN.findall(text):
-        if pieces and not any(map(str.isalnum, piece)):
-            pieces[-1] += piece
-        else:
-            pieces.append(piece)
-    if pieces:
-        pieces[-1] += text[sum(map(len, pieces)) :]
-    return pieces
-
-
-def _tokens(at: int, row: dict[str, Any]) -> Iterator[_Token]:
-    text, words = row["text"] or "", row.get("words") or []
-    pieces = _pieces_of(text) or [text]
-    if "".join(word["word"] or "" for word in words) != text:
-        words = []
-    if not words:
-        for word in divided_words(pieces, row["start_s"], row["end_s"]):
-            yield _Token(at, word["word"], bare_word(word["word"]), word["start_s"], word["end_s"],
-                         None, timed=False)  # fmt: skip
-        return
-    ends = np.cumsum([len(word["word"]) for word in words])
-    place = 0
-    for piece in pieces:
-        # The word of its first character other than a space, and of its last one.
-        first = place + len(piece) - len(piece.lstrip())
-        place += len(piece)
-        first_word, last_word = (words[int(np.searchsorted(ends, where, side="right"))]
-                                 for where in (first, place - 1))  # fmt: skip
-        yield _Token(at, piece, bare_word(piece), first_word["start_s"], last_word["end_s"],
-                     last_word["probability"], timed=True)  # fmt: skip
-
-
-def _piece(row: dict[str, Any], tokens: Sequence[_Token]) -> dict[str, Any]:
-    """Return part of a segment, without token IDs, which cannot be split."""
-    values = {
-        "text": "".join(token.text for token in tokens),
-        "start_s": tokens[0].start_s,
-        "end_s": max(token.end_s for token in tokens),
-        "tokens": [],
-    }
-    if row.get("words") is not None:
-        values["words"] = [
-            {"word": token.text, "start_s": token.start_s, "end_s": token.end_s,
-             "probability": token.probability}
-            for token in tokens
-        ]  # fmt: skip
-    return {**row, **{name: value for name, value in values.items() if name in row}}
-
-
-def _within(words: Any, start_s: float, end_s: float) -> Any:
-    if words is None:
-        return None
-    return [
-        {**word, **{name: min(max(word[name], start_s), end_s) for name in ("start_s", "end_s")}}
-        for word in words
-    ]
-
-
 def _people_rows(block: Block) -> Iterator[tuple[dict[str, Any], Made]]:
     """Yield rows of edited segments."""
     cut = block.cut
@@ -553,9 +470,7 @@ def _people_rows(block: Block) -> Iterator[tuple[dict[str, Any], Made]]:
     texts = [space + segment.text if segment.text else "" for segment in segments]
     words: list[list[dict[str, Any]]] | None = None
     if cut[0].get("words") is not None:
-        words = _divided_among(
-            segments, texts, [word for row in cut for word in row["words"] or ()]
-        )
+        words = divided_among(segments, texts, [word for row in cut for word in row["words"] or ()])
     for at, made in enumerate(block.made):
         segment = made.segment
         values = dict(max(cut, key=lambda row: min(row["end_s"], segment.end_s)
@@ -572,7 +487,7 @@ def _people_rows(block: Block) -> Iterator[tuple[dict[str, Any], Made]]:
             people_columns |= {"text": texts[at]} | dict.fromkeys(_SCORES)
         if words is not None:
             segment_words = values["words"] if same else words[at]
-            people_columns["words"] = _within(segment_words, segment.start_s, segment.end_s)
+            people_columns["words"] = clamped(segment_words, segment.start_s, segment.end_s)
             if vouched:
                 people_columns["words"] = [
                     {**word, "probability": CORRECTED_CONFIDENCE}
@@ -583,25 +498,3 @@ def _people_rows(block: Block) -> Iterator[tuple[dict[str, Any], Made]]:
             name: value for name, value in people_columns.items() if name in values or name in added
         }
         yield values, made
-
-
-def _divided_among(
-    segments: Sequence[EditedSegment], texts: Sequence[str], words: Sequence[dict[str, Any]]
-) -> list[list[dict[str, Any]]]:
-    """Return each text's words with times."""
-    start_s = min(segment.start_s for segment in segments)
-    end_s = max(segment.end_s for segment in segments)
-    timed = timed_words(words, "".join(texts), start_s, end_s)
-    shares: list[list[dict[str, Any]]] = [[] for _ in texts]
-    ends = np.cumsum([len(text) for text in texts])
-    place = 0
-    for word in timed:
-        # In scripts without spaces, a word that spans two texts belongs to the first.
-        at = int(np.searchsorted(ends, place, side="right"))
-        shares[at].append(word)
-        place += len(word["word"])
-    return [
-        share if "".join(word["word"] for word in share) == text
-        else list(divided_words(_pieces_of(text), segment.start_s, segment.end_s))
-        for share, text, segment in zip(shares, texts, segments, strict=True)
-    ]  # fmt: skip
