@@ -33,7 +33,7 @@ from corpus_asr.storage.run_state.rewriting import (
 )
 from corpus_asr.storage.run_state.run_files import PAGE_NAME
 from corpus_asr.storage.run_state.run_tables import REDO
-from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.run_state.tables import TABLES_NAME, OutputStore
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.filesystem import StoreOptions
 from corpus_asr.storage.stores.uri import recording_id
@@ -74,7 +74,7 @@ def job(tmp_path: Path) -> ManualRun:
     earlier = "_earlier/before-20260101T000000Z-abcdef"
     names = [name for folder in ("outcomes", "segments", "recordings", "_run/plan")
              for name in job.store.all_names(folder)]  # fmt: skip
-    for name in [*names, "report.html", "run.json", "_run/config.json"]:
+    for name in [*names, "report.html", "run.json", "_run/config.json", TABLES_NAME]:
         data = filesystem.read_bytes(job.store.address(name))
         job.store.write_bytes(f"{earlier}/{name}", data)
     job.begin()

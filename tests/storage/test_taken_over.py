@@ -35,7 +35,7 @@ from tests.support.tables import (
     stored_segments,
 )
 
-CHECKS_OF_A_FINISH = 12
+CHECKS_OF_A_FINISH = 10
 QUICK = Timing(heartbeat_s=0.01, looks=2, settle_s=0.01)
 
 
