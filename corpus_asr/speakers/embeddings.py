@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 
 from corpus_asr.array_types import Float32
-from corpus_asr.audio.onnx_session import session_of
 from corpus_asr.errors import CheckpointError
 from corpus_asr.features.fbank import kaldi_fbank
 from corpus_asr.features.mel import mel_filters, power_spectra
-from corpus_asr.speakers.networks import Samples, SampleSpan, unfit
+from corpus_asr.speakers.networks import Samples, SampleSpan, session_of, unfit
 from corpus_asr.speakers.turns import SpeechWindows
 from corpus_asr.storage.model_files import fetch_onnx
 from corpus_asr.units import FFT_SAMPLES, HOP_SAMPLES, SAMPLE_RATE_HZ

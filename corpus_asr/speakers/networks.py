@@ -1,4 +1,4 @@
-"""Configurable speaker networks, and detection of overlapping speech.
+"""Configurable speaker networks: loading, and detection of overlapping speech.
 
 In: samples of a part. Out: time spans. A segmentation network labels each frame of a window with
 the active ones of three speakers; identities are ignored, since numbering differs by window.
@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 
 from corpus_asr.array_types import Float32, Float64
-from corpus_asr.audio.onnx_session import session_of
 from corpus_asr.errors import CheckpointError
 from corpus_asr.storage.model_files import fetch_onnx
 from corpus_asr.units import SAMPLE_RATE_HZ
@@ -39,6 +39,26 @@ def unfit(path: Path, found: str, expected: str, advice: str) -> CheckpointError
         f"loading the speaker model {path}: found {found}, expected {expected}; export such a "
         f"network, or {advice}"
     )
+
+
+def session_of(path: Path, *, what: str) -> onnxruntime.InferenceSession:
+    """Load a network for one thread; `what` is its name in errors.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(
+            str(path), sess_options=options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:  # onnxruntime's exception classes are not public
+        first_line = str(error).strip().partition("\n")[0]
+        raise CheckpointError(
+            f"loading the {what} {path}: {first_line}; expected a network in ONNX"
+        ) from error
 
 
 class OverlapDetector:
