@@ -23,12 +23,12 @@ from corpus_asr.families.generation_config import DEFAULTS, GenerationConfig
 from corpus_asr.models.generation.inputs import PaddedBatch, seed_of
 from corpus_asr.models.generation.long_form import with_end
 from corpus_asr.models.generation.outputs import stacked
-from corpus_asr.models.generation.processors import search_of
 from corpus_asr.models.generation.settings import (
     CallSettings,
     allowed_tokens,
     common_settings,
     end_rules,
+    search_of,
 )
 from corpus_asr.models.generation.slots import run
 
