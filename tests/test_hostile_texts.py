@@ -27,7 +27,7 @@ from corpus_asr.config.run import SourceSettings
 from corpus_asr.errors import MAX_MESSAGE_CHARACTERS, CorpusAsrError, ItemError
 from corpus_asr.export.recordings import Selection
 from corpus_asr.export.write import ExportOptions, export
-from corpus_asr.formats.names import ExportFormat
+from corpus_asr.formats.options import ExportFormat
 from corpus_asr.formats.transcript import Transcript
 from corpus_asr.logs import MAX_TEXT_CHARACTERS, LogFormat, LogLevel, LogSettings, configure, event
 from corpus_asr.report import run as report

@@ -14,8 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from corpus_asr.config.options import OPTION_NAMES, sections_from
-from corpus_asr.config.other_names import translated
+from corpus_asr.config.options import OPTION_NAMES, sections_from, translated
 from corpus_asr.config.run import ModelSettings, OutputSettings, RunConfig, SourceSettings
 from corpus_asr.formats.transcript import Transcript
 from corpus_asr.schemas import RESULTS, SEGMENT_FIELDS, SPEAKERS

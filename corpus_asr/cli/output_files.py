@@ -23,8 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from corpus_asr.cli.inputs import Input
 from corpus_asr.errors import ConfigError, FetchError
-from corpus_asr.formats.cue_rules import CueRules
-from corpus_asr.formats.names import JSON_LINES, ExportFormat, WordStyle
+from corpus_asr.formats.options import JSON_LINES, CueRules, ExportFormat, WordStyle
 from corpus_asr.formats.transcript import Transcript
 from corpus_asr.formats.writers import file_contents, file_suffix
 from corpus_asr.logs import event

@@ -30,8 +30,7 @@ from corpus_asr.cli.options import (
     store_options,
 )
 from corpus_asr.errors import ConfigError
-from corpus_asr.formats.cue_rules import CUE_LIMITS
-from corpus_asr.formats.names import ExportFormat, WordStyle
+from corpus_asr.formats.options import CUE_LIMITS, ExportFormat, WordStyle
 from corpus_asr.units import counted
 
 if TYPE_CHECKING:

@@ -32,8 +32,7 @@ from corpus_asr.export.recordings import (
     recordings,
 )
 from corpus_asr.export.speakers import refuse_speakers, speakers_of
-from corpus_asr.formats.cue_rules import CueRules
-from corpus_asr.formats.names import ExportFormat, WordStyle
+from corpus_asr.formats.options import CueRules, ExportFormat, WordStyle
 from corpus_asr.formats.subtitles import SUBTITLES
 from corpus_asr.formats.writers import (
     SINGLE_FORMATS,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from corpus_asr.activity import Activity, Strata, rtfx
 from corpus_asr.confidence import DEFAULT_MODEL, ConfidenceModel
-from corpus_asr.config.cluster import ray_address
+from corpus_asr.config.load import ray_address
 from corpus_asr.config.run import CLASSIFY_AUDIO, DEFAULT_OPTIONS, RunConfig, RunOptions
 from corpus_asr.errors import EngineError
 from corpus_asr.failure_kinds import failure_kind

@@ -32,7 +32,7 @@ from ray._private import services
 from ray._private.node import Node
 from ray.exceptions import AuthenticationError
 
-from corpus_asr.config.cluster import RAY_ADDRESS
+from corpus_asr.config.load import RAY_ADDRESS
 from corpus_asr.errors import ConfigError, EngineError
 from corpus_asr.logs import event
 from corpus_asr.runtime.resources import NodeShape, local_machine, this_machine

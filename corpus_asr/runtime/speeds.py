@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from corpus_asr.activity import Estimate
-from corpus_asr.config.cluster import RAY_ADDRESS, ray_address
+from corpus_asr.config.load import RAY_ADDRESS, ray_address
 from corpus_asr.config.run import CLASSIFY_AUDIO, RunConfig
 from corpus_asr.errors import ConfigError, CorpusAsrError
 from corpus_asr.runtime.checkpoints import Checkpoint, model_name

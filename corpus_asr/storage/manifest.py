@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from corpus_asr.config.hotwords import Hotword, hotwords_from
+from corpus_asr.config.decoding import Hotword, hotwords_from
 from corpus_asr.errors import AlignmentError, ConfigError, FetchError, ItemError, encodable
 from corpus_asr.failure_kinds import UNSUPPORTED_SCHEME
 from corpus_asr.storage.parquet import parquet_batches, parquet_metadata

@@ -8,16 +8,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from corpus_asr.array_types import Float16
-from corpus_asr.config.decoding import DecodingSettings
-from corpus_asr.config.hotwords import Hotword
-from corpus_asr.decoding.phrases import PhraseTrie
+from corpus_asr.config.decoding import DecodingSettings, Hotword
+from corpus_asr.decoding.phrases import HotwordTries, PhraseTrie, as_prompt
 from corpus_asr.decoding.protocols import Search
 from corpus_asr.decoding.tasks import Gather, Steps
 from corpus_asr.errors import ConfigError, ItemError
 from corpus_asr.segments import PartTranscript, Segment, Word, speech_without_text
 from corpus_asr.text.words import AFTER_A_WORD, BEFORE_A_WORD
 from corpus_asr.transcription.fallback import Attempt, OpenAIRules, without_last_token
-from corpus_asr.transcription.hotwords import HotwordTries, as_prompt
 from corpus_asr.transcription.long_form import Clock, LongFormRules, TokenSpan, ends_closed
 from corpus_asr.transcription.whisper_prompt import (
     PromptFormat,

@@ -15,7 +15,7 @@ from corpus_asr.confidence import HIGH_CONFIDENCE, LOW_CONFIDENCE
 from corpus_asr.errors import ConfigError, FetchError, ItemError
 from corpus_asr.export.write import distinct_names
 from corpus_asr.failure_kinds import REFUSED_FILE, REFUSED_HOST, failure_kind
-from corpus_asr.formats.names import ExportFormat
+from corpus_asr.formats.options import ExportFormat
 from corpus_asr.formats.writers import file_contents
 from corpus_asr.report.html.formatting import visible
 from corpus_asr.segments import SpeakerTurn, channel_name

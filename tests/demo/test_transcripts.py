@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from corpus_asr.cli import main as cli
 from corpus_asr.config.run import PseudoLabelConfig
-from corpus_asr.formats.names import FormatName
+from corpus_asr.formats.options import FormatName
 from corpus_asr.pipelines.evaluate import evaluate
 from corpus_asr.pipelines.pseudo_label import label
 from corpus_asr.runtime.transcriber import Transcriber
