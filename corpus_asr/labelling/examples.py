@@ -16,7 +16,7 @@ from typing import Any
 
 from corpus_asr.config.run import WINDOWS, DatasetSettings
 from corpus_asr.labelling.splits import SPLITS
-from corpus_asr.report.accuracy.scoring import WITHOUT_BLANKS
+from corpus_asr.report.scoring import WITHOUT_BLANKS
 from corpus_asr.stages.messages import ClipRange, CutRequest
 from corpus_asr.units import MEBIBYTE, SAMPLE_RATE_HZ, TIMESTAMP_STEP_S, WINDOW_S
 

@@ -17,9 +17,8 @@ from typing import Any
 
 from corpus_asr.errors import FetchError
 from corpus_asr.logs import event
-from corpus_asr.report.failures import FailureExample, FailureGroup
-from corpus_asr.report.history import NightNumbers, last_runs
-from corpus_asr.report.numbers import OF_RUN, RunNumbers
+from corpus_asr.report.numbers import OF_RUN, FailureExample, FailureGroup, RunNumbers
+from corpus_asr.report.run import NightNumbers, last_runs
 from corpus_asr.report.text import aligned, duration, printable, text_template
 from corpus_asr.storage.run_state.confidences import read_confidences
 from corpus_asr.storage.run_state.result_rows import SEGMENT_ROWS

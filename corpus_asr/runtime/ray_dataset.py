@@ -29,8 +29,7 @@ from corpus_asr.runtime.commit import Committer, Tally
 from corpus_asr.runtime.coordinator import RunStatus, TakenOut, start_coordinator
 from corpus_asr.runtime.progress import Progress
 from corpus_asr.runtime.ray_cluster import RayWatch
-from corpus_asr.runtime.ray_commits import Commits
-from corpus_asr.runtime.ray_workers import RecordingWorkers, is_hopeless, own_error
+from corpus_asr.runtime.ray_workers import Commits, RecordingWorkers, is_hopeless, own_error
 from corpus_asr.runtime.resources import STORE_SHARE_AHEAD, Resources
 from corpus_asr.runtime.second_try import RetriedRecording, each_alone, recordings_left
 from corpus_asr.runtime.shutdown import Stop, stoppable

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from corpus_asr.export.recordings import WORD_COLUMNS
-from corpus_asr.report.html.formatting import visible
+from corpus_asr.report.formatting import visible
 from corpus_asr.storage.run_state.confidences import gathered
 from corpus_asr.storage.run_state.corrections import Corrections
 from corpus_asr.storage.run_state.duplicates import read_pairs
@@ -31,7 +31,7 @@ from corpus_asr.storage.run_state.placing import Block, Made, place
 from corpus_asr.storage.run_state.result_rows import SEGMENT_ROWS
 from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.tables import OutputStore, projected
-from corpus_asr.view.query import folded_lines
+from corpus_asr.view.search import folded_lines
 
 _SEGMENT_COLUMNS = ("start_s", "end_s", "channel", "language", "confidence", "text")
 _SHOWN = """

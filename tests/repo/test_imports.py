@@ -233,6 +233,6 @@ def test_no_module_names_a_higher_one_in_a_string():
     del modules["corpus_asr"]  # the package itself offers Transcriber, lazily
     found = {name: upward_names(name, tree) for name, tree in modules.items()}
     assert {name: above for name, above in found.items() if above} == {}
-    planted = ast.parse('PAGE = "corpus_asr.report.html.page:write_page"')
+    planted = ast.parse('PAGE = "corpus_asr.report.page:write_page"')
     assert upward_names("corpus_asr.runtime.local", planted)
     assert not upward_names("corpus_asr.pipelines.nightly", planted)

@@ -20,7 +20,7 @@ from corpus_asr.confidence import (
     segment_evidence,
 )
 from corpus_asr.errors import ConfigError
-from corpus_asr.report.accuracy.scoring import aligned, normalized, units
+from corpus_asr.report.scoring import aligned, normalized, units
 from corpus_asr.report.text import rounded, text_template
 from corpus_asr.segments import Segment
 from corpus_asr.storage.stores.uri import redact_uri

@@ -40,8 +40,8 @@ _LETTERS_OF_PATHS = "/~!$&'()*+,;=:@"
 
 @cache
 def shared(name: str) -> str:
-    """Return the content of a style sheet or script in this folder."""
-    return resources.files(__package__).joinpath(name).read_text("utf-8")
+    """Return the content of a style sheet or script in the folder `html`."""
+    return resources.files(__package__).joinpath("html", name).read_text("utf-8")
 
 
 def visible(text: str) -> str:
