@@ -139,7 +139,7 @@ _OF_THE_MODEL = (
 )  # fmt: skip
 # Of these, what changes nothing that is written.
 _OF_NO_TEXT = ("slots", "allow_hosts")
-# What stdout may hold of several recordings.
+# Formats in which several recordings may share stdout.
 _PRINTED_FOR_MANY = ("txt", JSON_LINES)
 
 
@@ -205,7 +205,7 @@ def checked_inputs(files: Sequence[str], layout: "Layout", chosen: FileOptions) 
     return inputs
 
 
-# Of words that are not in the audio so many are named.
+# Number of missing words to name in a note.
 _NAMED = 12
 
 
@@ -325,7 +325,7 @@ def work_on_files(
 
 
 class FileResults:
-    """What becomes of recordings: they are transcribed, written, printed and counted."""
+    """Transcribes recordings, writes and prints their transcripts, and counts results."""
 
     def __init__(
         self,

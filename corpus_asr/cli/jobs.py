@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 
 class Job(StrEnum):
-    """What the file is for."""
+    """Kind of job."""
 
     transcribe = "transcribe"
     classify = "classify"

@@ -1,4 +1,4 @@
-"""What `transcribe -o` wrote, kept as a small run for `open_run`: tables below its records.
+"""Results of `transcribe -o` as a small run for `open_run`: tables below its records.
 
     FOLDER/.corpus-asr/run/    tables of the recordings whose files are in FOLDER
 

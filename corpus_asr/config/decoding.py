@@ -233,7 +233,7 @@ class DecodingSettings:
     """Names and terms to prefer where they may be said: text with commas between, `@` and the path
     of a file of one per line, or a list, of which each may be `{phrase: Ray Data, weight: 2}`."""
     hotwords_mode: Literal["boost", "prompt"] = "boost"
-    """How hotwords are preferred: `boost` in search, which takes thousands; or `prompt`, as text
+    """Method of preferring hotwords: `boost` in search, which takes thousands; or `prompt`, as text
     before each window, which takes some dozens, whatever their weights (Whisper only)."""
     prefix: str | None = None
     """Text that the first window starts with; the model continues it."""

@@ -264,7 +264,7 @@ def _meant(name: str, value: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     if name in _TRANSLATED:
         return _TRANSLATED[name](name, value)
     if name == "language_detection_threshold":
-        # Of one window the likeliest language is taken, whatever its probability.
+        # With one window, its most probable language is used at any probability.
         segments = options.get("language_detection_segments")
         return {} if segments in (None, 1) or value is None else {name: value}
     if name in _DONE_ANYWAY:

@@ -149,7 +149,7 @@ SINGLE_NAME = "transcripts"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportOptions:
-    """How recordings are written."""
+    """Options for writing recordings."""
 
     formats: tuple[ExportFormat, ...]
     single: bool = False
@@ -187,7 +187,7 @@ class ExportSummary:
     corrected: int = 0
     """Exported segments that a person corrected or checked."""
     stale_corrections: int = 0
-    """Of exported recordings, not applied: they do not fit the transcript."""
+    """Corrections of exported recordings that do not fit the transcript and are not applied."""
 
 
 def export(
@@ -221,7 +221,7 @@ def export(
         if options.single:
             summary.files = _write_single(counted, to, options, store.options)
         else:
-            # Of all recordings: names do not depend on what is selected.
+            # All recordings, so that names do not depend on the selection.
             named = tables.table(
                 "select recording_id, uri from recordings order by uri, recording_id"
             )

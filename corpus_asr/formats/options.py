@@ -48,7 +48,7 @@ class ExportFormat(StrEnum):
 
 
 class WordStyle(StrEnum):
-    """How subtitles show the word that is being spoken, if words have times."""
+    """Style of the word being spoken in subtitles, if words have times."""
 
     plain = "plain"
     highlight = "highlight"  # one cue per word, in which it is underlined, as openai-whisper's

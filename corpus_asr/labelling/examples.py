@@ -32,11 +32,11 @@ _GREATEST = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
-    """A part of a recording, and what is said in it."""
+    """A part of a recording and its text."""
 
     clip: ClipRange
     row: dict[str, Any]
-    """Of the EXAMPLES table, without audio and duration."""
+    """Row of the EXAMPLES table, without audio and duration."""
 
 
 def examples_of(rows: Rows, settings: DatasetSettings) -> list[Example]:
@@ -190,7 +190,7 @@ class Cuts:
 
     request: CutRequest
     rows: tuple[dict[str, Any], ...]
-    """Of the EXAMPLES table, one for each range of the request."""
+    """Rows of the EXAMPLES table, one for each range of the request."""
 
 
 @dataclass(slots=True, kw_only=True)

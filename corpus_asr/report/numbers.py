@@ -148,7 +148,7 @@ class ClassShare:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunNumbers:
-    """What recordings came to, those of an output folder or of one run in it."""
+    """Numbers of the recordings of an output folder or of one run in it."""
 
     ok: int = 0
     no_speech: int = 0
@@ -176,7 +176,7 @@ class RunNumbers:
     labels: tuple[ClassShare, ...] = ()
     """By each part's likeliest label, of a classification."""
     mean_confidence: float | None = None
-    """Of segments or windows, weighted by their length; None without any."""
+    """Mean of segments or windows, weighted by their length; None without any."""
     low_confidence: int = 0
     """Recordings with text or labels whose confidence is below what was asked for."""
     speech_without_text_s: float = 0.0
@@ -286,7 +286,7 @@ class Accounting:
     superseded_parts: int
     """Rows that do not count: a part committed twice, or an object replaced since."""
     outdated: int = 0
-    """Of the processed, listed files whose present version is not done: an earlier one counts."""
+    """Processed, listed files whose present version is not done; an earlier one counts."""
     failed_since: int = 0
     """Listed files whose present version failed: the text of an earlier one counts."""
     problems: tuple[str, ...]

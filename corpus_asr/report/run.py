@@ -229,7 +229,7 @@ def _report(
     if snapshot is not None and snapshot.run_id != run_id:
         snapshot = None
     if snapshot is not None:
-        # Of a running run; after its end, with totals of the whole run.
+        # Activity of a running run; after its end, totals of the whole run.
         snapshot = snapshot if speed is None else snapshot.after(speed)
         speed = speed or Speed(snapshot.audio_s, snapshot.elapsed_s)
     return Report(

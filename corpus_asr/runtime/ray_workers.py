@@ -1,4 +1,4 @@
-"""Work that is given to workers on Ray one by one, and what becomes of it when they end.
+"""Work submitted to workers on Ray one by one, and its results or errors when they end.
 
 Tasks for what needs nothing but a CPU; actors where a model has to be loaded first, and for the
 commits of a run, which are gathered by reference.
@@ -62,7 +62,7 @@ _WAIT_S = 1.0
 
 
 def on_workers(work: Callable[[T], R], portions: Iterable[T], *, at_once: int) -> Iterator[R]:
-    """Yield what becomes of portions, in any order: tasks of one CPU each on the connected Ray."""
+    """Yield results of portions, in any order: tasks of one CPU each on the connected Ray."""
     for result in on_mortal_workers(work, portions, at_once=at_once, retries=_RETRIES):
         if isinstance(result, LostPortion):
             raise result.error
@@ -145,7 +145,7 @@ def is_hopeless(num_out: int, wanted: int, quiet_s: float) -> bool:
 
 
 class Result(NamedTuple):
-    """What a worker made of a part of a recording."""
+    """Result of a worker for a part of a recording."""
 
     block: Any
     """Reference to its RESULTS rows."""
@@ -158,7 +158,7 @@ class _Place:
 
     actor: Any
     pending: Any
-    """What is waited for of it; None while it has nothing to do."""
+    """Pending call of the worker; None while it is idle."""
     device: Device | None = None
     """Once there is one for it."""
     recording: RetriedRecording | None = None
@@ -350,12 +350,12 @@ class Commits:
         self._most_open = MOST_OPEN * num_actors
         self._turn = threading.Lock()
         self.tally = Tally()
-        """What was committed."""
+        """Counts of committed results."""
         self.names: list[str] = []
         """The commits of it."""
         self._num_parts = 0
         self.failure: Exception | None = None
-        """What ended a commit for good."""
+        """Error that ended a commit for good."""
 
     def has_all_of(self, num_files: int) -> bool:
         """Return whether all parts of so many recordings were committed, none of them earlier."""

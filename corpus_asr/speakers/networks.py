@@ -44,14 +44,14 @@ _OVERLAP_BATCH = 8
 
 PACKAGED_ENCODER = "ge2e"
 
-# Of a window; GE2E was trained on this length (Resemblyzer, `hparams.py` partials_n_frames).
+# Window length; GE2E was trained on this length (Resemblyzer, `hparams.py` partials_n_frames).
 WINDOW_FRAMES = 160  # 1.6 s
 WINDOW_SAMPLES = WINDOW_FRAMES * HOP_SAMPLES
 # Halving the step again doubles the work; a change of speaker is found to half of it.
 STEP_FRAMES = 75
-# Less of somebody tells nothing: it is left to the turns around it.
+# Less speech identifies no speaker: assign it by the turns around it.
 LEAST_FRAMES = 30
-# Of the padding around detected speech, this much is kept: what was found is seldom all of it.
+# Padding to keep around detected speech, since detection seldom finds all of it.
 KEPT_PAD_S = 0.05
 
 # Larger batches leave a core's cache; smaller ones pay for each call.

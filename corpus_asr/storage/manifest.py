@@ -105,7 +105,7 @@ class Row:
         """Return the text; None if the row has none."""
         value = self._first(TEXT)
         if value is not None and not isinstance(value, str):
-            raise self.wrong(f"text {_REPR.repr(value)}", "what is said, as text")
+            raise self.wrong(f"text {_REPR.repr(value)}", "the spoken text, as a string")
         return value
 
     def needed_text(self) -> str:

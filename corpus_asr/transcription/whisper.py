@@ -1,4 +1,4 @@
-"""How Whisper transcribes one part, by openai-whisper's rules: its language, then its ranges."""
+"""Transcription of one part by Whisper, by openai-whisper's rules: language, then ranges."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
@@ -85,7 +85,7 @@ class WhisperTranscriber:
         Where the text is known, they are recognized to find their place in it, and have its words.
 
         Raises:
-            AlignmentError: the text has no words, or is not what is said.
+            AlignmentError: the text has no words, or is not in the audio.
         """
         if part.detect_only:
             language = yield from find_language(part, self._prompt_format, settings)
@@ -101,7 +101,7 @@ class WhisperTranscriber:
 
         words = self._words_of(known_text)
         settings = known_text.clipped(replace(settings, word_timestamps=True))
-        # What is recognized is passed on to nobody, but how far it is.
+        # Discard the recognized text; report only the progress.
         recognized = yield from self._recognize(part.silent(), settings)
         if recognized.elsewhere:
             return recognized
@@ -502,9 +502,9 @@ _EDGE_S = 2.0
 class _WindowTimes:
     start_s: float
     content_end_s: float
-    """Where its audio ends; the window itself may reach further."""
+    """End of its audio; the window may be longer."""
     audio_end_s: float
-    """Where the part ends."""
+    """End of the part."""
     closed: bool
     """Whether the text ended with a timestamp and nothing after it."""
     silence_s: float

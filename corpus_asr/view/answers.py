@@ -65,7 +65,7 @@ from corpus_asr.view.sound import (
 )
 from corpus_asr.view.texts import said_of
 
-# What openai-whisper writes, too; the rest is for data sets, not for one recording.
+# Formats that openai-whisper writes, too; the rest is for data sets, not for one recording.
 _SAVED = tuple(
     ExportFormat(name)
     for name in ("srt", "vtt", "lrc", "ass", "ttml", "txt", "md", "tsv", "csv", "json")

@@ -176,7 +176,7 @@ class State(StrEnum):
 
 
 class Order(StrEnum):
-    """How hits are sorted."""
+    """Sort order of hits."""
 
     recording = "recording"
     """By URI, then by time."""
@@ -185,7 +185,7 @@ class Order(StrEnum):
 
 
 class RecordingOrder(StrEnum):
-    """How recordings are sorted."""
+    """Sort order of recordings."""
 
     name = "name"
     longest = "longest"
@@ -206,10 +206,10 @@ _ORDERS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Filters:
-    """What recordings and segments have to match."""
+    """Conditions on recordings and segments."""
 
     id: str = ""
-    """Of the only recording."""
+    """ID of the only recording."""
     name: str = ""
     """Part of the URI, case ignored; a star matches anything."""
     state: State | None = None
@@ -240,7 +240,7 @@ class Hit:
     language: str | None
     channel: int | None
     correction: dict[str, Any] | None
-    """What a person said of it, as `said_of` has it; `text` has it, too."""
+    """A person's correction of it, as in `said_of`; already applied to `text`."""
     before: str = ""
     """Text of the segment before it in the same channel, or empty."""
     after: str = ""

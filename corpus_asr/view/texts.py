@@ -104,7 +104,7 @@ union all by name from arriving
 _FIRST_EDIT = 1 << 60
 
 Places = tuple[tuple[str, int, int], ...]
-"""Where a recording's rows lie: by object, the first of its segments and the one after."""
+"""Positions of a recording's rows: object, first segment, and the one after the last."""
 _BY_TIME = [(name, "ascending") for name in ("start_s", "channel", "part", "segment")]
 
 
@@ -176,7 +176,7 @@ def _folded(texts: list[str]) -> pa.Array:
 
 @dataclass(frozen=True, slots=True)
 class Edits:
-    """What is put over the texts, in place of all before but that of some recordings."""
+    """Corrections to apply to the texts, in place of all earlier ones but those of `kept`."""
 
     rows: pa.Table
     kept: Sequence[int]

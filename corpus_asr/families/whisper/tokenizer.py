@@ -69,7 +69,7 @@ class WhisperTokenizer(LibraryTokenizer):
         language: code or name of the language in labels; None leaves its token out.
         task: `transcribe` or `translate` in labels; None leaves its token out.
         predict_timestamps: whether labels hold timestamps, and no `<|notimestamps|>`.
-        errors: what becomes of bytes that are no UTF-8, as `bytes.decode` has it.
+        errors: handling of bytes that are not UTF-8, as in `bytes.decode`.
 
     Raises:
         CheckpointError: a file is missing or broken, or the vocabulary lacks a control token.
