@@ -23,13 +23,12 @@ import pyarrow.compute as pc
 from corpus_asr.config.run import SourceSettings
 from corpus_asr.config.storage_options import NO_OPTIONS, StorageOptions
 from corpus_asr.logs import event
-from corpus_asr.storage.braces import expanded
 from corpus_asr.storage.listing import first_magic
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.filesystem import StoreOptions
 from corpus_asr.storage.stores.host_allowlist import WEB, FileRules, HostRules, host_of
 from corpus_asr.storage.stores.members import member_address
-from corpus_asr.storage.stores.uri import LOCAL, normalize, parent, public, scheme_of
+from corpus_asr.storage.stores.uri import LOCAL, expanded, normalize, parent, public, scheme_of
 
 _LOG = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from corpus_asr.storage.run_state.corrections import EditedSegment, spaced_once
 
-# What a person vouches for. Scores of the model are those of its own text.
+# A person vouches for it. The model's scores apply to the model's text.
 CORRECTED_CONFIDENCE = 1.0
 # Inserted words for which there is no pause borrow time from a neighbor.
 _SHORTEST_WORD_S = 0.02
