@@ -501,8 +501,8 @@ class Refusing:
         self._number, self._count = number, 0
         self._remove, self._write = filesystem.remove, filesystem.write_atomic
         self._refused = False
-        self.changed: list[str] = []
-        """What was changed after it."""
+        self.written: list[str] = []
+        """What was written after it; objects that count no more are removed several at once."""
         patches.setattr(filesystem, "remove", self.remove)
         patches.setattr(filesystem, "write_atomic", self.write)
 
@@ -511,16 +511,12 @@ class Refusing:
         if self._count == self._number:
             self._refused = True
             raise FetchError(f"removing {uri}: 403", uri=uri, kind="access_denied", retryable=False)
-        self._note(uri)
         self._remove(uri, *rest)
 
     def write(self, uri: str, *rest: Any, **options: Any) -> None:
-        self._note(uri)
-        self._write(uri, *rest, **options)
-
-    def _note(self, uri: str) -> None:
         if self._refused and not uri.endswith(LOCK_NAME):
-            self.changed.append(uri)
+            self.written.append(uri)
+        self._write(uri, *rest, **options)
 
 
 @EACH
@@ -549,7 +545,7 @@ def test_a_store_that_refuses_any_removal_says_what_is_left_and_what_to_do(
         assert refused.exit_code == 2, refused.output
         words_of_it = r"found removing .*: 403, expected .*; left (is|are) .*run the same command"
         assert re.search(words_of_it, refused.stderr), refused.stderr
-        assert store.changed == []
+        assert store.written == []
         again = command(job, *words, "--yes")
         assert again.exit_code == 0, again.output
         assert (speaking(job.store) if "--speaker" in words else
