@@ -191,5 +191,5 @@ def shape_of(line: str) -> str:
     line = re.sub(r"\S*/\S*", "PATH", line)
     line = re.sub(r"[\d.,:]*\d", "0", line)
     line = re.sub(r" (GB|MB|kB|h|min|s)\b", " UNIT", line)
-    line = re.sub(r"\b(file|pack|header|recording|thread)s\b", r"\1", line)
+    line = re.sub(r"\b(file|header|recording|thread)s\b", r"\1", line).replace("batches", "batch")
     return line
