@@ -127,8 +127,8 @@ class ModelSettings(Settings):
     """Branch, tag or commit on the Hub; null: the main branch."""
     recognizer: str | None = None
     """Your own model, in place of Whisper and the other families: a class package.module:Class
-    (a subclass of corpus_asr.Recognizer), or the name of one of an installed package. It is given
-    `checkpoint` as it stands."""
+    (a subclass of corpus_asr.Recognizer), or the name of one of an installed package. It gets
+    `checkpoint` unchanged."""
     by_language: dict[str, str] = Field(default_factory=dict)
     """Checkpoints by language code, of any family; `checkpoint`, a multilingual Whisper, detects
     the language and transcribes all other languages. All are loaded at once."""
@@ -216,7 +216,7 @@ class OutputSettings(Settings):
     """Size in MiB, in memory, of the results that are committed together, at the latest after 30 s.
     A process that is killed loses no more than these results, which are made again."""
     patience_s: float = Field(default=600.0, ge=0, le=86400)
-    """Seconds for which a commit is tried again while its store fails, before the run ends."""
+    """Seconds for which a commit is retried while its store fails, before the run ends."""
 
     @model_validator(mode="after")
     def _store_takes_its_options(self) -> Self:
