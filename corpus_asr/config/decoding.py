@@ -230,7 +230,7 @@ class DecodingSettings:
     initial_prompt: str | None = None
     """Prompt text placed before each window, or before each part where windows are sequential."""
     hotwords: tuple[Hotword, ...] | None = None
-    """Names and terms to prefer where they may be said: text with commas between, `@` and the path
+    """Names and terms to prefer where they may occur: text with commas between, `@` and the path
     of a file of one per line, or a list, of which each may be `{phrase: Ray Data, weight: 2}`."""
     hotwords_mode: Literal["boost", "prompt"] = "boost"
     """Method of preferring hotwords: `boost` in search, which takes thousands; or `prompt`, as text

@@ -127,8 +127,8 @@ class ModelSettings(Settings):
     """Branch, tag or commit on the Hub; null: the main branch."""
     recognizer: str | None = None
     """Your own model, in place of Whisper and the other families: a class package.module:Class
-    (a subclass of corpus_asr.Recognizer), or the name of one of an installed package. It is given
-    `checkpoint` as it stands."""
+    (a subclass of corpus_asr.Recognizer), or the name of one of an installed package. It gets
+    `checkpoint` unchanged."""
     by_language: dict[str, str] = Field(default_factory=dict)
     """Checkpoints by language code, of any family; `checkpoint`, a multilingual Whisper, detects
     the language and transcribes all other languages. All are loaded at once."""
