@@ -77,6 +77,8 @@ class Year(LivingArchive):
         self._sizes: dict[str, int | None] = {}
         """Contents of what `good` has; None of what a manifest names, which stays where it is."""
         self.last_listed: dict[str, float] = {}
+        self._pruned: set[str] = set()
+        """File names of pruned recordings, of which summaries of nights keep earlier addresses."""
         self.redo: str | None = None
         super().__init__(folder, seed=seed, files=files)
 
@@ -152,7 +154,7 @@ class Year(LivingArchive):
             (uri, content) for uri, content in self.files().items()
             if uri in self.good and content not in self.copied and contents[content] == 1
             and content not in self.away and elsewhere[content] <= 1
-            and Path(uri).name not in others and self._is_of(uri, content)
+            and Path(uri).name not in others | self._pruned and self._is_of(uri, content)
         )  # fmt: skip
 
     def _is_of(self, uri: str, content: int) -> bool:
@@ -179,6 +181,7 @@ class Year(LivingArchive):
         for each in found.gone:
             assert self.last_listed.get(each.uri, -1e9) <= now_s - days * DAY_S, each.uri
         uris = [each.uri for each in found.gone]
+        self._pruned |= {Path(uri).name for uri in uris}
         for uri in uris:
             for content in {int(text.split()[0]) for _, text in self.good.get(uri, ())}:
                 self.corrected.pop(content, None)
