@@ -32,6 +32,6 @@ def ray_address() -> str:
             "a dashboard, which takes jobs and no drivers; submit this command by `ray job submit`"
         )
     raise ConfigError(
-        f"finding the Ray to join: {RAY_ADDRESS} is {hide_secrets(named)!r}: {wrong}; or unset it "
+        f"finding the Ray to join: {RAY_ADDRESS} is {hide_secrets(named)!r}, {wrong}; or unset it "
         "to start Ray here"
     )

@@ -44,8 +44,8 @@ def hotwords_from(value: object, *, files: bool = False) -> tuple[Hotword, ...]:
         hotwords = [_of_entry(entry) for entry in value]
     else:
         raise ValueError(
-            f"found {value!r}, expected phrases as text with commas between, a list, or weights by "
-            "phrase; put it in quotes if it is text"
+            f"found {value!r}, expected text with commas between phrases, a list, or weights by "
+            "phrase; quote it if it is text"
         )
     return tuple({hotword.phrase: hotword for hotword in hotwords}.values())
 
@@ -56,7 +56,7 @@ def _of_file(name: str) -> list[Hotword]:
     except (OSError, UnicodeDecodeError, ValueError) as error:
         raise ValueError(
             f"found @{name}, which cannot be read ({error}), expected a text file of one phrase "
-            "per line; correct its path, or put the phrase in a list"
+            "per line; correct its path"
         ) from error
     return _of_lines(text.splitlines())
 
@@ -90,7 +90,7 @@ def _hotword(phrase: object, weight: object) -> Hotword:
     if len(phrase) > _MAX_CHARACTERS:
         raise ValueError(
             f"found a phrase of {len(phrase)} characters ({phrase[:40]!r}...), expected at most "
-            f"{_MAX_CHARACTERS}; a file of phrases is named as @names.txt"
+            f"{_MAX_CHARACTERS}; name a file of phrases as @names.txt"
         )
     try:
         number = math.nan if isinstance(weight, bool) else float(weight)  # type: ignore[arg-type]

@@ -78,8 +78,10 @@ SPEAKER_OPTIONS = ("diarize", *SPEAKER_COUNTS, *_NETWORKS)
 # A single call supports two values of `speakers.mode`.
 _DIARIZE = Field(
     default=False,
-    description="Find the speakers: segments and words name them, and segments are split where "
-    "they change (with word_timestamps).",
+    description=(
+        "Find the speakers of segments and words; segments are split where speakers change (with "
+        "word_timestamps)."
+    ),
 )
 _OF_AUDIO = {name: ExtractSettings.model_fields[name] for name in get_type_hints(AudioSettings)}
 _OF_SPEAKERS = SpeakerSettings.model_fields
@@ -147,8 +149,8 @@ def _of_speakers(options: Mapping[str, Any]) -> dict[str, Any]:
     speaker_options = {name: options[name] for name in names if options.get(name) is not None}
     if speaker_options and not diarize:
         raise ConfigError(
-            f"reading the options: {', '.join(speaker_options)}: nothing without speakers; "
-            "set diarize"
+            f"reading the options: {', '.join(speaker_options)}: found no diarize, expected true; "
+            "set it"
         )
     settings = {names[name]: value for name, value in speaker_options.items()}
     return settings | {"mode": "auto" if diarize else "none"}
@@ -156,11 +158,11 @@ def _of_speakers(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _unknown(name: str, fixed: Collection[str]) -> str:
     if name in fixed:
-        return f"{name}: the loaded model has it; give it to Transcriber"
+        return f"{name}: found it in a call, expected it as an argument of Transcriber; move it"
     hint = name_hint(name, OPTION_NAMES, fixed)
     if hint in {f"did you mean {fixed_name}?" for fixed_name in fixed}:
-        hint += " It is an argument of Transcriber, and no call can change it"
-    return f"{name}: unknown key; {hint or 'known here: ' + ', '.join(OPTION_NAMES)}"
+        hint += " It is an argument of Transcriber"
+    return f"{name}: unknown key; {hint or 'expected one of: ' + ', '.join(OPTION_NAMES)}"
 
 
 def option_overrides(overrides: Iterable[str]) -> dict[str, Any]:

@@ -49,10 +49,10 @@ _CHANGES_NOTHING: dict[str, tuple[Callable[[Any], bool], str]] = {
     "best_of": (_is_count, "one sample is drawn at each temperature"),
     "patience": (lambda value: _is_count(math.ceil(value)), "beam search ends as in transformers"),
     "max_new_tokens": (lambda value: _is_count(value - 127), "a window ends where its text ends"),
-    "suppress_blank": (lambda value: value is False, "the checkpoint says what is suppressed"),
+    "suppress_blank": (lambda value: value is False, "the checkpoint lists suppressed tokens"),
     "suppress_tokens": (
         lambda value: value in (None, "", [], ()),
-        "the checkpoint says what is suppressed",
+        "the checkpoint lists suppressed tokens",
     ),
     "without_timestamps": (lambda value: value is True, "segments always have times"),
     "fp16": (lambda value: isinstance(value, bool), "the model has its compute_type"),
@@ -79,7 +79,8 @@ def translated(options: Mapping[str, Any]) -> dict[str, Any]:
         for option, meant in _meant(name, value, options).items():
             if option in translations or (option != name and option in options):
                 raise ConfigError(
-                    f"reading the options: {name}: found {option} too, which is the same; give one"
+                    f"reading the options: {name}: found {option} too, expected one of these "
+                    "synonyms; remove one"
                 )
             translations[option] = meant
     return translations
@@ -133,7 +134,8 @@ def _speech_detection(name: str, value: Any) -> dict[str, Any]:
         return {name: value}
     if unknown := sorted(map(str, value.keys() - _VAD.keys())):
         raise ConfigError(
-            f"reading the options: {name}.{unknown[0]}: expected {', '.join(_VAD)}; leave it out"
+            f"reading the options: {name}.{unknown[0]}: unknown key, expected {', '.join(_VAD)}; "
+            "remove it"
         )
     return {
         _VAD[key][0]: amount / _VAD[key][1] if isinstance(amount, int | float) else amount

@@ -38,7 +38,7 @@ def expanded(uris: Iterable[str], setting: str) -> Iterator[str]:
         addresses = itertools.islice(_expanded(_TAGS.sub(r"{\1}", uri)), _MOST + 1)
         written = dict.fromkeys(addresses)
         if len(written) > _MOST:
-            raise _refused(uri, setting, "more than a million addresses", "fewer", "use a glob")
+            raise _refused(uri, setting, "more than a million URIs", "fewer", "use a glob")
         yield from written
 
 
@@ -54,9 +54,9 @@ def _check(uri: str, setting: str) -> None:
             "a command",
             "name the files themselves, as in s3://bucket/shard-{0..9}.tar",
         )
-        raise _refused(uri, setting, problem, "addresses, since no command is run", advice)
+        raise _refused(uri, setting, problem, "URIs, since no command is run", advice)
     if _SEVERAL.search(uri):
-        raise _refused(uri, setting, "several addresses in one", "one", "write a list of them")
+        raise _refused(uri, setting, "several URIs in one", "one", "write a list of them")
     brackets = _OTHER_BRACKETS.search(uri)
     if brackets:
         problem, advice = f"the range {brackets[0]}", f"write {{{brackets[1]}}}"

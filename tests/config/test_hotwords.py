@@ -58,7 +58,7 @@ def test_a_file_has_a_phrase_per_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        (5, "put it in quotes"),
+        (5, "quote it"),
         ([5], "found the phrase 5"),
         (["Ray", " "], "found the phrase ' '"),
         ([{"weight": 2}], "found the phrase None"),

@@ -63,8 +63,8 @@ def normalize(uri: str) -> str:
     """
     if not uri or "\0" in uri:
         raise ConfigError(
-            f"reading the URI {uri!r}: it is empty or holds a null character, expected a path or "
-            f"scheme://...; correct the URI"
+            f"reading the URI {uri!r}: found an empty one or a null character, expected a path or "
+            "scheme://...; correct it"
         )
     scheme, match = scheme_of(uri), _SCHEME.match(uri)
     rest = uri[match.end() :] if match else uri
@@ -116,8 +116,8 @@ def within(folder: str, name: str) -> str:
                 culprit = "a symbolic link leads"
     if culprit:
         raise CorpusAsrError(
-            f"looking for {name!r} in {redact_uri(folder)}: {culprit} out of the folder, expected "
-            "an object in it; somebody else wrote to it: restore it, or choose another output.uri"
+            f"looking for {name!r} in {redact_uri(folder)}: found that {culprit} out of the "
+            "folder, expected an object in it; restore it, or choose another output.uri"
         )
     return address
 
@@ -142,8 +142,8 @@ def resolve(uri: str, *, folder: str) -> str:
         if uri.startswith("../"):
             if len(base) <= top:
                 raise ConfigError(
-                    f"reading the URI {uri!r} relative to {redact_uri(folder)}: it leads out of "
-                    f"the store, expected a path within; correct the URI"
+                    f"reading the URI {uri!r} relative to {redact_uri(folder)}: found a path out "
+                    "of the store, expected one within it; correct the URI"
                 )
             base = parent(base)
         uri = uri.split("/", 1)[1]
