@@ -105,8 +105,8 @@ def search_batch(
 def _check_mode(config: GenerationConfig) -> None:
     if config.do_sample and not (config.temperature or 0) > 0:
         raise ValueError(
-            f"generating text: do_sample is set and temperature is {config.temperature}, expected "
-            "a number above 0; leave do_sample out to take the likeliest tokens"
+            f"generating text: found do_sample and temperature {config.temperature}, expected a "
+            "temperature above 0; correct it, or remove do_sample"
         )
 
 

@@ -102,8 +102,8 @@ def _allowed(choose: Callable[[int, Tensor], Sequence[int]], row: int) -> Logits
         allowed = list(choose(row, tokens[0]))
         if not allowed:
             raise ValueError(
-                f"generating text: prefix_allowed_tokens_fn returned no token for batch row "
-                f"{row} after {tokens.shape[1]} tokens; it must return at least one"
+                f"generating text: prefix_allowed_tokens_fn returned no token for batch row {row} "
+                f"after {tokens.shape[1]} tokens, expected at least one; correct it"
             )
         masked = torch.full_like(scores, _FORBIDDEN)
         masked[:, allowed] = scores[:, allowed]

@@ -89,8 +89,8 @@ def _prompts(config: GenerationConfig, given: Any, batch_size: int) -> Int[Tenso
     start = config.bos_token_id if start is None else start
     if start is None:
         raise ValueError(
-            "generating text: the generation settings have neither decoder_start_token_id nor "
-            "bos_token_id; set decoder_start_token_id to the token that starts a text"
+            "generating text: found neither decoder_start_token_id nor bos_token_id in the "
+            "generation settings, expected one; set decoder_start_token_id"
         )
     starts = torch.as_tensor(start).reshape(-1)
     if len(starts) not in (1, batch_size):
