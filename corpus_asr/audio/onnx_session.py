@@ -23,5 +23,5 @@ def session_of(path: Path, *, what: str) -> onnxruntime.InferenceSession:
     except Exception as error:  # onnxruntime's exception classes are not public
         first_line = str(error).strip().partition("\n")[0]
         raise CheckpointError(
-            f"loading the {what} {path}: {first_line}; expected a network in ONNX"
+            f"loading the {what} {path}: {first_line}, expected an ONNX network; replace the file"
         ) from error

@@ -135,7 +135,7 @@ def _unfit(path: Path, found: str) -> CheckpointError:
         f"one input of floats, (batch, frame, {FBANK_MELS}) or (batch, frame, {GE2E_MELS}), of any "
         "length, and an output (batch, width)"
     )
-    return unfit(path, found, expected, "leave out the model: one is packaged")
+    return unfit(path, found, expected, "remove the model to use the packaged one")
 
 
 def _repeated(values: np.ndarray, num_rows: int) -> np.ndarray:

@@ -66,7 +66,7 @@ class OverlapDetector:
             problem = f"an output {values.shape}"
         if problem:
             expected = "an input (batch, 1, sample) and an output (batch, frame, 3 or 7)"
-            raise unfit(path, problem, expected, "leave out speakers.segmentation")
+            raise unfit(path, problem, expected, "remove speakers.segmentation")
         self._window_samples = _WINDOW_S[num_classes] * SAMPLE_RATE_HZ
 
     def __call__(
