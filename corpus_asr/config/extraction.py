@@ -32,9 +32,10 @@ class ExtractSettings(_AudioKeys, Settings):  # type: ignore[misc]  # both are f
     """Decoding, speech detection and feature extraction, on CPUs."""
 
     measures: Texts = ("sound",)
-    """Measures of each part: `sound`, columns of level, noise, bandwidth and clipping of each
-    segment; `fingerprint`, a table `duplicates/` of audio that recordings share, such as repeats,
-    trailers and jingles; or your own class, as package.module:Class, in the column `measures`."""
+    """Measures of each part: `sound`, columns of level, noise, bandwidth and clipping of
+    each segment; `fingerprint`, by which recordings are compared: a table `duplicates/` of audio
+    that several have, such as repeats, trailers and jingles; and classes of yours, as
+    package.module:Class, whose values are in the column `measures`."""
     pack_mb: float = Field(default=64.0, gt=0)
     """Size in MiB up to which short files share a task."""
     workers: PositiveInt | Auto = "auto"
@@ -100,7 +101,7 @@ MOST_SPEAKERS = 50
 
 
 class SpeakerSettings(Settings):
-    """Who speaks: a table of turns, and a speaker for each segment and word."""
+    """Speaker detection: a table of turns, and a speaker for each segment and word."""
 
     mode: Literal["none", "auto", "corpus"] = "none"
     """Speakers: `none`; `auto`: those of each recording, named S1, S2 and so on in order of

@@ -184,9 +184,7 @@ def test_one_of_another_family_is_refused(tmp_path: Path) -> None:
     config = job(tmp_path / "elsewhere", calibration=store.uri)
     target = OutputStore(config.output.uri)
     assert calibration_for(config, target, model_revision=REVISION, family="whisper") is not None
-    message = (
-        "found some/model 0123456789abcdef of the family whisper, expected parakeet_tdt"
-    )
+    message = "found some/model 0123456789abcdef of the family whisper, expected parakeet_tdt"
     with pytest.raises(ConfigError, match=message):
         calibration_for(config, target, model_revision="other", family="parakeet_tdt")
     # Files of before do not say what they were fitted to.

@@ -18,7 +18,7 @@ import pytest
 from benchmarks.measure import find_recordings
 from corpus_asr.config.run import SourceSettings
 from corpus_asr.errors import ConfigError, FetchError
-from corpus_asr.report.accuracy.scoring import read_references
+from corpus_asr.report.scoring import read_references
 from corpus_asr.storage import listing
 from corpus_asr.storage import manifest as manifest_module
 from corpus_asr.storage.listing import FileListing
@@ -198,9 +198,9 @@ def test_segments_are_parts_with_the_columns_of_a_row(tmp_path: Path) -> None:
     [
         ({"path": "b.wav"}, "found uri 'a.wav' and path 'b.wav', expected one of uri, path"),
         ({"transcript": "x"}, "found columns transcript, .*; rename transcript to text if"),
-        ({"text": None}, "found no text, expected a column text with what is said"),
-        ({"text": 3}, "found text 3, expected the transcript"),
-        ({"text": ["x" * 9_000]}, r"found text \['x{90,}\.\.\.x{90,}'\], expected the transcript"),
+        ({"text": None}, "found no text, expected a column text with the transcript"),
+        ({"text": 3}, "found text 3, expected the spoken text"),
+        ({"text": ["x" * 9_000]}, r"found text \['x{90,}\.\.\.x{90,}'\], expected the spoken text"),
         ({"text": "x", "start_s": -1}, "found start_s -1, expected seconds, 0 or more"),
         ({"text": "x", "offset": "soon"}, "found offset 'soon', expected seconds"),
         ({"text": "x", "duration": True}, "found duration True, expected seconds"),

@@ -90,7 +90,7 @@ _MOST_THREADS = 4  # each takes memory of its own for what it sorts
 
 
 class RemainingReason(IntEnum):
-    """Why a listed recording is left to be done."""
+    """Reason why a listed recording remains to be processed."""
 
     new = 0
     changed = 1  # only other versions of it are committed
@@ -100,7 +100,7 @@ class RemainingReason(IntEnum):
 
 
 class RowPlace(IntEnum):
-    """Where a committed row belongs once a run has finished."""
+    """Place of a committed row after a finish."""
 
     nowhere = 0
     tables = 1
